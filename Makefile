@@ -1,0 +1,51 @@
+# Every target makes its own virtual environment first; nothing needs to be installed by hand.
+#
+#   make demo                        the whole way on a small generated data set
+#   make test                        the tests
+#   make check                       ruff, mypy and the tests
+#   make extract DATA=... ENCODERS=clip,bert,resnet50
+#   make clean                       remove the virtual environment and the demo data
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+MMFEAT := $(BIN)/mmfeat
+
+.PHONY: help install demo extract test check format clean
+help:
+	@sed -n 's/^#   //p' Makefile
+
+install: $(READY)
+
+# The constraints pin the tested set, so that torch and torchvision match.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $(READY)
+
+demo: install
+	$(MMFEAT) demo --out demo
+	$(MMFEAT) extract --data demo --encoders hashing,hog
+	$(MMFEAT) heads --data demo --fusion concat
+	$(MMFEAT) submit --data demo --out submission-demo.csv
+
+extract: install
+	@test -n "$(DATA)" || { echo "make extract needs DATA=FOLDER (and optionally ENCODERS=clip,bert,resnet50)"; exit 2; }
+	$(MMFEAT) extract --data "$(DATA)" $(if $(ENCODERS),--encoders "$(ENCODERS)")
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) demo

@@ -1,0 +1,5 @@
+"""`python -m mmfeat`."""
+
+from mmfeat.cli import main
+
+main()

@@ -1,0 +1,7 @@
+"""The HDF5 feature cache."""
+
+from mmfeat.cache.keys import ContentKeys, content_keys
+from mmfeat.cache.shard import Rows
+from mmfeat.cache.store import Cache, ShardWriter
+
+__all__ = ["Cache", "ContentKeys", "Rows", "ShardWriter", "content_keys"]

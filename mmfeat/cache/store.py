@@ -1,0 +1,166 @@
+"""The feature cache: (content of a sample, encoder spec) -> vectors.
+
+One folder an encoder spec, `ROOT/DATASET/NAME-FINGERPRINT8/`, with `spec.json` and immutable shards.
+Writers add files; nothing is changed in place, so readers and other writers need no lock.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from mmfeat.cache.keys import ContentKeys, content_keys
+from mmfeat.cache.shard import SHARD_NAME, Rows, Shard, open_shard, write_shard
+from mmfeat.encoders import EncoderSpec
+from mmfeat.errors import CacheError, CacheMissError, ConfigError
+from mmfeat.features import Block, Features
+from mmfeat.files import read_json, write_json
+from mmfeat.samples import KEY_LENGTH, Sample
+
+SHARD_BYTES = 128 << 20
+SHARD_SECONDS = 30.0
+SPEC_FILE = "spec.json"
+
+
+class Cache:
+    """The shards of one data set under `root`."""
+
+    def __init__(self, root: str | Path, dataset: str) -> None:
+        self.folder = Path(root) / (re.sub(r"[^A-Za-z0-9._-]+", "-", dataset).strip(".-") or "data")
+
+    def spec_folder(self, spec: EncoderSpec) -> Path:
+        return self.folder / spec.folder_name
+
+    def shards(self, spec: EncoderSpec) -> list[Shard]:
+        """All committed shards of `spec`, in a fixed order; a folder of another spec is refused."""
+        folder = self.spec_folder(spec)
+        if not folder.is_dir():
+            return []
+        _check_spec_file(folder / SPEC_FILE, spec)
+        paths = sorted(path for path in folder.iterdir() if SHARD_NAME.fullmatch(path.name))
+        return [open_shard(path, spec.fingerprint) for path in paths]
+
+    def keys(self, spec: EncoderSpec) -> np.ndarray:
+        """(N,) S32 content keys that are stored, failed ones included."""
+        return _joined_keys(self.shards(spec))
+
+    def writer(self, spec: EncoderSpec, provenance: dict[str, Any]) -> ShardWriter:
+        """A writer of new rows; `provenance` (library versions, where the weights lay) goes beside the spec."""
+        folder = self.spec_folder(spec)
+        if (folder / SPEC_FILE).exists():
+            _check_spec_file(folder / SPEC_FILE, spec)
+        else:
+            content = {"fingerprint": spec.fingerprint, "spec": asdict(spec), "provenance": provenance}
+            write_json(folder / SPEC_FILE, content)
+        return ShardWriter(folder, spec)
+
+    def load(self, samples: Sequence[Sample], specs: Iterable[EncoderSpec]) -> Features:
+        """Vectors of `samples` for each spec, aligned, with masks for missing and broken parts.
+
+        Raises `CacheMissError` if any sample was never extracted: nothing is made up.
+        """
+        specs = list(specs)
+        keys = {modality: content_keys(samples, modality) for modality in {spec.modality for spec in specs}}
+        blocks = tuple(self._block(samples, keys[spec.modality], spec) for spec in specs)
+        return Features(tuple(sample.id for sample in samples), blocks)
+
+    def _block(self, samples: Sequence[Sample], wanted: ContentKeys, spec: EncoderSpec) -> Block:
+        shards = self.shards(spec)
+        rows = _find(_joined_keys(shards), wanted.keys)
+        missing = np.flatnonzero(wanted.present & (rows < 0))
+        if len(missing) or not shards:
+            example = samples[missing[0]].id if len(missing) else "all"
+            raise CacheMissError(
+                f"{self.spec_folder(spec)}: {len(missing)} of {len(samples)} samples are not in the cache for "
+                f"{spec.name} (first: {example}); run mmfeat extract with the same --data and --encoders"
+            )
+        width = max(shard.pooled.shape[1] for shard in shards)
+        vectors = np.full((len(samples), width), np.nan, dtype=spec.storage)
+        mask = wanted.present.copy()
+        start = 0
+        for shard in shards:
+            here = np.flatnonzero(wanted.present & (rows >= start) & (rows < start + len(shard.keys)))
+            mask[here] = shard.errors[rows[here] - start] == b""
+            here = here[mask[here]]
+            vectors[here] = shard.pooled[rows[here] - start]
+            start += len(shard.keys)
+        return Block(spec.name, spec.modality, vectors, mask)
+
+
+class ShardWriter:
+    """Collects rows and commits a shard when it is large or old enough, and on leaving the context.
+
+    Leaving by an exception commits too: rows that were computed are right whatever stopped the rest.
+    """
+
+    def __init__(self, folder: Path, spec: EncoderSpec) -> None:
+        self._folder, self._spec = folder, spec
+        self._batches: list[Rows] = []
+        self._bytes, self._since = 0, time.monotonic()
+        self.committed = 0
+
+    def add(self, rows: Rows) -> None:
+        """Take over some rows; commits what has gathered if it is due."""
+        self._batches.append(rows)
+        self._bytes += rows.pooled.nbytes
+        if self._bytes >= SHARD_BYTES or time.monotonic() - self._since >= SHARD_SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        """Write what has gathered as one shard."""
+        batches, self._batches = self._batches, []
+        self._bytes, self._since = 0, time.monotonic()
+        if batches:
+            width = max(batch.pooled.shape[1] for batch in batches)
+            rows = Rows(
+                [key for batch in batches for key in batch.keys],
+                [id for batch in batches for id in batch.ids],
+                [error for batch in batches for error in batch.errors],
+                np.concatenate([_widened(batch.pooled, width) for batch in batches]),
+            )
+            write_shard(self._folder, self._spec.fingerprint, asdict(self._spec), rows)
+            self.committed += len(rows.keys)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.commit()
+
+
+def _check_spec_file(path: Path, spec: EncoderSpec) -> None:
+    try:
+        found = EncoderSpec.from_json(read_json(path)["spec"])
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        raise CacheError(f"{path}: not a spec ({error}); delete the folder {path.parent} and extract again") from error
+    if found != spec:
+        fields = ", ".join(found.differences(spec))
+        raise CacheError(f"{path}: describes another encoder than its folder name ({fields}); delete the folder")
+
+
+def _widened(pooled: np.ndarray, width: int) -> np.ndarray:
+    """Failed rows may come without a width of their own; they are NaN in any."""
+    return pooled if pooled.shape[1] == width else np.full((len(pooled), width), np.nan, pooled.dtype)
+
+
+def _joined_keys(shards: list[Shard]) -> np.ndarray:
+    return np.concatenate([shard.keys for shard in shards] or [np.empty(0, f"S{KEY_LENGTH}")])
+
+
+def _find(stored: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Row in `stored` of each wanted key, -1 where there is none."""
+    if not len(stored):
+        return np.full(len(wanted), -1)
+    order = np.argsort(stored, kind="stable")
+    positions = np.minimum(np.searchsorted(stored[order], wanted), len(stored) - 1)
+    rows = order[positions]
+    return np.where(stored[rows] == wanted, rows, -1)

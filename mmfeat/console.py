@@ -1,0 +1,163 @@
+"""What a person sees: lines, tables and progress, plain where the output is not a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from mmfeat.extract import Extraction
+    from mmfeat.runs import Run
+    from mmfeat.submit import Submission
+    from mmfeat.sweep import Sweep
+
+PLAIN_SECONDS = 10.0
+SHOWN_FAILURES = 5
+SHOWN_CLASSES = 5
+
+out = Console(highlight=False, markup=False, soft_wrap=True)
+err = Console(highlight=False, markup=False, soft_wrap=True, stderr=True)
+
+
+class ConsoleProgress:
+    """A bar with rate and time left on a terminal, a line now and then elsewhere."""
+
+    @contextmanager
+    def task(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+        with (_bar if err.is_terminal else _lines)(title, total) as advance:
+            yield advance
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:,.1f}/s")
+
+
+@contextmanager
+def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda steps: progress.advance(task, steps)
+
+
+@contextmanager
+def _lines(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    start = last = time.monotonic()
+    done = 0
+
+    def advance(steps: int) -> None:
+        nonlocal done, last
+        done += steps
+        now = time.monotonic()
+        if now - last >= PLAIN_SECONDS:
+            last = now
+            rate = done / (now - start)
+            err.print(f"{title}: {done:,} of {total:,}, {rate:.1f}/s, {(total - done) / rate:.0f} s left")
+
+    yield advance
+    if done == total:
+        seconds = time.monotonic() - start
+        err.print(f"{title}: {total:,} in {seconds:.1f} s ({total / max(seconds, 1e-9):.1f}/s)")
+
+
+def show_extraction(result: Extraction, cache: str) -> None:
+    """What was there, what is new, what could not be read."""
+    samples = result.samples
+    out.print(
+        f"{samples.source}: {len(samples):,} samples, {len(samples.labelled):,} labelled{_encodings(samples.encodings)}"
+    )
+    for modality, reasons in result.missing.items():
+        for reason, count in reasons.items():
+            out.print(f"  {modality}: {count:,} without ({reason}); they stay, masked")
+    for tower in result.towers:
+        name, spec = tower.spec.name, tower.spec
+        new = result.new.get(name, 0)
+        out.print(f"  {name}: {result.stored[name] + new:,} vectors, {new:,} new -> {result.folder / spec.folder_name}")
+    for id, reason in result.failures[:SHOWN_FAILURES]:
+        out.print(f"  sample {id}: {reason}; kept as a masked row")
+    if len(result.failures) > SHOWN_FAILURES:
+        out.print(f"  and {len(result.failures) - SHOWN_FAILURES:,} more that cannot be read")
+    if result.nothing_to_do:
+        out.print(f"nothing to do: every vector is in {result.folder} ({result.seconds:.1f} s)")
+    else:
+        out.print(f"wrote {sum(result.new.values()):,} vectors to {result.folder} in {result.seconds:.1f} s")
+
+
+def show_sweep(sweep: Sweep) -> None:
+    """The leaderboard, and where the run lies."""
+    run = sweep.run
+    if sweep.reused:
+        out.print("nothing to do: this configuration was trained on this data before")
+    out.print(_leaderboard(run), soft_wrap=True)
+    out.print("out of fold, 95 % bootstrap intervals; = is a tie with the best (paired bootstrap)")
+    if len(run.classes) <= SHOWN_CLASSES:
+        out.print(f"F1 by class: {', '.join(run.classes)}")
+    out.print(f"run {run.folder} ({sweep.seconds:.1f} s)")
+    out.print(f"leaderboard {run.leaderboard_file}")
+
+
+def show_submission(result: Submission) -> None:
+    """Label distribution beside the training prior, and the files."""
+    out.print(f"{result.rows:,} predictions by {result.head} on {result.modalities}")
+    table = Table("label", "predicted", "in training", box=None)
+    for label, share in result.trained.items():
+        table.add_row(label, f"{result.predicted.get(label, 0.0):.1%}", f"{share:.1%}")
+    out.print(table)
+    if result.without_features:
+        count, example = len(result.without_features), result.without_features[0]
+        out.print(f"{count:,} samples have neither text nor image that could be read (first: {example})")
+    out.print(f"run {result.run.folder}")
+    out.print(f"leaderboard {result.run.leaderboard_file}")
+    out.print(f"submission {result.path}")
+
+
+def _leaderboard(run: Run) -> Table:
+    """At most 80 columns wide; the CSV beside it has everything."""
+    few = len(run.classes) <= SHOWN_CLASSES
+    table = Table(
+        "",
+        "head",
+        "on",
+        "macro-F1",
+        "accuracy",
+        *(["F1 by class"] if few else []),
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
+    for entry in run.leaderboard:
+        scores = [_interval(entry[score]) for score in ("macro_f1", "accuracy")]
+        by_class = " ".join(f"{entry['classes'][name]['f1']['value']:.2f}" for name in run.classes)
+        mark = "=" if entry["tie"] else ""
+        table.add_row(mark, entry["head"], entry["modalities"], *scores, *([by_class] if few else []))
+    return table
+
+
+def _interval(score: Mapping[str, Any]) -> str:
+    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+
+
+def _encodings(counts: Mapping[str, int]) -> str:
+    odd = [f"{count:,} {name}" for name, count in counts.items() if name != "utf-8"]
+    return f"; not UTF-8: {', '.join(odd)}" if odd else ""

@@ -1,0 +1,162 @@
+"""CLIP through open_clip: one model, two towers, `clip.image` and `clip.text`.
+
+Variants: `MODEL/TAG` (default `ViT-B-32/openai`), `MODEL/FILE` with local weights, or a local folder
+in open_clip's own layout (`open_clip_config.json` beside the weights).
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec
+from mmfeat.encoders.torch_tower import embedder, load_errors
+from mmfeat.encoders.torchvision_ops import import_torchvision
+from mmfeat.encoders.weights import downloaded_identity, hub_errors, local_path, path_identity
+from mmfeat.errors import EncoderError
+from mmfeat.files import canonical_json, read_json
+from mmfeat.texts import CLEANING
+
+DEFAULT_VARIANT = "ViT-B-32/openai"
+CONTEXT_LENGTH = 77
+# open_clip's defaults, for a folder whose configuration leaves them out; checked again after loading.
+_PREPROCESSING: dict[str, Any] = {
+    "size": 224,
+    "mode": "RGB",
+    "mean": [0.48145466, 0.4578275, 0.40821073],
+    "std": [0.26862954, 0.26130258, 0.27577711],
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+    "fill_color": 0,
+}
+
+
+def describe(family: str, variant: str, options: EncoderOptions) -> list[EncoderSpec]:
+    """Specs of the image and the text tower."""
+    variant = variant or DEFAULT_VARIANT
+    if folder := local_path(variant):
+        config = _folder_config(folder)
+        name, identity, overlay = folder.name, path_identity(folder), config.get("preprocess_cfg", {})
+        model = config["model_cfg"]
+    else:
+        name, identity, overlay, model = _named(variant)
+    return [
+        _spec("image", name, identity, _preprocessing(model, overlay), options),
+        _spec("text", name, identity, "", options, model["text_cfg"].get("context_length", CONTEXT_LENGTH)),
+    ]
+
+
+def load(variant: str, specs: list[EncoderSpec], device: str) -> list[Encoder]:
+    """Load the model once and give the towers that `specs` ask for."""
+    import_torchvision()
+    import open_clip
+
+    name, arguments = _creation_arguments(variant or DEFAULT_VARIANT)
+    with load_errors(f"clip:{variant}"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model, _, transform = open_clip.create_model_and_transforms(name, require_pretrained=True, **arguments)
+        tokenizer = open_clip.get_tokenizer(name)
+    model.eval().requires_grad_(False)
+    loaded = canonical_json(_plain(model.visual.preprocess_cfg))
+    encoders = []
+    for spec in specs:
+        if spec.modality == "image":
+            if loaded != spec.preprocessing:
+                raise EncoderError(
+                    f"{spec.name}: open_clip preprocesses with {loaded}, the spec says {spec.preprocessing}"
+                )
+            encoders.append(Encoder(spec, transform, embedder(model, model.encode_image, spec, device)))
+        else:
+            clean = CLEANING[spec.cleaning]
+            prepare = lambda text, clean=clean: tokenizer([clean(text)])[0]  # noqa: E731
+            encoders.append(Encoder(spec, prepare, embedder(model, model.encode_text, spec, device)))
+    return encoders
+
+
+def _spec(
+    modality: str, name: str, identity: str, preprocessing: str, options: EncoderOptions, max_length: int = 0
+) -> EncoderSpec:
+    return EncoderSpec(
+        family="clip",
+        modality=modality,
+        variant=name,
+        weights=identity,
+        preprocessing=preprocessing,
+        cleaning=options.cleaning if modality == "text" else "none",
+        pooling="tower",
+        max_length=max_length,
+        layer=0,
+        view="none",
+        arithmetic=options.dtype,
+        storage=options.storage,
+    )
+
+
+def _named(variant: str) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
+    """Name, identity, preprocessing overlay and model configuration of `MODEL/TAG` or `MODEL/FILE`."""
+    import_torchvision()
+    import open_clip
+
+    model, tag = _split(variant)
+    if (config := open_clip.get_model_config(model)) is None:
+        raise EncoderError(f"clip:{variant}: open_clip has no model {model!r}; see open_clip.list_models()")
+    if file := local_path(tag):
+        return f"{model}/{file.name}", path_identity(file), {}, config
+    if not open_clip.is_pretrained_cfg(model, tag):
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
+        raise EncoderError(f"clip:{variant}: no weights {tag!r} for {model}; open_clip has {tags}, or name a file")
+    overlay = open_clip.get_pretrained_cfg(model, tag)
+    with hub_errors(f"clip:{variant}"):
+        identity = downloaded_identity(open_clip.download_pretrained(overlay))
+    quick = "-quickgelu" if _quick_gelu(overlay, config) else ""
+    return f"{model}{quick}/{tag}", identity, overlay, config
+
+
+def _creation_arguments(variant: str) -> tuple[str, dict[str, Any]]:
+    """What `open_clip.create_model_and_transforms` is called with."""
+    if folder := local_path(variant):
+        return f"local-dir:{folder}", {}
+    import open_clip
+
+    model, tag = _split(variant)
+    if file := local_path(tag):
+        return model, {"pretrained": str(file)}
+    # open_clip only warns when weights trained with QuickGELU meet a model without it.
+    quick = _quick_gelu(open_clip.get_pretrained_cfg(model, tag), open_clip.get_model_config(model))
+    return model, {"pretrained": tag, "force_quick_gelu": quick}
+
+
+def _split(variant: str) -> tuple[str, str]:
+    model, _, tag = variant.partition("/")
+    return model, tag or "openai"
+
+
+def _quick_gelu(pretrained: dict[str, Any], model: dict[str, Any]) -> bool:
+    return bool(pretrained.get("quick_gelu")) and not model.get("quick_gelu")
+
+
+def _folder_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = read_json(folder / "open_clip_config.json")
+        config["model_cfg"]["text_cfg"], config["model_cfg"]["vision_cfg"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EncoderError(
+            f"{folder}: open_clip_config.json with model_cfg is needed here ({error}); name a folder in "
+            "open_clip's layout, or MODEL/FILE"
+        ) from error
+    return config
+
+
+def _preprocessing(model: dict[str, Any], overlay: dict[str, Any]) -> str:
+    """What open_clip makes of the configuration: its defaults, the weights' own values, the model's size."""
+    known = {key: overlay[key] for key in _PREPROCESSING if overlay.get(key) is not None}
+    size = model["vision_cfg"].get("image_size", 224)
+    return canonical_json(_plain({**_PREPROCESSING, **known, "size": size}))
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """JSON values only, with a square size as one number."""
+    plain = {key: list(value) if isinstance(value, tuple | list) else value for key, value in config.items()}
+    size = plain["size"]
+    return {**plain, "size": size[0] if isinstance(size, list) and len(set(size)) == 1 else size}

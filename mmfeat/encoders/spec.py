@@ -1,0 +1,111 @@
+"""The spec of an encoder: all that changes a vector, and its fingerprint.
+
+What does not change a vector (the path the weights were read from, the device, the batch size,
+library versions) is no part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from mmfeat.errors import ConfigError
+from mmfeat.files import canonical_json
+from mmfeat.texts import CLEANING
+
+POOLINGS = ("mean", "cls", "pooler")
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """One tower, completely described. Two specs are equal exactly if their vectors are comparable."""
+
+    family: str  # "bert"
+    modality: str  # "text" or "image"
+    variant: str  # hub name, model/weights, or the last part of a local path
+    weights: str  # "sha256:...", "revision:..." or "builtin:N"
+    preprocessing: str  # canonical JSON of what turns a file into numbers
+    cleaning: str  # a name in texts.CLEANING; "none" for images
+    pooling: str  # "mean", "cls", "pooler", or "tower": the model's own
+    max_length: int  # tokens; 0 where there are none
+    layer: int  # 0 is the last, n the n-th before it
+    view: str  # "none", or an augmentation policy and its seed
+    arithmetic: str  # dtype of the forward pass
+    storage: str  # dtype on disk
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the canonical JSON, hexadecimal."""
+        return hashlib.sha256(canonical_json(asdict(self)).encode()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """For people: `bert:all-MiniLM-L6-v2`, `clip.text:ViT-B-32/openai`, `hog`."""
+        tower = f"{self.family}.{self.modality}" if self.family == "clip" else self.family
+        return f"{tower}:{self.variant}" if self.variant else tower
+
+    @property
+    def folder_name(self) -> str:
+        """The cache folder of this spec: a readable name and the first 8 digits of the fingerprint."""
+        return f"{re.sub(r'[^A-Za-z0-9.]+', '-', self.name)[:80].strip('-.')}-{self.fingerprint[:8]}"
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> EncoderSpec:
+        """The spec in `values`; raises `ConfigError` on missing or unknown fields."""
+        names = {field.name for field in fields(cls)}
+        if set(values) != names:
+            raise ConfigError(f"not an encoder spec: fields {sorted(set(values) ^ names)} are missing or unknown")
+        return cls(**values)
+
+    def differences(self, other: EncoderSpec) -> list[str]:
+        """Names of the fields in which two specs differ."""
+        mine, theirs = asdict(self), asdict(other)
+        return [name for name in mine if mine[name] != theirs[name]]
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """What a user may choose about all encoders of a call."""
+
+    dtype: str = "auto"
+    cleaning: str = "tweet"
+    pooling: str = "mean"
+    max_length: int = 128
+
+    def __post_init__(self) -> None:
+        _check("cleaning", self.cleaning, tuple(CLEANING))
+        _check("pooling", self.pooling, POOLINGS)
+        if self.max_length < 1:
+            raise ConfigError(f"--max-length {self.max_length}: at least 1 token is needed")
+
+    def with_dtype(self, dtype: str) -> EncoderOptions:
+        """The same options with another arithmetic."""
+        return replace(self, dtype=dtype)
+
+    @property
+    def storage(self) -> str:
+        """Half-precision arithmetic is stored in float16: HDF5 has no bfloat16."""
+        return "float32" if self.dtype == "float32" else "float16"
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A loaded tower.
+
+    `prepare` turns one text or one RGB PIL image into a model input on the CPU and may run in
+    several threads; `embed` turns B such inputs into a (B, D) float32 array.
+    """
+
+    spec: EncoderSpec
+    prepare: Callable[[Any], Any]
+    embed: Callable[[list[Any]], np.ndarray]
+
+
+def _check(flag: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"--{flag} {value}: use one of {', '.join(allowed)}")

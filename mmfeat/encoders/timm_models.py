@@ -1,0 +1,98 @@
+"""Image encoders of timm. Variants: a timm name (`resnet50.a1_in1k`) or a local folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec
+from mmfeat.encoders.torch_tower import embedder, load_errors
+from mmfeat.encoders.torchvision_ops import import_torchvision
+from mmfeat.encoders.weights import hub_revision, local_path, path_identity
+from mmfeat.errors import EncoderError
+from mmfeat.files import canonical_json, read_json
+
+# timm's own defaults, for a configuration that leaves them out; checked again after loading.
+_PREPROCESSING: dict[str, Any] = {
+    "input_size": [3, 224, 224],
+    "interpolation": "bicubic",
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+}
+
+
+def describe(family: str, variant: str, options: EncoderOptions) -> list[EncoderSpec]:
+    """The spec of the one image tower; a local folder is described without importing timm."""
+    if not variant:
+        raise EncoderError("timm: name a model, as in timm:resnet50.a1_in1k, or a local folder, timm:PATH")
+    folder = local_path(variant)
+    config = _folder_config(folder) if folder else _hub_config(variant)
+    identity = path_identity(folder) if folder else f"revision:{hub_revision(config['hf_hub_id'])}"
+    return [
+        EncoderSpec(
+            family="timm",
+            modality="image",
+            variant=folder.resolve().name if folder else variant,
+            weights=identity,
+            preprocessing=canonical_json(_preprocessing(config)),
+            cleaning="none",
+            pooling="tower",
+            max_length=0,
+            layer=0,
+            view="none",
+            arithmetic=options.dtype,
+            storage=options.storage,
+        )
+    ]
+
+
+def load(variant: str, specs: list[EncoderSpec], device: str) -> list[Encoder]:
+    """`timm.create_model` without its classifier, and timm's own evaluation transform."""
+    import_torchvision()
+    import timm
+
+    (spec,) = specs
+    folder = local_path(variant)
+    overlay = {} if folder else {"hf_hub_id": _pinned(_hub_config(variant), spec)}
+    with load_errors(f"timm:{variant}"):
+        model = timm.create_model(
+            f"local-dir:{folder}" if folder else variant,
+            pretrained=True,
+            num_classes=0,
+            pretrained_cfg_overlay=overlay or None,
+        )
+    model.eval().requires_grad_(False)
+    config = timm.data.resolve_model_data_config(model)
+    if (loaded := canonical_json(_preprocessing(config))) != spec.preprocessing:
+        raise EncoderError(f"{spec.name}: timm preprocesses with {loaded}, the spec says {spec.preprocessing}")
+    transform = timm.data.create_transform(**config, is_training=False)
+    return [Encoder(spec, transform, embedder(model, model, spec, device))]
+
+
+def _pinned(config: dict[str, Any], spec: EncoderSpec) -> str:
+    return f"{config['hf_hub_id']}@{spec.weights.partition(':')[2]}"
+
+
+def _folder_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = read_json(folder / "config.json")
+        return config.get("pretrained_cfg", config)
+    except (OSError, ValueError, AttributeError) as error:
+        raise EncoderError(f"{folder}: timm's config.json is needed beside the weights ({error})") from error
+
+
+def _hub_config(variant: str) -> dict[str, Any]:
+    import_torchvision()
+    import timm
+
+    config = timm.get_pretrained_cfg(variant, allow_unregistered=True)
+    if config is None or not config.hf_hub_id:
+        raise EncoderError(f"timm:{variant}: timm knows no such pretrained model; see timm.list_pretrained()")
+    return {**config.to_dict(), "hf_hub_id": config.hf_hub_id.split("@")[0]}
+
+
+def _preprocessing(config: dict[str, Any]) -> dict[str, Any]:
+    given = {key: config[key] for key in _PREPROCESSING if config.get(key) is not None}
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in {**_PREPROCESSING, **given}.items()}

@@ -1,0 +1,118 @@
+"""Image encoders of torchvision, the classifier cut off.
+
+Variants of `resnet50` and its siblings: a weights name (`IMAGENET1K_V2`; default `DEFAULT`) or a local
+`.pth` / `.safetensors` state dict.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec
+from mmfeat.encoders.torch_tower import embedder, load_errors
+from mmfeat.encoders.torchvision_ops import import_torchvision
+from mmfeat.encoders.weights import hub_errors, local_path, path_identity
+from mmfeat.errors import EncoderError
+from mmfeat.files import canonical_json
+
+
+def is_model(family: str) -> bool:
+    """Whether torchvision registers a classification model of this name."""
+    import_torchvision()
+    import torchvision
+
+    return family in torchvision.models.list_models(module=torchvision.models)
+
+
+def describe(family: str, variant: str, options: EncoderOptions) -> list[EncoderSpec]:
+    """The spec of the one image tower."""
+    file = local_path(variant)
+    weights = _weights(family, variant, file)
+    return [
+        EncoderSpec(
+            family=family,
+            modality="image",
+            variant=file.name if file else weights.name,
+            weights=path_identity(file) if file else f"torchvision:{Path(weights.url).name}",
+            preprocessing=canonical_json(_preprocessing(weights)),
+            cleaning="none",
+            pooling="tower",
+            max_length=0,
+            layer=0,
+            view="none",
+            arithmetic=options.dtype,
+            storage=options.storage,
+        )
+    ]
+
+
+def load(variant: str, specs: list[EncoderSpec], device: str) -> list[Encoder]:
+    """The model with its last linear layer replaced by the identity."""
+    (spec,) = specs
+    file = local_path(variant)
+    weights = _weights(spec.family, variant, file)
+    import torchvision
+
+    if file:
+        model = torchvision.models.get_model(spec.family, weights=None)
+        classifier = drop_classifier(model)
+        with load_errors(f"{spec.family}:{variant}"):
+            state = {name: value for name, value in _state_dict(file).items() if not name.startswith(classifier + ".")}
+            model.load_state_dict(state)
+    else:
+        with hub_errors(f"{spec.family}:{weights.name}"):
+            model = torchvision.models.get_model(spec.family, weights=weights, progress=False)
+        drop_classifier(model)
+    model.eval().requires_grad_(False)
+    return [Encoder(spec, weights.transforms(), embedder(model, model, spec, device))]
+
+
+def drop_classifier(model: Any) -> str:
+    """Replace the last linear layer by the identity; returns its name."""
+    import torch
+
+    name = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)][-1]
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, torch.nn.Identity())
+    return name
+
+
+def _weights(family: str, variant: str, file: Path | None) -> Any:
+    """The torchvision weights entry; for a local file the one of the same file name, else the first.
+
+    The first entry of a model is its original training with the classic ImageNet evaluation.
+    """
+    import_torchvision()
+    import torchvision
+
+    entries = torchvision.models.get_model_weights(family)
+    if file:
+        return next((entry for entry in entries if Path(entry.url).name == file.name), next(iter(entries)))
+    try:
+        return entries[variant or "DEFAULT"]
+    except KeyError:
+        names = ", ".join(entry.name for entry in entries)
+        raise EncoderError(f"{family}:{variant}: torchvision has {names}, or name a local weights file") from None
+
+
+def _preprocessing(weights: Any) -> dict[str, Any]:
+    transform = weights.transforms()
+    return {
+        "resize": list(transform.resize_size),
+        "crop": list(transform.crop_size),
+        "interpolation": transform.interpolation.value,
+        "antialias": transform.antialias,
+        "mean": list(transform.mean),
+        "std": list(transform.std),
+    }
+
+
+def _state_dict(file: Path) -> dict[str, Any]:
+    if file.suffix == ".safetensors":
+        import safetensors.torch
+
+        return safetensors.torch.load_file(file)
+    import torch
+
+    return torch.load(file, map_location="cpu", weights_only=True)

@@ -1,0 +1,95 @@
+"""The identity of weights: what makes two models the same model, wherever they lie."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmfeat.errors import EncoderError, HubError
+from mmfeat.files import file_sha256
+
+# Files of a model folder that take part in a vector: configuration, tokenizer and weights.
+_MODEL_FILES = (".json", ".safetensors", ".bin", ".model", ".pt", ".pth")
+_VOCABULARIES = ("vocab.txt", "merges.txt")
+_SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
+
+
+def path_identity(path: Path) -> str:
+    """`sha256:...` of a local weights file, or of all model files of a local folder."""
+    if path.is_file():
+        return f"sha256:{file_sha256(path)}"
+    digest = hashlib.sha256()
+    files = sorted(file for file in path.iterdir() if file.is_file() and _takes_part(file))
+    if not any(file.suffix not in (".json", ".txt") for file in files):
+        raise EncoderError(f"{path}: no weights (*.safetensors, *.bin, *.pt) in this folder; name a model folder")
+    for file in files:
+        digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def downloaded_identity(path: str) -> str:
+    """Identity of a file that a hub client downloaded: its resolved revision, else its hash."""
+    found = _SNAPSHOT.search(Path(path).as_posix())
+    return f"revision:{found[1]}" if found else path_identity(Path(path))
+
+
+def hub_revision(name: str) -> str:
+    """The commit that a Hugging Face model name stands for now (the cached one when offline)."""
+    from huggingface_hub import hf_hub_download
+
+    with hub_errors(name):
+        path = hf_hub_download(name, "config.json")
+    found = _SNAPSHOT.search(Path(path).as_posix())
+    return found[1] if found else "main"
+
+
+@contextlib.contextmanager
+def hub_errors(asked: str) -> Iterator[None]:
+    """Turn whatever a hub client raises into one line with the way out."""
+    reachable = _use_local_hub_files_if_unreachable()
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160] if reachable else "it cannot be reached and has not been cached"
+        raise HubError(
+            f"{asked}: the model hub gave no weights ({reason}); connect, or name a local folder or file "
+            "instead (FAMILY:PATH), or use the built-in encoders: --encoders hashing,hog"
+        ) from error
+
+
+@functools.cache
+def _use_local_hub_files_if_unreachable() -> bool:
+    """Whether the hub answers; if not, its clients are told so, which otherwise retry for a minute."""
+    from huggingface_hub import constants
+
+    try:
+        with urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=5):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+        return False
+
+
+def _takes_part(file: Path) -> bool:
+    return file.suffix in _MODEL_FILES or file.name in _VOCABULARIES
+
+
+def local_path(variant: str) -> Path | None:
+    """The local file or folder that `variant` names, or None for a hub name.
+
+    Raises `EncoderError` for what can only be a path but does not exist.
+    """
+    path = Path(variant).expanduser()
+    if variant and path.exists():
+        return path
+    if variant.startswith((".", "/", "~")):
+        raise EncoderError(f"{variant}: no such weights file or folder; check the path after the encoder's family")
+    return None

@@ -1,0 +1,326 @@
+"""Extraction: samples x encoders -> cache, only what is missing.
+
+reader (threads: read, hash, decode once, prepare for every encoder) -> mapper (embed a batch) ->
+writer (shards), under one small runner.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from mmfeat.cache import Cache, ContentKeys, Rows, ShardWriter, content_keys
+from mmfeat.encoders import Encoder, EncoderOptions, EncoderSpec, Tower, describe_encoders, load_encoders
+from mmfeat.errors import CacheMissError, EncoderError
+from mmfeat.files import read_json, write_json
+from mmfeat.hardware import cpu_count, resolve_device, resolve_dtype
+from mmfeat.images import decode_image
+from mmfeat.progress import Progress, Silent
+from mmfeat.samples import MODALITIES, Sample, SampleSet, content_key, read_samples
+from mmfeat.version import __version__
+
+# On a CPU the activations of a larger batch leave the processor's caches; a GPU needs more to be busy.
+BATCH_SIZES = {"cpu": 16, "mps": 64, "cuda": 256}
+LATEST = "latest.json"
+DEFAULT_ENCODERS = ("clip", "bert", "resnet50")
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One piece of content to encode, and the fingerprints of the specs that lack it."""
+
+    sample: Sample
+    modality: str
+    key: bytes
+    fingerprints: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An item after reading: one model input for each encoder that needs it, or an error."""
+
+    item: Item
+    key: bytes
+    inputs: Mapping[str, Any]
+    error: str
+
+
+@dataclass
+class Extraction:
+    """What an extraction found and did. `stored` and `new` count rows by encoder name."""
+
+    samples: SampleSet
+    towers: list[Tower]
+    folder: Path
+    stored: dict[str, int] = field(default_factory=dict)
+    new: dict[str, int] = field(default_factory=dict)
+    missing: dict[str, Counter[str]] = field(default_factory=dict)  # modality -> reason -> samples
+    failures: list[tuple[str, str]] = field(default_factory=list)  # (sample id, reason), this time
+    seconds: float = 0.0
+
+    @property
+    def nothing_to_do(self) -> bool:
+        return not any(self.new.values())
+
+
+def extract(
+    data: str | Path,
+    encoders: Iterable[str] = DEFAULT_ENCODERS,
+    *,
+    cache: str | Path = "cache",
+    options: EncoderOptions | None = None,
+    columns: Mapping[str, str] | None = None,
+    device: str = "auto",
+    workers: int = 0,
+    batch_size: int = 0,
+    progress: Progress | None = None,
+) -> Extraction:
+    """Encode what the cache lacks of `data`; a rerun continues after whatever stopped the last.
+
+    `options.dtype` "auto" becomes the hardware's own. `workers` 0 means one reading thread a core,
+    `batch_size` 0 what suits the device.
+    """
+    start = time.monotonic()
+    samples = read_samples(data, columns)
+    encoders, resolved = list(encoders), resolve_options(options or EncoderOptions(), device)
+    towers = describe_encoders(encoders, resolved)
+    result = extract_samples(
+        samples, towers, cache=cache, device=device, workers=workers, batch_size=batch_size, progress=progress
+    )
+    _remember(result, encoders, resolved, columns)
+    result.seconds = time.monotonic() - start
+    return result
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the last complete extraction of a data set was asked for."""
+
+    data: str
+    columns: dict[str, str]
+    encoders: list[str]
+    options: EncoderOptions
+
+
+def latest_request(cache: str | Path, data: str | Path | None = None) -> Request:
+    """The newest extraction in `cache`, of `data` if named: what `mmfeat heads` goes on with."""
+    place = Path(data).resolve() if data is not None else None
+    for path in sorted(Path(cache).glob(f"*/{LATEST}"), key=lambda path: -path.stat().st_mtime):
+        found = read_json(path)
+        request = Request(**{**found, "options": EncoderOptions(**found["options"])})
+        if place in (None, Path(request.data).resolve()):
+            return request
+    raise CacheMissError(
+        f"{cache}: nothing was extracted{f' of {data}' if data is not None else ''}; "
+        "run mmfeat extract --data DATA --encoders A,B first"
+    )
+
+
+def _remember(result: Extraction, encoders: list[str], options: EncoderOptions, columns: Any) -> None:
+    request = Request(result.samples.source, dict(columns or {}), encoders, options)
+    write_json(result.folder / LATEST, asdict(request))
+
+
+def resolve_options(options: EncoderOptions, device: str) -> EncoderOptions:
+    """The options with `auto` replaced by what this machine computes in."""
+    return options.with_dtype(resolve_dtype(options.dtype, device))
+
+
+def extract_samples(
+    samples: SampleSet,
+    towers: list[Tower],
+    *,
+    cache: str | Path,
+    device: str = "auto",
+    workers: int = 0,
+    batch_size: int = 0,
+    progress: Progress | None = None,
+) -> Extraction:
+    """`extract` for samples and towers that are already read and described."""
+    store = Cache(cache, samples.name)
+    result = Extraction(samples, towers, store.folder)
+    plan = {modality: _plan(samples, modality, towers, store, result) for modality in MODALITIES}
+    needed = {fingerprint for items in plan.values() for item in items for fingerprint in item.fingerprints}
+    if not needed:
+        return result
+    wanted = [tower for tower in towers if tower.spec.fingerprint in needed]
+    device = resolve_device(device)
+    loaded = load_encoders(wanted, device)
+    size = batch_size or BATCH_SIZES[device.split(":")[0]]
+    with ExitStack() as stack:
+        writers = {t.spec.fingerprint: stack.enter_context(store.writer(t.spec, _provenance(t))) for t in wanted}
+        for modality, items in plan.items():
+            ours = [encoder for encoder in loaded if encoder.spec.modality == modality]
+            # A tokenizer is not safe to share between threads; texts are cheap to prepare in one.
+            threads = 1 if modality == "text" else workers or cpu_count()
+            _run(items, ours, writers, threads, size, progress or Silent(), result)
+    result.new = {tower.spec.name: writers[tower.spec.fingerprint].committed for tower in wanted}
+    return result
+
+
+def _plan(samples: SampleSet, modality: str, towers: list[Tower], store: Cache, result: Extraction) -> list[Item]:
+    """What is missing of one modality: each content once, texts ordered by length."""
+    specs = [tower.spec for tower in towers if tower.spec.modality == modality]
+    if not specs:
+        return []
+    keys = content_keys(samples.samples, modality)
+    result.missing[modality] = Counter(reason for reason in keys.reasons if reason)
+    lacking: dict[bytes, set[str]] = {}
+    for spec in specs:
+        absent = _absent(keys, store, spec)
+        result.stored[spec.name] = len(set(keys.keys[keys.present].tolist())) - len(absent)
+        for key in absent:
+            lacking.setdefault(key, set()).add(spec.fingerprint)
+    first = {key: sample for sample, key in zip(reversed(samples.samples), reversed(keys.keys.tolist()), strict=True)}
+    items = [Item(first[key], modality, key, frozenset(needed)) for key, needed in lacking.items()]
+    return sorted(items, key=lambda item: len(item.sample.text or "")) if modality == "text" else items
+
+
+def _absent(keys: ContentKeys, store: Cache, spec: EncoderSpec) -> list[bytes]:
+    """Keys that `spec` has no row for, each once, in the order of the samples."""
+    wanted = keys.keys[keys.present]
+    return list(dict.fromkeys(wanted[~np.isin(wanted, store.keys(spec))].tolist()))
+
+
+def _run(
+    items: list[Item],
+    encoders: list[Encoder],
+    writers: Mapping[str, ShardWriter],
+    threads: int,
+    batch_size: int,
+    progress: Progress,
+    result: Extraction,
+) -> None:
+    """reader -> mapper -> writer."""
+    if not items:
+        return
+    title = f"{items[0].modality}: {', '.join(encoder.spec.name for encoder in encoders)}"
+    with progress.task(title, len(items)) as advance:
+        prepared = prefetch(lambda item: prepare(item, encoders), items, threads, ahead=4 * batch_size)
+        for batch in batched(prepared, batch_size):
+            for encoder in encoders:
+                for rows in encode_block(batch, encoder):
+                    writers[encoder.spec.fingerprint].add(rows)
+            result.failures += [(entry.item.sample.id, entry.error) for entry in batch if entry.error]
+            advance(len(batch))
+
+
+def prepare(item: Item, encoders: Iterable[Encoder]) -> Prepared:
+    """Read and decode once; then every encoder that lacks the item prepares its own input.
+
+    The key is taken again from the bytes that are decoded, so a file that changes between planning
+    and reading is stored under what it is now.
+    """
+    key, content, error = _read(item)
+    if error:
+        return Prepared(item, key, {}, error)
+    needed = [encoder for encoder in encoders if encoder.spec.fingerprint in item.fingerprints]
+    return Prepared(item, key, {encoder.spec.fingerprint: encoder.prepare(content) for encoder in needed}, "")
+
+
+def _read(item: Item) -> tuple[bytes, Any, str]:
+    """(content key, text or RGB picture, "") or (key, None, why not)."""
+    if item.modality == "text":
+        return item.key, item.sample.text, ""
+    assert item.sample.image is not None  # only samples with an image are planned
+    try:
+        data = item.sample.image.read_bytes()
+    except OSError as problem:
+        return b"", None, f"unreadable: {problem.strerror}"
+    return content_key(data), *decode_image(data)
+
+
+def encode_block(batch: list[Prepared], encoder: Encoder) -> Iterator[Rows]:
+    """The rows of one batch for one encoder: vectors of what could be read, errors of what could not."""
+    fingerprint = encoder.spec.fingerprint
+    good = [entry for entry in batch if fingerprint in entry.inputs]
+    if good:
+        vectors = encoder.embed([entry.inputs[fingerprint] for entry in good])
+        yield Rows(
+            [entry.key for entry in good],
+            [entry.item.sample.id for entry in good],
+            [""] * len(good),
+            _stored(vectors, good, encoder.spec),
+        )
+    # A file that could not even be read has no content, so there is nothing to remember it by.
+    bad = [entry for entry in batch if entry.error and entry.key and fingerprint in entry.item.fingerprints]
+    if bad:
+        yield Rows(
+            [entry.key for entry in bad],
+            [entry.item.sample.id for entry in bad],
+            [entry.error for entry in bad],
+            np.empty((len(bad), 0), dtype=encoder.spec.storage),
+        )
+
+
+def _stored(vectors: np.ndarray, entries: list[Prepared], spec: EncoderSpec) -> np.ndarray:
+    """(B, D) in the storage dtype; a value that is not finite there is never written."""
+    with np.errstate(over="ignore"):
+        stored = vectors.astype(spec.storage)
+    if not np.isfinite(stored).all():
+        row = int(np.flatnonzero(~np.isfinite(stored).all(axis=1))[0])
+        raise EncoderError(
+            f"{spec.name}: sample {entries[row].item.sample.id} gives values beyond {spec.storage}; "
+            "extract with --dtype float32"
+        )
+    return stored
+
+
+def prefetch(function: Callable[[T], R], items: Iterable[T], threads: int, ahead: int) -> Iterator[R]:
+    """`map` in threads, in order, never more than `ahead` results in memory."""
+    pool = ThreadPoolExecutor(threads)
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items; the last may be shorter."""
+    batch: list[T] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _provenance(tower: Tower) -> dict[str, Any]:
+    """What does not change a vector but tells where it came from."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"mmfeat": __version__, "python": platform.python_version()}
+    for package in (
+        "torch",
+        "torchvision",
+        "open_clip_torch",
+        "transformers",
+        "timm",
+        "scikit-learn",
+        "pillow",
+    ):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {"request": tower.request, "versions": versions}

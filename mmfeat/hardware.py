@@ -1,0 +1,56 @@
+"""What this machine can do: the device and the arithmetic that `auto` stands for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mmfeat.errors import ConfigError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def resolve_device(device: str = "auto") -> str:
+    """The torch device: `auto` is CUDA, then Apple's MPS, then the CPU."""
+    import torch
+
+    if device.split(":")[0] not in DEVICES:
+        raise ConfigError(f"--device {device}: use one of {', '.join(DEVICES)} (or cuda:N)")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"--device {device}: torch sees no CUDA device here; use --device cpu")
+    if device != "auto":
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def resolve_dtype(dtype: str = "auto", device: str = "auto") -> str:
+    """The arithmetic: `auto` is bfloat16 where the hardware computes in it, else float32.
+
+    A machine without a GPU is answered without importing torch, which keeps a warm rerun short.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"--dtype {dtype}: use one of {', '.join(DTYPES)}")
+    if dtype != "auto":
+        return dtype
+    if device in ("auto", "cuda") and Path("/proc/driver/nvidia/version").exists():
+        import torch
+
+        if torch.cuda.is_available():
+            return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bfloat16" if _cpu_has_bfloat16() else "float32"
+
+
+def cpu_count() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu_has_bfloat16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags

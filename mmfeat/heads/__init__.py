@@ -1,0 +1,71 @@
+"""Heads: small models from vectors to class probabilities. A head sees only vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from mmfeat.errors import HeadError, RunError
+from mmfeat.features import Features
+from mmfeat.files import read_json, write_json
+from mmfeat.heads.settings import HeadSettings
+
+__all__ = ["BASELINES", "FUSIONS", "HEADS", "Head", "HeadSettings", "load_head", "make_head", "save_head"]
+
+
+class Head(Protocol):
+    """What every head can do. Labels are class numbers."""
+
+    suffix: str
+
+    def fit(self, train: Features, labels: np.ndarray, validation: Features, validation_labels: np.ndarray) -> None: ...
+    def predict_proba(self, features: Features) -> np.ndarray: ...
+    def save(self, path: Path) -> dict[str, Any]: ...
+    def load(self, path: Path, config: dict[str, Any]) -> None: ...
+
+
+def _concat(settings: HeadSettings, classes: int, device: str) -> Head:
+    from mmfeat.heads.concat import Concat
+    from mmfeat.heads.torch_head import TorchHead
+
+    return TorchHead(Concat, settings, classes, device)
+
+
+def _logistic(settings: HeadSettings, classes: int, device: str) -> Head:
+    from mmfeat.heads.baselines import SklearnHead, logistic_candidates
+
+    return SklearnHead(logistic_candidates, settings, classes)
+
+
+Maker = Callable[[HeadSettings, int, str], Head]
+FUSIONS: dict[str, Maker] = {"concat": _concat}
+BASELINES: dict[str, Maker] = {"logistic": _logistic}
+HEADS: dict[str, Maker] = {**FUSIONS, **BASELINES}
+
+
+def make_head(name: str, settings: HeadSettings, classes: int, device: str = "cpu") -> Head:
+    """An untrained head; raises `HeadError` for an unknown name."""
+    if name not in HEADS:
+        raise HeadError(f"no head {name!r}; use {', '.join(HEADS)}")
+    return HEADS[name](settings, classes, device)
+
+
+def save_head(head: Head, name: str, settings: HeadSettings, classes: int, folder: Path, stem: str) -> None:
+    """`STEM.safetensors` or `STEM.skops`, then `STEM.json`, whose existence says that both are there."""
+    weights = head.save(folder / f"{stem}{head.suffix}")
+    write_json(folder / f"{stem}.json", {"head": name, "classes": classes, "settings": asdict(settings), **weights})
+
+
+def load_head(folder: Path, stem: str, device: str = "cpu") -> Head:
+    """The head that `save_head` wrote."""
+    try:
+        config = read_json(folder / f"{stem}.json")
+        head = make_head(config["head"], HeadSettings(**config["settings"]), config["classes"], device)
+        head.load(folder / f"{stem}{head.suffix}", config)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise RunError(f"{folder / stem}: not a saved head ({error}); train the run again") from error
+    return head

@@ -1,0 +1,94 @@
+"""Runs: a folder with everything one sweep of heads knew and made.
+
+`run.json` is written last, so a folder that has it is complete:
+
+    heads/RUN/run.json                     configuration, encoders, classes, versions, the best head
+    heads/RUN/folds.csv                    role of every sample in every fold
+    heads/RUN/leaderboard.csv, .json       one line a head, best first
+    heads/RUN/HEAD-MODALITIES/             weights by fold, out_of_fold.csv, metrics.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmfeat.encoders import EncoderOptions, EncoderSpec, Tower
+from mmfeat.errors import RunError
+from mmfeat.files import read_json, write_json
+
+RUN_FILE = "run.json"
+LEADERBOARD = "leaderboard"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A complete run and what its `run.json` says."""
+
+    folder: Path
+    config: Mapping[str, Any]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.config["classes"])
+
+    @property
+    def towers(self) -> list[Tower]:
+        """The encoders of the run, with the requests they came from."""
+        return [Tower(entry["request"], EncoderSpec.from_json(entry["spec"])) for entry in self.config["encoders"]]
+
+    @property
+    def options(self) -> EncoderOptions:
+        return EncoderOptions(**self.config["options"])
+
+    @property
+    def leaderboard(self) -> list[dict[str, Any]]:
+        """Entries, best first."""
+        return list(self.config["leaderboard"])
+
+    @property
+    def leaderboard_file(self) -> Path:
+        return self.folder / f"{LEADERBOARD}.csv"
+
+    def entry(self, head: str | None = None, modalities: str | None = None) -> dict[str, Any]:
+        """The best entry, of one head or modality if named."""
+        for entry in self.leaderboard:
+            if head in (None, entry["head"]) and modalities in (None, entry["modalities"]):
+                return entry
+        known = ", ".join(f"{entry['head']} on {entry['modalities']}" for entry in self.leaderboard)
+        raise RunError(f"{self.folder}: no such head; the run has {known}")
+
+    def head_folder(self, entry: Mapping[str, Any]) -> Path:
+        return self.folder / f"{entry['head']}-{entry['modalities']}"
+
+
+def write_run(folder: Path, config: Mapping[str, Any]) -> Run:
+    """Declare the run complete."""
+    write_json(folder / RUN_FILE, config)
+    return Run(folder, config)
+
+
+def read_run(folder: Path) -> Run:
+    """The run in `folder`; raises `RunError` if there is none or it is not finished."""
+    try:
+        run = Run(folder, read_json(folder / RUN_FILE))
+        run.towers, run.options, run.classes, run.leaderboard[0]
+    except FileNotFoundError:
+        raise RunError(f"{folder}: no finished run here (no {RUN_FILE}); make one with mmfeat heads") from None
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise RunError(f"{folder / RUN_FILE}: not a run of this version ({error}); run mmfeat heads again") from error
+    return run
+
+
+def best_run(root: Path, data: str | None = None) -> Run:
+    """Of the runs on `data` (by default the data of the newest run), the one with the best head."""
+    files = sorted(root.glob(f"*/{RUN_FILE}"), key=lambda path: path.stat().st_mtime)
+    runs = [read_run(file.parent) for file in files]
+    place = Path(data or (runs[-1].config["data"] if runs else "")).resolve()
+    wanted = [run for run in runs if Path(run.config["data"]).resolve() == place]
+    if not wanted:
+        on = f" on {data}" if data else ""
+        raise RunError(f"{root}: no finished run{on}; make one with mmfeat heads, or name it with --run")
+    return max(wanted, key=lambda run: run.leaderboard[0]["macro_f1"]["value"])

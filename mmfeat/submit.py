@@ -1,0 +1,136 @@
+"""Submission: a prediction for every unlabelled sample, in the order of its list, checked before it is written."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from mmfeat.cache import Cache
+from mmfeat.encoders import Tower, describe_encoders
+from mmfeat.errors import RunError, SubmissionError
+from mmfeat.extract import Extraction, extract_samples
+from mmfeat.files import write_atomic
+from mmfeat.hardware import resolve_device
+from mmfeat.heads import load_head
+from mmfeat.progress import Progress
+from mmfeat.runs import Run, best_run, read_run
+from mmfeat.samples import SampleSet, read_samples
+from mmfeat.splits import FINAL
+
+HEADER = ("guid", "tag")
+Rows = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What was written, by which head of which run. `predicted` and `trained` map label -> share."""
+
+    path: Path
+    run: Run
+    head: str
+    modalities: str
+    rows: int
+    predicted: Mapping[str, float]
+    trained: Mapping[str, float]
+    extraction: Extraction
+    without_features: list[str] = field(default_factory=list)
+
+
+def submit(
+    run: str | Path | None = None,
+    *,
+    data: str | Path | None = None,
+    out: str | Path = "submission.csv",
+    heads: str | Path = "heads",
+    head: str | None = None,
+    modalities: str | None = None,
+    cache: str | Path | None = None,
+    device: str = "auto",
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> Submission:
+    """Predict the unlabelled samples of `data` (the run's own by default) and write `guid,tag` rows.
+
+    Features that are missing are extracted first with the run's own encoders. Raises `RunError`
+    where the encoders or the cache are not those of the run, `SubmissionError` where the file would
+    be wrong.
+    """
+    chosen = read_run(Path(run)) if run else best_run(Path(heads), str(data) if data else None)
+    entry = chosen.entry(head, modalities)
+    samples = _unlabelled(read_samples(data or chosen.config["data"], chosen.config["columns"]), chosen)
+    towers = _same_towers(chosen, entry["modalities"])
+    cache = cache or chosen.config["cache"]
+    extraction = extract_samples(samples, towers, cache=cache, device=device, workers=workers, progress=progress)
+    features = Cache(cache, samples.name).load(samples.samples, [tower.spec for tower in towers])
+    model = load_head(chosen.head_folder(entry), FINAL, resolve_device(device))
+    predictions = model.predict_proba(features).argmax(1)
+    rows = [(id, chosen.classes[number]) for id, number in zip(features.ids, predictions.tolist(), strict=True)]
+    check_rows(rows, features.ids, chosen.classes)
+    write_atomic(Path(out), _csv(rows).encode())
+    seen = [any(block.mask[row] for block in features.blocks) for row in range(len(features))]
+    return Submission(
+        path=Path(out),
+        run=chosen,
+        head=entry["head"],
+        modalities=entry["modalities"],
+        rows=len(rows),
+        predicted=_shares(Counter(label for _, label in rows)),
+        trained=_shares(chosen.config["class_counts"]),
+        extraction=extraction,
+        without_features=[id for id, there in zip(features.ids, seen, strict=True) if not there],
+    )
+
+
+def check_rows(rows: Rows, ids: Sequence[str], classes: Sequence[str]) -> None:
+    """Every id once and in order, no empties, only known labels; raises `SubmissionError` otherwise."""
+    if [id for id, _ in rows] != list(ids) or len(set(ids)) != len(ids):
+        raise SubmissionError(
+            f"{len(rows)} rows do not name the {len(ids)} samples once each and in order; nothing was written"
+        )
+    for id, label in rows:
+        if label not in classes:
+            raise SubmissionError(f"sample {id} would get the label {label!r}, which is none of {', '.join(classes)}")
+
+
+def _unlabelled(samples: SampleSet, run: Run) -> SampleSet:
+    """The samples to predict; the data may not know labels that the run does not."""
+    if unknown := set(samples.classes) - set(run.classes):
+        raise SubmissionError(
+            f"{samples.source}: label {', '.join(sorted(unknown))} is unknown to {run.folder} "
+            f"({', '.join(run.classes)}); train heads on this data first"
+        )
+    if not samples.unlabelled:
+        raise SubmissionError(f"{samples.source}: every sample has a label; there is nothing to predict")
+    return replace(samples, samples=samples.unlabelled)
+
+
+def _same_towers(run: Run, modalities: str) -> list[Tower]:
+    """The run's encoders as they are now; weights that have changed since are refused."""
+    wanted = [tower for tower in run.towers if modalities in ("both", tower.spec.modality)]
+    now = {t.spec.fingerprint: t for t in describe_encoders([t.request for t in wanted], run.options)}
+    for tower in wanted:
+        if tower.spec.fingerprint not in now:
+            alike = [other for other in now.values() if other.spec.name == tower.spec.name]
+            fields = ", ".join(tower.spec.differences(alike[0].spec)) if alike else "the name"
+            raise RunError(
+                f"{tower.request}: not the encoder that {run.folder} was trained on ({fields} changed); "
+                "restore its weights, or run mmfeat extract and mmfeat heads again"
+            )
+    return wanted
+
+
+def _csv(rows: Rows) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(HEADER)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _shares(counts: Mapping[str, int]) -> dict[str, float]:
+    total = sum(counts.values())
+    return {name: count / total for name, count in sorted(counts.items())}

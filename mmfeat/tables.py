@@ -1,0 +1,90 @@
+"""Tables: CSV, TSV, JSONL and Parquet files as rows of named cells."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from mmfeat.errors import DataError
+from mmfeat.texts import decode_text
+
+Row = dict[str, str | None]
+
+
+def read_table(path: Path, encodings: Counter[str]) -> Iterator[tuple[int, Row]]:
+    """Yield (line number, row) for each row; cells are text, an empty or null cell is None.
+
+    The encoding the file was in is counted in `encodings`.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
+        raise DataError(f"{path}: a table must end in {', '.join(READERS)}; rename or convert the file")
+    if not path.is_file():
+        raise DataError(f"{path}: no such table; check --data")
+    for line, row in READERS[suffix](path, encodings):
+        yield line, {name: _cell(value) for name, value in row.items()}
+
+
+def _read_delimited(path: Path, encodings: Counter[str], delimiter: str) -> Iterator[tuple[int, dict[str, object]]]:
+    """Rows of a file with a header line; a row of another width is an error."""
+    text, encoding = decode_text(path.read_bytes())
+    encodings[encoding] += 1
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    header = next(reader, None) or []
+    try:
+        for cells in reader:
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                raise DataError(
+                    f"{path}:{reader.line_num}: {len(cells)} cells under a header of {len(header)}; "
+                    "quote cells that contain the delimiter"
+                )
+            yield reader.line_num, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num}: {error}; mend or quote this line") from error
+
+
+def _read_jsonl(path: Path, encodings: Counter[str]) -> Iterator[tuple[int, dict[str, object]]]:
+    text, encoding = decode_text(path.read_bytes())
+    encodings[encoding] += 1
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}:{number}: not JSON ({error}); one object a line is expected") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{number}: a JSON object is expected, this is {type(row).__name__}")
+        yield number, row
+
+
+def _read_parquet(path: Path, encodings: Counter[str]) -> Iterator[tuple[int, dict[str, object]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as table:
+            rows = (row for batch in table.iter_batches() for row in batch.to_pylist())
+            yield from enumerate(rows, 1)
+    except pyarrow.ArrowException as error:
+        message = str(error).splitlines()[0]
+        raise DataError(f"{path}: not a Parquet file ({message}); write it again") from error
+
+
+def _cell(value: object) -> str | None:
+    return None if value is None or value == "" else str(value)
+
+
+READERS: dict[str, Callable[[Path, Counter[str]], Iterator[tuple[int, dict[str, object]]]]] = {
+    ".csv": partial(_read_delimited, delimiter=","),
+    ".tsv": partial(_read_delimited, delimiter="\t"),
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+}

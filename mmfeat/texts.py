@@ -1,0 +1,38 @@
+"""Texts: from bytes on disk to the string an encoder sees."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+# GB18030 contains GBK; latin-1 accepts any byte and so never fails.
+ENCODINGS = ("utf-8", "gb18030", "latin-1")
+
+_URL = re.compile(r"http\S+")
+_MENTION = re.compile(r"@\w+")
+_HASHTAG = re.compile(r"#(\w+)")
+_SPACE = re.compile(r"\s+")
+
+
+def decode_text(data: bytes) -> tuple[str, str]:
+    """The text and the encoding it was in: UTF-8 (a byte-order mark is dropped), GB18030, latin-1."""
+    for encoding in ENCODINGS:
+        try:
+            return data.decode(encoding).removeprefix("\ufeff"), encoding
+        except UnicodeDecodeError:
+            continue
+    raise AssertionError("latin-1 decodes any bytes")
+
+
+def clean_tweet(text: str) -> str:
+    """Drop URLs and @mentions, keep a hashtag's word, collapse white space, lower-case."""
+    text = _HASHTAG.sub(r"\1", _MENTION.sub("", _URL.sub("", text)))
+    return _SPACE.sub(" ", text).strip().lower()
+
+
+def clean_none(text: str) -> str:
+    """The text as it is."""
+    return text
+
+
+CLEANING: dict[str, Callable[[str], str]] = {"tweet": clean_tweet, "none": clean_none}
