@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,26 @@ class Features:
     def modalities(self) -> tuple[str, ...]:
         """The modalities present, in a fixed order."""
         return tuple(sorted({block.modality for block in self.blocks}, reverse=True))
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """D of each block by its name."""
+        return {block.name: block.vectors.shape[1] for block in self.blocks}
+
+    def widened(self, widths: Mapping[str, int]) -> Features:
+        """Blocks of which every row is missing, and so of width 0, in the width a head was trained on.
+
+        Raises `CacheError` for any other difference.
+        """
+        blocks = []
+        for block in self.blocks:
+            width = widths[block.name]
+            if block.vectors.shape[1] not in (0, width):
+                raise CacheError(f"{block.name}: vectors of width {block.vectors.shape[1]}, the head takes {width}")
+            empty = np.full((len(self), width), np.nan, block.vectors.dtype)
+            vectors = block.vectors if block.vectors.shape[1] == width else empty
+            blocks.append(Block(block.name, block.modality, vectors, block.mask))
+        return Features(self.ids, tuple(blocks))
 
     def take(self, rows: np.ndarray) -> Features:
         """The samples at `rows`."""

@@ -206,8 +206,8 @@ def _read_table(path: Path, columns: dict[str, str], encodings: Counter[str]) ->
 def _check_columns(path: Path, names: dict[str, str], named: dict[str, str], row: Mapping[str, object]) -> None:
     wanted = {"id", *named}
     missing = [names[column] for column in COLUMNS if column in wanted and names[column] not in row]
-    if not missing and names["text"] not in row and names["image"] not in row:
-        missing = [f"{names['text']} or {names['image']}"]
+    if names["text"] not in row and names["image"] not in row:
+        missing.append(f"{names['text']} or {names['image']}")
     if missing:
         raise DataError(
             f"{path}: no column {', '.join(missing)} among {', '.join(row)}; "

@@ -70,7 +70,7 @@ def make_splits(labels: np.ndarray, ids: Sequence[str], groups: np.ndarray, fold
         raise DataError(f"only one class ({classes[0]}) is labelled; a classifier needs two")
     if folds < 2 or counts.min() < folds:
         raise DataError(
-            f"--folds {folds}: from 2 to {counts.min()} folds fit class {classes[counts.argmin()]!r}, "
+            f"--folds {folds}: from 2 to {counts.min()} folds fit class {str(classes[counts.argmin()])!r}, "
             f"which has {counts.min()} samples"
         )
     roles = np.full((len(labels), folds + 1), TRAIN, dtype="U10")
@@ -90,7 +90,7 @@ def load_splits(folder: Path, ids: Sequence[str]) -> Splits:
         text, _ = decode_text(path.read_bytes())
     except OSError as error:
         raise RunError(f"{path}: no saved splits ({error.strerror}); --split-dir is a run folder") from error
-    header, *rows = list(csv.reader(io.StringIO(text, newline="")))
+    header, *rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row] or [[]]
     roles = {row[0]: row[1:] for row in rows}
     if set(roles) != set(ids):
         missing, extra = len(set(ids) - set(roles)), len(set(roles) - set(ids))
@@ -98,8 +98,9 @@ def load_splits(folder: Path, ids: Sequence[str]) -> Splits:
             f"{path}: splits of {len(roles)} samples, the data has {len(ids)} labelled ones ({missing} have no "
             f"fold, {extra} are gone); make new splits by leaving out --split-dir"
         )
-    table = np.array([roles[id] for id in ids])
-    if header[-1] != FINAL or not np.isin(table, (TRAIN, VALIDATION, TEST)).all():
+    widths = {len(row) for row in rows}
+    table = np.array([roles[id] for id in ids]) if widths == {len(header)} else np.empty(0)
+    if header[-1] != FINAL or not table.size or not np.isin(table, (TRAIN, VALIDATION, TEST)).all():
         raise RunError(f"{path}: cells must be {TRAIN}, {VALIDATION} or {TEST} and the last column {FINAL!r}")
     return Splits(tuple(ids), tuple(header[1:]), table)
 

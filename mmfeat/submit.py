@@ -66,6 +66,7 @@ def submit(
     cache = cache or chosen.config["cache"]
     extraction = extract_samples(samples, towers, cache=cache, device=device, workers=workers, progress=progress)
     features = Cache(cache, samples.name).load(samples.samples, [tower.spec for tower in towers])
+    features = features.widened(chosen.config["widths"])
     model = load_head(chosen.head_folder(entry), FINAL, resolve_device(device))
     predictions = model.predict_proba(features).argmax(1)
     rows = [(id, chosen.classes[number]) for id, number in zip(features.ids, predictions.tolist(), strict=True)]

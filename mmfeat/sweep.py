@@ -109,6 +109,8 @@ def train_heads(
     if (folder / RUN_FILE).exists():
         return Sweep(read_run(folder), True, time.monotonic() - start)
     features = Cache(cache, samples.name).load(labelled, [tower.spec for tower in towers])
+    if empty := [block.name for block in features.blocks if not block.mask.any()]:
+        raise HeadError(f"{data}: no labelled sample has a vector of {', '.join(empty)}; leave it out of --encoders")
     classes = samples.classes
     labels = np.array([classes.index(str(sample.label)) for sample in labelled])
     task = Task(features, labels, classes, splits, settings, resolve_device(device))
@@ -135,6 +137,7 @@ def _sweep(task: Task, config: dict[str, Any], folder: Path, cache: str | Path, 
         {
             **config,
             "cache": str(cache),
+            "widths": task.features.widths,
             "classes": list(task.classes),
             "class_counts": dict(zip(task.classes, counts, strict=True)),
             "leaderboard": leaderboard,

@@ -153,7 +153,7 @@ def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:
 def _checksums(array: np.ndarray) -> np.ndarray:
     import xxhash
 
-    return np.array([xxhash.xxh3_64_intdigest(piece) for piece in _pieces(array)], dtype=np.uint64)
+    return np.array([xxhash.xxh3_64_intdigest(piece.data) for piece in _pieces(array)], dtype=np.uint64)
 
 
 def _header_hash(attributes: dict[str, Any], *columns: np.ndarray) -> int:

@@ -64,6 +64,7 @@ class Cache:
     def load(self, samples: Sequence[Sample], specs: Iterable[EncoderSpec]) -> Features:
         """Vectors of `samples` for each spec, aligned, with masks for missing and broken parts.
 
+        A block of which no row is there has width 0: nobody knows its width yet.
         Raises `CacheMissError` if any sample was never extracted: nothing is made up.
         """
         specs = list(specs)
@@ -75,13 +76,12 @@ class Cache:
         shards = self.shards(spec)
         rows = _find(_joined_keys(shards), wanted.keys)
         missing = np.flatnonzero(wanted.present & (rows < 0))
-        if len(missing) or not shards:
-            example = samples[missing[0]].id if len(missing) else "all"
+        if len(missing):
             raise CacheMissError(
                 f"{self.spec_folder(spec)}: {len(missing)} of {len(samples)} samples are not in the cache for "
-                f"{spec.name} (first: {example}); run mmfeat extract with the same --data and --encoders"
+                f"{spec.name} (first: {samples[missing[0]].id}); run mmfeat extract with the same --data and --encoders"
             )
-        width = max(shard.pooled.shape[1] for shard in shards)
+        width = max((shard.pooled.shape[1] for shard in shards), default=0)
         vectors = np.full((len(samples), width), np.nan, dtype=spec.storage)
         mask = wanted.present.copy()
         start = 0
@@ -89,7 +89,8 @@ class Cache:
             here = np.flatnonzero(wanted.present & (rows >= start) & (rows < start + len(shard.keys)))
             mask[here] = shard.errors[rows[here] - start] == b""
             here = here[mask[here]]
-            vectors[here] = shard.pooled[rows[here] - start]
+            if len(here):
+                vectors[here] = shard.pooled[rows[here] - start]
             start += len(shard.keys)
         return Block(spec.name, spec.modality, vectors, mask)
 

@@ -66,6 +66,6 @@ def load_head(folder: Path, stem: str, device: str = "cpu") -> Head:
         config = read_json(folder / f"{stem}.json")
         head = make_head(config["head"], HeadSettings(**config["settings"]), config["classes"], device)
         head.load(folder / f"{stem}{head.suffix}", config)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except Exception as error:  # safetensors and skops raise what their formats make them raise
         raise RunError(f"{folder / stem}: not a saved head ({error}); train the run again") from error
     return head

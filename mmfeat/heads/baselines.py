@@ -17,6 +17,8 @@ from mmfeat.metrics import confusion, macro_f1
 # Strong to weak L2; chosen on the validation part of the training fold.
 LOGISTIC_C = (1e-4, 1e-3, 1e-2, 1e-1)
 MAX_ITERATIONS = 500
+# A plain description of numbers; skops asks all the same.
+TRUSTED_TYPES = ("numpy.dtype",)
 
 
 def logistic_candidates(weights: dict[int, float], seed: int) -> dict[str, Any]:
@@ -77,10 +79,10 @@ class SklearnHead:
         return {"history": self.history}
 
     def load(self, path: Path, config: dict[str, Any]) -> None:
-        """Read it back; skops refuses types that scikit-learn does not define."""
+        """Read it back; skops refuses types that are not scikit-learn's or named here."""
         import skops.io
 
-        self.model = skops.io.load(path)
+        self.model = skops.io.load(path, trusted=list(TRUSTED_TYPES))
 
 
 def _matrix(features: Features) -> np.ndarray:

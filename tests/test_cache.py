@@ -1,0 +1,204 @@
+"""What is stored comes back, aligned and bit-exact; what is foreign or damaged is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from mmfeat.cache import Cache, Rows
+from mmfeat.cache.shard import corrupt_pieces, open_shard, spec_in
+from mmfeat.encoders import EncoderSpec
+from mmfeat.errors import CacheError, CacheMissError
+from mmfeat.samples import Sample, content_key
+
+SPEC = EncoderSpec("hashing", "text", "", "builtin:1", "", "tweet", "tower", 0, 0, "none", "float32", "float32")
+TEXTS = [f"text {number}" for number in range(40)]
+VECTORS = np.random.default_rng(1).standard_normal((40, 24)).astype(np.float32)
+SAMPLES = [Sample(f"s{number}", text) for number, text in enumerate(TEXTS)]
+
+
+def rows(numbers: range | list[int]) -> Rows:
+    return Rows(
+        [content_key(TEXTS[n].encode()) for n in numbers],
+        [f"s{n}" for n in numbers],
+        [""] * len(numbers),
+        VECTORS[list(numbers)],
+    )
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    """Two shards, 25 and 15 rows."""
+    cache = Cache(tmp_path, "set")
+    for part in (range(25), range(25, 40)):
+        with cache.writer(SPEC, {}) as writer:
+            writer.add(rows(part))
+    return cache
+
+
+def shard_paths(cache: Cache) -> list[Path]:
+    return sorted(cache.spec_folder(SPEC).glob("*.h5"))
+
+
+def test_vectors_come_back_bit_exact_in_the_order_of_the_samples(cache: Cache) -> None:
+    order = np.random.default_rng(2).permutation(40)
+    features = cache.load([SAMPLES[n] for n in order], [SPEC])
+    (block,) = features.blocks
+    assert features.ids == tuple(f"s{n}" for n in order)
+    assert block.mask.all()
+    np.testing.assert_array_equal(block.vectors, VECTORS[order])
+
+
+def test_equal_texts_share_a_row(cache: Cache) -> None:
+    block = cache.load([Sample("x", TEXTS[3]), Sample("y", TEXTS[3])], [SPEC]).blocks[0]
+    np.testing.assert_array_equal(block.vectors, VECTORS[[3, 3]])
+
+
+def test_missing_parts_are_masked_and_nan(cache: Cache) -> None:
+    block = cache.load([SAMPLES[0], Sample("none", None, text_error="no text file")], [SPEC]).blocks[0]
+    assert block.mask.tolist() == [True, False]
+    assert np.isnan(block.vectors[1]).all()
+
+
+def test_failed_rows_are_remembered_masked(cache: Cache) -> None:
+    key = content_key(b"broken")
+    with cache.writer(SPEC, {}) as writer:
+        writer.add(Rows([key], ["b"], ["not decodable"], np.empty((1, 0), np.float32)))
+    assert key in cache.keys(SPEC)
+    block = cache.load([Sample("b", "broken"), SAMPLES[1]], [SPEC]).blocks[0]
+    assert block.mask.tolist() == [False, True]
+    assert np.isnan(block.vectors[0]).all()
+    np.testing.assert_array_equal(block.vectors[1], VECTORS[1])
+
+
+def test_what_was_never_extracted_is_a_miss_not_zeros(cache: Cache) -> None:
+    with pytest.raises(
+        CacheMissError, match=r"1 of 2 samples are not in the cache for hashing \(first: new\); run mmfeat"
+    ):
+        cache.load([SAMPLES[0], Sample("new", "never seen")], [SPEC])
+
+
+def test_a_shard_that_vanished_is_a_miss(cache: Cache) -> None:
+    shard_paths(cache)[0].unlink()
+    with pytest.raises(CacheMissError):
+        cache.load(SAMPLES, [SPEC])
+
+
+def test_another_spec_shares_nothing(cache: Cache) -> None:
+    other = dataclasses.replace(SPEC, cleaning="none")
+    assert len(cache.keys(other)) == 0
+    with pytest.raises(CacheMissError):
+        cache.load(SAMPLES, [other])
+
+
+def test_a_shard_opens_without_mmfeat(cache: Cache) -> None:
+    found = {}
+    for path in shard_paths(cache):
+        with h5py.File(path, "r") as file:
+            assert file.attrs["format"] == 1
+            assert json.loads(file.attrs["spec"])["cleaning"] == "tweet"
+            assert file["pooled"].chunks is None
+            assert file["pooled"].id.get_offset() % 4096 == 0
+            found |= dict(zip(file["ids"][:].tolist(), file["pooled"][:], strict=True))
+        assert path.read_bytes()[8] == 2  # superblock version
+        assert spec_in(path) == dataclasses.asdict(SPEC)
+    np.testing.assert_array_equal(np.stack([found[f"s{n}".encode()] for n in range(40)]), VECTORS)
+
+
+def test_the_same_rows_written_twice_leave_the_first_file_alone(cache: Cache) -> None:
+    before = {path: (path.stat().st_ino, path.read_bytes()) for path in shard_paths(cache)}
+    with cache.writer(SPEC, {}) as writer:
+        writer.add(rows(range(25)))
+    assert {path: (path.stat().st_ino, path.read_bytes()) for path in shard_paths(cache)} == before
+
+
+def test_temporary_and_foreign_files_are_not_rows(cache: Cache) -> None:
+    folder = cache.spec_folder(SPEC)
+    (folder / f".{'0' * 32}.h5.host-1-0.tmp").write_bytes(b"half a shard")
+    (folder / "notes.h5").write_bytes(b"not ours")
+    assert len(cache.keys(SPEC)) == 40
+
+
+@pytest.mark.parametrize("part", ["keys", "errors", "ids"])
+def test_a_flipped_bit_in_the_header_is_refused(cache: Cache, part: str) -> None:
+    path = shard_paths(cache)[0]
+    with h5py.File(path, "r") as file:
+        offset = file[part].id.get_offset()
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CacheError, match="header does not match its checksum"):
+        cache.load(SAMPLES, [SPEC])
+
+
+def test_a_flipped_bit_in_the_vectors_is_found(cache: Cache) -> None:
+    path = shard_paths(cache)[0]
+    assert corrupt_pieces(open_shard(path, SPEC.fingerprint)) == []
+    with h5py.File(path, "r") as file:
+        offset = file["pooled"].id.get_offset()
+    data = bytearray(path.read_bytes())
+    data[offset + 17] ^= 1
+    path.write_bytes(data)
+    assert corrupt_pieces(open_shard(path, SPEC.fingerprint)) == [0]
+
+
+@pytest.mark.parametrize("size", [0, 100, 5000])
+def test_a_cut_file_is_refused(cache: Cache, size: int) -> None:
+    path = shard_paths(cache)[0]
+    os.truncate(path, size)
+    with pytest.raises(CacheError, match=r"\.h5: "):
+        cache.load(SAMPLES, [SPEC])
+
+
+def test_a_shard_of_another_encoder_is_refused(cache: Cache) -> None:
+    other = dataclasses.replace(SPEC, cleaning="none")
+    with cache.writer(other, {}) as writer:
+        writer.add(rows([0]))
+    stray = next(cache.spec_folder(other).glob("*.h5"))
+    stray.rename(cache.spec_folder(SPEC) / stray.name)
+    with pytest.raises(CacheError, match="belongs to another encoder"):
+        cache.load(SAMPLES, [SPEC])
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"spec": {"family": "x"}}'])
+def test_a_damaged_spec_file_is_refused(cache: Cache, content: str) -> None:
+    (cache.spec_folder(SPEC) / "spec.json").write_text(content)
+    with pytest.raises(CacheError, match="not a spec"):
+        cache.load(SAMPLES, [SPEC])
+
+
+def test_a_folder_that_describes_another_encoder_is_refused(cache: Cache) -> None:
+    path = cache.spec_folder(SPEC) / "spec.json"
+    content = json.loads(path.read_text())
+    content["spec"]["max_length"] = 7
+    path.write_text(json.dumps(content))
+    with pytest.raises(CacheError, match=r"describes another encoder than its folder name \(max_length\)"):
+        cache.load(SAMPLES, [SPEC])
+
+
+def test_links_and_chunks_in_a_shard_are_refused(cache: Cache, tmp_path: Path) -> None:
+    path = shard_paths(cache)[0]
+    secret = tmp_path / "secret.h5"
+    with h5py.File(secret, "w") as file:
+        file["pooled"] = VECTORS
+    with h5py.File(path, "a") as file:
+        del file["pooled"]
+        file["pooled"] = h5py.ExternalLink(str(secret), "pooled")
+    with pytest.raises(CacheError, match="pooled is not a plain dataset"):
+        cache.load(SAMPLES, [SPEC])
+    with h5py.File(path, "a") as file:
+        del file["pooled"]
+        file.create_dataset("pooled", data=VECTORS[:25], chunks=(5, 24), compression="gzip")
+    with pytest.raises(CacheError, match="stored in a way that mmfeat never writes"):
+        cache.load(SAMPLES, [SPEC])
+
+
+def test_dataset_names_stay_inside_the_cache(tmp_path: Path) -> None:
+    assert Cache(tmp_path, "../../etc").folder.parent == tmp_path
+    assert Cache(tmp_path, "..").folder == tmp_path / "data"

@@ -1,0 +1,132 @@
+"""Data flows one way: a module imports only from modules to its left."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import mmfeat
+
+PACKAGE = Path(mmfeat.__file__).parent
+
+# Left to right. Modules of one row do not import each other.
+LAYERS = [
+    ["version", "errors", "progress"],
+    ["files", "texts", "images", "hardware"],
+    ["tables"],
+    ["samples"],
+    ["encoders.torchvision_ops", "encoders.spec", "encoders.weights"],
+    ["encoders.torch_tower"],
+    [f"encoders.{name}" for name in ("bert", "clip", "hashing", "hog", "timm_models", "torchvision_models")],
+    ["encoders"],
+    ["features"],
+    ["cache.keys", "cache.shard"],
+    ["cache.store"],
+    ["cache"],
+    ["extract"],
+    ["splits", "metrics"],
+    ["heads.settings", "heads.inputs"],
+    ["heads.concat", "heads.torch_head", "heads.baselines"],
+    ["heads"],
+    ["runs"],
+    ["sweep", "submit", "demo"],
+    ["console"],
+    ["cli"],
+    ["__init__", "__main__"],
+]
+RANK = {f"mmfeat.{name}" if name != "__init__" else "mmfeat": rank for rank, row in enumerate(LAYERS) for name in row}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "timm",
+    "open_clip",
+    "transformers",
+    "sklearn",
+    "scipy",
+    "skimage",
+    "skops",
+    "h5py",
+    "pyarrow",
+}
+TORCH_MODULES = {"mmfeat.heads.inputs", "mmfeat.heads.concat", "mmfeat.heads.torch_head"}
+
+
+def module_name(path: Path) -> str:
+    parts = ["mmfeat", *path.relative_to(PACKAGE).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(path: Path, top_level_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        node
+        for test in ast.walk(tree)
+        if isinstance(test, ast.If) and "TYPE_CHECKING" in ast.unparse(test.test)
+        for node in ast.walk(test)
+    }
+    nodes = [node for node in (tree.body if top_level_only else ast.walk(tree)) if node not in typing_only]
+    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            children = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (children & FILES.keys()) or {node.module}
+    return found
+
+
+def test_every_module_has_a_place() -> None:
+    assert set(FILES) == set(RANK)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_go_left(name: str) -> None:
+    for imported in imports(FILES[name]):
+        if imported.split(".")[0] == "mmfeat":
+            assert imported in RANK, imported
+            # A package's own table of parts stands to the right of the parts.
+            assert RANK[imported] < RANK[name], f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_heavy_libraries_are_imported_where_they_are_needed(name: str) -> None:
+    heavy = {module for module in imports(FILES[name], top_level_only=True) if module.split(".")[0] in HEAVY}
+    assert heavy <= ({"torch", "torch.nn"} if name in TORCH_MODULES else set())
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_only_the_command_line_imports_its_packages(name: str) -> None:
+    used = {module.split(".")[0] for module in imports(FILES[name])} & {"typer", "rich", "click"}
+    assert not used or name in ("mmfeat.cli", "mmfeat.console")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_pickle_anywhere(name: str) -> None:
+    assert not {module.split(".")[0] for module in imports(FILES[name])} & {
+        "pickle",
+        "joblib",
+        "dill",
+        "shelve",
+        "marshal",
+    }
+    source = FILES[name].read_text()
+    assert source.count("torch.load(") == source.count("weights_only=True")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_and_functions_can_be_seen_at_once(name: str) -> None:
+    source = FILES[name].read_text()
+    assert source.count("\n") <= 350
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 70, node.name
+
+
+def test_exports_resolve() -> None:
+    for name in mmfeat.__all__:
+        assert getattr(mmfeat, name)
+    with pytest.raises(AttributeError, match="no attribute 'nope'"):
+        mmfeat.nope  # noqa: B018

@@ -1,0 +1,56 @@
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mmfeat.errors import DataError
+from mmfeat.tables import read_table
+
+ROWS = [{"id": "1", "text": 'a, "b"\nc', "label": "x"}, {"id": "2", "text": None, "label": None}]
+
+
+def write(path: Path) -> Path:
+    if path.suffix == ".jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in ROWS) + "\n\n")
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(ROWS), path)
+    else:
+        mark = "," if path.suffix == ".csv" else "\t"
+        path.write_text(f'id{mark}text{mark}label\n1{mark}"a, ""b""\nc"{mark}x\n2{mark}{mark}\n')
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_every_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
+    assert [row for _, row in read_table(write(tmp_path / f"t.{suffix}"), Counter())] == ROWS
+
+
+def test_lines_are_counted_in_the_file(tmp_path: Path) -> None:
+    assert [line for line, _ in read_table(write(tmp_path / "t.csv"), Counter())] == [3, 4]
+
+
+def test_encoding_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes("id,text\n1,太好了\n".encode("gb18030"))
+    counts: Counter[str] = Counter()
+    assert next(read_table(path, counts))[1]["text"] == "太好了"
+    assert counts == {"gb18030": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", "id,text\n1,a,b\n", "t.csv:2: 3 cells under a header of 2"),
+        ("t.jsonl", '{"id": 1}\nnope\n', "t.jsonl:2: not JSON"),
+        ("t.jsonl", "[1]\n", "t.jsonl:1: a JSON object is expected"),
+        ("t.parquet", "nope", "t.parquet: not a Parquet file"),
+        ("t.xlsx", "nope", "must end in .csv, .tsv, .jsonl, .parquet"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        list(read_table(tmp_path / name, Counter()))
