@@ -63,7 +63,8 @@ def test_help_has_an_example(command: list[str], tmp_path: Path) -> None:
 
 def test_nothing_heavy_is_imported_for_help_and_a_warm_rerun(demo_folder: Path, tmp_path: Path) -> None:
     heavy = "{'torch', 'sklearn', 'transformers', 'torchvision', 'timm', 'open_clip', 'pandas', 'scipy'}"
-    code = "import sys\nfrom mmfeat.cli import main\nsys.argv = ['mmfeat', *sys.argv[1:]]\ntry: main()\nexcept SystemExit: pass\n"
+    code = "import sys\nfrom mmfeat.cli import main\nsys.argv = ['mmfeat', *sys.argv[1:]]\n"
+    code += "try: main()\nexcept SystemExit: pass\n"
     code += f"print('imported', sorted({heavy} & set(sys.modules)))"
 
     def imported(*arguments: object) -> str:

@@ -199,13 +199,13 @@ def test_random_weights_are_never_taken_for_trained_ones(tiny_bert: Path, tmp_pa
     state = {name: value for name, value in load_file(folder / "model.safetensors").items() if "pooler" not in name}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     assert vectors(f"bert:{folder}")["text"].shape == (4, 32)
-    with pytest.raises(EncoderError, match="the weights lack pooler.dense.bias.*--pooling mean"):
+    with pytest.raises(EncoderError, match=r"the weights lack pooler.dense.bias.*--pooling mean"):
         vectors(f"bert:{folder}", EncoderOptions(dtype="float32", pooling="pooler"))
 
 
 @pytest.mark.parametrize("options", [{"cleaning": "x"}, {"pooling": "x"}, {"max_length": 0}])
 def test_wrong_options_get_one_line(options: dict) -> None:
-    with pytest.raises(ConfigError, match="use one of|at least 1"):
+    with pytest.raises(ConfigError, match=r"use one of|at least 1"):
         EncoderOptions(**options)
 
 

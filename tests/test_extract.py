@@ -140,7 +140,7 @@ def test_values_beyond_the_storage_dtype_are_never_written(data: Path, tmp_path:
 
     loud = Path(shutil.copytree(tiny_timm, tmp_path / "loud"))
     state = load_file(loud / "model.safetensors")
-    last = next(name for name in reversed(state) if name.endswith("bn2.weight") or name.endswith("bn3.weight"))
+    last = next(name for name in reversed(state) if name.endswith(("bn2.weight", "bn3.weight")))
     state = {
         name: value * 1e7
         if name.rpartition(".")[0] == last.rpartition(".")[0] and "running" not in name and value.is_floating_point()
@@ -181,7 +181,8 @@ import mmfeat.cache.store as store, mmfeat.console as console
 store.SHARD_BYTES = {shard_bytes}
 console.PLAIN_SECONDS = 0.0
 from mmfeat.cli import main
-sys.argv = ["mmfeat", "extract", "--data", {data!r}, "--encoders", "hashing,hog", "--cache", {cache!r}, "--batch-size", "4"]
+flags = "--encoders hashing,hog --batch-size 4".split()
+sys.argv = ["mmfeat", "extract", "--data", {data!r}, "--cache", {cache!r}, *flags]
 main()
 """
 

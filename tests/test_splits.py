@@ -30,7 +30,7 @@ def test_every_sample_is_tested_once_and_never_trained_on_then() -> None:
 def test_classes_are_spread_evenly() -> None:
     for fold in make().folds[:-1]:
         for name, count in zip(*np.unique(LABELS[fold.test], return_counts=True), strict=True):
-            assert abs(count - (LABELS == name).sum() / 5) <= 1
+            assert abs(count - (name == LABELS).sum() / 5) <= 1
         assert set(LABELS[fold.validation]) == {"a", "b", "c"}
 
 
