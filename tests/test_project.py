@@ -1,0 +1,74 @@
+"""The repository keeps its own promises: README, Makefile, packaging, ignored files."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def commands() -> list[list[str]]:
+    """Every `mmfeat ...` line in a code block of the README, without its output."""
+    blocks = re.findall(r"```(?:console|bash|sh)\n(.*?)```", README, flags=re.DOTALL)
+    lines = [line.removeprefix("$ ") for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line.split() for line in lines if line.startswith("mmfeat ")]
+
+
+def test_readme_tells_its_story_in_order() -> None:
+    places = [README.index(words) for words in ("make demo", "make test", "mmfeat extract", "mmfeat submit", "What lives where")]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_readme_commands_exist_with_their_flags(command: list[str]) -> None:
+    answer = subprocess.run([sys.executable, "-m", *command[:2], "--help"], capture_output=True, text=True, timeout=60)
+    assert answer.returncode == 0, answer.stderr
+    flags = [word.partition("=")[0] for word in command if word.startswith("--")]
+    assert all(flag in answer.stdout for flag in flags), flags
+
+
+def test_readme_files_exist() -> None:
+    table = README.split("What lives where")[1]
+    for name in re.findall(r"^\| `([^`]+)`", table, flags=re.MULTILINE):
+        assert (ROOT / name).exists(), name
+
+
+def test_every_package_is_named() -> None:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "mmfeat").rglob("__init__.py")}
+    assert set(named) == found
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+@pytest.mark.parametrize(
+    ("path", "ignored"),
+    [
+        ("cache/demo/x.h5", True),
+        ("heads/run/run.json", True),
+        ("cache/README.md", False),
+        ("heads/README.md", False),
+        ("mmfeat/heads/concat.py", False),
+        ("mmfeat/cache/store.py", False),
+        ("demo/train.txt", True),
+        ("submission.csv", True),
+    ],
+)
+def test_working_folders_are_ignored_and_code_is_not(path: str, ignored: bool) -> None:
+    answer = subprocess.run(["git", "check-ignore", "--no-index", "-q", path], cwd=ROOT)
+    assert (answer.returncode == 0) == ignored
+
+
+def test_constraints_hold_a_torch_and_torchvision_that_match() -> None:
+    pins = dict(re.findall(r"^([\w-]+)==([\d.]+)", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE))
+    torch, vision = (int(pins[name].split(".")[1]) for name in ("torch", "torchvision"))
+    assert vision == torch + 15  # torch 2.N goes with torchvision 0.(N + 15)

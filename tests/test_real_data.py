@@ -1,0 +1,85 @@
+"""Exactness on real pretrained weights and real pairs.
+
+Set MMFEAT_REAL_DATA to a folder with `mvsa/` (the folder layout) and `weights/all-MiniLM-L6-v2`,
+`weights/mobilenetv1_100-imagenet`; without it these tests skip.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmfeat.encoders import EncoderOptions, describe_encoders, load_encoders
+from mmfeat.samples import SampleSet, read_samples
+from mmfeat.texts import clean_tweet
+
+ROOT = Path(os.environ.get("MMFEAT_REAL_DATA", "nowhere"))
+BERT, TIMM = ROOT / "weights" / "all-MiniLM-L6-v2", ROOT / "weights" / "mobilenetv1_100-imagenet"
+ROWS = 96
+
+pytestmark = pytest.mark.skipif(not BERT.is_dir(), reason="MMFEAT_REAL_DATA names no folder with mvsa/ and weights/")
+
+
+@pytest.fixture(scope="module")
+def samples() -> SampleSet:
+    return read_samples(ROOT / "mvsa")
+
+
+def pictures(samples: SampleSet) -> list:
+    from PIL import Image
+
+    return [Image.open(sample.image).convert("RGB") for sample in samples.samples[:ROWS] if sample.image]
+
+
+def texts(samples: SampleSet) -> list[str]:
+    return [sample.text or "" for sample in samples.samples[:ROWS]]
+
+
+def ours(request: str, dtype: str, contents: list) -> np.ndarray:
+    (encoder,) = load_encoders(describe_encoders([request], EncoderOptions(dtype=dtype)), "cpu")
+    prepared = [encoder.prepare(content) for content in contents]
+    return np.concatenate([encoder.embed(prepared[start : start + 16]) for start in range(0, len(prepared), 16)])
+
+
+def text_reference(samples: SampleSet) -> np.ndarray:
+    import torch
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(BERT)
+    model = transformers.AutoModel.from_pretrained(BERT).float().eval()
+    cleaned = [clean_tweet(text) for text in texts(samples)]
+    inputs = tokenizer(cleaned, padding=True, truncation=True, max_length=128, return_tensors="pt")
+    with torch.no_grad():
+        hidden = model(**inputs).last_hidden_state
+    mask = inputs["attention_mask"][..., None]
+    return ((hidden * mask).sum(1) / mask.sum(1)).numpy()
+
+
+def image_reference(samples: SampleSet) -> np.ndarray:
+    import timm
+    import torch
+
+    model = timm.create_model(f"local-dir:{TIMM}", pretrained=True, num_classes=0).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    with torch.no_grad():
+        return torch.cat([model(transform(picture)[None]) for picture in pictures(samples)]).numpy()
+
+
+def check(exact: np.ndarray, half: np.ndarray, reference: np.ndarray) -> None:
+    np.testing.assert_allclose(exact, reference, atol=1e-5)
+    cosine = (half * reference).sum(1) / np.linalg.norm(half, axis=1) / np.linalg.norm(reference, axis=1)
+    assert cosine.min() >= 0.999, np.sort(cosine)[:5]
+
+
+def test_photos(samples: SampleSet) -> None:
+    photos = pictures(samples)
+    exact, half = (ours(f"timm:{TIMM}", dtype, photos) for dtype in ("float32", "bfloat16"))
+    check(exact, half, image_reference(samples))
+
+
+def test_tweets(samples: SampleSet) -> None:
+    exact, half = (ours(f"bert:{BERT}", dtype, texts(samples)) for dtype in ("float32", "bfloat16"))
+    check(exact, half, text_reference(samples))
