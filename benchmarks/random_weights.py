@@ -1,7 +1,8 @@
 """The three default encoders in their real architectures with random weights, as local files.
 
     python benchmarks/random_weights.py weights
-    mmfeat extract --data demo --encoders clip:weights/clip-vit-b-32,bert:weights/bert-base,resnet50:weights/resnet50.pth
+    mmfeat extract --data demo \\
+        --encoders clip:weights/clip-vit-b-32,bert:weights/bert-base,resnet50:weights/resnet50.pth
 
 Their vectors mean nothing; what runs is the real code at its real size, without a model hub.
 """

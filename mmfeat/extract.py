@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -135,7 +135,11 @@ def _remember(result: Extraction, encoders: list[str], options: EncoderOptions, 
 
 def resolve_options(options: EncoderOptions, device: str) -> EncoderOptions:
     """The options with `auto` replaced by what this machine computes in."""
-    return options.with_dtype(resolve_dtype(options.dtype, device))
+    return replace(
+        options,
+        dtype=resolve_dtype(options.dtype, device),
+        convolutional_dtype=options.convolutional_dtype or resolve_dtype(options.dtype, device, convolutional=True),
+    )
 
 
 def extract_samples(

@@ -116,6 +116,17 @@ def test_half_precision_stays_close(request: pytest.FixtureRequest, family: str,
         assert cosine.min() >= 0.999, (modality, cosine)
 
 
+def test_auto_never_chooses_bfloat16_for_convolutions(tiny_timm: Path, resnet_file: Path, tiny_bert: Path) -> None:
+    from mmfeat.extract import resolve_options
+
+    auto = resolve_options(EncoderOptions(dtype="auto"), "auto")
+    for tower in describe_encoders([f"timm:{tiny_timm}", f"resnet18:{resnet_file}"], auto):
+        assert tower.spec.arithmetic in ("float16", "float32")
+    chosen = resolve_options(EncoderOptions(dtype="bfloat16"), "auto")
+    towers = describe_encoders([f"timm:{tiny_timm}", f"bert:{tiny_bert}"], chosen)
+    assert [tower.spec.arithmetic for tower in towers] == ["bfloat16", "bfloat16"]
+
+
 def test_built_in_encoders_are_deterministic_and_never_change() -> None:
     text, image = vectors("hashing")["text"], vectors("hog")["image"]
     assert text.shape == (4, 512)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mmfeat.encoders import EncoderOptions, describe_encoders, load_encoders
+from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.samples import SampleSet, read_samples
 from mmfeat.texts import clean_tweet
 
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.skipif(not BERT.is_dir(), reason="MMFEAT_REAL_DATA name
 
 @pytest.fixture(scope="module")
 def samples() -> SampleSet:
+    import_torchvision()
     return read_samples(ROOT / "mvsa")
 
 
@@ -68,18 +70,18 @@ def image_reference(samples: SampleSet) -> np.ndarray:
         return torch.cat([model(transform(picture)[None]) for picture in pictures(samples)]).numpy()
 
 
-def check(exact: np.ndarray, half: np.ndarray, reference: np.ndarray) -> None:
-    np.testing.assert_allclose(exact, reference, atol=1e-5)
-    cosine = (half * reference).sum(1) / np.linalg.norm(half, axis=1) / np.linalg.norm(reference, axis=1)
-    assert cosine.min() >= 0.999, np.sort(cosine)[:5]
+def check(request: str, contents: list, reference: np.ndarray, half_dtypes: tuple[str, ...]) -> None:
+    np.testing.assert_allclose(ours(request, "float32", contents), reference, atol=1e-5)
+    for dtype in half_dtypes:
+        half = ours(request, dtype, contents)
+        cosine = (half * reference).sum(1) / np.linalg.norm(half, axis=1) / np.linalg.norm(reference, axis=1)
+        assert cosine.min() >= 0.999, (dtype, np.sort(cosine)[:5])
 
 
 def test_photos(samples: SampleSet) -> None:
-    photos = pictures(samples)
-    exact, half = (ours(f"timm:{TIMM}", dtype, photos) for dtype in ("float32", "bfloat16"))
-    check(exact, half, image_reference(samples))
+    """In bfloat16 this network falls to 0.991, which is why `auto` never chooses it for convolutions."""
+    check(f"timm:{TIMM}", pictures(samples), image_reference(samples), ("float16",))
 
 
 def test_tweets(samples: SampleSet) -> None:
-    exact, half = (ours(f"bert:{BERT}", dtype, texts(samples)) for dtype in ("float32", "bfloat16"))
-    check(exact, half, text_reference(samples))
+    check(f"bert:{BERT}", texts(samples), text_reference(samples), ("bfloat16", "float16"))

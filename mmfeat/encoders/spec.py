@@ -70,12 +70,16 @@ class EncoderSpec:
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    """What a user may choose about all encoders of a call."""
+    """What a user may choose about all encoders of a call.
+
+    `convolutional_dtype` is the arithmetic of convolutional models where `auto` chose another one for them.
+    """
 
     dtype: str = "auto"
     cleaning: str = "tweet"
     pooling: str = "mean"
     max_length: int = 128
+    convolutional_dtype: str = ""
 
     def __post_init__(self) -> None:
         _check("cleaning", self.cleaning, tuple(CLEANING))
@@ -83,9 +87,10 @@ class EncoderOptions:
         if self.max_length < 1:
             raise ConfigError(f"--max-length {self.max_length}: at least 1 token is needed")
 
-    def with_dtype(self, dtype: str) -> EncoderOptions:
-        """The same options with another arithmetic."""
-        return replace(self, dtype=dtype)
+    @property
+    def convolutional(self) -> EncoderOptions:
+        """The same options for a convolutional model."""
+        return replace(self, dtype=self.convolutional_dtype or self.dtype)
 
     @property
     def storage(self) -> str:

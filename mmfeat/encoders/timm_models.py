@@ -42,8 +42,8 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
             max_length=0,
             layer=0,
             view="none",
-            arithmetic=options.dtype,
-            storage=options.storage,
+            arithmetic=options.convolutional.dtype,
+            storage=options.convolutional.storage,
         )
     ]
 
