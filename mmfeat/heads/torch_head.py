@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,17 @@ PREDICT_ROWS = 8192
 ModuleType = Callable[[list[int], int, float], FusionModule]  # (widths, classes, dropout)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One CPU thread: batches are small, a second thread mostly waits, and sums come out alike on any machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class TorchHead:
     """One fusion module. `module_type(widths, classes, dropout)` builds it."""
 
@@ -34,7 +46,7 @@ class TorchHead:
 
     def fit(self, train: Features, labels: np.ndarray, validation: Features, validation_labels: np.ndarray) -> None:
         """Train until macro-F1 on `validation` stops rising; keeps the weights of the best epoch."""
-        with torch.random.fork_rng():
+        with one_thread(), torch.random.fork_rng():
             torch.manual_seed(self.settings.seed)
             self.module = self._build([block.vectors.shape[1] for block in train.blocks])
             inputs = self._tensors(train)
@@ -46,7 +58,7 @@ class TorchHead:
         assert self.module is not None, "fit or load the head first"
         self.module.eval()
         vectors, masks = self._tensors(features)
-        with torch.inference_mode():
+        with one_thread(), torch.inference_mode():
             pieces = [
                 self.module(
                     [x[start : start + PREDICT_ROWS] for x in vectors],
