@@ -21,6 +21,7 @@ install: $(READY)
 # The constraints pin the tested set, so that torch and torchvision match.
 $(READY): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (the first time takes some minutes: PyTorch is large)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "mmfeat needs Python 3.10 or newer; make PYTHON=...")'
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $(READY)
@@ -49,4 +50,4 @@ format: install
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo submission-demo.csv

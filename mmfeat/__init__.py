@@ -1,6 +1,6 @@
 """mmfeat: frozen encoders run once, fusion heads train in seconds on the cached embeddings.
 
-The Python API is what the commands call: `extract`, `train_heads`, `submit`, `read_samples`.
+The Python API is what the commands call: `read_samples`, `extract_features`, `train_heads`, `write_submission`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _EXPORTS = {
     "EncoderOptions": "mmfeat.encoders",
     "HeadSettings": "mmfeat.heads",
     "MmfeatError": "mmfeat.errors",
-    "extract": "mmfeat.extract",
+    "extract_features": "mmfeat.extract",
     "read_run": "mmfeat.runs",
     "read_samples": "mmfeat.samples",
-    "submit": "mmfeat.submit",
+    "write_submission": "mmfeat.submit",
     "train_heads": "mmfeat.sweep",
     "write_demo": "mmfeat.demo",
 }

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from mmfeat.console import ConsoleProgress, err, out, show_extraction, show_submission, show_sweep
+from mmfeat.console import ConsoleProgress, err, out, show_extraction, show_submission, show_sweep, shown
 from mmfeat.errors import ConfigError, MmfeatError
 from mmfeat.version import __version__
 
@@ -36,6 +36,7 @@ AnyEncoders = Annotated[
 CacheFolder = Annotated[str, typer.Option("--cache", help="Folder of the feature cache.")]
 Columns = Annotated[str, typer.Option("--columns", help="Names in your table: id=...,text=...,image=...,label=...")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+AnyColumns = Annotated[str | None, typer.Option("--columns", help="As for extract.  [default: the latest's]")]
 Dtype = Annotated[str, typer.Option("--dtype", help="Arithmetic: auto, float32, bfloat16 or float16.")]
 Cleaning = Annotated[str, typer.Option("--cleaning", help="Text cleaning: tweet or none.")]
 Pooling = Annotated[str, typer.Option("--pooling", help="BERT pooling: mean, cls or pooler.")]
@@ -54,7 +55,7 @@ def reported(function: Command) -> Command:
         except typer.Exit:
             raise
         except KeyboardInterrupt:
-            err.print("interrupted; vectors that were computed are kept, and the same command goes on")
+            err.print("interrupted; every vector that was computed is kept, run the same command again")
             raise typer.Exit(130) from None
         except Exception as error:
             if _debug:
@@ -116,9 +117,9 @@ def extract(
     mmfeat extract --data tweets --encoders clip,bert:./my-bert
     """
     from mmfeat.encoders import EncoderOptions
-    from mmfeat.extract import extract as run
+    from mmfeat.extract import extract_features
 
-    result = run(
+    result = extract_features(
         data,
         _names(encoders),
         cache=cache,
@@ -143,7 +144,7 @@ def heads(
     encoders: AnyEncoders = None,
     cache: CacheFolder = "cache",
     out_folder: Annotated[str, typer.Option("--out", help="Folder of the runs.")] = "heads",
-    columns: Columns = "",
+    columns: AnyColumns = None,
     folds: Annotated[int, typer.Option(help="Folds of the cross-validation.", min=2)] = 5,
     group: Annotated[bool, typer.Option("--group/--no-group", help="Keep equal texts and photos in one fold.")] = True,
     split_dir: Annotated[str | None, typer.Option(help="Reuse the folds.csv of this folder.")] = None,
@@ -155,31 +156,31 @@ def heads(
     class_weights: Annotated[str, typer.Option(help="Against imbalance: none, inverse or sqrt.")] = "sqrt",
     seed: Seed = 42,
     device: Device = "auto",
-    dtype: Dtype = "auto",
-    cleaning: Cleaning = "tweet",
-    pooling: Pooling = "mean",
-    max_length: MaxLength = 128,
+    dtype: Annotated[str | None, typer.Option(help="As for extract.  [default: the latest's]")] = None,
+    cleaning: Annotated[str | None, typer.Option(help="As for extract.  [default: the latest's]")] = None,
+    pooling: Annotated[str | None, typer.Option(help="As for extract.  [default: the latest's]")] = None,
+    max_length: Annotated[int | None, typer.Option(help="As for extract.  [default: the latest's]")] = None,
 ) -> None:
     """Cross-validate heads on the cached vectors and rank them.
 
     \b
     mmfeat heads --fusion concat --folds 5
     """
-    from mmfeat.encoders import EncoderOptions
-    from mmfeat.extract import Request, latest_request
     from mmfeat.heads.settings import HeadSettings
+    from mmfeat.requests import latest_request, new_request
 
+    given = {"dtype": dtype, "cleaning": cleaning, "pooling": pooling, "max_length": max_length}
     if data is not None and encoders is not None:
-        options = EncoderOptions(dtype, cleaning, pooling, max_length)
-        request = Request(data, _pairs(columns), _names(encoders), options)
+        request = new_request(data, _names(encoders), _pairs(columns or ""), given)
     else:
         request = latest_request(cache, data)
-        out.print(f"using {request.data} with {', '.join((encoders and _names(encoders)) or request.encoders)}")
+        request = request.changed(_names(encoders) if encoders else None, _pairs(columns) if columns else None, given)
+        out.print(f"using {shown(request.data)} with {', '.join(map(shown, request.encoders))}")
     from mmfeat.sweep import train_heads
 
     sweep = train_heads(
         request.data,
-        _names(encoders) if encoders else request.encoders,
+        request.encoders,
         cache=cache,
         out=out_folder,
         options=request.options,
@@ -215,6 +216,7 @@ def submit(
     head: Annotated[str | None, typer.Option(help="A head of the run.  [default: the best]")] = None,
     modalities: Annotated[str | None, typer.Option(help="both, text or image.  [default: the best]")] = None,
     cache: Annotated[str | None, typer.Option("--cache", help="Feature cache.  [default: the run's]")] = None,
+    columns: AnyColumns = None,
     device: Device = "auto",
     workers: Workers = 0,
 ) -> None:
@@ -223,15 +225,16 @@ def submit(
     \b
     mmfeat submit --run heads/RUN --out submission.csv
     """
-    from mmfeat.submit import submit as predict
+    from mmfeat.submit import write_submission
 
-    result = predict(
+    result = write_submission(
         run,
         data=data,
         out=out_file,
         head=head,
         modalities=modalities,
         cache=cache,
+        columns=_pairs(columns) if columns else None,
         device=device,
         workers=workers,
         progress=ConsoleProgress(),
@@ -289,6 +292,10 @@ def _load_config(context: typer.Context, path: Path) -> None:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not a readable TOML file ({error})") from error
     commands: dict[str, Any] = context.command.commands  # type: ignore[attr-defined]
+    broken = [name for name in commands if not isinstance(values.get(name, {}), dict)]
+    broken += ["out"] * ("out" in values)
+    if broken:
+        raise ConfigError(f"{path}: {', '.join(broken)} means something else for each command; write a table, [heads]")
     names = {name: {_flag(option) for option in command.params} for name, command in commands.items()}
     common = {key: value for key, value in values.items() if key not in commands}
     used = {flag for flags in names.values() for flag in flags}

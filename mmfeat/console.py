@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -82,6 +83,12 @@ def _lines(title: str, total: int) -> Iterator[Callable[[int], None]]:
         err.print(f"{title}: {total:,} in {seconds:.1f} s ({total / max(seconds, 1e-9):.1f}/s)")
 
 
+def shown(place: str) -> str:
+    """A path, alone or after `family:`, as seen from here."""
+    family, colon, path = place.rpartition(":") if not place.startswith("/") else ("", "", place)
+    return f"{family}{colon}{os.path.relpath(path)}" if path.startswith(os.getcwd() + os.sep) else place
+
+
 def show_extraction(result: Extraction, cache: str) -> None:
     """What was there, what is new, what could not be read."""
     samples = result.samples
@@ -92,9 +99,11 @@ def show_extraction(result: Extraction, cache: str) -> None:
         for reason, count in reasons.items():
             out.print(f"  {modality}: {count:,} without ({reason}); they stay, masked")
     for tower in result.towers:
-        name, spec = tower.spec.name, tower.spec
-        new = result.new.get(name, 0)
-        out.print(f"  {name}: {result.stored[name] + new:,} vectors, {new:,} new -> {result.folder / spec.folder_name}")
+        spec, folder = tower.spec, tower.spec.folder_name
+        new, unreadable = result.new.get(folder, 0), result.unreadable[folder]
+        good = f"{result.stored[folder] + new - unreadable:,} vectors, {new:,} new"
+        trouble = f", {unreadable:,} unreadable" if unreadable else ""
+        out.print(f"  {spec.name}: {good}{trouble} -> {result.folder / folder}")
     for id, reason in result.failures[:SHOWN_FAILURES]:
         out.print(f"  sample {id}: {reason}; kept as a masked row")
     if len(result.failures) > SHOWN_FAILURES:
@@ -125,6 +134,8 @@ def show_submission(result: Submission) -> None:
     for label, share in result.trained.items():
         table.add_row(label, f"{result.predicted.get(label, 0.0):.1%}", f"{share:.1%}")
     out.print(table)
+    if result.data_changed:
+        out.print("note: labels, texts or photos changed since this run was trained; mmfeat heads trains anew")
     if result.without_features:
         count, example = len(result.without_features), result.without_features[0]
         out.print(f"{count:,} samples have neither text nor image that could be read (first: {example})")

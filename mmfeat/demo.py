@@ -64,12 +64,15 @@ def write_demo(folder: str | Path, pairs: int = PAIRS, seed: int = SEED) -> Path
     """
     folder = Path(folder)
     recipe = {"made_by": "mmfeat demo", "pairs": pairs, "seed": seed}
-    if (folder / MARKER).is_file() and read_json(folder / MARKER) == recipe:
+    found = read_json(folder / MARKER) if (folder / MARKER).is_file() else None
+    if found == {**recipe, "complete": True}:
         return folder
-    if folder.exists() and any(folder.iterdir()):
+    interrupted = found == {**recipe, "complete": False}
+    if folder.exists() and any(folder.iterdir()) and not interrupted:
         raise DataError(f"{folder}: not empty and not this demo; name another folder with --out, or remove it")
+    write_json(folder / MARKER, {**recipe, "complete": False})
     data = folder / "data"
-    data.mkdir(parents=True, exist_ok=True)
+    data.mkdir(exist_ok=True)
     made = _pairs(pairs, random.Random(seed))
     for number, pair in enumerate(made):
         picture = pair.picture[: len(pair.picture) // 3] if number == 3 else pair.picture  # one truncated photo
@@ -79,7 +82,7 @@ def write_demo(folder: str | Path, pairs: int = PAIRS, seed: int = SEED) -> Path
     labelled = pairs - min(UNLABELLED, pairs // 10)
     _write_list(folder / "train.txt", [(pair.id, pair.label) for pair in made[:labelled]])
     _write_list(folder / "test_without_label.txt", [(pair.id, "null") for pair in made[labelled:]])
-    write_json(folder / MARKER, recipe)
+    write_json(folder / MARKER, {**recipe, "complete": True})
     return folder
 
 

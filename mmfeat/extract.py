@@ -6,32 +6,43 @@ writer (shards), under one small runner.
 
 from __future__ import annotations
 
+import os
 import platform
 import time
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from mmfeat.cache import Cache, ContentKeys, Rows, ShardWriter, content_keys
-from mmfeat.encoders import Encoder, EncoderOptions, EncoderSpec, Tower, describe_encoders, load_encoders
-from mmfeat.errors import CacheMissError, EncoderError
-from mmfeat.files import read_json, write_json
-from mmfeat.hardware import cpu_count, resolve_device, resolve_dtype
+from mmfeat.cache import Cache, Rows, ShardWriter, content_keys
+from mmfeat.encoders import (
+    Encoder,
+    EncoderOptions,
+    EncoderSpec,
+    Tower,
+    absolute_request,
+    describe_encoders,
+    load_encoders,
+)
+from mmfeat.errors import EncoderError
+from mmfeat.hardware import cpu_count, resolve_device
 from mmfeat.images import decode_image
 from mmfeat.progress import Progress, Silent
+from mmfeat.requests import Request, remember_request, resolve_options
 from mmfeat.samples import MODALITIES, Sample, SampleSet, content_key, read_samples
 from mmfeat.version import __version__
 
 # On a CPU the activations of a larger batch leave the processor's caches; a GPU needs more to be busy.
 BATCH_SIZES = {"cpu": 16, "mps": 64, "cuda": 256}
-LATEST = "latest.json"
 DEFAULT_ENCODERS = ("clip", "bert", "resnet50")
+
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "transformers", "timm", "scikit-learn", "scikit-image", "pillow")
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -49,23 +60,24 @@ class Item:
 
 @dataclass(frozen=True)
 class Prepared:
-    """An item after reading: one model input for each encoder that needs it, or an error."""
+    """An item after reading: for each encoder that needs it one model input, or why there is none."""
 
     item: Item
     key: bytes
     inputs: Mapping[str, Any]
-    error: str
+    errors: Mapping[str, str]
 
 
 @dataclass
 class Extraction:
-    """What an extraction found and did. `stored` and `new` count rows by encoder name."""
+    """What an extraction found and did. `stored` and `new` count rows by the encoder's cache folder."""
 
     samples: SampleSet
     towers: list[Tower]
     folder: Path
     stored: dict[str, int] = field(default_factory=dict)
     new: dict[str, int] = field(default_factory=dict)
+    unreadable: dict[str, int] = field(default_factory=dict)  # of these, rows that hold an error
     missing: dict[str, Counter[str]] = field(default_factory=dict)  # modality -> reason -> samples
     failures: list[tuple[str, str]] = field(default_factory=list)  # (sample id, reason), this time
     seconds: float = 0.0
@@ -75,7 +87,7 @@ class Extraction:
         return not any(self.new.values())
 
 
-def extract(
+def extract_features(
     data: str | Path,
     encoders: Iterable[str] = DEFAULT_ENCODERS,
     *,
@@ -99,47 +111,10 @@ def extract(
     result = extract_samples(
         samples, towers, cache=cache, device=device, workers=workers, batch_size=batch_size, progress=progress
     )
-    _remember(result, encoders, resolved, columns)
+    requests = [absolute_request(encoder) for encoder in encoders]
+    remember_request(cache, Request(os.path.abspath(data), dict(columns or {}), requests, resolved))
     result.seconds = time.monotonic() - start
     return result
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the last complete extraction of a data set was asked for."""
-
-    data: str
-    columns: dict[str, str]
-    encoders: list[str]
-    options: EncoderOptions
-
-
-def latest_request(cache: str | Path, data: str | Path | None = None) -> Request:
-    """The newest extraction in `cache`, of `data` if named: what `mmfeat heads` goes on with."""
-    place = Path(data).resolve() if data is not None else None
-    for path in sorted(Path(cache).glob(f"*/{LATEST}"), key=lambda path: -path.stat().st_mtime):
-        found = read_json(path)
-        request = Request(**{**found, "options": EncoderOptions(**found["options"])})
-        if place in (None, Path(request.data).resolve()):
-            return request
-    raise CacheMissError(
-        f"{cache}: nothing was extracted{f' of {data}' if data is not None else ''}; "
-        "run mmfeat extract --data DATA --encoders A,B first"
-    )
-
-
-def _remember(result: Extraction, encoders: list[str], options: EncoderOptions, columns: Any) -> None:
-    request = Request(result.samples.source, dict(columns or {}), encoders, options)
-    write_json(result.folder / LATEST, asdict(request))
-
-
-def resolve_options(options: EncoderOptions, device: str) -> EncoderOptions:
-    """The options with `auto` replaced by what this machine computes in."""
-    return replace(
-        options,
-        dtype=resolve_dtype(options.dtype, device),
-        convolutional_dtype=options.convolutional_dtype or resolve_dtype(options.dtype, device, convolutional=True),
-    )
 
 
 def extract_samples(
@@ -152,7 +127,7 @@ def extract_samples(
     batch_size: int = 0,
     progress: Progress | None = None,
 ) -> Extraction:
-    """`extract` for samples and towers that are already read and described."""
+    """`extract_features` for samples and towers that are already read and described."""
     store = Cache(cache, samples.name)
     result = Extraction(samples, towers, store.folder)
     plan = {modality: _plan(samples, modality, towers, store, result) for modality in MODALITIES}
@@ -170,7 +145,10 @@ def extract_samples(
             # A tokenizer is not safe to share between threads; texts are cheap to prepare in one.
             threads = 1 if modality == "text" else workers or cpu_count()
             _run(items, ours, writers, threads, size, progress or Silent(), result)
-    result.new = {tower.spec.name: writers[tower.spec.fingerprint].committed for tower in wanted}
+    for spec in (tower.spec for tower in wanted):
+        writer = writers[spec.fingerprint]
+        result.new[spec.folder_name] = writer.committed
+        result.unreadable[spec.folder_name] += writer.failed
     return result
 
 
@@ -181,21 +159,20 @@ def _plan(samples: SampleSet, modality: str, towers: list[Tower], store: Cache, 
         return []
     keys = content_keys(samples.samples, modality)
     result.missing[modality] = Counter(reason for reason in keys.reasons if reason)
+    wanted = np.unique(keys.keys[keys.present])
     lacking: dict[bytes, set[str]] = {}
     for spec in specs:
-        absent = _absent(keys, store, spec)
-        result.stored[spec.name] = len(set(keys.keys[keys.present].tolist())) - len(absent)
+        stored, failed = store.keys(spec)
+        absent = wanted[~np.isin(wanted, stored)].tolist()
+        result.stored[spec.folder_name] = len(wanted) - len(absent)
+        result.unreadable[spec.folder_name] = int(np.isin(wanted, stored[failed]).sum())
         for key in absent:
             lacking.setdefault(key, set()).add(spec.fingerprint)
-    first = {key: sample for sample, key in zip(reversed(samples.samples), reversed(keys.keys.tolist()), strict=True)}
-    items = [Item(first[key], modality, key, frozenset(needed)) for key, needed in lacking.items()]
+    first: dict[bytes, Sample] = {}
+    for sample, key in zip(samples.samples, keys.keys.tolist(), strict=True):
+        first.setdefault(key, sample)
+    items = [Item(first[key], modality, key, frozenset(lacking[key])) for key in first if key in lacking]
     return sorted(items, key=lambda item: len(item.sample.text or "")) if modality == "text" else items
-
-
-def _absent(keys: ContentKeys, store: Cache, spec: EncoderSpec) -> list[bytes]:
-    """Keys that `spec` has no row for, each once, in the order of the samples."""
-    wanted = keys.keys[keys.present]
-    return list(dict.fromkeys(wanted[~np.isin(wanted, store.keys(spec))].tolist()))
 
 
 def _run(
@@ -210,6 +187,8 @@ def _run(
     """reader -> mapper -> writer."""
     if not items:
         return
+    # Odd EXIF blocks and palettes warn, and decode all the same.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     title = f"{items[0].modality}: {', '.join(encoder.spec.name for encoder in encoders)}"
     with progress.task(title, len(items)) as advance:
         prepared = prefetch(lambda item: prepare(item, encoders), items, threads, ahead=4 * batch_size)
@@ -217,7 +196,8 @@ def _run(
             for encoder in encoders:
                 for rows in encode_block(batch, encoder):
                     writers[encoder.spec.fingerprint].add(rows)
-            result.failures += [(entry.item.sample.id, entry.error) for entry in batch if entry.error]
+            for entry in batch:
+                result.failures += [(entry.item.sample.id, reason) for reason in set(entry.errors.values())]
             advance(len(batch))
 
 
@@ -229,9 +209,16 @@ def prepare(item: Item, encoders: Iterable[Encoder]) -> Prepared:
     """
     key, content, error = _read(item)
     if error:
-        return Prepared(item, key, {}, error)
-    needed = [encoder for encoder in encoders if encoder.spec.fingerprint in item.fingerprints]
-    return Prepared(item, key, {encoder.spec.fingerprint: encoder.prepare(content) for encoder in needed}, "")
+        return Prepared(item, key, {}, dict.fromkeys(item.fingerprints, error))
+    inputs, errors = {}, {}
+    for encoder in encoders:
+        fingerprint = encoder.spec.fingerprint
+        if fingerprint in item.fingerprints:
+            try:
+                inputs[fingerprint] = encoder.prepare(content)
+            except (ValueError, TypeError, OSError, ZeroDivisionError) as problem:
+                errors[fingerprint] = f"cannot be prepared: {problem}"[:200]
+    return Prepared(item, key, inputs, errors)
 
 
 def _read(item: Item) -> tuple[bytes, Any, str]:
@@ -248,38 +235,38 @@ def _read(item: Item) -> tuple[bytes, Any, str]:
 
 def encode_block(batch: list[Prepared], encoder: Encoder) -> Iterator[Rows]:
     """The rows of one batch for one encoder: vectors of what could be read, errors of what could not."""
-    fingerprint = encoder.spec.fingerprint
+    fingerprint, storage = encoder.spec.fingerprint, encoder.spec.storage
     good = [entry for entry in batch if fingerprint in entry.inputs]
     if good:
         vectors = encoder.embed([entry.inputs[fingerprint] for entry in good])
-        yield Rows(
-            [entry.key for entry in good],
-            [entry.item.sample.id for entry in good],
-            [""] * len(good),
-            _stored(vectors, good, encoder.spec),
-        )
+        stored, errors = _stored(vectors, good, encoder.spec)
+        yield _rows(good, errors, stored)
     # A file that could not even be read has no content, so there is nothing to remember it by.
-    bad = [entry for entry in batch if entry.error and entry.key and fingerprint in entry.item.fingerprints]
+    bad = [entry for entry in batch if fingerprint in entry.errors and entry.key]
     if bad:
-        yield Rows(
-            [entry.key for entry in bad],
-            [entry.item.sample.id for entry in bad],
-            [entry.error for entry in bad],
-            np.empty((len(bad), 0), dtype=encoder.spec.storage),
-        )
+        yield _rows(bad, [entry.errors[fingerprint] for entry in bad], np.empty((len(bad), 0), dtype=storage))
 
 
-def _stored(vectors: np.ndarray, entries: list[Prepared], spec: EncoderSpec) -> np.ndarray:
-    """(B, D) in the storage dtype; a value that is not finite there is never written."""
+def _rows(entries: list[Prepared], errors: list[str], pooled: np.ndarray) -> Rows:
+    return Rows([entry.key for entry in entries], [entry.item.sample.id for entry in entries], errors, pooled)
+
+
+def _stored(vectors: np.ndarray, entries: list[Prepared], spec: EncoderSpec) -> tuple[np.ndarray, list[str]]:
+    """(B, D) in the storage dtype and an error for each row that is not finite.
+
+    In half precision the dtype may be to blame, so that is an error of the whole extraction.
+    """
     with np.errstate(over="ignore"):
         stored = vectors.astype(spec.storage)
-    if not np.isfinite(stored).all():
-        row = int(np.flatnonzero(~np.isfinite(stored).all(axis=1))[0])
+    finite = np.isfinite(stored).all(axis=1)
+    if not finite.all() and spec.storage != "float32":
+        row = int(np.flatnonzero(~finite)[0])
         raise EncoderError(
             f"{spec.name}: sample {entries[row].item.sample.id} gives values beyond {spec.storage}; "
             "extract with --dtype float32"
         )
-    return stored
+    stored[~finite] = np.nan
+    return stored, ["" if fine else "the encoder gives no finite vector" for fine in finite]
 
 
 def prefetch(function: Callable[[T], R], items: Iterable[T], threads: int, ahead: int) -> Iterator[R]:
@@ -314,15 +301,7 @@ def _provenance(tower: Tower) -> dict[str, Any]:
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {"mmfeat": __version__, "python": platform.python_version()}
-    for package in (
-        "torch",
-        "torchvision",
-        "open_clip_torch",
-        "transformers",
-        "timm",
-        "scikit-learn",
-        "pillow",
-    ):
+    for package in PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

@@ -12,7 +12,10 @@ from mmfeat.errors import CacheError
 
 @dataclass(frozen=True)
 class Block:
-    """One encoder's (N, D) vectors. Rows where `mask` is False are missing and hold NaN."""
+    """One encoder's (N, D) vectors. Rows where `mask` is False are missing and hold NaN.
+
+    `name` is the encoder's cache folder, which no two encoders share.
+    """
 
     name: str
     modality: str

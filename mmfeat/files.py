@@ -27,7 +27,6 @@ def write_atomic(path: Path, data: bytes | memoryview, *, exclusive: bool = Fals
     With `exclusive`, an existing file is left as it is and False is returned: somebody committed the
     same name before us. Raises `WriteError` when the disk refuses; nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _temporary(path) as temporary:
         _write_synced(temporary, memoryview(data))
         if exclusive:
@@ -76,6 +75,7 @@ def sync_folder(folder: Path) -> None:
 def _temporary(path: Path) -> Iterator[Path]:
     temporary = path.parent / f".{path.name}.{socket.gethostname()}-{os.getpid()}-{next(_calls)}.tmp"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
     except OSError as error:
         raise WriteError(
@@ -83,7 +83,8 @@ def _temporary(path: Path) -> Iterator[Path]:
             "command again (what was committed before is intact)"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _write_synced(path: Path, data: memoryview) -> None:

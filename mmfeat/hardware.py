@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from mmfeat.errors import ConfigError
@@ -15,10 +16,12 @@ def resolve_device(device: str = "auto") -> str:
     """The torch device: `auto` is CUDA, then Apple's MPS, then the CPU."""
     import torch
 
-    if device.split(":")[0] not in DEVICES:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
         raise ConfigError(f"--device {device}: use one of {', '.join(DEVICES)} (or cuda:N)")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"--device {device}: torch sees no CUDA device here; use --device cpu")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("--device mps: torch sees no Apple GPU here; use --device cpu")
     if device != "auto":
         return device
     if torch.cuda.is_available():

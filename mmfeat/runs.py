@@ -10,14 +10,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmfeat.cache import ContentKeys
 from mmfeat.encoders import EncoderOptions, EncoderSpec, Tower
-from mmfeat.errors import RunError
-from mmfeat.files import read_json, write_json
+from mmfeat.errors import ConfigError, RunError
+from mmfeat.files import canonical_json, read_json, write_json
+from mmfeat.samples import Sample
 
 RUN_FILE = "run.json"
 LEADERBOARD = "leaderboard"
@@ -42,6 +47,11 @@ class Run:
     @property
     def options(self) -> EncoderOptions:
         return EncoderOptions(**self.config["options"])
+
+    @property
+    def comparable(self) -> tuple[str, str]:
+        """Runs whose scores may be compared agree in this: the data and the folds."""
+        return self.config["data_hash"], self.config["splits_hash"]
 
     @property
     def leaderboard(self) -> list[dict[str, Any]]:
@@ -74,21 +84,36 @@ def read_run(folder: Path) -> Run:
     """The run in `folder`; raises `RunError` if there is none or it is not finished."""
     try:
         run = Run(folder, read_json(folder / RUN_FILE))
-        run.towers, run.options, run.classes, run.leaderboard[0]
+        run.towers, run.options, run.classes, run.comparable, run.leaderboard[0]
     except FileNotFoundError:
         raise RunError(f"{folder}: no finished run here (no {RUN_FILE}); make one with mmfeat heads") from None
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, ConfigError) as error:
         raise RunError(f"{folder / RUN_FILE}: not a run of this version ({error}); run mmfeat heads again") from error
     return run
 
 
 def best_run(root: Path, data: str | None = None) -> Run:
-    """Of the runs on `data` (by default the data of the newest run), the one with the best head."""
-    files = sorted(root.glob(f"*/{RUN_FILE}"), key=lambda path: path.stat().st_mtime)
-    runs = [read_run(file.parent) for file in files]
-    place = Path(data or (runs[-1].config["data"] if runs else "")).resolve()
-    wanted = [run for run in runs if Path(run.config["data"]).resolve() == place]
-    if not wanted:
+    """The run with the best head among those comparable with the newest one on `data`.
+
+    Comparable are runs on the same labels, contents and folds: scores on others say nothing about each
+    other. Folders that hold no readable run are passed over.
+    """
+    runs = []
+    for file in sorted(root.glob(f"*/{RUN_FILE}"), key=lambda path: path.stat().st_mtime):
+        with contextlib.suppress(RunError):
+            runs.append(read_run(file.parent))
+    if data is not None:
+        runs = [run for run in runs if run.config["data"] == os.path.abspath(data)]
+    if not runs:
         on = f" on {data}" if data else ""
         raise RunError(f"{root}: no finished run{on}; make one with mmfeat heads, or name it with --run")
-    return max(wanted, key=lambda run: run.leaderboard[0]["macro_f1"]["value"])
+    alike = [run for run in runs if run.comparable == runs[-1].comparable]
+    return max(alike, key=lambda run: run.leaderboard[0]["macro_f1"]["value"])
+
+
+def hash_data(samples: Sequence[Sample], keys: Mapping[str, ContentKeys]) -> str:
+    """Ids, labels and contents of the labelled samples: what a run must not survive a change of."""
+    digest = hashlib.sha256()
+    for sample, text, image in zip(samples, keys["text"].keys.tolist(), keys["image"].keys.tolist(), strict=True):
+        digest.update(canonical_json([sample.id, sample.label, text.decode(), image.decode()]).encode())
+    return digest.hexdigest()

@@ -7,9 +7,7 @@ exception: the sample stays, with the reason.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -101,7 +99,8 @@ def read_samples(data: str | Path, columns: Mapping[str, str] | None = None) -> 
         raise DataError(f"{path}: no such folder or table; check --data")
     if not samples:
         raise DataError(f"{path}: no samples; a list needs at least one `guid,tag` line, a table one row")
-    name = path.resolve().stem if path.is_file() else path.resolve().name
+    place = Path(os.path.abspath(path))  # gives "." its name, and leaves a link the name the user chose
+    name = place.stem if path.is_file() else place.name
     return SampleSet(name, str(data), tuple(samples), dict(encodings))
 
 
@@ -141,12 +140,12 @@ def _read_lists(lists: list[Path]) -> Iterator[tuple[str, str | None]]:
 
 
 def _list_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Lines are split by hand: quotes mean nothing in these lists, and must not join lines."""
     text, _ = decode_text(path.read_bytes())
-    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
-    for cells in reader:
-        header = reader.line_num == 1 and bool(cells) and cells[0].strip().lower() in ("guid", "id")
-        if cells and not header:
-            yield reader.line_num, cells
+    rows = [(number, line.split(",")) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if rows and rows[0][1][0].strip().lower() in ("guid", "id"):
+        del rows[0]
+    yield from rows
 
 
 def checked_id(value: str | None, where: str, seen: dict[str, str]) -> str:
@@ -193,14 +192,16 @@ def _read_table(path: Path, columns: dict[str, str], encodings: Counter[str]) ->
         raise DataError(f"--columns: {', '.join(sorted(unknown))} is none of {', '.join(COLUMNS)}")
     seen: dict[str, str] = {}
     for line, row in read_table(path, encodings):
-        if not seen:
+        if not seen and path.suffix.lower() != ".jsonl":  # an object may leave out what it lacks
             _check_columns(path, names, columns, row)
-        id = checked_id(row[names["id"]], f"{path}:{line}", seen)
+        id = checked_id(row.get(names["id"]), f"{path}:{line}", seen)
         text, label = row.get(names["text"]), row.get(names["label"])
         text = text if text and text.strip() else None
         image, image_error = _table_image(path, row.get(names["image"]))
         label = None if label is None or label.strip() in NO_LABEL else label.strip()
-        yield Sample(id, text, image, label, "" if text else "empty text", image_error)
+        if label and not label.isprintable():
+            raise DataError(f"{path}:{line}: the label {label!r} is not one printable line; is a quote missing above?")
+        yield Sample(id, text, image, label, "" if text else "no text", image_error)
 
 
 def _check_columns(path: Path, names: dict[str, str], named: dict[str, str], row: Mapping[str, object]) -> None:
@@ -220,4 +221,8 @@ def _table_image(table: Path, cell: str | None) -> tuple[Path | None, str]:
     if cell is None:
         return None, "no image file"
     image = table.parent / cell
-    return (image, "") if image.is_file() else (None, f"no image file at {cell}")
+    try:
+        found = image.is_file()
+    except (OSError, ValueError):  # a cell that no file system takes for a name
+        found = False
+    return (image, "") if found else (None, f"no image file at {cell[:80]}")

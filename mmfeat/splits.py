@@ -73,6 +73,7 @@ def make_splits(labels: np.ndarray, ids: Sequence[str], groups: np.ndarray, fold
             f"--folds {folds}: from 2 to {counts.min()} folds fit class {str(classes[counts.argmin()])!r}, "
             f"which has {counts.min()} samples"
         )
+    _check_groups(labels, groups, folds)
     roles = np.full((len(labels), folds + 1), TRAIN, dtype="U10")
     for column, test in enumerate(_parts(labels, groups, folds, seed)):
         roles[test, column] = TEST
@@ -80,6 +81,9 @@ def make_splits(labels: np.ndarray, ids: Sequence[str], groups: np.ndarray, fold
         rest = np.flatnonzero(roles[:, column] != TEST)
         parts = max(2, min(VALIDATION_PARTS, np.unique(labels[rest], return_counts=True)[1].min()))
         roles[rest[_parts(labels[rest], groups[rest], parts, seed)[0]], column] = VALIDATION
+    for role in roles.T:
+        if len(np.unique(labels[role == TRAIN])) < 2 or not (role == VALIDATION).any():
+            raise DataError(f"--folds {folds}: a fold would train on one class or validate on nothing; label more")
     return Splits(tuple(ids), (*(f"fold{number}" for number in range(folds)), FINAL), roles)
 
 
@@ -92,6 +96,8 @@ def load_splits(folder: Path, ids: Sequence[str]) -> Splits:
         raise RunError(f"{path}: no saved splits ({error.strerror}); --split-dir is a run folder") from error
     header, *rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row] or [[]]
     roles = {row[0]: row[1:] for row in rows}
+    if len(roles) < len(rows):
+        raise RunError(f"{path}: an id stands on two lines; each sample has one line")
     if set(roles) != set(ids):
         missing, extra = len(set(ids) - set(roles)), len(set(roles) - set(ids))
         raise RunError(
@@ -102,6 +108,9 @@ def load_splits(folder: Path, ids: Sequence[str]) -> Splits:
     table = np.array([roles[id] for id in ids]) if widths == {len(header)} else np.empty(0)
     if header[-1] != FINAL or not table.size or not np.isin(table, (TRAIN, VALIDATION, TEST)).all():
         raise RunError(f"{path}: cells must be {TRAIN}, {VALIDATION} or {TEST} and the last column {FINAL!r}")
+    has = {role: (table == role).any(axis=0) for role in (TRAIN, VALIDATION, TEST)}
+    if not (has[TRAIN] & has[VALIDATION]).all() or not has[TEST][:-1].all() or has[TEST][-1]:
+        raise RunError(f"{path}: each fold needs {TRAIN}, {VALIDATION} and {TEST} rows, and {FINAL!r} no {TEST} row")
     return Splits(tuple(ids), tuple(header[1:]), table)
 
 
@@ -119,6 +128,17 @@ def duplicate_groups(samples: Sequence[Sample], image_keys: np.ndarray) -> np.nd
     rows, columns = np.array(joined, dtype=int).reshape(-1, 2).T
     graph = coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(samples), len(samples)))
     return connected_components(graph, directed=False)[1]
+
+
+def _check_groups(labels: np.ndarray, groups: np.ndarray, folds: int) -> None:
+    """Each class needs samples in enough groups to be in the training part of every fold."""
+    for name in np.unique(labels):
+        count = len(np.unique(groups[labels == name]))
+        if count < max(folds, 3):
+            raise DataError(
+                f"class {str(name)!r} has only {count} groups of different texts and photos, too few for "
+                f"--folds {folds}; use fewer folds, or --no-group to let equal ones stand on both sides"
+            )
 
 
 def _parts(labels: np.ndarray, groups: np.ndarray, parts: int, seed: int) -> list[np.ndarray]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mmfeat.cache import Cache
+import numpy as np
+
+from mmfeat.cache import Cache, content_keys
 from mmfeat.encoders import Tower, describe_encoders
 from mmfeat.errors import RunError, SubmissionError
 from mmfeat.extract import Extraction, extract_samples
@@ -17,8 +20,8 @@ from mmfeat.files import write_atomic
 from mmfeat.hardware import resolve_device
 from mmfeat.heads import load_head
 from mmfeat.progress import Progress
-from mmfeat.runs import Run, best_run, read_run
-from mmfeat.samples import SampleSet, read_samples
+from mmfeat.runs import Run, best_run, hash_data, read_run
+from mmfeat.samples import MODALITIES, SampleSet, read_samples
 from mmfeat.splits import FINAL
 
 HEADER = ("guid", "tag")
@@ -37,10 +40,11 @@ class Submission:
     predicted: Mapping[str, float]
     trained: Mapping[str, float]
     extraction: Extraction
+    data_changed: bool = False
     without_features: list[str] = field(default_factory=list)
 
 
-def submit(
+def write_submission(
     run: str | Path | None = None,
     *,
     data: str | Path | None = None,
@@ -49,6 +53,7 @@ def submit(
     head: str | None = None,
     modalities: str | None = None,
     cache: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
     device: str = "auto",
     workers: int = 0,
     progress: Progress | None = None,
@@ -61,14 +66,18 @@ def submit(
     """
     chosen = read_run(Path(run)) if run else best_run(Path(heads), str(data) if data else None)
     entry = chosen.entry(head, modalities)
-    samples = _unlabelled(read_samples(data or chosen.config["data"], chosen.config["columns"]), chosen)
+    everything = read_samples(data or chosen.config["data"], columns or chosen.config["columns"])
+    samples = _unlabelled(everything, chosen)
     towers = _same_towers(chosen, entry["modalities"])
     cache = cache or chosen.config["cache"]
     extraction = extract_samples(samples, towers, cache=cache, device=device, workers=workers, progress=progress)
     features = Cache(cache, samples.name).load(samples.samples, [tower.spec for tower in towers])
     features = features.widened(chosen.config["widths"])
     model = load_head(chosen.head_folder(entry), FINAL, resolve_device(device))
-    predictions = model.predict_proba(features).argmax(1)
+    probabilities = model.predict_proba(features)
+    if not np.isfinite(probabilities).all():
+        raise SubmissionError(f"{chosen.folder}: its head gives no finite predictions; train it again")
+    predictions = probabilities.argmax(1)
     rows = [(id, chosen.classes[number]) for id, number in zip(features.ids, predictions.tolist(), strict=True)]
     check_rows(rows, features.ids, chosen.classes)
     write_atomic(Path(out), _csv(rows).encode())
@@ -82,6 +91,7 @@ def submit(
         predicted=_shares(Counter(label for _, label in rows)),
         trained=_shares(chosen.config["class_counts"]),
         extraction=extraction,
+        data_changed=_data_changed(everything, chosen),
         without_features=[id for id, there in zip(features.ids, seen, strict=True) if not there],
     )
 
@@ -95,6 +105,14 @@ def check_rows(rows: Rows, ids: Sequence[str], classes: Sequence[str]) -> None:
     for id, label in rows:
         if label not in classes:
             raise SubmissionError(f"sample {id} would get the label {label!r}, which is none of {', '.join(classes)}")
+
+
+def _data_changed(samples: SampleSet, run: Run) -> bool:
+    """Whether the labelled samples the run was trained on are different by now."""
+    if os.path.abspath(samples.source) != run.config["data"]:
+        return False
+    keys = {modality: content_keys(samples.labelled, modality) for modality in MODALITIES}
+    return hash_data(samples.labelled, keys) != run.config["data_hash"]
 
 
 def _unlabelled(samples: SampleSet, run: Run) -> SampleSet:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,23 +18,24 @@ from typing import Any
 
 import numpy as np
 
-from mmfeat.cache import Cache, content_keys
+from mmfeat.cache import Cache, content_keys, folder_name
 from mmfeat.encoders import EncoderOptions, Tower, describe_encoders
 from mmfeat.errors import HeadError
-from mmfeat.extract import resolve_options
 from mmfeat.features import Features
 from mmfeat.files import canonical_json, write_atomic, write_json
 from mmfeat.hardware import resolve_device
 from mmfeat.heads import BASELINES, FUSIONS, Head, HeadSettings, make_head, save_head
 from mmfeat.metrics import evaluate, paired_difference
 from mmfeat.progress import Progress, Silent
-from mmfeat.runs import LEADERBOARD, RUN_FILE, Run, read_run, write_run
-from mmfeat.samples import Sample, read_samples
-from mmfeat.splits import FINAL, Splits, duplicate_groups, load_splits, make_splits
+from mmfeat.requests import resolve_options
+from mmfeat.runs import LEADERBOARD, RUN_FILE, Run, hash_data, read_run, write_run
+from mmfeat.samples import MODALITIES, Sample, read_samples
+from mmfeat.splits import FINAL, TEST, Splits, duplicate_groups, load_splits, make_splits
 from mmfeat.version import __version__
 
 MODALITY_SETS = ("both", "text", "image")
 FOLDS = 5
+PLACES = ("data", "cache", "columns")  # where a run found things; they may move, and the run stays the same
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class Task:
     splits: Splits
     settings: HeadSettings
     device: str
+
+    @property
+    def tested(self) -> np.ndarray:
+        """Rows that some fold tests; split files from elsewhere may leave some out."""
+        return np.flatnonzero((self.splits.roles == TEST).any(axis=1))
 
 
 @dataclass(frozen=True)
@@ -90,14 +97,15 @@ def train_heads(
     labelled = samples.labelled
     if not labelled:
         raise HeadError(f"{data}: no labelled samples; heads are trained on labels")
-    image_keys = content_keys(labelled, "image").keys
-    splits = _splits(labelled, image_keys, folds, grouped, split_dir, settings.seed)
+    keys = {modality: content_keys(labelled, modality) for modality in MODALITIES}
+    splits = _splits(labelled, keys["image"].keys, folds, grouped, split_dir, settings.seed)
     config = {
         "version": __version__,
-        "data": str(data),
+        "data": os.path.abspath(data),
+        "cache": os.path.abspath(cache),
         "columns": dict(columns or {}),
         "dataset": samples.name,
-        "data_hash": _data_hash(labelled, image_keys),
+        "data_hash": hash_data(labelled, keys),
         "splits_hash": hashlib.sha256("\n".join(map(",".join, splits.roles.tolist())).encode()).hexdigest(),
         "encoders": [{"request": tower.request, "spec": asdict(tower.spec)} for tower in towers],
         "options": asdict(options),
@@ -107,18 +115,22 @@ def train_heads(
     }
     folder = Path(out) / _run_name(config)
     if (folder / RUN_FILE).exists():
-        return Sweep(read_run(folder), True, time.monotonic() - start)
-    features = Cache(cache, samples.name).load(labelled, [tower.spec for tower in towers])
+        run = read_run(folder)
+        places = {name: config[name] for name in PLACES}
+        if any(run.config[name] != place for name, place in places.items()):  # the data moved since
+            run = write_run(folder, {**run.config, **places})
+        return Sweep(run, True, time.monotonic() - start)
+    features = Cache(cache, samples.name).load(labelled, [tower.spec for tower in towers], keys)
     if empty := [block.name for block in features.blocks if not block.mask.any()]:
         raise HeadError(f"{data}: no labelled sample has a vector of {', '.join(empty)}; leave it out of --encoders")
     classes = samples.classes
     labels = np.array([classes.index(str(sample.label)) for sample in labelled])
     task = Task(features, labels, classes, splits, settings, resolve_device(device))
-    run = _sweep(task, config, folder, cache, progress or Silent())
+    run = _sweep(task, config, folder, progress or Silent())
     return Sweep(run, False, time.monotonic() - start)
 
 
-def _sweep(task: Task, config: dict[str, Any], folder: Path, cache: str | Path, progress: Progress) -> Run:
+def _sweep(task: Task, config: dict[str, Any], folder: Path, progress: Progress) -> Run:
     """Train every head x modality and write the run."""
     task.splits.save(folder)
     entries, predictions = [], []
@@ -136,7 +148,6 @@ def _sweep(task: Task, config: dict[str, Any], folder: Path, cache: str | Path, 
         folder,
         {
             **config,
-            "cache": str(cache),
             "widths": task.features.widths,
             "classes": list(task.classes),
             "class_counts": dict(zip(task.classes, counts, strict=True)),
@@ -164,12 +175,12 @@ def _cross_validate(
         if fold.name != FINAL:
             probabilities[fold.test] = head.predict_proba(features.take(fold.test))
         advance(1)
-    predicted = probabilities.argmax(1)
-    # Split files from elsewhere may test a sample in no fold; it is not scored then.
-    tested = np.flatnonzero(probabilities.sum(1) > 0)
+    if not np.isfinite(probabilities).all():
+        raise HeadError(f"{name} on {modality} diverged; lower --learning-rate (now {task.settings.learning_rate:g})")
+    predicted, tested = probabilities.argmax(1), task.tested
     metrics = evaluate(task.labels[tested], predicted[tested], task.classes, task.settings.seed)
     write_json(folder / "metrics.json", metrics)
-    write_atomic(folder / "out_of_fold.csv", _predictions_csv(task, probabilities, tested).encode())
+    write_atomic(folder / "out_of_fold.csv", _predictions_csv(task, probabilities).encode())
     entry = {"head": name, "modalities": modality, **metrics, "seconds": round(time.monotonic() - start, 2)}
     return entry, predicted
 
@@ -177,7 +188,7 @@ def _cross_validate(
 def _rank(task: Task, entries: list[dict[str, Any]], predictions: list[np.ndarray]) -> list[dict[str, Any]]:
     """Best first; each entry tells its paired difference from the best and whether that is a tie."""
     order = sorted(range(len(entries)), key=lambda index: -entries[index]["macro_f1"]["value"])
-    tested = np.flatnonzero((task.splits.roles == "test").any(axis=1))
+    tested = task.tested
     labels, best = task.labels[tested], predictions[order[0]][tested]
     ranked = []
     for index in order:
@@ -200,7 +211,7 @@ def _checked_modalities(names: Sequence[str], towers: list[Tower]) -> list[str]:
     unknown = [name for name in names if name not in MODALITY_SETS]
     if unknown:
         raise HeadError(f"--modalities {','.join(unknown)}: use some of {', '.join(MODALITY_SETS)}")
-    usable = [name for name in names if name in present or (name == "both" and len(present) == 2)]
+    usable = [name for name in dict.fromkeys(names) if name in present or (name == "both" and len(present) == 2)]
     if not usable:
         raise HeadError(f"--modalities {','.join(names)}: the encoders give {', '.join(sorted(present))} only")
     return usable
@@ -216,21 +227,12 @@ def _splits(
     return make_splits(np.array([sample.label for sample in labelled]), ids, groups, folds, seed)
 
 
-def _data_hash(labelled: Sequence[Sample], image_keys: np.ndarray) -> str:
-    """Ids, labels and contents: what a run must not survive a change of."""
-    text_keys = content_keys(labelled, "text").keys
-    digest = hashlib.sha256()
-    for sample, text, image in zip(labelled, text_keys.tolist(), image_keys.tolist(), strict=True):
-        digest.update(canonical_json([sample.id, sample.label, text.decode(), image.decode()]).encode())
-    return digest.hexdigest()
-
-
 def _run_name(config: Mapping[str, Any]) -> str:
     """Readable, and different for every configuration. Where the data and weights lie does not count."""
-    counted = {key: value for key, value in config.items() if key not in ("data", "columns", "encoders")}
+    counted = {key: value for key, value in config.items() if key not in (*PLACES, "encoders")}
     counted["encoders"] = [entry["spec"] for entry in config["encoders"]]
     digest = hashlib.sha256(canonical_json(counted).encode()).hexdigest()[:8]
-    return f"{Cache('', config['dataset']).folder.name}-{'-'.join(config['heads'])[:60]}-{digest}"
+    return f"{folder_name(config['dataset'])}-{'-'.join(config['heads'])[:60]}-{digest}"
 
 
 def _leaderboard_csv(leaderboard: list[dict[str, Any]], classes: tuple[str, ...]) -> str:
@@ -246,11 +248,11 @@ def _leaderboard_csv(leaderboard: list[dict[str, Any]], classes: tuple[str, ...]
     return text.getvalue()
 
 
-def _predictions_csv(task: Task, probabilities: np.ndarray, tested: np.ndarray) -> str:
+def _predictions_csv(task: Task, probabilities: np.ndarray) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["id", "label", "predicted", *(f"p_{name}" for name in task.classes)])
-    for row in tested:
+    for row in task.tested:
         cells = [f"{value:.6f}" for value in probabilities[row]]
         predicted = task.classes[int(probabilities[row].argmax())]
         writer.writerow([task.features.ids[row], task.classes[task.labels[row]], predicted, *cells])

@@ -19,7 +19,7 @@ Row = dict[str, str | None]
 def read_table(path: Path, encodings: Counter[str]) -> Iterator[tuple[int, Row]]:
     """Yield (line number, row) for each row; cells are text, an empty or null cell is None.
 
-    The encoding the file was in is counted in `encodings`.
+    The encodings of its lines are counted in `encodings`.
     """
     suffix = path.suffix.lower()
     if suffix not in READERS:
@@ -32,11 +32,12 @@ def read_table(path: Path, encodings: Counter[str]) -> Iterator[tuple[int, Row]]
 
 def _read_delimited(path: Path, encodings: Counter[str], delimiter: str) -> Iterator[tuple[int, dict[str, object]]]:
     """Rows of a file with a header line; a row of another width is an error."""
-    text, encoding = decode_text(path.read_bytes())
-    encodings[encoding] += 1
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    header = next(reader, None) or []
+    csv.field_size_limit(1 << 30)  # a long text is no error
+    reader = csv.reader(io.StringIO(_decoded(path, encodings), newline=""), delimiter=delimiter, strict=True)
     try:
+        header = next(reader, None) or []
+        if len(set(header)) < len(header):
+            raise DataError(f"{path}:1: a column name stands twice in {', '.join(header)}; rename one")
         for cells in reader:
             if not cells:
                 continue
@@ -47,13 +48,11 @@ def _read_delimited(path: Path, encodings: Counter[str], delimiter: str) -> Iter
                 )
             yield reader.line_num, dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: {error}; mend or quote this line") from error
+        raise DataError(f"{path}:{reader.line_num}: {error}; a quote is missing or too many up to this line") from error
 
 
 def _read_jsonl(path: Path, encodings: Counter[str]) -> Iterator[tuple[int, dict[str, object]]]:
-    text, encoding = decode_text(path.read_bytes())
-    encodings[encoding] += 1
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(_decoded(path, encodings).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -78,8 +77,19 @@ def _read_parquet(path: Path, encodings: Counter[str]) -> Iterator[tuple[int, di
         raise DataError(f"{path}: not a Parquet file ({message}); write it again") from error
 
 
+def _decoded(path: Path, encodings: Counter[str]) -> str:
+    """Each line in its own encoding: a newline is no part of a character in any of them."""
+    lines = [decode_text(line) for line in path.read_bytes().split(b"\n")]
+    encodings.update(encoding for _, encoding in lines)
+    return "\n".join(line for line, _ in lines)
+
+
 def _cell(value: object) -> str | None:
-    return None if value is None or value == "" else str(value)
+    """Text without lone surrogates, which JSON allows and UTF-8 does not; None for what means nothing."""
+    if value is None or value == "" or value != value:
+        return None
+    text = decode_text(value)[0] if isinstance(value, bytes) else str(value)
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 READERS: dict[str, Callable[[Path, Counter[str]], Iterator[tuple[int, dict[str, object]]]]] = {

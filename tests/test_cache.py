@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from mmfeat.cache import Cache, Rows
-from mmfeat.cache.shard import corrupt_pieces, open_shard, spec_in
+from mmfeat.cache.shard import corrupt_pieces, open_shard
 from mmfeat.encoders import EncoderSpec
 from mmfeat.errors import CacheError, CacheMissError
 from mmfeat.samples import Sample, content_key
 
-SPEC = EncoderSpec("hashing", "text", "", "builtin:1", "", "tweet", "tower", 0, 0, "none", "float32", "float32")
+SPEC = EncoderSpec("hashing", "text", "", "builtin:1", "float32", "float32", cleaning="tweet")
 TEXTS = [f"text {number}" for number in range(40)]
 VECTORS = np.random.default_rng(1).standard_normal((40, 24)).astype(np.float32)
 SAMPLES = [Sample(f"s{number}", text) for number, text in enumerate(TEXTS)]
@@ -70,7 +70,8 @@ def test_failed_rows_are_remembered_masked(cache: Cache) -> None:
     key = content_key(b"broken")
     with cache.writer(SPEC, {}) as writer:
         writer.add(Rows([key], ["b"], ["not decodable"], np.empty((1, 0), np.float32)))
-    assert key in cache.keys(SPEC)
+    keys, failed = cache.keys(SPEC)
+    assert keys[failed].tolist() == [key]
     block = cache.load([Sample("b", "broken"), SAMPLES[1]], [SPEC]).blocks[0]
     assert block.mask.tolist() == [False, True]
     assert np.isnan(block.vectors[0]).all()
@@ -92,7 +93,7 @@ def test_a_shard_that_vanished_is_a_miss(cache: Cache) -> None:
 
 def test_another_spec_shares_nothing(cache: Cache) -> None:
     other = dataclasses.replace(SPEC, cleaning="none")
-    assert len(cache.keys(other)) == 0
+    assert len(cache.keys(other)[0]) == 0
     with pytest.raises(CacheMissError):
         cache.load(SAMPLES, [other])
 
@@ -102,12 +103,11 @@ def test_a_shard_opens_without_mmfeat(cache: Cache) -> None:
     for path in shard_paths(cache):
         with h5py.File(path, "r") as file:
             assert file.attrs["format"] == 1
-            assert json.loads(file.attrs["spec"])["cleaning"] == "tweet"
+            assert json.loads(file.attrs["spec"]) == dataclasses.asdict(SPEC)
             assert file["pooled"].chunks is None
             assert file["pooled"].id.get_offset() % 4096 == 0
             found |= dict(zip(file["ids"][:].tolist(), file["pooled"][:], strict=True))
         assert path.read_bytes()[8] == 2  # superblock version
-        assert spec_in(path) == dataclasses.asdict(SPEC)
     np.testing.assert_array_equal(np.stack([found[f"s{n}".encode()] for n in range(40)]), VECTORS)
 
 
@@ -122,7 +122,7 @@ def test_temporary_and_foreign_files_are_not_rows(cache: Cache) -> None:
     folder = cache.spec_folder(SPEC)
     (folder / f".{'0' * 32}.h5.host-1-0.tmp").write_bytes(b"half a shard")
     (folder / "notes.h5").write_bytes(b"not ours")
-    assert len(cache.keys(SPEC)) == 40
+    assert len(cache.keys(SPEC)[0]) == 40
 
 
 @pytest.mark.parametrize("part", ["keys", "errors", "ids"])
@@ -200,5 +200,54 @@ def test_links_and_chunks_in_a_shard_are_refused(cache: Cache, tmp_path: Path) -
 
 
 def test_dataset_names_stay_inside_the_cache(tmp_path: Path) -> None:
-    assert Cache(tmp_path, "../../etc").folder.parent == tmp_path
-    assert Cache(tmp_path, "..").folder == tmp_path / "data"
+    for name in ("../../etc", "..", ".", "a/b", "a b", "推文", "微博"):
+        assert Cache(tmp_path, name).folder.parent == tmp_path
+        assert Cache(tmp_path, name).folder.name not in ("", ".", "..")
+    assert len({Cache(tmp_path, name).folder for name in ("推文", "微博", "a/b", "a-b", "a b")}) == 5
+
+
+def test_a_good_row_wins_over_an_error_for_the_same_content(cache: Cache) -> None:
+    key = content_key(b"later")
+    for error, vector in (("broken", np.empty((1, 0), np.float32)), ("", VECTORS[:1])):
+        with cache.writer(SPEC, {}) as writer:
+            writer.add(Rows([key], ["l"], [error], vector))
+    keys, failed = cache.keys(SPEC)
+    assert not failed[keys == key].any()
+    block = cache.load([Sample("l", "later")], [SPEC]).blocks[0]
+    assert block.mask.all()
+    np.testing.assert_array_equal(block.vectors, VECTORS[:1])
+
+
+def test_an_interrupted_commit_is_made_up_for(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mmfeat.cache.store as store
+
+    real, calls = store.write_shard, []
+
+    def interrupted_once(*arguments: object) -> Path:
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(store, "write_shard", interrupted_once)
+    other = dataclasses.replace(SPEC, cleaning="none")
+
+    def write() -> None:
+        with cache.writer(other, {}) as writer:
+            writer.add(rows([0]))
+            writer.commit()
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert len(cache.keys(other)[0]) == 1
+
+
+def test_shards_of_another_width_or_dtype_are_refused(cache: Cache) -> None:
+    for wrong in (VECTORS[:1, :5], VECTORS[:1].astype(np.float16)):
+        with cache.writer(SPEC, {}) as writer:
+            writer.add(Rows([content_key(b"odd")], ["o"], [""], wrong))
+        with pytest.raises(CacheError, match=r"of width \d+ among others of hashing"):
+            cache.load(SAMPLES, [SPEC])
+        for path in set(shard_paths(cache)):
+            if len(open_shard(path, SPEC.fingerprint).keys) == 1:
+                path.unlink()

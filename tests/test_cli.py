@@ -99,7 +99,7 @@ def test_wrong_usage_is_exit_code_2(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written(demo_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
     answer = mmfeat("extract", "--data", demo_folder, "--encoders", "hashing", cwd=tmp_path)
-    fails(answer, "cache")
+    fails(answer, "cannot write cache/demo/hashing", "Not a directory", "fix the rights")
     assert (tmp_path / "cache").read_text() == "a file where the folder should be"
 
 
@@ -123,8 +123,36 @@ def test_config_holds_flags_and_flags_win(demo_folder: Path, tmp_path: Path) -> 
     config.write_text("colour = 1\n[heads]\nflavour = 2\n")
     fails(mmfeat("extract", "--config", config, cwd=tmp_path), "no flag colour, heads.flavour")
     fails(mmfeat("extract", "--config", "nowhere.toml", cwd=tmp_path), "nowhere.toml: not a readable TOML file")
+    config.write_text('extract = 1\nout = "x"\n')
+    fails(mmfeat("extract", "--config", config, cwd=tmp_path), "extract, out means something else for each command")
     config.write_text("not toml")
     fails(mmfeat("extract", "--config", config, cwd=tmp_path), "not a readable TOML file")
+
+
+def test_flags_of_heads_change_what_was_remembered(demo_folder: Path, tmp_path: Path) -> None:
+    mmfeat("extract", "--data", demo_folder, "--encoders", "hashing", cwd=tmp_path)
+    fails(mmfeat("heads", "--cleaning", "none", cwd=tmp_path), "not in the cache for hashing")
+    fails(mmfeat("heads", "--encoders", "hog", cwd=tmp_path), "not in the cache for hog")
+
+
+def test_flag_defaults_are_those_of_the_library() -> None:
+    import inspect
+
+    from mmfeat import cli
+    from mmfeat.encoders import EncoderOptions
+    from mmfeat.extract import DEFAULT_ENCODERS
+    from mmfeat.heads import HeadSettings
+    from mmfeat.sweep import FOLDS
+
+    heads = {name: parameter.default for name, parameter in inspect.signature(cli.heads).parameters.items()}
+    extract = {name: parameter.default for name, parameter in inspect.signature(cli.extract).parameters.items()}
+    library = vars(HeadSettings()) | {"folds": FOLDS}
+    assert {name: heads[name] for name in library if name in heads} == {
+        name: value for name, value in library.items() if name in heads
+    }
+    options = {name: value for name, value in vars(EncoderOptions()).items() if name in extract}
+    assert {name: extract[name] for name in options} == options
+    assert extract["encoders"] == ",".join(DEFAULT_ENCODERS)
 
 
 def test_version(tmp_path: Path) -> None:

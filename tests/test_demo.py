@@ -6,8 +6,10 @@ import pytest
 
 from mmfeat.demo import write_demo
 from mmfeat.errors import DataError
+from mmfeat.extract import extract_features
 from mmfeat.images import decode_image
 from mmfeat.samples import read_samples
+from mmfeat.sweep import train_heads
 
 
 def test_same_seed_same_bytes(tmp_path: Path) -> None:
@@ -28,6 +30,24 @@ def test_it_is_as_ugly_as_real_data(tmp_path: Path) -> None:
     errors = [decode_image(sample.image.read_bytes())[1] for sample in samples if sample.image]
     assert [error for error in errors if error] == ["broken image: image file is truncated"]
     assert len({sample.key("image")[0] for sample in samples}) < 600
+
+
+def test_neither_modality_alone_decides_the_label(tmp_path: Path) -> None:
+    data, encoders = write_demo(tmp_path / "demo", pairs=300), ["hashing", "hog"]
+    extract_features(data, encoders, cache=tmp_path / "cache")
+    run = train_heads(data, encoders, cache=tmp_path / "cache", out=tmp_path / "heads", fusion=["none"], folds=3).run
+    score = {entry["modalities"]: entry["macro_f1"] for entry in run.leaderboard}
+    assert score["both"]["low"] > max(score["text"]["high"], score["image"]["high"])
+    assert min(score["text"]["low"], score["image"]["low"]) > 1 / 3  # yet each says something
+
+
+def test_an_interrupted_one_is_finished(tmp_path: Path) -> None:
+    whole = write_demo(tmp_path / "whole", pairs=80)
+    half = tmp_path / "half"
+    half.mkdir()
+    (half / "demo.json").write_text((whole / "demo.json").read_text().replace("true", "false"))
+    write_demo(half, pairs=80)
+    assert (half / "train.txt").read_bytes() == (whole / "train.txt").read_bytes()
 
 
 def test_a_finished_one_is_kept_and_anything_else_is_left_alone(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_half_precision_stays_close(request: pytest.FixtureRequest, family: str,
 
 
 def test_auto_never_chooses_bfloat16_for_convolutions(tiny_timm: Path, resnet_file: Path, tiny_bert: Path) -> None:
-    from mmfeat.extract import resolve_options
+    from mmfeat.requests import resolve_options
 
     auto = resolve_options(EncoderOptions(dtype="auto"), "auto")
     for tower in describe_encoders([f"timm:{tiny_timm}", f"resnet18:{resnet_file}"], auto):
@@ -148,7 +148,7 @@ def test_batches_do_not_change_a_vector(tiny_bert: Path) -> None:
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
-SPEC = EncoderSpec("bert", "text", "x", "sha256:0", "", "tweet", "mean", 128, 0, "none", "float32", "float32")
+SPEC = EncoderSpec("bert", "text", "x", "sha256:0", "float32", "float32", "", "tweet", "mean", 128)
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(EncoderSpec)])
@@ -183,6 +183,8 @@ def test_a_tower_asked_for_twice_is_given_once(tiny_clip: Path) -> None:
         ("nope", r"no encoder family 'nope'; use clip\[:variant\]"),
         ("bert:./nowhere", r"./nowhere: no such weights file or folder"),
         ("timm", "timm: name a model"),
+        ("hashing:words", "hashing:words: this encoder has no variants"),
+        ("hog:big", "hog:big: this encoder has no variants"),
         ("resnet18:NOPE", "torchvision has IMAGENET1K_V1, or name a local weights file"),
         ("clip:ViT-B-32/nope", "no weights 'nope' for ViT-B-32"),
         ("clip:NoSuchModel/openai", "open_clip has no model 'NoSuchModel'"),
@@ -200,6 +202,21 @@ def test_a_folder_without_a_model_gets_one_line(tmp_path: Path, family: str) -> 
         load_encoders(describe_encoders([f"{family}:{tmp_path}"], FLOAT32), "cpu")
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("length", [2, 513])
+def test_a_length_the_model_cannot_do_is_refused_at_once(tiny_bert: Path, length: int) -> None:
+    with pytest.raises(EncoderError, match=f"--max-length {length} is not from 3 to 512"):
+        vectors(f"bert:{tiny_bert}", EncoderOptions(dtype="float32", max_length=length))
+
+
+def test_open_clip_s_own_files_get_their_own_activation(tmp_path: Path) -> None:
+    """OpenAI's weights were trained with QuickGELU; their file is known by its name."""
+    from mmfeat.encoders.clip import _creation_arguments
+
+    for name, quick in (("ViT-B-32.pt", True), ("mine.pt", False)):
+        (tmp_path / name).touch()
+        assert _creation_arguments(f"ViT-B-32/{tmp_path / name}")[1]["force_quick_gelu"] is quick
 
 
 def test_random_weights_are_never_taken_for_trained_ones(tiny_bert: Path, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import pytest
 from mmfeat.cache import Cache
 from mmfeat.encoders import EncoderOptions
 from mmfeat.errors import EncoderError
-from mmfeat.extract import Extraction, extract, latest_request, prefetch
+from mmfeat.extract import Extraction, extract_features, prefetch
+from mmfeat.requests import latest_request
 
 FLOAT32 = EncoderOptions(dtype="float32")
 BUILT_IN = ["hashing", "hog"]
@@ -24,6 +25,11 @@ BUILT_IN = ["hashing", "hog"]
 @pytest.fixture
 def data(demo_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(demo_folder, tmp_path / "demo"))
+
+
+def short(counts: dict[str, int]) -> dict[str, int]:
+    """Counts by family, without the fingerprint."""
+    return {folder.split("-")[0]: count for folder, count in counts.items()}
 
 
 def vectors(result: Extraction) -> dict[str, np.ndarray]:
@@ -37,16 +43,17 @@ def files(folder: Path) -> dict[Path, tuple[int, bytes]]:
 
 def test_each_content_once_and_a_rerun_does_nothing(data: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    first = extract(data, BUILT_IN, cache=cache)
+    first = extract_features(data, BUILT_IN, cache=cache)
     texts = {sample.text for sample in first.samples if sample.text is not None}
     photos = {sample.image.read_bytes() for sample in first.samples if sample.image}
-    assert first.new == {"hashing": len(texts), "hog": len(photos)}
+    assert short(first.new) == {"hashing": len(texts), "hog": len(photos)}
     assert len(texts) < 120 > len(photos)
     assert first.missing["text"] == {"no text file": 1}
     assert [id for id, _ in first.failures] == ["1003"]
     before = files(cache)
-    again = extract(data, BUILT_IN, cache=cache)
+    again = extract_features(data, BUILT_IN, cache=cache)
     assert again.nothing_to_do
+    assert list(short(again.unreadable).values()) == [0, 1]
     assert again.failures == []  # a broken photo is remembered, not tried on every run
     assert files(cache) == before
 
@@ -56,40 +63,42 @@ def test_cached_vectors_are_the_encoders_own(data: Path, tmp_path: Path, tiny_cl
 
     from mmfeat.encoders import load_encoders
 
-    result = extract(data, [f"clip:{tiny_clip}", "hog"], cache=tmp_path / "cache", options=FLOAT32)
+    result = extract_features(data, [f"clip:{tiny_clip}", "hog"], cache=tmp_path / "cache", options=FLOAT32)
     cached = vectors(result)
     for encoder in load_encoders(result.towers, "cpu"):
         for row in (0, 1, 50, 119):
             sample = result.samples.samples[row]
             content = Image.open(sample.image).convert("RGB") if encoder.spec.modality == "image" else sample.text
             live = encoder.embed([encoder.prepare(content)])[0]
-            np.testing.assert_allclose(cached[encoder.spec.name][row], live, atol=1e-5)
+            np.testing.assert_allclose(cached[encoder.spec.folder_name][row], live, atol=1e-5)
 
 
 def test_half_precision_is_stored_as_float16(data: Path, tmp_path: Path, tiny_bert: Path) -> None:
-    result = extract(data, [f"bert:{tiny_bert}"], cache=tmp_path / "cache", options=EncoderOptions(dtype="bfloat16"))
+    result = extract_features(
+        data, [f"bert:{tiny_bert}"], cache=tmp_path / "cache", options=EncoderOptions(dtype="bfloat16")
+    )
     assert next(iter(vectors(result).values())).dtype == np.float16
 
 
 def test_only_what_changed_is_encoded_again(data: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    extract(data, BUILT_IN, cache=cache)
+    extract_features(data, BUILT_IN, cache=cache)
     (data / "data" / "1000.txt").write_text("a caption that nobody else has")
-    assert extract(data, BUILT_IN, cache=cache).new == {"hashing": 1}
+    assert short(extract_features(data, BUILT_IN, cache=cache).new) == {"hashing": 1}
     photo = next((data / "data").glob("1001.[jJpP]*"))
     photo.write_bytes(next((data / "data").glob("1002.[jJpP]*")).read_bytes() + b"\0")
-    assert extract(data, BUILT_IN, cache=cache).new == {"hog": 1}
+    assert short(extract_features(data, BUILT_IN, cache=cache).new) == {"hog": 1}
     labels = data / "train.txt"
     labels.write_text(
         labels.read_text().replace("1000,positive", "1000,neutral").replace("1000,negative", "1000,neutral")
     )
-    assert extract(data, BUILT_IN, cache=cache).nothing_to_do
+    assert extract_features(data, BUILT_IN, cache=cache).nothing_to_do
 
 
 def test_a_new_encoder_leaves_the_others_alone(data: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    extract(data, ["hashing"], cache=cache)
-    assert list(extract(data, BUILT_IN, cache=cache).new) == ["hog"]
+    extract_features(data, ["hashing"], cache=cache)
+    assert list(short(extract_features(data, BUILT_IN, cache=cache).new)) == ["hog"]
 
 
 def test_one_decode_serves_every_image_encoder(
@@ -101,8 +110,8 @@ def test_one_decode_serves_every_image_encoder(
     real = Image.open
     monkeypatch.setattr(Image, "open", lambda *a, **k: opened.append(1) or real(*a, **k))
     encoders = ["hog", f"timm:{tiny_timm}", f"clip:{tiny_clip}"]
-    result = extract(data, encoders, cache=tmp_path / "cache", options=FLOAT32)
-    assert len(opened) == result.new["hog"]
+    result = extract_features(data, encoders, cache=tmp_path / "cache", options=FLOAT32)
+    assert len(opened) == short(result.new)["hog"]
 
 
 def test_a_photo_that_changes_while_it_runs_is_stored_as_what_it_is(data: Path, tmp_path: Path) -> None:
@@ -131,7 +140,7 @@ def test_a_vanished_photo_is_reported_and_not_remembered(data: Path, tmp_path: P
     (encoder,) = load_encoders(towers, "cpu")
     gone = Item(Sample("x", image=tmp_path / "gone.jpg"), "image", b"k", frozenset({towers[0].spec.fingerprint}))
     prepared = prepare(gone, [encoder])
-    assert prepared.error == "unreadable: No such file or directory"
+    assert list(prepared.errors.values()) == ["unreadable: No such file or directory"]
     assert list(encode_block([prepared], encoder)) == []
 
 
@@ -152,14 +161,20 @@ def test_values_beyond_the_storage_dtype_are_never_written(data: Path, tmp_path:
         loud / "model.safetensors",
     )
     with pytest.raises(EncoderError, match="gives values beyond float16; extract with --dtype float32"):
-        extract(data, [f"timm:{loud}"], cache=tmp_path / "cache", options=EncoderOptions(dtype="bfloat16"))
+        extract_features(data, [f"timm:{loud}"], cache=tmp_path / "cache", options=EncoderOptions(dtype="bfloat16"))
 
 
 def test_the_latest_request_is_remembered(data: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    extract(data, ["hashing"], cache=cache, options=EncoderOptions(dtype="float32", cleaning="none"))
+    extract_features(data, ["hashing"], cache=cache, options=EncoderOptions(dtype="float32", cleaning="none"))
     request = latest_request(cache, data)
     assert (request.data, request.encoders, request.options.cleaning) == (str(data), ["hashing"], "none")
+    other = Path(shutil.copytree(data, tmp_path / "elsewhere" / "demo"))  # another folder of the same name
+    extract_features(other, ["hog"], cache=cache)
+    assert latest_request(cache, data) == request
+    assert latest_request(cache).data == str(other)
+    next((cache / "requests").iterdir()).write_text("{}")  # a damaged note only means naming the flags again
+    assert latest_request(cache).encoders in (["hashing"], ["hog"])
 
 
 def test_prefetch_keeps_order_and_bounds_memory() -> None:
@@ -209,11 +224,11 @@ def test_a_kill_loses_nothing_that_was_committed(data: Path, tmp_path: Path) -> 
     process.communicate(timeout=60)
     committed = files(tmp_path / "cache")
     assert len([path for path in committed if "hog" in path.parent.name]) >= 3
-    rest = extract(data, BUILT_IN, cache=tmp_path / "cache")
-    assert rest.stored["hog"] >= 12
-    assert 0 < rest.new["hog"] <= 120 - 12
+    rest = extract_features(data, BUILT_IN, cache=tmp_path / "cache")
+    assert short(rest.stored)["hog"] >= 12
+    assert 0 < short(rest.new)["hog"] <= 120 - 12
     assert {path: files(tmp_path / "cache")[path] for path in committed} == committed
-    whole = extract(data, BUILT_IN, cache=tmp_path / "whole")
+    whole = extract_features(data, BUILT_IN, cache=tmp_path / "whole")
     for name, expected in vectors(whole).items():
         np.testing.assert_array_equal(vectors(rest)[name], expected)
 
@@ -223,18 +238,20 @@ def test_control_c_commits_what_was_computed(data: Path, tmp_path: Path) -> None
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "interrupted; vectors that were computed are kept" in errors
+    assert "interrupted; every vector that was computed is kept" in errors
     assert "Traceback" not in errors
-    rest = extract(data, BUILT_IN, cache=tmp_path / "cache")
-    assert rest.stored["hog"] >= 12
-    assert rest.stored["hog"] + rest.new["hog"] == len({s.image.read_bytes() for s in rest.samples if s.image})
+    rest = extract_features(data, BUILT_IN, cache=tmp_path / "cache")
+    assert short(rest.stored)["hog"] >= 12
+    assert short(rest.stored)["hog"] + short(rest.new)["hog"] == len(
+        {s.image.read_bytes() for s in rest.samples if s.image}
+    )
 
 
 def test_two_at_once_leave_one_whole_cache(data: Path, tmp_path: Path) -> None:
     processes = [start(data, tmp_path / "cache", shard_bytes=1) for _ in range(2)]
     assert [process.communicate(timeout=120) and process.returncode for process in processes] == [0, 0]
-    both = extract(data, BUILT_IN, cache=tmp_path / "cache")
+    both = extract_features(data, BUILT_IN, cache=tmp_path / "cache")
     assert both.nothing_to_do
-    whole = extract(data, BUILT_IN, cache=tmp_path / "whole")
+    whole = extract_features(data, BUILT_IN, cache=tmp_path / "whole")
     for name, expected in vectors(whole).items():
         np.testing.assert_array_equal(vectors(both)[name], expected)

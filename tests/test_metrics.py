@@ -50,6 +50,11 @@ def test_pairing_is_what_makes_it_sharp() -> None:
     assert paired_difference(LABELS, nearly, GOOD, 3, seed=0).low > 0
 
 
+def test_many_classes_fit_in_memory() -> None:
+    labels, one, other = np.random.default_rng(1).integers(0, 500, (3, 2000))
+    assert abs(paired_difference(labels, one, other, 500, seed=0).value) < 0.05
+
+
 def test_a_class_that_is_never_there_counts_zero() -> None:
     report = evaluate(np.array([0, 0, 1]), np.array([0, 0, 1]), NAMES, seed=0)
     assert report["classes"]["c"]["f1"]["value"] == 0

@@ -57,6 +57,11 @@ def test_encodings_are_counted(tmp_path: Path) -> None:
     assert samples.encodings == {"utf-8": 2, "gb18030": 1}
 
 
+def test_quotes_and_blank_lines_in_a_list_join_nothing(tmp_path: Path) -> None:
+    samples = read_samples(folder(tmp_path / "set", '\nguid,tag\r\n1,"up\r\n\r\n2,down\r\n'))
+    assert [(sample.id, sample.label) for sample in samples.labelled] == [("1", '"up'), ("2", "down")]
+
+
 @pytest.mark.parametrize("header", ["", "guid,tag\n", "id, label\n"])
 def test_header_is_optional(tmp_path: Path, header: str) -> None:
     assert [s.label for s in read_samples(folder(tmp_path / "set", f"{header}1,up\n2, down\n")).labelled] == [
@@ -110,13 +115,26 @@ def test_table_with_its_own_column_names(tmp_path: Path) -> None:
     first, second = samples.samples
     assert samples.name == "tweets"
     assert first == Sample("7", "hello", tmp_path / "img" / "a.png", "up")
-    assert second == Sample("8", None, None, None, "empty text", "no image file at img/b.png")
+    assert second == Sample("8", None, None, None, "no text", "no image file at img/b.png")
     with pytest.raises(DataError, match="no column id, text or image among guid, caption, photo, tag; name yours"):
         read_samples(table)
     with pytest.raises(DataError, match="no column oops"):
         read_samples(table, {**columns, "label": "oops"})
     with pytest.raises(DataError, match="--columns: colour is none of"):
         read_samples(table, {"colour": "x"})
+
+
+def test_odd_cells_are_data(tmp_path: Path) -> None:
+    table = tmp_path / "t.jsonl"
+    long = "x" * 300 + ".jpg"
+    table.write_text(f'{{"id": "1", "text": "\\ud83d lone"}}\n{{"id": "2", "image": "{long}", "label": NaN}}\n')
+    first, second = read_samples(table).samples
+    assert first.text == "\ufffd lone"
+    assert first.key("text")[0]
+    assert (second.image, second.label) == (None, None)
+    table.write_text('{"text": "no id"}\n')
+    with pytest.raises(DataError, match=r"t.jsonl:1: an id must be printable text"):
+        read_samples(table)
 
 
 def test_keys_follow_content_alone(tmp_path: Path) -> None:

@@ -83,6 +83,14 @@ def test_splits_of_other_samples_are_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace(VALIDATION, "maybe"))
     with pytest.raises(RunError, match="cells must be train, validation or test"):
         load_splits(tmp_path, IDS)
+    make().save(tmp_path)
+    path.write_text(path.read_text().replace(VALIDATION, "train"))
+    with pytest.raises(RunError, match="each fold needs train, validation and test rows"):
+        load_splits(tmp_path, IDS)
+    make().save(tmp_path)
+    path.write_text(path.read_text() + path.read_text().splitlines()[1])
+    with pytest.raises(RunError, match="an id stands on two lines"):
+        load_splits(tmp_path, IDS)
     path.write_text("")
     with pytest.raises(RunError):
         load_splits(tmp_path, IDS)
@@ -100,7 +108,15 @@ def test_one_class_is_no_task() -> None:
 
 
 def test_tiny_classes_still_split() -> None:
-    labels = np.array(["a"] * 6 + ["b"] * 2)
-    splits = make_splits(labels, IDS[:8], np.arange(8), 2, 0)
+    labels = np.array(["a"] * 6 + ["b"] * 4)
+    splits = make_splits(labels, IDS[:10], np.arange(10), 2, 0)
     assert all(len(fold.train) and len(fold.validation) for fold in splits.folds)
-    assert (splits.roles[:, :2] == TEST).sum() == 8
+    assert (splits.roles[:, :2] == TEST).sum() == 10
+
+
+def test_a_class_of_one_text_cannot_be_split() -> None:
+    groups = np.where(LABELS == "c", 1000, GROUPS)
+    with pytest.raises(DataError, match=r"class 'c' has only 1 groups of different texts and photos.*or --no-group"):
+        make(groups)
+    with pytest.raises(DataError, match="class 'a' has only 1 groups"):
+        make(np.zeros(200, int))

@@ -10,9 +10,9 @@ import pytest
 
 from mmfeat.encoders import EncoderOptions
 from mmfeat.errors import CacheError, RunError, SubmissionError
-from mmfeat.extract import extract
+from mmfeat.extract import extract_features
 from mmfeat.heads import HeadSettings
-from mmfeat.submit import check_rows, submit
+from mmfeat.submit import check_rows, write_submission
 from mmfeat.sweep import train_heads
 
 FLOAT32 = EncoderOptions(dtype="float32")
@@ -24,7 +24,7 @@ def place(demo_folder: Path, tmp_path: Path, tiny_timm: Path) -> Path:
     shutil.copytree(demo_folder, tmp_path / "demo")
     shutil.copytree(tiny_timm, tmp_path / "model")
     encoders = ["hashing", f"timm:{tmp_path / 'model'}"]
-    extract(tmp_path / "demo", encoders, cache=tmp_path / "cache", options=FLOAT32)
+    extract_features(tmp_path / "demo", encoders, cache=tmp_path / "cache", options=FLOAT32)
     train_heads(
         tmp_path / "demo",
         encoders,
@@ -44,7 +44,7 @@ def rows(path: Path) -> list[list[str]]:
 
 
 def test_every_unlabelled_sample_once_in_the_order_of_its_list(place: Path) -> None:
-    result = submit(heads=place / "heads", out=place / "submission.csv")
+    result = write_submission(heads=place / "heads", out=place / "submission.csv")
     header, *body = rows(place / "submission.csv")
     listed = [line.split(",")[0] for line in (place / "demo" / "test_without_label.txt").read_text().splitlines()[1:]]
     assert header == ["guid", "tag"]
@@ -58,9 +58,9 @@ def test_every_unlabelled_sample_once_in_the_order_of_its_list(place: Path) -> N
 
 @pytest.mark.parametrize("head", ["concat", "logistic"])
 def test_a_head_can_be_named(place: Path, head: str) -> None:
-    assert submit(heads=place / "heads", out=place / "s.csv", head=head).head == head
+    assert write_submission(heads=place / "heads", out=place / "s.csv", head=head).head == head
     with pytest.raises(RunError, match="no such head; the run has"):
-        submit(heads=place / "heads", out=place / "s.csv", head="film")
+        write_submission(heads=place / "heads", out=place / "s.csv", head="film")
 
 
 def test_missing_features_are_extracted_first_with_the_run_s_own_encoders(place: Path) -> None:
@@ -68,10 +68,10 @@ def test_missing_features_are_extracted_first_with_the_run_s_own_encoders(place:
     (data / "test_without_label.txt").write_text("guid,tag\nnew,null\n")
     (data / "data" / "new.txt").write_text("a text nobody has seen")
     shutil.copy(next((data / "data").glob("1000.[jJpP]*")), data / "data" / "new.png")
-    result = submit(heads=place / "heads", data=data, out=place / "s.csv")
-    assert result.extraction.new == {"hashing": 1}
+    result = write_submission(heads=place / "heads", data=data, out=place / "s.csv")
+    assert list(result.extraction.new.values()) == [1]
     assert [id for id, _ in rows(place / "s.csv")[1:]] == ["new"]
-    again = submit(heads=place / "heads", data=data, out=place / "s2.csv", cache=place / "fresh")
+    again = write_submission(heads=place / "heads", data=data, out=place / "s2.csv", cache=place / "fresh")
     assert sum(again.extraction.new.values()) == 2
     assert (place / "s.csv").read_bytes() == (place / "s2.csv").read_bytes()
 
@@ -79,9 +79,31 @@ def test_missing_features_are_extracted_first_with_the_run_s_own_encoders(place:
 def test_a_table_of_new_samples_through_a_named_run(place: Path) -> None:
     (run,) = (place / "heads").iterdir()
     (place / "new.csv").write_text("id,text,image\nx,so tired of this,\ny,,\n")
-    result = submit(run, data=place / "new.csv", out=place / "s.csv")
+    result = write_submission(run, data=place / "new.csv", out=place / "s.csv")
     assert [id for id, _ in rows(place / "s.csv")[1:]] == ["x", "y"]
     assert result.without_features == ["y"]
+
+
+def test_a_table_with_its_own_column_names(place: Path) -> None:
+    (run,) = (place / "heads").iterdir()
+    (place / "new.csv").write_text("guid,caption\nx,so tired of this\n")
+    columns = {"id": "guid", "text": "caption"}
+    write_submission(run, data=place / "new.csv", out=place / "s.csv", columns=columns)
+    assert [id for id, _ in rows(place / "s.csv")[1:]] == ["x"]
+
+
+def test_data_that_changed_since_is_noticed(place: Path) -> None:
+    assert not write_submission(heads=place / "heads", out=place / "s.csv").data_changed
+    labels = place / "demo" / "train.txt"
+    labels.write_text(labels.read_text().replace("positive", "neutral", 1))
+    assert write_submission(heads=place / "heads", out=place / "s.csv").data_changed
+
+
+def test_it_works_from_any_folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "sub").mkdir()
+    monkeypatch.chdir(place / "sub")
+    (run,) = Path("../heads").iterdir()
+    assert write_submission(run, out="s.csv").rows == 12
 
 
 def test_weights_that_changed_since_are_refused(place: Path) -> None:
@@ -90,7 +112,7 @@ def test_weights_that_changed_since_are_refused(place: Path) -> None:
     data[-1] ^= 1
     weights.write_bytes(data)
     with pytest.raises(RunError, match=r"not the encoder that .* was trained on \(weights changed\); restore"):
-        submit(heads=place / "heads", out=place / "s.csv")
+        write_submission(heads=place / "heads", out=place / "s.csv")
     assert not (place / "s.csv").exists()
 
 
@@ -99,17 +121,17 @@ def test_a_cache_that_does_not_match_is_refused(place: Path) -> None:
     other = next((place / "cache" / "demo").glob("timm-*"))
     shutil.copy(other / "spec.json", hashing / "spec.json")
     with pytest.raises(CacheError, match="describes another encoder than its folder name"):
-        submit(heads=place / "heads", out=place / "s.csv")
+        write_submission(heads=place / "heads", out=place / "s.csv")
 
 
 def test_unknown_labels_and_nothing_to_predict(place: Path) -> None:
     (run,) = (place / "heads").iterdir()
     (place / "new.csv").write_text("id,text,label\nx,hello,joyful\n")
     with pytest.raises(SubmissionError, match="label joyful is unknown to"):
-        submit(run, data=place / "new.csv", out=place / "s.csv")
+        write_submission(run, data=place / "new.csv", out=place / "s.csv")
     (place / "new.csv").write_text("id,text,label\nx,hello,positive\n")
     with pytest.raises(SubmissionError, match="every sample has a label; there is nothing to predict"):
-        submit(run, data=place / "new.csv", out=place / "s.csv")
+        write_submission(run, data=place / "new.csv", out=place / "s.csv")
     assert not (place / "s.csv").exists()
 
 

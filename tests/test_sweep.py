@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,9 +13,9 @@ import pytest
 
 from mmfeat.encoders import EncoderOptions
 from mmfeat.errors import CacheMissError, ConfigError, HeadError, RunError
-from mmfeat.extract import extract
+from mmfeat.extract import extract_features
 from mmfeat.heads import HeadSettings
-from mmfeat.metrics import confusion, macro_f1
+from mmfeat.metrics import macro_f1
 from mmfeat.runs import best_run, read_run
 from mmfeat.sweep import Sweep, train_heads
 
@@ -28,7 +29,7 @@ def place(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with an extracted cache."""
     place = tmp_path_factory.mktemp("work")
     shutil.copytree(demo_folder, place / "demo")
-    extract(place / "demo", BUILT_IN, cache=place / "cache", options=FLOAT32)
+    extract_features(place / "demo", BUILT_IN, cache=place / "cache", options=FLOAT32)
     return place
 
 
@@ -70,7 +71,7 @@ def test_scores_are_those_of_the_saved_out_of_fold_predictions(done: Sweep) -> N
         labels, predicted = (
             np.array([classes.index(row[name]) for row in out_of_fold]) for name in ("label", "predicted")
         )
-        assert macro_f1(confusion(labels, predicted, 3)) == pytest.approx(entry["macro_f1"]["value"])
+        assert macro_f1(labels, predicted, 3) == pytest.approx(entry["macro_f1"]["value"])
         chosen = [max(classes, key=lambda name: float(row[f"p_{name}"])) for row in out_of_fold]
         assert chosen == [row["predicted"] for row in out_of_fold]
 
@@ -132,6 +133,38 @@ def test_test_folds_take_no_part_in_training(place: Path, tmp_path: Path) -> Non
         assert len(ours) == len(test) > 30
 
 
+def test_a_run_goes_with_data_that_moved(place: Path, done: Sweep, tmp_path: Path) -> None:
+    shutil.copytree(place / "demo", tmp_path / "demo")
+    moved = train_heads(
+        tmp_path / "demo",
+        BUILT_IN,
+        cache=place / "cache",
+        out=place / "heads",
+        options=FLOAT32,
+        settings=QUICK,
+        folds=3,
+    )
+    assert moved.reused
+    assert moved.run.folder == done.run.folder
+    assert read_run(done.run.folder).config["data"] == str(tmp_path / "demo")
+    sweep(place)  # and back again
+
+
+def test_only_comparable_runs_compete(place: Path, done: Sweep, tmp_path: Path) -> None:
+    """A better score on other labels or other folds says nothing."""
+    heads = tmp_path / "heads"
+    for number, changes in enumerate([{"data_hash": "other"}, {"splits_hash": "other"}, {}]):
+        copy = Path(shutil.copytree(done.run.folder, heads / str(number)))
+        config = {**json.loads((copy / "run.json").read_text()), **changes}
+        if changes:
+            config["leaderboard"][0]["macro_f1"]["value"] = 0.99
+        (copy / "run.json").write_text(json.dumps(config))
+        os.utime(copy / "run.json", (number, number))
+    (heads / "foreign").mkdir()
+    (heads / "foreign" / "run.json").write_text("{}")
+    assert best_run(heads).folder.name == "2"
+
+
 def test_saved_splits_are_reused(place: Path, done: Sweep) -> None:
     other = sweep(place, split_dir=done.run.folder, fusion=["none"], settings=HeadSettings(seed=9))
     assert (other.run.folder / "folds.csv").read_bytes() == (done.run.folder / "folds.csv").read_bytes()
@@ -152,7 +185,7 @@ def test_the_run_records_what_it_is_made_of(done: Sweep) -> None:
     assert [tower.spec.name for tower in done.run.towers] == BUILT_IN
     assert sum(config["class_counts"].values()) == 108
     assert config["settings"]["seed"] == 42
-    assert done.run.options == FLOAT32
+    assert done.run.options.dtype == FLOAT32.dtype
 
 
 def test_best_run_is_the_best_on_the_same_data(place: Path, done: Sweep) -> None:
@@ -197,6 +230,7 @@ def test_one_modality_has_no_both(place: Path) -> None:
         ({"fusion": ["none"], "baselines": ["none"]}, HeadError, "no head was asked for"),
         ({"modalities": ["sound"]}, HeadError, "--modalities sound: use some of both, text, image"),
         ({"device": "abacus"}, ConfigError, "--device abacus"),
+        ({"settings": HeadSettings(epochs=3, learning_rate=1e30)}, HeadError, "diverged; lower --learning-rate"),
         ({"cache": "nowhere"}, CacheMissError, "not in the cache for hashing.*run mmfeat extract"),
     ],
 )

@@ -34,16 +34,19 @@ def test_lines_are_counted_in_the_file(tmp_path: Path) -> None:
 
 def test_encoding_is_counted(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
-    path.write_bytes("id,text\n1,太好了\n".encode("gb18030"))
+    path.write_bytes(b"id,text\n" + "1,太好了\n".encode("gb18030") + "2,太好了\n".encode())
     counts: Counter[str] = Counter()
-    assert next(read_table(path, counts))[1]["text"] == "太好了"
-    assert counts == {"gb18030": 1}
+    assert [row["text"] for _, row in read_table(path, counts)] == ["太好了", "太好了"]  # each line by itself
+    assert counts["gb18030"] == 1
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("t.csv", "id,text\n1,a,b\n", "t.csv:2: 3 cells under a header of 2"),
+        ("t.csv", "id,text,text\n1,a,b\n", "t.csv:1: a column name stands twice"),
+        ("t.tsv", 'id\ttext\n1\t"so happy\n2\tfine\n3\t"bad\n', "t.tsv:4: .*a quote is missing or too many"),
+        ("t.csv", 'id,text\n1,"open\n', "a quote is missing or too many"),
         ("t.jsonl", '{"id": 1}\nnope\n', "t.jsonl:2: not JSON"),
         ("t.jsonl", "[1]\n", "t.jsonl:1: a JSON object is expected"),
         ("t.parquet", "nope", "t.parquet: not a Parquet file"),

@@ -2,6 +2,6 @@
 
 from mmfeat.cache.keys import ContentKeys, content_keys
 from mmfeat.cache.shard import Rows
-from mmfeat.cache.store import Cache, ShardWriter
+from mmfeat.cache.store import Cache, ShardWriter, folder_name
 
-__all__ = ["Cache", "ContentKeys", "Rows", "ShardWriter", "content_keys"]
+__all__ = ["Cache", "ContentKeys", "Rows", "ShardWriter", "content_keys", "folder_name"]

@@ -9,7 +9,6 @@ mapped. Datasets: `keys` (N) content hashes, `ids` (N) and `errors` (N), fixed-l
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,7 +51,7 @@ class Shard:
 
 
 def write_shard(folder: Path, fingerprint: str, spec: dict[str, Any], rows: Rows) -> Path:
-    """Commit `rows` as one file named after its keys; if somebody already did, theirs stands."""
+    """Commit `rows` as one file named after its content; if somebody already did, theirs stands."""
     import h5py
     import xxhash
 
@@ -65,14 +64,16 @@ def write_shard(folder: Path, fingerprint: str, spec: dict[str, Any], rows: Rows
         "spec": canonical_json(spec),
         "rows": len(keys),
     }
-    path = folder / f"{xxhash.xxh3_128_hexdigest(keys.tobytes())}.h5"
+    checksums = _checksums(pooled)
+    name = xxhash.xxh3_128(keys.tobytes() + errors.tobytes() + checksums.tobytes()).hexdigest()
+    path = folder / f"{name}.h5"
     buffer = io.BytesIO()
     # Superblock 2 for old readers; every dataset on a page of its own, so that it can be mapped.
     with h5py.File(buffer, "w", libver=("v108", "v108"), alignment_threshold=1, alignment_interval=4096) as file:
         file.attrs.update(attributes)
         file.attrs["header_xxh3"] = _header_hash(attributes, keys, ids, errors)
         file["keys"], file["ids"], file["errors"] = keys, ids, errors
-        file["pooled"], file["pooled_xxh3"] = pooled, _checksums(pooled)
+        file["pooled"], file["pooled_xxh3"] = pooled, checksums
     write_atomic(path, buffer.getbuffer(), exclusive=True)
     return path
 
@@ -90,7 +91,7 @@ def open_shard(path: Path, fingerprint: str) -> Shard:
             shape, dtype, offset = pooled.shape, pooled.dtype, pooled.id.get_offset()
             attributes = {name: _plain(file.attrs[name]) for name in ("format", "fingerprint", "spec", "rows")}
             header = int(file.attrs["header_xxh3"])
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise CacheError(
             f"{path}: not a readable shard ({error}); move it away and run mmfeat extract again"
         ) from error
@@ -112,14 +113,6 @@ def corrupt_pieces(shard: Shard) -> list[int]:
     with h5py.File(shard.path, "r", locking=False) as file:
         stored = file["pooled_xxh3"][:]
     return [int(piece) for piece in np.flatnonzero(stored != _checksums(shard.pooled))]
-
-
-def spec_in(path: Path) -> dict[str, Any]:
-    """The encoder spec that a shard carries for whoever finds the file alone."""
-    import h5py
-
-    with h5py.File(path, "r", locking=False) as file:
-        return json.loads(_plain(file.attrs["spec"]))
 
 
 def _checked_dataset(path: Path, file: Any, name: str, size: int) -> Any:

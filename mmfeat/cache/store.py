@@ -6,9 +6,10 @@ Writers add files; nothing is changed in place, so readers and other writers nee
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -33,7 +34,7 @@ class Cache:
     """The shards of one data set under `root`."""
 
     def __init__(self, root: str | Path, dataset: str) -> None:
-        self.folder = Path(root) / (re.sub(r"[^A-Za-z0-9._-]+", "-", dataset).strip(".-") or "data")
+        self.folder = Path(root) / folder_name(dataset)
 
     def spec_folder(self, spec: EncoderSpec) -> Path:
         return self.folder / spec.folder_name
@@ -45,11 +46,16 @@ class Cache:
             return []
         _check_spec_file(folder / SPEC_FILE, spec)
         paths = sorted(path for path in folder.iterdir() if SHARD_NAME.fullmatch(path.name))
-        return [open_shard(path, spec.fingerprint) for path in paths]
+        shards = [open_shard(path, spec.fingerprint) for path in paths]
+        _check_alike(shards, spec)
+        return shards
 
-    def keys(self, spec: EncoderSpec) -> np.ndarray:
-        """(N,) S32 content keys that are stored, failed ones included."""
-        return _joined_keys(self.shards(spec))
+    def keys(self, spec: EncoderSpec) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) S32 content keys that are stored, and for each whether all that is stored is an error."""
+        keys, failed = _joined(self.shards(spec))
+        order = np.lexsort((failed, keys))  # of equal keys the good row comes first
+        unique, first = np.unique(keys[order], return_index=True)
+        return unique, failed[order][first]
 
     def writer(self, spec: EncoderSpec, provenance: dict[str, Any]) -> ShardWriter:
         """A writer of new rows; `provenance` (library versions, where the weights lay) goes beside the spec."""
@@ -61,20 +67,28 @@ class Cache:
             write_json(folder / SPEC_FILE, content)
         return ShardWriter(folder, spec)
 
-    def load(self, samples: Sequence[Sample], specs: Iterable[EncoderSpec]) -> Features:
+    def load(
+        self,
+        samples: Sequence[Sample],
+        specs: Iterable[EncoderSpec],
+        keys: Mapping[str, ContentKeys] | None = None,
+    ) -> Features:
         """Vectors of `samples` for each spec, aligned, with masks for missing and broken parts.
 
         A block of which no row is there has width 0: nobody knows its width yet.
+        `keys` are content keys by modality, where they were taken already.
         Raises `CacheMissError` if any sample was never extracted: nothing is made up.
         """
         specs = list(specs)
-        keys = {modality: content_keys(samples, modality) for modality in {spec.modality for spec in specs}}
-        blocks = tuple(self._block(samples, keys[spec.modality], spec) for spec in specs)
+        known = dict(keys or {})
+        for modality in {spec.modality for spec in specs} - known.keys():
+            known[modality] = content_keys(samples, modality)
+        blocks = tuple(self._block(samples, known[spec.modality], spec) for spec in specs)
         return Features(tuple(sample.id for sample in samples), blocks)
 
     def _block(self, samples: Sequence[Sample], wanted: ContentKeys, spec: EncoderSpec) -> Block:
         shards = self.shards(spec)
-        rows = _find(_joined_keys(shards), wanted.keys)
+        rows = _find(*_joined(shards), wanted.keys)
         missing = np.flatnonzero(wanted.present & (rows < 0))
         if len(missing):
             raise CacheMissError(
@@ -92,7 +106,7 @@ class Cache:
             if len(here):
                 vectors[here] = shard.pooled[rows[here] - start]
             start += len(shard.keys)
-        return Block(spec.name, spec.modality, vectors, mask)
+        return Block(spec.folder_name, spec.modality, vectors, mask)
 
 
 class ShardWriter:
@@ -105,7 +119,7 @@ class ShardWriter:
         self._folder, self._spec = folder, spec
         self._batches: list[Rows] = []
         self._bytes, self._since = 0, time.monotonic()
-        self.committed = 0
+        self.committed = self.failed = 0  # rows, and how many of them hold an error
 
     def add(self, rows: Rows) -> None:
         """Take over some rows; commits what has gathered if it is due."""
@@ -116,9 +130,7 @@ class ShardWriter:
 
     def commit(self) -> None:
         """Write what has gathered as one shard."""
-        batches, self._batches = self._batches, []
-        self._bytes, self._since = 0, time.monotonic()
-        if batches:
+        if batches := self._batches:
             width = max(batch.pooled.shape[1] for batch in batches)
             rows = Rows(
                 [key for batch in batches for key in batch.keys],
@@ -128,6 +140,9 @@ class ShardWriter:
             )
             write_shard(self._folder, self._spec.fingerprint, asdict(self._spec), rows)
             self.committed += len(rows.keys)
+            self.failed += sum(map(bool, rows.errors))
+        # Only now: an interrupt before this line leaves the rows here for the commit on the way out.
+        self._batches, self._bytes, self._since = [], 0, time.monotonic()
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -136,6 +151,12 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.commit()
+
+
+def folder_name(name: str) -> str:
+    """A data set's name as one folder's name; names that had to be altered stay apart by a hash."""
+    plain = re.sub(r"[^\w.-]+", "-", name).strip(".-")
+    return plain if plain == name else f"{plain or 'data'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _check_spec_file(path: Path, spec: EncoderSpec) -> None:
@@ -153,15 +174,26 @@ def _widened(pooled: np.ndarray, width: int) -> np.ndarray:
     return pooled if pooled.shape[1] == width else np.full((len(pooled), width), np.nan, pooled.dtype)
 
 
-def _joined_keys(shards: list[Shard]) -> np.ndarray:
-    return np.concatenate([shard.keys for shard in shards] or [np.empty(0, f"S{KEY_LENGTH}")])
+def _check_alike(shards: list[Shard], spec: EncoderSpec) -> None:
+    """All vectors of one encoder have its dtype and one width."""
+    widths = {shard.pooled.shape[1] for shard in shards} - {0}
+    for shard in shards:
+        if shard.pooled.dtype != spec.storage or len(widths) > 1:
+            found = f"{shard.pooled.dtype} of width {shard.pooled.shape[1]}"
+            raise CacheError(f"{shard.path}: {found} among others of {spec.name}; move it away and extract again")
 
 
-def _find(stored: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Row in `stored` of each wanted key, -1 where there is none."""
+def _joined(shards: list[Shard]) -> tuple[np.ndarray, np.ndarray]:
+    """Keys of all rows, and whether each row is an error."""
+    keys = np.concatenate([shard.keys for shard in shards] or [np.empty(0, f"S{KEY_LENGTH}")])
+    return keys, np.concatenate([shard.errors != b"" for shard in shards] or [np.empty(0, bool)])
+
+
+def _find(stored: np.ndarray, failed: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Row in `stored` of each wanted key, a good one if there is any, -1 where there is none."""
     if not len(stored):
         return np.full(len(wanted), -1)
-    order = np.argsort(stored, kind="stable")
+    order = np.lexsort((failed, stored))
     positions = np.minimum(np.searchsorted(stored[order], wanted), len(stored) - 1)
     rows = order[positions]
     return np.where(stored[rows] == wanted, rows, -1)

@@ -6,13 +6,15 @@ every run; loading one happens only when vectors are missing.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from mmfeat.encoders import bert, clip, hashing, hog, timm_models, torchvision_models
 from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec
-from mmfeat.errors import EncoderError
+from mmfeat.errors import ConfigError, EncoderError
 
 __all__ = [
     "FAMILIES",
@@ -20,6 +22,7 @@ __all__ = [
     "EncoderOptions",
     "EncoderSpec",
     "Tower",
+    "absolute_request",
     "describe_encoders",
     "load_encoders",
 ]
@@ -54,14 +57,26 @@ class Tower:
 
 def describe_encoders(requests: list[str], options: EncoderOptions) -> list[Tower]:
     """All towers of `family[:variant]` requests, in order; a tower asked for twice is given once."""
+    if options.dtype == "auto":
+        raise ConfigError("dtype auto is no arithmetic yet; pass the options through mmfeat.requests.resolve_options")
     towers: dict[str, Tower] = {}
     for request in requests:
         family, variant = _split(request)
         for spec in _family(request).describe(family, variant, options):
-            towers.setdefault(spec.fingerprint, Tower(request, spec))
+            towers.setdefault(spec.fingerprint, Tower(absolute_request(request), spec))
     if not towers:
         raise EncoderError(f"no encoders; name some of {', '.join(FAMILIES)} with --encoders A,B")
     return list(towers.values())
+
+
+def absolute_request(request: str) -> str:
+    """The request with a local path made absolute, so that it means the same from any folder."""
+    family, variant = _split(request)
+    model, slash, file = variant.partition("/")
+    for prefix, path in (("", variant), (model + slash, file)):
+        if path and Path(path).expanduser().exists():
+            return f"{family}:{prefix}{os.path.abspath(Path(path).expanduser())}"
+    return request
 
 
 def load_encoders(towers: list[Tower], device: str) -> list[Encoder]:

@@ -9,7 +9,7 @@ import numpy as np
 from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec
 from mmfeat.encoders.torch_tower import load_errors, to_numpy
 from mmfeat.encoders.torchvision_ops import import_torchvision
-from mmfeat.encoders.weights import hub_revision, local_path, path_identity
+from mmfeat.encoders.weights import hub_errors, hub_revision, local_path, path_identity
 from mmfeat.errors import EncoderError
 from mmfeat.texts import CLEANING
 
@@ -26,12 +26,9 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
             modality="text",
             variant=folder.resolve().name if folder else variant,
             weights=path_identity(folder) if folder else f"revision:{hub_revision(variant)}",
-            preprocessing="",
             cleaning=options.cleaning,
             pooling=options.pooling,
             max_length=options.max_length,
-            layer=0,
-            view="none",
             arithmetic=options.dtype,
             storage=options.storage,
         )
@@ -68,7 +65,7 @@ def pool(output: Any, mask: Any, pooling: str) -> Any:
     if pooling == "cls":
         return hidden[:, 0]
     weights = mask.unsqueeze(-1).float()
-    return (hidden * weights).sum(1) / weights.sum(1)
+    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
 def _from_pretrained(variant: str, spec: EncoderSpec) -> tuple[Any, Any]:
@@ -79,12 +76,24 @@ def _from_pretrained(variant: str, spec: EncoderSpec) -> tuple[Any, Any]:
     transformers.utils.logging.disable_progress_bar()
     kind, _, revision = spec.weights.partition(":")
     pinned = {"revision": revision} if kind == "revision" else {}
-    name = str(local_path(variant) or variant)
-    with load_errors(f"bert:{variant}"):
+    folder = local_path(variant)
+    name = str(folder or variant)
+    with load_errors(f"bert:{variant}") if folder else hub_errors(f"bert:{variant}"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **pinned)
         model, info = transformers.AutoModel.from_pretrained(name, output_loading_info=True, **pinned)
         _check_complete(variant, spec, info["missing_keys"])
+        _check_options(variant, spec, tokenizer, model)
     return tokenizer, model
+
+
+def _check_options(variant: str, spec: EncoderSpec, tokenizer: Any, model: Any) -> None:
+    """What the model cannot do is refused before the first text, not in the middle."""
+    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", spec.max_length))
+    shortest = tokenizer.num_special_tokens_to_add() + 1
+    if not shortest <= spec.max_length <= longest:
+        raise EncoderError(f"bert:{variant}: --max-length {spec.max_length} is not from {shortest} to {longest}")
+    if spec.pooling == "pooler" and getattr(model, "pooler", None) is None:
+        raise EncoderError(f"bert:{variant}: this model has no pooler; use --pooling mean or cls")
 
 
 def _check_complete(variant: str, spec: EncoderSpec, missing: Any) -> None:

@@ -37,13 +37,32 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
     variant = variant or DEFAULT_VARIANT
     if folder := local_path(variant):
         config = _folder_config(folder)
-        name, identity, overlay = folder.name, path_identity(folder), config.get("preprocess_cfg", {})
+        name, identity, overlay = folder.resolve().name, path_identity(folder), config.get("preprocess_cfg", {})
         model = config["model_cfg"]
     else:
         name, identity, overlay, model = _named(variant)
+    convolutional = not isinstance(model["vision_cfg"].get("layers", 12), int)  # a ResNet has a list of stages
+    image_options = options.for_model("resnet" if convolutional else model["vision_cfg"].get("timm_model_name", "vit"))
     return [
-        _spec("image", name, identity, _preprocessing(model, overlay), options),
-        _spec("text", name, identity, "", options, model["text_cfg"].get("context_length", CONTEXT_LENGTH)),
+        EncoderSpec(
+            family="clip",
+            modality="image",
+            variant=name,
+            weights=identity,
+            arithmetic=image_options.dtype,
+            storage=image_options.storage,
+            preprocessing=_preprocessing(model, overlay),
+        ),
+        EncoderSpec(
+            family="clip",
+            modality="text",
+            variant=name,
+            weights=identity,
+            arithmetic=options.dtype,
+            storage=options.storage,
+            cleaning=options.cleaning,
+            max_length=model["text_cfg"].get("context_length", CONTEXT_LENGTH),
+        ),
     ]
 
 
@@ -52,8 +71,10 @@ def load(variant: str, specs: list[EncoderSpec], device: str) -> list[Encoder]:
     import_torchvision()
     import open_clip
 
-    name, arguments = _creation_arguments(variant or DEFAULT_VARIANT)
-    with load_errors(f"clip:{variant}"), warnings.catch_warnings():
+    variant = variant or DEFAULT_VARIANT
+    name, arguments = _creation_arguments(variant)
+    local = local_path(variant) or local_path(_split(variant)[1])
+    with load_errors(f"clip:{variant}") if local else hub_errors(f"clip:{variant}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model, _, transform = open_clip.create_model_and_transforms(name, require_pretrained=True, **arguments)
         tokenizer = open_clip.get_tokenizer(name)
@@ -74,25 +95,6 @@ def load(variant: str, specs: list[EncoderSpec], device: str) -> list[Encoder]:
     return encoders
 
 
-def _spec(
-    modality: str, name: str, identity: str, preprocessing: str, options: EncoderOptions, max_length: int = 0
-) -> EncoderSpec:
-    return EncoderSpec(
-        family="clip",
-        modality=modality,
-        variant=name,
-        weights=identity,
-        preprocessing=preprocessing,
-        cleaning=options.cleaning if modality == "text" else "none",
-        pooling="tower",
-        max_length=max_length,
-        layer=0,
-        view="none",
-        arithmetic=options.dtype,
-        storage=options.storage,
-    )
-
-
 def _named(variant: str) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
     """Name, identity, preprocessing overlay and model configuration of `MODEL/TAG` or `MODEL/FILE`."""
     import_torchvision()
@@ -102,7 +104,9 @@ def _named(variant: str) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
     if (config := open_clip.get_model_config(model)) is None:
         raise EncoderError(f"clip:{variant}: open_clip has no model {model!r}; see open_clip.list_models()")
     if file := local_path(tag):
-        return f"{model}/{file.name}", path_identity(file), {}, config
+        overlay = _published(model, file)
+        quick = "-quickgelu" if _quick_gelu(overlay, config) else ""
+        return f"{model}{quick}/{file.name}", path_identity(file), overlay, config
     if not open_clip.is_pretrained_cfg(model, tag):
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
         raise EncoderError(f"clip:{variant}: no weights {tag!r} for {model}; open_clip has {tags}, or name a file")
@@ -121,10 +125,21 @@ def _creation_arguments(variant: str) -> tuple[str, dict[str, Any]]:
 
     model, tag = _split(variant)
     if file := local_path(tag):
-        return model, {"pretrained": str(file)}
+        overlay, pretrained = _published(model, file), str(file)
+    else:
+        overlay, pretrained = open_clip.get_pretrained_cfg(model, tag), tag
     # open_clip only warns when weights trained with QuickGELU meet a model without it.
-    quick = _quick_gelu(open_clip.get_pretrained_cfg(model, tag), open_clip.get_model_config(model))
-    return model, {"pretrained": tag, "force_quick_gelu": quick}
+    quick = _quick_gelu(overlay, open_clip.get_model_config(model))
+    preprocessing = {key: overlay[key] for key in _PREPROCESSING if overlay.get(key) is not None}
+    return model, {"pretrained": pretrained, "force_quick_gelu": quick, "force_preprocess_cfg": preprocessing}
+
+
+def _published(model: str, file: Path) -> dict[str, Any]:
+    """What open_clip knows of the weights it publishes under this file name; nothing of a file of one's own."""
+    import open_clip
+
+    known = (open_clip.get_pretrained_cfg(model, tag) for tag in open_clip.list_pretrained_tags_by_model(model))
+    return next((entry for entry in known if Path(entry.get("url", "")).name == file.name), {})
 
 
 def _split(variant: str) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec
+from mmfeat.errors import EncoderError
 from mmfeat.texts import CLEANING
 
 DIMENSIONS = 512
@@ -18,18 +19,15 @@ SEED = 0
 
 def describe(family: str, variant: str, options: EncoderOptions) -> list[EncoderSpec]:
     """The spec of the one text tower; its arithmetic is always float32."""
+    if variant:
+        raise EncoderError(f"{family}:{variant}: this encoder has no variants; name it {family}")
     return [
         EncoderSpec(
             family="hashing",
             modality="text",
             variant="",
             weights="builtin:1",
-            preprocessing="",
             cleaning=options.cleaning,
-            pooling="tower",
-            max_length=0,
-            layer=0,
-            view="none",
             arithmetic="float32",
             storage="float32",
         )

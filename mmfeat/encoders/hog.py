@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec
+from mmfeat.errors import EncoderError
 from mmfeat.files import canonical_json
 
 SIDE = 96
@@ -19,6 +20,8 @@ BINS = 32
 
 def describe(family: str, variant: str, options: EncoderOptions) -> list[EncoderSpec]:
     """The spec of the one image tower; its arithmetic is always float32."""
+    if variant:
+        raise EncoderError(f"{family}:{variant}: this encoder has no variants; name it {family}")
     return [
         EncoderSpec(
             family="hog",
@@ -26,11 +29,6 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
             variant="",
             weights="builtin:1",
             preprocessing=canonical_json({"resize": [SIDE, SIDE], "interpolation": "bilinear"}),
-            cleaning="none",
-            pooling="tower",
-            max_length=0,
-            layer=0,
-            view="none",
             arithmetic="float32",
             storage="float32",
         )

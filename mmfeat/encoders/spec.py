@@ -1,7 +1,7 @@
 """The spec of an encoder: all that changes a vector, and its fingerprint.
 
-What does not change a vector (the path the weights were read from, the device, the batch size,
-library versions) is no part of it.
+What does not change a vector (the folder a model lies in, the device, the batch size, library versions)
+is no part of it; the model's own name is, for people, so a renamed model is encoded again.
 """
 
 from __future__ import annotations
@@ -16,27 +16,29 @@ import numpy as np
 
 from mmfeat.errors import ConfigError
 from mmfeat.files import canonical_json
+from mmfeat.hardware import DTYPES
 from mmfeat.texts import CLEANING
 
 POOLINGS = ("mean", "cls", "pooler")
+VISION_TRANSFORMERS = ("vit", "deit", "beit", "eva")
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """One tower, completely described. Two specs are equal exactly if their vectors are comparable."""
+    """One tower, completely described. Vectors of equal specs are comparable."""
 
     family: str  # "bert"
     modality: str  # "text" or "image"
     variant: str  # hub name, model/weights, or the last part of a local path
     weights: str  # "sha256:...", "revision:..." or "builtin:N"
-    preprocessing: str  # canonical JSON of what turns a file into numbers
-    cleaning: str  # a name in texts.CLEANING; "none" for images
-    pooling: str  # "mean", "cls", "pooler", or "tower": the model's own
-    max_length: int  # tokens; 0 where there are none
-    layer: int  # 0 is the last, n the n-th before it
-    view: str  # "none", or an augmentation policy and its seed
     arithmetic: str  # dtype of the forward pass
     storage: str  # dtype on disk
+    preprocessing: str = ""  # canonical JSON of what turns a file into numbers
+    cleaning: str = "none"  # a name in texts.CLEANING
+    pooling: str = "tower"  # "mean", "cls", "pooler", or "tower": the model's own
+    max_length: int = 0  # tokens; 0 where there are none
+    layer: int = 0  # 0 is the last, n the n-th before it
+    view: str = "none"  # or an augmentation policy and its seed
 
     @property
     def fingerprint(self) -> str:
@@ -82,14 +84,16 @@ class EncoderOptions:
     convolutional_dtype: str = ""
 
     def __post_init__(self) -> None:
+        _check("dtype", self.dtype, DTYPES)
         _check("cleaning", self.cleaning, tuple(CLEANING))
         _check("pooling", self.pooling, POOLINGS)
         if self.max_length < 1:
             raise ConfigError(f"--max-length {self.max_length}: at least 1 token is needed")
 
-    @property
-    def convolutional(self) -> EncoderOptions:
-        """The same options for a convolutional model."""
+    def for_model(self, architecture: str) -> EncoderOptions:
+        """The same options for this architecture: image models that are no plain ViT count as convolutional."""
+        if architecture.lower().startswith(VISION_TRANSFORMERS):
+            return self
         return replace(self, dtype=self.convolutional_dtype or self.dtype)
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec
 from mmfeat.encoders.torch_tower import embedder, load_errors
 from mmfeat.encoders.torchvision_ops import import_torchvision
-from mmfeat.encoders.weights import hub_revision, local_path, path_identity
+from mmfeat.encoders.weights import hub_errors, hub_revision, local_path, path_identity
 from mmfeat.errors import EncoderError
 from mmfeat.files import canonical_json, read_json
 
@@ -29,6 +29,7 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
         raise EncoderError("timm: name a model, as in timm:resnet50.a1_in1k, or a local folder, timm:PATH")
     folder = local_path(variant)
     config = _folder_config(folder) if folder else _hub_config(variant)
+    options = options.for_model(config.get("architecture", variant))
     identity = path_identity(folder) if folder else f"revision:{hub_revision(config['hf_hub_id'])}"
     return [
         EncoderSpec(
@@ -37,13 +38,8 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
             variant=folder.resolve().name if folder else variant,
             weights=identity,
             preprocessing=canonical_json(_preprocessing(config)),
-            cleaning="none",
-            pooling="tower",
-            max_length=0,
-            layer=0,
-            view="none",
-            arithmetic=options.convolutional.dtype,
-            storage=options.convolutional.storage,
+            arithmetic=options.dtype,
+            storage=options.storage,
         )
     ]
 
@@ -56,7 +52,7 @@ def load(variant: str, specs: list[EncoderSpec], device: str) -> list[Encoder]:
     (spec,) = specs
     folder = local_path(variant)
     overlay = {} if folder else {"hf_hub_id": _pinned(_hub_config(variant), spec)}
-    with load_errors(f"timm:{variant}"):
+    with load_errors(f"timm:{variant}") if folder else hub_errors(f"timm:{variant}"):
         model = timm.create_model(
             f"local-dir:{folder}" if folder else variant,
             pretrained=True,
@@ -78,8 +74,8 @@ def _pinned(config: dict[str, Any], spec: EncoderSpec) -> str:
 def _folder_config(folder: Path) -> dict[str, Any]:
     try:
         config = read_json(folder / "config.json")
-        return config.get("pretrained_cfg", config)
-    except (OSError, ValueError, AttributeError) as error:
+        return {**config.get("pretrained_cfg", config), "architecture": config["architecture"]}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise EncoderError(f"{folder}: timm's config.json is needed beside the weights ({error})") from error
 
 

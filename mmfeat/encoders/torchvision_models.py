@@ -28,7 +28,7 @@ def is_model(family: str) -> bool:
 def describe(family: str, variant: str, options: EncoderOptions) -> list[EncoderSpec]:
     """The spec of the one image tower."""
     file = local_path(variant)
-    weights = _weights(family, variant, file)
+    weights, options = _weights(family, variant, file), options.for_model(family)
     return [
         EncoderSpec(
             family=family,
@@ -36,13 +36,8 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
             variant=file.name if file else weights.name,
             weights=path_identity(file) if file else f"torchvision:{Path(weights.url).name}",
             preprocessing=canonical_json(_preprocessing(weights)),
-            cleaning="none",
-            pooling="tower",
-            max_length=0,
-            layer=0,
-            view="none",
-            arithmetic=options.convolutional.dtype,
-            storage=options.convolutional.storage,
+            arithmetic=options.dtype,
+            storage=options.storage,
         )
     ]
 
@@ -55,7 +50,9 @@ def load(variant: str, specs: list[EncoderSpec], device: str) -> list[Encoder]:
     import torchvision
 
     if file:
-        model = torchvision.models.get_model(spec.family, weights=None)
+        # Named weights set this by themselves; a file has to be told.
+        rescale = {"transform_input": True} if spec.family in ("googlenet", "inception_v3") else {}
+        model = torchvision.models.get_model(spec.family, weights=None, **rescale)
         classifier = drop_classifier(model)
         with load_errors(f"{spec.family}:{variant}"):
             state = {name: value for name, value in _state_dict(file).items() if not name.startswith(classifier + ".")}
@@ -72,7 +69,10 @@ def drop_classifier(model: Any) -> str:
     """Replace the last linear layer by the identity; returns its name."""
     import torch
 
-    name = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)][-1]
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    if not linear:
+        raise EncoderError(f"{type(model).__name__}: ends in no linear layer; use it through timm instead")
+    name = linear[-1]
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, torch.nn.Identity())
     return name
@@ -88,7 +88,7 @@ def _weights(family: str, variant: str, file: Path | None) -> Any:
 
     entries = torchvision.models.get_model_weights(family)
     if file:
-        return next((entry for entry in entries if Path(entry.url).name == file.name), next(iter(entries)))
+        return next((entry for entry in entries if Path(entry.url).stem == file.stem), next(iter(entries)))
     try:
         return entries[variant or "DEFAULT"]
     except KeyError:

@@ -14,9 +14,8 @@ from pathlib import Path
 from mmfeat.errors import EncoderError, HubError
 from mmfeat.files import file_sha256
 
-# Files of a model folder that take part in a vector: configuration, tokenizer and weights.
-_MODEL_FILES = (".json", ".safetensors", ".bin", ".model", ".pt", ".pth")
-_VOCABULARIES = ("vocab.txt", "merges.txt")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_ASIDE = (".md", ".png", ".jpg")  # anything else in a model folder may take part in a vector
 _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
 
 
@@ -26,7 +25,7 @@ def path_identity(path: Path) -> str:
         return f"sha256:{file_sha256(path)}"
     digest = hashlib.sha256()
     files = sorted(file for file in path.iterdir() if file.is_file() and _takes_part(file))
-    if not any(file.suffix not in (".json", ".txt") for file in files):
+    if not any(file.suffix in _WEIGHTS for file in files):
         raise EncoderError(f"{path}: no weights (*.safetensors, *.bin, *.pt) in this folder; name a model folder")
     for file in files:
         digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
@@ -45,8 +44,9 @@ def hub_revision(name: str) -> str:
 
     with hub_errors(name):
         path = hf_hub_download(name, "config.json")
-    found = _SNAPSHOT.search(Path(path).as_posix())
-    return found[1] if found else "main"
+    if found := _SNAPSHOT.search(Path(path).as_posix()):
+        return found[1]
+    raise HubError(f"{name}: {path} tells no revision; name a local folder instead, FAMILY:FOLDER")
 
 
 @contextlib.contextmanager
@@ -55,6 +55,8 @@ def hub_errors(asked: str) -> Iterator[None]:
     reachable = _use_local_hub_files_if_unreachable()
     try:
         yield
+    except EncoderError:
+        raise
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:160] if reachable else "it cannot be reached and has not been cached"
         raise HubError(
@@ -68,6 +70,8 @@ def _use_local_hub_files_if_unreachable() -> bool:
     """Whether the hub answers; if not, its clients are told so, which otherwise retry for a minute."""
     from huggingface_hub import constants
 
+    if constants.HF_HUB_OFFLINE:
+        return False
     try:
         with urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=5):
             return True
@@ -79,7 +83,7 @@ def _use_local_hub_files_if_unreachable() -> bool:
 
 
 def _takes_part(file: Path) -> bool:
-    return file.suffix in _MODEL_FILES or file.name in _VOCABULARIES
+    return not file.name.startswith(".") and file.suffix not in _ASIDE
 
 
 def local_path(variant: str) -> Path | None:

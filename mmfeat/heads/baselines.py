@@ -12,7 +12,7 @@ import numpy as np
 from mmfeat.features import Features
 from mmfeat.files import write_atomic
 from mmfeat.heads.settings import HeadSettings, class_weights
-from mmfeat.metrics import confusion, macro_f1
+from mmfeat.metrics import macro_f1
 
 # Strong to weak L2; chosen on the validation part of the training fold.
 LOGISTIC_C = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -59,7 +59,7 @@ class SklearnHead:
         scores = {}
         for name, estimator in candidates.items():
             predicted = _fitted(estimator, x, labels).predict(x_validation)
-            scores[name] = float(macro_f1(confusion(validation_labels, predicted, self.classes)))
+            scores[name] = macro_f1(validation_labels, predicted, self.classes)
         chosen = max(scores, key=lambda name: scores[name])
         self.history = [{"setting": name, "validation_macro_f1": score} for name, score in scores.items()]
         both = np.concatenate([x, x_validation]), np.concatenate([labels, validation_labels])

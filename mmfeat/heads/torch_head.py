@@ -17,7 +17,7 @@ from mmfeat.features import Features
 from mmfeat.files import write_atomic
 from mmfeat.heads.inputs import FusionModule
 from mmfeat.heads.settings import HeadSettings, class_weights
-from mmfeat.metrics import confusion, macro_f1
+from mmfeat.metrics import macro_f1
 
 PREDICT_ROWS = 8192
 ModuleType = Callable[[list[int], int, float], FusionModule]  # (widths, classes, dropout)
@@ -66,7 +66,7 @@ class TorchHead:
                 )
                 for start in range(0, len(features), PREDICT_ROWS)
             ]
-            return torch.cat(pieces).double().softmax(-1).cpu().numpy()
+            return torch.cat(pieces).float().cpu().double().softmax(-1).numpy()
 
     def save(self, path: Path) -> dict[str, Any]:
         """Write the weights to `path` and return what rebuilds the module."""
@@ -114,7 +114,7 @@ class TorchHead:
         for epoch in range(settings.epochs):
             loss = self._epoch(inputs, labels, loss_weights, optimiser)
             predicted = self.predict_proba(validation).argmax(-1)
-            score = float(macro_f1(confusion(expected, predicted, self.classes)))
+            score = macro_f1(expected, predicted, self.classes)
             schedule.step(score)
             self.history.append({"epoch": epoch, "loss": loss, "validation_macro_f1": score})
             if score > best + settings.min_delta:
