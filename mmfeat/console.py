@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mmfeat.sweep import Sweep
 
 PLAIN_SECONDS = 10.0
+WORTH_A_LINE = 1.0  # seconds; a step that is over sooner needs no report
 SHOWN_FAILURES = 5
 SHOWN_CLASSES = 5
 
@@ -78,8 +79,8 @@ def _lines(title: str, total: int) -> Iterator[Callable[[int], None]]:
             err.print(f"{title}: {done:,} of {total:,}, {rate:.1f}/s, {(total - done) / rate:.0f} s left")
 
     yield advance
-    if done == total:
-        seconds = time.monotonic() - start
+    seconds = time.monotonic() - start
+    if done == total and seconds >= WORTH_A_LINE:
         err.print(f"{title}: {total:,} in {seconds:.1f} s ({total / max(seconds, 1e-9):.1f}/s)")
 
 

@@ -130,7 +130,8 @@ def extract_samples(
     """`extract_features` for samples and towers that are already read and described."""
     store = Cache(cache, samples.name)
     result = Extraction(samples, towers, store.folder)
-    plan = {modality: _plan(samples, modality, towers, store, result) for modality in MODALITIES}
+    progress = progress or Silent()
+    plan = {modality: _plan(samples, modality, towers, store, result, progress) for modality in MODALITIES}
     needed = {fingerprint for items in plan.values() for item in items for fingerprint in item.fingerprints}
     if not needed:
         return result
@@ -144,7 +145,7 @@ def extract_samples(
             ours = [encoder for encoder in loaded if encoder.spec.modality == modality]
             # A tokenizer is not safe to share between threads; texts are cheap to prepare in one.
             threads = 1 if modality == "text" else workers or cpu_count()
-            _run(items, ours, writers, threads, size, progress or Silent(), result)
+            _run(items, ours, writers, threads, size, progress, result)
     for spec in (tower.spec for tower in wanted):
         writer = writers[spec.fingerprint]
         result.new[spec.folder_name] = writer.committed
@@ -152,12 +153,14 @@ def extract_samples(
     return result
 
 
-def _plan(samples: SampleSet, modality: str, towers: list[Tower], store: Cache, result: Extraction) -> list[Item]:
+def _plan(
+    samples: SampleSet, modality: str, towers: list[Tower], store: Cache, result: Extraction, progress: Progress
+) -> list[Item]:
     """What is missing of one modality: each content once, texts ordered by length."""
     specs = [tower.spec for tower in towers if tower.spec.modality == modality]
     if not specs:
         return []
-    keys = content_keys(samples.samples, modality)
+    keys = content_keys(samples.samples, modality, progress)
     result.missing[modality] = Counter(reason for reason in keys.reasons if reason)
     wanted = np.unique(keys.keys[keys.present])
     lacking: dict[bytes, set[str]] = {}

@@ -97,7 +97,8 @@ def train_heads(
     labelled = samples.labelled
     if not labelled:
         raise HeadError(f"{data}: no labelled samples; heads are trained on labels")
-    keys = {modality: content_keys(labelled, modality) for modality in MODALITIES}
+    progress = progress or Silent()
+    keys = {modality: content_keys(labelled, modality, progress) for modality in MODALITIES}
     splits = _splits(labelled, keys["image"].keys, folds, grouped, split_dir, settings.seed)
     config = {
         "version": __version__,
@@ -126,7 +127,7 @@ def train_heads(
     classes = samples.classes
     labels = np.array([classes.index(str(sample.label)) for sample in labelled])
     task = Task(features, labels, classes, splits, settings, resolve_device(device))
-    run = _sweep(task, config, folder, progress or Silent())
+    run = _sweep(task, config, folder, progress)
     return Sweep(run, False, time.monotonic() - start)
 
 

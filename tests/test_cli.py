@@ -31,7 +31,6 @@ def test_the_whole_way(tmp_path: Path) -> None:
     assert made.stdout.splitlines()[-1] == "next: mmfeat extract --data demo --encoders hashing,hog"
     extracted = mmfeat("extract", "--data", "demo", "--encoders", "hashing,hog", cwd=tmp_path)
     assert extracted.returncode == 0, extracted.stderr
-    assert "image: hog: 11" in extracted.stderr  # progress, in lines where there is no terminal
     assert "sample 1003: broken image" in extracted.stdout
     assert "next: mmfeat heads --data demo" in extracted.stdout
     again = mmfeat("extract", "--data", "demo", "--encoders", "hashing,hog", cwd=tmp_path)
@@ -153,6 +152,22 @@ def test_flag_defaults_are_those_of_the_library() -> None:
     options = {name: value for name, value in vars(EncoderOptions()).items() if name in extract}
     assert {name: extract[name] for name in options} == options
     assert extract["encoders"] == ",".join(DEFAULT_ENCODERS)
+
+
+def test_progress_is_lines_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mmfeat import console
+
+    monkeypatch.setattr(console, "PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr(console, "WORTH_A_LINE", 0.0)
+    with console.ConsoleProgress().task("photos", 30) as advance:
+        advance(10)
+        advance(20)
+    first, _, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("photos: 10 of 30, ")
+    assert first.endswith(" s left")
+    assert last.startswith("photos: 30 in ")
 
 
 def test_version(tmp_path: Path) -> None:
