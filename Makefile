@@ -4,6 +4,7 @@
 #   make test                        the tests
 #   make check                       ruff, mypy and the tests
 #   make extract DATA=... ENCODERS=clip,bert,resnet50
+#   make heads, make submit         train and rank heads; write the submission
 #   make clean                       remove the virtual environment and the demo data
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -12,7 +13,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 MMFEAT := $(BIN)/mmfeat
 
-.PHONY: help install demo extract test check format clean
+.PHONY: help install demo extract heads submit test check format clean
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -35,6 +36,12 @@ demo: install
 extract: install
 	@test -n "$(DATA)" || { echo "make extract needs DATA=FOLDER (and optionally ENCODERS=clip,bert,resnet50)"; exit 2; }
 	$(MMFEAT) extract --data "$(DATA)" $(if $(ENCODERS),--encoders "$(ENCODERS)")
+
+heads: install
+	$(MMFEAT) heads --fusion all
+
+submit: install
+	$(MMFEAT) submit
 
 test: install
 	$(BIN)/python -m pytest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from mmfeat.config import read_config
 from mmfeat.console import ConsoleProgress, err, out, show_extraction, show_submission, show_sweep, shown
 from mmfeat.errors import ConfigError, MmfeatError
 from mmfeat.version import __version__
@@ -42,30 +44,40 @@ Cleaning = Annotated[str, typer.Option("--cleaning", help="Text cleaning: tweet 
 Pooling = Annotated[str, typer.Option("--pooling", help="BERT pooling: mean, cls or pooler.")]
 MaxLength = Annotated[int, typer.Option("--max-length", help="BERT: most tokens of a text.")]
 Workers = Annotated[int, typer.Option("--workers", help="Reading threads; 0 is one a core.", min=0)]
-Seed = Annotated[int, typer.Option("--seed", help="Fixes everything that is random.")]
+Seed = Annotated[int, typer.Option("--seed", help="Fixes everything that is random.", min=0)]
 
 
-def reported(function: Command) -> Command:
+def reported(interrupted: str) -> Callable[[Command], Command]:
     """One line and an exit code instead of a traceback: 1 for a failure, 130 for an interrupt."""
 
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> None:
-        try:
-            function(*args, **kwargs)
-        except typer.Exit:
-            raise
-        except KeyboardInterrupt:
-            err.print("interrupted; every vector that was computed is kept, run the same command again")
-            raise typer.Exit(130) from None
-        except Exception as error:
-            if _debug:
+    def decorate(function: Command) -> Command:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> None:
+            try:
+                function(*args, **kwargs)
+            except typer.Exit:
                 raise
-            text = " ".join(str(error).split())
-            known = isinstance(error, MmfeatError)
-            err.print(f"mmfeat: {text}" if known else f"mmfeat: {type(error).__name__}: {text}; --debug shows where")
-            raise typer.Exit(1) from None
+            except KeyboardInterrupt:
+                err.print(f"interrupted; {interrupted}")
+                raise typer.Exit(130) from None
+            except Exception as error:
+                if _debug:
+                    raise
+                err.print(f"mmfeat: {_one_line(error)}")
+                raise typer.Exit(1) from None
 
-    return wrapper  # type: ignore[return-value]
+        return wrapper  # type: ignore[return-value]
+
+    return decorate
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, MmfeatError):
+        return text
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}; check the path and its rights"
+    return f"{type(error).__name__}: {text}; --debug shows where"
 
 
 def _print_version(wanted: bool) -> None:
@@ -93,11 +105,11 @@ def root(
     global _debug
     _debug = debug
     if config is not None:
-        reported(_load_config)(context, Path(config))
+        reported("nothing was done")(_load_config)(context, Path(config))
 
 
 @app.command()
-@reported
+@reported("every vector that was computed is kept, the same command goes on from there")
 def extract(
     data: Data,
     encoders: Encoders = "clip,bert,resnet50",
@@ -135,7 +147,7 @@ def extract(
 
 
 @app.command()
-@reported
+@reported("the same command trains these heads from the start")
 def heads(
     fusion: Annotated[str, typer.Option(help="Fusions: all, none, or some of concat.")] = "all",
     baselines: Annotated[str, typer.Option(help="Baselines beside them: all, none, or some of logistic.")] = "all",
@@ -208,7 +220,7 @@ def heads(
 
 
 @app.command()
-@reported
+@reported("no submission was written")
 def submit(
     run: Annotated[str | None, typer.Option(help="A run folder.  [default: the best on the data]")] = None,
     data: AnyData = None,
@@ -243,7 +255,7 @@ def submit(
 
 
 @app.command()
-@reported
+@reported("the same command writes the rest")
 def demo(
     out_folder: Annotated[str, typer.Option("--out", help="Folder to write.")] = "demo",
     pairs: Annotated[int, typer.Option(help="Number of pairs.", min=60)] = 600,
@@ -263,6 +275,7 @@ def demo(
 
 def main() -> None:
     """Entry point. `--debug` and `--config FILE` may stand anywhere."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill saves what Ctrl-C saves
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the reader has threads of its own
     app(args=_global_flags_first(sys.argv[1:]))
 
@@ -282,44 +295,13 @@ def _global_flags_first(arguments: list[str]) -> list[str]:
 
 
 def _load_config(context: typer.Context, path: Path) -> None:
-    """Give the file's values to the commands as defaults: top-level keys to all, a table to its command."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not a readable TOML file ({error})") from error
+    """Give the file's values to the commands as defaults."""
     commands: dict[str, Any] = context.command.commands  # type: ignore[attr-defined]
-    broken = [name for name in commands if not isinstance(values.get(name, {}), dict)]
-    broken += ["out"] * ("out" in values)
-    if broken:
-        raise ConfigError(f"{path}: {', '.join(broken)} means something else for each command; write a table, [heads]")
-    names = {name: {_flag(option) for option in command.params} for name, command in commands.items()}
-    common = {key: value for key, value in values.items() if key not in commands}
-    used = {flag for flags in names.values() for flag in flags}
-    unknown = [key for key in common if key not in used]
-    unknown += [f"{name}.{key}" for name in commands for key in values.get(name, {}) if key not in names[name]]
-    if unknown:
-        raise ConfigError(f'{path}: no flag {", ".join(unknown)}; keys are flag names, as in encoders = "clip,bert"')
-    context.default_map = {
-        name: {
-            option.name: _plain({**common, **values.get(name, {})}[_flag(option)])
-            for option in command.params
-            if _flag(option) in {**common, **values.get(name, {})}
-        }
+    flags = {
+        name: {option.opts[0].lstrip("-"): option.name for option in command.params}
         for name, command in commands.items()
     }
-
-
-def _flag(option: Any) -> str:
-    """`--out` of a parameter, without the dashes."""
-    return option.opts[0].lstrip("-")
-
-
-def _plain(value: Any) -> Any:
-    return ",".join(map(str, value)) if isinstance(value, list) else value
+    context.default_map = read_config(path, flags)
 
 
 def _names(value: str) -> list[str]:

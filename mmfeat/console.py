@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ PLAIN_SECONDS = 10.0
 WORTH_A_LINE = 1.0  # seconds; a step that is over sooner needs no report
 SHOWN_FAILURES = 5
 SHOWN_CLASSES = 5
+SHOWN_LABELS = 20
 
 out = Console(highlight=False, markup=False, soft_wrap=True)
 err = Console(highlight=False, markup=False, soft_wrap=True, stderr=True)
@@ -96,6 +98,11 @@ def show_extraction(result: Extraction, cache: str) -> None:
     out.print(
         f"{samples.source}: {len(samples):,} samples, {len(samples.labelled):,} labelled{_encodings(samples.encodings)}"
     )
+    if samples.labelled:
+        counts = Counter(sample.label for sample in samples.labelled)
+        out.print(f"  labels: {', '.join(f'{name} {counts[name]:,}' for name in samples.classes[:SHOWN_LABELS])}")
+    if samples.unused_columns:
+        out.print(f"  columns not used: {', '.join(samples.unused_columns)} (--columns label=... names yours)")
     for modality, reasons in result.missing.items():
         for reason, count in reasons.items():
             out.print(f"  {modality}: {count:,} without ({reason}); they stay, masked")

@@ -68,7 +68,7 @@ def write_demo(folder: str | Path, pairs: int = PAIRS, seed: int = SEED) -> Path
     if found == {**recipe, "complete": True}:
         return folder
     interrupted = found == {**recipe, "complete": False}
-    if folder.exists() and any(folder.iterdir()) and not interrupted:
+    if folder.exists() and not interrupted and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder}: not empty and not this demo; name another folder with --out, or remove it")
     write_json(folder / MARKER, {**recipe, "complete": False})
     data = folder / "data"

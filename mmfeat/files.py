@@ -7,6 +7,7 @@ or linked into place; the synced directory entry is the commit.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
@@ -17,6 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from mmfeat.errors import WriteError
+
+_FREE = "free some space and run the same command again (what was committed before is intact)"
+_RIGHTS = "get the right to write there, or name another place"
+REMEDIES = {
+    errno.ENOSPC: _FREE,
+    errno.EDQUOT: _FREE,
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.EROFS: _RIGHTS,
+}
 
 _calls = itertools.count()
 
@@ -78,10 +89,8 @@ def _temporary(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
     except OSError as error:
-        raise WriteError(
-            f"cannot write {path}: {error.strerror or error}; free space or fix the rights and run the same "
-            "command again (what was committed before is intact)"
-        ) from error
+        remedy = REMEDIES.get(error.errno or 0, "name another place")
+        raise WriteError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

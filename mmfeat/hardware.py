@@ -16,8 +16,7 @@ def resolve_device(device: str = "auto") -> str:
     """The torch device: `auto` is CUDA, then Apple's MPS, then the CPU."""
     import torch
 
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
-        raise ConfigError(f"--device {device}: use one of {', '.join(DEVICES)} (or cuda:N)")
+    _check_device(device)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"--device {device}: torch sees no CUDA device here; use --device cpu")
     if device == "mps" and not torch.backends.mps.is_available():
@@ -36,6 +35,7 @@ def resolve_dtype(dtype: str = "auto", device: str = "auto", convolutional: bool
     photos, 0.99998 in float16), so for them `auto` is float16 on CUDA and float32 elsewhere.
     A machine without a GPU is answered without importing torch, which keeps a warm rerun short.
     """
+    _check_device(device)
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype {dtype}: use one of {', '.join(DTYPES)}")
     if dtype != "auto":
@@ -48,6 +48,11 @@ def resolve_dtype(dtype: str = "auto", device: str = "auto", convolutional: bool
                 return "float16"
             return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     return "bfloat16" if _cpu_has_bfloat16() and not convolutional else "float32"
+
+
+def _check_device(device: str) -> None:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        raise ConfigError(f"--device {device}: use one of {', '.join(DEVICES)} (or cuda:N)")
 
 
 def cpu_count() -> int:

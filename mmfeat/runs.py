@@ -88,7 +88,9 @@ def read_run(folder: Path) -> Run:
     except FileNotFoundError:
         raise RunError(f"{folder}: no finished run here (no {RUN_FILE}); make one with mmfeat heads") from None
     except (OSError, ValueError, KeyError, TypeError, IndexError, ConfigError) as error:
-        raise RunError(f"{folder / RUN_FILE}: not a run of this version ({error}); run mmfeat heads again") from error
+        raise RunError(
+            f"{folder / RUN_FILE}: not a run of this version ({error}); delete the folder and run mmfeat heads again"
+        ) from error
     return run
 
 

@@ -23,7 +23,7 @@ COLUMNS = ("id", "text", "image", "label")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 TRAIN_LIST = "train.txt"
 TEST_LIST = "test_without_label.txt"
-NO_LABEL = ("", "null")
+NO_LABEL = ("", "null", "nan", "NaN")
 KEY_LENGTH = 32
 
 
@@ -58,6 +58,7 @@ class SampleSet:
     source: str
     samples: tuple[Sample, ...]
     encodings: Mapping[str, int] = field(default_factory=dict)
+    unused_columns: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -89,19 +90,22 @@ def read_samples(data: str | Path, columns: Mapping[str, str] | None = None) -> 
     Raises `DataError` with file, line and remedy for duplicate ids, ids that are paths, unknown
     labels in a later list, an empty set and a label list without its image folder.
     """
+    if not str(data):
+        raise DataError("--data is empty; name a folder or a table")
     path = Path(data)
     encodings: Counter[str] = Counter()
+    unused: list[str] = []
     if path.is_dir():
         samples = list(_read_folder(path, encodings))
     elif path.is_file():
-        samples = list(_read_table(path, dict(columns or {}), encodings))
+        samples = list(_read_table(path, dict(columns or {}), encodings, unused))
     else:
         raise DataError(f"{path}: no such folder or table; check --data")
     if not samples:
         raise DataError(f"{path}: no samples; a list needs at least one `guid,tag` line, a table one row")
     place = Path(os.path.abspath(path))  # gives "." its name, and leaves a link the name the user chose
     name = place.stem if path.is_file() else place.name
-    return SampleSet(name, str(data), tuple(samples), dict(encodings))
+    return SampleSet(name, str(data), tuple(samples), dict(encodings), tuple(unused))
 
 
 def _read_folder(folder: Path, encodings: Counter[str]) -> Iterator[Sample]:
@@ -126,7 +130,7 @@ def _read_lists(lists: list[Path]) -> Iterator[tuple[str, str | None]]:
         for line, cells in _list_rows(path):
             where = f"{path}:{line}"
             if len(cells) != 2:
-                raise DataError(f"{where}: {len(cells)} cells; a line is `guid,tag`")
+                raise DataError(f"{where}: {','.join(cells)[:60]!r} is not `guid,tag`; one comma parts the two")
             id, label = checked_id(cells[0], where, seen), cells[1].strip()
             if label in NO_LABEL and path.name == TRAIN_LIST:
                 raise DataError(f"{where}: {id!r} has no label; label it or move the line to {TEST_LIST}")
@@ -186,12 +190,15 @@ def _read_text(path: Path | None, encodings: Counter[str]) -> tuple[str | None, 
     return (text, "") if text.strip() else (None, "empty text")
 
 
-def _read_table(path: Path, columns: dict[str, str], encodings: Counter[str]) -> Iterator[Sample]:
+def _read_table(path: Path, columns: dict[str, str], encodings: Counter[str], unused: list[str]) -> Iterator[Sample]:
+    """The rows of a table; columns that nothing is read from go into `unused`: one may be a label renamed."""
     names = {column: columns.get(column, column) for column in COLUMNS}
     if unknown := set(columns) - set(COLUMNS):
         raise DataError(f"--columns: {', '.join(sorted(unknown))} is none of {', '.join(COLUMNS)}")
     seen: dict[str, str] = {}
     for line, row in read_table(path, encodings):
+        if not seen:
+            unused += [name for name in row if name not in names.values()]
         if not seen and path.suffix.lower() != ".jsonl":  # an object may leave out what it lacks
             _check_columns(path, names, columns, row)
         id = checked_id(row.get(names["id"]), f"{path}:{line}", seen)
@@ -225,4 +232,4 @@ def _table_image(table: Path, cell: str | None) -> tuple[Path | None, str]:
         found = image.is_file()
     except (OSError, ValueError):  # a cell that no file system takes for a name
         found = False
-    return (image, "") if found else (None, f"no image file at {cell[:80]}")
+    return (image, "") if found else (None, "image file not found")

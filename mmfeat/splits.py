@@ -70,8 +70,8 @@ def make_splits(labels: np.ndarray, ids: Sequence[str], groups: np.ndarray, fold
         raise DataError(f"only one class ({classes[0]}) is labelled; a classifier needs two")
     if folds < 2 or counts.min() < folds:
         raise DataError(
-            f"--folds {folds}: from 2 to {counts.min()} folds fit class {str(classes[counts.argmin()])!r}, "
-            f"which has {counts.min()} samples"
+            f"--folds {folds}: class {str(classes[counts.argmin()])!r} has {counts.min()} samples, each fold needs 1; "
+            "use fewer folds (at least 2), or correct the label if it is a typo"
         )
     _check_groups(labels, groups, folds)
     roles = np.full((len(labels), folds + 1), TRAIN, dtype="U10")

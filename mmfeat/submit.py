@@ -64,6 +64,7 @@ def write_submission(
     where the encoders or the cache are not those of the run, `SubmissionError` where the file would
     be wrong.
     """
+    path = _checked_out(out)
     chosen = read_run(Path(run)) if run else best_run(Path(heads), str(data) if data else None)
     entry = chosen.entry(head, modalities)
     everything = read_samples(data or chosen.config["data"], columns or chosen.config["columns"])
@@ -80,10 +81,10 @@ def write_submission(
     predictions = probabilities.argmax(1)
     rows = [(id, chosen.classes[number]) for id, number in zip(features.ids, predictions.tolist(), strict=True)]
     check_rows(rows, features.ids, chosen.classes)
-    write_atomic(Path(out), _csv(rows).encode())
+    write_atomic(path, _csv(rows).encode())
     seen = [any(block.mask[row] for block in features.blocks) for row in range(len(features))]
     return Submission(
-        path=Path(out),
+        path=path,
         run=chosen,
         head=entry["head"],
         modalities=entry["modalities"],
@@ -105,6 +106,14 @@ def check_rows(rows: Rows, ids: Sequence[str], classes: Sequence[str]) -> None:
     for id, label in rows:
         if label not in classes:
             raise SubmissionError(f"sample {id} would get the label {label!r}, which is none of {', '.join(classes)}")
+
+
+def _checked_out(out: str | Path) -> Path:
+    """Where to write: a new file or a plain one, behind a link too; never a device, a pipe or a folder."""
+    path = Path(os.path.realpath(out)) if Path(out).is_symlink() else Path(out)
+    if not str(out) or (path.exists() and not path.is_file()):
+        raise SubmissionError(f"--out {out}: not a file that can be written; name a file, as in --out submission.csv")
+    return path
 
 
 def _data_changed(samples: SampleSet, run: Run) -> bool:

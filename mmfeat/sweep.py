@@ -120,6 +120,7 @@ def train_heads(
         places = {name: config[name] for name in PLACES}
         if any(run.config[name] != place for name, place in places.items()):  # the data moved since
             run = write_run(folder, {**run.config, **places})
+        os.utime(folder / RUN_FILE)  # what was asked for last is what submit goes on with
         return Sweep(run, True, time.monotonic() - start)
     features = Cache(cache, samples.name).load(labelled, [tower.spec for tower in towers], keys)
     if empty := [block.name for block in features.blocks if not block.mask.any()]:

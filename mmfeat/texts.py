@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Callable
 
 # GB18030 contains GBK; latin-1 accepts any byte and so never fails.
 ENCODINGS = ("utf-8", "gb18030", "latin-1")
+
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 _URL = re.compile(r"http\S+")
 _MENTION = re.compile(r"@\w+")
@@ -15,8 +18,8 @@ _SPACE = re.compile(r"\s+")
 
 
 def decode_text(data: bytes) -> tuple[str, str]:
-    """The text and the encoding it was in: UTF-8 (a byte-order mark is dropped), GB18030, latin-1."""
-    for encoding in ENCODINGS:
+    """The text and the encoding it was in: UTF-8, GB18030, latin-1; UTF-16 only behind its byte-order mark."""
+    for encoding in ("utf-16", *ENCODINGS) if data.startswith(_UTF16_MARKS) else ENCODINGS:
         try:
             return data.decode(encoding).removeprefix("\ufeff"), encoding
         except UnicodeDecodeError:

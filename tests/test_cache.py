@@ -146,6 +146,8 @@ def test_a_flipped_bit_in_the_vectors_is_found(cache: Cache) -> None:
     data[offset + 17] ^= 1
     path.write_bytes(data)
     assert corrupt_pieces(open_shard(path, SPEC.fingerprint)) == [0]
+    with pytest.raises(CacheError, match=r"vectors do not match their checksum \(MiB 0\); move the file away"):
+        cache.load(SAMPLES, [SPEC])
 
 
 @pytest.mark.parametrize("size", [0, 100, 5000])

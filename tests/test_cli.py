@@ -32,9 +32,12 @@ def test_the_whole_way(tmp_path: Path) -> None:
     extracted = mmfeat("extract", "--data", "demo", "--encoders", "hashing,hog", cwd=tmp_path)
     assert extracted.returncode == 0, extracted.stderr
     assert "sample 1003: broken image" in extracted.stdout
+    assert "labels: negative" in extracted.stdout
+    assert "1 unreadable" in extracted.stdout
     assert "next: mmfeat heads --data demo" in extracted.stdout
     again = mmfeat("extract", "--data", "demo", "--encoders", "hashing,hog", cwd=tmp_path)
     assert "nothing to do: every vector is in cache/demo" in again.stdout
+    assert "1 unreadable" in again.stdout
     trained = mmfeat("heads", "--fusion", "concat", "--folds", 3, "--epochs", 2, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "using demo with hashing, hog" in trained.stdout
@@ -83,6 +86,12 @@ def test_wrong_input_is_one_line_and_exit_code_1(demo_folder: Path, tmp_path: Pa
     fails(mmfeat("extract", "--data", demo_folder, "--encoders", "", cwd=tmp_path), "no encoders")
     fails(mmfeat("extract", "--data", demo_folder, "--encoders", "elmo", cwd=tmp_path), "no encoder family 'elmo'")
     fails(mmfeat("extract", "--data", demo_folder, "--columns", "x", cwd=tmp_path), "--columns x: write id=")
+    fails(
+        mmfeat("extract", "--data", demo_folder, "--cache", "", "--encoders", "hog", cwd=tmp_path), "--cache is empty"
+    )
+    fails(mmfeat("extract", "--data", demo_folder, "--device", "tpu", cwd=tmp_path), "--device tpu: use one of")
+    fails(mmfeat("heads", "--learning-rate", "-1", cwd=tmp_path), "nothing was")
+    fails(mmfeat("demo", "--out", demo_folder / "train.txt", cwd=tmp_path), "not empty and not this demo")
     fails(mmfeat("heads", cwd=tmp_path), "nothing was extracted", "mmfeat extract")
     fails(mmfeat("submit", cwd=tmp_path), "no finished run", "mmfeat heads")
     fails(mmfeat("submit", "--run", "nowhere", cwd=tmp_path), "nowhere: no finished run here")
@@ -98,7 +107,7 @@ def test_wrong_usage_is_exit_code_2(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written(demo_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
     answer = mmfeat("extract", "--data", demo_folder, "--encoders", "hashing", cwd=tmp_path)
-    fails(answer, "cannot write cache/demo/hashing", "Not a directory", "fix the rights")
+    fails(answer, "cannot write cache/demo/hashing", "Not a directory", "name another place")
     assert (tmp_path / "cache").read_text() == "a file where the folder should be"
 
 
@@ -112,7 +121,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path) -> None:
 def test_config_holds_flags_and_flags_win(demo_folder: Path, tmp_path: Path) -> None:
     config = tmp_path / "mmfeat.toml"
     config.write_text(
-        f'data = "{demo_folder}"\ncache = "store"\n\n[extract]\nencoders = ["hashing", "hog"]\nmax-length = 9\n'
+        f'data = "{demo_folder}"\ncache = "store"\n\n[extract]\nencoders = ["hashing", "hog"]\nmax_length = 9\n'
     )
     answer = mmfeat("extract", "--config", config, "--encoders", "hashing", cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr

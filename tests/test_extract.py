@@ -233,9 +233,10 @@ def test_a_kill_loses_nothing_that_was_committed(data: Path, tmp_path: Path) -> 
         np.testing.assert_array_equal(vectors(rest)[name], expected)
 
 
-def test_control_c_commits_what_was_computed(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("polite", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_commits_what_was_computed(data: Path, tmp_path: Path, polite: signal.Signals) -> None:
     process = start_and_reach_photos(data, tmp_path / "cache", shard_bytes=1 << 30)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(polite)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "interrupted; every vector that was computed is kept" in errors

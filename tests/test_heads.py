@@ -141,9 +141,15 @@ def test_wrong_names_and_files_get_one_line(tmp_path: Path) -> None:
         make_head("nope", SETTINGS, 3)
     with pytest.raises(ConfigError, match="--class-weights nope"):
         HeadSettings(class_weights="nope")
-    with pytest.raises(RunError, match="not a saved head"):
+    for wrong in ({"learning_rate": -1.0}, {"learning_rate": float("nan")}, {"weight_decay": -1.0}):
+        with pytest.raises(ConfigError, match="--learning-rate must be above 0"):
+            HeadSettings(**wrong)
+    with pytest.raises(RunError, match="not a whole head"):
         load_head(tmp_path, "fold0")
     save_head(fitted("concat", features()), "concat", SETTINGS, 3, tmp_path, "fold0")
-    (tmp_path / "fold0.safetensors").write_bytes(b"torn")
-    with pytest.raises(RunError, match="not a saved head"):
-        load_head(tmp_path, "fold0")
+    weights = tmp_path / "fold0.safetensors"
+    whole = weights.read_bytes()
+    for broken in (b"torn", whole[:-1] + bytes([whole[-1] ^ 1])):
+        weights.write_bytes(broken)
+        with pytest.raises(RunError, match=r"not a whole head \(its weights are not those that were saved\); delete"):
+            load_head(tmp_path, "fold0")

@@ -32,7 +32,7 @@ LAYERS = [
     ["heads"],
     ["runs"],
     ["sweep", "submit", "demo"],
-    ["console"],
+    ["console", "config"],
     ["cli"],
     ["__init__", "__main__"],
 ]

@@ -81,7 +81,7 @@ def test_header_is_optional(tmp_path: Path, header: str) -> None:
         (",up\n", None, r"train.txt:1: an id must be printable text"),
         ("1,up\n", "3,upp\n", r"test_without_label.txt:1: unknown label 'upp'; train.txt has up; correct"),
         ("1,null\n", None, r"train.txt:1: '1' has no label; label it or move"),
-        ("1\n", None, r"train.txt:1: 1 cells; a line is `guid,tag`"),
+        ("1\n", None, r"train.txt:1: '1' is not `guid,tag`; one comma parts the two"),
         ("guid,tag\n", None, r"no samples; a list needs at least one"),
         ("", None, r"no samples"),
     ],
@@ -99,6 +99,8 @@ def test_label_file_without_image_folder(tmp_path: Path) -> None:
 
 
 def test_wrong_places(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="--data is empty"):
+        read_samples("")
     with pytest.raises(DataError, match="no such folder or table; check --data"):
         read_samples(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"neither train.txt nor test_without_label.txt"):
@@ -114,8 +116,10 @@ def test_table_with_its_own_column_names(tmp_path: Path) -> None:
     samples = read_samples(table, columns)
     first, second = samples.samples
     assert samples.name == "tweets"
+    assert samples.unused_columns == ()
+    assert read_samples(table, {**columns, "label": "photo"}).unused_columns == ("tag",)
     assert first == Sample("7", "hello", tmp_path / "img" / "a.png", "up")
-    assert second == Sample("8", None, None, None, "no text", "no image file at img/b.png")
+    assert second == Sample("8", None, None, None, "no text", "image file not found")
     with pytest.raises(DataError, match="no column id, text or image among guid, caption, photo, tag; name yours"):
         read_samples(table)
     with pytest.raises(DataError, match="no column oops"):

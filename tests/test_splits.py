@@ -98,7 +98,7 @@ def test_splits_of_other_samples_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folds", [1, 21])
 def test_too_many_or_few_folds(folds: int) -> None:
-    with pytest.raises(DataError, match=f"--folds {folds}: from 2 to 20 folds fit class 'c'"):
+    with pytest.raises(DataError, match=f"--folds {folds}: class 'c' has 20 samples, each fold needs 1"):
         make(folds=folds)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 from pathlib import Path
 
@@ -104,6 +105,18 @@ def test_it_works_from_any_folder(place: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(place / "sub")
     (run,) = Path("../heads").iterdir()
     assert write_submission(run, out="s.csv").rows == 12
+
+
+def test_out_is_a_plain_file_or_a_link_to_one(place: Path) -> None:
+    (place / "real.csv").write_text("old")
+    (place / "link.csv").symlink_to(place / "real.csv")
+    write_submission(heads=place / "heads", out=place / "link.csv")
+    assert (place / "link.csv").is_symlink()
+    assert len(rows(place / "real.csv")) == 13
+    os.mkfifo(place / "pipe")
+    for wrong in (place, place / "pipe", ""):
+        with pytest.raises(SubmissionError, match="not a file that can be written; name a file"):
+            write_submission(heads=place / "heads", out=wrong)
 
 
 def test_weights_that_changed_since_are_refused(place: Path) -> None:

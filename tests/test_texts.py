@@ -11,6 +11,7 @@ from mmfeat.texts import clean_none, clean_tweet, decode_text
         ("太好了".encode("gb18030"), "太好了", "gb18030"),
         (b"caf\xe9", "café", "latin-1"),
         (b"", "", "utf-8"),
+        ("caf\u00e9".encode("utf-16"), "caf\u00e9", "utf-16"),
     ],
 )
 def test_decoding_falls_back_in_order(data: bytes, text: str, encoding: str) -> None:

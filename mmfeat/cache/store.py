@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mmfeat.cache.keys import ContentKeys, content_keys
-from mmfeat.cache.shard import SHARD_NAME, Rows, Shard, open_shard, write_shard
+from mmfeat.cache.shard import SHARD_NAME, Rows, Shard, corrupt_pieces, open_shard, write_shard
 from mmfeat.encoders import EncoderSpec
 from mmfeat.errors import CacheError, CacheMissError, ConfigError
 from mmfeat.features import Block, Features
@@ -34,6 +34,8 @@ class Cache:
     """The shards of one data set under `root`."""
 
     def __init__(self, root: str | Path, dataset: str) -> None:
+        if not str(root):
+            raise ConfigError("--cache is empty; name a folder")
         self.folder = Path(root) / folder_name(dataset)
 
     def spec_folder(self, spec: EncoderSpec) -> Path:
@@ -104,6 +106,7 @@ class Cache:
             mask[here] = shard.errors[rows[here] - start] == b""
             here = here[mask[here]]
             if len(here):
+                _check_vectors(shard)
                 vectors[here] = shard.pooled[rows[here] - start]
             start += len(shard.keys)
         return Block(spec.folder_name, spec.modality, vectors, mask)
@@ -181,6 +184,15 @@ def _check_alike(shards: list[Shard], spec: EncoderSpec) -> None:
         if shard.pooled.dtype != spec.storage or len(widths) > 1:
             found = f"{shard.pooled.dtype} of width {shard.pooled.shape[1]}"
             raise CacheError(f"{shard.path}: {found} among others of {spec.name}; move it away and extract again")
+
+
+def _check_vectors(shard: Shard) -> None:
+    """Vectors are used only if they are the ones that were written."""
+    if pieces := corrupt_pieces(shard):
+        raise CacheError(
+            f"{shard.path}: vectors do not match their checksum (MiB {', '.join(map(str, pieces[:5]))}); "
+            "move the file away and run mmfeat extract again"
+        )
 
 
 def _joined(shards: list[Shard]) -> tuple[np.ndarray, np.ndarray]:

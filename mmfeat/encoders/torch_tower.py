@@ -47,6 +47,8 @@ def load_errors(asked: str) -> Iterator[None]:
         raise
     except Exception as error:  # loaders raise whatever their file formats raise
         reason = " ".join(str(error).split())[:240] or type(error).__name__
+        if "weights_only" in reason:  # torch's advice is to load it unsafely
+            reason = "not a plain state dict, or not whole"
         raise EncoderError(
             f"{asked}: cannot be loaded ({reason}); check the path and that the weights are complete"
         ) from error

@@ -11,7 +11,7 @@ import numpy as np
 
 from mmfeat.errors import HeadError, RunError
 from mmfeat.features import Features
-from mmfeat.files import read_json, write_json
+from mmfeat.files import file_sha256, read_json, write_json
 from mmfeat.heads.settings import HeadSettings
 
 __all__ = ["BASELINES", "FUSIONS", "HEADS", "Head", "HeadSettings", "load_head", "make_head", "save_head"]
@@ -56,8 +56,9 @@ def make_head(name: str, settings: HeadSettings, classes: int, device: str = "cp
 
 def save_head(head: Head, name: str, settings: HeadSettings, classes: int, folder: Path, stem: str) -> None:
     """`STEM.safetensors` or `STEM.skops`, then `STEM.json`, whose existence says that both are there."""
-    weights = head.save(folder / f"{stem}{head.suffix}")
-    write_json(folder / f"{stem}.json", {"head": name, "classes": classes, "settings": asdict(settings), **weights})
+    path = folder / f"{stem}{head.suffix}"
+    config = {"head": name, "classes": classes, "settings": asdict(settings), **head.save(path)}
+    write_json(folder / f"{stem}.json", {**config, "sha256": file_sha256(path)})
 
 
 def load_head(folder: Path, stem: str, device: str = "cpu") -> Head:
@@ -65,7 +66,12 @@ def load_head(folder: Path, stem: str, device: str = "cpu") -> Head:
     try:
         config = read_json(folder / f"{stem}.json")
         head = make_head(config["head"], HeadSettings(**config["settings"]), config["classes"], device)
-        head.load(folder / f"{stem}{head.suffix}", config)
+        path = folder / f"{stem}{head.suffix}"
+        if file_sha256(path) != config["sha256"]:
+            raise ValueError("its weights are not those that were saved")
+        head.load(path, config)
     except Exception as error:  # safetensors and skops raise what their formats make them raise
-        raise RunError(f"{folder / stem}: not a saved head ({error}); train the run again") from error
+        raise RunError(
+            f"{folder / stem}: not a whole head ({error}); delete the folder {folder.parent} and run mmfeat heads again"
+        ) from error
     return head

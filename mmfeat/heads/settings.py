@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,8 @@ class HeadSettings:
     def __post_init__(self) -> None:
         if self.class_weights not in CLASS_WEIGHTS:
             raise ConfigError(f"--class-weights {self.class_weights}: use one of {', '.join(CLASS_WEIGHTS)}")
+        if not (0 < self.learning_rate < math.inf and 0 <= self.weight_decay < math.inf):
+            raise ConfigError("--learning-rate must be above 0 and --weight-decay not below it")
         if self.batch_size < 2 or self.epochs < 1:
             raise ConfigError("--batch-size must be at least 2 (batch normalisation) and --epochs at least 1")
 
