@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -16,6 +16,9 @@ from mmfeat.config import read_config
 from mmfeat.console import ConsoleProgress, err, out, show_extraction, show_submission, show_sweep, shown
 from mmfeat.errors import ConfigError, MmfeatError
 from mmfeat.version import __version__
+
+if TYPE_CHECKING:
+    from mmfeat.requests import Request
 
 app = typer.Typer(
     name="mmfeat",
@@ -179,15 +182,9 @@ def heads(
     mmfeat heads --fusion concat --folds 5
     """
     from mmfeat.heads.settings import HeadSettings
-    from mmfeat.requests import latest_request, new_request
 
     given = {"dtype": dtype, "cleaning": cleaning, "pooling": pooling, "max_length": max_length}
-    if data is not None and encoders is not None:
-        request = new_request(data, _names(encoders), _pairs(columns or ""), given)
-    else:
-        request = latest_request(cache, data)
-        request = request.changed(_names(encoders) if encoders else None, _pairs(columns) if columns else None, given)
-        out.print(f"using {shown(request.data)} with {', '.join(map(shown, request.encoders))}")
+    request = _request(data, encoders, cache, columns, given)
     from mmfeat.sweep import train_heads
 
     sweep = train_heads(
@@ -204,13 +201,7 @@ def heads(
         grouped=group,
         split_dir=split_dir,
         settings=HeadSettings(
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            dropout=dropout,
-            batch_size=batch_size,
-            epochs=epochs,
-            class_weights=class_weights,
-            seed=seed,
+            learning_rate, weight_decay, dropout, batch_size, epochs, class_weights=class_weights, seed=seed
         ),
         device=device,
         progress=ConsoleProgress(),
@@ -302,6 +293,18 @@ def _load_config(context: typer.Context, path: Path) -> None:
         for name, command in commands.items()
     }
     context.default_map = read_config(path, flags)
+
+
+def _request(data: str | None, encoders: str | None, cache: str, columns: str | None, given: dict[str, Any]) -> Request:
+    """What is named in full, or the latest extraction's request with what is named in its place."""
+    from mmfeat.requests import latest_request, new_request
+
+    if data is not None and encoders is not None:
+        return new_request(data, _names(encoders), _pairs(columns or ""), given)
+    request = latest_request(cache, data)
+    request = request.changed(_names(encoders) if encoders else None, _pairs(columns) if columns else None, given)
+    out.print(f"using {shown(request.data)} with {', '.join(map(shown, request.encoders))}")
+    return request
 
 
 def _names(value: str) -> list[str]:

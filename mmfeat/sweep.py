@@ -29,7 +29,7 @@ from mmfeat.metrics import evaluate, paired_difference
 from mmfeat.progress import Progress, Silent
 from mmfeat.requests import resolve_options
 from mmfeat.runs import LEADERBOARD, RUN_FILE, Run, hash_data, read_run, write_run
-from mmfeat.samples import MODALITIES, Sample, read_samples
+from mmfeat.samples import MODALITIES, Sample, SampleSet, read_samples
 from mmfeat.splits import FINAL, TEST, Splits, duplicate_groups, load_splits, make_splits
 from mmfeat.version import __version__
 
@@ -116,20 +116,30 @@ def train_heads(
     }
     folder = Path(out) / _run_name(config)
     if (folder / RUN_FILE).exists():
-        run = read_run(folder)
-        places = {name: config[name] for name in PLACES}
-        if any(run.config[name] != place for name, place in places.items()):  # the data moved since
-            run = write_run(folder, {**run.config, **places})
-        os.utime(folder / RUN_FILE)  # what was asked for last is what submit goes on with
-        return Sweep(run, True, time.monotonic() - start)
+        return Sweep(_reuse(folder, config), True, time.monotonic() - start)
     features = Cache(cache, samples.name).load(labelled, [tower.spec for tower in towers], keys)
+    task = _task(samples, features, splits, settings, resolve_device(device))
+    return Sweep(_sweep(task, config, folder, progress), False, time.monotonic() - start)
+
+
+def _task(samples: SampleSet, features: Features, splits: Splits, settings: HeadSettings, device: str) -> Task:
+    """Labels as class numbers beside the features; an encoder that saw none of the samples is refused."""
     if empty := [block.name for block in features.blocks if not block.mask.any()]:
-        raise HeadError(f"{data}: no labelled sample has a vector of {', '.join(empty)}; leave it out of --encoders")
+        names = ", ".join(empty)
+        raise HeadError(f"{samples.source}: no labelled sample has a vector of {names}; leave it out of --encoders")
     classes = samples.classes
-    labels = np.array([classes.index(str(sample.label)) for sample in labelled])
-    task = Task(features, labels, classes, splits, settings, resolve_device(device))
-    run = _sweep(task, config, folder, progress)
-    return Sweep(run, False, time.monotonic() - start)
+    labels = np.array([classes.index(str(sample.label)) for sample in samples.labelled])
+    return Task(features, labels, classes, splits, settings, device)
+
+
+def _reuse(folder: Path, config: Mapping[str, Any]) -> Run:
+    """The run that is there, told where its data are now, and the latest again: submit goes on with it."""
+    run = read_run(folder)
+    places = {name: config[name] for name in PLACES}
+    if any(run.config[name] != place for name, place in places.items()):
+        run = write_run(folder, {**run.config, **places})
+    os.utime(folder / RUN_FILE)
+    return run
 
 
 def _sweep(task: Task, config: dict[str, Any], folder: Path, progress: Progress) -> Run:

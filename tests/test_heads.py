@@ -125,6 +125,7 @@ def test_a_last_batch_of_one_is_no_error() -> None:
     rows = np.arange(33)
     head = make_head("concat", HeadSettings(epochs=1, batch_size=16), 3)
     head.fit(data.take(rows), LABELS[rows], data.take(VALIDATION), LABELS[VALIDATION])
+    assert np.isfinite(head.predict_proba(data)).all()
 
 
 def test_class_weights() -> None:

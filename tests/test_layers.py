@@ -122,7 +122,7 @@ def test_files_and_functions_can_be_seen_at_once(name: str) -> None:
     assert source.count("\n") <= 350
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef):
-            assert (node.end_lineno or 0) - node.lineno < 70, node.name
+            assert (node.end_lineno or 0) - node.lineno < 60, node.name
 
 
 def test_exports_resolve() -> None:
