@@ -109,7 +109,7 @@ def show_extraction(result: Extraction, cache: str) -> None:
     for tower in result.towers:
         spec, folder = tower.spec, tower.spec.folder_name
         new, unreadable = result.new.get(folder, 0), result.unreadable[folder]
-        good = f"{result.stored[folder] + new - unreadable:,} vectors, {new:,} new"
+        good = f"{result.stored[folder] + new:,} vectors, {new:,} new"
         trouble = f", {unreadable:,} unreadable" if unreadable else ""
         out.print(f"  {spec.name}: {good}{trouble} -> {result.folder / folder}")
     for id, reason in result.failures[:SHOWN_FAILURES]:

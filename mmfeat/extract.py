@@ -70,21 +70,21 @@ class Prepared:
 
 @dataclass
 class Extraction:
-    """What an extraction found and did. `stored` and `new` count rows by the encoder's cache folder."""
+    """What an extraction found and did. By the encoder's cache folder: vectors `stored` before and `new`."""
 
     samples: SampleSet
     towers: list[Tower]
     folder: Path
     stored: dict[str, int] = field(default_factory=dict)
     new: dict[str, int] = field(default_factory=dict)
-    unreadable: dict[str, int] = field(default_factory=dict)  # of these, rows that hold an error
+    unreadable: dict[str, int] = field(default_factory=dict)  # rows that hold an error, old and new
     missing: dict[str, Counter[str]] = field(default_factory=dict)  # modality -> reason -> samples
     failures: list[tuple[str, str]] = field(default_factory=list)  # (sample id, reason), this time
     seconds: float = 0.0
 
     @property
     def nothing_to_do(self) -> bool:
-        return not any(self.new.values())
+        return not any(self.new.values()) and not self.failures
 
 
 def extract_features(
@@ -148,7 +148,7 @@ def extract_samples(
             _run(items, ours, writers, threads, size, progress, result)
     for spec in (tower.spec for tower in wanted):
         writer = writers[spec.fingerprint]
-        result.new[spec.folder_name] = writer.committed
+        result.new[spec.folder_name] = writer.committed - writer.failed
         result.unreadable[spec.folder_name] += writer.failed
     return result
 
@@ -167,8 +167,9 @@ def _plan(
     for spec in specs:
         stored, failed = store.keys(spec)
         absent = wanted[~np.isin(wanted, stored)].tolist()
-        result.stored[spec.folder_name] = len(wanted) - len(absent)
-        result.unreadable[spec.folder_name] = int(np.isin(wanted, stored[failed]).sum())
+        unreadable = int(np.isin(wanted, stored[failed]).sum())
+        result.unreadable[spec.folder_name] = unreadable
+        result.stored[spec.folder_name] = len(wanted) - len(absent) - unreadable
         for key in absent:
             lacking.setdefault(key, set()).add(spec.fingerprint)
     first: dict[bytes, Sample] = {}

@@ -46,7 +46,7 @@ def test_each_content_once_and_a_rerun_does_nothing(data: Path, tmp_path: Path) 
     first = extract_features(data, BUILT_IN, cache=cache)
     texts = {sample.text for sample in first.samples if sample.text is not None}
     photos = {sample.image.read_bytes() for sample in first.samples if sample.image}
-    assert short(first.new) == {"hashing": len(texts), "hog": len(photos)}
+    assert short(first.new) == {"hashing": len(texts), "hog": len(photos) - 1}  # one photo is broken
     assert len(texts) < 120 > len(photos)
     assert first.missing["text"] == {"no text file": 1}
     assert [id for id, _ in first.failures] == ["1003"]
@@ -111,7 +111,7 @@ def test_one_decode_serves_every_image_encoder(
     monkeypatch.setattr(Image, "open", lambda *a, **k: opened.append(1) or real(*a, **k))
     encoders = ["hog", f"timm:{tiny_timm}", f"clip:{tiny_clip}"]
     result = extract_features(data, encoders, cache=tmp_path / "cache", options=FLOAT32)
-    assert len(opened) == short(result.new)["hog"]
+    assert len(opened) == short(result.new)["hog"] + 1  # one photo is broken
 
 
 def test_a_photo_that_changes_while_it_runs_is_stored_as_what_it_is(data: Path, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_a_kill_loses_nothing_that_was_committed(data: Path, tmp_path: Path) -> 
     committed = files(tmp_path / "cache")
     assert len([path for path in committed if "hog" in path.parent.name]) >= 3
     rest = extract_features(data, BUILT_IN, cache=tmp_path / "cache")
-    assert short(rest.stored)["hog"] >= 12
+    assert short(rest.stored)["hog"] >= 11  # of three batches of four, one photo is broken
     assert 0 < short(rest.new)["hog"] <= 120 - 12
     assert {path: files(tmp_path / "cache")[path] for path in committed} == committed
     whole = extract_features(data, BUILT_IN, cache=tmp_path / "whole")
@@ -242,8 +242,8 @@ def test_an_interrupt_commits_what_was_computed(data: Path, tmp_path: Path, poli
     assert "interrupted; every vector that was computed is kept" in errors
     assert "Traceback" not in errors
     rest = extract_features(data, BUILT_IN, cache=tmp_path / "cache")
-    assert short(rest.stored)["hog"] >= 12
-    assert short(rest.stored)["hog"] + short(rest.new)["hog"] == len(
+    assert short(rest.stored)["hog"] >= 11  # of three batches of four, one photo is broken
+    assert short(rest.stored)["hog"] + short(rest.new)["hog"] + 1 == len(
         {s.image.read_bytes() for s in rest.samples if s.image}
     )
 

@@ -14,7 +14,7 @@ CLASS_WEIGHTS = ("none", "inverse", "sqrt")
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """Defaults are the published recipe for heads on frozen CLIP (RECIPES, System B)."""
+    """Defaults are the published recipe for heads on frozen CLIP."""
 
     learning_rate: float = 3e-4
     weight_decay: float = 0.05
