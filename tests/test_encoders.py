@@ -122,6 +122,12 @@ def test_auto_never_chooses_bfloat16_for_convolutions(tiny_timm: Path, resnet_fi
     auto = resolve_options(EncoderOptions(dtype="auto"), "auto")
     for tower in describe_encoders([f"timm:{tiny_timm}", f"resnet18:{resnet_file}"], auto):
         assert tower.spec.arithmetic in ("float16", "float32")
+    import open_clip
+
+    clip = tiny_timm.parent / "clip-resnet.pt"  # described by its architecture; never loaded here
+    clip.touch()
+    assert {tower.spec.arithmetic for tower in describe_encoders([f"clip:RN50/{clip}"], auto)} <= {"float16", "float32"}
+    assert open_clip.get_model_config("RN50")["vision_cfg"]["layers"] == [3, 4, 6, 3]
     chosen = resolve_options(EncoderOptions(dtype="bfloat16"), "auto")
     towers = describe_encoders([f"timm:{tiny_timm}", f"bert:{tiny_bert}"], chosen)
     assert [tower.spec.arithmetic for tower in towers] == ["bfloat16", "bfloat16"]

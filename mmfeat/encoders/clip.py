@@ -41,16 +41,17 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
         model = config["model_cfg"]
     else:
         name, identity, overlay, model = _named(variant)
-    convolutional = not isinstance(model["vision_cfg"].get("layers", 12), int)  # a ResNet has a list of stages
-    image_options = options.for_model("resnet" if convolutional else model["vision_cfg"].get("timm_model_name", "vit"))
+    # Both towers are one module with one dtype. A ResNet tower has a list of layers, a ViT a number.
+    resnet = not isinstance(model["vision_cfg"].get("layers", 12), int)
+    options = options.for_model("resnet" if resnet else model["vision_cfg"].get("timm_model_name", "vit"))
     return [
         EncoderSpec(
             family="clip",
             modality="image",
             variant=name,
             weights=identity,
-            arithmetic=image_options.dtype,
-            storage=image_options.storage,
+            arithmetic=options.dtype,
+            storage=options.storage,
             preprocessing=_preprocessing(model, overlay),
         ),
         EncoderSpec(
