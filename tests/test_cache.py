@@ -168,6 +168,15 @@ def test_a_shard_of_another_encoder_is_refused(cache: Cache) -> None:
         cache.load(SAMPLES, [SPEC])
 
 
+def test_a_folder_that_a_kill_left_empty_is_filled(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, "set")
+    cache.spec_folder(SPEC).mkdir(parents=True)
+    assert len(cache.keys(SPEC)[0]) == 0
+    with cache.writer(SPEC, {}) as writer:
+        writer.add(rows([0]))
+    assert len(cache.keys(SPEC)[0]) == 1
+
+
 @pytest.mark.parametrize("content", ["", "{}", '{"spec": {"family": "x"}}'])
 def test_a_damaged_spec_file_is_refused(cache: Cache, content: str) -> None:
     (cache.spec_folder(SPEC) / "spec.json").write_text(content)

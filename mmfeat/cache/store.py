@@ -46,8 +46,9 @@ class Cache:
         folder = self.spec_folder(spec)
         if not folder.is_dir():
             return []
-        _check_spec_file(folder / SPEC_FILE, spec)
         paths = sorted(path for path in folder.iterdir() if SHARD_NAME.fullmatch(path.name))
+        if paths or (folder / SPEC_FILE).exists():  # a kill may leave a folder with neither
+            _check_spec_file(folder / SPEC_FILE, spec)
         shards = [open_shard(path, spec.fingerprint) for path in paths]
         _check_alike(shards, spec)
         return shards
