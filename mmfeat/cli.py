@@ -145,7 +145,7 @@ def extract(
         batch_size=batch_size,
         progress=ConsoleProgress(),
     )
-    show_extraction(result, cache)
+    show_extraction(result)
     out.print(f"next: mmfeat heads --data {data}")
 
 

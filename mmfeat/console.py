@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -41,10 +41,8 @@ err = Console(highlight=False, markup=False, soft_wrap=True, stderr=True)
 class ConsoleProgress:
     """A bar with rate and time left on a terminal, a line now and then elsewhere."""
 
-    @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
-        with (_bar if err.is_terminal else _lines)(title, total) as advance:
-            yield advance
+    def task(self, title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        return (_bar if err.is_terminal else _lines)(title, total)
 
 
 class _Rate(ProgressColumn):
@@ -92,7 +90,7 @@ def shown(place: str) -> str:
     return f"{family}{colon}{os.path.relpath(path)}" if path.startswith(os.getcwd() + os.sep) else place
 
 
-def show_extraction(result: Extraction, cache: str) -> None:
+def show_extraction(result: Extraction) -> None:
     """What was there, what is new, what could not be read."""
     samples = result.samples
     out.print(

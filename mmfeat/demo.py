@@ -43,7 +43,6 @@ MOODS = {
 }
 EXTRAS = ("", " #weather", " @friend", " http://t.co/abc", " RT @news:", " !!", " #monday http://t.co/x1")
 SKIES = {1: (120, 190, 250), 0: (170, 175, 185), -1: (60, 65, 85)}
-WEATHER = {1: "sun", 0: "cloud", -1: "rain"}
 
 
 @dataclass(frozen=True)

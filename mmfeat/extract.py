@@ -191,10 +191,10 @@ def _run(
     """reader -> mapper -> writer."""
     if not items:
         return
-    # Odd EXIF blocks and palettes warn, and decode all the same.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
     title = f"{items[0].modality}: {', '.join(encoder.spec.name for encoder in encoders)}"
-    with progress.task(title, len(items)) as advance:
+    with progress.task(title, len(items)) as advance, warnings.catch_warnings():
+        # Odd EXIF blocks and palettes warn, and decode all the same. Filters are shared by all threads.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         prepared = prefetch(lambda item: prepare(item, encoders), items, threads, ahead=4 * batch_size)
         for batch in batched(prepared, batch_size):
             for encoder in encoders:

@@ -43,11 +43,6 @@ class Features:
         return len(self.ids)
 
     @property
-    def modalities(self) -> tuple[str, ...]:
-        """The modalities present, in a fixed order."""
-        return tuple(sorted({block.modality for block in self.blocks}, reverse=True))
-
-    @property
     def widths(self) -> dict[str, int]:
         """D of each block by its name."""
         return {block.name: block.vectors.shape[1] for block in self.blocks}

@@ -2,7 +2,7 @@
 
 `run.json` is written last, so a folder that has it is complete:
 
-    heads/RUN/run.json                     configuration, encoders, classes, versions, the best head
+    heads/RUN/run.json                     configuration, encoders, classes, version, leaderboard
     heads/RUN/folds.csv                    role of every sample in every fold
     heads/RUN/leaderboard.csv, .json       one line a head, best first
     heads/RUN/HEAD-MODALITIES/             weights by fold, out_of_fold.csv, metrics.json

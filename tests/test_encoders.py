@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmfeat.encoders import EncoderOptions, EncoderSpec, describe_encoders, load_encoders
+from mmfeat.encoders import EncoderOptions, EncoderSpec, absolute_request, describe_encoders, load_encoders
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.texts import clean_tweet
@@ -176,6 +176,17 @@ def test_fingerprint_follows_the_weights_and_not_their_place(tiny_timm: Path, tm
     data[-1] ^= 1
     weights.write_bytes(data)
     assert here.differences(describe_encoders([f"timm:{moved}"], FLOAT32)[0].spec) == ["weights"]
+
+
+def test_only_real_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("weights.pt", "name"):
+        (tmp_path / name).touch()
+    assert absolute_request("bert:name") == f"bert:{tmp_path / 'name'}"
+    assert absolute_request("bert:organisation/name") == "bert:organisation/name"  # a hub name, whatever lies here
+    assert absolute_request("clip:ViT-B-32/weights.pt") == f"clip:ViT-B-32/{tmp_path / 'weights.pt'}"
+    assert absolute_request("clip:ViT-B-32/openai") == "clip:ViT-B-32/openai"
+    assert absolute_request("hashing") == "hashing"
 
 
 def test_a_tower_asked_for_twice_is_given_once(tiny_clip: Path) -> None:

@@ -72,7 +72,7 @@ def describe_encoders(requests: list[str], options: EncoderOptions) -> list[Towe
 def absolute_request(request: str) -> str:
     """The request with a local path made absolute, so that it means the same from any folder."""
     family, variant = _split(request)
-    model, slash, file = variant.partition("/")
+    model, slash, file = variant.partition("/") if family == "clip" else ("", "", "")  # MODEL/FILE is CLIP's alone
     for prefix, path in (("", variant), (model + slash, file)):
         if path and Path(path).expanduser().exists():
             return f"{family}:{prefix}{os.path.abspath(Path(path).expanduser())}"

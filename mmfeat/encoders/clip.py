@@ -7,6 +7,7 @@ in open_clip's own layout (`open_clip_config.json` beside the weights).
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,27 +45,18 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
     # Both towers are one module with one dtype. A ResNet tower has a list of layers, a ViT a number.
     resnet = not isinstance(model["vision_cfg"].get("layers", 12), int)
     options = options.for_model("resnet" if resnet else model["vision_cfg"].get("timm_model_name", "vit"))
-    return [
-        EncoderSpec(
-            family="clip",
-            modality="image",
-            variant=name,
-            weights=identity,
-            arithmetic=options.dtype,
-            storage=options.storage,
-            preprocessing=_preprocessing(model, overlay),
-        ),
-        EncoderSpec(
-            family="clip",
-            modality="text",
-            variant=name,
-            weights=identity,
-            arithmetic=options.dtype,
-            storage=options.storage,
-            cleaning=options.cleaning,
-            max_length=model["text_cfg"].get("context_length", CONTEXT_LENGTH),
-        ),
-    ]
+    image = EncoderSpec(
+        family="clip",
+        modality="image",
+        variant=name,
+        weights=identity,
+        arithmetic=options.dtype,
+        storage=options.storage,
+        preprocessing=_preprocessing(model, overlay),
+    )
+    length = model["text_cfg"].get("context_length", CONTEXT_LENGTH)
+    text = replace(image, modality="text", preprocessing="", cleaning=options.cleaning, max_length=length)
+    return [image, text]
 
 
 def load(variant: str, specs: list[EncoderSpec], device: str) -> list[Encoder]:
@@ -131,8 +123,7 @@ def _creation_arguments(variant: str) -> tuple[str, dict[str, Any]]:
         overlay, pretrained = open_clip.get_pretrained_cfg(model, tag), tag
     # open_clip only warns when weights trained with QuickGELU meet a model without it.
     quick = _quick_gelu(overlay, open_clip.get_model_config(model))
-    preprocessing = {key: overlay[key] for key in _PREPROCESSING if overlay.get(key) is not None}
-    return model, {"pretrained": pretrained, "force_quick_gelu": quick, "force_preprocess_cfg": preprocessing}
+    return model, {"pretrained": pretrained, "force_quick_gelu": quick, "force_preprocess_cfg": _known(overlay)}
 
 
 def _published(model: str, file: Path) -> dict[str, Any]:
@@ -166,9 +157,13 @@ def _folder_config(folder: Path) -> dict[str, Any]:
 
 def _preprocessing(model: dict[str, Any], overlay: dict[str, Any]) -> str:
     """What open_clip makes of the configuration: its defaults, the weights' own values, the model's size."""
-    known = {key: overlay[key] for key in _PREPROCESSING if overlay.get(key) is not None}
     size = model["vision_cfg"].get("image_size", 224)
-    return canonical_json(_plain({**_PREPROCESSING, **known, "size": size}))
+    return canonical_json(_plain({**_PREPROCESSING, **_known(overlay), "size": size}))
+
+
+def _known(overlay: dict[str, Any]) -> dict[str, Any]:
+    """The part of a pretrained configuration that is about preprocessing."""
+    return {key: overlay[key] for key in _PREPROCESSING if overlay.get(key) is not None}
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
