@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
+from mmfeat import cli_cache, flags
 from mmfeat.config import read_config
-from mmfeat.console import ConsoleProgress, err, out, show_extraction, show_submission, show_sweep, shown
-from mmfeat.errors import ConfigError, MmfeatError
+from mmfeat.console import ConsoleProgress, out, show_extraction, show_submission, show_sweep
+from mmfeat.flags import (
+    AnyCleaning,
+    AnyColumns,
+    AnyData,
+    AnyDtype,
+    AnyEncoders,
+    AnyMaxLength,
+    AnyPooling,
+    CacheFolder,
+    Cleaning,
+    Columns,
+    Data,
+    Device,
+    Dtype,
+    Encoders,
+    MaxLength,
+    Outputs,
+    Pooling,
+    Seed,
+    Views,
+    Workers,
+    find_request,
+    names,
+    pairs,
+    reported,
+)
 from mmfeat.version import __version__
-
-if TYPE_CHECKING:
-    from mmfeat.requests import Request
 
 app = typer.Typer(
     name="mmfeat",
@@ -27,60 +48,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-Command = TypeVar("Command", bound=Callable[..., None])
-_debug = False
-
-Data = Annotated[str, typer.Option("--data", help="Folder (train.txt, data/) or CSV, TSV, JSONL, Parquet table.")]
-AnyData = Annotated[str | None, typer.Option("--data", help="Folder or table.  [default: that of the latest step]")]
-Encoders = Annotated[
-    str, typer.Option("--encoders", help="family[:variant],...: clip, bert, resnet50, timm, hashing, hog.")
-]
-AnyEncoders = Annotated[
-    str | None, typer.Option("--encoders", help="As for extract.  [default: the latest extraction's]")
-]
-CacheFolder = Annotated[str, typer.Option("--cache", help="Folder of the feature cache.")]
-Columns = Annotated[str, typer.Option("--columns", help="Names in your table: id=...,text=...,image=...,label=...")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
-AnyColumns = Annotated[str | None, typer.Option("--columns", help="As for extract.  [default: the latest's]")]
-Dtype = Annotated[str, typer.Option("--dtype", help="Arithmetic: auto, float32, bfloat16 or float16.")]
-Cleaning = Annotated[str, typer.Option("--cleaning", help="Text cleaning: tweet or none.")]
-Pooling = Annotated[str, typer.Option("--pooling", help="BERT pooling: mean, cls or pooler.")]
-MaxLength = Annotated[int, typer.Option("--max-length", help="BERT: most tokens of a text.")]
-Workers = Annotated[int, typer.Option("--workers", help="Reading threads; 0 is one a core.", min=0)]
-Seed = Annotated[int, typer.Option("--seed", help="Fixes everything that is random.", min=0)]
-
-
-def reported(interrupted: str) -> Callable[[Command], Command]:
-    """One line and an exit code instead of a traceback: 1 for a failure, 130 for an interrupt."""
-
-    def decorate(function: Command) -> Command:
-        @functools.wraps(function)
-        def wrapper(*args: Any, **kwargs: Any) -> None:
-            try:
-                function(*args, **kwargs)
-            except typer.Exit:
-                raise
-            except KeyboardInterrupt:
-                err.print(f"interrupted; {interrupted}")
-                raise typer.Exit(130) from None
-            except Exception as error:
-                if _debug:
-                    raise
-                err.print(f"mmfeat: {_one_line(error)}")
-                raise typer.Exit(1) from None
-
-        return wrapper  # type: ignore[return-value]
-
-    return decorate
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, MmfeatError):
-        return text
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}; check the path and its rights"
-    return f"{type(error).__name__}: {text}; --debug shows where"
+app.add_typer(cli_cache.app, name=cli_cache.NAME)
 
 
 def _print_version(wanted: bool) -> None:
@@ -105,8 +73,7 @@ def root(
     mmfeat heads --fusion concat
     mmfeat submit
     """
-    global _debug
-    _debug = debug
+    flags.debug = debug
     if config is not None:
         reported("nothing was done")(_load_config)(context, Path(config))
 
@@ -123,26 +90,30 @@ def extract(
     cleaning: Cleaning = "tweet",
     pooling: Pooling = "mean",
     max_length: MaxLength = 128,
+    outputs: Outputs = "pooled",
+    views: Views = 0,
+    retry_failed: Annotated[bool, typer.Option(help="Try again what could not be read or encoded.")] = False,
     workers: Workers = 0,
     batch_size: Annotated[int, typer.Option(help="Samples a forward pass; 0 suits the device.", min=0)] = 0,
 ) -> None:
     """Encode what the cache lacks; a rerun continues, or says that there is nothing to do.
 
     \b
-    mmfeat extract --data tweets --encoders clip,bert:./my-bert
+    mmfeat extract --data tweets --encoders clip,bert:./my-bert --outputs pooled,clip=tokens
     """
     from mmfeat.encoders import EncoderOptions
     from mmfeat.extract import extract_features
 
     result = extract_features(
         data,
-        _names(encoders),
+        names(encoders),
         cache=cache,
-        options=EncoderOptions(dtype, cleaning, pooling, max_length),
-        columns=_pairs(columns),
+        options=EncoderOptions(dtype, cleaning, pooling, max_length, outputs=tuple(names(outputs)), views=views),
+        columns=pairs(columns),
         device=device,
         workers=workers,
         batch_size=batch_size,
+        retry_failed=retry_failed,
         progress=ConsoleProgress(),
     )
     show_extraction(result)
@@ -171,10 +142,10 @@ def heads(
     class_weights: Annotated[str, typer.Option(help="Against imbalance: none, inverse or sqrt.")] = "sqrt",
     seed: Seed = 42,
     device: Device = "auto",
-    dtype: Annotated[str | None, typer.Option(help="As for extract.  [default: the latest's]")] = None,
-    cleaning: Annotated[str | None, typer.Option(help="As for extract.  [default: the latest's]")] = None,
-    pooling: Annotated[str | None, typer.Option(help="As for extract.  [default: the latest's]")] = None,
-    max_length: Annotated[int | None, typer.Option(help="As for extract.  [default: the latest's]")] = None,
+    dtype: AnyDtype = None,
+    cleaning: AnyCleaning = None,
+    pooling: AnyPooling = None,
+    max_length: AnyMaxLength = None,
 ) -> None:
     """Cross-validate heads on the cached vectors and rank them.
 
@@ -184,7 +155,7 @@ def heads(
     from mmfeat.heads.settings import HeadSettings
 
     given = {"dtype": dtype, "cleaning": cleaning, "pooling": pooling, "max_length": max_length}
-    request = _request(data, encoders, cache, columns, given)
+    request = find_request(data, encoders, cache, columns, given)
     from mmfeat.sweep import train_heads
 
     sweep = train_heads(
@@ -194,9 +165,9 @@ def heads(
         out=out_folder,
         options=request.options,
         columns=request.columns,
-        fusion=_names(fusion),
-        baselines=_names(baselines),
-        modalities=_names(modalities),
+        fusion=names(fusion),
+        baselines=names(baselines),
+        modalities=names(modalities),
         folds=folds,
         grouped=group,
         split_dir=split_dir,
@@ -237,7 +208,7 @@ def submit(
         head=head,
         modalities=modalities,
         cache=cache,
-        columns=_pairs(columns) if columns else None,
+        columns=pairs(columns) if columns else None,
         device=device,
         workers=workers,
         progress=ConsoleProgress(),
@@ -286,37 +257,17 @@ def _global_flags_first(arguments: list[str]) -> list[str]:
 
 
 def _load_config(context: typer.Context, path: Path) -> None:
-    """Give the file's values to the commands as defaults."""
-    commands: dict[str, Any] = context.command.commands  # type: ignore[attr-defined]
-    flags = {
-        name: {option.opts[0].lstrip("-"): option.name for option in command.params}
+    """Give the file's values to the commands as defaults; `cache ls` has the table [cache-ls]."""
+    commands: dict[str, Any] = dict(context.command.commands)  # type: ignore[attr-defined]
+    inner = commands.pop(cli_cache.NAME).commands
+    commands |= {f"{cli_cache.NAME}-{name}": command for name, command in inner.items()}
+    known = {
+        name: {option.opts[0].lstrip("-"): option.name for option in command.params if option.opts[0].startswith("-")}
         for name, command in commands.items()
     }
-    context.default_map = read_config(path, flags)
-
-
-def _request(data: str | None, encoders: str | None, cache: str, columns: str | None, given: dict[str, Any]) -> Request:
-    """What is named in full, or the latest extraction's request with what is named in its place."""
-    from mmfeat.requests import latest_request, new_request
-
-    if data is not None and encoders is not None:
-        return new_request(data, _names(encoders), _pairs(columns or ""), given)
-    request = latest_request(cache, data)
-    request = request.changed(_names(encoders) if encoders else None, _pairs(columns) if columns else None, given)
-    out.print(f"using {shown(request.data)} with {', '.join(map(shown, request.encoders))}")
-    return request
-
-
-def _names(value: str) -> list[str]:
-    return [name.strip() for name in value.split(",") if name.strip()]
-
-
-def _pairs(value: str) -> dict[str, str]:
-    """`id=guid,text=caption` as a mapping."""
-    pairs = [pair.partition("=") for pair in _names(value)]
-    if broken := [name for name, equals, column in pairs if not equals or not column]:
-        raise ConfigError(f"--columns {','.join(broken)}: write id=...,text=...,image=...,label=...")
-    return {name: column for name, _, column in pairs}
+    values = read_config(path, known)
+    inner_values = {name: values.pop(f"{cli_cache.NAME}-{name}") for name in inner}
+    context.default_map = {**values, cli_cache.NAME: inner_values}
 
 
 if __name__ == "__main__":

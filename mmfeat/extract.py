@@ -11,7 +11,7 @@ import platform
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,12 +20,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mmfeat.cache import Cache, Rows, ShardWriter, content_keys
+from mmfeat.cache import Cache, Rows, ShardWriter
 from mmfeat.encoders import (
     Encoder,
     EncoderOptions,
     EncoderSpec,
     Tower,
+    Values,
     absolute_request,
     describe_encoders,
     load_encoders,
@@ -33,10 +34,12 @@ from mmfeat.encoders import (
 from mmfeat.errors import EncoderError
 from mmfeat.hardware import cpu_count, resolve_device
 from mmfeat.images import decode_image
+from mmfeat.plan import Item, make_plan
 from mmfeat.progress import Progress, Silent
 from mmfeat.requests import Request, remember_request, resolve_options
-from mmfeat.samples import MODALITIES, Sample, SampleSet, content_key, read_samples
+from mmfeat.samples import SampleSet, content_key, read_samples
 from mmfeat.version import __version__
+from mmfeat.views import augment
 
 # On a CPU the activations of a larger batch leave the processor's caches; a GPU needs more to be busy.
 BATCH_SIZES = {"cpu": 16, "mps": 64, "cuda": 256}
@@ -49,23 +52,13 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Item:
-    """One piece of content to encode, and the fingerprints of the specs that lack it."""
-
-    sample: Sample
-    modality: str
-    key: bytes
-    fingerprints: frozenset[str]
-
-
-@dataclass(frozen=True)
 class Prepared:
-    """An item after reading: for each encoder that needs it one model input, or why there is none."""
+    """An item after reading: by the encoder's number one model input, or why there is none."""
 
     item: Item
     key: bytes
-    inputs: Mapping[str, Any]
-    errors: Mapping[str, str]
+    inputs: Mapping[int, Any]
+    errors: Mapping[int, str]
 
 
 @dataclass
@@ -75,10 +68,10 @@ class Extraction:
     samples: SampleSet
     towers: list[Tower]
     folder: Path
-    stored: dict[str, int] = field(default_factory=dict)
-    new: dict[str, int] = field(default_factory=dict)
-    unreadable: dict[str, int] = field(default_factory=dict)  # rows that hold an error, old and new
-    missing: dict[str, Counter[str]] = field(default_factory=dict)  # modality -> reason -> samples
+    stored: dict[str, int]
+    new: dict[str, int]
+    unreadable: dict[str, int]  # rows that hold an error, old and new
+    missing: dict[str, Counter[str]]  # modality -> reason -> samples
     failures: list[tuple[str, str]] = field(default_factory=list)  # (sample id, reason), this time
     seconds: float = 0.0
 
@@ -97,22 +90,32 @@ def extract_features(
     device: str = "auto",
     workers: int = 0,
     batch_size: int = 0,
+    retry_failed: bool = False,
     progress: Progress | None = None,
 ) -> Extraction:
     """Encode what the cache lacks of `data`; a rerun continues after whatever stopped the last.
 
     `options.dtype` "auto" becomes the hardware's own. `workers` 0 means one reading thread a core,
-    `batch_size` 0 what suits the device.
+    `batch_size` 0 what suits the device. What could not be read or encoded is remembered with its
+    error and tried again only with `retry_failed`.
     """
     start = time.monotonic()
     samples = read_samples(data, columns)
     encoders, resolved = list(encoders), resolve_options(options or EncoderOptions(), device)
     towers = describe_encoders(encoders, resolved)
     result = extract_samples(
-        samples, towers, cache=cache, device=device, workers=workers, batch_size=batch_size, progress=progress
+        samples,
+        towers,
+        cache=cache,
+        device=device,
+        workers=workers,
+        batch_size=batch_size,
+        retry_failed=retry_failed,
+        progress=progress,
     )
     requests = [absolute_request(encoder) for encoder in encoders]
-    remember_request(cache, Request(os.path.abspath(data), dict(columns or {}), requests, resolved))
+    fingerprints = tuple(tower.spec.fingerprint for tower in towers)
+    remember_request(cache, Request(os.path.abspath(data), dict(columns or {}), requests, resolved, fingerprints))
     result.seconds = time.monotonic() - start
     return result
 
@@ -125,24 +128,28 @@ def extract_samples(
     device: str = "auto",
     workers: int = 0,
     batch_size: int = 0,
+    retry_failed: bool = False,
     progress: Progress | None = None,
 ) -> Extraction:
     """`extract_features` for samples and towers that are already read and described."""
     store = Cache(cache, samples.name)
-    result = Extraction(samples, towers, store.folder)
     progress = progress or Silent()
-    plan = {modality: _plan(samples, modality, towers, store, result, progress) for modality in MODALITIES}
-    needed = {fingerprint for items in plan.values() for item in items for fingerprint in item.fingerprints}
-    if not needed:
-        return result
+    plan = make_plan(samples, [tower.spec for tower in towers], store, progress, retry_failed)
+    result = Extraction(samples, towers, store.folder, plan.stored, {}, plan.unreadable, plan.missing)
+    needed = plan.needed
     wanted = [tower for tower in towers if tower.spec.fingerprint in needed]
+    if not wanted:
+        return result
     device = resolve_device(device)
     loaded = load_encoders(wanted, device)
     size = batch_size or BATCH_SIZES[device.split(":")[0]]
     with ExitStack() as stack:
-        writers = {t.spec.fingerprint: stack.enter_context(store.writer(t.spec, _provenance(t))) for t in wanted}
-        for modality, items in plan.items():
-            ours = [encoder for encoder in loaded if encoder.spec.modality == modality]
+        writers = {}
+        for spec, provenance in ((tower.spec, _provenance(tower)) for tower in wanted):
+            writer = store.writer(spec, provenance, plan.shards[spec.fingerprint])
+            writers[spec.fingerprint] = stack.enter_context(writer)
+        for modality, items in plan.items.items():
+            ours = [encoder for encoder in loaded if encoder.modality == modality]
             # A tokenizer is not safe to share between threads; texts are cheap to prepare in one.
             threads = 1 if modality == "text" else workers or cpu_count()
             _run(items, ours, writers, threads, size, progress, result)
@@ -151,32 +158,6 @@ def extract_samples(
         result.new[spec.folder_name] = writer.committed - writer.failed
         result.unreadable[spec.folder_name] += writer.failed
     return result
-
-
-def _plan(
-    samples: SampleSet, modality: str, towers: list[Tower], store: Cache, result: Extraction, progress: Progress
-) -> list[Item]:
-    """What is missing of one modality: each content once, texts ordered by length."""
-    specs = [tower.spec for tower in towers if tower.spec.modality == modality]
-    if not specs:
-        return []
-    keys = content_keys(samples.samples, modality, progress)
-    result.missing[modality] = Counter(reason for reason in keys.reasons if reason)
-    wanted = np.unique(keys.keys[keys.present])
-    lacking: dict[bytes, set[str]] = {}
-    for spec in specs:
-        stored, failed = store.keys(spec)
-        absent = wanted[~np.isin(wanted, stored)].tolist()
-        unreadable = int(np.isin(wanted, stored[failed]).sum())
-        result.unreadable[spec.folder_name] = unreadable
-        result.stored[spec.folder_name] = len(wanted) - len(absent) - unreadable
-        for key in absent:
-            lacking.setdefault(key, set()).add(spec.fingerprint)
-    first: dict[bytes, Sample] = {}
-    for sample, key in zip(samples.samples, keys.keys.tolist(), strict=True):
-        first.setdefault(key, sample)
-    items = [Item(first[key], modality, key, frozenset(lacking[key])) for key in first if key in lacking]
-    return sorted(items, key=lambda item: len(item.sample.text or "")) if modality == "text" else items
 
 
 def _run(
@@ -191,37 +172,36 @@ def _run(
     """reader -> mapper -> writer."""
     if not items:
         return
-    title = f"{items[0].modality}: {', '.join(encoder.spec.name for encoder in encoders)}"
+    title = f"{items[0].modality}: {', '.join(dict.fromkeys(encoder.specs[0].model for encoder in encoders))}"
     with progress.task(title, len(items)) as advance, warnings.catch_warnings():
         # Odd EXIF blocks and palettes warn, and decode all the same. Filters are shared by all threads.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         prepared = prefetch(lambda item: prepare(item, encoders), items, threads, ahead=4 * batch_size)
         for batch in batched(prepared, batch_size):
-            for encoder in encoders:
-                for rows in encode_block(batch, encoder):
-                    writers[encoder.spec.fingerprint].add(rows)
+            for number, encoder in enumerate(encoders):
+                for spec, rows in encode_block(batch, number, encoder):
+                    writers[spec.fingerprint].add(rows)
             for entry in batch:
                 result.failures += [(entry.item.sample.id, reason) for reason in set(entry.errors.values())]
             advance(len(batch))
 
 
-def prepare(item: Item, encoders: Iterable[Encoder]) -> Prepared:
+def prepare(item: Item, encoders: Sequence[Encoder]) -> Prepared:
     """Read and decode once; then every encoder that lacks the item prepares its own input.
 
     The key is taken again from the bytes that are decoded, so a file that changes between planning
     and reading is stored under what it is now.
     """
     key, content, error = _read(item)
+    ours = {n: encoder for n, encoder in enumerate(encoders) if item.fingerprints & encoder.fingerprints}
     if error:
-        return Prepared(item, key, {}, dict.fromkeys(item.fingerprints, error))
+        return Prepared(item, key, {}, dict.fromkeys(ours, error))
     inputs, errors = {}, {}
-    for encoder in encoders:
-        fingerprint = encoder.spec.fingerprint
-        if fingerprint in item.fingerprints:
-            try:
-                inputs[fingerprint] = encoder.prepare(content)
-            except (ValueError, TypeError, OSError, ZeroDivisionError) as problem:
-                errors[fingerprint] = f"cannot be prepared: {problem}"[:200]
+    for number, encoder in ours.items():
+        try:
+            inputs[number] = encoder.prepare(augment(content, encoder.view, key) if encoder.view != "none" else content)
+        except (ValueError, TypeError, OSError, ZeroDivisionError) as problem:
+            errors[number] = f"cannot be prepared: {problem}"[:200]
     return Prepared(item, key, inputs, errors)
 
 
@@ -237,40 +217,47 @@ def _read(item: Item) -> tuple[bytes, Any, str]:
     return content_key(data), *decode_image(data)
 
 
-def encode_block(batch: list[Prepared], encoder: Encoder) -> Iterator[Rows]:
-    """The rows of one batch for one encoder: vectors of what could be read, errors of what could not."""
-    fingerprint, storage = encoder.spec.fingerprint, encoder.spec.storage
-    good = [entry for entry in batch if fingerprint in entry.inputs]
-    if good:
-        vectors = encoder.embed([entry.inputs[fingerprint] for entry in good])
-        stored, errors = _stored(vectors, good, encoder.spec)
-        yield _rows(good, errors, stored)
+def encode_block(batch: list[Prepared], number: int, encoder: Encoder) -> Iterator[tuple[EncoderSpec, Rows]]:
+    """The rows of one batch for each output of an encoder: values of what could be read, errors of what could not."""
+    good = [entry for entry in batch if number in entry.inputs]
     # A file that could not even be read has no content, so there is nothing to remember it by.
-    bad = [entry for entry in batch if fingerprint in entry.errors and entry.key]
-    if bad:
-        yield _rows(bad, [entry.errors[fingerprint] for entry in bad], np.empty((len(bad), 0), dtype=storage))
+    bad = [entry for entry in batch if number in entry.errors and entry.key]
+    outputs = encoder.embed([entry.inputs[number] for entry in good]) if good else []
+    for spec, values in zip(encoder.specs, outputs, strict=False):
+        stored, errors = _stored(values, good, spec)
+        lacking = [n for n, entry in enumerate(good) if spec.fingerprint in entry.item.fingerprints]
+        if lacking:
+            yield spec, _rows(good, errors, stored).take(lacking)
+    for spec in encoder.specs:
+        if lacking := [n for n, entry in enumerate(bad) if spec.fingerprint in entry.item.fingerprints]:
+            nothing = np.empty((len(bad), 0), dtype=spec.storage)
+            values = nothing if spec.output == "pooled" else [nothing[:0]] * len(bad)
+            yield spec, _rows(bad, [entry.errors[number] for entry in bad], values).take(lacking)
 
 
-def _rows(entries: list[Prepared], errors: list[str], pooled: np.ndarray) -> Rows:
-    return Rows([entry.key for entry in entries], [entry.item.sample.id for entry in entries], errors, pooled)
+def _rows(entries: list[Prepared], errors: list[str], values: Values) -> Rows:
+    return Rows([entry.key for entry in entries], [entry.item.sample.id for entry in entries], errors, values)
 
 
-def _stored(vectors: np.ndarray, entries: list[Prepared], spec: EncoderSpec) -> tuple[np.ndarray, list[str]]:
-    """(B, D) in the storage dtype and an error for each row that is not finite.
+def _stored(values: Values, entries: list[Prepared], spec: EncoderSpec) -> tuple[Values, list[str]]:
+    """The values in the storage dtype, and an error for each sample of which not all are finite.
 
     In half precision the dtype may be to blame, so that is an error of the whole extraction.
     """
     with np.errstate(over="ignore"):
-        stored = vectors.astype(spec.storage)
-    finite = np.isfinite(stored).all(axis=1)
-    if not finite.all() and spec.storage != "float32":
-        row = int(np.flatnonzero(~finite)[0])
+        stored = [value.astype(spec.storage) for value in values]
+    errors = ["" if np.isfinite(value).all() else "the encoder gives no finite vector" for value in stored]
+    if any(errors) and spec.storage != "float32":
+        first = next(entry for entry, error in zip(entries, errors, strict=True) if error)
         raise EncoderError(
-            f"{spec.name}: sample {entries[row].item.sample.id} gives values beyond {spec.storage}; "
+            f"{spec.name}: sample {first.item.sample.id} gives values beyond {spec.storage}; "
             "extract with --dtype float32"
         )
-    stored[~finite] = np.nan
-    return stored, ["" if fine else "the encoder gives no finite vector" for fine in finite]
+    if spec.output != "pooled":
+        return [value[:0] if error else value for value, error in zip(stored, errors, strict=True)], errors
+    pooled = np.stack(stored)
+    pooled[[bool(error) for error in errors]] = np.nan
+    return pooled, errors
 
 
 def prefetch(function: Callable[[T], R], items: Iterable[T], threads: int, ahead: int) -> Iterator[R]:

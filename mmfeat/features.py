@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,16 +28,46 @@ class Block:
 
 
 @dataclass(frozen=True)
+class MappedBlock:
+    """One encoder's rows of N samples that stay on disk until a batch of them is asked for.
+
+    Row i has `lengths[i]` tokens of width D; a pooled vector counts as one, a row where `mask` is False has
+    none. `read` takes positions in the whole list, of which `rows` are this block's.
+    """
+
+    name: str
+    modality: str
+    width: int
+    lengths: np.ndarray
+    mask: np.ndarray
+    rows: np.ndarray
+    read: Callable[[np.ndarray], np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(B, T, D) values, zero where a row has fewer than T tokens, and (B, T) whether there is a token."""
+        lengths = self.lengths[rows]
+        return self.read(self.rows[rows]), np.arange(lengths.max(initial=0)) < lengths[:, None]
+
+    def take(self, rows: np.ndarray) -> MappedBlock:
+        """The samples at `rows`."""
+        return replace(self, lengths=self.lengths[rows], mask=self.mask[rows], rows=self.rows[rows])
+
+
+@dataclass(frozen=True)
 class Features:
-    """Blocks over the same samples, aligned with `ids`."""
+    """Blocks over the same samples, aligned with `ids`; `tokens` are the blocks that stay on disk."""
 
     ids: tuple[str, ...]
     blocks: tuple[Block, ...]
+    tokens: tuple[MappedBlock, ...] = ()
 
     def __post_init__(self) -> None:
-        for block in self.blocks:
-            if len(block.vectors) != len(self.ids):
-                raise CacheError(f"{block.name}: {len(block.vectors)} vectors for {len(self.ids)} samples")
+        for name, length in [(b.name, len(b.vectors)) for b in self.blocks] + [(t.name, len(t)) for t in self.tokens]:
+            if length != len(self.ids):
+                raise CacheError(f"{name}: {length} rows for {len(self.ids)} samples")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -60,14 +90,14 @@ class Features:
             empty = np.full((len(self), width), np.nan, block.vectors.dtype)
             vectors = block.vectors if block.vectors.shape[1] == width else empty
             blocks.append(Block(block.name, block.modality, vectors, block.mask))
-        return Features(self.ids, tuple(blocks))
+        return replace(self, blocks=tuple(blocks))
 
     def take(self, rows: np.ndarray) -> Features:
         """The samples at `rows`."""
         blocks = tuple(Block(b.name, b.modality, b.vectors[rows], b.mask[rows]) for b in self.blocks)
-        return Features(tuple(self.ids[row] for row in rows), blocks)
+        return Features(tuple(self.ids[row] for row in rows), blocks, tuple(t.take(rows) for t in self.tokens))
 
     def only(self, modality: str) -> Features:
         """The blocks of one modality; `both` keeps all."""
         blocks = tuple(block for block in self.blocks if modality in ("both", block.modality))
-        return Features(self.ids, blocks)
+        return Features(self.ids, blocks, tuple(t for t in self.tokens if modality in ("both", t.modality)))

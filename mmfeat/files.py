@@ -1,19 +1,23 @@
 """Atomic files: a reader sees the old content, the new content, or nothing, but never a half.
 
 The bytes go to a temporary name unique to host, process and call, are synced, and are then renamed
-or linked into place; the synced directory entry is the commit.
+or linked into place; the synced directory entry is the commit. What a killed writer leaves behind is a
+temporary file, which the next writer sweeps.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import itertools
 import json
 import os
+import re
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +33,22 @@ REMEDIES = {
     errno.EROFS: _RIGHTS,
 }
 
+LOCK_SECONDS = 30.0
+STALE_SECONDS = 24 * 3600.0
+
+_TEMPORARY = re.compile(r"\..+\.(?P<owner>[^.]+)-(?P<pid>\d+)-\d+\.tmp")
 _calls = itertools.count()
+Pieces = Iterable["bytes | memoryview"]
 
 
-def write_atomic(path: Path, data: bytes | memoryview, *, exclusive: bool = False) -> bool:
-    """Write `data` to `path` in one step.
+def write_atomic(path: Path, data: bytes | memoryview | Pieces, *, exclusive: bool = False) -> bool:
+    """Write `data`, in one piece or several that follow each other, to `path` in one step.
 
     With `exclusive`, an existing file is left as it is and False is returned: somebody committed the
     same name before us. Raises `WriteError` when the disk refuses; nothing is left behind.
     """
     with _temporary(path) as temporary:
-        _write_synced(temporary, memoryview(data))
+        _write_synced(temporary, [data] if isinstance(data, bytes | memoryview) else data)
         if exclusive:
             committed = _link(temporary, path)
         else:
@@ -49,9 +58,9 @@ def write_atomic(path: Path, data: bytes | memoryview, *, exclusive: bool = Fals
     return committed
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, exclusive: bool = False) -> None:
     """Write `value` as indented JSON, atomically."""
-    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(), exclusive=exclusive)
 
 
 def read_json(path: Path) -> Any:
@@ -82,11 +91,57 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def make_folder(folder: Path) -> None:
+    """Make `folder` and what is missing above it, and make its entry survive a power loss.
+
+    The parent is synced also where the folder exists: whoever made it may not have come so far.
+    """
+    if not folder.parent.is_dir():
+        make_folder(folder.parent)
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileExistsError:  # a file stands where the folder should be
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
+    with contextlib.suppress(PermissionError):  # a parent that may be passed but not read
+        sync_folder(folder.parent)
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path) -> Iterator[bool]:
+    """Keep other writers out of `folder` if that can be had; says whether it could.
+
+    The lock is the kernel's, on the folder itself, and ends with its process: there is no file that could
+    stay behind. Whoever cannot get it (a network file system without locks, a holder that was stopped)
+    goes on without after a while, so nothing may depend on it but the wish to not do work twice.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        yield _lock(handle)
+    finally:
+        os.close(handle)
+
+
+def stale_temporaries(folder: Path) -> Iterator[Path]:
+    """Temporary files whose writer is gone: it ran here and ended, or they have lain for a day."""
+    for path in folder.glob(".*.tmp"):
+        found = _TEMPORARY.fullmatch(path.name)
+        with contextlib.suppress(FileNotFoundError):  # somebody else swept it
+            if found and (_is_dead(found["owner"], int(found["pid"])) or _age(path) > STALE_SECONDS):
+                yield path
+
+
+def sweep_temporaries(folder: Path) -> None:
+    """Delete the temporary files that nobody will ever commit."""
+    for path in stale_temporaries(folder):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    temporary = path.parent / f".{path.name}.{socket.gethostname()}-{os.getpid()}-{next(_calls)}.tmp"
+    temporary = path.parent / f".{path.name}.{_owner()}-{os.getpid()}-{next(_calls)}.tmp"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         yield temporary
     except OSError as error:
         remedy = REMEDIES.get(error.errno or 0, "name another place")
@@ -96,11 +151,56 @@ def _temporary(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _write_synced(path: Path, data: memoryview) -> None:
+@functools.cache
+def _owner() -> str:
+    """This host, boot and process namespace: where a process id means one process."""
+    name = re.sub(r"[^A-Za-z0-9]+", "-", socket.gethostname())[:40]
+    with contextlib.suppress(OSError):  # elsewhere than on Linux the name has to do
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+        return f"{name}-{hashlib.sha256(boot.encode()).hexdigest()[:12]}"
+    return name
+
+
+def _is_dead(owner: str, pid: int) -> bool:
+    if owner != _owner():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # it lives, and belongs to somebody else
+        return False
+    return False
+
+
+def _age(path: Path) -> float:
+    return time.time() - path.stat().st_mtime
+
+
+def _lock(handle: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return False
+    deadline = time.monotonic() + LOCK_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.02)
+        except OSError:  # a file system without locks
+            return False
+    return False
+
+
+def _write_synced(path: Path, pieces: Pieces) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
-        while data:
-            data = data[os.write(handle, data) :]  # a short write is legal: go on with the rest
+        for piece in pieces:
+            data = memoryview(piece).cast("B")
+            while data:
+                data = data[os.write(handle, data) :]  # a short write is legal: go on with the rest
         os.fsync(handle)
     finally:
         os.close(handle)

@@ -20,12 +20,16 @@ FOLDER = "requests"
 
 @dataclass(frozen=True)
 class Request:
-    """What the last complete extraction of a data set was asked for; `data` is absolute."""
+    """What the last complete extraction of a data set was asked for; `data` is absolute.
+
+    `fingerprints` are those of the specs it meant, so that nobody has to load models to know what is in use.
+    """
 
     data: str
     columns: dict[str, str]
     encoders: list[str]
     options: EncoderOptions
+    fingerprints: tuple[str, ...] = ()
 
     def changed(
         self, encoders: list[str] | None, columns: dict[str, str] | None, options: Mapping[str, Any]
@@ -57,9 +61,8 @@ def remember_request(cache: str | Path, request: Request) -> None:
 def latest_request(cache: str | Path, data: str | Path | None = None) -> Request:
     """The newest one in `cache`, of `data` if named: what `mmfeat heads` goes on with."""
     place = os.path.abspath(data) if data is not None else None
-    for path in sorted(Path(cache).glob(f"{FOLDER}/*.json"), key=lambda path: -path.stat().st_mtime):
-        request = _read(path)
-        if request is not None and place in (None, request.data):
+    for request in all_requests(cache):
+        if place in (None, request.data):
             return request
     raise CacheMissError(
         f"{cache}: nothing was extracted{f' of {data}' if data is not None else ''}; "
@@ -76,10 +79,17 @@ def resolve_options(options: EncoderOptions, device: str) -> EncoderOptions:
     )
 
 
+def all_requests(cache: str | Path) -> list[Request]:
+    """Those in `cache`, the newest first."""
+    paths = sorted(Path(cache).glob(f"{FOLDER}/*.json"), key=lambda path: -path.stat().st_mtime)
+    return [request for request in map(_read, paths) if request is not None]
+
+
 def _read(path: Path) -> Request | None:
     """None for a file that is no request: it only means that flags have to be named again."""
     try:
         found = read_json(path)
-        return Request(**{**found, "options": EncoderOptions(**found["options"])})
+        options = EncoderOptions(**found["options"])
+        return Request(**{**found, "options": options, "fingerprints": tuple(found["fingerprints"])})
     except (OSError, ValueError, KeyError, TypeError, ConfigError):
         return None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmfeat.cache import Cache, content_keys
+from mmfeat.cache import Cache
 from mmfeat.encoders import Tower, describe_encoders
 from mmfeat.errors import RunError, SubmissionError
 from mmfeat.extract import Extraction, extract_samples
@@ -72,7 +72,8 @@ def write_submission(
     towers = _same_towers(chosen, entry["modalities"])
     cache = cache or chosen.config["cache"]
     extraction = extract_samples(samples, towers, cache=cache, device=device, workers=workers, progress=progress)
-    features = Cache(cache, samples.name).load(samples.samples, [tower.spec for tower in towers])
+    store = Cache(cache, samples.name)
+    features = store.load(samples.samples, [tower.spec for tower in towers])
     features = features.widened(chosen.config["widths"])
     model = load_head(chosen.head_folder(entry), FINAL, resolve_device(device))
     probabilities = model.predict_proba(features)
@@ -92,7 +93,7 @@ def write_submission(
         predicted=_shares(Counter(label for _, label in rows)),
         trained=_shares(chosen.config["class_counts"]),
         extraction=extraction,
-        data_changed=_data_changed(everything, chosen),
+        data_changed=_data_changed(everything, chosen, store),
         without_features=[id for id, there in zip(features.ids, seen, strict=True) if not there],
     )
 
@@ -116,11 +117,11 @@ def _checked_out(out: str | Path) -> Path:
     return path
 
 
-def _data_changed(samples: SampleSet, run: Run) -> bool:
+def _data_changed(samples: SampleSet, run: Run, store: Cache) -> bool:
     """Whether the labelled samples the run was trained on are different by now."""
     if os.path.abspath(samples.source) != run.config["data"]:
         return False
-    keys = {modality: content_keys(samples.labelled, modality) for modality in MODALITIES}
+    keys = {modality: store.content_keys(samples.labelled, modality) for modality in MODALITIES}
     return hash_data(samples.labelled, keys) != run.config["data_hash"]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mmfeat.cache import Cache, content_keys, folder_name
+from mmfeat.cache import Cache, folder_name
 from mmfeat.encoders import EncoderOptions, Tower, describe_encoders
 from mmfeat.errors import HeadError
 from mmfeat.features import Features
@@ -89,7 +89,7 @@ def train_heads(
     """
     start = time.monotonic()
     samples = read_samples(data, columns)
-    options, settings = resolve_options(options or EncoderOptions(), device), settings or HeadSettings()
+    options, settings = resolve_options(options or EncoderOptions(), device).pooled_only, settings or HeadSettings()
     towers = describe_encoders(list(encoders), options)
     heads = _checked_heads(fusion, FUSIONS, "--fusion") + _checked_heads(baselines, BASELINES, "--baselines")
     if not heads:
@@ -98,7 +98,8 @@ def train_heads(
     if not labelled:
         raise HeadError(f"{data}: no labelled samples; heads are trained on labels")
     progress = progress or Silent()
-    keys = {modality: content_keys(labelled, modality, progress) for modality in MODALITIES}
+    store = Cache(cache, samples.name)
+    keys = {modality: store.content_keys(labelled, modality, progress) for modality in MODALITIES}
     splits = _splits(labelled, keys["image"].keys, folds, grouped, split_dir, settings.seed)
     config = {
         "version": __version__,
@@ -117,7 +118,7 @@ def train_heads(
     folder = Path(out) / _run_name(config)
     if (folder / RUN_FILE).exists():
         return Sweep(_reuse(folder, config), True, time.monotonic() - start)
-    features = Cache(cache, samples.name).load(labelled, [tower.spec for tower in towers], keys)
+    features = store.load(labelled, [tower.spec for tower in towers], keys)
     task = _task(samples, features, splits, settings, resolve_device(device))
     return Sweep(_sweep(task, config, folder, progress), False, time.monotonic() - start)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_models import write_clip, write_kind, write_timm, write_torchvision
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -57,63 +58,33 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP with a one-layer ViT and a one-layer text tower in open_clip's folder layout."""
-    from mmfeat.encoders.torchvision_ops import import_torchvision
-
-    import_torchvision()
-    import open_clip
-    import torch
-    from safetensors.torch import save_file
-
-    folder = tmp_path_factory.mktemp("models") / "tiny-clip"
-    folder.mkdir()
-    config = {
-        "embed_dim": 16,
-        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "head_width": 32, "patch_size": 16},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
-    }
-    torch.manual_seed(2)
-    model = open_clip.CLIP(**config)
-    save_file(
-        {name: value.contiguous() for name, value in model.state_dict().items()}, folder / "open_clip_model.safetensors"
-    )
-    (folder / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3}})
-    )
-    return folder
+    """A CLIP with a two-layer ViT and a two-layer text tower in open_clip's folder layout."""
+    return write_clip(tmp_path_factory.mktemp("models") / "tiny-clip")
 
 
 @pytest.fixture(scope="session")
 def tiny_timm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """timm's own smallest ResNet in a local folder."""
-    from mmfeat.encoders.torchvision_ops import import_torchvision
-
-    import_torchvision()
-    import timm
-    import torch
-    from safetensors.torch import save_file
-
-    folder = tmp_path_factory.mktemp("models") / "tiny-timm"
-    folder.mkdir()
-    torch.manual_seed(3)
-    model = timm.create_model("test_resnet", pretrained=False, num_classes=5)
-    save_file(model.state_dict(), folder / "model.safetensors")
-    pretrained = {"input_size": [3, 64, 64], "interpolation": "bilinear", "crop_pct": 0.9, "num_classes": 5}
-    config = {"architecture": "test_resnet", "num_classes": 5, "pretrained_cfg": {**pretrained, "classifier": "fc"}}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
+    return write_timm(tmp_path_factory.mktemp("models") / "tiny-timm", "test_resnet")
 
 
 @pytest.fixture(scope="session")
 def resnet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The state dict of a ResNet-18 with random weights and seven classes, as a `.pth` file."""
-    from mmfeat.encoders.torchvision_ops import import_torchvision
+    return write_torchvision(tmp_path_factory.mktemp("models") / "resnet18-random.pth", "resnet18")
 
-    import_torchvision()
-    import torch
-    import torchvision
 
-    path = tmp_path_factory.mktemp("models") / "resnet18-random.pth"
-    torch.manual_seed(4)
-    torch.save(torchvision.models.resnet18(weights=None, num_classes=7).state_dict(), path)
-    return path
+@pytest.fixture(scope="session")
+def models(
+    tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, tiny_clip: Path, resnet_file: Path
+) -> Callable[[str], str]:
+    """Kind -> request of a small model of that kind, made when first asked for."""
+    folder = tmp_path_factory.mktemp("kinds")
+    made = {"bert": f"bert:{tiny_bert}", "clip": f"clip:{tiny_clip}", "resnet18": f"resnet18:{resnet_file}"}
+
+    def request(kind: str) -> str:
+        if kind not in made:
+            made[kind] = write_kind(kind, folder / kind, tiny_bert)
+        return made[kind]
+
+    return request

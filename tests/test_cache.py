@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from mmfeat.cache import Cache, Rows
-from mmfeat.cache.shard import corrupt_pieces, open_shard
+from mmfeat.cache.reading import corrupt_pieces
+from mmfeat.cache.shard import open_shard
 from mmfeat.encoders import EncoderSpec
 from mmfeat.errors import CacheError, CacheMissError
 from mmfeat.samples import Sample, content_key
@@ -102,8 +103,8 @@ def test_a_shard_opens_without_mmfeat(cache: Cache) -> None:
     found = {}
     for path in shard_paths(cache):
         with h5py.File(path, "r") as file:
-            assert file.attrs["format"] == 1
-            assert json.loads(file.attrs["spec"]) == dataclasses.asdict(SPEC)
+            assert file.attrs["format"] == 2
+            assert json.loads(file.attrs["spec"].decode()) == dataclasses.asdict(SPEC)
             assert file["pooled"].chunks is None
             assert file["pooled"].id.get_offset() % 4096 == 0
             found |= dict(zip(file["ids"][:].tolist(), file["pooled"][:], strict=True))
@@ -133,7 +134,7 @@ def test_a_flipped_bit_in_the_header_is_refused(cache: Cache, part: str) -> None
     data = bytearray(path.read_bytes())
     data[offset] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CacheError, match="header does not match its checksum"):
+    with pytest.raises(CacheError, match="header does not match its name"):
         cache.load(SAMPLES, [SPEC])
 
 
@@ -146,7 +147,9 @@ def test_a_flipped_bit_in_the_vectors_is_found(cache: Cache) -> None:
     data[offset + 17] ^= 1
     path.write_bytes(data)
     assert corrupt_pieces(open_shard(path, SPEC.fingerprint)) == [0]
-    with pytest.raises(CacheError, match=r"vectors do not match their checksum \(MiB 0\); move the file away"):
+    with pytest.raises(
+        CacheError, match=r"values do not match their checksum \(MiB 0\); mmfeat cache verify --quarantine"
+    ):
         cache.load(SAMPLES, [SPEC])
 
 
@@ -201,12 +204,12 @@ def test_links_and_chunks_in_a_shard_are_refused(cache: Cache, tmp_path: Path) -
     with h5py.File(path, "a") as file:
         del file["pooled"]
         file["pooled"] = h5py.ExternalLink(str(secret), "pooled")
-    with pytest.raises(CacheError, match="pooled is not a plain dataset"):
+    with pytest.raises(CacheError, match="pooled is a link, not a dataset"):
         cache.load(SAMPLES, [SPEC])
     with h5py.File(path, "a") as file:
         del file["pooled"]
         file.create_dataset("pooled", data=VECTORS[:25], chunks=(5, 24), compression="gzip")
-    with pytest.raises(CacheError, match="stored in a way that mmfeat never writes"):
+    with pytest.raises(CacheError, match="pooled is behind filters"):
         cache.load(SAMPLES, [SPEC])
 
 
@@ -230,9 +233,9 @@ def test_a_good_row_wins_over_an_error_for_the_same_content(cache: Cache) -> Non
 
 
 def test_an_interrupted_commit_is_made_up_for(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mmfeat.cache.store as store
+    import mmfeat.cache.writer as writing
 
-    real, calls = store.write_shard, []
+    real, calls = writing.write_shard, []
 
     def interrupted_once(*arguments: object) -> Path:
         calls.append(1)
@@ -240,7 +243,7 @@ def test_an_interrupted_commit_is_made_up_for(cache: Cache, monkeypatch: pytest.
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(store, "write_shard", interrupted_once)
+    monkeypatch.setattr(writing, "write_shard", interrupted_once)
     other = dataclasses.replace(SPEC, cleaning="none")
 
     def write() -> None:

@@ -159,6 +159,7 @@ def test_flag_defaults_are_those_of_the_library() -> None:
         name: value for name, value in library.items() if name in heads
     }
     options = {name: value for name, value in vars(EncoderOptions()).items() if name in extract}
+    options["outputs"] = ",".join(EncoderOptions().outputs)
     assert {name: extract[name] for name in options} == options
     assert extract["encoders"] == ",".join(DEFAULT_ENCODERS)
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mmfeat.encoders import EncoderOptions, EncoderSpec, absolute_request, describe_encoders, load_encoders
+from mmfeat.encoders import Encoder, EncoderOptions, EncoderSpec, absolute_request, describe_encoders, load_encoders
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.texts import clean_tweet
@@ -29,8 +31,16 @@ def pictures() -> list[Image.Image]:
 def vectors(request: str, options: EncoderOptions = FLOAT32) -> dict[str, np.ndarray]:
     """Modality -> (N, D) through mmfeat."""
     encoders = load_encoders(describe_encoders([request], options), "cpu")
-    inputs = {"text": TEXTS, "image": pictures()}
-    return {e.spec.modality: e.embed([e.prepare(one) for one in inputs[e.spec.modality]]) for e in encoders}
+    return {encoder.modality: embed(encoder)[0] for encoder in encoders}
+
+
+def contents(modality: str) -> list[Any]:
+    return {"text": TEXTS, "image": pictures()}[modality]
+
+
+def embed(encoder: Encoder) -> list[Any]:
+    """The values of each output for the samples of all lengths and sizes in one batch."""
+    return encoder.embed([encoder.prepare(one) for one in contents(encoder.modality)])
 
 
 def bert_reference(folder: Path, pooling: str) -> np.ndarray:
@@ -102,7 +112,7 @@ def test_resnet50_from_a_local_file(tmp_path: Path) -> None:
     save_file(torchvision.models.resnet50(weights=None).state_dict(), path)
     (tower,) = describe_encoders([f"resnet50:{path}"], FLOAT32)
     (encoder,) = load_encoders([tower], "cpu")
-    assert encoder.embed([encoder.prepare(pictures()[0])]).shape == (1, 2048)
+    assert encoder.embed([encoder.prepare(pictures()[0])])[0].shape == (1, 2048)
 
 
 @pytest.mark.parametrize("family", ["tiny_bert", "tiny_clip", "tiny_timm", "resnet_file"])
@@ -149,8 +159,8 @@ def test_built_in_encoders_are_deterministic_and_never_change() -> None:
 
 def test_batches_do_not_change_a_vector(tiny_bert: Path) -> None:
     (encoder,) = load_encoders(describe_encoders([f"bert:{tiny_bert}"], FLOAT32), "cpu")
-    together = encoder.embed([encoder.prepare(text) for text in TEXTS])
-    alone = np.concatenate([encoder.embed([encoder.prepare(text)]) for text in TEXTS])
+    (together,) = embed(encoder)
+    alone = np.concatenate([encoder.embed([encoder.prepare(text)])[0] for text in TEXTS])
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
@@ -234,6 +244,40 @@ def test_open_clip_s_own_files_get_their_own_activation(tmp_path: Path) -> None:
     for name, quick in (("ViT-B-32.pt", True), ("mine.pt", False)):
         (tmp_path / name).touch()
         assert _creation_arguments(f"ViT-B-32/{tmp_path / name}")[1]["force_quick_gelu"] is quick
+
+
+@pytest.fixture
+def registered_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A weights file of an architecture and a tag that open_clip knows; no published one is small enough."""
+    import_torchvision()
+    import open_clip
+    from tiny_models import write_clip
+
+    folder = write_clip(tmp_path / "folder", {"image_size": 48})
+    config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    published = {"url": "http://127.0.0.1:9/tiny-clip-own.safetensors", "quick_gelu": True, "std": (0.4, 0.5, 0.6)}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-clip", config)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-clip", {"own": published})
+    return folder / "open_clip_model.safetensors"
+
+
+@pytest.mark.parametrize(("name", "quick"), [("tiny-clip-own.safetensors", True), ("mine.safetensors", False)])
+def test_clip_from_a_weights_file(registered_clip: Path, name: str, quick: bool) -> None:
+    """Published weights are known by their file's name, with their activation and their preprocessing."""
+    import open_clip
+    import torch
+
+    file = registered_clip.with_name(name)
+    shutil.copy(registered_clip, file)
+    std = (0.4, 0.5, 0.6) if quick else None
+    model, _, transform = open_clip.create_model_and_transforms(
+        "tiny-clip", pretrained=str(file), force_quick_gelu=quick, image_std=std
+    )
+    with torch.no_grad():
+        image = model.eval().encode_image(torch.stack([transform(picture) for picture in pictures()])).numpy()
+    towers = describe_encoders([f"clip:tiny-clip/{file}"], FLOAT32)
+    assert towers[0].spec.variant == f"tiny-clip{'-quickgelu' if quick else ''}/{name}"
+    np.testing.assert_allclose(vectors(towers[0].request)["image"], image, atol=1e-5)
 
 
 def test_random_weights_are_never_taken_for_trained_ones(tiny_bert: Path, tmp_path: Path) -> None:

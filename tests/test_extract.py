@@ -68,9 +68,9 @@ def test_cached_vectors_are_the_encoders_own(data: Path, tmp_path: Path, tiny_cl
     for encoder in load_encoders(result.towers, "cpu"):
         for row in (0, 1, 50, 119):
             sample = result.samples.samples[row]
-            content = Image.open(sample.image).convert("RGB") if encoder.spec.modality == "image" else sample.text
-            live = encoder.embed([encoder.prepare(content)])[0]
-            np.testing.assert_allclose(cached[encoder.spec.folder_name][row], live, atol=1e-5)
+            content = Image.open(sample.image).convert("RGB") if encoder.modality == "image" else sample.text
+            live = encoder.embed([encoder.prepare(content)])[0][0]
+            np.testing.assert_allclose(cached[encoder.specs[0].folder_name][row], live, atol=1e-5)
 
 
 def test_half_precision_is_stored_as_float16(data: Path, tmp_path: Path, tiny_bert: Path) -> None:
@@ -117,7 +117,8 @@ def test_one_decode_serves_every_image_encoder(
 def test_a_photo_that_changes_while_it_runs_is_stored_as_what_it_is(data: Path, tmp_path: Path) -> None:
     """The key is taken from the bytes that are decoded."""
     from mmfeat.encoders import describe_encoders, load_encoders
-    from mmfeat.extract import Item, encode_block, prepare
+    from mmfeat.extract import encode_block, prepare
+    from mmfeat.plan import Item
     from mmfeat.samples import content_key, read_samples
 
     sample = read_samples(data).samples[0]
@@ -126,14 +127,15 @@ def test_a_photo_that_changes_while_it_runs_is_stored_as_what_it_is(data: Path, 
         sample, "image", content_key(b"what it was when it was planned"), frozenset({towers[0].spec.fingerprint})
     )
     (encoder,) = load_encoders(towers, "cpu")
-    (rows,) = encode_block([prepare(stale, [encoder])], encoder)
+    ((_, rows),) = encode_block([prepare(stale, [encoder])], 0, encoder)
     assert sample.image is not None
     assert rows.keys == [content_key(sample.image.read_bytes())]
 
 
 def test_a_vanished_photo_is_reported_and_not_remembered(data: Path, tmp_path: Path) -> None:
     from mmfeat.encoders import describe_encoders, load_encoders
-    from mmfeat.extract import Item, encode_block, prepare
+    from mmfeat.extract import encode_block, prepare
+    from mmfeat.plan import Item
     from mmfeat.samples import Sample
 
     towers = describe_encoders(["hog"], FLOAT32)
@@ -141,7 +143,7 @@ def test_a_vanished_photo_is_reported_and_not_remembered(data: Path, tmp_path: P
     gone = Item(Sample("x", image=tmp_path / "gone.jpg"), "image", b"k", frozenset({towers[0].spec.fingerprint}))
     prepared = prepare(gone, [encoder])
     assert list(prepared.errors.values()) == ["unreadable: No such file or directory"]
-    assert list(encode_block([prepared], encoder)) == []
+    assert list(encode_block([prepared], 0, encoder)) == []
 
 
 def test_values_beyond_the_storage_dtype_are_never_written(data: Path, tmp_path: Path, tiny_timm: Path) -> None:
@@ -192,8 +194,8 @@ def test_prefetch_keeps_order_and_bounds_memory() -> None:
 
 SLOW = """
 import sys
-import mmfeat.cache.store as store, mmfeat.console as console
-store.SHARD_BYTES = {shard_bytes}
+import mmfeat.cache.writer as writer, mmfeat.console as console
+writer.SHARD_BYTES = {shard_bytes}
 console.PLAIN_SECONDS = 0.0
 from mmfeat.cli import main
 flags = "--encoders hashing,hog --batch-size 4".split()

@@ -43,7 +43,7 @@ def texts(samples: SampleSet) -> list[str]:
 def ours(request: str, dtype: str, contents: list) -> np.ndarray:
     (encoder,) = load_encoders(describe_encoders([request], EncoderOptions(dtype=dtype)), "cpu")
     prepared = [encoder.prepare(content) for content in contents]
-    return np.concatenate([encoder.embed(prepared[start : start + 16]) for start in range(0, len(prepared), 16)])
+    return np.concatenate([encoder.embed(prepared[start : start + 16])[0] for start in range(0, len(prepared), 16)])
 
 
 def text_reference(samples: SampleSet) -> np.ndarray:

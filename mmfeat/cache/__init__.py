@@ -2,6 +2,7 @@
 
 from mmfeat.cache.keys import ContentKeys, content_keys
 from mmfeat.cache.shard import Rows
-from mmfeat.cache.store import Cache, ShardWriter, folder_name
+from mmfeat.cache.store import Cache, folder_name
+from mmfeat.cache.writer import ShardWriter
 
 __all__ = ["Cache", "ContentKeys", "Rows", "ShardWriter", "content_keys", "folder_name"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec
-from mmfeat.encoders.torch_tower import load_errors, to_numpy
+from mmfeat.encoders.layers import check_depth
+from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec, Values
+from mmfeat.encoders.torch_tower import load_errors, to_numpy, to_rows
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.encoders.weights import hub_errors, hub_revision, local_path, path_identity
 from mmfeat.errors import EncoderError
@@ -37,24 +40,54 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
 
 def load(variant: str, specs: list[EncoderSpec], device: str) -> list[Encoder]:
     """Tokenizer and model by `from_pretrained`; a batch is padded to its own longest text."""
-    (spec,) = specs
-    tokenizer, model = _from_pretrained(variant or DEFAULT_VARIANT, spec)
-    clean = CLEANING[spec.cleaning]
-    model = model.eval().requires_grad_(False)
-
     import torch
 
-    model.to(device=device, dtype=getattr(torch, spec.arithmetic))
+    spec = specs[0]  # outputs of one tower differ in nothing that matters to its forward pass
+    tokenizer, model = _from_pretrained(variant or DEFAULT_VARIANT, specs)
+    # Positions are counted from the first column: only padding behind the text leaves a text what it is alone.
+    tokenizer.padding_side = "right"
+    clean = CLEANING[spec.cleaning]
+    model.eval().requires_grad_(False).to(device=device, dtype=getattr(torch, spec.arithmetic))
+    all_layers = any(spec.output == "prefix" for spec in specs)
 
     def prepare(text: str) -> dict[str, Any]:
         return dict(tokenizer(clean(text), truncation=True, max_length=spec.max_length))
 
-    def embed(batch: list[dict[str, Any]]) -> np.ndarray:
+    def embed(batch: list[dict[str, Any]]) -> list[Values]:
         inputs = tokenizer.pad(batch, return_tensors="pt").to(device)
         with torch.inference_mode():
-            return to_numpy(pool(model(**inputs), inputs["attention_mask"], spec.pooling))
+            output = model(**inputs, output_hidden_states=all_layers)
+        return [_values(output, inputs["attention_mask"], spec) for spec in specs]
 
-    return [Encoder(spec, prepare, embed)]
+    return [Encoder(tuple(specs), prepare, embed)]
+
+
+def reference(variant: str, spec: EncoderSpec) -> Callable[[str], np.ndarray]:
+    """transformers' own call for one text, in float32."""
+    transformers = _transformers()
+    import torch
+
+    variant = variant or DEFAULT_VARIANT
+    name, pinned = _source(variant, spec)
+    with _load_errors(variant):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **pinned)
+        model = transformers.AutoModel.from_pretrained(name, **pinned).float().eval()
+
+    def encode(text: str) -> np.ndarray:
+        text = CLEANING[spec.cleaning](text)
+        inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=spec.max_length)
+        with torch.no_grad():
+            output = model(**inputs, output_hidden_states=True)
+        if spec.output == "prefix":
+            return output.hidden_states[-1 - spec.layer][0].numpy()
+        if spec.output == "tokens":
+            return output.last_hidden_state[0].numpy()
+        if spec.pooling == "pooler":
+            return output.pooler_output[0].numpy()
+        tokens = output.last_hidden_state[0]
+        return (tokens[0] if spec.pooling == "cls" else tokens.mean(0)).numpy()
+
+    return encode
 
 
 def pool(output: Any, mask: Any, pooling: str) -> Any:
@@ -68,22 +101,45 @@ def pool(output: Any, mask: Any, pooling: str) -> Any:
     return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
-def _from_pretrained(variant: str, spec: EncoderSpec) -> tuple[Any, Any]:
+def _values(output: Any, mask: Any, spec: EncoderSpec) -> Values:
+    """One output of a forward pass; the input of a layer is the hidden state before it."""
+    if spec.output == "pooled":
+        return to_numpy(pool(output, mask, spec.pooling))
+    hidden = output.last_hidden_state if spec.output == "tokens" else output.hidden_states[-1 - spec.layer]
+    return to_rows(hidden, mask.bool())
+
+
+def _from_pretrained(variant: str, specs: list[EncoderSpec]) -> tuple[Any, Any]:
+    """Tokenizer and model, checked for what `specs` need."""
+    transformers = _transformers()
+    name, pinned = _source(variant, specs[0])
+    with _load_errors(variant):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **pinned)
+        model, info = transformers.AutoModel.from_pretrained(name, output_loading_info=True, **pinned)
+        for spec in specs:
+            _check_complete(variant, spec, info["missing_keys"])
+            _check_options(variant, spec, tokenizer, model)
+    return tokenizer, model
+
+
+def _transformers() -> Any:
+    """The library, without its progress bars and advice."""
     import_torchvision()
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def _source(variant: str, spec: EncoderSpec) -> tuple[str, dict[str, str]]:
+    """What `from_pretrained` is called with: a folder, or a hub name at the revision in the spec."""
     kind, _, revision = spec.weights.partition(":")
-    pinned = {"revision": revision} if kind == "revision" else {}
-    folder = local_path(variant)
-    name = str(folder or variant)
-    with load_errors(f"bert:{variant}") if folder else hub_errors(f"bert:{variant}"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **pinned)
-        model, info = transformers.AutoModel.from_pretrained(name, output_loading_info=True, **pinned)
-        _check_complete(variant, spec, info["missing_keys"])
-        _check_options(variant, spec, tokenizer, model)
-    return tokenizer, model
+    return str(local_path(variant) or variant), {"revision": revision} if kind == "revision" else {}
+
+
+def _load_errors(variant: str) -> contextlib.AbstractContextManager[None]:
+    return load_errors(f"bert:{variant}") if local_path(variant) else hub_errors(f"bert:{variant}")
 
 
 def _check_options(variant: str, spec: EncoderSpec, tokenizer: Any, model: Any) -> None:
@@ -92,6 +148,8 @@ def _check_options(variant: str, spec: EncoderSpec, tokenizer: Any, model: Any) 
     shortest = tokenizer.num_special_tokens_to_add() + 1
     if not shortest <= spec.max_length <= longest:
         raise EncoderError(f"bert:{variant}: --max-length {spec.max_length} is not from {shortest} to {longest}")
+    if spec.output == "prefix":
+        check_depth(spec, getattr(model.config, "num_hidden_layers", 0))
     if spec.pooling == "pooler" and getattr(model, "pooler", None) is None:
         raise EncoderError(f"bert:{variant}: this model has no pooler; use --pooling mean or cls")
 

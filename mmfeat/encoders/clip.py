@@ -7,17 +7,25 @@ in open_clip's own layout (`open_clip_config.json` beside the weights).
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from mmfeat.encoders.layers import Network, Point, find_layers, timm_network
 from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec
-from mmfeat.encoders.torch_tower import embedder, load_errors
+from mmfeat.encoders.torch_tower import embedder, load_errors, plain_call
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.encoders.weights import downloaded_identity, hub_errors, local_path, path_identity
 from mmfeat.errors import EncoderError
 from mmfeat.files import canonical_json, read_json
 from mmfeat.texts import CLEANING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DEFAULT_VARIANT = "ViT-B-32/openai"
 CONTEXT_LENGTH = 77
@@ -31,6 +39,7 @@ _PREPROCESSING: dict[str, Any] = {
     "resize_mode": "shortest",
     "fill_color": 0,
 }
+_SETTABLE = ("mean", "std", "interpolation", "resize_mode")  # by an argument image_... of open_clip's
 
 
 def describe(family: str, variant: str, options: EncoderOptions) -> list[EncoderSpec]:
@@ -61,6 +70,39 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
 
 def load(variant: str, specs: list[EncoderSpec], device: str) -> list[Encoder]:
     """Load the model once and give the towers that `specs` ask for."""
+    model, transform, tokenizer = _create(variant)
+    encoders = []
+    if images := [spec for spec in specs if spec.modality == "image"]:
+        _check_preprocessing(model, images[0])
+        encoders.append(Encoder(tuple(images), transform, embedder(model, _image_network(model), images, device)))
+    if texts := [spec for spec in specs if spec.modality == "text"]:
+        clean = CLEANING[texts[0].cleaning]
+        embed = embedder(model, _text_network(model), texts, device, partial(_kept, _text_tower(model)))
+        encoders.append(Encoder(tuple(texts), lambda text: tokenizer([clean(text)])[0], embed))
+    return encoders
+
+
+def reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:
+    """open_clip's own `encode_image` or `encode_text` for one picture or text, in float32."""
+    model, transform, tokenizer = _create(variant)
+    if spec.modality == "image":
+        network = _image_network(model)
+        if spec.output != "tokens":
+            network = replace(network, forward=model.encode_image)
+        return lambda image: plain_call(network, spec, transform(image).unsqueeze(0))
+    network, tower = _text_network(model), _text_tower(model)
+
+    def encode(text: str) -> np.ndarray:
+        ids = tokenizer(CLEANING[spec.cleaning](text))
+        values = plain_call(network, spec, ids)
+        kept = _kept(tower, ids) if spec.output != "pooled" else None
+        return values if kept is None else values[kept[0].numpy()]
+
+    return encode
+
+
+def _create(variant: str) -> tuple[Any, Any, Any]:
+    """open_clip's model in float32, image transform and tokenizer."""
     import_torchvision()
     import open_clip
 
@@ -71,21 +113,57 @@ def load(variant: str, specs: list[EncoderSpec], device: str) -> list[Encoder]:
         warnings.simplefilter("ignore")
         model, _, transform = open_clip.create_model_and_transforms(name, require_pretrained=True, **arguments)
         tokenizer = open_clip.get_tokenizer(name)
-    model.eval().requires_grad_(False)
-    loaded = canonical_json(_plain(model.visual.preprocess_cfg))
-    encoders = []
-    for spec in specs:
-        if spec.modality == "image":
-            if loaded != spec.preprocessing:
-                raise EncoderError(
-                    f"{spec.name}: open_clip preprocesses with {loaded}, the spec says {spec.preprocessing}"
-                )
-            encoders.append(Encoder(spec, transform, embedder(model, model.encode_image, spec, device)))
-        else:
-            clean = CLEANING[spec.cleaning]
-            prepare = lambda text, clean=clean: tokenizer([clean(text)])[0]  # noqa: E731
-            encoders.append(Encoder(spec, prepare, embedder(model, model.encode_text, spec, device)))
-    return encoders
+    return model.eval().requires_grad_(False), transform, tokenizer
+
+
+def _check_preprocessing(model: Any, spec: EncoderSpec) -> None:
+    if (loaded := canonical_json(_plain(model.visual.preprocess_cfg))) != spec.preprocessing:
+        raise EncoderError(f"{spec.name}: open_clip preprocesses with {loaded}, the spec says {spec.preprocessing}")
+
+
+def _image_network(model: Any) -> Network:
+    """A ViT, a ResNet with attention pooling, or a timm trunk under open_clip's own head."""
+    visual = model.visual
+    if hasattr(visual, "trunk"):
+        trunk = timm_network(visual.trunk)
+        return replace(trunk, forward=lambda images: visual.head(trunk.forward(images)))
+    if hasattr(visual, "layer4"):
+        tokens = visual.layer4
+    else:  # a norm after pooling never sees the tokens
+        tokens = visual.transformer if visual.attn_pool is None and visual.final_ln_after_pool else visual.ln_post
+    return Network(model.encode_image, find_layers(visual), Point(tokens))
+
+
+def _text_network(model: Any) -> Network:
+    """A transformer of open_clip's or, inside it, one of transformers'."""
+    tower = _text_tower(model)
+    if hasattr(tower, "config"):
+        return Network(model.encode_text, find_layers(tower.transformer), Point(tower.transformer))
+    # With an appended class token (CoCa) the norm comes after pooling and never sees the tokens.
+    tokens = tower.ln_final if getattr(tower, "cls_emb", None) is None else tower.transformer
+    return Network(model.encode_text, find_layers(tower), Point(tokens))
+
+
+def _text_tower(model: Any) -> Any:
+    return getattr(model, "text", model)  # open_clip's plain CLIP is its own text tower
+
+
+def _kept(tower: Any, ids: Tensor) -> Tensor | None:
+    """(B, T) of the tokens that can reach the vector, None for all.
+
+    In a causal tower that pools at its end token, what follows that token cannot.
+    """
+    import torch
+
+    if hasattr(tower, "config"):
+        return ids != tower.config.pad_token_id
+    own = "text_" if hasattr(tower, "text_pool_type") else ""
+    pool_type = getattr(tower, f"{own}pool_type")
+    if tower.attn_mask is None or getattr(tower, "cls_emb", None) is not None or pool_type not in ("argmax", "eos"):
+        return None
+    found = ids if pool_type == "argmax" else ids.eq(getattr(tower, f"{own}eos_id")).int()
+    ends = found.argmax(-1, keepdim=True)
+    return torch.arange(ids.shape[1], device=ids.device) <= ends
 
 
 def _named(variant: str) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
@@ -123,7 +201,8 @@ def _creation_arguments(variant: str) -> tuple[str, dict[str, Any]]:
         overlay, pretrained = open_clip.get_pretrained_cfg(model, tag), tag
     # open_clip only warns when weights trained with QuickGELU meet a model without it.
     quick = _quick_gelu(overlay, open_clip.get_model_config(model))
-    return model, {"pretrained": pretrained, "force_quick_gelu": quick, "force_preprocess_cfg": _known(overlay)}
+    settings = {f"image_{key}": overlay[key] for key in _SETTABLE if overlay.get(key) is not None}
+    return model, {"pretrained": pretrained, "force_quick_gelu": quick, **settings}
 
 
 def _published(model: str, file: Path) -> dict[str, Any]:

@@ -6,9 +6,11 @@ scaled logarithmically, projected to 512 dimensions (Li, Hastie and Church, KDD 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec
+from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec, Values
 from mmfeat.errors import EncoderError
 from mmfeat.texts import CLEANING
 
@@ -40,8 +42,7 @@ def load(variant: str, specs: list[EncoderSpec], device: str) -> list[Encoder]:
     from sklearn.feature_extraction.text import HashingVectorizer
     from sklearn.random_projection import SparseRandomProjection
 
-    (spec,) = specs
-    clean = CLEANING[spec.cleaning]
+    clean = CLEANING[specs[0].cleaning]
     columns = [
         HashingVectorizer(n_features=HASHED_COLUMNS, ngram_range=(1, 2), norm=None, token_pattern=r"(?u)\b\w+\b"),
         HashingVectorizer(n_features=HASHED_COLUMNS, analyzer="char_wb", ngram_range=(2, 5), norm=None),
@@ -49,10 +50,16 @@ def load(variant: str, specs: list[EncoderSpec], device: str) -> list[Encoder]:
     projection = SparseRandomProjection(DIMENSIONS, random_state=SEED)
     projection.fit(sparse.csr_matrix((1, 2 * HASHED_COLUMNS), dtype=np.float32))
 
-    def embed(texts: list[str]) -> np.ndarray:
+    def embed(texts: list[str]) -> list[Values]:
         counts = sparse.hstack([vectorizer.transform(texts) for vectorizer in columns], format="csr")
         counts.data = np.sign(counts.data) * np.log1p(np.abs(counts.data))
         vectors = np.asarray(projection.transform(counts).todense(), dtype=np.float32)
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return [vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)]
 
-    return [Encoder(spec, clean, embed)]
+    return [Encoder(tuple(specs), clean, embed)]
+
+
+def reference(variant: str, spec: EncoderSpec) -> Callable[[str], np.ndarray]:
+    """The same for a batch of one text: there is no other library to ask."""
+    (encoder,) = load(variant, [spec], "cpu")
+    return lambda text: np.asarray(encoder.embed([encoder.prepare(text)])[0][0])

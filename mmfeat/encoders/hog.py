@@ -6,6 +6,7 @@ Needs no download. HOG after Dalal and Triggs (CVPR 2005) over a 96 x 96 picture
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,12 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
 
 def load(variant: str, specs: list[EncoderSpec], device: str) -> list[Encoder]:
     """The whole work is in `prepare`, which runs in the reader's threads."""
-    (spec,) = specs
-    return [Encoder(spec, describe_picture, np.stack)]
+    return [Encoder(tuple(specs), describe_picture, lambda batch: [np.stack(batch)])]
+
+
+def reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:
+    """The vector of one picture: there is no other library to ask."""
+    return describe_picture
 
 
 def describe_picture(image: Any) -> np.ndarray:

@@ -6,11 +6,12 @@ is no part of it; the model's own name is, for people, so a renamed model is enc
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -21,6 +22,10 @@ from mmfeat.texts import CLEANING
 
 POOLINGS = ("mean", "cls", "pooler")
 VISION_TRANSFORMERS = ("vit", "deit", "beit", "eva")
+OUTPUT = re.compile(r"(?:([\w.-]+)=)?(?:(pooled|tokens)|prefix:([1-9]\d*))")
+
+# What one forward pass gives for B samples: (B, D), or where rows differ in length B times (T, D). float32.
+Values: TypeAlias = "np.ndarray | list[np.ndarray]"
 
 
 @dataclass(frozen=True)
@@ -37,19 +42,31 @@ class EncoderSpec:
     cleaning: str = "none"  # a name in texts.CLEANING
     pooling: str = "tower"  # "mean", "cls", "pooler", or "tower": the model's own
     max_length: int = 0  # tokens; 0 where there are none
-    layer: int = 0  # 0 is the last, n the n-th before it
-    view: str = "none"  # or an augmentation policy and its seed
+    output: str = "pooled"  # (D) a sample; "tokens" or "prefix": (T, D)
+    layer: int = 0  # of a prefix: its n; it is the input of the n-th layer from the end
+    view: str = "none"  # or an augmentation policy and its seed, "train:1"
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the canonical JSON, hexadecimal."""
         return hashlib.sha256(canonical_json(asdict(self)).encode()).hexdigest()
 
     @property
     def name(self) -> str:
-        """For people: `bert:all-MiniLM-L6-v2`, `clip.text:ViT-B-32/openai`, `hog`."""
-        tower = f"{self.family}.{self.modality}" if self.family == "clip" else self.family
-        return f"{tower}:{self.variant}" if self.variant else tower
+        """For people: `bert:all-MiniLM-L6-v2`, `clip.text:ViT-B-32/openai prefix:1`, `hog train:1`."""
+        output = f"{self.output}:{self.layer}" if self.output == "prefix" else self.output
+        view = f" {self.view}" if self.view != "none" else ""
+        return self.model + (f" {output}" if output != "pooled" else "") + view
+
+    @property
+    def model(self) -> str:
+        """Its name without output and view."""
+        return f"{self.tower}:{self.variant}" if self.variant else self.tower
+
+    @property
+    def tower(self) -> str:
+        """`clip.text`, `bert`: what a user calls one modality of a family."""
+        return f"{self.family}.{self.modality}" if self.family == "clip" else self.family
 
     @property
     def folder_name(self) -> str:
@@ -75,6 +92,9 @@ class EncoderOptions:
     """What a user may choose about all encoders of a call.
 
     `convolutional_dtype` is the arithmetic of convolutional models where `auto` chose another one for them.
+    `outputs` are `pooled`, `tokens` and `prefix:N` (input of the N-th layer from the end), each of all encoders
+    or, as `NAME=OUTPUT`, of one modality, family or tower. `views` is the number of augmented views of each image,
+    beside the plain one.
     """
 
     dtype: str = "auto"
@@ -82,6 +102,8 @@ class EncoderOptions:
     pooling: str = "mean"
     max_length: int = 128
     convolutional_dtype: str = ""
+    outputs: tuple[str, ...] = ("pooled",)
+    views: int = 0
 
     def __post_init__(self) -> None:
         _check("dtype", self.dtype, DTYPES)
@@ -89,6 +111,17 @@ class EncoderOptions:
         _check("pooling", self.pooling, POOLINGS)
         if self.max_length < 1:
             raise ConfigError(f"--max-length {self.max_length}: at least 1 token is needed")
+        if self.views < 0:
+            raise ConfigError(f"--views {self.views}: use 0 or more")
+        object.__setattr__(self, "outputs", tuple(self.outputs))  # JSON has lists only
+        if not self.outputs or not all(map(OUTPUT.fullmatch, self.outputs)):
+            given = ",".join(self.outputs)
+            raise ConfigError(f"--outputs {given}: use pooled, tokens, prefix:N, or NAME=OUTPUT as in bert=tokens")
+
+    @property
+    def pooled_only(self) -> EncoderOptions:
+        """The same encoders, one plain vector a sample: what heads are trained on."""
+        return replace(self, outputs=("pooled",), views=0)
 
     def for_model(self, architecture: str) -> EncoderOptions:
         """The same options for this architecture: image models that are no plain ViT count as convolutional."""
@@ -104,15 +137,27 @@ class EncoderOptions:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A loaded tower.
+    """A loaded tower: `specs` are the outputs of one forward pass over one view.
 
     `prepare` turns one text or one RGB PIL image into a model input on the CPU and may run in
-    several threads; `embed` turns B such inputs into a (B, D) float32 array.
+    several threads; `embed` turns B such inputs into the values of each spec, in order.
     """
 
-    spec: EncoderSpec
+    specs: tuple[EncoderSpec, ...]
     prepare: Callable[[Any], Any]
-    embed: Callable[[list[Any]], np.ndarray]
+    embed: Callable[[list[Any]], list[Values]]
+
+    @property
+    def modality(self) -> str:
+        return self.specs[0].modality
+
+    @property
+    def view(self) -> str:
+        return self.specs[0].view
+
+    @property
+    def fingerprints(self) -> frozenset[str]:
+        return frozenset(spec.fingerprint for spec in self.specs)
 
 
 def _check(flag: str, value: str, allowed: tuple[str, ...]) -> None:

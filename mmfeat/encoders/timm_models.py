@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from mmfeat.encoders.layers import timm_network
 from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec
-from mmfeat.encoders.torch_tower import embedder, load_errors
+from mmfeat.encoders.torch_tower import embedder, load_errors, plain_call
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.encoders.weights import hub_errors, hub_revision, local_path, path_identity
 from mmfeat.errors import EncoderError
@@ -46,10 +51,26 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
 
 def load(variant: str, specs: list[EncoderSpec], device: str) -> list[Encoder]:
     """`timm.create_model` without its classifier, and timm's own evaluation transform."""
+    model, transform, preprocessing = _create(variant, specs[0])
+    if preprocessing != specs[0].preprocessing:
+        raise EncoderError(f"{specs[0].name}: timm preprocesses with {preprocessing}, not {specs[0].preprocessing}")
+    return [Encoder(tuple(specs), transform, embedder(model, timm_network(model), specs, device))]
+
+
+def reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:
+    """timm's own model over one picture, in float32; its tokens are what `forward_features` gives."""
+    model, transform, _ = _create(variant, spec)
+    network = timm_network(model)
+    if spec.output != "tokens":
+        network = replace(network, forward=model)
+    return lambda image: plain_call(network, spec, transform(image).unsqueeze(0))
+
+
+def _create(variant: str, spec: EncoderSpec) -> tuple[Any, Any, str]:
+    """timm's model, its evaluation transform, and what that does as canonical JSON."""
     import_torchvision()
     import timm
 
-    (spec,) = specs
     folder = local_path(variant)
     overlay = {} if folder else {"hf_hub_id": _pinned(_hub_config(variant), spec)}
     with load_errors(f"timm:{variant}") if folder else hub_errors(f"timm:{variant}"):
@@ -59,12 +80,9 @@ def load(variant: str, specs: list[EncoderSpec], device: str) -> list[Encoder]:
             num_classes=0,
             pretrained_cfg_overlay=overlay or None,
         )
-    model.eval().requires_grad_(False)
     config = timm.data.resolve_model_data_config(model)
-    if (loaded := canonical_json(_preprocessing(config))) != spec.preprocessing:
-        raise EncoderError(f"{spec.name}: timm preprocesses with {loaded}, the spec says {spec.preprocessing}")
     transform = timm.data.create_transform(**config, is_training=False)
-    return [Encoder(spec, transform, embedder(model, model, spec, device))]
+    return model.eval().requires_grad_(False), transform, canonical_json(_preprocessing(config))
 
 
 def _pinned(config: dict[str, Any], spec: EncoderSpec) -> str:

@@ -6,11 +6,15 @@ Variants of `resnet50` and its siblings: a weights name (`IMAGENET1K_V2`; defaul
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from mmfeat.encoders.layers import Network, Point, find_layers
 from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec
-from mmfeat.encoders.torch_tower import embedder, load_errors
+from mmfeat.encoders.torch_tower import embedder, load_errors, plain_call
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.encoders.weights import hub_errors, local_path, path_identity
 from mmfeat.errors import EncoderError
@@ -44,25 +48,66 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
 
 def load(variant: str, specs: list[EncoderSpec], device: str) -> list[Encoder]:
     """The model with its last linear layer replaced by the identity."""
-    (spec,) = specs
-    file = local_path(variant)
-    weights = _weights(spec.family, variant, file)
-    import torchvision
-
+    family, file = specs[0].family, local_path(variant)
+    weights = _weights(family, variant, file)
     if file:
-        # Named weights set this by themselves; a file has to be told.
-        rescale = {"transform_input": True} if spec.family in ("googlenet", "inception_v3") else {}
-        model = torchvision.models.get_model(spec.family, weights=None, **rescale)
+        model = _untrained(family)
         classifier = drop_classifier(model)
-        with load_errors(f"{spec.family}:{variant}"):
+        with load_errors(f"{family}:{variant}"):
             state = {name: value for name, value in _state_dict(file).items() if not name.startswith(classifier + ".")}
             model.load_state_dict(state)
     else:
-        with hub_errors(f"{spec.family}:{weights.name}"):
-            model = torchvision.models.get_model(spec.family, weights=weights, progress=False)
+        model = _published(family, weights)
         drop_classifier(model)
     model.eval().requires_grad_(False)
-    return [Encoder(spec, weights.transforms(), embedder(model, model, spec, device))]
+    return [Encoder(tuple(specs), weights.transforms(), embedder(model, network_of(model), specs, device))]
+
+
+def reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:
+    """torchvision's whole model over one picture, in float32; the vector is what its classifier gets."""
+    file = local_path(variant)
+    weights = _weights(spec.family, variant, file)
+    if file:
+        with load_errors(f"{spec.family}:{variant}"):
+            state = _state_dict(file)
+            classifier = drop_classifier(_untrained(spec.family))
+            model = _untrained(spec.family, num_classes=len(state[f"{classifier}.weight"]))
+            model.load_state_dict(state)
+    else:
+        model = _published(spec.family, weights)
+    drop_classifier(model)
+    network, transform = network_of(model.eval()), weights.transforms()
+    return lambda image: plain_call(network, spec, transform(image).unsqueeze(0))
+
+
+def _untrained(family: str, **arguments: Any) -> Any:
+    """The architecture for a weights file; named weights set `transform_input` by themselves, a file has to be told."""
+    import torchvision
+
+    rescale = {"transform_input": True} if family in ("googlenet", "inception_v3") else {}
+    return torchvision.models.get_model(family, weights=None, **rescale, **arguments)
+
+
+def _published(family: str, weights: Any) -> Any:
+    import torchvision
+
+    with hub_errors(f"{family}:{weights.name}"):
+        return torchvision.models.get_model(family, weights=weights, progress=False)
+
+
+def network_of(model: Any) -> Network:
+    """Tokens are what pooling gets: the final feature map, or a ViT's sequence behind its norm."""
+    import torchvision
+
+    layers = find_layers(model)
+    if hasattr(model, "encoder"):
+        tokens = Point(model.encoder)
+    elif hasattr(model, "avgpool"):
+        tokens = Point(model.avgpool, "input")
+    else:  # pooled by a function
+        tokens = Point(layers[-1])
+    layout = "NHWC" if isinstance(model, torchvision.models.SwinTransformer) else "NCHW"
+    return Network(model, layers, tokens, layout)
 
 
 def drop_classifier(model: Any) -> str:

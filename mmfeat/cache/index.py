@@ -1,0 +1,139 @@
+"""The stat index: content keys of files that did not change since they were hashed.
+
+As git does, a file whose path, size, times and inode are what they were is taken to be what it was. It is a
+cache of a cache: deleting it changes nothing but time, and one that is damaged counts as deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mmfeat.errors import WriteError
+from mmfeat.files import write_atomic
+from mmfeat.samples import KEY_LENGTH, content_key
+
+# Two hashes, of the path and of path, size, times and inode, so that a changed file takes the place of its old self.
+ENTRY = np.dtype([("path", "<u8"), ("stat", "<u8"), ("key", f"S{KEY_LENGTH}")])
+DIGEST_BYTES = 16
+RACY_SECONDS = 2.0  # the coarsest clock of a file system (FAT)
+SAVE_SECONDS = 30.0
+
+
+class Stamp(NamedTuple):
+    """What a file looked like, hashed."""
+
+    path: int
+    stat: int
+
+
+class StatIndex:
+    """Entries in one file, sorted by path; used by one thread, which may hash files in others."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._entries = _read(file)
+        self._new: list[tuple[int, int, bytes]] = []
+        self._saved = time.monotonic()
+
+    def keys(self, paths: Sequence[Path | None], pool: Executor) -> list[tuple[bytes | None, str]]:
+        """(content key, "") or (None, why not) of each file; a path that is None gives (None, "")."""
+        stamps = [_stamp(path) if path is not None else None for path in paths]
+        known = self._find([stamp or Stamp(0, 0) for stamp in stamps])
+        unknown = [row for row, key in enumerate(known) if not key and paths[row] is not None]
+        found: list[tuple[bytes | None, str]] = [(key or None, "") for key in known]
+        for row, (key, reason, stamp) in zip(unknown, pool.map(_hash, (paths[row] for row in unknown)), strict=True):
+            found[row] = key, reason
+            if key and stamp:
+                self._new.append((*stamp, key))
+        if time.monotonic() - self._saved >= SAVE_SECONDS:
+            self.save()
+        return found
+
+    def save(self) -> None:
+        """Write what is new beside what others wrote meanwhile; a cache that cannot be written stays usable."""
+        if self._new:
+            self._entries = _merged(_read(self._file), np.array(self._new, ENTRY))
+            self._new = []
+            with contextlib.suppress(WriteError):
+                write_atomic(self._file, [_digest(self._entries), self._entries.tobytes()])
+        self._saved = time.monotonic()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __enter__(self) -> StatIndex:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.save()
+
+    def _find(self, stamps: Iterable[Stamp]) -> list[bytes]:
+        wanted = np.array(list(stamps), np.uint64).reshape(-1, 2)
+        if not len(self._entries):
+            return [b""] * len(wanted)
+        at = np.minimum(np.searchsorted(self._entries["path"], wanted[:, 0]), len(self._entries) - 1)
+        found = self._entries[at]
+        same = (found["path"] == wanted[:, 0]) & (found["stat"] == wanted[:, 1])
+        return np.where(same, found["key"], b"").tolist()
+
+
+def _hash(path: Path) -> tuple[bytes | None, str, Stamp | None]:
+    """Key and stamp; no stamp for a file that changed so lately that another change might not show."""
+    start = time.time()
+    try:
+        with path.open("rb") as handle:
+            before = os.fstat(handle.fileno())
+            key = content_key(handle.read())
+            after = os.fstat(handle.fileno())
+    except OSError as error:
+        return None, f"unreadable: {error.strerror}", None
+    settled = max(before.st_mtime, before.st_ctime) < start - RACY_SECONDS
+    stamp = _stamp_of(path, before)
+    return key, "", stamp if settled and stamp == _stamp_of(path, after) else None
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        return _stamp_of(path, os.stat(path))
+    except OSError:
+        return None
+
+
+def _stamp_of(path: Path, found: os.stat_result) -> Stamp:
+    import xxhash
+
+    place = os.path.abspath(path).encode(errors="surrogateescape")
+    # The change time cannot be set back, so a file that is put in place with its old date is seen.
+    seen = struct.pack("<4q", found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino & (2**63 - 1))
+    return Stamp(xxhash.xxh3_64_intdigest(place), xxhash.xxh3_64_intdigest(place + seen))
+
+
+def _read(file: Path) -> np.ndarray:
+    try:
+        data = file.read_bytes()
+        entries = np.frombuffer(data, ENTRY, offset=DIGEST_BYTES)
+    except (OSError, ValueError):
+        return np.empty(0, ENTRY)
+    return entries if data[:DIGEST_BYTES] == _digest(entries) else np.empty(0, ENTRY)
+
+
+def _merged(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """One entry a path, the newest, sorted."""
+    entries = np.concatenate([new[::-1], old])
+    _, first = np.unique(entries["path"], return_index=True)
+    return entries[first]
+
+
+def _digest(entries: np.ndarray) -> bytes:
+    import xxhash
+
+    return xxhash.xxh3_128_digest(entries.tobytes())

@@ -1,0 +1,165 @@
+"""Reading values out of shards: whole matrices, random batches and zero-copy scans.
+
+Copies are made with positioned reads, not through the mapping: they cost no page tables, and a disk that fails
+gives an error where a mapping would give a signal. Every MiB is compared with its checksum the first time that
+any byte of it is used.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import pairwise
+
+import numpy as np
+
+from mmfeat.cache.hdf5 import NOT_OURS
+from mmfeat.cache.layout import PAGE
+from mmfeat.cache.shard import MIB, Shard
+from mmfeat.errors import CacheError
+from mmfeat.hardware import cpu_count
+
+STEP = 4 * MIB
+
+
+def corrupt_pieces(shard: Shard) -> list[int]:
+    """Numbers of the MiB pieces whose checksum does not match, read anew."""
+    with _opened(shard) as handle:
+        return [piece for piece in range(len(shard.checksums)) if not _matches(shard, handle, piece)]
+
+
+def read_vectors(shard: Shard, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
+    """`out[places] = values[rows]`; in file order, by all cores."""
+    order = np.argsort(rows, kind="stable")
+    rows, places = rows[order], places[order]
+    step = max(1, STEP // shard.row_bytes)
+    edges = np.searchsorted(rows, np.arange(0, shard.values.shape[0] + step, step))
+    parts = [slice(start, stop) for start, stop in pairwise(edges.tolist()) if start < stop]
+    with _opened(shard) as handle, ThreadPoolExecutor(cpu_count()) as pool:
+        # The list is what makes an error in a thread an error here.
+        list(pool.map(lambda part: _read_part(shard, handle, rows[part], out, places[part]), parts))
+
+
+def read_tokens(shard: Shard, rows: Sequence[int], out: Sequence[np.ndarray]) -> None:
+    """Fill `out[i]`, contiguous and (T, D), with the tokens of `rows[i]`."""
+    with _opened(shard) as handle:
+        for row, target in zip(rows, out, strict=True):
+            start, stop = (int(shard.bounds[row + step]) * shard.row_bytes for step in (0, 1))
+            if start < stop:
+                _check(shard, handle, start, stop)
+                _fill(shard, handle, start, target.reshape(-1).view(np.uint8).data)
+
+
+def scan(shard: Shard) -> Iterator[tuple[slice, np.ndarray]]:
+    """(rows of `values`, their values) a few MiB at a time, mapped and not copied.
+
+    The next piece is checked while the caller works on this one, and what was scanned is given back
+    to the system. A piece must not be kept: copy what is to stay.
+    """
+    if not shard.values.nbytes:
+        return
+    step = max(1, STEP // shard.row_bytes)
+    parts = [slice(start, min(start + step, shard.values.shape[0])) for start in range(0, shard.values.shape[0], step)]
+    mapping, values = _mapped(shard)
+    with _opened(shard) as handle, ThreadPoolExecutor(1) as pool:
+        check = lambda part: _check(shard, handle, part.start * shard.row_bytes, part.stop * shard.row_bytes)  # noqa: E731
+        ahead = [pool.submit(check, part) for part in parts[:1]]
+        for part, following in zip(parts, [*parts[1:], None], strict=True):
+            ahead.pop().result()
+            if following:
+                ahead.append(pool.submit(check, following))
+            yield part, values[part]
+            _give_back(mapping, shard, part)
+
+
+def _read_part(shard: Shard, handle: int, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
+    """A part of `read_vectors` whose rows lie near each other, in order."""
+    first, last = int(rows[0]), int(rows[-1])
+    low, high = first * shard.row_bytes, (last + 1) * shard.row_bytes
+    start, stop = low // MIB * MIB, min(-(-high // MIB) * MIB, shard.values.nbytes)
+    in_order = last - first + 1 == len(rows) == places[-1] - places[0] + 1
+    in_order = in_order and bool((np.diff(rows) == 1).all() and (np.diff(places) == 1).all())
+    direct = in_order and (start, stop) == (low, high) and out.flags.c_contiguous
+    raw = np.empty(0 if direct else stop - start, np.uint8)
+    if direct:
+        raw = out[places[0] : places[0] + len(rows)].reshape(-1).view(np.uint8)
+    _fill(shard, handle, start, raw.data)
+    _compare(shard, raw, start // MIB)
+    if not direct:
+        values = raw[low - start : high - start].view(shard.values.dtype).reshape(-1, shard.width)
+        out[places[0] if len(rows) == 1 else places] = values[rows - first]
+
+
+def _check(shard: Shard, handle: int, start: int, stop: int) -> None:
+    """Compare the pieces that hold the bytes from `start` to `stop` unless that was done."""
+    for piece in range(start // MIB, -(-stop // MIB)):
+        if not shard.checked[piece]:
+            if not _matches(shard, handle, piece):
+                raise _corrupt(shard, piece)
+            shard.checked[piece] = True
+
+
+def _matches(shard: Shard, handle: int, piece: int) -> bool:
+    import xxhash
+
+    raw = bytearray(min(MIB, shard.values.nbytes - piece * MIB))
+    _fill(shard, handle, piece * MIB, memoryview(raw))
+    return xxhash.xxh3_64_intdigest(raw) == int(shard.checksums[piece])
+
+
+def _compare(shard: Shard, raw: np.ndarray, first: int) -> None:
+    """Whole pieces that were read, from number `first` on."""
+    import xxhash
+
+    for number, at in enumerate(range(0, len(raw), MIB), first):
+        if xxhash.xxh3_64_intdigest(raw[at : at + MIB].data) != int(shard.checksums[number]):
+            raise _corrupt(shard, number)
+        shard.checked[number] = True
+
+
+def _corrupt(shard: Shard, piece: int) -> CacheError:
+    return CacheError(f"{shard.path}: values do not match their checksum (MiB {piece}); {NOT_OURS}")
+
+
+def _fill(shard: Shard, handle: int, start: int, target: memoryview) -> None:
+    """Read as many bytes as `target` takes, from byte `start` of the values on."""
+    at = shard.values.offset + start
+    while target:
+        count = os.preadv(handle, [target], at)
+        if count == 0:
+            raise CacheError(f"{shard.path}: it became shorter while it was read; {NOT_OURS}")
+        target, at = target[count:], at + count
+
+
+def _mapped(shard: Shard) -> tuple[mmap.mmap, np.ndarray]:
+    with _opened(shard) as handle:
+        mapping = mmap.mmap(handle, shard.values.offset + shard.values.nbytes, access=mmap.ACCESS_READ)
+    values = np.frombuffer(mapping, shard.values.dtype, int(np.prod(shard.values.shape)), shard.values.offset)
+    return mapping, values.reshape(shard.values.shape)
+
+
+def _give_back(mapping: mmap.mmap, shard: Shard, part: slice) -> None:
+    """Drop the pages from this process; the system still has them in its cache while there is room."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        start, stop = (shard.values.offset + row * shard.row_bytes for row in (part.start, part.stop))
+        start = start // PAGE * PAGE
+        mapping.madvise(mmap.MADV_DONTNEED, start, stop - start)
+
+
+@contextmanager
+def _opened(shard: Shard) -> Iterator[int]:
+    try:
+        handle = os.open(shard.path, os.O_RDONLY)
+    except FileNotFoundError:
+        raise CacheError(f"{shard.path}: the shard is gone; run mmfeat extract again") from None
+    try:
+        yield handle
+    except OSError as error:
+        raise CacheError(
+            f"{shard.path}: cannot be read ({error.strerror}); check the disk, then mmfeat cache verify"
+        ) from error
+    finally:
+        os.close(handle)

@@ -1,0 +1,129 @@
+"""Verification: every checksum, count and hash of a cache is compared with what lies on the disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from mmfeat.cache.reading import corrupt_pieces, scan
+from mmfeat.cache.shard import MIB, Shard, open_shard, read_ids
+from mmfeat.cache.store import QUARANTINE, shard_files
+from mmfeat.cache.survey import Entry, survey
+from mmfeat.cache.table import Table
+from mmfeat.cache.writer import SPEC_FILE
+from mmfeat.encoders import EncoderSpec
+from mmfeat.errors import CacheError, WriteError
+from mmfeat.files import REMEDIES, make_folder, sync_folder
+from mmfeat.progress import Progress, Silent
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file that is not what was written, why, and where it was moved."""
+
+    path: Path
+    reason: str
+    moved: Path | None = None
+
+
+@dataclass
+class Verification:
+    """What was looked at, and what was wrong. Doubles are contents stored twice: harmless, the first is read."""
+
+    encoders: int = 0
+    shards: int = 0
+    rows: int = 0
+    bytes: int = 0
+    doubles: int = 0
+    damages: list[Damage] = field(default_factory=list)
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing that is still in its place is damaged."""
+        return all(damage.moved for damage in self.damages)
+
+
+def verify_cache(root: str | Path, *, quarantine: bool = False, progress: Progress | None = None) -> Verification:
+    """Read every byte of every shard below `root`; with `quarantine`, move what is damaged out of the way.
+
+    What was moved is computed again by the next extraction; nothing is deleted.
+    """
+    result, entries = Verification(), survey(root)
+    with (progress or Silent()).task("verify MiB", sum(-(-entry.bytes // MIB) for entry in entries)) as advance:
+        for entry in entries:
+            result.encoders += 1
+            for damage in _damages(entry, result):
+                moved = _moved(Path(root), damage.path) if quarantine else None
+                result.damages.append(Damage(damage.path, damage.reason, moved))
+            advance(-(-entry.bytes // MIB))
+    return result
+
+
+def _damages(entry: Entry, result: Verification) -> Iterator[Damage]:
+    if entry.spec is None:
+        yield Damage(entry.folder / SPEC_FILE, "; ".join(entry.problems))
+        return
+    sound = []
+    for path in shard_files(entry.folder):
+        result.shards += 1
+        result.bytes += path.stat().st_size
+        try:
+            shard = open_shard(path, entry.spec.fingerprint)
+            reason = _value_damage(shard, entry.spec)
+        except CacheError as error:
+            yield Damage(path, str(error).removeprefix(f"{path}: ").partition("; mmfeat cache verify")[0])
+            continue
+        result.rows += len(shard.keys)
+        sound.append(shard)
+        if reason:
+            yield Damage(path, reason)
+    table = Table(sound)
+    good = table.keys[~table.failed]
+    result.doubles += len(good) - len(np.unique(good))
+
+
+def _value_damage(shard: Shard, spec: EncoderSpec) -> str:
+    """What is wrong with the values of a shard whose header is right."""
+    if shard.values.dtype != spec.storage:
+        return f"values of {shard.values.dtype}, the spec says {spec.storage}"
+    if pieces := corrupt_pieces(shard):
+        ids = read_ids(shard.path)
+        return "; ".join(_where(shard, ids, piece) for piece in pieces[:5]) + (" and more" if len(pieces) > 5 else "")
+    for part, values in scan(shard):
+        wrong = np.flatnonzero(~np.isfinite(values).all(axis=1)) + part.start
+        for sample in np.searchsorted(shard.bounds, wrong, side="right") - 1:
+            if not shard.errors[sample]:
+                return f"row {sample} is not finite, and tells no error"
+    return ""
+
+
+def _where(shard: Shard, ids: np.ndarray, piece: int) -> str:
+    """The samples that a damaged MiB holds."""
+    stop = min((piece + 1) * MIB, shard.values.nbytes)
+    values = np.array([piece * MIB // shard.row_bytes, (stop - 1) // shard.row_bytes])
+    first, last = np.searchsorted(shard.bounds, values, side="right") - 1
+    names = f"{ids[first].decode()} to {ids[last].decode()}"
+    return f"MiB {piece} does not match its checksum: rows {first} to {last} (samples {names})"
+
+
+def _moved(root: Path, path: Path) -> Path | None:
+    """Move a damaged file into the quarantine, under a name of its own."""
+    if not path.exists():
+        return None
+    place = root / QUARANTINE / path.parent.parent.name / path.parent.name / path.name
+    number = 1
+    while place.exists():
+        place, number = place.with_name(f"{path.name}.{number}"), number + 1
+    try:
+        make_folder(place.parent)
+        os.rename(path, place)
+        sync_folder(place.parent)
+        sync_folder(path.parent)
+    except OSError as error:
+        remedy = REMEDIES.get(error.errno or 0, "move it by hand")
+        raise WriteError(f"cannot move {path} to {place.parent}: {error.strerror}; {remedy}") from error
+    return place

@@ -1,0 +1,132 @@
+"""What a person sees of the cache."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from mmfeat.console import out
+
+if TYPE_CHECKING:
+    from mmfeat.cache import ContentKeys
+    from mmfeat.cache.explain import Explanation
+    from mmfeat.cache.survey import Entry
+    from mmfeat.cache.verify import Verification
+    from mmfeat.garbage import Garbage
+    from mmfeat.parity import Parity
+    from mmfeat.samples import SampleSet
+
+
+def show_entries(entries: Sequence[Entry], cache: str) -> None:
+    """One line an encoder, grouped by data set."""
+    table = Table("data", "encoder", "rows", "width", "dtype", "size", "age", "folder", box=None, padding=(0, 2, 0, 0))
+    for entry in entries:
+        good, failed = entry.count()
+        rows = f"{good:,}" + (f" +{failed:,} failed" if failed else "")
+        dtype = entry.spec.storage if entry.spec else "?"
+        name = entry.name if entry.spec else f"{entry.name} (damaged, or of another version)"
+        width = str(entry.width or "-")
+        table.add_row(
+            entry.dataset, name, rows, width, dtype, size(entry.bytes), age(entry.changed), entry.folder.name[-8:]
+        )
+    out.print(table, soft_wrap=True)
+    total = sum(entry.bytes for entry in entries)
+    out.print(f"{len(entries)} encoders, {size(total)} in {cache}")
+    if any(entry.problems for entry in entries):
+        out.print("some files are damaged; next: mmfeat cache verify")
+
+
+def show_coverage(samples: SampleSet, entries: Sequence[Entry], keys: Mapping[str, ContentKeys]) -> None:
+    """How much of a data set each encoder covers, and what made its vectors."""
+    out.print(f"{samples.source}: {len(samples):,} samples")
+    for modality, found in keys.items():
+        there = int(found.present.sum())
+        out.print(
+            f"  {modality}: {there:,} samples have one, {len(set(found.keys[found.present].tolist())):,} different"
+        )
+    for entry in entries:
+        out.print(f"{entry.name} ({entry.folder})")
+        if entry.spec is None:
+            out.print(f"  {'; '.join(entry.problems)}")
+            continue
+        good, failed, missing = entry.covered(keys[entry.spec.modality])
+        share = good / max(1, good + failed + missing)
+        out.print(f"  covers {share:.1%}: {good:,} vectors, {failed:,} unreadable, {missing:,} missing")
+        stored = sum(entry.count())
+        dtype = f"{entry.width} x {entry.spec.storage}, computed in {entry.spec.arithmetic}"
+        out.print(
+            f"  {stored:,} rows of {dtype}, {size(entry.bytes)}, {len(entry.shards)} shards, {age(entry.changed)} old"
+        )
+        out.print(f"  weights {entry.spec.weights[:40]}, fingerprint {entry.spec.fingerprint[:16]}")
+        versions = entry.provenance.get("versions", {})
+        out.print(f"  made with {', '.join(f'{name} {version}' for name, version in versions.items())}")
+        for problem in entry.problems:
+            out.print(f"  {problem}")
+
+
+def show_explanations(explanations: Sequence[Explanation]) -> None:
+    """The outcome for each encoder, and its reasons."""
+    for explanation in explanations:
+        first, *rest = explanation.reasons
+        out.print(f"{explanation.encoder}: {explanation.outcome}: {first}")
+        for reason in rest:
+            out.print(f"  {reason}")
+    if any(explanation.outcome == "miss" for explanation in explanations):
+        out.print("next: mmfeat extract computes what is missing")
+
+
+def show_verification(result: Verification, cache: str) -> None:
+    """What was looked at, each damage, and what to do."""
+    for damage in result.damages:
+        out.print(f"damaged: {damage.path}: {damage.reason}{f' -> {damage.moved}' if damage.moved else ''}")
+    if result.doubles:
+        out.print(f"{result.doubles:,} contents are stored twice (harmless: the first is read)")
+    checked = f"{result.encoders} encoders, {result.shards} shards, {result.rows:,} rows, {size(result.bytes)}"
+    if not result.damages:
+        out.print(f"all sound: {checked} in {cache}")
+        return
+    out.print(f"{len(result.damages)} damaged among {checked} in {cache}")
+    moved = "mmfeat extract computes what was moved again"
+    out.print(f"next: {moved if result.sound else f'mmfeat cache verify --cache {cache} --quarantine; then {moved}'}")
+
+
+def show_parity(results: Sequence[Parity]) -> None:
+    """The largest deviation of each encoder from its library's plain float32 call."""
+    for parity in results:
+        verdict = "holds" if parity.holds else "DOES NOT HOLD"
+        worst = f", worst sample {parity.sample}" if parity.sample else ""
+        deviation = f"largest deviation {parity.deviation:.1e}, smallest cosine {parity.cosine:.6f}"
+        out.print(f"parity {verdict}: {parity.encoder}: {parity.rows} rows, {deviation}{worst}")
+
+
+def show_garbage(garbage: Sequence[Garbage], runs: Sequence[str]) -> None:
+    """What could go, and why."""
+    table = Table("folder", "files", "size", "age", "why", box=None, padding=(0, 2, 0, 0))
+    for piece in garbage:
+        table.add_row(str(piece.folder), str(len(piece.files)), size(piece.bytes), age(piece.changed), piece.reason)
+    looked = f"runs in {', '.join(runs)}" if runs else "no runs"
+    if garbage:
+        out.print(table, soft_wrap=True)
+        out.print(f"{size(sum(piece.bytes for piece in garbage))} could go (looked at {looked} and all extractions)")
+    else:
+        out.print(f"nothing to delete (looked at {looked} and all extractions)")
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    for power, unit in ((3, "GB"), (2, "MB"), (1, "kB")):
+        if count >= 1000**power:
+            return f"{count / 1000**power:,.1f} {unit}"
+    return f"{count} B"
+
+
+def age(changed: float) -> str:
+    """How long ago, for people."""
+    seconds = max(0.0, time.time() - changed)
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,130 @@
+"""The layers of a model, and what can be seen between them during one forward pass."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mmfeat.encoders.spec import EncoderSpec
+from mmfeat.errors import EncoderError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+# Where models keep their layers, in the order of the forward pass; the first place that a model has counts.
+_LISTS = (
+    "transformer.resblocks",  # open_clip
+    "encoder.layers",  # torchvision's ViT
+    "encoder.layer",  # BERT inside open_clip
+    "trunk_output",  # torchvision's RegNet
+    "blocks",
+    "stages",
+    "layers",
+    "block",
+    "features",
+)
+_SERIES = (
+    ("layer1", "layer2", "layer3", "layer4"),  # ResNets
+    ("s1", "s2", "s3", "s4"),  # timm's RegNet
+    ("stage2", "stage3", "stage4", "conv5"),  # ShuffleNet
+)
+
+
+class Point(NamedTuple):
+    """A place in a forward pass: what goes into a module, or what comes out of it."""
+
+    module: Module
+    side: str = "output"
+    layout: str = "NCHW"  # of a feature map there, or "NHWC"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A frozen tower as encoders see it: its forward pass, (B, ...) to (B, D), and where tokens and layers are."""
+
+    forward: Callable[[Any], Tensor]
+    layers: Sequence[Module]
+    tokens: Point
+    layout: str = "NCHW"  # of the feature maps between its layers
+
+    def point(self, spec: EncoderSpec) -> Point:
+        """Where the tokens or the prefix of `spec` can be seen."""
+        if spec.output == "tokens":
+            return self.tokens
+        check_depth(spec, len(self.layers))
+        return Point(self.layers[-spec.layer], "input", self.layout)
+
+
+def check_depth(spec: EncoderSpec, count: int) -> None:
+    """A prefix must begin at one of the model's `count` layers."""
+    if not count:
+        raise EncoderError(f"{spec.name}: no list of layers is known for this model; use tokens, pooled or another one")
+    if not 1 <= spec.layer <= count:
+        raise EncoderError(f"{spec.name}: the model has {count} layers; use prefix:1 to prefix:{count}")
+
+
+def find_layers(model: Module) -> list[Module]:
+    """The transformer blocks or convolutional stages of a model, first to last; none if their place is unknown."""
+    import torch
+
+    for place in _LISTS:
+        with contextlib.suppress(AttributeError):
+            found = model.get_submodule(place)
+            if isinstance(found, torch.nn.ModuleList | torch.nn.Sequential):
+                return list(found)
+    modules = dict(model.named_children())
+    for names in _SERIES:
+        if modules.keys() >= set(names):
+            return [modules[name] for name in names]
+    return []
+
+
+@contextlib.contextmanager
+def capture(points: Sequence[Point]) -> Iterator[list[Tensor]]:
+    """(B, T, D) at each point of the forward pass that runs inside the context; no hook stays behind."""
+    values: list[Any] = [None] * len(points)
+    with contextlib.ExitStack() as hooks:
+        for number, (module, side, layout) in enumerate(points):
+
+            def keep(_: Module, args: Any, *output: Any, number: int = number, layout: str = layout) -> None:
+                values[number] = _rows(output[0] if output else args[0], layout)
+
+            register = module.register_forward_hook if side == "output" else module.register_forward_pre_hook
+            hooks.enter_context(register(keep))
+        yield values
+    if any(value is None for value in values):
+        raise EncoderError("this layer takes no part in the forward pass; use another layer or pooled")
+
+
+def _rows(value: Any, layout: str) -> Tensor:
+    """(B, T, D) of a sequence or a feature map; a copy, because later layers may work in place."""
+    import torch
+
+    value = getattr(value, "last_hidden_state", value)
+    if not isinstance(value, torch.Tensor) or value.ndim not in (3, 4):
+        raise EncoderError(f"no one sequence or feature map flows here, but {type(value).__name__}; use pooled")
+    if value.ndim == 4:
+        # Some models put the channels last in a part of their layers only; the pictures are square.
+        last = layout == "NHWC" or value.shape[1] == value.shape[2] != value.shape[3]
+        value = value.flatten(1, 2) if last else value.flatten(2).transpose(1, 2)
+    return value.clone(memory_format=torch.contiguous_format)
+
+
+def timm_network(model: Any) -> Network:
+    """A timm model as its own two halves, `forward_features` and `forward_head`.
+
+    The first becomes a module, so that its output can be seen.
+    """
+    import torch
+
+    features = torch.nn.Module()
+    features.forward = model.forward_features
+    layout = "NHWC" if getattr(model, "output_fmt", "") == "NHWC" else "NCHW"
+
+    def forward(images: Tensor) -> Tensor:
+        return model.forward_head(features(images))
+
+    return Network(forward, find_layers(model), Point(features, layout=layout), layout)

@@ -1,0 +1,109 @@
+"""Garbage: what a cache holds that no run and no latest extraction needs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmfeat.cache.shard import SHARD_NAME
+from mmfeat.cache.store import QUARANTINE
+from mmfeat.cache.survey import Entry, survey
+from mmfeat.cache.writer import SPEC_FILE
+from mmfeat.errors import ConfigError, RunError, WriteError
+from mmfeat.files import REMEDIES, stale_temporaries, sync_folder
+from mmfeat.requests import all_requests
+from mmfeat.runs import RUN_FILE, read_run
+
+FRESH_SECONDS = 3600.0  # somebody may be at work there
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Files of one kind in one folder, and why nobody needs them."""
+
+    folder: Path
+    files: tuple[Path, ...]
+    reason: str
+    bytes: int
+    changed: float  # seconds since 1970, of the newest file
+
+
+def find_garbage(cache: str | Path, runs: Sequence[str | Path] = ("heads",)) -> list[Garbage]:
+    """What could go: encoders that neither a run nor a latest extraction names, quarantined and temporary files.
+
+    `runs` are the folders with runs. What changed within the last hour stays. Raises `RunError` for a run that
+    cannot be read: nobody knows what it needs.
+    """
+    entries = survey(cache)
+    needed = _named_by_runs(runs) | {name for request in all_requests(cache) for name in request.fingerprints}
+    root = Path(cache).resolve()
+    ours = [entry for entry in entries if entry.folder.resolve().is_relative_to(root)]  # a link may lead elsewhere
+    found = [garbage for entry in ours if (garbage := _unneeded(entry, needed))]
+    return found + list(_leftovers(Path(cache)))
+
+
+def delete_garbage(garbage: Sequence[Garbage]) -> int:
+    """Delete what `find_garbage` found; returns the bytes. Files that appeared since, and their folders, stay."""
+    freed = 0
+    for piece in garbage:
+        # The spec goes last: without its shards it is still true, and shards are the worth of the folder.
+        for file in sorted(piece.files, key=lambda file: file.name == SPEC_FILE):
+            freed += _deleted(file)
+        for folder in (piece.folder, piece.folder.parent):
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()
+                sync_folder(folder.parent)
+    return freed
+
+
+def _named_by_runs(folders: Sequence[str | Path]) -> set[str]:
+    names: set[str] = set()
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise ConfigError(f"--runs {folder}: no such folder; name the folders that hold your runs, or --runs none")
+        for file in folder.glob(f"*/{RUN_FILE}"):
+            try:
+                names |= {tower.spec.fingerprint for tower in read_run(file.parent).towers}
+            except RunError as error:
+                raise RunError(f"{error} (cache gc deletes nothing while a run cannot be read)") from error
+    return names
+
+
+def _unneeded(entry: Entry, needed: set[str]) -> Garbage | None:
+    if entry.spec is not None and entry.spec.fingerprint in needed:
+        return None
+    files = tuple(path for path in entry.folder.iterdir() if SHARD_NAME.fullmatch(path.name) or path.name == SPEC_FILE)
+    reason = "no run and no latest extraction names it" if entry.spec else "of another version of mmfeat, or damaged"
+    garbage = _garbage(entry.folder, files, reason)
+    return garbage if time.time() - garbage.changed > FRESH_SECONDS else None
+
+
+def _leftovers(root: Path) -> Iterator[Garbage]:
+    for folder in [root, *(path for path in root.rglob("*") if path.is_dir() and not path.is_symlink())]:
+        if files := tuple(stale_temporaries(folder)):
+            yield _garbage(folder, files, "left by a killed process")
+        if QUARANTINE in folder.relative_to(root).parts[:1] and (
+            files := tuple(filter(Path.is_file, folder.iterdir()))
+        ):
+            yield _garbage(folder, files, "moved away by cache verify")
+
+
+def _garbage(folder: Path, files: tuple[Path, ...], reason: str) -> Garbage:
+    found = [file.lstat() for file in files]
+    return Garbage(folder, files, reason, sum(s.st_size for s in found), max(s.st_mtime for s in found))
+
+
+def _deleted(file: Path) -> int:
+    try:
+        size = file.lstat().st_size
+        os.unlink(file)
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        remedy = REMEDIES.get(error.errno or 0, "delete it by hand")
+        raise WriteError(f"cannot delete {file}: {error.strerror}; {remedy}") from error
+    return size
