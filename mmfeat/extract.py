@@ -133,6 +133,7 @@ def extract_samples(
 ) -> Extraction:
     """`extract_features` for samples and towers that are already read and described."""
     store = Cache(cache, samples.name)
+    store.create()
     progress = progress or Silent()
     plan = make_plan(samples, [tower.spec for tower in towers], store, progress, retry_failed)
     result = Extraction(samples, towers, store.folder, plan.stored, {}, plan.unreadable, plan.missing)

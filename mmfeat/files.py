@@ -17,7 +17,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ REMEDIES = {
     errno.EROFS: _RIGHTS,
 }
 
+NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+# What a read-only file system says, and those that keep their folders safe without being asked.
+NO_FOLDER_SYNC = (errno.EROFS, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 LOCK_SECONDS = 30.0
 STALE_SECONDS = 24 * 3600.0
 
@@ -56,6 +59,16 @@ def write_atomic(path: Path, data: bytes | memoryview | Pieces, *, exclusive: bo
             committed = True
         sync_folder(path.parent)
     return committed
+
+
+def write_named(folder: Path, pieces: Pieces, name: Callable[[], str]) -> Path:
+    """Write `pieces` into `folder`, under a name that is asked for when they are written; an existing file stands."""
+    with _temporary(folder / "new") as temporary:
+        _write_synced(temporary, pieces)
+        path = folder / name()
+        _link(temporary, path)
+        sync_folder(folder)
+    return path
 
 
 def write_json(path: Path, value: Any, *, exclusive: bool = False) -> None:
@@ -83,10 +96,13 @@ def file_sha256(path: Path) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the folder's entries survive a power loss."""
+    """Make the folder's entries survive a power loss, whoever made them."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
     finally:
         os.close(handle)
 
@@ -138,14 +154,22 @@ def sweep_temporaries(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    temporary = path.parent / f".{path.name}.{_owner()}-{os.getpid()}-{next(_calls)}.tmp"
+def write_errors(path: Path) -> Iterator[None]:
+    """One line with a remedy for whatever the disk says while `path` is written."""
     try:
-        make_folder(path.parent)
-        yield temporary
+        yield
     except OSError as error:
         remedy = REMEDIES.get(error.errno or 0, "name another place")
         raise WriteError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    temporary = path.parent / f".{path.name}.{_owner()}-{os.getpid()}-{next(_calls)}.tmp"
+    try:
+        with write_errors(path):
+            make_folder(path.parent)
+            yield temporary
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -212,7 +236,9 @@ def _link(temporary: Path, path: Path) -> bool:
         os.link(temporary, path)
     except FileExistsError:
         return False
-    except OSError:  # a file system without hard links
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
         if path.exists():
             return False
         os.rename(temporary, path)

@@ -72,6 +72,7 @@ def _items(
 
 def _lacking(plan: Plan, spec: EncoderSpec, store: Cache, contents: np.ndarray, retry_failed: bool) -> np.ndarray:
     """(N,) whether `spec` lacks each content; counts what it has."""
+    store.settle(spec)  # what counts as stored has to stay
     table = store.table(spec)
     rows = table.find(contents)
     failed = rows >= 0

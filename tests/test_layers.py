@@ -23,7 +23,7 @@ LAYERS = [
     [f"encoders.{name}" for name in ("bert", "clip", "hashing", "hog", "timm_models", "torchvision_models")],
     ["encoders"],
     ["features"],
-    ["cache.index", "cache.hdf5", "cache.layout"],
+    ["cache.index", "cache.hdf5", "cache.layout", "cache.rows"],
     ["cache.keys", "cache.shard"],
     ["cache.reading", "cache.writer"],
     ["cache.table"],

@@ -1,7 +1,7 @@
 """The HDF5 feature cache."""
 
 from mmfeat.cache.keys import ContentKeys, content_keys
-from mmfeat.cache.shard import Rows
+from mmfeat.cache.rows import Rows
 from mmfeat.cache.store import Cache, folder_name
 from mmfeat.cache.writer import ShardWriter
 

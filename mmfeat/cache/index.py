@@ -60,7 +60,7 @@ class StatIndex:
 
     def save(self) -> None:
         """Write what is new beside what others wrote meanwhile; a cache that cannot be written stays usable."""
-        if self._new:
+        if self._new and self._file.parent.is_dir():  # reading makes no cache
             self._entries = _merged(_read(self._file), np.array(self._new, ENTRY))
             self._new = []
             with contextlib.suppress(WriteError):

@@ -24,23 +24,23 @@ class Layout:
     places: Mapping[str, tuple[int, int]]
     size: int
 
-    def head(self) -> bytes:
-        """All bytes of the file but those of the large datasets."""
-        return b"".join(self.pieces(dict.fromkeys(self.places, ())))
+    def pieces(self, values: Mapping[str, Iterable[bytes | memoryview]]) -> Iterator[bytes | memoryview]:
+        """The file from its first byte to its last; `values` are the bytes of each large dataset in pieces.
 
-    def pieces(self, values: Mapping[str, Iterable[memoryview]]) -> Iterator[bytes | memoryview]:
-        """The file from its first byte to its last; `values` are the bytes of each large dataset in pieces."""
+        Those of one dataset are asked for when the ones before it are done.
+        """
         names = {offset: name for name, (offset, length) in self.places.items() if length}
-        at = 0
+        small, at = bytearray(), 0
         for offset in sorted([*self.written, *names]):
-            yield bytes(offset - at)
+            small += bytes(offset - at)
             if offset in names:
+                yield bytes(small)
                 yield from values[names[offset]]
-                at = offset + self.places[names[offset]][1]
+                small, at = bytearray(), offset + self.places[names[offset]][1]
             else:
-                yield self.written[offset]
+                small += self.written[offset]
                 at = offset + len(self.written[offset])
-        yield bytes(self.size - at)
+        yield bytes(small + bytes(self.size - at))
 
 
 def lay_out(fill: Callable[[Any], None], large: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> Layout:

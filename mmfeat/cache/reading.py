@@ -17,8 +17,8 @@ from itertools import pairwise
 import numpy as np
 
 from mmfeat.cache.hdf5 import NOT_OURS
-from mmfeat.cache.layout import PAGE
-from mmfeat.cache.shard import MIB, Shard
+from mmfeat.cache.rows import MIB
+from mmfeat.cache.shard import Shard
 from mmfeat.errors import CacheError
 from mmfeat.hardware import cpu_count
 
@@ -27,8 +27,11 @@ STEP = 4 * MIB
 
 def corrupt_pieces(shard: Shard) -> list[int]:
     """Numbers of the MiB pieces whose checksum does not match, read anew."""
+    import xxhash
+
     with _opened(shard) as handle:
-        return [piece for piece in range(len(shard.checksums)) if not _matches(shard, handle, piece)]
+        found = (xxhash.xxh3_64_intdigest(_read_piece(shard, handle, n).data) for n in range(len(shard.checksums)))
+        return [piece for piece, digest in enumerate(found) if digest != int(shard.checksums[piece])]
 
 
 def read_vectors(shard: Shard, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
@@ -56,23 +59,18 @@ def read_tokens(shard: Shard, rows: Sequence[int], out: Sequence[np.ndarray]) ->
 def scan(shard: Shard) -> Iterator[tuple[slice, np.ndarray]]:
     """(rows of `values`, their values) a few MiB at a time, mapped and not copied.
 
-    The next piece is checked while the caller works on this one, and what was scanned is given back
-    to the system. A piece must not be kept: copy what is to stay.
+    A part must not be kept, or the whole shard stays mapped: copy what is to stay.
     """
     if not shard.values.nbytes:
         return
-    step = max(1, STEP // shard.row_bytes)
-    parts = [slice(start, min(start + step, shard.values.shape[0])) for start in range(0, shard.values.shape[0], step)]
-    mapping, values = _mapped(shard)
-    with _opened(shard) as handle, ThreadPoolExecutor(1) as pool:
-        check = lambda part: _check(shard, handle, part.start * shard.row_bytes, part.stop * shard.row_bytes)  # noqa: E731
-        ahead = [pool.submit(check, part) for part in parts[:1]]
-        for part, following in zip(parts, [*parts[1:], None], strict=True):
-            ahead.pop().result()
-            if following:
-                ahead.append(pool.submit(check, following))
-            yield part, values[part]
-            _give_back(mapping, shard, part)
+    step, rows = max(1, STEP // shard.row_bytes), shard.values.shape[0]
+    values = _mapped(shard)
+    raw = values.reshape(-1).view(np.uint8)
+    for start in range(0, rows, step):
+        part = slice(start, min(start + step, rows))
+        for piece in _unchecked(shard, part.start * shard.row_bytes, part.stop * shard.row_bytes):
+            _compare(shard, raw[piece * MIB : (piece + 1) * MIB], piece)
+        yield part, values[part]
 
 
 def _read_part(shard: Shard, handle: int, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
@@ -95,19 +93,18 @@ def _read_part(shard: Shard, handle: int, rows: np.ndarray, out: np.ndarray, pla
 
 def _check(shard: Shard, handle: int, start: int, stop: int) -> None:
     """Compare the pieces that hold the bytes from `start` to `stop` unless that was done."""
-    for piece in range(start // MIB, -(-stop // MIB)):
-        if not shard.checked[piece]:
-            if not _matches(shard, handle, piece):
-                raise _corrupt(shard, piece)
-            shard.checked[piece] = True
+    for piece in _unchecked(shard, start, stop):
+        _compare(shard, _read_piece(shard, handle, piece), piece)
 
 
-def _matches(shard: Shard, handle: int, piece: int) -> bool:
-    import xxhash
+def _unchecked(shard: Shard, start: int, stop: int) -> list[int]:
+    return [piece for piece in range(start // MIB, -(-stop // MIB)) if not shard.checked[piece]]
 
-    raw = bytearray(min(MIB, shard.values.nbytes - piece * MIB))
-    _fill(shard, handle, piece * MIB, memoryview(raw))
-    return xxhash.xxh3_64_intdigest(raw) == int(shard.checksums[piece])
+
+def _read_piece(shard: Shard, handle: int, piece: int) -> np.ndarray:
+    raw = np.empty(min(MIB, shard.values.nbytes - piece * MIB), np.uint8)
+    _fill(shard, handle, piece * MIB, raw.data)
+    return raw
 
 
 def _compare(shard: Shard, raw: np.ndarray, first: int) -> None:
@@ -134,19 +131,11 @@ def _fill(shard: Shard, handle: int, start: int, target: memoryview) -> None:
         target, at = target[count:], at + count
 
 
-def _mapped(shard: Shard) -> tuple[mmap.mmap, np.ndarray]:
+def _mapped(shard: Shard) -> np.ndarray:
     with _opened(shard) as handle:
         mapping = mmap.mmap(handle, shard.values.offset + shard.values.nbytes, access=mmap.ACCESS_READ)
     values = np.frombuffer(mapping, shard.values.dtype, int(np.prod(shard.values.shape)), shard.values.offset)
-    return mapping, values.reshape(shard.values.shape)
-
-
-def _give_back(mapping: mmap.mmap, shard: Shard, part: slice) -> None:
-    """Drop the pages from this process; the system still has them in its cache while there is room."""
-    if hasattr(mmap, "MADV_DONTNEED"):
-        start, stop = (shard.values.offset + row * shard.row_bytes for row in (part.start, part.stop))
-        start = start // PAGE * PAGE
-        mapping.madvise(mmap.MADV_DONTNEED, start, stop - start)
+    return values.reshape(shard.values.shape)
 
 
 @contextmanager

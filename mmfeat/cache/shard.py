@@ -10,7 +10,7 @@ mapped. For N samples of an encoder whose output is `pooled`, `tokens` or `prefi
     bounds (N + 1)                  not if pooled: tokens of sample i are bounds[i] to bounds[i + 1]
 
 A sample with an error has a vector of NaN, or no tokens. The file is named after the xxh3_128 of all its bytes
-but those of OUTPUT, which lie at its end and have their checksums: together they tell a flipped bit anywhere.
+but those of OUTPUT, which have their checksums: together they tell a flipped bit anywhere.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,46 +27,15 @@ import numpy as np
 
 from mmfeat.cache.hdf5 import NOT_OURS, Stored, open_plain, plain_attributes, plain_datasets
 from mmfeat.cache.layout import lay_out
-from mmfeat.encoders import EncoderSpec, Values
+from mmfeat.cache.rows import MIB, Rows, mib_pieces
+from mmfeat.encoders import EncoderSpec
 from mmfeat.errors import CacheError, ConfigError
-from mmfeat.files import canonical_json, write_atomic
+from mmfeat.files import canonical_json, write_named
 from mmfeat.samples import KEY_LENGTH
 
 FORMAT = 2
-MIB = 1 << 20
 SHARD_NAME = re.compile(r"[0-9a-f]{32}\.h5")
 ATTRIBUTES = ("format", "rows", "output", "fingerprint", "spec")
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Values of N samples with their content keys, the ids they were first computed for, and errors ("" if none).
-
-    `values` are (N, D), or N times (T, D). Rows with an error hold NaN or no tokens; where all have one, D may be 0.
-    """
-
-    keys: list[bytes]
-    ids: list[str]
-    errors: list[str]
-    values: Values
-
-    def __post_init__(self) -> None:
-        if not len(self.keys) == len(self.ids) == len(self.errors) == len(self.values):
-            counts = f"{len(self.keys)} keys, {len(self.ids)} ids, {len(self.errors)} errors, {len(self.values)} values"
-            raise CacheError(f"rows that do not belong together: {counts}")
-
-    @property
-    def nbytes(self) -> int:
-        return self.values.nbytes if isinstance(self.values, np.ndarray) else sum(one.nbytes for one in self.values)
-
-    def take(self, chosen: Sequence[int]) -> Rows:
-        """The rows at `chosen`."""
-        return Rows(
-            [self.keys[row] for row in chosen],
-            [self.ids[row] for row in chosen],
-            [self.errors[row] for row in chosen],
-            self.values[list(chosen)] if isinstance(self.values, np.ndarray) else [self.values[row] for row in chosen],
-        )
 
 
 @dataclass(frozen=True)
@@ -95,49 +64,52 @@ class Shard:
         return self.width * self.values.dtype.itemsize
 
 
-def joined(batches: Sequence[Rows]) -> Rows:
-    """All rows of `batches` in one."""
-    return Rows(
-        [key for batch in batches for key in batch.keys],
-        [id for batch in batches for id in batch.ids],
-        [error for batch in batches for error in batch.errors],
-        _stacked([batch.values for batch in batches]),
-    )
-
-
-def write_shard(folder: Path, fingerprint: str, spec: dict[str, Any], rows: Rows) -> None:
-    """Commit `rows` as one file named after its content; if somebody already did, theirs stands."""
+def write_shard(folder: Path, fingerprint: str, spec: dict[str, Any], batches: Sequence[Rows]) -> Path:
+    """Commit the rows of all batches as one file named after its content; if somebody already did, theirs stands."""
     import xxhash
 
-    output = spec["output"]
-    values, bounds = _flat(rows.values, output)
-    columns = {
-        "keys": np.array(rows.keys, f"S{KEY_LENGTH}"),
-        "ids": as_strings(rows.ids),
-        "errors": as_strings(rows.errors),
-    }
-    columns |= {"bounds": bounds} if output != "pooled" else {}
-    columns[f"{output}_xxh3"] = checksums(values)
-    attributes = {"format": FORMAT, "rows": len(rows.keys), "output": np.bytes_(output)}
+    output, width = spec["output"], max(batch.width for batch in batches)
+    arrays = [array for batch in batches for array in batch.arrays(width)]
+    if wrong := {str(array.dtype) for array in arrays} - {spec["storage"]}:
+        raise CacheError(f"{folder}: {', '.join(wrong)} values for an encoder that stores {spec['storage']}")
+    columns = _columns(batches, output)
+    attributes = {"format": FORMAT, "rows": len(columns["keys"]), "output": np.bytes_(output)}
     attributes |= {"fingerprint": np.bytes_(fingerprint), "spec": np.bytes_(canonical_json(spec).encode())}
+    sums: list[int] = []
 
     def fill(file: Any) -> None:
         file.attrs.update(attributes)
         for name, column in columns.items():
             file[name] = column
 
-    layout = lay_out(fill, {output: (values.shape, values.dtype)})
-    name = xxhash.xxh3_128_hexdigest(layout.head())
-    raw = values.reshape(-1).view(np.uint8).data
-    write_atomic(folder / f"{name}.h5", layout.pieces({output: [raw]}), exclusive=True)
+    def values() -> Iterator[bytes | memoryview]:
+        for piece in mib_pieces(arrays):  # hashed while they are at hand
+            sums.append(xxhash.xxh3_64_intdigest(piece))
+            yield piece
+
+    def checksums() -> Iterator[bytes]:
+        yield np.array(sums, np.uint64).tobytes()
+
+    def name() -> str:
+        around = layout.pieces({output: (), f"{output}_xxh3": checksums()})
+        return f"{xxhash.xxh3_128_hexdigest(b''.join(around))}.h5"
+
+    shape = (sum(map(len, arrays)), width)
+    pieces = -(-sum(array.nbytes for array in arrays) // MIB)
+    layout = lay_out(
+        fill, {output: (shape, np.dtype(spec["storage"])), f"{output}_xxh3": ((pieces,), np.dtype(np.uint64))}
+    )
+    return write_named(folder, layout.pieces({output: values(), f"{output}_xxh3": checksums()}), name)
 
 
 def as_strings(values: list[str]) -> np.ndarray:
     """Fixed-length UTF-8, at least one byte wide."""
     import h5py
 
-    encoded = [value.encode() for value in values]
-    return np.array(encoded, dtype=h5py.string_dtype("utf-8", max(map(len, encoded), default=1) or 1))
+    encoded = "\0".join(values).encode().split(b"\0")  # faster than one by one
+    if len(encoded) != len(values):
+        encoded = [value.encode() for value in values]
+    return np.array(encoded, h5py.string_dtype("utf-8", max(map(len, encoded), default=1) or 1))
 
 
 def open_shard(path: Path, fingerprint: str) -> Shard:
@@ -152,8 +124,8 @@ def open_shard(path: Path, fingerprint: str) -> Shard:
         stored = plain_datasets(file, path, _kinds(str(output)))
         values = stored.pop(str(output))
         columns = {name: file[name][:] for name in stored}
-    if path.stem != _head_hash(path, values):
-        raise CacheError(f"{path}: its header does not match its name, which is its checksum; {NOT_OURS}")
+    if path.stem != _hash_around(path, values):
+        raise CacheError(f"{path}: it does not match its name, which is its checksum; {NOT_OURS}")
     rows = len(columns["keys"])
     bounds = columns.get("bounds", np.arange(rows + 1))
     sums = columns[f"{output}_xxh3"]
@@ -179,43 +151,27 @@ def read_ids(path: Path) -> np.ndarray:
         return file["ids"][:]
 
 
-def checksums(array: np.ndarray) -> np.ndarray:
-    """xxh3_64 of each MiB."""
+def _hash_around(path: Path, values: Stored) -> str:
+    """Hash of all bytes but the values."""
     import xxhash
 
-    raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-    return np.array([xxhash.xxh3_64_intdigest(raw[at : at + MIB]) for at in range(0, len(raw), MIB)], np.uint64)
-
-
-def _head_hash(path: Path, values: Stored) -> str:
-    """Hash of all bytes but the values; of a file that goes on after them, of nothing that was ever written."""
-    import xxhash
-
-    if values.nbytes and os.stat(path).st_size != values.offset + values.nbytes:
-        return ""
     with path.open("rb") as file:
-        return xxhash.xxh3_128_hexdigest(file.read(values.offset if values.nbytes else -1))
+        head = file.read(values.offset if values.nbytes else -1)
+        file.seek(values.offset + values.nbytes if values.nbytes else 0, os.SEEK_SET if values.nbytes else os.SEEK_END)
+        return xxhash.xxh3_128_hexdigest(head + file.read())
 
 
-def _flat(values: Values, output: str) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, D) contiguous, and the bounds of each sample in it."""
-    if output == "pooled":
-        assert isinstance(values, np.ndarray)
-        return np.ascontiguousarray(values), np.arange(len(values) + 1)
-    width = max((one.shape[1] for one in values), default=0)
-    lengths = [len(one) for one in values]
-    kept = [one for one in values if len(one)] or [np.empty((0, width), values[0].dtype)]
-    return np.ascontiguousarray(np.concatenate(kept)), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-
-
-def _stacked(parts: list[Values]) -> Values:
-    """All values in one. Failed rows may come without a width of their own; they are NaN in any."""
-    matrices = [part for part in parts if isinstance(part, np.ndarray)]
-    if len(matrices) < len(parts):
-        return [value for part in parts for value in part]
-    width = max(part.shape[1] for part in matrices)
-    empty = lambda part: np.full((len(part), width), np.nan, part.dtype)  # noqa: E731
-    return np.concatenate([part if part.shape[1] == width else empty(part) for part in matrices])
+def _columns(batches: Sequence[Rows], output: str) -> dict[str, np.ndarray]:
+    """All datasets but the values and their checksums."""
+    columns = {
+        "keys": np.frombuffer(b"".join(key for batch in batches for key in batch.keys), f"S{KEY_LENGTH}"),
+        "ids": as_strings([id for batch in batches for id in batch.ids]),
+        "errors": as_strings([error for batch in batches for error in batch.errors]),
+    }
+    if output != "pooled":
+        lengths = [length for batch in batches for length in batch.lengths]
+        columns["bounds"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return columns
 
 
 def _kinds(output: str) -> dict[str, str]:

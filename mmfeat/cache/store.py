@@ -20,11 +20,11 @@ from mmfeat.cache.keys import ContentKeys, content_keys
 from mmfeat.cache.reading import scan
 from mmfeat.cache.shard import SHARD_NAME, Shard, open_shard
 from mmfeat.cache.table import Table
-from mmfeat.cache.writer import SPEC_FILE, ShardWriter
+from mmfeat.cache.writer import SPEC_FILE, ShardWriter, settle
 from mmfeat.encoders import EncoderSpec
 from mmfeat.errors import CacheError, CacheMissError, ConfigError
 from mmfeat.features import Block, Features, MappedBlock
-from mmfeat.files import read_json, sweep_temporaries
+from mmfeat.files import make_folder, read_json, sweep_temporaries, write_errors
 from mmfeat.progress import Progress
 from mmfeat.samples import Sample
 
@@ -40,6 +40,16 @@ class Cache:
         if not str(root):
             raise ConfigError("--cache is empty; name a folder")
         self.folder = Path(root) / folder_name(dataset)
+
+    def create(self) -> None:
+        """Make the folder. Raises `WriteError` where that cannot be, before any work is done for it."""
+        with write_errors(self.folder):
+            make_folder(self.folder)
+
+    def settle(self, spec: EncoderSpec) -> None:
+        """Make what is stored of `spec` outlive a power loss, whoever wrote it."""
+        if self.spec_folder(spec).is_dir():
+            settle(self.spec_folder(spec))
 
     def spec_folder(self, spec: EncoderSpec) -> Path:
         return self.folder / spec.folder_name

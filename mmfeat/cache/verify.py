@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from mmfeat.cache.reading import corrupt_pieces, scan
-from mmfeat.cache.shard import MIB, Shard, open_shard, read_ids
+from mmfeat.cache.rows import MIB
+from mmfeat.cache.shard import Shard, open_shard, read_ids
 from mmfeat.cache.store import QUARANTINE, shard_files
 from mmfeat.cache.survey import Entry, survey
 from mmfeat.cache.table import Table

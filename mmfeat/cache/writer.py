@@ -10,10 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mmfeat.cache.shard import SHARD_NAME, Rows, joined, open_shard, write_shard
+from mmfeat.cache.rows import Rows
+from mmfeat.cache.shard import SHARD_NAME, open_shard, write_shard
 from mmfeat.encoders import EncoderSpec
 from mmfeat.errors import CacheError
-from mmfeat.files import locked_folder, write_json
+from mmfeat.files import locked_folder, sync_folder, write_errors, write_json
 
 SPEC_FILE = "spec.json"
 SHARD_BYTES = 128 << 20
@@ -49,14 +50,19 @@ class ShardWriter:
     def commit(self) -> None:
         """Write what has gathered as one shard; when this returns it outlives a power loss."""
         if self._batches:
-            rows = joined(self._batches)
             self._declare()
-            with locked_folder(self._folder):
-                new = rows.take(self._not_stored(rows))
-                if new.keys:
-                    write_shard(self._folder, self._spec.fingerprint, asdict(self._spec), new)
-            self.committed += len(rows.keys)
-            self.failed += sum(map(bool, rows.errors))
+            with write_errors(self._folder), locked_folder(self._folder):
+                self._look_at_new_shards()
+                good: set[bytes] = set()
+                failed: set[bytes] = set()
+                new = [self._not_stored(batch, good, failed) for batch in self._batches]
+                if good or failed:
+                    path = write_shard(self._folder, self._spec.fingerprint, asdict(self._spec), new)
+                    self._looked_at.add(path.name)
+                else:
+                    sync_folder(self._folder)  # whoever stored these rows may have died just before doing so
+            self.committed += sum(len(batch.keys) for batch in self._batches)
+            self.failed += sum(batch.failed for batch in self._batches)
         # Only now: an interrupt before this line leaves the rows here for the commit on the way out.
         self._batches, self._bytes, self._since = [], 0, time.monotonic()
 
@@ -67,8 +73,7 @@ class ShardWriter:
             spec = {"fingerprint": self._spec.fingerprint, "spec": asdict(self._spec)}
             write_json(path, {**spec, "provenance": self._provenance}, exclusive=True)
 
-    def _not_stored(self, rows: Rows) -> list[int]:
-        """Positions of the rows that the folder lacks; a good row also where it has only an error."""
+    def _look_at_new_shards(self) -> None:
         for path in self._folder.iterdir():
             if SHARD_NAME.fullmatch(path.name) and path.name not in self._looked_at:
                 self._looked_at.add(path.name)
@@ -77,17 +82,37 @@ class ShardWriter:
                     fine = shard.errors == b""
                     self._good.update(shard.keys[fine].tolist())
                     self._failed.update(shard.keys[~fine].tolist())
-        chosen: dict[tuple[bytes, bool], int] = {}
-        for position, (key, error) in enumerate(zip(rows.keys, rows.errors, strict=True)):
-            if key not in self._good and not (error and key in self._failed):
-                chosen.setdefault((key, bool(error)), position)
-        return list(chosen.values())
+
+    def _not_stored(self, rows: Rows, good: set[bytes], failed: set[bytes]) -> Rows:
+        """Those that the folder lacks, a good row also where it has only an error; notes their keys."""
+        if not (rows.failed or self._good or self._failed) and good.isdisjoint(rows.keys):
+            before = len(good)
+            good.update(rows.keys)
+            if len(good) == before + len(rows.keys):  # the common case, a hundred times as fast as what follows
+                return rows
+            good.difference_update(rows.keys)
+        chosen = []
+        for number, (key, error) in enumerate(zip(rows.keys, rows.errors, strict=True)):
+            known = key in self._good or key in good or (error and (key in self._failed or key in failed))
+            if not known:
+                chosen.append(number)
+                (failed if error else good).add(key)
+        return rows if len(chosen) == len(rows.keys) else rows.take(chosen)
 
     def __enter__(self) -> ShardWriter:
         self._declare()  # a folder that cannot be written is told before the work, not after
+        settle(self._folder)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.commit()
+
+
+def settle(folder: Path) -> None:
+    """Make an encoder's folder outlive a power loss: what a killed writer left may not be synced to its root."""
+    with write_errors(folder):
+        for place in (folder, *list(folder.parents)[:3]):
+            with contextlib.suppress(PermissionError):  # a place that may be passed but not read
+                sync_folder(place)
