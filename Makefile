@@ -5,6 +5,7 @@
 #   make check                       ruff, mypy and the tests
 #   make extract DATA=... ENCODERS=clip,bert,resnet50
 #   make heads, make submit         train and rank heads; write the submission
+#   make benchmark                   the cache against the plain way, and the faults it survives
 #   make clean                       remove the virtual environment and the demo data
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -13,7 +14,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 MMFEAT := $(BIN)/mmfeat
 
-.PHONY: help install demo extract heads submit test check format clean
+.PHONY: help install demo extract heads submit test check benchmark format clean
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -51,6 +52,9 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+benchmark: install
+	$(BIN)/python benchmarks/cache.py
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -14,14 +14,23 @@ from mmfeat.version import __version__
 _EXPORTS = {
     "Cache": "mmfeat.cache",
     "EncoderOptions": "mmfeat.encoders",
+    "check_parity": "mmfeat.parity",
+    "delete_garbage": "mmfeat.garbage",
+    "describe_encoders": "mmfeat.encoders",
+    "explain_sample": "mmfeat.cache.explain",
     "HeadSettings": "mmfeat.heads",
     "MmfeatError": "mmfeat.errors",
     "extract_features": "mmfeat.extract",
+    "find_garbage": "mmfeat.garbage",
+    "read_pack": "mmfeat.cache.pack",
     "read_run": "mmfeat.runs",
     "read_samples": "mmfeat.samples",
     "write_submission": "mmfeat.submit",
+    "survey": "mmfeat.cache.survey",
     "train_heads": "mmfeat.sweep",
+    "verify_cache": "mmfeat.cache.verify",
     "write_demo": "mmfeat.demo",
+    "write_pack": "mmfeat.cache.pack",
 }
 
 __all__ = ["__version__", *_EXPORTS]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -239,6 +240,7 @@ def main() -> None:
     """Entry point. `--debug` and `--config FILE` may stand anywhere."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill saves what Ctrl-C saves
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the reader has threads of its own
+    gc.set_threshold(100_000)  # a million samples are no garbage, and looking for some among them takes seconds
     app(args=_global_flags_first(sys.argv[1:]))
 
 

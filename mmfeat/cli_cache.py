@@ -9,6 +9,7 @@ import typer
 
 from mmfeat.console import ConsoleProgress, out
 from mmfeat.console_cache import (
+    counted,
     show_coverage,
     show_entries,
     show_explanations,
@@ -56,7 +57,7 @@ def list_entries(cache: CacheFolder = "cache") -> None:
 @app.command()
 @reported("nothing was changed")
 def info(data: AnyData = None, cache: CacheFolder = "cache", columns: AnyColumns = None) -> None:
-    """Show how much of a data set each encoder covers, and where its vectors came from.
+    """Show how much of a data set each encoder covers. Also where its vectors came from.
 
     \b
     mmfeat cache info --data tweets
@@ -91,7 +92,7 @@ def explain(
     outputs: AnyOutputs = None,
     views: AnyViews = None,
 ) -> None:
-    """Say why a sample would be a hit or a miss, and which field of the spec differs.
+    """Say why a sample would be a hit or a miss. Names the fields of the spec that differ.
 
     \b
     mmfeat cache explain 4597 --cleaning none
@@ -118,7 +119,7 @@ def verify(
     columns: AnyColumns = None,
     seed: Seed = 0,
 ) -> None:
-    """Check every checksum, count and hash; exit code 1 if anything is damaged.
+    """Check every checksum, count and hash. Exit code 1 if anything is damaged.
 
     \b
     mmfeat cache verify --parity 20
@@ -130,6 +131,8 @@ def verify(
     sound = result.sound
     if parity and sound:
         sound = _verify_parity(cache, parity, data, columns, seed)
+    elif parity:
+        out.print("parity was not checked: that needs a sound cache")
     if not sound:
         raise typer.Exit(1)
 
@@ -141,7 +144,9 @@ def gc(
     runs: Annotated[str, typer.Option(help="Folders of runs whose vectors stay, A,B, or none.")] = RUNS,
     yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False,
 ) -> None:
-    """List what neither a run nor the latest extraction of a data set needs; delete it with --yes.
+    """List what no run and no latest extraction needs. Delete it with --yes.
+
+    Encoders that changed within the last hour stay, as does the latest extraction of each data set.
 
     \b
     mmfeat cache gc
@@ -174,7 +179,7 @@ def pack(
     outputs: AnyOutputs = None,
     views: AnyViews = None,
 ) -> None:
-    """Write one plain HDF5 file: ids, labels and the vectors of each encoder, aligned.
+    """Write one plain HDF5 file with ids, labels and vectors, aligned.
 
     \b
     mmfeat cache pack --out tweets.h5
@@ -191,7 +196,7 @@ def pack(
     towers = describe_encoders(request.encoders, resolve_options(request.options, device))
     specs = [tower.spec for tower in towers]
     written = write_pack(Path(out_file), Cache(cache, samples.name), samples, specs, ConsoleProgress())
-    out.print(f"{len(samples):,} samples, {len(specs)} encoders, {size(written)}")
+    out.print(f"{counted(len(samples), 'sample')}, {counted(len(specs), 'encoder')}, {size(written)}")
     out.print(f"pack {out_file}")
 
 

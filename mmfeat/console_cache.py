@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rich.table import Table
+from rich.cells import cell_len
 
 from mmfeat.console import out
 
@@ -20,21 +21,28 @@ if TYPE_CHECKING:
     from mmfeat.samples import SampleSet
 
 
+SHOWN_PROBLEMS = 3
+LINE = 100  # letters, of a list that grows with the machine's packages
+
+
 def show_entries(entries: Sequence[Entry], cache: str) -> None:
     """One line an encoder, grouped by data set."""
-    table = Table("data", "encoder", "rows", "width", "dtype", "size", "age", "folder", box=None, padding=(0, 2, 0, 0))
+    if not entries:
+        out.print(f"nothing is cached in {cache}; next: mmfeat extract")
+        return
+    names = ("data", "encoder", "rows", "width", "dtype", "size", "age", "fingerprint")
+    table = []
     for entry in entries:
         good, failed = entry.count()
         rows = f"{good:,}" + (f" +{failed:,} failed" if failed else "")
         dtype = entry.spec.storage if entry.spec else "?"
         name = entry.name if entry.spec else f"{entry.name} (damaged, or of another version)"
         width = str(entry.width or "-")
-        table.add_row(
-            entry.dataset, name, rows, width, dtype, size(entry.bytes), age(entry.changed), entry.folder.name[-8:]
-        )
-    out.print(table, soft_wrap=True)
+        sizes = (size(entry.bytes), age(entry.changed), entry.folder.name[-8:])
+        table.append((entry.dataset, name, rows, width, dtype, *sizes))
+    show_table(names, table)
     total = sum(entry.bytes for entry in entries)
-    out.print(f"{len(entries)} encoders, {size(total)} in {cache}")
+    out.print(f"{counted(len(entries), 'encoder')}, {size(total)} in {cache}")
     if any(entry.problems for entry in entries):
         out.print("some files are damaged; next: mmfeat cache verify")
 
@@ -50,21 +58,29 @@ def show_coverage(samples: SampleSet, entries: Sequence[Entry], keys: Mapping[st
     for entry in entries:
         out.print(f"{entry.name} ({entry.folder})")
         if entry.spec is None:
-            out.print(f"  {'; '.join(entry.problems)}")
+            show_problems(entry)
             continue
         good, failed, missing = entry.covered(keys[entry.spec.modality])
         share = good / max(1, good + failed + missing)
         out.print(f"  covers {share:.1%}: {good:,} vectors, {failed:,} unreadable, {missing:,} missing")
         stored = sum(entry.count())
         dtype = f"{entry.width} x {entry.spec.storage}, computed in {entry.spec.arithmetic}"
-        out.print(
-            f"  {stored:,} rows of {dtype}, {size(entry.bytes)}, {len(entry.shards)} shards, {age(entry.changed)} old"
-        )
+        files = f"{size(entry.bytes)}, {counted(len(entry.shards), 'shard')}, {age(entry.changed)} old"
+        out.print(f"  {counted(stored, 'row')} of {dtype}, {files}")
         out.print(f"  weights {entry.spec.weights[:40]}, fingerprint {entry.spec.fingerprint[:16]}")
-        versions = entry.provenance.get("versions", {})
-        out.print(f"  made with {', '.join(f'{name} {version}' for name, version in versions.items())}")
-        for problem in entry.problems:
-            out.print(f"  {problem}")
+        versions = entry.provenance.get("versions")
+        if isinstance(versions, Mapping):
+            made = ", ".join(f"{name} {version}" for name, version in versions.items())
+            out.print(textwrap.fill(f"made with {made}", LINE, initial_indent="  ", subsequent_indent="    "))
+        show_problems(entry)
+
+
+def show_problems(entry: Entry) -> None:
+    """The first few things that are wrong in an encoder's folder."""
+    for problem in list(entry.problems.values())[:SHOWN_PROBLEMS]:
+        out.print(f"  {problem}")
+    if len(entry.problems) > SHOWN_PROBLEMS:
+        out.print(f"  and {len(entry.problems) - SHOWN_PROBLEMS:,} more problems; mmfeat cache verify lists them all")
 
 
 def show_explanations(explanations: Sequence[Explanation]) -> None:
@@ -81,10 +97,15 @@ def show_explanations(explanations: Sequence[Explanation]) -> None:
 def show_verification(result: Verification, cache: str) -> None:
     """What was looked at, each damage, and what to do."""
     for damage in result.damages:
-        out.print(f"damaged: {damage.path}: {damage.reason}{f' -> {damage.moved}' if damage.moved else ''}")
+        out.print(f"damaged: {damage.path}: {damage.reason}")
+        if damage.moved:
+            out.print(f"  moved to {damage.moved}")
     if result.doubles:
-        out.print(f"{result.doubles:,} contents are stored twice (harmless: the first is read)")
-    checked = f"{result.encoders} encoders, {result.shards} shards, {result.rows:,} rows, {size(result.bytes)}"
+        out.print(f"{result.doubles:,} rows are stored twice (harmless: the first is read)")
+    checked = ", ".join(
+        [counted(result.encoders, "encoder"), counted(result.shards, "shard"), counted(result.rows, "row")]
+    )
+    checked += f", {size(result.bytes)}"
     if not result.damages:
         out.print(f"all sound: {checked} in {cache}")
         return
@@ -96,23 +117,40 @@ def show_verification(result: Verification, cache: str) -> None:
 def show_parity(results: Sequence[Parity]) -> None:
     """The largest deviation of each encoder from its library's plain float32 call."""
     for parity in results:
+        if not parity.rows:
+            out.print(f"parity not checked: {parity.encoder}: none of its rows is cached; mmfeat extract computes them")
+            continue
         verdict = "holds" if parity.holds else "DOES NOT HOLD"
         worst = f", worst sample {parity.sample}" if parity.sample else ""
         deviation = f"largest deviation {parity.deviation:.1e}, smallest cosine {parity.cosine:.6f}"
-        out.print(f"parity {verdict}: {parity.encoder}: {parity.rows} rows, {deviation}{worst}")
+        out.print(f"parity {verdict}: {parity.encoder}: {counted(parity.rows, 'row')}, {deviation}{worst}")
 
 
 def show_garbage(garbage: Sequence[Garbage], runs: Sequence[str]) -> None:
     """What could go, and why."""
-    table = Table("folder", "files", "size", "age", "why", box=None, padding=(0, 2, 0, 0))
-    for piece in garbage:
-        table.add_row(str(piece.folder), str(len(piece.files)), size(piece.bytes), age(piece.changed), piece.reason)
+    table = [
+        (str(piece.folder), str(len(piece.files)), size(piece.bytes), age(piece.changed), piece.reason)
+        for piece in garbage
+    ]
     looked = f"runs in {', '.join(runs)}" if runs else "no runs"
     if garbage:
-        out.print(table, soft_wrap=True)
+        show_table(("folder", "files", "size", "age", "why"), table)
         out.print(f"{size(sum(piece.bytes for piece in garbage))} could go (looked at {looked} and all extractions)")
     else:
         out.print(f"nothing to delete (looked at {looked} and all extractions)")
+
+
+def show_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as they need: a folder that is cut or broken names nothing."""
+    widths = [max(map(cell_len, column)) for column in zip(names, *rows, strict=True)]
+    for row in (names, *rows):
+        cells = [cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
+        out.print("  ".join(cells).rstrip())
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def size(count: int) -> str:

@@ -179,11 +179,13 @@ def _run(
         warnings.filterwarnings("ignore", module=r"PIL\.")
         prepared = prefetch(lambda item: prepare(item, encoders), items, threads, ahead=4 * batch_size)
         for batch in batched(prepared, batch_size):
+            # What could not even be read gives no row, and what is not finite shows only in its row.
+            failures = {(entry.item.sample.id, reason) for entry in batch for reason in entry.errors.values()}
             for number, encoder in enumerate(encoders):
                 for spec, rows in encode_block(batch, number, encoder):
                     writers[spec.fingerprint].add(rows)
-            for entry in batch:
-                result.failures += [(entry.item.sample.id, reason) for reason in set(entry.errors.values())]
+                    failures.update(pair for pair in zip(rows.ids, rows.errors, strict=True) if pair[1])
+            result.failures += sorted(failures)
             advance(len(batch))
 
 

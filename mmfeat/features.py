@@ -93,7 +93,8 @@ class Features:
         return replace(self, blocks=tuple(blocks))
 
     def take(self, rows: np.ndarray) -> Features:
-        """The samples at `rows`."""
+        """The samples at `rows`, which may also be a mask."""
+        rows = np.arange(len(self))[rows]
         blocks = tuple(Block(b.name, b.modality, b.vectors[rows], b.mask[rows]) for b in self.blocks)
         return Features(tuple(self.ids[row] for row in rows), blocks, tuple(t.take(rows) for t in self.tokens))
 

@@ -18,6 +18,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ _RIGHTS = "get the right to write there, or name another place"
 REMEDIES = {
     errno.ENOSPC: _FREE,
     errno.EDQUOT: _FREE,
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f), or name another place",
     errno.EACCES: _RIGHTS,
     errno.EPERM: _RIGHTS,
     errno.EROFS: _RIGHTS,
@@ -36,6 +38,7 @@ REMEDIES = {
 NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 # What a read-only file system says, and those that keep their folders safe without being asked.
 NO_FOLDER_SYNC = (errno.EROFS, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+SYNC_BYTES = 16 << 20
 LOCK_SECONDS = 30.0
 STALE_SECONDS = 24 * 3600.0
 
@@ -63,7 +66,7 @@ def write_atomic(path: Path, data: bytes | memoryview | Pieces, *, exclusive: bo
 
 def write_named(folder: Path, pieces: Pieces, name: Callable[[], str]) -> Path:
     """Write `pieces` into `folder`, under a name that is asked for when they are written; an existing file stands."""
-    with _temporary(folder / "new") as temporary:
+    with _temporary(folder / "shard") as temporary:
         _write_synced(temporary, pieces)
         path = folder / name()
         _link(temporary, path)
@@ -219,15 +222,29 @@ def _lock(handle: int) -> bool:
 
 
 def _write_synced(path: Path, pieces: Pieces) -> None:
+    """Write and sync; of a large file the disk gets the first part while the rest is still being made."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    waiting = 0
+    syncs: list[Future[None]] = []
     try:
-        for piece in pieces:
-            data = memoryview(piece).cast("B")
-            while data:
-                data = data[os.write(handle, data) :]  # a short write is legal: go on with the rest
+        with ThreadPoolExecutor(1) as pool:  # a thread is started only if it gets work
+            for piece in pieces:
+                waiting += _write_whole(handle, memoryview(piece).cast("B"))
+                if waiting >= SYNC_BYTES:
+                    syncs.append(pool.submit(os.fsync, handle))
+                    waiting = 0
+        for sync in syncs:
+            sync.result()  # the kernel tells an error once, so it may have been told there
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _write_whole(handle: int, data: memoryview) -> int:
+    size = len(data)
+    while data:
+        data = data[os.write(handle, data) :]  # a short write is legal: go on with the rest
+    return size
 
 
 def _link(temporary: Path, path: Path) -> bool:

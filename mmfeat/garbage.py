@@ -13,9 +13,9 @@ from mmfeat.cache.shard import SHARD_NAME
 from mmfeat.cache.store import QUARANTINE
 from mmfeat.cache.survey import Entry, survey
 from mmfeat.cache.writer import SPEC_FILE
-from mmfeat.errors import ConfigError, RunError, WriteError
-from mmfeat.files import REMEDIES, stale_temporaries, sync_folder
-from mmfeat.requests import all_requests
+from mmfeat.errors import CacheError, ConfigError, RunError, WriteError
+from mmfeat.files import REMEDIES, read_json, stale_temporaries, sync_folder
+from mmfeat.requests import FOLDER as REQUESTS
 from mmfeat.runs import RUN_FILE, read_run
 
 FRESH_SECONDS = 3600.0  # somebody may be at work there
@@ -35,15 +35,16 @@ class Garbage:
 def find_garbage(cache: str | Path, runs: Sequence[str | Path] = ("heads",)) -> list[Garbage]:
     """What could go: encoders that neither a run nor a latest extraction names, quarantined and temporary files.
 
-    `runs` are the folders with runs. What changed within the last hour stays. Raises `RunError` for a run that
-    cannot be read: nobody knows what it needs.
+    `runs` are the folders with runs. Encoders that changed within the last hour stay, and with them all of a
+    data set that an extraction is at work on. Raises `RunError` for a run and `CacheError` for a note of an
+    extraction that cannot be read: nobody knows what it needs.
     """
-    entries = survey(cache)
-    needed = _named_by_runs(runs) | {name for request in all_requests(cache) for name in request.fingerprints}
-    root = Path(cache).resolve()
+    root, entries = Path(cache).resolve(), survey(cache)
+    needed = _named_by_runs(runs) | _named_by_extractions(Path(cache))
+    busy = _at_work(Path(cache), entries)
     ours = [entry for entry in entries if entry.folder.resolve().is_relative_to(root)]  # a link may lead elsewhere
-    found = [garbage for entry in ours if (garbage := _unneeded(entry, needed))]
-    return found + list(_leftovers(Path(cache)))
+    spare = [entry for entry in ours if entry.dataset not in busy and _is_unneeded(entry, needed)]
+    return [garbage for entry in spare if (garbage := _unneeded(entry)).files] + list(_leftovers(Path(cache)))
 
 
 def delete_garbage(garbage: Sequence[Garbage]) -> int:
@@ -65,7 +66,7 @@ def _named_by_runs(folders: Sequence[str | Path]) -> set[str]:
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise ConfigError(f"--runs {folder}: no such folder; name the folders that hold your runs, or --runs none")
-        for file in folder.glob(f"*/{RUN_FILE}"):
+        for file in [*folder.glob(RUN_FILE), *folder.glob(f"*/{RUN_FILE}")]:
             try:
                 names |= {tower.spec.fingerprint for tower in read_run(file.parent).towers}
             except RunError as error:
@@ -73,28 +74,51 @@ def _named_by_runs(folders: Sequence[str | Path]) -> set[str]:
     return names
 
 
-def _unneeded(entry: Entry, needed: set[str]) -> Garbage | None:
-    if entry.spec is not None and entry.spec.fingerprint in needed:
-        return None
-    files = tuple(path for path in entry.folder.iterdir() if SHARD_NAME.fullmatch(path.name) or path.name == SPEC_FILE)
+def _named_by_extractions(cache: Path) -> set[str]:
+    names: set[str] = set()
+    for file in sorted(cache.glob(f"{REQUESTS}/*.json")):
+        try:
+            names |= set(map(str, read_json(file)["fingerprints"]))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise CacheError(
+                f"{file}: this note of an extraction cannot be read, and cache gc deletes nothing without knowing what "
+                "it needs; run that mmfeat extract again, or delete the note"
+            ) from error
+    return names
+
+
+def _at_work(cache: Path, entries: Sequence[Entry]) -> set[str]:
+    """Data sets with rows newer than any note of an extraction: it is written last, so one may still run."""
+    noted = max((file.stat().st_mtime for file in cache.glob(f"{REQUESTS}/*.json")), default=0.0)
+    return {entry.dataset for entry in entries if entry.changed > max(noted, time.time() - FRESH_SECONDS)}
+
+
+def _is_unneeded(entry: Entry, needed: set[str]) -> bool:
+    named = entry.spec is not None and entry.spec.fingerprint in needed
+    return not named and time.time() - entry.changed > FRESH_SECONDS
+
+
+def _unneeded(entry: Entry) -> Garbage:
+    names = [path for path in entry.folder.iterdir() if SHARD_NAME.fullmatch(path.name) or path.name == SPEC_FILE]
+    files = tuple(path for path in names if path.is_symlink() or not path.is_dir())
     reason = "no run and no latest extraction names it" if entry.spec else "of another version of mmfeat, or damaged"
-    garbage = _garbage(entry.folder, files, reason)
-    return garbage if time.time() - garbage.changed > FRESH_SECONDS else None
+    return _garbage(entry.folder, files, reason)
 
 
 def _leftovers(root: Path) -> Iterator[Garbage]:
     for folder in [root, *(path for path in root.rglob("*") if path.is_dir() and not path.is_symlink())]:
-        if files := tuple(stale_temporaries(folder)):
-            yield _garbage(folder, files, "left by a killed process")
-        if QUARANTINE in folder.relative_to(root).parts[:1] and (
-            files := tuple(filter(Path.is_file, folder.iterdir()))
-        ):
-            yield _garbage(folder, files, "moved away by cache verify")
+        stale = tuple(stale_temporaries(folder))
+        if stale:
+            yield _garbage(folder, stale, "left by a killed process")
+        if QUARANTINE in folder.relative_to(root).parts[:1]:
+            files = [path for path in folder.iterdir() if path.is_symlink() or not path.is_dir()]
+            if moved := tuple(path for path in files if path not in stale):
+                yield _garbage(folder, moved, "moved away by cache verify")
 
 
 def _garbage(folder: Path, files: tuple[Path, ...], reason: str) -> Garbage:
     found = [file.lstat() for file in files]
-    return Garbage(folder, files, reason, sum(s.st_size for s in found), max(s.st_mtime for s in found))
+    return Garbage(folder, files, reason, sum(s.st_size for s in found), max((s.st_mtime for s in found), default=0.0))
 
 
 def _deleted(file: Path) -> int:

@@ -15,9 +15,11 @@ from mmfeat.progress import Progress, Silent
 from mmfeat.samples import Sample, SampleSet
 from mmfeat.views import augment
 
-# What is promised: float32 to 1e-5, of the largest value where that is above 1; half precision by its angle.
+# What is promised: float32 to 1e-5, of the row's largest value where that is above 1; half precision by its angle,
+# and by its length as far as such an angle could change it.
 FLOAT32_DEVIATION = 1e-5
 LEAST_COSINE = 0.999
+LENGTH_DEVIATION = 0.05
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,12 @@ def _worse(worst: Parity, id: str, cached: np.ndarray, wanted: np.ndarray, spec:
     a, b = cached.astype(np.float64), wanted.reshape(-1).astype(np.float64)
     if a.shape != b.shape:
         return Parity(spec.name, worst.rows + 1, float("inf"), 0.0, id, False)
-    deviation = float(np.abs(a - b).max(initial=0.0))
-    cosine = float(a @ b) / max(float(np.linalg.norm(a)) * float(np.linalg.norm(b)), 1e-30) if b.any() else 1.0
+    deviation = float(np.abs(a - b).max(initial=0.0)) if np.isfinite(a).all() else float("inf")
+    cosine, length = _angle_and_length(a, b)
     if spec.storage == "float32":
         holds = deviation <= FLOAT32_DEVIATION * max(1.0, float(np.abs(b).max(initial=0.0)))
     else:
-        holds = cosine >= LEAST_COSINE
+        holds = cosine >= LEAST_COSINE and abs(length - 1.0) <= LENGTH_DEVIATION
     return Parity(
         encoder=spec.name,
         rows=worst.rows + 1,
@@ -87,3 +89,11 @@ def _worse(worst: Parity, id: str, cached: np.ndarray, wanted: np.ndarray, spec:
         sample=id if deviation > worst.deviation else worst.sample,
         holds=holds and worst.holds,
     )
+
+
+def _angle_and_length(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """The cosine between `a` and `b`, and the length of `a` in that of `b`; zero vectors are alike."""
+    one, other = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+    if not (np.isfinite(one) and one and other):
+        return (1.0, 1.0) if one == other else (0.0, float("inf"))
+    return float(a @ b) / (one * other), one / other

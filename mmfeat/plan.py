@@ -32,7 +32,7 @@ class Plan:
     stored: dict[str, int] = field(default_factory=dict)
     unreadable: dict[str, int] = field(default_factory=dict)  # remembered with an error, and not tried again
     missing: dict[str, Counter[str]] = field(default_factory=dict)  # modality -> reason -> samples
-    shards: dict[str, set[str]] = field(default_factory=dict)  # fingerprint -> names of the files looked at
+    shards: dict[str, set[str]] = field(default_factory=dict)  # fingerprint -> names of the files accounted for
 
     @property
     def needed(self) -> set[str]:
@@ -78,7 +78,9 @@ def _lacking(plan: Plan, spec: EncoderSpec, store: Cache, contents: np.ndarray, 
     failed = rows >= 0
     failed[failed] = table.failed[rows[failed]]
     lacking = (rows < 0) | (failed & retry_failed)
-    plan.shards[spec.fingerprint] = {shard.path.name for shard in table.shards}
+    # What is tried again may fail again: the writer has to see which errors are there to not store them twice.
+    seen = [shard for shard in table.shards if not (retry_failed and (shard.errors != b"").any())]
+    plan.shards[spec.fingerprint] = {shard.path.name for shard in seen}
     plan.unreadable[spec.folder_name] = int((failed & ~lacking).sum())
     plan.stored[spec.folder_name] = len(contents) - int((failed | lacking).sum())
     return lacking

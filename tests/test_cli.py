@@ -111,6 +111,21 @@ def test_a_cache_that_cannot_be_written(demo_folder: Path, tmp_path: Path) -> No
     assert (tmp_path / "cache").read_text() == "a file where the folder should be"
 
 
+def test_no_room_for_the_cache(demo_folder: Path, tmp_path: Path) -> None:
+    """A limit on file sizes refuses like a full disk does, to processes without rights of their own, too."""
+    code = f"""
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+from mmfeat.cli import main
+sys.argv = ["mmfeat", "extract", "--data", {str(demo_folder)!r}, "--encoders", "hog"]
+main()
+"""
+    answer = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    fails(answer, "cannot write cache/demo/hog-", "File too large", "ulimit -f")
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert mmfeat("extract", "--data", demo_folder, "--encoders", "hog", cwd=tmp_path).returncode == 0
+
+
 def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path) -> None:
     for arguments in (["--debug", "extract", "--data", "nowhere"], ["extract", "--data", "nowhere", "--debug"]):
         answer = mmfeat(*arguments, cwd=tmp_path)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mmfeat.cache.hdf5 import printable
 from mmfeat.cache.shard import Shard, read_ids
 from mmfeat.cache.store import Cache
 from mmfeat.cache.survey import Entry, survey
@@ -51,38 +52,46 @@ def _explain(store: Cache, sample: Sample, spec: EncoderSpec, entries: list[Entr
         shard, number = table.place(row)
         where = f"row {number} of {shard.path}"
         if table.failed[row]:
-            error = shard.errors[number].decode()
+            error = printable(shard.errors[number])
             return Explanation(spec.name, "failed", (f"{error} ({where})", "mmfeat extract --retry-failed tries again"))
-        return Explanation(spec.name, "hit", (f"{where}, first computed for {read_ids(shard.path)[number].decode()}",))
+        return Explanation(
+            spec.name, "hit", (f"{where}, first computed for {printable(read_ids(shard.path)[number])}",)
+        )
     reasons = [*_changed_content(table.shards, sample.id, key, spec), *_nearest(key, spec, entries)]
     if not table.shards:
         reasons.insert(0, f"no shard of this encoder in {store.spec_folder(spec)}")
-    return Explanation(spec.name, "miss", tuple(reasons or [f"this {spec.modality} is not among {len(table.keys):,}"]))
+    stored = f"this {spec.modality} is not among the {len(table.unique()[0]):,} that are stored"
+    return Explanation(spec.name, "miss", tuple(reasons or [stored]))
 
 
 def _changed_content(shards: Sequence[Shard], id: str, key: bytes, spec: EncoderSpec) -> Iterator[str]:
     """Whether the sample was stored with another content."""
     for shard in shards:
         for row in np.flatnonzero(read_ids(shard.path) == id.encode()):
-            was = shard.keys[row].decode()
+            was = printable(shard.keys[row])
             yield f"its {spec.modality} changed: stored was {was[:12]}..., now it is {key.decode()[:12]}... (SHA-256)"
 
 
 def _nearest(key: bytes, spec: EncoderSpec, entries: list[Entry]) -> Iterator[str]:
-    """The present spec that differs in the fewest fields, field by field."""
-    others = [e for e in entries if e.spec and e.spec.modality == spec.modality and e.spec != spec]
+    """The stored spec of the same tower that differs in the fewest fields, field by field; the newest of equals."""
+    others = [entry for entry in entries if entry.spec and entry.spec.tower == spec.tower and entry.spec != spec]
     if not others:
         return
-    # A sample that is there tells more than one that is not; the newest comes first among equals.
     nearest = min(others, key=lambda e: (len(e.spec.differences(spec)), -e.changed))  # type: ignore[union-attr]
     assert nearest.spec is not None
     there = any((shard.keys == key).any() for shard in nearest.shards)
     has = "has" if there else "lacks"
     yield f"nearest is {nearest.folder.name}, which {has} this {spec.modality}; it differs in"
     for name in nearest.spec.differences(spec):
-        yield f"  {name}: there {_shown(nearest.spec, name)}, asked for {_shown(spec, name)}"
+        there_is, asked = str(asdict(nearest.spec)[name]), str(asdict(spec)[name])
+        same = next((n for n, (a, b) in enumerate(zip(there_is, asked, strict=False)) if a != b), 0)
+        yield f"  {name}: there {_shown(there_is, same)}, asked for {_shown(asked, same)}"
 
 
-def _shown(spec: EncoderSpec, name: str) -> str:
-    value = str(asdict(spec)[name])
-    return value if len(value) <= SHOWN_VALUE else f"{value[:SHOWN_VALUE]}..."
+def _shown(value: str, same: int) -> str:
+    """The value, of a long one the part that holds its first difference, after `same` letters."""
+    if len(value) <= SHOWN_VALUE:
+        return value or "nothing"
+    start = max(0, same - SHOWN_VALUE // 3)
+    part = value[start : start + SHOWN_VALUE]
+    return f"{'...' if start else ''}{part}{'...' if start + SHOWN_VALUE < len(value) else ''}"

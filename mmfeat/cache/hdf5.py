@@ -35,63 +35,84 @@ class Stored:
 
 
 @contextmanager
-def open_plain(path: Path) -> Iterator[Any]:
-    """The file for reading; whatever is wrong with it becomes one `CacheError`."""
+def open_plain(path: Path, remedy: str = NOT_OURS) -> Iterator[Any]:
+    """The file for reading; whatever is wrong with it becomes one `CacheError` that ends with `remedy`."""
     import h5py
 
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
-            raise CacheError(f"{path}: not a plain file; {NOT_OURS}")
+            raise CacheError(f"{path}: not a plain file; {remedy}")
         with h5py.File(path, "r", locking=False) as file:
             yield file
     except FileNotFoundError:
-        raise CacheError(f"{path}: the file is gone; run mmfeat extract again") from None
+        again = "run mmfeat extract again" if remedy == NOT_OURS else remedy
+        raise CacheError(f"{path}: the file is gone; {again}") from None
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise CacheError(f"{path}: not a readable shard ({reason}); {NOT_OURS}") from error
+        reason = printable(str(error.args[0]) if error.args else "")[:160] or type(error).__name__
+        raise CacheError(f"{path}: not a readable HDF5 file of mmfeat ({reason}); {remedy}") from error
 
 
-def plain_datasets(file: Any, path: Path, kinds: Mapping[str, str], beside: Collection[str] = ()) -> dict[str, Stored]:
+def plain_datasets(
+    file: Any, path: Path, kinds: Mapping[str, str], beside: Collection[str] = (), remedy: str = NOT_OURS
+) -> dict[str, Stored]:
     """The datasets named in `kinds` (name -> NumPy kind), and no others but those `beside` them.
 
     Raises `CacheError` for any danger.
     """
     import h5py
 
-    if names := set(file.keys()) ^ {*kinds, *beside}:
-        unexpected = ", ".join(sorted(name[:40] for name in names))
-        raise CacheError(f"{path}: {unexpected} is missing or not expected in a shard; {NOT_OURS}")
+    names = set(file.keys())
+    if lacking := sorted({*kinds, *beside} - names):
+        raise CacheError(f"{path}: it has no {', '.join(lacking)}; {remedy}")
+    if unexpected := sorted(names - {*kinds, *beside}):
+        first = ", ".join(printable(name[:40]) for name in unexpected[:5])
+        raise CacheError(f"{path}: nothing named {first} belongs into it; {remedy}")
     size, found = os.stat(path).st_size, {}
     for name, kind in kinds.items():
-        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-            raise CacheError(f"{path}: {name} is a link, not a dataset; {NOT_OURS}")
+        if not is_hard_link(file, name):
+            raise CacheError(f"{path}: {name} is a link, not a dataset; {remedy}")
         dataset = file[name]
         if not isinstance(dataset, h5py.Dataset):
-            raise CacheError(f"{path}: {name} is not a dataset; {NOT_OURS}")
+            raise CacheError(f"{path}: {name} is not a dataset; {remedy}")
         if danger := _danger(dataset, kind):
-            raise CacheError(f"{path}: {name} {danger}; {NOT_OURS}")
+            raise CacheError(f"{path}: {name} {danger}; {remedy}")
         found[name] = stored = Stored(dataset.shape, dataset.dtype, dataset.id.get_offset() or 0)
         if stored.nbytes and (not stored.offset or stored.offset + stored.nbytes > size):
-            raise CacheError(f"{path}: {name} reaches beyond the end of the file; {NOT_OURS}")
+            raise CacheError(f"{path}: {name} reaches beyond the end of the file; {remedy}")
+        if stored.nbytes != dataset.id.get_storage_size():
+            raise CacheError(f"{path}: {name} is said to be larger or smaller than it is; {remedy}")
     return found
 
 
-def plain_attributes(file: Any, path: Path, names: tuple[str, ...]) -> dict[str, int | str]:
+def is_hard_link(group: Any, name: str) -> bool:
+    """Whether the member lies in this very file, and not where a soft or external link points."""
+    import h5py
+
+    return isinstance(group.get(name, getlink=True), h5py.HardLink)
+
+
+def plain_attributes(file: Any, path: Path, names: tuple[str, ...], remedy: str = NOT_OURS) -> dict[str, int | str]:
     """Attributes that are one number or one fixed-length string."""
     import h5py
 
     values: dict[str, int | str] = {}
     for name in names:
         if name not in file.attrs:
-            raise CacheError(f"{path}: it has no attribute {name}; {NOT_OURS}")
+            raise CacheError(f"{path}: it has no attribute {name}; {remedy}")
         attribute = file.attrs.get_id(name)
         kind = attribute.get_type()
         text = isinstance(kind, h5py.h5t.TypeStringID) and not kind.is_variable_str()
         if attribute.shape != () or not (text or isinstance(kind, h5py.h5t.TypeIntegerID)):
-            raise CacheError(f"{path}: its attribute {name} is neither a number nor a plain string; {NOT_OURS}")
+            raise CacheError(f"{path}: its attribute {name} is neither a number nor a plain string; {remedy}")
         value = file.attrs[name]
         values[name] = value.decode() if text else int(value)
     return values
+
+
+def printable(text: str | bytes) -> str:
+    """Text of a file from anywhere as one line that does nothing to a terminal."""
+    text = text.decode(errors="replace") if isinstance(text, bytes) else text
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
 def _danger(dataset: Any, kind: str) -> str:
@@ -111,4 +132,6 @@ def _danger(dataset: Any, kind: str) -> str:
         return "has a variable-length or reference type"
     if dataset.dtype.kind != kind or dataset.dtype.fields or not dataset.dtype.isnative:
         return f"has the type {dataset.dtype}"
+    if kind != "S" and not dataset.id.get_type().equal(h5py.h5t.py_create(dataset.dtype)):
+        return f"is stored in another way than {dataset.dtype}"  # NumPy has no bfloat16, nor numbers of 12 bits
     return ""

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from mmfeat.cache.hdf5 import open_plain, plain_datasets
+from mmfeat.cache.hdf5 import is_hard_link, open_plain, plain_attributes, plain_datasets, printable
 from mmfeat.cache.layout import lay_out
 from mmfeat.cache.shard import as_strings
 from mmfeat.cache.store import Cache
 from mmfeat.encoders import EncoderSpec
-from mmfeat.errors import CacheError
+from mmfeat.errors import CacheError, ConfigError
 from mmfeat.features import MappedBlock
 from mmfeat.files import canonical_json, write_atomic
 from mmfeat.progress import Progress, Silent
@@ -30,6 +30,7 @@ from mmfeat.samples import SampleSet
 
 FORMAT = "mmfeat pack 1"
 STEP = 256  # samples whose tokens are in memory at once
+ANEW = "mmfeat cache pack makes a new one"
 
 
 def write_pack(
@@ -37,8 +38,9 @@ def write_pack(
 ) -> int:
     """Write the file in one step, one encoder's vectors in memory at a time; returns its size in bytes.
 
-    Raises `CacheMissError` if any sample was never extracted.
+    Raises `CacheMissError` if any sample was never extracted, and `ConfigError` where another file stands.
     """
+    _check_free(path)
     keys = {modality: store.content_keys(samples.samples, modality) for modality in {s.modality for s in specs}}
     blocks = {spec: store.map(samples.samples, spec, keys[spec.modality]) for spec in specs}
     shapes = {_path(s): ((_rows(s, block), block.width), np.dtype(s.storage)) for s, block in blocks.items()}
@@ -58,17 +60,51 @@ def write_pack(
 
 def read_pack(path: Path, encoder: str) -> dict[str, np.ndarray]:
     """`ids`, `labels`, `mask` and the values of one encoder's group, after the checks that shards get."""
-    with open_plain(path) as file:
+    import h5py
+
+    with open_plain(path, ANEW) as file:
+        if plain_attributes(file, path, ("format",), ANEW)["format"] != FORMAT:
+            raise CacheError(f"{path}: not a {FORMAT}; {ANEW}")
         groups = [name for name in file if name not in ("ids", "labels")]
         if encoder not in groups:
-            raise CacheError(f"{path}: no encoder {encoder!r}; it has {', '.join(groups)}")
+            raise CacheError(f"{path}: no encoder {encoder!r}; it has {', '.join(map(printable, groups))}")
+        if not is_hard_link(file, encoder) or not isinstance(file[encoder], h5py.Group):
+            raise CacheError(f"{path}: {encoder} is a link, not a group; {ANEW}")
         group = file[encoder]
         output = next((name for name in ("pooled", "tokens", "prefix") if name in group), "pooled")
         kinds = {"mask": "u", output: "f"} | ({} if output == "pooled" else {"bounds": "i"})
-        plain_datasets(group, path, kinds)
-        plain_datasets(file, path, {"ids": "S", "labels": "S"}, beside=groups)
-        found = {name: group[name][:] for name in kinds}
-        return {**found, "ids": file["ids"][:], "labels": file["labels"][:]}
+        stored = plain_datasets(group, path, kinds, remedy=ANEW)
+        stored |= plain_datasets(file, path, {"ids": "S", "labels": "S"}, beside=groups, remedy=ANEW)
+        found = {name: (file if name in ("ids", "labels") else group)[name][:] for name in stored}
+    if not _fit(found, output):
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in found.items())
+        raise CacheError(f"{path}: {encoder}: {shapes} do not fit together; {ANEW}")
+    return found
+
+
+def _fit(found: dict[str, np.ndarray], output: str) -> bool:
+    """Whether the arrays of one encoder are about the same samples."""
+    values, bounds = found[output], found.get("bounds", np.arange(len(found["mask"]) + 1))
+    return (
+        len(found["ids"]) == len(found["labels"]) == len(found["mask"]) == len(bounds) - 1
+        and values.ndim == 2
+        and bounds[0] == 0
+        and bounds[-1] == len(values)
+        and bool((np.diff(bounds) >= 0).all())
+    )
+
+
+def _check_free(path: Path) -> None:
+    """An older pack may be replaced; a file that is none belongs to somebody else."""
+    if not path.exists():
+        return
+    try:
+        with open_plain(path) as file:
+            free = str(plain_attributes(file, path, ("format",))["format"]).startswith("mmfeat pack")
+    except CacheError:
+        free = False
+    if not free:
+        raise ConfigError(f"--out {path}: this exists and is no pack; name another file")
 
 
 def _fill(group: Any, spec: EncoderSpec, block: MappedBlock) -> None:
@@ -81,7 +117,9 @@ def _fill(group: Any, spec: EncoderSpec, block: MappedBlock) -> None:
 
 
 def _values(block: MappedBlock, spec: EncoderSpec, advance: Callable[[int], None]) -> Iterator[memoryview]:
-    """The values of the samples in order."""
+    """The values of the samples in order; nobody knows the width of what no sample has."""
+    if not block.width:
+        return
     for start in range(0, len(block), STEP):
         rows = np.arange(start, min(start + STEP, len(block)))
         values, present = block.batch(rows)

@@ -64,10 +64,11 @@ def scan(shard: Shard) -> Iterator[tuple[slice, np.ndarray]]:
     if not shard.values.nbytes:
         return
     step, rows = max(1, STEP // shard.row_bytes), shard.values.shape[0]
-    values = _mapped(shard)
+    values, mapping = _mapped(shard)
     raw = values.reshape(-1).view(np.uint8)
     for start in range(0, rows, step):
         part = slice(start, min(start + step, rows))
+        _check_size(shard, mapping.size())  # touching what is no longer there would be a signal
         for piece in _unchecked(shard, part.start * shard.row_bytes, part.stop * shard.row_bytes):
             _compare(shard, raw[piece * MIB : (piece + 1) * MIB], piece)
         yield part, values[part]
@@ -127,28 +128,39 @@ def _fill(shard: Shard, handle: int, start: int, target: memoryview) -> None:
     while target:
         count = os.preadv(handle, [target], at)
         if count == 0:
-            raise CacheError(f"{shard.path}: it became shorter while it was read; {NOT_OURS}")
+            raise _shorter(shard)
         target, at = target[count:], at + count
 
 
-def _mapped(shard: Shard) -> np.ndarray:
+def _mapped(shard: Shard) -> tuple[np.ndarray, mmap.mmap]:
     with _opened(shard) as handle:
+        _check_size(shard, os.fstat(handle).st_size)
         mapping = mmap.mmap(handle, shard.values.offset + shard.values.nbytes, access=mmap.ACCESS_READ)
     values = np.frombuffer(mapping, shard.values.dtype, int(np.prod(shard.values.shape)), shard.values.offset)
-    return values.reshape(shard.values.shape)
+    return values.reshape(shard.values.shape), mapping
+
+
+def _check_size(shard: Shard, size: int) -> None:
+    if size < shard.values.offset + shard.values.nbytes:
+        raise _shorter(shard)
+
+
+def _shorter(shard: Shard) -> CacheError:
+    return CacheError(f"{shard.path}: it became shorter while it was read; {NOT_OURS}")
 
 
 @contextmanager
 def _opened(shard: Shard) -> Iterator[int]:
+    handle = -1
     try:
         handle = os.open(shard.path, os.O_RDONLY)
+        yield handle
     except FileNotFoundError:
         raise CacheError(f"{shard.path}: the shard is gone; run mmfeat extract again") from None
-    try:
-        yield handle
     except OSError as error:
         raise CacheError(
             f"{shard.path}: cannot be read ({error.strerror}); check the disk, then mmfeat cache verify"
         ) from error
     finally:
-        os.close(handle)
+        if handle >= 0:
+            os.close(handle)

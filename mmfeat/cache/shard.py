@@ -20,6 +20,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +107,12 @@ def as_strings(values: list[str]) -> np.ndarray:
     """Fixed-length UTF-8, at least one byte wide."""
     import h5py
 
+    if not any(values):  # as errors mostly are
+        return np.zeros(len(values), h5py.string_dtype("utf-8", 1))
     encoded = "\0".join(values).encode().split(b"\0")  # faster than one by one
     if len(encoded) != len(values):
         encoded = [value.encode() for value in values]
-    return np.array(encoded, h5py.string_dtype("utf-8", max(map(len, encoded), default=1) or 1))
+    return np.array(encoded, h5py.string_dtype("utf-8", max(map(len, encoded))))
 
 
 def open_shard(path: Path, fingerprint: str) -> Shard:
@@ -163,10 +166,12 @@ def _hash_around(path: Path, values: Stored) -> str:
 
 def _columns(batches: Sequence[Rows], output: str) -> dict[str, np.ndarray]:
     """All datasets but the values and their checksums."""
+    keys = b"".join(chain.from_iterable(batch.keys for batch in batches))
+    errors = chain.from_iterable(batch.errors for batch in batches)
     columns = {
-        "keys": np.frombuffer(b"".join(key for batch in batches for key in batch.keys), f"S{KEY_LENGTH}"),
-        "ids": as_strings([id for batch in batches for id in batch.ids]),
-        "errors": as_strings([error for batch in batches for error in batch.errors]),
+        "keys": np.frombuffer(keys, f"S{KEY_LENGTH}"),
+        "ids": as_strings(list(chain.from_iterable(batch.ids for batch in batches))),
+        "errors": as_strings(list(errors)),
     }
     if output != "pooled":
         lengths = [length for batch in batches for length in batch.lengths]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmfeat.cache.hdf5 import NOT_OURS, printable
 from mmfeat.cache.keys import ContentKeys
 from mmfeat.cache.shard import Shard, open_shard, read_spec
 from mmfeat.cache.store import RESERVED, shard_files
@@ -17,17 +19,23 @@ from mmfeat.cache.writer import SPEC_FILE
 from mmfeat.encoders import EncoderSpec
 from mmfeat.errors import CacheError, ConfigError
 from mmfeat.files import read_json
+from mmfeat.samples import MODALITIES
+
+NO_SPEC = (OSError, ValueError, KeyError, TypeError, RecursionError)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One encoder's folder. `spec` is None where nothing says what the folder is of; `problems` say what is wrong."""
+    """One encoder's folder. `spec` is None where nothing says what the folder is of.
+
+    `problems` say what is wrong, by the file.
+    """
 
     folder: Path
     spec: EncoderSpec | None
     provenance: Mapping[str, Any]
     shards: tuple[Shard, ...]
-    problems: tuple[str, ...]
+    problems: Mapping[Path, str]
     bytes: int
     changed: float  # seconds since 1970, of the newest file
 
@@ -68,20 +76,19 @@ def survey(root: str | Path, dataset: str | None = None) -> list[Entry]:
 
 def read_entry(folder: Path) -> Entry:
     """One encoder's folder; what cannot be read becomes a problem."""
-    files = [path.stat() for path in folder.iterdir()]
-    size, changed = sum(file.st_size for file in files), max(file.st_mtime for file in files)
+    size, changed = _extent(folder)
     paths = shard_files(folder)
-    try:
-        spec, provenance = _spec(folder, paths)
-    except CacheError as error:
-        return Entry(folder, None, {}, (), (str(error),), size, changed)
-    problems, shards = [], []
+    problems: dict[Path, str] = {}
+    shards = []
+    spec, provenance = _spec(folder, paths, problems)
     for path in paths:
         try:
+            if spec is None:
+                raise CacheError(f"{path}: nothing says which encoder it is of; {NOT_OURS}")
             shards.append(open_shard(path, spec.fingerprint))
         except CacheError as error:
-            problems.append(str(error))
-    return Entry(folder, spec, provenance, tuple(shards), tuple(problems), size, changed)
+            problems.setdefault(path, str(error))
+    return Entry(folder, spec, provenance, tuple(shards), problems, size, changed)
 
 
 def _folders(root: Path) -> Iterator[Path]:
@@ -91,17 +98,42 @@ def _folders(root: Path) -> Iterator[Path]:
                 yield folder
 
 
-def _spec(folder: Path, shards: list[Path]) -> tuple[EncoderSpec, Mapping[str, Any]]:
-    """What the folder says it is of, or where it does not, what its first shard says."""
+def _extent(folder: Path) -> tuple[int, float]:
+    """Bytes in a folder, and when the newest file changed."""
+    size, changed = 0, 0.0
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a writer's temporary file
+            found = path.lstat()
+            size, changed = size + found.st_size, max(changed, found.st_mtime)
+    return size, changed
+
+
+def _spec(folder: Path, shards: list[Path], problems: dict[Path, str]) -> tuple[EncoderSpec | None, Mapping[str, Any]]:
+    """What the folder says it is of, or where it does not, what a shard says."""
     path = folder / SPEC_FILE
-    if not path.exists() and shards:
-        return read_spec(shards[0]), {}
-    try:
-        found = read_json(path)
-        spec, provenance = EncoderSpec.from_json(found["spec"]), dict(found["provenance"])
-        stated = found["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
-        raise CacheError(f"{path}: not a spec of this version of mmfeat ({error})") from error
-    if not stated == spec.fingerprint or folder.name != spec.folder_name:
-        raise CacheError(f"{path}: the spec gives another fingerprint ({spec.fingerprint[:8]}) than is stated")
-    return spec, provenance
+    if path.exists():
+        try:
+            found = read_json(path)
+            stated, provenance = found["fingerprint"], dict(found["provenance"])
+            spec = _checked(EncoderSpec.from_json(found["spec"]), folder)
+            if stated != spec.fingerprint:
+                raise ValueError(f"it states the fingerprint {printable(str(stated))[:8]}")
+            return spec, provenance
+        except (*NO_SPEC, ConfigError) as error:
+            problems[path] = f"{path}: not the spec of this folder ({printable(str(error))[:160]}); {NOT_OURS}"
+    for shard in shards:
+        try:
+            return _checked(read_spec(shard), folder), {}
+        except (*NO_SPEC, CacheError):
+            continue
+    return None, {}
+
+
+def _checked(spec: EncoderSpec, folder: Path) -> EncoderSpec:
+    """The spec, if its fields are what fields are and the folder has its name."""
+    for field in fields(spec):
+        if type(value := getattr(spec, field.name)) is not (int if field.type == "int" else str):
+            raise ValueError(f"{field.name} is {value!r}")
+    if spec.modality not in MODALITIES or spec.folder_name != folder.name:
+        raise ValueError(f"its fingerprint is {spec.fingerprint[:8]}")
+    return spec

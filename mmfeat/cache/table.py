@@ -49,10 +49,12 @@ class Table:
 
     def tokens(self, rows: np.ndarray) -> np.ndarray:
         """(B, T, D) of `rows`, zero beyond the length of each and where a row is -1."""
-        lengths = np.where(rows < 0, 0, self.lengths[rows])
-        out = np.zeros((len(rows), lengths.max(initial=0), self.width), self.shards[0].values.dtype)
-        for shard, here, local in self._by_shard(rows):
-            read_tokens(shard, local.tolist(), [out[place, : lengths[place]] for place in here])
+        here, lengths = rows >= 0, np.zeros(len(rows), np.int64)
+        lengths[here] = self.lengths[rows[here]]
+        dtype = self.shards[0].values.dtype if self.shards else np.float32
+        out = np.zeros((len(rows), lengths.max(initial=0), self.width), dtype)
+        for shard, places, local in self._by_shard(rows):
+            read_tokens(shard, local.tolist(), [out[place, : lengths[place]] for place in places])
         return out
 
     def _by_shard(self, rows: np.ndarray) -> Iterator[tuple[Shard, np.ndarray, np.ndarray]]:

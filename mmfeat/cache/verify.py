@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from mmfeat.cache.hdf5 import printable
 from mmfeat.cache.reading import corrupt_pieces, scan
 from mmfeat.cache.rows import MIB
-from mmfeat.cache.shard import Shard, open_shard, read_ids
-from mmfeat.cache.store import QUARANTINE, shard_files
+from mmfeat.cache.shard import Shard, read_ids
+from mmfeat.cache.store import QUARANTINE
 from mmfeat.cache.survey import Entry, survey
 from mmfeat.cache.table import Table
 from mmfeat.cache.writer import SPEC_FILE
@@ -65,26 +68,39 @@ def verify_cache(root: str | Path, *, quarantine: bool = False, progress: Progre
 
 
 def _damages(entry: Entry, result: Verification) -> Iterator[Damage]:
-    if entry.spec is None:
-        yield Damage(entry.folder / SPEC_FILE, "; ".join(entry.problems))
-        return
-    sound = []
-    for path in shard_files(entry.folder):
-        result.shards += 1
-        result.bytes += path.stat().st_size
+    shards = [shard.path for shard in entry.shards] + [path for path in entry.problems if path.name != SPEC_FILE]
+    result.shards += len(shards)
+    for path in shards:
+        with contextlib.suppress(FileNotFoundError):
+            result.bytes += path.lstat().st_size
+    for path, problem in entry.problems.items():
+        yield Damage(path, _cause(path, problem))
+    width = _usual_width(entry.shards)
+    for shard in entry.shards:
+        assert entry.spec is not None  # nothing else opens shards
+        result.rows += len(shard.keys)
         try:
-            shard = open_shard(path, entry.spec.fingerprint)
             reason = _value_damage(shard, entry.spec)
         except CacheError as error:
-            yield Damage(path, str(error).removeprefix(f"{path}: ").partition("; mmfeat cache verify")[0])
-            continue
-        result.rows += len(shard.keys)
-        sound.append(shard)
-        if reason:
-            yield Damage(path, reason)
-    table = Table(sound)
+            reason = _cause(shard.path, str(error))
+        if reason or shard.width not in (0, width):
+            yield Damage(shard.path, reason or f"values of width {shard.width} among others of width {width}")
+    table = Table(entry.shards)
     good = table.keys[~table.failed]
     result.doubles += len(good) - len(np.unique(good))
+
+
+def _usual_width(shards: Sequence[Shard]) -> int:
+    """The width that most rows of an encoder have."""
+    rows: Counter[int] = Counter()
+    for shard in shards:
+        rows[shard.width] += len(shard.keys) if shard.width else 0
+    return rows.most_common(1)[0][0] if rows else 0
+
+
+def _cause(path: Path, problem: str) -> str:
+    """An error's own part: the report names the file and the remedy once."""
+    return problem.removeprefix(f"{path}: ").partition("; mmfeat cache verify")[0]
 
 
 def _value_damage(shard: Shard, spec: EncoderSpec) -> str:
@@ -96,9 +112,10 @@ def _value_damage(shard: Shard, spec: EncoderSpec) -> str:
         return "; ".join(_where(shard, ids, piece) for piece in pieces[:5]) + (" and more" if len(pieces) > 5 else "")
     for part, values in scan(shard):
         wrong = np.flatnonzero(~np.isfinite(values).all(axis=1)) + part.start
-        for sample in np.searchsorted(shard.bounds, wrong, side="right") - 1:
-            if not shard.errors[sample]:
-                return f"row {sample} is not finite, and tells no error"
+        for row in np.searchsorted(shard.bounds, wrong, side="right") - 1:
+            if not shard.errors[row]:
+                name = printable(read_ids(shard.path)[row])
+                return f"row {row} (sample {name}) is not finite, and tells no error"
     return ""
 
 
@@ -107,17 +124,17 @@ def _where(shard: Shard, ids: np.ndarray, piece: int) -> str:
     stop = min((piece + 1) * MIB, shard.values.nbytes)
     values = np.array([piece * MIB // shard.row_bytes, (stop - 1) // shard.row_bytes])
     first, last = np.searchsorted(shard.bounds, values, side="right") - 1
-    names = f"{ids[first].decode()} to {ids[last].decode()}"
+    names = f"{printable(ids[first])} to {printable(ids[last])}"
     return f"MiB {piece} does not match its checksum: rows {first} to {last} (samples {names})"
 
 
 def _moved(root: Path, path: Path) -> Path | None:
     """Move a damaged file into the quarantine, under a name of its own."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     place = root / QUARANTINE / path.parent.parent.name / path.parent.name / path.name
     number = 1
-    while place.exists():
+    while os.path.lexists(place):
         place, number = place.with_name(f"{path.name}.{number}"), number + 1
     try:
         make_folder(place.parent)

@@ -76,12 +76,12 @@ class ShardWriter:
     def _look_at_new_shards(self) -> None:
         for path in self._folder.iterdir():
             if SHARD_NAME.fullmatch(path.name) and path.name not in self._looked_at:
-                self._looked_at.add(path.name)
                 with contextlib.suppress(CacheError):  # a damaged shard has no rows to count on
                     shard = open_shard(path, self._spec.fingerprint)
                     fine = shard.errors == b""
                     self._good.update(shard.keys[fine].tolist())
                     self._failed.update(shard.keys[~fine].tolist())
+                self._looked_at.add(path.name)
 
     def _not_stored(self, rows: Rows, good: set[bytes], failed: set[bytes]) -> Rows:
         """Those that the folder lacks, a good row also where it has only an error; notes their keys."""
