@@ -16,6 +16,7 @@ import json
 import os
 import re
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -80,8 +81,13 @@ def write_json(path: Path, value: Any, *, exclusive: bool = False) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in `path`."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The JSON value in `path`. Raises `OSError`, or `ValueError` for what is no JSON or no plain file."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would wait for ever
+        raise ValueError("not a plain file")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def canonical_json(value: Any) -> str:

@@ -13,6 +13,7 @@ from tiny_models import write_clip, write_kind, write_timm, write_torchvision
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small only wait for their threads
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "what", "a", "wonderful", "day", "so", "tired", "of", "this", "the", "bus"]
 

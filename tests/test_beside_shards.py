@@ -45,12 +45,21 @@ def refused_until_moved(store: Cache, path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", "5", '{"spec": 5}', "\0" * 100, '{"spec": {"family": "x"}, "fingerprint": "", "a": 1}'],
+    ["", "{", "[]", "[" * 5000, "5", '{"spec": 5}', "\0" * 100, '{"spec": {"family": "x"}, "fingerprint": "", "a": 1}'],
 )
 def test_a_spec_file_of_any_content_is_one_line(store: Cache, content: str) -> None:
     path = store.spec_folder(POOLED_SPEC) / "spec.json"
     path.write_text(content)
     refused_until_moved(store, path)
+
+
+def test_a_spec_file_that_is_a_pipe_does_not_hang_what_looks_at_the_cache(store: Cache) -> None:
+    path = store.spec_folder(POOLED_SPEC) / "spec.json"
+    path.unlink()
+    os.mkfifo(path)
+    (damage,) = verify_cache(store.folder.parent, quarantine=True).damages
+    assert (damage.path, damage.reason) == (path, "not the spec of this folder (not a plain file)")
+    np.testing.assert_array_equal(store.load(SAMPLES, [POOLED_SPEC]).blocks[0].vectors, VECTORS)
 
 
 @pytest.mark.parametrize(("field", "value"), [("max_length", 7), ("max_length", "0"), ("modality", ["text"])])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,17 @@ def options(*outputs: str, **others: Any) -> EncoderOptions:
     return EncoderOptions(**{"dtype": "float32", "outputs": outputs or ALL, "views": 2, **others})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Models this small only wait for each other's threads."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven samples; the third has no caption, the fourth a broken photo, the last none at all."""
@@ -37,9 +49,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels, buffer = np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8), io.BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG")
         if number != 6:
-            photo = buffer.getvalue() if number != 3 else b"no photo"
-            (folder / "data" / f"s{number}.png").write_bytes(photo)
-    (folder / "train.txt").write_text("guid,tag\n" + "".join(f"s{n},x\n" for n in range(len(CAPTIONS))))
+            (folder / "data" / f"s{number}.png").write_bytes(buffer.getvalue() if number != 3 else b"no photo")
+    (folder / "train.txt").write_text("".join(f"s{n},x\n" for n in range(len(CAPTIONS))))
     return folder
 
 
@@ -88,8 +99,7 @@ def test_every_output_of_every_view_is_a_folder_of_its_own(result: Extraction) -
     folders = {path.name for path in result.folder.iterdir() if path.is_dir()}
     assert folders == {spec.folder_name for spec in specs} == set(result.new)
     assert len(folders) == len(found) == 24
-    assert {result.new[spec.folder_name] for spec in specs if spec.modality == "text"} == {5}
-    assert {result.new[spec.folder_name] for spec in specs if spec.modality == "image"} == {5}
+    assert set(result.new.values()) == {5}  # different captions, photos that are whole
     assert {result.unreadable[spec.folder_name] for spec in specs if spec.modality == "image"} == {1}
     assert result.failures == [("s3", "not an image")]
 
@@ -148,8 +158,8 @@ def test_only_an_output_that_is_missing_is_written(data: Path, encoders: list[st
     first = extract(tuple(output for output in ALL if output != later), 1)
     before = files(tmp_path)
     second = extract(ALL, 1)
-    added = {t.spec.folder_name for t in second.towers} - {t.spec.folder_name for t in first.towers}
-    assert {folder for folder, count in second.new.items() if count} == added
+    added = {folder for folder, count in second.new.items() if count}
+    assert added == {t.spec.folder_name for t in second.towers} - {t.spec.folder_name for t in first.towers}
     assert len(added) == 4  # bert, clip.text, and clip.image plain and as one view
     after = files(tmp_path)
     assert {path: after[path] for path in before} == before
@@ -187,7 +197,6 @@ def test_load_gives_vectors_and_mapped_tokens_side_by_side(result: Extraction) -
         lacking = {"s2"} if tokens.modality == "text" else {"s3", "s6"}
         assert {id for id, present in zip(features.ids, tokens.mask, strict=True) if not present} == lacking
         assert (tokens.lengths == 0).tolist() == (~tokens.mask).tolist()
-        assert len(tokens) == len(samples)
 
 
 def test_a_batch_is_padded_with_zeros_behind_its_mask(result: Extraction) -> None:
@@ -252,7 +261,6 @@ def test_half_precision_is_stored_as_float16(
     half = extract_features(data, encoders, cache=tmp_path, options=options(dtype="bfloat16", views=0), device="cpu")
     for tower in half.towers:
         (exact,) = (t.spec for t in result.towers if t.spec.name == tower.spec.name)
-        assert exact.fingerprint != tower.spec.fingerprint
         for mine, other in zip(stored(half, tower.spec), stored(result, exact), strict=True):
             assert (mine is None) == (other is None)
             if mine is not None and other is not None:
@@ -263,16 +271,14 @@ def test_half_precision_is_stored_as_float16(
 
 
 def test_hashing_has_no_tokens(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(EncoderError, match="hashing has no tokens; name the encoder, as in clip=tokens") as caught:
+    with pytest.raises(EncoderError, match=r"^.*hashing has no tokens; name the encoder, as in clip=tokens$"):
         extract_features(data, ["hashing"], cache=tmp_path / "cache", options=options("pooled", "tokens"))
-    assert "\n" not in str(caught.value)
     assert not (tmp_path / "cache").exists()
 
 
 def errors(cache: Cache, spec: EncoderSpec, key: bytes) -> list[str]:
     """The error of every row that is stored under `key`, "" of a good one."""
-    shards = cache.shards(spec)
-    return sorted(error.decode() for shard in shards for error in shard.errors[shard.keys == key].tolist())
+    return sorted(error.decode() for s in cache.shards(spec) for error in s.errors[s.keys == key].tolist())
 
 
 def test_what_failed_is_remembered_and_tried_again_only_when_asked(data: Path, tiny_clip: Path, tmp_path: Path) -> None:

@@ -111,7 +111,8 @@ def _stamp(path: Path) -> Stamp | None:
 def _stamp_of(path: Path, found: os.stat_result) -> Stamp:
     import xxhash
 
-    place = os.path.join(os.getcwd(), path).encode(errors="surrogateescape")
+    full = path if path.is_absolute() else os.path.join(os.getcwd(), path)  # where one works may be gone
+    place = os.fsencode(full)
     # The change time cannot be set back, so a file that is put in place with its old date is seen.
     seen = struct.pack("<4q", found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino & (2**63 - 1))
     return Stamp(xxhash.xxh3_64_intdigest(place), xxhash.xxh3_64_intdigest(place + seen))

@@ -117,9 +117,7 @@ def _fill(group: Any, spec: EncoderSpec, block: MappedBlock) -> None:
 
 
 def _values(block: MappedBlock, spec: EncoderSpec, advance: Callable[[int], None]) -> Iterator[memoryview]:
-    """The values of the samples in order; nobody knows the width of what no sample has."""
-    if not block.width:
-        return
+    """The values of the samples in order."""
     for start in range(0, len(block), STEP):
         rows = np.arange(start, min(start + STEP, len(block)))
         values, present = block.batch(rows)

@@ -127,8 +127,8 @@ def open_shard(path: Path, fingerprint: str) -> Shard:
         stored = plain_datasets(file, path, _kinds(str(output)))
         values = stored.pop(str(output))
         columns = {name: file[name][:] for name in stored}
-    if path.stem != _hash_around(path, values):
-        raise CacheError(f"{path}: it does not match its name, which is its checksum; {NOT_OURS}")
+        if path.stem != _hash_around(path, values):
+            raise CacheError(f"{path}: it does not match its name, which is its checksum; {NOT_OURS}")
     rows = len(columns["keys"])
     bounds = columns.get("bounds", np.arange(rows + 1))
     sums = columns[f"{output}_xxh3"]
@@ -158,10 +158,14 @@ def _hash_around(path: Path, values: Stored) -> str:
     """Hash of all bytes but the values."""
     import xxhash
 
+    digest = xxhash.xxh3_128()
     with path.open("rb") as file:
-        head = file.read(values.offset if values.nbytes else -1)
-        file.seek(values.offset + values.nbytes if values.nbytes else 0, os.SEEK_SET if values.nbytes else os.SEEK_END)
-        return xxhash.xxh3_128_hexdigest(head + file.read())
+        size = os.fstat(file.fileno()).st_size
+        for start, stop in ((0, values.offset), (values.offset + values.nbytes, size)):
+            file.seek(start)
+            for at in range(start, stop, MIB):
+                digest.update(file.read(min(MIB, stop - at)))
+    return digest.hexdigest()
 
 
 def _columns(batches: Sequence[Rows], output: str) -> dict[str, np.ndarray]:

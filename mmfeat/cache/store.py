@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ class Cache:
         table, rows, mask = self._found(samples, wanted, spec, allow_missing)
         lengths = np.zeros(len(samples), np.int64)
         lengths[mask] = table.lengths[rows[mask]]
-        read = lambda positions: table.tokens(np.where(mask, rows, -1)[positions])  # noqa: E731
+        read = partial(_read_rows, table, np.where(mask, rows, -1))  # no lambda: loader workers get it pickled
         everything = np.arange(len(samples))
         return MappedBlock(spec.folder_name, spec.modality, table.width, lengths, mask, everything, read)
 
@@ -190,6 +191,10 @@ def folder_name(name: str) -> str:
         if plain == name and name not in RESERVED
         else f"{plain or 'data'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     )
+
+
+def _read_rows(table: Table, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    return table.tokens(rows[positions])
 
 
 def _check_spec_file(path: Path, spec: EncoderSpec) -> None:

@@ -113,6 +113,8 @@ def _spec(folder: Path, shards: list[Path], problems: dict[Path, str]) -> tuple[
     path = folder / SPEC_FILE
     if path.exists():
         try:
+            if not path.is_file():  # opening a pipe would wait for ever
+                raise ValueError("not a plain file")
             found = read_json(path)
             stated, provenance = found["fingerprint"], dict(found["provenance"])
             spec = _checked(EncoderSpec.from_json(found["spec"]), folder)
