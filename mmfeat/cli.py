@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -118,7 +119,8 @@ def extract(
         progress=ConsoleProgress(),
     )
     show_extraction(result)
-    out.print(f"next: mmfeat heads --data {data}")
+    elsewhere = f" --cache {shlex.quote(cache)}" if cache != "cache" else ""
+    out.print(f"next: mmfeat heads --data {shlex.quote(data)}{elsewhere}")
 
 
 @app.command()

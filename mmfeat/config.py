@@ -22,6 +22,9 @@ def read_config(path: Path, flags: Mapping[str, Mapping[str, str]]) -> dict[str,
     if broken:
         raise ConfigError(f"{path}: {', '.join(broken)} means something else for each command; write a table, [heads]")
     common = {key: value for key, value in values.items() if key not in flags}
+    if tables := [key for key, value in common.items() if isinstance(value, dict)]:
+        known_tables = ", ".join(f"[{name}]" for name in flags)
+        raise ConfigError(f"{path}: no command {', '.join(tables)}; tables are {known_tables}")
     known = {flag for names in flags.values() for flag in names}
     unknown = [key for key in common if key not in known]
     unknown += [f"{name}.{key}" for name in flags for key in values.get(name, {}) if key not in flags[name]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ LINE = 100  # letters, of a list that grows with the machine's packages
 def show_entries(entries: Sequence[Entry], cache: str) -> None:
     """One line an encoder, grouped by data set."""
     if not entries:
-        out.print(f"nothing is cached in {cache}; next: mmfeat extract")
+        out.print(f"nothing is cached in {cache}; next: mmfeat extract --data DATA --encoders A,B")
         return
     names = ("data", "encoder", "rows", "width", "dtype", "size", "age", "fingerprint")
     table = []
@@ -44,7 +45,7 @@ def show_entries(entries: Sequence[Entry], cache: str) -> None:
     total = sum(entry.bytes for entry in entries)
     out.print(f"{counted(len(entries), 'encoder')}, {size(total)} in {cache}")
     if any(entry.problems for entry in entries):
-        out.print("some files are damaged; next: mmfeat cache verify")
+        out.print(f"some files are damaged; next: mmfeat cache verify --cache {shlex.quote(cache)}")
 
 
 def show_coverage(samples: SampleSet, entries: Sequence[Entry], keys: Mapping[str, ContentKeys]) -> None:
@@ -91,7 +92,7 @@ def show_explanations(explanations: Sequence[Explanation]) -> None:
         for reason in rest:
             out.print(f"  {reason}")
     if any(explanation.outcome == "miss" for explanation in explanations):
-        out.print("next: mmfeat extract computes what is missing")
+        out.print("next: mmfeat extract with these flags computes what is missing")
 
 
 def show_verification(result: Verification, cache: str) -> None:
@@ -111,7 +112,8 @@ def show_verification(result: Verification, cache: str) -> None:
         return
     out.print(f"{len(result.damages)} damaged among {checked} in {cache}")
     moved = "mmfeat extract computes what was moved again"
-    out.print(f"next: {moved if result.sound else f'mmfeat cache verify --cache {cache} --quarantine; then {moved}'}")
+    move = "" if result.sound else f"mmfeat cache verify --cache {shlex.quote(cache)} --quarantine; then "
+    out.print(f"next: {move}{moved}")
 
 
 def show_parity(results: Sequence[Parity]) -> None:

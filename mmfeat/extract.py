@@ -36,7 +36,7 @@ from mmfeat.hardware import cpu_count, resolve_device
 from mmfeat.images import decode_image
 from mmfeat.plan import Item, make_plan
 from mmfeat.progress import Progress, Silent
-from mmfeat.requests import Request, remember_request, resolve_options
+from mmfeat.requests import Request, begin_request, remember_request, resolve_options
 from mmfeat.samples import SampleSet, content_key, read_samples
 from mmfeat.version import __version__
 from mmfeat.views import augment
@@ -103,6 +103,11 @@ def extract_features(
     samples = read_samples(data, columns)
     encoders, resolved = list(encoders), resolve_options(options or EncoderOptions(), device)
     towers = describe_encoders(encoders, resolved)
+    requests = [absolute_request(encoder) for encoder in encoders]
+    fingerprints = tuple(tower.spec.fingerprint for tower in towers)
+    request = Request(os.path.abspath(data), dict(columns or {}), requests, resolved, fingerprints)
+    Cache(cache, samples.name).create()
+    begin_request(cache, request)
     result = extract_samples(
         samples,
         towers,
@@ -113,9 +118,7 @@ def extract_features(
         retry_failed=retry_failed,
         progress=progress,
     )
-    requests = [absolute_request(encoder) for encoder in encoders]
-    fingerprints = tuple(tower.spec.fingerprint for tower in towers)
-    remember_request(cache, Request(os.path.abspath(data), dict(columns or {}), requests, resolved, fingerprints))
+    remember_request(cache, request)
     result.seconds = time.monotonic() - start
     return result
 

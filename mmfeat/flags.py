@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from mmfeat.console import err, out, shown
-from mmfeat.errors import ConfigError, MmfeatError
+from mmfeat.errors import ConfigError, DataError, MmfeatError
 
 if TYPE_CHECKING:
     from mmfeat.requests import Request
@@ -86,6 +87,8 @@ def find_request(
     """What is named in full, or the latest extraction's request with what is named in its place."""
     from mmfeat.requests import latest_request, new_request
 
+    if data is not None and not os.path.exists(data):
+        raise DataError(f"{data}: no such folder or table; check --data")
     if data is not None and encoders is not None:
         return new_request(data, names(encoders), pairs(columns or ""), given)
     request = latest_request(cache, data)

@@ -20,7 +20,7 @@ FOLDER = "requests"
 
 @dataclass(frozen=True)
 class Request:
-    """What the last complete extraction of a data set was asked for; `data` is absolute.
+    """What the last extraction of a data set was asked for, complete or not; `data` is absolute.
 
     `fingerprints` are those of the specs it meant, so that nobody has to load models to know what is in use.
     """
@@ -56,6 +56,15 @@ def remember_request(cache: str | Path, request: Request) -> None:
     name = hashlib.sha256(request.data.encode()).hexdigest()[:16]
     with contextlib.suppress(WriteError):
         write_json(Path(cache) / FOLDER / f"{name}.json", asdict(request))
+
+
+def begin_request(cache: str | Path, request: Request) -> None:
+    """Note a request whose work is about to begin; what the one before it needs stays in use until it is done."""
+    try:
+        before = latest_request(cache, request.data).fingerprints
+    except CacheMissError:
+        before = ()
+    remember_request(cache, replace(request, fingerprints=tuple(dict.fromkeys((*request.fingerprints, *before)))))
 
 
 def latest_request(cache: str | Path, data: str | Path | None = None) -> Request:

@@ -78,9 +78,11 @@ def test_ls(here: Path) -> None:
     assert re.match(r"2 encoders, [\d.]+ kB in cache$", total)
     assert max(map(len, (head, hashing, hog))) <= 100
     shard("hog").write_bytes(b"not a shard")
-    assert lines("ls")[-1] == "some files are damaged; next: mmfeat cache verify"
+    assert lines("ls")[-1] == "some files are damaged; next: mmfeat cache verify --cache cache"
     Path("empty").mkdir()
-    assert lines("ls", "--cache", "empty") == ["nothing is cached in empty; next: mmfeat extract"]
+    assert lines("ls", "--cache", "empty") == [
+        "nothing is cached in empty; next: mmfeat extract --data DATA --encoders A,B"
+    ]
 
 
 def test_info(here: Path) -> None:
@@ -104,7 +106,7 @@ def test_explain(here: Path) -> None:
     missing = lines("explain", 1000, "--cleaning", "none", "--encoders", "hashing")
     assert missing[1].startswith("hashing: miss: no shard of this encoder in cache/demo/hashing-")
     assert missing[3] == "    cleaning: there tweet, asked for none"
-    assert missing[4] == "next: mmfeat extract computes what is missing"
+    assert missing[4] == "next: mmfeat extract with these flags computes what is missing"
     assert lines("explain", 1003)[3] == "  mmfeat extract --retry-failed tries again"
     fails(mmfeat("explain", 99), "no sample '99'; did you mean 1099")
     fails(mmfeat("explain", 1000, "--cache", "nowhere"), "nothing was extracted", "mmfeat extract")

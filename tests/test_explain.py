@@ -74,7 +74,8 @@ def test_an_edited_caption_is_a_miss_that_says_so(data: Path, specs: list[Encode
     assert now is not None
     assert photo.outcome == "hit"
     assert text.outcome == "miss"
-    expected = f"its text changed: stored was {was.decode()[:12]}..., now it is {now.decode()[:12]}... (SHA-256)"
+    change = f"stored was {was.decode()[:12]}..., now it is {now.decode()[:12]}... (SHA-256)"
+    expected = f"its text changed (or another data set of this name has the id): {change}"
     assert text.reasons == (expected,)
 
 

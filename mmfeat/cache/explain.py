@@ -69,7 +69,8 @@ def _changed_content(shards: Sequence[Shard], id: str, key: bytes, spec: Encoder
     for shard in shards:
         for row in np.flatnonzero(read_ids(shard.path) == id.encode()):
             was = printable(shard.keys[row])
-            yield f"its {spec.modality} changed: stored was {was[:12]}..., now it is {key.decode()[:12]}... (SHA-256)"
+            change = f"stored was {was[:12]}..., now it is {key.decode()[:12]}... (SHA-256)"
+            yield f"its {spec.modality} changed (or another data set of this name has the id): {change}"
 
 
 def _nearest(key: bytes, spec: EncoderSpec, entries: list[Entry]) -> Iterator[str]:

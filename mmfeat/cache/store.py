@@ -21,7 +21,7 @@ from mmfeat.cache.keys import ContentKeys, content_keys
 from mmfeat.cache.reading import scan
 from mmfeat.cache.shard import SHARD_NAME, Shard, open_shard
 from mmfeat.cache.table import Table
-from mmfeat.cache.writer import SPEC_FILE, ShardWriter, settle
+from mmfeat.cache.writer import SPEC_FILE, ShardWriter, declare, settle
 from mmfeat.encoders import EncoderSpec
 from mmfeat.errors import CacheError, CacheMissError, ConfigError
 from mmfeat.features import Block, Features, MappedBlock
@@ -48,8 +48,9 @@ class Cache:
             make_folder(self.folder)
 
     def settle(self, spec: EncoderSpec) -> None:
-        """Make what is stored of `spec` outlive a power loss, whoever wrote it."""
-        if self.spec_folder(spec).is_dir():
+        """Make what is stored of `spec` outlive a power loss, whoever wrote it, and say again what it is of."""
+        if shard_files(self.spec_folder(spec)):
+            declare(self.spec_folder(spec), spec, {})
             settle(self.spec_folder(spec))
 
     def spec_folder(self, spec: EncoderSpec) -> Path:
@@ -169,7 +170,8 @@ class Cache:
         if len(missing) and not allow_missing:
             raise CacheMissError(
                 f"{self.spec_folder(spec)}: {len(missing)} of {len(samples)} samples are not in the cache for "
-                f"{spec.name} (first: {samples[missing[0]].id}); run mmfeat extract with the same --data and --encoders"
+                f"{spec.name} (first: {samples[missing[0]].id}); run mmfeat extract with the same flags "
+                f"(mmfeat cache explain {samples[missing[0]].id} tells what differs)"
             )
         mask = rows >= 0
         mask[mask] = ~table.failed[rows[mask]]

@@ -57,6 +57,8 @@ def verify_cache(root: str | Path, *, quarantine: bool = False, progress: Progre
     What was moved is computed again by the next extraction; nothing is deleted.
     """
     result, entries = Verification(), survey(root)
+    if not entries:
+        raise CacheError(f"{root}: no encoder's vectors are here; name the folder of a cache with --cache")
     with (progress or Silent()).task("verify MiB", sum(-(-entry.bytes // MIB) for entry in entries)) as advance:
         for entry in entries:
             result.encoders += 1

@@ -50,7 +50,7 @@ class ShardWriter:
     def commit(self) -> None:
         """Write what has gathered as one shard; when this returns it outlives a power loss."""
         if self._batches:
-            self._declare()
+            declare(self._folder, self._spec, self._provenance)
             with write_errors(self._folder), locked_folder(self._folder):
                 self._look_at_new_shards()
                 good: set[bytes] = set()
@@ -65,13 +65,6 @@ class ShardWriter:
             self.failed += sum(batch.failed for batch in self._batches)
         # Only now: an interrupt before this line leaves the rows here for the commit on the way out.
         self._batches, self._bytes, self._since = [], 0, time.monotonic()
-
-    def _declare(self) -> None:
-        """Say beside the shards what they are of; whoever said it first is right."""
-        path = self._folder / SPEC_FILE
-        if not path.exists():
-            spec = {"fingerprint": self._spec.fingerprint, "spec": asdict(self._spec)}
-            write_json(path, {**spec, "provenance": self._provenance}, exclusive=True)
 
     def _look_at_new_shards(self) -> None:
         for path in self._folder.iterdir():
@@ -100,7 +93,9 @@ class ShardWriter:
         return rows if len(chosen) == len(rows.keys) else rows.take(chosen)
 
     def __enter__(self) -> ShardWriter:
-        self._declare()  # a folder that cannot be written is told before the work, not after
+        declare(
+            self._folder, self._spec, self._provenance
+        )  # a folder that cannot be written is told before the work, not after
         settle(self._folder)
         return self
 
@@ -108,6 +103,13 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.commit()
+
+
+def declare(folder: Path, spec: EncoderSpec, provenance: dict[str, Any]) -> None:
+    """Say beside the shards what they are of; whoever said it first is right."""
+    if not (folder / SPEC_FILE).exists():
+        stated = {"fingerprint": spec.fingerprint, "spec": asdict(spec), "provenance": provenance}
+        write_json(folder / SPEC_FILE, stated, exclusive=True)
 
 
 def settle(folder: Path) -> None:

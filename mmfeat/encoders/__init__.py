@@ -74,19 +74,23 @@ def describe_encoders(requests: list[str], options: EncoderOptions) -> list[Towe
     """
     if options.dtype == "auto":
         raise ConfigError("dtype auto is no arithmetic yet; pass the options through mmfeat.requests.resolve_options")
-    towers: dict[str, Tower] = {}
-    bases: list[EncoderSpec] = []
-    for request in requests:
-        family, variant = _split(request)
-        for base in _family(request).describe(family, variant, options):
-            bases.append(base)
-            for spec in _outputs(base, options, _family(request).has_layers):
-                towers.setdefault(spec.fingerprint, Tower(absolute_request(request), spec))
     if not requests:
         raise EncoderError(f"no encoders; name some of {', '.join(FAMILIES)} with --encoders A,B")
+    towers: dict[str, Tower] = {}
+    bases: list[EncoderSpec] = []
+    idle: list[str] = []
+    for request in requests:
+        family, variant = _split(request)
+        described = _family(request).describe(family, variant, options)
+        specs = [spec for base in described for spec in _outputs(base, options, _family(request).has_layers)]
+        for spec in specs:
+            towers.setdefault(spec.fingerprint, Tower(absolute_request(request), spec))
+        bases += described
+        idle += [] if specs else [request]
     _check_output_names(options, bases)
-    if not towers:
-        raise EncoderError(f"--outputs {','.join(options.outputs)}: none of these is of {', '.join(requests)}")
+    if idle:
+        asked = ",".join(options.outputs)
+        raise ConfigError(f"--outputs {asked}: asks nothing of {', '.join(idle)}; add an output of it, or leave it out")
     return list(towers.values())
 
 
