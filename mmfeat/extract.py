@@ -189,6 +189,8 @@ def _run(
                     writers[spec.fingerprint].add(rows)
                     failures.update(pair for pair in zip(rows.ids, rows.errors, strict=True) if pair[1])
             result.failures += sorted(failures)
+            for writer in writers.values():  # also those whose rows came earlier, of texts or for another encoder
+                writer.commit_if_due()
             advance(len(batch))
 
 

@@ -155,10 +155,12 @@ def stale_temporaries(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def sweep_temporaries(folder: Path) -> None:
-    """Delete the temporary files that nobody will ever commit."""
+def sweep_temporaries(folder: Path, name: str = "") -> None:
+    """Delete the temporary files that nobody will ever commit, or only those of one file's name."""
     for path in stale_temporaries(folder):
         with contextlib.suppress(OSError):
+            if not path.name.startswith(f".{name}"):
+                continue
             path.unlink()
 
 
@@ -211,10 +213,8 @@ def _age(path: Path) -> float:
 
 
 def _lock(handle: int) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return False
+    import fcntl
+
     deadline = time.monotonic() + LOCK_SECONDS
     while time.monotonic() < deadline:
         try:

@@ -35,13 +35,13 @@ class Garbage:
 def find_garbage(cache: str | Path, runs: Sequence[str | Path] = ("heads",)) -> list[Garbage]:
     """What could go: encoders that neither a run nor a latest extraction names, quarantined and temporary files.
 
-    `runs` are the folders with runs. Encoders that changed within the last hour stay, and with them all of a
-    data set that an extraction is at work on. Raises `RunError` for a run and `CacheError` for a note of an
+    `runs` are the folders with runs. A data set that changed within the last hour stays whole: an extraction
+    may be at work on it, and count on what is old. Raises `RunError` for a run and `CacheError` for a note of an
     extraction that cannot be read: nobody knows what it needs.
     """
     root, entries = Path(cache).resolve(), survey(cache)
     needed = _named_by_runs(runs) | _named_by_extractions(Path(cache))
-    busy = _at_work(Path(cache), entries)
+    busy = _at_work(entries)
     ours = [entry for entry in entries if entry.folder.resolve().is_relative_to(root)]  # a link may lead elsewhere
     spare = [entry for entry in ours if entry.dataset not in busy and _is_unneeded(entry, needed)]
     return [garbage for entry in spare if (garbage := _unneeded(entry)).files] + list(_leftovers(Path(cache)))
@@ -87,15 +87,13 @@ def _named_by_extractions(cache: Path) -> set[str]:
     return names
 
 
-def _at_work(cache: Path, entries: Sequence[Entry]) -> set[str]:
-    """Data sets with rows newer than any note of an extraction: it is written last, so one may still run."""
-    noted = max((file.stat().st_mtime for file in cache.glob(f"{REQUESTS}/*.json")), default=0.0)
-    return {entry.dataset for entry in entries if entry.changed > max(noted, time.time() - FRESH_SECONDS)}
+def _at_work(entries: Sequence[Entry]) -> set[str]:
+    """Data sets with new files."""
+    return {entry.dataset for entry in entries if entry.changed > time.time() - FRESH_SECONDS}
 
 
 def _is_unneeded(entry: Entry, needed: set[str]) -> bool:
-    named = any(entry.folder.name.endswith(fingerprint[:8]) for fingerprint in needed)  # also where it is damaged
-    return not named and time.time() - entry.changed > FRESH_SECONDS
+    return not any(entry.folder.name.endswith(fingerprint[:8]) for fingerprint in needed)  # also where it is damaged
 
 
 def _unneeded(entry: Entry) -> Garbage:

@@ -75,7 +75,7 @@ def _worse(worst: Parity, id: str, cached: np.ndarray, wanted: np.ndarray, spec:
     a, b = cached.astype(np.float64), wanted.reshape(-1).astype(np.float64)
     if a.shape != b.shape:
         return Parity(spec.name, worst.rows + 1, float("inf"), 0.0, id, False)
-    deviation = float(np.abs(a - b).max(initial=0.0)) if np.isfinite(a).all() else float("inf")
+    deviation = float(np.abs(a - b).max(initial=0.0)) if np.isfinite([a, b]).all() else float("inf")
     cosine, length = _angle_and_length(a, b)
     if spec.storage == "float32":
         holds = deviation <= FLOAT32_DEVIATION * max(1.0, float(np.abs(b).max(initial=0.0)))

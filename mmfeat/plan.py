@@ -72,8 +72,8 @@ def _items(
 
 def _lacking(plan: Plan, spec: EncoderSpec, store: Cache, contents: np.ndarray, retry_failed: bool) -> np.ndarray:
     """(N,) whether `spec` lacks each content; counts what it has."""
-    store.settle(spec)  # what counts as stored has to stay
     table = store.table(spec)
+    store.settle(spec)  # what counts as stored has to stay
     rows = table.find(contents)
     failed = rows >= 0
     failed[failed] = table.failed[rows[failed]]

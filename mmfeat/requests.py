@@ -20,7 +20,7 @@ FOLDER = "requests"
 
 @dataclass(frozen=True)
 class Request:
-    """What the last extraction of a data set was asked for, complete or not; `data` is absolute.
+    """What the last complete extraction of a data set was asked for, or the first while it runs; `data` is absolute.
 
     `fingerprints` are those of the specs it meant, so that nobody has to load models to know what is in use.
     """
@@ -59,12 +59,13 @@ def remember_request(cache: str | Path, request: Request) -> None:
 
 
 def begin_request(cache: str | Path, request: Request) -> None:
-    """Note a request whose work is about to begin; what the one before it needs stays in use until it is done."""
+    """Note that work on a request begins. One that was complete stays the latest, and both are in use."""
     try:
-        before = latest_request(cache, request.data).fingerprints
+        before = latest_request(cache, request.data)
     except CacheMissError:
-        before = ()
-    remember_request(cache, replace(request, fingerprints=tuple(dict.fromkeys((*request.fingerprints, *before)))))
+        before = request
+    fingerprints = tuple(dict.fromkeys((*before.fingerprints, *request.fingerprints)))
+    remember_request(cache, replace(before, fingerprints=fingerprints))
 
 
 def latest_request(cache: str | Path, data: str | Path | None = None) -> Request:

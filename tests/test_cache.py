@@ -19,6 +19,7 @@ from mmfeat.errors import CacheError, CacheMissError
 from mmfeat.samples import Sample, content_key
 
 SPEC = EncoderSpec("hashing", "text", "", "builtin:1", "float32", "float32", cleaning="tweet")
+TOKENS = dataclasses.replace(SPEC, output="tokens", pooling="none")
 TEXTS = [f"text {number}" for number in range(40)]
 VECTORS = np.random.default_rng(1).standard_normal((40, 24)).astype(np.float32)
 SAMPLES = [Sample(f"s{number}", text) for number, text in enumerate(TEXTS)]
@@ -266,3 +267,25 @@ def test_shards_of_another_width_or_dtype_are_refused(cache: Cache) -> None:
         for path in set(shard_paths(cache)):
             if len(open_shard(path, SPEC.fingerprint).keys) == 1:
                 path.unlink()
+
+
+def test_rows_are_committed_in_time_also_while_no_more_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mmfeat.cache.writer as writing
+
+    cache = Cache(tmp_path, "set")
+    with cache.writer(SPEC, {}) as writer:
+        writer.add(rows(range(3)))
+        writer.commit_if_due()
+        assert len(cache.keys(SPEC)[0]) == 0
+        monkeypatch.setattr(writing, "SHARD_SECONDS", 0.0)
+        writer.commit_if_due()
+        assert len(cache.keys(SPEC)[0]) == 3
+
+
+def test_values_of_two_widths_are_never_written(cache: Cache) -> None:
+    """The shorter ones would be lost."""
+    for spec, values in ((SPEC, [VECTORS[:1], VECTORS[1:2, :5]]), (TOKENS, [[VECTORS[:3]], [VECTORS[:2, :5]]])):
+        odd = [Rows([content_key(str(n).encode())], ["o"], [""], value) for n, value in enumerate(values)]
+        with pytest.raises(CacheError, match="values of width 5, 24 for one encoder"):
+            write_shard(tmp := cache.spec_folder(spec), spec.fingerprint, dataclasses.asdict(spec), odd)
+        assert not tmp.exists() or len(list(tmp.glob("*.h5"))) in (0, 2)

@@ -147,18 +147,21 @@ def test_what_changed_within_the_hour_stays(root: Path) -> None:
         path = folder_of(root, POOLED_SPEC) / name
         path.touch()
         remember(root, "/data/set", TOKEN_SPEC)
-        assert listed(root) == {folder_of(root, OTHER_SPEC)}
+        assert listed(root) == set()
         make_old(path.parent)
+        assert listed(root) == {folder_of(root, POOLED_SPEC), folder_of(root, OTHER_SPEC)}
 
 
 def test_a_data_set_stays_while_an_extraction_is_at_work_on_it(root: Path) -> None:
-    """It notes what it meant at its end; what it finished hours ago is not garbage until then."""
+    """What was finished hours ago may be counted on by what is being written now."""
     running = dataclasses.replace(TOKEN_SPEC, layer=1, output="prefix")
     with Cache(root, "set").writer(running, {}) as writer:
         writer.add(rows(TOKEN_SPEC))
     add(root, POOLED_SPEC, "second")
     assert listed(root) == {folder_of(root, POOLED_SPEC, "second")}
     remember(root, "/data/set", running)
+    assert folder_of(root, POOLED_SPEC) not in listed(root)
+    make_old(root)
     assert folder_of(root, POOLED_SPEC) in listed(root)
     assert folder_of(root, running) not in listed(root)
 

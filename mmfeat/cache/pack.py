@@ -24,7 +24,7 @@ from mmfeat.cache.store import Cache
 from mmfeat.encoders import EncoderSpec
 from mmfeat.errors import CacheError, ConfigError
 from mmfeat.features import MappedBlock
-from mmfeat.files import canonical_json, write_atomic
+from mmfeat.files import canonical_json, sweep_temporaries, write_atomic
 from mmfeat.progress import Progress, Silent
 from mmfeat.samples import SampleSet
 
@@ -54,6 +54,7 @@ def write_pack(
 
     layout = lay_out(fill, shapes)
     with (progress or Silent()).task("pack", len(samples) * len(blocks)) as advance:
+        sweep_temporaries(path.parent, path.name)
         write_atomic(path, layout.pieces({_path(s): _values(block, s, advance) for s, block in blocks.items()}))
     return layout.size
 

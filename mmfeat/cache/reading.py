@@ -30,8 +30,9 @@ def corrupt_pieces(shard: Shard) -> list[int]:
     import xxhash
 
     with _opened(shard) as handle:
-        found = (xxhash.xxh3_64_intdigest(_read_piece(shard, handle, n).data) for n in range(len(shard.checksums)))
-        return [piece for piece, digest in enumerate(found) if digest != int(shard.checksums[piece])]
+        for piece, wanted in enumerate(shard.checksums.tolist()):
+            shard.checked[piece] = xxhash.xxh3_64_intdigest(_read_piece(shard, handle, piece).data) == wanted
+    return np.flatnonzero(~shard.checked).tolist()
 
 
 def read_vectors(shard: Shard, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:

@@ -51,6 +51,13 @@ class Rows:
         """Rows of values of each sample."""
         return [1] * len(self.values) if isinstance(self.values, np.ndarray) else [len(one) for one in self.values]
 
+    @property
+    def widths(self) -> set[int]:
+        """D of everything that is no error."""
+        if isinstance(self.values, np.ndarray):
+            return {self.values.shape[1]} if self.failed < len(self.errors) else set()
+        return {value.shape[1] for value in self.values if len(value)}
+
     def arrays(self, width: int) -> Iterator[np.ndarray]:
         """The values as contiguous (n, width) arrays; a vector that failed without a width is NaN in any."""
         if not isinstance(self.values, np.ndarray):

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from mmfeat.cache.hdf5 import NOT_OURS, Stored, open_plain, plain_attributes, plain_datasets
+from mmfeat.cache.hdf5 import NOT_OURS, Stored, open_plain, plain_attributes, plain_datasets, printable
 from mmfeat.cache.layout import lay_out
 from mmfeat.cache.rows import MIB, Rows, mib_pieces
 from mmfeat.encoders import EncoderSpec
@@ -70,6 +70,8 @@ def write_shard(folder: Path, fingerprint: str, spec: dict[str, Any], batches: S
     import xxhash
 
     output, width = spec["output"], max(batch.width for batch in batches)
+    if len(widths := set().union(*(batch.widths for batch in batches))) > 1:
+        raise CacheError(f"{folder}: values of width {', '.join(map(str, sorted(widths)))} for one encoder")
     arrays = [array for batch in batches for array in batch.arrays(width)]
     if wrong := {str(array.dtype) for array in arrays} - {spec["storage"]}:
         raise CacheError(f"{folder}: {', '.join(wrong)} values for an encoder that stores {spec['storage']}")
@@ -121,9 +123,14 @@ def open_shard(path: Path, fingerprint: str) -> Shard:
         attributes = plain_attributes(file, path, ATTRIBUTES)
         output = attributes["output"]
         if attributes["format"] != FORMAT or output not in ("pooled", "tokens", "prefix"):
-            raise CacheError(f"{path}: format {attributes['format']} of another version of mmfeat; {NOT_OURS}")
+            version = printable(str(attributes["format"]))[:20]
+            raise CacheError(f"{path}: format {version} of another version of mmfeat; {NOT_OURS}")
         if attributes["fingerprint"] != fingerprint:
-            raise CacheError(f"{path}: belongs to another encoder ({str(attributes['fingerprint'])[:8]}); {NOT_OURS}")
+            other = printable(str(attributes["fingerprint"]))[:8]
+            raise CacheError(f"{path}: belongs to another encoder ({other}); {NOT_OURS}")
+        if unknown := set(file.attrs) - set(ATTRIBUTES):
+            names = printable(", ".join(sorted(unknown)))[:80]
+            raise CacheError(f"{path}: the attributes {names} are not expected in a shard; {NOT_OURS}")
         stored = plain_datasets(file, path, _kinds(str(output)))
         values = stored.pop(str(output))
         columns = {name: file[name][:] for name in stored}
@@ -194,6 +201,8 @@ def _consistent(
     lengths = {len(columns["keys"]), len(columns["ids"]), len(columns["errors"]), len(bounds) - 1}
     return (
         lengths == {rows}
+        and all(column.ndim == 1 for column in columns.values())
+        and (values.shape[1:] != (0,) or bool((columns["errors"] != b"").all()) or "bounds" in columns)
         and columns["keys"].dtype.itemsize == KEY_LENGTH
         and len(values.shape) == 2
         and bounds[0] == 0

@@ -6,6 +6,7 @@ Writers add files; nothing is changed in place, so readers and other writers nee
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from mmfeat.cache.shard import SHARD_NAME, Shard, open_shard
 from mmfeat.cache.table import Table
 from mmfeat.cache.writer import SPEC_FILE, ShardWriter, declare, settle
 from mmfeat.encoders import EncoderSpec
-from mmfeat.errors import CacheError, CacheMissError, ConfigError
+from mmfeat.errors import CacheError, CacheMissError, ConfigError, WriteError
 from mmfeat.features import Block, Features, MappedBlock
 from mmfeat.files import make_folder, read_json, sweep_temporaries, write_errors
 from mmfeat.progress import Progress
@@ -50,7 +51,8 @@ class Cache:
     def settle(self, spec: EncoderSpec) -> None:
         """Make what is stored of `spec` outlive a power loss, whoever wrote it, and say again what it is of."""
         if shard_files(self.spec_folder(spec)):
-            declare(self.spec_folder(spec), spec, {})
+            with contextlib.suppress(WriteError):  # where nothing can be written it is as it was
+                declare(self.spec_folder(spec), spec, {})
             settle(self.spec_folder(spec))
 
     def spec_folder(self, spec: EncoderSpec) -> Path:

@@ -118,7 +118,7 @@ def _spec(folder: Path, shards: list[Path], problems: dict[Path, str]) -> tuple[
             if not path.is_file():  # opening a pipe would wait for ever
                 raise ValueError("not a plain file")
             found = read_json(path)
-            stated, provenance = found["fingerprint"], dict(found["provenance"])
+            stated, provenance = found["fingerprint"], _provenance(found["provenance"])
             spec = _checked(EncoderSpec.from_json(found["spec"]), folder)
             if stated != spec.fingerprint:
                 raise ValueError(f"it states the fingerprint {printable(str(stated))[:8]}")
@@ -133,11 +133,19 @@ def _spec(folder: Path, shards: list[Path], problems: dict[Path, str]) -> tuple[
     return None, {}
 
 
+def _provenance(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What made the vectors, as text that does nothing to a terminal."""
+    versions = {printable(str(name)): printable(str(version)) for name, version in found.get("versions", {}).items()}
+    return {"request": printable(str(found.get("request", ""))), "versions": versions}
+
+
 def _checked(spec: EncoderSpec, folder: Path) -> EncoderSpec:
     """The spec, if its fields are what fields are and the folder has its name."""
     for field in fields(spec):
         if type(value := getattr(spec, field.name)) is not (int if field.type == "int" else str):
             raise ValueError(f"{field.name} is {value!r}")
+        if isinstance(value, str) and not value.isprintable():
+            raise ValueError(f"{field.name} is {value!r}, which is not printable")
     if spec.modality not in MODALITIES or spec.folder_name != folder.name:
         raise ValueError(f"its fingerprint is {spec.fingerprint[:8]}")
     return spec

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,17 +59,17 @@ def verify_cache(root: str | Path, *, quarantine: bool = False, progress: Progre
     result, entries = Verification(), survey(root)
     if not entries:
         raise CacheError(f"{root}: no encoder's vectors are here; name the folder of a cache with --cache")
-    with (progress or Silent()).task("verify MiB", sum(-(-entry.bytes // MIB) for entry in entries)) as advance:
+    total = sum(len(shard.checksums) for entry in entries for shard in entry.shards)
+    with (progress or Silent()).task("verify MiB", total) as advance:
         for entry in entries:
             result.encoders += 1
-            for damage in _damages(entry, result):
+            for damage in _damages(entry, result, advance):
                 moved = _moved(Path(root), damage.path) if quarantine else None
                 result.damages.append(Damage(damage.path, damage.reason, moved))
-            advance(-(-entry.bytes // MIB))
     return result
 
 
-def _damages(entry: Entry, result: Verification) -> Iterator[Damage]:
+def _damages(entry: Entry, result: Verification, advance: Callable[[int], None]) -> Iterator[Damage]:
     shards = [shard.path for shard in entry.shards] + [path for path in entry.problems if path.name != SPEC_FILE]
     result.shards += len(shards)
     for path in shards:
@@ -85,6 +85,7 @@ def _damages(entry: Entry, result: Verification) -> Iterator[Damage]:
             reason = _value_damage(shard, entry.spec)
         except CacheError as error:
             reason = _cause(shard.path, str(error))
+        advance(len(shard.checksums))
         if reason or shard.width not in (0, width):
             yield Damage(shard.path, reason or f"values of width {shard.width} among others of width {width}")
     table = Table(entry.shards)

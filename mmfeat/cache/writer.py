@@ -42,9 +42,15 @@ class ShardWriter:
 
     def add(self, rows: Rows) -> None:
         """Take over some rows; commits what has gathered if it is due."""
+        if not self._batches:
+            self._since = time.monotonic()
         self._batches.append(rows)
         self._bytes += rows.nbytes
-        if self._bytes >= SHARD_BYTES or time.monotonic() - self._since >= SHARD_SECONDS:
+        self.commit_if_due()
+
+    def commit_if_due(self) -> None:
+        """Commit what is large or old enough; to be called now and then also while no rows come."""
+        if self._bytes >= SHARD_BYTES or (self._batches and time.monotonic() - self._since >= SHARD_SECONDS):
             self.commit()
 
     def commit(self) -> None:
@@ -61,10 +67,10 @@ class ShardWriter:
                     self._looked_at.add(path.name)
                 else:
                     sync_folder(self._folder)  # whoever stored these rows may have died just before doing so
-            self.committed += sum(len(batch.keys) for batch in self._batches)
-            self.failed += sum(batch.failed for batch in self._batches)
-        # Only now: an interrupt before this line leaves the rows here for the commit on the way out.
-        self._batches, self._bytes, self._since = [], 0, time.monotonic()
+            # Only now: an interrupt before this line leaves the rows here for the commit on the way out.
+            written, self._batches, self._bytes = self._batches, [], 0
+            self.committed += sum(len(batch.keys) for batch in written)
+            self.failed += sum(batch.failed for batch in written)
 
     def _look_at_new_shards(self) -> None:
         for path in self._folder.iterdir():
