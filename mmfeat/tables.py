@@ -27,7 +27,8 @@ def read_table(path: Path, encodings: Counter[str]) -> Iterator[tuple[int, Row]]
     if not path.is_file():
         raise DataError(f"{path}: no such table; check --data")
     for line, row in READERS[suffix](path, encodings):
-        yield line, {name: _cell(value) for name, value in row.items()}
+        # A cell of plain text, as most are, is taken as it is: there are millions.
+        yield line, {n: v if v.__class__ is str and v.isascii() and v else _cell(v) for n, v in row.items()}
 
 
 def _read_delimited(path: Path, encodings: Counter[str], delimiter: str) -> Iterator[tuple[int, dict[str, object]]]:

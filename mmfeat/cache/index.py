@@ -111,8 +111,9 @@ def _stamp(path: Path) -> Stamp | None:
 def _stamp_of(path: Path, found: os.stat_result) -> Stamp:
     import xxhash
 
-    full = path if path.is_absolute() else os.path.join(os.getcwd(), path)  # where one works may be gone
-    place = os.fsencode(full)
+    place = os.fsencode(path)
+    if not os.path.isabs(place):  # where one works may be gone, which is no matter to others
+        place = os.path.join(os.getcwdb(), place)
     # The change time cannot be set back, so a file that is put in place with its old date is seen.
     seen = struct.pack("<4q", found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino & (2**63 - 1))
     return Stamp(xxhash.xxh3_64_intdigest(place), xxhash.xxh3_64_intdigest(place + seen))
