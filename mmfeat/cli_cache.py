@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -35,6 +35,11 @@ from mmfeat.flags import (
     names,
     reported,
 )
+
+if TYPE_CHECKING:
+    from mmfeat.encoders import EncoderSpec
+    from mmfeat.requests import Request
+    from mmfeat.samples import SampleSet
 
 NAME = "cache"
 RUNS = "heads"
@@ -98,15 +103,11 @@ def explain(
     mmfeat cache explain 4597 --cleaning none
     """
     from mmfeat.cache.explain import explain_sample
-    from mmfeat.encoders import describe_encoders
-    from mmfeat.requests import resolve_options
-    from mmfeat.samples import read_samples
 
-    given = {"dtype": dtype, "cleaning": cleaning, "pooling": pooling, "max_length": max_length}
-    request = find_request(data, encoders, cache, columns, {**given, "outputs": _outputs(outputs), "views": views})
-    samples = read_samples(request.data, request.columns)
-    towers = describe_encoders(request.encoders, resolve_options(request.options, device))
-    show_explanations(explain_sample(cache, samples, sample, [tower.spec for tower in towers]))
+    given: dict[str, Any] = {"dtype": dtype, "cleaning": cleaning, "pooling": pooling, "max_length": max_length}
+    given |= {"outputs": _outputs(outputs), "views": views}
+    samples, specs = _asked(find_request(data, encoders, cache, columns, given), device)
+    show_explanations(explain_sample(cache, samples, sample, specs))
 
 
 @app.command()
@@ -186,15 +187,10 @@ def pack(
     """
     from mmfeat.cache import Cache
     from mmfeat.cache.pack import write_pack
-    from mmfeat.encoders import describe_encoders
-    from mmfeat.requests import resolve_options
-    from mmfeat.samples import read_samples
 
-    given = {"dtype": dtype, "cleaning": cleaning, "pooling": pooling, "max_length": max_length}
-    request = find_request(data, encoders, cache, columns, {**given, "outputs": _outputs(outputs), "views": views})
-    samples = read_samples(request.data, request.columns)
-    towers = describe_encoders(request.encoders, resolve_options(request.options, device))
-    specs = [tower.spec for tower in towers]
+    given: dict[str, Any] = {"dtype": dtype, "cleaning": cleaning, "pooling": pooling, "max_length": max_length}
+    given |= {"outputs": _outputs(outputs), "views": views}
+    samples, specs = _asked(find_request(data, encoders, cache, columns, given), device)
     written = write_pack(Path(out_file), Cache(cache, samples.name), samples, specs, ConsoleProgress())
     out.print(f"{counted(len(samples), 'sample')}, {counted(len(specs), 'encoder')}, {size(written)}")
     out.print(f"pack {out_file}")
@@ -212,6 +208,16 @@ def _verify_parity(cache: str, count: int, data: str | None, columns: str | None
     results = list(check_parity(samples, towers, Cache(cache, samples.name), count, seed, ConsoleProgress()))
     show_parity(results)
     return all(result.holds for result in results)
+
+
+def _asked(request: Request, device: str) -> tuple[SampleSet, list[EncoderSpec]]:
+    """The samples and the specs that a request means on this machine."""
+    from mmfeat.encoders import describe_encoders
+    from mmfeat.requests import resolve_options
+    from mmfeat.samples import read_samples
+
+    towers = describe_encoders(request.encoders, resolve_options(request.options, device))
+    return read_samples(request.data, request.columns), [tower.spec for tower in towers]
 
 
 def _outputs(value: str | None) -> tuple[str, ...] | None:
