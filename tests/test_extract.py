@@ -207,7 +207,18 @@ main()
 def start(data: Path, cache: Path, shard_bytes: int) -> subprocess.Popen[str]:
     """A real extraction in a process of its own."""
     code = SLOW.format(data=str(data), cache=str(cache), shard_bytes=shard_bytes)
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
+    )
+
+
+def heed_interrupts() -> None:
+    """A shell that runs its job in the background has it ignore Ctrl-C, which processes inherit."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def start_and_reach_photos(data: Path, cache: Path, shard_bytes: int) -> subprocess.Popen[str]:
