@@ -289,3 +289,12 @@ def test_values_of_two_widths_are_never_written(cache: Cache) -> None:
         with pytest.raises(CacheError, match="values of width 5, 24 for one encoder"):
             write_shard(tmp := cache.spec_folder(spec), spec.fingerprint, dataclasses.asdict(spec), odd)
         assert not tmp.exists() or len(list(tmp.glob("*.h5"))) in (0, 2)
+
+
+def test_keys_of_another_length_are_never_written(cache: Cache) -> None:
+    """Two that make up for each other would give every row between them to its neighbour."""
+    key = content_key(b"some")
+    odd = Rows([key + b"0", key, key[:-1]], ["a", "b", "c"], [""] * 3, VECTORS[:3])
+    with pytest.raises(CacheError, match="content keys of 31, 33 bytes; they have 32"):
+        write_shard(cache.spec_folder(SPEC), SPEC.fingerprint, dataclasses.asdict(SPEC), [odd])
+    assert len(cache.keys(SPEC)[0]) == 40

@@ -177,10 +177,12 @@ def _hash_around(path: Path, values: Stored) -> str:
 
 def _columns(batches: Sequence[Rows], output: str) -> dict[str, np.ndarray]:
     """All datasets but the values and their checksums."""
-    keys = b"".join(chain.from_iterable(batch.keys for batch in batches))
+    keys = list(chain.from_iterable(batch.keys for batch in batches))
+    if wrong := set(map(len, keys)) - {KEY_LENGTH}:  # joined below, where one too long would shift all that follow
+        raise CacheError(f"content keys of {', '.join(map(str, sorted(wrong)))} bytes; they have {KEY_LENGTH}")
     errors = chain.from_iterable(batch.errors for batch in batches)
     columns = {
-        "keys": np.frombuffer(keys, f"S{KEY_LENGTH}"),
+        "keys": np.frombuffer(b"".join(keys), f"S{KEY_LENGTH}"),
         "ids": as_strings(list(chain.from_iterable(batch.ids for batch in batches))),
         "errors": as_strings(list(errors)),
     }
