@@ -5,7 +5,7 @@
 #   make check                       ruff, mypy and the tests
 #   make extract DATA=... ENCODERS=clip,bert,resnet50
 #   make heads, make submit         train and rank heads; write the submission
-#   make benchmark                   the cache against the plain way, and the faults it survives
+#   make benchmark                   cache and heads against the plain way
 #   make clean                       remove the virtual environment and the demo data
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -31,7 +31,7 @@ $(READY): pyproject.toml constraints.txt
 demo: install
 	$(MMFEAT) demo --out demo
 	$(MMFEAT) extract --data demo --encoders hashing,hog
-	$(MMFEAT) heads --data demo --fusion concat
+	$(MMFEAT) heads --data demo --fusion concat,gated
 	$(MMFEAT) submit --data demo --out submission-demo.csv
 
 extract: install
@@ -55,6 +55,7 @@ check: install
 
 benchmark: install
 	$(BIN)/python benchmarks/cache.py
+	$(BIN)/python benchmarks/heads.py
 
 format: install
 	$(BIN)/ruff check --fix .

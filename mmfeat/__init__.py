@@ -1,6 +1,7 @@
 """mmfeat: frozen encoders run once, fusion heads train in seconds on the cached embeddings.
 
-The Python API is what the commands call: `read_samples`, `extract_features`, `train_heads`, `write_submission`.
+The Python API is what the commands call: `read_samples`, `extract_features`, `train_heads`, `write_submission`;
+`FusionClassifier` is a fusion head for arrays, as scikit-learn has them.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ _EXPORTS = {
     "delete_garbage": "mmfeat.garbage",
     "describe_encoders": "mmfeat.encoders",
     "explain_sample": "mmfeat.cache.explain",
+    "FusionClassifier": "mmfeat.classifier",
     "HeadSettings": "mmfeat.heads",
     "MmfeatError": "mmfeat.errors",
+    "Plan": "mmfeat.entries",
+    "Protocol": "mmfeat.protocol",
     "extract_features": "mmfeat.extract",
     "find_garbage": "mmfeat.garbage",
     "read_pack": "mmfeat.cache.pack",

@@ -12,17 +12,12 @@ from typing import Annotated, Any
 
 import typer
 
-from mmfeat import cli_cache, flags
+from mmfeat import cli_cache, cli_heads, flags
 from mmfeat.config import read_config
-from mmfeat.console import ConsoleProgress, out, show_extraction, show_submission, show_sweep
+from mmfeat.console import ConsoleProgress, out, show_extraction, show_submission
 from mmfeat.flags import (
-    AnyCleaning,
     AnyColumns,
     AnyData,
-    AnyDtype,
-    AnyEncoders,
-    AnyMaxLength,
-    AnyPooling,
     CacheFolder,
     Cleaning,
     Columns,
@@ -36,7 +31,6 @@ from mmfeat.flags import (
     Seed,
     Views,
     Workers,
-    find_request,
     names,
     pairs,
     reported,
@@ -72,7 +66,7 @@ def root(
 
     \b
     mmfeat extract --data tweets --encoders clip,bert,resnet50
-    mmfeat heads --fusion concat
+    mmfeat heads --fusion all
     mmfeat submit
     """
     flags.debug = debug
@@ -123,65 +117,7 @@ def extract(
     out.print(f"next: mmfeat heads --data {shlex.quote(data)}{elsewhere}")
 
 
-@app.command()
-@reported("the same command trains these heads from the start")
-def heads(
-    fusion: Annotated[str, typer.Option(help="Fusions: all, none, or some of concat.")] = "all",
-    baselines: Annotated[str, typer.Option(help="Baselines beside them: all, none, or some of logistic.")] = "all",
-    modalities: Annotated[str, typer.Option(help="Each head on some of both,text,image.")] = "both,text,image",
-    data: AnyData = None,
-    encoders: AnyEncoders = None,
-    cache: CacheFolder = "cache",
-    out_folder: Annotated[str, typer.Option("--out", help="Folder of the runs.")] = "heads",
-    columns: AnyColumns = None,
-    folds: Annotated[int, typer.Option(help="Folds of the cross-validation.", min=2)] = 5,
-    group: Annotated[bool, typer.Option("--group/--no-group", help="Keep equal texts and photos in one fold.")] = True,
-    split_dir: Annotated[str | None, typer.Option(help="Reuse the folds.csv of this folder.")] = None,
-    epochs: Annotated[int, typer.Option(help="Most epochs; macro-F1 stops earlier.", min=1)] = 12,
-    batch_size: Annotated[int, typer.Option(help="Samples a step.", min=2)] = 16,
-    learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = 3e-4,
-    weight_decay: Annotated[float, typer.Option(help="Of AdamW.")] = 0.05,
-    dropout: Annotated[float, typer.Option(help="In the hidden layers.", min=0.0, max=0.99)] = 0.5,
-    class_weights: Annotated[str, typer.Option(help="Against imbalance: none, inverse or sqrt.")] = "sqrt",
-    seed: Seed = 42,
-    device: Device = "auto",
-    dtype: AnyDtype = None,
-    cleaning: AnyCleaning = None,
-    pooling: AnyPooling = None,
-    max_length: AnyMaxLength = None,
-) -> None:
-    """Cross-validate heads on the cached vectors and rank them.
-
-    \b
-    mmfeat heads --fusion concat --folds 5
-    """
-    from mmfeat.heads.settings import HeadSettings
-
-    given = {"dtype": dtype, "cleaning": cleaning, "pooling": pooling, "max_length": max_length}
-    request = find_request(data, encoders, cache, columns, given)
-    from mmfeat.sweep import train_heads
-
-    sweep = train_heads(
-        request.data,
-        request.encoders,
-        cache=cache,
-        out=out_folder,
-        options=request.options,
-        columns=request.columns,
-        fusion=names(fusion),
-        baselines=names(baselines),
-        modalities=names(modalities),
-        folds=folds,
-        grouped=group,
-        split_dir=split_dir,
-        settings=HeadSettings(
-            learning_rate, weight_decay, dropout, batch_size, epochs, class_weights=class_weights, seed=seed
-        ),
-        device=device,
-        progress=ConsoleProgress(),
-    )
-    show_sweep(sweep)
-    out.print(f"next: mmfeat submit --run {sweep.run.folder}")
+app.command()(cli_heads.heads)
 
 
 @app.command()
@@ -191,7 +127,7 @@ def submit(
     data: AnyData = None,
     out_file: Annotated[str, typer.Option("--out", help="The file to write.")] = "submission.csv",
     head: Annotated[str | None, typer.Option(help="A head of the run.  [default: the best]")] = None,
-    modalities: Annotated[str | None, typer.Option(help="both, text or image.  [default: the best]")] = None,
+    modalities: Annotated[str | None, typer.Option(help="both, text, image or ensemble.  [default: the best]")] = None,
     cache: Annotated[str | None, typer.Option("--cache", help="Feature cache.  [default: the run's]")] = None,
     columns: AnyColumns = None,
     device: Device = "auto",

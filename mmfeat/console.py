@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -24,14 +24,11 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from mmfeat.extract import Extraction
-    from mmfeat.runs import Run
     from mmfeat.submit import Submission
-    from mmfeat.sweep import Sweep
 
 PLAIN_SECONDS = 10.0
 WORTH_A_LINE = 1.0  # seconds; a step that is over sooner needs no report
 SHOWN_FAILURES = 5
-SHOWN_CLASSES = 5
 SHOWN_LABELS = 20
 
 out = Console(highlight=False, markup=False, soft_wrap=True)
@@ -119,19 +116,6 @@ def show_extraction(result: Extraction) -> None:
         out.print(f"wrote {sum(result.new.values()):,} vectors to {result.folder} in {result.seconds:.1f} s")
 
 
-def show_sweep(sweep: Sweep) -> None:
-    """The leaderboard, and where the run lies."""
-    run = sweep.run
-    if sweep.reused:
-        out.print("nothing to do: this configuration was trained on this data before")
-    out.print(_leaderboard(run), soft_wrap=True)
-    out.print("out of fold, 95 % bootstrap intervals; = is a tie with the best (paired bootstrap)")
-    if len(run.classes) <= SHOWN_CLASSES:
-        out.print(f"F1 by class: {', '.join(run.classes)}")
-    out.print(f"run {run.folder} ({sweep.seconds:.1f} s)")
-    out.print(f"leaderboard {run.leaderboard_file}")
-
-
 def show_submission(result: Submission) -> None:
     """Label distribution beside the training prior, and the files."""
     out.print(f"{result.rows:,} predictions by {result.head} on {result.modalities}")
@@ -147,31 +131,6 @@ def show_submission(result: Submission) -> None:
     out.print(f"run {result.run.folder}")
     out.print(f"leaderboard {result.run.leaderboard_file}")
     out.print(f"submission {result.path}")
-
-
-def _leaderboard(run: Run) -> Table:
-    """At most 80 columns wide; the CSV beside it has everything."""
-    few = len(run.classes) <= SHOWN_CLASSES
-    table = Table(
-        "",
-        "head",
-        "on",
-        "macro-F1",
-        "accuracy",
-        *(["F1 by class"] if few else []),
-        box=None,
-        padding=(0, 2, 0, 0),
-    )
-    for entry in run.leaderboard:
-        scores = [_interval(entry[score]) for score in ("macro_f1", "accuracy")]
-        by_class = " ".join(f"{entry['classes'][name]['f1']['value']:.2f}" for name in run.classes)
-        mark = "=" if entry["tie"] else ""
-        table.add_row(mark, entry["head"], entry["modalities"], *scores, *([by_class] if few else []))
-    return table
-
-
-def _interval(score: Mapping[str, Any]) -> str:
-    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
 
 
 def _encodings(counts: Mapping[str, int]) -> str:

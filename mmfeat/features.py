@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -14,22 +15,33 @@ from mmfeat.errors import CacheError
 class Block:
     """One encoder's (N, D) vectors. Rows where `mask` is False are missing and hold NaN.
 
-    `name` is the encoder's cache folder, which no two encoders share.
+    `name` is the encoder's cache folder, which no two specs share; `source` is the same for all views of one.
     """
 
     name: str
     modality: str
     vectors: np.ndarray
     mask: np.ndarray
+    source: str = ""
+    view: str = "none"
 
     def __post_init__(self) -> None:
         if len(self.vectors) != len(self.mask):
             raise CacheError(f"{self.name}: {len(self.vectors)} vectors but {len(self.mask)} mask entries")
 
+    @property
+    def width(self) -> int:
+        return self.vectors.shape[1]
+
+    def empty(self, width: int) -> Block:
+        """As many rows of this width, all missing."""
+        return replace(self, vectors=np.full((len(self.mask), width), np.nan, self.vectors.dtype))
+
 
 @dataclass(frozen=True)
 class MappedBlock:
-    """One encoder's rows of N samples that stay on disk until a batch of them is asked for.
+    """One encoder's rows of N samples that stay on disk until a batch of them is asked for: tokens, prefixes, and
+    vectors that are too many for the memory.
 
     Row i has `lengths[i]` tokens of width D; a pooled vector counts as one, a row where `mask` is False has
     none. `read` takes positions in the whole list, of which `rows` are this block's.
@@ -42,6 +54,9 @@ class MappedBlock:
     mask: np.ndarray
     rows: np.ndarray
     read: Callable[[np.ndarray], np.ndarray]
+    source: str = ""
+    view: str = "none"
+    output: str = "tokens"
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -51,6 +66,10 @@ class MappedBlock:
         lengths = self.lengths[rows]
         return self.read(self.rows[rows]), np.arange(lengths.max(initial=0)) < lengths[:, None]
 
+    def empty(self, width: int) -> MappedBlock:
+        """The block, of which every row is missing, in this width."""
+        return replace(self, width=width, read=partial(_read_zeros, self.read, width))
+
     def take(self, rows: np.ndarray) -> MappedBlock:
         """The samples at `rows`."""
         return replace(self, lengths=self.lengths[rows], mask=self.mask[rows], rows=self.rows[rows])
@@ -58,14 +77,14 @@ class MappedBlock:
 
 @dataclass(frozen=True)
 class Features:
-    """Blocks over the same samples, aligned with `ids`; `tokens` are the blocks that stay on disk."""
+    """Blocks over the same samples, aligned with `ids`; `mapped` are the blocks that stay on disk."""
 
     ids: tuple[str, ...]
     blocks: tuple[Block, ...]
-    tokens: tuple[MappedBlock, ...] = ()
+    mapped: tuple[MappedBlock, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, length in [(b.name, len(b.vectors)) for b in self.blocks] + [(t.name, len(t)) for t in self.tokens]:
+        for name, length in [(b.name, len(b.vectors)) for b in self.blocks] + [(t.name, len(t)) for t in self.mapped]:
             if length != len(self.ids):
                 raise CacheError(f"{name}: {length} rows for {len(self.ids)} samples")
 
@@ -73,32 +92,44 @@ class Features:
         return len(self.ids)
 
     @property
+    def masks(self) -> dict[str, np.ndarray]:
+        """(N,) bool of each block by its name: whether a sample has a vector there."""
+        return {block.name: block.mask for block in self.blocks} | {t.name: t.mask for t in self.mapped}
+
+    @property
     def widths(self) -> dict[str, int]:
         """D of each block by its name."""
-        return {block.name: block.vectors.shape[1] for block in self.blocks}
+        return {block.name: block.width for block in self.blocks} | {t.name: t.width for t in self.mapped}
 
     def widened(self, widths: Mapping[str, int]) -> Features:
         """Blocks of which every row is missing, and so of width 0, in the width a head was trained on.
 
         Raises `CacheError` for any other difference.
         """
-        blocks = []
-        for block in self.blocks:
-            width = widths[block.name]
-            if block.vectors.shape[1] not in (0, width):
-                raise CacheError(f"{block.name}: vectors of width {block.vectors.shape[1]}, the head takes {width}")
-            empty = np.full((len(self), width), np.nan, block.vectors.dtype)
-            vectors = block.vectors if block.vectors.shape[1] == width else empty
-            blocks.append(Block(block.name, block.modality, vectors, block.mask))
-        return replace(self, blocks=tuple(blocks))
+        blocks = tuple(b if _fits(b.name, b.width, widths[b.name]) else b.empty(widths[b.name]) for b in self.blocks)
+        mapped = tuple(t if _fits(t.name, t.width, widths[t.name]) else t.empty(widths[t.name]) for t in self.mapped)
+        return replace(self, blocks=blocks, mapped=mapped)
 
     def take(self, rows: np.ndarray) -> Features:
         """The samples at `rows`, which may also be a mask."""
         rows = np.arange(len(self))[rows]
-        blocks = tuple(Block(b.name, b.modality, b.vectors[rows], b.mask[rows]) for b in self.blocks)
-        return Features(tuple(self.ids[row] for row in rows), blocks, tuple(t.take(rows) for t in self.tokens))
+        blocks = tuple(replace(b, vectors=b.vectors[rows], mask=b.mask[rows]) for b in self.blocks)
+        return Features(tuple(self.ids[row] for row in rows), blocks, tuple(t.take(rows) for t in self.mapped))
 
     def only(self, modality: str) -> Features:
         """The blocks of one modality; `both` keeps all."""
         blocks = tuple(block for block in self.blocks if modality in ("both", block.modality))
-        return Features(self.ids, blocks, tuple(t for t in self.tokens if modality in ("both", t.modality)))
+        return Features(self.ids, blocks, tuple(t for t in self.mapped if modality in ("both", t.modality)))
+
+
+def _fits(name: str, found: int, width: int) -> bool:
+    """Whether a block has this `width`; False for one of which every row is missing."""
+    if found not in (0, width):
+        raise CacheError(f"{name}: vectors of width {found}, the head takes {width}")
+    return found == width
+
+
+def _read_zeros(read: Callable[[np.ndarray], np.ndarray], width: int, positions: np.ndarray) -> np.ndarray:
+    """(B, T, width) zeros for what is read as (B, T, 0)."""
+    found = read(positions)
+    return np.zeros((*found.shape[:-1], width), found.dtype)

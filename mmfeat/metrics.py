@@ -1,119 +1,209 @@
-"""Metrics with intervals, and paired tests. All of them are functions of confusion counts.
+"""Metrics with intervals: how well choices and probabilities of repeated trainings fit the labels.
 
-The bootstrap draws whole samples with replacement. For scores that depend on counts alone this is a
-multinomial draw over the cells of the table, which is exact and fast (Efron and Tibshirani, 1993).
+A value is the mean over seeds (training repeats). Its interval tells how far that mean would move with
+other samples: the same samples are drawn for all seeds, so it does not hold what another training brings.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-DRAWS = 2000
+from mmfeat.resampling import EXACT_FLOAT32, Counts, count, draw_scores, find_cells
+from mmfeat.targets import Targets
+
 CONFIDENCE = 0.95
+NORMAL = 1.959964  # the normal distribution's quantile at 97.5 %
+BINS = 15
+LEAST = 1e-15  # probabilities are kept this far from 0 in a logarithm
 
 
 @dataclass(frozen=True)
 class Score:
-    """A value with its 95 % bootstrap interval."""
+    """A value with its 95 % interval; all None where the value is not defined."""
 
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What F1 and accuracy need of one or many confusions, each (..., C): hits, labels and predictions by class."""
-
-    hits: np.ndarray
-    labelled: np.ndarray
-    predicted: np.ndarray
-
-    @property
-    def f1(self) -> np.ndarray:
-        """(..., C) F1; 0 for a class that is neither there nor predicted."""
-        return 2 * self.hits / np.maximum(self.labelled + self.predicted, 1)
-
-    @property
-    def macro_f1(self) -> np.ndarray:
-        """(...) unweighted mean of the classes' F1."""
-        return self.f1.mean(-1)
-
-    @property
-    def accuracy(self) -> np.ndarray:
-        """(...) share of correct predictions."""
-        return self.hits.sum(-1) / np.maximum(self.labelled.sum(-1), 1)
+    value: float | None
+    low: float | None
+    high: float | None
 
 
-def macro_f1(labels: np.ndarray, predictions: np.ndarray, classes: int) -> float:
-    """Macro-F1 of class numbers."""
-    table = confusion(labels, predictions, classes)
-    return float(Counts(np.diagonal(table), table.sum(1), table.sum(0)).macro_f1)
+def macro_f1(labels: np.ndarray, chosen: np.ndarray) -> Any:
+    """Macro-F1 of choices (N, C) bool for labels (N, C) bool, as a float; of (..., N, C) as an array (...).
+
+    A class that is neither there nor chosen counts 0.
+    """
+    dtype: type = np.float32 if len(labels) < EXACT_FLOAT32 else np.float64
+    ones: np.ndarray = np.ones(len(labels), dtype)
+    hits: np.ndarray = ones @ (labels & chosen).astype(dtype)
+    either: np.ndarray = ones @ labels.astype(dtype) + ones @ chosen.astype(dtype)
+    f1 = 2 * hits / np.maximum(either, 1)
+    return float(f1.mean(dtype=np.float64)) if chosen.ndim == 2 else f1.mean(-1, dtype=np.float64)
 
 
-def confusion(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
-    """(C, C) counts, labels in rows, predictions in columns."""
-    return np.bincount(labels * classes + predictions, minlength=classes * classes).reshape(classes, classes)
+def confusion(labels: np.ndarray, chosen: np.ndarray, multilabel: bool = False) -> np.ndarray:
+    """(C, C) counts, labels in rows, choices in columns; multi-label (C, 2, 2): [[tn, fp], [fn, tp]] a class.
+
+    `labels` is (N, C) and `chosen` (N, C) bool, or (S, N, C), for which the mean over S is returned.
+    """
+    if not multilabel:
+        tables = labels.T.astype(np.float64) @ chosen.astype(np.float64)
+        return tables.reshape(-1, *tables.shape[-2:]).mean(0)
+    counts = count(labels, chosen.reshape(-1, *labels.shape))
+    hits, missed, false = counts.hits, counts.labelled - counts.hits, counts.predicted - counts.hits
+    rest = len(labels) - hits - missed - false
+    return np.stack([rest, false, missed, hits], axis=-1).mean(0).reshape(-1, 2, 2)
 
 
-def evaluate(labels: np.ndarray, predictions: np.ndarray, classes: tuple[str, ...], seed: int) -> dict[str, Any]:
-    """Macro-F1 and accuracy with intervals, the report by class, and the confusion matrix, for JSON."""
-    table = confusion(labels, predictions, len(classes))
-    counts, draws = (each[0] for each in _bootstrap(labels, [predictions], len(classes), seed))
-    by_class = zip(classes, counts.f1, draws.f1.T, strict=True)
+def evaluate(targets: Targets, chosen: np.ndarray, probabilities: np.ndarray, seed: int = 42) -> dict[str, Any]:
+    """Every score of S trainings for N samples, for JSON.
+
+    Parameters
+    ----------
+    targets : Targets
+        Labels of the N samples.
+    chosen : (S, N, C) bool
+        The decisions.
+    probabilities : (S, N, C)
+        AUROC (macro, one class against the rest), log-loss (nats; multi-label: mean over the classes) and
+        the expected calibration error are about these, whatever was decided.
+    seed : int
+        Of the draws behind the intervals.
+
+    Returns
+    -------
+    dict
+        `macro_f1`, `accuracy` (multi-label: all classes right), `weighted_f1`, `auroc`, `log_loss` and
+        `calibration_error` with `value`, `low`, `high` (None for an AUROC that no class defines); `seeds`;
+        `classes`; `confusion`; `samples`.
+    """
+    counts = count(targets.matrix, chosen)
+    value, draws = draw_scores(find_cells(targets.matrix, chosen), _count_scores, seed)
+    scores = [_percentiles(*each) for each in zip(value, draws.T, strict=True)]
+    areas, auroc = _auroc(targets, probabilities)
     return {
-        "macro_f1": vars(_score(counts.macro_f1, draws.macro_f1)),
-        "accuracy": vars(_score(counts.accuracy, draws.accuracy)),
-        "classes": {
-            name: _class_report(counts, row, _score(value, column))
-            for row, (name, value, column) in enumerate(by_class)
-        },
-        "confusion": table.tolist(),
-        "samples": len(labels),
+        **dict(zip(("macro_f1", "accuracy", "weighted_f1"), map(vars, scores), strict=False)),
+        "auroc": vars(auroc),
+        "log_loss": vars(_log_loss(targets, probabilities)),
+        "calibration_error": vars(_calibration_error(targets, probabilities)),
+        "seeds": {"macro_f1": _over_seeds(counts.macro_f1), "accuracy": _over_seeds(counts.accuracy)},
+        "classes": _classes(targets, counts, scores[3:], areas),
+        "confusion": confusion(targets.matrix, chosen, targets.multilabel).tolist(),
+        "samples": len(targets),
     }
 
 
-def paired_difference(labels: np.ndarray, one: np.ndarray, other: np.ndarray, classes: int, seed: int) -> Score:
-    """Macro-F1 of `one` less that of `other` on the same samples, by a paired bootstrap.
-
-    The difference is within noise, a tie, if the interval holds 0.
-    """
-    (first, second), (first_draws, second_draws) = _bootstrap(labels, [one, other], classes, seed)
-    return _score(first.macro_f1 - second.macro_f1, first_draws.macro_f1 - second_draws.macro_f1)
+def _count_scores(counts: Counts) -> np.ndarray:
+    """(D, 3 + C): macro-F1, accuracy, weighted F1 and each class's F1; means over seeds."""
+    overall = np.stack([counts.macro_f1, counts.accuracy, counts.weighted_f1], axis=-1)
+    return np.concatenate([overall, counts.f1], axis=-1).mean(1)
 
 
-def _class_report(counts: Counts, row: int, f1: Score) -> dict[str, Any]:
-    hits = counts.hits[row]
+def _classes(targets: Targets, counts: Counts, f1: list[Score], areas: np.ndarray) -> dict[str, Any]:
     return {
-        "precision": float(hits / max(counts.predicted[row], 1)),
-        "recall": float(hits / max(counts.labelled[row], 1)),
-        "f1": vars(f1),
-        "support": int(counts.labelled[row]),
+        name: {
+            "precision": float(counts.precision[:, column].mean()),
+            "recall": float(counts.recall[:, column].mean()),
+            "f1": vars(f1[column]),
+            "auroc": None if np.isnan(areas[column]) else float(areas[column]),
+            "support": int(counts.labelled[0, column]),
+        }
+        for column, name in enumerate(targets.classes)
     }
 
 
-def _bootstrap(
-    labels: np.ndarray, predictions: list[np.ndarray], classes: int, seed: int
-) -> tuple[list[Counts], list[Counts]]:
-    """For each of several predictions of the same samples, the counts and DRAWS resampled ones.
-
-    Only the cells that occur are drawn, at most one a sample.
-    """
-    cells, numbers = np.unique(np.stack([labels, *predictions]), axis=1, return_counts=True)
-    draws = np.random.default_rng(seed).multinomial(len(labels), numbers / max(len(labels), 1), size=DRAWS)
-    eye = np.eye(classes, dtype=np.int64)
-
-    def counts(weights: np.ndarray, predicted: np.ndarray) -> Counts:
-        hits = weights * (cells[0] == predicted)
-        return Counts(hits @ eye[cells[0]], weights @ eye[cells[0]], weights @ eye[predicted])
-
-    return [counts(numbers, row) for row in cells[1:]], [counts(draws, row) for row in cells[1:]]
+def _over_seeds(values: np.ndarray) -> dict[str, Any]:
+    """Mean and sample standard deviation over seeds; 0 of a single seed."""
+    spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    return {"mean": float(values.mean()), "std": spread, "values": values.tolist()}
 
 
-def _score(value: Any, draws: np.ndarray) -> Score:
+def _percentiles(value: float, draws: np.ndarray) -> Score:
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(draws, [tail, 100 - tail])
     return Score(float(value), float(low), float(high))
+
+
+def _normal(value: float, influence: np.ndarray, most: float) -> Score:
+    """The interval of a score of which (N,) `influence` tells what each sample adds to N times its error.
+
+    This is the infinitesimal jackknife (Efron and Tibshirani, 1993, chapter 22): what the bootstrap of a mean
+    comes to, without drawing.
+    """
+    reach = NORMAL * float(np.sqrt(influence @ influence)) / max(len(influence), 1)
+    return Score(float(value), max(0.0, float(value) - reach), min(most, float(value) + reach))
+
+
+def _auroc(targets: Targets, probabilities: np.ndarray) -> tuple[np.ndarray, Score]:
+    """(C,) area of each class against the rest, NaN without samples on both sides, and their mean.
+
+    The interval is that of DeLong, DeLong and Clarke-Pearson (1988) for the mean of correlated areas.
+    """
+    labels = targets.matrix
+    areas = np.full(labels.shape[1], np.nan)
+    defined = np.flatnonzero(labels.any(0) & ~labels.all(0))
+    influence = np.zeros(len(labels))
+    for column in defined:
+        each = [_area(scores[:, column], labels[:, column], influence) for scores in probabilities]
+        areas[column] = np.mean(each)
+    if not len(defined):
+        return areas, Score(None, None, None)
+    return areas, _normal(areas[defined].mean(), influence / (len(defined) * len(probabilities)), most=1.0)
+
+
+def _area(scores: np.ndarray, positive: np.ndarray, influence: np.ndarray) -> float:
+    """Area under the ROC curve; adds DeLong's structural components to `influence`. Ties count one half.
+
+    One sort gives all of them (Sun and Xu, 2014).
+    """
+    order = np.argsort(scores)
+    ranked, flags = scores[order], positive[order]
+    ends = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # the last of each run of equal scores
+    runs = np.diff(ends, prepend=-1)
+    above = np.cumsum(flags)[ends]
+    below = ends + 1 - above
+    positives, negatives = int(above[-1]), int(below[-1])
+    # of a positive: the share of negatives that lie below; of a negative: the share of positives above
+    of_positive = (below + np.append(0, below[:-1])) / 2 / negatives
+    of_negative = 1 - (above + np.append(0, above[:-1])) / 2 / positives
+    components = np.where(flags, np.repeat(of_positive, runs), np.repeat(of_negative, runs))
+    area = float(components[flags].mean())
+    sides = [len(scores) / np.sqrt(side * max(side - 1, 1)) for side in (positives, negatives)]
+    influence[order] += (components - area) * np.where(flags, *sides)
+    return area
+
+
+def _log_loss(targets: Targets, probabilities: np.ndarray) -> Score:
+    losses = np.zeros(len(targets))
+    for each in probabilities:
+        right = np.where(targets.matrix, each, 1 - each) if targets.multilabel else each[targets.matrix][:, None]
+        losses -= np.log(np.clip(right, LEAST, 1)).mean(1) / len(probabilities)
+    value = losses.mean()
+    return _normal(value, losses - value, most=np.inf)
+
+
+def _calibration_error(targets: Targets, probabilities: np.ndarray) -> Score:
+    """Expected calibration error (Guo et al., 2017) of the top probability, or the mean of the classes' errors.
+
+    It is never negative and so, for probabilities that are right, above 0 by chance; the interval does not
+    take this out, and is there too wide rather than too narrow.
+    """
+    values, influence = [], np.zeros(len(targets))
+    for confidence, right in _confidences(targets, probabilities):
+        bins = np.clip((confidence * BINS).astype(int), 0, BINS - 1)
+        gaps = confidence - right
+        sums = np.bincount(bins, gaps, minlength=BINS)
+        values.append(float(np.abs(sums).sum()) / max(len(gaps), 1))
+        influence += np.sign(sums)[bins] * gaps - values[-1]
+    return _normal(float(np.mean(values)), influence / len(values), most=1.0)
+
+
+def _confidences(targets: Targets, probabilities: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(N,) probabilities and whether what they are of is so: for each seed the top class, or every class."""
+    for each in probabilities:
+        if targets.multilabel:
+            yield from zip(each.T, targets.matrix.T, strict=True)
+        else:
+            yield each.max(1), targets.matrix[np.arange(len(each)), each.argmax(1)]

@@ -26,6 +26,8 @@ from mmfeat.samples import Sample
 
 RUN_FILE = "run.json"
 LEADERBOARD = "leaderboard"
+ABLATION = "ablation.csv"
+NEEDED = ("task", "attend", "columns", "widths", "class_counts", "labelled")  # by submit, beside what `Run` names
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,11 @@ class Run:
         return list(self.config["leaderboard"])
 
     @property
+    def best_score(self) -> float:
+        """Macro-F1 of the first entry."""
+        return self.leaderboard[0]["macro_f1"]["value"]
+
+    @property
     def leaderboard_file(self) -> Path:
         return self.folder / f"{LEADERBOARD}.csv"
 
@@ -84,7 +91,7 @@ def read_run(folder: Path) -> Run:
     """The run in `folder`; raises `RunError` if there is none or it is not finished."""
     try:
         run = Run(folder, read_json(folder / RUN_FILE))
-        run.towers, run.options, run.classes, run.comparable, run.leaderboard[0]
+        run.towers, run.options, run.classes, run.comparable, run.best_score, [run.config[name] for name in NEEDED]
     except FileNotFoundError:
         raise RunError(f"{folder}: no finished run here (no {RUN_FILE}); make one with mmfeat heads") from None
     except (OSError, ValueError, KeyError, TypeError, IndexError, ConfigError) as error:
@@ -110,7 +117,7 @@ def best_run(root: Path, data: str | None = None) -> Run:
         on = f" on {data}" if data else ""
         raise RunError(f"{root}: no finished run{on}; make one with mmfeat heads, or name it with --run")
     alike = [run for run in runs if run.comparable == runs[-1].comparable]
-    return max(alike, key=lambda run: run.leaderboard[0]["macro_f1"]["value"])
+    return max(alike, key=lambda run: run.best_score)
 
 
 def hash_data(samples: Sequence[Sample], keys: Mapping[str, ContentKeys]) -> str:

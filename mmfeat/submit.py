@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,13 +14,14 @@ from mmfeat.cache import Cache
 from mmfeat.encoders import Tower, describe_encoders
 from mmfeat.errors import RunError, SubmissionError
 from mmfeat.extract import Extraction, extract_samples
-from mmfeat.files import write_atomic
+from mmfeat.files import csv_text, write_atomic
 from mmfeat.hardware import resolve_device
-from mmfeat.heads import load_head
+from mmfeat.predictor import members, predict_entry
 from mmfeat.progress import Progress
 from mmfeat.runs import Run, best_run, hash_data, read_run
 from mmfeat.samples import MODALITIES, SampleSet, read_samples
-from mmfeat.splits import FINAL
+from mmfeat.scoring import names_of
+from mmfeat.targets import SEPARATOR
 
 HEADER = ("guid", "tag")
 Rows = list[tuple[str, str]]
@@ -69,43 +68,46 @@ def write_submission(
     entry = chosen.entry(head, modalities)
     everything = read_samples(data or chosen.config["data"], columns or chosen.config["columns"])
     samples = _unlabelled(everything, chosen)
-    towers = _same_towers(chosen, entry["modalities"])
+    towers = _same_towers(chosen, {each["modalities"] for each in members(chosen, entry)})
     cache = cache or chosen.config["cache"]
     extraction = extract_samples(samples, towers, cache=cache, device=device, workers=workers, progress=progress)
     store = Cache(cache, samples.name)
     features = store.load(samples.samples, [tower.spec for tower in towers])
     features = features.widened(chosen.config["widths"])
-    model = load_head(chosen.head_folder(entry), FINAL, resolve_device(device))
-    probabilities = model.predict_proba(features)
+    choices, probabilities = predict_entry(chosen, entry, features, resolve_device(device))
     if not np.isfinite(probabilities).all():
         raise SubmissionError(f"{chosen.folder}: its head gives no finite predictions; train it again")
-    predictions = probabilities.argmax(1)
-    rows = [(id, chosen.classes[number]) for id, number in zip(features.ids, predictions.tolist(), strict=True)]
-    check_rows(rows, features.ids, chosen.classes)
-    write_atomic(path, _csv(rows).encode())
-    seen = [any(block.mask[row] for block in features.blocks) for row in range(len(features))]
+    labels = [names_of(choice, chosen.classes) for choice in choices]
+    rows = list(zip(features.ids, labels, strict=True))
+    check_rows(rows, features.ids, chosen.classes, chosen.config["task"] == "multilabel")
+    write_atomic(path, csv_text(HEADER, rows).encode())
+    seen = np.any(list(features.masks.values()), axis=0)
     return Submission(
         path=path,
         run=chosen,
         head=entry["head"],
         modalities=entry["modalities"],
         rows=len(rows),
-        predicted=_shares(Counter(label for _, label in rows)),
-        trained=_shares(chosen.config["class_counts"]),
+        predicted=_shares(Counter(name for _, label in rows for name in label.split(SEPARATOR) if name), len(rows)),
+        trained=_shares(chosen.config["class_counts"], chosen.config["labelled"]),
         extraction=extraction,
         data_changed=_data_changed(everything, chosen, store),
         without_features=[id for id, there in zip(features.ids, seen, strict=True) if not there],
     )
 
 
-def check_rows(rows: Rows, ids: Sequence[str], classes: Sequence[str]) -> None:
-    """Every id once and in order, no empties, only known labels; raises `SubmissionError` otherwise."""
+def check_rows(rows: Rows, ids: Sequence[str], classes: Sequence[str], multilabel: bool = False) -> None:
+    """Every id once and in order, no empties, only known labels; raises `SubmissionError` otherwise.
+
+    Labels of `multilabel` rows are `a|b`, or a lone `|`.
+    """
     if [id for id, _ in rows] != list(ids) or len(set(ids)) != len(ids):
         raise SubmissionError(
             f"{len(rows)} rows do not name the {len(ids)} samples once each and in order; nothing was written"
         )
     for id, label in rows:
-        if label not in classes:
+        names = label.split(SEPARATOR) if multilabel and label != SEPARATOR else [label]
+        if not set(names) <= {*classes, *([SEPARATOR] if multilabel else [])}:
             raise SubmissionError(f"sample {id} would get the label {label!r}, which is none of {', '.join(classes)}")
 
 
@@ -127,7 +129,9 @@ def _data_changed(samples: SampleSet, run: Run, store: Cache) -> bool:
 
 def _unlabelled(samples: SampleSet, run: Run) -> SampleSet:
     """The samples to predict; the data may not know labels that the run does not."""
-    if unknown := set(samples.classes) - set(run.classes):
+    known = {*run.classes, ""} if run.config["task"] == "multilabel" else set(run.classes)
+    cells = [label.split(SEPARATOR) if "" in known else [label] for label in samples.classes]
+    if unknown := {name.strip() for cell in cells for name in cell} - known:
         raise SubmissionError(
             f"{samples.source}: label {', '.join(sorted(unknown))} is unknown to {run.folder} "
             f"({', '.join(run.classes)}); train heads on this data first"
@@ -137,9 +141,9 @@ def _unlabelled(samples: SampleSet, run: Run) -> SampleSet:
     return replace(samples, samples=samples.unlabelled)
 
 
-def _same_towers(run: Run, modalities: str) -> list[Tower]:
+def _same_towers(run: Run, modalities: Collection[str]) -> list[Tower]:
     """The run's encoders as they are now; weights that have changed since are refused."""
-    wanted = [tower for tower in run.towers if modalities in ("both", tower.spec.modality)]
+    wanted = [tower for tower in run.towers if {"both", tower.spec.modality} & set(modalities)]
     now = {t.spec.fingerprint: t for t in describe_encoders([t.request for t in wanted], run.options)}
     for tower in wanted:
         if tower.spec.fingerprint not in now:
@@ -152,14 +156,5 @@ def _same_towers(run: Run, modalities: str) -> list[Tower]:
     return wanted
 
 
-def _csv(rows: Rows) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(HEADER)
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _shares(counts: Mapping[str, int]) -> dict[str, float]:
-    total = sum(counts.values())
+def _shares(counts: Mapping[str, int], total: int) -> dict[str, float]:
     return {name: count / total for name, count in sorted(counts.items())}

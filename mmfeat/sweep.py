@@ -1,67 +1,61 @@
-"""The sweep: every head x modality over the same folds, scored out of fold, ranked with intervals.
+"""The sweep: every head x modality over the same folds and seeds, scored out of fold, ranked with intervals.
 
-Nothing is selected on the data it is scored on: early stopping and regularisation look at a
-validation part of each training fold, the score at the predictions for the test parts.
+Nothing is selected on the data it is scored on: early stopping and settings look at validation parts of the training
+folds, thresholds and ensembles at the other folds.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import os
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmfeat.cache import Cache, folder_name
-from mmfeat.encoders import EncoderOptions, Tower, describe_encoders
-from mmfeat.errors import HeadError
+from mmfeat.cache import Cache, ContentKeys, folder_name
+from mmfeat.choice import MODALITY_SETS, choose_pairs, needed_towers, usable_towers
+from mmfeat.committee import ensemble_entries
+from mmfeat.encoders import EncoderOptions, describe_encoders
+from mmfeat.engine import ENGINES, Engine, make_engine
+from mmfeat.entries import Entry, Plan, train_entry
+from mmfeat.errors import ConfigError, HeadError
 from mmfeat.features import Features
-from mmfeat.files import canonical_json, write_atomic, write_json
-from mmfeat.hardware import resolve_device
-from mmfeat.heads import BASELINES, FUSIONS, Head, HeadSettings, make_head, save_head
-from mmfeat.metrics import evaluate, paired_difference
+from mmfeat.files import canonical_json, sweep_temporaries, write_atomic, write_json
+from mmfeat.hardware import cpu_count, resolve_device
+from mmfeat.heads import BASELINES, HeadSettings
+from mmfeat.heads.basis import one_thread
+from mmfeat.leaderboard import ablation_csv, leaderboard_csv
 from mmfeat.progress import Progress, Silent
+from mmfeat.protocol import Protocol, protocol_splits
+from mmfeat.ranking import rank
 from mmfeat.requests import resolve_options
-from mmfeat.runs import LEADERBOARD, RUN_FILE, Run, hash_data, read_run, write_run
+from mmfeat.runs import ABLATION, LEADERBOARD, RUN_FILE, Run, hash_data, read_run, write_run
 from mmfeat.samples import MODALITIES, Sample, SampleSet, read_samples
-from mmfeat.splits import FINAL, TEST, Splits, duplicate_groups, load_splits, make_splits
+from mmfeat.search import METHODS
+from mmfeat.splits import Splits
+from mmfeat.targets import Targets, read_targets
+from mmfeat.trials import Task
 from mmfeat.version import __version__
 
-MODALITY_SETS = ("both", "text", "image")
-FOLDS = 5
+TASKS = ("multiclass", "multilabel")
+CHEAP_BASELINES = ("prior", "knn", "ridge", "logistic", "svm")
+IN_MEMORY = 1 << 30  # bytes of pooled vectors; more stay on disk and are read batch by batch
 PLACES = ("data", "cache", "columns")  # where a run found things; they may move, and the run stays the same
 
 
 @dataclass(frozen=True)
-class Task:
-    """What every head of a sweep is trained and scored on."""
-
-    features: Features
-    labels: np.ndarray
-    classes: tuple[str, ...]
-    splits: Splits
-    settings: HeadSettings
-    device: str
-
-    @property
-    def tested(self) -> np.ndarray:
-        """Rows that some fold tests; split files from elsewhere may leave some out."""
-        return np.flatnonzero((self.splits.roles == TEST).any(axis=1))
-
-
-@dataclass(frozen=True)
 class Sweep:
-    """A run, and whether it was there already."""
+    """A run, whether it was there already, and where splits were written for later runs, if they were."""
 
     run: Run
     reused: bool
     seconds: float
+    new_splits: Path | None = None
 
 
 def train_heads(
@@ -72,65 +66,203 @@ def train_heads(
     out: str | Path = "heads",
     options: EncoderOptions | None = None,
     columns: Mapping[str, str] | None = None,
-    fusion: Sequence[str] = tuple(FUSIONS),
-    baselines: Sequence[str] = tuple(BASELINES),
+    fusion: Sequence[str] = ("all",),
+    baselines: Sequence[str] = CHEAP_BASELINES,
     modalities: Sequence[str] = MODALITY_SETS,
-    folds: int = FOLDS,
-    grouped: bool = True,
-    split_dir: str | Path | None = None,
-    settings: HeadSettings | None = None,
+    protocol: Protocol | None = None,
+    plan: Plan | None = None,
+    ensembles: bool = True,
+    task: str = "multiclass",
+    attend: str = "tokens",
+    engine: str = "local",
+    ray_address: str | None = None,
     device: str = "auto",
+    workers: int = 0,
     progress: Progress | None = None,
 ) -> Sweep:
     """Train and rank heads on the cached vectors of the labelled samples of `data`.
 
-    The same configuration on the same data and vectors gives the same run folder: it is not trained
-    twice. Raises `CacheMissError` where vectors are missing.
+    The same configuration on the same data and vectors gives the same run folder: it is not trained twice, and what
+    an interrupted call finished is not done again. Raises `CacheMissError` where vectors are missing.
     """
     start = time.monotonic()
+    protocol, plan, progress = protocol or Protocol(), plan or Plan(HeadSettings()), progress or Silent()
+    _check(task, attend, plan, engine)
+    options = resolve_options(options or EncoderOptions(), device)
+    towers = usable_towers(describe_encoders(list(encoders), options))
+    pairs = choose_pairs(fusion, baselines, modalities, towers, attend)
+    towers = needed_towers(towers, pairs, attend)
+    problem = _read_problem(data, columns, cache, task, protocol, progress)
+    config = {
+        "version": __version__,
+        "columns": dict(columns or {}),
+        **problem.config,
+        "encoders": [{"request": tower.request, "spec": asdict(tower.spec)} for tower in towers],
+        "options": asdict(options),
+        "task": task,
+        "attend": attend,
+        "pairs": [list(pair) for pair in pairs],
+        "ensembles": ensembles,
+        "protocol": {**asdict(protocol), "split_dir": None},
+        "plan": _plan_record(plan),
+        "trials": plan.trials,
+    }
+    folder = Path(out) / _run_name(config)
+    if (folder / RUN_FILE).exists() and _searched_enough(read_run(folder), plan):
+        return Sweep(_reuse(folder, config), True, time.monotonic() - start, problem.new_splits)
+    features = problem.store.load(problem.labelled, [tower.spec for tower in towers], problem.keys, IN_MEMORY)
+    _check_features(problem.samples, features)
+    runner = make_engine(engine, features, problem.targets, resolve_device(device), attend, workers, ray_address)
+    run = _train_run(problem, features, runner, pairs, plan, config, folder, progress)
+    return Sweep(run, False, time.monotonic() - start, problem.new_splits)
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """The labelled samples, what is to be told of them, and how they are split."""
+
+    samples: SampleSet
+    store: Cache
+    keys: Mapping[str, ContentKeys]
+    targets: Targets
+    protocol: Protocol
+    splits: Splits
+    new_splits: Path | None
+
+    @property
+    def labelled(self) -> tuple[Sample, ...]:
+        return self.samples.labelled
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What a run records of it."""
+        roles = "\n".join(map(",".join, self.splits.roles.tolist()))
+        return {
+            "data": os.path.abspath(self.samples.source),
+            "cache": os.path.abspath(self.store.folder.parent),
+            "dataset": self.samples.name,
+            "data_hash": hash_data(self.labelled, self.keys),
+            "folds": list(self.splits.names),
+            "splits_hash": hashlib.sha256(roles.encode()).hexdigest(),
+        }
+
+
+def _read_problem(
+    data: str | Path,
+    columns: Mapping[str, str] | None,
+    cache: str | Path,
+    task: str,
+    protocol: Protocol,
+    progress: Progress,
+) -> _Problem:
     samples = read_samples(data, columns)
-    options, settings = resolve_options(options or EncoderOptions(), device).pooled_only, settings or HeadSettings()
-    towers = describe_encoders(list(encoders), options)
-    heads = _checked_heads(fusion, FUSIONS, "--fusion") + _checked_heads(baselines, BASELINES, "--baselines")
-    if not heads:
-        raise HeadError("no head was asked for; name one with --fusion or --baselines")
     labelled = samples.labelled
     if not labelled:
         raise HeadError(f"{data}: no labelled samples; heads are trained on labels")
-    progress = progress or Silent()
     store = Cache(cache, samples.name)
     keys = {modality: store.content_keys(labelled, modality, progress) for modality in MODALITIES}
-    splits = _splits(labelled, keys["image"].keys, folds, grouped, split_dir, settings.seed)
-    config = {
-        "version": __version__,
-        "data": os.path.abspath(data),
-        "cache": os.path.abspath(cache),
-        "columns": dict(columns or {}),
-        "dataset": samples.name,
-        "data_hash": hash_data(labelled, keys),
-        "splits_hash": hashlib.sha256("\n".join(map(",".join, splits.roles.tolist())).encode()).hexdigest(),
-        "encoders": [{"request": tower.request, "spec": asdict(tower.spec)} for tower in towers],
-        "options": asdict(options),
-        "heads": heads,
-        "modalities": _checked_modalities(modalities, towers),
-        "settings": asdict(settings),
-    }
-    folder = Path(out) / _run_name(config)
-    if (folder / RUN_FILE).exists():
-        return Sweep(_reuse(folder, config), True, time.monotonic() - start)
-    features = store.load(labelled, [tower.spec for tower in towers], keys)
-    task = _task(samples, features, splits, settings, resolve_device(device))
-    return Sweep(_sweep(task, config, folder, progress), False, time.monotonic() - start)
+    targets = read_targets([str(sample.label) for sample in labelled], task == "multilabel")
+    splits, new = protocol_splits(labelled, targets, keys["image"], store.folder, protocol, progress)
+    return _Problem(samples, store, keys, targets, protocol, splits, new)
 
 
-def _task(samples: SampleSet, features: Features, splits: Splits, settings: HeadSettings, device: str) -> Task:
-    """Labels as class numbers beside the features; an encoder that saw none of the samples is refused."""
-    if empty := [block.name for block in features.blocks if not block.mask.any()]:
-        names = ", ".join(empty)
-        raise HeadError(f"{samples.source}: no labelled sample has a vector of {names}; leave it out of --encoders")
-    classes = samples.classes
-    labels = np.array([classes.index(str(sample.label)) for sample in samples.labelled])
-    return Task(features, labels, classes, splits, settings, device)
+def _train_run(
+    problem: _Problem,
+    features: Features,
+    engine: Engine,
+    pairs: Sequence[tuple[str, str]],
+    plan: Plan,
+    config: dict[str, Any],
+    folder: Path,
+    progress: Progress,
+) -> Run:
+    """Train what the run folder lacks, then combine, rank, and declare the run complete."""
+    try:
+        for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+            sweep_temporaries(place)  # of a killed call
+        problem.splits.save(folder, [str(sample.label) for sample in problem.labelled])
+        task = Task(features.ids, problem.targets, problem.splits, problem.protocol.seeds, problem.protocol.seed)
+        with one_thread():  # a sum of several threads' sums is another number on another machine
+            entries = _train_all(task, engine, pairs, plan, folder, progress)
+            return _finish(task, entries, config, plan, folder, features)
+    finally:
+        engine.close()
+
+
+def _train_all(
+    task: Task, engine: Engine, pairs: Sequence[tuple[str, str]], plan: Plan, folder: Path, progress: Progress
+) -> list[Entry]:
+    """Every pair's entry. Their jobs share the engine's workers; the threads here wait for them."""
+    deadline = float("inf") if plan.time_limit is None else time.monotonic() + plan.time_limit
+    total = sum(_trainings(task, head, plan) for head, _ in pairs)
+    with progress.task("heads", total) as advance, ThreadPoolExecutor(cpu_count() + 1) as threads:
+        futures = [
+            threads.submit(train_entry, task, engine, head, modality, plan, folder, deadline, advance)
+            for head, modality in pairs
+        ]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()  # what went wrong is told now, not when all before it are done
+            return [future.result() for future in futures]
+        except BaseException:
+            engine.close()  # before the threads are waited for, which wait for it
+            for future in futures:
+                future.cancel()
+            raise
+
+
+def _trainings(task: Task, head: str, plan: Plan) -> int:
+    """How many trainings the progress bar counts for a head; a search without end is counted by its first trial."""
+    trials = 1
+    if plan.space and head not in BASELINES:
+        sizes = [len(values) for values in plan.space.values() if isinstance(values, Sequence)]
+        trials = plan.trials or int(np.prod(sizes))
+    return trials * len(task.cells(head)) + plan.refit * task.repeats_of(head)
+
+
+def _finish(
+    task: Task, entries: list[Entry], config: dict[str, Any], plan: Plan, folder: Path, features: Features
+) -> Run:
+    """Combine, rank, and declare the run complete."""
+    if config["ensembles"]:
+        entries = entries + ensemble_entries(task, entries, plan.adjustment, folder)
+    leaderboard = rank(task, entries)
+    classes = task.targets.classes
+    write_json(folder / f"{LEADERBOARD}.json", leaderboard)
+    write_atomic(folder / f"{LEADERBOARD}.csv", leaderboard_csv(leaderboard, classes).encode())
+    write_atomic(folder / ABLATION, ablation_csv(leaderboard, classes).encode())
+    counts = task.targets.matrix.sum(0).tolist()
+    return write_run(
+        folder,
+        {
+            **config,
+            "widths": features.widths,
+            "classes": list(classes),
+            "class_counts": dict(zip(classes, counts, strict=True)),
+            "labelled": len(task.targets),
+            "leaderboard": leaderboard,
+        },
+    )
+
+
+def _check(task: str, attend: str, plan: Plan, engine: str) -> None:
+    for flag, value, known in (
+        ("--task", task, TASKS),
+        ("--attend", attend, ("tokens", "pooled")),
+        ("--search", plan.method, METHODS),
+        ("--engine", engine, ENGINES),
+    ):
+        if value not in known:
+            raise ConfigError(f"{flag} {value}: use one of {', '.join(known)}")
+
+
+def _check_features(samples: SampleSet, features: Features) -> None:
+    """An encoder that saw none of the samples is refused."""
+    if empty := [name for name, mask in features.masks.items() if not mask.any()]:
+        raise HeadError(
+            f"{samples.source}: no labelled sample has a vector of {', '.join(empty)}; leave it out of --encoders"
+        )
 
 
 def _reuse(folder: Path, config: Mapping[str, Any]) -> Run:
@@ -143,130 +275,27 @@ def _reuse(folder: Path, config: Mapping[str, Any]) -> Run:
     return run
 
 
-def _sweep(task: Task, config: dict[str, Any], folder: Path, progress: Progress) -> Run:
-    """Train every head x modality and write the run."""
-    task.splits.save(folder)
-    entries, predictions = [], []
-    pairs = [(head, modality) for modality in config["modalities"] for head in config["heads"]]
-    with progress.task("heads x folds", len(pairs) * len(task.splits.names)) as advance:
-        for head, modality in pairs:
-            entry, predicted = _cross_validate(task, head, modality, folder / f"{head}-{modality}", advance)
-            entries.append(entry)
-            predictions.append(predicted)
-    leaderboard = _rank(task, entries, predictions)
-    write_json(folder / f"{LEADERBOARD}.json", leaderboard)
-    write_atomic(folder / f"{LEADERBOARD}.csv", _leaderboard_csv(leaderboard, task.classes).encode())
-    counts = np.bincount(task.labels, minlength=len(task.classes)).tolist()
-    return write_run(
-        folder,
-        {
-            **config,
-            "widths": task.features.widths,
-            "classes": list(task.classes),
-            "class_counts": dict(zip(task.classes, counts, strict=True)),
-            "leaderboard": leaderboard,
-        },
-    )
+def _searched_enough(run: Run, plan: Plan) -> bool:
+    """Whether a finished run needs no more trials: none was cut short by time, and no more are asked for than then."""
+    before = run.config["trials"]
+    enough = not plan.space or before is None or (plan.trials is not None and plan.trials <= before)
+    return enough and all(entry.get("search_over", True) for entry in run.leaderboard)
 
 
-def _cross_validate(
-    task: Task, name: str, modality: str, folder: Path, advance: Any
-) -> tuple[dict[str, Any], np.ndarray]:
-    """Fit on every fold and on all data; returns the leaderboard entry and out-of-fold predictions."""
-    start = time.monotonic()
-    features = task.features.only(modality)
-    probabilities = np.zeros((len(task.labels), len(task.classes)))
-    for fold in task.splits.folds:
-        head: Head = make_head(name, task.settings, len(task.classes), task.device)
-        head.fit(
-            features.take(fold.train),
-            task.labels[fold.train],
-            features.take(fold.validation),
-            task.labels[fold.validation],
-        )
-        save_head(head, name, task.settings, len(task.classes), folder, fold.name)
-        if fold.name != FINAL:
-            probabilities[fold.test] = head.predict_proba(features.take(fold.test))
-        advance(1)
-    if not np.isfinite(probabilities).all():
-        raise HeadError(f"{name} on {modality} diverged; lower --learning-rate (now {task.settings.learning_rate:g})")
-    predicted, tested = probabilities.argmax(1), task.tested
-    metrics = evaluate(task.labels[tested], predicted[tested], task.classes, task.settings.seed)
-    write_json(folder / "metrics.json", metrics)
-    write_atomic(folder / "out_of_fold.csv", _predictions_csv(task, probabilities).encode())
-    entry = {"head": name, "modalities": modality, **metrics, "seconds": round(time.monotonic() - start, 2)}
-    return entry, predicted
+def _plan_record(plan: Plan) -> dict[str, Any]:
+    """For JSON; how long a search may take is no part of what it does: it can be prolonged."""
+    record = {**asdict(plan), "time_limit": None, "trials": None}
+    return {**record, "space": {name: _values(values) for name, values in plan.space.items()}}
 
 
-def _rank(task: Task, entries: list[dict[str, Any]], predictions: list[np.ndarray]) -> list[dict[str, Any]]:
-    """Best first; each entry tells its paired difference from the best and whether that is a tie."""
-    order = sorted(range(len(entries)), key=lambda index: -entries[index]["macro_f1"]["value"])
-    tested = task.tested
-    labels, best = task.labels[tested], predictions[order[0]][tested]
-    ranked = []
-    for index in order:
-        behind = paired_difference(labels, best, predictions[index][tested], len(task.classes), task.settings.seed)
-        ranked.append({**entries[index], "behind_best": vars(behind), "tie": behind.low <= 0})
-    return ranked
-
-
-def _checked_heads(names: Sequence[str], known: Mapping[str, Any], flag: str) -> list[str]:
-    """Names without repetition; `all` stands for every known one and `none` for nothing."""
-    wanted = [each for name in names for each in (known if name == "all" else [name]) if each != "none"]
-    if unknown := [name for name in wanted if name not in known]:
-        raise HeadError(f"{flag} {','.join(unknown)}: use all, none, or some of {', '.join(known)}")
-    return list(dict.fromkeys(wanted))
-
-
-def _checked_modalities(names: Sequence[str], towers: list[Tower]) -> list[str]:
-    """The modality sets that the encoders can serve; with one modality there is no `both`."""
-    present = {tower.spec.modality for tower in towers}
-    unknown = [name for name in names if name not in MODALITY_SETS]
-    if unknown:
-        raise HeadError(f"--modalities {','.join(unknown)}: use some of {', '.join(MODALITY_SETS)}")
-    usable = [name for name in dict.fromkeys(names) if name in present or (name == "both" and len(present) == 2)]
-    if not usable:
-        raise HeadError(f"--modalities {','.join(names)}: the encoders give {', '.join(sorted(present))} only")
-    return usable
-
-
-def _splits(
-    labelled: Sequence[Sample], image_keys: np.ndarray, folds: int, grouped: bool, split_dir: Any, seed: int
-) -> Splits:
-    ids = [sample.id for sample in labelled]
-    if split_dir is not None:
-        return load_splits(Path(split_dir), ids)
-    groups = duplicate_groups(labelled, image_keys) if grouped else np.arange(len(ids))
-    return make_splits(np.array([sample.label for sample in labelled]), ids, groups, folds, seed)
+def _values(values: Any) -> Any:
+    return list(values) if isinstance(values, Sequence) else asdict(values)
 
 
 def _run_name(config: Mapping[str, Any]) -> str:
     """Readable, and different for every configuration. Where the data and weights lie does not count."""
-    counted = {key: value for key, value in config.items() if key not in (*PLACES, "encoders")}
+    counted = {key: value for key, value in config.items() if key not in (*PLACES, "encoders", "trials")}
     counted["encoders"] = [entry["spec"] for entry in config["encoders"]]
     digest = hashlib.sha256(canonical_json(counted).encode()).hexdigest()[:8]
-    return f"{folder_name(config['dataset'])}-{'-'.join(config['heads'])[:60]}-{digest}"
-
-
-def _leaderboard_csv(leaderboard: list[dict[str, Any]], classes: tuple[str, ...]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    scores = ("macro_f1", "accuracy")
-    header = [f"{score}{part}" for score in scores for part in ("", "_low", "_high")]
-    writer.writerow(["rank", "head", "modalities", *header, *(f"f1_{name}" for name in classes), "tie", "seconds"])
-    for rank, entry in enumerate(leaderboard, 1):
-        values = [f"{entry[score][part]:.4f}" for score in scores for part in ("value", "low", "high")]
-        by_class = [f"{entry['classes'][name]['f1']['value']:.4f}" for name in classes]
-        writer.writerow([rank, entry["head"], entry["modalities"], *values, *by_class, entry["tie"], entry["seconds"]])
-    return text.getvalue()
-
-
-def _predictions_csv(task: Task, probabilities: np.ndarray) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "label", "predicted", *(f"p_{name}" for name in task.classes)])
-    for row in task.tested:
-        cells = [f"{value:.6f}" for value in probabilities[row]]
-        predicted = task.classes[int(probabilities[row].argmax())]
-        writer.writerow([task.features.ids[row], task.classes[task.labels[row]], predicted, *cells])
-    return text.getvalue()
+    heads = list(dict.fromkeys(head for head, _ in config["pairs"]))
+    return f"{folder_name(config['dataset'])}-{'-'.join(heads)[:60].rstrip('-')}-{digest}"

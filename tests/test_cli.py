@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from small_sweeps import make_place
+from typer.testing import CliRunner
+
+from mmfeat.cli import app
+from mmfeat.runs import read_run
 
 
 def mmfeat(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -38,14 +45,17 @@ def test_the_whole_way(tmp_path: Path) -> None:
     again = mmfeat("extract", "--data", "demo", "--encoders", "hashing,hog", cwd=tmp_path)
     assert "nothing to do: every vector is in cache/demo" in again.stdout
     assert "1 unreadable" in again.stdout
-    trained = mmfeat("heads", "--fusion", "concat", "--folds", 3, "--epochs", 2, cwd=tmp_path)
+    heads = ("heads", "--fusion", "concat", "--baselines", "knn", "--folds", 2, "--seeds", 2, "--epochs", 2)
+    trained = mmfeat(*heads, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
-    assert "using demo with hashing, hog" in trained.stdout
-    assert max(len(line) for line in trained.stdout.splitlines() if "concat" in line and "[" in line) <= 80
+    assert trained.stdout.splitlines()[0] == "using demo with hashing, hog"
+    assert len([line for line in trained.stdout.splitlines() if "[." in line and len(line) <= 80]) == 10
+    assert not [line for line in trained.stderr.splitlines() if not line.startswith("heads: ")]
     (run,) = (tmp_path / "heads").iterdir()
     assert trained.stdout.splitlines()[-1] == f"next: mmfeat submit --run heads/{run.name}"
-    reprinted = mmfeat("heads", "--fusion", "concat", "--folds", 3, "--epochs", 2, cwd=tmp_path)
-    assert "nothing to do: this configuration was trained" in reprinted.stdout
+    reprinted = mmfeat(*heads, cwd=tmp_path)
+    assert reprinted.stdout.splitlines()[1].startswith("nothing to do: this configuration was trained")
+    assert trained.stdout.splitlines()[1:8] == reprinted.stdout.splitlines()[2:9]
     submitted = mmfeat("submit", cwd=tmp_path)
     assert submitted.returncode == 0, submitted.stderr
     assert submitted.stdout.splitlines()[-3:] == [
@@ -64,7 +74,7 @@ def test_help_has_an_example(command: list[str], tmp_path: Path) -> None:
 
 
 def test_nothing_heavy_is_imported_for_help_and_a_warm_rerun(demo_folder: Path, tmp_path: Path) -> None:
-    heavy = "{'torch', 'sklearn', 'transformers', 'torchvision', 'timm', 'open_clip', 'pandas', 'scipy'}"
+    heavy = "{'torch', 'sklearn', 'transformers', 'torchvision', 'timm', 'open_clip', 'pandas', 'scipy', 'optuna'}"
     code = "import sys\nfrom mmfeat.cli import main\nsys.argv = ['mmfeat', *sys.argv[1:]]\n"
     code += "try: main()\nexcept SystemExit: pass\n"
     code += f"print('imported', sorted({heavy} & set(sys.modules)))"
@@ -75,7 +85,8 @@ def test_nothing_heavy_is_imported_for_help_and_a_warm_rerun(demo_folder: Path, 
             -1
         ]
 
-    assert imported("--help") == "imported []"
+    assert imported("--help") == imported("heads", "--help") == "imported []"
+    assert imported("heads", "--learning-rate", "abc", "--data", demo_folder, "--encoders", "hog") == "imported []"
     extraction = ("extract", "--data", demo_folder, "--encoders", "hashing,hog")
     mmfeat(*extraction, cwd=tmp_path)
     assert imported(*extraction) == "imported []"
@@ -91,6 +102,8 @@ def test_wrong_input_is_one_line_and_exit_code_1(demo_folder: Path, tmp_path: Pa
     )
     fails(mmfeat("extract", "--data", demo_folder, "--device", "tpu", cwd=tmp_path), "--device tpu: use one of")
     fails(mmfeat("heads", "--learning-rate", "-1", cwd=tmp_path), "nothing was")
+    wrong = mmfeat("heads", "--data", demo_folder, "--encoders", "hog", "--learning-rate", "-1", cwd=tmp_path)
+    fails(wrong, "--learning-rate -1.0: a number above 0")
     fails(mmfeat("demo", "--out", demo_folder / "train.txt", cwd=tmp_path), "not empty and not this demo")
     fails(mmfeat("heads", cwd=tmp_path), "nothing was extracted", "mmfeat extract")
     fails(mmfeat("submit", cwd=tmp_path), "no finished run", "mmfeat heads")
@@ -158,21 +171,156 @@ def test_flags_of_heads_change_what_was_remembered(demo_folder: Path, tmp_path: 
     fails(mmfeat("heads", "--encoders", "hog", cwd=tmp_path), "not in the cache for hog")
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--learning-rate abc", "--learning-rate 'abc': write numbers, such as 1e-4,3e-4"),
+        ("--learning-rate -1", "--learning-rate -1.0: a number above 0"),
+        ("--learning-rate 1e-4..1e-2", "--learning-rate: a grid has no ranges; list values, or use --search random"),
+        ("--learning-rate 1e-4..1e-2 --search random", "say how many with --trials"),
+        ("--learning-rate 1e-2..1e-4 --search random", "--learning-rate 1e-2..1e-4: the range falls"),
+        ("--learning-rate 1e-4,nan", "--learning-rate 'nan'"),
+        ("--learning-rate 1e-4,", "--learning-rate ''"),
+        ("--dropout 0.5,1.5", "--dropout 1.5: a share from 0 to below 1"),
+        ("--batch-size 1", "--batch-size must be at least 2"),
+        ("--epochs 2.5", "--epochs '2.5': write whole numbers"),
+        ("--loss hinge", "--loss hinge: use one of cross-entropy, focal"),
+        ("--class-weights some", "--class-weights some: use one of none, inverse, sqrt, effective"),
+        ("--trials 3", "--trials: nothing to search; give a setting several values, as in --learning-rate"),
+        ("--time-limit 3", "--time-limit: nothing to search"),
+        ("--search optuna", "--search optuna: nothing to search"),
+        ("--search nope", "--search nope: use one of grid, random, optuna"),
+        ("--split 8-1-1", "--split 8-1-1: write shares such as 8:1:1 or 8:2"),
+        ("--split 8:0:2", "--split 8:0:2: write train:validation:test, as 8:1:1, or train:test, as 8:2"),
+        ("--protocol nope", "--protocol nope: use one of kfold, holdout"),
+        ("--engine nope", "--engine nope: use one of local, ray"),
+        ("--preset nope", "--preset nope: use one of system-a, system-b"),
+        ("--logit-adjustment x", "--logit-adjustment x: use auto or a number"),
+        ("--logit-adjustment nan", "--logit-adjustment nan: use auto or a number"),
+        ("--fusion nope", "--fusion nope: use all, none, or some of late, concat"),
+        ("--baselines concat", "--baselines concat: use all, none, or some of prior, knn"),
+        ("--fusion none --baselines none", "no head was asked for; name one with --fusion or --baselines"),
+        ("--fusion cross-attention", "--fusion cross-attention on both needs token states; run mmfeat extract"),
+        ("--modalities sound", "--modalities sound: use some of both, text, image"),
+        ("--task nope", "--task nope: use one of multiclass, multilabel"),
+        ("--attend nope", "--attend nope: use one of tokens, pooled"),
+        ("--device nope", "--device nope: use one of auto, cpu"),
+        ("--encoders nope", "no encoder family 'nope'"),
+        ("--folds 60", "--folds 60"),
+        ("--data nowhere", "nowhere: no such folder or table; check --data"),
+    ],
+)
+def test_wrong_flags_of_heads_are_one_line(extracted: Path, flags: str, words: str) -> None:
+    before = written(extracted)
+    own = ["--data", "demo", "--cache", "cache", "--encoders", "hashing,hog", "--out", "heads", "--split-dir", "splits"]
+    answer = CliRunner().invoke(app, ["heads", *own, *flags.split(" ")])
+    assert answer.exit_code == 1, answer.output
+    (line,) = [line for line in answer.stderr.splitlines() if not line.startswith("using ")]
+    assert line.startswith("mmfeat: ")
+    assert words in line
+    assert written(extracted) == before
+
+
+def written(place: Path) -> dict[Path, int]:
+    """What is there but for what the cache notes of photos, which is true whatever is asked for next."""
+    notes = ("images.index", "images.hashes")
+    return {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file() and path.name not in notes}
+
+
+def test_labels_that_do_not_suit_the_task_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "table.csv").write_text("id,text,label\n" + "".join(f"{row},text {row},sun\n" for row in range(9)))
+    for task, words in (("multiclass", "only one class (sun)"), ("multilabel", "all samples are labelled 'sun'")):
+        flags = ["--data", "table.csv", "--encoders", "hashing", "--task", task]
+        answer = CliRunner().invoke(app, ["heads", *flags])
+        assert answer.exit_code == 1
+        assert words in answer.stderr
+        assert len(answer.stderr.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def extracted_place(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_place(demo_folder, tmp_path_factory.mktemp("cli"))
+
+
+@pytest.fixture
+def extracted(extracted_place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the demo data and its cache, to work in."""
+    monkeypatch.chdir(extracted_place)
+    return extracted_place
+
+
+def test_heads_goes_on_with_the_views_and_outputs_of_the_extraction(
+    tmp_path: Path, demo_folder: Path, models: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Views are trained with, and cross-attention joins where there are tokens; submit knows both."""
+    monkeypatch.chdir(tmp_path)
+    encoders = f"{models('bert')},{models('resnet18')}"
+    flags = ["--encoders", encoders, "--outputs", "pooled,tokens", "--views", "1", "--dtype", "float32"]
+    answer = CliRunner().invoke(app, ["extract", "--data", str(demo_folder), *flags])
+    assert answer.exit_code == 0, answer.output
+    quick = ["--baselines", "none", "--protocol", "holdout", "--seeds", "1", "--epochs", "1", "--modalities", "both"]
+    answer = CliRunner().invoke(app, ["heads", *quick])
+    assert answer.exit_code == 0, answer.output
+    (folder,) = Path("heads").iterdir()
+    run = read_run(folder)
+    assert {entry["head"] for entry in run.leaderboard if entry["modalities"] == "both"} == {
+        *("late", "concat", "gated", "film", "film-concat", "cross-attention")
+    }
+    assert sorted((tower.spec.modality, tower.spec.output, tower.spec.view) for tower in run.towers) == [
+        ("image", "pooled", "none"), ("image", "pooled", "train:1"), ("image", "tokens", "none"),
+        ("text", "pooled", "none"), ("text", "tokens", "none"),
+    ]  # fmt: skip
+    for head in ("cross-attention", "greedy", "late"):
+        answer = CliRunner().invoke(app, ["submit", "--head", head, "--out", f"{head}.csv"])
+        assert answer.exit_code == 0, answer.output
+        assert len(Path(f"{head}.csv").read_text().splitlines()) == 13
+    answer = CliRunner().invoke(app, ["heads", "--views", "0", "--outputs", "pooled", *quick, "--fusion", "concat"])
+    assert answer.exit_code == 0, answer.output
+    plain = max(Path("heads").iterdir(), key=lambda path: (path / "run.json").stat().st_mtime_ns)
+    assert {tower.spec.view for tower in read_run(plain).towers} == {"none"}
+
+
+def test_help_is_there_in_half_a_second(tmp_path: Path) -> None:
+    """Seconds of CPU, the least of three: what else the machine does is not its fault."""
+    spent = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert "--learning-rate" in mmfeat("heads", "--help", cwd=tmp_path).stdout
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+    assert min(spent) < 0.5
+
+
 def test_flag_defaults_are_those_of_the_library() -> None:
     import inspect
 
     from mmfeat import cli
+    from mmfeat.cli_heads import PARAMETERS
     from mmfeat.encoders import EncoderOptions
+    from mmfeat.entries import Plan
     from mmfeat.extract import DEFAULT_ENCODERS
     from mmfeat.heads import HeadSettings
-    from mmfeat.sweep import FOLDS
+    from mmfeat.protocol import Protocol
+    from mmfeat.sweep import train_heads
 
-    heads = {name: parameter.default for name, parameter in inspect.signature(cli.heads).parameters.items()}
+    heads = {name: default for name, (_, default) in PARAMETERS.items()}
     extract = {name: parameter.default for name, parameter in inspect.signature(cli.extract).parameters.items()}
-    library = vars(HeadSettings()) | {"folds": FOLDS}
-    assert {name: heads[name] for name in library if name in heads} == {
-        name: value for name, value in library.items() if name in heads
-    }
+    protocol, plan = Protocol(), Plan(HeadSettings())
+    library = {name: each.default for name, each in inspect.signature(train_heads).parameters.items()}
+    assert [heads[name] for name in ("protocol", "folds", "seeds", "group", "split_dir", "seed")] == [
+        *(protocol.kind, protocol.folds, protocol.seeds, protocol.grouped, protocol.split_dir, protocol.seed)
+    ]
+    assert tuple(float(share) for share in heads["split"].split(":")) == protocol.shares
+    assert [heads[name] for name in ("search", "trials", "time_limit", "refit")] == [
+        *(plan.method, plan.trials, plan.time_limit, plan.refit)
+    ]
+    assert (heads["logit_adjustment"], plan.adjustment) == ("auto", None)
+    for name in ("fusion", "baselines", "modalities"):
+        assert heads[name] == ",".join(library[name])
+    for name in ("ensembles", "task", "attend", "engine", "ray_address", "device", "workers", "cache"):
+        assert heads[name] == library[name]
+    assert {heads[name] for name in vars(HeadSettings()) if name in heads} == {None}  # the library's own
     options = {name: value for name, value in vars(EncoderOptions()).items() if name in extract}
     options["outputs"] = ",".join(EncoderOptions().outputs)
     assert {name: extract[name] for name in options} == options

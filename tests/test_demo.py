@@ -8,6 +8,7 @@ from mmfeat.demo import write_demo
 from mmfeat.errors import DataError
 from mmfeat.extract import extract_features
 from mmfeat.images import decode_image
+from mmfeat.protocol import Protocol
 from mmfeat.samples import read_samples
 from mmfeat.sweep import train_heads
 
@@ -35,7 +36,8 @@ def test_it_is_as_ugly_as_real_data(tmp_path: Path) -> None:
 def test_neither_modality_alone_decides_the_label(tmp_path: Path) -> None:
     data, encoders = write_demo(tmp_path / "demo", pairs=300), ["hashing", "hog"]
     extract_features(data, encoders, cache=tmp_path / "cache")
-    run = train_heads(data, encoders, cache=tmp_path / "cache", out=tmp_path / "heads", fusion=["none"], folds=3).run
+    few = {"fusion": ["none"], "baselines": ["logistic"], "protocol": Protocol(folds=3), "ensembles": False}
+    run = train_heads(data, encoders, cache=tmp_path / "cache", out=tmp_path / "heads", **few).run
     score = {entry["modalities"]: entry["macro_f1"] for entry in run.leaderboard}
     assert score["both"]["low"] > max(score["text"]["high"], score["image"]["high"])
     assert min(score["text"]["low"], score["image"]["low"]) > 1 / 3  # yet each says something

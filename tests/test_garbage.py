@@ -91,15 +91,15 @@ def test_the_latest_extraction_of_every_data_set_stays(root: Path) -> None:
 def trained(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real run on the demo with its cache, both two hours old."""
     from mmfeat.extract import extract_features
-    from mmfeat.heads import HeadSettings
+    from mmfeat.protocol import Protocol
     from mmfeat.sweep import train_heads
 
     folder = tmp_path_factory.mktemp("trained")
     options = EncoderOptions(dtype="float32")
     extract_features(demo_folder, ["hashing"], cache=folder / "cache", options=options)
     places = {"cache": folder / "cache", "out": folder / "heads"}
-    wanted = {"fusion": ["concat"], "baselines": [], "modalities": ["text"], "settings": HeadSettings(epochs=1)}
-    train_heads(demo_folder, ["hashing"], options=options, folds=2, **places, **wanted)
+    wanted = {"fusion": ["none"], "baselines": ["prior"], "modalities": ["text"]}
+    train_heads(demo_folder, ["hashing"], options=options, protocol=Protocol(folds=2), **places, **wanted)
     extract_features(
         demo_folder, ["hashing"], cache=folder / "cache", options=dataclasses.replace(options, cleaning="none")
     )

@@ -187,13 +187,13 @@ def test_load_gives_vectors_and_mapped_tokens_side_by_side(result: Extraction) -
     features = opened(result).load(samples, specs)
     assert features.ids == tuple(sample.id for sample in samples)
     assert [block.name for block in features.blocks] == [s.folder_name for s in specs if s.output == "pooled"]
-    assert [block.name for block in features.tokens] == [s.folder_name for s in specs if s.output != "pooled"]
+    assert [block.name for block in features.mapped] == [s.folder_name for s in specs if s.output != "pooled"]
     for block in features.blocks:
         (spec,) = (spec for spec in specs if spec.folder_name == block.name)
         for mine, present, alone in zip(block.vectors, block.mask, stored(result, spec), strict=True):
             assert present == (alone is not None)
             np.testing.assert_array_equal(mine, np.full_like(mine, np.nan) if alone is None else alone[0])
-    for tokens in features.tokens:
+    for tokens in features.mapped:
         lacking = {"s2"} if tokens.modality == "text" else {"s3", "s6"}
         assert {id for id, present in zip(features.ids, tokens.mask, strict=True) if not present} == lacking
         assert (tokens.lengths == 0).tolist() == (~tokens.mask).tolist()
@@ -227,10 +227,10 @@ def test_take_composes(result: Extraction) -> None:
         (features.take(np.array([], int)), np.array([], int)),
     ):
         assert taken.ids == tuple(features.ids[row] for row in rows)
-        whole = {block.name: block for block in (*features.blocks, *features.tokens)}
+        whole = {block.name: block for block in (*features.blocks, *features.mapped)}
         for block in taken.blocks:
             np.testing.assert_array_equal(block.vectors, whole[block.name].vectors[rows])
-        for tokens in taken.tokens:
+        for tokens in taken.mapped:
             here = np.arange(len(rows))
             for mine, theirs in zip(tokens.batch(here), whole[tokens.name].batch(rows), strict=True):
                 np.testing.assert_array_equal(mine, theirs)
@@ -252,7 +252,7 @@ def test_what_was_never_extracted_is_a_miss_or_masked(result: Extraction, tmp_pa
     assert [array.shape for array in empty.batch(np.arange(9))] == [(9, 0, 0), (9, 0)]
     assert empty.take(np.array([1])).batch(np.array([0]))[1].tolist() == [[]]
     nothing = ContentKeys(np.zeros(1, "S32"), np.zeros(1, bool), ("no text",))
-    assert Cache(tmp_path, "empty").load(samples[-1:], [spec], {"text": nothing}).tokens[0].mask.tolist() == [False]
+    assert Cache(tmp_path, "empty").load(samples[-1:], [spec], {"text": nothing}).mapped[0].mask.tolist() == [False]
 
 
 def test_half_precision_is_stored_as_float16(

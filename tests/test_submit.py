@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
+from small_sweeps import FEW, FLOAT32, QUICK, SMALL, sweep
 
-from mmfeat.encoders import EncoderOptions
+from mmfeat.cache import Cache
+from mmfeat.calibration import Decision
 from mmfeat.errors import CacheError, RunError, SubmissionError
 from mmfeat.extract import extract_features
-from mmfeat.heads import HeadSettings
+from mmfeat.runs import Run, best_run
 from mmfeat.submit import check_rows, write_submission
 from mmfeat.sweep import train_heads
 
-FLOAT32 = EncoderOptions(dtype="float32")
 
-
-@pytest.fixture
-def place(demo_folder: Path, tmp_path: Path, tiny_timm: Path) -> Path:
+@pytest.fixture(scope="module")
+def trained(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory, tiny_timm: Path) -> Path:
     """A finished run on a copy of the demo data with a local timm model."""
+    tmp_path = tmp_path_factory.mktemp("trained")
     shutil.copytree(demo_folder, tmp_path / "demo")
     shutil.copytree(tiny_timm, tmp_path / "model")
     encoders = ["hashing", f"timm:{tmp_path / 'model'}"]
@@ -32,11 +39,21 @@ def place(demo_folder: Path, tmp_path: Path, tiny_timm: Path) -> Path:
         cache=tmp_path / "cache",
         out=tmp_path / "heads",
         options=FLOAT32,
-        folds=2,
-        settings=HeadSettings(epochs=2),
-        modalities=["both"],
+        protocol=SMALL,
+        plan=QUICK,
+        **FEW,
     )
     return tmp_path
+
+
+@pytest.fixture
+def place(trained: Path) -> Iterator[Path]:
+    """The run as it was trained, whatever a test does to it or to its data."""
+    copy = trained.with_name("copy")
+    shutil.copytree(trained, copy)
+    yield trained
+    shutil.rmtree(trained)
+    copy.rename(trained)
 
 
 def rows(path: Path) -> list[list[str]]:
@@ -57,7 +74,7 @@ def test_every_unlabelled_sample_once_in_the_order_of_its_list(place: Path) -> N
     assert result.extraction.nothing_to_do
 
 
-@pytest.mark.parametrize("head", ["concat", "logistic"])
+@pytest.mark.parametrize("head", ["concat", "logistic", "greedy", "stacking", "mean", "seed-average"])
 def test_a_head_can_be_named(place: Path, head: str) -> None:
     assert write_submission(heads=place / "heads", out=place / "s.csv", head=head).head == head
     with pytest.raises(RunError, match="no such head; the run has"):
@@ -148,6 +165,152 @@ def test_unknown_labels_and_nothing_to_predict(place: Path) -> None:
     assert not (place / "s.csv").exists()
 
 
+def by_hand(run: Run, entry: dict[str, Any], cache: Path, ids: list[str]) -> np.ndarray:
+    """(N, C) calibrated probabilities of a head of the run, from its files."""
+    from mmfeat.heads import NEEDS_TOKENS
+    from mmfeat.heads.data import HeadData
+    from mmfeat.heads.jobs import predict_fitted
+    from mmfeat.samples import read_samples
+
+    samples = read_samples(run.config["data"])
+    features = Cache(cache, samples.name).load(samples.unlabelled, [tower.spec for tower in run.towers])
+    assert list(features.ids) == ids
+    assert entry["head"] != NEEDS_TOKENS
+    tensors = [load_file(run.head_folder(entry) / each["file"]) for each in entry["final"]]
+    data = HeadData(features.widened(run.config["widths"]), entry["modalities"], "cpu", "")
+    logits = predict_fitted(entry["head"], entry["final"][0]["config"], tensors, 3, data)
+    scaled = np.stack(logits) / entry["decision"]["temperature"]
+    shares = np.exp(scaled - scaled.max(-1, keepdims=True))
+    return (shares / shares.sum(-1, keepdims=True)).mean(0)
+
+
+@pytest.mark.parametrize("head", ["concat", "knn"])
+def test_a_head_predicts_the_mean_of_its_seeds_shifted_by_its_decision(place: Path, head: str) -> None:
+    run = best_run(place / "heads")
+    write_submission(run.folder, out=place / "s.csv", head=head)
+    ids, tags = zip(*rows(place / "s.csv")[1:], strict=True)
+    entry = run.entry(head)
+    assert len(entry["final"]) == (2 if head == "concat" else 1)
+    decision = entry["decision"]
+    scores = np.log(by_hand(run, entry, place / "cache", list(ids))) - np.array(decision["offsets"])
+    assert [run.classes[column] for column in scores.argmax(1)] == list(tags)
+
+
+def test_an_ensemble_predicts_the_weighted_mean_of_its_members(place: Path) -> None:
+    run = best_run(place / "heads")
+    result = write_submission(run.folder, out=place / "s.csv", head="greedy", modalities="ensemble")
+    assert (result.head, result.modalities) == ("greedy", "ensemble")
+    ids, tags = zip(*rows(place / "s.csv")[1:], strict=True)
+    entry = run.entry("greedy", "ensemble")
+    by_name = {f"{each['head']}-{each['modalities']}": each for each in run.leaderboard}
+    members = [by_name[name] for name in entry["members"]]
+    mean = np.zeros((12, 3))
+    for weight, member in zip(entry["rule"]["weights"], members, strict=True):
+        mean += weight * by_hand(run, member, place / "cache", list(ids))
+    decision = Decision.from_json(entry["decision"])
+    scores = np.log(mean / sum(entry["rule"]["weights"])) / decision.temperature - np.array(decision.offsets)
+    assert [run.classes[column] for column in scores.argmax(1)] == list(tags)
+
+
+def test_the_best_may_be_an_ensemble(place: Path) -> None:
+    """What is first on the leaderboard predicts, whatever it is."""
+    run = best_run(place / "heads")
+    best = run.leaderboard[0]
+    for kind in ("stacking", best["head"]):
+        changed = sorted(run.leaderboard, key=lambda entry, kind=kind: entry["head"] != kind)
+        config = {**run.config, "leaderboard": changed}
+        (run.folder / "run.json").write_text(json.dumps(config))
+        result = write_submission(heads=place / "heads", out=place / "s.csv")
+        assert result.head == kind
+        assert result.rows == 12
+
+
+@pytest.mark.parametrize("head", ["concat", "knn", "greedy"])
+def test_a_damaged_head_is_refused(place: Path, head: str) -> None:
+    (run,) = (place / "heads").iterdir()
+    damaged = "concat" if head == "greedy" else head
+    path = run / f"{damaged}-both" / "final-0.safetensors"
+    data = bytearray(path.read_bytes())
+    for broken in (bytes([*data[:-9], data[-9] ^ 1, *data[-8:]]), bytes(data[:-1]), b""):
+        path.write_bytes(broken)
+        with pytest.raises(
+            RunError, match=r"not a whole head \(final-0.* delete the folder .* mmfeat heads again"
+        ) as e:
+            write_submission(run, out=place / "s.csv", head=head)
+        assert "\n" not in str(e.value)
+    path.unlink()
+    with pytest.raises(RunError, match="not a whole head"):
+        write_submission(run, out=place / "s.csv", head=head)
+    assert not (place / "s.csv").exists()
+
+
+def test_without_a_refit_the_heads_of_the_folds_predict_together(place: Path) -> None:
+    run = sweep(place, ["hashing"], plan=replace(QUICK, refit=False), modalities=["text"], out=place / "folds").run
+    entry = run.entry("concat")
+    assert len(entry["final"]) == 4  # two folds of two seeds
+    write_submission(run.folder, out=place / "s.csv", head="concat")
+    ids, tags = zip(*rows(place / "s.csv")[1:], strict=True)
+    scores = np.log(by_hand(run, entry, place / "cache", list(ids))) - np.array(entry["decision"]["offsets"])
+    assert [run.classes[column] for column in scores.argmax(1)] == list(tags)
+
+
+def test_a_run_with_views_predicts_with_their_mean(place: Path) -> None:
+    options = replace(FLOAT32, views=1)
+    extract_features(place / "demo", ["hog"], cache=place / "cache", options=options)
+    quick = {"options": options, "fusion": ["none"], "modalities": ["image"], "out": place / "views"}
+    run = sweep(place, ["hog"], **quick).run
+    result = write_submission(run.folder, out=place / "s.csv", head="logistic")
+    assert result.rows == 12
+    assert result.extraction.nothing_to_do
+    again = write_submission(run.folder, out=place / "s2.csv", head="logistic", cache=place / "fresh")
+    assert len(again.extraction.new) == 2  # the photos, and another view of them
+    assert (place / "s.csv").read_bytes() == (place / "s2.csv").read_bytes()
+
+
+def table(folder: Path, labels: list[str]) -> Path:
+    """A data set whose texts name their classes, four unlabelled samples at the end."""
+    path = folder / "table.csv"
+    texts = [f"{label.replace('|', ' ')} number {row}" for row, label in enumerate(labels)]
+    lines = [f"{row},{text},{label}" for row, (text, label) in enumerate(zip(texts, labels, strict=True))]
+    unknown = [f"new{row},{text} number 7," for row, text in enumerate(("sun", "rain", "sun rain", ""))]
+    path.write_text("\n".join(["id,text,label", *lines, *unknown]))
+    return path
+
+
+def submitted(folder: Path, data: Path, head: str, **changes: Any) -> tuple[Run, list[list[str]]]:
+    extract_features(data, ["hashing"], cache=folder / "cache", options=FLOAT32)
+    changes = {"fusion": ["concat"], "baselines": ["logistic", "knn"], "modalities": ["text"], **changes}
+    run = train_heads(
+        data, ["hashing"], cache=folder / "cache", out=folder / "heads", options=FLOAT32, protocol=SMALL, **changes
+    ).run
+    write_submission(run.folder, out=folder / "s.csv", head=head)
+    return run, rows(folder / "s.csv")[1:]
+
+
+@pytest.mark.parametrize("head", ["logistic", "greedy", "stacking"])
+def test_samples_of_several_labels_or_none_go_the_whole_way(tmp_path: Path, head: str) -> None:
+    data = table(tmp_path, ["sun", "rain", "sun|rain", "|"] * 20)
+    run, written = submitted(tmp_path, data, head, task="multilabel", plan=QUICK)
+    assert run.classes == ("rain", "sun")
+    assert {label for _, label in written} <= {"sun", "rain", "rain|sun", "|"}
+    assert [label for _, label in written] == ["sun", "rain", "rain|sun", "|"]
+    entry = run.entry("logistic")
+    assert entry["macro_f1"]["value"] > 0.9
+    out_of_fold = rows(run.head_folder(entry) / "out_of_fold.csv")
+    assert {row[1] for row in out_of_fold[1:]} == {"sun", "rain", "rain|sun", "|"}
+    (tmp_path / "new.csv").write_text("id,text,label\nx,hello,sun|snow\n")
+    with pytest.raises(SubmissionError, match="label snow is unknown to"):
+        write_submission(run.folder, data=tmp_path / "new.csv", out=tmp_path / "s.csv")
+
+
+def test_two_classes_go_the_whole_way(tmp_path: Path) -> None:
+    run, written = submitted(tmp_path, table(tmp_path, ["sun", "rain"] * 30), "logistic", plan=QUICK)
+    assert run.classes == ("rain", "sun")
+    assert [id for id, _ in written] == ["new0", "new1", "new2", "new3"]
+    assert [label for _, label in written][:2] == ["sun", "rain"]
+    assert {label for _, label in written} <= {"sun", "rain"}
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -156,9 +319,18 @@ def test_unknown_labels_and_nothing_to_predict(place: Path) -> None:
         ([("a", "x"), ("a", "x")], "once each and in order"),
         ([("a", "x"), ("b", "")], "sample b would get the label ''"),
         ([("a", "x"), ("b", "z")], "none of x, y"),
+        ([("a", "x"), ("b", "x|y")], "sample b would get the label 'x|y'"),
+        ([("a", "x"), ("b", "|")], "none of x, y"),
     ],
 )
 def test_a_file_that_breaks_its_rules_is_never_written(wrong: list[tuple[str, str]], message: str) -> None:
     check_rows([("a", "x"), ("b", "y")], ["a", "b"], ["x", "y"])
-    with pytest.raises(SubmissionError, match=message):
+    with pytest.raises(SubmissionError, match=message.replace("|", r"\|")):
         check_rows(wrong, ["a", "b"], ["x", "y"])
+
+
+def test_cells_of_several_labels_are_checked_label_by_label() -> None:
+    check_rows([("a", "x|y"), ("b", "|"), ("c", "y")], ["a", "b", "c"], ["x", "y"], True)
+    for label in ("", "x|", "x|z", "||"):
+        with pytest.raises(SubmissionError, match="sample a would get the label"):
+            check_rows([("a", label)], ["a"], ["x", "y"], True)

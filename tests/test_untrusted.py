@@ -34,7 +34,7 @@ def values(store: Cache, output: str) -> np.ndarray:
     features = store.load(SAMPLES, [SPECS[output]])
     if output == "pooled":
         return features.blocks[0].vectors
-    read, there = features.tokens[0].batch(np.arange(ROWS))
+    read, there = features.mapped[0].batch(np.arange(ROWS))
     return read[there]
 
 

@@ -100,23 +100,27 @@ class Cache:
         samples: Sequence[Sample],
         specs: Iterable[EncoderSpec],
         keys: Mapping[str, ContentKeys] | None = None,
+        memory: int | None = None,
     ) -> Features:
         """Values of `samples` for each spec, aligned, with masks for missing and broken parts.
 
-        Pooled vectors are read into memory; tokens and prefixes stay on disk, as `Features.tokens`. A block
-        of which no row is there has width 0: nobody knows its width yet. `keys` are content keys by modality,
-        where they were taken already. Raises `CacheMissError` if any sample was never extracted: nothing is
-        made up.
+        Pooled vectors are read into memory; tokens and prefixes stay on disk, as `Features.mapped`, and so do all
+        pooled vectors if together they are more than `memory` bytes. A block of which no row is there has width 0:
+        nobody knows its width yet. `keys` are content keys by modality, where they were taken already. Raises
+        `CacheMissError` if any sample was never extracted: nothing is made up.
         """
         specs = list(specs)
         known = dict(keys or {})
         for modality in {spec.modality for spec in specs} - known.keys():
             known[modality] = self.content_keys(samples, modality)
+        found = {spec: self._found(samples, known[spec.modality], spec) for spec in specs}
         pooled = [spec for spec in specs if spec.output == "pooled"]
+        size = sum(len(samples) * found[spec][0].width * np.dtype(spec.storage).itemsize for spec in pooled)
+        in_memory = pooled if memory is None or size <= memory else []
         return Features(
             tuple(sample.id for sample in samples),
-            tuple(self._block(samples, known[spec.modality], spec) for spec in pooled),
-            tuple(self.map(samples, spec, known[spec.modality]) for spec in specs if spec not in pooled),
+            tuple(_block(spec, *found[spec]) for spec in in_memory),
+            tuple(_mapped_block(spec, *found[spec]) for spec in specs if spec not in in_memory),
         )
 
     def map(
@@ -132,12 +136,7 @@ class Cache:
         What was never extracted is masked with `allow_missing`, otherwise a `CacheMissError`.
         """
         wanted = keys or self.content_keys(samples, spec.modality)
-        table, rows, mask = self._found(samples, wanted, spec, allow_missing)
-        lengths = np.zeros(len(samples), np.int64)
-        lengths[mask] = table.lengths[rows[mask]]
-        read = partial(_read_rows, table, np.where(mask, rows, -1))  # no lambda: loader workers get it pickled
-        everything = np.arange(len(samples))
-        return MappedBlock(spec.folder_name, spec.modality, table.width, lengths, mask, everything, read)
+        return _mapped_block(spec, *self._found(samples, wanted, spec, allow_missing))
 
     def scan(self, spec: EncoderSpec) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(keys, vectors) of all good pooled rows a few MiB at a time, mapped, in the order of the files.
@@ -151,14 +150,6 @@ class Cache:
             for part, values in scan(shard):
                 fine = good[part]
                 yield (shard.keys[part], values) if fine.all() else (shard.keys[part][fine], values[fine])
-
-    def _block(self, samples: Sequence[Sample], wanted: ContentKeys, spec: EncoderSpec) -> Block:
-        table, rows, mask = self._found(samples, wanted, spec)
-        vectors = np.empty((len(samples), table.width), spec.storage)
-        vectors[~mask] = np.nan
-        places = np.flatnonzero(mask)
-        table.vectors(rows[places], vectors, places)
-        return Block(spec.folder_name, spec.modality, vectors, mask)
 
     def _found(
         self, samples: Sequence[Sample], wanted: ContentKeys, spec: EncoderSpec, allow_missing: bool = False
@@ -197,8 +188,44 @@ def folder_name(name: str) -> str:
     )
 
 
+def _block(spec: EncoderSpec, table: Table, rows: np.ndarray, mask: np.ndarray) -> Block:
+    vectors = np.empty((len(rows), table.width), spec.storage)
+    vectors[~mask] = np.nan
+    places = np.flatnonzero(mask)
+    table.vectors(rows[places], vectors, places)
+    return Block(spec.folder_name, spec.modality, vectors, mask, spec.source, spec.view)
+
+
+def _mapped_block(spec: EncoderSpec, table: Table, rows: np.ndarray, mask: np.ndarray) -> MappedBlock:
+    """`read` is no lambda: loader workers and remote tasks get it pickled."""
+    lengths = np.zeros(len(rows), np.int64)
+    lengths[mask] = table.lengths[rows[mask]]
+    return MappedBlock(
+        name=spec.folder_name,
+        modality=spec.modality,
+        width=table.width,
+        lengths=lengths,
+        mask=mask,
+        rows=np.arange(len(rows)),
+        read=partial(_read_vectors if spec.output == "pooled" else _read_rows, table, np.where(mask, rows, -1)),
+        source=spec.source,
+        view=spec.view,
+        output=spec.output,
+    )
+
+
 def _read_rows(table: Table, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
     return table.tokens(rows[positions])
+
+
+def _read_vectors(table: Table, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """(B, 1, D) pooled vectors, zero where there is none: as one token a sample, and read as fast as vectors are."""
+    wanted = rows[positions]
+    dtype = table.shards[0].values.dtype if table.shards else np.float32
+    out = np.zeros((len(wanted), table.width), dtype)
+    places = np.flatnonzero(wanted >= 0)
+    table.vectors(wanted[places], out, places)
+    return out[:, None] if len(places) else np.zeros((len(wanted), 0, table.width), dtype)
 
 
 def _check_spec_file(path: Path, spec: EncoderSpec) -> None:

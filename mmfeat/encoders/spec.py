@@ -52,6 +52,11 @@ class EncoderSpec:
         return hashlib.sha256(canonical_json(asdict(self)).encode()).hexdigest()
 
     @property
+    def source(self) -> str:
+        """What all views of one encoder and output share."""
+        return self.fingerprint if self.view == "none" else replace(self, view="none").fingerprint
+
+    @property
     def name(self) -> str:
         """For people: `bert:all-MiniLM-L6-v2`, `clip.text:ViT-B-32/openai prefix:1`, `hog train:1`."""
         output = f"{self.output}:{self.layer}" if self.output == "prefix" else self.output
@@ -117,11 +122,6 @@ class EncoderOptions:
         if not self.outputs or not all(map(OUTPUT.fullmatch, self.outputs)):
             given = ",".join(self.outputs)
             raise ConfigError(f"--outputs {given}: use pooled, tokens, prefix:N, or NAME=OUTPUT as in bert=tokens")
-
-    @property
-    def pooled_only(self) -> EncoderOptions:
-        """The same encoders, one plain vector a sample: what heads are trained on."""
-        return replace(self, outputs=("pooled",), views=0)
 
     def for_model(self, architecture: str) -> EncoderOptions:
         """The same options for this architecture: image models that are no plain ViT count as convolutional."""

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmfeat.heads.inputs import EncoderInput, FusionModule
+from mmfeat.heads.inputs import Batch, Fusion, Shape
+from mmfeat.heads.layers import Classifier
+
+HIDDEN = (256, 64)  # of the classifier behind every fusion but the late one
 
 
-class Concat(FusionModule):
-    """Every encoder's vectors side by side, then two hidden layers with BatchNorm, ReLU and dropout."""
+class Concat(Fusion):
+    """The vectors of all modalities side by side, then the classifier."""
 
-    hidden = (256, 64)
+    units = sum(HIDDEN)
 
-    def __init__(self, widths: list[int], classes: int, dropout: float) -> None:
-        super().__init__()
-        self.inputs = nn.ModuleList(EncoderInput(width) for width in widths)
-        layers: list[nn.Module] = []
-        last = sum(widths)
-        for size in self.hidden:
-            layers += [nn.Linear(last, size), nn.BatchNorm1d(size), nn.ReLU(), nn.Dropout(dropout)]
-            last = size
-        self.classifier = nn.Sequential(*layers, nn.Linear(last, classes))
+    def __init__(self, heads: int, shape: Shape, classes: int) -> None:
+        super().__init__(heads, shape)
+        self.classifier = Classifier(heads, shape.total, classes, HIDDEN)
 
-    def forward(self, vectors: list[Tensor], masks: list[Tensor]) -> Tensor:
-        """Lists of (N, D) vectors and (N,) masks, one an encoder -> (N, C) logits."""
-        return self.classifier(torch.cat(self.prepared(vectors, masks), dim=-1))
+    def fuse(self, vectors: dict[str, Tensor], batch: Batch) -> Tensor:
+        return self.classifier(torch.cat(list(vectors.values()), -1), batch.keep)

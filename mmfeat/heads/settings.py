@@ -3,41 +3,65 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-
-import numpy as np
+from dataclasses import dataclass, fields
+from typing import Any
 
 from mmfeat.errors import ConfigError
 
-CLASS_WEIGHTS = ("none", "inverse", "sqrt")
+CLASS_WEIGHTS = ("none", "inverse", "sqrt", "effective")
+LOSSES = ("cross-entropy", "focal")
+MONITORS = ("loss", "macro-f1")
+# Settings that all heads of a stack share, because they shape its tensors; the others may differ from head to head.
+SHARED = ("batch_size", "loss")
 
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """Defaults are the published recipe for heads on frozen CLIP."""
+    """What a head of the sweep may differ in. Search varies any of these."""
 
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
+    attention_learning_rate: float = 1e-4  # of cross-attention's own layers
     weight_decay: float = 0.05
     dropout: float = 0.5
-    batch_size: int = 16
-    epochs: int = 12
-    patience: int = 3
-    min_delta: float = 0.001
+    modality_dropout: float = 0.0  # probability that a training sample loses one of its modalities
+    label_smoothing: float = 0.0
     class_weights: str = "sqrt"
-    seed: int = 42
+    loss: str = "cross-entropy"
+    focal_gamma: float = 2.0
+    batch_size: int = 128
+    epochs: int = 12
+    patience: int = 2
+    monitor: str = "loss"  # on the validation rows: what early stopping and the learning rate go by
+    min_delta: float = 0.001
 
     def __post_init__(self) -> None:
-        if self.class_weights not in CLASS_WEIGHTS:
-            raise ConfigError(f"--class-weights {self.class_weights}: use one of {', '.join(CLASS_WEIGHTS)}")
-        if not (0 < self.learning_rate < math.inf and 0 <= self.weight_decay < math.inf):
-            raise ConfigError("--learning-rate must be above 0 and --weight-decay not below it")
-        if self.batch_size < 2 or self.epochs < 1:
-            raise ConfigError("--batch-size must be at least 2 (batch normalisation) and --epochs at least 1")
+        for name, value in (("class_weights", CLASS_WEIGHTS), ("loss", LOSSES), ("monitor", MONITORS)):
+            if getattr(self, name) not in value:
+                raise ConfigError(f"{flag(name)} {getattr(self, name)}: use one of {', '.join(value)}")
+        for name in ("learning_rate", "attention_learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{flag(name)} {getattr(self, name)}: a number above 0")
+        for name in ("weight_decay", "focal_gamma", "min_delta"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{flag(name)} {getattr(self, name)}: a number not below 0")
+        for name in ("dropout", "modality_dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{flag(name)} {getattr(self, name)}: a share from 0 to below 1")
+        if self.batch_size < 2 or self.epochs < 1 or self.patience < 1:
+            raise ConfigError(
+                "--batch-size must be at least 2 (batch normalisation), --epochs and --patience at least 1"
+            )
 
 
-def class_weights(labels: np.ndarray, classes: int, policy: str) -> np.ndarray:
-    """(C,) loss weights with mean 1: `inverse` frequency, its `sqrt`, or `none`."""
-    counts = np.maximum(np.bincount(labels, minlength=classes), 1)
-    power = {"none": 0.0, "sqrt": 0.5, "inverse": 1.0}[policy]
-    weights = (len(labels) / counts) ** power
-    return weights / weights.mean()
+DEFAULTS = HeadSettings()
+KINDS: dict[str, type] = {field.name: type(getattr(DEFAULTS, field.name)) for field in fields(HeadSettings)}
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a setting."""
+    return f"--{name.replace('_', '-')}"
+
+
+def settings_of(values: dict[str, Any]) -> HeadSettings:
+    """Settings with `values` in place of the defaults; from JSON or a search, whole numbers may come as floats."""
+    return HeadSettings(**{name: KINDS[name](value) for name, value in values.items()})

@@ -1,0 +1,315 @@
+"""Entries of the leaderboard: one head on one modality, its settings chosen without its test rows, scored, refitted.
+
+HEAD-MODALITY/trials/0000.json, .safetensors   each trial: settings, curves; logits out of fold
+HEAD-MODALITY/final-0.safetensors, ...         the heads that predict
+HEAD-MODALITY/out_of_fold.csv                  choice and probabilities by sample id
+HEAD-MODALITY/curves.csv                       loss and validation score by epoch of the chosen settings
+HEAD-MODALITY/metrics.json                     written last: with it the entry is complete
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmfeat.calibration import Decision
+from mmfeat.engine import Advance, Engine
+from mmfeat.errors import ConfigError, HeadError, RunError
+from mmfeat.files import csv_text, file_sha256, read_json, write_atomic, write_json
+from mmfeat.heads import BASELINES, load_fusion
+from mmfeat.heads.jobs import Fitted, Job, count_parameters
+from mmfeat.heads.settings import HeadSettings, flag, settings_of
+from mmfeat.heads.stack import Member, epoch_steps
+from mmfeat.metrics import macro_f1
+from mmfeat.scoring import cross_fit, decide, fit_on_all, score, write_predictions
+from mmfeat.search import Range, Search, Space, Trial
+from mmfeat.targets import Targets
+from mmfeat.trials import Outcome, Task, load_outcome, run_trials, save_outcome
+
+METRICS = "metrics.json"
+CURVES = "curves.csv"
+SEARCH_FILE = "search.db"
+ASKED_AT_ONCE = 8  # trials of a search that are stacked together
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How settings are found: `space` of those that vary, by which method, for how long. `refit`: the final heads are
+    trained on all labelled samples; otherwise those of the folds predict together."""
+
+    settings: HeadSettings
+    space: Space = field(default_factory=dict)
+    method: str = "grid"
+    trials: int | None = None
+    time_limit: float | None = None
+    adjustment: float | None = None
+    refit: bool = True
+
+    def __post_init__(self) -> None:
+        for name, values in self.space.items():
+            if isinstance(values, Range) and self.method == "grid":
+                raise ConfigError(f"{flag(name)}: a grid has no ranges; list values, or use --search random or optuna")
+            if isinstance(values, Range) and not values.whole and self.trials is None and self.time_limit is None:
+                raise ConfigError(
+                    f"{flag(name)}: a range has no end of settings to try; say how many with --trials, or for how "
+                    "long with --time-limit"
+                )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A head on a modality with its predictions out of fold: (S, N, C) logits, NaN where no fold tests."""
+
+    record: Mapping[str, Any]
+    logits: np.ndarray
+    decisions: list[Decision]  # one a fold, fitted on other rows
+    validation: list[np.ndarray]  # logits of each cell's validation rows
+
+    @property
+    def name(self) -> str:
+        return f"{self.record['head']}-{self.record['modalities']}"
+
+
+def train_entry(
+    task: Task, engine: Engine, head: str, modality: str, plan: Plan, folder: Path, deadline: float, advance: Advance
+) -> Entry:
+    """Search, choose, score, refit and save; what an earlier call saved is not done again."""
+    folder = folder / f"{head}-{modality}"
+    metrics = folder / METRICS
+    outcomes, over = _search(task, engine, head, modality, plan, folder / "trials", deadline, advance)
+    entry = assemble(task, head, modality, outcomes, plan)
+    best = best_outcome(outcomes)
+    if metrics.exists() and (finals_there := _read_finals(metrics, len(outcomes))):
+        record = {**entry.record, "search_over": over, **finals_there}
+        return Entry(record, entry.logits, entry.decisions, entry.validation)
+    started = time.thread_time()
+    finals = (
+        _refit(task, engine, head, modality, best) if plan.refit else _fold_heads(task, engine, head, modality, best)
+    )
+    advance(task.repeats_of(head) if plan.refit else 0)
+    record = {
+        **entry.record,
+        "search_over": over,
+        "parameters": _parameters(engine, head, modality, task.targets),
+        "seconds": round(
+            sum(outcome.seconds for outcome in outcomes)
+            + sum(each.seconds for each in finals)
+            + time.thread_time()
+            - started,
+            2,
+        ),
+        "final": save_finals(folder, head, finals),
+    }
+    write_predictions(folder, task, entry.logits, entry.decisions)
+    write_atomic(folder / CURVES, _curves(task, head, best).encode())
+    write_json(metrics, record)
+    return Entry(record, entry.logits, entry.decisions, entry.validation)
+
+
+def assemble(task: Task, head: str, modality: str, outcomes: list[Outcome], plan: Plan) -> Entry:
+    """The entry of some finished trials: in each fold that trial counts which validated best there."""
+    scores = np.stack([outcome.scores.mean(0) for outcome in outcomes])
+    chosen = scores.argmax(0)
+    logits = np.full_like(outcomes[0].logits, np.nan)
+    for fold in range(len(task.splits)):
+        test = task.splits.fold(fold, 0).test
+        logits[:, test] = outcomes[chosen[fold]].logits[:, test]
+    repeats = task.repeats_of(head)
+    validation = [outcomes[chosen[cell // repeats]].validation[cell] for cell in range(len(chosen) * repeats)]
+    if not np.isfinite(logits[:, task.splits.tested]).all():
+        raise HeadError(f"{head} on {modality} gives no finite scores; lower --learning-rate")
+    decisions = cross_fit(task, logits, validation, plan.adjustment)
+    record = {
+        "head": head,
+        "modalities": modality,
+        **score(task, logits, decisions),
+        "trials": len(outcomes),
+        "settings": asdict(best_outcome(outcomes).settings),
+        "optimism": _optimism(task, outcomes, logits, decisions, plan.adjustment),
+        "decision": fit_on_all(task, logits, plan.adjustment).to_json(),
+    }
+    return Entry(record, logits, decisions, validation)
+
+
+def best_outcome(outcomes: list[Outcome]) -> Outcome:
+    """The trial that validated best over all folds, the first of equal ones."""
+    return max(outcomes, key=lambda outcome: outcome.score)
+
+
+def save_finals(folder: Path, head: str, finals: list[Fitted]) -> list[dict[str, Any]]:
+    """`final-N.safetensors` for each head that predicts; returns what rebuilds them."""
+    from safetensors.numpy import save
+
+    records = []
+    for number, each in enumerate(finals):
+        path = folder / f"final-{number}.safetensors"
+        write_atomic(path, save({name: np.ascontiguousarray(value) for name, value in each.tensors.items()}))
+        records.append({"file": path.name, "config": each.config, "sha256": file_sha256(path)})
+    return records
+
+
+def _search(
+    task: Task,
+    engine: Engine,
+    head: str,
+    modality: str,
+    plan: Plan,
+    trials: Path,
+    deadline: float,
+    advance: Advance,
+) -> tuple[list[Outcome], bool]:
+    """All trials of the plan, one that was finished before only read; and whether none is left, which time may not
+    have allowed."""
+    if not plan.space or head in BASELINES:
+        return _trials(task, engine, head, modality, {trials / "0000": plan.settings}, advance, not plan.refit), True
+    search = Search(
+        trials.parents[1] / SEARCH_FILE, f"{head}-{modality}", plan.space, plan.method, task.seed, plan.trials,
+        first=asdict(plan.settings),
+    )  # fmt: skip
+    over = False
+    while not over and (time.monotonic() < deadline or not search.finished):
+        asked = search.ask(ASKED_AT_ONCE)
+        over = not asked or search.total == len(search.finished) + len(search.failed) + len(asked)
+        for trial, outcome in _attempts(task, engine, head, modality, plan, trials, asked, advance):
+            if isinstance(outcome, Outcome):
+                search.tell(trial, outcome.score)
+            else:
+                search.fail(trial, outcome)
+    if not search.finished:
+        raise HeadError(f"{head} on {modality}: no setting could be trained; {search.failed[0].reason}")
+    finished = _wanted(plan, trials, search.finished)
+    return _trials(task, engine, head, modality, finished, lambda heads: None), over
+
+
+def _attempts(
+    task: Task,
+    engine: Engine,
+    head: str,
+    modality: str,
+    plan: Plan,
+    folder: Path,
+    asked: list[Trial],
+    advance: Advance,
+) -> list[tuple[Trial, Outcome | str]]:
+    """Each trial with its outcome, or with the reason why it has none. All are stacked; only if one of them
+    diverges is each tried alone."""
+    try:
+        outcomes = _trials(task, engine, head, modality, _wanted(plan, folder, asked), advance)
+        return list(zip(asked, outcomes, strict=True))
+    except HeadError as error:
+        if len(asked) == 1:
+            return [(asked[0], str(error))]
+    alone = [_attempts(task, engine, head, modality, plan, folder, [trial], advance) for trial in asked]
+    return [each for attempts in alone for each in attempts]
+
+
+def _wanted(plan: Plan, folder: Path, trials: list[Trial]) -> dict[Path, HeadSettings]:
+    """Place -> settings of some trials of a search."""
+    settings = asdict(plan.settings)
+    return {folder / f"{trial.number:04d}": settings_of({**settings, **trial.values}) for trial in trials}
+
+
+def _trials(
+    task: Task,
+    engine: Engine,
+    head: str,
+    modality: str,
+    wanted: Mapping[Path, HeadSettings],
+    advance: Advance,
+    keep: bool = False,
+) -> list[Outcome]:
+    """The trials at these places: those that an earlier call saved are read, the others trained and saved."""
+    outcomes = {path: load_outcome(path) for path in wanted}
+    missing = [path for path, each in outcomes.items() if each is None or each.settings != wanted[path]]
+    advance((len(wanted) - len(missing)) * len(task.cells(head)))
+    if missing:
+        trained = run_trials(task, engine, head, modality, [wanted[path] for path in missing], advance, keep)
+        for path, outcome in zip(missing, trained, strict=True):
+            save_outcome(outcome, path)
+            outcomes[path] = outcome
+    return [each for each in outcomes.values() if each is not None]
+
+
+def _fold_heads(task: Task, engine: Engine, head: str, modality: str, best: Outcome) -> list[Fitted]:
+    """The heads of the folds; a trial that was read from disk has none, and is trained again."""
+    if best.fitted:
+        return best.fitted
+    (again,) = run_trials(task, engine, head, modality, [best.settings], lambda heads: None, keep=True)
+    return again.fitted
+
+
+def _refit(task: Task, engine: Engine, head: str, modality: str, best: Outcome) -> list[Fitted]:
+    """Train on all labelled samples, as long and as slowly as the heads of the folds did on average."""
+    everything, nothing = np.arange(len(task.targets)), np.empty(0, np.int64)
+    steps = epoch_steps(len(everything), best.settings.batch_size)
+    replay = _replay(best) if head not in BASELINES else None
+    members = tuple(
+        Member(best.settings, everything, nothing, (task.seed, len(task.splits), repeat), steps, replay)
+        for repeat in range(task.repeats_of(head))
+    )
+    setting = _middle(best.chosen) if head in BASELINES else None
+    job = Job(head, modality, members, ((nothing,),) * len(members), setting, keep=True)
+    return engine.run([job], lambda heads: None)[0]
+
+
+def _replay(best: Outcome) -> tuple[float, ...]:
+    """The scale of the learning rate for each epoch: the folds' geometric mean, for their mean number of epochs."""
+    epochs = max(1, round(float(np.mean([epoch + 1 for epoch in best.best_epochs]))))
+    scales = [[entry["scale"] for entry in history] for history in best.histories]
+    longest = [[line[min(epoch, len(line) - 1)] for line in scales] for epoch in range(epochs)]
+    return tuple(float(np.exp(np.mean(np.log(line)))) for line in longest)
+
+
+def _middle(chosen: list[dict[str, float]]) -> dict[str, float]:
+    """The setting of a baseline that is in the middle of those the folds chose; some may have sampled their rows."""
+    names = [name for name in chosen[0] if all(name in each for each in chosen)]
+    return {name: sorted(each[name] for each in chosen)[(len(chosen) - 1) // 2] for name in names}
+
+
+def _optimism(
+    task: Task, outcomes: list[Outcome], logits: np.ndarray, decisions: list[Decision], adjustment: float | None
+) -> float:
+    """What macro-F1 gains if settings and thresholds are chosen on the very rows that are scored."""
+    rows = task.splits.tested
+    labels = task.targets.matrix[rows]
+    honest = np.mean(macro_f1(labels, decide(task, logits, decisions)[0][:, rows]))
+    naive = [
+        np.mean(macro_f1(labels, fit_on_all(task, each.logits, adjustment).choose(each.logits[:, rows])))
+        for each in outcomes
+    ]
+    return float(max(naive) - honest)
+
+
+def _parameters(engine: Engine, head: str, modality: str, targets: Targets) -> int | None:
+    """Of one head; None for baselines, whose size is not told by their shape."""
+    if head in BASELINES:
+        return None
+    shape = engine.bench.data(head, modality).shape
+    return count_parameters(load_fusion(head), shape, len(targets.classes))
+
+
+def _curves(task: Task, head: str, outcome: Outcome) -> str:
+    """A row for each epoch of each head, or each candidate of a baseline."""
+    rows = [
+        {"fold": task.splits.names[fold], "seed": repeat + 1, **line}
+        for (fold, repeat, _), history in zip(task.cells(head), outcome.histories, strict=True)
+        for line in history
+    ]
+    header = list(rows[0]) if rows else ["fold", "seed"]
+    return csv_text(header, [[row.get(name, "") for name in header] for row in rows])
+
+
+def _read_finals(path: Path, trials: int) -> dict[str, Any] | None:
+    """What `metrics.json` tells of the final heads, if they were chosen among so many trials; the scores are computed
+    again."""
+    try:
+        record = read_json(path)
+        found = {name: record[name] for name in ("parameters", "seconds", "final")}
+        return found if record["trials"] == trials else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path}: not whole ({error}); delete it and run mmfeat heads again") from error

@@ -1,0 +1,259 @@
+"""What heads see: the vectors of all samples, on the device where they fit into memory, on disk where not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmfeat.errors import HeadError
+from mmfeat.features import Block, Features, MappedBlock
+from mmfeat.heads.inputs import Batch, Shape, norm
+
+ORDER = ("image", "text")
+CHUNK = 8192  # rows read at once
+PREPARED = 2**24  # values of all samples; more are normed batch by batch
+STATISTICS_ROWS = 65_536  # mean and deviation of more rows are those of as many evenly spaced ones
+
+
+class Source:
+    """One encoder: the plain vectors of N samples and those of their augmented views."""
+
+    def __init__(self, plain: Block | MappedBlock, views: Sequence[Block | MappedBlock], device: str) -> None:
+        self.name, self.device = plain.name, device
+        self.blocks = [plain, *views]
+        self.masks = np.stack([block.mask for block in self.blocks])
+        self.there = torch.from_numpy(self.masks).to(device)
+        self.mask = self.there[0]
+        self.values: Tensor | None = None
+        if isinstance(plain, Block):
+            self.values = torch.cat([torch.from_numpy(_vectors(block)) for block in self.blocks]).to(device)
+        self.width = self.values.shape[1] if self.values is not None else int(getattr(plain, "width", 0))
+
+    def take(self, rows: Tensor, views: Tensor | None = None) -> Tensor:
+        """(K, B) rows, and which view of each -> (K, B, D) float32; a view that is missing is the plain picture."""
+        if views is None or len(self.blocks) == 1:
+            place = rows
+        else:
+            views = torch.where(views < len(self.blocks), views, 0)  # other encoders may have more
+            place = rows + torch.where(self.there[views, rows], views, 0) * len(self.mask)
+        if self.values is not None:
+            return self.values.index_select(0, place.flatten()).float().view(*rows.shape, self.width)
+        return self._read(place.cpu().numpy().ravel()).view(*rows.shape, self.width)
+
+    def _read(self, places: np.ndarray) -> Tensor:
+        out = np.zeros((len(places), self.width), np.float32)
+        views, rows = np.divmod(places, len(self.mask))
+        for number in np.unique(views):
+            block, here = self.blocks[number], np.flatnonzero(views == number)
+            here = here[np.argsort(rows[here], kind="stable")]  # the disk is read in its own order
+            assert isinstance(block, MappedBlock)
+            values = block.batch(rows[here])[0]
+            if values.shape[1]:  # a batch of which nothing is there has no tokens either
+                out[here] = values[:, 0]
+        return torch.from_numpy(out).to(self.device)
+
+    def statistics(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """(D,) mean and standard deviation of the rows that are there; 0 and 1 where nothing varies."""
+        rows = rows[self.masks[0, rows]]
+        if len(rows) > STATISTICS_ROWS:
+            rows = rows[np.linspace(0, len(rows) - 1, STATISTICS_ROWS).astype(np.int64)]
+        pieces = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+        mean, variance = (torch.zeros(self.width, dtype=torch.float64) for _ in range(2))
+        for piece in pieces:
+            mean += self._piece(piece).sum(0) / len(rows)
+        for piece in pieces:
+            variance += (self._piece(piece) - mean).square().sum(0) / len(rows)
+        std = variance.sqrt()
+        return mean.float(), torch.where(std > 1e-6, std, 1.0).float()
+
+    def _piece(self, rows: np.ndarray) -> Tensor:
+        return self.take(torch.from_numpy(rows[None]).to(self.device))[0].cpu().double()
+
+
+class HeadData:
+    """The samples as heads see them. `shape` tells what a fusion is built for.
+
+    `modality` is both, text or image. `tokens`: read token states for cross-attention; "pooled" lets it attend to the
+    pooled vectors instead, each as one token.
+    """
+
+    normed = False  # whether the vectors of a batch are normed already
+
+    def __init__(self, features: Features, modality: str = "both", device: str = "cpu", tokens: str = "") -> None:
+        self.ids, self.device = features.ids, device
+        wanted = [name for name in ORDER if modality in ("both", name)]
+        self.sources = {name: list(_sources(features, name, device)) for name in wanted}
+        self.sources = {name: sources for name, sources in self.sources.items() if sources}
+        if not self.sources:
+            raise HeadError(f"no pooled vectors of {modality}; extract them with --outputs pooled")
+        self.token_blocks = {
+            name: [block for block in features.mapped if (block.modality, block.output) == (name, "tokens")]
+            for name in self.sources
+        }
+        self.attend = tokens
+        self.views = max(len(source.blocks) for sources in self.sources.values() for source in sources) - 1
+        self.complete = all(source.masks[0].all() for sources in self.sources.values() for source in sources)
+        self.shape = Shape(
+            {name: tuple(source.width for source in sources) for name, sources in self.sources.items()},
+            self._token_widths(),
+        )
+        self._statistics: dict[bytes, dict[str, list[tuple[Tensor, Tensor]]]] = {}
+        self._normed: dict[bytes, dict[str, list[Tensor]]] = {}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def width(self) -> int:
+        """D of all encoders side by side."""
+        return self.shape.total
+
+    @property
+    def token_values(self) -> int:
+        """Numbers in the tokens of a sample with the longest of all sources."""
+        if self.attend != "tokens":
+            return sum(map(sum, self.shape.tokens.values()))
+        everything = (block for blocks in self.token_blocks.values() for block in blocks)
+        return sum(int(block.lengths.max(initial=0)) * block.width for block in everything)
+
+    def rows(self, rows: np.ndarray, view: int = 0) -> np.ndarray:
+        """(n, D) float32, all encoders side by side, NaN where a vector is missing: what baselines see."""
+        places = torch.from_numpy(np.asarray(rows, np.int64)[None]).to(self.device)
+        views = torch.full_like(places, view) if view else None
+        parts = []
+        for source in self._all():
+            part = source.take(places, views)[0].cpu().numpy()
+            part[~source.masks[0, rows]] = np.nan
+            parts.append(part)
+        return np.concatenate(parts, axis=1)
+
+    def batch(
+        self, rows: Tensor, views: Tensor | None = None, dropped: Tensor | None = None, keep: Tensor | None = None
+    ) -> Batch:
+        """(K, B) rows, which view of each, and which modality each loses (a number in [image, text], or -1)."""
+        vectors = self._vectors(rows, views)
+        masks: dict[str, list[Tensor | None]] = {}
+        for number, (name, sources) in enumerate(self.sources.items()):
+            kept = dropped != number if dropped is not None else None
+            masks[name] = [self._mask(source, rows, kept) for source in sources]
+        return Batch(vectors, masks, self._tokens(rows, vectors, masks), keep, self.normed)
+
+    def statistics(self, rows: np.ndarray) -> dict[str, list[tuple[Tensor, Tensor]]]:
+        """Mean and standard deviation of each encoder over training rows; computed once."""
+        key = rows.tobytes()
+        if key not in self._statistics:
+            self._statistics[key] = {
+                name: [source.statistics(rows) for source in sources] for name, sources in self.sources.items()
+            }
+        return self._statistics[key]
+
+    def prepared(self, keys: Sequence[np.ndarray]) -> HeadData:
+        """The same data, normed beforehand with the statistics of each head's rows (`keys`), if it is small."""
+        plain = self.views == 0 and self.attend != "pooled" and all(each.values is not None for each in self._all())
+        return PreparedData(self, keys) if plain and len(self) * self.width <= PREPARED else self
+
+    def normed_vectors(self, rows: np.ndarray) -> dict[str, list[Tensor]]:
+        """(N, D) of each encoder, normed with the statistics of `rows`; computed once."""
+        key = rows.tobytes()
+        if key not in self._normed:
+            everything = torch.arange(len(self), device=self.device)[None]
+            self._normed[key] = {
+                name: [
+                    norm(source.take(everything)[0], *(each.to(self.device) for each in statistics))
+                    for source, statistics in zip(self.sources[name], by_source, strict=True)
+                ]
+                for name, by_source in self.statistics(rows).items()
+            }
+        return self._normed[key]
+
+    def keep_heads(self, heads: Tensor) -> None:
+        """Go on with these heads of a stack."""
+
+    def _vectors(self, rows: Tensor, views: Tensor | None) -> dict[str, list[Tensor]]:
+        return {name: [source.take(rows, views) for source in sources] for name, sources in self.sources.items()}
+
+    def _all(self) -> Iterator[Source]:
+        return (source for sources in self.sources.values() for source in sources)
+
+    def _mask(self, source: Source, rows: Tensor, kept: Tensor | None) -> Tensor | None:
+        """None where nothing is missing, which spares the gradient of the embedding for it."""
+        if self.complete and kept is None:
+            return None
+        there = source.mask[rows]
+        return there if kept is None else there & kept
+
+    def _token_widths(self) -> dict[str, tuple[int, ...]]:
+        if self.attend == "pooled":
+            return {name: tuple(source.width for source in sources) for name, sources in self.sources.items()}
+        if self.attend == "tokens":
+            return {name: tuple(block.width for block in blocks) for name, blocks in self.token_blocks.items()}
+        return {}
+
+    def _tokens(
+        self, rows: Tensor, vectors: dict[str, list[Tensor]], masks: dict[str, list[Tensor | None]]
+    ) -> dict[str, list[tuple[Tensor, Tensor]]]:
+        if not self.attend:
+            return {}
+        tokens: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        for name, sources in self.sources.items():
+            if self.attend == "pooled":
+                there = [mask if mask is not None else torch.ones_like(rows, dtype=torch.bool) for mask in masks[name]]
+                tokens[name] = [
+                    (x.nan_to_num().unsqueeze(2), mask.unsqueeze(2))
+                    for x, mask in zip(vectors[name], there, strict=True)
+                ]
+            else:
+                kept = masks[name][0] if len(sources) else None
+                tokens[name] = [self._read_tokens(block, rows, kept) for block in self.token_blocks[name]]
+        return tokens
+
+    def _read_tokens(self, block: MappedBlock, rows: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
+        values, there = block.batch(rows.cpu().numpy().ravel())
+        x = torch.from_numpy(values).to(self.device).float().view(*rows.shape, *values.shape[1:])
+        mask = torch.from_numpy(there).to(self.device).view(*rows.shape, there.shape[-1])
+        return x, mask if kept is None else mask & kept.unsqueeze(-1)
+
+
+class PreparedData(HeadData):
+    """`HeadData` for one stack: its heads' vectors are normed, which saves a quarter of a small head's time."""
+
+    normed = True
+
+    def __init__(self, data: HeadData, keys: Sequence[np.ndarray]) -> None:
+        self.__dict__.update(data.__dict__)
+        tables = {rows.tobytes(): data.normed_vectors(rows) for rows in keys}
+        place = {key: number for number, key in enumerate(tables)}
+        self.tables = {
+            name: [torch.cat([table[name][number] for table in tables.values()]) for number in range(len(sources))]
+            for name, sources in data.sources.items()
+        }
+        self.offsets = torch.tensor([place[rows.tobytes()] * len(data) for rows in keys], device=data.device)[:, None]
+
+    def keep_heads(self, heads: Tensor) -> None:
+        self.offsets = self.offsets[heads]
+
+    def _vectors(self, rows: Tensor, views: Tensor | None) -> dict[str, list[Tensor]]:
+        places = (rows + self.offsets).flatten()
+        return {
+            name: [table.index_select(0, places).view(*rows.shape, table.shape[-1]) for table in tables]
+            for name, tables in self.tables.items()
+        }
+
+
+def _sources(features: Features, modality: str, device: str) -> Iterator[Source]:
+    """One for each encoder of the modality, its views behind the plain pictures in the order of their names."""
+    everything: list[Block | MappedBlock] = [*features.blocks]
+    everything += [block for block in features.mapped if block.output == "pooled"]
+    pooled = [block for block in everything if block.modality == modality]
+    for plain in pooled:
+        if plain.view == "none":
+            views = [block for block in pooled if block.view != "none" and block.source == plain.source]
+            yield Source(plain, views, device)
+
+
+def _vectors(block: Block | MappedBlock) -> np.ndarray:
+    assert isinstance(block, Block)
+    return block.vectors

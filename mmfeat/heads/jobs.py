@@ -1,0 +1,195 @@
+"""Jobs: heads to train together, as a description that any thread, process or machine can carry out."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mmfeat.features import Features
+from mmfeat.heads import BASELINES, NEEDS_TOKENS, load_fusion
+from mmfeat.heads.baselines import Baseline, fit, refit, restore
+from mmfeat.heads.basis import Basis, make_basis
+from mmfeat.heads.data import HeadData
+from mmfeat.heads.inputs import Shape
+from mmfeat.heads.losses import class_weights
+from mmfeat.heads.stack import FusionType, Member, predict_stack, train_stack
+from mmfeat.targets import Targets
+
+CPU_STACK = 3  # heads; more no longer fit into a core's cache, fewer leave it waiting
+LARGEST_STACK = 512
+MEMORY_SHARE = 0.5  # of what the device has free
+KEPT_BASIS = 2**24  # numbers
+COPIES = 8  # of a head's parameters while it trains: gradients, two moments, the best so far, temporaries
+
+
+@dataclass(frozen=True)
+class Job:
+    """Members to train as one stack, and the rows to predict with each of them."""
+
+    head: str
+    modality: str
+    members: tuple[Member, ...]
+    predict: tuple[tuple[np.ndarray, ...], ...]
+    setting: Mapping[str, float] | None = None  # of a baseline that is fitted again
+    keep: bool = False  # return what rebuilds the heads
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One member afterwards: (n, C) logits for each set of rows, how it learned, and what rebuilds it."""
+
+    logits: tuple[np.ndarray, ...]
+    history: list[dict[str, float]]
+    best_epoch: int
+    seconds: float
+    setting: dict[str, float] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class Workbench:
+    """The features and targets of a sweep, arranged once for each modality. `attend`: tokens or pooled."""
+
+    def __init__(self, features: Features, targets: Targets, device: str, attend: str) -> None:
+        self.features, self.targets, self.device, self.attend = features, targets, device, attend
+        self._data: dict[tuple[str, str], HeadData] = {}
+        self._bases: dict[bytes, Basis] = {}
+        self._locks: defaultdict[object, threading.Lock] = defaultdict(threading.Lock)  # one for what is being made
+
+    def data(self, head: str, modality: str) -> HeadData:
+        """What heads of this name see; tokens are read only for those that need them."""
+        key = (modality, self.attend if head == NEEDS_TOKENS else "")
+        with self._locks[key]:
+            if key not in self._data:
+                self._data[key] = HeadData(self.features, modality, self.device, key[1])
+            return self._data[key]
+
+    def basis(self, job: Job, member: Member, weights: np.ndarray) -> Basis:
+        """The decomposition that all baselines of one fold share; kept where it is small."""
+        data = self.data(job.head, job.modality)
+        if len(member.train) * data.width > KEPT_BASIS:
+            return make_basis(View(data), self.targets, member.train, weights)
+        key = job.modality.encode() + member.train.tobytes() + weights.tobytes()
+        with self._locks[key]:
+            if key not in self._bases:
+                self._bases[key] = make_basis(View(data), self.targets, member.train, weights)
+            return self._bases[key]
+
+
+def run_job(job: Job, bench: Workbench, advance: Callable[[int], None] = lambda heads: None) -> list[Fitted]:
+    """Train all members of the job and predict with them."""
+    data = bench.data(job.head, job.modality)
+    if job.head in BASELINES:
+        return _run_baselines(job, data, bench, advance)
+    return _run_stack(job, data, bench.targets, advance)
+
+
+def stack_size(head: str, data: HeadData, classes: int, batch_size: int) -> int:
+    """How many heads of this kind to train together: few on a CPU, as many as fit on a GPU."""
+    if head in BASELINES:
+        return 1
+    if not data.device.startswith("cuda"):
+        return CPU_STACK
+    import torch
+
+    free = torch.cuda.mem_get_info(data.device)[0]
+    return max(1, min(LARGEST_STACK, int(MEMORY_SHARE * free / training_bytes(head, data, classes, batch_size))))
+
+
+def training_bytes(head: str, data: HeadData, classes: int, batch_size: int) -> int:
+    """About what a head needs while it trains in a stack; tokens count as they are, normed, projected and attended."""
+    parameters = count_parameters(load_fusion(head), data.shape, classes)
+    activations = batch_size * (8 * (data.width + parameters // max(data.width, 1)) + data.token_values // 2)
+    return 4 * COPIES * (parameters + activations)
+
+
+def count_parameters(fusion: FusionType, shape: Shape, classes: int) -> int:
+    """Numbers that one head learns."""
+    import torch
+
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in fusion(1, shape, classes).parameters())
+
+
+def predict_fitted(
+    head: str, config: Mapping[str, Any], heads: Sequence[Mapping[str, np.ndarray]], classes: int, data: HeadData
+) -> list[np.ndarray]:
+    """(N, C) logits of all samples from each of some saved heads of one kind."""
+    rows = np.arange(len(data))
+    if head in BASELINES:
+        return [_baseline_logits(restore(head, dict(config), dict(tensors)), data, rows) for tensors in heads]
+    import torch
+
+    tensors = [{name: torch.from_numpy(np.array(value)) for name, value in each.items()} for each in heads]
+    return predict_stack(load_fusion(head), classes, data, tensors, [rows] * len(heads))
+
+
+def _run_stack(job: Job, data: HeadData, targets: Targets, advance: Callable[[int], None]) -> list[Fitted]:
+    start = time.thread_time()
+    fusion = load_fusion(job.head)
+    trained = train_stack(fusion, data, targets, job.members, advance)
+    heads = [each.tensors for each in trained]
+    sets = [
+        predict_stack(fusion, len(targets.classes), data, heads, [wanted[number] for wanted in job.predict])
+        for number in range(len(job.predict[0]))
+    ]
+    seconds = (time.thread_time() - start) / len(trained)
+    return [
+        Fitted(
+            tuple(logits[place] for logits in sets),
+            each.history,
+            each.best_epoch,
+            seconds,
+            tensors={name: value.numpy() for name, value in each.tensors.items()} if job.keep else {},
+        )
+        for place, each in enumerate(trained)
+    ]
+
+
+def _run_baselines(job: Job, data: HeadData, bench: Workbench, advance: Callable[[int], None]) -> list[Fitted]:
+    fitted = []
+    for member, wanted in zip(job.members, job.predict, strict=True):
+        start = time.thread_time()
+        weights = class_weights(bench.targets.take(member.train), member.settings.class_weights)
+        lesson = (job.head, View(data), bench.targets, member.train)
+        basis = bench.basis(job, member, weights) if job.head != "prior" else None
+        if job.setting is not None:
+            model = refit(*lesson, weights, dict(job.setting), member.entropy[0], basis)
+        else:
+            model = fit(*lesson, member.validation, weights, member.entropy[0], basis)
+        logits = tuple(_baseline_logits(model, data, rows) for rows in wanted)
+        config, tensors = model.state() if job.keep else ({}, {})
+        seconds = time.thread_time() - start
+        fitted.append(Fitted(logits, list(model.curve), -1, seconds, dict(model.setting), config, tensors))
+        advance(1)
+    return fitted
+
+
+@dataclass(frozen=True)
+class View:
+    """One view of all samples as the rows of a matrix."""
+
+    data: HeadData
+    view: int = 0
+
+    @property
+    def width(self) -> int:
+        return self.data.width
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        """(n, D) float32, NaN where a vector is missing."""
+        return self.data.rows(rows, self.view)
+
+
+def _baseline_logits(model: Baseline, data: HeadData, rows: np.ndarray) -> np.ndarray:
+    """(n, C), the mean over the plain photos and their augmented views."""
+    return np.mean([model.logits(View(data, view), rows) for view in range(data.views + 1)], axis=0)

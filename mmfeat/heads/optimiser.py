@@ -1,0 +1,74 @@
+"""AdamW over a stack, each head with its own learning rates and weight decay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+
+
+class StackedAdamW:
+    """torch's AdamW (Loshchilov and Hutter, ICLR 2019) for parameters with the heads in front.
+
+    `rates` are (K,) learning rates for each parameter, `decay` is (K,). On a CPU torch's fused kernel takes one head
+    after the other, which stays in its cache; elsewhere all heads take each operation together, with rates that lie
+    where the parameters do: a step waits for no copy.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], rates: Sequence[Tensor], decay: Tensor) -> None:
+        self.parameters = list(parameters)
+        device = self.parameters[0].device
+        dtype = torch.float64 if device.type == "cpu" else torch.float32  # Apple's GPU has no float64
+        self.rates, self.decay = [rate.to(dtype).to(device) for rate in rates], decay.to(dtype).to(device)
+        self.first = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.second = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.steps = 0
+
+    def keep(self, heads: Tensor, parameters: Sequence[Tensor]) -> None:
+        """Go on with these heads, whose parameters are these by now."""
+        self.parameters = list(parameters)
+        self.first, self.second = [x[heads] for x in self.first], [x[heads] for x in self.second]
+        self.rates, self.decay = [rate[heads] for rate in self.rates], self.decay[heads]
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor], scale: Tensor) -> None:
+        """One step; `scale` (K,), which lies where `decay` does, multiplies the learning rates."""
+        self.steps += 1
+        rates = [rate * scale for rate in self.rates]
+        if self.parameters[0].device.type == "cpu":
+            self._fused(gradients, rates)
+        else:
+            self._together(gradients, rates)
+
+    def _fused(self, gradients: Sequence[Tensor], rates: Sequence[Tensor]) -> None:
+        from torch.optim.adamw import adamw
+
+        options: dict[str, Any] = {"beta1": BETAS[0], "beta2": BETAS[1], "eps": EPSILON}
+        options |= {"fused": True, "amsgrad": False, "maximize": False}
+        everything = self._tensors(gradients)
+        for head, decay in enumerate(self.decay.tolist()):
+            by_rate: dict[float, list[int]] = {}
+            for number, rate in enumerate(rates):
+                by_rate.setdefault(float(rate[head]), []).append(number)
+            for own_rate, numbers in by_rate.items():
+                parameters, slopes, first, second = ([x[number][head] for number in numbers] for x in everything)
+                steps = list(torch.full((len(numbers),), float(self.steps - 1)).unbind())
+                adamw(parameters, slopes, first, second, [], steps, lr=own_rate, weight_decay=decay, **options)
+
+    def _tensors(self, gradients: Sequence[Tensor]) -> list[list[Tensor]]:
+        return [[parameter.detach() for parameter in self.parameters], list(gradients), self.first, self.second]
+
+    def _together(self, gradients: Sequence[Tensor], rates: Sequence[Tensor]) -> None:
+        first_correction, second_correction = (1 - beta**self.steps for beta in BETAS)
+        for parameter, gradient, first, second, rate in zip(*self._tensors(gradients), rates, strict=True):
+            shape = (-1, *[1] * (parameter.dim() - 1))
+            rate, decay = rate.view(shape), self.decay.view(shape)
+            first.lerp_(gradient, 1 - BETAS[0])
+            second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+            size = (second / second_correction).sqrt_().add_(EPSILON)
+            parameter.mul_(1 - rate * decay).sub_((first / size).mul_(rate / first_correction))

@@ -1,0 +1,237 @@
+"""Training of many heads of one architecture as one stacked model.
+
+The heads may differ in fold, seed and settings. Each has its own rows, order, dropout, losses, learning rate and early
+stopping; one that is done leaves the stack. A stacked head equals the same head trained alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmfeat.errors import HeadError
+from mmfeat.heads.data import HeadData
+from mmfeat.heads.draws import Draws, draw_pieces
+from mmfeat.heads.inputs import Fusion, Shape
+from mmfeat.heads.losses import StackedLoss, class_weights, validation_loss
+from mmfeat.heads.optimiser import StackedAdamW
+from mmfeat.heads.settings import HeadSettings
+from mmfeat.heads.stopping import Stopper
+from mmfeat.metrics import macro_f1
+from mmfeat.targets import Targets
+
+PREDICTED_VALUES = 2**24  # input values of a forward pass without gradients
+FEWEST_STEPS = 16  # an epoch; some dozens of samples are learned in several passes
+TOKEN_ROWS = 256  # samples of one with tokens
+FusionType = Callable[[int, Shape, int], Fusion]  # (heads, shape, classes)
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One head to train. `steps` batches are an epoch; `entropy` fixes all that is random. Vectors are standardised
+    with the statistics of the rows of `fold`, by default `train`.
+
+    Without validation rows the head trains for the epochs of `replay`, the scales of its learning rate.
+    """
+
+    settings: HeadSettings
+    train: np.ndarray
+    validation: np.ndarray
+    entropy: tuple[int, ...]
+    steps: int
+    replay: tuple[float, ...] | None = None
+    fold: np.ndarray | None = None
+
+    @property
+    def standard(self) -> np.ndarray:
+        return self.train if self.fold is None else self.fold
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One trained head: its tensors on the CPU, and an entry for each epoch."""
+
+    tensors: dict[str, Tensor]
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = -1
+
+
+def epoch_steps(rows: int, batch_size: int) -> int:
+    """Batches that make an epoch of so many rows: once all of them, and again where that is only a few steps."""
+    return max(FEWEST_STEPS, -(-rows // min(batch_size, rows)))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One CPU thread: batches are small, a second thread mostly waits, and sums come out alike on any machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def train_stack(
+    fusion: FusionType,
+    data: HeadData,
+    targets: Targets,
+    members: Sequence[Member],
+    advance: Advance = lambda heads: None,
+) -> list[Trained]:
+    """Train all members together; `advance` is told of heads that are done.
+
+    Members share what `settings.SHARED` names, and `steps`. Raises `HeadError` where a head diverges.
+    """
+    stack = _Stack(fusion, data, targets, members)
+    with one_thread():
+        while stack.running:
+            finished = stack.epoch()
+            advance(finished)
+    return [trained for trained in stack.trained if trained is not None]
+
+
+def predict_stack(
+    fusion: FusionType, classes: int, data: HeadData, heads: Sequence[dict[str, Tensor]], rows: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """(n, C) float64 logits of each head on its own rows, the mean over the augmented views where there are some."""
+    module = fusion(len(heads), data.shape, classes)
+    module.load_state_dict({name: torch.stack([head[name] for head in heads]) for name in heads[0]})
+    with one_thread():
+        return predict_module(module.to(data.device), data, rows)
+
+
+def predict_module(module: Fusion, data: HeadData, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """As `predict_stack`, of a stack that is there."""
+    padded = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    for own, line in zip(rows, padded, strict=True):
+        line[: len(own)] = own
+    size = max(1, PREDICTED_VALUES // (len(rows) * max(data.width, 1)))
+    size = min(size, TOKEN_ROWS) if data.attend else size
+    module.eval()
+    pieces = []
+    with torch.inference_mode():
+        for start in range(0, padded.shape[1], size):
+            piece = torch.from_numpy(padded[:, start : start + size]).to(data.device)
+            views = [torch.full_like(piece, view) if view else None for view in range(data.views + 1)]
+            logits = [module(data.batch(piece, view)).cpu() for view in views]  # Apple's GPU has no float64
+            pieces.append(torch.stack(logits).double().mean(0))
+    together = torch.cat(pieces, 1).numpy() if pieces else np.zeros((len(rows), 0, 0))
+    return [together[head, : len(own)] for head, own in enumerate(rows)]
+
+
+class _Stack:
+    """The heads that are still training, `running` their numbers among all members."""
+
+    def __init__(self, fusion: FusionType, data: HeadData, targets: Targets, members: Sequence[Member]) -> None:
+        self.data, self.targets, self.members = data.prepared([each.standard for each in members]), targets, members
+        self.running = list(range(len(members)))
+        self.trained: list[Trained | None] = [None] * len(members)
+        self.best: list[dict[str, Tensor]] = [{} for _ in members]
+        self.histories: list[list[dict[str, float]]] = [[] for _ in members]
+        self.stoppers = [Stopper(member.settings, member.replay) for member in members]
+        self.module = fusion(len(members), data.shape, len(targets.classes))
+        for head, member in enumerate(members):
+            seed = int(np.random.SeedSequence(member.entropy).generate_state(1, np.uint64)[0] >> 1)
+            self.module.reset_head(head, torch.Generator().manual_seed(seed))
+            self.module.standardise(head, data.statistics(member.standard))
+        self.module.to(data.device)
+        self.draws = [Draws(member.entropy, member.train, member.settings, self.module.units) for member in members]
+        self.labels = torch.from_numpy(targets.matrix.astype(np.float32)).to(data.device)
+        settings = [member.settings for member in members]
+        self.weights = [class_weights(targets.take(each.train), each.settings.class_weights) for each in members]
+        self.loss = StackedLoss(settings, self.weights, targets.multilabel, data.device)
+        self.kept = torch.tensor([1 / (1 - each.dropout) for each in settings], device=data.device)[:, None, None]
+        self.optimiser = self._optimiser(settings)
+
+    def _optimiser(self, settings: Sequence[HeadSettings]) -> StackedAdamW:
+        slow = self.module.attention_parameters()
+        rates = {
+            name: torch.tensor([getattr(each, name) for each in settings], dtype=torch.float64)
+            for name in ("learning_rate", "attention_learning_rate")
+        }
+        return StackedAdamW(
+            list(self.module.parameters()),
+            [
+                rates["attention_learning_rate" if name in slow else "learning_rate"]
+                for name, _ in self.module.named_parameters()
+            ],
+            torch.tensor([each.weight_decay for each in settings], dtype=torch.float64),
+        )
+
+    def epoch(self) -> int:
+        """Train all running heads for an epoch, and let those that are done go; returns how many."""
+        losses = self._train()
+        scores = self._validate()
+        for place, number in enumerate(self.running):
+            self._record(place, number, losses[place], scores[place])
+        done = [place for place, number in enumerate(self.running) if self.stoppers[number].done]
+        if done:
+            self._keep([place for place in range(len(self.running)) if place not in done])
+        return len(done)
+
+    def _train(self) -> list[float]:
+        self.module.train()
+        steps = self.members[0].steps
+        draws = [self.draws[number] for number in self.running]
+        pieces = draw_pieces(draws, steps, self.data.views, len(self.data.sources), self.data.device)
+        scale = self.optimiser.decay.new_tensor([self.stoppers[number].scale for number in self.running])
+        parameters = list(self.module.parameters())
+        total = torch.zeros(len(self.running), device=self.data.device)
+        for rows, views, dropped, keep in (step for piece in pieces for step in piece.steps()):
+            logits = self.module(self.data.batch(rows, views, dropped, keep * self.kept))
+            losses = self.loss(logits, self.labels[rows])
+            gradients = torch.autograd.grad(losses.sum(), parameters, allow_unused=True, materialize_grads=True)
+            self.optimiser.step(gradients, scale)
+            total += losses.detach()
+        return (total / steps).tolist()
+
+    def _validate(self) -> list[dict[str, float]]:
+        """Macro-F1 and weighted loss of each running head on its validation rows."""
+        rows = [self.members[number].validation for number in self.running]
+        if not any(map(len, rows)):
+            return [{} for _ in rows]
+        multilabel = self.targets.multilabel
+        predicted = predict_module(self.module, self.data, rows)
+        return [
+            {
+                "validation_loss": validation_loss(logits, self.targets.matrix[own], self.weights[number], multilabel),
+                "validation_macro_f1": float(macro_f1(self.targets.matrix[own], plain_choice(logits, multilabel))),
+            }
+            for number, own, logits in zip(self.running, rows, predicted, strict=True)
+        ]
+
+    def _record(self, place: int, number: int, loss: float, scores: dict[str, float]) -> None:
+        stopper, history, settings = self.stoppers[number], self.histories[number], self.members[number].settings
+        if not np.isfinite([loss, *scores.values()]).all():  # the last step may be the one that was too far
+            raise HeadError(f"a head diverged; lower --learning-rate (now {settings.learning_rate:g})")
+        history.append({"epoch": len(history), "loss": loss, **scores, "scale": stopper.scale})
+        by_loss = settings.monitor == "loss"
+        score = -scores.get("validation_loss", 0.0) if by_loss else scores.get("validation_macro_f1", 0.0)
+        if stopper.update(len(history) - 1, score):
+            self.best[number] = self.module.tensors(place)
+        if stopper.done:
+            tensors = {name: value.cpu() for name, value in self.best[number].items()}
+            self.trained[number] = Trained(tensors, history, stopper.best_epoch)
+
+    def _keep(self, places: list[int]) -> None:
+        self.running = [self.running[place] for place in places]
+        heads = torch.tensor(places, dtype=torch.int64, device=self.data.device)
+        self.module.keep_heads(heads)
+        self.data.keep_heads(heads)
+        self.optimiser.keep(heads, list(self.module.parameters()))
+        self.loss.keep(heads)
+        self.kept = self.kept[heads]
+
+
+def plain_choice(logits: np.ndarray, multilabel: bool) -> np.ndarray:
+    """(..., C) logits -> (..., C) bool without any adjustment: the largest, or all above 0."""
+    if multilabel:
+        return logits > 0
+    return logits.argmax(-1)[..., None] == np.arange(logits.shape[-1])

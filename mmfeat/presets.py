@@ -1,0 +1,56 @@
+"""Presets: published recipes as values of the flags of `mmfeat heads`. Flags that are given win."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmfeat.errors import ConfigError
+
+PRESETS: dict[str, Mapping[str, Any]] = {
+    # Fusions of BERT and ResNet-50, 8:2 holdout, grid over batch size, learning rate and dropout; cross-attention
+    # looks at one pooled vector. Extract with --encoders bert,resnet50 --pooling pooler --max-length 32.
+    "system-a": {
+        "fusion": "late,cross-attention",
+        "baselines": "none",
+        "attend": "pooled",
+        "protocol": "holdout",
+        "split": "8:2",
+        "seeds": 1,
+        "learning_rate": "1e-5,1.5e-5,2e-5",
+        "attention_learning_rate": "1e-5",
+        "dropout": "0.3,0.4,0.5",
+        "batch_size": "16,32",
+        "weight_decay": "0.01",
+        "class_weights": "none",
+        "epochs": "6",
+        "patience": "3",
+        "monitor": "macro-f1",
+        "logit_adjustment": "0",
+    },
+    # Heads on frozen CLIP, 8:1:1 holdout. Extract with --encoders clip --outputs pooled,tokens.
+    "system-b": {
+        "fusion": "all",
+        "baselines": "none",
+        "protocol": "holdout",
+        "split": "8:1:1",
+        "seeds": 1,
+        "learning_rate": "3e-4",
+        "attention_learning_rate": "1e-4",
+        "dropout": "0.5",
+        "batch_size": "16",
+        "weight_decay": "0.05",
+        "class_weights": "sqrt",
+        "epochs": "12",
+        "patience": "3",
+        "monitor": "macro-f1",
+        "logit_adjustment": "0",
+    },
+}
+
+
+def preset_values(name: str) -> Mapping[str, Any]:
+    """Flag values by parameter name; raises `ConfigError` for a name there is not."""
+    if name not in PRESETS:
+        raise ConfigError(f"--preset {name}: use one of {', '.join(PRESETS)}")
+    return PRESETS[name]

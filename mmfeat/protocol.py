@@ -1,0 +1,74 @@
+"""Protocols: how heads are scored, and the splits that this takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mmfeat.cache import ContentKeys
+from mmfeat.duplicates import duplicate_groups
+from mmfeat.errors import ConfigError
+from mmfeat.perceptual import image_hashes
+from mmfeat.progress import Progress
+from mmfeat.samples import Sample
+from mmfeat.splits import Splits, has_splits, load_splits, make_folds, make_holdout
+from mmfeat.targets import Targets
+
+PROTOCOLS = ("kfold", "holdout")
+HASHES_FILE = "images.hashes"  # in the data set's cache folder
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How heads are scored: `folds` folds x `seeds`, or one `holdout` of `shares` (train:validation:test, train:test).
+
+    `grouped` keeps near duplicates on one side. Splits are read from `split_dir`, and written there if it has none.
+    """
+
+    kind: str = "kfold"
+    folds: int = 5
+    seeds: int = 3
+    shares: tuple[float, ...] = (8.0, 1.0, 1.0)
+    grouped: bool = True
+    split_dir: str | None = None
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if self.kind not in PROTOCOLS:
+            raise ConfigError(f"--protocol {self.kind}: use one of {', '.join(PROTOCOLS)}")
+        if self.seeds < 1:
+            raise ConfigError(f"--seeds {self.seeds}: at least 1 is needed")
+        if len(self.shares) not in (2, 3) or not all(0 < share < math.inf for share in self.shares):
+            written = ":".join(f"{share:g}" for share in self.shares)
+            raise ConfigError(f"--split {written}: write train:validation:test, as 8:1:1, or train:test, as 8:2")
+        object.__setattr__(self, "shares", tuple(map(float, self.shares)))  # 8 and 8.0 are one and the same run
+
+
+def protocol_splits(
+    labelled: Sequence[Sample],
+    targets: Targets,
+    images: ContentKeys,
+    folder: Path,
+    protocol: Protocol,
+    progress: Progress,
+) -> tuple[Splits, Path | None]:
+    """The splits, and where they were written, if that was asked for and there were none."""
+    ids = [sample.id for sample in labelled]
+    place = Path(protocol.split_dir) if protocol.split_dir else None
+    if place is not None and has_splits(place):
+        return load_splits(place, ids), None
+    groups = np.arange(len(ids))
+    if protocol.grouped:
+        hashes = image_hashes(labelled, images, folder / HASHES_FILE, progress)
+        groups = duplicate_groups(labelled, images.keys, hashes)
+    if protocol.kind == "kfold":
+        splits = make_folds(targets, ids, groups, protocol.folds, protocol.seed, protocol.seeds)
+    else:
+        splits = make_holdout(targets, ids, groups, protocol.shares, protocol.seed, protocol.seeds)
+    if place is not None:
+        splits.save(place, [str(sample.label) for sample in labelled])
+    return splits, place
