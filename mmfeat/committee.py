@@ -6,19 +6,19 @@ had no say in it. Where there is one fold, they are fitted on its validation row
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmfeat.calibration import fit_decision
+from mmfeat.calibration import Decision, fit_decision
 from mmfeat.ensembles import blend, fit_stacking, greedy_weights, mean_weights
 from mmfeat.entries import METRICS, Entry
 from mmfeat.files import write_json
 from mmfeat.metrics import macro_f1
-from mmfeat.scoring import decide, fit_on_all, score, write_predictions
+from mmfeat.scoring import fit_on_all, score, write_predictions
 from mmfeat.targets import Targets
 from mmfeat.trials import Task
 
@@ -48,7 +48,14 @@ def ensemble_entries(task: Task, entries: Sequence[Entry], adjustment: float | N
     entries = [entry for entry in entries if entry.record["head"] not in NO_CANDIDATES]
     if len(entries) < 2:
         return []
-    return [_ensemble(task, entries, kind, adjustment, folder) for kind in KINDS]
+    logits = {kind: np.full((1, *entries[0].logits.shape[1:]), np.nan) for kind in KINDS}
+    decisions: dict[str, list[Decision]] = {kind: [] for kind in KINDS}
+    for number in range(len(task.splits)):
+        test = task.splits.fold(number, 0).test
+        for kind, given, decision in _fit_fold(task, entries, number, adjustment):
+            logits[kind][0, test] = given
+            decisions[kind].append(decision)
+    return [_entry(task, entries, kind, logits[kind], decisions[kind], adjustment, folder) for kind in KINDS]
 
 
 def combine(record: dict[str, Any], log_probabilities: np.ndarray, multilabel: bool) -> np.ndarray:
@@ -59,19 +66,31 @@ def combine(record: dict[str, Any], log_probabilities: np.ndarray, multilabel: b
     return _stacked(rule, multilabel)(log_probabilities)
 
 
-def _ensemble(task: Task, entries: Sequence[Entry], kind: str, adjustment: float | None, folder: Path) -> Entry:
-    candidates, validation = _candidates(task, entries), _validation(task, entries)
-    logits = np.full((1, *candidates.log_probabilities.shape[1:]), np.nan)
-    folds, decisions = [task.splits.fold(number, 0) for number in range(len(task.splits))], []
-    for fold in folds:
-        tests = [other.test for other in folds if other is not fold]
-        rows = np.concatenate(tests) if tests else fold.validation
-        labels, prior = task.targets.take(rows), task.targets.take(fold.train).prior
-        rule, _, seen = KINDS[kind](candidates.at(rows) if tests else validation, labels, task.seed)
-        logits[0, fold.test] = rule(candidates.log_probabilities[:, fold.test])
-        decisions.append(fit_decision(seen, labels, prior, adjustment, task.seed))
+def _fit_fold(
+    task: Task, entries: Sequence[Entry], number: int, adjustment: float | None
+) -> Iterator[tuple[str, np.ndarray, Decision]]:
+    """Each kind fitted on the other folds, a holdout's on its validation rows: (n, C) logits of the fold's test rows,
+    and the decision on them. The members' decisions are those of this fold: others have seen its labels."""
+    folds = [task.splits.fold(other, 0) for other in range(len(task.splits))]
+    tests = [fold.test for other, fold in enumerate(folds) if other != number]
+    rows = np.concatenate(tests) if tests else folds[number].validation  # those of the first cell, which all have
+    given = [entry.logits[:, rows] if tests else entry.validation[0][None] for entry in entries]
+    seen = _decided_by(number, entries, given)
+    unseen = _decided_by(number, entries, [entry.logits[:, folds[number].test] for entry in entries])
+    labels, prior = task.targets.take(rows), task.targets.take(folds[number].train).prior
+    for kind, fit in KINDS.items():
+        rule, _, fitted_on = fit(seen, labels, task.seed)
+        decision = fit_decision(fitted_on, labels, prior, adjustment, task.seed)
+        yield kind, rule(unseen.log_probabilities), decision
+
+
+def _entry(
+    task: Task, entries: Sequence[Entry], kind: str, logits: np.ndarray, decisions: list[Decision],
+    adjustment: float | None, folder: Path,
+) -> Entry:  # fmt: skip
+    """Score an ensemble, fit the one that predicts on all tested rows, and save it."""
     tested = task.splits.tested
-    _, plain, _ = KINDS[kind](candidates.at(tested), task.targets.take(tested), task.seed)
+    _, plain, _ = KINDS[kind](_out_of_fold(task, entries).at(tested), task.targets.take(tested), task.seed)
     record = {
         "head": kind,
         "modalities": TOGETHER,
@@ -87,34 +106,35 @@ def _ensemble(task: Task, entries: Sequence[Entry], kind: str, adjustment: float
     return Entry(record, logits, decisions, [])
 
 
-def _candidates(task: Task, entries: Sequence[Entry]) -> Candidates:
-    pairs = [decide(task, entry.logits, entry.decisions) for entry in entries]
-    mean = np.stack([np.log(np.maximum(probabilities.mean(0), 1e-12)) for _, probabilities in pairs])
-    chosen = np.stack([_adjusted(task, entry) for entry in entries])
+def _decided_by(number: int, entries: Sequence[Entry], logits: Sequence[np.ndarray]) -> Candidates:
+    """(S, N, C) logits of each entry, decided on by its decision of one fold."""
+    pairs = [(entry.decisions[number], each) for entry, each in zip(entries, logits, strict=True)]
+    mean = np.stack([_log(decision.probabilities(each).mean(0)) for decision, each in pairs])
+    chosen = np.stack([_shifted(decision, each).mean(0) for decision, each in pairs])
+    return Candidates(entries, mean, chosen, entries[0].decisions[number].multilabel)
+
+
+def _out_of_fold(task: Task, entries: Sequence[Entry]) -> Candidates:
+    """Each fold's rows by its own decisions."""
+    shape = (len(entries), *entries[0].logits.shape[1:])
+    mean, chosen = np.full(shape, np.nan), np.full(shape, np.nan)
+    for number in range(len(task.splits)):
+        test = task.splits.fold(number, 0).test
+        part = _decided_by(number, entries, [entry.logits[:, test] for entry in entries])
+        mean[:, test], chosen[:, test] = part.log_probabilities, part.chosen
     return Candidates(entries, mean, chosen, task.targets.multilabel)
 
 
-def _adjusted(task: Task, entry: Entry) -> np.ndarray:
-    """(N, C) log-probabilities as the entry's decisions see them: what its choices are the largest of."""
-    adjusted = np.full(entry.logits.shape[1:], np.nan)
-    for fold, decision in enumerate(entry.decisions):
-        test = task.splits.fold(fold, 0).test
-        adjusted[test] = _shifted(decision, entry.logits[:, test]).mean(0)
-    return adjusted
+def _log(probabilities: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(probabilities, 1e-12))
 
 
-def _shifted(decision: Any, logits: np.ndarray) -> np.ndarray:
+def _shifted(decision: Decision, logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities as the decision sees them: what its choices are the largest of."""
     scaled = logits / decision.temperature - np.array(decision.offsets)
     if decision.multilabel:
         return -np.logaddexp(0, -scaled)
     return scaled - np.logaddexp.reduce(scaled, axis=-1, keepdims=True)
-
-
-def _validation(task: Task, entries: Sequence[Entry]) -> Candidates:
-    """Of the first cell, which all entries have: its validation rows are theirs alike."""
-    log_probabilities = [entry.decisions[0].log_probabilities(entry.validation[0]) for entry in entries]
-    chosen = [_shifted(entry.decisions[0], entry.validation[0]) for entry in entries]
-    return Candidates(entries, np.stack(log_probabilities), np.stack(chosen), task.targets.multilabel)
 
 
 def _weighted(candidates: Candidates, weights: np.ndarray) -> Fit:

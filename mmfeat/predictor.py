@@ -24,8 +24,13 @@ def predict_entry(
     run: Run, entry: Mapping[str, Any], features: Features, device: str = "cpu"
 ) -> tuple[np.ndarray, np.ndarray]:
     """(N, C) bool choices and (N, C) probabilities of one entry of the run's leaderboard."""
-    decision = Decision.from_json(entry["decision"])
-    logits = _logits(run, entry, features, device)
+    try:
+        decision = Decision.from_json(entry["decision"])
+        logits = _logits(run, entry, features, device)
+    except (KeyError, TypeError, ValueError, StopIteration) as error:
+        raise RunError(
+            f"{run.folder}: not a whole run ({error!r}); delete the folder and run mmfeat heads again"
+        ) from error
     return decision.choose(logits), decision.probabilities(logits)
 
 

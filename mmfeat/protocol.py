@@ -15,7 +15,7 @@ from mmfeat.errors import ConfigError
 from mmfeat.perceptual import image_hashes
 from mmfeat.progress import Progress
 from mmfeat.samples import Sample
-from mmfeat.splits import Splits, has_splits, load_splits, make_folds, make_holdout
+from mmfeat.splits import HOLDOUT, Splits, has_splits, load_splits, make_folds, make_holdout
 from mmfeat.targets import Targets
 
 PROTOCOLS = ("kfold", "holdout")
@@ -60,7 +60,11 @@ def protocol_splits(
     ids = [sample.id for sample in labelled]
     place = Path(protocol.split_dir) if protocol.split_dir else None
     if place is not None and has_splits(place):
-        return load_splits(place, ids), None
+        splits = load_splits(place, ids)
+        if (splits.names == (HOLDOUT,)) != (protocol.kind == "holdout"):
+            there = "a holdout" if splits.names == (HOLDOUT,) else "folds"
+            raise ConfigError(f"--protocol {protocol.kind}: {place} holds {there}; name another --split-dir")
+        return splits, None
     groups = np.arange(len(ids))
     if protocol.grouped:
         hashes = image_hashes(labelled, images, folder / HASHES_FILE, progress)

@@ -110,6 +110,7 @@ def train_heads(
     folder = Path(out) / _run_name(config)
     if (folder / RUN_FILE).exists() and _searched_enough(read_run(folder), plan):
         return Sweep(_reuse(folder, config), True, time.monotonic() - start, problem.new_splits)
+    (folder / RUN_FILE).unlink(missing_ok=True)  # a search that goes on is no finished run meanwhile
     features = problem.store.load(problem.labelled, [tower.spec for tower in towers], problem.keys, IN_MEMORY)
     _check_features(problem.samples, features)
     runner = make_engine(engine, features, problem.targets, resolve_device(device), attend, workers, ray_address)

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from small_sweeps import NO_HEADS, make_place, rows, sweep
 
 from mmfeat.entries import Plan
+from mmfeat.errors import ConfigError
 from mmfeat.heads import HeadSettings
 from mmfeat.protocol import Protocol
 
@@ -105,3 +106,10 @@ def test_the_same_splits_are_the_same_run_wherever_they_lie(place: Path, tmp_pat
     first = sweep(place, **NO_HEADS, protocol=Protocol(folds=2, seeds=2), out=tmp_path)
     protocol = Protocol(folds=2, seeds=2, split_dir=str(first.run.folder))
     assert sweep(place, **NO_HEADS, protocol=protocol, out=tmp_path).reused
+
+
+def test_splits_of_the_other_protocol_are_refused(place: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "splits"
+    sweep(place, **NO_HEADS, protocol=Protocol("holdout", seeds=2, split_dir=str(folder)), out=tmp_path)
+    with pytest.raises(ConfigError, match=r"--protocol kfold: .*splits holds a holdout; name another --split-dir"):
+        sweep(place, **NO_HEADS, protocol=Protocol(folds=2, split_dir=str(folder)), out=tmp_path)

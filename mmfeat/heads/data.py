@@ -135,11 +135,9 @@ class HeadData:
     ) -> Batch:
         """(K, B) rows, which view of each, and which modality each loses (a number in [image, text], or -1)."""
         vectors = self._vectors(rows, views)
-        masks: dict[str, list[Tensor | None]] = {}
-        for number, (name, sources) in enumerate(self.sources.items()):
-            kept = dropped != number if dropped is not None else None
-            masks[name] = [self._mask(source, rows, kept) for source in sources]
-        return Batch(vectors, masks, self._tokens(rows, vectors, masks), keep, self.normed)
+        kept = {name: dropped != number if dropped is not None else None for number, name in enumerate(self.sources)}
+        masks = {name: [self._mask(each, rows, kept[name]) for each in self.sources[name]] for name in self.sources}
+        return Batch(vectors, masks, self._tokens(rows, vectors, masks, kept), keep, self.normed)
 
     def statistics(self, rows: np.ndarray) -> dict[str, list[tuple[Tensor, Tensor]]]:
         """Mean and standard deviation of each encoder over training rows; computed once."""
@@ -193,12 +191,16 @@ class HeadData:
         return {}
 
     def _tokens(
-        self, rows: Tensor, vectors: dict[str, list[Tensor]], masks: dict[str, list[Tensor | None]]
+        self,
+        rows: Tensor,
+        vectors: dict[str, list[Tensor]],
+        masks: dict[str, list[Tensor | None]],
+        kept: dict[str, Tensor | None],
     ) -> dict[str, list[tuple[Tensor, Tensor]]]:
         if not self.attend:
             return {}
         tokens: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        for name, sources in self.sources.items():
+        for name in self.sources:
             if self.attend == "pooled":
                 there = [mask if mask is not None else torch.ones_like(rows, dtype=torch.bool) for mask in masks[name]]
                 tokens[name] = [
@@ -206,8 +208,7 @@ class HeadData:
                     for x, mask in zip(vectors[name], there, strict=True)
                 ]
             else:
-                kept = masks[name][0] if len(sources) else None
-                tokens[name] = [self._read_tokens(block, rows, kept) for block in self.token_blocks[name]]
+                tokens[name] = [self._read_tokens(block, rows, kept[name]) for block in self.token_blocks[name]]
         return tokens
 
     def _read_tokens(self, block: MappedBlock, rows: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -76,7 +76,6 @@ class Fusion(Stacked):
 
     def __init__(self, heads: int, shape: Shape) -> None:
         super().__init__()
-        self.shape = shape
         self.inputs = nn.ModuleDict(
             {
                 modality: nn.ModuleList(EncoderInput(heads, width) for width in widths)

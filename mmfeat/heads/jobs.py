@@ -22,7 +22,7 @@ from mmfeat.heads.stack import FusionType, Member, predict_stack, train_stack
 from mmfeat.targets import Targets
 
 CPU_STACK = 3  # heads; more no longer fit into a core's cache, fewer leave it waiting
-LARGEST_STACK = 512
+LARGEST_STACK = 256
 MEMORY_SHARE = 0.5  # of what the device has free
 KEPT_BASIS = 2**24  # numbers
 COPIES = 8  # of a head's parameters while it trains: gradients, two moments, the best so far, temporaries
