@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from mmfeat.encoders import Tower
 from mmfeat.errors import HeadError
-from mmfeat.heads import BASELINES, FUSIONS, NEEDS_TOKENS
+from mmfeat.heads import BASELINES, FUSIONS, NEEDS_TOKENS, TWINS
 from mmfeat.samples import MODALITIES
 
 MODALITY_SETS = ("both", "text", "image")
@@ -32,12 +32,12 @@ def needed_towers(towers: Sequence[Tower], pairs: Sequence[tuple[str, str]], att
 def choose_pairs(
     fusion: Sequence[str], baselines: Sequence[str], modalities: Sequence[str], towers: Sequence[Tower], attend: str
 ) -> list[tuple[str, str]]:
-    """(head, modality set) of everything to train."""
+    """(head, modality set) of everything to train, without heads that are another one where they are alone."""
     sets = _checked_modalities(modalities, towers)
     heads = _checked_heads(fusion, FUSIONS, "--fusion") + _checked_heads(baselines, BASELINES, "--baselines")
     if not heads:
         raise HeadError("no head was asked for; name one with --fusion or --baselines")
-    pairs = [(head, modality) for modality in sets for head in heads]
+    pairs = [(head, m) for m in sets for head in heads if m == "both" or TWINS.get(head) not in heads]
     if NEEDS_TOKENS not in heads or attend == "pooled":
         return pairs
     have = {tower.spec.modality for tower in towers if tower.spec.output == "tokens"}

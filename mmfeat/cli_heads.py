@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -109,7 +110,7 @@ PARAMETERS: dict[str, tuple[Any, Any]] = {
         Annotated[int | None, typer.Option(help="Most settings a head tries.  [default: all]", min=1)],
         None,
     ),
-    "time_limit": (Annotated[float | None, typer.Option(help="Seconds after which none is begun.", min=0)], None),
+    "time_limit": (Annotated[float | None, typer.Option(help="Seconds after which no trial is begun.", min=0)], None),
     "learning_rate": (
         Annotated[AnySetting, setting("--learning-rate", "Of AdamW; several: 1e-4,1e-3 or 1e-5..1e-2.")],
         None,
@@ -132,7 +133,7 @@ PARAMETERS: dict[str, tuple[Any, Any]] = {
     "loss": (Annotated[AnySetting, setting("--loss", "cross-entropy or focal.")], None),
     "focal_gamma": (Annotated[AnySetting, setting("--focal-gamma", "Of the focal loss.")], None),
     "batch_size": (Annotated[AnySetting, setting("--batch-size", "Samples a step.")], None),
-    "epochs": (Annotated[AnySetting, setting("--epochs", "Most epochs; macro-F1 stops earlier.")], None),
+    "epochs": (Annotated[AnySetting, setting("--epochs", "Most epochs; --monitor stops earlier.")], None),
     "patience": (Annotated[AnySetting, setting("--patience", "Epochs without a better score that are borne.")], None),
     "monitor": (
         Annotated[AnySetting, setting("--monitor", "What stops training: validation loss or macro-f1.")],
@@ -207,7 +208,7 @@ def heads(context: typer.Context, **given: Any) -> None:
         progress=ConsoleProgress(),
     )
     show_sweep(sweep)
-    out.print(f"next: mmfeat submit --run {sweep.run.folder}")
+    out.print(f"next: mmfeat submit --run {shlex.quote(str(sweep.run.folder))}")
 
 
 def _with_preset(context: typer.Context) -> dict[str, Any]:

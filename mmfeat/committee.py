@@ -7,6 +7,7 @@ had no say in it. Where there is one fold, they are fitted on its validation row
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mmfeat.calibration import Decision, fit_decision
 from mmfeat.ensembles import blend, fit_stacking, greedy_weights, mean_weights
 from mmfeat.entries import METRICS, Entry
 from mmfeat.files import write_json
+from mmfeat.hardware import cpu_count
 from mmfeat.metrics import macro_f1
 from mmfeat.scoring import fit_on_all, score, write_predictions
 from mmfeat.targets import Targets
@@ -50,12 +52,17 @@ def ensemble_entries(task: Task, entries: Sequence[Entry], adjustment: float | N
         return []
     logits = {kind: np.full((1, *entries[0].logits.shape[1:]), np.nan) for kind in KINDS}
     decisions: dict[str, list[Decision]] = {kind: [] for kind in KINDS}
-    for number in range(len(task.splits)):
-        test = task.splits.fold(number, 0).test
-        for kind, given, decision in _fit_fold(task, entries, number, adjustment):
-            logits[kind][0, test] = given
-            decisions[kind].append(decision)
-    return [_entry(task, entries, kind, logits[kind], decisions[kind], adjustment, folder) for kind in KINDS]
+    with ThreadPoolExecutor(cpu_count()) as threads:
+        fits = threads.map(lambda number: list(_fit_fold(task, entries, number, adjustment)), range(len(task.splits)))
+        for number, fitted in enumerate(fits):
+            for kind, given, decision in fitted:
+                logits[kind][0, task.splits.fold(number, 0).test] = given
+                decisions[kind].append(decision)
+        return list(
+            threads.map(
+                lambda kind: _entry(task, entries, kind, logits[kind], decisions[kind], adjustment, folder), KINDS
+            )
+        )
 
 
 def combine(record: dict[str, Any], log_probabilities: np.ndarray, multilabel: bool) -> np.ndarray:

@@ -31,8 +31,8 @@ WORTH_A_LINE = 1.0  # seconds; a step that is over sooner needs no report
 SHOWN_FAILURES = 5
 SHOWN_LABELS = 20
 
-out = Console(highlight=False, markup=False, soft_wrap=True)
-err = Console(highlight=False, markup=False, soft_wrap=True, stderr=True)
+out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+err = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, stderr=True)
 
 
 class ConsoleProgress:
@@ -118,7 +118,7 @@ def show_extraction(result: Extraction) -> None:
 
 def show_submission(result: Submission) -> None:
     """Label distribution beside the training prior, and the files."""
-    out.print(f"{result.rows:,} predictions by {result.head} on {result.modalities}")
+    out.print(f"{result.rows:,} predictions for {shown(result.data)} by {result.head} on {result.modalities}")
     table = Table("label", "predicted", "in training", box=None)
     for label, share in result.trained.items():
         table.add_row(label, f"{result.predicted.get(label, 0.0):.1%}", f"{share:.1%}")

@@ -30,6 +30,8 @@ def show_sweep(sweep: Sweep) -> None:
         out.print("nothing to do: this configuration was trained on this data before")
     if sweep.new_splits is not None:
         out.print(f"splits written to {sweep.new_splits}; later runs with --split-dir {sweep.new_splits} reuse them")
+    for note in sweep.notes:
+        out.print(f"note: {note}")
     out.print(_leaderboard(run, len(run.classes) <= SHOWN_CLASSES))
     if (more := len(run.leaderboard) - SHOWN_ROWS) > 0:
         out.print(f"and {more} more in the file")
@@ -47,7 +49,7 @@ def _leaderboard(run: Run, by_class: bool) -> Table:
     """Within 80 columns; the CSV beside it has everything."""
     header = ["", "head", "on", "macro-F1", "seeds", "accuracy", *(["F1 by class"] if by_class else []), "p"]
     table = Table(*header, box=None, padding=NEAR, pad_edge=False)
-    for entry in run.leaderboard[:SHOWN_ROWS]:
+    for number, entry in enumerate(run.leaderboard[:SHOWN_ROWS]):
         spread = f"±{entry['seeds']['macro_f1']['std']:.3f}" if len(entry["seeds"]["macro_f1"]["values"]) > 1 else ""
         scores = " ".join(_short(entry["classes"][name]["f1"]["value"]) for name in run.classes)
         table.add_row(
@@ -58,7 +60,7 @@ def _leaderboard(run: Run, by_class: bool) -> Table:
             spread,
             f"{entry['accuracy']['value']:.3f}",
             *([scores] if by_class else []),
-            _p_value(entry["behind_best"]["p_holm"]),
+            _p_value(entry["behind_best"]["p_holm"]) if number else "",
         )
     return _leaderboard(run, False) if by_class and not _fits(table) else table
 
@@ -69,7 +71,8 @@ def _fits(table: Table) -> bool:
 
 
 def _explanation(run: Run) -> str:
-    folds = "on the holdout's test part" if run.config["folds"] == [HOLDOUT] else "out of fold"
+    samples = f"{run.leaderboard[0]['samples']:,} samples"
+    folds = f"{samples} of the holdout's test part" if run.config["folds"] == [HOLDOUT] else f"{samples} out of fold"
     classes = f"; classes: {', '.join(run.classes)}" if len(run.classes) <= SHOWN_CLASSES else ""
     return f"{folds}, 95 % bootstrap intervals; = ties with the first (paired bootstrap, Holm){classes}"
 
@@ -107,6 +110,8 @@ def _show_search(run: Run) -> None:
     """What settings were chosen, and what choosing on the test rows would have pretended."""
     entries = [entry for entry in run.leaderboard if "optimism" in entry and entry["head"] != "prior"]
     searched = [entry for entry in entries if entry["trials"] > 1]
+    if cut := [entry for entry in entries if not entry["search_over"]]:
+        out.print(f"--time-limit cut the search of {len(cut)} entries short; the same command goes on with it")
     for entry in searched[:SHOWN_ROWS]:
         varied = {name: entry["settings"][name] for name in run.config["plan"]["space"]}
         chosen = ", ".join(
@@ -151,4 +156,4 @@ def _short(score: float, digits: int = 2) -> str:
 
 
 def _p_value(p: float) -> str:
-    return "" if p >= 1 else f"{p:.3f}" if p >= 0.001 else "<.001"
+    return f"{p:.3f}" if p >= 0.001 else "<.001"

@@ -71,7 +71,12 @@ class RayEngine:
         self.ray: Any = ray
         self._started = not ray.is_initialized()
         if self._started:
-            ray.init(address=address, log_to_driver=False, include_dashboard=False)
+            try:
+                ray.init(address=address, log_to_driver=False, include_dashboard=False)
+            except (ValueError, ConnectionError) as error:
+                raise ConfigError(
+                    f"--ray-address {address}: no cluster there ({error}); give HOST:PORT, or leave it out"
+                ) from error
         self.bench = Workbench(features, targets, device, attend)
         self._parts = ray.put((features, targets, device, attend))
         self._name = self._parts.hex()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -246,10 +246,11 @@ def _fold_heads(task: Task, engine: Engine, head: str, modality: str, best: Outc
 def _refit(task: Task, engine: Engine, head: str, modality: str, best: Outcome) -> list[Fitted]:
     """Train on all labelled samples, as long and as slowly as the heads of the folds did on average."""
     everything, nothing = np.arange(len(task.targets)), np.empty(0, np.int64)
-    steps = epoch_steps(len(everything), best.settings.batch_size)
+    settings = replace(best.settings, batch_size=min(best.settings.batch_size, len(everything)))
+    steps = epoch_steps(len(everything), settings.batch_size)
     replay = _replay(best) if head not in BASELINES else None
     members = tuple(
-        Member(best.settings, everything, nothing, (task.seed, len(task.splits), repeat), steps, replay)
+        Member(settings, everything, nothing, (task.seed, len(task.splits), repeat), steps, replay)
         for repeat in range(task.repeats_of(head))
     )
     setting = _middle(best.chosen) if head in BASELINES else None
@@ -305,11 +306,17 @@ def _curves(task: Task, head: str, outcome: Outcome) -> str:
 
 
 def _read_finals(path: Path, trials: int) -> dict[str, Any] | None:
-    """What `metrics.json` tells of the final heads, if they were chosen among so many trials; the scores are computed
-    again."""
+    """What `metrics.json` tells of the final heads, if they were chosen among so many trials and are as they were
+    saved; the scores are computed again."""
     try:
         record = read_json(path)
         found = {name: record[name] for name in ("parameters", "seconds", "final")}
-        return found if record["trials"] == trials else None
+        return found if record["trials"] == trials and finals_are_whole(path.parent, found["final"]) else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path}: not whole ({error}); delete it and run mmfeat heads again") from error
+
+
+def finals_are_whole(folder: Path, finals: list[dict[str, Any]]) -> bool:
+    """Whether the final heads of an entry are there, byte for byte."""
+    files = [(folder / Path(each["file"]).name, each["sha256"]) for each in finals]
+    return all(file.is_file() and file_sha256(file) == digest for file, digest in files)

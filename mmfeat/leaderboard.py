@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmfeat.files import csv_text
+from mmfeat.heads import TWINS
 
 SCORES = ("macro_f1", "accuracy", "weighted_f1", "auroc", "log_loss", "calibration_error")
 Record = Mapping[str, Any]
@@ -48,6 +49,9 @@ def ablation(leaderboard: Sequence[Record]) -> dict[str, dict[str, Record]]:
     table: dict[str, dict[str, Record]] = {}
     for entry in leaderboard:
         table.setdefault(entry["head"], {})[entry["modalities"]] = entry
+    for head, twin in TWINS.items():
+        if head in table:
+            table[head] = {**table.get(twin, {}), **table[head]}
     return {head: entries for head, entries in table.items() if len(entries) > 1}
 
 

@@ -79,9 +79,7 @@ def _head_logits(run: Run, entry: Mapping[str, Any], features: Features, device:
         data = HeadData(features, entry["modalities"], device, attend)
         logits = predict_fitted(entry["head"], configs[0], tensors, len(run.classes), data)
     except Exception as error:  # safetensors and skops raise what their formats make them raise
-        raise RunError(
-            f"{folder}: not a whole head ({error}); delete the folder {run.folder} and run mmfeat heads again"
-        ) from error
+        raise RunError(f"{folder}: not a whole head ({error}); the same mmfeat heads trains it again") from error
     return mean_logits(np.stack(logits), Decision.from_json(entry["decision"]))
 
 

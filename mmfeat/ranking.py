@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mmfeat.entries import Entry
+from mmfeat.heads import TWINS
 from mmfeat.scoring import decide
 from mmfeat.statistics import compare_with_best, holm, paired_difference
 from mmfeat.trials import Task
@@ -49,4 +50,4 @@ def _gains(task: Task, ordered: Sequence[Entry], chosen: Sequence[np.ndarray]) -
 
 
 def _single(entry: Entry, head: str) -> bool:
-    return entry.record["head"] == head and entry.record["modalities"] in ("text", "image")
+    return entry.record["head"] in (head, TWINS.get(head)) and entry.record["modalities"] in ("text", "image")

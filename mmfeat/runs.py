@@ -69,11 +69,22 @@ class Run:
     def leaderboard_file(self) -> Path:
         return self.folder / f"{LEADERBOARD}.csv"
 
+    def matching(self, head: str | None = None, modalities: str | None = None) -> list[dict[str, Any]]:
+        """Entries of this head and modality, best first."""
+        return [
+            entry
+            for entry in self.leaderboard
+            if head in (None, entry["head"]) and modalities in (None, entry["modalities"])
+        ]
+
+    def score(self, head: str | None, modalities: str | None) -> float:
+        """macro-F1 of the best entry of this head and modality; below any score without one."""
+        return max((entry["macro_f1"]["value"] for entry in self.matching(head, modalities)), default=-1.0)
+
     def entry(self, head: str | None = None, modalities: str | None = None) -> dict[str, Any]:
         """The best entry, of one head or modality if named."""
-        for entry in self.leaderboard:
-            if head in (None, entry["head"]) and modalities in (None, entry["modalities"]):
-                return entry
+        if found := self.matching(head, modalities):
+            return found[0]
         known = ", ".join(f"{entry['head']} on {entry['modalities']}" for entry in self.leaderboard)
         raise RunError(f"{self.folder}: no such head; the run has {known}")
 
@@ -101,8 +112,8 @@ def read_run(folder: Path) -> Run:
     return run
 
 
-def best_run(root: Path, data: str | None = None) -> Run:
-    """The run with the best head among those comparable with the newest one on `data`.
+def best_run(root: Path, data: str | None = None, head: str | None = None, modalities: str | None = None) -> Run:
+    """The run with the best head, or the best of that name, among those comparable with the newest one on `data`.
 
     Comparable are runs on the same labels, contents and folds: scores on others say nothing about each
     other. Folders that hold no readable run are passed over.
@@ -117,7 +128,8 @@ def best_run(root: Path, data: str | None = None) -> Run:
         on = f" on {data}" if data else ""
         raise RunError(f"{root}: no finished run{on}; make one with mmfeat heads, or name it with --run")
     alike = [run for run in runs if run.comparable == runs[-1].comparable]
-    return max(alike, key=lambda run: run.best_score)
+    having = [run for run in alike if run.matching(head, modalities)] or alike
+    return max(having, key=lambda run: run.best_score if head is modalities is None else run.score(head, modalities))
 
 
 def hash_data(samples: Sequence[Sample], keys: Mapping[str, ContentKeys]) -> str:

@@ -32,6 +32,7 @@ class Submission:
     """What was written, by which head of which run. `predicted` and `trained` map label -> share."""
 
     path: Path
+    data: str
     run: Run
     head: str
     modalities: str
@@ -64,8 +65,9 @@ def write_submission(
     be wrong.
     """
     path = _checked_out(out)
-    chosen = read_run(Path(run)) if run else best_run(Path(heads), str(data) if data else None)
+    chosen = read_run(Path(run)) if run else best_run(Path(heads), str(data) if data else None, head, modalities)
     entry = chosen.entry(head, modalities)
+    _check_apart(path, Path(data or chosen.config["data"]))
     everything = read_samples(data or chosen.config["data"], columns or chosen.config["columns"])
     samples = _unlabelled(everything, chosen)
     towers = _same_towers(chosen, {each["modalities"] for each in members(chosen, entry)})
@@ -84,6 +86,7 @@ def write_submission(
     seen = np.any(list(features.masks.values()), axis=0)
     return Submission(
         path=path,
+        data=everything.source,
         run=chosen,
         head=entry["head"],
         modalities=entry["modalities"],
@@ -117,6 +120,13 @@ def _checked_out(out: str | Path) -> Path:
     if not str(out) or (path.exists() and not path.is_file()):
         raise SubmissionError(f"--out {out}: not a file that can be written; name a file, as in --out submission.csv")
     return path
+
+
+def _check_apart(path: Path, data: Path) -> None:
+    """A submission never takes the place of the data: its list has the labels."""
+    target, source = path.resolve(), data.resolve()
+    if target == source or (source.is_dir() and source in target.parents):
+        raise SubmissionError(f"--out {path}: this would overwrite the data in {data}; name a file elsewhere")
 
 
 def _data_changed(samples: SampleSet, run: Run, store: Cache) -> bool:

@@ -22,7 +22,7 @@ from mmfeat.choice import MODALITY_SETS, choose_pairs, needed_towers, usable_tow
 from mmfeat.committee import ensemble_entries
 from mmfeat.encoders import EncoderOptions, describe_encoders
 from mmfeat.engine import ENGINES, Engine, make_engine
-from mmfeat.entries import Entry, Plan, train_entry
+from mmfeat.entries import Entry, Plan, finals_are_whole, train_entry
 from mmfeat.errors import ConfigError, HeadError
 from mmfeat.features import Features
 from mmfeat.files import canonical_json, sweep_temporaries, write_atomic, write_json
@@ -38,7 +38,7 @@ from mmfeat.runs import ABLATION, LEADERBOARD, RUN_FILE, Run, hash_data, read_ru
 from mmfeat.samples import MODALITIES, Sample, SampleSet, read_samples
 from mmfeat.search import METHODS
 from mmfeat.splits import Splits
-from mmfeat.targets import Targets, read_targets
+from mmfeat.targets import SEPARATOR, Targets, read_targets
 from mmfeat.trials import Task
 from mmfeat.version import __version__
 
@@ -56,6 +56,7 @@ class Sweep:
     reused: bool
     seconds: float
     new_splits: Path | None = None
+    notes: tuple[str, ...] = ()
 
 
 def train_heads(
@@ -108,14 +109,14 @@ def train_heads(
         "trials": plan.trials,
     }
     folder = Path(out) / _run_name(config)
-    if (folder / RUN_FILE).exists() and _searched_enough(read_run(folder), plan):
-        return Sweep(_reuse(folder, config), True, time.monotonic() - start, problem.new_splits)
+    if (folder / RUN_FILE).exists() and _is_done(read_run(folder), plan):
+        return Sweep(_reuse(folder, config), True, time.monotonic() - start, problem.new_splits, problem.notes)
     (folder / RUN_FILE).unlink(missing_ok=True)  # a search that goes on is no finished run meanwhile
     features = problem.store.load(problem.labelled, [tower.spec for tower in towers], problem.keys, IN_MEMORY)
     _check_features(problem.samples, features)
     runner = make_engine(engine, features, problem.targets, resolve_device(device), attend, workers, ray_address)
     run = _train_run(problem, features, runner, pairs, plan, config, folder, progress)
-    return Sweep(run, False, time.monotonic() - start, problem.new_splits)
+    return Sweep(run, False, time.monotonic() - start, problem.new_splits, problem.notes)
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,21 @@ class _Problem:
     @property
     def labelled(self) -> tuple[Sample, ...]:
         return self.samples.labelled
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What may not be as the user thinks."""
+        notes = []
+        if self.protocol.split_dir and self.new_splits is None:
+            sizes = f"{len(self.splits)} folds" if len(self.splits) > 1 else "a holdout"
+            notes.append(
+                f"splits of {self.protocol.split_dir} reused ({sizes}); --folds, --split and --seed do not count"
+            )
+        if not self.targets.multilabel and any(SEPARATOR in name for name in self.targets.classes):
+            notes.append(
+                f"labels contain {SEPARATOR}: each combination is taken for a class; or is it --task multilabel?"
+            )
+        return tuple(notes)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -276,11 +292,18 @@ def _reuse(folder: Path, config: Mapping[str, Any]) -> Run:
     return run
 
 
-def _searched_enough(run: Run, plan: Plan) -> bool:
-    """Whether a finished run needs no more trials: none was cut short by time, and no more are asked for than then."""
+def _is_done(run: Run, plan: Plan) -> bool:
+    """Whether a finished run needs nothing: its files are whole, no search was cut short by time, and no more trials
+    are asked for than then."""
     before = run.config["trials"]
     enough = not plan.space or before is None or (plan.trials is not None and plan.trials <= before)
-    return enough and all(entry.get("search_over", True) for entry in run.leaderboard)
+    files = [run.folder / f"{LEADERBOARD}.csv", run.folder / f"{LEADERBOARD}.json", run.folder / ABLATION]
+    return (
+        enough
+        and all(entry.get("search_over", True) for entry in run.leaderboard)
+        and all(file.is_file() for file in files)
+        and all(finals_are_whole(run.head_folder(entry), entry.get("final", [])) for entry in run.leaderboard)
+    )
 
 
 def _plan_record(plan: Plan) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -175,12 +175,14 @@ def _job(
     cells: list[tuple[int, int, Fold]],
     keep: bool,
 ) -> Job:
-    most = max(len(rows.train) for _, _, rows in cells)
+    sizes = [len(rows.train) for _, _, rows in cells]
+    most, fewest = max(sizes), max(2, min(sizes))  # no batch is larger than any training fold
     members, predict = [], []
     for _, settings, cell in chunk:
         fold, repeat, rows = cells[cell]
         steps = epoch_steps(most, settings.batch_size)
         whole = np.union1d(rows.train, rows.validation)
+        settings = replace(settings, batch_size=min(settings.batch_size, fewest))
         members.append(Member(settings, rows.train, rows.validation, (task.seed, fold, repeat), steps, fold=whole))
         predict.append((rows.validation, rows.test))
     return Job(head, modality, tuple(members), tuple(predict), keep=keep)

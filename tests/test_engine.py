@@ -71,7 +71,7 @@ def test_the_number_of_workers_matters_to_rounding_at_most(head: str) -> None:
 @pytest.mark.parametrize("size", [1, 2, 8])
 def test_how_heads_are_stacked_does_not_matter(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     usual = trials(local())
-    monkeypatch.setattr(jobs, "CPU_STACK", size)
+    monkeypatch.setattr(jobs, "CPU_STACK", (size, size))
     for one, other in zip(usual, trials(local()), strict=True):
         np.testing.assert_allclose(one.logits, other.logits, rtol=0, atol=1e-3)
         assert one.best_epochs == other.best_epochs
@@ -216,5 +216,5 @@ def test_an_entry_of_two_heads_predicts_their_mean_and_no_damaged_one(tmp_path: 
     whole = weights.read_bytes()
     for broken in (b"torn", whole[:-1] + bytes([whole[-1] ^ 1])):
         weights.write_bytes(broken)
-        with pytest.raises(RunError, match=r"not a whole head \(final-1.safetensors is not what was saved\); delete"):
+        with pytest.raises(RunError, match=r"not a whole head \(final-1.safetensors is not what was saved\); the same mmfeat heads"):
             predict_entry(run, entry, seen)

@@ -36,7 +36,7 @@ def test_the_optimiser_is_torchs_for_each_head(way: str) -> None:
         scale = 0.5 ** (number // 3)
         gradients = [torch.randn(p.shape, generator=random_numbers) for p in parameters]
         stacked.steps += 1
-        getattr(stacked, way)(gradients, [rate * torch.full((len(running),), scale) for rate in stacked.rates])
+        getattr(stacked, way)(gradients, torch.full((len(running),), scale, dtype=torch.float64))
         for place, head in enumerate(running):
             for own, gradient, group, rate in zip(
                 separate[head], gradients, torchs[head].param_groups, rates, strict=True
@@ -46,6 +46,20 @@ def test_the_optimiser_is_torchs_for_each_head(way: str) -> None:
     for place, head in enumerate(running):
         for together, own in zip(parameters, separate[head], strict=True):
             torch.testing.assert_close(together[place], own, rtol=1e-6, atol=1e-7)
+
+
+def test_heads_that_are_alike_take_a_step_together() -> None:
+    """One call for all of them gives what a call each gives."""
+    gradients = [torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(number)) for number in range(4)]
+    found = []
+    for scales in ([1.0, 1.0, 1.0], [1.0, 1.0, 0.5]):
+        parameter = torch.ones(3, 4, 5)
+        optimiser = StackedAdamW([parameter], [torch.full((3,), 0.1).double()], torch.full((3,), 0.2).double())
+        for gradient in gradients:
+            optimiser.step([gradient], torch.tensor(scales).double())
+        found.append(parameter)
+    assert torch.equal(found[0][:2], found[1][:2])
+    assert not torch.equal(found[0][2], found[1][2])
 
 
 def scores(seed: int) -> np.ndarray:

@@ -10,9 +10,10 @@ from mmfeat.heads.settings import HeadSettings
 if TYPE_CHECKING:
     from mmfeat.heads.stack import FusionType
 
-__all__ = ["BASELINES", "FUSIONS", "HEADS", "NEEDS_TOKENS", "HeadSettings", "load_fusion"]
+__all__ = ["BASELINES", "FUSIONS", "HEADS", "NEEDS_TOKENS", "TWINS", "HeadSettings", "load_fusion"]
 
 NEEDS_TOKENS = "cross-attention"
+TWINS = {"film-concat": "film"}  # on one modality the first is the second
 
 
 def _late() -> FusionType:

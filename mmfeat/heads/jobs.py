@@ -21,7 +21,8 @@ from mmfeat.heads.losses import class_weights
 from mmfeat.heads.stack import FusionType, Member, predict_stack, train_stack
 from mmfeat.targets import Targets
 
-CPU_STACK = 3  # heads; more no longer fit into a core's cache, fewer leave it waiting
+CPU_ROWS = 320  # of a step of all heads of a stack on a CPU: with fewer, Python takes longer than the arithmetic
+CPU_STACK = (3, 8)  # fewest and most heads; many no longer fit into a core's cache
 LARGEST_STACK = 256
 MEMORY_SHARE = 0.5  # of what the device has free
 KEPT_BASIS = 2**24  # numbers
@@ -95,7 +96,7 @@ def stack_size(head: str, data: HeadData, classes: int, batch_size: int) -> int:
     if head in BASELINES:
         return 1
     if not data.device.startswith("cuda"):
-        return CPU_STACK
+        return min(max(CPU_ROWS // batch_size, CPU_STACK[0]), CPU_STACK[1])
     import torch
 
     free = torch.cuda.mem_get_info(data.device)[0]

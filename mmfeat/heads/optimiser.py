@@ -28,46 +28,59 @@ class StackedAdamW:
         self.first = [torch.zeros_like(parameter) for parameter in self.parameters]
         self.second = [torch.zeros_like(parameter) for parameter in self.parameters]
         self.steps = 0
+        self._groups: tuple[Tensor, list[tuple[int | None, list[int], float, float]]] | None = None
 
     def keep(self, heads: Tensor, parameters: Sequence[Tensor]) -> None:
         """Go on with these heads, whose parameters are these by now."""
         self.parameters = list(parameters)
         self.first, self.second = [x[heads] for x in self.first], [x[heads] for x in self.second]
         self.rates, self.decay = [rate[heads] for rate in self.rates], self.decay[heads]
+        self._groups = None
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], scale: Tensor) -> None:
         """One step; `scale` (K,), which lies where `decay` does, multiplies the learning rates."""
         self.steps += 1
-        rates = [rate * scale for rate in self.rates]
-        if self.parameters[0].device.type == "cpu":
-            self._fused(gradients, rates)
-        else:
-            self._together(gradients, rates)
+        (self._fused if self.parameters[0].device.type == "cpu" else self._together)(gradients, scale)
 
-    def _fused(self, gradients: Sequence[Tensor], rates: Sequence[Tensor]) -> None:
+    def _fused(self, gradients: Sequence[Tensor], scale: Tensor) -> None:
         from torch.optim.adamw import adamw
 
         options: dict[str, Any] = {"beta1": BETAS[0], "beta2": BETAS[1], "eps": EPSILON}
         options |= {"fused": True, "amsgrad": False, "maximize": False}
         everything = self._tensors(gradients)
-        for head, decay in enumerate(self.decay.tolist()):
-            by_rate: dict[float, list[int]] = {}
-            for number, rate in enumerate(rates):
-                by_rate.setdefault(float(rate[head]), []).append(number)
-            for own_rate, numbers in by_rate.items():
-                parameters, slopes, first, second = ([x[number][head] for number in numbers] for x in everything)
-                steps = list(torch.full((len(numbers),), float(self.steps - 1)).unbind())
-                adamw(parameters, slopes, first, second, [], steps, lr=own_rate, weight_decay=decay, **options)
+        for head, numbers, rate, decay in self._alike(scale):
+            parameters, slopes, first, second = (
+                [x[number] if head is None else x[number][head] for number in numbers] for x in everything
+            )
+            steps = list(torch.full((len(numbers),), float(self.steps - 1)).unbind())
+            adamw(parameters, slopes, first, second, [], steps, lr=rate, weight_decay=decay, **options)
+
+    def _alike(self, scale: Tensor) -> list[tuple[int | None, list[int], float, float]]:
+        """(head, numbers of parameters, rate, decay) of what one call of the kernel may do; head None is all of them,
+        where they do not differ."""
+        if self._groups is None or not torch.equal(scale, self._groups[0]):
+            rates = torch.stack([rate * scale for rate in self.rates], 1).tolist()
+            decays = self.decay.tolist()
+            same = all(line == rates[0] for line in rates) and len(set(decays)) == 1
+            groups = []
+            for head, (line, decay) in enumerate(zip(rates, decays, strict=True)):
+                for rate in dict.fromkeys(line):
+                    numbers = [number for number, other in enumerate(line) if other == rate]
+                    groups.append((None if same else head, numbers, rate, decay))
+                if same:
+                    break
+            self._groups = scale.clone(), groups
+        return self._groups[1]
 
     def _tensors(self, gradients: Sequence[Tensor]) -> list[list[Tensor]]:
         return [[parameter.detach() for parameter in self.parameters], list(gradients), self.first, self.second]
 
-    def _together(self, gradients: Sequence[Tensor], rates: Sequence[Tensor]) -> None:
+    def _together(self, gradients: Sequence[Tensor], scale: Tensor) -> None:
         first_correction, second_correction = (1 - beta**self.steps for beta in BETAS)
-        for parameter, gradient, first, second, rate in zip(*self._tensors(gradients), rates, strict=True):
+        for parameter, gradient, first, second, rate in zip(*self._tensors(gradients), self.rates, strict=True):
             shape = (-1, *[1] * (parameter.dim() - 1))
-            rate, decay = rate.view(shape), self.decay.view(shape)
+            rate, decay = (rate * scale).view(shape), self.decay.view(shape)
             first.lerp_(gradient, 1 - BETAS[0])
             second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
             size = (second / second_correction).sqrt_().add_(EPSILON)
