@@ -44,6 +44,7 @@ from mmfeat.version import __version__
 
 TASKS = ("multiclass", "multilabel")
 CHEAP_BASELINES = ("prior", "knn", "ridge", "logistic", "svm")
+NAMED_HEADS = 3  # of a run folder; the names of more would be too long to read
 IN_MEMORY = 1 << 30  # bytes of pooled vectors; more stay on disk and are read batch by batch
 PLACES = ("data", "cache", "columns")  # where a run found things; they may move, and the run stays the same
 
@@ -322,4 +323,5 @@ def _run_name(config: Mapping[str, Any]) -> str:
     counted["encoders"] = [entry["spec"] for entry in config["encoders"]]
     digest = hashlib.sha256(canonical_json(counted).encode()).hexdigest()[:8]
     heads = list(dict.fromkeys(head for head, _ in config["pairs"]))
-    return f"{folder_name(config['dataset'])}-{'-'.join(heads)[:60].rstrip('-')}-{digest}"
+    named = "-".join(heads) if len(heads) <= NAMED_HEADS else f"{len(heads)}-heads"
+    return f"{folder_name(config['dataset'])}-{named}-{digest}"

@@ -216,5 +216,7 @@ def test_an_entry_of_two_heads_predicts_their_mean_and_no_damaged_one(tmp_path: 
     whole = weights.read_bytes()
     for broken in (b"torn", whole[:-1] + bytes([whole[-1] ^ 1])):
         weights.write_bytes(broken)
-        with pytest.raises(RunError, match=r"not a whole head \(final-1.safetensors is not what was saved\); the same mmfeat heads"):
+        with pytest.raises(
+            RunError, match=r"not a whole head \(final-1.safetensors is not what was saved\); the same mmfeat heads"
+        ):
             predict_entry(run, entry, seen)
