@@ -275,7 +275,7 @@ def test_what_is_no_saved_classifier_gets_one_line(tmp_path: Path) -> None:
         ({"logit_adjustment": "nope"}, "logit_adjustment nope: use None, a number or 'auto'"),
         ({"logit_adjustment": float("nan")}, "logit_adjustment nan"),
         ({"learning_rate": -1.0}, "^learning_rate -1.0: a number above 0"),
-        ({"batch_size": 1}, "^batch_size must be at least 2"),
+        ({"batch_size": 1}, "^batch_size 1: at least 2"),
         ({"device": "nope"}, "^device nope: use one of auto"),
         ({"widths": {"sound": 22}}, "widths: 'sound' with n_features = 22; name 'text' or 'image'"),
         ({"widths": {"text": 20}}, "widths add up to 20, X has 22 columns"),

@@ -182,7 +182,7 @@ def test_flags_of_heads_change_what_was_remembered(demo_folder: Path, tmp_path: 
         ("--learning-rate 1e-4,nan", "--learning-rate 'nan'"),
         ("--learning-rate 1e-4,", "--learning-rate ''"),
         ("--dropout 0.5,1.5", "--dropout 1.5: a share from 0 to below 1"),
-        ("--batch-size 1", "--batch-size must be at least 2"),
+        ("--batch-size 1", "--batch-size 1: at least 2"),
         ("--epochs 2.5", "--epochs '2.5': write whole numbers"),
         ("--loss hinge", "--loss hinge: use one of cross-entropy, focal"),
         ("--class-weights some", "--class-weights some: use one of none, inverse, sqrt, effective"),
