@@ -102,7 +102,7 @@ class RayEngine:
     def close(self) -> None:
         """Leave the cluster as it was found: what still waits or runs there is cancelled."""
         for task in list(self._waiting):
-            self.ray.cancel(task)
+            self.ray.cancel(task, force=True)  # an interrupt may be lost in the middle of a step
         if self._started:
             self.ray.shutdown()
 
