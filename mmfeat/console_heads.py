@@ -110,7 +110,7 @@ def _show_search(run: Run) -> None:
     """What settings were chosen, and what choosing on the test rows would have pretended."""
     entries = [entry for entry in run.leaderboard if "optimism" in entry and entry["head"] != "prior"]
     searched = [entry for entry in entries if entry["trials"] > 1]
-    if cut := [entry for entry in entries if not entry["search_over"]]:
+    if cut := [entry for entry in entries if not entry.get("search_over", True)]:
         out.print(f"--time-limit cut the search of {len(cut)} entries short; the same command goes on with it")
     for entry in searched[:SHOWN_ROWS]:
         varied = {name: entry["settings"][name] for name in run.config["plan"]["space"]}

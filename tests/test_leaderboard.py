@@ -141,7 +141,7 @@ def test_what_is_shown_fits_80_columns_and_no_cell_is_wrapped(
         assert f"{entry['macro_f1']['value']:.3f} [" in line
         assert f" {entry['accuracy']['value']:.3f}" in line
     assert max(map(len, table)) <= 80
-    assert lines[len(table)].startswith("out of fold, 95 % bootstrap intervals")
+    assert lines[len(table)].startswith("300 samples out of fold, 95 % bootstrap intervals")
     confusion = [line for line in lines if " -> " in line or ("(" in line and "%)" in line)]
     assert max(map(len, confusion), default=0) <= 80
     assert bool(confusion) == (not long)
@@ -163,7 +163,7 @@ def test_a_holdout_and_what_peeking_would_have_gained_are_told(
     capsys: pytest.CaptureFixture[str], board: list[dict[str, Any]]
 ) -> None:
     lines = shown(capsys, TARGETS, board, TARGETS.classes, ("holdout",))
-    assert [line for line in lines if line.startswith("on the holdout's test part, 95 % bootstrap intervals")]
+    assert [line for line in lines if line.startswith("300 samples of the holdout's test part, 95 % bootstrap intervals")]
     told = {"both": 0.1, "text": 0.2}
     peeked = [{**entry, "optimism": told[entry["modalities"]]} for entry in board if entry["modalities"] in told]
     (line,) = [line for line in shown(capsys, TARGETS, peeked, TARGETS.classes) if line.startswith("optimism")]

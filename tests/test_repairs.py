@@ -99,7 +99,7 @@ def test_no_batch_is_larger_than_a_training_fold() -> None:
 
 
 def test_a_head_that_is_another_one_alone_is_trained_once(place: Path) -> None:
-    towers = describe_encoders(["hashing", "hog"])
+    towers = describe_encoders(["hashing", "hog"], FLOAT32)
     pairs = choose_pairs(["film", "film-concat"], [], ["both", "text"], towers, "tokens")
     assert pairs == [("film", "both"), ("film-concat", "both"), ("film", "text")]
     alone = choose_pairs(["film-concat"], [], ["both", "text"], towers, "tokens")

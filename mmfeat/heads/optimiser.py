@@ -10,6 +10,7 @@ from torch import Tensor
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
+VECTOR = 16  # numbers that the kernel takes at once; a rest is rounded in another way, so no head may become one
 
 
 class StackedAdamW:
@@ -63,13 +64,16 @@ class StackedAdamW:
             rates = torch.stack([rate * scale for rate in self.rates], 1).tolist()
             decays = self.decay.tolist()
             same = all(line == rates[0] for line in rates) and len(set(decays)) == 1
-            groups = []
+            whole = {number for number, x in enumerate(self.parameters) if same and x[0].numel() % VECTOR == 0}
+            groups: list[tuple[int | None, list[int], float, float]] = []
             for head, (line, decay) in enumerate(zip(rates, decays, strict=True)):
                 for rate in dict.fromkeys(line):
                     numbers = [number for number, other in enumerate(line) if other == rate]
-                    groups.append((None if same else head, numbers, rate, decay))
-                if same:
-                    break
+                    together = [number for number in numbers if number in whole]
+                    if together and head == 0:
+                        groups.append((None, together, rate, decay))
+                    if own := [number for number in numbers if number not in whole]:
+                        groups.append((head, own, rate, decay))
             self._groups = scale.clone(), groups
         return self._groups[1]
 
