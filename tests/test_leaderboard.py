@@ -163,7 +163,7 @@ def test_a_holdout_and_what_peeking_would_have_gained_are_told(
     capsys: pytest.CaptureFixture[str], board: list[dict[str, Any]]
 ) -> None:
     lines = shown(capsys, TARGETS, board, TARGETS.classes, ("holdout",))
-    assert [line for line in lines if line.startswith("300 samples of the holdout's test part, 95 % bootstrap intervals")]
+    assert [line for line in lines if line.startswith("300 samples of the holdout's test part, 95 % bootstrap")]
     told = {"both": 0.1, "text": 0.2}
     peeked = [{**entry, "optimism": told[entry["modalities"]]} for entry in board if entry["modalities"] in told]
     (line,) = [line for line in shown(capsys, TARGETS, peeked, TARGETS.classes) if line.startswith("optimism")]
