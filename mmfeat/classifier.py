@@ -298,13 +298,13 @@ batch_size, epochs, patience
         but for MPS, which has none, and attention, which takes its tokens as they are stored."""
         import torch
 
-        from mmfeat.heads.stack import one_thread, predict_module
+        from mmfeat.heads.stack import one_torch_thread, predict_module
 
         module = load_fusion(self.fusion)(len(self.heads_), data.shape, len(self.classes_))
         stacked = {name: np.stack([head[name] for head in self.heads_]) for name in self.heads_[0]}
         module.load_state_dict({name: torch.from_numpy(value) for name, value in stacked.items()})
         module = module if data.device == "mps" or data.attend else module.double()
-        with one_thread():
+        with one_torch_thread():
             return predict_module(module.to(data.device), data, rows)
 
 

@@ -78,7 +78,7 @@ def _head_logits(run: Run, entry: Mapping[str, Any], features: Features, device:
         attend = run.config["attend"] if entry["head"] == NEEDS_TOKENS else ""
         data = HeadData(features, entry["modalities"], device, attend)
         logits = predict_fitted(entry["head"], configs[0], tensors, len(run.classes), data)
-    except Exception as error:  # safetensors and skops raise what their formats make them raise
+    except Exception as error:  # safetensors raises what its format makes it raise
         raise RunError(f"{folder}: not a whole head ({error}); the same mmfeat heads trains it again") from error
     return mean_logits(np.stack(logits), Decision.from_json(entry["decision"]))
 

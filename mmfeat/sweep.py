@@ -28,7 +28,7 @@ from mmfeat.features import Features
 from mmfeat.files import canonical_json, sweep_temporaries, write_atomic, write_json
 from mmfeat.hardware import cpu_count, resolve_device
 from mmfeat.heads import BASELINES, HeadSettings
-from mmfeat.heads.basis import one_thread
+from mmfeat.heads.basis import one_blas_thread
 from mmfeat.leaderboard import ablation_csv, leaderboard_csv
 from mmfeat.progress import Progress, Silent
 from mmfeat.protocol import Protocol, protocol_splits
@@ -51,7 +51,7 @@ PLACES = ("data", "cache", "columns")  # where a run found things; they may move
 
 @dataclass(frozen=True)
 class Sweep:
-    """A run, whether it was there already, and where splits were written for later runs, if they were."""
+    """A run, whether it was there already, where splits were written for later runs, and what a user should be told."""
 
     run: Run
     reused: bool
@@ -200,7 +200,7 @@ def _train_run(
             sweep_temporaries(place)  # of a killed call
         problem.splits.save(folder, [str(sample.label) for sample in problem.labelled])
         task = Task(features.ids, problem.targets, problem.splits, problem.protocol.seeds, problem.protocol.seed)
-        with one_thread():  # a sum of several threads' sums is another number on another machine
+        with one_blas_thread():  # a sum of several threads' sums is another number on another machine
             entries = _train_all(task, engine, pairs, plan, folder, progress)
             return _finish(task, entries, config, plan, folder, features)
     finally:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mmfeat.heads import basis as basis_module
-from mmfeat.heads.basis import Basis, make_basis, one_thread
+from mmfeat.heads.basis import Basis, make_basis, one_blas_thread
 from mmfeat.heads.linear import KINDS, TOLERANCE, LinearHead, linear_path
 from mmfeat.targets import Targets, indicator
 
@@ -223,8 +223,8 @@ def test_state_restores_the_same_logits(kind: str) -> None:
 def test_one_thread_also_holds_for_a_blas_that_is_loaded_later() -> None:
     """SciPy has one of its own. In a new process, where nobody loaded it."""
     code = (
-        "from mmfeat.heads.basis import one_thread\n"
-        "with one_thread():\n"
+        "from mmfeat.heads.basis import one_blas_thread\n"
+        "with one_blas_thread():\n"
         "    import scipy.linalg\n"
         "    from threadpoolctl import threadpool_info\n"
         "    print({each['num_threads'] for each in threadpool_info() if each['user_api'] == 'blas'})\n"
@@ -244,8 +244,8 @@ def test_one_thread_holds_until_the_last_of_several_leaves() -> None:
     inside: list[set[int]] = []
     with threadpool_limits(2, user_api="blas"):
         before = blas()
-        first = one_thread()
-        with one_thread():
+        first = one_blas_thread()
+        with one_blas_thread():
             thread = Thread(target=lambda: (first.__enter__(), inside.append(blas())))  # type: ignore[func-returns-value]
             thread.start()
             thread.join()

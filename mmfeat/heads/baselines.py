@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mmfeat.errors import HeadError
-from mmfeat.heads.basis import Basis, Matrix, make_basis, one_thread, sample_weights
+from mmfeat.heads.basis import Basis, Matrix, make_basis, one_blas_thread, sample_weights
 from mmfeat.heads.linear import KINDS, LinearHead, linear_path
 from mmfeat.heads.neighbours import NEIGHBOURS, NeighbourHead, neighbour_head, neighbour_heads
 from mmfeat.heads.probabilities import decided, from_probabilities, log_loss
@@ -52,7 +52,7 @@ class Baseline:
 
     def logits(self, matrix: Matrix, rows: np.ndarray) -> np.ndarray:
         """(n, C) float64 of the samples at `rows`: log-probabilities or margins, all finite."""
-        with one_thread():
+        with one_blas_thread():
             return self.model.logits(matrix, rows)
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -128,7 +128,7 @@ def fit(
     wanted = targets.take(validation).matrix
     best: tuple[tuple[float, float], Setting, Model] | None = None
     curve = []
-    with one_thread():
+    with one_blas_thread():
         for setting, logits, model in _family(name).candidates(lesson, validation):
             score = float(macro_f1(wanted, decided(logits, targets.multilabel)))
             loss = log_loss(logits, wanted, targets.multilabel)
@@ -153,7 +153,7 @@ def refit(
     """Train on all `rows` with a `setting` that was chosen before."""
     lesson = Lesson(matrix, targets, rows, class_weights, seed, basis)
     given = {key: value for key, value in setting.items() if key != "rows"}
-    with one_thread():
+    with one_blas_thread():
         model = _family(name).train(lesson, given)
     return Baseline(name, _told(lesson, name, given), [], model)
 

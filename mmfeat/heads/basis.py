@@ -103,7 +103,7 @@ def make_basis(
     """
     rows = np.sort(rows)
     weights = sample_weights(targets.take(rows), class_weights)
-    with one_thread():
+    with one_blas_thread():
         scaler, centre, held = _standardised(matrix, rows, weights, memory)
         empty = Basis(matrix, rows, weights, scaler, centre, np.empty(0), np.empty((0, 0)), None)
         parts = _parts(len(rows), matrix.width)
@@ -128,7 +128,7 @@ _single: dict[str, Any] = {"users": 0, "limits": None}
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def one_blas_thread() -> Iterator[None]:
     """One BLAS and OpenMP thread inside.
 
     BLAS has one setting for the whole process, so the first to enter sets it and the last to leave restores it,

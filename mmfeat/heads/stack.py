@@ -68,7 +68,7 @@ def epoch_steps(rows: int, batch_size: int) -> int:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def one_torch_thread() -> Iterator[None]:
     """One CPU thread: batches are small, a second thread mostly waits, and sums come out alike on any machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -90,7 +90,7 @@ def train_stack(
     Members share what `settings.SHARED` names, and `steps`. Raises `HeadError` where a head diverges.
     """
     stack = _Stack(fusion, data, targets, members)
-    with one_thread():
+    with one_torch_thread():
         while stack.running:
             finished = stack.epoch()
             advance(finished)
@@ -103,7 +103,7 @@ def predict_stack(
     """(n, C) float64 logits of each head on its own rows, the mean over the augmented views where there are some."""
     module = fusion(len(heads), data.shape, classes)
     module.load_state_dict({name: torch.stack([head[name] for head in heads]) for name in heads[0]})
-    with one_thread():
+    with one_torch_thread():
         return predict_module(module.to(data.device), data, rows)
 
 
