@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmfeat.cache import ContentKeys
+from mmfeat.cache import ContentKeys, folder_name
 from mmfeat.encoders import EncoderOptions, EncoderSpec, Tower
 from mmfeat.errors import ConfigError, RunError
 from mmfeat.files import canonical_json, read_json, write_json
@@ -27,6 +27,7 @@ from mmfeat.samples import Sample
 RUN_FILE = "run.json"
 LEADERBOARD = "leaderboard"
 ABLATION = "ablation.csv"
+PLACES = ("data", "cache", "columns")  # where a run found things; they may move, and the run stays the same
 NEEDED = ("task", "attend", "columns", "widths", "class_counts", "labelled")  # by submit, beside what `Run` names
 
 
@@ -109,6 +110,24 @@ def read_run(folder: Path) -> Run:
         raise RunError(
             f"{folder / RUN_FILE}: not a run of this version ({error}); delete the folder and run mmfeat heads again"
         ) from error
+    return run
+
+
+def run_name(config: Mapping[str, Any], label: str) -> str:
+    """Readable, and different for every configuration. Where the data and weights lie does not count."""
+    counted = {key: value for key, value in config.items() if key not in (*PLACES, "encoders", "trials")}
+    counted["encoders"] = [entry["spec"] for entry in config["encoders"]]
+    digest = hashlib.sha256(canonical_json(counted).encode()).hexdigest()[:8]
+    return f"{folder_name(config['dataset'])}-{label}-{digest}"
+
+
+def reuse_run(folder: Path, config: Mapping[str, Any]) -> Run:
+    """The run that is there, told where its data are now, and the latest again: submit goes on with it."""
+    run = read_run(folder)
+    places = {name: config[name] for name in PLACES}
+    if any(run.config[name] != place for name, place in places.items()):
+        run = write_run(folder, {**run.config, **places})
+    os.utime(folder / RUN_FILE)
     return run
 
 

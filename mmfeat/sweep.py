@@ -6,8 +6,6 @@ folds, thresholds and ensembles at the other folds.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -17,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from mmfeat.cache import Cache, ContentKeys, folder_name
 from mmfeat.choice import MODALITY_SETS, choose_pairs, needed_towers, usable_towers
 from mmfeat.committee import ensemble_entries
 from mmfeat.encoders import EncoderOptions, describe_encoders
@@ -25,20 +22,19 @@ from mmfeat.engine import ENGINES, Engine, make_engine
 from mmfeat.entries import Entry, Plan, finals_are_whole, train_entry
 from mmfeat.errors import ConfigError, HeadError
 from mmfeat.features import Features
-from mmfeat.files import canonical_json, sweep_temporaries, write_atomic, write_json
+from mmfeat.files import sweep_temporaries, write_atomic, write_json
 from mmfeat.hardware import cpu_count, resolve_device
 from mmfeat.heads import BASELINES, HeadSettings
 from mmfeat.heads.basis import one_blas_thread
 from mmfeat.leaderboard import ablation_csv, leaderboard_csv
+from mmfeat.problem import Problem, read_problem
 from mmfeat.progress import Progress, Silent
-from mmfeat.protocol import Protocol, protocol_splits
+from mmfeat.protocol import Protocol
 from mmfeat.ranking import rank
 from mmfeat.requests import resolve_options
-from mmfeat.runs import ABLATION, LEADERBOARD, RUN_FILE, Run, hash_data, read_run, write_run
-from mmfeat.samples import MODALITIES, Sample, SampleSet, read_samples
+from mmfeat.runs import ABLATION, LEADERBOARD, RUN_FILE, Run, read_run, reuse_run, run_name, write_run
+from mmfeat.samples import SampleSet
 from mmfeat.search import METHODS
-from mmfeat.splits import Splits
-from mmfeat.targets import SEPARATOR, Targets, read_targets
 from mmfeat.trials import Task
 from mmfeat.version import __version__
 
@@ -46,7 +42,6 @@ TASKS = ("multiclass", "multilabel")
 CHEAP_BASELINES = ("prior", "knn", "ridge", "logistic", "svm")
 NAMED_HEADS = 3  # of a run folder; the names of more would be too long to read
 IN_MEMORY = 1 << 30  # bytes of pooled vectors; more stay on disk and are read batch by batch
-PLACES = ("data", "cache", "columns")  # where a run found things; they may move, and the run stays the same
 
 
 @dataclass(frozen=True)
@@ -94,7 +89,7 @@ def train_heads(
     towers = usable_towers(describe_encoders(list(encoders), options))
     pairs = choose_pairs(fusion, baselines, modalities, towers, attend)
     towers = needed_towers(towers, pairs, attend)
-    problem = _read_problem(data, columns, cache, task, protocol, progress)
+    problem = read_problem(data, columns, cache, task, protocol, progress)
     config = {
         "version": __version__,
         "columns": dict(columns or {}),
@@ -109,9 +104,9 @@ def train_heads(
         "plan": _plan_record(plan),
         "trials": plan.trials,
     }
-    folder = Path(out) / _run_name(config)
+    folder = Path(out) / run_name(config, _label(config["pairs"]))
     if (folder / RUN_FILE).exists() and _is_done(read_run(folder), plan):
-        return Sweep(_reuse(folder, config), True, time.monotonic() - start, problem.new_splits, problem.notes)
+        return Sweep(reuse_run(folder, config), True, time.monotonic() - start, problem.new_splits, problem.notes)
     (folder / RUN_FILE).unlink(missing_ok=True)  # a search that goes on is no finished run meanwhile
     features = problem.store.load(problem.labelled, [tower.spec for tower in towers], problem.keys, IN_MEMORY)
     _check_features(problem.samples, features)
@@ -120,72 +115,8 @@ def train_heads(
     return Sweep(run, False, time.monotonic() - start, problem.new_splits, problem.notes)
 
 
-@dataclass(frozen=True)
-class _Problem:
-    """The labelled samples, what is to be told of them, and how they are split."""
-
-    samples: SampleSet
-    store: Cache
-    keys: Mapping[str, ContentKeys]
-    targets: Targets
-    protocol: Protocol
-    splits: Splits
-    new_splits: Path | None
-
-    @property
-    def labelled(self) -> tuple[Sample, ...]:
-        return self.samples.labelled
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What may not be as the user thinks."""
-        notes = []
-        if self.protocol.split_dir and self.new_splits is None:
-            sizes = f"{len(self.splits)} folds" if len(self.splits) > 1 else "a holdout"
-            notes.append(
-                f"splits of {self.protocol.split_dir} reused ({sizes}); --folds, --split and --seed do not count"
-            )
-        if not self.targets.multilabel and any(SEPARATOR in name for name in self.targets.classes):
-            notes.append(
-                f"labels contain {SEPARATOR}: each combination is taken for a class; or is it --task multilabel?"
-            )
-        return tuple(notes)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """What a run records of it."""
-        roles = "\n".join(map(",".join, self.splits.roles.tolist()))
-        return {
-            "data": os.path.abspath(self.samples.source),
-            "cache": os.path.abspath(self.store.folder.parent),
-            "dataset": self.samples.name,
-            "data_hash": hash_data(self.labelled, self.keys),
-            "folds": list(self.splits.names),
-            "splits_hash": hashlib.sha256(roles.encode()).hexdigest(),
-        }
-
-
-def _read_problem(
-    data: str | Path,
-    columns: Mapping[str, str] | None,
-    cache: str | Path,
-    task: str,
-    protocol: Protocol,
-    progress: Progress,
-) -> _Problem:
-    samples = read_samples(data, columns)
-    labelled = samples.labelled
-    if not labelled:
-        raise HeadError(f"{data}: no labelled samples; heads are trained on labels")
-    store = Cache(cache, samples.name)
-    keys = {modality: store.content_keys(labelled, modality, progress) for modality in MODALITIES}
-    targets = read_targets([str(sample.label) for sample in labelled], task == "multilabel")
-    splits, new = protocol_splits(labelled, targets, keys["image"], store.folder, protocol, progress)
-    return _Problem(samples, store, keys, targets, protocol, splits, new)
-
-
 def _train_run(
-    problem: _Problem,
+    problem: Problem,
     features: Features,
     engine: Engine,
     pairs: Sequence[tuple[str, str]],
@@ -283,16 +214,6 @@ def _check_features(samples: SampleSet, features: Features) -> None:
         )
 
 
-def _reuse(folder: Path, config: Mapping[str, Any]) -> Run:
-    """The run that is there, told where its data are now, and the latest again: submit goes on with it."""
-    run = read_run(folder)
-    places = {name: config[name] for name in PLACES}
-    if any(run.config[name] != place for name, place in places.items()):
-        run = write_run(folder, {**run.config, **places})
-    os.utime(folder / RUN_FILE)
-    return run
-
-
 def _is_done(run: Run, plan: Plan) -> bool:
     """Whether a finished run needs nothing: its files are whole, no search was cut short by time, and no more trials
     are asked for than then."""
@@ -317,11 +238,7 @@ def _values(values: Any) -> Any:
     return list(values) if isinstance(values, Sequence) else asdict(values)
 
 
-def _run_name(config: Mapping[str, Any]) -> str:
-    """Readable, and different for every configuration. Where the data and weights lie does not count."""
-    counted = {key: value for key, value in config.items() if key not in (*PLACES, "encoders", "trials")}
-    counted["encoders"] = [entry["spec"] for entry in config["encoders"]]
-    digest = hashlib.sha256(canonical_json(counted).encode()).hexdigest()[:8]
-    heads = list(dict.fromkeys(head for head, _ in config["pairs"]))
-    named = "-".join(heads) if len(heads) <= NAMED_HEADS else f"{len(heads)}-heads"
-    return f"{folder_name(config['dataset'])}-{named}-{digest}"
+def _label(pairs: Sequence[Sequence[str]]) -> str:
+    """What a run folder is called after."""
+    heads = list(dict.fromkeys(head for head, _ in pairs))
+    return "-".join(heads) if len(heads) <= NAMED_HEADS else f"{len(heads)}-heads"

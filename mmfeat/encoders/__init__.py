@@ -9,13 +9,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from mmfeat.encoders import bert, clip, hashing, hog, timm_models, torchvision_models
-from mmfeat.encoders.spec import OUTPUT, Encoder, EncoderOptions, EncoderSpec, Values
+from mmfeat.encoders.delta import Delta, apply_delta, read_delta, tuned_identity
+from mmfeat.encoders.spec import OUTPUT, POOLINGS, Encoder, EncoderOptions, EncoderSpec, Values
+from mmfeat.encoders.torch_tower import TorchTower
+from mmfeat.encoders.weights import local_path
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.views import view_name
 
@@ -30,33 +34,8 @@ __all__ = [
     "describe_encoders",
     "load_encoders",
     "load_reference",
+    "open_towers",
 ]
-
-
-class Family(NamedTuple):
-    """What each family offers.
-
-    `describe(family, variant, options)` gives the pooled spec of each tower; `load(variant, specs, device)`
-    an encoder a tower for all outputs in `specs`; `reference(variant, spec)` the library's own plain float32
-    call for one text or picture, (D) or (T, D). `has_layers` says whether there are tokens and prefixes.
-    """
-
-    describe: Callable[[str, str, EncoderOptions], list[EncoderSpec]]
-    load: Callable[[str, list[EncoderSpec], str], list[Encoder]]
-    reference: Callable[[str, EncoderSpec], Callable[[Any], np.ndarray]]
-    has_layers: bool = True
-
-
-_TORCHVISION = Family(torchvision_models.describe, torchvision_models.load, torchvision_models.reference)
-
-FAMILIES: dict[str, Family] = {
-    "clip": Family(clip.describe, clip.load, clip.reference),
-    "bert": Family(bert.describe, bert.load, bert.reference),
-    "resnet50": _TORCHVISION,  # any other torchvision model is found by its name
-    "timm": Family(timm_models.describe, timm_models.load, timm_models.reference),
-    "hashing": Family(hashing.describe, hashing.load, hashing.reference, has_layers=False),
-    "hog": Family(hog.describe, hog.load, hog.reference, has_layers=False),
-}
 
 
 @dataclass(frozen=True)
@@ -65,6 +44,85 @@ class Tower:
 
     request: str
     spec: EncoderSpec
+
+
+OpenTowers: TypeAlias = Callable[[str, list[EncoderSpec]], list[TorchTower]]
+
+
+class Family(NamedTuple):
+    """What each family offers.
+
+    `describe(family, variant, options)` gives the pooled spec of each tower; `load(variant, specs, device)`
+    an encoder a tower for all outputs in `specs`; `reference(variant, spec)` the library's own plain float32
+    call for one text or picture, (D) or (T, D). `open_towers(variant, specs)` gives the torch model behind a
+    tower, where there is one: only then it has layers, tokens and prefixes.
+    """
+
+    describe: Callable[[str, str, EncoderOptions], list[EncoderSpec]]
+    load: Callable[[str, list[EncoderSpec], str], list[Encoder]]
+    reference: Callable[[str, EncoderSpec], Callable[[Any], np.ndarray]]
+    open_towers: OpenTowers | None = None
+
+
+def _torch_family(module: Any) -> Family:
+    return Family(module.describe, partial(_load_torch, module.open_towers), module.reference, module.open_towers)
+
+
+def _load_torch(open_towers: OpenTowers, variant: str, specs: list[EncoderSpec], device: str) -> list[Encoder]:
+    return [tower.encoder(device) for tower in open_towers(variant, specs)]
+
+
+def _describe_tuned(family: str, variant: str, options: EncoderOptions) -> list[EncoderSpec]:
+    """The parent's spec with other weights; texts are prepared as they were when it was trained."""
+    file, delta = _tuned(variant)
+    before = delta.spec
+    options = replace(
+        options,
+        cleaning=before.cleaning,
+        pooling=before.pooling if before.pooling in POOLINGS else options.pooling,
+        max_length=before.max_length or options.max_length,
+    )
+    described = _family(delta.request).describe(*_split(delta.request), options)
+    parent = next(spec for spec in described if spec.modality == before.modality)
+    if (parent.weights, parent.preprocessing) != (before.weights, before.preprocessing):
+        raise EncoderError(
+            f"finetuned:{variant}: {delta.request} is not the encoder that was fine-tuned; restore its weights, or "
+            "run mmfeat finetune again"
+        )
+    weights = tuned_identity(file, parent.weights)
+    return [replace(parent, variant=f"{parent.variant}+{delta.name}", weights=weights)]
+
+
+def _open_tuned(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
+    file, delta = _tuned(variant)
+    before = [replace(spec, variant=delta.spec.variant, weights=delta.spec.weights) for spec in specs]
+    (tower,) = open_towers(Tower(delta.request, before[0]), before)
+    apply_delta(file, tower.module)
+    return [tower.asked_for(specs)]
+
+
+def _tuned_reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:
+    (tower,) = _open_tuned(variant, [spec])
+    return tower.reference()
+
+
+def _tuned(variant: str) -> tuple[Path, Delta]:
+    if not (file := local_path(variant)):
+        raise EncoderError(f"finetuned:{variant}: no such file; name one that mmfeat finetune wrote, finetuned:FILE")
+    return file, read_delta(file)
+
+
+_TORCHVISION = _torch_family(torchvision_models)
+
+FAMILIES: dict[str, Family] = {
+    "clip": _torch_family(clip),
+    "bert": _torch_family(bert),
+    "resnet50": _TORCHVISION,  # any other torchvision model is found by its name
+    "timm": _torch_family(timm_models),
+    "hashing": Family(hashing.describe, hashing.load, hashing.reference),
+    "hog": Family(hog.describe, hog.load, hog.reference),
+    "finetuned": Family(_describe_tuned, partial(_load_torch, _open_tuned), _tuned_reference, _open_tuned),
+}
 
 
 def describe_encoders(requests: list[str], options: EncoderOptions) -> list[Tower]:
@@ -82,7 +140,8 @@ def describe_encoders(requests: list[str], options: EncoderOptions) -> list[Towe
     for request in requests:
         family, variant = _split(request)
         described = _family(request).describe(family, variant, options)
-        specs = [spec for base in described for spec in _outputs(base, options, _family(request).has_layers)]
+        has_layers = _family(request).open_towers is not None
+        specs = [spec for base in described for spec in _outputs(base, options, has_layers)]
         for spec in specs:
             towers.setdefault(spec.fingerprint, Tower(absolute_request(request), spec))
         bases += described
@@ -155,6 +214,14 @@ def load_encoders(towers: list[Tower], device: str) -> list[Encoder]:
                 if seen := [spec for spec in specs if spec.view == view and replace(spec, view="none") in loaded.specs]:
                     encoders.append(_seen(loaded, seen))
     return encoders
+
+
+def open_towers(tower: Tower, specs: list[EncoderSpec] | None = None) -> list[TorchTower]:
+    """The torch model behind a tower, in float32 on the CPU. Raises `EncoderError` where there is none."""
+    opened = _family(tower.request).open_towers
+    if opened is None:
+        raise EncoderError(f"{tower.request}: no layers that could be trained; name clip, bert, resnet50 or timm")
+    return opened(_split(tower.request)[1], specs or [tower.spec])
 
 
 def load_reference(tower: Tower) -> Callable[[Any], np.ndarray]:

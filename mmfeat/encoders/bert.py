@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mmfeat.encoders.layers import check_depth
-from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec, Values
-from mmfeat.encoders.torch_tower import load_errors, to_numpy, to_rows
+from mmfeat.encoders.layers import Network, Point, check_depth
+from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
+from mmfeat.encoders.torch_tower import TorchTower, load_errors
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.encoders.weights import hub_errors, hub_revision, local_path, path_identity
 from mmfeat.errors import EncoderError
@@ -38,28 +38,27 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
     ]
 
 
-def load(variant: str, specs: list[EncoderSpec], device: str) -> list[Encoder]:
+def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
     """Tokenizer and model by `from_pretrained`; a batch is padded to its own longest text."""
-    import torch
-
     spec = specs[0]  # outputs of one tower differ in nothing that matters to its forward pass
     tokenizer, model = _from_pretrained(variant or DEFAULT_VARIANT, specs)
     # Positions are counted from the first column: only padding behind the text leaves a text what it is alone.
     tokenizer.padding_side = "right"
     clean = CLEANING[spec.cleaning]
-    model.eval().requires_grad_(False).to(device=device, dtype=getattr(torch, spec.arithmetic))
-    all_layers = any(spec.output == "prefix" for spec in specs)
+    pooling = next((each.pooling for each in specs if each.output == "pooled"), "mean")
+    model.float().eval().requires_grad_(False)
 
     def prepare(text: str) -> dict[str, Any]:
         return dict(tokenizer(clean(text), truncation=True, max_length=spec.max_length))
 
-    def embed(batch: list[dict[str, Any]]) -> list[Values]:
-        inputs = tokenizer.pad(batch, return_tensors="pt").to(device)
-        with torch.inference_mode():
-            output = model(**inputs, output_hidden_states=all_layers)
-        return [_values(output, inputs["attention_mask"], spec) for spec in specs]
+    def collate(batch: list[dict[str, Any]]) -> dict[str, Any]:
+        return dict(tokenizer.pad(batch, return_tensors="pt"))
 
-    return [Encoder(tuple(specs), prepare, embed)]
+    def forward(inputs: dict[str, Any]) -> Any:
+        return pool(model(**inputs), inputs["attention_mask"], pooling)
+
+    network = Network(forward, _layers(model), Point(model))
+    return [TorchTower(tuple(specs), model, network, prepare, collate, _kept, _stand_in)]
 
 
 def reference(variant: str, spec: EncoderSpec) -> Callable[[str], np.ndarray]:
@@ -101,12 +100,22 @@ def pool(output: Any, mask: Any, pooling: str) -> Any:
     return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
-def _values(output: Any, mask: Any, spec: EncoderSpec) -> Values:
-    """One output of a forward pass; the input of a layer is the hidden state before it."""
-    if spec.output == "pooled":
-        return to_numpy(pool(output, mask, spec.pooling))
-    hidden = output.last_hidden_state if spec.output == "tokens" else output.hidden_states[-1 - spec.layer]
-    return to_rows(hidden, mask.bool())
+def _layers(model: Any) -> list[Any]:
+    """The list of as many layers as the configuration counts; none where layers share their weights."""
+    import torch
+
+    count = getattr(model.config, "num_hidden_layers", 0)
+    lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    return next((list(found) for found in lists if len(found) == count), [])
+
+
+def _kept(inputs: dict[str, Any]) -> Any:
+    return inputs["attention_mask"].bool()
+
+
+def _stand_in(mask: Any) -> dict[str, Any]:
+    """Token ids that nobody looks at, where the real ones lay."""
+    return {"input_ids": mask.new_zeros(mask.shape).long(), "attention_mask": mask.long()}
 
 
 def _from_pretrained(variant: str, specs: list[EncoderSpec]) -> tuple[Any, Any]:
@@ -149,7 +158,7 @@ def _check_options(variant: str, spec: EncoderSpec, tokenizer: Any, model: Any) 
     if not shortest <= spec.max_length <= longest:
         raise EncoderError(f"bert:{variant}: --max-length {spec.max_length} is not from {shortest} to {longest}")
     if spec.output == "prefix":
-        check_depth(spec, getattr(model.config, "num_hidden_layers", 0))
+        check_depth(spec, len(_layers(model)))
     if spec.pooling == "pooler" and getattr(model, "pooler", None) is None:
         raise EncoderError(f"bert:{variant}: this model has no pooler; use --pooling mean or cls")
 

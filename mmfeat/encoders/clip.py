@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfeat.encoders.layers import Network, Point, find_layers, timm_network
-from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec
-from mmfeat.encoders.torch_tower import embedder, load_errors, plain_call
+from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
+from mmfeat.encoders.torch_tower import TorchTower, load_errors, plain_call
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.encoders.weights import downloaded_identity, hub_errors, local_path, path_identity
 from mmfeat.errors import EncoderError
@@ -68,18 +68,27 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
     return [image, text]
 
 
-def load(variant: str, specs: list[EncoderSpec], device: str) -> list[Encoder]:
+def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
     """Load the model once and give the towers that `specs` ask for."""
     model, transform, tokenizer = _create(variant)
-    encoders = []
+    towers = []
     if images := [spec for spec in specs if spec.modality == "image"]:
         _check_preprocessing(model, images[0])
-        encoders.append(Encoder(tuple(images), transform, embedder(model, _image_network(model), images, device)))
+        towers.append(TorchTower(tuple(images), model, _image_network(model), transform))
     if texts := [spec for spec in specs if spec.modality == "text"]:
-        clean = CLEANING[texts[0].cleaning]
-        embed = embedder(model, _text_network(model), texts, device, partial(_kept, _text_tower(model)))
-        encoders.append(Encoder(tuple(texts), lambda text: tokenizer([clean(text)])[0], embed))
-    return encoders
+        clean, tower = CLEANING[texts[0].cleaning], _text_tower(model)
+        network = replace(_text_network(model), forward=_short_texts(model))
+        towers.append(
+            TorchTower(
+                tuple(texts),
+                model,
+                network,
+                lambda text: tokenizer([clean(text)])[0],
+                keep=partial(_kept, tower),
+                stand_in=partial(_stand_in, tower),
+            )
+        )
+    return towers
 
 
 def reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:
@@ -164,6 +173,44 @@ def _kept(tower: Any, ids: Tensor) -> Tensor | None:
     found = ids if pool_type == "argmax" else ids.eq(getattr(tower, f"{own}eos_id")).int()
     ends = found.argmax(-1, keepdim=True)
     return torch.arange(ids.shape[1], device=ids.device) <= ends
+
+
+def _stand_in(tower: Any, mask: Tensor) -> Tensor:
+    """(B, T) token ids that nobody looks at but for where the text ends, or where it is padded."""
+    import torch
+
+    if hasattr(tower, "config"):
+        pad = tower.config.pad_token_id
+        return torch.where(mask, pad + 1, pad)
+    own = "text_" if hasattr(tower, "text_pool_type") else ""
+    end = getattr(tower, f"{own}eos_id", None) or 1
+    return torch.zeros_like(mask, dtype=torch.long).scatter_(1, mask.sum(1, keepdim=True) - 1, end)
+
+
+def _short_texts(model: Any) -> Callable[[Tensor], Tensor]:
+    """open_clip's own `encode_text`, which takes 77 columns, for texts whose padding was cut off.
+
+    Positions and causal mask are cut alike; what is gone could not have reached the vector.
+    """
+    import torch
+
+    tower = _text_tower(model)
+    if getattr(tower, "attn_mask", None) is None or getattr(tower, "cls_emb", None) is not None:
+        return model.encode_text
+    whole, place = torch.nn.Module(), "model." if tower is model else "model.text."
+    whole.model, whole.forward = model, model.encode_text
+
+    def forward(ids: Tensor) -> Tensor:
+        length = ids.shape[1]
+        if length == len(tower.attn_mask):
+            return model.encode_text(ids)
+        cut = {
+            f"{place}positional_embedding": tower.positional_embedding[:length],
+            f"{place}attn_mask": tower.attn_mask[:length, :length],
+        }
+        return torch.func.functional_call(whole, cut, (ids,))
+
+    return forward
 
 
 def _named(variant: str) -> tuple[str, str, dict[str, Any], dict[str, Any]]:

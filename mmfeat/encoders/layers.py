@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -89,14 +89,21 @@ def capture(points: Sequence[Point]) -> Iterator[list[Tensor]]:
     with contextlib.ExitStack() as hooks:
         for number, (module, side, layout) in enumerate(points):
 
-            def keep(_: Module, args: Any, *output: Any, number: int = number, layout: str = layout) -> None:
-                values[number] = _rows(output[0] if output else args[0], layout)
+            def keep(
+                _: Module, args: Any, kwargs: Any, *output: Any, number: int = number, layout: str = layout
+            ) -> None:
+                values[number] = _rows(output[0] if output else given_to(args, kwargs), layout)
 
             register = module.register_forward_hook if side == "output" else module.register_forward_pre_hook
-            hooks.enter_context(register(keep))
+            hooks.enter_context(register(keep, with_kwargs=True))
         yield values
     if any(value is None for value in values):
         raise EncoderError("this layer takes no part in the forward pass; use another layer or pooled")
+
+
+def given_to(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What a layer was called with: its first argument, whether it has a name or not."""
+    return args[0] if args else next(iter(kwargs.values()))
 
 
 def _rows(value: Any, layout: str) -> Tensor:
@@ -107,10 +114,22 @@ def _rows(value: Any, layout: str) -> Tensor:
     if not isinstance(value, torch.Tensor) or value.ndim not in (3, 4):
         raise EncoderError(f"no one sequence or feature map flows here, but {type(value).__name__}; use pooled")
     if value.ndim == 4:
-        # Some models put the channels last in a part of their layers only; the pictures are square.
-        last = layout == "NHWC" or value.shape[1] == value.shape[2] != value.shape[3]
-        value = value.flatten(1, 2) if last else value.flatten(2).transpose(1, 2)
+        value = value.flatten(1, 2) if _is_channels_last(value.shape, layout) else value.flatten(2).transpose(1, 2)
     return value.clone(memory_format=torch.contiguous_format)
+
+
+def from_rows(rows: Tensor, shape: Sequence[int], layout: str) -> Tensor:
+    """What `capture` made (B, T, D) of, where a batch has `shape` there."""
+    if len(shape) == 3:
+        return rows
+    if _is_channels_last(shape, layout):
+        return rows.reshape(len(rows), *shape[1:])
+    return rows.transpose(1, 2).reshape(len(rows), *shape[1:])
+
+
+def _is_channels_last(shape: Sequence[int], layout: str) -> bool:
+    """Some models put the channels last in a part of their layers only; the pictures are square."""
+    return layout == "NHWC" or shape[1] == shape[2] != shape[3]
 
 
 def timm_network(model: Any) -> Network:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from mmfeat.encoders.layers import timm_network
-from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec
-from mmfeat.encoders.torch_tower import embedder, load_errors, plain_call
+from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
+from mmfeat.encoders.torch_tower import TorchTower, load_errors, plain_call
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.encoders.weights import hub_errors, hub_revision, local_path, path_identity
 from mmfeat.errors import EncoderError
@@ -49,12 +49,12 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
     ]
 
 
-def load(variant: str, specs: list[EncoderSpec], device: str) -> list[Encoder]:
+def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
     """`timm.create_model` without its classifier, and timm's own evaluation transform."""
     model, transform, preprocessing = _create(variant, specs[0])
     if preprocessing != specs[0].preprocessing:
         raise EncoderError(f"{specs[0].name}: timm preprocesses with {preprocessing}, not {specs[0].preprocessing}")
-    return [Encoder(tuple(specs), transform, embedder(model, timm_network(model), specs, device))]
+    return [TorchTower(tuple(specs), model, timm_network(model), transform)]
 
 
 def reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:

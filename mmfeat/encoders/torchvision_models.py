@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from mmfeat.encoders.layers import Network, Point, find_layers
-from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec
-from mmfeat.encoders.torch_tower import embedder, load_errors, plain_call
+from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
+from mmfeat.encoders.torch_tower import TorchTower, load_errors, plain_call
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.encoders.weights import hub_errors, local_path, path_identity
 from mmfeat.errors import EncoderError
@@ -46,7 +46,7 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
     ]
 
 
-def load(variant: str, specs: list[EncoderSpec], device: str) -> list[Encoder]:
+def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
     """The model with its last linear layer replaced by the identity."""
     family, file = specs[0].family, local_path(variant)
     weights = _weights(family, variant, file)
@@ -60,7 +60,7 @@ def load(variant: str, specs: list[EncoderSpec], device: str) -> list[Encoder]:
         model = _published(family, weights)
         drop_classifier(model)
     model.eval().requires_grad_(False)
-    return [Encoder(tuple(specs), weights.transforms(), embedder(model, network_of(model), specs, device))]
+    return [TorchTower(tuple(specs), model, network_of(model), weights.transforms())]
 
 
 def reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:

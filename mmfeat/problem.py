@@ -1,0 +1,84 @@
+"""The problem that a run is about: labelled samples, their contents, their targets, and how they are split."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmfeat.cache import Cache, ContentKeys
+from mmfeat.errors import HeadError
+from mmfeat.progress import Progress
+from mmfeat.protocol import Protocol, protocol_splits
+from mmfeat.runs import hash_data
+from mmfeat.samples import MODALITIES, Sample, SampleSet, read_samples
+from mmfeat.splits import Splits
+from mmfeat.targets import SEPARATOR, Targets, read_targets
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The labelled samples, what is to be told of them, and how they are split."""
+
+    samples: SampleSet
+    store: Cache
+    keys: Mapping[str, ContentKeys]
+    targets: Targets
+    protocol: Protocol
+    splits: Splits
+    new_splits: Path | None
+
+    @property
+    def labelled(self) -> tuple[Sample, ...]:
+        return self.samples.labelled
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What may not be as the user thinks."""
+        notes = []
+        if self.protocol.split_dir and self.new_splits is None:
+            sizes = f"{len(self.splits)} folds" if len(self.splits) > 1 else "a holdout"
+            notes.append(
+                f"splits of {self.protocol.split_dir} reused ({sizes}); --folds, --split and --seed do not count"
+            )
+        if not self.targets.multilabel and any(SEPARATOR in name for name in self.targets.classes):
+            notes.append(
+                f"labels contain {SEPARATOR}: each combination is taken for a class; or is it --task multilabel?"
+            )
+        return tuple(notes)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What a run records of it."""
+        roles = "\n".join(map(",".join, self.splits.roles.tolist()))
+        return {
+            "data": os.path.abspath(self.samples.source),
+            "cache": os.path.abspath(self.store.folder.parent),
+            "dataset": self.samples.name,
+            "data_hash": hash_data(self.labelled, self.keys),
+            "folds": list(self.splits.names),
+            "splits_hash": hashlib.sha256(roles.encode()).hexdigest(),
+        }
+
+
+def read_problem(
+    data: str | Path,
+    columns: Mapping[str, str] | None,
+    cache: str | Path,
+    task: str,
+    protocol: Protocol,
+    progress: Progress,
+) -> Problem:
+    """Read the samples, hash what they hold, and split the labelled ones."""
+    samples = read_samples(data, columns)
+    labelled = samples.labelled
+    if not labelled:
+        raise HeadError(f"{data}: no labelled samples; heads are trained on labels")
+    store = Cache(cache, samples.name)
+    keys = {modality: store.content_keys(labelled, modality, progress) for modality in MODALITIES}
+    targets = read_targets([str(sample.label) for sample in labelled], task == "multilabel")
+    splits, new = protocol_splits(labelled, targets, keys["image"], store.folder, protocol, progress)
+    return Problem(samples, store, keys, targets, protocol, splits, new)
