@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mmfeat import cli_cache, cli_heads, flags
+from mmfeat import cli_cache, cli_finetune, cli_heads, flags
 from mmfeat.config import read_config
 from mmfeat.console import ConsoleProgress, out, show_extraction, show_submission
 from mmfeat.flags import (
@@ -67,6 +67,7 @@ def root(
     \b
     mmfeat extract --data tweets --encoders clip,bert,resnet50
     mmfeat heads --fusion all
+    mmfeat finetune --unfreeze text:1
     mmfeat submit
     """
     flags.debug = debug
@@ -118,6 +119,7 @@ def extract(
 
 
 app.command()(cli_heads.heads)
+app.command()(cli_finetune.finetune)
 
 
 @app.command()

@@ -10,7 +10,7 @@ HEAD-MODALITY/metrics.json                     written last: with it the entry i
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def train_entry(
         return Entry(record, entry.logits, entry.decisions, entry.validation)
     started = time.thread_time()
     finals = (
-        _refit(task, engine, head, modality, best) if plan.refit else _fold_heads(task, engine, head, modality, best)
+        refit(task, engine, head, modality, best) if plan.refit else _fold_heads(task, engine, head, modality, best)
     )
     advance(task.repeats_of(head) if plan.refit else 0)
     record = {
@@ -243,12 +243,12 @@ def _fold_heads(task: Task, engine: Engine, head: str, modality: str, best: Outc
     return again.fitted
 
 
-def _refit(task: Task, engine: Engine, head: str, modality: str, best: Outcome) -> list[Fitted]:
+def refit(task: Task, engine: Engine, head: str, modality: str, best: Outcome) -> list[Fitted]:
     """Train on all labelled samples, as long and as slowly as the heads of the folds did on average."""
     everything, nothing = np.arange(len(task.targets)), np.empty(0, np.int64)
     settings = replace(best.settings, batch_size=min(best.settings.batch_size, len(everything)))
     steps = epoch_steps(len(everything), settings.batch_size)
-    replay = _replay(best) if head not in BASELINES else None
+    replay = replayed(best.best_epochs, best.histories) if head not in BASELINES else None
     members = tuple(
         Member(settings, everything, nothing, (task.seed, len(task.splits), repeat), steps, replay)
         for repeat in range(task.repeats_of(head))
@@ -258,10 +258,10 @@ def _refit(task: Task, engine: Engine, head: str, modality: str, best: Outcome) 
     return engine.run([job], lambda heads: None)[0]
 
 
-def _replay(best: Outcome) -> tuple[float, ...]:
+def replayed(best_epochs: Sequence[int], histories: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[float, ...]:
     """The scale of the learning rate for each epoch: the folds' geometric mean, for their mean number of epochs."""
-    epochs = max(1, round(float(np.mean([epoch + 1 for epoch in best.best_epochs]))))
-    scales = [[entry["scale"] for entry in history] for history in best.histories]
+    epochs = max(1, round(float(np.mean([epoch + 1 for epoch in best_epochs]))))
+    scales = [[entry["scale"] for entry in history] for history in histories]
     longest = [[line[min(epoch, len(line) - 1)] for line in scales] for epoch in range(epochs)]
     return tuple(float(np.exp(np.mean(np.log(line)))) for line in longest)
 

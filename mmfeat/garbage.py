@@ -68,7 +68,7 @@ def _named_by_runs(folders: Sequence[str | Path]) -> set[str]:
             raise ConfigError(f"--runs {folder}: no such folder; name the folders that hold your runs, or --runs none")
         for file in [*folder.glob(RUN_FILE), *folder.glob(f"*/{RUN_FILE}")]:
             try:
-                names |= {tower.spec.fingerprint for tower in read_run(file.parent).towers}
+                names |= read_run(file.parent).fingerprints
             except RunError as error:
                 raise RunError(f"{error} (cache gc deletes nothing while a run cannot be read)") from error
     return names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from mmfeat.calibration import Decision
 from mmfeat.committee import TOGETHER, combine
+from mmfeat.encoders import EncoderSpec, Tower
 from mmfeat.ensembles import blend, mean_weights
 from mmfeat.errors import RunError
 from mmfeat.features import Features
@@ -32,6 +34,50 @@ def predict_entry(
             f"{run.folder}: not a whole run ({error!r}); delete the folder and run mmfeat heads again"
         ) from error
     return decision.choose(logits), decision.probabilities(logits)
+
+
+def towers_of(run: Run, entry: Mapping[str, Any]) -> list[Tower]:
+    """The encoders whose vectors an entry takes: the run's, and in the place of one that was fine-tuned the results."""
+    seen = {each["modalities"] for each in members(run, entry)}
+    wanted = [tower for tower in run.towers if {"both", tower.spec.modality} & seen]
+    finals = [_successors(run, entry, final) for final in entry.get("final", [])] or [{}]
+    found = {each.get(t.spec.folder_name, t).spec: each.get(t.spec.folder_name, t) for each in finals for t in wanted}
+    return list(found.values())
+
+
+def widths_of(run: Run, entry: Mapping[str, Any]) -> dict[str, int]:
+    """D of each block that an entry may take; a fine-tuned tower is as wide as the one before."""
+    widths = dict(run.config["widths"])
+    for final in entry.get("final", []):
+        for name, tower in _successors(run, entry, final).items():
+            widths[tower.spec.folder_name] = widths[name]
+    return widths
+
+
+def _successors(run: Run, entry: Mapping[str, Any], final: Mapping[str, Any]) -> dict[str, Tower]:
+    """Block of one of the run's encoders -> the fine-tuned tower that stands in its place for one final head."""
+    place, found = run.head_folder(entry).resolve(), {}
+    for each in final.get("towers", []):
+        tuned, request = EncoderSpec.from_json(each["spec"]), f"finetuned:{place / Path(each['file']).name}"
+        for spec in (tower.spec for tower in run.towers):
+            if replace(spec, output="pooled", pooling=tuned.pooling, view="none").folder_name == each["slot"]:
+                now = replace(tuned, output=spec.output, pooling=spec.pooling, view=spec.view)
+                found[spec.folder_name] = Tower(request, now)
+    return found
+
+
+def _seen_by(run: Run, entry: Mapping[str, Any], final: Mapping[str, Any], features: Features) -> Features:
+    """What one final head sees, in the order of the run's encoders."""
+    if not final.get("towers"):
+        return features
+    found = _successors(run, entry, final)
+    names = [found.get(tower.spec.folder_name, tower).spec.folder_name for tower in run.towers]
+    blocks, mapped = {b.name: b for b in features.blocks}, {b.name: b for b in features.mapped}
+    return replace(
+        features,
+        blocks=tuple(blocks[name] for name in names if name in blocks),
+        mapped=tuple(mapped[name] for name in names if name in mapped),
+    )
 
 
 def members(run: Run, entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -64,23 +110,29 @@ def _calibrated(run: Run, entry: Mapping[str, Any], features: Features, device: 
 
 def _head_logits(run: Run, entry: Mapping[str, Any], features: Features, device: str) -> np.ndarray:
     """(N, C) logits at the entry's temperature: the mean probability of its final heads, on the scale of one."""
+    folder, head = run.head_folder(entry), entry.get("fusion", entry["head"])
+    try:
+        heads = [_load_final(folder, record) for record in entry["final"]]
+        attend = run.config["attend"] if head == NEEDS_TOKENS else ""
+        together = not any(record.get("towers") for record in entry["final"])
+        logits: list[np.ndarray] = []
+        for number, record in enumerate(entry["final"][:1] if together else entry["final"]):
+            data = HeadData(_seen_by(run, entry, record, features), entry["modalities"], device, attend)
+            own = heads if together else heads[number : number + 1]
+            logits += predict_fitted(head, record["config"], own, len(run.classes), data)
+    except Exception as error:  # safetensors raises what its format makes it raise
+        command = "finetune" if run.is_finetuned else "heads"
+        raise RunError(f"{folder}: not a whole head ({error}); the same mmfeat {command} trains it again") from error
+    return mean_logits(np.stack(logits), Decision.from_json(entry["decision"]))
+
+
+def _load_final(folder: Path, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
-    folder = run.head_folder(entry)
-    try:
-        tensors, configs = [], []
-        for record in entry["final"]:
-            path = folder / Path(record["file"]).name
-            if file_sha256(path) != record["sha256"]:
-                raise ValueError(f"{path.name} is not what was saved")
-            tensors.append(load_file(path))
-            configs.append(record["config"])
-        attend = run.config["attend"] if entry["head"] == NEEDS_TOKENS else ""
-        data = HeadData(features, entry["modalities"], device, attend)
-        logits = predict_fitted(entry["head"], configs[0], tensors, len(run.classes), data)
-    except Exception as error:  # safetensors raises what its format makes it raise
-        raise RunError(f"{folder}: not a whole head ({error}); the same mmfeat heads trains it again") from error
-    return mean_logits(np.stack(logits), Decision.from_json(entry["decision"]))
+    path = folder / Path(record["file"]).name
+    if file_sha256(path) != record["sha256"]:
+        raise ValueError(f"{path.name} is not what was saved")
+    return load_file(path)
 
 
 def mean_logits(logits: np.ndarray, decision: Decision) -> np.ndarray:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,20 @@ class Run:
     def towers(self) -> list[Tower]:
         """The encoders of the run, with the requests they came from."""
         return [Tower(entry["request"], EncoderSpec.from_json(entry["spec"])) for entry in self.config["encoders"]]
+
+    @property
+    def fingerprints(self) -> set[str]:
+        """Of all that the run reads from the cache: encoders, prefixes of fine-tuning, fine-tuned towers."""
+        tuned = [
+            tower for entry in self.leaderboard for each in entry.get("final", []) for tower in each.get("towers", [])
+        ]
+        specs = [*self.config["encoders"], *self.config.get("prefixes", []), *tuned]
+        return {EncoderSpec.from_json(each["spec"]).fingerprint for each in specs}
+
+    @property
+    def is_finetuned(self) -> bool:
+        """Whether it is a second stage, on top of another run."""
+        return "parent" in self.config
 
     @property
     def options(self) -> EncoderOptions:
@@ -131,16 +145,22 @@ def reuse_run(folder: Path, config: Mapping[str, Any]) -> Run:
     return run
 
 
-def best_run(root: Path, data: str | None = None, head: str | None = None, modalities: str | None = None) -> Run:
+def best_run(
+    root: Path,
+    data: str | None = None,
+    head: str | None = None,
+    modalities: str | None = None,
+    accept: Callable[[Run], bool] = lambda run: True,
+) -> Run:
     """The run with the best head, or the best of that name, among those comparable with the newest one on `data`.
 
     Comparable are runs on the same labels, contents and folds: scores on others say nothing about each
-    other. Folders that hold no readable run are passed over.
+    other. Folders that hold no readable run, or none that is accepted, are passed over.
     """
     runs = []
     for file in sorted(root.glob(f"*/{RUN_FILE}"), key=lambda path: path.stat().st_mtime):
         with contextlib.suppress(RunError):
-            runs.append(read_run(file.parent))
+            runs += [run for run in [read_run(file.parent)] if accept(run)]
     if data is not None:
         runs = [run for run in runs if run.config["data"] == os.path.abspath(data)]
     if not runs:

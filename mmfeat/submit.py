@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from mmfeat.errors import RunError, SubmissionError
 from mmfeat.extract import Extraction, extract_samples
 from mmfeat.files import csv_text, write_atomic
 from mmfeat.hardware import resolve_device
-from mmfeat.predictor import members, predict_entry
+from mmfeat.predictor import predict_entry, towers_of, widths_of
 from mmfeat.progress import Progress
 from mmfeat.runs import Run, best_run, hash_data, read_run
 from mmfeat.samples import MODALITIES, SampleSet, read_samples
@@ -70,12 +70,14 @@ def write_submission(
     _check_apart(path, Path(data or chosen.config["data"]))
     everything = read_samples(data or chosen.config["data"], columns or chosen.config["columns"])
     samples = _unlabelled(everything, chosen)
-    towers = _same_towers(chosen, {each["modalities"] for each in members(chosen, entry)})
+    if entry["head"] == "early":
+        raise SubmissionError(f"{chosen.folder}: early fusion is there to be compared; name another with --head")
+    towers = _checked_towers(chosen, towers_of(chosen, entry))
     cache = cache or chosen.config["cache"]
     extraction = extract_samples(samples, towers, cache=cache, device=device, workers=workers, progress=progress)
     store = Cache(cache, samples.name)
     features = store.load(samples.samples, [tower.spec for tower in towers])
-    features = features.widened(chosen.config["widths"])
+    features = features.widened(widths_of(chosen, entry))
     choices, probabilities = predict_entry(chosen, entry, features, resolve_device(device))
     if not np.isfinite(probabilities).all():
         raise SubmissionError(f"{chosen.folder}: its head gives no finite predictions; train it again")
@@ -151,9 +153,8 @@ def _unlabelled(samples: SampleSet, run: Run) -> SampleSet:
     return replace(samples, samples=samples.unlabelled)
 
 
-def _same_towers(run: Run, modalities: Collection[str]) -> list[Tower]:
+def _checked_towers(run: Run, wanted: list[Tower]) -> list[Tower]:
     """The run's encoders as they are now; weights that have changed since are refused."""
-    wanted = [tower for tower in run.towers if {"both", tower.spec.modality} & set(modalities)]
     now = {t.spec.fingerprint: t for t in describe_encoders([t.request for t in wanted], run.options)}
     for tower in wanted:
         if tower.spec.fingerprint not in now:

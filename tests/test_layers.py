@@ -53,10 +53,20 @@ LAYERS = [
     ["committee", "leaderboard", "ranking", "runs"],
     ["problem", "predictor", "demo", "garbage"],
     ["sweep"],
+    ["finetune.settings", "finetune.team", "finetune.files", "finetune.readers", "finetune.lora", "finetune.resume"],
+    ["finetune.unfreeze", "finetune.early"],
+    ["finetune.movers"],
+    ["finetune.model", "finetune.plan"],
+    ["finetune.training"],
+    ["finetune.cells", "finetune.stage_one"],
+    ["finetune.results", "finetune.work"],
+    ["finetune.run"],
+    ["finetune"],
     ["submit", "classifier"],
     ["console", "config"],
-    ["console_cache", "console_heads", "flags"],
+    ["console_cache", "console_heads", "console_finetune", "flags"],
     ["cli_cache", "cli_heads"],
+    ["cli_finetune"],
     ["cli"],
     ["__init__", "__main__"],
 ]
@@ -81,6 +91,12 @@ TORCH_MODULES = {
     for name in (
         *("layers", "losses", "draws", "optimiser", "inputs", "data", "stack"),
         *("late", "concat", "gated", "film", "film_concat", "cross_attention"),
+    )
+} | {
+    f"mmfeat.finetune.{name}"
+    for name in (
+        *("team", "readers", "lora", "resume", "unfreeze", "early", "movers", "model", "training", "cells"),
+        *("stage_one", "results"),
     )
 }
 
@@ -126,7 +142,7 @@ def test_imports_go_left(name: str) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_heavy_libraries_are_imported_where_they_are_needed(name: str) -> None:
     heavy = {module for module in imports(FILES[name], top_level_only=True) if module.split(".")[0] in HEAVY}
-    allowed = {"torch", "torch.nn"} if name in TORCH_MODULES else set()
+    allowed = {"torch", "torch.nn", "torch.utils.checkpoint"} if name in TORCH_MODULES else set()
     if name == "mmfeat.classifier":  # a scikit-learn estimator, which the package exports on demand
         allowed = {module for module in heavy if module.split(".")[0] == "sklearn"}
     assert heavy <= allowed
@@ -143,6 +159,8 @@ def test_only_the_command_line_imports_its_packages(name: str) -> None:
         "mmfeat.console_cache",
         "mmfeat.cli_heads",
         "mmfeat.console_heads",
+        "mmfeat.cli_finetune",
+        "mmfeat.console_finetune",
     )
 
 

@@ -73,6 +73,7 @@ class Fusion(Stacked):
     """K heads of one architecture. A subclass says what it builds from one vector a modality, and how it fuses them."""
 
     units = 0  # dropout factors a sample
+    is_stacked = True  # all its tensors have the heads in front
 
     def __init__(self, heads: int, shape: Shape) -> None:
         super().__init__()

@@ -1,0 +1,95 @@
+"""`mmfeat finetune`: the flags of stage 2."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Annotated, Any
+
+import typer
+
+from mmfeat.cli_heads import takes
+from mmfeat.console import ConsoleProgress, err, out
+from mmfeat.console_finetune import show_finetuned
+from mmfeat.flags import AnyData, Device, Workers, reported
+
+Number, Whole, Text, Switch = float, int, str, bool
+
+
+def option(text: str, kind: Any, *names: str) -> Any:
+    return Annotated[kind, typer.Option(*names, help=text)]
+
+
+# Training settings: parameter -> its option and default, as in `FinetuneSettings`.
+SETTINGS: dict[str, tuple[Any, Any]] = {
+    "projection": (
+        option("Let projections behind them move too.", Switch, "--projection/--no-projection"),
+        False,
+    ),
+    "path": (option("Train from the cached prefix or in full: auto, cached or full.", Text), "auto"),
+    "lr_encoder": (option("Learning rate of the moving layers.", Number), 5e-6),
+    "lr_attention": (option("Learning rate of cross-attention.", Number), 1e-5),
+    "lr_head": (option("Learning rate of the head.", Number), 3e-4),
+    "layer_decay": (option("Factor of the learning rate from one layer to the one before.", Number), 1.0),
+    "weight_decay": (option("Of AdamW.", Number), 0.05),
+    "warmup": (option("Share of all steps in which learning rates rise.", Number), 0.1),
+    "schedule": (option("Of the learning rates: plateau, cosine or constant.", Text), "plateau"),
+    "clip_norm": (option("Largest norm of the gradients; 0 does not bound it.", Number), 1.0),
+    "batch_size": (option("Samples a step.", Whole), 16),
+    "accumulate": (option("Steps whose gradients are added up before an update.", Whole), 1),
+    "epochs": (option("Most epochs; --monitor stops earlier.", Whole), 5),
+    "patience": (option("Epochs without a better score that are borne.", Whole), 2),
+    "monitor": (option("What stops training: validation macro-f1 or loss.", Text), "macro-f1"),
+    "amp": (option("Mixed precision: auto (on a GPU), none, bfloat16 or float16.", Text), "auto"),
+    "gradient_checkpointing": (
+        option("Less memory, more time.", Switch, "--gradient-checkpointing/--no-gradient-checkpointing"),
+        False,
+    ),
+    "gradual": (option("Unfreeze a layer more each epoch.", Switch, "--gradual/--no-gradual"), False),
+    "augment": (option("Show photos in another augmentation each time.", Switch, "--augment/--no-augment"), False),
+    "lora": (option("Rank of LoRA adapters (needs peft); 0 moves the weights themselves.", Whole), 0),
+}
+PARAMETERS: dict[str, tuple[Any, Any]] = {
+    "run": (option("A run of mmfeat heads.  [default: the best on the data]", str | None), None),
+    "unfreeze": (option("NAME:LAYERS,...: the last layers of text, image, bert, ...; all or none.", Text), "text:1"),
+    "data": (AnyData, None),
+    "heads": (option("Folder of the runs.", Text), "heads"),
+    "out_folder": (option("Folder to write the new run in.", Text, "--out"), "heads"),
+    "fusion": (option("early: train early fusion on pixels beside stage 1.", str | None), None),
+    "head": (option("The run's head to start from.  [default: the one that validated best]", str | None), None),
+    "modalities": (option("both, text or image.  [default: both]", str | None), None),
+    "seeds": (option("Trainings a fold.  [default: as the run]", int | None), None),
+    "views": (option("Augmented views of each photo to train on.  [default: as the run]", int | None), None),
+    **SETTINGS,
+    "checkpoint_seconds": (option("Between checkpoints.", Number), 30.0),
+    "workers": (Workers, 0),
+    "device": (Device, "auto"),
+}
+
+
+@takes(PARAMETERS)
+@reported("what was finished is kept, the same command goes on from there")
+def finetune(context: typer.Context, **given: Any) -> None:
+    """Train the last layers of encoders with the best head of a run, and compare with the head alone.
+
+    \b
+    mmfeat finetune --run heads/RUN --unfreeze text:1 --lr-encoder 5e-6 --lr-head 3e-4
+    """
+    from mmfeat.finetune.run import finetune_heads
+    from mmfeat.finetune.settings import FinetuneSettings, parse_unfreeze
+
+    values = context.params
+    settings = FinetuneSettings(
+        unfreeze=parse_unfreeze(values["unfreeze"]), **{name: values[name] for name in SETTINGS}
+    )
+    passed = ["data", "heads", "fusion", "head", "modalities", "seeds", "views"]
+    passed += ["device", "workers", "checkpoint_seconds"]
+    result = finetune_heads(
+        values["run"],
+        out=values["out_folder"],
+        settings=settings,
+        progress=ConsoleProgress(),
+        **{name: values[name] for name in passed},
+    )
+    out.quiet = err.quiet = not result.leads
+    show_finetuned(result)
+    out.print(f"next: mmfeat submit --run {shlex.quote(str(result.run.folder))}")

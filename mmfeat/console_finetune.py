@@ -1,0 +1,57 @@
+"""What a person sees of a fine-tuning: stage 1 and stage 2 side by side, what moved, and a warning."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from mmfeat.console import out
+
+if TYPE_CHECKING:
+    from mmfeat.finetune.run import Finetuned
+
+
+def show_finetuned(result: Finetuned) -> None:
+    """The stages with their paired test, the gap to training rows, and where the run lies."""
+    run = result.run
+    if result.reused:
+        out.print("nothing to do: this was trained before")
+    for tower in run.config["moving"]:
+        out.print(_moved(tower))
+    entries = sorted(run.leaderboard, key=lambda entry: "over_stage_1" in entry)
+    out.print(f"stage 1 is {entries[0]['fusion']} on {entries[0]['modalities']} of {run.config['parent']}")
+    table = Table("", "macro-F1", "accuracy", "over stage 1", "p", "train", "validation", "test", box=None)
+    for entry in entries:
+        table.add_row(entry["head"], _interval(entry["macro_f1"]), f"{entry['accuracy']['value']:.3f}", *_test(entry))
+    out.print(table)
+    out.print(
+        f"{entries[0]['samples']:,} samples out of fold, 95 % bootstrap intervals, paired bootstrap (Holm); train, "
+        "validation and test are macro-F1 without adjustment"
+    )
+    if alphas := [entry["alpha"] for entry in entries if entry["head"] == "wise-ft"]:
+        out.print(f"wise-ft takes {alphas[0]:.0%} of stage 2 into the weights, as validation rows chose")
+    if run.config["warning"]:
+        out.print(f"warning: {run.config['warning']}")
+    out.print(f"run {run.folder} ({result.seconds:.1f} s)")
+    out.print(f"leaderboard {run.leaderboard_file}")
+
+
+def _moved(tower: dict[str, Any]) -> str:
+    layers = {-1: "all layers", 0: "nothing"}.get(tower["layers"], f"the last {tower['layers']} layers")
+    if tower["layers"] == 1:
+        layers = "the last layer"
+    path = "from its cached prefix" if tower["path"] == "cached" else f"in full passes ({tower['reason']})"
+    return f"{tower['tower']}: {layers} ({tower['parameters']:,} parameters) moved, {path}"
+
+
+def _test(entry: dict[str, Any]) -> list[str]:
+    over = entry.get("over_stage_1")
+    tested = ["", ""]
+    if over:
+        tested = [f"{over['value']:+.3f} [{over['low']:+.3f},{over['high']:+.3f}]", f"{over['p_holm']:.3f}"]
+    return tested + [f"{entry['scores'][name]:.3f}" for name in ("train", "validation", "test")]
+
+
+def _interval(score: dict[str, Any]) -> str:
+    return f"{score['value']:.3f} [{score['low']:.3f},{score['high']:.3f}]"

@@ -1,0 +1,169 @@
+"""Cells: the trainings of a fine-tuning, one a fold and seed and one a seed on everything, and what each brings.
+
+CELLS/fold0-1.safetensors              logits and curves of a finished cell
+CELLS/fold0-1.checkpoint.safetensors   of one that is being trained
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmfeat.finetune.files import load, save
+from mmfeat.finetune.model import Model
+from mmfeat.finetune.team import Team
+from mmfeat.finetune.training import Lesson, Training
+from mmfeat.heads.stack import plain_choice
+from mmfeat.metrics import macro_f1
+from mmfeat.targets import Targets
+
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)  # WiSE-FT (Wortsman et al., CVPR 2022): shares of stage 2 in the weights
+TRAIN_ROWS = 1024  # that tell the score on training rows
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A lesson by name, and the rows it is tested on; a final one has none, and its weights are kept."""
+
+    name: str
+    lesson: Lesson
+    test: np.ndarray
+
+    @property
+    def is_final(self) -> bool:
+        return not len(self.test)
+
+
+@dataclass(frozen=True)
+class Brought:
+    """What a cell brought: (A, n, C) logits of validation and test rows for each of ALPHAS, curves, and macro-F1 on
+    training rows of both stages; the state of a final one."""
+
+    validation: np.ndarray
+    test: np.ndarray
+    history: list[dict[str, float]]
+    best_epoch: int
+    train_scores: tuple[float, float]
+    seconds: float
+    state: Mapping[str, Tensor]
+
+
+class Classroom:
+    """Models that train cells side by side; what earlier calls finished is only read."""
+
+    def __init__(
+        self, make: Callable[[], Model], workers: int, targets: Targets, team: Team, folder: Path, every: float
+    ):
+        self.targets, self.team, self.folder, self.every = targets, team, folder, every
+        self.models: queue.SimpleQueue[Model] = queue.SimpleQueue()
+        self.make, self.workers, self.stopped = make, workers, False
+
+    def run(self, cells: Sequence[Cell], advance: Advance) -> list[Brought]:
+        """In the order of the cells. One torch thread a cell: sums come out alike on any number of workers."""
+        missing = [cell for cell in cells if not self._path(cell).exists()]
+        while self.models.qsize() < min(self.workers, len(missing)):
+            self.models.put(self.make())
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                futures = [pool.submit(self._train, cell, advance) for cell in missing]
+                try:
+                    for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+                        future.result()
+                except BaseException:
+                    self.stopped = True
+                    pool.shutdown(cancel_futures=True)
+                    raise
+        finally:
+            torch.set_num_threads(before)
+        self.team.wait()
+        return [self._read(cell) for cell in cells]
+
+    def _train(self, cell: Cell, advance: Advance) -> None:
+        model = self.models.get()
+        try:
+            self._learn(model, cell, advance)
+        finally:
+            self.models.put(model)
+
+    def _learn(self, model: Model, cell: Cell, advance: Advance) -> None:
+        def told(steps: int) -> None:
+            if self.stopped:
+                raise KeyboardInterrupt
+            advance(steps)
+
+        started, checkpoint = time.monotonic(), self.folder / f"{cell.name}.checkpoint.safetensors"
+        training = Training(model, cell.lesson, self.targets, self.team, checkpoint, self.every)
+        best = training.run(told)
+        tensors, scores = {}, [0.0, 0.0]
+        if cell.is_final:
+            tensors = {f"state.{name}": value for name, value in best.items()}
+        else:
+            validation, test, scores = _judged(model, training.start, best, cell, self.targets)
+            tensors = {"validation": torch.from_numpy(validation), "test": torch.from_numpy(test)}
+        record = {
+            "history": training.at.history,
+            "best_epoch": training.stopper.best_epoch,
+            "train_scores": scores,
+            "seconds": time.monotonic() - started,
+        }
+        if self.team.leads:
+            save(self._path(cell), tensors, record)
+            checkpoint.unlink(missing_ok=True)
+
+    def _path(self, cell: Cell) -> Path:
+        return self.folder / f"{cell.name}.safetensors"
+
+    def _read(self, cell: Cell) -> Brought:
+        found = load(self._path(cell))
+        assert found is not None  # it was trained just now, or before
+        tensors, record = found
+        nothing = np.zeros((len(ALPHAS), 0, len(self.targets.classes)))
+        return Brought(
+            tensors["validation"].numpy() if "validation" in tensors else nothing,
+            tensors["test"].numpy() if "test" in tensors else nothing,
+            record["history"],
+            record["best_epoch"],
+            (record["train_scores"][0], record["train_scores"][1]),
+            record["seconds"],
+            {name.removeprefix("state."): value for name, value in tensors.items() if name.startswith("state.")},
+        )
+
+
+def blended(first: Mapping[str, Tensor], second: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """(1 - alpha) * stage 1 + alpha * stage 2, each tensor."""
+    return {
+        name: value if alpha == 1 else torch.lerp(first[name].to(value), value, alpha) for name, value in second.items()
+    }
+
+
+def _judged(
+    model: Model, start: Mapping[str, Tensor], best: Mapping[str, Tensor], cell: Cell, targets: Targets
+) -> tuple[np.ndarray, np.ndarray, list[float]]:
+    """Logits of validation and test rows at each alpha, and macro-F1 of both stages on (some) training rows."""
+    lesson = cell.lesson
+    some = lesson.train[np.linspace(0, len(lesson.train) - 1, min(TRAIN_ROWS, len(lesson.train))).astype(np.int64)]
+    validation, test = [], []
+    scores: list[float] = []
+    for alpha in ALPHAS if lesson.start is not None else (1.0,) * len(ALPHAS):
+        model.load(blended(start, best, alpha))
+        validation.append(model.predict(lesson.validation))
+        test.append(model.predict(cell.test))
+        if alpha in (0.0, 1.0) and len(scores) < 2:
+            chosen = plain_choice(model.predict(some), targets.multilabel)
+            scores.append(float(macro_f1(targets.matrix[some], chosen)))
+        if lesson.start is None:
+            break
+    times = len(ALPHAS) // len(test)
+    stacked = [np.repeat(np.stack(each), times, 0).astype(np.float32) for each in (validation, test)]
+    return stacked[0], stacked[1], [scores[0], scores[-1]]

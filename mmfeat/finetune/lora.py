@@ -1,0 +1,48 @@
+"""LoRA (Hu et al., ICLR 2022) through peft: low-rank adapters in the moving layers instead of their own weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmfeat.encoders.torch_tower import TorchTower
+from mmfeat.errors import ConfigError
+
+
+def adapt(
+    tower: TorchTower, depths: Mapping[str, int], rank: int
+) -> tuple[dict[str, int], Callable[[], dict[str, Tensor]]]:
+    """Put adapters beside the linear layers among the moving parameters.
+
+    Returns name -> depth of the adapters, and a function that gives the tower's own parameters with the adapters
+    merged in, so that nobody who uses the result needs peft. First weights do not depend on torch's global state.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ConfigError("--lora needs peft; install it with pip install 'mmfeat[lora]'") from error
+    owners = {name.rpartition(".")[0]: depth for name, depth in depths.items()}
+    linear = {name: depth for name, depth in owners.items() if type(tower.module.get_submodule(name)) is nn.Linear}
+    if not linear:
+        raise ConfigError(f"--lora {rank}: no linear layer moves in {tower.specs[0].name}; unfreeze without --lora")
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(linear)), tower.module)
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for name, parameter in tower.module.named_parameters():
+        owner, is_adapter, _ = name.partition(".lora_")
+        parameter.requires_grad_(False)
+        if is_adapter:
+            found[name] = linear[owner]
+            if ".lora_A." in name:
+                nn.init.kaiming_uniform_(parameter.data, math.sqrt(5), generator=generator)
+    return found, lambda: {f"{name}.weight": _merged(tower.module.get_submodule(name)) for name in linear}
+
+
+@torch.no_grad()
+def _merged(layer: Any) -> Tensor:
+    """The weight of one of peft's layers as a plain one."""
+    return layer.base_layer.weight + layer.get_delta_weight("default")

@@ -1,0 +1,139 @@
+"""The model of stage 2: a fusion head behind towers, some of which move."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmfeat.finetune.movers import Mover
+from mmfeat.finetune.readers import Read
+from mmfeat.heads.data import HeadData
+from mmfeat.heads.inputs import Batch, Fusion, Shape, norm
+
+PREDICTED_ROWS = 128  # of a forward pass without gradients
+HEAD = "head."
+
+
+def widened(shape: Shape, movers: Sequence[Mover]) -> Shape:
+    """What the head is built for, with the widths that the movers give."""
+    widths = {modality: list(own) for modality, own in shape.widths.items()}
+    for mover in movers:
+        widths[mover.slot.modality][mover.slot.number] = mover.width
+    return replace(shape, widths={modality: tuple(own) for modality, own in widths.items()})
+
+
+class Model:
+    """Frozen towers are cached vectors in `data`; movers give theirs. `amp` is the arithmetic of moving towers.
+
+    A batch is (1, B) row numbers, as of a stack of one head.
+    """
+
+    def __init__(self, head: Fusion, data: HeadData, movers: Sequence[Mover], amp: str = "none") -> None:
+        self.head, self.data, self.movers, self.amp = head.to(data.device), data, movers, amp
+        self.first = {name: value.clone() for name, value in self.moving().items()}
+
+    def moving(self) -> dict[str, nn.Parameter]:
+        """The encoders' parameters that learn, by slot and name."""
+        return {f"{number}.{name}": p for number, m in enumerate(self.movers) for name, p in m.parameters.items()}
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """All that learns."""
+        return {**{HEAD + name: p for name, p in self.head.named_parameters()}, **self.moving()}
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of all that training changes, the head's statistics too."""
+        everything = {**{HEAD + name: value for name, value in self.head.state_dict().items()}, **self.moving()}
+        return {name: value.detach().clone() for name, value in everything.items()}
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a state; encoders' parameters that it lacks go back to their first values."""
+        self.head.load_state_dict({name.removeprefix(HEAD): v for name, v in state.items() if name.startswith(HEAD)})
+        for name, parameter in self.moving().items():
+            parameter.copy_(state.get(name, self.first[name]))
+
+    def read(self, rows: np.ndarray, views: np.ndarray) -> list[Read]:
+        """What the movers need for B samples, each in a view."""
+        masks = [self.data.sources[m.slot.modality][m.slot.number].masks[0] for m in self.movers]
+        return [mover.read(rows, mask[rows], views) for mover, mask in zip(self.movers, masks, strict=True)]
+
+    def logits(
+        self,
+        reads: Sequence[Read],
+        rows: Tensor,
+        views: Tensor | None = None,
+        dropped: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """(1, B, C) logits."""
+        batch = self.data.batch(rows, views, dropped, keep)
+        vectors = {modality: list(own) for modality, own in batch.vectors.items()}
+        tokens = {modality: list(own) for modality, own in batch.tokens.items()}
+        is_normed = set()
+        for mover, read in zip(self.movers, reads, strict=True):
+            slot = mover.slot
+            with self._autocast():
+                pooled, attended = mover.vectors(read)
+            vectors[slot.modality][slot.number] = pooled[None]
+            if mover.normed:
+                is_normed.add((slot.modality, slot.number))
+            if attended is not None and mover.part is not None:
+                names = [block.name for block in self.data.token_blocks[slot.modality]]
+                place = names.index(mover.part.tokens_name)
+                values, mask = attended
+                tokens[slot.modality][place] = values[None], mask[None] & self._kept(batch, slot.modality, slot.number)
+        return self.head(Batch(self._normed(vectors, is_normed), batch.masks, tokens, batch.keep, normed=True))
+
+    def predict(self, rows: np.ndarray) -> np.ndarray:
+        """(n, C) float64 logits, the mean over the augmented views where some are cached."""
+        self.head.eval()
+        out = np.zeros((len(rows), 0))
+        order = self._by_length(rows)
+        with torch.no_grad():
+            for start in range(0, len(rows), PREDICTED_ROWS):
+                places = order[start : start + PREDICTED_ROWS]
+                piece = torch.from_numpy(rows[places][None]).to(self.data.device)
+                logits = []
+                for view in range(self.data.views + 1):
+                    views = np.full(len(places), view)
+                    shown = torch.full_like(piece, view) if view else None
+                    logits.append(self.logits(self.read(rows[places], views), piece, shown)[0].cpu().double())
+                found = torch.stack(logits).mean(0).numpy()
+                out = np.zeros((len(rows), found.shape[1])) if not out.size else out
+                out[places] = found
+        return out
+
+    def _kept(self, batch: Batch, modality: str, number: int) -> Any:
+        """(1, B, 1) whether the sample still has this modality."""
+        mask = batch.masks[modality][number]
+        return True if mask is None else mask.unsqueeze(-1)
+
+    def _by_length(self, rows: np.ndarray) -> np.ndarray:
+        """Rows of equal length side by side: less padding."""
+        for mover in self.movers:
+            if lengths := getattr(mover.reader, "blocks", None):
+                return np.argsort(lengths[0].lengths[rows], kind="stable")
+        return np.arange(len(rows))
+
+    def _normed(self, vectors: dict[str, list[Tensor]], done: set[tuple[str, int]]) -> dict[str, list[Tensor]]:
+        inputs: Any = self.head.inputs
+        return {
+            modality: [
+                x
+                if (modality, number) in done
+                else norm(x, inputs[modality][number].mean, inputs[modality][number].std)
+                for number, x in enumerate(own)
+            ]
+            for modality, own in vectors.items()
+        }
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.amp == "none":
+            return nullcontext()
+        return torch.autocast(torch.device(self.data.device).type, getattr(torch, self.amp))

@@ -1,0 +1,172 @@
+"""What a fine-tuning is worth: entries of both stages, their paired test, the gap to the training rows, a warning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from mmfeat.encoders import Tower, describe_encoders
+from mmfeat.encoders.delta import Delta, write_delta
+from mmfeat.encoders.spec import EncoderOptions
+from mmfeat.entries import CURVES, METRICS, Entry
+from mmfeat.files import csv_text, file_sha256, write_atomic, write_json
+from mmfeat.finetune.cells import ALPHAS, Brought
+from mmfeat.finetune.model import HEAD, Model
+from mmfeat.heads.settings import HeadSettings
+from mmfeat.heads.stack import plain_choice
+from mmfeat.metrics import macro_f1
+from mmfeat.scoring import cross_fit, decide, fit_on_all, score, write_predictions
+from mmfeat.statistics import holm, majority, mcnemar, paired_difference
+from mmfeat.trials import Task
+
+STAGE_1, STAGE_2, WISE = "stage-1", "stage-2", "wise-ft"
+GAP = 0.05  # by which the gap between training and test rows may grow before stage 2 is said to overfit
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The share of stage 2 in the weights: of each fold, by its validation rows, and of the final models."""
+
+    folds: list[int]  # places in ALPHAS
+    final: int
+
+
+def choose_alphas(task: Task, brought: Sequence[Brought]) -> Chosen:
+    """By macro-F1 on validation rows, the mean over seeds; of equal ones the least."""
+    scores = np.zeros((len(task.splits), len(ALPHAS)))
+    for (fold, repeat, rows), each in zip(_cells(task), brought, strict=True):
+        del repeat
+        labels = task.targets.matrix[rows.validation]
+        choices = [plain_choice(logits, task.targets.multilabel) for logits in each.validation]
+        scores[fold] += [macro_f1(labels, choice) / task.repeats for choice in choices]
+    return Chosen(scores.argmax(1).tolist(), int(scores.mean(0).argmax()))
+
+
+def make_entry(
+    task: Task,
+    name: str,
+    modality: str,
+    fusion: str,
+    brought: Sequence[Brought],
+    alphas: Sequence[int],
+    adjustment: float | None,
+    settings: HeadSettings,
+) -> Entry:
+    """The entry of a stage: each fold's predictions at its place in ALPHAS, decided on by those of the other folds."""
+    logits = np.full((task.repeats, len(task.targets), len(task.targets.classes)), np.nan)
+    validation = []
+    for (fold, repeat, rows), each in zip(_cells(task), brought, strict=True):
+        logits[repeat, rows.test] = each.test[alphas[fold]]
+        validation.append(each.validation[alphas[fold]].astype(np.float64))
+    decisions = cross_fit(task, logits, validation, adjustment)
+    record = {
+        "head": name,
+        "modalities": modality,
+        "fusion": fusion,
+        **score(task, logits, decisions),
+        "trials": 1,
+        "settings": asdict(settings),
+        "decision": fit_on_all(task, logits, adjustment).to_json(),
+        "seconds": round(sum(each.seconds for each in brought), 2),
+    }
+    return Entry(record, logits, decisions, validation)
+
+
+def gap(task: Task, entry: Entry, train: float) -> dict[str, float]:
+    """macro-F1 without any adjustment on training, validation and test rows: what learning by heart looks like."""
+    multilabel, matrix = task.targets.multilabel, task.targets.matrix
+    seen = [
+        macro_f1(matrix[rows.validation], plain_choice(logits, multilabel))
+        for (_, _, rows), logits in zip(_cells(task), entry.validation, strict=True)
+    ]
+    rows = task.splits.tested
+    test = [macro_f1(matrix[rows], plain_choice(each[rows], multilabel)) for each in entry.logits]
+    return {"train": train, "validation": float(np.mean(seen)), "test": float(np.mean(test))}
+
+
+def against_first(task: Task, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """How far each entry but the first is above the first: macro-F1 with interval, paired bootstrap, McNemar."""
+    rows = task.splits.tested
+    targets = task.targets.take(rows)
+    chosen = [decide(task, entry.logits, entry.decisions)[0][:, rows] for entry in entries]
+    correct = [majority((each == targets.matrix).all(-1)) for each in chosen]
+    found = [
+        {**vars(paired_difference(targets, each, chosen[0], task.seed)), "mcnemar": mcnemar(right, correct[0])}
+        for each, right in zip(chosen[1:], correct[1:], strict=True)
+    ]
+    adjusted = holm([each["p"] for each in found])
+    return [{**each, "p_holm": float(p)} for each, p in zip(found, adjusted, strict=True)]
+
+
+def warning(first: Mapping[str, float], second: Mapping[str, float], difference: Mapping[str, float]) -> str:
+    """What a user should know of a stage 2 that learned by heart; "" if it did not."""
+    grown = (second["train"] - second["test"]) - (first["train"] - first["test"])
+    promised, kept = second["validation"] - first["validation"], second["test"] - first["test"]
+    if difference["p"] < 0.05 and difference["value"] > 0:
+        return ""
+    if difference["p"] < 0.05:
+        return (
+            f"stage 2 is worse than stage 1 ({difference['value']:+.3f} macro-F1); lower --lr-encoder or unfreeze less"
+        )
+    if grown > GAP:
+        return (
+            f"stage 2 overfits: training rows gain {second['train'] - first['train']:+.3f} macro-F1, test rows "
+            f"{kept:+.3f}; lower --lr-encoder or --lr-head, or unfreeze less"
+        )
+    if promised - kept > GAP:
+        return (
+            f"validation rows promise {promised:+.3f} macro-F1, test rows keep {kept:+.3f}; prefer wise-ft or stage 1"
+        )
+    return ""
+
+
+def save_entry(folder: Path, task: Task, entry: Entry, curves: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Predictions, curves, and last `metrics.json`."""
+    place = folder / entry.name
+    write_predictions(place, task, entry.logits, entry.decisions)
+    if curves:
+        header = list(curves[0])
+        write_atomic(
+            place / CURVES, csv_text(header, [[line.get(name, "") for name in header] for line in curves]).encode()
+        )
+    write_json(place / METRICS, entry.record)
+
+
+def save_final(
+    folder: Path, number: int, model: Model, state: Mapping[str, Tensor], options: EncoderOptions, run: str
+) -> dict[str, Any]:
+    """The head and the deltas of its towers; returns what finds them again."""
+    from safetensors.torch import save
+
+    path = folder / f"final-{number}.safetensors"
+    head = {name.removeprefix(HEAD): value.cpu() for name, value in state.items() if name.startswith(HEAD)}
+    if model.head.is_stacked:  # saved as other heads are, without the axis of heads
+        head = {name: value[0] for name, value in head.items()}
+    write_atomic(path, save({name: value.contiguous() for name, value in head.items()}))
+    model.load(state)
+    towers = []
+    for mover in model.movers:
+        if mover.part is None or not mover.parameters:
+            continue
+        moved = mover.merged() if mover.merged else mover.parameters
+        spec = mover.part.tower.spec
+        file = folder / f"{spec.tower}-{mover.slot.number}-{number}.safetensors"
+        write_delta(file, Delta(mover.part.tower.request, spec, f"{run}-{folder.name}-{number}"), moved)
+        (tuned,) = _described(f"finetuned:{file.resolve()}", options)
+        towers.append(
+            {"file": file.name, "sha256": file_sha256(file), "slot": mover.slot.name, "spec": asdict(tuned.spec)}
+        )
+    return {"file": path.name, "config": {}, "sha256": file_sha256(path), "towers": towers}
+
+
+def _described(request: str, options: EncoderOptions) -> list[Tower]:
+    return describe_encoders([request], EncoderOptions(**{**asdict(options), "outputs": ("pooled",), "views": 0}))
+
+
+def _cells(task: Task) -> list[Any]:
+    return task.cells("")

@@ -1,0 +1,257 @@
+"""Stage 2 from the head of a run: plan, extract what the cached path begins with, train every fold and seed, compare
+with stage 1, and leave a run that `mmfeat submit` can use."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmfeat.encoders import EncoderOptions
+from mmfeat.engine import LocalEngine
+from mmfeat.entries import Entry, finals_are_whole, replayed, save_finals
+from mmfeat.errors import ConfigError
+from mmfeat.features import Features
+from mmfeat.files import sweep_temporaries, write_atomic, write_json
+from mmfeat.finetune.cells import ALPHAS, Brought, Cell, Classroom, blended
+from mmfeat.finetune.early import EARLY
+from mmfeat.finetune.model import Model
+from mmfeat.finetune.movers import Part
+from mmfeat.finetune.results import (
+    STAGE_1,
+    STAGE_2,
+    WISE,
+    against_first,
+    choose_alphas,
+    gap,
+    make_entry,
+    save_entry,
+    save_final,
+    warning,
+)  # fmt: skip
+from mmfeat.finetune.settings import FinetuneSettings
+from mmfeat.finetune.stage_one import StageOne, final_tensors, has_fusion, train_stage_one
+from mmfeat.finetune.team import Team, joined_team, own_device
+from mmfeat.finetune.training import Lesson
+from mmfeat.finetune.work import Asked, Work, prepare
+from mmfeat.hardware import cpu_count, resolve_device
+from mmfeat.heads.basis import one_blas_thread
+from mmfeat.heads.stack import epoch_steps
+from mmfeat.leaderboard import leaderboard_csv
+from mmfeat.progress import Progress, Silent
+from mmfeat.ranking import rank
+from mmfeat.runs import LEADERBOARD, RUN_FILE, Run, best_run, read_run, reuse_run, write_run
+from mmfeat.trials import Task
+
+CELLS = "cells"
+SAVED_SECONDS = 30.0  # between checkpoints
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """The run of a fine-tuning, and whether it was there already."""
+
+    run: Run
+    reused: bool
+    seconds: float
+    leads: bool = True
+
+
+def finetune_heads(
+    run: str | Path | None = None,
+    *,
+    data: str | Path | None = None,
+    heads: str | Path = "heads",
+    out: str | Path = "heads",
+    settings: FinetuneSettings | None = None,
+    fusion: str | None = None,
+    head: str | None = None,
+    modalities: str | None = None,
+    seeds: int | None = None,
+    views: int | None = None,
+    device: str = "auto",
+    workers: int = 0,
+    checkpoint_seconds: float = SAVED_SECONDS,
+    progress: Progress | None = None,
+) -> Finetuned:
+    """Train stage 2 from the best fusion of a run (`run`, or the best one on `data` under `heads`).
+
+    The same call on the same run gives the same folder under `out`: what it finished is not done again, and what was
+    killed goes on from its checkpoint. `fusion` "early" trains early fusion on pixels instead, beside stage 1.
+    """
+    start, progress = time.monotonic(), progress or Silent()
+    settings = settings or FinetuneSettings()
+    if fusion not in (None, EARLY):
+        raise ConfigError(f"--fusion {fusion}: stage 2 takes the run's heads (name one with --head), or early")
+    device = own_device(resolve_device(device))
+    asked = Asked(settings, fusion, head, modalities, seeds, views)
+    with joined_team(device) as team, one_blas_thread():
+        root, place = Path(heads), str(data) if data else None
+        parent = read_run(Path(run)) if run else best_run(root, place, head, modalities, has_fusion)
+        work, config, folder = prepare(parent, asked, device, team, out, progress)
+        if _is_done(folder):
+            return Finetuned(reuse_run(folder, config), True, time.monotonic() - start, team.leads)
+        result = _train(work, config, folder, team, workers, checkpoint_seconds, progress)
+        return Finetuned(result, False, time.monotonic() - start, team.leads)
+
+
+def _is_done(folder: Path) -> bool:
+    if not (folder / RUN_FILE).exists():
+        return False
+    run = read_run(folder)
+    return all(finals_are_whole(run.head_folder(entry), entry["final"]) for entry in run.leaderboard)
+
+
+def _train(
+    work: Work, config: dict[str, Any], folder: Path, team: Team, workers: int, every: float, progress: Progress
+) -> Run:
+    if team.leads:
+        (folder / RUN_FILE).unlink(missing_ok=True)
+        for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+            sweep_temporaries(place)  # of a killed call
+        work.problem.splits.save(folder, [str(sample.label) for sample in work.problem.labelled])
+    first = _stage_one(work, workers, progress)
+    count = 1 if team.size > 1 or work.device != "cpu" else workers or cpu_count()
+    room = Classroom(lambda: work.model(team), count, work.task.targets, team, folder / CELLS, every)
+    lessons = _cells(work, first)
+    steps = sum(_steps(cell) for cell in lessons)
+    with progress.task("fine-tuning (steps)", steps + work.task.repeats * _steps(lessons[0])) as advance:
+        brought = room.run(lessons, advance)
+        finals = room.run(_finals(work, first, brought), advance)
+    if team.leads:
+        _finish(work, config, folder, first, brought, finals, room)
+    team.wait()
+    return read_run(folder)
+
+
+def _stage_one(work: Work, workers: int, progress: Progress) -> StageOne:
+    plain = _plain_features(work)
+    engine = LocalEngine(plain, work.task.targets, work.device, str(work.parent.config["attend"]), workers)
+    try:
+        with progress.task("stage 1", len(work.task.cells(work.head))) as advance:
+            return train_stage_one(work.task, engine, work.parent, work.head, work.modality, advance)
+    finally:
+        engine.close()
+
+
+def _plain_features(work: Work) -> Features:
+    """What the run's own heads saw."""
+    names = {tower.spec.folder_name for tower in work.parent.towers}
+    blocks = tuple(block for block in work.features.blocks if block.name in names)
+    return Features(work.features.ids, blocks, tuple(block for block in work.features.mapped if block.name in names))
+
+
+def _cells(work: Work, first: StageOne) -> list[Cell]:
+    found = []
+    for number, (fold, repeat, rows) in enumerate(work.task.cells(work.head)):
+        start = first.cells[number] if work.fusion != EARLY else None
+        settings = work.settings.of_head(first.settings[fold])
+        lesson = Lesson(settings, work.settings, rows.train, rows.validation, (work.task.seed, fold, repeat, 2), start)
+        found.append(Cell(f"{work.task.splits.names[fold]}-{repeat + 1}", lesson, rows.test))
+    return found
+
+
+def _finals(work: Work, first: StageOne, brought: Sequence[Brought]) -> list[Cell]:
+    """On all labelled samples, for the mean number of epochs and with the mean rates of the folds."""
+    everything, nothing = np.arange(len(work.task.targets)), np.empty(0, np.int64)
+    replay = replayed([each.best_epoch for each in brought], [each.history for each in brought])
+    settings = work.settings.of_head(first.best)
+    return [
+        Cell(
+            f"final-{seed + 1}",
+            Lesson(
+                settings, work.settings, everything, nothing, (work.task.seed, len(work.task.splits), seed, 2),
+                final_tensors(first, seed) if work.fusion != EARLY else None, replay,
+            ),
+            nothing,
+        )
+        for seed in range(work.task.repeats)
+    ]  # fmt: skip
+
+
+def _steps(cell: Cell) -> int:
+    lesson = cell.lesson
+    return lesson.plan.epochs * epoch_steps(len(lesson.train), lesson.settings.batch_size)
+
+
+def _finish(
+    work: Work, config: dict[str, Any], folder: Path, first: StageOne, brought: Sequence[Brought],
+    finals: Sequence[Brought], room: Classroom,
+) -> None:  # fmt: skip
+    """Entries, their comparison, what predicts, and last `run.json`."""
+    task, options = work.task, EncoderOptions(**work.parent.config["options"])
+    entries = _entries(work, first, brought)
+    tests = against_first(task, entries)
+    gaps = [_gap(task, entry, brought, number) for number, entry in enumerate(entries)]
+    chosen = choose_alphas(task, brought) if work.fusion != EARLY else None
+    model = room.models.get() if room.models.qsize() else work.model(room.team)
+    records: list[Entry] = []
+    for number, entry in enumerate(entries):
+        place = folder / entry.name
+        extra: dict[str, Any] = {"scores": gaps[number], **({"over_stage_1": tests[number - 1]} if number else {})}
+        if not number:
+            extra["final"] = save_finals(place, work.head, first.finals)
+        else:
+            alpha = ALPHAS[chosen.final] if chosen and entry.record["head"] == WISE else 1.0
+            extra["final"] = [
+                save_final(place, seed, model, _blend(model, first, each, seed, alpha), options, folder.name)
+                for seed, each in enumerate(finals)
+            ]
+            extra |= {"alpha": alpha, "parameters": sum(p.numel() for p in model.parameters().values())}
+        records.append(Entry({**entry.record, **extra}, entry.logits, entry.decisions, entry.validation))
+        save_entry(folder, task, records[-1], _curves(task, brought) if number else ())
+    leaderboard = rank(task, records)
+    write_json(folder / f"{LEADERBOARD}.json", leaderboard)
+    write_atomic(folder / f"{LEADERBOARD}.csv", leaderboard_csv(leaderboard, task.targets.classes).encode())
+    moving = [_moved(model, part) for part in work.parts]
+    told = warning(gaps[0], gaps[1], tests[0]) if work.fusion != EARLY else ""
+    about = {name: work.parent.config[name] for name in ("widths", "classes", "class_counts", "labelled")}
+    write_run(folder, {**config, **about, "moving": moving, "warning": told, "leaderboard": leaderboard})
+    shutil.rmtree(folder / CELLS, ignore_errors=True)
+
+
+def _entries(work: Work, first: StageOne, brought: Sequence[Brought]) -> list[Entry]:
+    """Stage 1, stage 2 and their interpolation; or stage 1 and early fusion."""
+    task, adjustment = work.task, work.parent.config["plan"]["adjustment"]
+    whole = [len(ALPHAS) - 1] * len(task.splits)
+    settings = work.settings.of_head(first.best)
+    record = {**first.entry.record, "head": STAGE_1, "fusion": work.head}
+    entries = [replace(first.entry, record={**record, "seconds": 0.0})]
+    plan = {EARLY: whole} if work.fusion == EARLY else {STAGE_2: whole, WISE: choose_alphas(task, brought).folds}
+    return entries + [
+        make_entry(task, name, work.modality, work.fusion, brought, alphas, adjustment, settings)
+        for name, alphas in plan.items()
+    ]
+
+
+def _gap(task: Task, entry: Entry, brought: Sequence[Brought], number: int) -> dict[str, float]:
+    stage = 0 if number == 0 else 1
+    return gap(task, entry, float(np.mean([each.train_scores[stage] for each in brought])))
+
+
+def _blend(model: Model, first: StageOne, final: Brought, seed: int, alpha: float) -> Mapping[str, Any]:
+    if alpha == 1.0:
+        return final.state
+    head = {f"head.{name}": value[None] for name, value in final_tensors(first, seed).items()}
+    return blended({**head, **model.first}, final.state, alpha)
+
+
+def _curves(task: Task, brought: Sequence[Brought]) -> list[dict[str, Any]]:
+    return [
+        {"fold": task.splits.names[fold], "seed": repeat + 1, **line}
+        for (fold, repeat, _), each in zip(task.cells(""), brought, strict=True)
+        for line in each.history
+    ]
+
+
+def _moved(model: Model, part: Part) -> dict[str, Any]:
+    """What a run tells of a tower."""
+    movers = [mover for mover in model.movers if mover.part == part]
+    count = sum(parameter.numel() for mover in movers for parameter in mover.parameters.values())
+    named = {"tower": part.tower.spec.model, "layers": part.count, "parameters": count}
+    return {**named, "path": part.path, "reason": part.reason}

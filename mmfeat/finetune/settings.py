@@ -1,0 +1,99 @@
+"""How stage 2 is trained: one frozen record, saved in the run."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+
+from mmfeat.errors import ConfigError
+from mmfeat.heads.settings import MONITORS, HeadSettings, flag
+
+ALL = -1  # layers: the whole tower
+PATHS = ("auto", "cached", "full")
+SCHEDULES = ("plateau", "cosine", "constant")
+AMP = ("auto", "none", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """What stage 2 does beside what it takes over from its head's stage 1 (dropout, loss, class weights).
+
+    `unfreeze` names towers (a modality, family or tower, as in `--outputs`) and how many of their last layers learn.
+    Learning rates are those of AdamW at the end of `warmup`, a share of all steps; that of a layer is `lr_encoder`
+    times `layer_decay` for each layer behind it. `clip_norm` bounds the norm of all gradients together, 0: not at all.
+    """
+
+    unfreeze: tuple[tuple[str, int], ...] = (("text", 1),)
+    projection: bool = False
+    path: str = "auto"
+    lr_encoder: float = 5e-6
+    lr_attention: float = 1e-5
+    lr_head: float = 3e-4
+    layer_decay: float = 1.0
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    schedule: str = "plateau"
+    clip_norm: float = 1.0
+    batch_size: int = 16
+    accumulate: int = 1
+    epochs: int = 5
+    patience: int = 2
+    monitor: str = "macro-f1"
+    amp: str = "auto"
+    gradient_checkpointing: bool = False
+    gradual: bool = False
+    augment: bool = False
+    lora: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "unfreeze", tuple((name, int(count)) for name, count in self.unfreeze))
+        for name, known in (("path", PATHS), ("schedule", SCHEDULES), ("amp", AMP), ("monitor", MONITORS)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{flag(name)} {getattr(self, name)}: use one of {', '.join(known)}")
+        for name in ("lr_encoder", "lr_attention", "lr_head", "layer_decay"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{flag(name)} {getattr(self, name)}: a number above 0")
+        for name in ("clip_norm", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{flag(name)} {getattr(self, name)}: a number not below 0")
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(f"--warmup {self.warmup}: a share of the steps from 0 to below 1")
+        for name, least in (("batch_size", 2), ("accumulate", 1), ("epochs", 1), ("patience", 1), ("lora", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{flag(name)} {getattr(self, name)}: at least {least}")
+
+    def of_head(self, settings: HeadSettings) -> HeadSettings:
+        """Those of the stage-1 head, trained on as here."""
+        return replace(
+            settings,
+            learning_rate=self.lr_head,
+            attention_learning_rate=self.lr_attention,
+            weight_decay=self.weight_decay,
+            batch_size=self.batch_size,
+            epochs=self.epochs,
+            patience=self.patience,
+            monitor=self.monitor,
+        )
+
+    @property
+    def label(self) -> str:
+        """`text1-image2`, for the name of a run."""
+        named = [f"{name.replace('.', '-')}{'-all' if count == ALL else count}" for name, count in self.unfreeze]
+        return "-".join(named) or "frozen"
+
+
+def parse_unfreeze(text: str) -> tuple[tuple[str, int], ...]:
+    """`text:1,image:all` -> (("text", 1), ("image", ALL)); `all` is every layer of every tower, `none` nothing."""
+    if text.strip() == "none":
+        return ()
+    if text.strip() == "all":
+        return (("text", ALL), ("image", ALL))
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    found = [re.fullmatch(r"([\w.-]+):(all|[1-9]\d*)", part) for part in parts]
+    if not parts or not all(found):
+        raise ConfigError(f"--unfreeze {text}: write NAME:LAYERS, as in text:1,image:2 or text:all, or all, or none")
+    pairs = [(part[1], ALL if part[2] == "all" else int(part[2])) for part in found if part]
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ConfigError(f"--unfreeze {text}: a name stands there twice")
+    return tuple(pairs)

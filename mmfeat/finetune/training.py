@@ -1,0 +1,270 @@
+"""Training of one cell (a fold with a seed, or all labelled samples with a seed) in stage 2; it can be resumed.
+
+Everything random is drawn on the CPU from the cell's own entropy. A checkpoint holds parameters, optimiser, stopping,
+the best state so far and where the order of samples was, so a training that was killed ends in the same weights.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmfeat.errors import HeadError
+from mmfeat.extract import prefetch
+from mmfeat.finetune.files import load, save
+from mmfeat.finetune.model import HEAD, Model
+from mmfeat.finetune.readers import FRESH_VIEWS, Read
+from mmfeat.finetune.settings import FinetuneSettings
+from mmfeat.finetune.team import Team
+from mmfeat.heads.draws import Draws, draw_pieces
+from mmfeat.heads.losses import StackedLoss, class_weights, validation_loss
+from mmfeat.heads.settings import HeadSettings
+from mmfeat.heads.stack import epoch_steps, plain_choice
+from mmfeat.heads.stopping import Stopper
+from mmfeat.metrics import macro_f1
+from mmfeat.targets import Targets
+
+AHEAD = 4  # steps whose inputs are read while others train
+Step = tuple[Tensor, "Tensor | None", "Tensor | None", Tensor]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a cell trains on. `start` is its stage-1 head, None to begin at random. Without validation rows it trains
+    for the epochs of `replay`, the scales of its learning rate."""
+
+    settings: HeadSettings
+    plan: FinetuneSettings
+    train: np.ndarray
+    validation: np.ndarray
+    entropy: tuple[int, ...]
+    start: Mapping[str, Tensor] | None
+    replay: tuple[float, ...] | None = None
+
+
+@dataclass
+class Progressed:
+    """How far a training is; `order` is what drew the running epoch, of which `step` steps are done."""
+
+    epoch: int = 0
+    step: int = 0
+    updates: int = 0
+    loss: float = 0.0
+    order: dict[str, Any] = field(default_factory=dict)
+    waiting: list[int] = field(default_factory=list)
+    history: list[dict[str, float]] = field(default_factory=list)
+    stopper: dict[str, Any] = field(default_factory=dict)
+
+
+class Training:
+    """One cell on its way through the epochs."""
+
+    def __init__(self, model: Model, lesson: Lesson, targets: Targets, team: Team, checkpoint: Path, every: float):
+        self.model, self.lesson, self.targets, self.team = model, lesson, targets, team
+        self.checkpoint, self.every, self.saved = checkpoint, every, time.monotonic()
+        settings = lesson.settings
+        self.settings = replace(settings, batch_size=min(settings.batch_size, len(lesson.train)))
+        self.start = start_state(model, lesson)
+        model.load(self.start)
+        self.draws = Draws(lesson.entropy, lesson.train, self.settings, model.head.units)
+        self.stopper = Stopper(self.settings, lesson.replay)
+        self.steps = epoch_steps(len(lesson.train), self.settings.batch_size)
+        self.weights = class_weights(targets.take(lesson.train), settings.class_weights)
+        self.loss = StackedLoss([self.settings], [self.weights], targets.multilabel, model.data.device)
+        self.labels = torch.from_numpy(targets.matrix.astype(np.float32)).to(model.data.device)
+        self.optimiser = torch.optim.AdamW(self._groups(), weight_decay=settings.weight_decay, foreach=True)
+        self.scaler = torch.amp.GradScaler(enabled=model.amp == "float16")
+        self.best: dict[str, Tensor] = {}
+        self.at = Progressed()
+        self._resume()
+
+    def run(self, advance: Callable[[int], None]) -> dict[str, Tensor]:
+        """Train to the end; the best state. `advance` is told of steps."""
+        while not self.stopper.done:
+            self._epoch(advance)
+        return self.best
+
+    def _epoch(self, advance: Callable[[int], None]) -> None:
+        at, model = self.at, self.model
+        if not at.step:
+            at.order, at.waiting = dict(self.draws.random.bit_generator.state), self.draws.waiting.tolist()
+        self._unfreeze(at.epoch)
+        model.head.train()
+        steps = itertools.islice(self._drawn(), at.step, None)
+        for step, reads in prefetch(lambda step: (step, self._read(step)), steps, 1, AHEAD):
+            at.loss += self._step(step, reads)
+            at.step += 1
+            advance(1)
+            if at.step < self.steps:
+                self._save_if_due()
+        self._finish_epoch()
+
+    def _drawn(self) -> Iterator[Step]:
+        """The steps of this epoch: rows, views, dropped and keep, (1, B, ...) each."""
+        data = self.model.data
+        views = FRESH_VIEWS if self.lesson.plan.augment else data.views
+        for piece in draw_pieces([self.draws], self.steps, views, len(data.sources), data.device):
+            yield from piece.steps()
+
+    def _read(self, step: Step) -> list[Read]:
+        rows, views = step[0][0].cpu().numpy(), step[1]
+        return self.model.read(rows, np.zeros(len(rows), np.int64) if views is None else views[0].cpu().numpy())
+
+    def _step(self, step: Step, reads: list[Read]) -> float:
+        rows, views, dropped, keep = step
+        plan, at = self.lesson.plan, self.at
+        kept = keep * (1 / (1 - self.settings.dropout))
+        shown = None if plan.augment else views  # fresh views are in no cache
+        loss = self.loss(self.model.logits(reads, rows, shown, dropped, kept), self.labels[rows])[0]
+        self.scaler.scale(loss / plan.accumulate).backward()
+        if (at.step + 1) % plan.accumulate == 0 or at.step + 1 == self.steps:
+            self._update()
+        return float(loss.detach())
+
+    def _update(self) -> None:
+        plan = self.lesson.plan
+        self._set_rates()
+        self.scaler.unscale_(self.optimiser)
+        moving = [each.grad for each in self.model.moving().values() if each.grad is not None]
+        self.team.add(moving)
+        if plan.clip_norm:
+            torch.nn.utils.clip_grad_norm_(list(self.model.parameters().values()), plan.clip_norm)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad()
+        self.at.updates += 1
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """A group a parameter, with its learning rate."""
+        plan, slow = self.lesson.plan, self.model.head.attention_parameters()
+        depths = {f"{n}.{name}": d for n, mover in enumerate(self.model.movers) for name, d in mover.depths.items()}
+
+        def rate(name: str) -> float:
+            if name in depths:
+                return plan.lr_encoder * plan.layer_decay ** depths[name]
+            return plan.lr_attention if name.removeprefix(HEAD) in slow else plan.lr_head
+
+        by_rate: dict[float, list[str]] = {}
+        for name in self.model.parameters():
+            by_rate.setdefault(rate(name), []).append(name)
+        parameters = self.model.parameters()
+        return [{"params": [parameters[name] for name in names], "lr": r, "rate": r} for r, names in by_rate.items()]
+
+    def _set_rates(self) -> None:
+        plan, done = self.lesson.plan, self.at.updates
+        total = plan.epochs * -(-self.steps // plan.accumulate)
+        warm = plan.warmup * total
+        scale = min(1.0, (done + 1) / warm) if warm else 1.0
+        if plan.schedule == "cosine":
+            scale *= 0.5 * (1 + math.cos(math.pi * min(1.0, done / total)))
+        elif plan.schedule == "plateau":
+            scale *= self.stopper.scale
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["rate"] * scale
+
+    def _unfreeze(self, epoch: int) -> None:
+        """Gradual unfreezing (Howard and Ruder, ACL 2018): a layer more each epoch, the last ones first."""
+        if self.lesson.plan.gradual:
+            for mover in self.model.movers:
+                for name, parameter in mover.parameters.items():
+                    parameter.requires_grad_(mover.depths[name] <= epoch)
+
+    def _finish_epoch(self) -> None:
+        at, loss = self.at, self.at.loss / self.steps
+        scores = self._validate()
+        if not np.isfinite([loss, *scores.values()]).all():
+            plan = self.lesson.plan
+            raise HeadError(
+                f"training diverged; lower --lr-encoder ({plan.lr_encoder:g}) or --lr-head ({plan.lr_head:g})"
+            )
+        at.history.append({"epoch": at.epoch, "loss": loss, **scores, "scale": self.stopper.scale})
+        by_loss = self.settings.monitor == "loss"
+        score = -scores.get("validation_loss", 0.0) if by_loss else scores.get("validation_macro_f1", 0.0)
+        if self.stopper.update(at.epoch, score):
+            self.best = self.model.state()
+        at.epoch, at.step, at.loss = at.epoch + 1, 0, 0.0
+        at.order, at.waiting = dict(self.draws.random.bit_generator.state), self.draws.waiting.tolist()
+        self._save_if_due()
+
+    def _validate(self) -> dict[str, float]:
+        rows = self.lesson.validation
+        if not len(rows):
+            return {}
+        return scores_of(self.model.predict(rows), self.targets.take(rows), self.weights)
+
+    def _save_if_due(self) -> None:
+        if self.team.leads and time.monotonic() - self.saved >= self.every and not self.stopper.done:
+            self.save()
+
+    def save(self) -> None:
+        """Commit the checkpoint."""
+        names = {id(parameter): name for name, parameter in self.model.parameters().items()}
+        tensors = {f"model.{name}": value for name, value in self.model.state().items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        for parameter, values in self.optimiser.state.items():
+            name = names[id(parameter)]
+            tensors |= {f"optimiser.{key}.{name}": value for key, value in values.items()}
+            if parameter.grad is not None:  # in the middle of an accumulation
+                tensors[f"gradient.{name}"] = parameter.grad
+        self.at.stopper = {
+            key: value for key, value in asdict(self.stopper).items() if key not in ("settings", "replay")
+        }
+        save(self.checkpoint, tensors, {**asdict(self.at), "scaler": self.scaler.state_dict()})
+        self.saved = time.monotonic()
+
+    def _resume(self) -> None:
+        """Go on where the checkpoint says, if there is one."""
+        if (found := load(self.checkpoint)) is None:
+            return
+        tensors, record = found
+        parameters = self.model.parameters()
+        self.model.load(_under("model.", tensors))
+        self.best = _under("best.", tensors)
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            for name, value in _under(f"optimiser.{key}.", tensors).items():
+                place = value if key == "step" else value.to(parameters[name].device)
+                self.optimiser.state[parameters[name]][key] = place
+        for name, value in _under("gradient.", tensors).items():
+            parameters[name].grad = value.to(parameters[name].device)
+        self.scaler.load_state_dict(record.pop("scaler"))
+        self.at = Progressed(**record)
+        for key, value in self.at.stopper.items():
+            setattr(self.stopper, key, value)
+        self.draws.random.bit_generator.state = self.at.order
+        self.draws.waiting = np.array(self.at.waiting, np.int64)
+
+
+def start_state(model: Model, lesson: Lesson) -> dict[str, Tensor]:
+    """Stage 1: its head, or one drawn from the cell's entropy, before the towers as they were."""
+    if lesson.start is not None:
+        return {HEAD + name: value[None] for name, value in lesson.start.items()} | dict(model.first)
+    seed = int(np.random.SeedSequence(lesson.entropy).generate_state(1, np.uint64)[0] >> 1)
+    model.head.reset_head(0, torch.Generator().manual_seed(seed))
+    found = model.data.statistics(np.union1d(lesson.train, lesson.validation))
+    statistics = {modality: list(each) for modality, each in found.items()}
+    for mover in model.movers:
+        if mover.normed:
+            statistics[mover.slot.modality][mover.slot.number] = (torch.zeros(mover.width), torch.ones(mover.width))
+    model.head.standardise(0, statistics)
+    return model.state()
+
+
+def scores_of(logits: np.ndarray, targets: Targets, weights: np.ndarray) -> dict[str, float]:
+    """Weighted loss and macro-F1 without any adjustment."""
+    return {
+        "validation_loss": validation_loss(logits, targets.matrix, weights, targets.multilabel),
+        "validation_macro_f1": float(macro_f1(targets.matrix, plain_choice(logits, targets.multilabel))),
+    }
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

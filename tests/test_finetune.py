@@ -1,0 +1,221 @@
+"""Stage 2: the cached path equals the full one, a killed training ends like a whole one, and the result predicts."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_sweeps import FLOAT32, make_place, sweep
+from tiny_models import contents
+
+from mmfeat.encoders import describe_encoders, load_encoders, open_towers
+from mmfeat.encoders.layers import capture
+from mmfeat.errors import ConfigError, EncoderError
+from mmfeat.finetune.resume import Resumed, why_not_resumed
+from mmfeat.finetune.run import Finetuned, finetune_heads
+from mmfeat.finetune.settings import ALL, FinetuneSettings, parse_unfreeze
+from mmfeat.finetune.unfreeze import moving_parameters
+from mmfeat.submit import write_submission
+
+QUICK = FinetuneSettings(epochs=2, lr_encoder=1e-3)
+KINDS = ["bert", "clip", "resnet18", "test_resnet", "test_vit", "clip-resnet"]
+
+
+def opened(models: Callable[[str], str], kind: str, modality: str, count: int) -> Any:
+    towers = describe_encoders([models(kind)], FLOAT32)
+    tower = next(tower for tower in towers if tower.spec.modality == modality)
+    return open_towers(tower, [replace(tower.spec, output="prefix", layer=count, pooling="none")])[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "modality"),
+    [("bert", "text"), ("clip", "text"), *((kind, "image") for kind in KINDS if kind != "bert")],
+)
+@pytest.mark.parametrize("count", [1, 2])
+def test_beginning_at_a_layer_gives_the_vectors_and_gradients_of_the_whole_pass(
+    models: Callable[[str], str], kind: str, modality: str, count: int
+) -> None:
+    whole, part = (opened(models, kind, modality, count) for _ in range(2))
+    inputs = whole.collate([whole.prepare(content) for content in contents(modality)])
+    with torch.no_grad(), capture([whole.network.point(whole.specs[0])]) as captured:
+        whole.network.forward(inputs)
+    hidden, kept = captured[0], whole.keep(inputs)
+    kept = torch.ones(hidden.shape[:2], dtype=torch.bool) if kept is None else kept
+    longest = int(kept.sum(1).max())
+    resumed = Resumed(part, count, "cpu")
+    names = moving_parameters(part, lambda: resumed(hidden[:1], kept[:1]), count, True)
+    assert names
+    weights = torch.linspace(-1, 1, whole.network.forward(inputs).shape[1])
+    results = []
+    for tower, forward in (
+        (whole, lambda: whole.network.forward(inputs)),
+        (part, lambda: resumed(hidden[:, :longest], kept[:, :longest])),
+    ):
+        parameters = [tower.module.get_parameter(name).requires_grad_(True) for name in names]
+        vectors = forward()
+        results.append((vectors.detach(), torch.autograd.grad((vectors * weights).sum(), parameters)))
+    (full, full_slopes), (short, short_slopes) = results
+    assert (full - short).abs().max() <= 1e-4 * max(1, float(full.abs().max()))
+    for name, one, other in zip(names, full_slopes, short_slopes, strict=True):
+        assert (one - other).norm() <= 1e-3 * one.norm() + 1e-6, name
+
+
+def test_a_model_that_cannot_begin_there_is_told_why(models: Callable[[str], str]) -> None:
+    (text,) = contents("text")[:1]
+    assert why_not_resumed(opened(models, "bert", "text", 1), 1, [text], "cpu") == ""
+    tower = opened(models, "bert", "text", 1)
+    forward = tower.network.forward
+    other = replace(
+        tower, network=replace(tower.network, forward=lambda inputs: forward(inputs) + inputs["input_ids"].max())
+    )
+    assert "changes its vectors" in why_not_resumed(other, 1, [text], "cpu")
+
+
+def test_only_the_last_layers_and_norms_move(models: Callable[[str], str]) -> None:
+    tower = opened(models, "clip", "text", 1)
+    inputs = tower.collate([tower.prepare("a day")])
+    names = moving_parameters(tower, lambda: tower.network.forward(inputs), 1, False)
+    assert {name.split(".")[0] for name in names} == {"transformer", "ln_final"}
+    assert all(".1." in name for name in names if name.startswith("transformer"))
+    assert "text_projection" in moving_parameters(tower, lambda: tower.network.forward(inputs), 1, True)
+    everything = moving_parameters(tower, lambda: tower.network.forward(inputs), ALL, False)
+    assert everything["token_embedding.weight"] == 2
+    assert everything["ln_final.weight"] == 0
+    assert not any(name.startswith("visual") for name in everything)
+
+
+@pytest.fixture(scope="module")
+def place(demo_folder: Path, tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Demo data, their cache and a run of heads on BERT and HOG."""
+    place = make_place(demo_folder, tmp_path_factory.mktemp("work"), [f"bert:{tiny_bert}", "hog"])
+    sweep(place, [f"bert:{tiny_bert}", "hog"], ensembles=False)
+    return place
+
+
+def tune(place: Path, out: str = "tuned", settings: FinetuneSettings = QUICK, **changes: Any) -> Finetuned:
+    return finetune_heads(heads=place / "heads", out=place / out, settings=settings, seeds=1, **changes)
+
+
+def weights(run: Any) -> dict[str, bytes]:
+    return {str(path.relative_to(run.folder)): path.read_bytes() for path in run.folder.rglob("*.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def tuned(place: Path) -> Finetuned:
+    return tune(place)
+
+
+def test_a_run_has_both_stages_and_their_interpolation(place: Path, tuned: Finetuned) -> None:
+    entries = {entry["head"]: entry for entry in tuned.run.leaderboard}
+    assert set(entries) == {"stage-1", "stage-2", "wise-ft"}
+    assert [tower["path"] for tower in tuned.run.config["moving"]] == ["cached"]
+    assert {"value", "low", "high", "p", "p_holm", "mcnemar"} <= set(entries["stage-2"]["over_stage_1"])
+    assert set(entries["stage-2"]["scores"]) == {"train", "validation", "test"}
+    (first,) = (place / "heads").glob("*/concat-both/metrics.json")
+    assert first.is_file()
+    assert tune(place).reused
+
+
+def test_the_same_call_gives_the_same_weights(place: Path, tuned: Finetuned) -> None:
+    again = tune(place, "again", workers=1)
+    assert weights(again.run) == weights(tuned.run)
+
+
+def test_the_full_path_gives_what_the_cached_one_gives(place: Path, tuned: Finetuned) -> None:
+    full = tune(place, settings=replace(QUICK, path="full"))
+    assert [tower["path"] for tower in full.run.config["moving"]] == ["full"]
+    for name in ("stage-2-both/out_of_fold.csv",):
+        rows = [list(csv.reader((run.folder / name).open()))[1:] for run in (tuned.run, full.run)]
+        numbers = [np.array([[float(cell) for cell in row[-3:]] for row in each]) for each in rows]
+        assert np.abs(numbers[0] - numbers[1]).max() < 0.01
+
+
+def test_a_killed_training_ends_in_the_same_weights(place: Path, tuned: Finetuned) -> None:
+    command = [
+        *(sys.executable, "-m", "mmfeat", "finetune", "--heads", "heads", "--out", "killed", "--seeds", "1"),
+        *("--epochs", "2", "--lr-encoder", "1e-3", "--checkpoint-seconds", "0"),
+    ]
+    process = subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while not list((place / "killed").glob("*/cells/[!.]*.checkpoint.safetensors")):
+        if process.poll() is not None or time.monotonic() > end:
+            pytest.fail(f"no checkpoint: {process.communicate()}")
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    assert list((place / "killed").glob("*/cells/[!.]*.checkpoint.safetensors"))
+    again = tune(place, "killed")
+    assert not again.reused
+    assert weights(again.run) == weights(tuned.run)
+    assert not list(again.run.folder.rglob("*.tmp"))
+
+
+def test_a_tuned_tower_is_an_encoder_of_its_own(place: Path, tuned: Finetuned) -> None:
+    (file,) = (tuned.run.folder / "stage-2-both").glob("bert-*.safetensors")
+    (before,) = describe_encoders([tuned.run.towers[0].request], FLOAT32)
+    (tower,) = describe_encoders([f"finetuned:{file}"], FLOAT32)
+    assert tower.spec.fingerprint != before.spec.fingerprint
+    assert tower.spec.differences(before.spec) == ["variant", "weights"]
+    one, other = (load_encoders([each], "cpu")[0] for each in (before, tower))
+    text = "what a day"
+    vectors = [encoder.embed([encoder.prepare(text)])[0][0] for encoder in (one, other)]
+    assert np.abs(vectors[0] - vectors[1]).max() > 1e-4
+    broken = file.with_name("broken.safetensors")
+    broken.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(EncoderError, match="not a fine-tuned tower"):
+        describe_encoders([f"finetuned:{broken}"], FLOAT32)
+    broken.unlink()
+
+
+@pytest.mark.parametrize("head", ["stage-1", "stage-2", "wise-ft"])
+def test_every_stage_predicts(place: Path, tuned: Finetuned, head: str, tmp_path: Path) -> None:
+    found = write_submission(tuned.run.folder, head=head, out=tmp_path / "submission.csv")
+    assert found.rows > 0
+    assert found.head == head
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"unfreeze": (("text", ALL),)},
+        {"gradual": True, "unfreeze": (("text", 2),)},
+        {"schedule": "cosine", "accumulate": 2, "layer_decay": 0.5, "gradient_checkpointing": True, "amp": "bfloat16"},
+    ],
+    ids=["all layers", "gradual", "other settings"],
+)
+def test_other_ways_to_train_run(place: Path, changes: dict[str, Any]) -> None:
+    run = tune(place, settings=replace(QUICK, epochs=1, **changes)).run
+    assert run.leaderboard[0]["samples"] > 0
+
+
+def test_early_fusion_trains_on_pixels(place: Path) -> None:
+    run = tune(place, settings=replace(QUICK, unfreeze=(), epochs=1, batch_size=32), fusion="early").run
+    assert {entry["head"] for entry in run.leaderboard} == {"stage-1", "early"}
+
+
+def test_flags_are_checked_before_anything_is_done(place: Path) -> None:
+    assert parse_unfreeze("text:1,image:all") == (("text", 1), ("image", ALL))
+    for wrong in ("text", "text:0", "", "text:1,text:2"):
+        with pytest.raises(ConfigError, match="--unfreeze"):
+            parse_unfreeze(wrong)
+    for settings, said in (
+        (replace(QUICK, unfreeze=(("clip", 1),)), "no such modality"),
+        (replace(QUICK, unfreeze=(("text", 9),)), "has 2 layers"),
+        (replace(QUICK, unfreeze=()), "nothing moves"),
+        (replace(QUICK, unfreeze=(("text", ALL),), path="cached"), "all layers move"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            tune(place, settings=settings)
+    with pytest.raises(EncoderError, match="no layers that could be trained"):
+        tune(place, settings=replace(QUICK, unfreeze=(("image", 1),)))
+    shutil.rmtree(place / "none", ignore_errors=True)
