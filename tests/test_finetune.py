@@ -219,3 +219,13 @@ def test_flags_are_checked_before_anything_is_done(place: Path) -> None:
     with pytest.raises(EncoderError, match="no layers that could be trained"):
         tune(place, settings=replace(QUICK, unfreeze=(("image", 1),)))
     shutil.rmtree(place / "none", ignore_errors=True)
+
+
+def test_adapters_are_merged_into_the_delta(place: Path) -> None:
+    pytest.importorskip("peft")
+    run = tune(place, settings=replace(QUICK, lora=2)).run
+    (file,) = (run.folder / "stage-2-both").glob("bert-*.safetensors")
+    from safetensors.numpy import load_file
+
+    assert not any("lora" in name for name in load_file(file))
+    assert run.config["moving"][0]["parameters"] < 20_000

@@ -38,7 +38,8 @@ def write_delta(path: Path, delta: Delta, moved: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in moved.items()}
-    write_atomic(path, save(tensors, metadata={"format": FORMAT, "delta": canonical_json(asdict(delta))}))
+    header = canonical_json({"format": FORMAT, **asdict(delta)})  # one entry: safetensors keeps no order of several
+    write_atomic(path, save(tensors, metadata={"delta": header}))
 
 
 def read_delta(path: Path) -> Delta:
@@ -48,9 +49,9 @@ def read_delta(path: Path) -> Delta:
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
-        if metadata.get("format") != FORMAT:
-            raise ValueError("it has another format")
         found = json.loads(metadata["delta"])
+        if found["format"] != FORMAT:
+            raise ValueError("it has another format")
         return Delta(str(found["request"]), EncoderSpec.from_json(found["spec"]), str(found["name"]))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, ConfigError) as error:
         raise EncoderError(

@@ -134,8 +134,11 @@ class Training:
         plan = self.lesson.plan
         self._set_rates()
         self.scaler.unscale_(self.optimiser)
-        moving = [each.grad for each in self.model.moving().values() if each.grad is not None]
-        self.team.add(moving)
+        moving = [each for each in self.model.moving().values() if each.requires_grad]
+        for parameter in moving if self.team.size > 1 else ():
+            if parameter.grad is None:  # of a process whose part of the batch had nothing to read
+                parameter.grad = torch.zeros_like(parameter)
+        self.team.add([each.grad for each in moving if each.grad is not None])
         if plan.clip_norm:
             torch.nn.utils.clip_grad_norm_(list(self.model.parameters().values()), plan.clip_norm)
         self.scaler.step(self.optimiser)
