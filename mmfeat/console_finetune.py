@@ -21,13 +21,14 @@ def show_finetuned(result: Finetuned) -> None:
         out.print(_moved(tower))
     entries = sorted(run.leaderboard, key=lambda entry: "over_stage_1" in entry)
     out.print(f"stage 1 is {entries[0]['fusion']} on {entries[0]['modalities']} of {run.config['parent']}")
-    table = Table("", "macro-F1", "accuracy", "over stage 1", "p", "train", "validation", "test", box=None)
+    header = ("", "macro-F1", "over stage 1", "p", "train", "val.", "test")
+    table = Table(*header, box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for entry in entries:
-        table.add_row(entry["head"], _interval(entry["macro_f1"]), f"{entry['accuracy']['value']:.3f}", *_test(entry))
+        table.add_row(entry["head"], _interval(entry["macro_f1"]), *_test(entry))
     out.print(table)
     out.print(
         f"{entries[0]['samples']:,} samples out of fold, 95 % bootstrap intervals, paired bootstrap (Holm); train, "
-        "validation and test are macro-F1 without adjustment"
+        "val. and test are macro-F1 without adjustment"
     )
     if alphas := [entry["alpha"] for entry in entries if entry["head"] == "wise-ft"]:
         out.print(f"wise-ft takes {alphas[0]:.0%} of stage 2 into the weights, as validation rows chose")
@@ -54,4 +55,5 @@ def _test(entry: dict[str, Any]) -> list[str]:
 
 
 def _interval(score: dict[str, Any]) -> str:
-    return f"{score['value']:.3f} [{score['low']:.3f},{score['high']:.3f}]"
+    low, high = (f"{score[end]:.3f}".removeprefix("0") for end in ("low", "high"))
+    return f"{score['value']:.3f} [{low},{high}]"

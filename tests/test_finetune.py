@@ -229,3 +229,21 @@ def test_adapters_are_merged_into_the_delta(place: Path) -> None:
 
     assert not any("lora" in name for name in load_file(file))
     assert run.config["moving"][0]["parameters"] < 20_000
+
+
+def test_two_processes_train_as_one_does(place: Path, tuned: Finetuned) -> None:
+    """Data parallel by torchrun over gloo: equal up to the rounding of sums."""
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *("--no-python", sys.executable, "-m", "mmfeat", "finetune", "--device", "cpu"),
+        *("--heads", "heads", "--out", "two", "--seeds", "1", "--epochs", "2", "--lr-encoder", "1e-3"),
+    ]
+    answer = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=240)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.count("next: ") == 1  # one of them speaks
+    (folder,) = (place / "two").iterdir()
+    assert folder.name == tuned.run.folder.name
+    name = "stage-2-both/out_of_fold.csv"
+    both = [list(csv.reader((place_of / name).open()))[1:] for place_of in (folder, tuned.run.folder)]
+    numbers = [np.array([[float(cell) for cell in row[-3:]] for row in rows]) for rows in both]
+    assert np.abs(numbers[0] - numbers[1]).max() < 0.01
