@@ -10,7 +10,7 @@ import typer
 from mmfeat.cli_heads import takes
 from mmfeat.console import ConsoleProgress, err, out
 from mmfeat.console_finetune import show_finetuned
-from mmfeat.flags import AnyData, Device, Workers, reported
+from mmfeat.flags import AnyData, CacheFolder, Device, Workers, reported
 
 Number, Whole, Text, Switch = float, int, str, bool
 
@@ -52,6 +52,7 @@ PARAMETERS: dict[str, tuple[Any, Any]] = {
     "run": (option("A run of mmfeat heads.  [default: the best on the data]", str | None), None),
     "unfreeze": (option("NAME:LAYERS,...: the last layers of text, image, bert, ...; all or none.", Text), "text:1"),
     "data": (AnyData, None),
+    "cache": (CacheFolder, "cache"),
     "heads": (option("Folder of the runs.", Text), "heads"),
     "out_folder": (option("Folder to write the new run in.", Text, "--out"), "heads"),
     "fusion": (option("early: train early fusion on pixels beside stage 1.", str | None), None),
@@ -81,7 +82,7 @@ def finetune(context: typer.Context, **given: Any) -> None:
     settings = FinetuneSettings(
         unfreeze=parse_unfreeze(values["unfreeze"]), **{name: values[name] for name in SETTINGS}
     )
-    passed = ["data", "heads", "fusion", "head", "modalities", "seeds", "views"]
+    passed = ["data", "cache", "heads", "fusion", "head", "modalities", "seeds", "views"]
     passed += ["device", "workers", "checkpoint_seconds"]
     result = finetune_heads(
         values["run"],

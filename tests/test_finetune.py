@@ -198,6 +198,14 @@ def test_other_ways_to_train_run(place: Path, changes: dict[str, Any]) -> None:
     assert run.leaderboard[0]["samples"] > 0
 
 
+def test_without_a_run_stage_1_is_trained_first(place: Path, tmp_path: Path) -> None:
+    run = finetune_heads(
+        cache=place / "cache", heads=tmp_path, out=tmp_path, settings=replace(QUICK, epochs=1), seeds=1
+    ).run
+    (first,) = tmp_path.glob("*/concat-both/metrics.json")
+    assert run.config["parent"] == first.parents[1].name
+
+
 def test_early_fusion_trains_on_pixels(place: Path) -> None:
     run = tune(place, settings=replace(QUICK, unfreeze=(), epochs=1, batch_size=32), fusion="early").run
     assert {entry["head"] for entry in run.leaderboard} == {"stage-1", "early"}

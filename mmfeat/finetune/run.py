@@ -45,7 +45,9 @@ from mmfeat.heads.stack import epoch_steps
 from mmfeat.leaderboard import leaderboard_csv
 from mmfeat.progress import Progress, Silent
 from mmfeat.ranking import rank
+from mmfeat.requests import latest_request
 from mmfeat.runs import LEADERBOARD, RUN_FILE, Run, best_run, read_run, reuse_run, write_run
+from mmfeat.sweep import train_heads
 from mmfeat.trials import Task
 
 CELLS = "cells"
@@ -66,6 +68,7 @@ def finetune_heads(
     run: str | Path | None = None,
     *,
     data: str | Path | None = None,
+    cache: str | Path = "cache",
     heads: str | Path = "heads",
     out: str | Path = "heads",
     settings: FinetuneSettings | None = None,
@@ -81,6 +84,8 @@ def finetune_heads(
 ) -> Finetuned:
     """Train stage 2 from the best fusion of a run (`run`, or the best one on `data` under `heads`).
 
+    Where `heads` holds no run, stage 1 is trained first on what was extracted last into `cache`.
+
     The same call on the same run gives the same folder under `out`: what it finished is not done again, and what was
     killed goes on from its checkpoint. `fusion` "early" trains early fusion on pixels instead, beside stage 1.
     """
@@ -91,6 +96,9 @@ def finetune_heads(
     device = own_device(resolve_device(device))
     asked = Asked(settings, fusion, head, modalities, seeds, views)
     with joined_team(device) as team, one_blas_thread():
+        if team.leads and not run:
+            _train_first(data, cache, Path(heads), head, device, progress)
+        team.wait()
         root, place = Path(heads), str(data) if data else None
         parent = read_run(Path(run)) if run else best_run(root, place, head, modalities, has_fusion)
         work, config, folder = prepare(parent, asked, device, team, out, progress)
@@ -98,6 +106,19 @@ def finetune_heads(
             return Finetuned(reuse_run(folder, config), True, time.monotonic() - start, team.leads)
         result = _train(work, config, folder, team, workers, checkpoint_seconds, progress)
         return Finetuned(result, False, time.monotonic() - start, team.leads)
+
+
+def _train_first(
+    data: str | Path | None, cache: str | Path, heads: Path, head: str | None, device: str, progress: Progress
+) -> None:
+    """A stage 1 where there is none: one fusion on what was extracted last."""
+    if any(heads.glob(f"*/{RUN_FILE}")):
+        return
+    asked = latest_request(cache, data)
+    train_heads(
+        asked.data, asked.encoders, cache=cache, out=heads, options=asked.options, columns=asked.columns,
+        fusion=[head or "concat"], baselines=["none"], ensembles=False, device=device, progress=progress,
+    )  # fmt: skip
 
 
 def _is_done(folder: Path) -> bool:
