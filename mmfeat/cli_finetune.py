@@ -10,7 +10,7 @@ import typer
 from mmfeat.cli_heads import takes
 from mmfeat.console import ConsoleProgress, err, out
 from mmfeat.console_finetune import show_finetuned
-from mmfeat.flags import AnyData, CacheFolder, Device, Workers, reported
+from mmfeat.flags import AnyData, CacheFolder, Device, reported
 
 Number, Whole, Text, Switch = float, int, str, bool
 
@@ -62,7 +62,12 @@ PARAMETERS: dict[str, tuple[Any, Any]] = {
     "views": (option("Augmented views of each photo to train on.  [default: as the run]", int | None), None),
     **SETTINGS,
     "checkpoint_seconds": (option("Between checkpoints.", Number), 30.0),
-    "workers": (Workers, 0),
+    "engine": (option("local, or ray: processes of Ray Train.", Text), "local"),
+    "ray_address": (option("A Ray cluster.  [default: this machine]", str | None), None),
+    "workers": (
+        Annotated[int, typer.Option(help="Trainings side by side, or processes of Ray; 0 suits the machine.", min=0)],
+        0,
+    ),
     "device": (Device, "auto"),
 }
 
@@ -83,7 +88,7 @@ def finetune(context: typer.Context, **given: Any) -> None:
         unfreeze=parse_unfreeze(values["unfreeze"]), **{name: values[name] for name in SETTINGS}
     )
     passed = ["data", "cache", "heads", "fusion", "head", "modalities", "seeds", "views"]
-    passed += ["device", "workers", "checkpoint_seconds"]
+    passed += ["checkpoint_seconds", "engine", "ray_address", "device", "workers"]
     result = finetune_heads(
         values["run"],
         out=values["out_folder"],

@@ -229,6 +229,18 @@ def test_flags_are_checked_before_anything_is_done(place: Path) -> None:
     shutil.rmtree(place / "none", ignore_errors=True)
 
 
+def test_ray_train_gives_what_one_process_gives(place: Path, tuned: Finetuned) -> None:
+    run = tune(place, "ray", engine="ray", workers=2).run
+    assert run.folder.name == tuned.run.folder.name
+    name = "stage-2-both/out_of_fold.csv"
+    both = [list(csv.reader((each.folder / name).open()))[1:] for each in (run, tuned.run)]
+    numbers = [np.array([[float(cell) for cell in row[-3:]] for row in rows]) for rows in both]
+    assert np.abs(numbers[0] - numbers[1]).max() < 0.01
+    assert not list((place / "ray").glob(".*"))
+    with pytest.raises(ConfigError, match="no such modality"):
+        tune(place, "ray", settings=replace(QUICK, unfreeze=(("clip", 1),)), engine="ray", workers=2)
+
+
 def test_adapters_are_merged_into_the_delta(place: Path) -> None:
     pytest.importorskip("peft")
     run = tune(place, settings=replace(QUICK, lora=2)).run

@@ -54,6 +54,7 @@ LAYERS = [
     ["problem", "predictor", "demo", "garbage"],
     ["sweep"],
     ["finetune.settings", "finetune.team", "finetune.files", "finetune.readers", "finetune.lora", "finetune.resume"],
+    ["finetune.ray_train"],
     ["finetune.unfreeze", "finetune.early"],
     ["finetune.movers"],
     ["finetune.model", "finetune.plan"],

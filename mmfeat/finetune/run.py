@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mmfeat.encoders import EncoderOptions
-from mmfeat.engine import LocalEngine
+from mmfeat.engine import ENGINES, LocalEngine
 from mmfeat.entries import Entry, finals_are_whole, replayed, save_finals
 from mmfeat.errors import ConfigError
 from mmfeat.features import Features
@@ -22,6 +22,7 @@ from mmfeat.finetune.cells import ALPHAS, Brought, Cell, Classroom, blended
 from mmfeat.finetune.early import EARLY
 from mmfeat.finetune.model import Model
 from mmfeat.finetune.movers import Part
+from mmfeat.finetune.ray_train import train_on_ray
 from mmfeat.finetune.results import (
     STAGE_1,
     STAGE_2,
@@ -77,9 +78,11 @@ def finetune_heads(
     modalities: str | None = None,
     seeds: int | None = None,
     views: int | None = None,
+    checkpoint_seconds: float = SAVED_SECONDS,
+    engine: str = "local",
+    ray_address: str | None = None,
     device: str = "auto",
     workers: int = 0,
-    checkpoint_seconds: float = SAVED_SECONDS,
     progress: Progress | None = None,
 ) -> Finetuned:
     """Train stage 2 from the best fusion of a run (`run`, or the best one on `data` under `heads`).
@@ -89,23 +92,43 @@ def finetune_heads(
     The same call on the same run gives the same folder under `out`: what it finished is not done again, and what was
     killed goes on from its checkpoint. `fusion` "early" trains early fusion on pixels instead, beside stage 1.
     """
-    start, progress = time.monotonic(), progress or Silent()
-    settings = settings or FinetuneSettings()
-    if fusion not in (None, EARLY):
-        raise ConfigError(f"--fusion {fusion}: stage 2 takes the run's heads (name one with --head), or early")
+    start, settings = time.monotonic(), settings or FinetuneSettings()
+    _check(fusion, engine)
     device = own_device(resolve_device(device))
     asked = Asked(settings, fusion, head, modalities, seeds, views)
+    places = {"run": run, "data": data, "cache": cache, "heads": heads, "out": out}
+    if engine == "ray":
+        arguments = {**places, **vars(asked), "checkpoint_seconds": checkpoint_seconds}
+        folder, reused = train_on_ray(finetune_heads, arguments, workers, device.startswith("cuda"), ray_address)
+        return Finetuned(read_run(folder), reused, time.monotonic() - start)
     with joined_team(device) as team, one_blas_thread():
-        if team.leads and not run:
-            _train_first(data, cache, Path(heads), head, device, progress)
-        team.wait()
-        root, place = Path(heads), str(data) if data else None
-        parent = read_run(Path(run)) if run else best_run(root, place, head, modalities, has_fusion)
-        work, config, folder = prepare(parent, asked, device, team, out, progress)
-        if _is_done(folder):
-            return Finetuned(reuse_run(folder, config), True, time.monotonic() - start, team.leads)
-        result = _train(work, config, folder, team, workers, checkpoint_seconds, progress)
-        return Finetuned(result, False, time.monotonic() - start, team.leads)
+        result = _finetune(asked, places, device, workers, checkpoint_seconds, team, progress or Silent())
+    return replace(result, seconds=time.monotonic() - start)
+
+
+def _check(fusion: str | None, engine: str) -> None:
+    if fusion not in (None, EARLY):
+        raise ConfigError(f"--fusion {fusion}: stage 2 takes the run's heads (name one with --head), or early")
+    if engine not in ENGINES:
+        raise ConfigError(f"--engine {engine}: use one of {', '.join(ENGINES)}")
+
+
+def _finetune(
+    asked: Asked, places: Mapping[str, Any], device: str, workers: int, every: float, team: Team, progress: Progress
+) -> Finetuned:
+    """What each process of a team does."""
+    heads, data, run = Path(places["heads"]), places["data"], places["run"]
+    if team.leads and not run:
+        _train_first(data, places["cache"], heads, asked.head, device, progress)
+    team.wait()
+    if run:
+        parent = read_run(Path(run))
+    else:
+        parent = best_run(heads, str(data) if data else None, asked.head, asked.modalities, has_fusion)
+    work, config, folder = prepare(parent, asked, device, team, places["out"], progress)
+    if _is_done(folder):
+        return Finetuned(reuse_run(folder, config), True, 0.0, team.leads)
+    return Finetuned(_train(work, config, folder, team, workers, every, progress), False, 0.0, team.leads)
 
 
 def _train_first(
