@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,29 @@ from mmfeat.ensembles import blend, mean_weights
 from mmfeat.errors import RunError
 from mmfeat.features import Features
 from mmfeat.files import file_sha256
+from mmfeat.finetune.early import EARLY
+from mmfeat.finetune.model import early_model
+from mmfeat.finetune.team import Team
 from mmfeat.heads import NEEDS_TOKENS
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.jobs import predict_fitted
 from mmfeat.runs import Run
+from mmfeat.samples import Sample
 
 
 def predict_entry(
-    run: Run, entry: Mapping[str, Any], features: Features, device: str = "cpu"
+    run: Run, entry: Mapping[str, Any], features: Features, device: str = "cpu", samples: Sequence[Sample] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(N, C) bool choices and (N, C) probabilities of one entry of the run's leaderboard."""
+    """(N, C) bool choices and (N, C) probabilities of one entry of the run's leaderboard.
+
+    `samples` are those of `features`; only early fusion looks at them, at their photos.
+    """
     try:
         decision = Decision.from_json(entry["decision"])
-        logits = _logits(run, entry, features, device)
+        if entry["head"] == EARLY:
+            logits = _early_logits(run, entry, features, device, samples)
+        else:
+            logits = _logits(run, entry, features, device)
     except (KeyError, TypeError, ValueError, StopIteration) as error:
         raise RunError(
             f"{run.folder}: not a whole run ({error!r}); delete the folder and run mmfeat heads again"
@@ -123,6 +133,19 @@ def _head_logits(run: Run, entry: Mapping[str, Any], features: Features, device:
     except Exception as error:  # safetensors raises what its format makes it raise
         command = "finetune" if run.is_finetuned else "heads"
         raise RunError(f"{folder}: not a whole head ({error}); the same mmfeat {command} trains it again") from error
+    return mean_logits(np.stack(logits), Decision.from_json(entry["decision"]))
+
+
+def _early_logits(
+    run: Run, entry: Mapping[str, Any], features: Features, device: str, samples: Sequence[Sample]
+) -> np.ndarray:
+    """(N, C) logits of early fusion, whose photos are read now."""
+    logits = []
+    for final in entry["final"]:
+        seen = _seen_by(run, entry, final, features)
+        model = early_model(seen, samples, [], len(run.classes), Team(), device)
+        model.load_head(_load_final(run.head_folder(entry), final))
+        logits.append(model.predict(np.arange(len(samples))))
     return mean_logits(np.stack(logits), Decision.from_json(entry["decision"]))
 
 

@@ -70,15 +70,13 @@ def write_submission(
     _check_apart(path, Path(data or chosen.config["data"]))
     everything = read_samples(data or chosen.config["data"], columns or chosen.config["columns"])
     samples = _unlabelled(everything, chosen)
-    if entry["head"] == "early":
-        raise SubmissionError(f"{chosen.folder}: early fusion is there to be compared; name another with --head")
     towers = _checked_towers(chosen, towers_of(chosen, entry))
     cache = cache or chosen.config["cache"]
     extraction = extract_samples(samples, towers, cache=cache, device=device, workers=workers, progress=progress)
     store = Cache(cache, samples.name)
     features = store.load(samples.samples, [tower.spec for tower in towers])
     features = features.widened(widths_of(chosen, entry))
-    choices, probabilities = predict_entry(chosen, entry, features, resolve_device(device))
+    choices, probabilities = predict_entry(chosen, entry, features, resolve_device(device), samples.samples)
     if not np.isfinite(probabilities).all():
         raise SubmissionError(f"{chosen.folder}: its head gives no finite predictions; train it again")
     labels = [names_of(choice, chosen.classes) for choice in choices]

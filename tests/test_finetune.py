@@ -206,9 +206,11 @@ def test_without_a_run_stage_1_is_trained_first(place: Path, tmp_path: Path) -> 
     assert run.config["parent"] == first.parents[1].name
 
 
-def test_early_fusion_trains_on_pixels(place: Path) -> None:
+def test_early_fusion_trains_on_pixels_and_predicts(place: Path, tmp_path: Path) -> None:
     run = tune(place, settings=replace(QUICK, unfreeze=(), epochs=1, batch_size=32), fusion="early").run
     assert {entry["head"] for entry in run.leaderboard} == {"stage-1", "early"}
+    found = write_submission(run.folder, head="early", out=tmp_path / "submission.csv")
+    assert found.rows > 0
 
 
 def test_flags_are_checked_before_anything_is_done(place: Path) -> None:

@@ -11,10 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmfeat.finetune.movers import Mover
+from mmfeat.features import Features
+from mmfeat.finetune.early import EarlyFusion
+from mmfeat.finetune.movers import Mover, Slot, make_pixels
 from mmfeat.finetune.readers import Read
+from mmfeat.finetune.team import Team
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.inputs import Batch, Fusion, Shape, norm
+from mmfeat.samples import Sample
 
 PREDICTED_ROWS = 128  # of a forward pass without gradients
 HEAD = "head."
@@ -57,6 +61,10 @@ class Model:
         self.head.load_state_dict({name.removeprefix(HEAD): v for name, v in state.items() if name.startswith(HEAD)})
         for name, parameter in self.moving().items():
             parameter.copy_(state.get(name, self.first[name]))
+
+    def load_head(self, saved: Mapping[str, np.ndarray]) -> None:
+        """Take over a saved head, before towers as they are."""
+        self.load({HEAD + name: torch.from_numpy(value) for name, value in saved.items()})
 
     def read(self, rows: np.ndarray, views: np.ndarray) -> list[Read]:
         """What the movers need for B samples, each in a view."""
@@ -137,3 +145,14 @@ class Model:
         if self.amp == "none":
             return nullcontext()
         return torch.autocast(torch.device(self.data.device).type, getattr(torch, self.amp))
+
+
+def early_model(
+    features: Features, samples: Sequence[Sample], movers: Sequence[Mover], classes: int, team: Team, device: str
+) -> Model:
+    """Early fusion: pixels in the place of the first encoder of photos, whose mask tells which can be read."""
+    photos = [block.source for block in features.blocks if block.modality == "image" and block.view == "none"]
+    blocks = tuple(each for each in features.blocks if each.modality == "text" or each.source == photos[0])
+    data = HeadData(replace(features, blocks=blocks), "both", device)
+    everything = [*movers, make_pixels(Slot("image", 0, data.sources["image"][0].name), samples, team, device)]
+    return Model(EarlyFusion(1, widened(data.shape, everything), classes), data, everything)

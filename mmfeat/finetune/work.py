@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from mmfeat.encoders import Tower
-from mmfeat.errors import ConfigError, HeadError, RunError
+from mmfeat.errors import ConfigError, RunError
 from mmfeat.extract import extract_samples
 from mmfeat.features import Features
-from mmfeat.finetune.early import EARLY, EarlyFusion
-from mmfeat.finetune.model import Model, widened
-from mmfeat.finetune.movers import Mover, Part, Slot, make_mover, make_pixels
+from mmfeat.finetune.early import EARLY
+from mmfeat.finetune.model import Model, early_model, widened
+from mmfeat.finetune.movers import Part, make_mover
 from mmfeat.finetune.plan import plan_parts
 from mmfeat.finetune.settings import FinetuneSettings
 from mmfeat.finetune.stage_one import best_fusion
@@ -75,11 +75,9 @@ class Work:
         movers = [
             make_mover(part, self.features, samples, self.settings, team, self.device, attends) for part in self.parts
         ]
-        if self.fusion != EARLY:
-            head = load_fusion(self.fusion)(1, widened(data.shape, movers), len(self.task.targets.classes))
-            return Model(head, data, movers, self.amp)
-        movers.append(_pixels(data, self.problem, team, self.device))
-        head = EarlyFusion(1, widened(data.shape, movers), len(self.task.targets.classes))
+        if self.fusion == EARLY:
+            return early_model(self.features, samples, movers, len(self.task.targets.classes), team, self.device)
+        head = load_fusion(self.fusion)(1, widened(data.shape, movers), len(self.task.targets.classes))
         return Model(head, data, movers, self.amp)
 
 
@@ -95,6 +93,8 @@ def prepare(
         raise ConfigError(f"--head {name}: only one process can train it; name another head, or leave out torchrun")
     problem, task = _task(parent, asked.seeds, progress)
     parts = plan_parts(parent.towers, modality, settings, problem.labelled, device)
+    if asked.fusion == EARLY and modality != "both":
+        raise ConfigError(f"--fusion early sees text and photo, this head {modality} alone; name --modalities both")
     if not parts and asked.fusion is None:
         raise ConfigError("--unfreeze none: nothing moves; name layers, as in text:1, or train --fusion early")
     views = parent.options.views if asked.views is None else asked.views
@@ -171,12 +171,3 @@ def _amp(amp: str, device: str) -> str:
         return amp
     found = resolve_dtype("auto", device) if device.startswith("cuda") else "float32"
     return "none" if found == "float32" else found
-
-
-def _pixels(data: HeadData, problem: Problem, team: Team, device: str) -> Mover:
-    """Pixels in the place of the first encoder of photos, whose mask tells which can be read."""
-    if set(data.sources) != {"image", "text"} or len(data.sources["image"]) != 1:
-        raise HeadError(
-            "--fusion early takes a text encoder and one image encoder; it sees the pixels, not its vectors"
-        )
-    return make_pixels(Slot("image", 0, data.sources["image"][0].name), problem.labelled, team, device)
