@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from tiny_models import contents
 from mmfeat.encoders import describe_encoders, load_encoders, open_towers
 from mmfeat.encoders.layers import capture
 from mmfeat.errors import ConfigError, EncoderError
+from mmfeat.extract import extract_features
 from mmfeat.finetune.resume import Resumed, why_not_resumed
 from mmfeat.finetune.run import Finetuned, finetune_heads
 from mmfeat.finetune.settings import ALL, FinetuneSettings, parse_unfreeze
@@ -28,6 +30,7 @@ from mmfeat.finetune.unfreeze import moving_parameters
 from mmfeat.submit import write_submission
 
 QUICK = FinetuneSettings(epochs=2, lr_encoder=1e-3)
+CHECKPOINT = "cells/fold[01]-1.checkpoint.safetensors"
 KINDS = ["bert", "clip", "resnet18", "test_resnet", "test_vit", "clip-resnet"]
 
 
@@ -140,24 +143,60 @@ def test_the_full_path_gives_what_the_cached_one_gives(place: Path, tuned: Finet
         assert np.abs(numbers[0] - numbers[1]).max() < 0.01
 
 
-def test_a_killed_training_ends_in_the_same_weights(place: Path, tuned: Finetuned) -> None:
+def start(place: Path, out: str) -> subprocess.Popen[str]:
+    """`mmfeat finetune` for the run that `tune` makes, with a checkpoint after each step."""
     command = [
-        *(sys.executable, "-m", "mmfeat", "finetune", "--heads", "heads", "--out", "killed", "--seeds", "1"),
+        *(sys.executable, "-m", "mmfeat", "finetune", "--heads", "heads", "--out", out, "--seeds", "1"),
         *("--epochs", "2", "--lr-encoder", "1e-3", "--checkpoint-seconds", "0"),
     ]
-    process = subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(process: subprocess.Popen[str], out: Path, pattern: str) -> None:
+    """Until the first such file is there."""
     end = time.monotonic() + 120
-    while not list((place / "killed").glob("*/cells/[!.]*.checkpoint.safetensors")):
+    while not list(out.glob(f"*/{pattern}")):
         if process.poll() is not None or time.monotonic() > end:
-            pytest.fail(f"no checkpoint: {process.communicate()}")
+            pytest.fail(f"no {pattern}: {process.communicate()}")
         time.sleep(0.001)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "cells/fold[01]-1.checkpoint.safetensors",
+        "cells/fold[01]-1.safetensors",
+        "cells/final-1.*",
+        "stage-1-both/*.json",
+    ],
+    ids=["checkpoint", "first cell", "final", "results"],
+)
+def test_a_killed_training_ends_in_the_same_weights(place: Path, tuned: Finetuned, moment: str, tmp_path: Path) -> None:
+    process = start(place, str(tmp_path))
+    wait_for(process, tmp_path, moment)
     process.kill()
     process.communicate()
-    assert list((place / "killed").glob("*/cells/[!.]*.checkpoint.safetensors"))
-    again = tune(place, "killed")
+    (folder,) = tmp_path.iterdir()
+    assert list(folder.glob("cells/[!.]*.safetensors"))
+    again = tune(place, str(tmp_path))
+    assert again.run.folder == folder
     assert not again.reused
     assert weights(again.run) == weights(tuned.run)
-    assert not list(again.run.folder.rglob("*.tmp"))
+    predictions = [(run.folder / "stage-2-both/out_of_fold.csv").read_bytes() for run in (again.run, tuned.run)]
+    assert predictions[0] == predictions[1]
+    assert not list(folder.rglob("*.tmp"))
+    assert not (folder / "cells").exists()
+
+
+def test_control_c_is_one_line(place: Path, tuned: Finetuned, tmp_path: Path) -> None:
+    process = start(place, str(tmp_path))
+    wait_for(process, tmp_path, CHECKPOINT)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    said = [line for line in err.splitlines() if line.startswith(("interrupted", "Traceback", "mmfeat"))]
+    assert said == ["interrupted; what was finished is kept, the same command goes on from there"]
+    assert weights(tune(place, str(tmp_path)).run) == weights(tuned.run)
 
 
 def test_a_tuned_tower_is_an_encoder_of_its_own(place: Path, tuned: Finetuned) -> None:
@@ -196,6 +235,38 @@ def test_every_stage_predicts(place: Path, tuned: Finetuned, head: str, tmp_path
 def test_other_ways_to_train_run(place: Path, changes: dict[str, Any]) -> None:
     run = tune(place, settings=replace(QUICK, epochs=1, **changes)).run
     assert run.leaderboard[0]["samples"] > 0
+
+
+@pytest.fixture(scope="module")
+def pairs(demo_folder: Path, tiny_bert: Path, tiny_timm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Demo data with token states and an augmented view, and cross-attention and concat trained on them."""
+    encoders = [f"bert:{tiny_bert}", f"timm:{tiny_timm}"]
+    place, options = tmp_path_factory.mktemp("pairs"), replace(FLOAT32, outputs=("pooled", "tokens"), views=1)
+    shutil.copytree(demo_folder, place / "demo")
+    extract_features(place / "demo", encoders, cache=place / "cache", options=options)
+    heads = {"fusion": ["concat", "cross-attention"], "baselines": ["none"]}
+    sweep(place, encoders, options=options, ensembles=False, **heads)
+    return place
+
+
+@pytest.mark.parametrize("head", ["concat", "cross-attention"])
+def test_both_towers_move_with_views_and_tokens(pairs: Path, head: str, tmp_path: Path) -> None:
+    """Tokens of a moving tower move along; the plain photo and its view are trained on from their cached prefixes."""
+    settings = replace(QUICK, epochs=1, unfreeze=(("text", 1), ("image", 1)))
+    run = tune(pairs, settings=settings, head=head).run
+    assert [(tower["path"], tower["layers"]) for tower in run.config["moving"]] == [("cached", 1)] * 2
+    assert {each["spec"]["view"] for each in run.config["prefixes"]} == {"none", "train:1"}
+    assert len(list((run.folder / "stage-2-both").glob("*-0-0.safetensors"))) == 2
+    found = write_submission(run.folder, head="stage-2", out=tmp_path / "submission.csv")
+    assert found.rows > 0
+
+
+def test_fresh_augmentation_needs_pixels(pairs: Path) -> None:
+    run = tune(pairs, settings=replace(QUICK, epochs=1, augment=True), head="concat").run
+    paths = {tower["tower"].split(":")[0]: tower for tower in run.config["moving"]}
+    assert paths["bert"]["path"] == "cached"
+    assert paths["timm"]["path"] == "full"
+    assert "--augment" in paths["timm"]["reason"]
 
 
 def test_without_a_run_stage_1_is_trained_first(place: Path, tmp_path: Path) -> None:

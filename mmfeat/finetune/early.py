@@ -16,7 +16,7 @@ from mmfeat.finetune.readers import SIDE
 from mmfeat.heads.inputs import Batch, Fusion, Shape
 
 EARLY = "early"
-CHANNELS = (32, 64, 128, 128)
+CHANNELS = (16, 32, 64, 128)
 
 
 class EarlyFusion(Fusion):
@@ -32,7 +32,7 @@ class EarlyFusion(Fusion):
         steps = [4, *CHANNELS]
         self.convolutions = nn.Sequential(
             *(
-                nn.Sequential(nn.Conv2d(given, wanted, 5, 2, 2, bias=False), nn.BatchNorm2d(wanted), nn.ReLU())
+                nn.Sequential(nn.Conv2d(given, wanted, 3, 2, 1, bias=False), nn.BatchNorm2d(wanted), nn.ReLU())
                 for given, wanted in itertools.pairwise(steps)
             )
         )

@@ -100,7 +100,9 @@ class Mover:
         if self.attends is None:
             return None
         tokens = captured[0].float()
-        mask = inputs[1] if isinstance(inputs, tuple) else tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
+        mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool)
+        if self.slot.modality == "text":  # photos have no padding, and fewer positions behind a stage than before
+            mask = inputs[1]
         whole = tokens.new_zeros(read.size, *tokens.shape[1:]).index_copy(0, places, tokens)
         return whole, mask.new_zeros(read.size, mask.shape[1]).index_copy(0, places, mask)
 

@@ -47,7 +47,8 @@ class PrefixReader:
 
     def read(self, rows: np.ndarray, views: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         there = np.stack([block.mask[rows] for block in self.blocks])
-        views = np.where(there[np.minimum(views, len(self.blocks) - 1), np.arange(len(rows))], views, 0)
+        views = np.where(views < len(self.blocks), views, 0)  # texts have one view, whatever photos have
+        views = np.where(there[views, np.arange(len(rows))], views, 0)
         parts = {int(view): np.flatnonzero(views == view) for view in np.unique(views)}
         found = {view: self.blocks[view].batch(rows[here]) for view, here in parts.items()}
         longest = max(mask.shape[1] for _, mask in found.values())
