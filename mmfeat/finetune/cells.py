@@ -45,14 +45,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Brought:
-    """What a cell brought: (A, n, C) logits of validation and test rows for each of ALPHAS, curves, and macro-F1 on
-    training rows of both stages; the state of a final one."""
+    """What a cell brought: (A, n, C) logits of validation and test rows and macro-F1 on training rows for each of
+    ALPHAS, curves; of a final cell its state instead."""
 
     validation: np.ndarray
     test: np.ndarray
     history: list[dict[str, float]]
     best_epoch: int
-    train_scores: tuple[float, float]
+    train_scores: list[float]
     seconds: float
     state: Mapping[str, Tensor]
 
@@ -105,7 +105,7 @@ class Classroom:
         started, checkpoint = time.monotonic(), self.folder / f"{cell.name}.checkpoint.safetensors"
         training = Training(model, cell.lesson, self.targets, self.team, checkpoint, self.every)
         best = training.run(told)
-        tensors, scores = {}, [0.0, 0.0]
+        tensors, scores = {}, [0.0] * len(ALPHAS)
         if cell.is_final:
             tensors = {f"state.{name}": value for name, value in best.items()}
         else:
@@ -134,7 +134,7 @@ class Classroom:
             tensors["test"].numpy() if "test" in tensors else nothing,
             record["history"],
             record["best_epoch"],
-            (record["train_scores"][0], record["train_scores"][1]),
+            record["train_scores"],
             record["seconds"],
             {name.removeprefix("state."): value for name, value in tensors.items() if name.startswith("state.")},
         )
@@ -150,20 +150,16 @@ def blended(first: Mapping[str, Tensor], second: Mapping[str, Tensor], alpha: fl
 def _judged(
     model: Model, start: Mapping[str, Tensor], best: Mapping[str, Tensor], cell: Cell, targets: Targets
 ) -> tuple[np.ndarray, np.ndarray, list[float]]:
-    """Logits of validation and test rows at each alpha, and macro-F1 of both stages on (some) training rows."""
+    """Logits of validation and test rows and macro-F1 of (some) training rows at each alpha; without a stage 1 there
+    is nothing to interpolate, and all are alike."""
     lesson = cell.lesson
     some = lesson.train[np.linspace(0, len(lesson.train) - 1, min(TRAIN_ROWS, len(lesson.train))).astype(np.int64)]
-    validation, test = [], []
-    scores: list[float] = []
-    for alpha in ALPHAS if lesson.start is not None else (1.0,) * len(ALPHAS):
+    validation, test, scores = [], [], []
+    for alpha in ALPHAS if lesson.start is not None else ALPHAS[-1:]:
         model.load(blended(start, best, alpha))
-        validation.append(model.predict(lesson.validation))
-        test.append(model.predict(cell.test))
-        if alpha in (0.0, 1.0) and len(scores) < 2:
-            chosen = plain_choice(model.predict(some), targets.multilabel)
-            scores.append(float(macro_f1(targets.matrix[some], chosen)))
-        if lesson.start is None:
-            break
+        validation.append(model.predict(lesson.validation).astype(np.float32))
+        test.append(model.predict(cell.test).astype(np.float32))
+        chosen = plain_choice(model.predict(some), targets.multilabel)
+        scores.append(float(macro_f1(targets.matrix[some], chosen)))
     times = len(ALPHAS) // len(test)
-    stacked = [np.repeat(np.stack(each), times, 0).astype(np.float32) for each in (validation, test)]
-    return stacked[0], stacked[1], [scores[0], scores[-1]]
+    return np.stack(validation * times), np.stack(test * times), scores * times

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmfeat.features import Features
+from mmfeat.features import Block, Features, MappedBlock
 from mmfeat.finetune.early import EarlyFusion
 from mmfeat.finetune.movers import Mover, Slot, make_pixels
 from mmfeat.finetune.readers import Read
@@ -151,8 +151,14 @@ def early_model(
     features: Features, samples: Sequence[Sample], movers: Sequence[Mover], classes: int, team: Team, device: str
 ) -> Model:
     """Early fusion: pixels in the place of the first encoder of photos, whose mask tells which can be read."""
-    photos = [block.source for block in features.blocks if block.modality == "image" and block.view == "none"]
-    blocks = tuple(each for each in features.blocks if each.modality == "text" or each.source == photos[0])
-    data = HeadData(replace(features, blocks=blocks), "both", device)
+    pooled: list[Block | MappedBlock] = [*features.blocks]
+    pooled += [block for block in features.mapped if block.output == "pooled"]
+    photos = [block.source for block in pooled if (block.modality, block.view) == ("image", "none")]
+
+    def seen(block: Block | MappedBlock) -> bool:
+        return block.modality == "text" or block.source == photos[0]
+
+    blocks, mapped = tuple(filter(seen, features.blocks)), tuple(filter(seen, features.mapped))
+    data = HeadData(replace(features, blocks=blocks, mapped=mapped), "both", device)
     everything = [*movers, make_pixels(Slot("image", 0, data.sources["image"][0].name), samples, team, device)]
     return Model(EarlyFusion(1, widened(data.shape, everything), classes), data, everything)

@@ -46,6 +46,11 @@ class Part:
     path: str  # "cached" or "full"
     reason: str = ""
 
+    @property
+    def way(self) -> str:
+        """The path in words."""
+        return "from its cached prefix" if self.path == "cached" else f"in full passes ({self.reason})"
+
     def prefix(self, view: str = "none") -> EncoderSpec:
         """The spec of what the cached path begins with."""
         return replace(self.tower.spec, output="prefix", layer=self.count, pooling="none", view=view)
@@ -151,7 +156,7 @@ def make_mover(
         parameter.requires_grad_(True)
     if settings.gradient_checkpointing and part.count:
         _checkpoint_layers(tower, part.count)
-    width = next(block.width for block in features.blocks if block.name == part.slot.name)
+    width = features.widths[part.slot.name]
     return Mover(
         part.slot, reader, forward if part.count else torch.no_grad()(forward), team, device, width,
         parameters, depths, tower.module, part, tower.network.tokens if attends else None, merged=merged,

@@ -39,8 +39,7 @@ class Chosen:
 def choose_alphas(task: Task, brought: Sequence[Brought]) -> Chosen:
     """By macro-F1 on validation rows, the mean over seeds; of equal ones the least."""
     scores = np.zeros((len(task.splits), len(ALPHAS)))
-    for (fold, repeat, rows), each in zip(_cells(task), brought, strict=True):
-        del repeat
+    for (fold, _, rows), each in zip(task.cells(STAGE_2), brought, strict=True):
         labels = task.targets.matrix[rows.validation]
         choices = [plain_choice(logits, task.targets.multilabel) for logits in each.validation]
         scores[fold] += [macro_f1(labels, choice) / task.repeats for choice in choices]
@@ -60,7 +59,7 @@ def make_entry(
     """The entry of a stage: each fold's predictions at its place in ALPHAS, decided on by those of the other folds."""
     logits = np.full((task.repeats, len(task.targets), len(task.targets.classes)), np.nan)
     validation = []
-    for (fold, repeat, rows), each in zip(_cells(task), brought, strict=True):
+    for (fold, repeat, rows), each in zip(task.cells(STAGE_2), brought, strict=True):
         logits[repeat, rows.test] = each.test[alphas[fold]]
         validation.append(each.validation[alphas[fold]].astype(np.float64))
     decisions = cross_fit(task, logits, validation, adjustment)
@@ -77,16 +76,18 @@ def make_entry(
     return Entry(record, logits, decisions, validation)
 
 
-def gap(task: Task, entry: Entry, train: float) -> dict[str, float]:
+def gap(task: Task, entry: Entry, brought: Sequence[Brought], alphas: Sequence[int]) -> dict[str, float]:
     """macro-F1 without any adjustment on training, validation and test rows: what learning by heart looks like."""
     multilabel, matrix = task.targets.multilabel, task.targets.matrix
+    cells = task.cells(STAGE_2)
+    train = [each.train_scores[alphas[fold]] for (fold, _, _), each in zip(cells, brought, strict=True)]
     seen = [
         macro_f1(matrix[rows.validation], plain_choice(logits, multilabel))
-        for (_, _, rows), logits in zip(_cells(task), entry.validation, strict=True)
+        for (_, _, rows), logits in zip(cells, entry.validation, strict=True)
     ]
     rows = task.splits.tested
     test = [macro_f1(matrix[rows], plain_choice(each[rows], multilabel)) for each in entry.logits]
-    return {"train": train, "validation": float(np.mean(seen)), "test": float(np.mean(test))}
+    return {name: float(np.mean(each)) for name, each in (("train", train), ("validation", seen), ("test", test))}
 
 
 def against_first(task: Task, entries: Sequence[Entry]) -> list[dict[str, Any]]:
@@ -166,7 +167,3 @@ def save_final(
 
 def _described(request: str, options: EncoderOptions) -> list[Tower]:
     return describe_encoders([request], EncoderOptions(**{**asdict(options), "outputs": ("pooled",), "views": 0}))
-
-
-def _cells(task: Task) -> list[Any]:
-    return task.cells("")

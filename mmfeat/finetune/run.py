@@ -27,6 +27,7 @@ from mmfeat.finetune.results import (
     STAGE_1,
     STAGE_2,
     WISE,
+    Chosen,
     against_first,
     choose_alphas,
     gap,
@@ -164,7 +165,7 @@ def _train(
     room = Classroom(lambda: work.model(team), count, work.task.targets, team, folder / CELLS, every)
     lessons = _cells(work, first)
     steps = sum(_steps(cell) for cell in lessons)
-    with progress.task("fine-tuning (steps)", steps + work.task.repeats * _steps(lessons[0])) as advance:
+    with progress.task(f"{work.title} (steps)", steps + work.task.repeats * _steps(lessons[0])) as advance:
         brought = room.run(lessons, advance)
         finals = room.run(_finals(work, first, brought), advance)
     if team.leads:
@@ -228,54 +229,65 @@ def _finish(
     finals: Sequence[Brought], room: Classroom,
 ) -> None:  # fmt: skip
     """Entries, their comparison, what predicts, and last `run.json`."""
-    task, options = work.task, EncoderOptions(**work.parent.config["options"])
-    entries = _entries(work, first, brought)
-    tests = against_first(task, entries)
-    gaps = [_gap(task, entry, brought, number) for number, entry in enumerate(entries)]
-    chosen = choose_alphas(task, brought) if work.fusion != EARLY else None
+    task = work.task
     model = room.models.get() if room.models.qsize() else work.model(room.team)
-    records: list[Entry] = []
-    for number, entry in enumerate(entries):
-        place = folder / entry.name
-        extra: dict[str, Any] = {"scores": gaps[number], **({"over_stage_1": tests[number - 1]} if number else {})}
-        if not number:
-            extra["final"] = save_finals(place, work.head, first.finals)
-        else:
-            alpha = ALPHAS[chosen.final] if chosen and entry.record["head"] == WISE else 1.0
-            extra["final"] = [
-                save_final(place, seed, model, _blend(model, first, each, seed, alpha), options, folder.name)
-                for seed, each in enumerate(finals)
-            ]
-            extra |= {"alpha": alpha, "parameters": sum(p.numel() for p in model.parameters().values())}
-        records.append(Entry({**entry.record, **extra}, entry.logits, entry.decisions, entry.validation))
-        save_entry(folder, task, records[-1], _curves(task, brought) if number else ())
+    stages = _stages(work, brought)
+    entries = _entries(work, first, brought, stages)
+    tests = against_first(task, entries)
+    gaps = [gap(task, entry, brought, alphas.folds) for entry, alphas in zip(entries, stages.values(), strict=True)]
+    predicts = save_finals(folder / entries[0].name, work.head, first.finals)
+    records = [Entry({**entries[0].record, "scores": gaps[0], "final": predicts}, *_rest(entries[0]))]
+    for entry, scores, test in zip(entries[1:], gaps[1:], tests, strict=True):
+        alpha = ALPHAS[stages[entry.record["head"]].final]
+        saved = _save_finals(work, folder, entry, model, first, finals, alpha)
+        records.append(Entry({**entry.record, "scores": scores, "over_stage_1": test, **saved}, *_rest(entry)))
+    for number, entry in enumerate(records):
+        save_entry(folder, task, entry, _curves(task, brought) if number else ())
     leaderboard = rank(task, records)
     write_json(folder / f"{LEADERBOARD}.json", leaderboard)
     write_atomic(folder / f"{LEADERBOARD}.csv", leaderboard_csv(leaderboard, task.targets.classes).encode())
-    moving = [_moved(model, part) for part in work.parts]
-    told = warning(gaps[0], gaps[1], tests[0]) if work.fusion != EARLY else ""
     about = {name: work.parent.config[name] for name in ("widths", "classes", "class_counts", "labelled")}
-    write_run(folder, {**config, **about, "moving": moving, "warning": told, "leaderboard": leaderboard})
+    about["moving"] = [_moved(model, part) for part in work.parts]
+    about["warning"] = warning(gaps[0], gaps[1], tests[0]) if work.fusion != EARLY else ""
+    write_run(folder, {**config, **about, "leaderboard": leaderboard})
     shutil.rmtree(folder / CELLS, ignore_errors=True)
 
 
-def _entries(work: Work, first: StageOne, brought: Sequence[Brought]) -> list[Entry]:
-    """Stage 1, stage 2 and their interpolation; or stage 1 and early fusion."""
+def _stages(work: Work, brought: Sequence[Brought]) -> dict[str, Chosen]:
+    """Name of an entry -> the share of stage 2 in its weights."""
+    folds = len(work.task.splits)
+    nothing, whole = Chosen([0] * folds, 0), Chosen([len(ALPHAS) - 1] * folds, len(ALPHAS) - 1)
+    if work.fusion == EARLY:
+        return {STAGE_1: nothing, EARLY: whole}
+    return {STAGE_1: nothing, STAGE_2: whole, WISE: choose_alphas(work.task, brought)}
+
+
+def _entries(work: Work, first: StageOne, brought: Sequence[Brought], stages: Mapping[str, Chosen]) -> list[Entry]:
+    """Stage 1 as it was, then the others from what the cells brought."""
     task, adjustment = work.task, work.parent.config["plan"]["adjustment"]
-    whole = [len(ALPHAS) - 1] * len(task.splits)
     settings = work.settings.of_head(first.best)
-    record = {**first.entry.record, "head": STAGE_1, "fusion": work.head}
-    entries = [replace(first.entry, record={**record, "seconds": 0.0})]
-    plan = {EARLY: whole} if work.fusion == EARLY else {STAGE_2: whole, WISE: choose_alphas(task, brought).folds}
-    return entries + [
-        make_entry(task, name, work.modality, work.fusion, brought, alphas, adjustment, settings)
-        for name, alphas in plan.items()
+    record = {**first.entry.record, "head": STAGE_1, "fusion": work.head, "seconds": 0.0}
+    return [replace(first.entry, record=record)] + [
+        make_entry(task, name, work.modality, work.fusion, brought, alphas.folds, adjustment, settings)
+        for name, alphas in stages.items()
+        if name != STAGE_1
     ]
 
 
-def _gap(task: Task, entry: Entry, brought: Sequence[Brought], number: int) -> dict[str, float]:
-    stage = 0 if number == 0 else 1
-    return gap(task, entry, float(np.mean([each.train_scores[stage] for each in brought])))
+def _rest(entry: Entry) -> tuple[Any, Any, Any]:
+    return entry.logits, entry.decisions, entry.validation
+
+
+def _save_finals(
+    work: Work, folder: Path, entry: Entry, model: Model, first: StageOne, finals: Sequence[Brought], alpha: float
+) -> dict[str, Any]:
+    """What predicts, and what the record says of it."""
+    options = EncoderOptions(**work.parent.config["options"])
+    saved = [
+        save_final(folder / entry.name, seed, model, _blend(model, first, each, seed, alpha), options, folder.name)
+        for seed, each in enumerate(finals)
+    ]
+    return {"alpha": alpha, "parameters": sum(p.numel() for p in model.parameters().values()), "final": saved}
 
 
 def _blend(model: Model, first: StageOne, final: Brought, seed: int, alpha: float) -> Mapping[str, Any]:
@@ -288,7 +300,7 @@ def _blend(model: Model, first: StageOne, final: Brought, seed: int, alpha: floa
 def _curves(task: Task, brought: Sequence[Brought]) -> list[dict[str, Any]]:
     return [
         {"fold": task.splits.names[fold], "seed": repeat + 1, **line}
-        for (fold, repeat, _), each in zip(task.cells(""), brought, strict=True)
+        for (fold, repeat, _), each in zip(task.cells(STAGE_2), brought, strict=True)
         for line in each.history
     ]
 

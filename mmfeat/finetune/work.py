@@ -26,6 +26,7 @@ from mmfeat.problem import Problem, read_problem
 from mmfeat.progress import Progress
 from mmfeat.protocol import Protocol
 from mmfeat.runs import Run, run_name
+from mmfeat.sweep import IN_MEMORY
 from mmfeat.trials import Task
 from mmfeat.version import __version__
 
@@ -67,6 +68,12 @@ class Work:
         """What the run is called after."""
         return f"{self.fusion}-{self.settings.label}"
 
+    @property
+    def title(self) -> str:
+        """For whoever waits: what moves, and on which path."""
+        moving = [f"{part.tower.spec.model} {part.way}" for part in self.parts]
+        return f"fine-tuning {', '.join(moving) or self.fusion}"
+
     def model(self, team: Team) -> Model:
         """A model of its own for each worker."""
         data = HeadData(self.features, self.modality, self.device, self.attend)
@@ -103,7 +110,8 @@ def prepare(
         labelled = replace(problem.samples, samples=problem.labelled)
         extract_samples(labelled, [*seen, *prefixes], cache=parent.config["cache"], device=device, progress=progress)
     team.wait()
-    features = problem.store.load(problem.labelled, [tower.spec for tower in [*seen, *prefixes]], problem.keys)
+    specs = [tower.spec for tower in [*seen, *prefixes]]
+    features = problem.store.load(problem.labelled, specs, problem.keys, IN_MEMORY)
     fusion, amp = asked.fusion or name, _amp(settings.amp, device)
     work = Work(parent, problem, task, features, parts, name, modality, fusion, settings, device, amp)
     return work, _config(work, prefixes, views), Path(out) / run_name(_config(work, prefixes, views), work.label)
