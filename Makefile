@@ -4,8 +4,9 @@
 #   make test                        the tests
 #   make check                       ruff, mypy and the tests
 #   make extract DATA=... ENCODERS=clip,bert,resnet50
-#   make heads, make submit         train and rank heads; write the submission
-#   make benchmark                   cache and heads against the plain way
+#   make heads, make finetune       train and rank heads; train the last layers of encoders with the best
+#   make submit                     write the submission
+#   make benchmark                   cache, heads and stage 2 against the plain way
 #   make clean                       remove the virtual environment and the demo data
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -14,7 +15,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 MMFEAT := $(BIN)/mmfeat
 
-.PHONY: help install demo extract heads submit test check benchmark format clean
+.PHONY: help install demo extract heads finetune submit test check benchmark format clean
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -41,6 +42,9 @@ extract: install
 heads: install
 	$(MMFEAT) heads --fusion all
 
+finetune: install
+	$(MMFEAT) finetune
+
 submit: install
 	$(MMFEAT) submit
 
@@ -56,6 +60,7 @@ check: install
 benchmark: install
 	$(BIN)/python benchmarks/cache.py
 	$(BIN)/python benchmarks/heads.py
+	$(BIN)/python benchmarks/finetune.py
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -56,7 +56,8 @@ def _checked_heads(names: Sequence[str], known: Collection[str], flag: str) -> l
     """Names without repetition; `all` stands for every known one and `none` for nothing."""
     wanted = [each for name in names for each in (known if name == "all" else [name]) if each != "none"]
     if unknown := [name for name in wanted if name not in known]:
-        raise HeadError(f"{flag} {','.join(unknown)}: use all, none, or some of {', '.join(known)}")
+        hint = "; early fusion needs pixels: mmfeat finetune --fusion early" if "early" in unknown else ""
+        raise HeadError(f"{flag} {','.join(unknown)}: use all, none, or some of {', '.join(known)}{hint}")
     return list(dict.fromkeys(wanted))
 
 

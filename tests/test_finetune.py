@@ -19,7 +19,7 @@ import torch
 from small_sweeps import FLOAT32, make_place, sweep
 from tiny_models import contents
 
-from mmfeat.encoders import describe_encoders, load_encoders, open_towers
+from mmfeat.encoders import EncoderSpec, describe_encoders, load_encoders, open_towers
 from mmfeat.encoders.layers import capture
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.extract import extract_features
@@ -127,6 +127,15 @@ def test_a_run_has_both_stages_and_their_interpolation(place: Path, tuned: Finet
     (first,) = (place / "heads").glob("*/concat-both/metrics.json")
     assert first.is_file()
     assert tune(place).reused
+
+
+def test_a_run_names_all_that_it_reads(tuned: Finetuned) -> None:
+    """So that `cache gc` keeps it: the encoders, the prefix, and the vectors of the fine-tuned towers."""
+    towers = [tower for entry in tuned.run.leaderboard for final in entry["final"] for tower in final.get("towers", [])]
+    assert len(towers) == 2
+    specs = [*tuned.run.config["encoders"], *tuned.run.config["prefixes"], *towers]
+    assert {EncoderSpec.from_json(each["spec"]).fingerprint for each in specs} == tuned.run.fingerprints
+    assert {each["spec"]["output"] for each in tuned.run.config["prefixes"]} == {"prefix"}
 
 
 def test_the_same_call_gives_the_same_weights(place: Path, tuned: Finetuned) -> None:

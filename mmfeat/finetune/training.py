@@ -82,7 +82,10 @@ class Training:
         self.loss = StackedLoss([self.settings], [self.weights], targets.multilabel, model.data.device)
         self.labels = torch.from_numpy(targets.matrix.astype(np.float32)).to(model.data.device)
         self.optimiser = torch.optim.AdamW(self._groups(), weight_decay=settings.weight_decay, foreach=True)
-        self.scaler = torch.amp.GradScaler(enabled=model.amp == "float16")
+        self.scaler = torch.amp.GradScaler(torch.device(model.data.device).type, enabled=model.amp == "float16")
+        self.total = torch.zeros(
+            (), device=model.data.device
+        )  # of the losses of this epoch; a float would be waited for
         self.best: dict[str, Tensor] = {}
         self.at = Progressed()
         self._resume()
@@ -101,7 +104,7 @@ class Training:
         model.head.train()
         steps = itertools.islice(self._drawn(), at.step, None)
         for step, reads in prefetch(lambda step: (step, self._read(step)), steps, 1, AHEAD):
-            at.loss += self._step(step, reads)
+            self.total += self._step(step, reads)
             at.step += 1
             advance(1)
             if at.step < self.steps:
@@ -119,7 +122,7 @@ class Training:
         rows, views = step[0][0].cpu().numpy(), step[1]
         return self.model.read(rows, np.zeros(len(rows), np.int64) if views is None else views[0].cpu().numpy())
 
-    def _step(self, step: Step, reads: list[Read]) -> float:
+    def _step(self, step: Step, reads: list[Read]) -> Tensor:
         rows, views, dropped, keep = step
         plan, at = self.lesson.plan, self.at
         kept = keep * (1 / (1 - self.settings.dropout))
@@ -128,7 +131,7 @@ class Training:
         self.scaler.scale(loss / plan.accumulate).backward()
         if (at.step + 1) % plan.accumulate == 0 or at.step + 1 == self.steps:
             self._update()
-        return float(loss.detach())
+        return loss.detach()
 
     def _update(self) -> None:
         plan = self.lesson.plan
@@ -182,7 +185,7 @@ class Training:
                     parameter.requires_grad_(mover.depths[name] <= epoch)
 
     def _finish_epoch(self) -> None:
-        at, loss = self.at, self.at.loss / self.steps
+        at, loss = self.at, float(self.total) / self.steps
         scores = self._validate()
         if not np.isfinite([loss, *scores.values()]).all():
             plan = self.lesson.plan
@@ -194,7 +197,8 @@ class Training:
         score = -scores.get("validation_loss", 0.0) if by_loss else scores.get("validation_macro_f1", 0.0)
         if self.stopper.update(at.epoch, score):
             self.best = self.model.state()
-        at.epoch, at.step, at.loss = at.epoch + 1, 0, 0.0
+        at.epoch, at.step = at.epoch + 1, 0
+        self.total.zero_()
         at.order, at.waiting = dict(self.draws.random.bit_generator.state), self.draws.waiting.tolist()
         self._save_if_due()
 
@@ -240,6 +244,7 @@ class Training:
             parameters[name].grad = value.to(parameters[name].device)
         self.scaler.load_state_dict(record.pop("scaler"))
         self.at = Progressed(**record)
+        self.total.fill_(self.at.loss)
         for key, value in self.at.stopper.items():
             setattr(self.stopper, key, value)
         self.draws.random.bit_generator.state = self.at.order
