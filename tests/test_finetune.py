@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 import signal
 import subprocess
@@ -223,6 +224,16 @@ def test_a_tuned_tower_is_an_encoder_of_its_own(place: Path, tuned: Finetuned) -
     with pytest.raises(EncoderError, match="not a fine-tuned tower"):
         describe_encoders([f"finetuned:{broken}"], FLOAT32)
     broken.unlink()
+
+
+def test_the_example_of_the_docs_runs(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    docs = (Path(__file__).parent.parent / "docs" / "python.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", docs.split("## Stage 2")[1], flags=re.DOTALL)
+    (run,) = (place / "heads").glob("*/run.json")
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {}
+    exec(code.replace("heads/RUN", str(run.parent)), namespace)
+    assert np.isfinite(namespace["vectors"]).all()
 
 
 @pytest.mark.parametrize("head", ["stage-1", "stage-2", "wise-ft"])
