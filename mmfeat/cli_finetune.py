@@ -10,13 +10,13 @@ import typer
 from mmfeat.cli_heads import takes
 from mmfeat.console import ConsoleProgress, err, out
 from mmfeat.console_finetune import show_finetuned
-from mmfeat.flags import AnyData, CacheFolder, Device, reported
+from mmfeat.flags import Device, reported
 
 Number, Whole, Text, Switch = float, int, str, bool
 
 
-def option(text: str, kind: Any, *names: str) -> Any:
-    return Annotated[kind, typer.Option(*names, help=text)]
+def option(text: str, kind: Any, *names: str, least: int | None = None) -> Any:
+    return Annotated[kind, typer.Option(*names, help=text, min=least)]
 
 
 # Training settings: parameter -> its option and default, as in `FinetuneSettings`.
@@ -51,15 +51,15 @@ SETTINGS: dict[str, tuple[Any, Any]] = {
 PARAMETERS: dict[str, tuple[Any, Any]] = {
     "run": (option("A run of mmfeat heads.  [default: the best on the data]", str | None), None),
     "unfreeze": (option("NAME:LAYERS,...: the last layers of text, image, bert, ...; all or none.", Text), "text:1"),
-    "data": (AnyData, None),
-    "cache": (CacheFolder, "cache"),
+    "data": (option("Folder or table, where it is now.  [default: the run's]", str | None), None),
+    "cache": (option("Feature cache.  [default: the run's]", str | None), None),
     "heads": (option("Folder of the runs.", Text), "heads"),
     "out_folder": (option("Folder to write the new run in.", Text, "--out"), "heads"),
     "fusion": (option("early: train early fusion on pixels beside stage 1.", str | None), None),
     "head": (option("The run's head to start from.  [default: the one that validated best]", str | None), None),
     "modalities": (option("both, text or image.  [default: both]", str | None), None),
-    "seeds": (option("Trainings a fold.  [default: as the run]", int | None), None),
-    "views": (option("Augmented views of each photo to train on.  [default: as the run]", int | None), None),
+    "seeds": (option("Trainings a fold.  [default: as the run]", int | None, least=1), None),
+    "views": (option("Augmented views of each photo to train on.  [default: as the run]", int | None, least=0), None),
     **SETTINGS,
     "checkpoint_seconds": (option("Between checkpoints.", Number), 30.0),
     "engine": (option("local, or ray: processes of Ray Train.", Text), "local"),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from mmfeat.console import out
+from mmfeat.finetune.settings import way
 
 if TYPE_CHECKING:
     from mmfeat.finetune.run import Finetuned
@@ -42,8 +43,8 @@ def _moved(tower: dict[str, Any]) -> str:
     layers = {-1: "all layers", 0: "nothing"}.get(tower["layers"], f"the last {tower['layers']} layers")
     if tower["layers"] == 1:
         layers = "the last layer"
-    path = "from its cached prefix" if tower["path"] == "cached" else f"in full passes ({tower['reason']})"
-    return f"{tower['tower']}: {layers} ({tower['parameters']:,} parameters) moved, {path}"
+    how = way(tower["path"], tower["reason"])
+    return f"{tower['tower']}: {layers} ({tower['parameters']:,} parameters) moved, {how}"
 
 
 def _test(entry: dict[str, Any]) -> list[str]:
@@ -51,7 +52,11 @@ def _test(entry: dict[str, Any]) -> list[str]:
     tested = ["", ""]
     if over:
         tested = [f"{over['value']:+.3f} [{over['low']:+.3f},{over['high']:+.3f}]", f"{over['p_holm']:.3f}"]
-    return tested + [f"{entry['scores'][name]:.3f}" for name in ("train", "validation", "test")]
+    return tested + [_score(entry["scores"].get(name)) for name in ("train", "validation", "test")]
+
+
+def _score(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 def _interval(score: dict[str, Any]) -> str:

@@ -82,7 +82,7 @@ def train_entry(
     folder = folder / f"{head}-{modality}"
     metrics = folder / METRICS
     outcomes, over = _search(task, engine, head, modality, plan, folder / "trials", deadline, advance)
-    entry = assemble(task, head, modality, outcomes, plan)
+    entry = assemble(task, head, modality, outcomes, plan.adjustment)
     best = best_outcome(outcomes)
     if metrics.exists() and (finals_there := _read_finals(metrics, len(outcomes))):
         record = {**entry.record, "search_over": over, **finals_there}
@@ -111,10 +111,18 @@ def train_entry(
     return Entry(record, entry.logits, entry.decisions, entry.validation)
 
 
-def assemble(task: Task, head: str, modality: str, outcomes: list[Outcome], plan: Plan) -> Entry:
-    """The entry of some finished trials: in each fold that trial counts which validated best there."""
-    scores = np.stack([outcome.scores.mean(0) for outcome in outcomes])
-    chosen = scores.argmax(0)
+def assemble(
+    task: Task,
+    head: str,
+    modality: str,
+    outcomes: list[Outcome],
+    adjustment: float | None,
+    chosen: Sequence[int] | None = None,
+) -> Entry:
+    """The entry of some finished trials: in each fold the `chosen` one counts, by default that which validated best
+    there."""
+    if chosen is None:
+        chosen = np.stack([outcome.scores.mean(0) for outcome in outcomes]).argmax(0).tolist()
     logits = np.full_like(outcomes[0].logits, np.nan)
     for fold in range(len(task.splits)):
         test = task.splits.fold(fold, 0).test
@@ -123,15 +131,15 @@ def assemble(task: Task, head: str, modality: str, outcomes: list[Outcome], plan
     validation = [outcomes[chosen[cell // repeats]].validation[cell] for cell in range(len(chosen) * repeats)]
     if not np.isfinite(logits[:, task.splits.tested]).all():
         raise HeadError(f"{head} on {modality} gives no finite scores; lower --learning-rate")
-    decisions = cross_fit(task, logits, validation, plan.adjustment)
+    decisions = cross_fit(task, logits, validation, adjustment)
     record = {
         "head": head,
         "modalities": modality,
         **score(task, logits, decisions),
         "trials": len(outcomes),
         "settings": asdict(best_outcome(outcomes).settings),
-        "optimism": _optimism(task, outcomes, logits, decisions, plan.adjustment),
-        "decision": fit_on_all(task, logits, plan.adjustment).to_json(),
+        "optimism": _optimism(task, outcomes, logits, decisions, adjustment),
+        "decision": fit_on_all(task, logits, adjustment).to_json(),
     }
     return Entry(record, logits, decisions, validation)
 
@@ -317,6 +325,7 @@ def _read_finals(path: Path, trials: int) -> dict[str, Any] | None:
 
 
 def finals_are_whole(folder: Path, finals: list[dict[str, Any]]) -> bool:
-    """Whether the final heads of an entry are there, byte for byte."""
-    files = [(folder / Path(each["file"]).name, each["sha256"]) for each in finals]
+    """Whether the final heads of an entry are there, byte for byte, and the towers that were fine-tuned with them."""
+    everything = [each for final in finals for each in (final, *final.get("towers", []))]
+    files = [(folder / Path(each["file"]).name, each["sha256"]) for each in everything]
     return all(file.is_file() and file_sha256(file) == digest for file, digest in files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from mmfeat.calibration import Decision
 from mmfeat.committee import TOGETHER, combine
-from mmfeat.encoders import EncoderSpec, Tower
+from mmfeat.encoders import Tower
 from mmfeat.ensembles import blend, mean_weights
 from mmfeat.errors import RunError
 from mmfeat.features import Features
@@ -24,6 +25,7 @@ from mmfeat.heads.data import HeadData
 from mmfeat.heads.jobs import predict_fitted
 from mmfeat.runs import Run
 from mmfeat.samples import Sample
+from mmfeat.views import view_number
 
 
 def predict_entry(
@@ -49,38 +51,31 @@ def predict_entry(
 def towers_of(run: Run, entry: Mapping[str, Any]) -> list[Tower]:
     """The encoders whose vectors an entry takes: the run's, and in the place of one that was fine-tuned the results."""
     seen = {each["modalities"] for each in members(run, entry)}
-    wanted = [tower for tower in run.towers if {"both", tower.spec.modality} & seen]
-    finals = [_successors(run, entry, final) for final in entry.get("final", [])] or [{}]
+    wanted = [tower for tower in run.towers if {"both", tower.spec.modality} & seen and _sees_view(entry, tower)]
+    finals = [run.successors(entry, final) for final in entry.get("final", [])] or [{}]
     found = {each.get(t.spec.folder_name, t).spec: each.get(t.spec.folder_name, t) for each in finals for t in wanted}
     return list(found.values())
+
+
+def _sees_view(entry: Mapping[str, Any], tower: Tower) -> bool:
+    """Stage 1 and stage 2 may have seen photos in different numbers of augmented views."""
+    return view_number(tower.spec.view) <= entry.get("views", math.inf)
 
 
 def widths_of(run: Run, entry: Mapping[str, Any]) -> dict[str, int]:
     """D of each block that an entry may take; a fine-tuned tower is as wide as the one before."""
     widths = dict(run.config["widths"])
     for final in entry.get("final", []):
-        for name, tower in _successors(run, entry, final).items():
+        for name, tower in run.successors(entry, final).items():
             widths[tower.spec.folder_name] = widths[name]
     return widths
-
-
-def _successors(run: Run, entry: Mapping[str, Any], final: Mapping[str, Any]) -> dict[str, Tower]:
-    """Block of one of the run's encoders -> the fine-tuned tower that stands in its place for one final head."""
-    place, found = run.head_folder(entry).resolve(), {}
-    for each in final.get("towers", []):
-        tuned, request = EncoderSpec.from_json(each["spec"]), f"finetuned:{place / Path(each['file']).name}"
-        for spec in (tower.spec for tower in run.towers):
-            if replace(spec, output="pooled", pooling=tuned.pooling, view="none").folder_name == each["slot"]:
-                now = replace(tuned, output=spec.output, pooling=spec.pooling, view=spec.view)
-                found[spec.folder_name] = Tower(request, now)
-    return found
 
 
 def _seen_by(run: Run, entry: Mapping[str, Any], final: Mapping[str, Any], features: Features) -> Features:
     """What one final head sees, in the order of the run's encoders."""
     if not final.get("towers"):
         return features
-    found = _successors(run, entry, final)
+    found = run.successors(entry, final)
     names = [found.get(tower.spec.folder_name, tower).spec.folder_name for tower in run.towers]
     blocks, mapped = {b.name: b for b in features.blocks}, {b.name: b for b in features.mapped}
     return replace(

@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ RUN_FILE = "run.json"
 LEADERBOARD = "leaderboard"
 ABLATION = "ablation.csv"
 PLACES = ("data", "cache", "columns")  # where a run found things; they may move, and the run stays the same
+TOWERS = ("encoders", "prefixes")  # each a request, which names a place, and a spec
 NEEDED = ("task", "attend", "columns", "widths", "class_counts", "labelled")  # by submit, beside what `Run` names
 
 
@@ -50,11 +51,26 @@ class Run:
     @property
     def fingerprints(self) -> set[str]:
         """Of all that the run reads from the cache: encoders, prefixes of fine-tuning, fine-tuned towers."""
+        named = [*self.config["encoders"], *self.config.get("prefixes", [])]
         tuned = [
-            tower for entry in self.leaderboard for each in entry.get("final", []) for tower in each.get("towers", [])
+            tower.spec.fingerprint
+            for entry in self.leaderboard
+            for final in entry.get("final", [])
+            for tower in self.successors(entry, final).values()
         ]
-        specs = [*self.config["encoders"], *self.config.get("prefixes", []), *tuned]
-        return {EncoderSpec.from_json(each["spec"]).fingerprint for each in specs}
+        return {EncoderSpec.from_json(each["spec"]).fingerprint for each in named} | set(tuned)
+
+    def successors(self, entry: Mapping[str, Any], final: Mapping[str, Any]) -> dict[str, Tower]:
+        """Block of one of the run's encoders -> the fine-tuned tower in its place for one final head, whose tokens and
+        views are new as well."""
+        place, found = self.head_folder(entry).resolve(), {}
+        for each in final.get("towers", []):
+            tuned, request = EncoderSpec.from_json(each["spec"]), f"finetuned:{place / Path(each['file']).name}"
+            for spec in (tower.spec for tower in self.towers):
+                if replace(spec, output="pooled", pooling=tuned.pooling, view="none").folder_name == each["slot"]:
+                    now = replace(tuned, output=spec.output, pooling=spec.pooling, view=spec.view)
+                    found[spec.folder_name] = Tower(request, now)
+        return found
 
     @property
     def is_finetuned(self) -> bool:
@@ -129,8 +145,8 @@ def read_run(folder: Path) -> Run:
 
 def run_name(config: Mapping[str, Any], label: str) -> str:
     """Readable, and different for every configuration. Where the data and weights lie does not count."""
-    counted = {key: value for key, value in config.items() if key not in (*PLACES, "encoders", "trials")}
-    counted["encoders"] = [entry["spec"] for entry in config["encoders"]]
+    counted = {key: value for key, value in config.items() if key not in (*PLACES, *TOWERS, "trials")}
+    counted |= {name: [entry["spec"] for entry in config[name]] for name in TOWERS if name in config}
     digest = hashlib.sha256(canonical_json(counted).encode()).hexdigest()[:8]
     return f"{folder_name(config['dataset'])}-{label}-{digest}"
 
@@ -145,14 +161,15 @@ def reuse_run(folder: Path, config: Mapping[str, Any]) -> Run:
     return run
 
 
-def best_run(
-    root: Path,
-    data: str | None = None,
-    head: str | None = None,
-    modalities: str | None = None,
-    accept: Callable[[Run], bool] = lambda run: True,
-) -> Run:
-    """The run with the best head, or the best of that name, among those comparable with the newest one on `data`.
+def best_run(root: Path, data: str | None = None, head: str | None = None, modalities: str | None = None) -> Run:
+    """The run with the best head, or the best of that name, among those comparable with the newest one on `data`."""
+    alike = comparable_runs(root, data)
+    having = [run for run in alike if run.matching(head, modalities)] or alike
+    return max(having, key=lambda run: run.best_score if head is modalities is None else run.score(head, modalities))
+
+
+def comparable_runs(root: Path, data: str | None = None, accept: Callable[[Run], bool] = lambda run: True) -> list[Run]:
+    """Those comparable with the newest run on `data`, oldest first.
 
     Comparable are runs on the same labels, contents and folds: scores on others say nothing about each
     other. Folders that hold no readable run, or none that is accepted, are passed over.
@@ -166,9 +183,7 @@ def best_run(
     if not runs:
         on = f" on {data}" if data else ""
         raise RunError(f"{root}: no finished run{on}; make one with mmfeat heads, or name it with --run")
-    alike = [run for run in runs if run.comparable == runs[-1].comparable]
-    having = [run for run in alike if run.matching(head, modalities)] or alike
-    return max(having, key=lambda run: run.best_score if head is modalities is None else run.score(head, modalities))
+    return [run for run in runs if run.comparable == runs[-1].comparable]
 
 
 def hash_data(samples: Sequence[Sample], keys: Mapping[str, ContentKeys]) -> str:

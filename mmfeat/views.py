@@ -55,6 +55,11 @@ def view_name(number: int) -> str:
     return f"train:{number}"
 
 
+def view_number(name: str) -> int:
+    """0 for the plain picture."""
+    return 0 if name == "none" else int(name.rpartition(":")[2])
+
+
 def augment(image: Image.Image, view: str, key: bytes) -> Image.Image:
     """The view of an RGB picture with this content key; "none" is the picture itself."""
     if view == "none":

@@ -65,7 +65,7 @@ def test_the_decision_of_a_holdout_is_fitted_on_its_validation_rows(shares: tupl
 def test_each_fold_takes_the_trial_that_validates_best_there_whatever_it_tests() -> None:
     task = toy_task()
     good, bad = outcome(task, 5.0, [0.1, 0.9, 0.1], "good"), outcome(task, -5.0, [0.2, 0.2, 0.2], "bad")
-    entry = assemble(task, "concat", "both", [good, bad], QUICK)
+    entry = assemble(task, "concat", "both", [good, bad], QUICK.adjustment)
     tests = [task.splits.fold(fold, 0).test for fold in range(3)]
     for test, chosen in zip(tests, (bad, good, bad), strict=True):
         np.testing.assert_array_equal(entry.logits[:, test], chosen.logits[:, test])
@@ -78,7 +78,7 @@ def test_each_fold_takes_the_trial_that_validates_best_there_whatever_it_tests()
 def test_the_first_of_equal_trials_counts() -> None:
     task = toy_task()
     first, second = outcome(task, 1.0, [0.5] * 3, "first"), outcome(task, 2.0, [0.5] * 3, "second")
-    entry = assemble(task, "concat", "both", [first, second], QUICK)
+    entry = assemble(task, "concat", "both", [first, second], QUICK.adjustment)
     np.testing.assert_array_equal(entry.logits[:, task.splits.tested], first.logits[:, task.splits.tested])
 
 
@@ -86,16 +86,16 @@ def test_optimism_is_what_choosing_on_the_scored_rows_would_have_gained() -> Non
     """A trial that is perfect on test rows and validates worst: whoever peeks takes it, and claims 1."""
     task = toy_task()
     perfect, honest = outcome(task, 50.0, [0.1] * 3, "perfect"), outcome(task, 0.5, [0.9] * 3, "honest")
-    record = assemble(task, "concat", "both", [perfect, honest], QUICK).record
+    record = assemble(task, "concat", "both", [perfect, honest], QUICK.adjustment).record
     assert record["macro_f1"]["value"] < 0.8
     assert record["optimism"] == pytest.approx(1 - record["macro_f1"]["value"])
-    alone = assemble(task, "concat", "both", [perfect], QUICK).record
+    alone = assemble(task, "concat", "both", [perfect], QUICK.adjustment).record
     assert alone["optimism"] == pytest.approx(0)
 
 
 def test_scores_are_of_the_choices_of_each_fold_s_decision() -> None:
     task = toy_task()
-    entry = assemble(task, "concat", "both", [outcome(task, 1.0, [0.5] * 3)], QUICK)
+    entry = assemble(task, "concat", "both", [outcome(task, 1.0, [0.5] * 3)], QUICK.adjustment)
     scores = []
     for logits in entry.logits:
         chosen = np.zeros_like(TARGETS.matrix)
@@ -112,7 +112,7 @@ def test_logits_that_are_not_finite_are_no_entry() -> None:
     broken = outcome(task, 1.0, [0.5] * 3)
     broken.logits[0, 0, 0] = np.nan
     with pytest.raises(HeadError, match="concat on both gives no finite scores; lower --learning-rate"):
-        assemble(task, "concat", "both", [broken], QUICK)
+        assemble(task, "concat", "both", [broken], QUICK.adjustment)
 
 
 def test_the_final_heads_see_every_row_for_the_mean_number_of_epochs(tmp_path: Path) -> None:

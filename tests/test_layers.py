@@ -55,12 +55,12 @@ LAYERS = [
     ["sweep"],
     ["finetune.settings", "finetune.team", "finetune.files", "finetune.readers", "finetune.lora", "finetune.resume"],
     ["finetune.ray_train"],
-    ["finetune.unfreeze", "finetune.early"],
-    ["finetune.movers"],
-    ["finetune.model", "finetune.plan"],
-    ["finetune.training"],
-    ["finetune.cells", "finetune.stage_one"],
-    ["finetune.results", "finetune.work"],
+    ["finetune.unfreeze", "finetune.early", "finetune.plan", "finetune.stage_one"],
+    ["finetune.moving"],
+    ["finetune.model"],
+    ["finetune.training", "finetune.work"],
+    ["finetune.cells"],
+    ["finetune.results"],
     ["finetune.run"],
     ["finetune", "predictor"],
     ["submit", "classifier"],
@@ -96,8 +96,8 @@ TORCH_MODULES = {
 } | {
     f"mmfeat.finetune.{name}"
     for name in (
-        *("team", "readers", "lora", "resume", "unfreeze", "early", "movers", "model", "training", "cells"),
-        *("stage_one", "results"),
+        *("team", "readers", "lora", "resume", "unfreeze", "early", "moving", "model", "training", "cells"),
+        *("plan", "stage_one", "results"),
     )
 }
 

@@ -56,7 +56,7 @@ def read_delta(path: Path) -> Delta:
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, ConfigError) as error:
         raise EncoderError(
             f"finetuned:{path}: not a fine-tuned tower ({error}); name a file that mmfeat finetune wrote, "
-            "as in finetuned:heads/RUN/towers/NAME-0.safetensors"
+            "as in finetuned:heads/RUN/stage-2-both/bert-0-0.safetensors"
         ) from error
 
 

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from mmfeat.finetune.files import load, save
+from mmfeat.finetune.lora import FIXED_FACTOR
 from mmfeat.finetune.model import Model
 from mmfeat.finetune.team import Team
-from mmfeat.finetune.training import Lesson, Training
+from mmfeat.finetune.training import Training, TrainingSetup
 from mmfeat.heads.stack import plain_choice
 from mmfeat.metrics import macro_f1
 from mmfeat.targets import Targets
@@ -32,10 +33,10 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Cell:
-    """A lesson by name, and the rows it is tested on; a final one has none, and its weights are kept."""
+    """A training by name, and the rows it is tested on; a final one has none, and its weights are kept."""
 
     name: str
-    lesson: Lesson
+    setup: TrainingSetup
     test: np.ndarray
 
     @property
@@ -44,8 +45,8 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Brought:
-    """What a cell brought: (A, n, C) logits of validation and test rows and macro-F1 on training rows for each of
+class CellResult:
+    """What came of a cell: (A, n, C) logits of validation and test rows and macro-F1 on training rows for each of
     ALPHAS, curves; of a final cell its state instead."""
 
     validation: np.ndarray
@@ -57,7 +58,7 @@ class Brought:
     state: Mapping[str, Tensor]
 
 
-class Classroom:
+class CellRunner:
     """Models that train cells side by side; what earlier calls finished is only read."""
 
     def __init__(
@@ -67,7 +68,7 @@ class Classroom:
         self.models: queue.SimpleQueue[Model] = queue.SimpleQueue()
         self.make, self.workers, self.stopped = make, workers, False
 
-    def run(self, cells: Sequence[Cell], advance: Advance) -> list[Brought]:
+    def run(self, cells: Sequence[Cell], advance: Advance) -> list[CellResult]:
         """In the order of the cells. One torch thread a cell: sums come out alike on any number of workers."""
         missing = [cell for cell in cells if not self._path(cell).exists()]
         while self.models.qsize() < min(self.workers, len(missing)):
@@ -97,14 +98,14 @@ class Classroom:
             self.models.put(model)
 
     def _learn(self, model: Model, cell: Cell, advance: Advance) -> None:
-        def told(steps: int) -> None:
+        def report(steps: int) -> None:
             if self.stopped:
                 raise KeyboardInterrupt
             advance(steps)
 
         started, checkpoint = time.monotonic(), self.folder / f"{cell.name}.checkpoint.safetensors"
-        training = Training(model, cell.lesson, self.targets, self.team, checkpoint, self.every)
-        best = training.run(told)
+        training = Training(model, cell.setup, self.targets, self.team, checkpoint, self.every)
+        best = training.run(report)
         tensors, scores = {}, [0.0] * len(ALPHAS)
         if cell.is_final:
             tensors = {f"state.{name}": value for name, value in best.items()}
@@ -124,12 +125,12 @@ class Classroom:
     def _path(self, cell: Cell) -> Path:
         return self.folder / f"{cell.name}.safetensors"
 
-    def _read(self, cell: Cell) -> Brought:
+    def _read(self, cell: Cell) -> CellResult:
         found = load(self._path(cell))
         assert found is not None  # it was trained just now, or before
         tensors, record = found
         nothing = np.zeros((len(ALPHAS), 0, len(self.targets.classes)))
-        return Brought(
+        return CellResult(
             tensors["validation"].numpy() if "validation" in tensors else nothing,
             tensors["test"].numpy() if "test" in tensors else nothing,
             record["history"],
@@ -141,9 +142,12 @@ class Classroom:
 
 
 def blended(first: Mapping[str, Tensor], second: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """(1 - alpha) * stage 1 + alpha * stage 2, each tensor."""
+    """(1 - alpha) * stage 1 + alpha * stage 2, each tensor; of adapters their product."""
+    if alpha == 1:
+        return dict(second)
     return {
-        name: value if alpha == 1 else torch.lerp(first[name].to(value), value, alpha) for name, value in second.items()
+        name: value if FIXED_FACTOR in name else torch.lerp(first[name].to(value), value, alpha)
+        for name, value in second.items()
     }
 
 
@@ -152,12 +156,12 @@ def _judged(
 ) -> tuple[np.ndarray, np.ndarray, list[float]]:
     """Logits of validation and test rows and macro-F1 of (some) training rows at each alpha; without a stage 1 there
     is nothing to interpolate, and all are alike."""
-    lesson = cell.lesson
-    some = lesson.train[np.linspace(0, len(lesson.train) - 1, min(TRAIN_ROWS, len(lesson.train))).astype(np.int64)]
+    setup = cell.setup
+    some = setup.train[np.linspace(0, len(setup.train) - 1, min(TRAIN_ROWS, len(setup.train))).astype(np.int64)]
     validation, test, scores = [], [], []
-    for alpha in ALPHAS if lesson.start is not None else ALPHAS[-1:]:
+    for alpha in ALPHAS if setup.start is not None else ALPHAS[-1:]:
         model.load(blended(start, best, alpha))
-        validation.append(model.predict(lesson.validation).astype(np.float32))
+        validation.append(model.predict(setup.validation).astype(np.float32))
         test.append(model.predict(cell.test).astype(np.float32))
         chosen = plain_choice(model.predict(some), targets.multilabel)
         scores.append(float(macro_f1(targets.matrix[some], chosen)))

@@ -50,4 +50,5 @@ class EarlyFusion(Fusion):
             if isinstance(module, nn.Conv2d | nn.Linear):
                 bound = 1 / math.sqrt(module.weight[0].numel())
                 for parameter in module.parameters():
-                    nn.init.uniform_(parameter, -bound, bound, generator=generator)
+                    drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+                    parameter.data.copy_(drawn)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from mmfeat.encoders.torch_tower import TorchTower
 from mmfeat.errors import ConfigError
 
+FIXED_FACTOR = ".lora_A."  # of the two; interpolation scales the other, which is 0 at first
+
 
 def adapt(
     tower: TorchTower, depths: Mapping[str, int], rank: int
@@ -37,8 +39,9 @@ def adapt(
         parameter.requires_grad_(False)
         if is_adapter:
             found[name] = linear[owner]
-            if ".lora_A." in name:
-                nn.init.kaiming_uniform_(parameter.data, math.sqrt(5), generator=generator)
+            if FIXED_FACTOR in name:
+                drawn = torch.empty(parameter.shape)  # on the CPU, as the generator
+                parameter.data.copy_(nn.init.kaiming_uniform_(drawn, math.sqrt(5), generator=generator))
     return found, lambda: {f"{name}.weight": _merged(tower.module.get_submodule(name)) for name in linear}
 
 

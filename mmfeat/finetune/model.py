@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from mmfeat.features import Block, Features, MappedBlock
 from mmfeat.finetune.early import EarlyFusion
-from mmfeat.finetune.movers import Mover, Slot, make_pixels
-from mmfeat.finetune.readers import Read
+from mmfeat.finetune.moving import MovingTower, pixel_tower
+from mmfeat.finetune.plan import Slot
+from mmfeat.finetune.readers import PrefixReader, Read
 from mmfeat.finetune.team import Team
-from mmfeat.heads.data import HeadData
+from mmfeat.heads.data import HeadData, pooled_tokens
 from mmfeat.heads.inputs import Batch, Fusion, Shape, norm
 from mmfeat.samples import Sample
 
@@ -24,52 +25,56 @@ PREDICTED_ROWS = 128  # of a forward pass without gradients
 HEAD = "head."
 
 
-def widened(shape: Shape, movers: Sequence[Mover]) -> Shape:
-    """What the head is built for, with the widths that the movers give."""
+def widened(shape: Shape, towers: Sequence[MovingTower]) -> Shape:
+    """What the head is built for, with the widths that moving towers give."""
     widths = {modality: list(own) for modality, own in shape.widths.items()}
-    for mover in movers:
-        widths[mover.slot.modality][mover.slot.number] = mover.width
+    for tower in towers:
+        widths[tower.slot.modality][tower.slot.number] = tower.width
     return replace(shape, widths={modality: tuple(own) for modality, own in widths.items()})
 
 
 class Model:
-    """Frozen towers are cached vectors in `data`; movers give theirs. `amp` is the arithmetic of moving towers.
+    """Frozen towers are cached vectors in `data`; `towers` move and give theirs. `amp` is the arithmetic of the towers.
 
     A batch is (1, B) row numbers, as of a stack of one head.
     """
 
-    def __init__(self, head: Fusion, data: HeadData, movers: Sequence[Mover], amp: str = "none") -> None:
-        self.head, self.data, self.movers, self.amp = head.to(data.device), data, movers, amp
-        self.first = {name: value.clone() for name, value in self.moving().items()}
+    def __init__(self, head: Fusion, data: HeadData, towers: Sequence[MovingTower], amp: str = "none") -> None:
+        self.head, self.data, self.towers, self.amp = head.to(data.device), data, towers, amp
+        self.first = self.state()  # before any training
 
-    def moving(self) -> dict[str, nn.Parameter]:
-        """The encoders' parameters that learn, by slot and name."""
-        return {f"{number}.{name}": p for number, m in enumerate(self.movers) for name, p in m.parameters.items()}
+    def encoder_parameters(self) -> dict[str, nn.Parameter]:
+        """The encoders' parameters that learn, by number of the tower and name."""
+        return {f"{number}.{name}": p for number, m in enumerate(self.towers) for name, p in m.parameters.items()}
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """All that learns."""
-        return {**{HEAD + name: p for name, p in self.head.named_parameters()}, **self.moving()}
+        return {**{HEAD + name: p for name, p in self.head.named_parameters()}, **self.encoder_parameters()}
 
     def state(self) -> dict[str, Tensor]:
         """A copy of all that training changes, the head's statistics too."""
-        everything = {**{HEAD + name: value for name, value in self.head.state_dict().items()}, **self.moving()}
+        everything = {
+            **{HEAD + name: value for name, value in self.head.state_dict().items()},
+            **self.encoder_parameters(),
+        }
         return {name: value.detach().clone() for name, value in everything.items()}
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over a state; encoders' parameters that it lacks go back to their first values."""
+        """Take over a state; what it lacks goes back to what it was before any training."""
+        state = {**self.first, **state}
         self.head.load_state_dict({name.removeprefix(HEAD): v for name, v in state.items() if name.startswith(HEAD)})
-        for name, parameter in self.moving().items():
-            parameter.copy_(state.get(name, self.first[name]))
+        for name, parameter in self.encoder_parameters().items():
+            parameter.copy_(state[name])
 
     def load_head(self, saved: Mapping[str, np.ndarray]) -> None:
         """Take over a saved head, before towers as they are."""
         self.load({HEAD + name: torch.from_numpy(value) for name, value in saved.items()})
 
     def read(self, rows: np.ndarray, views: np.ndarray) -> list[Read]:
-        """What the movers need for B samples, each in a view."""
-        masks = [self.data.sources[m.slot.modality][m.slot.number].masks[0] for m in self.movers]
-        return [mover.read(rows, mask[rows], views) for mover, mask in zip(self.movers, masks, strict=True)]
+        """What the towers need for B samples, each in a view."""
+        masks = [self.data.sources[m.slot.modality][m.slot.number].masks[0] for m in self.towers]
+        return [tower.read(rows, mask[rows], views) for tower, mask in zip(self.towers, masks, strict=True)]
 
     def logits(
         self,
@@ -83,20 +88,17 @@ class Model:
         batch = self.data.batch(rows, views, dropped, keep)
         vectors = {modality: list(own) for modality, own in batch.vectors.items()}
         tokens = {modality: list(own) for modality, own in batch.tokens.items()}
-        is_normed = set()
-        for mover, read in zip(self.movers, reads, strict=True):
-            slot = mover.slot
+        for tower, read in zip(self.towers, reads, strict=True):
             with self._autocast():
-                pooled, attended = mover.vectors(read)
-            vectors[slot.modality][slot.number] = pooled[None]
-            if mover.normed:
-                is_normed.add((slot.modality, slot.number))
-            if attended is not None and mover.part is not None:
-                names = [block.name for block in self.data.token_blocks[slot.modality]]
-                place = names.index(mover.part.tokens_name)
-                values, mask = attended
-                tokens[slot.modality][place] = values[None], mask[None] & self._kept(batch, slot.modality, slot.number)
-        return self.head(Batch(self._normed(vectors, is_normed), batch.masks, tokens, batch.keep, normed=True))
+                pooled, attended = tower.vectors(read)
+            vectors[tower.slot.modality][tower.slot.number] = pooled[None]
+            if attended is not None:
+                self._place_tokens(tokens, batch, tower, attended)
+        if self.data.attend == "pooled":
+            tokens = pooled_tokens(vectors, batch.masks)
+        inputs = Batch(self._normed(vectors), batch.masks, tokens, batch.keep, normed=True)
+        with nullcontext() if self.head.is_stacked else self._autocast():  # early fusion is a network of its own
+            return self.head(inputs).float()
 
     def predict(self, rows: np.ndarray) -> np.ndarray:
         """(n, C) float64 logits, the mean over the augmented views where some are cached."""
@@ -117,20 +119,26 @@ class Model:
                 out[places] = found
         return out
 
-    def _kept(self, batch: Batch, modality: str, number: int) -> Any:
-        """(1, B, 1) whether the sample still has this modality."""
-        mask = batch.masks[modality][number]
-        return True if mask is None else mask.unsqueeze(-1)
+    def _place_tokens(
+        self, tokens: dict[str, list[Any]], batch: Batch, tower: MovingTower, attended: tuple[Tensor, Tensor]
+    ) -> None:
+        """Those of a moving tower, unless the sample loses this modality."""
+        assert tower.plan is not None
+        modality, (values, there) = tower.slot.modality, attended
+        place = [block.name for block in self.data.token_blocks[modality]].index(tower.plan.tokens_name)
+        kept = batch.masks[modality][tower.slot.number]
+        tokens[modality][place] = values[None], there[None] if kept is None else there[None] & kept.unsqueeze(-1)
 
     def _by_length(self, rows: np.ndarray) -> np.ndarray:
-        """Rows of equal length side by side: less padding."""
-        for mover in self.movers:
-            if lengths := getattr(mover.reader, "blocks", None):
-                return np.argsort(lengths[0].lengths[rows], kind="stable")
+        """Texts of equal length side by side: less padding."""
+        for tower in self.towers:
+            if isinstance(tower.reader, PrefixReader) and tower.slot.modality == "text":
+                return np.argsort(tower.reader.blocks[0].lengths[rows], kind="stable")
         return np.arange(len(rows))
 
-    def _normed(self, vectors: dict[str, list[Tensor]], done: set[tuple[str, int]]) -> dict[str, list[Tensor]]:
+    def _normed(self, vectors: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
         inputs: Any = self.head.inputs
+        done = {(tower.slot.modality, tower.slot.number) for tower in self.towers if tower.normed}
         return {
             modality: [
                 x
@@ -148,7 +156,13 @@ class Model:
 
 
 def early_model(
-    features: Features, samples: Sequence[Sample], movers: Sequence[Mover], classes: int, team: Team, device: str
+    features: Features,
+    samples: Sequence[Sample],
+    towers: Sequence[MovingTower],
+    classes: int,
+    team: Team,
+    device: str,
+    amp: str = "none",
 ) -> Model:
     """Early fusion: pixels in the place of the first encoder of photos, whose mask tells which can be read."""
     pooled: list[Block | MappedBlock] = [*features.blocks]
@@ -160,5 +174,5 @@ def early_model(
 
     blocks, mapped = tuple(filter(seen, features.blocks)), tuple(filter(seen, features.mapped))
     data = HeadData(replace(features, blocks=blocks, mapped=mapped), "both", device)
-    everything = [*movers, make_pixels(Slot("image", 0, data.sources["image"][0].name), samples, team, device)]
-    return Model(EarlyFusion(1, widened(data.shape, everything), classes), data, everything)
+    everything = [*towers, pixel_tower(Slot("image", 0, data.sources["image"][0].name), samples, team, device)]
+    return Model(EarlyFusion(1, widened(data.shape, everything), classes), data, everything, amp)

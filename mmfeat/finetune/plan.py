@@ -4,47 +4,80 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from mmfeat.encoders import Tower, open_towers
+from mmfeat.encoders import FAMILIES, EncoderSpec, TorchTower, Tower, open_towers
 from mmfeat.errors import ConfigError, EncoderError, RunError
-from mmfeat.finetune.movers import Part, Slot
 from mmfeat.finetune.readers import content_of
 from mmfeat.finetune.resume import why_not_resumed
-from mmfeat.finetune.settings import ALL, FinetuneSettings
+from mmfeat.finetune.settings import ALL, EVERY_TOWER, FinetuneSettings, way
+from mmfeat.finetune.team import Team
 from mmfeat.heads.data import ORDER
 from mmfeat.samples import Sample
 
 TRIED = 4  # samples on which both paths are compared
 
 
-def plan_parts(
-    towers: Sequence[Tower], modality: str, settings: FinetuneSettings, samples: Sequence[Sample], device: str
-) -> list[Part]:
-    """The towers that `--unfreeze` names, and with `--augment` every tower of photos.
+@dataclass(frozen=True)
+class Slot:
+    """Which of the head's inputs a tower gives: the modality and the encoder's number in it."""
 
-    Each is on the cached path unless something forbids it; `Part.reason` says what.
+    modality: str
+    number: int
+    name: str  # of the block of cached vectors in whose place it stands
+
+
+@dataclass(frozen=True)
+class TowerPlan:
+    """A tower: how many of its last layers learn (0: none), on which path, and why on that one."""
+
+    tower: Tower
+    slot: Slot
+    count: int
+    path: str  # "cached" or "full"
+    reason: str = ""
+
+    @property
+    def title(self) -> str:
+        """For whoever waits."""
+        return f"{self.tower.spec.model} {way(self.path, self.reason)}"
+
+    def prefix(self, view: str = "none") -> EncoderSpec:
+        """The spec of what the cached path begins with."""
+        return replace(self.tower.spec, output="prefix", layer=self.count, pooling="none", view=view)
+
+    @property
+    def tokens_name(self) -> str:
+        """The block of its token states, which move with it."""
+        return replace(self.tower.spec, output="tokens", pooling="none").folder_name
+
+
+def plan_towers(
+    slots: Sequence[tuple[Tower, Slot]],
+    settings: FinetuneSettings,
+    samples: Sequence[Sample],
+    device: str,
+    team: Team,
+) -> list[TowerPlan]:
+    """The towers that `--unfreeze` names, and with `--augment` those of photos that are torch models.
+
+    Each is on the cached path unless something forbids it; `TowerPlan.reason` says what.
     """
-    slots = _slots(towers, modality)
     wanted = _counts(slots, settings)
-    parts = []
+    plans = []
     for tower, slot in slots:
         count = wanted.get(tower.spec.fingerprint, 0)
-        sees_pixels = settings.augment and slot.modality == "image"
-        if not count and not sees_pixels:
-            continue
-        reason = _forced(settings, count, sees_pixels)
-        if not reason:
-            reason = _tried(tower, count, samples, device)
-            if reason and settings.path == "cached":
-                raise EncoderError(f"--path cached: {tower.spec.name}: {reason}; use --path full")
-        parts.append(Part(tower, slot, count, "full" if reason else "cached", reason))
-    return parts
+        shows_pixels = settings.augment and slot.modality == "image" and _is_torch(tower)
+        if count or shows_pixels:
+            reason = _reason(tower, count, shows_pixels, settings, samples, device)
+            path = "full" if team.agreed([bool(reason)])[0] else "cached"
+            plans.append(TowerPlan(tower, slot, count, path, reason))
+    return plans
 
 
-def _slots(towers: Sequence[Tower], modality: str) -> list[tuple[Tower, Slot]]:
-    """The plain pooled towers that the head sees, in its order."""
+def head_slots(towers: Sequence[Tower], modality: str) -> list[tuple[Tower, Slot]]:
+    """The plain pooled towers that a head sees, in its order."""
     found = []
     for name in [each for each in ORDER if modality in ("both", each)]:
         own = [t for t in towers if (t.spec.modality, t.spec.output, t.spec.view) == (name, "pooled", "none")]
@@ -56,7 +89,7 @@ def _counts(slots: Sequence[tuple[Tower, Slot]], settings: FinetuneSettings) -> 
     """Fingerprint -> layers."""
     wanted: dict[str, int] = {}
     for name, count in settings.unfreeze:
-        named = [t.spec for t, _ in slots if name in (t.spec.modality, t.spec.family, t.spec.tower)]
+        named = [t.spec for t, _ in slots if name in _names(t) or (name == EVERY_TOWER and _is_torch(t))]
         if not named:
             known = ", ".join(sorted({n for t, _ in slots for n in (t.spec.modality, t.spec.tower)}))
             raise ConfigError(f"--unfreeze {name}: the head sees no such modality, family or tower; it sees {known}")
@@ -64,11 +97,45 @@ def _counts(slots: Sequence[tuple[Tower, Slot]], settings: FinetuneSettings) -> 
     return wanted
 
 
-def _forced(settings: FinetuneSettings, count: int, sees_pixels: bool) -> str:
+def _names(tower: Tower) -> set[str]:
+    return {tower.spec.modality, tower.spec.family, tower.spec.tower}
+
+
+def _is_torch(tower: Tower) -> bool:
+    """Whether it is a model with layers; families of torchvision have no row of their own."""
+    family = FAMILIES.get(tower.request.partition(":")[0])
+    return family is None or family.open_towers is not None
+
+
+def _reason(
+    tower: Tower, count: int, shows_pixels: bool, settings: FinetuneSettings, samples: Sequence[Sample], device: str
+) -> str:
+    """Why the tower is on the full path; "" if it is not."""
+    (opened,) = open_towers(tower, [tower.spec])
+    if count > 0:
+        _check_depth(opened, count)
+    if forced := _forced(settings, count, shows_pixels):
+        return forced
+    reason = _tried(opened, count, samples, device)
+    if reason and settings.path == "cached":
+        raise EncoderError(f"--path cached: {tower.spec.name}: {reason}; use --path full")
+    return reason
+
+
+def _check_depth(tower: TorchTower, count: int) -> None:
+    """A layer that the model does not have is an error on either path."""
+    layers, asked = len(tower.network.layers), f"--unfreeze {tower.specs[0].tower}:{count}"
+    if not layers:
+        raise ConfigError(f"{asked}: no list of layers is known for this model; use {tower.specs[0].tower}:all")
+    if count > layers:
+        raise ConfigError(f"{asked}: the model has {layers} layers; use 1 to {layers}, or all")
+
+
+def _forced(settings: FinetuneSettings, count: int, shows_pixels: bool) -> str:
     """Why the whole tower has to run, whatever the model."""
     if settings.path == "full":
         return "--path full"
-    if sees_pixels:
+    if shows_pixels:
         why = "--augment shows other pixels in each epoch"
     elif count == ALL:
         why = "all layers move"
@@ -79,17 +146,13 @@ def _forced(settings: FinetuneSettings, count: int, sees_pixels: bool) -> str:
     return why
 
 
-def _tried(tower: Tower, count: int, samples: Sequence[Sample], device: str) -> str:
-    """Why the model cannot begin at that layer; a layer that it does not have is an error."""
-    spec = replace(tower.spec, output="prefix", layer=count, pooling="none")
-    (opened,) = open_towers(tower, [tower.spec])
-    layers = len(opened.network.layers)
-    if count > layers > 0:
-        raise ConfigError(f"--unfreeze {spec.tower}:{count}: the model has {layers} layers; use 1 to {layers}, or all")
+def _tried(tower: TorchTower, count: int, samples: Sequence[Sample], device: str) -> str:
+    """Why the model cannot begin at that layer, found out on a few samples. The tower is used up."""
+    spec = replace(tower.specs[0], output="prefix", layer=count, pooling="none")
     contents: list[Any] = []
     for sample in samples:
         there = sample.text if spec.modality == "text" else sample.image
         if there is not None and len(contents) < TRIED:
             with contextlib.suppress(RunError):  # a broken photo; others will do
                 contents.append(content_of(sample, spec.modality))
-    return why_not_resumed(opened.asked_for([spec]), count, contents, device) if contents else "no sample to try it on"
+    return why_not_resumed(tower.asked_for([spec]), count, contents, device) if contents else "no sample to try it on"

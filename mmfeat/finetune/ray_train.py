@@ -22,7 +22,7 @@ PATHS = ("run", "data", "cache", "heads", "out")
 
 
 def train_on_ray(
-    train: Callable[..., Any], arguments: Mapping[str, Any], workers: int, on_gpu: bool, address: str | None
+    train: Callable[..., Any], arguments: Mapping[str, Any], workers: int, device: str, address: str | None
 ) -> tuple[Path, bool]:
     """`train(**arguments)` in `workers` processes; the folder of its run, and whether that was there already.
 
@@ -39,6 +39,7 @@ def train_on_ray(
     started = not ray.is_initialized()
     if started:
         _start(ray, address)
+    on_gpu = _on_gpu(ray, device)
     share = {"GPU": 1.0} if on_gpu else {"CPU": CPU_SHARE}
     scaling = ScalingConfig(num_workers=workers or WORKERS, use_gpu=on_gpu, resources_per_worker=share)
     trainer = TorchTrainer(
@@ -59,6 +60,11 @@ def train_on_ray(
         shutil.rmtree(scratch, ignore_errors=True)
         if started:
             ray.shutdown()
+
+
+def _on_gpu(ray: Any, device: str) -> bool:
+    """What the cluster has counts, not this machine."""
+    return device.startswith("cuda") or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
 
 
 def _start(ray: Any, address: str | None) -> None:

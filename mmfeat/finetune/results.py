@@ -15,7 +15,7 @@ from mmfeat.encoders.delta import Delta, write_delta
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.entries import CURVES, METRICS, Entry
 from mmfeat.files import csv_text, file_sha256, write_atomic, write_json
-from mmfeat.finetune.cells import ALPHAS, Brought
+from mmfeat.finetune.cells import ALPHAS, CellResult
 from mmfeat.finetune.model import HEAD, Model
 from mmfeat.heads.settings import HeadSettings
 from mmfeat.heads.stack import plain_choice
@@ -36,10 +36,10 @@ class Chosen:
     final: int
 
 
-def choose_alphas(task: Task, brought: Sequence[Brought]) -> Chosen:
+def choose_alphas(task: Task, results: Sequence[CellResult]) -> Chosen:
     """By macro-F1 on validation rows, the mean over seeds; of equal ones the least."""
     scores = np.zeros((len(task.splits), len(ALPHAS)))
-    for (fold, _, rows), each in zip(task.cells(STAGE_2), brought, strict=True):
+    for (fold, _, rows), each in zip(task.cells(STAGE_2), results, strict=True):
         labels = task.targets.matrix[rows.validation]
         choices = [plain_choice(logits, task.targets.multilabel) for logits in each.validation]
         scores[fold] += [macro_f1(labels, choice) / task.repeats for choice in choices]
@@ -48,10 +48,8 @@ def choose_alphas(task: Task, brought: Sequence[Brought]) -> Chosen:
 
 def make_entry(
     task: Task,
-    name: str,
-    modality: str,
-    fusion: str,
-    brought: Sequence[Brought],
+    named: Mapping[str, Any],
+    results: Sequence[CellResult],
     alphas: Sequence[int],
     adjustment: float | None,
     settings: HeadSettings,
@@ -59,28 +57,26 @@ def make_entry(
     """The entry of a stage: each fold's predictions at its place in ALPHAS, decided on by those of the other folds."""
     logits = np.full((task.repeats, len(task.targets), len(task.targets.classes)), np.nan)
     validation = []
-    for (fold, repeat, rows), each in zip(task.cells(STAGE_2), brought, strict=True):
+    for (fold, repeat, rows), each in zip(task.cells(STAGE_2), results, strict=True):
         logits[repeat, rows.test] = each.test[alphas[fold]]
         validation.append(each.validation[alphas[fold]].astype(np.float64))
     decisions = cross_fit(task, logits, validation, adjustment)
     record = {
-        "head": name,
-        "modalities": modality,
-        "fusion": fusion,
+        **named,
         **score(task, logits, decisions),
         "trials": 1,
         "settings": asdict(settings),
         "decision": fit_on_all(task, logits, adjustment).to_json(),
-        "seconds": round(sum(each.seconds for each in brought), 2),
+        "seconds": round(sum(each.seconds for each in results), 2),
     }
     return Entry(record, logits, decisions, validation)
 
 
-def gap(task: Task, entry: Entry, brought: Sequence[Brought], alphas: Sequence[int]) -> dict[str, float]:
+def gap(task: Task, entry: Entry, results: Sequence[CellResult], alphas: Sequence[int]) -> dict[str, float]:
     """macro-F1 without any adjustment on training, validation and test rows: what learning by heart looks like."""
     multilabel, matrix = task.targets.multilabel, task.targets.matrix
     cells = task.cells(STAGE_2)
-    train = [each.train_scores[alphas[fold]] for (fold, _, _), each in zip(cells, brought, strict=True)]
+    train = [each.train_scores[alphas[fold]] for (fold, _, _), each in zip(cells, results, strict=True)]
     seen = [
         macro_f1(matrix[rows.validation], plain_choice(logits, multilabel))
         for (_, _, rows), logits in zip(cells, entry.validation, strict=True)
@@ -151,16 +147,16 @@ def save_final(
     write_atomic(path, save({name: value.contiguous() for name, value in head.items()}))
     model.load(state)
     towers = []
-    for mover in model.movers:
-        if mover.part is None or not mover.parameters:
+    for tower in model.towers:
+        if tower.plan is None or not tower.parameters:
             continue
-        moved = mover.merged() if mover.merged else mover.parameters
-        spec = mover.part.tower.spec
-        file = folder / f"{spec.tower}-{mover.slot.number}-{number}.safetensors"
-        write_delta(file, Delta(mover.part.tower.request, spec, f"{run}-{folder.name}-{number}"), moved)
+        moved = tower.merged() if tower.merged else tower.parameters
+        spec = tower.plan.tower.spec
+        file = folder / f"{spec.tower}-{tower.slot.number}-{number}.safetensors"
+        write_delta(file, Delta(tower.plan.tower.request, spec, f"{run}-{folder.name}-{number}"), moved)
         (tuned,) = _described(f"finetuned:{file.resolve()}", options)
         towers.append(
-            {"file": file.name, "sha256": file_sha256(file), "slot": mover.slot.name, "spec": asdict(tuned.spec)}
+            {"file": file.name, "sha256": file_sha256(file), "slot": tower.slot.name, "spec": asdict(tuned.spec)}
         )
     return {"file": path.name, "config": {}, "sha256": file_sha256(path), "towers": towers}
 

@@ -16,12 +16,11 @@ from mmfeat.encoders import EncoderOptions
 from mmfeat.engine import ENGINES, LocalEngine
 from mmfeat.entries import Entry, finals_are_whole, replayed, save_finals
 from mmfeat.errors import ConfigError
-from mmfeat.features import Features
 from mmfeat.files import sweep_temporaries, write_atomic, write_json
-from mmfeat.finetune.cells import ALPHAS, Brought, Cell, Classroom, blended
+from mmfeat.finetune.cells import ALPHAS, Cell, CellResult, CellRunner, blended
 from mmfeat.finetune.early import EARLY
-from mmfeat.finetune.model import Model
-from mmfeat.finetune.movers import Part
+from mmfeat.finetune.model import HEAD, Model
+from mmfeat.finetune.plan import TowerPlan
 from mmfeat.finetune.ray_train import train_on_ray
 from mmfeat.finetune.results import (
     STAGE_1,
@@ -37,9 +36,9 @@ from mmfeat.finetune.results import (
     warning,
 )  # fmt: skip
 from mmfeat.finetune.settings import FinetuneSettings
-from mmfeat.finetune.stage_one import StageOne, final_tensors, has_fusion, train_stage_one
+from mmfeat.finetune.stage_one import StageOne, best_parent, has_fusion, train_stage_one
 from mmfeat.finetune.team import Team, joined_team, own_device
-from mmfeat.finetune.training import Lesson
+from mmfeat.finetune.training import TrainingSetup
 from mmfeat.finetune.work import Asked, Work, prepare
 from mmfeat.hardware import cpu_count, resolve_device
 from mmfeat.heads.basis import one_blas_thread
@@ -48,7 +47,7 @@ from mmfeat.leaderboard import leaderboard_csv
 from mmfeat.progress import Progress, Silent
 from mmfeat.ranking import rank
 from mmfeat.requests import latest_request
-from mmfeat.runs import LEADERBOARD, RUN_FILE, Run, best_run, read_run, reuse_run, write_run
+from mmfeat.runs import LEADERBOARD, RUN_FILE, Run, comparable_runs, read_run, reuse_run, write_run
 from mmfeat.sweep import train_heads
 from mmfeat.trials import Task
 
@@ -70,7 +69,7 @@ def finetune_heads(
     run: str | Path | None = None,
     *,
     data: str | Path | None = None,
-    cache: str | Path = "cache",
+    cache: str | Path | None = None,
     heads: str | Path = "heads",
     out: str | Path = "heads",
     settings: FinetuneSettings | None = None,
@@ -86,48 +85,55 @@ def finetune_heads(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Finetuned:
-    """Train stage 2 from the best fusion of a run (`run`, or the best one on `data` under `heads`).
+    """Train stage 2 from the best fusion of a run (`run`, or the one on `data` under `heads` that validated best).
 
-    Where `heads` holds no run, stage 1 is trained first on what was extracted last into `cache`.
+    Where `heads` holds no run, stage 1 is trained first on what was extracted last into `cache`. `data` and `cache`
+    are by default where the run found them.
 
     The same call on the same run gives the same folder under `out`: what it finished is not done again, and what was
     killed goes on from its checkpoint. `fusion` "early" trains early fusion on pixels instead, beside stage 1.
     """
     start, settings = time.monotonic(), settings or FinetuneSettings()
-    _check(fusion, engine)
-    device = own_device(resolve_device(device))
-    asked = Asked(settings, fusion, head, modalities, seeds, views)
-    places = {"run": run, "data": data, "cache": cache, "heads": heads, "out": out}
+    _check(fusion, engine, seeds, views)
+    asked = Asked(settings, fusion, head, modalities, seeds, views, data, cache)
+    places = {"run": run, "heads": heads, "out": out}
     if engine == "ray":
         arguments = {**places, **vars(asked), "checkpoint_seconds": checkpoint_seconds}
-        folder, reused = train_on_ray(finetune_heads, arguments, workers, device.startswith("cuda"), ray_address)
+        folder, reused = train_on_ray(finetune_heads, arguments, workers, device, ray_address)
         return Finetuned(read_run(folder), reused, time.monotonic() - start)
+    device = own_device(resolve_device(device))
     with joined_team(device) as team, one_blas_thread():
-        result = _finetune(asked, places, device, workers, checkpoint_seconds, team, progress or Silent())
+        heard = progress if progress is not None and team.leads else Silent()
+        result = _finetune(asked, places, device, workers, checkpoint_seconds, team, heard)
     return replace(result, seconds=time.monotonic() - start)
 
 
-def _check(fusion: str | None, engine: str) -> None:
+def _check(fusion: str | None, engine: str, seeds: int | None, views: int | None) -> None:
     if fusion not in (None, EARLY):
         raise ConfigError(f"--fusion {fusion}: stage 2 takes the run's heads (name one with --head), or early")
     if engine not in ENGINES:
         raise ConfigError(f"--engine {engine}: use one of {', '.join(ENGINES)}")
+    for name, value, least in (("seeds", seeds, 1), ("views", views, 0)):
+        if value is not None and value < least:
+            raise ConfigError(f"--{name} {value}: at least {least}")
 
 
 def _finetune(
     asked: Asked, places: Mapping[str, Any], device: str, workers: int, every: float, team: Team, progress: Progress
 ) -> Finetuned:
     """What each process of a team does."""
-    heads, data, run = Path(places["heads"]), places["data"], places["run"]
+    heads, data, run = Path(places["heads"]), asked.data, places["run"]
     if team.leads and not run:
-        _train_first(data, places["cache"], heads, asked.head, device, progress)
+        _train_first(data, asked.cache or "cache", heads, asked.head, device, progress)
     team.wait()
     if run:
         parent = read_run(Path(run))
     else:
-        parent = best_run(heads, str(data) if data else None, asked.head, asked.modalities, has_fusion)
+        alike = comparable_runs(heads, str(data) if data else None, has_fusion)
+        parent = best_parent(alike, asked.head, asked.modalities)
     work, config, folder = prepare(parent, asked, device, team, places["out"], progress)
-    if _is_done(folder):
+    if team.agreed([_is_done(folder)])[0]:
+        shutil.rmtree(folder / CELLS, ignore_errors=True)  # of a call that was killed at its very end
         return Finetuned(reuse_run(folder, config), True, 0.0, team.leads)
     return Finetuned(_train(work, config, folder, team, workers, every, progress), False, 0.0, team.leads)
 
@@ -149,7 +155,10 @@ def _is_done(folder: Path) -> bool:
     if not (folder / RUN_FILE).exists():
         return False
     run = read_run(folder)
-    return all(finals_are_whole(run.head_folder(entry), entry["final"]) for entry in run.leaderboard)
+    files = [folder / f"{LEADERBOARD}.{kind}" for kind in ("csv", "json")]
+    return all(file.is_file() for file in files) and all(
+        finals_are_whole(run.head_folder(entry), entry["final"]) for entry in run.leaderboard
+    )
 
 
 def _train(
@@ -160,118 +169,114 @@ def _train(
         for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
             sweep_temporaries(place)  # of a killed call
         work.problem.splits.save(folder, [str(sample.label) for sample in work.problem.labelled])
-    first = _stage_one(work, workers, progress)
+    first = _stage_one(work, team, workers, progress)
     count = 1 if team.size > 1 or work.device != "cpu" else workers or cpu_count()
-    room = Classroom(lambda: work.model(team), count, work.task.targets, team, folder / CELLS, every)
-    lessons = _cells(work, first)
-    steps = sum(_steps(cell) for cell in lessons)
-    with progress.task(f"{work.title} (steps)", steps + work.task.repeats * _steps(lessons[0])) as advance:
-        brought = room.run(lessons, advance)
-        finals = room.run(_finals(work, first, brought), advance)
+    runner = CellRunner(lambda: work.model(team), count, work.task.targets, team, folder / CELLS, every)
+    cells = _cells(work, first)
+    steps = sum(map(_steps, cells))
+    with progress.task(f"{work.title} (steps)", steps + work.task.repeats * _steps(cells[0])) as advance:
+        results = runner.run(cells, advance)
+        finals = runner.run(_finals(work, first, results), advance)
     if team.leads:
-        _finish(work, config, folder, first, brought, finals, room)
+        _finish(work, config, folder, first, results, finals, runner)
     team.wait()
     return read_run(folder)
 
 
-def _stage_one(work: Work, workers: int, progress: Progress) -> StageOne:
-    plain = _plain_features(work)
-    engine = LocalEngine(plain, work.task.targets, work.device, str(work.parent.config["attend"]), workers)
+def _stage_one(work: Work, team: Team, workers: int, progress: Progress) -> StageOne:
+    attend = str(work.parent.config["attend"])
+    engine = LocalEngine(work.first_features, work.task.targets, work.device, attend, workers)
     try:
-        with progress.task("stage 1", len(work.task.cells(work.head))) as advance:
-            return train_stage_one(work.task, engine, work.parent, work.head, work.modality, advance)
+        with progress.task("stage 1", len(work.task.cells(work.chosen.head))) as advance:
+            first = train_stage_one(work.task, engine, work.chosen, work.adjustment, advance)
     finally:
         engine.close()
-
-
-def _plain_features(work: Work) -> Features:
-    """What the run's own heads saw."""
-    names = {tower.spec.folder_name for tower in work.parent.towers}
-    blocks = tuple(block for block in work.features.blocks if block.name in names)
-    return Features(work.features.ids, blocks, tuple(block for block in work.features.mapped if block.name in names))
+    return replace(first, cells=list(map(team.shared, first.cells)), finals=list(map(team.shared, first.finals)))
 
 
 def _cells(work: Work, first: StageOne) -> list[Cell]:
     found = []
-    for number, (fold, repeat, rows) in enumerate(work.task.cells(work.head)):
-        start = first.cells[number] if work.fusion != EARLY else None
-        settings = work.settings.of_head(first.settings[fold])
-        lesson = Lesson(settings, work.settings, rows.train, rows.validation, (work.task.seed, fold, repeat, 2), start)
-        found.append(Cell(f"{work.task.splits.names[fold]}-{repeat + 1}", lesson, rows.test))
+    for number, (fold, repeat, rows) in enumerate(work.task.cells(STAGE_2)):
+        setup = TrainingSetup(
+            work.settings.of_head(work.chosen.folds[fold]), work.settings, rows.train, rows.validation,
+            (work.task.seed, fold, repeat, 2), first.cells[number] if work.fusion != EARLY else None,
+        )  # fmt: skip
+        found.append(Cell(f"{work.task.splits.names[fold]}-{repeat + 1}", setup, rows.test))
     return found
 
 
-def _finals(work: Work, first: StageOne, brought: Sequence[Brought]) -> list[Cell]:
+def _finals(work: Work, first: StageOne, results: Sequence[CellResult]) -> list[Cell]:
     """On all labelled samples, for the mean number of epochs and with the mean rates of the folds."""
     everything, nothing = np.arange(len(work.task.targets)), np.empty(0, np.int64)
-    replay = replayed([each.best_epoch for each in brought], [each.history for each in brought])
-    settings = work.settings.of_head(first.best)
-    return [
-        Cell(
-            f"final-{seed + 1}",
-            Lesson(
-                settings, work.settings, everything, nothing, (work.task.seed, len(work.task.splits), seed, 2),
-                final_tensors(first, seed) if work.fusion != EARLY else None, replay,
-            ),
-            nothing,
-        )
-        for seed in range(work.task.repeats)
-    ]  # fmt: skip
+    replay = replayed([each.best_epoch for each in results], [each.history for each in results])
+    found = []
+    for seed in range(work.task.repeats):
+        setup = TrainingSetup(
+            work.settings.of_head(work.chosen.best), work.settings, everything, nothing,
+            (work.task.seed, len(work.task.splits), seed, 2), first.finals[seed] if work.fusion != EARLY else None,
+            replay,
+        )  # fmt: skip
+        found.append(Cell(f"final-{seed + 1}", setup, nothing))
+    return found
 
 
 def _steps(cell: Cell) -> int:
-    lesson = cell.lesson
-    return lesson.plan.epochs * epoch_steps(len(lesson.train), lesson.settings.batch_size)
+    setup = cell.setup
+    return setup.finetune.epochs * epoch_steps(len(setup.train), setup.settings.batch_size)
 
 
 def _finish(
-    work: Work, config: dict[str, Any], folder: Path, first: StageOne, brought: Sequence[Brought],
-    finals: Sequence[Brought], room: Classroom,
+    work: Work, config: dict[str, Any], folder: Path, first: StageOne, results: Sequence[CellResult],
+    finals: Sequence[CellResult], runner: CellRunner,
 ) -> None:  # fmt: skip
     """Entries, their comparison, what predicts, and last `run.json`."""
     task = work.task
-    model = room.models.get() if room.models.qsize() else work.model(room.team)
-    stages = _stages(work, brought)
-    entries = _entries(work, first, brought, stages)
+    model = runner.models.get() if runner.models.qsize() else work.model(runner.team)
+    stages = _stages(work, results)
+    entries = _entries(work, first, results, stages)
     tests = against_first(task, entries)
-    gaps = [gap(task, entry, brought, alphas.folds) for entry, alphas in zip(entries, stages.values(), strict=True)]
-    predicts = save_finals(folder / entries[0].name, work.head, first.finals)
+    gaps = [gap(task, entry, results, alphas.folds) for entry, alphas in zip(entries, stages.values(), strict=True)]
+    if work.fusion == EARLY:
+        del gaps[0]["train"]  # the cells know that of their own heads
+    predicts = save_finals(folder / entries[0].name, work.chosen.head, first.fitted)
     records = [Entry({**entries[0].record, "scores": gaps[0], "final": predicts}, *_rest(entries[0]))]
     for entry, scores, test in zip(entries[1:], gaps[1:], tests, strict=True):
         alpha = ALPHAS[stages[entry.record["head"]].final]
         saved = _save_finals(work, folder, entry, model, first, finals, alpha)
         records.append(Entry({**entry.record, "scores": scores, "over_stage_1": test, **saved}, *_rest(entry)))
     for number, entry in enumerate(records):
-        save_entry(folder, task, entry, _curves(task, brought) if number else ())
+        save_entry(folder, task, entry, _curves(task, results) if number else ())
     leaderboard = rank(task, records)
     write_json(folder / f"{LEADERBOARD}.json", leaderboard)
     write_atomic(folder / f"{LEADERBOARD}.csv", leaderboard_csv(leaderboard, task.targets.classes).encode())
     about = {name: work.parent.config[name] for name in ("widths", "classes", "class_counts", "labelled")}
-    about["moving"] = [_moved(model, part) for part in work.parts]
+    about["moving"] = [_moved(model, plan) for plan in work.plans]
     about["warning"] = warning(gaps[0], gaps[1], tests[0]) if work.fusion != EARLY else ""
     write_run(folder, {**config, **about, "leaderboard": leaderboard})
     shutil.rmtree(folder / CELLS, ignore_errors=True)
 
 
-def _stages(work: Work, brought: Sequence[Brought]) -> dict[str, Chosen]:
+def _stages(work: Work, results: Sequence[CellResult]) -> dict[str, Chosen]:
     """Name of an entry -> the share of stage 2 in its weights."""
     folds = len(work.task.splits)
     nothing, whole = Chosen([0] * folds, 0), Chosen([len(ALPHAS) - 1] * folds, len(ALPHAS) - 1)
     if work.fusion == EARLY:
         return {STAGE_1: nothing, EARLY: whole}
-    return {STAGE_1: nothing, STAGE_2: whole, WISE: choose_alphas(work.task, brought)}
+    return {STAGE_1: nothing, STAGE_2: whole, WISE: choose_alphas(work.task, results)}
 
 
-def _entries(work: Work, first: StageOne, brought: Sequence[Brought], stages: Mapping[str, Chosen]) -> list[Entry]:
-    """Stage 1 as it was, then the others from what the cells brought."""
-    task, adjustment = work.task, work.parent.config["plan"]["adjustment"]
-    settings = work.settings.of_head(first.best)
-    record = {**first.entry.record, "head": STAGE_1, "fusion": work.head, "seconds": 0.0}
+def _entries(work: Work, first: StageOne, results: Sequence[CellResult], stages: Mapping[str, Chosen]) -> list[Entry]:
+    """Stage 1 as it was, then the others from what the cells results."""
+    record = {**first.entry.record, "head": STAGE_1, "fusion": work.chosen.head, "seconds": 0.0}
+    record["views"] = work.parent.config["options"]["views"]
     return [replace(first.entry, record=record)] + [
-        make_entry(task, name, work.modality, work.fusion, brought, alphas.folds, adjustment, settings)
+        make_entry(
+            work.task, {"head": name, "modalities": work.chosen.modality, "fusion": work.fusion, "views": work.views},
+            results, alphas.folds, work.adjustment, work.settings.of_head(work.chosen.best),
+        )
         for name, alphas in stages.items()
         if name != STAGE_1
-    ]
+    ]  # fmt: skip
 
 
 def _rest(entry: Entry) -> tuple[Any, Any, Any]:
@@ -279,7 +284,7 @@ def _rest(entry: Entry) -> tuple[Any, Any, Any]:
 
 
 def _save_finals(
-    work: Work, folder: Path, entry: Entry, model: Model, first: StageOne, finals: Sequence[Brought], alpha: float
+    work: Work, folder: Path, entry: Entry, model: Model, first: StageOne, finals: Sequence[CellResult], alpha: float
 ) -> dict[str, Any]:
     """What predicts, and what the record says of it."""
     options = EncoderOptions(**work.parent.config["options"])
@@ -290,24 +295,24 @@ def _save_finals(
     return {"alpha": alpha, "parameters": sum(p.numel() for p in model.parameters().values()), "final": saved}
 
 
-def _blend(model: Model, first: StageOne, final: Brought, seed: int, alpha: float) -> Mapping[str, Any]:
+def _blend(model: Model, first: StageOne, final: CellResult, seed: int, alpha: float) -> Mapping[str, Any]:
     if alpha == 1.0:
         return final.state
-    head = {f"head.{name}": value[None] for name, value in final_tensors(first, seed).items()}
+    head = {HEAD + name: value[None] for name, value in first.finals[seed].items()}
     return blended({**head, **model.first}, final.state, alpha)
 
 
-def _curves(task: Task, brought: Sequence[Brought]) -> list[dict[str, Any]]:
+def _curves(task: Task, results: Sequence[CellResult]) -> list[dict[str, Any]]:
     return [
         {"fold": task.splits.names[fold], "seed": repeat + 1, **line}
-        for (fold, repeat, _), each in zip(task.cells(STAGE_2), brought, strict=True)
+        for (fold, repeat, _), each in zip(task.cells(STAGE_2), results, strict=True)
         for line in each.history
     ]
 
 
-def _moved(model: Model, part: Part) -> dict[str, Any]:
+def _moved(model: Model, plan: TowerPlan) -> dict[str, Any]:
     """What a run tells of a tower."""
-    movers = [mover for mover in model.movers if mover.part == part]
-    count = sum(parameter.numel() for mover in movers for parameter in mover.parameters.values())
-    named = {"tower": part.tower.spec.model, "layers": part.count, "parameters": count}
-    return {**named, "path": part.path, "reason": part.reason}
+    own = next(tower for tower in model.towers if tower.plan == plan)
+    count = sum(parameter.numel() for parameter in own.parameters.values())
+    named = {"tower": plan.tower.spec.model, "layers": plan.count, "parameters": count}
+    return {**named, "path": plan.path, "reason": plan.reason}

@@ -10,6 +10,7 @@ from mmfeat.errors import ConfigError
 from mmfeat.heads.settings import MONITORS, HeadSettings, flag
 
 ALL = -1  # layers: the whole tower
+EVERY_TOWER = "all"  # in place of a name
 PATHS = ("auto", "cached", "full")
 SCHEDULES = ("plateau", "cosine", "constant")
 AMP = ("auto", "none", "bfloat16", "float16")
@@ -79,16 +80,24 @@ class FinetuneSettings:
     @property
     def label(self) -> str:
         """`text1-image2`, for the name of a run."""
+        if self.unfreeze == ((EVERY_TOWER, ALL),):
+            return EVERY_TOWER
         named = [f"{name.replace('.', '-')}{'-all' if count == ALL else count}" for name, count in self.unfreeze]
         return "-".join(named) or "frozen"
 
 
+def way(path: str, reason: str) -> str:
+    """The path of a tower in words."""
+    return "from its cached prefix" if path == "cached" else f"in full passes ({reason})"
+
+
 def parse_unfreeze(text: str) -> tuple[tuple[str, int], ...]:
-    """`text:1,image:all` -> (("text", 1), ("image", ALL)); `all` is every layer of every tower, `none` nothing."""
+    """`text:1,image:all` -> (("text", 1), ("image", ALL)); `all` is every layer of every tower the head sees, `none`
+    nothing."""
     if text.strip() == "none":
         return ()
-    if text.strip() == "all":
-        return (("text", ALL), ("image", ALL))
+    if text.strip() == EVERY_TOWER:
+        return ((EVERY_TOWER, ALL),)
     parts = [part.strip() for part in text.split(",") if part.strip()]
     found = [re.fullmatch(r"([\w.-]+):(all|[1-9]\d*)", part) for part in parts]
     if not parts or not all(found):

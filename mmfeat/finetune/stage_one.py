@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
 
 from mmfeat.engine import Engine
-from mmfeat.entries import Entry, Plan, assemble, best_outcome, refit
+from mmfeat.entries import Entry, assemble, best_outcome, refit
 from mmfeat.errors import RunError
 from mmfeat.heads import FUSIONS
 from mmfeat.heads.jobs import Fitted
-from mmfeat.heads.settings import HeadSettings, settings_of
+from mmfeat.heads.settings import HeadSettings
 from mmfeat.runs import Run
 from mmfeat.trials import Outcome, Task, load_outcome, run_trials
+
+
+@dataclass(frozen=True)
+class ChosenHead:
+    """A head of a run with the settings that validated best there: in each fold, and over all of them."""
+
+    head: str
+    modality: str
+    folds: list[HeadSettings]
+    best: HeadSettings
+    trials: int
 
 
 @dataclass(frozen=True)
@@ -23,15 +35,25 @@ class StageOne:
     """The head's entry, its tensors by cell (fold after fold, as `Task.cells`), and those trained on everything."""
 
     entry: Entry
-    settings: list[HeadSettings]  # of each fold
     cells: list[dict[str, Tensor]]
-    finals: list[Fitted]
-    best: HeadSettings
+    finals: list[dict[str, Tensor]]
+    fitted: list[Fitted]
 
 
 def has_fusion(run: Run) -> bool:
     """Whether stage 2 can start from one of its heads."""
     return not run.is_finetuned and any(entry["head"] in FUSIONS for entry in run.leaderboard)
+
+
+def best_parent(runs: Sequence[Run], head: str | None, modalities: str | None) -> Run:
+    """The run whose best fusion validated best; runs that lack it, or their trials, are passed over."""
+    scores: list[float] = []
+    for run in runs:
+        scores.append(-1.0)
+        with contextlib.suppress(RunError):
+            found = best_fusion(run, head, modalities)
+            scores[-1] = best_outcome(trials_of(run, *found)).score
+    return runs[max(range(len(runs)), key=scores.__getitem__)]
 
 
 def best_fusion(run: Run, head: str | None, modalities: str | None) -> tuple[str, str]:
@@ -61,29 +83,32 @@ def trials_of(run: Run, head: str, modalities: str) -> list[Outcome]:
     return outcomes
 
 
-def train_stage_one(
-    task: Task, engine: Engine, run: Run, head: str, modality: str, advance: Callable[[int], None]
-) -> StageOne:
-    """Each fold with the settings that validated best there, as in the run; equal to the run's up to rounding."""
-    before = trials_of(run, head, modality)
-    per_fold = [max(before, key=lambda outcome: outcome.scores.mean(0)[fold]) for fold in range(len(task.splits))]
-    wanted = list(dict.fromkeys(outcome.settings for outcome in per_fold))
-    trained = run_trials(task, engine, head, modality, wanted, advance, keep=True)
-    by_settings = {outcome.settings: outcome for outcome in trained}
-    entry = assemble(task, head, modality, trained, Plan(settings_of({}), adjustment=run.config["plan"]["adjustment"]))
-    cells = [
-        _tensors(by_settings[per_fold[fold].settings].fitted[number])
-        for number, (fold, _, _) in enumerate(task.cells(head))
+def chosen_head(run: Run, head: str, modality: str) -> ChosenHead:
+    """The head with the settings that its run chose."""
+    outcomes = trials_of(run, head, modality)
+    folds = [
+        max(outcomes, key=lambda outcome: outcome.scores.mean(0)[fold]).settings
+        for fold in range(len(run.config["folds"]))
     ]
-    best = best_outcome(trained)
-    settings = [outcome.settings for outcome in per_fold]
-    return StageOne(entry, settings, cells, refit(task, engine, head, modality, best), best.settings)
+    return ChosenHead(head, modality, folds, best_outcome(outcomes).settings, len(outcomes))
+
+
+def train_stage_one(
+    task: Task, engine: Engine, chosen: ChosenHead, adjustment: float | None, advance: Callable[[int], None]
+) -> StageOne:
+    """Each fold with its settings, and heads on everything with the best; equal to the run's up to rounding."""
+    wanted = list(dict.fromkeys([*chosen.folds, chosen.best]))
+    trained = run_trials(task, engine, chosen.head, chosen.modality, wanted, advance, keep=True)
+    places = [wanted.index(settings) for settings in chosen.folds]
+    entry = assemble(task, chosen.head, chosen.modality, trained, adjustment, places)
+    record = {**entry.record, "trials": chosen.trials, "settings": asdict(chosen.best)}
+    del record["optimism"]  # of the search, which was that of the run
+    cells = [
+        _tensors(trained[places[fold]].fitted[number]) for number, (fold, _, _) in enumerate(task.cells(chosen.head))
+    ]
+    fitted = refit(task, engine, chosen.head, chosen.modality, trained[wanted.index(chosen.best)])
+    return StageOne(replace(entry, record=record), cells, list(map(_tensors, fitted)), fitted)
 
 
 def _tensors(fitted: Fitted) -> dict[str, Tensor]:
     return {name: torch.from_numpy(value.copy()) for name, value in fitted.tensors.items()}
-
-
-def final_tensors(stage: StageOne, seed: int) -> dict[str, Tensor]:
-    """The head of one seed that was trained on everything."""
-    return _tensors(stage.finals[seed])

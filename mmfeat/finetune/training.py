@@ -38,12 +38,12 @@ Step = tuple[Tensor, "Tensor | None", "Tensor | None", Tensor]
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingSetup:
     """What a cell trains on. `start` is its stage-1 head, None to begin at random. Without validation rows it trains
     for the epochs of `replay`, the scales of its learning rate."""
 
     settings: HeadSettings
-    plan: FinetuneSettings
+    finetune: FinetuneSettings
     train: np.ndarray
     validation: np.ndarray
     entropy: tuple[int, ...]
@@ -52,7 +52,7 @@ class Lesson:
 
 
 @dataclass
-class Progressed:
+class TrainingState:
     """How far a training is; `order` is what drew the running epoch, of which `step` steps are done."""
 
     epoch: int = 0
@@ -68,30 +68,30 @@ class Progressed:
 class Training:
     """One cell on its way through the epochs."""
 
-    def __init__(self, model: Model, lesson: Lesson, targets: Targets, team: Team, checkpoint: Path, every: float):
-        self.model, self.lesson, self.targets, self.team = model, lesson, targets, team
+    def __init__(
+        self, model: Model, setup: TrainingSetup, targets: Targets, team: Team, checkpoint: Path, every: float
+    ):
+        self.model, self.setup, self.targets, self.team = model, setup, targets, team
         self.checkpoint, self.every, self.saved = checkpoint, every, time.monotonic()
-        settings = lesson.settings
-        self.settings = replace(settings, batch_size=min(settings.batch_size, len(lesson.train)))
-        self.start = start_state(model, lesson)
+        settings = setup.settings
+        self.settings = replace(settings, batch_size=min(settings.batch_size, len(setup.train)))
+        self.start = start_state(model, setup)
         model.load(self.start)
-        self.draws = Draws(lesson.entropy, lesson.train, self.settings, model.head.units)
-        self.stopper = Stopper(self.settings, lesson.replay)
-        self.steps = epoch_steps(len(lesson.train), self.settings.batch_size)
-        self.weights = class_weights(targets.take(lesson.train), settings.class_weights)
+        self.draws = Draws(setup.entropy, setup.train, self.settings, model.head.units)
+        self.stopper = Stopper(self.settings, setup.replay)
+        self.steps = epoch_steps(len(setup.train), self.settings.batch_size)
+        self.weights = class_weights(targets.take(setup.train), settings.class_weights)
         self.loss = StackedLoss([self.settings], [self.weights], targets.multilabel, model.data.device)
         self.labels = torch.from_numpy(targets.matrix.astype(np.float32)).to(model.data.device)
         self.optimiser = torch.optim.AdamW(self._groups(), weight_decay=settings.weight_decay, foreach=True)
         self.scaler = torch.amp.GradScaler(torch.device(model.data.device).type, enabled=model.amp == "float16")
-        self.total = torch.zeros(
-            (), device=model.data.device
-        )  # of the losses of this epoch; a float would be waited for
+        self.total = torch.zeros((), device=model.data.device)  # losses of this epoch; a float would be waited for
         self.best: dict[str, Tensor] = {}
-        self.at = Progressed()
+        self.at = TrainingState()
         self._resume()
 
     def run(self, advance: Callable[[int], None]) -> dict[str, Tensor]:
-        """Train to the end; the best state. `advance` is told of steps."""
+        """Train to the end; the best state. `advance` is report of steps."""
         while not self.stopper.done:
             self._epoch(advance)
         return self.best
@@ -107,14 +107,14 @@ class Training:
             self.total += self._step(step, reads)
             at.step += 1
             advance(1)
-            if at.step < self.steps:
+            if at.step < self.steps and at.step % self.setup.finetune.accumulate == 0:
                 self._save_if_due()
         self._finish_epoch()
 
     def _drawn(self) -> Iterator[Step]:
         """The steps of this epoch: rows, views, dropped and keep, (1, B, ...) each."""
         data = self.model.data
-        views = FRESH_VIEWS if self.lesson.plan.augment else data.views
+        views = FRESH_VIEWS if self.setup.finetune.augment else data.views
         for piece in draw_pieces([self.draws], self.steps, views, len(data.sources), data.device):
             yield from piece.steps()
 
@@ -124,40 +124,41 @@ class Training:
 
     def _step(self, step: Step, reads: list[Read]) -> Tensor:
         rows, views, dropped, keep = step
-        plan, at = self.lesson.plan, self.at
+        finetune, at = self.setup.finetune, self.at
         kept = keep * (1 / (1 - self.settings.dropout))
-        shown = None if plan.augment else views  # fresh views are in no cache
+        shown = None if finetune.augment else views  # fresh views are in no cache
         loss = self.loss(self.model.logits(reads, rows, shown, dropped, kept), self.labels[rows])[0]
-        self.scaler.scale(loss / plan.accumulate).backward()
-        if (at.step + 1) % plan.accumulate == 0 or at.step + 1 == self.steps:
+        first = at.step - at.step % finetune.accumulate
+        self.scaler.scale(loss / min(finetune.accumulate, self.steps - first)).backward()
+        if (at.step + 1) % finetune.accumulate == 0 or at.step + 1 == self.steps:
             self._update()
         return loss.detach()
 
     def _update(self) -> None:
-        plan = self.lesson.plan
+        finetune = self.setup.finetune
         self._set_rates()
-        self.scaler.unscale_(self.optimiser)
-        moving = [each for each in self.model.moving().values() if each.requires_grad]
+        moving = [each for each in self.model.encoder_parameters().values() if each.requires_grad]
         for parameter in moving if self.team.size > 1 else ():
             if parameter.grad is None:  # of a process whose part of the batch had nothing to read
                 parameter.grad = torch.zeros_like(parameter)
         self.team.add([each.grad for each in moving if each.grad is not None])
-        if plan.clip_norm:
-            torch.nn.utils.clip_grad_norm_(list(self.model.parameters().values()), plan.clip_norm)
+        self.scaler.unscale_(self.optimiser)
+        if finetune.clip_norm:
+            torch.nn.utils.clip_grad_norm_(list(self.model.parameters().values()), finetune.clip_norm)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad()
         self.at.updates += 1
 
     def _groups(self) -> list[dict[str, Any]]:
-        """A group a parameter, with its learning rate."""
-        plan, slow = self.lesson.plan, self.model.head.attention_parameters()
-        depths = {f"{n}.{name}": d for n, mover in enumerate(self.model.movers) for name, d in mover.depths.items()}
+        """A group a learning rate."""
+        finetune, slow = self.setup.finetune, self.model.head.attention_parameters()
+        depths = {f"{n}.{name}": d for n, tower in enumerate(self.model.towers) for name, d in tower.depths.items()}
 
         def rate(name: str) -> float:
             if name in depths:
-                return plan.lr_encoder * plan.layer_decay ** depths[name]
-            return plan.lr_attention if name.removeprefix(HEAD) in slow else plan.lr_head
+                return finetune.lr_encoder * finetune.layer_decay ** depths[name]
+            return finetune.lr_attention if name.removeprefix(HEAD) in slow else finetune.lr_head
 
         by_rate: dict[float, list[str]] = {}
         for name in self.model.parameters():
@@ -166,31 +167,33 @@ class Training:
         return [{"params": [parameters[name] for name in names], "lr": r, "rate": r} for r, names in by_rate.items()]
 
     def _set_rates(self) -> None:
-        plan, done = self.lesson.plan, self.at.updates
-        total = plan.epochs * -(-self.steps // plan.accumulate)
-        warm = plan.warmup * total
+        finetune, done = self.setup.finetune, self.at.updates
+        total = finetune.epochs * -(-self.steps // finetune.accumulate)
+        warm = finetune.warmup * total
         scale = min(1.0, (done + 1) / warm) if warm else 1.0
-        if plan.schedule == "cosine":
+        if finetune.schedule == "cosine":
             scale *= 0.5 * (1 + math.cos(math.pi * min(1.0, done / total)))
-        elif plan.schedule == "plateau":
+        elif finetune.schedule == "plateau":
             scale *= self.stopper.scale
         for group in self.optimiser.param_groups:
             group["lr"] = group["rate"] * scale
 
     def _unfreeze(self, epoch: int) -> None:
         """Gradual unfreezing (Howard and Ruder, ACL 2018): a layer more each epoch, the last ones first."""
-        if self.lesson.plan.gradual:
-            for mover in self.model.movers:
-                for name, parameter in mover.parameters.items():
-                    parameter.requires_grad_(mover.depths[name] <= epoch)
+        if self.setup.finetune.gradual:
+            for tower in self.model.towers:
+                for name, parameter in tower.parameters.items():
+                    parameter.requires_grad_(tower.depths[name] <= epoch)
 
     def _finish_epoch(self) -> None:
         at, loss = self.at, float(self.total) / self.steps
         scores = self._validate()
+        if self.team.size > 1:
+            self.model.load(self.team.shared(self.model.state()))
         if not np.isfinite([loss, *scores.values()]).all():
-            plan = self.lesson.plan
+            finetune = self.setup.finetune
             raise HeadError(
-                f"training diverged; lower --lr-encoder ({plan.lr_encoder:g}) or --lr-head ({plan.lr_head:g})"
+                f"training diverged; lower --lr-encoder ({finetune.lr_encoder:g}) or --lr-head ({finetune.lr_head:g})"
             )
         at.history.append({"epoch": at.epoch, "loss": loss, **scores, "scale": self.stopper.scale})
         by_loss = self.settings.monitor == "loss"
@@ -203,10 +206,11 @@ class Training:
         self._save_if_due()
 
     def _validate(self) -> dict[str, float]:
-        rows = self.lesson.validation
+        rows = self.setup.validation
         if not len(rows):
             return {}
-        return scores_of(self.model.predict(rows), self.targets.take(rows), self.weights)
+        found = scores_of(self.model.predict(rows), self.targets.take(rows), self.weights)
+        return dict(zip(found, self.team.agreed(list(found.values())), strict=True))
 
     def _save_if_due(self) -> None:
         if self.team.leads and time.monotonic() - self.saved >= self.every and not self.stopper.done:
@@ -220,8 +224,7 @@ class Training:
         for parameter, values in self.optimiser.state.items():
             name = names[id(parameter)]
             tensors |= {f"optimiser.{key}.{name}": value for key, value in values.items()}
-            if parameter.grad is not None:  # in the middle of an accumulation
-                tensors[f"gradient.{name}"] = parameter.grad
+        self.at.loss = float(self.total)
         self.at.stopper = {
             key: value for key, value in asdict(self.stopper).items() if key not in ("settings", "replay")
         }
@@ -240,10 +243,8 @@ class Training:
             for name, value in _under(f"optimiser.{key}.", tensors).items():
                 place = value if key == "step" else value.to(parameters[name].device)
                 self.optimiser.state[parameters[name]][key] = place
-        for name, value in _under("gradient.", tensors).items():
-            parameters[name].grad = value.to(parameters[name].device)
         self.scaler.load_state_dict(record.pop("scaler"))
-        self.at = Progressed(**record)
+        self.at = TrainingState(**record)
         self.total.fill_(self.at.loss)
         for key, value in self.at.stopper.items():
             setattr(self.stopper, key, value)
@@ -251,17 +252,18 @@ class Training:
         self.draws.waiting = np.array(self.at.waiting, np.int64)
 
 
-def start_state(model: Model, lesson: Lesson) -> dict[str, Tensor]:
+def start_state(model: Model, setup: TrainingSetup) -> dict[str, Tensor]:
     """Stage 1: its head, or one drawn from the cell's entropy, before the towers as they were."""
-    if lesson.start is not None:
-        return {HEAD + name: value[None] for name, value in lesson.start.items()} | dict(model.first)
-    seed = int(np.random.SeedSequence(lesson.entropy).generate_state(1, np.uint64)[0] >> 1)
+    if setup.start is not None:
+        return {**model.first, **{HEAD + name: value[None] for name, value in setup.start.items()}}
+    model.load(model.first)  # another cell may have trained on it
+    seed = int(np.random.SeedSequence(setup.entropy).generate_state(1, np.uint64)[0] >> 1)
     model.head.reset_head(0, torch.Generator().manual_seed(seed))
-    found = model.data.statistics(np.union1d(lesson.train, lesson.validation))
+    found = model.data.statistics(np.union1d(setup.train, setup.validation))
     statistics = {modality: list(each) for modality, each in found.items()}
-    for mover in model.movers:
-        if mover.normed:
-            statistics[mover.slot.modality][mover.slot.number] = (torch.zeros(mover.width), torch.ones(mover.width))
+    for tower in model.towers:
+        if tower.normed:
+            statistics[tower.slot.modality][tower.slot.number] = (torch.zeros(tower.width), torch.ones(tower.width))
     model.head.standardise(0, statistics)
     return model.state()
 

@@ -23,12 +23,16 @@ def moving_parameters(tower: TorchTower, forward: Callable[[], Tensor], count: i
     reached = _reached(tower.module, forward)
     layers = tower.network.layers[::-1]
     depths = {name: depth for depth, layer in enumerate(layers) for name in _names(tower.module, layer)}
+    depths = {**dict.fromkeys(_behind(tower, forward), 0), **depths}
     if count == ALL:
-        behind = _behind(tower, forward)
-        return {name: depths.get(name, 0 if name in behind else len(layers)) for name in _ordered(tower, reached)}
-    norms = {name for name in reached if _is_norm(tower.module, name)}
-    wanted = {name for name in reached if depths.get(name, 0 if projection or name in norms else count) < count}
-    return {name: depths.get(name, 0) for name in _ordered(tower, wanted)}
+        return {name: depths.get(name, len(layers)) for name in _ordered(tower, reached)}
+    last = {name for layer in layers for name in _names(tower.module, layer)}
+
+    def moves(name: str) -> bool:
+        is_chosen = name in last or projection or _is_norm(tower.module, name)
+        return is_chosen and depths.get(name, count) < count
+
+    return {name: depths[name] for name in _ordered(tower, reached) if moves(name)}
 
 
 def _reached(module: Module, forward: Callable[[], Tensor]) -> set[str]:

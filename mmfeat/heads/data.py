@@ -197,19 +197,10 @@ class HeadData:
         masks: dict[str, list[Tensor | None]],
         kept: dict[str, Tensor | None],
     ) -> dict[str, list[tuple[Tensor, Tensor]]]:
-        if not self.attend:
-            return {}
-        tokens: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        for name in self.sources:
-            if self.attend == "pooled":
-                there = [mask if mask is not None else torch.ones_like(rows, dtype=torch.bool) for mask in masks[name]]
-                tokens[name] = [
-                    (x.nan_to_num().unsqueeze(2), mask.unsqueeze(2))
-                    for x, mask in zip(vectors[name], there, strict=True)
-                ]
-            else:
-                tokens[name] = [self._read_tokens(block, rows, kept[name]) for block in self.token_blocks[name]]
-        return tokens
+        if self.attend == "pooled":
+            return pooled_tokens(vectors, masks)
+        blocks = self.token_blocks if self.attend else {}
+        return {name: [self._read_tokens(block, rows, kept[name]) for block in own] for name, own in blocks.items()}
 
     def _read_tokens(self, block: MappedBlock, rows: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
         values, there = block.batch(rows.cpu().numpy().ravel())
@@ -242,6 +233,19 @@ class PreparedData(HeadData):
             name: [table.index_select(0, places).view(*rows.shape, table.shape[-1]) for table in tables]
             for name, tables in self.tables.items()
         }
+
+
+def pooled_tokens(
+    vectors: dict[str, list[Tensor]], masks: dict[str, list[Tensor | None]]
+) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    """(K, B, D) vectors and (K, B) masks as one token each: what cross-attention sees where it attends to those."""
+    return {
+        name: [
+            (x.nan_to_num().unsqueeze(2), (x.new_ones(x.shape[:2], dtype=torch.bool) if m is None else m).unsqueeze(2))
+            for x, m in zip(own, masks[name], strict=True)
+        ]
+        for name, own in vectors.items()
+    }
 
 
 def _sources(features: Features, modality: str, device: str) -> Iterator[Source]:
