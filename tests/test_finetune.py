@@ -17,20 +17,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_finetunes import QUICK, tune, weights
 from small_sweeps import FLOAT32, make_place, sweep
 from tiny_models import contents
 
 from mmfeat.encoders import EncoderSpec, describe_encoders, load_encoders, open_towers
 from mmfeat.encoders.layers import capture
 from mmfeat.errors import ConfigError, EncoderError
-from mmfeat.extract import extract_features
 from mmfeat.finetune.resume import Resumed, why_not_resumed
 from mmfeat.finetune.run import Finetuned, finetune_heads
-from mmfeat.finetune.settings import ALL, FinetuneSettings, parse_unfreeze
+from mmfeat.finetune.settings import ALL, parse_unfreeze
 from mmfeat.finetune.unfreeze import moving_parameters
 from mmfeat.submit import write_submission
 
-QUICK = FinetuneSettings(epochs=2, lr_encoder=1e-3)
 CHECKPOINT = "cells/fold[01]-1.checkpoint.safetensors"
 KINDS = ["bert", "clip", "resnet18", "test_resnet", "test_vit", "clip-resnet"]
 
@@ -104,14 +103,6 @@ def place(demo_folder: Path, tiny_bert: Path, tmp_path_factory: pytest.TempPathF
     place = make_place(demo_folder, tmp_path_factory.mktemp("work"), [f"bert:{tiny_bert}", "hog"])
     sweep(place, [f"bert:{tiny_bert}", "hog"], ensembles=False)
     return place
-
-
-def tune(place: Path, out: str = "tuned", settings: FinetuneSettings = QUICK, **changes: Any) -> Finetuned:
-    return finetune_heads(heads=place / "heads", out=place / out, settings=settings, seeds=1, **changes)
-
-
-def weights(run: Any) -> dict[str, bytes]:
-    return {str(path.relative_to(run.folder)): path.read_bytes() for path in run.folder.rglob("*.safetensors")}
 
 
 @pytest.fixture(scope="module")
@@ -192,8 +183,9 @@ def test_a_killed_training_ends_in_the_same_weights(place: Path, tuned: Finetune
     assert again.run.folder == folder
     assert not again.reused
     assert weights(again.run) == weights(tuned.run)
-    predictions = [(run.folder / "stage-2-both/out_of_fold.csv").read_bytes() for run in (again.run, tuned.run)]
-    assert predictions[0] == predictions[1]
+    for name in ("out_of_fold.csv", "curves.csv"):
+        one, other = ((run.folder / "stage-2-both" / name).read_bytes() for run in (again.run, tuned.run))
+        assert one == other, name
     assert not list(folder.rglob("*.tmp"))
     assert not (folder / "cells").exists()
 
@@ -255,38 +247,6 @@ def test_every_stage_predicts(place: Path, tuned: Finetuned, head: str, tmp_path
 def test_other_ways_to_train_run(place: Path, changes: dict[str, Any]) -> None:
     run = tune(place, settings=replace(QUICK, epochs=1, **changes)).run
     assert run.leaderboard[0]["samples"] > 0
-
-
-@pytest.fixture(scope="module")
-def pairs(demo_folder: Path, tiny_bert: Path, tiny_timm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Demo data with token states and an augmented view, and cross-attention and concat trained on them."""
-    encoders = [f"bert:{tiny_bert}", f"timm:{tiny_timm}"]
-    place, options = tmp_path_factory.mktemp("pairs"), replace(FLOAT32, outputs=("pooled", "tokens"), views=1)
-    shutil.copytree(demo_folder, place / "demo")
-    extract_features(place / "demo", encoders, cache=place / "cache", options=options)
-    heads = {"fusion": ["concat", "cross-attention"], "baselines": ["none"]}
-    sweep(place, encoders, options=options, ensembles=False, **heads)
-    return place
-
-
-@pytest.mark.parametrize("head", ["concat", "cross-attention"])
-def test_both_towers_move_with_views_and_tokens(pairs: Path, head: str, tmp_path: Path) -> None:
-    """Tokens of a moving tower move along; the plain photo and its view are trained on from their cached prefixes."""
-    settings = replace(QUICK, epochs=1, unfreeze=(("text", 1), ("image", 1)))
-    run = tune(pairs, settings=settings, head=head).run
-    assert [(tower["path"], tower["layers"]) for tower in run.config["moving"]] == [("cached", 1)] * 2
-    assert {each["spec"]["view"] for each in run.config["prefixes"]} == {"none", "train:1"}
-    assert len(list((run.folder / "stage-2-both").glob("*-0-0.safetensors"))) == 2
-    found = write_submission(run.folder, head="stage-2", out=tmp_path / "submission.csv")
-    assert found.rows > 0
-
-
-def test_fresh_augmentation_needs_pixels(pairs: Path) -> None:
-    run = tune(pairs, settings=replace(QUICK, epochs=1, augment=True), head="concat").run
-    paths = {tower["tower"].split(":")[0]: tower for tower in run.config["moving"]}
-    assert paths["bert"]["path"] == "cached"
-    assert paths["timm"]["path"] == "full"
-    assert "--augment" in paths["timm"]["reason"]
 
 
 def test_without_a_run_stage_1_is_trained_first(place: Path, tmp_path: Path) -> None:

@@ -249,7 +249,8 @@ def _finish(
     leaderboard = rank(task, records)
     write_json(folder / f"{LEADERBOARD}.json", leaderboard)
     write_atomic(folder / f"{LEADERBOARD}.csv", leaderboard_csv(leaderboard, task.targets.classes).encode())
-    about = {name: work.parent.config[name] for name in ("widths", "classes", "class_counts", "labelled")}
+    about = {name: work.parent.config[name] for name in ("classes", "class_counts", "labelled")}
+    about["widths"] = work.features.widths
     about["moving"] = [_moved(model, plan) for plan in work.plans]
     about["warning"] = warning(gaps[0], gaps[1], tests[0]) if work.fusion != EARLY else ""
     write_run(folder, {**config, **about, "leaderboard": leaderboard})

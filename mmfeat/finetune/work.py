@@ -165,14 +165,14 @@ def _task(parent: Run, asked: Asked, progress: Progress) -> tuple[Problem, Task]
     config, recorded = parent.config, parent.config["protocol"]
     repeats = asked.seeds or int(recorded["seeds"])
     if not has_splits(parent.folder):
-        raise RunError(f"{parent.folder}: its folds.csv is gone; run mmfeat heads again")
+        raise RunError(f"{parent.folder}: its splits are gone; run mmfeat heads again")
     protocol = Protocol(recorded["kind"], seeds=repeats, split_dir=str(parent.folder), seed=int(recorded["seed"]))
     data, cache = asked.data or config["data"], asked.cache or config["cache"]
     problem = read_problem(data, config["columns"], cache, config["task"], protocol, progress)
     if problem.config["data_hash"] != config["data_hash"]:
         raise RunError(f"{parent.folder}: labels, texts or photos changed since; run mmfeat heads again, then finetune")
     if problem.config["splits_hash"] != config["splits_hash"]:
-        raise RunError(f"{parent.folder}: its folds.csv changed since; run mmfeat heads again, then finetune")
+        raise RunError(f"{parent.folder}: its splits changed since; run mmfeat heads again, then finetune")
     ids = tuple(sample.id for sample in problem.labelled)
     return problem, Task(ids, problem.targets, problem.splits, repeats, protocol.seed)
 
