@@ -31,8 +31,10 @@ def show_finetuned(result: Finetuned) -> None:
         f"{entries[0]['samples']:,} samples out of fold, 95 % bootstrap intervals, paired bootstrap (Holm); train, "
         "val. and test are macro-F1 without adjustment"
     )
-    if alphas := [entry["alpha"] for entry in entries if entry["head"] == "wise-ft"]:
-        out.print(f"wise-ft takes {alphas[0]:.0%} of stage 2 into the weights, as validation rows chose")
+    for entry in [entry for entry in entries if entry["head"] == "wise-ft"]:
+        shares = ", ".join(f"{share:.0%}" for share in entry["alphas"])
+        final = f"{entry['alpha']:.0%} in the heads that predict"
+        out.print(f"share of stage 2 in wise-ft, chosen on validation rows: {shares} by fold, {final}")
     if run.config["warning"]:
         out.print(f"warning: {run.config['warning']}")
     out.print(f"run {run.folder} ({result.seconds:.1f} s)")

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from small_finetunes import QUICK, tune, weights
 from small_sweeps import FLOAT32, make_place, sweep
 from tiny_models import contents
@@ -119,6 +120,18 @@ def test_a_run_has_both_stages_and_their_interpolation(place: Path, tuned: Finet
     (first,) = (place / "heads").glob("*/concat-both/metrics.json")
     assert first.is_file()
     assert tune(place).reused
+
+
+def test_the_last_weights_are_interpolated_as_said(tuned: Finetuned) -> None:
+    entry = tuned.run.entry("wise-ft")
+    heads = {
+        name: load_file(tuned.run.folder / f"{name}-both" / "final-0.safetensors")
+        for name in ("stage-1", "stage-2", "wise-ft")
+    }
+    assert len(entry["alphas"]) == 2
+    for name, first in heads["stage-1"].items():
+        blended = torch.lerp(first, heads["stage-2"][name], entry["alpha"])
+        torch.testing.assert_close(heads["wise-ft"][name], blended)
 
 
 def test_a_run_names_all_that_it_reads(tuned: Finetuned) -> None:

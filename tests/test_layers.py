@@ -61,6 +61,7 @@ LAYERS = [
     ["finetune.training", "finetune.work"],
     ["finetune.cells"],
     ["finetune.results"],
+    ["finetune.finish"],
     ["finetune.run"],
     ["finetune", "predictor"],
     ["submit", "classifier"],
@@ -97,7 +98,7 @@ TORCH_MODULES = {
     f"mmfeat.finetune.{name}"
     for name in (
         *("team", "readers", "lora", "resume", "unfreeze", "early", "moving", "model", "training", "cells"),
-        *("plan", "stage_one", "results"),
+        *("plan", "stage_one", "results", "finish"),
     )
 }
 

@@ -12,29 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from mmfeat.encoders import EncoderOptions
 from mmfeat.engine import ENGINES, LocalEngine
-from mmfeat.entries import Entry, finals_are_whole, replayed, save_finals
+from mmfeat.entries import finals_are_whole, replayed
 from mmfeat.errors import ConfigError
-from mmfeat.files import sweep_temporaries, write_atomic, write_json
-from mmfeat.finetune.cells import ALPHAS, Cell, CellResult, CellRunner, blended
+from mmfeat.files import sweep_temporaries
+from mmfeat.finetune.cells import Cell, CellResult, CellRunner
 from mmfeat.finetune.early import EARLY
-from mmfeat.finetune.model import HEAD, Model
-from mmfeat.finetune.plan import TowerPlan
+from mmfeat.finetune.finish import finish_run
 from mmfeat.finetune.ray_train import train_on_ray
-from mmfeat.finetune.results import (
-    STAGE_1,
-    STAGE_2,
-    WISE,
-    Chosen,
-    against_first,
-    choose_alphas,
-    gap,
-    make_entry,
-    save_entry,
-    save_final,
-    warning,
-)  # fmt: skip
+from mmfeat.finetune.results import STAGE_2
 from mmfeat.finetune.settings import FinetuneSettings
 from mmfeat.finetune.stage_one import StageOne, best_parent, has_fusion, train_stage_one
 from mmfeat.finetune.team import Team, joined_team, own_device
@@ -43,13 +29,10 @@ from mmfeat.finetune.work import Asked, Work, prepare
 from mmfeat.hardware import cpu_count, resolve_device
 from mmfeat.heads.basis import one_blas_thread
 from mmfeat.heads.stack import epoch_steps
-from mmfeat.leaderboard import leaderboard_csv
 from mmfeat.progress import Progress, Silent
-from mmfeat.ranking import rank
 from mmfeat.requests import latest_request
-from mmfeat.runs import LEADERBOARD, RUN_FILE, Run, comparable_runs, read_run, reuse_run, write_run
+from mmfeat.runs import LEADERBOARD, RUN_FILE, Run, comparable_runs, read_run, reuse_run
 from mmfeat.sweep import train_heads
-from mmfeat.trials import Task
 
 CELLS = "cells"
 SAVED_SECONDS = 30.0  # between checkpoints
@@ -178,7 +161,9 @@ def _train(
         results = runner.run(cells, advance)
         finals = runner.run(_finals(work, first, results), advance)
     if team.leads:
-        _finish(work, config, folder, first, results, finals, runner)
+        model = runner.models.get() if runner.models.qsize() else work.model(team)
+        finish_run(work, config, folder, first, results, finals, model)
+        shutil.rmtree(folder / CELLS, ignore_errors=True)
     team.wait()
     return read_run(folder)
 
@@ -223,97 +208,3 @@ def _finals(work: Work, first: StageOne, results: Sequence[CellResult]) -> list[
 def _steps(cell: Cell) -> int:
     setup = cell.setup
     return setup.finetune.epochs * epoch_steps(len(setup.train), setup.settings.batch_size)
-
-
-def _finish(
-    work: Work, config: dict[str, Any], folder: Path, first: StageOne, results: Sequence[CellResult],
-    finals: Sequence[CellResult], runner: CellRunner,
-) -> None:  # fmt: skip
-    """Entries, their comparison, what predicts, and last `run.json`."""
-    task = work.task
-    model = runner.models.get() if runner.models.qsize() else work.model(runner.team)
-    stages = _stages(work, results)
-    entries = _entries(work, first, results, stages)
-    tests = against_first(task, entries)
-    gaps = [gap(task, entry, results, alphas.folds) for entry, alphas in zip(entries, stages.values(), strict=True)]
-    if work.fusion == EARLY:
-        del gaps[0]["train"]  # the cells know that of their own heads
-    predicts = save_finals(folder / entries[0].name, work.chosen.head, first.fitted)
-    records = [Entry({**entries[0].record, "scores": gaps[0], "final": predicts}, *_rest(entries[0]))]
-    for entry, scores, test in zip(entries[1:], gaps[1:], tests, strict=True):
-        alpha = ALPHAS[stages[entry.record["head"]].final]
-        saved = _save_finals(work, folder, entry, model, first, finals, alpha)
-        records.append(Entry({**entry.record, "scores": scores, "over_stage_1": test, **saved}, *_rest(entry)))
-    for number, entry in enumerate(records):
-        save_entry(folder, task, entry, _curves(task, results) if number else ())
-    leaderboard = rank(task, records)
-    write_json(folder / f"{LEADERBOARD}.json", leaderboard)
-    write_atomic(folder / f"{LEADERBOARD}.csv", leaderboard_csv(leaderboard, task.targets.classes).encode())
-    about = {name: work.parent.config[name] for name in ("classes", "class_counts", "labelled")}
-    about["widths"] = work.features.widths
-    about["moving"] = [_moved(model, plan) for plan in work.plans]
-    about["warning"] = warning(gaps[0], gaps[1], tests[0]) if work.fusion != EARLY else ""
-    write_run(folder, {**config, **about, "leaderboard": leaderboard})
-    shutil.rmtree(folder / CELLS, ignore_errors=True)
-
-
-def _stages(work: Work, results: Sequence[CellResult]) -> dict[str, Chosen]:
-    """Name of an entry -> the share of stage 2 in its weights."""
-    folds = len(work.task.splits)
-    nothing, whole = Chosen([0] * folds, 0), Chosen([len(ALPHAS) - 1] * folds, len(ALPHAS) - 1)
-    if work.fusion == EARLY:
-        return {STAGE_1: nothing, EARLY: whole}
-    return {STAGE_1: nothing, STAGE_2: whole, WISE: choose_alphas(work.task, results)}
-
-
-def _entries(work: Work, first: StageOne, results: Sequence[CellResult], stages: Mapping[str, Chosen]) -> list[Entry]:
-    """Stage 1 as it was, then the others from what the cells results."""
-    record = {**first.entry.record, "head": STAGE_1, "fusion": work.chosen.head, "seconds": 0.0}
-    record["views"] = work.parent.config["options"]["views"]
-    return [replace(first.entry, record=record)] + [
-        make_entry(
-            work.task, {"head": name, "modalities": work.chosen.modality, "fusion": work.fusion, "views": work.views},
-            results, alphas.folds, work.adjustment, work.settings.of_head(work.chosen.best),
-        )
-        for name, alphas in stages.items()
-        if name != STAGE_1
-    ]  # fmt: skip
-
-
-def _rest(entry: Entry) -> tuple[Any, Any, Any]:
-    return entry.logits, entry.decisions, entry.validation
-
-
-def _save_finals(
-    work: Work, folder: Path, entry: Entry, model: Model, first: StageOne, finals: Sequence[CellResult], alpha: float
-) -> dict[str, Any]:
-    """What predicts, and what the record says of it."""
-    options = EncoderOptions(**work.parent.config["options"])
-    saved = [
-        save_final(folder / entry.name, seed, model, _blend(model, first, each, seed, alpha), options, folder.name)
-        for seed, each in enumerate(finals)
-    ]
-    return {"alpha": alpha, "parameters": sum(p.numel() for p in model.parameters().values()), "final": saved}
-
-
-def _blend(model: Model, first: StageOne, final: CellResult, seed: int, alpha: float) -> Mapping[str, Any]:
-    if alpha == 1.0:
-        return final.state
-    head = {HEAD + name: value[None] for name, value in first.finals[seed].items()}
-    return blended({**head, **model.first}, final.state, alpha)
-
-
-def _curves(task: Task, results: Sequence[CellResult]) -> list[dict[str, Any]]:
-    return [
-        {"fold": task.splits.names[fold], "seed": repeat + 1, **line}
-        for (fold, repeat, _), each in zip(task.cells(STAGE_2), results, strict=True)
-        for line in each.history
-    ]
-
-
-def _moved(model: Model, plan: TowerPlan) -> dict[str, Any]:
-    """What a run tells of a tower."""
-    own = next(tower for tower in model.towers if tower.plan == plan)
-    count = sum(parameter.numel() for parameter in own.parameters.values())
-    named = {"tower": plan.tower.spec.model, "layers": plan.count, "parameters": count}
-    return {**named, "path": plan.path, "reason": plan.reason}
