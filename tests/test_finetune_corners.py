@@ -152,6 +152,22 @@ def test_early_fusion_trains_on_pixels_and_predicts(pairs: Path, tmp_path: Path)
         tune(pairs, settings=BOTH, head="concat", fusion="early")
 
 
+def test_models_side_by_side_hold_the_frozen_weights_once(pairs: Path, tmp_path: Path) -> None:
+    parent = read_run(next((pairs / "heads").iterdir()))
+    work, _, _ = prepare(parent, Asked(BOTH, head="concat"), "cpu", Team(), tmp_path, Silent())
+    one, other = work.model(Team()), work.model(Team())
+    before = one.predict(np.arange(8))
+    other.share_frozen(one)
+    for first, second in zip(one.towers, other.towers, strict=True):
+        assert first.frozen
+        assert all(first.frozen[name].data_ptr() == each.data_ptr() for name, each in second.frozen.items())
+        assert not {each.data_ptr() for each in first.parameters.values()} & {
+            each.data_ptr() for each in second.parameters.values()
+        }
+    other.load(one.first)
+    np.testing.assert_array_equal(other.predict(np.arange(8)), before)
+
+
 def test_interpolated_adapters_are_a_share_of_their_product() -> None:
     down, up = "0.layer.lora_A.default.weight", "0.layer.lora_B.default.weight"
     second = {down: torch.rand(2, 3), up: torch.rand(4, 2)}

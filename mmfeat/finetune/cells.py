@@ -22,7 +22,7 @@ from mmfeat.finetune.lora import FIXED_FACTOR
 from mmfeat.finetune.model import Model
 from mmfeat.finetune.team import Team
 from mmfeat.finetune.training import Training, TrainingSetup
-from mmfeat.heads.stack import plain_choice
+from mmfeat.heads.stack import epoch_steps, plain_choice
 from mmfeat.metrics import macro_f1
 from mmfeat.targets import Targets
 
@@ -42,6 +42,11 @@ class Cell:
     @property
     def is_final(self) -> bool:
         return not len(self.test)
+
+    @property
+    def steps(self) -> int:
+        """Of all epochs."""
+        return self.setup.finetune.epochs * epoch_steps(len(self.setup.train), self.setup.settings.batch_size)
 
 
 @dataclass(frozen=True)
@@ -67,12 +72,14 @@ class CellRunner:
         self.targets, self.team, self.folder, self.every = targets, team, folder, every
         self.models: queue.SimpleQueue[Model] = queue.SimpleQueue()
         self.make, self.workers, self.stopped = make, workers, False
+        self.first: Model | None = None
 
     def run(self, cells: Sequence[Cell], advance: Advance) -> list[CellResult]:
         """In the order of the cells. One torch thread a cell: sums come out alike on any number of workers."""
         missing = [cell for cell in cells if not self._path(cell).exists()]
+        advance(sum(cell.steps for cell in cells) - sum(cell.steps for cell in missing))
         while self.models.qsize() < min(self.workers, len(missing)):
-            self.models.put(self.make())
+            self._add_model()
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -90,6 +97,12 @@ class CellRunner:
         self.team.wait()
         return [self._read(cell) for cell in cells]
 
+    def _add_model(self) -> None:
+        model = self.make()
+        self.first = self.first or model
+        model.share_frozen(self.first)
+        self.models.put(model)
+
     def _train(self, cell: Cell, advance: Advance) -> None:
         model = self.models.get()
         try:
@@ -98,9 +111,13 @@ class CellRunner:
             self.models.put(model)
 
     def _learn(self, model: Model, cell: Cell, advance: Advance) -> None:
+        left = cell.steps
+
         def report(steps: int) -> None:
+            nonlocal left
             if self.stopped:
                 raise KeyboardInterrupt
+            left -= steps
             advance(steps)
 
         started, checkpoint = time.monotonic(), self.folder / f"{cell.name}.checkpoint.safetensors"
@@ -121,6 +138,7 @@ class CellRunner:
         if self.team.leads:
             save(self._path(cell), tensors, record)
             checkpoint.unlink(missing_ok=True)
+        advance(left)  # of epochs that stopping, or an earlier call, has spared
 
     def _path(self, cell: Cell) -> Path:
         return self.folder / f"{cell.name}.safetensors"

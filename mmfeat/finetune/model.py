@@ -71,6 +71,12 @@ class Model:
         """Take over a saved head, before towers as they are."""
         self.load({HEAD + name: torch.from_numpy(value) for name, value in saved.items()})
 
+    def share_frozen(self, other: Model) -> None:
+        """Let the frozen parameters of both models lie in memory once."""
+        for tower, first in zip(self.towers, other.towers, strict=True):
+            for name, parameter in tower.frozen.items():
+                parameter.data = first.frozen[name].data
+
     def read(self, rows: np.ndarray, views: np.ndarray) -> list[Read]:
         """What the towers need for B samples, each in a view."""
         masks = [self.data.sources[m.slot.modality][m.slot.number].masks[0] for m in self.towers]

@@ -40,7 +40,8 @@ class Attended:
 class MovingTower:
     """Inputs from `reader`, then `forward` -> (B, D); `parameters` learn, `depths` tells how deep each lies.
 
-    `attended` are the tokens, if the head looks at them. Pixels are `normed`: the head takes them as they are.
+    What is `frozen` stays as it is, so models can share it. `attended` are the tokens, if the head looks at them.
+    Pixels are `normed`: the head takes them as they are.
     """
 
     slot: Slot
@@ -51,6 +52,7 @@ class MovingTower:
     width: int
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
     depths: dict[str, int] = field(default_factory=dict)
+    frozen: dict[str, nn.Parameter] = field(default_factory=dict)
     plan: TowerPlan | None = None
     attended: Attended | None = None
     normed: bool = False
@@ -109,14 +111,16 @@ def open_moving_tower(
     merged = None
     if settings.lora and plan.count:
         depths, merged = adapt(tower, depths, settings.lora)
-    parameters = {name: value for name, value in tower.module.named_parameters() if name in depths}
+    everything = dict(tower.module.named_parameters())
+    parameters = {name: value for name, value in everything.items() if name in depths}
+    frozen = {name: value for name, value in everything.items() if name not in depths}
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     if settings.gradient_checkpointing and plan.count:
         _checkpoint_layers(tower, plan.count)
     return MovingTower(
         plan.slot, reader, forward if plan.count else torch.no_grad()(forward), team, device,
-        features.widths[plan.slot.name], parameters, depths, plan,
+        features.widths[plan.slot.name], parameters, depths, frozen, plan,
         _attended(plan, tower, features) if attends else None, merged=merged,
     )  # fmt: skip
 

@@ -3,9 +3,10 @@ with stage 1, and leave a run that `mmfeat submit` can use."""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ import numpy as np
 
 from mmfeat.engine import ENGINES, LocalEngine
 from mmfeat.entries import finals_are_whole, replayed
-from mmfeat.errors import ConfigError
+from mmfeat.errors import ConfigError, RunError
 from mmfeat.files import sweep_temporaries
-from mmfeat.finetune.cells import Cell, CellResult, CellRunner
+from mmfeat.finetune.cells import Cell, CellRunner
 from mmfeat.finetune.early import EARLY
 from mmfeat.finetune.finish import finish_run
 from mmfeat.finetune.ray_train import train_on_ray
@@ -28,7 +29,6 @@ from mmfeat.finetune.training import TrainingSetup
 from mmfeat.finetune.work import Asked, Work, prepare
 from mmfeat.hardware import cpu_count, resolve_device
 from mmfeat.heads.basis import one_blas_thread
-from mmfeat.heads.stack import epoch_steps
 from mmfeat.progress import Progress, Silent
 from mmfeat.requests import latest_request
 from mmfeat.runs import LEADERBOARD, RUN_FILE, Run, comparable_runs, read_run, reuse_run
@@ -117,7 +117,7 @@ def _finetune(
     work, config, folder = prepare(parent, asked, device, team, places["out"], progress)
     if team.agreed([_is_done(folder)])[0]:
         shutil.rmtree(folder / CELLS, ignore_errors=True)  # of a call that was killed at its very end
-        return Finetuned(reuse_run(folder, config), True, 0.0, team.leads)
+        return Finetuned(reuse_run(folder, config) if team.leads else read_run(folder), True, 0.0, team.leads)
     return Finetuned(_train(work, config, folder, team, workers, every, progress), False, 0.0, team.leads)
 
 
@@ -125,7 +125,8 @@ def _train_first(
     data: str | Path | None, cache: str | Path, heads: Path, head: str | None, device: str, progress: Progress
 ) -> None:
     """A stage 1 where there is none: one fusion on what was extracted last."""
-    if any(heads.glob(f"*/{RUN_FILE}")):
+    with contextlib.suppress(RunError):
+        comparable_runs(heads, str(data) if data else None, has_fusion)
         return
     asked = latest_request(cache, data)
     train_heads(
@@ -156,10 +157,11 @@ def _train(
     count = 1 if team.size > 1 or work.device != "cpu" else workers or cpu_count()
     runner = CellRunner(lambda: work.model(team), count, work.task.targets, team, folder / CELLS, every)
     cells = _cells(work, first)
-    steps = sum(map(_steps, cells))
-    with progress.task(f"{work.title} (steps)", steps + work.task.repeats * _steps(cells[0])) as advance:
+    steps = sum(cell.steps for cell in [*cells, *_finals(work, first, ())])
+    with progress.task(f"{work.title} (steps)", steps) as advance:
         results = runner.run(cells, advance)
-        finals = runner.run(_finals(work, first, results), advance)
+        replay = replayed([each.best_epoch for each in results], [each.history for each in results])
+        finals = runner.run(_finals(work, first, replay), advance)
     if team.leads:
         model = runner.models.get() if runner.models.qsize() else work.model(team)
         finish_run(work, config, folder, first, results, finals, model)
@@ -190,10 +192,9 @@ def _cells(work: Work, first: StageOne) -> list[Cell]:
     return found
 
 
-def _finals(work: Work, first: StageOne, results: Sequence[CellResult]) -> list[Cell]:
+def _finals(work: Work, first: StageOne, replay: tuple[float, ...]) -> list[Cell]:
     """On all labelled samples, for the mean number of epochs and with the mean rates of the folds."""
     everything, nothing = np.arange(len(work.task.targets)), np.empty(0, np.int64)
-    replay = replayed([each.best_epoch for each in results], [each.history for each in results])
     found = []
     for seed in range(work.task.repeats):
         setup = TrainingSetup(
@@ -203,8 +204,3 @@ def _finals(work: Work, first: StageOne, results: Sequence[CellResult]) -> list[
         )  # fmt: skip
         found.append(Cell(f"final-{seed + 1}", setup, nothing))
     return found
-
-
-def _steps(cell: Cell) -> int:
-    setup = cell.setup
-    return setup.finetune.epochs * epoch_steps(len(setup.train), setup.settings.batch_size)
