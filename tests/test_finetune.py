@@ -24,7 +24,7 @@ from tiny_models import contents
 
 from mmfeat.encoders import EncoderSpec, describe_encoders, load_encoders, open_towers
 from mmfeat.encoders.layers import capture
-from mmfeat.errors import ConfigError, EncoderError
+from mmfeat.errors import ConfigError, DataError, EncoderError
 from mmfeat.finetune.resume import Resumed, why_not_resumed
 from mmfeat.finetune.run import Finetuned, finetune_heads
 from mmfeat.finetune.settings import ALL, parse_unfreeze
@@ -285,11 +285,14 @@ def test_flags_are_checked_before_anything_is_done(place: Path) -> None:
     for settings, said in (
         (replace(QUICK, unfreeze=(("clip", 1),)), "no such modality"),
         (replace(QUICK, unfreeze=(("text", 9),)), "has 2 layers"),
+        (replace(QUICK, unfreeze=(("text", 1), ("bert", 2))), "bert is named twice"),
         (replace(QUICK, unfreeze=()), "nothing moves"),
         (replace(QUICK, unfreeze=(("text", ALL),), path="cached"), "all layers move"),
     ):
         with pytest.raises(ConfigError, match=said):
             tune(place, settings=settings)
+    with pytest.raises(DataError, match="no such folder or table"):
+        tune(place, data=place / "elsewhere")
     with pytest.raises(EncoderError, match="no layers that could be trained"):
         tune(place, settings=replace(QUICK, unfreeze=(("image", 1),)))
     shutil.rmtree(place / "none", ignore_errors=True)

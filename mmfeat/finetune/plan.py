@@ -93,6 +93,8 @@ def _counts(slots: Sequence[tuple[Tower, Slot]], settings: FinetuneSettings) -> 
         if not named:
             known = ", ".join(sorted({n for t, _ in slots for n in (t.spec.modality, t.spec.tower)}))
             raise ConfigError(f"--unfreeze {name}: the head sees no such modality, family or tower; it sees {known}")
+        if twice := [spec.tower for spec in named if spec.fingerprint in wanted]:
+            raise ConfigError(f"--unfreeze {name}: {twice[0]} is named twice; give each tower one number of layers")
         wanted |= {spec.fingerprint: count for spec in named}
     return wanted
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from mmfeat.engine import ENGINES, LocalEngine
 from mmfeat.entries import finals_are_whole, replayed
-from mmfeat.errors import ConfigError, RunError
+from mmfeat.errors import ConfigError, DataError, RunError
 from mmfeat.files import sweep_temporaries
 from mmfeat.finetune.cells import Cell, CellRunner
 from mmfeat.finetune.early import EARLY
@@ -77,7 +77,7 @@ def finetune_heads(
     killed goes on from its checkpoint. `fusion` "early" trains early fusion on pixels instead, beside stage 1.
     """
     start, settings = time.monotonic(), settings or FinetuneSettings()
-    _check(fusion, engine, seeds, views)
+    _check(fusion, engine, seeds, views, data)
     asked = Asked(settings, fusion, head, modalities, seeds, views, data, cache)
     places = {"run": run, "heads": heads, "out": out}
     if engine == "ray":
@@ -91,7 +91,9 @@ def finetune_heads(
     return replace(result, seconds=time.monotonic() - start)
 
 
-def _check(fusion: str | None, engine: str, seeds: int | None, views: int | None) -> None:
+def _check(fusion: str | None, engine: str, seeds: int | None, views: int | None, data: str | Path | None) -> None:
+    if data is not None and not Path(data).exists():
+        raise DataError(f"{data}: no such folder or table; check --data")
     if fusion not in (None, EARLY):
         raise ConfigError(f"--fusion {fusion}: stage 2 takes the run's heads (name one with --head), or early")
     if engine not in ENGINES:
