@@ -12,8 +12,6 @@ from mmfeat.console import ConsoleProgress, err, out
 from mmfeat.console_finetune import show_finetuned
 from mmfeat.flags import Device, reported
 
-Number, Whole, Text, Switch = float, int, str, bool
-
 
 def option(text: str, kind: Any, *names: str, least: int | None = None) -> Any:
     return Annotated[kind, typer.Option(*names, help=text, min=least)]
@@ -22,47 +20,47 @@ def option(text: str, kind: Any, *names: str, least: int | None = None) -> Any:
 # Training settings: parameter -> its option and default, as in `FinetuneSettings`.
 SETTINGS: dict[str, tuple[Any, Any]] = {
     "projection": (
-        option("Let projections behind them move too.", Switch, "--projection/--no-projection"),
+        option("Let projections behind them move too.", bool, "--projection/--no-projection"),
         False,
     ),
-    "path": (option("Train from the cached prefix or in full: auto, cached or full.", Text), "auto"),
-    "lr_encoder": (option("Learning rate of the moving layers.", Number), 5e-6),
-    "lr_attention": (option("Learning rate of cross-attention.", Number), 1e-5),
-    "lr_head": (option("Learning rate of the head.", Number), 3e-4),
-    "layer_decay": (option("Factor of the learning rate from one layer to the one before.", Number), 1.0),
-    "weight_decay": (option("Of AdamW.", Number), 0.05),
-    "warmup": (option("Share of all steps in which learning rates rise.", Number), 0.1),
-    "schedule": (option("Of the learning rates: plateau, cosine or constant.", Text), "plateau"),
-    "clip_norm": (option("Largest norm of the gradients; 0 does not bound it.", Number), 1.0),
-    "batch_size": (option("Samples a step.", Whole), 16),
-    "accumulate": (option("Steps whose gradients are added up before an update.", Whole), 1),
-    "epochs": (option("Most epochs; --monitor stops earlier.", Whole), 5),
-    "patience": (option("Epochs without a better score that are borne.", Whole), 2),
-    "monitor": (option("What stops training: validation macro-f1 or loss.", Text), "macro-f1"),
-    "amp": (option("Mixed precision: auto (on a GPU), none, bfloat16 or float16.", Text), "auto"),
+    "path": (option("Train from the cached prefix or in full: auto, cached or full.", str), "auto"),
+    "lr_encoder": (option("Learning rate of the moving layers.", float), 5e-6),
+    "lr_attention": (option("Learning rate of cross-attention.", float), 1e-5),
+    "lr_head": (option("Learning rate of the head.", float), 3e-4),
+    "layer_decay": (option("Factor of the learning rate from one layer to the one before.", float), 1.0),
+    "weight_decay": (option("Weight decay of AdamW.", float), 0.05),
+    "warmup": (option("Share of all steps in which learning rates rise.", float), 0.1),
+    "schedule": (option("Of the learning rates: plateau, cosine or constant.", str), "plateau"),
+    "clip_norm": (option("Largest norm of the gradients; 0 does not bound it.", float), 1.0),
+    "batch_size": (option("Samples a step.", int), 16),
+    "accumulate": (option("Steps whose gradients are added up before an update.", int), 1),
+    "epochs": (option("Maximum number of epochs; --monitor stops earlier.", int), 5),
+    "patience": (option("Epochs without improvement before training stops.", int), 2),
+    "monitor": (option("What stops training: validation macro-f1 or loss.", str), "macro-f1"),
+    "amp": (option("Mixed precision: auto (on a GPU), none, bfloat16 or float16.", str), "auto"),
     "gradient_checkpointing": (
-        option("Less memory, more time.", Switch, "--gradient-checkpointing/--no-gradient-checkpointing"),
+        option("Less memory, more time.", bool, "--gradient-checkpointing/--no-gradient-checkpointing"),
         False,
     ),
-    "gradual": (option("Unfreeze a layer more each epoch.", Switch, "--gradual/--no-gradual"), False),
-    "augment": (option("Show photos in another augmentation each time.", Switch, "--augment/--no-augment"), False),
-    "lora": (option("Rank of LoRA adapters (needs peft); 0 moves the weights themselves.", Whole), 0),
+    "gradual": (option("Unfreeze a layer more each epoch.", bool, "--gradual/--no-gradual"), False),
+    "augment": (option("Show photos in another augmentation each time.", bool, "--augment/--no-augment"), False),
+    "lora": (option("Rank of LoRA adapters (needs peft); 0 moves the weights themselves.", int), 0),
 }
 PARAMETERS: dict[str, tuple[Any, Any]] = {
-    "run": (option("A run of mmfeat heads.  [default: the best on the data]", str | None), None),
-    "unfreeze": (option("NAME:LAYERS,...: the last layers of text, image, bert, ...; all or none.", Text), "text:1"),
+    "run": (option("A run of mmfeat heads.  [default: the one that validated best]", str | None), None),
+    "unfreeze": (option("NAME:LAYERS,...: the last layers of text, image, bert, ...; all or none.", str), "text:1"),
     "data": (option("Folder or table, where it is now.  [default: the run's]", str | None), None),
     "cache": (option("Feature cache.  [default: the run's]", str | None), None),
-    "heads": (option("Folder of the runs.", Text), "heads"),
-    "out_folder": (option("Folder to write the new run in.", Text, "--out"), "heads"),
+    "heads": (option("Folder of the runs.", str), "heads"),
+    "out_folder": (option("Folder to write the new run in.", str, "--out"), "heads"),
     "fusion": (option("early: train early fusion on pixels beside stage 1.", str | None), None),
     "head": (option("The run's head to start from.  [default: the one that validated best]", str | None), None),
     "modalities": (option("both, text or image.  [default: both]", str | None), None),
     "seeds": (option("Trainings a fold.  [default: as the run]", int | None, least=1), None),
     "views": (option("Augmented views of each photo to train on.  [default: as the run]", int | None, least=0), None),
     **SETTINGS,
-    "checkpoint_seconds": (option("Between checkpoints.", Number), 30.0),
-    "engine": (option("local, or ray: processes of Ray Train.", Text), "local"),
+    "checkpoint_seconds": (option("Between checkpoints.", float), 30.0),
+    "engine": (option("local, or ray: processes of Ray Train.", str), "local"),
     "ray_address": (option("A Ray cluster.  [default: this machine]", str | None), None),
     "workers": (
         Annotated[int, typer.Option(help="Trainings side by side, or processes of Ray; 0 suits the machine.", min=0)],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from mmfeat.console import out
-from mmfeat.finetune.settings import way
+from mmfeat.finetune.settings import path_in_words
 
 if TYPE_CHECKING:
     from mmfeat.finetune.run import Finetuned
@@ -45,7 +45,7 @@ def _moved(tower: dict[str, Any]) -> str:
     layers = {-1: "all layers", 0: "nothing"}.get(tower["layers"], f"the last {tower['layers']} layers")
     if tower["layers"] == 1:
         layers = "the last layer"
-    how = way(tower["path"], tower["reason"])
+    how = path_in_words(tower["path"], tower["reason"])
     return f"{tower['tower']}: {layers} ({tower['parameters']:,} parameters) moved, {how}"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -115,6 +115,15 @@ class Features:
         rows = np.arange(len(self))[rows]
         blocks = tuple(replace(b, vectors=b.vectors[rows], mask=b.mask[rows]) for b in self.blocks)
         return Features(tuple(self.ids[row] for row in rows), blocks, tuple(t.take(rows) for t in self.mapped))
+
+    def named(self, names: Sequence[str]) -> Features:
+        """The blocks of these names, in their order; names that are not there are passed over."""
+        blocks, mapped = {b.name: b for b in self.blocks}, {t.name: t for t in self.mapped}
+        return replace(
+            self,
+            blocks=tuple(blocks[name] for name in names if name in blocks),
+            mapped=tuple(mapped[name] for name in names if name in mapped),
+        )
 
     def only(self, modality: str) -> Features:
         """The blocks of one modality; `both` keeps all."""

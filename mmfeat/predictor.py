@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ def predict_entry(
 
     `samples` are those of `features`; only early fusion looks at them, at their photos.
     """
+    command = "finetune" if run.is_finetuned else "heads"
     try:
         decision = Decision.from_json(entry["decision"])
         if entry["head"] == EARLY:
@@ -43,7 +43,7 @@ def predict_entry(
             logits = _logits(run, entry, features, device)
     except (KeyError, TypeError, ValueError, StopIteration) as error:
         raise RunError(
-            f"{run.folder}: not a whole run ({error!r}); delete the folder and run mmfeat heads again"
+            f"{run.folder}: not a whole run ({error!r}); delete the folder and run mmfeat {command} again"
         ) from error
     return decision.choose(logits), decision.probabilities(logits)
 
@@ -77,12 +77,7 @@ def _seen_by(run: Run, entry: Mapping[str, Any], final: Mapping[str, Any], featu
         return features
     found = run.successors(entry, final)
     names = [found.get(tower.spec.folder_name, tower).spec.folder_name for tower in run.towers]
-    blocks, mapped = {b.name: b for b in features.blocks}, {b.name: b for b in features.mapped}
-    return replace(
-        features,
-        blocks=tuple(blocks[name] for name in names if name in blocks),
-        mapped=tuple(mapped[name] for name in names if name in mapped),
-    )
+    return features.named(names)
 
 
 def members(run: Run, entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -116,8 +111,8 @@ def _calibrated(run: Run, entry: Mapping[str, Any], features: Features, device: 
 def _head_logits(run: Run, entry: Mapping[str, Any], features: Features, device: str) -> np.ndarray:
     """(N, C) logits at the entry's temperature: the mean probability of its final heads, on the scale of one."""
     folder, head = run.head_folder(entry), entry.get("fusion", entry["head"])
+    heads = [_load_final(run, entry, record) for record in entry["final"]]
     try:
-        heads = [_load_final(folder, record) for record in entry["final"]]
         attend = run.config["attend"] if head == NEEDS_TOKENS else ""
         together = not any(record.get("towers") for record in entry["final"])
         logits: list[np.ndarray] = []
@@ -125,9 +120,8 @@ def _head_logits(run: Run, entry: Mapping[str, Any], features: Features, device:
             data = HeadData(_seen_by(run, entry, record, features), entry["modalities"], device, attend)
             own = heads if together else heads[number : number + 1]
             logits += predict_fitted(head, record["config"], own, len(run.classes), data)
-    except Exception as error:  # safetensors raises what its format makes it raise
-        command = "finetune" if run.is_finetuned else "heads"
-        raise RunError(f"{folder}: not a whole head ({error}); the same mmfeat {command} trains it again") from error
+    except Exception as error:  # a head of another shape
+        raise RunError(_not_whole(run, folder, error)) from error
     return mean_logits(np.stack(logits), Decision.from_json(entry["decision"]))
 
 
@@ -139,18 +133,27 @@ def _early_logits(
     for final in entry["final"]:
         seen = _seen_by(run, entry, final, features)
         model = early_model(seen, samples, [], len(run.classes), Team(), device)
-        model.load_head(_load_final(run.head_folder(entry), final))
+        model.load_head(_load_final(run, entry, final))
         logits.append(model.predict(np.arange(len(samples))))
     return mean_logits(np.stack(logits), Decision.from_json(entry["decision"]))
 
 
-def _load_final(folder: Path, record: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _load_final(run: Run, entry: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The tensors of one final head; raises `RunError` where they are not what was saved."""
     from safetensors.numpy import load_file
 
-    path = folder / Path(record["file"]).name
-    if file_sha256(path) != record["sha256"]:
-        raise ValueError(f"{path.name} is not what was saved")
-    return load_file(path)
+    path = run.head_folder(entry) / Path(record["file"]).name
+    try:
+        if file_sha256(path) != record["sha256"]:
+            raise ValueError(f"{path.name} is not what was saved")
+        return load_file(path)
+    except Exception as error:  # safetensors raises what its format makes it raise
+        raise RunError(_not_whole(run, path.parent, error)) from error
+
+
+def _not_whole(run: Run, folder: Path, error: Exception) -> str:
+    command = "finetune" if run.is_finetuned else "heads"
+    return f"{folder}: not a whole head ({error}); the same mmfeat {command} trains it again"
 
 
 def mean_logits(logits: np.ndarray, decision: Decision) -> np.ndarray:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfeat.cache import ContentKeys, folder_name
-from mmfeat.encoders import EncoderOptions, EncoderSpec, Tower
+from mmfeat.encoders import EncoderOptions, EncoderSpec, Tower, describe_encoders
 from mmfeat.errors import ConfigError, RunError
 from mmfeat.files import canonical_json, read_json, write_json
 from mmfeat.samples import Sample
@@ -184,6 +184,20 @@ def comparable_runs(root: Path, data: str | None = None, accept: Callable[[Run],
         on = f" on {data}" if data else ""
         raise RunError(f"{root}: no finished run{on}; make one with mmfeat heads, or name it with --run")
     return [run for run in runs if run.comparable == runs[-1].comparable]
+
+
+def checked_towers(run: Run, wanted: list[Tower]) -> list[Tower]:
+    """Some of the run's encoders; weights that have changed since raise `RunError`."""
+    now = {t.spec.fingerprint: t for t in describe_encoders([t.request for t in wanted], run.options)}
+    for tower in wanted:
+        if tower.spec.fingerprint not in now:
+            alike = [other for other in now.values() if other.spec.name == tower.spec.name]
+            fields = ", ".join(tower.spec.differences(alike[0].spec)) if alike else "the name"
+            raise RunError(
+                f"{tower.request}: not the encoder that {run.folder} was trained on ({fields} changed); "
+                "restore its weights, or run mmfeat extract and mmfeat heads again"
+            )
+    return wanted
 
 
 def hash_data(samples: Sequence[Sample], keys: Mapping[str, ContentKeys]) -> str:

@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from mmfeat.cache import Cache
-from mmfeat.encoders import Tower, describe_encoders
-from mmfeat.errors import RunError, SubmissionError
+from mmfeat.errors import SubmissionError
 from mmfeat.extract import Extraction, extract_samples
 from mmfeat.files import csv_text, write_atomic
 from mmfeat.hardware import resolve_device
 from mmfeat.predictor import predict_entry, towers_of, widths_of
 from mmfeat.progress import Progress
-from mmfeat.runs import Run, best_run, hash_data, read_run
+from mmfeat.runs import Run, best_run, checked_towers, hash_data, read_run
 from mmfeat.samples import MODALITIES, SampleSet, read_samples
 from mmfeat.scoring import names_of
 from mmfeat.targets import SEPARATOR
@@ -70,7 +69,7 @@ def write_submission(
     _check_apart(path, Path(data or chosen.config["data"]))
     everything = read_samples(data or chosen.config["data"], columns or chosen.config["columns"])
     samples = _unlabelled(everything, chosen)
-    towers = _checked_towers(chosen, towers_of(chosen, entry))
+    towers = checked_towers(chosen, towers_of(chosen, entry))
     cache = cache or chosen.config["cache"]
     extraction = extract_samples(samples, towers, cache=cache, device=device, workers=workers, progress=progress)
     store = Cache(cache, samples.name)
@@ -149,20 +148,6 @@ def _unlabelled(samples: SampleSet, run: Run) -> SampleSet:
     if not samples.unlabelled:
         raise SubmissionError(f"{samples.source}: every sample has a label; there is nothing to predict")
     return replace(samples, samples=samples.unlabelled)
-
-
-def _checked_towers(run: Run, wanted: list[Tower]) -> list[Tower]:
-    """The run's encoders as they are now; weights that have changed since are refused."""
-    now = {t.spec.fingerprint: t for t in describe_encoders([t.request for t in wanted], run.options)}
-    for tower in wanted:
-        if tower.spec.fingerprint not in now:
-            alike = [other for other in now.values() if other.spec.name == tower.spec.name]
-            fields = ", ".join(tower.spec.differences(alike[0].spec)) if alike else "the name"
-            raise RunError(
-                f"{tower.request}: not the encoder that {run.folder} was trained on ({fields} changed); "
-                "restore its weights, or run mmfeat extract and mmfeat heads again"
-            )
-    return wanted
 
 
 def _shares(counts: Mapping[str, int], total: int) -> dict[str, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,12 +21,14 @@ from small_finetunes import QUICK, tune, weights
 from small_sweeps import FLOAT32, make_place, sweep
 from tiny_models import contents
 
+from mmfeat.cli_finetune import SETTINGS
 from mmfeat.encoders import EncoderSpec, describe_encoders, load_encoders, open_towers
 from mmfeat.encoders.layers import capture
 from mmfeat.errors import ConfigError, DataError, EncoderError
+from mmfeat.finetune.lora import adapt
 from mmfeat.finetune.resume import Resumed, why_not_resumed
 from mmfeat.finetune.run import Finetuned, finetune_heads
-from mmfeat.finetune.settings import ALL, parse_unfreeze
+from mmfeat.finetune.settings import ALL, FinetuneSettings, parse_unfreeze
 from mmfeat.finetune.unfreeze import moving_parameters
 from mmfeat.submit import write_submission
 
@@ -151,10 +152,9 @@ def test_the_same_call_gives_the_same_weights(place: Path, tuned: Finetuned) -> 
 def test_the_full_path_gives_what_the_cached_one_gives(place: Path, tuned: Finetuned) -> None:
     full = tune(place, settings=replace(QUICK, path="full"))
     assert [tower["path"] for tower in full.run.config["moving"]] == ["full"]
-    for name in ("stage-2-both/out_of_fold.csv",):
-        rows = [list(csv.reader((run.folder / name).open()))[1:] for run in (tuned.run, full.run)]
-        numbers = [np.array([[float(cell) for cell in row[-3:]] for row in each]) for each in rows]
-        assert np.abs(numbers[0] - numbers[1]).max() < 0.01
+    rows = [list(csv.reader((run.folder / "stage-2-both/out_of_fold.csv").open()))[1:] for run in (tuned.run, full.run)]
+    numbers = [np.array([[float(cell) for cell in row[-3:]] for row in each]) for each in rows]
+    assert np.abs(numbers[0] - numbers[1]).max() < 0.01
 
 
 def start(place: Path, out: str) -> subprocess.Popen[str]:
@@ -270,13 +270,6 @@ def test_without_a_run_stage_1_is_trained_first(place: Path, tmp_path: Path) -> 
     assert run.config["parent"] == first.parents[1].name
 
 
-def test_early_fusion_trains_on_pixels_and_predicts(place: Path, tmp_path: Path) -> None:
-    run = tune(place, settings=replace(QUICK, unfreeze=(), epochs=1, batch_size=32), fusion="early").run
-    assert {entry["head"] for entry in run.leaderboard} == {"stage-1", "early"}
-    found = write_submission(run.folder, head="early", out=tmp_path / "submission.csv")
-    assert found.rows > 0
-
-
 def test_flags_are_checked_before_anything_is_done(place: Path) -> None:
     assert parse_unfreeze("text:1,image:all") == (("text", 1), ("image", ALL))
     for wrong in ("text", "text:0", "", "text:1,text:2"):
@@ -293,9 +286,8 @@ def test_flags_are_checked_before_anything_is_done(place: Path) -> None:
             tune(place, settings=settings)
     with pytest.raises(DataError, match="no such folder or table"):
         tune(place, data=place / "elsewhere")
-    with pytest.raises(EncoderError, match="no layers that could be trained"):
+    with pytest.raises(ConfigError, match="no layers that could be trained"):
         tune(place, settings=replace(QUICK, unfreeze=(("image", 1),)))
-    shutil.rmtree(place / "none", ignore_errors=True)
 
 
 def test_ray_train_gives_what_one_process_gives(place: Path, tuned: Finetuned) -> None:
@@ -314,10 +306,26 @@ def test_adapters_are_merged_into_the_delta(place: Path) -> None:
     pytest.importorskip("peft")
     run = tune(place, settings=replace(QUICK, lora=2)).run
     (file,) = (run.folder / "stage-2-both").glob("bert-*.safetensors")
-    from safetensors.numpy import load_file
-
     assert not any("lora" in name for name in load_file(file))
     assert run.config["moving"][0]["parameters"] < 20_000
+
+
+def test_adapters_go_into_the_tower_that_moves_alone(models: Callable[[str], str]) -> None:
+    """The layers of CLIP's other tower end in the same names."""
+    pytest.importorskip("peft")
+    tower = opened(models, "clip", "text", 1)
+    inputs = tower.collate([tower.prepare("a day")])
+    names, merged = adapt(tower, moving_parameters(tower, lambda: tower.network.forward(inputs), 1, False), 2)
+    assert names
+    assert not any(name.startswith("visual") for name in names)
+    assert merged().keys() <= {name.replace(".base_layer", "") for name, _ in tower.module.named_parameters()}
+
+
+def test_the_flags_are_those_of_the_settings() -> None:
+    defaults = FinetuneSettings()
+    assert {name: default for name, (_, default) in SETTINGS.items()} == {
+        name: getattr(defaults, name) for name in SETTINGS
+    }
 
 
 def test_two_processes_train_as_one_does(place: Path, tuned: Finetuned) -> None:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from small_finetunes import ONCE, tune
+from safetensors.torch import load_file, save_file
+from small_finetunes import ONCE, tune, weights
 from small_sweeps import FLOAT32, make_place, sweep
 
 from mmfeat.cache import Cache
 from mmfeat.calibration import Decision
+from mmfeat.encoders import EncoderOptions
 from mmfeat.errors import ConfigError, RunError
 from mmfeat.extract import extract_features, extract_samples
+from mmfeat.files import file_sha256
 from mmfeat.finetune.cells import blended
 from mmfeat.finetune.run import Finetuned, finetune_heads
 from mmfeat.finetune.stage_one import best_parent
@@ -29,7 +33,7 @@ from mmfeat.finetune.work import Asked, prepare
 from mmfeat.predictor import predict_entry, towers_of
 from mmfeat.progress import Silent
 from mmfeat.protocol import Protocol
-from mmfeat.runs import Run, comparable_runs, read_run
+from mmfeat.runs import Run, comparable_runs, read_run, write_run
 from mmfeat.samples import read_samples
 from mmfeat.submit import write_submission
 from mmfeat.trials import load_outcome, save_outcome
@@ -81,19 +85,110 @@ def submitted_probabilities(found: Finetuned) -> np.ndarray:
     return predict_entry(run, entry, features)[1]
 
 
-@pytest.mark.parametrize("head", ["concat", "cross-attention"])
-def test_both_towers_move_with_views_and_tokens(pairs: Path, head: str, tmp_path: Path) -> None:
+def open_gate(run: Run) -> Run:
+    """The run with a final head that lets much of what cross-attention sees through."""
+    config = json.loads((run.folder / "run.json").read_text())
+    (entry,) = [entry for entry in config["leaderboard"] if entry["head"] == "stage-2"]
+    path = run.head_folder(entry) / entry["final"][0]["file"]
+    tensors = load_file(path)
+    gates = [name for name in tensors if "gate" in name]
+    assert gates
+    save_file({name: torch.full_like(value, 2.0) if name in gates else value for name, value in tensors.items()}, path)
+    entry["final"][0]["sha256"] = file_sha256(path)
+    return write_run(run.folder, config)
+
+
+@pytest.mark.parametrize(("head", "views"), [("concat", 1), ("cross-attention", 0)])
+def test_both_towers_move_with_views_or_tokens(pairs: Path, head: str, views: int, tmp_path: Path) -> None:
     """Tokens of a moving tower move along; the plain photo and its view are trained on from their cached prefixes."""
-    found = tune(pairs, settings=BOTH, head=head)
+    found = tune(pairs, str(tmp_path), settings=BOTH, head=head, views=views)
     run = found.run
     assert [(tower["path"], tower["layers"]) for tower in run.config["moving"]] == [("cached", 1)] * 2
-    assert {each["spec"]["view"] for each in run.config["prefixes"]} == {"none", "train:1"}
+    assert {each["spec"]["view"] for each in run.config["prefixes"]} == ({"none", "train:1"} if views else {"none"})
     assert len(list((run.folder / "stage-2-both").glob("*-0-0.safetensors"))) == 2
-    live = live_probabilities(pairs, found, BOTH, head=head)
+    if head == "cross-attention":
+        found = replace(found, run=open_gate(run))
+    live = live_probabilities(pairs, found, BOTH, head=head, views=views)
     assert np.abs(live - submitted_probabilities(found)).max() < 0.005
     assert write_submission(run.folder, head="stage-2", out=tmp_path / "submission.csv").rows > 0
     read = {tower.spec.fingerprint for entry in run.leaderboard for tower in towers_of(run, entry)}
     assert read <= run.fingerprints  # so that `cache gc` keeps them
+
+
+def test_tokens_of_views_are_refused(pairs: Path) -> None:
+    """Nobody caches them, so submit could not look at them."""
+    with pytest.raises(ConfigError, match="name --views 0"):
+        tune(pairs, settings=BOTH, head="cross-attention", views=1)
+
+
+@pytest.fixture(scope="module")
+def coarse(demo_folder: Path, tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose vectors are bfloat16, as on most GPUs, of a model that may be changed."""
+    place, options = tmp_path_factory.mktemp("coarse"), EncoderOptions(dtype="bfloat16")
+    shutil.copytree(tiny_bert, place / "tiny-bert")
+    shutil.copytree(demo_folder, place / "demo")
+    encoders = [f"bert:{place / 'tiny-bert'}"]
+    extract_features(place / "demo", encoders, cache=place / "cache", options=options)
+    sweep(place, encoders, options=options, ensembles=False, baselines=["none"], modalities=["text"])
+    return place
+
+
+def test_small_steps_survive_where_vectors_are_coarse(coarse: Path) -> None:
+    """bfloat16 would round most of what stage 2 learned away."""
+    settings = replace(ONCE, lr_encoder=1e-4)
+    found = tune(coarse, settings=settings)
+    (entry,) = found.run.matching("stage-2")
+    assert [tower.spec.arithmetic for tower in towers_of(found.run, entry)] == ["float32"]
+    assert np.abs(live_probabilities(coarse, found, settings) - submitted_probabilities(found)).max() < 0.01
+
+
+def test_other_weights_than_the_run_s_are_refused(coarse: Path, tmp_path: Path) -> None:
+    """Before a prefix of them gets into the cache under the old name."""
+    model = coarse / "tiny-bert" / "model.safetensors"
+    before, cached = model.read_bytes(), sorted((coarse / "cache").rglob("*.h5"))
+    save_file({name: value + 1e-3 for name, value in load_file(model).items()}, model, metadata={"format": "pt"})
+    try:
+        with pytest.raises(RunError, match="not the encoder that"):
+            tune(coarse, str(tmp_path), ONCE)
+    finally:
+        model.write_bytes(before)
+    assert sorted((coarse / "cache").rglob("*.h5")) == cached
+
+
+class Impatient:
+    """Progress that presses Ctrl-C after some steps of stage 2."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    @contextmanager
+    def task(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+        def advance(steps: int) -> None:
+            self.left -= steps if "fine-tuning" in title else 0
+            if self.left < 0:
+                raise KeyboardInterrupt
+
+        yield advance
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lora": 2},
+        {"amp": "float16", "accumulate": 3},
+        {"gradual": True, "unfreeze": (("text", 2), ("image", 1))},
+    ],
+    ids=["lora", "float16", "gradual"],
+)
+def test_an_interrupted_training_ends_in_the_same_weights(pairs: Path, changes: dict[str, Any], tmp_path: Path) -> None:
+    settings, head = replace(ONCE, epochs=2, **changes), {"head": "concat", "views": 0, "checkpoint_seconds": 0}
+    whole = tune(pairs, str(tmp_path / "whole"), settings, **head)
+    for steps in (3, 4):
+        with pytest.raises(KeyboardInterrupt):
+            tune(pairs, str(tmp_path / "cut"), settings, progress=Impatient(steps), workers=1, **head)
+    again = tune(pairs, str(tmp_path / "cut"), settings, **head)
+    assert not again.reused
+    assert weights(again.run) == weights(whole.run)
 
 
 def test_tokens_move_on_the_full_path_too(pairs: Path) -> None:

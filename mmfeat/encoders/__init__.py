@@ -73,7 +73,10 @@ def _load_torch(open_towers: OpenTowers, variant: str, specs: list[EncoderSpec],
 
 
 def _describe_tuned(family: str, variant: str, options: EncoderOptions) -> list[EncoderSpec]:
-    """The parent's spec with other weights; texts are prepared as they were when it was trained."""
+    """The parent's spec with other weights; texts are prepared as they were when it was trained.
+
+    Always in float32: steps of fine-tuning are smaller than what bfloat16 tells apart.
+    """
     file, delta = _tuned(variant)
     before = delta.spec
     options = replace(
@@ -90,7 +93,8 @@ def _describe_tuned(family: str, variant: str, options: EncoderOptions) -> list[
             "run mmfeat finetune again"
         )
     weights = tuned_identity(file, parent.weights)
-    return [replace(parent, variant=f"{parent.variant}+{delta.name}", weights=weights)]
+    tuned = f"{parent.variant}+{delta.name}"
+    return [replace(parent, variant=tuned, weights=weights, arithmetic="float32", storage="float32")]
 
 
 def _open_tuned(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:

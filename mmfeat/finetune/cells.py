@@ -7,7 +7,6 @@ CELLS/fold0-1.checkpoint.safetensors   of one that is being trained
 from __future__ import annotations
 
 import queue
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -120,7 +119,7 @@ class CellRunner:
             left -= steps
             advance(steps)
 
-        started, checkpoint = time.monotonic(), self.folder / f"{cell.name}.checkpoint.safetensors"
+        checkpoint = self.folder / f"{cell.name}.checkpoint.safetensors"
         training = Training(model, cell.setup, self.targets, self.team, checkpoint, self.every)
         best = training.run(report)
         tensors, scores = {}, [0.0] * len(ALPHAS)
@@ -133,7 +132,7 @@ class CellRunner:
             "history": training.at.history,
             "best_epoch": training.stopper.best_epoch,
             "train_scores": scores,
-            "seconds": time.monotonic() - started,
+            "seconds": training.seconds,
         }
         if self.team.leads:
             save(self._path(cell), tensors, record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,22 @@ from mmfeat.errors import ConfigError
 FIXED_FACTOR = ".lora_A."  # of the two; interpolation scales the other, which is 0 at first
 
 
+def adapted_layers(tower: TorchTower, depths: Mapping[str, int]) -> dict[str, int]:
+    """Name -> depth of the linear layers among the moving parameters. Raises `ConfigError` where LoRA cannot work.
+
+    torch's own attention, as in CLIP and torchvision, multiplies with bare parameters: it has no such layers.
+    """
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("--lora needs peft; install it with pip install 'mmfeat[lora]'") from error
+    owners = {name.rpartition(".")[0]: depth for name, depth in depths.items()}
+    found = {name: depth for name, depth in owners.items() if type(tower.module.get_submodule(name)) is nn.Linear}
+    if not found:
+        raise ConfigError(f"--lora: no linear layer moves in {tower.specs[0].name}; unfreeze without --lora")
+    return found
+
+
 def adapt(
     tower: TorchTower, depths: Mapping[str, int], rank: int
 ) -> tuple[dict[str, int], Callable[[], dict[str, Tensor]]]:
@@ -23,15 +40,11 @@ def adapt(
     Returns name -> depth of the adapters, and a function that gives the tower's own parameters with the adapters
     merged in, so that nobody who uses the result needs peft. First weights do not depend on torch's global state.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise ConfigError("--lora needs peft; install it with pip install 'mmfeat[lora]'") from error
-    owners = {name.rpartition(".")[0]: depth for name, depth in depths.items()}
-    linear = {name: depth for name, depth in owners.items() if type(tower.module.get_submodule(name)) is nn.Linear}
-    if not linear:
-        raise ConfigError(f"--lora {rank}: no linear layer moves in {tower.specs[0].name}; unfreeze without --lora")
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(linear)), tower.module)
+    linear = adapted_layers(tower, depths)
+    from peft import LoraConfig, inject_adapter_in_model
+
+    whole_names = "|".join(map(re.escape, linear))  # a list would also match the ends of other names
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=whole_names), tower.module)
     generator = torch.Generator().manual_seed(0)
     found = {}
     for name, parameter in tower.module.named_parameters():

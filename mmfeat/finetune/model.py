@@ -156,7 +156,7 @@ class Model:
         }
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        if self.amp == "none":
+        if self.amp == "none" or not self.head.training:  # what is validated is what predicts: float32
             return nullcontext()
         return torch.autocast(torch.device(self.data.device).type, getattr(torch, self.amp))
 

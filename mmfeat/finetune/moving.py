@@ -146,7 +146,7 @@ def _path(
         reader = SampleReader(samples, plan.slot.modality, tower.prepare, tower.collate)
         return reader, tower.network.forward, blank_inputs(tower)
     cached = _prefix_reader(plan, features)
-    return cached, _at_once(Resumed(tower, plan.count, device)), _first_row(cached)
+    return cached, _from_prefix(Resumed(tower, plan.count, device)), _first_row(cached)
 
 
 def _attended(plan: TowerPlan, tower: TorchTower, features: Features) -> Attended | None:
@@ -156,15 +156,15 @@ def _attended(plan: TowerPlan, tower: TorchTower, features: Features) -> Attende
         return None
     kept = tower.keep
     if plan.path == "cached":
-        kept = _second if plan.slot.modality == "text" else _nothing
+        kept = _given_mask if plan.slot.modality == "text" else _no_mask
     return Attended(tower.network.tokens, features.widths[plan.tokens_name], kept)
 
 
-def _second(inputs: Any) -> Any:
+def _given_mask(inputs: Any) -> Any:
     return inputs[1]
 
 
-def _nothing(inputs: Any) -> None:
+def _no_mask(inputs: Any) -> None:
     return None
 
 
@@ -179,7 +179,7 @@ def _first_row(reader: PrefixReader) -> tuple[Tensor, Tensor]:
     return reader.read(np.flatnonzero(reader.blocks[0].mask)[:1], np.zeros(1, np.int64))
 
 
-def _at_once(resumed: Resumed) -> Callable[[Any], Tensor]:
+def _from_prefix(resumed: Resumed) -> Callable[[Any], Tensor]:
     return lambda inputs: resumed(*inputs)
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from mmfeat.encoders import FAMILIES, EncoderSpec, TorchTower, Tower, open_towers
 from mmfeat.errors import ConfigError, EncoderError, RunError
+from mmfeat.finetune.lora import adapted_layers
 from mmfeat.finetune.readers import content_of
-from mmfeat.finetune.resume import why_not_resumed
-from mmfeat.finetune.settings import ALL, EVERY_TOWER, FinetuneSettings, way
+from mmfeat.finetune.resume import blank_inputs, why_not_resumed
+from mmfeat.finetune.settings import ALL, EVERY_TOWER, FinetuneSettings, path_in_words
 from mmfeat.finetune.team import Team
+from mmfeat.finetune.unfreeze import moving_parameters
 from mmfeat.heads.data import ORDER
 from mmfeat.samples import Sample
 
@@ -41,7 +44,7 @@ class TowerPlan:
     @property
     def title(self) -> str:
         """For whoever waits."""
-        return f"{self.tower.spec.model} {way(self.path, self.reason)}"
+        return f"{self.tower.spec.model} {path_in_words(self.path, self.reason)}"
 
     def prefix(self, view: str = "none") -> EncoderSpec:
         """The spec of what the cached path begins with."""
@@ -89,13 +92,18 @@ def _counts(slots: Sequence[tuple[Tower, Slot]], settings: FinetuneSettings) -> 
     """Fingerprint -> layers."""
     wanted: dict[str, int] = {}
     for name, count in settings.unfreeze:
-        named = [t.spec for t, _ in slots if name in _names(t) or (name == EVERY_TOWER and _is_torch(t))]
+        named = [tower for tower, _ in slots if name == EVERY_TOWER or name in _names(tower)]
         if not named:
             known = ", ".join(sorted({n for t, _ in slots for n in (t.spec.modality, t.spec.tower)}))
             raise ConfigError(f"--unfreeze {name}: the head sees no such modality, family or tower; it sees {known}")
-        if twice := [spec.tower for spec in named if spec.fingerprint in wanted]:
+        named = [tower for tower in named if _is_torch(tower)]
+        if not named:
+            raise ConfigError(
+                f"--unfreeze {name}: no layers that could be trained; extract clip, bert, resnet50 or timm"
+            )
+        if twice := [tower.spec.tower for tower in named if tower.spec.fingerprint in wanted]:
             raise ConfigError(f"--unfreeze {name}: {twice[0]} is named twice; give each tower one number of layers")
-        wanted |= {spec.fingerprint: count for spec in named}
+        wanted |= {tower.spec.fingerprint: count for tower in named}
     return wanted
 
 
@@ -116,6 +124,9 @@ def _reason(
     (opened,) = open_towers(tower, [tower.spec])
     if count > 0:
         _check_depth(opened, count)
+    if settings.lora and count:
+        seen = partial(opened.network.forward, blank_inputs(opened))
+        adapted_layers(opened, moving_parameters(opened, seen, count, settings.projection))
     if forced := _forced(settings, count, shows_pixels):
         return forced
     reason = _tried(opened, count, samples, device)

@@ -104,9 +104,9 @@ def warning(first: Mapping[str, float], second: Mapping[str, float], difference:
     """What a user should know of a stage 2 that learned by heart; "" if it did not."""
     grown = (second["train"] - second["test"]) - (first["train"] - first["test"])
     promised, kept = second["validation"] - first["validation"], second["test"] - first["test"]
-    if difference["p"] < 0.05 and difference["value"] > 0:
+    if difference["p_holm"] < 0.05 and difference["value"] > 0:
         return ""
-    if difference["p"] < 0.05:
+    if difference["p_holm"] < 0.05:
         return (
             f"stage 2 is worse than stage 1 ({difference['value']:+.3f} macro-F1); lower --lr-encoder or unfreeze less"
         )
@@ -153,7 +153,7 @@ def save_final(
         moved = tower.merged() if tower.merged else tower.parameters
         spec = tower.plan.tower.spec
         file = folder / f"{spec.tower}-{tower.slot.number}-{number}.safetensors"
-        write_delta(file, Delta(tower.plan.tower.request, spec, f"{run}-{folder.name}-{number}"), moved)
+        write_delta(file, Delta(tower.plan.tower.request, spec, f"{run}-{number}"), moved)
         (tuned,) = _described(f"finetuned:{file.resolve()}", options)
         towers.append(
             {"file": file.name, "sha256": file_sha256(file), "slot": tower.slot.name, "spec": asdict(tuned.spec)}

@@ -75,14 +75,23 @@ def finetune_heads(
 
     The same call on the same run gives the same folder under `out`: what it finished is not done again, and what was
     killed goes on from its checkpoint. `fusion` "early" trains early fusion on pixels instead, beside stage 1.
+    `seeds` and `views` are the run's by default; `workers` train side by side on a CPU, or are Ray's processes.
+
+    Raises `ConfigError` for settings that do not fit the encoders, `RunError` where the run, its data, folds or
+    weights are not what they were, `CacheMissError` where nothing was extracted, `HeadError` for a diverged training.
     """
     start, settings = time.monotonic(), settings or FinetuneSettings()
     _check(fusion, engine, seeds, views, data)
     asked = Asked(settings, fusion, head, modalities, seeds, views, data, cache)
     places = {"run": run, "heads": heads, "out": out}
     if engine == "ray":
+        heard = progress or Silent()
+        if not run:  # here, where relative paths mean what the user means
+            _train_first(data, cache or "cache", Path(heads), head, resolve_device(device), heard)
         arguments = {**places, **vars(asked), "checkpoint_seconds": checkpoint_seconds}
-        folder, reused = train_on_ray(finetune_heads, arguments, workers, device, ray_address)
+        with heard.task("fine-tuning on Ray", 1) as advance:
+            folder, reused = train_on_ray(finetune_heads, arguments, workers, device, ray_address)
+            advance(1)
         return Finetuned(read_run(folder), reused, time.monotonic() - start)
     device = own_device(resolve_device(device))
     with joined_team(device) as team, one_blas_thread():
@@ -176,7 +185,7 @@ def _stage_one(work: Work, team: Team, workers: int, progress: Progress) -> Stag
     attend = str(work.parent.config["attend"])
     engine = LocalEngine(work.first_features, work.task.targets, work.device, attend, workers)
     try:
-        with progress.task("stage 1", len(work.task.cells(work.chosen.head))) as advance:
+        with progress.task("stage 1", len(work.chosen.wanted) * len(work.task.cells(work.chosen.head))) as advance:
             first = train_stage_one(work.task, engine, work.chosen, work.adjustment, advance)
     finally:
         engine.close()

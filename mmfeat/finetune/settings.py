@@ -86,7 +86,7 @@ class FinetuneSettings:
         return "-".join(named) or "frozen"
 
 
-def way(path: str, reason: str) -> str:
+def path_in_words(path: str, reason: str) -> str:
     """The path of a tower in words."""
     return "from its cached prefix" if path == "cached" else f"in full passes ({reason})"
 

@@ -29,6 +29,11 @@ class ChosenHead:
     best: HeadSettings
     trials: int
 
+    @property
+    def wanted(self) -> list[HeadSettings]:
+        """Every setting once."""
+        return list(dict.fromkeys([*self.folds, self.best]))
+
 
 @dataclass(frozen=True)
 class StageOne:
@@ -97,7 +102,7 @@ def train_stage_one(
     task: Task, engine: Engine, chosen: ChosenHead, adjustment: float | None, advance: Callable[[int], None]
 ) -> StageOne:
     """Each fold with its settings, and heads on everything with the best; equal to the run's up to rounding."""
-    wanted = list(dict.fromkeys([*chosen.folds, chosen.best]))
+    wanted = chosen.wanted
     trained = run_trials(task, engine, chosen.head, chosen.modality, wanted, advance, keep=True)
     places = [wanted.index(settings) for settings in chosen.folds]
     entry = assemble(task, chosen.head, chosen.modality, trained, adjustment, places)

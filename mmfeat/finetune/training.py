@@ -59,6 +59,8 @@ class TrainingState:
     step: int = 0
     updates: int = 0
     loss: float = 0.0
+    scale: float = 1.0  # of the learning rates at the last update
+    seconds: float = 0.0
     order: dict[str, Any] = field(default_factory=dict)
     waiting: list[int] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
@@ -73,6 +75,7 @@ class Training:
     ):
         self.model, self.setup, self.targets, self.team = model, setup, targets, team
         self.checkpoint, self.every, self.saved = checkpoint, every, time.monotonic()
+        self.since = self.saved
         settings = setup.settings
         self.settings = replace(settings, batch_size=min(settings.batch_size, len(setup.train)))
         self.start = start_state(model, setup)
@@ -91,7 +94,7 @@ class Training:
         self._resume()
 
     def run(self, advance: Callable[[int], None]) -> dict[str, Tensor]:
-        """Train to the end; the best state. `advance` is report of steps."""
+        """Train to the end; the best state. `advance` is told how many steps were done."""
         while not self.stopper.done:
             self._epoch(advance)
         return self.best
@@ -175,6 +178,7 @@ class Training:
             scale *= 0.5 * (1 + math.cos(math.pi * min(1.0, done / total)))
         elif finetune.schedule == "plateau":
             scale *= self.stopper.scale
+        self.at.scale = scale
         for group in self.optimiser.param_groups:
             group["lr"] = group["rate"] * scale
 
@@ -195,7 +199,8 @@ class Training:
             raise HeadError(
                 f"training diverged; lower --lr-encoder ({finetune.lr_encoder:g}) or --lr-head ({finetune.lr_head:g})"
             )
-        at.history.append({"epoch": at.epoch, "loss": loss, **scores, "scale": self.stopper.scale})
+        scale = self.stopper.scale if self.setup.finetune.schedule == "plateau" else at.scale
+        at.history.append({"epoch": at.epoch, "loss": loss, **scores, "scale": scale})
         by_loss = self.settings.monitor == "loss"
         score = -scores.get("validation_loss", 0.0) if by_loss else scores.get("validation_macro_f1", 0.0)
         if self.stopper.update(at.epoch, score):
@@ -224,12 +229,17 @@ class Training:
         for parameter, values in self.optimiser.state.items():
             name = names[id(parameter)]
             tensors |= {f"optimiser.{key}.{name}": value for key, value in values.items()}
-        self.at.loss = float(self.total)
+        self.at.loss, self.at.seconds, self.since = float(self.total), self.seconds, time.monotonic()
         self.at.stopper = {
             key: value for key, value in asdict(self.stopper).items() if key not in ("settings", "replay")
         }
         save(self.checkpoint, tensors, {**asdict(self.at), "scaler": self.scaler.state_dict()})
         self.saved = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Of this call and of those that were interrupted, up to their last checkpoints."""
+        return self.at.seconds + time.monotonic() - self.since
 
     def _resume(self) -> None:
         """Go on where the checkpoint says, if there is one."""

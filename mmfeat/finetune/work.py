@@ -29,7 +29,7 @@ from mmfeat.problem import Problem, read_problem
 from mmfeat.progress import Progress
 from mmfeat.protocol import Protocol
 from mmfeat.requests import Request, begin_request
-from mmfeat.runs import Run, run_name
+from mmfeat.runs import Run, checked_towers, run_name
 from mmfeat.splits import has_splits
 from mmfeat.sweep import IN_MEMORY
 from mmfeat.trials import Task
@@ -90,7 +90,7 @@ class Work:
     @property
     def first_features(self) -> Features:
         """What the run's own heads saw."""
-        return _limited(self.features, [tower.spec.folder_name for tower in self.parent.towers])
+        return self.features.named([tower.spec.folder_name for tower in self.parent.towers])
 
     @cached_property
     def data(self) -> HeadData:
@@ -99,8 +99,7 @@ class Work:
 
     @property
     def _own_features(self) -> Features:
-        return _limited(
-            self.features,
+        return self.features.named(
             [tower.spec.folder_name for tower in self.seen if view_number(tower.spec.view) <= self.views],
         )
 
@@ -129,12 +128,14 @@ def prepare(
         raise RunError(f"{parent.folder}: a second stage itself; name the run of its heads, {parent.config['parent']}")
     chosen = chosen_head(parent, *best_fusion(parent, asked.head, asked.modalities))
     _check_head(chosen, asked, parent, team)
+    checked_towers(parent, [each for each in parent.towers if chosen.modality in ("both", each.spec.modality)])
     problem, task = _task(parent, asked, progress)
     slots = head_slots(parent.towers, "text" if asked.fusion == EARLY else chosen.modality)
     plans = plan_towers(slots, settings, problem.labelled, device, team)
     if not plans and asked.fusion is None:
         raise ConfigError("--unfreeze none: nothing moves; name layers, as in text:1, or train --fusion early")
     views = parent.options.views if asked.views is None else asked.views
+    _check_views(chosen, parent, plans, views)
     seen, prefixes = _seen_towers(parent, chosen.modality, views), _prefixes(plans, 0 if settings.augment else views)
     towers = [*seen, *prefixes]
     if team.leads:
@@ -157,6 +158,15 @@ def _check_head(chosen: ChosenHead, asked: Asked, parent: Run, team: Team) -> No
     if not is_early and chosen.head == NEEDS_TOKENS and parent.config["attend"] == "tokens" and team.size > 1:
         raise ConfigError(
             f"--head {chosen.head}: its tokens are those of one process; name another head, or leave out torchrun"
+        )
+
+
+def _check_views(chosen: ChosenHead, parent: Run, plans: Sequence[TowerPlan], views: int) -> None:
+    """Tokens are cached of plain photos alone: a head that was trained on those of views would predict without them."""
+    sees_tokens = chosen.head == NEEDS_TOKENS and parent.config["attend"] == "tokens"
+    if sees_tokens and views and any(plan.slot.modality == "image" for plan in plans):
+        raise ConfigError(
+            f"--views {views}: {chosen.head} has no tokens of augmented views; name --views 0, or leave photos frozen"
         )
 
 
@@ -212,16 +222,6 @@ def _seen_towers(parent: Run, modality: str, views: int) -> list[Tower]:
         if (tower.spec.modality, tower.spec.output, tower.spec.view) == ("image", "pooled", "none")
     ]
     return list({tower.spec: tower for tower in [*towers, *extra]}.values())
-
-
-def _limited(features: Features, names: Sequence[str]) -> Features:
-    """The blocks of these names, in their order."""
-    blocks, mapped = {b.name: b for b in features.blocks}, {b.name: b for b in features.mapped}
-    return replace(
-        features,
-        blocks=tuple(blocks[name] for name in names if name in blocks),
-        mapped=tuple(mapped[name] for name in names if name in mapped),
-    )
 
 
 def _prefixes(plans: Sequence[TowerPlan], views: int) -> list[Tower]:
