@@ -60,23 +60,29 @@ class LocalEngine:
         advance(heads)
 
 
+def join_cluster(address: str | None) -> tuple[Any, bool]:
+    """Ray, and whether this call joined or started a cluster; then the caller leaves it again."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError("--engine ray needs Ray; install it with pip install 'mmfeat[ray]'") from error
+    if ray.is_initialized():
+        return ray, False
+    try:
+        ray.init(address=address, log_to_driver=False, include_dashboard=False)
+    except (ValueError, ConnectionError) as error:
+        raise ConfigError(
+            f"--ray-address {address}: no cluster there ({error}); give HOST:PORT, or leave it out"
+        ) from error
+    return ray, True
+
+
 class RayEngine:
     """A task a job on a Ray cluster; features travel once, those on disk must lie in a folder that all nodes share."""
 
     def __init__(self, features: Features, targets: Targets, device: str, attend: str, address: str | None) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise ConfigError("--engine ray needs Ray; install it with pip install 'mmfeat[ray]'") from error
-        self.ray: Any = ray
-        self._started = not ray.is_initialized()
-        if self._started:
-            try:
-                ray.init(address=address, log_to_driver=False, include_dashboard=False)
-            except (ValueError, ConnectionError) as error:
-                raise ConfigError(
-                    f"--ray-address {address}: no cluster there ({error}); give HOST:PORT, or leave it out"
-                ) from error
+        ray, self._started = join_cluster(address)
+        self.ray = ray
         self.bench = Workbench(features, targets, device, attend)
         self._parts = ray.put((features, targets, device, attend))
         self._name = self._parts.hex()

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmfeat.errors import ConfigError, MmfeatError
+from mmfeat.engine import join_cluster
+from mmfeat.errors import MmfeatError
 from mmfeat.files import read_json, write_json
 
 WORKERS = 2  # where nobody names a number
@@ -28,17 +29,12 @@ def train_on_ray(
 
     Raises what a process raises; a path in `arguments` may be relative.
     """
-    try:
-        import ray
-        from ray.train import RunConfig, ScalingConfig, TrainingFailedError
-        from ray.train.torch import TorchConfig, TorchTrainer
-    except ImportError as error:
-        raise ConfigError("--engine ray needs Ray; install it with pip install 'mmfeat[ray]'") from error
+    ray, started = join_cluster(address)
+    from ray.train import RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
     given = {name: os.path.abspath(v) if name in PATHS and v is not None else v for name, v in arguments.items()}
     scratch = Path(given["out"]) / SCRATCH
-    started = not ray.is_initialized()
-    if started:
-        _start(ray, address)
     on_gpu = _on_gpu(ray, device)
     share = {"GPU": 1.0} if on_gpu else {"CPU": CPU_SHARE}
     scaling = ScalingConfig(num_workers=workers or WORKERS, use_gpu=on_gpu, resources_per_worker=share)
@@ -65,15 +61,6 @@ def train_on_ray(
 def _on_gpu(ray: Any, device: str) -> bool:
     """What the cluster has counts, not this machine."""
     return device.startswith("cuda") or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
-
-
-def _start(ray: Any, address: str | None) -> None:
-    try:
-        ray.init(address=address, log_to_driver=False, include_dashboard=False)
-    except (ValueError, ConnectionError) as error:
-        raise ConfigError(
-            f"--ray-address {address}: no cluster there ({error}); give HOST:PORT, or leave it out"
-        ) from error
 
 
 def _worker(config: dict[str, Any]) -> None:
