@@ -19,7 +19,9 @@ LAYERS = [
     ["samples"],
     ["encoders.torchvision_ops", "encoders.spec", "encoders.weights"],
     ["encoders.layers", "encoders.delta"],
+    ["encoders.attention"],
     ["encoders.torch_tower"],
+    ["encoders.pixels"],
     [f"encoders.{name}" for name in ("bert", "clip", "hashing", "hog", "timm_models", "torchvision_models")],
     ["encoders"],
     ["features"],
@@ -96,11 +98,14 @@ TORCH_MODULES = {
         *("late", "concat", "gated", "film", "film_concat", "cross_attention"),
     )
 } | {
-    f"mmfeat.finetune.{name}"
-    for name in (
-        *("team", "readers", "lora", "resume", "unfreeze", "early", "moving", "model", "training", "cells"),
-        *("plan", "stage_one", "results", "finish"),
-    )
+    "mmfeat.encoders.attention",
+    *(
+        f"mmfeat.finetune.{name}"
+        for name in (
+            *("team", "readers", "lora", "resume", "unfreeze", "early", "moving", "model", "training", "cells"),
+            *("plan", "stage_one", "results", "finish"),
+        )
+    ),
 }
 
 

@@ -52,14 +52,14 @@ OpenTowers: TypeAlias = Callable[[str, list[EncoderSpec]], list[TorchTower]]
 class Family(NamedTuple):
     """What each family offers.
 
-    `describe(family, variant, options)` gives the pooled spec of each tower; `load(variant, specs, device)`
-    an encoder a tower for all outputs in `specs`; `reference(variant, spec)` the library's own plain float32
+    `describe(family, variant, options)` gives the pooled spec of each tower; `load(variant, specs, device,
+    compiled)` an encoder a tower for all outputs in `specs`; `reference(variant, spec)` the library's own plain float32
     call for one text or picture, (D) or (T, D). `open_towers(variant, specs)` gives the torch model behind a
     tower, where there is one: only then it has layers, tokens and prefixes.
     """
 
     describe: Callable[[str, str, EncoderOptions], list[EncoderSpec]]
-    load: Callable[[str, list[EncoderSpec], str], list[Encoder]]
+    load: Callable[[str, list[EncoderSpec], str, bool], list[Encoder]]
     reference: Callable[[str, EncoderSpec], Callable[[Any], np.ndarray]]
     open_towers: OpenTowers | None = None
 
@@ -68,8 +68,10 @@ def _torch_family(module: Any) -> Family:
     return Family(module.describe, partial(_load_torch, module.open_towers), module.reference, module.open_towers)
 
 
-def _load_torch(open_towers: OpenTowers, variant: str, specs: list[EncoderSpec], device: str) -> list[Encoder]:
-    return [tower.encoder(device) for tower in open_towers(variant, specs)]
+def _load_torch(
+    open_towers: OpenTowers, variant: str, specs: list[EncoderSpec], device: str, compiled: bool
+) -> list[Encoder]:
+    return [tower.encoder(device, compiled) for tower in open_towers(variant, specs)]
 
 
 def _describe_tuned(family: str, variant: str, options: EncoderOptions) -> list[EncoderSpec]:
@@ -206,13 +208,16 @@ def absolute_request(request: str) -> str:
     return request
 
 
-def load_encoders(towers: list[Tower], device: str) -> list[Encoder]:
-    """Load each model once, however many towers, outputs and views are asked for; one encoder a tower and view."""
+def load_encoders(towers: list[Tower], device: str, compiled: bool = False) -> list[Encoder]:
+    """Load each model once, however many towers, outputs and views are asked for; one encoder a tower and view.
+
+    `compiled` has `torch.compile` make kernels for this machine, which takes a minute and a C++ compiler.
+    """
     encoders: list[Encoder] = []
     for request in dict.fromkeys(tower.request for tower in towers):
         specs = [tower.spec for tower in towers if tower.request == request]
         plain = list(dict.fromkeys(replace(spec, view="none") for spec in specs))
-        for loaded in _family(request).load(_split(request)[1], plain, device):
+        for loaded in _family(request).load(_split(request)[1], plain, device, compiled):
             _check_outputs(loaded)
             for view in dict.fromkeys(spec.view for spec in specs):
                 if seen := [spec for spec in specs if spec.view == view and replace(spec, view="none") in loaded.specs]:
@@ -253,11 +258,16 @@ def _seen(loaded: Encoder, specs: list[EncoderSpec]) -> Encoder:
     """The encoder with only the outputs in `specs`, which are of one view."""
     chosen = [loaded.specs.index(replace(spec, view="none")) for spec in specs]
 
-    def embed(batch: list[Any]) -> list[Values]:
-        values = loaded.embed(batch)
-        return [values[number] for number in chosen]
+    def launch(batch: list[Any]) -> Callable[[], list[Values]]:
+        wait = loaded.launch(batch)
 
-    return Encoder(tuple(specs), loaded.prepare, embed)
+        def chosen_values() -> list[Values]:
+            values = wait()
+            return [values[number] for number in chosen]
+
+        return chosen_values
+
+    return replace(loaded, specs=tuple(specs), launch=launch)
 
 
 def _split(request: str) -> tuple[str, str]:

@@ -58,7 +58,7 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
         return pool(model(**inputs), inputs["attention_mask"], pooling)
 
     network = Network(forward, _layers(model), Point(model))
-    return [TorchTower(tuple(specs), model, network, prepare, collate, _kept, _stand_in)]
+    return [TorchTower(tuple(specs), model, network, prepare, collate, _kept, _stand_in, _length)]
 
 
 def reference(variant: str, spec: EncoderSpec) -> Callable[[str], np.ndarray]:
@@ -111,6 +111,10 @@ def _layers(model: Any) -> list[Any]:
 
 def _kept(inputs: dict[str, Any]) -> Any:
     return inputs["attention_mask"].bool()
+
+
+def _length(inputs: dict[str, Any]) -> int:
+    return len(inputs["input_ids"])
 
 
 def _stand_in(mask: Any) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfeat.encoders.layers import Network, Point, find_layers, timm_network
+from mmfeat.encoders.pixels import image_tower
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
-from mmfeat.encoders.torch_tower import TorchTower, load_errors, plain_call
+from mmfeat.encoders.torch_tower import TorchTower, load_errors, plain_call, stack
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.encoders.weights import downloaded_identity, hub_errors, local_path, path_identity
 from mmfeat.errors import EncoderError
@@ -74,7 +75,7 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
     towers = []
     if images := [spec for spec in specs if spec.modality == "image"]:
         _check_preprocessing(model, images[0])
-        towers.append(TorchTower(tuple(images), model, _image_network(model), transform))
+        towers.append(image_tower(images, model, _image_network(model), transform))
     if texts := [spec for spec in specs if spec.modality == "text"]:
         clean, tower = CLEANING[texts[0].cleaning], _text_tower(model)
         network = replace(_text_network(model), forward=_short_texts(model))
@@ -84,7 +85,9 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
                 model,
                 network,
                 lambda text: tokenizer([clean(text)])[0],
+                collate=partial(_trimmed, tower),
                 keep=partial(_kept, tower),
+                length=partial(_length, tower),
                 stand_in=partial(_stand_in, tower),
             )
         )
@@ -173,6 +176,20 @@ def _kept(tower: Any, ids: Tensor) -> Tensor | None:
     found = ids if pool_type == "argmax" else ids.eq(getattr(tower, f"{own}eos_id")).int()
     ends = found.argmax(-1, keepdim=True)
     return torch.arange(ids.shape[1], device=ids.device) <= ends
+
+
+def _length(tower: Any, ids: Tensor) -> int:
+    """How many of the (T) tokens of one text can reach its vector."""
+    kept = _kept(tower, ids[None])
+    return len(ids) if kept is None else int(kept.sum())
+
+
+def _trimmed(tower: Any, batch: list[Tensor]) -> Tensor:
+    """(B, T) token ids as far as the longest text goes, where what follows cannot reach a vector."""
+    ids = stack(batch)
+    if hasattr(tower, "config"):  # a tower of transformers', which may count on its full width
+        return ids
+    return ids[:, : max(_length(tower, one) for one in batch)]
 
 
 def _stand_in(tower: Any, mask: Tensor) -> Tensor:

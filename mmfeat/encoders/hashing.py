@@ -36,7 +36,7 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
     ]
 
 
-def load(variant: str, specs: list[EncoderSpec], device: str) -> list[Encoder]:
+def load(variant: str, specs: list[EncoderSpec], device: str, compiled: bool = False) -> list[Encoder]:
     """Vectorisers and the seeded projection."""
     from scipy import sparse
     from sklearn.feature_extraction.text import HashingVectorizer
@@ -56,7 +56,7 @@ def load(variant: str, specs: list[EncoderSpec], device: str) -> list[Encoder]:
         vectors = np.asarray(projection.transform(counts).todense(), dtype=np.float32)
         return [vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)]
 
-    return [Encoder(tuple(specs), clean, embed)]
+    return [Encoder(tuple(specs), clean, lambda texts: lambda: embed(texts))]
 
 
 def reference(variant: str, spec: EncoderSpec) -> Callable[[str], np.ndarray]:

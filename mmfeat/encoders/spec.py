@@ -139,13 +139,21 @@ class EncoderOptions:
 class Encoder:
     """A loaded tower: `specs` are the outputs of one forward pass over one view.
 
-    `prepare` turns one text or one RGB PIL image into a model input on the CPU and may run in
-    several threads; `embed` turns B such inputs into the values of each spec, in order.
+    `prepare` turns one text or one RGB PIL image into a model input on the CPU and may run in several threads, or
+    where it is `light` in processes that know nothing but Pillow and this package. `launch` starts with B such inputs
+    and gives a function that waits for the values of each spec, in order. `length` tells how long an input is, where
+    they differ: those of one batch are padded to the longest.
     """
 
     specs: tuple[EncoderSpec, ...]
     prepare: Callable[[Any], Any]
-    embed: Callable[[list[Any]], list[Values]]
+    launch: Callable[[list[Any]], Callable[[], list[Values]]]
+    length: Callable[[Any], int] | None = None
+    light: bool = False
+
+    def embed(self, batch: list[Any]) -> list[Values]:
+        """The values of B inputs for each spec, in order."""
+        return self.launch(batch)()
 
     @property
     def modality(self) -> str:

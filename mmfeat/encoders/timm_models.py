@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmfeat.encoders.layers import timm_network
+from mmfeat.encoders.pixels import image_tower
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.torch_tower import TorchTower, load_errors, plain_call
 from mmfeat.encoders.torchvision_ops import import_torchvision
@@ -54,7 +55,7 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
     model, transform, preprocessing = _create(variant, specs[0])
     if preprocessing != specs[0].preprocessing:
         raise EncoderError(f"{specs[0].name}: timm preprocesses with {preprocessing}, not {specs[0].preprocessing}")
-    return [TorchTower(tuple(specs), model, timm_network(model), transform)]
+    return [image_tower(specs, model, timm_network(model), transform)]
 
 
 def reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:

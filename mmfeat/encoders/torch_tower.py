@@ -31,7 +31,8 @@ class TorchTower:
 
     `prepare` makes a model input of one text or RGB picture, `collate` the inputs of a forward pass of B of them.
     `keep` tells which of (B, T) tokens are no padding, None: all. `stand_in` gives inputs for a pass that begins at a
-    later layer, whose tokens lie where a (B, T) mask says; None for images, where one blank picture serves.
+    later layer, whose tokens lie where a (B, T) mask says; None for images, where one blank picture serves. `length`
+    is that of one input, where they differ.
     """
 
     specs: tuple[EncoderSpec, ...]
@@ -41,24 +42,48 @@ class TorchTower:
     collate: Callable[[list[Any]], Any] = stack
     keep: Callable[[Any], Tensor | None] = lambda inputs: None
     stand_in: Callable[[Tensor], Any] | None = None
+    length: Callable[[Any], int] | None = None
+    light: bool = False  # `prepare` needs nothing but Pillow
 
-    def encoder(self, device: str) -> Encoder:
-        """The frozen encoder: all values of `specs` from one forward pass, in their arithmetic."""
+    def encoder(self, device: str, compiled: bool = False) -> Encoder:
+        """The frozen encoder: all values of `specs` from one forward pass, in their arithmetic.
+
+        Weights are cast, which on CPUs is far faster than autocast. In half precision convolutions have their channels
+        last; in float32 they sum up as the libraries do.
+        """
         import torch
 
-        dtype = getattr(torch, self.specs[0].arithmetic)  # outputs of one tower share it
-        self.module.to(device=device, dtype=dtype)
-        points = {spec: self.network.point(spec) for spec in self.specs if spec.output != "pooled"}
+        from mmfeat.encoders.attention import fuse_attention
 
-        def embed(batch: list[Any]) -> list[Values]:
-            inputs = to_device(self.collate(batch), device, dtype)
-            with torch.inference_mode(), capture(list(points.values())) as captured:
-                pooled = self.network.forward(inputs)
+        dtype = getattr(torch, self.specs[0].arithmetic)  # outputs of one tower share it
+        fuse_attention(self.module)
+        self.module.to(device=device, dtype=dtype)
+        if dtype != torch.float32:
+            self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        points = {spec: self.network.point(spec) for spec in self.specs if spec.output != "pooled"}
+        # What is compiled cannot be looked into, so tokens and prefixes come from the plain model.
+        forward = torch.compile(self.network.forward) if compiled and not points else self.network.forward
+        copies = Copies(device)
+
+        def launch(batch: list[Any]) -> Callable[[], list[Values]]:
+            inputs = copies.to_device(self.collate(batch), dtype)
+            # On CUDA convolutions would round float32 to TF32 unless told otherwise.
+            exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+            with exact, torch.inference_mode(), capture(list(points.values())) as captured:
+                pooled = forward(inputs)
             seen = dict(zip(points, captured, strict=True))
             kept = self.keep(inputs) if points else None
-            return [to_rows(seen[spec], kept) if spec in seen else to_numpy(pooled) for spec in self.specs]
+            outputs = copies.to_host([seen.get(spec, pooled) for spec in self.specs])
 
-        return Encoder(self.specs, self.prepare, embed)
+            def wait() -> list[Values]:
+                arrays = [output.numpy() for output in outputs()]
+                mask = None if kept is None else kept.cpu().numpy()
+                asked = zip(self.specs, arrays, strict=True)
+                return [array if spec.output == "pooled" else as_rows(array, mask) for spec, array in asked]
+
+            return wait
+
+        return Encoder(self.specs, self.prepare, launch, self.length, self.light)
 
     def reference(self) -> Callable[[Any], np.ndarray]:
         """The plain forward pass over one text or picture, in float32: (D) or (T, D)."""
@@ -77,11 +102,12 @@ class TorchTower:
         return replace(self, specs=tuple(specs))
 
 
-def to_device(inputs: Any, device: str, dtype: Any) -> Any:
+def to_device(inputs: Any, device: str, dtype: Any, non_blocking: bool = False) -> Any:
     """A tensor, or several by name, where and as the model computes; whole numbers stay such."""
     if isinstance(inputs, Mapping):
-        return {name: to_device(value, device, dtype) for name, value in inputs.items()}
-    return inputs.to(device=device, dtype=dtype if inputs.is_floating_point() else None)
+        return {name: to_device(value, device, dtype, non_blocking) for name, value in inputs.items()}
+    wanted = dtype if inputs.is_floating_point() else None
+    return inputs.to(device=device, dtype=wanted, non_blocking=non_blocking)
 
 
 def plain_call(network: Network, spec: EncoderSpec, inputs: Any) -> np.ndarray:
@@ -94,15 +120,56 @@ def plain_call(network: Network, spec: EncoderSpec, inputs: Any) -> np.ndarray:
     return (captured[0] if captured else pooled)[0].numpy()
 
 
-def to_numpy(output: Tensor) -> np.ndarray:
-    """float32 on the CPU, of the same shape."""
-    return output.float().cpu().numpy()
+def as_rows(values: np.ndarray, keep: np.ndarray | None) -> list[np.ndarray]:
+    """B arrays (T, D) of (B, T, D): the tokens that the (B, T) mask keeps, or all."""
+    return list(values) if keep is None else [row[kept] for row, kept in zip(values, keep, strict=True)]
 
 
-def to_rows(output: Tensor, keep: Tensor | None) -> list[np.ndarray]:
-    """B arrays (T, D) float32 of (B, T, D): the tokens that the (B, T) mask keeps, or all."""
-    rows = list(to_numpy(output))
-    return rows if keep is None else [row[kept] for row, kept in zip(rows, keep.cpu().numpy(), strict=True)]
+class Copies:
+    """Copies between memory and a device. On CUDA they run beside the kernels of the batch before."""
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.startswith("cuda") else None
+
+    def to_device(self, inputs: Any, dtype: Any) -> Any:
+        """The inputs as `to_device` gives them, from pinned memory and in a stream of their own."""
+        import torch
+
+        if self.stream is None:
+            return to_device(inputs, self.device, dtype)
+        with torch.cuda.stream(self.stream):
+            there = to_device(_pinned(inputs), self.device, dtype, non_blocking=True)
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self.stream)
+        for tensor in there.values() if isinstance(there, Mapping) else [there]:
+            tensor.record_stream(computing)  # its memory must not serve the next copy before it was read
+        return there
+
+    def to_host(self, outputs: list[Tensor]) -> Callable[[], list[Tensor]]:
+        """Start copying; the function waits for the float32 tensors."""
+        import torch
+
+        if self.stream is None:
+            found = [output.float().cpu() for output in outputs]
+            return lambda: found
+        copies = [output.float().to("cpu", non_blocking=True) for output in outputs]
+        done = torch.cuda.Event()
+        done.record(torch.cuda.current_stream(self.device))
+
+        def wait() -> list[Tensor]:
+            done.synchronize()
+            return copies
+
+        return wait
+
+
+def _pinned(inputs: Any) -> Any:
+    if isinstance(inputs, Mapping):
+        return {name: _pinned(value) for name, value in inputs.items()}
+    return inputs.pin_memory()
 
 
 @contextlib.contextmanager

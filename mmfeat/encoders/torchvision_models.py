@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mmfeat.encoders.layers import Network, Point, find_layers
+from mmfeat.encoders.pixels import image_tower
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.torch_tower import TorchTower, load_errors, plain_call
 from mmfeat.encoders.torchvision_ops import import_torchvision
@@ -60,7 +61,7 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
         model = _published(family, weights)
         drop_classifier(model)
     model.eval().requires_grad_(False)
-    return [TorchTower(tuple(specs), model, network_of(model), weights.transforms())]
+    return [image_tower(specs, model, network_of(model), weights.transforms())]
 
 
 def reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:

@@ -1,0 +1,144 @@
+"""From a picture to a model's input in two parts: whole numbers on the CPU, everything else on the device.
+
+A library's own evaluation transform is taken apart into resizing and cropping, which Pillow alone does in any process,
+and scaling, which a device does for a batch at once. The parts are used only where they give exactly what the
+transform gives; any other transform is called as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmfeat.encoders.layers import Network
+from mmfeat.encoders.spec import EncoderSpec
+from mmfeat.encoders.torch_tower import TorchTower
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+    from torch.nn import Module
+
+PROBES = ((300, 200), (201, 333), (31, 40), (640, 97))  # width, height: wide, tall, small, a strip
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """RGB picture -> (H, W, 3) uint8, as torchvision's Resize and CenterCrop make it of a Pillow picture.
+
+    `resize` is the new short side, or (height, width), or None; `crop` is (height, width), or None.
+    """
+
+    resize: int | tuple[int, int] | None
+    resample: int
+    crop: tuple[int, int] | None
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        size = self._resized(image.width, image.height)
+        if size != image.size:
+            image = image.resize(size, self.resample)
+        return np.asarray(image if self.crop is None else self._cropped(image, *self.crop))
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        if self.resize is None:
+            return width, height
+        if isinstance(self.resize, tuple):
+            return self.resize[1], self.resize[0]
+        long = int(self.resize * max(width, height) / min(width, height))
+        return (self.resize, long) if width <= height else (long, self.resize)
+
+    def _cropped(self, image: Image.Image, height: int, width: int) -> Image.Image:
+        """The middle; what lies beyond the picture is black."""
+        left, top = _middle(image.width, width), _middle(image.height, height)
+        return image.crop((left, top, left + width, top + height))
+
+
+def _middle(have: int, want: int) -> int:
+    return -((want - have) // 2) if want > have else round((have - want) / 2)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) in the arithmetic of `module`.
+
+    Half precision stays with the channels last in memory, which convolutions like; float32 lies as in the libraries,
+    whose sums it has to equal.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    module: Module
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        import torch
+
+        mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (self.mean, self.std))
+        scaled = pixels.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
+        dtype = next(self.module.parameters()).dtype
+        return scaled.contiguous() if dtype == torch.float32 else scaled.to(dtype)
+
+
+def image_tower(
+    specs: Sequence[EncoderSpec], module: Module, network: Network, transform: Callable[[Any], Tensor]
+) -> TorchTower:
+    """The tower of an image model with its library's evaluation transform, in two parts if that is exact."""
+    parts = _parts(transform, module)
+    if parts is None:
+        return TorchTower(tuple(specs), module, network, transform)
+    pixels, scale = parts
+    forward = network.forward
+    scaled = replace(network, forward=lambda batch: forward(scale(batch)))
+    return TorchTower(tuple(specs), module, scaled, pixels, collate=_stack, light=True)
+
+
+def _stack(batch: list[np.ndarray]) -> Tensor:
+    import torch
+
+    return torch.from_numpy(np.stack(batch))
+
+
+def _parts(transform: Any, module: Module) -> tuple[Pixels, Scale] | None:
+    """The two parts of a transform, or None where it does anything else."""
+    import torch
+    from PIL import Image
+
+    try:
+        size, crop, resample, mean, std = _read(transform)
+        pixels, scale = Pixels(size, resample, crop), Scale(mean, std, module)
+    except (AttributeError, TypeError, ValueError, KeyError):
+        return None
+    noise = np.random.default_rng(0)
+    for width, height in PROBES:
+        picture = Image.fromarray(noise.integers(0, 256, (height, width, 3), np.uint8))
+        wanted, found = transform(picture), scale(_stack([pixels(picture)]))[0].float()
+        if wanted.shape != found.shape or not torch.equal(wanted, found):
+            return None
+    return pixels, scale
+
+
+def _read(transform: Any) -> tuple[Any, Any, int, tuple[float, ...], tuple[float, ...]]:
+    """(resize, crop, resample, mean, std) of torchvision's preset or a chain of its steps; raises for anything else."""
+    if hasattr(transform, "resize_size"):
+        size = transform.resize_size
+        resize = size[0] if len(size) == 1 else tuple(size)
+        crop = transform.crop_size * 2 if len(transform.crop_size) == 1 else transform.crop_size
+        return resize, tuple(crop), _resample(transform), tuple(transform.mean), tuple(transform.std)
+    named = {type(step).__name__: step for step in transform.transforms}
+    resize, crop, normalise = named.get("Resize"), named.get("CenterCrop"), named["Normalize"]
+    size = None if resize is None else resize.size
+    return (
+        size if size is None or isinstance(size, int) else size[0] if len(size) == 1 else tuple(size),
+        None if crop is None else tuple(crop.size),
+        0 if resize is None else _resample(resize),
+        tuple(float(value) for value in normalise.mean),
+        tuple(float(value) for value in normalise.std),
+    )
+
+
+def _resample(step: Any) -> int:
+    from PIL import Image
+
+    return int(Image.Resampling[step.interpolation.name])
