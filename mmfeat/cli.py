@@ -14,7 +14,7 @@ import typer
 
 from mmfeat import cli_cache, cli_finetune, cli_heads, flags
 from mmfeat.config import read_config
-from mmfeat.console import ConsoleProgress, out, show_extraction, show_submission
+from mmfeat.console import ConsoleProgress, out, show_extraction, show_forecast, show_submission
 from mmfeat.flags import (
     AnyColumns,
     AnyData,
@@ -23,11 +23,14 @@ from mmfeat.flags import (
     Columns,
     Data,
     Device,
+    Draft,
     Dtype,
     Encoders,
+    Engine,
     MaxLength,
     Outputs,
     Pooling,
+    RayAddress,
     Seed,
     Views,
     Workers,
@@ -89,9 +92,16 @@ def extract(
     max_length: MaxLength = 128,
     outputs: Outputs = "pooled",
     views: Views = 0,
+    draft: Draft = 0,
     retry_failed: Annotated[bool, typer.Option(help="Try again what could not be read or encoded.")] = False,
     workers: Workers = 0,
     batch_size: Annotated[int, typer.Option(help="Samples a forward pass; 0 suits the device.", min=0)] = 0,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Let torch.compile make kernels; takes a minute.")
+    ] = False,
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
+    dry_run: Annotated[bool, typer.Option(help="Say what is missing, how long it takes and how large it is.")] = False,
 ) -> None:
     """Encode what the cache lacks; a rerun continues, or says that there is nothing to do.
 
@@ -100,19 +110,23 @@ def extract(
     """
     from mmfeat.encoders import EncoderOptions
     from mmfeat.extract import extract_features
+    from mmfeat.extractor import ExtractSettings
 
-    result = extract_features(
-        data,
-        names(encoders),
-        cache=cache,
-        options=EncoderOptions(dtype, cleaning, pooling, max_length, outputs=tuple(names(outputs)), views=views),
-        columns=pairs(columns),
-        device=device,
-        workers=workers,
-        batch_size=batch_size,
-        retry_failed=retry_failed,
-        progress=ConsoleProgress(),
-    )
+    asked: dict[str, Any] = {
+        "cache": cache,
+        "options": EncoderOptions(
+            dtype, cleaning, pooling, max_length, outputs=tuple(names(outputs)), views=views, draft=draft
+        ),
+        "columns": pairs(columns),
+        "settings": ExtractSettings(device, workers, batch_size, compiled, retry_failed),
+        "progress": ConsoleProgress(),
+    }
+    if dry_run:
+        from mmfeat.forecast import forecast_extraction
+
+        show_forecast(forecast_extraction(data, names(encoders), **asked))
+        return
+    result = extract_features(data, names(encoders), engine=engine, ray_address=ray_address, **asked)
     show_extraction(result)
     elsewhere = f" --cache {shlex.quote(cache)}" if cache != "cache" else ""
     out.print(f"next: mmfeat heads --data {shlex.quote(data)}{elsewhere}")

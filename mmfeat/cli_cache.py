@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmfeat.console import ConsoleProgress, out
+from mmfeat.console import ConsoleProgress, out, size_of
 from mmfeat.console_cache import (
     counted,
     show_coverage,
@@ -16,12 +16,12 @@ from mmfeat.console_cache import (
     show_garbage,
     show_parity,
     show_verification,
-    size,
 )
 from mmfeat.flags import (
     AnyCleaning,
     AnyColumns,
     AnyData,
+    AnyDraft,
     AnyDtype,
     AnyEncoders,
     AnyMaxLength,
@@ -96,6 +96,7 @@ def explain(
     max_length: AnyMaxLength = None,
     outputs: AnyOutputs = None,
     views: AnyViews = None,
+    draft: AnyDraft = None,
 ) -> None:
     """Say why a sample would be a hit or a miss. Names the fields of the spec that differ.
 
@@ -105,7 +106,7 @@ def explain(
     from mmfeat.cache.explain import explain_sample
 
     given: dict[str, Any] = {"dtype": dtype, "cleaning": cleaning, "pooling": pooling, "max_length": max_length}
-    given |= {"outputs": _outputs(outputs), "views": views}
+    given |= {"outputs": _outputs(outputs), "views": views, "draft": draft}
     samples, specs = _asked(find_request(data, encoders, cache, columns, given), device)
     show_explanations(explain_sample(cache, samples, sample, specs))
 
@@ -159,7 +160,7 @@ def gc(
     garbage = find_garbage(cache, folders)
     show_garbage(garbage, folders)
     if garbage and yes:
-        out.print(f"deleted {size(delete_garbage(garbage))}")
+        out.print(f"deleted {size_of(delete_garbage(garbage))}")
     elif garbage:
         out.print("nothing was deleted; the same command with --yes deletes what is listed")
 
@@ -179,6 +180,7 @@ def pack(
     max_length: AnyMaxLength = None,
     outputs: AnyOutputs = None,
     views: AnyViews = None,
+    draft: AnyDraft = None,
 ) -> None:
     """Write one plain HDF5 file with ids, labels and vectors, aligned.
 
@@ -189,10 +191,10 @@ def pack(
     from mmfeat.cache.pack import write_pack
 
     given: dict[str, Any] = {"dtype": dtype, "cleaning": cleaning, "pooling": pooling, "max_length": max_length}
-    given |= {"outputs": _outputs(outputs), "views": views}
+    given |= {"outputs": _outputs(outputs), "views": views, "draft": draft}
     samples, specs = _asked(find_request(data, encoders, cache, columns, given), device)
     written = write_pack(Path(out_file), Cache(cache, samples.name), samples, specs, ConsoleProgress())
-    out.print(f"{counted(len(samples), 'sample')}, {counted(len(specs), 'encoder')}, {size(written)}")
+    out.print(f"{counted(len(samples), 'sample')}, {counted(len(specs), 'encoder')}, {size_of(written)}")
     out.print(f"pack {out_file}")
 
 

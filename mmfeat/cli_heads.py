@@ -17,6 +17,7 @@ from mmfeat.flags import (
     AnyCleaning,
     AnyColumns,
     AnyData,
+    AnyDraft,
     AnyDtype,
     AnyEncoders,
     AnyMaxLength,
@@ -25,6 +26,8 @@ from mmfeat.flags import (
     AnyViews,
     CacheFolder,
     Device,
+    Engine,
+    RayAddress,
     Seed,
     find_request,
     names,
@@ -145,8 +148,8 @@ PARAMETERS: dict[str, tuple[Any, Any]] = {
     ),
     "attend": (Annotated[str, typer.Option(help="Cross-attention looks at tokens or pooled vectors.")], "tokens"),
     "seed": (Seed, 42),
-    "engine": (Annotated[str, typer.Option(help="local or ray.")], "local"),
-    "ray_address": (Annotated[str | None, typer.Option(help="A Ray cluster.  [default: this machine]")], None),
+    "engine": (Engine, "local"),
+    "ray_address": (RayAddress, None),
     "workers": (Annotated[int, typer.Option(help="Trainings side by side; 0 is one a core.", min=0)], 0),
     "device": (Device, "auto"),
     "dtype": (AnyDtype, None),
@@ -155,6 +158,7 @@ PARAMETERS: dict[str, tuple[Any, Any]] = {
     "max_length": (AnyMaxLength, None),
     "outputs": (AnyOutputs, None),
     "views": (AnyViews, None),
+    "draft": (AnyDraft, None),
 }
 
 
@@ -223,7 +227,7 @@ def _with_preset(context: typer.Context) -> dict[str, Any]:
 
 
 def _encoder_options(values: dict[str, Any]) -> dict[str, Any]:
-    given = {name: values[name] for name in ("dtype", "cleaning", "pooling", "max_length", "views")}
+    given = {name: values[name] for name in ("dtype", "cleaning", "pooling", "max_length", "views", "draft")}
     return {**given, "outputs": tuple(names(values["outputs"])) if values["outputs"] else None}
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
@@ -22,8 +21,12 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from mmfeat.clocks import REMEDIES, STEPS, Clocks
+from mmfeat.progress import Advance
+
 if TYPE_CHECKING:
     from mmfeat.extract import Extraction
+    from mmfeat.forecast import Forecasts
     from mmfeat.submit import Submission
 
 PLAIN_SECONDS = 10.0
@@ -38,7 +41,7 @@ err = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, stderr
 class ConsoleProgress:
     """A bar with rate and time left on a terminal, a line now and then elsewhere."""
 
-    def task(self, title: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    def task(self, title: str, total: int) -> AbstractContextManager[Advance]:
         return (_bar if err.is_terminal else _lines)(title, total)
 
 
@@ -48,32 +51,34 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+def _bar(title: str, total: int) -> Iterator[Advance]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         _Rate(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=err) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda steps: progress.advance(task, steps)
+        task = progress.add_task(title, total=total, note="")
+        yield lambda steps, note="": progress.update(task, advance=steps, note=note)
 
 
 @contextmanager
-def _lines(title: str, total: int) -> Iterator[Callable[[int], None]]:
+def _lines(title: str, total: int) -> Iterator[Advance]:
     start = last = time.monotonic()
     done = 0
 
-    def advance(steps: int) -> None:
+    def advance(steps: int, note: str = "") -> None:
         nonlocal done, last
         done += steps
         now = time.monotonic()
         if now - last >= PLAIN_SECONDS:
             last = now
             rate = done / (now - start)
-            err.print(f"{title}: {done:,} of {total:,}, {rate:.1f}/s, {(total - done) / rate:.0f} s left")
+            left = f"{(total - done) / rate:.0f} s left"
+            err.print(", ".join(filter(None, (f"{title}: {done:,} of {total:,}", f"{rate:.1f}/s", left, note))))
 
     yield advance
     seconds = time.monotonic() - start
@@ -90,8 +95,8 @@ def shown(place: str) -> str:
 def show_extraction(result: Extraction) -> None:
     """What was there, what is new, what could not be read."""
     samples = result.samples
-    counts = Counter(sample.label for sample in samples if sample.label is not None)
-    labelled = f"{counts.total():,} labelled{_encodings(samples.encodings)}"
+    counts = samples.labels
+    labelled = f"{sum(counts.values()):,} labelled{_encodings(samples.encodings)}"
     out.print(f"{samples.source}: {len(samples):,} samples, {labelled}")
     if counts:
         out.print(f"  labels: {', '.join(f'{name} {counts[name]:,}' for name in sorted(counts)[:SHOWN_LABELS])}")
@@ -108,12 +113,60 @@ def show_extraction(result: Extraction) -> None:
         out.print(f"  {spec.name}: {good}{trouble} -> {result.folder / folder}")
     for id, reason in result.failures[:SHOWN_FAILURES]:
         out.print(f"  sample {id}: {reason}; kept as a masked row")
-    if len(result.failures) > SHOWN_FAILURES:
-        out.print(f"  and {len(result.failures) - SHOWN_FAILURES:,} more that cannot be read")
+    if result.failed > SHOWN_FAILURES:
+        out.print(f"  and {result.failed - SHOWN_FAILURES:,} more that cannot be read")
     if result.nothing_to_do:
         out.print(f"nothing to do: every vector is in {result.folder} ({result.seconds:.1f} s)")
     else:
+        for modality, clocks in result.clocks.items():
+            if clocks.wall >= WORTH_A_LINE:
+                out.print(f"  {modality}s: {_spent(clocks)}")
         out.print(f"wrote {sum(result.new.values()):,} vectors to {result.folder} in {result.seconds:.1f} s")
+
+
+def show_forecast(found: Forecasts) -> None:
+    """What is missing, how fast it would go, how large it would get."""
+    out.print(f"{found.samples.source}: {len(found.samples):,} samples")
+    if not found.encoders:
+        out.print(f"nothing to do: every vector is in {found.folder}")
+        return
+    table = Table("encoder", "output", "missing", "rate", "time", "on disk", box=None)
+    for forecast in found.encoders:
+        for number, (spec, missing, size) in enumerate(forecast.outputs):
+            shown_once = (f"{forecast.rate:,.1f}/s", duration(forecast.seconds)) if number == 0 else ("", "")
+            view = f" {spec.view}" if spec.view != "none" else ""
+            output = f"{spec.output}:{spec.layer}" if spec.layer else spec.output
+            table.add_row(forecast.model, output + view, f"{missing:,}", *shown_once, size_of(size))
+    out.print(table)
+    out.print(f"reading and decoding add {duration(found.reading)}")
+    total = f"{duration(found.seconds)} and {size_of(found.bytes)} in all"
+    out.print(f"{total}; {size_of(found.free)} free at {found.folder}")
+    if found.bytes > found.free:
+        out.print("note: the disk is too small for that; name another with --cache, or fewer --outputs and --views")
+    out.print("nothing was written; next: the same command without --dry-run")
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes, hours or days for people."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def size_of(count: int) -> str:
+    """Bytes for people."""
+    for power, unit in ((3, "GB"), (2, "MB"), (1, "kB")):
+        if count >= 1000**power:
+            return f"{count / 1000**power:,.1f} {unit}"
+    return f"{count} B"
+
+
+def _spent(clocks: Clocks) -> str:
+    """Where the time went, and what would save some."""
+    steps = ", ".join(f"{step} {getattr(clocks, step):.1f} s" for step in STEPS)
+    readers = f" ({clocks.workers} readers)" if clocks.workers > 1 else ""
+    return f"{steps}{readers}; {clocks.bottleneck} takes longest: {REMEDIES[clocks.bottleneck]}"
 
 
 def show_submission(result: Submission) -> None:

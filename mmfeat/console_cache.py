@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 
-from mmfeat.console import out
+from mmfeat.console import out, size_of
 
 if TYPE_CHECKING:
     from mmfeat.cache import ContentKeys
@@ -39,11 +39,11 @@ def show_entries(entries: Sequence[Entry], cache: str) -> None:
         dtype = entry.spec.storage if entry.spec else "?"
         name = entry.name if entry.spec else f"{entry.name} (damaged, or of another version)"
         width = str(entry.width or "-")
-        sizes = (size(entry.bytes), age(entry.changed), entry.folder.name[-8:])
+        sizes = (size_of(entry.bytes), age(entry.changed), entry.folder.name[-8:])
         table.append((entry.dataset, name, rows, width, dtype, *sizes))
     show_table(names, table)
     total = sum(entry.bytes for entry in entries)
-    out.print(f"{counted(len(entries), 'encoder')}, {size(total)} in {cache}")
+    out.print(f"{counted(len(entries), 'encoder')}, {size_of(total)} in {cache}")
     if any(entry.problems for entry in entries):
         out.print(f"some files are damaged; next: mmfeat cache verify --cache {shlex.quote(cache)}")
 
@@ -66,7 +66,7 @@ def show_coverage(samples: SampleSet, entries: Sequence[Entry], keys: Mapping[st
         out.print(f"  covers {share:.1%}: {good:,} vectors, {failed:,} unreadable, {missing:,} missing")
         stored = sum(entry.count())
         dtype = f"{entry.width} x {entry.spec.storage}, computed in {entry.spec.arithmetic}"
-        files = f"{size(entry.bytes)}, {counted(len(entry.shards), 'shard')}, {age(entry.changed)} old"
+        files = f"{size_of(entry.bytes)}, {counted(len(entry.shards), 'shard')}, {age(entry.changed)} old"
         out.print(f"  {counted(stored, 'row')} of {dtype}, {files}")
         out.print(f"  weights {entry.spec.weights[:40]}, fingerprint {entry.spec.fingerprint[:16]}")
         versions = entry.provenance.get("versions")
@@ -106,7 +106,7 @@ def show_verification(result: Verification, cache: str) -> None:
     checked = ", ".join(
         [counted(result.encoders, "encoder"), counted(result.shards, "shard"), counted(result.rows, "row")]
     )
-    checked += f", {size(result.bytes)}"
+    checked += f", {size_of(result.bytes)}"
     if not result.damages:
         out.print(f"all sound: {checked} in {cache}")
         return
@@ -131,13 +131,13 @@ def show_parity(results: Sequence[Parity]) -> None:
 def show_garbage(garbage: Sequence[Garbage], runs: Sequence[str]) -> None:
     """What could go, and why."""
     table = [
-        (str(piece.folder), str(len(piece.files)), size(piece.bytes), age(piece.changed), piece.reason)
+        (str(piece.folder), str(len(piece.files)), size_of(piece.bytes), age(piece.changed), piece.reason)
         for piece in garbage
     ]
     looked = f"runs in {', '.join(runs)}" if runs else "no runs"
     if garbage:
         show_table(("folder", "files", "size", "age", "why"), table)
-        out.print(f"{size(sum(piece.bytes for piece in garbage))} could go (looked at {looked} and all extractions)")
+        out.print(f"{size_of(sum(piece.bytes for piece in garbage))} could go (looked at {looked} and all extractions)")
     else:
         out.print(f"nothing to delete (looked at {looked} and all extractions)")
 
@@ -153,14 +153,6 @@ def show_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def counted(count: int, noun: str) -> str:
     """`1 row`, `2,000 rows`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def size(count: int) -> str:
-    """Bytes for people."""
-    for power, unit in ((3, "GB"), (2, "MB"), (1, "kB")):
-        if count >= 1000**power:
-            return f"{count / 1000**power:,.1f} {unit}"
-    return f"{count} B"
 
 
 def age(changed: float) -> str:

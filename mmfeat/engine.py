@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
 
+from mmfeat.cluster import join_cluster
 from mmfeat.errors import ConfigError, MmfeatError
 from mmfeat.features import Features
 from mmfeat.hardware import cpu_count
@@ -58,23 +59,6 @@ class LocalEngine:
         if self.stopped:
             raise KeyboardInterrupt
         advance(heads)
-
-
-def join_cluster(address: str | None) -> tuple[Any, bool]:
-    """Ray, and whether this call joined or started a cluster; then the caller leaves it again."""
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError("--engine ray needs Ray; install it with pip install 'mmfeat[ray]'") from error
-    if ray.is_initialized():
-        return ray, False
-    try:
-        ray.init(address=address, log_to_driver=False, include_dashboard=False)
-    except (ValueError, ConnectionError) as error:
-        raise ConfigError(
-            f"--ray-address {address}: no cluster there ({error}); give HOST:PORT, or leave it out"
-        ) from error
-    return ray, True
 
 
 class RayEngine:

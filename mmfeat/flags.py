@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -11,6 +10,7 @@ import typer
 
 from mmfeat.console import err, out, shown
 from mmfeat.errors import ConfigError, DataError, MmfeatError
+from mmfeat.remote import exists
 
 if TYPE_CHECKING:
     from mmfeat.requests import Request
@@ -44,7 +44,12 @@ Outputs = Annotated[
 AnyOutputs = Annotated[str | None, typer.Option("--outputs", help="As for extract.  [default: the latest's]")]
 Views = Annotated[int, typer.Option("--views", help="Augmented views of each photo, beside the plain one.", min=0)]
 AnyViews = Annotated[int | None, typer.Option("--views", help="As for extract.  [default: the latest's]", min=0)]
-Workers = Annotated[int, typer.Option("--workers", help="Reading threads; 0 is one a core.", min=0)]
+_DRAFT = "Decode large JPEGs reduced, with no less than so many pixels; 0 in full."
+Draft = Annotated[int, typer.Option("--draft", help=_DRAFT, min=0)]
+AnyDraft = Annotated[int | None, typer.Option("--draft", help="As for extract.  [default: the latest's]", min=0)]
+Engine = Annotated[str, typer.Option("--engine", help="local or ray.")]
+RayAddress = Annotated[str | None, typer.Option("--ray-address", help="A Ray cluster.  [default: this machine]")]
+Workers = Annotated[int, typer.Option("--workers", help="Readers; 0 is one a core.", min=0)]
 Seed = Annotated[int, typer.Option("--seed", help="Fixes everything that is random.", min=0)]
 
 
@@ -87,7 +92,7 @@ def find_request(
     """What is named in full, or the latest extraction's request with what is named in its place."""
     from mmfeat.requests import latest_request, new_request
 
-    if data is not None and not os.path.exists(data):
+    if data is not None and not exists(data):
         raise DataError(f"{data}: no such folder or table; check --data")
     if data is not None and encoders is not None:
         return new_request(data, names(encoders), pairs(columns or ""), given)

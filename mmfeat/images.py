@@ -11,8 +11,12 @@ if TYPE_CHECKING:
 MAX_ASPECT = 100  # resizing the short side of a thinner picture would take gigabytes
 
 
-def decode_image(data: bytes) -> tuple[Image.Image | None, str]:
-    """(RGB PIL image, "") or (None, why it cannot be decoded). A truncated file is not half a picture."""
+def decode_image(data: bytes, draft: int = 0) -> tuple[Image.Image | None, str]:
+    """(RGB PIL image, "") or (None, why it cannot be decoded). A truncated file is not half a picture.
+
+    With `draft` a JPEG is decoded at a half, a quarter or an eighth of its size, as long as its short side keeps that
+    many pixels: many times as fast for a large photo, and nearly what resizing it would give.
+    """
     from PIL import Image, UnidentifiedImageError
 
     if not data:
@@ -21,6 +25,9 @@ def decode_image(data: bytes) -> tuple[Image.Image | None, str]:
         image = Image.open(io.BytesIO(data))
         if max(image.size) > MAX_ASPECT * min(image.size):
             return None, f"no photo: {image.width} x {image.height} pixels"
+        if 0 < draft < min(image.size):
+            short = min(image.size)
+            image.draft(None, (-(-image.width * draft // short), -(-image.height * draft // short)))
         return image.convert("RGB"), ""
     except UnidentifiedImageError:
         return None, "not an image"

@@ -65,7 +65,7 @@ def _content(sample: Sample, spec: EncoderSpec, key: bytes) -> Any:
     if spec.modality == "text":
         return sample.text
     assert sample.image is not None  # only samples with a cached picture are compared
-    picture, _ = decode_image(sample.image.read_bytes())
+    picture, _ = decode_image(sample.image.read_bytes(), spec.draft)
     assert picture is not None
     return augment(picture, spec.view, key)
 

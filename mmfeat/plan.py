@@ -1,17 +1,20 @@
-"""The plan of an extraction: which content lacks which output of which encoder, each content once."""
+"""The plan of an extraction: which content of some samples lacks which output of which encoder, each content once."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from types import TracebackType
 
 import numpy as np
 
-from mmfeat.cache import Cache, ContentKeys
+from mmfeat.cache import Cache, ContentKeys, KnownKeys, StatIndex
+from mmfeat.cache.known import FAILED, GOOD, MISSING
 from mmfeat.encoders import EncoderSpec
 from mmfeat.progress import Progress
-from mmfeat.samples import MODALITIES, Sample, SampleSet
+from mmfeat.samples import MODALITIES, Sample
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,13 @@ class Item:
 
 @dataclass
 class Plan:
-    """What is there and what is not; `stored` and `unreadable` count contents by the encoder's cache folder."""
+    """What some samples lack; `stored`, `unreadable` and `lacking` count new contents by the encoder's cache folder."""
 
     items: dict[str, list[Item]] = field(default_factory=dict)  # by modality
-    stored: dict[str, int] = field(default_factory=dict)
-    unreadable: dict[str, int] = field(default_factory=dict)  # remembered with an error, and not tried again
+    stored: Counter[str] = field(default_factory=Counter)
+    unreadable: Counter[str] = field(default_factory=Counter)  # remembered with an error, and not tried again
+    lacking: Counter[str] = field(default_factory=Counter)
     missing: dict[str, Counter[str]] = field(default_factory=dict)  # modality -> reason -> samples
-    shards: dict[str, set[str]] = field(default_factory=dict)  # fingerprint -> names of the files accounted for
 
     @property
     def needed(self) -> set[str]:
@@ -40,47 +43,75 @@ class Plan:
         return {fingerprint for items in self.items.values() for item in items for fingerprint in item.fingerprints}
 
 
-def make_plan(
-    samples: SampleSet, specs: Sequence[EncoderSpec], store: Cache, progress: Progress, retry_failed: bool = False
-) -> Plan:
-    """Compare the contents of `samples` with what `store` has; errors count as stored unless `retry_failed`."""
-    plan = Plan()
-    for modality in MODALITIES:
-        if ours := [spec for spec in specs if spec.modality == modality]:
-            keys = store.content_keys(samples.samples, modality, progress)
-            plan.missing[modality] = Counter(reason for reason in keys.reasons if reason)
-            plan.items[modality] = _items(plan, samples, keys, ours, store, retry_failed)
-    return plan
+class Planner:
+    """Compares the contents of blocks of samples with what `store` has; errors count as stored unless `retry_failed`.
 
+    It remembers what it planned, so a content that comes again in a later block is not encoded again.
+    """
 
-def _items(
-    plan: Plan, samples: SampleSet, keys: ContentKeys, specs: list[EncoderSpec], store: Cache, retry_failed: bool
-) -> list[Item]:
-    """In the order of the samples; texts by length, so that a batch holds equal ones."""
-    present = np.flatnonzero(keys.present)
-    contents, first = np.unique(keys.keys[present], return_index=True)
-    lacking = np.stack([_lacking(plan, spec, store, contents, retry_failed) for spec in specs])
-    fingerprints = [spec.fingerprint for spec in specs]
-    items = []
-    places = present[first]
-    for column in sorted(np.flatnonzero(lacking.any(axis=0)).tolist(), key=lambda column: places[column]):
-        sample, key = samples.samples[places[column]], bytes(contents[column])
-        missing = frozenset(name for name, lacks in zip(fingerprints, lacking[:, column], strict=True) if lacks)
-        items.append(Item(sample, specs[0].modality, key, missing))
-    return sorted(items, key=lambda item: len(item.sample.text or "")) if specs[0].modality == "text" else items
+    def __init__(self, specs: Sequence[EncoderSpec], store: Cache, retry_failed: bool = False) -> None:
+        self._specs, self._store, self._retry_failed = list(specs), store, retry_failed
+        self._known: dict[EncoderSpec, KnownKeys] = {}
+        self.shards: dict[str, set[str]] = {}  # fingerprint -> names of the files accounted for
+        self._open = ExitStack()
+        self._index: StatIndex | None = None
 
+    def __enter__(self) -> Planner:
+        return self
 
-def _lacking(plan: Plan, spec: EncoderSpec, store: Cache, contents: np.ndarray, retry_failed: bool) -> np.ndarray:
-    """(N,) whether `spec` lacks each content; counts what it has."""
-    table = store.table(spec)
-    store.settle(spec)  # what counts as stored has to stay
-    rows = table.find(contents)
-    failed = rows >= 0
-    failed[failed] = table.failed[rows[failed]]
-    lacking = (rows < 0) | (failed & retry_failed)
-    # What is tried again may fail again: the writer has to see which errors are there to not store them twice.
-    seen = [shard for shard in table.shards if not (retry_failed and (shard.errors != b"").any())]
-    plan.shards[spec.fingerprint] = {shard.path.name for shard in seen}
-    plan.unreadable[spec.folder_name] = int((failed & ~lacking).sum())
-    plan.stored[spec.folder_name] = len(contents) - int((failed | lacking).sum())
-    return lacking
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+
+    def plan(self, samples: Sequence[Sample], progress: Progress | None = None) -> Plan:
+        """What these samples lack."""
+        plan = Plan()
+        for modality in MODALITIES:
+            if ours := [spec for spec in self._specs if spec.modality == modality]:
+                keys = self._keys(samples, modality, progress)
+                plan.missing[modality] = Counter(reason for reason in keys.reasons if reason)
+                plan.items[modality] = self._items(plan, samples, keys, ours)
+        return plan
+
+    def _keys(self, samples: Sequence[Sample], modality: str, progress: Progress | None) -> ContentKeys:
+        if modality == "image" and self._index is None:
+            self._index = self._open.enter_context(self._store.index())
+        return self._store.content_keys(samples, modality, progress, self._index)
+
+    def _items(self, plan: Plan, samples: Sequence[Sample], keys: ContentKeys, specs: list[EncoderSpec]) -> list[Item]:
+        """In the order of the samples; texts from long to short, so that those of a batch are alike."""
+        present = np.flatnonzero(keys.present)
+        contents, first = np.unique(keys.keys[present], return_index=True)
+        lacking = np.stack([self._lacking(plan, spec, contents) for spec in specs])
+        fingerprints = [spec.fingerprint for spec in specs]
+        items = []
+        places = present[first]
+        for column in sorted(np.flatnonzero(lacking.any(axis=0)).tolist(), key=lambda column: places[column]):
+            sample, key = samples[places[column]], bytes(contents[column])
+            missing = frozenset(name for name, lacks in zip(fingerprints, lacking[:, column], strict=True) if lacks)
+            items.append(Item(sample, specs[0].modality, key, missing))
+        if specs[0].modality == "text":
+            items.sort(key=lambda item: -len(item.sample.text or ""))
+        return items
+
+    def _lacking(self, plan: Plan, spec: EncoderSpec, contents: np.ndarray) -> np.ndarray:
+        """(N,) whether `spec` lacks each of the distinct contents; counts those that were not asked for before."""
+        known = self._known[spec] if spec in self._known else self._look(spec)
+        states, asked = known.states(contents)
+        lacking = ((states == MISSING) | ((states == FAILED) & self._retry_failed)) & ~asked
+        known.ask(contents)
+        name = spec.folder_name
+        plan.lacking[name] += int(lacking.sum())
+        plan.unreadable[name] += int(((states == FAILED) & ~lacking & ~asked).sum())
+        plan.stored[name] += int(((states == GOOD) & ~asked).sum())
+        return lacking
+
+    def _look(self, spec: EncoderSpec) -> KnownKeys:
+        shards = self._store.shards(spec)
+        self._store.settle(spec)  # what counts as stored has to stay
+        # What is tried again may fail again: the writer has to see which errors are there to not store them twice.
+        seen = [shard for shard in shards if not (self._retry_failed and (shard.errors != b"").any())]
+        self.shards[spec.fingerprint] = {shard.path.name for shard in seen}
+        self._known[spec] = KnownKeys(shards)
+        return self._known[spec]

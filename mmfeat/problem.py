@@ -13,6 +13,7 @@ from mmfeat.cache import Cache, ContentKeys
 from mmfeat.errors import HeadError
 from mmfeat.progress import Progress
 from mmfeat.protocol import Protocol, protocol_splits
+from mmfeat.remote import absolute
 from mmfeat.runs import hash_data
 from mmfeat.samples import MODALITIES, Sample, SampleSet, read_samples
 from mmfeat.splits import Splits
@@ -55,7 +56,7 @@ class Problem:
         """What a run records of it."""
         roles = "\n".join(map(",".join, self.splits.roles.tolist()))
         return {
-            "data": os.path.abspath(self.samples.source),
+            "data": absolute(self.samples.source),
             "cache": os.path.abspath(self.store.folder.parent),
             "dataset": self.samples.name,
             "data_hash": hash_data(self.labelled, self.keys),

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
+
+
+class Advance(Protocol):
+    """Goes some steps on; `note` says what there is to say about them."""
+
+    def __call__(self, steps: int, note: str = "") -> None: ...
 
 
 class Progress(Protocol):
     """Opens a task of `total` steps; the context gives a function that advances it."""
 
-    def task(self, title: str, total: int) -> AbstractContextManager[Callable[[int], None]]: ...
+    def task(self, title: str, total: int) -> AbstractContextManager[Advance]: ...
 
 
 class Silent:
     """Shows nothing."""
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
-        yield lambda steps: None
+    def task(self, title: str, total: int) -> Iterator[Advance]:
+        yield lambda steps, note="": None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from mmfeat.encoders import EncoderOptions
 from mmfeat.errors import CacheMissError, ConfigError, WriteError
 from mmfeat.files import read_json, write_json
 from mmfeat.hardware import resolve_dtype
+from mmfeat.remote import absolute
 
 FOLDER = "requests"
 
@@ -48,7 +48,7 @@ class Request:
 
 def new_request(data: str, encoders: list[str], columns: dict[str, str], options: Mapping[str, Any]) -> Request:
     """A request with defaults for the options that are None."""
-    return Request(os.path.abspath(data), columns, encoders, EncoderOptions()).changed(None, None, options)
+    return Request(absolute(data), columns, encoders, EncoderOptions()).changed(None, None, options)
 
 
 def remember_request(cache: str | Path, request: Request) -> None:
@@ -70,7 +70,7 @@ def begin_request(cache: str | Path, request: Request) -> None:
 
 def latest_request(cache: str | Path, data: str | Path | None = None) -> Request:
     """The newest one in `cache`, of `data` if named: what `mmfeat heads` goes on with."""
-    place = os.path.abspath(data) if data is not None else None
+    place = absolute(data) if data is not None else None
     for request in all_requests(cache):
         if place in (None, request.data):
             return request

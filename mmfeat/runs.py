@@ -22,6 +22,7 @@ from mmfeat.cache import ContentKeys, folder_name
 from mmfeat.encoders import EncoderOptions, EncoderSpec, Tower, describe_encoders
 from mmfeat.errors import ConfigError, RunError
 from mmfeat.files import canonical_json, read_json, write_json
+from mmfeat.remote import absolute
 from mmfeat.samples import Sample
 
 RUN_FILE = "run.json"
@@ -179,7 +180,7 @@ def comparable_runs(root: Path, data: str | None = None, accept: Callable[[Run],
         with contextlib.suppress(RunError):
             runs += [run for run in [read_run(file.parent)] if accept(run)]
     if data is not None:
-        runs = [run for run in runs if run.config["data"] == os.path.abspath(data)]
+        runs = [run for run in runs if run.config["data"] == absolute(data)]
     if not runs:
         on = f" on {data}" if data else ""
         raise RunError(f"{root}: no finished run{on}; make one with mmfeat heads, or name it with --run")

@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import Protocol
+
+import numpy as np
 
 from mmfeat.errors import DataError
-from mmfeat.tables import read_table
+from mmfeat.remote import RemoteFile, absolute, exists, is_remote
+from mmfeat.tables import read_table, table_suffix
 from mmfeat.texts import decode_text
 
 MODALITIES = ("text", "image")
@@ -33,7 +39,7 @@ class Sample:
 
     id: str
     text: str | None = None
-    image: Path | None = None
+    image: Path | RemoteFile | None = None
     label: str | None = None
     text_error: str = ""
     image_error: str = ""
@@ -47,7 +53,7 @@ class Sample:
         try:
             return content_key(self.image.read_bytes()), ""
         except OSError as error:
-            return None, f"unreadable: {error.strerror}"
+            return None, f"unreadable: {error.strerror or error}"
 
 
 @dataclass(frozen=True)
@@ -87,43 +93,148 @@ def content_key(data: bytes) -> bytes:
 def read_samples(data: str | Path, columns: Mapping[str, str] | None = None) -> SampleSet:
     """Read the folder or table `data`; `columns` maps id, text, image, label to a table's own names.
 
-    Raises `DataError` with file, line and remedy for duplicate ids, ids that are paths, unknown
-    labels in a later list, an empty set and a label list without its image folder.
+    A table may be a URL that fsspec opens. Raises `DataError` with file, line and remedy for duplicate ids, ids that
+    are paths, unknown labels in a later list, an empty set and a label list without its image folder.
     """
-    if not str(data):
-        raise DataError("--data is empty; name a folder or a table")
-    path = Path(data)
+    source = SampleSource(data, columns)
     encodings: Counter[str] = Counter()
     unused: list[str] = []
-    if path.is_dir():
-        samples = list(_read_folder(path, encodings))
-    elif path.is_file():
-        samples = list(_read_table(path, dict(columns or {}), encodings, unused))
-    else:
-        raise DataError(f"{path}: no such folder or table; check --data")
+    samples = tuple(source.read({}, encodings, unused))
     if not samples:
-        raise DataError(f"{path}: no samples; a list needs at least one `guid,tag` line, a table one row")
-    place = Path(os.path.abspath(path))  # gives "." its name, and leaves a link the name the user chose
-    name = place.stem if path.is_file() else place.name
-    return SampleSet(name, str(data), tuple(samples), dict(encodings), tuple(unused))
+        raise source.empty
+    return SampleSet(source.name, str(data), samples, dict(encodings), tuple(unused))
 
 
-def _read_folder(folder: Path, encodings: Counter[str]) -> Iterator[Sample]:
+@dataclass(frozen=True)
+class Overview:
+    """What a data set holds, without holding it: how many samples, how many of them with each label."""
+
+    name: str
+    source: str
+    count: int
+    labels: Mapping[str, int]
+    encodings: Mapping[str, int] = field(default_factory=dict)
+    unused_columns: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, samples: SampleSet) -> Overview:
+        """That of samples that were read."""
+        labels = Counter(sample.label for sample in samples if sample.label is not None)
+        return cls(samples.name, samples.source, len(samples), labels, samples.encodings, samples.unused_columns)
+
+    def __len__(self) -> int:
+        return self.count
+
+
+class SampleSource:
+    """A data set that is read as it is used: its memory does not grow with the number of samples in a table."""
+
+    def __init__(self, data: str | Path, columns: Mapping[str, str] | None = None) -> None:
+        if not str(data):
+            raise DataError("--data is empty; name a folder or a table")
+        self.data, self.columns = str(data), dict(columns or {})
+        self._is_folder = not is_remote(self.data) and os.path.isdir(self.data)
+        if not self._is_folder and not exists(self.data):
+            raise DataError(f"{self.data}: no such folder or table; check --data")
+        place = Path(absolute(self.data))  # gives "." its name, and leaves a link the name the user chose
+        self.name = place.name if self._is_folder else place.stem
+
+    def overview(self) -> Overview:
+        """Count and check all samples. Raises `DataError` as `read_samples` does."""
+        encodings: Counter[str] = Counter()
+        labels: Counter[str] = Counter()
+        unused: list[str] = []
+        seen, count = HashedIds(), 0
+        for count, sample in enumerate(self.read(seen, encodings, unused), 1):  # noqa: B007
+            if sample.label is not None:
+                labels[sample.label] += 1
+        if not count:
+            raise self.empty
+        if doubles := seen.doubles():
+            for _ in self.read(SuspectIds(doubles), Counter(), []):  # names the two lines
+                pass
+        return Overview(self.name, self.data, count, labels, dict(encodings), tuple(unused))
+
+    def blocks(self, size: int) -> Iterator[list[Sample]]:
+        """All samples, `size` at a time."""
+        samples = self.read(SuspectIds(frozenset()), Counter(), [])
+        while block := list(islice(samples, size)):
+            yield block
+
+    def read(self, seen: SeenIds, encodings: Counter[str], unused: list[str]) -> Iterator[Sample]:
+        """The samples one by one, noting what is met on the way."""
+        if self._is_folder:
+            return _read_folder(Path(self.data), encodings, seen)
+        return _read_table(self.data, self.columns, encodings, unused, seen)
+
+    @property
+    def empty(self) -> DataError:
+        return DataError(f"{self.data}: no samples; a list needs at least one `guid,tag` line, a table one row")
+
+
+class SeenIds(Protocol):
+    """Where each id stood; a dict is one."""
+
+    def __contains__(self, id: object) -> bool: ...
+    def __getitem__(self, id: str) -> str: ...
+    def __setitem__(self, id: str, where: str) -> None: ...
+
+
+class HashedIds:
+    """Ids in eight bytes each, which are compared at the end; equal ones are found among `doubles`."""
+
+    def __init__(self) -> None:
+        self._hashes = array("Q")
+
+    def __contains__(self, id: object) -> bool:
+        return False
+
+    def __getitem__(self, id: str) -> str:
+        raise KeyError(id)
+
+    def __setitem__(self, id: str, where: str) -> None:
+        self._hashes.append(_hash(id))
+
+    def doubles(self) -> frozenset[int]:
+        """Hashes that occur more than once."""
+        hashes = np.frombuffer(self._hashes, np.uint64) if self._hashes else np.empty(0, np.uint64)
+        hashes = np.sort(hashes)
+        return frozenset(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+
+
+class SuspectIds(dict[str, str]):
+    """Remembers only the ids with one of some hashes."""
+
+    def __init__(self, hashes: frozenset[int]) -> None:
+        super().__init__()
+        self._hashes = hashes
+
+    def __setitem__(self, id: str, where: str) -> None:
+        if self._hashes and _hash(id) in self._hashes:
+            super().__setitem__(id, where)
+
+
+def _hash(id: str) -> int:
+    import xxhash
+
+    return xxhash.xxh3_64_intdigest(id.encode())
+
+
+def _read_folder(folder: Path, encodings: Counter[str], seen: SeenIds) -> Iterator[Sample]:
     lists = [folder / name for name in (TRAIN_LIST, TEST_LIST) if (folder / name).is_file()]
     if not lists:
         raise DataError(f"{folder}: neither {TRAIN_LIST} nor {TEST_LIST} is here; name the folder that holds them")
     if not (folder / "data").is_dir():
         raise DataError(f"{lists[0]}: the folder {folder / 'data'} with its images and texts is missing; put it there")
     images, texts = _index_files(folder / "data")
-    for id, label in _read_lists(lists):
+    for id, label in _read_lists(lists, seen):
         text, text_error = _read_text(texts.get(id), encodings)
         image = images.get(id)
         yield Sample(id, text, image, label, text_error, "" if image else "no image file")
 
 
-def _read_lists(lists: list[Path]) -> Iterator[tuple[str, str | None]]:
+def _read_lists(lists: list[Path], seen: SeenIds) -> Iterator[tuple[str, str | None]]:
     """Yield (id, label) over all lists; only the first may introduce label names."""
-    seen: dict[str, str] = {}
     classes: set[str] = set()
     for path in lists:
         known = frozenset(classes)
@@ -152,7 +263,7 @@ def _list_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     yield from rows
 
 
-def checked_id(value: str | None, where: str, seen: dict[str, str]) -> str:
+def checked_id(value: str | None, where: str, seen: SeenIds) -> str:
     """The id, if it is new and no path; `seen` maps each id to where it stood."""
     id = (value or "").strip()
     if not id or not id.isprintable():
@@ -190,19 +301,21 @@ def _read_text(path: Path | None, encodings: Counter[str]) -> tuple[str | None, 
     return (text, "") if text.strip() else (None, "empty text")
 
 
-def _read_table(path: Path, columns: dict[str, str], encodings: Counter[str], unused: list[str]) -> Iterator[Sample]:
+def _read_table(
+    path: str, columns: dict[str, str], encodings: Counter[str], unused: list[str], seen: SeenIds
+) -> Iterator[Sample]:
     """The rows of a table; columns that nothing is read from go into `unused`: one may be a label renamed."""
     names = {column: columns.get(column, column) for column in COLUMNS}
     if unknown := set(columns) - set(COLUMNS):
         raise DataError(f"--columns: {', '.join(sorted(unknown))} is none of {', '.join(COLUMNS)}")
-    seen: dict[str, str] = {}
-    place, folder = str(path), str(path.parent)  # as text: a million rows are read in seconds, not minutes
+    folder, first = os.path.dirname(path), True
     for line, row in read_table(path, encodings):
-        if not seen:
+        if first:
             unused += [name for name in row if name not in names.values()]
-        if not seen and path.suffix.lower() != ".jsonl":  # an object may leave out what it lacks
-            _check_columns(path, names, columns, row)
-        id = checked_id(row.get(names["id"]), f"{place}:{line}", seen)
+            if table_suffix(path) != ".jsonl":  # an object may leave out what it lacks
+                _check_columns(path, names, columns, row)
+            first = False
+        id = checked_id(row.get(names["id"]), f"{path}:{line}", seen)
         text, label = row.get(names["text"]), row.get(names["label"])
         text = text if text and text.strip() else None
         image, image_error = _table_image(folder, row.get(names["image"]))
@@ -212,7 +325,7 @@ def _read_table(path: Path, columns: dict[str, str], encodings: Counter[str], un
         yield Sample(id, text, image, label, "" if text else "no text", image_error)
 
 
-def _check_columns(path: Path, names: dict[str, str], named: dict[str, str], row: Mapping[str, object]) -> None:
+def _check_columns(path: str, names: dict[str, str], named: dict[str, str], row: Mapping[str, object]) -> None:
     wanted = {"id", *named}
     missing = [names[column] for column in COLUMNS if column in wanted and names[column] not in row]
     if names["text"] not in row and names["image"] not in row:
@@ -224,9 +337,13 @@ def _check_columns(path: Path, names: dict[str, str], named: dict[str, str], row
         )
 
 
-def _table_image(folder: str, cell: str | None) -> tuple[Path | None, str]:
-    """A table names images relative to its own folder."""
+def _table_image(folder: str, cell: str | None) -> tuple[Path | RemoteFile | None, str]:
+    """A table names images relative to its own folder, or by URL; whether a remote one is there shows in reading."""
     if cell is None:
         return None, "no image file"
+    if is_remote(cell):
+        return RemoteFile(cell), ""
     image = os.path.join(folder, cell)
+    if is_remote(image):
+        return RemoteFile(image), ""
     return (Path(image), "") if os.path.isfile(image) else (None, "image file not found")

@@ -13,10 +13,12 @@ import numpy as np
 from mmfeat.cache import Cache
 from mmfeat.errors import SubmissionError
 from mmfeat.extract import Extraction, extract_samples
+from mmfeat.extractor import ExtractSettings
 from mmfeat.files import csv_text, write_atomic
 from mmfeat.hardware import resolve_device
 from mmfeat.predictor import predict_entry, towers_of, widths_of
 from mmfeat.progress import Progress
+from mmfeat.remote import absolute
 from mmfeat.runs import Run, best_run, checked_towers, hash_data, read_run
 from mmfeat.samples import MODALITIES, SampleSet, read_samples
 from mmfeat.scoring import names_of
@@ -71,7 +73,9 @@ def write_submission(
     samples = _unlabelled(everything, chosen)
     towers = checked_towers(chosen, towers_of(chosen, entry))
     cache = cache or chosen.config["cache"]
-    extraction = extract_samples(samples, towers, cache=cache, device=device, workers=workers, progress=progress)
+    extraction = extract_samples(
+        samples, towers, cache=cache, settings=ExtractSettings(device, workers), progress=progress
+    )
     store = Cache(cache, samples.name)
     features = store.load(samples.samples, [tower.spec for tower in towers])
     features = features.widened(widths_of(chosen, entry))
@@ -130,7 +134,7 @@ def _check_apart(path: Path, data: Path) -> None:
 
 def _data_changed(samples: SampleSet, run: Run, store: Cache) -> bool:
     """Whether the labelled samples the run was trained on are different by now."""
-    if os.path.abspath(samples.source) != run.config["data"]:
+    if absolute(samples.source) != run.config["data"]:
         return False
     keys = {modality: store.content_keys(samples.labelled, modality) for modality in MODALITIES}
     return hash_data(samples.labelled, keys) != run.config["data_hash"]

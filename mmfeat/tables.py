@@ -5,36 +5,47 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 from mmfeat.errors import DataError
+from mmfeat.remote import exists, open_file
 from mmfeat.texts import decode_text
+
+PIECE = 1 << 20  # bytes of a text file at a time
 
 Row = dict[str, str | None]
 
 
-def read_table(path: Path, encodings: Counter[str]) -> Iterator[tuple[int, Row]]:
-    """Yield (line number, row) for each row; cells are text, an empty or null cell is None.
+def read_table(path: str | Path, encodings: Counter[str]) -> Iterator[tuple[int, Row]]:
+    """Yield (line number, row) for each row of a file or URL; cells are text, an empty or null cell is None.
 
-    The encodings of its lines are counted in `encodings`.
+    It is read as it is used, so a table may be larger than memory. The encodings of its lines are counted in
+    `encodings`.
     """
-    suffix = path.suffix.lower()
+    path = str(path)
+    suffix = table_suffix(path)
     if suffix not in READERS:
         raise DataError(f"{path}: a table must end in {', '.join(READERS)}; rename or convert the file")
-    if not path.is_file():
+    if not exists(path):
         raise DataError(f"{path}: no such table; check --data")
     for line, row in READERS[suffix](path, encodings):
         # A cell of plain text, as most are, is taken as it is: there are millions.
         yield line, {n: v if v.__class__ is str and v.isascii() and v else _cell(v) for n, v in row.items()}
 
 
-def _read_delimited(path: Path, encodings: Counter[str], delimiter: str) -> Iterator[tuple[int, dict[str, object]]]:
+def table_suffix(path: str) -> str:
+    """`.csv` and so on, in lower case."""
+    return os.path.splitext(path)[1].lower()
+
+
+def _read_delimited(path: str, encodings: Counter[str], delimiter: str) -> Iterator[tuple[int, dict[str, object]]]:
     """Rows of a file with a header line; a row of another width is an error."""
     csv.field_size_limit(1 << 30)  # a long text is no error
-    reader = csv.reader(io.StringIO(_decoded(path, encodings), newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(_lines(path, encodings), delimiter=delimiter, strict=True)
     try:
         header = next(reader, None) or []
         if len(set(header)) < len(header):
@@ -52,8 +63,9 @@ def _read_delimited(path: Path, encodings: Counter[str], delimiter: str) -> Iter
         raise DataError(f"{path}:{reader.line_num}: {error}; a quote is missing or too many up to this line") from error
 
 
-def _read_jsonl(path: Path, encodings: Counter[str]) -> Iterator[tuple[int, dict[str, object]]]:
-    for number, line in enumerate(_decoded(path, encodings).split("\n"), 1):
+def _read_jsonl(path: str, encodings: Counter[str]) -> Iterator[tuple[int, dict[str, object]]]:
+    whole = (line for text in _decoded(path, encodings) for line in text.removesuffix("\n").split("\n"))
+    for number, line in enumerate(whole, 1):
         if not line.strip():
             continue
         try:
@@ -65,12 +77,12 @@ def _read_jsonl(path: Path, encodings: Counter[str]) -> Iterator[tuple[int, dict
         yield number, row
 
 
-def _read_parquet(path: Path, encodings: Counter[str]) -> Iterator[tuple[int, dict[str, object]]]:
+def _read_parquet(path: str, encodings: Counter[str]) -> Iterator[tuple[int, dict[str, object]]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as table:
+        with open_file(path) as file, pyarrow.parquet.ParquetFile(file) as table:
             rows = (row for batch in table.iter_batches() for row in batch.to_pylist())
             yield from enumerate(rows, 1)
     except pyarrow.ArrowException as error:
@@ -78,15 +90,23 @@ def _read_parquet(path: Path, encodings: Counter[str]) -> Iterator[tuple[int, di
         raise DataError(f"{path}: not a Parquet file ({message}); write it again") from error
 
 
-def _decoded(path: Path, encodings: Counter[str]) -> str:
-    """Each line in its own encoding: a newline is no part of a character in any of them."""
-    data = path.read_bytes()
-    if (text := _all_utf8(data)) is not None:
-        encodings["utf-8"] += text.count("\n") + 1
-        return text
-    lines = [decode_text(line) for line in data.split(b"\n")]
-    encodings.update(encoding for _, encoding in lines)
-    return "\n".join(line for line, _ in lines)
+def _lines(path: str, encodings: Counter[str]) -> Iterator[str]:
+    """Lines as `csv` wants them, their ends untouched."""
+    for text in _decoded(path, encodings):
+        yield from io.StringIO(text, newline="")
+
+
+def _decoded(path: str, encodings: Counter[str]) -> Iterator[str]:
+    """Some whole lines at a time, each in its own encoding: a newline is no part of a character in any of them."""
+    with open_file(path) as file:
+        while lines := file.readlines(PIECE):
+            if (text := _all_utf8(b"".join(lines))) is not None:
+                encodings["utf-8"] += len(lines)
+                yield text
+                continue
+            decoded = [decode_text(line) for line in lines]
+            encodings.update(encoding for _, encoding in decoded)
+            yield "".join(line for line, _ in decoded)
 
 
 def _all_utf8(data: bytes) -> str | None:
@@ -106,7 +126,7 @@ def _cell(value: object) -> str | None:
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-READERS: dict[str, Callable[[Path, Counter[str]], Iterator[tuple[int, dict[str, object]]]]] = {
+READERS: dict[str, Callable[[str, Counter[str]], Iterator[tuple[int, dict[str, object]]]]] = {
     ".csv": partial(_read_delimited, delimiter=","),
     ".tsv": partial(_read_delimited, delimiter="\t"),
     ".jsonl": _read_jsonl,

@@ -19,7 +19,7 @@ from mmfeat.encoders import EncoderOptions, EncoderSpec
 from mmfeat.errors import CacheMissError
 from mmfeat.extract import Extraction, extract_features
 from mmfeat.features import Features
-from mmfeat.samples import Sample, content_key
+from mmfeat.samples import Sample, content_key, read_samples
 
 FLOAT32 = EncoderOptions(dtype="float32")
 LAYOUTS = ("folder", "table")
@@ -91,7 +91,7 @@ def counts(found: dict[str, int]) -> tuple[int, int]:
 
 def load(result: Extraction) -> Features:
     cache = Cache(result.folder.parent, result.folder.name)
-    return cache.load(result.samples.samples, [tower.spec for tower in result.towers])
+    return cache.load(read_samples(result.samples.source).samples, [tower.spec for tower in result.towers])
 
 
 def rows(features: Features) -> Found:

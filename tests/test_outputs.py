@@ -17,7 +17,8 @@ from mmfeat.cache import Cache, ContentKeys, Rows, content_keys
 from mmfeat.encoders import EncoderOptions, EncoderSpec, load_encoders
 from mmfeat.errors import CacheError, CacheMissError, EncoderError
 from mmfeat.extract import Extraction, extract_features
-from mmfeat.samples import Sample, content_key
+from mmfeat.extractor import ExtractSettings
+from mmfeat.samples import Sample, content_key, read_samples
 from mmfeat.views import augment
 
 ALL = ("pooled", "tokens", "prefix:1")
@@ -26,6 +27,14 @@ CAPTIONS = ["a day", "so tired of this", "", "the bus", "a day", "what a wonderf
 
 def options(*outputs: str, **others: Any) -> EncoderOptions:
     return EncoderOptions(**{"dtype": "float32", "outputs": outputs or ALL, "views": 2, **others})
+
+
+def cpu(batch_size: int = 0, retry_failed: bool = False) -> ExtractSettings:
+    return ExtractSettings("cpu", batch_size=batch_size, retry_failed=retry_failed)
+
+
+def samples_of(result: Extraction) -> tuple[Sample, ...]:
+    return read_samples(result.samples.source).samples
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,7 +72,7 @@ def encoders(tiny_bert: Path, tiny_clip: Path, tiny_timm: Path) -> list[str]:
 def result(data: Path, encoders: list[str], tmp_path_factory: pytest.TempPathFactory) -> Extraction:
     """Everything, one sample a batch."""
     cache = tmp_path_factory.mktemp("cache") / "cache"
-    return extract_features(data, encoders, cache=cache, options=options(), batch_size=1, device="cpu")
+    return extract_features(data, encoders, cache=cache, options=options(), settings=cpu(1))
 
 
 def opened(result: Extraction) -> Cache:
@@ -85,7 +94,7 @@ def content(spec: EncoderSpec, sample: Sample) -> Any:
 
 def stored(result: Extraction, spec: EncoderSpec) -> list[np.ndarray | None]:
     """The (T, D) values of each sample; pooled vectors count as one token."""
-    block = opened(result).map(result.samples.samples, spec)
+    block = opened(result).map(samples_of(result), spec)
     batches = (block.batch(np.array([row]))[0][0] for row in range(len(block)))
     return [values if present else None for values, present in zip(batches, block.mask, strict=True)]
 
@@ -108,7 +117,7 @@ def test_cached_values_are_the_live_encoders(result: Extraction) -> None:
     compared = 0
     for encoder in load_encoders(result.towers, "cpu"):
         cached = {spec: stored(result, spec) for spec in encoder.specs}
-        for row, sample in enumerate(result.samples):
+        for row, sample in enumerate(read_samples(result.samples.source)):
             given = content(encoder.specs[0], sample)
             live = encoder.embed([encoder.prepare(given)]) if given is not None else [[None]] * len(encoder.specs)
             for spec, (value,) in zip(encoder.specs, live, strict=True):
@@ -124,7 +133,7 @@ def test_cached_values_are_the_live_encoders(result: Extraction) -> None:
 def test_other_batches_change_no_value_but_by_rounding(
     data: Path, encoders: list[str], result: Extraction, tmp_path: Path
 ) -> None:
-    other = extract_features(data, encoders, cache=tmp_path, options=options(), batch_size=5, device="cpu")
+    other = extract_features(data, encoders, cache=tmp_path, options=options(), settings=cpu(5))
     for tower in result.towers:
         for one, two in zip(stored(result, tower.spec), stored(other, tower.spec), strict=True):
             assert (one is None) == (two is None)
@@ -134,7 +143,7 @@ def test_other_batches_change_no_value_but_by_rounding(
 
 def test_a_fresh_cache_gets_the_same_bytes(data: Path, encoders: list[str], result: Extraction, tmp_path: Path) -> None:
     """Views included: their random choices depend on the picture alone."""
-    again = extract_features(data, encoders, cache=tmp_path, options=options(), batch_size=1, device="cpu")
+    again = extract_features(data, encoders, cache=tmp_path, options=options(), settings=cpu(1))
     ours, theirs = (
         {path.relative_to(r.folder): data for path, (_, data) in files(r.folder).items()} for r in (result, again)
     )
@@ -153,7 +162,7 @@ def test_views_differ_from_the_plain_picture_and_from_each_other(result: Extract
 def test_only_an_output_that_is_missing_is_written(data: Path, encoders: list[str], tmp_path: Path, later: str) -> None:
     def extract(outputs: tuple[str, ...], views: int) -> Extraction:
         asked = options(*outputs, views=views)
-        return extract_features(data, encoders[:2], cache=tmp_path, options=asked, batch_size=3, device="cpu")
+        return extract_features(data, encoders[:2], cache=tmp_path, options=asked, settings=cpu(3))
 
     first = extract(tuple(output for output in ALL if output != later), 1)
     before = files(tmp_path)
@@ -174,8 +183,8 @@ def test_each_output_is_written_only_for_the_samples_that_lack_it(data: Path, ti
     part = Path(shutil.copytree(data, tmp_path / "set"))
     (part / "train.txt").write_text("guid,tag\ns0,x\ns1,x\n")
     asked = [options(*outputs, views=0) for outputs in (ALL[:1], ALL)]
-    extract_features(part, [f"clip:{tiny_clip}"], cache=tmp_path / "cache", options=asked[0], device="cpu")
-    rest = extract_features(data, [f"clip:{tiny_clip}"], cache=tmp_path / "cache", options=asked[1], device="cpu")
+    extract_features(part, [f"clip:{tiny_clip}"], cache=tmp_path / "cache", options=asked[0], settings=cpu())
+    rest = extract_features(data, [f"clip:{tiny_clip}"], cache=tmp_path / "cache", options=asked[1], settings=cpu())
     for spec in (tower.spec for tower in rest.towers):
         assert rest.new[spec.folder_name] == (3 if spec.output == "pooled" else 5)
         keys = [key for shard in opened(rest).shards(spec) for key in shard.keys.tolist()]
@@ -183,7 +192,7 @@ def test_each_output_is_written_only_for_the_samples_that_lack_it(data: Path, ti
 
 
 def test_load_gives_vectors_and_mapped_tokens_side_by_side(result: Extraction) -> None:
-    specs, samples = [tower.spec for tower in result.towers], result.samples.samples
+    specs, samples = [tower.spec for tower in result.towers], samples_of(result)
     features = opened(result).load(samples, specs)
     assert features.ids == tuple(sample.id for sample in samples)
     assert [block.name for block in features.blocks] == [s.folder_name for s in specs if s.output == "pooled"]
@@ -202,7 +211,10 @@ def test_load_gives_vectors_and_mapped_tokens_side_by_side(result: Extraction) -
 def test_a_batch_is_padded_with_zeros_behind_its_mask(result: Extraction) -> None:
     rng = np.random.default_rng(3)
     for tower in result.towers:
-        block, alone = opened(result).map(result.samples.samples, tower.spec), stored(result, tower.spec)
+        block, alone = (
+            opened(result).map(samples_of(result), tower.spec),
+            stored(result, tower.spec),
+        )
         for size in (0, 1, 2, 7, 20):
             rows = rng.integers(0, len(block), size)
             values, present = block.batch(rows)
@@ -217,7 +229,7 @@ def test_a_batch_is_padded_with_zeros_behind_its_mask(result: Extraction) -> Non
 
 
 def test_take_composes(result: Extraction) -> None:
-    features = opened(result).load(result.samples.samples, [tower.spec for tower in result.towers])
+    features = opened(result).load(samples_of(result), [tower.spec for tower in result.towers])
     chosen, then = np.array([5, 1, 3, 3, 0]), np.array([4, 0, 2])
     mask = np.isin(np.arange(7), [0, 2, 5])
     for taken, rows in (
@@ -239,7 +251,7 @@ def test_take_composes(result: Extraction) -> None:
 
 def test_what_was_never_extracted_is_a_miss_or_masked(result: Extraction, tmp_path: Path) -> None:
     spec = next(tower.spec for tower in result.towers if tower.spec.output == "tokens")
-    samples = [*result.samples.samples, Sample("new", "never seen"), Sample("none")]
+    samples = [*samples_of(result), Sample("new", "never seen"), Sample("none")]
     with pytest.raises(CacheMissError, match=r"1 of 9 samples are not in the cache for bert.* \(first: new\)"):
         opened(result).load(samples, [spec])
     keys = content_keys(samples[:4], "text")
@@ -258,7 +270,13 @@ def test_what_was_never_extracted_is_a_miss_or_masked(result: Extraction, tmp_pa
 def test_half_precision_is_stored_as_float16(
     data: Path, encoders: list[str], tmp_path: Path, result: Extraction
 ) -> None:
-    half = extract_features(data, encoders, cache=tmp_path, options=options(dtype="bfloat16", views=0), device="cpu")
+    half = extract_features(
+        data,
+        encoders,
+        cache=tmp_path,
+        options=options(dtype="bfloat16", views=0),
+        settings=cpu(),
+    )
     for tower in half.towers:
         (exact,) = (t.spec for t in result.towers if t.spec.name == tower.spec.name)
         for mine, other in zip(stored(half, tower.spec), stored(result, exact), strict=True):
@@ -284,7 +302,7 @@ def errors(cache: Cache, spec: EncoderSpec, key: bytes) -> list[str]:
 def test_what_failed_is_remembered_and_tried_again_only_when_asked(data: Path, tiny_clip: Path, tmp_path: Path) -> None:
     def extract(retry: bool = False) -> Extraction:
         asked = options(*ALL, views=1)
-        return extract_features(data, [f"clip:{tiny_clip}"], cache=tmp_path, options=asked, retry_failed=retry)
+        return extract_features(data, [f"clip:{tiny_clip}"], cache=tmp_path, options=asked, settings=cpu(0, retry))
 
     first = extract()
     images = [tower.spec for tower in first.towers if tower.spec.modality == "image"]
@@ -301,14 +319,14 @@ def test_what_failed_is_remembered_and_tried_again_only_when_asked(data: Path, t
         assert files(tmp_path) == before  # no second row that says the same
         for spec in images:
             assert errors(opened(again), spec, key) == ["not an image"]
-            block = opened(again).map(again.samples.samples[3:4], spec)
+            block = opened(again).map(samples_of(again)[3:4], spec)
             assert (block.mask.tolist(), block.lengths.tolist()) == ([False], [0])
 
 
 def test_a_photo_that_can_be_read_after_all_is_stored_once(data: Path, tiny_clip: Path, tmp_path: Path) -> None:
     """As after an update of the decoder: there are errors for two photos that are fine."""
     asked, clip = options("pooled", "tokens", views=0), [f"clip:{tiny_clip}"]
-    whole = extract_features(data, clip, cache=tmp_path / "whole", options=asked, batch_size=1, device="cpu")
+    whole = extract_features(data, clip, cache=tmp_path / "whole", options=asked, settings=cpu(1))
     images = [tower.spec for tower in whole.towers if tower.spec.modality == "image"]
     keys = [content_key((data / "data" / f"s{number}.png").read_bytes()) for number in (0, 4)]
     cache = Cache(tmp_path / "cache", "set")
@@ -318,7 +336,11 @@ def test_a_photo_that_can_be_read_after_all_is_stored_once(data: Path, tiny_clip
             writer.add(Rows(keys, ["s0", "s4"], ["bad"] * 2, nothing if spec.output == "pooled" else [nothing] * 2))
     for retry, new, unreadable in ((False, 3, 3), (True, 2, 1), (True, 0, 1), (False, 0, 1)):
         again = extract_features(
-            data, clip, cache=tmp_path / "cache", options=asked, batch_size=1, device="cpu", retry_failed=retry
+            data,
+            clip,
+            cache=tmp_path / "cache",
+            options=asked,
+            settings=cpu(1, retry),
         )
         for spec in images:
             assert again.new.get(spec.folder_name, 0) == new
@@ -339,11 +361,14 @@ def test_values_that_are_not_finite_are_a_failure_of_that_sample(data: Path, tin
     words = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     state["embeddings.word_embeddings.weight"][words["tired"]] = float("nan")
     save_file(state, folder / "model.safetensors", {"format": "pt"})
-    found = extract_features(data, [f"bert:{folder}"], cache=tmp_path / "cache", options=options(), batch_size=2)
+    found = extract_features(data, [f"bert:{folder}"], cache=tmp_path / "cache", options=options(), settings=cpu(2))
     assert found.failures == [("s1", "the encoder gives no finite vector")]
     assert set(found.unreadable.values()) == {1}
     for tower in found.towers:
-        block, table = opened(found).map(found.samples.samples, tower.spec), opened(found).table(tower.spec)
+        block, table = (
+            opened(found).map(samples_of(found), tower.spec),
+            opened(found).table(tower.spec),
+        )
         assert table.lengths[table.failed].tolist() == ([1] if tower.spec.output == "pooled" else [0])
         assert block.mask.tolist() == [True, False, False, True, True, True, True]
         assert np.isfinite(block.batch(np.arange(7))[0]).all()

@@ -13,12 +13,16 @@ from shards import falsify
 from mmfeat.cache import Cache
 from mmfeat.encoders import EncoderOptions
 from mmfeat.extract import Extraction, extract_features
+from mmfeat.extractor import ExtractSettings
 from mmfeat.parity import FLOAT32_DEVIATION, Parity, check_parity
+from mmfeat.samples import read_samples
 
 OUTPUTS = (
     "pooled",
     *(f"{name}={output}" for name in ("clip", "bert", "resnet18") for output in ("tokens", "prefix:1")),
 )
+
+CPU = ExtractSettings("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +43,7 @@ def requests(tiny_bert: Path, tiny_clip: Path, tiny_timm: Path, resnet_file: Pat
 
 def check(result: Extraction, count: int) -> list[Parity]:
     store = Cache(result.folder.parent, result.folder.name)
-    return list(check_parity(result.samples, result.towers, store, count))
+    return list(check_parity(read_samples(result.samples.source), result.towers, store, count))
 
 
 @pytest.mark.parametrize(("dtype", "views"), [("float32", 1), ("bfloat16", 0)])
@@ -47,7 +51,7 @@ def test_parity_holds_for_every_family_output_and_view(
     data: Path, tmp_path: Path, requests: list[str], dtype: str, views: int
 ) -> None:
     options = EncoderOptions(dtype=dtype, outputs=OUTPUTS, views=views)
-    result = extract_features(data, requests, cache=tmp_path, options=options, device="cpu")
+    result = extract_features(data, requests, cache=tmp_path, options=options, settings=CPU)
     found = check(result, 2)
     assert [parity.encoder for parity in found] == [tower.spec.name for tower in result.towers]
     assert [parity for parity in found if not parity.holds] == []
@@ -139,7 +143,7 @@ def test_what_half_precision_promises(cached: list[float], wanted: list[float], 
 
 def test_half_precision_rows_that_are_swapped_are_found(data: Path, tmp_path: Path, tiny_bert: Path) -> None:
     options = EncoderOptions(dtype="bfloat16", outputs=("tokens",))
-    result = extract_features(data, [f"bert:{tiny_bert}"], cache=tmp_path, options=options, device="cpu")
+    result = extract_features(data, [f"bert:{tiny_bert}"], cache=tmp_path, options=options, settings=CPU)
     (tower,) = result.towers
     (shard,) = Cache(tmp_path, "demo").shards(tower.spec)
     assert all(parity.holds for parity in check(result, 1000))
@@ -159,7 +163,7 @@ def test_what_is_not_cached_is_not_checked_and_that_is_told(
 
     other = dataclasses.replace(one.towers[0].spec, max_length=9)
     towers = [dataclasses.replace(one.towers[0], spec=other)]
-    found = list(check_parity(one.samples, towers, Cache(one.folder.parent, "demo"), 5))
+    found = list(check_parity(read_samples(one.samples.source), towers, Cache(one.folder.parent, "demo"), 5))
     assert [parity.rows for parity in found] == [0]
     show_parity(found)
     assert capsys.readouterr().out.startswith("parity not checked: hashing: none of its rows is cached")

@@ -26,7 +26,7 @@ from mmfeat.cache.rows import MIB
 from mmfeat.cache.verify import Damage, verify_cache
 from mmfeat.encoders import EncoderSpec
 from mmfeat.extract import extract_features
-from mmfeat.samples import content_key
+from mmfeat.samples import content_key, read_samples
 
 LARGE, LARGE_WIDTH = 2000, 401  # 3.06 MiB; no MiB ends where a row does
 SPECS = (POOLED_SPEC, TOKEN_SPEC)
@@ -226,13 +226,13 @@ def test_after_quarantine_an_extraction_computes_exactly_what_was_moved(demo_fol
         result = extract_features(data, ["hashing"], cache=tmp_path / "cache")
     (tower,) = result.towers
     store = Cache(tmp_path / "cache", "demo")
-    before = store.load(result.samples.samples, [tower.spec]).blocks[0]
+    before = store.load(read_samples(result.samples.source).samples, [tower.spec]).blocks[0]
     shard = min(store.shards(tower.spec), key=lambda shard: len(shard.keys))
     flip(shard.path, shard.values.offset + 99, 5)
     (damage,) = verify_cache(tmp_path / "cache", quarantine=True).damages
     assert damage.moved is not None
     again = extract_features(data, ["hashing"], cache=tmp_path / "cache")
     assert again.new == {tower.spec.folder_name: len(shard.keys)}
-    after = store.load(again.samples.samples, [tower.spec]).blocks[0]
+    after = store.load(read_samples(again.samples.source).samples, [tower.spec]).blocks[0]
     np.testing.assert_array_equal(after.vectors, before.vectors)
     assert verify_cache(tmp_path / "cache").damages == []

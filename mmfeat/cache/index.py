@@ -19,6 +19,7 @@ import numpy as np
 
 from mmfeat.errors import WriteError
 from mmfeat.files import write_atomic
+from mmfeat.remote import RemoteFile
 from mmfeat.samples import KEY_LENGTH, content_key
 
 # Two hashes, of the path and of path, size, times and inode, so that a changed file takes the place of its old self.
@@ -26,6 +27,8 @@ ENTRY = np.dtype([("path", "<u8"), ("stat", "<u8"), ("key", f"S{KEY_LENGTH}")])
 DIGEST_BYTES = 16
 RACY_SECONDS = 2.0  # the coarsest clock of a file system (FAT)
 SAVE_SECONDS = 30.0
+SAVE_SHARE = 0.05  # of the time: saving writes the whole file, however little is new
+MOST_ENTRIES = 1 << 22  # 200 MB; files beyond them are hashed again each time
 
 
 class Stamp(NamedTuple):
@@ -43,29 +46,32 @@ class StatIndex:
         self._entries = _read(file)
         self._new: list[tuple[int, int, bytes]] = []
         self._saved = time.monotonic()
+        self._pause = SAVE_SECONDS
 
-    def keys(self, paths: Sequence[Path | None], pool: Executor) -> list[tuple[bytes | None, str]]:
+    def keys(self, paths: Sequence[Path | RemoteFile | None], pool: Executor) -> list[tuple[bytes | None, str]]:
         """(content key, "") or (None, why not) of each file; a path that is None gives (None, "")."""
-        stamps = [_stamp(path) if path is not None else None for path in paths]
+        stamps = [_stamp(path) if isinstance(path, Path) else None for path in paths]
         known = self._find([stamp or Stamp(0, 0) for stamp in stamps])
         unknown = [row for row, key in enumerate(known) if not key and paths[row] is not None]
         found: list[tuple[bytes | None, str]] = [(key or None, "") for key in known]
         for row, (key, reason, stamp) in zip(unknown, pool.map(_hash, (paths[row] for row in unknown)), strict=True):
             found[row] = key, reason
-            if key and stamp:
+            if key and stamp and len(self._entries) + len(self._new) < MOST_ENTRIES:
                 self._new.append((*stamp, key))
-        if time.monotonic() - self._saved >= SAVE_SECONDS:
+        if time.monotonic() - self._saved >= self._pause:
             self.save()
         return found
 
     def save(self) -> None:
         """Write what is new beside what others wrote meanwhile; a cache that cannot be written stays usable."""
+        start = time.monotonic()
         if self._new and self._file.parent.is_dir():  # reading makes no cache
             self._entries = _merged(_read(self._file), np.array(self._new, ENTRY))
             self._new = []
             with contextlib.suppress(WriteError):
                 write_atomic(self._file, [_digest(self._entries), self._entries.tobytes()])
         self._saved = time.monotonic()
+        self._pause = max(SAVE_SECONDS, (self._saved - start) / SAVE_SHARE)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -86,16 +92,18 @@ class StatIndex:
         return np.where(same, found["key"], b"").tolist()
 
 
-def _hash(path: Path) -> tuple[bytes | None, str, Stamp | None]:
-    """Key and stamp; no stamp for a file that changed so lately that another change might not show."""
+def _hash(path: Path | RemoteFile) -> tuple[bytes | None, str, Stamp | None]:
+    """Key and stamp; no stamp for a file that changed so lately that another change might not show, or is elsewhere."""
     start = time.time()
     try:
+        if isinstance(path, RemoteFile):
+            return content_key(path.read_bytes()), "", None
         with path.open("rb") as handle:
             before = os.fstat(handle.fileno())
             key = content_key(handle.read())
             after = os.fstat(handle.fileno())
     except OSError as error:
-        return None, f"unreadable: {error.strerror}", None
+        return None, f"unreadable: {error.strerror or error}", None
     settled = max(before.st_mtime, before.st_ctime) < start - RACY_SECONDS
     stamp = _stamp_of(path, before)
     return key, "", stamp if settled and stamp == _stamp_of(path, after) else None

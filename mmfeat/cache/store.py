@@ -58,12 +58,25 @@ class Cache:
     def spec_folder(self, spec: EncoderSpec) -> Path:
         return self.folder / spec.folder_name
 
-    def content_keys(self, samples: Sequence[Sample], modality: str, progress: Progress | None = None) -> ContentKeys:
-        """Hash one modality of all samples; files that did not change since the last time are not read."""
-        if modality == "text":
-            return content_keys(samples, modality, progress)
-        with StatIndex(self.folder / INDEX_FILE) as index:
-            return content_keys(samples, modality, progress, index)
+    def index(self) -> StatIndex:
+        """The stat index of the data set's photos, to be left as a context."""
+        return StatIndex(self.folder / INDEX_FILE)
+
+    def content_keys(
+        self,
+        samples: Sequence[Sample],
+        modality: str,
+        progress: Progress | None = None,
+        index: StatIndex | None = None,
+    ) -> ContentKeys:
+        """Hash one modality of all samples; files that did not change since the last time are not read.
+
+        Who asks for many blocks of samples opens the `index` once.
+        """
+        if modality == "text" or index is not None:
+            return content_keys(samples, modality, progress, index if modality == "image" else None)
+        with self.index() as opened:
+            return content_keys(samples, modality, progress, opened)
 
     def shards(self, spec: EncoderSpec) -> list[Shard]:
         """All committed shards of `spec`, in a fixed order; a folder of another spec is refused."""

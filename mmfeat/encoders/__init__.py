@@ -89,7 +89,7 @@ def _describe_tuned(family: str, variant: str, options: EncoderOptions) -> list[
     )
     described = _family(delta.request).describe(*_split(delta.request), options)
     parent = next(spec for spec in described if spec.modality == before.modality)
-    if (parent.weights, parent.preprocessing) != (before.weights, before.preprocessing):
+    if (parent.weights, parent.transform) != (before.weights, before.transform):
         raise EncoderError(
             f"finetuned:{variant}: {delta.request} is not the encoder that was fine-tuned; restore its weights, or "
             "run mmfeat finetune again"
@@ -145,7 +145,7 @@ def describe_encoders(requests: list[str], options: EncoderOptions) -> list[Towe
     idle: list[str] = []
     for request in requests:
         family, variant = _split(request)
-        described = _family(request).describe(family, variant, options)
+        described = [spec.drafted(options.draft) for spec in _family(request).describe(family, variant, options)]
         has_layers = _family(request).open_towers is not None
         specs = [spec for base in described for spec in _outputs(base, options, has_layers)]
         for spec in specs:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention
 
 
 class FusedAttention(nn.Module):
@@ -34,9 +33,11 @@ class FusedAttention(nn.Module):
         if not (query is key is value) or odd_mask or need_weights or query.ndim != 3:
             given = {"key_padding_mask": key_padding_mask, "need_weights": need_weights, "attn_mask": attn_mask}
             return own(query, key, value, **given, **rest)
-        heads = linear(query, own.in_proj_weight, own.in_proj_bias).unflatten(-1, (3, own.num_heads, own.head_dim))
+        heads = nn.functional.linear(query, own.in_proj_weight, own.in_proj_bias).unflatten(
+            -1, (3, own.num_heads, own.head_dim)
+        )
         q, k, v = heads.permute(2, 0, 3, 1, 4)
-        attended = scaled_dot_product_attention(q, k, v, attn_mask=_additive(attn_mask, heads))
+        attended = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=_additive(attn_mask, heads))
         return own.out_proj(attended.transpose(1, 2).flatten(2)), None
 
 

@@ -129,8 +129,8 @@ def _create(variant: str) -> tuple[Any, Any, Any]:
 
 
 def _check_preprocessing(model: Any, spec: EncoderSpec) -> None:
-    if (loaded := canonical_json(_plain(model.visual.preprocess_cfg))) != spec.preprocessing:
-        raise EncoderError(f"{spec.name}: open_clip preprocesses with {loaded}, the spec says {spec.preprocessing}")
+    if (loaded := canonical_json(_plain(model.visual.preprocess_cfg))) != spec.transform:
+        raise EncoderError(f"{spec.name}: open_clip preprocesses with {loaded}, the spec says {spec.transform}")
 
 
 def _image_network(model: Any) -> Network:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -21,6 +22,7 @@ from mmfeat.hardware import DTYPES
 from mmfeat.texts import CLEANING
 
 POOLINGS = ("mean", "cls", "pooler")
+DRAFT = "draft"
 VISION_TRANSFORMERS = ("vit", "deit", "beit", "eva")
 OUTPUT = re.compile(r"(?:([\w.-]+)=)?(?:(pooled|tokens)|prefix:([1-9]\d*))")
 
@@ -55,6 +57,23 @@ class EncoderSpec:
     def source(self) -> str:
         """What all views of one encoder and output share."""
         return self.fingerprint if self.view == "none" else replace(self, view="none").fingerprint
+
+    @property
+    def transform(self) -> str:
+        """The preprocessing of the model's own library, canonical JSON."""
+        steps = json.loads(self.preprocessing or "{}")
+        return canonical_json({name: steps[name] for name in steps if name != DRAFT}) if steps else ""
+
+    @property
+    def draft(self) -> int:
+        """Pixels that the short side of a JPEG keeps when it is decoded at a reduced size, 0: never reduced."""
+        return int(json.loads(self.preprocessing or "{}").get(DRAFT, 0))
+
+    def drafted(self, pixels: int) -> EncoderSpec:
+        """The same with such a draft: it changes vectors a little, so it is part of the preprocessing."""
+        if not pixels or self.modality != "image":
+            return self
+        return replace(self, preprocessing=canonical_json({**json.loads(self.preprocessing), DRAFT: pixels}))
 
     @property
     def name(self) -> str:
@@ -99,7 +118,7 @@ class EncoderOptions:
     `convolutional_dtype` is the arithmetic of convolutional models where `auto` chose another one for them.
     `outputs` are `pooled`, `tokens` and `prefix:N` (input of the N-th layer from the end), each of all encoders
     or, as `NAME=OUTPUT`, of one modality, family or tower. `views` is the number of augmented views of each image,
-    beside the plain one.
+    beside the plain one. `draft` lets large JPEGs be decoded at a reduced size with that many pixels, 0 does not.
     """
 
     dtype: str = "auto"
@@ -109,6 +128,7 @@ class EncoderOptions:
     convolutional_dtype: str = ""
     outputs: tuple[str, ...] = ("pooled",)
     views: int = 0
+    draft: int = 0
 
     def __post_init__(self) -> None:
         _check("dtype", self.dtype, DTYPES)
@@ -118,6 +138,8 @@ class EncoderOptions:
             raise ConfigError(f"--max-length {self.max_length}: at least 1 token is needed")
         if self.views < 0:
             raise ConfigError(f"--views {self.views}: use 0 or more")
+        if self.draft < 0:
+            raise ConfigError(f"--draft {self.draft}: use a number of pixels, or 0 to decode in full")
         object.__setattr__(self, "outputs", tuple(self.outputs))  # JSON has lists only
         if not self.outputs or not all(map(OUTPUT.fullmatch, self.outputs)):
             given = ",".join(self.outputs)

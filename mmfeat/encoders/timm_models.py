@@ -53,8 +53,8 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
 def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
     """`timm.create_model` without its classifier, and timm's own evaluation transform."""
     model, transform, preprocessing = _create(variant, specs[0])
-    if preprocessing != specs[0].preprocessing:
-        raise EncoderError(f"{specs[0].name}: timm preprocesses with {preprocessing}, not {specs[0].preprocessing}")
+    if preprocessing != specs[0].transform:
+        raise EncoderError(f"{specs[0].name}: timm preprocesses with {preprocessing}, not {specs[0].transform}")
     return [image_tower(specs, model, timm_network(model), transform)]
 
 

@@ -143,7 +143,7 @@ def _path(
 ) -> tuple[Reader, Callable[[Any], Tensor], Any]:
     """What reads the inputs, the forward pass over them, and inputs to try it on."""
     if plan.path == "full":
-        reader = SampleReader(samples, plan.slot.modality, tower.prepare, tower.collate)
+        reader = SampleReader(samples, plan.slot.modality, tower.prepare, tower.collate, plan.tower.spec.draft)
         return reader, tower.network.forward, blank_inputs(tower)
     cached = _prefix_reader(plan, features)
     return cached, _from_prefix(Resumed(tower, plan.count, device)), _first_row(cached)

@@ -5,15 +5,15 @@ All of them need the data, the cache and the run folders at the same paths.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmfeat.engine import join_cluster
+from mmfeat.cluster import join_cluster
 from mmfeat.errors import MmfeatError
 from mmfeat.files import read_json, write_json
+from mmfeat.remote import absolute
 
 WORKERS = 2  # where nobody names a number
 CPU_SHARE = 0.9  # of a core for each process: Ray's own tasks need the rest
@@ -33,7 +33,7 @@ def train_on_ray(
     from ray.train import RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    given = {name: os.path.abspath(v) if name in PATHS and v is not None else v for name, v in arguments.items()}
+    given = {name: absolute(v) if name in PATHS and v is not None else v for name, v in arguments.items()}
     scratch = Path(given["out"]) / SCRATCH
     on_gpu = _on_gpu(ray, device)
     share = {"GPU": 1.0} if on_gpu else {"CPU": CPU_SHARE}

@@ -71,15 +71,20 @@ class SampleReader:
         modality: str,
         prepare: Callable[[Any], Any],
         collate: Callable[[list[Any]], Any],
+        draft: int = 0,
     ) -> None:
         self.samples, self.modality, self.prepare, self.collate = samples, modality, prepare, collate
+        self.draft = draft
 
     def read(self, rows: np.ndarray, views: np.ndarray) -> Any:
-        pairs = zip(rows.tolist(), views.tolist(), strict=True)
-        return self.collate([self.prepare(content_of(self.samples[row], self.modality, view)) for row, view in pairs])
+        shown = [
+            content_of(self.samples[row], self.modality, view, self.draft)
+            for row, view in zip(rows.tolist(), views.tolist(), strict=True)
+        ]
+        return self.collate([self.prepare(content) for content in shown])
 
 
-def content_of(sample: Sample, modality: str, view: int = 0) -> Any:
+def content_of(sample: Sample, modality: str, view: int = 0, draft: int = 0) -> Any:
     """The text or the RGB picture, augmented in a view beyond 0. Raises `RunError` where it can no longer be read."""
     if modality == "text":
         return sample.text
@@ -88,7 +93,7 @@ def content_of(sample: Sample, modality: str, view: int = 0) -> Any:
         data = sample.image.read_bytes()
     except OSError as error:
         raise RunError(f"{sample.image}: {error.strerror}; it was there when it was extracted: restore it") from error
-    picture, reason = decode_image(data)
+    picture, reason = decode_image(data, draft)
     if picture is None:
         raise RunError(f"{sample.image}: {reason}; it was readable when it was extracted: restore it")
     return augment(picture, view_name(view), content_key(data)) if view else picture

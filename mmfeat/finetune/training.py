@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from mmfeat.errors import HeadError
-from mmfeat.extract import prefetch
 from mmfeat.finetune.files import load, save
 from mmfeat.finetune.model import HEAD, Model
 from mmfeat.finetune.readers import FRESH_VIEWS, Read
@@ -31,6 +30,7 @@ from mmfeat.heads.settings import HeadSettings
 from mmfeat.heads.stack import epoch_steps, plain_choice
 from mmfeat.heads.stopping import Stopper
 from mmfeat.metrics import macro_f1
+from mmfeat.reader import prefetch
 from mmfeat.targets import Targets
 
 AHEAD = 4  # steps whose inputs are read while others train

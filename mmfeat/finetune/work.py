@@ -14,6 +14,7 @@ import numpy as np
 from mmfeat.encoders import Tower
 from mmfeat.errors import ConfigError, RunError
 from mmfeat.extract import extract_samples
+from mmfeat.extractor import ExtractSettings
 from mmfeat.features import Features
 from mmfeat.finetune.early import EARLY
 from mmfeat.finetune.model import Model, early_model, widened
@@ -195,7 +196,7 @@ def _extract(parent: Run, problem: Problem, towers: Sequence[Tower], device: str
     place = problem.config["data"]
     begin_request(cache, Request(place, parent.config["columns"], requests, parent.options, fingerprints))
     labelled = replace(problem.samples, samples=problem.labelled)
-    extract_samples(labelled, list(towers), cache=cache, device=device, progress=progress)
+    extract_samples(labelled, list(towers), cache=cache, settings=ExtractSettings(device), progress=progress)
 
 
 def _check_prefixes(plans: Sequence[TowerPlan], features: Features) -> None:

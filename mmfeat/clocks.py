@@ -1,0 +1,65 @@
+"""Clocks of an extraction: where the time goes, and what would save some."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+STEPS = ("read", "decode", "encode", "write")
+WORTH_NAMING = 0.15  # of the wall time that encoders wait for somebody else
+
+REMEDIES = {
+    "read": "a faster disk, or more --workers for a remote one",
+    "decode": "more --workers, or --draft for large JPEGs",
+    "encode": "--device cuda or --engine ray; else --dtype bfloat16 where the processor has it",
+    "write": "a faster disk for --cache",
+}
+
+
+@dataclass
+class Clocks:
+    """Seconds of work by step, summed over `workers` readers, and the seconds that encoders waited, of one modality."""
+
+    workers: int = 1
+    read: float = 0.0
+    decode: float = 0.0
+    encode: float = 0.0
+    write: float = 0.0
+    starved: float = 0.0  # waiting for the readers
+    blocked: float = 0.0  # waiting for the writer
+    wall: float = 0.0
+
+    @contextmanager
+    def time(self, step: str) -> Iterator[None]:
+        """Add the seconds that the context takes to a step."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, step, getattr(self, step) + time.perf_counter() - start)
+
+    def add(self, other: Clocks) -> None:
+        """Take over the times of another worker that ran beside this one."""
+        for name in ("workers", *STEPS, "starved", "blocked"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.wall = max(self.wall, other.wall)
+
+    @property
+    def bottleneck(self) -> str:
+        """The step that the others wait for."""
+        if self.blocked > max(self.starved, WORTH_NAMING * self.wall):
+            return "write"
+        if self.starved > WORTH_NAMING * self.wall:
+            return "read" if self.read > self.decode else "decode"
+        return "encode"
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """How busy each step was, of the time that it had: 1 is always."""
+        had = {step: self.wall * (self.workers if step in ("read", "decode") else 1) for step in STEPS}
+        return {step: getattr(self, step) / had[step] if had[step] else 0.0 for step in STEPS}
+
+    def __str__(self) -> str:
+        return " ".join(f"{step} {share:.0%}" for step, share in self.shares.items())

@@ -1,0 +1,24 @@
+"""Ray: joining or starting a cluster, for those engines that run on one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmfeat.errors import ConfigError
+
+
+def join_cluster(address: str | None) -> tuple[Any, bool]:
+    """Ray, and whether this call joined or started a cluster; then the caller leaves it again."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError("--engine ray needs Ray; install it with pip install 'mmfeat[ray]'") from error
+    if ray.is_initialized():
+        return ray, False
+    try:
+        ray.init(address=address, log_to_driver=False, include_dashboard=False)
+    except (ValueError, ConnectionError) as error:
+        raise ConfigError(
+            f"--ray-address {address}: no cluster there ({error}); give HOST:PORT, or leave it out"
+        ) from error
+    return ray, True

@@ -1,0 +1,199 @@
+"""The extractor: what some samples lack, through loaded encoders, into the cache. Every engine calls it."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from mmfeat.batching import Batcher
+from mmfeat.cache import Cache, ShardWriter
+from mmfeat.clocks import Clocks
+from mmfeat.encoders import Tower, load_encoders
+from mmfeat.hardware import resolve_device
+from mmfeat.pipeline import BackgroundWriter, Stage
+from mmfeat.plan import Item, Plan, Planner
+from mmfeat.progress import Progress, Silent
+from mmfeat.reader import Reader
+from mmfeat.samples import Sample
+from mmfeat.version import __version__
+
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "transformers", "timm", "scikit-learn", "scikit-image", "pillow")
+MOST_FAILURES = 1000  # that are told one by one
+
+
+@dataclass(frozen=True)
+class ExtractSettings:
+    """How to extract; nothing here changes a vector.
+
+    `workers` 0 is one reader a core, `batch_size` 0 what suits the device; `compiled` has torch make kernels. What
+    could not be read or encoded is remembered with its error and tried again only with `retry_failed`.
+    """
+
+    device: str = "auto"
+    workers: int = 0
+    batch_size: int = 0
+    compiled: bool = False
+    retry_failed: bool = False
+
+
+@dataclass
+class Tally:
+    """What was found and done, by the encoder's cache folder: vectors `stored` before and `new`.
+
+    `unreadable` are rows that hold an error, old and new; `missing` counts samples by modality and reason; `failures`
+    are the first (sample id, reason) of this time.
+    """
+
+    stored: Counter[str] = field(default_factory=Counter)
+    new: Counter[str] = field(default_factory=Counter)
+    unreadable: Counter[str] = field(default_factory=Counter)
+    missing: dict[str, Counter[str]] = field(default_factory=dict)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    failed: int = 0
+    clocks: dict[str, Clocks] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Tally:
+        """What `dataclasses.asdict` gave and JSON carried."""
+        counters = {name: Counter(values[name]) for name in ("stored", "new", "unreadable")}
+        missing = {modality: Counter(reasons) for modality, reasons in values["missing"].items()}
+        failures = [(id, reason) for id, reason in values["failures"]]
+        clocks = {modality: Clocks(**found) for modality, found in values["clocks"].items()}
+        return cls(**counters, missing=missing, failures=failures, failed=values["failed"], clocks=clocks)
+
+    def planned(self, plan: Plan) -> None:
+        """Count what a plan found."""
+        for mine, found in ((self.stored, plan.stored), (self.unreadable, plan.unreadable)):
+            mine.update(found)
+        for modality, reasons in plan.missing.items():
+            self.missing.setdefault(modality, Counter()).update(reasons)
+
+    def note(self, failure: tuple[str, str]) -> None:
+        """Count one that could not be read or encoded."""
+        self.failed += 1
+        if len(self.failures) < MOST_FAILURES:
+            self.failures.append(failure)
+
+    def wrote(self, folder: str, committed: int, failed: int) -> None:
+        """Count the rows of one encoder that were committed."""
+        self.new[folder] += committed - failed
+        self.unreadable[folder] += failed
+
+    def add(self, other: Tally) -> None:
+        """Take over what another worker counted."""
+        for mine, theirs in ((self.stored, other.stored), (self.new, other.new), (self.unreadable, other.unreadable)):
+            mine.update(theirs)
+        for modality, reasons in other.missing.items():
+            self.missing.setdefault(modality, Counter()).update(reasons)
+        for modality, clocks in other.clocks.items():
+            self.clocks.setdefault(modality, Clocks(0)).add(clocks)
+        self.failed += other.failed
+        self.failures += other.failures[: MOST_FAILURES - len(self.failures)]
+
+
+class Extractor:
+    """Plans blocks of samples and encodes what they lack; a model is loaded when something first needs it."""
+
+    def __init__(self, towers: Sequence[Tower], store: Cache, settings: ExtractSettings) -> None:
+        self.towers, self.store, self.settings = list(towers), store, settings
+        self.planner = Planner([tower.spec for tower in towers], store, settings.retry_failed)
+        self._towers = {tower.spec.fingerprint: tower for tower in towers}
+        self._encoders: list[Batcher] = []
+
+    def __enter__(self) -> Extractor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.planner.__exit__(kind, error, trace)
+
+    def extract(self, samples: Sequence[Sample], progress: Progress | None = None) -> Tally:
+        """Plan, encode and commit one block: when this returns, its rows outlive a power loss."""
+        tally, plan = Tally(), self.planner.plan(samples, progress)
+        tally.planned(plan)
+        with self.writing(tally) as writer:
+            self.run(plan, writer, tally, progress)
+        return tally
+
+    def writing(self, tally: Tally) -> AbstractContextManager[BackgroundWriter]:
+        """A writer for any number of runs; the tally counts what it committed."""
+        return _Counted(BackgroundWriter(self._shard_writer), self._towers, tally)
+
+    def run(
+        self, plan: Plan, writer: BackgroundWriter, tally: Tally, progress: Progress | None = None, where: str = ""
+    ) -> None:
+        """Encode what a plan lacks and hand it to the writer."""
+        self.load(plan.needed)
+        for fingerprint in plan.needed:
+            writer.open(fingerprint)
+        for modality, items in plan.items.items():
+            for failure in self._run(modality, items, writer, tally, progress or Silent(), where):
+                tally.note(failure)
+
+    def load(self, fingerprints: set[str]) -> None:
+        """Load the models behind some specs unless that was done."""
+        loaded = {fingerprint for each in self._encoders for fingerprint in each.encoder.fingerprints}
+        if wanted := [tower for name, tower in self._towers.items() if name in fingerprints - loaded]:
+            fresh = load_encoders(wanted, self.device, self.settings.compiled)
+            self._encoders += [Batcher(encoder, self.device, self.settings.batch_size) for encoder in fresh]
+
+    def encoders(self, modality: str) -> list[Batcher]:
+        """Those that are loaded."""
+        return [each for each in self._encoders if each.encoder.modality == modality]
+
+    @property
+    def device(self) -> str:
+        return resolve_device(self.settings.device)
+
+    def _run(
+        self, modality: str, items: list[Item], writer: BackgroundWriter, tally: Tally, progress: Progress, where: str
+    ) -> Iterator[tuple[str, str]]:
+        if not items:
+            return
+        batchers, settings = self.encoders(modality), self.settings
+        ours = [each.encoder for each in batchers]
+        clocks = tally.clocks.setdefault(modality, Clocks())
+        stage = Stage(batchers, Reader(ours, settings.workers), writer, self.device, settings.batch_size, clocks)
+        title = f"{modality}: {', '.join(dict.fromkeys(encoder.specs[0].model for encoder in ours))}{where}"
+        with progress.task(title, len(items)) as advance:
+            yield from stage.run(items, advance)
+
+    def _shard_writer(self, fingerprint: str) -> ShardWriter:
+        tower = self._towers[fingerprint]
+        return self.store.writer(tower.spec, provenance(tower), self.planner.shards[fingerprint])
+
+
+class _Counted(AbstractContextManager[BackgroundWriter]):
+    """A writer whose commits are counted however it is left."""
+
+    def __init__(self, writer: BackgroundWriter, towers: dict[str, Tower], tally: Tally) -> None:
+        self._writer, self._towers, self._tally = writer, towers, tally
+
+    def __enter__(self) -> BackgroundWriter:
+        return self._writer.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.__exit__(kind, error, trace)
+        for fingerprint, (committed, failed) in self._writer.counts.items():
+            self._tally.wrote(self._towers[fingerprint].spec.folder_name, committed, failed)
+
+
+def provenance(tower: Tower) -> dict[str, Any]:
+    """What does not change a vector but tells where it came from."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"mmfeat": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {"request": tower.request, "versions": versions}

@@ -1,0 +1,228 @@
+"""The pipeline of an extraction: reader -> encoders -> writer, none of which waits for another without need."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TypeVar
+
+import numpy as np
+
+from mmfeat.batching import Batcher
+from mmfeat.cache import Rows, ShardWriter
+from mmfeat.clocks import Clocks
+from mmfeat.encoders import EncoderSpec, Values
+from mmfeat.errors import EncoderError
+from mmfeat.plan import Item
+from mmfeat.progress import Advance
+from mmfeat.reader import Prepared, Reader
+
+WINDOWS = {"cpu": {"image": 16, "text": 256}}  # samples that are read, sorted by length and encoded together
+GPU_WINDOW = {"image": 512, "text": 4096}
+TEXT_BATCHES = 8  # in a window, where the size of a batch is given
+QUEUED = 8  # results on their way to the writer
+TICK = 1.0  # seconds after which an idle writer looks whether a commit is due
+
+T = TypeVar("T")
+
+
+class BackgroundWriter:
+    """Takes rows over and commits them in a thread; what it was given is committed however the context is left.
+
+    `make` gives the shard writer of a fingerprint.
+    """
+
+    def __init__(self, make: Callable[[str], ShardWriter]) -> None:
+        self._make = make
+        self._writers: dict[str, ShardWriter] = {}
+        self._open = ExitStack()
+        self._queue: queue.Queue[tuple[str, Rows, Clocks] | None] = queue.Queue(QUEUED)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
+
+    def open(self, fingerprint: str) -> None:
+        """Be ready for rows of a spec. Raises `WriteError` where they could not be written, before any work."""
+        if fingerprint not in self._writers:
+            self._writers[fingerprint] = self._open.enter_context(self._make(fingerprint))
+
+    def add(self, fingerprint: str, rows: Rows, clocks: Clocks) -> None:
+        """Hand some rows over; waits only where the disk is slower than the encoders."""
+        if self._error is not None:
+            raise self._error
+        with clocks.time("blocked"):
+            self._queue.put((fingerprint, rows, clocks))
+
+    @property
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Rows that were committed, and how many of them hold an error, by fingerprint."""
+        return {name: (writer.committed, writer.failed) for name, writer in self._writers.items()}
+
+    def __enter__(self) -> BackgroundWriter:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        self._open.__exit__(kind, error, trace)
+        if self._error is not None and error is None:
+            raise self._error
+
+    def _work(self) -> None:
+        """After an error the rest is taken and dropped, so that nobody waits for ever."""
+        while True:
+            try:
+                given = self._queue.get(timeout=TICK)
+            except queue.Empty:
+                given = ()  # type: ignore[assignment]
+            if given is None:
+                return
+            try:
+                if self._error is None:
+                    self._write(*given)
+            except BaseException as error:  # it is raised in the main thread
+                self._error = error
+
+    def _write(self, fingerprint: str = "", rows: Rows | None = None, clocks: Clocks | None = None) -> None:
+        with (clocks or Clocks()).time("write"):
+            if rows is not None:
+                self._writers[fingerprint].add(rows)
+            for writer in list(self._writers.values()):  # also those whose rows came earlier
+                writer.commit_if_due()
+
+
+@dataclass
+class Stage:
+    """What runs over the items of one modality."""
+
+    encoders: list[Batcher]
+    reader: Reader
+    writer: BackgroundWriter
+    device: str
+    batch_size: int = 0
+    clocks: Clocks = field(default_factory=Clocks)
+
+    def run(self, items: Sequence[Item], advance: Advance) -> Iterator[tuple[str, str]]:
+        """Encode and write all items; yields (sample id, reason) of what could not be read or encoded."""
+        modality = items[0].modality
+        size = WINDOWS.get(self.device, GPU_WINDOW)[modality]
+        if self.batch_size:
+            size = self.batch_size * (TEXT_BATCHES if modality == "text" else 1)
+        depth = 0 if self.device == "cpu" else 1  # of the windows that a device works on while the next is prepared
+        self.clocks.workers = self.reader.workers
+        running: deque[tuple[list[Prepared], list[Callable[[], Blocks]]]] = deque()
+        start, before = time.perf_counter(), self.clocks.wall
+        for window in batched(self._read(items, ahead=4 * size), size):
+            with self.clocks.time("encode"):
+                running.append((window, [start_block(window, n, each) for n, each in enumerate(self.encoders)]))
+            while len(running) > depth:
+                yield from self._finish(*running.popleft(), advance)
+            self.clocks.wall = before + time.perf_counter() - start
+        while running:
+            yield from self._finish(*running.popleft(), advance)
+        self.clocks.wall = before + time.perf_counter() - start
+
+    def _read(self, items: Sequence[Item], ahead: int) -> Iterator[Prepared]:
+        source = self.reader.read(items, ahead)
+        while True:
+            with self.clocks.time("starved"):
+                prepared = next(source, None)
+            if prepared is None:
+                return
+            self.clocks.read += prepared.read
+            self.clocks.decode += prepared.decode
+            yield prepared
+
+    def _finish(
+        self, window: list[Prepared], waits: list[Callable[[], Blocks]], advance: Advance
+    ) -> Iterator[tuple[str, str]]:
+        """Hand over what a window gave. What could not even be read gives no row; what is not finite only its row."""
+        failures = {(entry.item.sample.id, reason) for entry in window for reason in entry.errors.values()}
+        for wait in waits:
+            with self.clocks.time("encode"):
+                blocks = wait()
+            for spec, rows in blocks:
+                self.writer.add(spec.fingerprint, rows, self.clocks)
+                failures.update(pair for pair in zip(rows.ids, rows.errors, strict=True) if pair[1])
+        advance(len(window), str(self.clocks))
+        yield from sorted(failures)
+
+
+Blocks = list[tuple[EncoderSpec, Rows]]
+
+
+def start_block(window: list[Prepared], number: int, encoder: Batcher) -> Callable[[], Blocks]:
+    """Start encoding what could be read, shortest last; the function waits for the rows of each output."""
+    good = [entry for entry in window if number in entry.inputs]
+    # A file that could not even be read has no content, so there is nothing to remember it by.
+    bad = [entry for entry in window if number in entry.errors and entry.key]
+    if (length := encoder.encoder.length) is not None:
+        good.sort(key=lambda entry: -length(entry.inputs[number]))
+    specs = encoder.encoder.specs
+    wait = encoder.launch([entry.inputs[number] for entry in good]) if good else list
+    return lambda: [
+        *(pair for spec, values in zip(specs, wait(), strict=False) for pair in _good_rows(spec, good, values)),
+        *(pair for spec in specs for pair in _bad_rows(spec, bad, [entry.errors[number] for entry in bad])),
+    ]
+
+
+def _good_rows(spec: EncoderSpec, entries: list[Prepared], values: Values) -> Iterator[tuple[EncoderSpec, Rows]]:
+    stored, errors = _stored(values, entries, spec)
+    if lacking := _lacking(spec, entries):
+        yield spec, _rows(entries, errors, stored).take(lacking)
+
+
+def _bad_rows(spec: EncoderSpec, entries: list[Prepared], errors: list[str]) -> Iterator[tuple[EncoderSpec, Rows]]:
+    if lacking := _lacking(spec, entries):
+        nothing = np.empty((len(entries), 0), dtype=spec.storage)
+        values = nothing if spec.output == "pooled" else [nothing[:0]] * len(entries)
+        yield spec, _rows(entries, errors, values).take(lacking)
+
+
+def _lacking(spec: EncoderSpec, entries: list[Prepared]) -> list[int]:
+    return [number for number, entry in enumerate(entries) if spec.fingerprint in entry.item.fingerprints]
+
+
+def _rows(entries: list[Prepared], errors: list[str], values: Values) -> Rows:
+    return Rows([entry.key for entry in entries], [entry.item.sample.id for entry in entries], errors, values)
+
+
+def _stored(values: Values, entries: list[Prepared], spec: EncoderSpec) -> tuple[Values, list[str]]:
+    """The values in the storage dtype, and an error for each sample of which not all are finite.
+
+    In half precision the dtype may be to blame, so that is an error of the whole extraction.
+    """
+    with np.errstate(over="ignore"):
+        stored = [value.astype(spec.storage) for value in values]
+    errors = ["" if np.isfinite(value).all() else "the encoder gives no finite vector" for value in stored]
+    if any(errors) and spec.storage != "float32":
+        first = next(entry for entry, error in zip(entries, errors, strict=True) if error)
+        raise EncoderError(
+            f"{spec.name}: sample {first.item.sample.id} gives values beyond {spec.storage}; "
+            "extract with --dtype float32"
+        )
+    if spec.output != "pooled":
+        return [value[:0] if error else value for value, error in zip(stored, errors, strict=True)], errors
+    pooled = np.stack(stored)
+    pooled[[bool(error) for error in errors]] = np.nan
+    return pooled, errors
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items; the last may be shorter."""
+    batch: list[T] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

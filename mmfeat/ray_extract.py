@@ -1,0 +1,167 @@
+"""Extraction on a Ray cluster: blocks of samples flow through Ray Data to actors, which encode them and write shards.
+
+A block counts as done when its rows are committed. Ray gives the blocks of an actor that died to another one, which
+finds in the cache what was committed and encodes the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from mmfeat.cache import Cache
+from mmfeat.cluster import join_cluster
+from mmfeat.encoders import Tower
+from mmfeat.errors import CacheError, ConfigError, MmfeatError
+from mmfeat.extractor import Extractor, ExtractSettings, Tally
+from mmfeat.progress import Progress
+from mmfeat.remote import RemoteFile, absolute, is_remote
+from mmfeat.samples import Sample, SampleSource
+
+BLOCK = 4096  # samples; an actor commits once a block
+CORES = 4  # of an actor that computes on CPUs
+READER_CPUS = 0.25  # for the task that reads the list: actors that take all CPUs would starve it
+SPARE_CPUS = 0.5
+
+
+def extract_on_ray(
+    source: SampleSource,
+    towers: Sequence[Tower],
+    store: Cache,
+    settings: ExtractSettings,
+    address: str | None,
+    tally: Tally,
+    progress: Progress,
+    total: int,
+) -> None:
+    """Encode what the cache lacks of `source`, `total` samples; the workers see the data and the cache as this does."""
+    ray, started = join_cluster(address)
+    try:
+        _quiet(ray)
+        count, resources = _share(ray, settings)
+        root = absolute(store.folder.parent)
+        done = _list(ray, source).map_batches(
+            BlockActor,
+            fn_constructor_args=(list(towers), root, source.name, _for_actor(settings, resources)),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=count),
+            **resources,
+        )
+        with progress.task(f"ray: {count} workers", total) as advance:
+            for found in _rows(ray, done):
+                tally.add(Tally.from_json(json.loads(found["tally"])))
+                advance(int(found["samples"]))
+    finally:
+        if started:
+            ray.shutdown()
+    _check_shared(store, towers, tally)
+
+
+class BlockActor:
+    """One worker: its own models and its own shards."""
+
+    def __init__(self, towers: list[Tower], root: str, dataset: str, settings: ExtractSettings) -> None:
+        self._extractor = Extractor(towers, Cache(root, dataset), settings)
+        if settings.device == "cpu":
+            import torch
+
+            torch.set_num_threads(settings.workers)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        samples = _unpacked(str(batch["samples"][0]))
+        tally = self._extractor.extract(samples)
+        return {"tally": [json.dumps(asdict(tally))], "samples": [len(samples)]}
+
+
+def _list(ray: Any, source: SampleSource) -> Any:
+    """The sample list as a Ray data set of one row a block, read by one task as it is used."""
+    from ray.data.block import BlockMetadata
+    from ray.data.datasource import Datasource, ReadTask
+
+    class SampleList(Datasource):
+        def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[Any]:
+            metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+            return [ReadTask(lambda: _packed_blocks(data, columns), metadata)]
+
+        def estimate_inmemory_data_size(self) -> int | None:
+            return None
+
+    data, columns = absolute(source.data), source.columns
+    context = ray.data.DataContext.get_current()
+    before = context.target_max_block_size
+    context.target_max_block_size = 1  # bytes: Ray would gather rows, here each one is work enough
+    try:
+        return ray.data.read_datasource(SampleList(), override_num_blocks=1, num_cpus=READER_CPUS)
+    finally:
+        context.target_max_block_size = before
+
+
+def _packed_blocks(data: str, columns: dict[str, str]) -> Iterator[Any]:
+    import pyarrow
+
+    for block in SampleSource(data, columns).blocks(BLOCK):
+        rows = [[s.id, s.text, None if s.image is None else str(s.image), s.text_error, s.image_error] for s in block]
+        yield pyarrow.table({"samples": [json.dumps(rows)]})
+
+
+def _unpacked(packed: str) -> list[Sample]:
+    samples = []
+    for id, text, image, text_error, image_error in json.loads(packed):
+        place = None if image is None else RemoteFile(image) if is_remote(image) else Path(image)
+        samples.append(Sample(id, text, place, None, text_error, image_error))
+    return samples
+
+
+def _share(ray: Any, settings: ExtractSettings) -> tuple[int, dict[str, float]]:
+    """How many actors, and what each gets: a GPU, or a share of the CPUs that leaves some for reading the list."""
+    resources = ray.cluster_resources()
+    if resources.get("GPU", 0) >= 1 and settings.device in ("auto", "cuda"):
+        return settings.workers or int(resources["GPU"]), {"num_gpus": 1}
+    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    smallest = min(cpus for cpus in nodes if cpus)
+    count = settings.workers or sum(max(1, int(cpus // CORES)) for cpus in nodes if cpus)
+    share = min(smallest - SPARE_CPUS, (sum(nodes) - SPARE_CPUS) / count)
+    if share < READER_CPUS:
+        raise ConfigError(f"--workers {count}: the cluster has {sum(nodes):g} CPUs; ask for fewer workers")
+    return count, {"num_cpus": int(share * 100) / 100}
+
+
+def _for_actor(settings: ExtractSettings, resources: dict[str, float]) -> ExtractSettings:
+    """The settings within an actor, whose `workers` are its readers."""
+    if "num_gpus" in resources:
+        return replace(settings, device="cuda", workers=0)
+    return replace(settings, device="cpu", workers=max(1, int(resources["num_cpus"])))
+
+
+def _rows(ray: Any, data: Any) -> Iterator[dict[str, Any]]:
+    """The rows as they come. An actor's own error comes out as what it was."""
+    try:
+        yield from data.iter_rows()
+    except ray.exceptions.RayError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, MmfeatError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        raise cause if cause is not None else error from None
+
+
+def _check_shared(store: Cache, towers: Sequence[Tower], tally: Tally) -> None:
+    """What the workers wrote is to be seen from here."""
+    for tower in towers:
+        if tally.new[tower.spec.folder_name] and not len(store.table(tower.spec).keys):
+            raise CacheError(
+                f"{store.folder}: the workers wrote to a folder of this name that this machine does not see; give a "
+                "--cache that all machines share"
+            )
+
+
+def _quiet(ray: Any) -> None:
+    """Ray's own bars and logs would interleave with ours."""
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for name in ("ray.data", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)
