@@ -13,7 +13,7 @@ WORTH_NAMING = 0.15  # of the wall time that encoders wait for somebody else
 REMEDIES = {
     "read": "a faster disk, or more --workers for a remote one",
     "decode": "more --workers, or --draft for large JPEGs",
-    "encode": "--device cuda or --engine ray; else --dtype bfloat16 where the processor has it",
+    "encode": "a GPU (--device cuda), half precision where the hardware has it (--dtype), or --engine ray",
     "write": "a faster disk for --cache",
 }
 

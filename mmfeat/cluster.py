@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from mmfeat.errors import ConfigError
@@ -16,7 +17,7 @@ def join_cluster(address: str | None) -> tuple[Any, bool]:
     if ray.is_initialized():
         return ray, False
     try:
-        ray.init(address=address, log_to_driver=False, include_dashboard=False)
+        ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
     except (ValueError, ConnectionError) as error:
         raise ConfigError(
             f"--ray-address {address}: no cluster there ({error}); give HOST:PORT, or leave it out"

@@ -6,7 +6,7 @@ import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -57,9 +57,13 @@ class Tally:
     failed: int = 0
     clocks: dict[str, Clocks] = field(default_factory=dict)
 
+    def to_json(self) -> dict[str, Any]:
+        """All of it in plain dictionaries and lists."""
+        return {**vars(self), "clocks": {modality: asdict(clocks) for modality, clocks in self.clocks.items()}}
+
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Tally:
-        """What `dataclasses.asdict` gave and JSON carried."""
+        """What `to_json` gave and JSON carried."""
         counters = {name: Counter(values[name]) for name in ("stored", "new", "unreadable")}
         missing = {modality: Counter(reasons) for modality, reasons in values["missing"].items()}
         failures = [(id, reason) for id, reason in values["failures"]]

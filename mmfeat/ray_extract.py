@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mmfeat import errors
 from mmfeat.cache import Cache
 from mmfeat.cluster import join_cluster
 from mmfeat.encoders import Tower
@@ -23,6 +26,8 @@ from mmfeat.remote import RemoteFile, absolute, is_remote
 from mmfeat.samples import Sample, SampleSource
 
 BLOCK = 4096  # samples; an actor commits once a block
+BLOCKS_EACH = 4  # at least, of an actor where there are few samples
+LEAST = 32  # samples of a block
 CORES = 4  # of an actor that computes on CPUs
 READER_CPUS = 0.25  # for the task that reads the list: actors that take all CPUs would starve it
 SPARE_CPUS = 0.5
@@ -39,12 +44,14 @@ def extract_on_ray(
     total: int,
 ) -> None:
     """Encode what the cache lacks of `source`, `total` samples; the workers see the data and the cache as this does."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of arguments that this process holds anyway
     ray, started = join_cluster(address)
     try:
         _quiet(ray)
         count, resources = _share(ray, settings)
         root = absolute(store.folder.parent)
-        done = _list(ray, source).map_batches(
+        block = max(LEAST, min(BLOCK, -(-total // (BLOCKS_EACH * count))))
+        done = _list(ray, source, block).map_batches(
             BlockActor,
             fn_constructor_args=(list(towers), root, source.name, _for_actor(settings, resources)),
             batch_size=1,
@@ -52,9 +59,9 @@ def extract_on_ray(
             **resources,
         )
         with progress.task(f"ray: {count} workers", total) as advance:
-            for found in _rows(ray, done):
-                tally.add(Tally.from_json(json.loads(found["tally"])))
-                advance(int(found["samples"]))
+            for found, samples in _results(done):
+                tally.add(found)
+                advance(samples)
     finally:
         if started:
             ray.shutdown()
@@ -73,19 +80,22 @@ class BlockActor:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         samples = _unpacked(str(batch["samples"][0]))
-        tally = self._extractor.extract(samples)
-        return {"tally": [json.dumps(asdict(tally))], "samples": [len(samples)]}
+        try:
+            result, error = json.dumps(self._extractor.extract(samples).to_json()), ""
+        except MmfeatError as problem:  # Ray would carry its text only, in a traceback
+            result, error = str(problem), type(problem).__name__
+        return {"result": [result], "error": [error], "samples": [len(samples)]}
 
 
-def _list(ray: Any, source: SampleSource) -> Any:
-    """The sample list as a Ray data set of one row a block, read by one task as it is used."""
+def _list(ray: Any, source: SampleSource, block: int) -> Any:
+    """The sample list as a Ray data set of one row a block of samples, read by one task as it is used."""
     from ray.data.block import BlockMetadata
     from ray.data.datasource import Datasource, ReadTask
 
     class SampleList(Datasource):
         def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[Any]:
             metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-            return [ReadTask(lambda: _packed_blocks(data, columns), metadata)]
+            return [ReadTask(lambda: _packed_blocks(data, columns, block), metadata)]
 
         def estimate_inmemory_data_size(self) -> int | None:
             return None
@@ -100,10 +110,10 @@ def _list(ray: Any, source: SampleSource) -> Any:
         context.target_max_block_size = before
 
 
-def _packed_blocks(data: str, columns: dict[str, str]) -> Iterator[Any]:
+def _packed_blocks(data: str, columns: dict[str, str], size: int) -> Iterator[Any]:
     import pyarrow
 
-    for block in SampleSource(data, columns).blocks(BLOCK):
+    for block in SampleSource(data, columns).blocks(size):
         rows = [[s.id, s.text, None if s.image is None else str(s.image), s.text_error, s.image_error] for s in block]
         yield pyarrow.table({"samples": [json.dumps(rows)]})
 
@@ -137,15 +147,14 @@ def _for_actor(settings: ExtractSettings, resources: dict[str, float]) -> Extrac
     return replace(settings, device="cpu", workers=max(1, int(resources["num_cpus"])))
 
 
-def _rows(ray: Any, data: Any) -> Iterator[dict[str, Any]]:
-    """The rows as they come. An actor's own error comes out as what it was."""
-    try:
-        yield from data.iter_rows()
-    except ray.exceptions.RayError as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, MmfeatError):
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        raise cause if cause is not None else error from None
+def _results(data: Any) -> Iterator[tuple[Tally, int]]:
+    """What the actors did, block by block, with the number of samples; an error of theirs is raised here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"ray\.data", category=UserWarning)  # it wants several list readers
+        for row in data.iter_rows():
+            if row["error"]:
+                raise getattr(errors, row["error"])(row["result"])
+            yield Tally.from_json(json.loads(row["result"])), int(row["samples"])
 
 
 def _check_shared(store: Cache, towers: Sequence[Tower], tally: Tally) -> None:

@@ -56,6 +56,7 @@ class ShardWriter:
     def commit(self) -> None:
         """Write what has gathered as one shard; when this returns it outlives a power loss."""
         if self._batches:
+            new: list[Rows] = []
             declare(self._folder, self._spec, self._provenance)
             with write_errors(self._folder), locked_folder(self._folder):
                 self._look_at_new_shards()
@@ -68,9 +69,9 @@ class ShardWriter:
                 else:
                     sync_folder(self._folder)  # whoever stored these rows may have died just before doing so
             # Only now: an interrupt before this line leaves the rows here for the commit on the way out.
-            written, self._batches, self._bytes = self._batches, [], 0
-            self.committed += sum(len(batch.keys) for batch in written)
-            self.failed += sum(batch.failed for batch in written)
+            self._batches, self._bytes = [], 0
+            self.committed += sum(len(batch.keys) for batch in new)
+            self.failed += sum(batch.failed for batch in new)
 
     def _look_at_new_shards(self) -> None:
         for path in self._folder.iterdir():

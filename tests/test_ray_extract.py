@@ -1,0 +1,123 @@
+"""Ray: two workers on a real local cluster leave the cache that one process leaves, also if one of them is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmfeat.cache import Cache
+from mmfeat.cache.verify import verify_cache
+from mmfeat.encoders import EncoderOptions
+from mmfeat.errors import ConfigError, EncoderError
+from mmfeat.extract import Extraction, extract_features
+from mmfeat.extractor import ExtractSettings
+from mmfeat.samples import read_samples
+
+ray = pytest.importorskip("ray", reason="the engine needs the extra ray")
+pytest.importorskip("ray.data", reason="the engine needs ray[data]")
+
+OPTIONS = EncoderOptions(dtype="float32", outputs=("pooled", "clip=tokens"), views=1)
+TWO = ExtractSettings(workers=2)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """One on two CPUs, as on a small machine."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    context = ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+    yield context.address_info["address"]
+    ray.shutdown()
+
+
+@pytest.fixture
+def data(demo_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(demo_folder, tmp_path / "demo"))
+
+
+def workers() -> Iterator[int]:
+    """Process ids of the actors: Ray writes into a process's title what it runs."""
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if file.read_bytes().startswith(b"ray::MapWorker(MapBatches(BlockActor))"):
+                yield int(file.parent.name)
+
+
+def features(result: Extraction) -> dict[str, np.ndarray]:
+    """All values, by cache folder; tokens padded."""
+    cache = Cache(result.folder.parent, result.folder.name)
+    samples = read_samples(result.samples.source).samples
+    loaded = cache.load(samples, [tower.spec for tower in result.towers])
+    rows = np.arange(len(samples))
+    return {
+        **{block.name: block.vectors for block in loaded.blocks},
+        **{block.name: block.batch(rows)[0] for block in loaded.mapped},
+    }
+
+
+def check_equal(one: Extraction, other: Extraction) -> None:
+    theirs = features(other)
+    for name, values in features(one).items():
+        np.testing.assert_allclose(theirs[name], values, atol=1e-5, err_msg=name)
+    assert (one.new, one.unreadable, one.missing) == (other.new, other.unreadable, other.missing)
+
+
+def test_two_workers_leave_the_cache_of_one_process(data: Path, tmp_path: Path, tiny_clip: Path, cluster: str) -> None:
+    asked = ["hashing", f"clip:{tiny_clip}"]
+    alone = extract_features(data, asked, cache=tmp_path / "alone", options=OPTIONS)
+    found = extract_features(data, asked, cache=tmp_path / "ray", options=OPTIONS, settings=TWO, engine="ray")
+    assert verify_cache(tmp_path / "ray").sound
+    check_equal(alone, found)
+    assert sorted(id for id, _ in found.failures) == sorted(id for id, _ in alone.failures)
+    assert all(len(list(found.folder.glob(f"{tower.spec.folder_name}/*.h5"))) > 1 for tower in found.towers)
+    again = extract_features(data, asked, cache=tmp_path / "ray", options=OPTIONS, settings=TWO, engine="ray")
+    assert again.nothing_to_do
+
+
+def test_blocks_of_a_killed_worker_are_redone(data: Path, tmp_path: Path, tiny_clip: Path, cluster: str) -> None:
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        """The first worker that has committed something."""
+        while not list((tmp_path / "ray").glob("*/*/*.h5")):
+            time.sleep(0.01)
+        pid = next(workers())
+        os.kill(pid, signal.SIGKILL)
+        killed.append(pid)
+
+    asked = ["hashing", f"clip:{tiny_clip}"]
+    thread = threading.Thread(target=kill_one, daemon=True)
+    thread.start()
+    found = extract_features(data, asked, cache=tmp_path / "ray", options=OPTIONS, settings=TWO, engine="ray")
+    thread.join(30)
+    assert killed
+    assert verify_cache(tmp_path / "ray").sound
+    alone = extract_features(data, asked, cache=tmp_path / "alone", options=OPTIONS)
+    theirs = features(found)
+    for name, values in features(alone).items():
+        np.testing.assert_allclose(theirs[name], values, atol=1e-5, err_msg=name)
+
+
+def test_an_error_in_a_worker_is_one_line_here(data: Path, tmp_path: Path, tiny_bert: Path, cluster: str) -> None:
+    broken = Path(shutil.copytree(tiny_bert, tmp_path / "broken"))
+    (broken / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(EncoderError, match="broken: cannot be loaded"):
+        extract_features(data, [f"bert:{broken}"], cache=tmp_path / "cache", settings=TWO, engine="ray")
+
+
+def test_more_workers_than_the_cluster_can_have_are_refused(data: Path, tmp_path: Path, cluster: str) -> None:
+    with pytest.raises(ConfigError, match="--workers 50: the cluster has 2 CPUs"):
+        extract_features(data, ["hashing"], cache=tmp_path, settings=ExtractSettings(workers=50), engine="ray")
+
+
+def test_an_unknown_engine_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--engine spark: use one of local, ray"):
+        extract_features(data, ["hashing"], cache=tmp_path, engine="spark")
