@@ -18,14 +18,14 @@ from typing import Any
 from mmfeat.encoders.torchvision_ops import import_torchvision
 
 
-def write_clip(folder: Path) -> None:
-    """open_clip's ViT-B-32 in its own folder layout."""
+def write_clip(folder: Path, name: str = "ViT-B-32") -> None:
+    """One of open_clip's models in its own folder layout."""
     import open_clip
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    config: dict[str, Any] = open_clip.get_model_config("ViT-B-32")
-    state = open_clip.create_model("ViT-B-32").state_dict()
+    config: dict[str, Any] = open_clip.get_model_config(name)
+    state = open_clip.create_model(name).state_dict()
     save_file({name: value.contiguous() for name, value in state.items()}, folder / "open_clip_model.safetensors")
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
 

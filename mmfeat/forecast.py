@@ -23,6 +23,7 @@ from mmfeat.samples import MODALITIES, Overview
 TRIED = 64  # samples that are encoded to find out
 WARM_UP = 8  # of them that are encoded once before the clock runs
 ROW_BYTES = 100  # of key, id and checksums beside a row's values
+SHARD_BYTES = 30_000  # of what surrounds the rows of a shard, and of what aligns them
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,8 @@ def _encoder(prepared: Sequence[Prepared], number: int, batcher: Batcher, needs:
     outputs = []
     for spec in encoder.specs:
         lacking = needs.lacking[spec.folder_name]
-        outputs.append((spec, lacking, lacking * (sizes[spec] // max(1, rows[spec]) + ROW_BYTES)))
+        row = sizes[spec] // max(1, rows[spec]) + ROW_BYTES
+        outputs.append((spec, lacking, lacking * row + SHARD_BYTES * bool(lacking)))
     return Forecast(encoder.specs[0].model, missing, rate, missing / rate if rate else 0.0, tuple(outputs))
 
 

@@ -158,8 +158,8 @@ def _in_order(
                 restarts += 1
                 if restarts > RESTARTS:
                     raise DataError(
-                        f"reading processes were killed {restarts} times ({error}); is memory short? use --workers 1"
-                    ) from None
+                        f"reading processes were killed {restarts} times; is memory short? use --workers 1"
+                    ) from error
                 pool.shutdown(wait=False)
                 pool = make_pool()
                 waiting = deque((item, pool.submit(function, item)) for item, _ in waiting)

@@ -321,3 +321,12 @@ def test_import_torchvision_is_repeatable() -> None:
     import torchvision
 
     assert torchvision.models.resnet18
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_encoder_gives_the_same_vectors(tiny_bert: Path) -> None:
+    towers = describe_encoders([f"bert:{tiny_bert}"], EncoderOptions(dtype="float32"))
+    (plain,), (compiled,) = load_encoders(towers, "cpu"), load_encoders(towers, "cpu", compiled=True)
+    for texts in (TEXTS, TEXTS[:2]):  # shapes change from batch to batch
+        prepared = [plain.prepare(text) for text in texts]
+        np.testing.assert_allclose(compiled.embed(prepared)[0], plain.embed(prepared)[0], atol=1e-5)

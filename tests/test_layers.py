@@ -94,6 +94,8 @@ HEAVY = {
     "pyarrow",
     "optuna",
     "ray",
+    "loky",
+    "fsspec",
 }
 TORCH_MODULES = {
     f"mmfeat.heads.{name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,7 @@ class TorchTower:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         points = {spec: self.network.point(spec) for spec in self.specs if spec.output != "pooled"}
         # What is compiled cannot be looked into, so tokens and prefixes come from the plain model.
-        forward = torch.compile(self.network.forward) if compiled and not points else self.network.forward
+        forward = _compiled(self.network.forward, device) if compiled and not points else self.network.forward
         copies = Copies(device)
 
         def launch(batch: list[Any]) -> Callable[[], list[Values]]:
@@ -100,6 +101,14 @@ class TorchTower:
     def asked_for(self, specs: list[EncoderSpec]) -> TorchTower:
         """The same tower, asked for other outputs."""
         return replace(self, specs=tuple(specs))
+
+
+def _compiled(forward: Callable[[Any], Tensor], device: str) -> Callable[[Any], Tensor]:
+    import torch
+
+    if device == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+        raise EncoderError("--compile: torch needs a C++ compiler for that; install g++, or leave it out")
+    return torch.compile(forward)
 
 
 def to_device(inputs: Any, device: str, dtype: Any, non_blocking: bool = False) -> Any:

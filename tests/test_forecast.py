@@ -1,0 +1,79 @@
+"""The forecast: what it says is missing is what an extraction then makes, and it writes nothing."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mmfeat.console import duration, out, show_forecast, size_of
+from mmfeat.encoders import EncoderOptions
+from mmfeat.extract import extract_features
+from mmfeat.forecast import Forecasts, forecast_extraction
+
+OPTIONS = EncoderOptions(dtype="float32", outputs=("pooled", "clip=tokens"), views=1)
+
+
+@pytest.fixture
+def data(demo_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(demo_folder, tmp_path / "demo"))
+
+
+def missing(found: Forecasts) -> dict[str, int]:
+    return {spec.folder_name: count for each in found.encoders for spec, count, _ in each.outputs if count}
+
+
+def test_it_foretells_what_is_made(data: Path, tmp_path: Path, tiny_clip: Path) -> None:
+    asked, cache = ["hashing", f"clip:{tiny_clip}"], tmp_path / "cache"
+    before = forecast_extraction(data, asked, cache=cache, options=OPTIONS)
+    assert not list(tmp_path.rglob("*.h5"))
+    assert not cache.exists()
+    extract_features(data, ["hashing"], cache=cache)
+    half = forecast_extraction(data, asked, cache=cache, options=OPTIONS)
+    assert {each.model.split(":")[0] for each in half.encoders} == {"clip.text", "clip.image"}
+    made = extract_features(data, asked, cache=cache, options=OPTIONS)
+    written = {name: count for name, count in (made.new + made.unreadable).items() if count}
+    assert missing(half) == written
+    assert {name for name in missing(before) if name not in written} == {"hashing-cde21615"}
+    assert missing(before).items() >= written.items()
+    assert all(each.rate > 0 and each.seconds > 0 for each in before.encoders)
+    after = forecast_extraction(data, asked, cache=cache, options=OPTIONS)
+    assert after.encoders == ()
+
+
+def test_its_bytes_are_those_on_disk(data: Path, tmp_path: Path, tiny_clip: Path) -> None:
+    cache = tmp_path / "cache"
+    found = forecast_extraction(data, [f"clip:{tiny_clip}"], cache=cache, options=OPTIONS)
+    extract_features(data, [f"clip:{tiny_clip}"], cache=cache, options=OPTIONS)
+    for each in found.encoders:
+        for spec, _, foretold in each.outputs:
+            size = sum(file.stat().st_size for file in (cache / "demo" / spec.folder_name).glob("*.h5"))
+            assert abs(size - foretold) < 0.25 * size + 8192, spec.name
+
+
+def test_what_it_says(data: Path, tmp_path: Path) -> None:
+    with out.capture() as printed:
+        show_forecast(forecast_extraction(data, ["hashing", "hog"], cache=tmp_path / "cache"))
+    text = printed.get()
+    assert "demo: 120 samples" in text
+    assert "hashing" in text
+    assert re.search(r"hashing +pooled +1\d\d +[\d,.]+/s +[\d.]+ s +\d+", text)
+    assert "nothing was written; next: the same command without --dry-run" in text
+    extract_features(data, ["hashing"], cache=tmp_path / "cache")
+    with out.capture() as printed:
+        show_forecast(forecast_extraction(data, ["hashing"], cache=tmp_path / "cache"))
+    assert "nothing to do: every vector is in" in printed.get()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(3.21, "3.2 s"), (150, "2.5 min"), (7300, "2.0 h"), (400_000, "4.6 days")]
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(("count", "words"), [(12, "12 B"), (1500, "1.5 kB"), (2_000_000, "2.0 MB"), (3e9, "3.0 GB")])
+def test_sizes(count: int, words: str) -> None:
+    assert size_of(int(count)) == words
