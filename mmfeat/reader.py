@@ -7,7 +7,9 @@ and transforms that only their library can do, in threads.
 from __future__ import annotations
 
 import functools
+import os
 import signal
+import threading
 import time
 import warnings
 from collections import deque
@@ -180,9 +182,16 @@ def _processes(count: int) -> Executor:
         def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
             super().shutdown(wait=wait, kill_workers=cancel_futures)
 
-    return Pool(count, initializer=_leave_interrupts_alone)
+    return Pool(count, initializer=_follow, initargs=(os.getpid(),))
 
 
-def _leave_interrupts_alone() -> None:
-    """Ctrl-C is for the process that has vectors to save; it ends its readers."""
+def _follow(parent: int) -> None:
+    """Ctrl-C is for the process that has vectors to save, which ends its readers; if it is killed, they go too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -105,6 +107,27 @@ def children() -> list[int]:
         if parent == os.getpid() and b"popen_loky" in command:
             found.append(int(stat.parent.name))
     return found
+
+
+ORPHANS = """
+import os, time
+from mmfeat import reader
+print(reader._processes(2).submit(os.getpid).result(), flush=True)
+time.sleep(60)
+"""
+
+
+def test_readers_go_when_whoever_reads_is_killed() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    reading = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{reading}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_processes_that_are_killed_again_and_again_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
