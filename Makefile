@@ -6,7 +6,7 @@
 #   make extract DATA=... ENCODERS=clip,bert,resnet50
 #   make heads, make finetune       train and rank heads; train the last layers of encoders with the best
 #   make submit                     write the submission
-#   make benchmark                   cache, heads and stage 2 against the plain way
+#   make benchmark                   cache, extraction, heads and stage 2 against the plain way
 #   make clean                       remove the virtual environment and the demo data
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -14,6 +14,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 MMFEAT := $(BIN)/mmfeat
+TESTS  := $(BIN)/python -m pytest -n auto --dist loadfile
 
 .PHONY: help install demo extract heads finetune submit test check benchmark format clean
 help:
@@ -49,16 +50,17 @@ submit: install
 	$(MMFEAT) submit
 
 test: install
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 benchmark: install
 	$(BIN)/python benchmarks/cache.py
+	$(BIN)/python benchmarks/extract.py
 	$(BIN)/python benchmarks/heads.py
 	$(BIN)/python benchmarks/finetune.py
 

@@ -84,8 +84,8 @@ class Tally:
             self.failures.append(failure)
 
     def wrote(self, folder: str, committed: int, failed: int) -> None:
-        """Count the rows of one encoder that were committed."""
-        self.new[folder] += committed - failed
+        """Count the rows of one encoder that were committed, and those that hold an error."""
+        self.new[folder] += committed
         self.unreadable[folder] += failed
 
     def add(self, other: Tally) -> None:

@@ -49,7 +49,7 @@ Draft = Annotated[int, typer.Option("--draft", help=_DRAFT, min=0)]
 AnyDraft = Annotated[int | None, typer.Option("--draft", help="As for extract.  [default: the latest's]", min=0)]
 Engine = Annotated[str, typer.Option("--engine", help="local or ray.")]
 RayAddress = Annotated[str | None, typer.Option("--ray-address", help="A Ray cluster.  [default: this machine]")]
-Workers = Annotated[int, typer.Option("--workers", help="Readers; 0 is one a core.", min=0)]
+Workers = Annotated[int, typer.Option("--workers", help="Readers, or Ray's workers; 0 suits the machine.", min=0)]
 Seed = Annotated[int, typer.Option("--seed", help="Fixes everything that is random.", min=0)]
 
 

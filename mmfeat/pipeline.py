@@ -60,7 +60,7 @@ class BackgroundWriter:
 
     @property
     def counts(self) -> dict[str, tuple[int, int]]:
-        """Rows that were committed, and how many of them hold an error, by fingerprint."""
+        """Rows with values that were committed, and rows that hold an error, by fingerprint."""
         return {name: (writer.committed, writer.failed) for name, writer in self._writers.items()}
 
     def __enter__(self) -> BackgroundWriter:

@@ -38,7 +38,8 @@ class ShardWriter:
         self._looked_at = set(known)
         self._good: set[bytes] = set()
         self._failed: set[bytes] = set()
-        self.committed = self.failed = 0  # rows, and how many of them hold an error
+        self.committed = 0  # rows with values that were written by this writer
+        self.failed = 0  # rows that hold an error, also those that were there already
 
     def add(self, rows: Rows) -> None:
         """Take over some rows; commits what has gathered if it is due."""
@@ -69,9 +70,9 @@ class ShardWriter:
                 else:
                     sync_folder(self._folder)  # whoever stored these rows may have died just before doing so
             # Only now: an interrupt before this line leaves the rows here for the commit on the way out.
-            self._batches, self._bytes = [], 0
-            self.committed += sum(len(batch.keys) for batch in new)
-            self.failed += sum(batch.failed for batch in new)
+            given, self._batches, self._bytes = self._batches, [], 0
+            self.committed += sum(len(batch.keys) - batch.failed for batch in new)
+            self.failed += sum(batch.failed for batch in given)
 
     def _look_at_new_shards(self) -> None:
         for path in self._folder.iterdir():
