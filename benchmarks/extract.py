@@ -253,10 +253,10 @@ def extraction(
         store = Cache(folder, "pairs")
         with Extractor(towers, store, ExtractSettings()) as extractor:
             extractor.load({tower.spec.fingerprint for tower in towers})
-            alone = _alone(towers, samples, Path(folder), resolve_device())
             start = time.perf_counter()
             tally = extractor.extract(samples)
             whole = time.perf_counter() - start
+        alone = _alone(towers, samples, Path(folder), resolve_device())
         features = store.load(samples, [tower.spec for tower in towers])
     blocks = {block.modality: block.vectors.astype(np.float32) for block in features.blocks}
     np.savez(f"{given.place}/{name.replace('/', '-')}.npz", **blocks)

@@ -22,7 +22,7 @@ class Batcher:
     """Gives an encoder as much at once as suits the device; `size` 0 has it find out."""
 
     def __init__(self, encoder: Encoder, device: str, size: int = 0) -> None:
-        self.encoder, self.device = encoder, device
+        self.encoder, self.device, self._reason = encoder, device, ""
         self.size = size or (CPU_SIZES[encoder.modality] if device == "cpu" else 0)
 
     def launch(self, inputs: list[Any]) -> Callable[[], list[Values]]:
@@ -39,8 +39,8 @@ class Batcher:
                 continue
             if len(piece) == 1:
                 raise EncoderError(
-                    f"{self.encoder.specs[0].name}: memory is too short for a single sample; use --dtype bfloat16, "
-                    "another --device or a smaller model"
+                    f"{self.encoder.specs[0].name}: memory is too short for a single sample ({self._reason}); use "
+                    "--dtype bfloat16, another --device or a smaller model"
                 )
             self.size = -(-len(piece) // 2)
         return lambda: _joined([wait() for wait in waits])
@@ -52,6 +52,7 @@ class Batcher:
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
+            self._reason = " ".join(str(error).split())[:120]
         self._empty_caches()  # here the failed pass's tensors are gone, in the handler they are not
         return None
 
@@ -86,10 +87,9 @@ class Batcher:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """CUDA has a class for it, the CPU's and Apple's allocators have words."""
-    return isinstance(error, MemoryError) or any(
-        words in str(error) for words in ("out of memory", "can't allocate memory", "not enough memory")
-    )
+    """CUDA, Apple's and the CPU's allocators have words for it; oneDNN, short of memory, only ever says the last."""
+    words = ("out of memory", "can't allocate memory", "not enough memory", "could not create a primitive")
+    return isinstance(error, MemoryError) or any(each in str(error) for each in words)
 
 
 def _joined(parts: list[list[Values]]) -> list[Values]:

@@ -125,6 +125,8 @@ def extract(
         from mmfeat.forecast import forecast_extraction
 
         show_forecast(forecast_extraction(data, names(encoders), **asked))
+        if engine != "local":
+            out.print(f"that is one process of this machine; N workers of {engine} divide the time by about N")
         return
     result = extract_features(data, names(encoders), engine=engine, ray_address=ray_address, **asked)
     show_extraction(result)

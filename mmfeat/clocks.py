@@ -13,6 +13,7 @@ WORTH_NAMING = 0.15  # of the wall time that encoders wait for somebody else
 REMEDIES = {
     "read": "a faster disk, or more --workers for a remote one",
     "decode": "more --workers, or --draft for large JPEGs",
+    "tokenize": "--engine ray: a tokenizer takes one thread",
     "encode": "a GPU (--device cuda), half precision where the hardware has it (--dtype), or --engine ray",
     "write": "a faster disk for --cache",
 }
@@ -41,10 +42,10 @@ class Clocks:
             setattr(self, step, getattr(self, step) + time.perf_counter() - start)
 
     def add(self, other: Clocks) -> None:
-        """Take over the times of another worker that ran beside this one."""
-        for name in ("workers", *STEPS, "starved", "blocked"):
+        """Take over the times of other work, also of another worker: then they are sums over all workers."""
+        for name in (*STEPS, "starved", "blocked", "wall"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.wall = max(self.wall, other.wall)
+        self.workers = max(self.workers, other.workers)
 
     @property
     def bottleneck(self) -> str:

@@ -103,8 +103,10 @@ def show_extraction(result: Extraction) -> None:
     if samples.unused_columns:
         out.print(f"  columns not used: {', '.join(samples.unused_columns)} (--columns label=... names yours)")
     for modality, reasons in result.missing.items():
-        for reason, count in reasons.items():
+        for reason, count in reasons.most_common(SHOWN_FAILURES):
             out.print(f"  {modality}: {count:,} without ({reason}); they stay, masked")
+        if len(reasons) > SHOWN_FAILURES:
+            out.print(f"  {modality}: {len(reasons) - SHOWN_FAILURES:,} more reasons")
     for tower in result.towers:
         spec, folder = tower.spec, tower.spec.folder_name
         new, unreadable = result.new.get(folder, 0), result.unreadable[folder]
@@ -120,7 +122,7 @@ def show_extraction(result: Extraction) -> None:
     else:
         for modality, clocks in result.clocks.items():
             if clocks.wall >= WORTH_A_LINE:
-                out.print(f"  {modality}s: {_spent(clocks)}")
+                out.print(f"  {modality}s: {_spent(clocks, modality)}")
         out.print(f"wrote {sum(result.new.values()):,} vectors to {result.folder} in {result.seconds:.1f} s")
 
 
@@ -162,11 +164,12 @@ def size_of(count: int) -> str:
     return f"{count} B"
 
 
-def _spent(clocks: Clocks) -> str:
+def _spent(clocks: Clocks, modality: str) -> str:
     """Where the time went, and what would save some."""
+    slowest = "tokenize" if (modality, clocks.bottleneck) == ("text", "decode") else clocks.bottleneck
     steps = ", ".join(f"{step} {getattr(clocks, step):.1f} s" for step in STEPS)
     readers = f" ({clocks.workers} readers)" if clocks.workers > 1 else ""
-    return f"{steps}{readers}; {clocks.bottleneck} takes longest: {REMEDIES[clocks.bottleneck]}"
+    return f"{steps}{readers}; the others wait for {slowest}: {REMEDIES[slowest]} would help"
 
 
 def show_submission(result: Submission) -> None:

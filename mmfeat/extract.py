@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from mmfeat.encoders import EncoderOptions, Tower, absolute_request, describe_en
 from mmfeat.errors import ConfigError
 from mmfeat.extractor import Extractor, ExtractSettings, Tally
 from mmfeat.plan import Plan, Planner
-from mmfeat.progress import Progress, Silent
+from mmfeat.progress import Advance, Progress, Silent
 from mmfeat.remote import absolute
 from mmfeat.requests import Request, begin_request, remember_request, resolve_options
 from mmfeat.samples import Overview, Sample, SampleSet, SampleSource
@@ -128,23 +129,46 @@ def _extract(
 ) -> None:
     """One block after the other in this process."""
     total = -(-len(extraction.samples) // BLOCK)
-    with Extractor(extraction.towers, store, settings) as extractor, extractor.writing(extraction) as writer:
-        for number, plan in enumerate(_planned(extractor.planner, iter(blocks), progress), 1):
+    with (
+        Extractor(extraction.towers, store, settings) as extractor,
+        extractor.writing(extraction) as writer,
+        closing(_planned(extractor.planner, iter(blocks), progress)) as plans,
+    ):
+        for number, plan in enumerate(plans, 1):
             extraction.planned(plan)
+            extractor.load(plan.needed, whole=total > 1)
             where = f" (block {number} of {total})" if total > 1 else ""
             extractor.run(plan, writer, extraction, progress, where)
 
 
-def _planned(planner: Planner, blocks: Iterator[Sequence[Sample]], progress: Progress) -> Iterator[Plan]:
+def _planned(planner: Planner, blocks: Iterator[Sequence[Sample]], progress: Progress) -> Generator[Plan, None, None]:
     """The plans of all blocks, each made while the one before it is encoded; the first shows how it goes."""
-    plan: Plan | None = planner.plan(next(blocks), progress)
+    plan, rest = _plan_next(planner, blocks, progress), Unseen()
     with ThreadPoolExecutor(1) as pool:
-        while plan is not None:
-            upcoming = pool.submit(_plan_next, planner, blocks)
-            yield plan
-            plan = upcoming.result()
+        try:
+            while plan is not None:
+                upcoming = pool.submit(_plan_next, planner, blocks, rest)
+                yield plan
+                plan = upcoming.result()
+        finally:
+            rest.stopped = True
 
 
-def _plan_next(planner: Planner, blocks: Iterator[Sequence[Sample]]) -> Plan | None:
+def _plan_next(planner: Planner, blocks: Iterator[Sequence[Sample]], progress: Progress) -> Plan | None:
     block = next(blocks, None)
-    return None if block is None else planner.plan(block)
+    return None if block is None else planner.plan(block, progress)
+
+
+class Unseen:
+    """Progress that nobody sees; what it follows ends soon after it was stopped."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+
+    @contextmanager
+    def task(self, title: str, total: int) -> Iterator[Advance]:
+        yield self._advance
+
+    def _advance(self, steps: int, note: str = "") -> None:
+        if self.stopped:
+            raise CancelledError

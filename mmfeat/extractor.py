@@ -103,9 +103,9 @@ class Tally:
 class Extractor:
     """Plans blocks of samples and encodes what they lack; a model is loaded when something first needs it."""
 
-    def __init__(self, towers: Sequence[Tower], store: Cache, settings: ExtractSettings) -> None:
+    def __init__(self, towers: Sequence[Tower], store: Cache, settings: ExtractSettings, writes: bool = True) -> None:
         self.towers, self.store, self.settings = list(towers), store, settings
-        self.planner = Planner([tower.spec for tower in towers], store, settings.retry_failed)
+        self.planner = Planner([tower.spec for tower in towers], store, settings.retry_failed, writes)
         self._towers = {tower.spec.fingerprint: tower for tower in towers}
         self._encoders: list[Batcher] = []
 
@@ -121,8 +121,10 @@ class Extractor:
         """Plan, encode and commit one block: when this returns, its rows outlive a power loss."""
         tally, plan = Tally(), self.planner.plan(samples, progress)
         tally.planned(plan)
+        self.load(plan.needed, whole=True)
         with self.writing(tally) as writer:
             self.run(plan, writer, tally, progress)
+        self.planner.refresh()
         return tally
 
     def writing(self, tally: Tally) -> AbstractContextManager[BackgroundWriter]:
@@ -140,10 +142,16 @@ class Extractor:
             for failure in self._run(modality, items, writer, tally, progress or Silent(), where):
                 tally.note(failure)
 
-    def load(self, fingerprints: set[str]) -> None:
-        """Load the models behind some specs unless that was done."""
+    def load(self, fingerprints: set[str], whole: bool = False) -> None:
+        """Load the models behind some specs unless that was done; if more is to come, `whole`, with all outputs."""
         loaded = {fingerprint for each in self._encoders for fingerprint in each.encoder.fingerprints}
-        if wanted := [tower for name, tower in self._towers.items() if name in fingerprints - loaded]:
+        asked = {self._towers[name].request for name in fingerprints - loaded}
+        wanted = [
+            tower
+            for name, tower in self._towers.items()
+            if name not in loaded and (name in fingerprints or (whole and tower.request in asked))
+        ]
+        if wanted:
             keep_freed_memory()
             fresh = load_encoders(wanted, self.device, self.settings.compiled)
             self._encoders += [Batcher(encoder, self.device, self.settings.batch_size) for encoder in fresh]

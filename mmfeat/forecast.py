@@ -61,33 +61,36 @@ class Forecasts:
 
 @dataclass
 class _Needs:
-    """What all blocks lack, and a few random items of each modality."""
+    """What all blocks lack, and for each set of fingerprints a few random items that lack just these."""
 
     lacking: Counter[str] = field(default_factory=Counter)  # by cache folder
-    items: Counter[frozenset[str]] = field(default_factory=Counter)  # by the fingerprints that lack them
-    tried: dict[str, list[Item]] = field(default_factory=dict)
-    seen: Counter[str] = field(default_factory=Counter)
+    items: Counter[frozenset[str]] = field(default_factory=Counter)
+    tried: dict[frozenset[str], list[Item]] = field(default_factory=dict)
     dice: random.Random = field(default_factory=lambda: random.Random(0))
 
     def add(self, plan: Plan) -> None:
         self.lacking.update(plan.lacking)
-        for modality, items in plan.items.items():
-            self.items.update(item.fingerprints for item in items)
-            for item in items:
-                self._keep(modality, item)
+        for item in (item for items in plan.items.values() for item in items):
+            self._keep(item)
 
-    def _keep(self, modality: str, item: Item) -> None:
+    def _keep(self, item: Item) -> None:
         """Each item with the same probability (Vitter's reservoir, algorithm R)."""
-        kept = self.tried.setdefault(modality, [])
-        self.seen[modality] += 1
+        self.items[item.fingerprints] += 1
+        kept = self.tried.setdefault(item.fingerprints, [])
         if len(kept) < TRIED:
             kept.append(item)
-        elif (place := self.dice.randrange(self.seen[modality])) < TRIED:
+        elif (place := self.dice.randrange(self.items[item.fingerprints])) < TRIED:
             kept[place] = item
 
     def missing(self, fingerprints: frozenset[str]) -> int:
         """How many items lack any of these."""
         return sum(count for lacking, count in self.items.items() if lacking & fingerprints)
+
+    def some(self, fingerprints: frozenset[str]) -> list[Item]:
+        """About as many as are tried of those that lack any of these, of each kind its share."""
+        total = self.missing(fingerprints)
+        kinds = [(self.tried[lacking], count) for lacking, count in self.items.items() if lacking & fingerprints]
+        return [item for items, count in kinds for item in items[: -(-TRIED * count // total)]]
 
 
 def forecast_extraction(
@@ -104,31 +107,32 @@ def forecast_extraction(
     settings, progress = settings or ExtractSettings(), progress or Silent()
     work = prepare_extraction(data, encoders, cache, options, columns, settings.device)
     overview, needs = work.source.overview(), _Needs()
-    with Extractor(work.towers, work.store, settings) as extractor:
+    with Extractor(work.towers, work.store, settings, writes=False) as extractor:
         for block in work.source.blocks(BLOCK):
             needs.add(extractor.planner.plan(block, progress))
         extractor.load({name for names in needs.items for name in names})
-        found = [_modality(modality, needs, extractor, progress) for modality in MODALITIES if needs.seen[modality]]
+        stages = [extractor.encoders(modality) for modality in MODALITIES]
+        found = [_stage(batchers, needs, extractor, progress) for batchers in stages if batchers]
     forecasts = tuple(forecast for each, _ in found for forecast in each)
-    reading = sum(seconds for _, seconds in found)
-    if forecasts and extractor.device != "cpu":
-        reading = max(0.0, reading - sum(forecast.seconds for forecast in forecasts))  # it runs beside the device
-    return Forecasts(overview, work.store.folder, forecasts, reading, _free(Path(cache)))
+    return Forecasts(overview, work.store.folder, forecasts, sum(reading for _, reading in found), _free(Path(cache)))
 
 
-def _modality(modality: str, needs: _Needs, extractor: Extractor, progress: Progress) -> tuple[list[Forecast], float]:
-    """The forecasts of one modality's encoders, and the seconds for reading all its items."""
-    batchers = extractor.encoders(modality)
+def _stage(
+    batchers: Sequence[Batcher], needs: _Needs, extractor: Extractor, progress: Progress
+) -> tuple[list[Forecast], float]:
+    """The forecasts of one modality's encoders, and the seconds that reading adds: a GPU works meanwhile."""
     reader = Reader([each.encoder for each in batchers], extractor.settings.workers)
-    items = needs.tried[modality]
-    prepared = list(reader.read(items, TRIED))
-    each = sum(entry.read + entry.decode for entry in prepared) / len(prepared) / reader.workers
-    forecasts = []
-    with progress.task(f"try {modality}s", len(batchers)) as advance:
+    forecasts, spent = [], []
+    with progress.task(f"try {batchers[0].encoder.modality}s", len(batchers)) as advance:
         for number, batcher in enumerate(batchers):
+            prepared = list(reader.read(needs.some(batcher.encoder.fingerprints), TRIED))
+            spent += [entry.read + entry.decode for entry in prepared]
             forecasts.append(_encoder(prepared, number, batcher, needs))
             advance(1)
-    return forecasts, each * needs.seen[modality]
+    everything = frozenset(name for each in batchers for name in each.encoder.fingerprints)
+    reading = sum(spent) / len(spent) / reader.workers * needs.missing(everything)
+    beside = sum(forecast.seconds for forecast in forecasts) if extractor.device != "cpu" else 0.0
+    return forecasts, max(0.0, reading - beside)
 
 
 def _encoder(prepared: Sequence[Prepared], number: int, batcher: Batcher, needs: _Needs) -> Forecast:

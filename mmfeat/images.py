@@ -27,7 +27,7 @@ def decode_image(data: bytes, draft: int = 0) -> tuple[Image.Image | None, str]:
             return None, f"no photo: {image.width} x {image.height} pixels"
         if 0 < draft < min(image.size):
             short = min(image.size)
-            image.draft(None, (-(-image.width * draft // short), -(-image.height * draft // short)))
+            image.draft(None, (image.width * draft // short, image.height * draft // short))
         return image.convert("RGB"), ""
     except UnidentifiedImageError:
         return None, "not an image"

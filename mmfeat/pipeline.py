@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class BackgroundWriter:
-    """Takes rows over and commits them in a thread; what it was given is committed however the context is left.
+    """Takes rows over and commits them in a thread; leaving the context, for whatever reason, commits the rest.
 
     `make` gives the shard writer of a fingerprint.
     """
@@ -70,33 +70,47 @@ class BackgroundWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._queue.put(None)
-        self._thread.join()
-        self._open.__exit__(kind, error, trace)
+        try:
+            self._end()
+        except KeyboardInterrupt:  # once more of them leaves at once
+            self._end()
+            raise
+        finally:
+            self._open.__exit__(kind, error, trace)
         if self._error is not None and error is None:
             raise self._error
 
+    def _end(self) -> None:
+        """Wait until everything is committed."""
+        self._queue.put(None)
+        self._thread.join()
+
     def _work(self) -> None:
-        """After an error the rest is taken and dropped, so that nobody waits for ever."""
-        while True:
+        """After an error, which the main thread raises, the rest is taken and dropped: nobody waits for ever."""
+        clocks, ended = Clocks(), False
+        while not ended:
             try:
                 given = self._queue.get(timeout=TICK)
+                ended = given is None
             except queue.Empty:
-                given = ()  # type: ignore[assignment]
-            if given is None:
-                return
+                given = None
+            if given is not None:
+                clocks = given[2]
             try:
-                if self._error is None:
-                    self._write(*given)
-            except BaseException as error:  # it is raised in the main thread
-                self._error = error
+                with clocks.time("write"):
+                    self._write(given, ended)
+            except BaseException as error:
+                self._error = self._error or error
 
-    def _write(self, fingerprint: str = "", rows: Rows | None = None, clocks: Clocks | None = None) -> None:
-        with (clocks or Clocks()).time("write"):
-            if rows is not None:
-                self._writers[fingerprint].add(rows)
-            for writer in list(self._writers.values()):  # also those whose rows came earlier
-                writer.commit_if_due()
+    def _write(self, given: tuple[str, Rows, Clocks] | None, everything: bool) -> None:
+        if self._error is not None:
+            return
+        if given is not None:
+            self._writers[given[0]].add(given[1])
+        for writer in list(self._writers.values()):  # also those whose rows came earlier
+            if everything:
+                writer.commit()
+            writer.commit_if_due()
 
 
 @dataclass
@@ -120,15 +134,21 @@ class Stage:
         self.clocks.workers = self.reader.workers
         running: deque[tuple[list[Prepared], list[Callable[[], Blocks]]]] = deque()
         start, before = time.perf_counter(), self.clocks.wall
-        for window in batched(self._read(items, ahead=4 * size), size):
-            with self.clocks.time("encode"):
-                running.append((window, [start_block(window, n, each) for n, each in enumerate(self.encoders)]))
-            while len(running) > depth:
+        try:
+            for window in batched(self._read(items, ahead=4 * size), size):
+                with self.clocks.time("encode"):
+                    running.append((window, [start_block(window, n, each) for n, each in enumerate(self.encoders)]))
+                while len(running) > depth:
+                    yield from self._finish(*running.popleft(), advance)
+                self.clocks.wall = before + time.perf_counter() - start
+            while running:
                 yield from self._finish(*running.popleft(), advance)
+        except KeyboardInterrupt:  # what the device has begun is worth keeping
+            for begun in running:
+                list(self._finish(*begun, advance))
+            raise
+        finally:
             self.clocks.wall = before + time.perf_counter() - start
-        while running:
-            yield from self._finish(*running.popleft(), advance)
-        self.clocks.wall = before + time.perf_counter() - start
 
     def _read(self, items: Sequence[Item], ahead: int) -> Iterator[Prepared]:
         source = self.reader.read(items, ahead)

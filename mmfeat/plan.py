@@ -46,11 +46,14 @@ class Plan:
 class Planner:
     """Compares the contents of blocks of samples with what `store` has; errors count as stored unless `retry_failed`.
 
-    It remembers what it planned, so a content that comes again in a later block is not encoded again.
+    It remembers what it planned, so a content that comes again in a later block is not encoded again. With `writes`
+    False it leaves no trace.
     """
 
-    def __init__(self, specs: Sequence[EncoderSpec], store: Cache, retry_failed: bool = False) -> None:
-        self._specs, self._store, self._retry_failed = list(specs), store, retry_failed
+    def __init__(
+        self, specs: Sequence[EncoderSpec], store: Cache, retry_failed: bool = False, writes: bool = True
+    ) -> None:
+        self._specs, self._store, self._retry_failed, self._writes = list(specs), store, retry_failed, writes
         self._known: dict[EncoderSpec, KnownKeys] = {}
         self.shards: dict[str, set[str]] = {}  # fingerprint -> names of the files accounted for
         self._open = ExitStack()
@@ -74,9 +77,19 @@ class Planner:
                 plan.items[modality] = self._items(plan, samples, keys, ours)
         return plan
 
+    def refresh(self) -> None:
+        """Take into account what others wrote meanwhile, and save what was hashed."""
+        for spec, known in self._known.items():
+            seen = self.shards[spec.fingerprint]
+            fresh = self._store.shards(spec, without=seen)
+            known.add(fresh)
+            seen |= {shard.path.name for shard in fresh}
+        if self._index is not None:
+            self._index.save()
+
     def _keys(self, samples: Sequence[Sample], modality: str, progress: Progress | None) -> ContentKeys:
         if modality == "image" and self._index is None:
-            self._index = self._open.enter_context(self._store.index())
+            self._index = self._open.enter_context(self._store.index(self._writes))
         return self._store.content_keys(samples, modality, progress, self._index)
 
     def _items(self, plan: Plan, samples: Sequence[Sample], keys: ContentKeys, specs: list[EncoderSpec]) -> list[Item]:
@@ -109,7 +122,8 @@ class Planner:
 
     def _look(self, spec: EncoderSpec) -> KnownKeys:
         shards = self._store.shards(spec)
-        self._store.settle(spec)  # what counts as stored has to stay
+        if self._writes:
+            self._store.settle(spec)  # what counts as stored has to stay
         # What is tried again may fail again: the writer has to see which errors are there to not store them twice.
         seen = [shard for shard in shards if not (self._retry_failed and (shard.errors != b"").any())]
         self.shards[spec.fingerprint] = {shard.path.name for shard in seen}

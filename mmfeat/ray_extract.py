@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from mmfeat.progress import Progress
 from mmfeat.remote import RemoteFile, absolute, is_remote
 from mmfeat.samples import Sample, SampleSource
 
-BLOCK = 4096  # samples; an actor commits once a block
+BLOCK = 16_384  # samples; what an actor did of one is committed every 30 seconds
 BLOCKS_EACH = 4  # at least, of an actor where there are few samples
 LEAST = 32  # samples of a block
 CORES = 4  # of an actor that computes on CPUs
@@ -48,7 +49,9 @@ def extract_on_ray(
     ray, started = join_cluster(address)
     try:
         _quiet(ray)
-        count, resources = _share(ray, settings)
+        nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        count, resources = _share([cpus for cpus in nodes if cpus], gpus, settings)
         root = absolute(store.folder.parent)
         block = max(LEAST, min(BLOCK, -(-total // (BLOCKS_EACH * count))))
         done = _list(ray, source, block).map_batches(
@@ -126,25 +129,27 @@ def _unpacked(packed: str) -> list[Sample]:
     return samples
 
 
-def _share(ray: Any, settings: ExtractSettings) -> tuple[int, dict[str, float]]:
-    """How many actors, and what each gets: a GPU, or a share of the CPUs that leaves some for reading the list."""
-    resources = ray.cluster_resources()
-    if resources.get("GPU", 0) >= 1 and settings.device in ("auto", "cuda"):
-        return settings.workers or int(resources["GPU"]), {"num_gpus": 1}
-    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
-    smallest = min(cpus for cpus in nodes if cpus)
-    count = settings.workers or sum(max(1, int(cpus // CORES)) for cpus in nodes if cpus)
-    share = min(smallest - SPARE_CPUS, (sum(nodes) - SPARE_CPUS) / count)
+def _share(nodes: Sequence[float], gpus: int, settings: ExtractSettings) -> tuple[int, dict[str, float]]:
+    """How many actors, and what each gets: a GPU, or a share of its node's CPUs; `nodes` are the CPUs of each.
+
+    Every node keeps some CPU, so the task that reads the list finds a place whatever else runs.
+    """
+    if settings.device.startswith("cuda:") or (settings.device == "cuda" and not gpus):
+        raise ConfigError(f"--device {settings.device}: the cluster has {gpus} GPUs; use --device auto or cpu")
+    if gpus and settings.device != "cpu":
+        return settings.workers or gpus, {"num_gpus": 1}
+    each = [-(-settings.workers // len(nodes)) or max(1, int(cpus // CORES)) for cpus in nodes]
+    share = min((cpus - SPARE_CPUS) / count for cpus, count in zip(nodes, each, strict=True))
     if share < READER_CPUS:
-        raise ConfigError(f"--workers {count}: the cluster has {sum(nodes):g} CPUs; ask for fewer workers")
-    return count, {"num_cpus": int(share * 100) / 100}
+        raise ConfigError(f"--workers {settings.workers}: the cluster has {sum(nodes):g} CPUs; ask for fewer workers")
+    return settings.workers or sum(each), {"num_cpus": int(share * 100) / 100}
 
 
 def _for_actor(settings: ExtractSettings, resources: dict[str, float]) -> ExtractSettings:
     """The settings within an actor, whose `workers` are its readers."""
     if "num_gpus" in resources:
         return replace(settings, device="cuda", workers=0)
-    return replace(settings, device="cpu", workers=max(1, int(resources["num_cpus"])))
+    return replace(settings, device="cpu", workers=math.ceil(resources["num_cpus"]))
 
 
 def _results(data: Any) -> Iterator[tuple[Tally, int]]:

@@ -1,6 +1,6 @@
 """The reader: contents are read, decoded once and prepared for every encoder, ahead of those who encode them.
 
-Many photos are prepared in processes of their own, which know Pillow and this package and no torch; few photos, texts
+Many photos are prepared in processes of their own, which need Pillow (or scikit-image) and no torch; few photos, texts
 and transforms that only their library can do, in threads.
 """
 
@@ -77,8 +77,10 @@ class Reader:
         work = partial(prepare_chunk, self._recipes)
         many = self._light and len(items) >= PROCESSES_FROM
         pool = partial(_processes if many else ThreadPoolExecutor, self.workers)
-        for chunk in _in_order(work, chunks, pool, max(self.workers, -(-ahead // CHUNK))):
-            yield from chunk
+        with warnings.catch_warnings():
+            _ignore_odd_files()  # here, since all threads share the filters
+            for chunk in _in_order(work, chunks, pool, max(self.workers, -(-ahead // CHUNK))):
+                yield from chunk
 
 
 def recipe_of(encoder: Encoder) -> Recipe:
@@ -87,10 +89,7 @@ def recipe_of(encoder: Encoder) -> Recipe:
 
 def prepare_chunk(recipes: Sequence[Recipe], items: Sequence[Item]) -> list[Prepared]:
     """`prepare` for several items at once, in whatever process."""
-    with warnings.catch_warnings():
-        # Odd EXIF blocks and palettes warn, and decode all the same.
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        return [prepare(item, recipes) for item in items]
+    return [prepare(item, recipes) for item in items]
 
 
 def prepare(item: Item, recipes: Sequence[Recipe]) -> Prepared:
@@ -128,7 +127,7 @@ def _read(item: Item) -> tuple[bytes, Any, str]:
     try:
         data = item.sample.image.read_bytes()
     except OSError as problem:
-        return b"", None, f"unreadable: {problem.strerror or problem}"
+        return b"", None, f"unreadable: {problem.strerror}"
     return content_key(data), data, ""
 
 
@@ -147,15 +146,16 @@ def _in_order(
 ) -> Iterator[R]:
     """`map` in a pool. One that breaks, because somebody killed a process of it, is replaced and its work redone."""
     pool, restarts, source = make_pool(), 0, iter(items)
-    waiting: deque[tuple[T, Future[R]]] = deque()
+    waiting: deque[T] = deque()
+    futures: deque[Future[R]] = deque()  # of the first ones that wait, or of all
     try:
         while True:
-            for item in islice(source, ahead - len(waiting)):
-                waiting.append((item, pool.submit(function, item)))
+            waiting.extend(islice(source, ahead - len(waiting)))
             if not waiting:
                 return
             try:
-                result = waiting[0][1].result()
+                futures.extend(pool.submit(function, item) for item in list(waiting)[len(futures) :])
+                result = futures[0].result()
             except BrokenExecutor as error:
                 restarts += 1
                 if restarts > RESTARTS:
@@ -164,9 +164,10 @@ def _in_order(
                     ) from error
                 pool.shutdown(wait=False)
                 pool = make_pool()
-                waiting = deque((item, pool.submit(function, item)) for item, _ in waiting)
+                futures.clear()
                 continue
             waiting.popleft()
+            futures.popleft()
             yield result
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -185,9 +186,15 @@ def _processes(count: int) -> Executor:
     return Pool(count, initializer=_follow, initargs=(os.getpid(),))
 
 
+def _ignore_odd_files() -> None:
+    """Odd EXIF blocks and palettes warn, and decode all the same."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
 def _follow(parent: int) -> None:
     """Ctrl-C is for the process that has vectors to save, which ends its readers; if it is killed, they go too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _ignore_odd_files()
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from contextlib import AbstractContextManager
@@ -32,10 +33,12 @@ class RemoteFile:
         try:
             with open_file(self.url) as file:
                 return file.read()
-        except (OSError, DataError):
+        except FileNotFoundError:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.url) from None
+        except DataError:
             raise
-        except Exception as error:  # each protocol has errors of its own
-            raise OSError(f"{type(error).__name__}: {error}") from error
+        except Exception as error:  # each protocol has errors of its own; their texts name the file
+            raise OSError(errno.EIO, type(error).__name__, self.url) from error
 
 
 def is_remote(place: str | Path) -> bool:

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
 
 from mmfeat.errors import DataError
+from mmfeat.ids import HashedIds, SeenIds, SuspectIds, checked_id
 from mmfeat.remote import RemoteFile, absolute, exists, is_remote
 from mmfeat.tables import read_table, table_suffix
 from mmfeat.texts import decode_text
@@ -53,7 +50,7 @@ class Sample:
         try:
             return content_key(self.image.read_bytes()), ""
         except OSError as error:
-            return None, f"unreadable: {error.strerror or error}"
+            return None, f"unreadable: {error.strerror}"
 
 
 @dataclass(frozen=True)
@@ -138,86 +135,46 @@ class SampleSource:
             raise DataError(f"{self.data}: no such folder or table; check --data")
         place = Path(absolute(self.data))  # gives "." its name, and leaves a link the name the user chose
         self.name = place.name if self._is_folder else place.stem
+        self._folder: SampleSet | None = None  # its listing is in memory anyway
 
     def overview(self) -> Overview:
-        """Count and check all samples. Raises `DataError` as `read_samples` does."""
+        """Count and check all samples; no photo is looked at. Raises `DataError` as `read_samples` does."""
+        if self._is_folder:
+            return Overview.of(self._listed())
         encodings: Counter[str] = Counter()
         labels: Counter[str] = Counter()
         unused: list[str] = []
         seen, count = HashedIds(), 0
-        for count, sample in enumerate(self.read(seen, encodings, unused), 1):  # noqa: B007
+        for count, sample in enumerate(self.read(seen, encodings, unused, look=False), 1):  # noqa: B007
             if sample.label is not None:
                 labels[sample.label] += 1
         if not count:
             raise self.empty
         if doubles := seen.doubles():
-            for _ in self.read(SuspectIds(doubles), Counter(), []):  # names the two lines
+            for _ in self.read(SuspectIds(doubles), Counter(), [], look=False):  # names the two lines
                 pass
         return Overview(self.name, self.data, count, labels, dict(encodings), tuple(unused))
 
     def blocks(self, size: int) -> Iterator[list[Sample]]:
         """All samples, `size` at a time."""
-        samples = self.read(SuspectIds(frozenset()), Counter(), [])
+        samples = iter(self._listed()) if self._is_folder else self.read(SuspectIds(frozenset()), Counter(), [])
         while block := list(islice(samples, size)):
             yield block
 
-    def read(self, seen: SeenIds, encodings: Counter[str], unused: list[str]) -> Iterator[Sample]:
-        """The samples one by one, noting what is met on the way."""
+    def read(self, seen: SeenIds, encodings: Counter[str], unused: list[str], look: bool = True) -> Iterator[Sample]:
+        """The samples one by one, noting what is met on the way; with `look`, whether their photos are there."""
         if self._is_folder:
             return _read_folder(Path(self.data), encodings, seen)
-        return _read_table(self.data, self.columns, encodings, unused, seen)
+        return _read_table(self.data, self.columns, encodings, unused, seen, look)
+
+    def _listed(self) -> SampleSet:
+        if self._folder is None:
+            self._folder = read_samples(self.data)
+        return self._folder
 
     @property
     def empty(self) -> DataError:
         return DataError(f"{self.data}: no samples; a list needs at least one `guid,tag` line, a table one row")
-
-
-class SeenIds(Protocol):
-    """Where each id stood; a dict is one."""
-
-    def __contains__(self, id: object) -> bool: ...
-    def __getitem__(self, id: str) -> str: ...
-    def __setitem__(self, id: str, where: str) -> None: ...
-
-
-class HashedIds:
-    """Ids in eight bytes each, which are compared at the end; equal ones are found among `doubles`."""
-
-    def __init__(self) -> None:
-        self._hashes = array("Q")
-
-    def __contains__(self, id: object) -> bool:
-        return False
-
-    def __getitem__(self, id: str) -> str:
-        raise KeyError(id)
-
-    def __setitem__(self, id: str, where: str) -> None:
-        self._hashes.append(_hash(id))
-
-    def doubles(self) -> frozenset[int]:
-        """Hashes that occur more than once."""
-        hashes = np.frombuffer(self._hashes, np.uint64) if self._hashes else np.empty(0, np.uint64)
-        hashes = np.sort(hashes)
-        return frozenset(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
-
-
-class SuspectIds(dict[str, str]):
-    """Remembers only the ids with one of some hashes."""
-
-    def __init__(self, hashes: frozenset[int]) -> None:
-        super().__init__()
-        self._hashes = hashes
-
-    def __setitem__(self, id: str, where: str) -> None:
-        if self._hashes and _hash(id) in self._hashes:
-            super().__setitem__(id, where)
-
-
-def _hash(id: str) -> int:
-    import xxhash
-
-    return xxhash.xxh3_64_intdigest(id.encode())
 
 
 def _read_folder(folder: Path, encodings: Counter[str], seen: SeenIds) -> Iterator[Sample]:
@@ -263,19 +220,6 @@ def _list_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     yield from rows
 
 
-def checked_id(value: str | None, where: str, seen: SeenIds) -> str:
-    """The id, if it is new and no path; `seen` maps each id to where it stood."""
-    id = (value or "").strip()
-    if not id or not id.isprintable():
-        raise DataError(f"{where}: an id must be printable text, this is {value!r}; give the sample an id")
-    if "/" in id or "\\" in id or ".." in id:
-        raise DataError(f"{where}: the id {id!r} looks like a path; use a plain id without / \\ and ..")
-    if id in seen:
-        raise DataError(f"{where}: the id {id!r} stands already at {seen[id]}; remove or rename one of them")
-    seen[id] = where
-    return id
-
-
 def _index_files(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     """Image and text file of each id; where an id has several images the first suffix wins."""
     images: dict[str, Path] = {}
@@ -302,7 +246,7 @@ def _read_text(path: Path | None, encodings: Counter[str]) -> tuple[str | None, 
 
 
 def _read_table(
-    path: str, columns: dict[str, str], encodings: Counter[str], unused: list[str], seen: SeenIds
+    path: str, columns: dict[str, str], encodings: Counter[str], unused: list[str], seen: SeenIds, look: bool
 ) -> Iterator[Sample]:
     """The rows of a table; columns that nothing is read from go into `unused`: one may be a label renamed."""
     names = {column: columns.get(column, column) for column in COLUMNS}
@@ -318,7 +262,7 @@ def _read_table(
         id = checked_id(row.get(names["id"]), f"{path}:{line}", seen)
         text, label = row.get(names["text"]), row.get(names["label"])
         text = text if text and text.strip() else None
-        image, image_error = _table_image(folder, row.get(names["image"]))
+        image, image_error = _table_image(folder, row.get(names["image"])) if look else (None, "")
         label = None if label is None or label.strip() in NO_LABEL else label.strip()
         if label and not label.isprintable():
             raise DataError(f"{path}:{line}: the label {label!r} is not one printable line; is a quote missing above?")

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from mmfeat.errors import DataError
-from mmfeat.remote import exists, open_file
+from mmfeat.remote import exists, is_remote, open_file
 from mmfeat.texts import decode_text
 
 PIECE = 1 << 20  # bytes of a text file at a time
@@ -38,8 +38,8 @@ def read_table(path: str | Path, encodings: Counter[str]) -> Iterator[tuple[int,
 
 
 def table_suffix(path: str) -> str:
-    """`.csv` and so on, in lower case."""
-    return os.path.splitext(path)[1].lower()
+    """`.csv` and so on, in lower case; a URL may go on with a query."""
+    return os.path.splitext(path.partition("?")[0] if is_remote(path) else path)[1].lower()
 
 
 def _read_delimited(path: str, encodings: Counter[str], delimiter: str) -> Iterator[tuple[int, dict[str, object]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import pytest
 
 from mmfeat import extract
 from mmfeat.cache import Cache
-from mmfeat.encoders import EncoderOptions
+from mmfeat.encoders import EncoderOptions, describe_encoders
 from mmfeat.errors import DataError
-from mmfeat.extract import Extraction, extract_features
-from mmfeat.samples import Overview, SampleSource, read_samples
+from mmfeat.extract import Extraction, extract_features, extract_samples
+from mmfeat.extractor import Extractor, ExtractSettings
+from mmfeat.plan import Planner
+from mmfeat.samples import Overview, SampleSet, SampleSource, read_samples
 
 FLOAT32 = EncoderOptions(dtype="float32")
 
@@ -75,6 +78,30 @@ def test_a_note_says_where_the_time_goes(table: Path, tmp_path: Path) -> None:
     assert clocks.decode > 0
     assert clocks.write > 0
     assert clocks.wall >= clocks.starved
+
+
+def test_outputs_that_a_later_block_needs_come_from_the_same_pass(tmp_path: Path, tiny_clip: Path) -> None:
+    """The first block lacks one output, the second both: the model is loaded once, with both."""
+    towers = describe_encoders([f"clip:{tiny_clip}"], EncoderOptions(dtype="float32", outputs=("pooled", "tokens")))
+    texts = {tower.spec.output: tower.spec.fingerprint for tower in towers if tower.spec.modality == "text"}
+    with Extractor(towers, Cache(tmp_path / "cache", "table"), ExtractSettings("cpu")) as extractor:
+        extractor.load({texts["pooled"]}, whole=True)
+        extractor.load(set(texts.values()), whole=True)
+        (batcher,) = extractor.encoders("text")
+        assert batcher.encoder.fingerprints == set(texts.values())
+
+
+def test_planning_ends_soon_after_it_is_stopped(table: Path, tmp_path: Path) -> None:
+    rest = extract.Unseen()
+    rest.stopped = True
+    towers = describe_encoders(["hashing"], FLOAT32)
+    with Planner([tower.spec for tower in towers], Cache(tmp_path, "table")) as planner, pytest.raises(CancelledError):
+        planner.plan(read_samples(table).samples, rest)
+
+
+def test_no_samples_are_no_error(tmp_path: Path) -> None:
+    found = extract_samples(SampleSet("empty", "", ()), describe_encoders(["hashing"], FLOAT32), cache=tmp_path)
+    assert found.nothing_to_do
 
 
 def test_an_overview_counts_what_the_samples_are(table: Path, demo_folder: Path) -> None:

@@ -31,7 +31,9 @@ def test_it_foretells_what_is_made(data: Path, tmp_path: Path, tiny_clip: Path) 
     assert not list(tmp_path.rglob("*.h5"))
     assert not cache.exists()
     extract_features(data, ["hashing"], cache=cache)
+    tree = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
     half = forecast_extraction(data, asked, cache=cache, options=OPTIONS)
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == tree
     assert {each.model.split(":")[0] for each in half.encoders} == {"clip.text", "clip.image"}
     made = extract_features(data, asked, cache=cache, options=OPTIONS)
     written = {name: count for name, count in (made.new + made.unreadable).items() if count}
@@ -51,6 +53,18 @@ def test_its_bytes_are_those_on_disk(data: Path, tmp_path: Path, tiny_clip: Path
         for spec, _, foretold in each.outputs:
             size = sum(file.stat().st_size for file in (cache / "demo" / spec.folder_name).glob("*.h5"))
             assert abs(size - foretold) < 0.25 * size + 8192, spec.name
+
+
+def test_an_encoder_that_few_samples_lack_is_tried_too(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("id,text\n" + "".join(f"s{n},text {n}\n" for n in range(3000)))
+    extract_features(table, ["hashing"], cache=tmp_path / "cache")
+    table.write_text("id,text\n" + "".join(f"s{n},text {n}\n" for n in range(3010)))
+    found = forecast_extraction(table, ["hashing"], cache=tmp_path / "cache")
+    (each,) = found.encoders
+    assert each.missing == 10
+    assert 0 < each.rate < float("inf")
+    assert 10 * 2048 < each.outputs[0][2] < 10 * 2048 + 50_000
 
 
 def test_what_it_says(data: Path, tmp_path: Path) -> None:

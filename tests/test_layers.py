@@ -15,7 +15,7 @@ PACKAGE = Path(mmfeat.__file__).parent
 LAYERS = [
     ["version", "errors", "progress"],
     ["files", "texts", "images", "views", "hardware", "remote", "cluster"],
-    ["tables"],
+    ["tables", "ids"],
     ["samples"],
     ["encoders.torchvision_ops", "encoders.spec", "encoders.weights"],
     ["encoders.layers", "encoders.delta"],

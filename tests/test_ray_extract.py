@@ -20,6 +20,7 @@ from mmfeat.encoders import EncoderOptions
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.extract import Extraction, extract_features
 from mmfeat.extractor import ExtractSettings
+from mmfeat.ray_extract import READER_CPUS, _share
 from mmfeat.samples import read_samples
 
 ray = pytest.importorskip("ray", reason="the engine needs the extra ray")
@@ -116,6 +117,30 @@ def test_an_error_in_a_worker_is_one_line_here(data: Path, tmp_path: Path, tiny_
 def test_more_workers_than_the_cluster_can_have_are_refused(data: Path, tmp_path: Path, cluster: str) -> None:
     with pytest.raises(ConfigError, match="--workers 50: the cluster has 2 CPUs"):
         extract_features(data, ["hashing"], cache=tmp_path, settings=ExtractSettings(workers=50), engine="ray")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "count", "share"),
+    [
+        ([2.0], 0, 1, 1.5),
+        ([2.0], 2, 2, 0.75),
+        ([8.0, 8.0, 8.0], 0, 6, 3.75),
+        ([8.0, 8.0, 8.0], 4, 4, 3.75),
+        ([16.0] * 4, 0, 16, 3.87),
+        ([8.0, 16.0], 0, 6, 3.75),
+    ],
+)
+def test_every_node_keeps_a_place_for_the_list(nodes: list[float], workers: int, count: int, share: float) -> None:
+    assert _share(nodes, 0, ExtractSettings(workers=workers)) == (count, {"num_cpus": share})
+    assert all(cpus - int(cpus / share) * share >= READER_CPUS for cpus in nodes)
+
+
+def test_a_gpu_each() -> None:
+    assert _share([16.0], 4, ExtractSettings()) == (4, {"num_gpus": 1})
+    assert _share([16.0], 4, ExtractSettings("cpu", workers=3))[1] == {"num_cpus": 5.16}
+    for device, gpus in (("cuda", 0), ("cuda:1", 4)):
+        with pytest.raises(ConfigError, match=f"--device {device}: the cluster has {gpus} GPUs"):
+            _share([16.0], gpus, ExtractSettings(device))
 
 
 def test_an_unknown_engine_is_refused(data: Path, tmp_path: Path) -> None:

@@ -74,7 +74,11 @@ def test_processes_give_what_threads_give(
     assert threads[0].key == content_key(photos[0].read_bytes())
 
 
-def test_what_a_killed_process_had_is_done_again(photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pause", [0.0, 0.1])
+def test_what_a_killed_process_had_is_done_again(
+    photos: list[Path], pause: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if it is killed while whoever reads is busy with what it has."""
     monkeypatch.setattr(reader, "PROCESSES_FROM", 1)
     (encoder,) = load(["hog"])
     items = items_of(photos * 20, [encoder])
@@ -89,7 +93,10 @@ def test_what_a_killed_process_had_is_done_again(photos: list[Path], monkeypatch
 
     thread = threading.Thread(target=kill)
     thread.start()
-    prepared = list(Reader([encoder], workers=2).read(items, ahead=64))
+    prepared = []
+    for number, entry in enumerate(Reader([encoder], workers=2).read(items, ahead=64)):
+        prepared.append(entry)
+        time.sleep(pause if number % 40 == 0 else 0)
     thread.join()
     assert killed
     assert [p.item.sample.id for p in prepared] == [item.sample.id for item in items]

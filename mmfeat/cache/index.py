@@ -41,8 +41,8 @@ class Stamp(NamedTuple):
 class StatIndex:
     """Entries in one file, sorted by path; used by one thread, which may hash files in others."""
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
+    def __init__(self, file: Path, writes: bool = True) -> None:
+        self._file, self._writes = file, writes
         self._entries = _read(file)
         self._new: list[tuple[int, int, bytes]] = []
         self._saved = time.monotonic()
@@ -65,7 +65,7 @@ class StatIndex:
     def save(self) -> None:
         """Write what is new beside what others wrote meanwhile; a cache that cannot be written stays usable."""
         start = time.monotonic()
-        if self._new and self._file.parent.is_dir():  # reading makes no cache
+        if self._writes and self._new and self._file.parent.is_dir():  # reading makes no cache
             self._entries = _merged(_read(self._file), np.array(self._new, ENTRY))
             self._new = []
             with contextlib.suppress(WriteError):
@@ -103,7 +103,7 @@ def _hash(path: Path | RemoteFile) -> tuple[bytes | None, str, Stamp | None]:
             key = content_key(handle.read())
             after = os.fstat(handle.fileno())
     except OSError as error:
-        return None, f"unreadable: {error.strerror or error}", None
+        return None, f"unreadable: {error.strerror}", None
     settled = max(before.st_mtime, before.st_ctime) < start - RACY_SECONDS
     stamp = _stamp_of(path, before)
     return key, "", stamp if settled and stamp == _stamp_of(path, after) else None

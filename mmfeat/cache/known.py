@@ -20,6 +20,10 @@ class KnownKeys:
         self._keys = np.empty(0, "S16")
         self._states = np.empty(0, np.uint8)
         self._asked = np.empty(0, bool)
+        self.add(shards)
+
+    def add(self, shards: Iterable[Shard]) -> None:
+        """Know what these hold, too."""
         if parts := [(_packed_of(shard), _states_of(shard)) for shard in shards]:
             self._merge(*map(np.concatenate, zip(*parts, strict=True)))
 

@@ -28,6 +28,7 @@ from mmfeat.errors import CacheError, CacheMissError, ConfigError, WriteError
 from mmfeat.features import Block, Features, MappedBlock
 from mmfeat.files import make_folder, read_json, sweep_temporaries, write_errors
 from mmfeat.progress import Progress
+from mmfeat.remote import is_remote
 from mmfeat.samples import Sample
 
 INDEX_FILE = "images.index"
@@ -41,6 +42,8 @@ class Cache:
     def __init__(self, root: str | Path, dataset: str) -> None:
         if not str(root):
             raise ConfigError("--cache is empty; name a folder")
+        if is_remote(str(root)):
+            raise ConfigError(f"--cache {root}: a cache lies in a folder, it is mapped into memory; name a local one")
         self.folder = Path(root) / folder_name(dataset)
 
     def create(self) -> None:
@@ -58,9 +61,9 @@ class Cache:
     def spec_folder(self, spec: EncoderSpec) -> Path:
         return self.folder / spec.folder_name
 
-    def index(self) -> StatIndex:
+    def index(self, writes: bool = True) -> StatIndex:
         """The stat index of the data set's photos, to be left as a context."""
-        return StatIndex(self.folder / INDEX_FILE)
+        return StatIndex(self.folder / INDEX_FILE, writes)
 
     def content_keys(
         self,
@@ -78,10 +81,10 @@ class Cache:
         with self.index() as opened:
             return content_keys(samples, modality, progress, opened)
 
-    def shards(self, spec: EncoderSpec) -> list[Shard]:
-        """All committed shards of `spec`, in a fixed order; a folder of another spec is refused."""
+    def shards(self, spec: EncoderSpec, without: Collection[str] = ()) -> list[Shard]:
+        """All committed shards of `spec` but some by name, in a fixed order; a folder of another spec is refused."""
         folder = self.spec_folder(spec)
-        paths = shard_files(folder)
+        paths = [path for path in shard_files(folder) if path.name not in without]
         if (folder / SPEC_FILE).exists():  # where it is gone the shards speak for themselves
             _check_spec_file(folder / SPEC_FILE, spec)
         shards = [open_shard(path, spec.fingerprint) for path in paths]

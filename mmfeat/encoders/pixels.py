@@ -8,7 +8,7 @@ transform gives; any other transform is called as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,11 +71,15 @@ class Scale:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     module: Module
+    placed: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)  # mean and std by device
 
     def __call__(self, pixels: Tensor) -> Tensor:
         import torch
 
-        mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (self.mean, self.std))
+        if pixels.device not in self.placed:  # a copy would wait for the kernels of the batch before
+            mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (self.mean, self.std))
+            self.placed[pixels.device] = mean, std
+        mean, std = self.placed[pixels.device]
         scaled = pixels.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
         dtype = next(self.module.parameters()).dtype
         return scaled.contiguous() if dtype == torch.float32 else scaled.to(dtype)

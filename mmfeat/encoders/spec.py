@@ -162,7 +162,7 @@ class Encoder:
     """A loaded tower: `specs` are the outputs of one forward pass over one view.
 
     `prepare` turns one text or one RGB PIL image into a model input on the CPU and may run in several threads, or
-    where it is `light` in processes that know nothing but Pillow and this package. `launch` starts with B such inputs
+    where it is `light`, that is needs no torch, in processes of their own. `launch` starts with B such inputs
     and gives a function that waits for the values of each spec, in order. `length` tells how long an input is, where
     they differ: those of one batch are padded to the longest.
     """

@@ -44,7 +44,7 @@ class TorchTower:
     keep: Callable[[Any], Tensor | None] = lambda inputs: None
     stand_in: Callable[[Tensor], Any] | None = None
     length: Callable[[Any], int] | None = None
-    light: bool = False  # `prepare` needs nothing but Pillow
+    light: bool = False  # `prepare` needs no torch
 
     def encoder(self, device: str, compiled: bool = False) -> Encoder:
         """The frozen encoder: all values of `specs` from one forward pass, in their arithmetic.
@@ -65,22 +65,22 @@ class TorchTower:
         # What is compiled cannot be looked into, so tokens and prefixes come from the plain model.
         forward = _compiled(self.network.forward, device) if compiled and not points else self.network.forward
         copies = Copies(device)
+        exact = _without_tf32 if device.startswith("cuda") and dtype == torch.float32 else contextlib.nullcontext
 
         def launch(batch: list[Any]) -> Callable[[], list[Values]]:
             inputs = copies.to_device(self.collate(batch), dtype)
-            # On CUDA convolutions would round float32 to TF32 unless told otherwise.
-            exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-            with exact, torch.inference_mode(), capture(list(points.values())) as captured:
+            with exact(), torch.inference_mode(), capture(list(points.values())) as captured:
                 pooled = forward(inputs)
             seen = dict(zip(points, captured, strict=True))
             kept = self.keep(inputs) if points else None
-            outputs = copies.to_host([seen.get(spec, pooled) for spec in self.specs])
+            outputs = copies.to_host([*(seen.get(spec, pooled) for spec in self.specs), kept])
 
             def wait() -> list[Values]:
-                arrays = [output.numpy() for output in outputs()]
-                mask = None if kept is None else kept.cpu().numpy()
+                *values, mask = outputs()
+                keep = None if mask is None else mask.numpy()
+                arrays = [value.numpy() for value in values if value is not None]
                 asked = zip(self.specs, arrays, strict=True)
-                return [array if spec.output == "pooled" else as_rows(array, mask) for spec, array in asked]
+                return [array if spec.output == "pooled" else as_rows(array, keep) for spec, array in asked]
 
             return wait
 
@@ -101,6 +101,25 @@ class TorchTower:
     def asked_for(self, specs: list[EncoderSpec]) -> TorchTower:
         """The same tower, asked for other outputs."""
         return replace(self, specs=tuple(specs))
+
+
+@contextlib.contextmanager
+def _without_tf32() -> Iterator[None]:
+    """On CUDA float32 would be rounded to TF32 in convolutions, and where the user says so in products."""
+    import torch
+
+    backends: Any = torch.backends
+    new = hasattr(backends.cudnn, "conv") and hasattr(backends.cuda.matmul, "fp32_precision")
+    places: list[Any] = [backends.cuda.matmul, backends.cudnn.conv if new else backends.cudnn]
+    name, exact = ("fp32_precision", "ieee") if new else ("allow_tf32", False)
+    before = [getattr(place, name) for place in places]
+    try:
+        for place in places:
+            setattr(place, name, exact)
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            setattr(place, name, value)
 
 
 def _compiled(forward: Callable[[Any], Tensor], device: str) -> Callable[[Any], Tensor]:
@@ -157,18 +176,19 @@ class Copies:
             tensor.record_stream(computing)  # its memory must not serve the next copy before it was read
         return there
 
-    def to_host(self, outputs: list[Tensor]) -> Callable[[], list[Tensor]]:
-        """Start copying; the function waits for the float32 tensors."""
+    def to_host(self, outputs: list[Tensor | None]) -> Callable[[], list[Tensor | None]]:
+        """Start copying; the function waits for the tensors, in float32 but for masks."""
         import torch
 
+        there = [None if each is None else each if each.dtype == torch.bool else each.float() for each in outputs]
         if self.stream is None:
-            found = [output.float().cpu() for output in outputs]
+            found = [None if each is None else each.cpu() for each in there]
             return lambda: found
-        copies = [output.float().to("cpu", non_blocking=True) for output in outputs]
+        copies = [None if each is None else each.to("cpu", non_blocking=True) for each in there]
         done = torch.cuda.Event()
         done.record(torch.cuda.current_stream(self.device))
 
-        def wait() -> list[Tensor]:
+        def wait() -> list[Tensor | None]:
             done.synchronize()
             return copies
 
