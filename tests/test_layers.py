@@ -21,7 +21,7 @@ LAYERS = [
     ["encoders.layers", "encoders.delta"],
     ["encoders.attention"],
     ["encoders.torch_tower"],
-    ["encoders.pixels"],
+    ["encoders.pixels", "encoders.clip_text"],
     [f"encoders.{name}" for name in ("bert", "clip", "hashing", "hog", "timm_models", "torchvision_models")],
     ["encoders"],
     ["features"],

@@ -15,10 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmfeat.encoders.clip_text import (
+    kept_tokens,
+    short_texts,
+    stand_in,
+    text_length,
+    text_network,
+    text_tower,
+    trimmed,
+)
 from mmfeat.encoders.layers import Network, Point, find_layers, timm_network
 from mmfeat.encoders.pixels import image_tower
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
-from mmfeat.encoders.torch_tower import TorchTower, load_errors, plain_call, stack
+from mmfeat.encoders.torch_tower import TorchTower, load_errors, plain_call
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.encoders.weights import downloaded_identity, hub_errors, local_path, path_identity
 from mmfeat.errors import EncoderError
@@ -26,7 +35,7 @@ from mmfeat.files import canonical_json, read_json
 from mmfeat.texts import CLEANING
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 DEFAULT_VARIANT = "ViT-B-32/openai"
 CONTEXT_LENGTH = 77
@@ -77,18 +86,18 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
         _check_preprocessing(model, images[0])
         towers.append(image_tower(images, model, _image_network(model), transform))
     if texts := [spec for spec in specs if spec.modality == "text"]:
-        clean, tower = CLEANING[texts[0].cleaning], _text_tower(model)
-        network = replace(_text_network(model), forward=_short_texts(model))
+        clean, tower = CLEANING[texts[0].cleaning], text_tower(model)
+        network = replace(text_network(model), forward=short_texts(model))
         towers.append(
             TorchTower(
                 tuple(texts),
                 model,
                 network,
                 lambda text: tokenizer([clean(text)])[0],
-                collate=partial(_trimmed, tower),
-                keep=partial(_kept, tower),
-                length=partial(_length, tower),
-                stand_in=partial(_stand_in, tower),
+                collate=partial(trimmed, tower),
+                keep=partial(kept_tokens, tower),
+                length=partial(text_length, tower),
+                stand_in=partial(stand_in, tower),
             )
         )
     return towers
@@ -102,12 +111,12 @@ def reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:
         if spec.output != "tokens":
             network = replace(network, forward=model.encode_image)
         return lambda image: plain_call(network, spec, transform(image).unsqueeze(0))
-    network, tower = _text_network(model), _text_tower(model)
+    network, tower = text_network(model), text_tower(model)
 
     def encode(text: str) -> np.ndarray:
         ids = tokenizer(CLEANING[spec.cleaning](text))
         values = plain_call(network, spec, ids)
-        kept = _kept(tower, ids) if spec.output != "pooled" else None
+        kept = kept_tokens(tower, ids) if spec.output != "pooled" else None
         return values if kept is None else values[kept[0].numpy()]
 
     return encode
@@ -144,90 +153,6 @@ def _image_network(model: Any) -> Network:
     else:  # a norm after pooling never sees the tokens
         tokens = visual.transformer if visual.attn_pool is None and visual.final_ln_after_pool else visual.ln_post
     return Network(model.encode_image, find_layers(visual), Point(tokens))
-
-
-def _text_network(model: Any) -> Network:
-    """A transformer of open_clip's or, inside it, one of transformers'."""
-    tower = _text_tower(model)
-    if hasattr(tower, "config"):
-        return Network(model.encode_text, find_layers(tower.transformer), Point(tower.transformer))
-    # With an appended class token (CoCa) the norm comes after pooling and never sees the tokens.
-    tokens = tower.ln_final if getattr(tower, "cls_emb", None) is None else tower.transformer
-    return Network(model.encode_text, find_layers(tower), Point(tokens))
-
-
-def _text_tower(model: Any) -> Any:
-    return getattr(model, "text", model)  # open_clip's plain CLIP is its own text tower
-
-
-def _kept(tower: Any, ids: Tensor) -> Tensor | None:
-    """(B, T) of the tokens that can reach the vector, None for all.
-
-    In a causal tower that pools at its end token, what follows that token cannot.
-    """
-    import torch
-
-    if hasattr(tower, "config"):
-        return ids != tower.config.pad_token_id
-    own = "text_" if hasattr(tower, "text_pool_type") else ""
-    pool_type = getattr(tower, f"{own}pool_type")
-    if tower.attn_mask is None or getattr(tower, "cls_emb", None) is not None or pool_type not in ("argmax", "eos"):
-        return None
-    found = ids if pool_type == "argmax" else ids.eq(getattr(tower, f"{own}eos_id")).int()
-    ends = found.argmax(-1, keepdim=True)
-    return torch.arange(ids.shape[1], device=ids.device) <= ends
-
-
-def _length(tower: Any, ids: Tensor) -> int:
-    """How many of the (T) tokens of one text can reach its vector."""
-    kept = _kept(tower, ids[None])
-    return len(ids) if kept is None else int(kept.sum())
-
-
-def _trimmed(tower: Any, batch: list[Tensor]) -> Tensor:
-    """(B, T) token ids as far as the longest text goes, where what follows cannot reach a vector."""
-    ids = stack(batch)
-    if hasattr(tower, "config"):  # a tower of transformers', which may count on its full width
-        return ids
-    return ids[:, : max(_length(tower, one) for one in batch)]
-
-
-def _stand_in(tower: Any, mask: Tensor) -> Tensor:
-    """(B, T) token ids that nobody looks at but for where the text ends, or where it is padded."""
-    import torch
-
-    if hasattr(tower, "config"):
-        pad = tower.config.pad_token_id
-        return torch.where(mask, pad + 1, pad)
-    own = "text_" if hasattr(tower, "text_pool_type") else ""
-    end = getattr(tower, f"{own}eos_id", None) or 1
-    return torch.zeros_like(mask, dtype=torch.long).scatter_(1, mask.sum(1, keepdim=True) - 1, end)
-
-
-def _short_texts(model: Any) -> Callable[[Tensor], Tensor]:
-    """open_clip's own `encode_text`, which takes 77 columns, for texts whose padding was cut off.
-
-    Positions and causal mask are cut alike; what is gone could not have reached the vector.
-    """
-    import torch
-
-    tower = _text_tower(model)
-    if getattr(tower, "attn_mask", None) is None or getattr(tower, "cls_emb", None) is not None:
-        return model.encode_text
-    whole, place = torch.nn.Module(), "model." if tower is model else "model.text."
-    whole.model, whole.forward = model, model.encode_text
-
-    def forward(ids: Tensor) -> Tensor:
-        length = ids.shape[1]
-        if length == len(tower.attn_mask):
-            return model.encode_text(ids)
-        cut = {
-            f"{place}positional_embedding": tower.positional_embedding[:length],
-            f"{place}attn_mask": tower.attn_mask[:length, :length],
-        }
-        return torch.func.functional_call(whole, cut, (ids,))
-
-    return forward
 
 
 def _named(variant: str) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
