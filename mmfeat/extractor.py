@@ -14,7 +14,7 @@ from mmfeat.batching import Batcher
 from mmfeat.cache import Cache, ShardWriter
 from mmfeat.clocks import Clocks
 from mmfeat.encoders import Tower, load_encoders
-from mmfeat.hardware import keep_freed_memory, resolve_device
+from mmfeat.hardware import resolve_device
 from mmfeat.pipeline import BackgroundWriter, Stage
 from mmfeat.plan import Item, Plan, Planner
 from mmfeat.progress import Progress, Silent
@@ -152,7 +152,6 @@ class Extractor:
             if name not in loaded and (name in fingerprints or (whole and tower.request in asked))
         ]
         if wanted:
-            keep_freed_memory()
             fresh = load_encoders(wanted, self.device, self.settings.compiled)
             self._encoders += [Batcher(encoder, self.device, self.settings.batch_size) for encoder in fresh]
 

@@ -13,6 +13,7 @@ import numpy as np
 from mmfeat.encoders.layers import Network, capture
 from mmfeat.encoders.spec import Encoder, EncoderSpec, Values
 from mmfeat.errors import EncoderError
+from mmfeat.hardware import keep_freed_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +57,8 @@ class TorchTower:
 
         from mmfeat.encoders.attention import fuse_attention
 
+        if device == "cpu":
+            keep_freed_memory()
         dtype = getattr(torch, self.specs[0].arithmetic)  # outputs of one tower share it
         fuse_attention(self.module)
         self.module.to(device=device, dtype=dtype)
