@@ -131,8 +131,8 @@ def show_large(given: argparse.Namespace) -> None:
     print("| rows done | rows/s of this block | resident memory, MB |\n| --- | --- | --- |")
     for rows, rate, memory in found["blocks"]:
         print(f"| {rows:,} | {rate:,.0f} | {memory:,.0f} |")
-    (first, _, low), (last, _, high) = found["blocks"][1], found["blocks"][-1]
-    print(f"\nmemory grows by {(high - low) / (last - first) * 1e6:.0f} MB per million rows\n")
+    memories = [memory for _, _, memory in found["blocks"]]
+    print(f"\n{min(memories):,.0f} to {max(memories):,.0f} MB; what has to grow are 26 MB a million rows\n")
 
 
 def show_cuda(given: argparse.Namespace) -> None:
