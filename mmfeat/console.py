@@ -135,7 +135,11 @@ def show_forecast(found: Forecasts) -> None:
     table = Table("encoder", "output", "missing", "rate", "time", "on disk", box=None)
     for forecast in found.encoders:
         for number, (spec, missing, size) in enumerate(forecast.outputs):
-            shown_once = (f"{forecast.rate:,.1f}/s", duration(forecast.seconds)) if number == 0 else ("", "")
+            shown_once = (_rate(forecast.rate), duration(forecast.seconds)) if number == 0 else ("", "")
+                (f"{forecast.rate:,.{0 if forecast.rate >= 100 else 1}f}/s", duration(forecast.seconds))
+                if number == 0
+                else ("", "")
+            )
             view = f" {spec.view}" if spec.view != "none" else ""
             output = f"{spec.output}:{spec.layer}" if spec.layer else spec.output
             table.add_row(forecast.model, output + view, f"{missing:,}", *shown_once, size_of(size))
@@ -146,6 +150,10 @@ def show_forecast(found: Forecasts) -> None:
     if found.bytes > found.free:
         out.print("note: the disk is too small for that; name another with --cache, or fewer --outputs and --views")
     out.print("nothing was written; next: the same command without --dry-run")
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.1f}/s"
 
 
 def duration(seconds: float) -> str:

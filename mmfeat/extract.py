@@ -13,6 +13,7 @@ from mmfeat.cache import Cache
 from mmfeat.encoders import EncoderOptions, Tower, absolute_request, describe_encoders
 from mmfeat.errors import ConfigError
 from mmfeat.extractor import Extractor, ExtractSettings, Tally
+from mmfeat.hardware import resolve_device
 from mmfeat.plan import Plan, Planner
 from mmfeat.progress import Advance, Progress, Silent
 from mmfeat.remote import absolute
@@ -59,6 +60,8 @@ def extract_features(
     if engine not in ENGINES:
         raise ConfigError(f"--engine {engine}: use one of {', '.join(ENGINES)}")
     settings, progress = settings or ExtractSettings(), progress or Silent()
+    if engine == "local" and settings.device not in ("auto", "cpu"):  # torch is slow to import where nobody needs it
+        resolve_device(settings.device)
     work = prepare_extraction(data, encoders, cache, options, columns, settings.device)
     work.store.create()
     begin_request(cache, work.request)

@@ -83,9 +83,10 @@ class Tally:
         if len(self.failures) < MOST_FAILURES:
             self.failures.append(failure)
 
-    def wrote(self, folder: str, committed: int, failed: int) -> None:
-        """Count the rows of one encoder that were committed, and those that hold an error."""
+    def wrote(self, folder: str, committed: int, failed: int, found: int) -> None:
+        """Count the rows of one encoder: committed, holding an error, and found to be there by then."""
         self.new[folder] += committed
+        self.stored[folder] += found
         self.unreadable[folder] += failed
 
     def add(self, other: Tally) -> None:
@@ -194,8 +195,8 @@ class _Counted(AbstractContextManager[BackgroundWriter]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._writer.__exit__(kind, error, trace)
-        for fingerprint, (committed, failed) in self._writer.counts.items():
-            self._tally.wrote(self._towers[fingerprint].spec.folder_name, committed, failed)
+        for fingerprint, counts in self._writer.counts.items():
+            self._tally.wrote(self._towers[fingerprint].spec.folder_name, *counts)
 
 
 def provenance(tower: Tower) -> dict[str, Any]:

@@ -59,9 +59,9 @@ class BackgroundWriter:
             self._queue.put((fingerprint, rows, clocks))
 
     @property
-    def counts(self) -> dict[str, tuple[int, int]]:
-        """Rows with values that were committed, and rows that hold an error, by fingerprint."""
-        return {name: (writer.committed, writer.failed) for name, writer in self._writers.items()}
+    def counts(self) -> dict[str, tuple[int, int, int]]:
+        """Rows with values that were committed, rows that hold an error, and rows found there, by fingerprint."""
+        return {name: (each.committed, each.failed, each.found) for name, each in self._writers.items()}
 
     def __enter__(self) -> BackgroundWriter:
         self._thread.start()
@@ -123,6 +123,7 @@ class Stage:
     device: str
     batch_size: int = 0
     clocks: Clocks = field(default_factory=Clocks)
+    _since: float = 0.0
 
     def run(self, items: Sequence[Item], advance: Advance) -> Iterator[tuple[str, str]]:
         """Encode and write all items; yields (sample id, reason) of what could not be read or encoded."""
@@ -133,14 +134,13 @@ class Stage:
         depth = 0 if self.device == "cpu" else 1  # of the windows that a device works on while the next is prepared
         self.clocks.workers = self.reader.workers
         running: deque[tuple[list[Prepared], list[Callable[[], Blocks]]]] = deque()
-        start, before = time.perf_counter(), self.clocks.wall
+        self._since = time.perf_counter() - self.clocks.wall
         try:
             for window in batched(self._read(items, ahead=4 * size), size):
                 with self.clocks.time("encode"):
                     running.append((window, [start_block(window, n, each) for n, each in enumerate(self.encoders)]))
                 while len(running) > depth:
                     yield from self._finish(*running.popleft(), advance)
-                self.clocks.wall = before + time.perf_counter() - start
             while running:
                 yield from self._finish(*running.popleft(), advance)
         except KeyboardInterrupt:  # what the device has begun is worth keeping
@@ -148,7 +148,7 @@ class Stage:
                 list(self._finish(*begun, advance))
             raise
         finally:
-            self.clocks.wall = before + time.perf_counter() - start
+            self.clocks.wall = time.perf_counter() - self._since
 
     def _read(self, items: Sequence[Item], ahead: int) -> Iterator[Prepared]:
         source = self.reader.read(items, ahead)
@@ -172,6 +172,7 @@ class Stage:
             for spec, rows in blocks:
                 self.writer.add(spec.fingerprint, rows, self.clocks)
                 failures.update(pair for pair in zip(rows.ids, rows.errors, strict=True) if pair[1])
+        self.clocks.wall = time.perf_counter() - self._since
         advance(len(window), str(self.clocks))
         yield from sorted(failures)
 

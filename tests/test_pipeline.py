@@ -60,7 +60,7 @@ def test_what_was_handed_over_is_committed(tmp_path: Path, error: type[BaseExcep
     except (ValueError, KeyboardInterrupt):
         assert error is not None
     assert stored(cache) == 300
-    assert writer.counts == {TOWER.spec.fingerprint: (300, 0)}
+    assert writer.counts == {TOWER.spec.fingerprint: (300, 0, 0)}
     assert clocks.write > 0  # the commit at the end counts, too
 
 
@@ -87,8 +87,12 @@ def test_an_interrupt_while_the_writer_is_waited_for_loses_nothing(tmp_path: Pat
             held.wait()
             writer.add(TOWER.spec.fingerprint, rows(0), Clocks())
 
-    with pytest.raises(KeyboardInterrupt):
-        write()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # Ray Train leaves one of its own
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            write()
+    finally:
+        signal.signal(signal.SIGINT, before)
     thread.join()
     assert stored(cache) == 10
 
@@ -100,13 +104,13 @@ def test_a_disk_that_refuses_is_one_line_and_keeps_what_was_committed(
     """No file may grow beyond a limit: the first shard fails, or the first of photos."""
     data = Path(shutil.copytree(demo_folder, tmp_path / "demo"))
     code = FULL.format(shard_bytes=1 << 30, limit=limit, data=str(data), cache=str(tmp_path / "cache"))
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=400)
     assert answer.returncode == 1, answer.stderr
     assert "Traceback" not in answer.stderr
     assert answer.stderr.strip().splitlines()[-1].startswith("mmfeat: ")
     assert not list((tmp_path / "cache").rglob("*.tmp"))
     again = [sys.executable, "-m", "mmfeat", "extract", "--data", str(data), "--cache", str(tmp_path / "cache")]
-    answer = subprocess.run([*again, "--encoders", "hashing,hog"], capture_output=True, text=True, timeout=120)
+    answer = subprocess.run([*again, "--encoders", "hashing,hog"], capture_output=True, text=True, timeout=400)
     assert answer.returncode == 0, answer.stderr
 
 

@@ -40,6 +40,7 @@ class ShardWriter:
         self._failed: set[bytes] = set()
         self.committed = 0  # rows with values that were written by this writer
         self.failed = 0  # rows that hold an error, also those that were there already
+        self.found = 0  # rows with values that somebody else had written meanwhile
 
     def add(self, rows: Rows) -> None:
         """Take over some rows; commits what has gathered if it is due."""
@@ -71,7 +72,9 @@ class ShardWriter:
                     sync_folder(self._folder)  # whoever stored these rows may have died just before doing so
             # Only now: an interrupt before this line leaves the rows here for the commit on the way out.
             given, self._batches, self._bytes = self._batches, [], 0
-            self.committed += sum(len(batch.keys) - batch.failed for batch in new)
+            written = sum(len(batch.keys) - batch.failed for batch in new)
+            self.committed += written
+            self.found += sum(len(batch.keys) - batch.failed for batch in given) - written
             self.failed += sum(batch.failed for batch in given)
 
     def _look_at_new_shards(self) -> None:
