@@ -136,10 +136,6 @@ def show_forecast(found: Forecasts) -> None:
     for forecast in found.encoders:
         for number, (spec, missing, size) in enumerate(forecast.outputs):
             shown_once = (_rate(forecast.rate), duration(forecast.seconds)) if number == 0 else ("", "")
-                (f"{forecast.rate:,.{0 if forecast.rate >= 100 else 1}f}/s", duration(forecast.seconds))
-                if number == 0
-                else ("", "")
-            )
             view = f" {spec.view}" if spec.view != "none" else ""
             output = f"{spec.output}:{spec.layer}" if spec.layer else spec.output
             table.add_row(forecast.model, output + view, f"{missing:,}", *shown_once, size_of(size))
