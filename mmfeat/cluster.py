@@ -1,4 +1,4 @@
-"""Ray: joining or starting a cluster, for those engines that run on one."""
+"""Where work runs: in this process, or on a Ray cluster that is joined or started."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import logging
 from typing import Any
 
 from mmfeat.errors import ConfigError
+
+ENGINES = ("local", "ray")
+
+
+def check_engine(name: str) -> None:
+    """Raises `ConfigError` for an engine that there is not."""
+    if name not in ENGINES:
+        raise ConfigError(f"--engine {name}: use one of {', '.join(ENGINES)}")
 
 
 def join_cluster(address: str | None) -> tuple[Any, bool]:

@@ -7,14 +7,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
 
-from mmfeat.cluster import join_cluster
-from mmfeat.errors import ConfigError, MmfeatError
+from mmfeat.cluster import check_engine, join_cluster
+from mmfeat.errors import MmfeatError
 from mmfeat.features import Features
 from mmfeat.hardware import cpu_count
 from mmfeat.heads.jobs import Fitted, Job, Workbench, run_job
 from mmfeat.targets import Targets
 
-ENGINES = ("local", "ray")
 Advance = Callable[[int], None]
 
 
@@ -117,8 +116,7 @@ def make_engine(
     address: str | None = None,
 ) -> Engine:
     """The engine that `--engine` names."""
-    if name not in ENGINES:
-        raise ConfigError(f"--engine {name}: use one of {', '.join(ENGINES)}")
+    check_engine(name)
     if name == "ray":
         return RayEngine(features, targets, device, attend, address)
     return LocalEngine(features, targets, device, attend, workers)

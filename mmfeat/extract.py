@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmfeat.cache import Cache
+from mmfeat.cluster import check_engine
 from mmfeat.encoders import EncoderOptions, Tower, absolute_request, describe_encoders
-from mmfeat.errors import ConfigError
 from mmfeat.extractor import Extractor, ExtractSettings, Tally
 from mmfeat.hardware import resolve_device
 from mmfeat.plan import Plan, Planner
@@ -22,7 +22,6 @@ from mmfeat.samples import Overview, Sample, SampleSet, SampleSource
 
 DEFAULT_ENCODERS = ("clip", "bert", "resnet50")
 BLOCK = 65_536  # samples that are in memory at once; the next block is planned while one is encoded
-ENGINES = ("local", "ray")
 
 
 @dataclass(kw_only=True)
@@ -57,15 +56,14 @@ def extract_features(
     samples go to the workers of a Ray cluster, which write to a `cache` that all of them see.
     """
     start = time.monotonic()
-    if engine not in ENGINES:
-        raise ConfigError(f"--engine {engine}: use one of {', '.join(ENGINES)}")
+    check_engine(engine)
     settings, progress = settings or ExtractSettings(), progress or Silent()
     if engine == "local" and settings.device not in ("auto", "cpu"):  # torch is slow to import where nobody needs it
         resolve_device(settings.device)
     work = prepare_extraction(data, encoders, cache, options, columns, settings.device)
+    overview = work.source.overview()
     work.store.create()
     begin_request(cache, work.request)
-    overview = work.source.overview()
     extraction = Extraction(samples=overview, towers=work.towers, folder=work.store.folder)
     if engine == "ray":
         from mmfeat.ray_extract import extract_on_ray

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any
@@ -128,9 +128,16 @@ class Extractor:
         self.planner.refresh()
         return tally
 
-    def writing(self, tally: Tally) -> AbstractContextManager[BackgroundWriter]:
-        """A writer for any number of runs; the tally counts what it committed."""
-        return _Counted(BackgroundWriter(self._shard_writer), self._towers, tally)
+    @contextmanager
+    def writing(self, tally: Tally) -> Iterator[BackgroundWriter]:
+        """A writer for any number of runs; the tally counts what it committed, however it is left."""
+        writer = BackgroundWriter(self._shard_writer)
+        try:
+            with writer:
+                yield writer
+        finally:
+            for fingerprint, counts in writer.counts.items():
+                tally.wrote(self._towers[fingerprint].spec.folder_name, *counts)
 
     def run(
         self, plan: Plan, writer: BackgroundWriter, tally: Tally, progress: Progress | None = None, where: str = ""
@@ -180,23 +187,6 @@ class Extractor:
     def _shard_writer(self, fingerprint: str) -> ShardWriter:
         tower = self._towers[fingerprint]
         return self.store.writer(tower.spec, provenance(tower), self.planner.shards[fingerprint])
-
-
-class _Counted(AbstractContextManager[BackgroundWriter]):
-    """A writer whose commits are counted however it is left."""
-
-    def __init__(self, writer: BackgroundWriter, towers: dict[str, Tower], tally: Tally) -> None:
-        self._writer, self._towers, self._tally = writer, towers, tally
-
-    def __enter__(self) -> BackgroundWriter:
-        return self._writer.__enter__()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._writer.__exit__(kind, error, trace)
-        for fingerprint, counts in self._writer.counts.items():
-            self._tally.wrote(self._towers[fingerprint].spec.folder_name, *counts)
 
 
 def provenance(tower: Tower) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from mmfeat.cache import Cache, ContentKeys, KnownKeys, StatIndex
 from mmfeat.cache.known import FAILED, GOOD, MISSING
+from mmfeat.cache.shard import Shard
 from mmfeat.encoders import EncoderSpec
 from mmfeat.progress import Progress
 from mmfeat.samples import MODALITIES, Sample
@@ -83,7 +84,7 @@ class Planner:
             seen = self.shards[spec.fingerprint]
             fresh = self._store.shards(spec, without=seen)
             known.add(fresh)
-            seen |= {shard.path.name for shard in fresh}
+            seen |= self._accounted(fresh)
         if self._index is not None:
             self._index.save()
 
@@ -124,8 +125,13 @@ class Planner:
         shards = self._store.shards(spec)
         if self._writes:
             self._store.settle(spec)  # what counts as stored has to stay
-        # What is tried again may fail again: the writer has to see which errors are there to not store them twice.
-        seen = [shard for shard in shards if not (self._retry_failed and (shard.errors != b"").any())]
-        self.shards[spec.fingerprint] = {shard.path.name for shard in seen}
+        self.shards[spec.fingerprint] = self._accounted(shards)
         self._known[spec] = KnownKeys(shards)
         return self._known[spec]
+
+    def _accounted(self, shards: Sequence[Shard]) -> set[str]:
+        """Names of those that a writer need not look at.
+
+        What is tried again may fail again: the writer has to see which errors are there to not store them twice.
+        """
+        return {shard.path.name for shard in shards if not (self._retry_failed and (shard.errors != b"").any())}

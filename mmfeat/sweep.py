@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from mmfeat.choice import MODALITY_SETS, choose_pairs, needed_towers, usable_towers
+from mmfeat.cluster import ENGINES
 from mmfeat.committee import ensemble_entries
 from mmfeat.encoders import EncoderOptions, describe_encoders
-from mmfeat.engine import ENGINES, Engine, make_engine
+from mmfeat.engine import Engine, make_engine
 from mmfeat.entries import Entry, Plan, finals_are_whole, train_entry
 from mmfeat.errors import ConfigError, HeadError
 from mmfeat.features import Features

@@ -17,7 +17,7 @@ from mmfeat.errors import DataError
 from mmfeat.extract import Extraction, extract_features, extract_samples
 from mmfeat.extractor import Extractor, ExtractSettings
 from mmfeat.plan import Planner
-from mmfeat.samples import Overview, SampleSet, SampleSource, read_samples
+from mmfeat.samples import Overview, Sample, SampleSet, SampleSource, read_samples
 
 FLOAT32 = EncoderOptions(dtype="float32")
 
@@ -132,6 +132,20 @@ def test_a_bad_row_far_down_is_told_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"t\.csv:3002: the id 'a/b' looks like a path"):
         extract_features(path, ["hashing"], cache=tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.h5"))
+    assert not (tmp_path / "cache").exists()  # and `mmfeat heads` does not take it for the latest
+
+
+def test_what_fails_in_one_block_after_another_is_remembered_once(tmp_path: Path) -> None:
+    """As a worker of a cluster goes through its blocks, trying again what failed."""
+    samples = [Sample(str(n), image=tmp_path / f"{n}.jpg") for n in range(2)]
+    for n in range(2):
+        (tmp_path / f"{n}.jpg").write_bytes(b"no photo %d" % n)
+    towers, store = describe_encoders(["hog"], FLOAT32), Cache(tmp_path / "cache", "data")
+    for retry in (False, True, True):
+        with Extractor(towers, store, ExtractSettings("cpu", retry_failed=retry)) as extractor:
+            for sample in samples:
+                extractor.extract([sample])
+        assert len(store.table(towers[0].spec).keys) == 2
 
 
 def test_a_long_text_file_is_decoded_line_by_line_across_its_pieces(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from mmfeat.encoders import EncoderOptions
 from mmfeat.errors import EncoderError
 from mmfeat.extract import Extraction, extract_features
 from mmfeat.pipeline import start_block
-from mmfeat.reader import prefetch, prepare, recipe_of
+from mmfeat.reader import prepare, recipe_of
 from mmfeat.requests import latest_request
 from mmfeat.samples import read_samples
 
@@ -183,19 +183,6 @@ def test_the_latest_request_is_remembered(data: Path, tmp_path: Path) -> None:
     assert latest_request(cache).data == str(other)
     next((cache / "requests").iterdir()).write_text("{}")  # a damaged note only means naming the flags again
     assert latest_request(cache).encoders in (["hashing"], ["hog"])
-
-
-def test_prefetch_keeps_order_and_bounds_memory() -> None:
-    started = []
-
-    def work(number: int) -> int:
-        started.append(number)
-        return number * number
-
-    results = prefetch(work, range(100), threads=4, ahead=8)
-    assert [next(results) for _ in range(10)] == [number * number for number in range(10)]
-    assert len(started) <= 10 + 8
-    assert list(results) == [number * number for number in range(10, 100)]
 
 
 SLOW = """

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from mmfeat.engine import ENGINES, LocalEngine
+from mmfeat.cluster import check_engine
+from mmfeat.engine import LocalEngine
 from mmfeat.entries import finals_are_whole, replayed
 from mmfeat.errors import ConfigError, DataError, RunError
 from mmfeat.files import sweep_temporaries
@@ -105,8 +106,7 @@ def _check(fusion: str | None, engine: str, seeds: int | None, views: int | None
         raise DataError(f"{data}: no such folder or table; check --data")
     if fusion not in (None, EARLY):
         raise ConfigError(f"--fusion {fusion}: stage 2 takes the run's heads (name one with --head), or early")
-    if engine not in ENGINES:
-        raise ConfigError(f"--engine {engine}: use one of {', '.join(ENGINES)}")
+    check_engine(engine)
     for name, value, least in (("seeds", seeds, 1), ("views", views, 0)):
         if value is not None and value < least:
             raise ConfigError(f"--{name} {value}: at least {least}")
