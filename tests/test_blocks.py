@@ -141,10 +141,10 @@ def test_what_fails_in_one_block_after_another_is_remembered_once(tmp_path: Path
     for n in range(2):
         (tmp_path / f"{n}.jpg").write_bytes(b"no photo %d" % n)
     towers, store = describe_encoders(["hog"], FLOAT32), Cache(tmp_path / "cache", "data")
-    for retry in (False, True, True):
+    for retry, blocks in ((False, [samples]), (True, [samples[:1], samples[1:]])):
         with Extractor(towers, store, ExtractSettings("cpu", retry_failed=retry)) as extractor:
-            for sample in samples:
-                extractor.extract([sample])
+            for block in blocks:
+                extractor.extract(block)
         assert len(store.table(towers[0].spec).keys) == 2
 
 
