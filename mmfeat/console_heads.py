@@ -10,7 +10,6 @@ from rich.table import Table
 
 from mmfeat.console import out
 from mmfeat.leaderboard import ablation
-from mmfeat.splits import HOLDOUT
 
 if TYPE_CHECKING:
     from mmfeat.runs import Run
@@ -72,6 +71,8 @@ def _fits(table: Table) -> bool:
 
 def _explanation(run: Run) -> str:
     samples = f"{run.leaderboard[0]['samples']:,} samples"
+    from mmfeat.splits import HOLDOUT
+
     folds = f"{samples} of the holdout's test part" if run.config["folds"] == [HOLDOUT] else f"{samples} out of fold"
     classes = f"; classes: {', '.join(run.classes)}" if len(run.classes) <= SHOWN_CLASSES else ""
     return f"{folds}, 95 % bootstrap intervals; = ties with the first (paired bootstrap, Holm){classes}"
