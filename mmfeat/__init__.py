@@ -33,6 +33,7 @@ _EXPORTS = {
     "read_pack": "mmfeat.cache.pack",
     "read_run": "mmfeat.runs",
     "read_samples": "mmfeat.samples",
+    "write_report": "mmfeat.report.write",
     "write_submission": "mmfeat.submit",
     "survey": "mmfeat.cache.survey",
     "train_heads": "mmfeat.sweep",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmfeat.console import ConsoleProgress, out, size_of
+from mmfeat.console import ConsoleProgress, out
 from mmfeat.console_cache import (
     counted,
     show_coverage,
@@ -35,6 +35,7 @@ from mmfeat.flags import (
     names,
     reported,
 )
+from mmfeat.wording import size_of
 
 if TYPE_CHECKING:
     from mmfeat.encoders import EncoderSpec

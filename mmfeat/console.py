@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -23,6 +22,7 @@ from rich.text import Text
 
 from mmfeat.clocks import REMEDIES, STEPS, Clocks
 from mmfeat.progress import Advance
+from mmfeat.wording import duration, shown, size_of
 
 if TYPE_CHECKING:
     from mmfeat.extract import Extraction
@@ -86,12 +86,6 @@ def _lines(title: str, total: int) -> Iterator[Advance]:
         err.print(f"{title}: {total:,} in {seconds:.1f} s ({total / max(seconds, 1e-9):.1f}/s)")
 
 
-def shown(place: str) -> str:
-    """A path, alone or after `family:`, as seen from here."""
-    family, colon, path = place.rpartition(":") if not place.startswith("/") else ("", "", place)
-    return f"{family}{colon}{os.path.relpath(path)}" if path.startswith(os.getcwd() + os.sep) else place
-
-
 def show_extraction(result: Extraction) -> None:
     """What was there, what is new, what could not be read."""
     samples = result.samples
@@ -150,22 +144,6 @@ def show_forecast(found: Forecasts) -> None:
 
 def _rate(rate: float) -> str:
     return f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.1f}/s"
-
-
-def duration(seconds: float) -> str:
-    """Seconds, minutes, hours or days for people."""
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:,.1f} {unit}"
-    return f"{seconds:.1f} s"
-
-
-def size_of(count: int) -> str:
-    """Bytes for people."""
-    for power, unit in ((3, "GB"), (2, "MB"), (1, "kB")):
-        if count >= 1000**power:
-            return f"{count / 1000**power:,.1f} {unit}"
-    return f"{count} B"
 
 
 def _spent(clocks: Clocks, modality: str) -> str:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 
-from mmfeat.console import out, size_of
+from mmfeat.console import out
+from mmfeat.wording import size_of
 
 if TYPE_CHECKING:
     from mmfeat.cache import ContentKeys

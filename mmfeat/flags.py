@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from mmfeat.console import err, out, shown
+from mmfeat.console import err, out
 from mmfeat.errors import ConfigError, DataError, MmfeatError
 from mmfeat.remote import exists
+from mmfeat.wording import shown
 
 if TYPE_CHECKING:
     from mmfeat.requests import Request

@@ -109,6 +109,26 @@ def compare_with_best(
     ]
 
 
+def compare_pairs(
+    targets: Targets, all_chosen: Sequence[np.ndarray], seed: int = 42
+) -> tuple[list[list[Difference]], np.ndarray]:
+    """Every head against every other: row less column, and (H, H) p-values adjusted for all pairs (Holm), 1 on the
+    diagonal.
+
+    `all_chosen` is as in `compare_with_best`.
+    """
+    heads = len(all_chosen)
+    upper = np.triu_indices(heads, 1)
+    value, draws = _draw_macro_f1(targets, all_chosen, seed, max(DRAWS, 80 * len(upper[0])))
+    table = [
+        [_difference(value[row] - value[column], draws[:, row] - draws[:, column]) for column in range(heads)]
+        for row in range(heads)
+    ]
+    adjusted = np.ones((heads, heads))
+    adjusted[upper] = holm([table[row][column].p for row, column in zip(*upper, strict=True)])
+    return table, np.minimum(adjusted, adjusted.T)
+
+
 def _draw_macro_f1(
     targets: Targets, all_chosen: Sequence[np.ndarray], seed: int, draws: int
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,1 @@
+"""The report: what a run found, as one page that opens without a network; tables and figures for papers."""

@@ -1,0 +1,92 @@
+"""Facts: the data, the encoders and their cache, and the commands that make the run again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from mmfeat.cache.survey import survey
+from mmfeat.errors import CacheError
+from mmfeat.report.results import Results
+from mmfeat.report.section import Section, Table
+from mmfeat.samples import MODALITIES
+from mmfeat.wording import shown, size_of
+
+
+def data_section(results: Results) -> Section:
+    """Classes, what is missing, how texts were encoded."""
+    run, samples = results.run, results.samples
+    labelled, classes = run.config["labelled"], run.config["class_counts"]
+    rows = [[name, f"{count:,}", f"{count / labelled:.1%}"] for name, count in classes.items()]
+    tables = [Table("labels", f"{labelled:,} labelled samples", ["class", "samples", "share"], rows)]
+    hashed = f"data hash {run.config['data_hash'][:16]}"
+    if samples is None:
+        words = [f"{run.config['dataset']}: {labelled:,} labelled samples, {hashed}."]
+        words.append(
+            "The data are no longer where the run found them, so texts and photos are missing; --data says where."
+        )
+        return Section("data", "Data", words, tables=tables)
+    words = [f"{run.config['dataset']}: {len(samples):,} samples, {labelled:,} labelled, {hashed}."]
+    if odd := {name: count for name, count in samples.encodings.items() if name != "utf-8"}:
+        words.append(f"Texts that are not UTF-8: {', '.join(f'{count:,} {name}' for name, count in odd.items())}.")
+    missing = [
+        [modality, reason, f"{count:,}"]
+        for modality in MODALITIES
+        for reason, count in Counter(
+            getattr(each, f"{modality}_error") for each in samples if getattr(each, f"{modality}_error")
+        ).most_common()
+    ]
+    if missing:
+        tables.append(
+            Table("missing", "Samples without a text or photo; they stay, masked", ["", "why", "samples"], missing)
+        )
+    return Section("data", "Data", words, tables=tables)
+
+
+def cache_section(results: Results) -> Section:
+    """The encoders behind the run, and what the cache holds of them."""
+    run = results.run
+    held = {}
+    words = []
+    try:
+        held = {entry.folder.name: entry for entry in survey(run.config["cache"], run.config["dataset"])}
+    except CacheError as error:
+        words.append(f"The cache is not there: {error}.")
+    rows = []
+    for tower in run.towers:
+        spec, folder = tower.spec, tower.spec.folder_name
+        entry = held.get(folder)
+        vectors = f"{entry.count()[0]:,}" if entry else ""
+        size = size_of(entry.bytes) if entry else ""
+        width = str(run.config["widths"].get(folder, ""))
+        rows.append(
+            [
+                shown(tower.request),
+                spec.output,
+                width,
+                spec.arithmetic,
+                spec.cleaning,
+                vectors,
+                size,
+                spec.fingerprint[:16],
+            ]
+        )
+    header = ["encoder", "output", "width", "arithmetic", "cleaning", "vectors", "on disk", "fingerprint"]
+    return Section(
+        "cache", "Encoders and cache", words, tables=[Table("encoders", "Encoders of the run", header, rows)]
+    )
+
+
+def run_section(results: Results) -> Section:
+    """Where the run lies and how it was scored."""
+    run = results.run
+    config = run.config
+    facts = {
+        "run": shown(str(Path(run.folder))),
+        "mmfeat": config["version"],
+        "task": config["task"],
+        "folds": ", ".join(config["folds"]),
+        "folds hash": config["splits_hash"][:16],
+    }
+    rows = [[name, str(value)] for name, value in facts.items()]
+    return Section("run", "Run", tables=[Table("run", "Facts of the run", ["", ""], rows)])

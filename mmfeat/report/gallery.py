@@ -1,0 +1,143 @@
+"""The gallery: every sample out of fold with text, photo, label and prediction, errors first, within so many bytes."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import io
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from mmfeat.files import canonical_json
+from mmfeat.images import decode_image
+from mmfeat.progress import Progress
+from mmfeat.report.modalities import WHO, attribute
+from mmfeat.report.results import Results
+from mmfeat.samples import Sample
+from mmfeat.scoring import names_of
+
+BYTES = 9_000_000  # of a page, less what its other sections may take
+ROW_BYTES = 5_500_000  # of them for rows; photos get the rest
+TEXT_LENGTHS = (600, 280, 140, 60, 0)  # characters of a text, as many as there is room for
+PHOTO_SIDE = 160  # pixels
+PHOTO_QUALITY = 55
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """`rows` and `photos` are gzipped JSON in base64; `photos` maps the place of a row to a WebP in base64.
+
+    A row is [id, text, label, prediction, confidence, share of the seeds, right, who, has a photo].
+    """
+
+    rows: str
+    photos: str
+    samples: int
+    errors: int
+    shown: int  # photos that are in the page
+    cut: int  # characters after which texts end; 0 if none is there
+
+
+def make_gallery(results: Results, photos: int, progress: Progress) -> Gallery:
+    """Errors first, the surest of them at the top; at most `photos` of them with their photo."""
+    found = results.predictions()
+    attribution = attribute(results)
+    votes, right = found.voted, found.right
+    classes = found.targets.classes
+    confidence = _confidence(found.probabilities, votes, found.targets.multilabel)
+    agreement = (found.chosen == votes).all(2).mean(0)
+    who = ["" if attribution is None else WHO[each] for each in (attribution.who if attribution else right)]
+    order = np.lexsort((-confidence, right)).tolist()
+    samples = [results.by_id.get(found.ids[row]) for row in order]
+    facts = [
+        [
+            names_of(found.targets.matrix[row], classes),
+            names_of(votes[row], classes),
+            round(float(confidence[row]), 3),
+            round(float(agreement[row]), 2),
+            int(right[row]),
+            who[row],
+        ]
+        for row in order
+    ]
+    ids = [found.ids[row] for row in order]
+    packed, cut = _fit_rows(ids, samples, facts)
+    images, shown = _fit_photos(samples, photos, BYTES - len(packed), progress)
+    return Gallery(packed, images, len(ids), int((~right).sum()), shown, cut)
+
+
+def _confidence(probabilities: np.ndarray, votes: np.ndarray, multilabel: bool) -> np.ndarray:
+    """(N,) the probability of the prediction; multi-label that of its least certain class."""
+    if not multilabel:
+        return probabilities[votes]
+    return np.where(votes, probabilities, 1 - probabilities).min(1)
+
+
+def _fit_rows(ids: Sequence[str], samples: Sequence[Sample | None], facts: Sequence[list[Any]]) -> tuple[str, int]:
+    """The rows with as much of their texts as there is room for."""
+    for length in TEXT_LENGTHS:
+        rows = [
+            [id, _text(sample, length), *fact, int(sample is not None and sample.image is not None)]
+            for id, sample, fact in zip(ids, samples, facts, strict=True)
+        ]
+        packed = pack(rows)
+        if len(packed) <= ROW_BYTES:
+            break
+    return packed, length
+
+
+def _text(sample: Sample | None, length: int) -> str:
+    text = (sample.text or "") if sample else ""
+    return text if len(text) <= length else f"{text[:length]}…" if length else ""
+
+
+def pack(value: Any) -> str:
+    """JSON, gzipped, in base64: what a page unpacks without a network."""
+    return base64.b64encode(gzip.compress(canonical_json(value).encode(), mtime=0)).decode()
+
+
+def _fit_photos(samples: Sequence[Sample | None], most: int, room: int, progress: Progress) -> tuple[str, int]:
+    """The first photos, as many as are asked for and there is room for."""
+    wanted = [(place, sample) for place, sample in enumerate(samples) if sample and sample.image is not None][:most]
+    photos: dict[str, str] = {}
+    if wanted:
+        used = 0
+        with progress.task("photos of the report", len(wanted)) as advance:
+            for place, data in _thumbnails(wanted):
+                advance(1)
+                used += len(data) * 3 // 2  # base64, a third more, and again, of which gzip takes one back
+                if used > room:
+                    break
+                if data:
+                    photos[str(place)] = base64.b64encode(data).decode()
+    return pack(photos), len(photos)
+
+
+def _thumbnails(wanted: Sequence[tuple[int, Sample]]) -> Iterator[tuple[int, bytes]]:
+    rest = iter(wanted)
+    with ThreadPoolExecutor() as pool:
+        while batch := list(islice(rest, BATCH)):
+            yield from zip(
+                (place for place, _ in batch), pool.map(_thumbnail, (each for _, each in batch)), strict=True
+            )
+
+
+def _thumbnail(sample: Sample) -> bytes:
+    """A small WebP of the photo, without what its file says of place and camera; empty if it cannot be read."""
+    assert sample.image is not None
+    try:
+        image, _ = decode_image(sample.image.read_bytes(), draft=PHOTO_SIDE)
+    except OSError:
+        return b""
+    if image is None:
+        return b""
+    image.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=PHOTO_QUALITY, method=4)
+    return buffer.getvalue()

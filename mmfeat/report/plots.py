@@ -1,0 +1,119 @@
+"""Plots by matplotlib, as SVG that takes the colours of the page around it, or as PNG for papers."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from mmfeat.report.section import Figure, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
+
+INK, GRID = "#010101", "#c9ccd1"  # a page replaces both by its own
+SERIES = ("#3b82c4", "#d9782d", "#3f9a6b", "#b8559b", "#7a6fd0", "#9a8a2c", "#2f9fb0", "#8d8d8d")  # on light and dark
+WIDTH = 7.4  # inches
+DPI = 200
+
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "font.family": "DejaVu Sans",
+    "text.parse_math": False,  # a class may be named $5
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.5,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "figure.constrained_layout.use": True,
+}
+
+
+def new_drawing(height: float, columns: int = 1, rows: int = 1, **options: Any) -> tuple[Drawing, list[Axes]]:
+    """A figure of the page's width and `height` inches, and its axes in reading order."""
+    from matplotlib.figure import Figure as Drawing
+
+    drawing = Drawing(figsize=(WIDTH, height), layout="constrained")
+    axes = drawing.subplots(rows, columns, squeeze=False, **options)
+    return drawing, list(axes.ravel())
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an SVG element: text stays text, ink and grid are the page's, ids are its own."""
+    buffer = io.StringIO()
+    with _style(figure.name):
+        figure.draw().savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
+    text = re.sub(
+        r' id="(figure|axes|patch|line2d|text|xtick|ytick|matplotlib|legend|Path|Poly|Line|Quad)[^"]*"', "", text
+    )
+    text = re.sub(r"(font(?:-family)?: [^;\"]*?)'?DejaVu Sans'?(, [^;\"]*)?", r"\1system-ui, sans-serif", text)
+    text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", text, count=1)
+    return text.replace(INK, "currentColor").replace(GRID, "var(--line)")
+
+
+def png(figure: Figure) -> bytes:
+    """The figure on white, for papers."""
+    buffer = io.BytesIO()
+    with _style(figure.name):
+        figure.draw().savefig(buffer, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def heat_map(table: Table) -> Figure:
+    """A table with shades as a figure; its first column names the rows."""
+
+    def draw() -> Drawing:
+        assert table.shades
+        drawing, (axes,) = new_drawing(0.8 + 0.36 * len(table.rows))
+        names, header = [row[0] for row in table.rows], list(table.header[1:])
+        shades = [row[1:] for row in table.shades]
+        axes.imshow(shades, cmap=_fade(SERIES[0]), vmin=0, vmax=1, aspect="auto")
+        axes.grid(False)
+        axes.set_xticks(range(len(header)), header, rotation=30 if len(header) > 6 else 0)
+        axes.set_yticks(range(len(names)), names)
+        for row, cells in enumerate(table.rows):
+            for column, cell in enumerate(cells[1:]):
+                axes.text(column, row, cell, ha="center", va="center", fontsize=8)
+        return drawing
+
+    return Figure(table.name, table.caption, table.caption, draw)
+
+
+def whiskers(axes: Axes, scores: Sequence[dict[str, float]], names: Sequence[str], colours: Sequence[str]) -> None:
+    """Values with their intervals, one below the other."""
+    for place, (score, colour) in enumerate(zip(scores, colours, strict=True)):
+        axes.plot([score["low"], score["high"]], [place, place], color=colour, linewidth=2.2, alpha=0.6)
+        axes.plot(score["value"], place, "o", color=colour, markersize=5)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+
+
+def _fade(colour: str) -> Any:
+    from matplotlib.colors import LinearSegmentedColormap, to_rgba
+
+    return LinearSegmentedColormap.from_list("fade", [to_rgba(colour, 0.0), to_rgba(colour, 0.85)])
+
+
+@contextmanager
+def _style(name: str) -> Iterator[None]:
+    import matplotlib
+
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # of labels in scripts that its font lacks; a page has them
+        yield

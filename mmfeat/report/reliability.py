@@ -1,0 +1,125 @@
+"""Reliability: whether a probability of 0.8 is right in 80 of 100 cases, and what leaving out doubt brings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmfeat.metrics import BINS, NORMAL
+from mmfeat.predictions import Predictions
+from mmfeat.report.plots import GRID, SERIES, new_drawing
+from mmfeat.report.results import Results
+from mmfeat.report.section import Figure, Section, Table, interval, number, title_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
+
+COMPARED = 8
+SHARES = (1.0, 0.9, 0.75, 0.5, 0.25)
+
+
+def reliability_section(results: Results) -> Section:
+    """Reliability diagram, accuracy among the surest, and calibration of the best entries."""
+    found = results.predictions()
+    confidence, right = confidences(found)
+    entry = results.entry
+    error = interval(entry["calibration_error"])
+    words = [
+        f"Expected calibration error of {title_of(entry)}: {error}; 0 is perfect, and chance alone keeps it above 0. "
+        "Probabilities are calibrated by a temperature that other folds chose."
+    ]
+    return Section(
+        "reliability",
+        "Can the probabilities be trusted?",
+        words,
+        [_diagram(confidence, right)],
+        [_by_share(confidence, right), _compared(results)],
+    )
+
+
+def confidences(found: Predictions) -> tuple[np.ndarray, np.ndarray]:
+    """(M,) the probability of the most probable class and whether it is right; of multi-label every class's."""
+    if found.targets.multilabel:
+        return found.probabilities.ravel(), found.targets.matrix.ravel()
+    best = found.probabilities.argmax(1)
+    rows = np.arange(len(best))
+    return found.probabilities[rows, best], found.targets.matrix[rows, best]
+
+
+def wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The 95 % interval of a share among `count` (Wilson, 1927)."""
+    shrunk = 1 + NORMAL**2 / count
+    middle = (share + NORMAL**2 / (2 * count)) / shrunk
+    reach = NORMAL / shrunk * np.sqrt(share * (1 - share) / count + NORMAL**2 / (4 * count**2))
+    return middle - reach, middle + reach
+
+
+def _diagram(confidence: np.ndarray, right: np.ndarray) -> Figure:
+    def draw() -> Drawing:
+        drawing, (left, middle) = new_drawing(3.0, 2)
+        _reliability(left, confidence, right)
+        _coverage(middle, confidence, right)
+        return drawing
+
+    caption = (
+        "Left: accuracy by confidence, with 95 % intervals; bars are how many samples. Right: accuracy of the surest"
+    )
+    return Figure(
+        "reliability", caption, "points on the diagonal are calibrated; the table has accuracy by share", draw
+    )
+
+
+def _reliability(axes: Axes, confidence: np.ndarray, right: np.ndarray) -> None:
+    bins = np.clip((confidence * BINS).astype(int), 0, BINS - 1)
+    counts = np.bincount(bins, minlength=BINS)
+    there = counts > 0
+    count = counts[there]
+    where = np.bincount(bins, confidence, BINS)[there] / count
+    share = np.bincount(bins, right, BINS)[there] / count
+    low, high = wilson(share, count)
+    axes.bar((np.arange(BINS) + 0.5) / BINS, counts / counts.max() * 0.3, 0.9 / BINS, color=GRID)
+    axes.plot([0, 1], [0, 1], color=SERIES[7], linewidth=1, linestyle="--")
+    axes.errorbar(where, share, [share - low, high - share], fmt="o", color=SERIES[0], markersize=4, linewidth=1.2)
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
+
+
+def _coverage(axes: Axes, confidence: np.ndarray, right: np.ndarray) -> None:
+    order = np.argsort(-confidence, kind="stable")
+    kept = np.arange(1, len(order) + 1)
+    accuracy = np.cumsum(right[order]) / kept
+    low, high = wilson(accuracy, kept)
+    first = max(1, len(order) // 50)  # fewer tell nothing
+    shown = np.unique(np.linspace(first - 1, len(order) - 1, 200).astype(int))
+    axes.fill_between(kept[shown] / len(order), low[shown], high[shown], color=SERIES[0], alpha=0.2, linewidth=0)
+    axes.plot(kept[shown] / len(order), accuracy[shown], color=SERIES[0])
+    axes.set(xlabel="share of the samples, surest first", ylabel="accuracy", xlim=(0, 1))
+
+
+def _by_share(confidence: np.ndarray, right: np.ndarray) -> Table:
+    order = np.argsort(-confidence, kind="stable")
+    rows = []
+    for share in SHARES:
+        kept = order[: max(1, round(share * len(order)))]
+        accuracy, count = right[kept].mean(), np.array(len(kept))
+        low, high = wilson(accuracy, count)
+        score = {"value": float(accuracy), "low": float(low), "high": float(high)}
+        rows.append([f"{share:.0%}", f"{len(kept):,}", number(float(confidence[kept[-1]])), interval(score)])
+    header = ["surest", "samples", "confidence at least", "accuracy of the most probable class"]
+    return Table("coverage", "What setting doubtful samples aside brings", header, rows)
+
+
+def _compared(results: Results) -> Table:
+    rows = [
+        [
+            title_of(entry),
+            interval(entry["calibration_error"]),
+            interval(entry["log_loss"]),
+            number(entry["decision"]["temperature"], 2),
+            number(entry["decision"]["strength"], 2),
+        ]
+        for entry in results.run.leaderboard[:COMPARED]
+    ]
+    header = ["", "calibration error", "log-loss", "temperature", "logit adjustment"]
+    return Table("calibration", "Calibration of the best entries", header, rows)

@@ -1,0 +1,70 @@
+"""What a report looks at: a run, one of its entries, the predictions behind them and the samples, if they are there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mmfeat.errors import DataError
+from mmfeat.predictions import Predictions, read_predictions
+from mmfeat.remote import absolute
+from mmfeat.runs import Run
+from mmfeat.samples import Sample, SampleSet, read_samples
+
+TOGETHER = "ensemble"
+SINGLE = ("text", "image")
+
+
+@dataclass
+class Results:
+    """A run, and the entry that its report is about."""
+
+    run: Run
+    entry: Mapping[str, Any]
+    data: str
+    columns: Mapping[str, str]
+    _read: dict[Path, Predictions] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        run: Run,
+        head: str | None = None,
+        modalities: str | None = None,
+        data: str | None = None,
+        columns: Mapping[str, str] | None = None,
+    ) -> Results:
+        """Those of the best entry, or of the one that is named; `data` where they lie now, if they were moved."""
+        place = run.config["data"] if data is None else absolute(data)
+        return cls(run, run.entry(head, modalities), place, columns or run.config["columns"])
+
+    def predictions(self, entry: Mapping[str, Any] | None = None) -> Predictions:
+        """Of one entry, by default the report's own."""
+        entry = self.entry if entry is None else entry
+        folder = self.run.head_folder(entry)
+        if folder not in self._read:
+            self._read[folder] = read_predictions(self.run, entry)
+        return self._read[folder]
+
+    @property
+    def alike(self) -> Mapping[str, Any] | None:
+        """The best entry on text and image whose head was also trained on each of them alone, if there is one."""
+        kinds = {name: {each["head"] for each in self.run.matching(modalities=name)} for name in SINGLE}
+        both = [self.entry, *self.run.leaderboard]
+        fit = (each for each in both if each["modalities"] == "both" and all(each["head"] in kinds[n] for n in SINGLE))
+        return next(fit, None)
+
+    @cached_property
+    def samples(self) -> SampleSet | None:
+        """The data, if it is where the run found it."""
+        try:
+            return read_samples(self.data, self.columns)
+        except DataError:
+            return None
+
+    @cached_property
+    def by_id(self) -> dict[str, Sample]:
+        return {sample.id: sample for sample in self.samples or ()}

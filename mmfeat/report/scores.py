@@ -1,0 +1,186 @@
+"""Scores of all heads: leaderboard, who beats whom, classes, and what is taken for what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmfeat.report.plots import SERIES, new_drawing, whiskers
+from mmfeat.report.results import SINGLE, Results
+from mmfeat.report.section import Figure, Section, Table, gain, interval, number, p_value, title_of
+from mmfeat.statistics import compare_pairs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+PLOTTED = 16  # entries of the leaderboard
+PAIRED = 10  # of them that are compared with each other
+BY_CLASS = 5
+Entry = Mapping[str, Any]
+
+
+def leaderboard_section(results: Results) -> Section:
+    """All entries, best first, and which of them tie with the best."""
+    entries = results.run.leaderboard
+    ties = [entry for entry in entries[1:] if entry["tie"]]
+    best = f"{title_of(entries[0])} is the best of {len(entries)}: macro-F1 {interval(entries[0]['macro_f1'])}."
+    tie = f"{len(ties)} more tie with it (=): the difference is within noise." if ties else "No other ties with it."
+    return Section(
+        "leaderboard",
+        "Leaderboard",
+        [
+            f"{best} {tie}",
+            f"{entries[0]['samples']:,} samples out of fold, 95 % bootstrap intervals, paired bootstrap against the "
+            "first, p adjusted for all of them (Holm). The first is the first on these very samples, which flatters "
+            "it a little.",
+        ],
+        [_forest(entries[:PLOTTED])],
+        [_leaderboard(entries)],
+    )
+
+
+def _forest(entries: Sequence[Entry]) -> Figure:
+    def draw() -> Drawing:
+        drawing, (axes,) = new_drawing(0.7 + 0.22 * len(entries))
+        colours = [SERIES[0] if number == 0 or entry["tie"] else SERIES[7] for number, entry in enumerate(entries)]
+        whiskers(axes, [entry["macro_f1"] for entry in entries], [title_of(entry) for entry in entries], colours)
+        axes.set_xlabel("macro-F1")
+        axes.axvline(entries[0]["macro_f1"]["value"], color=SERIES[0], linewidth=0.8, linestyle=":")
+        return drawing
+
+    caption = "macro-F1 with 95 % intervals; blue: the best and what ties with it"
+    says = f"{title_of(entries[0])} at {interval(entries[0]['macro_f1'])}; the table below has all values"
+    return Figure("leaderboard", caption, says, draw)
+
+
+def _leaderboard(entries: Sequence[Entry]) -> Table:
+    header = ["", "head", "on", "macro-F1", "± seeds", "accuracy", "AUROC", "log-loss", "behind the first", "p"]
+    rows = []
+    for place, entry in enumerate(entries):
+        seeds = entry["seeds"]["macro_f1"]
+        rows.append(
+            [
+                "=" if entry["tie"] else "",
+                entry["head"],
+                entry["modalities"],
+                interval(entry["macro_f1"]),
+                number(seeds["std"]) if len(seeds["values"]) > 1 else "",
+                interval(entry["accuracy"]),
+                number(entry["auroc"]["value"]),
+                number(entry["log_loss"]["value"]),
+                gain(entry["behind_best"]) if place else "",
+                p_value(entry["behind_best"]["p_holm"]) if place else "",
+            ]
+        )
+    strong = frozenset(place for place, entry in enumerate(entries) if entry["tie"] or not place)
+    return Table("leaderboard", "All entries, best first", header, rows, strong=strong)
+
+
+def significance_section(results: Results) -> Section | None:
+    """The best entries against each other."""
+    entries = results.run.leaderboard[:PAIRED]
+    if len(entries) < 2:
+        return None
+    found = [results.predictions(entry) for entry in entries]
+    differences, p = compare_pairs(found[0].targets, [each.chosen for each in found])
+    rows, shades = [], []
+    for row, entry in enumerate(entries):
+        cells = [
+            f"{each.value:+.3f}" + ("*" if p[row, column] < 0.05 else "")
+            for column, each in enumerate(differences[row])
+        ]
+        cells[row] = ""
+        rows.append([title_of(entry), *cells])
+        shades.append([0.0, *(float(1 - value) if value < 0.05 else 0.0 for value in p[row])])
+    names = [str(place) for place in range(1, len(entries) + 1)]
+    numbered = [[f"{place}  {row[0]}", *row[1:]] for place, row in zip(names, rows, strict=True)]
+    caption = "macro-F1 of the row less that of the column; * and blue: p below 0.05 after Holm over all pairs"
+    pairs = len(entries) * (len(entries) - 1) // 2
+    proven = int((p < 0.05).sum()) // 2
+    return Section(
+        "significance",
+        "Who beats whom",
+        [f"Of {pairs} pairs, {proven} differ by more than noise (paired bootstrap of the same samples)."],
+        tables=[Table("significance", caption, ["", *names], numbered, shades)],
+    )
+
+
+def classes_section(results: Results) -> Section:
+    """Precision, recall and F1 of each class."""
+    entry, classes = results.entry, results.run.classes
+    rows = [
+        [
+            name,
+            f"{found['support']:,}",
+            number(found["precision"]),
+            number(found["recall"]),
+            interval(found["f1"]),
+            number(found["auroc"]),
+        ]
+        for name in classes
+        for found in [entry["classes"][name]]
+    ]
+    header = ["class", "samples", "precision", "recall", "F1", "AUROC"]
+    weakest = min(classes, key=lambda name: entry["classes"][name]["f1"]["value"])
+    words = f"{title_of(entry)} is weakest on {weakest}: F1 {interval(entry['classes'][weakest]['f1'])}."
+    entries = [entry, *(each for each in results.run.leaderboard if each is not entry)][:BY_CLASS]
+    figures = [_by_class(entries, classes)] if len(classes) <= len(SERIES) else []
+    return Section(
+        "classes", "Classes", [words], figures, [Table("classes", f"Classes of {title_of(entry)}", header, rows)]
+    )
+
+
+def _by_class(entries: Sequence[Entry], classes: Sequence[str]) -> Figure:
+    def draw() -> Drawing:
+        drawing, axes = new_drawing(0.8 + 0.24 * len(entries), len(classes), sharex=True, sharey=True)
+        for panel, name in zip(axes, classes, strict=True):
+            scores = [entry["classes"][name]["f1"] for entry in entries]
+            whiskers(
+                panel, scores, [title_of(entry) for entry in entries], [SERIES[0]] + [SERIES[7]] * len(entries[1:])
+            )
+            panel.set_title(name)
+            panel.set_xlabel("F1")
+        return drawing
+
+    return Figure("classes", "F1 by class with 95 % intervals", "the values of the first stand in the table", draw)
+
+
+def confusion_section(results: Results) -> Section:
+    """What each class is taken for, by the head and by its twins on text and image alone."""
+    alike = results.alike
+    twins = [] if alike is None else [_twin(results, alike, name) for name in SINGLE]
+    shown = [results.entry, *(twin for twin in twins if twin is not results.entry)]
+    make = _binary if results.run.config["task"] == "multilabel" else _confusion
+    tables = [make(entry, results.run.classes, place) for place, entry in enumerate(shown)]
+    words = "Rows are labels, columns predictions, mean over seeds; the share is of the row."
+    return Section("confusion", "What is taken for what", [words], tables=tables)
+
+
+def _twin(results: Results, entry: Entry, modalities: str) -> Entry:
+    return results.run.entry(entry["head"], modalities)
+
+
+def _confusion(entry: Entry, classes: Sequence[str], place: int) -> Table:
+    counts = np.array(entry["confusion"])
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1e-9)
+    rows = [
+        [name, *(f"{count:,.0f} ({share:.0%})" for count, share in zip(line, of, strict=True))]
+        for name, line, of in zip(classes, counts, shares, strict=True)
+    ]
+    shades = [[0.0, *of] for of in shares.tolist()]
+    return Table(_numbered("confusion", place), title_of(entry), ["", *(f"→ {name}" for name in classes)], rows, shades)
+
+
+def _binary(entry: Entry, classes: Sequence[str], place: int) -> Table:
+    rows = [
+        [name, *(f"{count:,.0f}" for count in (hits, missed, false, rest))]
+        for name, ((rest, false), (missed, hits)) in zip(classes, entry["confusion"], strict=True)
+    ]
+    header = ["class", "found", "missed", "wrongly found", "rightly not"]
+    return Table(_numbered("confusion", place), title_of(entry), header, rows)
+
+
+def _numbered(name: str, place: int) -> str:
+    return f"{name}-{place + 1}" if place else name

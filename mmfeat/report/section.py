@@ -1,0 +1,77 @@
+"""Sections of a report: words, tables and figures, which a page, LaTeX, CSV and PNG show each in their way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text cells below a header. `shades`, from 0 to 1 a cell, colour it; rows named in `strong` stand out."""
+
+    name: str
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    shades: Sequence[Sequence[float]] | None = None
+    strong: frozenset[int] = frozenset()
+    folded: bool = False  # behind a line that opens it
+
+    def shade(self, row: int, column: int) -> float:
+        """0 where nothing is to be coloured."""
+        return self.shades[row][column] if self.shades else 0.0
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot, drawn when it is shown; `says` tells what is to be seen to whoever does not see it."""
+
+    name: str
+    caption: str
+    says: str
+    draw: Callable[[], Drawing]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with what stands below it. `commands` are lines for a shell."""
+
+    name: str
+    title: str
+    words: Sequence[str] = ()
+    figures: Sequence[Figure] = ()
+    tables: Sequence[Table] = ()
+    commands: Sequence[str] = field(default=())
+
+
+def interval(score: Mapping[str, Any], digits: int = 3) -> str:
+    """`0.617 [.598, .638]`; "" where the score is not defined."""
+    if score["value"] is None:
+        return ""
+    low, high = (number(score[end], digits).replace("0.", ".", 1) for end in ("low", "high"))
+    return f"{number(score['value'], digits)} [{low}, {high}]"
+
+
+def gain(difference: Mapping[str, Any]) -> str:
+    """`+0.055 [+0.040, +0.071]`."""
+    return f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Rounded; "" for a value that is not defined."""
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def p_value(value: float) -> str:
+    """Three digits, or how small it is at least."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def title_of(entry: Mapping[str, Any]) -> str:
+    """`concat on text`; ensembles need no modality."""
+    return entry["head"] if entry["modalities"] == "ensemble" else f"{entry['head']} on {entry['modalities']}"

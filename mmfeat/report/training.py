@@ -1,0 +1,196 @@
+"""Training: learning curves, what settings did, and stage 2 against stage 1."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmfeat.entries import CURVES
+from mmfeat.errors import RunError
+from mmfeat.files import read_json
+from mmfeat.report.plots import SERIES, new_drawing, whiskers
+from mmfeat.report.results import Results
+from mmfeat.report.section import Figure, Section, Table, gain, interval, number, p_value, title_of
+from mmfeat.runs import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
+
+PLOTTED = 4
+CURVE_NAMES = {"loss": "training loss", "validation_loss": "validation loss", "validation_macro_f1": "macro-F1"}
+Curves = Mapping[str, Mapping[int, Sequence[float]]]  # name -> epoch -> values of all folds and seeds
+
+
+def curves_section(results: Results) -> Section | None:
+    """Loss and validation score by epoch, of the best heads that have epochs."""
+    found = {
+        title_of(entry): curves for entry in results.run.leaderboard if (curves := read_curves(results.run, entry))
+    }
+    shown = dict(list(found.items())[:PLOTTED])
+    if not shown:
+        return None
+    words = (
+        "Mean over folds and seeds, the band from the least to the largest. Early stopping ends some of them sooner."
+    )
+    return Section("curves", "Learning curves", [words], [_curves(shown)])
+
+
+def read_curves(run: Run, entry: Mapping[str, Any]) -> Curves:
+    """Values by curve and epoch; empty for baselines and ensembles, which have no epochs."""
+    try:
+        with (run.head_folder(entry) / CURVES).open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row.get("epoch")]
+    except OSError:
+        return {}
+    curves: dict[str, dict[int, list[float]]] = {}
+    try:
+        for row in rows:
+            for name in CURVE_NAMES:
+                if row.get(name):
+                    curves.setdefault(name, defaultdict(list))[int(float(row["epoch"]))].append(float(row[name]))
+    except ValueError as error:
+        raise RunError(f"{run.head_folder(entry) / CURVES}: not a table of curves ({error}); train it again") from error
+    return curves
+
+
+def _curves(shown: Mapping[str, Curves]) -> Figure:
+    def draw() -> Drawing:
+        drawing, axes = new_drawing(2.1 * len(shown), 2, len(shown), sharex="row")
+        for (title, curves), left, right in zip(shown.items(), axes[::2], axes[1::2], strict=True):
+            left.set_title(title, loc="left")
+            for colour, name in zip((SERIES[7], SERIES[0]), ("loss", "validation_loss"), strict=True):
+                _line(left, curves.get(name, {}), colour, CURVE_NAMES[name])
+            _line(right, curves.get("validation_macro_f1", {}), SERIES[2], "validation macro-F1")
+            for panel in (left, right):
+                panel.legend(fontsize=7)
+                panel.set_xlabel("epoch")
+                panel.locator_params(axis="x", integer=True)
+        return drawing
+
+    return Figure("curves", "Loss and macro-F1 by epoch", f"curves of {', '.join(shown)}", draw)
+
+
+def _line(axes: Axes, values: Mapping[int, Sequence[float]], colour: str, name: str) -> None:
+    if not values:
+        return
+    epochs = sorted(values)
+    axes.plot([e + 1 for e in epochs], [np.mean(values[e]) for e in epochs], color=colour, label=name, marker=".")
+    low, high = [min(values[e]) for e in epochs], [max(values[e]) for e in epochs]
+    axes.fill_between([e + 1 for e in epochs], low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def effects_section(results: Results) -> Section | None:
+    """What each searched setting did to the validation score."""
+    trials = {title_of(entry): list(read_trials(results.run, entry)) for entry in results.run.leaderboard}
+    groups, correlations = [], []
+    for title, found in trials.items():
+        for name in varied([settings for settings, _ in found]):
+            groups += [[title, name, *row] for row in group_means(found, name)]
+            correlations += [[title, name, *row] for row in correlation(found, name)]
+    if not groups:
+        return None
+    header = ["head", "setting", "value", "trials", "mean", "standard deviation", "best"]
+    tables = [
+        Table("settings", "macro-F1 on validation rows by value of a setting", header, groups, folded=len(groups) > 40)
+    ]
+    if correlations:
+        header = ["head", "setting", "Spearman's rho", "p"]
+        tables.append(Table("correlations", "Rank correlation of a setting with macro-F1", header, correlations))
+    words = "All of it on validation rows: nothing here was chosen on the rows that are scored."
+    return Section("settings", "What settings did", [words], tables=tables)
+
+
+def read_trials(run: Run, entry: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], float]]:
+    """(settings, mean macro-F1 on validation rows) of each trial of an entry."""
+    for path in sorted(Path(run.head_folder(entry) / "trials").glob("*.json")):
+        try:
+            record = read_json(path)
+            yield dict(record["settings"]), float(np.mean(record["scores"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{path}: not a whole trial ({error}); delete it and run mmfeat heads again") from error
+
+
+def varied(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the settings that have more than one value."""
+    return [name for name in (settings[0] if settings else ()) if len({str(each[name]) for each in settings}) > 1]
+
+
+def group_means(trials: Sequence[tuple[Mapping[str, Any], float]], name: str, most: int = 12) -> list[list[str]]:
+    """Value, number of trials, mean, standard deviation and best score; many values are gathered in quartiles."""
+    groups: dict[Any, list[float]] = defaultdict(list)
+    for settings, score in trials:
+        groups[settings[name]].append(score)
+    if len(groups) > most and all(isinstance(value, int | float) for value in groups):
+        groups = _quartiles(trials, name)
+    ordered = sorted(groups.items(), key=lambda each: (isinstance(each[0], str), each[0]))
+    return [
+        [
+            f"{value:g}" if isinstance(value, float) else str(value),
+            str(len(scores)),
+            number(float(np.mean(scores))),
+            number(float(np.std(scores, ddof=1))) if len(scores) > 1 else "",
+            number(max(scores)),
+        ]
+        for value, scores in ordered
+    ]
+
+
+def _quartiles(trials: Sequence[tuple[Mapping[str, Any], float]], name: str) -> dict[Any, list[float]]:
+    ordered = sorted(trials, key=lambda trial: trial[0][name])
+    parts = np.array_split(np.arange(len(ordered)), 4)
+    groups: dict[Any, list[float]] = {}
+    for place, part in enumerate(parts, 1):
+        low, high = ordered[part[0]][0][name], ordered[part[-1]][0][name]
+        groups[f"{place}. {low:.3g} to {high:.3g}"] = [ordered[row][1] for row in part]
+    return groups
+
+
+def correlation(trials: Sequence[tuple[Mapping[str, Any], float]], name: str) -> list[list[str]]:
+    """Spearman's rank correlation of a number with the score, and its p-value; nothing for words and few trials."""
+    from scipy.stats import spearmanr
+
+    values = [settings[name] for settings, _ in trials]
+    if len(trials) < 4 or not all(isinstance(value, int | float) for value in values):
+        return []
+    found = spearmanr(values, [score for _, score in trials])
+    return [[f"{found.statistic:+.2f}", p_value(float(found.pvalue))]] if np.isfinite(found.statistic) else []
+
+
+def stages_section(results: Results) -> Section | None:
+    """Stage 1, stage 2 and their interpolation on the same samples."""
+    run = results.run
+    if not run.is_finetuned:
+        return None
+    entries = sorted(run.leaderboard, key=lambda entry: "over_stage_1" in entry)
+    rows = [
+        [
+            entry["head"],
+            interval(entry["macro_f1"]),
+            gain(entry["over_stage_1"]) if "over_stage_1" in entry else "",
+            p_value(entry["over_stage_1"]["p_holm"]) if "over_stage_1" in entry else "",
+            *(number(entry["scores"].get(name)) for name in ("train", "validation", "test")),
+        ]
+        for entry in entries
+    ]
+    words = [f"Stage 1 is {entries[0]['fusion']} on {entries[0]['modalities']} of {run.config['parent']}."]
+    words += [f"Warning: {run.config['warning']}."] if run.config["warning"] else []
+    header = ["", "macro-F1", "over stage 1", "p", "training rows", "validation", "test"]
+    caption = "The last three are macro-F1 without adjustment: a gap between them is learning by heart"
+    return Section("stages", "Stage 1 and stage 2", words, [_stages(entries)], [Table("stages", caption, header, rows)])
+
+
+def _stages(entries: Sequence[Mapping[str, Any]]) -> Figure:
+    def draw() -> Drawing:
+        drawing, (axes,) = new_drawing(0.8 + 0.25 * len(entries))
+        colours = [SERIES[7]] + [SERIES[0]] * len(entries[1:])
+        whiskers(axes, [entry["macro_f1"] for entry in entries], [entry["head"] for entry in entries], colours)
+        axes.set_xlabel("macro-F1")
+        return drawing
+
+    return Figure("stages", "macro-F1 of the stages with 95 % intervals", "the table below has the values", draw)

@@ -1,0 +1,27 @@
+"""Wording: paths, times and sizes as people read them."""
+
+from __future__ import annotations
+
+import os
+
+
+def shown(place: str) -> str:
+    """A path, alone or after `family:`, as seen from here."""
+    family, colon, path = place.rpartition(":") if not place.startswith("/") else ("", "", place)
+    return f"{family}{colon}{os.path.relpath(path)}" if path.startswith(os.getcwd() + os.sep) else place
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes, hours or days for people."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def size_of(count: int) -> str:
+    """Bytes for people."""
+    for power, unit in ((3, "GB"), (2, "MB"), (1, "kB")):
+        if count >= 1000**power:
+            return f"{count / 1000**power:,.1f} {unit}"
+    return f"{count} B"
