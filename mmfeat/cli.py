@@ -199,6 +199,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill saves what Ctrl-C saves
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the reader has threads of its own
     gc.set_threshold(100_000)  # a million samples are no garbage, and looking for some among them takes seconds
+    flags.typed = sys.argv[1:]
     app(args=_global_flags_first(sys.argv[1:]))
 
 

@@ -14,7 +14,7 @@ PACKAGE = Path(mmfeat.__file__).parent
 # Left to right. Modules of one row do not import each other.
 LAYERS = [
     ["version", "errors", "progress"],
-    ["files", "texts", "images", "views", "hardware", "remote", "cluster"],
+    ["files", "texts", "images", "views", "hardware", "remote", "cluster", "locks", "provenance"],
     ["tables", "ids"],
     ["samples"],
     ["encoders.torchvision_ops", "encoders.spec", "encoders.weights"],
@@ -56,7 +56,7 @@ LAYERS = [
     ["trials"],
     ["scoring"],
     ["entries"],
-    ["committee", "leaderboard", "ranking", "runs"],
+    ["committee", "leaderboard", "ranking", "runs", "records"],
     ["problem", "demo", "garbage"],
     ["sweep"],
     ["finetune.settings", "finetune.team", "finetune.files", "finetune.readers", "finetune.lora", "finetune.resume"],
