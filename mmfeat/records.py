@@ -34,7 +34,7 @@ def _now() -> datetime:
 
 @dataclass(frozen=True)
 class Maker:
-    """A call that makes a run: `command` as it was typed, or the Python call; `split_dir` where its splits came from."""
+    """A call that makes a run: `command` as typed or the Python call, `split_dir` where its splits came from."""
 
     command: str
     device: str = "cpu"

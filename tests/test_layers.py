@@ -57,7 +57,7 @@ LAYERS = [
     ["scoring"],
     ["entries"],
     ["committee", "leaderboard", "ranking", "runs", "records"],
-    ["problem", "demo", "garbage"],
+    ["problem", "demo", "garbage", "run_folders", "run_arguments", "comparison"],
     ["sweep"],
     ["finetune.settings", "finetune.team", "finetune.files", "finetune.readers", "finetune.lora", "finetune.resume"],
     ["finetune.ray_train"],
@@ -70,12 +70,14 @@ LAYERS = [
     ["finetune.results"],
     ["finetune.finish"],
     ["finetune.run"],
-    ["finetune", "predictor"],
+    ["finetune", "predictor", "reproduce"],
     ["submit", "classifier"],
     ["console", "config"],
-    ["console_cache", "console_heads", "console_finetune", "flags"],
+    ["console_cache", "console_heads", "console_finetune", "console_runs", "flags"],
     ["cli_cache", "cli_heads"],
     ["cli_finetune"],
+    ["commands"],
+    ["cli_runs"],
     ["cli"],
     ["__init__", "__main__"],
 ]
@@ -175,6 +177,8 @@ def test_only_the_command_line_imports_its_packages(name: str) -> None:
         "mmfeat.console_heads",
         "mmfeat.cli_finetune",
         "mmfeat.console_finetune",
+        "mmfeat.cli_runs",
+        "mmfeat.console_runs",
     )
 
 
