@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
@@ -101,16 +102,16 @@ def show_reproduction(found: Reproduction) -> None:
     if found.reused:
         out.print("it was reproduced before; compared again")
     if found.identical:
-        scores = len(found.scores)
-        out.print(f"identical bit for bit: {found.files:,} files of predictions and weights, {scores} scores")
+        compared = f"{found.files:,} files of predictions and weights, {len(found.scores)} scores"
+        out.print(f"identical bit for bit: {compared}")
     else:
         out.print(f"not identical: {len(found.different):,} of {found.files:,} files differ")
         for name in found.different[:SHOWN_FILES]:
             out.print(f"  {name}")
         table = _table("entry", "macro-F1 before", "after")
-        for name, (before, after) in found.scores.items():
-            if before != after:
-                table.add_row(name, *("-" if value is None else f"{value:.6f}" for value in (before, after)))
+        for name, scores in found.scores.items():
+            if scores[0] != scores[1]:
+                table.add_row(name, *("-" if value is None else f"{value:.6f}" for value in scores))
         if table.row_count:
             _print(table)
     for name, (before, after) in found.changed.items():
@@ -177,7 +178,7 @@ def _table(*header: str) -> Table:
 def _print(table: Table) -> None:
     """On one line a row, whatever the width: names are there to be copied."""
     widest = Measurement.get(out, out.options.update(width=WIDEST), table).maximum
-    out.print(table, width=max(out.width, widest), crop=False)
+    Console(width=max(out.width, widest), file=out.file, highlight=False, markup=False, emoji=False).print(table)
 
 
 def _short(text: str) -> str:
