@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mmfeat import cli_cache, cli_finetune, cli_heads, cli_report, flags
+from mmfeat import cli_cache, cli_finetune, cli_heads, cli_report, cli_runs, flags
 from mmfeat.config import read_config
 from mmfeat.console import ConsoleProgress, out, show_extraction, show_forecast, show_submission
 from mmfeat.flags import (
@@ -47,7 +47,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-app.add_typer(cli_cache.app, name=cli_cache.NAME)
+GROUPS = {cli_cache.NAME: cli_cache.app, cli_runs.NAME: cli_runs.app}
+for _name, _group in GROUPS.items():
+    app.add_typer(_group, name=_name)
 
 
 def _print_version(wanted: bool) -> None:
@@ -200,6 +202,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill saves what Ctrl-C saves
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the reader has threads of its own
     gc.set_threshold(100_000)  # a million samples are no garbage, and looking for some among them takes seconds
+    flags.typed = sys.argv[1:]
     app(args=_global_flags_first(sys.argv[1:]))
 
 
@@ -220,15 +223,17 @@ def _global_flags_first(arguments: list[str]) -> list[str]:
 def _load_config(context: typer.Context, path: Path) -> None:
     """Give the file's values to the commands as defaults; `cache ls` has the table [cache-ls]."""
     commands: dict[str, Any] = dict(context.command.commands)  # type: ignore[attr-defined]
-    inner = commands.pop(cli_cache.NAME).commands
-    commands |= {f"{cli_cache.NAME}-{name}": command for name, command in inner.items()}
+    inner = {group: list(commands[group].commands) for group in GROUPS}
+    for group in GROUPS:
+        commands |= {f"{group}-{name}": command for name, command in commands.pop(group).commands.items()}
     known = {
         name: {option.opts[0].lstrip("-"): option.name for option in command.params if option.opts[0].startswith("-")}
         for name, command in commands.items()
     }
-    values = read_config(path, known)
-    inner_values = {name: values.pop(f"{cli_cache.NAME}-{name}") for name in inner}
-    context.default_map = {**values, cli_cache.NAME: inner_values}
+    values: dict[str, Any] = read_config(path, known)
+    for group, names_of_group in inner.items():
+        values[group] = {name: values.pop(f"{group}-{name}") for name in names_of_group}
+    context.default_map = values
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import typer
 from mmfeat.cli_heads import takes
 from mmfeat.console import ConsoleProgress, err, out
 from mmfeat.console_finetune import show_finetuned
-from mmfeat.flags import Device, reported
+from mmfeat.flags import Device, command_line, reported
 
 
 def option(text: str, kind: Any, *names: str, least: int | None = None) -> Any:
@@ -92,6 +92,7 @@ def finetune(context: typer.Context, **given: Any) -> None:
         out=values["out_folder"],
         settings=settings,
         progress=ConsoleProgress(),
+        command=command_line(),
         **{name: values[name] for name in passed},
     )
     out.quiet = err.quiet = not result.leads

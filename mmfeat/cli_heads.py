@@ -29,6 +29,7 @@ from mmfeat.flags import (
     Engine,
     RayAddress,
     Seed,
+    command_line,
     find_request,
     names,
     reported,
@@ -210,6 +211,7 @@ def heads(context: typer.Context, **given: Any) -> None:
             name: values[name] for name in ("ensembles", "task", "attend", "engine", "ray_address", "device", "workers")
         },
         progress=ConsoleProgress(),
+        command=command_line(),
     )
     show_sweep(sweep)
     out.print(f"next: mmfeat submit --run {shlex.quote(str(sweep.run.folder))}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,11 +17,10 @@ from mmfeat.hardware import resolve_device
 from mmfeat.pipeline import BackgroundWriter, Stage
 from mmfeat.plan import Item, Plan, Planner
 from mmfeat.progress import Progress, Silent
+from mmfeat.provenance import versions
 from mmfeat.reader import Reader
 from mmfeat.samples import Sample
-from mmfeat.version import __version__
 
-PACKAGES = ("torch", "torchvision", "open_clip_torch", "transformers", "timm", "scikit-learn", "scikit-image", "pillow")
 MOST_FAILURES = 1000  # that are told one by one
 
 
@@ -191,12 +189,4 @@ class Extractor:
 
 def provenance(tower: Tower) -> dict[str, Any]:
     """What does not change a vector but tells where it came from."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = {"mmfeat": __version__, "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {"request": tower.request, "versions": versions}
+    return {"request": tower.request, "versions": versions()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., None])
 debug = False  # --debug was given
+typed: list[str] = []  # the command line behind `mmfeat`
 
 Data = Annotated[str, typer.Option("--data", help="Folder (train.txt, data/) or CSV, TSV, JSONL, Parquet table.")]
 AnyData = Annotated[str | None, typer.Option("--data", help="Folder or table.  [default: that of the latest step]")]
@@ -76,6 +78,11 @@ def reported(interrupted: str) -> Callable[[Command], Command]:
         return wrapper  # type: ignore[return-value]
 
     return decorate
+
+
+def command_line() -> str:
+    """The command as it was typed, for the record of a run; "" where nobody typed it."""
+    return shlex.join(["mmfeat", *typed]) if typed else ""
 
 
 def one_line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from mmfeat.problem import Problem, read_problem
 from mmfeat.progress import Progress, Silent
 from mmfeat.protocol import Protocol
 from mmfeat.ranking import rank
+from mmfeat.records import Maker, making, written_call
 from mmfeat.requests import resolve_options
 from mmfeat.runs import ABLATION, LEADERBOARD, RUN_FILE, Run, read_run, reuse_run, run_name, write_run
 from mmfeat.samples import SampleSet
@@ -77,13 +78,14 @@ def train_heads(
     device: str = "auto",
     workers: int = 0,
     progress: Progress | None = None,
+    command: str = "",
 ) -> Sweep:
     """Train and rank heads on the cached vectors of the labelled samples of `data`.
 
-    The same configuration on the same data and vectors gives the same run folder: it is not trained twice, and what
-    an interrupted call finished is not done again. Raises `CacheMissError` where vectors are missing.
+    The same configuration on the same data and vectors gives the same run folder: it is not trained twice, and what an
+    interrupted call finished is not done again. `command` is recorded. Raises `CacheMissError` where vectors miss.
     """
-    start = time.monotonic()
+    maker = Maker(command or written_call(train_heads, locals()), split_dir=protocol.split_dir if protocol else None)
     protocol, plan, progress = protocol or Protocol(), plan or Plan(HeadSettings()), progress or Silent()
     _check(task, attend, plan, engine)
     options = resolve_options(options or EncoderOptions(), device)
@@ -105,15 +107,16 @@ def train_heads(
         "plan": _plan_record(plan),
         "trials": plan.trials,
     }
-    folder = Path(out) / run_name(config, _label(config["pairs"]))
+    folder = Path(out) / run_name(config, _label(pairs))
     if (folder / RUN_FILE).exists() and _is_done(read_run(folder), plan):
-        return Sweep(reuse_run(folder, config), True, time.monotonic() - start, problem.new_splits, problem.notes)
+        return Sweep(reuse_run(folder, config), True, maker.seconds, problem.new_splits, problem.notes)
     (folder / RUN_FILE).unlink(missing_ok=True)  # a search that goes on is no finished run meanwhile
     features = problem.store.load(problem.labelled, [tower.spec for tower in towers], problem.keys, IN_MEMORY)
     _check_features(problem.samples, features)
-    runner = make_engine(engine, features, problem.targets, resolve_device(device), attend, workers, ray_address)
-    run = _train_run(problem, features, runner, pairs, plan, config, folder, progress)
-    return Sweep(run, False, time.monotonic() - start, problem.new_splits, problem.notes)
+    maker = replace(maker, device=resolve_device(device))
+    runner = make_engine(engine, features, problem.targets, maker.device, attend, workers, ray_address)
+    run = _train_run(problem, features, runner, pairs, plan, config, folder, maker, progress)
+    return Sweep(run, False, maker.seconds, problem.new_splits, problem.notes)
 
 
 def _train_run(
@@ -124,17 +127,18 @@ def _train_run(
     plan: Plan,
     config: dict[str, Any],
     folder: Path,
+    maker: Maker,
     progress: Progress,
 ) -> Run:
     """Train what the run folder lacks, then combine, rank, and declare the run complete."""
     try:
-        for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
-            sweep_temporaries(place)  # of a killed call
-        problem.splits.save(folder, [str(sample.label) for sample in problem.labelled])
-        task = Task(features.ids, problem.targets, problem.splits, problem.protocol.seeds, problem.protocol.seed)
-        with one_blas_thread():  # a sum of several threads' sums is another number on another machine
+        with making(folder, config, maker), one_blas_thread():  # sums of several threads are other ones elsewhere
+            for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+                sweep_temporaries(place)  # of a killed call
+            problem.splits.save(folder, [str(sample.label) for sample in problem.labelled])
+            task = Task(features.ids, problem.targets, problem.splits, problem.protocol.seeds, problem.protocol.seed)
             entries = _train_all(task, engine, pairs, plan, folder, progress)
-            return _finish(task, entries, config, plan, folder, features)
+            return _finish(task, entries, {**config, "record": maker.record(config)}, plan, folder, features)
     finally:
         engine.close()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from mmfeat.finetune.work import Asked, Work, prepare
 from mmfeat.hardware import cpu_count, resolve_device
 from mmfeat.heads.basis import one_blas_thread
 from mmfeat.progress import Progress, Silent
+from mmfeat.records import Maker, making, written_call
 from mmfeat.requests import latest_request
 from mmfeat.runs import LEADERBOARD, RUN_FILE, Run, comparable_runs, read_run, reuse_run
 from mmfeat.sweep import train_heads
@@ -68,6 +68,7 @@ def finetune_heads(
     device: str = "auto",
     workers: int = 0,
     progress: Progress | None = None,
+    command: str = "",
 ) -> Finetuned:
     """Train stage 2 from the best fusion of a run (`run`, or the one on `data` under `heads` that validated best).
 
@@ -76,12 +77,14 @@ def finetune_heads(
 
     The same call on the same run gives the same folder under `out`: what it finished is not done again, and what was
     killed goes on from its checkpoint. `fusion` "early" trains early fusion on pixels instead, beside stage 1.
+    The new run records `command`, by default this call.
     `seeds` and `views` are the run's by default; `workers` train side by side on a CPU, or are Ray's processes.
 
     Raises `ConfigError` for settings that do not fit the encoders, `RunError` where the run, its data, folds or
     weights are not what they were, `CacheMissError` where nothing was extracted, `HeadError` for a diverged training.
     """
-    start, settings = time.monotonic(), settings or FinetuneSettings()
+    maker = Maker(command or written_call(finetune_heads, locals()))
+    settings = settings or FinetuneSettings()
     _check(fusion, engine, seeds, views, data)
     asked = Asked(settings, fusion, head, modalities, seeds, views, data, cache)
     places = {"run": run, "heads": heads, "out": out}
@@ -90,15 +93,17 @@ def finetune_heads(
         if not run:  # here, where relative paths mean what the user means
             _train_first(data, cache or "cache", Path(heads), head, resolve_device(device), heard)
         arguments = {**places, **vars(asked), "checkpoint_seconds": checkpoint_seconds}
+        arguments["command"] = maker.command
         with heard.task("fine-tuning on Ray", 1) as advance:
             folder, reused = train_on_ray(finetune_heads, arguments, workers, device, ray_address)
             advance(1)
-        return Finetuned(read_run(folder), reused, time.monotonic() - start)
+        return Finetuned(read_run(folder), reused, maker.seconds)
     device = own_device(resolve_device(device))
     with joined_team(device) as team, one_blas_thread():
         heard = progress if progress is not None and team.leads else Silent()
-        result = _finetune(asked, places, device, workers, checkpoint_seconds, team, heard)
-    return replace(result, seconds=time.monotonic() - start)
+        maker = replace(maker, device=device)
+        result = _finetune(asked, places, maker, workers, checkpoint_seconds, team, heard)
+    return replace(result, seconds=maker.seconds)
 
 
 def _check(fusion: str | None, engine: str, seeds: int | None, views: int | None, data: str | Path | None) -> None:
@@ -113,9 +118,10 @@ def _check(fusion: str | None, engine: str, seeds: int | None, views: int | None
 
 
 def _finetune(
-    asked: Asked, places: Mapping[str, Any], device: str, workers: int, every: float, team: Team, progress: Progress
+    asked: Asked, places: Mapping[str, Any], maker: Maker, workers: int, every: float, team: Team, progress: Progress
 ) -> Finetuned:
     """What each process of a team does."""
+    device = maker.device
     heads, data, run = Path(places["heads"]), asked.data, places["run"]
     if team.leads and not run:
         _train_first(data, asked.cache or "cache", heads, asked.head, device, progress)
@@ -129,7 +135,10 @@ def _finetune(
     if team.agreed([_is_done(folder)])[0]:
         shutil.rmtree(folder / CELLS, ignore_errors=True)  # of a call that was killed at its very end
         return Finetuned(reuse_run(folder, config) if team.leads else read_run(folder), True, 0.0, team.leads)
-    return Finetuned(_train(work, config, folder, team, workers, every, progress), False, 0.0, team.leads)
+    made = making(folder, config, maker) if team.leads else contextlib.nullcontext()
+    with made:
+        trained = _train(work, config, folder, maker, team, workers, every, progress)
+    return Finetuned(trained, False, 0.0, team.leads)
 
 
 def _train_first(
@@ -157,8 +166,9 @@ def _is_done(folder: Path) -> bool:
 
 
 def _train(
-    work: Work, config: dict[str, Any], folder: Path, team: Team, workers: int, every: float, progress: Progress
-) -> Run:
+    work: Work, config: dict[str, Any], folder: Path, maker: Maker, team: Team, workers: int, every: float,
+    progress: Progress,
+) -> Run:  # fmt: skip
     if team.leads:
         (folder / RUN_FILE).unlink(missing_ok=True)
         for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
@@ -175,6 +185,7 @@ def _train(
         finals = runner.run(_finals(work, first, replay), advance)
     if team.leads:
         model = runner.models.get() if runner.models.qsize() else work.model(team)
+        config = {**config, "record": maker.record(config)}
         finish_run(work, config, folder, first, results, finals, model)
         shutil.rmtree(folder / CELLS, ignore_errors=True)
     team.wait()

@@ -1,0 +1,189 @@
+"""What a person sees of runs: the list, one in full, several side by side, and one that was trained anew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+from mmfeat.console import duration, out, shown, size_of
+
+if TYPE_CHECKING:
+    from mmfeat.comparison import Comparison, RunTest
+    from mmfeat.reproduce import Reproduction
+    from mmfeat.run_folders import RunFolder
+    from mmfeat.runs import Run
+
+SHOWN_ENTRIES = 5
+SHOWN_FILES = 5
+WIDEST = 1000  # letters of a line
+LONGEST = 48  # letters of a setting in the table
+
+
+def show_runs(found: Sequence[RunFolder], heads: str) -> None:
+    """A line a run, the newest first, and the reasons of those that are none."""
+    if not found:
+        out.print(f"no runs in {heads}")
+        return
+    table = _table("run", "data", "kind", "best", "macro-F1", "entries", "date", "size")
+    for each in found:
+        data = Path(str(each.asked.get("data", ""))).name
+        best, score, entries = "-", (each.run is None and "no run") or "", ""
+        if each.run:
+            first = each.run.leaderboard[0]
+            best, score = f"{first['head']} on {first['modalities']}", interval(first["macro_f1"])
+            entries = str(len(each.run.leaderboard))
+        table.add_row(each.name, data, each.kind, best, score, entries, _date(each.date), size_of(each.bytes))
+    _print(table)
+    for each in found:
+        if each.reason:
+            out.print(f"{each.name}: {each.reason}")
+        if each.run is None and (command := each.asked.get("record", {}).get("command")):
+            out.print(f"  {command}")
+    out.print(f"next: mmfeat runs show {found[0].name}")
+
+
+def show_run(run: Run, commands: Sequence[str], files: Mapping[str, int]) -> None:
+    """All facts of a run in a compact form."""
+    config, record = run.config, run.config.get("record", {})
+    out.print(f"run {run.folder}")
+    facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    for name, value in _facts(config, record):
+        facts.add_row(name, value)
+    _print(facts)
+    for encoder in config["encoders"]:
+        spec = encoder["spec"]
+        out.print(f"  {encoder['request']} ({spec['modality']}, {spec['output']}, {spec['arithmetic']})")
+    _print(_leaderboard(run))
+    if (more := len(run.leaderboard) - SHOWN_ENTRIES) > 0:
+        out.print(f"and {more} more in {run.leaderboard_file}")
+    out.print("the commands that make it again:")
+    for command in commands:
+        out.print(f"  {command}")
+    total = sum(files.values())
+    listed = ", ".join(f"{name} {size_of(size)}" for name, size in list(files.items())[:SHOWN_FILES])
+    out.print(f"files: {len(files):,}, {size_of(total)} ({listed}, ...)")
+    out.print(f"next: mmfeat runs reproduce {run.folder.name} --out reproduced")
+
+
+def show_comparison(found: Comparison) -> None:
+    """Settings that differ, scores side by side, and the tests."""
+    names = [f"[{number}]" for number in range(1, len(found.runs) + 1)]
+    for name, run in zip(names, found.runs, strict=True):
+        out.print(f"{name} {run.folder}")
+    if found.settings:
+        table = _table("setting", *names)
+        for setting, values in found.settings.items():
+            table.add_row(setting, *(_short(value) for value in values))
+        _print(table)
+    else:
+        out.print("no setting differs")
+    table = _table("", "head", "macro-F1", "accuracy", "samples", "over [1]", "p (Holm)", "")
+    for name, entry, test in zip(names, found.entries, found.tests, strict=True):
+        head = f"{entry['head']} on {entry['modalities']}"
+        scores = [interval(entry["macro_f1"]), interval(entry["accuracy"]), f"{entry['samples']:,}"]
+        table.add_row(name, head, *scores, *_test(test))
+    _print(table)
+    for name, reason in zip(names, found.reasons, strict=True):
+        if reason:
+            out.print(f"{name} is not comparable with [1]: {reason}")
+    if any(found.tests):
+        out.print("95 % bootstrap intervals; paired bootstrap on the samples that both have out of fold")
+        out.print("an entry that is the best of its run looks a little better than it is; --head names one beforehand")
+
+
+def show_reproduction(found: Reproduction) -> None:
+    """Whether a run came out the same."""
+    if found.reused:
+        out.print("it was reproduced before; compared again")
+    if found.identical:
+        compared = f"{found.files:,} files of predictions and weights, {len(found.scores)} scores"
+        out.print(f"identical bit for bit: {compared}")
+    else:
+        out.print(f"not identical: {len(found.different):,} of {found.files:,} files differ")
+        for name in found.different[:SHOWN_FILES]:
+            out.print(f"  {name}")
+        table = _table("entry", "macro-F1 before", "after")
+        for name, scores in found.scores.items():
+            if scores[0] != scores[1]:
+                table.add_row(name, *("-" if value is None else f"{value:.6f}" for value in scores))
+        if table.row_count:
+            _print(table)
+    for name, (before, after) in found.changed.items():
+        out.print(f"{name}: {before} then, {after} now")
+    for note in found.notes:
+        out.print(f"note: {note}")
+    out.print(f"run {shown(str(found.run.folder.resolve()))}")
+
+
+def interval(score: Mapping[str, Any]) -> str:
+    """`0.719 [.700,.738]`."""
+    low, high = (f"{score[end]:.3f}".removeprefix("0") for end in ("low", "high"))
+    return f"{score['value']:.3f} [{low},{high}]"
+
+
+def _facts(config: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    versions, machine = record.get("versions", {}), record.get("machine", {})
+    protocol = config["protocol"]
+    counts = ", ".join(f"{name} {count:,}" for name, count in config["class_counts"].items())
+    folds = f"{len(config['folds'])} folds" if protocol["kind"] == "kfold" else "holdout"
+    facts = [
+        (
+            "data",
+            f"{shown(config['data'])} ({config['labelled']:,} labelled: {counts}), hash {config['data_hash'][:8]}",
+        ),
+        ("protocol", f"{folds}, {protocol['seeds']} seeds from {protocol['seed']}, splits {config['splits_hash'][:8]}"),
+        ("cache", shown(config["cache"])),
+        ("parent", str(config.get("parent") or "")),
+        ("command", record.get("command", "")),
+        ("date", _when(record)),
+        ("machine", ", ".join(f"{name} {value}" for name, value in machine.items())),
+        ("versions", ", ".join(f"{name} {value}" for name, value in versions.items()) or config["version"]),
+        ("encoders", ", ".join(record.get("fingerprints", {}))),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _when(record: Mapping[str, Any]) -> str:
+    if not record:
+        return ""
+    return f"{_date(datetime.fromisoformat(record['started']))}, {duration(record['seconds'])}"
+
+
+def _leaderboard(run: Run) -> Table:
+    table = _table("head", "on", "macro-F1", "accuracy", "log-loss")
+    for entry in run.leaderboard[:SHOWN_ENTRIES]:
+        scores = interval(entry["macro_f1"]), interval(entry["accuracy"]), f"{entry['log_loss']['value']:.3f}"
+        table.add_row(entry["head"], entry["modalities"], *scores)
+    return table
+
+
+def _test(test: RunTest | None) -> list[str]:
+    if test is None:
+        return ["", "", ""]
+    change = test.difference
+    gained = f"{change.value:+.3f} [{change.low:+.3f},{change.high:+.3f}]"
+    return [gained, f"{test.p_holm:.3f}", "tie" if test.tie else ""]
+
+
+def _table(*header: str) -> Table:
+    return Table(*header, box=None, padding=(0, 2, 0, 0), pad_edge=False)
+
+
+def _print(table: Table) -> None:
+    """On one line a row, whatever the width: names are there to be copied."""
+    widest = Measurement.get(out, out.options.update(width=WIDEST), table).maximum
+    Console(width=max(out.width, widest), file=out.file, highlight=False, markup=False, emoji=False).print(table)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
+
+def _date(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%d %H:%M")

@@ -1,0 +1,169 @@
+"""Building: from an entry of a run to its graph, the ports it takes and what goes into them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmfeat.calibration import Decision
+from mmfeat.committee import TOGETHER
+from mmfeat.encoders import Tower
+from mmfeat.errors import RunError
+from mmfeat.export.graph import Blend, FusionPart, HeadGraph, LinearPart, Member, NeighbourPart, PriorPart, Seen
+from mmfeat.features import Block, Features, MappedBlock
+from mmfeat.finetune.early import EARLY
+from mmfeat.heads import BASELINES, NEEDS_TOKENS, load_fusion
+from mmfeat.heads.baselines import restore
+from mmfeat.heads.data import HeadData
+from mmfeat.heads.linear import LinearHead
+from mmfeat.heads.neighbours import NeighbourHead
+from mmfeat.predictor import _load_final, _seen_by, members
+from mmfeat.runs import Run
+
+NOT_EXPORTABLE = {
+    "forest": "trees are no graph of products",
+    "boosting": "trees are no graph of products",
+    EARLY: "it reads pixels itself",
+}
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input of the graph: vectors (B, D), or tokens (B, T, D), of one encoder, and a mask beside them."""
+
+    name: str
+    tower: Tower
+    width: int
+
+    @property
+    def mask(self) -> str:
+        """Name of the (B,) or (B, T) bool input that says what is there."""
+        return f"{self.name}_there"
+
+    @property
+    def is_tokens(self) -> bool:
+        return self.tower.spec.output == "tokens"
+
+
+@dataclass
+class Ports:
+    """All ports of a graph, each encoder's once, in the order they are first asked for."""
+
+    towers: Mapping[str, Tower]  # by cache folder
+    found: dict[str, Port] = field(default_factory=dict)
+
+    def number(self, block: Block | MappedBlock) -> int:
+        """The place of a block's port."""
+        if block.name not in self.found:
+            tower = self.towers[block.name]
+            self.found[block.name] = Port(self._free_name(tower), tower, block.width)
+        return list(self.found).index(block.name)
+
+    def _free_name(self, tower: Tower) -> str:
+        spec = tower.spec
+        view = "" if spec.view == "none" else f" {spec.view}"
+        plain = re.sub(r"\W+", "_", f"{spec.tower}{' tokens' if spec.output == 'tokens' else ''}{view}").strip("_")
+        taken = {port.name for port in self.found.values()}
+        return next(name for name in [plain, *(f"{plain}_{n}" for n in range(2, 1000))] if name not in taken)
+
+
+def why_not_exportable(run: Run, entry: Mapping[str, Any]) -> str:
+    """Why an entry cannot be a graph; "" where it can."""
+    for each in members(run, entry):
+        if reason := NOT_EXPORTABLE.get(each["head"]):
+            inside = f"{each['head']} on {each['modalities']} is in it, and " if each is not entry else ""
+            return f"{inside}{reason}"
+    return ""
+
+
+def build_graph(
+    run: Run, entry: Mapping[str, Any], towers: Sequence[Tower], features: Features
+) -> tuple[HeadGraph, list[Port]]:
+    """The graph of an entry and its ports; `features` are of any samples, from `towers`."""
+    ports = Ports({tower.spec.folder_name: tower for tower in towers})
+    decision = Decision.from_json(entry["decision"])
+    if entry["modalities"] == TOGETHER:
+        used = members(run, entry)
+        rule = dict(entry["rule"])
+        if "weights" in rule:
+            rule["weights"] = [weight for weight in rule["weights"] if weight > 0]
+        scaled: nn.Module = Blend([_member(run, each, features, ports) for each in used], rule, decision)
+    else:
+        scaled = _member(run, entry, features, ports)
+    return HeadGraph(scaled, decision).eval(), list(ports.found.values())
+
+
+def inputs_of(ports: Sequence[Port], features: Features) -> list[Tensor]:
+    """Vectors and mask of each port in turn; zeros where one is missing."""
+    blocks: dict[str, Block | MappedBlock] = {block.name: block for block in features.blocks}
+    blocks |= {block.name: block for block in features.mapped}
+    found = []
+    for port in ports:
+        block = blocks[port.tower.spec.folder_name]
+        if isinstance(block, Block):
+            values, there = np.nan_to_num(block.vectors.astype(np.float32)), block.mask
+        else:
+            values, there = block.batch(np.arange(len(block)))
+            if not port.is_tokens:  # pooled vectors on disk are read as one token each
+                values, there = values[:, 0], block.mask
+        found += [torch.from_numpy(np.array(values, np.float32)), torch.from_numpy(np.array(there, bool))]
+    return found
+
+
+def _member(run: Run, entry: Mapping[str, Any], features: Features, ports: Ports) -> Member:
+    """The final heads of one entry: one stack where all see the same, else a stack of one each."""
+    head, classes = entry.get("fusion", entry["head"]), len(run.classes)
+    attend = run.config["attend"] if head == NEEDS_TOKENS else ""
+    finals = [(record, _load_final(run, entry, record)) for record in entry["final"]]
+    alone = any(record.get("towers") for record in entry["final"]) or head in BASELINES
+    groups = [[each] for each in finals] if alone else [finals]
+    parts = []
+    for group in groups:
+        record = group[0][0]
+        data = HeadData(_seen_by(run, entry, record, features), entry["modalities"], "cpu", attend)
+        seen = _seen(data, ports)
+        if head in BASELINES:
+            parts.append(_baseline(run, head, record["config"], group[0][1], seen))
+        else:
+            parts.append(_fusion(head, [tensors for _, tensors in group], classes, data, seen))
+    return Member(parts, Decision.from_json(entry["decision"]))
+
+
+def _seen(data: HeadData, ports: Ports) -> Seen:
+    vectors = {
+        name: [[ports.number(block) for block in source.blocks] for source in sources]
+        for name, sources in data.sources.items()
+    }
+    tokens = {}
+    if data.attend == "tokens":
+        tokens = {name: [ports.number(block) for block in blocks] for name, blocks in data.token_blocks.items()}
+    return Seen(vectors, tokens, data.attend)
+
+
+def _fusion(
+    head: str, heads: Sequence[Mapping[str, np.ndarray]], classes: int, data: HeadData, seen: Seen
+) -> FusionPart:
+    module = load_fusion(head)(len(heads), data.shape, classes)
+    module.load_state_dict(
+        {name: torch.stack([torch.from_numpy(np.array(each[name])) for each in heads]) for name in heads[0]}
+    )
+    return FusionPart(seen, module.requires_grad_(False), len(heads))
+
+
+def _baseline(
+    run: Run, head: str, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], seen: Seen
+) -> nn.Module:
+    model = restore(head, dict(config), dict(tensors)).model
+    if isinstance(model, LinearHead):
+        return LinearPart(seen, model)
+    if isinstance(model, NeighbourHead):
+        return NeighbourPart(seen, model)
+    if head == "prior":
+        return PriorPart(model.logits(None, np.zeros(1, np.int64))[0])  # type: ignore[arg-type]
+    raise RunError(f"{run.folder}: {head} cannot be exported; {NOT_EXPORTABLE.get(head, 'no graph of it is known')}")

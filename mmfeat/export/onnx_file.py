@@ -1,0 +1,91 @@
+"""ONNX files: written by torch's exporter, checked by onnxruntime against what they were made of."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmfeat.errors import ConfigError, RunError
+
+TOLERANCE = 1e-4  # of probabilities
+LARGEST = 1_500_000_000  # bytes that one protobuf file holds; above, the weights lie beside it
+
+
+def check_installed() -> None:
+    """Raises `ConfigError` where the exporter's libraries are missing."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"export needs onnx, onnxscript and onnxruntime ({error}); pip install 'mmfeat[onnx]'"
+        ) from error
+
+
+def write_onnx(
+    module: Any, inputs: Sequence[Any], names: Sequence[str], outputs: Sequence[str], dynamic: Sequence[Any], path: Path
+) -> None:
+    """Export `module`, which takes a list of tensors. `dynamic` has {axis: name} of each input."""
+    import torch
+
+    axes: dict[str, Any] = {}
+    shapes = [
+        {axis: axes.setdefault(name, torch.export.Dim(name, min=1)) for axis, name in each.items()} for each in dynamic
+    ]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
+    with _quiet(), torch.no_grad():
+        torch.onnx.export(
+            module,
+            (list(inputs),),
+            str(path),
+            dynamo=True,
+            input_names=list(names),
+            output_names=list(outputs),
+            dynamic_shapes=(shapes,),
+            external_data=size > LARGEST,
+            verbose=False,
+        )
+
+
+def run_onnx(path: Path, names: Sequence[str], inputs: Sequence[Any]) -> list[np.ndarray]:
+    """What onnxruntime gives for torch tensors, on one thread of the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    known = {each.name for each in session.get_inputs()}  # one that a graph does not look at may be gone
+    given = {name: value.numpy() for name, value in zip(names, inputs, strict=True) if name in known}
+    return list(session.run(None, given))
+
+
+def largest_difference(one: np.ndarray, other: np.ndarray) -> float:
+    """Largest absolute difference; raises `RunError` where one is not finite or of another shape."""
+    if one.shape != other.shape or not np.isfinite(one).all():
+        raise RunError(f"the exported graph gives {one.shape} where {other.shape} is right, or no finite numbers")
+    return float(np.abs(one.astype(np.float64) - other).max(initial=0.0))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter tells of its steps and of libraries that nobody asked for."""
+    names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch.fx", "torch._dynamo")
+    before = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

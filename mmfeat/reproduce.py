@@ -1,0 +1,140 @@
+"""Reproduction: a run trained anew from its own `run.json`, and whether the result is the same, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmfeat.cache import Cache
+from mmfeat.errors import RunError
+from mmfeat.files import file_sha256
+from mmfeat.progress import Progress, Silent
+from mmfeat.provenance import ENCODING, TRAINING, versions
+from mmfeat.records import machine
+from mmfeat.run_arguments import finetune_arguments, heads_arguments
+from mmfeat.runs import Run, checked_towers, hash_data, read_run
+from mmfeat.samples import MODALITIES, read_samples
+
+# What a run predicts, learned and predicts with; files with times are compared by their scores.
+COMPARED = (
+    "folds.csv",
+    "*_split.csv",
+    "*/out_of_fold.csv",
+    "*/curves.csv",
+    "*/*.safetensors",
+    "*/trials/*.safetensors",
+)
+UNTOLD = ("cores", "threads")  # of the machine: they change no number here
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A run and the one that was trained anew; `reused`: that had been done before.
+
+    `files` of predictions, curves and weights were compared byte by byte, `different` are those that are not the same
+    or are in one run only. `scores` are macro-F1 before and after by entry, `changed` what of versions and machine
+    differs, before and after.
+    """
+
+    original: Run
+    run: Run
+    reused: bool
+    files: int
+    different: tuple[str, ...]
+    scores: Mapping[str, tuple[float | None, float | None]]
+    changed: Mapping[str, tuple[str, str]]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def identical(self) -> bool:
+        """Whether everything is the same, bit for bit."""
+        return not self.different and all(before == after for before, after in self.scores.values())
+
+
+def reproduce_run(
+    run: str | Path | Run,
+    out: str | Path,
+    *,
+    cache: str | Path | None = None,
+    device: str = "auto",
+    workers: int = 0,
+    progress: Progress | None = None,
+    command: str = "",
+) -> Reproduction:
+    """Train the configuration of `run` anew into the folder `out` and compare what came of it.
+
+    The vectors come from the run's cache, or another `cache`; a second stage starts from the same parent, which lies
+    beside the run. Raises `RunError` where data, weights or parent are not what they were.
+    """
+    original = run if isinstance(run, Run) else read_run(Path(run))
+    if Path(out).resolve() == original.folder.resolve().parent:
+        raise RunError(f"--out {out}: the run itself lies there; name another folder")
+    arguments = (finetune_arguments if original.is_finetuned else heads_arguments)(original)
+    arguments |= {"cache": cache} if cache else {}
+    checked_towers(original, original.towers)
+    _check_data(original, arguments["cache"])
+    places: dict[str, Any] = {
+        "out": out,
+        "device": device,
+        "workers": workers,
+        "progress": progress or Silent(),
+        "command": command,
+    }
+    if original.is_finetuned:
+        from mmfeat.finetune.run import finetune_heads
+
+        tuned = finetune_heads(**arguments, **places)
+        return compare_files(original, tuned.run, tuned.reused)
+    from mmfeat.sweep import train_heads
+
+    sweep = train_heads(**arguments, **places)
+    return compare_files(original, sweep.run, sweep.reused)
+
+
+def compare_files(original: Run, run: Run, reused: bool = False) -> Reproduction:
+    """What two runs of one configuration have in common."""
+    mine, theirs = _files(original.folder), _files(run.folder)
+    different = sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
+    before, after = _scores(original), _scores(run)
+    scores = {name: (before.get(name), after.get(name)) for name in {**before, **after}}
+    notes = []
+    if not all(entry.get("search_over", True) for entry in original.leaderboard):
+        notes.append("the search of the run was cut short by time, so another call tries other settings")
+    if original.config.get("protocol", {}).get("kind") and "record" not in original.config:
+        notes.append("the run has no record of its versions and machine")
+    return Reproduction(
+        original, run, reused, len({*mine, *theirs}), tuple(different), scores, _changed(original, run), tuple(notes)
+    )
+
+
+def _check_data(run: Run, cache: str | Path) -> None:
+    samples = read_samples(run.config["data"], run.config["columns"])
+    store = Cache(cache, samples.name)
+    keys = {modality: store.content_keys(samples.labelled, modality) for modality in MODALITIES}
+    if hash_data(samples.labelled, keys) != run.config["data_hash"]:
+        raise RunError(f"{run.folder}: labels, texts or photos of {samples.source} changed since; restore them first")
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """Name -> SHA-256 of all that must be the same."""
+    found = {path for pattern in COMPARED for path in folder.glob(pattern)}
+    return {str(path.relative_to(folder)): file_sha256(path) for path in found}
+
+
+def _scores(run: Run) -> dict[str, float]:
+    return {f"{each['head']}-{each['modalities']}": each["macro_f1"]["value"] for each in run.leaderboard}
+
+
+def _changed(original: Run, run: Run) -> dict[str, tuple[str, str]]:
+    """Versions and machine facts of both runs, where they differ."""
+    records: list[dict[str, Any]] = []
+    for each in (original, run):
+        record = each.config.get("record", {})
+        records.append({**record.get("versions", {}), **record.get("machine", {})})
+    if not records[1]:
+        records[1] = {**versions((*ENCODING, *TRAINING)), **machine("cpu")}
+    names = [name for name in {**records[0], **records[1]} if name not in UNTOLD]
+    pairs = {name: (str(records[0].get(name, "?")), str(records[1].get(name, "?"))) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
