@@ -30,6 +30,8 @@ _EXPORTS = {
     "forecast_extraction": "mmfeat.forecast",
     "find_garbage": "mmfeat.garbage",
     "finetune_heads": "mmfeat.finetune.run",
+    "load": "mmfeat.model",
+    "predict_data": "mmfeat.predict",
     "read_pack": "mmfeat.cache.pack",
     "read_run": "mmfeat.runs",
     "read_samples": "mmfeat.samples",
