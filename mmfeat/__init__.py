@@ -33,6 +33,8 @@ _EXPORTS = {
     "find_garbage": "mmfeat.garbage",
     "finetune_heads": "mmfeat.finetune.run",
     "list_runs": "mmfeat.run_folders",
+    "load": "mmfeat.model",
+    "predict_data": "mmfeat.predict",
     "read_pack": "mmfeat.cache.pack",
     "read_run": "mmfeat.runs",
     "read_samples": "mmfeat.samples",

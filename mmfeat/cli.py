@@ -12,12 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
-from mmfeat import cli_cache, cli_finetune, cli_heads, cli_report, cli_runs, flags
+from mmfeat import cli_cache, cli_finetune, cli_heads, cli_predict, cli_report, cli_runs, flags
 from mmfeat.config import read_config
-from mmfeat.console import ConsoleProgress, out, show_extraction, show_forecast, show_submission
+from mmfeat.console import ConsoleProgress, out, show_extraction, show_forecast
 from mmfeat.flags import (
-    AnyColumns,
-    AnyData,
     CacheFolder,
     Cleaning,
     Columns,
@@ -74,6 +72,7 @@ def root(
     mmfeat heads --fusion all
     mmfeat finetune --unfreeze text:1
     mmfeat submit
+    mmfeat predict --text "what a day" --image photo.jpg
     """
     flags.debug = debug
     if config is not None:
@@ -176,6 +175,8 @@ def submit(
         progress=ConsoleProgress(),
     )
     show_submission(result)
+app.command()(cli_predict.submit)
+app.command()(cli_predict.predict)
 
 
 @app.command()

@@ -27,7 +27,6 @@ from mmfeat.wording import duration, shown, size_of
 if TYPE_CHECKING:
     from mmfeat.extract import Extraction
     from mmfeat.forecast import Forecasts
-    from mmfeat.submit import Submission
 
 PLAIN_SECONDS = 10.0
 WORTH_A_LINE = 1.0  # seconds; a step that is over sooner needs no report
@@ -152,23 +151,6 @@ def _spent(clocks: Clocks, modality: str) -> str:
     steps = ", ".join(f"{step} {getattr(clocks, step):.1f} s" for step in STEPS)
     readers = f" ({clocks.workers} readers)" if clocks.workers > 1 else ""
     return f"{steps}{readers}; the others wait for {slowest}: {REMEDIES[slowest]} would help"
-
-
-def show_submission(result: Submission) -> None:
-    """Label distribution beside the training prior, and the files."""
-    out.print(f"{result.rows:,} predictions for {shown(result.data)} by {result.head} on {result.modalities}")
-    table = Table("label", "predicted", "in training", box=None)
-    for label, share in result.trained.items():
-        table.add_row(label, f"{result.predicted.get(label, 0.0):.1%}", f"{share:.1%}")
-    out.print(table)
-    if result.data_changed:
-        out.print("note: labels, texts or photos changed since this run was trained; mmfeat heads trains anew")
-    if result.without_features:
-        count, example = len(result.without_features), result.without_features[0]
-        out.print(f"{count:,} samples have neither text nor image that could be read (first: {example})")
-    out.print(f"run {result.run.folder}")
-    out.print(f"leaderboard {result.run.leaderboard_file}")
-    out.print(f"submission {result.path}")
 
 
 def _encodings(counts: Mapping[str, int]) -> str:

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL import Image
 
 MAX_ASPECT = 100  # resizing the short side of a thinner picture would take gigabytes
+
+
+@dataclass(frozen=True)
+class MemoryFile:
+    """A photo that lies in no file; like a path, as far as samples need one."""
+
+    data: bytes = field(repr=False)
+    name: str = "photo"
+
+    def __str__(self) -> str:
+        return self.name
+
+    def read_bytes(self) -> bytes:
+        return self.data
 
 
 def decode_image(data: bytes, draft: int = 0) -> tuple[Image.Image | None, str]:
@@ -35,3 +50,10 @@ def decode_image(data: bytes, draft: int = 0) -> tuple[Image.Image | None, str]:
         raise  # the machine's trouble, not the picture's
     except Exception as error:  # decoders raise whatever a broken file makes them raise
         return None, f"broken image: {error}"[:200]
+
+
+def picture_bytes(picture: Image.Image) -> bytes:
+    """A PIL image as the bytes of a file that decodes to the very same RGB pixels."""
+    file = io.BytesIO()
+    picture.convert("RGB").save(file, "BMP")
+    return file.getvalue()

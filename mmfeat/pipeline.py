@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -30,6 +30,12 @@ QUEUED = 8  # results on their way to the writer
 TICK = 1.0  # seconds after which an idle writer looks whether a commit is due
 
 T = TypeVar("T")
+
+
+class Sink(Protocol):
+    """Takes over rows of a spec, by its fingerprint."""
+
+    def add(self, fingerprint: str, rows: Rows, clocks: Clocks) -> None: ...
 
 
 class BackgroundWriter:
@@ -119,7 +125,7 @@ class Stage:
 
     encoders: list[Batcher]
     reader: Reader
-    writer: BackgroundWriter
+    writer: Sink
     device: str
     batch_size: int = 0
     clocks: Clocks = field(default_factory=Clocks)

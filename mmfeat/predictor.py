@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -26,21 +26,31 @@ from mmfeat.runs import Run
 from mmfeat.samples import Sample
 from mmfeat.views import view_number
 
+# The tensors of one final head of an entry: run, entry and the record of the head give them.
+Read: TypeAlias = "Callable[[Run, Mapping[str, Any], Mapping[str, Any]], dict[str, np.ndarray]]"
+
 
 def predict_entry(
-    run: Run, entry: Mapping[str, Any], features: Features, device: str = "cpu", samples: Sequence[Sample] = ()
+    run: Run,
+    entry: Mapping[str, Any],
+    features: Features,
+    device: str = "cpu",
+    samples: Sequence[Sample] = (),
+    read: Read | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(N, C) bool choices and (N, C) probabilities of one entry of the run's leaderboard.
 
-    `samples` are those of `features`; only early fusion looks at them, at their photos.
+    `samples` are those of `features`; only early fusion looks at them, at their photos. `read` gives the heads, from
+    their files by default.
     """
+    read = read or load_final
     command = "finetune" if run.is_finetuned else "heads"
     try:
         decision = Decision.from_json(entry["decision"])
         if entry["head"] == EARLY:
-            logits = _early_logits(run, entry, features, device, samples)
+            logits = _early_logits(run, entry, features, device, samples, read)
         else:
-            logits = _logits(run, entry, features, device)
+            logits = _logits(run, entry, features, device, read)
     except (KeyError, TypeError, ValueError, StopIteration) as error:
         raise RunError(
             f"{run.folder}: not a whole run ({error!r}); delete the folder and run mmfeat {command} again"
@@ -89,29 +99,29 @@ def members(run: Run, entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [by_name[name] for name, weight in zip(entry["members"], weights, strict=True) if weight > 0]
 
 
-def _logits(run: Run, entry: Mapping[str, Any], features: Features, device: str) -> np.ndarray:
+def _logits(run: Run, entry: Mapping[str, Any], features: Features, device: str, read: Read) -> np.ndarray:
     """(N, C) log-probabilities or logits to which the entry's decision applies."""
     if entry["modalities"] != TOGETHER:
-        return _head_logits(run, entry, features, device)
+        return _head_logits(run, entry, features, device, read)
     multilabel = bool(entry["decision"]["multilabel"])
     used = {f"{each['head']}-{each['modalities']}": each for each in members(run, entry)}
     parts: list[np.ndarray | None] = []
     for name in entry["members"]:
         member = used.get(name)
-        parts.append(None if member is None else _calibrated(run, member, features, device))
+        parts.append(None if member is None else _calibrated(run, member, features, device, read))
     shape = next(part.shape for part in parts if part is not None)
     filled = [np.zeros(shape) if part is None else part for part in parts]
     return combine(dict(entry), np.stack(filled), multilabel)
 
 
-def _calibrated(run: Run, entry: Mapping[str, Any], features: Features, device: str) -> np.ndarray:
-    return Decision.from_json(entry["decision"]).log_probabilities(_head_logits(run, entry, features, device))
+def _calibrated(run: Run, entry: Mapping[str, Any], features: Features, device: str, read: Read) -> np.ndarray:
+    return Decision.from_json(entry["decision"]).log_probabilities(_head_logits(run, entry, features, device, read))
 
 
-def _head_logits(run: Run, entry: Mapping[str, Any], features: Features, device: str) -> np.ndarray:
+def _head_logits(run: Run, entry: Mapping[str, Any], features: Features, device: str, read: Read) -> np.ndarray:
     """(N, C) logits at the entry's temperature: the mean probability of its final heads, on the scale of one."""
     folder, head = run.head_folder(entry), entry.get("fusion", entry["head"])
-    heads = [_load_final(run, entry, record) for record in entry["final"]]
+    heads = [read(run, entry, record) for record in entry["final"]]
     try:
         attend = run.config["attend"] if head == NEEDS_TOKENS else ""
         together = not any(record.get("towers") for record in entry["final"])
@@ -126,19 +136,19 @@ def _head_logits(run: Run, entry: Mapping[str, Any], features: Features, device:
 
 
 def _early_logits(
-    run: Run, entry: Mapping[str, Any], features: Features, device: str, samples: Sequence[Sample]
+    run: Run, entry: Mapping[str, Any], features: Features, device: str, samples: Sequence[Sample], read: Read
 ) -> np.ndarray:
     """(N, C) logits of early fusion, whose photos are read now."""
     logits = []
     for final in entry["final"]:
         seen = _seen_by(run, entry, final, features)
         model = early_model(seen, samples, [], len(run.classes), Team(), device)
-        model.load_head(_load_final(run, entry, final))
+        model.load_head(read(run, entry, final))
         logits.append(model.predict(np.arange(len(samples))))
     return mean_logits(np.stack(logits), Decision.from_json(entry["decision"]))
 
 
-def _load_final(run: Run, entry: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def load_final(run: Run, entry: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The tensors of one final head; raises `RunError` where they are not what was saved."""
     from safetensors.numpy import load_file
 

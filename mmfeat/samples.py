@@ -14,20 +14,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import TypeAlias
 
 from mmfeat.errors import DataError
 from mmfeat.ids import HashedIds, SeenIds, SuspectIds, checked_id
+from mmfeat.images import MemoryFile
 from mmfeat.remote import RemoteFile, absolute, exists, is_remote
 from mmfeat.tables import read_table, table_suffix
 from mmfeat.texts import decode_text
 
 MODALITIES = ("text", "image")
+PART = {"text": "text", "image": "photo"}  # what a person calls one
 COLUMNS = ("id", "text", "image", "label")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 TRAIN_LIST = "train.txt"
 TEST_LIST = "test_without_label.txt"
 NO_LABEL = ("", "null", "nan", "NaN")
 KEY_LENGTH = 32
+Photo: TypeAlias = "Path | RemoteFile | MemoryFile"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class Sample:
 
     id: str
     text: str | None = None
-    image: Path | RemoteFile | None = None
+    image: Photo | None = None
     label: str | None = None
     text_error: str = ""
     image_error: str = ""
@@ -185,7 +189,7 @@ def _read_folder(folder: Path, encodings: Counter[str], seen: SeenIds) -> Iterat
         raise DataError(f"{lists[0]}: the folder {folder / 'data'} with its images and texts is missing; put it there")
     images, texts = _index_files(folder / "data")
     for id, label in _read_lists(lists, seen):
-        text, text_error = _read_text(texts.get(id), encodings)
+        text, text_error = read_text(texts.get(id), encodings)
         image = images.get(id)
         yield Sample(id, text, image, label, text_error, "" if image else "no image file")
 
@@ -234,7 +238,8 @@ def _index_files(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     return images, texts
 
 
-def _read_text(path: Path | None, encodings: Counter[str]) -> tuple[str | None, str]:
+def read_text(path: Path | None, encodings: Counter[str]) -> tuple[str | None, str]:
+    """(text, "") of a file, or (None, why there is none); counts its encoding."""
     if path is None:
         return None, "no text file"
     try:

@@ -20,8 +20,9 @@ from mmfeat.cache import Cache
 from mmfeat.calibration import Decision
 from mmfeat.errors import CacheError, RunError, SubmissionError
 from mmfeat.extract import extract_features
+from mmfeat.prediction_file import check_rows
 from mmfeat.runs import Run, best_run
-from mmfeat.submit import check_rows, write_submission
+from mmfeat.submit import write_submission
 from mmfeat.sweep import train_heads
 
 

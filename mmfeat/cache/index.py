@@ -19,8 +19,7 @@ import numpy as np
 
 from mmfeat.errors import WriteError
 from mmfeat.files import write_atomic
-from mmfeat.remote import RemoteFile
-from mmfeat.samples import KEY_LENGTH, content_key
+from mmfeat.samples import KEY_LENGTH, Photo, content_key
 
 # Two hashes, of the path and of path, size, times and inode, so that a changed file takes the place of its old self.
 ENTRY = np.dtype([("path", "<u8"), ("stat", "<u8"), ("key", f"S{KEY_LENGTH}")])
@@ -48,7 +47,7 @@ class StatIndex:
         self._saved = time.monotonic()
         self._pause = SAVE_SECONDS
 
-    def keys(self, paths: Sequence[Path | RemoteFile | None], pool: Executor) -> list[tuple[bytes | None, str]]:
+    def keys(self, paths: Sequence[Photo | None], pool: Executor) -> list[tuple[bytes | None, str]]:
         """(content key, "") or (None, why not) of each file; a path that is None gives (None, "")."""
         stamps = [_stamp(path) if isinstance(path, Path) else None for path in paths]
         known = self._find([stamp or Stamp(0, 0) for stamp in stamps])
@@ -92,11 +91,11 @@ class StatIndex:
         return np.where(same, found["key"], b"").tolist()
 
 
-def _hash(path: Path | RemoteFile) -> tuple[bytes | None, str, Stamp | None]:
+def _hash(path: Photo) -> tuple[bytes | None, str, Stamp | None]:
     """Key and stamp; no stamp for a file that changed so lately that another change might not show, or is elsewhere."""
     start = time.time()
     try:
-        if isinstance(path, RemoteFile):
+        if not isinstance(path, Path):
             return content_key(path.read_bytes()), "", None
         with path.open("rb") as handle:
             before = os.fstat(handle.fileno())

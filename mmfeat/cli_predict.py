@@ -1,0 +1,171 @@
+"""`mmfeat submit` and `mmfeat predict`: a saved run predicts, and the same flags say how that is written."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmfeat.console import ConsoleProgress, out
+from mmfeat.console_predict import FEW, show_few, show_notes, show_submission
+from mmfeat.flags import AnyData, Device, Workers, names, pairs, reported
+
+if TYPE_CHECKING:
+    from mmfeat.predict import Predicted
+
+_COLUMNS = (
+    "Pairs name the columns of your table, as for extract: id=...,text=...; two plain names those of the file "
+    "written: guid,tag."
+)
+AnyRun = Annotated[str | None, typer.Option("--run", help="A run folder.  [default: the best on the data]")]
+Heads = Annotated[str, typer.Option("--heads", help="Folder of the runs.")]
+Head = Annotated[str | None, typer.Option("--head", help="A head of the run.  [default: the best]")]
+Modalities = Annotated[
+    str | None, typer.Option("--modalities", help="both, text, image or ensemble.  [default: the best]")
+]
+RunCache = Annotated[str | None, typer.Option("--cache", help="Feature cache.  [default: the run's]")]
+ReadAndWritten = Annotated[str | None, typer.Option("--columns", help=_COLUMNS)]
+Header = Annotated[bool, typer.Option("--header/--no-header", help="First line with the names of the columns.")]
+Format = Annotated[
+    str | None, typer.Option("--format", help="csv, tsv or jsonl.  [default: as the suffix of --out, else csv]")
+]
+Proba = Annotated[bool, typer.Option("--proba/--no-proba", help="A calibrated probability for each class as well.")]
+
+
+@reported("no submission was written; vectors that were computed are kept")
+def submit(
+    run: AnyRun = None,
+    data: AnyData = None,
+    out_file: Annotated[str, typer.Option("--out", help="The file to write.")] = "submission.csv",
+    heads: Heads = "heads",
+    head: Head = None,
+    modalities: Modalities = None,
+    cache: RunCache = None,
+    columns: ReadAndWritten = None,
+    header: Header = True,
+    format: Format = None,
+    proba: Proba = False,
+    device: Device = "auto",
+    workers: Workers = 0,
+) -> None:
+    """Predict the unlabelled samples and write guid,tag rows, checked before they are written.
+
+    \b
+    mmfeat submit --run heads/RUN --out submission.csv
+    mmfeat submit --columns id,label --proba --out submission.jsonl
+    """
+    from mmfeat.submit import write_submission
+
+    table, written = split_columns(columns)
+    result = write_submission(
+        run,
+        data=data,
+        out=out_file,
+        heads=heads,
+        head=head,
+        modalities=modalities,
+        cache=cache,
+        columns=table,
+        header=header,
+        format=format,
+        proba=proba,
+        device=device,
+        workers=workers,
+        progress=ConsoleProgress(),
+        **written,
+    )
+    show_submission(result)
+
+
+@reported("no predictions were written; vectors that were computed are kept")
+def predict(
+    files: Annotated[list[str] | None, typer.Argument(help="Photos, each with the .txt beside it; .txt files.")] = None,
+    text: Annotated[str | None, typer.Option("--text", help="The text of one pair.")] = None,
+    image: Annotated[str | None, typer.Option("--image", help="The photo of one pair.")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Folder or table, of which every sample is predicted.")
+    ] = None,
+    run: AnyRun = None,
+    out_file: Annotated[str | None, typer.Option("--out", help="The file to write.  [default: print]")] = None,
+    heads: Heads = "heads",
+    head: Head = None,
+    modalities: Modalities = None,
+    cache: RunCache = None,
+    columns: ReadAndWritten = None,
+    header: Header = True,
+    format: Format = None,
+    proba: Proba = True,
+    device: Device = "auto",
+    workers: Workers = 0,
+) -> None:
+    """Predict new pairs of text and image through a saved run: one pair, some files, or a data set.
+
+    A terminal shows a few samples as a table; otherwise CSV goes to standard output, and notes to standard error.
+
+    \b
+    mmfeat predict --run heads/RUN --text "what a day" --image photo.jpg
+    mmfeat predict photos/*.jpg --out predictions.csv
+    mmfeat predict --data new.csv > predictions.csv
+    """
+    from mmfeat.predict import check_inputs
+
+    check_inputs(files or [], data, text, image)
+    table, written = split_columns(columns)
+    target, layout = _target(out_file, [*(files or []), image, data], format, header, proba, written)
+    where: dict[str, Any] = {"heads": heads, "head": head, "modalities": modalities, "device": device}
+    if data is not None:
+        from mmfeat.predict import predict_data
+
+        more: dict[str, Any] = {"cache": cache, "columns": table, "workers": workers, "progress": ConsoleProgress()}
+        result = predict_data(data, run, **where, **more)
+    else:
+        from mmfeat.model import load
+        from mmfeat.predict import pair_of, predict_files, samples_of_files
+
+        samples = samples_of_files(files) if files else pair_of(text, image)
+        result = predict_files(load(run, **where), samples, ConsoleProgress())
+    _deliver(result, target, layout, plain=format is not None)
+
+
+def split_columns(columns: str | None) -> tuple[dict[str, str] | None, dict[str, Any]]:
+    """`--columns` as (names in the input table or None, names in the file written if any).
+
+    `id=guid` says what a column of the table is called, a plain name is a column to write.
+    """
+    given = names(columns or "")
+    table, written = [each for each in given if "=" in each], [each for each in given if "=" not in each]
+    return pairs(",".join(table)) if table else None, {"names": tuple(written)} if written else {}
+
+
+def _target(
+    out_file: str | None, kept: list[str | None], format: str | None, header: bool, proba: bool, written: dict[str, Any]
+) -> tuple[Any, Any]:
+    """(path or None, layout), found wrong before any work is done."""
+    from mmfeat.prediction_file import Layout, checked_target, choose_format
+
+    layout = Layout(choose_format(out_file, format), header, probabilities=proba, **written)
+    return None if out_file is None else checked_target(out_file, *[each for each in kept if each]), layout
+
+
+def _deliver(result: Predicted, target: Any, layout: Any, plain: bool) -> None:
+    """Into the file; a table for a few samples on a terminal; else the text of the file, for a pipe."""
+    from mmfeat.prediction_file import checked_target, prediction_text, write_prediction_file
+
+    if target is not None:
+        checked_target(target, result.run.folder)
+        write_prediction_file(target, result.predictions, layout)
+        show_notes(result)
+        out.print(f"{len(result.predictions):,} predictions {target}")
+        return
+    show_notes(result)
+    if out.is_terminal and not plain and len(result.predictions) <= FEW:
+        show_few(result)
+        return
+    text = prediction_text(result.predictions, layout)
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

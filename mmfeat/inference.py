@@ -1,0 +1,100 @@
+"""Inference: a run's entry over samples whose features go through the cache; what submit and predict share."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmfeat.cache import Cache
+from mmfeat.errors import ConfigError, RunError, SubmissionError
+from mmfeat.extract import Extraction, extract_samples
+from mmfeat.extractor import ExtractSettings
+from mmfeat.features import Features
+from mmfeat.hardware import resolve_device
+from mmfeat.prediction_file import Predictions
+from mmfeat.predictor import Read, predict_entry, towers_of, widths_of
+from mmfeat.progress import Progress
+from mmfeat.runs import Run, best_run, checked_towers, read_run
+from mmfeat.samples import Sample, SampleSet
+
+
+@dataclass(frozen=True)
+class Inference:
+    """Predictions for some samples, and `without`: ids of those of which the entry's encoders saw nothing."""
+
+    predictions: Predictions
+    extraction: Extraction
+    without: list[str]
+
+
+def choose_run(
+    run: str | Path | None, heads: str | Path, data: str | Path | None, head: str | None, modalities: str | None
+) -> Run:
+    """The run named, else the best one on `data` if there is one, else the best of the latest."""
+    if run:
+        return read_run(Path(run))
+    if data:
+        with contextlib.suppress(RunError):
+            return best_run(Path(heads), str(data), head, modalities)
+    return best_run(Path(heads), None, head, modalities)
+
+
+def check_columns(data: str | Path, columns: Mapping[str, str] | None) -> None:
+    """Names of columns belong to a table. Raises `ConfigError` for those of a folder, which would change nothing."""
+    if columns and os.path.isdir(data):
+        given = ",".join(f"{name}={column}" for name, column in columns.items())
+        raise ConfigError(
+            f"--columns {given}: {data} is a folder and has no columns; to name those of the file written, list them, "
+            "as in --columns guid,tag"
+        )
+
+
+def infer(
+    run: Run,
+    entry: Mapping[str, Any],
+    samples: SampleSet,
+    cache: str | Path,
+    device: str = "auto",
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> Inference:
+    """Extract what the cache lacks with the run's own encoders, and predict.
+
+    Raises `RunError` where the encoders are not those of the run.
+    """
+    towers = checked_towers(run, towers_of(run, entry))
+    extraction = extract_samples(
+        samples, towers, cache=cache, settings=ExtractSettings(device, workers), progress=progress
+    )
+    features = Cache(cache, samples.name).load(samples.samples, [tower.spec for tower in towers])
+    predictions = predict_features(run, entry, features, samples.samples, resolve_device(device))
+    return Inference(predictions, extraction, unseen(features))
+
+
+def predict_features(
+    run: Run,
+    entry: Mapping[str, Any],
+    features: Features,
+    samples: Sequence[Sample],
+    device: str,
+    read: Read | None = None,
+) -> Predictions:
+    """Predictions of an entry for samples whose features are there; `SubmissionError` where they are not finite."""
+    features = features.widened(widths_of(run, entry))
+    chosen, probabilities = predict_entry(run, entry, features, device, samples, read)
+    if not np.isfinite(probabilities).all():
+        raise SubmissionError(f"{run.folder}: its head gives no finite predictions; train it again")
+    multilabel = run.config["task"] == "multilabel"
+    return Predictions(features.ids, chosen, probabilities, run.classes, multilabel)
+
+
+def unseen(features: Features) -> list[str]:
+    """Ids of the samples of which no encoder has a vector."""
+    seen = np.any(list(features.masks.values()), axis=0)
+    return [id for id, there in zip(features.ids, seen, strict=True) if not there]

@@ -1,0 +1,223 @@
+"""Prediction of new pairs of text and image by a saved run: a data set, some files, or one pair."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmfeat.cache import Cache
+from mmfeat.drift import out_of_fold_choices
+from mmfeat.errors import ConfigError, DataError
+from mmfeat.inference import check_columns, choose_run, infer
+from mmfeat.metrics import evaluate
+from mmfeat.model import Model, as_photo, unread
+from mmfeat.prediction_file import Predictions
+from mmfeat.progress import Progress
+from mmfeat.runs import Run
+from mmfeat.samples import IMAGE_SUFFIXES, MODALITIES, PART, Sample, SampleSet, read_samples, read_text
+from mmfeat.submit import check_labels, find_drift, training_samples
+from mmfeat.tables import READERS
+from mmfeat.targets import SEPARATOR, Targets
+
+TEXT_SUFFIX = ".txt"
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Predictions and by which head of which run; `notes` are lines that a person should read.
+
+    `scores` are those of `mmfeat.metrics.evaluate` on the labelled samples that the run was not trained on, None
+    without any.
+    """
+
+    run: Run
+    head: str
+    modalities: str
+    predictions: Predictions
+    scores: Mapping[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def predict_data(
+    data: str | Path,
+    run: str | Path | None = None,
+    *,
+    heads: str | Path = "heads",
+    head: str | None = None,
+    modalities: str | None = None,
+    cache: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    device: str = "auto",
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> Predicted:
+    """Predict all samples of a folder or table, labelled or not; features go through the cache as in a submission."""
+    chosen = choose_run(run, heads, data, head, modalities)
+    entry = chosen.entry(head, modalities)
+    samples = _read(data, columns, chosen.config["columns"])
+    cache = cache or chosen.config["cache"]
+    found = infer(chosen, entry, samples, cache, device, workers, progress)
+    notes = _missing_notes(samples, found.extraction.failures, found.extraction.failed)
+    notes += _unseen_note(found.without, len(samples))
+    training = training_samples(chosen, samples)
+    scores, told = _scores(chosen, samples, found.predictions, training, Cache(cache, samples.name))
+    before = out_of_fold_choices(chosen, entry)
+    notes += [*told, *find_drift(chosen, found.predictions, before, training, samples.samples)]
+    return Predicted(chosen, entry["head"], entry["modalities"], found.predictions, scores, notes)
+
+
+def predict_files(model: Model, samples: SampleSet, progress: Progress | None = None) -> Predicted:
+    """Predict samples that are in no data set; they are encoded in memory, and the cache stays as it is."""
+    found, seen = model.predict_samples(samples.samples, progress)
+    entry = model.entry
+    return Predicted(model.run, entry["head"], entry["modalities"], found, notes=unread(samples.samples, seen))
+
+
+def pair_of(text: str | None, image: str | None) -> SampleSet:
+    """One sample of a text, an image or both. Raises `DataError` where neither is there."""
+    photo, image_error = as_photo(image or None, "image")
+    words = text if text and text.strip() else None
+    if words is None and photo is None:
+        raise DataError(f"{image_error or 'an empty text'}: nothing to predict from; give --text or --image")
+    text_error = "empty text" if text is not None and words is None else ""
+    return SampleSet("pair", "", (Sample(image or "text", words, photo, None, text_error, image_error),))
+
+
+def samples_of_files(files: Sequence[str | Path]) -> SampleSet:
+    """A sample for each photo, with the text of the `.txt` beside it, and one for each `.txt` without its photo here.
+
+    Ids are the paths as they are given; what is named twice counts once. Raises `DataError` for anything else.
+    """
+    paths = list(dict.fromkeys(Path(file) for file in files))
+    for path in paths:
+        _check_file(path)
+    photos = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+    taken = {path.with_suffix("") for path in photos}
+    encodings: Counter[str] = Counter()
+    samples = []
+    for path in paths:
+        if path in photos:
+            beside = next((each for each in _texts_beside(path) if each.is_file()), None)
+            text, error = read_text(beside, encodings) if beside else (None, "")
+            samples.append(Sample(str(path), text, path, None, error))
+        elif path.with_suffix("") not in taken:
+            text, error = read_text(path, encodings)
+            samples.append(Sample(str(path), text, None, None, error))
+    return SampleSet("files", "", tuple(samples), dict(encodings))
+
+
+def _read(data: str | Path, columns: Mapping[str, str] | None, own: Mapping[str, str]) -> SampleSet:
+    """The data, by default with the names of the run's `own` columns; new samples may lack that of the labels."""
+    check_columns(data, columns)
+    try:
+        return read_samples(data, columns or own)
+    except DataError:
+        if columns or "label" not in own:
+            raise
+        without = {name: column for name, column in own.items() if name != "label"}
+        with contextlib.suppress(DataError):
+            return read_samples(data, without)
+        raise
+
+
+def _texts_beside(path: Path) -> tuple[Path, Path]:
+    return path.with_suffix(TEXT_SUFFIX), path.with_suffix(TEXT_SUFFIX.upper())
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir() or path.suffix.lower() in READERS:
+        raise DataError(f"{path}: a folder or table of samples is named with --data {path}")
+    if path.suffix.lower() not in (*IMAGE_SUFFIXES, TEXT_SUFFIX):
+        raise DataError(f"{path}: neither a photo ({', '.join(IMAGE_SUFFIXES)}) nor a {TEXT_SUFFIX}; name such files")
+    if not os.path.isfile(path):
+        raise DataError(f"{path}: no such file; check its name")
+
+
+def check_inputs(files: Sequence[str], data: str | None, text: str | None, image: str | None) -> None:
+    """Exactly one way to say what to predict. Raises `ConfigError` otherwise."""
+    ways = [
+        name
+        for name, there in (("files", files), ("--data", data), ("--text/--image", text is not None or image))
+        if there
+    ]
+    if len(ways) != 1:
+        given = " and ".join(ways) or "nothing"
+        raise ConfigError(f"{given} given to predict; name photos and .txt files, or --data, or --text and --image")
+
+
+def _missing_notes(samples: SampleSet, failures: Sequence[tuple[str, str]], failed: int) -> list[str]:
+    """What the samples of a data set lack, and what is broken."""
+    lines = []
+    for modality in MODALITIES:
+        lacking = [sample for sample in samples if getattr(sample, modality) is None]
+        if lacking:
+            why = getattr(lacking[0], f"{modality}_error")
+            lines.append(
+                f"{len(lacking):,} of {len(samples):,} samples predicted without {PART[modality]} "
+                f"(first: {lacking[0].id}, {why})"
+            )
+    if failed:
+        id, reason = failures[0]
+        lines.append(f"{failed:,} texts or photos cannot be read and count as missing (first: {id}, {reason})")
+    return lines
+
+
+def _unseen_note(without: Sequence[str], count: int) -> list[str]:
+    if not without:
+        return []
+    return [
+        f"{len(without):,} of {count:,} samples have nothing that this head sees (first: {without[0]}): "
+        "they are predicted from nothing"
+    ]
+
+
+def _scores(
+    run: Run, samples: SampleSet, predictions: Predictions, training: Sequence[Sample], store: Cache
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """(scores, notes): how right the predictions are for labelled samples that the run was not trained on."""
+    rows = np.array([row for row, sample in enumerate(samples) if sample.label is not None], np.int64)
+    if not len(rows):
+        return None, []
+    if unknown := check_labels(samples, run):
+        known = ", ".join(run.classes)
+        return None, [f"no score: label {', '.join(unknown)} is unknown to the run ({known})"]
+    labelled = [samples.samples[row] for row in rows]
+    fresh = ~_were_seen(labelled, training, store)
+    notes = []
+    if not fresh.all():
+        notes = [
+            f"{(~fresh).sum():,} of {len(rows):,} labelled samples trained this run and do not count in a score; "
+            f"for them its scores out of fold are in {run.leaderboard_file}"
+        ]
+    if not training:
+        notes.append(f"{run.config['data']} is gone: samples that trained the run would flatter the score")
+    if not fresh.any():
+        return None, notes
+    rows = rows[fresh]
+    targets = targets_of([str(samples.samples[row].label) for row in rows], run.classes, predictions.multilabel)
+    return evaluate(targets, predictions.chosen[rows][None], predictions.probabilities[rows][None]), notes
+
+
+def _were_seen(samples: Sequence[Sample], training: Sequence[Sample], store: Cache) -> np.ndarray:
+    """(N,) whether a pair of this very text and photo is among the training samples."""
+    with store.index(writes=False) as index:
+        pairs = [
+            list(zip(*(store.content_keys(part, name, index=index).keys.tolist() for name in MODALITIES), strict=True))
+            for part in (samples, training)
+        ]
+    known = set(pairs[1]) - {(b"", b"")}
+    return np.array([pair in known for pair in pairs[0]], bool)
+
+
+def targets_of(labels: Sequence[str], classes: Sequence[str], multilabel: bool) -> Targets:
+    """Targets of label cells over the classes of a run, of which some may not occur."""
+    cells = [{name.strip() for name in label.split(SEPARATOR)} if multilabel else {label} for label in labels]
+    matrix = np.array([[name in cell for name in classes] for cell in cells], bool).reshape(-1, len(classes))
+    return Targets(tuple(classes), matrix, multilabel)
