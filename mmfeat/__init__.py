@@ -13,8 +13,10 @@ from mmfeat.version import __version__
 
 # Resolved on first use, so that importing mmfeat imports nothing heavy.
 _EXPORTS = {
+    "Audit": "mmfeat.audit.result",
     "Cache": "mmfeat.cache",
     "EncoderOptions": "mmfeat.encoders",
+    "audit_data": "mmfeat.audit.run",
     "check_parity": "mmfeat.parity",
     "delete_garbage": "mmfeat.garbage",
     "describe_encoders": "mmfeat.encoders",
@@ -30,6 +32,7 @@ _EXPORTS = {
     "forecast_extraction": "mmfeat.forecast",
     "find_garbage": "mmfeat.garbage",
     "finetune_heads": "mmfeat.finetune.run",
+    "read_audit": "mmfeat.audit.result",
     "read_pack": "mmfeat.cache.pack",
     "read_run": "mmfeat.runs",
     "read_samples": "mmfeat.samples",

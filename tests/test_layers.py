@@ -71,10 +71,16 @@ LAYERS = [
     ["finetune.finish"],
     ["finetune.run"],
     ["finetune", "predictor"],
+    [f"audit.{name}" for name in ("texts", "photos", "label_errors", "balance", "stray", "result")],
+    ["audit.twins", "audit.opinions"],
+    ["audit.conflicts", "audit.leaks"],
+    ["audit.findings", "audit.tables"],
+    ["audit.run"],
+    ["audit"],
     ["submit", "classifier"],
     ["console", "config"],
-    ["console_cache", "console_heads", "console_finetune", "flags"],
-    ["cli_cache", "cli_heads"],
+    ["console_cache", "console_heads", "console_finetune", "console_audit", "flags"],
+    ["cli_cache", "cli_heads", "cli_audit"],
     ["cli_finetune"],
     ["cli"],
     ["__init__", "__main__"],
@@ -96,6 +102,8 @@ HEAVY = {
     "ray",
     "loky",
     "fsspec",
+    "py3langid",
+    "cleanlab",
 }
 TORCH_MODULES = {
     f"mmfeat.heads.{name}"
@@ -175,6 +183,8 @@ def test_only_the_command_line_imports_its_packages(name: str) -> None:
         "mmfeat.console_heads",
         "mmfeat.cli_finetune",
         "mmfeat.console_finetune",
+        "mmfeat.cli_audit",
+        "mmfeat.console_audit",
     )
 
 
