@@ -13,8 +13,10 @@ from mmfeat.version import __version__
 
 # Resolved on first use, so that importing mmfeat imports nothing heavy.
 _EXPORTS = {
+    "Audit": "mmfeat.audit.result",
     "Cache": "mmfeat.cache",
     "EncoderOptions": "mmfeat.encoders",
+    "audit_data": "mmfeat.audit.run",
     "check_parity": "mmfeat.parity",
     "compare_runs": "mmfeat.comparison",
     "delete_garbage": "mmfeat.garbage",
@@ -35,6 +37,7 @@ _EXPORTS = {
     "list_runs": "mmfeat.run_folders",
     "load": "mmfeat.model",
     "predict_data": "mmfeat.predict",
+    "read_audit": "mmfeat.audit.result",
     "read_pack": "mmfeat.cache.pack",
     "read_run": "mmfeat.runs",
     "read_samples": "mmfeat.samples",

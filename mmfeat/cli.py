@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mmfeat import cli_cache, cli_finetune, cli_heads, cli_predict, cli_report, cli_runs, flags
+from mmfeat import cli_audit, cli_cache, cli_finetune, cli_heads, cli_predict, cli_report, cli_runs, flags
 from mmfeat.config import read_config
 from mmfeat.console import ConsoleProgress, out, show_extraction, show_forecast
 from mmfeat.flags import (
@@ -135,6 +135,7 @@ def extract(
     out.print(f"next: mmfeat heads --data {shlex.quote(data)}{elsewhere}")
 
 
+app.command()(cli_audit.audit)
 app.command()(cli_heads.heads)
 app.command()(cli_finetune.finetune)
 app.command()(cli_report.report)

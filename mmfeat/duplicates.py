@@ -48,12 +48,16 @@ def duplicate_groups(
     image_hashes: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> np.ndarray:
     """(N,) group numbers: samples that are linked, also through others, share one. Arguments as `duplicate_links`."""
+    return linked_groups(duplicate_links(samples, image_keys, image_hashes).values(), len(samples))
+
+
+def linked_groups(links: Iterable[np.ndarray], count: int) -> np.ndarray:
+    """(count,) group numbers of rows that some (L, 2) links join, also through others."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    links = duplicate_links(samples, image_keys, image_hashes).values()
     rows, columns = np.concatenate(list(links)).T
-    graph = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(len(samples), len(samples)))
+    graph = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(count, count))
     return connected_components(graph, directed=False)[1]
 
 

@@ -130,7 +130,7 @@ def image_hashes(
 def perceptual_hash(path: Path) -> int | None:
     """63 bits of the photo, the right way up; None for what cannot be read as one, and for flat pictures."""
     try:
-        return _hash(path.read_bytes())
+        return hash_photo(path.read_bytes())
     except OSError:
         return None
 
@@ -141,10 +141,11 @@ def _hash_of(sample: Sample, key: bytes) -> int | None:
         data = sample.image.read_bytes() if sample.image else b""
     except OSError:
         return UNREAD
-    return _hash(data) if content_key(data) == key else UNREAD
+    return hash_photo(data) if content_key(data) == key else UNREAD
 
 
-def _hash(data: bytes) -> int | None:
+def hash_photo(data: bytes) -> int | None:
+    """`perceptual_hash` of a file's bytes."""
     from PIL import Image
 
     try:

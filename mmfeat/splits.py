@@ -155,12 +155,7 @@ def load_splits(folder: Path, ids: Sequence[str]) -> Splits:
     Reads `folds.csv`, or the three files of a holdout: id first, header optional, other columns ignored. Raises
     `RunError` with file and remedy for anything that is no split of these samples.
     """
-    path = folder / FOLDS_FILE
-    if path.is_file() or not has_splits(folder):
-        names, rows = _read_folds(path)
-    else:
-        path = folder / HOLDOUT_FILES[TRAIN]
-        names, rows = (HOLDOUT,), list(_read_holdout(folder))
+    path, names, rows = _read_files(folder)
     roles = {row[0]: row[1:] for row in rows}
     if len(roles) < len(rows):
         raise RunError(f"{path}: an id stands on two lines; each sample has one line")
@@ -285,6 +280,23 @@ def _checked(splits: Splits, targets: Targets) -> Splits:
 def _file_of(role: str) -> str:
     """The role that names the file of a holdout: who validates only now and then stands with those who train."""
     return TRAIN if role.startswith(f"{VALIDATION}-") else role
+
+
+def read_roles(folder: Path) -> tuple[tuple[str, ...], list[str], np.ndarray]:
+    """Names of the folds, the id of each line, and its roles (M, F), of any samples; an id may stand on several lines.
+
+    For who wants to know what is wrong with splits that `load_splits` refuses. Raises `RunError` for what is no split.
+    """
+    path, names, rows = _read_files(folder)
+    return names, [row[0] for row in rows], _role_table(path, [row[1:] for row in rows], len(names))
+
+
+def _read_files(folder: Path) -> tuple[Path, tuple[str, ...], list[list[str]]]:
+    """The file to name in errors, the names of the folds, and rows of id and roles."""
+    path = folder / FOLDS_FILE
+    if path.is_file() or not has_splits(folder):
+        return path, *_read_folds(path)
+    return folder / HOLDOUT_FILES[TRAIN], (HOLDOUT,), list(_read_holdout(folder))
 
 
 def _read_rows(path: Path) -> list[list[str]]:

@@ -79,10 +79,16 @@ LAYERS = [
     ["report.page"],
     ["report.write"],
     ["console", "config"],
-    ["console_cache", "console_heads", "console_finetune", "flags", "console_runs", "console_predict"],
-    ["cli_cache", "cli_heads", "cli_report", "cli_predict"],
+    ["console_cache", "console_heads", "console_finetune", "flags", "console_runs", "console_predict", "console_audit"],
+    ["cli_cache", "cli_heads", "cli_report", "cli_predict", "cli_audit"],
     ["inference", "classifier"],
     ["predict"],
+    [f"audit.{name}" for name in ("texts", "photos", "label_errors", "balance", "stray", "result")],
+    ["audit.twins", "audit.opinions"],
+    ["audit.conflicts", "audit.leaks"],
+    ["audit.findings", "audit.tables"],
+    ["audit.run"],
+    ["audit"],
     ["cli_finetune"],
     ["commands"],
     ["cli_runs"],
@@ -108,6 +114,8 @@ HEAVY = {
     "fsspec",
     "matplotlib",
     "jinja2",
+    "py3langid",
+    "cleanlab",
 }
 TORCH_MODULES = {
     f"mmfeat.heads.{name}"

@@ -1,0 +1,56 @@
+"""Conflicts: groups of twins whose labels disagree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mmfeat.audit.twins import Twins
+
+
+@dataclass(frozen=True)
+class Conflicts:
+    """Group numbers whose samples have different labels, by whether equal contents already disagree."""
+
+    exact: np.ndarray
+    near: np.ndarray
+    counts: dict[str, Any]
+
+
+def find_conflicts(twins: Twins, labels: np.ndarray) -> Conflicts:
+    """Groups of near twins that disagree; `labels` (N,) are numbers of label cells, -1 without label.
+
+    The counts say how many pairs of twins there are among labelled samples, and how many of those disagree.
+    """
+    disagreeing = _disagreeing(twins.near, labels)
+    unequal = _disagreeing(twins.exact, labels)
+    exact = np.unique(twins.near[np.isin(twins.exact, unequal) & (twins.exact >= 0)])
+    near = np.setdiff1d(disagreeing, exact)
+    samples = (labels >= 0) & (twins.near >= 0)
+    pairs, differing = _pairs(twins.near[samples], labels[samples])
+    counts = {
+        "groups": len(exact) + len(near),
+        "exact_groups": len(exact),
+        "samples": int(np.isin(twins.near[samples], disagreeing).sum()),
+        "pairs": pairs,
+        "disagreeing_pairs": differing,
+    }
+    return Conflicts(exact, near, counts)
+
+
+def _disagreeing(groups: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The groups with more than one label."""
+    there = (groups >= 0) & (labels >= 0)
+    distinct = np.unique(np.column_stack([groups[there], labels[there]]), axis=0)
+    found, count = np.unique(distinct[:, 0], return_counts=True)
+    return found[count > 1]
+
+
+def _pairs(groups: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
+    """How many pairs of samples share a group, and how many of them have different labels."""
+    sizes = np.unique(groups, return_counts=True)[1]
+    alike = np.unique(np.column_stack([groups, labels]), axis=0, return_counts=True)[1]
+    total, same = (int((counts * (counts - 1) // 2).sum()) for counts in (sizes, alike))
+    return total, total - same

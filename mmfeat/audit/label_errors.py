@@ -1,0 +1,129 @@
+"""Label errors and the noise ceiling, from labels and out-of-fold probabilities alone.
+
+Confident learning (Northcutt, Jiang and Chuang, 2021): a sample counts as one of the class that it is given with a
+probability above that class's own average. Where that is not its label, the label is likely wrong; how often it is
+not estimates the joint distribution of given and true labels. Results equal cleanlab's (filter "confident_learning").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmfeat.metrics import CONFIDENCE, Score
+
+DRAWS = 200
+TOLERANCE = 1e-6  # below the threshold that still counts as confident, as in cleanlab
+
+
+@dataclass(frozen=True)
+class LabelErrors:
+    """Likely errors, the surest first: `rows` (E,) and the class numbers (E,) that they should rather have."""
+
+    rows: np.ndarray
+    suggested: np.ndarray
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How noisy labels are, under the assumption that where the head is confident it is right.
+
+    `joint` (C, C) is the share of samples by given label (rows) and true one (columns). `wrong` is the share of wrong
+    labels, `by_class` that of each given label. `accuracy` and `macro_f1` are what a classifier that is always right
+    would score against these labels. Intervals are 95 % bootstrap percentiles over samples.
+    """
+
+    joint: np.ndarray
+    wrong: Score
+    by_class: tuple[Score, ...]
+    accuracy: Score
+    macro_f1: Score
+
+
+def find_label_errors(labels: np.ndarray, probabilities: np.ndarray) -> LabelErrors:
+    """The labels (N,), class numbers, that out-of-fold probabilities (N, C) contradict.
+
+    Sorted by how much more likely the suggested class is than the given one. A label that is the likeliest class
+    is never called wrong.
+    """
+    labels, probabilities = _checked(labels, probabilities)
+    best = probabilities.argmax(axis=1) if len(labels) else labels
+    guess = _guesses(labels, probabilities, best, np.ones(len(labels)))
+    given = _of(probabilities, labels)
+    rows = np.flatnonzero((guess >= 0) & (guess != labels) & (given < _of(probabilities, best)))
+    margin = _of(probabilities[rows], guess[rows]) - given[rows]
+    order = np.argsort(-margin, kind="stable")
+    return LabelErrors(rows[order], guess[rows][order])
+
+
+def estimate_noise(labels: np.ndarray, probabilities: np.ndarray, seed: int = 42, draws: int = DRAWS) -> Noise:
+    """Shares of wrong labels (N,) and the ceiling they put on scores, from out-of-fold probabilities (N, C)."""
+    labels, probabilities = _checked(labels, probabilities)
+    if not len(labels):
+        raise ValueError("no sample has a label and a prediction; there is no noise to estimate")
+    best = probabilities.argmax(axis=1)
+    joint = _joint(labels, probabilities, best, np.ones(len(labels)))
+    random = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(draws):
+        weights = np.bincount(random.integers(len(labels), size=len(labels)), minlength=len(labels))
+        drawn.append(_measures(_joint(labels, probabilities, best, weights.astype(np.float64))))
+    tail = 100 * (1 - CONFIDENCE) / 2
+    lows, highs = np.nanpercentile(drawn, [tail, 100 - tail], axis=0)
+    values = zip(_measures(joint).tolist(), lows.tolist(), highs.tolist(), strict=True)
+    accuracy, macro_f1, wrong, *by_class = (Score(*each) if each[0] == each[0] else NONE for each in values)
+    return Noise(joint, wrong, tuple(by_class), accuracy, macro_f1)
+
+
+NONE = Score(None, None, None)
+
+
+def _checked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    labels, probabilities = np.asarray(labels, dtype=int), np.asarray(probabilities, dtype=np.float64)
+    if probabilities.ndim != 2 or len(labels) != len(probabilities):
+        raise ValueError(f"{len(labels)} labels and probabilities of shape {probabilities.shape}; one row a label")
+    if not np.isfinite(probabilities).all():
+        raise ValueError("probabilities must be finite; leave out the samples that no fold tests")
+    return labels, probabilities
+
+
+def _of(probabilities: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """(N,) the probability of one class of each row."""
+    return probabilities[np.arange(len(probabilities)), classes]
+
+
+def _guesses(labels: np.ndarray, probabilities: np.ndarray, best: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(N,) the class that a sample is confidently of, -1 where it is of none."""
+    width = probabilities.shape[1]
+    counts = np.bincount(labels, weights, minlength=width)
+    sums = np.bincount(labels, weights * _of(probabilities, labels), minlength=width)
+    thresholds = np.where(counts > 0, sums / np.maximum(counts, 1e-9), np.inf)
+    confident = probabilities >= thresholds - TOLERANCE
+    count = confident.sum(axis=1)
+    only = confident.argmax(axis=1) if width else labels
+    return np.where(count > 1, best, np.where(count == 1, only, -1))
+
+
+def _joint(labels: np.ndarray, probabilities: np.ndarray, best: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(C, C) shares by given and true label; rows add up to the shares of the given labels."""
+    width = probabilities.shape[1]
+    guess = _guesses(labels, probabilities, best, weights)
+    sure = guess >= 0
+    counts = np.bincount(labels[sure] * width + guess[sure], weights[sure], minlength=width * width)
+    joint = counts.reshape(width, width)
+    np.fill_diagonal(joint, np.maximum(joint.diagonal(), 1))  # a class that nobody is sure of is right, not lost
+    given = np.bincount(labels, weights, minlength=width)
+    return joint / joint.sum(axis=1, keepdims=True) * (given / given.sum())[:, None]
+
+
+def _measures(joint: np.ndarray) -> np.ndarray:
+    """(3 + C,) accuracy and macro-F1 of the truth against the given labels, wrong share in all and by given label.
+
+    NaN for a class without labels. Macro-F1 is over classes that are given or true.
+    """
+    given, true, right = joint.sum(axis=1), joint.sum(axis=0), joint.diagonal()
+    there = given + true > 0
+    f1 = 2 * right[there] / (given + true)[there]
+    by_class = np.where(given > 0, 1 - right / np.where(given > 0, given, 1), np.nan)
+    return np.array([right.sum(), f1.mean(), 1 - right.sum(), *by_class])

@@ -1,0 +1,168 @@
+"""Opinions: what a run's best entry says of each labelled sample that it had not seen, and what follows for labels."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmfeat.audit.label_errors import LabelErrors, Noise, estimate_noise, find_label_errors
+from mmfeat.errors import DataError, RunError
+from mmfeat.runs import Run, comparable_runs, read_run
+from mmfeat.scoring import OUT_OF_FOLD
+from mmfeat.targets import Targets, read_targets
+
+NO_RUN = "none"  # of --run
+
+
+@dataclass(frozen=True)
+class Opinions:
+    """Out-of-fold probabilities (N, C), means over seeds, of one entry of a run, and the labels they are about."""
+
+    run: Run
+    entry: Mapping[str, Any]
+    ids: tuple[str, ...]
+    labels: tuple[str, ...]
+    targets: Targets
+    probabilities: np.ndarray
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """A label that is likely wrong: `label` is what it says of one class if there may be several, else the class."""
+
+    id: str
+    label: str
+    suggested: str
+    probability: float
+    self_confidence: float
+
+
+def fitting_run(run: str | Path | None, heads: Path, data_hash: str) -> tuple[Run | None, str]:
+    """The run whose opinions count, or None and why there is none.
+
+    A named run must be about these very labels and contents, otherwise `RunError`. Unnamed, the best of those that
+    are is taken.
+    """
+    if run == NO_RUN:
+        return None, ""
+    if run is not None:
+        named = read_run(Path(run))
+        if named.config["data_hash"] != data_hash:
+            raise RunError(f"{run}: trained on other labels, texts or photos than these; name another --run, or none")
+        return named, ""
+    try:
+        fits = comparable_runs(heads, accept=lambda each: each.config["data_hash"] == data_hash)
+    except RunError:
+        return None, (
+            f"label errors left out: no run in {heads} was trained on these labels, texts and photos; "
+            "make one with mmfeat heads"
+        )
+    return max(fits, key=lambda each: each.best_score), ""
+
+
+def read_opinions(run: Run) -> Opinions:
+    """Those of the run's best entry; samples that no fold tests have none. Raises `RunError` for a damaged file."""
+    entry = run.entry()
+    path = run.head_folder(entry) / OUT_OF_FOLD
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file)
+        width = len(run.classes)
+        if header[:2] != ["id", "label"] or header[-width:] != [f"p_{name}" for name in run.classes]:
+            raise ValueError("its columns are others")
+        ids, labels = (tuple(row[column] for row in rows) for column in (0, 1))
+        values = [[float(cell) for cell in row[-width:]] for row in rows]
+        probabilities = np.array(values, dtype=np.float64).reshape(len(rows), width)
+        targets = _targets(labels, run)
+        if not len(rows) or not np.isfinite(probabilities).all():
+            raise ValueError("no finite probabilities")
+    except OSError as error:
+        raise RunError(f"{path}: {error.strerror}; train the run again, or name another with --run") from error
+    except (ValueError, IndexError, KeyError, DataError) as error:
+        raise RunError(f"{path}: not predictions of this run ({error}); train it again, or name another") from error
+    return Opinions(run, entry, ids, labels, targets, probabilities)
+
+
+def suspicions(opinions: Opinions) -> list[Suspicion]:
+    """Likely label errors, the surest first. With several classes a sample, each class is judged alone."""
+    targets, names = opinions.targets, opinions.targets.classes
+    if not targets.multilabel:
+        errors = find_label_errors(targets.numbers, opinions.probabilities)
+        return _named(opinions, errors, targets.numbers, opinions.probabilities, names)
+    found = []
+    for column, name in enumerate(names):
+        labels, probabilities = _of_class(opinions, column)
+        errors = find_label_errors(labels, probabilities)
+        found += _named(opinions, errors, labels, probabilities, (f"not {name}", name))
+    return sorted(found, key=lambda each: each.self_confidence - each.probability)
+
+
+def judge_labels(opinions: Opinions, found: Sequence[Suspicion], seed: int = 42) -> dict[str, Any]:
+    """The summary of label errors and noise, for JSON."""
+    ways = Counter((each.label, each.suggested) for each in found)
+    return {
+        "run": str(opinions.run.folder),
+        "data_hash": opinions.run.config["data_hash"],
+        "head": opinions.entry["head"],
+        "modalities": opinions.entry["modalities"],
+        "macro_f1": opinions.entry["macro_f1"],
+        "accuracy": opinions.entry["accuracy"],
+        "samples": len(opinions.ids),
+        "errors": len({each.id for each in found}),
+        "ways": [{"label": a, "suggested": b, "count": count} for (a, b), count in ways.most_common()],
+        "multilabel": opinions.targets.multilabel,
+        "noise": _noise(opinions, seed),
+    }
+
+
+def _noise(opinions: Opinions, seed: int) -> dict[str, Any]:
+    """Of all labels; with several classes a sample, by class alone: a ceiling of all has no joint to come from."""
+    targets = opinions.targets
+    if not targets.multilabel:
+        noise = estimate_noise(targets.numbers, opinions.probabilities, seed)
+        by_class = dict(zip(targets.classes, map(asdict, noise.by_class), strict=True))
+        return {**_overall(noise), "classes": by_class, "joint": noise.joint.tolist()}
+    parts = [estimate_noise(*_of_class(opinions, column), seed) for column in range(len(targets.classes))]
+    return {"classes": {name: asdict(noise.wrong) for name, noise in zip(targets.classes, parts, strict=True)}}
+
+
+def _overall(noise: Noise) -> dict[str, Any]:
+    return {name: asdict(getattr(noise, name)) for name in ("wrong", "accuracy", "macro_f1")}
+
+
+def _targets(labels: Sequence[str], run: Run) -> Targets:
+    """Of the run's own classes, some of which a holdout's test part may lack."""
+    if run.config["task"] == "multilabel":
+        found = read_targets(labels, multilabel=True)
+        matrix = np.zeros((len(labels), len(run.classes)), bool)
+        matrix[:, [run.classes.index(name) for name in found.classes]] = found.matrix
+        return Targets(run.classes, matrix, multilabel=True)
+    numbers = [run.classes.index(label) for label in labels]
+    return Targets(run.classes, np.array(numbers, int)[:, None] == np.arange(len(run.classes)))
+
+
+def _of_class(opinions: Opinions, column: int) -> tuple[np.ndarray, np.ndarray]:
+    """One class against the rest: labels (N,) of 0 and 1, and their probabilities (N, 2)."""
+    with_it = opinions.probabilities[:, column]
+    return opinions.targets.matrix[:, column].astype(int), np.column_stack([1 - with_it, with_it])
+
+
+def _named(
+    opinions: Opinions, errors: LabelErrors, labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str]
+) -> list[Suspicion]:
+    return [
+        Suspicion(
+            opinions.ids[row],
+            names[labels[row]],
+            names[better],
+            float(probabilities[row, better]),
+            float(probabilities[row, labels[row]]),
+        )
+        for row, better in zip(errors.rows.tolist(), errors.suggested.tolist(), strict=True)
+    ]

@@ -1,0 +1,137 @@
+"""Photos: each file is read once, for its content key, its perceptual hash, and whatever is odd about it."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmfeat.cache import ContentKeys
+from mmfeat.images import decode_image
+from mmfeat.perceptual import DRAFT_SIDE, SIDE, hash_photo
+from mmfeat.progress import Progress
+from mmfeat.reader import prefetch
+from mmfeat.samples import KEY_LENGTH, Sample, content_key
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MISSING, UNREADABLE, TRUNCATED, BROKEN = "missing", "unreadable", "truncated", "broken"
+TINY, EXTREME, HUGE, FLAT, COLOURS = "tiny", "extreme shape", "huge", "flat", "colours"
+ANIMATED, TURNED, MISNAMED = "animated", "turned", "misnamed"
+
+SMALLEST_SIDE = 32  # pixels; encoders enlarge such a photo seven times and more
+MOST_ASPECT = 4.0  # encoders cut a square out of the middle: a quarter of the photo or less
+FAINTEST_SPREAD = 3.0  # standard deviation of the grey levels of a small version, of 255
+MOST_PIXELS = 50_000_000
+PLAIN_MODES = ("RGB", "L")
+ORIENTATION = 0x0112
+FORMATS = {".jpg": ("JPEG", "MPO"), ".jpeg": ("JPEG", "MPO"), ".png": ("PNG",), ".webp": ("WEBP",), ".gif": ("GIF",)}
+AHEAD = 64  # photos that are read before their turn
+
+Finding = tuple[str, str]  # what is odd, and the detail
+
+
+@dataclass(frozen=True)
+class Photo:
+    """What the file of one sample says; `key` is None where nothing could be read."""
+
+    key: bytes | None
+    hash: int | None
+    size: tuple[int, int] | None
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class Photos:
+    """The photos of N samples: content keys, perceptual hashes (N,) uint64 and whether each is known, oddities."""
+
+    keys: ContentKeys
+    hashes: tuple[np.ndarray, np.ndarray]
+    sizes: list[tuple[int, int]]
+    findings: list[tuple[Finding, ...]]
+    absent: bool  # no sample names a photo
+
+
+def inspect_photos(samples: Sequence[Sample], workers: int, progress: Progress) -> Photos:
+    """Read every photo, some of them at once, never many in memory.
+
+    Where no sample has a photo the data have no photos, and none is missing.
+    """
+    photos: list[Photo] = []
+    with warnings.catch_warnings(), progress.task("inspect photos", len(samples)) as advance:
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # odd files warn, and are told of here
+        for photo in prefetch(inspect_photo, samples, workers, AHEAD):
+            photos.append(photo)
+            advance(1)
+    keys = np.array([photo.key or b"" for photo in photos], f"S{KEY_LENGTH}")
+    known = np.array([photo.hash is not None for photo in photos], bool)
+    absent = all(sample.image is None for sample in samples)
+    return Photos(
+        ContentKeys(keys, keys != b"", ()),
+        (np.array([photo.hash or 0 for photo in photos], np.uint64), known),
+        [photo.size for photo in photos if photo.size],
+        [() if absent else photo.findings for photo in photos],
+        absent,
+    )
+
+
+def inspect_photo(sample: Sample) -> Photo:
+    """Read one photo."""
+    if sample.image is None:
+        return Photo(None, None, None, ((MISSING, sample.image_error),))
+    try:
+        data = sample.image.read_bytes()
+    except OSError as error:
+        return Photo(None, None, None, ((UNREADABLE, error.strerror or str(error)),))
+    suffix = PurePosixPath(sample.image.name.partition("?")[0]).suffix.lower()
+    size, findings = _header(data, suffix)
+    found = hash_photo(data)
+    if found is None:
+        findings = (*_undecoded(data), *findings)
+    return Photo(content_key(data), found, size, findings)
+
+
+def _undecoded(data: bytes) -> tuple[Finding, ...]:
+    """What is odd about a photo without a hash: it cannot be decoded, or there is nothing to be seen."""
+    image, reason = decode_image(data, DRAFT_SIDE)
+    if image is not None:
+        spread = float(np.asarray(image.convert("L").resize((SIDE, SIDE))).std())
+        return ((FLAT, "hardly anything is to be seen"),) if spread < FAINTEST_SPREAD else ()
+    return ((TRUNCATED if "truncated" in reason else BROKEN, reason),)
+
+
+def _header(data: bytes, suffix: str) -> tuple[tuple[int, int] | None, tuple[Finding, ...]]:
+    """Size and oddities that are told without decoding."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.size, tuple(_oddities(image, suffix))
+    except MemoryError:
+        raise  # the machine's trouble, not the picture's
+    except Exception:  # decoders raise whatever a broken file makes them raise; decoding says what
+        return None, ()
+
+
+def _oddities(image: Image.Image, suffix: str) -> list[Finding]:
+    width, height = image.size
+    short, long = sorted(image.size)
+    kind = str(image.format)
+    frames = getattr(image, "n_frames", 1) if kind != "MPO" else 1
+    turn = image.getexif().get(ORIENTATION, 1)
+    found = [
+        (short < SMALLEST_SIDE, TINY, f"{width} x {height} pixels"),
+        (long > MOST_ASPECT * short, EXTREME, f"{width} x {height} pixels"),
+        (width * height > MOST_PIXELS, HUGE, f"{width} x {height} pixels"),
+        (image.mode not in PLAIN_MODES, COLOURS, f"{image.mode}, not RGB"),
+        (frames > 1, ANIMATED, f"{frames} frames, the first counts"),
+        (turn not in (0, 1), TURNED, f"EXIF orientation {turn}; encoders see the pixels as they are stored"),
+        (kind not in FORMATS.get(suffix, (kind,)), MISNAMED, f"{kind} in a file named {suffix}"),
+    ]
+    return [(what, detail) for is_so, what, detail in found if is_so]

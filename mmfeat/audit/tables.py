@@ -1,0 +1,127 @@
+"""The tables of an audit: one row a finding, as CSV beside `audit.json`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmfeat.audit.conflicts import Conflicts
+from mmfeat.audit.leaks import Leak
+from mmfeat.audit.opinions import Suspicion
+from mmfeat.audit.twins import Twins
+from mmfeat.files import csv_text, write_atomic
+from mmfeat.samples import Sample
+
+HEADERS = {
+    "duplicates.csv": ("group", "modality", "kind", "id", "label", "part", "text"),
+    "conflicts.csv": ("group", "modality", "kind", "id", "label", "most_frequent", "text"),
+    "leaks.csv": ("fold", "part", "id", "label", "modality", "kind", "twin_part", "twin_id", "twin_label", "text"),
+    "files.csv": ("id", "modality", "what", "detail", "label", "file"),
+    "label_errors.csv": ("rank", "id", "label", "suggested", "probability", "self_confidence", "image", "text"),
+    "balance.csv": ("part", "class", "count", "share", "low", "high"),
+    "profile.csv": ("part", "measure", "value"),
+}
+SHOWN_TEXT = 280
+Rows = list[tuple[Any, ...]]
+
+
+def write_table(folder: Path, name: str, rows: Rows) -> None:
+    """Write one table, with its header alone where nothing was found."""
+    write_atomic(folder / name, csv_text(HEADERS[name], rows).encode())
+
+
+def shown_text(text: str | None) -> str:
+    """A text in one line, cut where it is long."""
+    line = " ".join((text or "").split())
+    return line if len(line) <= SHOWN_TEXT else f"{line[: SHOWN_TEXT - 1]}…"
+
+
+def duplicate_rows(samples: Sequence[Sample], twins: Mapping[str, Twins], parts: Sequence[str]) -> Rows:
+    """Every member of every group, the largest groups first."""
+    return [
+        (name, modality, each.kind(row), samples[row].id, samples[row].label, parts[row], shown_text(samples[row].text))
+        for modality, each in twins.items()
+        for name, _, rows in group_rows(modality, each.near)
+        for row in rows
+    ]
+
+
+def group_rows(modality: str, groups: np.ndarray) -> Iterator[tuple[str, int, list[int]]]:
+    """(name as in the tables, number, rows) of each group, the largest first."""
+    order = np.argsort(groups, kind="stable")
+    order = order[groups[order] >= 0]
+    numbers, starts = np.unique(groups[order], return_index=True)
+    members = np.split(order, starts[1:]) if len(starts) else []
+    ranked = sorted(zip(members, numbers.tolist(), strict=True), key=lambda each: (-len(each[0]), each[0][0]))
+    for place, (rows, number) in enumerate(ranked, 1):
+        yield f"{modality}-{place}", number, rows.tolist()
+
+
+def conflict_rows(samples: Sequence[Sample], twins: Mapping[str, Twins], conflicts: Mapping[str, Conflicts]) -> Rows:
+    """The labelled members of groups that disagree; those whose equal contents disagree come first."""
+    found: Rows = []
+    for modality, each in conflicts.items():
+        groups = list(group_rows(modality, twins[modality].near))
+        for kind, numbers in (("exact", set(each.exact.tolist())), ("near", set(each.near.tolist()))):
+            for name, number, rows in groups:
+                if number in numbers:
+                    members = [samples[row] for row in rows if samples[row].label is not None]
+                    most = Counter(member.label for member in members).most_common(1)[0][0]
+                    found += [(name, modality, kind, m.id, m.label, most, shown_text(m.text)) for m in members]
+    return found
+
+
+def leak_rows(samples: Sequence[Sample], leaks: Sequence[Leak]) -> Rows:
+    found = []
+    for leak in leaks:
+        one, other = samples[leak.row], samples[leak.other]
+        way = (leak.modality, leak.kind, leak.other_part)
+        found.append((leak.fold, leak.part, one.id, one.label, *way, other.id, other.label, shown_text(one.text)))
+    return found
+
+
+def file_rows(samples: Sequence[Sample], findings: Mapping[str, Sequence[Sequence[tuple[str, str]]]]) -> Rows:
+    """What is odd about each text and photo, the same oddities together."""
+    found = [
+        (sample.id, modality, what, detail, sample.label, str(sample.image or "") if modality == "image" else "")
+        for modality, each in findings.items()
+        for sample, odd in zip(samples, each, strict=True)
+        for what, detail in odd
+    ]
+    return sorted(found, key=lambda row: row[1:3])
+
+
+def error_rows(samples: Mapping[str, Sample], found: Sequence[Suspicion]) -> Rows:
+    rows = []
+    for rank, each in enumerate(found, 1):
+        sample = samples[each.id]
+        numbers = (f"{each.probability:.4f}", f"{each.self_confidence:.4f}")
+        rows.append(
+            (rank, each.id, each.label, each.suggested, *numbers, str(sample.image or ""), shown_text(sample.text))
+        )
+    return rows
+
+
+def balance_rows(balance: Mapping[str, Any]) -> Rows:
+    return [
+        (part, name, row["count"], *(f"{row[key]:.6f}" for key in ("share", "low", "high")))
+        for part, table in balance["parts"].items()
+        for name, row in table["classes"].items()
+    ]
+
+
+def profile_rows(profile: Mapping[str, Any]) -> Rows:
+    """The nested profile, one measure a row: `text.characters.median` and so on."""
+    return [(part, name, f"{value:.10g}") for part, each in profile.items() for name, value in _flat(each)]
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, each in value.items():
+        if isinstance(each, dict):
+            yield from _flat(each, f"{prefix}{name}.")
+        elif each is not None:
+            yield f"{prefix}{name}", each

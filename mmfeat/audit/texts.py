@@ -1,0 +1,148 @@
+"""Texts: what is odd about each, and the profile of all: lengths, scripts, marks, languages."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mmfeat.samples import Sample
+from mmfeat.texts import clean_tweet
+
+_RETWEET = re.compile(r"^(?:\W*\brt\b)+")
+_ELLIPSIS = " :\"'.…-|"
+
+MISSING, EMPTY, EMPTIED, LONG = "missing", "empty", "emptied", "very long"
+GARBLED, LOST, CONTROL = "garbled", "lost characters", "control characters"
+
+LONGEST = 2000  # characters: four times the most tokens that usual text encoders look at
+FAR = 10  # times the median length
+LANGUAGE_TEXTS = 20_000  # a language is told of so many, drawn at random; a share needs no more
+LANGUAGE_LETTERS = 20  # of a cleaned text; a language of fewer is a guess
+LANGUAGE_CONFIDENCE = 0.9
+QUANTILES = {"min": 0, "q05": 5, "median": 50, "q95": 95, "max": 100}
+
+# UTF-8 that was read as cp1252 or GBK and saved again: the two bytes of an accent, an apostrophe, a byte-order mark.
+_GARBLED = re.compile(
+    "[\u00c2\u00c3][\u0080-\u00bf]|\u00e2\u20ac[\u0098-\u00bf\u2122\u0153\u009d\u201c\u201d]|锟斤拷|鈥|\u00ef\u00bb\u00bf"
+)
+# a?o for año, and ?? as a word or a hashtag of its own, for emoji and scripts; a sentence that ends in ??? is none.
+_LOST = re.compile("\ufffd|(?<=[^\\W\\d_A-Z])\\?(?=[^\\W\\d_A-Z])|(?:^|(?<=[\\s#]))\\?{2,}")
+_CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f]")
+_URL = re.compile(r"https?:?\S*")
+MARKS = {
+    "link": re.compile(r"https?://\S"),
+    "mention": re.compile(r"@\w"),
+    "hashtag": re.compile(r"#\w"),
+    "retweet": re.compile(r"\bRT @"),
+    "emoji": re.compile("[\u2600-\u27bf\U0001f1e6-\U0001f1ff\U0001f300-\U0001faff]"),
+}
+NO_LANGUAGES = "languages left out: py3langid is not installed (pip install 'mmfeat[audit]'); scripts are told instead"
+
+
+def is_bare(text: str | None) -> bool:
+    """Whether nothing is left of a text without links, mentions and the mark of a retweet; `:)` is something."""
+    return not _RETWEET.sub("", clean_tweet(text or "")).strip(_ELLIPSIS)
+
+
+def text_findings(samples: Sequence[Sample]) -> list[tuple[tuple[str, str], ...]]:
+    """What is odd about each text. Where no sample has a text the data have no texts, and none is missing."""
+    lengths = [len(sample.text) for sample in samples if sample.text]
+    if not lengths:
+        return [()] * len(samples)
+    most = max(LONGEST, FAR * float(np.median(lengths)))
+    return [tuple(_oddities(sample, most)) for sample in samples]
+
+
+def _oddities(sample: Sample, most: float) -> list[tuple[str, str]]:
+    if sample.text is None:
+        return [(EMPTY if sample.text_error == "empty text" else MISSING, sample.text_error)]
+    text = sample.text
+    bare = _URL.sub(" ", text)
+    found = [
+        (is_bare(text), EMPTIED, f"only links and mentions: {text.strip()[:80]}"),
+        (len(text) > most, LONG, f"{len(text):,} characters"),
+        *((pattern.search(bare), what, _around(pattern, bare)) for what, pattern in PATTERNS.items()),
+    ]
+    return [(what, detail) for is_so, what, detail in found if is_so]
+
+
+PATTERNS = {GARBLED: _GARBLED, LOST: _LOST, CONTROL: _CONTROL}
+
+
+def _around(pattern: re.Pattern[str], text: str) -> str:
+    """The place that is meant, in one printable line."""
+    match = pattern.search(text)
+    shown = text[max(match.start() - 20, 0) : match.end() + 20] if match else ""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)
+
+
+def text_profile(texts: Sequence[str]) -> dict[str, Any]:
+    """Lengths, the share of texts with each mark, and the scripts that most letters of a text are of."""
+    if not texts:
+        return {"texts": 0}
+    lengths = {"characters": [len(text) for text in texts], "words": [len(text.split()) for text in texts]}
+    scripts = Counter(main_script(text) for text in texts)
+    return {
+        "texts": len(texts),
+        **{unit: _quantiles(values) for unit, values in lengths.items()},
+        "marks": {name: sum(bool(mark.search(text)) for text in texts) / len(texts) for name, mark in MARKS.items()},
+        "scripts": {name: count / len(texts) for name, count in scripts.most_common()},
+    }
+
+
+def _quantiles(values: Sequence[int]) -> dict[str, float]:
+    return dict(zip(QUANTILES, np.percentile(values, list(QUANTILES.values())).tolist(), strict=True))
+
+
+class _Scripts(dict[str, str]):
+    """The script of a character by the first word of its Unicode name; empty for what is no letter."""
+
+    def __missing__(self, char: str) -> str:
+        name = unicodedata.name(char, "") if char.isalpha() else ""
+        self[char] = name.split(" ")[0].split("-")[0].lower() if name else ""
+        return self[char]
+
+
+_SCRIPTS = _Scripts()
+
+
+def main_script(text: str) -> str:
+    """`latin`, `cjk`, `hiragana`, ...: what most letters are of, links and mentions aside; `none` without letters."""
+    cleaned = clean_tweet(text)
+    if cleaned.isascii():
+        return "latin" if any(map(str.isalpha, cleaned)) else "none"
+    counts = Counter(filter(None, map(_SCRIPTS.__getitem__, cleaned)))
+    return counts.most_common(1)[0][0] if counts else "none"
+
+
+def language_classifier() -> Callable[[str], tuple[str, float]] | None:
+    """Text -> (ISO 639-1 code, probability) by py3langid, which needs no download; None without it."""
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    except ImportError:
+        return None
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    return lambda text: identifier.classify(text)
+
+
+def text_languages(texts: Sequence[str], seed: int = 42) -> dict[str, float] | None:
+    """Language -> share of texts, `unsure` for short ones and those told with less than 0.9; None without py3langid."""
+    classify = language_classifier()
+    if classify is None or not texts:
+        return None
+    if len(texts) > LANGUAGE_TEXTS:
+        texts = [texts[row] for row in np.random.default_rng(seed).choice(len(texts), LANGUAGE_TEXTS, replace=False)]
+    counts = Counter(_language(clean_tweet(text), classify) for text in texts)
+    return {name: count / len(texts) for name, count in counts.most_common()}
+
+
+def _language(cleaned: str, classify: Callable[[str], tuple[str, float]]) -> str:
+    if len(cleaned.encode()) < LANGUAGE_LETTERS:  # bytes: a Chinese character says as much as three letters
+        return "unsure"
+    code, probability = classify(cleaned)
+    return code if probability >= LANGUAGE_CONFIDENCE else "unsure"

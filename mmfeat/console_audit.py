@@ -1,0 +1,175 @@
+"""What a person sees of an audit: what was found, in 80 columns, and where the rest lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from mmfeat.console import SHOWN_LABELS, out, shown
+
+if TYPE_CHECKING:
+    from mmfeat.audit.result import Audit
+
+SHOWN_ROWS = 12
+SHOWN_ERRORS = 5
+SHOWN_PARTS = 6
+TEXT_WIDTH = 34
+NEAR = (0, 2, 0, 0)
+TABLES = ("duplicates", "conflicts", "leaks", "files", "label_errors", "balance", "profile")
+
+
+def show_audit(audit: Audit) -> None:
+    """Duplicates, leaks, oddities, profile, balance and label errors, each only where there is something."""
+    out.print(f"{shown(audit.data)}: {audit.samples:,} samples, {audit.labelled:,} labelled")
+    for note in audit.notes:
+        out.print(f"note: {note}")
+    _show_twins(audit)
+    _show_leaks(audit)
+    _show_odd(audit)
+    _show_profile(audit)
+    _show_balance(audit)
+    _show_errors(audit)
+    out.print(f"tables {audit.folder}: {', '.join(f'{name}.csv' for name in TABLES)}")
+    out.print(f"audit {audit.file}")
+
+
+def _show_twins(audit: Audit) -> None:
+    if not any(each["groups"] for each in audit.duplicates.values()):
+        out.print("no duplicates in text or photo")
+        return
+    header = ("duplicates", "groups", "samples", "equal", "largest", "disagree", "pairs that disagree")
+    table = Table(*header, box=None, padding=NEAR)
+    for modality, each in audit.duplicates.items():
+        conflict = audit.conflicts[modality]
+        pairs = f"{conflict['disagreeing_pairs']:,} of {conflict['pairs']:,}" if conflict["pairs"] else ""
+        counts = [f"{each[name]:,}" for name in ("groups", "samples", "exact_samples", "largest")]
+        table.add_row(modality, *counts, f"{conflict['groups']:,}", pairs)
+    out.print(table)
+    pair = audit.conflicts["pair"]
+    if pair["disagreeing_pairs"]:
+        share = pair["disagreeing_pairs"] / pair["pairs"]
+        out.print(
+            f"labels of samples alike in text and photo disagree in {share:.0%} of pairs: nobody can tell them apart"
+        )
+
+
+def _show_leaks(audit: Audit) -> None:
+    if audit.leaks is not None:
+        tested, leaking = sum(audit.leaks["tested"].values()), audit.leaks["samples"]
+        ways: dict[str, int] = {}
+        for way in audit.leaks["ways"]:
+            name = f"{way['part']}, {way['kind']} {way['modality']}"
+            ways[name] = ways.get(name, 0) + way["samples"]
+        out.print(
+            f"leaks: {leaking:,} of {tested:,} tested samples have a twin in training"
+            + (f" ({'; '.join(f'{name} {count:,}' for name, count in ways.items())})" if ways else "")
+        )
+        out.print(f"  splits in {audit.leaks['splits']}")
+    if audit.shared:
+        counts = ", ".join(f"{name} {count:,}" for name, count in audit.shared.items())
+        out.print(f"unlabelled samples with a labelled twin: {counts} (no leak of a score; leaks.csv names them)")
+
+
+def _show_odd(audit: Audit) -> None:
+    if not audit.odd:
+        out.print("no odd text or photo")
+        return
+    table = Table("odd", "what", "count", "first", "there", box=None, padding=NEAR)
+    for each in audit.odd[:SHOWN_ROWS]:
+        table.add_row(
+            each["modality"], each["what"], f"{each['count']:,}", _cut(each["id"], 12), _cut(each["detail"], TEXT_WIDTH)
+        )
+    out.print(table)
+    if (more := len(audit.odd) - SHOWN_ROWS) > 0:
+        out.print(f"and {more} more kinds in files.csv")
+
+
+def _show_profile(audit: Audit) -> None:
+    texts, photos = audit.profile["all"]["text"], audit.profile["all"]["image"]
+    if texts["texts"]:
+        length = texts["characters"]
+        marks = ", ".join(f"{name} {share:.0%}" for name, share in texts["marks"].items() if share >= 0.005)
+        out.print(
+            f"texts: {texts['texts']:,}, median {length['median']:,.0f} characters (5 % below {length['q05']:,.0f}, "
+            f"5 % above {length['q95']:,.0f})" + (f"; {marks}" if marks else "")
+        )
+        told = "languages" if "languages" in texts else "scripts"
+        out.print(f"  {told}: {_first_shares(texts[told])}")
+        odd = {name: count for name, count in audit.encodings.items() if name != "utf-8"}
+        if odd:
+            out.print(f"  not UTF-8: {', '.join(f'{count:,} {name}' for name, count in odd.items())}")
+    if photos["photos"]:
+        sides = (f"{photos[side]['median']:,.0f}" for side in ("width", "height"))
+        least = min(photos[side]["min"] for side in ("width", "height"))
+        out.print(f"photos: {photos['photos']:,}, median {' x '.join(sides)} pixels, least side {least:,.0f}")
+
+
+def _first_shares(shares: Mapping[str, float], most: int = 6) -> str:
+    names = list(shares)
+    rest = sum(shares[name] for name in names[most:])
+    found = [f"{name} {shares[name]:.1%}" for name in names[:most]]
+    return ", ".join([*found, *([f"{len(names) - most} others {rest:.1%}"] if names[most:] else [])])
+
+
+def _show_balance(audit: Audit) -> None:
+    classes, parts = audit.balance["classes"], audit.balance["parts"]
+    if not classes:
+        out.print("no sample is labelled")
+        return
+    names = list(parts)[: 1 + SHOWN_PARTS]
+    table = Table("class", "count", "share", *names[1:], box=None, padding=NEAR)
+    for label in classes[:SHOWN_LABELS]:
+        row = parts["all"]["classes"][label]
+        share = f"{row['share']:.1%} [{row['low']:.1%}, {row['high']:.1%}]"
+        others = [f"{parts[name]['classes'][label]['share']:.1%}" for name in names[1:]]
+        table.add_row(_cut(label, 20), f"{row['count']:,}", share, *others)
+    out.print(table)
+    if (more := len(classes) - SHOWN_LABELS) > 0:
+        out.print(f"and {more} more classes in balance.csv")
+    if audit.balance["p"] is not None and audit.balance["p"] < 0.05:
+        out.print(f"the parts differ in their classes by more than chance (chi-squared, p {audit.balance['p']:.3g})")
+
+
+def _show_errors(audit: Audit) -> None:
+    found = audit.label_errors
+    if found is None:
+        return
+    judge = f"{found['head']} on {found['modalities']} of {found['run']}"
+    out.print(f"label errors: {found['errors']:,} of {found['samples']:,} labels are doubted by {judge}")
+    table = Table("id", "label", "rather", "p", "p label", "text", box=None, padding=NEAR)
+    for each in found["examples"][:SHOWN_ERRORS]:
+        numbers = (f"{each[name]:.2f}" for name in ("probability", "self_confidence"))
+        table.add_row(
+            _cut(each["id"], 12), _cut(each["label"], 12), _cut(each["suggested"], 12), *numbers, _cut(each["text"], 28)
+        )
+    if found["examples"]:
+        out.print(table)
+    noise = found["noise"]
+    shares = ", ".join(f"{name} {_percent(share)}" for name, share in list(noise["classes"].items())[:SHOWN_LABELS])
+    if found["multilabel"]:
+        out.print(f"estimated wrong by class: {shares}; of several classes a sample no ceiling is told")
+    else:
+        out.print(f"estimated wrong: {_percent(noise['wrong'])} ({shares})")
+        f1, accuracy, had = noise["macro_f1"], noise["accuracy"], found["macro_f1"]["value"]
+        out.print(
+            f"noise ceiling: a classifier that is always right would score macro-F1 {_number(f1)}, "
+            f"accuracy {_number(accuracy)}; {found['head']} has {had:.3f}"
+        )
+    out.print("  if the head is right wherever it is confident; a weak head makes labels look worse than they are")
+
+
+def _percent(score: Mapping[str, Any]) -> str:
+    if score["value"] is None:
+        return "none"
+    return f"{score['value']:.0%} [{score['low']:.0%}, {score['high']:.0%}]"
+
+
+def _number(score: Mapping[str, Any]) -> str:
+    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+
+
+def _cut(text: str, width: int) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else f"{line[: width - 1]}…"
