@@ -109,10 +109,12 @@ def extract(
     \b
     mmfeat extract --data tweets --encoders clip,bert:./my-bert --outputs pooled,clip=tokens
     """
+    from mmfeat.cluster import check_engine
     from mmfeat.encoders import EncoderOptions
     from mmfeat.extract import extract_features
     from mmfeat.extractor import ExtractSettings
 
+    check_engine(engine, ray_address)
     asked: dict[str, Any] = {
         "cache": cache,
         "options": EncoderOptions(

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 STEPS = ("read", "decode", "encode", "write")
 WORTH_NAMING = 0.15  # of the wall time that encoders wait for somebody else
 
+# By step: what would help, and what there has to be room for, "" for nothing.
 REMEDIES = {
-    "read": "a faster disk, or more --workers for a remote one",
-    "decode": "more --workers, or --draft for large JPEGs",
-    "tokenize": "--engine ray: a tokenizer takes one thread",
-    "encode": "a GPU (--device cuda), half precision where the hardware has it (--dtype), or --engine ray",
-    "write": "a faster disk for --cache",
+    "read": {"a faster disk": "local", "more --workers": "remote"},
+    "decode": {"more --workers": "workers", "--draft for large JPEGs": "draft", "--engine ray": "ray"},
+    "tokenize": {"--engine ray (a tokenizer takes one thread)": "ray"},
+    "encode": {
+        "a GPU (--device cuda)": "cuda",
+        "a GPU (--device mps)": "mps",
+        "half precision (--dtype auto)": "half",
+        "--engine ray": "ray",
+    },
+    "write": {"a faster disk for --cache": ""},
 }
+
+
+def advice(step: str, room: Collection[str]) -> str:
+    """What would save some time of a step, empty where nothing is known; `room` is what is not used up yet."""
+    found = [words for words, need in REMEDIES[step].items() if not need or need in room]
+    return f"{', '.join(found[:-1])} or {found[-1]}" if len(found) > 1 else "".join(found)
 
 
 @dataclass

@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from mmfeat.clocks import REMEDIES, STEPS, Clocks
+from mmfeat.clocks import STEPS, Clocks, advice
 from mmfeat.progress import Advance
 from mmfeat.wording import duration, shown, size_of
 
@@ -40,7 +40,9 @@ err = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, stderr
 class ConsoleProgress:
     """A bar with rate and time left on a terminal, a line now and then elsewhere."""
 
-    def task(self, title: str, total: int) -> AbstractContextManager[Advance]:
+    def task(self, title: str, total: int | None) -> AbstractContextManager[Advance]:
+        if total is None:
+            return _begun(title)
         return (_bar if err.is_terminal else _lines)(title, total)
 
 
@@ -62,6 +64,13 @@ def _bar(title: str, total: int) -> Iterator[Advance]:
     with Progress(*columns, console=err) as progress:
         task = progress.add_task(title, total=total, note="")
         yield lambda steps, note="": progress.update(task, advance=steps, note=note)
+
+
+@contextmanager
+def _begun(title: str) -> Iterator[Advance]:
+    """A line that says what one waits for."""
+    err.print(f"{title} ...")
+    yield lambda steps, note="": None
 
 
 @contextmanager
@@ -115,7 +124,7 @@ def show_extraction(result: Extraction) -> None:
     else:
         for modality, clocks in result.clocks.items():
             if clocks.wall >= WORTH_A_LINE:
-                out.print(f"  {modality}s: {_spent(clocks, modality)}")
+                out.print(f"  {modality}s: {_spent(clocks, modality, result.room(modality))}")
         out.print(f"wrote {sum(result.new.values()):,} vectors to {result.folder} in {result.seconds:.1f} s")
 
 
@@ -131,8 +140,8 @@ def show_forecast(found: Forecasts) -> None:
             shown_once = (_rate(forecast.rate), duration(forecast.seconds)) if number == 0 else ("", "")
             view = f" {spec.view}" if spec.view != "none" else ""
             output = f"{spec.output}:{spec.layer}" if spec.layer else spec.output
-            table.add_row(forecast.model, output + view, f"{missing:,}", *shown_once, size_of(size))
-    out.print(table)
+            table.add_row(shown(forecast.model), output + view, f"{missing:,}", *shown_once, size_of(size))
+    print_table(table)
     out.print(f"reading and decoding add {duration(found.reading)}")
     total = f"{duration(found.seconds)} and {size_of(found.bytes)} in all"
     out.print(f"{total}; {size_of(found.free)} free at {found.folder}")
@@ -141,16 +150,37 @@ def show_forecast(found: Forecasts) -> None:
     out.print("nothing was written; next: the same command without --dry-run")
 
 
+def print_table(table: Table) -> None:
+    """As wide as its longest names: a line that goes on in the next can be copied, a name that was cut cannot."""
+    wide = out.options.update(width=1000)
+    out.print(table, width=max(out.width, out.measure(table, options=wide).maximum), crop=False)
+
+
 def _rate(rate: float) -> str:
     return f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.1f}/s"
 
 
 def _spent(clocks: Clocks, modality: str) -> str:
+def duration(seconds: float) -> str:
+    """Seconds, minutes, hours or days for people."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+def size_of(count: int) -> str:
+    """Bytes for people."""
+    for power, unit in ((3, "GB"), (2, "MB"), (1, "kB")):
+        if count >= 1000**power:
+            return f"{count / 1000**power:,.1f} {unit}"
+    return f"{count} B"
+def _spent(clocks: Clocks, modality: str, room: set[str]) -> str:
     """Where the time went, and what would save some."""
     slowest = "tokenize" if (modality, clocks.bottleneck) == ("text", "decode") else clocks.bottleneck
     steps = ", ".join(f"{step} {getattr(clocks, step):.1f} s" for step in STEPS)
     readers = f" ({clocks.workers} readers)" if clocks.workers > 1 else ""
-    return f"{steps}{readers}; the others wait for {slowest}: {REMEDIES[slowest]} would help"
+    helpful = advice(slowest, room)
+    return f"{steps}{readers}; the others wait for {slowest}{f': {helpful} would help' if helpful else ''}"
 
 
 def _encodings(counts: Mapping[str, int]) -> str:

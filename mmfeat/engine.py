@@ -116,7 +116,7 @@ def make_engine(
     address: str | None = None,
 ) -> Engine:
     """The engine that `--engine` names."""
-    check_engine(name)
+    check_engine(name, address)
     if name == "ray":
         return RayEngine(features, targets, device, attend, address)
     return LocalEngine(features, targets, device, attend, workers)

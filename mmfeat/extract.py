@@ -6,17 +6,18 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmfeat.cache import Cache
 from mmfeat.cluster import check_engine
-from mmfeat.encoders import EncoderOptions, Tower, absolute_request, describe_encoders
+from mmfeat.encoders import EncoderOptions, Tower, absolute_request, describe_encoders, is_torch
+from mmfeat.errors import ConfigError
 from mmfeat.extractor import Extractor, ExtractSettings, Tally
-from mmfeat.hardware import resolve_device
+from mmfeat.hardware import cpu_count, gpus_seen, resolve_device, resolve_dtype
 from mmfeat.plan import Plan, Planner
 from mmfeat.progress import Advance, Progress, Silent
-from mmfeat.remote import absolute
+from mmfeat.remote import absolute, is_remote
 from mmfeat.requests import Request, begin_request, remember_request, resolve_options
 from mmfeat.samples import Overview, Sample, SampleSet, SampleSource
 
@@ -32,10 +33,36 @@ class Extraction(Tally):
     towers: list[Tower]
     folder: Path
     seconds: float = 0.0
+    settings: ExtractSettings = field(default_factory=ExtractSettings)
+    engine: str = "local"
+
+    def room(self, modality: str) -> set[str]:
+        """What this extraction did not use and could have: see `mmfeat.clocks.REMEDIES`."""
+        specs = [tower.spec for tower in self.towers if tower.spec.modality == modality]
+        torch = [tower for tower in self.towers if tower.spec in specs and is_torch(tower.request)]
+        device = self.settings.device
+        rooms = {
+            "local": not is_remote(self.samples.source),
+            "remote": is_remote(self.samples.source),
+            "ray": self.engine != "ray",
+            "workers": self.engine != "ray" and 0 < self.settings.workers < cpu_count(),
+            "draft": modality == "image" and not any(spec.draft for spec in specs),
+            "half": any(_could_be_half(tower, device) for tower in torch),
+            **{gpu: bool(torch) and device == "cpu" and self.engine != "ray" for gpu in gpus_seen()},
+        }
+        return {name for name, there in rooms.items() if there}
 
     @property
     def nothing_to_do(self) -> bool:
         return not any(self.new.values()) and not self.failed
+
+
+def _could_be_half(tower: Tower, device: str) -> bool:
+    """Whether `--dtype auto` would change the arithmetic; photo encoders are taken for convolutional but CLIP's."""
+    convolutional = tower.spec.modality == "image" and tower.spec.family != "clip"
+    if tower.spec.arithmetic != "float32" or tower.request.startswith("finetuned:"):
+        return False
+    return resolve_dtype("auto", device, convolutional) != "float32"
 
 
 def extract_features(
@@ -56,15 +83,17 @@ def extract_features(
     samples go to the workers of a Ray cluster, which write to a `cache` that all of them see.
     """
     start = time.monotonic()
-    check_engine(engine)
+    check_engine(engine, ray_address)
     settings, progress = settings or ExtractSettings(), progress or Silent()
     if engine == "local" and settings.device not in ("auto", "cpu"):  # torch is slow to import where nobody needs it
         resolve_device(settings.device)
-    work = prepare_extraction(data, encoders, cache, options, columns, settings.device)
+    work = prepare_extraction(data, encoders, cache, options, columns, settings)
     overview = work.source.overview()
     work.store.create()
     begin_request(cache, work.request)
-    extraction = Extraction(samples=overview, towers=work.towers, folder=work.store.folder)
+    extraction = Extraction(
+        samples=overview, towers=work.towers, folder=work.store.folder, settings=settings, engine=engine
+    )
     if engine == "ray":
         from mmfeat.ray_extract import extract_on_ray
 
@@ -109,16 +138,31 @@ def prepare_extraction(
     cache: str | Path,
     options: EncoderOptions | None,
     columns: Mapping[str, str] | None,
-    device: str,
+    settings: ExtractSettings,
 ) -> Work:
-    """Find the data and describe the encoders; nothing is loaded or written."""
+    """Find the data and describe the encoders; nothing is loaded or written.
+
+    Raises `ConfigError` for what is asked for and applies to none of the encoders.
+    """
     source = SampleSource(data, columns)
-    encoders, resolved = list(encoders), resolve_options(options or EncoderOptions(), device)
+    encoders, resolved = list(encoders), resolve_options(options or EncoderOptions(), settings.device)
     towers = describe_encoders(encoders, resolved)
+    _check_applies(towers, resolved, settings)
     fingerprints = tuple(tower.spec.fingerprint for tower in towers)
     requests = [absolute_request(encoder) for encoder in encoders]
     request = Request(absolute(data), dict(columns or {}), requests, resolved, fingerprints)
     return Work(source, towers, Cache(cache, source.name), request)
+
+
+def _check_applies(towers: Sequence[Tower], options: EncoderOptions, settings: ExtractSettings) -> None:
+    names = ", ".join(dict.fromkeys(tower.spec.model for tower in towers))
+    if settings.compiled and not any(is_torch(tower.request) for tower in towers):
+        raise ConfigError(f"--compile: there is no torch model in {names}; leave it out")
+    if settings.compiled and not any(is_torch(t.request) and t.spec.output == "pooled" for t in towers):
+        raise ConfigError("--compile: it applies to pooled vectors, and --outputs asks for none; leave it out")
+    for flag, value in (("--views", options.views), ("--draft", options.draft)):
+        if value and not any(tower.spec.modality == "image" for tower in towers):
+            raise ConfigError(f"{flag} {value}: it is about photos, and {names} takes none; leave it out")
 
 
 def _extract(
@@ -167,7 +211,7 @@ class Unseen:
         self.stopped = False
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Advance]:
+    def task(self, title: str, total: int | None) -> Iterator[Advance]:
         yield self._advance
 
     def _advance(self, steps: int, note: str = "") -> None:

@@ -14,14 +14,16 @@ from mmfeat.batching import Batcher
 from mmfeat.encoders import EncoderOptions, EncoderSpec
 from mmfeat.extract import BLOCK, prepare_extraction
 from mmfeat.extractor import Extractor, ExtractSettings
-from mmfeat.pipeline import start_block
+from mmfeat.pipeline import batched, start_block
 from mmfeat.plan import Item, Plan
 from mmfeat.progress import Progress, Silent
 from mmfeat.reader import Prepared, Reader
 from mmfeat.samples import MODALITIES, Overview
 
-TRIED = 64  # samples that are encoded to find out
-WARM_UP = 8  # of them that are encoded once before the clock runs
+TRIED = 64  # samples at most that are encoded to find out
+TRIED_SHARE, TRIED_ANYWAY = 4, 16  # no more than one in 4 of what is missing, but 16
+TRY_SECONDS = 5.0  # of encoding after which no further batch is begun
+WARM_UP = 8  # samples that are encoded once before the clock runs
 ROW_BYTES = 100  # of key, id and checksums beside a row's values
 SHARD_BYTES = 30_000  # of what surrounds the rows of a shard, and of what aligns them
 
@@ -89,8 +91,9 @@ class _Needs:
     def some(self, fingerprints: frozenset[str]) -> list[Item]:
         """About as many as are tried of those that lack any of these, of each kind its share."""
         total = self.missing(fingerprints)
+        tried = max(TRIED_ANYWAY, min(TRIED, total // TRIED_SHARE))
         kinds = [(self.tried[lacking], count) for lacking, count in self.items.items() if lacking & fingerprints]
-        return [item for items, count in kinds for item in items[: -(-TRIED * count // total)]]
+        return [item for items, count in kinds for item in items[: -(-tried * count // total)]]
 
 
 def forecast_extraction(
@@ -105,7 +108,7 @@ def forecast_extraction(
 ) -> Forecasts:
     """What `extract_features` would do, from encoding a few samples; nothing is written."""
     settings, progress = settings or ExtractSettings(), progress or Silent()
-    work = prepare_extraction(data, encoders, cache, options, columns, settings.device)
+    work = prepare_extraction(data, encoders, cache, options, columns, settings)
     overview, needs = work.source.overview(), _Needs()
     with Extractor(work.towers, work.store, settings, writes=False) as extractor:
         for block in work.source.blocks(BLOCK):
@@ -121,32 +124,39 @@ def _stage(
     batchers: Sequence[Batcher], needs: _Needs, extractor: Extractor, progress: Progress
 ) -> tuple[list[Forecast], float]:
     """The forecasts of one modality's encoders, and the seconds that reading adds: a GPU works meanwhile."""
-    reader = Reader([each.encoder for each in batchers], extractor.settings.workers)
-    forecasts, spent = [], []
-    with progress.task(f"try {batchers[0].encoder.modality}s", len(batchers)) as advance:
-        for number, batcher in enumerate(batchers):
-            prepared = list(reader.read(needs.some(batcher.encoder.fingerprints), TRIED))
-            spent += [entry.read + entry.decode for entry in prepared]
-            forecasts.append(_encoder(prepared, number, batcher, needs))
-            advance(1)
+    forecasts, shared, own = [], [], 0.0
+    chosen = [needs.some(batcher.encoder.fingerprints) for batcher in batchers]
+    with progress.task(f"try {batchers[0].encoder.modality}s", sum(map(len, chosen))) as advance:
+        for batcher, items in zip(batchers, chosen, strict=True):
+            reader = Reader([batcher.encoder], extractor.settings.workers)
+            prepared = list(reader.read(items, TRIED))
+            preparing = _mean([entry.own.get(0, 0.0) for entry in prepared]) / reader.workers
+            early = preparing if batcher.encoder.early else 0.0
+            shared += [(entry.read + entry.decode - sum(entry.own.values())) / reader.workers for entry in prepared]
+            own += (preparing - early) * needs.missing(batcher.encoder.fingerprints)
+            forecasts.append(_encoder(prepared, early, batcher, needs))
+            advance(len(items))
     everything = frozenset(name for each in batchers for name in each.encoder.fingerprints)
-    reading = sum(spent) / len(spent) / reader.workers * needs.missing(everything)
+    reading = _mean(shared) * needs.missing(everything) + own
     beside = sum(forecast.seconds for forecast in forecasts) if extractor.device != "cpu" else 0.0
     return forecasts, max(0.0, reading - beside)
 
 
-def _encoder(prepared: Sequence[Prepared], number: int, batcher: Batcher, needs: _Needs) -> Forecast:
-    usable = [entry for entry in prepared if number in entry.inputs]
-    start_block(usable[:WARM_UP], number, batcher)()
-    start = time.perf_counter()
-    blocks = start_block(usable, number, batcher)()
-    seconds = time.perf_counter() - start
+def _encoder(prepared: Sequence[Prepared], early: float, batcher: Batcher, needs: _Needs) -> Forecast:
+    """`early` are the seconds a sample of an encoder's own work that is done in reading."""
+    usable = [entry for entry in prepared if 0 in entry.inputs]
+    start_block(usable[:WARM_UP], 0, batcher)()
+    start, done = time.perf_counter(), 0
     rows, sizes = Counter[EncoderSpec](), Counter[EncoderSpec]()
-    for spec, found in blocks:
-        rows[spec] += len(found.keys)
-        sizes[spec] += found.nbytes
-    encoder = batcher.encoder
-    rate = len(usable) / seconds if usable else 0.0
+    for piece in batched(usable, batcher.size or TRIED):
+        for spec, found in start_block(piece, 0, batcher)():
+            rows[spec] += len(found.keys)
+            sizes[spec] += found.nbytes
+        done += len(piece)
+        if time.perf_counter() - start > TRY_SECONDS:
+            break
+    encoder, each = batcher.encoder, (time.perf_counter() - start) / max(1, done) + early
+    rate = 1 / each if done else 0.0
     missing = needs.missing(encoder.fingerprints)
     outputs = []
     for spec in encoder.specs:
@@ -154,6 +164,10 @@ def _encoder(prepared: Sequence[Prepared], number: int, batcher: Batcher, needs:
         row = sizes[spec] // max(1, rows[spec]) + ROW_BYTES
         outputs.append((spec, lacking, lacking * row + SHARD_BYTES * bool(lacking)))
     return Forecast(encoder.specs[0].model, missing, rate, missing / rate if rate else 0.0, tuple(outputs))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
 
 
 def _free(folder: Path) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
 from pathlib import Path
 
 from mmfeat.errors import ConfigError
@@ -28,6 +29,14 @@ def resolve_device(device: str = "auto") -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def gpus_seen() -> list[str]:
+    """The kinds of GPU that torch sees, as long as something imported it: advice alone is not worth that."""
+    if (torch := sys.modules.get("torch")) is None:
+        return []
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    return [name for name, available in there.items() if available()]
 
 
 def resolve_dtype(dtype: str = "auto", device: str = "auto", convolutional: bool = False) -> str:

@@ -9,23 +9,25 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mmfeat import errors
 from mmfeat.cache import Cache
-from mmfeat.cluster import join_cluster
+from mmfeat.cluster import Interrupts, join_cluster, leave_cluster, without_stderr
 from mmfeat.encoders import Tower
 from mmfeat.errors import CacheError, ConfigError, MmfeatError
 from mmfeat.extractor import Extractor, ExtractSettings, Tally
+from mmfeat.plan import Planner
 from mmfeat.progress import Progress
 from mmfeat.remote import RemoteFile, absolute, is_remote
 from mmfeat.samples import Sample, SampleSource
 
+LOOKED_AT = 65_536  # samples at a time that are looked up before anything is started
 BLOCK = 16_384  # samples; what an actor did of one is committed every 30 seconds
 BLOCKS_EACH = 4  # at least, of an actor where there are few samples
 LEAST = 32  # samples of a block
@@ -44,10 +46,66 @@ def extract_on_ray(
     progress: Progress,
     total: int,
 ) -> None:
-    """Encode what the cache lacks of `source`, `total` samples; the workers see the data and the cache as this does."""
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of arguments that this process holds anyway
-    ray, started = join_cluster(address)
+    """Encode what the cache lacks of `source`, `total` samples; the workers see the data and the cache as this does.
+
+    Ray is started only if anything is missing. A content that several workers meet counts once where the list fits in
+    one block of `LOOKED_AT`, which is looked up once more for that.
+    """
+    missing, before = _look(source, towers, store, settings.retry_failed, progress)
+    if not missing:
+        tally.add(before)
+        return
+    with progress.task("starting ray", None):
+        ray, started = join_cluster(address)
     try:
+        _run(ray, source, towers, store, settings, tally, progress, total)
+    finally:
+        if started:
+            leave_cluster(ray)
+    _check_shared(store, towers, tally)
+    if total <= LOOKED_AT:
+        _count_once(tally, before, _look(source, towers, store, False, progress)[1])
+
+
+def _look(
+    source: SampleSource, towers: Sequence[Tower], store: Cache, retry_failed: bool, progress: Progress
+) -> tuple[bool, Tally]:
+    """Whether anything is missing, and what was found up to the first block that lacks something.
+
+    Hashes that are made here are in the stat index when the workers look. Photos behind URLs would be read for them,
+    so beyond the first block these are left to the workers.
+    """
+    tally = Tally()
+    with Planner([tower.spec for tower in towers], store, retry_failed) as planner:
+        for number, block in enumerate(source.blocks(LOOKED_AT)):
+            if number and any(isinstance(sample.image, RemoteFile) for sample in block):
+                return True, tally
+            plan = planner.plan(block, progress)
+            tally.planned(plan)
+            if plan.needed:
+                return True, tally
+    return False, tally
+
+
+def _count_once(tally: Tally, before: Tally, after: Tally) -> None:
+    """What is stored now is new as far as the workers wrote it and it was not there before."""
+    for folder, there in after.stored.items():
+        tally.new[folder] = max(0, min(tally.new[folder], there - before.stored[folder]))
+        tally.stored[folder] = there - tally.new[folder]
+        tally.unreadable[folder] = after.unreadable[folder]
+
+
+def _run(
+    ray: Any,
+    source: SampleSource,
+    towers: Sequence[Tower],
+    store: Cache,
+    settings: ExtractSettings,
+    tally: Tally,
+    progress: Progress,
+    total: int,
+) -> None:
+    with Interrupts() as interrupts:
         _quiet(ray)
         nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
         gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -61,14 +119,13 @@ def extract_on_ray(
             compute=ray.data.ActorPoolStrategy(size=count),
             **resources,
         )
-        with progress.task(f"ray: {count} workers", total) as advance:
-            for found, samples in _results(done):
-                tally.add(found)
-                advance(samples)
-    finally:
-        if started:
-            ray.shutdown()
-    _check_shared(store, towers, tally)
+        with closing(_results(done, interrupts)) as results:
+            with progress.task("starting workers", None):
+                next(results, None)  # of the empty block: the clock starts when the first of them is there
+            with progress.task(f"ray: {count} workers" if count > 1 else "ray: 1 worker", total) as advance:
+                for found, samples in results:
+                    tally.add(found)
+                    advance(samples)
 
 
 class BlockActor:
@@ -83,6 +140,8 @@ class BlockActor:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         samples = _unpacked(str(batch["samples"][0]))
+        if not samples:  # the block that shows that a worker is there
+            return {"result": [json.dumps(Tally().to_json())], "error": [""], "samples": [0]}
         try:
             result, error = json.dumps(self._extractor.extract(samples).to_json()), ""
         except MmfeatError as problem:  # Ray would carry its text only, in a traceback
@@ -116,6 +175,7 @@ def _list(ray: Any, source: SampleSource, block: int) -> Any:
 def _packed_blocks(data: str, columns: dict[str, str], size: int) -> Iterator[Any]:
     import pyarrow
 
+    yield pyarrow.table({"samples": ["[]"]})  # whoever answers it has started
     for block in SampleSource(data, columns).blocks(size):
         rows = [[s.id, s.text, None if s.image is None else str(s.image), s.text_error, s.image_error] for s in block]
         yield pyarrow.table({"samples": [json.dumps(rows)]})
@@ -152,14 +212,22 @@ def _for_actor(settings: ExtractSettings, resources: dict[str, float]) -> Extrac
     return replace(settings, device="cpu", workers=math.ceil(resources["num_cpus"]))
 
 
-def _results(data: Any) -> Iterator[tuple[Tally, int]]:
+def _results(data: Any, interrupts: Interrupts) -> Generator[tuple[Tally, int], None, None]:
     """What the actors did, block by block, with the number of samples; an error of theirs is raised here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"ray\.data", category=UserWarning)  # it wants several list readers
-        for row in data.iter_rows():
-            if row["error"]:
-                raise getattr(errors, row["error"])(row["result"])
-            yield Tally.from_json(json.loads(row["result"])), int(row["samples"])
+        rows = iter(data.iter_rows())
+        try:
+            for row in rows:
+                interrupts.obey()
+                if row["error"]:
+                    raise getattr(errors, row["error"])(row["result"])
+                yield Tally.from_json(json.loads(row["result"])), int(row["samples"])
+            interrupts.obey()
+        finally:  # its threads would go on asking a cluster that was left, and crash
+            interrupts.leave()
+            with without_stderr():  # which complain of the workers that are sent away
+                rows.close()
 
 
 def _check_shared(store: Cache, towers: Sequence[Tower], tally: Tally) -> None:

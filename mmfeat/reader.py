@@ -15,7 +15,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
@@ -50,7 +50,8 @@ class Recipe:
 class Prepared:
     """An item after reading: by the encoder's number one model input, or why there is none.
 
-    `key` is empty where not even the content could be read. `read` and `decode` are seconds.
+    `key` is empty where not even the content could be read. `read` and `decode` are seconds, the latter with what is
+    done for each encoder, which `own` has by its number.
     """
 
     item: Item
@@ -59,6 +60,7 @@ class Prepared:
     errors: Mapping[int, str]
     read: float = 0.0
     decode: float = 0.0
+    own: Mapping[int, float] = field(default_factory=dict)
 
 
 class Reader:
@@ -104,19 +106,21 @@ def prepare(item: Item, recipes: Sequence[Recipe]) -> Prepared:
     read = time.perf_counter()
     if error:
         return Prepared(item, key, {}, dict.fromkeys(ours, error), read - start)
-    inputs, errors = {}, {}
+    inputs, errors, own = {}, {}, {}
     decode = functools.cache(partial(_decoded, item.modality, data))  # once for all encoders
     show = functools.cache(lambda draft, view: augment(decode(draft)[0], view, key))  # once for all of one view
     for number, recipe in ours.items():
         content, error = decode(recipe.draft)
+        begun = time.perf_counter()
         try:
             if not error:
                 inputs[number] = recipe.prepare(content if recipe.view == "none" else show(recipe.draft, recipe.view))
         except (ValueError, TypeError, OSError, ZeroDivisionError) as problem:
             error = f"cannot be prepared: {problem}"[:200]
+        own[number] = time.perf_counter() - begun
         if error:
             errors[number] = error
-    return Prepared(item, key, inputs, errors, read - start, time.perf_counter() - read)
+    return Prepared(item, key, inputs, errors, read - start, time.perf_counter() - read, own)
 
 
 def _read(item: Item) -> tuple[bytes, Any, str]:

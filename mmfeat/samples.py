@@ -258,7 +258,7 @@ def _read_table(
     if unknown := set(columns) - set(COLUMNS):
         raise DataError(f"--columns: {', '.join(sorted(unknown))} is none of {', '.join(COLUMNS)}")
     folder, first = os.path.dirname(path), True
-    for line, row in read_table(path, encodings):
+    for line, row in read_table(path, encodings, names.values()):
         if first:
             unused += [name for name in row if name not in names.values()]
             if table_suffix(path) != ".jsonl":  # an object may leave out what it lacks

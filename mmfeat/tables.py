@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -17,11 +17,21 @@ from mmfeat.texts import decode_text
 
 PIECE = 1 << 20  # bytes of a text file at a time
 
+JSON_KINDS = {
+    **dict.fromkeys((int, float), "a number"),
+    list: "a list",
+    str: "a text",
+    bool: "true or false",
+    type(None): "null",
+}
+
 Row = dict[str, str | None]
 
 
-def read_table(path: str | Path, encodings: Counter[str]) -> Iterator[tuple[int, Row]]:
+def read_table(path: str | Path, encodings: Counter[str], columns: Collection[str] = ()) -> Iterator[tuple[int, Row]]:
     """Yield (line number, row) for each row of a file or URL; cells are text, an empty or null cell is None.
+
+    In `columns`, those that are read, a list or an object is no cell.
 
     It is read as it is used, so a table may be larger than memory. The encodings of its lines are counted in
     `encodings`.
@@ -33,8 +43,16 @@ def read_table(path: str | Path, encodings: Counter[str]) -> Iterator[tuple[int,
     if not exists(path):
         raise DataError(f"{path}: no such table; check --data")
     for line, row in READERS[suffix](path, encodings):
+        if any(isinstance(row.get(name), (dict, list)) for name in columns):
+            raise _nested(f"{path}:{line}", columns, row)
         # A cell of plain text, as most are, is taken as it is: there are millions.
         yield line, {n: v if v.__class__ is str and v.isascii() and v else _cell(v) for n, v in row.items()}
+
+
+def _nested(where: str, columns: Collection[str], row: Mapping[str, object]) -> DataError:
+    name = next(name for name in columns if isinstance(row.get(name), (dict, list)))
+    kind = "a list" if isinstance(row[name], list) else "an object"
+    return DataError(f"{where}: column {name} holds {kind}; write plain text there, or name another with --columns")
 
 
 def table_suffix(path: str) -> str:
@@ -47,7 +65,9 @@ def _read_delimited(path: str, encodings: Counter[str], delimiter: str) -> Itera
     csv.field_size_limit(1 << 30)  # a long text is no error
     reader = csv.reader(_lines(path, encodings), delimiter=delimiter, strict=True)
     try:
-        header = next(reader, None) or []
+        header = next(reader, None)
+        if header is None:
+            raise DataError(f"{path}: the file is empty; it begins with a line of column names, id,text,image,label")
         if len(set(header)) < len(header):
             raise DataError(f"{path}:1: a column name stands twice in {', '.join(header)}; rename one")
         for cells in reader:
@@ -55,12 +75,16 @@ def _read_delimited(path: str, encodings: Counter[str], delimiter: str) -> Itera
                 continue
             if len(cells) != len(header):
                 raise DataError(
-                    f"{path}:{reader.line_num}: {len(cells)} cells under a header of {len(header)}; "
-                    "quote cells that contain the delimiter"
+                    f"{path}:{reader.line_num}: {_cells(len(cells))} under a header of {len(header)}; "
+                    "quote cells that contain the delimiter, and write one for each column"
                 )
             yield reader.line_num, dict(zip(header, cells, strict=True))
     except csv.Error as error:
         raise DataError(f"{path}:{reader.line_num}: {error}; a quote is missing or too many up to this line") from error
+
+
+def _cells(count: int) -> str:
+    return f"{count} cell{'' if count == 1 else 's'}"
 
 
 def _read_jsonl(path: str, encodings: Counter[str]) -> Iterator[tuple[int, dict[str, object]]]:
@@ -73,7 +97,7 @@ def _read_jsonl(path: str, encodings: Counter[str]) -> Iterator[tuple[int, dict[
         except ValueError as error:
             raise DataError(f"{path}:{number}: not JSON ({error}); one object a line is expected") from error
         if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: a JSON object is expected, this is {type(row).__name__}")
+            raise DataError(f"{path}:{number}: {JSON_KINDS[type(row)]}; one object a line is expected, {{...}}")
         yield number, row
 
 

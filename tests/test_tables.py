@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mmfeat.errors import DataError
+from mmfeat.samples import read_samples
 from mmfeat.tables import read_table
 
 ROWS = [{"id": "1", "text": 'a, "b"\nc', "label": "x"}, {"id": "2", "text": None, "label": None}]
@@ -44,11 +45,14 @@ def test_encoding_is_counted(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("t.csv", "id,text\n1,a,b\n", "t.csv:2: 3 cells under a header of 2"),
+        ("t.csv", "id,text\n1\n", "t.csv:2: 1 cell under a header of 2"),
+        ("t.csv", "", "t.csv: the file is empty; it begins with a line of column names"),
         ("t.csv", "id,text,text\n1,a,b\n", "t.csv:1: a column name stands twice"),
         ("t.tsv", 'id\ttext\n1\t"so happy\n2\tfine\n3\t"bad\n', "t.tsv:4: .*a quote is missing or too many"),
         ("t.csv", 'id,text\n1,"open\n', "a quote is missing or too many"),
         ("t.jsonl", '{"id": 1}\nnope\n', "t.jsonl:2: not JSON"),
-        ("t.jsonl", "[1]\n", "t.jsonl:1: a JSON object is expected"),
+        ("t.jsonl", "[1]\n", "t.jsonl:1: a list; one object a line is expected"),
+        ("t.jsonl", '{"id": 1}\nnull\n', "t.jsonl:2: null; one object a line is expected"),
         ("t.parquet", "nope", "t.parquet: not a Parquet file"),
         ("t.xlsx", "nope", "must end in .csv, .tsv, .jsonl, .parquet"),
     ],
@@ -57,3 +61,23 @@ def test_what_is_wrong_is_named(tmp_path: Path, name: str, content: str, message
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=message):
         list(read_table(tmp_path / name, Counter()))
+
+
+@pytest.mark.parametrize(("value", "kind"), [(["a", "b"], "a list"), ({"en": "a"}, "an object")])
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize("column", ["text", "label"])
+def test_what_is_nested_is_neither_text_nor_label(
+    tmp_path: Path, column: str, suffix: str, value: object, kind: str
+) -> None:
+    path, row = tmp_path / f"t.{suffix}", {"id": "1", "text": "fine", column: value}
+    if suffix == "jsonl":
+        path.write_text(json.dumps(row) + "\n")
+    else:
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    with pytest.raises(DataError, match=f"t.{suffix}:1: column {column} holds {kind}; .* --columns"):
+        read_samples(path)
+
+
+def test_what_is_nested_where_nothing_is_read_is_no_matter(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text(json.dumps({"id": "1", "text": "fine", "user": {"name": "a"}}) + "\n")
+    assert read_samples(tmp_path / "t.jsonl").samples[0].text == "fine"

@@ -32,6 +32,7 @@ __all__ = [
     "Values",
     "absolute_request",
     "describe_encoders",
+    "is_torch",
     "load_encoders",
     "load_reference",
     "open_towers",
@@ -169,7 +170,9 @@ def _outputs(base: EncoderSpec, options: EncoderOptions, has_layers: bool) -> li
         output = plain or "prefix"
         if output != "pooled" and not has_layers:
             wanted = asked.rpartition("=")[2]
-            raise EncoderError(f"--outputs {asked}: {base.name} has no {output}; name the encoder, as in clip={wanted}")
+            remedy = "leave this out" if name else f"name the encoder, as in clip={wanted}"
+            only = " but pooled vectors" if name else ""
+            raise EncoderError(f"--outputs {asked}: {base.name} has no {output}{only}; {remedy}")
         pooling = base.pooling if output == "pooled" else "none"
         specs.append(replace(base, output=output, layer=int(layer or 0), pooling=pooling))
     views = [view_name(number) for number in range(1, options.views + 1)] if base.modality == "image" else []
@@ -196,6 +199,11 @@ def _parts(output: str) -> tuple[str, str, str]:
     assert found is not None  # the options were checked
     name, plain, layer = found.groups(default="")
     return name, plain, layer
+
+
+def is_torch(request: str) -> bool:
+    """Whether there is a torch model behind an encoder, which a GPU, half precision and a compiler could speed up."""
+    return _family(request).open_towers is not None
 
 
 def absolute_request(request: str) -> str:

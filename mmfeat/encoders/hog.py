@@ -38,7 +38,7 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
 
 def load(variant: str, specs: list[EncoderSpec], device: str, compiled: bool = False) -> list[Encoder]:
     """The whole work is in `prepare`, which runs beside the encoders."""
-    return [Encoder(tuple(specs), describe_picture, lambda batch: lambda: [np.stack(batch)], light=True)]
+    return [Encoder(tuple(specs), describe_picture, lambda batch: lambda: [np.stack(batch)], light=True, early=True)]
 
 
 def reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:

@@ -164,7 +164,7 @@ class Encoder:
     `prepare` turns one text or one RGB PIL image into a model input on the CPU and may run in several threads, or
     where it is `light`, that is needs no torch, in processes of their own. `launch` starts with B such inputs
     and gives a function that waits for the values of each spec, in order. `length` tells how long an input is, where
-    they differ: those of one batch are padded to the longest.
+    they differ: those of one batch are padded to the longest. With `early` all the work is in `prepare`.
     """
 
     specs: tuple[EncoderSpec, ...]
@@ -172,6 +172,7 @@ class Encoder:
     launch: Callable[[list[Any]], Callable[[], list[Values]]]
     length: Callable[[Any], int] | None = None
     light: bool = False
+    early: bool = False
 
     def embed(self, batch: list[Any]) -> list[Values]:
         """The values of B inputs for each spec, in order."""

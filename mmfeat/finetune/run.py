@@ -86,6 +86,8 @@ def finetune_heads(
     maker = Maker(command or written_call(finetune_heads, locals()))
     settings = settings or FinetuneSettings()
     _check(fusion, engine, seeds, views, data)
+    start, settings = time.monotonic(), settings or FinetuneSettings()
+    _check(fusion, engine, ray_address, seeds, views, data)
     asked = Asked(settings, fusion, head, modalities, seeds, views, data, cache)
     places = {"run": run, "heads": heads, "out": out}
     if engine == "ray":
@@ -106,12 +108,19 @@ def finetune_heads(
     return replace(result, seconds=maker.seconds)
 
 
-def _check(fusion: str | None, engine: str, seeds: int | None, views: int | None, data: str | Path | None) -> None:
+def _check(
+    fusion: str | None,
+    engine: str,
+    ray_address: str | None,
+    seeds: int | None,
+    views: int | None,
+    data: str | Path | None,
+) -> None:
     if data is not None and not Path(data).exists():
         raise DataError(f"{data}: no such folder or table; check --data")
     if fusion not in (None, EARLY):
         raise ConfigError(f"--fusion {fusion}: stage 2 takes the run's heads (name one with --head), or early")
-    check_engine(engine)
+    check_engine(engine, ray_address)
     for name, value, least in (("seeds", seeds, 1), ("views", views, 0)):
         if value is not None and value < least:
             raise ConfigError(f"--{name} {value}: at least {least}")
