@@ -143,41 +143,6 @@ app.command()(cli_finetune.finetune)
 app.command()(cli_report.report)
 
 
-@app.command()
-@reported("no submission was written")
-def submit(
-    run: Annotated[str | None, typer.Option(help="A run folder.  [default: the best on the data]")] = None,
-    data: AnyData = None,
-    out_file: Annotated[str, typer.Option("--out", help="The file to write.")] = "submission.csv",
-    heads: Annotated[str, typer.Option(help="Folder of the runs.")] = "heads",
-    head: Annotated[str | None, typer.Option(help="A head of the run.  [default: the best]")] = None,
-    modalities: Annotated[str | None, typer.Option(help="both, text, image or ensemble.  [default: the best]")] = None,
-    cache: Annotated[str | None, typer.Option("--cache", help="Feature cache.  [default: the run's]")] = None,
-    columns: AnyColumns = None,
-    device: Device = "auto",
-    workers: Workers = 0,
-) -> None:
-    """Predict the unlabelled samples and write guid,tag rows, checked before they are written.
-
-    \b
-    mmfeat submit --run heads/RUN --out submission.csv
-    """
-    from mmfeat.submit import write_submission
-
-    result = write_submission(
-        run,
-        data=data,
-        out=out_file,
-        heads=heads,
-        head=head,
-        modalities=modalities,
-        cache=cache,
-        columns=pairs(columns) if columns else None,
-        device=device,
-        workers=workers,
-        progress=ConsoleProgress(),
-    )
-    show_submission(result)
 app.command()(cli_predict.submit)
 app.command()(cli_predict.predict)
 

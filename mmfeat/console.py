@@ -160,20 +160,6 @@ def _rate(rate: float) -> str:
     return f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.1f}/s"
 
 
-def _spent(clocks: Clocks, modality: str) -> str:
-def duration(seconds: float) -> str:
-    """Seconds, minutes, hours or days for people."""
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:,.1f} {unit}"
-    return f"{seconds:.1f} s"
-
-def size_of(count: int) -> str:
-    """Bytes for people."""
-    for power, unit in ((3, "GB"), (2, "MB"), (1, "kB")):
-        if count >= 1000**power:
-            return f"{count / 1000**power:,.1f} {unit}"
-    return f"{count} B"
 def _spent(clocks: Clocks, modality: str, room: set[str]) -> str:
     """Where the time went, and what would save some."""
     slowest = "tokenize" if (modality, clocks.bottleneck) == ("text", "decode") else clocks.bottleneck

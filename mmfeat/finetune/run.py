@@ -85,8 +85,6 @@ def finetune_heads(
     """
     maker = Maker(command or written_call(finetune_heads, locals()))
     settings = settings or FinetuneSettings()
-    _check(fusion, engine, seeds, views, data)
-    start, settings = time.monotonic(), settings or FinetuneSettings()
     _check(fusion, engine, ray_address, seeds, views, data)
     asked = Asked(settings, fusion, head, modalities, seeds, views, data, cache)
     places = {"run": run, "heads": heads, "out": out}

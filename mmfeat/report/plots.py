@@ -58,9 +58,8 @@ def svg(figure: Figure) -> str:
         figure.draw().savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
-    text = re.sub(
-        r' id="(figure|axes|patch|line2d|text|xtick|ytick|matplotlib|legend|Path|Poly|Line|Quad)[^"]*"', "", text
-    )
+    used = set(re.findall(r"#([\w-]+)", text))
+    text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", text)
     text = re.sub(r"(font(?:-family)?: [^;\"]*?)'?DejaVu Sans'?(, [^;\"]*)?", r"\1system-ui, sans-serif", text)
     text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", text, count=1)
     return text.replace(INK, "currentColor").replace(GRID, "var(--line)")
