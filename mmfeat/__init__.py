@@ -41,6 +41,7 @@ _EXPORTS = {
     "read_pack": "mmfeat.cache.pack",
     "read_run": "mmfeat.runs",
     "read_samples": "mmfeat.samples",
+    "write_comparison": "mmfeat.report.write",
     "write_report": "mmfeat.report.write",
     "reproduce_run": "mmfeat.reproduce",
     "write_submission": "mmfeat.submit",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import shlex
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +11,9 @@ from mmfeat.console import ConsoleProgress, out
 from mmfeat.errors import ConfigError
 from mmfeat.flags import AnyColumns, pairs, reported
 from mmfeat.wording import size_of
+
+if TYPE_CHECKING:
+    from mmfeat.report.write import Report
 
 
 @reported("no report was written")
@@ -25,6 +29,7 @@ def report(
     modalities: Annotated[str | None, typer.Option(help="both, text, image or ensemble.  [default: the best]")] = None,
     data: Annotated[str | None, typer.Option(help="Where the data lie now, if they were moved.")] = None,
     columns: AnyColumns = None,
+    audit: Annotated[str, typer.Option(help="Folder of the audits.")] = "audit",
     photos: Annotated[int, typer.Option(help="Most photos in the page, errors first.", min=0)] = 1500,
     latex: Annotated[bool, typer.Option("--latex", help="Write the tables as LaTeX too.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Write the tables as CSV too.")] = False,
@@ -36,32 +41,45 @@ def report(
     mmfeat report heads/RUN --png --latex
     mmfeat report --compare heads/RUN heads/OTHER
     """
-    from mmfeat.report.write import write_report
+    from mmfeat.commands import commands_of
+    from mmfeat.report.write import Papers, write_comparison, write_report
+    from mmfeat.run_folders import find_run
 
     named = [*([run] if run else []), *(runs or [])]
     if len(named) > 1 and not compare:
         raise ConfigError(f"{len(named)} runs are named; give one, or --compare to set them side by side")
-    result = write_report(
-        named[0] if named else None,
-        others=named[1:],
-        compare=compare,
-        out=out_file,
-        heads=heads,
-        head=head,
-        modalities=modalities,
-        data=data,
-        columns=pairs(columns) if columns else None,
-        photos=photos,
-        latex=latex,
-        csv=csv,
-        png=png,
-        progress=ConsoleProgress(),
-    )
+    found = [find_run(each, heads).folder for each in named]
+    papers = Papers(latex, csv, png)
+    if compare:
+        result = write_comparison(
+            found, out=out_file or "comparison.html", head=head, modalities=modalities, papers=papers
+        )
+    else:
+        result = write_report(
+            found[0] if found else None,
+            out=out_file,
+            heads=heads,
+            head=head,
+            modalities=modalities,
+            data=data,
+            columns=pairs(columns) if columns else None,
+            audit=audit,
+            photos=photos,
+            papers=papers,
+            commands=commands_of,
+            progress=ConsoleProgress(),
+        )
+    _show(result)
+
+
+def _show(result: Report) -> None:
+    """What is in the page, and where it lies."""
     if result.files:
         out.print(f"{len(result.files)} files for papers in {result.files[0].parent}")
-    out.print(
-        f"{result.samples:,} samples, {result.photos:,} with their photo; {size_of(result.bytes)}, no network needed"
-    )
-    out.print(f"run {result.run.folder}")
-    out.print(f"report {result.path}")
-    out.print("next: open it in a browser; mmfeat submit writes the predictions")
+    if result.samples:
+        out.print(f"{result.samples:,} samples, {result.photos:,} with their photo")
+    for run in result.runs:
+        out.print(f"run {run.folder}")
+    out.print(f"report {result.path} ({size_of(result.bytes)}; opens without a network)")
+    if len(result.runs) == 1:
+        out.print(f"next: mmfeat submit --run {shlex.quote(str(result.runs[0].folder))}")

@@ -31,7 +31,7 @@ from mmfeat.report.reliability import wilson
 from mmfeat.report.results import Results
 from mmfeat.report.section import Table
 from mmfeat.report.training import correlation, group_means, read_trials, varied
-from mmfeat.report.write import write_report
+from mmfeat.report.write import Papers, write_report
 from mmfeat.runs import Run
 from mmfeat.statistics import compare_pairs, paired_difference
 
@@ -267,7 +267,7 @@ def test_wilson_is_that_of_scipy() -> None:
 
 
 def test_files_for_papers(run: Run, tmp_path: Path) -> None:
-    report = write_report(run.folder, out=tmp_path / "r.html", latex=True, csv=True, png=True)
+    report = write_report(run.folder, out=tmp_path / "r.html", papers=Papers(latex=True, csv=True, png=True))
     names = {path.name for path in report.files}
     assert {"leaderboard.csv", "leaderboard.tex", "leaderboard.png", "confusion.png"} <= names
     assert rows(tmp_path / "r-files/leaderboard.csv")[0]["head"] == run.leaderboard[0]["head"]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mmfeat.cache.survey import survey
 from mmfeat.errors import CacheError
 from mmfeat.report.results import Results
 from mmfeat.report.section import Section, Table
 from mmfeat.samples import MODALITIES
-from mmfeat.wording import shown, size_of
+from mmfeat.wording import duration, shown, size_of
 
 
 def data_section(results: Results) -> Section:
@@ -77,16 +78,28 @@ def cache_section(results: Results) -> Section:
     )
 
 
-def run_section(results: Results) -> Section:
-    """Where the run lies and how it was scored."""
-    run = results.run
-    config = run.config
+def run_section(results: Results, commands: Sequence[str]) -> Section:
+    """How the run came about, and the commands that make it again."""
+    run, config = results.run, results.run.config
+    record = config.get("record", {})
     facts = {
-        "run": shown(str(Path(run.folder))),
-        "mmfeat": config["version"],
+        "run": shown(str(run.folder)),
+        "command": record.get("command", ""),
+        "started": record.get("started", ""),
+        "took": duration(record["seconds"]) if "seconds" in record else "",
+        "parent": config.get("parent", ""),
         "task": config["task"],
         "folds": ", ".join(config["folds"]),
-        "folds hash": config["splits_hash"][:16],
+        "hash of the folds": config["splits_hash"][:16],
+        "seeds": _pairs(record.get("seeds", {})),
+        "machine": _pairs(record.get("machine", {})),
+        "versions": _pairs(record.get("versions", {"mmfeat": config["version"]})),
     }
-    rows = [[name, str(value)] for name, value in facts.items()]
-    return Section("run", "Run", tables=[Table("run", "Facts of the run", ["", ""], rows)])
+    rows = [[name, str(value)] for name, value in facts.items() if value]
+    words = ["These commands make the run again:"] if commands else []
+    tables = [Table("run", "How it came about", ["", ""], rows)]
+    return Section("run", "The run", words, tables=tables, commands=commands)
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())

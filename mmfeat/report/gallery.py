@@ -16,6 +16,7 @@ import numpy as np
 from mmfeat.files import canonical_json
 from mmfeat.images import decode_image
 from mmfeat.progress import Progress
+from mmfeat.report.labels import doubted_rows
 from mmfeat.report.modalities import WHO, attribute
 from mmfeat.report.results import Results
 from mmfeat.samples import Sample
@@ -33,7 +34,7 @@ BATCH = 64
 class Gallery:
     """`rows` and `photos` are gzipped JSON in base64; `photos` maps the place of a row to a WebP in base64.
 
-    A row is [id, text, label, prediction, confidence, share of the seeds, right, who, has a photo].
+    A row is [id, text, label, prediction, confidence, share of the seeds, right, who, doubted label, has a photo].
     """
 
     rows: str
@@ -52,6 +53,7 @@ def make_gallery(results: Results, photos: int, progress: Progress) -> Gallery:
     classes = found.targets.classes
     confidence = _confidence(found.probabilities, votes, found.targets.multilabel)
     agreement = (found.chosen == votes).all(2).mean(0)
+    doubted = set(doubted_rows(results).tolist())
     who = ["" if attribution is None else WHO[each] for each in (attribution.who if attribution else right)]
     order = np.lexsort((-confidence, right)).tolist()
     samples = [results.by_id.get(found.ids[row]) for row in order]
@@ -63,6 +65,7 @@ def make_gallery(results: Results, photos: int, progress: Progress) -> Gallery:
             round(float(agreement[row]), 2),
             int(right[row]),
             who[row],
+            int(row in doubted),
         ]
         for row in order
     ]

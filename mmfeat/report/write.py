@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmfeat.comparison import compare_runs
 from mmfeat.errors import ConfigError
-from mmfeat.files import write_atomic
+from mmfeat.files import make_folder, write_atomic
 from mmfeat.progress import Progress, Silent
+from mmfeat.report.audited import audit_section
+from mmfeat.report.compared import comparison_sections, names_of_runs
 from mmfeat.report.facts import cache_section, data_section, run_section
 from mmfeat.report.gallery import make_gallery
+from mmfeat.report.labels import labels_section
 from mmfeat.report.modalities import ablation_section, attribution_section
 from mmfeat.report.page import Page, render
 from mmfeat.report.papers import write_figures, write_tables
@@ -20,12 +24,13 @@ from mmfeat.report.scores import classes_section, confusion_section, leaderboard
 from mmfeat.report.section import Section, interval, title_of
 from mmfeat.report.training import curves_section, effects_section, stages_section
 from mmfeat.runs import Run, best_run, read_run
+from mmfeat.targets import SEPARATOR
 
 REPORT = "report.html"
 PHOTOS = 1500
 SECTIONS = (
     leaderboard_section, significance_section, stages_section, classes_section, confusion_section, reliability_section,
-    ablation_section, attribution_section, curves_section, effects_section, data_section, cache_section, run_section,
+    ablation_section, attribution_section, curves_section, effects_section, labels_section, data_section, cache_section,
 )  # fmt: skip
 
 
@@ -34,11 +39,28 @@ class Report:
     """The page that was written, how large it is in bytes, and the files for papers beside it."""
 
     path: Path
-    run: Run
+    runs: tuple[Run, ...]
     bytes: int
     samples: int
     photos: int
     files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Papers:
+    """Which files for papers are wanted, in the folder `NAME-files` beside the page."""
+
+    latex: bool = False
+    csv: bool = False
+    png: bool = False
+
+    def write(self, page: Path, sections: Sequence[Section]) -> tuple[Path, ...]:
+        """Write them; their paths."""
+        folder = page.with_name(f"{page.stem}-files")
+        files: list[Path] = []
+        for wanted, latex in ((self.latex, True), (self.csv, False)):
+            files += write_tables(folder, sections, latex) if wanted else []
+        return (*files, *(write_figures(folder, sections) if self.png else []))
 
 
 def write_report(
@@ -50,32 +72,53 @@ def write_report(
     modalities: str | None = None,
     data: str | None = None,
     columns: Mapping[str, str] | None = None,
+    audit: str | Path = "audit",
     photos: int = PHOTOS,
-    latex: bool = False,
-    csv: bool = False,
-    png: bool = False,
+    papers: Papers | None = None,
+    commands: Callable[[Run], Sequence[str]] = lambda run: (),
     progress: Progress | None = None,
 ) -> Report:
     """One HTML page about a run, by default the best one, as `RUN/report.html`.
 
     `head` and `modalities` name the entry that is looked at closely, by default the best; at most `photos` photos are
-    in the page, errors first. `latex`, `csv` and `png` write tables and figures into the folder `NAME-files` beside it.
-    Raises `RunError` where the run is not whole.
+    in the page, errors first. `audit` is the folder that audits are written to, `commands` tells how to make a run
+    again. Raises `RunError` where the run is not whole.
     """
     chosen = read_run(Path(run)) if run else best_run(Path(heads), data, head, modalities)
-    path = Path(out) if out else chosen.folder / REPORT
-    if path.is_dir() or not path.suffix:
-        raise ConfigError(f"--out {path}: name an HTML file, as in --out report.html")
+    path = _checked_out(Path(out) if out else chosen.folder / REPORT)
     results = Results.of(chosen, head, modalities, data, columns)
     progress = progress or Silent()
-    sections = make_sections(results, progress)
+    sections = [
+        *make_sections(results, progress),
+        audit_section(results, Path(audit) / chosen.config["dataset"]),
+        run_section(results, commands(chosen)),
+    ]
     gallery = make_gallery(results, photos, progress)
-    classes = [*chosen.classes, *(["|"] if chosen.config["task"] == "multilabel" else [])]
+    classes = [*chosen.classes, *([SEPARATOR] if chosen.config["task"] == "multilabel" else [])]
     page = Page(f"Report of {chosen.folder.name}", _subtitle(results), _headline(results), sections, gallery, classes)
-    text = render(page).encode()
-    write_atomic(path, text)
-    files = _papers(path.with_name(f"{path.stem}-files"), sections, latex, csv, png)
-    return Report(path, chosen, len(text), gallery.samples, gallery.shown, tuple(files))
+    size = _write(path, page)
+    files = (papers or Papers()).write(path, sections)
+    return Report(path, (chosen,), size, gallery.samples, gallery.shown, files)
+
+
+def write_comparison(
+    runs: Sequence[str | Path],
+    *,
+    out: str | Path = "comparison.html",
+    head: str | None = None,
+    modalities: str | None = None,
+    papers: Papers | None = None,
+) -> Report:
+    """One HTML page about several runs, tested against the first. Raises `RunError` for fewer than two."""
+    path = _checked_out(Path(out))
+    found = compare_runs([read_run(Path(run)) for run in runs], head, modalities)
+    names = names_of_runs(found)
+    sections = comparison_sections(found)
+    scores = [(name, interval(entry["macro_f1"])) for name, entry in zip(names, found.entries, strict=True)]
+    size = _write(
+        path, Page(f"Comparison of {len(names)} runs", "macro-F1 of their best entries", scores, sections, None)
+    )
+    return Report(path, found.runs, size, 0, 0, (papers or Papers()).write(path, sections))
 
 
 def make_sections(results: Results, progress: Progress) -> list[Section]:
@@ -86,6 +129,19 @@ def make_sections(results: Results, progress: Progress) -> list[Section]:
             made.append(make(results))
             advance(1)
     return [section for section in made if section is not None]
+
+
+def _checked_out(path: Path) -> Path:
+    if path.is_dir() or path.suffix not in (".html", ".htm"):
+        raise ConfigError(f"--out {path}: name an HTML file, as in --out report.html")
+    return path
+
+
+def _write(path: Path, page: Page) -> int:
+    text = render(page).encode()
+    make_folder(path.absolute().parent)
+    write_atomic(path, text)
+    return len(text)
 
 
 def _subtitle(results: Results) -> str:
@@ -105,12 +161,3 @@ def _headline(results: Results) -> list[tuple[str, str]]:
         ("samples out of fold", f"{entry['samples']:,}"),
         ("ties with the best", f"{ties:,} of {len(results.run.leaderboard) - 1:,}"),
     ]
-
-
-def _papers(folder: Path, sections: Sequence[Section], latex: bool, csv: bool, png: bool) -> list[Path]:
-    files: list[Path] = []
-    if latex:
-        files += write_tables(folder, sections, latex=True)
-    if csv:
-        files += write_tables(folder, sections, latex=False)
-    return files + (write_figures(folder, sections) if png else [])

@@ -1,6 +1,6 @@
 "use strict";
 // Columns of a row, as gallery.py writes them.
-const [ID, TEXT, LABEL, PREDICTION, CONFIDENCE, AGREEMENT, RIGHT, WHO, PHOTO] = [0, 1, 2, 3, 4, 5, 6, 7, 8];
+const [ID, TEXT, LABEL, PREDICTION, CONFIDENCE, AGREEMENT, RIGHT, WHO, DOUBTED, PHOTO] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
 const PAGE = 24;
 const find = (id) => document.getElementById(id);
 const orders = {
@@ -8,6 +8,13 @@ const orders = {
   unsure: (a, b) => a[CONFIDENCE] - b[CONFIDENCE],
   split: (a, b) => a[AGREEMENT] - b[AGREEMENT],
   id: (a, b) => a[ID].localeCompare(b[ID], undefined, { numeric: true }),
+};
+
+const statuses = {
+  "": () => true,
+  wrong: (row) => !row[RIGHT],
+  right: (row) => row[RIGHT],
+  doubted: (row) => row[DOUBTED],
 };
 
 async function unpack(id) {
@@ -39,10 +46,12 @@ function card(row, photos) {
   const said = element("div", "said");
   said.append(element("span", row[RIGHT] ? "right" : "wrong", (row[RIGHT] ? "✓ " : "✗ ") + row[PREDICTION]));
   said.append(row[CONFIDENCE] > 0.99 ? " > 99 %" : " " + Math.round(100 * row[CONFIDENCE]) + " %");
-  if (!row[RIGHT]) said.append(element("span", "facts", "  label " + row[LABEL]));
-  body.append(said, element("div", "text", row[TEXT] || "no text"));
+  body.append(said);
+  if (!row[RIGHT]) body.append(element("div", "facts", "label " + row[LABEL]));
+  body.append( element("div", "text", row[TEXT] || "no text"));
   const facts = ["id " + row[ID]];
   if (row[WHO]) facts.push("flipped by " + row[WHO]);
+  if (row[DOUBTED]) facts.push("label in doubt");
   if (row[AGREEMENT] < 1) facts.push(Math.round(100 * row[AGREEMENT]) + " % of the seeds agree");
   body.append(element("div", "facts", facts.join(" · ")));
   item.append(body);
@@ -51,7 +60,7 @@ function card(row, photos) {
 
 function matches(row, wanted) {
   return (
-    (!wanted.status || (wanted.status === "right") === Boolean(row[RIGHT])) &&
+    statuses[wanted.status](row) &&
     (!wanted.label || row[LABEL].split("|").includes(wanted.label) || row[LABEL] === wanted.label) &&
     (!wanted.prediction || row[PREDICTION].split("|").includes(wanted.prediction) || row[PREDICTION] === wanted.prediction) &&
     (!wanted.who || row[WHO] === wanted.who) &&
