@@ -5,6 +5,7 @@
 #   make check                       ruff, mypy and the tests
 #   make extract DATA=... ENCODERS=clip,bert,resnet50
 #   make heads, make finetune       train and rank heads; train the last layers of encoders with the best
+#   make audit DATA=..., make report look at the data; look at the best run
 #   make submit                     write the submission
 #   make benchmark                   cache, extraction, heads and stage 2 against the plain way
 #   make clean                       remove the virtual environment and the demo data
@@ -16,7 +17,7 @@ READY  := $(VENV)/.ready
 MMFEAT := $(BIN)/mmfeat
 TESTS  := $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: help install demo extract heads finetune submit test check benchmark format clean
+.PHONY: help install demo extract audit heads finetune report submit test check benchmark format clean
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -34,17 +35,25 @@ demo: install
 	$(MMFEAT) demo --out demo
 	$(MMFEAT) extract --data demo --encoders hashing,hog
 	$(MMFEAT) heads --data demo --fusion concat,gated
+	$(MMFEAT) audit --data demo
 	$(MMFEAT) submit --data demo --out submission-demo.csv
+	$(MMFEAT) report --data demo
 
 extract: install
 	@test -n "$(DATA)" || { echo "make extract needs DATA=FOLDER (and optionally ENCODERS=clip,bert,resnet50)"; exit 2; }
 	$(MMFEAT) extract --data "$(DATA)" $(if $(ENCODERS),--encoders "$(ENCODERS)")
+
+audit: install
+	$(MMFEAT) audit $(if $(DATA),--data "$(DATA)")
 
 heads: install
 	$(MMFEAT) heads --fusion all
 
 finetune: install
 	$(MMFEAT) finetune
+
+report: install
+	$(MMFEAT) report
 
 submit: install
 	$(MMFEAT) submit

@@ -23,7 +23,7 @@ from mmfeat.samples import Sample
 from mmfeat.scoring import names_of
 
 BYTES = 9_000_000  # of a page, less what its other sections may take
-ROW_BYTES = 5_500_000  # of them for rows; photos get the rest
+ROW_BYTES = 6_500_000  # of them for rows; photos get the rest
 TEXT_LENGTHS = (600, 280, 140, 60, 0)  # characters of a text, as many as there is room for
 PHOTO_SIDE = 160  # pixels
 PHOTO_QUALITY = 55

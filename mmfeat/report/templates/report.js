@@ -105,7 +105,8 @@ function start(rows, photos) {
 
   form.hidden = find("pager").hidden = false;
   form.who.parentElement.hidden = !rows.some((row) => row[WHO]);
-  form.addEventListener("input", filter);
+  for (const select of form.querySelectorAll("select")) select.addEventListener("change", filter);
+  form.words.addEventListener("input", filter);
   form.addEventListener("submit", (event) => event.preventDefault());
   find("previous").addEventListener("click", () => turn(page - 1));
   find("next").addEventListener("click", () => turn(page + 1));

@@ -1,0 +1,60 @@
+"""Draws the pictures of the README from a real run: a terminal session as SVG, the top of a report as PNG.
+
+    python docs/make_images.py FOLDER        where `mmfeat extract` and `mmfeat heads` were run
+
+The report needs Debian's chromium and chromium-driver.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+IMAGES = Path(__file__).parent / "images"
+WIDTH, HEIGHT = 1180, 900  # pixels of the report
+COLUMNS = 108
+LINES = 26  # of one command
+
+
+def draw_session(folder: Path, commands: list[str], image: Path) -> None:
+    """Run commands in `folder` and draw what they print, as it stands."""
+    console = Console(record=True, width=COLUMNS, file=open(tempfile.mkstemp()[1], "w"), highlight=False)  # noqa: SIM115
+    for command in commands:
+        console.print(f"[bold]$ {command}[/bold]")
+        words = [sys.executable, "-m", *shlex.split(command)]
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True, timeout=3600)
+        lines = done.stdout.rstrip().splitlines()
+        for line in lines[:LINES]:
+            console.print(line, markup=False, overflow="ellipsis", no_wrap=True)
+        if len(lines) > LINES:
+            console.print(f"({len(lines) - LINES} more lines)", style="dim")
+        console.print()
+    image.write_text(console.export_svg(title="mmfeat"), encoding="utf-8")
+
+
+def draw_report(page: Path, image: Path) -> None:
+    """The top of a page, as a browser shows it."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    from browser import open_browser, open_page
+
+    with open_browser(WIDTH, HEIGHT) as driver:
+        open_page(driver, page)
+        size = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        driver.save_screenshot(str(image))
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    IMAGES.mkdir(exist_ok=True)
+    draw_session(folder, ["mmfeat heads", "mmfeat report", "mmfeat submit"], IMAGES / "session.svg")
+    draw_report(max(folder.glob("heads/*/report.html"), key=lambda path: path.stat().st_mtime), IMAGES / "report.png")
+
+
+if __name__ == "__main__":
+    main()
