@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import shlex
@@ -16,6 +17,7 @@ from mmfeat import cli_cache, cli_finetune, cli_heads, flags
 from mmfeat.config import read_config
 from mmfeat.console import ConsoleProgress, out, show_extraction, show_forecast, show_submission
 from mmfeat.flags import (
+    INTERRUPTED,
     AnyColumns,
     AnyData,
     CacheFolder,
@@ -97,7 +99,7 @@ def extract(
     workers: Workers = 0,
     batch_size: Annotated[int, typer.Option(help="Samples a forward pass; 0 suits the device.", min=0)] = 0,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Let torch.compile make kernels; takes a minute.")
+        bool, typer.Option("--compile", help="torch.compile pooled encoders; takes a minute.")
     ] = False,
     engine: Engine = "local",
     ray_address: RayAddress = None,
@@ -201,7 +203,20 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill saves what Ctrl-C saves
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the reader has threads of its own
     gc.set_threshold(100_000)  # a million samples are no garbage, and looking for some among them takes seconds
-    app(args=_global_flags_first(sys.argv[1:]))
+    try:
+        app(args=_global_flags_first(sys.argv[1:]))
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED and "ray" in sys.modules:
+            _leave_at_once(INTERRUPTED)
+        raise
+
+
+def _leave_at_once(code: int) -> None:
+    """Where Ray was interrupted while it started, its threads crash an interpreter that winds down."""
+    atexit._run_exitfuncs()  # Ray's end the processes that it began
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _global_flags_first(arguments: list[str]) -> list[str]:
