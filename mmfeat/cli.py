@@ -98,9 +98,7 @@ def extract(
     retry_failed: Annotated[bool, typer.Option(help="Try again what could not be read or encoded.")] = False,
     workers: Workers = 0,
     batch_size: Annotated[int, typer.Option(help="Samples a forward pass; 0 suits the device.", min=0)] = 0,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="torch.compile pooled encoders; takes a minute.")
-    ] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="torch.compile pooled encoders; takes a minute.")] = False,
     engine: Engine = "local",
     ray_address: RayAddress = None,
     dry_run: Annotated[bool, typer.Option(help="Say what is missing, how long it takes and how large it is.")] = False,

@@ -19,7 +19,9 @@ Command = TypeVar("Command", bound=Callable[..., None])
 INTERRUPTED = 130  # the exit code
 debug = False  # --debug was given
 
-Data = Annotated[str, typer.Option("--data", help="Folder (train.txt, data/) or CSV, TSV, JSONL, Parquet table; or its URL.")]
+Data = Annotated[
+    str, typer.Option("--data", help="Folder (train.txt, data/) or CSV, TSV, JSONL, Parquet table; or its URL.")
+]
 AnyData = Annotated[str | None, typer.Option("--data", help="Folder or table.  [default: that of the latest step]")]
 Encoders = Annotated[
     str, typer.Option("--encoders", help="family[:variant],...: clip, bert, resnet50, timm, hashing, hog.")
