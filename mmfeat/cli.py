@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import shlex
@@ -16,6 +17,7 @@ from mmfeat import cli_audit, cli_cache, cli_finetune, cli_heads, cli_predict, c
 from mmfeat.config import read_config
 from mmfeat.console import ConsoleProgress, out, show_extraction, show_forecast
 from mmfeat.flags import (
+    INTERRUPTED,
     CacheFolder,
     Cleaning,
     Columns,
@@ -97,9 +99,7 @@ def extract(
     retry_failed: Annotated[bool, typer.Option(help="Try again what could not be read or encoded.")] = False,
     workers: Workers = 0,
     batch_size: Annotated[int, typer.Option(help="Samples a forward pass; 0 suits the device.", min=0)] = 0,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Let torch.compile make kernels; takes a minute.")
-    ] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="torch.compile pooled encoders; takes a minute.")] = False,
     engine: Engine = "local",
     ray_address: RayAddress = None,
     dry_run: Annotated[bool, typer.Option(help="Say what is missing, how long it takes and how large it is.")] = False,
@@ -172,7 +172,20 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the reader has threads of its own
     gc.set_threshold(100_000)  # a million samples are no garbage, and looking for some among them takes seconds
     flags.typed = sys.argv[1:]
-    app(args=_global_flags_first(sys.argv[1:]))
+    try:
+        app(args=_global_flags_first(sys.argv[1:]))
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED and "ray" in sys.modules:
+            _leave_at_once(INTERRUPTED)
+        raise
+
+
+def _leave_at_once(code: int) -> None:
+    """Where Ray was interrupted while it started, its threads crash an interpreter that winds down."""
+    atexit._run_exitfuncs()  # Ray's end the processes that it began
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _global_flags_first(arguments: list[str]) -> list[str]:

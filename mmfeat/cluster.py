@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -37,10 +38,10 @@ def join_cluster(address: str | None) -> tuple[Any, bool]:
     """
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of arguments that this process holds anyway
     flag = f"--ray-address {address}" if address else f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}"
-    ray = _import_ray()
-    if ray.is_initialized():
+    if "ray" in sys.modules and (ray := _import_ray()).is_initialized():
         return ray, False
-    _check_answer(address or os.environ.get("RAY_ADDRESS", "local"), flag)
+    _check_answer(address or os.environ.get("RAY_ADDRESS", "local"), flag)  # first: importing Ray takes seconds
+    ray = _import_ray()
     with Interrupts() as interrupts:
         try:
             with _own_sigterm(), without_stderr():

@@ -32,6 +32,7 @@ PLAIN_SECONDS = 10.0
 WORTH_A_LINE = 1.0  # seconds; a step that is over sooner needs no report
 SHOWN_FAILURES = 5
 SHOWN_LABELS = 20
+WIDEST = 1000  # characters of a table
 
 out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 err = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, stderr=True)
@@ -152,8 +153,9 @@ def show_forecast(found: Forecasts) -> None:
 
 def print_table(table: Table) -> None:
     """As wide as its longest names: a line that goes on in the next can be copied, a name that was cut cannot."""
-    wide = out.options.update(width=1000)
-    out.print(table, width=max(out.width, out.measure(table, options=wide).maximum), crop=False)
+    width = out.measure(table, options=out.options.update(width=WIDEST)).maximum
+    for line in out.render_lines(table, out.options.update(width=max(out.width, width)), pad=False):
+        out.print(Text.assemble(*((part.text, part.style or "") for part in line)))
 
 
 def _rate(rate: float) -> str:

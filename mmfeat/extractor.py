@@ -12,7 +12,7 @@ from typing import Any
 from mmfeat.batching import Batcher
 from mmfeat.cache import Cache, ShardWriter
 from mmfeat.clocks import Clocks
-from mmfeat.encoders import Tower, load_encoders
+from mmfeat.encoders import Tower, is_torch, load_encoders
 from mmfeat.hardware import resolve_device
 from mmfeat.pipeline import BackgroundWriter, Stage
 from mmfeat.plan import Item, Plan, Planner
@@ -167,6 +167,9 @@ class Extractor:
 
     @property
     def device(self) -> str:
+        """Where the models compute; without one torch, which is slow to import, need not be asked."""
+        if self.settings.device in ("auto", "cpu") and not any(is_torch(tower.request) for tower in self.towers):
+            return "cpu"
         return resolve_device(self.settings.device)
 
     def _run(

@@ -18,10 +18,13 @@ if TYPE_CHECKING:
     from mmfeat.requests import Request
 
 Command = TypeVar("Command", bound=Callable[..., None])
+INTERRUPTED = 130  # the exit code
 debug = False  # --debug was given
 typed: list[str] = []  # the command line behind `mmfeat`
 
-Data = Annotated[str, typer.Option("--data", help="Folder (train.txt, data/) or CSV, TSV, JSONL, Parquet table.")]
+Data = Annotated[
+    str, typer.Option("--data", help="Folder (train.txt, data/) or CSV, TSV, JSONL, Parquet table; or its URL.")
+]
 AnyData = Annotated[str | None, typer.Option("--data", help="Folder or table.  [default: that of the latest step]")]
 Encoders = Annotated[
     str, typer.Option("--encoders", help="family[:variant],...: clip, bert, resnet50, timm, hashing, hog.")
@@ -68,7 +71,7 @@ def reported(interrupted: str) -> Callable[[Command], Command]:
                 raise
             except KeyboardInterrupt:
                 err.print(f"interrupted; {interrupted}")
-                raise typer.Exit(130) from None
+                raise typer.Exit(INTERRUPTED) from None
             except Exception as error:
                 if debug:
                     raise

@@ -19,7 +19,7 @@ from typing import Any
 from mmfeat import errors
 from mmfeat.cache import Cache
 from mmfeat.cluster import Interrupts, join_cluster, leave_cluster, without_stderr
-from mmfeat.encoders import Tower
+from mmfeat.encoders import Tower, is_torch
 from mmfeat.errors import CacheError, ConfigError, MmfeatError
 from mmfeat.extractor import Extractor, ExtractSettings, Tally
 from mmfeat.plan import Planner
@@ -133,7 +133,7 @@ class BlockActor:
 
     def __init__(self, towers: list[Tower], root: str, dataset: str, settings: ExtractSettings) -> None:
         self._extractor = Extractor(towers, Cache(root, dataset), settings)
-        if settings.device == "cpu":
+        if settings.device == "cpu" and any(is_torch(tower.request) for tower in towers):
             import torch
 
             torch.set_num_threads(settings.workers)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from small_sweeps import make_place
 from test_layers import HEAVY
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
-from mmfeat.cli import app
+from mmfeat.cli import _global_flags_first, app
 from mmfeat.runs import read_run
 
 HEAVY_FOR_HELP = {"numpy", "pandas", "PIL", "matplotlib", "jinja2", "onnx", "onnxruntime", "mlflow"}
@@ -26,9 +26,14 @@ def mmfeat(*arguments: object, cwd: Path, **environment: str) -> subprocess.Comp
     )
 
 
-def fails(answer: subprocess.CompletedProcess[str], *words: str) -> None:
+def inside(*arguments: object) -> Result:
+    """The same in this process, which has imported what a command needs."""
+    return CliRunner().invoke(app, _global_flags_first([*map(str, arguments)]))
+
+
+def fails(answer: subprocess.CompletedProcess[str] | Result, *words: str) -> None:
     """Exit code 1 and one line on stderr that holds `words`."""
-    assert answer.returncode == 1, answer
+    assert (answer.exit_code if isinstance(answer, Result) else answer.returncode) == 1, answer
     lines = answer.stderr.strip().splitlines()
     assert len(lines) == 1, answer.stderr
     assert lines[0].startswith("mmfeat: ")
@@ -69,9 +74,9 @@ def test_the_whole_way(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [[], ["extract"], ["heads"], ["submit"], ["demo"]])
-def test_help_has_an_example(command: list[str], tmp_path: Path) -> None:
-    answer = mmfeat(*command, "--help", cwd=tmp_path)
-    assert answer.returncode == 0
+def test_help_has_an_example(command: list[str]) -> None:
+    answer = inside(*command, "--help")
+    assert answer.exit_code == 0
     assert f"mmfeat {' '.join(command)}".strip() + " " in answer.stdout.replace("Usage: ", "")
 
 
@@ -102,29 +107,30 @@ def test_a_refused_flag_and_a_warm_rerun_import_nothing_heavy(demo_folder: Path,
     assert not imported & (HEAVY - {"h5py", "fsspec"} | {"pandas"})
 
 
-def test_wrong_input_is_one_line_and_exit_code_1(demo_folder: Path, tmp_path: Path) -> None:
+def test_wrong_input_is_one_line_and_exit_code_1(
+    demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     fails(mmfeat("extract", "--data", "nowhere", cwd=tmp_path), "nowhere: no such folder or table", "--data")
-    fails(mmfeat("extract", "--data", demo_folder, "--encoders", "", cwd=tmp_path), "no encoders")
-    fails(mmfeat("extract", "--data", demo_folder, "--encoders", "elmo", cwd=tmp_path), "no encoder family 'elmo'")
-    fails(mmfeat("extract", "--data", demo_folder, "--columns", "x", cwd=tmp_path), "--columns x: write id=")
-    fails(
-        mmfeat("extract", "--data", demo_folder, "--cache", "", "--encoders", "hog", cwd=tmp_path), "--cache is empty"
-    )
-    fails(mmfeat("extract", "--data", demo_folder, "--device", "tpu", cwd=tmp_path), "--device tpu: use one of")
-    fails(mmfeat("heads", "--learning-rate", "-1", cwd=tmp_path), "nothing was")
-    wrong = mmfeat("heads", "--data", demo_folder, "--encoders", "hog", "--learning-rate", "-1", cwd=tmp_path)
+    fails(inside("extract", "--data", demo_folder, "--encoders", ""), "no encoders")
+    fails(inside("extract", "--data", demo_folder, "--encoders", "elmo"), "no encoder family 'elmo'")
+    fails(inside("extract", "--data", demo_folder, "--columns", "x"), "--columns x: write id=")
+    fails(inside("extract", "--data", demo_folder, "--cache", "", "--encoders", "hog"), "--cache is empty")
+    fails(inside("extract", "--data", demo_folder, "--device", "tpu"), "--device tpu: use one of")
+    fails(inside("heads", "--learning-rate", "-1"), "nothing was")
+    wrong = inside("heads", "--data", demo_folder, "--encoders", "hog", "--learning-rate", "-1")
     fails(wrong, "--learning-rate -1.0: a number above 0")
-    fails(mmfeat("demo", "--out", demo_folder / "train.txt", cwd=tmp_path), "not empty and not this demo")
-    fails(mmfeat("heads", cwd=tmp_path), "nothing was extracted", "mmfeat extract")
-    fails(mmfeat("submit", cwd=tmp_path), "no finished run", "mmfeat heads")
-    fails(mmfeat("submit", "--run", "nowhere", cwd=tmp_path), "nowhere: no finished run here")
+    fails(inside("demo", "--out", demo_folder / "train.txt"), "not empty and not this demo")
+    fails(inside("heads"), "nothing was extracted", "mmfeat extract")
+    fails(inside("submit"), "no finished run", "mmfeat heads")
+    fails(inside("submit", "--run", "nowhere"), "nowhere: no finished run here")
     assert not list(tmp_path.iterdir())
 
 
 def test_wrong_usage_is_exit_code_2(tmp_path: Path) -> None:
     assert mmfeat("extract", cwd=tmp_path).returncode == 2
-    assert mmfeat("dance", cwd=tmp_path).returncode == 2
-    assert mmfeat("heads", "--folds", "one", cwd=tmp_path).returncode == 2
+    assert inside("dance").exit_code == 2
+    assert inside("heads", "--folds", "one").exit_code == 2
 
 
 def test_a_cache_that_cannot_be_written(demo_folder: Path, tmp_path: Path) -> None:
@@ -156,7 +162,8 @@ def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path) -> None:
         assert "Traceback" in answer.stderr
 
 
-def test_config_holds_flags_and_flags_win(demo_folder: Path, tmp_path: Path) -> None:
+def test_config_holds_flags_and_flags_win(demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     config = tmp_path / "mmfeat.toml"
     config.write_text(
         f'data = "{demo_folder}"\ncache = "store"\n\n[extract]\nencoders = ["hashing", "hog"]\nmax_length = 9\n'
@@ -164,21 +171,24 @@ def test_config_holds_flags_and_flags_win(demo_folder: Path, tmp_path: Path) -> 
     answer = mmfeat("extract", "--config", config, "--encoders", "hashing", cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
     assert [path.name.split("-")[0] for path in (tmp_path / "store" / "demo").iterdir() if path.is_dir()] == ["hashing"]
-    assert mmfeat("--config", config, "extract", cwd=tmp_path).returncode == 0
+    assert inside("--config", config, "extract").exit_code == 0
     assert len([path for path in (tmp_path / "store" / "demo").iterdir() if path.is_dir()]) == 2
     config.write_text("colour = 1\n[heads]\nflavour = 2\n")
-    fails(mmfeat("extract", "--config", config, cwd=tmp_path), "no flag colour, heads.flavour")
-    fails(mmfeat("extract", "--config", "nowhere.toml", cwd=tmp_path), "nowhere.toml: not a readable TOML file")
+    fails(inside("extract", "--config", config), "no flag colour, heads.flavour")
+    fails(inside("extract", "--config", "nowhere.toml"), "nowhere.toml: not a readable TOML file")
     config.write_text('extract = 1\nout = "x"\n')
-    fails(mmfeat("extract", "--config", config, cwd=tmp_path), "extract, out means something else for each command")
+    fails(inside("extract", "--config", config), "extract, out means something else for each command")
     config.write_text("not toml")
-    fails(mmfeat("extract", "--config", config, cwd=tmp_path), "not a readable TOML file")
+    fails(inside("extract", "--config", config), "not a readable TOML file")
 
 
-def test_flags_of_heads_change_what_was_remembered(demo_folder: Path, tmp_path: Path) -> None:
-    mmfeat("extract", "--data", demo_folder, "--encoders", "hashing", cwd=tmp_path)
-    fails(mmfeat("heads", "--cleaning", "none", cwd=tmp_path), "not in the cache for hashing")
-    fails(mmfeat("heads", "--encoders", "hog", cwd=tmp_path), "not in the cache for hog")
+def test_flags_of_heads_change_what_was_remembered(
+    demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    inside("extract", "--data", demo_folder, "--encoders", "hashing")
+    fails(inside("heads", "--cleaning", "none"), "not in the cache for hashing")
+    fails(inside("heads", "--encoders", "hog"), "not in the cache for hog")
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from mmfeat.console import duration, out, show_forecast, size_of
-from mmfeat.encoders import EncoderOptions
+from mmfeat.encoders import EncoderOptions, describe_encoders
 from mmfeat.extract import extract_features
-from mmfeat.forecast import Forecasts, forecast_extraction
+from mmfeat.forecast import Forecast, Forecasts, forecast_extraction
+from mmfeat.progress import Advance, Silent
+from mmfeat.samples import Overview
 
 OPTIONS = EncoderOptions(dtype="float32", outputs=("pooled", "clip=tokens"), views=1)
 
@@ -79,6 +82,31 @@ def test_what_it_says(data: Path, tmp_path: Path) -> None:
     with out.capture() as printed:
         show_forecast(forecast_extraction(data, ["hashing"], cache=tmp_path / "cache"))
     assert "nothing to do: every vector is in" in printed.get()
+
+
+def test_names_are_not_cut() -> None:
+    spec = describe_encoders(["hog"], EncoderOptions(dtype="float32"))[0].spec
+    model = "timm:" + "a-name-that-goes-on" * 5
+    found = Forecasts(Overview("t", "t.csv", 3, {}), Path("cache"), (Forecast(model, 3, 1, 3, ((spec, 3, 9),)),), 0, 9)
+    with out.capture() as printed:
+        show_forecast(found)
+    assert any(line.split()[:2] == [model, "pooled"] for line in printed.get().splitlines())
+
+
+def test_what_hog_does_is_encoding(data: Path, tmp_path: Path) -> None:
+    """Its rate is that of its own work, which takes longer than decoding these small pictures; it is tried on a few."""
+    steps: list[tuple[str, int | None]] = []
+
+    class Noted(Silent):
+        def task(self, title: str, total: int | None) -> AbstractContextManager[Advance]:
+            steps.append((title, total))
+            return super().task(title, total)
+
+    found = forecast_extraction(data, ["hog"], cache=tmp_path / "cache", progress=Noted())
+    (each,) = found.encoders
+    assert each.seconds > found.reading > 0
+    assert each.seconds == pytest.approx(each.missing / each.rate)
+    assert dict(steps)["try images"] == each.missing // 4
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def _outputs(base: EncoderSpec, options: EncoderOptions, has_layers: bool) -> li
         if output != "pooled" and not has_layers:
             wanted = asked.rpartition("=")[2]
             remedy = "leave this out" if name else f"name the encoder, as in clip={wanted}"
-            only = " but pooled vectors" if name else ""
+            only = ", only pooled vectors" if name else ""
             raise EncoderError(f"--outputs {asked}: {base.name} has no {output}{only}; {remedy}")
         pooling = base.pooling if output == "pooled" else "none"
         specs.append(replace(base, output=output, layer=int(layer or 0), pooling=pooling))
