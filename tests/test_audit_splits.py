@@ -215,9 +215,9 @@ def test_a_holdout_judges_only_its_test_part(place: Path, tmp_path: Path) -> Non
 def test_several_classes_a_sample_are_judged_each_alone(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     lines = [["id", "text", "label"]]
-    for number in range(90):
+    for number in range(160):
         sad, tired = (random.random(2) < 0.5).tolist()
-        words = ["so sad and blue today"] * sad + ["tired and sleepy all day"] * tired + [f"line {number}"]
+        words = ["sad"] * 4 * sad + ["tired"] * 4 * tired + [f"w{word}" for word in random.integers(0, 999, 5)]
         truth = [name for name, there in (("sad", sad), ("tired", tired)) if there]
         lines.append([str(number), " ".join(words), "|".join(truth) or "|"])
     lines[1][2] = {"|": "sad", "sad": "|", "tired": "sad|tired", "sad|tired": "tired"}[lines[1][2]]  # one wrong label
