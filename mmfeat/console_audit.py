@@ -50,7 +50,7 @@ def _show_twins(audit: Audit) -> None:
     pair = audit.conflicts["pair"]
     if pair["disagreeing_pairs"]:
         share = pair["disagreeing_pairs"] / pair["pairs"]
-        out.print(f"  alike in text and photo, {share:.0%} of pairs have unlike labels: nobody can tell those apart")
+        out.print(f"  {share:.0%} of the pairs that are alike in text and photo have unlike labels")
         out.print(f"  if each label errs alone and evenly, {_percent(pair['wrong'])} of theirs are wrong")
 
 
@@ -67,7 +67,7 @@ def _show_leaks(audit: Audit) -> None:
             out.print(f"  {', '.join(f'{name} {count:,}' for name, count in ways.items())}")
     if audit.shared:
         counts = ", ".join(f"{name} {count:,}" for name, count in audit.shared.items())
-        out.print(f"unlabelled samples with a labelled twin, see leaks.csv: {counts}")
+        out.print(f"unlabelled with a labelled twin (leaks.csv): {counts}")
 
 
 def _show_odd(audit: Audit) -> None:
@@ -106,7 +106,7 @@ def _show_profile(audit: Audit) -> None:
         out.print(f"photos: {photos['photos']:,}, median {' x '.join(sides)} pixels, least side {least:,.0f}")
 
 
-def _first_shares(shares: Mapping[str, float], most: int = 6) -> str:
+def _first_shares(shares: Mapping[str, float], most: int = 5) -> str:
     names = list(shares)
     rest = sum(shares[name] for name in names[most:])
     found = [f"{name} {shares[name]:.1%}" for name in names[:most]]

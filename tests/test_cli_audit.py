@@ -34,7 +34,7 @@ def test_a_process_without_anything_extracted(tmp_path: Path) -> None:
     assert lines[-2:] == ["audit audit/tweets/audit.json", "next: mmfeat extract --data tweets"]
     row = next(line.split() for line in lines if line.startswith("text  "))
     assert row == ["text", "2", "5", "3", "3", "1", "1", "of", "2"]
-    assert any(line.startswith("unlabelled samples with a labelled twin") for line in lines)
+    assert any(line.startswith("unlabelled with a labelled twin") for line in lines)
     assert not [line for line in lines if len(line) > 80 and not line.startswith(("note", "tables"))]
 
 
