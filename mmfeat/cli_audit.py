@@ -51,11 +51,9 @@ def audit(
         progress=ConsoleProgress(),
     )
     show_audit(found)
-    if found.label_errors is not None:
-        out.print(f"next: mmfeat report --run {shlex.quote(found.label_errors['run'])} shows it beside the scores")
-    else:
-        encoders = f"mmfeat extract --data {shlex.quote(shown(place))} and mmfeat heads"
-        out.print(f"next: {encoders}; after them mmfeat audit also judges the labels")
+    judged = found.label_errors
+    report = f"mmfeat report --run {shlex.quote(judged['run'])}" if judged else ""
+    out.print(f"next: {report or f'mmfeat extract --data {shlex.quote(shown(place))}'}")
 
 
 def _place(data: str | None, columns: str | None, cache: str) -> tuple[str, dict[str, str]]:

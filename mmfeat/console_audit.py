@@ -31,7 +31,7 @@ def show_audit(audit: Audit) -> None:
     _show_profile(audit)
     _show_balance(audit)
     _show_errors(audit)
-    out.print(f"tables {audit.folder}: {', '.join(f'{name}.csv' for name in TABLES)}")
+    out.print(f"tables {audit.folder}/*.csv: {', '.join(TABLES)}")
     out.print(f"audit {audit.file}")
 
 
@@ -39,7 +39,7 @@ def _show_twins(audit: Audit) -> None:
     if not any(each["groups"] for each in audit.duplicates.values()):
         out.print("no duplicates in text or photo")
         return
-    header = ("duplicates", "groups", "samples", "equal", "largest", "disagree", "pairs that disagree")
+    header = ("duplicates", "groups", "samples", "equal", "largest", "conflicts", "unlike pairs")
     table = Table(*header, box=None, padding=NEAR)
     for modality, each in audit.duplicates.items():
         conflict = audit.conflicts[modality]
@@ -50,9 +50,8 @@ def _show_twins(audit: Audit) -> None:
     pair = audit.conflicts["pair"]
     if pair["disagreeing_pairs"]:
         share = pair["disagreeing_pairs"] / pair["pairs"]
-        out.print(
-            f"labels of samples alike in text and photo disagree in {share:.0%} of pairs: nobody can tell them apart"
-        )
+        out.print(f"  {share:.0%} of the pairs that are alike in text and photo have unlike labels")
+        out.print(f"  if each label errs alone and evenly, {_percent(pair['wrong'])} of theirs are wrong")
 
 
 def _show_leaks(audit: Audit) -> None:
@@ -62,14 +61,13 @@ def _show_leaks(audit: Audit) -> None:
         for way in audit.leaks["ways"]:
             name = f"{way['part']}, {way['kind']} {way['modality']}"
             ways[name] = ways.get(name, 0) + way["samples"]
-        out.print(
-            f"leaks: {leaking:,} of {tested:,} tested samples have a twin in training"
-            + (f" ({'; '.join(f'{name} {count:,}' for name, count in ways.items())})" if ways else "")
-        )
+        out.print(f"leaks: {leaking:,} of {tested:,} tested samples have a twin in training")
         out.print(f"  splits in {audit.leaks['splits']}")
+        if ways:
+            out.print(f"  {', '.join(f'{name} {count:,}' for name, count in ways.items())}")
     if audit.shared:
         counts = ", ".join(f"{name} {count:,}" for name, count in audit.shared.items())
-        out.print(f"unlabelled samples with a labelled twin: {counts} (no leak of a score; leaks.csv names them)")
+        out.print(f"unlabelled with a labelled twin (leaks.csv): {counts}")
 
 
 def _show_odd(audit: Audit) -> None:
@@ -93,8 +91,10 @@ def _show_profile(audit: Audit) -> None:
         marks = ", ".join(f"{name} {share:.0%}" for name, share in texts["marks"].items() if share >= 0.005)
         out.print(
             f"texts: {texts['texts']:,}, median {length['median']:,.0f} characters (5 % below {length['q05']:,.0f}, "
-            f"5 % above {length['q95']:,.0f})" + (f"; {marks}" if marks else "")
+            f"5 % above {length['q95']:,.0f})"
         )
+        if marks:
+            out.print(f"  with {marks}")
         told = "languages" if "languages" in texts else "scripts"
         out.print(f"  {told}: {_first_shares(texts[told])}")
         odd = {name: count for name, count in audit.encodings.items() if name != "utf-8"}
@@ -106,7 +106,7 @@ def _show_profile(audit: Audit) -> None:
         out.print(f"photos: {photos['photos']:,}, median {' x '.join(sides)} pixels, least side {least:,.0f}")
 
 
-def _first_shares(shares: Mapping[str, float], most: int = 6) -> str:
+def _first_shares(shares: Mapping[str, float], most: int = 5) -> str:
     names = list(shares)
     rest = sum(shares[name] for name in names[most:])
     found = [f"{name} {shares[name]:.1%}" for name in names[:most]]
@@ -136,8 +136,9 @@ def _show_errors(audit: Audit) -> None:
     found = audit.label_errors
     if found is None:
         return
-    judge = f"{found['head']} on {found['modalities']} of {found['run']}"
-    out.print(f"label errors: {found['errors']:,} of {found['samples']:,} labels are doubted by {judge}")
+    judge = f"{found['head']} on {found['modalities']}"
+    out.print(f"label errors: {found['errors']:,} of {found['samples']:,} labels are doubted by {judge} of")
+    out.print(f"  {found['run']}")
     table = Table("id", "label", "rather", "p", "p label", "text", box=None, padding=NEAR)
     for each in found["examples"][:SHOWN_ERRORS]:
         numbers = (f"{each[name]:.2f}" for name in ("probability", "self_confidence"))
@@ -149,15 +150,14 @@ def _show_errors(audit: Audit) -> None:
     noise = found["noise"]
     shares = ", ".join(f"{name} {_percent(share)}" for name, share in list(noise["classes"].items())[:SHOWN_LABELS])
     if found["multilabel"]:
-        out.print(f"estimated wrong by class: {shares}; of several classes a sample no ceiling is told")
+        out.print(f"estimated wrong: {shares}; with several classes a sample no ceiling is told")
     else:
-        out.print(f"estimated wrong: {_percent(noise['wrong'])} ({shares})")
         f1, accuracy, had = noise["macro_f1"], noise["accuracy"], found["macro_f1"]["value"]
-        out.print(
-            f"noise ceiling: a classifier that is always right would score macro-F1 {_number(f1)}, "
-            f"accuracy {_number(accuracy)}; {found['head']} has {had:.3f}"
-        )
-    out.print("  if the head is right wherever it is confident; a weak head makes labels look worse than they are")
+        out.print(f"estimated wrong: {_percent(noise['wrong'])}")
+        out.print(f"  {shares}")
+        out.print(f"noise ceiling: macro-F1 {_number(f1)} ({found['head']} has {had:.3f})")
+        out.print(f"  accuracy {_number(accuracy)}")
+    out.print("  if the head is right where it is confident; a weak head doubts good labels")
 
 
 def _percent(score: Mapping[str, Any]) -> str:

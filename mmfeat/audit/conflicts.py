@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from mmfeat.audit.balance import wilson
 from mmfeat.audit.twins import Twins
 
 
@@ -36,8 +38,27 @@ def find_conflicts(twins: Twins, labels: np.ndarray) -> Conflicts:
         "samples": int(np.isin(twins.near[samples], disagreeing).sum()),
         "pairs": pairs,
         "disagreeing_pairs": differing,
+        "wrong": _wrong(differing, pairs, int(labels.max(initial=-1)) + 1),
     }
     return Conflicts(exact, near, counts)
+
+
+def _wrong(differing: int, pairs: int, classes: int) -> dict[str, float] | None:
+    """The share of wrong labels that so many unlike pairs come from, with a 95 % interval; None without pairs.
+
+    If each label errs alone, with chance e and as often towards each other class, two labels of one content are alike
+    with (1 - e)^2 + e^2 / (C - 1). No head is asked.
+    """
+    if not pairs or classes < 2:
+        return None
+    shares = (differing / pairs, *wilson(differing, pairs))
+    return dict(zip(("value", "low", "high"), (_error_rate(share, classes) for share in shares), strict=True))
+
+
+def _error_rate(unlike: float, classes: int) -> float:
+    """Beyond what chance alone gives the equation has no solution, and labels say nothing."""
+    factor = classes / (classes - 1)
+    return (1 - math.sqrt(max(0.0, 1 - factor * unlike))) / factor
 
 
 def _disagreeing(groups: np.ndarray, labels: np.ndarray) -> np.ndarray:

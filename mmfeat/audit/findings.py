@@ -13,7 +13,7 @@ from mmfeat.audit.leaks import UNLABELLED, GivenSplits, Leak, find_leaks, find_s
 from mmfeat.audit.opinions import Opinions, Suspicion, fitting_run, read_opinions, suspicions
 from mmfeat.audit.photos import Finding, Photos, inspect_photos
 from mmfeat.audit.texts import text_findings
-from mmfeat.audit.twins import Twins, find_twins
+from mmfeat.audit.twins import Twins, find_twins, twins_within
 from mmfeat.cache import ContentKeys
 from mmfeat.cache.keys import content_keys
 from mmfeat.progress import Progress
@@ -73,7 +73,8 @@ def find_everything(
     judge, no_run = fitting_run(run, heads, data_hash)
     splits = splits or _run_splits(judge, everything)
     opinions = read_opinions(judge) if judge else None
-    twins = find_twins(everything, photos.keys.keys, photos.hashes)
+    contents = (everything, photos.keys.keys, photos.hashes)
+    twins = find_twins(*contents)
     labels = _label_numbers(samples)
     return Findings(
         samples=samples,
@@ -83,7 +84,7 @@ def find_everything(
         conflicts={modality: find_conflicts(each, labels) for modality, each in twins.items()},
         shared=find_shared(everything, twins),
         splits=splits,
-        leaks=find_leaks(splits, twins) if splits else [],
+        leaks=find_leaks(splits, twins_within(np.unique(splits.rows), *contents)) if splits else [],
         odd={"text": text_findings(everything), "image": photos.findings},
         opinions=opinions,
         no_run=no_run,

@@ -70,13 +70,18 @@ def estimate_noise(labels: np.ndarray, probabilities: np.ndarray, seed: int = 42
         weights = np.bincount(random.integers(len(labels), size=len(labels)), minlength=len(labels))
         drawn.append(_measures(_joint(labels, probabilities, best, weights.astype(np.float64))))
     tail = 100 * (1 - CONFIDENCE) / 2
-    lows, highs = np.nanpercentile(drawn, [tail, 100 - tail], axis=0)
-    values = zip(_measures(joint).tolist(), lows.tolist(), highs.tolist(), strict=True)
-    accuracy, macro_f1, wrong, *by_class = (Score(*each) if each[0] == each[0] else NONE for each in values)
+    columns = zip(_measures(joint).tolist(), np.array(drawn).T, strict=True)
+    scores = [_score(value, each[np.isfinite(each)], tail) for value, each in columns]
+    accuracy, macro_f1, wrong, *by_class = scores
     return Noise(joint, wrong, tuple(by_class), accuracy, macro_f1)
 
 
-NONE = Score(None, None, None)
+def _score(value: float, draws: np.ndarray, tail: float) -> Score:
+    """A value with its percentiles; a rare class may be missing in some draws, and one without labels in all."""
+    if not np.isfinite(value):
+        return Score(None, None, None)
+    low, high = np.percentile(draws, [tail, 100 - tail]) if len(draws) else (value, value)
+    return Score(value, float(low), float(high))
 
 
 def _checked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

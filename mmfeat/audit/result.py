@@ -30,7 +30,7 @@ class Audit:
     labelled: int
     encodings: Mapping[str, int]
     duplicates: Mapping[str, Any]  # by text, image and pair: groups, samples, exact_samples, exact_surplus, largest
-    conflicts: Mapping[str, Any]  # by text, image and pair: groups, exact_groups, samples, pairs, disagreeing_pairs
+    conflicts: Mapping[str, Any]  # the same: groups, exact_groups, samples, pairs, disagreeing_pairs, wrong
     shared: Mapping[str, Any]  # unlabelled samples with a labelled twin, by what they share
     leaks: Mapping[str, Any] | None  # of the splits in `splits`, by fold; None without splits
     odd: Sequence[Mapping[str, Any]]  # modality, what, count, first id, first detail

@@ -20,7 +20,7 @@ from mmfeat.audit.findings import Findings, find_everything
 from mmfeat.audit.opinions import judge_labels
 from mmfeat.audit.result import Audit, write_audit
 from mmfeat.audit.stray import stray_files
-from mmfeat.audit.texts import NO_LANGUAGES, language_classifier, text_languages, text_profile
+from mmfeat.audit.texts import NO_LANGUAGES, are_absent, language_classifier, text_languages, text_profile
 from mmfeat.cache import folder_name
 from mmfeat.errors import ConfigError
 from mmfeat.files import write_errors
@@ -174,7 +174,7 @@ def _notes(found: Findings) -> list[str]:
     notes = [found.no_run] if found.no_run else []
     if language_classifier() is None and any(sample.text for sample in found.samples):
         notes.append(NO_LANGUAGES)
-    if not any(sample.text_error != "no text" for sample in found.samples):
+    if are_absent(found.samples.samples):
         notes.append("no sample has a text")
     if found.photos.absent:
         notes.append("no sample has a photo")

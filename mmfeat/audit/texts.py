@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections import Counter
@@ -19,11 +20,12 @@ _ELLIPSIS = " :\"'.…-|"
 MISSING, EMPTY, EMPTIED, LONG = "missing", "empty", "emptied", "very long"
 GARBLED, LOST, CONTROL = "garbled", "lost characters", "control characters"
 
+NO_TEXT = ("no text", "no text file")  # how a missing one is told of by `read_samples`
 LONGEST = 2000  # characters: four times the most tokens that usual text encoders look at
 FAR = 10  # times the median length
 LANGUAGE_TEXTS = 20_000  # a language is told of so many, drawn at random; a share needs no more
 LANGUAGE_LETTERS = 20  # of a cleaned text; a language of fewer is a guess
-LANGUAGE_CONFIDENCE = 0.9
+LANGUAGE_CONFIDENCE = 0.7
 QUANTILES = {"min": 0, "q05": 5, "median": 50, "q95": 95, "max": 100}
 
 # UTF-8 that was read as cp1252 or GBK and saved again: the two bytes of an accent, an apostrophe, a byte-order mark.
@@ -49,12 +51,17 @@ def is_bare(text: str | None) -> bool:
     return not _RETWEET.sub("", clean_tweet(text or "")).strip(_ELLIPSIS)
 
 
+def are_absent(samples: Sequence[Sample]) -> bool:
+    """Whether the data have no texts, which is another thing than empty ones."""
+    return all(sample.text is None and sample.text_error in NO_TEXT for sample in samples)
+
+
 def text_findings(samples: Sequence[Sample]) -> list[tuple[tuple[str, str], ...]]:
     """What is odd about each text. Where no sample has a text the data have no texts, and none is missing."""
-    lengths = [len(sample.text) for sample in samples if sample.text]
-    if not lengths:
+    if are_absent(samples):
         return [()] * len(samples)
-    most = max(LONGEST, FAR * float(np.median(lengths)))
+    lengths = [len(sample.text) for sample in samples if sample.text]
+    most = max(LONGEST, FAR * float(np.median(lengths or [0])))
     return [tuple(_oddities(sample, most)) for sample in samples]
 
 
@@ -123,15 +130,24 @@ def main_script(text: str) -> str:
 def language_classifier() -> Callable[[str], tuple[str, float]] | None:
     """Text -> (ISO 639-1 code, probability) by py3langid, which needs no download; None without it."""
     try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+        import py3langid.langid  # noqa: F401
     except ImportError:
         return None
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    return lambda text: identifier.classify(text)
+    return _load_classifier()
+
+
+@functools.cache
+def _load_classifier() -> Callable[[str], tuple[str, float]]:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    classify: Callable[[str], tuple[str, float]] = LanguageIdentifier.from_model_file(
+        MODEL_FILE, norm_probs=True
+    ).classify
+    return functools.lru_cache(2 * LANGUAGE_TEXTS)(classify)  # a text is one of all and one of the labelled
 
 
 def text_languages(texts: Sequence[str], seed: int = 42) -> dict[str, float] | None:
-    """Language -> share of texts, `unsure` for short ones and those told with less than 0.9; None without py3langid."""
+    """Language -> share of texts, `unsure` for short ones and those told with less than 0.7; None without py3langid."""
     classify = language_classifier()
     if classify is None or not texts:
         return None

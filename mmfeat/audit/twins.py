@@ -64,6 +64,21 @@ def find_twins(
     return found
 
 
+def twins_within(
+    rows: np.ndarray, samples: Sequence[Sample], image_keys: np.ndarray, image_hashes: tuple[np.ndarray, np.ndarray]
+) -> dict[str, Twins]:
+    """Twins among some rows alone, as arrays over all samples: nobody is near another through one that is not there.
+
+    It is what folds are made of: through a sample without label two labelled ones are not joined.
+    """
+    hashes, known = image_hashes
+    found = find_twins([samples[row] for row in rows.tolist()], image_keys[rows], (hashes[rows], known[rows]))
+    return {
+        modality: Twins(*(_spread(groups, rows, len(samples)) for groups in (each.exact, each.near)))
+        for modality, each in found.items()
+    }
+
+
 def _shared(groups: np.ndarray) -> np.ndarray:
     """The group numbers, -1 for a group of one."""
     return np.where(np.bincount(groups)[groups] > 1, groups, -1)
@@ -78,3 +93,10 @@ def _both(text: np.ndarray, image: np.ndarray, unwritten: np.ndarray, blank: np.
     ]
     groups = np.unique(np.column_stack(sides), axis=0, return_inverse=True)[1].reshape(-1)
     return np.where(unwritten & blank, -1, _shared(groups))
+
+
+def _spread(groups: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+    """(count,) the groups at their rows, -1 elsewhere."""
+    found = np.full(count, -1)
+    found[rows] = groups
+    return found

@@ -1,0 +1,116 @@
+"""Label errors: what confident learning finds, and the ceiling that noise puts on scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mmfeat.audit.label_errors import estimate_noise, find_label_errors
+
+
+def noisy(count: int = 3000, wrong: float = 0.1, skill: float = 3.0, seed: int = 1) -> tuple[np.ndarray, ...]:
+    """True classes, labels of which some share is moved on by one class, probabilities about the truth."""
+    random = np.random.default_rng(seed)
+    truth = random.choice(3, count, p=[0.5, 0.3, 0.2])
+    labels = np.where(random.random(count) < wrong, (truth + 1) % 3, truth)
+    logits = random.standard_normal((count, 3)) + skill * np.eye(3)[truth]
+    weights = np.exp(logits)
+    return truth, labels, weights / weights.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(("seed", "skill"), [(1, 3.0), (2, 1.5), (3, 0.5)])
+def test_equal_to_cleanlab(seed: int, skill: float) -> None:
+    count = pytest.importorskip("cleanlab.count")
+    issues = pytest.importorskip("cleanlab.filter").find_label_issues
+    _, labels, probabilities = noisy(600, 0.15, skill, seed)
+    found = find_label_errors(labels, probabilities)
+    expected = issues(labels, probabilities, filter_by="confident_learning", n_jobs=1)
+    assert sorted(found.rows.tolist()) == np.flatnonzero(expected).tolist()
+    joint = count.estimate_joint(labels, probabilities)
+    # cleanlab rounds its calibrated counts to whole samples
+    np.testing.assert_allclose(estimate_noise(labels, probabilities, draws=2).joint, joint, atol=1.5 / 600)
+
+
+def test_moved_labels_are_found_and_named_rightly() -> None:
+    truth, labels, probabilities = noisy(skill=6.0)
+    found = find_label_errors(labels, probabilities)
+    moved = np.flatnonzero(truth != labels)
+    assert len(np.intersect1d(found.rows, moved)) > 0.85 * len(moved)
+    assert (found.suggested == truth[found.rows]).mean() > 0.95
+    assert (found.suggested != labels[found.rows]).all()
+
+
+def test_the_surest_errors_come_first() -> None:
+    _, labels, probabilities = noisy()
+    found = find_label_errors(labels, probabilities)
+    margin = probabilities[found.rows, found.suggested] - probabilities[found.rows, labels[found.rows]]
+    assert (np.diff(margin) <= 0).all()
+    assert (margin > 0).all()
+
+
+def test_the_share_of_wrong_labels_is_told_with_an_interval_that_holds_it() -> None:
+    truth, labels, probabilities = noisy(skill=6.0)
+    noise = estimate_noise(labels, probabilities)
+    share = (truth != labels).mean()
+    assert noise.wrong.low < share < noise.wrong.high
+    assert noise.accuracy.value == pytest.approx(1 - noise.wrong.value)
+    matrix = [np.mean(labels[labels == name] != truth[labels == name]) for name in range(3)]
+    assert [score.value for score in noise.by_class] == pytest.approx(matrix, abs=0.03)
+
+
+def test_the_ceiling_is_the_score_of_the_truth_against_the_labels() -> None:
+    """Where the head knows the truth for sure, nothing is estimated."""
+    from sklearn.metrics import accuracy_score, f1_score
+
+    truth, labels, _ = noisy(500)
+    noise = estimate_noise(labels, 0.02 + 0.94 * np.eye(3)[truth])
+    assert noise.accuracy.value == pytest.approx(accuracy_score(labels, truth))
+    assert noise.macro_f1.value == pytest.approx(f1_score(labels, truth, average="macro"))
+    assert noise.macro_f1.low < noise.macro_f1.value < noise.macro_f1.high
+
+
+def test_clean_labels_have_no_errors_and_no_ceiling_below_one() -> None:
+    truth, _, _ = noisy(300)
+    probabilities = 0.05 + 0.85 * np.eye(3)[truth]
+    assert len(find_label_errors(truth, probabilities).rows) == 0
+    noise = estimate_noise(truth, probabilities)
+    assert (noise.macro_f1.value, noise.macro_f1.low, noise.wrong.high) == pytest.approx((1, 1, 0))
+
+
+def test_the_likeliest_class_is_never_called_wrong() -> None:
+    _, labels, probabilities = noisy(skill=0.3)
+    found = find_label_errors(labels, probabilities)
+    assert (probabilities.argmax(axis=1)[found.rows] != labels[found.rows]).all()
+
+
+def test_a_class_without_labels_takes_part_in_nothing() -> None:
+    """As in a holdout's small test part."""
+    _, labels, probabilities = noisy(200)
+    rows = labels != 2
+    found = find_label_errors(labels[rows], probabilities[rows])
+    assert 2 not in found.suggested
+    noise = estimate_noise(labels[rows], probabilities[rows])
+    assert noise.by_class[2].value is None
+    assert noise.by_class[0].value is not None
+    assert np.isfinite(noise.joint).all()
+
+
+def test_one_class_has_no_errors() -> None:
+    found = find_label_errors(np.zeros(5, int), np.ones((5, 1)))
+    assert len(found.rows) == len(found.suggested) == 0
+    assert estimate_noise(np.zeros(5, int), np.ones((5, 1))).accuracy.value == 1
+
+
+def test_the_seed_fixes_the_intervals() -> None:
+    _, labels, probabilities = noisy(300)
+    assert estimate_noise(labels, probabilities, 1).macro_f1 == estimate_noise(labels, probabilities, 1).macro_f1
+    assert estimate_noise(labels, probabilities, 1).macro_f1 != estimate_noise(labels, probabilities, 2).macro_f1
+
+
+def test_wrong_input_is_refused() -> None:
+    with pytest.raises(ValueError, match="4 labels and probabilities of shape"):
+        find_label_errors(np.zeros(4, int), np.ones((3, 2)))
+    with pytest.raises(ValueError, match="finite"):
+        find_label_errors(np.zeros(2, int), np.array([[0.5, 0.5], [np.nan, np.nan]]))
+    with pytest.raises(ValueError, match="no sample"):
+        estimate_noise(np.empty(0, int), np.empty((0, 3)))
