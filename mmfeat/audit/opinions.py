@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from mmfeat.audit.label_errors import LabelErrors, Noise, estimate_noise, find_label_errors
-from mmfeat.errors import DataError, RunError
+from mmfeat.errors import RunError
+from mmfeat.predictions import read_predictions
 from mmfeat.runs import Run, comparable_runs, read_run
-from mmfeat.scoring import OUT_OF_FOLD
-from mmfeat.targets import Targets, read_targets
+from mmfeat.targets import Targets
 
 NO_RUN = "none"  # of --run
 
@@ -27,7 +26,6 @@ class Opinions:
     run: Run
     entry: Mapping[str, Any]
     ids: tuple[str, ...]
-    labels: tuple[str, ...]
     targets: Targets
     probabilities: np.ndarray
 
@@ -69,24 +67,10 @@ def fitting_run(run: str | Path | None, heads: Path, data_hash: str) -> tuple[Ru
 def read_opinions(run: Run) -> Opinions:
     """Those of the run's best entry; samples that no fold tests have none. Raises `RunError` for a damaged file."""
     entry = run.entry()
-    path = run.head_folder(entry) / OUT_OF_FOLD
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *rows = csv.reader(file)
-        width = len(run.classes)
-        if header[:2] != ["id", "label"] or header[-width:] != [f"p_{name}" for name in run.classes]:
-            raise ValueError("its columns are others")
-        ids, labels = (tuple(row[column] for row in rows) for column in (0, 1))
-        values = [[float(cell) for cell in row[-width:]] for row in rows]
-        probabilities = np.array(values, dtype=np.float64).reshape(len(rows), width)
-        targets = _targets(labels, run)
-        if not len(rows) or not np.isfinite(probabilities).all():
-            raise ValueError("no finite probabilities")
-    except OSError as error:
-        raise RunError(f"{path}: {error.strerror}; train the run again, or name another with --run") from error
-    except (ValueError, IndexError, KeyError, DataError) as error:
-        raise RunError(f"{path}: not predictions of this run ({error}); train it again, or name another") from error
-    return Opinions(run, entry, ids, labels, targets, probabilities)
+    found = read_predictions(run, entry)
+    if not found.ids:
+        raise RunError(f"{run.folder}: no sample was predicted out of fold; train it again, or name another with --run")
+    return Opinions(run, entry, found.ids, found.targets, found.probabilities)
 
 
 def suspicions(opinions: Opinions) -> list[Suspicion]:
@@ -134,17 +118,6 @@ def _noise(opinions: Opinions, seed: int) -> dict[str, Any]:
 
 def _overall(noise: Noise) -> dict[str, Any]:
     return {name: asdict(getattr(noise, name)) for name in ("wrong", "accuracy", "macro_f1")}
-
-
-def _targets(labels: Sequence[str], run: Run) -> Targets:
-    """Of the run's own classes, some of which a holdout's test part may lack."""
-    if run.config["task"] == "multilabel":
-        found = read_targets(labels, multilabel=True)
-        matrix = np.zeros((len(labels), len(run.classes)), bool)
-        matrix[:, [run.classes.index(name) for name in found.classes]] = found.matrix
-        return Targets(run.classes, matrix, multilabel=True)
-    numbers = [run.classes.index(label) for label in labels]
-    return Targets(run.classes, np.array(numbers, int)[:, None] == np.arange(len(run.classes)))
 
 
 def _of_class(opinions: Opinions, column: int) -> tuple[np.ndarray, np.ndarray]:
