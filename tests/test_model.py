@@ -33,8 +33,8 @@ from mmfeat.sweep import train_heads
 HEADS = {
     "fusion": ["concat", "cross-attention"],
     "baselines": ["knn"],
-    "modalities": ["both"],
     "plan": Plan(HeadSettings(epochs=1)),
+    "protocol": Protocol(folds=2, seeds=1),
 }
 
 
@@ -46,7 +46,7 @@ def place(demo_folder: Path, tiny_bert: Path, tiny_timm: Path, tmp_path_factory:
     shutil.copytree(tiny_timm, place / "tiny-timm")
     encoders = [f"bert:{tiny_bert}", f"timm:{place / 'tiny-timm'}"]
     extract_features(place / "demo", encoders, cache=place / "cache", options=options)
-    sweep(place, encoders, options=options, protocol=Protocol(folds=2, seeds=1), **HEADS)
+    sweep(place, encoders, options=options, **HEADS)
     return place
 
 
@@ -90,13 +90,10 @@ def test_it_predicts_what_submit_writes(place: Path, head: str, tmp_path: Path) 
     assert_as_submitted(run, head, unlabelled(place), tmp_path / "s.csv")
 
 
-@pytest.mark.parametrize("kind", ["stage-2", "early"])
-def test_fine_tuned_runs_predict_too(place: Path, kind: str, tmp_path: Path) -> None:
-    both = replace(ONCE, unfreeze=(("text", 1), ("image", 1)), batch_size=32)
-    settings = replace(ONCE, batch_size=32) if kind == "early" else both
-    more = {"fusion": "early", "views": 0} if kind == "early" else {}
-    run = tune(place, str(tmp_path), settings=settings, head="concat", **more).run
-    assert_as_submitted(run, kind, unlabelled(place), tmp_path / "s.csv")
+def test_fine_tuned_runs_predict_too(place: Path, tmp_path: Path) -> None:
+    settings = replace(ONCE, unfreeze=(("text", 1), ("image", 1)), batch_size=32)
+    run = tune(place, str(tmp_path), settings=settings, head="concat", views=0).run
+    assert_as_submitted(run, "stage-2", unlabelled(place), tmp_path / "s.csv")
 
 
 def test_samples_of_several_labels(tmp_path: Path) -> None:
