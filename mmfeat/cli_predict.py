@@ -157,7 +157,7 @@ def _deliver(result: Predicted, target: Any, layout: Any, plain: bool) -> None:
         checked_target(target, result.run.folder)
         write_prediction_file(target, result.predictions, layout)
         show_notes(result)
-        out.print(f"{len(result.predictions):,} predictions {target}")
+        out.print(f"predictions {target}")
         return
     show_notes(result)
     if out.is_terminal and not plain and len(result.predictions) <= FEW:

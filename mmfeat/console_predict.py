@@ -25,12 +25,10 @@ def show_submission(result: Submission) -> None:
         seen = [f"{result.out_of_fold.get(label, 0.0):.1%}"] if result.out_of_fold else []
         table.add_row(label, f"{result.predicted.get(label, 0.0):.1%}", *seen, f"{share:.1%}")
     out.print(table)
-    for line in result.drift:
+    for line in result.notes:
         out.print(f"note: {line}")
     if result.data_changed:
         out.print("note: labels, texts or photos changed since this run was trained; mmfeat heads trains anew")
-    if failed := result.extraction.failed:
-        out.print(f"note: {failed:,} texts or photos cannot be read; {_first(result.extraction.failures[0])}")
     if result.without_features:
         count, example = len(result.without_features), result.without_features[0]
         out.print(f"{count:,} samples have neither text nor image that could be read (first: {example})")
@@ -61,10 +59,6 @@ def show_few(result: Predicted) -> None:
             cells = [", ".join(f"{name} {value:.3f}" for value, name in first)]
         table.add_row(id, label, *cells)
     out.print(table)
-
-
-def _first(failure: tuple[str, str]) -> str:
-    return f"first: {failure[0]}, {failure[1]}"
 
 
 def _score(score: dict[str, float]) -> str:

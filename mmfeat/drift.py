@@ -66,10 +66,12 @@ def label_drift(before: np.ndarray, now: np.ndarray, classes: Sequence[str], mul
     )
 
 
-def missing_drift(before: Sequence[Sample], now: Sequence[Sample], seed: int = 42) -> list[str]:
-    """A line for each modality that is missing more or less often `now`."""
+def missing_drift(
+    before: Sequence[Sample], now: Sequence[Sample], modalities: Sequence[str] = MODALITIES, seed: int = 42
+) -> list[str]:
+    """A line for each of the modalities that is missing more or less often `now`."""
     lines = []
-    for modality in MODALITIES:
+    for modality in modalities:
         tables = [np.array([getattr(sample, modality) is None for sample in part], bool) for part in (before, now)]
         if not all(map(len, tables)):
             continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,23 @@ from mmfeat.cache import Cache
 from mmfeat.errors import ConfigError, RunError, SubmissionError
 from mmfeat.extract import Extraction, extract_samples
 from mmfeat.extractor import ExtractSettings
-from mmfeat.features import Features
+from mmfeat.features import Block, Features, MappedBlock
 from mmfeat.hardware import resolve_device
 from mmfeat.prediction_file import Predictions
 from mmfeat.predictor import Read, predict_entry, towers_of, widths_of
 from mmfeat.progress import Progress
 from mmfeat.runs import Run, best_run, checked_towers, read_run
-from mmfeat.samples import Sample, SampleSet
+from mmfeat.samples import MODALITIES, PART, Sample, SampleSet
 
 
 @dataclass(frozen=True)
 class Inference:
-    """Predictions for some samples, and `without`: ids of those of which the entry's encoders saw nothing."""
+    """Predictions for N samples. `lacking`: by modality that the entry sees, (N,) bool whether an encoder of it has
+    nothing; `without`: ids of those of which no encoder has anything."""
 
     predictions: Predictions
     extraction: Extraction
+    lacking: dict[str, np.ndarray]
     without: list[str]
 
 
@@ -74,7 +76,7 @@ def infer(
     )
     features = Cache(cache, samples.name).load(samples.samples, [tower.spec for tower in towers])
     predictions = predict_features(run, entry, features, samples.samples, resolve_device(device))
-    return Inference(predictions, extraction, unseen(features))
+    return Inference(predictions, extraction, _lacking(features), unseen(features))
 
 
 def predict_features(
@@ -98,3 +100,43 @@ def unseen(features: Features) -> list[str]:
     """Ids of the samples of which no encoder has a vector."""
     seen = np.any(list(features.masks.values()), axis=0)
     return [id for id, there in zip(features.ids, seen, strict=True) if not there]
+
+
+def lacking_notes(samples: SampleSet, lacking: Mapping[str, np.ndarray]) -> list[str]:
+    """Lines about what samples do not have, and about what they have and nobody can read."""
+    lines = []
+    for modality, gaps in lacking.items():
+        absent = [sample for sample in samples if getattr(sample, modality) is None]
+        if absent:
+            why = getattr(absent[0], f"{modality}_error")
+            lines.append(
+                f"{len(absent):,} of {len(samples):,} samples predicted without {PART[modality]} "
+                f"(first: {absent[0].id}, {why})"
+            )
+        pairs = zip(samples, gaps.tolist(), strict=True)
+        if broken := [sample.id for sample, gap in pairs if gap and getattr(sample, modality) is not None]:
+            lines.append(
+                f"{len(broken):,} of {len(samples):,} samples have a {PART[modality]} that cannot be read and counts "
+                f"as missing (first: {broken[0]}; mmfeat cache explain {broken[0]} tells why)"
+            )
+    return lines
+
+
+def unseen_note(without: Sequence[str], count: int, modalities: Iterable[str]) -> list[str]:
+    """A line about samples of which the head sees nothing, if there are any."""
+    if not without:
+        return []
+    wanted = " nor ".join(PART[modality] for modality in modalities)
+    return [
+        f"{len(without):,} of {count:,} samples have no {wanted}, which is what this head sees (first: {without[0]}): "
+        "they are predicted from nothing"
+    ]
+
+
+def _lacking(features: Features) -> dict[str, np.ndarray]:
+    blocks: list[Block | MappedBlock] = [*features.blocks, *features.mapped]
+    return {
+        modality: ~np.all([block.mask for block in blocks if block.modality == modality], axis=0)
+        for modality in MODALITIES
+        if any(block.modality == modality for block in blocks)
+    }

@@ -20,7 +20,7 @@ from mmfeat.embedder import Embedded, Embedder
 from mmfeat.errors import DataError
 from mmfeat.hardware import resolve_device
 from mmfeat.images import MemoryFile, picture_bytes
-from mmfeat.inference import choose_run, predict_features, unseen
+from mmfeat.inference import choose_run, predict_features, unseen, unseen_note
 from mmfeat.prediction_file import Predictions
 from mmfeat.predictor import load_final, towers_of
 from mmfeat.progress import Progress
@@ -124,12 +124,7 @@ def unread(samples: Sequence[Sample], seen: Embedded) -> list[str]:
         if broken := [number for number, reason in enumerate(reasons) if reason]:
             first = f"{samples[broken[0]].id}: {reasons[broken[0]]}"
             lines.append(f"{len(broken):,} of {len(samples):,} samples predicted without {PART[modality]} ({first})")
-    if nothing := unseen(seen.features):
-        wanted = " nor ".join(PART[modality] for modality in seen.reasons)
-        lines.append(
-            f"{len(nothing):,} of {len(samples):,} samples have no {wanted}, which is what this head sees "
-            f"(first: {nothing[0]}): they are predicted from nothing"
-        )
+    lines += unseen_note(unseen(seen.features), len(samples), seen.reasons)
     return lines
 
 
@@ -166,6 +161,8 @@ def _sample(number: int, text: Any, image: Any) -> Sample:
         raise DataError(f"texts[{number}]: {type(text).__name__} is no text; give str or None")
     text_error = "empty text" if text is not None and not text.strip() else ""
     photo, image_error = as_photo(image, f"images[{number}]")
+    if image_error:
+        image_error = f"{image}: {image_error}"
     return Sample(str(number), None if text_error else text, photo, None, text_error, image_error)
 
 
@@ -182,7 +179,7 @@ def as_photo(image: Any, name: str) -> tuple[Photo | None, str]:
     if not isinstance(image, str | Path):
         raise DataError(f"{name}: {type(image).__name__} is no image; give a path, bytes, a PIL image or None")
     there = os.path.isfile(image)
-    return (Path(image), "") if there else (None, f"{image}: image file not found")
+    return (Path(image), "") if there else (None, "image file not found")
 
 
 def _is_missing(value: Any) -> bool:

@@ -15,13 +15,13 @@ import numpy as np
 from mmfeat.cache import Cache
 from mmfeat.drift import out_of_fold_choices
 from mmfeat.errors import ConfigError, DataError
-from mmfeat.inference import check_columns, choose_run, infer
+from mmfeat.inference import check_columns, choose_run, infer, lacking_notes, unseen_note
 from mmfeat.metrics import evaluate
 from mmfeat.model import Model, as_photo, unread
 from mmfeat.prediction_file import Predictions
 from mmfeat.progress import Progress
 from mmfeat.runs import Run
-from mmfeat.samples import IMAGE_SUFFIXES, MODALITIES, PART, Sample, SampleSet, read_samples, read_text
+from mmfeat.samples import IMAGE_SUFFIXES, MODALITIES, Sample, SampleSet, read_samples, read_text
 from mmfeat.submit import check_labels, find_drift, training_samples
 from mmfeat.tables import READERS
 from mmfeat.targets import SEPARATOR, Targets
@@ -64,12 +64,11 @@ def predict_data(
     samples = _read(data, columns, chosen.config["columns"])
     cache = cache or chosen.config["cache"]
     found = infer(chosen, entry, samples, cache, device, workers, progress)
-    notes = _missing_notes(samples, found.extraction.failures, found.extraction.failed)
-    notes += _unseen_note(found.without, len(samples))
+    notes = [*lacking_notes(samples, found.lacking), *unseen_note(found.without, len(samples), found.lacking)]
     training = training_samples(chosen, samples)
     scores, told = _scores(chosen, samples, found.predictions, training, Cache(cache, samples.name))
     before = out_of_fold_choices(chosen, entry)
-    notes += [*told, *find_drift(chosen, found.predictions, before, training, samples.samples)]
+    notes += [*told, *find_drift(chosen, found, before, training, samples.samples)]
     return Predicted(chosen, entry["head"], entry["modalities"], found.predictions, scores, notes)
 
 
@@ -150,32 +149,6 @@ def check_inputs(files: Sequence[str], data: str | None, text: str | None, image
     if len(ways) != 1:
         given = " and ".join(ways) or "nothing"
         raise ConfigError(f"{given} given to predict; name photos and .txt files, or --data, or --text and --image")
-
-
-def _missing_notes(samples: SampleSet, failures: Sequence[tuple[str, str]], failed: int) -> list[str]:
-    """What the samples of a data set lack, and what is broken."""
-    lines = []
-    for modality in MODALITIES:
-        lacking = [sample for sample in samples if getattr(sample, modality) is None]
-        if lacking:
-            why = getattr(lacking[0], f"{modality}_error")
-            lines.append(
-                f"{len(lacking):,} of {len(samples):,} samples predicted without {PART[modality]} "
-                f"(first: {lacking[0].id}, {why})"
-            )
-    if failed:
-        id, reason = failures[0]
-        lines.append(f"{failed:,} texts or photos cannot be read and count as missing (first: {id}, {reason})")
-    return lines
-
-
-def _unseen_note(without: Sequence[str], count: int) -> list[str]:
-    if not without:
-        return []
-    return [
-        f"{len(without):,} of {count:,} samples have nothing that this head sees (first: {without[0]}): "
-        "they are predicted from nothing"
-    ]
 
 
 def _scores(

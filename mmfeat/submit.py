@@ -14,8 +14,8 @@ from mmfeat.cache import Cache
 from mmfeat.drift import label_drift, missing_drift, out_of_fold_choices
 from mmfeat.errors import DataError, SubmissionError
 from mmfeat.extract import Extraction
-from mmfeat.inference import check_columns, infer
-from mmfeat.prediction_file import NAMES, Layout, Predictions, checked_target, choose_format, write_prediction_file
+from mmfeat.inference import Inference, check_columns, infer, lacking_notes
+from mmfeat.prediction_file import NAMES, Layout, checked_target, choose_format, write_prediction_file
 from mmfeat.progress import Progress
 from mmfeat.remote import absolute
 from mmfeat.runs import Run, best_run, hash_data, read_run
@@ -28,7 +28,7 @@ class Submission:
     """What was written, by which head of which run.
 
     `predicted`, `trained` and `out_of_fold` map label -> share: of the file, of the labelled samples, and of what the
-    same head predicts for those out of fold (empty where the run does not tell). `drift` are lines to warn of.
+    same head predicts for those out of fold (empty where the run does not tell). `notes` are lines to be told.
     """
 
     path: Path
@@ -43,7 +43,7 @@ class Submission:
     data_changed: bool = False
     without_features: list[str] = field(default_factory=list)
     out_of_fold: Mapping[str, float] = field(default_factory=dict)
-    drift: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def write_submission(
@@ -98,18 +98,21 @@ def write_submission(
         data_changed=_data_changed(everything, chosen, Cache(cache, samples.name)),
         without_features=found.without,
         out_of_fold={} if before is None else dict(zip(chosen.classes, before.mean(0).tolist(), strict=True)),
-        drift=find_drift(chosen, found.predictions, before, training_samples(chosen, everything), samples.samples),
+        notes=[
+            *lacking_notes(samples, found.lacking),
+            *find_drift(chosen, found, before, training_samples(chosen, everything), samples.samples),
+        ],
     )
 
 
 def find_drift(
-    run: Run, predictions: Predictions, before: np.ndarray | None, labelled: Sequence[Sample], now: Sequence[Sample]
+    run: Run, found: Inference, before: np.ndarray | None, labelled: Sequence[Sample], now: Sequence[Sample]
 ) -> list[str]:
     """A line for each way in which samples differ from those that the run was trained on."""
     shifted = ""
     if before is not None:
-        shifted = label_drift(before, predictions.chosen, run.classes, predictions.multilabel)
-    return [*([shifted] if shifted else []), *missing_drift(labelled, now)]
+        shifted = label_drift(before, found.predictions.chosen, run.classes, found.predictions.multilabel)
+    return [*([shifted] if shifted else []), *missing_drift(labelled, now, tuple(found.lacking))]
 
 
 def training_samples(run: Run, read: SampleSet | None = None) -> tuple[Sample, ...]:

@@ -30,6 +30,7 @@ from mmfeat.finetune.run import Finetuned, finetune_heads
 from mmfeat.finetune.stage_one import best_parent
 from mmfeat.finetune.team import Team
 from mmfeat.finetune.work import Asked, prepare
+from mmfeat.model import load
 from mmfeat.predictor import predict_entry, towers_of
 from mmfeat.progress import Silent
 from mmfeat.protocol import Protocol
@@ -242,7 +243,10 @@ def test_early_fusion_trains_on_pixels_and_predicts(pairs: Path, tmp_path: Path)
     entries = {entry["head"]: entry for entry in run.leaderboard}
     assert set(entries) == {"stage-1", "early"}
     assert "train" not in entries["stage-1"]["scores"]  # nobody looked
-    assert write_submission(run.folder, head="early", out=tmp_path / "submission.csv").rows > 0
+    write_submission(run.folder, head="early", out=tmp_path / "submission.csv", proba=True)
+    written = np.array([row[2:] for row in csv.reader((tmp_path / "submission.csv").open())][1:], float)
+    (samples, model) = read_samples(run.config["data"]).unlabelled, load(run.folder, head="early")
+    assert np.abs(model.predict_samples(samples)[0].probabilities - written).max() < 1e-5
     with pytest.raises(ConfigError, match="--unfreeze image: the head sees no such modality"):
         tune(pairs, settings=BOTH, head="concat", fusion="early")
 
