@@ -20,6 +20,7 @@ _EXPORTS = {
     "delete_garbage": "mmfeat.garbage",
     "delete_runs": "mmfeat.run_folders",
     "describe_encoders": "mmfeat.encoders",
+    "export_run": "mmfeat.export.run",
     "explain_sample": "mmfeat.cache.explain",
     "FusionClassifier": "mmfeat.classifier",
     "FinetuneSettings": "mmfeat.finetune.settings",

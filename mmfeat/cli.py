@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mmfeat import cli_cache, cli_finetune, cli_heads, cli_runs, flags
+from mmfeat import cli_cache, cli_export, cli_finetune, cli_heads, cli_runs, flags
 from mmfeat.config import read_config
 from mmfeat.console import ConsoleProgress, out, show_extraction, show_forecast, show_submission
 from mmfeat.flags import (
@@ -138,6 +138,7 @@ def extract(
 
 app.command()(cli_heads.heads)
 app.command()(cli_finetune.finetune)
+app.command()(cli_export.export)
 
 
 @app.command()

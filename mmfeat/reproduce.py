@@ -75,7 +75,13 @@ def reproduce_run(
     arguments |= {"cache": cache} if cache else {}
     checked_towers(original, original.towers)
     _check_data(original, arguments["cache"])
-    places: dict[str, Any] = {"out": out, "device": device, "workers": workers, "progress": progress or Silent(), "command": command}
+    places: dict[str, Any] = {
+        "out": out,
+        "device": device,
+        "workers": workers,
+        "progress": progress or Silent(),
+        "command": command,
+    }
     if original.is_finetuned:
         from mmfeat.finetune.run import finetune_heads
 

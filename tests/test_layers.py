@@ -71,10 +71,14 @@ LAYERS = [
     ["finetune.finish"],
     ["finetune.run"],
     ["finetune", "predictor", "reproduce"],
-    ["submit", "classifier"],
+    ["export.graph", "export.onnx_file"],
+    ["export.build"],
+    ["export.towers", "export.card"],
+    ["export.run"],
+    ["submit", "classifier", "export"],
     ["console", "config"],
     ["console_cache", "console_heads", "console_finetune", "console_runs", "flags"],
-    ["cli_cache", "cli_heads"],
+    ["cli_cache", "cli_heads", "cli_export"],
     ["cli_finetune"],
     ["commands"],
     ["cli_runs"],
@@ -98,6 +102,10 @@ HEAVY = {
     "ray",
     "loky",
     "fsspec",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "mlflow",
 }
 TORCH_MODULES = {
     f"mmfeat.heads.{name}"
@@ -114,6 +122,7 @@ TORCH_MODULES = {
             *("plan", "stage_one", "results", "finish"),
         )
     ),
+    *(f"mmfeat.export.{name}" for name in ("graph", "build", "towers")),
 }
 
 
@@ -178,6 +187,7 @@ def test_only_the_command_line_imports_its_packages(name: str) -> None:
         "mmfeat.cli_finetune",
         "mmfeat.console_finetune",
         "mmfeat.cli_runs",
+        "mmfeat.cli_export",
         "mmfeat.console_runs",
     )
 
