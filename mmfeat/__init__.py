@@ -34,6 +34,7 @@ _EXPORTS = {
     "find_garbage": "mmfeat.garbage",
     "finetune_heads": "mmfeat.finetune.run",
     "list_runs": "mmfeat.run_folders",
+    "log_run": "mmfeat.mlflow_log",
     "read_pack": "mmfeat.cache.pack",
     "read_run": "mmfeat.runs",
     "read_samples": "mmfeat.samples",

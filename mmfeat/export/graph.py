@@ -95,9 +95,8 @@ class BaselinePart(nn.Module):
         self.register_buffer("std", torch.from_numpy(np.array(std)))
 
     def forward(self, given: Given) -> Tensor:
-        return torch.stack([self.scored(self._scaled(given, view)) for view in range(self.seen.views + 1)]).mean(0)[
-            None
-        ]
+        scores = [self.scored(self._scaled(given, view)) for view in range(self.seen.views + 1)]
+        return torch.stack(scores).mean(0)[None]
 
     def scored(self, scaled: Tensor) -> Tensor:
         """(B, D) standardised vectors, 0 where one is missing -> (B, C) logits."""

@@ -26,7 +26,7 @@ def check_installed() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"export needs onnx, onnxscript and onnxruntime ({error}); pip install 'mmfeat[onnx]'"
+            f"export needs onnx, onnxscript, onnxruntime ({error}); pip install 'mmfeat[onnx]'"
         ) from error
 
 

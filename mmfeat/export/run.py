@@ -116,7 +116,7 @@ def export_run(
 def _entry(run: Run, head: str | None, modalities: str | None) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
     """The best entry that can be exported, and the better ones that cannot."""
     run.entry(head, modalities)  # says what there is
-    passed_over = []
+    passed_over: list[tuple[str, str]] = []
     for entry in run.matching(head, modalities):
         reason = why_not_exportable(run, entry)
         if not reason:

@@ -109,19 +109,18 @@ def _opened(port: Port) -> tuple[TowerPart, TowerInput]:
         return TowerPart(tower, network, ()), TowerInput(port, names, (), axes, tower.prepare, stack, told)
     keys = tuple(tower.collate([tower.prepare("a b")]))
     told["padding"] = "on the right, to the longest of the batch"
-    names = tuple(f"{port.name}_{key}" for key in keys)
+    named = tuple(f"{port.name}_{key}" for key in keys)
     free = tuple({0: "batch", 1: f"{port.name}_tokens"} for _ in keys)
-    return TowerPart(tower, tower.network, keys), TowerInput(
-        port, names, keys, free, tower.prepare, tower.collate, told
-    )
+    given = TowerInput(port, named, keys, free, tower.prepare, tower.collate, told)
+    return TowerPart(tower, tower.network, keys), given
 
 
 def _plain(tower: Tower) -> TorchTower:
     """The torch model with attention written out, which the exporter can follow."""
     (opened,) = [each for each in open_towers(tower) if tower.spec in each.specs]
-    config = getattr(opened.module, "config", None)
-    if config is not None and hasattr(opened.module, "set_attn_implementation"):
-        opened.module.set_attn_implementation("eager")
+    module: Any = opened.module
+    if hasattr(module, "set_attn_implementation"):  # of transformers
+        module.set_attn_implementation("eager")
     return opened
 
 
