@@ -48,7 +48,8 @@ def show(run: One, heads: Heads = "heads") -> None:
     from mmfeat.run_folders import find_run
 
     found = find_run(run, heads)
-    files = {str(path.relative_to(found.folder)): path.stat().st_size for path in sorted(found.folder.rglob("*.*"))}
+    paths = [path for path in sorted(found.folder.rglob("*")) if path.is_file()]
+    files = {str(path.relative_to(found.folder)): path.stat().st_size for path in paths}
     try:
         commands = commands_of(found)
     except RunError as error:

@@ -34,6 +34,7 @@ def log_run(run: Run, uri: str, experiment: str = EXPERIMENT) -> str:
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a run is told where the user says, nowhere else
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its 7 make a dead server a wait of minutes
     try:
         from mlflow import MlflowClient
     except ImportError as error:

@@ -171,7 +171,7 @@ def test_runs_are_deleted_whole_and_nothing_else_is(place: Path, tmp_path: Path)
         ".": "not a run folder",
         "nothing": "no such run",
         str(outside): "not a run folder directly in",
-        f"{first}/concat-text/..": "not a run folder",
+        f"{first}/knn-text/..": "not a run folder",
     }.items():
         with pytest.raises(RunError, match=message) as caught:
             delete_runs([second.name, name], heads)
@@ -276,7 +276,6 @@ def test_a_search_with_splits_from_elsewhere_reproduces(place: Path, runs: list[
     protocol = Protocol(seeds=1, folds=2, split_dir=str(by_heads(runs, "knn").folder))
     few = {"baselines": ["none"], "modalities": ["text"], "ensembles": False}
     run = sweep(place, **few, plan=plan, protocol=protocol, out=tmp_path / "one").run
-    shutil.rmtree(run.folder / "trials", ignore_errors=True)
     found = reproduce_run(run, tmp_path / "two")
     assert found.identical, found.different
     assert found.run.folder.name == run.folder.name
@@ -286,7 +285,7 @@ def test_data_that_changed_since_cannot_be_reproduced(place: Path, runs: list[Ru
     run = by_heads(runs, "knn")
     data = Path(shutil.copytree(place / "demo", tmp_path / "demo"))
     lines = (data / "train.txt").read_text().splitlines()
-    (data / "train.txt").write_text("\n".join([*lines[:-1], lines[-1].split(",")[0] + ",neutral", ""]))
+    (data / "train.txt").write_text("\n".join([*lines[:-1], lines[-1].split(",")[0] + ",other", ""]))
     moved = Run(run.folder, {**run.config, "data": str(data)})
     with pytest.raises(RunError, match="changed since"):
         reproduce_run(moved, tmp_path / "out")
@@ -357,8 +356,8 @@ def test_the_commands_for_runs(place: Path, runs: list[Run], tmp_path: Path, mon
 def test_the_command_line_is_recorded_as_it_was_typed(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = f"mmfeat heads --data {place}/demo --encoders hashing,hog --dtype float32 --cache {place}/cache --out {tmp_path}"
-    command += " --fusion none --baselines prior --modalities text --folds 2 --seeds 1 --no-ensembles"
+    command = f"mmfeat heads --data {place}/demo --encoders hashing,hog --dtype float32 --cache {place}/cache"
+    command += f" --out {tmp_path} --fusion none --baselines prior --modalities text --folds 2 --seeds 1 --no-ensembles"
     assert typed(command, monkeypatch).exit_code == 0
     (found,) = list_runs(tmp_path)
     assert found.asked["record"]["command"] == command
