@@ -133,9 +133,7 @@ def rm(
     ):
         raise RunError("nothing was deleted; the same command with --yes deletes what is listed")
     freed = delete_runs([place.name for place in places], heads, force)
-    out.print(
-        f"deleted {counted(len(places), 'run')}, {size_of(freed)}; mmfeat cache gc finds vectors that no run needs now"
-    )
+    out.print(f"deleted {counted_runs}, {size_of(freed)}; mmfeat cache gc finds vectors that no run needs now")
 
 
 def _quoted(folder: object) -> str:
