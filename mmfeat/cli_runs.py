@@ -128,12 +128,11 @@ def rm(
     places = check_deletable(runs, heads, force)
     for place in places:
         out.print(f"{place} ({size_of(folder_bytes(place))})")
-    if not yes and not (
-        err.is_terminal and typer.confirm(f"delete {counted(len(places), 'run')} in {heads}?", err=True)
-    ):
+    many = counted(len(places), "run")
+    if not yes and not (err.is_terminal and typer.confirm(f"delete {many} in {heads}?", err=True)):
         raise RunError("nothing was deleted; the same command with --yes deletes what is listed")
     freed = delete_runs([place.name for place in places], heads, force)
-    out.print(f"deleted {counted_runs}, {size_of(freed)}; mmfeat cache gc finds vectors that no run needs now")
+    out.print(f"deleted {many}, {size_of(freed)}; mmfeat cache gc finds vectors that no run needs now")
 
 
 def _quoted(folder: object) -> str:
