@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mmfeat import cli_audit, cli_cache, cli_finetune, cli_heads, cli_predict, cli_report, cli_runs, flags
+from mmfeat import cli_audit, cli_cache, cli_export, cli_finetune, cli_heads, cli_predict, cli_report, cli_runs, flags
 from mmfeat.config import read_config
 from mmfeat.console import ConsoleProgress, out, show_extraction, show_forecast
 from mmfeat.flags import (
@@ -141,6 +141,7 @@ app.command()(cli_audit.audit)
 app.command()(cli_heads.heads)
 app.command()(cli_finetune.finetune)
 app.command()(cli_report.report)
+app.command()(cli_export.export)
 
 
 app.command()(cli_predict.submit)

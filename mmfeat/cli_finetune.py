@@ -10,7 +10,7 @@ import typer
 from mmfeat.cli_heads import takes
 from mmfeat.console import ConsoleProgress, err, out
 from mmfeat.console_finetune import show_finetuned
-from mmfeat.flags import Device, command_line, reported
+from mmfeat.flags import Device, Mlflow, command_line, reported, tell_mlflow
 
 
 def option(text: str, kind: Any, *names: str, least: int | None = None) -> Any:
@@ -67,6 +67,7 @@ PARAMETERS: dict[str, tuple[Any, Any]] = {
         0,
     ),
     "device": (Device, "auto"),
+    "mlflow": (Mlflow, None),
 }
 
 
@@ -97,4 +98,6 @@ def finetune(context: typer.Context, **given: Any) -> None:
     )
     out.quiet = err.quiet = not result.leads
     show_finetuned(result)
+    if result.leads:
+        tell_mlflow(result.run, values["mlflow"])
     out.print(f"next: mmfeat submit --run {shlex.quote(str(result.run.folder))}")

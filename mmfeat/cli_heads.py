@@ -27,12 +27,14 @@ from mmfeat.flags import (
     CacheFolder,
     Device,
     Engine,
+    Mlflow,
     RayAddress,
     Seed,
     command_line,
     find_request,
     names,
     reported,
+    tell_mlflow,
 )
 from mmfeat.heads.settings import DEFAULTS, KINDS, flag, settings_of
 from mmfeat.presets import preset_values
@@ -149,6 +151,7 @@ PARAMETERS: dict[str, tuple[Any, Any]] = {
     ),
     "attend": (Annotated[str, typer.Option(help="Cross-attention looks at tokens or pooled vectors.")], "tokens"),
     "seed": (Seed, 42),
+    "mlflow": (Mlflow, None),
     "engine": (Engine, "local"),
     "ray_address": (RayAddress, None),
     "workers": (Annotated[int, typer.Option(help="Trainings side by side; 0 is one a core.", min=0)], 0),
@@ -214,6 +217,7 @@ def heads(context: typer.Context, **given: Any) -> None:
         command=command_line(),
     )
     show_sweep(sweep)
+    tell_mlflow(sweep.run, values["mlflow"])
     out.print(f"next: mmfeat submit --run {shlex.quote(str(sweep.run.folder))}")
 
 

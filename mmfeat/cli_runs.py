@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mmfeat.console import ConsoleProgress, err, out, shown, size_of
+from mmfeat.console_cache import counted
 from mmfeat.console_runs import show_comparison, show_reproduction, show_run, show_runs
 from mmfeat.errors import RunError
 from mmfeat.flags import Device, command_line, reported
@@ -17,7 +18,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show,
 
 Heads = Annotated[str, typer.Option("--heads", help="Folder of the runs.")]
 One = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, its name, or the beginning or end of that.")]
-Some = Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders, or their names.")]
+Some = Annotated[list[str], typer.Argument(metavar="RUN", help="Run folders, or their names.")]
 
 
 @app.command("ls")
@@ -48,7 +49,8 @@ def show(run: One, heads: Heads = "heads") -> None:
     from mmfeat.run_folders import find_run
 
     found = find_run(run, heads)
-    files = {str(path.relative_to(found.folder)): path.stat().st_size for path in sorted(found.folder.rglob("*.*"))}
+    paths = [path for path in sorted(found.folder.rglob("*")) if path.is_file()]
+    files = {str(path.relative_to(found.folder)): path.stat().st_size for path in paths}
     try:
         commands = commands_of(found)
     except RunError as error:
@@ -126,10 +128,11 @@ def rm(
     places = check_deletable(runs, heads, force)
     for place in places:
         out.print(f"{place} ({size_of(folder_bytes(place))})")
-    if not yes and not (err.is_terminal and typer.confirm(f"delete {len(places)} of the runs in {heads}?", err=True)):
+    many = counted(len(places), "run")
+    if not yes and not (err.is_terminal and typer.confirm(f"delete {many} in {heads}?", err=True)):
         raise RunError("nothing was deleted; the same command with --yes deletes what is listed")
     freed = delete_runs([place.name for place in places], heads, force)
-    out.print(f"deleted {len(places)} runs, {size_of(freed)}; mmfeat cache gc finds vectors that no run needs now")
+    out.print(f"deleted {many}, {size_of(freed)}; mmfeat cache gc finds vectors that no run needs now")
 
 
 def _quoted(folder: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -16,9 +17,11 @@ from mmfeat.wording import shown
 
 if TYPE_CHECKING:
     from mmfeat.requests import Request
+    from mmfeat.runs import Run
 
 Command = TypeVar("Command", bound=Callable[..., None])
 INTERRUPTED = 130  # the exit code
+LONGEST_REASON = 240
 debug = False  # --debug was given
 typed: list[str] = []  # the command line behind `mmfeat`
 
@@ -56,6 +59,9 @@ AnyDraft = Annotated[int | None, typer.Option("--draft", help="As for extract.  
 Engine = Annotated[str, typer.Option("--engine", help="local or ray.")]
 RayAddress = Annotated[str | None, typer.Option("--ray-address", help="A Ray cluster.  [default: this machine]")]
 Workers = Annotated[int, typer.Option("--workers", help="Readers, or Ray's workers; 0 suits the machine.", min=0)]
+Mlflow = Annotated[
+    str | None, typer.Option("--mlflow", help="Tell MLflow there of the run: http://HOST:5000, sqlite:///mlflow.db.")
+]
 Seed = Annotated[int, typer.Option("--seed", help="Fixes everything that is random.", min=0)]
 
 
@@ -86,6 +92,26 @@ def reported(interrupted: str) -> Callable[[Command], Command]:
 def command_line() -> str:
     """The command as it was typed, for the record of a run; "" where nobody typed it."""
     return shlex.join(["mmfeat", *typed]) if typed else ""
+
+
+def tell_mlflow(run: Run, uri: str | None) -> None:
+    """Log a finished run; whatever goes wrong there is a warning, for the run itself is safe."""
+    if uri is None:
+        return
+    from mmfeat.mlflow_log import log_run
+
+    try:
+        found = log_run(run, uri)
+    except Exception as error:  # of any server, network or database
+        reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
+        err.print(f"warning: MLflow was not told of the run, which is whole: {reason}")
+    else:
+        out.print(f"mlflow run {found} ({experiment_place(uri)})")
+
+
+def experiment_place(uri: str) -> str:
+    """The URI without a password."""
+    return re.sub(r"(//[^/@:\s]*:)[^/@\s]+@", r"\1***@", uri)
 
 
 def one_line(error: Exception) -> str:

@@ -81,7 +81,7 @@ def widths_of(run: Run, entry: Mapping[str, Any]) -> dict[str, int]:
     return widths
 
 
-def _seen_by(run: Run, entry: Mapping[str, Any], final: Mapping[str, Any], features: Features) -> Features:
+def seen_by(run: Run, entry: Mapping[str, Any], final: Mapping[str, Any], features: Features) -> Features:
     """What one final head sees, in the order of the run's encoders."""
     if not final.get("towers"):
         return features
@@ -127,7 +127,7 @@ def _head_logits(run: Run, entry: Mapping[str, Any], features: Features, device:
         together = not any(record.get("towers") for record in entry["final"])
         logits: list[np.ndarray] = []
         for number, record in enumerate(entry["final"][:1] if together else entry["final"]):
-            data = HeadData(_seen_by(run, entry, record, features), entry["modalities"], device, attend)
+            data = HeadData(seen_by(run, entry, record, features), entry["modalities"], device, attend)
             own = heads if together else heads[number : number + 1]
             logits += predict_fitted(head, record["config"], own, len(run.classes), data)
     except Exception as error:  # a head of another shape
@@ -141,7 +141,7 @@ def _early_logits(
     """(N, C) logits of early fusion, whose photos are read now."""
     logits = []
     for final in entry["final"]:
-        seen = _seen_by(run, entry, final, features)
+        seen = seen_by(run, entry, final, features)
         model = early_model(seen, samples, [], len(run.classes), Team(), device)
         model.load_head(read(run, entry, final))
         logits.append(model.predict(np.arange(len(samples))))

@@ -75,13 +75,8 @@ def reproduce_run(
     arguments |= {"cache": cache} if cache else {}
     checked_towers(original, original.towers)
     _check_data(original, arguments["cache"])
-    places: dict[str, Any] = {
-        "out": out,
-        "device": device,
-        "workers": workers,
-        "progress": progress or Silent(),
-        "command": command,
-    }
+    places: dict[str, Any] = {"out": out, "device": device, "workers": workers, "command": command}
+    places["progress"] = progress or Silent()
     if original.is_finetuned:
         from mmfeat.finetune.run import finetune_heads
 

@@ -59,7 +59,7 @@ LAYERS = [
     ["committee", "leaderboard", "ranking", "runs", "records", "prediction_file"],
     ["predictions"],
     ["problem", "demo", "garbage", "run_folders", "comparison", "drift"],
-    ["sweep"],
+    ["sweep", "mlflow_log"],
     ["finetune.settings", "finetune.team", "finetune.files", "finetune.readers", "finetune.lora", "finetune.resume"],
     ["finetune.ray_train", "run_arguments"],
     ["finetune.unfreeze", "finetune.early", "finetune.stage_one"],
@@ -83,6 +83,8 @@ LAYERS = [
     ["audit"],
     ["export.graph", "export.onnx_file"],
     ["export.build"],
+    ["export.towers", "export.card"],
+    ["export.run"],
     ["export"],
     ["report.section"],
     ["report", "report.plots", "report.results"],
@@ -101,7 +103,7 @@ LAYERS = [
     ["report.write"],
     ["console", "config"],
     [f"console_{name}" for name in ("cache", "heads", "finetune", "runs", "predict", "audit")] + ["flags"],
-    [f"cli_{name}" for name in ("cache", "heads", "predict", "audit")],
+    [f"cli_{name}" for name in ("cache", "heads", "predict", "audit", "export")],
     ["cli_finetune"],
     ["commands"],
     ["cli_runs", "cli_report"],
@@ -129,6 +131,10 @@ HEAVY = {
     "jinja2",
     "py3langid",
     "cleanlab",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "mlflow",
 }
 TORCH_MODULES = {
     f"mmfeat.heads.{name}"
@@ -145,6 +151,7 @@ TORCH_MODULES = {
             *("plan", "stage_one", "results", "finish"),
         )
     ),
+    *(f"mmfeat.export.{name}" for name in ("graph", "build", "towers")),
 }
 
 

@@ -33,7 +33,7 @@ def test_readme_tells_its_story_in_order() -> None:
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
 def test_readme_commands_exist_with_their_flags(command: list[str]) -> None:
-    names = command[: 3 if command[1] == "cache" else 2]
+    names = command[: 3 if command[1] in ("cache", "runs") else 2]
     answer = CliRunner().invoke(app, [*names[1:], "--help"])
     assert answer.exit_code == 0, answer.output
     flags = [word.partition("=")[0] for word in command if word.startswith("--")]

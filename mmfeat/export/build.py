@@ -23,7 +23,7 @@ from mmfeat.heads.baselines import restore
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.linear import LinearHead
 from mmfeat.heads.neighbours import NeighbourHead
-from mmfeat.predictor import _load_final, _seen_by, members
+from mmfeat.predictor import load_final, members, seen_by
 from mmfeat.runs import Run
 
 NOT_EXPORTABLE = {
@@ -120,13 +120,13 @@ def _member(run: Run, entry: Mapping[str, Any], features: Features, ports: Ports
     """The final heads of one entry: one stack where all see the same, else a stack of one each."""
     head, classes = entry.get("fusion", entry["head"]), len(run.classes)
     attend = run.config["attend"] if head == NEEDS_TOKENS else ""
-    finals = [(record, _load_final(run, entry, record)) for record in entry["final"]]
+    finals = [(record, load_final(run, entry, record)) for record in entry["final"]]
     alone = any(record.get("towers") for record in entry["final"]) or head in BASELINES
     groups = [[each] for each in finals] if alone else [finals]
     parts = []
     for group in groups:
         record = group[0][0]
-        data = HeadData(_seen_by(run, entry, record, features), entry["modalities"], "cpu", attend)
+        data = HeadData(seen_by(run, entry, record, features), entry["modalities"], "cpu", attend)
         seen = _seen(data, ports)
         if head in BASELINES:
             parts.append(_baseline(run, head, record["config"], group[0][1], seen))

@@ -95,9 +95,8 @@ class BaselinePart(nn.Module):
         self.register_buffer("std", torch.from_numpy(np.array(std)))
 
     def forward(self, given: Given) -> Tensor:
-        return torch.stack([self.scored(self._scaled(given, view)) for view in range(self.seen.views + 1)]).mean(0)[
-            None
-        ]
+        scores = [self.scored(self._scaled(given, view)) for view in range(self.seen.views + 1)]
+        return torch.stack(scores).mean(0)[None]
 
     def scored(self, scaled: Tensor) -> Tensor:
         """(B, D) standardised vectors, 0 where one is missing -> (B, C) logits."""
@@ -112,6 +111,9 @@ class BaselinePart(nn.Module):
 
 class LinearPart(BaselinePart):
     """Ridge, logistic regression or SVM."""
+
+    coefficients: Tensor
+    intercepts: Tensor
 
     def __init__(self, seen: Seen, head: LinearHead) -> None:
         super().__init__(seen, head.scaler.mean, head.scaler.std)
@@ -141,6 +143,10 @@ class LinearPart(BaselinePart):
 class NeighbourPart(BaselinePart):
     """The nearest training samples, whose vectors are in the graph."""
 
+    known: Tensor
+    votes: Tensor
+    prior: Tensor
+
     def __init__(self, seen: Seen, head: NeighbourHead) -> None:
         super().__init__(seen, head.scaler.mean, head.scaler.std)
         self.multilabel, self.by_similarity = head.multilabel, head.by_similarity
@@ -161,6 +167,8 @@ class NeighbourPart(BaselinePart):
 
 class PriorPart(nn.Module):
     """Says the same of every sample."""
+
+    logits: Tensor
 
     def __init__(self, logits: np.ndarray) -> None:
         super().__init__()
@@ -187,6 +195,10 @@ class Member(nn.Module):
 
 class Blend(nn.Module):
     """An ensemble of members: the weighted mean of their probabilities, or a stacking of their logits."""
+
+    weights: Tensor
+    stacking: Tensor
+    intercept: Tensor
 
     def __init__(self, members: Sequence[Member], rule: Mapping[str, Any], decision: Decision) -> None:
         super().__init__()

@@ -26,7 +26,7 @@ def check_installed() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"export needs onnx, onnxscript and onnxruntime ({error}); pip install 'mmfeat[onnx]'"
+            f"export needs onnx, onnxscript, onnxruntime ({error}); pip install 'mmfeat[onnx]'"
         ) from error
 
 
@@ -77,15 +77,20 @@ def largest_difference(one: np.ndarray, other: np.ndarray) -> float:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter tells of its steps and of libraries that nobody asked for."""
+    """Without what the exporter tells of its steps and of libraries that nobody asked for."""
+    import torch
+
+    fused = torch.backends.mha.get_fastpath_enabled()
     names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch.fx", "torch._dynamo")
     before = {name: logging.getLogger(name).level for name in names}
     try:
+        torch.backends.mha.set_fastpath_enabled(False)  # a kernel that ONNX does not know
         for name in names:
             logging.getLogger(name).setLevel(logging.ERROR)
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for name, level in before.items():
             logging.getLogger(name).setLevel(level)

@@ -1,0 +1,171 @@
+"""The model card: Hugging Face's header, then what a reader must know, every number from the run itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmfeat.committee import TOGETHER
+from mmfeat.export.build import Port
+from mmfeat.predictor import members
+from mmfeat.runs import Run
+from mmfeat.version import __version__
+
+ONNX_EXAMPLE = """\
+import json
+import numpy as np
+import onnxruntime
+session = onnxruntime.InferenceSession("head.onnx", providers=["CPUExecutionProvider"])
+about = json.load(open("head.json"))
+known = {each.name: each for each in session.get_inputs()}
+feed = {}
+for each in about["inputs"]:  # zeros stand for your vectors; the mask says which samples have one
+    tokens = [1] if len(known[each["name"]].shape) == 3 else []
+    feed[each["name"]] = np.zeros((2, *tokens, each["width"]), np.float32)
+    feed[each["mask"]] = np.ones((2, *tokens), bool)
+probabilities, chosen = session.run(None, {name: value for name, value in feed.items() if name in known})
+print([[name for name, there in zip(about["classes"], row) if there] for row in chosen])
+"""
+MMFEAT_EXAMPLE = """\
+import mmfeat
+model = mmfeat.load(RUN, head={head!r}, modalities={modalities!r})  # the folder of the run
+print(model.classes, model.predict_proba(["what a day", "never again"], [None, None]))
+"""
+
+
+def model_card(
+    run: Run, entry: Mapping[str, Any], ports: Sequence[Port], facts: Mapping[str, Any], no_model: str,
+    model_difference: float | None,
+) -> str:  # fmt: skip
+    """Markdown."""
+    parts = [
+        _header(run, entry),
+        f"# {run.folder.name}: {entry['head']} on {entry['modalities']}",
+        _use(run, entry, ports),
+        _data(run),
+        _scores(run, entry),
+        _limits(run, entry, ports),
+        _encoders(ports),
+        _files(facts, no_model, model_difference),
+        f"## With onnxruntime\n\n```python\n{ONNX_EXAMPLE}```",
+        "## With mmfeat\n\n`RUN` is the run folder, `DATA` data with samples that have no label.\n\n"
+        f"```python\n{MMFEAT_EXAMPLE.format(head=entry['head'], modalities=entry['modalities'])}```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _header(run: Run, entry: Mapping[str, Any]) -> str:
+    """YAML; JSON strings are YAML strings."""
+    text = json.dumps
+    metrics = "".join(
+        f"      - type: {kind}\n        name: {text(name)}\n        value: {entry[score]['value']:.4f}\n"
+        for kind, name, score in (("f1", "macro-F1, out of fold", "macro_f1"), ("accuracy", "accuracy", "accuracy"))
+    )
+    name, dataset = text(run.folder.name), text(str(run.config["dataset"]))
+    return (
+        "---\nlibrary_name: mmfeat\nlicense: unknown\ntags:\n- onnx\n- multimodal\n- text-classification\n"
+        f"- image-classification\nmodel-index:\n  - name: {name}\n    results:\n    - task:\n"
+        f"        type: {text(run.config['task'] + '-classification')}\n      dataset:\n        name: {dataset}\n"
+        f"        type: {dataset}\n      metrics:\n{metrics}---"
+    )
+
+
+def _use(run: Run, entry: Mapping[str, Any], ports: Sequence[Port]) -> str:
+    sees = " and ".join(sorted({port.tower.spec.modality for port in ports}))
+    what = "any number of" if run.config["task"] == "multilabel" else "one of"
+    made = ""
+    if entry["modalities"] == TOGETHER:
+        named = ", ".join(f"{each['head']} on {each['modalities']}" for each in members(run, entry))
+        made = f" It blends {named}."
+    return (
+        f"A classifier for samples with {sees}: it gives {what} {', '.join(run.classes)}, and a calibrated probability "
+        f"of each.{made} Intended for data like that which it was trained on; it was tested on nothing else."
+    )
+
+
+def _data(run: Run) -> str:
+    total = run.config["labelled"]
+    rows = "".join(f"| {name} | {n:,} | {n / total:.1%} |\n" for name, n in run.config["class_counts"].items())
+    return (
+        f"## Data\n\n{run.config['dataset']}: {total:,} labelled samples, hash `{run.config['data_hash'][:16]}`.\n\n"
+        f"| class | samples | share |\n| --- | ---: | ---: |\n{rows}"
+    ).rstrip()
+
+
+def _scores(run: Run, entry: Mapping[str, Any]) -> str:
+    folds = f"{len(run.config['folds'])} folds" if len(run.config["folds"]) > 1 else "one holdout"
+    names = {"macro_f1": "macro-F1", "accuracy": "accuracy", "weighted_f1": "weighted F1", "auroc": "AUROC"}
+    names |= {"log_loss": "log-loss", "calibration_error": "expected calibration error"}
+    overall = "".join(f"| {name} | {_interval(entry[score])} |\n" for score, name in names.items())
+    classes = "".join(
+        f"| {name} | {row['precision']:.3f} | {row['recall']:.3f} | {_interval(row['f1'])} | {row['support']:,} |\n"
+        for name, row in entry["classes"].items()
+    )
+    decision = entry["decision"]
+    return (
+        f"## Scores\n\nOf {entry['samples']:,} samples that the scored heads did not see ({folds}), with 95 % "
+        f"intervals.\n\n| score | value |\n| --- | --- |\n{overall}\n"
+        f"| class | precision | recall | F1 | samples |\n| --- | --- | --- | --- | ---: |\n{classes}\n"
+        f"Probabilities are calibrated with one temperature ({decision['temperature']:.3f}), fitted out of fold; "
+        f"`chosen` takes {_adjustment(decision)}."
+    )
+
+
+def _adjustment(decision: Mapping[str, Any]) -> str:
+    if decision["multilabel"]:
+        return "a threshold for each class into account"
+    return f"a logit adjustment of strength {decision['strength']:g} into account: not always the most probable"
+
+
+def _limits(run: Run, entry: Mapping[str, Any], ports: Sequence[Port]) -> str:
+    lines = [
+        "Intervals tell how scores would move with other samples of the same kind, not with other data.",
+        "A sample without a text or a photo is still classified, from what there is; of one with "
+        "neither the answer says nothing.",
+        "What the encoders learned, biases included, is in their vectors; nothing here removes it.",
+    ]
+    if entry["head"] == run.leaderboard[0]["head"] and len(run.leaderboard) > 1:
+        lines.append(
+            f"It is the best of {len(run.leaderboard)} entries by the scores above, so these are a little too good."
+        )
+    if any(each["head"] == "knn" for each in members(run, entry)):
+        lines.append("Vectors and labels of training samples are inside the graph: share it as you would share those.")
+    return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _encoders(ports: Sequence[Port]) -> str:
+    rows = "".join(
+        f"| `{port.name}` | {port.tower.spec.name} | {port.tower.spec.modality} | {port.width} | "
+        f"`{port.tower.spec.fingerprint[:16]}` | {port.tower.spec.arithmetic} | unknown |\n"
+        for port in ports
+    )
+    return (
+        "## Encoders\n\nFrozen; the vectors must come from exactly these. mmfeat does not know the licences of weights "
+        "or data: look them up before you share this.\n\n| input | encoder | sees | width | fingerprint | arithmetic | "
+        f"licence |\n| --- | --- | --- | ---: | --- | --- | --- |\n{rows}"
+    ).rstrip()
+
+
+def _files(facts: Mapping[str, Any], no_model: str, model_difference: float | None) -> str:
+    checked = facts["checked"]
+    lines = [
+        f"`head.onnx`: vectors and masks to probabilities and choices; onnxruntime agrees with mmfeat within "
+        f"{checked['largest_difference']:.1e} on {checked['rows']:,} samples.",
+        "`head.json`: its inputs and classes.",
+    ]
+    if no_model:
+        lines.append(f"There is no `model.onnx` with the encoders: {no_model}.")
+    else:
+        lines.append(
+            f"`model.onnx`: encoders (float32) and head; onnxruntime agrees with torch within {model_difference:.1e}."
+        )
+        lines.append("`model.json`: what turns texts and photos into its inputs; tokenizers are not included.")
+    made = f"Made by mmfeat {__version__} from the run {facts['run']}."
+    return "## Files\n\n" + "\n".join(f"- {line}" for line in lines) + f"\n\n{made}"
+
+
+def _interval(score: Mapping[str, Any]) -> str:
+    if score["value"] is None:
+        return "not defined"
+    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
