@@ -6,7 +6,6 @@ that were trained on other rows, say nothing about each other.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from mmfeat.errors import RunError
+from mmfeat.predictions import read_predictions
 from mmfeat.runs import Run
-from mmfeat.scoring import OUT_OF_FOLD
 from mmfeat.statistics import LEVEL, Difference, holm, majority, mcnemar, paired_difference
-from mmfeat.targets import SEPARATOR, Targets
 
 MISSING = "-"  # stands where a run has no such setting
 # Of run.json: what is a result, a place, or told elsewhere.
@@ -98,20 +96,6 @@ def why_not_comparable(one: Run, other: Run) -> str:
     return ""
 
 
-def read_choices(run: Run, entry: Mapping[str, Any]) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-    """Ids, (N, C) labels and (S, N, C) choices of the samples that an entry has out of fold."""
-    path = run.head_folder(entry) / OUT_OF_FOLD
-    try:
-        with path.open(newline="", encoding="utf-8") as handle:
-            rows = list(csv.DictReader(handle))
-        seeds = [name for name in rows[0] if name.startswith("predicted_")]
-        labels = _indicators(run, [row["label"] for row in rows])
-        chosen = np.stack([_indicators(run, [row[name] for row in rows]) for name in seeds])
-        return tuple(row["id"] for row in rows), labels, chosen
-    except (OSError, ValueError, KeyError, IndexError, csv.Error) as error:
-        raise RunError(f"{path}: its predictions cannot be read ({error!r}); train the run again") from error
-
-
 def flat_settings(config: Mapping[str, Any]) -> dict[str, str]:
     """Dotted name -> text of all that a run was asked for, without results and places."""
     found: dict[str, str] = {}
@@ -127,29 +111,16 @@ def _paired(
     one: Run, entry: Mapping[str, Any], other: Run, its: Mapping[str, Any], seed: int
 ) -> tuple[Difference, float, int]:
     """Macro-F1 of the other less that of the first, McNemar's p, and on how many samples."""
-    ids, labels, first = read_choices(one, entry)
-    their_ids, _, second = read_choices(other, its)
-    place = {id: number for number, id in enumerate(their_ids)}
-    shared = [(number, place[id]) for number, id in enumerate(ids) if id in place]
+    first, second = read_predictions(one, entry), read_predictions(other, its)
+    place = {id: number for number, id in enumerate(second.ids)}
+    shared = [(number, place[id]) for number, id in enumerate(first.ids) if id in place]
     if not shared:
         raise RunError(f"{other.folder}: no sample out of fold is one of {one.folder}; train one of them again")
     rows, their_rows = map(np.array, zip(*shared, strict=True))
-    targets = Targets(one.classes, labels[rows], one.config["task"] == "multilabel")
-    mine, theirs = first[:, rows], second[:, their_rows]
+    targets = first.targets.take(rows)
+    mine, theirs = first.chosen[:, rows], second.chosen[:, their_rows]
     right, their_right = (majority((each == targets.matrix).all(-1)) for each in (mine, theirs))
     return paired_difference(targets, theirs, mine, seed), mcnemar(their_right, right), len(rows)
-
-
-def _indicators(run: Run, cells: Sequence[str]) -> np.ndarray:
-    """(N, C) bool of label cells."""
-    column = {name: number for number, name in enumerate(run.classes)}
-    multilabel = run.config["task"] == "multilabel"
-    matrix = np.zeros((len(cells), len(column)), dtype=bool)
-    for row, cell in enumerate(cells):
-        for name in cell.split(SEPARATOR) if multilabel else [cell]:
-            if name or not multilabel:
-                matrix[row, column[name]] = True
-    return matrix
 
 
 def _differences(runs: Sequence[Run]) -> dict[str, tuple[str, ...]]:

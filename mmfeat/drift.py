@@ -6,7 +6,6 @@ nothing changed, but with the shares that the same entry predicts for the labell
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,9 +13,9 @@ import numpy as np
 
 from mmfeat.calibration import Decision
 from mmfeat.errors import RunError
+from mmfeat.predictions import read_predictions
 from mmfeat.runs import Run
 from mmfeat.samples import MODALITIES, PART, Sample
-from mmfeat.scoring import OUT_OF_FOLD
 
 DRAWS = 9999
 SIGNIFICANT = 0.01
@@ -30,13 +29,9 @@ def out_of_fold_choices(run: Run, entry: Mapping[str, Any]) -> np.ndarray | None
     The probabilities are those out of fold, the decision is the one that predicts. None where the file is not whole.
     """
     try:
-        with (run.head_folder(entry) / OUT_OF_FOLD).open(newline="", encoding="utf-8") as handle:
-            header, *rows = csv.reader(handle)
-        if header[-len(run.classes) :] != [f"p_{name}" for name in run.classes]:
-            return None
-        probabilities = np.array([row[-len(run.classes) :] for row in rows], float).reshape(-1, len(run.classes))
+        probabilities = read_predictions(run, entry).probabilities
         decision = Decision.from_json(entry["decision"])
-    except (OSError, ValueError, KeyError, RunError):
+    except (KeyError, RunError):
         return None
     logs = np.log(np.clip(probabilities, LEAST, 1))
     if decision.multilabel:

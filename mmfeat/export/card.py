@@ -49,7 +49,7 @@ def model_card(
         _encoders(ports),
         _files(facts, no_model, model_difference),
         f"## With onnxruntime\n\n```python\n{ONNX_EXAMPLE}```",
-        "## With mmfeat\n\n`RUN` is the run folder, `DATA` data with samples that have no label.\n\n"
+        "## With mmfeat\n\n`RUN` is the run folder; a photo is a path, bytes, a PIL image or None.\n\n"
         f"```python\n{MMFEAT_EXAMPLE.format(head=entry['head'], modalities=entry['modalities'])}```",
     ]
     return "\n\n".join(parts) + "\n"

@@ -40,4 +40,4 @@ def labels_section(results: Results) -> Section | None:
     header = ["label", *(f"truly {name}" for name in classes), "wrong"]
     shades = [[0.0, *line, 0.0] for line in shares.tolist()]
     table = Table("label-noise", "Estimated true classes of each label", header, rows, shades)
-    return Section("labels", "Are the labels right?", words, tables=[table])
+    return Section("labels", "Label errors", words, tables=[table])

@@ -35,7 +35,7 @@ def ablation_section(results: Results) -> Section | None:
     header = ["head", "both", "text", "image", "both over the better one", "p"]
     return Section(
         "ablation",
-        "Text, image, or both",
+        "Ablation",
         ["What a head gains from seeing both, against the better single one: paired bootstrap, Holm over the heads."],
         tables=[Table("ablation", "macro-F1 by modality", header, rows)],
     )
@@ -70,7 +70,7 @@ def attribute(results: Results) -> Attribution | None:
 
 def attribution_section(results: Results) -> Section:
     """How many samples each modality decides, and how often that is right."""
-    title = "Who decides: text or image?"
+    title = "Attribution"
     found = attribute(results)
     if found is None:
         return Section("attribution", title, ["This needs a head that was trained on text, on image and on both."])

@@ -32,7 +32,7 @@ def reliability_section(results: Results) -> Section:
     ]
     return Section(
         "reliability",
-        "Can the probabilities be trusted?",
+        "Calibration",
         words,
         [_diagram(confidence, right)],
         [_by_share(confidence, right), _compared(results)],

@@ -101,7 +101,7 @@ def significance_section(results: Results) -> Section | None:
     proven = int((p < 0.05).sum()) // 2
     return Section(
         "significance",
-        "Who beats whom",
+        "Significance",
         [f"Of {pairs} pairs, {proven} differ by more than noise (paired bootstrap of the same samples)."],
         tables=[Table("significance", caption, ["", *names], numbered, shades)],
     )
@@ -155,7 +155,7 @@ def confusion_section(results: Results) -> Section:
     make = _binary if results.run.config["task"] == "multilabel" else _confusion
     tables = [make(entry, results.run.classes, place) for place, entry in enumerate(shown)]
     words = "Rows are labels, columns predictions, mean over seeds; the share is of the row."
-    return Section("confusion", "What is taken for what", [words], tables=tables)
+    return Section("confusion", "Confusion", [words], tables=tables)
 
 
 def _twin(results: Results, entry: Entry, modalities: str) -> Entry:

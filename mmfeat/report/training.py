@@ -103,7 +103,7 @@ def effects_section(results: Results) -> Section | None:
         header = ["head", "setting", "Spearman's rho", "p"]
         tables.append(Table("correlations", "Rank correlation of a setting with macro-F1", header, correlations))
     words = "All of it on validation rows: nothing here was chosen on the rows that are scored."
-    return Section("settings", "What settings did", [words], tables=tables)
+    return Section("settings", "Hyper-parameters", [words], tables=tables)
 
 
 def read_trials(run: Run, entry: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], float]]:
