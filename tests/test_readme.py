@@ -30,11 +30,14 @@ README = ROOT / "README.md"
 # What is written in the README -> what is run here, and why.
 SUBSTITUTIONS = {
     "clip,bert,resnet50": "clip:weights/clip,bert:weights/all-MiniLM-L6-v2,resnet18:weights/resnet18.pth",  # no hub
+    "bert,resnet50 ": "bert:weights/all-MiniLM-L6-v2,resnet18:weights/resnet18.pth ",  # no hub
     "clip,bert ": "clip:weights/clip,bert:weights/all-MiniLM-L6-v2 ",  # no hub
     "clip ": "clip:weights/clip ",  # no hub
     "s3://bucket/tweets.parquet": "bucket/tweets.parquet",  # no network
     "--engine ray": "--engine local",  # tests/test_ray_extract.py starts Ray
     "--trials 40": "--trials 2",  # the time
+    "--epochs 6": "--epochs 1",  # the time
+    "--epochs 5": "--epochs 1",  # the time
     "explain 5089": "explain 1001",  # an id of the demo
 }
 # What is shorter here where the README names no value: `--config` never wins over a flag.
