@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import typer
 from mmfeat.cli import app
 
 PAGE = Path(__file__).parent / "commands.md"
+WIDTH = 118
 MANY = "[]."  # around and behind the name of an argument: [RUN]...
 BEGIN = "<!-- made by docs/make_commands.py: do not edit below -->"
 
@@ -53,7 +55,16 @@ def _walk(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 def _section(name: str, command: Any) -> str:
     purpose, _, example = inspect.cleandoc(command.help or "").partition("\b\n")
-    lines = [f"### mmfeat {name}", "", " ".join(purpose.split()), "", "```console", example.strip(), "```", ""]
+    lines = [
+        f"### mmfeat {name}",
+        "",
+        *textwrap.wrap(" ".join(purpose.split()), WIDTH),
+        "",
+        "```console",
+        example.strip(),
+        "```",
+        "",
+    ]
     lines += ["| flag | meaning | default |", "| --- | --- | --- |"]
     for each in command.params:
         lines.append(f"| {_named(each)} | {_cell(_meaning(each))} | {_default(each)} |")

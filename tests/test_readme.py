@@ -160,7 +160,7 @@ def check(answer: Answer) -> None:
 
 def kind(line: str) -> str:
     """What a line begins with, up to the first thing that depends on data or machine."""
-    return " ".join(re.split(r"[\d+]|mvsa|timm|bert|hashing|hog|heads/", line)[0].replace("(", "").split())
+    return " ".join(re.split(r"[\d+]|: |mvsa|timm|bert|hashing|hog|heads/", line)[0].replace("(", "").split())
 
 
 def is_entry(line: str) -> bool:
