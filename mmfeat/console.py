@@ -86,7 +86,7 @@ def _lines(title: str, total: int) -> Iterator[Advance]:
         if now - last >= PLAIN_SECONDS:
             last = now
             rate = done / (now - start)
-            left = f"{(total - done) / rate:.0f} s left"
+            left = f"{(total - done) / rate:.0f} s left" if done else ""
             err.print(", ".join(filter(None, (f"{title}: {done:,} of {total:,}", f"{rate:.1f}/s", left, note))))
 
     yield advance

@@ -344,9 +344,11 @@ def test_progress_is_lines_where_there_is_no_terminal(
     monkeypatch.setattr(console, "PLAIN_SECONDS", 0.0)
     monkeypatch.setattr(console, "WORTH_A_LINE", 0.0)
     with console.ConsoleProgress().task("photos", 30) as advance:
+        advance(0)  # as one does to say that something is alive
         advance(10)
         advance(20)
-    first, _, last = capsys.readouterr().err.splitlines()
+    begun, first, _, last = capsys.readouterr().err.splitlines()
+    assert begun == "photos: 0 of 30, 0.0/s"
     assert first.startswith("photos: 10 of 30, ")
     assert first.endswith(" s left")
     assert last.startswith("photos: 30 in ")

@@ -81,7 +81,8 @@ def _reliability(axes: Axes, confidence: np.ndarray, right: np.ndarray) -> None:
     low, high = wilson(share, count)
     axes.bar((np.arange(BINS) + 0.5) / BINS, counts / counts.max() * 0.3, 0.9 / BINS, color=GRID)
     axes.plot([0, 1], [0, 1], color=SERIES[7], linewidth=1, linestyle="--")
-    axes.errorbar(where, share, [share - low, high - share], fmt="o", color=SERIES[0], markersize=4, linewidth=1.2)
+    beside = np.maximum([share - low, high - share], 0)  # rounding may put an end a hair on the wrong side
+    axes.errorbar(where, share, beside, fmt="o", color=SERIES[0], markersize=4, linewidth=1.2)
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
 
 
