@@ -38,7 +38,9 @@ Proba = Annotated[bool, typer.Option("--proba/--no-proba", help="A calibrated pr
 def submit(
     run: AnyRun = None,
     data: AnyData = None,
-    out_file: Annotated[str, typer.Option("--out", help="The file to write.")] = "submission.csv",
+    out_file: Annotated[
+        str | None, typer.Option("--out", help="The file to write.  [default: submission.csv, or as --format]")
+    ] = None,
     heads: Heads = "heads",
     head: Head = None,
     modalities: Modalities = None,

@@ -101,6 +101,8 @@ class Layout:
 def choose_format(out: str | Path | None, named: str | None) -> str:
     """`named`, or what the suffix of `out` says, or csv. Raises `ConfigError` where the two contradict."""
     suffix = Path(out).suffix.lower().lstrip(".") if out is not None else ""
+    if named and named not in FORMATS:
+        raise ConfigError(f"--format {named}: use one of {', '.join(FORMATS)}")
     if named and suffix in FORMATS and suffix != named:
         raise ConfigError(f"--format {named} contradicts --out {out}; leave out --format, or name a .{named} file")
     return named or (suffix if suffix in FORMATS else "csv")

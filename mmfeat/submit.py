@@ -50,7 +50,7 @@ def write_submission(
     run: str | Path | None = None,
     *,
     data: str | Path | None = None,
-    out: str | Path = "submission.csv",
+    out: str | Path | None = None,
     heads: str | Path = "heads",
     head: str | None = None,
     modalities: str | None = None,
@@ -67,12 +67,13 @@ def write_submission(
     """Predict the unlabelled samples of `data` (the run's own by default) and write a row for each.
 
     The file has the columns `names` under a `header`, and with `proba` a calibrated probability a class; its `format`
-    (csv, tsv or jsonl) is that of the suffix of `out` by default. `columns` names those of the input table.
+    (csv, tsv or jsonl) is that of the suffix of `out` by default; without `out` it is `submission.csv`, or as `format`. `columns` names those of the input table.
     Features that are missing are extracted first with the run's own encoders. Raises `RunError`
     where the encoders or the cache are not those of the run, `SubmissionError` where the file would
     be wrong.
     """
     layout = Layout(choose_format(out, format), header, tuple(names), proba)
+    out = out or f"submission.{layout.format}"
     chosen = read_run(Path(run)) if run else best_run(Path(heads), str(data) if data else None, head, modalities)
     source = data or chosen.config["data"]
     path = checked_target(out, source, chosen.folder)

@@ -361,7 +361,9 @@ def test_values_that_are_not_finite_are_a_failure_of_that_sample(data: Path, tin
     words = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     state["embeddings.word_embeddings.weight"][words["tired"]] = float("nan")
     save_file(state, folder / "model.safetensors", {"format": "pt"})
-    found = extract_features(data, [f"bert:{folder}"], cache=tmp_path / "cache", options=options(), settings=cpu(2))
+    found = extract_features(
+        data, [f"bert:{folder}"], cache=tmp_path / "cache", options=options(views=0), settings=cpu(2)
+    )
     assert found.failures == [("s1", "the encoder gives no finite vector")]
     assert set(found.unreadable.values()) == {1}
     for tower in found.towers:

@@ -180,7 +180,9 @@ def cards(driver: Any) -> list[str]:
 def choose(driver: Any, name: str, value: str) -> None:
     from selenium.webdriver.support.ui import Select
 
-    Select(driver.find_element("name", name)).select_by_value(value)
+    found = Select(driver.find_element("name", name))
+    (place,) = [number for number, option in enumerate(found.options) if option.get_attribute("value") == value]
+    found.select_by_index(place)
 
 
 def numbers(colour: str) -> list[int]:

@@ -333,3 +333,8 @@ def test_cells_of_several_labels_are_checked_label_by_label() -> None:
     for label in ("", "x|", "x|z", "||"):
         with pytest.raises(SubmissionError, match="sample a would get the label"):
             check_rows([("a", label)], ["a"], ["x", "y"], True)
+
+
+def test_the_default_file_ends_as_its_format(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    assert write_submission(heads=place / "heads", format="jsonl").path == Path("submission.jsonl")
