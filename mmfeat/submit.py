@@ -69,8 +69,7 @@ def write_submission(
     The file has the columns `names` under a `header`, and with `proba` a calibrated probability a class; its `format`
     (csv, tsv or jsonl) is that of the suffix of `out` by default; without `out` it is `submission.csv`, or as `format`.
     `columns` names those of the input table. Features that are missing are extracted first with the run's own encoders.
-    Raises `RunError` where the encoders or the cache are not those of the run, `SubmissionError` where the file would be
-    wrong.
+    Raises `RunError` where encoders or cache are not those of the run, `SubmissionError` where the file would be wrong.
     """
     layout = Layout(choose_format(out, format), header, tuple(names), proba)
     out = out or f"submission.{layout.format}"

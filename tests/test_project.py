@@ -8,19 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
-
-from mmfeat.cli import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-
-
-def commands() -> list[list[str]]:
-    """Every `mmfeat ...` line in a code block of the README, without its output."""
-    blocks = re.findall(r"```(?:console|bash|sh)\n(.*?)```", README, flags=re.DOTALL)
-    lines = [line.removeprefix("$ ") for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [line.split() for line in lines if line.startswith("mmfeat ")]
 
 
 def test_readme_tells_its_story_in_order() -> None:
@@ -29,15 +19,6 @@ def test_readme_tells_its_story_in_order() -> None:
         for words in ("make demo", "make test", "mmfeat extract", "mmfeat submit", "What lives where")
     ]
     assert places == sorted(places)
-
-
-@pytest.mark.parametrize("command", commands(), ids=" ".join)
-def test_readme_commands_exist_with_their_flags(command: list[str]) -> None:
-    names = command[: 3 if command[1] in ("cache", "runs") else 2]
-    answer = CliRunner().invoke(app, [*names[1:], "--help"])
-    assert answer.exit_code == 0, answer.output
-    flags = [word.partition("=")[0] for word in command if word.startswith("--")]
-    assert all(flag in answer.stdout for flag in flags), flags
 
 
 def test_readme_files_exist() -> None:
