@@ -39,7 +39,7 @@ def submit(
     run: AnyRun = None,
     data: AnyData = None,
     out_file: Annotated[
-        str | None, typer.Option("--out", help="The file to write.  [default: submission.csv, or as --format]")
+        str | None, typer.Option("--out", help="The file to write.  [default: submission, as the format]")
     ] = None,
     heads: Heads = "heads",
     head: Head = None,
