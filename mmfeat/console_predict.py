@@ -35,6 +35,7 @@ def show_submission(result: Submission) -> None:
     out.print(f"run {result.run.folder}")
     out.print(f"leaderboard {result.run.leaderboard_file}")
     out.print(f"submission {result.path}")
+    out.print("next: hand it in; mmfeat report shows what to expect of it")
 
 
 def show_notes(result: Predicted) -> None:
