@@ -46,9 +46,9 @@ def find_conflicts(twins: Twins, labels: np.ndarray) -> Conflicts:
 def _wrong(share: float, alone: float, classes: int) -> dict[str, float] | None:
     """The share of wrong labels that this share of unlike pairs comes from, with a 95 % interval; None without pairs.
 
-    `alone` is how many pairs that have nothing to do with each other tell as much. If each label errs alone, with chance
-    e and as often towards each other class, two labels of one content are alike with (1 - e)^2 + e^2 / (C - 1). No head
-    is asked.
+    `alone` is how many pairs that have nothing to do with each other tell as much. If each label errs alone, with
+    chance e and as often towards each other class, two labels of one content are alike with (1 - e)^2 + e^2 / (C - 1).
+    No head is asked.
     """
     if not alone or classes < 2:
         return None
