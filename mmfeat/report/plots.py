@@ -20,6 +20,7 @@ SERIES = ("#3b82c4", "#d9782d", "#3f9a6b", "#b8559b", "#7a6fd0", "#9a8a2c", "#2f
 WIDTH = 9.0  # inches
 DPI = 200
 LONGEST = 28  # letters of a name; the table has the rest
+LETTERS = 80  # of names side by side
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -89,7 +90,11 @@ def heat_map(table: Table) -> Figure:
         shades = [row[1:] for row in table.shades]
         axes.imshow(shades, cmap=_fade(SERIES[0]), vmin=0, vmax=1, aspect="auto")
         axes.grid(False)
-        axes.set_xticks(range(len(header)), header, rotation=30 if len(header) > 6 else 0)
+        axes.set_xticks(range(len(header)), header)
+        if len(header) > 6 or len("".join(header)) > LETTERS:
+            axes.tick_params(axis="x", labelrotation=30)
+            for label in axes.get_xticklabels():
+                label.set_ha("right")
         axes.set_yticks(range(len(names)), names)
         for row, cells in enumerate(table.rows):
             for column, cell in enumerate(cells[1:]):
