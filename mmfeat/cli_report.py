@@ -41,7 +41,7 @@ def report(
     mmfeat report heads/RUN --png --latex
     mmfeat report --compare heads/RUN heads/OTHER
     """
-    from mmfeat.commands import commands_of
+    from mmfeat.commands import told_commands
     from mmfeat.report.write import Papers, write_comparison, write_report
     from mmfeat.run_folders import find_run
 
@@ -66,7 +66,7 @@ def report(
             audit=audit,
             photos=photos,
             papers=papers,
-            commands=commands_of,
+            commands=told_commands,
             progress=ConsoleProgress(),
         )
     _show(result)

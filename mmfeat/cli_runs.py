@@ -45,17 +45,13 @@ def show(run: One, heads: Heads = "heads") -> None:
     \b
     mmfeat runs show heads/RUN
     """
-    from mmfeat.commands import commands_of
+    from mmfeat.commands import told_commands
     from mmfeat.run_folders import find_run
 
     found = find_run(run, heads)
     paths = [path for path in sorted(found.folder.rglob("*")) if path.is_file()]
     files = {str(path.relative_to(found.folder)): path.stat().st_size for path in paths}
-    try:
-        commands = commands_of(found)
-    except RunError as error:
-        commands = [f"# {error}"]
-    show_run(found, commands, files)
+    show_run(found, told_commands(found), files)
 
 
 @app.command()

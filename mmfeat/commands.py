@@ -14,6 +14,7 @@ from mmfeat.cli_heads import PARAMETERS as HEADS
 from mmfeat.cli_heads import SETTINGS
 from mmfeat.console import shown
 from mmfeat.encoders import EncoderOptions
+from mmfeat.errors import RunError
 from mmfeat.finetune.settings import ALL, EVERY_TOWER
 from mmfeat.heads.settings import DEFAULTS
 from mmfeat.run_arguments import finetune_arguments, heads_arguments, requests_of
@@ -26,6 +27,14 @@ def commands_of(run: Run) -> list[str]:
         return [_extract(run), _heads(run)]
     arguments = finetune_arguments(run)
     return [*commands_of(read_run(arguments["run"])), _finetune(run, arguments)]
+
+
+def told_commands(run: Run) -> list[str]:
+    """These commands, or as a comment why the run cannot tell them: its parent is elsewhere, or it is an older one."""
+    try:
+        return commands_of(run)
+    except RunError as error:
+        return [f"# {error}"]
 
 
 def _extract(run: Run) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -13,7 +12,7 @@ import typer
 from mmfeat.console import err, out
 from mmfeat.errors import ConfigError, DataError, MmfeatError
 from mmfeat.remote import exists
-from mmfeat.wording import shown
+from mmfeat.wording import shown, without_passwords
 
 if TYPE_CHECKING:
     from mmfeat.requests import Request
@@ -106,12 +105,7 @@ def tell_mlflow(run: Run, uri: str | None) -> None:
         reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
         err.print(f"warning: MLflow was not told of the run, which is whole: {reason}")
     else:
-        out.print(f"mlflow run {found} ({experiment_place(uri)})")
-
-
-def experiment_place(uri: str) -> str:
-    """The URI without a password."""
-    return re.sub(r"(//[^/@:\s]*:)[^/@\s]+@", r"\1***@", uri)
+        out.print(f"mlflow run {found} ({without_passwords(uri)})")
 
 
 def one_line(error: Exception) -> str:

@@ -30,6 +30,14 @@ class Score:
     high: float | None
 
 
+def wilson(share: Any, count: Any) -> tuple[Any, Any]:
+    """The 95 % interval of a share among `count` (Wilson, 1927), of numbers or arrays; among none all of [0, 1]."""
+    square = NORMAL**2 / np.maximum(count, LEAST)
+    middle = (share + square / 2) / (1 + square)
+    reach = np.sqrt(square * share * (1 - share) + square**2 / 4) / (1 + square)
+    return np.maximum(middle - reach, 0.0), np.minimum(middle + reach, 1.0)
+
+
 def macro_f1(labels: np.ndarray, chosen: np.ndarray) -> Any:
     """Macro-F1 of choices (N, C) bool for labels (N, C) bool, as a float; of (..., N, C) as an array (...).
 

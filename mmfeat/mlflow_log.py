@@ -22,8 +22,9 @@ EXPERIMENT = "mmfeat"
 ARTIFACTS = (f"{LEADERBOARD}.csv", f"{LEADERBOARD}.json", ABLATION, RUN_FILE, "report.html")
 SQLITE = "sqlite:///"
 LONGEST = 5000  # characters of a parameter or tag
+SAME = ("mmfeat.run", "mmfeat.started")  # tags by which a run is known again
 AT_ONCE = 100  # parameters or metrics of a call
-_ODD = re.compile(r"[^\w\-. :/]")
+_ODD = re.compile(r"[^\w\-. :]")  # MLflow takes a slash, too, but not everywhere in a name
 
 
 def log_run(run: Run, uri: str, experiment: str = EXPERIMENT) -> str:
@@ -42,9 +43,9 @@ def log_run(run: Run, uri: str, experiment: str = EXPERIMENT) -> str:
     client = MlflowClient(tracking_uri=uri)
     place = _experiment(client, uri, experiment)
     tags = tags_of(run)
-    for found in client.search_runs([place], f"attributes.run_name = '{run.folder.name}'"):
+    for found in client.search_runs([place], f"tags.`mmfeat.data_hash` = '{run.config['data_hash']}'"):
         told = found.data.tags
-        if found.info.status == "FINISHED" and told.get("mmfeat.started") == tags["mmfeat.started"]:
+        if found.info.status == "FINISHED" and all(told.get(name, "") == tags[name] for name in SAME):
             return str(found.info.run_id)
     id = client.create_run(place, run_name=run.folder.name, tags=tags, start_time=_started(run)).info.run_id
     status = "FAILED"
@@ -66,7 +67,7 @@ def tags_of(run: Run) -> dict[str, str]:
     tags |= {
         "data_hash": run.config["data_hash"],
         "splits_hash": run.config["splits_hash"],
-        "run": str(run.folder.name),
+        "run": run.folder.name,
     }
     tags["fingerprints"] = ", ".join(sorted(run.fingerprints))
     for kind in ("versions", "machine"):
@@ -85,8 +86,11 @@ def metrics_of(run: Run) -> dict[str, float]:
                 if number == 0:
                     found[score] = float(entry[score]["value"])
                     found |= {f"{score}_{end}": float(entry[score][end]) for end in ("low", "high")}
-        if number == 0:
-            found |= {_known(f"f1_{label}"): float(row["f1"]["value"]) for label, row in entry["classes"].items()}
+    for label, row in run.leaderboard[0]["classes"].items():
+        name = _known(f"f1_{label}")
+        while name in found:  # of a class whose name differs only in what MLflow does not take
+            name += "_"
+        found[name] = float(row["f1"]["value"])
     return found
 
 

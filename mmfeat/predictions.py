@@ -47,6 +47,8 @@ def read_predictions(run: Run, entry: Mapping[str, Any]) -> Predictions:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             header, *lines = csv.reader(file)
+        if len(lines) != entry["samples"]:
+            raise ValueError(f"{len(lines)} of {entry['samples']} samples")
         return _parsed(header, lines, run.classes, run.config["task"] == "multilabel")
     except (OSError, ValueError, KeyError, IndexError, csv.Error) as error:
         raise RunError(f"{path}: not the predictions of a whole run ({error}); train it again") from error

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import platform
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,9 +21,9 @@ from mmfeat.files import make_folder, read_json, write_json
 from mmfeat.hardware import cpu_count
 from mmfeat.locks import writing_in
 from mmfeat.provenance import ENCODING, TRAINING, versions
+from mmfeat.wording import without_passwords
 
 BEGUN = "begun.json"  # what a run that is not finished was asked for
-PASSWORD = re.compile(r"(//[^/@:\s]*:)[^/@\s]+@")  # in a URL
 UNTOLD = ("progress", "command")  # parameters that are no part of what was asked
 
 
@@ -51,7 +50,7 @@ class Maker:
         """For `run.json`: plain values."""
         specs = [EncoderSpec.from_json(each["spec"]) for each in (*config["encoders"], *config.get("prefixes", []))]
         return {
-            "command": PASSWORD.sub(r"\1***@", self.command),
+            "command": without_passwords(self.command),
             "started": self.started.isoformat(timespec="seconds"),
             "seconds": round(self.seconds, 2),
             "versions": versions((*ENCODING, *TRAINING)),

@@ -97,7 +97,7 @@ def compare_files(original: Run, run: Run, reused: bool = False) -> Reproduction
     notes = []
     if not all(entry.get("search_over", True) for entry in original.leaderboard):
         notes.append("the search of the run was cut short by time, so another call tries other settings")
-    if original.config.get("protocol", {}).get("kind") and "record" not in original.config:
+    if "record" not in original.config:
         notes.append("the run has no record of its versions and machine")
     return Reproduction(
         original, run, reused, len({*mine, *theirs}), tuple(different), scores, _changed(original, run), tuple(notes)

@@ -20,7 +20,7 @@ from mmfeat.remote import absolute
 from mmfeat.runs import RUN_FILE, Run, read_run
 from mmfeat.splits import has_splits
 
-GRAVE = ".deleted"  # in the folder of the runs; what lies there was a run
+GRAVE = ".mmfeat-deleted"  # in the folder of the runs; what lies there was a run
 _BURIED = re.compile(r".+\.\d+")
 UNFINISHED = "not finished; the same command goes on from there"
 
@@ -172,8 +172,8 @@ def _checked(name: str | Path, root: Path) -> Path:
 
 
 def _is_ours(place: Path) -> bool:
-    """A file called run.json alone may be somebody else's."""
-    return (place / BEGUN).is_file() or has_splits(place) or _described(place).run is not None
+    """A file called run.json or begun.json alone may be somebody else's."""
+    return has_splits(place) or "data_hash" in read_begun(place) or _described(place).run is not None
 
 
 def _children(root: Path, names: set[str]) -> dict[str, str]:

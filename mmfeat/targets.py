@@ -40,6 +40,13 @@ class Targets:
         return Targets(self.classes, self.matrix[rows], self.multilabel)
 
 
+def classes_in(label: str | None, multilabel: bool) -> set[str]:
+    """The classes that a label cell names; none without label."""
+    if label is None or not multilabel:
+        return set() if label is None else {label}
+    return {name for part in label.split(SEPARATOR) if (name := part.strip())}
+
+
 def read_targets(labels: Sequence[str], multilabel: bool = False) -> Targets:
     """The targets of label cells, classes sorted.
 
@@ -62,7 +69,7 @@ def indicator(numbers: Sequence[int] | np.ndarray, classes: int) -> np.ndarray:
 
 
 def _read_multilabel(labels: Sequence[str]) -> Targets:
-    cells = [{name for part in cell.split(SEPARATOR) if (name := part.strip())} for cell in labels]
+    cells = [classes_in(cell, multilabel=True) for cell in labels]
     classes = tuple(sorted(set().union(*cells)))
     if not classes:
         raise DataError(f"no sample is labelled with a class; write the classes of a sample as a{SEPARATOR}b")

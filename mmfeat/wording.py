@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
+
+_PASSWORD = re.compile(r"(//[^/@:\s]*:)[^/@\s]+@")  # in a URL
 
 
 def shown(place: str) -> str:
     """A path, alone or after `family:`, as seen from here."""
     family, colon, path = place.rpartition(":") if not place.startswith("/") else ("", "", place)
     return f"{family}{colon}{os.path.relpath(path)}" if path.startswith(os.getcwd() + os.sep) else place
+
+
+def without_passwords(text: str) -> str:
+    """A text in which passwords of URLs are stars."""
+    return _PASSWORD.sub(r"\1***@", text)
 
 
 def duration(seconds: float) -> str:

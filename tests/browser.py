@@ -44,7 +44,7 @@ def requests(driver: Any) -> set[str]:
     """Addresses that the page asked for since the last call."""
     events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
     sent = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    return {url for url in sent if not url.startswith(("data:", "blob:", "chrome:"))}
+    return {url for url in sent if not url.startswith(("data:", "blob:", "chrome:", "chrome-untrusted:"))}
 
 
 def open_page(driver: Any, path: Path) -> None:

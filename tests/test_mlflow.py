@@ -10,7 +10,7 @@ from small_sweeps import NO_HEADS, make_place, sweep
 from typer.testing import CliRunner
 
 from mmfeat.cli import app
-from mmfeat.mlflow_log import log_run
+from mmfeat.mlflow_log import log_run, metrics_of
 from mmfeat.runs import Run
 
 mlflow = pytest.importorskip("mlflow")
@@ -46,6 +46,16 @@ def test_a_run_is_told_once_with_everything(run: Run, tmp_path: Path, monkeypatc
     names = {path.name for path in (tmp_path / "store").rglob("*") if path.is_file()}
     assert names == {"mlflow.db", "leaderboard.csv", "leaderboard.json", "ablation.csv", "run.json"}
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_classes_of_any_name_are_told_apart(run: Run) -> None:
+    best, names = run.leaderboard[0], ("a/../b", "a$", "a#", "中文", "n/")
+    classes = {name: {"f1": {"value": place / 10}} for place, name in enumerate(names)}
+    found = metrics_of(Run(run.folder, {**run.config, "leaderboard": [{**best, "classes": classes}]}))
+    f1 = {name: value for name, value in found.items() if name.startswith("f1_")}
+    assert sorted(f1.values()) == [0.0, 0.1, 0.2, 0.3, 0.4]
+    for name in f1:
+        mlflow.utils.validation._validate_metric_name(name)
 
 
 def test_a_failure_is_one_warning_and_the_run_is_whole(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

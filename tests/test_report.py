@@ -21,13 +21,13 @@ from mmfeat.entries import Plan
 from mmfeat.errors import ConfigError, RunError
 from mmfeat.extract import extract_features
 from mmfeat.heads import HeadSettings
+from mmfeat.metrics import wilson
 from mmfeat.predictions import read_predictions
 from mmfeat.progress import Silent
 from mmfeat.report.gallery import make_gallery
 from mmfeat.report.modalities import WHO, attribute
 from mmfeat.report.page import Page, render
 from mmfeat.report.papers import latex_table
-from mmfeat.report.reliability import wilson
 from mmfeat.report.results import Results
 from mmfeat.report.section import Table
 from mmfeat.report.training import correlation, group_means, read_trials, varied

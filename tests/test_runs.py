@@ -161,6 +161,8 @@ def test_runs_are_deleted_whole_and_nothing_else_is(place: Path, tmp_path: Path)
     (heads / "mine" / "folds.csv").write_text("id,fold0\n")
     (heads / "alien").mkdir()
     (heads / "alien" / "run.json").write_text("{}")
+    (heads / "alien" / BEGUN).write_text('{"of": "somebody else"}')
+    (heads / ".deleted" / "photos.2026").mkdir(parents=True)  # somebody's own
     outside = Path(shutil.copytree(first, tmp_path / "outside"))
     (heads / "link").symlink_to(outside)
     for name, message in {
@@ -178,7 +180,8 @@ def test_runs_are_deleted_whole_and_nothing_else_is(place: Path, tmp_path: Path)
         assert "\n" not in str(caught.value)
     assert second.exists()
     assert delete_runs([second.name, str(third)], heads) > 1000
-    assert sorted(path.name for path in heads.iterdir()) == sorted([first.name, "alien", "link", "mine"])
+    assert sorted(path.name for path in heads.iterdir()) == sorted([".deleted", first.name, "alien", "link", "mine"])
+    assert (heads / ".deleted" / "photos.2026").exists()
     assert (outside / "run.json").exists()
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mmfeat.metrics import NORMAL
-from mmfeat.targets import SEPARATOR
+from mmfeat.metrics import wilson
+from mmfeat.targets import classes_in
 
 ALL = "all"
 
@@ -19,7 +18,7 @@ def class_balance(labels: Sequence[str | None], parts: Mapping[str, np.ndarray],
     """`classes` (names, sorted), `parts`: name -> samples and by class count, share and its 95 % Wilson interval,
     `p`: that differences between the parts are chance (chi-squared; None for fewer than two parts or multi-label).
     """
-    names = [_names(label, multilabel) for label in labels]
+    names = [classes_in(label, multilabel) for label in labels]
     classes = sorted(set().union(*names)) if names else []
     labelled = [row for row, label in enumerate(labels) if label is not None]
     members = {
@@ -31,28 +30,13 @@ def class_balance(labels: Sequence[str | None], parts: Mapping[str, np.ndarray],
     return {"classes": classes, "parts": tables, "p": None if multilabel else _chi_squared(counts)}
 
 
-def wilson(count: int, total: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson, 1927); all of [0, 1] of nothing."""
-    if not total:
-        return 0.0, 1.0
-    share, square = count / total, NORMAL**2
-    centre = (share + square / (2 * total)) / (1 + square / total)
-    reach = NORMAL / (1 + square / total) * math.sqrt(share * (1 - share) / total + square / (4 * total**2))
-    return max(0.0, centre - reach), min(1.0, centre + reach)
-
-
-def _names(label: str | None, multilabel: bool) -> set[str]:
-    if label is None:
-        return set()
-    return {name for part in label.split(SEPARATOR) if (name := part.strip())} if multilabel else {label}
-
-
 def _shares(cells: Sequence[set[str]], classes: Sequence[str]) -> dict[str, Any]:
     counts = Counter(name for cell in cells for name in cell)
     found = {}
     for name in classes:
-        low, high = wilson(counts[name], len(cells))
-        found[name] = {"count": counts[name], "share": counts[name] / max(len(cells), 1), "low": low, "high": high}
+        share = counts[name] / max(len(cells), 1)
+        low, high = map(float, wilson(share, len(cells)))
+        found[name] = {"count": counts[name], "share": share, "low": low, "high": high}
     return {"samples": len(cells), "classes": found}
 
 

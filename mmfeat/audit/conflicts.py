@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mmfeat.audit.balance import wilson
 from mmfeat.audit.twins import Twins
+from mmfeat.metrics import wilson
 
 
 @dataclass(frozen=True)
@@ -31,28 +31,29 @@ def find_conflicts(twins: Twins, labels: np.ndarray) -> Conflicts:
     exact = np.unique(twins.near[np.isin(twins.exact, unequal) & (twins.exact >= 0)])
     near = np.setdiff1d(disagreeing, exact)
     samples = (labels >= 0) & (twins.near >= 0)
-    pairs, differing = _pairs(twins.near[samples], labels[samples])
+    pairs, differing, alone = _pairs(twins.near[samples], labels[samples])
     counts = {
         "groups": len(exact) + len(near),
         "exact_groups": len(exact),
         "samples": int(np.isin(twins.near[samples], disagreeing).sum()),
         "pairs": pairs,
         "disagreeing_pairs": differing,
-        "wrong": _wrong(differing, pairs, int(labels.max(initial=-1)) + 1),
+        "wrong": _wrong(differing / max(pairs, 1), alone, int(labels.max(initial=-1)) + 1),
     }
     return Conflicts(exact, near, counts)
 
 
-def _wrong(differing: int, pairs: int, classes: int) -> dict[str, float] | None:
-    """The share of wrong labels that so many unlike pairs come from, with a 95 % interval; None without pairs.
+def _wrong(share: float, alone: float, classes: int) -> dict[str, float] | None:
+    """The share of wrong labels that this share of unlike pairs comes from, with a 95 % interval; None without pairs.
 
-    If each label errs alone, with chance e and as often towards each other class, two labels of one content are alike
-    with (1 - e)^2 + e^2 / (C - 1). No head is asked.
+    `alone` is how many pairs that have nothing to do with each other tell as much. If each label errs alone, with
+    chance e and as often towards each other class, two labels of one content are alike with (1 - e)^2 + e^2 / (C - 1).
+    No head is asked.
     """
-    if not pairs or classes < 2:
+    if not alone or classes < 2:
         return None
-    shares = (differing / pairs, *wilson(differing, pairs))
-    return dict(zip(("value", "low", "high"), (_error_rate(share, classes) for share in shares), strict=True))
+    shares = (share, *wilson(share, alone))
+    return dict(zip(("value", "low", "high"), (_error_rate(float(each), classes) for each in shares), strict=True))
 
 
 def _error_rate(unlike: float, classes: int) -> float:
@@ -69,9 +70,11 @@ def _disagreeing(groups: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return found[count > 1]
 
 
-def _pairs(groups: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
-    """How many pairs of samples share a group, and how many of them have different labels."""
+def _pairs(groups: np.ndarray, labels: np.ndarray) -> tuple[int, int, float]:
+    """How many pairs of samples share a group, how many of them have different labels, and how many independent pairs
+    they are worth: the pairs of a group share samples, so a group counts as one of its weight (Kish, 1965)."""
     sizes = np.unique(groups, return_counts=True)[1]
     alike = np.unique(np.column_stack([groups, labels]), axis=0, return_counts=True)[1]
-    total, same = (int((counts * (counts - 1) // 2).sum()) for counts in (sizes, alike))
-    return total, total - same
+    by_group, same = (counts * (counts - 1) // 2 for counts in (sizes, alike))
+    total = int(by_group.sum())
+    return total, total - int(same.sum()), total**2 / max(int((by_group**2).sum()), 1)

@@ -8,6 +8,7 @@ from mmfeat.audit.result import Audit, read_audit
 from mmfeat.errors import DataError
 from mmfeat.report.results import Results
 from mmfeat.report.section import Section, Table
+from mmfeat.wording import shown
 
 SHOWN = 30
 
@@ -43,7 +44,10 @@ def _leaks(audit: Audit) -> list[str]:
     words = []
     if audit.leaks is not None:
         tested = sum(audit.leaks["tested"].values())
-        words.append(f"{audit.leaks['samples']:,} of {tested:,} tested samples have a twin in training.")
+        words.append(
+            f"In the splits of {shown(audit.leaks['splits'])}, {audit.leaks['samples']:,} of {tested:,} tested samples "
+            "have a twin in training."
+        )
     if audit.shared:
         shared = ", ".join(f"{count:,} by {name}" for name, count in audit.shared.items())
         words.append(f"Unlabelled samples with a labelled twin: {shared}.")

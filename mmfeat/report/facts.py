@@ -11,7 +11,9 @@ from mmfeat.errors import CacheError
 from mmfeat.report.results import Results
 from mmfeat.report.section import Section, Table
 from mmfeat.samples import MODALITIES
-from mmfeat.wording import duration, shown, size_of
+from mmfeat.scoring import names_of
+from mmfeat.targets import classes_in
+from mmfeat.wording import duration, shown, size_of, without_passwords
 
 
 def data_section(results: Results) -> Section:
@@ -28,6 +30,10 @@ def data_section(results: Results) -> Section:
         )
         return Section("data", "Data", words, tables=tables)
     words = [f"{run.config['dataset']}: {len(samples):,} samples, {labelled:,} labelled, {hashed}."]
+    if changed := _changed(results):
+        words.append(
+            f"The data changed since the run: {changed:,} samples that it was scored on are gone or have another label."
+        )
     if odd := {name: count for name, count in samples.encodings.items() if name != "utf-8"}:
         words.append(f"Texts that are not UTF-8: {', '.join(f'{count:,} {name}' for name, count in odd.items())}.")
     missing = [
@@ -42,6 +48,17 @@ def data_section(results: Results) -> Section:
             Table("missing", "Samples without a text or photo; they stay, masked", ["", "why", "samples"], missing)
         )
     return Section("data", "Data", words, tables=tables)
+
+
+def _changed(results: Results) -> int:
+    """Samples out of fold that the data no longer have, or not with the label that the run had."""
+    found = results.predictions()
+    classes, multilabel = found.targets.classes, found.targets.multilabel
+    then = (classes_in(names_of(row, classes), multilabel) for row in found.targets.matrix)
+    now = (results.by_id.get(id) for id in found.ids)
+    return sum(
+        each is None or classes_in(each.label, multilabel) != names for each, names in zip(now, then, strict=True)
+    )
 
 
 def cache_section(results: Results) -> Section:
@@ -98,7 +115,8 @@ def run_section(results: Results, commands: Sequence[str]) -> Section:
     rows = [[name, str(value)] for name, value in facts.items() if value]
     words = ["These commands make the run again:"] if commands else []
     tables = [Table("run", "How it came about", ["", ""], rows)]
-    return Section("run", "The run", words, tables=tables, commands=commands)
+    safe = list(map(without_passwords, commands))  # a page is passed on
+    return Section("run", "The run", words, tables=tables, commands=safe)
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from mmfeat.report.section import Section, Table
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "→": r"$\to$", "<": r"$<$", ">": r"$>$",
-    "|": r"\textbar{}",
+    "|": r"\textbar{}", "[": "{[}", "*": "{*}",
 }  # fmt: skip
 
 

@@ -19,6 +19,8 @@ INK, GRID = "#010101", "#c9ccd1"  # a page replaces both by its own
 SERIES = ("#3b82c4", "#d9782d", "#3f9a6b", "#b8559b", "#7a6fd0", "#9a8a2c", "#2f9fb0", "#8d8d8d")  # on light and dark
 WIDTH = 9.0  # inches
 DPI = 200
+LONGEST = 28  # letters of a name; the table has the rest
+LETTERS = 80  # of names side by side
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -51,6 +53,11 @@ def new_drawing(height: float, columns: int = 1, rows: int = 1, **options: Any) 
     return drawing, list(axes.ravel())
 
 
+def short(name: str) -> str:
+    """A name as a plot has room for it."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+
+
 def svg(figure: Figure) -> str:
     """The figure as an SVG element: text stays text, ink and grid are the page's, ids are its own."""
     buffer = io.StringIO()
@@ -79,11 +86,15 @@ def heat_map(table: Table) -> Figure:
     def draw() -> Drawing:
         assert table.shades
         drawing, (axes,) = new_drawing(0.8 + 0.36 * len(table.rows))
-        names, header = [row[0] for row in table.rows], list(table.header[1:])
+        names, header = [short(row[0]) for row in table.rows], list(map(short, table.header[1:]))
         shades = [row[1:] for row in table.shades]
         axes.imshow(shades, cmap=_fade(SERIES[0]), vmin=0, vmax=1, aspect="auto")
         axes.grid(False)
-        axes.set_xticks(range(len(header)), header, rotation=30 if len(header) > 6 else 0)
+        axes.set_xticks(range(len(header)), header)
+        if len(header) > 6 or len("".join(header)) > LETTERS:
+            axes.tick_params(axis="x", labelrotation=30)
+            for label in axes.get_xticklabels():
+                label.set_ha("right")
         axes.set_yticks(range(len(names)), names)
         for row, cells in enumerate(table.rows):
             for column, cell in enumerate(cells[1:]):
@@ -98,7 +109,7 @@ def whiskers(axes: Axes, scores: Sequence[dict[str, float]], names: Sequence[str
     for place, (score, colour) in enumerate(zip(scores, colours, strict=True)):
         axes.plot([score["low"], score["high"]], [place, place], color=colour, linewidth=2.2, alpha=0.6)
         axes.plot(score["value"], place, "o", color=colour, markersize=5)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), list(map(short, names)))
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
 

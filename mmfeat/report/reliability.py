@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmfeat.metrics import BINS, NORMAL
+from mmfeat.metrics import BINS, wilson
 from mmfeat.predictions import Predictions
 from mmfeat.report.plots import GRID, SERIES, new_drawing
 from mmfeat.report.results import Results
@@ -23,19 +23,20 @@ SHARES = (1.0, 0.9, 0.75, 0.5, 0.25)
 def reliability_section(results: Results) -> Section:
     """Reliability diagram, accuracy among the surest, and calibration of the best entries."""
     found = results.predictions()
-    confidence, right = confidences(found)
-    entry = results.entry
+    entry, config = results.entry, results.run.config
     error = interval(entry["calibration_error"])
+    chose = "other folds" if len(config["folds"]) > 1 else "validation rows"
     words = [
         f"Expected calibration error of {title_of(entry)}: {error}; 0 is perfect, and chance alone keeps it above 0. "
-        "Probabilities are calibrated by a temperature that other folds chose."
+        f"Probabilities are calibrated by a temperature that {chose} chose."
     ]
+    if len(found.chosen) > 1:
+        words.append(
+            "The plot and the shares of samples are of the mean probability over seeds, which is a little better than "
+            "a seed alone; all scores are means over seeds."
+        )
     return Section(
-        "reliability",
-        "Calibration",
-        words,
-        [_diagram(confidence, right)],
-        [_by_share(confidence, right), _compared(results)],
+        "reliability", "Calibration", words, [_diagram(found)], [_by_share(*surest(found)), _compared(results)]
     )
 
 
@@ -48,24 +49,24 @@ def confidences(found: Predictions) -> tuple[np.ndarray, np.ndarray]:
     return found.probabilities[rows, best], found.targets.matrix[rows, best]
 
 
-def wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The 95 % interval of a share among `count` (Wilson, 1927)."""
-    shrunk = 1 + NORMAL**2 / count
-    middle = (share + NORMAL**2 / (2 * count)) / shrunk
-    reach = NORMAL / shrunk * np.sqrt(share * (1 - share) / count + NORMAL**2 / (4 * count**2))
-    return middle - reach, middle + reach
+def surest(found: Predictions) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) the probability of what is most probable and whether it is right; of multi-label that of the least certain
+    class, and whether all are right."""
+    if not found.targets.multilabel:
+        return confidences(found)
+    likely = found.probabilities >= 0.5
+    return np.maximum(found.probabilities, 1 - found.probabilities).min(1), (likely == found.targets.matrix).all(1)
 
 
-def _diagram(confidence: np.ndarray, right: np.ndarray) -> Figure:
+def _diagram(found: Predictions) -> Figure:
     def draw() -> Drawing:
-        drawing, (left, middle) = new_drawing(3.0, 2)
-        _reliability(left, confidence, right)
-        _coverage(middle, confidence, right)
+        drawing, (left, right) = new_drawing(3.0, 2)
+        _reliability(left, *confidences(found))
+        _coverage(right, *surest(found))
         return drawing
 
-    caption = (
-        "Left: accuracy by confidence, with 95 % intervals; bars are how many samples. Right: accuracy of the surest"
-    )
+    shown = "how often a class is there by its probability" if found.targets.multilabel else "accuracy by confidence"
+    caption = f"Left: {shown}, with 95 % intervals; bars are how many. Right: accuracy of the surest samples"
     return Figure(
         "reliability", caption, "points on the diagonal are calibrated; the table has accuracy by share", draw
     )
@@ -83,7 +84,7 @@ def _reliability(axes: Axes, confidence: np.ndarray, right: np.ndarray) -> None:
     axes.plot([0, 1], [0, 1], color=SERIES[7], linewidth=1, linestyle="--")
     beside = np.maximum([share - low, high - share], 0)  # rounding may put an end a hair on the wrong side
     axes.errorbar(where, share, beside, fmt="o", color=SERIES[0], markersize=4, linewidth=1.2)
-    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
+    axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02))
 
 
 def _coverage(axes: Axes, confidence: np.ndarray, right: np.ndarray) -> None:
@@ -107,7 +108,7 @@ def _by_share(confidence: np.ndarray, right: np.ndarray) -> Table:
         low, high = wilson(accuracy, count)
         score = {"value": float(accuracy), "low": float(low), "high": float(high)}
         rows.append([f"{share:.0%}", f"{len(kept):,}", number(float(confidence[kept[-1]])), interval(score)])
-    header = ["surest", "samples", "confidence at least", "accuracy of the most probable class"]
+    header = ["surest", "samples", "confidence at least", "accuracy of what is most probable"]
     return Table("coverage", "What setting doubtful samples aside brings", header, rows)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmfeat.report.plots import SERIES, new_drawing, whiskers
+from mmfeat.report.plots import SERIES, new_drawing, short, whiskers
 from mmfeat.report.results import SINGLE, Results
 from mmfeat.report.section import Figure, Section, Table, gain, interval, number, p_value, title_of
 from mmfeat.statistics import compare_pairs
@@ -24,21 +24,19 @@ Entry = Mapping[str, Any]
 def leaderboard_section(results: Results) -> Section:
     """All entries, best first, and which of them tie with the best."""
     entries = results.run.leaderboard
-    ties = [entry for entry in entries[1:] if entry["tie"]]
-    best = f"{title_of(entries[0])} is the best of {len(entries)}: macro-F1 {interval(entries[0]['macro_f1'])}."
-    tie = f"{len(ties)} more tie with it (=): the difference is within noise." if ties else "No other ties with it."
-    return Section(
-        "leaderboard",
-        "Leaderboard",
-        [
+    samples = f"{entries[0]['samples']:,} samples out of fold, 95 % bootstrap intervals"
+    if len(entries) == 1:
+        words = [f"{title_of(entries[0])} alone: macro-F1 {interval(entries[0]['macro_f1'])}.", f"{samples}."]
+    else:
+        ties = sum(entry["tie"] for entry in entries[1:])
+        best = f"{title_of(entries[0])} is the best of {len(entries)}: macro-F1 {interval(entries[0]['macro_f1'])}."
+        tie = f"{ties} more tie with it (=): the difference is within noise." if ties else "No other ties with it."
+        words = [
             f"{best} {tie}",
-            f"{entries[0]['samples']:,} samples out of fold, 95 % bootstrap intervals, paired bootstrap against the "
-            "first, p adjusted for all of them (Holm). The first is the first on these very samples, which flatters "
-            "it a little.",
-        ],
-        [_forest(entries[:PLOTTED])],
-        [_leaderboard(entries)],
-    )
+            f"{samples}, paired bootstrap against the first, p adjusted for all of them (Holm). The first is the first "
+            "on these very samples, which flatters it a little.",
+        ]
+    return Section("leaderboard", "Leaderboard", words, [_forest(entries[:PLOTTED])], [_leaderboard(entries)])
 
 
 def _forest(entries: Sequence[Entry]) -> Figure:
@@ -110,26 +108,26 @@ def significance_section(results: Results) -> Section | None:
 def classes_section(results: Results) -> Section:
     """Precision, recall and F1 of each class."""
     entry, classes = results.entry, results.run.classes
-    rows = [
-        [
-            name,
-            f"{found['support']:,}",
-            number(found["precision"]),
-            number(found["recall"]),
-            interval(found["f1"]),
-            number(found["auroc"]),
-        ]
-        for name in classes
-        for found in [entry["classes"][name]]
-    ]
     header = ["class", "samples", "precision", "recall", "F1", "AUROC"]
-    weakest = min(classes, key=lambda name: entry["classes"][name]["f1"]["value"])
-    words = f"{title_of(entry)} is weakest on {weakest}: F1 {interval(entry['classes'][weakest]['f1'])}."
+    rows = [_of_class(name, entry["classes"][name]) for name in classes]
+    there = [name for name in classes if entry["classes"][name]["support"]]
+    weakest = min(there, key=lambda name: entry["classes"][name]["f1"]["value"])
+    words = [f"{title_of(entry)} is weakest on {weakest}: F1 {interval(entry['classes'][weakest]['f1'])}."]
+    if absent := [name for name in classes if name not in there]:
+        words.append(f"No sample out of fold is {', '.join(absent)}: that counts as F1 0 in every macro-F1.")
     entries = [entry, *(each for each in results.run.leaderboard if each is not entry)][:BY_CLASS]
     figures = [_by_class(entries, classes)] if len(classes) <= len(SERIES) else []
     return Section(
-        "classes", "Classes", [words], figures, [Table("classes", f"Classes of {title_of(entry)}", header, rows)]
+        "classes", "Classes", words, figures, [Table("classes", f"Classes of {title_of(entry)}", header, rows)]
     )
+
+
+def _of_class(name: str, found: Mapping[str, Any]) -> list[str]:
+    """A class that no sample has can be chosen wrongly, but not found."""
+    if not found["support"]:
+        return [name, "0", *[""] * 4]
+    shares = number(found["precision"]), number(found["recall"])
+    return [name, f"{found['support']:,}", *shares, interval(found["f1"]), number(found["auroc"])]
 
 
 def _by_class(entries: Sequence[Entry], classes: Sequence[str]) -> Figure:
@@ -140,7 +138,7 @@ def _by_class(entries: Sequence[Entry], classes: Sequence[str]) -> Figure:
             whiskers(
                 panel, scores, [title_of(entry) for entry in entries], [SERIES[0]] + [SERIES[7]] * len(entries[1:])
             )
-            panel.set_title(name)
+            panel.set_title(short(name))
             panel.set_xlabel("F1")
         return drawing
 

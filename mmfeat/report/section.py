@@ -53,7 +53,7 @@ def interval(score: Mapping[str, Any], digits: int = 3) -> str:
     """`0.617 [.598, .638]`; "" where the score is not defined."""
     if score["value"] is None:
         return ""
-    low, high = (number(score[end], digits).replace("0.", ".", 1) for end in ("low", "high"))
+    low, high = (number(score[end], digits).removeprefix("0") for end in ("low", "high"))
     return f"{number(score['value'], digits)} [{low}, {high}]"
 
 

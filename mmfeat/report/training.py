@@ -43,19 +43,17 @@ def curves_section(results: Results) -> Section | None:
 
 def read_curves(run: Run, entry: Mapping[str, Any]) -> Curves:
     """Values by curve and epoch; empty for baselines and ensembles, which have no epochs."""
-    try:
-        with (run.head_folder(entry) / CURVES).open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row.get("epoch")]
-    except OSError:
-        return {}
+    path = run.head_folder(entry) / CURVES
     curves: dict[str, dict[int, list[float]]] = {}
     try:
-        for row in rows:
-            for name in CURVE_NAMES:
-                if row.get(name):
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in (row for row in csv.DictReader(file) if row.get("epoch")):
+                for name in filter(row.get, CURVE_NAMES):
                     curves.setdefault(name, defaultdict(list))[int(float(row["epoch"]))].append(float(row[name]))
-    except ValueError as error:
-        raise RunError(f"{run.head_folder(entry) / CURVES}: not a table of curves ({error}); train it again") from error
+    except OSError:
+        return {}
+    except (ValueError, csv.Error) as error:
+        raise RunError(f"{path}: not a table of curves ({error}); train it again") from error
     return curves
 
 

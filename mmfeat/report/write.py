@@ -152,12 +152,12 @@ def _subtitle(results: Results) -> str:
 
 
 def _headline(results: Results) -> list[tuple[str, str]]:
-    entry = results.entry
-    ties = sum(each["tie"] for each in results.run.leaderboard if each is not entry)
+    entry, others = results.entry, results.run.leaderboard[1:]
+    ties = f"{sum(each['tie'] for each in others):,} of {len(others):,}"
     return [
         ("shown closely", title_of(entry)),
         ("macro-F1", interval(entry["macro_f1"])),
         ("accuracy", interval(entry["accuracy"])),
         ("samples out of fold", f"{entry['samples']:,}"),
-        ("ties with the best", f"{ties:,} of {len(results.run.leaderboard) - 1:,}"),
+        *([("ties with the best", ties)] if others else []),
     ]

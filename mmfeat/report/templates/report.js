@@ -48,7 +48,7 @@ function card(row, photos) {
   said.append(row[CONFIDENCE] > 0.99 ? " > 99 %" : " " + Math.round(100 * row[CONFIDENCE]) + " %");
   body.append(said);
   if (!row[RIGHT]) body.append(element("div", "facts", "label " + row[LABEL]));
-  body.append( element("div", "text", row[TEXT] || "no text"));
+  body.append(element("div", "text", row[TEXT] || "no text"));
   const facts = ["id " + row[ID]];
   if (row[WHO]) facts.push("flipped by " + row[WHO]);
   if (row[DOUBTED]) facts.push("label in doubt");
@@ -58,11 +58,16 @@ function card(row, photos) {
   return item;
 }
 
-function matches(row, wanted) {
+// Whether a cell, a|b where samples may have several classes, names a class.
+function names(cell, name, classes) {
+  return cell === name || (!classes.has(cell) && cell.split("|").includes(name));
+}
+
+function matches(row, wanted, classes) {
   return (
     statuses[wanted.status](row) &&
-    (!wanted.label || row[LABEL].split("|").includes(wanted.label) || row[LABEL] === wanted.label) &&
-    (!wanted.prediction || row[PREDICTION].split("|").includes(wanted.prediction) || row[PREDICTION] === wanted.prediction) &&
+    (!wanted.label || names(row[LABEL], wanted.label, classes)) &&
+    (!wanted.prediction || names(row[PREDICTION], wanted.prediction, classes)) &&
     (!wanted.who || row[WHO] === wanted.who) &&
     (!wanted.words || row.words.includes(wanted.words))
   );
@@ -74,6 +79,7 @@ function start(rows, photos) {
     row.words = (row[ID] + " " + row[TEXT]).toLowerCase();
   });
   const form = find("filters");
+  const classes = new Set(Array.from(form.label.options, (option) => option.value));
   let found = [];
   let page = 1;
 
@@ -92,7 +98,7 @@ function start(rows, photos) {
   function filter() {
     const wanted = Object.fromEntries(new FormData(form));
     wanted.words = wanted.words.trim().toLowerCase();
-    found = rows.filter((row) => matches(row, wanted)).sort(orders[wanted.sort]);
+    found = rows.filter((row) => matches(row, wanted, classes)).sort(orders[wanted.sort]);
     page = 1;
     show();
   }
