@@ -22,7 +22,7 @@ from mmfeat.hardware import resolve_device
 from mmfeat.images import MemoryFile, picture_bytes
 from mmfeat.inference import choose_run, predict_features, unseen, unseen_note
 from mmfeat.prediction_file import Predictions
-from mmfeat.predictor import load_final, towers_of
+from mmfeat.predictor import FinalHeads, towers_of
 from mmfeat.progress import Progress
 from mmfeat.remote import RemoteFile, is_remote
 from mmfeat.runs import Run, checked_towers
@@ -62,7 +62,7 @@ class Model:
     def __init__(self, run: Run, entry: Mapping[str, Any], device: str = "auto") -> None:
         self.run, self.entry, self.device = run, entry, resolve_device(device)
         self._embedder = Embedder(checked_towers(run, towers_of(run, entry)), self.device)
-        self._heads: dict[tuple[Path, str], dict[str, np.ndarray]] = {}
+        self._heads = FinalHeads(run)
         self._lock = threading.Lock()
 
     @property
@@ -96,7 +96,7 @@ class Model:
         """Predictions for samples, and what was seen of them."""
         with self._lock:
             seen = self._embedder.embed(samples, progress)
-            found = predict_features(self.run, self.entry, seen.features, samples, self.device, self._read_head)
+            found = predict_features(self.run, self.entry, seen.features, samples, self.device, self._heads)
         return found, seen
 
     def _predicted(self, texts: Any, images: Any) -> Predictions:
@@ -108,13 +108,6 @@ class Model:
         for line in unread(samples, seen):
             warnings.warn(line, stacklevel=3)
         return found
-
-    def _read_head(self, run: Run, entry: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The tensors of a final head, checked and read once."""
-        key = run.head_folder(entry), str(record["file"])
-        if key not in self._heads:
-            self._heads[key] = load_final(run, entry, record)
-        return self._heads[key]
 
 
 def unread(samples: Sequence[Sample], seen: Embedded) -> list[str]:

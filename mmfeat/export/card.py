@@ -125,7 +125,7 @@ def _limits(run: Run, entry: Mapping[str, Any], ports: Sequence[Port]) -> str:
         "neither the answer says nothing.",
         "What the encoders learned, biases included, is in their vectors; nothing here removes it.",
     ]
-    if entry["head"] == run.leaderboard[0]["head"] and len(run.leaderboard) > 1:
+    if entry == run.leaderboard[0] and len(run.leaderboard) > 1:
         lines.append(
             f"It is the best of {len(run.leaderboard)} entries by the scores above, so these are a little too good."
         )
