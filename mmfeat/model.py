@@ -27,6 +27,7 @@ from mmfeat.progress import Progress
 from mmfeat.remote import RemoteFile, is_remote
 from mmfeat.runs import Run, checked_towers
 from mmfeat.samples import PART, Photo, Sample
+from mmfeat.texts import without_surrogates
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -156,7 +157,8 @@ def _sample(number: int, text: Any, image: Any) -> Sample:
     photo, image_error = as_photo(image, f"images[{number}]")
     if image_error:
         image_error = f"{image}: {image_error}"
-    return Sample(str(number), None if text_error else text, photo, None, text_error, image_error)
+    words = None if text is None or text_error else without_surrogates(text)
+    return Sample(str(number), words, photo, None, text_error, image_error)
 
 
 def as_photo(image: Any, name: str) -> tuple[Photo | None, str]:
