@@ -8,18 +8,18 @@ from typing import Annotated
 import typer
 
 from mmfeat.console import ConsoleProgress, out, size_of
-from mmfeat.flags import AnyData, Device, reported
+from mmfeat.flags import Device, RunCache, RunData, reported
 
 
 @reported("nothing was written")
 def export(
     run: Annotated[str | None, typer.Option(help="A run folder.  [default: the best on the data]")] = None,
-    data: AnyData = None,
+    data: RunData = None,
     out_folder: Annotated[str | None, typer.Option("--out", help="Folder to write.  [default: export/RUN]")] = None,
     heads: Annotated[str, typer.Option(help="Folder of the runs.")] = "heads",
     head: Annotated[str | None, typer.Option(help="A head of the run.  [default: the best that can be]")] = None,
     modalities: Annotated[str | None, typer.Option(help="both, text, image or ensemble.  [default: the best]")] = None,
-    cache: Annotated[str | None, typer.Option("--cache", help="Feature cache.  [default: the run's]")] = None,
+    cache: RunCache = None,
     model: Annotated[bool, typer.Option("--model/--no-model", help="Also the encoders, as model.onnx.")] = True,
     device: Device = "auto",
 ) -> None:

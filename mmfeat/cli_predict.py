@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mmfeat.console import ConsoleProgress, out
 from mmfeat.console_predict import FEW, show_few, show_notes, show_submission
-from mmfeat.flags import AnyData, Device, Workers, names, pairs, reported
+from mmfeat.flags import Device, RunCache, RunData, Workers, names, pairs, reported
 
 if TYPE_CHECKING:
     from mmfeat.predict import Predicted
@@ -25,7 +26,6 @@ Head = Annotated[str | None, typer.Option("--head", help="A head of the run.  [d
 Modalities = Annotated[
     str | None, typer.Option("--modalities", help="both, text, image or ensemble.  [default: the best]")
 ]
-RunCache = Annotated[str | None, typer.Option("--cache", help="Feature cache.  [default: the run's]")]
 ReadAndWritten = Annotated[str | None, typer.Option("--columns", help=_COLUMNS)]
 Header = Annotated[bool, typer.Option("--header/--no-header", help="First line with the names of the columns.")]
 Format = Annotated[
@@ -37,7 +37,7 @@ Proba = Annotated[bool, typer.Option("--proba/--no-proba", help="A calibrated pr
 @reported("no submission was written; vectors that were computed are kept")
 def submit(
     run: AnyRun = None,
-    data: AnyData = None,
+    data: RunData = None,
     out_file: Annotated[
         str | None, typer.Option("--out", help="The file to write.  [default: submission, as the format]")
     ] = None,
@@ -111,11 +111,13 @@ def predict(
     mmfeat predict photos/*.jpg --out predictions.csv
     mmfeat predict --data new.csv > predictions.csv
     """
-    from mmfeat.predict import check_inputs
+    from mmfeat.predict import check_inputs, text_beside
 
-    check_inputs(files or [], data, text, image)
     table, written = split_columns(columns)
-    target, layout = _target(out_file, [*(files or []), image, data], format, header, proba, written)
+    of_data = {"--cache": cache, "--columns": table, "--workers": workers}
+    check_inputs(files or [], data, text, image, of_data)
+    kept = [*(files or []), *(text_beside(Path(file)) for file in files or [] if Path(file).name), image, data]
+    target, layout = _target(out_file, kept, format, header, proba, written)
     where: dict[str, Any] = {"heads": heads, "head": head, "modalities": modalities, "device": device}
     if data is not None:
         from mmfeat.predict import predict_data
@@ -142,7 +144,7 @@ def split_columns(columns: str | None) -> tuple[dict[str, str] | None, dict[str,
 
 
 def _target(
-    out_file: str | None, kept: list[str | None], format: str | None, header: bool, proba: bool, written: dict[str, Any]
+    out_file: str | None, kept: list[Any], format: str | None, header: bool, proba: bool, written: dict[str, Any]
 ) -> tuple[Any, Any]:
     """(path or None, layout), found wrong before any work is done."""
     from mmfeat.prediction_file import Layout, checked_target, choose_format
@@ -167,7 +169,7 @@ def _deliver(result: Predicted, target: Any, layout: Any, plain: bool) -> None:
         return
     text = prediction_text(result.predictions, layout)
     try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        sys.stdout.buffer.write(text.encode(errors="surrogateescape"))  # UTF-8 as in a file; a path as it is named
+        sys.stdout.buffer.flush()
     except BrokenPipeError:  # who reads had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
 
-from mmfeat.cluster import check_engine, join_cluster
+from mmfeat.cluster import check_engine, join_cluster, leave_cluster
 from mmfeat.errors import MmfeatError
 from mmfeat.features import Features
 from mmfeat.hardware import cpu_count
@@ -93,7 +93,7 @@ class RayEngine:
         for task in list(self._waiting):
             self.ray.cancel(task, force=True)  # an interrupt may be lost in the middle of a step
         if self._started:
-            self.ray.shutdown()
+            leave_cluster(self.ray)
 
 
 _benches: dict[str, Workbench] = {}  # of a worker process, so that its jobs arrange the features once

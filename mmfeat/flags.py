@@ -28,6 +28,8 @@ Data = Annotated[
     str, typer.Option("--data", help="Folder (train.txt, data/) or CSV, TSV, JSONL, Parquet table; or its URL.")
 ]
 AnyData = Annotated[str | None, typer.Option("--data", help="Folder or table.  [default: that of the latest step]")]
+RunData = Annotated[str | None, typer.Option("--data", help="Folder or table.  [default: that of the run]")]
+RunCache = Annotated[str | None, typer.Option("--cache", help="Feature cache.  [default: that of the run]")]
 Encoders = Annotated[
     str, typer.Option("--encoders", help="family[:variant],...: clip, bert, resnet50, timm, hashing, hog.")
 ]

@@ -18,7 +18,7 @@ from mmfeat.extractor import ExtractSettings
 from mmfeat.features import Block, Features, MappedBlock
 from mmfeat.hardware import resolve_device
 from mmfeat.prediction_file import Predictions
-from mmfeat.predictor import Read, predict_entry, towers_of, widths_of
+from mmfeat.predictor import FinalHeads, predict_entry, towers_of, widths_of
 from mmfeat.progress import Progress
 from mmfeat.runs import Run, best_run, checked_towers, read_run
 from mmfeat.samples import MODALITIES, PART, Sample, SampleSet
@@ -85,11 +85,11 @@ def predict_features(
     features: Features,
     samples: Sequence[Sample],
     device: str,
-    read: Read | None = None,
+    heads: FinalHeads | None = None,
 ) -> Predictions:
     """Predictions of an entry for samples whose features are there; `SubmissionError` where they are not finite."""
     features = features.widened(widths_of(run, entry))
-    chosen, probabilities = predict_entry(run, entry, features, device, samples, read)
+    chosen, probabilities = predict_entry(run, entry, features, device, samples, heads)
     if not np.isfinite(probabilities).all():
         raise SubmissionError(f"{run.folder}: its head gives no finite predictions; train it again")
     multilabel = run.config["task"] == "multilabel"

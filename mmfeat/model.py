@@ -22,11 +22,12 @@ from mmfeat.hardware import resolve_device
 from mmfeat.images import MemoryFile, picture_bytes
 from mmfeat.inference import choose_run, predict_features, unseen, unseen_note
 from mmfeat.prediction_file import Predictions
-from mmfeat.predictor import load_final, towers_of
+from mmfeat.predictor import FinalHeads, towers_of
 from mmfeat.progress import Progress
 from mmfeat.remote import RemoteFile, is_remote
 from mmfeat.runs import Run, checked_towers
 from mmfeat.samples import PART, Photo, Sample
+from mmfeat.texts import without_surrogates
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -62,7 +63,7 @@ class Model:
     def __init__(self, run: Run, entry: Mapping[str, Any], device: str = "auto") -> None:
         self.run, self.entry, self.device = run, entry, resolve_device(device)
         self._embedder = Embedder(checked_towers(run, towers_of(run, entry)), self.device)
-        self._heads: dict[tuple[Path, str], dict[str, np.ndarray]] = {}
+        self._heads = FinalHeads(run)
         self._lock = threading.Lock()
 
     @property
@@ -96,7 +97,7 @@ class Model:
         """Predictions for samples, and what was seen of them."""
         with self._lock:
             seen = self._embedder.embed(samples, progress)
-            found = predict_features(self.run, self.entry, seen.features, samples, self.device, self._read_head)
+            found = predict_features(self.run, self.entry, seen.features, samples, self.device, self._heads)
         return found, seen
 
     def _predicted(self, texts: Any, images: Any) -> Predictions:
@@ -108,13 +109,6 @@ class Model:
         for line in unread(samples, seen):
             warnings.warn(line, stacklevel=3)
         return found
-
-    def _read_head(self, run: Run, entry: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The tensors of a final head, checked and read once."""
-        key = run.head_folder(entry), str(record["file"])
-        if key not in self._heads:
-            self._heads[key] = load_final(run, entry, record)
-        return self._heads[key]
 
 
 def unread(samples: Sequence[Sample], seen: Embedded) -> list[str]:
@@ -163,7 +157,8 @@ def _sample(number: int, text: Any, image: Any) -> Sample:
     photo, image_error = as_photo(image, f"images[{number}]")
     if image_error:
         image_error = f"{image}: {image_error}"
-    return Sample(str(number), None if text_error else text, photo, None, text_error, image_error)
+    words = None if text is None or text_error else without_surrogates(text)
+    return Sample(str(number), words, photo, None, text_error, image_error)
 
 
 def as_photo(image: Any, name: str) -> tuple[Photo | None, str]:

@@ -25,6 +25,7 @@ from mmfeat.samples import IMAGE_SUFFIXES, MODALITIES, Sample, SampleSet, read_s
 from mmfeat.submit import check_labels, find_drift, training_samples
 from mmfeat.tables import READERS
 from mmfeat.targets import SEPARATOR, Targets
+from mmfeat.texts import without_surrogates
 
 TEXT_SUFFIX = ".txt"
 
@@ -82,7 +83,7 @@ def predict_files(model: Model, samples: SampleSet, progress: Progress | None = 
 def pair_of(text: str | None, image: str | None) -> SampleSet:
     """One sample of a text, an image or both. Raises `DataError` where neither is there."""
     photo, image_error = as_photo(image or None, "image")
-    words = text if text and text.strip() else None
+    words = without_surrogates(text) if text and text.strip() else None
     if words is None and photo is None:
         raise DataError(f"{image_error or 'an empty text'}: nothing to predict from; give --text or --image")
     text_error = "empty text" if text is not None and words is None else ""
@@ -97,13 +98,12 @@ def samples_of_files(files: Sequence[str | Path]) -> SampleSet:
     paths = list(dict.fromkeys(Path(file) for file in files))
     for path in paths:
         _check_file(path)
-    photos = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
-    taken = {path.with_suffix("") for path in photos}
+    taken = {path.with_suffix("") for path in paths if _is_photo(path)}
     encodings: Counter[str] = Counter()
     samples = []
     for path in paths:
-        if path in photos:
-            beside = next((each for each in _texts_beside(path) if each.is_file()), None)
+        if _is_photo(path):
+            beside = text_beside(path)
             text, error = read_text(beside, encodings) if beside else (None, "")
             samples.append(Sample(str(path), text, path, None, error))
         elif path.with_suffix("") not in taken:
@@ -126,12 +126,18 @@ def _read(data: str | Path, columns: Mapping[str, str] | None, own: Mapping[str,
         raise
 
 
-def _texts_beside(path: Path) -> tuple[Path, Path]:
-    return path.with_suffix(TEXT_SUFFIX), path.with_suffix(TEXT_SUFFIX.upper())
+def text_beside(photo: Path) -> Path | None:
+    """The `.txt` of a photo, if there is one."""
+    names = (photo.with_suffix(suffix) for suffix in (TEXT_SUFFIX, TEXT_SUFFIX.upper()))
+    return next(filter(os.path.isfile, names), None)
+
+
+def _is_photo(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _check_file(path: Path) -> None:
-    if path.is_dir() or path.suffix.lower() in READERS:
+    if os.path.isdir(path) or path.suffix.lower() in READERS:
         raise DataError(f"{path}: a folder or table of samples is named with --data {path}")
     if path.suffix.lower() not in (*IMAGE_SUFFIXES, TEXT_SUFFIX):
         raise DataError(f"{path}: neither a photo ({', '.join(IMAGE_SUFFIXES)}) nor a {TEXT_SUFFIX}; name such files")
@@ -139,8 +145,10 @@ def _check_file(path: Path) -> None:
         raise DataError(f"{path}: no such file; check its name")
 
 
-def check_inputs(files: Sequence[str], data: str | None, text: str | None, image: str | None) -> None:
-    """Exactly one way to say what to predict. Raises `ConfigError` otherwise."""
+def check_inputs(
+    files: Sequence[str], data: str | None, text: str | None, image: str | None, of_data: Mapping[str, Any]
+) -> None:
+    """Exactly one way to say what to predict, and flags `of_data` with data only. Raises `ConfigError` otherwise."""
     ways = [
         name
         for name, there in (("files", files), ("--data", data), ("--text/--image", text is not None or image))
@@ -149,6 +157,8 @@ def check_inputs(files: Sequence[str], data: str | None, text: str | None, image
     if len(ways) != 1:
         given = " and ".join(ways) or "nothing"
         raise ConfigError(f"{given} given to predict; name photos and .txt files, or --data, or --text and --image")
+    if data is None and (unused := next((flag for flag, value in of_data.items() if value), "")):
+        raise ConfigError(f"{unused} goes with --data; files and pairs are encoded in memory, leave it out")
 
 
 def _scores(

@@ -134,9 +134,11 @@ def checked_target(out: str | Path, *kept: str | Path) -> Path:
     path = Path(os.path.realpath(out)) if Path(out).is_symlink() else Path(out)
     if not str(out) or (path.exists() and not path.is_file()):
         raise SubmissionError(f"--out {out}: not a file that can be written; name a file, as in --out submission.csv")
-    target = path.resolve()
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise SubmissionError(f"--out {out}: a link to itself; name a file, as in --out submission.csv")
     for each in kept:
-        source = Path(each).resolve()
+        source = Path(os.path.realpath(each))
         if target == source or (source.is_dir() and source in target.parents):
             raise SubmissionError(f"--out {path}: this would overwrite the data in {each}; name a file elsewhere")
     return path

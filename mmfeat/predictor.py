@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -21,13 +21,37 @@ from mmfeat.finetune.model import early_model
 from mmfeat.finetune.team import Team
 from mmfeat.heads import NEEDS_TOKENS
 from mmfeat.heads.data import HeadData
-from mmfeat.heads.jobs import predict_fitted
+from mmfeat.heads.jobs import Predict, restore_heads
 from mmfeat.runs import Run
 from mmfeat.samples import Sample
 from mmfeat.views import view_number
 
-# The tensors of one final head of an entry: run, entry and the record of the head give them.
-Read: TypeAlias = "Callable[[Run, Mapping[str, Any], Mapping[str, Any]], dict[str, np.ndarray]]"
+
+class FinalHeads:
+    """The final heads of a run: read, checked and built when something first predicts with them, and kept."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._tensors: dict[Path, dict[str, np.ndarray]] = {}
+        self._built: dict[tuple[Path, ...], Predict] = {}
+
+    def logits(
+        self, entry: Mapping[str, Any], records: Sequence[Mapping[str, Any]], data: HeadData
+    ) -> list[np.ndarray]:
+        """(N, C) of each of some heads of an entry, which see the same."""
+        places = tuple(_place(self.run, entry, record) for record in records)
+        if places not in self._built:
+            head, classes = entry.get("fusion", entry["head"]), len(self.run.classes)
+            tensors = [load_final(self.run, entry, record) for record in records]
+            self._built[places] = restore_heads(head, records[0]["config"], tensors, classes, data)
+        return self._built[places](data)
+
+    def tensors(self, entry: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Those of one head."""
+        place = _place(self.run, entry, record)
+        if place not in self._tensors:
+            self._tensors[place] = load_final(self.run, entry, record)
+        return self._tensors[place]
 
 
 def predict_entry(
@@ -36,21 +60,21 @@ def predict_entry(
     features: Features,
     device: str = "cpu",
     samples: Sequence[Sample] = (),
-    read: Read | None = None,
+    heads: FinalHeads | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(N, C) bool choices and (N, C) probabilities of one entry of the run's leaderboard.
 
-    `samples` are those of `features`; only early fusion looks at them, at their photos. `read` gives the heads, from
-    their files by default.
+    `samples` are those of `features`; only early fusion looks at them, at their photos. `heads` may be those of
+    an earlier call.
     """
-    read = read or load_final
+    heads = heads or FinalHeads(run)
     command = "finetune" if run.is_finetuned else "heads"
     try:
         decision = Decision.from_json(entry["decision"])
         if entry["head"] == EARLY:
-            logits = _early_logits(run, entry, features, device, samples, read)
+            logits = _early_logits(run, entry, features, device, samples, heads)
         else:
-            logits = _logits(run, entry, features, device, read)
+            logits = _logits(run, entry, features, device, heads)
     except (KeyError, TypeError, ValueError, StopIteration) as error:
         raise RunError(
             f"{run.folder}: not a whole run ({error!r}); delete the folder and run mmfeat {command} again"
@@ -99,51 +123,56 @@ def members(run: Run, entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [by_name[name] for name, weight in zip(entry["members"], weights, strict=True) if weight > 0]
 
 
-def _logits(run: Run, entry: Mapping[str, Any], features: Features, device: str, read: Read) -> np.ndarray:
+def _logits(run: Run, entry: Mapping[str, Any], features: Features, device: str, heads: FinalHeads) -> np.ndarray:
     """(N, C) log-probabilities or logits to which the entry's decision applies."""
     if entry["modalities"] != TOGETHER:
-        return _head_logits(run, entry, features, device, read)
+        return _head_logits(run, entry, features, device, heads)
     multilabel = bool(entry["decision"]["multilabel"])
     used = {f"{each['head']}-{each['modalities']}": each for each in members(run, entry)}
     parts: list[np.ndarray | None] = []
     for name in entry["members"]:
         member = used.get(name)
-        parts.append(None if member is None else _calibrated(run, member, features, device, read))
+        parts.append(None if member is None else _calibrated(run, member, features, device, heads))
     shape = next(part.shape for part in parts if part is not None)
     filled = [np.zeros(shape) if part is None else part for part in parts]
     return combine(dict(entry), np.stack(filled), multilabel)
 
 
-def _calibrated(run: Run, entry: Mapping[str, Any], features: Features, device: str, read: Read) -> np.ndarray:
-    return Decision.from_json(entry["decision"]).log_probabilities(_head_logits(run, entry, features, device, read))
+def _calibrated(run: Run, entry: Mapping[str, Any], features: Features, device: str, heads: FinalHeads) -> np.ndarray:
+    return Decision.from_json(entry["decision"]).log_probabilities(_head_logits(run, entry, features, device, heads))
 
 
-def _head_logits(run: Run, entry: Mapping[str, Any], features: Features, device: str, read: Read) -> np.ndarray:
+def _head_logits(run: Run, entry: Mapping[str, Any], features: Features, device: str, heads: FinalHeads) -> np.ndarray:
     """(N, C) logits at the entry's temperature: the mean probability of its final heads, on the scale of one."""
-    folder, head = run.head_folder(entry), entry.get("fusion", entry["head"])
-    heads = [read(run, entry, record) for record in entry["final"]]
+    finals = entry["final"]
+    groups = [finals] if not any(record.get("towers") for record in finals) else [[record] for record in finals]
+    logits: list[np.ndarray] = []
     try:
-        attend = run.config["attend"] if head == NEEDS_TOKENS else ""
-        together = not any(record.get("towers") for record in entry["final"])
-        logits: list[np.ndarray] = []
-        for number, record in enumerate(entry["final"][:1] if together else entry["final"]):
-            data = HeadData(seen_by(run, entry, record, features), entry["modalities"], device, attend)
-            own = heads if together else heads[number : number + 1]
-            logits += predict_fitted(head, record["config"], own, len(run.classes), data)
+        attend = run.config["attend"] if entry.get("fusion", entry["head"]) == NEEDS_TOKENS else ""
+        for records in groups:
+            data = HeadData(seen_by(run, entry, records[0], features), entry["modalities"], device, attend)
+            logits += heads.logits(entry, records, data)
+    except RunError:
+        raise
     except Exception as error:  # a head of another shape
-        raise RunError(_not_whole(run, folder, error)) from error
+        raise RunError(_not_whole(run, run.head_folder(entry), error)) from error
     return mean_logits(np.stack(logits), Decision.from_json(entry["decision"]))
 
 
 def _early_logits(
-    run: Run, entry: Mapping[str, Any], features: Features, device: str, samples: Sequence[Sample], read: Read
+    run: Run,
+    entry: Mapping[str, Any],
+    features: Features,
+    device: str,
+    samples: Sequence[Sample],
+    heads: FinalHeads,
 ) -> np.ndarray:
     """(N, C) logits of early fusion, whose photos are read now."""
     logits = []
     for final in entry["final"]:
         seen = seen_by(run, entry, final, features)
         model = early_model(seen, samples, [], len(run.classes), Team(), device)
-        model.load_head(read(run, entry, final))
+        model.load_head(heads.tensors(entry, final))
         logits.append(model.predict(np.arange(len(samples))))
     return mean_logits(np.stack(logits), Decision.from_json(entry["decision"]))
 
@@ -152,13 +181,17 @@ def load_final(run: Run, entry: Mapping[str, Any], record: Mapping[str, Any]) ->
     """The tensors of one final head; raises `RunError` where they are not what was saved."""
     from safetensors.numpy import load_file
 
-    path = run.head_folder(entry) / Path(record["file"]).name
+    path = _place(run, entry, record)
     try:
         if file_sha256(path) != record["sha256"]:
             raise ValueError(f"{path.name} is not what was saved")
         return load_file(path)
     except Exception as error:  # safetensors raises what its format makes it raise
         raise RunError(_not_whole(run, path.parent, error)) from error
+
+
+def _place(run: Run, entry: Mapping[str, Any], record: Mapping[str, Any]) -> Path:
+    return run.head_folder(entry) / Path(record["file"]).name
 
 
 def _not_whole(run: Run, folder: Path, error: Exception) -> str:

@@ -198,6 +198,8 @@ def _share(nodes: Sequence[float], gpus: int, settings: ExtractSettings) -> tupl
         raise ConfigError(f"--device {settings.device}: the cluster has {gpus} GPUs; use --device auto or cpu")
     if gpus and settings.device != "cpu":
         return settings.workers or gpus, {"num_gpus": 1}
+    if not nodes:
+        raise ConfigError("the cluster has no CPUs for workers; add a node that has some")
     each = [-(-settings.workers // len(nodes)) or max(1, int(cpus // CORES)) for cpus in nodes]
     share = min((cpus - SPARE_CPUS) / count for cpus, count in zip(nodes, each, strict=True))
     if share < READER_CPUS:

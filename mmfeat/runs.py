@@ -41,6 +41,11 @@ class Run:
     config: Mapping[str, Any]
 
     @property
+    def name(self) -> str:
+        """That of the folder, also where it is given as `.`."""
+        return self.folder.resolve().name
+
+    @property
     def classes(self) -> tuple[str, ...]:
         return tuple(self.config["classes"])
 

@@ -83,9 +83,8 @@ def write_submission(
     samples = _unlabelled(everything, chosen)
     cache = cache or chosen.config["cache"]
     found = infer(chosen, entry, samples, cache, device, workers, progress)
-    write_prediction_file(path, found.predictions, layout)
     before = out_of_fold_choices(chosen, entry)
-    return Submission(
+    result = Submission(
         path=path,
         data=everything.source,
         run=chosen,
@@ -103,6 +102,8 @@ def write_submission(
             *find_drift(chosen, found, before, training_samples(chosen, everything), samples.samples),
         ],
     )
+    write_prediction_file(path, found.predictions, layout)  # last: an interrupt before leaves no file
+    return result
 
 
 def find_drift(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mmfeat.errors import DataError
 from mmfeat.remote import exists, is_remote, open_file
-from mmfeat.texts import decode_text
+from mmfeat.texts import decode_text, without_surrogates
 
 PIECE = 1 << 20  # bytes of a text file at a time
 
@@ -143,11 +143,10 @@ def _all_utf8(data: bytes) -> str | None:
 
 
 def _cell(value: object) -> str | None:
-    """Text without lone surrogates, which JSON allows and UTF-8 does not; None for what means nothing."""
+    """Text; None for what means nothing."""
     if value is None or value == "" or value != value:
         return None
-    text = decode_text(value)[0] if isinstance(value, bytes) else str(value)
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return without_surrogates(decode_text(value)[0] if isinstance(value, bytes) else str(value))
 
 
 READERS: dict[str, Callable[[str, Counter[str]], Iterator[tuple[int, dict[str, object]]]]] = {

@@ -27,6 +27,11 @@ def decode_text(data: bytes) -> tuple[str, str]:
     raise AssertionError("latin-1 decodes any bytes")
 
 
+def without_surrogates(text: str) -> str:
+    """The text without lone surrogates, which JSON and a command line may hold and UTF-8 does not."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def clean_tweet(text: str) -> str:
     """Drop URLs and @mentions, keep a hashtag's word, collapse white space, lower-case."""
     text = _HASHTAG.sub(r"\1", _MENTION.sub("", _URL.sub("", text)))

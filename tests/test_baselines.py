@@ -11,7 +11,8 @@ import pytest
 from mmfeat.errors import HeadError
 from mmfeat.heads import baselines
 from mmfeat.heads.baselines import BASELINES, Baseline, fit, refit, restore
-from mmfeat.heads.basis import make_basis
+from mmfeat.heads.basis import Scaler, make_basis
+from mmfeat.heads.neighbours import NeighbourHead
 from mmfeat.heads.probabilities import decided, from_probabilities, log_loss
 from mmfeat.heads.trees import FOREST_TREES, Components, TreeData, boosted, forest
 from mmfeat.metrics import macro_f1
@@ -199,6 +200,22 @@ def test_neighbours_vote_as_in_scikit_learn() -> None:
         votes = np.exp(logits) * (count + 1) - targets.take(TRAIN).prior  # without the prior's own vote
         expected = model.predict_proba(scaled[TEST]) * count
         assert (np.abs(votes - expected).max(axis=1) < 1e-3).mean() > 0.97  # float16 swaps a few at the edge
+
+
+@pytest.mark.parametrize("by_similarity", [False, True])
+def test_neighbours_of_nothing_are_nobody_and_of_duplicates_the_first(by_similarity: bool) -> None:
+    """Whatever the last digits of a product or the order of a sort say: another machine chooses the same."""
+    random = np.random.default_rng(0)
+    vectors = random.standard_normal((6, 8))
+    vectors = np.repeat(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), 30, axis=0).astype(np.float16)
+    classes = np.eye(3)[random.integers(0, 3, len(vectors))]
+    votes = np.stack([classes, 1 - classes], axis=-1).astype(np.float32)
+    prior, scaler = np.array([0.5, 0.3, 0.2]), Scaler(np.zeros(8, np.float32), np.ones(8, np.float32))
+    head = NeighbourHead(scaler, vectors, votes, prior, False, 5, by_similarity)
+    seen = np.concatenate([vectors[::30].astype(np.float32), np.full((1, 8), np.nan, np.float32)])
+    found = head.found(Rows(seen), np.arange(7))
+    np.testing.assert_array_equal(found[1][:6], np.arange(0, 180, 30)[:, None] + np.arange(5))
+    np.testing.assert_allclose(np.exp(head.voted(found)[6]), prior)
 
 
 def test_the_prior_is_the_share_of_each_class() -> None:

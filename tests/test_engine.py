@@ -22,7 +22,7 @@ from mmfeat.errors import ConfigError, HeadError, RunError
 from mmfeat.features import Features
 from mmfeat.heads import FUSIONS, HEADS, NEEDS_TOKENS, HeadSettings, jobs
 from mmfeat.heads.data import HeadData
-from mmfeat.heads.jobs import Job, Workbench, predict_fitted, run_job
+from mmfeat.heads.jobs import Job, Workbench, restore_heads, run_job
 from mmfeat.heads.stack import Member, epoch_steps
 from mmfeat.predictor import mean_logits, predict_entry
 from mmfeat.runs import Run
@@ -191,7 +191,7 @@ def test_saved_heads_predict_the_same(head: str, targets: Targets, tmp_path: Pat
     from safetensors.numpy import load_file
 
     data = HeadData(seen, "both", "cpu", attend)
-    (found,) = predict_fitted(head, record["config"], [load_file(tmp_path / record["file"])], 3, data)
+    (found,) = restore_heads(head, record["config"], [load_file(tmp_path / record["file"])], 3, data)(data)
     np.testing.assert_allclose(found, fitted.logits[0], rtol=0, atol=1e-5)
     assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
 

@@ -86,11 +86,20 @@ def test_graphs_of_all_heads_and_ensembles_predict_as_mmfeat_does(run: Run) -> N
             continue
         seen.add(entry["head"])
         found, decided, probabilities, chosen = compared(run, entry)
-        if "knn" not in json.dumps([entry["head"], *entry.get("members", [])]):  # samples without text are as near
+        if "knn" not in json.dumps([entry["head"], *entry.get("members", [])]):  # torch's order of equals is its own
             assert largest_difference(found, probabilities) < 1e-5, entry["head"]
             assert (decided == chosen).all(), entry["head"]
     assert seen >= {"late", "concat", "gated", "film", "film-concat", "cross-attention", "prior", "knn", "ridge"}
     assert seen >= {"logistic", "svm", "seed-average"}
+
+
+def test_neighbours_of_one_modality_are_those_of_mmfeat_where_it_is_missing(place: Path, tmp_path: Path) -> None:
+    """The whole data are checked, of which some lack the text and some the photo; ensembles have such members."""
+    few = {"fusion": ["none"], "baselines": ["knn"], "modalities": ["text", "image"]}
+    run = sweep(place, **few, out=tmp_path / "heads", protocol=HOLDOUT, plan=SHORT).run
+    for head, modalities in (("knn", "text"), ("knn", "image"), ("mean", "ensemble")):
+        result = export_run(run.folder, head=head, modalities=modalities, out=tmp_path / "out")
+        assert result.difference < 1e-5
 
 
 def test_trees_are_refused_by_name_and_passed_over(run: Run, tmp_path: Path) -> None:

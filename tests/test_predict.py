@@ -93,6 +93,36 @@ def test_files_with_the_texts_beside_them(place: Path, monkeypatch: pytest.Monke
     assert [entry["tag"] for entry in entries[:2]] == [submitted[first], submitted[second]]
 
 
+def test_the_text_beside_a_photo_is_not_overwritten(
+    place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.copy(photo(place, listed(place)[0]), tmp_path / "a.jpg")
+    (tmp_path / "a.txt").write_text("a text")
+    answer = mmfeat(place, monkeypatch, "predict", tmp_path / "a.jpg", "--out", tmp_path / "a.txt")
+    assert answer.exit_code == 1
+    assert "this would overwrite the data" in answer.stderr
+    assert (tmp_path / "a.txt").read_text() == "a text"
+
+
+def test_odd_texts_names_and_links(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A text that is no UTF-8, a file named so, and a link to itself."""
+    odd = mmfeat(place, monkeypatch, "predict", "--text", "so tired \udcff")
+    assert odd.exit_code == 0, odd.output
+    shutil.copy(photo(place, listed(place)[0]), tmp_path / "x\udcff.jpg")
+    named = mmfeat(place, monkeypatch, "predict", tmp_path / "x\udcff.jpg")
+    assert b"x\xff.jpg," in named.stdout_bytes
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+    loop = mmfeat(place, monkeypatch, "predict", "--text", "hello", "--out", tmp_path / "loop.csv")
+    assert "a link to itself" in loop.stderr
+
+
+def test_flags_of_a_data_set_are_not_taken_for_files(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for flag, value in (("--cache", "cache"), ("--columns", "id=guid"), ("--workers", "2")):
+        answer = mmfeat(place, monkeypatch, "predict", "--text", "hello", flag, value)
+        assert answer.exit_code == 1
+        assert f"{flag} goes with --data" in answer.stderr
+
+
 def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id\n")
     (tmp_path / "a.pdf").write_text("")

@@ -170,7 +170,7 @@ def by_hand(run: Run, entry: dict[str, Any], cache: Path, ids: list[str]) -> np.
     """(N, C) calibrated probabilities of a head of the run, from its files."""
     from mmfeat.heads import NEEDS_TOKENS
     from mmfeat.heads.data import HeadData
-    from mmfeat.heads.jobs import predict_fitted
+    from mmfeat.heads.jobs import restore_heads
     from mmfeat.samples import read_samples
 
     samples = read_samples(run.config["data"])
@@ -179,7 +179,7 @@ def by_hand(run: Run, entry: dict[str, Any], cache: Path, ids: list[str]) -> np.
     assert entry["head"] != NEEDS_TOKENS
     tensors = [load_file(run.head_folder(entry) / each["file"]) for each in entry["final"]]
     data = HeadData(features.widened(run.config["widths"]), entry["modalities"], "cpu", "")
-    logits = predict_fitted(entry["head"], entry["final"][0]["config"], tensors, 3, data)
+    logits = restore_heads(entry["head"], entry["final"][0]["config"], tensors, 3, data)(data)
     scaled = np.stack(logits) / entry["decision"]["temperature"]
     shares = np.exp(scaled - scaled.max(-1, keepdims=True))
     return (shares / shares.sum(-1, keepdims=True)).mean(0)

@@ -23,6 +23,7 @@ from mmfeat.heads.baselines import restore
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.linear import LinearHead
 from mmfeat.heads.neighbours import NeighbourHead
+from mmfeat.heads.stack import stack_of
 from mmfeat.predictor import load_final, members, seen_by
 from mmfeat.runs import Run
 
@@ -149,11 +150,8 @@ def _seen(data: HeadData, ports: Ports) -> Seen:
 def _fusion(
     head: str, heads: Sequence[Mapping[str, np.ndarray]], classes: int, data: HeadData, seen: Seen
 ) -> FusionPart:
-    module = load_fusion(head)(len(heads), data.shape, classes)
-    module.load_state_dict(
-        {name: torch.stack([torch.from_numpy(np.array(each[name])) for each in heads]) for name in heads[0]}
-    )
-    return FusionPart(seen, module.requires_grad_(False), len(heads))
+    tensors = [{name: torch.from_numpy(np.array(value)) for name, value in each.items()} for each in heads]
+    return FusionPart(seen, stack_of(load_fusion(head), classes, data, tensors), len(heads))
 
 
 def _baseline(

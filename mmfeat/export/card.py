@@ -41,7 +41,7 @@ def model_card(
     """Markdown."""
     parts = [
         _header(run, entry),
-        f"# {run.folder.name}: {entry['head']} on {entry['modalities']}",
+        f"# {run.name}: {entry['head']} on {entry['modalities']}",
         _use(run, entry, ports),
         _data(run),
         _scores(run, entry),
@@ -62,7 +62,7 @@ def _header(run: Run, entry: Mapping[str, Any]) -> str:
         f"      - type: {kind}\n        name: {text(name)}\n        value: {entry[score]['value']:.4f}\n"
         for kind, name, score in (("f1", "macro-F1, out of fold", "macro_f1"), ("accuracy", "accuracy", "accuracy"))
     )
-    name, dataset = text(run.folder.name), text(str(run.config["dataset"]))
+    name, dataset = text(run.name), text(str(run.config["dataset"]))
     return (
         "---\nlibrary_name: mmfeat\nlicense: unknown\ntags:\n- onnx\n- multimodal\n- text-classification\n"
         f"- image-classification\nmodel-index:\n  - name: {name}\n    results:\n    - task:\n"
@@ -125,7 +125,7 @@ def _limits(run: Run, entry: Mapping[str, Any], ports: Sequence[Port]) -> str:
         "neither the answer says nothing.",
         "What the encoders learned, biases included, is in their vectors; nothing here removes it.",
     ]
-    if entry["head"] == run.leaderboard[0]["head"] and len(run.leaderboard) > 1:
+    if entry == run.leaderboard[0] and len(run.leaderboard) > 1:
         lines.append(
             f"It is the best of {len(run.leaderboard)} entries by the scores above, so these are a little too good."
         )

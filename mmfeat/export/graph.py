@@ -20,7 +20,7 @@ from mmfeat.ensembles import LEAST
 from mmfeat.heads.data import pooled_tokens
 from mmfeat.heads.inputs import Batch, Fusion
 from mmfeat.heads.linear import LinearHead
-from mmfeat.heads.neighbours import TEMPERATURE, NeighbourHead
+from mmfeat.heads.neighbours import STEPS, TEMPERATURE, NeighbourHead
 from mmfeat.heads.probabilities import ABSENT
 
 LEAST_LOGIT = float(np.log(1e-6))  # of a member of a stacking, as in `mmfeat.ensembles`
@@ -157,8 +157,12 @@ class NeighbourPart(BaselinePart):
 
     def scored(self, scaled: Tensor) -> Tensor:
         unit = scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True).clamp_min(1e-12)
-        values, numbers = torch.topk(unit @ self.known.T, self.count, dim=-1)
-        counts = torch.exp((values - values[:, :1]) / TEMPERATURE) if self.by_similarity else torch.ones_like(values)
+        products = unit @ self.known.T
+        _, numbers = torch.topk(torch.round(products * STEPS), self.count, dim=-1)  # onnxruntime's is stable
+        values = products.gather(-1, numbers)
+        most = values.amax(-1, keepdim=True)
+        counts = torch.exp((values - most) / TEMPERATURE) if self.by_similarity else torch.ones_like(values)
+        counts = torch.where(most == 0, 0.0, counts)
         votes = (counts[..., None, None] * self.votes[numbers]).sum(1)
         shares = (votes[..., 0] + self.prior) / (votes.sum(-1) + 1)
         logs = torch.log(shares) - (torch.log1p(-shares) if self.multilabel else 0)

@@ -86,7 +86,7 @@ def export_run(
     check_installed()
     chosen = read_run(Path(run)) if run else best_run(Path(heads), str(data) if data else None, head, modalities)
     entry, passed_over = _entry(chosen, head, modalities)
-    folder = Path(out) if out is not None else Path("export") / chosen.folder.name
+    folder = Path(out) if out is not None else Path("export") / chosen.name
     _check_free(folder)
     samples, features, towers = _features(chosen, entry, data, cache, device, progress or Silent())
     graph, ports = build_graph(chosen, entry, towers, features)
@@ -241,7 +241,7 @@ def _facts(
 ) -> dict[str, Any]:  # fmt: skip
     return {
         "made_by": f"{MADE_BY} {__version__}",
-        "run": run.folder.name,
+        "run": run.name,
         "head": entry["head"],
         "modalities": entry["modalities"],
         "task": run.config["task"],
@@ -268,6 +268,11 @@ def _put(place: Path, folder: Path) -> None:
     old = folder.parent / f".{folder.name}.{os.getpid()}.old"
     if folder.exists():
         folder.rename(old)
-    place.rename(folder)
+    try:
+        place.rename(folder)
+    except BaseException:
+        if old.exists():
+            old.rename(folder)
+        raise
     sync_folder(folder.parent)
     shutil.rmtree(old, ignore_errors=True)

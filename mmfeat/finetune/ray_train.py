@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmfeat.cluster import join_cluster
+from mmfeat.cluster import join_cluster, leave_cluster
 from mmfeat.errors import MmfeatError
 from mmfeat.files import read_json, write_json
 from mmfeat.remote import absolute
@@ -55,7 +55,7 @@ def train_on_ray(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         if started:
-            ray.shutdown()
+            leave_cluster(ray)
 
 
 def _on_gpu(ray: Any, device: str) -> bool:

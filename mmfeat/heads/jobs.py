@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -18,7 +18,15 @@ from mmfeat.heads.basis import Basis, make_basis
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.inputs import Shape
 from mmfeat.heads.losses import class_weights
-from mmfeat.heads.stack import FusionType, Member, predict_stack, train_stack
+from mmfeat.heads.stack import (
+    FusionType,
+    Member,
+    one_torch_thread,
+    predict_module,
+    predict_stack,
+    stack_of,
+    train_stack,
+)
 from mmfeat.targets import Targets
 
 CPU_ROWS = 320  # of a step of all heads of a stack on a CPU: with fewer, Python takes longer than the arithmetic
@@ -26,6 +34,7 @@ CPU_STACK = (3, 8)  # fewest and most heads; many no longer fit into a core's ca
 LARGEST_STACK = 256
 MEMORY_SHARE = 0.5  # of what the device has free
 KEPT_BASIS = 2**24  # numbers
+Predict: TypeAlias = Callable[[HeadData], list[np.ndarray]]
 COPIES = 8  # of a head's parameters while it trains: gradients, two moments, the best so far, temporaries
 
 
@@ -118,17 +127,23 @@ def count_parameters(fusion: FusionType, shape: Shape, classes: int) -> int:
         return sum(parameter.numel() for parameter in fusion(1, shape, classes).parameters())
 
 
-def predict_fitted(
+def restore_heads(
     head: str, config: Mapping[str, Any], heads: Sequence[Mapping[str, np.ndarray]], classes: int, data: HeadData
-) -> list[np.ndarray]:
-    """(N, C) logits of all samples from each of some saved heads of one kind."""
-    rows = np.arange(len(data))
+) -> Predict:
+    """What gives (N, C) logits of all samples from each of some saved heads of one kind, for `data` of this shape."""
     if head in BASELINES:
-        return [_baseline_logits(restore(head, dict(config), dict(tensors)), data, rows) for tensors in heads]
+        models = [restore(head, dict(config), dict(tensors)) for tensors in heads]
+        return lambda data: [_baseline_logits(model, data, np.arange(len(data))) for model in models]
     import torch
 
     tensors = [{name: torch.from_numpy(np.array(value)) for name, value in each.items()} for each in heads]
-    return predict_stack(load_fusion(head), classes, data, tensors, [rows] * len(heads))
+    module = stack_of(load_fusion(head), classes, data, tensors)
+
+    def predict(data: HeadData) -> list[np.ndarray]:
+        with one_torch_thread():
+            return predict_module(module, data, [np.arange(len(data))] * len(heads))
+
+    return predict
 
 
 def _run_stack(job: Job, data: HeadData, targets: Targets, advance: Callable[[int], None]) -> list[Fitted]:

@@ -14,6 +14,7 @@ from mmfeat.targets import Targets
 
 NEIGHBOURS = (5, 10, 20, 40, 80)
 TEMPERATURE = 0.07  # of the votes by similarity (Wu et al. 2018)
+STEPS = 1e5  # of similarity from 0 to 1: duplicates are as near as each other, whatever the last digits say
 QUERIES = 512  # vectors that are compared at a time
 Found = tuple[np.ndarray, np.ndarray]  # (n, K) similarities, falling, and numbers of the neighbours
 
@@ -48,17 +49,18 @@ class NeighbourHead:
         similarities, numbers = [], []
         for start in range(0, max(len(scaled), 1), QUERIES):
             products = _unit(scaled[start : start + QUERIES]) @ training.T
-            some = np.argpartition(-products, most - 1, axis=1)[:, :most]
-            values = np.take_along_axis(products, some, axis=1)
-            order = np.lexsort((some, -values), axis=1)
-            similarities.append(np.take_along_axis(values, order, axis=1))
-            numbers.append(np.take_along_axis(some, order, axis=1))
+            some = _largest(products, most)
+            similarities.append(np.take_along_axis(products, some, axis=1))
+            numbers.append(some)
         return np.concatenate(similarities).astype(np.float64), np.concatenate(numbers)
 
     def voted(self, found: Found) -> np.ndarray:
-        """(m, C) logits from at least as many neighbours as vote."""
+        """(m, C) logits from at least as many neighbours as vote; nobody votes on a sample that is like none, of which
+        nothing is seen."""
         values, numbers = (each[:, : self.neighbours] for each in found)
-        counts = np.exp((values - values[:, :1]) / TEMPERATURE) if self.by_similarity else np.ones_like(values)
+        most = values.max(axis=1, keepdims=True)
+        counts = np.exp((values - most) / TEMPERATURE) if self.by_similarity else np.ones_like(values)
+        counts = np.where(most == 0, 0.0, counts)
         votes = np.einsum("mk,mkcs->mcs", counts, self.votes[numbers].astype(np.float64))
         return from_probabilities((votes[..., 0] + self.prior) / (votes.sum(axis=-1) + 1), self.multilabel)
 
@@ -99,6 +101,17 @@ def neighbour_heads(head: NeighbourHead) -> Iterator[tuple[dict[str, float], Nei
         for by_similarity in (False, True):
             setting = {"k": float(count), "by_similarity": float(by_similarity)}
             yield setting, replace(head, neighbours=count, by_similarity=by_similarity)
+
+
+def _largest(products: np.ndarray, most: int) -> np.ndarray:
+    """(n, most) columns of the largest of each row, falling; of those that `STEPS` cannot part the first."""
+    far = -np.round(products * STEPS)
+    some = np.argpartition(far, most - 1, axis=1)[:, :most]
+    furthest = np.take_along_axis(far, some, axis=1).max(axis=1, keepdims=True)
+    for row in np.flatnonzero((far <= furthest).sum(axis=1) > most):
+        some[row] = np.argsort(far[row], kind="stable")[:most]
+    order = np.lexsort((some, np.take_along_axis(far, some, axis=1)), axis=1)
+    return np.take_along_axis(some, order, axis=1)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

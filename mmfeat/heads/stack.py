@@ -6,7 +6,7 @@ stopping; one that is done leaves the stack. A stacked head equals the same head
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -101,10 +101,15 @@ def predict_stack(
     fusion: FusionType, classes: int, data: HeadData, heads: Sequence[dict[str, Tensor]], rows: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
     """(n, C) float64 logits of each head on its own rows, the mean over the augmented views where there are some."""
+    with one_torch_thread():
+        return predict_module(stack_of(fusion, classes, data, heads), data, rows)
+
+
+def stack_of(fusion: FusionType, classes: int, data: HeadData, heads: Sequence[Mapping[str, Tensor]]) -> Fusion:
+    """Trained heads as one module, on the device of the data."""
     module = fusion(len(heads), data.shape, classes)
     module.load_state_dict({name: torch.stack([head[name] for head in heads]) for name in heads[0]})
-    with one_torch_thread():
-        return predict_module(module.to(data.device), data, rows)
+    return module.requires_grad_(False).eval().to(data.device)
 
 
 def predict_module(module: Fusion, data: HeadData, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
