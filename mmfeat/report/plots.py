@@ -94,7 +94,7 @@ def heat_map(table: Table) -> Figure:
         if len(header) > 6 or len("".join(header)) > LETTERS:
             axes.tick_params(axis="x", labelrotation=30)
             for label in axes.get_xticklabels():
-                label.set_ha("right")
+                label.set_horizontalalignment("right")
         axes.set_yticks(range(len(names)), names)
         for row, cells in enumerate(table.rows):
             for column, cell in enumerate(cells[1:]):
