@@ -40,6 +40,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         import tomli as tomllib
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; --config names a TOML file") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not a readable TOML file ({error})") from error
 

@@ -20,7 +20,8 @@ from mmfeat.hardware import resolve_device
 from mmfeat.prediction_file import Predictions
 from mmfeat.predictor import FinalHeads, predict_entry, towers_of, widths_of
 from mmfeat.progress import Progress
-from mmfeat.runs import Run, best_run, checked_towers, read_run
+from mmfeat.run_folders import find_run
+from mmfeat.runs import Run, best_run, checked_towers
 from mmfeat.samples import MODALITIES, PART, Sample, SampleSet
 
 
@@ -40,7 +41,7 @@ def choose_run(
 ) -> Run:
     """The run named, else the best one on `data` if there is one, else the best of the latest."""
     if run:
-        return read_run(Path(run))
+        return find_run(run, heads)
     if data:
         with contextlib.suppress(RunError):
             return best_run(Path(heads), str(data), head, modalities)

@@ -127,7 +127,7 @@ def test_wrong_input_is_one_line_and_exit_code_1(
     fails(inside("demo", "--out", demo_folder / "train.txt"), "not empty and not this demo")
     fails(inside("heads"), "nothing was extracted", "mmfeat extract")
     fails(inside("submit"), "no finished run", "mmfeat heads")
-    fails(inside("submit", "--run", "nowhere"), "nowhere: no finished run here")
+    fails(inside("submit", "--run", "nowhere"), "nowhere: no such run in heads")
     assert not list(tmp_path.iterdir())
 
 

@@ -106,7 +106,7 @@ def pack(value: Any) -> str:
 
 
 def _fit_photos(samples: Sequence[Sample | None], most: int, room: int, progress: Progress) -> tuple[str, int]:
-    """The first photos, as many as are asked for and there is room for."""
+    """The first photos, as many as are asked for and there is room for; "" for one that cannot be read."""
     wanted = [(place, sample) for place, sample in enumerate(samples) if sample and sample.image is not None][:most]
     photos: dict[str, str] = {}
     if wanted:
@@ -117,9 +117,8 @@ def _fit_photos(samples: Sequence[Sample | None], most: int, room: int, progress
                 used += len(data) * 3 // 2  # base64, a third more, and again, of which gzip takes one back
                 if used > room:
                     break
-                if data:
-                    photos[str(place)] = base64.b64encode(data).decode()
-    return pack(photos), len(photos)
+                photos[str(place)] = base64.b64encode(data).decode()
+    return pack(photos), sum(map(bool, photos.values()))
 
 
 def _thumbnails(wanted: Sequence[tuple[int, Sample]]) -> Iterator[tuple[int, bytes]]:

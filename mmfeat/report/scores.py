@@ -168,7 +168,7 @@ def _confusion(entry: Entry, classes: Sequence[str], place: int) -> Table:
         for name, line, of in zip(classes, counts, shares, strict=True)
     ]
     shades = [[0.0, *of] for of in shares.tolist()]
-    return Table(_numbered("confusion", place), title_of(entry), ["", *(f"→ {name}" for name in classes)], rows, shades)
+    return Table(_confusion_name(entry, place), title_of(entry), ["", *(f"→ {name}" for name in classes)], rows, shades)
 
 
 def _binary(entry: Entry, classes: Sequence[str], place: int) -> Table:
@@ -177,8 +177,8 @@ def _binary(entry: Entry, classes: Sequence[str], place: int) -> Table:
         for name, ((rest, false), (missed, hits)) in zip(classes, entry["confusion"], strict=True)
     ]
     header = ["class", "found", "missed", "wrongly found", "rightly not"]
-    return Table(_numbered("confusion", place), title_of(entry), header, rows)
+    return Table(_confusion_name(entry, place), title_of(entry), header, rows)
 
 
-def _numbered(name: str, place: int) -> str:
-    return f"{name}-{place + 1}" if place else name
+def _confusion_name(entry: Entry, place: int) -> str:
+    return f"confusion-{title_of(entry).replace(' on ', '-')}" if place else "confusion"

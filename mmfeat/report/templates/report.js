@@ -40,7 +40,7 @@ function card(row, photos) {
     image.loading = "lazy";
     item.append(image);
   } else {
-    item.append(element("div", "none", row[PHOTO] ? "photo not in this page" : "no photo"));
+    item.append(element("div", "none", row[PHOTO] ? (photo === "" ? "photo cannot be read" : "photo not in this page") : "no photo"));
   }
   const body = element("div", "body");
   const said = element("div", "said");
@@ -87,7 +87,8 @@ function start(rows, photos) {
     const pages = Math.max(1, Math.ceil(found.length / PAGE));
     page = Math.min(Math.max(1, page), pages);
     find("samples").replaceChildren(...found.slice((page - 1) * PAGE, page * PAGE).map((row) => card(row, photos)));
-    find("count").textContent = found.length.toLocaleString("en") + " of " + rows.length.toLocaleString("en") + " samples";
+    const count = found.length.toLocaleString("en") + " of " + rows.length.toLocaleString("en") + " samples";
+    find("count").textContent = found.length ? count : count + "; no sample fits all of these filters";
     find("page").value = page;
     find("page").max = pages;
     find("pages").textContent = "of " + pages.toLocaleString("en");
