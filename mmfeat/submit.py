@@ -72,7 +72,7 @@ def write_submission(
     Raises `RunError` where encoders or cache are not those of the run, `SubmissionError` where the file would be wrong.
     """
     layout = Layout(choose_format(out, format), header, tuple(names), proba)
-    out = out or f"submission.{layout.format}"
+    out = f"submission.{layout.format}" if out is None else out
     chosen = read_run(Path(run)) if run else best_run(Path(heads), str(data) if data else None, head, modalities)
     source = data or chosen.config["data"]
     path = checked_target(out, source, chosen.folder)
