@@ -26,7 +26,7 @@ SMALL = {"dropout": (0.1, 0.3, 0.5), "width": (64, 256), "mixup": (False, True)}
 WIDE = {"learning_rate": Range(1e-5, 1e-1, log=True), "dropout": Range(0.0, 0.8), "width": Range(16, 512, log=True)}
 MIXED = {**WIDE, "loss": ("cross-entropy", "focal")}
 FIRST = {"learning_rate": 3e-4, "dropout": 0.5, "width": 256, "loss": "focal"}
-LIMIT = 60  # seconds
+LIMIT = 240  # seconds, of a busy machine
 
 
 def score(trial: Trial) -> float:
