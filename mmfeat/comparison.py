@@ -91,7 +91,9 @@ def why_not_comparable(one: Run, other: Run) -> str:
     if one.config["splits_hash"] != other.config["splits_hash"]:
         seeds = [run.config["protocol"]["seeds"] for run in (one, other)]
         if one.config["folds"] == other.config["folds"] and seeds[0] != seeds[1]:
-            return f"other folds or validation rows ({seeds[0]} and {seeds[1]} seeds); --split-dir makes runs share them"
+            return (
+                f"other folds or validation rows ({seeds[0]} and {seeds[1]} seeds); --split-dir makes runs share them"
+            )
         return "other folds; --split-dir makes runs share them"
     return ""
 
