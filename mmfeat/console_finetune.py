@@ -8,6 +8,7 @@ from rich.table import Table
 
 from mmfeat.console import out
 from mmfeat.finetune.settings import path_in_words
+from mmfeat.wording import interval
 
 if TYPE_CHECKING:
     from mmfeat.finetune.run import Finetuned
@@ -25,7 +26,7 @@ def show_finetuned(result: Finetuned) -> None:
     header = ("", "macro-F1", "over stage 1", "p", "train", "val.", "test")
     table = Table(*header, box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for entry in entries:
-        table.add_row(entry["head"], _interval(entry["macro_f1"]), *_test(entry))
+        table.add_row(entry["head"], interval(entry["macro_f1"]), *_test(entry))
     out.print(table)
     out.print(
         f"{entries[0]['samples']:,} samples out of fold, 95 % bootstrap intervals, paired bootstrap (Holm); train, "
@@ -59,8 +60,3 @@ def _test(entry: dict[str, Any]) -> list[str]:
 
 def _score(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
-
-
-def _interval(score: dict[str, Any]) -> str:
-    low, high = (f"{score[end]:.3f}".removeprefix("0") for end in ("low", "high"))
-    return f"{score['value']:.3f} [{low},{high}]"

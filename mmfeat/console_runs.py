@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from mmfeat.console import duration, out, shown, size_of
+from mmfeat.console import out
+from mmfeat.wording import duration, interval, shown, size_of
 
 if TYPE_CHECKING:
     from mmfeat.comparison import Comparison, RunTest
@@ -119,12 +120,6 @@ def show_reproduction(found: Reproduction) -> None:
     for note in found.notes:
         out.print(f"note: {note}")
     out.print(f"run {shown(str(found.run.folder.resolve()))}")
-
-
-def interval(score: Mapping[str, Any]) -> str:
-    """`0.719 [.700,.738]`."""
-    low, high = (f"{score[end]:.3f}".removeprefix("0") for end in ("low", "high"))
-    return f"{score['value']:.3f} [{low},{high}]"
 
 
 def _facts(config: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[str, str]]:

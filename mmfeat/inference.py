@@ -20,7 +20,7 @@ from mmfeat.hardware import resolve_device
 from mmfeat.prediction_file import Predictions
 from mmfeat.predictor import FinalHeads, predict_entry, towers_of, widths_of
 from mmfeat.progress import Progress
-from mmfeat.run_folders import find_run
+from mmfeat.run_folders import named_or_best
 from mmfeat.runs import Run, best_run, checked_towers
 from mmfeat.samples import MODALITIES, PART, Sample, SampleSet
 
@@ -40,12 +40,10 @@ def choose_run(
     run: str | Path | None, heads: str | Path, data: str | Path | None, head: str | None, modalities: str | None
 ) -> Run:
     """The run named, else the best one on `data` if there is one, else the best of the latest."""
-    if run:
-        return find_run(run, heads)
-    if data:
+    if data and not run:
         with contextlib.suppress(RunError):
             return best_run(Path(heads), str(data), head, modalities)
-    return best_run(Path(heads), None, head, modalities)
+    return named_or_best(run, heads, None, head, modalities)
 
 
 def check_columns(data: str | Path, columns: Mapping[str, str] | None) -> None:

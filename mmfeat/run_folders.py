@@ -17,7 +17,7 @@ from mmfeat.files import sync_folder, write_errors
 from mmfeat.locks import alone_in
 from mmfeat.records import BEGUN, read_begun
 from mmfeat.remote import absolute
-from mmfeat.runs import RUN_FILE, Run, read_run
+from mmfeat.runs import RUN_FILE, Run, best_run, read_run
 from mmfeat.splits import has_splits
 
 GRAVE = ".mmfeat-deleted"  # in the folder of the runs; what lies there was a run
@@ -93,6 +93,15 @@ def find_run(name: str | Path, heads: str | Path = "heads") -> Run:
         several = f"{len(alike)} runs are called like that: {', '.join(sorted(alike)[:5])}" if alike else "no such run"
         raise RunError(f"{asked}: {several} in {root}; mmfeat runs ls lists them")
     return read_run(root / alike[0])
+
+
+def named_or_best(
+    run: str | Path | None, heads: str | Path, data: str | Path | None, head: str | None, modalities: str | None
+) -> Run:
+    """The run that is named, as `find_run` takes names, or the best one as `best_run` has it."""
+    if run:
+        return find_run(run, heads)
+    return best_run(Path(heads), str(data) if data else None, head, modalities)
 
 
 def delete_runs(names: Sequence[str | Path], heads: str | Path = "heads", force: bool = False) -> int:

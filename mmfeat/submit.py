@@ -18,8 +18,8 @@ from mmfeat.inference import Inference, check_columns, infer, lacking_notes
 from mmfeat.prediction_file import NAMES, Layout, checked_target, choose_format, write_prediction_file
 from mmfeat.progress import Progress
 from mmfeat.remote import absolute
-from mmfeat.run_folders import find_run
-from mmfeat.runs import Run, best_run, hash_data
+from mmfeat.run_folders import named_or_best
+from mmfeat.runs import Run, hash_data
 from mmfeat.samples import MODALITIES, Sample, SampleSet, read_samples
 from mmfeat.targets import SEPARATOR
 
@@ -74,7 +74,7 @@ def write_submission(
     """
     layout = Layout(choose_format(out, format), header, tuple(names), proba)
     out = f"submission.{layout.format}" if out is None else out
-    chosen = find_run(run, heads) if run else best_run(Path(heads), str(data) if data else None, head, modalities)
+    chosen = named_or_best(run, heads, data, head, modalities)
     source = data or chosen.config["data"]
     path = checked_target(out, source, chosen.folder)
     layout.check(chosen.classes)

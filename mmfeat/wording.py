@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
+from typing import Any
 
 _PASSWORD = re.compile(r"(//[^/@:\s]*:)[^/@\s]+@")  # in a URL
 
@@ -33,3 +35,9 @@ def size_of(count: int) -> str:
         if count >= 1000**power:
             return f"{count / 1000**power:,.1f} {unit}"
     return f"{count} B"
+
+
+def interval(score: Mapping[str, Any]) -> str:
+    """`0.719 [.700,.738]`."""
+    low, high = (f"{score[end]:.3f}".removeprefix("0") for end in ("low", "high"))
+    return f"{score['value']:.3f} [{low},{high}]"

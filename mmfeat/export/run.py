@@ -33,8 +33,8 @@ from mmfeat.files import make_folder, read_json, sync_folder, write_atomic, writ
 from mmfeat.images import decode_image
 from mmfeat.predictor import predict_entry, towers_of, widths_of
 from mmfeat.progress import Progress, Silent
-from mmfeat.run_folders import find_run
-from mmfeat.runs import Run, best_run, checked_towers
+from mmfeat.run_folders import named_or_best
+from mmfeat.runs import Run, checked_towers
 from mmfeat.samples import Sample, SampleSet, read_samples
 from mmfeat.version import __version__
 
@@ -85,7 +85,7 @@ def export_run(
     cannot be exported, where a graph gives other probabilities, or where `out` holds something else.
     """
     check_installed()
-    chosen = find_run(run, heads) if run else best_run(Path(heads), str(data) if data else None, head, modalities)
+    chosen = named_or_best(run, heads, data, head, modalities)
     entry, passed_over = _entry(chosen, head, modalities)
     folder = Path(out) if out is not None else Path("export") / chosen.name
     _check_free(folder)

@@ -23,7 +23,8 @@ from mmfeat.report.results import Results
 from mmfeat.report.scores import classes_section, confusion_section, leaderboard_section, significance_section
 from mmfeat.report.section import Section, interval, title_of
 from mmfeat.report.training import curves_section, effects_section, stages_section
-from mmfeat.runs import Run, best_run, read_run
+from mmfeat.run_folders import named_or_best
+from mmfeat.runs import Run, read_run
 from mmfeat.targets import SEPARATOR
 
 REPORT = "report.html"
@@ -84,7 +85,7 @@ def write_report(
     in the page, errors first. `audit` is the folder that audits are written to, `commands` tells how to make a run
     again. Raises `RunError` where the run is not whole.
     """
-    chosen = read_run(Path(run)) if run else best_run(Path(heads), data, head, modalities)
+    chosen = named_or_best(run, heads, data, head, modalities)
     path = _checked_out(Path(out) if out else chosen.folder / REPORT)
     results = Results.of(chosen, head, modalities, data, columns)
     progress = progress or Silent()
