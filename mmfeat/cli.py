@@ -15,7 +15,7 @@ import typer
 
 from mmfeat import cli_audit, cli_cache, cli_export, cli_finetune, cli_heads, cli_predict, cli_report, cli_runs, flags
 from mmfeat.config import read_config
-from mmfeat.console import ConsoleProgress, out, show_extraction, show_forecast
+from mmfeat.console import ConsoleProgress, err, out, show_extraction, show_forecast
 from mmfeat.flags import (
     INTERRUPTED,
     CacheFolder,
@@ -47,6 +47,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
+_UsageError: Any = typer.BadParameter.__base__  # typer does not export it
 GROUPS = {cli_cache.NAME: cli_cache.app, cli_runs.NAME: cli_runs.app}
 for _name, _group in GROUPS.items():
     app.add_typer(_group, name=_name)
@@ -168,17 +169,32 @@ def demo(
 
 
 def main() -> None:
-    """Entry point. `--debug` and `--config FILE` may stand anywhere."""
+    """Entry point. `--debug` and `--config FILE` may stand anywhere; exit code 2 for what is no command or flag."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill saves what Ctrl-C saves
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the reader has threads of its own
     gc.set_threshold(100_000)  # a million samples are no garbage, and looking for some among them takes seconds
     flags.typed = sys.argv[1:]
+    code = _run(_global_flags_first(sys.argv[1:]))
+    if code == INTERRUPTED and "ray" in sys.modules:
+        _leave_at_once(INTERRUPTED)
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """The exit code; one line where a command or a flag is wrong, as for any other error."""
     try:
-        app(args=_global_flags_first(sys.argv[1:]))
-    except SystemExit as ended:
-        if ended.code == INTERRUPTED and "ray" in sys.modules:
-            _leave_at_once(INTERRUPTED)
-        raise
+        return app(args=arguments, prog_name=app.info.name, standalone_mode=False) or 0
+    except typer.Abort:
+        err.print("aborted; nothing was done")
+        return 1
+    except _UsageError as error:
+        message = error.format_message()
+        if "\n" in message:  # help, for a command that cannot do without arguments
+            err.print(message)
+        else:
+            command = error.ctx.command_path if error.ctx else app.info.name
+            err.print(f"mmfeat: {message.rstrip('.?')}; {command} -h shows what there is")
+        return 2
 
 
 def _leave_at_once(code: int) -> None:

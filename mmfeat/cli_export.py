@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from mmfeat.console import ConsoleProgress, out, size_of
-from mmfeat.flags import Device, RunCache, RunData, reported
+from mmfeat.console_runs import show_overlooked
+from mmfeat.flags import AnyRun, Device, RunCache, RunData, reported
 
 
 @reported("nothing was written")
 def export(
-    run: Annotated[str | None, typer.Option(help="A run folder.  [default: the best on the data]")] = None,
+    run: AnyRun = None,
     data: RunData = None,
     out_folder: Annotated[str | None, typer.Option("--out", help="Folder to write.  [default: export/RUN]")] = None,
     heads: Annotated[str, typer.Option(help="Folder of the runs.")] = "heads",
@@ -44,6 +45,8 @@ def export(
     )
     for name, reason in result.passed_over:
         out.print(f"note: {name} is better and cannot be exported: {reason}")
+    if run is None:
+        show_overlooked(result.run, head, modalities)
     out.print(f"{result.head} on {result.modalities} of {result.run.folder}")
     out.print(f"head.onnx: onnxruntime agrees within {result.difference:.1e} on {result.rows:,} samples")
     if result.model_difference is not None:

@@ -11,7 +11,8 @@ import typer
 
 from mmfeat.console import ConsoleProgress, out
 from mmfeat.console_predict import FEW, show_few, show_notes, show_submission
-from mmfeat.flags import Device, RunCache, RunData, Workers, names, pairs, reported
+from mmfeat.console_runs import show_overlooked
+from mmfeat.flags import AnyRun, Device, RunCache, RunData, Workers, names, pairs, reported
 
 if TYPE_CHECKING:
     from mmfeat.predict import Predicted
@@ -20,7 +21,6 @@ _COLUMNS = (
     "Pairs name the columns of your table, as for extract: id=...,text=...; two plain names those of the file "
     "written: guid,tag."
 )
-AnyRun = Annotated[str | None, typer.Option("--run", help="A run folder.  [default: the best on the data]")]
 Heads = Annotated[str, typer.Option("--heads", help="Folder of the runs.")]
 Head = Annotated[str | None, typer.Option("--head", help="A head of the run.  [default: the best]")]
 Modalities = Annotated[
@@ -79,11 +79,15 @@ def submit(
         **written,
     )
     show_submission(result)
+    if run is None:
+        show_overlooked(result.run, head, modalities)
 
 
 @reported("no predictions were written; vectors that were computed are kept")
 def predict(
-    files: Annotated[list[str] | None, typer.Argument(help="Photos, each with the .txt beside it; .txt files.")] = None,
+    files: Annotated[
+        list[str] | None, typer.Argument(help="Photos, each with its .txt beside it; .txt files; a folder of them.")
+    ] = None,
     text: Annotated[str | None, typer.Option("--text", help="The text of one pair.")] = None,
     image: Annotated[str | None, typer.Option("--image", help="The photo of one pair.")] = None,
     data: Annotated[
@@ -130,6 +134,8 @@ def predict(
 
         samples = samples_of_files(files) if files else pair_of(text, image)
         result = predict_files(load(run, **where), samples, ConsoleProgress())
+    if run is None:
+        show_overlooked(result.run, head, modalities)
     _deliver(result, target, layout, plain=format is not None)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmfeat.console import ConsoleProgress, out
+from mmfeat.console_runs import show_overlooked
 from mmfeat.errors import ConfigError
 from mmfeat.flags import AnyColumns, pairs, reported
 from mmfeat.wording import size_of
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 @reported("no report was written")
 def report(
     runs: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN]...", help="A run folder.  [default: the best]")
+        list[str] | None,
+        typer.Argument(metavar="[RUN]...", help="A run folder.  [default: the best on the latest data and folds]"),
     ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Set the runs that are named side by side.")] = False,
     run: Annotated[str | None, typer.Option(help="The same as naming it first.")] = None,
@@ -29,8 +31,10 @@ def report(
     modalities: Annotated[str | None, typer.Option(help="both, text, image or ensemble.  [default: the best]")] = None,
     data: Annotated[str | None, typer.Option(help="Where the data lie now, if they were moved.")] = None,
     columns: AnyColumns = None,
-    audit: Annotated[str, typer.Option(help="Folder of the audits.")] = "audit",
-    photos: Annotated[int, typer.Option(help="Most photos in the page, errors first.", min=0)] = 1500,
+    audit: Annotated[str | None, typer.Option(help="Folder of the audits.  [default: audit]")] = None,
+    photos: Annotated[
+        int | None, typer.Option(help="Most photos in the page, errors first.  [default: 1500]", min=0)
+    ] = None,
     latex: Annotated[bool, typer.Option("--latex", help="Write the tables as LaTeX too.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Write the tables as CSV too.")] = False,
     png: Annotated[bool, typer.Option("--png", help="Write the figures as PNG too.")] = False,
@@ -42,7 +46,7 @@ def report(
     mmfeat report --compare heads/RUN heads/OTHER
     """
     from mmfeat.commands import told_commands
-    from mmfeat.report.write import Papers, write_comparison, write_report
+    from mmfeat.report.write import AUDIT, PHOTOS, Papers, write_comparison, write_report
     from mmfeat.run_folders import find_run
 
     named = [*([run] if run else []), *(runs or [])]
@@ -51,6 +55,9 @@ def report(
     found = [find_run(each, heads).folder for each in named]
     papers = Papers(latex, csv, png)
     if compare:
+        of_one = {"--data": data, "--columns": columns, "--audit": audit, "--photos": photos}
+        if unused := next((flag for flag, value in of_one.items() if value is not None), ""):
+            raise ConfigError(f"{unused} goes with one run; a comparison shows no samples, leave it out")
         result = write_comparison(
             found, out=out_file or "comparison.html", head=head, modalities=modalities, papers=papers
         )
@@ -63,13 +70,15 @@ def report(
             modalities=modalities,
             data=data,
             columns=pairs(columns) if columns else None,
-            audit=audit,
-            photos=photos,
+            audit=audit or AUDIT,
+            photos=PHOTOS if photos is None else photos,
             papers=papers,
             commands=told_commands,
             progress=ConsoleProgress(),
         )
     _show(result)
+    if not named:
+        show_overlooked(result.runs[0], head, modalities)
 
 
 def _show(result: Report) -> None:

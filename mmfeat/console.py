@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -17,7 +18,6 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
 from mmfeat.clocks import STEPS, Clocks, advice
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 10.0
 WORTH_A_LINE = 1.0  # seconds; a step that is over sooner needs no report
+WORTH_ADVICE = 60.0  # seconds; who waits less needs no cluster
 SHOWN_FAILURES = 5
 SHOWN_LABELS = 20
-WIDEST = 1000  # characters of a table
 
 out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 err = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, stderr=True)
@@ -107,7 +107,8 @@ def show_extraction(result: Extraction) -> None:
         out.print(f"  columns not used: {', '.join(samples.unused_columns)} (--columns label=... names yours)")
     for modality, reasons in result.missing.items():
         for reason, count in reasons.most_common(SHOWN_FAILURES):
-            out.print(f"  {modality}: {count:,} without ({reason}); they stay, masked")
+            example = shown(result.examples[modality][reason])
+            out.print(f"  {modality}: {count:,} without ({reason}; first: {example}); they stay, masked")
         if len(reasons) > SHOWN_FAILURES:
             out.print(f"  {modality}: {len(reasons) - SHOWN_FAILURES:,} more reasons")
     for tower in result.towers:
@@ -135,14 +136,14 @@ def show_forecast(found: Forecasts) -> None:
     if not found.encoders:
         out.print(f"nothing to do: every vector is in {found.folder}")
         return
-    table = Table("encoder", "output", "missing", "rate", "time", "on disk", box=None)
+    rows = []
     for forecast in found.encoders:
         for number, (spec, missing, size) in enumerate(forecast.outputs):
             shown_once = (_rate(forecast.rate), duration(forecast.seconds)) if number == 0 else ("", "")
             view = f" {spec.view}" if spec.view != "none" else ""
             output = f"{spec.output}:{spec.layer}" if spec.layer else spec.output
-            table.add_row(shown(forecast.model), output + view, f"{missing:,}", *shown_once, size_of(size))
-    print_table(table)
+            rows.append((shown(forecast.model), output + view, f"{missing:,}", *shown_once, size_of(size)))
+    show_table(("encoder", "output", "missing", "rate", "time", "on disk"), rows)
     out.print(f"reading and decoding add {duration(found.reading)}")
     total = f"{duration(found.seconds)} and {size_of(found.bytes)} in all"
     out.print(f"{total}; {size_of(found.free)} free at {found.folder}")
@@ -151,11 +152,13 @@ def show_forecast(found: Forecasts) -> None:
     out.print("nothing was written; next: the same command without --dry-run")
 
 
-def print_table(table: Table) -> None:
-    """As wide as its longest names: a line that goes on in the next can be copied, a name that was cut cannot."""
-    width = out.measure(table, options=out.options.update(width=WIDEST)).maximum
-    for line in out.render_lines(table, out.options.update(width=max(out.width, width)), pad=False):
-        out.print(Text.assemble(*((part.text, part.style or "") for part in line)))
+def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as they need, a line a row: a name that is cut or broken cannot be copied. `header` may be ()."""
+    lines = [header, *rows] if header else rows
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [cell + " " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True)]
+        out.print("  ".join(cells).rstrip())
 
 
 def _rate(rate: float) -> str:
@@ -167,7 +170,7 @@ def _spent(clocks: Clocks, modality: str, room: set[str]) -> str:
     slowest = "tokenize" if (modality, clocks.bottleneck) == ("text", "decode") else clocks.bottleneck
     steps = ", ".join(f"{step} {getattr(clocks, step):.1f} s" for step in STEPS)
     readers = f" ({clocks.workers} readers)" if clocks.workers > 1 else ""
-    helpful = advice(slowest, room)
+    helpful = advice(slowest, room) if clocks.wall >= WORTH_ADVICE else ""
     return f"{steps}{readers}; the others wait for {slowest}{f': {helpful} would help' if helpful else ''}"
 
 

@@ -8,9 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rich.cells import cell_len
-
-from mmfeat.console import out
+from mmfeat.console import out, show_table
 from mmfeat.wording import size_of
 
 if TYPE_CHECKING:
@@ -141,14 +139,6 @@ def show_garbage(garbage: Sequence[Garbage], runs: Sequence[str]) -> None:
         out.print(f"{size_of(sum(piece.bytes for piece in garbage))} could go (looked at {looked} and all extractions)")
     else:
         out.print(f"nothing to delete (looked at {looked} and all extractions)")
-
-
-def show_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as they need: a folder that is cut or broken names nothing."""
-    widths = [max(map(cell_len, column)) for column in zip(names, *rows, strict=True)]
-    for row in (names, *rows):
-        cells = [cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
-        out.print("  ".join(cells).rstrip())
 
 
 def counted(count: int, noun: str) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.measure import Measurement
 from rich.table import Table
 
 from mmfeat.console import out
 from mmfeat.leaderboard import ablation
+from mmfeat.wording import interval
 
 if TYPE_CHECKING:
     from mmfeat.runs import Run
@@ -55,7 +55,7 @@ def _leaderboard(run: Run, by_class: bool) -> Table:
             "=" if entry["tie"] else "",
             entry["head"],
             entry["modalities"],
-            _interval(entry["macro_f1"]),
+            interval(entry["macro_f1"]),
             spread,
             f"{entry['accuracy']['value']:.3f}",
             *([scores] if by_class else []),
@@ -143,11 +143,6 @@ def _show_cost(run: Run, sweep: Sweep) -> None:
         out.print("parameters: " + ", ".join(f"{head} {count:,}" for head, count in biggest.items()))
     out.print(f"time: {shares}")
     out.print(f"run {run.folder} ({sweep.seconds:.1f} s)")
-
-
-def _interval(score: Mapping[str, Any]) -> str:
-    low, high = (_short(score[end], 3) for end in ("low", "high"))
-    return f"{score['value']:.3f} [{low},{high}]"
 
 
 def _short(score: float, digits: int = 2) -> str:

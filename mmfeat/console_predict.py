@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from mmfeat.console import err, out, shown
+from mmfeat.console import err, out
+from mmfeat.wording import interval, shown
 
 if TYPE_CHECKING:
     from mmfeat.predict import Predicted
@@ -42,7 +43,7 @@ def show_notes(result: Predicted) -> None:
     """Who predicts, how right it is where labels tell, and what to be warned of: all beside what is printed."""
     err.print(f"{result.head} on {result.modalities} of {result.run.folder}")
     if result.scores is not None:
-        f1, accuracy = (_score(result.scores[name]) for name in ("macro_f1", "accuracy"))
+        f1, accuracy = (interval(result.scores[name]) for name in ("macro_f1", "accuracy"))
         err.print(f"{result.scores['samples']:,} labelled samples: accuracy {accuracy}, macro-F1 {f1}")
     for line in result.notes:
         err.print(f"note: {line}")
@@ -60,7 +61,3 @@ def show_few(result: Predicted) -> None:
             cells = [", ".join(f"{name} {value:.3f}" for value, name in first)]
         table.add_row(id, label, *cells)
     out.print(table)
-
-
-def _score(score: dict[str, float]) -> str:
-    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"

@@ -7,11 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
-
-from mmfeat.console import out
+from mmfeat.console import err, out, show_table
 from mmfeat.wording import duration, interval, shown, size_of
 
 if TYPE_CHECKING:
@@ -22,7 +18,6 @@ if TYPE_CHECKING:
 
 SHOWN_ENTRIES = 5
 SHOWN_FILES = 5
-WIDEST = 1000  # letters of a line
 LONGEST = 48  # letters of a setting in the table
 
 
@@ -31,7 +26,7 @@ def show_runs(found: Sequence[RunFolder], heads: str) -> None:
     if not found:
         out.print(f"no runs in {heads}")
         return
-    table = _table("run", "data", "kind", "best", "macro-F1", "entries", "date", "size")
+    rows = []
     for each in found:
         data = Path(str(each.asked.get("data", ""))).name
         best, score, entries = "-", (each.run is None and "no run") or "", ""
@@ -39,8 +34,8 @@ def show_runs(found: Sequence[RunFolder], heads: str) -> None:
             first = each.run.leaderboard[0]
             best, score = f"{first['head']} on {first['modalities']}", interval(first["macro_f1"])
             entries = str(len(each.run.leaderboard))
-        table.add_row(each.name, data, each.kind, best, score, entries, _date(each.date), size_of(each.bytes))
-    _print(table)
+        rows.append((each.name, data, each.kind, best, score, entries, _date(each.date), size_of(each.bytes)))
+    show_table(("run", "data", "kind", "best", "macro-F1", "entries", "date", "size"), rows)
     for each in found:
         if each.reason:
             out.print(f"{each.name}: {each.reason}")
@@ -49,18 +44,27 @@ def show_runs(found: Sequence[RunFolder], heads: str) -> None:
     out.print(f"next: mmfeat runs show {found[0].name}")
 
 
+def show_overlooked(run: Run, head: str | None, modalities: str | None) -> None:
+    """A note where another run on the same data scored higher and was not taken, since its score is no comparison."""
+    from mmfeat.runs import overlooked_run
+
+    if other := overlooked_run(run, head, modalities):
+        scores = [interval(each.entry(head, modalities)["macro_f1"]) for each in (other, run)]
+        err.print(
+            f"note: {other.folder} scored higher, {scores[0]} against {scores[1]}, on other contents or folds; "
+            "to take it, name it as the run"
+        )
+
+
 def show_run(run: Run, commands: Sequence[str], files: Mapping[str, int]) -> None:
     """All facts of a run in a compact form."""
     config, record = run.config, run.config.get("record", {})
     out.print(f"run {run.folder}")
-    facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
-    for name, value in _facts(config, record):
-        facts.add_row(name, value)
-    _print(facts)
+    show_table((), _facts(config, record))
     for encoder in config["encoders"]:
         spec = encoder["spec"]
         out.print(f"  {encoder['request']} ({spec['modality']}, {spec['output']}, {spec['arithmetic']})")
-    _print(_leaderboard(run))
+    _show_leaderboard(run)
     if (more := len(run.leaderboard) - SHOWN_ENTRIES) > 0:
         out.print(f"and {more} more in {run.leaderboard_file}")
     out.print("the commands that make it again:")
@@ -78,18 +82,15 @@ def show_comparison(found: Comparison) -> None:
     for name, run in zip(names, found.runs, strict=True):
         out.print(f"{name} {run.folder}")
     if found.settings:
-        table = _table("setting", *names)
-        for setting, values in found.settings.items():
-            table.add_row(setting, *(_short(value) for value in values))
-        _print(table)
+        show_table(("setting", *names), [(name, *map(_short, values)) for name, values in found.settings.items()])
     else:
         out.print("no setting differs")
-    table = _table("", "head", "macro-F1", "accuracy", "samples", "over [1]", "p (Holm)", "")
+    rows = []
     for name, entry, test in zip(names, found.entries, found.tests, strict=True):
         head = f"{entry['head']} on {entry['modalities']}"
         scores = [interval(entry["macro_f1"]), interval(entry["accuracy"]), f"{entry['samples']:,}"]
-        table.add_row(name, head, *scores, *_test(test))
-    _print(table)
+        rows.append((name, head, *scores, *_test(test)))
+    show_table(("", "head", "macro-F1", "accuracy", "samples", "over [1]", "p (Holm)", ""), rows)
     for name, reason in zip(names, found.reasons, strict=True):
         if reason:
             out.print(f"{name} is not comparable with [1]: {reason}")
@@ -109,12 +110,13 @@ def show_reproduction(found: Reproduction) -> None:
         out.print(f"not identical: {len(found.different):,} of {found.files:,} files differ")
         for name in found.different[:SHOWN_FILES]:
             out.print(f"  {name}")
-        table = _table("entry", "macro-F1 before", "after")
-        for name, scores in found.scores.items():
-            if scores[0] != scores[1]:
-                table.add_row(name, *("-" if value is None else f"{value:.6f}" for value in scores))
-        if table.row_count:
-            _print(table)
+        rows = [
+            (name, *("-" if value is None else f"{value:.6f}" for value in scores))
+            for name, scores in found.scores.items()
+            if scores[0] != scores[1]
+        ]
+        if rows:
+            show_table(("entry", "macro-F1 before", "after"), rows)
     for name, (before, after) in found.changed.items():
         out.print(f"{name}: {before} then, {after} now")
     for note in found.notes:
@@ -150,12 +152,12 @@ def _when(record: Mapping[str, Any]) -> str:
     return f"{_date(datetime.fromisoformat(record['started']))}, {duration(record['seconds'])}"
 
 
-def _leaderboard(run: Run) -> Table:
-    table = _table("head", "on", "macro-F1", "accuracy", "log-loss")
+def _show_leaderboard(run: Run) -> None:
+    rows = []
     for entry in run.leaderboard[:SHOWN_ENTRIES]:
         scores = interval(entry["macro_f1"]), interval(entry["accuracy"]), f"{entry['log_loss']['value']:.3f}"
-        table.add_row(entry["head"], entry["modalities"], *scores)
-    return table
+        rows.append((entry["head"], entry["modalities"], *scores))
+    show_table(("head", "on", "macro-F1", "accuracy", "log-loss"), rows)
 
 
 def _test(test: RunTest | None) -> list[str]:
@@ -164,16 +166,6 @@ def _test(test: RunTest | None) -> list[str]:
     change = test.difference
     gained = f"{change.value:+.3f} [{change.low:+.3f},{change.high:+.3f}]"
     return [gained, f"{test.p_holm:.3f}", "tie" if test.tie else ""]
-
-
-def _table(*header: str) -> Table:
-    return Table(*header, box=None, padding=(0, 2, 0, 0), pad_edge=False)
-
-
-def _print(table: Table) -> None:
-    """On one line a row, whatever the width: names are there to be copied."""
-    widest = Measurement.get(out, out.options.update(width=WIDEST), table).maximum
-    Console(width=max(out.width, widest), file=out.file, highlight=False, markup=False, emoji=False).print(table)
 
 
 def _short(text: str) -> str:

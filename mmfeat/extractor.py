@@ -43,14 +43,15 @@ class ExtractSettings:
 class Tally:
     """What was found and done, by the encoder's cache folder: vectors `stored` before and `new`.
 
-    `unreadable` are rows that hold an error, old and new; `missing` counts samples by modality and reason; `failures`
-    are the first (sample id, reason) of this time.
+    `unreadable` are rows that hold an error, old and new; `missing` counts samples by modality and reason, of which
+    `examples` has an id each; `failures` are the first (sample id, reason) of this time.
     """
 
     stored: Counter[str] = field(default_factory=Counter)
     new: Counter[str] = field(default_factory=Counter)
     unreadable: Counter[str] = field(default_factory=Counter)
     missing: dict[str, Counter[str]] = field(default_factory=dict)
+    examples: dict[str, dict[str, str]] = field(default_factory=dict)
     failures: list[tuple[str, str]] = field(default_factory=list)
     failed: int = 0
     clocks: dict[str, Clocks] = field(default_factory=dict)
@@ -62,18 +63,18 @@ class Tally:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Tally:
         """What `to_json` gave and JSON carried."""
-        counters = {name: Counter(values[name]) for name in ("stored", "new", "unreadable")}
+        counters: dict[str, Any] = {name: Counter(values[name]) for name in ("stored", "new", "unreadable")}
         missing = {modality: Counter(reasons) for modality, reasons in values["missing"].items()}
         failures = [(id, reason) for id, reason in values["failures"]]
         clocks = {modality: Clocks(**found) for modality, found in values["clocks"].items()}
-        return cls(**counters, missing=missing, failures=failures, failed=values["failed"], clocks=clocks)
+        plain = {name: values[name] for name in ("examples", "failed")}
+        return cls(**counters, **plain, missing=missing, failures=failures, clocks=clocks)
 
     def planned(self, plan: Plan) -> None:
         """Count what a plan found."""
         for mine, found in ((self.stored, plan.stored), (self.unreadable, plan.unreadable)):
             mine.update(found)
-        for modality, reasons in plan.missing.items():
-            self.missing.setdefault(modality, Counter()).update(reasons)
+        self._lacked(plan.missing, plan.examples)
 
     def note(self, failure: tuple[str, str]) -> None:
         """Count one that could not be read or encoded."""
@@ -91,12 +92,16 @@ class Tally:
         """Take over what another worker counted."""
         for mine, theirs in ((self.stored, other.stored), (self.new, other.new), (self.unreadable, other.unreadable)):
             mine.update(theirs)
-        for modality, reasons in other.missing.items():
-            self.missing.setdefault(modality, Counter()).update(reasons)
+        self._lacked(other.missing, other.examples)
         for modality, clocks in other.clocks.items():
             self.clocks.setdefault(modality, Clocks(0)).add(clocks)
         self.failed += other.failed
         self.failures += other.failures[: MOST_FAILURES - len(self.failures)]
+
+    def _lacked(self, missing: Mapping[str, Counter[str]], examples: Mapping[str, Mapping[str, str]]) -> None:
+        for modality, reasons in missing.items():
+            self.missing.setdefault(modality, Counter()).update(reasons)
+            self.examples[modality] = {**examples[modality], **self.examples.get(modality, {})}
 
 
 class Extractor:

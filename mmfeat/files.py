@@ -185,9 +185,14 @@ def write_errors(path: Path) -> Iterator[None]:
         raise WriteError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error
 
 
+def temporary_beside(path: Path) -> Path:
+    """A name for what will be put in the place of `path`, which tells whether its writer is gone."""
+    return path.parent / f".{path.name}.{_owner()}-{os.getpid()}-{next(_calls)}.tmp"
+
+
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    temporary = path.parent / f".{path.name}.{_owner()}-{os.getpid()}-{next(_calls)}.tmp"
+    temporary = temporary_beside(path)
     try:
         with write_errors(path):
             make_folder(path.parent)

@@ -28,6 +28,9 @@ Data = Annotated[
     str, typer.Option("--data", help="Folder (train.txt, data/) or CSV, TSV, JSONL, Parquet table; or its URL.")
 ]
 AnyData = Annotated[str | None, typer.Option("--data", help="Folder or table.  [default: that of the latest step]")]
+AnyRun = Annotated[
+    str | None, typer.Option("--run", help="A run folder.  [default: the best on the latest data and folds]")
+]
 RunData = Annotated[str | None, typer.Option("--data", help="Folder or table.  [default: that of the run]")]
 RunCache = Annotated[str | None, typer.Option("--cache", help="Feature cache.  [default: that of the run]")]
 Encoders = Annotated[

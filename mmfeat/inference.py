@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mmfeat.cache import Cache
+from mmfeat.cache.explain import why_failed
 from mmfeat.errors import ConfigError, RunError, SubmissionError
 from mmfeat.extract import Extraction, extract_samples
 from mmfeat.extractor import ExtractSettings
@@ -28,12 +29,13 @@ from mmfeat.samples import MODALITIES, PART, Sample, SampleSet
 @dataclass(frozen=True)
 class Inference:
     """Predictions for N samples. `lacking`: by modality that the entry sees, (N,) bool whether an encoder of it has
-    nothing; `without`: ids of those of which no encoder has anything."""
+    nothing; `without`: ids of those of which no encoder has anything; `notes`: lines about what is lacking, and why."""
 
     predictions: Predictions
     extraction: Extraction
     lacking: dict[str, np.ndarray]
     without: list[str]
+    notes: list[str]
 
 
 def choose_run(
@@ -73,9 +75,12 @@ def infer(
     extraction = extract_samples(
         samples, towers, cache=cache, settings=ExtractSettings(device, workers), progress=progress
     )
-    features = Cache(cache, samples.name).load(samples.samples, [tower.spec for tower in towers])
+    specs = [tower.spec for tower in towers]
+    features = Cache(cache, samples.name).load(samples.samples, specs)
     predictions = predict_features(run, entry, features, samples.samples, resolve_device(device))
-    return Inference(predictions, extraction, _lacking(features), unseen(features))
+    lacking = _lacking(features)
+    notes = _lacking_notes(samples, lacking, lambda id: why_failed(cache, samples, id, specs))
+    return Inference(predictions, extraction, lacking, unseen(features), notes)
 
 
 def predict_features(
@@ -101,22 +106,22 @@ def unseen(features: Features) -> list[str]:
     return [id for id, there in zip(features.ids, seen, strict=True) if not there]
 
 
-def lacking_notes(samples: SampleSet, lacking: Mapping[str, np.ndarray]) -> list[str]:
-    """Lines about what samples do not have, and about what they have and nobody can read."""
+def _lacking_notes(samples: SampleSet, lacking: Mapping[str, np.ndarray], why: Callable[[str], str]) -> list[str]:
+    """Lines about what samples do not have, and about what they have and nobody can read; `why` tells by id."""
     lines = []
     for modality, gaps in lacking.items():
         absent = [sample for sample in samples if getattr(sample, modality) is None]
         if absent:
-            why = getattr(absent[0], f"{modality}_error")
+            reason = getattr(absent[0], f"{modality}_error")
             lines.append(
                 f"{len(absent):,} of {len(samples):,} samples predicted without {PART[modality]} "
-                f"(first: {absent[0].id}, {why})"
+                f"(first: {absent[0].id}, {reason})"
             )
         pairs = zip(samples, gaps.tolist(), strict=True)
         if broken := [sample.id for sample, gap in pairs if gap and getattr(sample, modality) is not None]:
             lines.append(
                 f"{len(broken):,} of {len(samples):,} samples have a {PART[modality]} that cannot be read and counts "
-                f"as missing (first: {broken[0]}; mmfeat cache explain {broken[0]} tells why)"
+                f"as missing (first: {broken[0]}, {why(broken[0])})"
             )
     return lines
 

@@ -37,6 +37,7 @@ class Plan:
     unreadable: Counter[str] = field(default_factory=Counter)  # remembered with an error, and not tried again
     lacking: Counter[str] = field(default_factory=Counter)
     missing: dict[str, Counter[str]] = field(default_factory=dict)  # modality -> reason -> samples
+    examples: dict[str, dict[str, str]] = field(default_factory=dict)  # modality -> reason -> id of the first sample
 
     @property
     def needed(self) -> set[str]:
@@ -75,6 +76,8 @@ class Planner:
             if ours := [spec for spec in self._specs if spec.modality == modality]:
                 keys = self._keys(samples, modality, progress)
                 plan.missing[modality] = Counter(reason for reason in keys.reasons if reason)
+                pairs = zip(reversed(keys.reasons), reversed(samples), strict=True)
+                plan.examples[modality] = {reason: sample.id for reason, sample in pairs if reason}
                 plan.items[modality] = self._items(plan, samples, keys, ours)
         return plan
 

@@ -15,13 +15,22 @@ import numpy as np
 from mmfeat.cache import Cache
 from mmfeat.drift import out_of_fold_choices
 from mmfeat.errors import ConfigError, DataError
-from mmfeat.inference import check_columns, choose_run, infer, lacking_notes, unseen_note
+from mmfeat.inference import check_columns, choose_run, infer, unseen_note
 from mmfeat.metrics import evaluate
 from mmfeat.model import Model, as_photo, unread
 from mmfeat.prediction_file import Predictions
 from mmfeat.progress import Progress
 from mmfeat.runs import Run
-from mmfeat.samples import IMAGE_SUFFIXES, MODALITIES, Sample, SampleSet, read_samples, read_text
+from mmfeat.samples import (
+    IMAGE_SUFFIXES,
+    MODALITIES,
+    TEST_LIST,
+    TRAIN_LIST,
+    Sample,
+    SampleSet,
+    read_samples,
+    read_text,
+)
 from mmfeat.submit import check_labels, find_drift, training_samples
 from mmfeat.tables import READERS
 from mmfeat.targets import SEPARATOR, Targets
@@ -65,7 +74,7 @@ def predict_data(
     samples = _read(data, columns, chosen.config["columns"])
     cache = cache or chosen.config["cache"]
     found = infer(chosen, entry, samples, cache, device, workers, progress)
-    notes = [*lacking_notes(samples, found.lacking), *unseen_note(found.without, len(samples), found.lacking)]
+    notes = [*found.notes, *unseen_note(found.without, len(samples), found.lacking)]
     training = training_samples(chosen, samples)
     scores, told = _scores(chosen, samples, found.predictions, training, Cache(cache, samples.name))
     before = out_of_fold_choices(chosen, entry)
@@ -93,9 +102,10 @@ def pair_of(text: str | None, image: str | None) -> SampleSet:
 def samples_of_files(files: Sequence[str | Path]) -> SampleSet:
     """A sample for each photo, with the text of the `.txt` beside it, and one for each `.txt` without its photo here.
 
-    Ids are the paths as they are given; what is named twice counts once. Raises `DataError` for anything else.
+    A folder stands for such files directly in it. Ids are the paths as they are given; what is named twice counts once.
+    Raises `DataError` for anything else.
     """
-    paths = list(dict.fromkeys(Path(file) for file in files))
+    paths = list(dict.fromkeys(path for file in files for path in _expanded(Path(file))))
     for path in paths:
         _check_file(path)
     taken = {path.with_suffix("") for path in paths if _is_photo(path)}
@@ -132,13 +142,26 @@ def text_beside(photo: Path) -> Path | None:
     return next(filter(os.path.isfile, names), None)
 
 
+def _expanded(path: Path) -> list[Path]:
+    """The photos and texts in a folder, by name; any other path alone. Raises `DataError` for a folder of samples."""
+    if not os.path.isdir(path):
+        return [path]
+    inside = sorted(path.iterdir())
+    if any(each.name in (TRAIN_LIST, TEST_LIST) for each in inside):
+        raise DataError(f"{path}: a folder with a list of samples is named with --data {path}")
+    found = [each for each in inside if each.suffix.lower() in (*IMAGE_SUFFIXES, TEXT_SUFFIX) and each.is_file()]
+    if not found:
+        raise DataError(f"{path}: neither photos ({', '.join(IMAGE_SUFFIXES)}) nor {TEXT_SUFFIX} files in this folder")
+    return found
+
+
 def _is_photo(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _check_file(path: Path) -> None:
-    if os.path.isdir(path) or path.suffix.lower() in READERS:
-        raise DataError(f"{path}: a folder or table of samples is named with --data {path}")
+    if path.suffix.lower() in READERS:
+        raise DataError(f"{path}: a table of samples is named with --data {path}")
     if path.suffix.lower() not in (*IMAGE_SUFFIXES, TEXT_SUFFIX):
         raise DataError(f"{path}: neither a photo ({', '.join(IMAGE_SUFFIXES)}) nor a {TEXT_SUFFIX}; name such files")
     if not os.path.isfile(path):

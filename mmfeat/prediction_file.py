@@ -22,6 +22,7 @@ from mmfeat.targets import SEPARATOR
 
 NAMES = ("guid", "tag")
 FORMATS = ("csv", "tsv", "jsonl")
+UNWRITTEN = ("parquet", "xlsx", "xls", "json", "npy", "npz", "h5", "hdf5", "gz", "zip")  # would not hold what they say
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 OBJECT = "probabilities"  # what JSON lines call it
 DIGITS = 6
@@ -105,6 +106,8 @@ def choose_format(out: str | Path | None, named: str | None) -> str:
         raise ConfigError(f"--format {named}: use one of {', '.join(FORMATS)}")
     if named and suffix in FORMATS and suffix != named:
         raise ConfigError(f"--format {named} contradicts --out {out}; leave out --format, or name a .{named} file")
+    if not named and suffix in UNWRITTEN:
+        raise ConfigError(f"--out {out}: .{suffix} is not written; name a .csv, .tsv or .jsonl file, or a --format")
     return named or (suffix if suffix in FORMATS else "csv")
 
 

@@ -76,7 +76,7 @@ def latest_request(cache: str | Path, data: str | Path | None = None) -> Request
             return request
     raise CacheMissError(
         f"{cache}: nothing was extracted{f' of {data}' if data is not None else ''}; "
-        "run mmfeat extract --data DATA --encoders A,B first"
+        f"run mmfeat extract --data {data or 'DATA'} --encoders A,B first"
     )
 
 

@@ -123,7 +123,8 @@ class Run:
         if found := self.matching(head, modalities):
             return found[0]
         known = ", ".join(f"{entry['head']} on {entry['modalities']}" for entry in self.leaderboard)
-        raise RunError(f"{self.folder}: no such head; the run has {known}")
+        asked = f"{head or 'head'} on {modalities}" if modalities else head
+        raise RunError(f"{self.folder}: no {asked}; the run has {known}")
 
     def head_folder(self, entry: Mapping[str, Any]) -> Path:
         return self.folder / f"{entry['head']}-{entry['modalities']}"
@@ -180,16 +181,29 @@ def comparable_runs(root: Path, data: str | None = None, accept: Callable[[Run],
     Comparable are runs on the same labels, contents and folds: scores on others say nothing about each
     other. Folders that hold no readable run, or none that is accepted, are passed over.
     """
-    runs = []
-    for file in sorted(root.glob(f"*/{RUN_FILE}"), key=lambda path: path.stat().st_mtime):
-        with contextlib.suppress(RunError):
-            runs += [run for run in [read_run(file.parent)] if accept(run)]
-    if data is not None:
-        runs = [run for run in runs if run.config["data"] == absolute(data)]
+    runs = _finished_runs(root, data, accept)
     if not runs:
         on = f" on {data}" if data else ""
         raise RunError(f"{root}: no finished run{on}; make one with mmfeat heads, or name it with --run")
     return [run for run in runs if run.comparable == runs[-1].comparable]
+
+
+def overlooked_run(run: Run, head: str | None = None, modalities: str | None = None) -> Run | None:
+    """The run with the highest score above that of `run` on data of the same place, whose folds or contents are others:
+    `best_run` never takes it, for its score may be higher by an easier split."""
+    found = _finished_runs(run.folder.parent, run.config["data"])
+    others = [each for each in found if each.comparable != run.comparable]
+    best = max(others, key=lambda each: each.score(head, modalities), default=run)
+    return best if best.score(head, modalities) > run.score(head, modalities) else None
+
+
+def _finished_runs(root: Path, data: str | None, accept: Callable[[Run], bool] = lambda run: True) -> list[Run]:
+    """All that can be read, on `data` if named, oldest first."""
+    runs = []
+    for file in sorted(root.glob(f"*/{RUN_FILE}"), key=lambda path: path.stat().st_mtime):
+        with contextlib.suppress(RunError):
+            runs += [run for run in [read_run(file.parent)] if accept(run)]
+    return [run for run in runs if data is None or run.config["data"] == absolute(data)]
 
 
 def checked_towers(run: Run, wanted: list[Tower]) -> list[Tower]:

@@ -20,7 +20,7 @@ from mmfeat.errors import DataError
 from mmfeat.ids import HashedIds, SeenIds, SuspectIds, checked_id
 from mmfeat.images import MemoryFile
 from mmfeat.remote import RemoteFile, absolute, exists, is_remote
-from mmfeat.tables import read_table, table_suffix
+from mmfeat.tables import READERS, read_table, table_suffix
 from mmfeat.texts import decode_text
 
 MODALITIES = ("text", "image")
@@ -184,7 +184,7 @@ class SampleSource:
 def _read_folder(folder: Path, encodings: Counter[str], seen: SeenIds) -> Iterator[Sample]:
     lists = [folder / name for name in (TRAIN_LIST, TEST_LIST) if (folder / name).is_file()]
     if not lists:
-        raise DataError(f"{folder}: neither {TRAIN_LIST} nor {TEST_LIST} is here; name the folder that holds them")
+        raise DataError(f"{folder}: neither {TRAIN_LIST} nor {TEST_LIST} is here; {_named_instead(folder)}")
     if not (folder / "data").is_dir():
         raise DataError(f"{lists[0]}: the folder {folder / 'data'} with its images and texts is missing; put it there")
     images, texts = _index_files(folder / "data")
@@ -192,6 +192,16 @@ def _read_folder(folder: Path, encodings: Counter[str], seen: SeenIds) -> Iterat
         text, text_error = read_text(texts.get(id), encodings)
         image = images.get(id)
         yield Sample(id, text, image, label, text_error, "" if image else "no image file")
+
+
+def _named_instead(folder: Path) -> str:
+    """What else in this folder may be meant."""
+    inside = sorted(folder.iterdir())
+    if tables := [path for path in inside if path.suffix.lower() in READERS and path.is_file()]:
+        return f"name the table: --data {tables[0]}"
+    if deeper := [path for path in inside if (path / TRAIN_LIST).is_file()]:
+        return f"name the folder that holds them: --data {deeper[0]}"
+    return "name the folder that holds them, or a table"
 
 
 def _read_lists(lists: list[Path], seen: SeenIds) -> Iterator[tuple[str, str | None]]:

@@ -14,7 +14,7 @@ from mmfeat.cache import Cache
 from mmfeat.drift import label_drift, missing_drift, out_of_fold_choices
 from mmfeat.errors import DataError, SubmissionError
 from mmfeat.extract import Extraction
-from mmfeat.inference import Inference, check_columns, infer, lacking_notes
+from mmfeat.inference import Inference, check_columns, infer
 from mmfeat.prediction_file import NAMES, Layout, checked_target, choose_format, write_prediction_file
 from mmfeat.progress import Progress
 from mmfeat.remote import absolute
@@ -99,7 +99,7 @@ def write_submission(
         without_features=found.without,
         out_of_fold={} if before is None else dict(zip(chosen.classes, before.mean(0).tolist(), strict=True)),
         notes=[
-            *lacking_notes(samples, found.lacking),
+            *found.notes,
             *find_drift(chosen, found, before, training_samples(chosen, everything), samples.samples),
         ],
     )

@@ -15,6 +15,7 @@ from mmfeat.errors import DataError
 from mmfeat.remote import exists, is_remote, open_file
 from mmfeat.texts import decode_text, without_surrogates
 
+DELIMITERS = (";", "\t", "|", ",")  # with which others part cells
 PIECE = 1 << 20  # bytes of a text file at a time
 
 JSON_KINDS = {
@@ -68,8 +69,7 @@ def _read_delimited(path: str, encodings: Counter[str], delimiter: str) -> Itera
         header = next(reader, None)
         if header is None:
             raise DataError(f"{path}: the file is empty; it begins with a line of column names, id,text,image,label")
-        if len(set(header)) < len(header):
-            raise DataError(f"{path}:1: a column name stands twice in {', '.join(header)}; rename one")
+        _check_header(path, header, delimiter)
         for cells in reader:
             if not cells:
                 continue
@@ -81,6 +81,20 @@ def _read_delimited(path: str, encodings: Counter[str], delimiter: str) -> Itera
             yield reader.line_num, dict(zip(header, cells, strict=True))
     except csv.Error as error:
         raise DataError(f"{path}:{reader.line_num}: {error}; a quote is missing or too many up to this line") from error
+
+
+def _check_header(path: str, header: list[str], delimiter: str) -> None:
+    """Raise `DataError` where the first line names no columns."""
+    line = delimiter.join(header)
+    if "\0" in line:
+        raise DataError(f"{path}: binary, not text; name a table of text, or give the file the suffix of what it is")
+    if not line.replace(delimiter, "").strip():
+        raise DataError(f"{path}:1: no column names in the first line; it reads id,text,image,label or as your columns")
+    if len(header) == 1 and (other := next((each for each in DELIMITERS if each in line), None)):
+        kind = "commas, or tabs in a .tsv" if delimiter == "," else "tabs, or commas in a .csv"
+        raise DataError(f"{path}:1: cells are parted by {other!r}; save the table with {kind}")
+    if len(set(header)) < len(header):
+        raise DataError(f"{path}:1: a column name stands twice in {', '.join(header)}; rename one")
 
 
 def _cells(count: int) -> str:

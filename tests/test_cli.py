@@ -131,8 +131,13 @@ def test_wrong_input_is_one_line_and_exit_code_1(
     assert not list(tmp_path.iterdir())
 
 
-def test_wrong_usage_is_exit_code_2(tmp_path: Path) -> None:
-    assert mmfeat("extract", cwd=tmp_path).returncode == 2
+def test_wrong_usage_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    for arguments, line in (
+        (["extract"], "mmfeat: Missing option '--data'; mmfeat extract -h shows what there is\n"),
+        (["heds"], "mmfeat: No such command 'heds'. Did you mean 'heads'; mmfeat -h shows what there is\n"),
+    ):
+        wrong = mmfeat(*arguments, cwd=tmp_path)
+        assert (wrong.returncode, wrong.stdout, wrong.stderr) == (2, "", line)
     assert inside("dance").exit_code == 2
     assert inside("heads", "--folds", "one").exit_code == 2
 

@@ -15,7 +15,7 @@ PACKAGE = Path(mmfeat.__file__).parent
 LAYERS = [
     ["version", "errors", "progress", "wording"],
     ["files", "texts", "images", "views", "hardware", "remote", "cluster", "locks", "provenance"],
-    ["tables", "ids"],
+    ["tables", "ids", "folders"],
     ["samples"],
     ["encoders.torchvision_ops", "encoders.spec", "encoders.weights"],
     ["encoders.layers", "encoders.delta"],

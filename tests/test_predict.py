@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,8 @@ def test_files_with_the_texts_beside_them(place: Path, monkeypatch: pytest.Monke
     assert [sample.id for sample in samples] == [str(files[0]), str(files[2]), str(files[3])]
     assert [sample.image for sample in samples] == [files[0], files[2], None]
     assert samples.samples[0].text == samples.samples[2].text == (tmp_path / "alone.txt").read_text()
+    folder = samples_of_files([tmp_path])  # stands for what is in it, by name
+    assert sorted(folder, key=lambda each: each.id) == sorted(samples, key=lambda each: each.id)
     answer = mmfeat(place, monkeypatch, "predict", *files, "--out", tmp_path / "p.jsonl")
     assert answer.exit_code == 0, answer.output
     assert answer.stdout.splitlines()[-1] == f"predictions {tmp_path / 'p.jsonl'}"
@@ -126,8 +129,13 @@ def test_flags_of_a_data_set_are_not_taken_for_files(place: Path, monkeypatch: p
 def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id\n")
     (tmp_path / "a.pdf").write_text("")
+    listed, empty = tmp_path / "listed", tmp_path / "empty"
+    for folder in (listed, empty):
+        folder.mkdir()
+    (listed / "train.txt").write_text("1,up\n")
     for wrong, message in (
-        (tmp_path, "is named with --data"),
+        (listed, "a folder with a list of samples is named with --data"),
+        (empty, "neither photos .* in this folder"),
         (tmp_path / "a.csv", "is named with --data"),
         (tmp_path / "a.pdf", "neither a photo"),
         (tmp_path / "b.jpg", "no such file"),
@@ -165,6 +173,15 @@ def test_a_data_set_is_predicted_whole_and_scored_where_labels_tell(
     assert "31 of 31 samples predicted without photo" in answer.stderr
     assert "100.0% of these samples have no photo" in answer.stderr  # drift
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["new"]
+
+
+def test_a_photo_of_a_data_set_that_cannot_be_read_is_named_with_its_reason(
+    place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no photo")
+    (tmp_path / "new.csv").write_text("id,text,image\na,hello,broken.jpg\n")
+    answer = mmfeat(place, monkeypatch, "predict", "--data", tmp_path / "new.csv", "--cache", tmp_path / "cache")
+    assert re.search(r"1 of 1 samples have a photo that cannot be read .*\(first: a, [a-z].*\)", answer.stderr)
 
 
 def test_samples_that_trained_the_run_do_not_flatter_its_score(place: Path, tmp_path: Path) -> None:

@@ -82,6 +82,8 @@ def test_the_suffix_chooses_the_format() -> None:
         "csv", "tsv", "jsonl", "csv", "csv", "csv"
     ]  # fmt: skip
     assert choose_format("a.txt", "jsonl") == choose_format("a.jsonl", "jsonl") == choose_format(None, "jsonl")
+    with pytest.raises(ConfigError, match=r"--out a\.parquet: \.parquet is not written"):
+        choose_format("a.parquet", None)
     with pytest.raises(ConfigError, match=r"--format tsv contradicts --out a\.csv"):
         choose_format("a.csv", "tsv")
 

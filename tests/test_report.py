@@ -299,7 +299,7 @@ def test_a_run_without_its_data_still_has_a_report(run: Run, tmp_path: Path) -> 
 def test_what_is_wrong_is_said_in_a_line(run: Run, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no finished run"):
         write_report(tmp_path)
-    with pytest.raises(RunError, match="no such head"):
+    with pytest.raises(RunError, match="; the run has"):
         write_report(run.folder, head="film")
     with pytest.raises(ConfigError, match="name an HTML file"):
         write_report(run.folder, out=tmp_path)

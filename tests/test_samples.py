@@ -105,6 +105,13 @@ def test_wrong_places(tmp_path: Path) -> None:
         read_samples(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"neither train.txt nor test_without_label.txt"):
         read_samples(tmp_path)
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / "deeper" / "train.txt").write_text("1,up\n")
+    with pytest.raises(DataError, match=r"name the folder that holds them: --data .*/deeper$"):
+        read_samples(tmp_path)
+    (tmp_path / "tweets.csv").write_text("id,text\n1,a\n")
+    with pytest.raises(DataError, match=r"name the table: --data .*/tweets.csv$"):
+        read_samples(tmp_path)
 
 
 def test_table_with_its_own_column_names(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from mmfeat.extract import extract_features
 from mmfeat.heads import HeadSettings
 from mmfeat.metrics import macro_f1
 from mmfeat.protocol import Protocol
-from mmfeat.runs import best_run, read_run
+from mmfeat.runs import best_run, overlooked_run, read_run
 from mmfeat.search import Range
 from mmfeat.sweep import Sweep
 from mmfeat.targets import indicator
@@ -157,6 +157,11 @@ def test_only_comparable_runs_compete(place: Path, done: Sweep, tmp_path: Path) 
     (heads / "foreign").mkdir()
     (heads / "foreign" / "run.json").write_text("{}")
     assert best_run(heads).folder.name == "2"
+    overlooked = overlooked_run(best_run(heads))
+    assert overlooked is not None
+    assert overlooked.folder.name in ("0", "1")
+    assert overlooked_run(overlooked) is None, "no other scored higher"
+    assert overlooked_run(best_run(heads), head="nobody") is None
 
 
 def test_duplicates_share_a_fold(place: Path, done: Sweep) -> None:

@@ -64,6 +64,20 @@ def _explain(store: Cache, sample: Sample, spec: EncoderSpec, entries: list[Entr
     return Explanation(spec.name, "miss", tuple(reasons or [stored]))
 
 
+def why_failed(root: str | Path, samples: SampleSet, id: str, specs: Sequence[EncoderSpec]) -> str:
+    """The error that is stored for a sample by the first of `specs` that could not read or encode it; "" by none."""
+    store = Cache(root, samples.name)
+    sample = next(sample for sample in samples if sample.id == id)
+    for spec in specs:
+        key, _ = sample.key(spec.modality)
+        table = store.table(spec)
+        row = -1 if key is None else int(table.find(np.array([key]))[0])
+        if row >= 0 and table.failed[row]:
+            shard, number = table.place(row)
+            return printable(shard.errors[number])
+    return ""
+
+
 def _changed_content(shards: Sequence[Shard], id: str, key: bytes, spec: EncoderSpec) -> Iterator[str]:
     """Whether the sample was stored with another content."""
     for shard in shards:

@@ -6,6 +6,7 @@ every run; loading one happens only when vectors are missing.
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -287,9 +288,11 @@ def _family(request: str) -> Family:
     family, _ = _split(request)
     if family in FAMILIES:
         return FAMILIES[family]
-    if torchvision_models.is_model(family):
+    if family in (models := torchvision_models.names()):
         return _TORCHVISION
+    close = difflib.get_close_matches(family.lower(), [*FAMILIES, *models], n=1)
+    meant = f"did you mean {close[0]}? There are" if close else "use"
     raise EncoderError(
-        f"{request}: no encoder family {family!r}; use {', '.join(f'{name}[:variant]' for name in FAMILIES)}, "
-        "or the name of a torchvision model"
+        f"{request}: no encoder family {family!r}; {meant} {', '.join(FAMILIES)}, each with an optional :variant, "
+        "and the models of torchvision by name"
     )

@@ -22,12 +22,12 @@ from mmfeat.errors import EncoderError
 from mmfeat.files import canonical_json
 
 
-def is_model(family: str) -> bool:
-    """Whether torchvision registers a classification model of this name."""
+def names() -> list[str]:
+    """Of the classification models that torchvision registers."""
     import_torchvision()
     import torchvision
 
-    return family in torchvision.models.list_models(module=torchvision.models)
+    return list(torchvision.models.list_models(module=torchvision.models))
 
 
 def describe(family: str, variant: str, options: EncoderOptions) -> list[EncoderSpec]:

@@ -11,6 +11,7 @@ from mmfeat.export.build import Port
 from mmfeat.predictor import members
 from mmfeat.runs import Run
 from mmfeat.version import __version__
+from mmfeat.wording import interval
 
 ONNX_EXAMPLE = """\
 import json
@@ -84,9 +85,18 @@ def _use(run: Run, entry: Mapping[str, Any], ports: Sequence[Port]) -> str:
     )
 
 
+def _class_row(name: str, row: Mapping[str, Any]) -> str:
+    scores = f"{row['precision']:.3f} | {row['recall']:.3f} | {_interval(row['f1'])}"
+    return f"| {_cell(name)} | {scores} | {row['support']:,} |\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
 def _data(run: Run) -> str:
     total = run.config["labelled"]
-    rows = "".join(f"| {name} | {n:,} | {n / total:.1%} |\n" for name, n in run.config["class_counts"].items())
+    rows = "".join(f"| {_cell(name)} | {n:,} | {n / total:.1%} |\n" for name, n in run.config["class_counts"].items())
     return (
         f"## Data\n\n{run.config['dataset']}: {total:,} labelled samples, hash `{run.config['data_hash'][:16]}`.\n\n"
         f"| class | samples | share |\n| --- | ---: | ---: |\n{rows}"
@@ -98,10 +108,7 @@ def _scores(run: Run, entry: Mapping[str, Any]) -> str:
     names = {"macro_f1": "macro-F1", "accuracy": "accuracy", "weighted_f1": "weighted F1", "auroc": "AUROC"}
     names |= {"log_loss": "log-loss", "calibration_error": "expected calibration error"}
     overall = "".join(f"| {name} | {_interval(entry[score])} |\n" for score, name in names.items())
-    classes = "".join(
-        f"| {name} | {row['precision']:.3f} | {row['recall']:.3f} | {_interval(row['f1'])} | {row['support']:,} |\n"
-        for name, row in entry["classes"].items()
-    )
+    classes = "".join(_class_row(name, row) for name, row in entry["classes"].items())
     decision = entry["decision"]
     return (
         f"## Scores\n\nOf {entry['samples']:,} samples that the scored heads did not see ({folds}), with 95 % "
@@ -168,4 +175,4 @@ def _files(facts: Mapping[str, Any], no_model: str, model_difference: float | No
 def _interval(score: Mapping[str, Any]) -> str:
     if score["value"] is None:
         return "not defined"
-    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+    return interval(score)

@@ -9,8 +9,6 @@ OUT/MODEL_CARD.md    for people
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,7 +27,8 @@ from mmfeat.export.towers import TowerInput, build_model, why_no_model
 from mmfeat.extract import extract_samples
 from mmfeat.extractor import ExtractSettings
 from mmfeat.features import Features
-from mmfeat.files import make_folder, read_json, sync_folder, write_atomic, write_errors, write_json
+from mmfeat.files import read_json, write_atomic, write_json
+from mmfeat.folders import new_folder
 from mmfeat.images import decode_image
 from mmfeat.predictor import predict_entry, towers_of, widths_of
 from mmfeat.progress import Progress, Silent
@@ -92,24 +91,16 @@ def export_run(
     samples, features, towers = _features(chosen, entry, data, cache, device, progress or Silent())
     graph, ports = build_graph(chosen, entry, towers, features)
     _, wanted = predict_entry(chosen, entry, features, "cpu", samples)
-    place = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
-    with write_errors(folder):
-        make_folder(folder.parent)
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir()
-        try:
-            with (progress or Silent()).task("export", 2) as advance:
-                difference = _write_head(graph, ports, features, wanted, place / HEAD)
-                advance(1)
-                reason, deviation = _write_model(graph, ports, samples, model, place)
-                advance(1)
-            facts = _facts(chosen, entry, ports, len(features), difference)
-            write_json(place / HEAD_FACTS, facts)
-            write_atomic(place / CARD, model_card(chosen, entry, ports, facts, reason, deviation).encode())
-            sizes = {path.name: path.stat().st_size for path in sorted(place.iterdir())}
-            _put(place, folder)
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
+    with new_folder(folder) as place:
+        with (progress or Silent()).task("export", 2) as advance:
+            difference = _write_head(graph, ports, features, wanted, place / HEAD)
+            advance(1)
+            reason, deviation = _write_model(graph, ports, samples, model, place)
+            advance(1)
+        facts = _facts(chosen, entry, ports, len(features), difference)
+        write_json(place / HEAD_FACTS, facts)
+        write_atomic(place / CARD, model_card(chosen, entry, ports, facts, reason, deviation).encode())
+        sizes = {path.name: path.stat().st_size for path in sorted(place.iterdir())}
     named = entry["head"], entry["modalities"]
     return Export(folder, chosen, *named, sizes, len(features), difference, deviation, reason, passed_over)
 
@@ -262,18 +253,3 @@ def _facts(
         "outputs": ["probabilities", "chosen"],
         "checked": {"rows": rows, "largest_difference": difference, "tolerance": TOLERANCE},
     }
-
-
-def _put(place: Path, folder: Path) -> None:
-    """Rename the finished folder into place; an earlier export makes room in one step and is then deleted."""
-    old = folder.parent / f".{folder.name}.{os.getpid()}.old"
-    if folder.exists():
-        folder.rename(old)
-    try:
-        place.rename(folder)
-    except BaseException:
-        if old.exists():
-            old.rename(folder)
-        raise
-    sync_folder(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)

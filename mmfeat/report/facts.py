@@ -74,7 +74,7 @@ def cache_section(results: Results) -> Section:
     for tower in run.towers:
         spec, folder = tower.spec, tower.spec.folder_name
         entry = held.get(folder)
-        vectors = f"{entry.count()[0]:,}" if entry else ""
+        vectors = _vectors(*entry.count()) if entry else ""
         size = size_of(entry.bytes) if entry else ""
         width = str(run.config["widths"].get(folder, ""))
         rows.append(
@@ -93,6 +93,10 @@ def cache_section(results: Results) -> Section:
     return Section(
         "cache", "Encoders and cache", words, tables=[Table("encoders", "Encoders of the run", header, rows)]
     )
+
+
+def _vectors(good: int, failed: int) -> str:
+    return f"{good:,}, {failed:,} unreadable" if failed else f"{good:,}"
 
 
 def run_section(results: Results, commands: Sequence[str]) -> Section:

@@ -19,6 +19,7 @@ from mmfeat.progress import Progress
 from mmfeat.report.labels import doubted_rows
 from mmfeat.report.modalities import WHO, attribute
 from mmfeat.report.results import Results
+from mmfeat.report.section import title_of
 from mmfeat.samples import Sample
 from mmfeat.scoring import names_of
 
@@ -43,6 +44,7 @@ class Gallery:
     errors: int
     shown: int  # photos that are in the page
     cut: int  # characters after which texts end; 0 if none is there
+    attributed: str  # the head whose flips are told, where it is not the one that predicts; else ""
 
 
 def make_gallery(results: Results, photos: int, progress: Progress) -> Gallery:
@@ -72,7 +74,8 @@ def make_gallery(results: Results, photos: int, progress: Progress) -> Gallery:
     ids = [found.ids[row] for row in order]
     packed, cut = _fit_rows(ids, samples, facts)
     images, shown = _fit_photos(samples, photos, BYTES - len(packed), progress)
-    return Gallery(packed, images, len(ids), int((~right).sum()), shown, cut)
+    other = attribution.title if attribution and attribution.title != title_of(results.entry) else ""
+    return Gallery(packed, images, len(ids), int((~right).sum()), shown, cut, other)
 
 
 def _confidence(probabilities: np.ndarray, votes: np.ndarray, multilabel: bool) -> np.ndarray:

@@ -19,6 +19,7 @@ INK, GRID = "#010101", "#c9ccd1"  # a page replaces both by its own
 SERIES = ("#3b82c4", "#d9782d", "#3f9a6b", "#b8559b", "#7a6fd0", "#9a8a2c", "#2f9fb0", "#8d8d8d")  # on light and dark
 WIDTH = 9.0  # inches
 DPI = 200
+CELL = 0.36  # inches of height; of width two to three times that
 LONGEST = 28  # letters of a name; the table has the rest
 LETTERS = 80  # of names side by side
 
@@ -85,16 +86,16 @@ def heat_map(table: Table) -> Figure:
 
     def draw() -> Drawing:
         assert table.shades
-        drawing, (axes,) = new_drawing(0.8 + 0.36 * len(table.rows))
+        drawing, (axes,) = new_drawing(1.1 + CELL * len(table.rows))
+        drawing.set_figwidth(min(WIDTH, 2.5 + 2.5 * CELL * len(table.header)))
+        drawing.suptitle(table.caption, fontsize=9)
         names, header = [short(row[0]) for row in table.rows], list(map(short, table.header[1:]))
         shades = [row[1:] for row in table.shades]
         axes.imshow(shades, cmap=_fade(SERIES[0]), vmin=0, vmax=1, aspect="auto")
         axes.grid(False)
         axes.set_xticks(range(len(header)), header)
         if len(header) > 6 or len("".join(header)) > LETTERS:
-            axes.tick_params(axis="x", labelrotation=30)
-            for label in axes.get_xticklabels():
-                label.set_horizontalalignment("right")
+            axes.set_xticks(range(len(header)), header, rotation=30, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(names)), names)
         for row, cells in enumerate(table.rows):
             for column, cell in enumerate(cells[1:]):

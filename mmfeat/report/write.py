@@ -29,6 +29,7 @@ from mmfeat.targets import SEPARATOR
 
 REPORT = "report.html"
 PHOTOS = 1500
+AUDIT = "audit"
 SECTIONS = (
     leaderboard_section, significance_section, stages_section, classes_section, confusion_section, reliability_section,
     ablation_section, attribution_section, curves_section, effects_section, labels_section, data_section, cache_section,
@@ -73,7 +74,7 @@ def write_report(
     modalities: str | None = None,
     data: str | None = None,
     columns: Mapping[str, str] | None = None,
-    audit: str | Path = "audit",
+    audit: str | Path = AUDIT,
     photos: int = PHOTOS,
     papers: Papers | None = None,
     commands: Callable[[Run], Sequence[str]] = lambda run: (),
