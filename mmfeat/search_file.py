@@ -6,6 +6,7 @@ import contextlib
 import functools
 import sqlite3
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ LOCK_SECONDS = 60.0
 DESCRIPTION, REASON = "search", "reason"  # user attributes of the study and of a failed trial
 NOT_WRITTEN = ("full", "readonly", "unable to open", "disk I/O")  # SQLite's words for a disk that refuses
 TABLES = {"alembic_version", "studies", "trials"}
+_CREATING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,7 @@ class SearchFile:
         self.ids: list[int] = []
         optuna = import_optuna()
         with _readable(path):
-            if not path.exists():
-                _create(path)
+            _create(path)
             _check(path)
             self.storage = _open(path)
             try:
@@ -138,13 +139,27 @@ def frozen_trial(trial: Trial, distributions: Mapping[str, Any], score: float | 
 
 
 def _create(path: Path) -> None:
-    """An empty storage at `path`. It appears whole, because Optuna makes its tables one by one."""
-    with write_errors(path), tempfile.TemporaryDirectory() as folder:
-        new = Path(folder) / "new.db"
-        _open(new)
-        for suffix in ("-journal", "-wal", "-shm"):  # of a file that was deleted; SQLite would apply them to ours
-            Path(f"{path}{suffix}").unlink(missing_ok=True)
-        write_atomic(path, new.read_bytes(), exclusive=True)
+    """An empty storage at `path`, unless there is one. It appears whole: Optuna makes its tables one by one."""
+    with _CREATING:
+        if path.exists():
+            return
+        with write_errors(path), tempfile.TemporaryDirectory() as folder:
+            new = Path(folder) / "new.db"
+            _open(new)
+            _forget_journals(path)
+            write_atomic(path, new.read_bytes(), exclusive=True)
+
+
+def _forget_journals(path: Path) -> None:
+    """Delete those of a file that was deleted: SQLite would apply them to ours.
+
+    A journal beside a file may be in use; without it, what is being committed counts as failed. Whoever makes one has
+    made the file before, so the journal is looked for first.
+    """
+    for suffix in ("-journal", "-wal", "-shm"):
+        journal = Path(f"{path}{suffix}")
+        if journal.exists() and not path.exists():
+            journal.unlink(missing_ok=True)
 
 
 def _check(path: Path) -> None:

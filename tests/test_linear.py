@@ -69,15 +69,16 @@ def sklearn_scores(kind: str, strength: float, x: np.ndarray, targets: Targets) 
     return model.coef_, model.decision_function(x)
 
 
-# Relative to the largest value. Ridge is exact up to float32, the others up to where L-BFGS stops.
+# Relative to the largest value. Ridge is exact up to float32, the others up to where L-BFGS stops: at the tight
+# tolerance where float32 products of 500 columns do, which depends on the processor (3e-4 to 8e-4 were seen).
 @pytest.mark.parametrize(
     ("kind", "tolerance", "within"),
     [
         ("ridge", TOLERANCE, 1e-5),
         ("logistic", TOLERANCE, 5e-3),
         ("svm", TOLERANCE, 5e-3),
-        ("logistic", 1e-6, 4e-4),
-        ("svm", 1e-6, 7e-4),
+        ("logistic", 1e-6, 1.5e-3),
+        ("svm", 1e-6, 1.5e-3),
     ],
 )
 @pytest.mark.parametrize("classes", [2, 3])

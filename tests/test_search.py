@@ -11,7 +11,9 @@ import random
 import resource
 import signal
 import sqlite3
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from mmfeat import search_file
 from mmfeat.errors import ConfigError, RunError, WriteError
 from mmfeat.search import Range, Search, Trial, parse_values
 
@@ -341,6 +344,30 @@ def test_the_journal_of_a_deleted_file_does_no_harm(tmp_path: Path) -> None:
     search = Search(path, "s", SMALL, "grid", 1)
     assert search.finished == []
     assert len(run(search)) == 12
+
+
+def test_a_journal_that_is_in_use_stays(tmp_path: Path) -> None:
+    """Who saw no file a moment ago may come to this point while the one who made it commits."""
+    path = tmp_path / "search.db"
+    Search(path, "s", SMALL, "grid", 1).ask(1)
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("delete from trials")
+        assert (tmp_path / "search.db-journal").exists()
+        search_file._create(path)
+        search_file._forget_journals(path)
+        other.commit()  # "disk I/O error" where its journal is gone, though it is committed
+
+
+def test_searches_that_begin_at_once_share_a_new_file(tmp_path: Path) -> None:
+    for attempt in range(3):
+        path, together = tmp_path / str(attempt) / "search.db", threading.Barrier(4)
+
+        def search(study: int, path: Path = path, together: threading.Barrier = together) -> int:
+            together.wait()
+            return len(run(Search(path, str(study), SMALL, "grid", 1)))
+
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(search, range(4))) == [12] * 4
 
 
 def test_two_searches_of_one_study_do_not_corrupt_it(tmp_path: Path) -> None:
