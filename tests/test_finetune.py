@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from small_sweeps import FLOAT32, make_place, sweep
 from tiny_models import contents
 
 from mmfeat.cli_finetune import SETTINGS
+from mmfeat.cluster import join_cluster, leave_cluster
 from mmfeat.encoders import EncoderSpec, describe_encoders, load_encoders, open_towers
 from mmfeat.encoders.layers import capture
 from mmfeat.errors import ConfigError, DataError, EncoderError
@@ -290,6 +291,15 @@ def test_flags_are_checked_before_anything_is_done(place: Path) -> None:
         tune(place, settings=replace(QUICK, unfreeze=(("image", 1),)))
 
 
+@pytest.fixture
+def cluster() -> Iterator[None]:
+    """One for all calls of a test: to start it takes longer than to train."""
+    ray, _ = join_cluster(None)
+    yield
+    leave_cluster(ray)
+
+
+@pytest.mark.usefixtures("cluster")
 def test_ray_train_gives_what_one_process_gives(place: Path, tuned: Finetuned) -> None:
     run = tune(place, "ray", engine="ray", workers=2).run
     assert run.folder.name == tuned.run.folder.name
