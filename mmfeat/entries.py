@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ import numpy as np
 from mmfeat.calibration import Decision
 from mmfeat.engine import Advance, Engine
 from mmfeat.errors import ConfigError, HeadError, RunError
-from mmfeat.files import csv_text, file_sha256, read_json, write_atomic, write_json
+from mmfeat.files import csv_text, read_json, write_atomic, write_json
+from mmfeat.finals import finals_are_whole, fold_heads, refit, save_finals
 from mmfeat.heads import BASELINES, load_fusion
-from mmfeat.heads.jobs import Fitted, Job, count_parameters
+from mmfeat.heads.jobs import count_parameters
 from mmfeat.heads.settings import HeadSettings, flag, settings_of
-from mmfeat.heads.stack import Member, epoch_steps
 from mmfeat.metrics import macro_f1
 from mmfeat.scoring import cross_fit, decide, fit_on_all, score, write_predictions
 from mmfeat.search import Range, Search, Space, Trial
@@ -88,9 +88,7 @@ def train_entry(
         record = {**entry.record, "search_over": over, **finals_there}
         return Entry(record, entry.logits, entry.decisions, entry.validation)
     started = time.thread_time()
-    finals = (
-        refit(task, engine, head, modality, best) if plan.refit else _fold_heads(task, engine, head, modality, best)
-    )
+    finals = refit(task, engine, head, modality, best) if plan.refit else fold_heads(task, engine, head, modality, best)
     advance(task.repeats_of(head) if plan.refit else 0)
     record = {
         **entry.record,
@@ -103,7 +101,7 @@ def train_entry(
             - started,
             2,
         ),
-        "final": save_finals(folder, head, finals),
+        "final": save_finals(folder, finals),
     }
     write_predictions(folder, task, entry.logits, entry.decisions)
     write_atomic(folder / CURVES, _curves(task, head, best).encode())
@@ -147,18 +145,6 @@ def assemble(
 def best_outcome(outcomes: list[Outcome]) -> Outcome:
     """The trial that validated best over all folds, the first of equal ones."""
     return max(outcomes, key=lambda outcome: outcome.score)
-
-
-def save_finals(folder: Path, head: str, finals: list[Fitted]) -> list[dict[str, Any]]:
-    """`final-N.safetensors` for each head that predicts; returns what rebuilds them."""
-    from safetensors.numpy import save
-
-    records = []
-    for number, each in enumerate(finals):
-        path = folder / f"final-{number}.safetensors"
-        write_atomic(path, save({name: np.ascontiguousarray(value) for name, value in each.tensors.items()}))
-        records.append({"file": path.name, "config": each.config, "sha256": file_sha256(path)})
-    return records
 
 
 def _search(
@@ -243,43 +229,6 @@ def _trials(
     return [each for each in outcomes.values() if each is not None]
 
 
-def _fold_heads(task: Task, engine: Engine, head: str, modality: str, best: Outcome) -> list[Fitted]:
-    """The heads of the folds; a trial that was read from disk has none, and is trained again."""
-    if best.fitted:
-        return best.fitted
-    (again,) = run_trials(task, engine, head, modality, [best.settings], lambda heads: None, keep=True)
-    return again.fitted
-
-
-def refit(task: Task, engine: Engine, head: str, modality: str, best: Outcome) -> list[Fitted]:
-    """Train on all labelled samples, as long and as slowly as the heads of the folds did on average."""
-    everything, nothing = np.arange(len(task.targets)), np.empty(0, np.int64)
-    settings = replace(best.settings, batch_size=min(best.settings.batch_size, len(everything)))
-    steps = epoch_steps(len(everything), settings.batch_size)
-    replay = replayed(best.best_epochs, best.histories) if head not in BASELINES else None
-    members = tuple(
-        Member(settings, everything, nothing, (task.seed, len(task.splits), repeat), steps, replay)
-        for repeat in range(task.repeats_of(head))
-    )
-    setting = _middle(best.chosen) if head in BASELINES else None
-    job = Job(head, modality, members, ((nothing,),) * len(members), setting, keep=True)
-    return engine.run([job], lambda heads: None)[0]
-
-
-def replayed(best_epochs: Sequence[int], histories: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[float, ...]:
-    """The scale of the learning rate for each epoch: the folds' geometric mean, for their mean number of epochs."""
-    epochs = max(1, round(float(np.mean([epoch + 1 for epoch in best_epochs]))))
-    scales = [[entry["scale"] for entry in history] for history in histories]
-    longest = [[line[min(epoch, len(line) - 1)] for line in scales] for epoch in range(epochs)]
-    return tuple(float(np.exp(np.mean(np.log(line)))) for line in longest)
-
-
-def _middle(chosen: list[dict[str, float]]) -> dict[str, float]:
-    """The setting of a baseline that is in the middle of those the folds chose; some may have sampled their rows."""
-    names = [name for name in chosen[0] if all(name in each for each in chosen)]
-    return {name: sorted(each[name] for each in chosen)[(len(chosen) - 1) // 2] for name in names}
-
-
 def _optimism(
     task: Task, outcomes: list[Outcome], logits: np.ndarray, decisions: list[Decision], adjustment: float | None
 ) -> float:
@@ -322,10 +271,3 @@ def _read_finals(path: Path, trials: int) -> dict[str, Any] | None:
         return found if record["trials"] == trials and finals_are_whole(path.parent, found["final"]) else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path}: not whole ({error}); delete it and run mmfeat heads again") from error
-
-
-def finals_are_whole(folder: Path, finals: list[dict[str, Any]]) -> bool:
-    """Whether the final heads of an entry are there, byte for byte, and the towers that were fine-tuned with them."""
-    everything = [each for final in finals for each in (final, *final.get("towers", []))]
-    files = [(folder / Path(each["file"]).name, each["sha256"]) for each in everything]
-    return all(file.is_file() and file_sha256(file) == digest for file, digest in files)

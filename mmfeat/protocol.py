@@ -15,7 +15,8 @@ from mmfeat.errors import ConfigError
 from mmfeat.perceptual import image_hashes
 from mmfeat.progress import Progress
 from mmfeat.samples import Sample
-from mmfeat.splits import HOLDOUT, Splits, has_splits, load_splits, make_folds, make_holdout
+from mmfeat.split_files import has_splits, load_splits, save_splits
+from mmfeat.splits import HOLDOUT, Splits, make_folds, make_holdout
 from mmfeat.targets import Targets
 
 PROTOCOLS = ("kfold", "holdout")
@@ -74,5 +75,5 @@ def protocol_splits(
     else:
         splits = make_holdout(targets, ids, groups, protocol.shares, protocol.seed, protocol.seeds)
     if place is not None:
-        splits.save(place, [str(sample.label) for sample in labelled])
+        save_splits(splits, place, [str(sample.label) for sample in labelled])
     return splits, place

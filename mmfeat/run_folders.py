@@ -18,7 +18,7 @@ from mmfeat.locks import alone_in
 from mmfeat.records import BEGUN, read_begun
 from mmfeat.remote import absolute
 from mmfeat.runs import RUN_FILE, Run, best_run, read_run
-from mmfeat.splits import has_splits
+from mmfeat.split_files import has_splits
 
 GRAVE = ".mmfeat-deleted"  # in the folder of the runs; what lies there was a run
 _BURIED = re.compile(r".+\.\d+")

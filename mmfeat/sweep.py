@@ -20,10 +20,11 @@ from mmfeat.cluster import ENGINES
 from mmfeat.committee import ensemble_entries
 from mmfeat.encoders import EncoderOptions, describe_encoders
 from mmfeat.engine import Engine, make_engine
-from mmfeat.entries import Entry, Plan, finals_are_whole, train_entry
+from mmfeat.entries import Entry, Plan, train_entry
 from mmfeat.errors import ConfigError, HeadError
 from mmfeat.features import Features
 from mmfeat.files import sweep_temporaries, write_atomic, write_json
+from mmfeat.finals import finals_are_whole
 from mmfeat.hardware import cpu_count, resolve_device
 from mmfeat.heads import BASELINES, HeadSettings
 from mmfeat.heads.basis import one_blas_thread
@@ -37,6 +38,7 @@ from mmfeat.requests import resolve_options
 from mmfeat.runs import ABLATION, LEADERBOARD, RUN_FILE, Run, read_run, reuse_run, run_name, write_run
 from mmfeat.samples import SampleSet
 from mmfeat.search import METHODS
+from mmfeat.split_files import save_splits
 from mmfeat.trials import Task
 from mmfeat.version import __version__
 
@@ -135,7 +137,7 @@ def _train_run(
         with making(folder, config, maker), one_blas_thread():  # sums of several threads are other ones elsewhere
             for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
                 sweep_temporaries(place)  # of a killed call
-            problem.splits.save(folder, [str(sample.label) for sample in problem.labelled])
+            save_splits(problem.splits, folder, [str(sample.label) for sample in problem.labelled])
             task = Task(features.ids, problem.targets, problem.splits, problem.protocol.seeds, problem.protocol.seed)
             entries = _train_all(task, engine, pairs, plan, folder, progress)
             return _finish(task, entries, {**config, "record": maker.record(config)}, plan, folder, features)

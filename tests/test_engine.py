@@ -17,9 +17,9 @@ from toy_features import CLASSES, MULTILABEL, SAMPLES, TARGETS, TRAIN, VALIDATIO
 
 from mmfeat.calibration import fit_decision
 from mmfeat.engine import Engine, LocalEngine, make_engine
-from mmfeat.entries import save_finals
 from mmfeat.errors import ConfigError, HeadError, RunError
 from mmfeat.features import Features
+from mmfeat.finals import save_finals
 from mmfeat.heads import FUSIONS, HEADS, NEEDS_TOKENS, HeadSettings, jobs
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.jobs import Job, Workbench, restore_heads, run_job
@@ -187,7 +187,7 @@ def test_saved_heads_predict_the_same(head: str, targets: Targets, tmp_path: Pat
     member = Member(SETTINGS[0], TRAIN, VALIDATION, (1,), 4)
     job = Job(head, "both", (member,), ((EVERYTHING,),), keep=True)
     (fitted,) = run_job(job, Workbench(seen, targets, "cpu", attend))
-    (record,) = json.loads(json.dumps(save_finals(tmp_path, head, [fitted])))
+    (record,) = json.loads(json.dumps(save_finals(tmp_path, [fitted])))
     from safetensors.numpy import load_file
 
     data = HeadData(seen, "both", "cpu", attend)
@@ -206,7 +206,7 @@ def test_an_entry_of_two_heads_predicts_their_mean_and_no_damaged_one(tmp_path: 
     folder = tmp_path / "concat-both"
     folder.mkdir()
     entry = {"head": "concat", "modalities": "both", "decision": decision.to_json()}
-    entry["final"] = save_finals(folder, "concat", fitted)
+    entry["final"] = save_finals(folder, fitted)
     run = Run(tmp_path, {"classes": list(CLASSES), "leaderboard": [entry], "attend": ""})
     chosen, probabilities = predict_entry(run, entry, seen)
     expected = np.mean([decision.probabilities(each) for each in logits], axis=0)

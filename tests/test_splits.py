@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mmfeat.errors import DataError, RunError
-from mmfeat.splits import TEST, TRAIN, VALIDATION, Splits, deal, has_splits, load_splits, make_folds, make_holdout
+from mmfeat.split_files import has_splits, load_splits, save_splits
+from mmfeat.splits import TEST, TRAIN, VALIDATION, Splits, deal, make_folds, make_holdout
 from mmfeat.targets import Targets, read_targets
 
 RNG = np.random.default_rng(3)
@@ -156,7 +157,7 @@ def test_a_multilabel_class_needs_samples_with_and_without_it() -> None:
 def test_saved_folds_come_back_for_the_same_samples_in_any_order(tmp_path: Path) -> None:
     splits = make()
     assert not has_splits(tmp_path)
-    splits.save(tmp_path, LABELS.tolist())
+    save_splits(splits, tmp_path, LABELS.tolist())
     assert has_splits(tmp_path)
     loaded = load_splits(tmp_path, IDS)
     np.testing.assert_array_equal(loaded.roles, splits.roles)
@@ -168,7 +169,7 @@ def test_saved_folds_come_back_for_the_same_samples_in_any_order(tmp_path: Path)
 @pytest.mark.parametrize("shares", [(8, 1, 1), (8, 2)])
 def test_a_saved_holdout_comes_back(tmp_path: Path, shares: tuple[int, ...]) -> None:
     splits = make_holdout(TARGETS, IDS, FOURS, shares)
-    splits.save(tmp_path, LABELS.tolist())
+    save_splits(splits, tmp_path, LABELS.tolist())
     assert has_splits(tmp_path)
     assert not (tmp_path / "folds.csv").exists()
     np.testing.assert_array_equal(load_splits(tmp_path, IDS[::-1]).roles, splits.roles[::-1])
@@ -226,7 +227,7 @@ def test_plain_folds_and_those_of_former_runs_are_read(tmp_path: Path) -> None:
 
 
 def test_splits_of_other_samples_are_refused(tmp_path: Path) -> None:
-    make().save(tmp_path, LABELS.tolist())
+    save_splits(make(), tmp_path, LABELS.tolist())
     with pytest.raises(RunError, match=r"200 samples, the data has 199 labelled ones \(0 have no fold, 1 are gone\)"):
         load_splits(tmp_path, IDS[1:])
     with pytest.raises(RunError, match=r"no saved splits.*--split-dir is a run folder"):
@@ -234,7 +235,7 @@ def test_splits_of_other_samples_are_refused(tmp_path: Path) -> None:
 
 
 def test_damaged_folds_are_refused(tmp_path: Path) -> None:
-    make().save(tmp_path, LABELS.tolist())
+    save_splits(make(), tmp_path, LABELS.tolist())
     path = tmp_path / "folds.csv"
     good = path.read_text()
     header, first, *rest = good.splitlines()

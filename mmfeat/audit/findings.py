@@ -19,7 +19,8 @@ from mmfeat.cache.keys import content_keys
 from mmfeat.progress import Progress
 from mmfeat.runs import Run, hash_data
 from mmfeat.samples import Sample, SampleSet
-from mmfeat.splits import TEST, has_splits
+from mmfeat.split_files import has_splits
+from mmfeat.splits import TEST
 from mmfeat.targets import SEPARATOR
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from mmfeat.audit.twins import Twins
 from mmfeat.errors import RunError
 from mmfeat.samples import Sample
-from mmfeat.splits import TEST, TRAIN, VALIDATION, read_roles
+from mmfeat.split_files import read_roles
+from mmfeat.splits import TEST, TRAIN, VALIDATION
 
 SAME = "sample"  # the sample itself stands in both parts
 UNLABELLED = "unlabelled"

@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from mmfeat.encoders import EncoderOptions
-from mmfeat.entries import Entry, save_finals
+from mmfeat.entries import Entry
 from mmfeat.files import write_atomic, write_json
+from mmfeat.finals import save_finals
 from mmfeat.finetune.cells import ALPHAS, CellResult, blended
 from mmfeat.finetune.early import EARLY
 from mmfeat.finetune.model import HEAD, Model
@@ -48,7 +49,7 @@ def finish_run(
     gaps = [gap(task, entry, results, alphas.folds) for entry, alphas in zip(entries, stages.values(), strict=True)]
     if work.fusion == EARLY:
         del gaps[0]["train"]  # the cells know that of their own heads
-    predicts = save_finals(folder / entries[0].name, work.chosen.head, first.fitted)
+    predicts = save_finals(folder / entries[0].name, first.fitted)
     records = [_with(entries[0], scores=gaps[0], final=predicts)]
     for entry, scores, test in zip(entries[1:], gaps[1:], tests, strict=True):
         saved = _save_finals(work, folder, entry, model, first, finals, ALPHAS[stages[entry.record["head"]].final])

@@ -14,9 +14,9 @@ import numpy as np
 
 from mmfeat.cluster import check_engine
 from mmfeat.engine import LocalEngine
-from mmfeat.entries import finals_are_whole, replayed
 from mmfeat.errors import ConfigError, DataError, RunError
 from mmfeat.files import sweep_temporaries
+from mmfeat.finals import finals_are_whole, replayed
 from mmfeat.finetune.cells import Cell, CellRunner
 from mmfeat.finetune.early import EARLY
 from mmfeat.finetune.finish import finish_run
@@ -33,6 +33,7 @@ from mmfeat.progress import Progress, Silent
 from mmfeat.records import Maker, making, written_call
 from mmfeat.requests import latest_request
 from mmfeat.runs import LEADERBOARD, RUN_FILE, Run, comparable_runs, read_run, reuse_run
+from mmfeat.split_files import save_splits
 from mmfeat.sweep import train_heads
 
 CELLS = "cells"
@@ -180,7 +181,7 @@ def _train(
         (folder / RUN_FILE).unlink(missing_ok=True)
         for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
             sweep_temporaries(place)  # of a killed call
-        work.problem.splits.save(folder, [str(sample.label) for sample in work.problem.labelled])
+        save_splits(work.problem.splits, folder, [str(sample.label) for sample in work.problem.labelled])
     first = _stage_one(work, team, workers, progress)
     count = 1 if team.size > 1 or work.device != "cpu" else workers or cpu_count()
     runner = CellRunner(lambda: work.model(team), count, work.task.targets, team, folder / CELLS, every)

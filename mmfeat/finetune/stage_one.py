@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from mmfeat.engine import Engine
-from mmfeat.entries import Entry, assemble, best_outcome, refit
+from mmfeat.entries import Entry, assemble, best_outcome
 from mmfeat.errors import RunError
+from mmfeat.finals import refit
 from mmfeat.heads import FUSIONS
 from mmfeat.heads.jobs import Fitted
 from mmfeat.heads.settings import HeadSettings

@@ -31,7 +31,7 @@ from mmfeat.progress import Progress
 from mmfeat.protocol import Protocol
 from mmfeat.requests import Request, begin_request
 from mmfeat.runs import Run, checked_towers, run_name
-from mmfeat.splits import has_splits
+from mmfeat.split_files import has_splits
 from mmfeat.sweep import IN_MEMORY
 from mmfeat.trials import Task
 from mmfeat.version import __version__
