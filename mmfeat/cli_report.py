@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,12 +18,18 @@ if TYPE_CHECKING:
     from mmfeat.report.write import Report
 
 
+Runs = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[RUN]...", help="A run folder.  [default: the best on the latest data and folds]"),
+]
+Photos = Annotated[
+    int | None, typer.Option("--photos", help="Most photos in the page, errors first.  [default: 1500]", min=0)
+]
+
+
 @reported("no report was written")
 def report(
-    runs: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[RUN]...", help="A run folder.  [default: the best on the latest data and folds]"),
-    ] = None,
+    runs: Runs = None,
     compare: Annotated[bool, typer.Option("--compare", help="Set the runs that are named side by side.")] = False,
     run: Annotated[str | None, typer.Option(help="The same as naming it first.")] = None,
     out_file: Annotated[str | None, typer.Option("--out", help="The page.  [default: report.html in the run]")] = None,
@@ -32,9 +39,7 @@ def report(
     data: Annotated[str | None, typer.Option(help="Where the data lie now, if they were moved.")] = None,
     columns: AnyColumns = None,
     audit: Annotated[str | None, typer.Option(help="Folder of the audits.  [default: audit]")] = None,
-    photos: Annotated[
-        int | None, typer.Option(help="Most photos in the page, errors first.  [default: 1500]", min=0)
-    ] = None,
+    photos: Photos = None,
     latex: Annotated[bool, typer.Option("--latex", help="Write the tables as LaTeX too.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Write the tables as CSV too.")] = False,
     png: Annotated[bool, typer.Option("--png", help="Write the figures as PNG too.")] = False,
@@ -52,12 +57,11 @@ def report(
     named = [*([run] if run else []), *(runs or [])]
     if len(named) > 1 and not compare:
         raise ConfigError(f"{len(named)} runs are named; give one, or --compare to set them side by side")
+    if compare:
+        _check_compared({"--data": data, "--columns": columns, "--audit": audit, "--photos": photos})
     found = [find_run(each, heads).folder for each in named]
     papers = Papers(latex, csv, png)
     if compare:
-        of_one = {"--data": data, "--columns": columns, "--audit": audit, "--photos": photos}
-        if unused := next((flag for flag, value in of_one.items() if value is not None), ""):
-            raise ConfigError(f"{unused} goes with one run; a comparison shows no samples, leave it out")
         result = write_comparison(
             found, out=out_file or "comparison.html", head=head, modalities=modalities, papers=papers
         )
@@ -79,6 +83,12 @@ def report(
     _show(result)
     if not named:
         show_overlooked(result.runs[0], head, modalities)
+
+
+def _check_compared(of_one: Mapping[str, object]) -> None:
+    """Raise `ConfigError` for flags that are about one run."""
+    if unused := next((flag for flag, value in of_one.items() if value is not None), ""):
+        raise ConfigError(f"{unused} goes with one run; a comparison shows no samples, leave it out")
 
 
 def _show(result: Report) -> None:

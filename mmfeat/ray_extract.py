@@ -88,9 +88,9 @@ def _look(
 
 
 def _count_once(tally: Tally, before: Tally, after: Tally) -> None:
-    """What is stored now is new as far as the workers wrote it and it was not there before."""
+    """What is stored now and was not before is new, also where the worker that wrote it ended before it could tell."""
     for folder, there in after.stored.items():
-        tally.new[folder] = max(0, min(tally.new[folder], there - before.stored[folder]))
+        tally.new[folder] = max(0, there - before.stored[folder])
         tally.stored[folder] = there - tally.new[folder]
         tally.unreadable[folder] = after.unreadable[folder]
 

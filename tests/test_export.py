@@ -148,8 +148,8 @@ def test_a_head_is_written_whole_with_a_card_whose_example_runs(run: Run, tmp_pa
     card = (out / CARD).read_text()
     assert card.startswith("---\nlibrary_name: mmfeat\n")
     entry = run.entry("concat", "both")
-    low, high = (f"{entry['macro_f1'][end]:.3f}" for end in ("low", "high"))
-    assert f"| macro-F1 | {entry['macro_f1']['value']:.3f} [{low}, {high}] |" in card
+    low, high = (f"{entry['macro_f1'][end]:.3f}".removeprefix("0") for end in ("low", "high"))
+    assert f"| macro-F1 | {entry['macro_f1']['value']:.3f} [{low},{high}] |" in card
     assert all(f"| {name} | {count} |" in card for name, count in run.config["class_counts"].items())
     assert all(tower.spec.fingerprint[:16] in card for tower in run.towers)
     assert str(run.folder.parent) not in card + json.dumps(facts)

@@ -224,7 +224,7 @@ def test_predictions_never_take_the_place_of_their_sources(place: Path, monkeypa
     image = photo(place, listed(place)[0])
     before = image.read_bytes()
     run = next((place / "heads").iterdir())
-    for out in (image, run / "run.json"):
+    for out in (image, run / "leaderboard.csv"):
         answer = mmfeat(place, monkeypatch, "predict", image, "--out", out)
         assert answer.exit_code == 1
         assert "this would overwrite" in answer.stderr

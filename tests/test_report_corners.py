@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from small_sweeps import FLOAT32, sweep
+from typer.testing import CliRunner
 
 from mmfeat.audit.conflicts import find_conflicts
 from mmfeat.audit.twins import Twins
+from mmfeat.cli import app
 from mmfeat.commands import told_commands
 from mmfeat.errors import RunError
 from mmfeat.extract import extract_features
@@ -51,6 +53,13 @@ def test_class_names_of_any_kind_are_text_and_fit(run: Run, tmp_path: Path) -> N
     assert "alert(1)</script>" not in page
     assert '<option value="two  spaces">' in page  # the text of an option alone would lose a space
     assert "ties with the best" not in page  # there is one entry
+
+
+def test_a_comparison_takes_no_flags_of_a_page_about_samples(run: Run) -> None:
+    two = ["report", "--compare", str(run.folder), str(run.folder)]
+    for flags in (["--photos", "3"], ["--data", "x"], ["--columns", "id=x"], ["--audit", "x"]):
+        answer = CliRunner().invoke(app, [*two, *flags])
+        assert (answer.exit_code, answer.stderr.startswith(f"mmfeat: {flags[0]} goes with one run;")) == (1, True)
 
 
 def changed(run: Run, **classes: Any) -> Results:

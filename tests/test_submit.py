@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from small_sweeps import FEW, FLOAT32, QUICK, SMALL, sweep
+from typer.testing import CliRunner
 
 from mmfeat.cache import Cache
 from mmfeat.calibration import Decision
+from mmfeat.cli import app
 from mmfeat.errors import CacheError, RunError, SubmissionError
 from mmfeat.extract import extract_features
 from mmfeat.prediction_file import check_rows
@@ -338,3 +340,22 @@ def test_cells_of_several_labels_are_checked_label_by_label() -> None:
 def test_the_default_file_ends_as_its_format(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     assert write_submission(heads=place / "heads", format="jsonl").path == Path("submission.jsonl")
+
+
+def test_a_run_that_scored_higher_on_other_folds_is_named_and_not_taken(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    latest = best_run(place / "heads")
+    older = Path(shutil.copytree(latest.folder, place / "heads" / "older"))
+    config = {**latest.config, "splits_hash": "other"}
+    config["leaderboard"][0]["macro_f1"]["value"] = 0.99
+    (older / "run.json").write_text(json.dumps(config))
+    os.utime(older / "run.json", (1, 1))
+    for command in ("submit", "predict --text hello", "report --photos 0"):
+        answer = CliRunner().invoke(app, command.split())
+        assert answer.exit_code == 0, answer.output
+        assert "note: heads/older scored higher, 0.990 [" in answer.stderr
+        assert latest.name in answer.output
+        named = CliRunner().invoke(app, [*command.split(), "--run", str(latest.folder)])
+        assert "scored higher" not in named.stderr
