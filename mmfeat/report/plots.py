@@ -94,7 +94,7 @@ def heat_map(table: Table) -> Figure:
         axes.imshow(shades, cmap=_fade(SERIES[0]), vmin=0, vmax=1, aspect="auto")
         axes.grid(False)
         axes.set_xticks(range(len(header)), header)
-        if len(header) > 6 or len("".join(header)) > LETTERS:
+        if len(header) * max(map(len, header), default=0) > LETTERS:
             axes.set_xticks(range(len(header)), header, rotation=30, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(names)), names)
         for row, cells in enumerate(table.rows):
