@@ -40,8 +40,8 @@ from mmfeat.heads.settings import DEFAULTS, KINDS, flag, settings_of
 from mmfeat.presets import preset_values
 
 if TYPE_CHECKING:
-    from mmfeat.entries import Plan
     from mmfeat.protocol import Protocol
+    from mmfeat.tuning import Plan
 
 # Each is one value, or several to search, "1e-4,1e-3", or for random and optuna a range, "1e-5..1e-2".
 SETTINGS = (
@@ -271,7 +271,7 @@ def _plan(values: dict[str, Any]) -> Plan:
         raise ConfigError(
             f"{asked[0]}: nothing to search; give a setting several values, as in --learning-rate 1e-4,1e-3"
         )
-    from mmfeat.entries import Plan
+    from mmfeat.tuning import Plan
 
     return Plan(
         settings_of(single),

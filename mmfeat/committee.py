@@ -16,10 +16,11 @@ import numpy as np
 
 from mmfeat.calibration import Decision, fit_decision
 from mmfeat.ensembles import blend, fit_stacking, greedy_weights, mean_weights
-from mmfeat.entries import METRICS, Entry
+from mmfeat.entries import Entry
 from mmfeat.files import write_json
 from mmfeat.hardware import cpu_count
 from mmfeat.metrics import macro_f1
+from mmfeat.runs import METRICS
 from mmfeat.scoring import fit_on_all, score, write_predictions
 from mmfeat.targets import Targets
 from mmfeat.trials import Task

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,46 +19,22 @@ import numpy as np
 
 from mmfeat.calibration import Decision
 from mmfeat.engine import Advance, Engine
-from mmfeat.errors import ConfigError, HeadError, RunError
+from mmfeat.errors import HeadError, RunError
 from mmfeat.files import csv_text, read_json, write_atomic, write_json
-from mmfeat.finals import finals_are_whole, fold_heads, refit, save_finals
+from mmfeat.finals import fold_heads, refit, save_finals
 from mmfeat.heads import BASELINES, load_fusion
 from mmfeat.heads.jobs import count_parameters
-from mmfeat.heads.settings import HeadSettings, flag, settings_of
+from mmfeat.heads.settings import HeadSettings, settings_of
 from mmfeat.metrics import macro_f1
+from mmfeat.runs import CURVES, METRICS, finals_are_whole
 from mmfeat.scoring import cross_fit, decide, fit_on_all, score, write_predictions
-from mmfeat.search import Range, Search, Space, Trial
+from mmfeat.search import Search, Trial
 from mmfeat.targets import Targets
 from mmfeat.trials import Outcome, Task, load_outcome, run_trials, save_outcome
+from mmfeat.tuning import Plan
 
-METRICS = "metrics.json"
-CURVES = "curves.csv"
 SEARCH_FILE = "search.db"
 ASKED_AT_ONCE = 8  # trials of a search that are stacked together
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How settings are found: `space` of those that vary, by which method, for how long. `refit`: the final heads are
-    trained on all labelled samples; otherwise those of the folds predict together."""
-
-    settings: HeadSettings
-    space: Space = field(default_factory=dict)
-    method: str = "grid"
-    trials: int | None = None
-    time_limit: float | None = None
-    adjustment: float | None = None
-    refit: bool = True
-
-    def __post_init__(self) -> None:
-        for name, values in self.space.items():
-            if isinstance(values, Range) and self.method == "grid":
-                raise ConfigError(f"{flag(name)}: a grid has no ranges; list values, or use --search random or optuna")
-            if isinstance(values, Range) and not values.whole and self.trials is None and self.time_limit is None:
-                raise ConfigError(
-                    f"{flag(name)}: a range has no end of settings to try; say how many with --trials, or for how "
-                    "long with --time-limit"
-                )
 
 
 @dataclass(frozen=True)

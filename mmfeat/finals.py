@@ -60,13 +60,6 @@ def save_finals(folder: Path, finals: list[Fitted]) -> list[dict[str, Any]]:
     return records
 
 
-def finals_are_whole(folder: Path, finals: list[dict[str, Any]]) -> bool:
-    """Whether the final heads of an entry are there, byte for byte, and the towers that were fine-tuned with them."""
-    everything = [each for final in finals for each in (final, *final.get("towers", []))]
-    files = [(folder / Path(each["file"]).name, each["sha256"]) for each in everything]
-    return all(file.is_file() and file_sha256(file) == digest for file, digest in files)
-
-
 def _middle(chosen: list[dict[str, float]]) -> dict[str, float]:
     """The setting of a baseline that is in the middle of those the folds chose; some may have sampled their rows."""
     names = [name for name in chosen[0] if all(name in each for each in chosen)]

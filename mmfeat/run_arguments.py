@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmfeat.entries import Plan
 from mmfeat.errors import ConfigError, RunError
 from mmfeat.heads import BASELINES
 from mmfeat.heads.settings import settings_of
 from mmfeat.protocol import Protocol
 from mmfeat.runs import Run
 from mmfeat.search import Range
+from mmfeat.tuning import Plan
 
 
 def requests_of(run: Run) -> list[str]:

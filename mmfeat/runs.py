@@ -21,13 +21,15 @@ from typing import Any
 from mmfeat.cache import ContentKeys, folder_name
 from mmfeat.encoders import EncoderOptions, EncoderSpec, Tower, describe_encoders
 from mmfeat.errors import ConfigError, RunError
-from mmfeat.files import canonical_json, read_json, write_json
+from mmfeat.files import canonical_json, file_sha256, read_json, write_json
 from mmfeat.remote import absolute
 from mmfeat.samples import Sample
 
 RUN_FILE = "run.json"
 LEADERBOARD = "leaderboard"
 ABLATION = "ablation.csv"
+METRICS = "metrics.json"  # of an entry, as the next
+CURVES = "curves.csv"
 PLACES = ("data", "cache", "columns")  # where a run found things; they may move, and the run stays the same
 TOWERS = ("encoders", "prefixes")  # each a request, which names a place, and a spec
 NEEDED = ("task", "attend", "columns", "widths", "class_counts", "labelled")  # by submit, beside what `Run` names
@@ -204,6 +206,13 @@ def _finished_runs(root: Path, data: str | None, accept: Callable[[Run], bool] =
         with contextlib.suppress(RunError):
             runs += [run for run in [read_run(file.parent)] if accept(run)]
     return [run for run in runs if data is None or run.config["data"] == absolute(data)]
+
+
+def finals_are_whole(folder: Path, finals: list[dict[str, Any]]) -> bool:
+    """Whether the final heads of an entry are there, byte for byte, and the towers that were fine-tuned with them."""
+    everything = [each for final in finals for each in (final, *final.get("towers", []))]
+    files = [(folder / Path(each["file"]).name, each["sha256"]) for each in everything]
+    return all(file.is_file() and file_sha256(file) == digest for file, digest in files)
 
 
 def checked_towers(run: Run, wanted: list[Tower]) -> list[Tower]:

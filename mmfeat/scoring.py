@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,7 +11,9 @@ from mmfeat.calibration import Decision, fit_decision
 from mmfeat.files import csv_text, write_atomic
 from mmfeat.metrics import evaluate
 from mmfeat.targets import SEPARATOR, Targets
-from mmfeat.trials import Task
+
+if TYPE_CHECKING:
+    from mmfeat.trials import Task
 
 OUT_OF_FOLD = "out_of_fold.csv"
 

@@ -15,7 +15,7 @@ import toy_features
 from mmfeat.calibration import Decision
 from mmfeat.encoders import EncoderOptions
 from mmfeat.engine import LocalEngine
-from mmfeat.entries import Entry, Plan, train_entry
+from mmfeat.entries import Entry, train_entry
 from mmfeat.extract import extract_features
 from mmfeat.heads import HeadSettings
 from mmfeat.protocol import Protocol
@@ -24,6 +24,7 @@ from mmfeat.splits import make_folds, make_holdout
 from mmfeat.sweep import Sweep, train_heads
 from mmfeat.targets import Targets
 from mmfeat.trials import Task
+from mmfeat.tuning import Plan
 
 BUILT_IN = ["hashing", "hog"]
 FLOAT32 = EncoderOptions(dtype="float32")

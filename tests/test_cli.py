@@ -109,6 +109,12 @@ def test_a_refused_flag_and_a_warm_rerun_import_nothing_heavy(demo_folder: Path,
     printed, imported = run_listing_imports(*extraction, cwd=tmp_path)
     assert "nothing to do" in printed
     assert not imported & (HEAVY - {"h5py", "fsspec"} | {"pandas"})
+    heads = ("heads", "--fusion", "none", "--baselines", "knn", "--modalities", "text", "--folds", "3")
+    mmfeat(*heads, cwd=tmp_path)
+    for command in (heads, ("runs", "show", "demo"), ("runs", "compare", "demo", "demo"), ("report", "--photos", "0")):
+        printed, imported = run_listing_imports(*command, cwd=tmp_path)
+        assert "run" in printed
+        assert not imported & {"torch", "sklearn", "optuna", "transformers", "pandas"}, command
 
 
 def test_wrong_input_is_one_line_and_exit_code_1(
@@ -316,11 +322,11 @@ def test_flag_defaults_are_those_of_the_library() -> None:
     from mmfeat import cli
     from mmfeat.cli_heads import PARAMETERS
     from mmfeat.encoders import EncoderOptions
-    from mmfeat.entries import Plan
     from mmfeat.extract import DEFAULT_ENCODERS
     from mmfeat.heads import HeadSettings
     from mmfeat.protocol import Protocol
     from mmfeat.sweep import train_heads
+    from mmfeat.tuning import Plan
 
     heads = {name: default for name, (_, default) in PARAMETERS.items()}
     extract = {name: parameter.default for name, parameter in inspect.signature(cli.extract).parameters.items()}

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from small_sweeps import QUICK, made_up_entry, stamps, toy_entry, toy_task
 from toy_features import MULTILABEL, TARGETS, features
 
-from mmfeat.entries import Plan, assemble
+from mmfeat.entries import assemble
 from mmfeat.errors import HeadError, RunError
 from mmfeat.heads import HeadSettings, load_fusion
 from mmfeat.heads.data import HeadData
@@ -22,6 +22,7 @@ from mmfeat.scoring import cross_fit, decide, names_of
 from mmfeat.search import Range
 from mmfeat.targets import Targets
 from mmfeat.trials import Outcome, Task, load_outcome, save_outcome
+from mmfeat.tuning import Plan
 
 GRID = replace(QUICK, space={"learning_rate": [1e-3, 1e-2], "dropout": [0.2, 0.5]})
 

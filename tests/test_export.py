@@ -18,7 +18,6 @@ from small_sweeps import FLOAT32, make_place, sweep
 
 from mmfeat.cache import Cache
 from mmfeat.encoders import EncoderOptions
-from mmfeat.entries import Plan
 from mmfeat.errors import RunError
 from mmfeat.export.build import build_graph, inputs_of, why_not_exportable
 from mmfeat.export.onnx_file import largest_difference, run_onnx
@@ -29,6 +28,7 @@ from mmfeat.predictor import predict_entry, towers_of, widths_of
 from mmfeat.protocol import Protocol
 from mmfeat.runs import Run, read_run
 from mmfeat.samples import read_samples
+from mmfeat.tuning import Plan
 
 HOLDOUT = Protocol("holdout", seeds=2)
 SHORT = Plan(HeadSettings(epochs=1))

@@ -18,7 +18,6 @@ from small_finetunes import ONCE, tune
 from small_sweeps import FLOAT32, QUICK, SMALL, stamps, sweep
 
 import mmfeat
-from mmfeat.entries import Plan
 from mmfeat.errors import DataError, RunError
 from mmfeat.extract import extract_features
 from mmfeat.heads import HeadSettings
@@ -29,6 +28,7 @@ from mmfeat.runs import Run
 from mmfeat.samples import Sample, read_samples
 from mmfeat.submit import write_submission
 from mmfeat.sweep import train_heads
+from mmfeat.tuning import Plan
 
 HEADS = {
     "fusion": ["concat", "cross-attention"],

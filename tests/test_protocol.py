@@ -12,10 +12,10 @@ import pytest
 from safetensors.numpy import load_file
 from small_sweeps import NO_HEADS, make_place, rows, sweep
 
-from mmfeat.entries import Plan
 from mmfeat.errors import ConfigError
 from mmfeat.heads import HeadSettings
 from mmfeat.protocol import Protocol
+from mmfeat.tuning import Plan
 
 SEARCHED = Plan(HeadSettings(epochs=2), {"learning_rate": [1e-4, 1e-2]})
 

@@ -17,7 +17,6 @@ import pytest
 from browser import open_browser, open_page, requests
 from small_sweeps import BUILT_IN, FLOAT32, rows, sweep
 
-from mmfeat.entries import Plan
 from mmfeat.errors import ConfigError, RunError
 from mmfeat.extract import extract_features
 from mmfeat.heads import HeadSettings
@@ -34,6 +33,7 @@ from mmfeat.report.training import correlation, group_means, read_trials, varied
 from mmfeat.report.write import Papers, write_report
 from mmfeat.runs import Run
 from mmfeat.statistics import compare_pairs, paired_difference
+from mmfeat.tuning import Plan
 
 SCRIPT = "</script><img src=x onerror=alert(1)>"
 MANY = 100_000

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from small_sweeps import FLOAT32, NO_HEADS, SMALL, make_place, results, stamps, sweep
 
-from mmfeat.entries import Plan
 from mmfeat.files import _owner
 from mmfeat.heads import HeadSettings
 from mmfeat.protocol import Protocol
 from mmfeat.runs import Run
 from mmfeat.search import Range
+from mmfeat.tuning import Plan
 
 # nine trials are a batch of eight, and another that depends on their scores
 SEARCH = ["--search=optuna", "--learning-rate=1e-4..1e-2", "--trials=9", "--epochs=1", "--protocol=holdout"]

@@ -22,7 +22,6 @@ from mmfeat.cli import app
 from mmfeat.commands import commands_of
 from mmfeat.comparison import compare_runs
 from mmfeat.encoders import EncoderOptions
-from mmfeat.entries import Plan
 from mmfeat.errors import RunError
 from mmfeat.heads import HeadSettings
 from mmfeat.locks import writing_in
@@ -35,6 +34,7 @@ from mmfeat.search import Range
 from mmfeat.statistics import paired_difference
 from mmfeat.sweep import train_heads
 from mmfeat.targets import Targets, indicator
+from mmfeat.tuning import Plan
 
 ONE = {**NO_HEADS, "ensembles": False}
 

@@ -13,7 +13,6 @@ import pytest
 from safetensors.numpy import load_file
 from small_sweeps import BUILT_IN, FLOAT32, NO_HEADS, make_place, results, rows, stamps, sweep
 
-from mmfeat.entries import Plan
 from mmfeat.errors import CacheMissError, ConfigError, DataError, HeadError, RunError
 from mmfeat.extract import extract_features
 from mmfeat.heads import HeadSettings
@@ -23,6 +22,7 @@ from mmfeat.runs import best_run, overlooked_run, read_run
 from mmfeat.search import Range
 from mmfeat.sweep import Sweep
 from mmfeat.targets import indicator
+from mmfeat.tuning import Plan
 
 
 @pytest.fixture(scope="module")

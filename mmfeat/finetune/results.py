@@ -13,13 +13,14 @@ from torch import Tensor
 from mmfeat.encoders import Tower, describe_encoders
 from mmfeat.encoders.delta import Delta, write_delta
 from mmfeat.encoders.spec import EncoderOptions
-from mmfeat.entries import CURVES, METRICS, Entry
+from mmfeat.entries import Entry
 from mmfeat.files import csv_text, file_sha256, write_atomic, write_json
 from mmfeat.finetune.cells import ALPHAS, CellResult
 from mmfeat.finetune.model import HEAD, Model
 from mmfeat.heads.settings import HeadSettings
 from mmfeat.heads.stack import plain_choice
 from mmfeat.metrics import macro_f1
+from mmfeat.runs import CURVES, METRICS
 from mmfeat.scoring import cross_fit, decide, fit_on_all, score, write_predictions
 from mmfeat.statistics import holm, majority, mcnemar, paired_difference
 from mmfeat.trials import Task

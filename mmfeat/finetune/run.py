@@ -16,7 +16,7 @@ from mmfeat.cluster import check_engine
 from mmfeat.engine import LocalEngine
 from mmfeat.errors import ConfigError, DataError, RunError
 from mmfeat.files import sweep_temporaries
-from mmfeat.finals import finals_are_whole, replayed
+from mmfeat.finals import replayed
 from mmfeat.finetune.cells import Cell, CellRunner
 from mmfeat.finetune.early import EARLY
 from mmfeat.finetune.finish import finish_run
@@ -32,7 +32,7 @@ from mmfeat.heads.basis import one_blas_thread
 from mmfeat.progress import Progress, Silent
 from mmfeat.records import Maker, making, written_call
 from mmfeat.requests import latest_request
-from mmfeat.runs import LEADERBOARD, RUN_FILE, Run, comparable_runs, read_run, reuse_run
+from mmfeat.runs import LEADERBOARD, RUN_FILE, Run, comparable_runs, finals_are_whole, read_run, reuse_run
 from mmfeat.split_files import save_splits
 from mmfeat.sweep import train_heads
 

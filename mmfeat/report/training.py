@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmfeat.entries import CURVES
 from mmfeat.errors import RunError
 from mmfeat.files import read_json
 from mmfeat.report.plots import SERIES, new_drawing, whiskers
 from mmfeat.report.results import Results
 from mmfeat.report.section import Figure, Section, Table, gain, interval, number, p_value, title_of
-from mmfeat.runs import Run
+from mmfeat.runs import CURVES, Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
