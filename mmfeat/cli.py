@@ -184,9 +184,6 @@ def _run(arguments: list[str]) -> int:
     """The exit code; one line where a command or a flag is wrong, as for any other error."""
     try:
         return app(args=arguments, prog_name=app.info.name, standalone_mode=False) or 0
-    except typer.Abort:
-        err.print("aborted; nothing was done")
-        return 1
     except _UsageError as error:
         message = error.format_message()
         if "\n" in message:  # help, for a command that cannot do without arguments

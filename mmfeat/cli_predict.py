@@ -164,7 +164,7 @@ def _deliver(result: Predicted, target: Any, layout: Any, plain: bool) -> None:
     from mmfeat.prediction_file import checked_target, prediction_text, write_prediction_file
 
     if target is not None:
-        checked_target(target, result.run.folder)
+        checked_target(target, result.run.folder, result.run.config["data"])
         write_prediction_file(target, result.predictions, layout)
         show_notes(result)
         out.print(f"predictions {target}")

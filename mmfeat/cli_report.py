@@ -11,7 +11,7 @@ import typer
 from mmfeat.console import ConsoleProgress, out
 from mmfeat.console_runs import show_overlooked
 from mmfeat.errors import ConfigError
-from mmfeat.flags import AnyColumns, pairs, reported
+from mmfeat.flags import pairs, reported
 from mmfeat.wording import size_of
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def report(
     head: Annotated[str | None, typer.Option(help="A head of the run, looked at closely.  [default: the best]")] = None,
     modalities: Annotated[str | None, typer.Option(help="both, text, image or ensemble.  [default: the best]")] = None,
     data: Annotated[str | None, typer.Option(help="Where the data lie now, if they were moved.")] = None,
-    columns: AnyColumns = None,
+    columns: Annotated[str | None, typer.Option(help="As for extract.  [default: the run's]")] = None,
     audit: Annotated[str | None, typer.Option(help="Folder of the audits.  [default: audit]")] = None,
     photos: Photos = None,
     latex: Annotated[bool, typer.Option("--latex", help="Write the tables as LaTeX too.")] = False,

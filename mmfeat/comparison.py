@@ -53,6 +53,7 @@ class Comparison:
     settings: Mapping[str, tuple[str, ...]]
     tests: tuple[RunTest | None, ...]
     reasons: tuple[str, ...]
+    named: bool  # the entries were, beforehand; otherwise each is the best of its run by these very scores
 
     @property
     def fair(self) -> bool:
@@ -79,7 +80,8 @@ def compare_runs(
     tests: list[RunTest | None] = [None] * len(runs)
     for number, (place, (difference, p, samples)) in enumerate(found.items()):
         tests[place] = RunTest(difference, float(adjusted[number]), p, float(disagreement[number]), samples)
-    return Comparison(tuple(runs), tuple(entries), _differences(runs), tuple(tests), tuple(reasons))
+    named = head is not None
+    return Comparison(tuple(runs), tuple(entries), _differences(runs), tuple(tests), tuple(reasons), named)
 
 
 def why_not_comparable(one: Run, other: Run) -> str:

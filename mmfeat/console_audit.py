@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from mmfeat.console import SHOWN_LABELS, out, shown
+from mmfeat.wording import interval
 
 if TYPE_CHECKING:
     from mmfeat.audit.result import Audit
@@ -152,10 +153,10 @@ def _show_errors(audit: Audit) -> None:
     if found["multilabel"]:
         out.print(f"estimated wrong: {shares}; with several classes a sample no ceiling is told")
     else:
-        f1, accuracy, had = noise["macro_f1"], noise["accuracy"], found["macro_f1"]["value"]
+        f1, accuracy, had = noise["macro_f1"], noise["accuracy"], interval(found["macro_f1"])
         out.print(f"estimated wrong: {_percent(noise['wrong'])}")
         out.print(f"  {shares}")
-        out.print(f"noise ceiling: macro-F1 {_number(f1)} ({found['head']} has {had:.3f})")
+        out.print(f"noise ceiling: macro-F1 {_number(f1)} ({found['head']} has {had})")
         out.print(f"  accuracy {_number(accuracy)}")
     out.print("  if the head is right where it is confident; a weak head doubts good labels")
 

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from mmfeat.console import out
 from mmfeat.finetune.settings import path_in_words
-from mmfeat.wording import interval
+from mmfeat.wording import gain, interval
 
 if TYPE_CHECKING:
     from mmfeat.finetune.run import Finetuned
@@ -54,7 +54,7 @@ def _test(entry: dict[str, Any]) -> list[str]:
     over = entry.get("over_stage_1")
     tested = ["", ""]
     if over:
-        tested = [f"{over['value']:+.3f} [{over['low']:+.3f},{over['high']:+.3f}]", f"{over['p_holm']:.3f}"]
+        tested = [gain(over), f"{over['p_holm']:.3f}"]
     return tested + [_score(entry["scores"].get(name)) for name in ("train", "validation", "test")]
 
 

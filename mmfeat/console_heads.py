@@ -9,7 +9,7 @@ from rich.table import Table
 
 from mmfeat.console import out
 from mmfeat.leaderboard import ablation
-from mmfeat.wording import interval
+from mmfeat.wording import gain, interval
 
 if TYPE_CHECKING:
     from mmfeat.runs import Run
@@ -87,10 +87,8 @@ def _ablation(run: Run) -> Table | None:
     table = Table("ablation", *sets, "both over the better one", "p", box=None, padding=(0, 2, 0, 0))
     for head, entries in heads.items():
         cells = [f"{entries[name]['macro_f1']['value']:.3f}" if name in entries else "" for name in sets]
-        gain = entries["both"].get("gain") if "both" in entries else None
-        shown = (
-            [f"{gain['value']:+.3f} [{gain['low']:+.3f},{gain['high']:+.3f}]", _p_value(gain["p_holm"])] if gain else []
-        )
+        brought = entries["both"].get("gain") if "both" in entries else None
+        shown = [gain(brought), _p_value(brought["p_holm"])] if brought else []
         table.add_row(head, *cells, *shown)
     return table
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmfeat.console import err, out, show_table
-from mmfeat.wording import duration, interval, shown, size_of
+from mmfeat.wording import duration, gain, interval, shown, size_of
 
 if TYPE_CHECKING:
     from mmfeat.comparison import Comparison, RunTest
@@ -96,7 +96,10 @@ def show_comparison(found: Comparison) -> None:
             out.print(f"{name} is not comparable with [1]: {reason}")
     if any(found.tests):
         out.print("95 % bootstrap intervals; paired bootstrap on the samples that both have out of fold")
-        out.print("an entry that is the best of its run looks a little better than it is; --head names one beforehand")
+        if not found.named:
+            out.print(
+                "each is the best of its run by these very scores, which flatters it; --head names one beforehand"
+            )
 
 
 def show_reproduction(found: Reproduction) -> None:
@@ -155,7 +158,7 @@ def _when(record: Mapping[str, Any]) -> str:
 def _show_leaderboard(run: Run) -> None:
     rows = []
     for entry in run.leaderboard[:SHOWN_ENTRIES]:
-        scores = interval(entry["macro_f1"]), interval(entry["accuracy"]), f"{entry['log_loss']['value']:.3f}"
+        scores = (interval(entry[name]) for name in ("macro_f1", "accuracy", "log_loss"))
         rows.append((entry["head"], entry["modalities"], *scores))
     show_table(("head", "on", "macro-F1", "accuracy", "log-loss"), rows)
 
@@ -163,9 +166,7 @@ def _show_leaderboard(run: Run) -> None:
 def _test(test: RunTest | None) -> list[str]:
     if test is None:
         return ["", "", ""]
-    change = test.difference
-    gained = f"{change.value:+.3f} [{change.low:+.3f},{change.high:+.3f}]"
-    return [gained, f"{test.p_holm:.3f}", "tie" if test.tie else ""]
+    return [gain(vars(test.difference)), f"{test.p_holm:.3f}", "tie" if test.tie else ""]
 
 
 def _short(text: str) -> str:

@@ -89,9 +89,14 @@ def duplicate_links(
     return links
 
 
+def without_retweet(cleaned: str) -> str:
+    """A cleaned text without the mark of a retweet."""
+    return _RETWEET.sub("", cleaned)
+
+
 def text_letters(cleaned: str) -> str:
     """The letters and digits of a cleaned text without the mark of a retweet, in one spelling of each."""
-    text = _RETWEET.sub("", cleaned)
+    text = without_retweet(cleaned)
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text).casefold()
     return text.translate(_KEPT)

@@ -79,7 +79,7 @@ def reported(interrupted: str) -> Callable[[Command], Command]:
                 function(*args, **kwargs)
             except typer.Exit:
                 raise
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, typer.Abort):
                 err.print(f"interrupted; {interrupted}")
                 raise typer.Exit(INTERRUPTED) from None
             except Exception as error:
@@ -107,7 +107,7 @@ def tell_mlflow(run: Run, uri: str | None) -> None:
     try:
         found = log_run(run, uri)
     except Exception as error:  # of any server, network or database
-        reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
+        reason = without_passwords(" ".join(str(error).split()))[:LONGEST_REASON] or type(error).__name__
         err.print(f"warning: MLflow was not told of the run, which is whole: {reason}")
     else:
         out.print(f"mlflow run {found} ({without_passwords(uri)})")

@@ -14,11 +14,12 @@ from mmfeat.files import make_folder, stale_temporaries, sync_folder, temporary_
 def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill. It takes the place of `folder`, which is then deleted; what fails before leaves that as it was.
 
-    What a killed process left of this is deleted. Raises `WriteError` where the disk does not let it.
+    Of what a killed process left, an earlier folder that it had moved aside is put back, the rest is deleted. Raises
+    `WriteError` where the disk does not let it.
     """
     with write_errors(folder):
         make_folder(folder.parent)
-        _sweep(folder)
+        _recover(folder)
         place = temporary_beside(folder)
         place.mkdir()
         try:
@@ -29,8 +30,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def _put(place: Path, folder: Path) -> None:
-    """Rename the finished folder into place; an earlier one makes room in one step and is then deleted."""
-    old = temporary_beside(folder)
+    """Rename the finished folder into place; an earlier one makes room and is then deleted."""
+    old = _old(folder)
     if folder.exists():
         folder.rename(old)
     try:
@@ -43,7 +44,19 @@ def _put(place: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _sweep(folder: Path) -> None:
+def _old(folder: Path) -> Path:
+    """Where an earlier folder is put while the new one takes its place."""
+    return folder.parent / f".{folder.name}.old"
+
+
+def _recover(folder: Path) -> None:
+    """As if nobody had been killed: the earlier folder is there until the new one is."""
+    old = _old(folder)
+    if old.is_dir() and not old.is_symlink():
+        if folder.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(folder)
     for stale in stale_temporaries(folder.parent):
         if stale.name.startswith(f".{folder.name}.") and stale.is_dir() and not stale.is_symlink():
             shutil.rmtree(stale, ignore_errors=True)

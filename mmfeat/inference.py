@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import numpy as np
 
 from mmfeat.cache import Cache
 from mmfeat.cache.explain import why_failed
-from mmfeat.errors import ConfigError, RunError, SubmissionError
+from mmfeat.encoders import EncoderSpec
+from mmfeat.errors import ConfigError, DataError, SubmissionError
 from mmfeat.extract import Extraction, extract_samples
 from mmfeat.extractor import ExtractSettings
 from mmfeat.features import Block, Features, MappedBlock
@@ -21,9 +23,8 @@ from mmfeat.hardware import resolve_device
 from mmfeat.prediction_file import Predictions
 from mmfeat.predictor import FinalHeads, predict_entry, towers_of, widths_of
 from mmfeat.progress import Progress
-from mmfeat.run_folders import named_or_best
-from mmfeat.runs import Run, best_run, checked_towers
-from mmfeat.samples import MODALITIES, PART, Sample, SampleSet
+from mmfeat.runs import Run, checked_towers
+from mmfeat.samples import MODALITIES, PART, Sample, SampleSet, read_samples
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,18 @@ class Inference:
     notes: list[str]
 
 
-def choose_run(
-    run: str | Path | None, heads: str | Path, data: str | Path | None, head: str | None, modalities: str | None
-) -> Run:
-    """The run named, else the best one on `data` if there is one, else the best of the latest."""
-    if data and not run:
-        with contextlib.suppress(RunError):
-            return best_run(Path(heads), str(data), head, modalities)
-    return named_or_best(run, heads, None, head, modalities)
+def read_for(data: str | Path, columns: Mapping[str, str] | None, own: Mapping[str, str]) -> SampleSet:
+    """The data, by default with the names of the run's `own` columns; new samples may lack that of the labels."""
+    check_columns(data, columns)
+    try:
+        return read_samples(data, columns or own)
+    except DataError:
+        if columns or "label" not in own:
+            raise
+        without = {name: column for name, column in own.items() if name != "label"}
+        with contextlib.suppress(DataError):
+            return read_samples(data, without)
+        raise
 
 
 def check_columns(data: str | Path, columns: Mapping[str, str] | None) -> None:
@@ -79,7 +84,7 @@ def infer(
     features = Cache(cache, samples.name).load(samples.samples, specs)
     predictions = predict_features(run, entry, features, samples.samples, resolve_device(device))
     lacking = _lacking(features)
-    notes = _lacking_notes(samples, lacking, lambda id: why_failed(cache, samples, id, specs))
+    notes = _lacking_notes(samples, lacking, partial(_why_failed, cache, samples, specs))
     return Inference(predictions, extraction, lacking, unseen(features), notes)
 
 
@@ -106,8 +111,8 @@ def unseen(features: Features) -> list[str]:
     return [id for id, there in zip(features.ids, seen, strict=True) if not there]
 
 
-def _lacking_notes(samples: SampleSet, lacking: Mapping[str, np.ndarray], why: Callable[[str], str]) -> list[str]:
-    """Lines about what samples do not have, and about what they have and nobody can read; `why` tells by id."""
+def _lacking_notes(samples: SampleSet, lacking: Mapping[str, np.ndarray], why: Callable[[str, str], str]) -> list[str]:
+    """Lines about what samples do not have, and what they have and nobody can read; `why` tells by modality and id."""
     lines = []
     for modality, gaps in lacking.items():
         absent = [sample for sample in samples if getattr(sample, modality) is None]
@@ -121,9 +126,13 @@ def _lacking_notes(samples: SampleSet, lacking: Mapping[str, np.ndarray], why: C
         if broken := [sample.id for sample, gap in pairs if gap and getattr(sample, modality) is not None]:
             lines.append(
                 f"{len(broken):,} of {len(samples):,} samples have a {PART[modality]} that cannot be read and counts "
-                f"as missing (first: {broken[0]}, {why(broken[0])})"
+                f"as missing (first: {broken[0]}, {why(modality, broken[0])})"
             )
     return lines
+
+
+def _why_failed(cache: str | Path, samples: SampleSet, specs: Sequence[EncoderSpec], modality: str, id: str) -> str:
+    return why_failed(cache, samples, id, [spec for spec in specs if spec.modality == modality])
 
 
 def unseen_note(without: Sequence[str], count: int, modalities: Iterable[str]) -> list[str]:

@@ -17,9 +17,10 @@ from mmfeat.comparison import flat_settings
 from mmfeat.errors import ConfigError
 from mmfeat.leaderboard import SCORES
 from mmfeat.runs import ABLATION, LEADERBOARD, RUN_FILE, Run
+from mmfeat.wording import without_passwords
 
 EXPERIMENT = "mmfeat"
-ARTIFACTS = (f"{LEADERBOARD}.csv", f"{LEADERBOARD}.json", ABLATION, RUN_FILE, "report.html")
+ARTIFACTS = (f"{LEADERBOARD}.csv", f"{LEADERBOARD}.json", ABLATION, "report.html")
 SQLITE = "sqlite:///"
 LONGEST = 5000  # characters of a parameter or tag
 SAME = ("mmfeat.run", "mmfeat.started")  # tags by which a run is known again
@@ -54,6 +55,7 @@ def log_run(run: Run, uri: str, experiment: str = EXPERIMENT) -> str:
         for name in ARTIFACTS:
             if (run.folder / name).is_file():
                 client.log_artifact(id, str(run.folder / name))
+        client.log_text(id, without_passwords((run.folder / RUN_FILE).read_text()), RUN_FILE)
         status = "FINISHED"
     finally:
         client.set_terminated(id, status)

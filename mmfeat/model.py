@@ -20,11 +20,12 @@ from mmfeat.embedder import Embedded, Embedder
 from mmfeat.errors import DataError
 from mmfeat.hardware import resolve_device
 from mmfeat.images import MemoryFile, picture_bytes
-from mmfeat.inference import choose_run, predict_features, unseen, unseen_note
+from mmfeat.inference import predict_features, unseen, unseen_note
 from mmfeat.prediction_file import Predictions
 from mmfeat.predictor import FinalHeads, towers_of
 from mmfeat.progress import Progress
 from mmfeat.remote import RemoteFile, is_remote
+from mmfeat.run_folders import choose_run
 from mmfeat.runs import Run, checked_towers
 from mmfeat.samples import PART, Photo, Sample
 from mmfeat.texts import without_surrogates

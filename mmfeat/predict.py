@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,25 +14,24 @@ import numpy as np
 from mmfeat.cache import Cache
 from mmfeat.drift import out_of_fold_choices
 from mmfeat.errors import ConfigError, DataError
-from mmfeat.inference import check_columns, choose_run, infer, unseen_note
+from mmfeat.inference import Inference, infer, read_for, unseen_note
 from mmfeat.metrics import evaluate
 from mmfeat.model import Model, as_photo, unread
 from mmfeat.prediction_file import Predictions
 from mmfeat.progress import Progress
+from mmfeat.run_folders import choose_run
 from mmfeat.runs import Run
 from mmfeat.samples import (
     IMAGE_SUFFIXES,
-    MODALITIES,
     TEST_LIST,
     TRAIN_LIST,
     Sample,
     SampleSet,
-    read_samples,
     read_text,
 )
 from mmfeat.submit import check_labels, find_drift, training_samples
 from mmfeat.tables import READERS
-from mmfeat.targets import SEPARATOR, Targets
+from mmfeat.targets import Targets, classes_in
 from mmfeat.texts import without_surrogates
 
 TEXT_SUFFIX = ".txt"
@@ -71,12 +69,12 @@ def predict_data(
     """Predict all samples of a folder or table, labelled or not; features go through the cache as in a submission."""
     chosen = choose_run(run, heads, data, head, modalities)
     entry = chosen.entry(head, modalities)
-    samples = _read(data, columns, chosen.config["columns"])
+    samples = read_for(data, columns, chosen.config["columns"])
     cache = cache or chosen.config["cache"]
     found = infer(chosen, entry, samples, cache, device, workers, progress)
     notes = [*found.notes, *unseen_note(found.without, len(samples), found.lacking)]
     training = training_samples(chosen, samples)
-    scores, told = _scores(chosen, samples, found.predictions, training, Cache(cache, samples.name))
+    scores, told = _scores(chosen, samples, found, training, Cache(cache, samples.name))
     before = out_of_fold_choices(chosen, entry)
     notes += [*told, *find_drift(chosen, found, before, training, samples.samples)]
     return Predicted(chosen, entry["head"], entry["modalities"], found.predictions, scores, notes)
@@ -120,20 +118,6 @@ def samples_of_files(files: Sequence[str | Path]) -> SampleSet:
             text, error = read_text(path, encodings)
             samples.append(Sample(str(path), text, None, None, error))
     return SampleSet("files", "", tuple(samples), dict(encodings))
-
-
-def _read(data: str | Path, columns: Mapping[str, str] | None, own: Mapping[str, str]) -> SampleSet:
-    """The data, by default with the names of the run's `own` columns; new samples may lack that of the labels."""
-    check_columns(data, columns)
-    try:
-        return read_samples(data, columns or own)
-    except DataError:
-        if columns or "label" not in own:
-            raise
-        without = {name: column for name, column in own.items() if name != "label"}
-        with contextlib.suppress(DataError):
-            return read_samples(data, without)
-        raise
 
 
 def text_beside(photo: Path) -> Path | None:
@@ -185,7 +169,7 @@ def check_inputs(
 
 
 def _scores(
-    run: Run, samples: SampleSet, predictions: Predictions, training: Sequence[Sample], store: Cache
+    run: Run, samples: SampleSet, found: Inference, training: Sequence[Sample], store: Cache
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """(scores, notes): how right the predictions are for labelled samples that the run was not trained on."""
     rows = np.array([row for row, sample in enumerate(samples) if sample.label is not None], np.int64)
@@ -195,7 +179,7 @@ def _scores(
         known = ", ".join(run.classes)
         return None, [f"no score: label {', '.join(unknown)} is unknown to the run ({known})"]
     labelled = [samples.samples[row] for row in rows]
-    fresh = ~_were_seen(labelled, training, store)
+    fresh = ~_were_seen(labelled, training, tuple(found.lacking), store)
     notes = []
     if not fresh.all():
         notes = [
@@ -206,24 +190,26 @@ def _scores(
         notes.append(f"{run.config['data']} is gone: samples that trained the run would flatter the score")
     if not fresh.any():
         return None, notes
-    rows = rows[fresh]
+    rows, predictions = rows[fresh], found.predictions
     targets = targets_of([str(samples.samples[row].label) for row in rows], run.classes, predictions.multilabel)
     return evaluate(targets, predictions.chosen[rows][None], predictions.probabilities[rows][None]), notes
 
 
-def _were_seen(samples: Sequence[Sample], training: Sequence[Sample], store: Cache) -> np.ndarray:
-    """(N,) whether a pair of this very text and photo is among the training samples."""
+def _were_seen(
+    samples: Sequence[Sample], training: Sequence[Sample], modalities: Sequence[str], store: Cache
+) -> np.ndarray:
+    """(N,) whether one that is the same in all that the head sees, its `modalities`, is among the training samples."""
     with store.index(writes=False) as index:
         pairs = [
-            list(zip(*(store.content_keys(part, name, index=index).keys.tolist() for name in MODALITIES), strict=True))
+            list(zip(*(store.content_keys(part, name, index=index).keys.tolist() for name in modalities), strict=True))
             for part in (samples, training)
         ]
-    known = set(pairs[1]) - {(b"", b"")}
+    known = set(pairs[1]) - {(b"",) * len(modalities)}
     return np.array([pair in known for pair in pairs[0]], bool)
 
 
 def targets_of(labels: Sequence[str], classes: Sequence[str], multilabel: bool) -> Targets:
     """Targets of label cells over the classes of a run, of which some may not occur."""
-    cells = [{name.strip() for name in label.split(SEPARATOR)} if multilabel else {label} for label in labels]
+    cells = [classes_in(label, multilabel) for label in labels]
     matrix = np.array([[name in cell for name in classes] for cell in cells], bool).reshape(-1, len(classes))
     return Targets(tuple(classes), matrix, multilabel)

@@ -24,6 +24,7 @@ NAMES = ("guid", "tag")
 FORMATS = ("csv", "tsv", "jsonl")
 UNWRITTEN = ("parquet", "xlsx", "xls", "json", "npy", "npz", "h5", "hdf5", "gz", "zip")  # would not hold what they say
 DELIMITERS = {"csv": ",", "tsv": "\t"}
+PHOTOS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")  # how files of them begin
 OBJECT = "probabilities"  # what JSON lines call it
 DIGITS = 6
 ROUNDING = 0.5 * 10.0**-DIGITS
@@ -132,8 +133,8 @@ def write_prediction_file(path: Path, predictions: Predictions, layout: Layout) 
 
 
 def checked_target(out: str | Path, *kept: str | Path) -> Path:
-    """Where to write: a new file or a plain one, behind a link too; never a device, a pipe or a folder, and never
-    one of what is `kept` (data, run) or in it."""
+    """Where to write: a new file or a plain one, behind a link too; never a device, a pipe, a folder or a photo, and
+    never one of what is `kept` (data, run) or in it."""
     path = Path(os.path.realpath(out)) if Path(out).is_symlink() else Path(out)
     if not str(out) or (path.exists() and not path.is_file()):
         raise SubmissionError(f"--out {out}: not a file that can be written; name a file, as in --out submission.csv")
@@ -144,7 +145,14 @@ def checked_target(out: str | Path, *kept: str | Path) -> Path:
         source = Path(os.path.realpath(each))
         if target == source or (source.is_dir() and source in target.parents):
             raise SubmissionError(f"--out {path}: this would overwrite the data in {each}; name a file elsewhere")
+    if target.exists() and _is_photo(target):  # which a table may name
+        raise SubmissionError(f"--out {path}: this would overwrite a photo; name a file elsewhere")
     return path
+
+
+def _is_photo(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(8).startswith(PHOTOS)
 
 
 def check_rows(rows: Rows, ids: Sequence[str], classes: Sequence[str], multilabel: bool = False) -> None:

@@ -14,8 +14,8 @@ from mmfeat.progress import Progress, Silent
 from mmfeat.provenance import ENCODING, TRAINING, versions
 from mmfeat.records import machine
 from mmfeat.run_arguments import finetune_arguments, heads_arguments
-from mmfeat.runs import Run, checked_towers, hash_data, read_run
-from mmfeat.samples import MODALITIES, read_samples
+from mmfeat.runs import Run, checked_towers, data_changed, read_run
+from mmfeat.samples import read_samples
 
 # What a run predicts, learned and predicts with; files with times are compared by their scores.
 COMPARED = (
@@ -106,9 +106,7 @@ def compare_files(original: Run, run: Run, reused: bool = False) -> Reproduction
 
 def _check_data(run: Run, cache: str | Path) -> None:
     samples = read_samples(run.config["data"], run.config["columns"])
-    store = Cache(cache, samples.name)
-    keys = {modality: store.content_keys(samples.labelled, modality) for modality in MODALITIES}
-    if hash_data(samples.labelled, keys) != run.config["data_hash"]:
+    if data_changed(run, samples.labelled, Cache(cache, samples.name)):
         raise RunError(f"{run.folder}: labels, texts or photos of {samples.source} changed since; restore them first")
 
 

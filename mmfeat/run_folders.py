@@ -95,13 +95,21 @@ def find_run(name: str | Path, heads: str | Path = "heads") -> Run:
     return read_run(root / alike[0])
 
 
-def named_or_best(
-    run: str | Path | None, heads: str | Path, data: str | Path | None, head: str | None, modalities: str | None
+def choose_run(
+    run: str | Path | None,
+    heads: str | Path,
+    data: str | Path | None = None,
+    head: str | None = None,
+    modalities: str | None = None,
 ) -> Run:
-    """The run that is named, as `find_run` takes names, or the best one as `best_run` has it."""
+    """The run that is named, as `find_run` takes names; else the best one on `data`, if there is one; else the best of
+    those like the latest, as `best_run` has it."""
     if run:
         return find_run(run, heads)
-    return best_run(Path(heads), str(data) if data else None, head, modalities)
+    if data:
+        with contextlib.suppress(RunError):
+            return best_run(Path(heads), str(data), head, modalities)
+    return best_run(Path(heads), None, head, modalities)
 
 
 def delete_runs(names: Sequence[str | Path], heads: str | Path = "heads", force: bool = False) -> int:

@@ -13,21 +13,23 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmfeat.cache import ContentKeys, folder_name
+from mmfeat.cache import Cache, ContentKeys, folder_name
 from mmfeat.encoders import EncoderOptions, EncoderSpec, Tower, describe_encoders
 from mmfeat.errors import ConfigError, RunError
 from mmfeat.files import canonical_json, file_sha256, read_json, write_json
 from mmfeat.remote import absolute
-from mmfeat.samples import Sample
+from mmfeat.samples import MODALITIES, Sample
 
 RUN_FILE = "run.json"
 LEADERBOARD = "leaderboard"
 ABLATION = "ablation.csv"
+_PLAIN = re.compile(r"[\w-]+")
 METRICS = "metrics.json"  # of an entry, as the next
 CURVES = "curves.csv"
 PLACES = ("data", "cache", "columns")  # where a run found things; they may move, and the run stays the same
@@ -90,9 +92,9 @@ class Run:
         return EncoderOptions(**self.config["options"])
 
     @property
-    def comparable(self) -> tuple[str, str]:
-        """Runs whose scores may be compared agree in this: the data and the folds."""
-        return self.config["data_hash"], self.config["splits_hash"]
+    def comparable(self) -> tuple[str, str, str]:
+        """Runs whose scores may be compared agree in this: the task, the data and the folds."""
+        return self.config["task"], self.config["data_hash"], self.config["splits_hash"]
 
     @property
     def leaderboard(self) -> list[dict[str, Any]]:
@@ -143,6 +145,9 @@ def read_run(folder: Path) -> Run:
     try:
         run = Run(folder, read_json(folder / RUN_FILE))
         run.towers, run.options, run.classes, run.comparable, run.best_score, [run.config[name] for name in NEEDED]
+        names = [str(run.head_folder(each).relative_to(folder)) for each in run.leaderboard]
+        if odd := [name for name in names if not _PLAIN.fullmatch(name)]:  # it would be another folder
+            raise ValueError(f"no head is called {odd[0]}")
     except FileNotFoundError:
         raise RunError(f"{folder}: no finished run here (no {RUN_FILE}); make one with mmfeat heads") from None
     except (OSError, ValueError, KeyError, TypeError, IndexError, ConfigError) as error:
@@ -174,7 +179,7 @@ def best_run(root: Path, data: str | None = None, head: str | None = None, modal
     """The run with the best head, or the best of that name, among those comparable with the newest one on `data`."""
     alike = comparable_runs(root, data)
     having = [run for run in alike if run.matching(head, modalities)] or alike
-    return max(having, key=lambda run: run.best_score if head is modalities is None else run.score(head, modalities))
+    return max(having, key=lambda run: run.score(head, modalities))
 
 
 def comparable_runs(root: Path, data: str | None = None, accept: Callable[[Run], bool] = lambda run: True) -> list[Run]:
@@ -235,3 +240,9 @@ def hash_data(samples: Sequence[Sample], keys: Mapping[str, ContentKeys]) -> str
     for sample, text, image in zip(samples, keys["text"].keys.tolist(), keys["image"].keys.tolist(), strict=True):
         digest.update(canonical_json([sample.id, sample.label, text.decode(), image.decode()]).encode())
     return digest.hexdigest()
+
+
+def data_changed(run: Run, labelled: Sequence[Sample], store: Cache) -> bool:
+    """Whether ids, labels or contents of the labelled samples are other ones than the run was trained on."""
+    keys = {modality: store.content_keys(labelled, modality) for modality in MODALITIES}
+    return hash_data(labelled, keys) != run.config["data_hash"]

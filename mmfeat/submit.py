@@ -14,14 +14,14 @@ from mmfeat.cache import Cache
 from mmfeat.drift import label_drift, missing_drift, out_of_fold_choices
 from mmfeat.errors import DataError, SubmissionError
 from mmfeat.extract import Extraction
-from mmfeat.inference import Inference, check_columns, infer
+from mmfeat.inference import Inference, infer, read_for
 from mmfeat.prediction_file import NAMES, Layout, checked_target, choose_format, write_prediction_file
 from mmfeat.progress import Progress
 from mmfeat.remote import absolute
-from mmfeat.run_folders import named_or_best
-from mmfeat.runs import Run, hash_data
-from mmfeat.samples import MODALITIES, Sample, SampleSet, read_samples
-from mmfeat.targets import SEPARATOR
+from mmfeat.run_folders import choose_run
+from mmfeat.runs import Run, data_changed
+from mmfeat.samples import Sample, SampleSet, read_samples
+from mmfeat.targets import classes_in
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,12 @@ def write_submission(
     """
     layout = Layout(choose_format(out, format), header, tuple(names), proba)
     out = f"submission.{layout.format}" if out is None else out
-    chosen = named_or_best(run, heads, data, head, modalities)
+    chosen = choose_run(run, heads, data, head, modalities)
     source = data or chosen.config["data"]
-    path = checked_target(out, source, chosen.folder)
+    path = checked_target(out, source, chosen.config["data"], chosen.folder)
     layout.check(chosen.classes)
     entry = chosen.entry(head, modalities)
-    check_columns(source, columns)
-    everything = read_samples(source, columns or chosen.config["columns"])
+    everything = read_for(source, columns, chosen.config["columns"])
     samples = _unlabelled(everything, chosen)
     cache = cache or chosen.config["cache"]
     found = infer(chosen, entry, samples, cache, device, workers, progress)
@@ -128,17 +127,13 @@ def training_samples(run: Run, read: SampleSet | None = None) -> tuple[Sample, .
 
 def check_labels(samples: SampleSet, run: Run) -> list[str]:
     """Labels of the data that the run does not know."""
-    known: set[str] = {*run.classes, ""} if run.config["task"] == "multilabel" else set(run.classes)
-    cells = [label.split(SEPARATOR) if "" in known else [label] for label in samples.classes]
-    return sorted({name.strip() for cell in cells for name in cell} - known)
+    multilabel = run.config["task"] == "multilabel"
+    return sorted(set().union(*(classes_in(label, multilabel) for label in samples.classes)) - set(run.classes))
 
 
 def _data_changed(samples: SampleSet, run: Run, store: Cache) -> bool:
     """Whether the labelled samples the run was trained on are different by now."""
-    if absolute(samples.source) != run.config["data"]:
-        return False
-    keys = {modality: store.content_keys(samples.labelled, modality) for modality in MODALITIES}
-    return hash_data(samples.labelled, keys) != run.config["data_hash"]
+    return absolute(samples.source) == run.config["data"] and data_changed(run, samples.labelled, store)
 
 
 def _unlabelled(samples: SampleSet, run: Run) -> SampleSet:

@@ -43,9 +43,9 @@ def train_run(
     progress: Progress,
 ) -> Run:
     """Train what the run folder lacks, then combine, rank, and declare the run complete."""
-    _check_features(problem.samples, features)
-    (folder / RUN_FILE).unlink(missing_ok=True)  # a search that goes on is no finished run meanwhile
     try:
+        _check_features(problem.samples, features)
+        (folder / RUN_FILE).unlink(missing_ok=True)  # a search that goes on is no finished run meanwhile
         with making(folder, config, maker), one_blas_thread():  # sums of several threads are other ones elsewhere
             for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
                 sweep_temporaries(place)  # of a killed call

@@ -7,7 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_PASSWORD = re.compile(r"(//[^/@:\s]*:)[^/@\s]+@")  # in a URL
+# In a URL: what stands between a name and its host, a token in the place of the name, and signatures in the query.
+_PASSWORD = re.compile(r"(//[^/@:\s]*:)[^/\s]+@")
+_TOKEN = re.compile(r"(//)[^/@:\s]+@")
+_SIGNATURE = re.compile(r"([?&][\w-]*(?:sig|signature|token|secret|password|key|credential)[\w-]*=)[^&\s'\"]+", re.I)
 
 
 def shown(place: str) -> str:
@@ -17,8 +20,8 @@ def shown(place: str) -> str:
 
 
 def without_passwords(text: str) -> str:
-    """A text in which passwords of URLs are stars."""
-    return _PASSWORD.sub(r"\1***@", text)
+    """A text in which passwords, tokens and signatures of URLs are stars."""
+    return _SIGNATURE.sub(r"\1***", _TOKEN.sub(r"\1***@", _PASSWORD.sub(r"\1***@", text)))
 
 
 def duration(seconds: float) -> str:
@@ -37,7 +40,14 @@ def size_of(count: int) -> str:
     return f"{count} B"
 
 
-def interval(score: Mapping[str, Any]) -> str:
-    """`0.719 [.700,.738]`."""
+def interval(score: Mapping[str, Any], comma: str = ",") -> str:
+    """`0.719 [.700,.738]`; "" where the score is not defined."""
+    if score["value"] is None:
+        return ""
     low, high = (f"{score[end]:.3f}".removeprefix("0") for end in ("low", "high"))
-    return f"{score['value']:.3f} [{low},{high}]"
+    return f"{score['value']:.3f} [{low}{comma}{high}]"
+
+
+def gain(difference: Mapping[str, Any], comma: str = ",") -> str:
+    """`+0.055 [+0.040,+0.071]`."""
+    return f"{difference['value']:+.3f} [{difference['low']:+.3f}{comma}{difference['high']:+.3f}]"

@@ -171,6 +171,10 @@ def test_what_is_there_is_not_overwritten_but_for_an_export(run: Run, tmp_path: 
     assert (first.head, second.head) == ("prior", "ridge")
     assert json.loads((tmp_path / "out" / HEAD_FACTS).read_text())["head"] == "ridge"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out"]
+    (tmp_path / "out" / "tokenizer.json").write_text("mine, too")
+    with pytest.raises(RunError, match="not empty and no earlier export"):
+        export_run(run.folder, head="prior", out=tmp_path / "out")
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == "mine, too"
 
 
 def test_a_graph_that_differs_is_not_written(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,3 +57,24 @@ def test_what_a_killed_process_left_is_swept_by_the_next(tmp_path: Path) -> None
         (place / "whole").write_text("")
     assert names(tmp_path) == ["export"]
     assert names(tmp_path / "export") == ["whole"]
+
+
+def test_a_folder_that_was_moved_aside_by_a_killed_process_is_put_back(tmp_path: Path) -> None:
+    """Killed at each of the two renames: before the new folder is there, the old one counts."""
+    script = (
+        "import os, sys, pathlib\nfrom mmfeat.folders import new_folder\n"
+        "left = int(sys.argv[2])\nplain = pathlib.Path.rename\n"
+        "def rename(path, target):\n"
+        "    global left\n    left -= 1\n    if left < 0: os._exit(9)\n    return plain(path, target)\n"
+        "pathlib.Path.rename = rename\n"
+        "with new_folder(pathlib.Path(sys.argv[1])) as place:\n    (place / 'new').write_text('')\n"
+    )
+    for renames in (0, 1):
+        folder = tmp_path / str(renames) / "export"
+        with new_folder(folder) as place:
+            (place / "old").write_text("")
+        assert subprocess.run([sys.executable, "-c", script, folder, str(renames)], check=False).returncode == 9
+        with pytest.raises(WriteError), new_folder(folder) as place:
+            (place / "no" / "file").write_text("")
+        assert names(folder.parent) == ["export"]
+        assert names(folder) == ["old"]

@@ -182,6 +182,9 @@ def test_a_photo_of_a_data_set_that_cannot_be_read_is_named_with_its_reason(
     (tmp_path / "new.csv").write_text("id,text,image\na,hello,broken.jpg\n")
     answer = mmfeat(place, monkeypatch, "predict", "--data", tmp_path / "new.csv", "--cache", tmp_path / "cache")
     assert re.search(r"1 of 1 samples have a photo that cannot be read .*\(first: a, [a-z].*\)", answer.stderr)
+    (tmp_path / "new.csv").write_text("id,text,image\na,hello,memory://nowhere/photo.jpg\n")
+    answer = mmfeat(place, monkeypatch, "predict", "--data", tmp_path / "new.csv", "--cache", tmp_path / "cache")
+    assert re.search(r"1 of 1 samples have a photo that cannot be read .*\(first: a, unreadable: .*\)", answer.stderr)
 
 
 def test_samples_that_trained_the_run_do_not_flatter_its_score(place: Path, tmp_path: Path) -> None:
@@ -197,6 +200,18 @@ def test_samples_that_trained_the_run_do_not_flatter_its_score(place: Path, tmp_
     found = predict_data(copy, heads=place / "heads", cache=tmp_path / "cache")
     assert found.scores is not None
     assert found.scores["samples"] == 1
+
+
+def test_a_text_that_trained_a_head_on_texts_counts_as_seen_whatever_the_photo(place: Path, tmp_path: Path) -> None:
+    id = next(line.split(",")[0] for line in (place / "demo" / "train.txt").read_text().splitlines()[1:])
+    table = [["id", "text", "label"], [id, (place / "demo" / "data" / f"{id}.txt").read_text(), "neutral"]]
+    with (tmp_path / "new.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(table)
+    both = predict_data(tmp_path / "new.csv", heads=place / "heads", cache=tmp_path / "cache")
+    sweep(place, ["hashing"], fusion=["none"], baselines=["knn"], modalities=["text"], out=tmp_path / "heads")
+    text = predict_data(tmp_path / "new.csv", heads=tmp_path / "heads", cache=tmp_path / "cache")
+    assert both.scores is not None
+    assert text.scores is None
 
 
 def test_scores_are_those_of_the_metrics(place: Path, tmp_path: Path) -> None:

@@ -133,6 +133,10 @@ def test_data_and_run_are_never_overwritten(tmp_path: Path) -> None:
     for wrong in (table, tmp_path / "data" / "s.csv"):
         with pytest.raises(SubmissionError, match="this would overwrite the data in"):
             checked_target(wrong, tmp_path / "data", table)
+    for photo in (b"\xff\xd8\xff\xe0 a photo", b"\x89PNG\r\n", b"RIFF....WEBP"):
+        (tmp_path / "photo").write_bytes(photo)  # as a table elsewhere may name it
+        with pytest.raises(SubmissionError, match="this would overwrite a photo"):
+            checked_target(tmp_path / "photo", table)
     (tmp_path / "link.csv").symlink_to(table)
     with pytest.raises(SubmissionError, match="this would overwrite"):
         checked_target(tmp_path / "link.csv", table)

@@ -14,6 +14,7 @@ from small_sweeps import FLOAT32, sweep
 from typer.testing import CliRunner
 
 from mmfeat.audit.conflicts import find_conflicts
+from mmfeat.audit.run import audit_data
 from mmfeat.audit.twins import Twins
 from mmfeat.cli import app
 from mmfeat.commands import told_commands
@@ -21,7 +22,7 @@ from mmfeat.errors import RunError
 from mmfeat.extract import extract_features
 from mmfeat.metrics import wilson
 from mmfeat.predictions import Predictions, read_predictions
-from mmfeat.report.facts import data_section, run_section
+from mmfeat.report.facts import cache_section, data_section, run_section
 from mmfeat.report.papers import latex_table
 from mmfeat.report.reliability import surest
 from mmfeat.report.results import Results
@@ -38,12 +39,12 @@ NAMES = ("a<b> --><script>alert(1)</script>", "$5 $x^2$", "x|y", "x", "1,2;3", "
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """One baseline on text, of classes with odd names."""
     place = tmp_path_factory.mktemp("corners")
-    with (place / "odd.csv").open("w", newline="") as table:
+    with (place / "odd (1).csv").open("w", newline="") as table:
         lines = [[f"s{n}", f"word{n % len(NAMES)} z{n}", NAMES[n % len(NAMES)]] for n in range(80)]
         csv.writer(table).writerows([["id", "text", "label"], *lines])
-    extract_features(place / "odd.csv", ["hashing"], cache=place / "cache", options=FLOAT32)
+    extract_features(place / "odd (1).csv", ["hashing"], cache=place / "cache", options=FLOAT32)
     asked = {"fusion": ["none"], "baselines": ["knn"], "modalities": ["text"], "ensembles": False}
-    return sweep(place, ["hashing"], data=place / "odd.csv", **asked).run
+    return sweep(place, ["hashing"], data=place / "odd (1).csv", **asked).run
 
 
 def test_class_names_of_any_kind_are_text_and_fit(run: Run, tmp_path: Path) -> None:
@@ -53,6 +54,14 @@ def test_class_names_of_any_kind_are_text_and_fit(run: Run, tmp_path: Path) -> N
     assert "alert(1)</script>" not in page
     assert '<option value="two  spaces">' in page  # the text of an option alone would lose a space
     assert "ties with the best" not in page  # there is one entry
+
+
+def test_cache_and_audit_of_a_data_set_are_found_whatever_its_name(run: Run, tmp_path: Path) -> None:
+    assert run.config["dataset"] == "odd (1)"
+    assert cache_section(Results.of(run)).tables[0].rows[0][5] == "80"
+    audit_data(run.config["data"], out=tmp_path / "audit", run="none")
+    page = write_report(run.folder, out=tmp_path / "r.html", audit=tmp_path / "audit").path.read_text()
+    assert "Duplicates and near duplicates" in page
 
 
 def test_a_comparison_takes_no_flags_of_a_page_about_samples(run: Run) -> None:
@@ -76,7 +85,7 @@ def test_a_class_without_samples_is_no_weakness(run: Run) -> None:
     section = classes_section(changed(run, x=absent))
     assert "weakest on x:" not in section.words[0]
     assert section.words[1].startswith("No sample out of fold is x: ")
-    assert ["x", "0", "", "", "", ""] in section.tables[0].rows
+    assert ["x", "0", "", "", ""] in section.tables[0].rows
 
 
 def test_intervals_above_ten_keep_their_digits() -> None:

@@ -141,8 +141,8 @@ def test_a_run_is_found_by_path_name_and_a_part_that_only_it_has(place: Path, ru
 
 def test_a_killed_training_leaves_a_note_of_what_was_asked(place: Path, tmp_path: Path) -> None:
     code = (
-        "import sys, os, mmfeat.sweep as s\n"
-        "s._train_all = lambda *a: os._exit(9)\n"
+        "import sys, os, mmfeat.sweep as s, mmfeat.sweep_run as r\n"
+        "r._train_all = lambda *a: os._exit(9)\n"
         f"s.train_heads({str(place / 'demo')!r}, ['hashing', 'hog'], cache={str(place / 'cache')!r}, "
         f"out={str(tmp_path)!r}, baselines=['knn'], fusion=['none'], command='mmfeat heads killed')\n"
     )

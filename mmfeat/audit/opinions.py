@@ -13,7 +13,8 @@ import numpy as np
 from mmfeat.audit.label_errors import LabelErrors, Noise, estimate_noise, find_label_errors
 from mmfeat.errors import RunError
 from mmfeat.predictions import read_predictions
-from mmfeat.runs import Run, comparable_runs, read_run
+from mmfeat.run_folders import find_run
+from mmfeat.runs import Run, comparable_runs
 from mmfeat.targets import Targets
 
 NO_RUN = "none"  # of --run
@@ -50,7 +51,7 @@ def fitting_run(run: str | Path | None, heads: Path, data_hash: str) -> tuple[Ru
     if run == NO_RUN:
         return None, ""
     if run is not None:
-        named = read_run(Path(run))
+        named = find_run(run, heads)
         if named.config["data_hash"] != data_hash:
             raise RunError(f"{run}: trained on other labels, texts or photos than these; name another --run, or none")
         return named, ""

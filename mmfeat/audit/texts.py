@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from mmfeat.duplicates import without_retweet
 from mmfeat.samples import Sample
 from mmfeat.texts import clean_tweet
 
-_RETWEET = re.compile(r"^(?:\W*\brt\b)+")
 _ELLIPSIS = " :\"'.…-|"
 
 MISSING, EMPTY, EMPTIED, LONG = "missing", "empty", "emptied", "very long"
@@ -48,7 +48,7 @@ NO_LANGUAGES = "languages left out: py3langid is not installed (pip install 'mmf
 
 def is_bare(text: str | None) -> bool:
     """Whether nothing is left of a text without links, mentions and the mark of a retweet; `:)` is something."""
-    return not _RETWEET.sub("", clean_tweet(text or "")).strip(_ELLIPSIS)
+    return not without_retweet(clean_tweet(text or "")).strip(_ELLIPSIS)
 
 
 def are_absent(samples: Sequence[Sample]) -> bool:

@@ -12,7 +12,6 @@ from mmfeat.duplicates import EQUAL_PHOTO, EQUAL_TEXT, NEAR_PHOTO, NEAR_TEXT, du
 from mmfeat.samples import Sample
 
 PAIR = "pair"
-MODALITIES = ("text", "image", PAIR)
 RULES = {"text": (EQUAL_TEXT, NEAR_TEXT), "image": (EQUAL_PHOTO, NEAR_PHOTO)}
 
 

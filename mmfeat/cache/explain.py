@@ -65,13 +65,15 @@ def _explain(store: Cache, sample: Sample, spec: EncoderSpec, entries: list[Entr
 
 
 def why_failed(root: str | Path, samples: SampleSet, id: str, specs: Sequence[EncoderSpec]) -> str:
-    """The error that is stored for a sample by the first of `specs` that could not read or encode it; "" by none."""
+    """Why a sample has no value for one of `specs`, which are of one modality; "" where it has."""
     store = Cache(root, samples.name)
     sample = next(sample for sample in samples if sample.id == id)
     for spec in specs:
-        key, _ = sample.key(spec.modality)
+        key, reason = sample.key(spec.modality)
+        if key is None:
+            return reason
         table = store.table(spec)
-        row = -1 if key is None else int(table.find(np.array([key]))[0])
+        row = int(table.find(np.array([key]))[0])
         if row >= 0 and table.failed[row]:
             shard, number = table.place(row)
             return printable(shard.errors[number])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from mmfeat.committee import TOGETHER
@@ -12,6 +14,8 @@ from mmfeat.predictor import members
 from mmfeat.runs import Run
 from mmfeat.version import __version__
 from mmfeat.wording import interval
+
+_MARKS = re.compile(r"[\\`*_{}\[\]<>#|~$!&]")
 
 ONNX_EXAMPLE = """\
 import json
@@ -42,7 +46,7 @@ def model_card(
     """Markdown."""
     parts = [
         _header(run, entry),
-        f"# {run.name}: {entry['head']} on {entry['modalities']}",
+        f"# {_plain(run.name)}: {entry['head']} on {entry['modalities']}",
         _use(run, entry, ports),
         _data(run),
         _scores(run, entry),
@@ -58,7 +62,7 @@ def model_card(
 
 def _header(run: Run, entry: Mapping[str, Any]) -> str:
     """YAML; JSON strings are YAML strings."""
-    text = json.dumps
+    text = partial(json.dumps, ensure_ascii=False)
     metrics = "".join(
         f"      - type: {kind}\n        name: {text(name)}\n        value: {entry[score]['value']:.4f}\n"
         for kind, name, score in (("f1", "macro-F1, out of fold", "macro_f1"), ("accuracy", "accuracy", "accuracy"))
@@ -79,26 +83,24 @@ def _use(run: Run, entry: Mapping[str, Any], ports: Sequence[Port]) -> str:
     if entry["modalities"] == TOGETHER:
         named = ", ".join(f"{each['head']} on {each['modalities']}" for each in members(run, entry))
         made = f" It blends {named}."
+    classes = ", ".join(map(_plain, run.classes))
     return (
-        f"A classifier for samples with {sees}: it gives {what} {', '.join(run.classes)}, and a calibrated probability "
+        f"A classifier for samples with {sees}: it gives {what} {classes}, and a calibrated probability "
         f"of each.{made} Intended for data like that which it was trained on; it was tested on nothing else."
     )
 
 
-def _class_row(name: str, row: Mapping[str, Any]) -> str:
-    scores = f"{row['precision']:.3f} | {row['recall']:.3f} | {_interval(row['f1'])}"
-    return f"| {_cell(name)} | {scores} | {row['support']:,} |\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+def _plain(text: str) -> str:
+    """Foreign text in Markdown, where it means nothing but itself."""
+    return _MARKS.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def _data(run: Run) -> str:
     total = run.config["labelled"]
-    rows = "".join(f"| {_cell(name)} | {n:,} | {n / total:.1%} |\n" for name, n in run.config["class_counts"].items())
+    rows = "".join(f"| {_plain(name)} | {n:,} | {n / total:.1%} |\n" for name, n in run.config["class_counts"].items())
     return (
-        f"## Data\n\n{run.config['dataset']}: {total:,} labelled samples, hash `{run.config['data_hash'][:16]}`.\n\n"
+        f"## Data\n\n{_plain(run.config['dataset'])}: {total:,} labelled samples, "
+        f"hash `{run.config['data_hash'][:16]}`.\n\n"
         f"| class | samples | share |\n| --- | ---: | ---: |\n{rows}"
     ).rstrip()
 
@@ -108,12 +110,14 @@ def _scores(run: Run, entry: Mapping[str, Any]) -> str:
     names = {"macro_f1": "macro-F1", "accuracy": "accuracy", "weighted_f1": "weighted F1", "auroc": "AUROC"}
     names |= {"log_loss": "log-loss", "calibration_error": "expected calibration error"}
     overall = "".join(f"| {name} | {_interval(entry[score])} |\n" for score, name in names.items())
-    classes = "".join(_class_row(name, row) for name, row in entry["classes"].items())
+    classes = "".join(
+        f"| {_plain(name)} | {_interval(row['f1'])} | {row['support']:,} |\n" for name, row in entry["classes"].items()
+    )
     decision = entry["decision"]
     return (
         f"## Scores\n\nOf {entry['samples']:,} samples that the scored heads did not see ({folds}), with 95 % "
         f"intervals.\n\n| score | value |\n| --- | --- |\n{overall}\n"
-        f"| class | precision | recall | F1 | samples |\n| --- | --- | --- | --- | ---: |\n{classes}\n"
+        f"| class | F1 | samples |\n| --- | --- | ---: |\n{classes}\n"
         f"Probabilities are calibrated with one temperature ({decision['temperature']:.3f}), fitted out of fold; "
         f"`chosen` takes {_adjustment(decision)}."
     )
@@ -143,7 +147,7 @@ def _limits(run: Run, entry: Mapping[str, Any], ports: Sequence[Port]) -> str:
 
 def _encoders(ports: Sequence[Port]) -> str:
     rows = "".join(
-        f"| `{port.name}` | {port.tower.spec.name} | {port.tower.spec.modality} | {port.width} | "
+        f"| `{port.name}` | {_plain(port.tower.spec.name)} | {port.tower.spec.modality} | {port.width} | "
         f"`{port.tower.spec.fingerprint[:16]}` | {port.tower.spec.arithmetic} | unknown |\n"
         for port in ports
     )
@@ -162,13 +166,13 @@ def _files(facts: Mapping[str, Any], no_model: str, model_difference: float | No
         "`head.json`: its inputs and classes.",
     ]
     if no_model:
-        lines.append(f"There is no `model.onnx` with the encoders: {no_model}.")
+        lines.append(f"There is no `model.onnx` with the encoders: {_plain(no_model)}.")
     else:
         lines.append(
             f"`model.onnx`: encoders (float32) and head; onnxruntime agrees with torch within {model_difference:.1e}."
         )
         lines.append("`model.json`: what turns texts and photos into its inputs; tokenizers are not included.")
-    made = f"Made by mmfeat {__version__} from the run {facts['run']}."
+    made = f"Made by mmfeat {__version__} from the run {_plain(facts['run'])}."
     return "## Files\n\n" + "\n".join(f"- {line}" for line in lines) + f"\n\n{made}"
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,20 @@ from mmfeat.features import Features
 from mmfeat.files import read_json, write_atomic, write_json
 from mmfeat.folders import new_folder
 from mmfeat.images import decode_image
+from mmfeat.inference import read_for
 from mmfeat.predictor import predict_entry, towers_of, widths_of
 from mmfeat.progress import Progress, Silent
-from mmfeat.run_folders import named_or_best
+from mmfeat.run_folders import choose_run
 from mmfeat.runs import Run, checked_towers
-from mmfeat.samples import Sample, SampleSet, read_samples
+from mmfeat.samples import MODALITIES, Sample, SampleSet
 from mmfeat.version import __version__
 
 HEAD, MODEL, CARD = "head.onnx", "model.onnx", "MODEL_CARD.md"
 HEAD_FACTS, MODEL_FACTS = "head.json", "model.json"
+OWN = {HEAD, HEAD_FACTS, MODEL, MODEL_FACTS, CARD, f"{HEAD}.data", f"{MODEL}.data"}  # all that it may hold
 MADE_BY = "mmfeat export"
 CHECKED_ROWS = 256  # of the head
+CHECKED_LACKING = 4  # without a text, and as many without a photo
 CHECKED_SAMPLES = 4  # of encoders and head together, which are slow
 TRACED_ROWS = 3  # the exporter looks at
 VECTOR_TOLERANCE = 1e-3  # of vectors, relative to their largest number where that is above 1
@@ -84,7 +88,7 @@ def export_run(
     cannot be exported, where a graph gives other probabilities, or where `out` holds something else.
     """
     check_installed()
-    chosen = named_or_best(run, heads, data, head, modalities)
+    chosen = choose_run(run, heads, data, head, modalities)
     entry, passed_over = _entry(chosen, head, modalities)
     folder = Path(out) if out is not None else Path("export") / chosen.name
     _check_free(folder)
@@ -126,7 +130,10 @@ def _check_free(folder: Path) -> None:
 def _is_export(folder: Path) -> bool:
     if not folder.is_dir():
         return False
-    if not any(folder.iterdir()):
+    names = {path.name for path in folder.iterdir()}
+    if not names <= OWN:  # the whole folder is replaced
+        return False
+    if not names:
         return True
     try:
         return str(read_json(folder / HEAD_FACTS)["made_by"]).startswith(MADE_BY)
@@ -138,15 +145,23 @@ def _features(
     run: Run, entry: Mapping[str, Any], data: str | Path | None, cache: str | Path | None, device: str,
     progress: Progress,
 ) -> tuple[list[Sample], Features, list[Tower]]:  # fmt: skip
-    """Evenly spaced samples of the run's data with their vectors; what the cache lacks is extracted."""
-    everything: SampleSet = read_samples(data or run.config["data"], run.config["columns"])
-    places = np.unique(np.linspace(0, len(everything) - 1, CHECKED_ROWS).round().astype(int))
+    """Evenly spaced samples of the run's data, and some that lack a text or a photo, with their vectors; what the cache
+    lacks is extracted."""
+    everything: SampleSet = read_for(data or run.config["data"], None, run.config["columns"])
+    places = np.unique(np.linspace(0, len(everything) - 1, CHECKED_ROWS).round().astype(int)).tolist()
+    places = sorted({*places, *(row for name in MODALITIES for row in _lacking(everything, name))})
     some = replace(everything, samples=tuple(everything.samples[place] for place in places))
     towers = checked_towers(run, towers_of(run, entry))
     cache = cache or run.config["cache"]
     extract_samples(some, towers, cache=cache, settings=ExtractSettings(device), progress=progress)
     features = Cache(cache, some.name).load(some.samples, [tower.spec for tower in towers])
     return list(some.samples), features.widened(widths_of(run, entry)), towers
+
+
+def _lacking(samples: SampleSet, modality: str) -> list[int]:
+    """Rows of the first samples without this modality."""
+    rows = (row for row, sample in enumerate(samples) if getattr(sample, modality) is None)
+    return list(islice(rows, CHECKED_LACKING))
 
 
 def _write_head(graph: HeadGraph, ports: list[Port], features: Features, wanted: np.ndarray, path: Path) -> float:

@@ -32,6 +32,7 @@ from mmfeat.heads.basis import one_blas_thread
 from mmfeat.progress import Progress, Silent
 from mmfeat.records import Maker, making, written_call
 from mmfeat.requests import latest_request
+from mmfeat.run_folders import find_run
 from mmfeat.runs import LEADERBOARD, RUN_FILE, Run, comparable_runs, finals_are_whole, read_run, reuse_run
 from mmfeat.split_files import save_splits
 from mmfeat.sweep import train_heads
@@ -88,7 +89,7 @@ def finetune_heads(
     settings = settings or FinetuneSettings()
     _check(fusion, engine, ray_address, seeds, views, data)
     asked = Asked(settings, fusion, head, modalities, seeds, views, data, cache)
-    places = {"run": run, "heads": heads, "out": out}
+    places = {"run": find_run(run, heads).folder if run else None, "heads": heads, "out": out}
     if engine == "ray":
         heard = progress or Silent()
         if not run:  # here, where relative paths mean what the user means

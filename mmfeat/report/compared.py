@@ -23,11 +23,13 @@ def comparison_sections(found: Comparison) -> list[Section]:
         scores = [interval(entry[score]) for score in ("macro_f1", "accuracy")]
         tested = [gain(vars(test.difference)), p_value(test.p_holm), "=" if test.tie else ""] if test else ["", "", ""]
         rows.append([name, title_of(entry), *scores, *tested, reason or ("" if run is found.runs[0] else "paired")])
-    header = ["run", "best head", "macro-F1", "accuracy", "over the first", "p", "tie", "test"]
+    header = ["run", "head", "macro-F1", "accuracy", "over the first", "p", "tie", "test"]
     words = [
-        "The best entry of each run against that of the first: paired bootstrap on the samples that both have out of "
-        "fold, Holm over the runs. The best of a run was chosen by these very scores, which flatters it a little."
+        "One entry of each run against that of the first: paired bootstrap on the samples that both have out of fold, "
+        "Holm over the runs."
     ]
+    if not found.named:
+        words[0] += " It is the best of its run, chosen by these very scores, which flatters it a little."
     if not found.fair:
         words.append("Not all of them can be compared: scores on other data or folds say nothing about each other.")
     table = Table("comparison", "Runs side by side", header, rows)
@@ -52,7 +54,7 @@ def _scores(found: Comparison, names: Sequence[str]) -> Figure:
         axes.set_xlabel("macro-F1")
         return drawing
 
-    return Figure("comparison", "macro-F1 of the best entries with 95 % intervals", "the table has the values", draw)
+    return Figure("comparison", "macro-F1 with 95 % intervals", "the table has the values", draw)
 
 
 def _settings(found: Comparison, names: Sequence[str]) -> Section:

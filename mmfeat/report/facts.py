@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmfeat.cache import folder_name
 from mmfeat.cache.survey import survey
 from mmfeat.errors import CacheError
 from mmfeat.report.results import Results
@@ -67,7 +68,7 @@ def cache_section(results: Results) -> Section:
     held = {}
     words = []
     try:
-        held = {entry.folder.name: entry for entry in survey(run.config["cache"], run.config["dataset"])}
+        held = {entry.folder.name: entry for entry in survey(run.config["cache"], folder_name(run.config["dataset"]))}
     except CacheError as error:
         words.append(f"The cache is not there: {error}.")
     rows = []

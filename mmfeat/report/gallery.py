@@ -23,8 +23,7 @@ from mmfeat.report.section import title_of
 from mmfeat.samples import Sample
 from mmfeat.scoring import names_of
 
-BYTES = 9_000_000  # of a page, less what its other sections may take
-ROW_BYTES = 6_500_000  # of them for rows; photos get the rest
+ROW_SHARE = 0.7  # of the room for rows; photos get the rest
 TEXT_LENGTHS = (600, 280, 140, 60, 0)  # characters of a text, as many as there is room for
 PHOTO_SIDE = 160  # pixels
 PHOTO_QUALITY = 55
@@ -41,14 +40,15 @@ class Gallery:
     rows: str
     photos: str
     samples: int
+    listed: int  # of them that are in the page
     errors: int
     shown: int  # photos that are in the page
     cut: int  # characters after which texts end; 0 if none is there
     attributed: str  # the head whose flips are told, where it is not the one that predicts; else ""
 
 
-def make_gallery(results: Results, photos: int, progress: Progress) -> Gallery:
-    """Errors first, the surest of them at the top; at most `photos` of them with their photo."""
+def make_gallery(results: Results, photos: int, room: int, progress: Progress) -> Gallery:
+    """Errors first, the surest of them at the top; at most `photos` of them with their photo, all in `room` bytes."""
     found = results.predictions()
     attribution = attribute(results)
     votes, right = found.voted, found.right
@@ -72,10 +72,10 @@ def make_gallery(results: Results, photos: int, progress: Progress) -> Gallery:
         for row in order
     ]
     ids = [found.ids[row] for row in order]
-    packed, cut = _fit_rows(ids, samples, facts)
-    images, shown = _fit_photos(samples, photos, BYTES - len(packed), progress)
+    packed, cut, listed = _fit_rows(ids, samples, facts, int(room * ROW_SHARE))
+    images, shown = _fit_photos(samples[:listed], photos, room - len(packed), progress)
     other = attribution.title if attribution and attribution.title != title_of(results.entry) else ""
-    return Gallery(packed, images, len(ids), int((~right).sum()), shown, cut, other)
+    return Gallery(packed, images, len(ids), listed, int((~right).sum()), shown, cut, other)
 
 
 def _confidence(probabilities: np.ndarray, votes: np.ndarray, multilabel: bool) -> np.ndarray:
@@ -85,17 +85,22 @@ def _confidence(probabilities: np.ndarray, votes: np.ndarray, multilabel: bool) 
     return np.where(votes, probabilities, 1 - probabilities).min(1)
 
 
-def _fit_rows(ids: Sequence[str], samples: Sequence[Sample | None], facts: Sequence[list[Any]]) -> tuple[str, int]:
-    """The rows with as much of their texts as there is room for."""
+def _fit_rows(
+    ids: Sequence[str], samples: Sequence[Sample | None], facts: Sequence[list[Any]], room: int
+) -> tuple[str, int, int]:
+    """(rows, letters of a text, how many rows): as much of the texts as there is room for, else the first rows."""
     for length in TEXT_LENGTHS:
         rows = [
             [id, _text(sample, length), *fact, int(sample is not None and sample.image is not None)]
             for id, sample, fact in zip(ids, samples, facts, strict=True)
         ]
         packed = pack(rows)
-        if len(packed) <= ROW_BYTES:
-            break
-    return packed, length
+        if len(packed) <= room:
+            return packed, length, len(rows)
+    while rows and len(packed) > room:
+        rows = rows[: int(len(rows) * min(0.95, room / len(packed)))]
+        packed = pack(rows)
+    return packed, length, len(rows)
 
 
 def _text(sample: Sample | None, length: int) -> str:

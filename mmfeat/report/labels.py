@@ -6,7 +6,7 @@ import numpy as np
 
 from mmfeat.audit.label_errors import estimate_noise, find_label_errors
 from mmfeat.report.results import Results
-from mmfeat.report.section import Section, Table, interval, title_of
+from mmfeat.report.section import MOST_CLASSES, Section, Table, interval, title_of
 
 
 def doubted_rows(results: Results) -> np.ndarray:
@@ -40,4 +40,7 @@ def labels_section(results: Results) -> Section | None:
     header = ["label", *(f"truly {name}" for name in classes), "wrong"]
     shades = [[0.0, *line, 0.0] for line in shares.tolist()]
     table = Table("label-noise", "Estimated true classes of each label", header, rows, shades)
+    if len(classes) > MOST_CLASSES:
+        short = [[row[0], row[-1]] for row in rows]
+        table = Table("label-noise", "Labels estimated to be wrong", ["label", "wrong"], short)
     return Section("labels", "Label errors", words, tables=[table])

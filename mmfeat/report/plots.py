@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 import warnings
@@ -59,6 +60,7 @@ def short(name: str) -> str:
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
+@functools.lru_cache(maxsize=64)
 def svg(figure: Figure) -> str:
     """The figure as an SVG element: text stays text, ink and grid are the page's, ids are its own."""
     buffer = io.StringIO()

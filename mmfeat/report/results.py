@@ -14,7 +14,6 @@ from mmfeat.remote import absolute
 from mmfeat.runs import Run
 from mmfeat.samples import Sample, SampleSet, read_samples
 
-TOGETHER = "ensemble"
 SINGLE = ("text", "image")
 
 
@@ -62,7 +61,7 @@ class Results:
         """The data, if it is where the run found it."""
         try:
             return read_samples(self.data, self.columns)
-        except DataError:
+        except (DataError, OSError):
             return None
 
     @cached_property

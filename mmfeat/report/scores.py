@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmfeat.metrics import wilson
 from mmfeat.report.plots import SERIES, new_drawing, short, whiskers
 from mmfeat.report.results import SINGLE, Results
-from mmfeat.report.section import Figure, Section, Table, gain, interval, number, p_value, title_of
+from mmfeat.report.section import MOST_CLASSES, Figure, Section, Table, gain, interval, number, p_value, title_of
 from mmfeat.statistics import compare_pairs
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 PLOTTED = 16  # entries of the leaderboard
 PAIRED = 10  # of them that are compared with each other
 BY_CLASS = 5
+CONFUSED = 60  # pairs of classes
 Entry = Mapping[str, Any]
 
 
@@ -66,8 +68,8 @@ def _leaderboard(entries: Sequence[Entry]) -> Table:
                 interval(entry["macro_f1"]),
                 number(seeds["std"]) if len(seeds["values"]) > 1 else "",
                 interval(entry["accuracy"]),
-                number(entry["auroc"]["value"]),
-                number(entry["log_loss"]["value"]),
+                interval(entry["auroc"]),
+                interval(entry["log_loss"]),
                 gain(entry["behind_best"]) if place else "",
                 p_value(entry["behind_best"]["p_holm"]) if place else "",
             ]
@@ -108,8 +110,10 @@ def significance_section(results: Results) -> Section | None:
 def classes_section(results: Results) -> Section:
     """Precision, recall and F1 of each class."""
     entry, classes = results.entry, results.run.classes
-    header = ["class", "samples", "precision", "recall", "F1", "AUROC"]
-    rows = [_of_class(name, entry["classes"][name]) for name in classes]
+    header = ["class", "samples", "precision", "recall", "F1"]
+    rows = [
+        _of_class(name, entry["classes"][name], chosen) for name, chosen in zip(classes, _chosen(entry), strict=True)
+    ]
     there = [name for name in classes if entry["classes"][name]["support"]]
     weakest = min(there, key=lambda name: entry["classes"][name]["f1"]["value"])
     words = [f"{title_of(entry)} is weakest on {weakest}: F1 {interval(entry['classes'][weakest]['f1'])}."]
@@ -122,12 +126,23 @@ def classes_section(results: Results) -> Section:
     )
 
 
-def _of_class(name: str, found: Mapping[str, Any]) -> list[str]:
-    """A class that no sample has can be chosen wrongly, but not found."""
+def _of_class(name: str, found: Mapping[str, Any], chosen: float) -> list[str]:
+    """`chosen` is for how many samples; a class that no sample has can be chosen wrongly, but not found."""
     if not found["support"]:
-        return [name, "0", *[""] * 4]
-    shares = number(found["precision"]), number(found["recall"])
-    return [name, f"{found['support']:,}", *shares, interval(found["f1"]), number(found["auroc"])]
+        return [name, "0", *[""] * 3]
+    shares = _share(found["precision"], chosen), _share(found["recall"], found["support"])
+    return [name, f"{found['support']:,}", *shares, interval(found["f1"])]
+
+
+def _chosen(entry: Entry) -> list[float]:
+    """For how many samples each class was chosen, mean over seeds."""
+    counts = np.array(entry["confusion"])
+    return (counts.sum(0) if counts.ndim == 2 else counts[:, :, 1].sum(1)).tolist()
+
+
+def _share(value: float, count: float) -> str:
+    low, high = map(float, wilson(value, count))
+    return interval({"value": value, "low": low, "high": high})
 
 
 def _by_class(entries: Sequence[Entry], classes: Sequence[str]) -> Figure:
@@ -162,6 +177,8 @@ def _twin(results: Results, entry: Entry, modalities: str) -> Entry:
 
 def _confusion(entry: Entry, classes: Sequence[str], place: int) -> Table:
     counts = np.array(entry["confusion"])
+    if len(classes) > MOST_CLASSES:
+        return _confused(counts, entry, classes, place)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1e-9)
     rows = [
         [name, *(f"{count:,.0f} ({share:.0%})" for count, share in zip(line, of, strict=True))]
@@ -169,6 +186,27 @@ def _confusion(entry: Entry, classes: Sequence[str], place: int) -> Table:
     ]
     shades = [[0.0, *of] for of in shares.tolist()]
     return Table(_confusion_name(entry, place), title_of(entry), ["", *(f"→ {name}" for name in classes)], rows, shades)
+
+
+def _confused(counts: np.ndarray, entry: Entry, classes: Sequence[str], place: int) -> Table:
+    """The most frequent errors: of many classes nobody can read a matrix."""
+    wrong = counts * (1 - np.eye(len(classes)))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSED]
+    pairs = [divmod(int(each), len(classes)) for each in order if wrong.flat[each] > 0]
+    rows = [
+        [
+            classes[label],
+            classes[taken],
+            f"{counts[label, taken]:,.0f} ({counts[label, taken] / counts[label].sum():.0%})",
+        ]
+        for label, taken in pairs
+    ]
+    return Table(
+        _confusion_name(entry, place),
+        f"{title_of(entry)}, the most frequent errors",
+        ["label", "taken for", "samples"],
+        rows,
+    )
 
 
 def _binary(entry: Entry, classes: Sequence[str], place: int) -> Table:

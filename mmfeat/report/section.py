@@ -6,8 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mmfeat import wording
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
+
+
+MOST_CLASSES = 40  # of a table of classes by classes
 
 
 @dataclass(frozen=True)
@@ -49,17 +54,14 @@ class Section:
     commands: Sequence[str] = field(default=())
 
 
-def interval(score: Mapping[str, Any], digits: int = 3) -> str:
+def interval(score: Mapping[str, Any]) -> str:
     """`0.617 [.598, .638]`; "" where the score is not defined."""
-    if score["value"] is None:
-        return ""
-    low, high = (number(score[end], digits).removeprefix("0") for end in ("low", "high"))
-    return f"{number(score['value'], digits)} [{low}, {high}]"
+    return wording.interval(score, ", ")
 
 
 def gain(difference: Mapping[str, Any]) -> str:
     """`+0.055 [+0.040, +0.071]`."""
-    return f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+    return wording.gain(difference, ", ")
 
 
 def number(value: float | None, digits: int = 3) -> str:

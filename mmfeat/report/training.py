@@ -16,6 +16,7 @@ from mmfeat.report.plots import SERIES, new_drawing, whiskers
 from mmfeat.report.results import Results
 from mmfeat.report.section import Figure, Section, Table, gain, interval, number, p_value, title_of
 from mmfeat.runs import CURVES, Run
+from mmfeat.statistics import holm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,7 +90,7 @@ def effects_section(results: Results) -> Section | None:
     for title, found in trials.items():
         for name in varied([settings for settings, _ in found]):
             groups += [[title, name, *row] for row in group_means(found, name)]
-            correlations += [[title, name, *row] for row in correlation(found, name)]
+            correlations += [(title, name, *each) for each in [correlation(found, name)] if each]
     if not groups:
         return None
     header = ["head", "setting", "value", "trials", "mean", "standard deviation", "best"]
@@ -97,8 +98,7 @@ def effects_section(results: Results) -> Section | None:
         Table("settings", "macro-F1 on validation rows by value of a setting", header, groups, folded=len(groups) > 40)
     ]
     if correlations:
-        header = ["head", "setting", "Spearman's rho", "p"]
-        tables.append(Table("correlations", "Rank correlation of a setting with macro-F1", header, correlations))
+        tables.append(_correlations(correlations, asked=results.run.config.get("plan", {}).get("method") == "optuna"))
     words = "All of it on validation rows: nothing here was chosen on the rows that are scored."
     return Section("settings", "Hyper-parameters", [words], tables=tables)
 
@@ -148,15 +148,26 @@ def _quartiles(trials: Sequence[tuple[Mapping[str, Any], float]], name: str) -> 
     return groups
 
 
-def correlation(trials: Sequence[tuple[Mapping[str, Any], float]], name: str) -> list[list[str]]:
-    """Spearman's rank correlation of a number with the score, and its p-value; nothing for words and few trials."""
+def correlation(trials: Sequence[tuple[Mapping[str, Any], float]], name: str) -> tuple[float, float] | None:
+    """Spearman's rank correlation of a number with the score, and its p-value; None for words and few trials."""
     from scipy.stats import spearmanr
 
     values = [settings[name] for settings, _ in trials]
     if len(trials) < 4 or not all(isinstance(value, int | float) for value in values):
-        return []
+        return None
     found = spearmanr(values, [score for _, score in trials])
-    return [[f"{found.statistic:+.2f}", p_value(float(found.pvalue))]] if np.isfinite(found.statistic) else []
+    return (float(found.statistic), float(found.pvalue)) if np.isfinite(found.statistic) else None
+
+
+def _correlations(found: Sequence[tuple[str, str, float, float]], asked: bool) -> Table:
+    """`asked`: which setting came next depended on the scores before, so that no test holds."""
+    caption = "Rank correlation of a setting with macro-F1"
+    if asked:
+        header = ["head", "setting", "Spearman's rho"]
+        return Table("correlations", caption, header, [[title, name, f"{rho:+.2f}"] for title, name, rho, _ in found])
+    adjusted = holm([p for *_, p in found])
+    rows = [[title, name, f"{rho:+.2f}", p_value(p)] for (title, name, rho, _), p in zip(found, adjusted, strict=True)]
+    return Table("correlations", f"{caption}; p after Holm", ["head", "setting", "Spearman's rho", "p"], rows)
 
 
 def stages_section(results: Results) -> Section | None:

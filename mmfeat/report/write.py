@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mmfeat.cache import folder_name
 from mmfeat.comparison import compare_runs
 from mmfeat.errors import ConfigError
 from mmfeat.files import make_folder, write_atomic
@@ -23,12 +24,13 @@ from mmfeat.report.results import Results
 from mmfeat.report.scores import classes_section, confusion_section, leaderboard_section, significance_section
 from mmfeat.report.section import Section, interval, title_of
 from mmfeat.report.training import curves_section, effects_section, stages_section
-from mmfeat.run_folders import named_or_best
+from mmfeat.run_folders import choose_run
 from mmfeat.runs import Run, read_run
 from mmfeat.targets import SEPARATOR
 
 REPORT = "report.html"
 PHOTOS = 1500
+BYTES = 9_900_000  # of a page; the gallery gets what the sections leave of it
 AUDIT = "audit"
 SECTIONS = (
     leaderboard_section, significance_section, stages_section, classes_section, confusion_section, reliability_section,
@@ -86,19 +88,19 @@ def write_report(
     in the page, errors first. `audit` is the folder that audits are written to, `commands` tells how to make a run
     again. Raises `RunError` where the run is not whole.
     """
-    chosen = named_or_best(run, heads, data, head, modalities)
+    chosen = choose_run(run, heads, data, head, modalities)
     path = _checked_out(Path(out) if out else chosen.folder / REPORT)
     results = Results.of(chosen, head, modalities, data, columns)
     progress = progress or Silent()
     sections = [
         *make_sections(results, progress),
-        audit_section(results, Path(audit) / chosen.config["dataset"]),
+        audit_section(results, Path(audit) / folder_name(chosen.config["dataset"])),
         run_section(results, commands(chosen)),
     ]
-    gallery = make_gallery(results, photos, progress)
     classes = [*chosen.classes, *([SEPARATOR] if chosen.config["task"] == "multilabel" else [])]
-    page = Page(f"Report of {chosen.folder.name}", _subtitle(results), _headline(results), sections, gallery, classes)
-    size = _write(path, page)
+    page = Page(f"Report of {chosen.folder.name}", _subtitle(results), _headline(results), sections, None, classes)
+    gallery = make_gallery(results, photos, BYTES - len(render(page).encode()), progress)
+    size = _write(path, replace(page, gallery=gallery))
     files = (papers or Papers()).write(path, sections)
     return Report(path, (chosen,), size, gallery.samples, gallery.shown, files)
 
@@ -118,7 +120,7 @@ def write_comparison(
     sections = comparison_sections(found)
     scores = [(name, interval(entry["macro_f1"])) for name, entry in zip(names, found.entries, strict=True)]
     size = _write(
-        path, Page(f"Comparison of {len(names)} runs", "macro-F1 of their best entries", scores, sections, None)
+        path, Page(f"Comparison of {len(names)} runs", "macro-F1 of an entry of each", scores, sections, None)
     )
     return Report(path, found.runs, size, 0, 0, (papers or Papers()).write(path, sections))
 
