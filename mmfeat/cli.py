@@ -135,7 +135,8 @@ def extract(
     result = extract_features(data, names(encoders), engine=engine, ray_address=ray_address, **asked)
     show_extraction(result)
     elsewhere = f" --cache {shlex.quote(cache)}" if cache != "cache" else ""
-    out.print(f"next: mmfeat heads --data {shlex.quote(data)}{elsewhere}")
+    few = len(result.samples.labels) < 2  # heads cannot be trained on them
+    out.print(f"next: mmfeat {'predict' if few else 'heads'} --data {shlex.quote(data)}{elsewhere}")
 
 
 app.command()(cli_audit.audit)

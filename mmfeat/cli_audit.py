@@ -36,7 +36,7 @@ def audit(
     \b
     mmfeat audit --data tweets --split-dir splits
     """
-    place, named = _place(data, columns, cache)
+    place, named, extracted = _place(data, columns, cache)
     from mmfeat.audit.run import audit_data
 
     found = audit_data(
@@ -52,12 +52,14 @@ def audit(
     )
     show_audit(found)
     judged = found.label_errors
-    report = f"mmfeat report --run {shlex.quote(judged['run'])}" if judged else ""
-    out.print(f"next: {report or f'mmfeat extract --data {shlex.quote(shown(place))}'}")
+    step = f"{'heads' if extracted else 'extract'} --data {shlex.quote(shown(place))}"
+    if judged:
+        step = f"report --run {shlex.quote(judged['run'])}"
+    out.print(f"next: mmfeat {step}")
 
 
-def _place(data: str | None, columns: str | None, cache: str) -> tuple[str, dict[str, str]]:
-    """The data and the names of their columns: as given, or as the latest extraction had them."""
+def _place(data: str | None, columns: str | None, cache: str) -> tuple[str, dict[str, str], bool]:
+    """The data and the names of their columns, as given or as the latest extraction had them; whether there is one."""
     from mmfeat.requests import latest_request
 
     named = pairs(columns) if columns else None
@@ -68,7 +70,7 @@ def _place(data: str | None, columns: str | None, cache: str) -> tuple[str, dict
             raise ConfigError(
                 f"nothing was extracted into {cache}, so --data is needed: a folder or a table"
             ) from error
-        return data, named or {}
+        return data, named or {}, False
     if data is None:
         out.print(f"using {shown(request.data)}")
-    return data or request.data, request.columns if named is None else named
+    return data or request.data, request.columns if named is None else named, True

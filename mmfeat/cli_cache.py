@@ -162,6 +162,7 @@ def gc(
     show_garbage(garbage, folders)
     if garbage and yes:
         out.print(f"deleted {size_of(delete_garbage(garbage))}")
+        out.print("next: mmfeat cache ls")
     elif garbage:
         out.print("nothing was deleted; the same command with --yes deletes what is listed")
 
@@ -197,6 +198,7 @@ def pack(
     written = write_pack(Path(out_file), Cache(cache, samples.name), samples, specs, ConsoleProgress())
     out.print(f"{counted(len(samples), 'sample')}, {counted(len(specs), 'encoder')}, {size_of(written)}")
     out.print(f"pack {out_file}")
+    out.print("next: h5py reads it; docs/format.md says what is in it")
 
 
 def _verify_parity(cache: str, count: int, data: str | None, columns: str | None, seed: int) -> bool:

@@ -78,9 +78,9 @@ def submit(
         progress=ConsoleProgress(),
         **written,
     )
-    show_submission(result)
     if run is None:
         show_overlooked(result.run, head, modalities)
+    show_submission(result)
 
 
 @reported("no predictions were written; vectors that were computed are kept")

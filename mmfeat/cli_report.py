@@ -12,7 +12,7 @@ from mmfeat.console import ConsoleProgress, out
 from mmfeat.console_runs import show_overlooked
 from mmfeat.errors import ConfigError
 from mmfeat.flags import pairs, reported
-from mmfeat.wording import size_of
+from mmfeat.wording import counted, size_of
 
 if TYPE_CHECKING:
     from mmfeat.report.write import Report
@@ -94,11 +94,15 @@ def _check_compared(of_one: Mapping[str, object]) -> None:
 def _show(result: Report) -> None:
     """What is in the page, and where it lies."""
     if result.files:
-        out.print(f"{len(result.files)} files for papers in {result.files[0].parent}")
+        out.print(f"{counted(len(result.files), 'file')} for papers in {result.files[0].parent}")
     if result.samples:
         out.print(f"{result.samples:,} samples, {result.photos:,} with their photo")
     for run in result.runs:
         out.print(f"run {run.folder}")
+    for note in result.notes:
+        out.print(f"note: {note}")
     out.print(f"report {result.path} ({size_of(result.bytes)}; opens without a network)")
     if len(result.runs) == 1:
         out.print(f"next: mmfeat submit --run {shlex.quote(str(result.runs[0].folder))}")
+    else:
+        out.print("next: open it in a browser")

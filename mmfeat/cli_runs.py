@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from mmfeat.console import ConsoleProgress, err, out, shown, size_of
-from mmfeat.console_cache import counted
 from mmfeat.console_runs import show_comparison, show_reproduction, show_run, show_runs
 from mmfeat.errors import RunError
 from mmfeat.flags import Device, command_line, reported
+from mmfeat.wording import counted
 
 NAME = "runs"
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show, compare, repeat and delete runs.")
@@ -70,7 +70,9 @@ def compare(
     from mmfeat.comparison import compare_runs
     from mmfeat.run_folders import find_run
 
-    show_comparison(compare_runs([find_run(run, heads) for run in runs], head, modalities))
+    found = [find_run(run, heads) for run in runs]
+    show_comparison(compare_runs(found, head, modalities))
+    out.print(f"next: mmfeat report --compare {' '.join(_quoted(run.folder) for run in found)}")
 
 
 @app.command()

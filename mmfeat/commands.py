@@ -22,7 +22,7 @@ from mmfeat.runs import Run, read_run
 
 
 def commands_of(run: Run) -> list[str]:
-    """extract, heads and for a second stage finetune, as one would type them here. A parent lies beside its run."""
+    """extract, heads and for a second stage finetune, as one would type them here."""
     if not run.is_finetuned:
         return [_extract(run), _heads(run)]
     arguments = finetune_arguments(run)

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from mmfeat.clocks import STEPS, Clocks, advice
 from mmfeat.progress import Advance
-from mmfeat.wording import duration, shown, size_of
+from mmfeat.wording import counted, duration, shown, size_of
 
 if TYPE_CHECKING:
     from mmfeat.extract import Extraction
@@ -122,12 +122,14 @@ def show_extraction(result: Extraction) -> None:
     if result.failed > SHOWN_FAILURES:
         out.print(f"  and {result.failed - SHOWN_FAILURES:,} more that cannot be read")
     if result.nothing_to_do:
-        out.print(f"nothing to do: every vector is in {result.folder} ({result.seconds:.1f} s)")
+        failed = sum(result.unreadable.values())
+        again = f"; --retry-failed tries the {failed:,} unreadable again" if failed else ""
+        out.print(f"nothing to do: every vector is in {result.folder} ({result.seconds:.1f} s){again}")
     else:
         for modality, clocks in result.clocks.items():
             if clocks.wall >= WORTH_A_LINE:
                 out.print(f"  {modality}s: {_spent(clocks, modality, result.room(modality))}")
-        out.print(f"wrote {sum(result.new.values()):,} vectors to {result.folder} in {result.seconds:.1f} s")
+        out.print(f"wrote {counted(sum(result.new.values()), 'vector')} to {result.folder} in {result.seconds:.1f} s")
 
 
 def show_forecast(found: Forecasts) -> None:

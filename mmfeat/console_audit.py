@@ -158,6 +158,8 @@ def _show_errors(audit: Audit) -> None:
         out.print(f"  {shares}")
         out.print(f"noise ceiling: macro-F1 {_number(f1)} ({found['head']} has {had})")
         out.print(f"  accuracy {_number(accuracy)}")
+        if f1["value"] < found["macro_f1"]["value"]:
+            out.print("  below the head itself, which is confident where it errs: no ceiling at all")
     out.print("  if the head is right where it is confident; a weak head doubts good labels")
 
 

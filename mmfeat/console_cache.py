@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mmfeat.console import out, show_table
-from mmfeat.wording import size_of
+from mmfeat.wording import counted, size_of
 
 if TYPE_CHECKING:
     from mmfeat.cache import ContentKeys
@@ -45,6 +45,8 @@ def show_entries(entries: Sequence[Entry], cache: str) -> None:
     out.print(f"{counted(len(entries), 'encoder')}, {size_of(total)} in {cache}")
     if any(entry.problems for entry in entries):
         out.print(f"some files are damaged; next: mmfeat cache verify --cache {shlex.quote(cache)}")
+    else:
+        out.print("next: mmfeat cache info; it shows how much of a data set each encoder covers")
 
 
 def show_coverage(samples: SampleSet, entries: Sequence[Entry], keys: Mapping[str, ContentKeys]) -> None:
@@ -107,7 +109,7 @@ def show_verification(result: Verification, cache: str) -> None:
     )
     checked += f", {size_of(result.bytes)}"
     if not result.damages:
-        out.print(f"all sound: {checked} in {cache}")
+        out.print(f"all sound: {checked} in {cache}; there is nothing to do")
         return
     out.print(f"{len(result.damages)} damaged among {checked} in {cache}")
     moved = "mmfeat extract computes what was moved again"
@@ -139,11 +141,6 @@ def show_garbage(garbage: Sequence[Garbage], runs: Sequence[str]) -> None:
         out.print(f"{size_of(sum(piece.bytes for piece in garbage))} could go (looked at {looked} and all extractions)")
     else:
         out.print(f"nothing to delete (looked at {looked} and all extractions)")
-
-
-def counted(count: int, noun: str) -> str:
-    """`1 row`, `2,000 rows`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def age(changed: float) -> str:

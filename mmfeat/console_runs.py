@@ -41,7 +41,8 @@ def show_runs(found: Sequence[RunFolder], heads: str) -> None:
             out.print(f"{each.name}: {each.reason}")
         if each.run is None and (command := each.asked.get("record", {}).get("command")):
             out.print(f"  {command}")
-    out.print(f"next: mmfeat runs show {found[0].name}")
+    finished = [each.name for each in found if each.run]
+    out.print(f"next: {f'mmfeat runs show {finished[0]}' if finished else 'mmfeat heads'}")
 
 
 def show_overlooked(run: Run, head: str | None, modalities: str | None) -> None:
@@ -52,7 +53,7 @@ def show_overlooked(run: Run, head: str | None, modalities: str | None) -> None:
         scores = [interval(each.entry(head, modalities)["macro_f1"]) for each in (other, run)]
         err.print(
             f"note: {other.folder} scored higher, {scores[0]} against {scores[1]}, on other contents or folds; "
-            "to take it, name it as the run"
+            f"--run {other.folder} takes it"
         )
 
 

@@ -27,7 +27,9 @@ typed: list[str] = []  # the command line behind `mmfeat`
 Data = Annotated[
     str, typer.Option("--data", help="Folder (train.txt, data/) or CSV, TSV, JSONL, Parquet table; or its URL.")
 ]
-AnyData = Annotated[str | None, typer.Option("--data", help="Folder or table.  [default: that of the latest step]")]
+AnyData = Annotated[
+    str | None, typer.Option("--data", help="Folder or table.  [default: that of the latest extraction]")
+]
 AnyRun = Annotated[
     str | None, typer.Option("--run", help="A run folder.  [default: the best on the latest data and folds]")
 ]

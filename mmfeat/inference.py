@@ -40,16 +40,17 @@ class Inference:
 
 
 def read_for(data: str | Path, columns: Mapping[str, str] | None, own: Mapping[str, str]) -> SampleSet:
-    """The data, by default with the names of the run's `own` columns; new samples may lack that of the labels."""
+    """The data, by default with the names of the run's `own` columns, of which new samples may lack that of the labels,
+    or with the plain names."""
     check_columns(data, columns)
     try:
         return read_samples(data, columns or own)
     except DataError:
-        if columns or "label" not in own:
+        if columns or not own:
             raise
-        without = {name: column for name, column in own.items() if name != "label"}
-        with contextlib.suppress(DataError):
-            return read_samples(data, without)
+        for names in ({name: column for name, column in own.items() if name != "label"}, {}):
+            with contextlib.suppress(DataError):
+                return read_samples(data, names)
         raise
 
 

@@ -17,7 +17,7 @@ from mmfeat.remote import absolute
 from mmfeat.runs import hash_data
 from mmfeat.samples import MODALITIES, Sample, SampleSet, read_samples
 from mmfeat.splits import Splits
-from mmfeat.targets import SEPARATOR, Targets, read_targets
+from mmfeat.targets import SEPARATOR, Targets, labels_alike, read_targets
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Problem:
             notes.append(
                 f"labels contain {SEPARATOR}: each combination is taken for a class; or is it --task multilabel?"
             )
-        return tuple(notes)
+        return (*notes, *labels_alike(self.targets.classes))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def read_problem(
     samples = read_samples(data, columns)
     labelled = samples.labelled
     if not labelled:
-        raise HeadError(f"{data}: no labelled samples; heads are trained on labels")
+        raise HeadError(f"{data}: no labelled samples; label some, or let a run on others predict: mmfeat predict")
     store = Cache(cache, samples.name)
     keys = {modality: store.content_keys(labelled, modality, progress) for modality in MODALITIES}
     targets = read_targets([str(sample.label) for sample in labelled], task == "multilabel")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfeat.encoders import EncoderSpec
-from mmfeat.files import make_folder, read_json, write_json
+from mmfeat.files import make_folder, read_json, write_errors, write_json
 from mmfeat.hardware import cpu_count
 from mmfeat.locks import writing_in
 from mmfeat.provenance import ENCODING, TRAINING, versions
@@ -33,11 +33,13 @@ def _now() -> datetime:
 
 @dataclass(frozen=True)
 class Maker:
-    """A call that makes a run: `command` as typed or the Python call, `split_dir` where its splits came from."""
+    """A call that makes a run: `command` as typed or the Python call, `split_dir` where its splits came from, `parents`
+    the folder of the run that it goes on from, as seen from where the new one is written."""
 
     command: str
     device: str = "cpu"
     split_dir: str | None = None
+    parents: str = "."
     started: datetime = field(default_factory=_now)
     clock: float = field(default_factory=time.monotonic)
 
@@ -61,6 +63,7 @@ class Maker:
             "splits_hash": config["splits_hash"],
             "fingerprints": {spec.folder_name: spec.fingerprint for spec in specs},
             "parent": config.get("parent"),
+            "parents": self.parents,
         }
 
 
@@ -96,7 +99,8 @@ def _plain(value: Any) -> Any:
 @contextlib.contextmanager
 def making(folder: Path, config: Mapping[str, Any], maker: Maker) -> Iterator[None]:
     """Note what is being made in `folder`, until it is finished, and that somebody is at work there."""
-    make_folder(folder)
+    with write_errors(folder):
+        make_folder(folder)
     with writing_in(folder):
         write_json(folder / BEGUN, {**config, "record": maker.record(config)})
         yield

@@ -65,8 +65,8 @@ def reproduce_run(
 ) -> Reproduction:
     """Train the configuration of `run` anew into the folder `out` and compare what came of it.
 
-    The vectors come from the run's cache, or another `cache`; a second stage starts from the same parent, which lies
-    beside the run. Raises `RunError` where data, weights or parent are not what they were.
+    The vectors come from the run's cache, or another `cache`; a second stage starts from the same parent.
+    Raises `RunError` where data, weights or parent are not what they were.
     """
     original = run if isinstance(run, Run) else read_run(Path(run))
     if Path(out).resolve() == original.folder.resolve().parent:

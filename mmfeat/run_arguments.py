@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mmfeat.errors import ConfigError, RunError
@@ -61,14 +63,14 @@ def plan_of(config: Mapping[str, Any]) -> Plan:
 
 
 def finetune_arguments(run: Run) -> dict[str, Any]:
-    """What `finetune_heads` was called with, beside places and engines; the parent lies beside the run."""
+    """What `finetune_heads` was called with, beside places and engines; the parent is where the run has it."""
     from mmfeat.finetune.settings import FinetuneSettings
 
     config = run.config
     try:
         early = config["fusion"] == "early"
         return {
-            "run": run.folder.parent / config["parent"],
+            "run": _parent(run),
             "data": config["data"],
             "cache": config["cache"],
             "settings": FinetuneSettings(**config["finetune"]),
@@ -80,6 +82,12 @@ def finetune_arguments(run: Run) -> dict[str, Any]:
         }
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise RunError(f"{run.folder}: its run.json does not say how it was made ({error!r}); train it anew") from error
+
+
+def _parent(run: Run) -> Path:
+    """Of an older run, which has no record of the place, it lies beside it."""
+    place = run.config.get("record", {}).get("parents", ".")
+    return Path(os.path.normpath(run.folder.parent / place)) / run.config["parent"]
 
 
 def _values(values: Any) -> Any:

@@ -199,7 +199,7 @@ def overlooked_run(run: Run, head: str | None = None, modalities: str | None = N
     """The run with the highest score above that of `run` on data of the same place, whose folds or contents are others:
     `best_run` never takes it, for its score may be higher by an easier split."""
     found = _finished_runs(run.folder.parent, run.config["data"])
-    others = [each for each in found if each.comparable != run.comparable]
+    others = [each for each in found if each.comparable != run.comparable and each.comparable[0] == run.comparable[0]]
     best = max(others, key=lambda each: each.score(head, modalities), default=run)
     return best if best.score(head, modalities) > run.score(head, modalities) else None
 

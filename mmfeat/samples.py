@@ -287,7 +287,7 @@ def _read_table(
 def _check_columns(path: str, names: dict[str, str], named: dict[str, str], row: Mapping[str, object]) -> None:
     wanted = {"id", *named}
     missing = [names[column] for column in COLUMNS if column in wanted and names[column] not in row]
-    if names["text"] not in row and names["image"] not in row:
+    if names["text"] not in row and names["image"] not in row and not {"text", "image"} & wanted:
         missing.append(f"{names['text']} or {names['image']}")
     if missing:
         raise DataError(

@@ -194,7 +194,8 @@ def _check_counts(targets: Targets, groups: np.ndarray, needed: int, what: str, 
     name, has = min(sides, key=lambda side: side[1].sum())
     if has.sum() < needed:
         raise DataError(
-            f"{what}: {name} has {has.sum()} samples, {why}; {remedy}, or correct the label if it is a typo"
+            f"{what}: {name} has {has.sum()} samples, {why}; {remedy if has.sum() > 1 else 'label more of it'}, or "
+            "correct the label if it is a typo"
         )
     for name, has in sides:
         if (count := len(np.unique(groups[has]))) < max(needed, 3):  # to train, validate and test

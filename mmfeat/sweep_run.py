@@ -15,7 +15,7 @@ from mmfeat.engine import Engine
 from mmfeat.entries import Entry, train_entry
 from mmfeat.errors import HeadError
 from mmfeat.features import Features
-from mmfeat.files import sweep_temporaries, write_atomic, write_json
+from mmfeat.files import sweep_temporaries, write_atomic, write_errors, write_json
 from mmfeat.hardware import cpu_count
 from mmfeat.heads import BASELINES
 from mmfeat.heads.basis import one_blas_thread
@@ -45,7 +45,8 @@ def train_run(
     """Train what the run folder lacks, then combine, rank, and declare the run complete."""
     try:
         _check_features(problem.samples, features)
-        (folder / RUN_FILE).unlink(missing_ok=True)  # a search that goes on is no finished run meanwhile
+        with write_errors(folder):  # a search that goes on is no finished run meanwhile
+            (folder / RUN_FILE).unlink(missing_ok=True)
         with making(folder, config, maker), one_blas_thread():  # sums of several threads are other ones elsewhere
             for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
                 sweep_temporaries(place)  # of a killed call

@@ -86,6 +86,8 @@ def _read_delimited(path: str, encodings: Counter[str], delimiter: str) -> Itera
 def _check_header(path: str, header: list[str], delimiter: str) -> None:
     """Raise `DataError` where the first line names no columns."""
     line = delimiter.join(header)
+    if line.count("\0") * 3 > len(line):
+        raise DataError(f"{path}: UTF-16, as some spreadsheets write; save the table as UTF-8")
     if "\0" in line:
         raise DataError(f"{path}: binary, not text; name a table of text, or give the file the suffix of what it is")
     if not line.replace(delimiter, "").strip():

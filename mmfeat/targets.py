@@ -47,6 +47,16 @@ def classes_in(label: str | None, multilabel: bool) -> set[str]:
     return {name for part in label.split(SEPARATOR) if (name := part.strip())}
 
 
+def labels_alike(classes: Sequence[str]) -> list[str]:
+    """A note for classes that differ only in case: most likely one was meant."""
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(name.casefold(), []).append(name)
+    found = [names for names in alike.values() if len(names) > 1]
+    listed = "; ".join(", ".join(names) for names in found)
+    return [f"labels differ only in case and count as classes of their own: {listed}"] if found else []
+
+
 def read_targets(labels: Sequence[str], multilabel: bool = False) -> Targets:
     """The targets of label cells, classes sorted.
 

@@ -32,6 +32,11 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def size_of(count: int) -> str:
     """Bytes for people."""
     for power, unit in ((3, "GB"), (2, "MB"), (1, "kB")):

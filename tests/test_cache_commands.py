@@ -71,7 +71,8 @@ def damage(path: Path) -> None:
 
 
 def test_ls(here: Path) -> None:
-    head, hashing, hog, total = lines("ls")
+    head, hashing, hog, total, following = lines("ls")
+    assert following.startswith("next: mmfeat cache info")
     assert head.split() == ["data", "encoder", "rows", "width", "dtype", "size", "age", "fingerprint"]
     assert re.match(r"demo +hashing +115 +512 +float32 +[\d.]+ kB +\d+ \w+ +[0-9a-f]{8}$", hashing)
     assert re.match(r"demo +hog +116 \+1 failed +996 +float32 +[\d.]+ kB +\d+ \w+ +[0-9a-f]{8}$", hog)
@@ -115,7 +116,7 @@ def test_explain(here: Path) -> None:
 
 def test_verify_quarantine_and_parity(here: Path) -> None:
     (sound,) = lines("verify")
-    assert re.match(r"all sound: 2 encoders, 2 shards, 232 rows, [\d.]+ kB in cache$", sound)
+    assert re.match(r"all sound: 2 encoders, 2 shards, 232 rows, [\d.]+ kB in cache; there is nothing to do$", sound)
     *_, first, second = lines("verify", "--parity", 3)
     assert first.startswith("parity holds: hashing: 3 rows, largest deviation 0.0e+00")
     assert second.startswith("parity holds: hog: 3 rows, ")
@@ -166,13 +167,14 @@ def test_gc(here: Path) -> None:
     assert found[3] == "nothing was deleted; the same command with --yes deletes what is listed"
     assert list(Path("cache/demo").glob("hog-*/*.h5"))
     fails(mmfeat("gc", "--runs", "elsewhere", "--yes"), "--runs elsewhere: no such folder")
-    assert re.match(r"deleted [\d.]+ kB$", lines("gc", "--yes", "--runs", "none")[-1])
+    assert re.match(r"deleted [\d.]+ kB$", lines("gc", "--yes", "--runs", "none")[-2])
     assert [path.name[:7] for path in Path("cache/demo").iterdir() if path.is_dir()] == ["hashing"]
     assert mmfeat("gc", "--no").exit_code == 2
 
 
 def test_pack(here: Path) -> None:
-    using, counts, place = lines("pack", "--out", "demo.h5")
+    using, counts, place, following = lines("pack", "--out", "demo.h5")
+    assert following.startswith("next: h5py reads it")
     assert using == "using demo with hashing, hog"
     assert re.match(r"120 samples, 2 encoders, [\d.]+ kB$", counts)
     assert place == "pack demo.h5"
@@ -205,5 +207,5 @@ def test_long_names_are_neither_cut_nor_broken(here: Path) -> None:
     spec = dataclasses.replace(POOLED_SPEC, family="bert", variant="paraphrase-multilingual-" * 2)
     with Cache("cache", "a-data-set-with-a-long-name").writer(spec, {}) as writer:
         writer.add(rows(spec))
-    assert len(lines("ls")) == 5  # head, three encoders, the sum
+    assert len(lines("ls")) == 6  # head, three encoders, the sum, what is next
     assert any(f"a-data-set-with-a-long-name  {spec.name}  8 " in line for line in lines("ls"))

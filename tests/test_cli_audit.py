@@ -73,7 +73,7 @@ def test_named_columns_of_an_extraction_are_remembered(tmp_path: Path, monkeypat
         ((), "--data is needed"),
         (("--data", "nowhere"), "nowhere: no such folder or table"),
         (("--data", "tweets", "--split-dir", "x"), "no saved splits"),
-        (("--data", "tweets", "--run", "x"), "no finished run here"),
+        (("--data", "tweets", "--run", "x"), "x: no such run in heads"),
         (("--data", "tweets", "--out", "."), "lies among the data"),
         (("--data", "tweets", "--out", "tweets/train.txt"), "lies among the data"),
         (("--data", "tweets", "--out", "plain"), "cannot write plain/tweets"),

@@ -295,7 +295,7 @@ def test_a_run_without_its_data_still_has_a_report(run: Run, tmp_path: Path) -> 
     (gone / "run.json").write_text(json.dumps(config))
     report = write_report(gone)
     assert report.photos == 0
-    assert "no longer where the run found them" in report.path.read_text()
+    assert "is not there, so texts and photos are missing" in report.path.read_text()
     assert len(samples_of(report.path)) == report.samples
 
 

@@ -272,6 +272,7 @@ def test_a_second_stage_reproduces_bit_for_bit(tuned: Run, tmp_path: Path) -> No
     assert found.identical, found.different
     assert any("bert" in path.name for path in found.run.folder.rglob("*.safetensors"))
     assert found.run.config["record"]["parent"] == tuned.config["parent"]
+    assert commands_of(found.run)[:2] == commands_of(tuned)[:2]  # it knows where its parent is, which lies elsewhere
 
 
 def test_a_search_with_splits_from_elsewhere_reproduces(place: Path, runs: list[Run], tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from mmfeat.cli import app
 from mmfeat.errors import CacheError, RunError, SubmissionError
 from mmfeat.extract import extract_features
 from mmfeat.prediction_file import check_rows
-from mmfeat.runs import Run, best_run, read_run
+from mmfeat.runs import Run, best_run, overlooked_run, read_run
 from mmfeat.submit import write_submission
 from mmfeat.sweep import train_heads
 
@@ -386,6 +386,7 @@ def test_runs_of_another_task_are_not_compared(place: Path, tmp_path: Path) -> N
         (copy / "run.json").write_text(json.dumps(config))
         os.utime(copy / "run.json", (number, number))
     assert best_run(tmp_path).folder.name == "multiclass"
+    assert overlooked_run(best_run(tmp_path)) is None
 
 
 def test_a_head_whose_name_is_a_path_is_no_head(place: Path, tmp_path: Path) -> None:

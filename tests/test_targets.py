@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mmfeat.errors import DataError
-from mmfeat.targets import Targets, indicator, read_targets
+from mmfeat.targets import Targets, indicator, labels_alike, read_targets
 
 
 def test_classes_are_sorted_and_each_row_has_its_own() -> None:
@@ -62,3 +62,10 @@ def test_nothing_to_tell_apart_is_refused_with_a_remedy() -> None:
         read_targets(["a|b", "b"], multilabel=True)
     with pytest.raises(DataError, match="no sample is labelled with a class"):
         read_targets(["|", "|"], multilabel=True)
+
+
+def test_labels_that_differ_only_in_case_are_told() -> None:
+    assert labels_alike(["Joy", "joy", "JOY", "sad"]) == [
+        "labels differ only in case and count as classes of their own: Joy, joy, JOY"
+    ]
+    assert labels_alike(["joy", "sad"]) == []

@@ -4,6 +4,7 @@ with stage 1, and leave a run that `mmfeat submit` can use."""
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -144,6 +145,7 @@ def _finetune(
     if team.agreed([_is_done(folder)])[0]:
         shutil.rmtree(folder / CELLS, ignore_errors=True)  # of a call that was killed at its very end
         return Finetuned(reuse_run(folder, config) if team.leads else read_run(folder), True, 0.0, team.leads)
+    maker = replace(maker, parents=os.path.relpath(parent.folder.parent, folder.parent))
     made = making(folder, config, maker) if team.leads else contextlib.nullcontext()
     with made:
         trained = _train(work, config, folder, maker, team, workers, every, progress)

@@ -26,15 +26,10 @@ def data_section(results: Results) -> Section:
     hashed = f"data hash {run.config['data_hash'][:16]}"
     if samples is None:
         words = [f"{run.config['dataset']}: {labelled:,} labelled samples, {hashed}."]
-        words.append(
-            "The data are no longer where the run found them, so texts and photos are missing; --data says where."
-        )
+        words += data_notes(results)
         return Section("data", "Data", words, tables=tables)
     words = [f"{run.config['dataset']}: {len(samples):,} samples, {labelled:,} labelled, {hashed}."]
-    if changed := _changed(results):
-        words.append(
-            f"The data changed since the run: {changed:,} samples that it was scored on are gone or have another label."
-        )
+    words += data_notes(results)
     if odd := {name: count for name, count in samples.encodings.items() if name != "utf-8"}:
         words.append(f"Texts that are not UTF-8: {', '.join(f'{count:,} {name}' for name, count in odd.items())}.")
     missing = [
@@ -49,6 +44,15 @@ def data_section(results: Results) -> Section:
             Table("missing", "Samples without a text or photo; they stay, masked", ["", "why", "samples"], missing)
         )
     return Section("data", "Data", words, tables=tables)
+
+
+def data_notes(results: Results) -> tuple[str, ...]:
+    """What of the data is no longer as the run had it."""
+    if results.samples is None:
+        return (f"{shown(results.data)} is not there, so texts and photos are missing; --data says where it is.",)
+    if changed := _changed(results):
+        return (f"The data changed since the run: {changed:,} samples that it scored are gone or have another label.",)
+    return ()
 
 
 def _changed(results: Results) -> int:

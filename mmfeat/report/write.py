@@ -13,7 +13,7 @@ from mmfeat.files import make_folder, write_atomic
 from mmfeat.progress import Progress, Silent
 from mmfeat.report.audited import audit_section
 from mmfeat.report.compared import comparison_sections, names_of_runs
-from mmfeat.report.facts import cache_section, data_section, run_section
+from mmfeat.report.facts import cache_section, data_notes, data_section, run_section
 from mmfeat.report.gallery import make_gallery
 from mmfeat.report.labels import labels_section
 from mmfeat.report.modalities import ablation_section, attribution_section
@@ -48,6 +48,7 @@ class Report:
     samples: int
     photos: int
     files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def write_report(
     gallery = make_gallery(results, photos, BYTES - len(render(page).encode()), progress)
     size = _write(path, replace(page, gallery=gallery))
     files = (papers or Papers()).write(path, sections)
-    return Report(path, (chosen,), size, gallery.samples, gallery.shown, files)
+    return Report(path, (chosen,), size, gallery.samples, gallery.shown, files, data_notes(results))
 
 
 def write_comparison(
