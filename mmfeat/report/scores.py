@@ -56,7 +56,7 @@ def _forest(entries: Sequence[Entry]) -> Figure:
 
 
 def _leaderboard(entries: Sequence[Entry]) -> Table:
-    header = ["", "head", "on", "macro-F1", "± seeds", "accuracy", "AUROC", "log-loss", "behind the first", "p"]
+    header = ["", "head", "on", "macro-F1", "± seeds", "behind the first", "p", "accuracy", "AUROC", "log-loss"]
     rows = []
     for place, entry in enumerate(entries):
         seeds = entry["seeds"]["macro_f1"]
@@ -67,11 +67,11 @@ def _leaderboard(entries: Sequence[Entry]) -> Table:
                 entry["modalities"],
                 interval(entry["macro_f1"]),
                 number(seeds["std"]) if len(seeds["values"]) > 1 else "",
+                gain(entry["behind_best"]) if place else "",
+                p_value(entry["behind_best"]["p_holm"]) if place else "",
                 interval(entry["accuracy"]),
                 interval(entry["auroc"]),
                 interval(entry["log_loss"]),
-                gain(entry["behind_best"]) if place else "",
-                p_value(entry["behind_best"]["p_holm"]) if place else "",
             ]
         )
     strong = frozenset(place for place, entry in enumerate(entries) if entry["tie"] or not place)
