@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -286,11 +285,11 @@ def extracted(extracted_place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_heads_goes_on_with_the_views_and_outputs_of_the_extraction(
-    tmp_path: Path, demo_folder: Path, models: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, demo_folder: Path, tiny_bert: Path, tiny_timm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Views are trained with, and cross-attention joins where there are tokens; submit knows both."""
     monkeypatch.chdir(tmp_path)
-    encoders = f"{models('bert')},{models('resnet18')}"
+    encoders = f"bert:{tiny_bert},timm:{tiny_timm}"
     flags = ["--encoders", encoders, "--outputs", "pooled,tokens", "--views", "1", "--dtype", "float32"]
     answer = CliRunner().invoke(app, ["extract", "--data", str(demo_folder), *flags])
     assert answer.exit_code == 0, answer.output
