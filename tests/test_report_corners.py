@@ -26,7 +26,7 @@ from mmfeat.report.facts import cache_section, data_section, run_section
 from mmfeat.report.papers import latex_table
 from mmfeat.report.reliability import surest
 from mmfeat.report.results import Results
-from mmfeat.report.scores import classes_section
+from mmfeat.report.scores import classes_section, confusion_section
 from mmfeat.report.section import Table, interval
 from mmfeat.report.write import Papers, write_report
 from mmfeat.runs import Run
@@ -62,6 +62,16 @@ def test_cache_and_audit_of_a_data_set_are_found_whatever_its_name(run: Run, tmp
     audit_data(run.config["data"], out=tmp_path / "audit", run="none")
     page = write_report(run.folder, out=tmp_path / "r.html", audit=tmp_path / "audit").path.read_text()
     assert "Duplicates and near duplicates" in page
+
+
+def test_of_many_classes_the_most_frequent_errors_are_listed(run: Run) -> None:
+    classes = [f"c{number}" for number in range(50)]
+    counts = np.eye(50) * 8
+    counts[3, 7], counts[9, 1] = 2, 4
+    entry = {**run.leaderboard[0], "confusion": counts.tolist()}
+    results = Results.of(Run(run.folder, {**run.config, "classes": classes, "leaderboard": [entry]}))
+    (table,) = confusion_section(results).tables
+    assert table.rows == [["c9", "c1", "4 (33%)"], ["c3", "c7", "2 (20%)"]]
 
 
 def test_a_comparison_takes_no_flags_of_a_page_about_samples(run: Run) -> None:
