@@ -23,13 +23,12 @@ help:
 
 install: $(READY)
 
-# The constraints pin the tested set, so that torch and torchvision match. Modules are compiled when they are first
-# imported: to compile all of PyTorch's takes a minute, and most are never used.
+# The constraints pin the tested set, so that torch and torchvision match.
 $(READY): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (the first time takes some minutes: PyTorch is large)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "mmfeat needs Python 3.10 or newer; make PYTHON=...")'
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[test]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $(READY)
 
 demo: install
