@@ -89,14 +89,14 @@ def predict_files(model: Model, samples: SampleSet, progress: Progress | None = 
 
 def pair_of(text: str | None, image: str | None) -> SampleSet:
     """One sample of a text, an image or both. Raises `DataError` where the image is no file or neither is there."""
-    photo, image_error = as_photo(image or None, "image")
+    photo, _ = as_photo(image or None, "image")
     if image and photo is None:
         raise DataError(f"--image {image}: no such file; check its name")
     words = without_surrogates(text) if text and text.strip() else None
     if words is None and photo is None:
         raise DataError("an empty text: nothing to predict from; give --text or --image")
     text_error = "empty text" if text is not None and words is None else ""
-    return SampleSet("pair", "", (Sample(image or "text", words, photo, None, text_error, image_error),))
+    return SampleSet("pair", "", (Sample(image or "text", words, photo, None, text_error),))
 
 
 def samples_of_files(files: Sequence[str | Path]) -> SampleSet:

@@ -198,8 +198,10 @@ def comparable_runs(root: Path, data: str | None = None, accept: Callable[[Run],
 def overlooked_run(run: Run, head: str | None = None, modalities: str | None = None) -> Run | None:
     """The run with the highest score above that of `run` on data of the same place, whose folds or contents are others:
     `best_run` never takes it, for its score may be higher by an easier split."""
-    found = _finished_runs(run.folder.parent, run.config["data"])
-    others = [each for each in found if each.comparable != run.comparable and each.comparable[0] == run.comparable[0]]
+    found = _finished_runs(
+        run.folder.parent, run.config["data"], lambda each: each.config["task"] == run.config["task"]
+    )
+    others = [each for each in found if each.comparable != run.comparable]
     best = max(others, key=lambda each: each.score(head, modalities), default=run)
     return best if best.score(head, modalities) > run.score(head, modalities) else None
 

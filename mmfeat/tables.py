@@ -14,6 +14,7 @@ from pathlib import Path
 from mmfeat.errors import DataError
 from mmfeat.remote import exists, is_remote, open_file
 from mmfeat.texts import decode_text, without_surrogates
+from mmfeat.wording import counted
 
 DELIMITERS = (";", "\t", "|", ",")  # with which others part cells
 PIECE = 1 << 20  # bytes of a text file at a time
@@ -75,7 +76,7 @@ def _read_delimited(path: str, encodings: Counter[str], delimiter: str) -> Itera
                 continue
             if len(cells) != len(header):
                 raise DataError(
-                    f"{path}:{reader.line_num}: {_cells(len(cells))} under a header of {len(header)}; "
+                    f"{path}:{reader.line_num}: {counted(len(cells), 'cell')} under a header of {len(header)}; "
                     "quote cells that contain the delimiter, and write one for each column"
                 )
             yield reader.line_num, dict(zip(header, cells, strict=True))
@@ -97,10 +98,6 @@ def _check_header(path: str, header: list[str], delimiter: str) -> None:
         raise DataError(f"{path}:1: cells are parted by {other!r}; save the table with {kind}")
     if len(set(header)) < len(header):
         raise DataError(f"{path}:1: a column name stands twice in {', '.join(header)}; rename one")
-
-
-def _cells(count: int) -> str:
-    return f"{count} cell{'' if count == 1 else 's'}"
 
 
 def _read_jsonl(path: str, encodings: Counter[str]) -> Iterator[tuple[int, dict[str, object]]]:

@@ -60,7 +60,7 @@ def short(name: str) -> str:
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=64)  # a page is rendered twice, first for the room that its gallery has
 def svg(figure: Figure) -> str:
     """The figure as an SVG element: text stays text, ink and grid are the page's, ids are its own."""
     buffer = io.StringIO()
