@@ -24,11 +24,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mmfeat.cache import Cache, ContentKeys, Rows
-from mmfeat.cache.shard import Shard
+from mmfeat.cache.shard import Rows, Shard
+from mmfeat.cache.store import Cache
 from mmfeat.cache.verify import verify_cache
-from mmfeat.encoders import EncoderSpec
-from mmfeat.samples import Sample
+from mmfeat.encoders.spec import EncoderSpec
+from mmfeat.samples.dataset import Sample
+from mmfeat.samples.keys import ContentKeys
 
 ROOT = Path(__file__).resolve().parent.parent
 POOLED = EncoderSpec("hashing", "text", "", "builtin:1", "float32", "float16", cleaning="tweet")
@@ -241,10 +242,9 @@ def index(folder: Path, part: int) -> Iterator[str]:
 
 def faults(folder: Path, part: int) -> Iterator[str]:
     """Kills, power losses, full disks, short writes, races and flipped bits: survived / tried, which must be equal."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    import faults as tests
-    import power
-    import syscalls
+    sys.path.insert(0, str(ROOT))
+    from tests.cache import faults as tests
+    from tests.cache import power, syscalls
 
     if reason := syscalls.unavailable():
         yield f"  no faults can be put between a process and the kernel: {reason}"
@@ -376,8 +376,9 @@ def run(*arguments: str, cwd: Path, flags: tuple[str, ...] = ()) -> str:
 
 def fill_as_if_extracted(folder: Path) -> None:
     """Vectors of the table's contents, without the hours that encoding them would take."""
-    from mmfeat.encoders import EncoderOptions, describe_encoders
-    from mmfeat.samples import read_samples
+    from mmfeat.encoders.registry import describe_encoders
+    from mmfeat.encoders.spec import EncoderOptions
+    from mmfeat.samples.dataset import read_samples
 
     samples = read_samples(folder / "table.csv")
     cache = Cache(folder / "cache", samples.name)

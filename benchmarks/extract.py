@@ -26,19 +26,20 @@ import numpy as np
 from random_weights import main as write_weights
 from random_weights import write_clip
 
-from mmfeat.batching import CPU_SIZES
-from mmfeat.cache import Cache
-from mmfeat.demo import write_demo
-from mmfeat.encoders import EncoderOptions, TorchTower, Tower, describe_encoders, load_encoders, open_towers
-from mmfeat.encoders.torch_tower import to_device
+from mmfeat.cache.store import Cache
+from mmfeat.encoders.registry import Tower, describe_encoders, load_encoders, open_towers
+from mmfeat.encoders.spec import EncoderOptions
+from mmfeat.encoders.torch_tower import TorchTower, to_device
 from mmfeat.encoders.torchvision_ops import import_torchvision
-from mmfeat.extract import BLOCK
-from mmfeat.extractor import Extractor, ExtractSettings, Tally
-from mmfeat.hardware import cpu_count, resolve_device, resolve_dtype
-from mmfeat.plan import Planner
-from mmfeat.reader import Reader
-from mmfeat.requests import resolve_options
-from mmfeat.samples import Sample, SampleSource, read_samples
+from mmfeat.extraction.encode import CPU_SIZES
+from mmfeat.extraction.extract import BLOCK
+from mmfeat.extraction.missing import Planner
+from mmfeat.extraction.reader import Reader
+from mmfeat.extraction.requests import resolve_options
+from mmfeat.extraction.worker import Extractor, ExtractSettings, Tally
+from mmfeat.samples.dataset import Sample, SampleSource, read_samples
+from mmfeat.samples.demo import write_demo
+from mmfeat.system.hardware import cpu_count, resolve_device, resolve_dtype
 
 SECTIONS = ("clip", "bare", "three", "sentences", "large", "cuda")
 REFERENCE_BATCH, REFERENCE_WORKERS = 64, 2
@@ -192,7 +193,7 @@ def pairs_of(given: argparse.Namespace) -> list[Sample]:
 
 
 def _opens(photo: bytes) -> bool:
-    from mmfeat.images import decode_image
+    from mmfeat.samples.images import decode_image
 
     return decode_image(photo)[0] is not None
 

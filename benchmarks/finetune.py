@@ -19,12 +19,13 @@ import torch
 from random_weights import write_clip
 from torch import Tensor
 
-from mmfeat.encoders import EncoderOptions, TorchTower, describe_encoders, open_towers
 from mmfeat.encoders.layers import capture
+from mmfeat.encoders.registry import describe_encoders, open_towers
+from mmfeat.encoders.spec import EncoderOptions
+from mmfeat.encoders.torch_tower import TorchTower
 from mmfeat.encoders.torchvision_ops import import_torchvision
-from mmfeat.finetune.resume import Resumed
-from mmfeat.finetune.unfreeze import moving_parameters
-from mmfeat.hardware import cpu_count
+from mmfeat.finetune.unfreeze import Resumed, moving_parameters
+from mmfeat.system.hardware import cpu_count
 
 GOAL, ROUNDS = 15.0, 3
 TEXT = "what a wonderful day of this long year it is for all of us who came here to see the sea and the sun again"

@@ -30,16 +30,20 @@ from sequential import Cell, Recipe, skorch_is_there, train_by_index, train_with
 from synthetic import CLASSES, OPTIONS, WIDTHS, Made, make_samples, make_splits, write_extracted
 
 from cache import POOLED, made_keys, peak_memory, random_vectors
-from mmfeat.cache import Cache, ContentKeys, Rows
-from mmfeat.engine import LocalEngine
-from mmfeat.hardware import cpu_count, resolve_device
-from mmfeat.heads import NEEDS_TOKENS, HeadSettings
-from mmfeat.requests import latest_request
-from mmfeat.samples import Sample
-from mmfeat.splits import make_folds
-from mmfeat.sweep import IN_MEMORY, Sweep, train_heads
-from mmfeat.targets import Targets, indicator
-from mmfeat.trials import Task, run_trials
+from mmfeat.cache.shard import Rows
+from mmfeat.cache.store import Cache
+from mmfeat.evaluation.splits import make_folds
+from mmfeat.extraction.requests import latest_request
+from mmfeat.heads.registry import NEEDS_TOKENS
+from mmfeat.heads.settings import HeadSettings
+from mmfeat.samples.dataset import Sample
+from mmfeat.samples.keys import ContentKeys
+from mmfeat.samples.labels import Targets, indicator
+from mmfeat.sweep.engine import LocalEngine
+from mmfeat.sweep.task import Task
+from mmfeat.sweep.train import IN_MEMORY, Sweep, train_heads
+from mmfeat.sweep.trials import run_trials
+from mmfeat.system.hardware import cpu_count, resolve_device
 
 REPEATS = 3
 GOALS = {("cpu", 16): 3.0, ("cpu", 64): 2.0, ("cuda", 16): 50.0, ("cuda", 64): 50.0}

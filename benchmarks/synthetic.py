@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from mmfeat.cache import Cache, Rows
-from mmfeat.encoders import EncoderOptions, Tower, describe_encoders
-from mmfeat.features import Block, Features
-from mmfeat.samples import Sample, read_samples
-from mmfeat.splits import TEST, VALIDATION, Splits
-from mmfeat.targets import Targets, indicator
+from mmfeat.cache.features import Block, Features
+from mmfeat.cache.shard import Rows
+from mmfeat.cache.store import Cache
+from mmfeat.encoders.registry import Tower, describe_encoders
+from mmfeat.encoders.spec import EncoderOptions
+from mmfeat.evaluation.splits import TEST, VALIDATION, Splits
+from mmfeat.samples.dataset import Sample, read_samples
+from mmfeat.samples.labels import Targets, indicator
 
 CLASSES = ("negative", "neutral", "positive")
 SHARES = (0.2, 0.3, 0.5)

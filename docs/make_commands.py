@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from mmfeat.cli import app
+from mmfeat.cli.main import app
 
 PAGE = Path(__file__).parent / "commands.md"
 WIDTH = 118

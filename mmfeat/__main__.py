@@ -1,5 +1,7 @@
 """`python -m mmfeat`."""
 
-from mmfeat.cli import main
+from __future__ import annotations
+
+from mmfeat.cli.main import main
 
 main()

@@ -1,5 +1,7 @@
 """One exception tree. A message is one line that says what, where and how to fix it."""
 
+from __future__ import annotations
+
 
 class MmfeatError(Exception):
     """Anything a user can put right; the command line prints it without a traceback."""

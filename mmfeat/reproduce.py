@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmfeat.cache import Cache
+from mmfeat.cache.store import Cache
 from mmfeat.errors import RunError
-from mmfeat.files import file_sha256
-from mmfeat.progress import Progress, Silent
-from mmfeat.provenance import ENCODING, TRAINING, versions
-from mmfeat.records import machine
-from mmfeat.run_arguments import finetune_arguments, heads_arguments
-from mmfeat.runs import Run, checked_towers, data_changed, read_run
-from mmfeat.samples import read_samples
+from mmfeat.finetune.arguments import finetune_arguments
+from mmfeat.runs.record import machine
+from mmfeat.runs.run import Run, checked_towers, data_changed, read_run
+from mmfeat.samples.dataset import read_samples
+from mmfeat.sweep.arguments import heads_arguments
+from mmfeat.system.files import file_sha256
+from mmfeat.system.progress import Progress, Silent
+from mmfeat.version import ENCODING, TRAINING, versions
 
 # What a run predicts, learned and predicts with; files with times are compared by their scores.
 COMPARED = (
@@ -78,11 +79,11 @@ def reproduce_run(
     places: dict[str, Any] = {"out": out, "device": device, "workers": workers, "command": command}
     places["progress"] = progress or Silent()
     if original.is_finetuned:
-        from mmfeat.finetune.run import finetune_heads
+        from mmfeat.finetune.finetune import finetune_heads
 
         tuned = finetune_heads(**arguments, **places)
         return compare_files(original, tuned.run, tuned.reused)
-    from mmfeat.sweep import train_heads
+    from mmfeat.sweep.train import train_heads
 
     sweep = train_heads(**arguments, **places)
     return compare_files(original, sweep.run, sweep.reused)

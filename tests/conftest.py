@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import write_clip, write_kind, write_timm, write_torchvision
+
+from tests.encoders.tiny_models import write_clip, write_kind, write_timm, write_torchvision
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -27,7 +28,7 @@ def _seeds() -> None:
 @pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """120 generated pairs, 12 of them unlabelled."""
-    from mmfeat.demo import write_demo
+    from mmfeat.samples.demo import write_demo
 
     return write_demo(tmp_path_factory.mktemp("data") / "demo", pairs=120)
 

@@ -1,172 +1,43 @@
-"""Data flows one way: a module imports only from modules to its left."""
+"""The shape of the package: data flows one way, heavy libraries load late, files fit a screen."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 import mmfeat
 
-PACKAGE = Path(mmfeat.__file__).parent
-
-# Left to right. Modules of one row do not import each other.
-LAYERS = [
-    ["version", "errors", "progress", "wording"],
-    ["files", "texts", "images", "views", "hardware", "remote", "cluster", "locks", "provenance"],
-    ["tables", "ids", "folders"],
-    ["samples"],
-    ["encoders.torchvision_ops", "encoders.spec", "encoders.weights"],
-    ["encoders.layers", "encoders.delta"],
-    ["encoders.attention"],
-    ["encoders.torch_tower"],
-    ["encoders.pixels", "encoders.clip_text"],
-    [f"encoders.{name}" for name in ("bert", "clip", "hashing", "hog", "timm_models", "torchvision_models")],
-    ["encoders"],
-    ["features"],
-    ["cache.index", "cache.hdf5", "cache.layout", "cache.rows"],
-    ["cache.keys", "cache.shard"],
-    ["cache.reading", "cache.writer", "cache.known"],
-    ["cache.table"],
-    ["cache.store"],
-    ["cache", "requests"],
-    ["cache.survey", "cache.pack", "plan"],
-    ["cache.explain", "cache.verify", "parity", "reader", "batching", "clocks"],
-    ["pipeline"],
-    ["extractor", "embedder"],
-    ["ray_extract"],
-    ["extract"],
-    ["forecast"],
-    ["targets", "duplicates", "perceptual", "resampling"],
-    ["splits", "metrics", "calibration"],
-    ["split_files", "statistics", "ensembles"],
-    ["protocol"],
-    ["search_space"],
-    ["search_file"],
-    ["search"],
-    ["heads.settings", "presets"],
-    ["heads.layers", "heads.losses", "heads.draws", "heads.optimiser", "heads.stopping"],
-    ["heads.inputs", "heads.probabilities", "heads.basis"],
-    ["heads.concat", "heads.late", "heads.data", "heads.linear", "heads.neighbours", "heads.trees"],
-    ["heads.gated", "heads.film", "heads.cross_attention", "heads.baselines", "heads.stack"],
-    ["heads.film_concat"],
-    ["heads"],
-    ["heads.jobs"],
-    ["engine", "choice"],
-    ["trials"],
-    ["scoring", "finals"],
-    ["runs", "tuning"],
-    ["entries"],
-    ["committee", "leaderboard", "ranking", "records", "prediction_file"],
-    ["predictions"],
-    ["problem", "demo", "garbage", "run_folders", "comparison", "drift"],
-    ["sweep_run", "mlflow_log"],
-    ["sweep"],
-    ["finetune.settings", "finetune.team", "finetune.files", "finetune.readers", "finetune.lora", "finetune.resume"],
-    ["finetune.ray_train", "run_arguments"],
-    ["finetune.unfreeze", "finetune.early", "finetune.stage_one"],
-    ["finetune.plan"],
-    ["finetune.moving"],
-    ["finetune.model"],
-    ["finetune.training", "finetune.work"],
-    ["finetune.cells"],
-    ["finetune.results"],
-    ["finetune.finish"],
-    ["finetune.run"],
-    ["finetune", "predictor"],
-    ["inference", "classifier", "reproduce"],
-    ["submit", "model"],
-    ["predict"],
-    [f"audit.{name}" for name in ("texts", "photos", "label_errors", "balance", "stray", "result")],
-    ["audit.twins", "audit.opinions"],
-    ["audit.conflicts", "audit.leaks"],
-    ["audit.findings", "audit.tables"],
-    ["audit.run"],
-    ["audit"],
-    ["export.graph", "export.onnx_file"],
-    ["export.build"],
-    ["export.towers", "export.card"],
-    ["export.run"],
-    ["export"],
-    ["report.section"],
-    ["report", "report.plots", "report.results"],
-    [
-        "report.scores",
-        "report.reliability",
-        "report.modalities",
-        "report.training",
-        "report.facts",
-        "report.labels",
-        "report.audited",
-        "report.compared",
-    ],
-    ["report.gallery", "report.papers"],
-    ["report.page"],
-    ["report.write"],
-    ["console", "config"],
-    [f"console_{name}" for name in ("cache", "heads", "finetune", "runs", "predict", "audit")] + ["flags"],
-    [f"cli_{name}" for name in ("cache", "heads", "predict", "audit", "export")],
-    ["cli_finetune"],
-    ["commands"],
-    ["cli_runs", "cli_report"],
-    ["cli"],
-    ["__init__", "__main__"],
-]
-RANK = {f"mmfeat.{name}" if name != "__init__" else "mmfeat": rank for rank, row in enumerate(LAYERS) for name in row}
-HEAVY = {
-    "torch",
-    "torchvision",
-    "timm",
-    "open_clip",
-    "transformers",
-    "sklearn",
-    "scipy",
-    "skimage",
-    "skops",
-    "h5py",
-    "pyarrow",
-    "optuna",
-    "ray",
-    "loky",
-    "fsspec",
-    "matplotlib",
-    "jinja2",
-    "py3langid",
-    "cleanlab",
-    "onnx",
-    "onnxruntime",
-    "onnxscript",
-    "mlflow",
-}
-TORCH_MODULES = {
-    f"mmfeat.heads.{name}"
-    for name in (
-        *("layers", "losses", "draws", "optimiser", "inputs", "data", "stack"),
-        *("late", "concat", "gated", "film", "film_concat", "cross_attention"),
-    )
-} | {
-    "mmfeat.encoders.attention",
-    *(
-        f"mmfeat.finetune.{name}"
-        for name in (
-            *("team", "readers", "lora", "resume", "unfreeze", "early", "moving", "model", "training", "cells"),
-            *("plan", "stage_one", "results", "finish"),
-        )
-    ),
-    *(f"mmfeat.export.{name}" for name in ("graph", "build", "towers")),
-}
+ORDER = (
+    "errors, version < system < samples < encoders < cache < extraction < evaluation < baselines < heads < runs "
+    "< sweep < finetune < prediction < audit < report < export < reproduce < cli"
+)
+RANK = {name: rank for rank, row in enumerate(ORDER.split(" < ")) for name in row.split(", ")}
+ROOT = Path(mmfeat.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+PACKAGES = sorted(path.parent for path in ROOT.glob("*/__init__.py"))
+LIGHT = {"mmfeat", "numpy", "PIL", "xxhash", "typing_extensions", "lazy_loader"}  # the rest loads late
+# Modules of torch code, and the scikit-learn estimator, which nobody imports before they train or encode something.
+TORCH = ("encoders/attention", "heads/", "finetune/", "export/")
+LINES, FUNCTION_LINES, ENTRIES = 400, 60, 25
 
 
-def module_name(path: Path) -> str:
-    parts = ["mmfeat", *path.relative_to(PACKAGE).with_suffix("").parts]
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
 
 
-FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+def place_of(module: str) -> str:
+    """The package, or the file beside the packages, that a module of mmfeat lies in."""
+    return module.split(".")[1] if "." in module else "__init__"
 
 
-def imports(path: Path, top_level_only: bool = False) -> set[str]:
+@cache
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """(module, at the top of the file) of all imports that run; names of mmfeat with the module they come from."""
     tree = ast.parse(path.read_text())
     typing_only = {
         node
@@ -174,68 +45,87 @@ def imports(path: Path, top_level_only: bool = False) -> set[str]:
         if isinstance(test, ast.If) and "TYPE_CHECKING" in ast.unparse(test.test)
         for node in ast.walk(test)
     }
-    nodes = [node for node in (tree.body if top_level_only else ast.walk(tree)) if node not in typing_only]
-    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    for node in nodes:
-        if isinstance(node, ast.ImportFrom) and node.module:
-            children = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= (children & FILES.keys()) or {node.module}
+    found = []
+    for node in ast.walk(tree):
+        top = node in tree.body
+        if node not in typing_only and isinstance(node, ast.Import):
+            found += [(alias.name, top) for alias in node.names]
+        if node not in typing_only and isinstance(node, ast.ImportFrom) and node.module:
+            found += [(f"{node.module}.{alias.name}", top) for alias in node.names]
     return found
 
 
-def test_every_module_has_a_place() -> None:
-    assert set(FILES) == set(RANK)
+def foreign(path: Path, top_only: bool = False) -> set[str]:
+    """The libraries that a file imports."""
+    names = {module.split(".")[0] for module, top in imports(path) if top or not top_only}
+    return names - {"mmfeat"} - sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_imports_go_left(name: str) -> None:
-    for imported in imports(FILES[name]):
-        if imported.split(".")[0] == "mmfeat":
-            assert imported in RANK, imported
-            # A package's own table of parts stands to the right of the parts.
-            assert RANK[imported] < RANK[name], f"{name} imports {imported}"
+files = pytest.mark.parametrize("path", FILES, ids=name_of)
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_heavy_libraries_are_imported_where_they_are_needed(name: str) -> None:
-    heavy = {module for module in imports(FILES[name], top_level_only=True) if module.split(".")[0] in HEAVY}
-    allowed = {"torch", "torch.nn", "torch.utils.checkpoint"} if name in TORCH_MODULES else set()
-    if name == "mmfeat.classifier":  # a scikit-learn estimator, which the package exports on demand
-        allowed = {module for module in heavy if module.split(".")[0] == "sklearn"}
-    assert heavy <= allowed
+@files
+def test_a_package_imports_only_from_its_left(path: Path) -> None:
+    own = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    if own in ("__init__", "__main__"):
+        return
+    for module, _ in imports(path):
+        if module.split(".")[0] == "mmfeat" and place_of(module) != own:
+            assert RANK[place_of(module)] < RANK[own], f"{own} imports {module}"
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_only_the_command_line_imports_its_packages(name: str) -> None:
-    used = {module.split(".")[0] for module in imports(FILES[name])} & {"typer", "rich", "click"}
-    assert not used or name.removeprefix("mmfeat.").startswith(("cli", "console", "flags"))
+@files
+def test_heavy_libraries_load_where_they_are_needed(path: Path) -> None:
+    allowed = {"torch"} if name_of(path).startswith(TORCH) else set()
+    allowed |= {"sklearn"} if name_of(path) == "heads/classifier.py" else set()
+    allowed |= {"typer", "rich"} if name_of(path).startswith("cli/") else set()
+    assert foreign(path, top_only=True) - LIGHT <= allowed
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_no_pickle_anywhere(name: str) -> None:
-    assert not {module.split(".")[0] for module in imports(FILES[name])} & {
-        "pickle",
-        "joblib",
-        "dill",
-        "shelve",
-        "marshal",
-    }
-    source = FILES[name].read_text()
+@files
+def test_only_the_command_line_imports_its_packages(path: Path) -> None:
+    assert not foreign(path) & {"typer", "rich", "click"} or name_of(path).startswith("cli/")
+
+
+@files
+def test_no_pickle_anywhere(path: Path) -> None:
+    assert not {module.split(".")[0] for module, _ in imports(path)} & {"pickle", "joblib", "dill", "shelve", "marshal"}
+    source = path.read_text()
     assert source.count("torch.load(") == source.count("weights_only=True")
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_files_and_functions_can_be_seen_at_once(name: str) -> None:
-    source = FILES[name].read_text()
-    assert source.count("\n") <= 350
+@files
+def test_files_and_functions_can_be_seen_at_once(path: Path) -> None:
+    source = path.read_text()
+    assert source.count("\n") <= LINES
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef):
-            assert (node.end_lineno or 0) - node.lineno < 60, node.name
+            assert (node.end_lineno or 0) - node.lineno < FUNCTION_LINES, node.name
 
 
-def test_exports_resolve() -> None:
+@pytest.mark.parametrize("package", PACKAGES, ids=name_of)
+def test_every_package_says_what_it_is(package: Path) -> None:
+    tree = ast.parse((package / "__init__.py").read_text())
+    assert ast.get_docstring(tree), "a docstring: what the package does, where to start reading, what it may import"
+    assert "__all__" in ast.unparse(tree)
+
+
+def test_the_house_is_small_and_has_no_circle() -> None:
+    """Every module can be the first one that is imported; a circle would break one of them."""
+    assert len([path for path in ROOT.iterdir() if not path.name.startswith((".", "__pycache__"))]) <= ENTRIES
+    modules = [name_of(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in FILES]
+    modules = [f"mmfeat.{name}" for name in modules if name not in ("__init__", "__main__")]
+    code = (
+        f"import importlib, sys, torch, sklearn\nfor name in {modules!r}:\n"
+        "    for old in [m for m in sys.modules if m.startswith('mmfeat')]: del sys.modules[old]\n"
+        "    importlib.import_module(name)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+def test_public_names_resolve() -> None:
     """Also after the module behind a name was imported, which must not take its place."""
     for name in [*mmfeat.__all__, *mmfeat.__all__]:
         assert name == "__version__" or callable(getattr(mmfeat, name)), name
-    with pytest.raises(AttributeError, match="no attribute 'nope'"):
+    with pytest.raises(AttributeError, match="nope"):
         mmfeat.nope  # noqa: B018

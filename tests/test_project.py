@@ -45,7 +45,7 @@ def test_every_package_is_named() -> None:
         ("heads/run/run.json", True),
         ("cache/README.md", False),
         ("heads/README.md", False),
-        ("mmfeat/heads/concat.py", False),
+        ("mmfeat/heads/fusions.py", False),
         ("mmfeat/cache/store.py", False),
         ("demo/train.txt", True),
         ("submission.csv", True),

@@ -1,4 +1,13 @@
-"""Audits: duplicates, conflicting labels, leaks, odd files and likely label errors of a data set.
-
-`mmfeat.audit.run.audit_data` makes one; `mmfeat.audit.result.read_audit` reads it again.
+"""The audit: duplicates, conflicting labels, leaks between splits, odd files and likely label errors of a data set.
+Start with `audit`. Imports `mmfeat.prediction` and what is left of it.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "audit": ["audit_data"],
+        "result": ["Audit", "read_audit"],
+    },
+)

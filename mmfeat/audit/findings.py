@@ -14,14 +14,12 @@ from mmfeat.audit.opinions import Opinions, Suspicion, fitting_run, read_opinion
 from mmfeat.audit.photos import Finding, Photos, inspect_photos
 from mmfeat.audit.texts import text_findings
 from mmfeat.audit.twins import Twins, find_twins, twins_within
-from mmfeat.cache import ContentKeys
-from mmfeat.cache.keys import content_keys
-from mmfeat.progress import Progress
-from mmfeat.runs import Run, hash_data
-from mmfeat.samples import Sample, SampleSet
-from mmfeat.split_files import has_splits
-from mmfeat.splits import TEST
-from mmfeat.targets import SEPARATOR
+from mmfeat.evaluation.splits import TEST, has_splits
+from mmfeat.runs.run import Run, hash_data
+from mmfeat.samples.dataset import Sample, SampleSet
+from mmfeat.samples.keys import ContentKeys, content_keys
+from mmfeat.samples.labels import SEPARATOR
+from mmfeat.system.progress import Progress
 
 
 @dataclass(frozen=True)

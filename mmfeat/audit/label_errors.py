@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmfeat.metrics import CONFIDENCE, Score
+from mmfeat.evaluation.metrics import CONFIDENCE, Score
 
 DRAWS = 200
 TOLERANCE = 1e-6  # below the threshold that still counts as confident, as in cleanlab

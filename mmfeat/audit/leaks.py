@@ -10,9 +10,8 @@ import numpy as np
 
 from mmfeat.audit.twins import Twins
 from mmfeat.errors import RunError
-from mmfeat.samples import Sample
-from mmfeat.split_files import read_roles
-from mmfeat.splits import TEST, TRAIN, VALIDATION
+from mmfeat.evaluation.splits import TEST, TRAIN, VALIDATION, read_roles
+from mmfeat.samples.dataset import Sample
 
 SAME = "sample"  # the sample itself stands in both parts
 UNLABELLED = "unlabelled"

@@ -12,10 +12,10 @@ import numpy as np
 
 from mmfeat.audit.label_errors import LabelErrors, Noise, estimate_noise, find_label_errors
 from mmfeat.errors import RunError
-from mmfeat.predictions import read_predictions
-from mmfeat.run_folders import find_run
-from mmfeat.runs import Run, comparable_runs
-from mmfeat.targets import Targets
+from mmfeat.runs.folders import find_run
+from mmfeat.runs.out_of_fold import read_predictions
+from mmfeat.runs.run import Run, comparable_runs
+from mmfeat.samples.labels import Targets
 
 NO_RUN = "none"  # of --run
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmfeat.cache import ContentKeys
-from mmfeat.images import decode_image
-from mmfeat.perceptual import DRAFT_SIDE, SIDE, hash_photo
-from mmfeat.progress import Progress
-from mmfeat.reader import prefetch
-from mmfeat.samples import KEY_LENGTH, Sample, content_key
+from mmfeat.extraction.reader import prefetch
+from mmfeat.samples.dataset import IMAGE_SUFFIXES, KEY_LENGTH, Sample, SampleSet, content_key
+from mmfeat.samples.images import decode_image
+from mmfeat.samples.keys import ContentKeys
+from mmfeat.samples.photo_hashes import DRAFT_SIDE, SIDE, hash_photo
+from mmfeat.system.progress import Progress
+from mmfeat.system.remote import is_remote
 
 if TYPE_CHECKING:
     from PIL import Image
+
 
 MISSING, UNREADABLE, TRUNCATED, BROKEN = "missing", "unreadable", "truncated", "broken"
 TINY, EXTREME, HUGE, FLAT, COLOURS = "tiny", "extreme shape", "huge", "flat", "colours"
@@ -135,3 +138,19 @@ def _oddities(image: Image.Image, suffix: str) -> list[Finding]:
         (kind not in FORMATS.get(suffix, (kind,)), MISNAMED, f"{kind} in a file named {suffix}"),
     ]
     return [(what, detail) for is_so, what, detail in found if is_so]
+
+
+def stray_files(samples: SampleSet) -> list[str]:
+    """Names of files in `data/` that no sample uses, sorted: ids on no list, second photos of an id, other kinds."""
+    folder = Path(samples.source) / "data"
+    if is_remote(samples.source) or not (Path(samples.source).is_dir() and folder.is_dir()):
+        return []
+    ids = {sample.id for sample in samples}
+    photos = {sample.image.name for sample in samples if sample.image}
+    names = sorted(entry.name for entry in os.scandir(folder))
+    return [name for name in names if not _is_used(Path(name), ids, photos)]
+
+
+def _is_used(path: Path, ids: set[str], photos: set[str]) -> bool:
+    suffix = path.suffix.lower()
+    return path.name in photos if suffix in IMAGE_SUFFIXES else suffix == ".txt" and path.stem in ids

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfeat.errors import DataError
-from mmfeat.files import read_json, write_json
+from mmfeat.system.files import read_json, write_json
 
 AUDIT_FILE = "audit.json"
 FORMAT = 1
@@ -35,7 +35,7 @@ class Audit:
     leaks: Mapping[str, Any] | None  # of the splits in `splits`, by fold; None without splits
     odd: Sequence[Mapping[str, Any]]  # modality, what, count, first id, first detail
     profile: Mapping[str, Any]  # by all, labelled, unlabelled
-    balance: Mapping[str, Any]  # as `mmfeat.audit.balance.class_balance`
+    balance: Mapping[str, Any]  # as `mmfeat.audit.conflicts.class_balance`
     label_errors: Mapping[str, Any] | None  # as `mmfeat.audit.opinions.judge_labels`, and the surest `examples`
     notes: Sequence[str] = ()
 

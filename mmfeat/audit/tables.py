@@ -13,8 +13,8 @@ from mmfeat.audit.conflicts import Conflicts
 from mmfeat.audit.leaks import Leak
 from mmfeat.audit.opinions import Suspicion
 from mmfeat.audit.twins import Twins
-from mmfeat.files import csv_text, write_atomic
-from mmfeat.samples import Sample
+from mmfeat.samples.dataset import Sample
+from mmfeat.system.files import csv_text, write_atomic
 
 HEADERS = {
     "duplicates.csv": ("group", "modality", "kind", "id", "label", "part", "text"),

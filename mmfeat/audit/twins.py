@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mmfeat.audit.texts import is_bare
-from mmfeat.duplicates import EQUAL_PHOTO, EQUAL_TEXT, NEAR_PHOTO, NEAR_TEXT, duplicate_links, linked_groups
-from mmfeat.samples import Sample
+from mmfeat.samples.dataset import Sample
+from mmfeat.samples.duplicates import EQUAL_PHOTO, EQUAL_TEXT, NEAR_PHOTO, NEAR_TEXT, duplicate_links, linked_groups
 
 PAIR = "pair"
 RULES = {"text": (EQUAL_TEXT, NEAR_TEXT), "image": (EQUAL_PHOTO, NEAR_PHOTO)}

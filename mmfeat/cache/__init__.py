@@ -1,10 +1,19 @@
-"""The HDF5 feature cache."""
+"""The feature cache: (content of a sample, spec of an encoder) -> vectors, in HDF5 shards that are written once and
+whole. Start with `store`; `shard` has the format; `survey`, `verify`, `explain`, `parity` and `pack` look after it.
+Imports `mmfeat.encoders` and what is left of it.
+"""
 
-from mmfeat.cache.index import StatIndex
-from mmfeat.cache.keys import ContentKeys, content_keys
-from mmfeat.cache.known import KnownKeys
-from mmfeat.cache.rows import Rows
-from mmfeat.cache.store import Cache, folder_name
-from mmfeat.cache.writer import ShardWriter
+import lazy_loader
 
-__all__ = ["Cache", "ContentKeys", "KnownKeys", "Rows", "ShardWriter", "StatIndex", "content_keys", "folder_name"]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "store": ["Cache"],
+        "features": ["Features"],
+        "writer": ["ShardWriter"],
+        "verify": ["verify_cache"],
+        "explain": ["explain_sample"],
+        "parity": ["check_parity"],
+        "pack": ["read_pack", "write_pack"],
+    },
+)

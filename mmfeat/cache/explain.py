@@ -13,9 +13,9 @@ from mmfeat.cache.hdf5 import printable
 from mmfeat.cache.shard import Shard, read_ids
 from mmfeat.cache.store import Cache
 from mmfeat.cache.survey import Entry, survey
-from mmfeat.encoders import EncoderSpec
+from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import DataError
-from mmfeat.samples import Sample, SampleSet
+from mmfeat.samples.dataset import Sample, SampleSet
 
 SHOWN_VALUE = 60
 

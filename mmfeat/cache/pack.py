@@ -17,16 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from mmfeat.cache.hdf5 import is_hard_link, open_plain, plain_attributes, plain_datasets, printable
-from mmfeat.cache.layout import lay_out
+from mmfeat.cache.features import MappedBlock
+from mmfeat.cache.hdf5 import is_hard_link, lay_out, open_plain, plain_attributes, plain_datasets, printable
 from mmfeat.cache.shard import as_strings
 from mmfeat.cache.store import Cache
-from mmfeat.encoders import EncoderSpec
+from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import CacheError, ConfigError
-from mmfeat.features import MappedBlock
-from mmfeat.files import canonical_json, sweep_temporaries, write_atomic
-from mmfeat.progress import Progress, Silent
-from mmfeat.samples import SampleSet
+from mmfeat.samples.dataset import SampleSet
+from mmfeat.system.files import canonical_json, sweep_temporaries, write_atomic
+from mmfeat.system.progress import Progress, Silent
 
 FORMAT = "mmfeat pack 1"
 STEP = 256  # samples whose tokens are in memory at once

@@ -7,9 +7,10 @@ any byte of it is used.
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
@@ -17,10 +18,10 @@ from itertools import pairwise
 import numpy as np
 
 from mmfeat.cache.hdf5 import NOT_OURS
-from mmfeat.cache.rows import MIB
-from mmfeat.cache.shard import Shard
+from mmfeat.cache.shard import MIB, Shard
 from mmfeat.errors import CacheError
-from mmfeat.hardware import cpu_count
+from mmfeat.samples.dataset import KEY_LENGTH
+from mmfeat.system.hardware import cpu_count
 
 STEP = 4 * MIB
 
@@ -165,3 +166,134 @@ def _opened(shard: Shard) -> Iterator[int]:
     finally:
         if handle >= 0:
             os.close(handle)
+
+
+MISSING, FAILED, GOOD = 0, 1, 2
+
+
+class KnownKeys:
+    """Keys of what is stored, with what is asked for, so that each content counts once however often it comes."""
+
+    def __init__(self, shards: Iterable[Shard]) -> None:
+        self._keys = np.empty(0, "S16")
+        self._states = np.empty(0, np.uint8)
+        self._asked = np.empty(0, bool)
+        self.add(shards)
+
+    def add(self, shards: Iterable[Shard]) -> None:
+        """Know what these hold, too."""
+        if parts := [(_packed_of(shard), _states_of(shard)) for shard in shards]:
+            self._merge(*map(np.concatenate, zip(*parts, strict=True)))
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def states(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) whether each of the S32 keys is MISSING, FAILED or GOOD, and (N,) whether it was asked for before."""
+        packed = _packed(keys)
+        if not len(self._keys):
+            return np.zeros(len(keys), np.uint8), np.zeros(len(keys), bool)
+        at = np.minimum(np.searchsorted(self._keys, packed), len(self._keys) - 1)
+        there = self._keys[at] == packed
+        return np.where(there, self._states[at], MISSING).astype(np.uint8), there & self._asked[at]
+
+    def ask(self, keys: np.ndarray) -> None:
+        """Note distinct keys as asked for; those that are missing are about to be encoded and count as good."""
+        packed = _packed(keys)
+        states, _ = self.states(keys)
+        self._merge(packed[states == MISSING], np.full(int((states == MISSING).sum()), GOOD, np.uint8))
+        self._asked[np.searchsorted(self._keys, packed)] = True
+
+    def _merge(self, packed: np.ndarray, states: np.ndarray) -> None:
+        """Add keys; of equal ones the best state counts."""
+        if not len(packed):
+            return
+        order = np.lexsort((-states.astype(np.int8), packed))
+        packed, states = packed[order], states[order]
+        first = np.concatenate([[True], packed[1:] != packed[:-1]])
+        packed, states = packed[first], states[first]
+        at = np.searchsorted(self._keys, packed)
+        inside = np.minimum(at, max(len(self._keys) - 1, 0))
+        known = self._keys[inside] == packed if len(self._keys) else np.zeros(len(packed), bool)
+        self._states[inside[known]] = np.maximum(self._states[inside[known]], states[known])
+        self._keys = np.insert(self._keys, at[~known], packed[~known])
+        self._states = np.insert(self._states, at[~known], states[~known])
+        self._asked = np.insert(self._asked, at[~known], False)
+
+
+def _packed_of(shard: Shard) -> np.ndarray:
+    try:
+        return _packed(shard.keys)
+    except ValueError:
+        raise CacheError(f"{shard.path}: its keys are no content keys; {NOT_OURS}") from None
+
+
+def _states_of(shard: Shard) -> np.ndarray:
+    return np.where(shard.errors == b"", GOOD, FAILED).astype(np.uint8)
+
+
+def _packed(keys: np.ndarray) -> np.ndarray:
+    """(N,) S16 of (N,) S32: two hexadecimal digits in a byte."""
+    return np.frombuffer(bytes.fromhex(np.ascontiguousarray(keys, "S32").tobytes().decode()), "S16")
+
+
+class Table:
+    """Rows are numbered over all shards in order; of rows with equal keys a good one comes before an error."""
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self.shards = tuple(shards)
+        self.width = max((shard.width for shard in shards), default=0)
+        self.keys = np.concatenate([shard.keys for shard in shards] or [np.empty(0, f"S{KEY_LENGTH}")])
+        self.failed = np.concatenate([shard.errors != b"" for shard in shards] or [np.empty(0, bool)])
+        self.lengths = np.concatenate([np.diff(shard.bounds) for shard in shards] or [np.empty(0, np.int64)])
+        self._starts = np.cumsum([0, *(len(shard.keys) for shard in shards)])
+
+    def find(self, wanted: np.ndarray) -> np.ndarray:
+        """Row of each wanted key, -1 where there is none."""
+        if not len(self.keys):
+            return np.full(len(wanted), -1)
+        if np.array_equal(self.keys[: len(wanted)], wanted) and not self.failed[: len(wanted)].any():
+            return np.arange(len(wanted))  # as photos mostly lie; a million keys take a second to sort
+        at = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
+        return np.where(self._sorted[at] == wanted, self._order[at], -1)
+
+    def place(self, row: int) -> tuple[Shard, int]:
+        """The shard of a row, and its number there."""
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self.shards[number], row - int(self._starts[number])
+
+    @functools.cached_property
+    def _order(self) -> np.ndarray:
+        return np.lexsort((self.failed, self.keys))
+
+    @functools.cached_property
+    def _sorted(self) -> np.ndarray:
+        return self.keys[self._order]
+
+    def unique(self) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) keys that are stored, and for each whether all that is stored is an error."""
+        first = np.ones(len(self._sorted), bool)
+        first[1:] = self._sorted[1:] != self._sorted[:-1]
+        return self._sorted[first], self.failed[self._order][first]
+
+    def vectors(self, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
+        """`out[places]` = the pooled vectors at `rows`."""
+        for shard, here, local in self._by_shard(rows):
+            read_vectors(shard, local, out, places[here])
+
+    def tokens(self, rows: np.ndarray) -> np.ndarray:
+        """(B, T, D) of `rows`, zero beyond the length of each and where a row is -1."""
+        here, lengths = rows >= 0, np.zeros(len(rows), np.int64)
+        lengths[here] = self.lengths[rows[here]]
+        dtype = self.shards[0].values.dtype if self.shards else np.float32
+        out = np.zeros((len(rows), lengths.max(initial=0), self.width), dtype)
+        for shard, places, local in self._by_shard(rows):
+            read_tokens(shard, local.tolist(), [out[place, : lengths[place]] for place in places])
+        return out
+
+    def _by_shard(self, rows: np.ndarray) -> Iterator[tuple[Shard, np.ndarray, np.ndarray]]:
+        """(shard, positions in `rows`, row numbers within the shard)."""
+        numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(numbers[rows >= 0]):
+            here = np.flatnonzero((numbers == number) & (rows >= 0))
+            yield self.shards[number], here, rows[here] - self._starts[number]

@@ -16,20 +16,18 @@ from typing import Any
 
 import numpy as np
 
+from mmfeat.cache.features import Block, Features, MappedBlock
 from mmfeat.cache.hdf5 import NOT_OURS
-from mmfeat.cache.index import StatIndex
-from mmfeat.cache.keys import ContentKeys, content_keys
-from mmfeat.cache.reading import scan
+from mmfeat.cache.reading import Table, scan
 from mmfeat.cache.shard import SHARD_NAME, Shard, open_shard
-from mmfeat.cache.table import Table
 from mmfeat.cache.writer import SPEC_FILE, ShardWriter, declare, settle
-from mmfeat.encoders import EncoderSpec
+from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import CacheError, CacheMissError, ConfigError, WriteError
-from mmfeat.features import Block, Features, MappedBlock
-from mmfeat.files import make_folder, read_json, sweep_temporaries, write_errors
-from mmfeat.progress import Progress
-from mmfeat.remote import is_remote
-from mmfeat.samples import Sample
+from mmfeat.samples.dataset import Sample
+from mmfeat.samples.keys import ContentKeys, StatIndex, content_keys
+from mmfeat.system.files import make_folder, read_json, sweep_temporaries, write_errors
+from mmfeat.system.progress import Progress
+from mmfeat.system.remote import is_remote
 
 INDEX_FILE = "images.index"
 QUARANTINE = "quarantine"

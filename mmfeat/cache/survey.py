@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 from mmfeat.cache.hdf5 import NOT_OURS, printable
-from mmfeat.cache.keys import ContentKeys
+from mmfeat.cache.reading import Table
 from mmfeat.cache.shard import Shard, open_shard, read_spec
 from mmfeat.cache.store import RESERVED, shard_files
-from mmfeat.cache.table import Table
 from mmfeat.cache.writer import SPEC_FILE
-from mmfeat.encoders import EncoderSpec
+from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import CacheError, ConfigError
-from mmfeat.files import read_json
-from mmfeat.samples import MODALITIES
+from mmfeat.samples.dataset import MODALITIES
+from mmfeat.samples.keys import ContentKeys
+from mmfeat.system.files import read_json
 
 NO_SPEC = (OSError, ValueError, KeyError, TypeError, RecursionError)
 

@@ -12,17 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from mmfeat.cache.hdf5 import printable
-from mmfeat.cache.reading import corrupt_pieces, scan
-from mmfeat.cache.rows import MIB
-from mmfeat.cache.shard import Shard, read_ids
+from mmfeat.cache.reading import Table, corrupt_pieces, scan
+from mmfeat.cache.shard import MIB, Shard, read_ids
 from mmfeat.cache.store import QUARANTINE
 from mmfeat.cache.survey import Entry, survey
-from mmfeat.cache.table import Table
 from mmfeat.cache.writer import SPEC_FILE
-from mmfeat.encoders import EncoderSpec
+from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import CacheError, WriteError
-from mmfeat.files import REMEDIES, make_folder, sync_folder
-from mmfeat.progress import Progress, Silent
+from mmfeat.system.files import REMEDIES, make_folder, sync_folder
+from mmfeat.system.progress import Progress, Silent
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mmfeat.cache.rows import Rows
-from mmfeat.cache.shard import SHARD_NAME, open_shard, write_shard
-from mmfeat.encoders import EncoderSpec
+from mmfeat.cache.shard import SHARD_NAME, Rows, open_shard, write_shard
+from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import CacheError
-from mmfeat.files import locked_folder, sync_folder, write_errors, write_json
+from mmfeat.system.files import locked_folder, sync_folder, write_errors, write_json
 
 SPEC_FILE = "spec.json"
 SHARD_BYTES = 128 << 20

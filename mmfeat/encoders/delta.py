@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import ConfigError, EncoderError
-from mmfeat.files import canonical_json, file_sha256, write_atomic
+from mmfeat.system.files import canonical_json, file_sha256, write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
+
 
 FORMAT = "mmfeat-delta-1"
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec
 from mmfeat.errors import EncoderError
-from mmfeat.files import canonical_json
+from mmfeat.system.files import canonical_json
 
 SIDE = 96
 BINS = 32

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
+
 # Where models keep their layers, in the order of the forward pass; the first place that a model has counts.
 _LISTS = (
     "transformer.resblocks",  # open_clip

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
+
 PROBES = ((300, 200), (201, 333), (31, 40), (640, 97))  # width, height: wide, tall, small, a strip
 
 

@@ -17,9 +17,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from mmfeat.errors import ConfigError
-from mmfeat.files import canonical_json
-from mmfeat.hardware import DTYPES
-from mmfeat.texts import CLEANING
+from mmfeat.samples.texts import CLEANING
+from mmfeat.system.files import canonical_json
+from mmfeat.system.hardware import DTYPES
 
 POOLINGS = ("mean", "cls", "pooler")
 DRAFT = "draft"

@@ -16,7 +16,7 @@ from mmfeat.encoders.torch_tower import TorchTower, load_errors, plain_call
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.encoders.weights import hub_errors, hub_revision, local_path, path_identity
 from mmfeat.errors import EncoderError
-from mmfeat.files import canonical_json, read_json
+from mmfeat.system.files import canonical_json, read_json
 
 # timm's own defaults, for a configuration that leaves them out; checked again after loading.
 _PREPROCESSING: dict[str, Any] = {

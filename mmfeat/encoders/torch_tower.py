@@ -13,7 +13,7 @@ import numpy as np
 from mmfeat.encoders.layers import Network, capture
 from mmfeat.encoders.spec import Encoder, EncoderSpec, Values
 from mmfeat.errors import EncoderError
-from mmfeat.hardware import keep_freed_memory
+from mmfeat.system.hardware import keep_freed_memory
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,7 +19,7 @@ from mmfeat.encoders.torch_tower import TorchTower, load_errors, plain_call
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.encoders.weights import hub_errors, local_path, path_identity
 from mmfeat.errors import EncoderError
-from mmfeat.files import canonical_json
+from mmfeat.system.files import canonical_json
 
 
 def names() -> list[str]:

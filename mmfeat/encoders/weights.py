@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmfeat.errors import EncoderError, HubError
-from mmfeat.files import file_sha256
+from mmfeat.system.files import file_sha256
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _ASIDE = (".md", ".png", ".jpg")  # anything else in a model folder may take part in a vector

@@ -1,1 +1,12 @@
-"""Export: a run's heads, and where it can be its encoders too, as ONNX graphs with a model card."""
+"""The export: a run's heads, and where it can be its encoders too, as ONNX graphs with a model card. Start with
+`export`. Imports `mmfeat.report` and what is left of it.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "export": ["export_run"],
+    },
+)

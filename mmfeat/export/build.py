@@ -11,21 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmfeat.calibration import Decision
-from mmfeat.committee import TOGETHER
-from mmfeat.encoders import Tower
+from mmfeat.baselines.fit import restore
+from mmfeat.baselines.linear import LinearHead
+from mmfeat.baselines.neighbours import NeighbourHead
+from mmfeat.cache.features import Block, Features, MappedBlock
+from mmfeat.encoders.registry import Tower
 from mmfeat.errors import RunError
+from mmfeat.evaluation.decisions import Decision
 from mmfeat.export.graph import Blend, FusionPart, HeadGraph, LinearPart, Member, NeighbourPart, PriorPart, Seen
-from mmfeat.features import Block, Features, MappedBlock
-from mmfeat.finetune.early import EARLY
-from mmfeat.heads import BASELINES, NEEDS_TOKENS, load_fusion
-from mmfeat.heads.baselines import restore
+from mmfeat.finetune.model import EARLY
 from mmfeat.heads.data import HeadData
-from mmfeat.heads.linear import LinearHead
-from mmfeat.heads.neighbours import NeighbourHead
+from mmfeat.heads.registry import BASELINES, NEEDS_TOKENS, load_fusion
 from mmfeat.heads.stack import stack_of
-from mmfeat.predictor import load_final, members, seen_by
-from mmfeat.runs import Run
+from mmfeat.prediction.final_heads import load_final, members, seen_by
+from mmfeat.runs.run import Run
+from mmfeat.sweep.ensembles import TOGETHER
 
 NOT_EXPORTABLE = {
     "forest": "trees are no graph of products",

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from mmfeat.committee import TOGETHER
 from mmfeat.export.build import Port
-from mmfeat.predictor import members
-from mmfeat.runs import Run
+from mmfeat.prediction.final_heads import members
+from mmfeat.runs.run import Run
+from mmfeat.sweep.ensembles import TOGETHER
+from mmfeat.system.wording import interval
 from mmfeat.version import __version__
-from mmfeat.wording import interval
 
 _MARKS = re.compile(r"[\\`*_{}\[\]<>#|~$!&]")
 

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmfeat.calibration import Decision
-from mmfeat.ensembles import LEAST
+from mmfeat.baselines.basis import ABSENT
+from mmfeat.baselines.linear import LinearHead
+from mmfeat.baselines.neighbours import STEPS, TEMPERATURE, NeighbourHead
+from mmfeat.evaluation.blending import LEAST
+from mmfeat.evaluation.decisions import Decision
 from mmfeat.heads.data import pooled_tokens
-from mmfeat.heads.inputs import Batch, Fusion
-from mmfeat.heads.linear import LinearHead
-from mmfeat.heads.neighbours import STEPS, TEMPERATURE, NeighbourHead
-from mmfeat.heads.probabilities import ABSENT
+from mmfeat.heads.layers import Batch, Fusion
 
-LEAST_LOGIT = float(np.log(1e-6))  # of a member of a stacking, as in `mmfeat.ensembles`
+LEAST_LOGIT = float(np.log(1e-6))  # of a member of a stacking, as in `mmfeat.evaluation.blending`
 Given = Sequence[tuple[Tensor, Tensor]]  # values and mask of each port
 
 

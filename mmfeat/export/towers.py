@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from mmfeat.encoders import FAMILIES, open_towers
-from mmfeat.encoders.clip_text import text_network
+from mmfeat.encoders.clip import text_network
 from mmfeat.encoders.pixels import Pixels
+from mmfeat.encoders.registry import FAMILIES, open_towers
 from mmfeat.encoders.torch_tower import TorchTower, stack
 from mmfeat.export.build import Port
 from mmfeat.export.graph import HeadGraph
 
 if TYPE_CHECKING:
-    from mmfeat.encoders import Tower
+    from mmfeat.encoders.registry import Tower
+
 
 Axes = dict[int, str]
 

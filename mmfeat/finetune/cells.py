@@ -16,14 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmfeat.finetune.files import load, save
-from mmfeat.finetune.lora import FIXED_FACTOR
+from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.finetune.model import Model
-from mmfeat.finetune.team import Team
-from mmfeat.finetune.training import Training, TrainingSetup
+from mmfeat.finetune.processes import Team
+from mmfeat.finetune.training import Training, TrainingSetup, load, save
+from mmfeat.finetune.unfreeze import FIXED_FACTOR
 from mmfeat.heads.stack import epoch_steps, plain_choice
-from mmfeat.metrics import macro_f1
-from mmfeat.targets import Targets
+from mmfeat.samples.labels import Targets
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)  # WiSE-FT (Wortsman et al., CVPR 2022): shares of stage 2 in the weights
 TRAIN_ROWS = 1024  # that tell the score on training rows

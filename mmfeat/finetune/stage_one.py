@@ -9,15 +9,15 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor
 
-from mmfeat.engine import Engine
-from mmfeat.entries import Entry, assemble, best_outcome
 from mmfeat.errors import RunError
-from mmfeat.finals import refit
-from mmfeat.heads import FUSIONS
 from mmfeat.heads.jobs import Fitted
+from mmfeat.heads.registry import FUSIONS
 from mmfeat.heads.settings import HeadSettings
-from mmfeat.runs import Run
-from mmfeat.trials import Outcome, Task, load_outcome, run_trials
+from mmfeat.runs.run import Run
+from mmfeat.sweep.engine import Engine
+from mmfeat.sweep.entries import Entry, assemble, best_outcome
+from mmfeat.sweep.task import Task
+from mmfeat.sweep.trials import Outcome, load_outcome, refit, run_trials
 
 
 @dataclass(frozen=True)

@@ -7,31 +7,71 @@ the best state so far and where the order of samples was, so a training that was
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmfeat.errors import HeadError
-from mmfeat.finetune.files import load, save
+from mmfeat.errors import HeadError, RunError
+from mmfeat.evaluation.metrics import macro_f1
+from mmfeat.extraction.reader import prefetch
+from mmfeat.finetune.inputs import FRESH_VIEWS, Read
 from mmfeat.finetune.model import HEAD, Model
-from mmfeat.finetune.readers import FRESH_VIEWS, Read
+from mmfeat.finetune.processes import Team
 from mmfeat.finetune.settings import FinetuneSettings
-from mmfeat.finetune.team import Team
 from mmfeat.heads.draws import Draws, draw_pieces
 from mmfeat.heads.losses import StackedLoss, class_weights, validation_loss
+from mmfeat.heads.optimiser import Stopper
 from mmfeat.heads.settings import HeadSettings
 from mmfeat.heads.stack import epoch_steps, plain_choice
-from mmfeat.heads.stopping import Stopper
-from mmfeat.metrics import macro_f1
-from mmfeat.reader import prefetch
-from mmfeat.targets import Targets
+from mmfeat.samples.labels import Targets
+from mmfeat.system.files import write_atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+    """One safetensors file; `record` goes into its header as JSON, beside a checksum of both."""
+    from safetensors.torch import save as to_bytes
+
+    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    text = json.dumps(record)
+    write_atomic(path, to_bytes(whole, metadata={"record": text, "xxh3": _checksum(whole, text)}))
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What `save` wrote, None where there is no file; raises `RunError` for one that was changed."""
+    from safetensors import safe_open
+
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata["xxh3"] != _checksum(tensors, metadata["record"]):
+            raise ValueError("it is not what was saved")
+        return tensors, json.loads(metadata["record"])
+    except Exception as error:  # safetensors raises what its format makes it raise
+        raise RunError(f"{path}: not whole ({error}); delete it and run mmfeat finetune again") from error
+
+
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    import xxhash
+
+    digest = xxhash.xxh3_128(text.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
+
 
 AHEAD = 4  # steps whose inputs are read while others train
 Step = tuple[Tensor, "Tensor | None", "Tensor | None", Tensor]

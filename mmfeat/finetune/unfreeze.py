@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Module
 
-from mmfeat.encoders.torch_tower import TorchTower
+from mmfeat.encoders.layers import capture, from_rows, given_to
+from mmfeat.encoders.torch_tower import TorchTower, to_device
+from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.finetune.settings import ALL
 
 
@@ -74,3 +78,133 @@ def _ordered(tower: TorchTower, names: set[str]) -> list[str]:
 
 def _is_norm(module: Module, name: str) -> bool:
     return "norm" in type(module.get_submodule(name.rpartition(".")[0])).__name__.lower()
+
+
+TOLERANCE = 1e-4  # of a vector's largest value, where that is above 1
+
+
+class Resumed:
+    """(B, T, D) input of the n-th last layer and (B, T) which tokens are there -> (B, D).
+
+    The model's own code runs, so pooling, norms and masks are the library's. Layers before pass on what they get; one
+    blank picture, or token ids that nobody looks at, go the way up to the layer where the given input comes in. The
+    tower is good for nothing else afterwards.
+    """
+
+    def __init__(self, tower: TorchTower, count: int, device: str) -> None:
+        self.tower, self.layout = tower, tower.network.layout
+        self.blank = None if tower.stand_in else to_device(_blank(tower), device, torch.float32)
+        first, shapes = tower.network.layers[-count], []
+        self.shape: torch.Size | None = None
+        if self.blank is not None:
+            hook = first.register_forward_pre_hook(
+                lambda _, args, kwargs: shapes.append(given_to(args, kwargs).shape), with_kwargs=True
+            )
+            with torch.no_grad():
+                tower.network.forward(self.blank)
+            hook.remove()
+            self.shape = shapes[0]
+        for layer in tower.network.layers[:-count]:
+            layer.forward = _pass_on
+        first.register_forward_pre_hook(self._give, with_kwargs=True)
+        self.given: Tensor | None = None
+
+    def __call__(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        self.given = hidden if self.shape is None else from_rows(hidden, self.shape, self.layout)
+        inputs = self.blank if self.tower.stand_in is None else self.tower.stand_in(mask)
+        return self.tower.network.forward(inputs)
+
+    def _give(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (self.given, *args[1:]), kwargs
+        return args, {**kwargs, next(iter(kwargs)): self.given}
+
+
+def why_not_resumed(tower: TorchTower, count: int, contents: list[Any], device: str) -> str:
+    """Why the tower cannot begin at its n-th last layer, found out on some texts or pictures; "" if it can.
+
+    Compares both ways in float32. The tower is used up.
+    """
+    try:
+        point = tower.network.point(tower.specs[0])
+        inputs = to_device(tower.collate([tower.prepare(content) for content in contents]), device, torch.float32)
+        tower.module.to(device)
+        with torch.no_grad():
+            with capture([point]) as captured:
+                whole = tower.network.forward(inputs)
+            hidden, kept = captured[0], tower.keep(inputs)
+            kept = hidden.new_ones(hidden.shape[:2], dtype=torch.bool) if kept is None else kept
+            longest = int(kept.sum(1).max())
+            resumed = Resumed(tower, count, device)(hidden[:, :longest], kept[:, :longest])
+    except EncoderError as error:
+        return str(error)
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:  # a model of another make
+        return f"its forward pass cannot begin there ({' '.join(str(error).split())[:120]})"
+    apart = (whole - resumed).abs().max() / whole.abs().max().clamp_min(1)
+    return "" if apart <= TOLERANCE else f"beginning there changes its vectors by {float(apart):.1g}"
+
+
+def _blank(tower: TorchTower) -> Any:
+    from PIL import Image
+
+    return tower.collate([tower.prepare(Image.new("RGB", (64, 64)))])
+
+
+def blank_inputs(tower: TorchTower) -> Any:
+    """The inputs of a forward pass over one empty text or black picture."""
+    return _blank(tower) if tower.stand_in is None else tower.collate([tower.prepare("")])
+
+
+def _pass_on(value: Any, *args: Any, **kwargs: Any) -> Any:
+    return value
+
+
+FIXED_FACTOR = ".lora_A."  # of the two; interpolation scales the other, which is 0 at first
+
+
+def adapted_layers(tower: TorchTower, depths: Mapping[str, int]) -> dict[str, int]:
+    """Name -> depth of the linear layers among the moving parameters. Raises `ConfigError` where LoRA cannot work.
+
+    torch's own attention, as in CLIP and torchvision, multiplies with bare parameters: it has no such layers.
+    """
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("--lora needs peft; install it with pip install 'mmfeat[lora]'") from error
+    owners = {name.rpartition(".")[0]: depth for name, depth in depths.items()}
+    found = {name: depth for name, depth in owners.items() if type(tower.module.get_submodule(name)) is nn.Linear}
+    if not found:
+        raise ConfigError(f"--lora: no linear layer moves in {tower.specs[0].name}; unfreeze without --lora")
+    return found
+
+
+def adapt(
+    tower: TorchTower, depths: Mapping[str, int], rank: int
+) -> tuple[dict[str, int], Callable[[], dict[str, Tensor]]]:
+    """Put adapters beside the linear layers among the moving parameters.
+
+    Returns name -> depth of the adapters, and a function that gives the tower's own parameters with the adapters
+    merged in, so that nobody who uses the result needs peft. First weights do not depend on torch's global state.
+    """
+    linear = adapted_layers(tower, depths)
+    from peft import LoraConfig, inject_adapter_in_model
+
+    whole_names = "|".join(map(re.escape, linear))  # a list would also match the ends of other names
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=whole_names), tower.module)
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for name, parameter in tower.module.named_parameters():
+        owner, is_adapter, _ = name.partition(".lora_")
+        parameter.requires_grad_(False)
+        if is_adapter:
+            found[name] = linear[owner]
+            if FIXED_FACTOR in name:
+                drawn = torch.empty(parameter.shape)  # on the CPU, as the generator
+                parameter.data.copy_(nn.init.kaiming_uniform_(drawn, math.sqrt(5), generator=generator))
+    return found, lambda: {f"{name}.weight": _merged(tower.module.get_submodule(name)) for name in linear}
+
+
+@torch.no_grad()
+def _merged(layer: Any) -> Tensor:
+    """The weight of one of peft's layers as a plain one."""
+    return layer.base_layer.weight + layer.get_delta_weight("default")

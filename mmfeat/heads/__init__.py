@@ -1,70 +1,14 @@
-"""Heads: small models from cached vectors to logits. A head sees only vectors."""
+"""Heads: small networks from cached vectors to logits, trained as stacks of many at once. Start with `fusions`, then
+`stack`. `registry` names all heads without importing torch. Imports `mmfeat.baselines` and what is left of it.
+"""
 
-from __future__ import annotations
+import lazy_loader
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-from mmfeat.heads.settings import HeadSettings
-
-if TYPE_CHECKING:
-    from mmfeat.heads.stack import FusionType
-
-__all__ = ["BASELINES", "FUSIONS", "HEADS", "NEEDS_TOKENS", "TWINS", "HeadSettings", "load_fusion"]
-
-NEEDS_TOKENS = "cross-attention"
-TWINS = {"film-concat": "film"}  # on one modality the first is the second
-
-
-def _late() -> FusionType:
-    from mmfeat.heads.late import Late
-
-    return Late
-
-
-def _concat() -> FusionType:
-    from mmfeat.heads.concat import Concat
-
-    return Concat
-
-
-def _gated() -> FusionType:
-    from mmfeat.heads.gated import Gated
-
-    return Gated
-
-
-def _film() -> FusionType:
-    from mmfeat.heads.film import Film
-
-    return Film
-
-
-def _film_concat() -> FusionType:
-    from mmfeat.heads.film_concat import FilmConcat
-
-    return FilmConcat
-
-
-def _cross_attention() -> FusionType:
-    from mmfeat.heads.cross_attention import CrossAttention
-
-    return CrossAttention
-
-
-FUSIONS: dict[str, Callable[[], FusionType]] = {
-    "late": _late,
-    "concat": _concat,
-    "gated": _gated,
-    "film": _film,
-    "film-concat": _film_concat,
-    NEEDS_TOKENS: _cross_attention,
-}
-# Their functions are in heads/baselines.py, which needs NumPy: these names are for `mmfeat --help` too.
-BASELINES = ("prior", "knn", "ridge", "logistic", "svm", "forest", "boosting")
-HEADS: tuple[str, ...] = (*FUSIONS, *BASELINES)
-
-
-def load_fusion(name: str) -> FusionType:
-    """The class of a fusion; torch is imported only now."""
-    return FUSIONS[name]()
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "registry": ["BASELINES", "FUSIONS", "HEADS", "load_fusion"],
+        "settings": ["HeadSettings"],
+        "classifier": ["FusionClassifier"],
+    },
+)

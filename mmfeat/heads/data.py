@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmfeat.cache.features import Block, Features, MappedBlock
 from mmfeat.errors import HeadError
-from mmfeat.features import Block, Features, MappedBlock
-from mmfeat.heads.inputs import Batch, Shape, norm
+from mmfeat.heads.layers import Batch, Shape, norm
 
 ORDER = ("image", "text")
 CHUNK = 8192  # rows read at once

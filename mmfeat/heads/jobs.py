@@ -11,13 +11,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from mmfeat.features import Features
-from mmfeat.heads import BASELINES, NEEDS_TOKENS, load_fusion
-from mmfeat.heads.baselines import Baseline, fit, refit, restore
-from mmfeat.heads.basis import Basis, make_basis
+from mmfeat.baselines.basis import Basis, make_basis
+from mmfeat.baselines.fit import Baseline, fit, refit, restore
+from mmfeat.cache.features import Features
 from mmfeat.heads.data import HeadData
-from mmfeat.heads.inputs import Shape
+from mmfeat.heads.layers import Shape
 from mmfeat.heads.losses import class_weights
+from mmfeat.heads.registry import BASELINES, NEEDS_TOKENS, load_fusion
 from mmfeat.heads.stack import (
     FusionType,
     Member,
@@ -27,7 +27,7 @@ from mmfeat.heads.stack import (
     stack_of,
     train_stack,
 )
-from mmfeat.targets import Targets
+from mmfeat.samples.labels import Targets
 
 CPU_ROWS = 320  # of a step of all heads of a stack on a CPU: with fewer, Python takes longer than the arithmetic
 CPU_STACK = (3, 8)  # fewest and most heads; many no longer fit into a core's cache

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmfeat.heads.settings import HeadSettings
-from mmfeat.targets import Targets
+from mmfeat.samples.labels import Targets
 
 BETA = 0.999  # of the effective number of samples
 

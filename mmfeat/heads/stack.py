@@ -15,15 +15,14 @@ import torch
 from torch import Tensor
 
 from mmfeat.errors import HeadError
+from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.draws import Draws, draw_pieces
-from mmfeat.heads.inputs import Fusion, Shape
+from mmfeat.heads.layers import Fusion, Shape
 from mmfeat.heads.losses import StackedLoss, class_weights, validation_loss
-from mmfeat.heads.optimiser import StackedAdamW
+from mmfeat.heads.optimiser import StackedAdamW, Stopper
 from mmfeat.heads.settings import HeadSettings
-from mmfeat.heads.stopping import Stopper
-from mmfeat.metrics import macro_f1
-from mmfeat.targets import Targets
+from mmfeat.samples.labels import Targets
 
 PREDICTED_VALUES = 2**24  # input values of a forward pass without gradients
 FEWEST_STEPS = 16  # an epoch; some dozens of samples are learned in several passes

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mmfeat.comparison import Comparison
 from mmfeat.report.plots import SERIES, new_drawing, whiskers
 from mmfeat.report.section import Figure, Section, Table, gain, interval, p_value, title_of
+from mmfeat.runs.compare import Comparison
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

@@ -6,15 +6,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmfeat.cache import folder_name
+from mmfeat.cache.store import folder_name
 from mmfeat.cache.survey import survey
 from mmfeat.errors import CacheError
 from mmfeat.report.results import Results
 from mmfeat.report.section import Section, Table
-from mmfeat.samples import MODALITIES
-from mmfeat.scoring import names_of
-from mmfeat.targets import classes_in
-from mmfeat.wording import duration, shown, size_of, without_passwords
+from mmfeat.samples.dataset import MODALITIES
+from mmfeat.samples.labels import classes_in, names_of
+from mmfeat.system.wording import duration, shown, size_of, without_passwords
 
 
 def data_section(results: Results) -> Section:

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from mmfeat.files import canonical_json
-from mmfeat.images import decode_image
-from mmfeat.progress import Progress
-from mmfeat.report.labels import doubted_rows
+from mmfeat.report.audited import doubted_rows
 from mmfeat.report.modalities import WHO, attribute
 from mmfeat.report.results import Results
 from mmfeat.report.section import title_of
-from mmfeat.samples import Sample
-from mmfeat.scoring import names_of
+from mmfeat.samples.dataset import Sample
+from mmfeat.samples.images import decode_image
+from mmfeat.samples.labels import names_of
+from mmfeat.system.files import canonical_json
+from mmfeat.system.progress import Progress
 
 ROW_SHARE = 0.7  # of the room for rows; photos get the rest
 TEXT_LENGTHS = (600, 280, 140, 60, 0)  # characters of a text, as many as there is room for

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmfeat.leaderboard import ablation
 from mmfeat.report.plots import SERIES, new_drawing
 from mmfeat.report.results import SINGLE, Results
 from mmfeat.report.section import Figure, Section, Table, gain, interval, p_value, title_of
+from mmfeat.runs.leaderboard import ablation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
+
 
 WHO = ("neither", "text", "image", "both")
 

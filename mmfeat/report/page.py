@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from mmfeat.errors import ConfigError
 from mmfeat.report.gallery import Gallery
-from mmfeat.report.plots import svg
-from mmfeat.report.section import Section
+from mmfeat.report.plots import heat_map, png, svg
+from mmfeat.report.section import Section, Table
+from mmfeat.system.files import csv_text, make_folder, write_atomic
 
 FILES = {name: f"report.{name}" for name in ("css", "js")}
 
@@ -44,3 +46,55 @@ def render(page: Page) -> str:
 
 def _read(name: str) -> str:
     return resources.files("mmfeat.report").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "→": r"$\to$", "<": r"$<$", ">": r"$>$",
+    "|": r"\textbar{}", "[": "{[}", "*": "{*}",
+}  # fmt: skip
+
+
+def write_tables(folder: Path, sections: Sequence[Section], latex: bool) -> list[Path]:
+    """Every table as `NAME.csv`, or as `NAME.tex` for LaTeX with the package booktabs."""
+    make_folder(folder)
+    files = []
+    for table in _tables(sections):
+        path = folder / f"{table.name}.{'tex' if latex else 'csv'}"
+        write_atomic(path, (latex_table(table) if latex else csv_text(table.header, table.rows)).encode())
+        files.append(path)
+    return files
+
+
+def write_figures(folder: Path, sections: Sequence[Section]) -> list[Path]:
+    """Every figure, and every table with shades, as `NAME.png`."""
+    make_folder(folder)
+    shaded = [heat_map(table) for table in _tables(sections) if table.shades]
+    files = []
+    for figure in [*(figure for section in sections for figure in section.figures), *shaded]:
+        path = folder / f"{figure.name}.png"
+        write_atomic(path, png(figure))
+        files.append(path)
+    return files
+
+
+def latex_table(table: Table) -> str:
+    """A `tabular` between the rules of booktabs, rows that stand out in bold, with caption and label."""
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escape(table.caption)}}}", rf"\label{{tab:{table.name}}}"]
+    lines += [rf"\begin{{tabular}}{{{'l' * len(table.header)}}}", r"\toprule", _line(table.header), r"\midrule"]
+    lines += [_line(row, place in table.strong) for place, row in enumerate(table.rows)]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+def _line(cells: Sequence[str], strong: bool = False) -> str:
+    shown = [_escape(cell) for cell in cells]
+    return " & ".join(rf"\textbf{{{cell}}}" if strong and cell else cell for cell in shown) + r" \\"
+
+
+def _escape(text: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in text)
+
+
+def _tables(sections: Sequence[Section]) -> Iterator[Table]:
+    for section in sections:
+        yield from section.tables

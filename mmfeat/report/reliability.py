@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmfeat.metrics import BINS, wilson
-from mmfeat.predictions import Predictions
+from mmfeat.evaluation.metrics import BINS, wilson
 from mmfeat.report.plots import GRID, SERIES, new_drawing
 from mmfeat.report.results import Results
 from mmfeat.report.section import Figure, Section, Table, interval, number, title_of
+from mmfeat.runs.out_of_fold import Predictions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
+
 
 COMPARED = 8
 SHARES = (1.0, 0.9, 0.75, 0.5, 0.25)

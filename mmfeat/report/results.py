@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mmfeat.errors import DataError
-from mmfeat.predictions import Predictions, read_predictions
-from mmfeat.remote import absolute
-from mmfeat.runs import Run
-from mmfeat.samples import Sample, SampleSet, read_samples
+from mmfeat.runs.out_of_fold import Predictions, read_predictions
+from mmfeat.runs.run import Run
+from mmfeat.samples.dataset import Sample, SampleSet, read_samples
+from mmfeat.system.remote import absolute
 
 SINGLE = ("text", "image")
 

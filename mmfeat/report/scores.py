@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmfeat.metrics import wilson
+from mmfeat.evaluation.metrics import wilson
+from mmfeat.evaluation.significance import compare_pairs
 from mmfeat.report.plots import SERIES, new_drawing, short, whiskers
 from mmfeat.report.results import SINGLE, Results
 from mmfeat.report.section import MOST_CLASSES, Figure, Section, Table, gain, interval, number, p_value, title_of
-from mmfeat.statistics import compare_pairs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
+
 
 PLOTTED = 16  # entries of the leaderboard
 PAIRED = 10  # of them that are compared with each other

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mmfeat import wording
+from mmfeat.system import wording
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfeat.errors import RunError
-from mmfeat.files import read_json
+from mmfeat.evaluation.significance import holm
 from mmfeat.report.plots import SERIES, new_drawing, whiskers
 from mmfeat.report.results import Results
 from mmfeat.report.section import Figure, Section, Table, gain, interval, number, p_value, title_of
-from mmfeat.runs import CURVES, Run
-from mmfeat.statistics import holm
+from mmfeat.runs.run import CURVES, Run
+from mmfeat.system.files import read_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
+
 
 PLOTTED = 4
 CURVE_NAMES = {"loss": "training loss", "validation_loss": "validation loss", "validation_macro_f1": "macro-F1"}

@@ -1,0 +1,12 @@
+"""Baselines: simple models on cached vectors (linear, neighbours, trees), each of which chooses its own setting on
+validation rows. Start with `fit`. Imports `mmfeat.evaluation` and what is left of it.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "fit": ["Baseline"],
+    },
+)

@@ -1,0 +1,263 @@
+"""Linear heads: ridge, logistic regression and linear SVM at every strength of L2, from one eigendecomposition.
+
+The objectives are scikit-learn's, on standardised vectors and with class weights as sample weights:
+`RidgeClassifier(alpha)`, `LogisticRegression(C)` (two classes and multi-label: one sigmoid a column) and
+`LinearSVC(C)` with squared hinge loss, one class against the rest, of which only the intercept differs: here it is
+never penalised, LinearSVC penalises it.
+
+Ridge has a closed form in the basis of the eigenvectors. The others are minimised by L-BFGS (Liu and Nocedal
+1989) from the strongest penalty to the weakest, each from the solution before it. Divided by the square root of its
+usual curvature (a fixed one, in the manner of Böhning 1992), every coordinate is about as steep as the others, so
+few steps suffice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mmfeat.baselines.basis import ABSENT, Basis, Matrix, Scaler
+from mmfeat.samples.labels import Targets
+
+Loss = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+TOLERANCE = 1e-4  # of the gradient in units in which the curvature is about 1: logits are about as exact
+ITERATIONS = 300
+PAIRS = 20  # of steps and gradients that L-BFGS remembers
+
+
+def _softmax(scores: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cross-entropy of (n, K) scores; `wanted` is 1 in the column of the class, else -1."""
+    shifted = scores - scores.max(axis=1, keepdims=True)
+    exponentials = np.exp(shifted)
+    total = exponentials.sum(axis=1, keepdims=True)
+    losses = np.where(wanted > 0, np.log(total) - shifted, 0)
+    return losses, exponentials / total - (wanted > 0)
+
+
+def _sigmoid(scores: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    margins = wanted * scores
+    losses = np.logaddexp(0, -margins)
+    return losses, -wanted * np.exp(-margins - losses)
+
+
+def _squared_hinge(scores: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    short = np.maximum(1 - wanted * scores, 0)
+    return short**2, -2 * wanted * short
+
+
+def _squared(scores: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return (scores - wanted) ** 2 / 2, scores - wanted
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A loss with its usual curvature, and the strengths to try, strong to weak, under scikit-learn's name."""
+
+    losses: Loss
+    curvature: float
+    parameter: str
+    strengths: tuple[float, ...]
+
+    def penalty(self, strength: float) -> float:
+        """What multiplies half the squared weights where the losses are summed."""
+        return strength if self.parameter == "alpha" else 1 / strength
+
+
+KINDS: dict[str, Kind] = {
+    "ridge": Kind(_squared, 1.0, "alpha", (1e6, 3e5, 1e5, 3e4, 1e4, 3e3, 1e3, 3e2, 1e2)),
+    "logistic": Kind(_softmax, 0.2, "C", (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),
+    "svm": Kind(_squared_hinge, 1.5, "C", (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)),
+}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """How C classes become K columns of a linear model and back.
+
+    `learned` (C,) are the classes that some but not all training rows have. Two classes share one column, whose
+    score is the difference of their logits; other classes have one each. The rest get a constant logit.
+    """
+
+    learned: tuple[bool, ...]
+    everywhere: tuple[bool, ...]
+    multilabel: bool
+
+    @classmethod
+    def of(cls, targets: Targets) -> Columns:
+        counts = targets.matrix.sum(axis=0).tolist()
+        learned = tuple(0 < count < len(targets) for count in counts)
+        return cls(learned, tuple(count == len(targets) for count in counts), targets.multilabel)
+
+    @property
+    def paired(self) -> bool:
+        return not self.multilabel and sum(self.learned) == 2
+
+    def wanted(self, targets: Targets) -> np.ndarray:
+        """(n, K) float64: 1 for the class of a column, -1 for the rest."""
+        signs = np.where(targets.matrix[:, np.array(self.learned, dtype=bool)], 1.0, -1.0)
+        return signs[:, 1:] if self.paired else signs
+
+    def weights(self, targets: Targets, samples: np.ndarray, class_weights: np.ndarray) -> np.ndarray:
+        """(n, 1) or, multi-label, (n, K): there a class's weight is that of its positives."""
+        if not self.multilabel:
+            return samples[:, None]
+        learned = np.array(self.learned, dtype=bool)
+        return np.where(targets.matrix[:, learned], np.asarray(class_weights, dtype=np.float64)[learned], 1.0)
+
+    def logits(self, scores: np.ndarray) -> np.ndarray:
+        """(n, K) scores -> (n, C) finite logits."""
+        if self.paired:
+            scores = np.concatenate([-scores / 2, scores / 2], axis=1)
+        floor = np.zeros(len(scores)) if self.multilabel or not any(self.learned) else scores.min(axis=1)
+        logits = np.repeat(floor[:, None] - ABSENT, len(self.learned), axis=1)
+        logits[:, np.array(self.everywhere, dtype=bool)] = ABSENT if self.multilabel else 0.0
+        logits[:, np.array(self.learned, dtype=bool)] = scores
+        return logits
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """`coefficients` (D, K) float32 and `intercepts` (K,) float64 on standardised vectors."""
+
+    kind: str
+    strength: float
+    scaler: Scaler
+    columns: Columns
+    coefficients: np.ndarray
+    intercepts: np.ndarray
+
+    def logits(self, matrix: Matrix, rows: np.ndarray) -> np.ndarray:
+        """(n, C) float64: log-probabilities of a multi-class logistic regression, else margins."""
+        return self.scaler.apply(matrix, rows, self.scaled_logits)
+
+    def scores(self, scaled: np.ndarray) -> np.ndarray:
+        """(n, K) float64 scores of (n, D) standardised vectors."""
+        return (scaled @ self.coefficients).astype(np.float64) + self.intercepts
+
+    def scaled_logits(self, scaled: np.ndarray) -> np.ndarray:
+        """What `logits` gives, of (n, D) standardised vectors."""
+        logits = self.columns.logits(self.scores(scaled))
+        if self.kind == "logistic" and not self.columns.multilabel:
+            logits -= np.logaddexp.reduce(logits, axis=1, keepdims=True)
+        return logits
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """What JSON can hold, and arrays."""
+        config = {"kind": self.kind, "strength": self.strength, "columns": vars(self.columns)}
+        weights = {"coefficients": self.coefficients, "intercepts": self.intercepts}
+        return config, {**weights, "mean": self.scaler.mean, "std": self.scaler.std}
+
+    @classmethod
+    def restore(cls, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> LinearHead:
+        """The head whose `state` this is."""
+        known = config["columns"]
+        columns = Columns(tuple(known["learned"]), tuple(known["everywhere"]), known["multilabel"])
+        scaler = Scaler(tensors["mean"], tensors["std"])
+        weights = tensors["coefficients"], tensors["intercepts"]
+        return cls(config["kind"], config["strength"], scaler, columns, *weights)
+
+
+def linear_path(
+    kind: str,
+    basis: Basis,
+    targets: Targets,
+    class_weights: np.ndarray,
+    strengths: Sequence[float] | None = None,
+    tolerance: float = TOLERANCE,
+) -> Iterator[LinearHead]:
+    """One head for each of the `strengths`, which go from strong to weak regularisation.
+
+    `targets` are those of all samples, `basis` knows which of them train.
+    """
+    strengths = KINDS[kind].strengths if strengths is None else tuple(strengths)
+    trained = targets.take(basis.rows)
+    columns = Columns.of(trained)
+    wanted = columns.wanted(trained)
+    weights = columns.weights(trained, basis.weights, class_weights)
+    if not wanted.shape[1]:
+        solutions: Any = ((np.zeros((len(basis.values), 0)), np.zeros(0)) for _ in strengths)
+    elif kind == "ridge" and not columns.multilabel:
+        solutions = _closed_form(basis, wanted, weights, strengths)
+    else:
+        solutions = _minima(kind, basis, wanted, weights, strengths, tolerance)
+    for strength, (coordinates, intercepts) in zip(strengths, solutions, strict=True):
+        coefficients = basis.vectors @ coordinates.astype(np.float32)
+        shift = basis.centre.astype(np.float64) @ coefficients
+        yield LinearHead(kind, strength, basis.scaler, columns, coefficients, intercepts - shift)
+
+
+def _closed_form(
+    basis: Basis, wanted: np.ndarray, weights: np.ndarray, strengths: Sequence[float]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Weighted ridge regression at every penalty: the rows are less their weighted mean, so intercepts are means."""
+    total = weights.sum()
+    means = (weights * wanted).sum(axis=0) / total
+    moment = sum(
+        basis.coordinates(chunk.T @ (weights[part] * (wanted[part] - means)).astype(np.float32))
+        for part, chunk in basis.chunks()
+    )
+    for strength in strengths:
+        yield moment / (total * basis.values[:, None] + strength), means
+
+
+def _minima(
+    kind: str,
+    basis: Basis,
+    wanted: np.ndarray,
+    weights: np.ndarray,
+    strengths: Sequence[float],
+    tolerance: float,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Coordinates (r, K) and intercepts (K,) that minimise the penalised loss at each strength."""
+    losses, total = KINDS[kind].losses, float(weights[:, 0].sum())
+    if kind == "logistic" and (wanted.shape[1] == 1 or weights.shape[1] > 1):
+        losses = _sigmoid
+    steepness = KINDS[kind].curvature * np.append(basis.values, 1.0)[:, None]  # the last row is the intercept's
+    solution = np.zeros((len(steepness), wanted.shape[1]))
+    for strength in strengths:
+        penalties = np.full_like(steepness, KINDS[kind].penalty(strength) / total)
+        penalties[-1] = 0
+
+        def objective(point: np.ndarray, penalties: np.ndarray = penalties) -> tuple[float, np.ndarray]:
+            value, gradient = _loss_and_gradient(basis, losses, point, wanted, weights / total)
+            return value + float((penalties * point**2).sum()) / 2, gradient + penalties * point
+
+        solution = _minimum(objective, solution, 1 / np.sqrt(steepness + penalties), tolerance)
+        yield solution[:-1], solution[-1]
+
+
+def _minimum(
+    objective: Callable[[np.ndarray], tuple[float, np.ndarray]],
+    start: np.ndarray,
+    scale: np.ndarray,
+    tolerance: float,
+) -> np.ndarray:
+    """Where `objective` (value and gradient) is least, sought from `start` in units of `scale`."""
+    from scipy.optimize import minimize
+
+    def scaled(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = objective(scale * flat.reshape(start.shape))
+        return value, (scale * gradient).ravel()
+
+    options = {"maxiter": ITERATIONS, "maxcor": PAIRS, "gtol": tolerance, "ftol": 0.0}
+    found = minimize(scaled, (start / scale).ravel(), jac=True, method="L-BFGS-B", options=options)
+    return scale * found.x.reshape(start.shape)
+
+
+def _loss_and_gradient(
+    basis: Basis, losses: Loss, point: np.ndarray, wanted: np.ndarray, weights: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """Weighted loss over all training rows: products in float32, everything else in float64."""
+    directions, value = basis.directions(point[:-1]), 0.0
+    gradient = np.zeros((len(directions), wanted.shape[1]))
+    intercepts = np.zeros(wanted.shape[1])
+    for part, chunk in basis.chunks():
+        loss, slope = losses((chunk @ directions).astype(np.float64) + point[-1], wanted[part])
+        slope *= weights[part]
+        value += float((loss * weights[part]).sum())
+        gradient += chunk.T @ slope.astype(np.float32)
+        intercepts += slope.sum(axis=0)
+    return value, np.concatenate([basis.coordinates(gradient), intercepts[None]])

@@ -1,0 +1,99 @@
+"""Parity: cached values against what the reference library's own plain call gives now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mmfeat.cache.store import Cache
+from mmfeat.encoders.registry import Tower, load_reference
+from mmfeat.encoders.spec import EncoderSpec
+from mmfeat.samples.dataset import Sample, SampleSet
+from mmfeat.samples.images import augment, decode_image
+from mmfeat.system.progress import Progress, Silent
+
+# What is promised: float32 to 1e-5, of the row's largest value where that is above 1; half precision by its angle,
+# and by its length as far as such an angle could change it.
+FLOAT32_DEVIATION = 1e-5
+LEAST_COSINE = 0.999
+LENGTH_DEVIATION = 0.05
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The worst of `rows` rows of one encoder: largest absolute deviation and smallest cosine, over all values."""
+
+    encoder: str
+    rows: int
+    deviation: float
+    cosine: float
+    sample: str  # the id of the row that deviates most
+    holds: bool
+
+
+def check_parity(
+    samples: SampleSet,
+    towers: Sequence[Tower],
+    store: Cache,
+    count: int,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Iterator[Parity]:
+    """Re-encode `count` random rows of each tower, of those that are cached, through its reference and compare."""
+    for tower in towers:
+        keys = store.content_keys(samples.samples, tower.spec.modality)
+        block = store.map(samples.samples, tower.spec, keys, allow_missing=True)
+        there = np.flatnonzero(block.mask)
+        chosen = np.random.default_rng(seed).permutation(there)[:count]
+        reference = load_reference(tower)
+        worst = Parity(tower.spec.name, 0, 0.0, 1.0, "", True)
+        with (progress or Silent()).task(f"parity {tower.spec.name}", len(chosen)) as advance:
+            for row in chosen.tolist():
+                values, _ = block.batch(np.array([row]))
+                sample = samples.samples[row]
+                wanted = reference(_content(sample, tower.spec, keys.keys[row]))
+                worst = _worse(worst, sample.id, values.reshape(-1), wanted, tower.spec)
+                advance(1)
+        yield worst
+
+
+def _content(sample: Sample, spec: EncoderSpec, key: bytes) -> Any:
+    """What the encoder is given: the text, or the picture in the spec's view."""
+    if spec.modality == "text":
+        return sample.text
+    assert sample.image is not None  # only samples with a cached picture are compared
+    picture, _ = decode_image(sample.image.read_bytes(), spec.draft)
+    assert picture is not None
+    return augment(picture, spec.view, key)
+
+
+def _worse(worst: Parity, id: str, cached: np.ndarray, wanted: np.ndarray, spec: EncoderSpec) -> Parity:
+    """The worst so far and one more row."""
+    a, b = cached.astype(np.float64), wanted.reshape(-1).astype(np.float64)
+    if a.shape != b.shape:
+        return Parity(spec.name, worst.rows + 1, float("inf"), 0.0, id, False)
+    deviation = float(np.abs(a - b).max(initial=0.0)) if np.isfinite([a, b]).all() else float("inf")
+    cosine, length = _angle_and_length(a, b)
+    if spec.storage == "float32":
+        holds = deviation <= FLOAT32_DEVIATION * max(1.0, float(np.abs(b).max(initial=0.0)))
+    else:
+        holds = cosine >= LEAST_COSINE and abs(length - 1.0) <= LENGTH_DEVIATION
+    return Parity(
+        encoder=spec.name,
+        rows=worst.rows + 1,
+        deviation=max(deviation, worst.deviation),
+        cosine=min(cosine, worst.cosine),
+        sample=id if deviation > worst.deviation else worst.sample,
+        holds=holds and worst.holds,
+    )
+
+
+def _angle_and_length(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """The cosine between `a` and `b`, and the length of `a` in that of `b`; zero vectors are alike."""
+    one, other = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+    if not (np.isfinite(one) and one and other):
+        return (1.0, 1.0) if one == other else (0.0, float("inf"))
+    return float(a @ b) / (one * other), one / other

@@ -1,0 +1,362 @@
+"""`mmfeat cache`: what is cached, is it intact, why is a sample a miss, delete the unused, one plain file."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmfeat.cli.console import ConsoleProgress, out, show_table
+from mmfeat.cli.flags import (
+    AnyCleaning,
+    AnyColumns,
+    AnyData,
+    AnyDraft,
+    AnyDtype,
+    AnyEncoders,
+    AnyMaxLength,
+    AnyOutputs,
+    AnyPooling,
+    AnyViews,
+    CacheFolder,
+    Device,
+    Seed,
+    find_request,
+    names,
+    reported,
+)
+from mmfeat.system.wording import counted, size_of
+
+if TYPE_CHECKING:
+    from mmfeat.cache.explain import Explanation
+    from mmfeat.cache.parity import Parity
+    from mmfeat.cache.survey import Entry
+    from mmfeat.cache.verify import Verification
+    from mmfeat.encoders.spec import EncoderSpec
+    from mmfeat.extraction.requests import Request
+    from mmfeat.runs.garbage import Garbage
+    from mmfeat.samples.dataset import SampleSet
+    from mmfeat.samples.keys import ContentKeys
+
+
+SHOWN_PROBLEMS = 3
+LINE = 100  # letters, of a list that grows with the machine's packages
+
+
+def show_entries(entries: Sequence[Entry], cache: str) -> None:
+    """One line an encoder, grouped by data set."""
+    if not entries:
+        out.print(f"nothing is cached in {cache}; next: mmfeat extract --data DATA --encoders A,B")
+        return
+    names = ("data", "encoder", "rows", "width", "dtype", "size", "age", "fingerprint")
+    table = []
+    for entry in entries:
+        good, failed = entry.count()
+        rows = f"{good:,}" + (f" +{failed:,} failed" if failed else "")
+        dtype = entry.spec.storage if entry.spec else "?"
+        name = entry.name if entry.spec else f"{entry.name} (damaged, or of another version)"
+        width = str(entry.width or "-")
+        sizes = (size_of(entry.bytes), age(entry.changed), entry.folder.name[-8:])
+        table.append((entry.dataset, name, rows, width, dtype, *sizes))
+    show_table(names, table)
+    total = sum(entry.bytes for entry in entries)
+    out.print(f"{counted(len(entries), 'encoder')}, {size_of(total)} in {cache}")
+    if any(entry.problems for entry in entries):
+        out.print(f"some files are damaged; next: mmfeat cache verify --cache {shlex.quote(cache)}")
+    else:
+        out.print("next: mmfeat cache info; it shows how much of a data set each encoder covers")
+
+
+def show_coverage(samples: SampleSet, entries: Sequence[Entry], keys: Mapping[str, ContentKeys]) -> None:
+    """How much of a data set each encoder covers, and what made its vectors."""
+    out.print(f"{samples.source}: {len(samples):,} samples")
+    for modality, found in keys.items():
+        there = int(found.present.sum())
+        out.print(
+            f"  {modality}: {there:,} samples have one, {len(set(found.keys[found.present].tolist())):,} different"
+        )
+    for entry in entries:
+        out.print(f"{entry.name} ({entry.folder})")
+        if entry.spec is None:
+            show_problems(entry)
+            continue
+        good, failed, missing = entry.covered(keys[entry.spec.modality])
+        share = good / max(1, good + failed + missing)
+        out.print(f"  covers {share:.1%}: {good:,} vectors, {failed:,} unreadable, {missing:,} missing")
+        stored = sum(entry.count())
+        dtype = f"{entry.width} x {entry.spec.storage}, computed in {entry.spec.arithmetic}"
+        files = f"{size_of(entry.bytes)}, {counted(len(entry.shards), 'shard')}, {age(entry.changed)} old"
+        out.print(f"  {counted(stored, 'row')} of {dtype}, {files}")
+        out.print(f"  weights {entry.spec.weights[:40]}, fingerprint {entry.spec.fingerprint[:16]}")
+        versions = entry.provenance.get("versions")
+        if isinstance(versions, Mapping):
+            made = ", ".join(f"{name} {version}" for name, version in versions.items())
+            out.print(textwrap.fill(f"made with {made}", LINE, initial_indent="  ", subsequent_indent="    "))
+        show_problems(entry)
+
+
+def show_problems(entry: Entry) -> None:
+    """The first few things that are wrong in an encoder's folder."""
+    for problem in list(entry.problems.values())[:SHOWN_PROBLEMS]:
+        out.print(f"  {problem}")
+    if len(entry.problems) > SHOWN_PROBLEMS:
+        out.print(f"  and {len(entry.problems) - SHOWN_PROBLEMS:,} more problems; mmfeat cache verify lists them all")
+
+
+def show_explanations(explanations: Sequence[Explanation]) -> None:
+    """The outcome for each encoder, and its reasons."""
+    for explanation in explanations:
+        first, *rest = explanation.reasons
+        out.print(f"{explanation.encoder}: {explanation.outcome}: {first}")
+        for reason in rest:
+            out.print(f"  {reason}")
+    if any(explanation.outcome == "miss" for explanation in explanations):
+        out.print("next: mmfeat extract with these flags computes what is missing")
+
+
+def show_verification(result: Verification, cache: str) -> None:
+    """What was looked at, each damage, and what to do."""
+    for damage in result.damages:
+        out.print(f"damaged: {damage.path}: {damage.reason}")
+        if damage.moved:
+            out.print(f"  moved to {damage.moved}")
+    if result.doubles:
+        out.print(f"{result.doubles:,} rows are stored twice (harmless: the first is read)")
+    checked = ", ".join(
+        [counted(result.encoders, "encoder"), counted(result.shards, "shard"), counted(result.rows, "row")]
+    )
+    checked += f", {size_of(result.bytes)}"
+    if not result.damages:
+        out.print(f"all sound: {checked} in {cache}; there is nothing to do")
+        return
+    out.print(f"{len(result.damages)} damaged among {checked} in {cache}")
+    moved = "mmfeat extract computes what was moved again"
+    move = "" if result.sound else f"mmfeat cache verify --cache {shlex.quote(cache)} --quarantine; then "
+    out.print(f"next: {move}{moved}")
+
+
+def show_parity(results: Sequence[Parity]) -> None:
+    """The largest deviation of each encoder from its library's plain float32 call."""
+    for parity in results:
+        if not parity.rows:
+            out.print(f"parity not checked: {parity.encoder}: none of its rows is cached; mmfeat extract computes them")
+            continue
+        verdict = "holds" if parity.holds else "DOES NOT HOLD"
+        worst = f", worst sample {parity.sample}" if parity.sample else ""
+        deviation = f"largest deviation {parity.deviation:.1e}, smallest cosine {parity.cosine:.6f}"
+        out.print(f"parity {verdict}: {parity.encoder}: {counted(parity.rows, 'row')}, {deviation}{worst}")
+
+
+def show_garbage(garbage: Sequence[Garbage], runs: Sequence[str]) -> None:
+    """What could go, and why."""
+    table = [
+        (str(piece.folder), str(len(piece.files)), size_of(piece.bytes), age(piece.changed), piece.reason)
+        for piece in garbage
+    ]
+    looked = f"runs in {', '.join(runs)}" if runs else "no runs"
+    if garbage:
+        show_table(("folder", "files", "size", "age", "why"), table)
+        out.print(f"{size_of(sum(piece.bytes for piece in garbage))} could go (looked at {looked} and all extractions)")
+    else:
+        out.print(f"nothing to delete (looked at {looked} and all extractions)")
+
+
+def age(changed: float) -> str:
+    """How long ago, for people."""
+    seconds = max(0.0, time.time() - changed)
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+NAME = "cache"
+RUNS = "heads"
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="See, check, explain, tidy and export the cache.")
+
+
+@app.command("ls")
+@reported("nothing was changed")
+def list_entries(cache: CacheFolder = "cache") -> None:
+    """List what is cached: one line an encoder.
+
+    \b
+    mmfeat cache ls
+    """
+    from mmfeat.cache.survey import survey
+
+    show_entries(survey(cache), cache)
+
+
+@app.command()
+@reported("nothing was changed")
+def info(data: AnyData = None, cache: CacheFolder = "cache", columns: AnyColumns = None) -> None:
+    """Show how much of a data set each encoder covers. Also where its vectors came from.
+
+    \b
+    mmfeat cache info --data tweets
+    """
+    from mmfeat.cache.store import Cache
+    from mmfeat.cache.survey import survey
+    from mmfeat.samples.dataset import read_samples
+
+    request = find_request(data, None, cache, columns, {})
+    samples = read_samples(request.data, request.columns)
+    store = Cache(cache, samples.name)
+    entries = survey(cache, store.folder.name)
+    progress = ConsoleProgress()
+    modalities = {entry.spec.modality for entry in entries if entry.spec}
+    keys = {modality: store.content_keys(samples.samples, modality, progress) for modality in sorted(modalities)}
+    show_coverage(samples, entries, keys)
+
+
+@app.command()
+@reported("nothing was changed")
+def explain(
+    sample: Annotated[str, typer.Argument(help="The id of a sample.", metavar="SAMPLE")],
+    data: AnyData = None,
+    encoders: AnyEncoders = None,
+    cache: CacheFolder = "cache",
+    columns: AnyColumns = None,
+    device: Device = "auto",
+    dtype: AnyDtype = None,
+    cleaning: AnyCleaning = None,
+    pooling: AnyPooling = None,
+    max_length: AnyMaxLength = None,
+    outputs: AnyOutputs = None,
+    views: AnyViews = None,
+    draft: AnyDraft = None,
+) -> None:
+    """Say why a sample would be a hit or a miss. Names the fields of the spec that differ.
+
+    \b
+    mmfeat cache explain 4597 --cleaning none
+    """
+    from mmfeat.cache.explain import explain_sample
+
+    given: dict[str, Any] = {"dtype": dtype, "cleaning": cleaning, "pooling": pooling, "max_length": max_length}
+    given |= {"outputs": _outputs(outputs), "views": views, "draft": draft}
+    samples, specs = _asked(find_request(data, encoders, cache, columns, given), device)
+    show_explanations(explain_sample(cache, samples, sample, specs))
+
+
+@app.command()
+@reported("nothing was lost; what was moved lies in the quarantine folder of the cache")
+def verify(
+    cache: CacheFolder = "cache",
+    quarantine: Annotated[bool, typer.Option("--quarantine", help="Move damaged files to CACHE/quarantine.")] = False,
+    parity: Annotated[int, typer.Option(help="Also re-encode N samples by the plain library call.", min=0)] = 0,
+    data: AnyData = None,
+    columns: AnyColumns = None,
+    seed: Seed = 0,
+) -> None:
+    """Check every checksum, count and hash. Exit code 1 if anything is damaged.
+
+    \b
+    mmfeat cache verify --parity 20
+    """
+    from mmfeat.cache.verify import verify_cache
+
+    result = verify_cache(cache, quarantine=quarantine, progress=ConsoleProgress())
+    show_verification(result, cache)
+    sound = result.sound
+    if parity and sound:
+        sound = _verify_parity(cache, parity, data, columns, seed)
+    elif parity:
+        out.print("parity was not checked: that needs a sound cache")
+    if not sound:
+        raise typer.Exit(1)
+
+
+@app.command()
+@reported("what was not deleted yet is still there")
+def gc(
+    cache: CacheFolder = "cache",
+    runs: Annotated[str, typer.Option(help="Folders of runs whose vectors stay, A,B, or none.")] = RUNS,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False,
+) -> None:
+    """List what no run and no latest extraction needs. Delete it with --yes.
+
+    Encoders that changed within the last hour stay, as does the latest extraction of each data set.
+
+    \b
+    mmfeat cache gc
+    """
+    from mmfeat.runs.garbage import delete_garbage, find_garbage
+
+    without = runs == "none" or (runs == RUNS and not Path(RUNS).exists())  # a newcomer has no runs yet
+    folders = [] if without else names(runs)
+    garbage = find_garbage(cache, folders)
+    show_garbage(garbage, folders)
+    if garbage and yes:
+        out.print(f"deleted {size_of(delete_garbage(garbage))}")
+        out.print("next: mmfeat cache ls")
+    elif garbage:
+        out.print("nothing was deleted; the same command with --yes deletes what is listed")
+
+
+@app.command()
+@reported("no file was written")
+def pack(
+    out_file: Annotated[str, typer.Option("--out", help="The file to write.")] = "pack.h5",
+    data: AnyData = None,
+    encoders: AnyEncoders = None,
+    cache: CacheFolder = "cache",
+    columns: AnyColumns = None,
+    device: Device = "auto",
+    dtype: AnyDtype = None,
+    cleaning: AnyCleaning = None,
+    pooling: AnyPooling = None,
+    max_length: AnyMaxLength = None,
+    outputs: AnyOutputs = None,
+    views: AnyViews = None,
+    draft: AnyDraft = None,
+) -> None:
+    """Write one plain HDF5 file with ids, labels and vectors, aligned.
+
+    \b
+    mmfeat cache pack --out tweets.h5
+    """
+    from mmfeat.cache.pack import write_pack
+    from mmfeat.cache.store import Cache
+
+    given: dict[str, Any] = {"dtype": dtype, "cleaning": cleaning, "pooling": pooling, "max_length": max_length}
+    given |= {"outputs": _outputs(outputs), "views": views, "draft": draft}
+    samples, specs = _asked(find_request(data, encoders, cache, columns, given), device)
+    written = write_pack(Path(out_file), Cache(cache, samples.name), samples, specs, ConsoleProgress())
+    out.print(f"{counted(len(samples), 'sample')}, {counted(len(specs), 'encoder')}, {size_of(written)}")
+    out.print(f"pack {out_file}")
+    out.print("next: h5py reads it; docs/format.md says what is in it")
+
+
+def _verify_parity(cache: str, count: int, data: str | None, columns: str | None, seed: int) -> bool:
+    from mmfeat.cache.parity import check_parity
+    from mmfeat.cache.store import Cache
+    from mmfeat.encoders.registry import describe_encoders
+    from mmfeat.samples.dataset import read_samples
+
+    request = find_request(data, None, cache, columns, {})
+    samples = read_samples(request.data, request.columns)
+    towers = describe_encoders(request.encoders, request.options)
+    results = list(check_parity(samples, towers, Cache(cache, samples.name), count, seed, ConsoleProgress()))
+    show_parity(results)
+    return all(result.holds for result in results)
+
+
+def _asked(request: Request, device: str) -> tuple[SampleSet, list[EncoderSpec]]:
+    """The samples and the specs that a request means on this machine."""
+    from mmfeat.encoders.registry import describe_encoders
+    from mmfeat.extraction.requests import resolve_options
+    from mmfeat.samples.dataset import read_samples
+
+    towers = describe_encoders(request.encoders, resolve_options(request.options, device))
+    return read_samples(request.data, request.columns), [tower.spec for tower in towers]
+
+
+def _outputs(value: str | None) -> tuple[str, ...] | None:
+    return None if value is None else tuple(names(value))

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmfeat.cli.console import SHOWN_LABELS, WORTH_A_LINE, ConsoleProgress, out, show_table
+from mmfeat.cli.flags import (
+    CacheFolder,
+    Cleaning,
+    Columns,
+    Data,
+    Device,
+    Draft,
+    Dtype,
+    Encoders,
+    Engine,
+    MaxLength,
+    Outputs,
+    Pooling,
+    RayAddress,
+    Seed,
+    Views,
+    Workers,
+    names,
+    pairs,
+    reported,
+)
+from mmfeat.extraction.clocks import STEPS, Clocks, advice
+from mmfeat.system.wording import counted, duration, shown, size_of
+
+if TYPE_CHECKING:
+    from mmfeat.extraction.extract import Extraction
+    from mmfeat.extraction.forecast import Forecasts
+
+
+@reported("every vector that was computed is kept, the same command goes on from there")
+def extract(
+    data: Data,
+    encoders: Encoders = "clip,bert,resnet50",
+    cache: CacheFolder = "cache",
+    columns: Columns = "",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    cleaning: Cleaning = "tweet",
+    pooling: Pooling = "mean",
+    max_length: MaxLength = 128,
+    outputs: Outputs = "pooled",
+    views: Views = 0,
+    draft: Draft = 0,
+    retry_failed: Annotated[bool, typer.Option(help="Try again what could not be read or encoded.")] = False,
+    workers: Workers = 0,
+    batch_size: Annotated[int, typer.Option(help="Samples a forward pass; 0 suits the device.", min=0)] = 0,
+    compiled: Annotated[bool, typer.Option("--compile", help="torch.compile pooled encoders; takes a minute.")] = False,
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
+    dry_run: Annotated[bool, typer.Option(help="Say what is missing, how long it takes and how large it is.")] = False,
+) -> None:
+    """Encode what the cache lacks; a rerun continues, or says that there is nothing to do.
+
+    \b
+    mmfeat extract --data tweets --encoders clip,bert:./my-bert --outputs pooled,clip=tokens
+    """
+    from mmfeat.encoders.spec import EncoderOptions
+    from mmfeat.extraction.extract import extract_features
+    from mmfeat.extraction.worker import ExtractSettings
+    from mmfeat.system.ray_cluster import check_engine
+
+    check_engine(engine, ray_address)
+    asked: dict[str, Any] = {
+        "cache": cache,
+        "options": EncoderOptions(
+            dtype, cleaning, pooling, max_length, outputs=tuple(names(outputs)), views=views, draft=draft
+        ),
+        "columns": pairs(columns),
+        "settings": ExtractSettings(device, workers, batch_size, compiled, retry_failed),
+        "progress": ConsoleProgress(),
+    }
+    if dry_run:
+        from mmfeat.extraction.forecast import forecast_extraction
+
+        show_forecast(forecast_extraction(data, names(encoders), **asked))
+        if engine != "local":
+            out.print(f"that is one process of this machine; N workers of {engine} divide the time by about N")
+        return
+    result = extract_features(data, names(encoders), engine=engine, ray_address=ray_address, **asked)
+    show_extraction(result)
+    elsewhere = f" --cache {shlex.quote(cache)}" if cache != "cache" else ""
+    few = len(result.samples.labels) < 2  # heads cannot be trained on them
+    out.print(f"next: mmfeat {'predict' if few else 'heads'} --data {shlex.quote(data)}{elsewhere}")
+
+
+@reported("the same command writes the rest")
+def demo(
+    out_folder: Annotated[str, typer.Option("--out", help="Folder to write.")] = "demo",
+    pairs: Annotated[int, typer.Option(help="Number of pairs.", min=60)] = 600,
+    seed: Seed = 7,
+) -> None:
+    """Write a small generated data set with drawn pictures, texts, and the ugliness of real data.
+
+    \b
+    mmfeat demo --out demo
+    """
+    from mmfeat.samples.demo import write_demo
+
+    folder = write_demo(out_folder, pairs, seed)
+    out.print(f"{pairs:,} generated pairs in {folder}")
+    out.print(f"next: mmfeat extract --data {folder} --encoders hashing,hog")
+
+
+WORTH_ADVICE = 60.0  # seconds; who waits less needs no cluster
+SHOWN_FAILURES = 5
+
+
+def show_extraction(result: Extraction) -> None:
+    """What was there, what is new, what could not be read."""
+    samples = result.samples
+    counts = samples.labels
+    labelled = f"{sum(counts.values()):,} labelled{_encodings(samples.encodings)}"
+    out.print(f"{samples.source}: {len(samples):,} samples, {labelled}")
+    if counts:
+        out.print(f"  labels: {', '.join(f'{name} {counts[name]:,}' for name in sorted(counts)[:SHOWN_LABELS])}")
+    if samples.unused_columns:
+        out.print(f"  columns not used: {', '.join(samples.unused_columns)} (--columns label=... names yours)")
+    for modality, reasons in result.missing.items():
+        for reason, count in reasons.most_common(SHOWN_FAILURES):
+            example = shown(result.examples[modality][reason])
+            out.print(f"  {modality}: {count:,} without ({reason}; first: {example}); they stay, masked")
+        if len(reasons) > SHOWN_FAILURES:
+            out.print(f"  {modality}: {len(reasons) - SHOWN_FAILURES:,} more reasons")
+    for tower in result.towers:
+        spec, folder = tower.spec, tower.spec.folder_name
+        new, unreadable = result.new.get(folder, 0), result.unreadable[folder]
+        good = f"{result.stored[folder] + new:,} vectors, {new:,} new"
+        trouble = f", {unreadable:,} unreadable" if unreadable else ""
+        out.print(f"  {spec.name}: {good}{trouble} -> {result.folder / folder}")
+    for id, reason in result.failures[:SHOWN_FAILURES]:
+        out.print(f"  sample {id}: {reason}; kept as a masked row")
+    if result.failed > SHOWN_FAILURES:
+        out.print(f"  and {result.failed - SHOWN_FAILURES:,} more that cannot be read")
+    if result.nothing_to_do:
+        failed = sum(result.unreadable.values())
+        again = f"; --retry-failed tries the {failed:,} unreadable again" if failed else ""
+        out.print(f"nothing to do: every vector is in {result.folder} ({result.seconds:.1f} s){again}")
+    else:
+        for modality, clocks in result.clocks.items():
+            if clocks.wall >= WORTH_A_LINE:
+                out.print(f"  {modality}s: {_spent(clocks, modality, result.room(modality))}")
+        out.print(f"wrote {counted(sum(result.new.values()), 'vector')} to {result.folder} in {result.seconds:.1f} s")
+
+
+def show_forecast(found: Forecasts) -> None:
+    """What is missing, how fast it would go, how large it would get."""
+    out.print(f"{found.samples.source}: {len(found.samples):,} samples")
+    if not found.encoders:
+        out.print(f"nothing to do: every vector is in {found.folder}")
+        return
+    rows = []
+    for forecast in found.encoders:
+        for number, (spec, missing, size) in enumerate(forecast.outputs):
+            shown_once = (_rate(forecast.rate), duration(forecast.seconds)) if number == 0 else ("", "")
+            view = f" {spec.view}" if spec.view != "none" else ""
+            output = f"{spec.output}:{spec.layer}" if spec.layer else spec.output
+            rows.append((shown(forecast.model), output + view, f"{missing:,}", *shown_once, size_of(size)))
+    show_table(("encoder", "output", "missing", "rate", "time", "on disk"), rows)
+    out.print(f"reading and decoding add {duration(found.reading)}")
+    total = f"{duration(found.seconds)} and {size_of(found.bytes)} in all"
+    out.print(f"{total}; {size_of(found.free)} free at {found.folder}")
+    if found.bytes > found.free:
+        out.print("note: the disk is too small for that; name another with --cache, or fewer --outputs and --views")
+    out.print("nothing was written; next: the same command without --dry-run")
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.1f}/s"
+
+
+def _spent(clocks: Clocks, modality: str, room: set[str]) -> str:
+    """Where the time went, and what would save some."""
+    slowest = "tokenize" if (modality, clocks.bottleneck) == ("text", "decode") else clocks.bottleneck
+    steps = ", ".join(f"{step} {getattr(clocks, step):.1f} s" for step in STEPS)
+    readers = f" ({clocks.workers} readers)" if clocks.workers > 1 else ""
+    helpful = advice(slowest, room) if clocks.wall >= WORTH_ADVICE else ""
+    return f"{steps}{readers}; the others wait for {slowest}{f': {helpful} would help' if helpful else ''}"
+
+
+def _encodings(counts: Mapping[str, int]) -> str:
+    odd = [f"{count:,} {name}" for name, count in counts.items() if name != "utf-8"]
+    return f"; not UTF-8: {', '.join(odd)}" if odd else ""

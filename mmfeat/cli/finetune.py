@@ -1,0 +1,156 @@
+"""`mmfeat finetune`: the flags of stage 2."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from mmfeat.cli.console import ConsoleProgress, err, out
+from mmfeat.cli.flags import Device, Mlflow, command_line, reported, tell_mlflow
+from mmfeat.cli.heads import takes
+from mmfeat.finetune.settings import path_in_words
+from mmfeat.system.wording import gain, interval
+
+if TYPE_CHECKING:
+    from mmfeat.finetune.finetune import Finetuned
+
+
+def show_finetuned(result: Finetuned) -> None:
+    """The stages with their paired test, the gap to training rows, and where the run lies."""
+    run = result.run
+    if result.reused:
+        out.print("nothing to do: this was trained before")
+    for tower in run.config["moving"]:
+        out.print(_moved(tower))
+    entries = sorted(run.leaderboard, key=lambda entry: "over_stage_1" in entry)
+    out.print(f"stage 1 is {entries[0]['fusion']} on {entries[0]['modalities']} of {run.config['parent']}")
+    header = ("", "macro-F1", "over stage 1", "p", "train", "val.", "test")
+    table = Table(*header, box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for entry in entries:
+        table.add_row(entry["head"], interval(entry["macro_f1"]), *_test(entry))
+    out.print(table)
+    out.print(
+        f"{entries[0]['samples']:,} samples out of fold, 95 % bootstrap intervals, paired bootstrap (Holm); train, "
+        "val. and test are macro-F1 without adjustment"
+    )
+    for entry in [entry for entry in entries if entry["head"] == "wise-ft"]:
+        shares = ", ".join(f"{share:.0%}" for share in entry["alphas"])
+        final = f"{entry['alpha']:.0%} in the heads that predict"
+        out.print(f"share of stage 2 in wise-ft, chosen on validation rows: {shares} by fold, {final}")
+    if run.config["warning"]:
+        out.print(f"warning: {run.config['warning']}")
+    out.print(f"run {run.folder} ({result.seconds:.1f} s)")
+    out.print(f"leaderboard {run.leaderboard_file}")
+
+
+def _moved(tower: dict[str, Any]) -> str:
+    layers = {-1: "all layers", 0: "nothing"}.get(tower["layers"], f"the last {tower['layers']} layers")
+    if tower["layers"] == 1:
+        layers = "the last layer"
+    how = path_in_words(tower["path"], tower["reason"])
+    return f"{tower['tower']}: {layers} ({tower['parameters']:,} parameters) moved, {how}"
+
+
+def _test(entry: dict[str, Any]) -> list[str]:
+    over = entry.get("over_stage_1")
+    tested = ["", ""]
+    if over:
+        tested = [gain(over), f"{over['p_holm']:.3f}"]
+    return tested + [_score(entry["scores"].get(name)) for name in ("train", "validation", "test")]
+
+
+def _score(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def option(text: str, kind: Any, *names: str, least: int | None = None) -> Any:
+    return Annotated[kind, typer.Option(*names, help=text, min=least)]
+
+
+# Training settings: parameter -> its option and default, as in `FinetuneSettings`.
+SETTINGS: dict[str, tuple[Any, Any]] = {
+    "projection": (
+        option("Let projections behind them move too.", bool, "--projection/--no-projection"),
+        False,
+    ),
+    "path": (option("Train from the cached prefix or in full: auto, cached or full.", str), "auto"),
+    "lr_encoder": (option("Learning rate of the moving layers.", float), 5e-6),
+    "lr_attention": (option("Learning rate of cross-attention.", float), 1e-5),
+    "lr_head": (option("Learning rate of the head.", float), 3e-4),
+    "layer_decay": (option("Factor of the learning rate from one layer to the one before.", float), 1.0),
+    "weight_decay": (option("Weight decay of AdamW.", float), 0.05),
+    "warmup": (option("Share of all steps in which learning rates rise.", float), 0.1),
+    "schedule": (option("Of the learning rates: plateau, cosine or constant.", str), "plateau"),
+    "clip_norm": (option("Largest norm of the gradients; 0 does not bound it.", float), 1.0),
+    "batch_size": (option("Samples a step.", int), 16),
+    "accumulate": (option("Steps whose gradients are added up before an update.", int), 1),
+    "epochs": (option("Maximum number of epochs; --monitor stops earlier.", int), 5),
+    "patience": (option("Epochs without improvement before training stops.", int), 2),
+    "monitor": (option("What stops training: validation macro-f1 or loss.", str), "macro-f1"),
+    "amp": (option("Mixed precision: auto (on a GPU), none, bfloat16 or float16.", str), "auto"),
+    "gradient_checkpointing": (
+        option("Less memory, more time.", bool, "--gradient-checkpointing/--no-gradient-checkpointing"),
+        False,
+    ),
+    "gradual": (option("Unfreeze a layer more each epoch.", bool, "--gradual/--no-gradual"), False),
+    "augment": (option("Show photos in another augmentation each time.", bool, "--augment/--no-augment"), False),
+    "lora": (option("Rank of LoRA adapters (needs peft); 0 moves the weights themselves.", int), 0),
+}
+PARAMETERS: dict[str, tuple[Any, Any]] = {
+    "run": (option("A run of mmfeat heads.  [default: the one that validated best]", str | None), None),
+    "unfreeze": (option("NAME:LAYERS,...: the last layers of text, image, bert, ...; all or none.", str), "text:1"),
+    "data": (option("Folder or table, where it is now.  [default: the run's]", str | None), None),
+    "cache": (option("Feature cache.  [default: the run's]", str | None), None),
+    "heads": (option("Folder of the runs.", str), "heads"),
+    "out_folder": (option("Folder to write the new run in.", str, "--out"), "heads"),
+    "fusion": (option("early: train early fusion on pixels beside stage 1.", str | None), None),
+    "head": (option("The run's head to start from.  [default: the one that validated best]", str | None), None),
+    "modalities": (option("both, text or image.  [default: both]", str | None), None),
+    "seeds": (option("Trainings a fold.  [default: as the run]", int | None, least=1), None),
+    "views": (option("Augmented views of each photo to train on.  [default: as the run]", int | None, least=0), None),
+    **SETTINGS,
+    "checkpoint_seconds": (option("Between checkpoints.", float), 30.0),
+    "engine": (option("local, or ray: processes of Ray Train.", str), "local"),
+    "ray_address": (option("A Ray cluster.  [default: this machine]", str | None), None),
+    "workers": (
+        Annotated[int, typer.Option(help="Trainings side by side, or processes of Ray; 0 suits the machine.", min=0)],
+        0,
+    ),
+    "device": (Device, "auto"),
+    "mlflow": (Mlflow, None),
+}
+
+
+@takes(PARAMETERS)
+@reported("what was finished is kept, the same command goes on from there")
+def finetune(context: typer.Context, **given: Any) -> None:
+    """Train the last layers of encoders with the best head of a run, and compare with the head alone.
+
+    \b
+    mmfeat finetune --run heads/RUN --unfreeze text:1 --lr-encoder 5e-6 --lr-head 3e-4
+    """
+    from mmfeat.finetune.finetune import finetune_heads
+    from mmfeat.finetune.settings import FinetuneSettings, parse_unfreeze
+
+    values = context.params
+    settings = FinetuneSettings(
+        unfreeze=parse_unfreeze(values["unfreeze"]), **{name: values[name] for name in SETTINGS}
+    )
+    passed = ["data", "cache", "heads", "fusion", "head", "modalities", "seeds", "views"]
+    passed += ["checkpoint_seconds", "engine", "ray_address", "device", "workers"]
+    result = finetune_heads(
+        values["run"],
+        out=values["out_folder"],
+        settings=settings,
+        progress=ConsoleProgress(),
+        command=command_line(),
+        **{name: values[name] for name in passed},
+    )
+    out.quiet = err.quiet = not result.leads
+    show_finetuned(result)
+    if result.leads:
+        tell_mlflow(result.run, values["mlflow"])
+    out.print(f"next: mmfeat submit --run {shlex.quote(str(result.run.folder))}")

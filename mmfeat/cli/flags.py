@@ -1,0 +1,153 @@
+"""Flags: one name for one thing in every command, and one line for every error."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from mmfeat.cli.console import err, out
+from mmfeat.errors import ConfigError, DataError, MmfeatError
+from mmfeat.system.remote import exists
+from mmfeat.system.wording import shown, without_passwords
+
+if TYPE_CHECKING:
+    from mmfeat.extraction.requests import Request
+    from mmfeat.runs.run import Run
+
+
+Command = TypeVar("Command", bound=Callable[..., None])
+INTERRUPTED = 130  # the exit code
+LONGEST_REASON = 240
+debug = False  # --debug was given
+typed: list[str] = []  # the command line behind `mmfeat`
+
+Data = Annotated[
+    str, typer.Option("--data", help="Folder (train.txt, data/) or CSV, TSV, JSONL, Parquet table; or its URL.")
+]
+AnyData = Annotated[
+    str | None, typer.Option("--data", help="Folder or table.  [default: that of the latest extraction]")
+]
+AnyRun = Annotated[
+    str | None, typer.Option("--run", help="A run folder.  [default: the best on the latest data and folds]")
+]
+RunData = Annotated[str | None, typer.Option("--data", help="Folder or table.  [default: that of the run]")]
+RunCache = Annotated[str | None, typer.Option("--cache", help="Feature cache.  [default: that of the run]")]
+Encoders = Annotated[
+    str, typer.Option("--encoders", help="family[:variant],...: clip, bert, resnet50, timm, hashing, hog.")
+]
+AnyEncoders = Annotated[
+    str | None, typer.Option("--encoders", help="As for extract.  [default: the latest extraction's]")
+]
+CacheFolder = Annotated[str, typer.Option("--cache", help="Folder of the feature cache.")]
+Columns = Annotated[str, typer.Option("--columns", help="Names in your table: id=...,text=...,image=...,label=...")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+AnyColumns = Annotated[str | None, typer.Option("--columns", help="As for extract.  [default: the latest's]")]
+Dtype = Annotated[str, typer.Option("--dtype", help="Arithmetic: auto, float32, bfloat16 or float16.")]
+Cleaning = Annotated[str, typer.Option("--cleaning", help="Text cleaning: tweet or none.")]
+Pooling = Annotated[str, typer.Option("--pooling", help="BERT pooling: mean, cls or pooler.")]
+MaxLength = Annotated[int, typer.Option("--max-length", help="BERT: most tokens of a text.")]
+AnyDtype = Annotated[str | None, typer.Option("--dtype", help="As for extract.  [default: the latest's]")]
+AnyCleaning = Annotated[str | None, typer.Option("--cleaning", help="As for extract.  [default: the latest's]")]
+AnyPooling = Annotated[str | None, typer.Option("--pooling", help="As for extract.  [default: the latest's]")]
+AnyMaxLength = Annotated[int | None, typer.Option("--max-length", help="As for extract.  [default: the latest's]")]
+Outputs = Annotated[
+    str, typer.Option("--outputs", help="pooled, tokens, prefix:N (input of the N-th last layer), bert=tokens, ...")
+]
+AnyOutputs = Annotated[str | None, typer.Option("--outputs", help="As for extract.  [default: the latest's]")]
+Views = Annotated[int, typer.Option("--views", help="Augmented views of each photo, beside the plain one.", min=0)]
+AnyViews = Annotated[int | None, typer.Option("--views", help="As for extract.  [default: the latest's]", min=0)]
+_DRAFT = "Decode large JPEGs reduced, with no less than so many pixels; 0 in full."
+Draft = Annotated[int, typer.Option("--draft", help=_DRAFT, min=0)]
+AnyDraft = Annotated[int | None, typer.Option("--draft", help="As for extract.  [default: the latest's]", min=0)]
+Engine = Annotated[str, typer.Option("--engine", help="local or ray.")]
+RayAddress = Annotated[str | None, typer.Option("--ray-address", help="A Ray cluster.  [default: this machine]")]
+Workers = Annotated[int, typer.Option("--workers", help="Readers, or Ray's workers; 0 suits the machine.", min=0)]
+Mlflow = Annotated[
+    str | None, typer.Option("--mlflow", help="Tell MLflow there of the run: http://HOST:5000, sqlite:///mlflow.db.")
+]
+Seed = Annotated[int, typer.Option("--seed", help="Fixes everything that is random.", min=0)]
+
+
+def reported(interrupted: str) -> Callable[[Command], Command]:
+    """One line and an exit code instead of a traceback: 1 for a failure, 130 for an interrupt."""
+
+    def decorate(function: Command) -> Command:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> None:
+            try:
+                function(*args, **kwargs)
+            except typer.Exit:
+                raise
+            except (KeyboardInterrupt, typer.Abort):
+                err.print(f"interrupted; {interrupted}")
+                raise typer.Exit(INTERRUPTED) from None
+            except Exception as error:
+                if debug:
+                    raise
+                err.print(f"mmfeat: {one_line(error)}")
+                raise typer.Exit(1) from None
+
+        return wrapper  # type: ignore[return-value]
+
+    return decorate
+
+
+def command_line() -> str:
+    """The command as it was typed, for the record of a run; "" where nobody typed it."""
+    return shlex.join(["mmfeat", *typed]) if typed else ""
+
+
+def tell_mlflow(run: Run, uri: str | None) -> None:
+    """Log a finished run; whatever goes wrong there is a warning, for the run itself is safe."""
+    if uri is None:
+        return
+    from mmfeat.runs.mlflow_log import log_run
+
+    try:
+        found = log_run(run, uri)
+    except Exception as error:  # of any server, network or database
+        reason = without_passwords(" ".join(str(error).split()))[:LONGEST_REASON] or type(error).__name__
+        err.print(f"warning: MLflow was not told of the run, which is whole: {reason}")
+    else:
+        out.print(f"mlflow run {found} ({without_passwords(uri)})")
+
+
+def one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, MmfeatError):
+        return text
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}; check the path and its rights"
+    return f"{type(error).__name__}: {text}; --debug shows where"
+
+
+def find_request(
+    data: str | None, encoders: str | None, cache: str, columns: str | None, given: dict[str, Any]
+) -> Request:
+    """What is named in full, or the latest extraction's request with what is named in its place."""
+    from mmfeat.extraction.requests import latest_request, new_request
+
+    if data is not None and not exists(data):
+        raise DataError(f"{data}: no such folder or table; check --data")
+    if data is not None and encoders is not None:
+        return new_request(data, names(encoders), pairs(columns or ""), given)
+    request = latest_request(cache, data)
+    request = request.changed(names(encoders) if encoders else None, pairs(columns) if columns else None, given)
+    out.print(f"using {shown(request.data)} with {', '.join(map(shown, request.encoders))}")
+    return request
+
+
+def names(value: str) -> list[str]:
+    return [name.strip() for name in value.split(",") if name.strip()]
+
+
+def pairs(value: str) -> dict[str, str]:
+    """`id=guid,text=caption` as a mapping."""
+    pairs = [pair.partition("=") for pair in names(value)]
+    if broken := [name for name, equals, column in pairs if not equals or not column]:
+        raise ConfigError(f"--columns {','.join(broken)}: write id=...,text=...,image=...,label=...")
+    return {name: column for name, _, column in pairs}

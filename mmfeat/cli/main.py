@@ -1,0 +1,206 @@
+"""The command line: each command builds a configuration and calls one function of the library."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mmfeat.cli import audit as cli_audit
+from mmfeat.cli import cache as cli_cache
+from mmfeat.cli import export as cli_export
+from mmfeat.cli import extract as cli_extract
+from mmfeat.cli import finetune as cli_finetune
+from mmfeat.cli import flags
+from mmfeat.cli import heads as cli_heads
+from mmfeat.cli import predict as cli_predict
+from mmfeat.cli import report as cli_report
+from mmfeat.cli import runs as cli_runs
+from mmfeat.cli.console import err, out
+from mmfeat.cli.flags import (
+    INTERRUPTED,
+    reported,
+)
+from mmfeat.errors import ConfigError
+from mmfeat.version import __version__
+
+
+def read_config(path: Path, flags: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, Any]]:
+    """Values of `path` by command and parameter name.
+
+    `flags` maps each command's flags, without dashes, to parameter names. A top-level key counts for every
+    command that has the flag, a table for the command of its name. Raises `ConfigError` for anything else.
+    """
+    values = _dashed(_read_toml(path))
+    broken = [name for name in flags if not isinstance(values.get(name, {}), dict)]
+    broken += ["out"] * ("out" in values)
+    if broken:
+        raise ConfigError(f"{path}: {', '.join(broken)} means something else for each command; write a table, [heads]")
+    common = {key: value for key, value in values.items() if key not in flags}
+    if tables := [key for key, value in common.items() if isinstance(value, dict)]:
+        known_tables = ", ".join(f"[{name}]" for name in flags)
+        raise ConfigError(f"{path}: no command {', '.join(tables)}; tables are {known_tables}")
+    known = {flag for names in flags.values() for flag in names}
+    unknown = [key for key in common if key not in known]
+    unknown += [f"{name}.{key}" for name in flags for key in values.get(name, {}) if key not in flags[name]]
+    if unknown:
+        raise ConfigError(f'{path}: no flag {", ".join(unknown)}; keys are flag names, as in encoders = "clip,bert"')
+    return {name: _of_command({**common, **values.get(name, {})}, names) for name, names in flags.items()}
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; --config names a TOML file") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not a readable TOML file ({error})") from error
+
+
+def _dashed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`batch_size` is taken for the flag `batch-size`, in tables too."""
+    plain = {key.replace("_", "-"): value for key, value in values.items()}
+    return {key: _dashed(value) if isinstance(value, dict) else value for key, value in plain.items()}
+
+
+def _of_command(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Parameter name -> value; a list becomes what the flag takes, a comma-separated text."""
+    return {
+        names[flag]: ",".join(map(str, value)) if isinstance(value, list) else value
+        for flag, value in values.items()
+        if flag in names
+    }
+
+
+app = typer.Typer(
+    name="mmfeat",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+_UsageError: Any = typer.BadParameter.__base__  # typer does not export it
+GROUPS = {cli_cache.NAME: cli_cache.app, cli_runs.NAME: cli_runs.app}
+for _name, _group in GROUPS.items():
+    app.add_typer(_group, name=_name)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"mmfeat {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    config: Annotated[str | None, typer.Option("--config", help="TOML file with any flags; flags win.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Encode texts and images once with frozen encoders, then train fusion heads in seconds.
+
+    \b
+    mmfeat extract --data tweets --encoders clip,bert,resnet50
+    mmfeat heads --fusion all
+    mmfeat finetune --unfreeze text:1
+    mmfeat submit
+    mmfeat predict --text "what a day" --image photo.jpg
+    """
+    flags.debug = debug
+    if config is not None:
+        reported("nothing was done")(_load_config)(context, Path(config))
+
+
+app.command()(cli_extract.extract)
+app.command()(cli_audit.audit)
+app.command()(cli_heads.heads)
+app.command()(cli_finetune.finetune)
+app.command()(cli_report.report)
+app.command()(cli_export.export)
+
+
+app.command()(cli_predict.submit)
+app.command()(cli_predict.predict)
+app.command()(cli_extract.demo)
+
+
+def main() -> None:
+    """Entry point. `--debug` and `--config FILE` may stand anywhere; exit code 2 for what is no command or flag."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill saves what Ctrl-C saves
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the reader has threads of its own
+    gc.set_threshold(100_000)  # a million samples are no garbage, and looking for some among them takes seconds
+    flags.typed = sys.argv[1:]
+    code = _run(_global_flags_first(sys.argv[1:]))
+    if code == INTERRUPTED and "ray" in sys.modules:
+        _leave_at_once(INTERRUPTED)
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """The exit code; one line where a command or a flag is wrong, as for any other error."""
+    try:
+        return app(args=arguments, prog_name=app.info.name, standalone_mode=False) or 0
+    except _UsageError as error:
+        message = error.format_message()
+        if "\n" in message:  # help, for a command that cannot do without arguments
+            err.print(message)
+        else:
+            command = error.ctx.command_path if error.ctx else app.info.name
+            err.print(f"mmfeat: {message.rstrip('.?')}; {command} -h shows what there is")
+        return 2
+
+
+def _leave_at_once(code: int) -> None:
+    """Where Ray was interrupted while it started, its threads crash an interpreter that winds down."""
+    atexit._run_exitfuncs()  # Ray's end the processes that it began
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _global_flags_first(arguments: list[str]) -> list[str]:
+    first: list[str] = []
+    rest: list[str] = []
+    source = iter(arguments)
+    for argument in source:
+        if argument == "--debug" or argument.startswith("--config="):
+            first.append(argument)
+        elif argument == "--config":
+            first += [argument, *[value for value in [next(source, None)] if value is not None]]
+        else:
+            rest.append(argument)
+    return first + rest
+
+
+def _load_config(context: typer.Context, path: Path) -> None:
+    """Give the file's values to the commands as defaults; `cache ls` has the table [cache-ls]."""
+    commands: dict[str, Any] = dict(context.command.commands)  # type: ignore[attr-defined]
+    inner = {group: list(commands[group].commands) for group in GROUPS}
+    for group in GROUPS:
+        commands |= {f"{group}-{name}": command for name, command in commands.pop(group).commands.items()}
+    known = {
+        name: {option.opts[0].lstrip("-"): option.name for option in command.params if option.opts[0].startswith("-")}
+        for name, command in commands.items()
+    }
+    values: dict[str, Any] = read_config(path, known)
+    for group, names_of_group in inner.items():
+        values[group] = {name: values.pop(f"{group}-{name}") for name in names_of_group}
+    context.default_map = values
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,308 @@
+"""`mmfeat runs`: which runs there are, what one is made of, how several differ, and away with some."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmfeat.cli.console import ConsoleProgress, err, out, show_table
+from mmfeat.cli.flags import Device, command_line, reported
+from mmfeat.errors import RunError
+from mmfeat.system.wording import counted, duration, gain, interval, shown, size_of
+
+if TYPE_CHECKING:
+    from mmfeat.reproduce import Reproduction
+    from mmfeat.runs.compare import Comparison, RunTest
+    from mmfeat.runs.folders import RunFolder
+    from mmfeat.runs.run import Run
+
+
+SHOWN_ENTRIES = 5
+SHOWN_FILES = 5
+LONGEST = 48  # letters of a setting in the table
+
+
+def show_runs(found: Sequence[RunFolder], heads: str) -> None:
+    """A line a run, the newest first, and the reasons of those that are none."""
+    if not found:
+        out.print(f"no runs in {heads}")
+        return
+    rows = []
+    for each in found:
+        data = Path(str(each.asked.get("data", ""))).name
+        best, score, entries = "-", (each.run is None and "no run") or "", ""
+        if each.run:
+            first = each.run.leaderboard[0]
+            best, score = f"{first['head']} on {first['modalities']}", interval(first["macro_f1"])
+            entries = str(len(each.run.leaderboard))
+        rows.append((each.name, data, each.kind, best, score, entries, _date(each.date), size_of(each.bytes)))
+    show_table(("run", "data", "kind", "best", "macro-F1", "entries", "date", "size"), rows)
+    for each in found:
+        if each.reason:
+            out.print(f"{each.name}: {each.reason}")
+        if each.run is None and (command := each.asked.get("record", {}).get("command")):
+            out.print(f"  {command}")
+    finished = [each.name for each in found if each.run]
+    out.print(f"next: {f'mmfeat runs show {finished[0]}' if finished else 'mmfeat heads'}")
+
+
+def show_overlooked(run: Run, head: str | None, modalities: str | None) -> None:
+    """A note where another run on the same data scored higher and was not taken, since its score is no comparison."""
+    from mmfeat.runs.run import overlooked_run
+
+    if other := overlooked_run(run, head, modalities):
+        scores = [interval(each.entry(head, modalities)["macro_f1"]) for each in (other, run)]
+        err.print(
+            f"note: {other.folder} scored higher, {scores[0]} against {scores[1]}, on other contents or folds; "
+            f"--run {other.folder} takes it"
+        )
+
+
+def show_run(run: Run, commands: Sequence[str], files: Mapping[str, int]) -> None:
+    """All facts of a run in a compact form."""
+    config, record = run.config, run.config.get("record", {})
+    out.print(f"run {run.folder}")
+    show_table((), _facts(config, record))
+    for encoder in config["encoders"]:
+        spec = encoder["spec"]
+        out.print(f"  {encoder['request']} ({spec['modality']}, {spec['output']}, {spec['arithmetic']})")
+    _show_leaderboard(run)
+    if (more := len(run.leaderboard) - SHOWN_ENTRIES) > 0:
+        out.print(f"and {more} more in {run.leaderboard_file}")
+    out.print("the commands that make it again:")
+    for command in commands:
+        out.print(f"  {command}")
+    total = sum(files.values())
+    listed = ", ".join(f"{name} {size_of(size)}" for name, size in list(files.items())[:SHOWN_FILES])
+    out.print(f"files: {len(files):,}, {size_of(total)} ({listed}, ...)")
+    out.print(f"next: mmfeat runs reproduce {run.folder.name} --out reproduced")
+
+
+def show_comparison(found: Comparison) -> None:
+    """Settings that differ, scores side by side, and the tests."""
+    names = [f"[{number}]" for number in range(1, len(found.runs) + 1)]
+    for name, run in zip(names, found.runs, strict=True):
+        out.print(f"{name} {run.folder}")
+    if found.settings:
+        show_table(("setting", *names), [(name, *map(_short, values)) for name, values in found.settings.items()])
+    else:
+        out.print("no setting differs")
+    rows = []
+    for name, entry, test in zip(names, found.entries, found.tests, strict=True):
+        head = f"{entry['head']} on {entry['modalities']}"
+        scores = [interval(entry["macro_f1"]), interval(entry["accuracy"]), f"{entry['samples']:,}"]
+        rows.append((name, head, *scores, *_test(test)))
+    show_table(("", "head", "macro-F1", "accuracy", "samples", "over [1]", "p (Holm)", ""), rows)
+    for name, reason in zip(names, found.reasons, strict=True):
+        if reason:
+            out.print(f"{name} is not comparable with [1]: {reason}")
+    if any(found.tests):
+        out.print("95 % bootstrap intervals; paired bootstrap on the samples that both have out of fold")
+        if not found.named:
+            out.print(
+                "each is the best of its run by these very scores, which flatters it; --head names one beforehand"
+            )
+
+
+def show_reproduction(found: Reproduction) -> None:
+    """Whether a run came out the same."""
+    if found.reused:
+        out.print("it was reproduced before; compared again")
+    if found.identical:
+        compared = f"{found.files:,} files of predictions and weights, {len(found.scores)} scores"
+        out.print(f"identical bit for bit: {compared}")
+    else:
+        out.print(f"not identical: {len(found.different):,} of {found.files:,} files differ")
+        for name in found.different[:SHOWN_FILES]:
+            out.print(f"  {name}")
+        rows = [
+            (name, *("-" if value is None else f"{value:.6f}" for value in scores))
+            for name, scores in found.scores.items()
+            if scores[0] != scores[1]
+        ]
+        if rows:
+            show_table(("entry", "macro-F1 before", "after"), rows)
+    for name, (before, after) in found.changed.items():
+        out.print(f"{name}: {before} then, {after} now")
+    for note in found.notes:
+        out.print(f"note: {note}")
+    out.print(f"run {shown(str(found.run.folder.resolve()))}")
+
+
+def _facts(config: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    versions, machine = record.get("versions", {}), record.get("machine", {})
+    protocol = config["protocol"]
+    counts = ", ".join(f"{name} {count:,}" for name, count in config["class_counts"].items())
+    folds = f"{len(config['folds'])} folds" if protocol["kind"] == "kfold" else "holdout"
+    facts = [
+        (
+            "data",
+            f"{shown(config['data'])} ({config['labelled']:,} labelled: {counts}), hash {config['data_hash'][:8]}",
+        ),
+        ("protocol", f"{folds}, {protocol['seeds']} seeds from {protocol['seed']}, splits {config['splits_hash'][:8]}"),
+        ("cache", shown(config["cache"])),
+        ("parent", str(config.get("parent") or "")),
+        ("command", record.get("command", "")),
+        ("date", _when(record)),
+        ("machine", ", ".join(f"{name} {value}" for name, value in machine.items())),
+        ("versions", ", ".join(f"{name} {value}" for name, value in versions.items()) or config["version"]),
+        ("encoders", ", ".join(record.get("fingerprints", {}))),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _when(record: Mapping[str, Any]) -> str:
+    if not record:
+        return ""
+    return f"{_date(datetime.fromisoformat(record['started']))}, {duration(record['seconds'])}"
+
+
+def _show_leaderboard(run: Run) -> None:
+    rows = []
+    for entry in run.leaderboard[:SHOWN_ENTRIES]:
+        scores = (interval(entry[name]) for name in ("macro_f1", "accuracy", "log_loss"))
+        rows.append((entry["head"], entry["modalities"], *scores))
+    show_table(("head", "on", "macro-F1", "accuracy", "log-loss"), rows)
+
+
+def _test(test: RunTest | None) -> list[str]:
+    if test is None:
+        return ["", "", ""]
+    return [gain(vars(test.difference)), f"{test.p_holm:.3f}", "tie" if test.tie else ""]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
+
+def _date(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%d %H:%M")
+
+
+NAME = "runs"
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show, compare, repeat and delete runs.")
+
+Heads = Annotated[str, typer.Option("--heads", help="Folder of the runs.")]
+One = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, its name, or the beginning or end of that.")]
+Some = Annotated[list[str], typer.Argument(metavar="RUN", help="Run folders, or their names.")]
+
+
+@app.command("ls")
+@reported("nothing was changed")
+def list_all(
+    heads: Heads = "heads",
+    data: Annotated[str | None, typer.Option("--data", help="Only runs on this data.")] = None,
+) -> None:
+    """List the runs, the newest first. Also those that are not finished or cannot be read.
+
+    \b
+    mmfeat runs ls
+    """
+    from mmfeat.runs.folders import list_runs
+
+    show_runs(list_runs(heads, data), heads)
+
+
+@app.command()
+@reported("nothing was changed")
+def show(run: One, heads: Heads = "heads") -> None:
+    """Show what a run is made of, its scores, and the commands that make it again.
+
+    \b
+    mmfeat runs show heads/RUN
+    """
+    from mmfeat.cli.commands import told_commands
+    from mmfeat.runs.folders import find_run
+
+    found = find_run(run, heads)
+    paths = [path for path in sorted(found.folder.rglob("*")) if path.is_file()]
+    files = {str(path.relative_to(found.folder)): path.stat().st_size for path in paths}
+    show_run(found, told_commands(found), files)
+
+
+@app.command()
+@reported("nothing was changed")
+def compare(
+    runs: Some,
+    heads: Heads = "heads",
+    head: Annotated[str | None, typer.Option(help="This head of each run.  [default: its best]")] = None,
+    modalities: Annotated[str | None, typer.Option(help="both, text, image or ensemble.  [default: the best]")] = None,
+) -> None:
+    """Show in what runs differ, their scores, and paired tests against the first.
+
+    \b
+    mmfeat runs compare heads/RUN-A heads/RUN-B
+    """
+    from mmfeat.runs.compare import compare_runs
+    from mmfeat.runs.folders import find_run
+
+    found = [find_run(run, heads) for run in runs]
+    show_comparison(compare_runs(found, head, modalities))
+    out.print(f"next: mmfeat report --compare {' '.join(_quoted(run.folder) for run in found)}")
+
+
+@app.command()
+@reported("what was finished is kept, the same command goes on from there")
+def reproduce(
+    run: One,
+    out_folder: Annotated[str, typer.Option("--out", help="Folder to write the new run in.")] = "reproduced",
+    heads: Heads = "heads",
+    cache: Annotated[str | None, typer.Option("--cache", help="Feature cache.  [default: the run's]")] = None,
+    device: Device = "auto",
+    workers: Annotated[int, typer.Option(help="Trainings side by side; 0 is one a core.", min=0)] = 0,
+) -> None:
+    """Train a run anew from its own configuration. Exit code 1 unless the result is identical.
+
+    \b
+    mmfeat runs reproduce heads/RUN --out reproduced
+    """
+    from mmfeat.reproduce import reproduce_run
+    from mmfeat.runs.folders import find_run
+
+    found = reproduce_run(
+        find_run(run, heads),
+        out_folder,
+        cache=cache,
+        device=device,
+        workers=workers,
+        progress=ConsoleProgress(),
+        command=command_line(),
+    )
+    show_reproduction(found)
+    out.print(f"next: mmfeat runs compare {_quoted(found.original.folder)} {_quoted(found.run.folder)}")
+    if not found.identical:
+        raise typer.Exit(1)
+
+
+@app.command()
+@reported("what was not deleted yet is still there")
+def rm(
+    runs: Some,
+    heads: Heads = "heads",
+    force: Annotated[bool, typer.Option("--force", help="Also a run that another one was fine-tuned from.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete run folders. Asks on a terminal; elsewhere --yes is needed.
+
+    \b
+    mmfeat runs rm heads/RUN
+    """
+    from mmfeat.runs.folders import check_deletable, delete_runs, folder_bytes
+
+    places = check_deletable(runs, heads, force)
+    for place in places:
+        out.print(f"{place} ({size_of(folder_bytes(place))})")
+    many = counted(len(places), "run")
+    if not yes and not (err.is_terminal and typer.confirm(f"delete {many} in {heads}?", err=True)):
+        raise RunError("nothing was deleted; the same command with --yes deletes what is listed")
+    freed = delete_runs([place.name for place in places], heads, force)
+    out.print(f"deleted {many}, {size_of(freed)}; mmfeat cache gc finds vectors that no run needs now")
+
+
+def _quoted(folder: object) -> str:
+    return shlex.quote(shown(str(folder)))

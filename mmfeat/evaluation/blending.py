@@ -1,0 +1,264 @@
+"""Ensembles: weights for the heads' probabilities, or a small model of them, from validation rows only.
+
+Arrays: H heads, M validation rows, N rows of any kind, C classes. What heads give are calibrated
+log-probabilities (H, N, C); multi-label, those of each class being there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mmfeat.evaluation.decisions import Decision, fit_decision
+from mmfeat.samples.labels import Targets
+
+LEAST = 1e-12  # probabilities are kept this far from 0 and 1 in a logarithm
+BAGS = 20
+SORTED = 5  # so many of the best heads, at most, are where the selection starts
+LOSS_SHARE = 0.1  # weight of the log-loss beside macro-F1
+PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # of stacking, strongest first
+INNER_FOLDS = 5
+CURVATURE = 0.2  # of the log-loss by a logit, about; at most a quarter
+
+
+def mean_weights(heads: int) -> np.ndarray:
+    """(H,) equal weights."""
+    return np.full(heads, 1 / heads)
+
+
+def blend(log_probabilities: np.ndarray, weights: np.ndarray, multilabel: bool = False) -> np.ndarray:
+    """(N, C) log of the weighted mean of the heads' probabilities (H, N, C); multi-label its log-odds."""
+    mean = np.tensordot(weights / weights.sum(), np.exp(log_probabilities), axes=1)
+    if not multilabel:
+        return np.log(np.maximum(mean, LEAST))
+    mean = np.clip(mean, LEAST, 1 - LEAST)
+    return np.log(mean) - np.log1p(-mean)
+
+
+def greedy_weights(
+    validation: np.ndarray, targets: Targets, rounds: int = 15, seed: int = 42, bags: int = BAGS
+) -> np.ndarray:
+    """Weights of heads by ensemble selection (Caruana et al., 2004).
+
+    Starting with the best heads, each round adds the head, again or anew, that makes the mean best; the best
+    ensemble on the way counts. This is done in `bags` random halves of the heads, and the weights are
+    averaged. Best is by macro-F1 less a tenth of the log-loss (nats): macro-F1 alone follows the luck of single
+    rows. Classes are chosen with the offsets that `fit_decision` finds for the mean of all heads.
+
+    Parameters
+    ----------
+    validation : (H, M, C)
+        Log-probabilities; without rows all heads weigh the same.
+    targets : Targets
+        Labels of the M rows.
+
+    Returns
+    -------
+    (H,) array
+        Weights that add up to 1.
+    """
+    heads = len(validation)
+    if not len(targets) or heads == 1:
+        return mean_weights(heads)
+    random = np.random.default_rng(seed)
+    candidates = _Candidates.of(validation, targets)
+    size = min(heads, max(3, (heads + 1) // 2))
+    weights = np.zeros(heads)
+    for _ in range(bags if size < heads else 1):
+        pool = np.sort(random.permutation(heads)[:size])
+        weights[pool] += _select(candidates.take(pool), rounds)
+    return weights / weights.sum()
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """Probabilities (H, C, M) of heads, those of what is so (H, 1 or C, M), the labels (C, M), and the share
+    (C, 1) of each class from which it is chosen: multi-label on its own, multi-class in comparison."""
+
+    probabilities: np.ndarray
+    likelihoods: np.ndarray
+    labels: np.ndarray
+    bars: np.ndarray
+    multilabel: bool
+
+    @classmethod
+    def of(cls, log_probabilities: np.ndarray, targets: Targets) -> _Candidates:
+        # float32 and long last axes: rounds of the selection are many, and this halves their time
+        probabilities = np.ascontiguousarray(np.exp(log_probabilities).transpose(0, 2, 1), dtype=np.float32)
+        labels = np.ascontiguousarray(targets.matrix.T)
+        likelihoods = np.where(labels, probabilities, 1 - probabilities)
+        if not targets.multilabel:
+            likelihoods = (probabilities * labels).sum(1, keepdims=True)
+        bars = _bars(log_probabilities, targets).astype(np.float32)[:, None]
+        return cls(probabilities, likelihoods, labels, bars, targets.multilabel)
+
+    def take(self, heads: np.ndarray) -> _Candidates:
+        return replace(self, probabilities=self.probabilities[heads], likelihoods=self.likelihoods[heads])
+
+    def __len__(self) -> int:
+        return len(self.probabilities)
+
+    def scores(self, sums: np.ndarray, likelihoods: np.ndarray, sizes: np.ndarray | float) -> np.ndarray:
+        """(K,) objective of K ensembles: sums of the probabilities of so many (`sizes`) heads each."""
+        share = 1 / np.broadcast_to(np.asarray(sizes, dtype=np.float32), len(sums))[:, None, None]
+        loss = -np.log(np.maximum(likelihoods * share, np.float32(LEAST))).mean((1, 2))
+        if self.multilabel:
+            chosen = sums * share > self.bars
+        else:  # not `indicator`: counting runs along the rows, which shall be the last axis
+            chosen = (sums / self.bars).argmax(1)[:, None] == np.arange(sums.shape[1])[:, None]
+        predicted = np.count_nonzero(chosen, axis=-1)
+        hits = np.count_nonzero(chosen & self.labels, axis=-1)
+        f1 = 2 * hits / np.maximum(predicted + np.count_nonzero(self.labels, axis=-1), 1)
+        return f1.mean(-1) - LOSS_SHARE * loss
+
+
+def _bars(log_probabilities: np.ndarray, targets: Targets) -> np.ndarray:
+    """(C,) from the decision that is best for the mean of all heads.
+
+    Ensembles are decided on after they are made; picked by their plain choices, heads would be rewarded for
+    being bold about rare classes, which the decision gives for nothing.
+    """
+    mean = blend(log_probabilities, mean_weights(len(log_probabilities)), targets.multilabel)
+    decision = fit_decision(mean, targets, targets.prior)
+    offsets = decision.temperature * np.array(decision.offsets)
+    return 1 / (1 + np.exp(-offsets)) if targets.multilabel else np.exp(offsets)
+
+
+def _select(pool: _Candidates, rounds: int) -> np.ndarray:
+    """(H,) weights of one greedy selection."""
+    alone = pool.scores(pool.probabilities, pool.likelihoods, 1)
+    order = np.argsort(-alone, kind="stable")[:SORTED]
+    sizes = np.arange(1, len(order) + 1)
+    sums, likelihoods = pool.probabilities[order].cumsum(0), pool.likelihoods[order].cumsum(0)
+    starts = pool.scores(sums, likelihoods, sizes)
+    first = int(starts.argmax())
+    picked = np.bincount(order[: first + 1], minlength=len(pool)).astype(float)
+    best, best_score = picked / picked.sum(), starts[first]
+    total, likelihood = sums[first], likelihoods[first]
+    for _ in range(rounds):
+        scores = pool.scores(total + pool.probabilities, likelihood + pool.likelihoods, picked.sum() + 1)
+        head = int(scores.argmax())
+        picked[head] += 1
+        total, likelihood = total + pool.probabilities[head], likelihood + pool.likelihoods[head]
+        if scores[head] > best_score:
+            best, best_score = picked / picked.sum(), scores[head]
+    return best
+
+
+@dataclass(frozen=True)
+class Stacking:
+    """Logistic regression on the heads' logits, as a correction of their mean.
+
+    `weights` (H * C, C) and `intercept` (C,); `penalty` is the strength of L2 that the inner folds chose.
+    `out_of_fold` (M, C) are logits of the validation rows, each by a model that had not seen the row: what a
+    temperature and offsets are fitted on.
+    """
+
+    weights: np.ndarray
+    intercept: np.ndarray
+    penalty: float
+    out_of_fold: np.ndarray
+    multilabel: bool = False
+
+    def logits(self, log_probabilities: np.ndarray) -> np.ndarray:
+        """(N, C) logits from the heads' log-probabilities (H, N, C)."""
+        inputs = _head_logits(log_probabilities, self.multilabel)
+        return inputs.mean(0) + _beside(inputs) @ self.weights + self.intercept
+
+
+def fit_stacking(validation: np.ndarray, targets: Targets, seed: int = 42) -> Stacking:
+    """Fit `Stacking` (Wolpert, 1992) on log-probabilities (H, M, C) and the labels of their rows.
+
+    The stronger the penalty the nearer to the mean of the heads' logits, not to knowing nothing: this is
+    where few rows should leave it. The penalty is the one with the least log-loss in inner cross-validation.
+    """
+    inputs = _head_logits(validation, targets.multilabel)
+    heads, rows, classes = inputs.shape
+    columns, start = _beside(inputs), inputs.mean(0)
+    if rows < 2 * INNER_FOLDS:
+        return Stacking(np.zeros((heads * classes, classes)), np.zeros(classes), np.inf, start, targets.multilabel)
+    inner = _inner_folds(targets, seed)
+    out = np.empty((len(PENALTIES), rows, classes))
+    for fold in range(INNER_FOLDS):
+        rest, held = inner != fold, inner == fold
+        for row, fitted in enumerate(_path(columns[rest], start[rest], targets.take(rest), PENALTIES)):
+            out[row, held] = start[held] + columns[held] @ fitted[:-1] + fitted[-1]
+    losses = [_loss(each, targets)[0] for each in out]
+    best = int(np.argmin(losses))
+    fitted = _path(columns, start, targets, PENALTIES[: best + 1])[-1]
+    return Stacking(fitted[:-1], fitted[-1], PENALTIES[best], out[best], targets.multilabel)
+
+
+def _path(columns: np.ndarray, start: np.ndarray, targets: Targets, penalties: tuple[float, ...]) -> list[np.ndarray]:
+    """(H * C + 1, C) coefficients, the intercept last, for each penalty in turn, each from the one before.
+
+    Heads resemble one another, and L-BFGS crawls along such columns. In the basis of their principal axes,
+    each scaled by its curvature, it needs a fifth of the steps.
+    """
+    from scipy.optimize import minimize
+
+    mean = columns.mean(0)
+    variances, basis = np.linalg.eigh(np.cov(columns.T, bias=True).reshape(len(mean), len(mean)))
+    rotated = (columns - mean) @ basis
+    shape = (len(mean) + 1, start.shape[1])
+
+    def objective(flat: np.ndarray, scale: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
+        fitted = flat.reshape(shape) * scale
+        loss, residual = _loss(start + rotated @ fitted[:-1] + fitted[-1], targets)
+        slopes = np.concatenate([rotated.T @ residual + penalty * fitted[:-1], residual.sum(0)[None]])
+        return loss + penalty / 2 * float((fitted[:-1] ** 2).sum()), (slopes * scale).ravel()
+
+    found, fitted = [], np.zeros(shape)
+    for penalty in penalties:
+        scale = 1 / np.sqrt(np.append(np.maximum(variances, 0) * CURVATURE + penalty, CURVATURE))[:, None]
+        answer = minimize(
+            objective, (fitted / scale).ravel(), (scale, penalty), jac=True, method="L-BFGS-B", options={"gtol": 1e-4}
+        )
+        fitted = answer.x.reshape(shape) * scale
+        weights = basis @ fitted[:-1]
+        found.append(np.concatenate([weights, (fitted[-1] - mean @ weights)[None]]))
+    return found
+
+
+def _loss(logits: np.ndarray, targets: Targets) -> tuple[float, np.ndarray]:
+    """Mean log-loss (multi-label: summed over classes) and its (M, C) gradient by the logits."""
+    labels, rows = targets.matrix, len(targets)
+    if targets.multilabel:
+        below = np.logaddexp(0, -logits)
+        return float((below + ~labels * logits).sum()) / rows, (np.exp(-below) - labels) / rows
+    shifted = logits - logits.max(1, keepdims=True)
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return float(-log_probabilities[labels].sum()) / rows, (np.exp(log_probabilities) - labels) / rows
+
+
+def _head_logits(log_probabilities: np.ndarray, multilabel: bool) -> np.ndarray:
+    """(H, N, C) log-probabilities or log-odds with no extremes: a certain head shall not rule the sums."""
+    least = np.log(1e-6)
+    if multilabel:
+        odds = log_probabilities - np.log(np.maximum(-np.expm1(log_probabilities), LEAST))
+        return np.clip(odds, least, -least)
+    return np.maximum(log_probabilities, least)
+
+
+def _beside(inputs: np.ndarray) -> np.ndarray:
+    """(N, H * C): the heads side by side."""
+    heads, rows, classes = inputs.shape
+    return inputs.transpose(1, 0, 2).reshape(rows, heads * classes)
+
+
+def _inner_folds(targets: Targets, seed: int) -> np.ndarray:
+    """(M,) fold numbers, each class spread evenly over the folds; multi-label, the number of classes a row has."""
+    random = np.random.default_rng(seed).permutation(len(targets))
+    strata = targets.matrix.sum(1) if targets.multilabel else targets.numbers
+    folds = np.empty(len(targets), dtype=int)
+    folds[np.lexsort((random, strata))] = np.arange(len(targets)) % INNER_FOLDS
+    return folds
+
+
+def mean_logits(logits: np.ndarray, decision: Decision) -> np.ndarray:
+    """(S, N, C) logits -> (N, C) whose calibrated probabilities are the mean of those of the S heads."""
+    if len(logits) == 1:
+        return logits[0]
+    log_probabilities = decision.log_probabilities(logits)
+    return blend(log_probabilities, mean_weights(len(logits)), decision.multilabel) * decision.temperature

@@ -1,0 +1,192 @@
+"""Decisions: what turns a head's logits into probabilities and into classes, fitted on validation rows.
+
+Probabilities come from one temperature (Guo et al., 2017), classes from a logit adjustment: offsets of
+`strength` times the log of the classes' prior (Menon et al., 2021, arXiv 2007.07314), or for multi-label a
+threshold a class. Macro-F1 of some hundred rows is a noisy staircase, and the setting at its top is often luck:
+settings are chosen on many draws of half as many rows each, and their mean is taken (bagging, Breiman, 1996).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from mmfeat.errors import RunError
+from mmfeat.samples.labels import Targets, indicator
+
+STRENGTHS = np.arange(-10, 21) / 10  # 0 chooses the most probable class, 1 the one that gains most on its prior
+LOG_ODDS = np.arange(-16, 9) / 4  # of the probability from which a multi-label class is chosen: 2 % to 88 %
+DRAWS = 100
+MAX_ROWS = 20_000  # rows that choose; more of them would not choose better
+LOG_TEMPERATURE = 5.0  # between 1/148 and 148
+LARGEST = 1000.0  # stands for the infinite logit of a head that is certain
+STAIR = 1e-6  # prefers the setting next to none where scores are equal
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What makes probabilities and choices of logits (..., C).
+
+    `offsets` (C,) are taken from the logits after division by `temperature`. Multi-class: `strength` times the
+    log prior. Multi-label: log-odds of each class's threshold; `strength` is 0 where they were fitted.
+    """
+
+    temperature: float
+    strength: float
+    offsets: tuple[float, ...]
+    multilabel: bool = False
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """(..., C) calibrated probabilities: softmax, or for multi-label a sigmoid a class."""
+        return np.exp(self.log_probabilities(logits))
+
+    def log_probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """(..., C) their logarithms."""
+        scaled = _finite(logits) / self.temperature
+        return -np.logaddexp(0, -scaled) if self.multilabel else _log_softmax(scaled, axis=-1)
+
+    def choose(self, logits: np.ndarray) -> np.ndarray:
+        """(..., C) bool: one True a row, or for multi-label any number of them."""
+        return _choose(_finite(logits) / self.temperature, np.array(self.offsets), self.multilabel)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values that `from_json` reads."""
+        return {**asdict(self), "offsets": list(self.offsets)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Decision:
+        """The decision that `to_json` wrote. Raises `RunError` for anything else."""
+        try:
+            offsets = tuple(float(offset) for offset in values["offsets"])
+            numbers = float(values["temperature"]), float(values["strength"])
+            if not (numbers[0] > 0 and np.isfinite([*numbers, *offsets]).all()):
+                raise ValueError("temperature above 0 and finite offsets expected")
+            return cls(*numbers, offsets, bool(values["multilabel"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(f"not a decision ({error}); run mmfeat heads again") from error
+
+
+def fit_decision(
+    logits: np.ndarray, targets: Targets, prior: np.ndarray, adjustment: float | None = None, seed: int = 42
+) -> Decision:
+    """Fit temperature and offsets on M rows that the head was not trained on.
+
+    Parameters
+    ----------
+    logits : (M, C)
+        M may be 0: the temperature is then 1 and, unless given, the adjustment 0.
+    targets : Targets
+        Labels of the M rows; classes may be missing from them.
+    prior : (C,)
+        Share of the training samples that have each class.
+    adjustment : float, optional
+        A fixed strength instead of the one with the best macro-F1. 0 chooses the most probable class or, for
+        multi-label, all classes of at least one half.
+    seed : int
+        Of the draws that choose.
+    """
+    logits, multilabel = _finite(logits), targets.multilabel
+    temperature = _fit_temperature(logits, targets, prior)
+    units = _units(prior, multilabel)
+    if adjustment is not None or not len(targets):
+        return _adjusted(temperature, adjustment or 0.0, units, multilabel)
+    random = np.random.default_rng(seed)
+    rows = random.permutation(len(targets))[:MAX_ROWS]
+    scaled, labels = logits[rows] / temperature, targets.matrix[rows]
+    if multilabel:
+        scores = _resample(lambda offset: scaled > offset, LOG_ODDS, labels, random)
+        return Decision(temperature, 0.0, tuple(_mean_of_best(scores, LOG_ODDS).tolist()), multilabel)
+    scores = _resample(lambda strength: _choose(scaled, strength * units, False), STRENGTHS, labels, random)
+    return _adjusted(temperature, round(float(_mean_of_best(scores.mean(-1), STRENGTHS)), 3), units, multilabel)
+
+
+def _adjusted(temperature: float, strength: float, units: np.ndarray, multilabel: bool) -> Decision:
+    return Decision(temperature, strength, tuple((strength * units + 0.0).tolist()), multilabel)  # + 0 makes -0 a 0
+
+
+def _units(prior: np.ndarray, multilabel: bool) -> np.ndarray:
+    """(C,) offsets at strength 1: log prior, or its log-odds. A class that training lacked gets no help."""
+    if multilabel:
+        known = (prior > 0) & (prior < 1)
+        share = np.where(known, prior, 0.5)
+        return np.log(share) - np.log1p(-share)
+    return np.log(np.where(prior > 0, prior, 1.0))
+
+
+def _resample(
+    choose: Callable[[float], np.ndarray], settings: np.ndarray, labels: np.ndarray, random: np.random.Generator
+) -> np.ndarray:
+    """(settings, DRAWS, C) F1 of each setting on draws of half of the M rows, with replacement."""
+    size = len(labels)
+    drawn = random.integers(0, size, (DRAWS, (size + 1) // 2)) + size * np.arange(DRAWS)[:, None]
+    weights = np.bincount(drawn.ravel(), minlength=DRAWS * size).reshape(DRAWS, size).astype(np.float32)
+    labelled = weights @ labels.astype(np.float32)
+    scores = np.empty((len(settings), *labelled.shape))
+    for row, setting in enumerate(settings):
+        chosen = choose(setting)
+        hits, predicted = (weights @ part.astype(np.float32) for part in (chosen & labels, chosen))
+        scores[row] = 2 * hits / np.maximum(labelled + predicted, 1)
+    return scores
+
+
+def _mean_of_best(scores: np.ndarray, settings: np.ndarray) -> np.ndarray:
+    """The best setting of each draw, averaged over draws: scores (settings, DRAWS, ...) -> (...)."""
+    nearness = STAIR * np.abs(settings).reshape(-1, *[1] * (scores.ndim - 1))
+    return settings[(scores - nearness).argmax(0)].mean(0)
+
+
+def _choose(scaled: np.ndarray, offsets: np.ndarray, multilabel: bool) -> np.ndarray:
+    adjusted = scaled - offsets
+    return adjusted > 0 if multilabel else indicator(adjusted.argmax(-1), adjusted.shape[-1])
+
+
+def _fit_temperature(logits: np.ndarray, targets: Targets, prior: np.ndarray) -> float:
+    """The temperature with the least log-loss; 1 where it makes no difference.
+
+    One row more, that has each class as often as training had, keeps the answer finite where the rows are
+    separable (as Platt, 1999, does for two classes).
+    """
+    from scipy.optimize import minimize_scalar
+
+    if not len(targets):
+        return 1.0
+    if len(targets) > MAX_ROWS:
+        rows = np.linspace(0, len(targets) - 1, MAX_ROWS).astype(np.int64)
+        logits, targets = logits[rows], targets.take(rows)
+    extra = 1 / (len(targets) + 1)
+    labels = np.ascontiguousarray(((1 - extra) * targets.matrix + extra * prior).T)
+    columns = np.ascontiguousarray(logits.T)  # few classes: sums over the first axis are the fast ones
+    loss = _sigmoid_loss if targets.multilabel else _softmax_loss
+    found = minimize_scalar(
+        lambda log_temperature: loss(columns * np.exp(-log_temperature), labels),
+        bounds=(-LOG_TEMPERATURE, LOG_TEMPERATURE),
+        method="bounded",
+        options={"xatol": 1e-4},
+    )
+    return float(np.exp(found.x)) if found.fun < loss(columns, labels) - 1e-9 else 1.0
+
+
+def _softmax_loss(scaled: np.ndarray, labels: np.ndarray) -> float:
+    """Log-loss of (C, M) logits for (C, M) shares of each class."""
+    return float(-np.vdot(labels, _log_softmax(scaled, axis=0))) / scaled.shape[1]
+
+
+def _sigmoid_loss(scaled: np.ndarray, labels: np.ndarray) -> float:
+    return float((np.logaddexp(0, scaled) - labels * scaled).mean())
+
+
+def _log_softmax(logits: np.ndarray, axis: int) -> np.ndarray:
+    shifted = logits - logits.max(axis, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis, keepdims=True))
+
+
+def _finite(logits: np.ndarray) -> np.ndarray:
+    """Float64 logits, the infinite ones replaced by large ones; NaN stays, a head that makes it is broken."""
+    logits = np.asarray(logits, dtype=np.float64)
+    if not np.isinf(logits).any():
+        return logits
+    largest = max(LARGEST, float(np.abs(logits[np.isfinite(logits)]).max(initial=0)))
+    return np.clip(logits, -largest, largest)

@@ -1,0 +1,367 @@
+"""Metrics with intervals: how well choices and probabilities of repeated trainings fit the labels.
+
+A value is the mean over seeds (training repeats). Its interval tells how far that mean would move with
+other samples: the same samples are drawn for all seeds, so it does not hold what another training brings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mmfeat.samples.labels import Targets
+
+DRAWS = 2000
+MAX_CELLS = 20_000  # distinct samples up to which drawing them is cheap; beyond it the jackknife is as good
+CHUNK = 4_000_000  # numbers held at a time
+EXACT_FLOAT32 = 2**24  # integers up to here are exact in float32, whose products take half the time
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What scores need of one or many confusions.
+
+    `hits`, `labelled` and `predicted` are (..., C) counts by class, `right` (...) samples with every class
+    right, `samples` how many there are.
+    """
+
+    hits: np.ndarray
+    labelled: np.ndarray
+    predicted: np.ndarray
+    right: np.ndarray
+    samples: int
+
+    @property
+    def f1(self) -> np.ndarray:
+        """(..., C) F1; 0 for a class that is neither there nor predicted."""
+        return 2 * self.hits / np.maximum(self.labelled + self.predicted, 1)
+
+    @property
+    def precision(self) -> np.ndarray:
+        """(..., C) share of the samples given a class that have it; 0 for a class that is never predicted."""
+        return self.hits / np.maximum(self.predicted, 1)
+
+    @property
+    def recall(self) -> np.ndarray:
+        """(..., C) share of the samples of a class that are found; 0 for a class that is not there."""
+        return self.hits / np.maximum(self.labelled, 1)
+
+    @property
+    def macro_f1(self) -> np.ndarray:
+        """(...) unweighted mean of the classes' F1."""
+        return self.f1.mean(-1)
+
+    @property
+    def weighted_f1(self) -> np.ndarray:
+        """(...) mean of the classes' F1, weighted by how many samples have the class."""
+        return (self.f1 * self.labelled).sum(-1) / np.maximum(self.labelled.sum(-1), 1)
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """(...) share of samples with every class right."""
+        return self.right / max(self.samples, 1)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The distinct samples: `numbers` (K,) of each, their labels (K, C) and S predictions of them (S, K, C), bool."""
+
+    numbers: np.ndarray
+    labels: np.ndarray
+    chosen: np.ndarray
+
+    @property
+    def samples(self) -> int:
+        return int(self.numbers.sum())
+
+    def table(self, dtype: type) -> np.ndarray:
+        """(K, 2SC + C + S) what one sample of each cell adds to hits, predicted, labelled and right."""
+        rows = self.chosen.transpose(1, 0, 2)
+        labels = self.labels[:, None]
+        parts = [rows & labels, rows, labels, (rows == labels).all(-1)]
+        return np.concatenate([part.reshape(len(labels), -1) for part in parts], axis=1).astype(dtype)
+
+    def counts(self, sums: np.ndarray, samples: int) -> Counts:
+        """(D, 2SC + C + S) sums over the columns of `table` as counts of shape (D, S, C)."""
+        seeds, _, classes = self.chosen.shape
+        each = seeds * classes
+        hits, predicted, labelled, right = np.split(sums, [each, 2 * each, 2 * each + classes], axis=1)
+        shape = (-1, seeds, classes)
+        labelled = np.broadcast_to(labelled[:, None], (len(sums), seeds, classes))
+        return Counts(hits.reshape(shape), labelled, predicted.reshape(shape), right, samples)
+
+
+Scores = Callable[[Counts], np.ndarray]  # counts of shape (D, S, C) -> (D, Q) scores
+
+
+def count(labels: np.ndarray, chosen: np.ndarray) -> Counts:
+    """Counts of decisions (..., N, C) about samples with labels (N, C), both bool."""
+    samples = len(labels)
+    # a product with ones adds up long columns of few classes ten times as fast as sum() does
+    ones = np.ones(samples, np.float32 if samples < EXACT_FLOAT32 else np.float64)
+    sums = [ones @ part.astype(ones.dtype) for part in (labels & chosen, labels, chosen)]
+    hits, labelled, predicted = (part.astype(np.float64) for part in sums)
+    right = np.count_nonzero((labels == chosen).all(-1), axis=-1)
+    return Counts(hits, np.broadcast_to(labelled, hits.shape), predicted, np.asarray(right), samples)
+
+
+def find_cells(labels: np.ndarray, chosen: np.ndarray) -> Cells:
+    """Group N samples that have equal labels (N, C) and equal predictions (S, N, C)."""
+    rows = np.concatenate([labels[None], chosen]).transpose(1, 0, 2).reshape(len(labels), -1)
+    packed = np.packbits(rows, axis=1)
+    words = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))).view(np.uint64)
+    code = np.zeros(len(labels), dtype=np.int64)
+    for word in words.T:
+        values, inverse = np.unique(word, return_inverse=True)
+        code = np.unique(code * len(values) + inverse, return_inverse=True)[1] if words.shape[1] > 1 else inverse
+    numbers = np.bincount(code)
+    first = np.empty(len(numbers), dtype=np.int64)
+    first[code] = np.arange(len(code))  # any sample stands for its cell
+    return Cells(numbers, labels[first], chosen[:, first])
+
+
+def draw_scores(cells: Cells, scores: Scores, seed: int, draws: int = DRAWS) -> tuple[np.ndarray, np.ndarray]:
+    """(Q,) scores of the samples as they are, and (draws, Q) of resampled ones.
+
+    Up to `MAX_CELLS` cells this is the bootstrap. More of them would take minutes, and there the scores are
+    close to normal: they are drawn from a normal distribution with the jackknife's covariance (Efron, 1982).
+    """
+    value = scores(cells.counts(_totals(cells)[None], cells.samples))[0]
+    random = np.random.default_rng(seed)
+    if len(cells.numbers) <= MAX_CELLS:
+        return value, np.concatenate(list(_bootstrap(cells, scores, random, draws)))
+    values, vectors = np.linalg.eigh(_jackknife(cells, scores, value))
+    noise = random.standard_normal((draws, len(value))) * np.sqrt(np.maximum(values, 0))
+    return value, value + noise @ vectors.T
+
+
+def _totals(cells: Cells) -> np.ndarray:
+    return cells.numbers.astype(np.float64) @ cells.table(np.float64)
+
+
+def _bootstrap(cells: Cells, scores: Scores, random: np.random.Generator, draws: int) -> Iterator[np.ndarray]:
+    samples = cells.samples
+    table = cells.table(np.float32 if samples < EXACT_FLOAT32 else np.float64)
+    step = max(1, CHUNK // max(table.shape))
+    for start in range(0, draws, step):
+        drawn = random.multinomial(samples, cells.numbers / max(samples, 1), size=min(step, draws - start))
+        yield scores(cells.counts((drawn.astype(table.dtype) @ table).astype(np.float64), samples))
+
+
+def _jackknife(cells: Cells, scores: Scores, value: np.ndarray) -> np.ndarray:
+    """(Q, Q) covariance of the scores, from leaving out each sample in turn; those of one cell are alike."""
+    samples, totals = cells.samples, _totals(cells)
+    mean, square = np.zeros(len(value)), np.zeros((len(value), len(value)))
+    step = max(1, CHUNK // len(totals))
+    for start in range(0, len(cells.numbers), step):
+        rows = slice(start, start + step)
+        part = Cells(cells.numbers[rows], cells.labels[rows], cells.chosen[:, rows])
+        shift = scores(cells.counts(totals - part.table(np.float64), samples - 1)) - value
+        mean += part.numbers @ shift / samples
+        square += (shift * part.numbers[:, None]).T @ shift
+    return (samples - 1) / samples * (square - samples * np.outer(mean, mean))
+
+
+CONFIDENCE = 0.95
+NORMAL = 1.959964  # the normal distribution's quantile at 97.5 %
+BINS = 15
+LEAST = 1e-15  # probabilities are kept this far from 0 in a logarithm
+
+
+@dataclass(frozen=True)
+class Score:
+    """A value with its 95 % interval; all None where the value is not defined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+def wilson(share: Any, count: Any) -> tuple[Any, Any]:
+    """The 95 % interval of a share among `count` (Wilson, 1927), of numbers or arrays; among none all of [0, 1]."""
+    square = NORMAL**2 / np.maximum(count, LEAST)
+    middle = (share + square / 2) / (1 + square)
+    reach = np.sqrt(square * share * (1 - share) + square**2 / 4) / (1 + square)
+    return np.maximum(middle - reach, 0.0), np.minimum(middle + reach, 1.0)
+
+
+def macro_f1(labels: np.ndarray, chosen: np.ndarray) -> Any:
+    """Macro-F1 of choices (N, C) bool for labels (N, C) bool, as a float; of (..., N, C) as an array (...).
+
+    A class that is neither there nor chosen counts 0.
+    """
+    dtype: type = np.float32 if len(labels) < EXACT_FLOAT32 else np.float64
+    ones: np.ndarray = np.ones(len(labels), dtype)
+    hits: np.ndarray = ones @ (labels & chosen).astype(dtype)
+    either: np.ndarray = ones @ labels.astype(dtype) + ones @ chosen.astype(dtype)
+    f1 = 2 * hits / np.maximum(either, 1)
+    return float(f1.mean(dtype=np.float64)) if chosen.ndim == 2 else f1.mean(-1, dtype=np.float64)
+
+
+def confusion(labels: np.ndarray, chosen: np.ndarray, multilabel: bool = False) -> np.ndarray:
+    """(C, C) counts, labels in rows, choices in columns; multi-label (C, 2, 2): [[tn, fp], [fn, tp]] a class.
+
+    `labels` is (N, C) and `chosen` (N, C) bool, or (S, N, C), for which the mean over S is returned.
+    """
+    if not multilabel:
+        tables = labels.T.astype(np.float64) @ chosen.astype(np.float64)
+        return tables.reshape(-1, *tables.shape[-2:]).mean(0)
+    counts = count(labels, chosen.reshape(-1, *labels.shape))
+    hits, missed, false = counts.hits, counts.labelled - counts.hits, counts.predicted - counts.hits
+    rest = len(labels) - hits - missed - false
+    return np.stack([rest, false, missed, hits], axis=-1).mean(0).reshape(-1, 2, 2)
+
+
+def evaluate(targets: Targets, chosen: np.ndarray, probabilities: np.ndarray, seed: int = 42) -> dict[str, Any]:
+    """Every score of S trainings for N samples, for JSON.
+
+    Parameters
+    ----------
+    targets : Targets
+        Labels of the N samples.
+    chosen : (S, N, C) bool
+        The decisions.
+    probabilities : (S, N, C)
+        AUROC (macro, one class against the rest), log-loss (nats; multi-label: mean over the classes) and
+        the expected calibration error are about these, whatever was decided.
+    seed : int
+        Of the draws behind the intervals.
+
+    Returns
+    -------
+    dict
+        `macro_f1`, `accuracy` (multi-label: all classes right), `weighted_f1`, `auroc`, `log_loss` and
+        `calibration_error` with `value`, `low`, `high` (None for an AUROC that no class defines); `seeds`;
+        `classes`; `confusion`; `samples`.
+    """
+    counts = count(targets.matrix, chosen)
+    value, draws = draw_scores(find_cells(targets.matrix, chosen), _count_scores, seed)
+    scores = [_percentiles(*each) for each in zip(value, draws.T, strict=True)]
+    areas, auroc = _auroc(targets, probabilities)
+    return {
+        **dict(zip(("macro_f1", "accuracy", "weighted_f1"), map(vars, scores), strict=False)),
+        "auroc": vars(auroc),
+        "log_loss": vars(_log_loss(targets, probabilities)),
+        "calibration_error": vars(_calibration_error(targets, probabilities)),
+        "seeds": {"macro_f1": _over_seeds(counts.macro_f1), "accuracy": _over_seeds(counts.accuracy)},
+        "classes": _classes(targets, counts, scores[3:], areas),
+        "confusion": confusion(targets.matrix, chosen, targets.multilabel).tolist(),
+        "samples": len(targets),
+    }
+
+
+def _count_scores(counts: Counts) -> np.ndarray:
+    """(D, 3 + C): macro-F1, accuracy, weighted F1 and each class's F1; means over seeds."""
+    overall = np.stack([counts.macro_f1, counts.accuracy, counts.weighted_f1], axis=-1)
+    return np.concatenate([overall, counts.f1], axis=-1).mean(1)
+
+
+def _classes(targets: Targets, counts: Counts, f1: list[Score], areas: np.ndarray) -> dict[str, Any]:
+    return {
+        name: {
+            "precision": float(counts.precision[:, column].mean()),
+            "recall": float(counts.recall[:, column].mean()),
+            "f1": vars(f1[column]),
+            "auroc": None if np.isnan(areas[column]) else float(areas[column]),
+            "support": int(counts.labelled[0, column]),
+        }
+        for column, name in enumerate(targets.classes)
+    }
+
+
+def _over_seeds(values: np.ndarray) -> dict[str, Any]:
+    """Mean and sample standard deviation over seeds; 0 of a single seed."""
+    spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    return {"mean": float(values.mean()), "std": spread, "values": values.tolist()}
+
+
+def _percentiles(value: float, draws: np.ndarray) -> Score:
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.percentile(draws, [tail, 100 - tail])
+    return Score(float(value), float(low), float(high))
+
+
+def _normal(value: float, influence: np.ndarray, most: float) -> Score:
+    """The interval of a score of which (N,) `influence` tells what each sample adds to N times its error.
+
+    This is the infinitesimal jackknife (Efron and Tibshirani, 1993, chapter 22): what the bootstrap of a mean
+    comes to, without drawing.
+    """
+    reach = NORMAL * float(np.sqrt(influence @ influence)) / max(len(influence), 1)
+    return Score(float(value), max(0.0, float(value) - reach), min(most, float(value) + reach))
+
+
+def _auroc(targets: Targets, probabilities: np.ndarray) -> tuple[np.ndarray, Score]:
+    """(C,) area of each class against the rest, NaN without samples on both sides, and their mean.
+
+    The interval is that of DeLong, DeLong and Clarke-Pearson (1988) for the mean of correlated areas.
+    """
+    labels = targets.matrix
+    areas = np.full(labels.shape[1], np.nan)
+    defined = np.flatnonzero(labels.any(0) & ~labels.all(0))
+    influence = np.zeros(len(labels))
+    for column in defined:
+        each = [_area(scores[:, column], labels[:, column], influence) for scores in probabilities]
+        areas[column] = np.mean(each)
+    if not len(defined):
+        return areas, Score(None, None, None)
+    return areas, _normal(areas[defined].mean(), influence / (len(defined) * len(probabilities)), most=1.0)
+
+
+def _area(scores: np.ndarray, positive: np.ndarray, influence: np.ndarray) -> float:
+    """Area under the ROC curve; adds DeLong's structural components to `influence`. Ties count one half.
+
+    One sort gives all of them (Sun and Xu, 2014).
+    """
+    order = np.argsort(scores)
+    ranked, flags = scores[order], positive[order]
+    ends = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # the last of each run of equal scores
+    runs = np.diff(ends, prepend=-1)
+    above = np.cumsum(flags)[ends]
+    below = ends + 1 - above
+    positives, negatives = int(above[-1]), int(below[-1])
+    # of a positive: the share of negatives that lie below; of a negative: the share of positives above
+    of_positive = (below + np.append(0, below[:-1])) / 2 / negatives
+    of_negative = 1 - (above + np.append(0, above[:-1])) / 2 / positives
+    components = np.where(flags, np.repeat(of_positive, runs), np.repeat(of_negative, runs))
+    area = float(components[flags].mean())
+    sides = [len(scores) / np.sqrt(side * max(side - 1, 1)) for side in (positives, negatives)]
+    influence[order] += (components - area) * np.where(flags, *sides)
+    return area
+
+
+def _log_loss(targets: Targets, probabilities: np.ndarray) -> Score:
+    losses = np.zeros(len(targets))
+    for each in probabilities:
+        right = np.where(targets.matrix, each, 1 - each) if targets.multilabel else each[targets.matrix][:, None]
+        losses -= np.log(np.clip(right, LEAST, 1)).mean(1) / len(probabilities)
+    value = losses.mean()
+    return _normal(value, losses - value, most=np.inf)
+
+
+def _calibration_error(targets: Targets, probabilities: np.ndarray) -> Score:
+    """Expected calibration error (Guo et al., 2017) of the top probability, or the mean of the classes' errors.
+
+    It is never negative and so, for probabilities that are right, above 0 by chance; the interval does not
+    take this out, and is there too wide rather than too narrow.
+    """
+    values, influence = [], np.zeros(len(targets))
+    for confidence, right in _confidences(targets, probabilities):
+        bins = np.clip((confidence * BINS).astype(int), 0, BINS - 1)
+        gaps = confidence - right
+        sums = np.bincount(bins, gaps, minlength=BINS)
+        values.append(float(np.abs(sums).sum()) / max(len(gaps), 1))
+        influence += np.sign(sums)[bins] * gaps - values[-1]
+    return _normal(float(np.mean(values)), influence / len(values), most=1.0)
+
+
+def _confidences(targets: Targets, probabilities: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(N,) probabilities and whether what they are of is so: for each seed the top class, or every class."""
+    for each in probabilities:
+        if targets.multilabel:
+            yield from zip(each.T, targets.matrix.T, strict=True)
+        else:
+            yield each.max(1), targets.matrix[np.arange(len(each)), each.argmax(1)]

@@ -1,0 +1,78 @@
+"""Protocols: how heads are scored, and the splits that this takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mmfeat.errors import ConfigError
+from mmfeat.evaluation.splits import HOLDOUT, Splits, has_splits, load_splits, make_folds, make_holdout, save_splits
+from mmfeat.samples.dataset import Sample
+from mmfeat.samples.duplicates import duplicate_groups
+from mmfeat.samples.keys import ContentKeys
+from mmfeat.samples.labels import Targets
+from mmfeat.samples.photo_hashes import image_hashes
+from mmfeat.system.progress import Progress
+
+PROTOCOLS = ("kfold", "holdout")
+HASHES_FILE = "images.hashes"  # in the data set's cache folder
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How heads are scored: `folds` folds x `seeds`, or one `holdout` of `shares` (train:validation:test, train:test).
+
+    `grouped` keeps near duplicates on one side. Splits are read from `split_dir`, and written there if it has none.
+    """
+
+    kind: str = "kfold"
+    folds: int = 5
+    seeds: int = 3
+    shares: tuple[float, ...] = (8.0, 1.0, 1.0)
+    grouped: bool = True
+    split_dir: str | None = None
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if self.kind not in PROTOCOLS:
+            raise ConfigError(f"--protocol {self.kind}: use one of {', '.join(PROTOCOLS)}")
+        if self.seeds < 1:
+            raise ConfigError(f"--seeds {self.seeds}: at least 1 is needed")
+        if len(self.shares) not in (2, 3) or not all(0 < share < math.inf for share in self.shares):
+            written = ":".join(f"{share:g}" for share in self.shares)
+            raise ConfigError(f"--split {written}: write train:validation:test, as 8:1:1, or train:test, as 8:2")
+        object.__setattr__(self, "shares", tuple(map(float, self.shares)))  # 8 and 8.0 are one and the same run
+
+
+def protocol_splits(
+    labelled: Sequence[Sample],
+    targets: Targets,
+    images: ContentKeys,
+    folder: Path,
+    protocol: Protocol,
+    progress: Progress,
+) -> tuple[Splits, Path | None]:
+    """The splits, and where they were written, if that was asked for and there were none."""
+    ids = [sample.id for sample in labelled]
+    place = Path(protocol.split_dir) if protocol.split_dir else None
+    if place is not None and has_splits(place):
+        splits = load_splits(place, ids)
+        if (splits.names == (HOLDOUT,)) != (protocol.kind == "holdout"):
+            there = "a holdout" if splits.names == (HOLDOUT,) else "folds"
+            raise ConfigError(f"--protocol {protocol.kind}: {place} holds {there}; name another --split-dir")
+        return splits, None
+    groups = np.arange(len(ids))
+    if protocol.grouped:
+        hashes = image_hashes(labelled, images, folder / HASHES_FILE, progress)
+        groups = duplicate_groups(labelled, images.keys, hashes)
+    if protocol.kind == "kfold":
+        splits = make_folds(targets, ids, groups, protocol.folds, protocol.seed, protocol.seeds)
+    else:
+        splits = make_holdout(targets, ids, groups, protocol.shares, protocol.seed, protocol.seeds)
+    if place is not None:
+        save_splits(splits, place, [str(sample.label) for sample in labelled])
+    return splits, place

@@ -1,0 +1,343 @@
+"""Splits: which labelled samples train, validate and test in each fold.
+
+Test rows are only ever scored. What is selected (when to stop, settings, temperature) is selected on validation
+rows, and each repeat of the training, with a seed of its own, holds out another part of the rest for that.
+Samples of one group stay on one side of every split: a head must not be scored on what it has seen.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mmfeat.errors import DataError, RunError
+from mmfeat.samples.labels import Targets
+from mmfeat.samples.texts import decode_text
+from mmfeat.system.files import csv_text, write_atomic
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+FOLDS, REPEATS, SEED = 5, 3, 42
+VALIDATION_PARTS = 8
+HOLDOUT = "holdout"  # the name of the only fold where a part is held out once
+HOLDOUT_SHARES = (8, 1, 1)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Row numbers of one fold as one repeat sees it."""
+
+    name: str
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
+@dataclass(frozen=True)
+class Splits:
+    """`roles` (N, F): one role for each sample (rows) in each fold (columns).
+
+    `train`, `test`, `validation` (in every repeat), or `validation-1`, `validation-2` and so on: validates in
+    the repeat of that number, counted from 1, and trains in the others.
+    """
+
+    ids: tuple[str, ...]
+    names: tuple[str, ...]
+    roles: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def tested(self) -> np.ndarray:
+        """Numbers of the rows that some fold tests, ascending."""
+        return np.flatnonzero((self.roles == TEST).any(axis=1))
+
+    def parts(self, fold: int) -> int:
+        """How many repeats have a validation part of their own; 0 where all share one."""
+        return max(int(role.partition("-")[2] or 0) for role in np.unique(self.roles[:, fold]).tolist())
+
+    def fold(self, fold: int, repeat: int) -> Fold:
+        """The rows of one fold for one repeat, both counted from 0; repeats beyond the parts begin again."""
+        column, parts = self.roles[:, fold], self.parts(fold)
+        own = f"{VALIDATION}-{repeat % parts + 1}" if parts else VALIDATION
+        validates, tests = (column == VALIDATION) | (column == own), column == TEST
+        rows = (np.flatnonzero(mask) for mask in (~validates & ~tests, validates, tests))
+        return Fold(self.names[fold], *rows)
+
+
+def make_folds(
+    targets: Targets,
+    ids: Sequence[str],
+    groups: np.ndarray,
+    folds: int = FOLDS,
+    seed: int = SEED,
+    repeats: int = REPEATS,
+) -> Splits:
+    """Stratified folds that keep groups (N,) whole; each repeat validates on another eighth of a fold's rest.
+
+    More repeats change nothing for the ones before. Raises `DataError` where a class has too few samples.
+    """
+    if folds < 2:
+        raise DataError(f"--folds {folds}: each fold is tested by a head that the others train; use 2 folds or more")
+    _check_counts(targets, groups, folds, f"--folds {folds}", "each fold needs 1", "use fewer folds (at least 2)")
+    strata = _strata(targets)
+    tests = deal(strata, groups, [1] * folds, seed)
+    roles = np.full((len(targets), folds), TRAIN, dtype="U12")
+    for column in range(folds):
+        roles[tests == column, column] = TEST
+        _add_parts(roles[:, column], targets, strata, groups, repeats, seed)
+    return _checked(Splits(tuple(ids), tuple(f"fold{number}" for number in range(folds)), roles), targets)
+
+
+def make_holdout(
+    targets: Targets,
+    ids: Sequence[str],
+    groups: np.ndarray,
+    shares: Sequence[float] = HOLDOUT_SHARES,
+    seed: int = SEED,
+    repeats: int = REPEATS,
+) -> Splits:
+    """One fold, stratified, with groups (N,) kept whole. Raises `DataError` where a class has too few samples.
+
+    `shares` are of train, validation and test, as (8, 1, 1), or of train and test, as (8, 2): then each repeat
+    validates on a part of the training share, as in folds, so that nothing is selected on test rows.
+    """
+    if len(shares) not in (2, 3) or not all(0 < share < float("inf") for share in shares):
+        written = ":".join(map(str, shares))
+        raise DataError(f"a holdout of {written}: write train:validation:test, as 8:1:1, or train:test, as 8:2")
+    _check_counts(targets, groups, 3, "a holdout", "training, validation and test need 1 each", "label more of it")
+    strata = _strata(targets)
+    names = np.array([TRAIN, TEST] if len(shares) == 2 else [TRAIN, VALIDATION, TEST], dtype="U12")
+    roles = names[deal(strata, groups, shares, seed)][:, None]
+    if len(shares) == 2:
+        _add_parts(roles[:, 0], targets, strata, groups, repeats, seed)
+    return _checked(Splits(tuple(ids), (HOLDOUT,), roles), targets)
+
+
+def deal(strata: np.ndarray, groups: np.ndarray, shares: Sequence[float], seed: int) -> np.ndarray:
+    """(N,) part numbers: whole groups (N,), each stratum (N,) spread over the parts by their shares.
+
+    Groups of several go first; samples alone in their group then even out each stratum, so that a stratum of as
+    many of them as there are parts is in all parts (Adams' method of apportionment). Takes seconds for a million
+    samples, where sklearn's StratifiedGroupKFold takes many minutes.
+    """
+    rng = np.random.default_rng(seed)
+    share = np.asarray(shares, dtype=float) / sum(shares)
+    strata, groups = (np.unique(values, return_inverse=True)[1].reshape(-1) for values in (strata, groups))
+    parts, have = _deal_joined(strata, groups, share, rng)
+    alone = rng.permutation(np.flatnonzero(parts < 0))
+    counts = np.bincount(strata[alone], minlength=have.shape[1])
+    by_stratum = np.split(alone[np.argsort(strata[alone], kind="stable")], np.cumsum(counts)[:-1])
+    for stratum in np.argsort(counts, kind="stable"):
+        parts[by_stratum[stratum]] = chosen = _level(have, int(stratum), int(counts[stratum]), share, rng)
+        have[:, stratum] += np.bincount(chosen, minlength=len(share))
+    return parts
+
+
+def _deal_joined(
+    strata: np.ndarray, groups: np.ndarray, share: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Part numbers (N,), -1 for samples alone in their group, and the counts so far (parts, strata).
+
+    Larger groups come first; each goes to the part with least of its strata among those that it fits into.
+    """
+    parts, sizes, totals = np.full(len(strata), -1), np.bincount(groups), np.bincount(strata)
+    have = np.zeros((len(share), len(totals)))
+    rows_by_group, ends = np.argsort(groups, kind="stable"), np.cumsum(sizes)
+    joined = rng.permutation(np.flatnonzero(sizes > 1))
+    for group in joined[np.argsort(-sizes[joined], kind="stable")]:
+        rows = rows_by_group[ends[group] - sizes[group] : ends[group]]
+        found, counts = np.unique(strata[rows], return_counts=True)
+        fill = (have[:, found] / share[:, None]) @ (counts / totals[found])
+        overflow = np.maximum((have.sum(axis=1) + len(rows)) / (share * len(strata)), 1)
+        part = np.lexsort((rng.random(len(share)), fill, overflow))[0]
+        have[part, found] += counts
+        parts[rows] = part
+    return parts, have
+
+
+def _level(have: np.ndarray, stratum: int, count: int, share: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(count,) part numbers that level `have` (parts, strata) in one stratum; the emptier parts win ties."""
+    start = have[:, stratum].astype(int)
+    stop = np.maximum(start, np.floor((start.sum() + count) * share).astype(int) + 1)
+    part = np.repeat(np.arange(len(share)), stop - start)
+    place = np.concatenate([np.arange(low, high) for low, high in zip(start, stop, strict=True)])
+    size = (have.sum(axis=1) / share)[part]
+    return part[np.lexsort((rng.random(len(part)), size, place / share[part]))[:count]]
+
+
+def _strata(targets: Targets) -> np.ndarray:
+    """(N,) what is spread evenly: the class, or the rarest one a sample has (C for none) where it may have several."""
+    if not targets.multilabel:
+        return targets.numbers
+    counts = np.where(targets.matrix, targets.matrix.sum(axis=0), len(targets) + 1)
+    return np.where(targets.matrix.any(axis=1), counts.argmin(axis=1), len(targets.classes))
+
+
+def _add_parts(
+    roles: np.ndarray, targets: Targets, strata: np.ndarray, groups: np.ndarray, repeats: int, seed: int
+) -> None:
+    """Give each repeat a part of the training rows of one fold (N,) to validate on, fewer than 8 for small classes."""
+    rest = np.flatnonzero(roles == TRAIN)
+    smallest = min(len(np.unique(groups[rest[has]])) for has in targets.matrix[rest].T)
+    parts = max(2, min(VALIDATION_PARTS, smallest))
+    part = deal(strata[rest], groups[rest], [1] * parts, seed)
+    for number in range(max(1, min(repeats, parts))):
+        roles[rest[part == number]] = f"{VALIDATION}-{number + 1}"
+
+
+def _check_counts(targets: Targets, groups: np.ndarray, needed: int, what: str, why: str, remedy: str) -> None:
+    """Each class (and each absence of one, if multi-label) needs as many samples as there are folds or roles."""
+    sides = [(f"class {name!r}", has) for name, has in zip(targets.classes, targets.matrix.T, strict=True)]
+    if targets.multilabel:
+        sides += [(f"the absence of {side}", ~has) for side, has in sides]
+    name, has = min(sides, key=lambda side: side[1].sum())
+    if has.sum() < needed:
+        raise DataError(
+            f"{what}: {name} has {has.sum()} samples, {why}; {remedy if has.sum() > 1 else 'label more of it'}, or "
+            "correct the label if it is a typo"
+        )
+    for name, has in sides:
+        if (count := len(np.unique(groups[has]))) < max(needed, 3):  # to train, validate and test
+            raise DataError(
+                f"{name} has only {count} groups of different texts and photos, too few for "
+                f"{what}; {remedy}, or --no-group to let equal ones stand on both sides"
+            )
+
+
+def _checked(splits: Splits, targets: Targets) -> Splits:
+    for number in range(len(splits)):
+        for repeat in range(splits.parts(number) or 1):
+            fold = splits.fold(number, repeat)
+            trains = targets.matrix[fold.train]
+            if not len(fold.validation) or not len(fold.test) or (trains == trains[:1]).all():
+                raise DataError(
+                    f"{fold.name} would train on one class, or validate or test on nothing; label more samples"
+                )
+    return splits
+
+
+FOLDS_FILE = "folds.csv"
+HOLDOUT_FILES = {TRAIN: "train_split.csv", VALIDATION: "val_split.csv", TEST: "test_split.csv"}
+ROLE_COLUMN = "role"  # of `train_split.csv`: rows that validate with one seed and train with the others
+FORMER_FINAL = "final"  # a column without test rows that runs once kept beside the folds
+
+_ROLE = re.compile(f"{TRAIN}|{TEST}|{VALIDATION}(-[1-9][0-9]?)?")
+
+
+def save_splits(splits: Splits, folder: Path, labels: Sequence[str]) -> None:
+    """Write `folds.csv`, id and one column a fold; a holdout goes to three files of id and label.
+
+    `val_split.csv` is empty where each repeat validates on a part of `train_split.csv`.
+    """
+    if splits.names != (HOLDOUT,):
+        write_atomic(
+            folder / FOLDS_FILE,
+            csv_text(["id", *splits.names], np.column_stack([splits.ids, splits.roles]).tolist()).encode(),
+        )
+        return
+    roles = splits.roles[:, 0].tolist()
+    header = ["guid", "tag"] + [ROLE_COLUMN] * bool(splits.parts(0))
+    for file, name in HOLDOUT_FILES.items():
+        rows = [row for row in zip(splits.ids, labels, roles, strict=True) if _file_of(row[2]) == file]
+        width = len(header) if file == TRAIN else 2
+        write_atomic(folder / name, csv_text(header[:width], [row[:width] for row in rows]).encode())
+
+
+def has_splits(folder: Path) -> bool:
+    """Whether `load_splits` would find files there."""
+    return any((folder / name).is_file() for name in (FOLDS_FILE, HOLDOUT_FILES[TRAIN]))
+
+
+def load_splits(folder: Path, ids: Sequence[str]) -> Splits:
+    """The splits in `folder`, in the order of `ids`; they must be about exactly these samples.
+
+    Reads `folds.csv`, or the three files of a holdout: id first, header optional, other columns ignored. Raises
+    `RunError` with file and remedy for anything that is no split of these samples.
+    """
+    path, names, rows = _read_files(folder)
+    roles = {row[0]: row[1:] for row in rows}
+    if len(roles) < len(rows):
+        raise RunError(f"{path}: an id stands on two lines; each sample has one line")
+    if set(roles) != set(ids):
+        missing, extra = len(set(ids) - set(roles)), len(set(roles) - set(ids))
+        raise RunError(
+            f"{path}: splits of {len(roles)} samples, the data has {len(ids)} labelled ones ({missing} have no "
+            f"fold, {extra} are gone); make new splits by leaving out --split-dir"
+        )
+    splits = Splits(tuple(ids), names, _role_table(path, [roles[id] for id in ids], len(names)))
+    for number in range(len(names)):
+        folds = [splits.fold(number, repeat) for repeat in range(splits.parts(number) or 1)]
+        if not all(len(fold.train) and len(fold.validation) and len(fold.test) for fold in folds):
+            raise RunError(f"{path}: each fold needs {TRAIN}, {VALIDATION} and {TEST} rows, {names[number]!r} has not")
+    if twice := int(((splits.roles == TEST).sum(axis=1) > 1).sum()):
+        raise RunError(f"{path}: {twice} samples are {TEST} in several folds; test each of them once")
+    return splits
+
+
+def read_roles(folder: Path) -> tuple[tuple[str, ...], list[str], np.ndarray]:
+    """Names of the folds, the id of each line, and its roles (M, F), of any samples; an id may stand on several lines.
+
+    For who wants to know what is wrong with splits that `load_splits` refuses. Raises `RunError` for what is no split.
+    """
+    path, names, rows = _read_files(folder)
+    return names, [row[0] for row in rows], _role_table(path, [row[1:] for row in rows], len(names))
+
+
+def _file_of(role: str) -> str:
+    """The role that names the file of a holdout: who validates only now and then stands with those who train."""
+    return TRAIN if role.startswith(f"{VALIDATION}-") else role
+
+
+def _read_files(folder: Path) -> tuple[Path, tuple[str, ...], list[list[str]]]:
+    """The file to name in errors, the names of the folds, and rows of id and roles."""
+    path = folder / FOLDS_FILE
+    if path.is_file() or not has_splits(folder):
+        return path, *_read_folds(path)
+    return folder / HOLDOUT_FILES[TRAIN], (HOLDOUT,), list(_read_holdout(folder))
+
+
+def _read_rows(path: Path) -> list[list[str]]:
+    try:
+        text, _ = decode_text(path.read_bytes())
+    except OSError as error:
+        raise RunError(f"{path}: no saved splits ({error.strerror}); --split-dir is a run folder") from error
+    return [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+
+
+def _read_folds(path: Path) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Names of the folds, and rows of id and roles."""
+    header, *rows = _read_rows(path) or [[]]
+    if {len(row) for row in rows} != {len(header)} or len(header) < 2:
+        raise RunError(f"{path}: each line must have an id and one cell a fold, under a header of their names")
+    if header[-1] == FORMER_FINAL and len(header) > 2 and TEST not in {row[-1] for row in rows}:
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    return tuple(header[1:]), rows
+
+
+def _read_holdout(folder: Path) -> Iterator[list[str]]:
+    """Id and role of each line of the three files; without `val_split.csv`, `train_split.csv` must tell."""
+    for role, name in HOLDOUT_FILES.items():
+        path = folder / name
+        if role == VALIDATION and not path.is_file():
+            continue
+        rows = _read_rows(path)
+        header = rows.pop(0) if rows and rows[0][0].strip().lower() in ("guid", "id") else []
+        column = header.index(ROLE_COLUMN) if role == TRAIN and ROLE_COLUMN in header else None
+        for row in rows:
+            yield [row[0].strip(), role if column is None else row[column] if column < len(row) else ""]
+
+
+def _role_table(path: Path, rows: list[list[str]], folds: int) -> np.ndarray:
+    if wrong := {cell for row in rows for cell in row if not _ROLE.fullmatch(cell)}:
+        raise RunError(
+            f"{path}: {min(wrong)!r} is no role; cells must be {TRAIN}, {VALIDATION} or {TEST}, "
+            f"or {VALIDATION}-1, {VALIDATION}-2 and so on"
+        )
+    return np.array(rows).reshape(-1, folds)

@@ -1,0 +1,220 @@
+"""Extraction: samples x encoders -> cache, only what is missing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mmfeat.cache.store import Cache
+from mmfeat.encoders.registry import Tower, absolute_request, describe_encoders, is_torch
+from mmfeat.encoders.spec import EncoderOptions
+from mmfeat.errors import ConfigError
+from mmfeat.extraction.missing import Plan, Planner
+from mmfeat.extraction.requests import Request, begin_request, remember_request, resolve_options
+from mmfeat.extraction.worker import Extractor, ExtractSettings, Tally
+from mmfeat.samples.dataset import Overview, Sample, SampleSet, SampleSource
+from mmfeat.system.hardware import cpu_count, gpus_seen, resolve_device, resolve_dtype
+from mmfeat.system.progress import Advance, Progress, Silent
+from mmfeat.system.ray_cluster import check_engine
+from mmfeat.system.remote import absolute, is_remote
+
+DEFAULT_ENCODERS = ("clip", "bert", "resnet50")
+BLOCK = 65_536  # samples that are in memory at once; the next block is planned while one is encoded
+
+
+@dataclass(kw_only=True)
+class Extraction(Tally):
+    """What an extraction found and did."""
+
+    samples: Overview
+    towers: list[Tower]
+    folder: Path
+    seconds: float = 0.0
+    settings: ExtractSettings = field(default_factory=ExtractSettings)
+    engine: str = "local"
+
+    def room(self, modality: str) -> set[str]:
+        """What this extraction did not use and could have: see `mmfeat.extraction.clocks.REMEDIES`."""
+        specs = [tower.spec for tower in self.towers if tower.spec.modality == modality]
+        torch = [tower for tower in self.towers if tower.spec in specs and is_torch(tower.request)]
+        device = self.settings.device
+        rooms = {
+            "local": not is_remote(self.samples.source),
+            "remote": is_remote(self.samples.source),
+            "ray": self.engine != "ray",
+            "workers": self.engine != "ray" and 0 < self.settings.workers < cpu_count(),
+            "draft": modality == "image" and not any(spec.draft for spec in specs),
+            "half": any(_could_be_half(tower, device) for tower in torch),
+            **{gpu: bool(torch) and device == "cpu" and self.engine != "ray" for gpu in gpus_seen()},
+        }
+        return {name for name, there in rooms.items() if there}
+
+    @property
+    def nothing_to_do(self) -> bool:
+        return not any(self.new.values()) and not self.failed
+
+
+def _could_be_half(tower: Tower, device: str) -> bool:
+    """Whether `--dtype auto` would change the arithmetic; photo encoders are taken for convolutional but CLIP's."""
+    convolutional = tower.spec.modality == "image" and tower.spec.family != "clip"
+    if tower.spec.arithmetic != "float32" or tower.request.startswith("finetuned:"):
+        return False
+    return resolve_dtype("auto", device, convolutional) != "float32"
+
+
+def extract_features(
+    data: str | Path,
+    encoders: Iterable[str] = DEFAULT_ENCODERS,
+    *,
+    cache: str | Path = "cache",
+    options: EncoderOptions | None = None,
+    columns: Mapping[str, str] | None = None,
+    settings: ExtractSettings | None = None,
+    engine: str = "local",
+    ray_address: str | None = None,
+    progress: Progress | None = None,
+) -> Extraction:
+    """Encode what the cache lacks of `data`; a rerun continues after whatever stopped the last.
+
+    `options.dtype` "auto" becomes the hardware's own. `data` may be larger than memory. With the engine "ray" blocks of
+    samples go to the workers of a Ray cluster, which write to a `cache` that all of them see.
+    """
+    start = time.monotonic()
+    check_engine(engine, ray_address)
+    settings, progress = settings or ExtractSettings(), progress or Silent()
+    if engine == "local" and settings.device not in ("auto", "cpu"):  # torch is slow to import where nobody needs it
+        resolve_device(settings.device)
+    work = prepare_extraction(data, encoders, cache, options, columns, settings)
+    overview = work.source.overview()
+    work.store.create()
+    begin_request(cache, work.request)
+    extraction = Extraction(
+        samples=overview, towers=work.towers, folder=work.store.folder, settings=settings, engine=engine
+    )
+    if engine == "ray":
+        from mmfeat.extraction.on_ray import extract_on_ray
+
+        extract_on_ray(work.source, work.towers, work.store, settings, ray_address, extraction, progress, len(overview))
+    else:
+        _extract(work.source.blocks(BLOCK), work.store, settings, extraction, progress)
+    remember_request(cache, work.request)
+    extraction.seconds = time.monotonic() - start
+    return extraction
+
+
+def extract_samples(
+    samples: SampleSet,
+    towers: Sequence[Tower],
+    *,
+    cache: str | Path,
+    settings: ExtractSettings | None = None,
+    progress: Progress | None = None,
+) -> Extraction:
+    """`extract_features` for samples and towers that are already read and described."""
+    store = Cache(cache, samples.name)
+    store.create()
+    extraction = Extraction(samples=Overview.of(samples), towers=list(towers), folder=store.folder)
+    blocks = (samples.samples[start : start + BLOCK] for start in range(0, len(samples), BLOCK))
+    _extract(blocks, store, settings or ExtractSettings(), extraction, progress or Silent())
+    return extraction
+
+
+@dataclass(frozen=True)
+class Work:
+    """An extraction that was asked for: where its samples come from and what they go through."""
+
+    source: SampleSource
+    towers: list[Tower]
+    store: Cache
+    request: Request
+
+
+def prepare_extraction(
+    data: str | Path,
+    encoders: Iterable[str],
+    cache: str | Path,
+    options: EncoderOptions | None,
+    columns: Mapping[str, str] | None,
+    settings: ExtractSettings,
+) -> Work:
+    """Find the data and describe the encoders; nothing is loaded or written.
+
+    Raises `ConfigError` for what is asked for and applies to none of the encoders.
+    """
+    source = SampleSource(data, columns)
+    encoders, resolved = list(encoders), resolve_options(options or EncoderOptions(), settings.device)
+    towers = describe_encoders(encoders, resolved)
+    _check_applies(towers, resolved, settings)
+    fingerprints = tuple(tower.spec.fingerprint for tower in towers)
+    requests = [absolute_request(encoder) for encoder in encoders]
+    request = Request(absolute(data), dict(columns or {}), requests, resolved, fingerprints)
+    return Work(source, towers, Cache(cache, source.name), request)
+
+
+def _check_applies(towers: Sequence[Tower], options: EncoderOptions, settings: ExtractSettings) -> None:
+    names = ", ".join(dict.fromkeys(tower.spec.model for tower in towers))
+    if settings.compiled and not any(is_torch(tower.request) for tower in towers):
+        raise ConfigError(f"--compile: there is no torch model in {names}; leave it out")
+    if settings.compiled and not any(is_torch(t.request) and t.spec.output == "pooled" for t in towers):
+        raise ConfigError("--compile: it applies to pooled vectors, and --outputs asks for none; leave it out")
+    for flag, value in (("--views", options.views), ("--draft", options.draft)):
+        if value and not any(tower.spec.modality == "image" for tower in towers):
+            raise ConfigError(f"{flag} {value}: it is about photos, and {names} takes none; leave it out")
+
+
+def _extract(
+    blocks: Iterable[Sequence[Sample]],
+    store: Cache,
+    settings: ExtractSettings,
+    extraction: Extraction,
+    progress: Progress,
+) -> None:
+    """One block after the other in this process."""
+    total = -(-len(extraction.samples) // BLOCK)
+    with (
+        Extractor(extraction.towers, store, settings) as extractor,
+        extractor.writing(extraction) as writer,
+        closing(_planned(extractor.planner, iter(blocks), progress)) as plans,
+    ):
+        for number, plan in enumerate(plans, 1):
+            extraction.planned(plan)
+            extractor.load(plan.needed, whole=total > 1)
+            where = f" (block {number} of {total})" if total > 1 else ""
+            extractor.run(plan, writer, extraction, progress, where)
+
+
+def _planned(planner: Planner, blocks: Iterator[Sequence[Sample]], progress: Progress) -> Generator[Plan, None, None]:
+    """The plans of all blocks, each made while the one before it is encoded; the first shows how it goes."""
+    plan, rest = _plan_next(planner, blocks, progress), Unseen()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            while plan is not None:
+                upcoming = pool.submit(_plan_next, planner, blocks, rest)
+                yield plan
+                plan = upcoming.result()
+        finally:
+            rest.stopped = True
+
+
+def _plan_next(planner: Planner, blocks: Iterator[Sequence[Sample]], progress: Progress) -> Plan | None:
+    block = next(blocks, None)
+    return None if block is None else planner.plan(block, progress)
+
+
+class Unseen:
+    """Progress that nobody sees; what it follows ends soon after it was stopped."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+
+    @contextmanager
+    def task(self, title: str, total: int | None) -> Iterator[Advance]:
+        yield self._advance
+
+    def _advance(self, steps: int, note: str = "") -> None:
+        if self.stopped:
+            raise CancelledError

@@ -1,0 +1,141 @@
+"""The plan of an extraction: which content of some samples lacks which output of which encoder, each content once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import numpy as np
+
+from mmfeat.cache.reading import FAILED, GOOD, MISSING, KnownKeys
+from mmfeat.cache.shard import Shard
+from mmfeat.cache.store import Cache
+from mmfeat.encoders.spec import EncoderSpec
+from mmfeat.samples.dataset import MODALITIES, Sample
+from mmfeat.samples.keys import ContentKeys, StatIndex
+from mmfeat.system.progress import Progress
+
+
+@dataclass(frozen=True)
+class Item:
+    """One piece of content to encode, and the fingerprints of the specs that lack it."""
+
+    sample: Sample
+    modality: str
+    key: bytes
+    fingerprints: frozenset[str]
+
+
+@dataclass
+class Plan:
+    """What some samples lack; `stored`, `unreadable` and `lacking` count new contents by the encoder's cache folder."""
+
+    items: dict[str, list[Item]] = field(default_factory=dict)  # by modality
+    stored: Counter[str] = field(default_factory=Counter)
+    unreadable: Counter[str] = field(default_factory=Counter)  # remembered with an error, and not tried again
+    lacking: Counter[str] = field(default_factory=Counter)
+    missing: dict[str, Counter[str]] = field(default_factory=dict)  # modality -> reason -> samples
+    examples: dict[str, dict[str, str]] = field(default_factory=dict)  # modality -> reason -> id of the first sample
+
+    @property
+    def needed(self) -> set[str]:
+        """Fingerprints of the specs that lack anything."""
+        return {fingerprint for items in self.items.values() for item in items for fingerprint in item.fingerprints}
+
+
+class Planner:
+    """Compares the contents of blocks of samples with what `store` has; errors count as stored unless `retry_failed`.
+
+    It remembers what it planned, so a content that comes again in a later block is not encoded again. With `writes`
+    False it leaves no trace.
+    """
+
+    def __init__(
+        self, specs: Sequence[EncoderSpec], store: Cache, retry_failed: bool = False, writes: bool = True
+    ) -> None:
+        self._specs, self._store, self._retry_failed, self._writes = list(specs), store, retry_failed, writes
+        self._known: dict[EncoderSpec, KnownKeys] = {}
+        self.shards: dict[str, set[str]] = {}  # fingerprint -> names of the files accounted for
+        self._open = ExitStack()
+        self._index: StatIndex | None = None
+
+    def __enter__(self) -> Planner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+
+    def plan(self, samples: Sequence[Sample], progress: Progress | None = None) -> Plan:
+        """What these samples lack."""
+        plan = Plan()
+        for modality in MODALITIES:
+            if ours := [spec for spec in self._specs if spec.modality == modality]:
+                keys = self._keys(samples, modality, progress)
+                plan.missing[modality] = Counter(reason for reason in keys.reasons if reason)
+                pairs = zip(reversed(keys.reasons), reversed(samples), strict=True)
+                plan.examples[modality] = {reason: sample.id for reason, sample in pairs if reason}
+                plan.items[modality] = self._items(plan, samples, keys, ours)
+        return plan
+
+    def refresh(self) -> None:
+        """Take into account what others wrote meanwhile, and save what was hashed."""
+        for spec, known in self._known.items():
+            seen = self.shards[spec.fingerprint]
+            fresh = self._store.shards(spec, without=seen)
+            known.add(fresh)
+            seen |= self._accounted(fresh)
+        if self._index is not None:
+            self._index.save()
+
+    def _keys(self, samples: Sequence[Sample], modality: str, progress: Progress | None) -> ContentKeys:
+        if modality == "image" and self._index is None:
+            self._index = self._open.enter_context(self._store.index(self._writes))
+        return self._store.content_keys(samples, modality, progress, self._index)
+
+    def _items(self, plan: Plan, samples: Sequence[Sample], keys: ContentKeys, specs: list[EncoderSpec]) -> list[Item]:
+        """In the order of the samples; texts from long to short, so that those of a batch are alike."""
+        present = np.flatnonzero(keys.present)
+        contents, first = np.unique(keys.keys[present], return_index=True)
+        lacking = np.stack([self._lacking(plan, spec, contents) for spec in specs])
+        fingerprints = [spec.fingerprint for spec in specs]
+        items = []
+        places = present[first]
+        for column in sorted(np.flatnonzero(lacking.any(axis=0)).tolist(), key=lambda column: places[column]):
+            sample, key = samples[places[column]], bytes(contents[column])
+            missing = frozenset(name for name, lacks in zip(fingerprints, lacking[:, column], strict=True) if lacks)
+            items.append(Item(sample, specs[0].modality, key, missing))
+        if specs[0].modality == "text":
+            items.sort(key=lambda item: -len(item.sample.text or ""))
+        return items
+
+    def _lacking(self, plan: Plan, spec: EncoderSpec, contents: np.ndarray) -> np.ndarray:
+        """(N,) whether `spec` lacks each of the distinct contents; counts those that were not asked for before."""
+        known = self._known[spec] if spec in self._known else self._look(spec)
+        states, asked = known.states(contents)
+        lacking = ((states == MISSING) | ((states == FAILED) & self._retry_failed)) & ~asked
+        known.ask(contents)
+        name = spec.folder_name
+        plan.lacking[name] += int(lacking.sum())
+        plan.unreadable[name] += int(((states == FAILED) & ~lacking & ~asked).sum())
+        plan.stored[name] += int(((states == GOOD) & ~asked).sum())
+        return lacking
+
+    def _look(self, spec: EncoderSpec) -> KnownKeys:
+        shards = self._store.shards(spec)
+        if self._writes:
+            self._store.settle(spec)  # what counts as stored has to stay
+        self.shards[spec.fingerprint] = self._accounted(shards)
+        self._known[spec] = KnownKeys(shards)
+        return self._known[spec]
+
+    def _accounted(self, shards: Sequence[Shard]) -> set[str]:
+        """Names of those that a writer need not look at.
+
+        What is tried again may fail again: the writer has to see which errors are there to not store them twice.
+        """
+        return {shard.path.name for shard in shards if not (self._retry_failed and (shard.errors != b"").any())}

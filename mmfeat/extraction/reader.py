@@ -1,0 +1,207 @@
+"""The reader: contents are read, decoded once and prepared for every encoder, ahead of those who encode them.
+
+Many photos are prepared in processes of their own, which need Pillow (or scikit-image) and no torch; few photos, texts
+and transforms that only their library can do, in threads.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import Any, TypeVar
+
+from mmfeat.encoders.spec import Encoder
+from mmfeat.errors import DataError
+from mmfeat.extraction.missing import Item
+from mmfeat.samples.dataset import content_key
+from mmfeat.samples.images import augment, decode_image
+from mmfeat.system.hardware import cpu_count
+
+CHUNK = 16  # items a task
+PROCESSES_FROM = 2000  # photos; fewer are read before the processes have started
+RESTARTS = 3  # of reading processes that somebody kills
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one encoder wants of an item: the part of it that a reader needs."""
+
+    fingerprints: frozenset[str]
+    view: str
+    draft: int
+    prepare: Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An item after reading: by the encoder's number one model input, or why there is none.
+
+    `key` is empty where not even the content could be read. `read` and `decode` are seconds, the latter with what is
+    done for each encoder, which `own` has by its number.
+    """
+
+    item: Item
+    key: bytes
+    inputs: Mapping[int, Any]
+    errors: Mapping[int, str]
+    read: float = 0.0
+    decode: float = 0.0
+    own: Mapping[int, float] = field(default_factory=dict)
+
+
+class Reader:
+    """Prepares the items of one modality for some encoders, in order."""
+
+    def __init__(self, encoders: Sequence[Encoder], workers: int = 0) -> None:
+        self._recipes = [recipe_of(encoder) for encoder in encoders]
+        self._light = all(encoder.light for encoder in encoders)
+        text = any(encoder.modality == "text" for encoder in encoders)
+        # A tokenizer is not safe to share between threads; texts are cheap to prepare in one.
+        self.workers = 1 if text else workers or cpu_count()
+
+    def read(self, items: Sequence[Item], ahead: int) -> Iterator[Prepared]:
+        """All items, never more than about `ahead` of them in memory."""
+        chunks = (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
+        work = partial(prepare_chunk, self._recipes)
+        many = self._light and len(items) >= PROCESSES_FROM
+        pool = partial(_processes if many else ThreadPoolExecutor, self.workers)
+        with warnings.catch_warnings():
+            _ignore_odd_files()  # here, since all threads share the filters
+            for chunk in _in_order(work, chunks, pool, max(self.workers, -(-ahead // CHUNK))):
+                yield from chunk
+
+
+def recipe_of(encoder: Encoder) -> Recipe:
+    return Recipe(encoder.fingerprints, encoder.view, encoder.specs[0].draft, encoder.prepare)
+
+
+def prepare_chunk(recipes: Sequence[Recipe], items: Sequence[Item]) -> list[Prepared]:
+    """`prepare` for several items at once, in whatever process."""
+    return [prepare(item, recipes) for item in items]
+
+
+def prepare(item: Item, recipes: Sequence[Recipe]) -> Prepared:
+    """Read and decode once; then every encoder that lacks the item gets its own input.
+
+    The key is taken again from the bytes that are decoded, so a file that changes between planning
+    and reading is stored under what it is now.
+    """
+    ours = {number: recipe for number, recipe in enumerate(recipes) if item.fingerprints & recipe.fingerprints}
+    start = time.perf_counter()
+    key, data, error = _read(item)
+    read = time.perf_counter()
+    if error:
+        return Prepared(item, key, {}, dict.fromkeys(ours, error), read - start)
+    inputs, errors, own = {}, {}, {}
+    decode = functools.cache(partial(_decoded, item.modality, data))  # once for all encoders
+    show = functools.cache(lambda draft, view: augment(decode(draft)[0], view, key))  # once for all of one view
+    for number, recipe in ours.items():
+        content, error = decode(recipe.draft)
+        begun = time.perf_counter()
+        try:
+            if not error:
+                inputs[number] = recipe.prepare(content if recipe.view == "none" else show(recipe.draft, recipe.view))
+        except (ValueError, TypeError, OSError, ZeroDivisionError) as problem:
+            error = f"cannot be prepared: {problem}"[:200]
+        own[number] = time.perf_counter() - begun
+        if error:
+            errors[number] = error
+    return Prepared(item, key, inputs, errors, read - start, time.perf_counter() - read, own)
+
+
+def _read(item: Item) -> tuple[bytes, Any, str]:
+    """(content key, text or file's bytes, "") or (empty, None, why not)."""
+    if item.modality == "text":
+        return item.key, item.sample.text, ""
+    assert item.sample.image is not None  # only samples with an image are planned
+    try:
+        data = item.sample.image.read_bytes()
+    except OSError as problem:
+        return b"", None, f"unreadable: {problem.strerror}"
+    return content_key(data), data, ""
+
+
+def _decoded(modality: str, data: Any, draft: int) -> tuple[Any, str]:
+    """(text or RGB picture, "") or (None, why not)."""
+    return (data, "") if modality == "text" else decode_image(data, draft)
+
+
+def prefetch(function: Callable[[T], R], items: Iterable[T], threads: int, ahead: int) -> Iterator[R]:
+    """`map` in threads, in order, never more than `ahead` results in memory."""
+    return _in_order(function, items, partial(ThreadPoolExecutor, threads), ahead)
+
+
+def _in_order(
+    function: Callable[[T], R], items: Iterable[T], make_pool: Callable[[], Executor], ahead: int
+) -> Iterator[R]:
+    """`map` in a pool. One that breaks, because somebody killed a process of it, is replaced and its work redone."""
+    pool, restarts, source = make_pool(), 0, iter(items)
+    waiting: deque[T] = deque()
+    futures: deque[Future[R]] = deque()  # of the first ones that wait, or of all
+    try:
+        while True:
+            waiting.extend(islice(source, ahead - len(waiting)))
+            if not waiting:
+                return
+            try:
+                futures.extend(pool.submit(function, item) for item in list(waiting)[len(futures) :])
+                result = futures[0].result()
+            except BrokenExecutor as error:
+                restarts += 1
+                if restarts > RESTARTS:
+                    raise DataError(
+                        f"reading processes were killed {restarts} times; is memory short? use --workers 1"
+                    ) from error
+                pool.shutdown(wait=False)
+                pool = make_pool()
+                futures.clear()
+                continue
+            waiting.popleft()
+            futures.popleft()
+            yield result
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _processes(count: int) -> Executor:
+    """Clean interpreters: what runs in this process, scripts without a main guard and CUDA too, is not copied."""
+    import loky
+
+    class Pool(loky.ProcessPoolExecutor):
+        """loky's executor under the names of `concurrent.futures`."""
+
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            super().shutdown(wait=wait, kill_workers=cancel_futures)
+
+    return Pool(count, initializer=_follow, initargs=(os.getpid(),))
+
+
+def _ignore_odd_files() -> None:
+    """Odd EXIF blocks and palettes warn, and decode all the same."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _follow(parent: int) -> None:
+    """Ctrl-C is for the process that has vectors to save, which ends its readers; if it is killed, they go too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _ignore_odd_files()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

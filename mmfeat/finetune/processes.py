@@ -1,0 +1,173 @@
+"""Data parallel training: several processes share the work of the encoders and stay one and the same training.
+
+Each process embeds its part of a batch; the vectors of all parts are put together, and every process then runs the
+small head on the whole batch. So batch normalisation sees what it would see in one process, and N processes give what
+one gives, up to rounding. The first process's numbers decide wherever rounding could part them. Processes are those of
+torchrun, `accelerate launch` or Ray Train.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+
+from mmfeat.errors import MmfeatError
+from mmfeat.system.files import read_json, write_json
+from mmfeat.system.ray_cluster import join_cluster, leave_cluster
+from mmfeat.system.remote import absolute
+
+PATIENCE = timedelta(hours=24)  # the first process extracts while the others wait
+
+
+@dataclass(frozen=True)
+class Team:
+    """Process number `rank` of `size`, on its `device`."""
+
+    rank: int = 0
+    size: int = 1
+    device: str = "cpu"
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def part(self, positions: np.ndarray) -> np.ndarray:
+        """The positions in a batch that this process embeds."""
+        return positions[self.rank :: self.size]
+
+    def whole(self, rows: Tensor) -> Tensor:
+        """(B, ...) of all processes, of which each has filled its part and left zeros elsewhere."""
+        return rows if self.size == 1 else _Sum.apply(rows)
+
+    def add(self, gradients: Sequence[Tensor]) -> None:
+        """Gradients of the parts -> those of the whole batch, in place."""
+        for gradient in gradients if self.size > 1 else ():
+            distributed.all_reduce(gradient)
+
+    def agreed(self, values: Sequence[float]) -> list[float]:
+        """The numbers of the first process."""
+        return self.shared({"": torch.tensor(values, dtype=torch.float64)})[""].tolist()
+
+    def shared(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of the first process, where the others have tensors of the same shapes."""
+        if self.size == 1:
+            return dict(tensors)
+        found = {}
+        for name in sorted(tensors):
+            there = tensors[name].detach().to(self.device, copy=True).contiguous()
+            distributed.broadcast(there, 0)
+            found[name] = there.to(tensors[name].device)
+        return {name: found[name] for name in tensors}
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.size > 1:
+            distributed.barrier()
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over processes. Every process has the same loss of it, so the gradient is each one's own."""
+
+    @staticmethod
+    def forward(context: Any, rows: Tensor) -> Tensor:
+        total = rows.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+@contextmanager
+def joined_team(device: str) -> Iterator[Team]:
+    """The team that the environment or Ray tells of; this process alone where neither does."""
+    on_gpu = device.startswith("cuda")
+    if distributed.is_available() and distributed.is_initialized():  # by Ray Train
+        yield Team(distributed.get_rank(), distributed.get_world_size(), device)
+        return
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or "RANK" not in os.environ:
+        yield Team(device=device)
+        return
+    if on_gpu:
+        torch.cuda.set_device(device)  # nccl takes the current one
+    distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
+    try:
+        yield Team(distributed.get_rank(), size, device)
+    finally:
+        distributed.destroy_process_group()
+
+
+def own_device(device: str) -> str:
+    """The GPU of this process among those of its machine."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and "WORLD_SIZE" in os.environ else device
+
+
+WORKERS = 2  # where nobody names a number
+CPU_SHARE = 0.9  # of a core for each process: Ray's own tasks need the rest
+SCRATCH = ".ray-train"  # beside the runs: what Ray Train keeps meanwhile
+ANSWER = "answer.json"  # in there, by the first process
+PATHS = ("run", "data", "cache", "heads", "out")
+
+
+def train_on_ray(
+    train: Callable[..., Any], arguments: Mapping[str, Any], workers: int, device: str, address: str | None
+) -> tuple[Path, bool]:
+    """`train(**arguments)` in `workers` processes; the folder of its run, and whether that was there already.
+
+    Raises what a process raises; a path in `arguments` may be relative.
+    """
+    ray, started = join_cluster(address)
+    from ray.train import RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    given = {name: absolute(v) if name in PATHS and v is not None else v for name, v in arguments.items()}
+    scratch = Path(given["out"]) / SCRATCH
+    on_gpu = _on_gpu(ray, device)
+    share = {"GPU": 1.0} if on_gpu else {"CPU": CPU_SHARE}
+    scaling = ScalingConfig(num_workers=workers or WORKERS, use_gpu=on_gpu, resources_per_worker=share)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"train": train, "arguments": given, "on_gpu": on_gpu, "answer": str(scratch / ANSWER)},
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        scaling_config=scaling,
+        run_config=RunConfig(storage_path=str(scratch), name="finetune"),
+    )
+    try:
+        trainer.fit()
+        answer = read_json(scratch / ANSWER)
+        return Path(answer["folder"]), bool(answer["reused"])
+    except TrainingFailedError as error:
+        failures = getattr(error, "worker_failures", {}).values()
+        raise next((each for each in failures if isinstance(each, MmfeatError)), error) from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if started:
+            leave_cluster(ray)
+
+
+def _on_gpu(ray: Any, device: str) -> bool:
+    """What the cluster has counts, not this machine."""
+    return device.startswith("cuda") or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """One process: Ray Train has joined it with the others."""
+    from ray.train.torch import get_device
+
+    device = str(get_device()) if config["on_gpu"] else "cpu"
+    result = config["train"](**{**config["arguments"], "device": device})
+    if result.leads:
+        write_json(Path(config["answer"]), {"folder": str(result.run.folder), "reused": result.reused})

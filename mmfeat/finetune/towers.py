@@ -1,0 +1,188 @@
+"""Moving towers: encoders that learn with the head, from their cached prefix or from the samples, and the pixels of
+early fusion, which have nothing to learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmfeat.cache.features import Features
+from mmfeat.encoders.layers import Point, capture
+from mmfeat.encoders.registry import open_towers
+from mmfeat.encoders.torch_tower import TorchTower, to_device
+from mmfeat.finetune.inputs import SIDE, PrefixReader, Read, Reader, SampleReader, pixels
+from mmfeat.finetune.processes import Team
+from mmfeat.finetune.settings import ALL, FinetuneSettings
+from mmfeat.finetune.tower_plan import Slot, TowerPlan
+from mmfeat.finetune.unfreeze import Resumed, adapt, blank_inputs, moving_parameters
+from mmfeat.samples.dataset import Sample
+
+
+@dataclass(frozen=True)
+class Attended:
+    """Where the tokens (B, T, D) of a forward pass can be seen, and which of them are there (None: all)."""
+
+    point: Point
+    width: int
+    kept: Callable[[Any], Tensor | None]
+
+
+@dataclass
+class MovingTower:
+    """Inputs from `reader`, then `forward` -> (B, D); `parameters` learn, `depths` tells how deep each lies.
+
+    What is `frozen` stays as it is, so models can share it. `attended` are the tokens, if the head looks at them.
+    Pixels are `normed`: the head takes them as they are.
+    """
+
+    slot: Slot
+    reader: Reader
+    forward: Callable[[Any], Tensor]
+    team: Team
+    device: str
+    width: int
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    depths: dict[str, int] = field(default_factory=dict)
+    frozen: dict[str, nn.Parameter] = field(default_factory=dict)
+    plan: TowerPlan | None = None
+    attended: Attended | None = None
+    normed: bool = False
+    merged: Callable[[], dict[str, Tensor]] | None = None  # of adapters: what they make of the tower's own parameters
+
+    def read(self, rows: np.ndarray, there: np.ndarray, views: np.ndarray) -> Read:
+        """This process's part of a batch; `there` (B,) says which samples have anything to read."""
+        places = self.team.part(np.flatnonzero(there))
+        return Read(len(rows), places, self.reader.read(rows[places], views[places]) if len(places) else None)
+
+    def vectors(self, read: Read) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """(B, D), zero where there is nothing, and the tokens (B, T, D) with their mask if the head looks at them."""
+        if not len(read.places):
+            return self.team.whole(torch.zeros(read.size, self.width, device=self.device)), self._no_tokens(read)
+        inputs = on_device(read.inputs, self.device)
+        with capture([self.attended.point] if self.attended else []) as captured:
+            pooled = self.forward(inputs)
+        places = torch.from_numpy(read.places).to(self.device)
+        whole = torch.zeros(read.size, self.width, device=self.device).index_copy(0, places, pooled.float())
+        return self.team.whole(whole), self._tokens(read, places, captured, inputs)
+
+    def _tokens(
+        self, read: Read, places: Tensor, captured: Sequence[Tensor], inputs: Any
+    ) -> tuple[Tensor, Tensor] | None:
+        if self.attended is None:
+            return None
+        tokens, mask = captured[0].float(), self.attended.kept(inputs)
+        mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
+        whole = tokens.new_zeros(read.size, *tokens.shape[1:]).index_copy(0, places, tokens)
+        return whole, mask.new_zeros(read.size, mask.shape[1]).index_copy(0, places, mask)
+
+    def _no_tokens(self, read: Read) -> tuple[Tensor, Tensor] | None:
+        if self.attended is None:
+            return None
+        return (
+            torch.zeros(read.size, 0, self.attended.width, device=self.device),
+            torch.zeros(read.size, 0, dtype=torch.bool, device=self.device),
+        )
+
+
+def open_moving_tower(
+    plan: TowerPlan,
+    features: Features,
+    samples: Sequence[Sample],
+    settings: FinetuneSettings,
+    team: Team,
+    device: str,
+    attends: bool,
+) -> MovingTower:
+    """Open the tower and set it up for its path; only what learns has gradients."""
+    (tower,) = open_towers(plan.tower)
+    tower.module.to(device)
+    reader, forward, trial = _path(plan, tower, features, samples, device)
+    seen = partial(forward, on_device(trial, device))
+    depths = moving_parameters(tower, seen, plan.count, settings.projection) if plan.count else {}
+    merged = None
+    if settings.lora and plan.count:
+        depths, merged = adapt(tower, depths, settings.lora)
+    everything = dict(tower.module.named_parameters())
+    parameters = {name: value for name, value in everything.items() if name in depths}
+    frozen = {name: value for name, value in everything.items() if name not in depths}
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    if settings.gradient_checkpointing and plan.count:
+        _checkpoint_layers(tower, plan.count)
+    return MovingTower(
+        plan.slot, reader, forward if plan.count else torch.no_grad()(forward), team, device,
+        features.widths[plan.slot.name], parameters, depths, frozen, plan,
+        _attended(plan, tower, features) if attends else None, merged=merged,
+    )  # fmt: skip
+
+
+def pixel_tower(slot: Slot, samples: Sequence[Sample], team: Team, device: str) -> MovingTower:
+    """The pixels themselves as the vectors of a slot."""
+    reader = SampleReader(samples, "image", pixels, torch.stack)
+    return MovingTower(slot, reader, lambda inputs: inputs, team, device, 3 * SIDE * SIDE, normed=True)
+
+
+def on_device(inputs: Any, device: str) -> Any:
+    """The inputs of a forward pass, those of a resumed one too, which are two."""
+    if isinstance(inputs, tuple):
+        return tuple(to_device(each, device, torch.float32) for each in inputs)
+    return to_device(inputs, device, torch.float32)
+
+
+def _path(
+    plan: TowerPlan, tower: TorchTower, features: Features, samples: Sequence[Sample], device: str
+) -> tuple[Reader, Callable[[Any], Tensor], Any]:
+    """What reads the inputs, the forward pass over them, and inputs to try it on."""
+    if plan.path == "full":
+        reader = SampleReader(samples, plan.slot.modality, tower.prepare, tower.collate, plan.tower.spec.draft)
+        return reader, tower.network.forward, blank_inputs(tower)
+    cached = _prefix_reader(plan, features)
+    return cached, _from_prefix(Resumed(tower, plan.count, device)), _first_row(cached)
+
+
+def _attended(plan: TowerPlan, tower: TorchTower, features: Features) -> Attended | None:
+    """None where the head has no tokens of this tower. Photos have no padding, and behind a stage of a convolutional
+    network fewer positions than before."""
+    if plan.tokens_name not in features.widths:
+        return None
+    kept = tower.keep
+    if plan.path == "cached":
+        kept = _given_mask if plan.slot.modality == "text" else _no_mask
+    return Attended(tower.network.tokens, features.widths[plan.tokens_name], kept)
+
+
+def _given_mask(inputs: Any) -> Any:
+    return inputs[1]
+
+
+def _no_mask(inputs: Any) -> None:
+    return None
+
+
+def _prefix_reader(plan: TowerPlan, features: Features) -> PrefixReader:
+    """The cached prefix, and behind it those of augmented views in their order."""
+    source = plan.prefix().fingerprint
+    views = [block for block in features.mapped if block.source == source]
+    return PrefixReader(sorted(views, key=lambda block: block.view != "none"))
+
+
+def _first_row(reader: PrefixReader) -> tuple[Tensor, Tensor]:
+    return reader.read(np.flatnonzero(reader.blocks[0].mask)[:1], np.zeros(1, np.int64))
+
+
+def _from_prefix(resumed: Resumed) -> Callable[[Any], Tensor]:
+    return lambda inputs: resumed(*inputs)
+
+
+def _checkpoint_layers(tower: TorchTower, count: int) -> None:
+    """Compute what happens within the moving layers twice instead of keeping it in memory."""
+    layers = tower.network.layers if count == ALL else tower.network.layers[-count:]
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

@@ -1,0 +1,193 @@
+"""Concatenation: [image; text] -> 256 -> 64 -> classes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmfeat.heads.layers import Batch, Classifier, Fusion, LayerNorm, Linear, Scalar, Shape, Stacked
+
+HIDDEN = (256, 64)  # of the classifier behind every fusion but the late one
+
+
+class Concat(Fusion):
+    """The vectors of all modalities side by side, then the classifier."""
+
+    units = sum(HIDDEN)
+
+    def __init__(self, heads: int, shape: Shape, classes: int) -> None:
+        super().__init__(heads, shape)
+        self.classifier = Classifier(heads, shape.total, classes, HIDDEN)
+
+    def fuse(self, vectors: dict[str, Tensor], batch: Batch) -> Tensor:
+        return self.classifier(torch.cat(list(vectors.values()), -1), batch.keep)
+
+
+LATE_WIDTH = 512
+
+
+class Late(Fusion):
+    """A linear projection of each modality, joined only afterwards."""
+
+    units = LATE_WIDTH
+
+    def __init__(self, heads: int, shape: Shape, classes: int) -> None:
+        super().__init__(heads, shape)
+        self.projections = nn.ModuleDict({m: Linear(heads, shape.width(m), LATE_WIDTH) for m in shape.widths})
+        self.classifier = Classifier(heads, LATE_WIDTH * len(shape.widths), classes, (LATE_WIDTH,), normalised=False)
+
+    def fuse(self, vectors: dict[str, Tensor], batch: Batch) -> Tensor:
+        projected = [self.projections[modality](x) for modality, x in vectors.items()]
+        return self.classifier(torch.cat(projected, -1), batch.keep)
+
+
+GATED_WIDTH = 256  # of both modalities, where they differ
+GATE_WIDTH = 64
+
+
+class Gated(Fusion):
+    """One number a sample says how far to trust its text against its image.
+
+    Modalities of different widths are first projected to 256. A single modality is weighed against nothing, a zero.
+    """
+
+    units = sum(HIDDEN)
+
+    def __init__(self, heads: int, shape: Shape, classes: int) -> None:
+        super().__init__(heads, shape)
+        widths = {shape.width(modality) for modality in shape.widths}
+        width = GATED_WIDTH if len(widths) > 1 else widths.pop()
+        self.projections = nn.ModuleDict(
+            {m: Linear(heads, shape.width(m), width) for m in shape.widths if shape.width(m) != width}
+        )
+        self.gate_hidden = Linear(heads, width * len(shape.widths), GATE_WIDTH)
+        self.gate = Linear(heads, GATE_WIDTH, 1)
+        self.classifier = Classifier(heads, width, classes, HIDDEN)
+
+    def fuse(self, vectors: dict[str, Tensor], batch: Batch) -> Tensor:
+        alike = [self.projections[m](x) if m in self.projections else x for m, x in vectors.items()]
+        gate = self.gate(F.relu(self.gate_hidden(torch.cat(alike, -1)))).sigmoid()
+        image = alike[0] if len(alike) > 1 else torch.zeros_like(alike[0])
+        return self.classifier(gate * alike[-1] + (1 - gate) * image, batch.keep)
+
+
+GENERATOR_WIDTH = 64
+
+
+class Modulation(Stacked):
+    """condition -> 64 -> (gamma, beta); gamma = 1 + tanh(...) stays between 0 and 2. -> gamma * x + beta."""
+
+    def __init__(self, heads: int, condition: int, width: int) -> None:
+        super().__init__()
+        self.hidden = Linear(heads, condition, GENERATOR_WIDTH)
+        self.output = Linear(heads, GENERATOR_WIDTH, 2 * width)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        gamma, beta = self.output(F.relu(self.hidden(condition))).chunk(2, dim=-1)
+        return (1 + torch.tanh(gamma)) * x + beta
+
+
+class Film(Fusion):
+    """The text says which features of the image count. A single modality modulates itself."""
+
+    units = sum(HIDDEN)
+
+    def __init__(self, heads: int, shape: Shape, classes: int) -> None:
+        super().__init__(heads, shape)
+        modulated, condition = next(iter(shape.widths)), list(shape.widths)[-1]
+        self.modulation = Modulation(heads, shape.width(condition), shape.width(modulated))
+        self.classifier = Classifier(heads, shape.total, classes, HIDDEN)
+
+    def fuse(self, vectors: dict[str, Tensor], batch: Batch) -> Tensor:
+        image, *text = vectors.values()
+        modulated = self.modulation(image, text[0] if text else image)
+        return self.classifier(torch.cat([modulated, *text], -1), batch.keep)
+
+
+class FilmConcat(Fusion):
+    """Both modalities together say which features of either count."""
+
+    units = sum(HIDDEN)
+
+    def __init__(self, heads: int, shape: Shape, classes: int) -> None:
+        super().__init__(heads, shape)
+        self.modulation = Modulation(heads, shape.total, shape.total)
+        self.classifier = Classifier(heads, shape.total, classes, HIDDEN)
+
+    def fuse(self, vectors: dict[str, Tensor], batch: Batch) -> Tensor:
+        joined = torch.cat(list(vectors.values()), -1)
+        return self.classifier(self.modulation(joined, joined), batch.keep)
+
+
+TOKEN_WIDTH = 128
+ATTENTION_HEADS = 8
+CLOSED = -4.0  # the gate's logit at the start: sigmoid(-4) = 0.018
+
+
+class TokenInput(Stacked):
+    """Tokens of all sources of a modality, layer-normed, each source projected to 128, one after the other."""
+
+    def __init__(self, heads: int, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList(Linear(heads, width, TOKEN_WIDTH) for width in widths)
+
+    def forward(self, sources: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """[(K, B, T, D) and (K, B, T)] -> (K, B, sum of T, 128) and (K, B, sum of T)."""
+        values = [
+            projection(F.layer_norm(x, x.shape[-1:]))
+            for projection, (x, _) in zip(self.projections, sources, strict=True)
+        ]
+        return torch.cat(values, 2), torch.cat([mask for _, mask in sources], 2)
+
+
+class Attention(Stacked):
+    """Multi-head attention of 8 heads (Vaswani et al., 2017) with one more, learned key for "nothing to see here",
+    which also serves samples without any token; then the mean over the queries that are there, normed."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.query, self.output = (
+            Linear(heads, TOKEN_WIDTH, TOKEN_WIDTH),
+            Linear(heads, TOKEN_WIDTH, TOKEN_WIDTH),
+        )
+        self.key_value = Linear(heads, TOKEN_WIDTH, 2 * TOKEN_WIDTH)
+        self.nothing = nn.Parameter(torch.zeros(heads, 1, 1, TOKEN_WIDTH))
+        self.norm = LayerNorm(heads, TOKEN_WIDTH)
+
+    def forward(self, queries: Tensor, present: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+        """(K, B, T, 128), (K, B, T), (K, B, P, 128), (K, B, P) -> (K, B, 128)."""
+        heads, batch = mask.shape[:2]
+        keys = torch.cat([self.nothing.expand(-1, batch, -1, -1), keys], 2)
+        mask = F.pad(mask, (1, 0), value=True).flatten(0, 1)[:, None, None]
+        key, value = self.key_value(keys).chunk(2, -1)
+        found = F.scaled_dot_product_attention(_split(self.query(queries)), _split(key), _split(value), attn_mask=mask)
+        found = self.output(found.transpose(1, 2).reshape(heads, batch, -1, TOKEN_WIDTH)) * present.unsqueeze(-1)
+        return self.norm(found.sum(2) / present.sum(2, keepdim=True).clamp_min(1))
+
+
+class CrossAttention(Fusion):
+    """Needs tokens of both modalities; with one modality its tokens attend to themselves."""
+
+    units = sum(HIDDEN)
+
+    def __init__(self, heads: int, shape: Shape, classes: int) -> None:
+        super().__init__(heads, shape)
+        self.tokens = nn.ModuleDict({m: TokenInput(heads, widths) for m, widths in shape.tokens.items()})
+        self.attention = Attention(heads)
+        self.gate = Scalar(heads, CLOSED)
+        self.classifier = Classifier(heads, shape.total + TOKEN_WIDTH, classes, HIDDEN)
+
+    def fuse(self, vectors: dict[str, Tensor], batch: Batch) -> Tensor:
+        sequences = {modality: module(batch.tokens[modality]) for modality, module in self.tokens.items()}
+        image, *text = sequences.values()
+        attended = self.attention(*(text[0] if text else image), *image) * self.gate.value.sigmoid()
+        return self.classifier(torch.cat([*vectors.values(), attended], -1), batch.keep)
+
+    def attention_parameters(self) -> set[str]:
+        return {name for name, _ in self.named_parameters() if name.split(".")[0] in ("tokens", "attention", "gate")}
+
+
+def _split(x: Tensor) -> Tensor:
+    """(K, B, T, 128) -> (K * B, 8, T, 16)."""
+    return x.flatten(0, 1).unflatten(-1, (ATTENTION_HEADS, -1)).transpose(1, 2)

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from mmfeat.errors import DataError
+from mmfeat.samples.dataset import IMAGE_SUFFIXES, TEST_LIST, TRAIN_LIST, Photo, Sample, SampleSet, read_text
+from mmfeat.samples.images import MemoryFile, picture_bytes
+from mmfeat.samples.tables import READERS
+from mmfeat.samples.texts import without_surrogates
+from mmfeat.system.remote import RemoteFile, is_remote
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+Text: TypeAlias = "str | None"
+Picture: TypeAlias = "str | Path | bytes | Image.Image | None"
+
+
+def as_samples(texts: str | Iterable[Text] | None, images: Picture | Iterable[Picture]) -> list[Sample]:
+    """Samples of one text, one image, one pair, or of lists of them. Raises `DataError` where they do not fit."""
+    lists = [_listed(texts, "texts"), _listed(images, "images")]
+    counts = {len(each) for each in lists if each is not None}
+    if not counts:
+        raise DataError("neither texts nor images; give one of them, or both")
+    if len(counts) > 1:
+        raise DataError(f"{len(lists[0] or ())} texts but {len(lists[1] or ())} images; None stands for one that lacks")
+    (count,) = counts
+    columns = [each if each is not None else [None] * count for each in lists]
+    return [_sample(number, text, image) for number, (text, image) in enumerate(zip(*columns, strict=True))]
+
+
+def _listed(values: Any, name: str) -> list[Any] | None:
+    """A list of values; a single one is a list of one. None where nothing was given."""
+    if values is None:
+        return None
+    if isinstance(values, str | Path | bytes) or hasattr(values, "convert"):  # a PIL image
+        return [values]
+    try:
+        return list(values)
+    except TypeError:
+        raise DataError(f"{name}: {type(values).__name__} is neither one of them nor a list") from None
+
+
+def _sample(number: int, text: Any, image: Any) -> Sample:
+    """A blank text and a photo that is not there are missing, with the reason; None is missing without one."""
+    if _is_missing(text):
+        text = None
+    if text is not None and not isinstance(text, str):
+        raise DataError(f"texts[{number}]: {type(text).__name__} is no text; give str or None")
+    text_error = "empty text" if text is not None and not text.strip() else ""
+    photo, image_error = as_photo(image, f"images[{number}]")
+    if image_error:
+        image_error = f"{image}: {image_error}"
+    words = None if text is None or text_error else without_surrogates(text)
+    return Sample(str(number), words, photo, None, text_error, image_error)
+
+
+def as_photo(image: Any, name: str) -> tuple[Photo | None, str]:
+    """(what a sample holds, "") of an image in any form, or (None, why there is none, "" for None)."""
+    if _is_missing(image):
+        return None, ""
+    if isinstance(image, bytes):
+        return MemoryFile(image, name), ""
+    if hasattr(image, "convert"):
+        return MemoryFile(picture_bytes(image), name), ""
+    if is_remote(image):
+        return RemoteFile(image), ""
+    if not isinstance(image, str | Path):
+        raise DataError(f"{name}: {type(image).__name__} is no image; give a path, bytes, a PIL image or None")
+    there = os.path.isfile(image)
+    return (Path(image), "") if there else (None, "image file not found")
+
+
+def _is_missing(value: Any) -> bool:
+    """None, or the NaN of a data frame."""
+    return value is None or (isinstance(value, float) and value != value)
+
+
+TEXT_SUFFIX = ".txt"
+
+
+def pair_of(text: str | None, image: str | None) -> SampleSet:
+    """One sample of a text, an image or both. Raises `DataError` where the image is no file or neither is there."""
+    photo, _ = as_photo(image or None, "image")
+    if image and photo is None:
+        raise DataError(f"--image {image}: no such file; check its name")
+    words = without_surrogates(text) if text and text.strip() else None
+    if words is None and photo is None:
+        raise DataError("an empty text: nothing to predict from; give --text or --image")
+    text_error = "empty text" if text is not None and words is None else ""
+    return SampleSet("pair", "", (Sample(image or "text", words, photo, None, text_error),))
+
+
+def samples_of_files(files: Sequence[str | Path]) -> SampleSet:
+    """A sample for each photo, with the text of the `.txt` beside it, and one for each `.txt` without its photo here.
+
+    A folder stands for such files directly in it. Ids are the paths as they are given; what is named twice counts once.
+    Raises `DataError` for anything else.
+    """
+    paths = list(dict.fromkeys(path for file in files for path in _expanded(Path(file))))
+    for path in paths:
+        _check_file(path)
+    taken = {path.with_suffix("") for path in paths if _is_photo(path)}
+    encodings: Counter[str] = Counter()
+    samples = []
+    for path in paths:
+        if _is_photo(path):
+            beside = text_beside(path)
+            text, error = read_text(beside, encodings) if beside else (None, "")
+            samples.append(Sample(str(path), text, path, None, error))
+        elif path.with_suffix("") not in taken:
+            text, error = read_text(path, encodings)
+            samples.append(Sample(str(path), text, None, None, error))
+    return SampleSet("files", "", tuple(samples), dict(encodings))
+
+
+def text_beside(photo: Path) -> Path | None:
+    """The `.txt` of a photo, if there is one."""
+    names = (photo.with_suffix(suffix) for suffix in (TEXT_SUFFIX, TEXT_SUFFIX.upper()))
+    return next(filter(os.path.isfile, names), None)
+
+
+def _expanded(path: Path) -> list[Path]:
+    """The photos and texts in a folder, by name; any other path alone. Raises `DataError` for a folder of samples."""
+    if not os.path.isdir(path):
+        return [path]
+    inside = sorted(path.iterdir())
+    if any(each.name in (TRAIN_LIST, TEST_LIST) for each in inside):
+        raise DataError(f"{path}: a folder with a list of samples is named with --data {path}")
+    found = [each for each in inside if each.suffix.lower() in (*IMAGE_SUFFIXES, TEXT_SUFFIX) and each.is_file()]
+    if not found:
+        raise DataError(f"{path}: neither photos ({', '.join(IMAGE_SUFFIXES)}) nor {TEXT_SUFFIX} files in this folder")
+    return found
+
+
+def _is_photo(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _check_file(path: Path) -> None:
+    if path.suffix.lower() in READERS:
+        raise DataError(f"{path}: a table of samples is named with --data {path}")
+    if path.suffix.lower() not in (*IMAGE_SUFFIXES, TEXT_SUFFIX):
+        raise DataError(f"{path}: neither a photo ({', '.join(IMAGE_SUFFIXES)}) nor a {TEXT_SUFFIX}; name such files")
+    if not os.path.isfile(path):
+        raise DataError(f"{path}: no such file; check its name")

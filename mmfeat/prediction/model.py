@@ -1,0 +1,116 @@
+"""The model: a saved run that predicts new pairs of text and image from Python, as often as a service asks.
+
+model = mmfeat.load("heads/RUN")
+model.predict(["what a day"], ["photo.jpg"])        # ["positive"]
+model.predict_proba(texts="only a text")            # (1, C) calibrated probabilities, columns as in model.classes
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmfeat.extraction.in_memory import Embedded, Embedder
+from mmfeat.prediction.final_heads import FinalHeads, towers_of
+from mmfeat.prediction.inference import predict_features, unseen, unseen_note
+from mmfeat.prediction.inputs import Picture, Text, as_samples
+from mmfeat.prediction.output_file import Predictions
+from mmfeat.runs.folders import choose_run
+from mmfeat.runs.run import Run, checked_towers
+from mmfeat.samples.dataset import PART, Sample
+from mmfeat.system.hardware import resolve_device
+from mmfeat.system.progress import Progress
+
+if TYPE_CHECKING:
+    pass
+
+
+def load(
+    run: str | Path | Run | None = None,
+    *,
+    heads: str | Path = "heads",
+    head: str | None = None,
+    modalities: str | None = None,
+    device: str = "auto",
+) -> Model:
+    """The model of a run: a folder, or by default the best of the latest runs under `heads`.
+
+    `head` and `modalities` name another entry of its leaderboard than the best. Raises `RunError` where there is no
+    such run or head, or where weights of its encoders have changed.
+    """
+    chosen = run if isinstance(run, Run) else choose_run(run, heads, None, head, modalities)
+    return Model(chosen, chosen.entry(head, modalities), device)
+
+
+class Model:
+    """One entry of a run: its encoders and heads are loaded when a call first needs them, and stay.
+
+    Nothing is cached between calls, on disk neither. It may be called from several threads: calls wait for each other,
+    since tokenizers and the device are not to be shared. Processes load a model each, after they have started.
+    """
+
+    def __init__(self, run: Run, entry: Mapping[str, Any], device: str = "auto") -> None:
+        self.run, self.entry, self.device = run, entry, resolve_device(device)
+        self._embedder = Embedder(checked_towers(run, towers_of(run, entry)), self.device)
+        self._heads = FinalHeads(run)
+        self._lock = threading.Lock()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the columns of `predict_proba`."""
+        return self.run.classes
+
+    def predict(
+        self, texts: str | Iterable[Text] | None = None, images: Picture | Iterable[Picture] = None
+    ) -> list[str]:
+        """N labels, for several labels a sample `a|b` or a lone `|`, as `predict_proba` takes samples.
+
+        It is the choice of the run's decision, adjusted for macro-F1: not always the most probable class.
+        """
+        return self._predicted(texts, images).labels
+
+    def predict_proba(
+        self, texts: str | Iterable[Text] | None = None, images: Picture | Iterable[Picture] = None
+    ) -> np.ndarray:
+        """(N, C) calibrated probabilities; rows add up to 1 unless the run has several labels a sample.
+
+        `texts` and `images` are one each or N each; either may be left out, and None stands for one that a sample
+        lacks. An image is a path, a URL, the bytes of a file, or a PIL image. One that is missing or broken counts as
+        lacking, with a `UserWarning`. Raises `DataError` for lists of different length.
+        """
+        return self._predicted(texts, images).probabilities
+
+    def predict_samples(
+        self, samples: Sequence[Sample], progress: Progress | None = None
+    ) -> tuple[Predictions, Embedded]:
+        """Predictions for samples, and what was seen of them."""
+        with self._lock:
+            seen = self._embedder.embed(samples, progress)
+            found = predict_features(self.run, self.entry, seen.features, samples, self.device, self._heads)
+        return found, seen
+
+    def _predicted(self, texts: Any, images: Any) -> Predictions:
+        samples = as_samples(texts, images)
+        if not samples:
+            nothing = np.empty((0, len(self.classes)))
+            return Predictions((), nothing.astype(bool), nothing, self.classes, self.run.config["task"] == "multilabel")
+        found, seen = self.predict_samples(samples)
+        for line in unread(samples, seen):
+            warnings.warn(line, stacklevel=3)
+        return found
+
+
+def unread(samples: Sequence[Sample], seen: Embedded) -> list[str]:
+    """Lines about parts that were given and cannot be read, and about samples of which nothing is seen at all."""
+    lines = []
+    for modality, reasons in seen.reasons.items():
+        if broken := [number for number, reason in enumerate(reasons) if reason]:
+            first = f"{samples[broken[0]].id}: {reasons[broken[0]]}"
+            lines.append(f"{len(broken):,} of {len(samples):,} samples predicted without {PART[modality]} ({first})")
+    lines += unseen_note(unseen(seen.features), len(samples), seen.reasons)
+    return lines

@@ -1,0 +1,137 @@
+"""Prediction of new pairs of text and image by a saved run: a data set, some files, or one pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmfeat.cache.store import Cache
+from mmfeat.errors import ConfigError
+from mmfeat.evaluation.metrics import evaluate
+from mmfeat.prediction.drift import out_of_fold_choices
+from mmfeat.prediction.inference import Inference, infer, read_for, unseen_note
+from mmfeat.prediction.model import Model, unread
+from mmfeat.prediction.output_file import Predictions
+from mmfeat.prediction.submit import check_labels, find_drift, training_samples
+from mmfeat.runs.folders import choose_run
+from mmfeat.runs.run import Run
+from mmfeat.samples.dataset import Sample, SampleSet
+from mmfeat.samples.labels import Targets, classes_in
+from mmfeat.system.progress import Progress
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Predictions and by which head of which run; `notes` are lines that a person should read.
+
+    `scores` are those of `mmfeat.evaluation.metrics.evaluate` on the labelled samples that the run was not trained on,
+    None without any.
+    """
+
+    run: Run
+    head: str
+    modalities: str
+    predictions: Predictions
+    scores: Mapping[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def predict_data(
+    data: str | Path,
+    run: str | Path | None = None,
+    *,
+    heads: str | Path = "heads",
+    head: str | None = None,
+    modalities: str | None = None,
+    cache: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    device: str = "auto",
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> Predicted:
+    """Predict all samples of a folder or table, labelled or not; features go through the cache as in a submission."""
+    chosen = choose_run(run, heads, data, head, modalities)
+    entry = chosen.entry(head, modalities)
+    samples = read_for(data, columns, chosen.config["columns"])
+    cache = cache or chosen.config["cache"]
+    found = infer(chosen, entry, samples, cache, device, workers, progress)
+    notes = [*found.notes, *unseen_note(found.without, len(samples), found.lacking)]
+    training = training_samples(chosen, samples)
+    scores, told = _scores(chosen, samples, found, training, Cache(cache, samples.name))
+    before = out_of_fold_choices(chosen, entry)
+    notes += [*told, *find_drift(chosen, found, before, training, samples.samples)]
+    return Predicted(chosen, entry["head"], entry["modalities"], found.predictions, scores, notes)
+
+
+def predict_files(model: Model, samples: SampleSet, progress: Progress | None = None) -> Predicted:
+    """Predict samples that are in no data set; they are encoded in memory, and the cache stays as it is."""
+    found, seen = model.predict_samples(samples.samples, progress)
+    entry = model.entry
+    return Predicted(model.run, entry["head"], entry["modalities"], found, notes=unread(samples.samples, seen))
+
+
+def check_inputs(
+    files: Sequence[str], data: str | None, text: str | None, image: str | None, of_data: Mapping[str, Any]
+) -> None:
+    """Exactly one way to say what to predict, and flags `of_data` with data only. Raises `ConfigError` otherwise."""
+    ways = [
+        name
+        for name, there in (("files", files), ("--data", data), ("--text/--image", text is not None or image))
+        if there
+    ]
+    if len(ways) != 1:
+        given = " and ".join(ways) or "nothing"
+        raise ConfigError(f"{given} given to predict; name photos and .txt files, or --data, or --text and --image")
+    if data is None and (unused := next((flag for flag, value in of_data.items() if value), "")):
+        raise ConfigError(f"{unused} goes with --data; files and pairs are encoded in memory, leave it out")
+
+
+def _scores(
+    run: Run, samples: SampleSet, found: Inference, training: Sequence[Sample], store: Cache
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """(scores, notes): how right the predictions are for labelled samples that the run was not trained on."""
+    rows = np.array([row for row, sample in enumerate(samples) if sample.label is not None], np.int64)
+    if not len(rows):
+        return None, []
+    if unknown := check_labels(samples, run):
+        known = ", ".join(run.classes)
+        return None, [f"no score: label {', '.join(unknown)} is unknown to the run ({known})"]
+    labelled = [samples.samples[row] for row in rows]
+    fresh = ~_were_seen(labelled, training, tuple(found.lacking), store)
+    notes = []
+    if not fresh.all():
+        notes = [
+            f"{(~fresh).sum():,} of {len(rows):,} labelled samples trained this run and do not count in a score; "
+            f"for them its scores out of fold are in {run.leaderboard_file}"
+        ]
+    if not training:
+        notes.append(f"{run.config['data']} is gone: samples that trained the run would flatter the score")
+    if not fresh.any():
+        return None, notes
+    rows, predictions = rows[fresh], found.predictions
+    targets = targets_of([str(samples.samples[row].label) for row in rows], run.classes, predictions.multilabel)
+    return evaluate(targets, predictions.chosen[rows][None], predictions.probabilities[rows][None]), notes
+
+
+def _were_seen(
+    samples: Sequence[Sample], training: Sequence[Sample], modalities: Sequence[str], store: Cache
+) -> np.ndarray:
+    """(N,) whether one that is the same in all that the head sees, its `modalities`, is among the training samples."""
+    with store.index(writes=False) as index:
+        pairs = [
+            list(zip(*(store.content_keys(part, name, index=index).keys.tolist() for name in modalities), strict=True))
+            for part in (samples, training)
+        ]
+    known = set(pairs[1]) - {(b"",) * len(modalities)}
+    return np.array([pair in known for pair in pairs[0]], bool)
+
+
+def targets_of(labels: Sequence[str], classes: Sequence[str], multilabel: bool) -> Targets:
+    """Targets of label cells over the classes of a run, of which some may not occur."""
+    cells = [classes_in(label, multilabel) for label in labels]
+    matrix = np.array([[name in cell for name in classes] for cell in cells], bool).reshape(-1, len(classes))
+    return Targets(tuple(classes), matrix, multilabel)

@@ -1,0 +1,166 @@
+"""`write_report`: from a run to its page, and to tables and figures for papers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mmfeat.cache.store import folder_name
+from mmfeat.errors import ConfigError
+from mmfeat.report.audited import audit_section, labels_section
+from mmfeat.report.compared import comparison_sections, names_of_runs
+from mmfeat.report.facts import cache_section, data_notes, data_section, run_section
+from mmfeat.report.gallery import make_gallery
+from mmfeat.report.modalities import ablation_section, attribution_section
+from mmfeat.report.page import Page, render, write_figures, write_tables
+from mmfeat.report.reliability import reliability_section
+from mmfeat.report.results import Results
+from mmfeat.report.scores import classes_section, confusion_section, leaderboard_section, significance_section
+from mmfeat.report.section import Section, interval, title_of
+from mmfeat.report.training import curves_section, effects_section, stages_section
+from mmfeat.runs.compare import compare_runs
+from mmfeat.runs.folders import choose_run
+from mmfeat.runs.run import Run, read_run
+from mmfeat.samples.labels import SEPARATOR
+from mmfeat.system.files import make_folder, write_atomic
+from mmfeat.system.progress import Progress, Silent
+
+REPORT = "report.html"
+PHOTOS = 1500
+BYTES = 9_900_000  # of a page; the gallery gets what the sections leave of it
+AUDIT = "audit"
+SECTIONS = (
+    leaderboard_section, significance_section, stages_section, classes_section, confusion_section, reliability_section,
+    ablation_section, attribution_section, curves_section, effects_section, labels_section, data_section, cache_section,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Report:
+    """The page that was written, how large it is in bytes, and the files for papers beside it."""
+
+    path: Path
+    runs: tuple[Run, ...]
+    bytes: int
+    samples: int
+    photos: int
+    files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Papers:
+    """Which files for papers are wanted, in the folder `NAME-files` beside the page."""
+
+    latex: bool = False
+    csv: bool = False
+    png: bool = False
+
+    def write(self, page: Path, sections: Sequence[Section]) -> tuple[Path, ...]:
+        """Write them; their paths."""
+        folder = page.with_name(f"{page.stem}-files")
+        files: list[Path] = []
+        for wanted, latex in ((self.latex, True), (self.csv, False)):
+            files += write_tables(folder, sections, latex) if wanted else []
+        return (*files, *(write_figures(folder, sections) if self.png else []))
+
+
+def write_report(
+    run: str | Path | None = None,
+    *,
+    out: str | Path | None = None,
+    heads: str | Path = "heads",
+    head: str | None = None,
+    modalities: str | None = None,
+    data: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    audit: str | Path = AUDIT,
+    photos: int = PHOTOS,
+    papers: Papers | None = None,
+    commands: Callable[[Run], Sequence[str]] = lambda run: (),
+    progress: Progress | None = None,
+) -> Report:
+    """One HTML page about a run, by default the best one, as `RUN/report.html`.
+
+    `head` and `modalities` name the entry that is looked at closely, by default the best; at most `photos` photos are
+    in the page, errors first. `audit` is the folder that audits are written to, `commands` tells how to make a run
+    again. Raises `RunError` where the run is not whole.
+    """
+    chosen = choose_run(run, heads, data, head, modalities)
+    path = _checked_out(Path(out) if out else chosen.folder / REPORT)
+    results = Results.of(chosen, head, modalities, data, columns)
+    progress = progress or Silent()
+    sections = [
+        *make_sections(results, progress),
+        audit_section(results, Path(audit) / folder_name(chosen.config["dataset"])),
+        run_section(results, commands(chosen)),
+    ]
+    classes = [*chosen.classes, *([SEPARATOR] if chosen.config["task"] == "multilabel" else [])]
+    page = Page(f"Report of {chosen.folder.name}", _subtitle(results), _headline(results), sections, None, classes)
+    gallery = make_gallery(results, photos, BYTES - len(render(page).encode()), progress)
+    size = _write(path, replace(page, gallery=gallery))
+    files = (papers or Papers()).write(path, sections)
+    return Report(path, (chosen,), size, gallery.samples, gallery.shown, files, data_notes(results))
+
+
+def write_comparison(
+    runs: Sequence[str | Path],
+    *,
+    out: str | Path = "comparison.html",
+    head: str | None = None,
+    modalities: str | None = None,
+    papers: Papers | None = None,
+) -> Report:
+    """One HTML page about several runs, tested against the first. Raises `RunError` for fewer than two."""
+    path = _checked_out(Path(out))
+    found = compare_runs([read_run(Path(run)) for run in runs], head, modalities)
+    names = names_of_runs(found)
+    sections = comparison_sections(found)
+    scores = [(name, interval(entry["macro_f1"])) for name, entry in zip(names, found.entries, strict=True)]
+    size = _write(
+        path, Page(f"Comparison of {len(names)} runs", "macro-F1 of an entry of each", scores, sections, None)
+    )
+    return Report(path, found.runs, size, 0, 0, (papers or Papers()).write(path, sections))
+
+
+def make_sections(results: Results, progress: Progress) -> list[Section]:
+    """Those that there is something to say in."""
+    made = []
+    with progress.task("report", len(SECTIONS)) as advance:
+        for make in SECTIONS:
+            made.append(make(results))
+            advance(1)
+    return [section for section in made if section is not None]
+
+
+def _checked_out(path: Path) -> Path:
+    if path.is_dir() or path.suffix not in (".html", ".htm"):
+        raise ConfigError(f"--out {path}: name an HTML file, as in --out report.html")
+    return path
+
+
+def _write(path: Path, page: Page) -> int:
+    text = render(page).encode()
+    make_folder(path.absolute().parent)
+    write_atomic(path, text)
+    return len(text)
+
+
+def _subtitle(results: Results) -> str:
+    run = results.run
+    kind = "fine-tuning" if run.is_finetuned else "heads"
+    encoders = ", ".join(dict.fromkeys(tower.spec.name for tower in run.towers))
+    return f"{kind} on {run.config['dataset']} with {encoders}"
+
+
+def _headline(results: Results) -> list[tuple[str, str]]:
+    entry, others = results.entry, results.run.leaderboard[1:]
+    ties = f"{sum(each['tie'] for each in others):,} of {len(others):,}"
+    return [
+        ("shown closely", title_of(entry)),
+        ("macro-F1", interval(entry["macro_f1"])),
+        ("accuracy", interval(entry["accuracy"])),
+        ("samples out of fold", f"{entry['samples']:,}"),
+        *([("ties with the best", ties)] if others else []),
+    ]

@@ -1,0 +1,88 @@
+"""The leaderboard as tables: what was ranked, as CSV, and each head's ablation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmfeat.heads.registry import TWINS
+from mmfeat.system.files import csv_text
+
+SCORES = ("macro_f1", "accuracy", "weighted_f1", "auroc", "log_loss", "calibration_error")
+Record = Mapping[str, Any]
+
+
+def leaderboard_csv(leaderboard: Sequence[Record], classes: Sequence[str]) -> str:
+    """All scores with their intervals, a line an entry."""
+    header = [f"{score}{part}" for score in SCORES for part in ("", "_low", "_high")]
+    tests = ("value", "low", "high", "p", "p_holm", "mcnemar", "mcnemar_holm")
+    by_class = [f"{score}_{name}" for name in classes for score in ("precision", "recall", "f1")]
+    lines = []
+    for number, entry in enumerate(leaderboard, 1):
+        values = [_cell(entry[score][part]) for score in SCORES for part in ("value", "low", "high")]
+        seeds = entry["seeds"]["macro_f1"]
+        rows = [entry["classes"][name] for name in classes]
+        lines.append(
+            [
+                number,
+                entry["head"],
+                entry["modalities"],
+                *values,
+                len(seeds["values"]),
+                _cell(seeds["std"]),
+                *(_cell(value) for row in rows for value in (row["precision"], row["recall"], row["f1"]["value"])),
+                *(_cell(entry["behind_best"][name]) for name in tests),
+                entry["tie"],
+                entry.get("trials", ""),
+                _cell(entry.get("optimism")),
+                entry.get("parameters") or "",
+                entry["seconds"],
+            ]
+        )
+    behind = [f"behind_best{'' if name == 'value' else f'_{name}'}" for name in tests]
+    last = ["tie", "trials", "optimism", "parameters", "seconds"]
+    return csv_text(["rank", "head", "modalities", *header, "seeds", "seeds_std", *by_class, *behind, *last], lines)
+
+
+def ablation(leaderboard: Sequence[Record]) -> dict[str, dict[str, Record]]:
+    """Each head that was scored on more than one set of modalities -> modality set -> its entry."""
+    table: dict[str, dict[str, Record]] = {}
+    for entry in leaderboard:
+        table.setdefault(entry["head"], {})[entry["modalities"]] = entry
+    for head, twin in TWINS.items():
+        if head in table:
+            table[head] = {**table.get(twin, {}), **table[head]}
+    return {head: entries for head, entries in table.items() if len(entries) > 1}
+
+
+def ablation_csv(leaderboard: Sequence[Record], classes: Sequence[str]) -> str:
+    """A line for each head, modality set and true class: its F1, and where its samples went."""
+    gains = ("value", "low", "high", "p_holm")
+    lines = [
+        [
+            head,
+            modalities,
+            _cell(entry["macro_f1"]["value"]),
+            *(_cell(entry.get("gain", {}).get(name)) for name in gains),
+            name,
+            _cell(entry["classes"][name]["f1"]["value"]),
+            *went,
+        ]
+        for head, entries in ablation(leaderboard).items()
+        for modalities, entry in entries.items()
+        for name, went in zip(classes, _confusion(entry, len(classes)), strict=True)
+    ]
+    header = ["head", "modalities", "macro_f1", "gain", "gain_low", "gain_high", "gain_p_holm", "label", "f1"]
+    return csv_text([*header, *(f"predicted_{name}" for name in classes)], lines)
+
+
+def _confusion(entry: Record, classes: int) -> list[list[str]]:
+    """Counts by label; multi-label tasks have a table a class, of which no row goes to another class."""
+    table = entry["confusion"]
+    if table and isinstance(table[0][0], list):
+        return [[""] * classes for _ in table]
+    return [[f"{count:.1f}" for count in row] for row in table]
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

@@ -1,0 +1,273 @@
+"""Duplicates: samples whose text or photo is, or nearly is, that of another.
+
+They must stand on one side of every split: a head that has seen one knows the answer to the other. Each rule gives
+links between two samples, and what is linked, also through others, is one group.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from mmfeat.samples.dataset import Sample
+from mmfeat.samples.texts import clean_tweet
+
+EQUAL_TEXT, NEAR_TEXT, EQUAL_PHOTO, NEAR_PHOTO = "equal text", "near text", "equal photo", "near photo"
+
+# Texts are nearly equal if they share this much of their runs of letters (Jaccard index of the sets of runs).
+SIMILARITY = 0.8
+RUN = 5
+# In bytes of UTF-8, so that a Chinese character counts like three Latin letters. Two people write "so happy :)" or
+# "happy birthday to you" without knowing of each other, and with so few letters it is the dropped signs that tell.
+SHORTEST_EQUAL = 24
+SHORTEST_NEAR = 32
+
+# Bits of 63 in which the hashes of two photos may differ. On tweeted photos, saved again smaller or stronger
+# compressed, 99.9 % lie within; pairs of different photos begin at 8.
+PHOTO_DISTANCE = 4
+
+# A list longer than this (a template of thousands) is compared with its neighbours only, so time stays linear.
+NEIGHBOURS = 16
+PIECE_LETTERS = 1 << 22
+PIECE_TEXTS = 1 << 15
+MOST_COUNTER_BITS = 24
+SKETCH_BITS = 128
+
+_RETWEET = re.compile(r"^(?:\W*\brt\b)+")
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+_BITS = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
+
+
+def duplicate_groups(
+    samples: Sequence[Sample],
+    image_keys: np.ndarray,
+    image_hashes: tuple[np.ndarray, np.ndarray] | None = None,
+) -> np.ndarray:
+    """(N,) group numbers: samples that are linked, also through others, share one. Arguments as `duplicate_links`."""
+    return linked_groups(duplicate_links(samples, image_keys, image_hashes).values(), len(samples))
+
+
+def linked_groups(links: Iterable[np.ndarray], count: int) -> np.ndarray:
+    """(count,) group numbers of rows that some (L, 2) links join, also through others."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    rows, columns = np.concatenate(list(links)).T
+    graph = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(count, count))
+    return connected_components(graph, directed=False)[1]
+
+
+def duplicate_links(
+    samples: Sequence[Sample],
+    image_keys: np.ndarray,
+    image_hashes: tuple[np.ndarray, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """(L, 2) row numbers that each rule links; enough of them to connect a group, not all pairs.
+
+    `image_keys` (N,) are content keys, empty without photo; `image_hashes` are (N,) perceptual hashes and whether
+    each is known, as `mmfeat.samples.photo_hashes.image_hashes` gives. Texts are equal after tweet cleaning, or
+    nearly so in their letters and digits alone. Missing and emptied texts and photos link nobody.
+    """
+    if not len(samples) == len(image_keys):
+        raise ValueError(f"{len(samples)} samples and {len(image_keys)} image keys; both must be of the same samples")
+    cleaned = [clean_tweet(sample.text or "") for sample in samples]
+    letters = [text_letters(text) for text in cleaned]
+    links = {
+        EQUAL_TEXT: _equal(cleaned),
+        NEAR_TEXT: _near_texts(letters),
+        EQUAL_PHOTO: _equal(image_keys.tolist()),
+        NEAR_PHOTO: np.empty((0, 2), int),
+    }
+    if image_hashes is not None:
+        hashes, known = image_hashes
+        rows = np.flatnonzero(known)
+        links[NEAR_PHOTO] = rows[near_hashes(hashes[rows])]
+    return links
+
+
+def without_retweet(cleaned: str) -> str:
+    """A cleaned text without the mark of a retweet."""
+    return _RETWEET.sub("", cleaned)
+
+
+def text_letters(cleaned: str) -> str:
+    """The letters and digits of a cleaned text without the mark of a retweet, in one spelling of each."""
+    text = without_retweet(cleaned)
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text).casefold()
+    return text.translate(_KEPT)
+
+
+def near_hashes(hashes: np.ndarray) -> np.ndarray:
+    """(L, 2) row numbers of hashes (N,) uint64 that differ in at most `PHOTO_DISTANCE` bits.
+
+    Of two more bands of bits than may differ, two must be equal, so only hashes equal in two bands are compared.
+    """
+    distinct, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+    rows = np.arange(len(hashes))
+    links = [np.column_stack([rows, first[inverse]])[first[inverse] != rows]]
+    bands = [sum(1 << int(bit) for bit in part) for part in np.array_split(np.arange(64), PHOTO_DISTANCE + 2)]
+    for one, other in itertools.combinations(bands, 2):
+        masked = distinct & np.uint64(one | other)
+        order = np.argsort(masked, kind="stable")
+        for left, right in _neighbours(masked[order]):
+            pairs = order[np.column_stack([left, right])]
+            unlike = _unlike_bits(distinct[pairs[:, :1]], distinct[pairs[:, 1:]])
+            links.append(first[pairs[unlike <= PHOTO_DISTANCE]])
+    return _distinct(np.concatenate(links))
+
+
+class _Kept(dict[int, "int | None"]):
+    """For `str.translate`: keeps letters, digits and the vowel signs that belong to letters."""
+
+    def __missing__(self, code: int) -> int | None:
+        char = chr(code)
+        is_sign = unicodedata.category(char) in ("Mn", "Mc") and "VARIATION SELECTOR" not in unicodedata.name(char, "")
+        self[code] = code if char.isalnum() or is_sign else None
+        return self[code]
+
+
+_KEPT = _Kept()
+
+
+def _equal(contents: Sequence[object]) -> np.ndarray:
+    """(L, 2) links of each row to the first one with the same content; empty content links nobody."""
+    first: dict[object, int] = {}
+    links = [(first.setdefault(content, row), row) for row, content in enumerate(contents) if content]
+    return _as_links((one, other) for one, other in links if one != other)
+
+
+def _distinct(pairs: np.ndarray) -> np.ndarray:
+    """The pairs (P, 2) of row numbers, sorted, each once."""
+    packed = _ordered(pairs.astype(np.uint64) @ np.array([1 << 32, 1], np.uint64))
+    return np.column_stack([packed >> np.uint64(32), packed & np.uint64((1 << 32) - 1)]).astype(int)
+
+
+def _ordered(values: np.ndarray) -> np.ndarray:
+    """The different values, ascending; sorting plain numbers is several times faster than `numpy.unique`."""
+    values.sort()
+    return values[np.concatenate([np.ones(min(len(values), 1), bool), values[1:] != values[:-1]])]
+
+
+def _as_links(pairs: Iterable[tuple[int, int]]) -> np.ndarray:
+    return np.array(list(pairs), dtype=int).reshape(-1, 2)
+
+
+def _near_texts(letters: list[str]) -> np.ndarray:
+    """(L, 2) links of texts with equal letters, and of texts that share most runs of letters."""
+    sizes = [len(text.encode()) for text in letters]
+    equal = _equal([text if size >= SHORTEST_EQUAL else "" for text, size in zip(letters, sizes, strict=True)])
+    again = set(equal[:, 1].tolist())
+    rows = [row for row, size in enumerate(sizes) if size >= SHORTEST_NEAR and row not in again]
+    texts = [letters[row] for row in rows]
+    linked = [(rows[one], rows[other]) for one, other in _similar(texts, _candidates(texts))]
+    return np.concatenate([equal, _as_links(linked)])
+
+
+def _similar(texts: list[str], pairs: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Those of the pairs that are as similar as `SIMILARITY` asks, less the ones that others connect already."""
+    parent = list(range(len(texts)))
+
+    def root(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = row = parent[parent[row]]
+        return row
+
+    for one, group in itertools.groupby(pairs.tolist(), key=lambda pair: pair[0]):
+        runs = _runs(texts[one])
+        for _, other in group:
+            if root(one) != root(other):
+                others = _runs(texts[other])
+                shared = len(runs & others)
+                if shared >= SIMILARITY * (len(runs) + len(others) - shared):
+                    parent[root(other)] = root(one)
+                    yield one, other
+
+
+def _runs(text: str) -> set[str]:
+    return {text[start : start + RUN] for start in range(len(text) - RUN + 1)}
+
+
+def _candidates(texts: list[str]) -> np.ndarray:
+    """(P, 2) pairs of texts, sorted, that may be similar: they share one of their rarest runs of letters.
+
+    Prefix filtering (Chaudhuri, Ganti and Kaushik, 2006; Bayardo, Ma and Srikant, 2007): with the runs of each of
+    two sets in one order, similar sets must meet in the first few. With the rarest first, hardly others do.
+    """
+    shift = np.uint64(64 - min(max(sum(map(len, texts)).bit_length(), 8), MOST_COUNTER_BITS))
+    counts = np.zeros(1 << (64 - int(shift)), np.int64)
+    for _, _, hashes in _hashed_pieces(texts):
+        counts += np.bincount((hashes >> shift).astype(np.int64), minlength=len(counts))
+    level = np.minimum(np.log2(np.maximum(counts, 1)) * 8, 255).astype(np.uint64)
+    found = [_rarest(start, owner, hashes, level[hashes >> shift]) for start, owner, hashes in _hashed_pieces(texts)]
+    if not found:
+        return np.empty((0, 2), int)
+    runs, rows, sizes, sketches = (np.concatenate(column) for column in zip(*found, strict=True))
+    order = np.lexsort((rows, sizes[rows], runs))
+    runs, rows = runs[order], rows[order]
+    pairs = [np.empty((0, 2), int)]
+    for left, right in _neighbours(runs):
+        some = rows[np.column_stack([left, right])]
+        # Each run turns one bit of a sketch, so what only one of two texts has turns at least as many as differ.
+        most = (1 - SIMILARITY) / (1 + SIMILARITY) * sizes[some].sum(axis=1)
+        some = some[_unlike_bits(sketches[some[:, 0]], sketches[some[:, 1]]) <= most]
+        pairs.append(_distinct(np.sort(some, axis=1)))
+    return _distinct(np.concatenate(pairs))
+
+
+def _hashed_pieces(texts: list[str]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Some texts at a time: the number of the first, and of each run of letters its text, from 0, and its hash."""
+    lengths = np.array([len(text) for text in texts], dtype=int)
+    ends = np.cumsum(lengths)
+    start = 0
+    while start < len(texts):
+        before = ends[start] - lengths[start]
+        stop = max(int(np.searchsorted(ends, before + PIECE_LETTERS)), start + 1)
+        stop = min(stop, start + PIECE_TEXTS, len(texts))
+        owner = np.repeat(np.arange(stop - start), lengths[start:stop])
+        letters = np.frombuffer("".join(texts[start:stop]).encode("utf-32-le", "surrogatepass"), np.uint32)
+        count = len(letters) - RUN + 1
+        whole = owner[:count] == owner[RUN - 1 :]
+        hashes = np.zeros(count, np.uint64)
+        for offset in range(RUN):
+            hashes = (hashes ^ letters[offset : offset + count]) * _MULTIPLIER
+            hashes ^= hashes >> np.uint64(29)
+        yield start, owner[:count][whole], (hashes * _MULTIPLIER)[whole]
+        start = stop
+
+
+def _rarest(
+    start: int, owner: np.ndarray, hashes: np.ndarray, level: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The rarest runs of each text of a piece, as many as a similar text can lack and one more.
+
+    Returns (R,) runs, rarer ones smaller, and (R,) the row of the text; then, for each text of the piece, how many
+    different runs it has, and its sketch: (T, SKETCH_BITS / 64) uint64 parities of how many runs fall on each bit.
+    """
+    sets = _ordered((owner.astype(np.uint64) << np.uint64(48)) | (level << np.uint64(40)) | (hashes >> np.uint64(24)))
+    text = (sets >> np.uint64(48)).astype(int)
+    sizes = np.bincount(text, minlength=int(owner.max()) + 1)
+    place = np.arange(len(sets)) - (np.cumsum(sizes) - sizes)[text]
+    first = place <= sizes[text] - np.ceil(SIMILARITY * sizes[text])
+    bits = text * SKETCH_BITS + (sets & np.uint64(SKETCH_BITS - 1)).astype(int)
+    odd = np.bincount(bits, minlength=len(sizes) * SKETCH_BITS) % 2
+    sketches = np.packbits(odd.astype(bool)).view(np.uint64).reshape(len(sizes), -1)
+    return sets[first] & np.uint64((1 << 48) - 1), text[first] + start, sizes, sketches
+
+
+def _unlike_bits(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(N,) in how many bits two (N, W) uint64 differ."""
+    return _BITS[(one ^ other).view(np.uint8)].sum(axis=1)
+
+
+def _neighbours(ordered: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Places of equal values at most `NEIGHBOURS` apart in a sorted array."""
+    for step in range(1, NEIGHBOURS + 1):
+        left = np.flatnonzero(ordered[step:] == ordered[:-step])
+        if not len(left):
+            return
+        yield left, left + step

@@ -1,0 +1,185 @@
+"""Images: from bytes on disk to one RGB picture, or the reason why there is none."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmfeat.errors import ConfigError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+MAX_ASPECT = 100  # resizing the short side of a thinner picture would take gigabytes
+
+
+@dataclass(frozen=True)
+class MemoryFile:
+    """A photo that lies in no file; like a path, as far as samples need one."""
+
+    data: bytes = field(repr=False)
+    name: str = "photo"
+
+    def __str__(self) -> str:
+        return self.name
+
+    def read_bytes(self) -> bytes:
+        return self.data
+
+
+def decode_image(data: bytes, draft: int = 0) -> tuple[Image.Image | None, str]:
+    """(RGB PIL image, "") or (None, why it cannot be decoded). A truncated file is not half a picture.
+
+    With `draft` a JPEG is decoded at a half, a quarter or an eighth of its size, as long as its short side keeps that
+    many pixels: many times as fast for a large photo, and nearly what resizing it would give.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if not data:
+        return None, "empty image file"
+    try:
+        image = Image.open(io.BytesIO(data))
+        if max(image.size) > MAX_ASPECT * min(image.size):
+            return None, f"no photo: {image.width} x {image.height} pixels"
+        if 0 < draft < min(image.size):
+            short = min(image.size)
+            image.draft(None, (image.width * draft // short, image.height * draft // short))
+        return image.convert("RGB"), ""
+    except UnidentifiedImageError:
+        return None, "not an image"
+    except MemoryError:
+        raise  # the machine's trouble, not the picture's
+    except Exception as error:  # decoders raise whatever a broken file makes them raise
+        return None, f"broken image: {error}"[:200]
+
+
+def picture_bytes(picture: Image.Image) -> bytes:
+    """A PIL image as the bytes of a file that decodes to the very same RGB pixels."""
+    file = io.BytesIO()
+    picture.convert("RGB").save(file, "BMP")
+    return file.getvalue()
+
+
+CROP_ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Bounds of the random choices. Colours change by a factor from 1 - x to 1 + x, hue by -x to x turns."""
+
+    side: int  # of the square result; an encoder's own evaluation transform follows
+    area: tuple[float, float]  # of the crop, as a share of the picture
+    aspect: tuple[float, float]  # width / height of the crop
+    flip: float  # probability
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+
+
+POLICIES = {
+    "train": Policy(
+        side=256,
+        area=(0.8, 1.0),
+        aspect=(3 / 4, 4 / 3),
+        flip=0.5,
+        brightness=0.1,
+        contrast=0.1,
+        saturation=0.1,
+        hue=0.02,
+    )
+}
+
+
+def view_name(number: int) -> str:
+    """The name of the `number`-th augmented view, counted from 1."""
+    return f"train:{number}"
+
+
+def view_number(name: str) -> int:
+    """0 for the plain picture."""
+    return 0 if name == "none" else int(name.rpartition(":")[2])
+
+
+def augment(image: Image.Image, view: str, key: bytes) -> Image.Image:
+    """The view of an RGB picture with this content key; "none" is the picture itself."""
+    if view == "none":
+        return image
+    policy = _policy(view)
+    # Only `random()` is drawn: numpy keeps no other stream equal between its versions.
+    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(view.encode() + b"\0" + key).digest(), "big"))
+    return _jitter(_flip(_crop(image, policy, rng), policy, rng), policy, rng)
+
+
+def crop_box(width: int, height: int, policy: Policy, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of a random part; if none fits, the middle at the nearest allowed aspect."""
+    for _ in range(CROP_ATTEMPTS):
+        area = width * height * _uniform(rng, *policy.area)
+        aspect = math.exp(_uniform(rng, *map(math.log, policy.aspect)))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.random() * (width - w + 1)), int(rng.random() * (height - h + 1))
+            return left, top, left + w, top + h
+    narrowest, widest = policy.aspect
+    w, h = min(width, max(1, round(height * widest))), min(height, max(1, round(width / narrowest)))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def _policy(view: str) -> Policy:
+    name, _, number = view.partition(":")
+    if name not in POLICIES or not re.fullmatch("[1-9][0-9]*", number):
+        known = ", ".join(f"{name}:N" for name in POLICIES)
+        raise ConfigError(f"no view {view!r}; use none or {known}, N from 1")
+    return POLICIES[name]
+
+
+def _crop(image: Image.Image, policy: Policy, rng: np.random.Generator) -> Image.Image:
+    from PIL import Image
+
+    crop = image.crop(crop_box(image.width, image.height, policy, rng))
+    return crop.resize((policy.side, policy.side), Image.Resampling.BICUBIC)
+
+
+def _flip(image: Image.Image, policy: Policy, rng: np.random.Generator) -> Image.Image:
+    from PIL import Image
+
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < policy.flip else image
+
+
+def _jitter(image: Image.Image, policy: Policy, rng: np.random.Generator) -> Image.Image:
+    """Brightness, contrast, saturation and hue, in random order."""
+    from PIL import ImageEnhance
+
+    def factor(strength: float) -> float:
+        return _uniform(rng, 1 - strength, 1 + strength)
+
+    changes: list[Callable[[Image.Image], Image.Image]] = [
+        lambda image: ImageEnhance.Brightness(image).enhance(factor(policy.brightness)),
+        lambda image: ImageEnhance.Contrast(image).enhance(factor(policy.contrast)),
+        lambda image: ImageEnhance.Color(image).enhance(factor(policy.saturation)),
+        lambda image: _shift_hue(image, _uniform(rng, -policy.hue, policy.hue)),
+    ]
+    for change in sorted(changes, key=lambda _: rng.random()):
+        image = change(image)
+    return image
+
+
+def _shift_hue(image: Image.Image, turns: float) -> Image.Image:
+    from PIL import Image
+
+    hue, saturation, value = image.convert("HSV").split()
+    shifted = np.asarray(hue, dtype=np.int16) + round(turns * 255)
+    return Image.merge("HSV", (Image.fromarray((shifted % 256).astype(np.uint8)), saturation, value)).convert("RGB")
+
+
+def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return low + (high - low) * rng.random()

@@ -1,0 +1,106 @@
+"""Targets: the labels of samples as a table of samples by classes, for one class a sample or for several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmfeat.errors import DataError
+
+if TYPE_CHECKING:
+    pass
+
+
+SEPARATOR = "|"  # between the classes of a multi-label cell; alone in its cell, it says "none of the classes"
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Labels of N samples: `matrix` (N, C) bool, one True a row unless `multilabel`; columns as in `classes`."""
+
+    classes: tuple[str, ...]
+    matrix: np.ndarray
+    multilabel: bool = False
+
+    def __len__(self) -> int:
+        return len(self.matrix)
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """(N,) int class numbers. Raises `ValueError` for multi-label targets, which have no single number."""
+        if self.multilabel:
+            raise ValueError("multi-label targets have no one class a sample; use matrix")
+        return self.matrix.argmax(axis=1)
+
+    @property
+    def prior(self) -> np.ndarray:
+        """(C,) share of the samples that have each class; adds up to 1 unless multi-label."""
+        return self.matrix.mean(axis=0)
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> Targets:
+        """The targets of some rows, given by numbers or by a mask; the classes stay."""
+        return Targets(self.classes, self.matrix[rows], self.multilabel)
+
+
+def classes_in(label: str | None, multilabel: bool) -> set[str]:
+    """The classes that a label cell names; none without label."""
+    if label is None or not multilabel:
+        return set() if label is None else {label}
+    return {name for part in label.split(SEPARATOR) if (name := part.strip())}
+
+
+def labels_alike(classes: Sequence[str]) -> list[str]:
+    """A note for classes that differ only in case: most likely one was meant."""
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(name.casefold(), []).append(name)
+    found = [names for names in alike.values() if len(names) > 1]
+    listed = "; ".join(", ".join(names) for names in found)
+    return [f"labels differ only in case and count as classes of their own: {listed}"] if found else []
+
+
+def read_targets(labels: Sequence[str], multilabel: bool = False) -> Targets:
+    """The targets of label cells, classes sorted.
+
+    A multi-label cell is `a|b`; a lone `|` is labelled with none of the classes. Raises `DataError` where
+    there is nothing to tell apart: a single class, or a multi-label class that all samples have.
+    """
+    if multilabel:
+        return _read_multilabel(labels)
+    classes = tuple(sorted(set(labels)))
+    if len(classes) < 2:
+        found = f"only one class ({classes[0]})" if classes else "no sample"
+        raise DataError(f"{found} is labelled; a classifier needs two classes, so label samples of another one")
+    column = {name: number for number, name in enumerate(classes)}
+    return Targets(classes, indicator([column[label] for label in labels], len(classes)))
+
+
+def indicator(numbers: Sequence[int] | np.ndarray, classes: int) -> np.ndarray:
+    """(...,) class numbers as (..., C) bool with one True a row."""
+    return np.asarray(numbers)[..., None] == np.arange(classes)
+
+
+def _read_multilabel(labels: Sequence[str]) -> Targets:
+    cells = [classes_in(cell, multilabel=True) for cell in labels]
+    classes = tuple(sorted(set().union(*cells)))
+    if not classes:
+        raise DataError(f"no sample is labelled with a class; write the classes of a sample as a{SEPARATOR}b")
+    column = {name: number for number, name in enumerate(classes)}
+    matrix = np.zeros((len(cells), len(classes)), dtype=bool)
+    for row, cell in enumerate(cells):
+        matrix[row, [column[name] for name in cell]] = True
+    if matrix.all(axis=0).any():
+        name = classes[int(matrix.all(axis=0).argmax())]
+        raise DataError(
+            f"all samples are labelled {name!r}, so there is nothing to tell apart; leave {name!r} out, or label "
+            f"samples without it (a lone {SEPARATOR} is a sample with none of the classes)"
+        )
+    return Targets(classes, matrix, multilabel=True)
+
+
+def names_of(chosen: np.ndarray, classes: tuple[str, ...]) -> str:
+    """The label cell of a (C,) choice: one class, or `a|b`, or a lone `|`."""
+    return SEPARATOR.join(name for name, there in zip(classes, chosen, strict=True) if there) or SEPARATOR

@@ -1,0 +1,64 @@
+"""The way back from a run to the call that made it: what `train_heads` and `finetune_heads` take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmfeat.errors import ConfigError, RunError
+from mmfeat.evaluation.protocol import Protocol
+from mmfeat.heads.registry import BASELINES
+from mmfeat.heads.settings import settings_of
+from mmfeat.runs.run import Run
+from mmfeat.sweep.search import Plan
+from mmfeat.sweep.search_space import Range
+
+
+def requests_of(run: Run) -> list[str]:
+    """The encoders as they were asked for."""
+    return list(dict.fromkeys(tower.request for tower in run.towers))
+
+
+def heads_arguments(run: Run) -> dict[str, Any]:
+    """What `train_heads` was called with, beside places and engines. Raises `RunError` for a run that does not say."""
+    config = run.config
+    try:
+        pairs = [(str(head), str(modality)) for head, modality in config["pairs"]]
+        heads = list(dict.fromkeys(head for head, _ in pairs))
+        return {
+            "data": config["data"],
+            "encoders": requests_of(run),
+            "cache": config["cache"],
+            "options": run.options,
+            "columns": config["columns"],
+            "fusion": [head for head in heads if head not in BASELINES] or ["none"],
+            "baselines": [head for head in heads if head in BASELINES] or ["none"],
+            "modalities": list(dict.fromkeys(modality for _, modality in pairs)),
+            "protocol": protocol_of(run),
+            "plan": plan_of(config),
+            "ensembles": config["ensembles"],
+            "task": config["task"],
+            "attend": config["attend"],
+        }
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise RunError(f"{run.folder}: its run.json does not say how it was made ({error!r}); train it anew") from error
+
+
+def protocol_of(run: Run) -> Protocol:
+    """The run's protocol. Splits that were read from elsewhere, and those of runs that do not say, are its own copy."""
+    values = dict(run.config["protocol"])
+    record = run.config.get("record")
+    own = record is not None and record.get("split_dir") is None
+    return Protocol(**{**values, "shares": tuple(values["shares"]), "split_dir": None if own else str(run.folder)})
+
+
+def plan_of(config: Mapping[str, Any]) -> Plan:
+    """The plan of a run of heads, with as many trials as it was allowed."""
+    plan = config["plan"]
+    space = {name: _values(values) for name, values in plan["space"].items()}
+    settings = settings_of(plan["settings"])
+    return Plan(settings, space, plan["method"], config["trials"], None, plan["adjustment"], plan["refit"])
+
+
+def _values(values: Any) -> Any:
+    return Range(**values) if isinstance(values, Mapping) else tuple(values)

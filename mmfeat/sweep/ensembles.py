@@ -1,0 +1,196 @@
+"""Ensembles of a sweep's entries: which heads predict together, and how much each counts.
+
+Weights for a fold are fitted on the predictions out of fold of the other folds, so the rows that score an ensemble
+had no say in it. Where there is one fold, they are fitted on its validation rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmfeat.evaluation.blending import blend, fit_stacking, greedy_weights, mean_weights
+from mmfeat.evaluation.decisions import Decision, fit_decision
+from mmfeat.evaluation.metrics import macro_f1
+from mmfeat.runs.run import METRICS
+from mmfeat.samples.labels import Targets
+from mmfeat.sweep.entries import Entry
+from mmfeat.sweep.scoring import fit_on_all, score, write_predictions
+from mmfeat.sweep.task import Task
+from mmfeat.system.files import write_json
+from mmfeat.system.hardware import cpu_count
+
+TOGETHER = "ensemble"  # stands where an entry names its modalities
+NO_CANDIDATES = ("prior",)
+Rule = Callable[[np.ndarray], np.ndarray]  # (H, N, C) log-probabilities -> (N, C) logits
+# A rule, what is saved of it, and the (M, C) logits of the rows it was fitted on, from which its decision is fitted.
+Fit = tuple[Rule, dict[str, Any], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Calibrated log-probabilities (H, N, C) of H entries, the mean over their seeds, and what each would choose."""
+
+    entries: Sequence[Entry]
+    log_probabilities: np.ndarray
+    chosen: np.ndarray
+    multilabel: bool
+
+    def at(self, rows: np.ndarray) -> Candidates:
+        """Only these rows."""
+        return Candidates(self.entries, self.log_probabilities[:, rows], self.chosen[:, rows], self.multilabel)
+
+
+def ensemble_entries(task: Task, entries: Sequence[Entry], adjustment: float | None, folder: Path) -> list[Entry]:
+    """One entry for each way to combine; none where there are fewer than two heads."""
+    entries = [entry for entry in entries if entry.record["head"] not in NO_CANDIDATES]
+    if len(entries) < 2:
+        return []
+    logits = {kind: np.full((1, *entries[0].logits.shape[1:]), np.nan) for kind in KINDS}
+    decisions: dict[str, list[Decision]] = {kind: [] for kind in KINDS}
+    with ThreadPoolExecutor(cpu_count()) as threads:
+        fits = threads.map(lambda number: list(_fit_fold(task, entries, number, adjustment)), range(len(task.splits)))
+        for number, fitted in enumerate(fits):
+            for kind, given, decision in fitted:
+                logits[kind][0, task.splits.fold(number, 0).test] = given
+                decisions[kind].append(decision)
+        return list(
+            threads.map(
+                lambda kind: _entry(task, entries, kind, logits[kind], decisions[kind], adjustment, folder), KINDS
+            )
+        )
+
+
+def combine(record: dict[str, Any], log_probabilities: np.ndarray, multilabel: bool) -> np.ndarray:
+    """(N, C) logits of a saved ensemble from those of its members (H, N, C), in the order of its `members`."""
+    rule = record["rule"]
+    if "weights" in rule:
+        return blend(log_probabilities, np.array(rule["weights"]), multilabel)
+    return _stacked(rule, multilabel)(log_probabilities)
+
+
+def _fit_fold(
+    task: Task, entries: Sequence[Entry], number: int, adjustment: float | None
+) -> Iterator[tuple[str, np.ndarray, Decision]]:
+    """Each kind fitted on the other folds, a holdout's on its validation rows: (n, C) logits of the fold's test rows,
+    and the decision on them. The members' decisions are those of this fold: others have seen its labels."""
+    folds = [task.splits.fold(other, 0) for other in range(len(task.splits))]
+    tests = [fold.test for other, fold in enumerate(folds) if other != number]
+    rows = np.concatenate(tests) if tests else folds[number].validation  # those of the first cell, which all have
+    given = [entry.logits[:, rows] if tests else entry.validation[0][None] for entry in entries]
+    seen = _decided_by(number, entries, given)
+    unseen = _decided_by(number, entries, [entry.logits[:, folds[number].test] for entry in entries])
+    labels, prior = task.targets.take(rows), task.targets.take(folds[number].train).prior
+    for kind, fit in KINDS.items():
+        rule, _, fitted_on = fit(seen, labels, task.seed)
+        decision = fit_decision(fitted_on, labels, prior, adjustment, task.seed)
+        yield kind, rule(unseen.log_probabilities), decision
+
+
+def _entry(
+    task: Task, entries: Sequence[Entry], kind: str, logits: np.ndarray, decisions: list[Decision],
+    adjustment: float | None, folder: Path,
+) -> Entry:  # fmt: skip
+    """Score an ensemble, fit the one that predicts on all tested rows, and save it."""
+    tested = task.splits.tested
+    _, plain, _ = KINDS[kind](_out_of_fold(task, entries).at(tested), task.targets.take(tested), task.seed)
+    record = {
+        "head": kind,
+        "modalities": TOGETHER,
+        **score(task, logits, decisions),
+        "decision": fit_on_all(task, logits, adjustment).to_json(),
+        "members": [entry.name for entry in entries],
+        "rule": plain,
+        "seconds": 0.0,
+    }
+    place = folder / f"{kind}-{TOGETHER}"
+    write_predictions(place, task, logits, decisions)
+    write_json(place / METRICS, record)
+    return Entry(record, logits, decisions, [])
+
+
+def _decided_by(number: int, entries: Sequence[Entry], logits: Sequence[np.ndarray]) -> Candidates:
+    """(S, N, C) logits of each entry, decided on by its decision of one fold."""
+    pairs = [(entry.decisions[number], each) for entry, each in zip(entries, logits, strict=True)]
+    mean = np.stack([_log(decision.probabilities(each).mean(0)) for decision, each in pairs])
+    chosen = np.stack([_shifted(decision, each).mean(0) for decision, each in pairs])
+    return Candidates(entries, mean, chosen, entries[0].decisions[number].multilabel)
+
+
+def _out_of_fold(task: Task, entries: Sequence[Entry]) -> Candidates:
+    """Each fold's rows by its own decisions."""
+    shape = (len(entries), *entries[0].logits.shape[1:])
+    mean, chosen = np.full(shape, np.nan), np.full(shape, np.nan)
+    for number in range(len(task.splits)):
+        test = task.splits.fold(number, 0).test
+        part = _decided_by(number, entries, [entry.logits[:, test] for entry in entries])
+        mean[:, test], chosen[:, test] = part.log_probabilities, part.chosen
+    return Candidates(entries, mean, chosen, task.targets.multilabel)
+
+
+def _log(probabilities: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(probabilities, 1e-12))
+
+
+def _shifted(decision: Decision, logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities as the decision sees them: what its choices are the largest of."""
+    scaled = logits / decision.temperature - np.array(decision.offsets)
+    if decision.multilabel:
+        return -np.logaddexp(0, -scaled)
+    return scaled - np.logaddexp.reduce(scaled, axis=-1, keepdims=True)
+
+
+def _weighted(candidates: Candidates, weights: np.ndarray) -> Fit:
+    def rule(log_probabilities: np.ndarray) -> np.ndarray:
+        return blend(log_probabilities, weights, candidates.multilabel)
+
+    return rule, {"weights": weights.tolist()}, rule(candidates.log_probabilities)
+
+
+def _best(candidates: Candidates, targets: Targets, seed: int) -> Fit:
+    """The seeds of the best head together."""
+    shown = candidates.chosen
+    chosen = shown > np.log(0.5) if targets.multilabel else shown == shown.max(-1, keepdims=True)
+    scores = [macro_f1(targets.matrix, choice) for choice in chosen]
+    return _weighted(candidates, np.eye(len(scores))[int(np.argmax(scores))])
+
+
+def _mean(candidates: Candidates, targets: Targets, seed: int) -> Fit:
+    """All heads that see both modalities, or all there are."""
+    both = np.array([entry.record["modalities"] == "both" for entry in candidates.entries], float)
+    weights = both / both.sum() if both.any() else mean_weights(len(both))
+    return _weighted(candidates, weights)
+
+
+def _greedy(candidates: Candidates, targets: Targets, seed: int) -> Fit:
+    """Half by greedy selection, half alike: selection alone follows the luck of some rows."""
+    selected = greedy_weights(candidates.log_probabilities, targets, seed=seed)
+    return _weighted(candidates, (selected + mean_weights(len(selected))) / 2)
+
+
+def _stacking(candidates: Candidates, targets: Targets, seed: int) -> Fit:
+    fitted = fit_stacking(candidates.log_probabilities, targets, seed)
+    record = {
+        "stacking": fitted.weights.tolist(), "intercept": fitted.intercept.tolist(), "penalty": fitted.penalty
+    }  # fmt: skip
+    return fitted.logits, record, fitted.out_of_fold
+
+
+def _stacked(rule: dict[str, Any], multilabel: bool) -> Rule:
+    from mmfeat.evaluation.blending import Stacking
+
+    weights, intercept = np.array(rule["stacking"]), np.array(rule["intercept"])
+    return Stacking(weights, intercept, rule["penalty"], np.empty((0, len(intercept))), multilabel).logits
+
+
+KINDS: dict[str, Callable[[Candidates, Targets, int], Fit]] = {
+    "seed-average": _best,
+    "mean": _mean,
+    "greedy": _greedy,
+    "stacking": _stacking,
+}

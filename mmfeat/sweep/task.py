@@ -1,0 +1,110 @@
+"""The problem that a run is about: labelled samples, their contents, their targets, and how they are split."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmfeat.cache.store import Cache
+from mmfeat.errors import HeadError
+from mmfeat.evaluation.protocol import Protocol, protocol_splits
+from mmfeat.evaluation.splits import Fold, Splits
+from mmfeat.heads.registry import BASELINES
+from mmfeat.runs.run import hash_data
+from mmfeat.samples.dataset import MODALITIES, Sample, SampleSet, read_samples
+from mmfeat.samples.keys import ContentKeys
+from mmfeat.samples.labels import SEPARATOR, Targets, labels_alike, read_targets
+from mmfeat.system.progress import Progress
+from mmfeat.system.remote import absolute
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The labelled samples, what is to be told of them, and how they are split."""
+
+    samples: SampleSet
+    store: Cache
+    keys: Mapping[str, ContentKeys]
+    targets: Targets
+    protocol: Protocol
+    splits: Splits
+    new_splits: Path | None
+
+    @property
+    def labelled(self) -> tuple[Sample, ...]:
+        return self.samples.labelled
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What may not be as the user thinks."""
+        notes = []
+        if self.protocol.split_dir and self.new_splits is None:
+            sizes = f"{len(self.splits)} folds" if len(self.splits) > 1 else "a holdout"
+            notes.append(
+                f"splits of {self.protocol.split_dir} reused ({sizes}); --folds, --split and --seed do not count"
+            )
+        if not self.targets.multilabel and any(SEPARATOR in name for name in self.targets.classes):
+            notes.append(
+                f"labels contain {SEPARATOR}: each combination is taken for a class; or is it --task multilabel?"
+            )
+        return (*notes, *labels_alike(self.targets.classes))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What a run records of it."""
+        roles = "\n".join(map(",".join, self.splits.roles.tolist()))
+        return {
+            "data": absolute(self.samples.source),
+            "cache": os.path.abspath(self.store.folder.parent),
+            "dataset": self.samples.name,
+            "data_hash": hash_data(self.labelled, self.keys),
+            "folds": list(self.splits.names),
+            "splits_hash": hashlib.sha256(roles.encode()).hexdigest(),
+        }
+
+
+def read_problem(
+    data: str | Path,
+    columns: Mapping[str, str] | None,
+    cache: str | Path,
+    task: str,
+    protocol: Protocol,
+    progress: Progress,
+) -> Problem:
+    """Read the samples, hash what they hold, and split the labelled ones."""
+    samples = read_samples(data, columns)
+    labelled = samples.labelled
+    if not labelled:
+        raise HeadError(f"{data}: no labelled samples; label some, or let a run on others predict: mmfeat predict")
+    store = Cache(cache, samples.name)
+    keys = {modality: store.content_keys(labelled, modality, progress) for modality in MODALITIES}
+    targets = read_targets([str(sample.label) for sample in labelled], task == "multilabel")
+    splits, new = protocol_splits(labelled, targets, keys["image"], store.folder, protocol, progress)
+    return Problem(samples, store, keys, targets, protocol, splits, new)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every head of a sweep is trained and scored on. `repeats`: seeds a fold."""
+
+    ids: tuple[str, ...]
+    targets: Targets
+    splits: Splits
+    repeats: int
+    seed: int
+
+    def repeats_of(self, head: str) -> int:
+        """Baselines have next to nothing random in them: they are fitted once a fold."""
+        return 1 if head in BASELINES else self.repeats
+
+    def cells(self, head: str) -> list[tuple[int, int, Fold]]:
+        """(fold, repeat, rows) of all trainings, fold after fold."""
+        return [
+            (fold, repeat, self.splits.fold(fold, repeat))
+            for fold in range(len(self.splits))
+            for repeat in range(self.repeats_of(head))
+        ]

@@ -1,0 +1,162 @@
+"""The run of a sweep: its entries are trained side by side, combined, ranked and written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmfeat.baselines.basis import one_blas_thread
+from mmfeat.cache.features import Features
+from mmfeat.errors import HeadError
+from mmfeat.evaluation.significance import compare_with_best, holm, paired_difference
+from mmfeat.evaluation.splits import save_splits
+from mmfeat.heads.registry import BASELINES, TWINS
+from mmfeat.runs.leaderboard import ablation_csv, leaderboard_csv
+from mmfeat.runs.record import Maker, making
+from mmfeat.runs.run import ABLATION, LEADERBOARD, RUN_FILE, Run, write_run
+from mmfeat.samples.dataset import SampleSet
+from mmfeat.sweep.engine import Engine
+from mmfeat.sweep.ensembles import ensemble_entries
+from mmfeat.sweep.entries import Entry, train_entry
+from mmfeat.sweep.scoring import decide
+from mmfeat.sweep.search import Plan
+from mmfeat.sweep.task import Problem, Task
+from mmfeat.system.files import sweep_temporaries, write_atomic, write_errors, write_json
+from mmfeat.system.hardware import cpu_count
+from mmfeat.system.progress import Progress
+
+
+def rank(task: Task, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Best first; each entry tells its difference from the best, p-values, and whether that is a tie.
+
+    An entry on both modalities also tells its `gain`: its difference from the same head on the better single one.
+    """
+    ordered = sorted(entries, key=lambda entry: -entry.record["macro_f1"]["value"])
+    tested = task.splits.tested
+    chosen = [decide(task, entry.logits, entry.decisions)[0][:, tested] for entry in ordered]
+    behind = compare_with_best(task.targets.take(tested), chosen, 0, task.seed)
+    gains = _gains(task, ordered, chosen)
+    return [
+        {**entry.record, "behind_best": dict(test), "tie": test["tie"], **gains.get(number, {})}
+        for number, (entry, test) in enumerate(zip(ordered, behind, strict=True))
+    ]
+
+
+def _gains(task: Task, ordered: Sequence[Entry], chosen: Sequence[np.ndarray]) -> dict[int, dict[str, Any]]:
+    """Place of an entry on both modalities -> its gain, p-values adjusted for the number of heads (Holm)."""
+    pairs = {}
+    for number, entry in enumerate(ordered):
+        alone = [place for place, other in enumerate(ordered) if _single(other, entry.record["head"])]
+        if entry.record["modalities"] == "both" and alone:
+            pairs[number] = alone[0]  # the better one: they are in order
+    targets = task.targets.take(task.splits.tested)
+    tests = {
+        number: vars(paired_difference(targets, chosen[number], chosen[other], task.seed))
+        for number, other in pairs.items()
+    }
+    adjusted = dict(zip(tests, holm([test["p"] for test in tests.values()]).tolist(), strict=True))
+    return {
+        number: {"gain": {**test, "p_holm": adjusted[number], "over": ordered[pairs[number]].record["modalities"]}}
+        for number, test in tests.items()
+    }
+
+
+def _single(entry: Entry, head: str) -> bool:
+    return entry.record["head"] in (head, TWINS.get(head)) and entry.record["modalities"] in ("text", "image")
+
+
+def train_run(
+    problem: Problem,
+    features: Features,
+    engine: Engine,
+    pairs: Sequence[tuple[str, str]],
+    plan: Plan,
+    config: dict[str, Any],
+    folder: Path,
+    maker: Maker,
+    progress: Progress,
+) -> Run:
+    """Train what the run folder lacks, then combine, rank, and declare the run complete."""
+    try:
+        _check_features(problem.samples, features)
+        with write_errors(folder):  # a search that goes on is no finished run meanwhile
+            (folder / RUN_FILE).unlink(missing_ok=True)
+        with making(folder, config, maker), one_blas_thread():  # sums of several threads are other ones elsewhere
+            for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+                sweep_temporaries(place)  # of a killed call
+            save_splits(problem.splits, folder, [str(sample.label) for sample in problem.labelled])
+            task = Task(features.ids, problem.targets, problem.splits, problem.protocol.seeds, problem.protocol.seed)
+            entries = _train_all(task, engine, pairs, plan, folder, progress)
+            return _finish(task, entries, {**config, "record": maker.record(config)}, plan, folder, features)
+    finally:
+        engine.close()
+
+
+def _train_all(
+    task: Task, engine: Engine, pairs: Sequence[tuple[str, str]], plan: Plan, folder: Path, progress: Progress
+) -> list[Entry]:
+    """Every pair's entry. Their jobs share the engine's workers; the threads here wait for them."""
+    deadline = float("inf") if plan.time_limit is None else time.monotonic() + plan.time_limit
+    total = sum(_trainings(task, head, plan) for head, _ in pairs)
+    with progress.task("heads", total) as advance, ThreadPoolExecutor(cpu_count() + 1) as threads:
+        futures = [
+            threads.submit(train_entry, task, engine, head, modality, plan, folder, deadline, advance)
+            for head, modality in pairs
+        ]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()  # what went wrong is told now, not when all before it are done
+            return [future.result() for future in futures]
+        except BaseException:
+            engine.close()  # before the threads are waited for, which wait for it
+            for future in futures:
+                future.cancel()
+            raise
+
+
+def _trainings(task: Task, head: str, plan: Plan) -> int:
+    """How many trainings the progress bar counts for a head; a search without end is counted by its first trial."""
+    trials = 1
+    if plan.space and head not in BASELINES:
+        sizes = [len(values) for values in plan.space.values() if isinstance(values, Sequence)]
+        trials = plan.trials or int(np.prod(sizes))
+    return trials * len(task.cells(head)) + plan.refit * task.repeats_of(head)
+
+
+def _finish(
+    task: Task, entries: list[Entry], config: dict[str, Any], plan: Plan, folder: Path, features: Features
+) -> Run:
+    """Combine, rank, and declare the run complete."""
+    if config["ensembles"]:
+        entries = entries + ensemble_entries(task, entries, plan.adjustment, folder)
+    leaderboard = rank(task, entries)
+    classes = task.targets.classes
+    write_json(folder / f"{LEADERBOARD}.json", leaderboard)
+    write_atomic(folder / f"{LEADERBOARD}.csv", leaderboard_csv(leaderboard, classes).encode())
+    write_atomic(folder / ABLATION, ablation_csv(leaderboard, classes).encode())
+    counts = task.targets.matrix.sum(0).tolist()
+    return write_run(
+        folder,
+        {
+            **config,
+            "widths": features.widths,
+            "classes": list(classes),
+            "class_counts": dict(zip(classes, counts, strict=True)),
+            "labelled": len(task.targets),
+            "leaderboard": leaderboard,
+        },
+    )
+
+
+def _check_features(samples: SampleSet, features: Features) -> None:
+    """An encoder that saw none of the samples is refused."""
+    if empty := [name for name, mask in features.masks.items() if not mask.any()]:
+        raise HeadError(
+            f"{samples.source}: no labelled sample has a vector of {', '.join(empty)}; leave it out of --encoders"
+        )

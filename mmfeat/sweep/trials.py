@@ -1,0 +1,243 @@
+"""Trials: one setting of one head, trained on every fold with every seed."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmfeat.errors import RunError
+from mmfeat.evaluation.metrics import macro_f1
+from mmfeat.evaluation.splits import Fold
+from mmfeat.heads.jobs import Fitted, Job, stack_size
+from mmfeat.heads.registry import BASELINES
+from mmfeat.heads.settings import SHARED, HeadSettings, settings_of
+from mmfeat.heads.stack import Member, epoch_steps, plain_choice
+from mmfeat.sweep.engine import Advance, Engine
+from mmfeat.sweep.task import Task
+from mmfeat.system.files import canonical_json, file_sha256, read_json, write_atomic, write_json
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trial that is done. Lists have an entry for each cell, fold after fold.
+
+    `logits` (S, N, C) are out of fold, NaN where no fold tests; `validation` (m, C) those of each cell's validation
+    rows; `scores` (S, F) their macro-F1.
+    """
+
+    settings: HeadSettings
+    logits: np.ndarray
+    validation: list[np.ndarray]
+    scores: np.ndarray
+    histories: list[list[dict[str, Any]]]
+    best_epochs: list[int]
+    chosen: list[dict[str, float]]
+    seconds: float
+    fitted: list[Fitted] = field(default_factory=list)
+
+    @property
+    def score(self) -> float:
+        """Mean macro-F1 on the validation rows: what a search goes by."""
+        return float(self.scores.mean())
+
+
+def run_trials(
+    task: Task,
+    engine: Engine,
+    head: str,
+    modality: str,
+    settings: Sequence[HeadSettings],
+    advance: Advance,
+    keep: bool = False,
+) -> list[Outcome]:
+    """Train each of `settings` on all folds and seeds; heads whose settings allow it are stacked.
+
+    `keep`: the outcomes hold what rebuilds the heads.
+    """
+    cells = task.cells(head)
+    work = [(number, each, cell) for number, each in enumerate(settings) for cell in range(len(cells))]
+    groups: dict[tuple[Any, ...], list[tuple[int, HeadSettings, int]]] = {}
+    for item in work:
+        groups.setdefault(tuple(getattr(item[1], name) for name in SHARED), []).append(item)
+    chunks = [
+        chunk
+        for group in groups.values()
+        for chunk in _chunks(group, _stack_size(task, engine, head, modality, group[0][1]))
+    ]
+    jobs = [_job(task, head, modality, chunk, cells, keep) for chunk in chunks]
+    results: dict[tuple[int, int], Fitted] = {}
+    for chunk, fitted in zip(chunks, engine.run(jobs, advance), strict=True):
+        results |= {(number, cell): each for (number, _, cell), each in zip(chunk, fitted, strict=True)}
+    return [
+        _outcome(task, head, each, [results[number, cell] for cell in range(len(cells))], keep)
+        for number, each in enumerate(settings)
+    ]
+
+
+def save_outcome(outcome: Outcome, path: Path) -> None:
+    """`PATH.safetensors` with the logits, then `PATH.json`, whose existence says that both are there."""
+    from safetensors.numpy import save
+
+    tensors = {"logits": outcome.logits.astype(np.float32)}
+    tensors |= {f"validation.{cell}": each.astype(np.float32) for cell, each in enumerate(outcome.validation)}
+    file = path.with_name(f"{path.name}.safetensors")
+    write_atomic(file, save(tensors))
+    record = {
+        "settings": asdict(outcome.settings),
+        "scores": outcome.scores.tolist(),
+        "histories": outcome.histories,
+        "best_epochs": outcome.best_epochs,
+        "chosen": outcome.chosen,
+        "seconds": outcome.seconds,
+    }
+    write_json(path.with_name(f"{path.name}.json"), {**record, "sha256": _checksum(record, file)})
+
+
+def load_outcome(path: Path) -> Outcome | None:
+    """What `save_outcome` wrote, None if it is not there; raises `RunError` if it is damaged."""
+    from safetensors.numpy import load_file
+
+    record, file = path.with_name(f"{path.name}.json"), path.with_name(f"{path.name}.safetensors")
+    if not record.exists():
+        return None
+    try:
+        values = read_json(record)
+        if values.pop("sha256") != _checksum(values, file):
+            raise ValueError(f"it or {file.name} is not what was saved")
+        tensors = load_file(file)
+        return Outcome(
+            logits=tensors["logits"].astype(np.float64),
+            validation=[tensors[f"validation.{cell}"].astype(np.float64) for cell in range(len(tensors) - 1)],
+            settings=settings_of(values.pop("settings")),
+            scores=np.array(values.pop("scores")),
+            **values,
+        )
+    except Exception as error:  # safetensors raises what its format makes it raise
+        raise RunError(f"{record}: not a whole trial ({error}); delete it and run mmfeat heads again") from error
+
+
+def _checksum(record: dict[str, Any], file: Path) -> str:
+    """Of a trial's record and its logits together."""
+    return hashlib.sha256(f"{canonical_json(record)}{file_sha256(file)}".encode()).hexdigest()
+
+
+def _classes(task: Task) -> int:
+    return len(task.targets.classes)
+
+
+def _stack_size(task: Task, engine: Engine, head: str, modality: str, settings: HeadSettings) -> int:
+    return stack_size(head, engine.bench.data(head, modality), _classes(task), settings.batch_size)
+
+
+def _chunks(items: list[Any], size: int) -> list[list[Any]]:
+    """Parts of at most `size`, as equal as can be. Several are an even number, so that two cores are done at once;
+    how many workers there are has no say, for rounding differs a little with the stack."""
+    count = -(-len(items) // size)
+    count = min(count + count % 2, len(items)) if count > 1 else count
+    bounds = np.linspace(0, len(items), count + 1).round().astype(int)
+    return [items[start:stop] for start, stop in itertools.pairwise(bounds)]
+
+
+def _job(
+    task: Task,
+    head: str,
+    modality: str,
+    chunk: list[tuple[int, HeadSettings, int]],
+    cells: list[tuple[int, int, Fold]],
+    keep: bool,
+) -> Job:
+    sizes = [len(rows.train) for _, _, rows in cells]
+    most, fewest = max(sizes), max(2, min(sizes))  # no batch is larger than any training fold
+    members, predict = [], []
+    for _, settings, cell in chunk:
+        fold, repeat, rows = cells[cell]
+        steps = epoch_steps(most, settings.batch_size)
+        whole = np.union1d(rows.train, rows.validation)
+        settings = replace(settings, batch_size=min(settings.batch_size, fewest))
+        members.append(Member(settings, rows.train, rows.validation, (task.seed, fold, repeat), steps, fold=whole))
+        predict.append((rows.validation, rows.test))
+    return Job(head, modality, tuple(members), tuple(predict), keep=keep)
+
+
+def _outcome(task: Task, head: str, settings: HeadSettings, fitted: list[Fitted], keep: bool) -> Outcome:
+    cells = task.cells(head)
+    repeats = task.repeats_of(head)
+    validation = [_as_saved(each.logits[0]) for each in fitted]
+    logits = np.full((repeats, len(task.targets), _classes(task)), np.nan)
+    scores = np.zeros((repeats, len(task.splits)))
+    for (fold, repeat, rows), each, seen in zip(cells, fitted, validation, strict=True):
+        logits[repeat, rows.test] = _as_saved(each.logits[1])
+        if np.isfinite(seen).all():  # one that diverged scores nothing, and loses against any other
+            choice = plain_choice(seen, task.targets.multilabel)
+            scores[repeat, fold] = macro_f1(task.targets.matrix[rows.validation], choice)
+    return Outcome(
+        settings,
+        logits,
+        validation,
+        scores,
+        [each.history for each in fitted],
+        [each.best_epoch for each in fitted],
+        [each.setting for each in fitted],
+        sum(each.seconds for each in fitted),
+        fitted if keep else [],
+    )
+
+
+def _as_saved(logits: np.ndarray) -> np.ndarray:
+    """Rounded as in the file, so that an interrupted run goes on with the very numbers of one that was not."""
+    return logits.astype(np.float32).astype(np.float64)
+
+
+def refit(task: Task, engine: Engine, head: str, modality: str, best: Outcome) -> list[Fitted]:
+    """Train on all labelled samples, as long and as slowly as the heads of the folds did on average."""
+    everything, nothing = np.arange(len(task.targets)), np.empty(0, np.int64)
+    settings = replace(best.settings, batch_size=min(best.settings.batch_size, len(everything)))
+    steps = epoch_steps(len(everything), settings.batch_size)
+    replay = replayed(best.best_epochs, best.histories) if head not in BASELINES else None
+    members = tuple(
+        Member(settings, everything, nothing, (task.seed, len(task.splits), repeat), steps, replay)
+        for repeat in range(task.repeats_of(head))
+    )
+    setting = _middle(best.chosen) if head in BASELINES else None
+    job = Job(head, modality, members, ((nothing,),) * len(members), setting, keep=True)
+    return engine.run([job], lambda heads: None)[0]
+
+
+def fold_heads(task: Task, engine: Engine, head: str, modality: str, best: Outcome) -> list[Fitted]:
+    """The heads of the folds; a trial that was read from disk has none, and is trained again."""
+    if best.fitted:
+        return best.fitted
+    (again,) = run_trials(task, engine, head, modality, [best.settings], lambda heads: None, keep=True)
+    return again.fitted
+
+
+def replayed(best_epochs: Sequence[int], histories: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[float, ...]:
+    """The scale of the learning rate for each epoch: the folds' geometric mean, for their mean number of epochs."""
+    epochs = max(1, round(float(np.mean([epoch + 1 for epoch in best_epochs]))))
+    scales = [[entry["scale"] for entry in history] for history in histories]
+    longest = [[line[min(epoch, len(line) - 1)] for line in scales] for epoch in range(epochs)]
+    return tuple(float(np.exp(np.mean(np.log(line)))) for line in longest)
+
+
+def save_finals(folder: Path, finals: list[Fitted]) -> list[dict[str, Any]]:
+    """`final-N.safetensors` for each head that predicts; returns what rebuilds them."""
+    from safetensors.numpy import save
+
+    records = []
+    for number, each in enumerate(finals):
+        path = folder / f"final-{number}.safetensors"
+        write_atomic(path, save({name: np.ascontiguousarray(value) for name, value in each.tensors.items()}))
+        records.append({"file": path.name, "config": each.config, "sha256": file_sha256(path)})
+    return records
+
+
+def _middle(chosen: list[dict[str, float]]) -> dict[str, float]:
+    """The setting of a baseline that is in the middle of those the folds chose; some may have sampled their rows."""
+    names = [name for name in chosen[0] if all(name in each for each in chosen)]
+    return {name: sorted(each[name] for each in chosen)[(len(chosen) - 1) // 2] for name in names}

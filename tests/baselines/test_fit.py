@@ -1,0 +1,277 @@
+"""Every baseline learns, chooses on validation rows alone, and comes back from JSON and arrays as it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmfeat.baselines import fit as baselines
+from mmfeat.baselines.basis import Scaler, decided, from_probabilities, log_loss, make_basis
+from mmfeat.baselines.fit import BASELINES, Baseline, fit, refit, restore
+from mmfeat.baselines.neighbours import NeighbourHead
+from mmfeat.baselines.trees import FOREST_TREES, Components, TreeData, boosted, forest
+from mmfeat.errors import HeadError
+from mmfeat.evaluation.metrics import macro_f1
+from mmfeat.samples.labels import Targets, indicator
+
+TRAIN, VALIDATION, TEST = np.arange(300), np.arange(300, 400), np.arange(400, 700)
+FORMS = ("three classes", "two classes", "multi-label")
+
+
+class Rows:
+    """A matrix in memory."""
+
+    def __init__(self, vectors: np.ndarray) -> None:
+        self.vectors, self.width = vectors, vectors.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        return self.vectors[rows].astype(np.float32)
+
+
+def problem(form: str = FORMS[0], width: int = 24) -> tuple[Rows, Targets]:
+    """Classes of shares about .6, .3 and .1 around centres of their own; one encoder is sometimes missing."""
+    random = np.random.default_rng(3)
+    classes = 2 if form == "two classes" else 3
+    if form == "multi-label":
+        matrix = random.random((700, classes)) < [0.5, 0.3, 0.2]
+    else:
+        shares = np.array([0.6, 0.3, 0.1])[:classes]
+        matrix = indicator(random.choice(classes, 700, p=shares / shares.sum()), classes)
+    vectors = matrix @ random.normal(size=(classes, width)) * 0.9 + random.normal(size=(700, width))
+    vectors[random.random(700) < 0.1, : width // 3] = np.nan
+    return Rows(vectors.astype(np.float16)), Targets(tuple("abc"[:classes]), matrix, form == "multi-label")
+
+
+def fitted(name: str, matrix: Rows, targets: Targets, seed: int = 5) -> Baseline:
+    return fit(name, matrix, targets, TRAIN, VALIDATION, np.linspace(0.8, 1.6, len(targets.classes)), seed)
+
+
+def score(baseline: Baseline, matrix: Rows, targets: Targets, rows: np.ndarray = TEST) -> float:
+    logits = baseline.logits(matrix, rows)
+    return float(macro_f1(targets.take(rows).matrix, decided(logits, targets.multilabel)))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("form", FORMS)
+def test_it_learns_and_chooses_the_best_on_validation(name: str, form: str) -> None:
+    matrix, targets = problem(form)
+    baseline = fitted(name, matrix, targets)
+    if name != "prior":
+        assert score(baseline, matrix, targets) > score(fitted("prior", matrix, targets), matrix, targets) + 0.2
+    tried = [entry["validation_macro_f1"] for entry in baseline.curve]
+    assert np.isclose(score(baseline, matrix, targets, VALIDATION), max(tried))
+    chosen = [entry for entry in baseline.curve if baseline.setting.items() <= entry.items()]
+    best = [entry for entry in baseline.curve if np.isclose(entry["validation_macro_f1"], max(tried))]
+    assert len(chosen) == 1
+    assert chosen[0]["validation_log_loss"] <= min(entry["validation_log_loss"] for entry in best) + 1e-9
+
+
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("form", FORMS)
+def test_validation_rows_train_nothing(name: str, form: str) -> None:
+    """What was chosen on them is what the same setting gives without them."""
+    matrix, targets = problem(form)
+    baseline = fitted(name, matrix, targets)
+    weights = np.linspace(0.8, 1.6, len(targets.classes))
+    again = refit(name, matrix, targets, TRAIN, weights, baseline.setting, seed=5)
+    expected = baseline.logits(matrix, TEST)
+    assert again.setting == baseline.setting
+    assert np.allclose(again.logits(matrix, TEST), expected, atol=5e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("form", FORMS)
+def test_it_comes_back_from_json_and_safetensors(name: str, form: str, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    matrix, targets = problem(form)
+    baseline = fitted(name, matrix, targets)
+    config, tensors = baseline.state()
+    save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, tmp_path / "state.safetensors")
+    again = restore(name, json.loads(json.dumps(config)), load_file(tmp_path / "state.safetensors"))
+    assert (again.setting, again.curve) == (baseline.setting, baseline.curve)
+    assert np.array_equal(again.logits(matrix, TEST), baseline.logits(matrix, TEST))
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_shared_basis_and_a_second_run_change_nothing(name: str) -> None:
+    matrix, targets = problem()
+    weights = np.linspace(0.8, 1.6, 3)
+    basis = make_basis(matrix, targets, TRAIN, weights)
+    first = fitted(name, matrix, targets)
+    second = fit(name, matrix, targets, TRAIN[::-1], VALIDATION, weights, 5, basis)
+    assert first.curve == second.curve
+    assert np.array_equal(first.logits(matrix, TEST), second.logits(matrix, TEST))
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_logits_are_those_of_the_rows_in_the_order_asked_for(name: str) -> None:
+    matrix, targets = problem()
+    baseline = fitted(name, matrix, targets)
+    rows = np.array([650, 410, 411])
+    assert np.allclose(baseline.logits(matrix, rows), baseline.logits(matrix, TEST)[rows - 400], atol=1e-4)
+    assert baseline.logits(matrix, rows[:0]).shape == (0, 3)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("form", ["three classes", "multi-label"])
+@pytest.mark.parametrize("present", [[0, 1], [0]])
+def test_a_class_without_training_rows_is_never_chosen(name: str, form: str, present: list[int]) -> None:
+    matrix, targets = problem(form)
+    absent = [number for number in range(3) if number not in present]
+    train = TRAIN[~targets.matrix[TRAIN][:, absent].any(axis=1)]
+    baseline = fit(name, matrix, targets, train, VALIDATION, np.ones(3), 5)
+    logits = baseline.logits(matrix, TEST)
+    assert np.isfinite(logits).all()
+    others = 0 if targets.multilabel else logits[:, present].max(axis=1, keepdims=True)
+    assert (logits[:, absent] < others - 10).all()
+    again = refit(name, matrix, targets, train, np.ones(3), baseline.setting, 5)
+    assert np.isfinite(again.logits(matrix, TEST)).all()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("nothing", [np.nan, 0.0, 7.0])
+def test_columns_that_say_nothing_are_no_trouble(name: str, nothing: float) -> None:
+    """Beside others, and alone: then a baseline knows no more than the prior."""
+    matrix, targets = problem()
+    constant = np.full((len(matrix), 5), nothing)
+    beside = Rows(np.concatenate([matrix.vectors, constant], axis=1))
+    assert score(fitted(name, beside, targets), beside, targets) >= score(
+        fitted("prior", matrix, targets), matrix, targets
+    )
+    alone = fitted(name, Rows(constant), targets).logits(Rows(constant), TEST)
+    assert np.isfinite(alone).all()
+    assert np.allclose(alone, alone[0])
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_more_weight_on_a_rare_class_chooses_it_more_often(name: str) -> None:
+    matrix, targets = problem(width=3)
+    counts = []
+    for weight in (1.0, 20.0):
+        baseline = fitted("prior", matrix, targets)
+        setting = fitted(name, matrix, targets).setting
+        baseline = refit(name, matrix, targets, TRAIN, np.array([1.0, 1.0, weight]), setting, 5)
+        counts.append((baseline.logits(matrix, TEST).argmax(axis=1) == 2).sum())
+    assert counts[0] < counts[1] or name == "prior"
+
+
+@pytest.mark.parametrize("name", ["knn", "forest", "boosting"])
+@pytest.mark.parametrize("form", FORMS)
+def test_beyond_the_most_rows_a_sample_of_each_class_trains(
+    name: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix, targets = problem(form)
+    monkeypatch.setattr(baselines, "MAX_ROWS", 100)
+    baseline = fitted(name, matrix, targets)
+    assert baseline.setting["rows"] == 100
+    assert {entry["rows"] for entry in baseline.curve} == {100}
+    assert score(baseline, matrix, targets) > score(fitted("prior", matrix, targets), matrix, targets)
+    again = refit(name, matrix, targets, TRAIN, np.linspace(0.8, 1.6, len(targets.classes)), baseline.setting, 5)
+    assert again.setting == baseline.setting
+    assert np.array_equal(again.logits(matrix, TEST), baseline.logits(matrix, TEST))
+    if name == "knn":
+        votes = baseline.state()[1]["votes"]
+        assert len(votes) == 100
+        if not targets.multilabel:
+            assert np.abs((votes[..., 0] > 0).mean(0) - targets.take(TRAIN).prior).max() <= 0.01
+
+
+def test_neighbours_vote_as_in_scikit_learn() -> None:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    matrix, targets = problem()
+    basis = make_basis(matrix, targets, TRAIN, np.ones(3))
+    scaled = basis.scaler.scaled(matrix.rows(np.arange(700)))
+    for count in (5, 40):
+        setting = {"k": float(count), "by_similarity": 0.0}
+        logits = refit("knn", matrix, targets, TRAIN, np.ones(3), setting, 5, basis).logits(matrix, TEST)
+        model = KNeighborsClassifier(count, metric="cosine").fit(scaled[TRAIN], targets.numbers[TRAIN])
+        votes = np.exp(logits) * (count + 1) - targets.take(TRAIN).prior  # without the prior's own vote
+        expected = model.predict_proba(scaled[TEST]) * count
+        assert (np.abs(votes - expected).max(axis=1) < 1e-3).mean() > 0.97  # float16 swaps a few at the edge
+
+
+@pytest.mark.parametrize("by_similarity", [False, True])
+def test_neighbours_of_nothing_are_nobody_and_of_duplicates_the_first(by_similarity: bool) -> None:
+    """Whatever the last digits of a product or the order of a sort say: another machine chooses the same."""
+    random = np.random.default_rng(0)
+    vectors = random.standard_normal((6, 8))
+    vectors = np.repeat(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), 30, axis=0).astype(np.float16)
+    classes = np.eye(3)[random.integers(0, 3, len(vectors))]
+    votes = np.stack([classes, 1 - classes], axis=-1).astype(np.float32)
+    prior, scaler = np.array([0.5, 0.3, 0.2]), Scaler(np.zeros(8, np.float32), np.ones(8, np.float32))
+    head = NeighbourHead(scaler, vectors, votes, prior, False, 5, by_similarity)
+    seen = np.concatenate([vectors[::30].astype(np.float32), np.full((1, 8), np.nan, np.float32)])
+    found = head.found(Rows(seen), np.arange(7))
+    np.testing.assert_array_equal(found[1][:6], np.arange(0, 180, 30)[:, None] + np.arange(5))
+    np.testing.assert_allclose(np.exp(head.voted(found)[6]), prior)
+
+
+def test_the_prior_is_the_share_of_each_class() -> None:
+    for form in FORMS:
+        matrix, targets = problem(form)
+        logits = fitted("prior", matrix, targets).logits(matrix, TEST[:1])
+        shares = targets.take(TRAIN).matrix.mean(axis=0)
+        assert np.allclose(logits[0], np.log(shares / (1 - shares)) if targets.multilabel else np.log(shares))
+
+
+def test_probabilities_become_finite_logits() -> None:
+    logits = from_probabilities(np.array([[0.0, 1.0], [0.5, 0.5]]), multilabel=True)
+    assert np.array_equal(logits, [[-30, 30], [0, 0]])
+    wanted = np.array([[False, True], [True, False]])
+    assert np.isclose(log_loss(logits, wanted, multilabel=True), np.log(2))
+    assert np.isclose(log_loss(np.log([[0.2, 0.8], [0.3, 0.7]]), wanted, False), -np.log([0.8, 0.3]).mean())
+
+
+def test_an_unknown_name_is_refused() -> None:
+    matrix, targets = problem()
+    with pytest.raises(HeadError, match="no baseline 'lda'; use prior, knn, ridge"):
+        fitted("lda", matrix, targets)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_trees_as_arrays_say_what_scikit_learn_says(form: str) -> None:
+    """Its own estimators, fitted on the same components with the same seed."""
+    from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+
+    matrix, targets = problem(form)
+    known = targets.take(TRAIN)
+    components = Components.of(make_basis(matrix, targets, TRAIN, np.ones(len(targets.classes))))
+    inputs, tested = components.apply(matrix, TRAIN), components.apply(matrix, TEST)
+    samples, classes = np.ones(300), np.ones(len(targets.classes))
+    data = TreeData(components, inputs, known, samples, classes, known.prior, seed=5)
+
+    model = RandomForestClassifier(FOREST_TREES, min_samples_leaf=3, random_state=5)
+    model.fit(inputs, known.matrix.astype(int) if targets.multilabel else known.numbers, sample_weight=samples)
+    found = model.predict_proba(tested)
+    shares = np.stack([each[:, 1] for each in found], axis=1) if targets.multilabel else found
+    shares = (shares * FOREST_TREES + known.prior) / (FOREST_TREES + 1)  # the prior is one more tree
+    assert np.allclose(forest(data, leaf=3).logits(matrix, TEST), from_probabilities(shares, targets.multilabel))
+
+    settings = {"max_leaf_nodes": 7, "max_bins": 63, "l2_regularization": 1.0, "early_stopping": False}
+    labels = known.matrix.T.astype(int) if targets.multilabel else [known.numbers]
+    models = [
+        HistGradientBoostingClassifier(max_iter=20, random_state=5, **settings).fit(inputs, each) for each in labels
+    ]
+    each = [model.predict_proba(tested) for model in models]
+    shares = np.stack([one[:, 1] for one in each], axis=1) if targets.multilabel else each[0]
+    assert np.allclose(boosted(data, steps=20).logits(matrix, TEST), from_probabilities(shares, targets.multilabel))
+
+
+def test_trees_that_were_tampered_with_are_refused() -> None:
+    matrix, targets = problem()
+    config, tensors = fitted("forest", matrix, targets).state()
+    with pytest.raises(ValueError, match="children come before their parents"):
+        restore("forest", config, {**tensors, "left": np.zeros_like(tensors["left"])})
+    with pytest.raises(IndexError):
+        restore("forest", config, {**tensors, "right": tensors["right"] + 10**6}).logits(matrix, TEST)

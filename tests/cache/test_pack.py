@@ -1,0 +1,218 @@
+"""One plain file for other programs: equal to what the cache gives, and read back only after the shards' checks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from mmfeat.cache.pack import read_pack, write_pack
+from mmfeat.cache.store import Cache
+from mmfeat.errors import CacheError, CacheMissError, ConfigError
+from mmfeat.samples.dataset import Sample, SampleSet
+from tests.cache.shards import LENGTHS, POOLED_SPEC, ROWS, SAMPLES, TOKEN_SPEC, TOKENS, VECTORS, Change, rows
+
+POOLED, TOKEN = POOLED_SPEC.folder_name, TOKEN_SPEC.folder_name
+ORDER = [5, 0, 7, 2, 1, 2]
+LABELLED = tuple(dataclasses.replace(SAMPLES[n], id=f"é{i}", label=f"l{n % 2}") for i, n in enumerate(ORDER))
+NOTHING = Sample("none", None, text_error="no text file", label="l0")
+SET = SampleSet("set", "set", (*LABELLED, NOTHING, SAMPLES[3]))  # the last has no label
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Cache:
+    store = Cache(tmp_path / "cache", "set")
+    for spec in (POOLED_SPEC, TOKEN_SPEC):
+        with store.writer(spec, {}) as writer:
+            writer.add(rows(spec))
+    return store
+
+
+@pytest.fixture
+def pack(store: Cache, tmp_path: Path) -> Path:
+    path = tmp_path / "out" / "pack.h5"
+    assert write_pack(path, store, SET, [POOLED_SPEC, TOKEN_SPEC]) == path.stat().st_size
+    return path
+
+
+def test_plain_h5py_reads_what_the_cache_gives(store: Cache, pack: Path) -> None:
+    features = store.load(SET.samples, [POOLED_SPEC, TOKEN_SPEC])
+    with h5py.File(pack, "r") as file:
+        assert set(file) == {"ids", "labels", POOLED, TOKEN}
+        assert [id.decode() for id in file["ids"]] == [sample.id for sample in SET]
+        assert [label.decode() for label in file["labels"]] == [sample.label or "" for sample in SET]
+        assert file["labels"][-1] == b""
+        np.testing.assert_array_equal(file[POOLED]["pooled"][:], features.blocks[0].vectors)
+        np.testing.assert_array_equal(file[POOLED]["mask"][:], features.blocks[0].mask)
+        assert np.isnan(file[POOLED]["pooled"][6]).all()
+        bounds, tokens = file[TOKEN]["bounds"][:], file[TOKEN]["tokens"][:]
+        assert np.diff(bounds).tolist() == [LENGTHS[n] for n in ORDER] + [0, LENGTHS[3]]
+        for row, number in enumerate([*ORDER, None, 3]):
+            expected = TOKENS[number] if number is not None else np.empty((0, VECTORS.shape[1]))
+            np.testing.assert_array_equal(tokens[bounds[row] : bounds[row + 1]], expected)
+        for name, spec in ((POOLED, POOLED_SPEC), (TOKEN, TOKEN_SPEC)):
+            assert json.loads(file[name].attrs["spec"]) == dataclasses.asdict(spec)
+            assert file[name].attrs["fingerprint"].decode() == spec.fingerprint
+            assert file[name].attrs["encoder"].decode() == spec.name
+        assert (file.attrs["format"], file.attrs["dataset"]) == (b"mmfeat pack 1", b"set")
+        assert all(file[name].chunks is None for name in ("ids", "labels", f"{POOLED}/pooled", f"{TOKEN}/tokens"))
+
+
+def test_what_was_written_is_read_back(pack: Path) -> None:
+    found = read_pack(pack, POOLED)
+    assert set(found) == {"ids", "labels", "mask", "pooled"}
+    np.testing.assert_array_equal(found["pooled"][found["mask"] == 1], VECTORS[[*ORDER, 3]])
+    tokens = read_pack(pack, TOKEN)
+    assert set(tokens) == {"ids", "labels", "mask", "bounds", "tokens"}
+    np.testing.assert_array_equal(tokens["tokens"], np.concatenate([TOKENS[n] for n in [*ORDER, 3]]))
+
+
+def test_a_pack_has_the_same_bytes_each_time(pack: Path, store: Cache) -> None:
+    before = pack.read_bytes()
+    write_pack(pack, store, SET, [POOLED_SPEC, TOKEN_SPEC])  # an older pack may be replaced
+    assert pack.read_bytes() == before
+
+
+def test_an_encoder_that_no_sample_has_content_for_is_an_empty_group(tmp_path: Path, store: Cache) -> None:
+    write_pack(tmp_path / "p.h5", store, SampleSet("set", "set", (NOTHING, NOTHING)), [POOLED_SPEC])
+    assert np.isnan(read_pack(tmp_path / "p.h5", POOLED)["pooled"]).all()
+    nowhere = Cache(tmp_path / "cache", "other")  # nobody ever extracted anything there
+    for spec in (POOLED_SPEC, TOKEN_SPEC):
+        write_pack(tmp_path / "p.h5", nowhere, SampleSet("other", "other", (NOTHING, NOTHING)), [spec])
+        found = read_pack(tmp_path / "p.h5", spec.folder_name)
+        assert found["mask"].tolist() == [0, 0]
+        assert found[spec.output].size == 0
+
+
+def test_nothing_is_made_up_and_nothing_of_others_replaced(tmp_path: Path, store: Cache) -> None:
+    new = SampleSet("set", "set", (SAMPLES[0], Sample("new", "never seen")))
+    with pytest.raises(CacheMissError, match=r"1 of 2 samples are not in the cache for hashing \(first: new\)"):
+        write_pack(tmp_path / "p.h5", store, new, [POOLED_SPEC])
+    table = tmp_path / "table.csv"
+    table.write_text("id,text\n1,a\n")
+    (shard,) = store.spec_folder(POOLED_SPEC).glob("*.h5")
+    for taken in (table, shard, tmp_path):
+        with pytest.raises(ConfigError, match="this exists and is no pack; name another file"):
+            write_pack(taken, store, SET, [POOLED_SPEC])
+    assert table.read_text() == "id,text\n1,a\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "table.csv"]
+
+
+def test_a_damaged_shard_is_not_packed(tmp_path: Path, store: Cache) -> None:
+    (shard,) = store.spec_folder(TOKEN_SPEC).glob("*.h5")
+    with h5py.File(shard, "r") as file:
+        offset = file["tokens"].id.get_offset()
+    data = bytearray(shard.read_bytes())
+    data[offset] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(CacheError, match="do not match their checksum"):
+        write_pack(tmp_path / "p.h5", store, SET, [POOLED_SPEC, TOKEN_SPEC])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache"]
+
+
+@pytest.mark.skipif(not shutil.which("h5ls"), reason="h5ls and h5dump are not installed (Debian: hdf5-tools)")
+def test_the_hdf5_tools_open_it(pack: Path, store: Cache) -> None:
+    def run(*command: object) -> str:
+        return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=60, check=True).stdout
+
+    (shard,) = store.spec_folder(TOKEN_SPEC).glob("*.h5")
+    names = run("h5ls", "-r", pack)
+    assert f"/{POOLED}/pooled " in names
+    assert f"/{TOKEN}/tokens " in names
+    assert "Dataset {8, 24}" in names
+    assert "H5T_IEEE_F32LE" in run("h5dump", "-H", pack)
+    assert "Dataset {14, 24}" in run("h5ls", "-r", shard)
+    assert "H5T_IEEE_F32LE" in run("h5dump", "-H", shard)
+
+
+def link_to_another_file(file: h5py.File, folder: Path) -> None:
+    with h5py.File(folder / "other.h5", "w") as other:
+        other.create_group("g")["pooled"] = np.zeros((len(SET), 3), np.float32)
+        other["g/mask"] = np.ones(len(SET), np.uint8)
+    del file[POOLED]
+    file[POOLED] = h5py.ExternalLink(str(folder / "other.h5"), "g")
+
+
+def values_elsewhere(file: h5py.File, folder: Path) -> None:
+    (folder / "secret").write_bytes(b"1234" * len(SET) * 3)
+    del file[POOLED]["pooled"]
+    file[POOLED].create_dataset("pooled", (len(SET), 3), "f4", external=[(str(folder / "secret"), 0, len(SET) * 3 * 4)])
+
+
+def virtual(file: h5py.File, folder: Path) -> None:
+    layout = h5py.VirtualLayout((len(SET), 3), "f4")
+    layout[:] = h5py.VirtualSource(str(folder / "other.h5"), "pooled", (len(SET), 3))
+    del file[POOLED]["pooled"]
+    file[POOLED].create_virtual_dataset("pooled", layout)
+
+
+def soft_link(file: h5py.File, _: Path) -> None:
+    del file["labels"]
+    file["labels"] = h5py.SoftLink("/ids")
+
+
+def put(name: str, data: Any, **options: Any) -> Change:
+    def change(file: h5py.File, _: Path) -> None:
+        del file[name]
+        file.create_dataset(name, data=data, **options)
+
+    return change
+
+
+def other_format(file: h5py.File, _: Path) -> None:
+    file.attrs["format"] = np.bytes_(b"mmfeat pack 9")
+
+
+VALUES = np.zeros((len(SET), 3), np.float32)
+BACKWARDS = np.array([0, 2, 1, *[2] * (len(SET) - 2)], np.int64)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "change", "reason"),
+    [
+        (POOLED, link_to_another_file, "is a link, not a group"),
+        (POOLED, values_elsewhere, "pooled has its values in another file"),
+        (POOLED, virtual, "pooled is virtual"),
+        (POOLED, soft_link, "labels is a link"),
+        (POOLED, put(POOLED, VALUES), "is a link, not a group"),
+        (POOLED, put(f"{POOLED}/pooled", VALUES, compression="gzip"), "pooled is behind filters"),
+        (POOLED, put(f"{POOLED}/pooled", VALUES, chunks=(2, 3)), "pooled is not stored in one piece"),
+        (POOLED, put(f"{POOLED}/pooled", VALUES.astype(">f4")), "pooled has the type >f4"),
+        (POOLED, put("ids", ["a"] * len(SET), dtype=h5py.string_dtype()), "ids has a variable-length"),
+        (POOLED, put("ids", np.zeros(3, "S1")), "do not fit together"),
+        (POOLED, put(f"{POOLED}/pooled", VALUES[1:]), "do not fit together"),
+        (POOLED, put(f"{POOLED}/mask", np.zeros(2, np.uint8)), "do not fit together"),
+        (TOKEN, put(f"{TOKEN}/bounds", BACKWARDS), "do not fit together"),
+        (TOKEN, put(f"{TOKEN}/bounds", BACKWARDS[:2]), "do not fit together"),
+        (POOLED, other_format, "not a mmfeat pack 1"),
+    ],
+)
+def test_a_pack_from_anywhere_is_checked(pack: Path, tmp_path: Path, encoder: str, change: Change, reason: str) -> None:
+    with h5py.File(pack, "r+") as file:
+        change(file, tmp_path)
+    with pytest.raises(CacheError) as caught:
+        read_pack(pack, encoder)
+    message = str(caught.value)
+    assert message.startswith(f"{pack}: ")
+    assert reason in message
+    assert message.endswith("; mmfeat cache pack makes a new one")
+    assert "\n" not in message
+
+
+def test_what_is_no_pack_is_refused(pack: Path, store: Cache, tmp_path: Path) -> None:
+    (shard,) = store.spec_folder(POOLED_SPEC).glob("*.h5")
+    (tmp_path / "text").write_text("text")
+    for path in (shard, tmp_path / "text", tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(CacheError, match="mmfeat cache pack makes a new one"):
+            read_pack(path, POOLED)
+    for name in ("bert", "ids", f"{POOLED}/pooled", ""):
+        with pytest.raises(CacheError, match=f"no encoder {name!r}; it has bert-tiny-tokens-.*, hashing-"):
+            read_pack(pack, name)
+    assert len(read_pack(pack, POOLED)["ids"]) == len(SET) != ROWS + 1

@@ -1,0 +1,300 @@
+"""What is stored comes back, aligned and bit-exact; what is foreign or damaged is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from mmfeat.cache.reading import corrupt_pieces
+from mmfeat.cache.shard import Rows, open_shard, write_shard
+from mmfeat.cache.store import Cache
+from mmfeat.encoders.spec import EncoderSpec
+from mmfeat.errors import CacheError, CacheMissError
+from mmfeat.samples.dataset import Sample, content_key
+
+SPEC = EncoderSpec("hashing", "text", "", "builtin:1", "float32", "float32", cleaning="tweet")
+TOKENS = dataclasses.replace(SPEC, output="tokens", pooling="none")
+TEXTS = [f"text {number}" for number in range(40)]
+VECTORS = np.random.default_rng(1).standard_normal((40, 24)).astype(np.float32)
+SAMPLES = [Sample(f"s{number}", text) for number, text in enumerate(TEXTS)]
+
+
+def rows(numbers: range | list[int]) -> Rows:
+    return Rows(
+        [content_key(TEXTS[n].encode()) for n in numbers],
+        [f"s{n}" for n in numbers],
+        [""] * len(numbers),
+        VECTORS[list(numbers)],
+    )
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    """Two shards, 25 and 15 rows."""
+    cache = Cache(tmp_path, "set")
+    for part in (range(25), range(25, 40)):
+        with cache.writer(SPEC, {}) as writer:
+            writer.add(rows(part))
+    return cache
+
+
+def shard_paths(cache: Cache) -> list[Path]:
+    return sorted(cache.spec_folder(SPEC).glob("*.h5"))
+
+
+def test_vectors_come_back_bit_exact_in_the_order_of_the_samples(cache: Cache) -> None:
+    order = np.random.default_rng(2).permutation(40)
+    features = cache.load([SAMPLES[n] for n in order], [SPEC])
+    (block,) = features.blocks
+    assert features.ids == tuple(f"s{n}" for n in order)
+    assert block.mask.all()
+    np.testing.assert_array_equal(block.vectors, VECTORS[order])
+
+
+def test_equal_texts_share_a_row(cache: Cache) -> None:
+    block = cache.load([Sample("x", TEXTS[3]), Sample("y", TEXTS[3])], [SPEC]).blocks[0]
+    np.testing.assert_array_equal(block.vectors, VECTORS[[3, 3]])
+
+
+def test_missing_parts_are_masked_and_nan(cache: Cache) -> None:
+    block = cache.load([SAMPLES[0], Sample("none", None, text_error="no text file")], [SPEC]).blocks[0]
+    assert block.mask.tolist() == [True, False]
+    assert np.isnan(block.vectors[1]).all()
+
+
+def test_failed_rows_are_remembered_masked(cache: Cache) -> None:
+    key = content_key(b"broken")
+    with cache.writer(SPEC, {}) as writer:
+        writer.add(Rows([key], ["b"], ["not decodable"], np.empty((1, 0), np.float32)))
+    keys, failed = cache.keys(SPEC)
+    assert keys[failed].tolist() == [key]
+    block = cache.load([Sample("b", "broken"), SAMPLES[1]], [SPEC]).blocks[0]
+    assert block.mask.tolist() == [False, True]
+    assert np.isnan(block.vectors[0]).all()
+    np.testing.assert_array_equal(block.vectors[1], VECTORS[1])
+
+
+def test_what_was_never_extracted_is_a_miss_not_zeros(cache: Cache) -> None:
+    with pytest.raises(
+        CacheMissError, match=r"1 of 2 samples are not in the cache for hashing \(first: new\); run mmfeat"
+    ):
+        cache.load([SAMPLES[0], Sample("new", "never seen")], [SPEC])
+
+
+def test_a_shard_that_vanished_is_a_miss(cache: Cache) -> None:
+    shard_paths(cache)[0].unlink()
+    with pytest.raises(CacheMissError):
+        cache.load(SAMPLES, [SPEC])
+
+
+def test_another_spec_shares_nothing(cache: Cache) -> None:
+    other = dataclasses.replace(SPEC, cleaning="none")
+    assert len(cache.keys(other)[0]) == 0
+    with pytest.raises(CacheMissError):
+        cache.load(SAMPLES, [other])
+
+
+def test_a_shard_opens_without_mmfeat(cache: Cache) -> None:
+    found = {}
+    for path in shard_paths(cache):
+        with h5py.File(path, "r") as file:
+            assert file.attrs["format"] == 2
+            assert json.loads(file.attrs["spec"].decode()) == dataclasses.asdict(SPEC)
+            assert file["pooled"].chunks is None
+            assert file["pooled"].id.get_offset() % 4096 == 0
+            found |= dict(zip(file["ids"][:].tolist(), file["pooled"][:], strict=True))
+        assert path.read_bytes()[8] == 2  # superblock version
+    np.testing.assert_array_equal(np.stack([found[f"s{n}".encode()] for n in range(40)]), VECTORS)
+
+
+def test_the_same_rows_written_twice_leave_the_first_file_alone(cache: Cache) -> None:
+    before = {path: (path.stat().st_ino, path.read_bytes()) for path in shard_paths(cache)}
+    with cache.writer(SPEC, {}) as writer:
+        writer.add(rows(range(25)))
+    assert {path: (path.stat().st_ino, path.read_bytes()) for path in shard_paths(cache)} == before
+
+
+def test_temporary_and_foreign_files_are_not_rows(cache: Cache) -> None:
+    folder = cache.spec_folder(SPEC)
+    (folder / f".{'0' * 32}.h5.host-1-0.tmp").write_bytes(b"half a shard")
+    (folder / "notes.h5").write_bytes(b"not ours")
+    assert len(cache.keys(SPEC)[0]) == 40
+
+
+@pytest.mark.parametrize("part", ["keys", "errors", "ids"])
+def test_a_flipped_bit_in_the_header_is_refused(cache: Cache, part: str) -> None:
+    path = shard_paths(cache)[0]
+    with h5py.File(path, "r") as file:
+        offset = file[part].id.get_offset()
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CacheError, match="it does not match its name"):
+        cache.load(SAMPLES, [SPEC])
+
+
+def test_a_flipped_bit_in_the_vectors_is_found(cache: Cache) -> None:
+    path = shard_paths(cache)[0]
+    assert corrupt_pieces(open_shard(path, SPEC.fingerprint)) == []
+    with h5py.File(path, "r") as file:
+        offset = file["pooled"].id.get_offset()
+    data = bytearray(path.read_bytes())
+    data[offset + 17] ^= 1
+    path.write_bytes(data)
+    assert corrupt_pieces(open_shard(path, SPEC.fingerprint)) == [0]
+    with pytest.raises(
+        CacheError, match=r"values do not match their checksum \(MiB 0\); mmfeat cache verify --quarantine"
+    ):
+        cache.load(SAMPLES, [SPEC])
+
+
+@pytest.mark.parametrize("size", [0, 100, 5000])
+def test_a_cut_file_is_refused(cache: Cache, size: int) -> None:
+    path = shard_paths(cache)[0]
+    os.truncate(path, size)
+    with pytest.raises(CacheError, match=r"\.h5: "):
+        cache.load(SAMPLES, [SPEC])
+
+
+def test_a_shard_of_another_encoder_is_refused(cache: Cache) -> None:
+    other = dataclasses.replace(SPEC, cleaning="none")
+    with cache.writer(other, {}) as writer:
+        writer.add(rows([0]))
+    stray = next(cache.spec_folder(other).glob("*.h5"))
+    stray.rename(cache.spec_folder(SPEC) / stray.name)
+    with pytest.raises(CacheError, match="belongs to another encoder"):
+        cache.load(SAMPLES, [SPEC])
+
+
+def test_a_folder_that_a_kill_left_empty_is_filled(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, "set")
+    cache.spec_folder(SPEC).mkdir(parents=True)
+    assert len(cache.keys(SPEC)[0]) == 0
+    with cache.writer(SPEC, {}) as writer:
+        writer.add(rows([0]))
+    assert len(cache.keys(SPEC)[0]) == 1
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"spec": {"family": "x"}}'])
+def test_a_damaged_spec_file_is_refused(cache: Cache, content: str) -> None:
+    (cache.spec_folder(SPEC) / "spec.json").write_text(content)
+    with pytest.raises(CacheError, match="not a spec"):
+        cache.load(SAMPLES, [SPEC])
+
+
+def test_a_folder_that_describes_another_encoder_is_refused(cache: Cache) -> None:
+    path = cache.spec_folder(SPEC) / "spec.json"
+    content = json.loads(path.read_text())
+    content["spec"]["max_length"] = 7
+    path.write_text(json.dumps(content))
+    with pytest.raises(CacheError, match=r"describes another encoder than its folder name \(max_length\)"):
+        cache.load(SAMPLES, [SPEC])
+
+
+def test_links_and_chunks_in_a_shard_are_refused(cache: Cache, tmp_path: Path) -> None:
+    path = shard_paths(cache)[0]
+    secret = tmp_path / "secret.h5"
+    with h5py.File(secret, "w") as file:
+        file["pooled"] = VECTORS
+    with h5py.File(path, "a") as file:
+        del file["pooled"]
+        file["pooled"] = h5py.ExternalLink(str(secret), "pooled")
+    with pytest.raises(CacheError, match="pooled is a link, not a dataset"):
+        cache.load(SAMPLES, [SPEC])
+    with h5py.File(path, "a") as file:
+        del file["pooled"]
+        file.create_dataset("pooled", data=VECTORS[:25], chunks=(5, 24), compression="gzip")
+    with pytest.raises(CacheError, match="pooled is behind filters"):
+        cache.load(SAMPLES, [SPEC])
+
+
+def test_dataset_names_stay_inside_the_cache(tmp_path: Path) -> None:
+    for name in ("../../etc", "..", ".", "a/b", "a b", "推文", "微博"):
+        assert Cache(tmp_path, name).folder.parent == tmp_path
+        assert Cache(tmp_path, name).folder.name not in ("", ".", "..")
+    assert len({Cache(tmp_path, name).folder for name in ("推文", "微博", "a/b", "a-b", "a b")}) == 5
+
+
+def test_a_good_row_wins_over_an_error_for_the_same_content(cache: Cache) -> None:
+    key = content_key(b"later")
+    for error, vector in (("broken", np.empty((1, 0), np.float32)), ("", VECTORS[:1])):
+        with cache.writer(SPEC, {}) as writer:
+            writer.add(Rows([key], ["l"], [error], vector))
+    keys, failed = cache.keys(SPEC)
+    assert not failed[keys == key].any()
+    block = cache.load([Sample("l", "later")], [SPEC]).blocks[0]
+    assert block.mask.all()
+    np.testing.assert_array_equal(block.vectors, VECTORS[:1])
+
+
+def test_an_interrupted_commit_is_made_up_for(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mmfeat.cache.writer as writing
+
+    real, calls = writing.write_shard, []
+
+    def interrupted_once(*arguments: object) -> Path:
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(writing, "write_shard", interrupted_once)
+    other = dataclasses.replace(SPEC, cleaning="none")
+
+    def write() -> None:
+        with cache.writer(other, {}) as writer:
+            writer.add(rows([0]))
+            writer.commit()
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert len(cache.keys(other)[0]) == 1
+
+
+def test_shards_of_another_width_or_dtype_are_refused(cache: Cache) -> None:
+    for wrong in (VECTORS[:1, :5], VECTORS[:1].astype(np.float16)):
+        spec = dataclasses.asdict(SPEC) | {"storage": str(wrong.dtype)}
+        odd = Rows([content_key(b"odd")], ["o"], [""], wrong)
+        write_shard(cache.spec_folder(SPEC), SPEC.fingerprint, spec, [odd])
+        with pytest.raises(CacheError, match=r"of width \d+ among others of hashing"):
+            cache.load(SAMPLES, [SPEC])
+        for path in set(shard_paths(cache)):
+            if len(open_shard(path, SPEC.fingerprint).keys) == 1:
+                path.unlink()
+
+
+def test_rows_are_committed_in_time_also_while_no_more_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mmfeat.cache.writer as writing
+
+    cache = Cache(tmp_path, "set")
+    with cache.writer(SPEC, {}) as writer:
+        writer.add(rows(range(3)))
+        writer.commit_if_due()
+        assert len(cache.keys(SPEC)[0]) == 0
+        monkeypatch.setattr(writing, "SHARD_SECONDS", 0.0)
+        writer.commit_if_due()
+        assert len(cache.keys(SPEC)[0]) == 3
+
+
+def test_values_of_two_widths_are_never_written(cache: Cache) -> None:
+    """The shorter ones would be lost."""
+    for spec, values in ((SPEC, [VECTORS[:1], VECTORS[1:2, :5]]), (TOKENS, [[VECTORS[:3]], [VECTORS[:2, :5]]])):
+        odd = [Rows([content_key(str(n).encode())], ["o"], [""], value) for n, value in enumerate(values)]
+        with pytest.raises(CacheError, match="values of width 5, 24 for one encoder"):
+            write_shard(tmp := cache.spec_folder(spec), spec.fingerprint, dataclasses.asdict(spec), odd)
+        assert not tmp.exists() or len(list(tmp.glob("*.h5"))) in (0, 2)
+
+
+def test_keys_of_another_length_are_never_written(cache: Cache) -> None:
+    """Two that make up for each other would give every row between them to its neighbour."""
+    key = content_key(b"some")
+    odd = Rows([key + b"0", key, key[:-1]], ["a", "b", "c"], [""] * 3, VECTORS[:3])
+    with pytest.raises(CacheError, match="content keys of 31, 33 bytes; they have 32"):
+        write_shard(cache.spec_folder(SPEC), SPEC.fingerprint, dataclasses.asdict(SPEC), [odd])
+    assert len(cache.keys(SPEC)[0]) == 40

@@ -1,0 +1,375 @@
+"""The commands as a user types them: real processes, their output, their exit codes."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from mmfeat.cli.main import _global_flags_first, app
+from mmfeat.runs.run import read_run
+from tests.docs.test_commands_page import COMMANDS
+from tests.sweep.small_sweeps import make_place
+
+PROGRESS = re.compile(r"\d/s\b")  # of steps that took more than a second, as any may on a busy machine
+HEAVY = {
+    *("torch", "torchvision", "timm", "open_clip", "transformers", "sklearn", "scipy", "skimage", "h5py", "pyarrow"),
+    *("optuna", "ray", "loky", "fsspec", "matplotlib", "jinja2", "py3langid", "onnx", "onnxruntime", "mlflow"),
+}
+HEAVY_FOR_HELP = {"numpy", "pandas", "PIL", "matplotlib", "jinja2", "onnx", "onnxruntime", "mlflow"}
+
+
+def mmfeat(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mmfeat", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def inside(*arguments: object) -> Result:
+    """The same in this process, which has imported what a command needs."""
+    return CliRunner().invoke(app, _global_flags_first([*map(str, arguments)]))
+
+
+def fails(answer: subprocess.CompletedProcess[str] | Result, *words: str) -> None:
+    """Exit code 1 and one line on stderr that holds `words`."""
+    assert (answer.exit_code if isinstance(answer, Result) else answer.returncode) == 1, answer
+    lines = [line for line in answer.stderr.strip().splitlines() if not PROGRESS.search(line)]
+    assert len(lines) == 1, answer.stderr
+    assert lines[0].startswith("mmfeat: ")
+    assert all(word in lines[0] for word in words), lines[0]
+
+
+def test_the_whole_way(tmp_path: Path) -> None:
+    made = mmfeat("demo", "--out", "demo", "--pairs", 120, cwd=tmp_path)
+    assert made.stdout.splitlines()[-1] == "next: mmfeat extract --data demo --encoders hashing,hog"
+    extracted = mmfeat("extract", "--data", "demo", "--encoders", "hashing,hog", cwd=tmp_path)
+    assert extracted.returncode == 0, extracted.stderr
+    assert "sample 1003: broken image" in extracted.stdout
+    assert "labels: negative" in extracted.stdout
+    assert "1 unreadable" in extracted.stdout
+    assert "next: mmfeat heads --data demo" in extracted.stdout
+    again = mmfeat("extract", "--data", "demo", "--encoders", "hashing,hog", cwd=tmp_path)
+    assert "nothing to do: every vector is in cache/demo" in again.stdout
+    assert "1 unreadable" in again.stdout
+    heads = ("heads", "--fusion", "concat", "--baselines", "knn", "--folds", 2, "--seeds", 2, "--epochs", 2)
+    trained = mmfeat(*heads, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert trained.stdout.splitlines()[0] == "using demo with hashing, hog"
+    assert len([line for line in trained.stdout.splitlines() if "[." in line and len(line) <= 80]) == 10
+    assert not [line for line in trained.stderr.splitlines() if not PROGRESS.search(line)]
+    (run,) = (tmp_path / "heads").iterdir()
+    assert trained.stdout.splitlines()[-1] == f"next: mmfeat submit --run heads/{run.name}"
+    reprinted = mmfeat(*heads, cwd=tmp_path)
+    assert reprinted.stdout.splitlines()[1].startswith("nothing to do: this configuration was trained")
+    assert trained.stdout.splitlines()[1:8] == reprinted.stdout.splitlines()[2:9]
+    submitted = mmfeat("submit", cwd=tmp_path)
+    assert submitted.returncode == 0, submitted.stderr
+    assert submitted.stdout.splitlines()[-4:-1] == [
+        f"run heads/{run.name}",
+        f"leaderboard heads/{run.name}/leaderboard.csv",
+        "submission submission.csv",
+    ]
+    assert len((tmp_path / "submission.csv").read_text().splitlines()) == 13
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command: str) -> None:
+    answer = inside(*command.split(), "--help")
+    assert answer.exit_code == 0
+    lines = [line.strip() for line in answer.stdout.splitlines()]
+    assert any(f"{line} ".startswith(f"mmfeat {command} ") for line in lines)
+
+
+def run_listing_imports(*arguments: object, cwd: Path) -> tuple[str, set[str]]:
+    """What a command prints, and the top-level packages that its process imports."""
+    command = [sys.executable, "-X", "importtime", "-m", "mmfeat", *map(str, arguments)]
+    answer = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    rows = [line.rsplit("|", 1)[1].strip() for line in answer.stderr.splitlines() if line.startswith("import time:")]
+    assert any(row.startswith("mmfeat.") for row in rows), answer.stderr
+    return answer.stdout, {row.partition(".")[0] for row in rows}
+
+
+@pytest.mark.parametrize("command", [[], ["heads"]])
+def test_help_imports_nothing_heavy(command: list[str], tmp_path: Path) -> None:
+    """What makes it quick; benchmarks/startup.py has the time."""
+    printed, imported = run_listing_imports(*command, "--help", cwd=tmp_path)
+    assert ("--learning-rate" if command else "extract") in printed
+    assert not imported & (HEAVY | HEAVY_FOR_HELP)
+
+
+def test_a_refused_flag_and_a_warm_rerun_import_nothing_heavy(demo_folder: Path, tmp_path: Path) -> None:
+    wrong = ("heads", "--learning-rate", "abc", "--data", demo_folder, "--encoders", "hog")
+    assert not run_listing_imports(*wrong, cwd=tmp_path)[1] & (HEAVY | {"pandas"})
+    extraction = ("extract", "--data", demo_folder, "--encoders", "hashing,hog")
+    mmfeat(*extraction, cwd=tmp_path)
+    printed, imported = run_listing_imports(*extraction, cwd=tmp_path)
+    assert "nothing to do" in printed
+    assert not imported & (HEAVY - {"h5py", "fsspec"} | {"pandas"})
+    heads = ("heads", "--fusion", "none", "--baselines", "knn", "--modalities", "text", "--folds", "3")
+    mmfeat(*heads, cwd=tmp_path)
+    for command in (heads, ("runs", "show", "demo"), ("runs", "compare", "demo", "demo"), ("report", "--photos", "0")):
+        printed, imported = run_listing_imports(*command, cwd=tmp_path)
+        assert "run" in printed
+        assert not imported & {"torch", "sklearn", "optuna", "transformers", "pandas"}, command
+
+
+def test_wrong_input_is_one_line_and_exit_code_1(
+    demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fails(mmfeat("extract", "--data", "nowhere", cwd=tmp_path), "nowhere: no such folder or table", "--data")
+    fails(inside("extract", "--data", demo_folder, "--encoders", ""), "no encoders")
+    fails(inside("extract", "--data", demo_folder, "--encoders", "elmo"), "no encoder family 'elmo'")
+    fails(inside("extract", "--data", demo_folder, "--columns", "x"), "--columns x: write id=")
+    fails(inside("extract", "--data", demo_folder, "--cache", "", "--encoders", "hog"), "--cache is empty")
+    fails(inside("extract", "--data", demo_folder, "--device", "tpu"), "--device tpu: use one of")
+    fails(inside("heads", "--learning-rate", "-1"), "nothing was")
+    wrong = inside("heads", "--data", demo_folder, "--encoders", "hog", "--learning-rate", "-1")
+    fails(wrong, "--learning-rate -1.0: a number above 0")
+    fails(inside("demo", "--out", demo_folder / "train.txt"), "not empty and not this demo")
+    fails(inside("heads"), "nothing was extracted", "mmfeat extract")
+    fails(inside("submit"), "no finished run", "mmfeat heads")
+    fails(inside("submit", "--run", "nowhere"), "nowhere: no such run in heads")
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_usage_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    for arguments, line in (
+        (["extract"], "mmfeat: Missing option '--data'; mmfeat extract -h shows what there is\n"),
+        (["heds"], "mmfeat: No such command 'heds'. Did you mean 'heads'; mmfeat -h shows what there is\n"),
+    ):
+        wrong = mmfeat(*arguments, cwd=tmp_path)
+        assert (wrong.returncode, wrong.stdout, wrong.stderr) == (2, "", line)
+    assert inside("dance").exit_code == 2
+    assert inside("heads", "--folds", "one").exit_code == 2
+
+
+def test_a_cache_that_cannot_be_written(demo_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    answer = mmfeat("extract", "--data", demo_folder, "--encoders", "hashing", cwd=tmp_path)
+    fails(answer, "cannot write cache/demo", "Not a directory", "name another place")
+    assert (tmp_path / "cache").read_text() == "a file where the folder should be"
+
+
+def test_no_room_for_the_cache(demo_folder: Path, tmp_path: Path) -> None:
+    """A limit on file sizes refuses like a full disk does, to processes without rights of their own, too."""
+    code = f"""
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+from mmfeat.cli.main import main
+sys.argv = ["mmfeat", "extract", "--data", {str(demo_folder)!r}, "--encoders", "hog"]
+main()
+"""
+    answer = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    fails(answer, "cannot write cache/demo/hog-", "File too large", "ulimit -f")
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert mmfeat("extract", "--data", demo_folder, "--encoders", "hog", cwd=tmp_path).returncode == 0
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path) -> None:
+    for arguments in (["--debug", "extract", "--data", "nowhere"], ["extract", "--data", "nowhere", "--debug"]):
+        answer = mmfeat(*arguments, cwd=tmp_path)
+        assert answer.returncode == 1
+        assert "Traceback" in answer.stderr
+
+
+def test_config_holds_flags_and_flags_win(demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "mmfeat.toml"
+    config.write_text(
+        f'data = "{demo_folder}"\ncache = "store"\n\n[extract]\nencoders = ["hashing", "hog"]\nmax_length = 9\n'
+    )
+    answer = mmfeat("extract", "--config", config, "--encoders", "hashing", cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert [path.name.split("-")[0] for path in (tmp_path / "store" / "demo").iterdir() if path.is_dir()] == ["hashing"]
+    assert inside("--config", config, "extract").exit_code == 0
+    assert len([path for path in (tmp_path / "store" / "demo").iterdir() if path.is_dir()]) == 2
+    config.write_text("colour = 1\n[heads]\nflavour = 2\n")
+    fails(inside("extract", "--config", config), "no flag colour, heads.flavour")
+    fails(inside("extract", "--config", "nowhere.toml"), "nowhere.toml: no such file")
+    config.write_text('extract = 1\nout = "x"\n')
+    fails(inside("extract", "--config", config), "extract, out means something else for each command")
+    config.write_text("not toml")
+    fails(inside("extract", "--config", config), "not a readable TOML file")
+
+
+def test_flags_of_heads_change_what_was_remembered(
+    demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    inside("extract", "--data", demo_folder, "--encoders", "hashing")
+    fails(inside("heads", "--cleaning", "none"), "not in the cache for hashing")
+    fails(inside("heads", "--encoders", "hog"), "not in the cache for hog")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--learning-rate abc", "--learning-rate 'abc': write numbers, such as 1e-4,3e-4"),
+        ("--learning-rate -1", "--learning-rate -1.0: a number above 0"),
+        ("--learning-rate 1e-4..1e-2", "--learning-rate: a grid has no ranges; list values, or use --search random"),
+        ("--learning-rate 1e-4..1e-2 --search random", "say how many with --trials"),
+        ("--learning-rate 1e-2..1e-4 --search random", "--learning-rate 1e-2..1e-4: the range falls"),
+        ("--learning-rate 1e-4,nan", "--learning-rate 'nan'"),
+        ("--learning-rate 1e-4,", "--learning-rate ''"),
+        ("--dropout 0.5,1.5", "--dropout 1.5: a share from 0 to below 1"),
+        ("--batch-size 1", "--batch-size 1: at least 2"),
+        ("--epochs 2.5", "--epochs '2.5': write whole numbers"),
+        ("--loss hinge", "--loss hinge: use one of cross-entropy, focal"),
+        ("--class-weights some", "--class-weights some: use one of none, inverse, sqrt, effective"),
+        ("--trials 3", "--trials: nothing to search; give a setting several values, as in --learning-rate"),
+        ("--time-limit 3", "--time-limit: nothing to search"),
+        ("--search optuna", "--search optuna: nothing to search"),
+        ("--search nope", "--search nope: use one of grid, random, optuna"),
+        ("--split 8-1-1", "--split 8-1-1: write shares such as 8:1:1 or 8:2"),
+        ("--split 8:0:2", "--split 8:0:2: write train:validation:test, as 8:1:1, or train:test, as 8:2"),
+        ("--protocol nope", "--protocol nope: use one of kfold, holdout"),
+        ("--engine nope", "--engine nope: use one of local, ray"),
+        ("--preset nope", "--preset nope: use one of system-a, system-b"),
+        ("--logit-adjustment x", "--logit-adjustment x: use auto or a number"),
+        ("--logit-adjustment nan", "--logit-adjustment nan: use auto or a number"),
+        ("--fusion nope", "--fusion nope: use all, none, or some of late, concat"),
+        ("--baselines concat", "--baselines concat: use all, none, or some of prior, knn"),
+        ("--fusion none --baselines none", "no head was asked for; name one with --fusion or --baselines"),
+        ("--fusion cross-attention", "--fusion cross-attention on both needs token states; run mmfeat extract"),
+        ("--modalities sound", "--modalities sound: use some of both, text, image"),
+        ("--task nope", "--task nope: use one of multiclass, multilabel"),
+        ("--attend nope", "--attend nope: use one of tokens, pooled"),
+        ("--device nope", "--device nope: use one of auto, cpu"),
+        ("--encoders nope", "no encoder family 'nope'"),
+        ("--folds 60", "--folds 60"),
+        ("--data nowhere", "nowhere: no such folder or table; check --data"),
+    ],
+)
+def test_wrong_flags_of_heads_are_one_line(extracted: Path, flags: str, words: str) -> None:
+    before = written(extracted)
+    own = ["--data", "demo", "--cache", "cache", "--encoders", "hashing,hog", "--out", "heads", "--split-dir", "splits"]
+    answer = CliRunner().invoke(app, ["heads", *own, *flags.split(" ")])
+    assert answer.exit_code == 1, answer.output
+    (line,) = [line for line in answer.stderr.splitlines() if not line.startswith("using ")]
+    assert line.startswith("mmfeat: ")
+    assert words in line
+    assert written(extracted) == before
+
+
+def written(place: Path) -> dict[Path, int]:
+    """What is there but for what the cache notes of photos, which is true whatever is asked for next."""
+    notes = ("images.index", "images.hashes")
+    return {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file() and path.name not in notes}
+
+
+def test_labels_that_do_not_suit_the_task_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "table.csv").write_text("id,text,label\n" + "".join(f"{row},text {row},sun\n" for row in range(9)))
+    for task, words in (("multiclass", "only one class (sun)"), ("multilabel", "all samples are labelled 'sun'")):
+        flags = ["--data", "table.csv", "--encoders", "hashing", "--task", task]
+        answer = CliRunner().invoke(app, ["heads", *flags])
+        assert answer.exit_code == 1
+        assert words in answer.stderr
+        assert len(answer.stderr.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def extracted_place(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_place(demo_folder, tmp_path_factory.mktemp("cli"))
+
+
+@pytest.fixture
+def extracted(extracted_place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the demo data and its cache, to work in."""
+    monkeypatch.chdir(extracted_place)
+    return extracted_place
+
+
+def test_heads_goes_on_with_the_views_and_outputs_of_the_extraction(
+    tmp_path: Path, demo_folder: Path, tiny_bert: Path, tiny_timm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Views are trained with, and cross-attention joins where there are tokens; submit knows both."""
+    monkeypatch.chdir(tmp_path)
+    encoders = f"bert:{tiny_bert},timm:{tiny_timm}"
+    flags = ["--encoders", encoders, "--outputs", "pooled,tokens", "--views", "1", "--dtype", "float32"]
+    answer = CliRunner().invoke(app, ["extract", "--data", str(demo_folder), *flags])
+    assert answer.exit_code == 0, answer.output
+    quick = ["--baselines", "none", "--protocol", "holdout", "--seeds", "1", "--epochs", "1", "--modalities", "both"]
+    answer = CliRunner().invoke(app, ["heads", *quick])
+    assert answer.exit_code == 0, answer.output
+    (folder,) = Path("heads").iterdir()
+    run = read_run(folder)
+    assert {entry["head"] for entry in run.leaderboard if entry["modalities"] == "both"} == {
+        *("late", "concat", "gated", "film", "film-concat", "cross-attention")
+    }
+    assert sorted((tower.spec.modality, tower.spec.output, tower.spec.view) for tower in run.towers) == [
+        ("image", "pooled", "none"), ("image", "pooled", "train:1"), ("image", "tokens", "none"),
+        ("text", "pooled", "none"), ("text", "tokens", "none"),
+    ]  # fmt: skip
+    for head in ("cross-attention", "greedy", "late"):
+        answer = CliRunner().invoke(app, ["submit", "--head", head, "--out", f"{head}.csv"])
+        assert answer.exit_code == 0, answer.output
+        assert len(Path(f"{head}.csv").read_text().splitlines()) == 13
+    answer = CliRunner().invoke(app, ["heads", "--views", "0", "--outputs", "pooled", *quick, "--fusion", "concat"])
+    assert answer.exit_code == 0, answer.output
+    plain = max(Path("heads").iterdir(), key=lambda path: (path / "run.json").stat().st_mtime_ns)
+    assert {tower.spec.view for tower in read_run(plain).towers} == {"none"}
+
+
+def test_flag_defaults_are_those_of_the_library() -> None:
+    import inspect
+
+    from mmfeat.cli.extract import extract as command
+    from mmfeat.cli.heads import PARAMETERS
+    from mmfeat.encoders.spec import EncoderOptions
+    from mmfeat.evaluation.protocol import Protocol
+    from mmfeat.extraction.extract import DEFAULT_ENCODERS
+    from mmfeat.heads.settings import HeadSettings
+    from mmfeat.sweep.search import Plan
+    from mmfeat.sweep.train import train_heads
+
+    heads = {name: default for name, (_, default) in PARAMETERS.items()}
+    extract = {name: parameter.default for name, parameter in inspect.signature(command).parameters.items()}
+    protocol, plan = Protocol(), Plan(HeadSettings())
+    library = {name: each.default for name, each in inspect.signature(train_heads).parameters.items()}
+    assert [heads[name] for name in ("protocol", "folds", "seeds", "group", "split_dir", "seed")] == [
+        *(protocol.kind, protocol.folds, protocol.seeds, protocol.grouped, protocol.split_dir, protocol.seed)
+    ]
+    assert tuple(float(share) for share in heads["split"].split(":")) == protocol.shares
+    assert [heads[name] for name in ("search", "trials", "time_limit", "refit")] == [
+        *(plan.method, plan.trials, plan.time_limit, plan.refit)
+    ]
+    assert (heads["logit_adjustment"], plan.adjustment) == ("auto", None)
+    for name in ("fusion", "baselines", "modalities"):
+        assert heads[name] == ",".join(library[name])
+    for name in ("ensembles", "task", "attend", "engine", "ray_address", "device", "workers", "cache"):
+        assert heads[name] == library[name]
+    assert {heads[name] for name in vars(HeadSettings()) if name in heads} == {None}  # the library's own
+    options = {name: value for name, value in vars(EncoderOptions()).items() if name in extract}
+    options["outputs"] = ",".join(EncoderOptions().outputs)
+    assert {name: extract[name] for name in options} == options
+    assert extract["encoders"] == ",".join(DEFAULT_ENCODERS)
+
+
+def test_progress_is_lines_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mmfeat.cli import console
+
+    monkeypatch.setattr(console, "PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr(console, "WORTH_A_LINE", 0.0)
+    with console.ConsoleProgress().task("photos", 30) as advance:
+        advance(0)  # as one does to say that something is alive
+        advance(10)
+        advance(20)
+    begun, first, _, last = capsys.readouterr().err.splitlines()
+    assert begun == "photos: 0 of 30, 0.0/s"
+    assert first.startswith("photos: 10 of 30, ")
+    assert first.endswith(" s left")
+    assert last.startswith("photos: 30 in ")
+
+
+def test_version(tmp_path: Path) -> None:
+    assert mmfeat("--version", cwd=tmp_path).stdout.startswith("mmfeat 0.")

@@ -1,0 +1,116 @@
+"""What a user meets after something went wrong: a damaged run, a wrong place, flags that contradict files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmfeat.cli.console import out
+from mmfeat.encoders.registry import describe_encoders
+from mmfeat.errors import SubmissionError
+from mmfeat.evaluation.protocol import Protocol
+from mmfeat.extraction.extract import extract_features
+from mmfeat.heads.registry import FUSIONS
+from mmfeat.heads.settings import HeadSettings
+from mmfeat.prediction.submit import write_submission
+from mmfeat.runs.leaderboard import ablation
+from mmfeat.runs.run import best_run
+from mmfeat.sweep.choice import choose_pairs
+from mmfeat.sweep.engine import LocalEngine
+from mmfeat.sweep.trials import run_trials
+from tests.heads.toy_features import features
+from tests.sweep.small_sweeps import FEW, FLOAT32, NO_HEADS, make_place, stamps, sweep, toy_task
+
+
+@pytest.fixture(scope="module")
+def place(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_place(demo_folder, tmp_path_factory.mktemp("work"))
+
+
+def flip(path: Path) -> None:
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, flip], ids=["deleted", "flipped"])
+def test_the_same_sweep_trains_a_damaged_head_again(
+    place: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    run = sweep(place, out=tmp_path).run
+    broken, others = run.folder / "concat-both" / "final-1.safetensors", run.folder / "knn-both"
+    whole, before = broken.read_bytes(), stamps(others)
+    damage(broken)
+    again = sweep(place, out=tmp_path)
+    assert not again.reused
+    assert broken.read_bytes() == whole
+    assert stamps(others) == before
+    assert sweep(place, out=tmp_path).reused
+
+
+def test_a_deleted_leaderboard_is_written_again(place: Path, tmp_path: Path) -> None:
+    run = sweep(place, **NO_HEADS, out=tmp_path).run
+    before = run.leaderboard_file.read_bytes()
+    run.leaderboard_file.unlink()
+    sweep(place, **NO_HEADS, out=tmp_path)
+    assert run.leaderboard_file.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["train.txt", "data/new.txt", "submission.csv"])
+def test_a_submission_never_lands_in_the_data(place: Path, name: str) -> None:
+    sweep(place)
+    before = stamps(place / "demo")
+    with pytest.raises(SubmissionError, match=r"this would overwrite the data in .*; name a file elsewhere"):
+        write_submission(heads=place / "heads", out=place / "demo" / name)
+    assert stamps(place / "demo") == before
+
+
+def test_a_head_that_is_named_is_looked_for_in_all_runs_on_the_data(place: Path, tmp_path: Path) -> None:
+    other = sweep(place, **{**FEW, "fusion": ["film"], "baselines": []}, out=tmp_path).run
+    sweep(place, out=tmp_path)
+    assert best_run(tmp_path, head="film").folder == other.folder
+
+
+def test_reused_splits_and_labels_with_bars_are_told(place: Path, tmp_path: Path) -> None:
+    splits = Protocol(folds=2, seeds=2, split_dir=str(tmp_path / "splits"))
+    assert not sweep(place, **NO_HEADS, protocol=splits, out=tmp_path / "a").notes
+    (note,) = sweep(place, **NO_HEADS, protocol=splits, out=tmp_path / "a").notes
+    assert "reused (2 folds); --folds, --split and --seed do not count" in note
+    table = tmp_path / "labels.csv"
+    texts = [f"{number},some words {number} of text,{'a|b' if number % 2 else 'a'}" for number in range(40)]
+    table.write_text("\n".join(["id,text,label", *texts]))
+    extract_features(table, ["hashing"], cache=place / "cache", options=FLOAT32)
+    (note,) = sweep(place, ["hashing"], data=table, **NO_HEADS, out=tmp_path).notes
+    assert "is it --task multilabel?" in note
+
+
+def test_no_batch_is_larger_than_a_training_fold() -> None:
+    task = toy_task()
+    engine = LocalEngine(features(), task.targets, "cpu", "", 1)
+    try:
+        small, large = (
+            run_trials(task, engine, "concat", "both", [HeadSettings(epochs=1, batch_size=size)], lambda heads: None)
+            for size in (min(len(rows.train) for _, _, rows in task.cells("concat")), 10**9)
+        )
+    finally:
+        engine.close()
+    np.testing.assert_array_equal(small[0].logits, large[0].logits)
+
+
+def test_a_head_that_is_another_one_alone_is_trained_once(place: Path) -> None:
+    towers = describe_encoders(["hashing", "hog"], FLOAT32)
+    pairs = choose_pairs(["film", "film-concat"], [], ["both", "text"], towers, "tokens")
+    assert pairs == [("film", "both"), ("film-concat", "both"), ("film", "text")]
+    alone = choose_pairs(["film-concat"], [], ["both", "text"], towers, "tokens")
+    assert alone == [("film-concat", "both"), ("film-concat", "text")]
+    board = [{"head": head, "modalities": modality} for head, modality in pairs]
+    assert ablation(board)["film-concat"].keys() == {"both", "text"}
+    assert set(FUSIONS) >= {"film", "film-concat"}
+
+
+def test_codes_of_emoji_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with out.capture() as captured:
+        out.print("a:b: :smile: [bold]x")
+    assert captured.get().strip() == "a:b: :smile: [bold]x"

@@ -1,0 +1,112 @@
+"""docs/commands.md names what the command line has, and nothing else; the shell completes it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from typer.testing import CliRunner
+
+from mmfeat.cli.main import app, read_config
+from tests.docs.markdown import ROOT, anchors, blocks, links
+
+PAGE = ROOT / "docs/commands.md"
+ROOT_FLAGS = {"--config", "--debug", "--version", "--install-completion", "--show-completion", "--help"}
+
+
+def load_script() -> ModuleType:
+    """docs/make_commands.py, which is no part of a package."""
+    spec = importlib.util.spec_from_file_location("make_commands", ROOT / "docs/make_commands.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+make_commands = load_script()
+COMMANDS = make_commands.commands()
+OWN, _, REFERENCE = PAGE.read_text().partition(make_commands.BEGIN)
+
+
+def names_of(command: str) -> set[str]:
+    return {name for each in make_commands.flags(COMMANDS[command]) for name in (*each.opts, *each.secondary_opts)}
+
+
+def words_of(text: str) -> set[str]:
+    """Whatever looks like a flag."""
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
+
+
+def test_the_reference_is_what_the_script_writes() -> None:
+    assert PAGE.read_text() == make_commands.page(OWN), "run python docs/make_commands.py"
+
+
+def test_every_command_stands_there_and_no_other() -> None:
+    assert re.findall(r"^### mmfeat (.+)$", REFERENCE, flags=re.MULTILINE) == list(COMMANDS)
+    linked = {link.removeprefix("#mmfeat-").replace("-", " ") for link in links(PAGE) if link.startswith("#mmfeat-")}
+    assert linked == set(COMMANDS)
+    assert {f"mmfeat-{name.replace(' ', '-')}" for name in COMMANDS} <= anchors(PAGE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_of_the_help_stands_there_and_no_other(command: str) -> None:
+    """The help is asked, not the objects that the page was made of."""
+    answer = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200"})
+    assert answer.exit_code == 0
+    table = REFERENCE.split(f"### mmfeat {command}\n")[1].split("\n### ")[0].split("```\n")[-1]
+    stated = {name for cell in re.findall(r"^\| `(.+?)` \|", table, flags=re.MULTILINE) for name in cell.split("/")}
+    listed = re.findall(r"^  +(?:-h, )?(--\S+?)(?: / (--\S+))?(?:  | <|$)", answer.output, flags=re.MULTILINE)
+    shown = {name for pair in listed for name in pair if name} - {"--help"}
+    assert {name for name in stated if name.startswith("--")} == shown == names_of(command)
+
+
+def test_what_is_written_by_hand_names_no_other_flag() -> None:
+    known = ROOT_FLAGS | {name for command in COMMANDS for name in names_of(command)} | {"--fu"}  # before Tab
+    assert words_of(OWN) <= known
+
+
+def test_the_file_of_flags_in_the_page_is_read(tmp_path: Path) -> None:
+    (block,) = blocks(PAGE, "toml")
+    (tmp_path / "mmfeat.toml").write_text(block.text)
+    known = {
+        name.replace(" ", "-"): {each.opts[0].lstrip("-"): each.name for each in make_commands.flags(command)}
+        for name, command in COMMANDS.items()
+    }
+    values = read_config(tmp_path / "mmfeat.toml", known)
+    assert values["extract"] == {
+        "data": "tweets", "cache": "store/cache", "encoders": "clip,bert", "outputs": "pooled,tokens"
+    }  # fmt: skip
+    assert (values["heads"]["seeds"], values["cache-verify"]["parity"]) == (5, 20)
+
+
+def complete(words: str, number: int) -> list[str]:
+    """What the shell is offered for the word of this number."""
+    asked = {"_MMFEAT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(number)}
+    answer = CliRunner().invoke(app, [], prog_name="mmfeat", env=asked)
+    return answer.output.split()
+
+
+def test_tab_completes_commands_and_flags() -> None:
+    assert complete("mmfeat ", 1) == list(dict.fromkeys(name.split()[0] for name in COMMANDS))
+    assert complete("mmfeat he", 1) == ["heads"]
+    assert complete("mmfeat cache ", 2) == [name.split()[1] for name in COMMANDS if name.startswith("cache ")]
+    assert complete("mmfeat heads --fu", 2) == ["--fusion"]
+    offered = set(complete("mmfeat extract --", 2))
+    assert names_of("extract") <= offered <= names_of("extract") | ROOT_FLAGS
+
+
+def test_completion_is_offered_by_the_installed_command() -> None:
+    """The entry point as a real process, under the name that a shell knows."""
+    code = "import sys; sys.argv[0] = 'mmfeat'; from mmfeat.cli.main import main; main()"
+    asked = {"_MMFEAT_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "mmfeat su"}
+    command = [sys.executable, "-c", code]
+    answer = subprocess.run(command, env={**os.environ, **asked}, capture_output=True, text=True, timeout=120)
+    assert '"submit"' in answer.stdout
+    assert "--install-completion" in CliRunner().invoke(app, ["--help"]).output

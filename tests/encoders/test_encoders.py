@@ -1,0 +1,336 @@
+"""Every family through its real loading code, against the reference library's own call."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmfeat.encoders.registry import absolute_request, describe_encoders, load_encoders
+from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec
+from mmfeat.encoders.torchvision_ops import import_torchvision
+from mmfeat.errors import ConfigError, EncoderError
+from mmfeat.samples.texts import clean_tweet
+
+FLOAT32 = EncoderOptions(dtype="float32")
+TEXTS = ["What a wonderful day", "so tired", "@bob the bus http://t.co/x #day", ""]
+
+
+def pictures() -> list[Image.Image]:
+    rng = np.random.default_rng(5)
+    return [Image.fromarray(rng.integers(0, 256, (size, size + 20, 3), dtype=np.uint8)) for size in (40, 64, 65, 300)]
+
+
+def vectors(request: str, options: EncoderOptions = FLOAT32) -> dict[str, np.ndarray]:
+    """Modality -> (N, D) through mmfeat."""
+    encoders = load_encoders(describe_encoders([request], options), "cpu")
+    return {encoder.modality: embed(encoder)[0] for encoder in encoders}
+
+
+def contents(modality: str) -> list[Any]:
+    return {"text": TEXTS, "image": pictures()}[modality]
+
+
+def embed(encoder: Encoder) -> list[Any]:
+    """The values of each output for the samples of all lengths and sizes in one batch."""
+    return encoder.embed([encoder.prepare(one) for one in contents(encoder.modality)])
+
+
+def bert_reference(folder: Path, pooling: str) -> np.ndarray:
+    import torch
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModel.from_pretrained(folder).float().eval()
+    inputs = tokenizer([clean_tweet(text) for text in TEXTS], padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        output = model(**inputs)
+    mask = inputs["attention_mask"][..., None]
+    return {
+        "mean": (output.last_hidden_state * mask).sum(1) / mask.sum(1),
+        "cls": output.last_hidden_state[:, 0],
+        "pooler": output.pooler_output,
+    }[pooling].numpy()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
+def test_bert_equals_transformers(tiny_bert: Path, pooling: str) -> None:
+    ours = vectors(f"bert:{tiny_bert}", EncoderOptions(dtype="float32", pooling=pooling))["text"]
+    np.testing.assert_allclose(ours, bert_reference(tiny_bert, pooling), atol=1e-5)
+
+
+def test_clip_equals_open_clip(tiny_clip: Path) -> None:
+    import open_clip
+    import torch
+
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tiny_clip}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{tiny_clip}")
+    with torch.no_grad():
+        image = model.eval().encode_image(torch.stack([transform(picture) for picture in pictures()])).numpy()
+        text = model.encode_text(tokenizer([clean_tweet(text) for text in TEXTS])).numpy()
+    ours = vectors(f"clip:{tiny_clip}")
+    np.testing.assert_allclose(ours["image"], image, atol=1e-5)
+    np.testing.assert_allclose(ours["text"], text, atol=1e-5)
+
+
+def test_timm_equals_timm(tiny_timm: Path) -> None:
+    import timm
+    import torch
+
+    model = timm.create_model(f"local-dir:{tiny_timm}", pretrained=True, num_classes=0).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    with torch.no_grad():
+        reference = model(torch.stack([transform(picture) for picture in pictures()])).numpy()
+    np.testing.assert_allclose(vectors(f"timm:{tiny_timm}")["image"], reference, atol=1e-5)
+
+
+def test_torchvision_equals_torchvision(resnet_file: Path) -> None:
+    import torch
+    import torchvision
+
+    model = torchvision.models.resnet18(weights=None, num_classes=7)
+    model.load_state_dict(torch.load(resnet_file, weights_only=True))
+    model.fc = torch.nn.Identity()
+    transform = torchvision.models.ResNet18_Weights.DEFAULT.transforms()
+    with torch.no_grad():
+        reference = model.eval()(torch.stack([transform(picture) for picture in pictures()])).numpy()
+    np.testing.assert_allclose(vectors(f"resnet18:{resnet_file}")["image"], reference, atol=1e-5)
+
+
+def test_resnet50_from_a_local_file(tmp_path: Path) -> None:
+    import torchvision
+    from safetensors.torch import save_file
+
+    path = tmp_path / "resnet50-11ad3fa6.safetensors"
+    save_file(torchvision.models.resnet50(weights=None).state_dict(), path)
+    (tower,) = describe_encoders([f"resnet50:{path}"], FLOAT32)
+    (encoder,) = load_encoders([tower], "cpu")
+    assert encoder.embed([encoder.prepare(pictures()[0])])[0].shape == (1, 2048)
+
+
+@pytest.mark.parametrize("family", ["tiny_bert", "tiny_clip", "tiny_timm", "resnet_file"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_stays_close(request: pytest.FixtureRequest, family: str, dtype: str) -> None:
+    name = {"tiny_bert": "bert", "tiny_clip": "clip", "tiny_timm": "timm", "resnet_file": "resnet18"}[family]
+    asked = f"{name}:{request.getfixturevalue(family)}"
+    for modality, exact in vectors(asked).items():
+        half = vectors(asked, EncoderOptions(dtype=dtype))[modality]
+        cosine = (exact * half).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(half, axis=1)
+        assert cosine.min() >= 0.999, (modality, cosine)
+
+
+def test_auto_never_chooses_bfloat16_for_convolutions(tiny_timm: Path, resnet_file: Path, tiny_bert: Path) -> None:
+    from mmfeat.extraction.requests import resolve_options
+
+    auto = resolve_options(EncoderOptions(dtype="auto"), "auto")
+    for tower in describe_encoders([f"timm:{tiny_timm}", f"resnet18:{resnet_file}"], auto):
+        assert tower.spec.arithmetic in ("float16", "float32")
+    import open_clip
+
+    clip = tiny_timm.parent / "clip-resnet.pt"  # described by its architecture; never loaded here
+    clip.touch()
+    assert {tower.spec.arithmetic for tower in describe_encoders([f"clip:RN50/{clip}"], auto)} <= {"float16", "float32"}
+    assert open_clip.get_model_config("RN50")["vision_cfg"]["layers"] == [3, 4, 6, 3]
+    chosen = resolve_options(EncoderOptions(dtype="bfloat16"), "auto")
+    towers = describe_encoders([f"timm:{tiny_timm}", f"bert:{tiny_bert}"], chosen)
+    assert [tower.spec.arithmetic for tower in towers] == ["bfloat16", "bfloat16"]
+
+
+def test_built_in_encoders_are_deterministic_and_never_change() -> None:
+    text, image = vectors("hashing")["text"], vectors("hog")["image"]
+    assert text.shape == (4, 512)
+    assert image.shape == (4, 996)
+    np.testing.assert_allclose(np.linalg.norm(text[:3], axis=1), 1.0, atol=1e-6)
+    assert not text[3].any()  # an empty text has no n-grams
+    # Stored vectors of an earlier version must stay comparable: a change here needs builtin:2.
+    np.testing.assert_array_equal(np.flatnonzero(text[1])[:5], [19, 36, 43, 52, 54])
+    np.testing.assert_allclose(text[1][[19, 36, 43]], [-0.171499, -0.171499, 0.171499], atol=1e-5)
+    np.testing.assert_allclose(
+        image[0][[0, 1, 2, -3, -2, -1]], [0.217659, 0.210813, 0.179424, 0.015625, 0.007270, 0.000977], atol=1e-5
+    )
+
+
+def test_batches_do_not_change_a_vector(tiny_bert: Path) -> None:
+    (encoder,) = load_encoders(describe_encoders([f"bert:{tiny_bert}"], FLOAT32), "cpu")
+    (together,) = embed(encoder)
+    alone = np.concatenate([encoder.embed([encoder.prepare(text)])[0] for text in TEXTS])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+SPEC = EncoderSpec("bert", "text", "x", "sha256:0", "float32", "float32", "", "tweet", "mean", 128)
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(EncoderSpec)])
+def test_every_field_is_in_the_fingerprint(field: str) -> None:
+    value = getattr(SPEC, field)
+    changed = dataclasses.replace(SPEC, **{field: value + 1 if isinstance(value, int) else value + "x"})
+    assert changed.fingerprint != SPEC.fingerprint
+    assert SPEC.differences(changed) == [field]
+    assert EncoderSpec.from_json(dataclasses.asdict(changed)) == changed
+
+
+def test_fingerprint_follows_the_weights_and_not_their_place(tiny_timm: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere" / tiny_timm.name
+    shutil.copytree(tiny_timm, moved)
+    here, there = (describe_encoders([f"timm:{path}"], FLOAT32)[0].spec for path in (tiny_timm, moved))
+    assert here == there
+    weights = moved / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert here.differences(describe_encoders([f"timm:{moved}"], FLOAT32)[0].spec) == ["weights"]
+
+
+def test_only_real_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("weights.pt", "name"):
+        (tmp_path / name).touch()
+    assert absolute_request("bert:name") == f"bert:{tmp_path / 'name'}"
+    assert absolute_request("bert:organisation/name") == "bert:organisation/name"  # a hub name, whatever lies here
+    assert absolute_request("clip:ViT-B-32/weights.pt") == f"clip:ViT-B-32/{tmp_path / 'weights.pt'}"
+    assert absolute_request("clip:ViT-B-32/openai") == "clip:ViT-B-32/openai"
+    assert absolute_request("hashing") == "hashing"
+
+
+def test_a_tower_asked_for_twice_is_given_once(tiny_clip: Path) -> None:
+    towers = describe_encoders(["hashing", f"clip:{tiny_clip}", "hashing"], FLOAT32)
+    assert [tower.spec.modality for tower in towers] == ["text", "image", "text"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("nope", r"no encoder family 'nope'; use clip, bert"),
+        ("restnet50", r"no encoder family 'restnet50'; did you mean resnet50\?"),
+        ("CLIP", r"no encoder family 'CLIP'; did you mean clip\?"),
+        ("bert:./nowhere", r"./nowhere: no such weights file or folder"),
+        ("timm", "timm: name a model"),
+        ("hashing:words", "hashing:words: this encoder has no variants"),
+        ("hog:big", "hog:big: this encoder has no variants"),
+        ("resnet18:NOPE", "torchvision has IMAGENET1K_V1, or name a local weights file"),
+        ("clip:ViT-B-32/nope", "no weights 'nope' for ViT-B-32"),
+        ("clip:NoSuchModel/openai", "open_clip has no model 'NoSuchModel'"),
+    ],
+)
+def test_wrong_requests_get_one_line(asked: str, message: str) -> None:
+    with pytest.raises(EncoderError, match=message) as caught:
+        describe_encoders([asked], FLOAT32)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["bert", "clip", "timm"])
+def test_a_folder_without_a_model_gets_one_line(tmp_path: Path, family: str) -> None:
+    with pytest.raises(EncoderError) as caught:
+        load_encoders(describe_encoders([f"{family}:{tmp_path}"], FLOAT32), "cpu")
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("length", [2, 513])
+def test_a_length_the_model_cannot_do_is_refused_at_once(tiny_bert: Path, length: int) -> None:
+    with pytest.raises(EncoderError, match=f"--max-length {length} is not from 3 to 512"):
+        vectors(f"bert:{tiny_bert}", EncoderOptions(dtype="float32", max_length=length))
+
+
+def test_open_clip_s_own_files_get_their_own_activation(tmp_path: Path) -> None:
+    """OpenAI's weights were trained with QuickGELU; their file is known by its name."""
+    from mmfeat.encoders.clip import _creation_arguments
+
+    for name, quick in (("ViT-B-32.pt", True), ("mine.pt", False)):
+        (tmp_path / name).touch()
+        assert _creation_arguments(f"ViT-B-32/{tmp_path / name}")[1]["force_quick_gelu"] is quick
+
+
+@pytest.fixture
+def registered_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A weights file of an architecture and a tag that open_clip knows; no published one is small enough."""
+    import_torchvision()
+    import open_clip
+
+    from tests.encoders.tiny_models import write_clip
+
+    folder = write_clip(tmp_path / "folder", {"image_size": 48})
+    config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    published = {"url": "http://127.0.0.1:9/tiny-clip-own.safetensors", "quick_gelu": True, "std": (0.4, 0.5, 0.6)}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-clip", config)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-clip", {"own": published})
+    return folder / "open_clip_model.safetensors"
+
+
+@pytest.mark.parametrize(("name", "quick"), [("tiny-clip-own.safetensors", True), ("mine.safetensors", False)])
+def test_clip_from_a_weights_file(registered_clip: Path, name: str, quick: bool) -> None:
+    """Published weights are known by their file's name, with their activation and their preprocessing."""
+    import open_clip
+    import torch
+
+    file = registered_clip.with_name(name)
+    shutil.copy(registered_clip, file)
+    std = (0.4, 0.5, 0.6) if quick else None
+    model, _, transform = open_clip.create_model_and_transforms(
+        "tiny-clip", pretrained=str(file), force_quick_gelu=quick, image_std=std
+    )
+    with torch.no_grad():
+        image = model.eval().encode_image(torch.stack([transform(picture) for picture in pictures()])).numpy()
+    towers = describe_encoders([f"clip:tiny-clip/{file}"], FLOAT32)
+    assert towers[0].spec.variant == f"tiny-clip{'-quickgelu' if quick else ''}/{name}"
+    np.testing.assert_allclose(vectors(towers[0].request)["image"], image, atol=1e-5)
+
+
+def test_random_weights_are_never_taken_for_trained_ones(tiny_bert: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "torn"
+    shutil.copytree(tiny_bert, folder)
+    state = {name: value for name, value in load_file(folder / "model.safetensors").items() if "pooler" not in name}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    assert vectors(f"bert:{folder}")["text"].shape == (4, 32)
+    with pytest.raises(EncoderError, match=r"the weights lack pooler.dense.bias.*--pooling mean"):
+        vectors(f"bert:{folder}", EncoderOptions(dtype="float32", pooling="pooler"))
+
+
+@pytest.mark.parametrize("options", [{"cleaning": "x"}, {"pooling": "x"}, {"max_length": 0}])
+def test_wrong_options_get_one_line(options: dict) -> None:
+    with pytest.raises(ConfigError, match=r"use one of|at least 1"):
+        EncoderOptions(**options)
+
+
+@pytest.mark.parametrize("asked", ["clip", "bert", "timm:resnet50.a1_in1k"])
+def test_a_hub_that_does_not_answer_gets_one_line(asked: str, tmp_path: Path) -> None:
+    """A real client against a port where nobody listens."""
+    code = (
+        "from mmfeat.encoders.registry import *\n"
+        f"try: describe_encoders(['{asked}'], EncoderOptions(dtype='float32'))\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "PATH": "", "HOME": str(tmp_path)}
+    answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert answer.stdout.count("\n") == 1, answer
+    assert answer.stdout.startswith("HubError"), answer
+    assert "local folder" in answer.stdout
+    assert "hashing,hog" in answer.stdout
+    assert answer.stderr == ""
+
+
+def test_import_torchvision_is_repeatable() -> None:
+    import_torchvision()
+    import_torchvision()
+    import torchvision
+
+    assert torchvision.models.resnet18
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_encoder_gives_the_same_vectors(tiny_bert: Path) -> None:
+    towers = describe_encoders([f"bert:{tiny_bert}"], EncoderOptions(dtype="float32"))
+    (plain,), (compiled,) = load_encoders(towers, "cpu"), load_encoders(towers, "cpu", compiled=True)
+    for texts in (TEXTS, TEXTS[:2]):  # shapes change from batch to batch
+        prepared = [plain.prepare(text) for text in texts]
+        np.testing.assert_allclose(compiled.embed(prepared)[0], plain.embed(prepared)[0], atol=1e-5)

@@ -1,0 +1,164 @@
+"""Tokens and prefixes of every family: what they are, and that one forward pass gives all outputs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmfeat.encoders.layers import Point, capture
+from mmfeat.encoders.registry import describe_encoders, load_encoders, load_reference
+from mmfeat.encoders.spec import EncoderOptions
+from mmfeat.errors import EncoderError
+from tests.encoders.tiny_models import contents, embed, write_timm
+
+ALL = ("pooled", "tokens", "prefix:1", "prefix:2")
+KINDS = (
+    "bert", "bert-left", "clip", "clip-resnet", "clip-timm-bert", "clip-late-norm", "resnet18", "mobilenet_v3_small",
+    "densenet121", "test_resnet", "test_vit", "test_efficientnet", "swin",
+)  # fmt: skip
+
+
+def options(*outputs: str, **others: Any) -> EncoderOptions:
+    return EncoderOptions(**{"dtype": "float32", "outputs": outputs or ALL, **others})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_output_equals_the_reference_library(models: Callable[[str], str], kind: str) -> None:
+    towers = describe_encoders([models(kind)], options())
+    references = {tower.spec: load_reference(tower) for tower in towers}
+    for encoder in load_encoders(towers, "cpu"):
+        assert len(encoder.specs) == len(ALL)
+        values = encoder.embed([encoder.prepare(one) for one in contents(encoder.modality)])
+        for spec, ours in zip(encoder.specs, values, strict=True):
+            for mine, content in zip(ours, contents(encoder.modality), strict=True):
+                exact = references[spec](content)
+                assert mine.dtype == exact.dtype == np.float32
+                assert mine.ndim == (1 if spec.output == "pooled" else 2)
+                np.testing.assert_allclose(mine, exact, atol=1e-5, err_msg=spec.name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_outputs_do_not_change_the_vector(models: Callable[[str], str], kind: str) -> None:
+    alone, beside = (
+        load_encoders(describe_encoders([models(kind)], options(*asked)), "cpu") for asked in (ALL[:1], ALL)
+    )
+    for one, other in zip(alone, beside, strict=True):
+        np.testing.assert_array_equal(embed(one)["pooled"], embed(other)["pooled"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_forward_pass_serves_all_outputs(models: Callable[[str], str], kind: str) -> None:
+    """Every module that has weights of its own runs once."""
+    import torch
+
+    for encoder in load_encoders(describe_encoders([models(kind)], options()), "cpu"):
+        runs: Counter[int] = Counter()
+
+        def count(module: Any, *_: Any, runs: Counter[int] = runs) -> None:
+            if next(module.parameters(recurse=False), None) is not None:
+                runs[id(module)] += 1
+
+        with torch.nn.modules.module.register_module_forward_pre_hook(count):
+            embed(encoder)
+        assert set(runs.values()) == {1}
+
+
+@pytest.mark.parametrize("kind", ["bert", "clip", "test_resnet", "resnet18"])
+def test_half_precision_tokens_are_float32_and_close(models: Callable[[str], str], kind: str) -> None:
+    towers = [describe_encoders([models(kind)], options(dtype=dtype)) for dtype in ("float32", "bfloat16")]
+    for exact, half in zip(*(load_encoders(asked, "cpu") for asked in towers), strict=True):
+        for output, values in embed(exact).items():
+            for one, other in zip(values, embed(half)[output], strict=True):
+                assert other.dtype == np.float32
+                cosine = (one * other).sum(-1) / np.linalg.norm(one, axis=-1) / np.linalg.norm(other, axis=-1)
+                assert np.nanmin(cosine) > 0.99
+
+
+def test_a_prefix_is_a_copy_where_the_layer_works_in_place() -> None:
+    import torch
+
+    relu = torch.nn.ReLU(inplace=True)
+    with capture([Point(relu, "input")]) as seen:
+        relu(torch.full((1, 2, 3), -1.0))
+    assert seen[0].tolist() == [[[-1.0] * 3] * 2]
+    assert not relu._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"), [("bert", 2), ("clip", 2), ("clip-resnet", 4), ("resnet18", 4), ("test_resnet", 4), ("swin", 2)]
+)
+def test_a_prefix_deeper_than_the_model_is_refused_at_once(models: Callable[[str], str], kind: str, count: int) -> None:
+    towers = describe_encoders([models(kind)], options(f"prefix:{count + 1}"))
+    with pytest.raises(
+        EncoderError, match=rf"prefix:{count + 1}: the model has {count} layers; use prefix:1 to prefix:"
+    ) as e:
+        load_encoders(towers[:1], "cpu")
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "output", "message"),
+    [
+        ("visformer_tiny", "prefix:1", "no list of layers is known"),  # three lists, each used in its own way
+        ("twins_svt_small", "prefix:1", "takes no part in the forward pass"),  # lists that are only looked into
+        ("tnt_s_patch16_224", "prefix:1", "samples are not apart"),  # pixels of all patches in one batch
+        ("efficientvim_m1", "tokens", "no one sequence"),  # the maps of all stages in a list
+    ],
+)
+def test_layers_that_are_no_plain_sequence_are_refused_at_once(
+    tmp_path: Path, architecture: str, output: str, message: str
+) -> None:
+    folder = write_timm(tmp_path / architecture, architecture, 224)
+    with pytest.raises(EncoderError, match=message) as caught:
+        load_encoders(describe_encoders([f"timm:{folder}"], options(output)), "cpu")
+    assert "\n" not in str(caught.value)
+    assert f"timm:{architecture}" in str(caught.value)
+    (encoder,) = load_encoders(describe_encoders([f"timm:{folder}"], options("pooled")), "cpu")
+    assert embed(encoder)["pooled"].ndim == 2
+
+
+@pytest.mark.parametrize("kind", ["hashing", "hog"])
+def test_built_in_encoders_have_a_vector_only(kind: str) -> None:
+    with pytest.raises(
+        EncoderError, match=f"--outputs tokens: {kind} has no tokens; name the encoder, as in clip=tokens"
+    ):
+        describe_encoders([kind], options("tokens"))
+    (tower,) = describe_encoders([kind], options("pooled"))
+    (encoder,) = load_encoders([tower], "cpu")
+    reference = load_reference(tower)
+    for mine, content in zip(embed(encoder)["pooled"], contents(encoder.modality), strict=True):
+        np.testing.assert_array_equal(mine, reference(content))
+
+
+def test_each_view_has_an_encoder_of_its_own(models: Callable[[str], str]) -> None:
+    towers = describe_encoders([models("clip"), "hog"], options("pooled", views=2))
+    encoders = load_encoders(towers, "cpu")
+    assert [(encoder.modality, encoder.view) for encoder in encoders] == [
+        ("image", "none"), ("image", "train:1"), ("image", "train:2"), ("text", "none"),
+        ("image", "none"), ("image", "train:1"), ("image", "train:2"),
+    ]  # fmt: skip
+    assert {spec for encoder in encoders for spec in encoder.specs} == {tower.spec for tower in towers}
+    plain, view = (embed(encoder)["pooled"] for encoder in encoders[:2])
+    np.testing.assert_array_equal(plain, view)  # the picture is changed before, not here
+
+
+def test_outputs_of_some_towers_only(models: Callable[[str], str]) -> None:
+    towers = describe_encoders(
+        [models("clip"), "hog"], options("pooled", "clip.image=tokens", "clip.text=prefix:1", views=1)
+    )
+    found = [
+        (encoder.specs[0].tower, encoder.view, *(s.output for s in encoder.specs))
+        for encoder in load_encoders(towers, "cpu")
+    ]
+    assert found == [
+        ("clip.image", "none", "pooled", "tokens"),
+        ("clip.image", "train:1", "pooled", "tokens"),
+        ("clip.text", "none", "pooled", "prefix"),
+        ("hog", "none", "pooled"),
+        ("hog", "train:1", "pooled"),
+    ]

@@ -1,0 +1,265 @@
+"""Only what is missing, each content once, and nothing lost by an interrupt or a kill."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmfeat.cache.store import Cache
+from mmfeat.encoders.spec import EncoderOptions
+from mmfeat.errors import EncoderError
+from mmfeat.extraction.encode import start_block
+from mmfeat.extraction.extract import Extraction, extract_features
+from mmfeat.extraction.reader import prepare, recipe_of
+from mmfeat.extraction.requests import latest_request
+from mmfeat.samples.dataset import read_samples
+
+FLOAT32 = EncoderOptions(dtype="float32")
+BUILT_IN = ["hashing", "hog"]
+
+
+@pytest.fixture
+def data(demo_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(demo_folder, tmp_path / "demo"))
+
+
+def short(counts: dict[str, int]) -> dict[str, int]:
+    """Counts by family, without the fingerprint."""
+    return {folder.split("-")[0]: count for folder, count in counts.items()}
+
+
+def vectors(result: Extraction) -> dict[str, np.ndarray]:
+    cache = Cache(result.folder.parent, result.folder.name)
+    return {
+        b.name: b.vectors
+        for b in cache.load(read_samples(result.samples.source).samples, [t.spec for t in result.towers]).blocks
+    }
+
+
+def files(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    return {path: (path.stat().st_ino, path.read_bytes()) for path in folder.rglob("*.h5")}
+
+
+def test_each_content_once_and_a_rerun_does_nothing(data: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    first = extract_features(data, BUILT_IN, cache=cache)
+    texts = {sample.text for sample in read_samples(first.samples.source) if sample.text is not None}
+    photos = {sample.image.read_bytes() for sample in read_samples(first.samples.source) if sample.image}
+    assert short(first.new) == {"hashing": len(texts), "hog": len(photos) - 1}  # one photo is broken
+    assert len(texts) < 120 > len(photos)
+    assert first.missing["text"] == {"no text file": 1}
+    assert [id for id, _ in first.failures] == ["1003"]
+    before = files(cache)
+    again = extract_features(data, BUILT_IN, cache=cache)
+    assert again.nothing_to_do
+    assert list(short(again.unreadable).values()) == [0, 1]
+    assert again.failures == []  # a broken photo is remembered, not tried on every run
+    assert files(cache) == before
+
+
+def test_cached_vectors_are_the_encoders_own(data: Path, tmp_path: Path, tiny_clip: Path) -> None:
+    from PIL import Image
+
+    from mmfeat.encoders.registry import load_encoders
+
+    result = extract_features(data, [f"clip:{tiny_clip}", "hog"], cache=tmp_path / "cache", options=FLOAT32)
+    cached = vectors(result)
+    for encoder in load_encoders(result.towers, "cpu"):
+        for row in (0, 1, 50, 119):
+            sample = read_samples(result.samples.source).samples[row]
+            content = Image.open(sample.image).convert("RGB") if encoder.modality == "image" else sample.text
+            live = encoder.embed([encoder.prepare(content)])[0][0]
+            np.testing.assert_allclose(cached[encoder.specs[0].folder_name][row], live, atol=1e-5)
+
+
+def test_half_precision_is_stored_as_float16(data: Path, tmp_path: Path, tiny_bert: Path) -> None:
+    result = extract_features(
+        data, [f"bert:{tiny_bert}"], cache=tmp_path / "cache", options=EncoderOptions(dtype="bfloat16")
+    )
+    assert next(iter(vectors(result).values())).dtype == np.float16
+
+
+def test_only_what_changed_is_encoded_again(data: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    extract_features(data, BUILT_IN, cache=cache)
+    (data / "data" / "1000.txt").write_text("a caption that nobody else has")
+    assert short(extract_features(data, BUILT_IN, cache=cache).new) == {"hashing": 1}
+    photo = next((data / "data").glob("1001.[jJpP]*"))
+    photo.write_bytes(next((data / "data").glob("1002.[jJpP]*")).read_bytes() + b"\0")
+    assert short(extract_features(data, BUILT_IN, cache=cache).new) == {"hog": 1}
+    labels = data / "train.txt"
+    labels.write_text(
+        labels.read_text().replace("1000,positive", "1000,neutral").replace("1000,negative", "1000,neutral")
+    )
+    assert extract_features(data, BUILT_IN, cache=cache).nothing_to_do
+
+
+def test_a_new_encoder_leaves_the_others_alone(data: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    extract_features(data, ["hashing"], cache=cache)
+    assert list(short(extract_features(data, BUILT_IN, cache=cache).new)) == ["hog"]
+
+
+def test_one_decode_serves_every_image_encoder(
+    data: Path, tmp_path: Path, tiny_timm: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    opened = []
+    real = Image.open
+    monkeypatch.setattr(Image, "open", lambda *a, **k: opened.append(1) or real(*a, **k))
+    encoders = ["hog", f"timm:{tiny_timm}", f"clip:{tiny_clip}"]
+    result = extract_features(data, encoders, cache=tmp_path / "cache", options=FLOAT32)
+    assert len(opened) == short(result.new)["hog"] + 1  # one photo is broken
+
+
+def test_a_photo_that_changes_while_it_runs_is_stored_as_what_it_is(data: Path, tmp_path: Path) -> None:
+    """The key is taken from the bytes that are decoded."""
+    from mmfeat.encoders.registry import describe_encoders, load_encoders
+    from mmfeat.extraction.encode import Batcher
+    from mmfeat.extraction.missing import Item
+    from mmfeat.samples.dataset import content_key, read_samples
+
+    sample = read_samples(data).samples[0]
+    towers = describe_encoders(["hog"], FLOAT32)
+    stale = Item(
+        sample, "image", content_key(b"what it was when it was planned"), frozenset({towers[0].spec.fingerprint})
+    )
+    (encoder,) = load_encoders(towers, "cpu")
+    ((_, rows),) = start_block([prepare(stale, [recipe_of(encoder)])], 0, Batcher(encoder, "cpu"))()
+    assert sample.image is not None
+    assert rows.keys == [content_key(sample.image.read_bytes())]
+
+
+def test_a_vanished_photo_is_reported_and_not_remembered(data: Path, tmp_path: Path) -> None:
+    from mmfeat.encoders.registry import describe_encoders, load_encoders
+    from mmfeat.extraction.encode import Batcher
+    from mmfeat.extraction.missing import Item
+    from mmfeat.samples.dataset import Sample
+
+    towers = describe_encoders(["hog"], FLOAT32)
+    (encoder,) = load_encoders(towers, "cpu")
+    gone = Item(Sample("x", image=tmp_path / "gone.jpg"), "image", b"k", frozenset({towers[0].spec.fingerprint}))
+    prepared = prepare(gone, [recipe_of(encoder)])
+    assert list(prepared.errors.values()) == ["unreadable: No such file or directory"]
+    assert start_block([prepared], 0, Batcher(encoder, "cpu"))() == []
+
+
+def test_values_beyond_the_storage_dtype_are_never_written(data: Path, tmp_path: Path, tiny_timm: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    loud = Path(shutil.copytree(tiny_timm, tmp_path / "loud"))
+    state = load_file(loud / "model.safetensors")
+    last = next(name for name in reversed(state) if name.endswith(("bn2.weight", "bn3.weight")))
+    state = {
+        name: value * 1e7
+        if name.rpartition(".")[0] == last.rpartition(".")[0] and "running" not in name and value.is_floating_point()
+        else value
+        for name, value in state.items()
+    }
+    save_file(
+        {name: value + 1e7 if name == last.replace("weight", "bias") else value for name, value in state.items()},
+        loud / "model.safetensors",
+    )
+    with pytest.raises(EncoderError, match="gives values beyond float16; extract with --dtype float32"):
+        extract_features(data, [f"timm:{loud}"], cache=tmp_path / "cache", options=EncoderOptions(dtype="bfloat16"))
+
+
+def test_the_latest_request_is_remembered(data: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    extract_features(data, ["hashing"], cache=cache, options=EncoderOptions(dtype="float32", cleaning="none"))
+    request = latest_request(cache, data)
+    assert (request.data, request.encoders, request.options.cleaning) == (str(data), ["hashing"], "none")
+    other = Path(shutil.copytree(data, tmp_path / "elsewhere" / "demo"))  # another folder of the same name
+    extract_features(other, ["hog"], cache=cache)
+    assert latest_request(cache, data) == request
+    assert latest_request(cache).data == str(other)
+    next((cache / "requests").iterdir()).write_text("{}")  # a damaged note only means naming the flags again
+    assert latest_request(cache).encoders in (["hashing"], ["hog"])
+
+
+SLOW = """
+import sys
+import mmfeat.cache.writer as writer, mmfeat.cli.console as console
+writer.SHARD_BYTES = {shard_bytes}
+console.PLAIN_SECONDS = 0.0
+from mmfeat.cli.main import main
+flags = "--encoders hashing,hog --batch-size 4".split()
+sys.argv = ["mmfeat", "extract", "--data", {data!r}, "--cache", {cache!r}, *flags]
+main()
+"""
+
+
+def start(data: Path, cache: Path, shard_bytes: int) -> subprocess.Popen[str]:
+    """A real extraction in a process of its own."""
+    code = SLOW.format(data=str(data), cache=str(cache), shard_bytes=shard_bytes)
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
+    )
+
+
+def heed_interrupts() -> None:
+    """A shell that runs its job in the background has it ignore Ctrl-C, which processes inherit."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def start_and_reach_photos(data: Path, cache: Path, shard_bytes: int) -> subprocess.Popen[str]:
+    """Up to the third batch of photos."""
+    process = start(data, cache, shard_bytes)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("image: hog: 12"):
+            return process
+    raise AssertionError("the extraction never reached the photos")
+
+
+def test_a_kill_loses_nothing_that_was_committed(data: Path, tmp_path: Path) -> None:
+    process = start_and_reach_photos(data, tmp_path / "cache", shard_bytes=1)
+    while len(list((tmp_path / "cache").glob("*/hog-*/*.h5"))) < 3:  # the writer is behind
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    committed = files(tmp_path / "cache")
+    rest = extract_features(data, BUILT_IN, cache=tmp_path / "cache")
+    assert short(rest.stored)["hog"] >= 11  # of three batches of four, one photo is broken
+    assert 0 < short(rest.new)["hog"] <= 120 - 12
+    assert {path: files(tmp_path / "cache")[path] for path in committed} == committed
+    whole = extract_features(data, BUILT_IN, cache=tmp_path / "whole")
+    for name, expected in vectors(whole).items():
+        np.testing.assert_array_equal(vectors(rest)[name], expected)
+
+
+@pytest.mark.parametrize("polite", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_commits_what_was_computed(data: Path, tmp_path: Path, polite: signal.Signals) -> None:
+    process = start_and_reach_photos(data, tmp_path / "cache", shard_bytes=1 << 30)
+    process.send_signal(polite)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "interrupted; every vector that was computed is kept" in errors
+    assert "Traceback" not in errors
+    rest = extract_features(data, BUILT_IN, cache=tmp_path / "cache")
+    assert short(rest.stored)["hog"] >= 11  # of three batches of four, one photo is broken
+    assert short(rest.stored)["hog"] + short(rest.new)["hog"] + 1 == len(
+        {s.image.read_bytes() for s in read_samples(rest.samples.source) if s.image}
+    )
+
+
+def test_two_at_once_leave_one_whole_cache(data: Path, tmp_path: Path) -> None:
+    processes = [start(data, tmp_path / "cache", shard_bytes=1) for _ in range(2)]
+    assert [process.communicate(timeout=120) and process.returncode for process in processes] == [0, 0]
+    both = extract_features(data, BUILT_IN, cache=tmp_path / "cache")
+    assert both.nothing_to_do
+    whole = extract_features(data, BUILT_IN, cache=tmp_path / "whole")
+    for name, expected in vectors(whole).items():
+        np.testing.assert_array_equal(vectors(both)[name], expected)

@@ -1,0 +1,156 @@
+import itertools
+import time
+
+import numpy as np
+import pytest
+
+from mmfeat.samples.dataset import Sample
+from mmfeat.samples.duplicates import (
+    EQUAL_PHOTO,
+    EQUAL_TEXT,
+    NEAR_PHOTO,
+    NEAR_TEXT,
+    PHOTO_DISTANCE,
+    SIMILARITY,
+    duplicate_groups,
+    duplicate_links,
+    near_hashes,
+    text_letters,
+)
+
+LONG = "thank you for the competition pack received as part of the reward scheme, delighted"
+
+
+def samples(texts: list[str | None]) -> list[Sample]:
+    return [Sample(str(number), text) for number, text in enumerate(texts)]
+
+
+def no_photos(count: int) -> np.ndarray:
+    return np.zeros(count, "S32")
+
+
+def joined(one: str, other: str) -> bool:
+    groups = duplicate_groups(samples([one, other]), no_photos(2))
+    return bool(groups[0] == groups[1])
+
+
+def test_groups_join_equal_texts_and_equal_photos_also_through_others() -> None:
+    texts = ["Nice http://a.b", "nice", "other", "third", None, None, "http://x.y", "@z"]
+    keys = np.array([b"p", b"q", b"q", b"r", b"", b"", b"", b""], dtype="S32")
+    groups = duplicate_groups(samples(texts), keys)
+    assert groups[0] == groups[1] == groups[2]
+    assert len(set(groups)) == 6  # missing and emptied texts join nobody
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        f"RT @someone: {LONG}",
+        f"rt : {LONG.upper()}!!! \U0001f389",
+        LONG.replace(",", "").replace(" ", "  ") + " http://t.co/abc",
+        LONG + " again",
+        LONG[:-4] + "…",
+        "ｔｈａｎｋ" + LONG[5:],
+    ],
+)
+def test_nearly_equal_texts_are_joined(other: str) -> None:
+    assert joined(LONG, other)
+    assert duplicate_links(samples([LONG, other]), no_photos(2))[NEAR_TEXT].tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("so happy :)", "so happy :("),
+        ("5%", "$5"),
+        ("happy birthday to you", "happy birthday to you !!!"),
+        ("今天很高兴", "今天很高兴！"),
+        (LONG, LONG.replace("competition pack", "lovely book of birds").replace("delighted", "a pity")),
+        ("why are you feeling dismal today? take the quiz now", "why are you feeling gloomy today? take the quiz now"),
+        ("\U0001f389\U0001f389", "\U0001f494"),
+        ("?" * 40, "!" * 40),
+    ],
+)
+def test_short_and_different_texts_are_not_joined(one: str, other: str) -> None:
+    assert not joined(one, other)
+
+
+def test_chinese_texts_are_compared_by_character() -> None:
+    text = "今天在北京的公园里看到了很多漂亮的花朵，心情非常好，下次还要和朋友们一起来这里散步聊天"
+    assert joined(text, text.replace("，", " ") + "！！")
+    assert joined(text, text + "吧")
+    assert not joined(text, text.replace("公园里看到了很多漂亮的花朵", "商店里买到了几本便宜的旧书"))
+
+
+def test_letters_keep_vowel_signs_and_drop_what_is_no_letter() -> None:
+    assert text_letters("rt : it's 5 o'clock_☕️!") == "its5oclock"
+    assert text_letters("की") != text_letters("कि")
+    assert text_letters("❤️ ok") == "ok"
+    assert text_letters("art of rt") == "artofrt"
+
+
+def test_similarity_is_that_of_all_pairs() -> None:
+    """The fast search finds what comparing each pair finds, up to what others connect already."""
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefghij"), 6)) for _ in range(300)]
+    texts = [" ".join(rng.choice(words, 15)) for _ in range(200)]
+    for text in texts[:100]:
+        changed = text.split()[: rng.integers(11, 16)]
+        if rng.random() < 0.5:
+            changed[rng.integers(len(changed))] = str(rng.choice(words))
+        texts.append(" ".join(changed))
+    runs = [{text[at : at + 5] for at in range(len(text) - 4)} for text in map(text_letters, texts)]
+    similar = {
+        (one, other)
+        for one, other in itertools.combinations(range(len(texts)), 2)
+        if len(runs[one] & runs[other]) >= SIMILARITY * len(runs[one] | runs[other])
+    }
+    assert 20 < len(similar) < 80
+    assert set(map(tuple, duplicate_links(samples(texts), no_photos(len(texts)))[NEAR_TEXT].tolist())) == similar
+
+
+def test_ten_thousand_texts_of_one_template_cost_little() -> None:
+    texts = [f"somebody liked a video called number {number} and asks you to watch it" for number in range(10_000)]
+    start = time.monotonic()
+    duplicate_groups(samples(texts), no_photos(len(texts)))
+    assert time.monotonic() - start < 30
+
+
+def test_photos_are_joined_by_content_and_by_hash() -> None:
+    keys = np.array([b"a", b"a", b"b", b"c", b"d", b""], "S32")
+    hashes = np.array([0, 0, 1 << 60, 3, (1 << 60) | 6, 3], np.uint64)
+    known = np.array([False, False, True, True, True, False])
+    links = duplicate_links(samples([None] * 6), keys, (hashes, known))
+    assert links[EQUAL_PHOTO].tolist() == [[0, 1]]
+    assert sorted(map(sorted, links[NEAR_PHOTO].tolist())) == [[2, 3], [2, 4], [3, 4]]
+    groups = duplicate_groups(samples([None] * 6), keys, (hashes, known))
+    assert groups[0] == groups[1] != groups[2] == groups[3] == groups[4]
+    assert groups[5] not in groups[:5]  # a flat picture without a hash joins nobody
+
+
+def test_every_hash_within_the_distance_is_found_and_none_beyond() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 1 << 63, 400, dtype=np.uint64)
+    flips = [rng.choice(64, count, replace=False) for count in rng.integers(0, PHOTO_DISTANCE + 4, 400)]
+    near = [int(value) ^ sum(1 << int(bit) for bit in bits) for value, bits in zip(base, flips, strict=True)]
+    found = {tuple(sorted(pair)) for pair in near_hashes(np.concatenate([base, np.array(near, np.uint64)])).tolist()}
+    assert found == {(row, row + 400) for row, bits in enumerate(flips) if len(bits) <= PHOTO_DISTANCE}
+
+
+def test_a_picture_that_thousands_post_links_each_of_them_once() -> None:
+    links = near_hashes(np.full(50_000, 7, np.uint64))
+    assert len(links) == 49_999
+    assert len(near_hashes(np.empty(0, np.uint64))) == 0
+
+
+def test_each_rule_names_its_links() -> None:
+    links = duplicate_links(samples([LONG, LONG, f"rt : {LONG}", "else"]), no_photos(4))
+    assert links[EQUAL_TEXT].tolist() == [[0, 1]]
+    assert [0, 2] in links[NEAR_TEXT].tolist()
+    assert not len(links[EQUAL_PHOTO]) + len(links[NEAR_PHOTO])
+
+
+def test_no_samples_are_no_groups_and_counts_must_agree() -> None:
+    assert duplicate_groups([], no_photos(0)).tolist() == []
+    with pytest.raises(ValueError, match="1 samples and 2 image keys"):
+        duplicate_groups(samples(["a"]), no_photos(2))

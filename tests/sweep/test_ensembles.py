@@ -1,0 +1,117 @@
+"""Ensembles: the rows that score one had no say in its weights, and what is saved is what predicts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmfeat.samples.labels import Targets
+from mmfeat.sweep.ensembles import KINDS, TOGETHER, combine, ensemble_entries
+from mmfeat.sweep.entries import Entry
+from mmfeat.sweep.scoring import cross_fit, decide
+from mmfeat.sweep.task import Task
+from tests.heads.toy_features import MULTILABEL, TARGETS
+from tests.sweep.small_sweeps import made_up_entry, rows, toy_task
+
+SKILLS = {"strong": 2.0, "middle": 1.0, "weak": 0.3}
+
+
+def candidates(task: Task) -> list[Entry]:
+    found = [made_up_entry(task, name, skill) for name, skill in SKILLS.items()]
+    return [*found, made_up_entry(task, "text-only", 0.8, 1, "text"), made_up_entry(task, "prior", 0.0, 1)]
+
+
+def by_kind(task: Task, entries: list[Entry], folder: Path) -> dict[str, Entry]:
+    return {entry.record["head"]: entry for entry in ensemble_entries(task, entries, None, folder)}
+
+
+def decided(task: Task, entries: list[Entry]) -> list[Entry]:
+    """The same logits, with the decisions that the labels of this task lead to."""
+    return [replace(each, decisions=cross_fit(task, each.logits, each.validation, None)) for each in entries]
+
+
+@pytest.mark.parametrize("targets", [TARGETS, MULTILABEL], ids=["multiclass", "multilabel"])
+def test_a_fold_s_own_rows_have_no_say_in_its_ensemble(targets: Targets, tmp_path: Path) -> None:
+    """Other labels and other logits there change neither how the heads are combined nor what is decided."""
+    task = toy_task(targets)
+    entries = candidates(task)
+    before = by_kind(task, decided(task, entries), tmp_path / "before")
+    test = task.splits.fold(1, 0).test
+    matrix = targets.matrix.copy()
+    matrix[test] = np.roll(matrix[test], 1, axis=0)
+    other = replace(task, targets=replace(targets, matrix=matrix))
+    after = by_kind(other, decided(other, entries), tmp_path / "after")
+    assert before.keys() == after.keys() == KINDS.keys()
+    for kind in KINDS:
+        np.testing.assert_array_equal(after[kind].logits[0, test], before[kind].logits[0, test])
+        assert after[kind].decisions[1] == before[kind].decisions[1]
+        assert after[kind].decisions != before[kind].decisions
+    others = np.setdiff1d(np.arange(len(targets)), test)
+    for kind in ("greedy", "stacking"):  # which do listen to the other folds
+        assert not np.array_equal(after[kind].logits[0, others], before[kind].logits[0, others])
+
+
+@pytest.mark.parametrize("shares", [(8, 1, 1), (8, 2)])
+def test_the_weights_of_a_holdout_are_fitted_on_validation_rows(shares: tuple[int, ...], tmp_path: Path) -> None:
+    task = toy_task(shares=shares)
+    entries = candidates(task)
+    before = by_kind(task, entries, tmp_path / "before")
+    test = task.splits.tested
+    matrix = TARGETS.matrix.copy()
+    matrix[test] = np.roll(matrix[test], 1, axis=1)
+    other = replace(task, targets=replace(TARGETS, matrix=matrix))
+    after = by_kind(other, entries, tmp_path / "after")
+    for kind in KINDS:
+        np.testing.assert_array_equal(after[kind].logits[0, test], before[kind].logits[0, test])
+        assert after[kind].decisions == before[kind].decisions
+        assert after[kind].record["macro_f1"] != before[kind].record["macro_f1"]
+
+
+@pytest.mark.parametrize("targets", [TARGETS, MULTILABEL], ids=["multiclass", "multilabel"])
+def test_an_ensemble_is_the_weighted_mean_of_its_members(targets: Targets, tmp_path: Path) -> None:
+    task = toy_task(targets)
+    entries = candidates(task)
+    made = by_kind(task, entries, tmp_path)
+    members = [entry for entry in entries if entry.record["head"] != "prior"]
+    log_probabilities = np.stack([np.log(decide(task, entry.logits, entry.decisions)[1].mean(0)) for entry in members])
+    for kind, entry in made.items():
+        assert entry.record["modalities"] == TOGETHER
+        assert entry.record["members"] == [f"{name}-both" for name in SKILLS] + ["text-only-text"]
+        logits = combine(dict(entry.record), log_probabilities, targets.multilabel)
+        assert logits.shape == targets.matrix.shape
+        if kind == "stacking":
+            continue
+        weights = np.array(entry.record["rule"]["weights"])
+        mean = np.einsum("h,hnc->nc", weights / weights.sum(), np.exp(log_probabilities))
+        wanted = np.log(mean / (1 - mean)) if targets.multilabel else np.log(mean)
+        np.testing.assert_allclose(logits, wanted, atol=1e-6)
+    assert made["seed-average"].record["rule"]["weights"] == [1, 0, 0, 0]
+    assert made["mean"].record["rule"]["weights"] == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0])
+    greedy = made["greedy"].record["rule"]["weights"]
+    assert sum(greedy) == pytest.approx(1)
+    assert max(greedy) == greedy[0] > 0.25
+
+
+def test_strong_members_make_an_ensemble_that_is_no_worse(tmp_path: Path) -> None:
+    """Its score is of its own choices, and three heads that err in other places are better than one."""
+    task = toy_task()
+    entries = [made_up_entry(task, name, 1.5, 1) for name in ("one", "two", "three")]
+    alone = [(decide(task, e.logits, e.decisions)[0][0] == TARGETS.matrix).all(1).mean() for e in entries]
+    for entry in ensemble_entries(task, entries, 0.0, tmp_path):
+        right = (decide(task, entry.logits, entry.decisions)[0][0] == TARGETS.matrix).all(1).mean()
+        assert entry.record["accuracy"]["value"] == pytest.approx(right)
+        if entry.record["head"] != "seed-average":
+            assert right > max(alone) + 0.03
+        written = rows(tmp_path / f"{entry.record['head']}-{TOGETHER}" / "out_of_fold.csv")
+        chosen = [row["predicted_1"] == row["label"] for row in written]
+        assert np.mean(chosen) == pytest.approx(right)
+
+
+def test_one_head_is_no_ensemble(tmp_path: Path) -> None:
+    task = toy_task()
+    entries = [made_up_entry(task, "alone", 1.0), made_up_entry(task, "prior", 0.0)]
+    assert ensemble_entries(task, entries, None, tmp_path) == []
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,294 @@
+"""The sweep on real cached vectors: what it writes, what it reuses, and that it never peeks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from mmfeat.errors import CacheMissError, ConfigError, DataError, HeadError, RunError
+from mmfeat.evaluation.metrics import macro_f1
+from mmfeat.evaluation.protocol import Protocol
+from mmfeat.extraction.extract import extract_features
+from mmfeat.heads.settings import HeadSettings
+from mmfeat.runs.run import best_run, overlooked_run, read_run
+from mmfeat.samples.labels import indicator
+from mmfeat.sweep.search import Plan
+from mmfeat.sweep.search_space import Range
+from mmfeat.sweep.train import Sweep
+from tests.sweep.small_sweeps import BUILT_IN, FLOAT32, NO_HEADS, make_place, results, rows, stamps, sweep
+
+
+@pytest.fixture(scope="module")
+def place(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_place(demo_folder, tmp_path_factory.mktemp("work"))
+
+
+@pytest.fixture(scope="module")
+def done(place: Path) -> Sweep:
+    return sweep(place, modalities=["both", "text", "image"])
+
+
+def test_every_head_on_every_modality_is_ranked(done: Sweep) -> None:
+    board = done.run.leaderboard
+    assert {(e["head"], e["modalities"]) for e in board} == {
+        *((head, on) for head in ("concat", "knn", "logistic") for on in ("both", "text", "image")),
+        *((kind, "ensemble") for kind in ("seed-average", "mean", "greedy", "stacking")),
+    }
+    values = [entry["macro_f1"]["value"] for entry in board]
+    assert values == sorted(values, reverse=True)
+    assert board[0]["tie"]
+    assert board[0]["behind_best"]["value"] == 0
+    assert all(e["macro_f1"]["low"] <= e["macro_f1"]["value"] <= e["macro_f1"]["high"] for e in board)
+    assert all(entry["tie"] == (entry["behind_best"]["p_holm"] >= 0.05) for entry in board)
+    written = rows(done.run.leaderboard_file)
+    assert [(row["head"], row["modalities"]) for row in written] == [(e["head"], e["modalities"]) for e in board]
+
+
+def test_scores_are_those_of_the_saved_out_of_fold_predictions(done: Sweep) -> None:
+    classes = list(done.run.classes)
+    for entry in done.run.leaderboard:
+        out_of_fold = rows(done.run.head_folder(entry) / "out_of_fold.csv")
+        assert len(out_of_fold) == 108
+        seeds = len(entry["seeds"]["macro_f1"]["values"])
+        names = [f"predicted_{seed + 1}" for seed in range(seeds)]
+        labels, *predicted = (
+            indicator([classes.index(row[name]) for row in out_of_fold], 3) for name in ("label", *names)
+        )
+        scores = [float(macro_f1(labels, choice)) for choice in predicted]
+        assert scores == pytest.approx(entry["seeds"]["macro_f1"]["values"])
+        assert np.mean(scores) == pytest.approx(entry["macro_f1"]["value"])
+        assert all(abs(sum(float(row[f"p_{name}"]) for name in classes) - 1) < 1e-5 for row in out_of_fold)
+    assert {len(entry["seeds"]["macro_f1"]["values"]) for entry in done.run.leaderboard} == {1, 2}
+
+
+def test_an_unchanged_configuration_is_not_trained_again(place: Path, done: Sweep) -> None:
+    before = {path: (path.stat().st_ino, path.read_bytes()) for path in done.run.folder.rglob("*.*")}
+    os.utime(done.run.folder / "run.json", (1, 1))
+    again = sweep(place, modalities=["both", "text", "image"])
+    assert again.reused
+    assert again.run.folder == done.run.folder
+    assert {path: (path.stat().st_ino, path.read_bytes()) for path in done.run.folder.rglob("*.*")} == before
+    assert (done.run.folder / "run.json").stat().st_mtime > 1  # what was asked for last, submit goes on with
+
+
+def test_two_runs_of_one_configuration_agree_whatever_the_workers(place: Path, tmp_path: Path) -> None:
+    one, other = (sweep(place, out=tmp_path / str(workers), workers=workers).run for workers in (1, 3))
+    assert one.folder.name == other.folder.name
+    assert results(one) == results(other)
+    assert len(results(one)) >= 20
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"protocol": Protocol(folds=3, seeds=2)},
+        {"protocol": Protocol(folds=2, seeds=1)},
+        {"protocol": Protocol(folds=2, seeds=2, seed=1)},
+        {"protocol": Protocol(folds=2, seeds=2, grouped=False)},
+        {"protocol": Protocol("holdout", seeds=2)},
+        {"plan": Plan(HeadSettings(epochs=3))},
+        {"plan": Plan(HeadSettings(epochs=2), adjustment=0.0)},
+        {"plan": Plan(HeadSettings(epochs=2), refit=False)},
+        {"modalities": ["image"]},
+        {"baselines": ["ridge"]},
+        {"ensembles": False},
+    ],
+)
+def test_another_configuration_is_another_run(place: Path, changes: dict) -> None:
+    first = sweep(place, **NO_HEADS)
+    other = sweep(place, **{**NO_HEADS, **changes})
+    assert other.run.folder != first.run.folder
+    assert not other.reused
+
+
+def test_the_rows_of_a_fold_take_no_part_in_its_training(place: Path, tmp_path: Path) -> None:
+    """Other labels on the test samples of fold0 change nothing of what its heads say about them."""
+    run = sweep(place).run
+    folds = rows(run.folder / "folds.csv")
+    test = {row["id"] for row in folds if row["fold0"] == "test"}
+    turn_labels(shutil.copytree(place / "demo", tmp_path / "demo"), test)
+    protocol = Protocol(folds=2, seeds=2, split_dir=str(run.folder))
+    other = sweep(place, data=tmp_path / "demo", out=tmp_path / "heads", protocol=protocol).run
+    assert other.folder.name != run.folder.name
+    tested = [number for number, row in enumerate(folds) if row["id"] in test]
+    rest = [number for number in range(len(folds)) if number not in tested]
+    for head in ("concat", "knn", "logistic"):
+        ours, theirs = (
+            load_file(each.folder / f"{head}-both" / "trials" / "0000.safetensors")["logits"] for each in (run, other)
+        )
+        np.testing.assert_array_equal(ours[:, tested], theirs[:, tested])
+        assert not np.array_equal(ours[:, rest], theirs[:, rest])
+    assert len(tested) > 30
+
+
+def turn_labels(data: Path, ids: set[str]) -> None:
+    """Other labels for these samples."""
+    turned = {"positive": "negative", "negative": "neutral", "neutral": "positive"}
+    lines = [line.split(",") for line in (data / "train.txt").read_text().splitlines()]
+    (data / "train.txt").write_text("".join(f"{id},{turned[tag] if id in ids else tag}\n" for id, tag in lines))
+
+
+def test_a_run_goes_with_data_that_moved(place: Path, done: Sweep, tmp_path: Path) -> None:
+    shutil.copytree(place / "demo", tmp_path / "demo")
+    moved = sweep(place, data=tmp_path / "demo", modalities=["both", "text", "image"])
+    assert moved.reused
+    assert moved.run.folder == done.run.folder
+    assert read_run(done.run.folder).config["data"] == str(tmp_path / "demo")
+    sweep(place, modalities=["both", "text", "image"])  # and back again
+
+
+def test_only_comparable_runs_compete(place: Path, done: Sweep, tmp_path: Path) -> None:
+    """A better score on other labels or other folds says nothing."""
+    heads = tmp_path / "heads"
+    for number, changes in enumerate([{"data_hash": "other"}, {"splits_hash": "other"}, {}]):
+        copy = Path(shutil.copytree(done.run.folder, heads / str(number)))
+        config = {**json.loads((copy / "run.json").read_text()), **changes}
+        if changes:
+            config["leaderboard"][0]["macro_f1"]["value"] = 0.99
+        (copy / "run.json").write_text(json.dumps(config))
+        os.utime(copy / "run.json", (number, number))
+    (heads / "foreign").mkdir()
+    (heads / "foreign" / "run.json").write_text("{}")
+    assert best_run(heads).folder.name == "2"
+    overlooked = overlooked_run(best_run(heads))
+    assert overlooked is not None
+    assert overlooked.folder.name in ("0", "1")
+    assert overlooked_run(overlooked) is None, "no other scored higher"
+    assert overlooked_run(best_run(heads), head="nobody") is None
+
+
+def test_duplicates_share_a_fold(place: Path, done: Sweep) -> None:
+    folds = {row["id"]: row["fold0"] for row in rows(done.run.folder / "folds.csv")}
+    text = {path.stem: path.read_bytes() for path in (place / "demo" / "data").glob("*.txt")}
+    first: dict[bytes, str] = {}
+    pairs = [(first.setdefault(text[id], id), id) for id in folds if id in text]
+    repeated = [(a, b) for a, b in pairs if a != b]
+    assert repeated
+    assert all(folds[a] == folds[b] for a, b in repeated)
+
+
+def test_the_run_records_what_it_is_made_of(done: Sweep) -> None:
+    config = json.loads((done.run.folder / "run.json").read_text())
+    assert [tower.spec.name for tower in done.run.towers] == BUILT_IN
+    assert sum(config["class_counts"].values()) == 108
+    assert config["protocol"]["seed"] == 42
+    assert config["plan"]["settings"]["epochs"] == 2
+    assert done.run.options.dtype == FLOAT32.dtype
+
+
+def test_best_run_is_the_best_on_the_same_data(place: Path, done: Sweep) -> None:
+    worse = sweep(place, **NO_HEADS)
+    assert worse.run.leaderboard[0]["macro_f1"]["value"] < done.run.leaderboard[0]["macro_f1"]["value"]
+    found = best_run(place / "heads", str(place / "demo"))
+    assert found.leaderboard[0]["macro_f1"]["value"] >= done.run.leaderboard[0]["macro_f1"]["value"]
+    with pytest.raises(RunError, match="no finished run on"):
+        best_run(place / "heads", "elsewhere")
+    with pytest.raises(RunError, match="no finished run;"):
+        best_run(place / "nowhere")
+
+
+def test_an_unfinished_run_is_no_run(done: Sweep, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(done.run.folder, tmp_path / "run"))
+    (copy / "run.json").unlink()
+    with pytest.raises(RunError, match="no finished run here"):
+        read_run(copy)
+    (copy / "run.json").write_text("{}")
+    with pytest.raises(RunError, match="not a run of this version"):
+        read_run(copy)
+
+
+def test_one_modality_has_no_both(place: Path) -> None:
+    run = sweep(place, ["hashing"], fusion=["none"], modalities=["both", "text", "image"], ensembles=False).run
+    assert {entry["modalities"] for entry in run.leaderboard} == {"text"}
+
+
+def test_views_are_trained_with_and_listed(place: Path) -> None:
+    """Augmented photos are vectors of their own; a run with them is another run, and names them."""
+    options = replace(FLOAT32, views=1)
+    extract_features(place / "demo", BUILT_IN, cache=place / "cache", options=options)
+    few = {"baselines": ["none"], "protocol": Protocol("holdout", seeds=1)}
+    plain, viewed = (sweep(place, options=each, **few).run for each in (FLOAT32, options))
+    assert plain.folder != viewed.folder
+    assert sorted(tower.spec.view for tower in viewed.towers) == ["none", "none", "train:1"]
+    assert plain.entry("concat")["log_loss"] != viewed.entry("concat")["log_loss"]
+
+
+def test_cross_attention_is_left_out_of_all_without_tokens_and_missed_by_name(place: Path, tmp_path: Path) -> None:
+    quick = {"modalities": ["both"], "ensembles": False, "plan": Plan(HeadSettings(epochs=1))}
+    once = {**quick, "protocol": Protocol("holdout", seeds=1), "out": tmp_path / "heads"}
+    heads = {entry["head"] for entry in sweep(place, fusion=["all"], baselines=["none"], **once).run.leaderboard}
+    assert heads == {"late", "concat", "gated", "film", "film-concat"}
+    with pytest.raises(
+        HeadError, match="--fusion cross-attention on both needs token states; run mmfeat extract --outputs"
+    ):
+        sweep(place, fusion=["cross-attention"], **once)
+    pooled = sweep(place, fusion=["cross-attention"], baselines=["none"], attend="pooled", **once).run
+    assert [entry["head"] for entry in pooled.leaderboard] == ["cross-attention"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"fusion": ["nope"]}, HeadError, "--fusion nope: use all, none, or some of late, concat"),
+        ({"baselines": ["concat"]}, HeadError, "--baselines concat: use all, none, or some of prior, knn"),
+        ({"fusion": ["none"], "baselines": ["none"]}, HeadError, "no head was asked for"),
+        ({"modalities": ["sound"]}, HeadError, "--modalities sound: use some of both, text, image"),
+        ({"device": "abacus"}, ConfigError, "--device abacus"),
+        ({"engine": "abacus"}, ConfigError, "--engine abacus: use one of local, ray"),
+        ({"task": "regression"}, ConfigError, "--task regression: use one of multiclass, multilabel"),
+        ({"attend": "everything"}, ConfigError, "--attend everything: use one of tokens, pooled"),
+        ({"plan": Plan(HeadSettings(), method="luck")}, ConfigError, "--search luck: use one of grid, random, optuna"),
+        ({"protocol": Protocol(folds=60)}, DataError, "--folds 60"),
+        ({"cache": "nowhere"}, CacheMissError, "not in the cache for hashing.*run mmfeat extract"),
+    ],
+)
+def test_wrong_input_gets_one_line_and_no_run(place: Path, changes: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        sweep(place, **{"out": place / "wrong", **changes})
+    assert "\n" not in str(caught.value)
+    assert not (place / "wrong").exists()
+
+
+def test_wrong_plans_and_protocols_say_so_at_once() -> None:
+    rising = {"learning_rate": Range(1e-4, 1e-2)}
+    with pytest.raises(ConfigError, match="--learning-rate: a grid has no ranges; list values, or use --search random"):
+        Plan(HeadSettings(), rising)
+    with pytest.raises(ConfigError, match=r"--learning-rate: a range has no end of settings to try; .* --trials"):
+        Plan(HeadSettings(), rising, "random")
+    Plan(HeadSettings(), rising, "random", trials=1)
+    with pytest.raises(ConfigError, match="--protocol luck: use one of kfold, holdout"):
+        Protocol("luck")
+    for shares in ((8,), (8, 0, 1), (8, float("nan"))):
+        with pytest.raises(ConfigError, match=r"--split 8.*: write train:validation:test, as 8:1:1, or train:test"):
+            Protocol("holdout", shares=shares)
+
+
+def test_a_head_that_diverges_is_one_line_and_the_others_are_kept(place: Path, tmp_path: Path) -> None:
+    wild = {"plan": Plan(HeadSettings(epochs=2, learning_rate=1e30)), "out": tmp_path / "heads"}
+    with pytest.raises(HeadError, match="lower --learning-rate") as caught:
+        sweep(place, workers=1, **wild)
+    assert "\n" not in str(caught.value)
+    (folder,) = (tmp_path / "heads").iterdir()
+    with pytest.raises(RunError, match="no finished run here"):
+        read_run(folder)
+
+
+def test_what_was_finished_stays_as_it_is(place: Path, tmp_path: Path) -> None:
+    """A run that lost its end is finished from its entries, of which nothing is written again."""
+    run = sweep(place, out=tmp_path / "heads").run
+    before, told = stamps(run.folder), results(run)
+    for name in ("run.json", "leaderboard.json", "leaderboard.csv", "ablation.csv"):
+        (run.folder / name).unlink()
+    again = sweep(place, out=tmp_path / "heads")
+    assert not again.reused
+    assert results(again.run) == told
+    heads = [name for name in before if name.split("/")[0] in ("concat-both", "knn-both", "logistic-both")]
+    assert len(heads) > 10
+    assert {name: stamps(run.folder)[name] for name in heads} == {name: before[name] for name in heads}
