@@ -41,8 +41,8 @@ def draw_session(folder: Path, commands: list[str], image: Path) -> None:
 
 def draw_report(page: Path, image: Path) -> None:
     """The top of a page, as a browser shows it."""
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    from browser import open_browser, open_page
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from tests.report.browser import open_browser, open_page
 
     with open_browser(WIDTH, HEIGHT) as driver:
         open_page(driver, page)
