@@ -1,4 +1,4 @@
-"""The audit: what is wrong or odd in a data set, found by reading every text and photo once.
+"""The audit of a data set: faults and oddities, found by reading every text and photo once.
 
 OUT/DATASET/duplicates.csv, conflicts.csv, leaks.csv, files.csv, label_errors.csv, balance.csv, profile.csv
 OUT/DATASET/audit.json      the summary, written last: with it the audit is complete
@@ -7,7 +7,7 @@ OUT/DATASET/audit.json      the summary, written last: with it the audit is comp
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from mmfeat.audit import tables
-from mmfeat.audit.conflicts import class_balance
 from mmfeat.audit.findings import Findings, find_everything
 from mmfeat.audit.opinions import judge_labels
 from mmfeat.audit.photos import stray_files
@@ -23,8 +22,10 @@ from mmfeat.audit.result import Audit, write_audit
 from mmfeat.audit.texts import NO_LANGUAGES, are_absent, language_classifier, text_languages, text_profile
 from mmfeat.cache.store import folder_name
 from mmfeat.errors import ConfigError
+from mmfeat.evaluation.metrics import wilson
 from mmfeat.evaluation.splits import TEST
 from mmfeat.samples.dataset import SampleSet, read_samples
+from mmfeat.samples.labels import classes_in
 from mmfeat.system.files import write_errors
 from mmfeat.system.hardware import cpu_count
 from mmfeat.system.progress import Progress, Silent
@@ -32,6 +33,8 @@ from mmfeat.system.remote import absolute, is_remote
 from mmfeat.version import __version__
 
 EXAMPLES = 10
+ALL = "all"
+DRAWS = 9999  # random tables of a permutation test
 PHOTO_SIDES = {"min": 0, "q05": 5, "median": 50, "q95": 95, "max": 100}
 
 
@@ -54,12 +57,12 @@ def audit_data(
     data, columns
         As `read_samples` takes them.
     split_dir
-        Folder of splits whose leaks are looked for; those of `run` by default.
+        Folder of splits that are checked for leaks; by default the splits of `run`.
     run, heads
-        A run whose predictions out of fold judge the labels, "none", or (None) the best in `heads` that was trained
-        on these very labels and contents, if there is one.
+        A run whose out-of-fold predictions judge the labels, "none", or (None) the best run in `heads` that was
+        trained on exactly these labels and contents, if any.
     workers
-        Photos that are read at once; 0 suits the machine.
+        Number of photos read at once; 0 means the number of cores.
 
     Raises `ConfigError` if the audit would lie among the data, `RunError` for splits or a run that do not fit.
     """
@@ -73,7 +76,7 @@ def audit_data(
 
 
 def _checked_folder(samples: SampleSet, out: str | Path) -> Path:
-    """`OUT/DATASET`; it is never among the data, whose files could have the names of tables."""
+    """The folder `OUT/DATASET`, which must not lie among the data: a data file could have the name of a table."""
     if not str(out):
         raise ConfigError("--out is empty; name a folder")
     folder = Path(out) / folder_name(samples.name)
@@ -127,7 +130,7 @@ def _leaks(found: Findings) -> dict[str, Any] | None:
 
 
 def _odd(found: Findings) -> list[dict[str, Any]]:
-    """Each oddity: how often, and where first."""
+    """The number of samples with each oddity, with the first sample as an example."""
     entries: dict[tuple[str, str], dict[str, Any]] = {}
     for modality, each in found.odd.items():
         for sample, findings in zip(found.samples, each, strict=True):
@@ -138,7 +141,7 @@ def _odd(found: Findings) -> list[dict[str, Any]]:
 
 
 def _profile(found: Findings, seed: int) -> dict[str, Any]:
-    """Of all, and of labelled and unlabelled samples where there are both: what differs there is a shift."""
+    """Profiles of all samples and, where both exist, of labelled and of unlabelled samples; a difference is a shift."""
     everything = found.samples.samples
     parts = {"all": everything, "labelled": found.samples.labelled, "unlabelled": found.samples.unlabelled}
     if not (parts["labelled"] and parts["unlabelled"]):
@@ -170,7 +173,7 @@ def _label_errors(found: Findings, seed: int) -> dict[str, Any] | None:
 
 
 def _notes(found: Findings) -> list[str]:
-    """What was left out and why, and what may not be as the user thinks."""
+    """Lines about checks that were left out and about data that the user may not expect."""
     notes = [found.no_run] if found.no_run else []
     if language_classifier() is None and any(sample.text for sample in found.samples):
         notes.append(NO_LANGUAGES)
@@ -193,7 +196,7 @@ def _notes(found: Findings) -> list[str]:
 
 
 def _write(audit: Audit, found: Findings) -> None:
-    """All tables, then the summary; an earlier summary must not stand beside newer tables."""
+    """Write all tables, then the summary; an earlier summary does not describe new tables and is deleted first."""
     samples = found.samples.samples
     by_id = {sample.id: sample for sample in samples}
     with write_errors(audit.file):
@@ -207,6 +210,56 @@ def _write(audit: Audit, found: Findings) -> None:
         "balance.csv": tables.balance_rows(audit.balance),
         "profile.csv": tables.profile_rows(audit.profile),
     }
-    for name, each in rows.items():
-        tables.write_table(audit.folder, name, each)
+    for name, table in rows.items():
+        tables.write_table(audit.folder, name, table)
     write_audit(audit)
+
+
+def class_balance(labels: Sequence[str | None], parts: Mapping[str, np.ndarray], multilabel: bool) -> dict[str, Any]:
+    """Balance of classes in all samples and in each part.
+
+    `classes` are the sorted names; `parts` maps part -> number of samples and, by class, count, share and 95 % Wilson
+    interval; `p` is the p-value of equal shares in all parts (a permutation test, which holds for rare classes too;
+    None for fewer than two parts or multi-label).
+    """
+    names = [classes_in(label, multilabel) for label in labels]
+    classes = sorted(set().union(*names)) if names else []
+    labelled = [row for row, label in enumerate(labels) if label is not None]
+    members = {
+        ALL: labelled,
+        **{name: [row for row in rows.tolist() if labels[row] is not None] for name, rows in parts.items()},
+    }
+    tables = {part: _shares([names[row] for row in rows], classes) for part, rows in members.items()}
+    counts = [[table["classes"][name]["count"] for name in classes] for part, table in tables.items() if part != ALL]
+    return {"classes": classes, "parts": tables, "p": None if multilabel else _chance(counts)}
+
+
+def _shares(cells: Sequence[set[str]], classes: Sequence[str]) -> dict[str, Any]:
+    counts = Counter(name for cell in cells for name in cell)
+    rows = {}
+    for name in classes:
+        share = counts[name] / max(len(cells), 1)
+        low, high = map(float, wilson(share, len(cells)))
+        rows[name] = {"count": counts[name], "share": share, "low": low, "high": high}
+    return {"samples": len(cells), "classes": rows}
+
+
+def _chance(counts: list[list[int]], seed: int = 42) -> float | None:
+    """P-value of a table of parts by classes.
+
+    Chi-squared is compared with `DRAWS` random tables with the same margins, since the asymptotic distribution does
+    not hold for classes with few samples.
+    """
+    table = np.array(counts)
+    if table.ndim != 2 or table.shape[0] < 2 or table.shape[1] < 2:
+        return None
+    table = table[table.sum(axis=1) > 0][:, table.sum(axis=0) > 0]
+    if min(table.shape, default=0) < 2:
+        return None
+    from scipy.stats import random_table
+
+    rows, columns = table.sum(1), table.sum(0)
+    expected = np.outer(rows, columns) / table.sum()
+    drawn = random_table(rows, columns, seed=seed).rvs(DRAWS)
+    observed, chance = (((counts - expected) ** 2 / expected).sum((-2, -1)) for counts in (table, drawn))
+    return float((1 + (chance >= observed - 1e-9).sum()) / (1 + DRAWS))

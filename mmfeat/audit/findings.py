@@ -1,4 +1,4 @@
-"""Findings: all that an audit found, sample by sample; the summary and the tables are made of them."""
+"""Findings: the results of all checks of an audit, sample by sample; summary and tables are made of the findings."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mmfeat.audit.conflicts import Conflicts, find_conflicts
 from mmfeat.audit.leaks import UNLABELLED, GivenSplits, Leak, find_leaks, find_shared, read_given_splits
 from mmfeat.audit.opinions import Opinions, Suspicion, fitting_run, read_opinions, suspicions
 from mmfeat.audit.photos import Finding, Photos, inspect_photos
 from mmfeat.audit.texts import text_findings
-from mmfeat.audit.twins import Twins, find_twins, twins_within
+from mmfeat.audit.twins import Conflicts, Twins, find_conflicts, find_twins, twins_within
 from mmfeat.evaluation.splits import TEST, has_splits
 from mmfeat.runs.run import Run, hash_data
 from mmfeat.samples.dataset import Sample, SampleSet
@@ -24,7 +23,7 @@ from mmfeat.system.progress import Progress
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found in N samples; lists and arrays are in their order. `no_run` says why there are no opinions."""
+    """Findings in N samples; lists and arrays have the order of the samples. `no_run` says why opinions are missing."""
 
     samples: SampleSet
     photos: Photos
@@ -41,32 +40,32 @@ class Findings:
 
     @property
     def is_multilabel(self) -> bool:
-        """Whether a sample may have several classes: as the run has it, or because labels are written like that."""
+        """Whether a sample may have several classes, according to the run or, without a run, to the label cells."""
         if self.opinions:
             return self.opinions.targets.multilabel
         return any(SEPARATOR in name for name in self.samples.classes)
 
     @property
     def parts(self) -> list[str]:
-        """Of each sample, where it stands: the fold that tests it, its role in a holdout, labelled or unlabelled."""
-        found = [UNLABELLED if sample.label is None else "labelled" for sample in self.samples]
+        """The part of each sample: the fold that tests the sample, a role in a holdout, "labelled" or "unlabelled"."""
+        parts = [UNLABELLED if sample.label is None else "labelled" for sample in self.samples]
         if self.splits is None:
-            return found
+            return parts
         for column, name in enumerate(self.splits.names):
             for row, role in zip(self.splits.rows.tolist(), self.splits.roles[:, column].tolist(), strict=True):
                 if len(self.splits.names) == 1:
-                    found[row] = role
+                    parts[row] = role
                 elif role == TEST:
-                    found[row] = name
-        return found
+                    parts[row] = name
+        return parts
 
 
 def find_everything(
     samples: SampleSet, split_dir: Path | None, run: str | Path | None, heads: Path, workers: int, progress: Progress
 ) -> Findings:
-    """Read every photo once, then compare; see `audit_data` for the arguments."""
+    """Read every photo once and run all checks; `audit_data` documents the arguments."""
     everything = samples.samples
-    splits = read_given_splits(split_dir, everything) if split_dir else None  # what is wrong shows before the reading
+    splits = read_given_splits(split_dir, everything) if split_dir else None  # errors show before photos are read
     photos = inspect_photos(everything, workers, progress)
     data_hash = _hash_labelled(everything, photos)
     judge, no_run = fitting_run(run, heads, data_hash)
@@ -96,7 +95,7 @@ def _run_splits(run: Run | None, samples: Sequence[Sample]) -> GivenSplits | Non
 
 
 def _hash_labelled(samples: Sequence[Sample], photos: Photos) -> str:
-    """The data hash of a run on these samples, from what was read of them here."""
+    """The data hash of a run on these samples, from content keys that the audit already has."""
     rows = [row for row, sample in enumerate(samples) if sample.label is not None]
     labelled = [samples[row] for row in rows]
     images = ContentKeys(photos.keys.keys[rows], photos.keys.present[rows], ())
@@ -104,6 +103,6 @@ def _hash_labelled(samples: Sequence[Sample], photos: Photos) -> str:
 
 
 def _label_numbers(samples: SampleSet) -> np.ndarray:
-    """(N,) a number for each label cell, -1 without label."""
-    number = {name: place for place, name in enumerate(samples.classes)}
-    return np.array([number[sample.label] if sample.label is not None else -1 for sample in samples], int)
+    """(N,) the index of each label cell in the sorted cells, -1 without label."""
+    index_of = {name: index for index, name in enumerate(samples.classes)}
+    return np.array([index_of[sample.label] if sample.label is not None else -1 for sample in samples], int)

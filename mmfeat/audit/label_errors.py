@@ -1,8 +1,9 @@
 """Label errors and the noise ceiling, from labels and out-of-fold probabilities alone.
 
-Confident learning (Northcutt, Jiang and Chuang, 2021): a sample counts as one of the class that it is given with a
-probability above that class's own average. Where that is not its label, the label is likely wrong; how often it is
-not estimates the joint distribution of given and true labels. Results equal cleanlab's (filter "confident_learning").
+Confident learning (Northcutt, Jiang and Chuang, 2021): the confident class of a sample is a class whose probability
+is above the average probability of that class over samples with its label. A confident class other than the label
+makes the label a likely error; counts of (label, confident class) estimate the joint distribution of given and true
+labels. Results equal cleanlab's (filter "confident_learning").
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import numpy as np
 from mmfeat.evaluation.metrics import CONFIDENCE, Score
 
 DRAWS = 200
-TOLERANCE = 1e-6  # below the threshold that still counts as confident, as in cleanlab
+TOLERANCE = 1e-6  # a probability so little below the threshold still counts as confident, as in cleanlab
 
 
 @dataclass(frozen=True)
 class LabelErrors:
-    """Likely errors, the surest first: `rows` (E,) and the class numbers (E,) that they should rather have."""
+    """Likely label errors, the surest first: `rows` (E,) and the `suggested` class indices (E,)."""
 
     rows: np.ndarray
     suggested: np.ndarray
@@ -27,11 +28,11 @@ class LabelErrors:
 
 @dataclass(frozen=True)
 class Noise:
-    """How noisy labels are, under the assumption that where the head is confident it is right.
+    """Noise of labels, under the assumption that a confident head is right.
 
-    `joint` (C, C) is the share of samples by given label (rows) and true one (columns). `wrong` is the share of wrong
-    labels, `by_class` that of each given label. `accuracy` and `macro_f1` are what a classifier that is always right
-    would score against these labels. Intervals are 95 % bootstrap percentiles over samples.
+    `joint` (C, C) is the share of samples by given label (rows) and true label (columns). `wrong` is the share of wrong
+    labels, `by_class` the share for each given label. `accuracy` and `macro_f1` are the scores of a perfect classifier
+    against these labels. Intervals are 95 % bootstrap percentiles over samples.
     """
 
     joint: np.ndarray
@@ -42,10 +43,9 @@ class Noise:
 
 
 def find_label_errors(labels: np.ndarray, probabilities: np.ndarray) -> LabelErrors:
-    """The labels (N,), class numbers, that out-of-fold probabilities (N, C) contradict.
+    """Likely errors among labels (N,), given as class indices, by out-of-fold probabilities (N, C).
 
-    Sorted by how much more likely the suggested class is than the given one. A label that is the likeliest class
-    is never called wrong.
+    Errors are sorted by the margin p(suggested) - p(given). A label that is the likeliest class is never an error.
     """
     labels, probabilities = _checked(labels, probabilities)
     best = probabilities.argmax(axis=1) if len(labels) else labels
@@ -58,7 +58,7 @@ def find_label_errors(labels: np.ndarray, probabilities: np.ndarray) -> LabelErr
 
 
 def estimate_noise(labels: np.ndarray, probabilities: np.ndarray, seed: int = 42, draws: int = DRAWS) -> Noise:
-    """Shares of wrong labels (N,) and the ceiling they put on scores, from out-of-fold probabilities (N, C)."""
+    """Estimate the share of wrong labels (N,) and the ceiling of scores from out-of-fold probabilities (N, C)."""
     labels, probabilities = _checked(labels, probabilities)
     if not len(labels):
         raise ValueError("no sample has a label and a prediction; there is no noise to estimate")
@@ -71,13 +71,13 @@ def estimate_noise(labels: np.ndarray, probabilities: np.ndarray, seed: int = 42
         drawn.append(_measures(_joint(labels, probabilities, best, weights.astype(np.float64))))
     tail = 100 * (1 - CONFIDENCE) / 2
     columns = zip(_measures(joint).tolist(), np.array(drawn).T, strict=True)
-    scores = [_score(value, each[np.isfinite(each)], tail) for value, each in columns]
+    scores = [_score(value, column[np.isfinite(column)], tail) for value, column in columns]
     accuracy, macro_f1, wrong, *by_class = scores
     return Noise(joint, wrong, tuple(by_class), accuracy, macro_f1)
 
 
 def _score(value: float, draws: np.ndarray, tail: float) -> Score:
-    """A value with its percentiles; a rare class may be missing in some draws, and one without labels in all."""
+    """A value with the percentiles of its finite draws; a value that is not finite gives an undefined score."""
     if not np.isfinite(value):
         return Score(None, None, None)
     low, high = np.percentile(draws, [tail, 100 - tail]) if len(draws) else (value, value)
@@ -99,7 +99,7 @@ def _of(probabilities: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 
 def _guesses(labels: np.ndarray, probabilities: np.ndarray, best: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(N,) the class that a sample is confidently of, -1 where it is of none."""
+    """(N,) the confident class of each sample, -1 for a sample without one."""
     width = probabilities.shape[1]
     counts = np.bincount(labels, weights, minlength=width)
     sums = np.bincount(labels, weights * _of(probabilities, labels), minlength=width)
@@ -117,15 +117,15 @@ def _joint(labels: np.ndarray, probabilities: np.ndarray, best: np.ndarray, weig
     sure = guess >= 0
     counts = np.bincount(labels[sure] * width + guess[sure], weights[sure], minlength=width * width)
     joint = counts.reshape(width, width)
-    np.fill_diagonal(joint, np.maximum(joint.diagonal(), 1))  # a class that nobody is sure of is right, not lost
+    np.fill_diagonal(joint, np.maximum(joint.diagonal(), 1))  # a class without confident samples counts as right
     given = np.bincount(labels, weights, minlength=width)
     return joint / joint.sum(axis=1, keepdims=True) * (given / given.sum())[:, None]
 
 
 def _measures(joint: np.ndarray) -> np.ndarray:
-    """(3 + C,) accuracy and macro-F1 of the truth against the given labels, wrong share in all and by given label.
+    """(3 + C,) accuracy and macro-F1 of the true against the given labels, wrong share of all and of each given label.
 
-    NaN for a class without labels. Macro-F1 is over classes that are given or true.
+    The share is NaN for a class without labels. Macro-F1 averages over classes that are given or true.
     """
     given, true, right = joint.sum(axis=1), joint.sum(axis=0), joint.diagonal()
     there = given + true > 0

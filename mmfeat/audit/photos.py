@@ -1,4 +1,4 @@
-"""Photos: each file is read once, for its content key, its perceptual hash, and whatever is odd about it."""
+"""Photos: each file is read once for its content key, its perceptual hash and its oddities."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ MISSING, UNREADABLE, TRUNCATED, BROKEN = "missing", "unreadable", "truncated", "
 TINY, EXTREME, HUGE, FLAT, COLOURS = "tiny", "extreme shape", "huge", "flat", "colours"
 ANIMATED, TURNED, MISNAMED = "animated", "turned", "misnamed"
 
-SMALLEST_SIDE = 32  # pixels; encoders enlarge such a photo seven times and more
+SMALLEST_SIDE = 32  # pixels; encoders enlarge a smaller photo at least seven times
 MOST_ASPECT = 4.0  # encoders cut a square out of the middle: a quarter of the photo or less
 FAINTEST_SPREAD = 3.0  # standard deviation of the grey levels of a small version, of 255
 MOST_PIXELS = 50_000_000
 PLAIN_MODES = ("RGB", "L")
 ORIENTATION = 0x0112
 FORMATS = {".jpg": ("JPEG", "MPO"), ".jpeg": ("JPEG", "MPO"), ".png": ("PNG",), ".webp": ("WEBP",), ".gif": ("GIF",)}
-AHEAD = 64  # photos that are read before their turn
+AHEAD = 64  # photos read in advance
 
-Finding = tuple[str, str]  # what is odd, and the detail
+Finding = tuple[str, str]  # (oddity, detail)
 
 
 @dataclass(frozen=True)
 class Photo:
-    """What the file of one sample says; `key` is None where nothing could be read."""
+    """Facts about the photo of one sample; `key` is None where the file could not be read."""
 
     key: bytes | None
     hash: int | None
@@ -52,23 +52,23 @@ class Photo:
 
 @dataclass(frozen=True)
 class Photos:
-    """The photos of N samples: content keys, perceptual hashes (N,) uint64 and whether each is known, oddities."""
+    """Facts about the photos of N samples; `hashes` are (perceptual hashes (N,) uint64, known (N,) bool)."""
 
     keys: ContentKeys
     hashes: tuple[np.ndarray, np.ndarray]
     sizes: list[tuple[int, int]]
     findings: list[tuple[Finding, ...]]
-    absent: bool  # no sample names a photo
+    absent: bool  # True where no sample names a photo
 
 
 def inspect_photos(samples: Sequence[Sample], workers: int, progress: Progress) -> Photos:
-    """Read every photo, some of them at once, never many in memory.
+    """Read every photo, `workers` at once and at most `AHEAD` in memory.
 
-    Where no sample has a photo the data have no photos, and none is missing.
+    Where no sample names a photo, no photo counts as missing.
     """
     photos: list[Photo] = []
     with warnings.catch_warnings(), progress.task("inspect photos", len(samples)) as advance:
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # odd files warn, and are told of here
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # the findings report odd files
         for photo in prefetch(inspect_photo, samples, workers, AHEAD):
             photos.append(photo)
             advance(1)
@@ -85,7 +85,7 @@ def inspect_photos(samples: Sequence[Sample], workers: int, progress: Progress) 
 
 
 def inspect_photo(sample: Sample) -> Photo:
-    """Read one photo."""
+    """Read the photo of one sample."""
     if sample.image is None:
         return Photo(None, None, None, ((MISSING, sample.image_error),))
     try:
@@ -94,14 +94,14 @@ def inspect_photo(sample: Sample) -> Photo:
         return Photo(None, None, None, ((UNREADABLE, error.strerror or str(error)),))
     suffix = PurePosixPath(sample.image.name.partition("?")[0]).suffix.lower()
     size, findings = _header(data, suffix)
-    found = hash_photo(data)
-    if found is None:
+    photo_hash = hash_photo(data)
+    if photo_hash is None:
         findings = (*_undecoded(data), *findings)
-    return Photo(content_key(data), found, size, findings)
+    return Photo(content_key(data), photo_hash, size, findings)
 
 
 def _undecoded(data: bytes) -> tuple[Finding, ...]:
-    """What is odd about a photo without a hash: it cannot be decoded, or there is nothing to be seen."""
+    """The oddity of a photo without a hash: the photo cannot be decoded or shows one plain area."""
     image, reason = decode_image(data, DRAFT_SIDE)
     if image is not None:
         spread = float(np.asarray(image.convert("L").resize((SIDE, SIDE))).std())
@@ -110,15 +110,15 @@ def _undecoded(data: bytes) -> tuple[Finding, ...]:
 
 
 def _header(data: bytes, suffix: str) -> tuple[tuple[int, int] | None, tuple[Finding, ...]]:
-    """Size and oddities that are told without decoding."""
+    """Size and oddities of a photo that its header tells, without decoding."""
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(data)) as image:
             return image.size, tuple(_oddities(image, suffix))
     except MemoryError:
-        raise  # the machine's trouble, not the picture's
-    except Exception:  # decoders raise whatever a broken file makes them raise; decoding says what
+        raise  # the machine is at fault, not the photo
+    except Exception:  # a broken file may raise any error; `_undecoded` names the fault
         return None, ()
 
 
@@ -128,7 +128,7 @@ def _oddities(image: Image.Image, suffix: str) -> list[Finding]:
     kind = str(image.format)
     frames = getattr(image, "n_frames", 1) if kind != "MPO" else 1
     turn = image.getexif().get(ORIENTATION, 1)
-    found = [
+    checks = [
         (short < SMALLEST_SIDE, TINY, f"{width} x {height} pixels"),
         (long > MOST_ASPECT * short, EXTREME, f"{width} x {height} pixels"),
         (width * height > MOST_PIXELS, HUGE, f"{width} x {height} pixels"),
@@ -137,11 +137,11 @@ def _oddities(image: Image.Image, suffix: str) -> list[Finding]:
         (turn not in (0, 1), TURNED, f"EXIF orientation {turn}; encoders see the pixels as they are stored"),
         (kind not in FORMATS.get(suffix, (kind,)), MISNAMED, f"{kind} in a file named {suffix}"),
     ]
-    return [(what, detail) for is_so, what, detail in found if is_so]
+    return [(what, detail) for is_odd, what, detail in checks if is_odd]
 
 
 def stray_files(samples: SampleSet) -> list[str]:
-    """Names of files in `data/` that no sample uses, sorted: ids on no list, second photos of an id, other kinds."""
+    """Sorted names of files in `data/` that no sample uses: ids on no list, second photos of an id, other kinds."""
     folder = Path(samples.source) / "data"
     if is_remote(samples.source) or not (Path(samples.source).is_dir() and folder.is_dir()):
         return []

@@ -35,7 +35,7 @@ class Audit:
     leaks: Mapping[str, Any] | None  # of the splits in `splits`, by fold; None without splits
     odd: Sequence[Mapping[str, Any]]  # modality, what, count, first id, first detail
     profile: Mapping[str, Any]  # by all, labelled, unlabelled
-    balance: Mapping[str, Any]  # as `mmfeat.audit.conflicts.class_balance`
+    balance: Mapping[str, Any]  # as `mmfeat.audit.audit.class_balance`
     label_errors: Mapping[str, Any] | None  # as `mmfeat.audit.opinions.judge_labels`, and the surest `examples`
     notes: Sequence[str] = ()
 

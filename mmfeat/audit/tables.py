@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from mmfeat.audit.conflicts import Conflicts
 from mmfeat.audit.leaks import Leak
 from mmfeat.audit.opinions import Suspicion
-from mmfeat.audit.twins import Twins
+from mmfeat.audit.twins import Conflicts, Twins
 from mmfeat.samples.dataset import Sample
 from mmfeat.system.files import csv_text, write_atomic
 

@@ -1,4 +1,4 @@
-"""Texts: what is odd about each, and the profile of all: lengths, scripts, marks, languages."""
+"""Texts: oddities of each text, and the profile of all texts: lengths, scripts, marks, languages."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _ELLIPSIS = " :\"'.…-|"
 MISSING, EMPTY, EMPTIED, LONG = "missing", "empty", "emptied", "very long"
 GARBLED, LOST, CONTROL = "garbled", "lost characters", "control characters"
 
-NO_TEXT = ("no text", "no text file")  # how a missing one is told of by `read_samples`
-LONGEST = 2000  # characters: four times the most tokens that usual text encoders look at
-FAR = 10  # times the median length
-LANGUAGE_TEXTS = 20_000  # a language is told of so many, drawn at random; a share needs no more
-LANGUAGE_LETTERS = 20  # of a cleaned text; a language of fewer is a guess
+NO_TEXT = ("no text", "no text file")  # reasons that `read_samples` gives for a missing text
+LONGEST = 2000  # characters: four times the 512 tokens of usual text encoders
+FAR = 10  # multiple of the median length
+LANGUAGE_TEXTS = 20_000  # languages are shares of so many texts, drawn at random
+LANGUAGE_LETTERS = 20  # bytes of the shortest cleaned text whose language is detected
 LANGUAGE_CONFIDENCE = 0.7
 QUANTILES = {"min": 0, "q05": 5, "median": 50, "q95": 95, "max": 100}
 
@@ -47,17 +47,17 @@ NO_LANGUAGES = "languages left out: py3langid is not installed (pip install 'mmf
 
 
 def is_bare(text: str | None) -> bool:
-    """Whether nothing is left of a text without links, mentions and the mark of a retweet; `:)` is something."""
+    """Whether a text is only links, mentions and the mark of a retweet; `:)` counts as text."""
     return not without_retweet(clean_tweet(text or "")).strip(_ELLIPSIS)
 
 
 def are_absent(samples: Sequence[Sample]) -> bool:
-    """Whether the data have no texts, which is another thing than empty ones."""
+    """Whether the data have no texts at all, as opposed to empty texts."""
     return all(sample.text is None and sample.text_error in NO_TEXT for sample in samples)
 
 
 def text_findings(samples: Sequence[Sample]) -> list[tuple[tuple[str, str], ...]]:
-    """What is odd about each text. Where no sample has a text the data have no texts, and none is missing."""
+    """Oddities of each text. Where the data have no texts at all, no text counts as missing."""
     if are_absent(samples):
         return [()] * len(samples)
     lengths = [len(sample.text) for sample in samples if sample.text]
@@ -70,26 +70,26 @@ def _oddities(sample: Sample, most: float) -> list[tuple[str, str]]:
         return [(EMPTY if sample.text_error == "empty text" else MISSING, sample.text_error)]
     text = sample.text
     bare = _URL.sub(" ", text)
-    found = [
+    checks = [
         (is_bare(text), EMPTIED, f"only links and mentions: {text.strip()[:80]}"),
         (len(text) > most, LONG, f"{len(text):,} characters"),
         *((pattern.search(bare), what, _around(pattern, bare)) for what, pattern in PATTERNS.items()),
     ]
-    return [(what, detail) for is_so, what, detail in found if is_so]
+    return [(what, detail) for is_odd, what, detail in checks if is_odd]
 
 
 PATTERNS = {GARBLED: _GARBLED, LOST: _LOST, CONTROL: _CONTROL}
 
 
 def _around(pattern: re.Pattern[str], text: str) -> str:
-    """The place that is meant, in one printable line."""
+    """The first match with 20 characters on either side, as one printable line."""
     match = pattern.search(text)
     shown = text[max(match.start() - 20, 0) : match.end() + 20] if match else ""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)
 
 
 def text_profile(texts: Sequence[str]) -> dict[str, Any]:
-    """Lengths, the share of texts with each mark, and the scripts that most letters of a text are of."""
+    """Quantiles of lengths, the share of texts with each mark, and the share of texts by main script."""
     if not texts:
         return {"texts": 0}
     lengths = {"characters": [len(text) for text in texts], "words": [len(text.split()) for text in texts]}
@@ -107,7 +107,7 @@ def _quantiles(values: Sequence[int]) -> dict[str, float]:
 
 
 class _Scripts(dict[str, str]):
-    """The script of a character by the first word of its Unicode name; empty for what is no letter."""
+    """Character -> script, the first word of the Unicode name; "" for a character that is no letter."""
 
     def __missing__(self, char: str) -> str:
         name = unicodedata.name(char, "") if char.isalpha() else ""
@@ -119,7 +119,7 @@ _SCRIPTS = _Scripts()
 
 
 def main_script(text: str) -> str:
-    """`latin`, `cjk`, `hiragana`, ...: what most letters are of, links and mentions aside; `none` without letters."""
+    """The script of most letters (`latin`, `cjk`, ...) without links and mentions; `none` without letters."""
     cleaned = clean_tweet(text)
     if cleaned.isascii():
         return "latin" if any(map(str.isalpha, cleaned)) else "none"
@@ -143,11 +143,11 @@ def _load_classifier() -> Callable[[str], tuple[str, float]]:
     classify: Callable[[str], tuple[str, float]] = LanguageIdentifier.from_model_file(
         MODEL_FILE, norm_probs=True
     ).classify
-    return functools.lru_cache(2 * LANGUAGE_TEXTS)(classify)  # a text is one of all and one of the labelled
+    return functools.lru_cache(2 * LANGUAGE_TEXTS)(classify)  # twice, since labelled texts are profiled again
 
 
 def text_languages(texts: Sequence[str], seed: int = 42) -> dict[str, float] | None:
-    """Language -> share of texts, `unsure` for short ones and those told with less than 0.7; None without py3langid."""
+    """Language -> share of texts; `unsure` for short texts and for a confidence below 0.7; None without py3langid."""
     classify = language_classifier()
     if classify is None or not texts:
         return None

@@ -208,9 +208,9 @@ def _target(
     out_file: str | None, kept: list[Any], format: str | None, header: bool, proba: bool, written: dict[str, Any]
 ) -> tuple[Any, Any]:
     """(path or None, layout), found wrong before any work is done."""
-    from mmfeat.prediction.output_file import Layout, checked_target, choose_format
+    from mmfeat.prediction.output_file import OutputFormat, checked_target, choose_format
 
-    layout = Layout(choose_format(out_file, format), header, probabilities=proba, **written)
+    layout = OutputFormat(choose_format(out_file, format), header, probabilities=proba, **written)
     return None if out_file is None else checked_target(out_file, *[each for each in kept if each]), layout
 
 

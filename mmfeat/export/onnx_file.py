@@ -1,4 +1,4 @@
-"""ONNX files: written by torch's exporter, checked by onnxruntime against what they were made of."""
+"""ONNX files: torch's exporter writes the files, and onnxruntime runs them to compare them with the torch module."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import numpy as np
 
 from mmfeat.errors import ConfigError, RunError
 
-TOLERANCE = 1e-4  # of probabilities
+TOLERANCE = 1e-4  # largest difference of probabilities
 LARGEST = 1_500_000_000  # bytes that one protobuf file holds; above, the weights lie beside it
 
 
 def check_installed() -> None:
-    """Raises `ConfigError` where the exporter's libraries are missing."""
+    """Raise `ConfigError` where a library of the exporter is missing."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -33,12 +33,12 @@ def check_installed() -> None:
 def write_onnx(
     module: Any, inputs: Sequence[Any], names: Sequence[str], outputs: Sequence[str], dynamic: Sequence[Any], path: Path
 ) -> None:
-    """Export `module`, which takes a list of tensors. `dynamic` has {axis: name} of each input."""
+    """Export `module`, which takes a list of tensors; `dynamic` has the free axes {axis: name} of each input."""
     import torch
 
     axes: dict[str, Any] = {}
     shapes = [
-        {axis: axes.setdefault(name, torch.export.Dim(name, min=1)) for axis, name in each.items()} for each in dynamic
+        {axis: axes.setdefault(name, torch.export.Dim(name, min=1)) for axis, name in free.items()} for free in dynamic
     ]
     size = sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
     with _quiet(), torch.no_grad():
@@ -56,20 +56,20 @@ def write_onnx(
 
 
 def run_onnx(path: Path, names: Sequence[str], inputs: Sequence[Any]) -> list[np.ndarray]:
-    """What onnxruntime gives for torch tensors, on one thread of the CPU."""
+    """The outputs of an ONNX file for torch tensors, on one thread of the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    known = {each.name for each in session.get_inputs()}  # one that a graph does not look at may be gone
+    known = {port.name for port in session.get_inputs()}  # the exporter may drop unused inputs
     given = {name: value.numpy() for name, value in zip(names, inputs, strict=True) if name in known}
     return list(session.run(None, given))
 
 
 def largest_difference(one: np.ndarray, other: np.ndarray) -> float:
-    """Largest absolute difference; raises `RunError` where one is not finite or of another shape."""
+    """Largest absolute difference of two arrays; raises `RunError` where `one` is not finite or the shapes differ."""
     if one.shape != other.shape or not np.isfinite(one).all():
         raise RunError(f"the exported graph gives {one.shape} where {other.shape} is right, or no finite numbers")
     return float(np.abs(one.astype(np.float64) - other).max(initial=0.0))
@@ -77,14 +77,14 @@ def largest_difference(one: np.ndarray, other: np.ndarray) -> float:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter tells of its steps and of libraries that nobody asked for."""
+    """Silence the exporter's progress, warnings and logs, and turn off a fused kernel that ONNX does not have."""
     import torch
 
     fused = torch.backends.mha.get_fastpath_enabled()
     names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch.fx", "torch._dynamo")
     before = {name: logging.getLogger(name).level for name in names}
     try:
-        torch.backends.mha.set_fastpath_enabled(False)  # a kernel that ONNX does not know
+        torch.backends.mha.set_fastpath_enabled(False)
         for name in names:
             logging.getLogger(name).setLevel(logging.ERROR)
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

@@ -24,27 +24,27 @@ Axes = dict[int, str]
 
 @dataclass(frozen=True)
 class TowerInput:
-    """An encoder of the graph: what its inputs are called, their free axes, and how a content becomes them.
+    """The inputs of an encoder in the graph: `names`, free `axes`, and the functions that make the inputs.
 
-    `prepare` and `collate` are mmfeat's own; `preprocessing` says for JSON what they do.
+    `prepare` and `collate` are the functions of the encoder; `preprocessing` describes both functions for JSON.
     """
 
     port: Port
     names: tuple[str, ...]
-    keys: tuple[str, ...]  # in the mapping that a tokenizer gives; none for a single tensor
+    keys: tuple[str, ...]  # keys of the tokenizer's mapping; empty for a single tensor
     axes: tuple[Axes, ...]
     prepare: Callable[[Any], Any]
     collate: Callable[[list[Any]], Any]
     preprocessing: dict[str, Any]
 
     def inputs(self, contents: Sequence[Any]) -> list[Tensor]:
-        """The tensors of a batch of texts or RGB pictures."""
+        """The input tensors of a batch of texts or RGB pictures."""
         batch = self.collate([self.prepare(content) for content in contents])
         return [batch[key] for key in self.keys] if self.keys else [batch]
 
 
 class TowerPart(nn.Module):
-    """One encoder: its inputs -> (B, D) vectors in float32."""
+    """One encoder in the graph: inputs -> (B, D) vectors in float32."""
 
     def __init__(self, tower: TorchTower, network: Any, keys: tuple[str, ...]) -> None:
         super().__init__()
@@ -56,24 +56,23 @@ class TowerPart(nn.Module):
 
 
 class ModelGraph(nn.Module):
-    """Encoders and head: the inputs of each encoder and its mask in turn -> probabilities, chosen, and the vectors."""
+    """Encoders and head in one graph: (inputs, mask) of each encoder in turn -> probabilities, chosen, vectors."""
 
     def __init__(self, parts: Sequence[TowerPart], counts: Sequence[int], head: HeadGraph) -> None:
         super().__init__()
         self.parts, self.counts, self.head = nn.ModuleList(parts), list(counts), head
 
     def forward(self, inputs: list[Tensor]) -> tuple[Tensor, ...]:
-        given, vectors, place = [], [], 0
+        head_inputs, vectors, start = [], [], 0
         for part, count in zip(self.parts, self.counts, strict=True):
-            found = part(inputs[place : place + count])
-            vectors.append(found)
-            given += [found, inputs[place + count]]
-            place += count + 1
-        return (*self.head(given), *vectors)
+            vectors.append(part(inputs[start : start + count]))
+            head_inputs += [vectors[-1], inputs[start + count]]
+            start += count + 1
+        return (*self.head(head_inputs), *vectors)
 
 
 def why_no_model(ports: Sequence[Port]) -> str:
-    """Why the encoders behind some ports cannot be in a graph; "" where they can."""
+    """The reason why the encoders of these ports cannot be in a graph; "" where all of them can."""
     for port in ports:
         spec = port.tower.spec
         if spec.view != "none":
@@ -86,13 +85,13 @@ def why_no_model(ports: Sequence[Port]) -> str:
 
 
 def build_model(ports: Sequence[Port], head: HeadGraph) -> tuple[ModelGraph, list[TowerInput]]:
-    """The graph from contents to decision, in float32."""
+    """The graph from contents to decision in float32, and the inputs of each encoder."""
     parts, inputs = [], []
     for port in ports:
-        part, given = _opened(port)
+        part, tower_input = _opened(port)
         parts.append(part)
-        inputs.append(given)
-    return ModelGraph(parts, [len(each.names) for each in inputs], head).eval(), inputs
+        inputs.append(tower_input)
+    return ModelGraph(parts, [len(tower_input.names) for tower_input in inputs], head).eval(), inputs
 
 
 def _opened(port: Port) -> tuple[TowerPart, TowerInput]:
@@ -102,31 +101,31 @@ def _opened(port: Port) -> tuple[TowerPart, TowerInput]:
         batch: Axes = {0: "batch"}
         given = TowerInput(port, (f"{port.name}_pixels",), (), (batch,), tower.prepare, tower.collate, _pixels(tower))
         return TowerPart(tower, tower.network, ()), given
-    told = {"cleaning": spec.cleaning, "max_length": spec.max_length, "tokenizer": spec.model}
-    if spec.tower == "clip.text":  # the whole width: what follows the end token is looked at by nobody
+    facts = {"cleaning": spec.cleaning, "max_length": spec.max_length, "tokenizer": spec.model}
+    if spec.tower == "clip.text":  # all 77 columns: the network ignores columns after the end token
         network = text_network(tower.module)
-        told["padding"] = "to 77 columns with zeros, as open_clip's tokenizer does"
+        facts["padding"] = "to 77 columns with zeros, as open_clip's tokenizer does"
         names, axes = (f"{port.name}_ids",), ({0: "batch"},)
-        return TowerPart(tower, network, ()), TowerInput(port, names, (), axes, tower.prepare, stack, told)
+        return TowerPart(tower, network, ()), TowerInput(port, names, (), axes, tower.prepare, stack, facts)
     keys = tuple(tower.collate([tower.prepare("a b")]))
-    told["padding"] = "on the right, to the longest of the batch"
+    facts["padding"] = "on the right, to the longest of the batch"
     named = tuple(f"{port.name}_{key}" for key in keys)
     free = tuple({0: "batch", 1: f"{port.name}_tokens"} for _ in keys)
-    given = TowerInput(port, named, keys, free, tower.prepare, tower.collate, told)
+    given = TowerInput(port, named, keys, free, tower.prepare, tower.collate, facts)
     return TowerPart(tower, tower.network, keys), given
 
 
 def _plain(tower: Tower) -> TorchTower:
-    """The torch model with attention written out, which the exporter can follow."""
-    (opened,) = [each for each in open_towers(tower) if tower.spec in each.specs]
+    """The torch model with attention in plain operations, which the exporter can trace."""
+    (opened,) = [part for part in open_towers(tower) if tower.spec in part.specs]
     module: Any = opened.module
-    if hasattr(module, "set_attn_implementation"):  # of transformers
+    if hasattr(module, "set_attn_implementation"):  # a transformers model
         module.set_attn_implementation("eager")
     return opened
 
 
 def _pixels(tower: TorchTower) -> dict[str, Any]:
-    """What turns a picture into the graph's input."""
+    """The description of how a picture becomes the input of the graph."""
     if not isinstance(tower.prepare, Pixels):
         library = {"transform": tower.specs[0].transform}
         return {"input": "float32 (B, 3, H, W): the library's own evaluation transform", **library}

@@ -1,3 +1,5 @@
+"""Inputs of a prediction: samples made of texts and images in memory, of one pair, or of files in no data set."""
+
 from __future__ import annotations
 
 import os
@@ -16,26 +18,26 @@ from mmfeat.system.remote import RemoteFile, is_remote
 if TYPE_CHECKING:
     from PIL import Image
 
-
+TEXT_SUFFIX = ".txt"
 Text: TypeAlias = "str | None"
 Picture: TypeAlias = "str | Path | bytes | Image.Image | None"
 
 
 def as_samples(texts: str | Iterable[Text] | None, images: Picture | Iterable[Picture]) -> list[Sample]:
-    """Samples of one text, one image, one pair, or of lists of them. Raises `DataError` where they do not fit."""
+    """Samples of one text, one image or one pair, or of lists. Raises `DataError` for lists of different length."""
     lists = [_listed(texts, "texts"), _listed(images, "images")]
-    counts = {len(each) for each in lists if each is not None}
+    counts = {len(values) for values in lists if values is not None}
     if not counts:
         raise DataError("neither texts nor images; give one of them, or both")
     if len(counts) > 1:
         raise DataError(f"{len(lists[0] or ())} texts but {len(lists[1] or ())} images; None stands for one that lacks")
     (count,) = counts
-    columns = [each if each is not None else [None] * count for each in lists]
+    columns = [values if values is not None else [None] * count for values in lists]
     return [_sample(number, text, image) for number, (text, image) in enumerate(zip(*columns, strict=True))]
 
 
 def _listed(values: Any, name: str) -> list[Any] | None:
-    """A list of values; a single one is a list of one. None where nothing was given."""
+    """The values as a list, a single value as a list of length 1, and None where nothing was given."""
     if values is None:
         return None
     if isinstance(values, str | Path | bytes) or hasattr(values, "convert"):  # a PIL image
@@ -47,7 +49,7 @@ def _listed(values: Any, name: str) -> list[Any] | None:
 
 
 def _sample(number: int, text: Any, image: Any) -> Sample:
-    """A blank text and a photo that is not there are missing, with the reason; None is missing without one."""
+    """The sample of a text and an image. A blank text and an absent photo are missing with a reason, None without."""
     if _is_missing(text):
         text = None
     if text is not None and not isinstance(text, str):
@@ -61,7 +63,7 @@ def _sample(number: int, text: Any, image: Any) -> Sample:
 
 
 def as_photo(image: Any, name: str) -> tuple[Photo | None, str]:
-    """(what a sample holds, "") of an image in any form, or (None, why there is none, "" for None)."""
+    """(photo of a sample, "") for an image in any form, or (None, reason); the reason is "" for a missing value."""
     if _is_missing(image):
         return None, ""
     if isinstance(image, bytes):
@@ -77,15 +79,12 @@ def as_photo(image: Any, name: str) -> tuple[Photo | None, str]:
 
 
 def _is_missing(value: Any) -> bool:
-    """None, or the NaN of a data frame."""
+    """Whether a value is None or the NaN of a data frame."""
     return value is None or (isinstance(value, float) and value != value)
 
 
-TEXT_SUFFIX = ".txt"
-
-
 def pair_of(text: str | None, image: str | None) -> SampleSet:
-    """One sample of a text, an image or both. Raises `DataError` where the image is no file or neither is there."""
+    """One sample of a text, an image or both. Raises `DataError` for an image that is no file and for an empty pair."""
     photo, _ = as_photo(image or None, "image")
     if image and photo is None:
         raise DataError(f"--image {image}: no such file; check its name")
@@ -97,10 +96,10 @@ def pair_of(text: str | None, image: str | None) -> SampleSet:
 
 
 def samples_of_files(files: Sequence[str | Path]) -> SampleSet:
-    """A sample for each photo, with the text of the `.txt` beside it, and one for each `.txt` without its photo here.
+    """A sample for each photo, with the text of the `.txt` file beside the photo, and for each other `.txt` file.
 
-    A folder stands for such files directly in it. Ids are the paths as they are given; what is named twice counts once.
-    Raises `DataError` for anything else.
+    A folder stands for the photos and texts directly in the folder. Ids are the paths as given; a path that is named
+    twice counts once. Raises `DataError` for anything else.
     """
     paths = list(dict.fromkeys(path for file in files for path in _expanded(Path(file))))
     for path in paths:
@@ -120,22 +119,22 @@ def samples_of_files(files: Sequence[str | Path]) -> SampleSet:
 
 
 def text_beside(photo: Path) -> Path | None:
-    """The `.txt` of a photo, if there is one."""
+    """The `.txt` file beside a photo, None without one."""
     names = (photo.with_suffix(suffix) for suffix in (TEXT_SUFFIX, TEXT_SUFFIX.upper()))
     return next(filter(os.path.isfile, names), None)
 
 
 def _expanded(path: Path) -> list[Path]:
-    """The photos and texts in a folder, by name; any other path alone. Raises `DataError` for a folder of samples."""
+    """The photos and texts in a folder, sorted; any other path alone. Raises `DataError` for a data set."""
     if not os.path.isdir(path):
         return [path]
     inside = sorted(path.iterdir())
-    if any(each.name in (TRAIN_LIST, TEST_LIST) for each in inside):
+    if any(file.name in (TRAIN_LIST, TEST_LIST) for file in inside):
         raise DataError(f"{path}: a folder with a list of samples is named with --data {path}")
-    found = [each for each in inside if each.suffix.lower() in (*IMAGE_SUFFIXES, TEXT_SUFFIX) and each.is_file()]
-    if not found:
+    files = [file for file in inside if file.suffix.lower() in (*IMAGE_SUFFIXES, TEXT_SUFFIX) and file.is_file()]
+    if not files:
         raise DataError(f"{path}: neither photos ({', '.join(IMAGE_SUFFIXES)}) nor {TEXT_SUFFIX} files in this folder")
-    return found
+    return files
 
 
 def _is_photo(path: Path) -> bool:

@@ -1,6 +1,6 @@
 """The prediction file: ids, labels and probabilities as CSV, TSV or JSON lines, checked before it is written.
 
-It is checked twice: what shall be written, and what somebody reads who opens the file.
+The file is checked twice: the predictions before they are formatted, and the text when it is read back.
 """
 
 from __future__ import annotations
@@ -21,10 +21,21 @@ from mmfeat.system.files import write_atomic
 
 NAMES = ("guid", "tag")
 FORMATS = ("csv", "tsv", "jsonl")
-UNWRITTEN = ("parquet", "xlsx", "xls", "json", "npy", "npz", "h5", "hdf5", "gz", "zip")  # would not hold what they say
+UNWRITTEN = (
+    "parquet",
+    "xlsx",
+    "xls",
+    "json",
+    "npy",
+    "npz",
+    "h5",
+    "hdf5",
+    "gz",
+    "zip",
+)  # suffixes of formats that are refused
 DELIMITERS = {"csv": ",", "tsv": "\t"}
-PHOTOS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")  # how files of them begin
-OBJECT = "probabilities"  # what JSON lines call it
+PHOTOS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")  # first bytes of photo files
+OBJECT = "probabilities"  # name of the field in JSON lines
 DIGITS = 6
 ROUNDING = 0.5 * 10.0**-DIGITS
 Rows = list[tuple[str, str]]
@@ -32,7 +43,8 @@ Rows = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Predictions:
-    """`chosen` (N, C) bool and calibrated `probabilities` (N, C) of N samples; one class a row unless `multilabel`."""
+    """Predictions for N samples: `chosen` (N, C) bool, one class a row unless `multilabel`, and calibrated
+    `probabilities` (N, C)."""
 
     ids: tuple[str, ...]
     chosen: np.ndarray
@@ -45,18 +57,19 @@ class Predictions:
 
     @property
     def labels(self) -> list[str]:
-        """One class a sample, or `a|b`, or a lone `|`."""
+        """The label cell of each sample: one class, or for several labels `a|b` or a lone `|`."""
         return [names_of(row, self.classes) for row in self.chosen]
 
     @property
     def shares(self) -> dict[str, float]:
-        """Label -> share of the samples it is predicted for."""
+        """Label -> share of the samples for which the label is predicted."""
         return dict(zip(self.classes, self.chosen.mean(0).tolist(), strict=True)) if len(self) else {}
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How predictions are written: `names` of the id and the label, and with `probabilities` perhaps of each class."""
+class OutputFormat:
+    """The format of a prediction file. `names` are the columns of id and label; with `probabilities` the names of the
+    columns of all classes may follow."""
 
     format: str = "csv"
     header: bool = True
@@ -77,7 +90,7 @@ class Layout:
             raise ConfigError(f"--columns {','.join(self.names)}: each column needs a name of its own")
 
     def columns(self, classes: Sequence[str]) -> list[str]:
-        """Names of the columns; probabilities are `p_CLASS` unless named."""
+        """Names of the columns; columns of probabilities are called `p_CLASS` unless `names` has their names."""
         if not self.probabilities or self.format == "jsonl":
             return list(self.names[:2])
         if len(self.names) == 2:
@@ -90,7 +103,7 @@ class Layout:
         return list(self.names)
 
     def check(self, classes: Sequence[str]) -> None:
-        """Raise `ConfigError` where the names do not fit these classes."""
+        """Raise `ConfigError` where `names` does not fit the classes."""
         names = self.columns(classes)
         clash = OBJECT in names if self.format == "jsonl" and self.probabilities else len({*names}) < len(names)
         if clash:
@@ -100,7 +113,7 @@ class Layout:
 
 
 def choose_format(out: str | Path | None, named: str | None) -> str:
-    """`named`, or what the suffix of `out` says, or csv. Raises `ConfigError` where the two contradict."""
+    """The format `named`, else of the suffix of `out`, else csv. Raises `ConfigError` where both contradict."""
     suffix = Path(out).suffix.lower().lstrip(".") if out is not None else ""
     if named and named not in FORMATS:
         raise ConfigError(f"--format {named}: use one of {', '.join(FORMATS)}")
@@ -111,40 +124,40 @@ def choose_format(out: str | Path | None, named: str | None) -> str:
     return named or (suffix if suffix in FORMATS else "csv")
 
 
-def prediction_text(predictions: Predictions, layout: Layout) -> str:
-    """The whole file. Raises `SubmissionError` where it would break its rules: nothing wrong is ever returned."""
-    layout.check(predictions.classes)
+def prediction_text(predictions: Predictions, output: OutputFormat) -> str:
+    """The text of the whole file. Raises `SubmissionError` where the text would break a rule of the file."""
+    output.check(predictions.classes)
     labels = predictions.labels
     check_rows(
         list(zip(predictions.ids, labels, strict=True)), predictions.ids, predictions.classes, predictions.multilabel
     )
-    if layout.probabilities:
+    if output.probabilities:
         check_probabilities(predictions.probabilities, predictions.ids, predictions.multilabel)
-    text = _json_lines(predictions, layout) if layout.format == "jsonl" else _delimited(predictions, layout)
-    read_back(text, predictions, layout)
+    text = _json_lines(predictions, output) if output.format == "jsonl" else _delimited(predictions, output)
+    read_back(text, predictions, output)
     return text
 
 
-def write_prediction_file(path: Path, predictions: Predictions, layout: Layout) -> None:
-    """Check and write in one step: a reader sees the old file or the whole new one."""
-    text = prediction_text(predictions, layout)
+def write_prediction_file(path: Path, predictions: Predictions, output: OutputFormat) -> None:
+    """Check and write the file in one step: a reader sees the old file or the whole new file."""
+    text = prediction_text(predictions, output)
     write_atomic(path, _encoded(text))
 
 
 def checked_target(out: str | Path, *kept: str | Path) -> Path:
-    """Where to write: a new file or a plain one, behind a link too; never a device, a pipe, a folder or a photo, and
-    never one of what is `kept` (data, run) or in it."""
+    """The path to write, which is a new or a plain file, also behind a link. Raises `SubmissionError` for a device, a
+    pipe, a folder, a photo, and for a path that is one of the `kept` paths (data, run) or lies in one of them."""
     path = Path(os.path.realpath(out)) if Path(out).is_symlink() else Path(out)
     if not str(out) or (path.exists() and not path.is_file()):
         raise SubmissionError(f"--out {out}: not a file that can be written; name a file, as in --out submission.csv")
     target = Path(os.path.realpath(path))
     if target.is_symlink():
         raise SubmissionError(f"--out {out}: a link to itself; name a file, as in --out submission.csv")
-    for each in kept:
-        source = Path(os.path.realpath(each))
+    for kept_path in kept:
+        source = Path(os.path.realpath(kept_path))
         if target == source or (source.is_dir() and source in target.parents):
-            raise SubmissionError(f"--out {path}: this would overwrite the data in {each}; name a file elsewhere")
-    if target.exists() and _is_photo(target):  # which a table may name
+            raise SubmissionError(f"--out {path}: this would overwrite the data in {kept_path}; name a file elsewhere")
+    if target.exists() and _is_photo(target):  # a table of samples may name the photo
         raise SubmissionError(f"--out {path}: this would overwrite a photo; name a file elsewhere")
     return path
 
@@ -155,7 +168,7 @@ def _is_photo(path: Path) -> bool:
 
 
 def check_rows(rows: Rows, ids: Sequence[str], classes: Sequence[str], multilabel: bool = False) -> None:
-    """Every id once and in order, no empties, only known labels; raises `SubmissionError` otherwise.
+    """Raise `SubmissionError` unless every id stands once and in order and every label is known.
 
     Labels of `multilabel` rows are `a|b`, or a lone `|`.
     """
@@ -170,7 +183,7 @@ def check_rows(rows: Rows, ids: Sequence[str], classes: Sequence[str], multilabe
 
 
 def check_probabilities(probabilities: np.ndarray, ids: Sequence[str], multilabel: bool, slack: float = 1e-6) -> None:
-    """Each in [0, 1] and, unless `multilabel`, those of a sample adding up to 1; else `SubmissionError`."""
+    """Raise `SubmissionError` unless all probabilities are in [0, 1] and, unless `multilabel`, rows add up to 1."""
     good = np.isfinite(probabilities) & (probabilities >= 0) & (probabilities <= 1 + slack)
     wrong = ~good.all(-1)
     if not multilabel:
@@ -181,48 +194,48 @@ def check_probabilities(probabilities: np.ndarray, ids: Sequence[str], multilabe
         raise SubmissionError(f"sample {ids[row]} would get the probabilities {values}; nothing was written")
 
 
-def read_back(text: str, predictions: Predictions, layout: Layout) -> None:
-    """Read the file as others will, and compare; `SubmissionError` where it does not say what was predicted."""
+def read_back(text: str, predictions: Predictions, output: OutputFormat) -> None:
+    """Parse the text as a reader will. Raises `SubmissionError` where the parsed rows differ from the predictions."""
     try:
-        read = _read_json_lines if layout.format == "jsonl" else _read_delimited
-        rows, probabilities = read(text, predictions.classes, layout)
+        read = _read_json_lines if output.format == "jsonl" else _read_delimited
+        rows, probabilities = read(text, predictions.classes, output)
     except (csv.Error, ValueError, KeyError, TypeError, IndexError) as error:
-        raise SubmissionError(f"the file would not read as {layout.format} ({error}); nothing was written") from error
+        raise SubmissionError(f"the file would not read as {output.format} ({error}); nothing was written") from error
     if rows != list(zip(predictions.ids, predictions.labels, strict=True)):
-        raise SubmissionError(f"read as {layout.format}, the file would not have the samples' ids and labels again")
-    if layout.probabilities:
+        raise SubmissionError(f"read as {output.format}, the file would not have the samples' ids and labels again")
+    if output.probabilities:
         slack = ROUNDING * len(predictions.classes) + 1e-6
         check_probabilities(probabilities, predictions.ids, predictions.multilabel, slack)
         if np.abs(probabilities - predictions.probabilities).max(initial=0) > ROUNDING + 1e-9:
             raise SubmissionError("the file would have other probabilities than predicted; nothing was written")
 
 
-def _delimited(predictions: Predictions, layout: Layout) -> str:
+def _delimited(predictions: Predictions, output: OutputFormat) -> str:
     text = io.StringIO(newline="")
-    writer = csv.writer(text, delimiter=DELIMITERS[layout.format], lineterminator="\n")
-    if layout.header:
-        writer.writerow(layout.columns(predictions.classes))
-    shown = predictions.probabilities if layout.probabilities else predictions.probabilities[:, :0]
+    writer = csv.writer(text, delimiter=DELIMITERS[output.format], lineterminator="\n")
+    if output.header:
+        writer.writerow(output.columns(predictions.classes))
+    shown = predictions.probabilities if output.probabilities else predictions.probabilities[:, :0]
     for id, label, values in zip(predictions.ids, predictions.labels, shown.tolist(), strict=True):
         writer.writerow([id, label, *(f"{value:.{DIGITS}f}" for value in values)])
     return text.getvalue()
 
 
-def _json_lines(predictions: Predictions, layout: Layout) -> str:
+def _json_lines(predictions: Predictions, output: OutputFormat) -> str:
     lines = []
     for row, (id, label) in enumerate(zip(predictions.ids, predictions.labels, strict=True)):
-        entry: dict[str, str | Mapping[str, float]] = dict(zip(layout.names, (id, label), strict=True))
-        if layout.probabilities:
+        entry: dict[str, str | Mapping[str, float]] = dict(zip(output.names, (id, label), strict=True))
+        if output.probabilities:
             rounded = (round(value, DIGITS) for value in predictions.probabilities[row].tolist())
             entry[OBJECT] = dict(zip(predictions.classes, rounded, strict=True))
         lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
     return "".join(lines)
 
 
-def _read_delimited(text: str, classes: Sequence[str], layout: Layout) -> tuple[Rows, np.ndarray]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=DELIMITERS[layout.format], strict=True)
-    columns = layout.columns(classes)
-    if layout.header and (header := next(reader, [])) != columns:
+def _read_delimited(text: str, classes: Sequence[str], output: OutputFormat) -> tuple[Rows, np.ndarray]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=DELIMITERS[output.format], strict=True)
+    columns = output.columns(classes)
+    if output.header and (header := next(reader, [])) != columns:
         raise ValueError(f"its header reads {', '.join(header)}")
     cells = list(reader)
     if odd := next((row for row in cells if len(row) != len(columns)), None):
@@ -230,13 +243,13 @@ def _read_delimited(text: str, classes: Sequence[str], layout: Layout) -> tuple[
     return [(row[0], row[1]) for row in cells], np.array([row[2:] for row in cells], float)
 
 
-def _read_json_lines(text: str, classes: Sequence[str], layout: Layout) -> tuple[Rows, np.ndarray]:
+def _read_json_lines(text: str, classes: Sequence[str], output: OutputFormat) -> tuple[Rows, np.ndarray]:
     entries = [json.loads(line) for line in text.split("\n")[:-1]]
-    wanted = {*layout.names, *([OBJECT] if layout.probabilities else [])}
+    wanted = {*output.names, *([OBJECT] if output.probabilities else [])}
     if odd := next((entry for entry in entries if set(entry) != wanted), None):
         raise ValueError(f"a line has {', '.join(odd)}")
-    rows = [(entry[layout.names[0]], entry[layout.names[1]]) for entry in entries]
-    if not layout.probabilities:
+    rows = [(entry[output.names[0]], entry[output.names[1]]) for entry in entries]
+    if not output.probabilities:
         return rows, np.empty((len(rows), 0))
     return rows, np.array([[entry[OBJECT][name] for name in classes] for entry in entries], float)
 

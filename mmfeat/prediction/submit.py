@@ -15,7 +15,7 @@ from mmfeat.errors import DataError, SubmissionError
 from mmfeat.extraction.extract import Extraction
 from mmfeat.prediction.drift import label_drift, missing_drift, out_of_fold_choices
 from mmfeat.prediction.inference import Inference, infer, read_for
-from mmfeat.prediction.output_file import NAMES, Layout, checked_target, choose_format, write_prediction_file
+from mmfeat.prediction.output_file import NAMES, OutputFormat, checked_target, choose_format, write_prediction_file
 from mmfeat.runs.folders import choose_run
 from mmfeat.runs.run import Run, data_changed
 from mmfeat.samples.dataset import Sample, SampleSet, read_samples
@@ -72,7 +72,7 @@ def write_submission(
     `columns` names those of the input table. Features that are missing are extracted first with the run's own encoders.
     Raises `RunError` where encoders or cache are not those of the run, `SubmissionError` where the file would be wrong.
     """
-    layout = Layout(choose_format(out, format), header, tuple(names), proba)
+    layout = OutputFormat(choose_format(out, format), header, tuple(names), proba)
     out = f"submission.{layout.format}" if out is None else out
     chosen = choose_run(run, heads, data, head, modalities)
     source = data or chosen.config["data"]

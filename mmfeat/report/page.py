@@ -1,4 +1,4 @@
-"""The page: one HTML file with its style, script, plots and photos, which asks the network for nothing."""
+"""The page: one HTML file that holds its style, script, plots and photos and loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from mmfeat.errors import ConfigError
 from mmfeat.report.gallery import Gallery
 from mmfeat.report.plots import heat_map, png, svg
 from mmfeat.report.section import Section, Table
@@ -19,7 +18,7 @@ FILES = {name: f"report.{name}" for name in ("css", "js")}
 
 @dataclass(frozen=True)
 class Page:
-    """What the page shows: `headline` are (name, value) pairs at its top."""
+    """The content of the page; `headline` has the (name, value) pairs at the top."""
 
     title: str
     subtitle: str
@@ -30,11 +29,9 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """The whole HTML text."""
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError as error:
-        raise ConfigError("mmfeat report needs Jinja2 and matplotlib; pip install 'mmfeat[report]'") from error
+    """The HTML text of a page."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(
         loader=PackageLoader("mmfeat.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -56,7 +53,7 @@ _LATEX = {
 
 
 def write_tables(folder: Path, sections: Sequence[Section], latex: bool) -> list[Path]:
-    """Every table as `NAME.csv`, or as `NAME.tex` for LaTeX with the package booktabs."""
+    """Write every table as `NAME.csv`, or as `NAME.tex` for LaTeX with the package booktabs."""
     make_folder(folder)
     files = []
     for table in _tables(sections):
@@ -67,7 +64,7 @@ def write_tables(folder: Path, sections: Sequence[Section], latex: bool) -> list
 
 
 def write_figures(folder: Path, sections: Sequence[Section]) -> list[Path]:
-    """Every figure, and every table with shades, as `NAME.png`."""
+    """Write every figure, and every table with shades, as `NAME.png`."""
     make_folder(folder)
     shaded = [heat_map(table) for table in _tables(sections) if table.shades]
     files = []
@@ -79,10 +76,10 @@ def write_figures(folder: Path, sections: Sequence[Section]) -> list[Path]:
 
 
 def latex_table(table: Table) -> str:
-    """A `tabular` between the rules of booktabs, rows that stand out in bold, with caption and label."""
+    """The table as a `tabular` with the rules of booktabs, caption and label; strong rows are bold."""
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escape(table.caption)}}}", rf"\label{{tab:{table.name}}}"]
     lines += [rf"\begin{{tabular}}{{{'l' * len(table.header)}}}", r"\toprule", _line(table.header), r"\midrule"]
-    lines += [_line(row, place in table.strong) for place, row in enumerate(table.rows)]
+    lines += [_line(row, index in table.strong) for index, row in enumerate(table.rows)]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
 

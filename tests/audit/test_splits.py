@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmfeat.audit.audit import audit_data
-from mmfeat.audit.conflicts import DRAWS, class_balance
+from mmfeat.audit.audit import DRAWS, audit_data, class_balance
 from mmfeat.audit.label_errors import find_label_errors
 from mmfeat.audit.opinions import read_opinions
 from mmfeat.audit.result import Audit

@@ -13,7 +13,7 @@ import pytest
 
 from mmfeat.errors import ConfigError, SubmissionError
 from mmfeat.prediction.output_file import (
-    Layout,
+    OutputFormat,
     Predictions,
     checked_target,
     choose_format,
@@ -34,7 +34,7 @@ ODD = Predictions(
 @pytest.mark.parametrize("format", ["csv", "tsv", "jsonl"])
 @pytest.mark.parametrize("probabilities", [False, True])
 def test_any_reader_gets_the_predictions_again(format: str, probabilities: bool) -> None:
-    text = prediction_text(ODD, Layout(format, probabilities=probabilities))
+    text = prediction_text(ODD, OutputFormat(format, probabilities=probabilities))
     if format == "jsonl":
         entries = [json.loads(line) for line in text.split("\n") if line]
         ids, labels = [each["guid"] for each in entries], [each["tag"] for each in entries]
@@ -50,11 +50,11 @@ def test_any_reader_gets_the_predictions_again(format: str, probabilities: bool)
 
 
 def test_header_and_names_are_the_user_s() -> None:
-    assert prediction_text(ODD, Layout(header=False)).startswith("a,sun\n")
-    assert prediction_text(ODD, Layout(names=("id", "label"))).startswith("id,label\na,sun\n")
-    named = Layout(names=("id", "label", "SUN", "RAIN"), probabilities=True)
+    assert prediction_text(ODD, OutputFormat(header=False)).startswith("a,sun\n")
+    assert prediction_text(ODD, OutputFormat(names=("id", "label"))).startswith("id,label\na,sun\n")
+    named = OutputFormat(names=("id", "label", "SUN", "RAIN"), probabilities=True)
     assert prediction_text(ODD, named).startswith("id,label,SUN,RAIN\na,sun,0.750000,0.250000\n")
-    lines = prediction_text(ODD, Layout("jsonl", names=("id", "label"))).splitlines()
+    lines = prediction_text(ODD, OutputFormat("jsonl", names=("id", "label"))).splitlines()
     assert json.loads(lines[0]) == {"id": "a", "label": "sun"}
 
 
@@ -74,7 +74,7 @@ def test_header_and_names_are_the_user_s() -> None:
 )
 def test_layouts_that_contradict_themselves_are_told(layout: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        prediction_text(ODD, Layout(**layout))
+        prediction_text(ODD, OutputFormat(**layout))
 
 
 def test_the_suffix_chooses_the_format() -> None:
@@ -94,10 +94,10 @@ def test_the_suffix_chooses_the_format() -> None:
 def test_probabilities_that_are_none_are_never_written(values: list[float], tmp_path: Path) -> None:
     wrong = Predictions(("a",), np.array([[True, False]]), np.array([values]), CLASSES)
     with pytest.raises(SubmissionError, match="sample a would get the probabilities"):
-        write_prediction_file(tmp_path / "s.csv", wrong, Layout(probabilities=True))
+        write_prediction_file(tmp_path / "s.csv", wrong, OutputFormat(probabilities=True))
     assert not list(tmp_path.iterdir())
     several = Predictions(("a",), np.array([[True, True]]), np.array([[0.9, 0.8]]), CLASSES, multilabel=True)
-    assert "a,sun|rain,0.900000,0.800000" in prediction_text(several, Layout(probabilities=True))
+    assert "a,sun|rain,0.900000,0.800000" in prediction_text(several, OutputFormat(probabilities=True))
 
 
 @pytest.mark.parametrize("format", ["csv", "tsv", "jsonl"])
@@ -117,7 +117,7 @@ def test_probabilities_that_are_none_are_never_written(values: list[float], tmp_
 )
 def test_a_text_that_reads_otherwise_is_refused(format: str, old: str, new: str) -> None:
     """Whatever went wrong in writing it: the text is read again, and compared."""
-    layout = Layout(format, probabilities=True)
+    layout = OutputFormat(format, probabilities=True)
     text = prediction_text(ODD, layout)
     read_back(text, ODD, layout)
     with pytest.raises(SubmissionError) as refused:

@@ -13,8 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mmfeat.audit.audit import audit_data
-from mmfeat.audit.conflicts import find_conflicts
-from mmfeat.audit.twins import Twins
+from mmfeat.audit.twins import Twins, find_conflicts
 from mmfeat.cli.commands import told_commands
 from mmfeat.cli.main import app
 from mmfeat.errors import RunError
