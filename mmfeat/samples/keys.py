@@ -1,8 +1,7 @@
-"""Content keys of many samples at once."""
+"""Content keys of many samples at once, and the stat index that remembers the keys of unchanged photos."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import struct
 import time
@@ -10,26 +9,24 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from mmfeat.errors import WriteError
 from mmfeat.samples.dataset import KEY_LENGTH, Photo, Sample, content_key
-from mmfeat.system.files import write_atomic
+from mmfeat.samples.record_file import RecordFile
 from mmfeat.system.hardware import cpu_count
 from mmfeat.system.progress import Progress, Silent
 
-if TYPE_CHECKING:
-    pass
-
-
-STEP = 1024
+ENTRY = np.dtype([("path", "<u8"), ("stat", "<u8"), ("key", f"S{KEY_LENGTH}")])
+RACY_SECONDS = 2.0  # the coarsest clock of a file system (FAT)
+MOST_ENTRIES = 1 << 22  # 200 MB; the files beyond this number are hashed again each time
+STEP = 1024  # samples that are hashed between two reports of progress
 
 
 @dataclass(frozen=True)
 class ContentKeys:
-    """(N,) S32 keys; where `present` is False there is no content, for the reason given."""
+    """Content keys (N,) S32; where `present` (N,) is False the sample has no content, for the reason in `reasons`."""
 
     keys: np.ndarray
     present: np.ndarray
@@ -59,82 +56,52 @@ def _keys(
         return [sample.key(modality) for sample in samples]
     if index is None:
         return pool.map(lambda sample: sample.key(modality), samples)
-    found = index.keys([sample.image for sample in samples], pool)
-    return [entry if sample.image else (None, sample.image_error) for entry, sample in zip(found, samples, strict=True)]
-
-
-# Two hashes, of the path and of path, size, times and inode, so that a changed file takes the place of its old self.
-ENTRY = np.dtype([("path", "<u8"), ("stat", "<u8"), ("key", f"S{KEY_LENGTH}")])
-DIGEST_BYTES = 16
-RACY_SECONDS = 2.0  # the coarsest clock of a file system (FAT)
-SAVE_SECONDS = 30.0
-SAVE_SHARE = 0.05  # of the time: saving writes the whole file, however little is new
-MOST_ENTRIES = 1 << 22  # 200 MB; files beyond them are hashed again each time
+    keys = index.keys([sample.image for sample in samples], pool)
+    return [entry if sample.image else (None, sample.image_error) for entry, sample in zip(keys, samples, strict=True)]
 
 
 class Stamp(NamedTuple):
-    """What a file looked like, hashed."""
+    """Two hashes: of a file's path, and of path, size, times and inode number together."""
 
     path: int
     stat: int
 
 
-class StatIndex:
-    """Entries in one file, sorted by path; used by one thread, which may hash files in others."""
+class StatIndex(RecordFile):
+    """Content keys of files by their stamps, so that an unchanged file is not read again.
+
+    Entries are keyed by the hash of the path alone, so that a changed file replaces its former entry. Other threads
+    may hash files for the one that uses the index.
+    """
 
     def __init__(self, file: Path, writes: bool = True) -> None:
-        self._file, self._writes = file, writes
-        self._entries = _read(file)
-        self._new: list[tuple[int, int, bytes]] = []
-        self._saved = time.monotonic()
-        self._pause = SAVE_SECONDS
+        super().__init__(file, ENTRY, writes=writes)
 
     def keys(self, paths: Sequence[Photo | None], pool: Executor) -> list[tuple[bytes | None, str]]:
         """(content key, "") or (None, why not) of each file; a path that is None gives (None, "")."""
-        stamps = [_stamp(path) if isinstance(path, Path) else None for path in paths]
-        known = self._find([stamp or Stamp(0, 0) for stamp in stamps])
+        known = self._known([_stamp(path) if isinstance(path, Path) else None for path in paths])
         unknown = [row for row, key in enumerate(known) if not key and paths[row] is not None]
-        found: list[tuple[bytes | None, str]] = [(key or None, "") for key in known]
+        keys: list[tuple[bytes | None, str]] = [(key or None, "") for key in known]
         for row, (key, reason, stamp) in zip(unknown, pool.map(_hash, (paths[row] for row in unknown)), strict=True):
-            found[row] = key, reason
-            if key and stamp and len(self._entries) + len(self._new) < MOST_ENTRIES:
-                self._new.append((*stamp, key))
-        if time.monotonic() - self._saved >= self._pause:
-            self.save()
-        return found
+            keys[row] = key, reason
+            if key and stamp and len(self) < MOST_ENTRIES:
+                self.append(*stamp, key)
+        self.save_when_due()
+        return keys
 
-    def save(self) -> None:
-        """Write what is new beside what others wrote meanwhile; a cache that cannot be written stays usable."""
-        start = time.monotonic()
-        if self._writes and self._new and self._file.parent.is_dir():  # reading makes no cache
-            self._entries = _merged(_read(self._file), np.array(self._new, ENTRY))
-            self._new = []
-            with contextlib.suppress(WriteError):
-                write_atomic(self._file, [_digest(self._entries), self._entries.tobytes()])
-        self._saved = time.monotonic()
-        self._pause = max(SAVE_SECONDS, (self._saved - start) / SAVE_SHARE)
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __enter__(self) -> StatIndex:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.save()
-
-    def _find(self, stamps: Iterable[Stamp]) -> list[bytes]:
-        wanted = np.array(list(stamps), np.uint64).reshape(-1, 2)
-        if not len(self._entries):
-            return [b""] * len(wanted)
-        at = np.minimum(np.searchsorted(self._entries["path"], wanted[:, 0]), len(self._entries) - 1)
-        found = self._entries[at]
-        same = (found["path"] == wanted[:, 0]) & (found["stat"] == wanted[:, 1])
-        return np.where(same, found["key"], b"").tolist()
+    def _known(self, stamps: Sequence[Stamp | None]) -> list[bytes]:
+        """The content key of each stamp, empty for a stamp that is None or not in the index."""
+        wanted = np.array([stamp or Stamp(0, 0) for stamp in stamps], np.uint64).reshape(-1, 2)
+        entries, present = self.lookup(wanted[:, 0])
+        return np.where(present & (entries["stat"] == wanted[:, 1]), entries["key"], b"").tolist()
 
 
 def _hash(path: Photo) -> tuple[bytes | None, str, Stamp | None]:
-    """Key and stamp; no stamp for a file that changed so lately that another change might not show, or is elsewhere."""
+    """(content key, reason without one, stamp) of a photo.
+
+    The stamp is None for a photo that lies in no local file, and for a file that changed during the reading or so
+    shortly before that another change might leave its times as they are.
+    """
     start = time.time()
     try:
         if not isinstance(path, Path):
@@ -157,36 +124,12 @@ def _stamp(path: Path) -> Stamp | None:
         return None
 
 
-def _stamp_of(path: Path, found: os.stat_result) -> Stamp:
+def _stamp_of(path: Path, status: os.stat_result) -> Stamp:
     import xxhash
 
-    place = os.fsencode(path)
-    if not os.path.isabs(place):  # where one works may be gone, which is no matter to others
-        place = os.path.join(os.getcwdb(), place)
-    # The change time cannot be set back, so a file that is put in place with its old date is seen.
-    seen = struct.pack("<4q", found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino & (2**63 - 1))
-    return Stamp(xxhash.xxh3_64_intdigest(place), xxhash.xxh3_64_intdigest(place + seen))
-
-
-def _read(file: Path) -> np.ndarray:
-    try:
-        if not file.is_file():  # reading a pipe would wait for ever
-            return np.empty(0, ENTRY)
-        data = file.read_bytes()
-        entries = np.frombuffer(data, ENTRY, offset=DIGEST_BYTES)
-    except (OSError, ValueError):
-        return np.empty(0, ENTRY)
-    return entries if data[:DIGEST_BYTES] == _digest(entries) else np.empty(0, ENTRY)
-
-
-def _merged(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """One entry a path, the newest, sorted."""
-    entries = np.concatenate([new[::-1], old])
-    _, first = np.unique(entries["path"], return_index=True)
-    return entries[first]
-
-
-def _digest(entries: np.ndarray) -> bytes:
-    import xxhash
-
-    return xxhash.xxh3_128_digest(entries.tobytes())
+    name = os.fsencode(path)
+    if not os.path.isabs(name):  # an absolute path must work even where the working folder is gone
+        name = os.path.join(os.getcwdb(), name)
+    # The change time cannot be set back, so a file that is put in place with its old date is noticed.
+    facts = struct.pack("<4q", status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino & (2**63 - 1))
+    return Stamp(xxhash.xxh3_64_intdigest(name), xxhash.xxh3_64_intdigest(name + facts))

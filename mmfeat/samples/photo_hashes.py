@@ -6,10 +6,8 @@ Each photo is hashed once: a file beside the cache keeps the hashes by content. 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,10 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmfeat.errors import WriteError
 from mmfeat.samples.dataset import KEY_LENGTH, Sample, content_key
 from mmfeat.samples.images import MAX_ASPECT
-from mmfeat.system.files import write_atomic
+from mmfeat.samples.record_file import RecordFile
 from mmfeat.system.hardware import cpu_count
 from mmfeat.system.progress import Progress, Silent
 
@@ -33,19 +30,17 @@ if TYPE_CHECKING:
 SIDE = 32
 FREQUENCIES = 8
 DRAFT_SIDE = 4 * SIDE  # with less, what a JPEG decoder leaves out shows in the bits
-# Half of the waves have an amplitude below a quarter of a grey level: the signs of a flat picture or a plain
-# gradient are those of rounding errors, and would be equal for many.
+# Least median coefficient. Below it half of the waves have an amplitude under a quarter of a grey level, as in a flat
+# picture or a plain gradient: their signs are rounding errors, and would be equal for many pictures.
 FAINTEST = SIDE * SIDE / 4 / 4
 
 ENTRY = np.dtype([("key", f"S{KEY_LENGTH}"), ("hash", "<u8"), ("known", "u1")])
 HEADER = b"mmfeat image hashes 1\n"  # another way of hashing gets another number
-DIGEST_BYTES = 16
-STEP = 1024
-SAVE_SECONDS = 30.0
-UNREAD = -1
+STEP = 1024  # photos that are hashed between two reports of progress
+UNREAD = -1  # stands for the hash of a photo that can no longer be read, or has changed
 
 _ORIENTATION = 0x0112
-_TURNS = {  # what an orientation says was done to the picture, undone on (row, column)
+_TURNS = {  # EXIF orientation -> the turn of a (row, column) array that undoes it
     2: lambda grey: grey[:, ::-1],
     3: lambda grey: grey[::-1, ::-1],
     4: lambda grey: grey[::-1],
@@ -56,53 +51,25 @@ _TURNS = {  # what an orientation says was done to the picture, undone on (row, 
 }
 
 
-class ImageHashes:
-    """Hashes in one file, sorted by content key; a file that is damaged or foreign counts as empty."""
+class ImageHashes(RecordFile):
+    """Perceptual hashes by content key; a photo that has no hash is remembered as such."""
 
     def __init__(self, file: Path) -> None:
-        self._file = file
-        self._entries = _read(file)
-        self._new: list[tuple[bytes, int, bool]] = []
-        self._saved = time.monotonic()
-
-    def __len__(self) -> int:
-        return len(self._entries)
+        super().__init__(file, ENTRY, HEADER)
 
     def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of content keys (N,) S32: hashes (N,) uint64, whether there is one, and whether that was remembered.
+        """(hashes (N,) uint64, whether the photo has one (N,), whether it is remembered (N,)) for content keys (N,).
 
-        What was added since the last `save` is not found.
+        Hashes that were added since the last `save` are not found.
         """
-        if not len(self._entries):
-            return np.zeros(len(keys), np.uint64), np.zeros(len(keys), bool), np.zeros(len(keys), bool)
-        at = np.minimum(np.searchsorted(self._entries["key"], keys), len(self._entries) - 1)
-        entries = self._entries[at]
-        remembered = entries["key"] == keys
+        entries, remembered = self.lookup(keys)
         known = remembered & (entries["known"] > 0)
         return np.where(known, entries["hash"], np.uint64(0)), known, remembered
 
-    def add(self, key: bytes, found: int | None) -> None:
+    def add(self, key: bytes, value: int | None) -> None:
         """Remember the hash of a content, or that it has none; written now and then, and by `save`."""
-        self._new.append((key, found or 0, found is not None))
-        if time.monotonic() - self._saved >= SAVE_SECONDS:
-            self.save()
-
-    def save(self) -> None:
-        """Write what is new beside what others wrote meanwhile; where that cannot be, the hashes stay usable."""
-        if self._new:
-            new = np.array(self._new, ENTRY)
-            self._entries = _merged(_merged(_read(self._file), self._entries), new)
-            self._new = []
-            if self._file.parent.is_dir():  # reading makes no cache
-                with contextlib.suppress(WriteError):
-                    write_atomic(self._file, [HEADER, _digest(self._entries), self._entries.tobytes()])
-        self._saved = time.monotonic()
-
-    def __enter__(self) -> ImageHashes:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.save()
+        self.append(key, value or 0, value is not None)
+        self.save_when_due()
 
 
 def image_hashes(
@@ -119,10 +86,11 @@ def image_hashes(
         with task as advance, ThreadPoolExecutor(cpu_count()) as pool:
             for start in range(0, len(unknown), STEP):
                 rows = unknown[start : start + STEP]
-                wanted = keys.keys[rows].tolist()
-                for key, found in zip(wanted, pool.map(_hash_of, (samples[row] for row in rows), wanted), strict=True):
-                    if found != UNREAD:
-                        store.add(key, found)
+                contents = keys.keys[rows].tolist()
+                values = pool.map(_hash_of, (samples[row] for row in rows), contents)
+                for key, value in zip(contents, values, strict=True):
+                    if value != UNREAD:
+                        store.add(key, value)
                 advance(len(rows))
         store.save()
         return store.find(keys.keys)[:2]
@@ -137,7 +105,7 @@ def perceptual_hash(path: Path) -> int | None:
 
 
 def _hash_of(sample: Sample, key: bytes) -> int | None:
-    """The hash of a sample's photo, or `UNREAD` if it no longer is what its key was made of."""
+    """The hash of a sample's photo, or `UNREAD` if its content no longer has this key."""
     try:
         data = sample.image.read_bytes() if sample.image else b""
     except OSError:
@@ -158,7 +126,7 @@ def hash_photo(data: bytes) -> int | None:
         return None
     if grey is None:
         return None
-    waves = (_cosines() @ grey @ _cosines().T).ravel()[1:]  # without the mean
+    waves = (_cosines() @ grey @ _cosines().T).ravel()[1:]  # the first coefficient is the mean
     if np.median(np.abs(waves)) < FAINTEST:
         return None
     return int.from_bytes(np.packbits(waves > np.median(waves)).tobytes(), "big")
@@ -181,28 +149,3 @@ def _grey(image: Image.Image) -> np.ndarray | None:
 def _cosines() -> np.ndarray:
     """(FREQUENCIES, SIDE) the lowest rows of the discrete cosine transform."""
     return np.cos(np.pi * (2 * np.arange(SIDE) + 1) * np.arange(FREQUENCIES)[:, None] / (2 * SIDE))
-
-
-def _read(file: Path) -> np.ndarray:
-    try:
-        if not file.is_file():  # reading a pipe would wait for ever
-            return np.empty(0, ENTRY)
-        data = file.read_bytes()
-        entries = np.frombuffer(data, ENTRY, offset=len(HEADER) + DIGEST_BYTES)
-    except (OSError, ValueError):
-        return np.empty(0, ENTRY)
-    whole = data.startswith(HEADER) and data[len(HEADER) : len(HEADER) + DIGEST_BYTES] == _digest(entries)
-    return entries if whole else np.empty(0, ENTRY)
-
-
-def _merged(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """One entry a key, the newest, sorted."""
-    entries = np.concatenate([new[::-1], old])
-    _, first = np.unique(entries["key"], return_index=True)
-    return entries[first]
-
-
-def _digest(entries: np.ndarray) -> bytes:
-    import xxhash
-
-    return xxhash.xxh3_128_digest(entries.tobytes())
