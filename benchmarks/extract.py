@@ -150,7 +150,7 @@ def show_cuda(given: argparse.Namespace) -> None:
         for dtype in ("float16", "bfloat16"):
             found = run(given, f"cuda/{model}/{dtype}")
             share = found["forward"] / found["whole"]
-            rate = found["samples"] / found["whole"]
+            rate = found.samples / found["whole"]
             print(f"| {model} | {dtype} | {rate:,.0f} | {share:.2f} | {found['bottleneck']} | >= 0.9 |")
     print()
 

@@ -284,7 +284,7 @@ def describe_sweep(done: Sweep) -> Iterator[Line]:
     """Wall seconds, and the processor's seconds of each head on all modalities."""
     by_head: dict[str, float] = defaultdict(float)
     for entry in done.run.leaderboard:
-        by_head[entry["head"]] += entry.get("seconds") or 0.0
+        by_head[entry.head] += entry.get("seconds") or 0.0
     total = sum(by_head.values())
     yield Line(f"sweep of {done.run.config['labelled']:,} samples with defaults", f"{done.seconds:.1f} s")
     for head, seconds in sorted(by_head.items(), key=lambda pair: -pair[1]):

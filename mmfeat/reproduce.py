@@ -96,9 +96,9 @@ def compare_files(original: Run, run: Run, reused: bool = False) -> Reproduction
     before, after = _scores(original), _scores(run)
     scores = {name: (before.get(name), after.get(name)) for name in {**before, **after}}
     notes = []
-    if not all(entry.get("search_over", True) for entry in original.leaderboard):
+    if any(entry.search_over is False for entry in original.leaderboard):
         notes.append("the search of the run was cut short by time, so another call tries other settings")
-    if "record" not in original.config:
+    if original.results.record is None:
         notes.append("the run has no record of its versions and machine")
     return Reproduction(
         original, run, reused, len({*mine, *theirs}), tuple(different), scores, _changed(original, run), tuple(notes)
@@ -106,7 +106,7 @@ def compare_files(original: Run, run: Run, reused: bool = False) -> Reproduction
 
 
 def _check_data(run: Run, cache: str | Path) -> None:
-    samples = read_samples(run.config["data"], run.config["columns"])
+    samples = read_samples(run.config.data, run.config.columns)
     if data_changed(run, samples.labelled, Cache(cache, samples.name)):
         raise RunError(f"{run.folder}: labels, texts or photos of {samples.source} changed since; restore them first")
 
@@ -118,15 +118,14 @@ def _files(folder: Path) -> dict[str, str]:
 
 
 def _scores(run: Run) -> dict[str, float]:
-    return {f"{each['head']}-{each['modalities']}": each["macro_f1"]["value"] for each in run.leaderboard}
+    return {entry.name: entry.macro_f1.value for entry in run.leaderboard}
 
 
 def _changed(original: Run, run: Run) -> dict[str, tuple[str, str]]:
     """Versions and machine facts of both runs, where they differ."""
     records: list[dict[str, Any]] = []
     for each in (original, run):
-        record = each.config.get("record", {})
-        records.append({**record.get("versions", {}), **record.get("machine", {})})
+        records.append({**each.record.versions, **each.record.machine})
     if not records[1]:
         records[1] = {**versions((*ENCODING, *TRAINING)), **machine("cpu")}
     names = [name for name in {**records[0], **records[1]} if name not in UNTOLD]

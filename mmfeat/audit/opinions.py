@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from mmfeat.audit.label_errors import LabelErrors, Noise, estimate_noise, find_label_errors
 from mmfeat.errors import RunError
+from mmfeat.runs.entry import Entry
 from mmfeat.runs.folders import find_run
 from mmfeat.runs.out_of_fold import read_predictions
 from mmfeat.runs.run import Run, comparable_runs
@@ -25,7 +26,7 @@ class Opinions:
     """Out-of-fold probabilities (N, C), means over seeds, of one entry of a run, and the labels they are about."""
 
     run: Run
-    entry: Mapping[str, Any]
+    entry: Entry
     ids: tuple[str, ...]
     targets: Targets
     probabilities: np.ndarray
@@ -52,11 +53,11 @@ def fitting_run(run: str | Path | None, heads: Path, data_hash: str) -> tuple[Ru
         return None, ""
     if run is not None:
         named = find_run(run, heads)
-        if named.config["data_hash"] != data_hash:
+        if named.config.data_hash != data_hash:
             raise RunError(f"{run}: trained on other labels, texts or photos than these; name another --run, or none")
         return named, ""
     try:
-        fits = comparable_runs(heads, accept=lambda each: each.config["data_hash"] == data_hash)
+        fits = comparable_runs(heads, accept=lambda each: each.config.data_hash == data_hash)
     except RunError:
         return None, (
             f"label errors left out: no run in {heads} was trained on these labels, texts and photos; "
@@ -93,11 +94,11 @@ def judge_labels(opinions: Opinions, found: Sequence[Suspicion], seed: int = 42)
     ways = Counter((each.label, each.suggested) for each in found)
     return {
         "run": str(opinions.run.folder),
-        "data_hash": opinions.run.config["data_hash"],
-        "head": opinions.entry["head"],
-        "modalities": opinions.entry["modalities"],
-        "macro_f1": opinions.entry["macro_f1"],
-        "accuracy": opinions.entry["accuracy"],
+        "data_hash": opinions.run.config.data_hash,
+        "head": opinions.entry.head,
+        "modalities": opinions.entry.modalities,
+        "macro_f1": asdict(opinions.entry.macro_f1),
+        "accuracy": asdict(opinions.entry.accuracy),
         "samples": len(opinions.ids),
         "errors": len({each.id for each in found}),
         "ways": [{"label": a, "suggested": b, "count": count} for (a, b), count in ways.most_common()],

@@ -18,7 +18,7 @@ FORMAT = 1
 class Audit:
     """What is to be known of a data set before its scores are believed. All but `folder` is JSON.
 
-    `data_hash` is that of a run (`Run.config["data_hash"]`): an audit with another one is of other labels or contents.
+    `data_hash` is that of a run (`Run.config.data_hash`): an audit with another one is of other labels or contents.
     """
 
     folder: Path

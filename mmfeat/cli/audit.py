@@ -158,7 +158,9 @@ def _show_errors(audit: Audit) -> None:
     if found["multilabel"]:
         out.print(f"estimated wrong: {shares}; with several classes a sample no ceiling is told")
     else:
-        f1, accuracy, had = noise["macro_f1"], noise["accuracy"], interval(found["macro_f1"])
+        from mmfeat.runs.entry import Interval
+
+        f1, accuracy, had = noise["macro_f1"], noise["accuracy"], interval(Interval(**found["macro_f1"]))
         out.print(f"estimated wrong: {_percent(noise['wrong'])}")
         out.print(f"  {shares}")
         out.print(f"noise ceiling: macro-F1 {_number(f1)} ({found['head']} has {had})")

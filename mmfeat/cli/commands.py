@@ -86,9 +86,9 @@ def _finetune(run: Run, arguments: Mapping[str, Any]) -> str:
 
 def _named(run: Run) -> dict[str, Any]:
     return {
-        "data": shown(run.config["data"]),
+        "data": shown(run.config.data),
         "encoders": ",".join(map(shown, requests_of(run))),
-        "cache": _unless(run.config["cache"], "cache"),
+        "cache": _unless(run.config.cache, "cache"),
     }
 
 
@@ -105,7 +105,7 @@ def _encoder_options(options: EncoderOptions) -> dict[str, Any]:
 
 
 def _columns(run: Run) -> str | None:
-    return ",".join(f"{name}={column}" for name, column in run.config["columns"].items()) or None
+    return ",".join(f"{name}={column}" for name, column in run.config.columns.items()) or None
 
 
 def _unfrozen(unfreeze: tuple[tuple[str, int], ...]) -> str:

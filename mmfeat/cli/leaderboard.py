@@ -50,17 +50,18 @@ def _leaderboard(run: Run, by_class: bool) -> Table:
     header = ["", "head", "on", "macro-F1", "seeds", "accuracy", *(["F1 by class"] if by_class else []), "p"]
     table = Table(*header, box=None, padding=NEAR, pad_edge=False)
     for number, entry in enumerate(run.leaderboard[:SHOWN_ROWS]):
-        spread = f"±{entry['seeds']['macro_f1']['std']:.3f}" if len(entry["seeds"]["macro_f1"]["values"]) > 1 else ""
-        scores = " ".join(_short(entry["classes"][name]["f1"]["value"]) for name in run.classes)
+        seeds = entry.seeds["macro_f1"]
+        spread = f"±{seeds.std:.3f}" if len(seeds.values) > 1 else ""
+        scores = " ".join(_short(entry.classes[name].f1.value) for name in run.classes)
         table.add_row(
-            "=" if entry["tie"] else "",
-            entry["head"],
-            entry["modalities"],
-            interval(entry["macro_f1"]),
+            "=" if entry.tie else "",
+            entry.head,
+            entry.modalities,
+            interval(entry.macro_f1),
             spread,
-            f"{entry['accuracy']['value']:.3f}",
+            f"{entry.accuracy.value:.3f}",
             *([scores] if by_class else []),
-            _p_value(entry["behind_best"]["p_holm"]) if number else "",
+            _p_value(entry.behind_best.p_holm) if number and entry.behind_best else "",
         )
     return _leaderboard(run, False) if by_class and not _fits(table) else table
 
@@ -71,10 +72,10 @@ def _fits(table: Table) -> bool:
 
 
 def _explanation(run: Run) -> str:
-    samples = f"{run.leaderboard[0]['samples']:,} samples"
+    samples = f"{run.leaderboard[0].samples:,} samples"
     from mmfeat.evaluation.splits import HOLDOUT
 
-    folds = f"{samples} of the holdout's test part" if run.config["folds"] == [HOLDOUT] else f"{samples} out of fold"
+    folds = f"{samples} of the holdout's test part" if run.config.folds == (HOLDOUT,) else f"{samples} out of fold"
     classes = f"; classes: {', '.join(run.classes)}" if len(run.classes) <= SHOWN_CLASSES else ""
     return f"{folds}, 95 % bootstrap intervals; = ties with the first (paired bootstrap, Holm){classes}"
 
@@ -87,9 +88,9 @@ def _ablation(run: Run) -> Table | None:
     sets = [name for name in ("both", "text", "image") if any(name in entries for entries in heads.values())]
     table = Table("ablation", *sets, "both over the better one", "p", box=None, padding=(0, 2, 0, 0))
     for head, entries in heads.items():
-        cells = [f"{entries[name]['macro_f1']['value']:.3f}" if name in entries else "" for name in sets]
-        brought = entries["both"].get("gain") if "both" in entries else None
-        shown = [gain(brought), _p_value(brought["p_holm"])] if brought else []
+        cells = [f"{entries[name].macro_f1.value:.3f}" if name in entries else "" for name in sets]
+        brought = entries["both"].gain if "both" in entries else None
+        shown = [gain(brought), _p_value(brought.p_holm)] if brought else []
         table.add_row(head, *cells, *shown)
     return table
 
@@ -97,10 +98,10 @@ def _ablation(run: Run) -> Table | None:
 def _confusion(run: Run) -> Table | None:
     """Where the samples of each class went, by the first of the leaderboard."""
     best = run.leaderboard[0]
-    if len(run.classes) > SHOWN_CLASSES or run.config["task"] != "multiclass":
+    if len(run.classes) > SHOWN_CLASSES or run.config.task != "multiclass":
         return None
-    table = Table(f"{best['head']} on {best['modalities']}", *(f"-> {name}" for name in run.classes), box=None)
-    for name, row in zip(run.classes, best["confusion"], strict=True):
+    table = Table(best.label, *(f"-> {name}" for name in run.classes), box=None)
+    for name, row in zip(run.classes, best.confusion, strict=True):
         total = max(sum(row), 1)
         table.add_row(name, *(f"{count:,.0f} ({count / total:.0%})" for count in row))
     return table if _fits(table) else None
@@ -108,20 +109,20 @@ def _confusion(run: Run) -> Table | None:
 
 def _show_search(run: Run) -> None:
     """What settings were chosen, and what choosing on the test rows would have pretended."""
-    entries = [entry for entry in run.leaderboard if "optimism" in entry and entry["head"] != "prior"]
-    searched = [entry for entry in entries if entry["trials"] > 1]
-    if cut := [entry for entry in entries if not entry.get("search_over", True)]:
+    entries = [entry for entry in run.leaderboard if entry.optimism is not None and entry.head != "prior"]
+    searched = [entry for entry in entries if (entry.trials or 1) > 1]
+    if cut := [entry for entry in entries if entry.search_over is False]:
         out.print(f"--time-limit cut the search of {len(cut)} entries short; the same command goes on with it")
     for entry in searched[:SHOWN_ROWS]:
-        varied = {name: entry["settings"][name] for name in run.config["plan"]["space"]}
+        varied = {name: getattr(entry.settings, name) for name in (run.config.plan or {})["space"]}
         chosen = ", ".join(
             f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in varied.items()
         )
-        out.print(f"{entry['head']} on {entry['modalities']}: best of {entry['trials']} settings: {chosen}")
-    worst = max(entries, key=lambda entry: entry["optimism"], default=None)
-    if worst and worst["optimism"] >= SHOWN_OPTIMISM:
+        out.print(f"{entry.label}: best of {entry.trials} settings: {chosen}")
+    worst = max(entries, key=lambda entry: entry.optimism or 0.0, default=None)
+    if worst and (worst.optimism or 0.0) >= SHOWN_OPTIMISM:
         out.print(
-            f"optimism: {worst['optimism']:+.3f} macro-F1 at most ({worst['head']} on {worst['modalities']}), which "
+            f"optimism: {worst.optimism:+.3f} macro-F1 at most ({worst.label}), which "
             "choosing settings and thresholds on the scored rows would have added; they were chosen on others"
         )
 
@@ -129,15 +130,15 @@ def _show_search(run: Run) -> None:
 def _show_cost(run: Run, sweep: Sweep) -> None:
     seconds: dict[str, float] = {}
     for entry in run.leaderboard:
-        seconds[entry["head"]] = seconds.get(entry["head"], 0.0) + entry["seconds"]
+        seconds[entry.head] = seconds.get(entry.head, 0.0) + entry.seconds
     total = max(sum(seconds.values()), 1e-9)
     shares = ", ".join(
         f"{head} {value / total:.0%}"
         for head, value in sorted(seconds.items(), key=lambda item: -item[1])
         if value / total >= 0.01
     )
-    sizes = {entry["head"]: entry["parameters"] for entry in run.leaderboard if entry.get("parameters")}
-    biggest = {head: max(e["parameters"] for e in run.leaderboard if e["head"] == head) for head in sizes}
+    sizes = {entry.head: entry.parameters for entry in run.leaderboard if entry.parameters}
+    biggest = {head: max(entry.parameters or 0 for entry in run.leaderboard if entry.head == head) for head in sizes}
     if biggest:
         out.print("parameters: " + ", ".join(f"{head} {count:,}" for head, count in biggest.items()))
     out.print(f"time: {shares}")

@@ -50,8 +50,8 @@ def show_notes(result: Predicted) -> None:
     """Who predicts, how right it is where labels tell, and what to be warned of: all beside what is printed."""
     err.print(f"{result.head} on {result.modalities} of {result.run.folder}")
     if result.scores is not None:
-        f1, accuracy = (interval(result.scores[name]) for name in ("macro_f1", "accuracy"))
-        err.print(f"{result.scores['samples']:,} labelled samples: accuracy {accuracy}, macro-F1 {f1}")
+        f1, accuracy = (interval(result.scores.score(name)) for name in ("macro_f1", "accuracy"))
+        err.print(f"{result.scores.samples:,} labelled samples: accuracy {accuracy}, macro-F1 {f1}")
     for line in result.notes:
         err.print(f"note: {line}")
 
@@ -219,7 +219,7 @@ def _deliver(result: Predicted, target: Any, layout: Any, plain: bool) -> None:
     from mmfeat.prediction.output_file import checked_target, prediction_text, write_prediction_file
 
     if target is not None:
-        checked_target(target, result.run.folder, result.run.config["data"])
+        checked_target(target, result.run.folder, result.run.config.data)
         write_prediction_file(target, result.predictions, layout)
         show_notes(result)
         out.print(f"predictions {target}")

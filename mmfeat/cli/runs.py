@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mmfeat.reproduce import Reproduction
     from mmfeat.runs.compare import Comparison, RunTest
     from mmfeat.runs.folders import RunFolder
+    from mmfeat.runs.record import Record
     from mmfeat.runs.run import Run
 
 
@@ -38,7 +39,7 @@ def show_runs(found: Sequence[RunFolder], heads: str) -> None:
         best, score, entries = "-", (each.run is None and "no run") or "", ""
         if each.run:
             first = each.run.leaderboard[0]
-            best, score = f"{first['head']} on {first['modalities']}", interval(first["macro_f1"])
+            best, score = first.label, interval(first.macro_f1)
             entries = str(len(each.run.leaderboard))
         rows.append((each.name, data, each.kind, best, score, entries, _date(each.date), size_of(each.bytes)))
     show_table(("run", "data", "kind", "best", "macro-F1", "entries", "date", "size"), rows)
@@ -56,7 +57,7 @@ def show_overlooked(run: Run, head: str | None, modalities: str | None) -> None:
     from mmfeat.runs.run import overlooked_run
 
     if other := overlooked_run(run, head, modalities):
-        scores = [interval(each.entry(head, modalities)["macro_f1"]) for each in (other, run)]
+        scores = [interval(each.entry(head, modalities).macro_f1) for each in (other, run)]
         err.print(
             f"note: {other.folder} scored higher, {scores[0]} against {scores[1]}, on other contents or folds; "
             f"--run {other.folder} takes it"
@@ -65,12 +66,11 @@ def show_overlooked(run: Run, head: str | None, modalities: str | None) -> None:
 
 def show_run(run: Run, commands: Sequence[str], files: Mapping[str, int]) -> None:
     """All facts of a run in a compact form."""
-    config, record = run.config, run.config.get("record", {})
     out.print(f"run {run.folder}")
-    show_table((), _facts(config, record))
-    for encoder in config["encoders"]:
-        spec = encoder["spec"]
-        out.print(f"  {encoder['request']} ({spec['modality']}, {spec['output']}, {spec['arithmetic']})")
+    show_table((), _facts(run))
+    for tower in run.config.encoders:
+        spec = tower.spec
+        out.print(f"  {tower.request} ({spec.modality}, {spec.output}, {spec.arithmetic})")
     _show_leaderboard(run)
     if (more := len(run.leaderboard) - SHOWN_ENTRIES) > 0:
         out.print(f"and {more} more in {run.leaderboard_file}")
@@ -94,8 +94,8 @@ def show_comparison(found: Comparison) -> None:
         out.print("no setting differs")
     rows = []
     for name, entry, test in zip(names, found.entries, found.tests, strict=True):
-        head = f"{entry['head']} on {entry['modalities']}"
-        scores = [interval(entry["macro_f1"]), interval(entry["accuracy"]), f"{entry['samples']:,}"]
+        head = entry.label
+        scores = [interval(entry.macro_f1), interval(entry.accuracy), f"{entry.samples:,}"]
         rows.append((name, head, *scores, *_test(test)))
     show_table(("", "head", "macro-F1", "accuracy", "samples", "over [1]", "p (Holm)", ""), rows)
     for name, reason in zip(names, found.reasons, strict=True):
@@ -134,46 +134,45 @@ def show_reproduction(found: Reproduction) -> None:
     out.print(f"run {shown(str(found.run.folder.resolve()))}")
 
 
-def _facts(config: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    versions, machine = record.get("versions", {}), record.get("machine", {})
-    protocol = config["protocol"]
-    counts = ", ".join(f"{name} {count:,}" for name, count in config["class_counts"].items())
-    folds = f"{len(config['folds'])} folds" if protocol["kind"] == "kfold" else "holdout"
+def _facts(run: Run) -> list[tuple[str, str]]:
+    config, record, protocol = run.config, run.record, run.config.protocol
+    counts = ", ".join(f"{name} {count:,}" for name, count in run.results.class_counts.items())
+    folds = f"{len(config.folds)} folds" if protocol.kind == "kfold" else "holdout"
     facts = [
         (
             "data",
-            f"{shown(config['data'])} ({config['labelled']:,} labelled: {counts}), hash {config['data_hash'][:8]}",
+            f"{shown(config.data)} ({run.results.labelled:,} labelled: {counts}), hash {config.data_hash[:8]}",
         ),
-        ("protocol", f"{folds}, {protocol['seeds']} seeds from {protocol['seed']}, splits {config['splits_hash'][:8]}"),
-        ("cache", shown(config["cache"])),
-        ("parent", str(config.get("parent") or "")),
-        ("command", record.get("command", "")),
+        ("protocol", f"{folds}, {protocol.seeds} seeds from {protocol.seed}, splits {config.splits_hash[:8]}"),
+        ("cache", shown(config.cache)),
+        ("parent", config.parent or ""),
+        ("command", record.command),
         ("date", _when(record)),
-        ("machine", ", ".join(f"{name} {value}" for name, value in machine.items())),
-        ("versions", ", ".join(f"{name} {value}" for name, value in versions.items()) or config["version"]),
-        ("encoders", ", ".join(record.get("fingerprints", {}))),
+        ("machine", ", ".join(f"{name} {value}" for name, value in record.machine.items())),
+        ("versions", ", ".join(f"{name} {value}" for name, value in record.versions.items()) or config.version),
+        ("encoders", ", ".join(record.fingerprints)),
     ]
     return [(name, value) for name, value in facts if value]
 
 
-def _when(record: Mapping[str, Any]) -> str:
-    if not record:
+def _when(record: Record) -> str:
+    if not record.started:
         return ""
-    return f"{_date(datetime.fromisoformat(record['started']))}, {duration(record['seconds'])}"
+    return f"{_date(datetime.fromisoformat(record.started))}, {duration(record.seconds)}"
 
 
 def _show_leaderboard(run: Run) -> None:
     rows = []
     for entry in run.leaderboard[:SHOWN_ENTRIES]:
-        scores = (interval(entry[name]) for name in ("macro_f1", "accuracy", "log_loss"))
-        rows.append((entry["head"], entry["modalities"], *scores))
+        scores = (interval(entry.score(name)) for name in ("macro_f1", "accuracy", "log_loss"))
+        rows.append((entry.head, entry.modalities, *scores))
     show_table(("head", "on", "macro-F1", "accuracy", "log-loss"), rows)
 
 
 def _test(test: RunTest | None) -> list[str]:
     if test is None:
         return ["", "", ""]
-    return [gain(vars(test.difference)), f"{test.p_holm:.3f}", "tie" if test.tie else ""]
+    return [gain(test.difference), f"{test.p_holm:.3f}", "tie" if test.tie else ""]
 
 
 def _short(text: str) -> str:

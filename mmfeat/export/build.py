@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,13 @@ from mmfeat.baselines.neighbours import NeighbourHead
 from mmfeat.cache.features import Block, Features, MappedBlock
 from mmfeat.encoders.registry import Tower
 from mmfeat.errors import RunError
-from mmfeat.evaluation.decisions import Decision
 from mmfeat.export.graph import Blend, FusionPart, HeadGraph, LinearPart, Member, NeighbourPart, PriorPart, Seen
 from mmfeat.finetune.model import EARLY
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.registry import BASELINES, NEEDS_TOKENS, load_fusion
 from mmfeat.heads.stack import stack_of
 from mmfeat.prediction.final_heads import load_final, members, seen_by
+from mmfeat.runs.entry import Entry, Rule
 from mmfeat.runs.run import Run
 from mmfeat.sweep.ensembles import TOGETHER
 
@@ -74,26 +74,24 @@ class Ports:
         return next(name for name in [plain, *(f"{plain}_{n}" for n in range(2, 1000))] if name not in taken)
 
 
-def why_not_exportable(run: Run, entry: Mapping[str, Any]) -> str:
+def why_not_exportable(run: Run, entry: Entry) -> str:
     """Why an entry cannot be a graph; "" where it can."""
     for each in members(run, entry):
-        if reason := NOT_EXPORTABLE.get(each["head"]):
-            inside = f"{each['head']} on {each['modalities']} is in it, and " if each is not entry else ""
+        if reason := NOT_EXPORTABLE.get(each.head):
+            inside = f"{each.label} is in it, and " if each is not entry else ""
             return f"{inside}{reason}"
     return ""
 
 
-def build_graph(
-    run: Run, entry: Mapping[str, Any], towers: Sequence[Tower], features: Features
-) -> tuple[HeadGraph, list[Port]]:
+def build_graph(run: Run, entry: Entry, towers: Sequence[Tower], features: Features) -> tuple[HeadGraph, list[Port]]:
     """The graph of an entry and its ports; `features` are of any samples, from `towers`."""
     ports = Ports({tower.spec.folder_name: tower for tower in towers})
-    decision = Decision.from_json(entry["decision"])
-    if entry["modalities"] == TOGETHER:
+    decision = entry.decision
+    if entry.modalities == TOGETHER:
         used = members(run, entry)
-        rule = dict(entry["rule"])
-        if "weights" in rule:
-            rule["weights"] = [weight for weight in rule["weights"] if weight > 0]
+        rule = entry.rule or Rule()
+        if rule.weights is not None:
+            rule = replace(rule, weights=tuple(weight for weight in rule.weights if weight > 0))
         scaled: nn.Module = Blend([_member(run, each, features, ports) for each in used], rule, decision)
     else:
         scaled = _member(run, entry, features, ports)
@@ -117,23 +115,23 @@ def inputs_of(ports: Sequence[Port], features: Features) -> list[Tensor]:
     return found
 
 
-def _member(run: Run, entry: Mapping[str, Any], features: Features, ports: Ports) -> Member:
+def _member(run: Run, entry: Entry, features: Features, ports: Ports) -> Member:
     """The final heads of one entry: one stack where all see the same, else a stack of one each."""
-    head, classes = entry.get("fusion", entry["head"]), len(run.classes)
-    attend = run.config["attend"] if head == NEEDS_TOKENS else ""
-    finals = [(record, load_final(run, entry, record)) for record in entry["final"]]
-    alone = any(record.get("towers") for record in entry["final"]) or head in BASELINES
+    head, classes = entry.fused_by, len(run.classes)
+    attend = run.config.attend if head == NEEDS_TOKENS else ""
+    finals = [(record, load_final(run, entry, record)) for record in entry.final]
+    alone = any(final.towers for final in entry.final) or head in BASELINES
     groups = [[each] for each in finals] if alone else [finals]
     parts = []
     for group in groups:
         record = group[0][0]
-        data = HeadData(seen_by(run, entry, record, features), entry["modalities"], "cpu", attend)
+        data = HeadData(seen_by(run, entry, record, features), entry.modalities, "cpu", attend)
         seen = _seen(data, ports)
         if head in BASELINES:
-            parts.append(_baseline(run, head, record["config"], group[0][1], seen))
+            parts.append(_baseline(run, head, record.config, group[0][1], seen))
         else:
             parts.append(_fusion(head, [tensors for _, tensors in group], classes, data, seen))
-    return Member(parts, Decision.from_json(entry["decision"]))
+    return Member(parts, entry.decision)
 
 
 def _seen(data: HeadData, ports: Ports) -> Seen:

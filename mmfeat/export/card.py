@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from mmfeat.evaluation.decisions import Decision
 from mmfeat.export.build import Port
 from mmfeat.prediction.final_heads import members
+from mmfeat.runs.entry import Entry
 from mmfeat.runs.run import Run
 from mmfeat.sweep.ensembles import TOGETHER
-from mmfeat.system.wording import interval
+from mmfeat.system.wording import Estimate, interval
 from mmfeat.version import __version__
 
 _MARKS = re.compile(r"[\\`*_{}\[\]<>#|~$!&]")
@@ -40,13 +42,13 @@ print(model.classes, model.predict_proba(["what a day", "never again"], [None, N
 
 
 def model_card(
-    run: Run, entry: Mapping[str, Any], ports: Sequence[Port], facts: Mapping[str, Any], no_model: str,
+    run: Run, entry: Entry, ports: Sequence[Port], facts: Mapping[str, Any], no_model: str,
     model_difference: float | None,
 ) -> str:  # fmt: skip
     """Markdown."""
     parts = [
         _header(run, entry),
-        f"# {_plain(run.name)}: {entry['head']} on {entry['modalities']}",
+        f"# {_plain(run.name)}: {entry.label}",
         _use(run, entry, ports),
         _data(run),
         _scores(run, entry),
@@ -55,33 +57,33 @@ def model_card(
         _files(facts, no_model, model_difference),
         f"## With onnxruntime\n\n```python\n{ONNX_EXAMPLE}```",
         "## With mmfeat\n\n`RUN` is the run folder; a photo is a path, bytes, a PIL image or None.\n\n"
-        f"```python\n{MMFEAT_EXAMPLE.format(head=entry['head'], modalities=entry['modalities'])}```",
+        f"```python\n{MMFEAT_EXAMPLE.format(head=entry.head, modalities=entry.modalities)}```",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _header(run: Run, entry: Mapping[str, Any]) -> str:
+def _header(run: Run, entry: Entry) -> str:
     """YAML; JSON strings are YAML strings."""
     text = partial(json.dumps, ensure_ascii=False)
     metrics = "".join(
-        f"      - type: {kind}\n        name: {text(name)}\n        value: {entry[score]['value']:.4f}\n"
+        f"      - type: {kind}\n        name: {text(name)}\n        value: {entry.score(score).value:.4f}\n"
         for kind, name, score in (("f1", "macro-F1, out of fold", "macro_f1"), ("accuracy", "accuracy", "accuracy"))
     )
-    name, dataset = text(run.name), text(str(run.config["dataset"]))
+    name, dataset = text(run.name), text(str(run.config.dataset))
     return (
         "---\nlibrary_name: mmfeat\nlicense: unknown\ntags:\n- onnx\n- multimodal\n- text-classification\n"
         f"- image-classification\nmodel-index:\n  - name: {name}\n    results:\n    - task:\n"
-        f"        type: {text(run.config['task'] + '-classification')}\n      dataset:\n        name: {dataset}\n"
+        f"        type: {text(run.config.task + '-classification')}\n      dataset:\n        name: {dataset}\n"
         f"        type: {dataset}\n      metrics:\n{metrics}---"
     )
 
 
-def _use(run: Run, entry: Mapping[str, Any], ports: Sequence[Port]) -> str:
+def _use(run: Run, entry: Entry, ports: Sequence[Port]) -> str:
     sees = " and ".join(sorted({port.tower.spec.modality for port in ports}))
-    what = "any number of" if run.config["task"] == "multilabel" else "one of"
+    what = "any number of" if run.config.is_multilabel else "one of"
     made = ""
-    if entry["modalities"] == TOGETHER:
-        named = ", ".join(f"{each['head']} on {each['modalities']}" for each in members(run, entry))
+    if entry.modalities == TOGETHER:
+        named = ", ".join(each.label for each in members(run, entry))
         made = f" It blends {named}."
     classes = ", ".join(map(_plain, run.classes))
     return (
@@ -96,40 +98,40 @@ def _plain(text: str) -> str:
 
 
 def _data(run: Run) -> str:
-    total = run.config["labelled"]
-    rows = "".join(f"| {_plain(name)} | {n:,} | {n / total:.1%} |\n" for name, n in run.config["class_counts"].items())
+    total = run.results.labelled
+    rows = "".join(f"| {_plain(name)} | {n:,} | {n / total:.1%} |\n" for name, n in run.results.class_counts.items())
     return (
-        f"## Data\n\n{_plain(run.config['dataset'])}: {total:,} labelled samples, "
-        f"hash `{run.config['data_hash'][:16]}`.\n\n"
+        f"## Data\n\n{_plain(run.config.dataset)}: {total:,} labelled samples, "
+        f"hash `{run.config.data_hash[:16]}`.\n\n"
         f"| class | samples | share |\n| --- | ---: | ---: |\n{rows}"
     ).rstrip()
 
 
-def _scores(run: Run, entry: Mapping[str, Any]) -> str:
-    folds = f"{len(run.config['folds'])} folds" if len(run.config["folds"]) > 1 else "one holdout"
+def _scores(run: Run, entry: Entry) -> str:
+    folds = f"{len(run.config.folds)} folds" if len(run.config.folds) > 1 else "one holdout"
     names = {"macro_f1": "macro-F1", "accuracy": "accuracy", "weighted_f1": "weighted F1", "auroc": "AUROC"}
     names |= {"log_loss": "log-loss", "calibration_error": "expected calibration error"}
-    overall = "".join(f"| {name} | {_interval(entry[score])} |\n" for score, name in names.items())
+    overall = "".join(f"| {name} | {_interval(entry.score(score))} |\n" for score, name in names.items())
     classes = "".join(
-        f"| {_plain(name)} | {_interval(row['f1'])} | {row['support']:,} |\n" for name, row in entry["classes"].items()
+        f"| {_plain(name)} | {_interval(row.f1)} | {row.support:,} |\n" for name, row in entry.classes.items()
     )
-    decision = entry["decision"]
+    decision = entry.decision
     return (
-        f"## Scores\n\nOf {entry['samples']:,} samples that the scored heads did not see ({folds}), with 95 % "
+        f"## Scores\n\nOf {entry.samples:,} samples that the scored heads did not see ({folds}), with 95 % "
         f"intervals.\n\n| score | value |\n| --- | --- |\n{overall}\n"
         f"| class | F1 | samples |\n| --- | --- | ---: |\n{classes}\n"
-        f"Probabilities are calibrated with one temperature ({decision['temperature']:.3f}), fitted out of fold; "
+        f"Probabilities are calibrated with one temperature ({decision.temperature:.3f}), fitted out of fold; "
         f"`chosen` takes {_adjustment(decision)}."
     )
 
 
-def _adjustment(decision: Mapping[str, Any]) -> str:
-    if decision["multilabel"]:
+def _adjustment(decision: Decision) -> str:
+    if decision.multilabel:
         return "a threshold for each class into account"
-    return f"a logit adjustment of strength {decision['strength']:g} into account: not always the most probable"
+    return f"a logit adjustment of strength {decision.strength:g} into account: not always the most probable"
 
 
-def _limits(run: Run, entry: Mapping[str, Any], ports: Sequence[Port]) -> str:
+def _limits(run: Run, entry: Entry, ports: Sequence[Port]) -> str:
     lines = [
         "Intervals tell how scores would move with other samples of the same kind, not with other data.",
         "A sample without a text or a photo is still classified, from what there is; of one with "
@@ -140,7 +142,7 @@ def _limits(run: Run, entry: Mapping[str, Any], ports: Sequence[Port]) -> str:
         lines.append(
             f"It is the best of {len(run.leaderboard)} entries by the scores above, so these are a little too good."
         )
-    if any(each["head"] == "knn" for each in members(run, entry)):
+    if any(each.head == "knn" for each in members(run, entry)):
         lines.append("Vectors and labels of training samples are inside the graph: share it as you would share those.")
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
 
@@ -176,7 +178,7 @@ def _files(facts: Mapping[str, Any], no_model: str, model_difference: float | No
     return "## Files\n\n" + "\n".join(f"- {line}" for line in lines) + f"\n\n{made}"
 
 
-def _interval(score: Mapping[str, Any]) -> str:
-    if score["value"] is None:
+def _interval(score: Estimate) -> str:
+    if score.value is None:
         return "not defined"
     return interval(score)

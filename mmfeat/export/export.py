@@ -28,8 +28,9 @@ from mmfeat.export.onnx_file import TOLERANCE, check_installed, largest_differen
 from mmfeat.export.towers import TowerInput, build_model, why_no_model
 from mmfeat.extraction.extract import extract_samples
 from mmfeat.extraction.worker import ExtractSettings
-from mmfeat.prediction.final_heads import predict_entry, towers_of, widths_of
+from mmfeat.prediction.final_heads import EntryPredictor
 from mmfeat.prediction.inference import read_for
+from mmfeat.runs.entry import Entry
 from mmfeat.runs.folders import choose_run
 from mmfeat.runs.run import Run, checked_towers
 from mmfeat.samples.dataset import MODALITIES, Sample, SampleSet
@@ -93,7 +94,7 @@ def export_run(
     _check_free(folder)
     samples, features, towers = _features(chosen, entry, data, cache, device, progress or Silent())
     graph, ports = build_graph(chosen, entry, towers, features)
-    _, wanted = predict_entry(chosen, entry, features, "cpu", samples)
+    _, wanted = EntryPredictor(chosen, entry).predict(features, samples)
     with new_folder(folder) as place:
         with (progress or Silent()).task("export", 2) as advance:
             difference = _write_head(graph, ports, features, wanted, place / HEAD)
@@ -104,11 +105,11 @@ def export_run(
         write_json(place / HEAD_FACTS, facts)
         write_atomic(place / CARD, model_card(chosen, entry, ports, facts, reason, deviation).encode())
         sizes = {path.name: path.stat().st_size for path in sorted(place.iterdir())}
-    named = entry["head"], entry["modalities"]
+    named = entry.head, entry.modalities
     return Export(folder, chosen, *named, sizes, len(features), difference, deviation, reason, passed_over)
 
 
-def _entry(run: Run, head: str | None, modalities: str | None) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
+def _entry(run: Run, head: str | None, modalities: str | None) -> tuple[Entry, tuple[tuple[str, str], ...]]:
     """The best entry that can be exported, and the better ones that cannot."""
     run.entry(head, modalities)  # says what there is
     passed_over: list[tuple[str, str]] = []
@@ -116,7 +117,7 @@ def _entry(run: Run, head: str | None, modalities: str | None) -> tuple[dict[str
         reason = why_not_exportable(run, entry)
         if not reason:
             return entry, tuple(passed_over)
-        passed_over.append((f"{entry['head']} on {entry['modalities']}", reason))
+        passed_over.append((entry.label, reason))
     name, reason = passed_over[0]
     raise RunError(f"{run.folder}: {name} cannot be exported: {reason}; name another --head or --modalities")
 
@@ -141,20 +142,21 @@ def _is_export(folder: Path) -> bool:
 
 
 def _features(
-    run: Run, entry: Mapping[str, Any], data: str | Path | None, cache: str | Path | None, device: str,
+    run: Run, entry: Entry, data: str | Path | None, cache: str | Path | None, device: str,
     progress: Progress,
 ) -> tuple[list[Sample], Features, list[Tower]]:  # fmt: skip
     """Evenly spaced samples of the run's data, and some that lack a text or a photo, with their vectors; what the cache
     lacks is extracted."""
-    everything: SampleSet = read_for(data or run.config["data"], None, run.config["columns"])
+    everything: SampleSet = read_for(data or run.config.data, None, run.config.columns)
     places = np.unique(np.linspace(0, len(everything) - 1, CHECKED_ROWS).round().astype(int)).tolist()
     places = sorted({*places, *(row for name in MODALITIES for row in _lacking(everything, name))})
     some = replace(everything, samples=tuple(everything.samples[place] for place in places))
-    towers = checked_towers(run, towers_of(run, entry))
-    cache = cache or run.config["cache"]
+    predictor = EntryPredictor(run, entry)
+    towers = checked_towers(run, predictor.towers)
+    cache = cache or run.config.cache
     extract_samples(some, towers, cache=cache, settings=ExtractSettings(device), progress=progress)
     features = Cache(cache, some.name).load(some.samples, [tower.spec for tower in towers])
-    return list(some.samples), features.widened(widths_of(run, entry)), towers
+    return list(some.samples), features.widened(predictor.widths), towers
 
 
 def _lacking(samples: SampleSet, modality: str) -> list[int]:
@@ -243,14 +245,14 @@ def _model_inputs(given: list[TowerInput], contents: list[dict[str, Any]]) -> li
 
 
 def _facts(
-    run: Run, entry: Mapping[str, Any], ports: list[Port], rows: int, difference: float
+    run: Run, entry: Entry, ports: list[Port], rows: int, difference: float
 ) -> dict[str, Any]:  # fmt: skip
     return {
         "made_by": f"{MADE_BY} {__version__}",
         "run": run.name,
-        "head": entry["head"],
-        "modalities": entry["modalities"],
-        "task": run.config["task"],
+        "head": entry.head,
+        "modalities": entry.modalities,
+        "task": run.config.task,
         "classes": list(run.classes),
         "inputs": [
             {

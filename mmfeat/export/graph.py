@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from mmfeat.evaluation.blending import LEAST
 from mmfeat.evaluation.decisions import Decision
 from mmfeat.heads.data import pooled_tokens
 from mmfeat.heads.layers import Batch, Fusion
+from mmfeat.runs.entry import Rule
 
 LEAST_LOGIT = float(np.log(1e-6))  # of a member of a stacking, as in `mmfeat.evaluation.blending`
 Given = Sequence[tuple[Tensor, Tensor]]  # values and mask of each port
@@ -204,14 +204,14 @@ class Blend(nn.Module):
     stacking: Tensor
     intercept: Tensor
 
-    def __init__(self, members: Sequence[Member], rule: Mapping[str, Any], decision: Decision) -> None:
+    def __init__(self, members: Sequence[Member], rule: Rule, decision: Decision) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
         self.temperature, self.multilabel = decision.temperature, decision.multilabel
-        self.stacks = "weights" not in rule
+        self.stacks = rule.weights is None
         names = ("stacking", "intercept") if self.stacks else ("weights",)
         for name in names:
-            self.register_buffer(name, torch.tensor(rule[name], dtype=torch.float32))
+            self.register_buffer(name, torch.tensor(getattr(rule, name), dtype=torch.float32))
 
     def forward(self, given: Given) -> Tensor:
         found = torch.stack([probabilities(member(given), self.multilabel) for member in self.members])

@@ -14,17 +14,19 @@ def finetune_arguments(run: Run) -> dict[str, Any]:
 
     config = run.config
     try:
-        early = config["fusion"] == "early"
+        if config.finetune is None or config.stage_1 is None:
+            raise ValueError("no second stage")
+        early = config.fusion == "early"
         return {
             "run": _parent(run),
-            "data": config["data"],
-            "cache": config["cache"],
-            "settings": FinetuneSettings(**config["finetune"]),
+            "data": config.data,
+            "cache": config.cache,
+            "settings": FinetuneSettings(**config.finetune),
             "fusion": "early" if early else None,
-            "head": config["stage_1"]["head"],
-            "modalities": config["stage_1"]["modality"],
-            "seeds": config["protocol"]["seeds"],
-            "views": config["views"],
+            "head": config.stage_1["head"],
+            "modalities": config.stage_1["modality"],
+            "seeds": config.protocol.seeds,
+            "views": config.views,
         }
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise RunError(f"{run.folder}: its run.json does not say how it was made ({error!r}); train it anew") from error
@@ -32,5 +34,4 @@ def finetune_arguments(run: Run) -> dict[str, Any]:
 
 def _parent(run: Run) -> Path:
     """Of an older run, which has no record of the place, it lies beside it."""
-    place = run.config.get("record", {}).get("parents", ".")
-    return Path(os.path.normpath(run.folder.parent / place)) / run.config["parent"]
+    return Path(os.path.normpath(run.folder.parent / run.record.parents)) / str(run.config.parent)

@@ -25,6 +25,7 @@ from mmfeat.finetune.results import STAGE_2, finish_run
 from mmfeat.finetune.settings import FinetuneSettings
 from mmfeat.finetune.stage_one import StageOne, best_parent, has_fusion, train_stage_one
 from mmfeat.finetune.training import TrainingSetup
+from mmfeat.runs.config import RunConfig
 from mmfeat.runs.folders import find_run
 from mmfeat.runs.record import Maker, making, written_call
 from mmfeat.runs.run import LEADERBOARD, RUN_FILE, Run, comparable_runs, finals_are_whole, read_run, reuse_run
@@ -170,12 +171,12 @@ def _is_done(folder: Path) -> bool:
     run = read_run(folder)
     files = [folder / f"{LEADERBOARD}.{kind}" for kind in ("csv", "json")]
     return all(file.is_file() for file in files) and all(
-        finals_are_whole(run.head_folder(entry), entry["final"]) for entry in run.leaderboard
+        finals_are_whole(run.head_folder(entry), entry.final) for entry in run.leaderboard
     )
 
 
 def _train(
-    work: Work, config: dict[str, Any], folder: Path, maker: Maker, team: Team, workers: int, every: float,
+    work: Work, config: RunConfig, folder: Path, maker: Maker, team: Team, workers: int, every: float,
     progress: Progress,
 ) -> Run:  # fmt: skip
     if team.leads:
@@ -194,15 +195,14 @@ def _train(
         finals = runner.run(_finals(work, first, replay), advance)
     if team.leads:
         model = runner.models.get() if runner.models.qsize() else work.model(team)
-        config = {**config, "record": maker.record(config)}
-        finish_run(work, config, folder, first, results, finals, model)
+        finish_run(work, config, maker, folder, first, results, finals, model)
         shutil.rmtree(folder / CELLS, ignore_errors=True)
     team.wait()
     return read_run(folder)
 
 
 def _stage_one(work: Work, team: Team, workers: int, progress: Progress) -> StageOne:
-    attend = str(work.parent.config["attend"])
+    attend = str(work.parent.config.attend)
     engine = LocalEngine(work.first_features, work.task.targets, work.device, attend, workers)
     try:
         with progress.task("stage 1", len(work.chosen.wanted) * len(work.task.cells(work.chosen.head))) as advance:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,7 +26,8 @@ from mmfeat.finetune.tower_plan import TowerPlan, head_slots, plan_towers
 from mmfeat.finetune.towers import open_moving_tower
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.registry import NEEDS_TOKENS, load_fusion
-from mmfeat.runs.run import Run, checked_towers, run_name
+from mmfeat.runs.config import RunConfig
+from mmfeat.runs.run import Run, checked_towers
 from mmfeat.samples.images import view_name, view_number
 from mmfeat.sweep.task import Problem, Task, read_problem
 from mmfeat.sweep.train import IN_MEMORY
@@ -70,11 +70,11 @@ class Work:
     @property
     def attend(self) -> str:
         """What cross-attention looks at."""
-        return str(self.parent.config["attend"]) if self.fusion == NEEDS_TOKENS else ""
+        return str(self.parent.config.attend) if self.fusion == NEEDS_TOKENS else ""
 
     @property
     def adjustment(self) -> float | None:
-        return self.parent.config["plan"]["adjustment"]
+        return (self.parent.config.plan or {})["adjustment"]
 
     @property
     def label(self) -> str:
@@ -120,11 +120,11 @@ class Work:
 
 def prepare(
     parent: Run, asked: Asked, device: str, team: Team, out: str | Path, progress: Progress
-) -> tuple[Work, dict[str, Any], Path]:
+) -> tuple[Work, RunConfig, Path]:
     """Read, plan and extract: the work, what the run records of it, and its folder."""
     settings = asked.settings
     if parent.is_finetuned:
-        raise RunError(f"{parent.folder}: a second stage itself; name the run of its heads, {parent.config['parent']}")
+        raise RunError(f"{parent.folder}: a second stage itself; name the run of its heads, {parent.config.parent}")
     chosen = chosen_head(parent, *best_fusion(parent, asked.head, asked.modalities))
     _check_head(chosen, asked, parent, team)
     checked_towers(parent, [each for each in parent.towers if chosen.modality in ("both", each.spec.modality)])
@@ -145,7 +145,7 @@ def prepare(
     fusion, amp = asked.fusion or chosen.head, _amp(settings.amp, device)
     work = Work(parent, problem, task, seen, features, plans, chosen, fusion, views, settings, device, amp)
     config = _config(work, prefixes)
-    return work, config, Path(out) / run_name(config, work.label)
+    return work, config, Path(out) / config.name(work.label)
 
 
 def _check_head(chosen: ChosenHead, asked: Asked, parent: Run, team: Team) -> None:
@@ -154,7 +154,7 @@ def _check_head(chosen: ChosenHead, asked: Asked, parent: Run, team: Team) -> No
         raise ConfigError(
             f"--fusion early sees text and photo, this head {chosen.modality} alone; name --modalities both"
         )
-    if not is_early and chosen.head == NEEDS_TOKENS and parent.config["attend"] == "tokens" and team.size > 1:
+    if not is_early and chosen.head == NEEDS_TOKENS and parent.config.attend == "tokens" and team.size > 1:
         raise ConfigError(
             f"--head {chosen.head}: its tokens are those of one process; name another head, or leave out torchrun"
         )
@@ -162,7 +162,7 @@ def _check_head(chosen: ChosenHead, asked: Asked, parent: Run, team: Team) -> No
 
 def _check_views(chosen: ChosenHead, parent: Run, plans: Sequence[TowerPlan], views: int) -> None:
     """Tokens are cached of plain photos alone: a head that was trained on those of views would predict without them."""
-    sees_tokens = chosen.head == NEEDS_TOKENS and parent.config["attend"] == "tokens"
+    sees_tokens = chosen.head == NEEDS_TOKENS and parent.config.attend == "tokens"
     if sees_tokens and views and any(plan.slot.modality == "image" for plan in plans):
         raise ConfigError(
             f"--views {views}: {chosen.head} has no tokens of augmented views; name --views 0, or leave photos frozen"
@@ -171,16 +171,16 @@ def _check_views(chosen: ChosenHead, parent: Run, plans: Sequence[TowerPlan], vi
 
 def _task(parent: Run, asked: Asked, progress: Progress) -> tuple[Problem, Task]:
     """The run's own problem and folds; data or folds that changed since are refused."""
-    config, recorded = parent.config, parent.config["protocol"]
-    repeats = asked.seeds or int(recorded["seeds"])
+    config, recorded = parent.config, parent.config.protocol
+    repeats = asked.seeds or recorded.seeds
     if not has_splits(parent.folder):
         raise RunError(f"{parent.folder}: its splits are gone; run mmfeat heads again")
-    protocol = Protocol(recorded["kind"], seeds=repeats, split_dir=str(parent.folder), seed=int(recorded["seed"]))
-    data, cache = asked.data or config["data"], asked.cache or config["cache"]
-    problem = read_problem(data, config["columns"], cache, config["task"], protocol, progress)
-    if problem.config["data_hash"] != config["data_hash"]:
+    protocol = Protocol(recorded.kind, seeds=repeats, split_dir=str(parent.folder), seed=recorded.seed)
+    data, cache = asked.data or config.data, asked.cache or config.cache
+    problem = read_problem(data, config.columns, cache, config.task, protocol, progress)
+    if problem.recorded["data_hash"] != config.data_hash:
         raise RunError(f"{parent.folder}: labels, texts or photos changed since; run mmfeat heads again, then finetune")
-    if problem.config["splits_hash"] != config["splits_hash"]:
+    if problem.recorded["splits_hash"] != config.splits_hash:
         raise RunError(f"{parent.folder}: its splits changed since; run mmfeat heads again, then finetune")
     ids = tuple(sample.id for sample in problem.labelled)
     return problem, Task(ids, problem.targets, problem.splits, repeats, protocol.seed)
@@ -191,8 +191,8 @@ def _extract(parent: Run, problem: Problem, towers: Sequence[Tower], device: str
     cache = problem.store.folder.parent
     fingerprints = tuple(tower.spec.fingerprint for tower in towers)
     requests = list(dict.fromkeys(tower.request for tower in parent.towers))
-    place = problem.config["data"]
-    begin_request(cache, Request(place, parent.config["columns"], requests, parent.options, fingerprints))
+    place = problem.recorded["data"]
+    begin_request(cache, Request(place, parent.config.columns, requests, parent.options, fingerprints))
     labelled = replace(problem.samples, samples=problem.labelled)
     extract_samples(labelled, list(towers), cache=cache, settings=ExtractSettings(device), progress=progress)
 
@@ -233,28 +233,24 @@ def _prefixes(plans: Sequence[TowerPlan], views: int) -> list[Tower]:
     ]
 
 
-def _config(work: Work, prefixes: Sequence[Tower]) -> dict[str, Any]:
+def _config(work: Work, prefixes: Sequence[Tower]) -> RunConfig:
     parent = work.parent.config
-    return {
-        "version": __version__,
-        "columns": parent["columns"],
-        **work.problem.config,
-        "encoders": _recorded(work.seen),
-        "prefixes": _recorded(prefixes),
-        "options": {**parent["options"], "views": max(work.views, parent["options"]["views"])},
-        "task": parent["task"],
-        "attend": parent["attend"],
-        "parent": work.parent.folder.name,
-        "fusion": work.fusion,
-        "stage_1": asdict(work.chosen),
-        "views": work.views,
-        "protocol": {**parent["protocol"], "seeds": work.task.repeats},
-        "finetune": {**asdict(work.settings), "amp": work.amp},
-    }
-
-
-def _recorded(towers: Sequence[Tower]) -> list[dict[str, Any]]:
-    return [{"request": tower.request, "spec": asdict(tower.spec)} for tower in towers]
+    return RunConfig(
+        version=__version__,
+        columns=parent.columns,
+        **work.problem.recorded,
+        encoders=tuple(work.seen),
+        prefixes=tuple(prefixes),
+        options=replace(parent.options, views=max(work.views, parent.options.views)),
+        task=parent.task,
+        attend=parent.attend,
+        parent=work.parent.folder.name,
+        fusion=work.fusion,
+        stage_1=asdict(work.chosen),
+        views=work.views,
+        protocol=replace(parent.protocol, seeds=work.task.repeats),
+        finetune={**asdict(work.settings), "amp": work.amp},
+    )
 
 
 def _amp(amp: str, device: str) -> str:

@@ -22,9 +22,12 @@ from mmfeat.finetune.stage_one import StageOne
 from mmfeat.finetune.tower_plan import TowerPlan
 from mmfeat.heads.settings import HeadSettings
 from mmfeat.heads.stack import plain_choice
-from mmfeat.runs.leaderboard import leaderboard_csv
-from mmfeat.runs.run import CURVES, LEADERBOARD, METRICS, write_run
-from mmfeat.sweep.entries import Entry
+from mmfeat.runs.config import RunConfig
+from mmfeat.runs.entry import Entry, FinalHead, PairedTest, TunedTower
+from mmfeat.runs.leaderboard import write_leaderboard
+from mmfeat.runs.record import Maker
+from mmfeat.runs.run import CURVES, METRICS, Moved, Run, write_run
+from mmfeat.sweep.entries import TrainedEntry
 from mmfeat.sweep.scoring import cross_fit, decide, fit_on_all, score, write_predictions
 from mmfeat.sweep.task import Task
 from mmfeat.sweep.train_all import rank
@@ -60,7 +63,7 @@ def make_entry(
     alphas: Sequence[int],
     adjustment: float | None,
     settings: HeadSettings,
-) -> Entry:
+) -> TrainedEntry:
     """The entry of a stage: each fold's predictions at its place in ALPHAS, decided on by those of the other folds."""
     logits = np.full((task.repeats, len(task.targets), len(task.targets.classes)), np.nan)
     validation = []
@@ -68,18 +71,18 @@ def make_entry(
         logits[repeat, rows.test] = each.test[alphas[fold]]
         validation.append(each.validation[alphas[fold]].astype(np.float64))
     decisions = cross_fit(task, logits, validation, adjustment)
-    record = {
+    entry = Entry(
         **named,
         **score(task, logits, decisions),
-        "trials": 1,
-        "settings": asdict(settings),
-        "decision": fit_on_all(task, logits, adjustment).to_json(),
-        "seconds": round(sum(each.seconds for each in results), 2),
-    }
-    return Entry(record, logits, decisions, validation)
+        trials=1,
+        settings=settings,
+        decision=fit_on_all(task, logits, adjustment),
+        seconds=round(sum(each.seconds for each in results), 2),
+    )
+    return TrainedEntry(entry, logits, decisions, validation)
 
 
-def gap(task: Task, entry: Entry, results: Sequence[CellResult], alphas: Sequence[int]) -> dict[str, float]:
+def gap(task: Task, entry: TrainedEntry, results: Sequence[CellResult], alphas: Sequence[int]) -> dict[str, float]:
     """macro-F1 without any adjustment on training, validation and test rows: what learning by heart looks like."""
     multilabel, matrix = task.targets.multilabel, task.targets.matrix
     cells = task.cells(STAGE_2)
@@ -93,30 +96,29 @@ def gap(task: Task, entry: Entry, results: Sequence[CellResult], alphas: Sequenc
     return {name: float(np.mean(each)) for name, each in (("train", train), ("validation", seen), ("test", test))}
 
 
-def against_first(task: Task, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+def against_first(task: Task, entries: Sequence[TrainedEntry]) -> list[PairedTest]:
     """How far each entry but the first is above the first: macro-F1 with interval, paired bootstrap, McNemar."""
     rows = task.splits.tested
     targets = task.targets.take(rows)
     chosen = [decide(task, entry.logits, entry.decisions)[0][:, rows] for entry in entries]
     correct = [majority((each == targets.matrix).all(-1)) for each in chosen]
-    found = [
-        {**vars(paired_difference(targets, each, chosen[0], task.seed)), "mcnemar": mcnemar(right, correct[0])}
-        for each, right in zip(chosen[1:], correct[1:], strict=True)
+    differences = [paired_difference(targets, choices, chosen[0], task.seed) for choices in chosen[1:]]
+    disagreements = [mcnemar(right, correct[0]) for right in correct[1:]]
+    adjusted = holm([difference.p for difference in differences])
+    return [
+        PairedTest(**vars(difference), p_holm=float(p), mcnemar=disagreement)
+        for difference, disagreement, p in zip(differences, disagreements, adjusted, strict=True)
     ]
-    adjusted = holm([each["p"] for each in found])
-    return [{**each, "p_holm": float(p)} for each, p in zip(found, adjusted, strict=True)]
 
 
-def warning(first: Mapping[str, float], second: Mapping[str, float], difference: Mapping[str, float]) -> str:
+def warning(first: Mapping[str, float], second: Mapping[str, float], difference: PairedTest) -> str:
     """What a user should know of a stage 2 that learned by heart; "" if it did not."""
     grown = (second["train"] - second["test"]) - (first["train"] - first["test"])
     promised, kept = second["validation"] - first["validation"], second["test"] - first["test"]
-    if difference["p_holm"] < 0.05 and difference["value"] > 0:
+    if difference.p_holm < 0.05 and difference.value > 0:
         return ""
-    if difference["p_holm"] < 0.05:
-        return (
-            f"stage 2 is worse than stage 1 ({difference['value']:+.3f} macro-F1); lower --lr-encoder or unfreeze less"
-        )
+    if difference.p_holm < 0.05:
+        return f"stage 2 is worse than stage 1 ({difference.value:+.3f} macro-F1); lower --lr-encoder or unfreeze less"
     if grown > GAP:
         return (
             f"stage 2 overfits: training rows gain {second['train'] - first['train']:+.3f} macro-F1, test rows "
@@ -129,7 +131,7 @@ def warning(first: Mapping[str, float], second: Mapping[str, float], difference:
     return ""
 
 
-def save_entry(folder: Path, task: Task, entry: Entry, curves: Sequence[Mapping[str, Any]] = ()) -> None:
+def save_entry(folder: Path, task: Task, entry: TrainedEntry, curves: Sequence[Mapping[str, Any]] = ()) -> None:
     """Predictions, curves, and last `metrics.json`."""
     place = folder / entry.name
     write_predictions(place, task, entry.logits, entry.decisions)
@@ -138,13 +140,13 @@ def save_entry(folder: Path, task: Task, entry: Entry, curves: Sequence[Mapping[
         write_atomic(
             place / CURVES, csv_text(header, [[line.get(name, "") for name in header] for line in curves]).encode()
         )
-    write_json(place / METRICS, entry.record)
+    write_json(place / METRICS, entry.entry.to_json())
 
 
 def save_final(
     folder: Path, number: int, model: Model, state: Mapping[str, Tensor], options: EncoderOptions, run: str
-) -> dict[str, Any]:
-    """The head and the deltas of its towers; returns what finds them again."""
+) -> FinalHead:
+    """Save the head and the deltas of its towers; the result finds them again."""
     from safetensors.torch import save
 
     path = folder / f"final-{number}.safetensors"
@@ -162,10 +164,8 @@ def save_final(
         file = folder / f"{spec.tower}-{tower.slot.number}-{number}.safetensors"
         write_delta(file, Delta(tower.plan.tower.request, spec, f"{run}-{number}"), moved)
         (tuned,) = _described(f"finetuned:{file.resolve()}", options)
-        towers.append(
-            {"file": file.name, "sha256": file_sha256(file), "slot": tower.slot.name, "spec": asdict(tuned.spec)}
-        )
-    return {"file": path.name, "config": {}, "sha256": file_sha256(path), "towers": towers}
+        towers.append(TunedTower(file.name, file_sha256(file), tower.slot.name, tuned.spec))
+    return FinalHead(path.name, file_sha256(path), towers=tuple(towers))
 
 
 def _described(request: str, options: EncoderOptions) -> list[Tower]:
@@ -173,7 +173,7 @@ def _described(request: str, options: EncoderOptions) -> list[Tower]:
 
 
 def finish_run(
-    work: Work, config: dict[str, Any], folder: Path, first: StageOne, results: Sequence[CellResult],
+    work: Work, config: RunConfig, maker: Maker, folder: Path, first: StageOne, results: Sequence[CellResult],
     finals: Sequence[CellResult], model: Model,
 ) -> None:  # fmt: skip
     """Score, compare and save all there is; `model` is one to put final weights into."""
@@ -186,18 +186,21 @@ def finish_run(
     predicts = save_finals(folder / entries[0].name, first.fitted)
     records = [_with(entries[0], scores=gaps[0], final=predicts)]
     for entry, scores, test in zip(entries[1:], gaps[1:], tests, strict=True):
-        saved = _save_finals(work, folder, entry, model, first, finals, ALPHAS[stages[entry.record["head"]].final])
+        saved = _save_finals(work, folder, entry, model, first, finals, ALPHAS[stages[entry.entry.head].final])
         records.append(_with(entry, scores=scores, over_stage_1=test, **saved))
     for number, entry in enumerate(records):
         save_entry(folder, task, entry, _curves(task, results) if number else ())
     leaderboard = rank(task, records)
-    write_json(folder / f"{LEADERBOARD}.json", leaderboard)
-    write_atomic(folder / f"{LEADERBOARD}.csv", leaderboard_csv(leaderboard, task.targets.classes).encode())
-    about = {name: work.parent.config[name] for name in ("classes", "class_counts", "labelled")}
-    about["widths"] = work.features.widths
-    about["moving"] = [_moved(model, plan) for plan in work.plans]
-    about["warning"] = warning(gaps[0], gaps[1], tests[0]) if work.fusion != EARLY else ""
-    write_run(folder, {**config, **about, "leaderboard": leaderboard})
+    write_leaderboard(folder, leaderboard, task.targets.classes)
+    results_of_run = replace(
+        work.parent.results,
+        widths=work.features.widths,
+        leaderboard=leaderboard,
+        record=maker.record(config),
+        moving=tuple(_moved(model, plan) for plan in work.plans),
+        warning=warning(gaps[0], gaps[1], tests[0]) if work.fusion != EARLY else "",
+    )
+    write_run(Run(folder, config, results_of_run))
 
 
 def _stages(work: Work, results: Sequence[CellResult]) -> dict[str, Chosen]:
@@ -209,33 +212,41 @@ def _stages(work: Work, results: Sequence[CellResult]) -> dict[str, Chosen]:
     return {STAGE_1: nothing, STAGE_2: whole, WISE: choose_alphas(work.task, results)}
 
 
-def _entries(work: Work, first: StageOne, results: Sequence[CellResult], stages: Mapping[str, Chosen]) -> list[Entry]:
+def _entries(
+    work: Work, first: StageOne, results: Sequence[CellResult], stages: Mapping[str, Chosen]
+) -> list[TrainedEntry]:
     """Stage 1 as it was, then the others from their cells."""
-    views = work.parent.config["options"]["views"]
+    views = work.parent.config.options.views
     found = [_with(first.entry, head=STAGE_1, fusion=work.chosen.head, views=views, seconds=0.0)]
     for name, alphas in stages.items():
         named = {"head": name, "modalities": work.chosen.modality, "fusion": work.fusion, "views": work.views}
         if name == WISE:
-            named["alphas"] = [ALPHAS[place] for place in alphas.folds]
+            named["alphas"] = tuple(ALPHAS[place] for place in alphas.folds)
         if name != STAGE_1:
             settings = work.settings.of_head(work.chosen.best)
             found.append(make_entry(work.task, named, results, alphas.folds, work.adjustment, settings))
     return found
 
 
-def _with(entry: Entry, **more: Any) -> Entry:
-    return replace(entry, record={**entry.record, **more})
+def _with(trained: TrainedEntry, **more: Any) -> TrainedEntry:
+    return replace(trained, entry=replace(trained.entry, **more))
 
 
 def _save_finals(
-    work: Work, folder: Path, entry: Entry, model: Model, first: StageOne, finals: Sequence[CellResult], alpha: float
+    work: Work,
+    folder: Path,
+    entry: TrainedEntry,
+    model: Model,
+    first: StageOne,
+    finals: Sequence[CellResult],
+    alpha: float,
 ) -> dict[str, Any]:
     """What predicts, and what the record says of it."""
-    options = EncoderOptions(**work.parent.config["options"])
-    saved = [
+    options = work.parent.options
+    saved = tuple(
         save_final(folder / entry.name, seed, model, _blend(model, first, each, seed, alpha), options, folder.name)
         for seed, each in enumerate(finals)
-    ]
+    )
     return {"alpha": alpha, "parameters": sum(p.numel() for p in model.parameters().values()), "final": saved}
 
 
@@ -255,9 +266,7 @@ def _curves(task: Task, results: Sequence[CellResult]) -> list[dict[str, Any]]:
     ]
 
 
-def _moved(model: Model, plan: TowerPlan) -> dict[str, Any]:
-    """What a run tells of a tower."""
+def _moved(model: Model, plan: TowerPlan) -> Moved:
     own = next(tower for tower in model.towers if tower.plan == plan)
     count = sum(parameter.numel() for parameter in own.parameters.values())
-    named = {"tower": plan.tower.spec.model, "layers": plan.count, "parameters": count}
-    return {**named, "path": plan.path, "reason": plan.reason}
+    return Moved(plan.tower.spec.model, plan.count, count, plan.path, plan.reason)

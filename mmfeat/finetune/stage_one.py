@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from mmfeat.heads.registry import FUSIONS
 from mmfeat.heads.settings import HeadSettings
 from mmfeat.runs.run import Run
 from mmfeat.sweep.engine import Engine
-from mmfeat.sweep.entries import Entry, assemble, best_outcome
+from mmfeat.sweep.entries import TrainedEntry, assemble, best_outcome
 from mmfeat.sweep.task import Task
 from mmfeat.sweep.trials import Outcome, load_outcome, refit, run_trials
 
@@ -40,7 +40,7 @@ class ChosenHead:
 class StageOne:
     """The head's entry, its tensors by cell (fold after fold, as `Task.cells`), and those trained on everything."""
 
-    entry: Entry
+    entry: TrainedEntry
     cells: list[dict[str, Tensor]]
     finals: list[dict[str, Tensor]]
     fitted: list[Fitted]
@@ -48,7 +48,7 @@ class StageOne:
 
 def has_fusion(run: Run) -> bool:
     """Whether stage 2 can start from one of its heads."""
-    return not run.is_finetuned and any(entry["head"] in FUSIONS for entry in run.leaderboard)
+    return not run.is_finetuned and any(entry.head in FUSIONS for entry in run.leaderboard)
 
 
 def best_parent(runs: Sequence[Run], head: str | None, modalities: str | None) -> Run:
@@ -67,16 +67,14 @@ def best_fusion(run: Run, head: str | None, modalities: str | None) -> tuple[str
 
     Without `modalities` one on both is taken if there is any.
     """
-    entries = [each for each in run.matching(head, modalities) if each["head"] in FUSIONS]
+    entries = [each for each in run.matching(head, modalities) if each.head in FUSIONS]
     if not entries:
-        known = ", ".join(
-            f"{each['head']} on {each['modalities']}" for each in run.leaderboard if each["head"] in FUSIONS
-        )
+        known = ", ".join(each.label for each in run.leaderboard if each.head in FUSIONS)
         raise RunError(f"{run.folder}: stage 2 needs a fusion; it has {known or 'none'}: train one with mmfeat heads")
     if modalities is None:
-        entries = [each for each in entries if each["modalities"] == "both"] or entries
-    best = max(entries, key=lambda each: best_outcome(trials_of(run, each["head"], each["modalities"])).score)
-    return best["head"], best["modalities"]
+        entries = [each for each in entries if each.modalities == "both"] or entries
+    best = max(entries, key=lambda each: best_outcome(trials_of(run, each.head, each.modalities)).score)
+    return best.head, best.modalities
 
 
 def trials_of(run: Run, head: str, modalities: str) -> list[Outcome]:
@@ -94,7 +92,7 @@ def chosen_head(run: Run, head: str, modality: str) -> ChosenHead:
     outcomes = trials_of(run, head, modality)
     folds = [
         max(outcomes, key=lambda outcome: outcome.scores.mean(0)[fold]).settings
-        for fold in range(len(run.config["folds"]))
+        for fold in range(len(run.config.folds))
     ]
     return ChosenHead(head, modality, folds, best_outcome(outcomes).settings, len(outcomes))
 
@@ -107,13 +105,13 @@ def train_stage_one(
     trained = run_trials(task, engine, chosen.head, chosen.modality, wanted, advance, keep=True)
     places = [wanted.index(settings) for settings in chosen.folds]
     entry = assemble(task, chosen.head, chosen.modality, trained, adjustment, places)
-    record = {**entry.record, "trials": chosen.trials, "settings": asdict(chosen.best)}
-    del record["optimism"]  # of the search, which was that of the run
+    # The optimism belongs to the search of the run, not to this training.
+    record = replace(entry.entry, trials=chosen.trials, settings=chosen.best, optimism=None)
     cells = [
         _tensors(trained[places[fold]].fitted[number]) for number, (fold, _, _) in enumerate(task.cells(chosen.head))
     ]
     fitted = refit(task, engine, chosen.head, chosen.modality, trained[wanted.index(chosen.best)])
-    return StageOne(replace(entry, record=record), cells, list(map(_tensors, fitted)), fitted)
+    return StageOne(replace(entry, entry=record), cells, list(map(_tensors, fitted)), fitted)
 
 
 def _tensors(fitted: Fitted) -> dict[str, Tensor]:

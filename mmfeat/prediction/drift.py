@@ -6,13 +6,12 @@ nothing changed, but with the shares that the same entry predicts for the labell
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from mmfeat.errors import RunError
-from mmfeat.evaluation.decisions import Decision
+from mmfeat.runs.entry import Entry
 from mmfeat.runs.out_of_fold import read_predictions
 from mmfeat.runs.run import Run
 from mmfeat.samples.dataset import MODALITIES, PART, Sample
@@ -23,16 +22,16 @@ LEAST_SHIFT = 0.05  # share of the samples that has to be different before it is
 LEAST = 1e-7  # below what out_of_fold.csv can say of a probability
 
 
-def out_of_fold_choices(run: Run, entry: Mapping[str, Any]) -> np.ndarray | None:
+def out_of_fold_choices(run: Run, entry: Entry) -> np.ndarray | None:
     """(M, C) bool: what the entry chooses for labelled samples that it was not trained on, the mean over its seeds.
 
     The probabilities are those out of fold, the decision is the one that predicts. None where the file is not whole.
     """
     try:
         probabilities = read_predictions(run, entry).probabilities
-        decision = Decision.from_json(entry["decision"])
-    except (KeyError, RunError):
+    except RunError:
         return None
+    decision = entry.decision
     logs = np.log(np.clip(probabilities, LEAST, 1))
     if decision.multilabel:
         logs -= np.log(np.clip(1 - probabilities, LEAST, 1))

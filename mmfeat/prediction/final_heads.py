@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,186 +12,163 @@ from mmfeat.cache.features import Features
 from mmfeat.encoders.registry import Tower
 from mmfeat.errors import RunError
 from mmfeat.evaluation.blending import mean_logits
-from mmfeat.evaluation.decisions import Decision
 from mmfeat.finetune.model import EARLY, early_model
 from mmfeat.finetune.processes import Team
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.jobs import Predict, restore_heads
 from mmfeat.heads.registry import NEEDS_TOKENS
+from mmfeat.runs.entry import Entry, FinalHead, Rule
 from mmfeat.runs.run import Run
 from mmfeat.samples.dataset import Sample
 from mmfeat.samples.images import view_number
-from mmfeat.sweep.ensembles import TOGETHER, combine
+from mmfeat.sweep.ensembles import combine
 from mmfeat.system.files import file_sha256
 
 
-class FinalHeads:
-    """The final heads of a run: read, checked and built when something first predicts with them, and kept."""
+class EntryPredictor:
+    """Predicts with one entry of a run's leaderboard, alone or an ensemble of several.
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    The final heads are read, checked and built when something first predicts with them, and kept.
+    """
+
+    def __init__(self, run: Run, entry: Entry, device: str = "cpu") -> None:
+        self.run, self.entry, self.device = run, entry, device
         self._tensors: dict[Path, dict[str, np.ndarray]] = {}
         self._built: dict[tuple[Path, ...], Predict] = {}
 
-    def logits(
-        self, entry: Mapping[str, Any], records: Sequence[Mapping[str, Any]], data: HeadData
-    ) -> list[np.ndarray]:
-        """(N, C) of each of some heads of an entry, which see the same."""
-        places = tuple(_place(self.run, entry, record) for record in records)
-        if places not in self._built:
-            head, classes = entry.get("fusion", entry["head"]), len(self.run.classes)
-            tensors = [load_final(self.run, entry, record) for record in records]
-            self._built[places] = restore_heads(head, records[0]["config"], tensors, classes, data)
-        return self._built[places](data)
+    @property
+    def towers(self) -> list[Tower]:
+        """The encoders whose vectors the entry takes: the run's, or the fine-tuned ones in their place."""
+        return towers_of(self.run, self.entry)
 
-    def tensors(self, entry: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Those of one head."""
-        place = _place(self.run, entry, record)
-        if place not in self._tensors:
-            self._tensors[place] = load_final(self.run, entry, record)
-        return self._tensors[place]
+    @property
+    def widths(self) -> dict[str, int]:
+        """D of each block that the entry may take; a fine-tuned tower is as wide as the one before."""
+        widths = dict(self.run.results.widths)
+        for final in self.entry.final:
+            for name, tower in self.run.tuned_towers(self.entry, final).items():
+                widths[tower.spec.folder_name] = widths[name]
+        return widths
+
+    def predict(self, features: Features, samples: Sequence[Sample] = ()) -> tuple[np.ndarray, np.ndarray]:
+        """(N, C) bool choices and (N, C) probabilities.
+
+        `samples` are the samples of `features`; only early fusion looks at them, at their photos.
+        """
+        try:
+            early = self.entry.head == EARLY
+            logits = self._early_logits(features, samples) if early else self._logits(features)
+        except (KeyError, TypeError, ValueError, StopIteration) as error:
+            raise RunError(
+                f"{self.run.folder}: not a whole run ({error!r}); delete the folder and run mmfeat "
+                f"{_command(self.run)} again"
+            ) from error
+        return self.entry.decision.choose(logits), self.entry.decision.probabilities(logits)
+
+    def _logits(self, features: Features) -> np.ndarray:
+        """(N, C) log-probabilities or logits to which the entry's decision applies."""
+        if not self.entry.is_ensemble:
+            return self._head_logits(self.entry, features)
+        used = {member.name: member for member in members(self.run, self.entry)}
+        parts: list[np.ndarray | None] = []
+        for name in self.entry.members:
+            member = used.get(name)
+            logits = None if member is None else self._head_logits(member, features)
+            parts.append(None if member is None or logits is None else member.decision.log_probabilities(logits))
+        shape = next(part.shape for part in parts if part is not None)
+        filled = [np.zeros(shape) if part is None else part for part in parts]
+        return combine(self.entry.rule or Rule(), np.stack(filled), self.entry.decision.multilabel)
+
+    def _head_logits(self, entry: Entry, features: Features) -> np.ndarray:
+        """(N, C) logits at the entry's temperature: the mean probability of its final heads, on the scale of one."""
+        alone = any(final.towers for final in entry.final)
+        groups = [[final] for final in entry.final] if alone else [list(entry.final)]
+        logits: list[np.ndarray] = []
+        try:
+            attend = self.run.config.attend if entry.fused_by == NEEDS_TOKENS else ""
+            for finals in groups:
+                seen = seen_by(self.run, entry, finals[0], features)
+                data = HeadData(seen, entry.modalities, self.device, attend)
+                logits += self._built_heads(entry, finals, data)(data)
+        except RunError:
+            raise
+        except Exception as error:  # a head of another shape
+            raise RunError(_not_whole(self.run, self.run.head_folder(entry), error)) from error
+        return mean_logits(np.stack(logits), entry.decision)
+
+    def _early_logits(self, features: Features, samples: Sequence[Sample]) -> np.ndarray:
+        """(N, C) logits of early fusion, whose photos are read now."""
+        logits = []
+        for final in self.entry.final:
+            seen = seen_by(self.run, self.entry, final, features)
+            model = early_model(seen, samples, [], len(self.run.classes), Team(), self.device)
+            path = _path(self.run, self.entry, final)
+            if path not in self._tensors:
+                self._tensors[path] = load_final(self.run, self.entry, final)
+            model.load_head(self._tensors[path])
+            logits.append(model.predict(np.arange(len(samples))))
+        return mean_logits(np.stack(logits), self.entry.decision)
+
+    def _built_heads(self, entry: Entry, finals: Sequence[FinalHead], data: HeadData) -> Predict:
+        """The function from data to the (N, C) logits of each of `finals`, which see the same blocks."""
+        paths = tuple(_path(self.run, entry, final) for final in finals)
+        if paths not in self._built:
+            tensors = [load_final(self.run, entry, final) for final in finals]
+            classes = len(self.run.classes)
+            self._built[paths] = restore_heads(entry.fused_by, finals[0].config, tensors, classes, data)
+        return self._built[paths]
 
 
-def predict_entry(
-    run: Run,
-    entry: Mapping[str, Any],
-    features: Features,
-    device: str = "cpu",
-    samples: Sequence[Sample] = (),
-    heads: FinalHeads | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(N, C) bool choices and (N, C) probabilities of one entry of the run's leaderboard.
-
-    `samples` are those of `features`; only early fusion looks at them, at their photos. `heads` may be those of
-    an earlier call.
-    """
-    heads = heads or FinalHeads(run)
-    command = "finetune" if run.is_finetuned else "heads"
-    try:
-        decision = Decision.from_json(entry["decision"])
-        if entry["head"] == EARLY:
-            logits = _early_logits(run, entry, features, device, samples, heads)
-        else:
-            logits = _logits(run, entry, features, device, heads)
-    except (KeyError, TypeError, ValueError, StopIteration) as error:
-        raise RunError(
-            f"{run.folder}: not a whole run ({error!r}); delete the folder and run mmfeat {command} again"
-        ) from error
-    return decision.choose(logits), decision.probabilities(logits)
+def towers_of(run: Run, entry: Entry) -> list[Tower]:
+    """The encoders whose vectors an entry takes: the run's, or the fine-tuned ones in their place."""
+    seen = {member.modalities for member in members(run, entry)}
+    views = math.inf if entry.views is None else entry.views  # stage 1 and stage 2 may have seen different numbers
+    wanted = [
+        tower for tower in run.towers if {"both", tower.spec.modality} & seen and view_number(tower.spec.view) <= views
+    ]
+    finals = [run.tuned_towers(entry, final) for final in entry.final] or [{}]
+    taken = [tuned.get(tower.spec.folder_name, tower) for tuned in finals for tower in wanted]
+    return list({tower.spec: tower for tower in taken}.values())
 
 
-def towers_of(run: Run, entry: Mapping[str, Any]) -> list[Tower]:
-    """The encoders whose vectors an entry takes: the run's, and in the place of one that was fine-tuned the results."""
-    seen = {each["modalities"] for each in members(run, entry)}
-    wanted = [tower for tower in run.towers if {"both", tower.spec.modality} & seen and _sees_view(entry, tower)]
-    finals = [run.successors(entry, final) for final in entry.get("final", [])] or [{}]
-    found = {each.get(t.spec.folder_name, t).spec: each.get(t.spec.folder_name, t) for each in finals for t in wanted}
-    return list(found.values())
-
-
-def _sees_view(entry: Mapping[str, Any], tower: Tower) -> bool:
-    """Stage 1 and stage 2 may have seen photos in different numbers of augmented views."""
-    return view_number(tower.spec.view) <= entry.get("views", math.inf)
-
-
-def widths_of(run: Run, entry: Mapping[str, Any]) -> dict[str, int]:
-    """D of each block that an entry may take; a fine-tuned tower is as wide as the one before."""
-    widths = dict(run.config["widths"])
-    for final in entry.get("final", []):
-        for name, tower in run.successors(entry, final).items():
-            widths[tower.spec.folder_name] = widths[name]
-    return widths
-
-
-def seen_by(run: Run, entry: Mapping[str, Any], final: Mapping[str, Any], features: Features) -> Features:
-    """What one final head sees, in the order of the run's encoders."""
-    if not final.get("towers"):
+def seen_by(run: Run, entry: Entry, final: FinalHead, features: Features) -> Features:
+    """The features that one final head sees, in the order of the run's encoders."""
+    if not final.towers:
         return features
-    found = run.successors(entry, final)
-    names = [found.get(tower.spec.folder_name, tower).spec.folder_name for tower in run.towers]
+    tuned = run.tuned_towers(entry, final)
+    names = [tuned.get(tower.spec.folder_name, tower).spec.folder_name for tower in run.towers]
     return features.named(names)
 
 
-def members(run: Run, entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The heads behind an entry: itself, or those of an ensemble that count."""
-    if entry["modalities"] != TOGETHER:
+def members(run: Run, entry: Entry) -> list[Entry]:
+    """The heads behind an entry: itself, or the members of an ensemble whose weight is not 0."""
+    if not entry.is_ensemble:
         return [entry]
-    weights = entry["rule"].get("weights", [1.0] * len(entry["members"]))
-    by_name = {f"{each['head']}-{each['modalities']}": each for each in run.leaderboard}
-    return [by_name[name] for name, weight in zip(entry["members"], weights, strict=True) if weight > 0]
+    weights = entry.rule.weights if entry.rule and entry.rule.weights else [1.0] * len(entry.members)
+    by_name = {other.name: other for other in run.leaderboard}
+    return [by_name[name] for name, weight in zip(entry.members, weights, strict=True) if weight > 0]
 
 
-def _logits(run: Run, entry: Mapping[str, Any], features: Features, device: str, heads: FinalHeads) -> np.ndarray:
-    """(N, C) log-probabilities or logits to which the entry's decision applies."""
-    if entry["modalities"] != TOGETHER:
-        return _head_logits(run, entry, features, device, heads)
-    multilabel = bool(entry["decision"]["multilabel"])
-    used = {f"{each['head']}-{each['modalities']}": each for each in members(run, entry)}
-    parts: list[np.ndarray | None] = []
-    for name in entry["members"]:
-        member = used.get(name)
-        parts.append(None if member is None else _calibrated(run, member, features, device, heads))
-    shape = next(part.shape for part in parts if part is not None)
-    filled = [np.zeros(shape) if part is None else part for part in parts]
-    return combine(dict(entry), np.stack(filled), multilabel)
-
-
-def _calibrated(run: Run, entry: Mapping[str, Any], features: Features, device: str, heads: FinalHeads) -> np.ndarray:
-    return Decision.from_json(entry["decision"]).log_probabilities(_head_logits(run, entry, features, device, heads))
-
-
-def _head_logits(run: Run, entry: Mapping[str, Any], features: Features, device: str, heads: FinalHeads) -> np.ndarray:
-    """(N, C) logits at the entry's temperature: the mean probability of its final heads, on the scale of one."""
-    finals = entry["final"]
-    groups = [finals] if not any(record.get("towers") for record in finals) else [[record] for record in finals]
-    logits: list[np.ndarray] = []
-    try:
-        attend = run.config["attend"] if entry.get("fusion", entry["head"]) == NEEDS_TOKENS else ""
-        for records in groups:
-            data = HeadData(seen_by(run, entry, records[0], features), entry["modalities"], device, attend)
-            logits += heads.logits(entry, records, data)
-    except RunError:
-        raise
-    except Exception as error:  # a head of another shape
-        raise RunError(_not_whole(run, run.head_folder(entry), error)) from error
-    return mean_logits(np.stack(logits), Decision.from_json(entry["decision"]))
-
-
-def _early_logits(
-    run: Run,
-    entry: Mapping[str, Any],
-    features: Features,
-    device: str,
-    samples: Sequence[Sample],
-    heads: FinalHeads,
-) -> np.ndarray:
-    """(N, C) logits of early fusion, whose photos are read now."""
-    logits = []
-    for final in entry["final"]:
-        seen = seen_by(run, entry, final, features)
-        model = early_model(seen, samples, [], len(run.classes), Team(), device)
-        model.load_head(heads.tensors(entry, final))
-        logits.append(model.predict(np.arange(len(samples))))
-    return mean_logits(np.stack(logits), Decision.from_json(entry["decision"]))
-
-
-def load_final(run: Run, entry: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def load_final(run: Run, entry: Entry, final: FinalHead) -> dict[str, np.ndarray]:
     """The tensors of one final head; raises `RunError` where they are not what was saved."""
     from safetensors.numpy import load_file
 
-    path = _place(run, entry, record)
+    path = _path(run, entry, final)
     try:
-        if file_sha256(path) != record["sha256"]:
+        if file_sha256(path) != final.sha256:
             raise ValueError(f"{path.name} is not what was saved")
         return load_file(path)
     except Exception as error:  # safetensors raises what its format makes it raise
         raise RunError(_not_whole(run, path.parent, error)) from error
 
 
-def _place(run: Run, entry: Mapping[str, Any], record: Mapping[str, Any]) -> Path:
-    return run.head_folder(entry) / Path(record["file"]).name
+def _path(run: Run, entry: Entry, final: FinalHead) -> Path:
+    return run.head_folder(entry) / Path(final.file).name
+
+
+def _command(run: Run) -> str:
+    return "finetune" if run.is_finetuned else "heads"
 
 
 def _not_whole(run: Run, folder: Path, error: Exception) -> str:
-    command = "finetune" if run.is_finetuned else "heads"
-    return f"{folder}: not a whole head ({error}); the same mmfeat {command} trains it again"
+    return f"{folder}: not a whole head ({error}); the same mmfeat {_command(run)} trains it again"

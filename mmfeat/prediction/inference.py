@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,8 +18,9 @@ from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import ConfigError, DataError, SubmissionError
 from mmfeat.extraction.extract import Extraction, extract_samples
 from mmfeat.extraction.worker import ExtractSettings
-from mmfeat.prediction.final_heads import FinalHeads, predict_entry, towers_of, widths_of
+from mmfeat.prediction.final_heads import EntryPredictor
 from mmfeat.prediction.output_file import Predictions
+from mmfeat.runs.entry import Entry
 from mmfeat.runs.run import Run, checked_towers
 from mmfeat.samples.dataset import MODALITIES, PART, Sample, SampleSet, read_samples
 from mmfeat.system.hardware import resolve_device
@@ -66,7 +66,7 @@ def check_columns(data: str | Path, columns: Mapping[str, str] | None) -> None:
 
 def infer(
     run: Run,
-    entry: Mapping[str, Any],
+    entry: Entry,
     samples: SampleSet,
     cache: str | Path,
     device: str = "auto",
@@ -77,33 +77,26 @@ def infer(
 
     Raises `RunError` where the encoders are not those of the run.
     """
-    towers = checked_towers(run, towers_of(run, entry))
+    predictor = EntryPredictor(run, entry, resolve_device(device))
+    towers = checked_towers(run, predictor.towers)
     extraction = extract_samples(
         samples, towers, cache=cache, settings=ExtractSettings(device, workers), progress=progress
     )
     specs = [tower.spec for tower in towers]
     features = Cache(cache, samples.name).load(samples.samples, specs)
-    predictions = predict_features(run, entry, features, samples.samples, resolve_device(device))
+    predictions = predict_features(predictor, features, samples.samples)
     lacking = _lacking(features)
     notes = _lacking_notes(samples, lacking, partial(_why_failed, cache, samples, specs))
     return Inference(predictions, extraction, lacking, unseen(features), notes)
 
 
-def predict_features(
-    run: Run,
-    entry: Mapping[str, Any],
-    features: Features,
-    samples: Sequence[Sample],
-    device: str,
-    heads: FinalHeads | None = None,
-) -> Predictions:
+def predict_features(predictor: EntryPredictor, features: Features, samples: Sequence[Sample]) -> Predictions:
     """Predictions of an entry for samples whose features are there; `SubmissionError` where they are not finite."""
-    features = features.widened(widths_of(run, entry))
-    chosen, probabilities = predict_entry(run, entry, features, device, samples, heads)
+    run, features = predictor.run, features.widened(predictor.widths)
+    chosen, probabilities = predictor.predict(features, samples)
     if not np.isfinite(probabilities).all():
         raise SubmissionError(f"{run.folder}: its head gives no finite predictions; train it again")
-    multilabel = run.config["task"] == "multilabel"
-    return Predictions(features.ids, chosen, probabilities, run.classes, multilabel)
+    return Predictions(features.ids, chosen, probabilities, run.classes, run.config.is_multilabel)
 
 
 def unseen(features: Features) -> list[str]:

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmfeat.extraction.in_memory import Embedded, Embedder
-from mmfeat.prediction.final_heads import FinalHeads, towers_of
+from mmfeat.prediction.final_heads import EntryPredictor
 from mmfeat.prediction.inference import predict_features, unseen, unseen_note
 from mmfeat.prediction.inputs import Picture, Text, as_samples
 from mmfeat.prediction.output_file import Predictions
+from mmfeat.runs.entry import Entry
 from mmfeat.runs.folders import choose_run
 from mmfeat.runs.run import Run, checked_towers
 from mmfeat.samples.dataset import PART, Sample
@@ -54,10 +55,10 @@ class Model:
     since tokenizers and the device are not to be shared. Processes load a model each, after they have started.
     """
 
-    def __init__(self, run: Run, entry: Mapping[str, Any], device: str = "auto") -> None:
+    def __init__(self, run: Run, entry: Entry, device: str = "auto") -> None:
         self.run, self.entry, self.device = run, entry, resolve_device(device)
-        self._embedder = Embedder(checked_towers(run, towers_of(run, entry)), self.device)
-        self._heads = FinalHeads(run)
+        self._predictor = EntryPredictor(run, entry, self.device)
+        self._embedder = Embedder(checked_towers(run, self._predictor.towers), self.device)
         self._lock = threading.Lock()
 
     @property
@@ -91,14 +92,14 @@ class Model:
         """Predictions for samples, and what was seen of them."""
         with self._lock:
             seen = self._embedder.embed(samples, progress)
-            found = predict_features(self.run, self.entry, seen.features, samples, self.device, self._heads)
+            found = predict_features(self._predictor, seen.features, samples)
         return found, seen
 
     def _predicted(self, texts: Any, images: Any) -> Predictions:
         samples = as_samples(texts, images)
         if not samples:
             nothing = np.empty((0, len(self.classes)))
-            return Predictions((), nothing.astype(bool), nothing, self.classes, self.run.config["task"] == "multilabel")
+            return Predictions((), nothing.astype(bool), nothing, self.classes, self.run.config.is_multilabel)
         found, seen = self.predict_samples(samples)
         for line in unread(samples, seen):
             warnings.warn(line, stacklevel=3)

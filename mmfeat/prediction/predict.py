@@ -17,6 +17,7 @@ from mmfeat.prediction.inference import Inference, infer, read_for, unseen_note
 from mmfeat.prediction.model import Model, unread
 from mmfeat.prediction.output_file import Predictions
 from mmfeat.prediction.submit import check_labels, find_drift, training_samples
+from mmfeat.runs.entry import Scores, convert
 from mmfeat.runs.folders import choose_run
 from mmfeat.runs.run import Run
 from mmfeat.samples.dataset import Sample, SampleSet
@@ -28,7 +29,7 @@ from mmfeat.system.progress import Progress
 class Predicted:
     """Predictions and by which head of which run; `notes` are lines that a person should read.
 
-    `scores` are those of `mmfeat.evaluation.metrics.evaluate` on the labelled samples that the run was not trained on,
+    `scores` are measured on the labelled samples that the run was not trained on,
     None without any.
     """
 
@@ -36,7 +37,7 @@ class Predicted:
     head: str
     modalities: str
     predictions: Predictions
-    scores: Mapping[str, Any] | None = None
+    scores: Scores | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -56,22 +57,22 @@ def predict_data(
     """Predict all samples of a folder or table, labelled or not; features go through the cache as in a submission."""
     chosen = choose_run(run, heads, data, head, modalities)
     entry = chosen.entry(head, modalities)
-    samples = read_for(data, columns, chosen.config["columns"])
-    cache = cache or chosen.config["cache"]
+    samples = read_for(data, columns, chosen.config.columns)
+    cache = cache or chosen.config.cache
     found = infer(chosen, entry, samples, cache, device, workers, progress)
     notes = [*found.notes, *unseen_note(found.without, len(samples), found.lacking)]
     training = training_samples(chosen, samples)
     scores, told = _scores(chosen, samples, found, training, Cache(cache, samples.name))
     before = out_of_fold_choices(chosen, entry)
     notes += [*told, *find_drift(chosen, found, before, training, samples.samples)]
-    return Predicted(chosen, entry["head"], entry["modalities"], found.predictions, scores, notes)
+    return Predicted(chosen, entry.head, entry.modalities, found.predictions, scores, notes)
 
 
 def predict_files(model: Model, samples: SampleSet, progress: Progress | None = None) -> Predicted:
     """Predict samples that are in no data set; they are encoded in memory, and the cache stays as it is."""
     found, seen = model.predict_samples(samples.samples, progress)
     entry = model.entry
-    return Predicted(model.run, entry["head"], entry["modalities"], found, notes=unread(samples.samples, seen))
+    return Predicted(model.run, entry.head, entry.modalities, found, notes=unread(samples.samples, seen))
 
 
 def check_inputs(
@@ -92,7 +93,7 @@ def check_inputs(
 
 def _scores(
     run: Run, samples: SampleSet, found: Inference, training: Sequence[Sample], store: Cache
-) -> tuple[dict[str, Any] | None, list[str]]:
+) -> tuple[Scores | None, list[str]]:
     """(scores, notes): how right the predictions are for labelled samples that the run was not trained on."""
     rows = np.array([row for row, sample in enumerate(samples) if sample.label is not None], np.int64)
     if not len(rows):
@@ -109,12 +110,13 @@ def _scores(
             f"for them its scores out of fold are in {run.leaderboard_file}"
         ]
     if not training:
-        notes.append(f"{run.config['data']} is gone: samples that trained the run would flatter the score")
+        notes.append(f"{run.config.data} is gone: samples that trained the run would flatter the score")
     if not fresh.any():
         return None, notes
     rows, predictions = rows[fresh], found.predictions
     targets = targets_of([str(samples.samples[row].label) for row in rows], run.classes, predictions.multilabel)
-    return evaluate(targets, predictions.chosen[rows][None], predictions.probabilities[rows][None]), notes
+    values = evaluate(targets, predictions.chosen[rows][None], predictions.probabilities[rows][None])
+    return convert(values, Scores), notes
 
 
 def _were_seen(

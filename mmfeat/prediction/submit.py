@@ -75,24 +75,24 @@ def write_submission(
     layout = OutputFormat(choose_format(out, format), header, tuple(names), proba)
     out = f"submission.{layout.format}" if out is None else out
     chosen = choose_run(run, heads, data, head, modalities)
-    source = data or chosen.config["data"]
-    path = checked_target(out, source, chosen.config["data"], chosen.folder)
+    source = data or chosen.config.data
+    path = checked_target(out, source, chosen.config.data, chosen.folder)
     layout.check(chosen.classes)
     entry = chosen.entry(head, modalities)
-    everything = read_for(source, columns, chosen.config["columns"])
+    everything = read_for(source, columns, chosen.config.columns)
     samples = _unlabelled(everything, chosen)
-    cache = cache or chosen.config["cache"]
+    cache = cache or chosen.config.cache
     found = infer(chosen, entry, samples, cache, device, workers, progress)
     before = out_of_fold_choices(chosen, entry)
     result = Submission(
         path=path,
         data=everything.source,
         run=chosen,
-        head=entry["head"],
-        modalities=entry["modalities"],
+        head=entry.head,
+        modalities=entry.modalities,
         rows=len(found.predictions),
         predicted=found.predictions.shares,
-        trained=_shares(chosen.config["class_counts"], chosen.config["labelled"]),
+        trained=_shares(chosen.results.class_counts, chosen.results.labelled),
         extraction=found.extraction,
         data_changed=_data_changed(everything, chosen, Cache(cache, samples.name)),
         without_features=found.without,
@@ -118,22 +118,22 @@ def find_drift(
 
 def training_samples(run: Run, read: SampleSet | None = None) -> tuple[Sample, ...]:
     """The labelled samples of the run's data, as they are now; none where these are gone. `read` may be they."""
-    if read is not None and absolute(read.source) == run.config["data"]:
+    if read is not None and absolute(read.source) == run.config.data:
         return read.labelled
     with contextlib.suppress(DataError, OSError):
-        return read_samples(run.config["data"], run.config["columns"]).labelled
+        return read_samples(run.config.data, run.config.columns).labelled
     return ()
 
 
 def check_labels(samples: SampleSet, run: Run) -> list[str]:
     """Labels of the data that the run does not know."""
-    multilabel = run.config["task"] == "multilabel"
+    multilabel = run.config.is_multilabel
     return sorted(set().union(*(classes_in(label, multilabel) for label in samples.classes)) - set(run.classes))
 
 
 def _data_changed(samples: SampleSet, run: Run, store: Cache) -> bool:
     """Whether the labelled samples the run was trained on are different by now."""
-    return absolute(samples.source) == run.config["data"] and data_changed(run, samples.labelled, store)
+    return absolute(samples.source) == run.config.data and data_changed(run, samples.labelled, store)
 
 
 def _unlabelled(samples: SampleSet, run: Run) -> SampleSet:

@@ -32,14 +32,14 @@ def labels_section(results: Results) -> Section | None:
     words = [
         f"{title_of(results.entry)} is confident of another class than the label for {doubted:,} of {len(found.ids):,} "
         "samples; the gallery below can show just these.",
-        f"If the head is right where it is confident, {interval(vars(noise.wrong))} of the labels are wrong, and a "
-        f"classifier that is always right would score macro-F1 {interval(vars(noise.macro_f1))} against them: a rough "
+        f"If the head is right where it is confident, {interval(noise.wrong)} of the labels are wrong, and a "
+        f"classifier that is always right would score macro-F1 {interval(noise.macro_f1)} against them: a rough "
         "ceiling (confident learning, Northcutt et al., 2021). A head that errs confidently lowers it.",
     ]
     classes = found.targets.classes
     shares = noise.joint / np.maximum(noise.joint.sum(1, keepdims=True), 1e-12)
     rows = [
-        [name, *(f"{share:.0%}" for share in line), interval(vars(score))]
+        [name, *(f"{share:.0%}" for share in line), interval(score)]
         for name, line, score in zip(classes, shares, noise.by_class, strict=True)
     ]
     header = ["label", *(f"truly {name}" for name in classes), "wrong"]
@@ -63,7 +63,7 @@ def audit_section(results: Results, folder: Path) -> Section:
             "mmfeat audit looks for duplicates, conflicting labels, leaks and odd files; its findings then stand here."
         )
         return Section("audit", "Audit of the data", [words])
-    if audit.data_hash != results.run.config["data_hash"]:
+    if audit.data_hash != results.run.config.data_hash:
         words = f"{folder} is about other labels, texts or photos than this run; run mmfeat audit again."
         return Section("audit", "Audit of the data", [words])
     tables = [_twins(audit), *([_odd(audit)] if audit.odd else [])]

@@ -20,8 +20,8 @@ def comparison_sections(found: Comparison) -> list[Section]:
     for run, name, entry, test, reason in zip(
         found.runs, names, found.entries, found.tests, found.reasons, strict=True
     ):
-        scores = [interval(entry[score]) for score in ("macro_f1", "accuracy")]
-        tested = [gain(vars(test.difference)), p_value(test.p_holm), "=" if test.tie else ""] if test else ["", "", ""]
+        scores = [interval(entry.score(score)) for score in ("macro_f1", "accuracy")]
+        tested = [gain(test.difference), p_value(test.p_holm), "=" if test.tie else ""] if test else ["", "", ""]
         rows.append([name, title_of(entry), *scores, *tested, reason or ("" if run is found.runs[0] else "paired")])
     header = ["run", "head", "macro-F1", "accuracy", "over the first", "p", "tie", "test"]
     words = [
@@ -50,7 +50,7 @@ def _scores(found: Comparison, names: Sequence[str]) -> Figure:
     def draw() -> Drawing:
         drawing, (axes,) = new_drawing(0.8 + 0.25 * len(names))
         colours = [SERIES[0]] + [SERIES[7]] * len(names[1:])
-        whiskers(axes, [entry["macro_f1"] for entry in found.entries], names, colours)
+        whiskers(axes, [entry.macro_f1 for entry in found.entries], names, colours)
         axes.set_xlabel("macro-F1")
         return drawing
 
@@ -67,7 +67,7 @@ def _settings(found: Comparison, names: Sequence[str]) -> Section:
 def _classes(found: Comparison, names: Sequence[str]) -> Section:
     classes = list(dict.fromkeys(name for run in found.runs for name in run.classes))
     rows = [
-        [name, *(interval(entry["classes"][name]["f1"]) if name in entry["classes"] else "" for entry in found.entries)]
+        [name, *(interval(entry.classes[name].f1) if name in entry.classes else "" for entry in found.entries)]
         for name in classes
     ]
     return Section("classes", "Classes", tables=[Table("classes", "F1 by class", ["class", *names], rows)])

@@ -19,15 +19,15 @@ from mmfeat.system.wording import duration, shown, size_of, without_passwords
 def data_section(results: Results) -> Section:
     """Classes, what is missing, how texts were encoded."""
     run, samples = results.run, results.samples
-    labelled, classes = run.config["labelled"], run.config["class_counts"]
+    labelled, classes = run.results.labelled, run.results.class_counts
     rows = [[name, f"{count:,}", f"{count / labelled:.1%}"] for name, count in classes.items()]
     tables = [Table("labels", f"{labelled:,} labelled samples", ["class", "samples", "share"], rows)]
-    hashed = f"data hash {run.config['data_hash'][:16]}"
+    hashed = f"data hash {run.config.data_hash[:16]}"
     if samples is None:
-        words = [f"{run.config['dataset']}: {labelled:,} labelled samples, {hashed}."]
+        words = [f"{run.config.dataset}: {labelled:,} labelled samples, {hashed}."]
         words += data_notes(results)
         return Section("data", "Data", words, tables=tables)
-    words = [f"{run.config['dataset']}: {len(samples):,} samples, {labelled:,} labelled, {hashed}."]
+    words = [f"{run.config.dataset}: {len(samples):,} samples, {labelled:,} labelled, {hashed}."]
     words += data_notes(results)
     if odd := {name: count for name, count in samples.encodings.items() if name != "utf-8"}:
         words.append(f"Texts that are not UTF-8: {', '.join(f'{count:,} {name}' for name, count in odd.items())}.")
@@ -71,7 +71,7 @@ def cache_section(results: Results) -> Section:
     held = {}
     words = []
     try:
-        held = {entry.folder.name: entry for entry in survey(run.config["cache"], folder_name(run.config["dataset"]))}
+        held = {entry.folder.name: entry for entry in survey(run.config.cache, folder_name(run.config.dataset))}
     except CacheError as error:
         words.append(f"The cache is not there: {error}.")
     rows = []
@@ -80,7 +80,7 @@ def cache_section(results: Results) -> Section:
         entry = held.get(folder)
         vectors = _vectors(*entry.count()) if entry else ""
         size = size_of(entry.bytes) if entry else ""
-        width = str(run.config["widths"].get(folder, ""))
+        width = str(run.results.widths.get(folder, ""))
         rows.append(
             [
                 shown(tower.request),
@@ -106,19 +106,19 @@ def _vectors(good: int, failed: int) -> str:
 def run_section(results: Results, commands: Sequence[str]) -> Section:
     """How the run came about, and the commands that make it again."""
     run, config = results.run, results.run.config
-    record = config.get("record", {})
+    record = run.record
     facts = {
         "run": shown(str(run.folder)),
-        "command": record.get("command", ""),
-        "started": record.get("started", ""),
-        "took": duration(record["seconds"]) if "seconds" in record else "",
-        "parent": config.get("parent", ""),
-        "task": config["task"],
-        "folds": ", ".join(config["folds"]),
-        "hash of the folds": config["splits_hash"][:16],
-        "seeds": _pairs(record.get("seeds", {})),
-        "machine": _pairs(record.get("machine", {})),
-        "versions": _pairs(record.get("versions", {"mmfeat": config["version"]})),
+        "command": record.command,
+        "started": record.started,
+        "took": duration(record.seconds) if record.started else "",
+        "parent": config.parent,
+        "task": config.task,
+        "folds": ", ".join(config.folds),
+        "hash of the folds": config.splits_hash[:16],
+        "seeds": _pairs(record.seeds),
+        "machine": _pairs(record.machine),
+        "versions": _pairs(record.versions or {"mmfeat": config.version}),
     }
     rows = [[name, str(value)] for name, value in facts.items() if value]
     words = ["These commands make the run again:"] if commands else []

@@ -10,6 +10,7 @@ import numpy as np
 from mmfeat.report.plots import SERIES, new_drawing
 from mmfeat.report.results import SINGLE, Results
 from mmfeat.report.section import Figure, Section, Table, gain, interval, p_value, title_of
+from mmfeat.runs.entry import Entry
 from mmfeat.runs.leaderboard import ablation
 
 if TYPE_CHECKING:
@@ -27,9 +28,8 @@ def ablation_section(results: Results) -> Section | None:
     rows = [
         [
             head,
-            *(interval(entries[name]["macro_f1"]) if name in entries else "" for name in ("both", *SINGLE)),
-            gain(entries["both"]["gain"]) if "gain" in entries.get("both", {}) else "",
-            p_value(entries["both"]["gain"]["p_holm"]) if "gain" in entries.get("both", {}) else "",
+            *(interval(entries[name].macro_f1) if name in entries else "" for name in ("both", *SINGLE)),
+            *_gained(entries.get("both")),
         ]
         for head, entries in found.items()
     ]
@@ -40,6 +40,12 @@ def ablation_section(results: Results) -> Section | None:
         ["What a head gains from seeing both, against the better single one: paired bootstrap, Holm over the heads."],
         tables=[Table("ablation", "macro-F1 by modality", header, rows)],
     )
+
+
+def _gained(both: Entry | None) -> tuple[str, str]:
+    """The gain over the better single modality and its p-value, empty where there is none."""
+    test = both.gain if both else None
+    return (gain(test), p_value(test.p_holm)) if test else ("", "")
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ def attribute(results: Results) -> Attribution | None:
     entry = results.alike
     if entry is None:
         return None
-    found = {name: results.predictions(results.run.entry(entry["head"], name)) for name in SINGLE}
+    found = {name: results.predictions(results.run.entry(entry.head, name)) for name in SINGLE}
     found["both"] = results.predictions(entry)
     voted = {name: each.voted for name, each in found.items()}
     text_flips = (voted["both"] != voted["image"]).any(1)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mmfeat.report.section import Figure, Table
+from mmfeat.runs.entry import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,11 +109,11 @@ def heat_map(table: Table) -> Figure:
     return Figure(table.name, table.caption, table.caption, draw)
 
 
-def whiskers(axes: Axes, scores: Sequence[dict[str, float]], names: Sequence[str], colours: Sequence[str]) -> None:
+def whiskers(axes: Axes, scores: Sequence[Interval], names: Sequence[str], colours: Sequence[str]) -> None:
     """Values with their intervals, one below the other."""
     for place, (score, colour) in enumerate(zip(scores, colours, strict=True)):
-        axes.plot([score["low"], score["high"]], [place, place], color=colour, linewidth=2.2, alpha=0.6)
-        axes.plot(score["value"], place, "o", color=colour, markersize=5)
+        axes.plot([score.low, score.high], [place, place], color=colour, linewidth=2.2, alpha=0.6)
+        axes.plot(score.value, place, "o", color=colour, markersize=5)
     axes.set_yticks(range(len(names)), list(map(short, names)))
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)

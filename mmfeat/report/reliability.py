@@ -10,6 +10,7 @@ from mmfeat.evaluation.metrics import BINS, wilson
 from mmfeat.report.plots import GRID, SERIES, new_drawing
 from mmfeat.report.results import Results
 from mmfeat.report.section import Figure, Section, Table, interval, number, title_of
+from mmfeat.runs.entry import Interval
 from mmfeat.runs.out_of_fold import Predictions
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ def reliability_section(results: Results) -> Section:
     """Reliability diagram, accuracy among the surest, and calibration of the best entries."""
     found = results.predictions()
     entry, config = results.entry, results.run.config
-    error = interval(entry["calibration_error"])
-    chose = "other folds" if len(config["folds"]) > 1 else "validation rows"
+    error = interval(entry.calibration_error)
+    chose = "other folds" if len(config.folds) > 1 else "validation rows"
     words = [
         f"Expected calibration error of {title_of(entry)}: {error}; 0 is perfect, and chance alone keeps it above 0. "
         f"Probabilities are calibrated by a temperature that {chose} chose."
@@ -107,7 +108,7 @@ def _by_share(confidence: np.ndarray, right: np.ndarray) -> Table:
         kept = order[: max(1, round(share * len(order)))]
         accuracy, count = right[kept].mean(), np.array(len(kept))
         low, high = wilson(accuracy, count)
-        score = {"value": float(accuracy), "low": float(low), "high": float(high)}
+        score = Interval(float(accuracy), float(low), float(high))
         rows.append([f"{share:.0%}", f"{len(kept):,}", number(float(confidence[kept[-1]])), interval(score)])
     header = ["surest", "samples", "confidence at least", "accuracy of what is most probable"]
     return Table("coverage", "What setting doubtful samples aside brings", header, rows)
@@ -117,10 +118,10 @@ def _compared(results: Results) -> Table:
     rows = [
         [
             title_of(entry),
-            interval(entry["calibration_error"]),
-            interval(entry["log_loss"]),
-            number(entry["decision"]["temperature"], 2),
-            number(entry["decision"]["strength"], 2),
+            interval(entry.calibration_error),
+            interval(entry.log_loss),
+            number(entry.decision.temperature, 2),
+            number(entry.decision.strength, 2),
         ]
         for entry in results.run.leaderboard[:COMPARED]
     ]

@@ -93,10 +93,10 @@ def write_report(
     progress = progress or Silent()
     sections = [
         *make_sections(results, progress),
-        audit_section(results, Path(audit) / folder_name(chosen.config["dataset"])),
+        audit_section(results, Path(audit) / folder_name(chosen.config.dataset)),
         run_section(results, commands(chosen)),
     ]
-    classes = [*chosen.classes, *([SEPARATOR] if chosen.config["task"] == "multilabel" else [])]
+    classes = [*chosen.classes, *([SEPARATOR] if chosen.config.is_multilabel else [])]
     page = Page(f"Report of {chosen.folder.name}", _subtitle(results), _headline(results), sections, None, classes)
     gallery = make_gallery(results, photos, BYTES - len(render(page).encode()), progress)
     size = _write(path, replace(page, gallery=gallery))
@@ -117,7 +117,7 @@ def write_comparison(
     found = compare_runs([read_run(Path(run)) for run in runs], head, modalities)
     names = names_of_runs(found)
     sections = comparison_sections(found)
-    scores = [(name, interval(entry["macro_f1"])) for name, entry in zip(names, found.entries, strict=True)]
+    scores = [(name, interval(entry.macro_f1)) for name, entry in zip(names, found.entries, strict=True)]
     size = _write(
         path, Page(f"Comparison of {len(names)} runs", "macro-F1 of an entry of each", scores, sections, None)
     )
@@ -151,16 +151,16 @@ def _subtitle(results: Results) -> str:
     run = results.run
     kind = "fine-tuning" if run.is_finetuned else "heads"
     encoders = ", ".join(dict.fromkeys(tower.spec.name for tower in run.towers))
-    return f"{kind} on {run.config['dataset']} with {encoders}"
+    return f"{kind} on {run.config.dataset} with {encoders}"
 
 
 def _headline(results: Results) -> list[tuple[str, str]]:
     entry, others = results.entry, results.run.leaderboard[1:]
-    ties = f"{sum(each['tie'] for each in others):,} of {len(others):,}"
+    ties = f"{sum(bool(entry.tie) for entry in others):,} of {len(others):,}"
     return [
         ("shown closely", title_of(entry)),
-        ("macro-F1", interval(entry["macro_f1"])),
-        ("accuracy", interval(entry["accuracy"])),
-        ("samples out of fold", f"{entry['samples']:,}"),
+        ("macro-F1", interval(entry.macro_f1)),
+        ("accuracy", interval(entry.accuracy)),
+        ("samples out of fold", f"{entry.samples:,}"),
         *([("ties with the best", ties)] if others else []),
     ]

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from mmfeat.errors import DataError
+from mmfeat.runs.entry import Entry
 from mmfeat.runs.out_of_fold import Predictions, read_predictions
 from mmfeat.runs.run import Run
 from mmfeat.samples.dataset import Sample, SampleSet, read_samples
@@ -22,7 +22,7 @@ class Results:
     """A run, and the entry that its report is about."""
 
     run: Run
-    entry: Mapping[str, Any]
+    entry: Entry
     data: str
     columns: Mapping[str, str]
     _read: dict[Path, Predictions] = field(default_factory=dict)
@@ -37,10 +37,10 @@ class Results:
         columns: Mapping[str, str] | None = None,
     ) -> Results:
         """Those of the best entry, or of the one that is named; `data` where they lie now, if they were moved."""
-        place = run.config["data"] if data is None else absolute(data)
-        return cls(run, run.entry(head, modalities), place, columns or run.config["columns"])
+        place = run.config.data if data is None else absolute(data)
+        return cls(run, run.entry(head, modalities), place, columns or run.config.columns)
 
-    def predictions(self, entry: Mapping[str, Any] | None = None) -> Predictions:
+    def predictions(self, entry: Entry | None = None) -> Predictions:
         """Of one entry, by default the report's own."""
         entry = self.entry if entry is None else entry
         folder = self.run.head_folder(entry)
@@ -49,11 +49,11 @@ class Results:
         return self._read[folder]
 
     @property
-    def alike(self) -> Mapping[str, Any] | None:
+    def alike(self) -> Entry | None:
         """The best entry on text and image whose head was also trained on each of them alone, if there is one."""
-        kinds = {name: {each["head"] for each in self.run.matching(modalities=name)} for name in SINGLE}
+        kinds = {name: {each.head for each in self.run.matching(modalities=name)} for name in SINGLE}
         both = [self.entry, *self.run.leaderboard]
-        fit = (each for each in both if each["modalities"] == "both" and all(each["head"] in kinds[n] for n in SINGLE))
+        fit = (each for each in both if each.modalities == "both" and all(each.head in kinds[n] for n in SINGLE))
         return next(fit, None)
 
     @cached_property

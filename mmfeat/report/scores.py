@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from mmfeat.evaluation.significance import compare_pairs
 from mmfeat.report.plots import SERIES, new_drawing, short, whiskers
 from mmfeat.report.results import SINGLE, Results
 from mmfeat.report.section import MOST_CLASSES, Figure, Section, Table, gain, interval, number, p_value, title_of
+from mmfeat.runs.entry import ClassScores, Entry, Interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -21,18 +22,17 @@ PLOTTED = 16  # entries of the leaderboard
 PAIRED = 10  # of them that are compared with each other
 BY_CLASS = 5
 CONFUSED = 60  # pairs of classes
-Entry = Mapping[str, Any]
 
 
 def leaderboard_section(results: Results) -> Section:
     """All entries, best first, and which of them tie with the best."""
     entries = results.run.leaderboard
-    samples = f"{entries[0]['samples']:,} samples out of fold, 95 % bootstrap intervals"
+    samples = f"{entries[0].samples:,} samples out of fold, 95 % bootstrap intervals"
     if len(entries) == 1:
-        words = [f"{title_of(entries[0])} alone: macro-F1 {interval(entries[0]['macro_f1'])}.", f"{samples}."]
+        words = [f"{title_of(entries[0])} alone: macro-F1 {interval(entries[0].macro_f1)}.", f"{samples}."]
     else:
-        ties = sum(entry["tie"] for entry in entries[1:])
-        best = f"{title_of(entries[0])} is the best of {len(entries)}: macro-F1 {interval(entries[0]['macro_f1'])}."
+        ties = sum(bool(entry.tie) for entry in entries[1:])
+        best = f"{title_of(entries[0])} is the best of {len(entries)}: macro-F1 {interval(entries[0].macro_f1)}."
         tie = f"{ties} more tie with it (=): the difference is within noise." if ties else "No other ties with it."
         words = [
             f"{best} {tie}",
@@ -45,14 +45,14 @@ def leaderboard_section(results: Results) -> Section:
 def _forest(entries: Sequence[Entry]) -> Figure:
     def draw() -> Drawing:
         drawing, (axes,) = new_drawing(0.7 + 0.22 * len(entries))
-        colours = [SERIES[0] if number == 0 or entry["tie"] else SERIES[7] for number, entry in enumerate(entries)]
-        whiskers(axes, [entry["macro_f1"] for entry in entries], [title_of(entry) for entry in entries], colours)
+        colours = [SERIES[0] if number == 0 or entry.tie else SERIES[7] for number, entry in enumerate(entries)]
+        whiskers(axes, [entry.macro_f1 for entry in entries], [title_of(entry) for entry in entries], colours)
         axes.set_xlabel("macro-F1")
-        axes.axvline(entries[0]["macro_f1"]["value"], color=SERIES[0], linewidth=0.8, linestyle=":")
+        axes.axvline(entries[0].macro_f1.value, color=SERIES[0], linewidth=0.8, linestyle=":")
         return drawing
 
     caption = "macro-F1 with 95 % intervals; blue: the best and what ties with it"
-    says = f"{title_of(entries[0])} at {interval(entries[0]['macro_f1'])}; the table below has all values"
+    says = f"{title_of(entries[0])} at {interval(entries[0].macro_f1)}; the table below has all values"
     return Figure("leaderboard", caption, says, draw)
 
 
@@ -60,22 +60,22 @@ def _leaderboard(entries: Sequence[Entry]) -> Table:
     header = ["", "head", "on", "macro-F1", "± seeds", "behind the first", "p", "accuracy", "AUROC", "log-loss"]
     rows = []
     for place, entry in enumerate(entries):
-        seeds = entry["seeds"]["macro_f1"]
+        seeds = entry.seeds["macro_f1"]
         rows.append(
             [
-                "=" if entry["tie"] else "",
-                entry["head"],
-                entry["modalities"],
-                interval(entry["macro_f1"]),
-                number(seeds["std"]) if len(seeds["values"]) > 1 else "",
-                gain(entry["behind_best"]) if place else "",
-                p_value(entry["behind_best"]["p_holm"]) if place else "",
-                interval(entry["accuracy"]),
-                interval(entry["auroc"]),
-                interval(entry["log_loss"]),
+                "=" if entry.tie else "",
+                entry.head,
+                entry.modalities,
+                interval(entry.macro_f1),
+                number(seeds.std) if len(seeds.values) > 1 else "",
+                gain(entry.behind_best) if place and entry.behind_best else "",
+                p_value(entry.behind_best.p_holm) if place and entry.behind_best else "",
+                interval(entry.accuracy),
+                interval(entry.auroc),
+                interval(entry.log_loss),
             ]
         )
-    strong = frozenset(place for place, entry in enumerate(entries) if entry["tie"] or not place)
+    strong = frozenset(place for place, entry in enumerate(entries) if entry.tie or not place)
     return Table("leaderboard", "All entries, best first", header, rows, strong=strong)
 
 
@@ -112,12 +112,10 @@ def classes_section(results: Results) -> Section:
     """Precision, recall and F1 of each class."""
     entry, classes = results.entry, results.run.classes
     header = ["class", "samples", "precision", "recall", "F1"]
-    rows = [
-        _of_class(name, entry["classes"][name], chosen) for name, chosen in zip(classes, _chosen(entry), strict=True)
-    ]
-    there = [name for name in classes if entry["classes"][name]["support"]]
-    weakest = min(there, key=lambda name: entry["classes"][name]["f1"]["value"])
-    words = [f"{title_of(entry)} is weakest on {weakest}: F1 {interval(entry['classes'][weakest]['f1'])}."]
+    rows = [_of_class(name, entry.classes[name], chosen) for name, chosen in zip(classes, _chosen(entry), strict=True)]
+    there = [name for name in classes if entry.classes[name].support]
+    weakest = min(there, key=lambda name: entry.classes[name].f1.value)
+    words = [f"{title_of(entry)} is weakest on {weakest}: F1 {interval(entry.classes[weakest].f1)}."]
     if absent := [name for name in classes if name not in there]:
         words.append(f"No sample out of fold is {', '.join(absent)}: that counts as F1 0 in every macro-F1.")
     entries = [entry, *(each for each in results.run.leaderboard if each is not entry)][:BY_CLASS]
@@ -127,30 +125,30 @@ def classes_section(results: Results) -> Section:
     )
 
 
-def _of_class(name: str, found: Mapping[str, Any], chosen: float) -> list[str]:
+def _of_class(name: str, scores: ClassScores, chosen: float) -> list[str]:
     """`chosen` is for how many samples; a class that no sample has can be chosen wrongly, but not found."""
-    if not found["support"]:
+    if not scores.support:
         return [name, "0", *[""] * 3]
-    shares = _share(found["precision"], chosen), _share(found["recall"], found["support"])
-    return [name, f"{found['support']:,}", *shares, interval(found["f1"])]
+    shares = _share(scores.precision, chosen), _share(scores.recall, scores.support)
+    return [name, f"{scores.support:,}", *shares, interval(scores.f1)]
 
 
 def _chosen(entry: Entry) -> list[float]:
     """For how many samples each class was chosen, mean over seeds."""
-    counts = np.array(entry["confusion"])
+    counts = np.array(entry.confusion)
     return (counts.sum(0) if counts.ndim == 2 else counts[:, :, 1].sum(1)).tolist()
 
 
 def _share(value: float, count: float) -> str:
     low, high = map(float, wilson(value, count))
-    return interval({"value": value, "low": low, "high": high})
+    return interval(Interval(value, low, high))
 
 
 def _by_class(entries: Sequence[Entry], classes: Sequence[str]) -> Figure:
     def draw() -> Drawing:
         drawing, axes = new_drawing(0.8 + 0.24 * len(entries), len(classes), sharex=True, sharey=True)
         for panel, name in zip(axes, classes, strict=True):
-            scores = [entry["classes"][name]["f1"] for entry in entries]
+            scores = [entry.classes[name].f1 for entry in entries]
             whiskers(
                 panel, scores, [title_of(entry) for entry in entries], [SERIES[0]] + [SERIES[7]] * len(entries[1:])
             )
@@ -166,18 +164,18 @@ def confusion_section(results: Results) -> Section:
     alike = results.alike
     twins = [] if alike is None else [_twin(results, alike, name) for name in SINGLE]
     shown = [results.entry, *(twin for twin in twins if twin is not results.entry)]
-    make = _binary if results.run.config["task"] == "multilabel" else _confusion
+    make = _binary if results.run.config.is_multilabel else _confusion
     tables = [make(entry, results.run.classes, place) for place, entry in enumerate(shown)]
     words = "Rows are labels, columns predictions, mean over seeds; the share is of the row."
     return Section("confusion", "Confusion", [words], tables=tables)
 
 
 def _twin(results: Results, entry: Entry, modalities: str) -> Entry:
-    return results.run.entry(entry["head"], modalities)
+    return results.run.entry(entry.head, modalities)
 
 
 def _confusion(entry: Entry, classes: Sequence[str], place: int) -> Table:
-    counts = np.array(entry["confusion"])
+    counts = np.array(entry.confusion)
     if len(classes) > MOST_CLASSES:
         return _confused(counts, entry, classes, place)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1e-9)
@@ -213,7 +211,7 @@ def _confused(counts: np.ndarray, entry: Entry, classes: Sequence[str], place: i
 def _binary(entry: Entry, classes: Sequence[str], place: int) -> Table:
     rows = [
         [name, *(f"{count:,.0f}" for count in (hits, missed, false, rest))]
-        for name, ((rest, false), (missed, hits)) in zip(classes, entry["confusion"], strict=True)
+        for name, ((rest, false), (missed, hits)) in zip(classes, entry.confusion, strict=True)
     ]
     header = ["class", "found", "missed", "wrongly found", "rightly not"]
     return Table(_confusion_name(entry, place), title_of(entry), header, rows)

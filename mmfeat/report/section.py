@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mmfeat.runs.entry import Entry
 from mmfeat.system import wording
 
 if TYPE_CHECKING:
@@ -54,12 +55,12 @@ class Section:
     commands: Sequence[str] = field(default=())
 
 
-def interval(score: Mapping[str, Any]) -> str:
+def interval(score: wording.Estimate) -> str:
     """`0.617 [.598, .638]`; "" where the score is not defined."""
     return wording.interval(score, ", ")
 
 
-def gain(difference: Mapping[str, Any]) -> str:
+def gain(difference: wording.Estimate) -> str:
     """`+0.055 [+0.040, +0.071]`."""
     return wording.gain(difference, ", ")
 
@@ -74,6 +75,6 @@ def p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def title_of(entry: Mapping[str, Any]) -> str:
+def title_of(entry: Entry) -> str:
     """`concat on text`; ensembles need no modality."""
-    return entry["head"] if entry["modalities"] == "ensemble" else f"{entry['head']} on {entry['modalities']}"
+    return entry.head if entry.is_ensemble else entry.label

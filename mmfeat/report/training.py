@@ -15,6 +15,7 @@ from mmfeat.evaluation.significance import holm
 from mmfeat.report.plots import SERIES, new_drawing, whiskers
 from mmfeat.report.results import Results
 from mmfeat.report.section import Figure, Section, Table, gain, interval, number, p_value, title_of
+from mmfeat.runs.entry import Entry
 from mmfeat.runs.run import CURVES, Run
 from mmfeat.system.files import read_json
 
@@ -42,7 +43,7 @@ def curves_section(results: Results) -> Section | None:
     return Section("curves", "Learning curves", [words], [_curves(shown)])
 
 
-def read_curves(run: Run, entry: Mapping[str, Any]) -> Curves:
+def read_curves(run: Run, entry: Entry) -> Curves:
     """Values by curve and epoch; empty for baselines and ensembles, which have no epochs."""
     path = run.head_folder(entry) / CURVES
     curves: dict[str, dict[int, list[float]]] = {}
@@ -99,12 +100,12 @@ def effects_section(results: Results) -> Section | None:
         Table("settings", "macro-F1 on validation rows by value of a setting", header, groups, folded=len(groups) > 40)
     ]
     if correlations:
-        tables.append(_correlations(correlations, asked=results.run.config.get("plan", {}).get("method") == "optuna"))
+        tables.append(_correlations(correlations, asked=(results.run.config.plan or {}).get("method") == "optuna"))
     words = "All of it on validation rows: nothing here was chosen on the rows that are scored."
     return Section("settings", "Hyper-parameters", [words], tables=tables)
 
 
-def read_trials(run: Run, entry: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], float]]:
+def read_trials(run: Run, entry: Entry) -> Iterator[tuple[dict[str, Any], float]]:
     """(settings, mean macro-F1 on validation rows) of each trial of an entry."""
     for path in sorted(Path(run.head_folder(entry) / "trials").glob("*.json")):
         try:
@@ -176,29 +177,29 @@ def stages_section(results: Results) -> Section | None:
     run = results.run
     if not run.is_finetuned:
         return None
-    entries = sorted(run.leaderboard, key=lambda entry: "over_stage_1" in entry)
+    entries = sorted(run.leaderboard, key=lambda entry: entry.over_stage_1 is not None)
     rows = [
         [
-            entry["head"],
-            interval(entry["macro_f1"]),
-            gain(entry["over_stage_1"]) if "over_stage_1" in entry else "",
-            p_value(entry["over_stage_1"]["p_holm"]) if "over_stage_1" in entry else "",
-            *(number(entry["scores"].get(name)) for name in ("train", "validation", "test")),
+            entry.head,
+            interval(entry.macro_f1),
+            gain(entry.over_stage_1) if entry.over_stage_1 else "",
+            p_value(entry.over_stage_1.p_holm) if entry.over_stage_1 else "",
+            *(number((entry.scores or {}).get(name)) for name in ("train", "validation", "test")),
         ]
         for entry in entries
     ]
-    words = [f"Stage 1 is {entries[0]['fusion']} on {entries[0]['modalities']} of {run.config['parent']}."]
-    words += [f"Warning: {run.config['warning']}."] if run.config["warning"] else []
+    words = [f"Stage 1 is {entries[0].fusion} on {entries[0].modalities} of {run.config.parent}."]
+    words += [f"Warning: {run.results.warning}."] if run.results.warning else []
     header = ["", "macro-F1", "over stage 1", "p", "training rows", "validation", "test"]
     caption = "The last three are macro-F1 without adjustment: a gap between them is learning by heart"
     return Section("stages", "Stage 1 and stage 2", words, [_stages(entries)], [Table("stages", caption, header, rows)])
 
 
-def _stages(entries: Sequence[Mapping[str, Any]]) -> Figure:
+def _stages(entries: Sequence[Entry]) -> Figure:
     def draw() -> Drawing:
         drawing, (axes,) = new_drawing(0.8 + 0.25 * len(entries))
         colours = [SERIES[7]] + [SERIES[0]] * len(entries[1:])
-        whiskers(axes, [entry["macro_f1"] for entry in entries], [entry["head"] for entry in entries], colours)
+        whiskers(axes, [entry.macro_f1 for entry in entries], [entry.head for entry in entries], colours)
         axes.set_xlabel("macro-F1")
         return drawing
 

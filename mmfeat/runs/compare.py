@@ -14,12 +14,13 @@ import numpy as np
 
 from mmfeat.errors import RunError
 from mmfeat.evaluation.significance import LEVEL, Difference, holm, majority, mcnemar, paired_difference
+from mmfeat.runs.config import RunConfig
+from mmfeat.runs.entry import Entry
 from mmfeat.runs.out_of_fold import read_predictions
 from mmfeat.runs.run import Run
 
 MISSING = "-"  # stands where a run has no such setting
-# Of run.json: what is a result, a place, or told elsewhere.
-RESULTS = ("leaderboard", "record", "classes", "class_counts", "labelled", "widths", "moving", "warning")
+# Fields that say where data lie, or that a comparison tells otherwise.
 PLACES = ("data", "cache", "columns", "splits_hash", "data_hash", "folds")
 
 
@@ -49,7 +50,7 @@ class Comparison:
     """
 
     runs: tuple[Run, ...]
-    entries: tuple[Mapping[str, Any], ...]
+    entries: tuple[Entry, ...]
     settings: Mapping[str, tuple[str, ...]]
     tests: tuple[RunTest | None, ...]
     reasons: tuple[str, ...]
@@ -86,13 +87,13 @@ def compare_runs(
 
 def why_not_comparable(one: Run, other: Run) -> str:
     """Why the scores of two runs say nothing about each other; "" where they do."""
-    if one.config["task"] != other.config["task"]:
-        return f"another task ({other.config['task']})"
-    if one.config["data_hash"] != other.config["data_hash"]:
+    if one.config.task != other.config.task:
+        return f"another task ({other.config.task})"
+    if one.config.data_hash != other.config.data_hash:
         return "other data: labels, texts or photos of the labelled samples differ"
-    if one.config["splits_hash"] != other.config["splits_hash"]:
-        seeds = [run.config["protocol"]["seeds"] for run in (one, other)]
-        if one.config["folds"] == other.config["folds"] and seeds[0] != seeds[1]:
+    if one.config.splits_hash != other.config.splits_hash:
+        seeds = [run.config.protocol.seeds for run in (one, other)]
+        if one.config.folds == other.config.folds and seeds[0] != seeds[1]:
             return (
                 f"other folds or validation rows ({seeds[0]} and {seeds[1]} seeds); --split-dir makes runs share them"
             )
@@ -100,20 +101,18 @@ def why_not_comparable(one: Run, other: Run) -> str:
     return ""
 
 
-def flat_settings(config: Mapping[str, Any]) -> dict[str, str]:
+def flat_settings(config: RunConfig) -> dict[str, str]:
     """Dotted name -> text of all that a run was asked for, without results and places."""
     found: dict[str, str] = {}
-    for name, value in config.items():
+    for name, value in config.to_json().items():
         if name in ("encoders", "prefixes"):
             found[name] = ", ".join(_encoder(each) for each in value)
-        elif name not in (*RESULTS, *PLACES):
+        elif name not in PLACES:
             found |= _flat(name, value)
     return found
 
 
-def _paired(
-    one: Run, entry: Mapping[str, Any], other: Run, its: Mapping[str, Any], seed: int
-) -> tuple[Difference, float, int]:
+def _paired(one: Run, entry: Entry, other: Run, its: Entry, seed: int) -> tuple[Difference, float, int]:
     """Macro-F1 of the other less that of the first, McNemar's p, and on how many samples."""
     first, second = read_predictions(one, entry), read_predictions(other, its)
     place = {id: number for number, id in enumerate(second.ids)}

@@ -158,7 +158,7 @@ def _described(folder: Path) -> RunFolder:
     if (folder / RUN_FILE).exists() or not asked:
         try:
             run, reason = read_run(folder), ""
-            asked = dict(run.config)
+            asked = run.to_json()
         except RunError as error:
             reason = str(error).removeprefix(f"{folder / RUN_FILE}: ").removeprefix(f"{folder}: ")
             reason = reason if (folder / RUN_FILE).exists() else UNFINISHED

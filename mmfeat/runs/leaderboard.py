@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
 from mmfeat.heads.registry import TWINS
-from mmfeat.system.files import csv_text
+from mmfeat.runs.entry import Entry
+from mmfeat.runs.run import LEADERBOARD
+from mmfeat.system.files import csv_text, write_atomic, write_json
 
 SCORES = ("macro_f1", "accuracy", "weighted_f1", "auroc", "log_loss", "calibration_error")
-Record = Mapping[str, Any]
 
 
-def leaderboard_csv(leaderboard: Sequence[Record], classes: Sequence[str]) -> str:
+def write_leaderboard(folder: Path, leaderboard: Sequence[Entry], classes: Sequence[str]) -> None:
+    """Write `leaderboard.json` and `leaderboard.csv`."""
+    write_json(folder / f"{LEADERBOARD}.json", [entry.to_json() for entry in leaderboard])
+    write_atomic(folder / f"{LEADERBOARD}.csv", leaderboard_csv(leaderboard, classes).encode())
+
+
+def leaderboard_csv(leaderboard: Sequence[Entry], classes: Sequence[str]) -> str:
     """All scores with their intervals, a line an entry."""
     header = [f"{score}{part}" for score in SCORES for part in ("", "_low", "_high")]
     tests = ("value", "low", "high", "p", "p_holm", "mcnemar", "mcnemar_holm")
     by_class = [f"{score}_{name}" for name in classes for score in ("precision", "recall", "f1")]
     lines = []
     for number, entry in enumerate(leaderboard, 1):
-        values = [_cell(entry[score][part]) for score in SCORES for part in ("value", "low", "high")]
-        seeds = entry["seeds"]["macro_f1"]
-        rows = [entry["classes"][name] for name in classes]
+        values = [_cell(getattr(entry.score(name), part)) for name in SCORES for part in ("value", "low", "high")]
+        seeds = entry.seeds["macro_f1"]
+        rows = [entry.classes[name] for name in classes]
         lines.append(
             [
                 number,
-                entry["head"],
-                entry["modalities"],
+                entry.head,
+                entry.modalities,
                 *values,
-                len(seeds["values"]),
-                _cell(seeds["std"]),
-                *(_cell(value) for row in rows for value in (row["precision"], row["recall"], row["f1"]["value"])),
-                *(_cell(entry["behind_best"][name]) for name in tests),
-                entry["tie"],
-                entry.get("trials", ""),
-                _cell(entry.get("optimism")),
-                entry.get("parameters") or "",
-                entry["seconds"],
+                len(seeds.values),
+                _cell(seeds.std),
+                *(_cell(value) for row in rows for value in (row.precision, row.recall, row.f1.value)),
+                *(_cell(getattr(entry.behind_best, name)) for name in tests),
+                entry.tie,
+                "" if entry.trials is None else entry.trials,
+                _cell(entry.optimism),
+                entry.parameters or "",
+                entry.seconds,
             ]
         )
     behind = [f"behind_best{'' if name == 'value' else f'_{name}'}" for name in tests]
@@ -44,28 +51,28 @@ def leaderboard_csv(leaderboard: Sequence[Record], classes: Sequence[str]) -> st
     return csv_text(["rank", "head", "modalities", *header, "seeds", "seeds_std", *by_class, *behind, *last], lines)
 
 
-def ablation(leaderboard: Sequence[Record]) -> dict[str, dict[str, Record]]:
+def ablation(leaderboard: Sequence[Entry]) -> dict[str, dict[str, Entry]]:
     """Each head that was scored on more than one set of modalities -> modality set -> its entry."""
-    table: dict[str, dict[str, Record]] = {}
+    table: dict[str, dict[str, Entry]] = {}
     for entry in leaderboard:
-        table.setdefault(entry["head"], {})[entry["modalities"]] = entry
+        table.setdefault(entry.head, {})[entry.modalities] = entry
     for head, twin in TWINS.items():
         if head in table:
             table[head] = {**table.get(twin, {}), **table[head]}
     return {head: entries for head, entries in table.items() if len(entries) > 1}
 
 
-def ablation_csv(leaderboard: Sequence[Record], classes: Sequence[str]) -> str:
+def ablation_csv(leaderboard: Sequence[Entry], classes: Sequence[str]) -> str:
     """A line for each head, modality set and true class: its F1, and where its samples went."""
     gains = ("value", "low", "high", "p_holm")
     lines = [
         [
             head,
             modalities,
-            _cell(entry["macro_f1"]["value"]),
-            *(_cell(entry.get("gain", {}).get(name)) for name in gains),
+            _cell(entry.macro_f1.value),
+            *(_cell(getattr(entry.gain, name, None)) for name in gains),
             name,
-            _cell(entry["classes"][name]["f1"]["value"]),
+            _cell(entry.classes[name].f1.value),
             *went,
         ]
         for head, entries in ablation(leaderboard).items()
@@ -76,9 +83,9 @@ def ablation_csv(leaderboard: Sequence[Record], classes: Sequence[str]) -> str:
     return csv_text([*header, *(f"predicted_{name}" for name in classes)], lines)
 
 
-def _confusion(entry: Record, classes: int) -> list[list[str]]:
+def _confusion(entry: Entry, classes: int) -> list[list[str]]:
     """Counts by label; multi-label tasks have a table a class, of which no row goes to another class."""
-    table = entry["confusion"]
+    table = entry.confusion
     if table and isinstance(table[0][0], list):
         return [[""] * classes for _ in table]
     return [[f"{count:.1f}" for count in row] for row in table]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ def log_run(run: Run, uri: str, experiment: str = EXPERIMENT) -> str:
     client = MlflowClient(tracking_uri=uri)
     place = _experiment(client, uri, experiment)
     tags = tags_of(run)
-    for found in client.search_runs([place], f"tags.`mmfeat.data_hash` = '{run.config['data_hash']}'"):
+    for found in client.search_runs([place], f"tags.`mmfeat.data_hash` = '{run.config.data_hash}'"):
         told = found.data.tags
         if found.info.status == "FINISHED" and all(told.get(name, "") == tags[name] for name in SAME):
             return str(found.info.run_id)
@@ -64,16 +63,16 @@ def log_run(run: Run, uri: str, experiment: str = EXPERIMENT) -> str:
 
 def tags_of(run: Run) -> dict[str, str]:
     """Command, data, fingerprints, parent, versions and machine, as far as the run has a record."""
-    record = run.config.get("record", {})
-    tags = {name: str(record.get(name) or "") for name in ("command", "started", "parent")}
+    record = run.record
+    tags = {name: str(getattr(record, name) or "") for name in ("command", "started", "parent")}
     tags |= {
-        "data_hash": run.config["data_hash"],
-        "splits_hash": run.config["splits_hash"],
+        "data_hash": run.config.data_hash,
+        "splits_hash": run.config.splits_hash,
         "run": run.folder.name,
     }
     tags["fingerprints"] = ", ".join(sorted(run.fingerprints))
     for kind in ("versions", "machine"):
-        tags |= {f"{kind}.{name}": str(value) for name, value in record.get(kind, {}).items()}
+        tags |= {f"{kind}.{name}": str(value) for name, value in getattr(record, kind).items()}
     return {f"mmfeat.{name}": value[:LONGEST] for name, value in tags.items()}
 
 
@@ -81,18 +80,19 @@ def metrics_of(run: Run) -> dict[str, float]:
     """Scores of the best entry with their intervals, and of all entries."""
     found = {}
     for number, entry in enumerate(run.leaderboard):
-        name = f"{entry['head']}-{entry['modalities']}"
+        name = entry.name
         for score in SCORES:
-            if entry[score]["value"] is not None:
-                found[_known(f"{name}.{score}")] = float(entry[score]["value"])
+            value = entry.score(score).value
+            if value is not None:
+                found[_known(f"{name}.{score}")] = value
                 if number == 0:
-                    found[score] = float(entry[score]["value"])
-                    found |= {f"{score}_{end}": float(entry[score][end]) for end in ("low", "high")}
-    for label, row in run.leaderboard[0]["classes"].items():
+                    found[score] = value
+                    found |= {f"{score}_{end}": getattr(entry.score(score), end) for end in ("low", "high")}
+    for label, row in run.leaderboard[0].classes.items():
         name = _known(f"f1_{label}")
         while name in found:  # of a class whose name differs only in what MLflow does not take
             name += "_"
-        found[name] = float(row["f1"]["value"])
+        found[name] = float(row.f1.value)
     return found
 
 
@@ -100,7 +100,7 @@ def _log_values(client: Any, id: str, run: Run) -> None:
     from mlflow.entities import Metric, Param
 
     best = run.leaderboard[0]
-    settings = {**flat_settings(run.config), "best.head": best["head"], "best.modalities": best["modalities"]}
+    settings = {**flat_settings(run.config), "best.head": best.head, "best.modalities": best.modalities}
     params = [Param(_known(name), value[:LONGEST]) for name, value in settings.items()]
     moment = _started(run) or 0
     metrics = [Metric(name, value, moment, 0) for name, value in metrics_of(run).items()]
@@ -123,8 +123,8 @@ def _experiment(client: Any, uri: str, name: str) -> str:
 
 def _started(run: Run) -> int | None:
     """Milliseconds since 1970."""
-    record: Mapping[str, Any] = run.config.get("record", {})
-    return int(datetime.fromisoformat(record["started"]).timestamp() * 1000) if record else None
+    started = run.record.started
+    return int(datetime.fromisoformat(started).timestamp() * 1000) if started else None
 
 
 def _known(name: str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmfeat.errors import RunError
+from mmfeat.runs.entry import Entry
 from mmfeat.runs.run import Run
 from mmfeat.samples.labels import SEPARATOR, Targets
 
@@ -44,15 +45,15 @@ class Predictions:
         return (self.voted == self.targets.matrix).all(1)
 
 
-def read_predictions(run: Run, entry: Mapping[str, Any]) -> Predictions:
+def read_predictions(run: Run, entry: Entry) -> Predictions:
     """Those of one entry of the run's leaderboard; raises `RunError` where the file is missing or not of this run."""
     path = run.head_folder(entry) / OUT_OF_FOLD
     try:
         with path.open(newline="", encoding="utf-8") as file:
             header, *lines = csv.reader(file)
-        if len(lines) != entry["samples"]:
-            raise ValueError(f"{len(lines)} of {entry['samples']} samples")
-        return _parsed(header, lines, run.classes, run.config["task"] == "multilabel")
+        if len(lines) != entry.samples:
+            raise ValueError(f"{len(lines)} of {entry.samples} samples")
+        return _parsed(header, lines, run.classes, run.config.is_multilabel)
     except (OSError, ValueError, KeyError, IndexError, csv.Error) as error:
         raise RunError(f"{path}: not the predictions of a whole run ({error}); train it again") from error
 

@@ -11,12 +11,12 @@ import inspect
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from mmfeat.encoders.spec import EncoderSpec
+from mmfeat.runs.config import RunConfig
 from mmfeat.system.files import make_folder, read_json, write_errors, write_json, writing_in
 from mmfeat.system.hardware import cpu_count
 from mmfeat.system.wording import without_passwords
@@ -28,6 +28,28 @@ UNTOLD = ("progress", "command")  # parameters that are no part of what was aske
 
 def _now() -> datetime:
     return datetime.now(timezone.utc)
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a run came about; every field is empty where an older run does not say.
+
+    `command` is the command as typed or the Python call, `split_dir` the folder its splits came from, `parent` the run
+    of the first stage, and `parents` the folder of that run as seen from the folder that holds this one.
+    """
+
+    command: str = ""
+    started: str = ""
+    seconds: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+    seeds: dict[str, int] = field(default_factory=dict)
+    split_dir: str | None = None
+    data_hash: str = ""
+    splits_hash: str = ""
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    parent: str | None = None
+    parents: str = "."
 
 
 @dataclass(frozen=True)
@@ -47,23 +69,22 @@ class Maker:
         """Since the call began."""
         return time.monotonic() - self.clock
 
-    def record(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """For `run.json`: plain values."""
-        specs = [EncoderSpec.from_json(each["spec"]) for each in (*config["encoders"], *config.get("prefixes", []))]
-        return {
-            "command": without_passwords(self.command),
-            "started": self.started.isoformat(timespec="seconds"),
-            "seconds": round(self.seconds, 2),
-            "versions": versions((*ENCODING, *TRAINING)),
-            "machine": machine(self.device),
-            "seeds": {"seed": config["protocol"]["seed"], "trainings": config["protocol"]["seeds"]},
-            "split_dir": self.split_dir,
-            "data_hash": config["data_hash"],
-            "splits_hash": config["splits_hash"],
-            "fingerprints": {spec.folder_name: spec.fingerprint for spec in specs},
-            "parent": config.get("parent"),
-            "parents": self.parents,
-        }
+    def record(self, config: RunConfig) -> Record:
+        """The record of a run of this configuration, as of now."""
+        return Record(
+            command=without_passwords(self.command),
+            started=self.started.isoformat(timespec="seconds"),
+            seconds=round(self.seconds, 2),
+            versions=versions((*ENCODING, *TRAINING)),
+            machine=machine(self.device),
+            seeds={"seed": config.protocol.seed, "trainings": config.protocol.seeds},
+            split_dir=self.split_dir,
+            data_hash=config.data_hash,
+            splits_hash=config.splits_hash,
+            fingerprints={tower.spec.folder_name: tower.spec.fingerprint for tower in config.towers},
+            parent=config.parent,
+            parents=self.parents,
+        )
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -96,12 +117,12 @@ def _plain(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def making(folder: Path, config: Mapping[str, Any], maker: Maker) -> Iterator[None]:
+def making(folder: Path, config: RunConfig, maker: Maker) -> Iterator[None]:
     """Note what is being made in `folder`, until it is finished, and that somebody is at work there."""
     with write_errors(folder):
         make_folder(folder)
     with writing_in(folder):
-        write_json(folder / BEGUN, {**config, "record": maker.record(config)})
+        write_json(folder / BEGUN, {**config.to_json(), "record": asdict(maker.record(config))})
         yield
         (folder / BEGUN).unlink(missing_ok=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from mmfeat.errors import ConfigError, RunError
@@ -23,22 +24,23 @@ def heads_arguments(run: Run) -> dict[str, Any]:
     """What `train_heads` was called with, beside places and engines. Raises `RunError` for a run that does not say."""
     config = run.config
     try:
-        pairs = [(str(head), str(modality)) for head, modality in config["pairs"]]
-        heads = list(dict.fromkeys(head for head, _ in pairs))
+        if config.pairs is None or config.plan is None:
+            raise ValueError("no heads")
+        heads = list(dict.fromkeys(head for head, _ in config.pairs))
         return {
-            "data": config["data"],
+            "data": config.data,
             "encoders": requests_of(run),
-            "cache": config["cache"],
+            "cache": config.cache,
             "options": run.options,
-            "columns": config["columns"],
+            "columns": config.columns,
             "fusion": [head for head in heads if head not in BASELINES] or ["none"],
             "baselines": [head for head in heads if head in BASELINES] or ["none"],
-            "modalities": list(dict.fromkeys(modality for _, modality in pairs)),
+            "modalities": list(dict.fromkeys(modality for _, modality in config.pairs)),
             "protocol": protocol_of(run),
-            "plan": plan_of(config),
-            "ensembles": config["ensembles"],
-            "task": config["task"],
-            "attend": config["attend"],
+            "plan": plan_of(config.plan, config.trials),
+            "ensembles": config.ensembles,
+            "task": config.task,
+            "attend": config.attend,
         }
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise RunError(f"{run.folder}: its run.json does not say how it was made ({error!r}); train it anew") from error
@@ -46,18 +48,16 @@ def heads_arguments(run: Run) -> dict[str, Any]:
 
 def protocol_of(run: Run) -> Protocol:
     """The run's protocol. Splits that were read from elsewhere, and those of runs that do not say, are its own copy."""
-    values = dict(run.config["protocol"])
-    record = run.config.get("record")
-    own = record is not None and record.get("split_dir") is None
-    return Protocol(**{**values, "shares": tuple(values["shares"]), "split_dir": None if own else str(run.folder)})
+    record = run.results.record
+    own = record is not None and record.split_dir is None
+    return replace(run.config.protocol, split_dir=None if own else str(run.folder))
 
 
-def plan_of(config: Mapping[str, Any]) -> Plan:
-    """The plan of a run of heads, with as many trials as it was allowed."""
-    plan = config["plan"]
+def plan_of(plan: Mapping[str, Any], trials: int | None) -> Plan:
+    """The plan that a run of heads recorded, with as many trials as the run was allowed."""
     space = {name: _values(values) for name, values in plan["space"].items()}
     settings = settings_of(plan["settings"])
-    return Plan(settings, space, plan["method"], config["trials"], None, plan["adjustment"], plan["refit"])
+    return Plan(settings, space, plan["method"], trials, None, plan["adjustment"], plan["refit"])
 
 
 def _values(values: Any) -> Any:

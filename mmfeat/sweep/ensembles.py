@@ -17,26 +17,26 @@ import numpy as np
 from mmfeat.evaluation.blending import blend, fit_stacking, greedy_weights, mean_weights
 from mmfeat.evaluation.decisions import Decision, fit_decision
 from mmfeat.evaluation.metrics import macro_f1
+from mmfeat.runs.entry import TOGETHER, Entry, Rule, convert
 from mmfeat.runs.run import METRICS
 from mmfeat.samples.labels import Targets
-from mmfeat.sweep.entries import Entry
+from mmfeat.sweep.entries import TrainedEntry
 from mmfeat.sweep.scoring import fit_on_all, score, write_predictions
 from mmfeat.sweep.task import Task
 from mmfeat.system.files import write_json
 from mmfeat.system.hardware import cpu_count
 
-TOGETHER = "ensemble"  # stands where an entry names its modalities
 NO_CANDIDATES = ("prior",)
-Rule = Callable[[np.ndarray], np.ndarray]  # (H, N, C) log-probabilities -> (N, C) logits
+Combine = Callable[[np.ndarray], np.ndarray]  # (H, N, C) log-probabilities -> (N, C) logits
 # A rule, what is saved of it, and the (M, C) logits of the rows it was fitted on, from which its decision is fitted.
-Fit = tuple[Rule, dict[str, Any], np.ndarray]
+Fit = tuple[Combine, dict[str, Any], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Candidates:
     """Calibrated log-probabilities (H, N, C) of H entries, the mean over their seeds, and what each would choose."""
 
-    entries: Sequence[Entry]
+    entries: Sequence[TrainedEntry]
     log_probabilities: np.ndarray
     chosen: np.ndarray
     multilabel: bool
@@ -46,9 +46,11 @@ class Candidates:
         return Candidates(self.entries, self.log_probabilities[:, rows], self.chosen[:, rows], self.multilabel)
 
 
-def ensemble_entries(task: Task, entries: Sequence[Entry], adjustment: float | None, folder: Path) -> list[Entry]:
+def ensemble_entries(
+    task: Task, entries: Sequence[TrainedEntry], adjustment: float | None, folder: Path
+) -> list[TrainedEntry]:
     """One entry for each way to combine; none where there are fewer than two heads."""
-    entries = [entry for entry in entries if entry.record["head"] not in NO_CANDIDATES]
+    entries = [entry for entry in entries if entry.entry.head not in NO_CANDIDATES]
     if len(entries) < 2:
         return []
     logits = {kind: np.full((1, *entries[0].logits.shape[1:]), np.nan) for kind in KINDS}
@@ -66,16 +68,15 @@ def ensemble_entries(task: Task, entries: Sequence[Entry], adjustment: float | N
         )
 
 
-def combine(record: dict[str, Any], log_probabilities: np.ndarray, multilabel: bool) -> np.ndarray:
-    """(N, C) logits of a saved ensemble from those of its members (H, N, C), in the order of its `members`."""
-    rule = record["rule"]
-    if "weights" in rule:
-        return blend(log_probabilities, np.array(rule["weights"]), multilabel)
+def combine(rule: Rule, log_probabilities: np.ndarray, multilabel: bool) -> np.ndarray:
+    """(N, C) logits of a saved ensemble from the (H, N, C) log-probabilities of its `members`, in order."""
+    if rule.weights is not None:
+        return blend(log_probabilities, np.array(rule.weights), multilabel)
     return _stacked(rule, multilabel)(log_probabilities)
 
 
 def _fit_fold(
-    task: Task, entries: Sequence[Entry], number: int, adjustment: float | None
+    task: Task, entries: Sequence[TrainedEntry], number: int, adjustment: float | None
 ) -> Iterator[tuple[str, np.ndarray, Decision]]:
     """Each kind fitted on the other folds, a holdout's on its validation rows: (n, C) logits of the fold's test rows,
     and the decision on them. The members' decisions are those of this fold: others have seen its labels."""
@@ -93,28 +94,26 @@ def _fit_fold(
 
 
 def _entry(
-    task: Task, entries: Sequence[Entry], kind: str, logits: np.ndarray, decisions: list[Decision],
+    task: Task, entries: Sequence[TrainedEntry], kind: str, logits: np.ndarray, decisions: list[Decision],
     adjustment: float | None, folder: Path,
-) -> Entry:  # fmt: skip
+) -> TrainedEntry:  # fmt: skip
     """Score an ensemble, fit the one that predicts on all tested rows, and save it."""
     tested = task.splits.tested
     _, plain, _ = KINDS[kind](_out_of_fold(task, entries).at(tested), task.targets.take(tested), task.seed)
-    record = {
-        "head": kind,
-        "modalities": TOGETHER,
+    entry = Entry(
+        head=kind,
+        modalities=TOGETHER,
         **score(task, logits, decisions),
-        "decision": fit_on_all(task, logits, adjustment).to_json(),
-        "members": [entry.name for entry in entries],
-        "rule": plain,
-        "seconds": 0.0,
-    }
-    place = folder / f"{kind}-{TOGETHER}"
-    write_predictions(place, task, logits, decisions)
-    write_json(place / METRICS, record)
-    return Entry(record, logits, decisions, [])
+        decision=fit_on_all(task, logits, adjustment),
+        members=tuple(member.name for member in entries),
+        rule=convert(plain, Rule),
+    )
+    write_predictions(folder / entry.name, task, logits, decisions)
+    write_json(folder / entry.name / METRICS, entry.to_json())
+    return TrainedEntry(entry, logits, decisions, [])
 
 
-def _decided_by(number: int, entries: Sequence[Entry], logits: Sequence[np.ndarray]) -> Candidates:
+def _decided_by(number: int, entries: Sequence[TrainedEntry], logits: Sequence[np.ndarray]) -> Candidates:
     """(S, N, C) logits of each entry, decided on by its decision of one fold."""
     pairs = [(entry.decisions[number], each) for entry, each in zip(entries, logits, strict=True)]
     mean = np.stack([_log(decision.probabilities(each).mean(0)) for decision, each in pairs])
@@ -122,7 +121,7 @@ def _decided_by(number: int, entries: Sequence[Entry], logits: Sequence[np.ndarr
     return Candidates(entries, mean, chosen, entries[0].decisions[number].multilabel)
 
 
-def _out_of_fold(task: Task, entries: Sequence[Entry]) -> Candidates:
+def _out_of_fold(task: Task, entries: Sequence[TrainedEntry]) -> Candidates:
     """Each fold's rows by its own decisions."""
     shape = (len(entries), *entries[0].logits.shape[1:])
     mean, chosen = np.full(shape, np.nan), np.full(shape, np.nan)
@@ -162,7 +161,7 @@ def _best(candidates: Candidates, targets: Targets, seed: int) -> Fit:
 
 def _mean(candidates: Candidates, targets: Targets, seed: int) -> Fit:
     """All heads that see both modalities, or all there are."""
-    both = np.array([entry.record["modalities"] == "both" for entry in candidates.entries], float)
+    both = np.array([entry.entry.modalities == "both" for entry in candidates.entries], float)
     weights = both / both.sum() if both.any() else mean_weights(len(both))
     return _weighted(candidates, weights)
 
@@ -181,11 +180,13 @@ def _stacking(candidates: Candidates, targets: Targets, seed: int) -> Fit:
     return fitted.logits, record, fitted.out_of_fold
 
 
-def _stacked(rule: dict[str, Any], multilabel: bool) -> Rule:
+def _stacked(rule: Rule, multilabel: bool) -> Combine:
     from mmfeat.evaluation.blending import Stacking
 
-    weights, intercept = np.array(rule["stacking"]), np.array(rule["intercept"])
-    return Stacking(weights, intercept, rule["penalty"], np.empty((0, len(intercept))), multilabel).logits
+    if rule.stacking is None or rule.intercept is None or rule.penalty is None:
+        raise ValueError("neither weights nor stacking")
+    weights, intercept = np.array(rule.stacking), np.array(rule.intercept)
+    return Stacking(weights, intercept, rule.penalty, np.empty((0, len(intercept))), multilabel).logits
 
 
 KINDS: dict[str, Callable[[Candidates, Targets, int], Fit]] = {

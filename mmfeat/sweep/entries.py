@@ -11,20 +11,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mmfeat.errors import HeadError, RunError
 from mmfeat.evaluation.decisions import Decision
 from mmfeat.evaluation.metrics import macro_f1
-from mmfeat.heads.jobs import count_parameters
+from mmfeat.heads.jobs import Fitted, count_parameters
 from mmfeat.heads.registry import BASELINES, load_fusion
 from mmfeat.heads.settings import HeadSettings, settings_of
+from mmfeat.runs.entry import Entry, entry_name
 from mmfeat.runs.run import CURVES, METRICS, finals_are_whole
-from mmfeat.samples.labels import Targets
 from mmfeat.sweep.engine import Advance, Engine
 from mmfeat.sweep.scoring import cross_fit, decide, fit_on_all, score, write_predictions
 from mmfeat.sweep.search import Plan, Search
@@ -38,51 +37,140 @@ ASKED_AT_ONCE = 8  # trials of a search that are stacked together
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A head on a modality with its predictions out of fold: (S, N, C) logits, NaN where no fold tests."""
+class TrainedEntry:
+    """An entry with its predictions out of fold.
 
-    record: Mapping[str, Any]
+    `logits` are (S, N, C), NaN where no fold tests; `decisions` one a fold, fitted on other rows; `validation` the
+    logits of the validation rows of each cell (fold, seed).
+    """
+
+    entry: Entry
     logits: np.ndarray
-    decisions: list[Decision]  # one a fold, fitted on other rows
-    validation: list[np.ndarray]  # logits of each cell's validation rows
+    decisions: list[Decision]
+    validation: list[np.ndarray]
 
     @property
     def name(self) -> str:
-        return f"{self.record['head']}-{self.record['modalities']}"
+        return self.entry.name
 
 
-def train_entry(
-    task: Task, engine: Engine, head: str, modality: str, plan: Plan, folder: Path, deadline: float, advance: Advance
-) -> Entry:
-    """Search, choose, score, refit and save; what an earlier call saved is not done again."""
-    folder = folder / f"{head}-{modality}"
-    metrics = folder / METRICS
-    outcomes, over = _search(task, engine, head, modality, plan, folder / "trials", deadline, advance)
-    entry = assemble(task, head, modality, outcomes, plan.adjustment)
-    best = best_outcome(outcomes)
-    if metrics.exists() and (finals_there := _read_finals(metrics, len(outcomes))):
-        record = {**entry.record, "search_over": over, **finals_there}
-        return Entry(record, entry.logits, entry.decisions, entry.validation)
-    started = time.thread_time()
-    finals = refit(task, engine, head, modality, best) if plan.refit else fold_heads(task, engine, head, modality, best)
-    advance(task.repeats_of(head) if plan.refit else 0)
-    record = {
-        **entry.record,
-        "search_over": over,
-        "parameters": _parameters(engine, head, modality, task.targets),
-        "seconds": round(
-            sum(outcome.seconds for outcome in outcomes)
-            + sum(each.seconds for each in finals)
-            + time.thread_time()
-            - started,
-            2,
-        ),
-        "final": save_finals(folder, finals),
-    }
-    write_predictions(folder, task, entry.logits, entry.decisions)
-    write_atomic(folder / CURVES, _curves(task, head, best).encode())
-    write_json(metrics, record)
-    return Entry(record, entry.logits, entry.decisions, entry.validation)
+@dataclass(frozen=True)
+class EntryTrainer:
+    """Trains one head on one modality into its folder of the run `run_folder`.
+
+    No trial is begun after `deadline` (seconds of `time.monotonic`); `advance` counts trainings.
+    """
+
+    task: Task
+    engine: Engine
+    head: str
+    modality: str
+    plan: Plan
+    run_folder: Path
+    deadline: float
+    advance: Advance
+
+    @property
+    def folder(self) -> Path:
+        return self.run_folder / entry_name(self.head, self.modality)
+
+    def train(self) -> TrainedEntry:
+        """Search, choose, score, refit and save; what an earlier call saved is not done again."""
+        outcomes, over = self._search()
+        trained = assemble(self.task, self.head, self.modality, outcomes, self.plan.adjustment)
+        if kept := _read_finals(self.folder / METRICS, len(outcomes)):
+            entry = replace(
+                trained.entry,
+                search_over=over,
+                parameters=kept.parameters,
+                seconds=kept.seconds,
+                final=kept.final,
+            )
+            return replace(trained, entry=entry)
+        started = time.thread_time()
+        best = best_outcome(outcomes)
+        finals = self._finals(best)
+        entry = replace(
+            trained.entry,
+            search_over=over,
+            parameters=self._parameters(),
+            seconds=round(_seconds(outcomes) + _seconds(finals) + time.thread_time() - started, 2),
+            final=save_finals(self.folder, finals),
+        )
+        write_predictions(self.folder, self.task, trained.logits, trained.decisions)
+        write_atomic(self.folder / CURVES, _curves(self.task, self.head, best).encode())
+        write_json(self.folder / METRICS, entry.to_json())
+        return replace(trained, entry=entry)
+
+    def _finals(self, best: Outcome) -> list[Fitted]:
+        """The heads that predict: trained on all labelled rows, or without a refit the heads of the folds."""
+        if not self.plan.refit:
+            return fold_heads(self.task, self.engine, self.head, self.modality, best)
+        finals = refit(self.task, self.engine, self.head, self.modality, best)
+        self.advance(self.task.repeats_of(self.head))
+        return finals
+
+    def _search(self) -> tuple[list[Outcome], bool]:
+        """All trials of the plan, and whether no setting is left to try, for which time may not have sufficed."""
+        if not self.plan.space or self.head in BASELINES:
+            only = {self.folder / "trials" / "0000": self.plan.settings}
+            return self._trials(only, self.advance, not self.plan.refit), True
+        search = Search(
+            self.run_folder / SEARCH_FILE, self.folder.name, self.plan.space, self.plan.method, self.task.seed,
+            self.plan.trials, first=asdict(self.plan.settings),
+        )  # fmt: skip
+        over = False
+        while not over and (time.monotonic() < self.deadline or not search.finished):
+            asked = search.ask(ASKED_AT_ONCE)
+            over = not asked or search.total == len(search.finished) + len(search.failed) + len(asked)
+            for trial, outcome in self._attempts(asked):
+                if isinstance(outcome, Outcome):
+                    search.tell(trial, outcome.score)
+                else:
+                    search.fail(trial, outcome)
+        if not search.finished:
+            raise HeadError(f"{self.head} on {self.modality}: no setting could be trained; {search.failed[0].reason}")
+        return self._trials(self._settings(search.finished), lambda heads: None), over
+
+    def _attempts(self, asked: list[Trial]) -> list[tuple[Trial, Outcome | str]]:
+        """Each trial with its outcome, or with the reason why it has none.
+
+        All trials are stacked; only if one of them diverges is each tried alone.
+        """
+        try:
+            return list(zip(asked, self._trials(self._settings(asked), self.advance), strict=True))
+        except HeadError as error:
+            if len(asked) == 1:
+                return [(asked[0], str(error))]
+        return [attempt for trial in asked for attempt in self._attempts([trial])]
+
+    def _settings(self, trials: list[Trial]) -> dict[Path, HeadSettings]:
+        """Path -> settings of some trials of a search."""
+        settings = asdict(self.plan.settings)
+        return {
+            self.folder / "trials" / f"{trial.number:04d}": settings_of({**settings, **trial.values})
+            for trial in trials
+        }
+
+    def _trials(self, wanted: Mapping[Path, HeadSettings], advance: Advance, keep: bool = False) -> list[Outcome]:
+        """The trials at these paths: those that an earlier call saved are read, the others trained and saved."""
+        outcomes = {path: load_outcome(path) for path in wanted}
+        missing = [path for path, saved in outcomes.items() if saved is None or saved.settings != wanted[path]]
+        advance((len(wanted) - len(missing)) * len(self.task.cells(self.head)))
+        if missing:
+            settings = [wanted[path] for path in missing]
+            trained = run_trials(self.task, self.engine, self.head, self.modality, settings, advance, keep)
+            for path, outcome in zip(missing, trained, strict=True):
+                save_outcome(outcome, path)
+                outcomes[path] = outcome
+        return [outcome for outcome in outcomes.values() if outcome is not None]
+
+    def _parameters(self) -> int | None:
+        """The number of parameters of one head; None for baselines, whose shape does not tell their size."""
+        if self.head in BASELINES:
+            return None
+        shape = self.engine.bench.data(self.head, self.modality).shape
+        return count_parameters(load_fusion(self.head), shape, len(self.task.targets.classes))
 
 
 def assemble(
@@ -92,9 +180,9 @@ def assemble(
     outcomes: list[Outcome],
     adjustment: float | None,
     chosen: Sequence[int] | None = None,
-) -> Entry:
-    """The entry of some finished trials: in each fold the `chosen` one counts, by default that which validated best
-    there."""
+) -> TrainedEntry:
+    """The entry of some finished trials: in each fold the trial with the index `chosen` counts, by default the one
+    that validated best there."""
     if chosen is None:
         chosen = np.stack([outcome.scores.mean(0) for outcome in outcomes]).argmax(0).tolist()
     logits = np.full_like(outcomes[0].logits, np.nan)
@@ -106,16 +194,16 @@ def assemble(
     if not np.isfinite(logits[:, task.splits.tested]).all():
         raise HeadError(f"{head} on {modality} gives no finite scores; lower --learning-rate")
     decisions = cross_fit(task, logits, validation, adjustment)
-    record = {
-        "head": head,
-        "modalities": modality,
+    entry = Entry(
+        head=head,
+        modalities=modality,
         **score(task, logits, decisions),
-        "trials": len(outcomes),
-        "settings": asdict(best_outcome(outcomes).settings),
-        "optimism": _optimism(task, outcomes, logits, decisions, adjustment),
-        "decision": fit_on_all(task, logits, adjustment).to_json(),
-    }
-    return Entry(record, logits, decisions, validation)
+        trials=len(outcomes),
+        settings=best_outcome(outcomes).settings,
+        optimism=_optimism(task, outcomes, logits, decisions, adjustment),
+        decision=fit_on_all(task, logits, adjustment),
+    )
+    return TrainedEntry(entry, logits, decisions, validation)
 
 
 def best_outcome(outcomes: list[Outcome]) -> Outcome:
@@ -123,92 +211,14 @@ def best_outcome(outcomes: list[Outcome]) -> Outcome:
     return max(outcomes, key=lambda outcome: outcome.score)
 
 
-def _search(
-    task: Task,
-    engine: Engine,
-    head: str,
-    modality: str,
-    plan: Plan,
-    trials: Path,
-    deadline: float,
-    advance: Advance,
-) -> tuple[list[Outcome], bool]:
-    """All trials of the plan, one that was finished before only read; and whether none is left, which time may not
-    have allowed."""
-    if not plan.space or head in BASELINES:
-        return _trials(task, engine, head, modality, {trials / "0000": plan.settings}, advance, not plan.refit), True
-    search = Search(
-        trials.parents[1] / SEARCH_FILE, f"{head}-{modality}", plan.space, plan.method, task.seed, plan.trials,
-        first=asdict(plan.settings),
-    )  # fmt: skip
-    over = False
-    while not over and (time.monotonic() < deadline or not search.finished):
-        asked = search.ask(ASKED_AT_ONCE)
-        over = not asked or search.total == len(search.finished) + len(search.failed) + len(asked)
-        for trial, outcome in _attempts(task, engine, head, modality, plan, trials, asked, advance):
-            if isinstance(outcome, Outcome):
-                search.tell(trial, outcome.score)
-            else:
-                search.fail(trial, outcome)
-    if not search.finished:
-        raise HeadError(f"{head} on {modality}: no setting could be trained; {search.failed[0].reason}")
-    finished = _wanted(plan, trials, search.finished)
-    return _trials(task, engine, head, modality, finished, lambda heads: None), over
-
-
-def _attempts(
-    task: Task,
-    engine: Engine,
-    head: str,
-    modality: str,
-    plan: Plan,
-    folder: Path,
-    asked: list[Trial],
-    advance: Advance,
-) -> list[tuple[Trial, Outcome | str]]:
-    """Each trial with its outcome, or with the reason why it has none. All are stacked; only if one of them
-    diverges is each tried alone."""
-    try:
-        outcomes = _trials(task, engine, head, modality, _wanted(plan, folder, asked), advance)
-        return list(zip(asked, outcomes, strict=True))
-    except HeadError as error:
-        if len(asked) == 1:
-            return [(asked[0], str(error))]
-    alone = [_attempts(task, engine, head, modality, plan, folder, [trial], advance) for trial in asked]
-    return [each for attempts in alone for each in attempts]
-
-
-def _wanted(plan: Plan, folder: Path, trials: list[Trial]) -> dict[Path, HeadSettings]:
-    """Place -> settings of some trials of a search."""
-    settings = asdict(plan.settings)
-    return {folder / f"{trial.number:04d}": settings_of({**settings, **trial.values}) for trial in trials}
-
-
-def _trials(
-    task: Task,
-    engine: Engine,
-    head: str,
-    modality: str,
-    wanted: Mapping[Path, HeadSettings],
-    advance: Advance,
-    keep: bool = False,
-) -> list[Outcome]:
-    """The trials at these places: those that an earlier call saved are read, the others trained and saved."""
-    outcomes = {path: load_outcome(path) for path in wanted}
-    missing = [path for path, each in outcomes.items() if each is None or each.settings != wanted[path]]
-    advance((len(wanted) - len(missing)) * len(task.cells(head)))
-    if missing:
-        trained = run_trials(task, engine, head, modality, [wanted[path] for path in missing], advance, keep)
-        for path, outcome in zip(missing, trained, strict=True):
-            save_outcome(outcome, path)
-            outcomes[path] = outcome
-    return [each for each in outcomes.values() if each is not None]
+def _seconds(timed: Sequence[Outcome] | Sequence[Fitted]) -> float:
+    return sum(part.seconds for part in timed)
 
 
 def _optimism(
     task: Task, outcomes: list[Outcome], logits: np.ndarray, decisions: list[Decision], adjustment: float | None
 ) -> float:
-    """What macro-F1 gains if settings and thresholds are chosen on the very rows that are scored."""
+    """The gain of macro-F1 if settings and thresholds are chosen on the very rows that are scored."""
     rows = task.splits.tested
     labels = task.targets.matrix[rows]
     honest = np.mean(macro_f1(labels, decide(task, logits, decisions)[0][:, rows]))
@@ -217,14 +227,6 @@ def _optimism(
         for each in outcomes
     ]
     return float(max(naive) - honest)
-
-
-def _parameters(engine: Engine, head: str, modality: str, targets: Targets) -> int | None:
-    """Of one head; None for baselines, whose size is not told by their shape."""
-    if head in BASELINES:
-        return None
-    shape = engine.bench.data(head, modality).shape
-    return count_parameters(load_fusion(head), shape, len(targets.classes))
 
 
 def _curves(task: Task, head: str, outcome: Outcome) -> str:
@@ -238,12 +240,13 @@ def _curves(task: Task, head: str, outcome: Outcome) -> str:
     return csv_text(header, [[row.get(name, "") for name in header] for row in rows])
 
 
-def _read_finals(path: Path, trials: int) -> dict[str, Any] | None:
-    """What `metrics.json` tells of the final heads, if they were chosen among so many trials and are as they were
-    saved; the scores are computed again."""
+def _read_finals(path: Path, trials: int) -> Entry | None:
+    """The entry in `metrics.json` if its final heads were chosen among so many trials and are whole; the scores are
+    computed again."""
+    if not path.exists():
+        return None
     try:
-        record = read_json(path)
-        found = {name: record[name] for name in ("parameters", "seconds", "final")}
-        return found if record["trials"] == trials and finals_are_whole(path.parent, found["final"]) else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        entry = Entry.from_json(read_json(path))
+        return entry if entry.trials == trials and finals_are_whole(path.parent, entry.final) else None
+    except (OSError, ValueError) as error:
         raise RunError(f"{path}: not whole ({error}); delete it and run mmfeat heads again") from error

@@ -9,6 +9,7 @@ import numpy as np
 
 from mmfeat.evaluation.decisions import Decision, fit_decision
 from mmfeat.evaluation.metrics import evaluate
+from mmfeat.runs.entry import Scores, convert
 from mmfeat.runs.out_of_fold import OUT_OF_FOLD
 from mmfeat.samples.labels import Targets, names_of
 from mmfeat.system.files import csv_text, write_atomic
@@ -52,9 +53,10 @@ def decide(task: Task, logits: np.ndarray, decisions: list[Decision]) -> tuple[n
 
 
 def score(task: Task, logits: np.ndarray, decisions: list[Decision]) -> dict[str, Any]:
-    """All metrics of the tested rows."""
-    chosen, probabilities = (each[:, task.splits.tested] for each in decide(task, logits, decisions))
-    return evaluate(task.targets.take(task.splits.tested), chosen, probabilities, task.seed)
+    """Every score of the tested rows, by its name in an `Entry`."""
+    chosen, probabilities = (values[:, task.splits.tested] for values in decide(task, logits, decisions))
+    values = evaluate(task.targets.take(task.splits.tested), chosen, probabilities, task.seed)
+    return vars(convert(values, Scores))
 
 
 def write_predictions(folder: Path, task: Task, logits: np.ndarray, decisions: list[Decision]) -> None:

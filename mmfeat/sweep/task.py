@@ -54,15 +54,15 @@ class Problem:
         return (*notes, *labels_alike(self.targets.classes))
 
     @property
-    def config(self) -> dict[str, Any]:
-        """What a run records of it."""
+    def recorded(self) -> dict[str, Any]:
+        """The fields of a `RunConfig` that tell where the data lie, what they hold and how they are split."""
         roles = "\n".join(map(",".join, self.splits.roles.tolist()))
         return {
             "data": absolute(self.samples.source),
             "cache": os.path.abspath(self.store.folder.parent),
             "dataset": self.samples.name,
             "data_hash": hash_data(self.labelled, self.keys),
-            "folds": list(self.splits.names),
+            "folds": tuple(self.splits.names),
             "splits_hash": hashlib.sha256(roles.encode()).hexdigest(),
         }
 

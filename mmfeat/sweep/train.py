@@ -17,8 +17,9 @@ from mmfeat.errors import ConfigError
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.extraction.requests import resolve_options
 from mmfeat.heads.settings import HeadSettings
+from mmfeat.runs.config import RunConfig
 from mmfeat.runs.record import Maker, written_call
-from mmfeat.runs.run import ABLATION, LEADERBOARD, RUN_FILE, Run, finals_are_whole, read_run, reuse_run, run_name
+from mmfeat.runs.run import ABLATION, LEADERBOARD, RUN_FILE, Run, finals_are_whole, read_run, reuse_run
 from mmfeat.sweep.choice import MODALITY_SETS, choose_pairs, needed_towers, usable_towers
 from mmfeat.sweep.search import METHODS, Plan
 from mmfeat.sweep.task import read_problem
@@ -78,21 +79,21 @@ def train_heads(
     options = resolve_options(options or EncoderOptions(), device)
     towers, pairs = _choose(describe_encoders(list(encoders), options), fusion, baselines, modalities, attend)
     problem = read_problem(data, columns, cache, task, protocol, progress)
-    config = {
-        "version": __version__,
-        "columns": dict(columns or {}),
-        **problem.config,
-        "encoders": [{"request": tower.request, "spec": asdict(tower.spec)} for tower in towers],
-        "options": asdict(options),
-        "task": task,
-        "attend": attend,
-        "pairs": [list(pair) for pair in pairs],
-        "ensembles": ensembles,
-        "protocol": {**asdict(protocol), "split_dir": None},
-        "plan": _plan_record(plan),
-        "trials": plan.trials,
-    }
-    folder = Path(out) / run_name(config, _label(pairs))
+    config = RunConfig(
+        version=__version__,
+        columns=dict(columns or {}),
+        **problem.recorded,
+        encoders=tuple(towers),
+        options=options,
+        task=task,
+        attend=attend,
+        pairs=tuple(pairs),
+        ensembles=ensembles,
+        protocol=replace(protocol, split_dir=None),
+        plan=_plan_record(plan),
+        trials=plan.trials,
+    )
+    folder = Path(out) / config.name(_label(pairs))
     if (folder / RUN_FILE).exists() and _is_done(read_run(folder), plan):
         return Sweep(reuse_run(folder, config), True, maker.seconds, problem.new_splits, problem.notes)
     from mmfeat.sweep.engine import make_engine
@@ -128,14 +129,14 @@ def _check(task: str, attend: str, plan: Plan, engine: str) -> None:
 def _is_done(run: Run, plan: Plan) -> bool:
     """Whether a finished run needs nothing: its files are whole, no search was cut short by time, and no more trials
     are asked for than then."""
-    before = run.config["trials"]
+    before = run.config.trials
     enough = not plan.space or before is None or (plan.trials is not None and plan.trials <= before)
     files = [run.folder / f"{LEADERBOARD}.csv", run.folder / f"{LEADERBOARD}.json", run.folder / ABLATION]
     return (
         enough
-        and all(entry.get("search_over", True) for entry in run.leaderboard)
+        and all(entry.search_over is not False for entry in run.leaderboard)
         and all(file.is_file() for file in files)
-        and all(finals_are_whole(run.head_folder(entry), entry.get("final", [])) for entry in run.leaderboard)
+        and all(finals_are_whole(run.head_folder(entry), entry.final) for entry in run.leaderboard)
     )
 
 

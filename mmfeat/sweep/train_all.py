@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,58 +16,59 @@ from mmfeat.errors import HeadError
 from mmfeat.evaluation.significance import compare_with_best, holm, paired_difference
 from mmfeat.evaluation.splits import save_splits
 from mmfeat.heads.registry import BASELINES, TWINS
-from mmfeat.runs.leaderboard import ablation_csv, leaderboard_csv
+from mmfeat.runs.config import RunConfig
+from mmfeat.runs.entry import Entry, PairedTest, convert
+from mmfeat.runs.leaderboard import ablation_csv, write_leaderboard
 from mmfeat.runs.record import Maker, making
-from mmfeat.runs.run import ABLATION, LEADERBOARD, RUN_FILE, Run, write_run
+from mmfeat.runs.run import ABLATION, RUN_FILE, Results, Run, write_run
 from mmfeat.samples.dataset import SampleSet
 from mmfeat.sweep.engine import Engine
 from mmfeat.sweep.ensembles import ensemble_entries
-from mmfeat.sweep.entries import Entry, train_entry
+from mmfeat.sweep.entries import EntryTrainer, TrainedEntry
 from mmfeat.sweep.scoring import decide
 from mmfeat.sweep.search import Plan
 from mmfeat.sweep.task import Problem, Task
-from mmfeat.system.files import sweep_temporaries, write_atomic, write_errors, write_json
+from mmfeat.system.files import sweep_temporaries, write_atomic, write_errors
 from mmfeat.system.hardware import cpu_count
 from mmfeat.system.progress import Progress
 
 
-def rank(task: Task, entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Best first; each entry tells its difference from the best, p-values, and whether that is a tie.
+def rank(task: Task, entries: Sequence[TrainedEntry]) -> tuple[Entry, ...]:
+    """The entries, best first, each with its difference from the best, p-values, and whether that is a tie.
 
-    An entry on both modalities also tells its `gain`: its difference from the same head on the better single one.
+    An entry on both modalities also has its `gain`: its difference from the same head on the better single one.
     """
-    ordered = sorted(entries, key=lambda entry: -entry.record["macro_f1"]["value"])
+    ordered = sorted(entries, key=lambda trained: -trained.entry.macro_f1.value)
     tested = task.splits.tested
-    chosen = [decide(task, entry.logits, entry.decisions)[0][:, tested] for entry in ordered]
+    chosen = [decide(task, trained.logits, trained.decisions)[0][:, tested] for trained in ordered]
     behind = compare_with_best(task.targets.take(tested), chosen, 0, task.seed)
-    gains = _gains(task, ordered, chosen)
-    return [
-        {**entry.record, "behind_best": dict(test), "tie": test["tie"], **gains.get(number, {})}
-        for number, (entry, test) in enumerate(zip(ordered, behind, strict=True))
-    ]
+    gains = _gains(task, [trained.entry for trained in ordered], chosen)
+    return tuple(
+        replace(trained.entry, behind_best=convert(dict(test), PairedTest), tie=test["tie"], gain=gains.get(index))
+        for index, (trained, test) in enumerate(zip(ordered, behind, strict=True))
+    )
 
 
-def _gains(task: Task, ordered: Sequence[Entry], chosen: Sequence[np.ndarray]) -> dict[int, dict[str, Any]]:
-    """Place of an entry on both modalities -> its gain, p-values adjusted for the number of heads (Holm)."""
+def _gains(task: Task, ordered: Sequence[Entry], chosen: Sequence[np.ndarray]) -> dict[int, PairedTest]:
+    """Index of an entry on both modalities -> its gain, p-values adjusted for the number of heads (Holm)."""
     pairs = {}
-    for number, entry in enumerate(ordered):
-        alone = [place for place, other in enumerate(ordered) if _single(other, entry.record["head"])]
-        if entry.record["modalities"] == "both" and alone:
-            pairs[number] = alone[0]  # the better one: they are in order
+    for index, entry in enumerate(ordered):
+        alone = [other for other, candidate in enumerate(ordered) if _single(candidate, entry.head)]
+        if entry.modalities == "both" and alone:
+            pairs[index] = alone[0]  # the better one, since the entries are in order
     targets = task.targets.take(task.splits.tested)
     tests = {
-        number: vars(paired_difference(targets, chosen[number], chosen[other], task.seed))
-        for number, other in pairs.items()
+        index: paired_difference(targets, chosen[index], chosen[other], task.seed) for index, other in pairs.items()
     }
-    adjusted = dict(zip(tests, holm([test["p"] for test in tests.values()]).tolist(), strict=True))
+    adjusted = dict(zip(tests, holm([test.p for test in tests.values()]).tolist(), strict=True))
     return {
-        number: {"gain": {**test, "p_holm": adjusted[number], "over": ordered[pairs[number]].record["modalities"]}}
-        for number, test in tests.items()
+        index: PairedTest(**vars(test), p_holm=adjusted[index], over=ordered[pairs[index]].modalities)
+        for index, test in tests.items()
     }
 
 
 def _single(entry: Entry, head: str) -> bool:
-    return entry.record["head"] in (head, TWINS.get(head)) and entry.record["modalities"] in ("text", "image")
+    return entry.head in (head, TWINS.get(head)) and entry.modalities in ("text", "image")
 
 
 def train_run(
@@ -76,7 +77,7 @@ def train_run(
     engine: Engine,
     pairs: Sequence[tuple[str, str]],
     plan: Plan,
-    config: dict[str, Any],
+    config: RunConfig,
     folder: Path,
     maker: Maker,
     progress: Progress,
@@ -92,20 +93,20 @@ def train_run(
             save_splits(problem.splits, folder, [str(sample.label) for sample in problem.labelled])
             task = Task(features.ids, problem.targets, problem.splits, problem.protocol.seeds, problem.protocol.seed)
             entries = _train_all(task, engine, pairs, plan, folder, progress)
-            return _finish(task, entries, {**config, "record": maker.record(config)}, plan, folder, features)
+            return _finish(task, entries, config, maker, plan, folder, features)
     finally:
         engine.close()
 
 
 def _train_all(
     task: Task, engine: Engine, pairs: Sequence[tuple[str, str]], plan: Plan, folder: Path, progress: Progress
-) -> list[Entry]:
+) -> list[TrainedEntry]:
     """Every pair's entry. Their jobs share the engine's workers; the threads here wait for them."""
     deadline = float("inf") if plan.time_limit is None else time.monotonic() + plan.time_limit
     total = sum(_trainings(task, head, plan) for head, _ in pairs)
     with progress.task("heads", total) as advance, ThreadPoolExecutor(cpu_count() + 1) as threads:
         futures = [
-            threads.submit(train_entry, task, engine, head, modality, plan, folder, deadline, advance)
+            threads.submit(EntryTrainer(task, engine, head, modality, plan, folder, deadline, advance).train)
             for head, modality in pairs
         ]
         try:
@@ -130,28 +131,31 @@ def _trainings(task: Task, head: str, plan: Plan) -> int:
 
 
 def _finish(
-    task: Task, entries: list[Entry], config: dict[str, Any], plan: Plan, folder: Path, features: Features
+    task: Task,
+    entries: list[TrainedEntry],
+    config: RunConfig,
+    maker: Maker,
+    plan: Plan,
+    folder: Path,
+    features: Features,
 ) -> Run:
     """Combine, rank, and declare the run complete."""
-    if config["ensembles"]:
+    if config.ensembles:
         entries = entries + ensemble_entries(task, entries, plan.adjustment, folder)
     leaderboard = rank(task, entries)
     classes = task.targets.classes
-    write_json(folder / f"{LEADERBOARD}.json", leaderboard)
-    write_atomic(folder / f"{LEADERBOARD}.csv", leaderboard_csv(leaderboard, classes).encode())
+    write_leaderboard(folder, leaderboard, classes)
     write_atomic(folder / ABLATION, ablation_csv(leaderboard, classes).encode())
     counts = task.targets.matrix.sum(0).tolist()
-    return write_run(
-        folder,
-        {
-            **config,
-            "widths": features.widths,
-            "classes": list(classes),
-            "class_counts": dict(zip(classes, counts, strict=True)),
-            "labelled": len(task.targets),
-            "leaderboard": leaderboard,
-        },
+    results = Results(
+        classes=tuple(classes),
+        class_counts=dict(zip(classes, counts, strict=True)),
+        labelled=len(task.targets),
+        widths=features.widths,
+        leaderboard=leaderboard,
+        record=maker.record(config),
     )
+    return write_run(Run(folder, config, results))
 
 
 def _check_features(samples: SampleSet, features: Features) -> None:

@@ -18,6 +18,7 @@ from mmfeat.heads.jobs import Fitted, Job, stack_size
 from mmfeat.heads.registry import BASELINES
 from mmfeat.heads.settings import SHARED, HeadSettings, settings_of
 from mmfeat.heads.stack import Member, epoch_steps, plain_choice
+from mmfeat.runs.entry import FinalHead
 from mmfeat.sweep.engine import Advance, Engine
 from mmfeat.sweep.task import Task
 from mmfeat.system.files import canonical_json, file_sha256, read_json, write_atomic, write_json
@@ -225,16 +226,16 @@ def replayed(best_epochs: Sequence[int], histories: Sequence[Sequence[Mapping[st
     return tuple(float(np.exp(np.mean(np.log(line)))) for line in longest)
 
 
-def save_finals(folder: Path, finals: list[Fitted]) -> list[dict[str, Any]]:
-    """`final-N.safetensors` for each head that predicts; returns what rebuilds them."""
+def save_finals(folder: Path, finals: list[Fitted]) -> tuple[FinalHead, ...]:
+    """Write `final-N.safetensors` for each head that predicts; the result rebuilds the heads."""
     from safetensors.numpy import save
 
-    records = []
-    for number, each in enumerate(finals):
+    saved = []
+    for number, fitted in enumerate(finals):
         path = folder / f"final-{number}.safetensors"
-        write_atomic(path, save({name: np.ascontiguousarray(value) for name, value in each.tensors.items()}))
-        records.append({"file": path.name, "config": each.config, "sha256": file_sha256(path)})
-    return records
+        write_atomic(path, save({name: np.ascontiguousarray(value) for name, value in fitted.tensors.items()}))
+        saved.append(FinalHead(path.name, file_sha256(path), fitted.config))
+    return tuple(saved)
 
 
 def _middle(chosen: list[dict[str, float]]) -> dict[str, float]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from typing import Any
+from typing import Protocol
 
 # In a URL: what stands between a name and its host, a token in the place of the name, and signatures in the query.
 _PASSWORD = re.compile(r"(//[^/@:\s]*:)[^/\s]+@")
@@ -45,14 +44,25 @@ def size_of(count: int) -> str:
     return f"{count} B"
 
 
-def interval(score: Mapping[str, Any], comma: str = ",") -> str:
+class Estimate(Protocol):
+    """A number with its 95 % interval; all None where the number is not defined."""
+
+    @property
+    def value(self) -> float | None: ...
+    @property
+    def low(self) -> float | None: ...
+    @property
+    def high(self) -> float | None: ...
+
+
+def interval(score: Estimate, comma: str = ",") -> str:
     """`0.719 [.700,.738]`; "" where the score is not defined."""
-    if score["value"] is None:
+    if score.value is None:
         return ""
-    low, high = (f"{score[end]:.3f}".removeprefix("0") for end in ("low", "high"))
-    return f"{score['value']:.3f} [{low}{comma}{high}]"
+    low, high = (f"{end:.3f}".removeprefix("0") for end in (score.low, score.high))
+    return f"{score.value:.3f} [{low}{comma}{high}]"
 
 
-def gain(difference: Mapping[str, Any], comma: str = ",") -> str:
-    """`+0.055 [+0.040,+0.071]`."""
-    return f"{difference['value']:+.3f} [{difference['low']:+.3f}{comma}{difference['high']:+.3f}]"
+def gain(difference: Estimate, comma: str = ",") -> str:
+    """`+0.055 [+0.040,+0.071]`: a difference that is defined."""
+    return f"{difference.value:+.3f} [{difference.low:+.3f}{comma}{difference.high:+.3f}]"

@@ -301,7 +301,7 @@ def test_heads_goes_on_with_the_views_and_outputs_of_the_extraction(
     assert answer.exit_code == 0, answer.output
     (folder,) = Path("heads").iterdir()
     run = read_run(folder)
-    assert {entry["head"] for entry in run.leaderboard if entry["modalities"] == "both"} == {
+    assert {entry.head for entry in run.leaderboard if entry.modalities == "both"} == {
         *("late", "concat", "gated", "film", "film-concat", "cross-attention")
     }
     assert sorted((tower.spec.modality, tower.spec.output, tower.spec.view) for tower in run.towers) == [

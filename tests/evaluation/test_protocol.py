@@ -44,11 +44,11 @@ def test_labels_of_test_rows_change_scores_and_nothing_else(
     test = {row["guid"] for row in rows(tmp_path / "splits" / "test_split.csv")}
     other = sweep(place, data=turned(place, tmp_path / "demo", test), **arguments).run
     assert other.folder.name != run.folder.name
-    board = {(entry["head"], entry["modalities"]): entry for entry in other.leaderboard}
+    board = {(entry.head, entry.modalities): entry for entry in other.leaderboard}
     assert len(board) == len(run.leaderboard) == 7
     for entry in run.leaderboard:
-        theirs = board[entry["head"], entry["modalities"]]
-        assert entry["macro_f1"] != theirs["macro_f1"]
+        theirs = board[entry.head, entry.modalities]
+        assert entry.macro_f1 != theirs["macro_f1"]
         assert entry.get("settings") == theirs.get("settings")
         ours, others = (rows(each.head_folder(entry) / "out_of_fold.csv") for each in (run, other))
         assert [{**row, "label": ""} for row in ours] == [{**row, "label": ""} for row in others]
@@ -69,7 +69,7 @@ def test_a_holdout_is_three_files_and_its_test_part_alone_is_scored(place: Path,
     labels = dict(line.split(",") for line in (place / "demo" / "train.txt").read_text().splitlines())
     assert all(row["tag"] == labels[row["guid"]] for part in parts.values() for row in part)
     (entry,) = result.run.leaderboard
-    assert entry["samples"] == len(parts["test"])
+    assert entry.samples == len(parts["test"])
     scored = [row["id"] for row in rows(result.run.head_folder(entry) / "out_of_fold.csv")]
     assert sorted(scored) == sorted(row["guid"] for row in parts["test"])
     assert not (result.run.folder / "folds.csv").exists()
@@ -97,7 +97,7 @@ def test_splits_are_written_where_there_are_none_and_then_reused(
     assert again.new_splits is None
     assert (folder / file).read_bytes() == before
     assert (again.run.folder / file).read_bytes() == (first.run.folder / file).read_bytes()
-    assert again.run.config["splits_hash"] == first.run.config["splits_hash"]
+    assert again.run.config.splits_hash == first.run.config.splits_hash
     from_a_run = Protocol(kind, 2, 2, seed=5, split_dir=str(first.run.folder))
     assert (sweep(place, **NO_HEADS, protocol=from_a_run, out=tmp_path / "c").run.folder / file).read_bytes() == before
 

@@ -23,7 +23,7 @@ from mmfeat.export.export import CARD, HEAD, HEAD_FACTS, MODEL, MODEL_FACTS, exp
 from mmfeat.export.onnx_file import largest_difference, run_onnx
 from mmfeat.extraction.extract import extract_features, extract_samples
 from mmfeat.heads.settings import HeadSettings
-from mmfeat.prediction.final_heads import predict_entry, towers_of, widths_of
+from mmfeat.prediction.final_heads import EntryPredictor, towers_of
 from mmfeat.runs.run import Run, read_run
 from mmfeat.samples.dataset import read_samples
 from mmfeat.sweep.search import Plan
@@ -67,11 +67,11 @@ def newest(place: Path, folder: str) -> Run:
 
 def compared(run: Run, entry: Any) -> tuple[Any, Any, np.ndarray, np.ndarray]:
     """Probabilities and choices of the graph and of mmfeat, for all samples, some of which lack a part."""
-    samples = read_samples(run.config["data"], run.config["columns"])
+    samples = read_samples(run.config.data, run.config.columns)
     towers = towers_of(run, entry)
-    features = Cache(run.config["cache"], samples.name).load(samples.samples, [tower.spec for tower in towers])
-    features = features.widened(widths_of(run, entry))
-    chosen, probabilities = predict_entry(run, entry, features, "cpu", samples.samples)
+    features = Cache(run.config.cache, samples.name).load(samples.samples, [tower.spec for tower in towers])
+    features = features.widened(EntryPredictor(run, entry).widths)
+    chosen, probabilities = EntryPredictor(run, entry).predict(features, samples.samples)
     assert not all(mask.all() for mask in features.masks.values())
     graph, ports = build_graph(run, entry, towers, features)
     with torch.no_grad():
@@ -84,11 +84,11 @@ def test_graphs_of_all_heads_and_ensembles_predict_as_mmfeat_does(run: Run) -> N
     for entry in run.leaderboard:
         if why_not_exportable(run, entry):
             continue
-        seen.add(entry["head"])
+        seen.add(entry.head)
         found, decided, probabilities, chosen = compared(run, entry)
-        if "knn" not in json.dumps([entry["head"], *entry.get("members", [])]):  # torch's order of equals is its own
-            assert largest_difference(found, probabilities) < 1e-5, entry["head"]
-            assert (decided == chosen).all(), entry["head"]
+        if "knn" not in json.dumps([entry.head, *entry.members]):  # torch's order of equals is its own
+            assert largest_difference(found, probabilities) < 1e-5, entry.head
+            assert (decided == chosen).all(), entry.head
     assert seen >= {"late", "concat", "gated", "film", "film-concat", "cross-attention", "prior", "knn", "ridge"}
     assert seen >= {"logistic", "svm", "seed-average"}
 
@@ -107,7 +107,7 @@ def test_trees_are_refused_by_name_and_passed_over(run: Run, tmp_path: Path) -> 
         export_run(run.folder, head="forest", out=tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
-    ensemble = next(entry for entry in run.leaderboard if entry["head"] == "stacking")
+    ensemble = next(entry for entry in run.leaderboard if entry.head == "stacking")
     assert re.match("forest on both is in it, and trees", why_not_exportable(run, ensemble))
 
 
@@ -125,8 +125,8 @@ def test_multilabel_and_views(demo_folder: Path, tmp_path: Path) -> None:
     run = sweep(place, **few, task="multilabel", options=options, protocol=HOLDOUT, plan=SHORT).run
     for entry in run.leaderboard:
         found, decided, probabilities, chosen = compared(run, entry)
-        assert largest_difference(found, probabilities) < 1e-5, entry["head"]
-        assert (decided == chosen).all(), entry["head"]
+        assert largest_difference(found, probabilities) < 1e-5, entry.head
+        assert (decided == chosen).all(), entry.head
 
 
 def test_a_head_is_written_whole_with_a_card_whose_example_runs(run: Run, tmp_path: Path) -> None:
@@ -148,9 +148,9 @@ def test_a_head_is_written_whole_with_a_card_whose_example_runs(run: Run, tmp_pa
     card = (out / CARD).read_text()
     assert card.startswith("---\nlibrary_name: mmfeat\n")
     entry = run.entry("concat", "both")
-    low, high = (f"{entry['macro_f1'][end]:.3f}".removeprefix("0") for end in ("low", "high"))
-    assert f"| macro-F1 | {entry['macro_f1']['value']:.3f} [{low},{high}] |" in card
-    assert all(f"| {name} | {count} |" in card for name, count in run.config["class_counts"].items())
+    low, high = (f"{getattr(entry.macro_f1, end):.3f}".removeprefix("0") for end in ("low", "high"))
+    assert f"| macro-F1 | {entry.macro_f1.value:.3f} [{low},{high}] |" in card
+    assert all(f"| {name} | {count} |" in card for name, count in run.results.class_counts.items())
     assert all(tower.spec.fingerprint[:16] in card for tower in run.towers)
     assert str(run.folder.parent) not in card + json.dumps(facts)
     onnx, own = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)

@@ -20,7 +20,6 @@ from safetensors.torch import load_file, save_file
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, RunError
-from mmfeat.evaluation.decisions import Decision
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.extraction.extract import extract_features, extract_samples
 from mmfeat.finetune.cells import blended
@@ -28,7 +27,7 @@ from mmfeat.finetune.finetune import Finetuned, finetune_heads
 from mmfeat.finetune.prepare import Asked, prepare
 from mmfeat.finetune.processes import Team
 from mmfeat.finetune.stage_one import best_parent
-from mmfeat.prediction.final_heads import predict_entry, towers_of
+from mmfeat.prediction.final_heads import EntryPredictor, towers_of
 from mmfeat.prediction.model import load
 from mmfeat.prediction.submit import write_submission
 from mmfeat.runs.run import Run, comparable_runs, read_run, write_run
@@ -63,40 +62,40 @@ def predictions(run: Run, entry: str = "stage-2-both") -> np.ndarray:
 def live_probabilities(place: Path, found: Finetuned, settings: Any, **asked: Any) -> np.ndarray:
     """(N, C) of the final stage 2 as it was trained: its own parameters in its own model."""
     run, (entry,) = found.run, found.run.matching("stage-2")
-    parent = read_run(place / "heads" / run.config["parent"])
+    parent = read_run(place / "heads" / run.config.parent)
     work, _, folder = prepare(parent, Asked(settings, seeds=1, **asked), "cpu", Team(), run.folder.parent, Silent())
     assert folder == run.folder
     model, place = work.model(Team()), run.head_folder(entry)
-    state = {f"head.{name}": value[None] for name, value in load_file(place / entry["final"][0]["file"]).items()}
-    for number, each in enumerate(entry["final"][0]["towers"]):
-        state |= {f"{number}.{name}": value for name, value in load_file(place / each["file"]).items()}
+    state = {f"head.{name}": value[None] for name, value in load_file(place / entry.final[0].file).items()}
+    for number, each in enumerate(entry.final[0].towers):
+        state |= {f"{number}.{name}": value for name, value in load_file(place / each.file).items()}
     model.load(state)
     logits = model.predict(np.arange(len(work.task.targets)))
-    return Decision.from_json(entry["decision"]).probabilities(logits)
+    return entry.decision.probabilities(logits)
 
 
 def submitted_probabilities(found: Finetuned) -> np.ndarray:
     """(N, C) of the same rows on the way that submit takes: fine-tuned towers as encoders, cached vectors."""
     run, (entry,) = found.run, found.run.matching("stage-2")
-    samples = read_samples(run.config["data"])
+    samples = read_samples(run.config.data)
     labelled = replace(samples, samples=samples.labelled)
     towers = towers_of(run, entry)
-    extract_samples(labelled, towers, cache=run.config["cache"])
-    features = Cache(run.config["cache"], samples.name).load(labelled.samples, [tower.spec for tower in towers])
-    return predict_entry(run, entry, features)[1]
+    extract_samples(labelled, towers, cache=run.config.cache)
+    features = Cache(run.config.cache, samples.name).load(labelled.samples, [tower.spec for tower in towers])
+    return EntryPredictor(run, entry).predict(features)[1]
 
 
 def open_gate(run: Run) -> Run:
     """The run with a final head that lets much of what cross-attention sees through."""
     config = json.loads((run.folder / "run.json").read_text())
     (entry,) = [entry for entry in config["leaderboard"] if entry["head"] == "stage-2"]
-    path = run.head_folder(entry) / entry["final"][0]["file"]
+    path = run.folder / "stage-2-both" / entry["final"][0]["file"]
     tensors = load_file(path)
     gates = [name for name in tensors if "gate" in name]
     assert gates
     save_file({name: torch.full_like(value, 2.0) if name in gates else value for name, value in tensors.items()}, path)
     entry["final"][0]["sha256"] = file_sha256(path)
-    return write_run(run.folder, config)
+    return write_run(Run.from_json(run.folder, config))
 
 
 @pytest.mark.parametrize(("head", "views"), [("concat", 1), ("cross-attention", 0)])
@@ -104,8 +103,8 @@ def test_both_towers_move_with_views_or_tokens(pairs: Path, head: str, views: in
     """Tokens of a moving tower move along; the plain photo and its view are trained on from their cached prefixes."""
     found = tune(pairs, str(tmp_path), settings=BOTH, head=head, views=views)
     run = found.run
-    assert [(tower["path"], tower["layers"]) for tower in run.config["moving"]] == [("cached", 1)] * 2
-    assert {each["spec"]["view"] for each in run.config["prefixes"]} == ({"none", "train:1"} if views else {"none"})
+    assert [(tower.path, tower.layers) for tower in run.results.moving] == [("cached", 1)] * 2
+    assert {each.spec.view for each in run.config.prefixes} == ({"none", "train:1"} if views else {"none"})
     assert len(list((run.folder / "stage-2-both").glob("*-0-0.safetensors"))) == 2
     if head == "cross-attention":
         found = replace(found, run=open_gate(run))
@@ -207,7 +206,7 @@ def test_what_cross_attention_sees_of_pooled_vectors_moves(pairs: Path, tmp_path
     place.mkdir()
     pooled = {**HEADS, "fusion": ["cross-attention"], "attend": "pooled"}
     run = sweep(place, encoders, data=pairs / "demo", cache=pairs / "cache", **pooled).run
-    assert run.config["attend"] == "pooled"
+    assert run.config.attend == "pooled"
     found = tune(place, settings=ONCE)
     live = live_probabilities(place, found, ONCE)
     assert np.abs(live - submitted_probabilities(found)).max() < 0.005
@@ -218,7 +217,7 @@ def test_what_cross_attention_sees_of_pooled_vectors_moves(pairs: Path, tmp_path
 @pytest.mark.parametrize("views", [0, 2])
 def test_each_stage_predicts_with_the_views_it_was_trained_on(pairs: Path, views: int, tmp_path: Path) -> None:
     found = tune(pairs, settings=BOTH, head="concat", views=views)
-    entries = {entry["head"]: entry for entry in found.run.leaderboard}
+    entries = {entry.head: entry for entry in found.run.leaderboard}
     for name, count in (("stage-1", 1), ("stage-2", views)):
         towers = towers_of(found.run, entries[name])
         assert {tower.spec.view for tower in towers} == {"none", *(f"train:{n + 1}" for n in range(count))}
@@ -231,21 +230,21 @@ def test_each_stage_predicts_with_the_views_it_was_trained_on(pairs: Path, views
 
 def test_fresh_augmentation_needs_pixels(pairs: Path) -> None:
     run = tune(pairs, settings=replace(ONCE, augment=True, batch_size=32), head="concat", views=0).run
-    paths = {tower["tower"].split(":")[0]: tower for tower in run.config["moving"]}
-    assert paths["bert"]["path"] == "cached"
-    assert paths["timm"]["path"] == "full"
-    assert "--augment" in paths["timm"]["reason"]
+    paths = {tower.tower.split(":")[0]: tower for tower in run.results.moving}
+    assert paths["bert"].path == "cached"
+    assert paths["timm"].path == "full"
+    assert "--augment" in paths["timm"].reason
 
 
 def test_early_fusion_trains_on_pixels_and_predicts(pairs: Path, tmp_path: Path) -> None:
     settings = replace(ONCE, unfreeze=(("text", 1),), batch_size=32)
     run = tune(pairs, settings=settings, head="concat", fusion="early", views=0).run
-    entries = {entry["head"]: entry for entry in run.leaderboard}
+    entries = {entry.head: entry for entry in run.leaderboard}
     assert set(entries) == {"stage-1", "early"}
-    assert "train" not in entries["stage-1"]["scores"]  # nobody looked
+    assert "train" not in entries["stage-1"].scores  # nobody looked
     write_submission(run.folder, head="early", out=tmp_path / "submission.csv", proba=True)
     written = np.array([row[2:] for row in csv.reader((tmp_path / "submission.csv").open())][1:], float)
-    (samples, model) = read_samples(run.config["data"]).unlabelled, load(run.folder, head="early")
+    (samples, model) = read_samples(run.config.data).unlabelled, load(run.folder, head="early")
     assert np.abs(model.predict_samples(samples)[0].probabilities - written).max() < 1e-5
     with pytest.raises(ConfigError, match="--unfreeze image: the head sees no such modality"):
         tune(pairs, settings=BOTH, head="concat", fusion="early")
@@ -298,11 +297,11 @@ def test_several_labels_and_a_holdout(texts: Path, tmp_path: Path) -> None:
     """`all` takes what can move: the head sees text alone."""
     settings = replace(ONCE, unfreeze=(("all", -1),))
     run = tune(texts, settings=settings, seeds=None).run
-    entries = {entry["head"]: entry for entry in run.leaderboard}
+    entries = {entry.head: entry for entry in run.leaderboard}
     assert set(entries) == {"stage-1", "stage-2", "wise-ft"}
-    assert len(entries["stage-2"]["final"]) == 2
+    assert len(entries["stage-2"].final) == 2
     assert "odd" in run.classes
-    assert [tower["layers"] for tower in run.config["moving"]] == [-1]
+    assert [tower.layers for tower in run.results.moving] == [-1]
     assert write_submission(run.folder, head="wise-ft", out=tmp_path / "submission.csv").rows > 0
 
 
@@ -343,8 +342,8 @@ def test_data_and_cache_may_have_moved(texts: Path, tmp_path: Path) -> None:
     run = finetune_heads(
         folder, data=tmp_path / "demo.csv", cache=tmp_path / "cache", out=tmp_path / "tuned", settings=ONCE, seeds=1
     ).run
-    assert run.config["data"] == str(tmp_path / "demo.csv")
-    assert run.config["cache"] == str(tmp_path / "cache")
+    assert run.config.data == str(tmp_path / "demo.csv")
+    assert run.config.cache == str(tmp_path / "cache")
 
 
 def test_the_parent_is_the_run_that_validated_best(texts: Path, tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from safetensors.torch import load_file
 from mmfeat.cli.finetune import SETTINGS
 from mmfeat.encoders.layers import capture
 from mmfeat.encoders.registry import describe_encoders, load_encoders, open_towers
-from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import ConfigError, DataError, EncoderError
 from mmfeat.finetune.finetune import Finetuned, finetune_heads
 from mmfeat.finetune.settings import ALL, FinetuneSettings, parse_unfreeze
@@ -113,11 +112,11 @@ def tuned(place: Path) -> Finetuned:
 
 
 def test_a_run_has_both_stages_and_their_interpolation(place: Path, tuned: Finetuned) -> None:
-    entries = {entry["head"]: entry for entry in tuned.run.leaderboard}
+    entries = {entry.head: entry for entry in tuned.run.leaderboard}
     assert set(entries) == {"stage-1", "stage-2", "wise-ft"}
-    assert [tower["path"] for tower in tuned.run.config["moving"]] == ["cached"]
-    assert {"value", "low", "high", "p", "p_holm", "mcnemar"} <= set(entries["stage-2"]["over_stage_1"])
-    assert set(entries["stage-2"]["scores"]) == {"train", "validation", "test"}
+    assert [tower.path for tower in tuned.run.results.moving] == ["cached"]
+    assert {"value", "low", "high", "p", "p_holm", "mcnemar"} <= set(entries["stage-2"].to_json()["over_stage_1"])
+    assert set(entries["stage-2"].scores) == {"train", "validation", "test"}
     (first,) = (place / "heads").glob("*/concat-both/metrics.json")
     assert first.is_file()
     assert tune(place).reused
@@ -129,19 +128,19 @@ def test_the_last_weights_are_interpolated_as_said(tuned: Finetuned) -> None:
         name: load_file(tuned.run.folder / f"{name}-both" / "final-0.safetensors")
         for name in ("stage-1", "stage-2", "wise-ft")
     }
-    assert len(entry["alphas"]) == 2
+    assert len(entry.alphas) == 2
     for name, first in heads["stage-1"].items():
-        blended = torch.lerp(first, heads["stage-2"][name], entry["alpha"])
+        blended = torch.lerp(first, heads["stage-2"][name], entry.alpha)
         torch.testing.assert_close(heads["wise-ft"][name], blended)
 
 
 def test_a_run_names_all_that_it_reads(tuned: Finetuned) -> None:
     """So that `cache gc` keeps it: the encoders, the prefix, and the vectors of the fine-tuned towers."""
-    towers = [tower for entry in tuned.run.leaderboard for final in entry["final"] for tower in final.get("towers", [])]
+    towers = [tower for entry in tuned.run.leaderboard for final in entry.final for tower in final.towers]
     assert len(towers) == 2
-    specs = [*tuned.run.config["encoders"], *tuned.run.config["prefixes"], *towers]
-    assert {EncoderSpec.from_json(each["spec"]).fingerprint for each in specs} == tuned.run.fingerprints
-    assert {each["spec"]["output"] for each in tuned.run.config["prefixes"]} == {"prefix"}
+    specs = [named.spec for named in (*tuned.run.config.towers, *towers)]
+    assert {spec.fingerprint for spec in specs} == tuned.run.fingerprints
+    assert {tower.spec.output for tower in tuned.run.config.prefixes} == {"prefix"}
 
 
 def test_the_same_call_gives_the_same_weights(place: Path, tuned: Finetuned) -> None:
@@ -151,7 +150,7 @@ def test_the_same_call_gives_the_same_weights(place: Path, tuned: Finetuned) -> 
 
 def test_the_full_path_gives_what_the_cached_one_gives(place: Path, tuned: Finetuned) -> None:
     full = tune(place, settings=replace(QUICK, path="full"))
-    assert [tower["path"] for tower in full.run.config["moving"]] == ["full"]
+    assert [tower.path for tower in full.run.results.moving] == ["full"]
     rows = [list(csv.reader((run.folder / "stage-2-both/out_of_fold.csv").open()))[1:] for run in (tuned.run, full.run)]
     numbers = [np.array([[float(cell) for cell in row[-3:]] for row in each]) for each in rows]
     assert np.abs(numbers[0] - numbers[1]).max() < 0.01
@@ -259,7 +258,7 @@ def test_every_stage_predicts(place: Path, tuned: Finetuned, head: str, tmp_path
 )
 def test_other_ways_to_train_run(place: Path, changes: dict[str, Any]) -> None:
     run = tune(place, settings=replace(QUICK, epochs=1, **changes)).run
-    assert run.leaderboard[0]["samples"] > 0
+    assert run.leaderboard[0].samples > 0
 
 
 def test_without_a_run_stage_1_is_trained_first(place: Path, tmp_path: Path) -> None:
@@ -267,7 +266,7 @@ def test_without_a_run_stage_1_is_trained_first(place: Path, tmp_path: Path) -> 
         cache=place / "cache", heads=tmp_path, out=tmp_path, settings=replace(QUICK, epochs=1), seeds=1
     ).run
     (first,) = tmp_path.glob("*/concat-both/metrics.json")
-    assert run.config["parent"] == first.parents[1].name
+    assert run.config.parent == first.parents[1].name
 
 
 def test_flags_are_checked_before_anything_is_done(place: Path) -> None:
@@ -316,7 +315,7 @@ def test_adapters_are_merged_into_the_delta(place: Path) -> None:
     run = tune(place, settings=replace(QUICK, lora=2)).run
     (file,) = (run.folder / "stage-2-both").glob("bert-*.safetensors")
     assert not any("lora" in name for name in load_file(file))
-    assert run.config["moving"][0]["parameters"] < 20_000
+    assert run.results.moving[0].parameters < 20_000
 
 
 def test_adapters_go_into_the_tower_that_moves_alone(models: Callable[[str], str]) -> None:

@@ -22,6 +22,7 @@ from mmfeat.evaluation.metrics import evaluate
 from mmfeat.prediction.inputs import samples_of_files
 from mmfeat.prediction.predict import predict_data, targets_of
 from mmfeat.prediction.submit import write_submission
+from mmfeat.runs.entry import Scores, convert
 from tests.sweep.small_sweeps import make_place, stamps, sweep
 
 
@@ -199,7 +200,7 @@ def test_samples_that_trained_the_run_do_not_flatter_its_score(place: Path, tmp_
     (copy / "train.txt").write_text("\n".join([*lines, "fresh,neutral"]))
     found = predict_data(copy, heads=place / "heads", cache=tmp_path / "cache")
     assert found.scores is not None
-    assert found.scores["samples"] == 1
+    assert found.scores.samples == 1
 
 
 def test_a_text_that_trained_a_head_on_texts_counts_as_seen_whatever_the_photo(place: Path, tmp_path: Path) -> None:
@@ -221,7 +222,7 @@ def test_scores_are_those_of_the_metrics(place: Path, tmp_path: Path) -> None:
     found = predict_data(tmp_path / "new.csv", heads=place / "heads", cache=tmp_path / "cache")
     predictions = found.predictions
     targets = targets_of(labels, predictions.classes, False)
-    assert found.scores == evaluate(targets, predictions.chosen[None], predictions.probabilities[None])
+    assert found.scores == convert(evaluate(targets, predictions.chosen[None], predictions.probabilities[None]), Scores)
     (tmp_path / "new.csv").write_text("id,text,label\n1,words,joyful\n")
     found = predict_data(tmp_path / "new.csv", heads=place / "heads", cache=tmp_path / "cache")
     assert found.scores is None

@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 from mmfeat.cache.store import Cache
 from mmfeat.cli.main import app
 from mmfeat.errors import CacheError, RunError, SubmissionError
-from mmfeat.evaluation.decisions import Decision
 from mmfeat.extraction.extract import extract_features
 from mmfeat.prediction.output_file import check_rows
 from mmfeat.prediction.submit import write_submission
@@ -73,7 +72,7 @@ def test_every_unlabelled_sample_once_in_the_order_of_its_list(place: Path) -> N
     assert {tag for _, tag in body} <= {"positive", "neutral", "negative"}
     assert result.rows == 12
     assert sum(result.predicted.values()) == pytest.approx(1)
-    assert result.trained["positive"] == pytest.approx(result.run.config["class_counts"]["positive"] / 108)
+    assert result.trained["positive"] == pytest.approx(result.run.results.class_counts["positive"] / 108)
     assert result.extraction.nothing_to_do
 
 
@@ -175,14 +174,14 @@ def by_hand(run: Run, entry: dict[str, Any], cache: Path, ids: list[str]) -> np.
     from mmfeat.heads.registry import NEEDS_TOKENS
     from mmfeat.samples.dataset import read_samples
 
-    samples = read_samples(run.config["data"])
+    samples = read_samples(run.config.data)
     features = Cache(cache, samples.name).load(samples.unlabelled, [tower.spec for tower in run.towers])
     assert list(features.ids) == ids
-    assert entry["head"] != NEEDS_TOKENS
-    tensors = [load_file(run.head_folder(entry) / each["file"]) for each in entry["final"]]
-    data = HeadData(features.widened(run.config["widths"]), entry["modalities"], "cpu", "")
-    logits = restore_heads(entry["head"], entry["final"][0]["config"], tensors, 3, data)(data)
-    scaled = np.stack(logits) / entry["decision"]["temperature"]
+    assert entry.head != NEEDS_TOKENS
+    tensors = [load_file(run.head_folder(entry) / each.file) for each in entry.final]
+    data = HeadData(features.widened(run.results.widths), entry.modalities, "cpu", "")
+    logits = restore_heads(entry.head, entry.final[0].config, tensors, 3, data)(data)
+    scaled = np.stack(logits) / entry.decision.temperature
     shares = np.exp(scaled - scaled.max(-1, keepdims=True))
     return (shares / shares.sum(-1, keepdims=True)).mean(0)
 
@@ -193,9 +192,9 @@ def test_a_head_predicts_the_mean_of_its_seeds_shifted_by_its_decision(place: Pa
     write_submission(run.folder, out=place / "s.csv", head=head)
     ids, tags = zip(*rows(place / "s.csv")[1:], strict=True)
     entry = run.entry(head)
-    assert len(entry["final"]) == (2 if head == "concat" else 1)
-    decision = entry["decision"]
-    scores = np.log(by_hand(run, entry, place / "cache", list(ids))) - np.array(decision["offsets"])
+    assert len(entry.final) == (2 if head == "concat" else 1)
+    decision = entry.decision
+    scores = np.log(by_hand(run, entry, place / "cache", list(ids))) - np.array(decision.offsets)
     assert [run.classes[column] for column in scores.argmax(1)] == list(tags)
 
 
@@ -205,13 +204,13 @@ def test_an_ensemble_predicts_the_weighted_mean_of_its_members(place: Path) -> N
     assert (result.head, result.modalities) == ("greedy", "ensemble")
     ids, tags = zip(*rows(place / "s.csv")[1:], strict=True)
     entry = run.entry("greedy", "ensemble")
-    by_name = {f"{each['head']}-{each['modalities']}": each for each in run.leaderboard}
-    members = [by_name[name] for name in entry["members"]]
+    by_name = {each.name: each for each in run.leaderboard}
+    members = [by_name[name] for name in entry.members]
     mean = np.zeros((12, 3))
-    for weight, member in zip(entry["rule"]["weights"], members, strict=True):
+    for weight, member in zip(entry.rule.weights, members, strict=True):
         mean += weight * by_hand(run, member, place / "cache", list(ids))
-    decision = Decision.from_json(entry["decision"])
-    scores = np.log(mean / sum(entry["rule"]["weights"])) / decision.temperature - np.array(decision.offsets)
+    decision = entry.decision
+    scores = np.log(mean / sum(entry.rule.weights)) / decision.temperature - np.array(decision.offsets)
     assert [run.classes[column] for column in scores.argmax(1)] == list(tags)
 
 
@@ -219,9 +218,9 @@ def test_the_best_may_be_an_ensemble(place: Path) -> None:
     """What is first on the leaderboard predicts, whatever it is."""
     run = best_run(place / "heads")
     best = run.leaderboard[0]
-    for kind in ("stacking", best["head"]):
-        changed = sorted(run.leaderboard, key=lambda entry, kind=kind: entry["head"] != kind)
-        config = {**run.config, "leaderboard": changed}
+    for kind in ("stacking", best.head):
+        changed = sorted(run.leaderboard, key=lambda entry, kind=kind: entry.head != kind)
+        config = {**run.to_json(), "leaderboard": [entry.to_json() for entry in changed]}
         (run.folder / "run.json").write_text(json.dumps(config))
         result = write_submission(heads=place / "heads", out=place / "s.csv")
         assert result.head == kind
@@ -248,10 +247,10 @@ def test_a_damaged_head_is_refused(place: Path, head: str) -> None:
 def test_without_a_refit_the_heads_of_the_folds_predict_together(place: Path) -> None:
     run = sweep(place, ["hashing"], plan=replace(QUICK, refit=False), modalities=["text"], out=place / "folds").run
     entry = run.entry("concat")
-    assert len(entry["final"]) == 4  # two folds of two seeds
+    assert len(entry.final) == 4  # two folds of two seeds
     write_submission(run.folder, out=place / "s.csv", head="concat")
     ids, tags = zip(*rows(place / "s.csv")[1:], strict=True)
-    scores = np.log(by_hand(run, entry, place / "cache", list(ids))) - np.array(entry["decision"]["offsets"])
+    scores = np.log(by_hand(run, entry, place / "cache", list(ids))) - np.array(entry.decision.offsets)
     assert [run.classes[column] for column in scores.argmax(1)] == list(tags)
 
 
@@ -296,7 +295,7 @@ def test_samples_of_several_labels_or_none_go_the_whole_way(tmp_path: Path, head
     assert {label for _, label in written} <= {"sun", "rain", "rain|sun", "|"}
     assert [label for _, label in written] == ["sun", "rain", "rain|sun", "|"]
     entry = run.entry("logistic")
-    assert entry["macro_f1"]["value"] > 0.9
+    assert entry.macro_f1.value > 0.9
     out_of_fold = rows(run.head_folder(entry) / "out_of_fold.csv")
     assert {row[1] for row in out_of_fold[1:]} == {"sun", "rain", "rain|sun", "|"}
     (tmp_path / "new.csv").write_text("id,text,label\nx,hello,sun|snow\n")
@@ -348,7 +347,7 @@ def test_a_run_that_scored_higher_on_other_folds_is_named_and_not_taken(
     monkeypatch.chdir(place)
     latest = best_run(place / "heads")
     older = Path(shutil.copytree(latest.folder, place / "heads" / "older"))
-    config = {**latest.config, "splits_hash": "other"}
+    config = {**latest.to_json(), "splits_hash": "other"}
     config["leaderboard"][0]["macro_f1"]["value"] = 0.99
     (older / "run.json").write_text(json.dumps(config))
     os.utime(older / "run.json", (1, 1))
@@ -370,9 +369,9 @@ def test_the_data_of_the_run_are_not_overwritten_by_predictions_for_others(place
 def test_new_samples_need_no_column_of_labels(place: Path, tmp_path: Path) -> None:
     run = best_run(place / "heads")
     table = Path(shutil.copytree(run.folder, tmp_path / "heads" / "run")) / "run.json"
-    table.write_text(json.dumps({**run.config, "columns": {"label": "tag"}}))
+    table.write_text(json.dumps({**run.to_json(), "columns": {"label": "tag"}}))
     (tmp_path / "new.csv").write_text("id,text\n1,hello\n")
-    cache = Path(shutil.copytree(run.config["cache"], tmp_path / "cache"))
+    cache = Path(shutil.copytree(run.config.cache, tmp_path / "cache"))
     result = write_submission(heads=tmp_path / "heads", data=tmp_path / "new.csv", out=tmp_path / "s.csv", cache=cache)
     assert (result.run.folder, result.rows) == (table.parent, 1)
 
@@ -381,7 +380,7 @@ def test_runs_of_another_task_are_not_compared(place: Path, tmp_path: Path) -> N
     run = best_run(place / "heads")
     for number, task in enumerate(("multilabel", "multiclass")):
         copy = Path(shutil.copytree(run.folder, tmp_path / task))
-        config = {**run.config, "task": task}
+        config = {**run.to_json(), "task": task}
         config["leaderboard"][0]["macro_f1"]["value"] = 0.9 - number / 10
         (copy / "run.json").write_text(json.dumps(config))
         os.utime(copy / "run.json", (number, number))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from mmfeat.report.report import Papers, write_report
 from mmfeat.report.results import Results
 from mmfeat.report.scores import classes_section, confusion_section
 from mmfeat.report.section import Table, interval
+from mmfeat.runs.entry import ClassScores, Interval
 from mmfeat.runs.out_of_fold import Predictions, read_predictions
 from mmfeat.runs.run import Run
 from mmfeat.samples.labels import Targets
@@ -56,9 +58,9 @@ def test_class_names_of_any_kind_are_text_and_fit(run: Run, tmp_path: Path) -> N
 
 
 def test_cache_and_audit_of_a_data_set_are_found_whatever_its_name(run: Run, tmp_path: Path) -> None:
-    assert run.config["dataset"] == "odd (1)"
+    assert run.config.dataset == "odd (1)"
     assert cache_section(Results.of(run)).tables[0].rows[0][5] == "80"
-    audit_data(run.config["data"], out=tmp_path / "audit", run="none")
+    audit_data(run.config.data, out=tmp_path / "audit", run="none")
     page = write_report(run.folder, out=tmp_path / "r.html", audit=tmp_path / "audit").path.read_text()
     assert "Duplicates and near duplicates" in page
 
@@ -67,8 +69,9 @@ def test_of_many_classes_the_most_frequent_errors_are_listed(run: Run) -> None:
     classes = [f"c{number}" for number in range(50)]
     counts = np.eye(50) * 8
     counts[3, 7], counts[9, 1] = 2, 4
-    entry = {**run.leaderboard[0], "confusion": counts.tolist()}
-    results = Results.of(Run(run.folder, {**run.config, "classes": classes, "leaderboard": [entry]}))
+    entry = replace(run.leaderboard[0], confusion=counts.tolist())
+    many = replace(run.results, classes=tuple(classes), leaderboard=(entry,))
+    results = Results.of(replace(run, results=many))
     (table,) = confusion_section(results).tables
     assert table.rows == [["c9", "c1", "4 (33%)"], ["c3", "c7", "2 (20%)"]]
 
@@ -83,14 +86,12 @@ def test_a_comparison_takes_no_flags_of_a_page_about_samples(run: Run) -> None:
 def changed(run: Run, **classes: Any) -> Results:
     """The run with other scores of some classes."""
     entry = run.leaderboard[0]
-    return Results.of(
-        Run(run.folder, {**run.config, "leaderboard": [{**entry, "classes": entry["classes"] | classes}]})
-    )
+    other = replace(run.results, leaderboard=(replace(entry, classes=entry.classes | classes),))
+    return Results.of(replace(run, results=other))
 
 
 def test_a_class_without_samples_is_no_weakness(run: Run) -> None:
-    nothing = {"value": 0.0, "low": 0.0, "high": 0.0}
-    absent = {"precision": 0.0, "recall": 0.0, "f1": nothing, "auroc": None, "support": 0}
+    absent = ClassScores(precision=0.0, recall=0.0, f1=Interval(0.0, 0.0, 0.0), auroc=None, support=0)
     section = classes_section(changed(run, x=absent))
     assert "weakest on x:" not in section.words[0]
     assert section.words[1].startswith("No sample out of fold is x: ")
@@ -98,8 +99,8 @@ def test_a_class_without_samples_is_no_weakness(run: Run) -> None:
 
 
 def test_intervals_above_ten_keep_their_digits() -> None:
-    assert interval({"value": 10.6, "low": 10.512, "high": 20.7}) == "10.600 [10.512, 20.700]"
-    assert interval({"value": 0.617, "low": 0.598, "high": 0.638}) == "0.617 [.598, .638]"
+    assert interval(Interval(10.6, 10.512, 20.7)) == "10.600 [10.512, 20.700]"
+    assert interval(Interval(0.617, 0.598, 0.638)) == "0.617 [.598, .638]"
 
 
 def test_the_surest_samples_of_several_labels_are_samples() -> None:
@@ -111,7 +112,7 @@ def test_the_surest_samples_of_several_labels_are_samples() -> None:
 
 
 def test_data_that_changed_since_are_told(run: Run, tmp_path: Path) -> None:
-    lines = Path(run.config["data"]).read_text().splitlines()
+    lines = Path(run.config.data).read_text().splitlines()
     assert not any("changed" in words for words in data_section(Results.of(run)).words)
     (tmp_path / "odd.csv").write_text("\n".join([lines[0], "s0,word0 z0,other", *lines[3:], ""]))
     words = data_section(Results.of(run, data=str(tmp_path / "odd.csv"))).words
@@ -119,7 +120,7 @@ def test_data_that_changed_since_are_told(run: Run, tmp_path: Path) -> None:
 
 
 def test_predictions_of_some_samples_are_no_run(run: Run, tmp_path: Path) -> None:
-    broken = Run(tmp_path / "run", run.config)
+    broken = replace(run, folder=tmp_path / "run")
     shutil.copytree(run.folder, broken.folder)
     path = broken.head_folder(broken.entry()) / "out_of_fold.csv"
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
@@ -128,7 +129,7 @@ def test_predictions_of_some_samples_are_no_run(run: Run, tmp_path: Path) -> Non
 
 
 def test_a_run_whose_parent_is_elsewhere_has_a_report(run: Run) -> None:
-    alone = Run(run.folder, {**run.config, "parent": "gone", "fusion": "none"})
+    alone = Run.from_json(run.folder, {**run.to_json(), "parent": "gone", "fusion": "none"})
     (line,) = told_commands(alone)
     assert line.startswith("# ")
 

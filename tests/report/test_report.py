@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,8 @@ def test_the_gallery_holds_every_sample_as_the_run_has_it(run: Run, page: Path) 
 def test_numbers_on_the_page_are_those_of_the_leaderboard(run: Run, page: Path) -> None:
     text = page.read_text()
     for entry in run.leaderboard:
-        assert f"{entry['macro_f1']['value']:.3f} [" in text
-    for name, count in run.config["class_counts"].items():
+        assert f"{entry.macro_f1.value:.3f} [" in text
+    for name, count in run.results.class_counts.items():
         assert re.search(rf"{name}</th>\s*<td>{count}</td>", text)
 
 
@@ -189,8 +190,8 @@ def numbers(colour: str) -> list[int]:
 
 
 def test_a_hundred_thousand_rows_stay_small_and_usable(run: Run, tmp_path: Path) -> None:
-    leaderboard = [{**entry, "samples": MANY} for entry in run.leaderboard]
-    many, data = Run(tmp_path / "many", {**run.config, "leaderboard": leaderboard}), Path(run.config["data"])
+    leaderboard = [replace(entry, samples=MANY).to_json() for entry in run.leaderboard]
+    many, data = Run.from_json(tmp_path / "many", {**run.to_json(), "leaderboard": leaderboard}), Path(run.config.data)
     photos = sorted((data / "data").glob("*.jpg"))
     words = np.random.default_rng(0).integers(0, 5000, (MANY, 18)).tolist()  # as long as tweets, and no two alike
     with (tmp_path / "many.csv").open("w", newline="") as table:
@@ -219,7 +220,7 @@ def test_a_hundred_thousand_rows_stay_small_and_usable(run: Run, tmp_path: Path)
 def test_a_gallery_without_room_has_the_first_samples(run: Run) -> None:
     small = make_gallery(Results.of(run), 200, 900, Silent())
     assert len(small.rows) <= 900 * ROW_SHARE
-    assert 5 < small.listed < small.samples == run.config["labelled"]
+    assert 5 < small.listed < small.samples == run.results.labelled
 
 
 def test_who_flips_a_sample_is_what_the_twins_say(run: Run) -> None:
@@ -250,7 +251,7 @@ def test_predictions_score_what_the_run_says(run: Run) -> None:
     for entry in run.leaderboard:
         found = read_predictions(run, entry)
         scores = [macro_f1(found.targets.matrix, chosen) for chosen in found.chosen]
-        assert np.mean(scores) == pytest.approx(entry["macro_f1"]["value"], abs=1e-6)
+        assert np.mean(scores) == pytest.approx(entry.macro_f1.value, abs=1e-6)
 
 
 def test_settings_are_grouped_and_correlated(run: Run) -> None:
@@ -278,7 +279,7 @@ def test_files_for_papers(run: Run, tmp_path: Path) -> None:
     report = write_report(run.folder, out=tmp_path / "r.html", papers=Papers(latex=True, csv=True, png=True))
     names = {path.name for path in report.files}
     assert {"leaderboard.csv", "leaderboard.tex", "leaderboard.png", "confusion.png"} <= names
-    assert rows(tmp_path / "r-files/leaderboard.csv")[0]["head"] == run.leaderboard[0]["head"]
+    assert rows(tmp_path / "r-files/leaderboard.csv")[0]["head"] == run.leaderboard[0].head
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in report.files if path.suffix == ".png")
 
 
@@ -293,7 +294,7 @@ def test_latex_says_what_the_cells_say() -> None:
 def test_a_run_without_its_data_still_has_a_report(run: Run, tmp_path: Path) -> None:
     gone = tmp_path / run.folder.name
     shutil.copytree(run.folder, gone)
-    config = {**run.config, "data": str(tmp_path / "gone"), "cache": str(tmp_path / "no-cache")}
+    config = {**run.to_json(), "data": str(tmp_path / "gone"), "cache": str(tmp_path / "no-cache")}
     (gone / "run.json").write_text(json.dumps(config))
     report = write_report(gone)
     assert report.photos == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,12 @@ def test_a_run_is_told_once_with_everything(run: Run, tmp_path: Path, monkeypatc
     assert (found.info.run_name, found.info.status) == (run.folder.name, "FINISHED")
     best = run.leaderboard[0]
     metrics, params, tags = found.data.metrics, found.data.params, found.data.tags
-    assert metrics["macro_f1"] == pytest.approx(best["macro_f1"]["value"])
-    assert metrics["macro_f1_low"] == pytest.approx(best["macro_f1"]["low"])
-    assert metrics["prior-text.log_loss"] == pytest.approx(run.entry("prior")["log_loss"]["value"])
+    assert metrics["macro_f1"] == pytest.approx(best.macro_f1.value)
+    assert metrics["macro_f1_low"] == pytest.approx(best.macro_f1.low)
+    assert metrics["prior-text.log_loss"] == pytest.approx(run.entry("prior").log_loss.value)
     assert (params["protocol.folds"], params["best.head"]) == ("2", "knn")
     assert tags["mmfeat.command"] == "mmfeat heads"
-    assert tags["mmfeat.data_hash"] == run.config["data_hash"]
+    assert tags["mmfeat.data_hash"] == run.config.data_hash
     assert set(tags["mmfeat.fingerprints"].split(", ")) == run.fingerprints
     names = {path.name for path in (tmp_path / "store").rglob("*") if path.is_file()}
     assert names == {"mlflow.db", "leaderboard.csv", "leaderboard.json", "ablation.csv", "run.json"}
@@ -50,8 +51,10 @@ def test_a_run_is_told_once_with_everything(run: Run, tmp_path: Path, monkeypatc
 
 def test_classes_of_any_name_are_told_apart(run: Run) -> None:
     best, names = run.leaderboard[0], ("a/../b", "a$", "a#", "中文", "n/")
-    classes = {name: {"f1": {"value": place / 10}} for place, name in enumerate(names)}
-    found = metrics_of(Run(run.folder, {**run.config, "leaderboard": [{**best, "classes": classes}]}))
+    one = next(iter(best.classes.values()))
+    classes = {name: replace(one, f1=replace(one.f1, value=place / 10)) for place, name in enumerate(names)}
+    odd = replace(run.results, leaderboard=(replace(best, classes=classes),))
+    found = metrics_of(replace(run, results=odd))
     f1 = {name: value for name, value in found.items() if name.startswith("f1_")}
     assert sorted(f1.values()) == [0.0, 0.1, 0.2, 0.3, 0.4]
     for name in f1:

@@ -53,7 +53,7 @@ def place(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(place: Path) -> list[Run]:
     """In the order in which they were made."""
     found = list_runs(place / "heads")
-    return sorted((each.run for each in found if each.run), key=lambda run: run.config["record"]["started"])
+    return sorted((each.run for each in found if each.run), key=lambda run: run.record.started)
 
 
 @pytest.fixture(scope="module")
@@ -67,28 +67,28 @@ def tuned(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory, tiny_bert
 
 
 def by_heads(runs: list[Run], *heads: str) -> Run:
-    return next(run for run in runs if {entry["head"] for entry in run.leaderboard} == set(heads))
+    return next(run for run in runs if {entry.head for entry in run.leaderboard} == set(heads))
 
 
 def test_a_run_records_how_it_came_about(place: Path, runs: list[Run]) -> None:
     run = by_heads(runs, "concat", "knn")
-    record = run.config["record"]
-    assert record["command"] == "mmfeat heads x"
-    assert {"mmfeat", "python", "torch", "scikit-learn", "numpy"} <= set(record["versions"])
-    assert record["machine"]["device"] == "cpu"
-    assert record["machine"]["threads"] >= 1
-    assert record["seeds"] == {"seed": 42, "trainings": 2}
-    assert record["data_hash"] == run.config["data_hash"]
-    assert set(record["fingerprints"].values()) == run.fingerprints
-    assert record["parent"] is None
-    assert record["seconds"] > 0
-    text = json.dumps(record["machine"])
+    record = run.record
+    assert record.command == "mmfeat heads x"
+    assert {"mmfeat", "python", "torch", "scikit-learn", "numpy"} <= set(record.versions)
+    assert record.machine["device"] == "cpu"
+    assert record.machine["threads"] >= 1
+    assert record.seeds == {"seed": 42, "trainings": 2}
+    assert record.data_hash == run.config.data_hash
+    assert set(record.fingerprints.values()) == run.fingerprints
+    assert record.parent is None
+    assert record.seconds > 0
+    text = json.dumps(record.machine)
     assert os.uname().nodename not in text
     assert not (run.folder / BEGUN).exists()
 
 
 def test_without_a_command_the_call_is_recorded(place: Path, runs: list[Run]) -> None:
-    command = by_heads(runs, "knn").config["record"]["command"]
+    command = by_heads(runs, "knn").record.command
     assert command.startswith("mmfeat.train_heads(data=")
     assert "fusion=['none']" in command
     assert "progress" not in command
@@ -99,12 +99,12 @@ def test_a_record_changes_no_name_and_a_reused_run_keeps_its_first(place: Path, 
     again = sweep(place, **ONE, command="another")
     assert again.reused
     assert again.run.folder == before.folder
-    assert again.run.config["record"] == before.config["record"]
+    assert again.run.record == before.record
 
 
 def test_passwords_are_not_recorded(place: Path, tmp_path: Path) -> None:
     run = sweep(place, **ONE, out=tmp_path, command="mmfeat heads --mlflow http://me:secret@host:5000").run
-    assert run.config["record"]["command"].endswith("http://me:***@host:5000")
+    assert run.record.command.endswith("http://me:***@host:5000")
 
 
 def test_the_list_has_every_run_and_says_what_is_wrong_with_the_rest(place: Path, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_what_a_killed_deletion_left_is_no_run_and_goes_with_the_next(place: Pat
 
 def test_a_parent_stays_unless_its_children_go_too(tuned: Run, tmp_path: Path) -> None:
     heads = Path(shutil.copytree(tuned.folder.parent, tmp_path / "heads"))
-    parent = tuned.config["parent"]
+    parent = tuned.config.parent
     with pytest.raises(RunError, match=f"{tuned.folder.name} was fine-tuned from it"):
         delete_runs([parent], heads)
     delete_runs([parent, tuned.folder.name], heads)
@@ -222,7 +222,7 @@ def test_a_comparison_tells_what_differs_and_tests_on_the_same_samples(runs: lis
     assert found.tests[0] is None
     assert test is not None
     assert test.samples == 108
-    values = [entry["macro_f1"]["value"] for entry in found.entries]
+    values = [entry.macro_f1.value for entry in found.entries]
     assert test.difference.value == pytest.approx(values[1] - values[0])
     labels, chosen = read_by_hand(one, found.entries[0])
     _, theirs = read_by_hand(other, found.entries[1])
@@ -241,13 +241,13 @@ def read_by_hand(run: Run, entry: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_runs_on_other_folds_or_data_are_shown_and_not_tested(runs: list[Run]) -> None:
-    alike = [run for run in runs if len(run.config["folds"]) == 2]
-    other = next(run for run in runs if len(run.config["folds"]) == 3)
+    alike = [run for run in runs if len(run.config.folds) == 2]
+    other = next(run for run in runs if len(run.config.folds) == 3)
     found = compare_runs([alike[0], other, alike[1]])
     assert found.reasons[1].startswith("other folds")
     assert [test is None for test in found.tests] == [True, True, False]
     assert found.settings["protocol.folds"] == ("2", "3", "2")
-    elsewhere = Run(other.folder, {**other.config, "data_hash": "x"})
+    elsewhere = Run.from_json(other.folder, {**other.to_json(), "data_hash": "x"})
     assert compare_runs([alike[0], elsewhere]).reasons[1].startswith("other data")
     with pytest.raises(RunError, match="name two or more"):
         compare_runs([other])
@@ -271,7 +271,7 @@ def test_a_second_stage_reproduces_bit_for_bit(tuned: Run, tmp_path: Path) -> No
     found = reproduce_run(tuned.folder, tmp_path)
     assert found.identical, found.different
     assert any("bert" in path.name for path in found.run.folder.rglob("*.safetensors"))
-    assert found.run.config["record"]["parent"] == tuned.config["parent"]
+    assert found.run.record.parent == tuned.config.parent
     assert commands_of(found.run)[:2] == commands_of(tuned)[:2]  # it knows where its parent is, which lies elsewhere
 
 
@@ -290,7 +290,7 @@ def test_data_that_changed_since_cannot_be_reproduced(place: Path, runs: list[Ru
     data = Path(shutil.copytree(place / "demo", tmp_path / "demo"))
     lines = (data / "train.txt").read_text().splitlines()
     (data / "train.txt").write_text("\n".join([*lines[:-1], lines[-1].split(",")[0] + ",other", ""]))
-    moved = Run(run.folder, {**run.config, "data": str(data)})
+    moved = Run.from_json(run.folder, {**run.to_json(), "data": str(data)})
     with pytest.raises(RunError, match="changed since"):
         reproduce_run(moved, tmp_path / "out")
     assert not (tmp_path / "out").exists()

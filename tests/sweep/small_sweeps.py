@@ -17,10 +17,13 @@ from mmfeat.evaluation.protocol import Protocol
 from mmfeat.evaluation.splits import make_folds, make_holdout
 from mmfeat.extraction.extract import extract_features
 from mmfeat.heads.settings import HeadSettings
-from mmfeat.runs.run import Run
+from mmfeat.runs.config import RunConfig
+from mmfeat.runs.entry import Entry
+from mmfeat.runs.run import Results, Run
 from mmfeat.samples.labels import Targets
 from mmfeat.sweep.engine import LocalEngine
-from mmfeat.sweep.entries import Entry, train_entry
+from mmfeat.sweep.entries import EntryTrainer, TrainedEntry
+from mmfeat.sweep.scoring import score
 from mmfeat.sweep.search import Plan
 from mmfeat.sweep.task import Task
 from mmfeat.sweep.train import Sweep, train_heads
@@ -79,16 +82,28 @@ def toy_task(targets: Targets = toy_features.TARGETS, folds: int = 3, seeds: int
     return Task(ids, targets, make_folds(targets, ids, groups, folds, 1, seeds), seeds, 1)
 
 
-def toy_entry(task: Task, folder: Path, plan: Plan = QUICK, head: str = "concat", deadline: float = np.inf) -> Entry:
+def toy_entry(
+    task: Task, folder: Path, plan: Plan = QUICK, head: str = "concat", deadline: float = np.inf
+) -> TrainedEntry:
     """A real head on the made-up vectors."""
     engine = LocalEngine(toy_features.features(), task.targets, "cpu", "tokens", 1)
     try:
-        return train_entry(task, engine, head, "both", plan, folder, deadline, lambda heads: None)
+        return EntryTrainer(task, engine, head, "both", plan, folder, deadline, lambda heads: None).train()
     finally:
         engine.close()
 
 
-def made_up_entry(task: Task, name: str, skill: float, seeds: int = 2, modality: str = "both") -> Entry:
+def run_of(folder: Path, targets: Targets, leaderboard: Sequence[Entry], **config: Any) -> Run:
+    """A run that says little but its leaderboard."""
+    asked = {"version": "0", "columns": {}, "data": "data", "cache": "cache", "dataset": "data", "data_hash": "0"}
+    asked |= {"folds": ("fold0", "fold1"), "splits_hash": "0", "encoders": (), "options": FLOAT32, "protocol": SMALL}
+    task = "multilabel" if targets.multilabel else "multiclass"
+    made = RunConfig(**{**asked, "task": task, "attend": "", "plan": {"space": {}}, **config})
+    counts = dict(zip(targets.classes, targets.matrix.sum(0).tolist(), strict=True))
+    return Run(folder, made, Results(targets.classes, counts, len(targets), {}, tuple(leaderboard)))
+
+
+def made_up_entry(task: Task, name: str, skill: float, seeds: int = 2, modality: str = "both") -> TrainedEntry:
     """An entry of invented logits: the better, the more `skill`."""
     random = np.random.default_rng(sum(map(ord, name)))
     noise = random.standard_normal((seeds, *task.targets.matrix.shape))
@@ -100,4 +115,6 @@ def made_up_entry(task: Task, name: str, skill: float, seeds: int = 2, modality:
     ]
     width = len(task.targets.classes)
     plain = Decision(1.0, 0.0, (0.0,) * width, task.targets.multilabel)
-    return Entry({"head": name, "modalities": modality}, logits, [plain] * len(task.splits), validation)
+    decisions = [plain] * len(task.splits)
+    entry = Entry(head=name, modalities=modality, **score(task, logits, decisions), decision=plain)
+    return TrainedEntry(entry, logits, decisions, validation)

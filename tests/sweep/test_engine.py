@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,13 @@ from mmfeat.heads.jobs import Job, Workbench, restore_heads, run_job
 from mmfeat.heads.registry import FUSIONS, HEADS, NEEDS_TOKENS
 from mmfeat.heads.settings import HeadSettings
 from mmfeat.heads.stack import Member, epoch_steps
-from mmfeat.prediction.final_heads import predict_entry
-from mmfeat.runs.run import Run
+from mmfeat.prediction.final_heads import EntryPredictor
+from mmfeat.runs.entry import FinalHead, convert
 from mmfeat.samples.labels import Targets
 from mmfeat.sweep.engine import Engine, LocalEngine, make_engine
 from mmfeat.sweep.task import Task
 from mmfeat.sweep.trials import Outcome, run_trials, save_finals
 from tests.heads.toy_features import (
-    CLASSES,
     MULTILABEL,
     SAMPLES,
     TARGETS,
@@ -42,6 +42,7 @@ from tests.heads.toy_features import (
     on_disk,
     with_tokens,
 )
+from tests.sweep.small_sweeps import made_up_entry, run_of, toy_task
 
 SETTINGS = [HeadSettings(epochs=2, batch_size=16), HeadSettings(epochs=2, batch_size=16, learning_rate=3e-3)]
 EVERYTHING = np.arange(SAMPLES)
@@ -200,11 +201,11 @@ def test_saved_heads_predict_the_same(head: str, targets: Targets, tmp_path: Pat
     member = Member(SETTINGS[0], TRAIN, VALIDATION, (1,), 4)
     job = Job(head, "both", (member,), ((EVERYTHING,),), keep=True)
     (fitted,) = run_job(job, Workbench(seen, targets, "cpu", attend))
-    (record,) = json.loads(json.dumps(save_finals(tmp_path, [fitted])))
+    (final,) = (convert(json.loads(json.dumps(asdict(each))), FinalHead) for each in save_finals(tmp_path, [fitted]))
     from safetensors.numpy import load_file
 
     data = HeadData(seen, "both", "cpu", attend)
-    (found,) = restore_heads(head, record["config"], [load_file(tmp_path / record["file"])], 3, data)(data)
+    (found,) = restore_heads(head, final.config, [load_file(tmp_path / final.file)], 3, data)(data)
     np.testing.assert_allclose(found, fitted.logits[0], rtol=0, atol=1e-5)
     assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
 
@@ -218,10 +219,10 @@ def test_an_entry_of_two_heads_predicts_their_mean_and_no_damaged_one(tmp_path: 
     decision = fit_decision(logits[0, VALIDATION], TARGETS.take(VALIDATION), TARGETS.prior, None, 0)
     folder = tmp_path / "concat-both"
     folder.mkdir()
-    entry = {"head": "concat", "modalities": "both", "decision": decision.to_json()}
-    entry["final"] = save_finals(folder, fitted)
-    run = Run(tmp_path, {"classes": list(CLASSES), "leaderboard": [entry], "attend": ""})
-    chosen, probabilities = predict_entry(run, entry, seen)
+    made_up = made_up_entry(toy_task(), "concat", 1.0).entry
+    entry = replace(made_up, decision=decision, final=save_finals(folder, fitted))
+    run = run_of(tmp_path, TARGETS, [entry])
+    chosen, probabilities = EntryPredictor(run, entry).predict(seen)
     expected = np.mean([decision.probabilities(each) for each in logits], axis=0)
     np.testing.assert_allclose(probabilities, expected, atol=1e-5)
     np.testing.assert_array_equal(chosen, decision.choose(mean_logits(logits, decision)))
@@ -232,4 +233,4 @@ def test_an_entry_of_two_heads_predicts_their_mean_and_no_damaged_one(tmp_path: 
         with pytest.raises(
             RunError, match=r"not a whole head \(final-1.safetensors is not what was saved\); the same mmfeat heads"
         ):
-            predict_entry(run, entry, seen)
+            EntryPredictor(run, entry).predict(seen)

@@ -25,7 +25,7 @@ def candidates(task: Task) -> list[Entry]:
 
 
 def by_kind(task: Task, entries: list[Entry], folder: Path) -> dict[str, Entry]:
-    return {entry.record["head"]: entry for entry in ensemble_entries(task, entries, None, folder)}
+    return {entry.entry.head: entry for entry in ensemble_entries(task, entries, None, folder)}
 
 
 def decided(task: Task, entries: list[Entry]) -> list[Entry]:
@@ -67,7 +67,7 @@ def test_the_weights_of_a_holdout_are_fitted_on_validation_rows(shares: tuple[in
     for kind in KINDS:
         np.testing.assert_array_equal(after[kind].logits[0, test], before[kind].logits[0, test])
         assert after[kind].decisions == before[kind].decisions
-        assert after[kind].record["macro_f1"] != before[kind].record["macro_f1"]
+        assert after[kind].entry.macro_f1 != before[kind].entry.macro_f1
 
 
 @pytest.mark.parametrize("targets", [TARGETS, MULTILABEL], ids=["multiclass", "multilabel"])
@@ -75,22 +75,22 @@ def test_an_ensemble_is_the_weighted_mean_of_its_members(targets: Targets, tmp_p
     task = toy_task(targets)
     entries = candidates(task)
     made = by_kind(task, entries, tmp_path)
-    members = [entry for entry in entries if entry.record["head"] != "prior"]
+    members = [entry for entry in entries if entry.entry.head != "prior"]
     log_probabilities = np.stack([np.log(decide(task, entry.logits, entry.decisions)[1].mean(0)) for entry in members])
     for kind, entry in made.items():
-        assert entry.record["modalities"] == TOGETHER
-        assert entry.record["members"] == [f"{name}-both" for name in SKILLS] + ["text-only-text"]
-        logits = combine(dict(entry.record), log_probabilities, targets.multilabel)
+        assert entry.entry.modalities == TOGETHER
+        assert list(entry.entry.members) == [f"{name}-both" for name in SKILLS] + ["text-only-text"]
+        logits = combine(entry.entry.rule, log_probabilities, targets.multilabel)
         assert logits.shape == targets.matrix.shape
         if kind == "stacking":
             continue
-        weights = np.array(entry.record["rule"]["weights"])
+        weights = np.array(entry.entry.rule.weights)
         mean = np.einsum("h,hnc->nc", weights / weights.sum(), np.exp(log_probabilities))
         wanted = np.log(mean / (1 - mean)) if targets.multilabel else np.log(mean)
         np.testing.assert_allclose(logits, wanted, atol=1e-6)
-    assert made["seed-average"].record["rule"]["weights"] == [1, 0, 0, 0]
-    assert made["mean"].record["rule"]["weights"] == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0])
-    greedy = made["greedy"].record["rule"]["weights"]
+    assert made["seed-average"].entry.rule.weights == (1, 0, 0, 0)
+    assert made["mean"].entry.rule.weights == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0])
+    greedy = made["greedy"].entry.rule.weights
     assert sum(greedy) == pytest.approx(1)
     assert max(greedy) == greedy[0] > 0.25
 
@@ -102,10 +102,10 @@ def test_strong_members_make_an_ensemble_that_is_no_worse(tmp_path: Path) -> Non
     alone = [(decide(task, e.logits, e.decisions)[0][0] == TARGETS.matrix).all(1).mean() for e in entries]
     for entry in ensemble_entries(task, entries, 0.0, tmp_path):
         right = (decide(task, entry.logits, entry.decisions)[0][0] == TARGETS.matrix).all(1).mean()
-        assert entry.record["accuracy"]["value"] == pytest.approx(right)
-        if entry.record["head"] != "seed-average":
+        assert entry.entry.accuracy.value == pytest.approx(right)
+        if entry.entry.head != "seed-average":
             assert right > max(alone) + 0.03
-        written = rows(tmp_path / f"{entry.record['head']}-{TOGETHER}" / "out_of_fold.csv")
+        written = rows(tmp_path / f"{entry.entry.head}-{TOGETHER}" / "out_of_fold.csv")
         chosen = [row["predicted_1"] == row["label"] for row in written]
         assert np.mean(chosen) == pytest.approx(right)
 

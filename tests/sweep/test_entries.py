@@ -74,8 +74,8 @@ def test_each_fold_takes_the_trial_that_validates_best_there_whatever_it_tests()
         np.testing.assert_array_equal(entry.logits[:, test], chosen.logits[:, test])
     for cell, each in enumerate(entry.validation):
         np.testing.assert_array_equal(each, (good if cell // 2 == 1 else bad).validation[cell])
-    assert entry.record["macro_f1"]["value"] < 0.5
-    assert entry.record["trials"] == 2
+    assert entry.entry.macro_f1.value < 0.5
+    assert entry.entry.trials == 2
 
 
 def test_the_first_of_equal_trials_counts() -> None:
@@ -89,11 +89,11 @@ def test_optimism_is_what_choosing_on_the_scored_rows_would_have_gained() -> Non
     """A trial that is perfect on test rows and validates worst: whoever peeks takes it, and claims 1."""
     task = toy_task()
     perfect, honest = outcome(task, 50.0, [0.1] * 3, "perfect"), outcome(task, 0.5, [0.9] * 3, "honest")
-    record = assemble(task, "concat", "both", [perfect, honest], QUICK.adjustment).record
-    assert record["macro_f1"]["value"] < 0.8
-    assert record["optimism"] == pytest.approx(1 - record["macro_f1"]["value"])
-    alone = assemble(task, "concat", "both", [perfect], QUICK.adjustment).record
-    assert alone["optimism"] == pytest.approx(0)
+    record = assemble(task, "concat", "both", [perfect, honest], QUICK.adjustment).entry
+    assert record.macro_f1.value < 0.8
+    assert record.optimism == pytest.approx(1 - record.macro_f1.value)
+    alone = assemble(task, "concat", "both", [perfect], QUICK.adjustment).entry
+    assert alone.optimism == pytest.approx(0)
 
 
 def test_scores_are_of_the_choices_of_each_fold_s_decision() -> None:
@@ -106,7 +106,7 @@ def test_scores_are_of_the_choices_of_each_fold_s_decision() -> None:
             test = task.splits.fold(fold, 0).test
             chosen[test] = decision.choose(logits[test])
         scores.append(macro_f1(TARGETS.matrix, chosen))
-    assert entry.record["macro_f1"]["value"] == pytest.approx(np.mean(scores))
+    assert entry.entry.macro_f1.value == pytest.approx(np.mean(scores))
     assert decide(task, entry.logits, entry.decisions)[0].sum() == 2 * len(TARGETS)
 
 
@@ -141,7 +141,7 @@ def test_the_final_heads_see_every_row_for_the_mean_number_of_epochs(tmp_path: P
         assert saved.keys() == alone.tensors.keys()
         for name, value in saved.items():
             np.testing.assert_allclose(value, alone.tensors[name].numpy(), atol=1e-5, err_msg=name)
-    assert [each["file"] for each in entry.record["final"]] == ["final-0.safetensors", "final-1.safetensors"]
+    assert [each.file for each in entry.entry.final] == ["final-0.safetensors", "final-1.safetensors"]
 
 
 def train_steps(rows: int, batch_size: int) -> int:
@@ -157,10 +157,10 @@ def test_without_a_refit_the_heads_of_the_folds_predict(tmp_path: Path, head: st
     task = toy_task()
     plan = replace(plan, refit=False)
     entry = toy_entry(task, tmp_path, plan, head)
-    assert len(entry.record["final"]) == len(task.cells(head)) == (6 if head == "concat" else 3)
+    assert len(entry.entry.final) == len(task.cells(head)) == (6 if head == "concat" else 3)
     folder = tmp_path / f"{head}-both"
     before = {path.name: path.read_bytes() for path in folder.glob("final-*")}
-    assert len(before) == len(entry.record["final"])
+    assert len(before) == len(entry.entry.final)
     for path in [*folder.glob("final-*"), folder / "metrics.json"]:
         path.unlink()
     toy_entry(task, tmp_path, plan, head)
@@ -170,7 +170,7 @@ def test_without_a_refit_the_heads_of_the_folds_predict(tmp_path: Path, head: st
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("head", ["prior", "knn", "ridge", "logistic", "svm"])
 def test_baselines_are_refitted_without_a_warning(tmp_path: Path, head: str) -> None:
-    assert len(toy_entry(toy_task(), tmp_path, head=head).record["final"]) == 1
+    assert len(toy_entry(toy_task(), tmp_path, head=head).entry.final) == 1
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_a_search_goes_on_where_it_stopped(tmp_path: Path, method: str, space: d
     toy_entry(task, short, plan)
     assert stamps(trials) == kept
     np.testing.assert_array_equal(again.logits, whole.logits)
-    assert {**again.record, "seconds": 0} == {**whole.record, "seconds": 0}
+    assert replace(again.entry, seconds=0) == replace(whole.entry, seconds=0)
 
 
 def test_a_setting_that_diverges_loses_and_the_search_goes_on(tmp_path: Path) -> None:
@@ -209,8 +209,8 @@ def test_a_setting_that_diverges_loses_and_the_search_goes_on(tmp_path: Path) ->
     plan = Plan(HeadSettings(epochs=1), {"learning_rate": [1e30, 1e-3, 1e-2]})
     for _ in range(2):  # and it is not tried again
         entry = toy_entry(task, tmp_path, plan)
-        assert entry.record["trials"] == 2
-        assert entry.record["settings"]["learning_rate"] < 1
+        assert entry.entry.trials == 2
+        assert entry.entry.settings.learning_rate < 1
     trials = sorted(path.name for path in (tmp_path / "concat-both" / "trials").glob("*.json"))
     assert trials == ["0001.json", "0002.json"]
     hopeless = Plan(HeadSettings(epochs=1), {"learning_rate": [1e30, 2e30]})
@@ -221,7 +221,7 @@ def test_a_setting_that_diverges_loses_and_the_search_goes_on(tmp_path: Path) ->
 def test_no_trial_is_begun_after_the_time_limit(tmp_path: Path) -> None:
     plan = Plan(HeadSettings(epochs=1), {"dropout": [number / 20 for number in range(12)]})
     entry = toy_entry(toy_task(folds=2, seeds=1), tmp_path, plan, deadline=-np.inf)
-    assert entry.record["trials"] == 8  # those that are trained together
+    assert entry.entry.trials == 8  # those that are trained together
 
 
 @pytest.fixture(scope="module")

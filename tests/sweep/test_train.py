@@ -37,18 +37,18 @@ def done(place: Path) -> Sweep:
 
 def test_every_head_on_every_modality_is_ranked(done: Sweep) -> None:
     board = done.run.leaderboard
-    assert {(e["head"], e["modalities"]) for e in board} == {
+    assert {(e.head, e.modalities) for e in board} == {
         *((head, on) for head in ("concat", "knn", "logistic") for on in ("both", "text", "image")),
         *((kind, "ensemble") for kind in ("seed-average", "mean", "greedy", "stacking")),
     }
-    values = [entry["macro_f1"]["value"] for entry in board]
+    values = [entry.macro_f1.value for entry in board]
     assert values == sorted(values, reverse=True)
-    assert board[0]["tie"]
-    assert board[0]["behind_best"]["value"] == 0
-    assert all(e["macro_f1"]["low"] <= e["macro_f1"]["value"] <= e["macro_f1"]["high"] for e in board)
-    assert all(entry["tie"] == (entry["behind_best"]["p_holm"] >= 0.05) for entry in board)
+    assert board[0].tie
+    assert board[0].behind_best.value == 0
+    assert all(e.macro_f1.low <= e.macro_f1.value <= e.macro_f1.high for e in board)
+    assert all(entry.tie == (entry.behind_best.p_holm >= 0.05) for entry in board)
     written = rows(done.run.leaderboard_file)
-    assert [(row["head"], row["modalities"]) for row in written] == [(e["head"], e["modalities"]) for e in board]
+    assert [(row["head"], row["modalities"]) for row in written] == [(e.head, e.modalities) for e in board]
 
 
 def test_scores_are_those_of_the_saved_out_of_fold_predictions(done: Sweep) -> None:
@@ -56,16 +56,16 @@ def test_scores_are_those_of_the_saved_out_of_fold_predictions(done: Sweep) -> N
     for entry in done.run.leaderboard:
         out_of_fold = rows(done.run.head_folder(entry) / "out_of_fold.csv")
         assert len(out_of_fold) == 108
-        seeds = len(entry["seeds"]["macro_f1"]["values"])
+        seeds = len(entry.seeds["macro_f1"].values)
         names = [f"predicted_{seed + 1}" for seed in range(seeds)]
         labels, *predicted = (
             indicator([classes.index(row[name]) for row in out_of_fold], 3) for name in ("label", *names)
         )
         scores = [float(macro_f1(labels, choice)) for choice in predicted]
-        assert scores == pytest.approx(entry["seeds"]["macro_f1"]["values"])
-        assert np.mean(scores) == pytest.approx(entry["macro_f1"]["value"])
+        assert scores == pytest.approx(entry.seeds["macro_f1"].values)
+        assert np.mean(scores) == pytest.approx(entry.macro_f1.value)
         assert all(abs(sum(float(row[f"p_{name}"]) for name in classes) - 1) < 1e-5 for row in out_of_fold)
-    assert {len(entry["seeds"]["macro_f1"]["values"]) for entry in done.run.leaderboard} == {1, 2}
+    assert {len(entry.seeds["macro_f1"].values) for entry in done.run.leaderboard} == {1, 2}
 
 
 def test_an_unchanged_configuration_is_not_trained_again(place: Path, done: Sweep) -> None:
@@ -140,7 +140,7 @@ def test_a_run_goes_with_data_that_moved(place: Path, done: Sweep, tmp_path: Pat
     moved = sweep(place, data=tmp_path / "demo", modalities=["both", "text", "image"])
     assert moved.reused
     assert moved.run.folder == done.run.folder
-    assert read_run(done.run.folder).config["data"] == str(tmp_path / "demo")
+    assert read_run(done.run.folder).config.data == str(tmp_path / "demo")
     sweep(place, modalities=["both", "text", "image"])  # and back again
 
 
@@ -185,9 +185,9 @@ def test_the_run_records_what_it_is_made_of(done: Sweep) -> None:
 
 def test_best_run_is_the_best_on_the_same_data(place: Path, done: Sweep) -> None:
     worse = sweep(place, **NO_HEADS)
-    assert worse.run.leaderboard[0]["macro_f1"]["value"] < done.run.leaderboard[0]["macro_f1"]["value"]
+    assert worse.run.leaderboard[0].macro_f1.value < done.run.leaderboard[0].macro_f1.value
     found = best_run(place / "heads", str(place / "demo"))
-    assert found.leaderboard[0]["macro_f1"]["value"] >= done.run.leaderboard[0]["macro_f1"]["value"]
+    assert found.leaderboard[0].macro_f1.value >= done.run.leaderboard[0].macro_f1.value
     with pytest.raises(RunError, match="no finished run on"):
         best_run(place / "heads", "elsewhere")
     with pytest.raises(RunError, match="no finished run;"):
@@ -206,7 +206,7 @@ def test_an_unfinished_run_is_no_run(done: Sweep, tmp_path: Path) -> None:
 
 def test_one_modality_has_no_both(place: Path) -> None:
     run = sweep(place, ["hashing"], fusion=["none"], modalities=["both", "text", "image"], ensembles=False).run
-    assert {entry["modalities"] for entry in run.leaderboard} == {"text"}
+    assert {entry.modalities for entry in run.leaderboard} == {"text"}
 
 
 def test_views_are_trained_with_and_listed(place: Path) -> None:
@@ -217,20 +217,20 @@ def test_views_are_trained_with_and_listed(place: Path) -> None:
     plain, viewed = (sweep(place, options=each, **few).run for each in (FLOAT32, options))
     assert plain.folder != viewed.folder
     assert sorted(tower.spec.view for tower in viewed.towers) == ["none", "none", "train:1"]
-    assert plain.entry("concat")["log_loss"] != viewed.entry("concat")["log_loss"]
+    assert plain.entry("concat").log_loss != viewed.entry("concat").log_loss
 
 
 def test_cross_attention_is_left_out_of_all_without_tokens_and_missed_by_name(place: Path, tmp_path: Path) -> None:
     quick = {"modalities": ["both"], "ensembles": False, "plan": Plan(HeadSettings(epochs=1))}
     once = {**quick, "protocol": Protocol("holdout", seeds=1), "out": tmp_path / "heads"}
-    heads = {entry["head"] for entry in sweep(place, fusion=["all"], baselines=["none"], **once).run.leaderboard}
+    heads = {entry.head for entry in sweep(place, fusion=["all"], baselines=["none"], **once).run.leaderboard}
     assert heads == {"late", "concat", "gated", "film", "film-concat"}
     with pytest.raises(
         HeadError, match="--fusion cross-attention on both needs token states; run mmfeat extract --outputs"
     ):
         sweep(place, fusion=["cross-attention"], **once)
     pooled = sweep(place, fusion=["cross-attention"], baselines=["none"], attend="pooled", **once).run
-    assert [entry["head"] for entry in pooled.leaderboard] == ["cross-attention"]
+    assert [entry.head for entry in pooled.leaderboard] == ["cross-attention"]
 
 
 @pytest.mark.parametrize(
