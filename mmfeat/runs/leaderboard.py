@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmfeat.heads.registry import TWINS
-from mmfeat.runs.entry import Entry
-from mmfeat.runs.run import LEADERBOARD
 from mmfeat.system.files import csv_text, write_atomic, write_json
 
+if TYPE_CHECKING:
+    from mmfeat.runs.entry import Entry
+
+LEADERBOARD = "leaderboard"
 SCORES = ("macro_f1", "accuracy", "weighted_f1", "auroc", "log_loss", "calibration_error")
 
 

@@ -25,6 +25,7 @@ from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, RunError
 from mmfeat.runs.config import PLACES, RunConfig
 from mmfeat.runs.entry import Entry, FinalHead, convert
+from mmfeat.runs.leaderboard import LEADERBOARD
 from mmfeat.runs.record import Record
 from mmfeat.samples.dataset import MODALITIES, Sample
 from mmfeat.samples.keys import ContentKeys
@@ -32,7 +33,6 @@ from mmfeat.system.files import canonical_json, file_sha256, read_json, write_js
 from mmfeat.system.remote import absolute
 
 RUN_FILE = "run.json"
-LEADERBOARD = "leaderboard"
 ABLATION = "ablation.csv"
 METRICS = "metrics.json"  # in the folder of an entry, as CURVES
 CURVES = "curves.csv"

@@ -56,7 +56,7 @@ def test_system_a_runs_and_what_is_given_wins(place: Path, tmp_path: Path) -> No
     settings = run["plan"]["settings"]
     assert (settings["epochs"], settings["learning_rate"], settings["class_weights"]) == (1, 1e-5, "none")
     assert run["plan"]["adjustment"] == 0
-    assert all(entry.trials == 2 for entry in run["leaderboard"] if "trials" in entry)
+    assert all(entry["trials"] == 2 for entry in run["leaderboard"] if "trials" in entry)
 
 
 def test_system_b_runs_and_the_config_file_wins_too(place: Path, tmp_path: Path) -> None:

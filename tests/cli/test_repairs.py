@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from mmfeat.sweep.choice import choose_pairs
 from mmfeat.sweep.engine import LocalEngine
 from mmfeat.sweep.trials import run_trials
 from tests.heads.toy_features import features
-from tests.sweep.small_sweeps import FEW, FLOAT32, NO_HEADS, make_place, stamps, sweep, toy_task
+from tests.sweep.small_sweeps import FEW, FLOAT32, NO_HEADS, made_up_entry, make_place, stamps, sweep, toy_task
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,8 @@ def test_a_head_that_is_another_one_alone_is_trained_once(place: Path) -> None:
     assert pairs == [("film", "both"), ("film-concat", "both"), ("film", "text")]
     alone = choose_pairs(["film-concat"], [], ["both", "text"], towers, "tokens")
     assert alone == [("film-concat", "both"), ("film-concat", "text")]
-    board = [{"head": head, "modalities": modality} for head, modality in pairs]
+    scored = made_up_entry(toy_task(), "any", 1.0).entry
+    board = [replace(scored, head=head, modalities=modality) for head, modality in pairs]
     assert ablation(board)["film-concat"].keys() == {"both", "text"}
     assert set(FUSIONS) >= {"film", "film-concat"}
 
