@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -25,70 +25,8 @@ from mmfeat.samples.tables import READERS, read_table, table_suffix
 from mmfeat.samples.texts import decode_text
 from mmfeat.system.remote import RemoteFile, absolute, exists, is_remote
 
-
-def checked_id(value: str | None, where: str, seen: SeenIds) -> str:
-    """The id, if it is new and no path; `seen` maps each id to where it stood."""
-    id = (value or "").strip()
-    if not id or not id.isprintable():
-        raise DataError(f"{where}: an id must be printable text, this is {value!r}; give the sample an id")
-    if "/" in id or "\\" in id or ".." in id:
-        raise DataError(f"{where}: the id {id!r} looks like a path; use a plain id without / \\ and ..")
-    if id in seen:
-        raise DataError(f"{where}: the id {id!r} stands already at {seen[id]}; remove or rename one of them")
-    seen[id] = where
-    return id
-
-
-class SeenIds(Protocol):
-    """Where each id stood; a dict is one."""
-
-    def __contains__(self, id: object) -> bool: ...
-    def __getitem__(self, id: str) -> str: ...
-    def __setitem__(self, id: str, where: str) -> None: ...
-
-
-class HashedIds:
-    """Ids in eight bytes each, which are compared at the end; equal ones are found among `doubles`."""
-
-    def __init__(self) -> None:
-        self._hashes = array("Q")
-
-    def __contains__(self, id: object) -> bool:
-        return False
-
-    def __getitem__(self, id: str) -> str:
-        raise KeyError(id)
-
-    def __setitem__(self, id: str, where: str) -> None:
-        self._hashes.append(_hash(id))
-
-    def doubles(self) -> frozenset[int]:
-        """Hashes that occur more than once."""
-        hashes = np.frombuffer(self._hashes, np.uint64) if self._hashes else np.empty(0, np.uint64)
-        hashes = np.sort(hashes)
-        return frozenset(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
-
-
-class SuspectIds(dict[str, str]):
-    """Remembers only the ids with one of some hashes."""
-
-    def __init__(self, hashes: frozenset[int]) -> None:
-        super().__init__()
-        self._hashes = hashes
-
-    def __setitem__(self, id: str, where: str) -> None:
-        if self._hashes and _hash(id) in self._hashes:
-            super().__setitem__(id, where)
-
-
-def _hash(id: str) -> int:
-    import xxhash
-
-    return xxhash.xxh3_64_intdigest(id.encode())
-
-
 MODALITIES = ("text", "image")
-PART = {"text": "text", "image": "photo"}  # what a person calls one
+PART = {"text": "text", "image": "photo"}  # the word for a modality in messages
 COLUMNS = ("id", "text", "image", "label")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 TRAIN_LIST = "train.txt"
@@ -100,7 +38,7 @@ Photo: TypeAlias = "Path | RemoteFile | MemoryFile"
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One pair. `text_error` and `image_error` say why a part is missing, and are empty otherwise."""
+    """One text-image pair; `text_error` and `image_error` say why a part is missing, and are empty otherwise."""
 
     id: str
     text: str | None = None
@@ -151,7 +89,7 @@ class SampleSet:
 
 
 def content_key(data: bytes) -> bytes:
-    """What a vector is stored under: the first 32 digits that `sha256sum` prints, as ASCII."""
+    """The key under which a vector is stored: the first 32 hexadecimal digits of the content's SHA-256, as ASCII."""
     return hashlib.sha256(data).hexdigest()[:KEY_LENGTH].encode()
 
 
@@ -162,17 +100,16 @@ def read_samples(data: str | Path, columns: Mapping[str, str] | None = None) -> 
     are paths, unknown labels in a later list, an empty set and a label list without its image folder.
     """
     source = SampleSource(data, columns)
-    encodings: Counter[str] = Counter()
-    unused: list[str] = []
-    samples = tuple(source.read({}, encodings, unused))
+    reading = source.read(UniqueIds())
+    samples = tuple(reading)
     if not samples:
         raise source.empty
-    return SampleSet(source.name, str(data), samples, dict(encodings), tuple(unused))
+    return SampleSet(source.name, str(data), samples, dict(reading.encodings), reading.unused_columns)
 
 
 @dataclass(frozen=True)
 class Overview:
-    """What a data set holds, without holding it: how many samples, how many of them with each label."""
+    """Counts of a data set that need not fit into memory: its samples, and the samples of each label."""
 
     name: str
     source: str
@@ -183,7 +120,7 @@ class Overview:
 
     @classmethod
     def of(cls, samples: SampleSet) -> Overview:
-        """That of samples that were read."""
+        """The overview of samples that are in memory."""
         labels = Counter(sample.label for sample in samples if sample.label is not None)
         return cls(samples.name, samples.source, len(samples), labels, samples.encodings, samples.unused_columns)
 
@@ -201,39 +138,37 @@ class SampleSource:
         self._is_folder = not is_remote(self.data) and os.path.isdir(self.data)
         if not self._is_folder and not exists(self.data):
             raise DataError(f"{self.data}: no such folder or table; check --data")
-        place = Path(absolute(self.data))  # gives "." its name, and leaves a link the name the user chose
-        self.name = place.name if self._is_folder else place.stem
-        self._folder: SampleSet | None = None  # its listing is in memory anyway
+        path = Path(absolute(self.data))  # gives "." its name, and leaves a link the name the user chose
+        self.name = path.name if self._is_folder else path.stem
+        self._folder: SampleSet | None = None  # the samples of a folder, whose listing is in memory anyway
 
     def overview(self) -> Overview:
         """Count and check all samples; no photo is looked at. Raises `DataError` as `read_samples` does."""
         if self._is_folder:
             return Overview.of(self._listed())
-        encodings: Counter[str] = Counter()
         labels: Counter[str] = Counter()
-        unused: list[str] = []
-        seen, count = HashedIds(), 0
-        for count, sample in enumerate(self.read(seen, encodings, unused, look=False), 1):  # noqa: B007
+        hashes = array("Q")
+        reading = self.read(look=False)
+        for sample in reading:
+            hashes.append(_hash(sample.id))
             if sample.label is not None:
                 labels[sample.label] += 1
-        if not count:
+        if not hashes:
             raise self.empty
-        if doubles := seen.doubles():
-            for _ in self.read(SuspectIds(doubles), Counter(), [], look=False):  # names the two lines
+        if repeated := _repeated(hashes):
+            for _ in self.read(UniqueIds(repeated), look=False):  # raises the error that names the two lines
                 pass
-        return Overview(self.name, self.data, count, labels, dict(encodings), tuple(unused))
+        return Overview(self.name, self.data, len(hashes), labels, dict(reading.encodings), reading.unused_columns)
 
     def blocks(self, size: int) -> Iterator[list[Sample]]:
-        """All samples, `size` at a time."""
-        samples = iter(self._listed()) if self._is_folder else self.read(SuspectIds(frozenset()), Counter(), [])
+        """Yield all samples, `size` at a time; ids are not compared, which `overview` does."""
+        samples = iter(self._listed() if self._is_folder else self.read())
         while block := list(islice(samples, size)):
             yield block
 
-    def read(self, seen: SeenIds, encodings: Counter[str], unused: list[str], look: bool = True) -> Iterator[Sample]:
-        """The samples one by one, noting what is met on the way; with `look`, whether their photos are there."""
-        if self._is_folder:
-            return _read_folder(Path(self.data), encodings, seen)
-        return _read_table(self.data, self.columns, encodings, unused, seen, look)
+    def read(self, ids: UniqueIds | None = None, look: bool = True) -> Reading:
+        """A pass over the samples; `ids` refuses repeated ids, `look` checks whether the photos of a table exist."""
+        return Reading(self.data, self.columns, self._is_folder, ids, look)
 
     def _listed(self) -> SampleSet:
         if self._folder is None:
@@ -245,21 +180,107 @@ class SampleSource:
         return DataError(f"{self.data}: no samples; a list needs at least one `guid,tag` line, a table one row")
 
 
-def _read_folder(folder: Path, encodings: Counter[str], seen: SeenIds) -> Iterator[Sample]:
-    lists = [folder / name for name in (TRAIN_LIST, TEST_LIST) if (folder / name).is_file()]
-    if not lists:
-        raise DataError(f"{folder}: neither {TRAIN_LIST} nor {TEST_LIST} is here; {_named_instead(folder)}")
-    if not (folder / "data").is_dir():
-        raise DataError(f"{lists[0]}: the folder {folder / 'data'} with its images and texts is missing; put it there")
-    images, texts = _index_files(folder / "data")
-    for id, label in _read_lists(lists, seen):
-        text, text_error = read_text(texts.get(id), encodings)
-        image = images.get(id)
-        yield Sample(id, text, image, label, text_error, "" if image else "no image file")
+class UniqueIds:
+    """Remembers the line of each id, to find ids that stand on two lines.
+
+    With `only`, ids with other hashes are let through: the second pass over a table too large to remember all ids.
+    """
+
+    def __init__(self, only: frozenset[int] | None = None) -> None:
+        self._lines: dict[str, str] = {}
+        self._only = only
+
+    def earlier(self, id: str, line: str) -> str | None:
+        """The line on which the id was seen before; None for an id that is new, whose line is then remembered."""
+        if self._only is not None and _hash(id) not in self._only:
+            return None
+        first = self._lines.get(id)
+        if first is None:
+            self._lines[id] = line
+        return first
+
+
+def _checked_id(value: str | None, line: str, ids: UniqueIds | None) -> str:
+    """The id on a line. Raises `DataError` for an id that is empty, a path, or by `ids` not new."""
+    id = (value or "").strip()
+    if not id or not id.isprintable():
+        raise DataError(f"{line}: an id must be printable text, this is {value!r}; give the sample an id")
+    if "/" in id or "\\" in id or ".." in id:
+        raise DataError(f"{line}: the id {id!r} looks like a path; use a plain id without / \\ and ..")
+    if ids is not None and (first := ids.earlier(id, line)):
+        raise DataError(f"{line}: the id {id!r} stands already at {first}; remove or rename one of them")
+    return id
+
+
+def _hash(id: str) -> int:
+    import xxhash
+
+    return xxhash.xxh3_64_intdigest(id.encode())
+
+
+def _repeated(hashes: array[int]) -> frozenset[int]:
+    """The values that occur more than once among 64-bit hashes."""
+    ordered = np.sort(np.frombuffer(hashes, np.uint64))
+    return frozenset(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+
+
+class Reading:
+    """One pass over the samples of a folder or table.
+
+    After the pass, `encodings` counts the encodings of its texts, and `unused_columns` names the columns of a table
+    from which nothing was read: one of them may be a label under another name.
+    """
+
+    def __init__(
+        self, data: str, columns: Mapping[str, str], is_folder: bool, ids: UniqueIds | None, look: bool
+    ) -> None:
+        self._data, self._columns, self._is_folder, self._ids, self._look = data, columns, is_folder, ids, look
+        self.encodings: Counter[str] = Counter()
+        self.unused_columns: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[Sample]:
+        return self._folder_samples(Path(self._data)) if self._is_folder else self._table_samples(self._data)
+
+    def _folder_samples(self, folder: Path) -> Iterator[Sample]:
+        lists = [folder / name for name in (TRAIN_LIST, TEST_LIST) if (folder / name).is_file()]
+        if not lists:
+            raise DataError(f"{folder}: neither {TRAIN_LIST} nor {TEST_LIST} is here; {_named_instead(folder)}")
+        if not (folder / "data").is_dir():
+            raise DataError(
+                f"{lists[0]}: the folder {folder / 'data'} with its images and texts is missing; put it there"
+            )
+        images, texts = _index_files(folder / "data")
+        for id, label in _read_lists(lists, self._ids):
+            text, text_error = read_text(texts.get(id), self.encodings)
+            image = images.get(id)
+            yield Sample(id, text, image, label, text_error, "" if image else "no image file")
+
+    def _table_samples(self, path: str) -> Iterator[Sample]:
+        names = {column: self._columns.get(column, column) for column in COLUMNS}
+        if unknown := set(self._columns) - set(COLUMNS):
+            raise DataError(f"--columns: {', '.join(sorted(unknown))} is none of {', '.join(COLUMNS)}")
+        folder, first = os.path.dirname(path), True
+        for line, row in read_table(path, self.encodings, names.values()):
+            if first:
+                self.unused_columns = tuple(name for name in row if name not in names.values())
+                if table_suffix(path) != ".jsonl":  # a JSON object may leave out the columns that it lacks
+                    _check_columns(path, names, self._columns, row)
+                first = False
+            yield self._row_sample(f"{path}:{line}", folder, names, row)
+
+    def _row_sample(self, line: str, folder: str, names: Mapping[str, str], row: Mapping[str, str | None]) -> Sample:
+        id = _checked_id(row.get(names["id"]), line, self._ids)
+        text, label = row.get(names["text"]), row.get(names["label"])
+        text = text if text and text.strip() else None
+        image, image_error = _table_image(folder, row.get(names["image"])) if self._look else (None, "")
+        label = None if label is None or label.strip() in NO_LABEL else label.strip()
+        if label and not label.isprintable():
+            raise DataError(f"{line}: the label {label!r} is not one printable line; is a quote missing above?")
+        return Sample(id, text, image, label, "" if text else "no text", image_error)
 
 
 def _named_instead(folder: Path) -> str:
-    """What else in this folder may be meant."""
+    """The remedy for a folder without lists: the table or folder inside it that may be meant."""
     inside = sorted(folder.iterdir())
     if tables := [path for path in inside if path.suffix.lower() in READERS and path.is_file()]:
         return f"name the table: --data {tables[0]}"
@@ -268,7 +289,7 @@ def _named_instead(folder: Path) -> str:
     return "name the folder that holds them, or a table"
 
 
-def _read_lists(lists: list[Path], seen: SeenIds) -> Iterator[tuple[str, str | None]]:
+def _read_lists(lists: list[Path], ids: UniqueIds | None) -> Iterator[tuple[str, str | None]]:
     """Yield (id, label) over all lists; only the first may introduce label names."""
     classes: set[str] = set()
     for path in lists:
@@ -277,7 +298,7 @@ def _read_lists(lists: list[Path], seen: SeenIds) -> Iterator[tuple[str, str | N
             where = f"{path}:{line}"
             if len(cells) != 2:
                 raise DataError(f"{where}: {','.join(cells)[:60]!r} is not `guid,tag`; one comma parts the two")
-            id, label = checked_id(cells[0], where, seen), cells[1].strip()
+            id, label = _checked_id(cells[0], where, ids), cells[1].strip()
             if label in NO_LABEL and path.name == TRAIN_LIST:
                 raise DataError(f"{where}: {id!r} has no label; label it or move the line to {TEST_LIST}")
             if label not in NO_LABEL and known and label not in known:
@@ -290,7 +311,7 @@ def _read_lists(lists: list[Path], seen: SeenIds) -> Iterator[tuple[str, str | N
 
 
 def _list_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Lines are split by hand: quotes mean nothing in these lists, and must not join lines."""
+    """Yield (line number, cells); lines are split by hand because quotes mean nothing in a list of ids."""
     text, _ = decode_text(path.read_bytes())
     rows = [(number, line.split(",")) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if rows and rows[0][1][0].strip().lower() in ("guid", "id"):
@@ -313,7 +334,7 @@ def _index_files(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
 
 
 def read_text(path: Path | None, encodings: Counter[str]) -> tuple[str | None, str]:
-    """(text, "") of a file, or (None, why there is none); counts its encoding."""
+    """(text, "") of a file, or (None, why there is none); the file's encoding is counted in `encodings`."""
     if path is None:
         return None, "no text file"
     try:
@@ -324,31 +345,7 @@ def read_text(path: Path | None, encodings: Counter[str]) -> tuple[str | None, s
     return (text, "") if text.strip() else (None, "empty text")
 
 
-def _read_table(
-    path: str, columns: dict[str, str], encodings: Counter[str], unused: list[str], seen: SeenIds, look: bool
-) -> Iterator[Sample]:
-    """The rows of a table; columns that nothing is read from go into `unused`: one may be a label renamed."""
-    names = {column: columns.get(column, column) for column in COLUMNS}
-    if unknown := set(columns) - set(COLUMNS):
-        raise DataError(f"--columns: {', '.join(sorted(unknown))} is none of {', '.join(COLUMNS)}")
-    folder, first = os.path.dirname(path), True
-    for line, row in read_table(path, encodings, names.values()):
-        if first:
-            unused += [name for name in row if name not in names.values()]
-            if table_suffix(path) != ".jsonl":  # an object may leave out what it lacks
-                _check_columns(path, names, columns, row)
-            first = False
-        id = checked_id(row.get(names["id"]), f"{path}:{line}", seen)
-        text, label = row.get(names["text"]), row.get(names["label"])
-        text = text if text and text.strip() else None
-        image, image_error = _table_image(folder, row.get(names["image"])) if look else (None, "")
-        label = None if label is None or label.strip() in NO_LABEL else label.strip()
-        if label and not label.isprintable():
-            raise DataError(f"{path}:{line}: the label {label!r} is not one printable line; is a quote missing above?")
-        yield Sample(id, text, image, label, "" if text else "no text", image_error)
-
-
-def _check_columns(path: str, names: dict[str, str], named: dict[str, str], row: Mapping[str, object]) -> None:
+def _check_columns(path: str, names: Mapping[str, str], named: Mapping[str, str], row: Mapping[str, object]) -> None:
     wanted = {"id", *named}
     missing = [names[column] for column in COLUMNS if column in wanted and names[column] not in row]
     if names["text"] not in row and names["image"] not in row and not {"text", "image"} & wanted:
@@ -361,7 +358,10 @@ def _check_columns(path: str, names: dict[str, str], named: dict[str, str], row:
 
 
 def _table_image(folder: str, cell: str | None) -> tuple[Path | RemoteFile | None, str]:
-    """A table names images relative to its own folder, or by URL; whether a remote one is there shows in reading."""
+    """(photo, "") of a cell that names it relative to the table's folder or by URL, or (None, why there is none).
+
+    Whether a remote photo exists shows only when it is read.
+    """
     if cell is None:
         return None, "no image file"
     if is_remote(cell):
