@@ -31,7 +31,6 @@ from mmfeat.baselines.trees import (
     TreeData,
     TreeHead,
     boosted,
-    boosting_stages,
     forest,
 )
 from mmfeat.errors import HeadError
@@ -261,7 +260,7 @@ def _forest_candidates(lesson: Lesson, validation: np.ndarray) -> Iterator[Candi
     inputs = data.components.apply(lesson.matrix, validation)
     for leaf in FOREST_LEAVES:
         head = forest(data, leaf)
-        (logits,) = head.stages(inputs, [len(head.trees.first)])
+        (logits,) = head.stages(inputs, [head.rounds])
         yield _told(lesson, "forest", {"leaf": float(leaf)}), logits, head
 
 
@@ -273,8 +272,9 @@ def _boosting_candidates(lesson: Lesson, validation: np.ndarray) -> Iterator[Can
     """Fitted once; fewer steps are the beginning of more."""
     data = _tree_data(lesson)
     inputs = data.components.apply(lesson.matrix, validation)
-    for steps, logits, head in boosting_stages(boosted(data, max(BOOSTING_STEPS)), inputs):
-        yield _told(lesson, "boosting", {"steps": float(steps)}), logits, head
+    head = boosted(data, max(BOOSTING_STEPS))
+    for steps, logits in zip(BOOSTING_STEPS, head.stages(inputs, BOOSTING_STEPS), strict=True):
+        yield _told(lesson, "boosting", {"steps": float(steps)}), logits, replace(head, rounds=steps)
 
 
 def _boosting(lesson: Lesson, setting: Setting) -> TreeHead:

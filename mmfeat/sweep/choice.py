@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from mmfeat.baselines.trees import check_lightgbm
 from mmfeat.encoders.registry import Tower
 from mmfeat.errors import HeadError
 from mmfeat.heads.registry import BASELINES, FUSIONS, NEEDS_TOKENS, TWINS
@@ -37,6 +38,7 @@ def choose_pairs(
     heads = _checked_heads(fusion, FUSIONS, "--fusion") + _checked_heads(baselines, BASELINES, "--baselines")
     if not heads:
         raise HeadError("no head was asked for; name one with --fusion or --baselines")
+    check_lightgbm(heads)
     pairs = [(head, m) for m in sets for head in heads if m == "both" or TWINS.get(head) not in heads]
     if NEEDS_TOKENS not in heads or attend == "pooled":
         return pairs

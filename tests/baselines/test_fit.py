@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from mmfeat.baselines import fit as baselines
 from mmfeat.baselines.basis import Scaler, decided, from_probabilities, log_loss, make_basis
 from mmfeat.baselines.fit import BASELINES, Baseline, fit, refit, restore
 from mmfeat.baselines.neighbours import NeighbourHead
-from mmfeat.baselines.trees import FOREST_TREES, Components, TreeData, boosted, forest
+from mmfeat.baselines.trees import ALIKE, BOOSTING, FOREST, Components, TreeData, boosted, check_lightgbm, forest
 from mmfeat.errors import HeadError
 from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.samples.labels import Targets, indicator
@@ -240,9 +242,10 @@ def test_an_unknown_name_is_refused() -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_trees_as_arrays_say_what_scikit_learn_says(form: str) -> None:
-    """Its own estimators, fitted on the same components with the same seed."""
-    from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+@pytest.mark.parametrize("kind", ["rf", "gbdt"])
+def test_trees_say_what_lightgbm_says(kind: str, form: str) -> None:
+    """Its own estimators, fitted on the same components with the same settings, the same on every call."""
+    from lightgbm import LGBMClassifier
 
     matrix, targets = problem(form)
     known = targets.take(TRAIN)
@@ -250,28 +253,57 @@ def test_trees_as_arrays_say_what_scikit_learn_says(form: str) -> None:
     inputs, tested = components.apply(matrix, TRAIN), components.apply(matrix, TEST)
     samples, classes = np.ones(300), np.ones(len(targets.classes))
     data = TreeData(components, inputs, known, samples, classes, known.prior, seed=5)
-
-    model = RandomForestClassifier(FOREST_TREES, min_samples_leaf=3, random_state=5)
-    model.fit(inputs, known.matrix.astype(int) if targets.multilabel else known.numbers, sample_weight=samples)
-    found = model.predict_proba(tested)
-    shares = np.stack([each[:, 1] for each in found], axis=1) if targets.multilabel else found
-    shares = (shares * FOREST_TREES + known.prior) / (FOREST_TREES + 1)  # the prior is one more tree
-    assert np.allclose(forest(data, leaf=3).logits(matrix, TEST), from_probabilities(shares, targets.multilabel))
-
-    settings = {"max_leaf_nodes": 7, "max_bins": 63, "l2_regularization": 1.0, "early_stopping": False}
+    settings = {**ALIKE, **(FOREST if kind == "rf" else BOOSTING), "min_data_in_leaf": 3 if kind == "rf" else 20}
     labels = known.matrix.T.astype(int) if targets.multilabel else [known.numbers]
-    models = [
-        HistGradientBoostingClassifier(max_iter=20, random_state=5, **settings).fit(inputs, each) for each in labels
-    ]
+    models = [LGBMClassifier(n_estimators=60, seed=5, **settings).fit(inputs, each) for each in labels]
     each = [model.predict_proba(tested) for model in models]
     shares = np.stack([one[:, 1] for one in each], axis=1) if targets.multilabel else each[0]
-    assert np.allclose(boosted(data, steps=20).logits(matrix, TEST), from_probabilities(shares, targets.multilabel))
+    for _ in range(2):
+        head = forest(data, leaf=3) if kind == "rf" else boosted(data, rounds=60)
+        assert np.allclose(head.logits(matrix, TEST), from_probabilities(shares, targets.multilabel), atol=1e-4)
+    first, again = (head.state()[1] for head in (head, boosted(data, 60) if kind == "gbdt" else forest(data, 3)))
+    assert all(np.array_equal(first[name], again[name]) for name in first)
 
 
-def test_trees_that_were_tampered_with_are_refused() -> None:
+def test_a_text_that_is_no_model_over_these_components_is_refused() -> None:
     matrix, targets = problem()
     config, tensors = fitted("forest", matrix, targets).state()
+    text = tensors["model.0"].tobytes()
+    narrow = re.sub(rb"max_feature_idx=\d+", b"max_feature_idx=900", text)
+    for broken in (b"", b"tree of another kind", narrow, text.replace(b"num_class=3", b"num_class=30")):
+        with pytest.raises(ValueError, match=r"no model of LightGBM|outputs instead of"):
+            restore("forest", config, {**tensors, "model.0": np.frombuffer(broken, np.uint8)})
+
+
+def test_lightgbm_that_is_missing_is_named_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_lightgbm(["forest", "boosting"])
+    monkeypatch.setitem(sys.modules, "lightgbm", None)
+    check_lightgbm(["knn", "concat"])
+    with pytest.raises(HeadError, match=r"--baselines forest needs LightGBM; pip install 'mmfeat\[boosting\]'"):
+        check_lightgbm(["knn", "forest"])
+
+
+@pytest.mark.parametrize("boosting", [False, True])
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_trees_of_older_runs_still_predict(multilabel: bool, boosting: bool) -> None:
+    """Two stumps by hand: sums of their leaves, softmax or sigmoid for boosting, shares with the prior for a forest."""
+    components = Components(Scaler(np.zeros(2), np.ones(2)), np.zeros(2), np.eye(2, dtype=np.float32))
+    values = np.array([[0, 0], [0.9, 0.1], [0.2, 0.8]] * 2) * (3 if boosting else 1)
+    arrays = {
+        "first": np.array([0, 3]), "feature": np.array([0, 0, 0, 1, 0, 0]), "threshold": np.zeros(6), "values": values,
+        "left": np.array([1, 1, 2, 4, 4, 5]), "right": np.array([2, 1, 2, 5, 4, 5]), "start": np.array([0.5, -0.5]),
+    }  # fmt: skip
+    config = {"setting": {}, "curve": [], "model": {"known": [0, 1], "multilabel": multilabel, "boosting": boosting}}
+    prior = np.array([0.25, 0.75])
+    tensors = {**components.tensors(), **arrays, "prior": prior}
+    found = restore("boosting", config, tensors).logits(Rows(np.array([[-1.0, 1.0]])), np.arange(1))
+    total = values[1] + values[5]
+    if not boosting:
+        shares = (total + prior) / 3
+    elif multilabel:
+        shares = 1 / (1 + np.exp(-(total + np.array([0.5, -0.5]))))
+    else:
+        shares = np.exp(total + np.array([0.5, -0.5])) / np.exp(total + np.array([0.5, -0.5])).sum()
+    np.testing.assert_allclose(found, from_probabilities(shares[None], multilabel))
     with pytest.raises(ValueError, match="children come before their parents"):
-        restore("forest", config, {**tensors, "left": np.zeros_like(tensors["left"])})
-    with pytest.raises(IndexError):
-        restore("forest", config, {**tensors, "right": tensors["right"] + 10**6}).logits(matrix, TEST)
+        restore("forest", config, {**tensors, "left": np.zeros(6, int)})
