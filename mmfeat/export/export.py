@@ -1,10 +1,10 @@
-"""Export of a run: graphs checked on real rows, what they take as JSON, and a model card, in one step into one folder.
+"""Export of a run: ONNX graphs checked on samples of its data, JSON about their inputs, and a model card.
 
 OUT/head.onnx        vectors and masks -> calibrated probabilities and choices
-OUT/head.json        its inputs, classes, encoders, and how it was checked
+OUT/head.json        inputs, classes, encoders and result of the check
 OUT/model.onnx       pixels and token ids -> the same, where torch can export the encoders
-OUT/model.json       what turns texts and photos into its inputs
-OUT/MODEL_CARD.md    for people
+OUT/model.json       how texts and photos become its inputs
+OUT/MODEL_CARD.md    the model card
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mmfeat.export.build import Port, build_graph, inputs_of, why_not_exportable
 from mmfeat.export.card import model_card
 from mmfeat.export.graph import HeadGraph
 from mmfeat.export.onnx_file import TOLERANCE, check_installed, largest_difference, run_onnx, write_onnx
-from mmfeat.export.towers import TowerInput, build_model, why_no_model
+from mmfeat.export.towers import ModelGraph, TowerInput, build_model, why_no_model
 from mmfeat.extraction.extract import extract_samples
 from mmfeat.extraction.worker import ExtractSettings
 from mmfeat.prediction.final_heads import EntryPredictor
@@ -41,20 +41,23 @@ from mmfeat.version import __version__
 
 HEAD, MODEL, CARD = "head.onnx", "model.onnx", "MODEL_CARD.md"
 HEAD_FACTS, MODEL_FACTS = "head.json", "model.json"
-OWN = {HEAD, HEAD_FACTS, MODEL, MODEL_FACTS, CARD, f"{HEAD}.data", f"{MODEL}.data"}  # all that it may hold
+OWN = {HEAD, HEAD_FACTS, MODEL, MODEL_FACTS, CARD, f"{HEAD}.data", f"{MODEL}.data"}  # all files of an export
 MADE_BY = "mmfeat export"
-CHECKED_ROWS = 256  # of the head
-CHECKED_LACKING = 4  # without a text, and as many without a photo
-CHECKED_SAMPLES = 4  # of encoders and head together, which are slow
-TRACED_ROWS = 3  # the exporter looks at
-VECTOR_TOLERANCE = 1e-3  # of vectors, relative to their largest number where that is above 1
+CHECKED_ROWS = 256  # samples that check the head
+CHECKED_LACKING = 4  # samples without a text, and as many without a photo, that check the head
+CHECKED_SAMPLES = 4  # samples that check encoders and head together
+TRACED_ROWS = 3  # rows of the example that the exporter traces
+VECTOR_TOLERANCE = 1e-3  # largest difference of vectors, divided by max(1, largest absolute number)
 
 
 @dataclass(frozen=True)
 class Export:
-    """What was written: file -> bytes. `difference` is the largest one of probabilities between onnxruntime and mmfeat
-    on `rows` samples, `model_difference` that of encoders and head together; `no_model` says why there is no model.
-    `passed_over` names better entries that cannot be exported, with the reason."""
+    """Result of an export: `files` maps name -> bytes.
+
+    `difference` is the largest difference of probabilities between onnxruntime and mmfeat on `rows` samples,
+    `model_difference` the same for encoders and head together; `no_model` says why there is no model; `passed_over`
+    has (name, reason) of better entries that cannot be exported.
+    """
 
     folder: Path
     run: Run
@@ -81,10 +84,10 @@ def export_run(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> Export:
-    """Write ONNX graphs and a model card of an entry of a run: the best that can be exported, or the best of this head.
+    """Write ONNX graphs and a model card of the best entry of a run that can be exported, or of the entry named.
 
-    `out` is export/RUN by default; an earlier export there is replaced. The graphs are compared with what mmfeat
-    predicts for samples of the run's data; `model` False leaves the encoders out. Raises `RunError` where the entry
+    `out` is export/RUN by default; an earlier export there is replaced. The graphs are compared with
+    predictions of mmfeat for samples; `model=False` leaves the encoders out. Raises `RunError` where the entry
     cannot be exported, where a graph gives other probabilities, or where `out` holds something else.
     """
     check_installed()
@@ -110,8 +113,8 @@ def export_run(
 
 
 def _entry(run: Run, head: str | None, modalities: str | None) -> tuple[Entry, tuple[tuple[str, str], ...]]:
-    """The best entry that can be exported, and the better ones that cannot."""
-    run.entry(head, modalities)  # says what there is
+    """The best entry that can be exported, and (name, reason) of better entries that cannot."""
+    run.entry(head, modalities)  # raises where there is no such entry
     passed_over: list[tuple[str, str]] = []
     for entry in run.matching(head, modalities):
         reason = why_not_exportable(run, entry)
@@ -131,7 +134,7 @@ def _is_export(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     names = {path.name for path in folder.iterdir()}
-    if not names <= OWN:  # the whole folder is replaced
+    if not names <= OWN:  # an export replaces the whole folder
         return False
     if not names:
         return True
@@ -145,8 +148,10 @@ def _features(
     run: Run, entry: Entry, data: str | Path | None, cache: str | Path | None, device: str,
     progress: Progress,
 ) -> tuple[list[Sample], Features, list[Tower]]:  # fmt: skip
-    """Evenly spaced samples of the run's data, and some that lack a text or a photo, with their vectors; what the cache
-    lacks is extracted."""
+    """Evenly spaced samples of the run's data and some without text or photo, their features, and the encoders.
+
+    Vectors that the cache lacks are extracted.
+    """
     everything: SampleSet = read_for(data or run.config.data, None, run.config.columns)
     places = np.unique(np.linspace(0, len(everything) - 1, CHECKED_ROWS).round().astype(int)).tolist()
     places = sorted({*places, *(row for name in MODALITIES for row in _lacking(everything, name))})
@@ -166,13 +171,13 @@ def _lacking(samples: SampleSet, modality: str) -> list[int]:
 
 
 def _write_head(graph: HeadGraph, ports: list[Port], features: Features, wanted: np.ndarray, path: Path) -> float:
-    """The largest difference of probabilities; raises `RunError` above the tolerance."""
+    """Write and check the head; returns the largest difference of probabilities, `RunError` above the tolerance."""
     names = [name for port in ports for name in (port.name, port.mask)]
     inputs = inputs_of(ports, features)
     axes = [_axes(port) for port in ports for _ in range(2)]
-    write_onnx(graph, [each[:TRACED_ROWS] for each in inputs], names, ("probabilities", "chosen"), axes, path)
-    found, _ = run_onnx(path, names, inputs)
-    return _checked(largest_difference(found, wanted), TOLERANCE, path.name)
+    write_onnx(graph, [tensor[:TRACED_ROWS] for tensor in inputs], names, ("probabilities", "chosen"), axes, path)
+    probabilities, _ = run_onnx(path, names, inputs)
+    return _checked(largest_difference(probabilities, wanted), TOLERANCE, path.name)
 
 
 def _axes(port: Port) -> dict[int, str]:
@@ -186,62 +191,85 @@ def _checked(difference: float, tolerance: float, name: str) -> float:
 
 
 def _write_model(
-    graph: HeadGraph, ports: list[Port], samples: list[Sample], wanted: bool, place: Path
+    graph: HeadGraph, ports: list[Port], samples: list[Sample], wanted: bool, folder: Path
 ) -> tuple[str, float | None]:
-    """Why there is no model, or the largest difference of its probabilities from those of the torch towers and head."""
+    """(reason why there is no model, None), or ("", largest difference of probabilities between graph and torch)."""
+    reason, contents = _checkable(ports, samples, wanted)
+    if reason:
+        return reason, None
+    module, towers = build_model(ports, graph)
+    try:
+        inputs = _trace_model(module, towers, contents, folder / MODEL)
+    except Exception as error:  # the exporter may raise any error inside a network of another library
+        (folder / MODEL).unlink(missing_ok=True)
+        return f"torch's exporter cannot follow these encoders ({' '.join(str(error).split())[:160]})", None
+    difference = _compare_model(module, inputs, _input_names(towers), folder / MODEL)
+    encoders = {t.port.name: {"inputs": t.names, "mask": t.port.mask, **t.preprocessing} for t in towers}
+    write_json(folder / MODEL_FACTS, {"made_by": MADE_BY, "encoders": encoders, "outputs": _output_names(towers)})
+    return "", difference
+
+
+def _checkable(ports: list[Port], samples: list[Sample], wanted: bool) -> tuple[str, list[dict[str, Any]]]:
+    """(reason why no model can be written and checked, or "", contents to check the model with)."""
     reason = why_no_model(ports) if wanted else "it was left out"
     contents = [] if reason else _contents(samples)
     if not reason and not contents:
         reason = "no sample has both a text and a photo to check it with"
-    if reason:
-        return reason, None
+    return reason, contents
+
+
+def _trace_model(module: ModelGraph, towers: list[TowerInput], contents: list[dict[str, Any]], path: Path) -> list[Any]:
+    """Write the graph of encoders and head; returns the tensors of all contents."""
+    inputs = _model_inputs(towers, contents)
+    axes = [axis for tower in towers for axis in (*tower.axes, {0: "batch"})]
+    write_onnx(module, _model_inputs(towers, contents[:2]), _input_names(towers), _output_names(towers), axes, path)
+    return inputs
+
+
+def _compare_model(module: ModelGraph, inputs: list[Any], names: list[str], path: Path) -> float:
+    """Largest difference of probabilities; raises `RunError` where probabilities or vectors differ too much."""
     import torch
 
-    module, given = build_model(ports, graph)
-    try:
-        inputs = _model_inputs(given, contents)
-        names = [name for each in given for name in (*each.names, each.port.mask)]
-        outputs = ["probabilities", "chosen", *(f"{each.port.name}_vectors" for each in given)]
-        axes = [axis for each in given for axis in (*each.axes, {0: "batch"})]
-        write_onnx(module, _model_inputs(given, contents[:2]), names, outputs, axes, place / MODEL)
-    except Exception as error:  # whatever the exporter meets inside somebody's model
-        (place / MODEL).unlink(missing_ok=True)
-        return f"torch's exporter cannot follow these encoders ({' '.join(str(error).split())[:160]})", None
     with torch.no_grad():
-        right = [each.numpy() for each in module(inputs)]
-    found = run_onnx(place / MODEL, names, inputs)
-    for mine, theirs in zip(found[2:], right[2:], strict=True):
-        largest = max(1.0, float(np.abs(theirs).max(initial=0.0)))
-        _checked(largest_difference(mine, theirs) / largest, VECTOR_TOLERANCE, MODEL)
-    difference = _checked(largest_difference(found[0], right[0]), TOLERANCE, MODEL)
-    about = {each.port.name: {"inputs": each.names, "mask": each.port.mask, **each.preprocessing} for each in given}
-    write_json(place / MODEL_FACTS, {"made_by": MADE_BY, "encoders": about, "outputs": outputs})
-    return "", difference
+        expected = [output.numpy() for output in module(inputs)]
+    outputs = run_onnx(path, names, inputs)
+    for vectors, wanted in zip(outputs[2:], expected[2:], strict=True):
+        scale = max(1.0, float(np.abs(wanted).max(initial=0.0)))
+        _checked(largest_difference(vectors, wanted) / scale, VECTOR_TOLERANCE, path.name)
+    return _checked(largest_difference(outputs[0], expected[0]), TOLERANCE, path.name)
+
+
+def _input_names(towers: list[TowerInput]) -> list[str]:
+    return [name for tower in towers for name in (*tower.names, tower.port.mask)]
+
+
+def _output_names(towers: list[TowerInput]) -> list[str]:
+    return ["probabilities", "chosen", *(f"{tower.port.name}_vectors" for tower in towers)]
 
 
 def _contents(samples: list[Sample]) -> list[dict[str, Any]]:
     """Text and picture of a few samples that have both."""
-    found: list[dict[str, Any]] = []
+    contents: list[dict[str, Any]] = []
     for sample in samples:
-        if sample.text is None or sample.image is None or len(found) == CHECKED_SAMPLES:
+        if sample.text is None or sample.image is None or len(contents) == CHECKED_SAMPLES:
             continue
         try:
             picture, _ = decode_image(sample.image.read_bytes())
         except OSError:
             continue
         if picture is not None:
-            found.append({"text": sample.text, "image": picture})
-    return found
+            contents.append({"text": sample.text, "image": picture})
+    return contents
 
 
-def _model_inputs(given: list[TowerInput], contents: list[dict[str, Any]]) -> list[Any]:
+def _model_inputs(towers: list[TowerInput], contents: list[dict[str, Any]]) -> list[Any]:
     import torch
 
-    found = []
-    for each in given:
-        found += each.inputs([content[each.port.tower.spec.modality] for content in contents])
-        found.append(torch.ones(len(contents), dtype=torch.bool))
-    return found
+    inputs = []
+    for tower in towers:
+        inputs += tower.inputs([content[tower.port.tower.spec.modality] for content in contents])
+        inputs.append(torch.ones(len(contents), dtype=torch.bool))
+    return inputs
 
 
 def _facts(
