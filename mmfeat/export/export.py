@@ -28,8 +28,7 @@ from mmfeat.export.onnx_file import TOLERANCE, check_installed, largest_differen
 from mmfeat.export.towers import ModelGraph, TowerInput, build_model, why_no_model
 from mmfeat.extraction.extract import extract_samples
 from mmfeat.extraction.worker import ExtractSettings
-from mmfeat.prediction.final_heads import EntryPredictor
-from mmfeat.prediction.inference import read_for
+from mmfeat.prediction.final_heads import EntryPredictor, read_for
 from mmfeat.runs.entry import Entry
 from mmfeat.runs.folders import choose_run
 from mmfeat.runs.run import Run, checked_towers

@@ -1,34 +1,46 @@
-"""Prediction with the saved heads of a run: one entry, or an ensemble of several."""
+"""Prediction with the saved heads of a run: one entry or an ensemble, over features or over samples of a data set."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from mmfeat.cache.features import Features
+from mmfeat.cache.explain import why_failed
+from mmfeat.cache.features import Block, Features, MappedBlock
+from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import Tower
-from mmfeat.errors import RunError
+from mmfeat.encoders.spec import EncoderSpec
+from mmfeat.errors import ConfigError, DataError, RunError, SubmissionError
 from mmfeat.evaluation.blending import mean_logits
+from mmfeat.extraction.extract import Extraction, extract_samples
+from mmfeat.extraction.worker import ExtractSettings
 from mmfeat.finetune.model import EARLY, early_model
 from mmfeat.finetune.processes import Team
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.jobs import Predict, restore_heads
 from mmfeat.heads.registry import NEEDS_TOKENS
+from mmfeat.prediction.output_file import Predictions
 from mmfeat.runs.entry import Entry, FinalHead, Rule
-from mmfeat.runs.run import Run
-from mmfeat.samples.dataset import Sample
+from mmfeat.runs.run import Run, checked_towers
+from mmfeat.samples.dataset import MODALITIES, PART, Sample, SampleSet, read_samples
 from mmfeat.samples.images import view_number
 from mmfeat.sweep.ensembles import combine
 from mmfeat.system.files import file_sha256
+from mmfeat.system.hardware import resolve_device
+from mmfeat.system.progress import Progress
 
 
 class EntryPredictor:
     """Predicts with one entry of a run's leaderboard, alone or an ensemble of several.
 
-    The final heads are read, checked and built when something first predicts with them, and kept.
+    The final heads are read, checked and built at the first prediction, and kept.
     """
 
     def __init__(self, run: Run, entry: Entry, device: str = "cpu") -> None:
@@ -92,7 +104,7 @@ class EntryPredictor:
                 logits += self._built_heads(entry, finals, data)(data)
         except RunError:
             raise
-        except Exception as error:  # a head of another shape
+        except Exception as error:  # a head of another shape may raise any error
             raise RunError(_not_whole(self.run, self.run.head_folder(entry), error)) from error
         return mean_logits(np.stack(logits), entry.decision)
 
@@ -150,7 +162,7 @@ def members(run: Run, entry: Entry) -> list[Entry]:
 
 
 def load_final(run: Run, entry: Entry, final: FinalHead) -> dict[str, np.ndarray]:
-    """The tensors of one final head; raises `RunError` where they are not what was saved."""
+    """The tensors of one final head. Raises `RunError` where the file is not the one that was saved."""
     from safetensors.numpy import load_file
 
     path = _path(run, entry, final)
@@ -158,7 +170,7 @@ def load_final(run: Run, entry: Entry, final: FinalHead) -> dict[str, np.ndarray
         if file_sha256(path) != final.sha256:
             raise ValueError(f"{path.name} is not what was saved")
         return load_file(path)
-    except Exception as error:  # safetensors raises what its format makes it raise
+    except Exception as error:  # a broken file may raise any error of safetensors
         raise RunError(_not_whole(run, path.parent, error)) from error
 
 
@@ -172,3 +184,128 @@ def _command(run: Run) -> str:
 
 def _not_whole(run: Run, folder: Path, error: Exception) -> str:
     return f"{folder}: not a whole head ({error}); the same mmfeat {_command(run)} trains it again"
+
+
+@dataclass(frozen=True)
+class Inference:
+    """Predictions for N samples.
+
+    `lacking` maps modality of the entry -> (N,) bool, whether an encoder lacks a vector; `without` has ids of samples
+    without any vector; `notes` are lines about missing vectors and the reasons.
+    """
+
+    predictions: Predictions
+    extraction: Extraction
+    lacking: dict[str, np.ndarray]
+    without: list[str]
+    notes: list[str]
+
+
+def read_for(data: str | Path, columns: Mapping[str, str] | None, own: Mapping[str, str]) -> SampleSet:
+    """Read data with the columns given, else with the run's `own` columns, with or without the column of labels, else
+    with the default names."""
+    check_columns(data, columns)
+    try:
+        return read_samples(data, columns or own)
+    except DataError:
+        if columns or not own:
+            raise
+        for names in ({name: column for name, column in own.items() if name != "label"}, {}):
+            with contextlib.suppress(DataError):
+                return read_samples(data, names)
+        raise
+
+
+def check_columns(data: str | Path, columns: Mapping[str, str] | None) -> None:
+    """Raise `ConfigError` where names of columns are given for a folder, which has no columns."""
+    if columns and os.path.isdir(data):
+        given = ",".join(f"{name}={column}" for name, column in columns.items())
+        raise ConfigError(
+            f"--columns {given}: {data} is a folder and has no columns; to name those of the file written, list them, "
+            "as in --columns guid,tag"
+        )
+
+
+def infer(
+    run: Run,
+    entry: Entry,
+    samples: SampleSet,
+    cache: str | Path,
+    device: str = "auto",
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> Inference:
+    """Extract missing vectors with the encoders of the run, and predict.
+
+    Raises `RunError` where an encoder has changed since the run.
+    """
+    predictor = EntryPredictor(run, entry, resolve_device(device))
+    towers = checked_towers(run, predictor.towers)
+    extraction = extract_samples(
+        samples, towers, cache=cache, settings=ExtractSettings(device, workers), progress=progress
+    )
+    specs = [tower.spec for tower in towers]
+    features = Cache(cache, samples.name).load(samples.samples, specs)
+    predictions = predict_features(predictor, features, samples.samples)
+    lacking = _lacking(features)
+    notes = _lacking_notes(samples, lacking, partial(_why_failed, cache, samples, specs))
+    return Inference(predictions, extraction, lacking, unseen(features), notes)
+
+
+def predict_features(predictor: EntryPredictor, features: Features, samples: Sequence[Sample]) -> Predictions:
+    """Predictions of an entry from features. Raises `SubmissionError` where probabilities are not finite."""
+    run, features = predictor.run, features.widened(predictor.widths)
+    chosen, probabilities = predictor.predict(features, samples)
+    if not np.isfinite(probabilities).all():
+        raise SubmissionError(f"{run.folder}: its head gives no finite predictions; train it again")
+    return Predictions(features.ids, chosen, probabilities, run.classes, run.config.is_multilabel)
+
+
+def unseen(features: Features) -> list[str]:
+    """Ids of the samples without a vector of any encoder."""
+    seen = np.any(list(features.masks.values()), axis=0)
+    return [id for id, there in zip(features.ids, seen, strict=True) if not there]
+
+
+def _lacking_notes(samples: SampleSet, lacking: Mapping[str, np.ndarray], why: Callable[[str, str], str]) -> list[str]:
+    """Lines about texts and photos that are missing or cannot be read; `why` maps (modality, id) to the reason."""
+    lines = []
+    for modality, gaps in lacking.items():
+        absent = [sample for sample in samples if getattr(sample, modality) is None]
+        if absent:
+            reason = getattr(absent[0], f"{modality}_error")
+            lines.append(
+                f"{len(absent):,} of {len(samples):,} samples predicted without {PART[modality]} "
+                f"(first: {absent[0].id}, {reason})"
+            )
+        pairs = zip(samples, gaps.tolist(), strict=True)
+        if broken := [sample.id for sample, gap in pairs if gap and getattr(sample, modality) is not None]:
+            lines.append(
+                f"{len(broken):,} of {len(samples):,} samples have a {PART[modality]} that cannot be read and counts "
+                f"as missing (first: {broken[0]}, {why(modality, broken[0])})"
+            )
+    return lines
+
+
+def _why_failed(cache: str | Path, samples: SampleSet, specs: Sequence[EncoderSpec], modality: str, id: str) -> str:
+    return why_failed(cache, samples, id, [spec for spec in specs if spec.modality == modality])
+
+
+def unseen_note(without: Sequence[str], count: int, modalities: Iterable[str]) -> list[str]:
+    """A line about samples without any input of the head; no line without such samples."""
+    if not without:
+        return []
+    wanted = " nor ".join(PART[modality] for modality in modalities)
+    return [
+        f"{len(without):,} of {count:,} samples have no {wanted}, which is what this head sees (first: {without[0]}): "
+        "they are predicted from nothing"
+    ]
+
+
+def _lacking(features: Features) -> dict[str, np.ndarray]:
+    blocks: list[Block | MappedBlock] = [*features.blocks, *features.mapped]
+    return {
+        modality: ~np.all([block.mask for block in blocks if block.modality == modality], axis=0)
+        for modality in MODALITIES
+        if any(block.modality == modality for block in blocks)
+    }

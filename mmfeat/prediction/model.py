@@ -11,13 +11,12 @@ import threading
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mmfeat.extraction.in_memory import Embedded, Embedder
-from mmfeat.prediction.final_heads import EntryPredictor
-from mmfeat.prediction.inference import predict_features, unseen, unseen_note
+from mmfeat.prediction.final_heads import EntryPredictor, predict_features, unseen, unseen_note
 from mmfeat.prediction.inputs import Picture, Text, as_samples
 from mmfeat.prediction.output_file import Predictions
 from mmfeat.runs.entry import Entry
@@ -26,9 +25,6 @@ from mmfeat.runs.run import Run, checked_towers
 from mmfeat.samples.dataset import PART, Sample
 from mmfeat.system.hardware import resolve_device
 from mmfeat.system.progress import Progress
-
-if TYPE_CHECKING:
-    pass
 
 
 def load(
@@ -49,10 +45,10 @@ def load(
 
 
 class Model:
-    """One entry of a run: its encoders and heads are loaded when a call first needs them, and stay.
+    """One entry of a run, whose encoders and heads are loaded at the first call that needs them, and kept.
 
-    Nothing is cached between calls, on disk neither. It may be called from several threads: calls wait for each other,
-    since tokenizers and the device are not to be shared. Processes load a model each, after they have started.
+    No vectors are cached, in memory or on disk. Several threads may call one model: calls wait for each other, since
+    threads cannot share tokenizers and the device. Each process loads its own model after the process has started.
     """
 
     def __init__(self, run: Run, entry: Entry, device: str = "auto") -> None:
@@ -69,9 +65,9 @@ class Model:
     def predict(
         self, texts: str | Iterable[Text] | None = None, images: Picture | Iterable[Picture] = None
     ) -> list[str]:
-        """N labels, for several labels a sample `a|b` or a lone `|`, as `predict_proba` takes samples.
+        """N labels, `a|b` or a lone `|` for multi-label runs; arguments as `predict_proba`.
 
-        It is the choice of the run's decision, adjusted for macro-F1: not always the most probable class.
+        A label is the choice of the entry's decision, adjusted for macro-F1, and not always the most probable class.
         """
         return self._predicted(texts, images).labels
 
@@ -89,7 +85,7 @@ class Model:
     def predict_samples(
         self, samples: Sequence[Sample], progress: Progress | None = None
     ) -> tuple[Predictions, Embedded]:
-        """Predictions for samples, and what was seen of them."""
+        """Predictions for samples, and the embedding of the samples with errors."""
         with self._lock:
             seen = self._embedder.embed(samples, progress)
             found = predict_features(self._predictor, seen.features, samples)
@@ -107,7 +103,7 @@ class Model:
 
 
 def unread(samples: Sequence[Sample], seen: Embedded) -> list[str]:
-    """Lines about parts that were given and cannot be read, and about samples of which nothing is seen at all."""
+    """Lines about texts and photos that cannot be read, and about samples without any input of the head."""
     lines = []
     for modality, reasons in seen.reasons.items():
         if broken := [number for number, reason in enumerate(reasons) if reason]:

@@ -12,11 +12,10 @@ import numpy as np
 from mmfeat.cache.store import Cache
 from mmfeat.errors import ConfigError
 from mmfeat.evaluation.metrics import evaluate
-from mmfeat.prediction.drift import out_of_fold_choices
-from mmfeat.prediction.inference import Inference, infer, read_for, unseen_note
+from mmfeat.prediction.final_heads import Inference, infer, read_for, unseen_note
 from mmfeat.prediction.model import Model, unread
 from mmfeat.prediction.output_file import Predictions
-from mmfeat.prediction.submit import check_labels, find_drift, training_samples
+from mmfeat.prediction.submit import check_labels, find_drift, out_of_fold_choices, training_samples
 from mmfeat.runs.entry import Scores, convert
 from mmfeat.runs.folders import choose_run
 from mmfeat.runs.run import Run
@@ -27,10 +26,9 @@ from mmfeat.system.progress import Progress
 
 @dataclass(frozen=True)
 class Predicted:
-    """Predictions and by which head of which run; `notes` are lines that a person should read.
+    """Predictions with the run and the head that made them; `notes` are lines for the user.
 
-    `scores` are measured on the labelled samples that the run was not trained on,
-    None without any.
+    `scores` are measured on labelled samples outside the training data of the run, None without such samples.
     """
 
     run: Run
@@ -69,7 +67,7 @@ def predict_data(
 
 
 def predict_files(model: Model, samples: SampleSet, progress: Progress | None = None) -> Predicted:
-    """Predict samples that are in no data set; they are encoded in memory, and the cache stays as it is."""
+    """Predict samples of no data set; vectors are computed in memory and not cached."""
     found, seen = model.predict_samples(samples.samples, progress)
     entry = model.entry
     return Predicted(model.run, entry.head, entry.modalities, found, notes=unread(samples.samples, seen))
@@ -78,7 +76,7 @@ def predict_files(model: Model, samples: SampleSet, progress: Progress | None = 
 def check_inputs(
     files: Sequence[str], data: str | None, text: str | None, image: str | None, of_data: Mapping[str, Any]
 ) -> None:
-    """Exactly one way to say what to predict, and flags `of_data` with data only. Raises `ConfigError` otherwise."""
+    """Raise `ConfigError` unless exactly one kind of input is given, and flags `of_data` with data only."""
     ways = [
         name
         for name, there in (("files", files), ("--data", data), ("--text/--image", text is not None or image))
@@ -94,7 +92,7 @@ def check_inputs(
 def _scores(
     run: Run, samples: SampleSet, found: Inference, training: Sequence[Sample], store: Cache
 ) -> tuple[Scores | None, list[str]]:
-    """(scores, notes): how right the predictions are for labelled samples that the run was not trained on."""
+    """(scores on labelled samples outside the training data of the run, or None; notes)."""
     rows = np.array([row for row, sample in enumerate(samples) if sample.label is not None], np.int64)
     if not len(rows):
         return None, []
@@ -122,7 +120,7 @@ def _scores(
 def _were_seen(
     samples: Sequence[Sample], training: Sequence[Sample], modalities: Sequence[str], store: Cache
 ) -> np.ndarray:
-    """(N,) whether one that is the same in all that the head sees, its `modalities`, is among the training samples."""
+    """(N,) bool, whether a training sample has the same contents in all `modalities` of the head."""
     with store.index(writes=False) as index:
         pairs = [
             list(zip(*(store.content_keys(part, name, index=index).keys.tolist() for name in modalities), strict=True))
@@ -133,7 +131,7 @@ def _were_seen(
 
 
 def targets_of(labels: Sequence[str], classes: Sequence[str], multilabel: bool) -> Targets:
-    """Targets of label cells over the classes of a run, of which some may not occur."""
+    """Targets of label cells over all classes of a run."""
     cells = [classes_in(label, multilabel) for label in labels]
     matrix = np.array([[name in cell for name in classes] for cell in cells], bool).reshape(-1, len(classes))
     return Targets(tuple(classes), matrix, multilabel)

@@ -1,4 +1,9 @@
-"""Submission: a prediction for every unlabelled sample, in the order of its list, checked before it is written."""
+"""Submission: a prediction for every unlabelled sample, in the order of its list, checked before it is written; and
+drift, whether the samples to predict look like the samples a run was trained on.
+
+Drift does not compare predicted shares with the shares of labels, which a classifier's confusion changes without any
+drift, but with the shares that the same entry predicts out of fold for the labelled samples.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +16,31 @@ from typing import Any
 import numpy as np
 
 from mmfeat.cache.store import Cache
-from mmfeat.errors import DataError, SubmissionError
+from mmfeat.errors import DataError, RunError, SubmissionError
 from mmfeat.extraction.extract import Extraction
-from mmfeat.prediction.drift import label_drift, missing_drift, out_of_fold_choices
-from mmfeat.prediction.inference import Inference, infer, read_for
+from mmfeat.prediction.final_heads import Inference, infer, read_for
 from mmfeat.prediction.output_file import NAMES, OutputFormat, checked_target, choose_format, write_prediction_file
+from mmfeat.runs.entry import Entry
 from mmfeat.runs.folders import choose_run
+from mmfeat.runs.out_of_fold import read_predictions
 from mmfeat.runs.run import Run, data_changed
-from mmfeat.samples.dataset import Sample, SampleSet, read_samples
+from mmfeat.samples.dataset import MODALITIES, PART, Sample, SampleSet, read_samples
 from mmfeat.samples.labels import classes_in
 from mmfeat.system.progress import Progress
 from mmfeat.system.remote import absolute
 
+DRAWS = 9999  # random tables of a permutation test
+SIGNIFICANT = 0.01
+LEAST_SHIFT = 0.05  # smallest share of different samples that is reported
+LEAST = 1e-7  # smallest probability, below the precision of out_of_fold.csv
+
 
 @dataclass(frozen=True)
 class Submission:
-    """What was written, by which head of which run.
+    """A submission that was written, with the run and the head that predicted it.
 
-    `predicted`, `trained` and `out_of_fold` map label -> share: of the file, of the labelled samples, and of what the
-    same head predicts for those out of fold (empty where the run does not tell). `notes` are lines to be told.
+    `predicted`, `trained` and `out_of_fold` map label -> share: in the file, among the labelled samples, and among the
+    out-of-fold predictions of the same head (empty where the run has none). `notes` are lines for the user.
     """
 
     path: Path
@@ -68,21 +79,21 @@ def write_submission(
     """Predict the unlabelled samples of `data` (the run's own by default) and write a row for each.
 
     The file has the columns `names` under a `header`, and with `proba` a calibrated probability a class; its `format`
-    (csv, tsv or jsonl) is that of the suffix of `out` by default; without `out` it is `submission.csv`, or as `format`.
-    `columns` names those of the input table. Features that are missing are extracted first with the run's own encoders.
-    Raises `RunError` where encoders or cache are not those of the run, `SubmissionError` where the file would be wrong.
+    (csv, tsv or jsonl) follows the suffix of `out` by default; without `out` the file is `submission.FORMAT`. `columns`
+    names the columns of the input table. Missing features are extracted first with the encoders of the run. Raises
+    `RunError` where encoders or cache do not match the run, `SubmissionError` where the file would be wrong.
     """
-    layout = OutputFormat(choose_format(out, format), header, tuple(names), proba)
-    out = f"submission.{layout.format}" if out is None else out
+    output = OutputFormat(choose_format(out, format), header, tuple(names), proba)
+    out = f"submission.{output.format}" if out is None else out
     chosen = choose_run(run, heads, data, head, modalities)
     source = data or chosen.config.data
     path = checked_target(out, source, chosen.config.data, chosen.folder)
-    layout.check(chosen.classes)
+    output.check(chosen.classes)
     entry = chosen.entry(head, modalities)
     everything = read_for(source, columns, chosen.config.columns)
     samples = _unlabelled(everything, chosen)
     cache = cache or chosen.config.cache
-    found = infer(chosen, entry, samples, cache, device, workers, progress)
+    inference = infer(chosen, entry, samples, cache, device, workers, progress)
     before = out_of_fold_choices(chosen, entry)
     result = Submission(
         path=path,
@@ -90,34 +101,37 @@ def write_submission(
         run=chosen,
         head=entry.head,
         modalities=entry.modalities,
-        rows=len(found.predictions),
-        predicted=found.predictions.shares,
+        rows=len(inference.predictions),
+        predicted=inference.predictions.shares,
         trained=_shares(chosen.results.class_counts, chosen.results.labelled),
-        extraction=found.extraction,
+        extraction=inference.extraction,
         data_changed=_data_changed(everything, chosen, Cache(cache, samples.name)),
-        without_features=found.without,
+        without_features=inference.without,
         out_of_fold={} if before is None else dict(zip(chosen.classes, before.mean(0).tolist(), strict=True)),
         notes=[
-            *found.notes,
-            *find_drift(chosen, found, before, training_samples(chosen, everything), samples.samples),
+            *inference.notes,
+            *find_drift(chosen, inference, before, training_samples(chosen, everything), samples.samples),
         ],
     )
-    write_prediction_file(path, found.predictions, layout)  # last: an interrupt before leaves no file
+    write_prediction_file(path, inference.predictions, output)  # last, so that an interrupt leaves no file
     return result
 
 
 def find_drift(
-    run: Run, found: Inference, before: np.ndarray | None, labelled: Sequence[Sample], now: Sequence[Sample]
+    run: Run, inference: Inference, before: np.ndarray | None, labelled: Sequence[Sample], now: Sequence[Sample]
 ) -> list[str]:
-    """A line for each way in which samples differ from those that the run was trained on."""
+    """Lines about differences between the samples `now` and the samples `labelled` of the run."""
     shifted = ""
     if before is not None:
-        shifted = label_drift(before, found.predictions.chosen, run.classes, found.predictions.multilabel)
-    return [*([shifted] if shifted else []), *missing_drift(labelled, now, tuple(found.lacking))]
+        shifted = label_drift(before, inference.predictions.chosen, run.classes, inference.predictions.multilabel)
+    return [*([shifted] if shifted else []), *missing_drift(labelled, now, tuple(inference.lacking))]
 
 
 def training_samples(run: Run, read: SampleSet | None = None) -> tuple[Sample, ...]:
-    """The labelled samples of the run's data, as they are now; none where these are gone. `read` may be they."""
+    """The labelled samples of the run's data as they are now, none where the data are gone.
+
+    `read` are samples that were read already, and are used where they are the run's data.
+    """
     if read is not None and absolute(read.source) == run.config.data:
         return read.labelled
     with contextlib.suppress(DataError, OSError):
@@ -126,18 +140,18 @@ def training_samples(run: Run, read: SampleSet | None = None) -> tuple[Sample, .
 
 
 def check_labels(samples: SampleSet, run: Run) -> list[str]:
-    """Labels of the data that the run does not know."""
+    """Labels of the data that are no classes of the run, sorted."""
     multilabel = run.config.is_multilabel
     return sorted(set().union(*(classes_in(label, multilabel) for label in samples.classes)) - set(run.classes))
 
 
 def _data_changed(samples: SampleSet, run: Run, store: Cache) -> bool:
-    """Whether the labelled samples the run was trained on are different by now."""
+    """Whether the labelled samples of the run's data have changed since the run."""
     return absolute(samples.source) == run.config.data and data_changed(run, samples.labelled, store)
 
 
 def _unlabelled(samples: SampleSet, run: Run) -> SampleSet:
-    """The samples to predict; the data may not know labels that the run does not."""
+    """The unlabelled samples. Raises `SubmissionError` without any, and where a label is no class of the run."""
     if unknown := check_labels(samples, run):
         raise SubmissionError(
             f"{samples.source}: label {', '.join(unknown)} is unknown to {run.folder} "
@@ -150,3 +164,97 @@ def _unlabelled(samples: SampleSet, run: Run) -> SampleSet:
 
 def _shares(counts: Mapping[str, Any], total: int) -> dict[str, float]:
     return {name: count / total for name, count in sorted(counts.items())}
+
+
+def out_of_fold_choices(run: Run, entry: Entry) -> np.ndarray | None:
+    """(M, C) bool, the choices of the entry for labelled samples, out of fold.
+
+    The entry's decision is applied to the mean out-of-fold probabilities over its seeds. None where the file of these
+    probabilities is missing or broken.
+    """
+    try:
+        probabilities = read_predictions(run, entry).probabilities
+    except RunError:
+        return None
+    decision = entry.decision
+    logs = np.log(np.clip(probabilities, LEAST, 1))
+    if decision.multilabel:
+        logs -= np.log(np.clip(1 - probabilities, LEAST, 1))
+    return decision.choose(logs * decision.temperature)
+
+
+def label_drift(before: np.ndarray, now: np.ndarray, classes: Sequence[str], multilabel: bool, seed: int = 42) -> str:
+    """A line where class shares of choices `now` (N, C) and `before` (M, C) differ significantly, else ""."""
+    if not len(before) or not len(now):
+        return ""
+    shift = now.mean(0) - before.mean(0)
+    if multilabel:  # one test for each class, with the correction of Bonferroni
+        tables = [(_yes_no(each), _yes_no(other)) for each, other in zip(before.T, now.T, strict=True)]
+        chances = [compare_counts(*table, seed) for table in tables]
+        p, size = min(1.0, min(chances) * len(classes)), float(np.abs(shift).max())
+    else:
+        p, size = compare_counts(before.sum(0), now.sum(0), seed), float(np.abs(shift).sum() / 2)
+    if p >= SIGNIFICANT or size < LEAST_SHIFT:
+        return ""
+    column = int(np.abs(shift).argmax())
+    seen = f"{classes[column]} {now[:, column].mean():.1%} instead of {before[:, column].mean():.1%}"
+    return (
+        f"these samples are predicted otherwise than labelled ones out of fold ({seen}; "
+        f"{'up to ' if multilabel else ''}{size:.0%} of the predictions shifted, p {_shown(p)}): they may come from "
+        "elsewhere, and scores of the run may not hold for them"
+    )
+
+
+def missing_drift(
+    before: Sequence[Sample], now: Sequence[Sample], modalities: Sequence[str] = MODALITIES, seed: int = 42
+) -> list[str]:
+    """A line for each modality whose share of missing values differs significantly between `before` and `now`."""
+    lines = []
+    for modality in modalities:
+        tables = [np.array([getattr(sample, modality) is None for sample in part], bool) for part in (before, now)]
+        if not all(map(len, tables)):
+            continue
+        shares = [table.mean() for table in tables]
+        if abs(shares[1] - shares[0]) < LEAST_SHIFT:
+            continue
+        p = compare_counts(_yes_no(tables[0]), _yes_no(tables[1]), seed)
+        if p < SIGNIFICANT:
+            lines.append(
+                f"{shares[1]:.1%} of these samples have no {PART[modality]}, of the labelled ones {shares[0]:.1%} "
+                f"(p {_shown(p)}): scores of the run may not hold for them"
+            )
+    return lines
+
+
+def compare_counts(before: np.ndarray, now: np.ndarray, seed: int = 42) -> float:
+    """P-value of the hypothesis that two (C,) vectors of counts are samples of one population.
+
+    The G statistic (likelihood ratio) of the 2 x C table is compared with `DRAWS` tables with the same margins: a
+    permutation test, exact up to the draws and valid for rare classes (Patefield, 1981).
+    """
+    before, now = np.asarray(before, np.int64), np.asarray(now, np.int64)
+    both = before + now
+    random = np.random.default_rng(seed)
+    drawn = random.multivariate_hypergeometric(both, int(now.sum()), size=DRAWS, method="marginals")
+    observed = _g_statistic(now[None], both)[0]
+    as_far = int((_g_statistic(drawn, both) >= observed - 1e-9).sum())
+    return (1 + as_far) / (1 + DRAWS)
+
+
+def _g_statistic(now: np.ndarray, both: np.ndarray) -> np.ndarray:
+    """(D,) G statistics of D tables: (D, C) counts `now` of one sample, and `both` - `now` of the other sample."""
+    total, size = both.sum(), now.sum(1, keepdims=True)
+    statistic = np.zeros(len(now))
+    for part, whole in ((now, size), (both - now, total - size)):
+        expected = both * whole / max(total, 1)
+        logs = np.log(np.where(part > 0, part, 1)) - np.log(np.where(part > 0, expected, 1))
+        statistic += 2 * (part * logs).sum(1)
+    return statistic
+
+
+def _yes_no(values: np.ndarray) -> np.ndarray:
+    return np.array([values.sum(), len(values) - values.sum()])
+
+
+def _shown(p: float) -> str:
+    return f"{p:.4f}".rstrip("0")
