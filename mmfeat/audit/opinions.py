@@ -1,4 +1,4 @@
-"""Opinions: what a run's best entry says of each labelled sample that it had not seen, and what follows for labels."""
+"""Opinions: out-of-fold probabilities of a run's best entry, and likely errors and noise of the labels."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from mmfeat.runs.out_of_fold import read_predictions
 from mmfeat.runs.run import Run, comparable_runs
 from mmfeat.samples.labels import Targets
 
-NO_RUN = "none"  # of --run
+NO_RUN = "none"  # value of --run
 
 
 @dataclass(frozen=True)
 class Opinions:
-    """Out-of-fold probabilities (N, C), means over seeds, of one entry of a run, and the labels they are about."""
+    """Out-of-fold probabilities (N, C), means over seeds, of one entry of a run, with ids and labels."""
 
     run: Run
     entry: Entry
@@ -34,7 +34,7 @@ class Opinions:
 
 @dataclass(frozen=True)
 class Suspicion:
-    """A label that is likely wrong: `label` is what it says of one class if there may be several, else the class."""
+    """A label that is likely wrong; in multi-label data `label` and `suggested` are about one class."""
 
     id: str
     label: str
@@ -44,7 +44,7 @@ class Suspicion:
 
 
 def fitting_run(run: str | Path | None, heads: Path, data_hash: str) -> tuple[Run | None, str]:
-    """The run whose opinions count, or None and why there is none.
+    """(run whose opinions are used, "") or (None, reason).
 
     A named run must be about these very labels and contents, otherwise `RunError`. Unnamed, the best of those that
     are is taken.
@@ -67,7 +67,7 @@ def fitting_run(run: str | Path | None, heads: Path, data_hash: str) -> tuple[Ru
 
 
 def read_opinions(run: Run) -> Opinions:
-    """Those of the run's best entry; samples that no fold tests have none. Raises `RunError` for a damaged file."""
+    """Opinions of the run's best entry on samples that a fold tests. Raises `RunError` for a damaged file."""
     entry = run.entry()
     found = read_predictions(run, entry)
     if not found.ids:
@@ -76,7 +76,7 @@ def read_opinions(run: Run) -> Opinions:
 
 
 def suspicions(opinions: Opinions) -> list[Suspicion]:
-    """Likely label errors, the surest first. With several classes a sample, each class is judged alone."""
+    """Likely label errors, the surest first. In multi-label data each class is judged alone."""
     targets, names = opinions.targets, opinions.targets.classes
     if not targets.multilabel:
         errors = find_label_errors(targets.numbers, opinions.probabilities)
@@ -108,7 +108,7 @@ def judge_labels(opinions: Opinions, found: Sequence[Suspicion], seed: int = 42)
 
 
 def _noise(opinions: Opinions, seed: int) -> dict[str, Any]:
-    """Of all labels; with several classes a sample, by class alone: a ceiling of all has no joint to come from."""
+    """Noise of all labels; in multi-label data noise of each class, since there is no joint distribution of all."""
     targets = opinions.targets
     if not targets.multilabel:
         noise = estimate_noise(targets.numbers, opinions.probabilities, seed)

@@ -1,4 +1,4 @@
-"""The audit as a value: what was found, as written to `audit.json`, which is the last file to be written."""
+"""The result of an audit, as written to `audit.json`, the last file of an audit."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Audit:
-    """What is to be known of a data set before its scores are believed. All but `folder` is JSON.
+    """Result of an audit; all fields but `folder` are JSON.
 
-    `data_hash` is that of a run (`Run.config.data_hash`): an audit with another one is of other labels or contents.
+    `data_hash` is compared with `Run.config.data_hash`: different hashes mean different labels or contents.
     """
 
     folder: Path
-    data: str  # absolute
+    data: str  # absolute path or URL
     dataset: str
     data_hash: str
     version: str
     samples: int
     labelled: int
     encodings: Mapping[str, int]
-    duplicates: Mapping[str, Any]  # by text, image and pair: groups, samples, exact_samples, exact_surplus, largest
-    conflicts: Mapping[str, Any]  # the same: groups, exact_groups, samples, pairs, disagreeing_pairs, wrong
-    shared: Mapping[str, Any]  # unlabelled samples with a labelled twin, by what they share
-    leaks: Mapping[str, Any] | None  # of the splits in `splits`, by fold; None without splits
+    duplicates: Mapping[str, Any]  # modality -> groups, samples, exact_samples, exact_surplus, largest
+    conflicts: Mapping[str, Any]  # modality -> groups, exact_groups, samples, pairs, disagreeing_pairs, wrong
+    shared: Mapping[str, Any]  # modality -> number of unlabelled samples with a labelled twin
+    leaks: Mapping[str, Any] | None  # leaks between parts of the splits; None without splits
     odd: Sequence[Mapping[str, Any]]  # modality, what, count, first id, first detail
-    profile: Mapping[str, Any]  # by all, labelled, unlabelled
-    balance: Mapping[str, Any]  # as `mmfeat.audit.audit.class_balance`
-    label_errors: Mapping[str, Any] | None  # as `mmfeat.audit.opinions.judge_labels`, and the surest `examples`
+    profile: Mapping[str, Any]  # "all", "labelled", "unlabelled" -> measures
+    balance: Mapping[str, Any]  # result of `mmfeat.audit.audit.class_balance`
+    label_errors: Mapping[str, Any] | None  # result of `opinions.judge_labels`, with `examples`
     notes: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the folder."""
+        """All fields but the folder."""
         found = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "folder"}
         return {"format": FORMAT, **found}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], folder: Path) -> Audit:
-        """The audit that `to_json` gave. Raises `ValueError` for anything else."""
+        """The audit of a value of `to_json`. Raises `ValueError` for any other value."""
         names = {each.name for each in fields(cls)} - {"folder"}
         if not isinstance(value, dict) or value.get("format") != FORMAT or set(value) != names | {"format"}:
             raise ValueError("not an audit of this version")
@@ -58,12 +58,12 @@ class Audit:
 
 
 def write_audit(audit: Audit) -> None:
-    """Declare the audit complete; its tables are written before."""
+    """Write `audit.json`, which completes the audit after its tables."""
     write_json(audit.file, audit.to_json())
 
 
 def read_audit(folder: str | Path) -> Audit:
-    """The finished audit in `folder` (`OUT/DATASET`). Raises `DataError` where there is none of this version."""
+    """The finished audit in `folder` (`OUT/DATASET`). Raises `DataError` without an audit of this version."""
     path = Path(folder) / AUDIT_FILE
     try:
         return Audit.from_json(read_json(path), Path(folder))

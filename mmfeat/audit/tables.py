@@ -1,4 +1,4 @@
-"""The tables of an audit: one row a finding, as CSV beside `audit.json`."""
+"""The tables of an audit: one row for each finding, as CSV beside `audit.json`."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ Rows = list[tuple[Any, ...]]
 
 
 def write_table(folder: Path, name: str, rows: Rows) -> None:
-    """Write one table, with its header alone where nothing was found."""
+    """Write one table; a table without rows has only its header."""
     write_atomic(folder / name, csv_text(HEADERS[name], rows).encode())
 
 
 def shown_text(text: str | None) -> str:
-    """A text in one line, cut where it is long."""
+    """A text in one line of at most `SHOWN_TEXT` characters."""
     line = " ".join((text or "").split())
     return line if len(line) <= SHOWN_TEXT else f"{line[: SHOWN_TEXT - 1]}…"
 
@@ -61,7 +61,7 @@ def group_rows(modality: str, groups: np.ndarray) -> Iterator[tuple[str, int, li
 
 
 def conflict_rows(samples: Sequence[Sample], twins: Mapping[str, Twins], conflicts: Mapping[str, Conflicts]) -> Rows:
-    """The labelled members of groups that disagree; those whose equal contents disagree come first."""
+    """The labelled samples of groups with conflicts, groups with exact conflicts first."""
     found: Rows = []
     for modality, each in conflicts.items():
         groups = list(group_rows(modality, twins[modality].near))
@@ -84,7 +84,7 @@ def leak_rows(samples: Sequence[Sample], leaks: Sequence[Leak]) -> Rows:
 
 
 def file_rows(samples: Sequence[Sample], findings: Mapping[str, Sequence[Sequence[tuple[str, str]]]]) -> Rows:
-    """What is odd about each text and photo, the same oddities together."""
+    """The oddities of each text and photo, sorted by oddity."""
     found = [
         (sample.id, modality, what, detail, sample.label, str(sample.image or "") if modality == "image" else "")
         for modality, each in findings.items()
@@ -114,7 +114,7 @@ def balance_rows(balance: Mapping[str, Any]) -> Rows:
 
 
 def profile_rows(profile: Mapping[str, Any]) -> Rows:
-    """The nested profile, one measure a row: `text.characters.median` and so on."""
+    """The nested profile with one measure in each row, as `text.characters.median`."""
     return [(part, name, f"{value:.10g}") for part, each in profile.items() for name, value in _flat(each)]
 
 

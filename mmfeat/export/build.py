@@ -1,4 +1,4 @@
-"""Building: from an entry of a run to its graph, the ports it takes and what goes into them."""
+"""Building of the graph of an entry: the torch module, its input ports, and the tensors of the ports."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NOT_EXPORTABLE = {
 
 @dataclass(frozen=True)
 class Port:
-    """An input of the graph: vectors (B, D), or tokens (B, T, D), of one encoder, and a mask beside them."""
+    """An input of the graph: vectors (B, D), or tokens (B, T, D), of one encoder, and the mask of present rows."""
 
     name: str
     tower: Tower
@@ -44,7 +44,7 @@ class Port:
 
     @property
     def mask(self) -> str:
-        """Name of the (B,) or (B, T) bool input that says what is there."""
+        """Name of the (B,) or (B, T) bool input, True where a vector is present."""
         return f"{self.name}_there"
 
     @property
@@ -54,13 +54,13 @@ class Port:
 
 @dataclass
 class Ports:
-    """All ports of a graph, each encoder's once, in the order they are first asked for."""
+    """All ports of a graph, one for each encoder and output, in the order of first use."""
 
-    towers: Mapping[str, Tower]  # by cache folder
+    towers: Mapping[str, Tower]  # cache folder -> encoder
     found: dict[str, Port] = field(default_factory=dict)
 
     def number(self, block: Block | MappedBlock) -> int:
-        """The place of a block's port."""
+        """The index of the port of a block."""
         if block.name not in self.found:
             tower = self.towers[block.name]
             self.found[block.name] = Port(self._free_name(tower), tower, block.width)
@@ -75,7 +75,7 @@ class Ports:
 
 
 def why_not_exportable(run: Run, entry: Entry) -> str:
-    """Why an entry cannot be a graph; "" where it can."""
+    """The reason why an entry cannot be a graph; "" where it can."""
     for each in members(run, entry):
         if reason := NOT_EXPORTABLE.get(each.head):
             inside = f"{each.label} is in it, and " if each is not entry else ""
@@ -84,7 +84,7 @@ def why_not_exportable(run: Run, entry: Entry) -> str:
 
 
 def build_graph(run: Run, entry: Entry, towers: Sequence[Tower], features: Features) -> tuple[HeadGraph, list[Port]]:
-    """The graph of an entry and its ports; `features` are of any samples, from `towers`."""
+    """The graph of an entry and its ports; `features` are vectors of any samples by `towers`."""
     ports = Ports({tower.spec.folder_name: tower for tower in towers})
     decision = entry.decision
     if entry.modalities == TOGETHER:
@@ -99,7 +99,7 @@ def build_graph(run: Run, entry: Entry, towers: Sequence[Tower], features: Featu
 
 
 def inputs_of(ports: Sequence[Port], features: Features) -> list[Tensor]:
-    """Vectors and mask of each port in turn; zeros where one is missing."""
+    """Vectors and mask of each port in turn, with zeros for a missing vector."""
     blocks: dict[str, Block | MappedBlock] = {block.name: block for block in features.blocks}
     blocks |= {block.name: block for block in features.mapped}
     found = []
@@ -109,14 +109,14 @@ def inputs_of(ports: Sequence[Port], features: Features) -> list[Tensor]:
             values, there = np.nan_to_num(block.vectors.astype(np.float32)), block.mask
         else:
             values, there = block.batch(np.arange(len(block)))
-            if not port.is_tokens:  # pooled vectors on disk are read as one token each
+            if not port.is_tokens:  # pooled vectors are read as one token
                 values, there = values[:, 0], block.mask
         found += [torch.from_numpy(np.array(values, np.float32)), torch.from_numpy(np.array(there, bool))]
     return found
 
 
 def _member(run: Run, entry: Entry, features: Features, ports: Ports) -> Member:
-    """The final heads of one entry: one stack where all see the same, else a stack of one each."""
+    """The final heads of one entry: one stack where all heads see the same blocks, else one stack for each head."""
     head, classes = entry.fused_by, len(run.classes)
     attend = run.config.attend if head == NEEDS_TOKENS else ""
     finals = [(record, load_final(run, entry, record)) for record in entry.final]

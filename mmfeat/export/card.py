@@ -1,4 +1,4 @@
-"""The model card: Hugging Face's header, then what a reader must know, every number from the run itself."""
+"""The model card: the header of Hugging Face, then facts for readers; all numbers come from the run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def model_card(
     run: Run, entry: Entry, ports: Sequence[Port], facts: Mapping[str, Any], no_model: str,
     model_difference: float | None,
 ) -> str:  # fmt: skip
-    """Markdown."""
+    """The model card as Markdown."""
     parts = [
         _header(run, entry),
         f"# {_plain(run.name)}: {entry.label}",
@@ -63,7 +63,7 @@ def model_card(
 
 
 def _header(run: Run, entry: Entry) -> str:
-    """YAML; JSON strings are YAML strings."""
+    """The header in YAML; JSON strings are YAML strings."""
     text = partial(json.dumps, ensure_ascii=False)
     metrics = "".join(
         f"      - type: {kind}\n        name: {text(name)}\n        value: {entry.score(score).value:.4f}\n"
@@ -93,7 +93,7 @@ def _use(run: Run, entry: Entry, ports: Sequence[Port]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Foreign text in Markdown, where it means nothing but itself."""
+    """A text with the special characters of Markdown escaped."""
     return _MARKS.sub(r"\\\g<0>", " ".join(text.split()))
 
 

@@ -1,4 +1,4 @@
-"""Graphs: what `mmfeat submit` does from vectors to decision, as one torch module that can be exported.
+"""Graphs: the steps of `mmfeat submit` from vectors to decision, as one torch module that can be exported.
 
 K final heads run as the stack they are; standardisation, temperature, logit adjustment or thresholds, and the blend of
 an ensemble are inside.
@@ -23,8 +23,8 @@ from mmfeat.heads.data import pooled_tokens
 from mmfeat.heads.layers import Batch, Fusion
 from mmfeat.runs.entry import Rule
 
-LEAST_LOGIT = float(np.log(1e-6))  # of a member of a stacking, as in `mmfeat.evaluation.blending`
-Given = Sequence[tuple[Tensor, Tensor]]  # values and mask of each port
+LEAST_LOGIT = float(np.log(1e-6))  # smallest logit of a stacked member, as in `mmfeat.evaluation.blending`
+Given = Sequence[tuple[Tensor, Tensor]]  # (values, mask) of each port
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Seen:
 
     @property
     def views(self) -> int:
-        """Augmented views beside the plain one."""
+        """Number of augmented views beside the plain view."""
         return max(len(ports) for own in self.vectors.values() for ports in own) - 1
 
     def of_view(self, given: Given, view: int) -> dict[str, list[tuple[Tensor, Tensor]]]:
-        """(B, D) vectors and (B,) masks of each modality; a view that is missing is the plain picture."""
+        """(B, D) vectors and (B,) masks of each modality; the plain picture replaces a missing view."""
         return {name: [_in_view(given, ports, view) for ports in own] for name, own in self.vectors.items()}
 
 
@@ -55,7 +55,7 @@ def _in_view(given: Given, ports: list[int], view: int) -> tuple[Tensor, Tensor]
 
 
 class FusionPart(nn.Module):
-    """K heads of one fusion: -> (K, B, C) logits, the mean over views."""
+    """K heads of one fusion: inputs -> (K, B, C) logits, the mean over views."""
 
     def __init__(self, seen: Seen, fusion: Fusion, heads: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class FusionPart(nn.Module):
 
 
 class BaselinePart(nn.Module):
-    """A baseline on standardised vectors side by side: -> (1, B, C) logits, the mean over views."""
+    """A baseline on concatenated standardised vectors: inputs -> (1, B, C) logits, the mean over views."""
 
     mean: Tensor
     std: Tensor
@@ -99,7 +99,7 @@ class BaselinePart(nn.Module):
         return torch.stack(scores).mean(0)[None]
 
     def scored(self, scaled: Tensor) -> Tensor:
-        """(B, D) standardised vectors, 0 where one is missing -> (B, C) logits."""
+        """(B, D) standardised vectors, 0 for a missing vector -> (B, C) logits."""
         raise NotImplementedError
 
     def _scaled(self, given: Given, view: int) -> Tensor:
@@ -158,7 +158,7 @@ class NeighbourPart(BaselinePart):
     def scored(self, scaled: Tensor) -> Tensor:
         unit = scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True).clamp_min(1e-12)
         products = unit @ self.known.T
-        _, numbers = torch.topk(torch.round(products * STEPS), self.count, dim=-1)  # onnxruntime's is stable
+        _, numbers = torch.topk(torch.round(products * STEPS), self.count, dim=-1)  # topk of onnxruntime is stable
         values = products.gather(-1, numbers)
         most = values.amax(-1, keepdim=True)
         counts = torch.exp((values - most) / TEMPERATURE) if self.by_similarity else torch.ones_like(values)
@@ -170,7 +170,7 @@ class NeighbourPart(BaselinePart):
 
 
 class PriorPart(nn.Module):
-    """Says the same of every sample."""
+    """The same logits for every sample."""
 
     logits: Tensor
 
@@ -183,7 +183,7 @@ class PriorPart(nn.Module):
 
 
 class Member(nn.Module):
-    """The final heads of an entry together: -> (B, C) logits at temperature 1, as `Decision` scales them."""
+    """The final heads of an entry together: inputs -> (B, C) logits at temperature 1, as `Decision` scales them."""
 
     def __init__(self, parts: Sequence[nn.Module], decision: Decision) -> None:
         super().__init__()
@@ -228,8 +228,8 @@ class Blend(nn.Module):
 
 
 class HeadGraph(nn.Module):
-    """`inputs`: vectors and mask of each port in turn -> (B, C) probabilities and (B, C) bool, which classes are
-    chosen."""
+    """`inputs`: vectors and mask of each port in turn -> (B, C) probabilities and (B, C) bool choices
+    of classes."""
 
     offsets: Tensor
 
@@ -247,7 +247,7 @@ class HeadGraph(nn.Module):
 
 
 def probabilities(scaled: Tensor, multilabel: bool) -> Tensor:
-    """(..., C) of logits at temperature 1."""
+    """(..., C) probabilities of logits at temperature 1."""
     return scaled.sigmoid() if multilabel else scaled.softmax(-1)
 
 

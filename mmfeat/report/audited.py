@@ -15,7 +15,7 @@ from mmfeat.system.wording import shown
 
 
 def doubted_rows(results: Results) -> np.ndarray:
-    """Rows of the predictions whose label is likely wrong, the surest first; none where labels are several a sample."""
+    """Rows of the predictions whose label is likely wrong, the surest first; none for multi-label data."""
     found = results.predictions()
     if found.targets.multilabel or not len(found.targets):
         return np.empty(0, np.int64)
@@ -55,7 +55,7 @@ SHOWN = 30
 
 
 def audit_section(results: Results, folder: Path) -> Section:
-    """What the audit in `folder` (`OUT/DATASET`) says, if it is about this run's data."""
+    """The section on the audit in `folder` (`OUT/DATASET`), if the audit is of this run's data."""
     try:
         audit = read_audit(folder)
     except DataError:

@@ -1,4 +1,4 @@
-"""Runs side by side: scores, paired tests, and in what they differ."""
+"""Runs side by side: scores, paired tests and different settings."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def comparison_sections(found: Comparison) -> list[Section]:
 
 
 def names_of_runs(found: Comparison) -> list[str]:
-    """Their folders' names, with the folder above where two are alike."""
+    """The names of the run folders, with the folder above where two names are equal."""
     names = [run.folder.name for run in found.runs]
     return names if len(set(names)) == len(names) else [str(run.folder) for run in found.runs]
 

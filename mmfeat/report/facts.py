@@ -1,4 +1,4 @@
-"""Facts: the data, the encoders and their cache, and the commands that make the run again."""
+"""Facts: the data, the encoders and their cache, and the commands that reproduce the run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmfeat.system.wording import duration, shown, size_of, without_passwords
 
 
 def data_section(results: Results) -> Section:
-    """Classes, what is missing, how texts were encoded."""
+    """Classes, missing texts and photos, and character encodings."""
     run, samples = results.run, results.samples
     labelled, classes = run.results.labelled, run.results.class_counts
     rows = [[name, f"{count:,}", f"{count / labelled:.1%}"] for name, count in classes.items()]
@@ -46,7 +46,7 @@ def data_section(results: Results) -> Section:
 
 
 def data_notes(results: Results) -> tuple[str, ...]:
-    """What of the data is no longer as the run had it."""
+    """Lines about changes of the data since the run."""
     if results.samples is None:
         return (f"{shown(results.data)} is not there, so texts and photos are missing; --data says where it is.",)
     if changed := _changed(results):
@@ -55,7 +55,7 @@ def data_notes(results: Results) -> tuple[str, ...]:
 
 
 def _changed(results: Results) -> int:
-    """Samples out of fold that the data no longer have, or not with the label that the run had."""
+    """Out-of-fold samples that are gone from the data or have another label now."""
     found = results.predictions()
     classes, multilabel = found.targets.classes, found.targets.multilabel
     then = (classes_in(names_of(row, classes), multilabel) for row in found.targets.matrix)
@@ -66,7 +66,7 @@ def _changed(results: Results) -> int:
 
 
 def cache_section(results: Results) -> Section:
-    """The encoders behind the run, and what the cache holds of them."""
+    """The encoders of the run, and their vectors in the cache."""
     run = results.run
     held = {}
     words = []
@@ -104,7 +104,7 @@ def _vectors(good: int, failed: int) -> str:
 
 
 def run_section(results: Results, commands: Sequence[str]) -> Section:
-    """How the run came about, and the commands that make it again."""
+    """How the run was made, and the commands that reproduce the run."""
     run, config = results.run, results.run.config
     record = run.record
     facts = {
@@ -123,7 +123,7 @@ def run_section(results: Results, commands: Sequence[str]) -> Section:
     rows = [[name, str(value)] for name, value in facts.items() if value]
     words = ["These commands make the run again:"] if commands else []
     tables = [Table("run", "How it came about", ["", ""], rows)]
-    safe = list(map(without_passwords, commands))  # a page is passed on
+    safe = list(map(without_passwords, commands))  # readers pass a page on
     return Section("run", "The run", words, tables=tables, commands=safe)
 
 

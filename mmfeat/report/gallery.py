@@ -23,8 +23,8 @@ from mmfeat.samples.labels import names_of
 from mmfeat.system.files import canonical_json
 from mmfeat.system.progress import Progress
 
-ROW_SHARE = 0.7  # of the room for rows; photos get the rest
-TEXT_LENGTHS = (600, 280, 140, 60, 0)  # characters of a text, as many as there is room for
+ROW_SHARE = 0.7  # share of the bytes for rows; photos get the rest
+TEXT_LENGTHS = (600, 280, 140, 60, 0)  # characters of each text; the first length that fits is used
 PHOTO_SIDE = 160  # pixels
 PHOTO_QUALITY = 55
 BATCH = 64
@@ -32,7 +32,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Gallery:
-    """`rows` and `photos` are gzipped JSON in base64; `photos` maps the place of a row to a WebP in base64.
+    """`rows` and `photos` are gzipped JSON in base64; `photos` maps the index of a row to a WebP in base64.
 
     A row is [id, text, label, prediction, confidence, share of the seeds, right, who, doubted label, has a photo].
     """
@@ -40,10 +40,10 @@ class Gallery:
     rows: str
     photos: str
     samples: int
-    listed: int  # of them that are in the page
+    listed: int  # samples in the page
     errors: int
-    shown: int  # photos that are in the page
-    cut: int  # characters after which texts end; 0 if none is there
+    shown: int  # photos in the page
+    cut: int  # characters after which texts are cut; 0 where the page has no texts
     attributed: str  # the head whose flips are told, where it is not the one that predicts; else ""
 
 
@@ -79,7 +79,7 @@ def make_gallery(results: Results, photos: int, room: int, progress: Progress) -
 
 
 def _confidence(probabilities: np.ndarray, votes: np.ndarray, multilabel: bool) -> np.ndarray:
-    """(N,) the probability of the prediction; multi-label that of its least certain class."""
+    """(N,) the probability of the prediction, in multi-label data of the least certain class."""
     if not multilabel:
         return probabilities[votes]
     return np.where(votes, probabilities, 1 - probabilities).min(1)
@@ -109,7 +109,7 @@ def _text(sample: Sample | None, length: int) -> str:
 
 
 def pack(value: Any) -> str:
-    """JSON, gzipped, in base64: what a page unpacks without a network."""
+    """A value as gzipped JSON in base64, which a page unpacks without a network."""
     return base64.b64encode(gzip.compress(canonical_json(value).encode(), mtime=0)).decode()
 
 

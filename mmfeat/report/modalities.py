@@ -1,4 +1,4 @@
-"""Modalities: what text and image bring together, and which of them decides a sample."""
+"""Modalities: the gain of text and image together, and the modality that decides each sample."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def ablation_section(results: Results) -> Section | None:
 
 
 def _gained(both: Entry | None) -> tuple[str, str]:
-    """The gain over the better single modality and its p-value, empty where there is none."""
+    """The gain over the better single modality and its p-value, "" without a single modality."""
     test = both.gain if both else None
     return (gain(test), p_value(test.p_holm)) if test else ("", "")
 
@@ -61,7 +61,7 @@ class Attribution:
 
 
 def attribute(results: Results) -> Attribution | None:
-    """Of the best head that was also trained on text and on image alone; None without one."""
+    """The attribution of the best head that was also trained on text and on image alone; None without such a head."""
     entry = results.alike
     if entry is None:
         return None
@@ -76,7 +76,7 @@ def attribute(results: Results) -> Attribution | None:
 
 
 def attribution_section(results: Results) -> Section:
-    """How many samples each modality decides, and how often that is right."""
+    """Number of samples that each modality decides, and the share of right decisions."""
     title = "Attribution"
     found = attribute(results)
     if found is None:

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 
-INK, GRID = "#010101", "#c9ccd1"  # a page replaces both by its own
+INK, GRID = "#010101", "#c9ccd1"  # a page replaces both by its own colours
 SERIES = ("#3b82c4", "#d9782d", "#3f9a6b", "#b8559b", "#7a6fd0", "#9a8a2c", "#2f9fb0", "#8d8d8d")  # on light and dark
 WIDTH = 9.0  # inches
 DPI = 200
-CELL = 0.36  # inches of height; of width two to three times that
-LONGEST = 28  # letters of a name; the table has the rest
-LETTERS = 80  # of names side by side
+CELL = 0.36  # inches of height; a cell is two to three times as wide
+LONGEST = 28  # letters of a name in a plot
+LETTERS = 80  # letters of names that fit side by side
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -58,11 +58,11 @@ def new_drawing(height: float, columns: int = 1, rows: int = 1, **options: Any) 
 
 
 def short(name: str) -> str:
-    """A name as a plot has room for it."""
+    """A name, cut to `LONGEST` letters."""
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
-@functools.lru_cache(maxsize=64)  # a page is rendered twice, first for the room that its gallery has
+@functools.lru_cache(maxsize=64)  # a page is rendered twice
 def svg(figure: Figure) -> str:
     """The figure as an SVG element: text stays text, ink and grid are the page's, ids are its own."""
     buffer = io.StringIO()
@@ -78,7 +78,7 @@ def svg(figure: Figure) -> str:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure on white, for papers."""
+    """The figure as PNG on white, for papers."""
     buffer = io.BytesIO()
     with _style(figure.name):
         figure.draw().savefig(buffer, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
@@ -110,7 +110,7 @@ def heat_map(table: Table) -> Figure:
 
 
 def whiskers(axes: Axes, scores: Sequence[Interval], names: Sequence[str], colours: Sequence[str]) -> None:
-    """Values with their intervals, one below the other."""
+    """Draw values with their intervals, one below the other."""
     for place, (score, colour) in enumerate(zip(scores, colours, strict=True)):
         axes.plot([score.low, score.high], [place, place], color=colour, linewidth=2.2, alpha=0.6)
         axes.plot(score.value, place, "o", color=colour, markersize=5)
@@ -130,5 +130,5 @@ def _style(name: str) -> Iterator[None]:
     import matplotlib
 
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # of labels in scripts that its font lacks; a page has them
+        warnings.filterwarnings("ignore", message="Glyph")  # the font lacks some scripts of labels
         yield

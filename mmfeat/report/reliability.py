@@ -1,4 +1,4 @@
-"""Reliability: whether a probability of 0.8 is right in 80 of 100 cases, and what leaving out doubt brings."""
+"""Reliability: calibration of probabilities, and accuracy when doubtful samples are left out."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def reliability_section(results: Results) -> Section:
 
 
 def confidences(found: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    """(M,) the probability of the most probable class and whether it is right; of multi-label every class's."""
+    """((M,) confidence, (M,) right) of the most probable class of each sample, in multi-label data of every class."""
     if found.targets.multilabel:
         return found.probabilities.ravel(), found.targets.matrix.ravel()
     best = found.probabilities.argmax(1)
@@ -52,8 +52,8 @@ def confidences(found: Predictions) -> tuple[np.ndarray, np.ndarray]:
 
 
 def surest(found: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) the probability of what is most probable and whether it is right; of multi-label that of the least certain
-    class, and whether all are right."""
+    """((N,) confidence, (N,) right) of the most probable class, in multi-label data the confidence of the least certain
+    class and whether all classes are right."""
     if not found.targets.multilabel:
         return confidences(found)
     likely = found.probabilities >= 0.5
@@ -84,7 +84,7 @@ def _reliability(axes: Axes, confidence: np.ndarray, right: np.ndarray) -> None:
     low, high = wilson(share, count)
     axes.bar((np.arange(BINS) + 0.5) / BINS, counts / counts.max() * 0.3, 0.9 / BINS, color=GRID)
     axes.plot([0, 1], [0, 1], color=SERIES[7], linewidth=1, linestyle="--")
-    beside = np.maximum([share - low, high - share], 0)  # rounding may put an end a hair on the wrong side
+    beside = np.maximum([share - low, high - share], 0)  # rounding may put an end slightly past the share
     axes.errorbar(where, share, beside, fmt="o", color=SERIES[0], markersize=4, linewidth=1.2)
     axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02))
 
@@ -94,7 +94,7 @@ def _coverage(axes: Axes, confidence: np.ndarray, right: np.ndarray) -> None:
     kept = np.arange(1, len(order) + 1)
     accuracy = np.cumsum(right[order]) / kept
     low, high = wilson(accuracy, kept)
-    first = max(1, len(order) // 50)  # fewer tell nothing
+    first = max(1, len(order) // 50)  # accuracy of fewer samples is noise
     shown = np.unique(np.linspace(first - 1, len(order) - 1, 200).astype(int))
     axes.fill_between(kept[shown] / len(order), low[shown], high[shown], color=SERIES[0], alpha=0.2, linewidth=0)
     axes.plot(kept[shown] / len(order), accuracy[shown], color=SERIES[0])

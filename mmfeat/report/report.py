@@ -28,7 +28,7 @@ from mmfeat.system.progress import Progress, Silent
 
 REPORT = "report.html"
 PHOTOS = 1500
-BYTES = 9_900_000  # of a page; the gallery gets what the sections leave of it
+BYTES = 9_900_000  # largest page; the gallery gets the bytes that the sections leave
 AUDIT = "audit"
 SECTIONS = (
     leaderboard_section, significance_section, stages_section, classes_section, confusion_section, reliability_section,
@@ -38,7 +38,7 @@ SECTIONS = (
 
 @dataclass(frozen=True)
 class Report:
-    """The page that was written, how large it is in bytes, and the files for papers beside it."""
+    """The page that was written, its size in bytes, and the files for papers beside the page."""
 
     path: Path
     runs: tuple[Run, ...]
@@ -51,14 +51,14 @@ class Report:
 
 @dataclass(frozen=True)
 class Papers:
-    """Which files for papers are wanted, in the folder `NAME-files` beside the page."""
+    """The kinds of files for papers to write into the folder `NAME-files` beside the page."""
 
     latex: bool = False
     csv: bool = False
     png: bool = False
 
     def write(self, page: Path, sections: Sequence[Section]) -> tuple[Path, ...]:
-        """Write them; their paths."""
+        """Write the files and return their paths."""
         folder = page.with_name(f"{page.stem}-files")
         files: list[Path] = []
         for wanted, latex in ((self.latex, True), (self.csv, False)):
@@ -125,7 +125,7 @@ def write_comparison(
 
 
 def make_sections(results: Results, progress: Progress) -> list[Section]:
-    """Those that there is something to say in."""
+    """The sections that are not empty."""
     made = []
     with progress.task("report", len(SECTIONS)) as advance:
         for make in SECTIONS:

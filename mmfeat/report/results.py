@@ -1,4 +1,4 @@
-"""What a report looks at: a run, one of its entries, the predictions behind them and the samples, if they are there."""
+"""Results that a report shows: a run, one of its entries, its out-of-fold predictions, and the samples, if present."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SINGLE = ("text", "image")
 
 @dataclass
 class Results:
-    """A run, and the entry that its report is about."""
+    """A run and the entry that the report is about."""
 
     run: Run
     entry: Entry
@@ -36,12 +36,12 @@ class Results:
         data: str | None = None,
         columns: Mapping[str, str] | None = None,
     ) -> Results:
-        """Those of the best entry, or of the one that is named; `data` where they lie now, if they were moved."""
+        """Results of the best entry or of the entry named; `data` is the present place of data that were moved."""
         place = run.config.data if data is None else absolute(data)
         return cls(run, run.entry(head, modalities), place, columns or run.config.columns)
 
     def predictions(self, entry: Entry | None = None) -> Predictions:
-        """Of one entry, by default the report's own."""
+        """The out-of-fold predictions of an entry, by default of the report's entry."""
         entry = self.entry if entry is None else entry
         folder = self.run.head_folder(entry)
         if folder not in self._read:
@@ -50,7 +50,7 @@ class Results:
 
     @property
     def alike(self) -> Entry | None:
-        """The best entry on text and image whose head was also trained on each of them alone, if there is one."""
+        """The best entry on text and image whose head was also trained on text and on image alone, or None."""
         kinds = {name: {each.head for each in self.run.matching(modalities=name)} for name in SINGLE}
         both = [self.entry, *self.run.leaderboard]
         fit = (each for each in both if each.modalities == "both" and all(each.head in kinds[n] for n in SINGLE))
@@ -58,7 +58,7 @@ class Results:
 
     @cached_property
     def samples(self) -> SampleSet | None:
-        """The data, if it is where the run found it."""
+        """The samples of the run's data, None where the data are gone."""
         try:
             return read_samples(self.data, self.columns)
         except (DataError, OSError):

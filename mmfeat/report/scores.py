@@ -1,4 +1,4 @@
-"""Scores of all heads: leaderboard, who beats whom, classes, and what is taken for what."""
+"""Scores of all heads: leaderboard, paired tests, scores by class, and confusions."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 
-PLOTTED = 16  # entries of the leaderboard
-PAIRED = 10  # of them that are compared with each other
+PLOTTED = 16  # entries in the plot of the leaderboard
+PAIRED = 10  # entries in the table of paired tests
 BY_CLASS = 5
-CONFUSED = 60  # pairs of classes
+CONFUSED = 60  # pairs of classes in a list of confusions
 
 
 def leaderboard_section(results: Results) -> Section:
-    """All entries, best first, and which of them tie with the best."""
+    """All entries, best first, and the entries that tie with the best."""
     entries = results.run.leaderboard
     samples = f"{entries[0].samples:,} samples out of fold, 95 % bootstrap intervals"
     if len(entries) == 1:
@@ -80,7 +80,7 @@ def _leaderboard(entries: Sequence[Entry]) -> Table:
 
 
 def significance_section(results: Results) -> Section | None:
-    """The best entries against each other."""
+    """Paired tests of the best entries against each other."""
     entries = results.run.leaderboard[:PAIRED]
     if len(entries) < 2:
         return None
@@ -134,7 +134,7 @@ def _of_class(name: str, scores: ClassScores, chosen: float) -> list[str]:
 
 
 def _chosen(entry: Entry) -> list[float]:
-    """For how many samples each class was chosen, mean over seeds."""
+    """Number of samples for which each class was chosen, mean over seeds."""
     counts = np.array(entry.confusion)
     return (counts.sum(0) if counts.ndim == 2 else counts[:, :, 1].sum(1)).tolist()
 
@@ -160,7 +160,7 @@ def _by_class(entries: Sequence[Entry], classes: Sequence[str]) -> Figure:
 
 
 def confusion_section(results: Results) -> Section:
-    """What each class is taken for, by the head and by its twins on text and image alone."""
+    """Confusions of the head, and of the same head on text and on image alone."""
     alike = results.alike
     twins = [] if alike is None else [_twin(results, alike, name) for name in SINGLE]
     shown = [results.entry, *(twin for twin in twins if twin is not results.entry)]
@@ -188,7 +188,7 @@ def _confusion(entry: Entry, classes: Sequence[str], place: int) -> Table:
 
 
 def _confused(counts: np.ndarray, entry: Entry, classes: Sequence[str], place: int) -> Table:
-    """The most frequent errors: of many classes nobody can read a matrix."""
+    """The most frequent confusions, instead of a matrix of too many classes."""
     wrong = counts * (1 - np.eye(len(classes)))
     order = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSED]
     pairs = [divmod(int(each), len(classes)) for each in order if wrong.flat[each] > 0]

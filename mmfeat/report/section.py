@@ -1,4 +1,4 @@
-"""Sections of a report: words, tables and figures, which a page, LaTeX, CSV and PNG show each in their way."""
+"""Sections of a report: words, tables and figures, which are written as a page, LaTeX, CSV and PNG."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 
-MOST_CLASSES = 40  # of a table of classes by classes
+MOST_CLASSES = 40  # largest table of classes by classes
 
 
 @dataclass(frozen=True)
 class Table:
-    """Text cells below a header. `shades`, from 0 to 1 a cell, colour it; rows named in `strong` stand out."""
+    """Text cells below a header; `shades` in [0, 1] colour the cells, and row indices in `strong` are bold."""
 
     name: str
     caption: str
@@ -26,16 +26,16 @@ class Table:
     rows: Sequence[Sequence[str]]
     shades: Sequence[Sequence[float]] | None = None
     strong: frozenset[int] = frozenset()
-    folded: bool = False  # behind a line that opens it
+    folded: bool = False  # the page hides the table behind its caption
 
     def shade(self, row: int, column: int) -> float:
-        """0 where nothing is to be coloured."""
+        """The shade of a cell in [0, 1], 0 in a table without shades."""
         return self.shades[row][column] if self.shades else 0.0
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot, drawn when it is shown; `says` tells what is to be seen to whoever does not see it."""
+    """A plot that `draw` makes when it is shown; `says` is the description for readers who cannot see the plot."""
 
     name: str
     caption: str
@@ -45,7 +45,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with what stands below it. `commands` are lines for a shell."""
+    """A heading with paragraphs, figures and tables below; `commands` are lines for a shell."""
 
     name: str
     title: str
@@ -56,22 +56,22 @@ class Section:
 
 
 def interval(score: wording.Estimate) -> str:
-    """`0.617 [.598, .638]`; "" where the score is not defined."""
+    """A score as `0.617 [.598, .638]`; "" for a score that is not defined."""
     return wording.interval(score, ", ")
 
 
 def gain(difference: wording.Estimate) -> str:
-    """`+0.055 [+0.040, +0.071]`."""
+    """A difference as `+0.055 [+0.040, +0.071]`."""
     return wording.gain(difference, ", ")
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Rounded; "" for a value that is not defined."""
+    """A rounded value; "" for a value that is not defined."""
     return "" if value is None else f"{value:.{digits}f}"
 
 
 def p_value(value: float) -> str:
-    """Three digits, or how small it is at least."""
+    """A p-value with three digits, or `< 0.001`."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 

@@ -1,4 +1,4 @@
-"""Training: learning curves, what settings did, and stage 2 against stage 1."""
+"""Training: learning curves, effects of settings, and stage 2 against stage 1."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Curves = Mapping[str, Mapping[int, Sequence[float]]]  # name -> epoch -> values 
 
 
 def curves_section(results: Results) -> Section | None:
-    """Loss and validation score by epoch, of the best heads that have epochs."""
+    """Loss and validation score by epoch for the best heads that have epochs."""
     found = {
         title_of(entry): curves for entry in results.run.leaderboard if (curves := read_curves(results.run, entry))
     }
@@ -86,7 +86,7 @@ def _line(axes: Axes, values: Mapping[int, Sequence[float]], colour: str, name: 
 
 
 def effects_section(results: Results) -> Section | None:
-    """What each searched setting did to the validation score."""
+    """The effect of each searched setting on the validation score."""
     trials = {title_of(entry): list(read_trials(results.run, entry)) for entry in results.run.leaderboard}
     groups, correlations = [], []
     for title, found in trials.items():
