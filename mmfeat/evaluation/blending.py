@@ -1,7 +1,7 @@
 """Ensembles: weights for the heads' probabilities, or a small model of them, from validation rows only.
 
-Arrays: H heads, M validation rows, N rows of any kind, C classes. What heads give are calibrated
-log-probabilities (H, N, C); multi-label, those of each class being there.
+Shapes: H heads, M validation rows, N rows of any kind, C classes. Inputs are calibrated log-probabilities (H, N, C),
+multi-label the log-probability of each class on its own.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from mmfeat.evaluation.decisions import Decision, fit_decision
 from mmfeat.samples.labels import Targets
 
 LEAST = 1e-12  # probabilities are kept this far from 0 and 1 in a logarithm
-BAGS = 20
-SORTED = 5  # so many of the best heads, at most, are where the selection starts
+BAGS = 20  # random halves of the heads from which ensembles are selected
+SORTED = 5  # the selection starts with the mean of at most this many of the best heads
 LOSS_SHARE = 0.1  # weight of the log-loss beside macro-F1
-PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # of stacking, strongest first
+PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # L2 strengths that stacking tries, strongest first
 INNER_FOLDS = 5
-CURVATURE = 0.2  # of the log-loss by a logit, about; at most a quarter
+CURVATURE = 0.2  # typical second derivative of the log-loss by a logit; the largest is 1/4
 
 
 def mean_weights(heads: int) -> np.ndarray:
@@ -41,10 +41,10 @@ def greedy_weights(
 ) -> np.ndarray:
     """Weights of heads by ensemble selection (Caruana et al., 2004).
 
-    Starting with the best heads, each round adds the head, again or anew, that makes the mean best; the best
-    ensemble on the way counts. This is done in `bags` random halves of the heads, and the weights are
-    averaged. Best is by macro-F1 less a tenth of the log-loss (nats): macro-F1 alone follows the luck of single
-    rows. Classes are chosen with the offsets that `fit_decision` finds for the mean of all heads.
+    Starting with the best heads, each round adds the head, possibly once more, with which the mean scores best; the
+    best ensemble of all rounds is kept. The selection runs in `bags` random halves of the heads, and the weights are
+    averaged. The score is macro-F1 - 0.1 log-loss (nats), because macro-F1 alone follows the luck of single rows.
+    Classes are chosen with the offsets that `fit_decision` finds for the mean of all heads.
 
     Parameters
     ----------
@@ -73,8 +73,12 @@ def greedy_weights(
 
 @dataclass(frozen=True)
 class _Candidates:
-    """Probabilities (H, C, M) of heads, those of what is so (H, 1 or C, M), the labels (C, M), and the share
-    (C, 1) of each class from which it is chosen: multi-label on its own, multi-class in comparison."""
+    """The heads from which an ensemble is selected, with everything its score needs.
+
+    `probabilities` (H, C, M) are the heads' outputs, `likelihoods` (H, 1, M), multi-label (H, C, M), the probabilities
+    of the true labels, `labels` (C, M) the labels. `bars` (C, 1) are thresholds of the probabilities for multi-label,
+    and divisors of the probabilities before the argmax for multi-class.
+    """
 
     probabilities: np.ndarray
     likelihoods: np.ndarray
@@ -84,7 +88,7 @@ class _Candidates:
 
     @classmethod
     def of(cls, log_probabilities: np.ndarray, targets: Targets) -> _Candidates:
-        # float32 and long last axes: rounds of the selection are many, and this halves their time
+        # float32 with the rows as the last axis halves the time of the selection's many rounds.
         probabilities = np.ascontiguousarray(np.exp(log_probabilities).transpose(0, 2, 1), dtype=np.float32)
         labels = np.ascontiguousarray(targets.matrix.T)
         likelihoods = np.where(labels, probabilities, 1 - probabilities)
@@ -100,12 +104,12 @@ class _Candidates:
         return len(self.probabilities)
 
     def scores(self, sums: np.ndarray, likelihoods: np.ndarray, sizes: np.ndarray | float) -> np.ndarray:
-        """(K,) objective of K ensembles: sums of the probabilities of so many (`sizes`) heads each."""
+        """(K,) scores of K ensembles, given the sums of their heads' arrays and the numbers of their heads."""
         share = 1 / np.broadcast_to(np.asarray(sizes, dtype=np.float32), len(sums))[:, None, None]
         loss = -np.log(np.maximum(likelihoods * share, np.float32(LEAST))).mean((1, 2))
         if self.multilabel:
             chosen = sums * share > self.bars
-        else:  # not `indicator`: counting runs along the rows, which shall be the last axis
+        else:  # `indicator` would put the classes last, where counting along the rows is slow
             chosen = (sums / self.bars).argmax(1)[:, None] == np.arange(sums.shape[1])[:, None]
         predicted = np.count_nonzero(chosen, axis=-1)
         hits = np.count_nonzero(chosen & self.labels, axis=-1)
@@ -114,10 +118,10 @@ class _Candidates:
 
 
 def _bars(log_probabilities: np.ndarray, targets: Targets) -> np.ndarray:
-    """(C,) from the decision that is best for the mean of all heads.
+    """(C,) bars from the decision that is best for the mean of all heads.
 
-    Ensembles are decided on after they are made; picked by their plain choices, heads would be rewarded for
-    being bold about rare classes, which the decision gives for nothing.
+    Every ensemble gets its own decision later. Selected by plain choices, heads would be rewarded for predicting rare
+    classes boldly, which the decision achieves for any head.
     """
     mean = blend(log_probabilities, mean_weights(len(log_probabilities)), targets.multilabel)
     decision = fit_decision(mean, targets, targets.prior)
@@ -150,9 +154,9 @@ def _select(pool: _Candidates, rounds: int) -> np.ndarray:
 class Stacking:
     """Logistic regression on the heads' logits, as a correction of their mean.
 
-    `weights` (H * C, C) and `intercept` (C,); `penalty` is the strength of L2 that the inner folds chose.
-    `out_of_fold` (M, C) are logits of the validation rows, each by a model that had not seen the row: what a
-    temperature and offsets are fitted on.
+    logits = mean + inputs @ weights + intercept, with `weights` (H * C, C) and `intercept` (C,); `penalty` is the
+    strength of L2 that the inner folds chose. `out_of_fold` (M, C) are logits of the validation rows, each by a model
+    that had not seen the row; temperature and offsets are fitted on them.
     """
 
     weights: np.ndarray
@@ -170,8 +174,8 @@ class Stacking:
 def fit_stacking(validation: np.ndarray, targets: Targets, seed: int = 42) -> Stacking:
     """Fit `Stacking` (Wolpert, 1992) on log-probabilities (H, M, C) and the labels of their rows.
 
-    The stronger the penalty the nearer to the mean of the heads' logits, not to knowing nothing: this is
-    where few rows should leave it. The penalty is the one with the least log-loss in inner cross-validation.
+    A strong penalty leads to the mean of the heads' logits, not to constant logits: the right limit for few rows.
+    The penalty is the one with the least log-loss in inner cross-validation.
     """
     inputs = _head_logits(validation, targets.multilabel)
     heads, rows, classes = inputs.shape
@@ -184,17 +188,17 @@ def fit_stacking(validation: np.ndarray, targets: Targets, seed: int = 42) -> St
         rest, held = inner != fold, inner == fold
         for row, fitted in enumerate(_path(columns[rest], start[rest], targets.take(rest), PENALTIES)):
             out[row, held] = start[held] + columns[held] @ fitted[:-1] + fitted[-1]
-    losses = [_loss(each, targets)[0] for each in out]
+    losses = [_loss(logits, targets)[0] for logits in out]
     best = int(np.argmin(losses))
     fitted = _path(columns, start, targets, PENALTIES[: best + 1])[-1]
     return Stacking(fitted[:-1], fitted[-1], PENALTIES[best], out[best], targets.multilabel)
 
 
 def _path(columns: np.ndarray, start: np.ndarray, targets: Targets, penalties: tuple[float, ...]) -> list[np.ndarray]:
-    """(H * C + 1, C) coefficients, the intercept last, for each penalty in turn, each from the one before.
+    """Coefficients (H * C + 1, C) for each penalty, the intercept last; each fit starts from the one before.
 
-    Heads resemble one another, and L-BFGS crawls along such columns. In the basis of their principal axes,
-    each scaled by its curvature, it needs a fifth of the steps.
+    The columns of similar heads are nearly collinear, which slows L-BFGS down. In the basis of their principal axes,
+    each scaled by its curvature, L-BFGS needs a fifth of the steps.
     """
     from scipy.optimize import minimize
 
@@ -209,7 +213,7 @@ def _path(columns: np.ndarray, start: np.ndarray, targets: Targets, penalties: t
         slopes = np.concatenate([rotated.T @ residual + penalty * fitted[:-1], residual.sum(0)[None]])
         return loss + penalty / 2 * float((fitted[:-1] ** 2).sum()), (slopes * scale).ravel()
 
-    found, fitted = [], np.zeros(shape)
+    path, fitted = [], np.zeros(shape)
     for penalty in penalties:
         scale = 1 / np.sqrt(np.append(np.maximum(variances, 0) * CURVATURE + penalty, CURVATURE))[:, None]
         answer = minimize(
@@ -217,8 +221,8 @@ def _path(columns: np.ndarray, start: np.ndarray, targets: Targets, penalties: t
         )
         fitted = answer.x.reshape(shape) * scale
         weights = basis @ fitted[:-1]
-        found.append(np.concatenate([weights, (fitted[-1] - mean @ weights)[None]]))
-    return found
+        path.append(np.concatenate([weights, (fitted[-1] - mean @ weights)[None]]))
+    return path
 
 
 def _loss(logits: np.ndarray, targets: Targets) -> tuple[float, np.ndarray]:
@@ -233,7 +237,7 @@ def _loss(logits: np.ndarray, targets: Targets) -> tuple[float, np.ndarray]:
 
 
 def _head_logits(log_probabilities: np.ndarray, multilabel: bool) -> np.ndarray:
-    """(H, N, C) log-probabilities or log-odds with no extremes: a certain head shall not rule the sums."""
+    """(H, N, C) log-probabilities or log-odds without extremes, so that a certain head does not dominate sums."""
     least = np.log(1e-6)
     if multilabel:
         odds = log_probabilities - np.log(np.maximum(-np.expm1(log_probabilities), LEAST))
@@ -242,13 +246,13 @@ def _head_logits(log_probabilities: np.ndarray, multilabel: bool) -> np.ndarray:
 
 
 def _beside(inputs: np.ndarray) -> np.ndarray:
-    """(N, H * C): the heads side by side."""
+    """(N, H * C) logits of the heads side by side."""
     heads, rows, classes = inputs.shape
     return inputs.transpose(1, 0, 2).reshape(rows, heads * classes)
 
 
 def _inner_folds(targets: Targets, seed: int) -> np.ndarray:
-    """(M,) fold numbers, each class spread evenly over the folds; multi-label, the number of classes a row has."""
+    """(M,) fold numbers, stratified by the class of a row, multi-label by the number of its classes."""
     random = np.random.default_rng(seed).permutation(len(targets))
     strata = targets.matrix.sum(1) if targets.multilabel else targets.numbers
     folds = np.empty(len(targets), dtype=int)
@@ -257,7 +261,7 @@ def _inner_folds(targets: Targets, seed: int) -> np.ndarray:
 
 
 def mean_logits(logits: np.ndarray, decision: Decision) -> np.ndarray:
-    """(S, N, C) logits -> (N, C) whose calibrated probabilities are the mean of those of the S heads."""
+    """(S, N, C) logits -> (N, C) whose calibrated probabilities are the mean of the S heads' probabilities."""
     if len(logits) == 1:
         return logits[0]
     log_probabilities = decision.log_probabilities(logits)

@@ -1,4 +1,4 @@
-"""Decisions: what turns a head's logits into probabilities and into classes, fitted on validation rows.
+"""Decisions: the calibration and thresholds that turn logits into probabilities and classes, from validation rows.
 
 Probabilities come from one temperature (Guo et al., 2017), classes from a logit adjustment: offsets of
 `strength` times the log of the classes' prior (Menon et al., 2021, arXiv 2007.07314), or for multi-label a
@@ -17,21 +17,23 @@ import numpy as np
 from mmfeat.errors import RunError
 from mmfeat.samples.labels import Targets, indicator
 
-STRENGTHS = np.arange(-10, 21) / 10  # 0 chooses the most probable class, 1 the one that gains most on its prior
-LOG_ODDS = np.arange(-16, 9) / 4  # of the probability from which a multi-label class is chosen: 2 % to 88 %
+STRENGTHS = np.arange(-10, 21) / 10  # 0 chooses the most probable class, 1 the class with the largest posterior / prior
+LOG_ODDS = np.arange(-16, 9) / 4  # candidate thresholds of a multi-label class; probabilities of 2 % to 88 %
 DRAWS = 100
-MAX_ROWS = 20_000  # rows that choose; more of them would not choose better
-LOG_TEMPERATURE = 5.0  # between 1/148 and 148
+MAX_ROWS = 20_000  # rows that select a setting; more rows would not select a better one
+LOG_TEMPERATURE = 5.0  # bound of |log temperature|, so temperatures lie between 1/148 and 148
 LARGEST = 1000.0  # stands for the infinite logit of a head that is certain
-STAIR = 1e-6  # prefers the setting next to none where scores are equal
+STAIR = 1e-6  # penalty by |setting| that breaks ties of equal scores toward 0
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What makes probabilities and choices of logits (..., C).
+    """Calibrated probabilities and choices from logits (..., C).
 
-    `offsets` (C,) are taken from the logits after division by `temperature`. Multi-class: `strength` times the
-    log prior. Multi-label: log-odds of each class's threshold; `strength` is 0 where they were fitted.
+    Probabilities are softmax(logits / temperature), multi-label sigmoid(logits / temperature). The class chosen is
+    argmax(logits / temperature - offsets), multi-label every class where this is above 0. `offsets` (C,) are
+    `strength` times the log prior, multi-label the log-odds of each class's threshold; `strength` is 0 where
+    multi-label thresholds were fitted.
     """
 
     temperature: float
@@ -44,7 +46,7 @@ class Decision:
         return np.exp(self.log_probabilities(logits))
 
     def log_probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """(..., C) their logarithms."""
+        """(..., C) logarithms of the calibrated probabilities."""
         scaled = _finite(logits) / self.temperature
         return -np.logaddexp(0, -scaled) if self.multilabel else _log_softmax(scaled, axis=-1)
 
@@ -79,14 +81,14 @@ def fit_decision(
     logits : (M, C)
         M may be 0: the temperature is then 1 and, unless given, the adjustment 0.
     targets : Targets
-        Labels of the M rows; classes may be missing from them.
+        Labels of the M rows; some classes may have no row.
     prior : (C,)
         Share of the training samples that have each class.
     adjustment : float, optional
         A fixed strength instead of the one with the best macro-F1. 0 chooses the most probable class or, for
         multi-label, all classes of at least one half.
     seed : int
-        Of the draws that choose.
+        Seed of the draws on which settings are compared.
     """
     logits, multilabel = _finite(logits), targets.multilabel
     temperature = _fit_temperature(logits, targets, prior)
@@ -144,10 +146,10 @@ def _choose(scaled: np.ndarray, offsets: np.ndarray, multilabel: bool) -> np.nda
 
 
 def _fit_temperature(logits: np.ndarray, targets: Targets, prior: np.ndarray) -> float:
-    """The temperature with the least log-loss; 1 where it makes no difference.
+    """The temperature with the least log-loss; 1 where the temperature makes no difference.
 
-    One row more, that has each class as often as training had, keeps the answer finite where the rows are
-    separable (as Platt, 1999, does for two classes).
+    One added row, labelled with the training prior, keeps the temperature finite where the rows are separable
+    (as Platt, 1999, does for two classes).
     """
     from scipy.optimize import minimize_scalar
 
@@ -158,15 +160,15 @@ def _fit_temperature(logits: np.ndarray, targets: Targets, prior: np.ndarray) ->
         logits, targets = logits[rows], targets.take(rows)
     extra = 1 / (len(targets) + 1)
     labels = np.ascontiguousarray(((1 - extra) * targets.matrix + extra * prior).T)
-    columns = np.ascontiguousarray(logits.T)  # few classes: sums over the first axis are the fast ones
+    columns = np.ascontiguousarray(logits.T)  # classes are few, and sums over the first axis are faster
     loss = _sigmoid_loss if targets.multilabel else _softmax_loss
-    found = minimize_scalar(
+    minimum = minimize_scalar(
         lambda log_temperature: loss(columns * np.exp(-log_temperature), labels),
         bounds=(-LOG_TEMPERATURE, LOG_TEMPERATURE),
         method="bounded",
         options={"xatol": 1e-4},
     )
-    return float(np.exp(found.x)) if found.fun < loss(columns, labels) - 1e-9 else 1.0
+    return float(np.exp(minimum.x)) if minimum.fun < loss(columns, labels) - 1e-9 else 1.0
 
 
 def _softmax_loss(scaled: np.ndarray, labels: np.ndarray) -> float:
@@ -184,7 +186,7 @@ def _log_softmax(logits: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _finite(logits: np.ndarray) -> np.ndarray:
-    """Float64 logits, the infinite ones replaced by large ones; NaN stays, a head that makes it is broken."""
+    """Float64 logits with infinite values replaced by large ones; NaN stays, as the mark of a broken head."""
     logits = np.asarray(logits, dtype=np.float64)
     if not np.isinf(logits).any():
         return logits

@@ -1,7 +1,8 @@
 """Metrics with intervals: how well choices and probabilities of repeated trainings fit the labels.
 
-A value is the mean over seeds (training repeats). Its interval tells how far that mean would move with
-other samples: the same samples are drawn for all seeds, so it does not hold what another training brings.
+A value is the mean over seeds (training repeats). Its interval tells how far that mean would move with other samples:
+the same samples are drawn for all seeds, so the interval leaves out the variation between trainings. Scores of choices
+come from `Counts`, which resampling sums from `Cells` of equal samples; scores of probabilities from their influence.
 """
 
 from __future__ import annotations
@@ -15,17 +16,21 @@ import numpy as np
 from mmfeat.samples.labels import Targets
 
 DRAWS = 2000
-MAX_CELLS = 20_000  # distinct samples up to which drawing them is cheap; beyond it the jackknife is as good
-CHUNK = 4_000_000  # numbers held at a time
+MAX_CELLS = 20_000  # distinct samples up to which the bootstrap is cheap; beyond them the jackknife is as good
+CHUNK = 4_000_000  # numbers held in memory at a time
 EXACT_FLOAT32 = 2**24  # integers up to here are exact in float32, whose products take half the time
+CONFIDENCE = 0.95
+NORMAL = 1.959964  # the normal distribution's quantile at 97.5 %
+BINS = 15  # bins of the expected calibration error
+LEAST = 1e-15  # probabilities are kept this far from 0 in a logarithm
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What scores need of one or many confusions.
+    """Counts from which scores of one or many sets of predictions follow.
 
-    `hits`, `labelled` and `predicted` are (..., C) counts by class, `right` (...) samples with every class
-    right, `samples` how many there are.
+    `hits`, `labelled` and `predicted` (..., C) count samples by class, `right` (...) samples with every class right;
+    `samples` is the number of all samples.
     """
 
     hits: np.ndarray
@@ -36,17 +41,17 @@ class Counts:
 
     @property
     def f1(self) -> np.ndarray:
-        """(..., C) F1; 0 for a class that is neither there nor predicted."""
+        """(..., C) F1; 0 for a class that is neither labelled nor predicted."""
         return 2 * self.hits / np.maximum(self.labelled + self.predicted, 1)
 
     @property
     def precision(self) -> np.ndarray:
-        """(..., C) share of the samples given a class that have it; 0 for a class that is never predicted."""
+        """(..., C) share of hits among the samples predicted as a class; 0 for a class that is never predicted."""
         return self.hits / np.maximum(self.predicted, 1)
 
     @property
     def recall(self) -> np.ndarray:
-        """(..., C) share of the samples of a class that are found; 0 for a class that is not there."""
+        """(..., C) share of right ones among the samples labelled with a class; 0 for a class without labels."""
         return self.hits / np.maximum(self.labelled, 1)
 
     @property
@@ -67,7 +72,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Cells:
-    """The distinct samples: `numbers` (K,) of each, their labels (K, C) and S predictions of them (S, K, C), bool."""
+    """Distinct samples: their frequencies `numbers` (K,), `labels` (K, C) bool and `chosen` (S, K, C) bool."""
 
     numbers: np.ndarray
     labels: np.ndarray
@@ -78,7 +83,7 @@ class Cells:
         return int(self.numbers.sum())
 
     def table(self, dtype: type) -> np.ndarray:
-        """(K, 2SC + C + S) what one sample of each cell adds to hits, predicted, labelled and right."""
+        """(K, 2SC + C + S) contribution of one sample of each cell to hits, predicted, labelled and right."""
         rows = self.chosen.transpose(1, 0, 2)
         labels = self.labels[:, None]
         parts = [rows & labels, rows, labels, (rows == labels).all(-1)]
@@ -87,8 +92,8 @@ class Cells:
     def counts(self, sums: np.ndarray, samples: int) -> Counts:
         """(D, 2SC + C + S) sums over the columns of `table` as counts of shape (D, S, C)."""
         seeds, _, classes = self.chosen.shape
-        each = seeds * classes
-        hits, predicted, labelled, right = np.split(sums, [each, 2 * each, 2 * each + classes], axis=1)
+        width = seeds * classes
+        hits, predicted, labelled, right = np.split(sums, [width, 2 * width, 2 * width + classes], axis=1)
         shape = (-1, seeds, classes)
         labelled = np.broadcast_to(labelled[:, None], (len(sums), seeds, classes))
         return Counts(hits.reshape(shape), labelled, predicted.reshape(shape), right, samples)
@@ -119,7 +124,7 @@ def find_cells(labels: np.ndarray, chosen: np.ndarray) -> Cells:
         code = np.unique(code * len(values) + inverse, return_inverse=True)[1] if words.shape[1] > 1 else inverse
     numbers = np.bincount(code)
     first = np.empty(len(numbers), dtype=np.int64)
-    first[code] = np.arange(len(code))  # any sample stands for its cell
+    first[code] = np.arange(len(code))  # any sample of a cell can represent it
     return Cells(numbers, labels[first], chosen[:, first])
 
 
@@ -152,7 +157,7 @@ def _bootstrap(cells: Cells, scores: Scores, random: np.random.Generator, draws:
 
 
 def _jackknife(cells: Cells, scores: Scores, value: np.ndarray) -> np.ndarray:
-    """(Q, Q) covariance of the scores, from leaving out each sample in turn; those of one cell are alike."""
+    """(Q, Q) covariance of the scores, from leaving out each sample in turn; samples of one cell give equal scores."""
     samples, totals = cells.samples, _totals(cells)
     mean, square = np.zeros(len(value)), np.zeros((len(value), len(value)))
     step = max(1, CHUNK // len(totals))
@@ -163,12 +168,6 @@ def _jackknife(cells: Cells, scores: Scores, value: np.ndarray) -> np.ndarray:
         mean += part.numbers @ shift / samples
         square += (shift * part.numbers[:, None]).T @ shift
     return (samples - 1) / samples * (square - samples * np.outer(mean, mean))
-
-
-CONFIDENCE = 0.95
-NORMAL = 1.959964  # the normal distribution's quantile at 97.5 %
-BINS = 15
-LEAST = 1e-15  # probabilities are kept this far from 0 in a logarithm
 
 
 @dataclass(frozen=True)
@@ -191,7 +190,7 @@ def wilson(share: Any, count: Any) -> tuple[Any, Any]:
 def macro_f1(labels: np.ndarray, chosen: np.ndarray) -> Any:
     """Macro-F1 of choices (N, C) bool for labels (N, C) bool, as a float; of (..., N, C) as an array (...).
 
-    A class that is neither there nor chosen counts 0.
+    A class that is neither labelled nor chosen counts 0.
     """
     dtype: type = np.float32 if len(labels) < EXACT_FLOAT32 else np.float64
     ones: np.ndarray = np.ones(len(labels), dtype)
@@ -226,9 +225,9 @@ def evaluate(targets: Targets, chosen: np.ndarray, probabilities: np.ndarray, se
         The decisions.
     probabilities : (S, N, C)
         AUROC (macro, one class against the rest), log-loss (nats; multi-label: mean over the classes) and
-        the expected calibration error are about these, whatever was decided.
+        the expected calibration error are computed from the probabilities, independently of `chosen`.
     seed : int
-        Of the draws behind the intervals.
+        Seed of the draws behind the intervals.
 
     Returns
     -------
@@ -239,7 +238,7 @@ def evaluate(targets: Targets, chosen: np.ndarray, probabilities: np.ndarray, se
     """
     counts = count(targets.matrix, chosen)
     value, draws = draw_scores(find_cells(targets.matrix, chosen), _count_scores, seed)
-    scores = [_percentiles(*each) for each in zip(value, draws.T, strict=True)]
+    scores = [_percentiles(score, column) for score, column in zip(value, draws.T, strict=True)]
     areas, auroc = _auroc(targets, probabilities)
     return {
         **dict(zip(("macro_f1", "accuracy", "weighted_f1"), map(vars, scores), strict=False)),
@@ -273,7 +272,7 @@ def _classes(targets: Targets, counts: Counts, f1: list[Score], areas: np.ndarra
 
 
 def _over_seeds(values: np.ndarray) -> dict[str, Any]:
-    """Mean and sample standard deviation over seeds; 0 of a single seed."""
+    """Mean and sample standard deviation over seeds, which is 0 for a single seed."""
     spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     return {"mean": float(values.mean()), "std": spread, "values": values.tolist()}
 
@@ -285,10 +284,10 @@ def _percentiles(value: float, draws: np.ndarray) -> Score:
 
 
 def _normal(value: float, influence: np.ndarray, most: float) -> Score:
-    """The interval of a score of which (N,) `influence` tells what each sample adds to N times its error.
+    """A score with its interval, value +- 1.96 sqrt(sum influence^2) / N, cut to [0, most].
 
-    This is the infinitesimal jackknife (Efron and Tibshirani, 1993, chapter 22): what the bootstrap of a mean
-    comes to, without drawing.
+    `influence` (N,) is N times the contribution of each sample to the error. This is the infinitesimal jackknife
+    (Efron and Tibshirani, 1993, chapter 22), which equals the bootstrap of a mean without its draws.
     """
     reach = NORMAL * float(np.sqrt(influence @ influence)) / max(len(influence), 1)
     return Score(float(value), max(0.0, float(value) - reach), min(most, float(value) + reach))
@@ -297,15 +296,15 @@ def _normal(value: float, influence: np.ndarray, most: float) -> Score:
 def _auroc(targets: Targets, probabilities: np.ndarray) -> tuple[np.ndarray, Score]:
     """(C,) area of each class against the rest, NaN without samples on both sides, and their mean.
 
-    The interval is that of DeLong, DeLong and Clarke-Pearson (1988) for the mean of correlated areas.
+    The interval follows DeLong, DeLong and Clarke-Pearson (1988) for the mean of correlated areas.
     """
     labels = targets.matrix
     areas = np.full(labels.shape[1], np.nan)
     defined = np.flatnonzero(labels.any(0) & ~labels.all(0))
     influence = np.zeros(len(labels))
     for column in defined:
-        each = [_area(scores[:, column], labels[:, column], influence) for scores in probabilities]
-        areas[column] = np.mean(each)
+        seeds = [_area(scores[:, column], labels[:, column], influence) for scores in probabilities]
+        areas[column] = np.mean(seeds)
     if not len(defined):
         return areas, Score(None, None, None)
     return areas, _normal(areas[defined].mean(), influence / (len(defined) * len(probabilities)), most=1.0)
@@ -314,7 +313,7 @@ def _auroc(targets: Targets, probabilities: np.ndarray) -> tuple[np.ndarray, Sco
 def _area(scores: np.ndarray, positive: np.ndarray, influence: np.ndarray) -> float:
     """Area under the ROC curve; adds DeLong's structural components to `influence`. Ties count one half.
 
-    One sort gives all of them (Sun and Xu, 2014).
+    One sort gives all components (Sun and Xu, 2014).
     """
     order = np.argsort(scores)
     ranked, flags = scores[order], positive[order]
@@ -323,7 +322,7 @@ def _area(scores: np.ndarray, positive: np.ndarray, influence: np.ndarray) -> fl
     above = np.cumsum(flags)[ends]
     below = ends + 1 - above
     positives, negatives = int(above[-1]), int(below[-1])
-    # of a positive: the share of negatives that lie below; of a negative: the share of positives above
+    # A positive's component is the share of negatives below it; a negative's, the share of positives above it.
     of_positive = (below + np.append(0, below[:-1])) / 2 / negatives
     of_negative = 1 - (above + np.append(0, above[:-1])) / 2 / positives
     components = np.where(flags, np.repeat(of_positive, runs), np.repeat(of_negative, runs))
@@ -335,8 +334,8 @@ def _area(scores: np.ndarray, positive: np.ndarray, influence: np.ndarray) -> fl
 
 def _log_loss(targets: Targets, probabilities: np.ndarray) -> Score:
     losses = np.zeros(len(targets))
-    for each in probabilities:
-        right = np.where(targets.matrix, each, 1 - each) if targets.multilabel else each[targets.matrix][:, None]
+    for shares in probabilities:
+        right = np.where(targets.matrix, shares, 1 - shares) if targets.multilabel else shares[targets.matrix][:, None]
         losses -= np.log(np.clip(right, LEAST, 1)).mean(1) / len(probabilities)
     value = losses.mean()
     return _normal(value, losses - value, most=np.inf)
@@ -345,8 +344,8 @@ def _log_loss(targets: Targets, probabilities: np.ndarray) -> Score:
 def _calibration_error(targets: Targets, probabilities: np.ndarray) -> Score:
     """Expected calibration error (Guo et al., 2017) of the top probability, or the mean of the classes' errors.
 
-    It is never negative and so, for probabilities that are right, above 0 by chance; the interval does not
-    take this out, and is there too wide rather than too narrow.
+    The error is never negative and so, even for right probabilities, above 0 by chance. The interval does not correct
+    for this, and is then too wide rather than too narrow.
     """
     values, influence = [], np.zeros(len(targets))
     for confidence, right in _confidences(targets, probabilities):
@@ -359,9 +358,9 @@ def _calibration_error(targets: Targets, probabilities: np.ndarray) -> Score:
 
 
 def _confidences(targets: Targets, probabilities: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(N,) probabilities and whether what they are of is so: for each seed the top class, or every class."""
-    for each in probabilities:
+    """Yield (probability, whether the class is labelled), both (N,): each seed's top class, or its every class."""
+    for shares in probabilities:
         if targets.multilabel:
-            yield from zip(each.T, targets.matrix.T, strict=True)
+            yield from zip(shares.T, targets.matrix.T, strict=True)
         else:
-            yield each.max(1), targets.matrix[np.arange(len(each)), each.argmax(1)]
+            yield shares.max(1), targets.matrix[np.arange(len(shares)), shares.argmax(1)]

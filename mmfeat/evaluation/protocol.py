@@ -1,4 +1,4 @@
-"""Protocols: how heads are scored, and the splits that this takes."""
+"""Protocols: how heads are scored, and the splits that a protocol asks for."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mmfeat.samples.photo_hashes import image_hashes
 from mmfeat.system.progress import Progress
 
 PROTOCOLS = ("kfold", "holdout")
-HASHES_FILE = "images.hashes"  # in the data set's cache folder
+HASHES_FILE = "images.hashes"  # a file in the data set's cache folder
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ def protocol_splits(
     protocol: Protocol,
     progress: Progress,
 ) -> tuple[Splits, Path | None]:
-    """The splits, and where they were written, if that was asked for and there were none."""
+    """The splits, and the folder into which they were written, None where they were loaded or no folder was named."""
     ids = [sample.id for sample in labelled]
-    place = Path(protocol.split_dir) if protocol.split_dir else None
-    if place is not None and has_splits(place):
-        splits = load_splits(place, ids)
+    saved = Path(protocol.split_dir) if protocol.split_dir else None
+    if saved is not None and has_splits(saved):
+        splits = load_splits(saved, ids)
         if (splits.names == (HOLDOUT,)) != (protocol.kind == "holdout"):
             there = "a holdout" if splits.names == (HOLDOUT,) else "folds"
-            raise ConfigError(f"--protocol {protocol.kind}: {place} holds {there}; name another --split-dir")
+            raise ConfigError(f"--protocol {protocol.kind}: {saved} holds {there}; name another --split-dir")
         return splits, None
     groups = np.arange(len(ids))
     if protocol.grouped:
@@ -73,6 +73,6 @@ def protocol_splits(
         splits = make_folds(targets, ids, groups, protocol.folds, protocol.seed, protocol.seeds)
     else:
         splits = make_holdout(targets, ids, groups, protocol.shares, protocol.seed, protocol.seeds)
-    if place is not None:
-        save_splits(splits, place, [str(sample.label) for sample in labelled])
-    return splits, place
+    if saved is not None:
+        save_splits(splits, saved, [str(sample.label) for sample in labelled])
+    return splits, saved

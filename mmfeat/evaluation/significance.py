@@ -1,7 +1,7 @@
 """Paired tests: is one head better than another on the same samples, or is that noise?
 
-They ask about the trained heads as they are, on other samples from where these came. What another
-training would bring is not in them; the spread over seeds tells that.
+The tests are about the trained heads as they are, on other samples from the same population. They leave out the
+variation between trainings, which the spread over seeds shows.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from mmfeat.evaluation.metrics import CONFIDENCE, DRAWS, Counts, draw_scores, find_cells
 from mmfeat.samples.labels import Targets
 
-LEVEL = 0.05
-ROUNDING = 1e-7  # differences this small are those of floating point
+LEVEL = 0.05  # p-values below it count as significant
+ROUNDING = 1e-7  # smaller differences are rounding errors
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ def majority(correct: np.ndarray) -> np.ndarray:
 
 
 def mcnemar(correct_one: np.ndarray, correct_other: np.ndarray) -> float:
-    """P-value that two heads are right equally often, from the samples (N,) where one is right and one wrong.
+    """P-value of the hypothesis that two heads are right equally often, given correctness (N,) bool of each.
 
-    The exact conditional test with mid-p, which is neither too careful nor too bold for few such samples
-    (Fagerland, Lydersen and Laake, 2013).
+    The exact conditional test with mid-p over the samples where one head is right and the other wrong, which is
+    neither too careful nor too bold for few such samples (Fagerland, Lydersen and Laake, 2013).
     """
     from scipy.special import bdtr
 
@@ -60,11 +60,11 @@ def mcnemar(correct_one: np.ndarray, correct_other: np.ndarray) -> float:
     if wins == losses:
         return 1.0
     below = float(bdtr(fewer - 1, total, 0.5)) if fewer else 0.0
-    return below + float(bdtr(fewer, total, 0.5))  # twice the tail, less the chance of just this count
+    return below + float(bdtr(fewer, total, 0.5))  # twice the tail less the probability of exactly this count
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """(K,) p-values adjusted for being K of them: below 0.05 holds for all at once (Holm, 1979)."""
+    """(K,) p-values adjusted for K comparisons, to be compared with 0.05 all at once (Holm, 1979)."""
     values = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(values)
     steps = values[order] * np.arange(len(values), 0, -1)
@@ -76,25 +76,24 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
 def compare_with_best(
     targets: Targets, all_chosen: Sequence[np.ndarray], best: int, seed: int = 42
 ) -> list[dict[str, Any]]:
-    """How far each head's macro-F1 lies behind that of head number `best`, for JSON.
+    """Compare the macro-F1 of each head with the macro-F1 of head number `best`, for JSON.
 
-    `all_chosen` holds a head's decisions (S, N, C) bool each; S may differ. An entry tells the difference
-    `value`, best less this one, with `low`, `high` and `p` as in `paired_difference`; `mcnemar` of the
-    seeds' majorities; both p-values adjusted for the number of comparisons (`p_holm`, `mcnemar_holm`);
-    and `tie`: `p_holm` is not below 0.05.
+    `all_chosen` holds the decisions (S, N, C) bool of each head; S may differ. An entry has the difference `value`,
+    best less this head, with `low`, `high` and `p` as in `paired_difference`; `mcnemar` of the seeds' majorities;
+    both p-values adjusted for the number of comparisons (`p_holm`, `mcnemar_holm`); and `tie`: `p_holm` >= 0.05.
 
-    The best is the best on these very samples, which makes every other look a little worse than it is.
+    The best head was selected on these very samples, which makes every other head look a little worse than it is.
     """
-    # so many draws that a difference which none of them contradicts can still pass Holm's adjustment
+    # With this many draws, a difference that no draw contradicts can still pass Holm's adjustment.
     value, draws = _draw_macro_f1(targets, all_chosen, seed, max(DRAWS, 80 * len(all_chosen)))
     differences = [
         _difference(value[best] - one, draws[:, best] - row) for one, row in zip(value, draws.T, strict=True)
     ]
     correct = [majority((chosen == targets.matrix).all(-1)) for chosen in all_chosen]
-    disagreement = np.array([mcnemar(correct[best], each) for each in correct])
+    disagreement = np.array([mcnemar(correct[best], other) for other in correct])
     others = np.arange(len(all_chosen)) != best
     adjusted, adjusted_disagreement = np.ones((2, len(all_chosen)))
-    adjusted[others] = holm([each.p for each, counts in zip(differences, others, strict=True) if counts])
+    adjusted[others] = holm(np.array([difference.p for difference in differences])[others])
     adjusted_disagreement[others] = holm(disagreement[others])
     return [
         {
@@ -111,10 +110,9 @@ def compare_with_best(
 def compare_pairs(
     targets: Targets, all_chosen: Sequence[np.ndarray], seed: int = 42
 ) -> tuple[list[list[Difference]], np.ndarray]:
-    """Every head against every other: row less column, and (H, H) p-values adjusted for all pairs (Holm), 1 on the
-    diagonal.
+    """Compare every head with every other: a table of differences, row less column, and adjusted p-values (H, H).
 
-    `all_chosen` is as in `compare_with_best`.
+    The p-values are adjusted for all pairs (Holm), and 1 on the diagonal. `all_chosen` is as in `compare_with_best`.
     """
     heads = len(all_chosen)
     upper = np.triu_indices(heads, 1)
@@ -131,7 +129,7 @@ def compare_pairs(
 def _draw_macro_f1(
     targets: Targets, all_chosen: Sequence[np.ndarray], seed: int, draws: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(H,) macro-F1 of each head, the mean over its seeds, and (draws, H) of resampled samples."""
+    """(H,) macro-F1 of each head, the mean over its seeds, and (draws, H) the same on resampled samples."""
     starts = np.cumsum([0, *(len(chosen) for chosen in all_chosen)])
 
     def scores(counts: Counts) -> np.ndarray:

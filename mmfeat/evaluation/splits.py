@@ -1,8 +1,8 @@
-"""Splits: which labelled samples train, validate and test in each fold.
+"""Splits: which labelled samples train, validate and test in each fold, and the files that keep them.
 
-Test rows are only ever scored. What is selected (when to stop, settings, temperature) is selected on validation
-rows, and each repeat of the training, with a seed of its own, holds out another part of the rest for that.
-Samples of one group stay on one side of every split: a head must not be scored on what it has seen.
+Test rows are only ever scored. Stopping times, settings and temperatures are selected on validation rows, for which
+each repeat of the training, with its own seed, holds out another part of the rest.
+Samples of one group stay on one side of every split: a head must not be scored on samples that it has seen.
 """
 
 from __future__ import annotations
@@ -23,9 +23,15 @@ from mmfeat.system.files import csv_text, write_atomic
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 FOLDS, REPEATS, SEED = 5, 3, 42
-VALIDATION_PARTS = 8
-HOLDOUT = "holdout"  # the name of the only fold where a part is held out once
+VALIDATION_PARTS = 8  # parts of a fold's training rows, of which each repeat holds out one
+HOLDOUT = "holdout"  # the name of the only fold of a holdout
 HOLDOUT_SHARES = (8, 1, 1)
+FOLDS_FILE = "folds.csv"
+HOLDOUT_FILES = {TRAIN: "train_split.csv", VALIDATION: "val_split.csv", TEST: "test_split.csv"}
+ROLE_COLUMN = "role"  # column of `train_split.csv`, for rows that validate with one seed and train with the others
+FORMER_FINAL = "final"  # name of a column without test rows that earlier versions kept beside the folds
+
+_ROLE = re.compile(f"{TRAIN}|{TEST}|{VALIDATION}(-[1-9][0-9]?)?")
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,10 @@ class Fold:
 
 @dataclass(frozen=True)
 class Splits:
-    """`roles` (N, F): one role for each sample (rows) in each fold (columns).
+    """Roles (N, F) of N samples (rows) in F folds (columns).
 
-    `train`, `test`, `validation` (in every repeat), or `validation-1`, `validation-2` and so on: validates in
-    the repeat of that number, counted from 1, and trains in the others.
+    A role is `train`, `test`, `validation` (in every repeat), or `validation-1`, `validation-2` and so on, which
+    validates in the repeat of that number, counted from 1, and trains in the others.
     """
 
     ids: tuple[str, ...]
@@ -59,14 +65,14 @@ class Splits:
         return np.flatnonzero((self.roles == TEST).any(axis=1))
 
     def parts(self, fold: int) -> int:
-        """How many repeats have a validation part of their own; 0 where all share one."""
+        """The number of repeats that have their own validation part; 0 where all repeats share one part."""
         return max(int(role.partition("-")[2] or 0) for role in np.unique(self.roles[:, fold]).tolist())
 
     def fold(self, fold: int, repeat: int) -> Fold:
         """The rows of one fold for one repeat, both counted from 0; repeats beyond the parts begin again."""
         column, parts = self.roles[:, fold], self.parts(fold)
-        own = f"{VALIDATION}-{repeat % parts + 1}" if parts else VALIDATION
-        validates, tests = (column == VALIDATION) | (column == own), column == TEST
+        role = f"{VALIDATION}-{repeat % parts + 1}" if parts else VALIDATION
+        validates, tests = (column == VALIDATION) | (column == role), column == TEST
         rows = (np.flatnonzero(mask) for mask in (~validates & ~tests, validates, tests))
         return Fold(self.names[fold], *rows)
 
@@ -79,9 +85,9 @@ def make_folds(
     seed: int = SEED,
     repeats: int = REPEATS,
 ) -> Splits:
-    """Stratified folds that keep groups (N,) whole; each repeat validates on another eighth of a fold's rest.
+    """Make stratified folds that keep groups (N,) whole; each repeat validates on another eighth of a fold's rest.
 
-    More repeats change nothing for the ones before. Raises `DataError` where a class has too few samples.
+    More repeats leave the roles in earlier repeats as they are. Raises `DataError` where a class has too few samples.
     """
     if folds < 2:
         raise DataError(f"--folds {folds}: each fold is tested by a head that the others train; use 2 folds or more")
@@ -103,10 +109,10 @@ def make_holdout(
     seed: int = SEED,
     repeats: int = REPEATS,
 ) -> Splits:
-    """One fold, stratified, with groups (N,) kept whole. Raises `DataError` where a class has too few samples.
+    """Make one stratified fold that keeps groups (N,) whole. Raises `DataError` where a class has too few samples.
 
-    `shares` are of train, validation and test, as (8, 1, 1), or of train and test, as (8, 2): then each repeat
-    validates on a part of the training share, as in folds, so that nothing is selected on test rows.
+    `shares` are the sizes of train, validation and test, as (8, 1, 1), or of train and test, as (8, 2). In the second
+    case each repeat validates on a part of the training share, as in folds, so that nothing is selected on test rows.
     """
     if len(shares) not in (2, 3) or not all(0 < share < float("inf") for share in shares):
         written = ":".join(map(str, shares))
@@ -121,7 +127,7 @@ def make_holdout(
 
 
 def deal(strata: np.ndarray, groups: np.ndarray, shares: Sequence[float], seed: int) -> np.ndarray:
-    """(N,) part numbers: whole groups (N,), each stratum (N,) spread over the parts by their shares.
+    """Assign a part number (N,) to each sample: groups (N,) stay whole, strata (N,) are spread by the parts' shares.
 
     Groups of several go first; samples alone in their group then even out each stratum, so that a stratum of as
     many of them as there are parts is in all parts (Adams' method of apportionment). Takes seconds for a million
@@ -145,7 +151,7 @@ def _deal_joined(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Part numbers (N,), -1 for samples alone in their group, and the counts so far (parts, strata).
 
-    Larger groups come first; each goes to the part with least of its strata among those that it fits into.
+    Larger groups come first; each goes to the part with least of its strata among the parts that it fits into.
     """
     parts, sizes, totals = np.full(len(strata), -1), np.bincount(groups), np.bincount(strata)
     have = np.zeros((len(share), len(totals)))
@@ -153,11 +159,11 @@ def _deal_joined(
     joined = rng.permutation(np.flatnonzero(sizes > 1))
     for group in joined[np.argsort(-sizes[joined], kind="stable")]:
         rows = rows_by_group[ends[group] - sizes[group] : ends[group]]
-        found, counts = np.unique(strata[rows], return_counts=True)
-        fill = (have[:, found] / share[:, None]) @ (counts / totals[found])
+        present, counts = np.unique(strata[rows], return_counts=True)
+        fill = (have[:, present] / share[:, None]) @ (counts / totals[present])
         overflow = np.maximum((have.sum(axis=1) + len(rows)) / (share * len(strata)), 1)
         part = np.lexsort((rng.random(len(share)), fill, overflow))[0]
-        have[part, found] += counts
+        have[part, present] += counts
         parts[rows] = part
     return parts, have
 
@@ -167,13 +173,13 @@ def _level(have: np.ndarray, stratum: int, count: int, share: np.ndarray, rng: n
     start = have[:, stratum].astype(int)
     stop = np.maximum(start, np.floor((start.sum() + count) * share).astype(int) + 1)
     part = np.repeat(np.arange(len(share)), stop - start)
-    place = np.concatenate([np.arange(low, high) for low, high in zip(start, stop, strict=True)])
+    level = np.concatenate([np.arange(low, high) for low, high in zip(start, stop, strict=True)])
     size = (have.sum(axis=1) / share)[part]
-    return part[np.lexsort((rng.random(len(part)), size, place / share[part]))[:count]]
+    return part[np.lexsort((rng.random(len(part)), size, level / share[part]))[:count]]
 
 
 def _strata(targets: Targets) -> np.ndarray:
-    """(N,) what is spread evenly: the class, or the rarest one a sample has (C for none) where it may have several."""
+    """(N,) the stratum of each sample: its class, or for multi-label its rarest class, C for a sample without one."""
     if not targets.multilabel:
         return targets.numbers
     counts = np.where(targets.matrix, targets.matrix.sum(axis=0), len(targets) + 1)
@@ -183,7 +189,10 @@ def _strata(targets: Targets) -> np.ndarray:
 def _add_parts(
     roles: np.ndarray, targets: Targets, strata: np.ndarray, groups: np.ndarray, repeats: int, seed: int
 ) -> None:
-    """Give each repeat a part of the training rows of one fold (N,) to validate on, fewer than 8 for small classes."""
+    """Mark in `roles` (N,) of one fold the part of its training rows on which each repeat validates.
+
+    There are `VALIDATION_PARTS` parts, or fewer where the smallest class has fewer groups.
+    """
     rest = np.flatnonzero(roles == TRAIN)
     smallest = min(len(np.unique(groups[rest[has]])) for has in targets.matrix[rest].T)
     parts = max(2, min(VALIDATION_PARTS, smallest))
@@ -193,7 +202,7 @@ def _add_parts(
 
 
 def _check_counts(targets: Targets, groups: np.ndarray, needed: int, what: str, why: str, remedy: str) -> None:
-    """Each class (and each absence of one, if multi-label) needs as many samples as there are folds or roles."""
+    """Raise `DataError` where a class, or for multi-label its absence, has fewer samples than folds or roles."""
     sides = [(f"class {name!r}", has) for name, has in zip(targets.classes, targets.matrix.T, strict=True)]
     if targets.multilabel:
         sides += [(f"the absence of {side}", ~has) for side, has in sides]
@@ -212,6 +221,7 @@ def _check_counts(targets: Targets, groups: np.ndarray, needed: int, what: str, 
 
 
 def _checked(splits: Splits, targets: Targets) -> Splits:
+    """The splits. Raises `DataError` where a fold trains on one class, or validates or tests on no row."""
     for number in range(len(splits)):
         for repeat in range(splits.parts(number) or 1):
             fold = splits.fold(number, repeat)
@@ -223,16 +233,8 @@ def _checked(splits: Splits, targets: Targets) -> Splits:
     return splits
 
 
-FOLDS_FILE = "folds.csv"
-HOLDOUT_FILES = {TRAIN: "train_split.csv", VALIDATION: "val_split.csv", TEST: "test_split.csv"}
-ROLE_COLUMN = "role"  # of `train_split.csv`: rows that validate with one seed and train with the others
-FORMER_FINAL = "final"  # a column without test rows that runs once kept beside the folds
-
-_ROLE = re.compile(f"{TRAIN}|{TEST}|{VALIDATION}(-[1-9][0-9]?)?")
-
-
 def save_splits(splits: Splits, folder: Path, labels: Sequence[str]) -> None:
-    """Write `folds.csv`, id and one column a fold; a holdout goes to three files of id and label.
+    """Write `folds.csv` with an id and one column for each fold; a holdout goes to three files of id and label.
 
     `val_split.csv` is empty where each repeat validates on a part of `train_split.csv`.
     """
@@ -251,7 +253,7 @@ def save_splits(splits: Splits, folder: Path, labels: Sequence[str]) -> None:
 
 
 def has_splits(folder: Path) -> bool:
-    """Whether `load_splits` would find files there."""
+    """Whether the folder holds files that `load_splits` reads."""
     return any((folder / name).is_file() for name in (FOLDS_FILE, HOLDOUT_FILES[TRAIN]))
 
 
@@ -284,19 +286,19 @@ def load_splits(folder: Path, ids: Sequence[str]) -> Splits:
 def read_roles(folder: Path) -> tuple[tuple[str, ...], list[str], np.ndarray]:
     """Names of the folds, the id of each line, and its roles (M, F), of any samples; an id may stand on several lines.
 
-    For who wants to know what is wrong with splits that `load_splits` refuses. Raises `RunError` for what is no split.
+    The audit uses this to name the fault of splits that `load_splits` refuses. Raises `RunError` for other files.
     """
     path, names, rows = _read_files(folder)
     return names, [row[0] for row in rows], _role_table(path, [row[1:] for row in rows], len(names))
 
 
 def _file_of(role: str) -> str:
-    """The role that names the file of a holdout: who validates only now and then stands with those who train."""
+    """The role whose file holds a row of a holdout: rows that validate in one repeat are written with training rows."""
     return TRAIN if role.startswith(f"{VALIDATION}-") else role
 
 
 def _read_files(folder: Path) -> tuple[Path, tuple[str, ...], list[list[str]]]:
-    """The file to name in errors, the names of the folds, and rows of id and roles."""
+    """(file to name in errors, names of the folds, rows of id and roles)."""
     path = folder / FOLDS_FILE
     if path.is_file() or not has_splits(folder):
         return path, *_read_folds(path)
@@ -322,7 +324,7 @@ def _read_folds(path: Path) -> tuple[tuple[str, ...], list[list[str]]]:
 
 
 def _read_holdout(folder: Path) -> Iterator[list[str]]:
-    """Id and role of each line of the three files; without `val_split.csv`, `train_split.csv` must tell."""
+    """Yield id and role of each line of the three files; without `val_split.csv`, `train_split.csv` needs roles."""
     for role, name in HOLDOUT_FILES.items():
         path = folder / name
         if role == VALIDATION and not path.is_file():
