@@ -40,7 +40,7 @@ from mmfeat.samples.dataset import Sample
 from mmfeat.samples.keys import ContentKeys
 from mmfeat.samples.labels import Targets, indicator
 from mmfeat.sweep.engine import LocalEngine
-from mmfeat.sweep.task import Task
+from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.train import IN_MEMORY, Sweep, train_heads
 from mmfeat.sweep.trials import run_trials
 from mmfeat.system.hardware import cpu_count, resolve_device
@@ -77,7 +77,7 @@ class Contest:
     """The same heads for every way: those that mmfeat trains, and how many of them are trained one after another."""
 
     made: Made
-    task: Task
+    task: Problem
     settings: HeadSettings
     device: str
     sequential: int
@@ -136,7 +136,7 @@ def make_contest(device: str, batch_size: int, small: bool) -> Contest:
     made = make_samples(samples, widths)
     splits = make_splits(samples, folds)
     settings = HeadSettings(batch_size=batch_size, epochs=epochs, patience=epochs)
-    task = Task(splits.ids, made.targets, splits, repeats, 42)
+    task = Problem(splits.ids, made.targets, splits, repeats, 42)
     return Contest(made, task, settings, device, sequential, 1 if small else REPEATS)
 
 
@@ -257,7 +257,7 @@ def measure(folder: str, rows: str, device: str) -> None:
     assert not features.blocks, "the vectors are to stay on disk"
     numbers = np.random.default_rng(7).integers(0, len(CLASSES), count)
     targets = Targets(CLASSES, indicator(numbers, len(CLASSES)))
-    task = Task(features.ids, targets, make_folds(targets, features.ids, np.arange(count), 2, repeats=1), 1, 42)
+    task = Problem(features.ids, targets, make_folds(targets, features.ids, np.arange(count), 2, repeats=1), 1, 42)
     engine = LocalEngine(features, targets, device, "tokens")
     settings = HeadSettings(batch_size=1024, epochs=1)
     for head in MEASURED:
@@ -284,7 +284,7 @@ def describe_sweep(done: Sweep) -> Iterator[Line]:
     """Wall seconds, and the processor's seconds of each head on all modalities."""
     by_head: dict[str, float] = defaultdict(float)
     for entry in done.run.leaderboard:
-        by_head[entry.head] += entry.get("seconds") or 0.0
+        by_head[entry.head] += entry.seconds
     total = sum(by_head.values())
     yield Line(f"sweep of {done.run.config['labelled']:,} samples with defaults", f"{done.seconds:.1f} s")
     for head, seconds in sorted(by_head.items(), key=lambda pair: -pair[1]):

@@ -67,7 +67,7 @@ def inspect_photos(samples: Sequence[Sample], workers: int, progress: Progress) 
     Where no sample names a photo, no photo counts as missing.
     """
     photos: list[Photo] = []
-    with warnings.catch_warnings(), progress.task("inspect photos", len(samples)) as advance:
+    with warnings.catch_warnings(), progress.step("inspect photos", len(samples)) as advance:
         warnings.filterwarnings("ignore", module=r"PIL\.")  # the findings report odd files
         for photo in prefetch(inspect_photo, samples, workers, AHEAD):
             photos.append(photo)

@@ -41,7 +41,7 @@ MAX_ROWS = 50_000  # of training rows that neighbours and trees look at
 Setting = dict[str, float]
 
 
-class Model(Protocol):
+class FittedModel(Protocol):
     """A fitted model of any kind."""
 
     def logits(self, matrix: Matrix, rows: np.ndarray) -> np.ndarray: ...
@@ -55,7 +55,7 @@ class Baseline:
     name: str
     setting: Setting
     curve: list[dict[str, float]]
-    model: Model
+    model: FittedModel
 
     def logits(self, matrix: Matrix, rows: np.ndarray) -> np.ndarray:
         """(n, C) float64 of the samples at `rows`: log-probabilities or margins, all finite."""
@@ -103,16 +103,16 @@ class Lesson:
         return positive / (positive + rest)
 
 
-Candidate = tuple[Setting, np.ndarray, Model]  # with logits (M, C) of the validation rows
+Candidate = tuple[Setting, np.ndarray, FittedModel]  # with logits (M, C) of the validation rows
 
 
 @dataclass(frozen=True)
-class Family:
+class BaselineFamily:
     """How one kind of baseline tries its candidates, trains with a given setting and is read back."""
 
     candidates: Callable[[Lesson, np.ndarray], Iterator[Candidate]]
-    train: Callable[[Lesson, Setting], Model]
-    restore: Callable[[dict[str, Any], dict[str, np.ndarray]], Model]
+    train: Callable[[Lesson, Setting], FittedModel]
+    restore: Callable[[dict[str, Any], dict[str, np.ndarray]], FittedModel]
 
 
 def fit(
@@ -133,7 +133,7 @@ def fit(
     """
     lesson = Lesson(matrix, targets, train, class_weights, seed, basis)
     wanted = targets.take(validation).matrix
-    best: tuple[tuple[float, float], Setting, Model] | None = None
+    best: tuple[tuple[float, float], Setting, FittedModel] | None = None
     curve = []
     with one_blas_thread():
         for setting, logits, model in _family(name).candidates(lesson, validation):
@@ -171,7 +171,7 @@ def restore(name: str, config: Mapping[str, Any], tensors: Mapping[str, np.ndarr
     return Baseline(name, dict(config["setting"]), list(config["curve"]), model)
 
 
-def _family(name: str) -> Family:
+def _family(name: str) -> BaselineFamily:
     if name not in BASELINES:
         raise HeadError(f"no baseline {name!r}; use {', '.join(BASELINES)}")
     return BASELINES[name]
@@ -281,16 +281,16 @@ def _boosting(lesson: Lesson, setting: Setting) -> TreeHead:
     return boosted(_tree_data(lesson), int(setting["steps"]))
 
 
-def _linear_family(kind: str) -> Family:
-    return Family(partial(_linear_candidates, kind), partial(_linear, kind), LinearHead.restore)
+def _linear_family(kind: str) -> BaselineFamily:
+    return BaselineFamily(partial(_linear_candidates, kind), partial(_linear, kind), LinearHead.restore)
 
 
-BASELINES: dict[str, Family] = {
-    "prior": Family(_prior_candidates, _prior, Prior.restore),
-    "knn": Family(_neighbour_candidates, _neighbours, NeighbourHead.restore),
+BASELINES: dict[str, BaselineFamily] = {
+    "prior": BaselineFamily(_prior_candidates, _prior, Prior.restore),
+    "knn": BaselineFamily(_neighbour_candidates, _neighbours, NeighbourHead.restore),
     "ridge": _linear_family("ridge"),
     "logistic": _linear_family("logistic"),
     "svm": _linear_family("svm"),
-    "forest": Family(_forest_candidates, _forest, TreeHead.restore),
-    "boosting": Family(_boosting_candidates, _boosting, TreeHead.restore),
+    "forest": BaselineFamily(_forest_candidates, _forest, TreeHead.restore),
+    "boosting": BaselineFamily(_boosting_candidates, _boosting, TreeHead.restore),
 }

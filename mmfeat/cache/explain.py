@@ -12,7 +12,7 @@ import numpy as np
 from mmfeat.cache.hdf5 import printable
 from mmfeat.cache.shard import Shard, read_ids
 from mmfeat.cache.store import Cache
-from mmfeat.cache.survey import Entry, survey
+from mmfeat.cache.survey import CachedEncoder, survey
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import DataError
 from mmfeat.samples.dataset import Sample, SampleSet
@@ -42,7 +42,7 @@ def explain_sample(root: str | Path, samples: SampleSet, id: str, specs: Sequenc
     return [_explain(store, known[id], spec, entries) for spec in specs]
 
 
-def _explain(store: Cache, sample: Sample, spec: EncoderSpec, entries: list[Entry]) -> Explanation:
+def _explain(store: Cache, sample: Sample, spec: EncoderSpec, entries: list[CachedEncoder]) -> Explanation:
     key, reason = sample.key(spec.modality)
     if key is None:
         return Explanation(spec.name, "masked", (f"{reason}: nothing to encode",))
@@ -89,7 +89,7 @@ def _changed_content(shards: Sequence[Shard], id: str, key: bytes, spec: Encoder
             yield f"its {spec.modality} changed (or another data set of this name has the id): {change}"
 
 
-def _nearest(key: bytes, spec: EncoderSpec, entries: list[Entry]) -> Iterator[str]:
+def _nearest(key: bytes, spec: EncoderSpec, entries: list[CachedEncoder]) -> Iterator[str]:
     """The stored spec of the same tower that differs in the fewest fields, field by field; the newest of equals."""
     others = [entry for entry in entries if entry.spec and entry.spec.tower == spec.tower and entry.spec != spec]
     if not others:

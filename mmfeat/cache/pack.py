@@ -52,7 +52,7 @@ def write_pack(
             _fill(file.create_group(spec.folder_name), spec, block)
 
     layout = lay_out(fill, shapes)
-    with (progress or Silent()).task("pack", len(samples) * len(blocks)) as advance:
+    with (progress or Silent()).step("pack", len(samples) * len(blocks)) as advance:
         sweep_temporaries(path.parent, path.name)
         write_atomic(path, layout.pieces({_path(s): _values(block, s, advance) for s, block in blocks.items()}))
     return layout.size

@@ -50,7 +50,7 @@ def check_parity(
         chosen = np.random.default_rng(seed).permutation(there)[:count]
         reference = load_reference(tower)
         worst = Parity(tower.spec.name, 0, 0.0, 1.0, "", True)
-        with (progress or Silent()).task(f"parity {tower.spec.name}", len(chosen)) as advance:
+        with (progress or Silent()).step(f"parity {tower.spec.name}", len(chosen)) as advance:
             for row in chosen.tolist():
                 values, _ = block.batch(np.array([row]))
                 sample = samples.samples[row]

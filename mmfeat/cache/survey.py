@@ -25,7 +25,7 @@ NO_SPEC = (OSError, ValueError, KeyError, TypeError, RecursionError)
 
 
 @dataclass(frozen=True)
-class Entry:
+class CachedEncoder:
     """One encoder's folder. `spec` is None where nothing says what the folder is of.
 
     `problems` say what is wrong, by the file.
@@ -67,7 +67,7 @@ class Entry:
         return int((rows >= 0).sum()) - failed, failed, int((rows < 0).sum())
 
 
-def survey(root: str | Path, dataset: str | None = None) -> list[Entry]:
+def survey(root: str | Path, dataset: str | None = None) -> list[CachedEncoder]:
     """All encoders' folders below `root`, or of one data set's folder, sorted by path."""
     if not str(root) or not Path(root).is_dir():
         raise CacheError(
@@ -76,7 +76,7 @@ def survey(root: str | Path, dataset: str | None = None) -> list[Entry]:
     return [read_entry(folder) for folder in _folders(Path(root)) if dataset in (None, folder.parent.name)]
 
 
-def read_entry(folder: Path) -> Entry:
+def read_entry(folder: Path) -> CachedEncoder:
     """One encoder's folder; what cannot be read becomes a problem."""
     size, changed = _extent(folder)
     paths = shard_files(folder)
@@ -90,7 +90,7 @@ def read_entry(folder: Path) -> Entry:
             shards.append(open_shard(path, spec.fingerprint))
         except CacheError as error:
             problems.setdefault(path, str(error))
-    return Entry(folder, spec, provenance, tuple(shards), problems, size, changed)
+    return CachedEncoder(folder, spec, provenance, tuple(shards), problems, size, changed)
 
 
 def _folders(root: Path) -> Iterator[Path]:

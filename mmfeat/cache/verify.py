@@ -15,7 +15,7 @@ from mmfeat.cache.hdf5 import printable
 from mmfeat.cache.reading import Table, corrupt_pieces, scan
 from mmfeat.cache.shard import MIB, Shard, read_ids
 from mmfeat.cache.store import QUARANTINE
-from mmfeat.cache.survey import Entry, survey
+from mmfeat.cache.survey import CachedEncoder, survey
 from mmfeat.cache.writer import SPEC_FILE
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import CacheError, WriteError
@@ -58,7 +58,7 @@ def verify_cache(root: str | Path, *, quarantine: bool = False, progress: Progre
     if not entries:
         raise CacheError(f"{root}: no encoder's vectors are here; name the folder of a cache with --cache")
     total = sum(len(shard.checksums) for entry in entries for shard in entry.shards)
-    with (progress or Silent()).task("verify MiB", total) as advance:
+    with (progress or Silent()).step("verify MiB", total) as advance:
         for entry in entries:
             result.encoders += 1
             for damage in _damages(entry, result, advance):
@@ -67,7 +67,7 @@ def verify_cache(root: str | Path, *, quarantine: bool = False, progress: Progre
     return result
 
 
-def _damages(entry: Entry, result: Verification, advance: Callable[[int], None]) -> Iterator[Damage]:
+def _damages(entry: CachedEncoder, result: Verification, advance: Callable[[int], None]) -> Iterator[Damage]:
     shards = [shard.path for shard in entry.shards] + [path for path in entry.problems if path.name != SPEC_FILE]
     result.shards += len(shards)
     for path in shards:

@@ -35,7 +35,7 @@ from mmfeat.system.wording import counted, size_of
 if TYPE_CHECKING:
     from mmfeat.cache.explain import Explanation
     from mmfeat.cache.parity import Parity
-    from mmfeat.cache.survey import Entry
+    from mmfeat.cache.survey import CachedEncoder
     from mmfeat.cache.verify import Verification
     from mmfeat.encoders.spec import EncoderSpec
     from mmfeat.extraction.requests import Request
@@ -48,7 +48,7 @@ SHOWN_PROBLEMS = 3
 LINE = 100  # letters, of a list that grows with the machine's packages
 
 
-def show_entries(entries: Sequence[Entry], cache: str) -> None:
+def show_entries(entries: Sequence[CachedEncoder], cache: str) -> None:
     """One line an encoder, grouped by data set."""
     if not entries:
         out.print(f"nothing is cached in {cache}; next: mmfeat extract --data DATA --encoders A,B")
@@ -72,7 +72,7 @@ def show_entries(entries: Sequence[Entry], cache: str) -> None:
         out.print("next: mmfeat cache info; it shows how much of a data set each encoder covers")
 
 
-def show_coverage(samples: SampleSet, entries: Sequence[Entry], keys: Mapping[str, ContentKeys]) -> None:
+def show_coverage(samples: SampleSet, entries: Sequence[CachedEncoder], keys: Mapping[str, ContentKeys]) -> None:
     """How much of a data set each encoder covers, and what made its vectors."""
     out.print(f"{samples.source}: {len(samples):,} samples")
     for modality, found in keys.items():
@@ -100,7 +100,7 @@ def show_coverage(samples: SampleSet, entries: Sequence[Entry], keys: Mapping[st
         show_problems(entry)
 
 
-def show_problems(entry: Entry) -> None:
+def show_problems(entry: CachedEncoder) -> None:
     """The first few things that are wrong in an encoder's folder."""
     for problem in list(entry.problems.values())[:SHOWN_PROBLEMS]:
         out.print(f"  {problem}")

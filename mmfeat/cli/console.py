@@ -37,7 +37,7 @@ err = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, stderr
 class ConsoleProgress:
     """A bar with rate and time left on a terminal, a line now and then elsewhere."""
 
-    def task(self, title: str, total: int | None) -> AbstractContextManager[Advance]:
+    def step(self, title: str, total: int | None) -> AbstractContextManager[Advance]:
         if total is None:
             return _begun(title)
         return (_bar if err.is_terminal else _lines)(title, total)

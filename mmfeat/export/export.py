@@ -98,7 +98,7 @@ def export_run(
     graph, ports = build_graph(chosen, entry, towers, features)
     _, wanted = EntryPredictor(chosen, entry).predict(features, samples)
     with new_folder(folder) as place:
-        with (progress or Silent()).task("export", 2) as advance:
+        with (progress or Silent()).step("export", 2) as advance:
             difference = _write_head(graph, ports, features, wanted, place / HEAD)
             advance(1)
             reason, deviation = _write_model(graph, ports, samples, model, place)

@@ -13,7 +13,7 @@ from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import Tower, absolute_request, describe_encoders, is_torch
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError
-from mmfeat.extraction.missing import Plan, Planner
+from mmfeat.extraction.missing import Missing, Planner
 from mmfeat.extraction.requests import Request, begin_request, remember_request, resolve_options
 from mmfeat.extraction.worker import Extractor, ExtractSettings, Tally
 from mmfeat.samples.dataset import Overview, Sample, SampleSet, SampleSource
@@ -187,7 +187,9 @@ def _extract(
             extractor.run(plan, writer, extraction, progress, where)
 
 
-def _planned(planner: Planner, blocks: Iterator[Sequence[Sample]], progress: Progress) -> Generator[Plan, None, None]:
+def _planned(
+    planner: Planner, blocks: Iterator[Sequence[Sample]], progress: Progress
+) -> Generator[Missing, None, None]:
     """The plans of all blocks, each made while the one before it is encoded; the first shows how it goes."""
     plan, rest = _plan_next(planner, blocks, progress), Unseen()
     with ThreadPoolExecutor(1) as pool:
@@ -200,7 +202,7 @@ def _planned(planner: Planner, blocks: Iterator[Sequence[Sample]], progress: Pro
             rest.stopped = True
 
 
-def _plan_next(planner: Planner, blocks: Iterator[Sequence[Sample]], progress: Progress) -> Plan | None:
+def _plan_next(planner: Planner, blocks: Iterator[Sequence[Sample]], progress: Progress) -> Missing | None:
     block = next(blocks, None)
     return None if block is None else planner.plan(block, progress)
 
@@ -212,7 +214,7 @@ class Unseen:
         self.stopped = False
 
     @contextmanager
-    def task(self, title: str, total: int | None) -> Iterator[Advance]:
+    def step(self, title: str, total: int | None) -> Iterator[Advance]:
         yield self._advance
 
     def _advance(self, steps: int, note: str = "") -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.extraction.encode import Batcher, batched, start_block
 from mmfeat.extraction.extract import BLOCK, prepare_extraction
-from mmfeat.extraction.missing import Item, Plan
+from mmfeat.extraction.missing import Item, Missing
 from mmfeat.extraction.reader import Prepared, Reader
 from mmfeat.extraction.worker import Extractor, ExtractSettings
 from mmfeat.samples.dataset import MODALITIES, Overview
@@ -69,7 +69,7 @@ class _Needs:
     tried: dict[frozenset[str], list[Item]] = field(default_factory=dict)
     dice: random.Random = field(default_factory=lambda: random.Random(0))
 
-    def add(self, plan: Plan) -> None:
+    def add(self, plan: Missing) -> None:
         self.lacking.update(plan.lacking)
         for item in (item for items in plan.items.values() for item in items):
             self._keep(item)
@@ -125,7 +125,7 @@ def _stage(
     """The forecasts of one modality's encoders, and the seconds that reading adds: a GPU works meanwhile."""
     forecasts, shared, own = [], [], 0.0
     chosen = [needs.some(batcher.encoder.fingerprints) for batcher in batchers]
-    with progress.task(f"try {batchers[0].encoder.modality}s", sum(map(len, chosen))) as advance:
+    with progress.step(f"try {batchers[0].encoder.modality}s", sum(map(len, chosen))) as advance:
         for batcher, items in zip(batchers, chosen, strict=True):
             reader = Reader([batcher.encoder], extractor.settings.workers)
             prepared = list(reader.read(items, TRIED))

@@ -89,7 +89,7 @@ class Embedder:
     def _run(self, modality: str, items: list[Item], found: _Collected, progress: Progress) -> None:
         batchers = self._batchers[modality]
         reader = Reader([each.encoder for each in batchers], self.workers)
-        with progress.task(f"encode {modality}s", len(items)) as advance:
+        with progress.step(f"encode {modality}s", len(items)) as advance:
             for _ in Stage(batchers, reader, found, self.device).run(items, advance):
                 pass  # what failed is in the rows as well
 

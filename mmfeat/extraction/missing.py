@@ -30,7 +30,7 @@ class Item:
 
 
 @dataclass
-class Plan:
+class Missing:
     """What some samples lack; `stored`, `unreadable` and `lacking` count new contents by the encoder's cache folder."""
 
     items: dict[str, list[Item]] = field(default_factory=dict)  # by modality
@@ -70,9 +70,9 @@ class Planner:
     ) -> None:
         self._open.close()
 
-    def plan(self, samples: Sequence[Sample], progress: Progress | None = None) -> Plan:
+    def plan(self, samples: Sequence[Sample], progress: Progress | None = None) -> Missing:
         """What these samples lack."""
-        plan = Plan()
+        plan = Missing()
         for modality in MODALITIES:
             if ours := [spec for spec in self._specs if spec.modality == modality]:
                 keys = self._keys(samples, modality, progress)
@@ -97,7 +97,9 @@ class Planner:
             self._index = self._open.enter_context(self._store.index(self._writes))
         return self._store.content_keys(samples, modality, progress, self._index)
 
-    def _items(self, plan: Plan, samples: Sequence[Sample], keys: ContentKeys, specs: list[EncoderSpec]) -> list[Item]:
+    def _items(
+        self, plan: Missing, samples: Sequence[Sample], keys: ContentKeys, specs: list[EncoderSpec]
+    ) -> list[Item]:
         """In the order of the samples; texts from long to short, so that those of a batch are alike."""
         present = np.flatnonzero(keys.present)
         contents, first = np.unique(keys.keys[present], return_index=True)
@@ -113,7 +115,7 @@ class Planner:
             items.sort(key=lambda item: -len(item.sample.text or ""))
         return items
 
-    def _lacking(self, plan: Plan, spec: EncoderSpec, contents: np.ndarray) -> np.ndarray:
+    def _lacking(self, plan: Missing, spec: EncoderSpec, contents: np.ndarray) -> np.ndarray:
         """(N,) whether `spec` lacks each of the distinct contents; counts those that were not asked for before."""
         known = self._known[spec] if spec in self._known else self._look(spec)
         states, asked = known.states(contents)

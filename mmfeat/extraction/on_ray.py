@@ -55,7 +55,7 @@ def extract_on_ray(
     if not missing:
         tally.add(before)
         return
-    with progress.task("starting ray", None):
+    with progress.step("starting ray", None):
         ray, started = join_cluster(address)
     try:
         _run(ray, source, towers, store, settings, tally, progress, total)
@@ -120,9 +120,9 @@ def _run(
             **resources,
         )
         with closing(_results(done, interrupts)) as results:
-            with progress.task("starting workers", None):
+            with progress.step("starting workers", None):
                 next(results, None)  # of the empty block: the clock starts when the first of them is there
-            with progress.task(f"ray: {count} workers" if count > 1 else "ray: 1 worker", total) as advance:
+            with progress.step(f"ray: {count} workers" if count > 1 else "ray: 1 worker", total) as advance:
                 for found, samples in results:
                     tally.add(found)
                     advance(samples)

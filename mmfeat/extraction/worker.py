@@ -14,7 +14,7 @@ from mmfeat.cache.writer import ShardWriter
 from mmfeat.encoders.registry import Tower, is_torch, load_encoders
 from mmfeat.extraction.clocks import Clocks
 from mmfeat.extraction.encode import BackgroundWriter, Batcher, Stage
-from mmfeat.extraction.missing import Item, Plan, Planner
+from mmfeat.extraction.missing import Item, Missing, Planner
 from mmfeat.extraction.reader import Reader
 from mmfeat.samples.dataset import Sample
 from mmfeat.system.hardware import resolve_device
@@ -70,7 +70,7 @@ class Tally:
         plain = {name: values[name] for name in ("examples", "failed")}
         return cls(**counters, **plain, missing=missing, failures=failures, clocks=clocks)
 
-    def planned(self, plan: Plan) -> None:
+    def planned(self, plan: Missing) -> None:
         """Count what a plan found."""
         for mine, found in ((self.stored, plan.stored), (self.unreadable, plan.unreadable)):
             mine.update(found)
@@ -143,7 +143,7 @@ class Extractor:
                 tally.wrote(self._towers[fingerprint].spec.folder_name, *counts)
 
     def run(
-        self, plan: Plan, writer: BackgroundWriter, tally: Tally, progress: Progress | None = None, where: str = ""
+        self, plan: Missing, writer: BackgroundWriter, tally: Tally, progress: Progress | None = None, where: str = ""
     ) -> None:
         """Encode what a plan lacks and hand it to the writer."""
         self.load(plan.needed)
@@ -187,7 +187,7 @@ class Extractor:
         clocks = tally.clocks.setdefault(modality, Clocks())
         stage = Stage(batchers, Reader(ours, settings.workers), writer, self.device, settings.batch_size, clocks)
         title = f"{modality}: {', '.join(dict.fromkeys(encoder.specs[0].model for encoder in ours))}{where}"
-        with progress.task(title, len(items)) as advance:
+        with progress.step(title, len(items)) as advance:
             yield from stage.run(items, advance)
 
     def _shard_writer(self, fingerprint: str) -> ShardWriter:

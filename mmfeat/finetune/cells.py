@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mmfeat.evaluation.metrics import macro_f1
-from mmfeat.finetune.model import Model
+from mmfeat.finetune.model import TunableModel
 from mmfeat.finetune.processes import Team
 from mmfeat.finetune.training import Training, TrainingSetup, load, save
 from mmfeat.finetune.unfreeze import FIXED_FACTOR
@@ -65,12 +65,12 @@ class CellRunner:
     """Models that train cells side by side; what earlier calls finished is only read."""
 
     def __init__(
-        self, make: Callable[[], Model], workers: int, targets: Targets, team: Team, folder: Path, every: float
+        self, make: Callable[[], TunableModel], workers: int, targets: Targets, team: Team, folder: Path, every: float
     ):
         self.targets, self.team, self.folder, self.every = targets, team, folder, every
-        self.models: queue.SimpleQueue[Model] = queue.SimpleQueue()
+        self.models: queue.SimpleQueue[TunableModel] = queue.SimpleQueue()
         self.make, self.workers, self.stopped = make, workers, False
-        self.first: Model | None = None
+        self.first: TunableModel | None = None
 
     def run(self, cells: Sequence[Cell], advance: Advance) -> list[CellResult]:
         """In the order of the cells. One torch thread a cell: sums come out alike on any number of workers."""
@@ -108,7 +108,7 @@ class CellRunner:
         finally:
             self.models.put(model)
 
-    def _learn(self, model: Model, cell: Cell, advance: Advance) -> None:
+    def _learn(self, model: TunableModel, cell: Cell, advance: Advance) -> None:
         left = cell.steps
 
         def report(steps: int) -> None:
@@ -168,7 +168,7 @@ def blended(first: Mapping[str, Tensor], second: Mapping[str, Tensor], alpha: fl
 
 
 def _judged(
-    model: Model, start: Mapping[str, Tensor], best: Mapping[str, Tensor], cell: Cell, targets: Targets
+    model: TunableModel, start: Mapping[str, Tensor], best: Mapping[str, Tensor], cell: Cell, targets: Targets
 ) -> tuple[np.ndarray, np.ndarray, list[float]]:
     """Logits of validation and test rows and macro-F1 of (some) training rows at each alpha; without a stage 1 there
     is nothing to interpolate, and all are alike."""

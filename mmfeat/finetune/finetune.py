@@ -96,7 +96,7 @@ def finetune_heads(
             _train_first(data, cache or "cache", Path(heads), head, resolve_device(device), heard)
         arguments = {**places, **vars(asked), "checkpoint_seconds": checkpoint_seconds}
         arguments["command"] = maker.command
-        with heard.task("fine-tuning on Ray", 1) as advance:
+        with heard.step("fine-tuning on Ray", 1) as advance:
             folder, reused = train_on_ray(finetune_heads, arguments, workers, device, ray_address)
             advance(1)
         return Finetuned(read_run(folder), reused, maker.seconds)
@@ -183,13 +183,13 @@ def _train(
         (folder / RUN_FILE).unlink(missing_ok=True)
         for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
             sweep_temporaries(place)  # of a killed call
-        save_splits(work.problem.splits, folder, [str(sample.label) for sample in work.problem.labelled])
+        save_splits(work.labelled.splits, folder, [str(sample.label) for sample in work.labelled.labelled])
     first = _stage_one(work, team, workers, progress)
     count = 1 if team.size > 1 or work.device != "cpu" else workers or cpu_count()
-    runner = CellRunner(lambda: work.model(team), count, work.task.targets, team, folder / CELLS, every)
+    runner = CellRunner(lambda: work.model(team), count, work.problem.targets, team, folder / CELLS, every)
     cells = _cells(work, first)
     steps = sum(cell.steps for cell in [*cells, *_finals(work, first, ())])
-    with progress.task(f"{work.title} (steps)", steps) as advance:
+    with progress.step(f"{work.title} (steps)", steps) as advance:
         results = runner.run(cells, advance)
         replay = replayed([each.best_epoch for each in results], [each.history for each in results])
         finals = runner.run(_finals(work, first, replay), advance)
@@ -203,10 +203,10 @@ def _train(
 
 def _stage_one(work: Work, team: Team, workers: int, progress: Progress) -> StageOne:
     attend = str(work.parent.config.attend)
-    engine = LocalEngine(work.first_features, work.task.targets, work.device, attend, workers)
+    engine = LocalEngine(work.first_features, work.problem.targets, work.device, attend, workers)
     try:
-        with progress.task("stage 1", len(work.chosen.wanted) * len(work.task.cells(work.chosen.head))) as advance:
-            first = train_stage_one(work.task, engine, work.chosen, work.adjustment, advance)
+        with progress.step("stage 1", len(work.chosen.wanted) * len(work.problem.cells(work.chosen.head))) as advance:
+            first = train_stage_one(work.problem, engine, work.chosen, work.adjustment, advance)
     finally:
         engine.close()
     return replace(first, cells=list(map(team.shared, first.cells)), finals=list(map(team.shared, first.finals)))
@@ -214,24 +214,24 @@ def _stage_one(work: Work, team: Team, workers: int, progress: Progress) -> Stag
 
 def _cells(work: Work, first: StageOne) -> list[Cell]:
     found = []
-    for number, (fold, repeat, rows) in enumerate(work.task.cells(STAGE_2)):
+    for number, (fold, repeat, rows) in enumerate(work.problem.cells(STAGE_2)):
         setup = TrainingSetup(
             work.settings.of_head(work.chosen.folds[fold]), work.settings, rows.train, rows.validation,
-            (work.task.seed, fold, repeat, 2), first.cells[number] if work.fusion != EARLY else None,
+            (work.problem.seed, fold, repeat, 2), first.cells[number] if work.fusion != EARLY else None,
         )  # fmt: skip
-        found.append(Cell(f"{work.task.splits.names[fold]}-{repeat + 1}", setup, rows.test))
+        found.append(Cell(f"{work.problem.splits.names[fold]}-{repeat + 1}", setup, rows.test))
     return found
 
 
 def _finals(work: Work, first: StageOne, replay: tuple[float, ...]) -> list[Cell]:
     """On all labelled samples, for the mean number of epochs and with the mean rates of the folds."""
-    everything, nothing = np.arange(len(work.task.targets)), np.empty(0, np.int64)
+    everything, nothing = np.arange(len(work.problem.targets)), np.empty(0, np.int64)
     found = []
-    for seed in range(work.task.repeats):
+    for seed in range(work.problem.repeats):
         setup = TrainingSetup(
             work.settings.of_head(work.chosen.best), work.settings, everything, nothing,
-            (work.task.seed, len(work.task.splits), seed, 2), first.finals[seed] if work.fusion != EARLY else None,
-            replay,
+            (work.problem.seed, len(work.problem.splits), seed, 2),
+            first.finals[seed] if work.fusion != EARLY else None, replay,
         )  # fmt: skip
         found.append(Cell(f"final-{seed + 1}", setup, nothing))
     return found

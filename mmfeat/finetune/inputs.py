@@ -32,7 +32,7 @@ class Read:
     inputs: Any
 
 
-class Reader(Protocol):
+class InputReader(Protocol):
     """Inputs of some samples, each in a view (0 is the plain one)."""
 
     def read(self, rows: np.ndarray, views: np.ndarray) -> Any: ...

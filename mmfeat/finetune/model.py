@@ -73,7 +73,7 @@ def widened(shape: Shape, towers: Sequence[MovingTower]) -> Shape:
     return replace(shape, widths={modality: tuple(own) for modality, own in widths.items()})
 
 
-class Model:
+class TunableModel:
     """Frozen towers are cached vectors in `data`; `towers` move and give theirs. `amp` is the arithmetic of the towers.
 
     A batch is (1, B) row numbers, as of a stack of one head.
@@ -111,7 +111,7 @@ class Model:
         """Take over a saved head, before towers as they are."""
         self.load({HEAD + name: torch.from_numpy(value) for name, value in saved.items()})
 
-    def share_frozen(self, other: Model) -> None:
+    def share_frozen(self, other: TunableModel) -> None:
         """Let the frozen parameters of both models lie in memory once."""
         for tower, first in zip(self.towers, other.towers, strict=True):
             for name, parameter in tower.frozen.items():
@@ -209,7 +209,7 @@ def early_model(
     team: Team,
     device: str,
     amp: str = "none",
-) -> Model:
+) -> TunableModel:
     """Early fusion: pixels in the place of the first encoder of photos, whose mask tells which can be read."""
     pooled: list[Block | MappedBlock] = [*features.blocks]
     pooled += [block for block in features.mapped if block.output == "pooled"]
@@ -221,4 +221,4 @@ def early_model(
     blocks, mapped = tuple(filter(seen, features.blocks)), tuple(filter(seen, features.mapped))
     data = HeadData(replace(features, blocks=blocks, mapped=mapped), "both", device)
     everything = [*towers, pixel_tower(Slot("image", 0, data.sources["image"][0].name), samples, team, device)]
-    return Model(EarlyFusion(1, widened(data.shape, everything), classes), data, everything, amp)
+    return TunableModel(EarlyFusion(1, widened(data.shape, everything), classes), data, everything, amp)

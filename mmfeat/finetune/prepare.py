@@ -18,7 +18,7 @@ from mmfeat.evaluation.splits import has_splits
 from mmfeat.extraction.extract import extract_samples
 from mmfeat.extraction.requests import Request, begin_request
 from mmfeat.extraction.worker import ExtractSettings
-from mmfeat.finetune.model import EARLY, Model, early_model, widened
+from mmfeat.finetune.model import EARLY, TunableModel, early_model, widened
 from mmfeat.finetune.processes import Team
 from mmfeat.finetune.settings import FinetuneSettings
 from mmfeat.finetune.stage_one import ChosenHead, best_fusion, chosen_head
@@ -29,7 +29,7 @@ from mmfeat.heads.registry import NEEDS_TOKENS, load_fusion
 from mmfeat.runs.config import RunConfig
 from mmfeat.runs.run import Run, checked_towers
 from mmfeat.samples.images import view_name, view_number
-from mmfeat.sweep.task import Problem, Task, read_problem
+from mmfeat.sweep.problem import LabelledData, Problem, read_labelled
 from mmfeat.sweep.train import IN_MEMORY
 from mmfeat.system.hardware import resolve_dtype
 from mmfeat.system.progress import Progress
@@ -55,8 +55,8 @@ class Work:
     """Everything that the trainings of one run share."""
 
     parent: Run
+    labelled: LabelledData
     problem: Problem
-    task: Task
     seen: list[Tower]  # the encoders of both stages, their photos in views
     features: Features  # of `seen`, and the prefixes
     plans: list[TowerPlan]
@@ -102,9 +102,9 @@ class Work:
             [tower.spec.folder_name for tower in self.seen if view_number(tower.spec.view) <= self.views],
         )
 
-    def model(self, team: Team) -> Model:
+    def model(self, team: Team) -> TunableModel:
         """A model of its own for each worker."""
-        samples, classes = self.problem.labelled, len(self.task.targets.classes)
+        samples, classes = self.labelled.labelled, len(self.problem.targets.classes)
         towers = [
             open_moving_tower(
                 plan, self.features, samples, self.settings, team, self.device, self.attend == "tokens"
@@ -113,7 +113,7 @@ class Work:
         ]  # fmt: skip
         if self.fusion == EARLY:
             return early_model(self._own_features, samples, towers, classes, team, self.device, self.amp)
-        return Model(
+        return TunableModel(
             load_fusion(self.fusion)(1, widened(self.data.shape, towers), classes), self.data, towers, self.amp
         )
 
@@ -128,9 +128,9 @@ def prepare(
     chosen = chosen_head(parent, *best_fusion(parent, asked.head, asked.modalities))
     _check_head(chosen, asked, parent, team)
     checked_towers(parent, [each for each in parent.towers if chosen.modality in ("both", each.spec.modality)])
-    problem, task = _task(parent, asked, progress)
+    labelled, problem = _problem(parent, asked, progress)
     slots = head_slots(parent.towers, "text" if asked.fusion == EARLY else chosen.modality)
-    plans = plan_towers(slots, settings, problem.labelled, device, team)
+    plans = plan_towers(slots, settings, labelled.labelled, device, team)
     if not plans and asked.fusion is None:
         raise ConfigError("--unfreeze none: nothing moves; name layers, as in text:1, or train --fusion early")
     views = parent.options.views if asked.views is None else asked.views
@@ -138,12 +138,12 @@ def prepare(
     seen, prefixes = _seen_towers(parent, chosen.modality, views), _prefixes(plans, 0 if settings.augment else views)
     towers = [*seen, *prefixes]
     if team.leads:
-        _extract(parent, problem, towers, device, progress)
+        _extract(parent, labelled, towers, device, progress)
     team.wait()
-    features = problem.store.load(problem.labelled, [tower.spec for tower in towers], problem.keys, IN_MEMORY)
+    features = labelled.store.load(labelled.labelled, [tower.spec for tower in towers], labelled.keys, IN_MEMORY)
     _check_prefixes(plans, features)
     fusion, amp = asked.fusion or chosen.head, _amp(settings.amp, device)
-    work = Work(parent, problem, task, seen, features, plans, chosen, fusion, views, settings, device, amp)
+    work = Work(parent, labelled, problem, seen, features, plans, chosen, fusion, views, settings, device, amp)
     config = _config(work, prefixes)
     return work, config, Path(out) / config.name(work.label)
 
@@ -169,7 +169,7 @@ def _check_views(chosen: ChosenHead, parent: Run, plans: Sequence[TowerPlan], vi
         )
 
 
-def _task(parent: Run, asked: Asked, progress: Progress) -> tuple[Problem, Task]:
+def _problem(parent: Run, asked: Asked, progress: Progress) -> tuple[LabelledData, Problem]:
     """The run's own problem and folds; data or folds that changed since are refused."""
     config, recorded = parent.config, parent.config.protocol
     repeats = asked.seeds or recorded.seeds
@@ -177,24 +177,24 @@ def _task(parent: Run, asked: Asked, progress: Progress) -> tuple[Problem, Task]
         raise RunError(f"{parent.folder}: its splits are gone; run mmfeat heads again")
     protocol = Protocol(recorded.kind, seeds=repeats, split_dir=str(parent.folder), seed=recorded.seed)
     data, cache = asked.data or config.data, asked.cache or config.cache
-    problem = read_problem(data, config.columns, cache, config.task, protocol, progress)
-    if problem.recorded["data_hash"] != config.data_hash:
+    labelled = read_labelled(data, config.columns, cache, config.task, protocol, progress)
+    if labelled.recorded["data_hash"] != config.data_hash:
         raise RunError(f"{parent.folder}: labels, texts or photos changed since; run mmfeat heads again, then finetune")
-    if problem.recorded["splits_hash"] != config.splits_hash:
+    if labelled.recorded["splits_hash"] != config.splits_hash:
         raise RunError(f"{parent.folder}: its splits changed since; run mmfeat heads again, then finetune")
-    ids = tuple(sample.id for sample in problem.labelled)
-    return problem, Task(ids, problem.targets, problem.splits, repeats, protocol.seed)
+    ids = tuple(sample.id for sample in labelled.labelled)
+    return labelled, Problem(ids, labelled.targets, labelled.splits, repeats, protocol.seed)
 
 
-def _extract(parent: Run, problem: Problem, towers: Sequence[Tower], device: str, progress: Progress) -> None:
+def _extract(parent: Run, labelled: LabelledData, towers: Sequence[Tower], device: str, progress: Progress) -> None:
     """What the cache lacks; noted there, so that `cache gc` keeps it while no run names it yet."""
-    cache = problem.store.folder.parent
+    cache = labelled.store.folder.parent
     fingerprints = tuple(tower.spec.fingerprint for tower in towers)
     requests = list(dict.fromkeys(tower.request for tower in parent.towers))
-    place = problem.recorded["data"]
+    place = labelled.recorded["data"]
     begin_request(cache, Request(place, parent.config.columns, requests, parent.options, fingerprints))
-    labelled = replace(problem.samples, samples=problem.labelled)
-    extract_samples(labelled, list(towers), cache=cache, settings=ExtractSettings(device), progress=progress)
+    samples = replace(labelled.samples, samples=labelled.labelled)
+    extract_samples(samples, list(towers), cache=cache, settings=ExtractSettings(device), progress=progress)
 
 
 def _check_prefixes(plans: Sequence[TowerPlan], features: Features) -> None:
@@ -238,7 +238,7 @@ def _config(work: Work, prefixes: Sequence[Tower]) -> RunConfig:
     return RunConfig(
         version=__version__,
         columns=parent.columns,
-        **work.problem.recorded,
+        **work.labelled.recorded,
         encoders=tuple(work.seen),
         prefixes=tuple(prefixes),
         options=replace(parent.options, views=max(work.views, parent.options.views)),
@@ -248,7 +248,7 @@ def _config(work: Work, prefixes: Sequence[Tower]) -> RunConfig:
         fusion=work.fusion,
         stage_1=asdict(work.chosen),
         views=work.views,
-        protocol=replace(parent.protocol, seeds=work.task.repeats),
+        protocol=replace(parent.protocol, seeds=work.problem.repeats),
         finetune={**asdict(work.settings), "amp": work.amp},
     )
 

@@ -16,7 +16,7 @@ from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.evaluation.significance import holm, majority, mcnemar, paired_difference
 from mmfeat.finetune.cells import ALPHAS, CellResult, blended
-from mmfeat.finetune.model import EARLY, HEAD, Model
+from mmfeat.finetune.model import EARLY, HEAD, TunableModel
 from mmfeat.finetune.prepare import Work
 from mmfeat.finetune.stage_one import StageOne
 from mmfeat.finetune.tower_plan import TowerPlan
@@ -28,8 +28,8 @@ from mmfeat.runs.leaderboard import write_leaderboard
 from mmfeat.runs.record import Maker
 from mmfeat.runs.run import CURVES, METRICS, Moved, Run, write_run
 from mmfeat.sweep.entries import TrainedEntry
+from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.scoring import cross_fit, decide, fit_on_all, score, write_predictions
-from mmfeat.sweep.task import Task
 from mmfeat.sweep.train_all import rank
 from mmfeat.sweep.trials import save_finals
 from mmfeat.system.files import csv_text, file_sha256, write_atomic, write_json
@@ -46,18 +46,18 @@ class Chosen:
     final: int
 
 
-def choose_alphas(task: Task, results: Sequence[CellResult]) -> Chosen:
+def choose_alphas(problem: Problem, results: Sequence[CellResult]) -> Chosen:
     """By macro-F1 on validation rows, the mean over seeds; of equal ones the least."""
-    scores = np.zeros((len(task.splits), len(ALPHAS)))
-    for (fold, _, rows), each in zip(task.cells(STAGE_2), results, strict=True):
-        labels = task.targets.matrix[rows.validation]
-        choices = [plain_choice(logits, task.targets.multilabel) for logits in each.validation]
-        scores[fold] += [macro_f1(labels, choice) / task.repeats for choice in choices]
+    scores = np.zeros((len(problem.splits), len(ALPHAS)))
+    for (fold, _, rows), each in zip(problem.cells(STAGE_2), results, strict=True):
+        labels = problem.targets.matrix[rows.validation]
+        choices = [plain_choice(logits, problem.targets.multilabel) for logits in each.validation]
+        scores[fold] += [macro_f1(labels, choice) / problem.repeats for choice in choices]
     return Chosen(scores.argmax(1).tolist(), int(scores.mean(0).argmax()))
 
 
 def make_entry(
-    task: Task,
+    problem: Problem,
     named: Mapping[str, Any],
     results: Sequence[CellResult],
     alphas: Sequence[int],
@@ -65,44 +65,46 @@ def make_entry(
     settings: HeadSettings,
 ) -> TrainedEntry:
     """The entry of a stage: each fold's predictions at its place in ALPHAS, decided on by those of the other folds."""
-    logits = np.full((task.repeats, len(task.targets), len(task.targets.classes)), np.nan)
+    logits = np.full((problem.repeats, len(problem.targets), len(problem.targets.classes)), np.nan)
     validation = []
-    for (fold, repeat, rows), each in zip(task.cells(STAGE_2), results, strict=True):
+    for (fold, repeat, rows), each in zip(problem.cells(STAGE_2), results, strict=True):
         logits[repeat, rows.test] = each.test[alphas[fold]]
         validation.append(each.validation[alphas[fold]].astype(np.float64))
-    decisions = cross_fit(task, logits, validation, adjustment)
+    decisions = cross_fit(problem, logits, validation, adjustment)
     entry = Entry(
         **named,
-        **score(task, logits, decisions),
+        **score(problem, logits, decisions),
         trials=1,
         settings=settings,
-        decision=fit_on_all(task, logits, adjustment),
+        decision=fit_on_all(problem, logits, adjustment),
         seconds=round(sum(each.seconds for each in results), 2),
     )
     return TrainedEntry(entry, logits, decisions, validation)
 
 
-def gap(task: Task, entry: TrainedEntry, results: Sequence[CellResult], alphas: Sequence[int]) -> dict[str, float]:
+def gap(
+    problem: Problem, entry: TrainedEntry, results: Sequence[CellResult], alphas: Sequence[int]
+) -> dict[str, float]:
     """macro-F1 without any adjustment on training, validation and test rows: what learning by heart looks like."""
-    multilabel, matrix = task.targets.multilabel, task.targets.matrix
-    cells = task.cells(STAGE_2)
+    multilabel, matrix = problem.targets.multilabel, problem.targets.matrix
+    cells = problem.cells(STAGE_2)
     train = [each.train_scores[alphas[fold]] for (fold, _, _), each in zip(cells, results, strict=True)]
     seen = [
         macro_f1(matrix[rows.validation], plain_choice(logits, multilabel))
         for (_, _, rows), logits in zip(cells, entry.validation, strict=True)
     ]
-    rows = task.splits.tested
+    rows = problem.splits.tested
     test = [macro_f1(matrix[rows], plain_choice(each[rows], multilabel)) for each in entry.logits]
     return {name: float(np.mean(each)) for name, each in (("train", train), ("validation", seen), ("test", test))}
 
 
-def against_first(task: Task, entries: Sequence[TrainedEntry]) -> list[PairedTest]:
+def against_first(problem: Problem, entries: Sequence[TrainedEntry]) -> list[PairedTest]:
     """How far each entry but the first is above the first: macro-F1 with interval, paired bootstrap, McNemar."""
-    rows = task.splits.tested
-    targets = task.targets.take(rows)
-    chosen = [decide(task, entry.logits, entry.decisions)[0][:, rows] for entry in entries]
+    rows = problem.splits.tested
+    targets = problem.targets.take(rows)
+    chosen = [decide(problem, entry.logits, entry.decisions)[0][:, rows] for entry in entries]
     correct = [majority((each == targets.matrix).all(-1)) for each in chosen]
-    differences = [paired_difference(targets, choices, chosen[0], task.seed) for choices in chosen[1:]]
+    differences = [paired_difference(targets, choices, chosen[0], problem.seed) for choices in chosen[1:]]
     disagreements = [mcnemar(right, correct[0]) for right in correct[1:]]
     adjusted = holm([difference.p for difference in differences])
     return [
@@ -131,10 +133,10 @@ def warning(first: Mapping[str, float], second: Mapping[str, float], difference:
     return ""
 
 
-def save_entry(folder: Path, task: Task, entry: TrainedEntry, curves: Sequence[Mapping[str, Any]] = ()) -> None:
+def save_entry(folder: Path, problem: Problem, entry: TrainedEntry, curves: Sequence[Mapping[str, Any]] = ()) -> None:
     """Predictions, curves, and last `metrics.json`."""
     place = folder / entry.name
-    write_predictions(place, task, entry.logits, entry.decisions)
+    write_predictions(place, problem, entry.logits, entry.decisions)
     if curves:
         header = list(curves[0])
         write_atomic(
@@ -144,7 +146,7 @@ def save_entry(folder: Path, task: Task, entry: TrainedEntry, curves: Sequence[M
 
 
 def save_final(
-    folder: Path, number: int, model: Model, state: Mapping[str, Tensor], options: EncoderOptions, run: str
+    folder: Path, number: int, model: TunableModel, state: Mapping[str, Tensor], options: EncoderOptions, run: str
 ) -> FinalHead:
     """Save the head and the deltas of its towers; the result finds them again."""
     from safetensors.torch import save
@@ -174,13 +176,13 @@ def _described(request: str, options: EncoderOptions) -> list[Tower]:
 
 def finish_run(
     work: Work, config: RunConfig, maker: Maker, folder: Path, first: StageOne, results: Sequence[CellResult],
-    finals: Sequence[CellResult], model: Model,
+    finals: Sequence[CellResult], model: TunableModel,
 ) -> None:  # fmt: skip
     """Score, compare and save all there is; `model` is one to put final weights into."""
-    task, stages = work.task, _stages(work, results)
+    problem, stages = work.problem, _stages(work, results)
     entries = _entries(work, first, results, stages)
-    tests = against_first(task, entries)
-    gaps = [gap(task, entry, results, alphas.folds) for entry, alphas in zip(entries, stages.values(), strict=True)]
+    tests = against_first(problem, entries)
+    gaps = [gap(problem, entry, results, alphas.folds) for entry, alphas in zip(entries, stages.values(), strict=True)]
     if work.fusion == EARLY:
         del gaps[0]["train"]  # the cells know that of their own heads
     predicts = save_finals(folder / entries[0].name, first.fitted)
@@ -189,9 +191,9 @@ def finish_run(
         saved = _save_finals(work, folder, entry, model, first, finals, ALPHAS[stages[entry.entry.head].final])
         records.append(_with(entry, scores=scores, over_stage_1=test, **saved))
     for number, entry in enumerate(records):
-        save_entry(folder, task, entry, _curves(task, results) if number else ())
-    leaderboard = rank(task, records)
-    write_leaderboard(folder, leaderboard, task.targets.classes)
+        save_entry(folder, problem, entry, _curves(problem, results) if number else ())
+    leaderboard = rank(problem, records)
+    write_leaderboard(folder, leaderboard, problem.targets.classes)
     results_of_run = replace(
         work.parent.results,
         widths=work.features.widths,
@@ -205,11 +207,11 @@ def finish_run(
 
 def _stages(work: Work, results: Sequence[CellResult]) -> dict[str, Chosen]:
     """Name of an entry -> the share of stage 2 in its weights."""
-    folds = len(work.task.splits)
+    folds = len(work.problem.splits)
     nothing, whole = Chosen([0] * folds, 0), Chosen([len(ALPHAS) - 1] * folds, len(ALPHAS) - 1)
     if work.fusion == EARLY:
         return {STAGE_1: nothing, EARLY: whole}
-    return {STAGE_1: nothing, STAGE_2: whole, WISE: choose_alphas(work.task, results)}
+    return {STAGE_1: nothing, STAGE_2: whole, WISE: choose_alphas(work.problem, results)}
 
 
 def _entries(
@@ -224,7 +226,7 @@ def _entries(
             named["alphas"] = tuple(ALPHAS[place] for place in alphas.folds)
         if name != STAGE_1:
             settings = work.settings.of_head(work.chosen.best)
-            found.append(make_entry(work.task, named, results, alphas.folds, work.adjustment, settings))
+            found.append(make_entry(work.problem, named, results, alphas.folds, work.adjustment, settings))
     return found
 
 
@@ -236,7 +238,7 @@ def _save_finals(
     work: Work,
     folder: Path,
     entry: TrainedEntry,
-    model: Model,
+    model: TunableModel,
     first: StageOne,
     finals: Sequence[CellResult],
     alpha: float,
@@ -250,7 +252,7 @@ def _save_finals(
     return {"alpha": alpha, "parameters": sum(p.numel() for p in model.parameters().values()), "final": saved}
 
 
-def _blend(model: Model, first: StageOne, final: CellResult, seed: int, alpha: float) -> Mapping[str, Tensor]:
+def _blend(model: TunableModel, first: StageOne, final: CellResult, seed: int, alpha: float) -> Mapping[str, Tensor]:
     """The final weights with this share of stage 2."""
     if alpha == 1.0:
         return final.state
@@ -258,15 +260,15 @@ def _blend(model: Model, first: StageOne, final: CellResult, seed: int, alpha: f
     return blended({**model.first, **head}, final.state, alpha)
 
 
-def _curves(task: Task, results: Sequence[CellResult]) -> list[dict[str, Any]]:
+def _curves(problem: Problem, results: Sequence[CellResult]) -> list[dict[str, Any]]:
     return [
-        {"fold": task.splits.names[fold], "seed": repeat + 1, **line}
-        for (fold, repeat, _), each in zip(task.cells(STAGE_2), results, strict=True)
+        {"fold": problem.splits.names[fold], "seed": repeat + 1, **line}
+        for (fold, repeat, _), each in zip(problem.cells(STAGE_2), results, strict=True)
         for line in each.history
     ]
 
 
-def _moved(model: Model, plan: TowerPlan) -> Moved:
+def _moved(model: TunableModel, plan: TowerPlan) -> Moved:
     own = next(tower for tower in model.towers if tower.plan == plan)
     count = sum(parameter.numel() for parameter in own.parameters.values())
     return Moved(plan.tower.spec.model, plan.count, count, plan.path, plan.reason)

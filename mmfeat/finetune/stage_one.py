@@ -16,7 +16,7 @@ from mmfeat.heads.settings import HeadSettings
 from mmfeat.runs.run import Run
 from mmfeat.sweep.engine import Engine
 from mmfeat.sweep.entries import TrainedEntry, assemble, best_outcome
-from mmfeat.sweep.task import Task
+from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.trials import Outcome, load_outcome, refit, run_trials
 
 
@@ -98,19 +98,19 @@ def chosen_head(run: Run, head: str, modality: str) -> ChosenHead:
 
 
 def train_stage_one(
-    task: Task, engine: Engine, chosen: ChosenHead, adjustment: float | None, advance: Callable[[int], None]
+    problem: Problem, engine: Engine, chosen: ChosenHead, adjustment: float | None, advance: Callable[[int], None]
 ) -> StageOne:
     """Each fold with its settings, and heads on everything with the best; equal to the run's up to rounding."""
     wanted = chosen.wanted
-    trained = run_trials(task, engine, chosen.head, chosen.modality, wanted, advance, keep=True)
+    trained = run_trials(problem, engine, chosen.head, chosen.modality, wanted, advance, keep=True)
     places = [wanted.index(settings) for settings in chosen.folds]
-    entry = assemble(task, chosen.head, chosen.modality, trained, adjustment, places)
+    entry = assemble(problem, chosen.head, chosen.modality, trained, adjustment, places)
     # The optimism belongs to the search of the run, not to this training.
     record = replace(entry.entry, trials=chosen.trials, settings=chosen.best, optimism=None)
     cells = [
-        _tensors(trained[places[fold]].fitted[number]) for number, (fold, _, _) in enumerate(task.cells(chosen.head))
+        _tensors(trained[places[fold]].fitted[number]) for number, (fold, _, _) in enumerate(problem.cells(chosen.head))
     ]
-    fitted = refit(task, engine, chosen.head, chosen.modality, trained[wanted.index(chosen.best)])
+    fitted = refit(problem, engine, chosen.head, chosen.modality, trained[wanted.index(chosen.best)])
     return StageOne(replace(entry, entry=record), cells, list(map(_tensors, fitted)), fitted)
 
 

@@ -17,7 +17,7 @@ from mmfeat.cache.features import Features
 from mmfeat.encoders.layers import Point, capture
 from mmfeat.encoders.registry import open_towers
 from mmfeat.encoders.torch_tower import TorchTower, to_device
-from mmfeat.finetune.inputs import SIDE, PrefixReader, Read, Reader, SampleReader, pixels
+from mmfeat.finetune.inputs import SIDE, InputReader, PrefixReader, Read, SampleReader, pixels
 from mmfeat.finetune.processes import Team
 from mmfeat.finetune.settings import ALL, FinetuneSettings
 from mmfeat.finetune.tower_plan import Slot, TowerPlan
@@ -43,7 +43,7 @@ class MovingTower:
     """
 
     slot: Slot
-    reader: Reader
+    reader: InputReader
     forward: Callable[[Any], Tensor]
     team: Team
     device: str
@@ -138,7 +138,7 @@ def on_device(inputs: Any, device: str) -> Any:
 
 def _path(
     plan: TowerPlan, tower: TorchTower, features: Features, samples: Sequence[Sample], device: str
-) -> tuple[Reader, Callable[[Any], Tensor], Any]:
+) -> tuple[InputReader, Callable[[Any], Tensor], Any]:
     """What reads the inputs, the forward pass over them, and inputs to try it on."""
     if plan.path == "full":
         reader = SampleReader(samples, plan.slot.modality, tower.prepare, tower.collate, plan.tower.spec.draft)

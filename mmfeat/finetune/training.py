@@ -23,7 +23,7 @@ from mmfeat.errors import HeadError, RunError
 from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.extraction.reader import prefetch
 from mmfeat.finetune.inputs import FRESH_VIEWS, Read
-from mmfeat.finetune.model import HEAD, Model
+from mmfeat.finetune.model import HEAD, TunableModel
 from mmfeat.finetune.processes import Team
 from mmfeat.finetune.settings import FinetuneSettings
 from mmfeat.heads.draws import Draws, draw_pieces
@@ -111,7 +111,7 @@ class Training:
     """One cell on its way through the epochs."""
 
     def __init__(
-        self, model: Model, setup: TrainingSetup, targets: Targets, team: Team, checkpoint: Path, every: float
+        self, model: TunableModel, setup: TrainingSetup, targets: Targets, team: Team, checkpoint: Path, every: float
     ):
         self.model, self.setup, self.targets, self.team = model, setup, targets, team
         self.checkpoint, self.every, self.saved = checkpoint, every, time.monotonic()
@@ -302,7 +302,7 @@ class Training:
         self.draws.waiting = np.array(self.at.waiting, np.int64)
 
 
-def start_state(model: Model, setup: TrainingSetup) -> dict[str, Tensor]:
+def start_state(model: TunableModel, setup: TrainingSetup) -> dict[str, Tensor]:
     """Stage 1: its head, or one drawn from the cell's entropy, before the towers as they were."""
     if setup.start is not None:
         return {**model.first, **{HEAD + name: value[None] for name, value in setup.start.items()}}

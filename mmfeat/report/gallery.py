@@ -119,7 +119,7 @@ def _fit_photos(samples: Sequence[Sample | None], most: int, room: int, progress
     photos: dict[str, str] = {}
     if wanted:
         used = 0
-        with progress.task("photos of the report", len(wanted)) as advance:
+        with progress.step("photos of the report", len(wanted)) as advance:
             for place, data in _thumbnails(wanted):
                 advance(1)
                 used += len(data) * 3 // 2  # base64, a third more, and again, of which gzip takes one back

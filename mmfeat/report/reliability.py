@@ -11,7 +11,7 @@ from mmfeat.report.plots import GRID, SERIES, new_drawing
 from mmfeat.report.results import Results
 from mmfeat.report.section import Figure, Section, Table, interval, number, title_of
 from mmfeat.runs.entry import Interval
-from mmfeat.runs.out_of_fold import Predictions
+from mmfeat.runs.out_of_fold import OutOfFold
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,7 @@ def reliability_section(results: Results) -> Section:
     )
 
 
-def confidences(found: Predictions) -> tuple[np.ndarray, np.ndarray]:
+def confidences(found: OutOfFold) -> tuple[np.ndarray, np.ndarray]:
     """((M,) confidence, (M,) right) of the most probable class of each sample, in multi-label data of every class."""
     if found.targets.multilabel:
         return found.probabilities.ravel(), found.targets.matrix.ravel()
@@ -51,7 +51,7 @@ def confidences(found: Predictions) -> tuple[np.ndarray, np.ndarray]:
     return found.probabilities[rows, best], found.targets.matrix[rows, best]
 
 
-def surest(found: Predictions) -> tuple[np.ndarray, np.ndarray]:
+def surest(found: OutOfFold) -> tuple[np.ndarray, np.ndarray]:
     """((N,) confidence, (N,) right) of the most probable class, in multi-label data the confidence of the least certain
     class and whether all classes are right."""
     if not found.targets.multilabel:
@@ -60,7 +60,7 @@ def surest(found: Predictions) -> tuple[np.ndarray, np.ndarray]:
     return np.maximum(found.probabilities, 1 - found.probabilities).min(1), (likely == found.targets.matrix).all(1)
 
 
-def _diagram(found: Predictions) -> Figure:
+def _diagram(found: OutOfFold) -> Figure:
     def draw() -> Drawing:
         drawing, (left, right) = new_drawing(3.0, 2)
         _reliability(left, *confidences(found))

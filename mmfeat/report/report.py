@@ -127,7 +127,7 @@ def write_comparison(
 def make_sections(results: Results, progress: Progress) -> list[Section]:
     """The sections that are not empty."""
     made = []
-    with progress.task("report", len(SECTIONS)) as advance:
+    with progress.step("report", len(SECTIONS)) as advance:
         for make in SECTIONS:
             made.append(make(results))
             advance(1)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mmfeat.errors import DataError
 from mmfeat.runs.entry import Entry
-from mmfeat.runs.out_of_fold import Predictions, read_predictions
+from mmfeat.runs.out_of_fold import OutOfFold, read_predictions
 from mmfeat.runs.run import Run
 from mmfeat.samples.dataset import Sample, SampleSet, read_samples
 from mmfeat.system.remote import absolute
@@ -25,7 +25,7 @@ class Results:
     entry: Entry
     data: str
     columns: Mapping[str, str]
-    _read: dict[Path, Predictions] = field(default_factory=dict)
+    _read: dict[Path, OutOfFold] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -40,7 +40,7 @@ class Results:
         place = run.config.data if data is None else absolute(data)
         return cls(run, run.entry(head, modalities), place, columns or run.config.columns)
 
-    def predictions(self, entry: Entry | None = None) -> Predictions:
+    def predictions(self, entry: Entry | None = None) -> OutOfFold:
         """The out-of-fold predictions of an entry, by default of the report's entry."""
         entry = self.entry if entry is None else entry
         folder = self.run.head_folder(entry)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mmfeat.cache.shard import SHARD_NAME
 from mmfeat.cache.store import QUARANTINE
-from mmfeat.cache.survey import Entry, survey
+from mmfeat.cache.survey import CachedEncoder, survey
 from mmfeat.cache.writer import SPEC_FILE
 from mmfeat.errors import CacheError, ConfigError, RunError, WriteError
 from mmfeat.extraction.requests import FOLDER as REQUESTS
@@ -87,16 +87,16 @@ def _named_by_extractions(cache: Path) -> set[str]:
     return names
 
 
-def _at_work(entries: Sequence[Entry]) -> set[str]:
+def _at_work(entries: Sequence[CachedEncoder]) -> set[str]:
     """Data sets with new files."""
     return {entry.dataset for entry in entries if entry.changed > time.time() - FRESH_SECONDS}
 
 
-def _is_unneeded(entry: Entry, needed: set[str]) -> bool:
+def _is_unneeded(entry: CachedEncoder, needed: set[str]) -> bool:
     return not any(entry.folder.name.endswith(fingerprint[:8]) for fingerprint in needed)  # also where it is damaged
 
 
-def _unneeded(entry: Entry) -> Garbage:
+def _unneeded(entry: CachedEncoder) -> Garbage:
     names = [path for path in entry.folder.iterdir() if SHARD_NAME.fullmatch(path.name) or path.name == SPEC_FILE]
     files = tuple(path for path in names if path.is_symlink() or not path.is_dir())
     reason = "no run and no latest extraction names it" if entry.spec else "of another version of mmfeat, or damaged"

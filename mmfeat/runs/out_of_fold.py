@@ -22,7 +22,7 @@ CERTAIN = 0.01  # probabilities of one class a sample add up to 1 within the dig
 
 
 @dataclass(frozen=True)
-class Predictions:
+class OutOfFold:
     """Of N samples and C classes: `chosen` (S, N, C) bool of each seed, `probabilities` (N, C), their mean."""
 
     ids: tuple[str, ...]
@@ -45,7 +45,7 @@ class Predictions:
         return (self.voted == self.targets.matrix).all(1)
 
 
-def read_predictions(run: Run, entry: Entry) -> Predictions:
+def read_predictions(run: Run, entry: Entry) -> OutOfFold:
     """Those of one entry of the run's leaderboard; raises `RunError` where the file is missing or not of this run."""
     path = run.head_folder(entry) / OUT_OF_FOLD
     try:
@@ -60,7 +60,7 @@ def read_predictions(run: Run, entry: Entry) -> Predictions:
 
 def _parsed(
     header: Sequence[str], lines: Sequence[Sequence[str]], classes: tuple[str, ...], multilabel: bool
-) -> Predictions:
+) -> OutOfFold:
     seeds = sum(name.startswith("predicted_") for name in header[: len(header) - len(classes)])
     if list(header) != ["id", "label", *(f"predicted_{n + 1}" for n in range(seeds)), *(f"p_{c}" for c in classes)]:
         raise ValueError("its columns are others")
@@ -69,7 +69,7 @@ def _parsed(
     probabilities = np.array([line[2 + seeds :] for line in lines], dtype=np.float64).reshape(len(lines), len(classes))
     if not np.isfinite(probabilities).all() or (not multilabel and (np.abs(probabilities.sum(1) - 1) > CERTAIN).any()):
         raise ValueError("its probabilities are none")
-    return Predictions(tuple(line[0] for line in lines), Targets(classes, labels, multilabel), chosen, probabilities)
+    return OutOfFold(tuple(line[0] for line in lines), Targets(classes, labels, multilabel), chosen, probabilities)
 
 
 def _matrix(cells: Sequence[str], classes: tuple[str, ...]) -> np.ndarray:

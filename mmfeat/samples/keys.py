@@ -39,7 +39,7 @@ def content_keys(
     """Hash one modality of all samples; images are read from disk unless `index` knows the unchanged file."""
     keys = np.zeros(len(samples), f"S{KEY_LENGTH}")
     reasons = [""] * len(samples)
-    task = (progress or Silent()).task(f"hash {modality}s", len(samples))
+    task = (progress or Silent()).step(f"hash {modality}s", len(samples))
     with task as advance, ThreadPoolExecutor(cpu_count()) as pool:
         for start in range(0, len(samples), STEP):
             part = samples[start : start + STEP]

@@ -82,7 +82,7 @@ def image_hashes(
     with ImageHashes(store_path) as store:
         distinct, first = np.unique(keys.keys, return_index=True)
         unknown = first[~store.find(distinct)[2] & keys.present[first]]
-        task = (progress or Silent()).task("compare images", len(unknown))
+        task = (progress or Silent()).step("compare images", len(unknown))
         with task as advance, ThreadPoolExecutor(cpu_count()) as pool:
             for start in range(0, len(unknown), STEP):
                 rows = unknown[start : start + STEP]

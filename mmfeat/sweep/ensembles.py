@@ -21,8 +21,8 @@ from mmfeat.runs.entry import TOGETHER, Entry, Rule, convert
 from mmfeat.runs.run import METRICS
 from mmfeat.samples.labels import Targets
 from mmfeat.sweep.entries import TrainedEntry
+from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.scoring import fit_on_all, score, write_predictions
-from mmfeat.sweep.task import Task
 from mmfeat.system.files import write_json
 from mmfeat.system.hardware import cpu_count
 
@@ -47,7 +47,7 @@ class Candidates:
 
 
 def ensemble_entries(
-    task: Task, entries: Sequence[TrainedEntry], adjustment: float | None, folder: Path
+    problem: Problem, entries: Sequence[TrainedEntry], adjustment: float | None, folder: Path
 ) -> list[TrainedEntry]:
     """One entry for each way to combine; none where there are fewer than two heads."""
     entries = [entry for entry in entries if entry.entry.head not in NO_CANDIDATES]
@@ -56,14 +56,16 @@ def ensemble_entries(
     logits = {kind: np.full((1, *entries[0].logits.shape[1:]), np.nan) for kind in KINDS}
     decisions: dict[str, list[Decision]] = {kind: [] for kind in KINDS}
     with ThreadPoolExecutor(cpu_count()) as threads:
-        fits = threads.map(lambda number: list(_fit_fold(task, entries, number, adjustment)), range(len(task.splits)))
+        fits = threads.map(
+            lambda number: list(_fit_fold(problem, entries, number, adjustment)), range(len(problem.splits))
+        )
         for number, fitted in enumerate(fits):
             for kind, given, decision in fitted:
-                logits[kind][0, task.splits.fold(number, 0).test] = given
+                logits[kind][0, problem.splits.fold(number, 0).test] = given
                 decisions[kind].append(decision)
         return list(
             threads.map(
-                lambda kind: _entry(task, entries, kind, logits[kind], decisions[kind], adjustment, folder), KINDS
+                lambda kind: _entry(problem, entries, kind, logits[kind], decisions[kind], adjustment, folder), KINDS
             )
         )
 
@@ -76,39 +78,39 @@ def combine(rule: Rule, log_probabilities: np.ndarray, multilabel: bool) -> np.n
 
 
 def _fit_fold(
-    task: Task, entries: Sequence[TrainedEntry], number: int, adjustment: float | None
+    problem: Problem, entries: Sequence[TrainedEntry], number: int, adjustment: float | None
 ) -> Iterator[tuple[str, np.ndarray, Decision]]:
     """Each kind fitted on the other folds, a holdout's on its validation rows: (n, C) logits of the fold's test rows,
     and the decision on them. The members' decisions are those of this fold: others have seen its labels."""
-    folds = [task.splits.fold(other, 0) for other in range(len(task.splits))]
+    folds = [problem.splits.fold(other, 0) for other in range(len(problem.splits))]
     tests = [fold.test for other, fold in enumerate(folds) if other != number]
     rows = np.concatenate(tests) if tests else folds[number].validation  # those of the first cell, which all have
     given = [entry.logits[:, rows] if tests else entry.validation[0][None] for entry in entries]
     seen = _decided_by(number, entries, given)
     unseen = _decided_by(number, entries, [entry.logits[:, folds[number].test] for entry in entries])
-    labels, prior = task.targets.take(rows), task.targets.take(folds[number].train).prior
+    labels, prior = problem.targets.take(rows), problem.targets.take(folds[number].train).prior
     for kind, fit in KINDS.items():
-        rule, _, fitted_on = fit(seen, labels, task.seed)
-        decision = fit_decision(fitted_on, labels, prior, adjustment, task.seed)
+        rule, _, fitted_on = fit(seen, labels, problem.seed)
+        decision = fit_decision(fitted_on, labels, prior, adjustment, problem.seed)
         yield kind, rule(unseen.log_probabilities), decision
 
 
 def _entry(
-    task: Task, entries: Sequence[TrainedEntry], kind: str, logits: np.ndarray, decisions: list[Decision],
+    problem: Problem, entries: Sequence[TrainedEntry], kind: str, logits: np.ndarray, decisions: list[Decision],
     adjustment: float | None, folder: Path,
 ) -> TrainedEntry:  # fmt: skip
     """Score an ensemble, fit the one that predicts on all tested rows, and save it."""
-    tested = task.splits.tested
-    _, plain, _ = KINDS[kind](_out_of_fold(task, entries).at(tested), task.targets.take(tested), task.seed)
+    tested = problem.splits.tested
+    _, plain, _ = KINDS[kind](_out_of_fold(problem, entries).at(tested), problem.targets.take(tested), problem.seed)
     entry = Entry(
         head=kind,
         modalities=TOGETHER,
-        **score(task, logits, decisions),
-        decision=fit_on_all(task, logits, adjustment),
+        **score(problem, logits, decisions),
+        decision=fit_on_all(problem, logits, adjustment),
         members=tuple(member.name for member in entries),
         rule=convert(plain, Rule),
     )
-    write_predictions(folder / entry.name, task, logits, decisions)
+    write_predictions(folder / entry.name, problem, logits, decisions)
     write_json(folder / entry.name / METRICS, entry.to_json())
     return TrainedEntry(entry, logits, decisions, [])
 
@@ -121,15 +123,15 @@ def _decided_by(number: int, entries: Sequence[TrainedEntry], logits: Sequence[n
     return Candidates(entries, mean, chosen, entries[0].decisions[number].multilabel)
 
 
-def _out_of_fold(task: Task, entries: Sequence[TrainedEntry]) -> Candidates:
+def _out_of_fold(problem: Problem, entries: Sequence[TrainedEntry]) -> Candidates:
     """Each fold's rows by its own decisions."""
     shape = (len(entries), *entries[0].logits.shape[1:])
     mean, chosen = np.full(shape, np.nan), np.full(shape, np.nan)
-    for number in range(len(task.splits)):
-        test = task.splits.fold(number, 0).test
+    for number in range(len(problem.splits)):
+        test = problem.splits.fold(number, 0).test
         part = _decided_by(number, entries, [entry.logits[:, test] for entry in entries])
         mean[:, test], chosen[:, test] = part.log_probabilities, part.chosen
-    return Candidates(entries, mean, chosen, task.targets.multilabel)
+    return Candidates(entries, mean, chosen, problem.targets.multilabel)
 
 
 def _log(probabilities: np.ndarray) -> np.ndarray:

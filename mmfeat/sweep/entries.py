@@ -25,10 +25,10 @@ from mmfeat.heads.settings import HeadSettings, settings_of
 from mmfeat.runs.entry import Entry, entry_name
 from mmfeat.runs.run import CURVES, METRICS, finals_are_whole
 from mmfeat.sweep.engine import Advance, Engine
+from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.scoring import cross_fit, decide, fit_on_all, score, write_predictions
 from mmfeat.sweep.search import Plan, Search
 from mmfeat.sweep.search_file import Trial
-from mmfeat.sweep.task import Task
 from mmfeat.sweep.trials import Outcome, fold_heads, load_outcome, refit, run_trials, save_finals, save_outcome
 from mmfeat.system.files import csv_text, read_json, write_atomic, write_json
 
@@ -61,7 +61,7 @@ class EntryTrainer:
     No trial is begun after `deadline` (seconds of `time.monotonic`); `advance` counts trainings.
     """
 
-    task: Task
+    problem: Problem
     engine: Engine
     head: str
     modality: str
@@ -77,7 +77,7 @@ class EntryTrainer:
     def train(self) -> TrainedEntry:
         """Search, choose, score, refit and save; what an earlier call saved is not done again."""
         outcomes, over = self._search()
-        trained = assemble(self.task, self.head, self.modality, outcomes, self.plan.adjustment)
+        trained = assemble(self.problem, self.head, self.modality, outcomes, self.plan.adjustment)
         if kept := _read_finals(self.folder / METRICS, len(outcomes)):
             entry = replace(
                 trained.entry,
@@ -97,17 +97,17 @@ class EntryTrainer:
             seconds=round(_seconds(outcomes) + _seconds(finals) + time.thread_time() - started, 2),
             final=save_finals(self.folder, finals),
         )
-        write_predictions(self.folder, self.task, trained.logits, trained.decisions)
-        write_atomic(self.folder / CURVES, _curves(self.task, self.head, best).encode())
+        write_predictions(self.folder, self.problem, trained.logits, trained.decisions)
+        write_atomic(self.folder / CURVES, _curves(self.problem, self.head, best).encode())
         write_json(self.folder / METRICS, entry.to_json())
         return replace(trained, entry=entry)
 
     def _finals(self, best: Outcome) -> list[Fitted]:
         """The heads that predict: trained on all labelled rows, or without a refit the heads of the folds."""
         if not self.plan.refit:
-            return fold_heads(self.task, self.engine, self.head, self.modality, best)
-        finals = refit(self.task, self.engine, self.head, self.modality, best)
-        self.advance(self.task.repeats_of(self.head))
+            return fold_heads(self.problem, self.engine, self.head, self.modality, best)
+        finals = refit(self.problem, self.engine, self.head, self.modality, best)
+        self.advance(self.problem.repeats_of(self.head))
         return finals
 
     def _search(self) -> tuple[list[Outcome], bool]:
@@ -116,7 +116,7 @@ class EntryTrainer:
             only = {self.folder / "trials" / "0000": self.plan.settings}
             return self._trials(only, self.advance, not self.plan.refit), True
         search = Search(
-            self.run_folder / SEARCH_FILE, self.folder.name, self.plan.space, self.plan.method, self.task.seed,
+            self.run_folder / SEARCH_FILE, self.folder.name, self.plan.space, self.plan.method, self.problem.seed,
             self.plan.trials, first=asdict(self.plan.settings),
         )  # fmt: skip
         over = False
@@ -156,10 +156,10 @@ class EntryTrainer:
         """The trials at these paths: those that an earlier call saved are read, the others trained and saved."""
         outcomes = {path: load_outcome(path) for path in wanted}
         missing = [path for path, saved in outcomes.items() if saved is None or saved.settings != wanted[path]]
-        advance((len(wanted) - len(missing)) * len(self.task.cells(self.head)))
+        advance((len(wanted) - len(missing)) * len(self.problem.cells(self.head)))
         if missing:
             settings = [wanted[path] for path in missing]
-            trained = run_trials(self.task, self.engine, self.head, self.modality, settings, advance, keep)
+            trained = run_trials(self.problem, self.engine, self.head, self.modality, settings, advance, keep)
             for path, outcome in zip(missing, trained, strict=True):
                 save_outcome(outcome, path)
                 outcomes[path] = outcome
@@ -170,11 +170,11 @@ class EntryTrainer:
         if self.head in BASELINES:
             return None
         shape = self.engine.bench.data(self.head, self.modality).shape
-        return count_parameters(load_fusion(self.head), shape, len(self.task.targets.classes))
+        return count_parameters(load_fusion(self.head), shape, len(self.problem.targets.classes))
 
 
 def assemble(
-    task: Task,
+    problem: Problem,
     head: str,
     modality: str,
     outcomes: list[Outcome],
@@ -186,22 +186,22 @@ def assemble(
     if chosen is None:
         chosen = np.stack([outcome.scores.mean(0) for outcome in outcomes]).argmax(0).tolist()
     logits = np.full_like(outcomes[0].logits, np.nan)
-    for fold in range(len(task.splits)):
-        test = task.splits.fold(fold, 0).test
+    for fold in range(len(problem.splits)):
+        test = problem.splits.fold(fold, 0).test
         logits[:, test] = outcomes[chosen[fold]].logits[:, test]
-    repeats = task.repeats_of(head)
+    repeats = problem.repeats_of(head)
     validation = [outcomes[chosen[cell // repeats]].validation[cell] for cell in range(len(chosen) * repeats)]
-    if not np.isfinite(logits[:, task.splits.tested]).all():
+    if not np.isfinite(logits[:, problem.splits.tested]).all():
         raise HeadError(f"{head} on {modality} gives no finite scores; lower --learning-rate")
-    decisions = cross_fit(task, logits, validation, adjustment)
+    decisions = cross_fit(problem, logits, validation, adjustment)
     entry = Entry(
         head=head,
         modalities=modality,
-        **score(task, logits, decisions),
+        **score(problem, logits, decisions),
         trials=len(outcomes),
         settings=best_outcome(outcomes).settings,
-        optimism=_optimism(task, outcomes, logits, decisions, adjustment),
-        decision=fit_on_all(task, logits, adjustment),
+        optimism=_optimism(problem, outcomes, logits, decisions, adjustment),
+        decision=fit_on_all(problem, logits, adjustment),
     )
     return TrainedEntry(entry, logits, decisions, validation)
 
@@ -216,24 +216,24 @@ def _seconds(timed: Sequence[Outcome] | Sequence[Fitted]) -> float:
 
 
 def _optimism(
-    task: Task, outcomes: list[Outcome], logits: np.ndarray, decisions: list[Decision], adjustment: float | None
+    problem: Problem, outcomes: list[Outcome], logits: np.ndarray, decisions: list[Decision], adjustment: float | None
 ) -> float:
     """The gain of macro-F1 if settings and thresholds are chosen on the very rows that are scored."""
-    rows = task.splits.tested
-    labels = task.targets.matrix[rows]
-    honest = np.mean(macro_f1(labels, decide(task, logits, decisions)[0][:, rows]))
+    rows = problem.splits.tested
+    labels = problem.targets.matrix[rows]
+    honest = np.mean(macro_f1(labels, decide(problem, logits, decisions)[0][:, rows]))
     naive = [
-        np.mean(macro_f1(labels, fit_on_all(task, each.logits, adjustment).choose(each.logits[:, rows])))
+        np.mean(macro_f1(labels, fit_on_all(problem, each.logits, adjustment).choose(each.logits[:, rows])))
         for each in outcomes
     ]
     return float(max(naive) - honest)
 
 
-def _curves(task: Task, head: str, outcome: Outcome) -> str:
+def _curves(problem: Problem, head: str, outcome: Outcome) -> str:
     """A row for each epoch of each head, or each candidate of a baseline."""
     rows = [
-        {"fold": task.splits.names[fold], "seed": repeat + 1, **line}
-        for (fold, repeat, _), history in zip(task.cells(head), outcome.histories, strict=True)
+        {"fold": problem.splits.names[fold], "seed": repeat + 1, **line}
+        for (fold, repeat, _), history in zip(problem.cells(head), outcome.histories, strict=True)
         for line in history
     ]
     header = list(rows[0]) if rows else ["fold", "seed"]

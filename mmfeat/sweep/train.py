@@ -21,8 +21,8 @@ from mmfeat.runs.config import RunConfig
 from mmfeat.runs.record import Maker, written_call
 from mmfeat.runs.run import ABLATION, LEADERBOARD, RUN_FILE, Run, finals_are_whole, read_run, reuse_run
 from mmfeat.sweep.choice import MODALITY_SETS, choose_pairs, needed_towers, usable_towers
+from mmfeat.sweep.problem import read_labelled
 from mmfeat.sweep.search import METHODS, Plan
-from mmfeat.sweep.task import read_problem
 from mmfeat.system.hardware import resolve_device
 from mmfeat.system.progress import Progress, Silent
 from mmfeat.system.ray_cluster import ENGINES
@@ -78,11 +78,11 @@ def train_heads(
     _check(task, attend, plan, engine)
     options = resolve_options(options or EncoderOptions(), device)
     towers, pairs = _choose(describe_encoders(list(encoders), options), fusion, baselines, modalities, attend)
-    problem = read_problem(data, columns, cache, task, protocol, progress)
+    labelled = read_labelled(data, columns, cache, task, protocol, progress)
     config = RunConfig(
         version=__version__,
         columns=dict(columns or {}),
-        **problem.recorded,
+        **labelled.recorded,
         encoders=tuple(towers),
         options=options,
         task=task,
@@ -95,15 +95,15 @@ def train_heads(
     )
     folder = Path(out) / config.name(_label(pairs))
     if (folder / RUN_FILE).exists() and _is_done(read_run(folder), plan):
-        return Sweep(reuse_run(folder, config), True, maker.seconds, problem.new_splits, problem.notes)
+        return Sweep(reuse_run(folder, config), True, maker.seconds, labelled.new_splits, labelled.notes)
     from mmfeat.sweep.engine import make_engine
     from mmfeat.sweep.train_all import train_run
 
-    features = problem.store.load(problem.labelled, [tower.spec for tower in towers], problem.keys, IN_MEMORY)
+    features = labelled.store.load(labelled.labelled, [tower.spec for tower in towers], labelled.keys, IN_MEMORY)
     maker = replace(maker, device=resolve_device(device))
-    runner = make_engine(engine, features, problem.targets, maker.device, attend, workers, ray_address)
-    run = train_run(problem, features, runner, pairs, plan, config, folder, maker, progress)
-    return Sweep(run, False, maker.seconds, problem.new_splits, problem.notes)
+    runner = make_engine(engine, features, labelled.targets, maker.device, attend, workers, ray_address)
+    run = train_run(labelled, features, runner, pairs, plan, config, folder, maker, progress)
+    return Sweep(run, False, maker.seconds, labelled.new_splits, labelled.notes)
 
 
 def _choose(

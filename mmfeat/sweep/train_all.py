@@ -25,40 +25,40 @@ from mmfeat.samples.dataset import SampleSet
 from mmfeat.sweep.engine import Engine
 from mmfeat.sweep.ensembles import ensemble_entries
 from mmfeat.sweep.entries import EntryTrainer, TrainedEntry
+from mmfeat.sweep.problem import LabelledData, Problem
 from mmfeat.sweep.scoring import decide
 from mmfeat.sweep.search import Plan
-from mmfeat.sweep.task import Problem, Task
 from mmfeat.system.files import sweep_temporaries, write_atomic, write_errors
 from mmfeat.system.hardware import cpu_count
 from mmfeat.system.progress import Progress
 
 
-def rank(task: Task, entries: Sequence[TrainedEntry]) -> tuple[Entry, ...]:
+def rank(problem: Problem, entries: Sequence[TrainedEntry]) -> tuple[Entry, ...]:
     """The entries, best first, each with its difference from the best, p-values, and whether that is a tie.
 
     An entry on both modalities also has its `gain`: its difference from the same head on the better single one.
     """
     ordered = sorted(entries, key=lambda trained: -trained.entry.macro_f1.value)
-    tested = task.splits.tested
-    chosen = [decide(task, trained.logits, trained.decisions)[0][:, tested] for trained in ordered]
-    behind = compare_with_best(task.targets.take(tested), chosen, 0, task.seed)
-    gains = _gains(task, [trained.entry for trained in ordered], chosen)
+    tested = problem.splits.tested
+    chosen = [decide(problem, trained.logits, trained.decisions)[0][:, tested] for trained in ordered]
+    behind = compare_with_best(problem.targets.take(tested), chosen, 0, problem.seed)
+    gains = _gains(problem, [trained.entry for trained in ordered], chosen)
     return tuple(
         replace(trained.entry, behind_best=convert(dict(test), PairedTest), tie=test["tie"], gain=gains.get(index))
         for index, (trained, test) in enumerate(zip(ordered, behind, strict=True))
     )
 
 
-def _gains(task: Task, ordered: Sequence[Entry], chosen: Sequence[np.ndarray]) -> dict[int, PairedTest]:
+def _gains(problem: Problem, ordered: Sequence[Entry], chosen: Sequence[np.ndarray]) -> dict[int, PairedTest]:
     """Index of an entry on both modalities -> its gain, p-values adjusted for the number of heads (Holm)."""
     pairs = {}
     for index, entry in enumerate(ordered):
         alone = [other for other, candidate in enumerate(ordered) if _single(candidate, entry.head)]
         if entry.modalities == "both" and alone:
             pairs[index] = alone[0]  # the better one, since the entries are in order
-    targets = task.targets.take(task.splits.tested)
+    targets = problem.targets.take(problem.splits.tested)
     tests = {
-        index: paired_difference(targets, chosen[index], chosen[other], task.seed) for index, other in pairs.items()
+        index: paired_difference(targets, chosen[index], chosen[other], problem.seed) for index, other in pairs.items()
     }
     adjusted = dict(zip(tests, holm([test.p for test in tests.values()]).tolist(), strict=True))
     return {
@@ -72,7 +72,7 @@ def _single(entry: Entry, head: str) -> bool:
 
 
 def train_run(
-    problem: Problem,
+    data: LabelledData,
     features: Features,
     engine: Engine,
     pairs: Sequence[tuple[str, str]],
@@ -84,29 +84,29 @@ def train_run(
 ) -> Run:
     """Train what the run folder lacks, then combine, rank, and declare the run complete."""
     try:
-        _check_features(problem.samples, features)
+        _check_features(data.samples, features)
         with write_errors(folder):  # a search that goes on is no finished run meanwhile
             (folder / RUN_FILE).unlink(missing_ok=True)
         with making(folder, config, maker), one_blas_thread():  # sums of several threads are other ones elsewhere
             for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
                 sweep_temporaries(place)  # of a killed call
-            save_splits(problem.splits, folder, [str(sample.label) for sample in problem.labelled])
-            task = Task(features.ids, problem.targets, problem.splits, problem.protocol.seeds, problem.protocol.seed)
-            entries = _train_all(task, engine, pairs, plan, folder, progress)
-            return _finish(task, entries, config, maker, plan, folder, features)
+            save_splits(data.splits, folder, [str(sample.label) for sample in data.labelled])
+            problem = Problem(features.ids, data.targets, data.splits, data.protocol.seeds, data.protocol.seed)
+            entries = _train_all(problem, engine, pairs, plan, folder, progress)
+            return _finish(problem, entries, config, maker, plan, folder, features)
     finally:
         engine.close()
 
 
 def _train_all(
-    task: Task, engine: Engine, pairs: Sequence[tuple[str, str]], plan: Plan, folder: Path, progress: Progress
+    problem: Problem, engine: Engine, pairs: Sequence[tuple[str, str]], plan: Plan, folder: Path, progress: Progress
 ) -> list[TrainedEntry]:
     """Every pair's entry. Their jobs share the engine's workers; the threads here wait for them."""
     deadline = float("inf") if plan.time_limit is None else time.monotonic() + plan.time_limit
-    total = sum(_trainings(task, head, plan) for head, _ in pairs)
-    with progress.task("heads", total) as advance, ThreadPoolExecutor(cpu_count() + 1) as threads:
+    total = sum(_trainings(problem, head, plan) for head, _ in pairs)
+    with progress.step("heads", total) as advance, ThreadPoolExecutor(cpu_count() + 1) as threads:
         futures = [
-            threads.submit(EntryTrainer(task, engine, head, modality, plan, folder, deadline, advance).train)
+            threads.submit(EntryTrainer(problem, engine, head, modality, plan, folder, deadline, advance).train)
             for head, modality in pairs
         ]
         try:
@@ -121,17 +121,17 @@ def _train_all(
             raise
 
 
-def _trainings(task: Task, head: str, plan: Plan) -> int:
+def _trainings(problem: Problem, head: str, plan: Plan) -> int:
     """How many trainings the progress bar counts for a head; a search without end is counted by its first trial."""
     trials = 1
     if plan.space and head not in BASELINES:
         sizes = [len(values) for values in plan.space.values() if isinstance(values, Sequence)]
         trials = plan.trials or int(np.prod(sizes))
-    return trials * len(task.cells(head)) + plan.refit * task.repeats_of(head)
+    return trials * len(problem.cells(head)) + plan.refit * problem.repeats_of(head)
 
 
 def _finish(
-    task: Task,
+    problem: Problem,
     entries: list[TrainedEntry],
     config: RunConfig,
     maker: Maker,
@@ -141,16 +141,16 @@ def _finish(
 ) -> Run:
     """Combine, rank, and declare the run complete."""
     if config.ensembles:
-        entries = entries + ensemble_entries(task, entries, plan.adjustment, folder)
-    leaderboard = rank(task, entries)
-    classes = task.targets.classes
+        entries = entries + ensemble_entries(problem, entries, plan.adjustment, folder)
+    leaderboard = rank(problem, entries)
+    classes = problem.targets.classes
     write_leaderboard(folder, leaderboard, classes)
     write_atomic(folder / ABLATION, ablation_csv(leaderboard, classes).encode())
-    counts = task.targets.matrix.sum(0).tolist()
+    counts = problem.targets.matrix.sum(0).tolist()
     results = Results(
         classes=tuple(classes),
         class_counts=dict(zip(classes, counts, strict=True)),
-        labelled=len(task.targets),
+        labelled=len(problem.targets),
         widths=features.widths,
         leaderboard=leaderboard,
         record=maker.record(config),

@@ -20,7 +20,7 @@ from mmfeat.heads.settings import SHARED, HeadSettings, settings_of
 from mmfeat.heads.stack import Member, epoch_steps, plain_choice
 from mmfeat.runs.entry import FinalHead
 from mmfeat.sweep.engine import Advance, Engine
-from mmfeat.sweep.task import Task
+from mmfeat.sweep.problem import Problem
 from mmfeat.system.files import canonical_json, file_sha256, read_json, write_atomic, write_json
 
 
@@ -49,7 +49,7 @@ class Outcome:
 
 
 def run_trials(
-    task: Task,
+    problem: Problem,
     engine: Engine,
     head: str,
     modality: str,
@@ -61,7 +61,7 @@ def run_trials(
 
     `keep`: the outcomes hold what rebuilds the heads.
     """
-    cells = task.cells(head)
+    cells = problem.cells(head)
     work = [(number, each, cell) for number, each in enumerate(settings) for cell in range(len(cells))]
     groups: dict[tuple[Any, ...], list[tuple[int, HeadSettings, int]]] = {}
     for item in work:
@@ -69,14 +69,14 @@ def run_trials(
     chunks = [
         chunk
         for group in groups.values()
-        for chunk in _chunks(group, _stack_size(task, engine, head, modality, group[0][1]))
+        for chunk in _chunks(group, _stack_size(problem, engine, head, modality, group[0][1]))
     ]
-    jobs = [_job(task, head, modality, chunk, cells, keep) for chunk in chunks]
+    jobs = [_job(problem, head, modality, chunk, cells, keep) for chunk in chunks]
     results: dict[tuple[int, int], Fitted] = {}
     for chunk, fitted in zip(chunks, engine.run(jobs, advance), strict=True):
         results |= {(number, cell): each for (number, _, cell), each in zip(chunk, fitted, strict=True)}
     return [
-        _outcome(task, head, each, [results[number, cell] for cell in range(len(cells))], keep)
+        _outcome(problem, head, each, [results[number, cell] for cell in range(len(cells))], keep)
         for number, each in enumerate(settings)
     ]
 
@@ -128,12 +128,12 @@ def _checksum(record: dict[str, Any], file: Path) -> str:
     return hashlib.sha256(f"{canonical_json(record)}{file_sha256(file)}".encode()).hexdigest()
 
 
-def _classes(task: Task) -> int:
-    return len(task.targets.classes)
+def _classes(problem: Problem) -> int:
+    return len(problem.targets.classes)
 
 
-def _stack_size(task: Task, engine: Engine, head: str, modality: str, settings: HeadSettings) -> int:
-    return stack_size(head, engine.bench.data(head, modality), _classes(task), settings.batch_size)
+def _stack_size(problem: Problem, engine: Engine, head: str, modality: str, settings: HeadSettings) -> int:
+    return stack_size(head, engine.bench.data(head, modality), _classes(problem), settings.batch_size)
 
 
 def _chunks(items: list[Any], size: int) -> list[list[Any]]:
@@ -146,7 +146,7 @@ def _chunks(items: list[Any], size: int) -> list[list[Any]]:
 
 
 def _job(
-    task: Task,
+    problem: Problem,
     head: str,
     modality: str,
     chunk: list[tuple[int, HeadSettings, int]],
@@ -161,22 +161,22 @@ def _job(
         steps = epoch_steps(most, settings.batch_size)
         whole = np.union1d(rows.train, rows.validation)
         settings = replace(settings, batch_size=min(settings.batch_size, fewest))
-        members.append(Member(settings, rows.train, rows.validation, (task.seed, fold, repeat), steps, fold=whole))
+        members.append(Member(settings, rows.train, rows.validation, (problem.seed, fold, repeat), steps, fold=whole))
         predict.append((rows.validation, rows.test))
     return Job(head, modality, tuple(members), tuple(predict), keep=keep)
 
 
-def _outcome(task: Task, head: str, settings: HeadSettings, fitted: list[Fitted], keep: bool) -> Outcome:
-    cells = task.cells(head)
-    repeats = task.repeats_of(head)
+def _outcome(problem: Problem, head: str, settings: HeadSettings, fitted: list[Fitted], keep: bool) -> Outcome:
+    cells = problem.cells(head)
+    repeats = problem.repeats_of(head)
     validation = [_as_saved(each.logits[0]) for each in fitted]
-    logits = np.full((repeats, len(task.targets), _classes(task)), np.nan)
-    scores = np.zeros((repeats, len(task.splits)))
+    logits = np.full((repeats, len(problem.targets), _classes(problem)), np.nan)
+    scores = np.zeros((repeats, len(problem.splits)))
     for (fold, repeat, rows), each, seen in zip(cells, fitted, validation, strict=True):
         logits[repeat, rows.test] = _as_saved(each.logits[1])
         if np.isfinite(seen).all():  # one that diverged scores nothing, and loses against any other
-            choice = plain_choice(seen, task.targets.multilabel)
-            scores[repeat, fold] = macro_f1(task.targets.matrix[rows.validation], choice)
+            choice = plain_choice(seen, problem.targets.multilabel)
+            scores[repeat, fold] = macro_f1(problem.targets.matrix[rows.validation], choice)
     return Outcome(
         settings,
         logits,
@@ -195,26 +195,26 @@ def _as_saved(logits: np.ndarray) -> np.ndarray:
     return logits.astype(np.float32).astype(np.float64)
 
 
-def refit(task: Task, engine: Engine, head: str, modality: str, best: Outcome) -> list[Fitted]:
+def refit(problem: Problem, engine: Engine, head: str, modality: str, best: Outcome) -> list[Fitted]:
     """Train on all labelled samples, as long and as slowly as the heads of the folds did on average."""
-    everything, nothing = np.arange(len(task.targets)), np.empty(0, np.int64)
+    everything, nothing = np.arange(len(problem.targets)), np.empty(0, np.int64)
     settings = replace(best.settings, batch_size=min(best.settings.batch_size, len(everything)))
     steps = epoch_steps(len(everything), settings.batch_size)
     replay = replayed(best.best_epochs, best.histories) if head not in BASELINES else None
     members = tuple(
-        Member(settings, everything, nothing, (task.seed, len(task.splits), repeat), steps, replay)
-        for repeat in range(task.repeats_of(head))
+        Member(settings, everything, nothing, (problem.seed, len(problem.splits), repeat), steps, replay)
+        for repeat in range(problem.repeats_of(head))
     )
     setting = _middle(best.chosen) if head in BASELINES else None
     job = Job(head, modality, members, ((nothing,),) * len(members), setting, keep=True)
     return engine.run([job], lambda heads: None)[0]
 
 
-def fold_heads(task: Task, engine: Engine, head: str, modality: str, best: Outcome) -> list[Fitted]:
+def fold_heads(problem: Problem, engine: Engine, head: str, modality: str, best: Outcome) -> list[Fitted]:
     """The heads of the folds; a trial that was read from disk has none, and is trained again."""
     if best.fitted:
         return best.fitted
-    (again,) = run_trials(task, engine, head, modality, [best.settings], lambda heads: None, keep=True)
+    (again,) = run_trials(problem, engine, head, modality, [best.settings], lambda heads: None, keep=True)
     return again.fitted
 
 

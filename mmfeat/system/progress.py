@@ -16,12 +16,12 @@ class Advance(Protocol):
 class Progress(Protocol):
     """Opens a task of `total` steps, None: nobody can count them; the context gives a function that advances it."""
 
-    def task(self, title: str, total: int | None) -> AbstractContextManager[Advance]: ...
+    def step(self, title: str, total: int | None) -> AbstractContextManager[Advance]: ...
 
 
 class Silent:
     """Shows nothing."""
 
     @contextmanager
-    def task(self, title: str, total: int | None) -> Iterator[Advance]:
+    def step(self, title: str, total: int | None) -> Iterator[Advance]:
         yield lambda steps, note="": None

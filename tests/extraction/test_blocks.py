@@ -31,7 +31,7 @@ class Titles:
         self.notes: list[str] = []
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Callable[..., None]]:
+    def step(self, title: str, total: int) -> Iterator[Callable[..., None]]:
         self.seen.append((title, total))
         yield lambda steps, note="": self.notes.append(note)
 

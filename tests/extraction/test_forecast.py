@@ -101,9 +101,9 @@ def test_what_hog_does_is_encoding(data: Path, tmp_path: Path) -> None:
     steps: list[tuple[str, int | None]] = []
 
     class Noted(Silent):
-        def task(self, title: str, total: int | None) -> AbstractContextManager[Advance]:
+        def step(self, title: str, total: int | None) -> AbstractContextManager[Advance]:
             steps.append((title, total))
-            return super().task(title, total)
+            return super().step(title, total)
 
     found = forecast_extraction(data, ["hog"], cache=tmp_path / "cache", progress=Noted())
     (each,) = found.encoders

@@ -70,7 +70,7 @@ def live_probabilities(place: Path, found: Finetuned, settings: Any, **asked: An
     for number, each in enumerate(entry.final[0].towers):
         state |= {f"{number}.{name}": value for name, value in load_file(place / each.file).items()}
     model.load(state)
-    logits = model.predict(np.arange(len(work.task.targets)))
+    logits = model.predict(np.arange(len(work.problem.targets)))
     return entry.decision.probabilities(logits)
 
 
@@ -162,7 +162,7 @@ class Impatient:
         self.left = steps
 
     @contextmanager
-    def task(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+    def step(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
         def advance(steps: int) -> None:
             self.left -= steps if "fine-tuning" in title else 0
             if self.left < 0:

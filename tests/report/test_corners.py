@@ -28,7 +28,7 @@ from mmfeat.report.results import Results
 from mmfeat.report.scores import classes_section, confusion_section
 from mmfeat.report.section import Table, interval
 from mmfeat.runs.entry import ClassScores, Interval
-from mmfeat.runs.out_of_fold import Predictions, read_predictions
+from mmfeat.runs.out_of_fold import OutOfFold, read_predictions
 from mmfeat.runs.run import Run
 from mmfeat.samples.labels import Targets
 from tests.sweep.small_sweeps import FLOAT32, sweep
@@ -105,7 +105,7 @@ def test_intervals_above_ten_keep_their_digits() -> None:
 
 def test_the_surest_samples_of_several_labels_are_samples() -> None:
     targets = Targets(("a", "b"), np.array([[True, False], [False, False]]), multilabel=True)
-    found = Predictions(("1", "2"), targets, targets.matrix[None], np.array([[0.9, 0.2], [0.3, 0.6]]))
+    found = OutOfFold(("1", "2"), targets, targets.matrix[None], np.array([[0.9, 0.2], [0.3, 0.6]]))
     confidence, right = surest(found)
     assert confidence == pytest.approx([0.8, 0.6])
     assert right.tolist() == [True, False]

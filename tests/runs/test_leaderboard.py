@@ -18,8 +18,8 @@ from mmfeat.runs.entry import Entry
 from mmfeat.runs.leaderboard import SCORES, ablation, ablation_csv, leaderboard_csv
 from mmfeat.samples.labels import Targets
 from mmfeat.sweep.entries import TrainedEntry
+from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.scoring import decide
-from mmfeat.sweep.task import Task
 from mmfeat.sweep.train import Sweep
 from mmfeat.sweep.train_all import rank
 from tests.heads.toy_features import MULTILABEL, TARGETS
@@ -29,7 +29,7 @@ ENTRIES = {("cross-attention", "both"): 3.0, ("film-concat", "both"): 2.9, ("fil
 ENSEMBLES = {("seed-average", "ensemble"): 3.2}
 
 
-def scored(task: Task, more: dict[tuple[str, str], float]) -> list[TrainedEntry]:
+def scored(task: Problem, more: dict[tuple[str, str], float]) -> list[TrainedEntry]:
     found = []
     for (head, modality), skill in {**ENTRIES, **more}.items():
         entry = made_up_entry(task, head + modality, skill)

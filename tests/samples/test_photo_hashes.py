@@ -172,7 +172,7 @@ def test_hashes_survive_an_interrupted_run(
     class Interrupting:
         """Progress that is stopped after the first step."""
 
-        def task(self, title: str, total: int) -> "Interrupting":
+        def step(self, title: str, total: int) -> "Interrupting":
             return self
 
         def __enter__(self) -> Callable[[int], None]:

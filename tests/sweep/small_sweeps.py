@@ -23,9 +23,9 @@ from mmfeat.runs.run import Results, Run
 from mmfeat.samples.labels import Targets
 from mmfeat.sweep.engine import LocalEngine
 from mmfeat.sweep.entries import EntryTrainer, TrainedEntry
+from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.scoring import score
 from mmfeat.sweep.search import Plan
-from mmfeat.sweep.task import Task
 from mmfeat.sweep.train import Sweep, train_heads
 from tests.heads import toy_features
 
@@ -74,16 +74,16 @@ def stamps(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path.relative_to(folder)): (stat.st_ino, stat.st_mtime_ns) for path, stat in found.items()}
 
 
-def toy_task(targets: Targets = toy_features.TARGETS, folds: int = 3, seeds: int = 2, **holdout: Any) -> Task:
+def toy_task(targets: Targets = toy_features.TARGETS, folds: int = 3, seeds: int = 2, **holdout: Any) -> Problem:
     """300 made-up samples in folds, or with `shares` in a holdout."""
     ids, groups = tuple(map(str, range(len(targets)))), np.arange(len(targets))
     if holdout:
-        return Task(ids, targets, make_holdout(targets, ids, groups, seed=1, repeats=seeds, **holdout), seeds, 1)
-    return Task(ids, targets, make_folds(targets, ids, groups, folds, 1, seeds), seeds, 1)
+        return Problem(ids, targets, make_holdout(targets, ids, groups, seed=1, repeats=seeds, **holdout), seeds, 1)
+    return Problem(ids, targets, make_folds(targets, ids, groups, folds, 1, seeds), seeds, 1)
 
 
 def toy_entry(
-    task: Task, folder: Path, plan: Plan = QUICK, head: str = "concat", deadline: float = np.inf
+    task: Problem, folder: Path, plan: Plan = QUICK, head: str = "concat", deadline: float = np.inf
 ) -> TrainedEntry:
     """A real head on the made-up vectors."""
     engine = LocalEngine(toy_features.features(), task.targets, "cpu", "tokens", 1)
@@ -103,7 +103,7 @@ def run_of(folder: Path, targets: Targets, leaderboard: Sequence[Entry], **confi
     return Run(folder, made, Results(targets.classes, counts, len(targets), {}, tuple(leaderboard)))
 
 
-def made_up_entry(task: Task, name: str, skill: float, seeds: int = 2, modality: str = "both") -> TrainedEntry:
+def made_up_entry(task: Problem, name: str, skill: float, seeds: int = 2, modality: str = "both") -> TrainedEntry:
     """An entry of invented logits: the better, the more `skill`."""
     random = np.random.default_rng(sum(map(ord, name)))
     noise = random.standard_normal((seeds, *task.targets.matrix.shape))

@@ -30,7 +30,7 @@ from mmfeat.prediction.final_heads import EntryPredictor
 from mmfeat.runs.entry import FinalHead, convert
 from mmfeat.samples.labels import Targets
 from mmfeat.sweep.engine import Engine, LocalEngine, make_engine
-from mmfeat.sweep.task import Task
+from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.trials import Outcome, run_trials, save_finals
 from tests.heads.toy_features import (
     MULTILABEL,
@@ -52,7 +52,7 @@ IDS = tuple(map(str, EVERYTHING))
 def trials(engine: Engine, head: str = "concat", settings: list[HeadSettings] = SETTINGS) -> list[Outcome]:
     """Two folds with two seeds of each setting."""
     splits = make_folds(TARGETS, IDS, EVERYTHING, folds=2, seed=5, repeats=2)
-    task = Task(IDS, TARGETS, splits, 2, 5)
+    task = Problem(IDS, TARGETS, splits, 2, 5)
     return run_trials(task, engine, head, "both", settings, lambda heads: None)
 
 

@@ -11,24 +11,24 @@ import pytest
 from mmfeat.samples.labels import Targets
 from mmfeat.sweep.ensembles import KINDS, TOGETHER, combine, ensemble_entries
 from mmfeat.sweep.entries import Entry
+from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.scoring import cross_fit, decide
-from mmfeat.sweep.task import Task
 from tests.heads.toy_features import MULTILABEL, TARGETS
 from tests.sweep.small_sweeps import made_up_entry, rows, toy_task
 
 SKILLS = {"strong": 2.0, "middle": 1.0, "weak": 0.3}
 
 
-def candidates(task: Task) -> list[Entry]:
+def candidates(task: Problem) -> list[Entry]:
     found = [made_up_entry(task, name, skill) for name, skill in SKILLS.items()]
     return [*found, made_up_entry(task, "text-only", 0.8, 1, "text"), made_up_entry(task, "prior", 0.0, 1)]
 
 
-def by_kind(task: Task, entries: list[Entry], folder: Path) -> dict[str, Entry]:
+def by_kind(task: Problem, entries: list[Entry], folder: Path) -> dict[str, Entry]:
     return {entry.entry.head: entry for entry in ensemble_entries(task, entries, None, folder)}
 
 
-def decided(task: Task, entries: list[Entry]) -> list[Entry]:
+def decided(task: Problem, entries: list[Entry]) -> list[Entry]:
     """The same logits, with the decisions that the labels of this task lead to."""
     return [replace(each, decisions=cross_fit(task, each.logits, each.validation, None)) for each in entries]
 

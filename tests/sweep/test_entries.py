@@ -18,10 +18,10 @@ from mmfeat.heads.settings import HeadSettings
 from mmfeat.heads.stack import Member, train_stack
 from mmfeat.samples.labels import Targets, names_of
 from mmfeat.sweep.entries import assemble
+from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.scoring import cross_fit, decide
 from mmfeat.sweep.search import Plan
 from mmfeat.sweep.search_space import Range
-from mmfeat.sweep.task import Task
 from mmfeat.sweep.trials import Outcome, load_outcome, save_outcome
 from tests.heads.toy_features import MULTILABEL, TARGETS, features
 from tests.sweep.small_sweeps import QUICK, made_up_entry, stamps, toy_entry, toy_task
@@ -29,7 +29,7 @@ from tests.sweep.small_sweeps import QUICK, made_up_entry, stamps, toy_entry, to
 GRID = replace(QUICK, space={"learning_rate": [1e-3, 1e-2], "dropout": [0.2, 0.5]})
 
 
-def outcome(task: Task, skill: float, scores: list[float], name: str = "head") -> Outcome:
+def outcome(task: Problem, skill: float, scores: list[float], name: str = "head") -> Outcome:
     """A trial of invented logits with these validation scores, one a fold."""
     entry = made_up_entry(task, name, skill)
     cells = [np.full((2, len(scores)), scores)]

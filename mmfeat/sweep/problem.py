@@ -23,7 +23,7 @@ from mmfeat.system.remote import absolute
 
 
 @dataclass(frozen=True)
-class Problem:
+class LabelledData:
     """The labelled samples, what is to be told of them, and how they are split."""
 
     samples: SampleSet
@@ -67,14 +67,14 @@ class Problem:
         }
 
 
-def read_problem(
+def read_labelled(
     data: str | Path,
     columns: Mapping[str, str] | None,
     cache: str | Path,
     task: str,
     protocol: Protocol,
     progress: Progress,
-) -> Problem:
+) -> LabelledData:
     """Read the samples, hash what they hold, and split the labelled ones."""
     samples = read_samples(data, columns)
     labelled = samples.labelled
@@ -84,11 +84,11 @@ def read_problem(
     keys = {modality: store.content_keys(labelled, modality, progress) for modality in MODALITIES}
     targets = read_targets([str(sample.label) for sample in labelled], task == "multilabel")
     splits, new = protocol_splits(labelled, targets, keys["image"], store.folder, protocol, progress)
-    return Problem(samples, store, keys, targets, protocol, splits, new)
+    return LabelledData(samples, store, keys, targets, protocol, splits, new)
 
 
 @dataclass(frozen=True)
-class Task:
+class Problem:
     """What every head of a sweep is trained and scored on. `repeats`: seeds a fold."""
 
     ids: tuple[str, ...]
