@@ -1,8 +1,9 @@
-"""What heads see: the vectors of all samples, on the device where they fit into memory, on disk where not."""
+"""The input of heads: the vectors of all samples, on the device where the features are in memory, else on disk."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 
 import numpy as np
 import torch
@@ -13,13 +14,13 @@ from mmfeat.errors import HeadError
 from mmfeat.heads.layers import Batch, Shape, norm
 
 ORDER = ("image", "text")
-CHUNK = 8192  # rows read at once
-PREPARED = 2**24  # values of all samples; more are normed batch by batch
-STATISTICS_ROWS = 65_536  # mean and deviation of more rows are those of as many evenly spaced ones
+CHUNK = 8192  # rows that one read takes
+PREPARED = 2**24  # largest N * D that is normed beforehand; larger data are normed batch by batch
+STATISTICS_ROWS = 65_536  # rows that give mean and deviation, evenly spaced where there are more
 
 
 class Source:
-    """One encoder: the plain vectors of N samples and those of their augmented views."""
+    """One encoder: the plain vectors of N samples and the vectors of their augmented views."""
 
     def __init__(self, plain: Block | MappedBlock, views: Sequence[Block | MappedBlock], device: str) -> None:
         self.name, self.device = plain.name, device
@@ -33,30 +34,30 @@ class Source:
         self.width = self.values.shape[1] if self.values is not None else int(getattr(plain, "width", 0))
 
     def take(self, rows: Tensor, views: Tensor | None = None) -> Tensor:
-        """(K, B) rows, and which view of each -> (K, B, D) float32; a view that is missing is the plain picture."""
+        """(K, B) rows and (K, B) view numbers -> (K, B, D) float32; the plain picture replaces a missing view."""
         if views is None or len(self.blocks) == 1:
-            place = rows
+            indices = rows
         else:
-            views = torch.where(views < len(self.blocks), views, 0)  # other encoders may have more
-            place = rows + torch.where(self.there[views, rows], views, 0) * len(self.mask)
+            views = torch.where(views < len(self.blocks), views, 0)  # another encoder may have more views
+            indices = rows + torch.where(self.there[views, rows], views, 0) * len(self.mask)
         if self.values is not None:
-            return self.values.index_select(0, place.flatten()).float().view(*rows.shape, self.width)
-        return self._read(place.cpu().numpy().ravel()).view(*rows.shape, self.width)
+            return self.values.index_select(0, indices.flatten()).float().view(*rows.shape, self.width)
+        return self._read(indices.cpu().numpy().ravel()).view(*rows.shape, self.width)
 
-    def _read(self, places: np.ndarray) -> Tensor:
-        out = np.zeros((len(places), self.width), np.float32)
-        views, rows = np.divmod(places, len(self.mask))
+    def _read(self, indices: np.ndarray) -> Tensor:
+        out = np.zeros((len(indices), self.width), np.float32)
+        views, rows = np.divmod(indices, len(self.mask))
         for number in np.unique(views):
             block, here = self.blocks[number], np.flatnonzero(views == number)
-            here = here[np.argsort(rows[here], kind="stable")]  # the disk is read in its own order
+            here = here[np.argsort(rows[here], kind="stable")]  # rows in the order of the disk
             assert isinstance(block, MappedBlock)
             values = block.batch(rows[here])[0]
-            if values.shape[1]:  # a batch of which nothing is there has no tokens either
+            if values.shape[1]:  # a batch without any vector has no token axis to read
                 out[here] = values[:, 0]
         return torch.from_numpy(out).to(self.device)
 
     def statistics(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """(D,) mean and standard deviation of the rows that are there; 0 and 1 where nothing varies."""
+        """(D,) mean and (D,) standard deviation of the present rows; the deviation is 1 where nothing varies."""
         rows = rows[self.masks[0, rows]]
         if len(rows) > STATISTICS_ROWS:
             rows = rows[np.linspace(0, len(rows) - 1, STATISTICS_ROWS).astype(np.int64)]
@@ -74,13 +75,13 @@ class Source:
 
 
 class HeadData:
-    """The samples as heads see them. `shape` tells what a fusion is built for.
+    """The N samples as heads see them. A fusion is built for `shape`.
 
-    `modality` is both, text or image. `tokens`: read token states for cross-attention; "pooled" lets it attend to the
-    pooled vectors instead, each as one token.
+    `modality` is both, text or image. With `tokens` "tokens", cross-attention reads token states; with "pooled" it
+    attends to the pooled vectors, each as one token.
     """
 
-    normed = False  # whether the vectors of a batch are normed already
+    tables: NormedTables | None = None
 
     def __init__(self, features: Features, modality: str = "both", device: str = "cpu", tokens: str = "") -> None:
         self.ids, self.device = features.ids, device
@@ -108,24 +109,24 @@ class HeadData:
 
     @property
     def width(self) -> int:
-        """D of all encoders side by side."""
+        """D, the columns of all encoders side by side."""
         return self.shape.total
 
     @property
     def token_values(self) -> int:
-        """Numbers in the tokens of a sample with the longest of all sources."""
+        """Numbers in the tokens of a sample that has the longest sequence of every source."""
         if self.attend != "tokens":
             return sum(map(sum, self.shape.tokens.values()))
         everything = (block for blocks in self.token_blocks.values() for block in blocks)
         return sum(int(block.lengths.max(initial=0)) * block.width for block in everything)
 
     def rows(self, rows: np.ndarray, view: int = 0) -> np.ndarray:
-        """(n, D) float32, all encoders side by side, NaN where a vector is missing: what baselines see."""
-        places = torch.from_numpy(np.asarray(rows, np.int64)[None]).to(self.device)
-        views = torch.full_like(places, view) if view else None
+        """(n, D) float32 input of baselines: all encoders side by side, NaN where a vector is missing."""
+        indices = torch.from_numpy(np.asarray(rows, np.int64)[None]).to(self.device)
+        views = torch.full_like(indices, view) if view else None
         parts = []
         for source in self._all():
-            part = source.take(places, views)[0].cpu().numpy()
+            part = source.take(indices, views)[0].cpu().numpy()
             part[~source.masks[0, rows]] = np.nan
             parts.append(part)
         return np.concatenate(parts, axis=1)
@@ -133,11 +134,12 @@ class HeadData:
     def batch(
         self, rows: Tensor, views: Tensor | None = None, dropped: Tensor | None = None, keep: Tensor | None = None
     ) -> Batch:
-        """(K, B) rows, which view of each, and which modality each loses (a number in [image, text], or -1)."""
+        """The input of K heads for (K, B) rows, their view numbers and the modality that each row loses (an index into
+        [image, text], or -1)."""
         vectors = self._vectors(rows, views)
         kept = {name: dropped != number if dropped is not None else None for number, name in enumerate(self.sources)}
         masks = {name: [self._mask(each, rows, kept[name]) for each in self.sources[name]] for name in self.sources}
-        return Batch(vectors, masks, self._tokens(rows, vectors, masks, kept), keep, self.normed)
+        return Batch(vectors, masks, self._tokens(rows, vectors, masks, kept), keep, self.tables is not None)
 
     def statistics(self, rows: np.ndarray) -> dict[str, list[tuple[Tensor, Tensor]]]:
         """Mean and standard deviation of each encoder over training rows; computed once."""
@@ -149,9 +151,16 @@ class HeadData:
         return self._statistics[key]
 
     def prepared(self, keys: Sequence[np.ndarray]) -> HeadData:
-        """The same data, normed beforehand with the statistics of each head's rows (`keys`), if it is small."""
+        """These data with vectors that are normed beforehand, where N * D is small: a quarter of a small head's time.
+
+        `keys` holds the rows of each of K heads whose statistics norm the vectors of that head.
+        """
         plain = self.views == 0 and self.attend != "pooled" and all(each.values is not None for each in self._all())
-        return PreparedData(self, keys) if plain and len(self) * self.width <= PREPARED else self
+        if not plain or len(self) * self.width > PREPARED:
+            return self
+        prepared = copy(self)
+        prepared.tables = NormedTables(self, keys)
+        return prepared
 
     def normed_vectors(self, rows: np.ndarray) -> dict[str, list[Tensor]]:
         """(N, D) of each encoder, normed with the statistics of `rows`; computed once."""
@@ -168,16 +177,20 @@ class HeadData:
         return self._normed[key]
 
     def keep_heads(self, heads: Tensor) -> None:
-        """Go on with these heads of a stack."""
+        """Continue with these heads of a stack."""
+        if self.tables is not None:
+            self.tables.keep_heads(heads)
 
     def _vectors(self, rows: Tensor, views: Tensor | None) -> dict[str, list[Tensor]]:
+        if self.tables is not None:
+            return self.tables.take(rows)
         return {name: [source.take(rows, views) for source in sources] for name, sources in self.sources.items()}
 
     def _all(self) -> Iterator[Source]:
         return (source for sources in self.sources.values() for source in sources)
 
     def _mask(self, source: Source, rows: Tensor, kept: Tensor | None) -> Tensor | None:
-        """None where nothing is missing, which spares the gradient of the embedding for it."""
+        """(K, B) presence, or None where nothing is missing: then no gradient of the replacement embedding is taken."""
         if self.complete and kept is None:
             return None
         there = source.mask[rows]
@@ -200,7 +213,7 @@ class HeadData:
         if self.attend == "pooled":
             return pooled_tokens(vectors, masks)
         blocks = self.token_blocks if self.attend else {}
-        return {name: [self._read_tokens(block, rows, kept[name]) for block in own] for name, own in blocks.items()}
+        return {name: [self._read_tokens(block, rows, kept[name]) for block in some] for name, some in blocks.items()}
 
     def _read_tokens(self, block: MappedBlock, rows: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
         values, there = block.batch(rows.cpu().numpy().ravel())
@@ -209,28 +222,30 @@ class HeadData:
         return x, mask if kept is None else mask & kept.unsqueeze(-1)
 
 
-class PreparedData(HeadData):
-    """`HeadData` for one stack: its heads' vectors are normed, which saves a quarter of a small head's time."""
+class NormedTables:
+    """The normed vectors of one stack: for each encoder one (N, D) table a set of training rows, joined along N.
 
-    normed = True
+    `offsets` (K, 1) are the first rows of the tables that the K heads read.
+    """
 
     def __init__(self, data: HeadData, keys: Sequence[np.ndarray]) -> None:
-        self.__dict__.update(data.__dict__)
         tables = {rows.tobytes(): data.normed_vectors(rows) for rows in keys}
-        place = {key: number for number, key in enumerate(tables)}
+        index = {key: number for number, key in enumerate(tables)}
         self.tables = {
             name: [torch.cat([table[name][number] for table in tables.values()]) for number in range(len(sources))]
             for name, sources in data.sources.items()
         }
-        self.offsets = torch.tensor([place[rows.tobytes()] * len(data) for rows in keys], device=data.device)[:, None]
+        self.offsets = torch.tensor([index[rows.tobytes()] * len(data) for rows in keys], device=data.device)[:, None]
 
     def keep_heads(self, heads: Tensor) -> None:
+        """Continue with these heads of the stack."""
         self.offsets = self.offsets[heads]
 
-    def _vectors(self, rows: Tensor, views: Tensor | None) -> dict[str, list[Tensor]]:
-        places = (rows + self.offsets).flatten()
+    def take(self, rows: Tensor) -> dict[str, list[Tensor]]:
+        """(K, B) rows -> (K, B, D) normed vectors of each encoder."""
+        indices = (rows + self.offsets).flatten()
         return {
-            name: [table.index_select(0, places).view(*rows.shape, table.shape[-1]) for table in tables]
+            name: [table.index_select(0, indices).view(*rows.shape, table.shape[-1]) for table in tables]
             for name, tables in self.tables.items()
         }
 
@@ -238,18 +253,18 @@ class PreparedData(HeadData):
 def pooled_tokens(
     vectors: dict[str, list[Tensor]], masks: dict[str, list[Tensor | None]]
 ) -> dict[str, list[tuple[Tensor, Tensor]]]:
-    """(K, B, D) vectors and (K, B) masks as one token each: what cross-attention sees where it attends to those."""
+    """(K, B, D) vectors and (K, B) masks -> (K, B, 1, D) and (K, B, 1): each pooled vector as one token."""
     return {
         name: [
             (x.nan_to_num().unsqueeze(2), (x.new_ones(x.shape[:2], dtype=torch.bool) if m is None else m).unsqueeze(2))
-            for x, m in zip(own, masks[name], strict=True)
+            for x, m in zip(sources, masks[name], strict=True)
         ]
-        for name, own in vectors.items()
+        for name, sources in vectors.items()
     }
 
 
 def _sources(features: Features, modality: str, device: str) -> Iterator[Source]:
-    """One for each encoder of the modality, its views behind the plain pictures in the order of their names."""
+    """Yield one source for each encoder of the modality, its views behind the plain pictures in order of name."""
     everything: list[Block | MappedBlock] = [*features.blocks]
     everything += [block for block in features.mapped if block.output == "pooled"]
     pooled = [block for block in everything if block.modality == modality]

@@ -1,4 +1,9 @@
-"""Concatenation: [image; text] -> 256 -> 64 -> classes."""
+"""The six fusions: late, concat, gated, film, film-concat and cross-attention. Each turns the image vector i and the
+text vector t of a sample into logits.
+
+All but the late one end in the same classifier, MLP(x) = 256 -> 64 -> classes with batch normalisation and dropout.
+Fusions that compare the modalities say in their docstring what they do with a single modality.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +13,18 @@ from torch.nn import functional as F
 
 from mmfeat.heads.layers import Batch, Classifier, Fusion, LayerNorm, Linear, Scalar, Shape, Stacked
 
-HIDDEN = (256, 64)  # of the classifier behind every fusion but the late one
+HIDDEN = (256, 64)  # widths of the classifier's hidden layers, except for the late fusion
+LATE_WIDTH = 512
+GATED_WIDTH = 256  # width to which both modalities are projected where their widths differ
+GATE_WIDTH = 64
+GENERATOR_WIDTH = 64
+TOKEN_WIDTH = 128
+ATTENTION_HEADS = 8
+CLOSED = -4.0  # first logit of the gate: sigmoid(-4) = 0.018
 
 
 class Concat(Fusion):
-    """The vectors of all modalities side by side, then the classifier."""
+    """Concatenation, MLP([i; t]): the vectors of all modalities side by side, then the classifier."""
 
     units = sum(HIDDEN)
 
@@ -24,11 +36,8 @@ class Concat(Fusion):
         return self.classifier(torch.cat(list(vectors.values()), -1), batch.keep)
 
 
-LATE_WIDTH = 512
-
-
 class Late(Fusion):
-    """A linear projection of each modality, joined only afterwards."""
+    """Late fusion, W relu(V [P i; Q t]): a linear projection of each modality to 512, joined only afterwards."""
 
     units = LATE_WIDTH
 
@@ -42,14 +51,11 @@ class Late(Fusion):
         return self.classifier(torch.cat(projected, -1), batch.keep)
 
 
-GATED_WIDTH = 256  # of both modalities, where they differ
-GATE_WIDTH = 64
-
-
 class Gated(Fusion):
-    """One number a sample says how far to trust its text against its image.
+    """Gated fusion, MLP(g t + (1 - g) i) with g = sigmoid(W relu(V [i; t])): one number g a sample weighs its text
+    against its image.
 
-    Modalities of different widths are first projected to 256. A single modality is weighed against nothing, a zero.
+    Modalities of different widths are first projected to 256. A single modality is weighed against zeros.
     """
 
     units = sum(HIDDEN)
@@ -72,11 +78,9 @@ class Gated(Fusion):
         return self.classifier(gate * alike[-1] + (1 - gate) * image, batch.keep)
 
 
-GENERATOR_WIDTH = 64
-
-
 class Modulation(Stacked):
-    """condition -> 64 -> (gamma, beta); gamma = 1 + tanh(...) stays between 0 and 2. -> gamma * x + beta."""
+    """Feature-wise modulation (FiLM; Perez et al., AAAI 2018), (1 + tanh(gamma)) x + beta, so that factors stay between
+    0 and 2. gamma and beta come from the condition c: [gamma; beta] = W relu(V c), hidden width 64."""
 
     def __init__(self, heads: int, condition: int, width: int) -> None:
         super().__init__()
@@ -89,7 +93,7 @@ class Modulation(Stacked):
 
 
 class Film(Fusion):
-    """The text says which features of the image count. A single modality modulates itself."""
+    """FiLM, MLP([m(i; t); t]): the text t modulates the features of the image i. A single modality modulates itself."""
 
     units = sum(HIDDEN)
 
@@ -106,7 +110,7 @@ class Film(Fusion):
 
 
 class FilmConcat(Fusion):
-    """Both modalities together say which features of either count."""
+    """FiLM of the concatenation, MLP(m(x; x)) with x = [i; t]: both modalities together modulate both."""
 
     units = sum(HIDDEN)
 
@@ -120,13 +124,8 @@ class FilmConcat(Fusion):
         return self.classifier(self.modulation(joined, joined), batch.keep)
 
 
-TOKEN_WIDTH = 128
-ATTENTION_HEADS = 8
-CLOSED = -4.0  # the gate's logit at the start: sigmoid(-4) = 0.018
-
-
 class TokenInput(Stacked):
-    """Tokens of all sources of a modality, layer-normed, each source projected to 128, one after the other."""
+    """The tokens of all sources of a modality in one sequence: layer-normed and projected to 128, source by source."""
 
     def __init__(self, heads: int, widths: tuple[int, ...]) -> None:
         super().__init__()
@@ -142,8 +141,10 @@ class TokenInput(Stacked):
 
 
 class Attention(Stacked):
-    """Multi-head attention of 8 heads (Vaswani et al., 2017) with one more, learned key for "nothing to see here",
-    which also serves samples without any token; then the mean over the queries that are there, normed."""
+    """Multi-head attention of 8 heads (Vaswani et al., 2017), then the layer-normed mean over the present queries.
+
+    One more, learned key stands for "nothing to see here"; a sample without any token attends to that key alone.
+    """
 
     def __init__(self, heads: int) -> None:
         super().__init__()
@@ -161,13 +162,18 @@ class Attention(Stacked):
         keys = torch.cat([self.nothing.expand(-1, batch, -1, -1), keys], 2)
         mask = F.pad(mask, (1, 0), value=True).flatten(0, 1)[:, None, None]
         key, value = self.key_value(keys).chunk(2, -1)
-        found = F.scaled_dot_product_attention(_split(self.query(queries)), _split(key), _split(value), attn_mask=mask)
-        found = self.output(found.transpose(1, 2).reshape(heads, batch, -1, TOKEN_WIDTH)) * present.unsqueeze(-1)
-        return self.norm(found.sum(2) / present.sum(2, keepdim=True).clamp_min(1))
+        attended = F.scaled_dot_product_attention(
+            _split(self.query(queries)), _split(key), _split(value), attn_mask=mask
+        )
+        attended = self.output(attended.transpose(1, 2).reshape(heads, batch, -1, TOKEN_WIDTH)) * present.unsqueeze(-1)
+        return self.norm(attended.sum(2) / present.sum(2, keepdim=True).clamp_min(1))
 
 
 class CrossAttention(Fusion):
-    """Needs tokens of both modalities; with one modality its tokens attend to themselves."""
+    """Cross-attention, MLP([i; t; sigmoid(s) A]): A (128) is what text tokens take from image tokens, s a learned gate.
+
+    Needs tokens of both modalities; the tokens of a single modality attend to themselves.
+    """
 
     units = sum(HIDDEN)
 

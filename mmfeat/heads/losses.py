@@ -12,14 +12,14 @@ from torch.nn import functional as F
 from mmfeat.heads.settings import HeadSettings
 from mmfeat.samples.labels import Targets
 
-BETA = 0.999  # of the effective number of samples
+BETA = 0.999  # beta in the effective number of n samples, (1 - beta^n) / (1 - beta)
 
 
 def class_weights(targets: Targets, policy: str) -> np.ndarray:
     """(C,) loss weights with mean 1.
 
     `inverse` frequency, its square root (`sqrt`), the `effective` number of samples (Cui et al., CVPR 2019) or `none`.
-    For multi-label targets it is the weight of a class being there against its absence.
+    For multi-label targets a weight multiplies the loss of samples that have the class, against those that lack it.
     """
     present = targets.matrix.sum(0)
     counts = np.maximum(present, 1)
@@ -46,7 +46,7 @@ class StackedLoss:
         self.multilabel = multilabel
 
     def keep(self, heads: Tensor) -> None:
-        """Go on with these heads of the stack."""
+        """Continue with these heads of the stack."""
         self.weights, self.smoothing, self.gamma = (x[heads] for x in (self.weights, self.smoothing, self.gamma))
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class StackedLoss:
 
 
 def validation_loss(logits: np.ndarray, matrix: np.ndarray, weights: np.ndarray, multilabel: bool) -> float:
-    """Weighted cross-entropy of (n, C) logits and (n, C) bool labels, in nats; 0 of no rows."""
+    """Weighted cross-entropy of (n, C) logits and (n, C) bool labels, in nats; 0 without rows."""
     if not len(matrix):
         return 0.0
     if multilabel:
@@ -78,8 +78,8 @@ def validation_loss(logits: np.ndarray, matrix: np.ndarray, weights: np.ndarray,
         return float(np.where(matrix, there, absent).mean())
     with np.errstate(invalid="ignore"):  # a head that diverged has a loss of NaN
         nats = np.logaddexp.reduce(logits, axis=-1) - (logits * matrix).sum(-1)
-    own = (matrix * weights).sum(-1)
-    return float((nats * own).sum() / own.sum())
+    row_weights = (matrix * weights).sum(-1)
+    return float((nats * row_weights).sum() / row_weights.sum())
 
 
 def _column(values: Sequence[float], device: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""AdamW over a stack, each head with its own learning rates and weight decay."""
+"""AdamW and early stopping for a stack of heads, each with its own learning rates, weight decay and patience."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from torch import Tensor
 
 from mmfeat.heads.settings import HeadSettings
 
-FACTOR = 0.5  # of the learning rate on a plateau
-PLATEAU = 1  # epochs without a better score that are borne
-THRESHOLD = 1e-4  # relative, what counts as better for the learning rate
+FACTOR = 0.5  # multiplies the learning rate on a plateau
+PLATEAU = 1  # patience: epochs without a better score before the learning rate falls
+THRESHOLD = 1e-4  # relative improvement that counts as better for the learning rate
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+VECTOR = 16  # numbers that the kernel takes at once; a remainder rounds otherwise, so no head may become one
 
 
 @dataclass
@@ -39,7 +42,7 @@ class Stopper:
             self.scale = self.replay[0]
 
     def update(self, epoch: int, score: float) -> bool:
-        """Take the score of a finished epoch; whether its weights are the best so far."""
+        """Record the score of a finished epoch and return whether the weights of that epoch are the best so far."""
         if self.replay is not None:
             self.done = epoch + 1 >= len(self.replay)
             self.scale = self.scale if self.done else self.replay[epoch + 1]
@@ -61,17 +64,12 @@ class Stopper:
             self.scale, self._bad = self.scale * FACTOR, 0
 
 
-BETAS = (0.9, 0.999)
-EPSILON = 1e-8
-VECTOR = 16  # numbers that the kernel takes at once; a rest is rounded in another way, so no head may become one
-
-
 class StackedAdamW:
     """torch's AdamW (Loshchilov and Hutter, ICLR 2019) for parameters with the heads in front.
 
     `rates` are (K,) learning rates for each parameter, `decay` is (K,). On a CPU torch's fused kernel takes one head
-    after the other, which stays in its cache; elsewhere all heads take each operation together, with rates that lie
-    where the parameters do: a step waits for no copy.
+    after the other, which stays in its cache; elsewhere all heads take each operation together, with rates on
+    the device of the parameters, so that a step waits for no copy.
     """
 
     def __init__(self, parameters: Sequence[Tensor], rates: Sequence[Tensor], decay: Tensor) -> None:
@@ -85,7 +83,7 @@ class StackedAdamW:
         self._groups: tuple[Tensor, list[tuple[int | None, list[int], float, float]]] | None = None
 
     def keep(self, heads: Tensor, parameters: Sequence[Tensor]) -> None:
-        """Go on with these heads, whose parameters are these by now."""
+        """Continue with these heads of the stack, whose `parameters` were cut already."""
         self.parameters = list(parameters)
         self.first, self.second = [x[heads] for x in self.first], [x[heads] for x in self.second]
         self.rates, self.decay = [rate[heads] for rate in self.rates], self.decay[heads]
@@ -93,7 +91,7 @@ class StackedAdamW:
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], scale: Tensor) -> None:
-        """One step; `scale` (K,), which lies where `decay` does, multiplies the learning rates."""
+        """Make one step; `scale` (K,), on the device of `decay`, multiplies the learning rates."""
         self.steps += 1
         (self._fused if self.parameters[0].device.type == "cpu" else self._together)(gradients, scale)
 
@@ -111,8 +109,8 @@ class StackedAdamW:
             adamw(parameters, slopes, first, second, [], steps, lr=rate, weight_decay=decay, **options)
 
     def _alike(self, scale: Tensor) -> list[tuple[int | None, list[int], float, float]]:
-        """(head, numbers of parameters, rate, decay) of what one call of the kernel may do; head None is all of them,
-        where they do not differ."""
+        """Calls of the kernel, (head, indices of parameters, rate, decay); head None stands for all heads where their
+        rates and decays do not differ."""
         if self._groups is None or not torch.equal(scale, self._groups[0]):
             rates = torch.stack([rate * scale for rate in self.rates], 1).tolist()
             decays = self.decay.tolist()
@@ -125,8 +123,8 @@ class StackedAdamW:
                     together = [number for number in numbers if number in whole]
                     if together and head == 0:
                         groups.append((None, together, rate, decay))
-                    if own := [number for number in numbers if number not in whole]:
-                        groups.append((head, own, rate, decay))
+                    if alone := [number for number in numbers if number not in whole]:
+                        groups.append((head, alone, rate, decay))
             self._groups = scale.clone(), groups
         return self._groups[1]
 

@@ -1,7 +1,7 @@
-"""Training of many heads of one architecture as one stacked model.
+"""Training many heads of one architecture as one stacked model, and predicting with them.
 
 The heads may differ in fold, seed and settings. Each has its own rows, order, dropout, losses, learning rate and early
-stopping; one that is done leaves the stack. A stacked head equals the same head trained alone.
+stopping; a head that is done leaves the stack. A stacked head equals the same head trained alone.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from mmfeat.heads.optimiser import StackedAdamW, Stopper
 from mmfeat.heads.settings import HeadSettings
 from mmfeat.samples.labels import Targets
 
-PREDICTED_VALUES = 2**24  # input values of a forward pass without gradients
-FEWEST_STEPS = 16  # an epoch; some dozens of samples are learned in several passes
-TOKEN_ROWS = 256  # samples of one with tokens
+PREDICTED_VALUES = 2**24  # most input values in a forward pass without gradients
+FEWEST_STEPS = 16  # fewest steps of an epoch: small data are passed several times
+TOKEN_ROWS = 256  # most samples in such a pass where heads read tokens
 FusionType = Callable[[int, Shape, int], Fusion]  # (heads, shape, classes)
 Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Member:
-    """One head to train. `steps` batches are an epoch; `entropy` fixes all that is random. Vectors are standardised
-    with the statistics of the rows of `fold`, by default `train`.
+    """One head to train. An epoch has `steps` batches; `entropy` seeds all random draws. Vectors are standardised with
+    the statistics of the rows of `fold`, by default `train`.
 
     Without validation rows the head trains for the epochs of `replay`, the scales of its learning rate.
     """
@@ -54,7 +54,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Trained:
-    """One trained head: its tensors on the CPU, and an entry for each epoch."""
+    """One trained head: its tensors on the CPU, and a history with one record an epoch."""
 
     tensors: dict[str, Tensor]
     history: list[dict[str, float]] = field(default_factory=list)
@@ -62,13 +62,13 @@ class Trained:
 
 
 def epoch_steps(rows: int, batch_size: int) -> int:
-    """Batches that make an epoch of so many rows: once all of them, and again where that is only a few steps."""
+    """Batches in an epoch: one pass over all rows, or FEWEST_STEPS where a pass has fewer."""
     return max(FEWEST_STEPS, -(-rows // min(batch_size, rows)))
 
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """One CPU thread: batches are small, a second thread mostly waits, and sums come out alike on any machine."""
+    """Run torch on one CPU thread: on small batches a second one mostly waits, and sums are equal on any machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -84,7 +84,7 @@ def train_stack(
     members: Sequence[Member],
     advance: Advance = lambda heads: None,
 ) -> list[Trained]:
-    """Train all members together; `advance` is told of heads that are done.
+    """Train all members together; `advance` receives the number of heads that an epoch finished.
 
     Members share what `settings.SHARED` names, and `steps`. Raises `HeadError` where a head diverges.
     """
@@ -99,7 +99,7 @@ def train_stack(
 def predict_stack(
     fusion: FusionType, classes: int, data: HeadData, heads: Sequence[dict[str, Tensor]], rows: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
-    """(n, C) float64 logits of each head on its own rows, the mean over the augmented views where there are some."""
+    """(n, C) float64 logits of each head on its own rows, averaged over augmented views if any."""
     with one_torch_thread():
         return predict_module(stack_of(fusion, classes, data, heads), data, rows)
 
@@ -112,10 +112,10 @@ def stack_of(fusion: FusionType, classes: int, data: HeadData, heads: Sequence[M
 
 
 def predict_module(module: Fusion, data: HeadData, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """As `predict_stack`, of a stack that is there."""
+    """(n, C) float64 logits as from `predict_stack`, by a module that is built already."""
     padded = np.zeros((len(rows), max(map(len, rows))), np.int64)
-    for own, line in zip(rows, padded, strict=True):
-        line[: len(own)] = own
+    for head_rows, line in zip(rows, padded, strict=True):
+        line[: len(head_rows)] = head_rows
     size = max(1, PREDICTED_VALUES // (len(rows) * max(data.width, 1)))
     size = min(size, TOKEN_ROWS) if data.attend else size
     module.eval()
@@ -127,11 +127,11 @@ def predict_module(module: Fusion, data: HeadData, rows: Sequence[np.ndarray]) -
             logits = [module(data.batch(piece, view)).cpu() for view in views]  # Apple's GPU has no float64
             pieces.append(torch.stack(logits).double().mean(0))
     together = torch.cat(pieces, 1).numpy() if pieces else np.zeros((len(rows), 0, 0))
-    return [together[head, : len(own)] for head, own in enumerate(rows)]
+    return [together[head, : len(head_rows)] for head, head_rows in enumerate(rows)]
 
 
 class _Stack:
-    """The heads that are still training, `running` their numbers among all members."""
+    """The state of one training. `running` holds the indices, among all members, of the heads still in the module."""
 
     def __init__(self, fusion: FusionType, data: HeadData, targets: Targets, members: Sequence[Member]) -> None:
         self.data, self.targets, self.members = data.prepared([each.standard for each in members]), targets, members
@@ -170,14 +170,14 @@ class _Stack:
         )
 
     def epoch(self) -> int:
-        """Train all running heads for an epoch, and let those that are done go; returns how many."""
+        """Train all running heads for an epoch, drop finished heads from the stack and return their number."""
         losses = self._train()
         scores = self._validate()
-        for place, number in enumerate(self.running):
-            self._record(place, number, losses[place], scores[place])
-        done = [place for place, number in enumerate(self.running) if self.stoppers[number].done]
+        for index, number in enumerate(self.running):
+            self._record(index, number, losses[index], scores[index])
+        done = [index for index, number in enumerate(self.running) if self.stoppers[number].done]
         if done:
-            self._keep([place for place in range(len(self.running)) if place not in done])
+            self._keep([index for index in range(len(self.running)) if index not in done])
         return len(done)
 
     def _train(self) -> list[float]:
@@ -203,30 +203,31 @@ class _Stack:
             return [{} for _ in rows]
         multilabel = self.targets.multilabel
         predicted = predict_module(self.module, self.data, rows)
+        matrices = [self.targets.matrix[head_rows] for head_rows in rows]
         return [
             {
-                "validation_loss": validation_loss(logits, self.targets.matrix[own], self.weights[number], multilabel),
-                "validation_macro_f1": float(macro_f1(self.targets.matrix[own], plain_choice(logits, multilabel))),
+                "validation_loss": validation_loss(logits, wanted, self.weights[number], multilabel),
+                "validation_macro_f1": float(macro_f1(wanted, plain_choice(logits, multilabel))),
             }
-            for number, own, logits in zip(self.running, rows, predicted, strict=True)
+            for number, wanted, logits in zip(self.running, matrices, predicted, strict=True)
         ]
 
-    def _record(self, place: int, number: int, loss: float, scores: dict[str, float]) -> None:
+    def _record(self, index: int, number: int, loss: float, scores: dict[str, float]) -> None:
         stopper, history, settings = self.stoppers[number], self.histories[number], self.members[number].settings
-        if not np.isfinite([loss, *scores.values()]).all():  # the last step may be the one that was too far
+        if not np.isfinite([loss, *scores.values()]).all():  # the last step may be the one that diverged
             raise HeadError(f"a head diverged; lower --learning-rate (now {settings.learning_rate:g})")
         history.append({"epoch": len(history), "loss": loss, **scores, "scale": stopper.scale})
         by_loss = settings.monitor == "loss"
         score = -scores.get("validation_loss", 0.0) if by_loss else scores.get("validation_macro_f1", 0.0)
         if stopper.update(len(history) - 1, score):
-            self.best[number] = self.module.tensors(place)
+            self.best[number] = self.module.tensors(index)
         if stopper.done:
             tensors = {name: value.cpu() for name, value in self.best[number].items()}
             self.trained[number] = Trained(tensors, history, stopper.best_epoch)
 
-    def _keep(self, places: list[int]) -> None:
-        self.running = [self.running[place] for place in places]
-        heads = torch.tensor(places, dtype=torch.int64, device=self.data.device)
+    def _keep(self, indices: list[int]) -> None:
+        self.running = [self.running[index] for index in indices]
+        heads = torch.tensor(indices, dtype=torch.int64, device=self.data.device)
         self.module.keep_heads(heads)
         self.data.keep_heads(heads)
         self.optimiser.keep(heads, list(self.module.parameters()))
