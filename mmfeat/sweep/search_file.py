@@ -48,7 +48,6 @@ class SearchFile:
         self, path: Path, study: str, description: Mapping[str, Any], distributions: Mapping[str, Any]
     ) -> None:
         self.path, self.study, self.distributions = path, study, distributions
-        self.ids: list[int] = []
         optuna = import_optuna()
         with _readable(path):
             _create(path)
@@ -74,7 +73,6 @@ class SearchFile:
             frozen = sorted(self.storage.get_all_trials(self.id, deepcopy=False), key=lambda trial: trial.number)
             if [trial.number for trial in frozen] != list(range(len(frozen))):
                 raise ValueError("trials are missing")
-            self.ids = [trial._trial_id for trial in frozen]
             return [self._trial(trial) for trial in frozen]
 
     def add(self, number: int, values: dict[str, Value]) -> Trial:
@@ -88,7 +86,6 @@ class SearchFile:
                     f"{self.path}: another process searches study {self.study} too; end one of the two, then run the "
                     "same command again"
                 )
-        self.ids.append(id)
         return self._trial(found)
 
     def finish(self, trial: Trial) -> Trial:
@@ -96,10 +93,11 @@ class SearchFile:
 
         The state is written last: a kill before that leaves the trial to be trained again.
         """
-        optuna, id = import_optuna(), self.ids[trial.number]
+        optuna = import_optuna()
         state = optuna.trial.TrialState.FAIL if trial.score is None else optuna.trial.TrialState.COMPLETE
         attributes = trial.extra if trial.reason is None else {REASON: trial.reason}
         with _storage_errors(self.path):
+            id = self.storage.get_trial_id_from_study_id_trial_number(self.id, trial.number)
             try:
                 for name, value in attributes.items():
                     self.storage.set_trial_user_attr(id, name, value)
