@@ -1,10 +1,10 @@
-"""One exception tree. A message is one line that says what, where and how to fix it."""
+"""Exceptions of mmfeat, one tree. A message is one line that says what is wrong, where, and how to fix it."""
 
 from __future__ import annotations
 
 
 class MmfeatError(Exception):
-    """Anything a user can put right; the command line prints it without a traceback."""
+    """An error that a user can put right; the command line prints the message without a traceback."""
 
 
 class ConfigError(MmfeatError):
@@ -20,7 +20,7 @@ class EncoderError(MmfeatError):
 
 
 class HubError(EncoderError):
-    """Weights were asked of a model hub that did not answer."""
+    """A model hub did not answer a request for weights."""
 
 
 class CacheError(MmfeatError):
@@ -28,7 +28,7 @@ class CacheError(MmfeatError):
 
 
 class CacheMissError(CacheError):
-    """Features were asked for that nobody extracted yet."""
+    """The features asked for are not extracted yet."""
 
 
 class HeadError(MmfeatError):
@@ -36,12 +36,12 @@ class HeadError(MmfeatError):
 
 
 class RunError(MmfeatError):
-    """A run folder is missing, incomplete or does not fit."""
+    """A run folder is missing, incomplete or does not fit the call."""
 
 
 class SubmissionError(MmfeatError):
-    """The submission would break its own rules, so it was not written."""
+    """The submission would break the rules for submissions, so no file was written."""
 
 
 class WriteError(MmfeatError):
-    """The disk refused; everything committed before is intact."""
+    """The disk refused a write; everything written before is intact."""

@@ -1,4 +1,4 @@
-"""The one place where the version stands."""
+"""The version of mmfeat and the versions of the packages that its results depend on."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ TRAINING = ("numpy", "scipy", "h5py", "safetensors", "optuna", "peft", "ray")
 
 
 def versions(packages: Sequence[str] = ENCODING) -> dict[str, str]:
-    """Name -> version: mmfeat, Python, and those of the packages that are installed."""
+    """The versions of mmfeat, Python and the installed ones of `packages`, by name."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"mmfeat": __version__, "python": platform.python_version()}
+    installed = {"mmfeat": __version__, "python": platform.python_version()}
     for package in packages:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed

@@ -1,5 +1,6 @@
 """Fine-tuning: stage 2 trains the last layers of encoders together with a head, from cached prefixes where that gives
-the same result. Start with `finetune`, then `training`. Imports `mmfeat.sweep` and what is left of it.
+the same result. Start with `finetune`, then `prepare`, `cells` and `training`. The package imports `mmfeat.sweep` and
+packages to the left of it.
 """
 
 import lazy_loader

@@ -1,7 +1,7 @@
-"""Cells: the trainings of a fine-tuning, one a fold and seed and one a seed on everything, and what each brings.
+"""Cells, the trainings of a fine-tuning: one for each fold and seed, and a final one for each seed on all samples.
 
 CELLS/fold0-1.safetensors              logits and curves of a finished cell
-CELLS/fold0-1.checkpoint.safetensors   of one that is being trained
+CELLS/fold0-1.checkpoint.safetensors   the checkpoint of a cell that is being trained
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from mmfeat.heads.stack import epoch_steps, plain_choice
 from mmfeat.samples.labels import Targets
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)  # WiSE-FT (Wortsman et al., CVPR 2022): shares of stage 2 in the weights
-TRAIN_ROWS = 1024  # that tell the score on training rows
+TRAIN_ROWS = 1024  # the score on training rows is measured on at most so many
 Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A training by name, and the rows it is tested on; a final one has none, and its weights are kept."""
+    """A training with its name and test rows; a final cell has no test rows, and its weights are kept."""
 
     name: str
     setup: TrainingSetup
@@ -43,14 +43,14 @@ class Cell:
 
     @property
     def steps(self) -> int:
-        """Of all epochs."""
+        """The number of steps in all epochs."""
         return self.setup.finetune.epochs * epoch_steps(len(self.setup.train), self.setup.settings.batch_size)
 
 
 @dataclass(frozen=True)
 class CellResult:
-    """What came of a cell: (A, n, C) logits of validation and test rows and macro-F1 on training rows for each of
-    ALPHAS, curves; of a final cell its state instead."""
+    """The result of a cell: logits (A, n, C) of validation and test rows and macro-F1 on training rows for each of A
+    ALPHAS, and the curves; a final cell has its `state` in place of logits."""
 
     validation: np.ndarray
     test: np.ndarray
@@ -62,7 +62,7 @@ class CellResult:
 
 
 class CellRunner:
-    """Models that train cells side by side; what earlier calls finished is only read."""
+    """Trains cells side by side, one model a worker; cells that an earlier call finished are only read."""
 
     def __init__(
         self, make: Callable[[], TunableModel], workers: int, targets: Targets, team: Team, folder: Path, every: float
@@ -73,7 +73,10 @@ class CellRunner:
         self.first: TunableModel | None = None
 
     def run(self, cells: Sequence[Cell], advance: Advance) -> list[CellResult]:
-        """In the order of the cells. One torch thread a cell: sums come out alike on any number of workers."""
+        """Train the cells and return their results in the same order.
+
+        A cell uses one torch thread, so that sums do not depend on the number of workers.
+        """
         missing = [cell for cell in cells if not self._path(cell).exists()]
         advance(sum(cell.steps for cell in cells) - sum(cell.steps for cell in missing))
         while self.models.qsize() < min(self.workers, len(missing)):
@@ -136,15 +139,15 @@ class CellRunner:
         if self.team.leads:
             save(self._path(cell), tensors, record)
             checkpoint.unlink(missing_ok=True)
-        advance(left)  # of epochs that stopping, or an earlier call, has spared
+        advance(left)  # the steps that early stopping, or an earlier call, has spared
 
     def _path(self, cell: Cell) -> Path:
         return self.folder / f"{cell.name}.safetensors"
 
     def _read(self, cell: Cell) -> CellResult:
-        found = load(self._path(cell))
-        assert found is not None  # it was trained just now, or before
-        tensors, record = found
+        finished = load(self._path(cell))
+        assert finished is not None  # this call or an earlier one has trained the cell
+        tensors, record = finished
         nothing = np.zeros((len(ALPHAS), 0, len(self.targets.classes)))
         return CellResult(
             tensors["validation"].numpy() if "validation" in tensors else nothing,
@@ -158,7 +161,8 @@ class CellRunner:
 
 
 def blended(first: Mapping[str, Tensor], second: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """(1 - alpha) * stage 1 + alpha * stage 2, each tensor; of adapters their product."""
+    """Interpolate each tensor: (1 - alpha) * first + alpha * second. The product B A of an adapter is interpolated by
+    its factor B alone, which is 0 in stage 1."""
     if alpha == 1:
         return dict(second)
     return {
@@ -170,8 +174,8 @@ def blended(first: Mapping[str, Tensor], second: Mapping[str, Tensor], alpha: fl
 def _judged(
     model: TunableModel, start: Mapping[str, Tensor], best: Mapping[str, Tensor], cell: Cell, targets: Targets
 ) -> tuple[np.ndarray, np.ndarray, list[float]]:
-    """Logits of validation and test rows and macro-F1 of (some) training rows at each alpha; without a stage 1 there
-    is nothing to interpolate, and all are alike."""
+    """Logits (A, n, C) of validation and test rows and macro-F1 of (some) training rows at each of A ALPHAS; without
+    a stage 1 there is nothing to interpolate, and the results are the same at every alpha."""
     setup = cell.setup
     some = setup.train[np.linspace(0, len(setup.train) - 1, min(TRAIN_ROWS, len(setup.train))).astype(np.int64)]
     validation, test, scores = [], [], []

@@ -1,5 +1,5 @@
-"""Where the inputs of a moving tower come from: the cached prefix, or the samples themselves. Read on the CPU, ahead
-of the step that needs them."""
+"""Inputs of a moving tower, from its cached prefix or from the samples themselves. They are read on the CPU, ahead of
+the training step that needs them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from mmfeat.errors import RunError
 from mmfeat.samples.dataset import Sample, content_key
 from mmfeat.samples.images import augment, decode_image, view_name
 
-SIDE = 224  # of the pictures that early fusion sees
-RESIZED = 256
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet
+SIDE = 224  # early fusion sees SIDE x SIDE pixels
+RESIZED = 256  # the short side before the middle is cut out
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # ImageNet's mean and deviation of each channel
 STD = np.array([0.229, 0.224, 0.225], np.float32)
-FRESH_VIEWS = 2**20  # augmented views that training draws from
+FRESH_VIEWS = 2**20  # the number of augmented views that `--augment` draws from
 
 
 @dataclass(frozen=True)
 class Read:
-    """Inputs of the samples at `places` of a batch of `size`."""
+    """Inputs of the samples at the positions `places` of a batch of `size` samples."""
 
     size: int
     places: np.ndarray
@@ -33,36 +33,37 @@ class Read:
 
 
 class InputReader(Protocol):
-    """Inputs of some samples, each in a view (0 is the plain one)."""
+    """Gives the inputs of some samples, each in a view (0: not augmented)."""
 
     def read(self, rows: np.ndarray, views: np.ndarray) -> Any: ...
 
 
 class PrefixReader:
-    """(hidden (B, T, D) float32, mask (B, T)) of the cached prefix, the plain one and those of augmented views."""
+    """Reads hidden states (B, T, D) float32 and their mask (B, T) from the cached prefixes: `blocks[0]` holds the plain
+    samples, `blocks[v]` augmented view v."""
 
     def __init__(self, blocks: Sequence[MappedBlock]) -> None:
         self.blocks = blocks
 
     def read(self, rows: np.ndarray, views: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        there = np.stack([block.mask[rows] for block in self.blocks])
+        cached = np.stack([block.mask[rows] for block in self.blocks])
         views = np.where(views < len(self.blocks), views, 0)  # texts have one view, whatever photos have
-        views = np.where(there[views, np.arange(len(rows))], views, 0)
+        views = np.where(cached[views, np.arange(len(rows))], views, 0)
         parts = {int(view): np.flatnonzero(views == view) for view in np.unique(views)}
-        found = {view: self.blocks[view].batch(rows[here]) for view, here in parts.items()}
-        longest = max(mask.shape[1] for _, mask in found.values())
+        batches = {view: self.blocks[view].batch(rows[positions]) for view, positions in parts.items()}
+        longest = max(mask.shape[1] for _, mask in batches.values())
         hidden = torch.zeros(len(rows), longest, self.blocks[0].width)
         mask = torch.zeros(len(rows), longest, dtype=torch.bool)
-        for view, here in parts.items():
-            values, tokens = found[view]
-            places = torch.from_numpy(here)
-            hidden[places, : values.shape[1]] = torch.from_numpy(values).float()
-            mask[places, : values.shape[1]] = torch.from_numpy(tokens)
+        for view, positions in parts.items():
+            values, present = batches[view]
+            index = torch.from_numpy(positions)
+            hidden[index, : values.shape[1]] = torch.from_numpy(values).float()
+            mask[index, : values.shape[1]] = torch.from_numpy(present)
         return hidden, mask
 
 
 class SampleReader:
-    """What a tower's whole forward pass takes, made of texts or decoded photos; views beyond 0 are augmented."""
+    """Makes the inputs of a tower's whole forward pass from texts or decoded photos; views beyond 0 are augmented."""
 
     def __init__(
         self,
@@ -84,11 +85,12 @@ class SampleReader:
 
 
 def content_of(sample: Sample, modality: str, view: int = 0, draft: int = 0) -> Any:
-    """The text or the RGB picture, augmented in a view beyond 0. Raises `RunError` where it can no longer be read."""
+    """The text or the RGB picture of a sample, augmented in a view beyond 0. Raises `RunError` for a photo that can no
+    longer be read."""
     if modality == "text":
         return sample.text
     try:
-        assert sample.image is not None  # the cache has a vector of it
+        assert sample.image is not None  # the cache has a vector of this photo
         data = sample.image.read_bytes()
     except OSError as error:
         raise RunError(f"{sample.image}: {error.strerror}; it was there when it was extracted: restore it") from error
@@ -99,9 +101,10 @@ def content_of(sample: Sample, modality: str, view: int = 0, draft: int = 0) -> 
 
 
 def pixels(picture: Image.Image) -> torch.Tensor:
-    """(3 * 224 * 224) of an RGB picture: short side to 256, the middle 224 x 224, ImageNet's mean and deviation.
+    """The pixels (3 * 224 * 224) of an RGB picture: the short side is resized to 256, the middle 224 x 224 pixels are
+    cut out and standardised, (x - MEAN) / STD.
 
-    An augmented picture is 256 x 256 already, so its middle is nearly all of it.
+    An augmented picture is 256 x 256 already, so the middle is nearly the whole picture.
     """
     scale = RESIZED / min(picture.size)
     width, height = (max(RESIZED, round(side * scale)) for side in picture.size)

@@ -1,4 +1,5 @@
-"""The model of stage 2: a fusion head behind towers, some of which move."""
+"""The model of stage 2, a fusion head behind towers of which some move, and early fusion, a small convolutional network
+on pixels and text."""
 
 from __future__ import annotations
 
@@ -22,19 +23,22 @@ from mmfeat.heads.data import HeadData, pooled_tokens
 from mmfeat.heads.layers import Batch, Fusion, Shape, norm
 from mmfeat.samples.dataset import Sample
 
-EARLY = "early"
-CHANNELS = (16, 32, 64, 128)
+EARLY = "early"  # the name of early fusion
+CHANNELS = (16, 32, 64, 128)  # the widths of early fusion's convolutions
+PREDICTED_ROWS = 128  # rows in a forward pass without gradients
+HEAD = "head."  # the prefix of the head's parameters in a state
 
 
 class EarlyFusion(Fusion):
-    """One head (K = 1), whose image is the pixels; its convolutions have no axis of heads."""
+    """Early fusion (K = 1): text (1, B, D) becomes a fourth channel beside the pixels (1, B, 3 * SIDE * SIDE), and
+    convolutions without an axis of heads turn the four channels into logits (1, B, C)."""
 
     units = CHANNELS[-1]
     is_stacked = False
 
     def __init__(self, heads: int, shape: Shape, classes: int) -> None:
         super().__init__(heads, shape)
-        assert heads == 1  # it is never stacked
+        assert heads == 1  # early fusion is never stacked
         self.channel = nn.Linear(shape.width("text"), SIDE * SIDE)
         steps = [4, *CHANNELS]
         self.convolutions = nn.Sequential(
@@ -52,7 +56,7 @@ class EarlyFusion(Fusion):
         return self.output(seen if batch.keep is None else seen * batch.keep[0])[None]
 
     def reset_head(self, head: int, generator: torch.Generator) -> None:
-        """First weights as torch draws them, from a generator of their own."""
+        """Draw first weights as torch does, from the given generator."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 bound = 1 / math.sqrt(module.weight[0].numel())
@@ -61,38 +65,34 @@ class EarlyFusion(Fusion):
                     parameter.data.copy_(drawn)
 
 
-PREDICTED_ROWS = 128  # of a forward pass without gradients
-HEAD = "head."
-
-
 def widened(shape: Shape, towers: Sequence[MovingTower]) -> Shape:
-    """What the head is built for, with the widths that moving towers give."""
-    widths = {modality: list(own) for modality, own in shape.widths.items()}
+    """The shape of the head's inputs, with the widths of the moving towers."""
+    widths = {modality: list(numbers) for modality, numbers in shape.widths.items()}
     for tower in towers:
         widths[tower.slot.modality][tower.slot.number] = tower.width
-    return replace(shape, widths={modality: tuple(own) for modality, own in widths.items()})
+    return replace(shape, widths={modality: tuple(numbers) for modality, numbers in widths.items()})
 
 
 class TunableModel:
-    """Frozen towers are cached vectors in `data`; `towers` move and give theirs. `amp` is the arithmetic of the towers.
+    """A head behind towers: `data` holds the cached vectors of frozen towers, `towers` compute theirs in each step.
 
-    A batch is (1, B) row numbers, as of a stack of one head.
+    `amp` is the arithmetic of the moving towers in training. A batch is (1, B) row numbers, as for a stack of one head.
     """
 
     def __init__(self, head: Fusion, data: HeadData, towers: Sequence[MovingTower], amp: str = "none") -> None:
         self.head, self.data, self.towers, self.amp = head.to(data.device), data, towers, amp
-        self.first = self.state()  # before any training
+        self.first = self.state()  # the state before any training
 
     def encoder_parameters(self) -> dict[str, nn.Parameter]:
-        """The encoders' parameters that learn, by number of the tower and name."""
+        """The encoders' parameters that learn, under the names NUMBER_OF_TOWER.NAME."""
         return {f"{number}.{name}": p for number, m in enumerate(self.towers) for name, p in m.parameters.items()}
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """All that learns."""
+        """All parameters that learn, by name."""
         return {**{HEAD + name: p for name, p in self.head.named_parameters()}, **self.encoder_parameters()}
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of all that training changes, the head's statistics too."""
+        """A copy of every tensor that training changes, the head's statistics too."""
         everything = {
             **{HEAD + name: value for name, value in self.head.state_dict().items()},
             **self.encoder_parameters(),
@@ -101,14 +101,14 @@ class TunableModel:
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over a state; what it lacks goes back to what it was before any training."""
+        """Take over a state; a tensor that `state` lacks returns to its value before any training."""
         state = {**self.first, **state}
         self.head.load_state_dict({name.removeprefix(HEAD): v for name, v in state.items() if name.startswith(HEAD)})
         for name, parameter in self.encoder_parameters().items():
             parameter.copy_(state[name])
 
     def load_head(self, saved: Mapping[str, np.ndarray]) -> None:
-        """Take over a saved head, before towers as they are."""
+        """Take over a saved head; the towers return to their values before any training."""
         self.load({HEAD + name: torch.from_numpy(value) for name, value in saved.items()})
 
     def share_frozen(self, other: TunableModel) -> None:
@@ -118,7 +118,7 @@ class TunableModel:
                 parameter.data = first.frozen[name].data
 
     def read(self, rows: np.ndarray, views: np.ndarray) -> list[Read]:
-        """What the towers need for B samples, each in a view."""
+        """Read the inputs of the moving towers for B samples, each in a view."""
         masks = [self.data.sources[m.slot.modality][m.slot.number].masks[0] for m in self.towers]
         return [tower.read(rows, mask[rows], views) for tower, mask in zip(self.towers, masks, strict=True)]
 
@@ -132,8 +132,8 @@ class TunableModel:
     ) -> Tensor:
         """(1, B, C) logits."""
         batch = self.data.batch(rows, views, dropped, keep)
-        vectors = {modality: list(own) for modality, own in batch.vectors.items()}
-        tokens = {modality: list(own) for modality, own in batch.tokens.items()}
+        vectors = {modality: list(tensors) for modality, tensors in batch.vectors.items()}
+        tokens = {modality: list(pairs) for modality, pairs in batch.tokens.items()}
         for tower, read in zip(self.towers, reads, strict=True):
             with self._autocast():
                 pooled, attended = tower.vectors(read)
@@ -143,7 +143,9 @@ class TunableModel:
         if self.data.attend == "pooled":
             tokens = pooled_tokens(vectors, batch.masks)
         inputs = Batch(self._normed(vectors), batch.masks, tokens, batch.keep, normed=True)
-        with nullcontext() if self.head.is_stacked else self._autocast():  # early fusion is a network of its own
+        with (
+            nullcontext() if self.head.is_stacked else self._autocast()
+        ):  # early fusion computes in the towers' arithmetic
             return self.head(inputs).float()
 
     def predict(self, rows: np.ndarray) -> np.ndarray:
@@ -153,30 +155,30 @@ class TunableModel:
         order = self._by_length(rows)
         with torch.no_grad():
             for start in range(0, len(rows), PREDICTED_ROWS):
-                places = order[start : start + PREDICTED_ROWS]
-                piece = torch.from_numpy(rows[places][None]).to(self.data.device)
+                positions = order[start : start + PREDICTED_ROWS]
+                piece = torch.from_numpy(rows[positions][None]).to(self.data.device)
                 logits = []
                 for view in range(self.data.views + 1):
-                    views = np.full(len(places), view)
+                    views = np.full(len(positions), view)
                     shown = torch.full_like(piece, view) if view else None
-                    logits.append(self.logits(self.read(rows[places], views), piece, shown)[0].cpu().double())
-                found = torch.stack(logits).mean(0).numpy()
-                out = np.zeros((len(rows), found.shape[1])) if not out.size else out
-                out[places] = found
+                    logits.append(self.logits(self.read(rows[positions], views), piece, shown)[0].cpu().double())
+                mean = torch.stack(logits).mean(0).numpy()
+                out = np.zeros((len(rows), mean.shape[1])) if not out.size else out
+                out[positions] = mean
         return out
 
     def _place_tokens(
         self, tokens: dict[str, list[Any]], batch: Batch, tower: MovingTower, attended: tuple[Tensor, Tensor]
     ) -> None:
-        """Those of a moving tower, unless the sample loses this modality."""
+        """Put the tokens of a moving tower into the batch; a sample that drops the modality has none."""
         assert tower.plan is not None
-        modality, (values, there) = tower.slot.modality, attended
-        place = [block.name for block in self.data.token_blocks[modality]].index(tower.plan.tokens_name)
+        modality, (values, present) = tower.slot.modality, attended
+        index = [block.name for block in self.data.token_blocks[modality]].index(tower.plan.tokens_name)
         kept = batch.masks[modality][tower.slot.number]
-        tokens[modality][place] = values[None], there[None] if kept is None else there[None] & kept.unsqueeze(-1)
+        tokens[modality][index] = values[None], present[None] if kept is None else present[None] & kept.unsqueeze(-1)
 
     def _by_length(self, rows: np.ndarray) -> np.ndarray:
-        """Texts of equal length side by side: less padding."""
+        """Order the rows so that texts of equal length share a pass, which saves padding."""
         for tower in self.towers:
             if isinstance(tower.reader, PrefixReader) and tower.slot.modality == "text":
                 return np.argsort(tower.reader.blocks[0].lengths[rows], kind="stable")
@@ -190,13 +192,13 @@ class TunableModel:
                 x
                 if (modality, number) in done
                 else norm(x, inputs[modality][number].mean, inputs[modality][number].std)
-                for number, x in enumerate(own)
+                for number, x in enumerate(tensors)
             ]
-            for modality, own in vectors.items()
+            for modality, tensors in vectors.items()
         }
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        if self.amp == "none" or not self.head.training:  # what is validated is what predicts: float32
+        if self.amp == "none" or not self.head.training:  # validation computes as prediction does, in float32
             return nullcontext()
         return torch.autocast(torch.device(self.data.device).type, getattr(torch, self.amp))
 
@@ -210,7 +212,8 @@ def early_model(
     device: str,
     amp: str = "none",
 ) -> TunableModel:
-    """Early fusion: pixels in the place of the first encoder of photos, whose mask tells which can be read."""
+    """The model of early fusion: pixels replace the vectors of the first encoder of photos, whose mask says which
+    photos can be read."""
     pooled: list[Block | MappedBlock] = [*features.blocks]
     pooled += [block for block in features.mapped if block.output == "pooled"]
     photos = [block.source for block in pooled if (block.modality, block.view) == ("image", "none")]

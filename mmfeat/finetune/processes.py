@@ -1,9 +1,9 @@
-"""Data parallel training: several processes share the work of the encoders and stay one and the same training.
+"""Data parallel training: the processes of torchrun, `accelerate launch` or Ray Train share the work of the encoders.
 
 Each process embeds its part of a batch; the vectors of all parts are put together, and every process then runs the
-small head on the whole batch. So batch normalisation sees what it would see in one process, and N processes give what
-one gives, up to rounding. The first process's numbers decide wherever rounding could part them. Processes are those of
-torchrun, `accelerate launch` or Ray Train.
+small head on the whole batch. Batch normalisation so sees the whole batch, and N processes give the result of one, up
+to rounding. Wherever rounding could make the processes differ, the numbers of the first process decide. `train_on_ray`
+starts the processes on a Ray cluster.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ from mmfeat.system.ray_cluster import join_cluster, leave_cluster
 from mmfeat.system.remote import absolute
 
 PATIENCE = timedelta(hours=24)  # the first process extracts while the others wait
+WORKERS = 2  # Ray's processes if no number is given
+CPU_SHARE = 0.9  # the share of a core that a process asks for: Ray's own tasks need the rest
+SCRATCH = ".ray-train"  # Ray Train's files while it runs, in a folder beside the runs
+ANSWER = "answer.json"  # the first process's result, in SCRATCH
+PATHS = ("run", "data", "cache", "heads", "out")  # the arguments of a training that are paths
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,11 @@ class Team:
         return positions[self.rank :: self.size]
 
     def whole(self, rows: Tensor) -> Tensor:
-        """(B, ...) of all processes, of which each has filled its part and left zeros elsewhere."""
+        """The sum (B, ...) over processes; each process gives its part of the rows and zeros elsewhere."""
         return rows if self.size == 1 else _Sum.apply(rows)
 
     def add(self, gradients: Sequence[Tensor]) -> None:
-        """Gradients of the parts -> those of the whole batch, in place."""
+        """Turn the gradients of each process's part into the gradients of the whole batch, in place."""
         for gradient in gradients if self.size > 1 else ():
             distributed.all_reduce(gradient)
 
@@ -63,21 +68,22 @@ class Team:
         """The tensors of the first process, where the others have tensors of the same shapes."""
         if self.size == 1:
             return dict(tensors)
-        found = {}
+        received = {}
         for name in sorted(tensors):
-            there = tensors[name].detach().to(self.device, copy=True).contiguous()
-            distributed.broadcast(there, 0)
-            found[name] = there.to(tensors[name].device)
-        return {name: found[name] for name in tensors}
+            copy = tensors[name].detach().to(self.device, copy=True).contiguous()
+            distributed.broadcast(copy, 0)
+            received[name] = copy.to(tensors[name].device)
+        return {name: received[name] for name in tensors}
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes have come here."""
         if self.size > 1:
             distributed.barrier()
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over processes. Every process has the same loss of it, so the gradient is each one's own."""
+    """The sum over processes. Every process computes the same loss from the sum, so the gradient of its part is the
+    gradient of the sum."""
 
     @staticmethod
     def forward(context: Any, rows: Tensor) -> Tensor:
@@ -92,7 +98,7 @@ class _Sum(torch.autograd.Function):
 
 @contextmanager
 def joined_team(device: str) -> Iterator[Team]:
-    """The team that the environment or Ray tells of; this process alone where neither does."""
+    """Join the team that Ray Train or the environment describes; without either, the team is this process alone."""
     on_gpu = device.startswith("cuda")
     if distributed.is_available() and distributed.is_initialized():  # by Ray Train
         yield Team(distributed.get_rank(), distributed.get_world_size(), device)
@@ -102,7 +108,7 @@ def joined_team(device: str) -> Iterator[Team]:
         yield Team(device=device)
         return
     if on_gpu:
-        torch.cuda.set_device(device)  # nccl takes the current one
+        torch.cuda.set_device(device)  # nccl uses the current GPU
     distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
     try:
         yield Team(distributed.get_rank(), size, device)
@@ -115,19 +121,12 @@ def own_device(device: str) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and "WORLD_SIZE" in os.environ else device
 
 
-WORKERS = 2  # where nobody names a number
-CPU_SHARE = 0.9  # of a core for each process: Ray's own tasks need the rest
-SCRATCH = ".ray-train"  # beside the runs: what Ray Train keeps meanwhile
-ANSWER = "answer.json"  # in there, by the first process
-PATHS = ("run", "data", "cache", "heads", "out")
-
-
 def train_on_ray(
     train: Callable[..., Any], arguments: Mapping[str, Any], workers: int, device: str, address: str | None
 ) -> tuple[Path, bool]:
-    """`train(**arguments)` in `workers` processes; the folder of its run, and whether that was there already.
+    """Run `train(**arguments)` in `workers` processes; returns the folder of the run and whether it was there already.
 
-    Raises what a process raises; a path in `arguments` may be relative.
+    Raises the error that a process raised; a path in `arguments` may be relative.
     """
     ray, started = join_cluster(address)
     from ray.train import RunConfig, ScalingConfig, TrainingFailedError
@@ -151,7 +150,7 @@ def train_on_ray(
         return Path(answer["folder"]), bool(answer["reused"])
     except TrainingFailedError as error:
         failures = getattr(error, "worker_failures", {}).values()
-        raise next((each for each in failures if isinstance(each, MmfeatError)), error) from None
+        raise next((failure for failure in failures if isinstance(failure, MmfeatError)), error) from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         if started:
@@ -159,12 +158,12 @@ def train_on_ray(
 
 
 def _on_gpu(ray: Any, device: str) -> bool:
-    """What the cluster has counts, not this machine."""
+    """Whether the processes use GPUs: the cluster's resources decide, not this machine's."""
     return device.startswith("cuda") or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """One process: Ray Train has joined it with the others."""
+    """Train in one process, which Ray Train has joined with the others."""
     from ray.train.torch import get_device
 
     device = str(get_device()) if config["on_gpu"] else "cpu"

@@ -1,4 +1,4 @@
-"""How stage 2 is trained: one frozen record, saved in the run."""
+"""Settings of stage 2: one frozen record, saved in the run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from mmfeat.errors import ConfigError
 from mmfeat.heads.settings import MONITORS, HeadSettings, flag
 
-ALL = -1  # layers: the whole tower
-EVERY_TOWER = "all"  # in place of a name
+ALL = -1  # as a number of layers: the whole tower
+EVERY_TOWER = "all"  # as the name of a tower: each one that the head sees
 PATHS = ("auto", "cached", "full")
 SCHEDULES = ("plateau", "cosine", "constant")
 AMP = ("auto", "none", "bfloat16", "float16")
@@ -18,11 +18,11 @@ AMP = ("auto", "none", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """What stage 2 does beside what it takes over from its head's stage 1 (dropout, loss, class weights).
+    """Settings of the second stage; dropout, loss and class weights come from the head's first stage.
 
     `unfreeze` names towers (a modality, family or tower, as in `--outputs`) and how many of their last layers learn.
-    Learning rates are those of AdamW at the end of `warmup`, a share of all steps; that of a layer is `lr_encoder`
-    times `layer_decay` for each layer behind it. `clip_norm` bounds the norm of all gradients together, 0: not at all.
+    AdamW reaches its learning rates at the end of `warmup`, a share of all steps; a layer with d layers behind it
+    learns with lr_encoder * layer_decay ** d. `clip_norm` bounds the norm of all gradients together (0: no bound).
     """
 
     unfreeze: tuple[tuple[str, int], ...] = (("text", 1),)
@@ -65,7 +65,7 @@ class FinetuneSettings:
                 raise ConfigError(f"{flag(name)} {getattr(self, name)}: at least {least}")
 
     def of_head(self, settings: HeadSettings) -> HeadSettings:
-        """Those of the stage-1 head, trained on as here."""
+        """The settings of the stage-1 head with the rates, batch size and stopping of stage 2."""
         return replace(
             settings,
             learning_rate=self.lr_head,
@@ -79,7 +79,7 @@ class FinetuneSettings:
 
     @property
     def label(self) -> str:
-        """`text1-image2`, for the name of a run."""
+        """The part of the run's name that says what moves, as in `text1-image2`."""
         if self.unfreeze == ((EVERY_TOWER, ALL),):
             return EVERY_TOWER
         named = [f"{name.replace('.', '-')}{'-all' if count == ALL else count}" for name, count in self.unfreeze]

@@ -19,40 +19,41 @@ from mmfeat.finetune.unfreeze import adapted_layers, blank_inputs, moving_parame
 from mmfeat.heads.data import ORDER
 from mmfeat.samples.dataset import Sample
 
-TRIED = 4  # samples on which both paths are compared
+TRIED = 4  # both paths are compared on so many samples
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Which of the head's inputs a tower gives: the modality and the encoder's number in it."""
+    """The input of the head that a tower gives: encoder `number` of a modality."""
 
     modality: str
     number: int
-    name: str  # of the block of cached vectors in whose place it stands
+    name: str  # the block of cached vectors that the tower replaces
 
 
 @dataclass(frozen=True)
 class TowerPlan:
-    """A tower: how many of its last layers learn (0: none), on which path, and why on that one."""
+    """What is planned for a tower: the last `count` layers learn (0: none), on the cached or the full path; `reason`
+    says why the full path is taken, "" on the cached one."""
 
     tower: Tower
     slot: Slot
     count: int
-    path: str  # "cached" or "full"
+    path: str
     reason: str = ""
 
     @property
     def title(self) -> str:
-        """For whoever waits."""
+        """The tower and its path in words, for a progress bar."""
         return f"{self.tower.spec.model} {path_in_words(self.path, self.reason)}"
 
     def prefix(self, view: str = "none") -> EncoderSpec:
-        """The spec of what the cached path begins with."""
+        """The spec of the prefix: the hidden states that the cached path begins with."""
         return replace(self.tower.spec, output="prefix", layer=self.count, pooling="none", view=view)
 
     @property
     def tokens_name(self) -> str:
-        """The block of its token states, which move with it."""
+        """The block of the tower's token states, which move with the tower."""
         return replace(self.tower.spec, output="tokens", pooling="none").folder_name
 
 
@@ -63,9 +64,9 @@ def plan_towers(
     device: str,
     team: Team,
 ) -> list[TowerPlan]:
-    """The towers that `--unfreeze` names, and with `--augment` those of photos that are torch models.
+    """Plan the towers that `--unfreeze` names, and with `--augment` every torch model of photos.
 
-    Each is on the cached path unless something forbids it; `TowerPlan.reason` says what.
+    A tower takes the cached path unless something forbids that; `TowerPlan.reason` says what.
     """
     wanted = _counts(slots, settings)
     plans = []
@@ -80,16 +81,16 @@ def plan_towers(
 
 
 def head_slots(towers: Sequence[Tower], modality: str) -> list[tuple[Tower, Slot]]:
-    """The plain pooled towers that a head sees, in its order."""
-    found = []
-    for name in [each for each in ORDER if modality in ("both", each)]:
-        own = [t for t in towers if (t.spec.modality, t.spec.output, t.spec.view) == (name, "pooled", "none")]
-        found += [(tower, Slot(name, number, tower.spec.folder_name)) for number, tower in enumerate(own)]
-    return found
+    """The towers whose plain pooled vectors a head sees, in the order of the head's inputs."""
+    slots = []
+    for name in [name for name in ORDER if modality in ("both", name)]:
+        pooled = [t for t in towers if (t.spec.modality, t.spec.output, t.spec.view) == (name, "pooled", "none")]
+        slots += [(tower, Slot(name, number, tower.spec.folder_name)) for number, tower in enumerate(pooled)]
+    return slots
 
 
 def _counts(slots: Sequence[tuple[Tower, Slot]], settings: FinetuneSettings) -> dict[str, int]:
-    """Fingerprint -> layers."""
+    """The number of layers that `--unfreeze` asks for, by the fingerprint of the tower."""
     wanted: dict[str, int] = {}
     for name, count in settings.unfreeze:
         named = [tower for tower, _ in slots if name == EVERY_TOWER or name in _names(tower)]
@@ -112,7 +113,7 @@ def _names(tower: Tower) -> set[str]:
 
 
 def _is_torch(tower: Tower) -> bool:
-    """Whether it is a model with layers; families of torchvision have no row of their own."""
+    """Whether the tower is a torch model with layers; torchvision's families are not listed in `FAMILIES`."""
     family = FAMILIES.get(tower.request.partition(":")[0])
     return family is None or family.open_towers is not None
 
@@ -120,7 +121,7 @@ def _is_torch(tower: Tower) -> bool:
 def _reason(
     tower: Tower, count: int, shows_pixels: bool, settings: FinetuneSettings, samples: Sequence[Sample], device: str
 ) -> str:
-    """Why the tower is on the full path; "" if it is not."""
+    """Why the tower takes the full path; "" for the cached path."""
     (opened,) = open_towers(tower, [tower.spec])
     if count > 0:
         _check_depth(opened, count)
@@ -136,7 +137,7 @@ def _reason(
 
 
 def _check_depth(tower: TorchTower, count: int) -> None:
-    """A layer that the model does not have is an error on either path."""
+    """Refuse more layers than the model has, on either path."""
     layers, asked = len(tower.network.layers), f"--unfreeze {tower.specs[0].tower}:{count}"
     if not layers:
         raise ConfigError(f"{asked}: no list of layers is known for this model; use {tower.specs[0].tower}:all")
@@ -145,7 +146,7 @@ def _check_depth(tower: TorchTower, count: int) -> None:
 
 
 def _forced(settings: FinetuneSettings, count: int, shows_pixels: bool) -> str:
-    """Why the whole tower has to run, whatever the model."""
+    """Why the settings make the whole tower run, whatever the model; "" if they do not."""
     if settings.path == "full":
         return "--path full"
     if shows_pixels:
@@ -160,12 +161,12 @@ def _forced(settings: FinetuneSettings, count: int, shows_pixels: bool) -> str:
 
 
 def _tried(tower: TorchTower, count: int, samples: Sequence[Sample], device: str) -> str:
-    """Why the model cannot begin at that layer, found out on a few samples. The tower is used up."""
+    """Why the model cannot begin at its `count`-th last layer, seen on a few samples; "" if it can."""
     spec = replace(tower.specs[0], output="prefix", layer=count, pooling="none")
     contents: list[Any] = []
     for sample in samples:
-        there = sample.text if spec.modality == "text" else sample.image
-        if there is not None and len(contents) < TRIED:
-            with contextlib.suppress(RunError):  # a broken photo; others will do
+        content = sample.text if spec.modality == "text" else sample.image
+        if content is not None and len(contents) < TRIED:
+            with contextlib.suppress(RunError):  # a broken photo is passed over
                 contents.append(content_of(sample, spec.modality))
     return why_not_resumed(tower.asked_for([spec]), count, contents, device) if contents else "no sample to try it on"

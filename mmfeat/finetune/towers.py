@@ -1,5 +1,5 @@
-"""Moving towers: encoders that learn with the head, from their cached prefix or from the samples, and the pixels of
-early fusion, which have nothing to learn."""
+"""Moving towers: encoders that learn together with the head, fed by their cached prefix or by the samples. The pixels
+of early fusion are a tower without parameters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from mmfeat.samples.dataset import Sample
 
 @dataclass(frozen=True)
 class Attended:
-    """Where the tokens (B, T, D) of a forward pass can be seen, and which of them are there (None: all)."""
+    """The point of a forward pass at which the token states (B, T, D) are captured; `kept` gives the mask (B, T) of the
+    tokens that are not padding (None: all)."""
 
     point: Point
     width: int
@@ -36,10 +37,11 @@ class Attended:
 
 @dataclass
 class MovingTower:
-    """Inputs from `reader`, then `forward` -> (B, D); `parameters` learn, `depths` tells how deep each lies.
+    """A tower whose vectors (B, D) are `forward` of the inputs that `reader` gives.
 
-    What is `frozen` stays as it is, so models can share it. `attended` are the tokens, if the head looks at them.
-    Pixels are `normed`: the head takes them as they are.
+    `parameters` learn, `depths` are their distances from the last layer. `frozen` parameters never change, so models
+    share them. `attended` is set where the head looks at the tower's tokens. Pixels are `normed`: the head takes them
+    without standardising. `merged` gives the tower's own parameters with LoRA's adapters added.
     """
 
     slot: Slot
@@ -54,15 +56,16 @@ class MovingTower:
     plan: TowerPlan | None = None
     attended: Attended | None = None
     normed: bool = False
-    merged: Callable[[], dict[str, Tensor]] | None = None  # of adapters: what they make of the tower's own parameters
+    merged: Callable[[], dict[str, Tensor]] | None = None
 
-    def read(self, rows: np.ndarray, there: np.ndarray, views: np.ndarray) -> Read:
-        """This process's part of a batch; `there` (B,) says which samples have anything to read."""
-        places = self.team.part(np.flatnonzero(there))
+    def read(self, rows: np.ndarray, present: np.ndarray, views: np.ndarray) -> Read:
+        """Read this process's part of a batch; the mask `present` (B,) says which samples have the modality."""
+        places = self.team.part(np.flatnonzero(present))
         return Read(len(rows), places, self.reader.read(rows[places], views[places]) if len(places) else None)
 
     def vectors(self, read: Read) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """(B, D), zero where there is nothing, and the tokens (B, T, D) with their mask if the head looks at them."""
+        """Vectors (B, D), zero for samples without the modality, and the tokens (B, T, D) with their mask (B, T) if the
+        head looks at tokens."""
         if not len(read.places):
             return self.team.whole(torch.zeros(read.size, self.width, device=self.device)), self._no_tokens(read)
         inputs = on_device(read.inputs, self.device)
@@ -100,7 +103,7 @@ def open_moving_tower(
     device: str,
     attends: bool,
 ) -> MovingTower:
-    """Open the tower and set it up for its path; only what learns has gradients."""
+    """Open the tower and set it up for its path; only parameters that learn have gradients."""
     (tower,) = open_towers(plan.tower)
     tower.module.to(device)
     reader, forward, trial = _path(plan, tower, features, samples, device)
@@ -124,22 +127,22 @@ def open_moving_tower(
 
 
 def pixel_tower(slot: Slot, samples: Sequence[Sample], team: Team, device: str) -> MovingTower:
-    """The pixels themselves as the vectors of a slot."""
+    """A tower without parameters that gives the pixels as the vectors of a slot."""
     reader = SampleReader(samples, "image", pixels, torch.stack)
     return MovingTower(slot, reader, lambda inputs: inputs, team, device, 3 * SIDE * SIDE, normed=True)
 
 
 def on_device(inputs: Any, device: str) -> Any:
-    """The inputs of a forward pass, those of a resumed one too, which are two."""
+    """Move the inputs of a forward pass to the device; a resumed pass has two, hidden states and mask."""
     if isinstance(inputs, tuple):
-        return tuple(to_device(each, device, torch.float32) for each in inputs)
+        return tuple(to_device(tensor, device, torch.float32) for tensor in inputs)
     return to_device(inputs, device, torch.float32)
 
 
 def _path(
     plan: TowerPlan, tower: TorchTower, features: Features, samples: Sequence[Sample], device: str
 ) -> tuple[InputReader, Callable[[Any], Tensor], Any]:
-    """What reads the inputs, the forward pass over them, and inputs to try it on."""
+    """The reader of the inputs, the forward pass over them, and inputs of one sample to try the pass on."""
     if plan.path == "full":
         reader = SampleReader(samples, plan.slot.modality, tower.prepare, tower.collate, plan.tower.spec.draft)
         return reader, tower.network.forward, blank_inputs(tower)
@@ -148,8 +151,8 @@ def _path(
 
 
 def _attended(plan: TowerPlan, tower: TorchTower, features: Features) -> Attended | None:
-    """None where the head has no tokens of this tower. Photos have no padding, and behind a stage of a convolutional
-    network fewer positions than before."""
+    """Where the head's tokens of this tower are captured; None if the head has none. Photos have no padding, and a
+    stage of a convolutional network gives fewer positions than it takes, so the mask of a prefix does not fit them."""
     if plan.tokens_name not in features.widths:
         return None
     kept = tower.keep
@@ -167,7 +170,7 @@ def _no_mask(inputs: Any) -> None:
 
 
 def _prefix_reader(plan: TowerPlan, features: Features) -> PrefixReader:
-    """The cached prefix, and behind it those of augmented views in their order."""
+    """A reader of the cached prefix, followed by the prefixes of augmented views in their order."""
     source = plan.prefix().fingerprint
     views = [block for block in features.mapped if block.source == source]
     return PrefixReader(sorted(views, key=lambda block: block.view != "none"))
@@ -182,7 +185,11 @@ def _from_prefix(resumed: Resumed) -> Callable[[Any], Tensor]:
 
 
 def _checkpoint_layers(tower: TorchTower, count: int) -> None:
-    """Compute what happens within the moving layers twice instead of keeping it in memory."""
+    """Compute the activations within the moving layers twice instead of keeping them in memory.
+
+    Only some libraries have a switch for this, so `forward` of the layers is replaced; the tower was opened for one
+    model and serves nothing else, so nothing is restored.
+    """
     layers = tower.network.layers if count == ALL else tower.network.layers[-count:]
     for layer in layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

@@ -1,7 +1,8 @@
-"""Training of one cell (a fold with a seed, or all labelled samples with a seed) in stage 2; it can be resumed.
+"""Training of one cell of stage 2 (a fold with a seed, or all labelled samples with a seed), and its checkpoints.
 
-Everything random is drawn on the CPU from the cell's own entropy. A checkpoint holds parameters, optimiser, stopping,
-the best state so far and where the order of samples was, so a training that was killed ends in the same weights.
+Everything random is drawn on the CPU from the cell's own entropy. A checkpoint is one safetensors file with parameters,
+optimiser, stopping, the best state so far and the position in the order of samples, so a killed training ends in the
+same weights as one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,12 +35,12 @@ from mmfeat.heads.stack import epoch_steps, plain_choice
 from mmfeat.samples.labels import Targets
 from mmfeat.system.files import write_atomic
 
-if TYPE_CHECKING:
-    from torch import Tensor
+AHEAD = 4  # the inputs of so many steps are read while others train
+Step = tuple[Tensor, "Tensor | None", "Tensor | None", Tensor]  # rows, views, dropped, keep
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """One safetensors file; `record` goes into its header as JSON, beside a checksum of both."""
+    """Write tensors as one safetensors file, with `record` as JSON and a checksum of both in the header."""
     from safetensors.torch import save as to_bytes
 
     whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -48,7 +49,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """What `save` wrote, None where there is no file; raises `RunError` for one that was changed."""
+    """Read a file of `save`, None if there is no file. Raises `RunError` for a file that was changed or cut."""
     from safetensors import safe_open
 
     if not path.exists():
@@ -59,7 +60,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         if metadata["xxh3"] != _checksum(tensors, metadata["record"]):
             raise ValueError("it is not what was saved")
         return tensors, json.loads(metadata["record"])
-    except Exception as error:  # safetensors raises what its format makes it raise
+    except Exception as error:  # a damaged header raises many kinds of errors
         raise RunError(f"{path}: not whole ({error}); delete it and run mmfeat finetune again") from error
 
 
@@ -73,14 +74,10 @@ def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
     return digest.hexdigest()
 
 
-AHEAD = 4  # steps whose inputs are read while others train
-Step = tuple[Tensor, "Tensor | None", "Tensor | None", Tensor]
-
-
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What a cell trains on. `start` is its stage-1 head, None to begin at random. Without validation rows it trains
-    for the epochs of `replay`, the scales of its learning rate."""
+    """Settings, rows and first weights of a cell. `start` is the stage-1 head, None for a random one. A cell without
+    validation rows trains for len(replay) epochs, with `replay` as the scales of the learning rate."""
 
     settings: HeadSettings
     finetune: FinetuneSettings
@@ -93,13 +90,14 @@ class TrainingSetup:
 
 @dataclass
 class TrainingState:
-    """How far a training is; `order` is what drew the running epoch, of which `step` steps are done."""
+    """The progress of a training: `step` steps of the running epoch are done. `order` is the state of the random
+    generator from which the order of that epoch's samples was drawn, `waiting` the rows left over from before."""
 
     epoch: int = 0
     step: int = 0
     updates: int = 0
     loss: float = 0.0
-    scale: float = 1.0  # of the learning rates at the last update
+    scale: float = 1.0  # the factor of the learning rates at the last update
     seconds: float = 0.0
     order: dict[str, Any] = field(default_factory=dict)
     waiting: list[int] = field(default_factory=list)
@@ -108,7 +106,7 @@ class TrainingState:
 
 
 class Training:
-    """One cell on its way through the epochs."""
+    """The training of one cell, epoch by epoch, from its checkpoint if there is one."""
 
     def __init__(
         self, model: TunableModel, setup: TrainingSetup, targets: Targets, team: Team, checkpoint: Path, every: float
@@ -128,13 +126,15 @@ class Training:
         self.labels = torch.from_numpy(targets.matrix.astype(np.float32)).to(model.data.device)
         self.optimiser = torch.optim.AdamW(self._groups(), weight_decay=settings.weight_decay, foreach=True)
         self.scaler = torch.amp.GradScaler(torch.device(model.data.device).type, enabled=model.amp == "float16")
-        self.total = torch.zeros((), device=model.data.device)  # losses of this epoch; a float would be waited for
+        self.total = torch.zeros(
+            (), device=model.data.device
+        )  # the sum of this epoch's losses; reading a float would wait for the GPU
         self.best: dict[str, Tensor] = {}
         self.at = TrainingState()
         self._resume()
 
     def run(self, advance: Callable[[int], None]) -> dict[str, Tensor]:
-        """Train to the end; the best state. `advance` is told how many steps were done."""
+        """Train to the end and return the best state; `advance` receives the number of steps done."""
         while not self.stopper.done:
             self._epoch(advance)
         return self.best
@@ -155,7 +155,7 @@ class Training:
         self._finish_epoch()
 
     def _drawn(self) -> Iterator[Step]:
-        """The steps of this epoch: rows, views, dropped and keep, (1, B, ...) each."""
+        """Draw the steps of this epoch: rows, views, dropped and keep, each (1, B, ...)."""
         data = self.model.data
         views = FRESH_VIEWS if self.setup.finetune.augment else data.views
         for piece in draw_pieces([self.draws], self.steps, views, len(data.sources), data.device):
@@ -169,7 +169,7 @@ class Training:
         rows, views, dropped, keep = step
         finetune, at = self.setup.finetune, self.at
         kept = keep * (1 / (1 - self.settings.dropout))
-        shown = None if finetune.augment else views  # fresh views are in no cache
+        shown = None if finetune.augment else views  # fresh views have no cached vectors
         loss = self.loss(self.model.logits(reads, rows, shown, dropped, kept), self.labels[rows])[0]
         first = at.step - at.step % finetune.accumulate
         self.scaler.scale(loss / min(finetune.accumulate, self.steps - first)).backward()
@@ -180,11 +180,11 @@ class Training:
     def _update(self) -> None:
         finetune = self.setup.finetune
         self._set_rates()
-        moving = [each for each in self.model.encoder_parameters().values() if each.requires_grad]
+        moving = [p for p in self.model.encoder_parameters().values() if p.requires_grad]
         for parameter in moving if self.team.size > 1 else ():
-            if parameter.grad is None:  # of a process whose part of the batch had nothing to read
+            if parameter.grad is None:  # this process had nothing to read in its part of the batch
                 parameter.grad = torch.zeros_like(parameter)
-        self.team.add([each.grad for each in moving if each.grad is not None])
+        self.team.add([parameter.grad for parameter in moving if parameter.grad is not None])
         self.scaler.unscale_(self.optimiser)
         if finetune.clip_norm:
             torch.nn.utils.clip_grad_norm_(list(self.model.parameters().values()), finetune.clip_norm)
@@ -194,7 +194,7 @@ class Training:
         self.at.updates += 1
 
     def _groups(self) -> list[dict[str, Any]]:
-        """A group a learning rate."""
+        """The optimiser's groups of parameters, one for each learning rate."""
         finetune, slow = self.setup.finetune, self.model.head.attention_parameters()
         depths = {f"{n}.{name}": d for n, tower in enumerate(self.model.towers) for name, d in tower.depths.items()}
 
@@ -223,7 +223,7 @@ class Training:
             group["lr"] = group["rate"] * scale
 
     def _unfreeze(self, epoch: int) -> None:
-        """Gradual unfreezing (Howard and Ruder, ACL 2018): a layer more each epoch, the last ones first."""
+        """Unfreeze gradually (Howard and Ruder, ACL 2018): one more layer in each epoch, the last layers first."""
         if self.setup.finetune.gradual:
             for tower in self.model.towers:
                 for name, parameter in tower.parameters.items():
@@ -254,15 +254,15 @@ class Training:
         rows = self.setup.validation
         if not len(rows):
             return {}
-        found = scores_of(self.model.predict(rows), self.targets.take(rows), self.weights)
-        return dict(zip(found, self.team.agreed(list(found.values())), strict=True))
+        scores = scores_of(self.model.predict(rows), self.targets.take(rows), self.weights)
+        return dict(zip(scores, self.team.agreed(list(scores.values())), strict=True))
 
     def _save_if_due(self) -> None:
         if self.team.leads and time.monotonic() - self.saved >= self.every and not self.stopper.done:
             self.save()
 
     def save(self) -> None:
-        """Commit the checkpoint."""
+        """Write the checkpoint in one step."""
         names = {id(parameter): name for name, parameter in self.model.parameters().items()}
         tensors = {f"model.{name}": value for name, value in self.model.state().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
@@ -278,21 +278,21 @@ class Training:
 
     @property
     def seconds(self) -> float:
-        """Of this call and of those that were interrupted, up to their last checkpoints."""
+        """Seconds of training in this call and, up to their last checkpoints, in calls that were interrupted."""
         return self.at.seconds + time.monotonic() - self.since
 
     def _resume(self) -> None:
-        """Go on where the checkpoint says, if there is one."""
-        if (found := load(self.checkpoint)) is None:
+        """Go on from the checkpoint, if there is one."""
+        if (checkpoint := load(self.checkpoint)) is None:
             return
-        tensors, record = found
+        tensors, record = checkpoint
         parameters = self.model.parameters()
         self.model.load(_under("model.", tensors))
         self.best = _under("best.", tensors)
         for key in ("step", "exp_avg", "exp_avg_sq"):
             for name, value in _under(f"optimiser.{key}.", tensors).items():
-                place = value if key == "step" else value.to(parameters[name].device)
-                self.optimiser.state[parameters[name]][key] = place
+                moved = value if key == "step" else value.to(parameters[name].device)
+                self.optimiser.state[parameters[name]][key] = moved
         self.scaler.load_state_dict(record.pop("scaler"))
         self.at = TrainingState(**record)
         self.total.fill_(self.at.loss)
@@ -303,14 +303,15 @@ class Training:
 
 
 def start_state(model: TunableModel, setup: TrainingSetup) -> dict[str, Tensor]:
-    """Stage 1: its head, or one drawn from the cell's entropy, before the towers as they were."""
+    """The first weights of a cell: the stage-1 head, or a head drawn from the cell's entropy, and the towers as they
+    were before any training."""
     if setup.start is not None:
         return {**model.first, **{HEAD + name: value[None] for name, value in setup.start.items()}}
-    model.load(model.first)  # another cell may have trained on it
+    model.load(model.first)  # another cell may have trained this model
     seed = int(np.random.SeedSequence(setup.entropy).generate_state(1, np.uint64)[0] >> 1)
     model.head.reset_head(0, torch.Generator().manual_seed(seed))
-    found = model.data.statistics(np.union1d(setup.train, setup.validation))
-    statistics = {modality: list(each) for modality, each in found.items()}
+    computed = model.data.statistics(np.union1d(setup.train, setup.validation))
+    statistics = {modality: list(pairs) for modality, pairs in computed.items()}
     for tower in model.towers:
         if tower.normed:
             statistics[tower.slot.modality][tower.slot.number] = (torch.zeros(tower.width), torch.ones(tower.width))
@@ -319,7 +320,7 @@ def start_state(model: TunableModel, setup: TrainingSetup) -> dict[str, Tensor]:
 
 
 def scores_of(logits: np.ndarray, targets: Targets, weights: np.ndarray) -> dict[str, float]:
-    """Weighted loss and macro-F1 without any adjustment."""
+    """Weighted loss and macro-F1 of logits (n, C) without any adjustment."""
     return {
         "validation_loss": validation_loss(logits, targets.matrix, weights, targets.multilabel),
         "validation_macro_f1": float(macro_f1(targets.matrix, plain_choice(logits, targets.multilabel))),

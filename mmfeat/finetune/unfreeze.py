@@ -1,10 +1,12 @@
-"""What moves: the parameters of a tower that learn, by name, and how deep each lies."""
+"""What of a tower learns: its parameters by name and depth, its adapters (LoRA), and a forward pass that begins at the
+n-th last layer, from cached hidden states."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,13 +18,17 @@ from mmfeat.encoders.torch_tower import TorchTower, to_device
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.finetune.settings import ALL
 
+TOLERANCE = 1e-4  # the two paths may differ by this share of the largest value, or this much where it is below 1
+FIXED_FACTOR = ".lora_A."  # interpolation keeps this factor of an adapter and scales the other, which is 0 at first
+
 
 def moving_parameters(tower: TorchTower, forward: Callable[[], Tensor], count: int, projection: bool) -> dict[str, int]:
-    """Name -> depth: 0 in the last layer and behind it, 1 in the one before, and so on.
+    """The parameters that learn, with their depths: 0 in the last layer and behind it, 1 in the one before, and so on.
 
-    `forward` is a pass over anything, from the n-th last layer on or from the start. What its gradient reaches takes
-    part in the vector. Of that, the last `count` layers move, norms behind them, and with `projection` all else
-    behind them; with ALL, everything. Norms keep their running statistics: those are no parameters.
+    `forward` is a pass over any input, from the `count`-th last layer or from the start. A parameter takes part in the
+    vector if the gradient of `forward` reaches the parameter. Of these, the last `count` layers move, norms behind
+    the layers, and with `projection` everything else behind the layers; with ALL, every parameter. The running
+    statistics of norms are no parameters and stay.
     """
     reached = _reached(tower.module, forward)
     layers = tower.network.layers[::-1]
@@ -40,19 +46,20 @@ def moving_parameters(tower: TorchTower, forward: Callable[[], Tensor], count: i
 
 
 def _reached(module: Module, forward: Callable[[], Tensor]) -> set[str]:
-    """Names of the parameters that the gradient of `forward` comes to."""
+    """Names of the parameters that the gradient of `forward` reaches."""
     names = dict(module.named_parameters())
     module.requires_grad_(True)
     total = forward().float().sum()
     gradients: tuple[Tensor | None, ...] = (None,) * len(names)
-    if total.requires_grad:  # nothing may stand behind the last layer
+    if total.requires_grad:  # False if nothing with parameters follows the last layer
         gradients = torch.autograd.grad(total, list(names.values()), allow_unused=True)
     module.requires_grad_(False)
     return {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
 
 
 def _behind(tower: TorchTower, forward: Callable[[], Tensor]) -> set[str]:
-    """What the gradient still reaches when it is stopped at the last layer: norms and projections."""
+    """Names of the parameters behind the last layer, norms and projections: a gradient that is stopped at that layer
+    still reaches them."""
     if not tower.network.layers:
         return set()
     hook = tower.network.layers[-1].register_forward_hook(lambda _, given, output: _detached(output))
@@ -68,8 +75,8 @@ def _detached(output: Any) -> Any:
 
 def _names(module: Module, layer: Module) -> list[str]:
     """Full names of a layer's parameters."""
-    own = {id(parameter) for parameter in layer.parameters()}
-    return [name for name, parameter in module.named_parameters() if id(parameter) in own]
+    identities = {id(parameter) for parameter in layer.parameters()}
+    return [name for name, parameter in module.named_parameters() if id(parameter) in identities]
 
 
 def _ordered(tower: TorchTower, names: set[str]) -> list[str]:
@@ -80,15 +87,13 @@ def _is_norm(module: Module, name: str) -> bool:
     return "norm" in type(module.get_submodule(name.rpartition(".")[0])).__name__.lower()
 
 
-TOLERANCE = 1e-4  # of a vector's largest value, where that is above 1
-
-
 class Resumed:
-    """(B, T, D) input of the n-th last layer and (B, T) which tokens are there -> (B, D).
+    """A forward pass that begins at the `count`-th last layer: states (B, T, D) and mask (B, T) -> vectors (B, D).
 
-    The model's own code runs, so pooling, norms and masks are the library's. Layers before pass on what they get; one
-    blank picture, or token ids that nobody looks at, go the way up to the layer where the given input comes in. The
-    tower is good for nothing else afterwards.
+    The model's own code runs, so pooling, norms and masks are the library's. A blank picture, or token ids that no
+    layer looks at, pass through the earlier layers unchanged, and a hook at the `count`-th last layer puts the hidden
+    states in their stead. Only a replaced `forward` skips a layer's work in the code of every family: a hook can change
+    what a layer takes and gives, but not keep the layer from computing. After each pass the layers are as before.
     """
 
     def __init__(self, tower: TorchTower, count: int, device: str) -> None:
@@ -104,15 +109,30 @@ class Resumed:
                 tower.network.forward(self.blank)
             hook.remove()
             self.shape = shapes[0]
-        for layer in tower.network.layers[:-count]:
-            layer.forward = _pass_on
-        first.register_forward_pre_hook(self._give, with_kwargs=True)
+        self.skipped, self.first = tower.network.layers[:-count], first
         self.given: Tensor | None = None
 
     def __call__(self, hidden: Tensor, mask: Tensor) -> Tensor:
         self.given = hidden if self.shape is None else from_rows(hidden, self.shape, self.layout)
         inputs = self.blank if self.tower.stand_in is None else self.tower.stand_in(mask)
-        return self.tower.network.forward(inputs)
+        with self._shortened():
+            return self.tower.network.forward(inputs)
+
+    @contextmanager
+    def _shortened(self) -> Iterator[None]:
+        """Let the skipped layers pass on what they get, and the first one take the given states, meanwhile."""
+        hook = self.first.register_forward_pre_hook(self._give, with_kwargs=True)
+        before = [vars(layer).get("forward") for layer in self.skipped]
+        for layer in self.skipped:
+            layer.forward = _pass_on
+        try:
+            yield
+        finally:
+            hook.remove()
+            for layer, forward in zip(self.skipped, before, strict=True):
+                del layer.forward
+                if forward is not None:
+                    layer.forward = forward
 
     def _give(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
@@ -121,9 +141,9 @@ class Resumed:
 
 
 def why_not_resumed(tower: TorchTower, count: int, contents: list[Any], device: str) -> str:
-    """Why the tower cannot begin at its n-th last layer, found out on some texts or pictures; "" if it can.
+    """Why the tower cannot begin at its `count`-th last layer, seen on some texts or pictures; "" if it can.
 
-    Compares both ways in float32. The tower is used up.
+    Both passes are compared in float32.
     """
     try:
         point = tower.network.point(tower.specs[0])
@@ -138,7 +158,13 @@ def why_not_resumed(tower: TorchTower, count: int, contents: list[Any], device: 
             resumed = Resumed(tower, count, device)(hidden[:, :longest], kept[:, :longest])
     except EncoderError as error:
         return str(error)
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:  # a model of another make
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        IndexError,
+        AttributeError,
+    ) as error:  # the model is built in another way
         return f"its forward pass cannot begin there ({' '.join(str(error).split())[:120]})"
     apart = (whole - resumed).abs().max() / whole.abs().max().clamp_min(1)
     return "" if apart <= TOLERANCE else f"beginning there changes its vectors by {float(apart):.1g}"
@@ -151,7 +177,7 @@ def _blank(tower: TorchTower) -> Any:
 
 
 def blank_inputs(tower: TorchTower) -> Any:
-    """The inputs of a forward pass over one empty text or black picture."""
+    """Inputs of a forward pass over one empty text or black picture."""
     return _blank(tower) if tower.stand_in is None else tower.collate([tower.prepare("")])
 
 
@@ -159,23 +185,19 @@ def _pass_on(value: Any, *args: Any, **kwargs: Any) -> Any:
     return value
 
 
-FIXED_FACTOR = ".lora_A."  # of the two; interpolation scales the other, which is 0 at first
-
-
 def adapted_layers(tower: TorchTower, depths: Mapping[str, int]) -> dict[str, int]:
-    """Name -> depth of the linear layers among the moving parameters. Raises `ConfigError` where LoRA cannot work.
-
-    torch's own attention, as in CLIP and torchvision, multiplies with bare parameters: it has no such layers.
+    """The linear layers among the moving parameters, by name, with their depths. Raises `ConfigError` where LoRA cannot
+    work: torch's own attention, as in CLIP and torchvision, multiplies with bare parameters and has no linear layers.
     """
     try:
         import peft  # noqa: F401
     except ImportError as error:
         raise ConfigError("--lora needs peft; install it with pip install 'mmfeat[lora]'") from error
     owners = {name.rpartition(".")[0]: depth for name, depth in depths.items()}
-    found = {name: depth for name, depth in owners.items() if type(tower.module.get_submodule(name)) is nn.Linear}
-    if not found:
+    linear = {name: depth for name, depth in owners.items() if type(tower.module.get_submodule(name)) is nn.Linear}
+    if not linear:
         raise ConfigError(f"--lora: no linear layer moves in {tower.specs[0].name}; unfreeze without --lora")
-    return found
+    return linear
 
 
 def adapt(
@@ -183,28 +205,28 @@ def adapt(
 ) -> tuple[dict[str, int], Callable[[], dict[str, Tensor]]]:
     """Put adapters beside the linear layers among the moving parameters.
 
-    Returns name -> depth of the adapters, and a function that gives the tower's own parameters with the adapters
-    merged in, so that nobody who uses the result needs peft. First weights do not depend on torch's global state.
+    Returns the depths of the adapters by name, and a function that gives the tower's own parameters with the adapters
+    merged in, so that no user of the result needs peft. First weights do not depend on torch's global state.
     """
     linear = adapted_layers(tower, depths)
     from peft import LoraConfig, inject_adapter_in_model
 
-    whole_names = "|".join(map(re.escape, linear))  # a list would also match the ends of other names
+    whole_names = "|".join(map(re.escape, linear))  # peft would match a list with the ends of other names too
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=whole_names), tower.module)
     generator = torch.Generator().manual_seed(0)
-    found = {}
+    adapters = {}
     for name, parameter in tower.module.named_parameters():
         owner, is_adapter, _ = name.partition(".lora_")
         parameter.requires_grad_(False)
         if is_adapter:
-            found[name] = linear[owner]
+            adapters[name] = linear[owner]
             if FIXED_FACTOR in name:
-                drawn = torch.empty(parameter.shape)  # on the CPU, as the generator
+                drawn = torch.empty(parameter.shape)  # on the CPU, like the generator
                 parameter.data.copy_(nn.init.kaiming_uniform_(drawn, math.sqrt(5), generator=generator))
-    return found, lambda: {f"{name}.weight": _merged(tower.module.get_submodule(name)) for name in linear}
+    return adapters, lambda: {f"{name}.weight": _merged(tower.module.get_submodule(name)) for name in linear}
 
 
 @torch.no_grad()
 def _merged(layer: Any) -> Tensor:
-    """The weight of one of peft's layers as a plain one."""
+    """The weight of a layer of peft with its adapter added: W + B A * alpha / rank."""
     return layer.base_layer.weight + layer.get_delta_weight("default")
