@@ -48,8 +48,8 @@ def test_labels_of_test_rows_change_scores_and_nothing_else(
     assert len(board) == len(run.leaderboard) == 7
     for entry in run.leaderboard:
         theirs = board[entry.head, entry.modalities]
-        assert entry.macro_f1 != theirs["macro_f1"]
-        assert entry.get("settings") == theirs.get("settings")
+        assert entry.macro_f1 != theirs.macro_f1
+        assert entry.settings == theirs.settings
         ours, others = (rows(each.head_folder(entry) / "out_of_fold.csv") for each in (run, other))
         assert [{**row, "label": ""} for row in ours] == [{**row, "label": ""} for row in others]
         assert {row["id"] for row in ours} == test

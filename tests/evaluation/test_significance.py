@@ -119,26 +119,26 @@ def test_heads_are_compared_with_the_best() -> None:
     targets, heads = make([0.78, 0.8, 0.4, 0.8])
     best = int(np.argmax([mean_f1(targets, head) for head in heads]))
     entries = compare_with_best(targets, heads, best)
-    assert entries[best].tie
+    assert entries[best]["tie"]
     assert (entries[best]["value"], entries[best]["p"], entries[best]["p_holm"]) == (0, 1, 1)
     for head, entry in zip(heads, entries, strict=True):
         assert entry["value"] == pytest.approx(mean_f1(targets, heads[best]) - mean_f1(targets, head))
-        assert entry.tie == (entry["p_holm"] >= 0.05)
+        assert entry["tie"] == (entry["p_holm"] >= 0.05)
     others = [row for row in range(4) if row != best]
     for name in ("p", "mcnemar"):
         expected = holm([entries[row][name] for row in others])
         adjusted = "p_holm" if name == "p" else "mcnemar_holm"
         assert [entries[row][adjusted] for row in others] == pytest.approx(expected)
-    assert [entry.tie for entry in entries] == [True, True, False, True]
+    assert [entry["tie"] for entry in entries] == [True, True, False, True]
     json.dumps(entries, allow_nan=False)
 
 
 def test_many_heads_do_not_make_every_difference_a_tie() -> None:
     """The smallest p-value that so many draws can give is small enough for Holm's factor."""
     targets, heads = make([0.9] + [0.3] * 79, samples=150, seeds=1)
-    assert not any(entry.tie for entry in compare_with_best(targets, heads, 0)[1:])
+    assert not any(entry["tie"] for entry in compare_with_best(targets, heads, 0)[1:])
 
 
 def test_a_single_head_is_the_best() -> None:
     targets, heads = make([0.7])
-    assert [entry.tie for entry in compare_with_best(targets, heads, 0)] == [True]
+    assert [entry["tie"] for entry in compare_with_best(targets, heads, 0)] == [True]
