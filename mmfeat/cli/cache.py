@@ -13,22 +13,16 @@ import typer
 
 from mmfeat.cli.console import ConsoleProgress, out, show_table
 from mmfeat.cli.flags import (
-    AnyCleaning,
+    REQUEST_PARAMETERS,
     AnyColumns,
     AnyData,
-    AnyDraft,
-    AnyDtype,
-    AnyEncoders,
-    AnyMaxLength,
-    AnyOutputs,
-    AnyPooling,
-    AnyViews,
     CacheFolder,
-    Device,
     Seed,
+    encoder_options,
     find_request,
     names,
     reported,
+    takes,
 )
 from mmfeat.system.wording import counted, size_of
 
@@ -38,7 +32,6 @@ if TYPE_CHECKING:
     from mmfeat.cache.survey import CachedEncoder
     from mmfeat.cache.verify import Verification
     from mmfeat.encoders.spec import EncoderSpec
-    from mmfeat.extraction.requests import Request
     from mmfeat.runs.garbage import Garbage
     from mmfeat.samples.dataset import SampleSet
     from mmfeat.samples.keys import ContentKeys
@@ -216,22 +209,14 @@ def info(data: AnyData = None, cache: CacheFolder = "cache", columns: AnyColumns
 
 
 @app.command()
+@takes(
+    {
+        "sample": (Annotated[str, typer.Argument(help="The id of a sample.", metavar="SAMPLE")], ...),
+        **REQUEST_PARAMETERS,
+    }
+)
 @reported("nothing was changed")
-def explain(
-    sample: Annotated[str, typer.Argument(help="The id of a sample.", metavar="SAMPLE")],
-    data: AnyData = None,
-    encoders: AnyEncoders = None,
-    cache: CacheFolder = "cache",
-    columns: AnyColumns = None,
-    device: Device = "auto",
-    dtype: AnyDtype = None,
-    cleaning: AnyCleaning = None,
-    pooling: AnyPooling = None,
-    max_length: AnyMaxLength = None,
-    outputs: AnyOutputs = None,
-    views: AnyViews = None,
-    draft: AnyDraft = None,
-) -> None:
+def explain(context: typer.Context, **given: Any) -> None:
     """Say why a sample would be a hit or a miss. Names the fields of the spec that differ.
 
     \b
@@ -239,10 +224,9 @@ def explain(
     """
     from mmfeat.cache.explain import explain_sample
 
-    given: dict[str, Any] = {"dtype": dtype, "cleaning": cleaning, "pooling": pooling, "max_length": max_length}
-    given |= {"outputs": _outputs(outputs), "views": views, "draft": draft}
-    samples, specs = _asked(find_request(data, encoders, cache, columns, given), device)
-    show_explanations(explain_sample(cache, samples, sample, specs))
+    values = context.params
+    samples, specs = _asked(values)
+    show_explanations(explain_sample(values["cache"], samples, values["sample"], specs))
 
 
 @app.command()
@@ -301,22 +285,11 @@ def gc(
 
 
 @app.command()
+@takes(
+    {"out_file": (Annotated[str, typer.Option("--out", help="The file to write.")], "pack.h5"), **REQUEST_PARAMETERS}
+)
 @reported("no file was written")
-def pack(
-    out_file: Annotated[str, typer.Option("--out", help="The file to write.")] = "pack.h5",
-    data: AnyData = None,
-    encoders: AnyEncoders = None,
-    cache: CacheFolder = "cache",
-    columns: AnyColumns = None,
-    device: Device = "auto",
-    dtype: AnyDtype = None,
-    cleaning: AnyCleaning = None,
-    pooling: AnyPooling = None,
-    max_length: AnyMaxLength = None,
-    outputs: AnyOutputs = None,
-    views: AnyViews = None,
-    draft: AnyDraft = None,
-) -> None:
+def pack(context: typer.Context, **given: Any) -> None:
     """Write one plain HDF5 file with ids, labels and vectors, aligned.
 
     \b
@@ -325,10 +298,10 @@ def pack(
     from mmfeat.cache.pack import write_pack
     from mmfeat.cache.store import Cache
 
-    given: dict[str, Any] = {"dtype": dtype, "cleaning": cleaning, "pooling": pooling, "max_length": max_length}
-    given |= {"outputs": _outputs(outputs), "views": views, "draft": draft}
-    samples, specs = _asked(find_request(data, encoders, cache, columns, given), device)
-    written = write_pack(Path(out_file), Cache(cache, samples.name), samples, specs, ConsoleProgress())
+    values = context.params
+    samples, specs = _asked(values)
+    out_file, store = values["out_file"], Cache(values["cache"], samples.name)
+    written = write_pack(Path(out_file), store, samples, specs, ConsoleProgress())
     out.print(f"{counted(len(samples), 'sample')}, {counted(len(specs), 'encoder')}, {size_of(written)}")
     out.print(f"pack {out_file}")
     out.print("next: h5py reads it; docs/format.md says what is in it")
@@ -348,15 +321,14 @@ def _verify_parity(cache: str, count: int, data: str | None, columns: str | None
     return all(result.holds for result in results)
 
 
-def _asked(request: Request, device: str) -> tuple[SampleSet, list[EncoderSpec]]:
-    """The samples and the specs that a request means on this machine."""
+def _asked(values: Mapping[str, Any]) -> tuple[SampleSet, list[EncoderSpec]]:
+    """Return the samples and the specs that the flags of a command mean on this machine."""
     from mmfeat.encoders.registry import describe_encoders
     from mmfeat.extraction.requests import resolve_options
     from mmfeat.samples.dataset import read_samples
 
-    towers = describe_encoders(request.encoders, resolve_options(request.options, device))
+    request = find_request(
+        values["data"], values["encoders"], values["cache"], values["columns"], encoder_options(values)
+    )
+    towers = describe_encoders(request.encoders, resolve_options(request.options, values["device"]))
     return read_samples(request.data, request.columns), [tower.spec for tower in towers]
-
-
-def _outputs(value: str | None) -> tuple[str, ...] | None:
-    return None if value is None else tuple(names(value))

@@ -8,25 +8,22 @@ import typer
 
 from mmfeat.cli.console import SHOWN_LABELS, WORTH_A_LINE, ConsoleProgress, out, show_table
 from mmfeat.cli.flags import (
+    ENCODER_PARAMETERS,
     CacheFolder,
-    Cleaning,
     Columns,
     Data,
     Device,
-    Draft,
-    Dtype,
     Encoders,
     Engine,
-    MaxLength,
-    Outputs,
-    Pooling,
+    Parameters,
     RayAddress,
     Seed,
-    Views,
     Workers,
+    encoder_options,
     names,
     pairs,
     reported,
+    takes,
 )
 from mmfeat.extraction.clocks import STEPS, Clocks, advice
 from mmfeat.system.wording import counted, duration, shown, size_of
@@ -36,28 +33,32 @@ if TYPE_CHECKING:
     from mmfeat.extraction.forecast import Forecasts
 
 
+PARAMETERS: Parameters = {
+    "data": (Data, ...),
+    "encoders": (Encoders, "clip,bert,resnet50"),
+    "cache": (CacheFolder, "cache"),
+    "columns": (Columns, ""),
+    "device": (Device, "auto"),
+    **ENCODER_PARAMETERS,
+    "retry_failed": (Annotated[bool, typer.Option(help="Try again what could not be read or encoded.")], False),
+    "workers": (Workers, 0),
+    "batch_size": (Annotated[int, typer.Option(help="Samples a forward pass; 0 suits the device.", min=0)], 0),
+    "compiled": (
+        Annotated[bool, typer.Option("--compile", help="torch.compile pooled encoders; takes a minute.")],
+        False,
+    ),
+    "engine": (Engine, "local"),
+    "ray_address": (RayAddress, None),
+    "dry_run": (
+        Annotated[bool, typer.Option(help="Say what is missing, how long it takes and how large it is.")],
+        False,
+    ),
+}
+
+
+@takes(PARAMETERS)
 @reported("every vector that was computed is kept, the same command goes on from there")
-def extract(
-    data: Data,
-    encoders: Encoders = "clip,bert,resnet50",
-    cache: CacheFolder = "cache",
-    columns: Columns = "",
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    cleaning: Cleaning = "tweet",
-    pooling: Pooling = "mean",
-    max_length: MaxLength = 128,
-    outputs: Outputs = "pooled",
-    views: Views = 0,
-    draft: Draft = 0,
-    retry_failed: Annotated[bool, typer.Option(help="Try again what could not be read or encoded.")] = False,
-    workers: Workers = 0,
-    batch_size: Annotated[int, typer.Option(help="Samples a forward pass; 0 suits the device.", min=0)] = 0,
-    compiled: Annotated[bool, typer.Option("--compile", help="torch.compile pooled encoders; takes a minute.")] = False,
-    engine: Engine = "local",
-    ray_address: RayAddress = None,
-    dry_run: Annotated[bool, typer.Option(help="Say what is missing, how long it takes and how large it is.")] = False,
-) -> None:
+def extract(context: typer.Context, **given: Any) -> None:
     """Encode what the cache lacks; a rerun continues, or says that there is nothing to do.
 
     \b
@@ -68,24 +69,27 @@ def extract(
     from mmfeat.extraction.worker import ExtractSettings
     from mmfeat.system.ray_cluster import check_engine
 
+    values = context.params
+    data, encoders, cache = values["data"], names(values["encoders"]), values["cache"]
+    engine, ray_address = values["engine"], values["ray_address"]
     check_engine(engine, ray_address)
     asked: dict[str, Any] = {
         "cache": cache,
-        "options": EncoderOptions(
-            dtype, cleaning, pooling, max_length, outputs=tuple(names(outputs)), views=views, draft=draft
+        "options": EncoderOptions(**encoder_options(values)),
+        "columns": pairs(values["columns"]),
+        "settings": ExtractSettings(
+            *(values[name] for name in ("device", "workers", "batch_size", "compiled", "retry_failed"))
         ),
-        "columns": pairs(columns),
-        "settings": ExtractSettings(device, workers, batch_size, compiled, retry_failed),
         "progress": ConsoleProgress(),
     }
-    if dry_run:
+    if values["dry_run"]:
         from mmfeat.extraction.forecast import forecast_extraction
 
-        show_forecast(forecast_extraction(data, names(encoders), **asked))
+        show_forecast(forecast_extraction(data, encoders, **asked))
         if engine != "local":
             out.print(f"that is one process of this machine; N workers of {engine} divide the time by about N")
         return
-    result = extract_features(data, names(encoders), engine=engine, ray_address=ray_address, **asked)
+    result = extract_features(data, encoders, engine=engine, ray_address=ray_address, **asked)
     show_extraction(result)
     elsewhere = f" --cache {shlex.quote(cache)}" if cache != "cache" else ""
     few = len(result.samples.labels) < 2  # heads cannot be trained on them

@@ -9,8 +9,7 @@ import typer
 from rich.table import Table
 
 from mmfeat.cli.console import ConsoleProgress, err, out
-from mmfeat.cli.flags import Device, Mlflow, command_line, reported, tell_mlflow
-from mmfeat.cli.heads import takes
+from mmfeat.cli.flags import Device, Mlflow, command_line, reported, takes, tell_mlflow
 from mmfeat.finetune.settings import path_in_words
 from mmfeat.system.wording import gain, interval
 

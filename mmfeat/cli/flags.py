@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 
 Command = TypeVar("Command", bound=Callable[..., None])
+Parameters = dict[str, tuple[Any, Any]]  # parameter -> its annotation with the option, and its default
 INTERRUPTED = 130  # the exit code
 LONGEST_REASON = 240
 debug = False  # --debug was given
@@ -46,23 +48,6 @@ CacheFolder = Annotated[str, typer.Option("--cache", help="Folder of the feature
 Columns = Annotated[str, typer.Option("--columns", help="Names in your table: id=...,text=...,image=...,label=...")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 AnyColumns = Annotated[str | None, typer.Option("--columns", help="As for extract.  [default: the latest's]")]
-Dtype = Annotated[str, typer.Option("--dtype", help="Arithmetic: auto, float32, bfloat16 or float16.")]
-Cleaning = Annotated[str, typer.Option("--cleaning", help="Text cleaning: tweet or none.")]
-Pooling = Annotated[str, typer.Option("--pooling", help="BERT pooling: mean, cls or pooler.")]
-MaxLength = Annotated[int, typer.Option("--max-length", help="BERT: most tokens of a text.")]
-AnyDtype = Annotated[str | None, typer.Option("--dtype", help="As for extract.  [default: the latest's]")]
-AnyCleaning = Annotated[str | None, typer.Option("--cleaning", help="As for extract.  [default: the latest's]")]
-AnyPooling = Annotated[str | None, typer.Option("--pooling", help="As for extract.  [default: the latest's]")]
-AnyMaxLength = Annotated[int | None, typer.Option("--max-length", help="As for extract.  [default: the latest's]")]
-Outputs = Annotated[
-    str, typer.Option("--outputs", help="pooled, tokens, prefix:N (input of the N-th last layer), bert=tokens, ...")
-]
-AnyOutputs = Annotated[str | None, typer.Option("--outputs", help="As for extract.  [default: the latest's]")]
-Views = Annotated[int, typer.Option("--views", help="Augmented views of each photo, beside the plain one.", min=0)]
-AnyViews = Annotated[int | None, typer.Option("--views", help="As for extract.  [default: the latest's]", min=0)]
-_DRAFT = "Decode large JPEGs reduced, with no less than so many pixels; 0 in full."
-Draft = Annotated[int, typer.Option("--draft", help=_DRAFT, min=0)]
-AnyDraft = Annotated[int | None, typer.Option("--draft", help="As for extract.  [default: the latest's]", min=0)]
 Engine = Annotated[str, typer.Option("--engine", help="local or ray.")]
 RayAddress = Annotated[str | None, typer.Option("--ray-address", help="A Ray cluster.  [default: this machine]")]
 Workers = Annotated[int, typer.Option("--workers", help="Readers, or Ray's workers; 0 suits the machine.", min=0)]
@@ -70,6 +55,65 @@ Mlflow = Annotated[
     str | None, typer.Option("--mlflow", help="Tell MLflow there of the run: http://HOST:5000, sqlite:///mlflow.db.")
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Fixes everything that is random.", min=0)]
+
+# The flags of encoders: parameter -> its type, help, least value, and default in `mmfeat extract`.
+_OUTPUTS = "pooled, tokens, prefix:N (input of the N-th last layer), bert=tokens, ..."
+_DRAFT = "Decode large JPEGs reduced, with no less than so many pixels; 0 in full."
+_ENCODER_FLAGS: dict[str, tuple[Any, str, int | None, Any]] = {
+    "dtype": (str, "Arithmetic: auto, float32, bfloat16 or float16.", None, "auto"),
+    "cleaning": (str, "Text cleaning: tweet or none.", None, "tweet"),
+    "pooling": (str, "BERT pooling: mean, cls or pooler.", None, "mean"),
+    "max_length": (int, "BERT: most tokens of a text.", None, 128),
+    "outputs": (str, _OUTPUTS, None, "pooled"),
+    "views": (int, "Augmented views of each photo, beside the plain one.", 0, 0),
+    "draft": (int, _DRAFT, 0, 0),
+}
+
+
+def _encoder_parameters(latest: bool) -> Parameters:
+    """Return the flags of encoders; with `latest`, a flag that is not given means the latest extraction's value."""
+    parameters: Parameters = {}
+    for name, (kind, text, least, default) in _ENCODER_FLAGS.items():
+        text = "As for extract.  [default: the latest's]" if latest else text
+        option = typer.Option(f"--{name.replace('_', '-')}", help=text, min=least)
+        parameters[name] = (Annotated[kind | None if latest else kind, option], None if latest else default)
+    return parameters
+
+
+ENCODER_PARAMETERS = _encoder_parameters(latest=False)
+LATEST_PARAMETERS = _encoder_parameters(latest=True)
+# The flags of a command about an extraction that was made before.
+REQUEST_PARAMETERS: Parameters = {
+    "data": (AnyData, None),
+    "encoders": (AnyEncoders, None),
+    "cache": (CacheFolder, "cache"),
+    "columns": (AnyColumns, None),
+    "device": (Device, "auto"),
+    **LATEST_PARAMETERS,
+}
+
+
+def takes(parameters: Parameters) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command `(context, **values)` the flags of a table."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        options = [
+            inspect.Parameter(name, kind, annotation=annotation, default=default)
+            for name, (annotation, default) in parameters.items()
+        ]
+        first = inspect.Parameter("context", kind, annotation=typer.Context)
+        command.__signature__ = inspect.Signature([first, *options])  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in (first, *options)}
+        return command
+
+    return decorate
+
+
+def encoder_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of the flags of encoders; None where a flag was not given."""
+    outputs = None if values["outputs"] is None else tuple(names(values["outputs"]))
+    return {**{name: values[name] for name in _ENCODER_FLAGS}, "outputs": outputs}
 
 
 def reported(interrupted: str) -> Callable[[Command], Command]:

@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import shlex
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mmfeat.cli.console import ConsoleProgress, out
 from mmfeat.cli.flags import (
-    AnyCleaning,
+    LATEST_PARAMETERS,
     AnyColumns,
     AnyData,
-    AnyDraft,
-    AnyDtype,
     AnyEncoders,
-    AnyMaxLength,
-    AnyOutputs,
-    AnyPooling,
-    AnyViews,
     CacheFolder,
     Device,
     Engine,
     Mlflow,
+    Parameters,
     RayAddress,
     Seed,
     command_line,
+    encoder_options,
     find_request,
     names,
     reported,
+    takes,
     tell_mlflow,
 )
 from mmfeat.cli.leaderboard import show_sweep
@@ -73,7 +68,7 @@ def setting(name: str, text: str) -> Any:
 
 # What `mmfeat heads` takes: parameter -> its option and its default. A table, because a signature of so many flags
 # could not be seen at once.
-PARAMETERS: dict[str, tuple[Any, Any]] = {
+PARAMETERS: Parameters = {
     "fusion": (
         Annotated[
             str,
@@ -157,31 +152,8 @@ PARAMETERS: dict[str, tuple[Any, Any]] = {
     "ray_address": (RayAddress, None),
     "workers": (Annotated[int, typer.Option(help="Trainings side by side; 0 is one a core.", min=0)], 0),
     "device": (Device, "auto"),
-    "dtype": (AnyDtype, None),
-    "cleaning": (AnyCleaning, None),
-    "pooling": (AnyPooling, None),
-    "max_length": (AnyMaxLength, None),
-    "outputs": (AnyOutputs, None),
-    "views": (AnyViews, None),
-    "draft": (AnyDraft, None),
+    **LATEST_PARAMETERS,
 }
-
-
-def takes(parameters: dict[str, tuple[Any, Any]]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command `(context, **values)` the flags of a table."""
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        options = [
-            inspect.Parameter(name, kind, annotation=annotation, default=default)
-            for name, (annotation, default) in parameters.items()
-        ]
-        first = inspect.Parameter("context", kind, annotation=typer.Context)
-        command.__signature__ = inspect.Signature([first, *options])  # type: ignore[attr-defined]
-        command.__annotations__ = {each.name: each.annotation for each in (first, *options)}
-        return command
-
-    return decorate
 
 
 @takes(PARAMETERS)
@@ -194,7 +166,7 @@ def heads(context: typer.Context, **given: Any) -> None:
     """
     values = _with_preset(context)
     request = find_request(
-        values["data"], values["encoders"], values["cache"], values["columns"], _encoder_options(values)
+        values["data"], values["encoders"], values["cache"], values["columns"], encoder_options(values)
     )
     plan, protocol = _plan(values), _protocol(values)
     from mmfeat.sweep.train import train_heads
@@ -231,11 +203,6 @@ def _with_preset(context: typer.Context) -> dict[str, Any]:
             if source is None or source.name == "DEFAULT":
                 values[name] = value
     return values
-
-
-def _encoder_options(values: dict[str, Any]) -> dict[str, Any]:
-    given = {name: values[name] for name in ("dtype", "cleaning", "pooling", "max_length", "views", "draft")}
-    return {**given, "outputs": tuple(names(values["outputs"])) if values["outputs"] else None}
 
 
 def _protocol(values: dict[str, Any]) -> Protocol:

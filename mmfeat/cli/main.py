@@ -90,7 +90,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-_UsageError: Any = typer.BadParameter.__base__  # typer does not export it
 GROUPS = {cli_cache.NAME: cli_cache.app, cli_runs.NAME: cli_runs.app}
 for _name, _group in GROUPS.items():
     app.add_typer(_group, name=_name)
@@ -154,12 +153,15 @@ def _run(arguments: list[str]) -> int:
     """The exit code; one line where a command or a flag is wrong, as for any other error."""
     try:
         return app(args=arguments, prog_name=app.info.name, standalone_mode=False) or 0
-    except _UsageError as error:
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # not an error of the command line
+            raise
         message = error.format_message()
         if "\n" in message:  # help, for a command that cannot do without arguments
             err.print(message)
         else:
-            command = error.ctx.command_path if error.ctx else app.info.name
+            usage = getattr(error, "ctx", None)
+            command = usage.command_path if usage else app.info.name
             err.print(f"mmfeat: {message.rstrip('.?')}; {command} -h shows what there is")
         return 2
 

@@ -47,10 +47,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Prepared:
-    """An item after reading: by the encoder's number one model input, or why there is none.
+    """An item after reading: `inputs` and `errors` map the index of an encoder to its model input or an error text.
 
-    `key` is empty where not even the content could be read. `read` and `decode` are seconds, the latter with what is
-    done for each encoder, which `own` has by its number.
+    `key` is empty where the content could not be read. `read` and `decode` are seconds; `decode` includes the
+    preparation for every encoder, whose seconds `own` maps from the index of that encoder.
     """
 
     item: Item
@@ -150,7 +150,7 @@ def _in_order(
     """`map` in a pool. One that breaks, because somebody killed a process of it, is replaced and its work redone."""
     pool, restarts, source = make_pool(), 0, iter(items)
     waiting: deque[T] = deque()
-    futures: deque[Future[R]] = deque()  # of the first ones that wait, or of all
+    futures: deque[Future[R]] = deque()  # the futures of `waiting`, in the same order
     try:
         while True:
             waiting.extend(islice(source, ahead - len(waiting)))
