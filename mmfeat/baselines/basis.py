@@ -15,7 +15,7 @@ import numpy as np
 
 from mmfeat.samples.labels import Targets
 
-ABSENT = 30.0  # how far down the logit of a class is that the training rows do not have
+ABSENT = 30.0  # distance below the other logits for a class without training rows
 
 
 def from_probabilities(probabilities: np.ndarray, multilabel: bool) -> np.ndarray:
@@ -40,7 +40,7 @@ def decided(logits: np.ndarray, multilabel: bool) -> np.ndarray:
     return logits.argmax(axis=1)[:, None] == np.arange(logits.shape[1])
 
 
-MEMORY = 1 << 30  # bytes of float32 rows that are held; more are read again at every pass
+MEMORY = 1 << 30  # bytes of float32 rows to hold; a larger matrix is read again at every pass
 CHUNK = 1 << 26  # bytes of float32 rows that are read at a time
 CONSTANT = 1e-6  # a column that varies less than this, relative to its size, is constant
 NULL = 1e-10  # eigenvalues below this share of the largest are rounding

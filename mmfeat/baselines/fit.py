@@ -37,7 +37,7 @@ from mmfeat.errors import HeadError
 from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.samples.labels import Targets
 
-MAX_ROWS = 50_000  # of training rows that neighbours and trees look at
+MAX_ROWS = 50_000  # most training rows that neighbours and trees take
 Setting = dict[str, float]
 
 

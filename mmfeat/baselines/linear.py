@@ -23,9 +23,9 @@ from mmfeat.baselines.basis import ABSENT, Basis, Matrix, Scaler
 from mmfeat.samples.labels import Targets
 
 Loss = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-TOLERANCE = 1e-4  # of the gradient in units in which the curvature is about 1: logits are about as exact
+TOLERANCE = 1e-4  # largest gradient where the curvature is about 1: logits are about as exact
 ITERATIONS = 300
-PAIRS = 20  # of steps and gradients that L-BFGS remembers
+PAIRS = 20  # pairs of step and gradient change that L-BFGS remembers
 
 
 def _softmax(scores: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,8 +12,8 @@ from mmfeat.baselines.basis import Basis, Matrix, Scaler, from_probabilities
 from mmfeat.samples.labels import Targets
 
 NEIGHBOURS = (5, 10, 20, 40, 80)
-TEMPERATURE = 0.07  # of the votes by similarity (Wu et al. 2018)
-STEPS = 1e5  # of similarity from 0 to 1: duplicates are as near as each other, whatever the last digits say
+TEMPERATURE = 0.07  # votes weigh exp(similarity / TEMPERATURE) (Wu et al. 2018)
+STEPS = 1e5  # similarities are rounded to 1 / STEPS, so that duplicates tie whatever their last digits
 QUERIES = 512  # vectors that are compared at a time
 Found = tuple[np.ndarray, np.ndarray]  # (n, K) similarities, falling, and numbers of the neighbours
 

@@ -29,13 +29,13 @@ from mmfeat.heads.stack import (
 )
 from mmfeat.samples.labels import Targets
 
-CPU_ROWS = 320  # of a step of all heads of a stack on a CPU: with fewer, Python takes longer than the arithmetic
-CPU_STACK = (3, 8)  # fewest and most heads; many no longer fit into a core's cache
+CPU_ROWS = 320  # rows in one step of a stack on a CPU: with fewer, Python takes longer than the arithmetic
+CPU_STACK = (3, 8)  # fewest and most heads of a stack; many no longer fit into a core's cache
 LARGEST_STACK = 256
-MEMORY_SHARE = 0.5  # of what the device has free
-KEPT_BASIS = 2**24  # numbers
+MEMORY_SHARE = 0.5  # share of the free memory of the device
+KEPT_BASIS = 2**24  # most numbers in a training matrix whose basis is kept
 Predict: TypeAlias = Callable[[HeadData], list[np.ndarray]]
-COPIES = 8  # of a head's parameters while it trains: gradients, two moments, the best so far, temporaries
+COPIES = 8  # copies of the parameters during training: gradients, two moments, the best so far, temporaries
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Job:
     modality: str
     members: tuple[Member, ...]
     predict: tuple[tuple[np.ndarray, ...], ...]
-    setting: Mapping[str, float] | None = None  # of a baseline that is fitted again
+    setting: Mapping[str, float] | None = None  # the chosen setting, where a baseline is fitted again
     keep: bool = False  # return what rebuilds the heads
 
 
@@ -70,7 +70,7 @@ class Workbench:
         self.features, self.targets, self.device, self.attend = features, targets, device, attend
         self._data: dict[tuple[str, str], HeadData] = {}
         self._bases: dict[bytes, Basis] = {}
-        self._locks: defaultdict[object, threading.Lock] = defaultdict(threading.Lock)  # one for what is being made
+        self._locks: defaultdict[object, threading.Lock] = defaultdict(threading.Lock)  # one a key under construction
 
     def data(self, head: str, modality: str) -> HeadData:
         """What heads of this name see; tokens are read only for those that need them."""
