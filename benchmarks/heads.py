@@ -34,8 +34,7 @@ from mmfeat.cache.shard import Rows
 from mmfeat.cache.store import Cache
 from mmfeat.evaluation.splits import make_folds
 from mmfeat.extraction.requests import latest_request
-from mmfeat.heads.registry import NEEDS_TOKENS
-from mmfeat.heads.settings import HeadSettings
+from mmfeat.heads.registry import NEEDS_TOKENS, HeadSettings
 from mmfeat.samples.dataset import Sample
 from mmfeat.samples.keys import ContentKeys
 from mmfeat.samples.labels import Targets, indicator
@@ -286,7 +285,7 @@ def describe_sweep(done: Sweep) -> Iterator[Line]:
     for entry in done.run.leaderboard:
         by_head[entry.head] += entry.seconds
     total = sum(by_head.values())
-    yield Line(f"sweep of {done.run.config['labelled']:,} samples with defaults", f"{done.seconds:.1f} s")
+    yield Line(f"sweep of {done.run.results.labelled:,} samples with defaults", f"{done.seconds:.1f} s")
     for head, seconds in sorted(by_head.items(), key=lambda pair: -pair[1]):
         if seconds:
             yield Line(f"sweep: {head} on all modalities", f"{seconds:.1f} s of the processor, {seconds / total:.0%}")

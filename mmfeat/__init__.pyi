@@ -24,7 +24,7 @@ from .extraction.worker import ExtractSettings as ExtractSettings
 from .finetune.finetune import finetune_heads as finetune_heads
 from .finetune.settings import FinetuneSettings as FinetuneSettings
 from .heads.classifier import FusionClassifier as FusionClassifier
-from .heads.settings import HeadSettings as HeadSettings
+from .heads.registry import HeadSettings as HeadSettings
 from .prediction.model import load as load
 from .prediction.predict import predict_data as predict_data
 from .prediction.submit import write_submission as write_submission

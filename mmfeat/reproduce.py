@@ -15,7 +15,7 @@ from mmfeat.runs.run import Run, checked_towers, data_changed, read_run
 from mmfeat.samples.dataset import read_samples
 from mmfeat.sweep.arguments import heads_arguments
 from mmfeat.system.files import file_sha256
-from mmfeat.system.progress import Progress, Silent
+from mmfeat.system.wording import Progress, Silent
 from mmfeat.version import ENCODING, TRAINING, versions
 
 # What a run predicts, learned and predicts with; files with times are compared by their scores.

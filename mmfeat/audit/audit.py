@@ -28,8 +28,8 @@ from mmfeat.samples.dataset import SampleSet, read_samples
 from mmfeat.samples.labels import classes_in
 from mmfeat.system.files import write_errors
 from mmfeat.system.hardware import cpu_count
-from mmfeat.system.progress import Progress, Silent
 from mmfeat.system.remote import absolute, is_remote
+from mmfeat.system.wording import Progress, Silent
 from mmfeat.version import __version__
 
 EXAMPLES = 10

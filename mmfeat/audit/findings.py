@@ -18,7 +18,7 @@ from mmfeat.runs.run import Run, hash_data
 from mmfeat.samples.dataset import Sample, SampleSet
 from mmfeat.samples.keys import ContentKeys, content_keys
 from mmfeat.samples.labels import SEPARATOR
-from mmfeat.system.progress import Progress
+from mmfeat.system.wording import Progress
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from mmfeat.samples.dataset import IMAGE_SUFFIXES, KEY_LENGTH, Sample, SampleSet
 from mmfeat.samples.images import decode_image
 from mmfeat.samples.keys import ContentKeys
 from mmfeat.samples.photo_hashes import DRAFT_SIDE, SIDE, hash_photo
-from mmfeat.system.progress import Progress
 from mmfeat.system.remote import is_remote
+from mmfeat.system.wording import Progress
 
 if TYPE_CHECKING:
     from PIL import Image

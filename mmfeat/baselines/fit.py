@@ -24,15 +24,7 @@ from mmfeat.baselines.basis import (
 )
 from mmfeat.baselines.linear import KINDS, LinearHead, linear_path
 from mmfeat.baselines.neighbours import NEIGHBOURS, NeighbourHead, neighbour_head, neighbour_heads
-from mmfeat.baselines.trees import (
-    BOOSTING_STEPS,
-    FOREST_LEAVES,
-    Components,
-    TreeData,
-    TreeHead,
-    boosted,
-    forest,
-)
+from mmfeat.baselines.trees import BOOSTING_STEPS, FOREST_LEAVES, Components, TreeData, TreeHead, boosted, forest
 from mmfeat.errors import HeadError
 from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.samples.labels import Targets

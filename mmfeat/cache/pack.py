@@ -25,7 +25,7 @@ from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import CacheError, ConfigError
 from mmfeat.samples.dataset import SampleSet
 from mmfeat.system.files import canonical_json, sweep_temporaries, write_atomic
-from mmfeat.system.progress import Progress, Silent
+from mmfeat.system.wording import Progress, Silent
 
 FORMAT = "mmfeat pack 1"
 STEP = 256  # samples whose tokens are in memory at once

@@ -13,7 +13,7 @@ from mmfeat.encoders.registry import Tower, load_reference
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.samples.dataset import Sample, SampleSet
 from mmfeat.samples.images import augment, decode_image
-from mmfeat.system.progress import Progress, Silent
+from mmfeat.system.wording import Progress, Silent
 
 # What is promised: float32 to 1e-5, of the row's largest value where that is above 1; half precision by its angle,
 # and by its length as far as such an angle could change it.

@@ -26,8 +26,8 @@ from mmfeat.errors import CacheError, CacheMissError, ConfigError, WriteError
 from mmfeat.samples.dataset import Sample
 from mmfeat.samples.keys import ContentKeys, StatIndex, content_keys
 from mmfeat.system.files import make_folder, read_json, sweep_temporaries, write_errors
-from mmfeat.system.progress import Progress
 from mmfeat.system.remote import is_remote
+from mmfeat.system.wording import Progress
 
 INDEX_FILE = "images.index"
 QUARANTINE = "quarantine"

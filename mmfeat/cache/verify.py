@@ -20,7 +20,7 @@ from mmfeat.cache.writer import SPEC_FILE
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import CacheError, WriteError
 from mmfeat.system.files import REMEDIES, make_folder, sync_folder
-from mmfeat.system.progress import Progress, Silent
+from mmfeat.system.wording import Progress, Silent
 
 
 @dataclass(frozen=True)

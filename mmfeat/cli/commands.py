@@ -16,7 +16,7 @@ from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import RunError
 from mmfeat.finetune.arguments import finetune_arguments
 from mmfeat.finetune.settings import ALL, EVERY_TOWER
-from mmfeat.heads.settings import DEFAULTS
+from mmfeat.heads.registry import DEFAULTS
 from mmfeat.runs.run import Run, read_run
 from mmfeat.sweep.arguments import heads_arguments, requests_of
 from mmfeat.system.wording import shown

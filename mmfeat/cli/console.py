@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -20,11 +19,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from mmfeat.system.progress import Advance
-
-if TYPE_CHECKING:
-    pass
-
+from mmfeat.system.wording import Advance
 
 PLAIN_SECONDS = 10.0
 WORTH_A_LINE = 1.0  # seconds; a step that is over sooner needs no report

@@ -67,7 +67,7 @@ def extract(context: typer.Context, **given: Any) -> None:
     from mmfeat.encoders.spec import EncoderOptions
     from mmfeat.extraction.extract import extract_features
     from mmfeat.extraction.worker import ExtractSettings
-    from mmfeat.system.ray_cluster import check_engine
+    from mmfeat.system.hardware import check_engine
 
     values = context.params
     data, encoders, cache = values["data"], names(values["encoders"]), values["cache"]

@@ -32,7 +32,7 @@ from mmfeat.cli.flags import (
 from mmfeat.cli.leaderboard import show_sweep
 from mmfeat.cli.presets import preset_values
 from mmfeat.errors import ConfigError
-from mmfeat.heads.settings import DEFAULTS, KINDS, flag, settings_of
+from mmfeat.heads.registry import DEFAULTS, KINDS, flag, settings_of
 
 if TYPE_CHECKING:
     from mmfeat.evaluation.protocol import Protocol

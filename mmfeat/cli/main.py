@@ -24,10 +24,7 @@ from mmfeat.cli import predict as cli_predict
 from mmfeat.cli import report as cli_report
 from mmfeat.cli import runs as cli_runs
 from mmfeat.cli.console import err, out
-from mmfeat.cli.flags import (
-    INTERRUPTED,
-    reported,
-)
+from mmfeat.cli.flags import INTERRUPTED, reported
 from mmfeat.errors import ConfigError
 from mmfeat.version import __version__
 

@@ -16,7 +16,7 @@ from mmfeat.samples.duplicates import duplicate_groups
 from mmfeat.samples.keys import ContentKeys
 from mmfeat.samples.labels import Targets
 from mmfeat.samples.photo_hashes import image_hashes
-from mmfeat.system.progress import Progress
+from mmfeat.system.wording import Progress
 
 PROTOCOLS = ("kfold", "holdout")
 HASHES_FILE = "images.hashes"  # a file in the data set's cache folder

@@ -23,9 +23,8 @@ from mmfeat.heads.data import HeadData
 from mmfeat.heads.registry import BASELINES, NEEDS_TOKENS, load_fusion
 from mmfeat.heads.stack import stack_of
 from mmfeat.prediction.final_heads import load_final, members, seen_by
-from mmfeat.runs.entry import Entry, Rule
+from mmfeat.runs.entry import TOGETHER, Entry, Rule
 from mmfeat.runs.run import Run
-from mmfeat.sweep.ensembles import TOGETHER
 
 NOT_EXPORTABLE = {
     "forest": "trees are no graph of products",

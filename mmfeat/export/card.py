@@ -11,9 +11,8 @@ from typing import Any
 from mmfeat.evaluation.decisions import Decision
 from mmfeat.export.build import Port
 from mmfeat.prediction.final_heads import members
-from mmfeat.runs.entry import Entry
+from mmfeat.runs.entry import TOGETHER, Entry
 from mmfeat.runs.run import Run
-from mmfeat.sweep.ensembles import TOGETHER
 from mmfeat.system.wording import Estimate, interval
 from mmfeat.version import __version__
 

@@ -35,7 +35,7 @@ from mmfeat.runs.run import Run, checked_towers
 from mmfeat.samples.dataset import MODALITIES, Sample, SampleSet
 from mmfeat.samples.images import decode_image
 from mmfeat.system.files import new_folder, read_json, write_atomic, write_json
-from mmfeat.system.progress import Progress, Silent
+from mmfeat.system.wording import Progress, Silent
 from mmfeat.version import __version__
 
 HEAD, MODEL, CARD = "head.onnx", "model.onnx", "MODEL_CARD.md"

@@ -22,7 +22,7 @@ from mmfeat.errors import EncoderError
 from mmfeat.extraction.clocks import Clocks
 from mmfeat.extraction.missing import Item
 from mmfeat.extraction.reader import Prepared, Reader
-from mmfeat.system.progress import Advance
+from mmfeat.system.wording import Advance
 
 # On a CPU the activations of a larger batch leave the processor's caches, and a fixed size gives the same sums twice.
 CPU_SIZES = {"image": 16, "text": 32}

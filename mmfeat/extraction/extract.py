@@ -17,10 +17,9 @@ from mmfeat.extraction.missing import Missing, Planner
 from mmfeat.extraction.requests import Request, begin_request, remember_request, resolve_options
 from mmfeat.extraction.worker import Extractor, ExtractSettings, Tally
 from mmfeat.samples.dataset import Overview, Sample, SampleSet, SampleSource
-from mmfeat.system.hardware import cpu_count, gpus_seen, resolve_device, resolve_dtype
-from mmfeat.system.progress import Advance, Progress, Silent
-from mmfeat.system.ray_cluster import check_engine
+from mmfeat.system.hardware import check_engine, cpu_count, gpus_seen, resolve_device, resolve_dtype
 from mmfeat.system.remote import absolute, is_remote
+from mmfeat.system.wording import Advance, Progress, Silent
 
 DEFAULT_ENCODERS = ("clip", "bert", "resnet50")
 BLOCK = 65_536  # samples that are in memory at once; the next block is planned while one is encoded

@@ -17,7 +17,7 @@ from mmfeat.extraction.missing import Item, Missing
 from mmfeat.extraction.reader import Prepared, Reader
 from mmfeat.extraction.worker import Extractor, ExtractSettings
 from mmfeat.samples.dataset import MODALITIES, Overview
-from mmfeat.system.progress import Progress, Silent
+from mmfeat.system.wording import Progress, Silent
 
 TRIED = 64  # samples at most that are encoded to find out
 TRIED_SHARE, TRIED_ANYWAY = 4, 16  # no more than one in 4 of what is missing, but 16

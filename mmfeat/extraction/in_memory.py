@@ -22,7 +22,7 @@ from mmfeat.extraction.missing import Item
 from mmfeat.extraction.reader import Reader
 from mmfeat.samples.dataset import MODALITIES, Sample
 from mmfeat.samples.keys import ContentKeys, content_keys
-from mmfeat.system.progress import Progress, Silent
+from mmfeat.system.wording import Progress, Silent
 
 CHANGED = "changed while it was read"
 Found = tuple[np.ndarray, str]  # (D) or (T, D) values, and "" or why there are none

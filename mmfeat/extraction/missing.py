@@ -16,7 +16,7 @@ from mmfeat.cache.store import Cache
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.samples.dataset import MODALITIES, Sample
 from mmfeat.samples.keys import ContentKeys, StatIndex
-from mmfeat.system.progress import Progress
+from mmfeat.system.wording import Progress
 
 
 @dataclass(frozen=True)

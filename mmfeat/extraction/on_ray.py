@@ -23,9 +23,9 @@ from mmfeat.errors import CacheError, ConfigError, MmfeatError
 from mmfeat.extraction.missing import Planner
 from mmfeat.extraction.worker import Extractor, ExtractSettings, Tally
 from mmfeat.samples.dataset import Sample, SampleSource
-from mmfeat.system.progress import Progress
-from mmfeat.system.ray_cluster import Interrupts, join_cluster, leave_cluster, without_stderr
+from mmfeat.system.hardware import Interrupts, join_cluster, leave_cluster, without_stderr
 from mmfeat.system.remote import RemoteFile, absolute, is_remote
+from mmfeat.system.wording import Progress
 
 LOOKED_AT = 65_536  # samples at a time that are looked up before anything is started
 BLOCK = 16_384  # samples; what an actor did of one is committed every 30 seconds

@@ -18,7 +18,7 @@ from mmfeat.extraction.missing import Item, Missing, Planner
 from mmfeat.extraction.reader import Reader
 from mmfeat.samples.dataset import Sample
 from mmfeat.system.hardware import resolve_device
-from mmfeat.system.progress import Progress, Silent
+from mmfeat.system.wording import Progress, Silent
 from mmfeat.version import versions
 
 MOST_FAILURES = 1000  # that are told one by one

@@ -25,17 +25,17 @@ from mmfeat.finetune.results import STAGE_2, finish_run
 from mmfeat.finetune.settings import FinetuneSettings
 from mmfeat.finetune.stage_one import StageOne, best_parent, has_fusion, train_stage_one
 from mmfeat.finetune.training import TrainingSetup
-from mmfeat.runs.config import RunConfig
+from mmfeat.runs.entry import RunConfig
 from mmfeat.runs.folders import find_run
+from mmfeat.runs.leaderboard import LEADERBOARD
 from mmfeat.runs.record import Maker, making, written_call
-from mmfeat.runs.run import LEADERBOARD, RUN_FILE, Run, comparable_runs, finals_are_whole, read_run, reuse_run
+from mmfeat.runs.run import RUN_FILE, Run, comparable_runs, finals_are_whole, read_run, reuse_run
 from mmfeat.sweep.engine import LocalEngine
 from mmfeat.sweep.train import train_heads
 from mmfeat.sweep.trials import replayed
 from mmfeat.system.files import sweep_temporaries
-from mmfeat.system.hardware import cpu_count, resolve_device
-from mmfeat.system.progress import Progress, Silent
-from mmfeat.system.ray_cluster import check_engine
+from mmfeat.system.hardware import check_engine, cpu_count, resolve_device
+from mmfeat.system.wording import Progress, Silent
 
 CELLS = "cells"
 SAVED_SECONDS = 30.0  # between checkpoints

@@ -26,13 +26,13 @@ from mmfeat.finetune.tower_plan import TowerPlan, head_slots, plan_towers
 from mmfeat.finetune.towers import open_moving_tower
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.registry import NEEDS_TOKENS, load_fusion
-from mmfeat.runs.config import RunConfig
+from mmfeat.runs.entry import RunConfig
 from mmfeat.runs.run import Run, checked_towers
 from mmfeat.samples.images import view_name, view_number
 from mmfeat.sweep.problem import LabelledData, Problem, read_labelled
 from mmfeat.sweep.train import IN_MEMORY
 from mmfeat.system.hardware import resolve_dtype
-from mmfeat.system.progress import Progress
+from mmfeat.system.wording import Progress
 from mmfeat.version import __version__
 
 

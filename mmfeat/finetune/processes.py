@@ -23,7 +23,7 @@ from torch import Tensor, distributed
 
 from mmfeat.errors import MmfeatError
 from mmfeat.system.files import read_json, write_json
-from mmfeat.system.ray_cluster import join_cluster, leave_cluster
+from mmfeat.system.hardware import join_cluster, leave_cluster
 from mmfeat.system.remote import absolute
 
 PATIENCE = timedelta(hours=24)  # the first process extracts while the others wait

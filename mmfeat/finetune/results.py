@@ -20,18 +20,16 @@ from mmfeat.finetune.model import EARLY, HEAD, TunableModel
 from mmfeat.finetune.prepare import Work
 from mmfeat.finetune.stage_one import StageOne
 from mmfeat.finetune.tower_plan import TowerPlan
-from mmfeat.heads.settings import HeadSettings
+from mmfeat.heads.registry import HeadSettings
 from mmfeat.heads.stack import plain_choice
-from mmfeat.runs.config import RunConfig
-from mmfeat.runs.entry import Entry, FinalHead, PairedTest, TunedTower
+from mmfeat.runs.entry import Entry, FinalHead, PairedTest, RunConfig, TunedTower
 from mmfeat.runs.leaderboard import write_leaderboard
 from mmfeat.runs.record import Maker
 from mmfeat.runs.run import CURVES, METRICS, Moved, Run, write_run
 from mmfeat.sweep.entries import TrainedEntry
 from mmfeat.sweep.problem import Problem
-from mmfeat.sweep.scoring import cross_fit, decide, fit_on_all, score, write_predictions
 from mmfeat.sweep.train_all import rank
-from mmfeat.sweep.trials import save_finals
+from mmfeat.sweep.trials import cross_fit, decide, fit_on_all, save_finals, score, write_predictions
 from mmfeat.system.files import csv_text, file_sha256, write_atomic, write_json
 
 STAGE_1, STAGE_2, WISE = "stage-1", "stage-2", "wise-ft"

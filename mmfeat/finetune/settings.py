@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, replace
 
 from mmfeat.errors import ConfigError
-from mmfeat.heads.settings import MONITORS, HeadSettings, flag
+from mmfeat.heads.registry import MONITORS, HeadSettings, flag
 
 ALL = -1  # as a number of layers: the whole tower
 EVERY_TOWER = "all"  # as the name of a tower: each one that the head sees

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from mmfeat.errors import RunError
 from mmfeat.heads.jobs import Fitted
-from mmfeat.heads.registry import FUSIONS
-from mmfeat.heads.settings import HeadSettings
+from mmfeat.heads.registry import FUSIONS, HeadSettings
 from mmfeat.runs.run import Run
 from mmfeat.sweep.engine import Engine
 from mmfeat.sweep.entries import TrainedEntry, assemble, best_outcome

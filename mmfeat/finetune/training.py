@@ -27,11 +27,9 @@ from mmfeat.finetune.inputs import FRESH_VIEWS, Read
 from mmfeat.finetune.model import HEAD, TunableModel
 from mmfeat.finetune.processes import Team
 from mmfeat.finetune.settings import FinetuneSettings
-from mmfeat.heads.draws import Draws, draw_pieces
-from mmfeat.heads.losses import StackedLoss, class_weights, validation_loss
-from mmfeat.heads.optimiser import Stopper
-from mmfeat.heads.settings import HeadSettings
+from mmfeat.heads.registry import HeadSettings
 from mmfeat.heads.stack import epoch_steps, plain_choice
+from mmfeat.heads.training import Draws, StackedLoss, Stopper, class_weights, draw_pieces, validation_loss
 from mmfeat.samples.labels import Targets
 from mmfeat.system.files import write_atomic
 

@@ -21,8 +21,7 @@ from mmfeat.cache.features import Block, Features
 from mmfeat.errors import ConfigError, MmfeatError, RunError
 from mmfeat.evaluation.decisions import Decision, fit_decision
 from mmfeat.evaluation.splits import deal
-from mmfeat.heads.registry import FUSIONS, NEEDS_TOKENS, load_fusion
-from mmfeat.heads.settings import DEFAULTS, KINDS, HeadSettings
+from mmfeat.heads.registry import DEFAULTS, FUSIONS, KINDS, NEEDS_TOKENS, HeadSettings, load_fusion
 from mmfeat.samples.labels import Targets, indicator
 from mmfeat.system.files import write_atomic
 from mmfeat.system.hardware import resolve_device

@@ -16,7 +16,6 @@ from mmfeat.baselines.fit import Baseline, fit, refit, restore
 from mmfeat.cache.features import Features
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.layers import Shape
-from mmfeat.heads.losses import class_weights
 from mmfeat.heads.registry import BASELINES, NEEDS_TOKENS, load_fusion
 from mmfeat.heads.stack import (
     FusionType,
@@ -27,6 +26,7 @@ from mmfeat.heads.stack import (
     stack_of,
     train_stack,
 )
+from mmfeat.heads.training import class_weights
 from mmfeat.samples.labels import Targets
 
 CPU_ROWS = 320  # rows in one step of a stack on a CPU: with fewer, Python takes longer than the arithmetic

@@ -17,11 +17,9 @@ from torch import Tensor
 from mmfeat.errors import HeadError
 from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.heads.data import HeadData
-from mmfeat.heads.draws import Draws, draw_pieces
 from mmfeat.heads.layers import Fusion, Shape
-from mmfeat.heads.losses import StackedLoss, class_weights, validation_loss
-from mmfeat.heads.optimiser import StackedAdamW, Stopper
-from mmfeat.heads.settings import HeadSettings
+from mmfeat.heads.registry import HeadSettings
+from mmfeat.heads.training import Draws, StackedAdamW, StackedLoss, Stopper, class_weights, draw_pieces, validation_loss
 from mmfeat.samples.labels import Targets
 
 PREDICTED_VALUES = 2**24  # most input values in a forward pass without gradients

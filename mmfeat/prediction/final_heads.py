@@ -34,7 +34,7 @@ from mmfeat.samples.images import view_number
 from mmfeat.sweep.ensembles import combine
 from mmfeat.system.files import file_sha256
 from mmfeat.system.hardware import resolve_device
-from mmfeat.system.progress import Progress
+from mmfeat.system.wording import Progress
 
 
 class EntryPredictor:

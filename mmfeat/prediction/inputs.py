@@ -18,6 +18,7 @@ from mmfeat.system.remote import RemoteFile, is_remote
 if TYPE_CHECKING:
     from PIL import Image
 
+
 TEXT_SUFFIX = ".txt"
 Text: TypeAlias = "str | None"
 Picture: TypeAlias = "str | Path | bytes | Image.Image | None"

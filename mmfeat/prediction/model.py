@@ -24,7 +24,7 @@ from mmfeat.runs.folders import choose_run
 from mmfeat.runs.run import Run, checked_towers
 from mmfeat.samples.dataset import PART, Sample
 from mmfeat.system.hardware import resolve_device
-from mmfeat.system.progress import Progress
+from mmfeat.system.wording import Progress
 
 
 def load(

@@ -21,7 +21,7 @@ from mmfeat.runs.folders import choose_run
 from mmfeat.runs.run import Run
 from mmfeat.samples.dataset import Sample, SampleSet
 from mmfeat.samples.labels import Targets, classes_in
-from mmfeat.system.progress import Progress
+from mmfeat.system.wording import Progress
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from mmfeat.runs.out_of_fold import read_predictions
 from mmfeat.runs.run import Run, data_changed
 from mmfeat.samples.dataset import MODALITIES, PART, Sample, SampleSet, read_samples
 from mmfeat.samples.labels import classes_in
-from mmfeat.system.progress import Progress
 from mmfeat.system.remote import absolute
+from mmfeat.system.wording import Progress
 
 DRAWS = 9999  # random tables of a permutation test
 SIGNIFICANT = 0.01

@@ -21,7 +21,7 @@ from mmfeat.samples.dataset import Sample
 from mmfeat.samples.images import decode_image
 from mmfeat.samples.labels import names_of
 from mmfeat.system.files import canonical_json
-from mmfeat.system.progress import Progress
+from mmfeat.system.wording import Progress
 
 ROW_SHARE = 0.7  # share of the bytes for rows; photos get the rest
 TEXT_LENGTHS = (600, 280, 140, 60, 0)  # characters of each text; the first length that fits is used

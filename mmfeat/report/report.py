@@ -24,7 +24,7 @@ from mmfeat.runs.folders import choose_run
 from mmfeat.runs.run import Run, read_run
 from mmfeat.samples.labels import SEPARATOR
 from mmfeat.system.files import make_folder, write_atomic
-from mmfeat.system.progress import Progress, Silent
+from mmfeat.system.wording import Progress, Silent
 
 REPORT = "report.html"
 PHOTOS = 1500

@@ -14,8 +14,7 @@ import numpy as np
 
 from mmfeat.errors import RunError
 from mmfeat.evaluation.significance import LEVEL, Difference, holm, majority, mcnemar, paired_difference
-from mmfeat.runs.config import RunConfig
-from mmfeat.runs.entry import Entry
+from mmfeat.runs.entry import Entry, RunConfig
 from mmfeat.runs.out_of_fold import read_predictions
 from mmfeat.runs.run import Run
 

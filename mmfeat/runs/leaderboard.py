@@ -12,6 +12,7 @@ from mmfeat.system.files import csv_text, write_atomic, write_json
 if TYPE_CHECKING:
     from mmfeat.runs.entry import Entry
 
+
 LEADERBOARD = "leaderboard"
 SCORES = ("macro_f1", "accuracy", "weighted_f1", "auroc", "log_loss", "calibration_error")
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from mmfeat.errors import ConfigError
 from mmfeat.runs.compare import flat_settings
-from mmfeat.runs.leaderboard import SCORES
-from mmfeat.runs.run import ABLATION, LEADERBOARD, RUN_FILE, Run
+from mmfeat.runs.leaderboard import LEADERBOARD, SCORES
+from mmfeat.runs.run import ABLATION, RUN_FILE, Run
 from mmfeat.system.wording import without_passwords
 
 EXPERIMENT = "mmfeat"

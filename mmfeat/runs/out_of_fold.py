@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,10 +12,6 @@ from mmfeat.errors import RunError
 from mmfeat.runs.entry import Entry
 from mmfeat.runs.run import Run
 from mmfeat.samples.labels import SEPARATOR, Targets
-
-if TYPE_CHECKING:
-    pass
-
 
 CERTAIN = 0.01  # probabilities of one class a sample add up to 1 within the digits that are written
 

@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from mmfeat.runs.config import RunConfig
+from mmfeat.runs.entry import RunConfig
 from mmfeat.system.files import make_folder, read_json, write_errors, write_json, writing_in
 from mmfeat.system.hardware import cpu_count
 from mmfeat.system.wording import without_passwords

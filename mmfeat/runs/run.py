@@ -23,8 +23,7 @@ from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import Tower, describe_encoders
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, RunError
-from mmfeat.runs.config import PLACES, RunConfig
-from mmfeat.runs.entry import Entry, FinalHead, convert
+from mmfeat.runs.entry import PLACES, Entry, FinalHead, RunConfig, convert
 from mmfeat.runs.leaderboard import LEADERBOARD
 from mmfeat.runs.record import Record
 from mmfeat.samples.dataset import MODALITIES, Sample

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmfeat.errors import DataError
-
-if TYPE_CHECKING:
-    pass
-
 
 SEPARATOR = "|"  # between the classes of a multi-label cell; alone in its cell, it says "none of the classes"
 

@@ -17,9 +17,9 @@ import numpy as np
 
 from mmfeat.samples.dataset import KEY_LENGTH, Sample, content_key
 from mmfeat.samples.images import MAX_ASPECT
-from mmfeat.samples.record_file import RecordFile
+from mmfeat.samples.keys import RecordFile
 from mmfeat.system.hardware import cpu_count
-from mmfeat.system.progress import Progress, Silent
+from mmfeat.system.wording import Progress, Silent
 
 if TYPE_CHECKING:
     from PIL import Image

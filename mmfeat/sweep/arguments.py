@@ -8,8 +8,7 @@ from typing import Any
 
 from mmfeat.errors import ConfigError, RunError
 from mmfeat.evaluation.protocol import Protocol
-from mmfeat.heads.registry import BASELINES
-from mmfeat.heads.settings import settings_of
+from mmfeat.heads.registry import BASELINES, settings_of
 from mmfeat.runs.run import Run
 from mmfeat.sweep.search import Plan
 from mmfeat.sweep.search_space import Range

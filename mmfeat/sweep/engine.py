@@ -11,8 +11,7 @@ from mmfeat.cache.features import Features
 from mmfeat.errors import MmfeatError
 from mmfeat.heads.jobs import Fitted, Job, Workbench, run_job
 from mmfeat.samples.labels import Targets
-from mmfeat.system.hardware import cpu_count
-from mmfeat.system.ray_cluster import check_engine, join_cluster, leave_cluster
+from mmfeat.system.hardware import check_engine, cpu_count, join_cluster, leave_cluster
 
 Advance = Callable[[int], None]
 

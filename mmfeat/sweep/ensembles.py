@@ -22,7 +22,7 @@ from mmfeat.runs.run import METRICS
 from mmfeat.samples.labels import Targets
 from mmfeat.sweep.entries import TrainedEntry
 from mmfeat.sweep.problem import Problem
-from mmfeat.sweep.scoring import fit_on_all, score, write_predictions
+from mmfeat.sweep.trials import fit_on_all, score, write_predictions
 from mmfeat.system.files import write_json
 from mmfeat.system.hardware import cpu_count
 

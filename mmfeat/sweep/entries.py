@@ -20,16 +20,27 @@ from mmfeat.errors import HeadError, RunError
 from mmfeat.evaluation.decisions import Decision
 from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.heads.jobs import Fitted, count_parameters
-from mmfeat.heads.registry import BASELINES, load_fusion
-from mmfeat.heads.settings import HeadSettings, settings_of
+from mmfeat.heads.registry import BASELINES, HeadSettings, load_fusion, settings_of
 from mmfeat.runs.entry import Entry, entry_name
 from mmfeat.runs.run import CURVES, METRICS, finals_are_whole
 from mmfeat.sweep.engine import Advance, Engine
 from mmfeat.sweep.problem import Problem
-from mmfeat.sweep.scoring import cross_fit, decide, fit_on_all, score, write_predictions
 from mmfeat.sweep.search import Plan, Search
 from mmfeat.sweep.search_file import Trial
-from mmfeat.sweep.trials import Outcome, fold_heads, load_outcome, refit, run_trials, save_finals, save_outcome
+from mmfeat.sweep.trials import (
+    Outcome,
+    cross_fit,
+    decide,
+    fit_on_all,
+    fold_heads,
+    load_outcome,
+    refit,
+    run_trials,
+    save_finals,
+    save_outcome,
+    score,
+    write_predictions,
+)
 from mmfeat.system.files import csv_text, read_json, write_atomic, write_json
 
 SEARCH_FILE = "search.db"

@@ -18,8 +18,8 @@ from mmfeat.runs.run import hash_data
 from mmfeat.samples.dataset import MODALITIES, Sample, SampleSet, read_samples
 from mmfeat.samples.keys import ContentKeys
 from mmfeat.samples.labels import SEPARATOR, Targets, labels_alike, read_targets
-from mmfeat.system.progress import Progress
 from mmfeat.system.remote import absolute
+from mmfeat.system.wording import Progress
 
 
 @dataclass(frozen=True)

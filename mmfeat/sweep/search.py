@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mmfeat.errors import ConfigError
-from mmfeat.heads.settings import HeadSettings, flag
+from mmfeat.heads.registry import HeadSettings, flag
 from mmfeat.sweep.search_file import SearchFile, Trial, frozen_trial, import_optuna
 from mmfeat.sweep.search_space import Range, SearchSpace, Space, Value, parse_values
 

@@ -6,27 +6,93 @@ folds, thresholds and ensembles at the other folds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mmfeat.baselines.trees import check_lightgbm
 from mmfeat.encoders.registry import Tower, describe_encoders
 from mmfeat.encoders.spec import EncoderOptions
-from mmfeat.errors import ConfigError
+from mmfeat.errors import ConfigError, HeadError
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.extraction.requests import resolve_options
-from mmfeat.heads.settings import HeadSettings
-from mmfeat.runs.config import RunConfig
+from mmfeat.heads.registry import BASELINES, FUSIONS, NEEDS_TOKENS, TWINS, HeadSettings
+from mmfeat.runs.entry import RunConfig
+from mmfeat.runs.leaderboard import LEADERBOARD
 from mmfeat.runs.record import Maker, written_call
-from mmfeat.runs.run import ABLATION, LEADERBOARD, RUN_FILE, Run, finals_are_whole, read_run, reuse_run
-from mmfeat.sweep.choice import MODALITY_SETS, choose_pairs, needed_towers, usable_towers
+from mmfeat.runs.run import ABLATION, RUN_FILE, Run, finals_are_whole, read_run, reuse_run
+from mmfeat.samples.dataset import MODALITIES
 from mmfeat.sweep.problem import read_labelled
 from mmfeat.sweep.search import METHODS, Plan
-from mmfeat.system.hardware import resolve_device
-from mmfeat.system.progress import Progress, Silent
-from mmfeat.system.ray_cluster import ENGINES
+from mmfeat.system.hardware import ENGINES, resolve_device
+from mmfeat.system.wording import Progress, Silent
 from mmfeat.version import __version__
+
+MODALITY_SETS = ("both", "text", "image")
+
+
+def usable_towers(towers: Sequence[Tower]) -> list[Tower]:
+    """Pooled vectors, of all views, and tokens; prefixes are for fine-tuning."""
+    usable = [tower for tower in towers if tower.spec.output in ("pooled", "tokens")]
+    return [tower for tower in usable if tower.spec.output == "pooled" or tower.spec.view == "none"]
+
+
+def needed_towers(towers: Sequence[Tower], pairs: Sequence[tuple[str, str]], attend: str) -> list[Tower]:
+    """Tokens only where a head reads them; only modalities that some head sees."""
+    reads_tokens = attend == "tokens" and any(head == NEEDS_TOKENS for head, _ in pairs)
+    seen = {modality for _, modality in pairs}
+    return [
+        tower
+        for tower in towers
+        if (tower.spec.output == "pooled" or reads_tokens) and ("both" in seen or tower.spec.modality in seen)
+    ]
+
+
+def choose_pairs(
+    fusion: Sequence[str], baselines: Sequence[str], modalities: Sequence[str], towers: Sequence[Tower], attend: str
+) -> list[tuple[str, str]]:
+    """(head, modality set) of everything to train, without heads that are another one where they are alone."""
+    sets = _checked_modalities(modalities, towers)
+    heads = _checked_heads(fusion, FUSIONS, "--fusion") + _checked_heads(baselines, BASELINES, "--baselines")
+    if not heads:
+        raise HeadError("no head was asked for; name one with --fusion or --baselines")
+    check_lightgbm(heads)
+    pairs = [(head, m) for m in sets for head in heads if m == "both" or TWINS.get(head) not in heads]
+    if NEEDS_TOKENS not in heads or attend == "pooled":
+        return pairs
+    have = {tower.spec.modality for tower in towers if tower.spec.output == "tokens"}
+    lacking = [
+        (head, m) for head, m in pairs if head == NEEDS_TOKENS and not (set(MODALITIES) if m == "both" else {m}) <= have
+    ]
+    if lacking and NEEDS_TOKENS in fusion:
+        raise HeadError(
+            f"--fusion {NEEDS_TOKENS} on {lacking[0][1]} needs token states; run mmfeat extract --outputs "
+            "pooled,tokens first, or let it attend to pooled vectors with --attend pooled"
+        )
+    return [pair for pair in pairs if pair not in lacking]
+
+
+def _checked_heads(names: Sequence[str], known: Collection[str], flag: str) -> list[str]:
+    """Names without repetition; `all` stands for every known one and `none` for nothing."""
+    wanted = [each for name in names for each in (known if name == "all" else [name]) if each != "none"]
+    if unknown := [name for name in wanted if name not in known]:
+        hint = "; early fusion needs pixels: mmfeat finetune --fusion early" if "early" in unknown else ""
+        raise HeadError(f"{flag} {','.join(unknown)}: use all, none, or some of {', '.join(known)}{hint}")
+    return list(dict.fromkeys(wanted))
+
+
+def _checked_modalities(names: Sequence[str], towers: Sequence[Tower]) -> list[str]:
+    """The modality sets that the encoders can serve; with one modality there is no `both`."""
+    present = {tower.spec.modality for tower in towers}
+    unknown = [name for name in names if name not in MODALITY_SETS]
+    if unknown:
+        raise HeadError(f"--modalities {','.join(unknown)}: use some of {', '.join(MODALITY_SETS)}")
+    usable = [name for name in dict.fromkeys(names) if name in present or (name == "both" and len(present) == 2)]
+    if not usable:
+        raise HeadError(f"--modalities {','.join(names)}: the encoders give {', '.join(sorted(present))} only")
+    return usable
+
 
 TASKS = ("multiclass", "multilabel")
 CHEAP_BASELINES = ("prior", "knn", "ridge", "logistic", "svm")

@@ -16,8 +16,7 @@ from mmfeat.errors import HeadError
 from mmfeat.evaluation.significance import compare_with_best, holm, paired_difference
 from mmfeat.evaluation.splits import save_splits
 from mmfeat.heads.registry import BASELINES, TWINS
-from mmfeat.runs.config import RunConfig
-from mmfeat.runs.entry import Entry, PairedTest, convert
+from mmfeat.runs.entry import Entry, PairedTest, RunConfig, convert
 from mmfeat.runs.leaderboard import ablation_csv, write_leaderboard
 from mmfeat.runs.record import Maker, making
 from mmfeat.runs.run import ABLATION, RUN_FILE, Results, Run, write_run
@@ -26,11 +25,11 @@ from mmfeat.sweep.engine import Engine
 from mmfeat.sweep.ensembles import ensemble_entries
 from mmfeat.sweep.entries import EntryTrainer, TrainedEntry
 from mmfeat.sweep.problem import LabelledData, Problem
-from mmfeat.sweep.scoring import decide
 from mmfeat.sweep.search import Plan
+from mmfeat.sweep.trials import decide
 from mmfeat.system.files import sweep_temporaries, write_atomic, write_errors
 from mmfeat.system.hardware import cpu_count
-from mmfeat.system.progress import Progress
+from mmfeat.system.wording import Progress
 
 
 def rank(problem: Problem, entries: Sequence[TrainedEntry]) -> tuple[Entry, ...]:

@@ -9,6 +9,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "files": ["write_atomic", "read_json", "write_json"],
         "hardware": ["resolve_device", "resolve_dtype"],
-        "progress": ["Progress", "Silent"],
+        "wording": ["Progress", "Silent"],
     },
 )

@@ -1,9 +1,11 @@
-"""Wording: paths, times and sizes as people read them."""
+"""Paths, times, sizes and scores as people read them, and the progress of long steps."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 # In a URL: what stands between a name and its host, a token in the place of the name, and signatures in the query.
@@ -66,3 +68,23 @@ def interval(score: Estimate, comma: str = ",") -> str:
 def gain(difference: Estimate, comma: str = ",") -> str:
     """`+0.055 [+0.040,+0.071]`: a difference that is defined."""
     return f"{difference.value:+.3f} [{difference.low:+.3f}{comma}{difference.high:+.3f}]"
+
+
+class Advance(Protocol):
+    """Goes some steps on; `note` says what there is to say about them."""
+
+    def __call__(self, steps: int, note: str = "") -> None: ...
+
+
+class Progress(Protocol):
+    """Opens a task of `total` steps, None: nobody can count them; the context gives a function that advances it."""
+
+    def step(self, title: str, total: int | None) -> AbstractContextManager[Advance]: ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    @contextmanager
+    def step(self, title: str, total: int | None) -> Iterator[Advance]:
+        yield lambda steps, note="": None

@@ -326,7 +326,7 @@ def test_flag_defaults_are_those_of_the_library() -> None:
     from mmfeat.encoders.spec import EncoderOptions
     from mmfeat.evaluation.protocol import Protocol
     from mmfeat.extraction.extract import DEFAULT_ENCODERS
-    from mmfeat.heads.settings import HeadSettings
+    from mmfeat.heads.registry import HeadSettings
     from mmfeat.sweep.search import Plan
     from mmfeat.sweep.train import train_heads
 

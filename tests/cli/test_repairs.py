@@ -14,13 +14,12 @@ from mmfeat.encoders.registry import describe_encoders
 from mmfeat.errors import SubmissionError
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.extraction.extract import extract_features
-from mmfeat.heads.registry import FUSIONS
-from mmfeat.heads.settings import HeadSettings
+from mmfeat.heads.registry import FUSIONS, HeadSettings
 from mmfeat.prediction.submit import write_submission
 from mmfeat.runs.leaderboard import ablation
 from mmfeat.runs.run import best_run
-from mmfeat.sweep.choice import choose_pairs
 from mmfeat.sweep.engine import LocalEngine
+from mmfeat.sweep.train import choose_pairs
 from mmfeat.sweep.trials import run_trials
 from tests.heads.toy_features import features
 from tests.sweep.small_sweeps import FEW, FLOAT32, NO_HEADS, made_up_entry, make_place, stamps, sweep, toy_task

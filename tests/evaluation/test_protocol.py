@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from mmfeat.errors import ConfigError
 from mmfeat.evaluation.protocol import Protocol
-from mmfeat.heads.settings import HeadSettings
+from mmfeat.heads.registry import HeadSettings
 from mmfeat.sweep.search import Plan
 from tests.sweep.small_sweeps import NO_HEADS, make_place, rows, sweep
 

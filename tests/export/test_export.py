@@ -22,7 +22,7 @@ from mmfeat.export.build import build_graph, inputs_of, why_not_exportable
 from mmfeat.export.export import CARD, HEAD, HEAD_FACTS, MODEL, MODEL_FACTS, export_run
 from mmfeat.export.onnx_file import largest_difference, run_onnx
 from mmfeat.extraction.extract import extract_features, extract_samples
-from mmfeat.heads.settings import HeadSettings
+from mmfeat.heads.registry import HeadSettings
 from mmfeat.prediction.final_heads import EntryPredictor, towers_of
 from mmfeat.runs.run import Run, read_run
 from mmfeat.samples.dataset import read_samples

@@ -16,8 +16,7 @@ from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.extraction.extract import extract_features
 from mmfeat.extraction.forecast import Forecast, Forecasts, forecast_extraction
 from mmfeat.samples.dataset import Overview
-from mmfeat.system.progress import Advance, Silent
-from mmfeat.system.wording import duration, size_of
+from mmfeat.system.wording import Advance, Silent, duration, size_of
 
 OPTIONS = EncoderOptions(dtype="float32", outputs=("pooled", "clip=tokens"), views=1)
 

@@ -34,7 +34,7 @@ from mmfeat.runs.run import Run, comparable_runs, read_run, write_run
 from mmfeat.samples.dataset import read_samples
 from mmfeat.sweep.trials import load_outcome, save_outcome
 from mmfeat.system.files import file_sha256
-from mmfeat.system.progress import Silent
+from mmfeat.system.wording import Silent
 from tests.finetune.small_finetunes import ONCE, tune, weights
 from tests.sweep.small_sweeps import FLOAT32, make_place, sweep
 

@@ -26,7 +26,7 @@ from mmfeat.finetune.finetune import Finetuned, finetune_heads
 from mmfeat.finetune.settings import ALL, FinetuneSettings, parse_unfreeze
 from mmfeat.finetune.unfreeze import Resumed, adapt, moving_parameters, why_not_resumed
 from mmfeat.prediction.submit import write_submission
-from mmfeat.system.ray_cluster import join_cluster, leave_cluster
+from mmfeat.system.hardware import join_cluster, leave_cluster
 from tests.encoders.tiny_models import contents
 from tests.finetune.small_finetunes import QUICK, tune, weights
 from tests.sweep.small_sweeps import FLOAT32, make_place, sweep

@@ -17,11 +17,10 @@ from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import CacheError, HeadError
 from mmfeat.extraction.extract import extract_features
 from mmfeat.heads.data import HeadData
-from mmfeat.heads.draws import Draws, draw_epoch
 from mmfeat.heads.jobs import Job, Workbench, run_job
-from mmfeat.heads.registry import FUSIONS, NEEDS_TOKENS, load_fusion
-from mmfeat.heads.settings import HeadSettings
+from mmfeat.heads.registry import FUSIONS, NEEDS_TOKENS, HeadSettings, load_fusion
 from mmfeat.heads.stack import Member, predict_stack, train_stack
+from mmfeat.heads.training import Draws, draw_epoch
 from mmfeat.samples.dataset import read_samples
 from tests.heads.toy_features import (
     SAMPLES,

@@ -19,8 +19,7 @@ from mmfeat.heads.fusions import TOKEN_WIDTH as WIDTH
 from mmfeat.heads.fusions import CrossAttention
 from mmfeat.heads.jobs import Job, Workbench, count_parameters, run_job
 from mmfeat.heads.layers import Fusion, Shape
-from mmfeat.heads.registry import BASELINES, FUSIONS, HEADS, NEEDS_TOKENS, load_fusion
-from mmfeat.heads.settings import HeadSettings
+from mmfeat.heads.registry import BASELINES, FUSIONS, HEADS, NEEDS_TOKENS, HeadSettings, load_fusion
 from mmfeat.heads.stack import Member, train_stack
 from mmfeat.samples.labels import Targets
 from tests.heads.toy_features import (

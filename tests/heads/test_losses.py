@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from mmfeat.errors import ConfigError
-from mmfeat.heads.losses import StackedLoss, class_weights, validation_loss
-from mmfeat.heads.settings import HeadSettings, settings_of
+from mmfeat.heads.registry import HeadSettings, settings_of
+from mmfeat.heads.training import StackedLoss, class_weights, validation_loss
 from mmfeat.samples.labels import Targets, indicator
 
 SMOOTHING, GAMMA = (0.0, 0.1, 0.3), (0.0, 0.5, 3.0)

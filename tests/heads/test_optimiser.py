@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmfeat.heads.optimiser import StackedAdamW, Stopper
-from mmfeat.heads.settings import HeadSettings
+from mmfeat.heads.registry import HeadSettings
+from mmfeat.heads.training import StackedAdamW, Stopper
 
 
 @pytest.mark.parametrize("way", ["_fused", "_together"])

@@ -17,14 +17,12 @@ from torch.utils._pytree import tree_leaves
 
 from mmfeat.errors import HeadError
 from mmfeat.evaluation.metrics import macro_f1
-from mmfeat.heads import draws as drawing
+from mmfeat.heads import training as drawing
 from mmfeat.heads.data import HeadData
-from mmfeat.heads.draws import Draws, draw_epoch, draw_pieces
 from mmfeat.heads.fusions import HIDDEN, Concat
-from mmfeat.heads.losses import class_weights
-from mmfeat.heads.registry import FUSIONS, NEEDS_TOKENS, load_fusion
-from mmfeat.heads.settings import HeadSettings
+from mmfeat.heads.registry import FUSIONS, NEEDS_TOKENS, HeadSettings, load_fusion
 from mmfeat.heads.stack import Member, Trained, _Stack, plain_choice, predict_stack, train_stack
+from mmfeat.heads.training import Draws, class_weights, draw_epoch, draw_pieces
 from tests.heads.toy_features import MULTILABEL, SAMPLES, TARGETS, TEST, TRAIN, VALIDATION, features, with_tokens
 
 STEPS = 4

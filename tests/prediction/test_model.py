@@ -19,7 +19,7 @@ import mmfeat
 from mmfeat.errors import DataError, RunError
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.extraction.extract import extract_features
-from mmfeat.heads.settings import HeadSettings
+from mmfeat.heads.registry import HeadSettings
 from mmfeat.prediction.model import Model
 from mmfeat.prediction.submit import write_submission
 from mmfeat.runs.run import Run

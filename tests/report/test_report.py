@@ -20,7 +20,7 @@ from mmfeat.errors import ConfigError, RunError
 from mmfeat.evaluation.metrics import wilson
 from mmfeat.evaluation.significance import compare_pairs, paired_difference
 from mmfeat.extraction.extract import extract_features
-from mmfeat.heads.settings import HeadSettings
+from mmfeat.heads.registry import HeadSettings
 from mmfeat.report.gallery import ROW_SHARE, make_gallery
 from mmfeat.report.modalities import WHO, attribute
 from mmfeat.report.page import Page, latex_table, render
@@ -31,7 +31,7 @@ from mmfeat.report.training import correlation, group_means, read_trials, varied
 from mmfeat.runs.out_of_fold import read_predictions
 from mmfeat.runs.run import Run
 from mmfeat.sweep.search import Plan
-from mmfeat.system.progress import Silent
+from mmfeat.system.wording import Silent
 from tests.report.browser import open_browser, open_page, requests
 from tests.sweep.small_sweeps import BUILT_IN, FLOAT32, rows, sweep
 

@@ -19,9 +19,9 @@ from mmfeat.runs.leaderboard import SCORES, ablation, ablation_csv, leaderboard_
 from mmfeat.samples.labels import Targets
 from mmfeat.sweep.entries import TrainedEntry
 from mmfeat.sweep.problem import Problem
-from mmfeat.sweep.scoring import decide
 from mmfeat.sweep.train import Sweep
 from mmfeat.sweep.train_all import rank
+from mmfeat.sweep.trials import decide
 from tests.heads.toy_features import MULTILABEL, TARGETS
 from tests.sweep.small_sweeps import made_up_entry, run_of, toy_task
 

@@ -22,7 +22,7 @@ from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import RunError
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.evaluation.significance import paired_difference
-from mmfeat.heads.settings import HeadSettings
+from mmfeat.heads.registry import HeadSettings
 from mmfeat.reproduce import reproduce_run
 from mmfeat.runs.compare import compare_runs
 from mmfeat.runs.folders import GRAVE, delete_runs, find_run, list_runs

@@ -17,8 +17,7 @@ import pytest
 import mmfeat.samples.keys as indexing
 from mmfeat.cache.store import Cache
 from mmfeat.samples.dataset import Sample, content_key
-from mmfeat.samples.keys import ENTRY, StatIndex, content_keys
-from mmfeat.samples.record_file import DIGEST_BYTES
+from mmfeat.samples.keys import DIGEST_BYTES, ENTRY, StatIndex, content_keys
 
 COUNT = 12
 FOLDERS = 18

@@ -16,17 +16,16 @@ from mmfeat.evaluation.decisions import Decision
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.evaluation.splits import make_folds, make_holdout
 from mmfeat.extraction.extract import extract_features
-from mmfeat.heads.settings import HeadSettings
-from mmfeat.runs.config import RunConfig
-from mmfeat.runs.entry import Entry
+from mmfeat.heads.registry import HeadSettings
+from mmfeat.runs.entry import Entry, RunConfig
 from mmfeat.runs.run import Results, Run
 from mmfeat.samples.labels import Targets
 from mmfeat.sweep.engine import LocalEngine
 from mmfeat.sweep.entries import EntryTrainer, TrainedEntry
 from mmfeat.sweep.problem import Problem
-from mmfeat.sweep.scoring import score
 from mmfeat.sweep.search import Plan
 from mmfeat.sweep.train import Sweep, train_heads
+from mmfeat.sweep.trials import score
 from tests.heads import toy_features
 
 BUILT_IN = ["hashing", "hog"]

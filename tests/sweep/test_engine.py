@@ -23,8 +23,7 @@ from mmfeat.evaluation.splits import make_folds
 from mmfeat.heads import jobs
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.jobs import Job, Workbench, restore_heads, run_job
-from mmfeat.heads.registry import FUSIONS, HEADS, NEEDS_TOKENS
-from mmfeat.heads.settings import HeadSettings
+from mmfeat.heads.registry import FUSIONS, HEADS, NEEDS_TOKENS, HeadSettings
 from mmfeat.heads.stack import Member, epoch_steps
 from mmfeat.prediction.final_heads import EntryPredictor
 from mmfeat.runs.entry import FinalHead, convert

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmfeat.runs.entry import TOGETHER, Entry
 from mmfeat.samples.labels import Targets
-from mmfeat.sweep.ensembles import KINDS, TOGETHER, combine, ensemble_entries
-from mmfeat.sweep.entries import Entry
+from mmfeat.sweep.ensembles import KINDS, combine, ensemble_entries
 from mmfeat.sweep.problem import Problem
-from mmfeat.sweep.scoring import cross_fit, decide
+from mmfeat.sweep.trials import cross_fit, decide
 from tests.heads.toy_features import MULTILABEL, TARGETS
 from tests.sweep.small_sweeps import made_up_entry, rows, toy_task
 

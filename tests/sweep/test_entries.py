@@ -13,16 +13,14 @@ from safetensors.numpy import load_file
 from mmfeat.errors import HeadError, RunError
 from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.heads.data import HeadData
-from mmfeat.heads.registry import load_fusion
-from mmfeat.heads.settings import HeadSettings
+from mmfeat.heads.registry import HeadSettings, load_fusion
 from mmfeat.heads.stack import Member, train_stack
 from mmfeat.samples.labels import Targets, names_of
 from mmfeat.sweep.entries import assemble
 from mmfeat.sweep.problem import Problem
-from mmfeat.sweep.scoring import cross_fit, decide
 from mmfeat.sweep.search import Plan
 from mmfeat.sweep.search_space import Range
-from mmfeat.sweep.trials import Outcome, load_outcome, save_outcome
+from mmfeat.sweep.trials import Outcome, cross_fit, decide, load_outcome, save_outcome
 from tests.heads.toy_features import MULTILABEL, TARGETS, features
 from tests.sweep.small_sweeps import QUICK, made_up_entry, stamps, toy_entry, toy_task
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from mmfeat.evaluation.protocol import Protocol
-from mmfeat.heads.settings import HeadSettings
+from mmfeat.heads.registry import HeadSettings
 from mmfeat.runs.run import Run
 from mmfeat.sweep.search import Plan
 from mmfeat.sweep.search_space import Range

@@ -16,7 +16,7 @@ from mmfeat.errors import CacheMissError, ConfigError, DataError, HeadError, Run
 from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.extraction.extract import extract_features
-from mmfeat.heads.settings import HeadSettings
+from mmfeat.heads.registry import HeadSettings
 from mmfeat.runs.run import best_run, overlooked_run, read_run
 from mmfeat.samples.labels import indicator
 from mmfeat.sweep.search import Plan
