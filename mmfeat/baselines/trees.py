@@ -21,7 +21,7 @@ from mmfeat.samples.labels import Targets
 
 NEEDS_LIGHTGBM = ("forest", "boosting")
 COMPONENTS = 32
-FOREST_TREES = 60
+FOREST_TREES = 100
 FOREST_LEAVES = (3, 15)  # smallest number of samples in a leaf
 BOOSTING_STEPS = (5, 10, 15, 20, 30, 40, 50, 60, 80, 100)  # one tree a class each
 ALIKE = {  # the same trees on every machine, one thread a fold

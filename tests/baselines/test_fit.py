@@ -14,7 +14,17 @@ from mmfeat.baselines import fit as baselines
 from mmfeat.baselines.basis import Scaler, decided, from_probabilities, log_loss, make_basis
 from mmfeat.baselines.fit import BASELINES, Baseline, fit, refit, restore
 from mmfeat.baselines.neighbours import NeighbourHead
-from mmfeat.baselines.trees import ALIKE, BOOSTING, FOREST, Components, TreeData, boosted, check_lightgbm, forest
+from mmfeat.baselines.trees import (
+    ALIKE,
+    BOOSTING,
+    FOREST,
+    FOREST_TREES,
+    Components,
+    TreeData,
+    boosted,
+    check_lightgbm,
+    forest,
+)
 from mmfeat.errors import HeadError
 from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.samples.labels import Targets, indicator
@@ -255,7 +265,10 @@ def test_trees_say_what_lightgbm_says(kind: str, form: str) -> None:
     data = TreeData(components, inputs, known, samples, classes, known.prior, seed=5)
     settings = {**ALIKE, **(FOREST if kind == "rf" else BOOSTING), "min_data_in_leaf": 3 if kind == "rf" else 20}
     labels = known.matrix.T.astype(int) if targets.multilabel else [known.numbers]
-    models = [LGBMClassifier(n_estimators=60, seed=5, **settings).fit(inputs, each) for each in labels]
+    models = [
+        LGBMClassifier(n_estimators=FOREST_TREES if kind == "rf" else 60, seed=5, **settings).fit(inputs, each)
+        for each in labels
+    ]
     each = [model.predict_proba(tested) for model in models]
     shares = np.stack([one[:, 1] for one in each], axis=1) if targets.multilabel else each[0]
     for _ in range(2):
