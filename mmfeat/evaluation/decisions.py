@@ -41,6 +41,10 @@ class Decision:
     offsets: tuple[float, ...]
     multilabel: bool = False
 
+    def __post_init__(self) -> None:
+        if not (self.temperature > 0 and np.isfinite([self.temperature, self.strength, *self.offsets]).all()):
+            raise ValueError("temperature above 0 and finite offsets expected")
+
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """(..., C) calibrated probabilities: softmax, or for multi-label a sigmoid a class."""
         return np.exp(self.log_probabilities(logits))
@@ -64,8 +68,6 @@ class Decision:
         try:
             offsets = tuple(float(offset) for offset in values["offsets"])
             numbers = float(values["temperature"]), float(values["strength"])
-            if not (numbers[0] > 0 and np.isfinite([*numbers, *offsets]).all()):
-                raise ValueError("temperature above 0 and finite offsets expected")
             return cls(*numbers, offsets, bool(values["multilabel"]))
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"not a decision ({error}); run mmfeat heads again") from error

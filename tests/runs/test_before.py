@@ -6,6 +6,7 @@ five heads; a head alone; its second stage) and what their heads predicted, all 
 
 from __future__ import annotations
 
+import json
 import tarfile
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mmfeat.cli.main import app
+from mmfeat.errors import RunError
 from mmfeat.runs.run import read_run
 from mmfeat.samples.keys import StatIndex
 from tests.sweep.small_sweeps import rows, stamps
@@ -64,6 +66,16 @@ def test_a_head_predicts_what_it_predicted(place: Path, head: str) -> None:
         assert [new[name] for name in same] == [old[name] for name in same]
         chances = [name for name in old if name.startswith("p_")]
         np.testing.assert_allclose([float(new[n]) for n in chances], [float(old[n]) for n in chances], atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "value"), [("temperature", 0.0), ("offsets", [float("inf")] * 3), ("strength", "x")])
+def test_a_decision_that_was_changed_is_refused(place: Path, name: str, value: object) -> None:
+    file = place / "heads" / SEARCHED / "run.json"
+    values = json.loads(file.read_text())
+    values["leaderboard"][0]["decision"][name] = value
+    file.write_text(json.dumps(values))
+    with pytest.raises(RunError, match=r"run.json: not a run of this version .*decision"):
+        read_run(file.parent)
 
 
 def test_the_submission_is_the_same(place: Path) -> None:
