@@ -143,39 +143,31 @@ PAGE = 4096
 
 @dataclass(frozen=True)
 class Layout:
-    """The bytes that HDF5 wrote, by their offset, and the (offset, length) of each large dataset."""
+    """A file of `size` bytes whose large datasets are still to be written, in the order of `names`.
 
-    written: Mapping[int, bytes]
-    places: Mapping[str, tuple[int, int]]
+    `gaps` are the bytes before each large dataset and, last, the bytes after all of them.
+    """
+
+    names: tuple[str, ...]
+    gaps: tuple[bytes, ...]
     size: int
 
     def pieces(self, values: Mapping[str, Iterable[bytes | memoryview]]) -> Iterator[bytes | memoryview]:
-        """The file from its first byte to its last; `values` are the bytes of each large dataset in pieces.
-
-        Those of one dataset are asked for when the ones before it are done.
-        """
-        names = {offset: name for name, (offset, length) in self.places.items() if length}
-        small, at = bytearray(), 0
-        for offset in sorted([*self.written, *names]):
-            small += bytes(offset - at)
-            if offset in names:
-                yield bytes(small)
-                yield from values[names[offset]]
-                small, at = bytearray(), offset + self.places[names[offset]][1]
-            else:
-                small += self.written[offset]
-                at = offset + len(self.written[offset])
-        yield bytes(small + bytes(self.size - at))
+        """The file from its first byte to its last; `values` are the bytes of each large dataset in pieces."""
+        for name, gap in zip(self.names, self.gaps, strict=False):
+            yield gap
+            yield from values[name]
+        yield self.gaps[-1]
 
 
 def lay_out(fill: Callable[[Any], None], large: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> Layout:
-    """`fill` writes groups, attributes and small datasets; `large` are (shape, dtype) of the others by path.
+    """The layout of a file: `fill` writes groups, attributes and small datasets, `large` are (shape, dtype) by path.
 
     Superblock 2 for old readers, every dataset on pages of its own, so that it can be mapped.
     """
     import h5py
 
-    memory, places = _Memory(), {}
+    memory, extents = _Memory(), []
     with h5py.File(memory, "w", libver=("v108", "v108"), alignment_threshold=1, alignment_interval=PAGE) as file:
         fill(file)
         plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -184,17 +176,29 @@ def lay_out(fill: Callable[[Any], None], large: Mapping[str, tuple[tuple[int, ..
         plan.set_obj_track_times(False)  # equal content gives equal bytes
         for path, (shape, dtype) in large.items():
             space, kind = h5py.h5s.create_simple(shape), h5py.h5t.py_create(np.dtype(dtype))
-            offset = h5py.h5d.create(file.id, path.encode(), kind, space, plan).get_offset() or 0
-            places[path] = (offset, int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize if offset else 0)
-    return Layout(memory.written, places, memory.size)
+            offset = h5py.h5d.create(file.id, path.encode(), kind, space, plan).get_offset()
+            extents.append((offset, int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize))
+    gaps, end = [], 0
+    for offset, length in extents:
+        start = offset if length else end  # an empty dataset lies nowhere
+        gaps.append(memory.between(end, start))
+        end = start + length
+    return Layout(tuple(large), (*gaps, memory.between(end, memory.size)), memory.size)
 
 
 class _Memory(io.RawIOBase):
     """A file that keeps what is written and nothing in between."""
 
     def __init__(self) -> None:
-        self.written: dict[int, bytes] = {}
+        self._written: dict[int, bytes] = {}
         self._at = self.size = 0
+
+    def between(self, start: int, stop: int) -> bytes:
+        """The bytes from offset `start` to `stop`, zeros where nothing was written."""
+        data = bytearray()
+        for offset in sorted(offset for offset in self._written if start <= offset < stop):
+            data += bytes(offset - start - len(data)) + self._written[offset]
+        return bytes(data + bytes(stop - start - len(data)))
 
     def readable(self) -> bool:
         return True
@@ -213,7 +217,7 @@ class _Memory(io.RawIOBase):
         return self._at
 
     def write(self, data: Any) -> int:
-        self.written[self._at] = bytes(data)
+        self._written[self._at] = bytes(data)
         self._at += len(data)
         self.size = max(self.size, self._at)
         return len(data)

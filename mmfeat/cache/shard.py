@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -147,9 +147,7 @@ class Shard:
 
 
 def write_shard(folder: Path, fingerprint: str, spec: dict[str, Any], batches: Sequence[Rows]) -> Path:
-    """Commit the rows of all batches as one file named after its content; if somebody already did, theirs stands."""
-    import xxhash
-
+    """Commit the rows of all batches as one file named after its content; an equal file of another writer stays."""
     output, width = spec["output"], max(batch.width for batch in batches)
     if len(widths := set().union(*(batch.widths for batch in batches))) > 1:
         raise CacheError(f"{folder}: values of width {', '.join(map(str, sorted(widths)))} for one encoder")
@@ -159,31 +157,31 @@ def write_shard(folder: Path, fingerprint: str, spec: dict[str, Any], batches: S
     columns = _columns(batches, output)
     attributes = {"format": FORMAT, "rows": len(columns["keys"]), "output": np.bytes_(output)}
     attributes |= {"fingerprint": np.bytes_(fingerprint), "spec": np.bytes_(canonical_json(spec).encode())}
-    sums: list[int] = []
 
     def fill(file: Any) -> None:
         file.attrs.update(attributes)
         for name, column in columns.items():
             file[name] = column
 
-    def values() -> Iterator[bytes | memoryview]:
-        for piece in mib_pieces(arrays):  # hashed while they are at hand
-            sums.append(xxhash.xxh3_64_intdigest(piece))
-            yield piece
+    values = (sum(map(len, arrays)), width), np.dtype(spec["storage"])
+    checksums = (-(-sum(array.nbytes for array in arrays) // MIB),), np.dtype(np.uint64)
+    layout = lay_out(fill, {output: values, f"{output}_xxh3": checksums})
+    return write_named(folder, _file_pieces(layout.gaps, arrays))
 
-    def checksums() -> Iterator[bytes]:
-        yield np.array(sums, np.uint64).tobytes()
 
-    def name() -> str:
-        around = layout.pieces({output: (), f"{output}_xxh3": checksums()})
-        return f"{xxhash.xxh3_128_hexdigest(b''.join(around))}.h5"
+def _file_pieces(gaps: Sequence[bytes], arrays: Sequence[np.ndarray]) -> Generator[bytes | memoryview, None, str]:
+    """Yield the file in order: head, values, gap, checksums, tail; return its name, the hash of all but the values."""
+    import xxhash
 
-    shape = (sum(map(len, arrays)), width)
-    pieces = -(-sum(array.nbytes for array in arrays) // MIB)
-    layout = lay_out(
-        fill, {output: (shape, np.dtype(spec["storage"])), f"{output}_xxh3": ((pieces,), np.dtype(np.uint64))}
-    )
-    return write_named(folder, layout.pieces({output: values(), f"{output}_xxh3": checksums()}), name)
+    head, gap, tail = gaps
+    yield head
+    sums = []
+    for piece in mib_pieces(arrays):
+        sums.append(xxhash.xxh3_64_intdigest(piece))  # while the piece is in the processor's cache
+        yield piece
+    rest = gap + np.array(sums, np.uint64).tobytes() + tail
+    yield rest
+    return f"{xxhash.xxh3_128_hexdigest(head + rest)}.h5"
 
 
 def as_strings(values: list[str]) -> np.ndarray:

@@ -21,7 +21,7 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -68,11 +68,10 @@ def write_atomic(path: Path, data: bytes | memoryview | Pieces, *, exclusive: bo
     return committed
 
 
-def write_named(folder: Path, pieces: Pieces, name: Callable[[], str]) -> Path:
-    """Write `pieces` into `folder`, under a name that is asked for when they are written; an existing file stands."""
+def write_named(folder: Path, pieces: Generator[bytes | memoryview, None, str]) -> Path:
+    """Write what `pieces` yields into `folder`, under the name that it returns; an existing file of the name stays."""
     with _temporary(folder / "shard") as temporary:
-        _write_synced(temporary, pieces)
-        path = folder / name()
+        path = folder / str(_write_synced(temporary, pieces))
         _link(temporary, path)
         sync_folder(folder)
     return path
@@ -244,14 +243,22 @@ def _lock(handle: int) -> bool:
     return False
 
 
-def _write_synced(path: Path, pieces: Pieces) -> None:
-    """Write and sync; of a large file the disk gets the first part while the rest is still being made."""
+def _write_synced(path: Path, pieces: Pieces) -> str | None:
+    """Write and sync; of a large file the disk gets the first part while the rest is still being made.
+
+    Returns what `pieces` returns at its end, if it is a generator that does.
+    """
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    waiting = 0
+    waiting, remaining = 0, iter(pieces)
     syncs: list[Future[None]] = []
     try:
         with ThreadPoolExecutor(1) as pool:  # a thread is started only if it gets work
-            for piece in pieces:
+            while True:
+                try:
+                    piece = next(remaining)
+                except StopIteration as end:
+                    result: str | None = end.value
+                    break
                 waiting += _write_whole(handle, memoryview(piece).cast("B"))
                 if waiting >= SYNC_BYTES:
                     syncs.append(pool.submit(os.fsync, handle))
@@ -261,6 +268,7 @@ def _write_synced(path: Path, pieces: Pieces) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+    return result
 
 
 def _write_whole(handle: int, data: memoryview) -> int:
