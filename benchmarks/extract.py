@@ -33,10 +33,10 @@ from mmfeat.encoders.torch_tower import TorchTower, to_device
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.extraction.encode import CPU_SIZES
 from mmfeat.extraction.extract import BLOCK
-from mmfeat.extraction.missing import Planner
+from mmfeat.extraction.missing import Missing, Planner
 from mmfeat.extraction.reader import Reader
 from mmfeat.extraction.requests import resolve_options
-from mmfeat.extraction.worker import Extractor, ExtractSettings, Tally
+from mmfeat.extraction.worker import Extractor, ExtractSettings
 from mmfeat.samples.dataset import Sample, SampleSource, read_samples
 from mmfeat.samples.demo import write_demo
 from mmfeat.system.hardware import cpu_count, resolve_device, resolve_dtype
@@ -255,13 +255,13 @@ def extraction(
         with Extractor(towers, store, ExtractSettings()) as extractor:
             extractor.load({tower.spec.fingerprint for tower in towers})
             start = time.perf_counter()
-            tally = extractor.extract(samples)
+            counts = extractor.extract(samples)
             whole = time.perf_counter() - start
         alone = _alone(towers, samples, Path(folder), resolve_device())
         features = store.load(samples, [tower.spec for tower in towers])
     blocks = {block.modality: block.vectors.astype(np.float32) for block in features.blocks}
     np.savez(f"{given.place}/{name.replace('/', '-')}.npz", **blocks)
-    slowest = max(tally.clocks.values(), key=lambda clocks: clocks.wall)
+    slowest = max(counts.clocks.values(), key=lambda clocks: clocks.wall)
     return {"whole": whole, "samples": len(samples), "bottleneck": slowest.bottleneck, **alone}
 
 
@@ -312,17 +312,21 @@ def large(given: argparse.Namespace) -> dict[str, Any]:
     source = SampleSource(table)
     source.overview()
     towers = describe_encoders(["hashing"], resolve_options(EncoderOptions(), "cpu"))
-    rows, blocks = 0, []
+    blocks: list[tuple[int, float, int]] = []
+
+    def plans(planner: Planner) -> Iterator[Missing]:
+        """The plan of each block; its time ends when the next plan is asked for."""
+        rows = 0
+        for block in source.blocks(BLOCK):
+            start = time.perf_counter()
+            yield planner.plan(block)
+            rows += len(block)
+            blocks.append((rows, len(block) / (time.perf_counter() - start), _resident()))
+
     with tempfile.TemporaryDirectory(dir=given.place) as folder:
         with Extractor(towers, Cache(folder, "large"), ExtractSettings("cpu")) as extractor:
-            tally = Tally()
-            with extractor.writing(tally) as writer:
-                for block in source.blocks(BLOCK):
-                    start = time.perf_counter()
-                    extractor.run(extractor.planner.plan(block), writer, tally)
-                    rows += len(block)
-                    blocks.append((rows, len(block) / (time.perf_counter() - start), _resident()))
-        assert tally.new.total() == rows
+            counts = extractor.encode(plans(extractor.planner))
+        assert counts.new.total() == blocks[-1][0]
     return {"blocks": blocks}
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,10 +25,11 @@ from mmfeat.cli.flags import (
     reported,
     takes,
 )
-from mmfeat.extraction.clocks import STEPS, Clocks, advice
 from mmfeat.system.wording import counted, duration, shown, size_of
 
 if TYPE_CHECKING:
+    from mmfeat.encoders.registry import Tower
+    from mmfeat.extraction.counts import Clocks
     from mmfeat.extraction.extract import Extraction
     from mmfeat.extraction.forecast import Forecasts
 
@@ -151,7 +152,7 @@ def show_extraction(result: Extraction) -> None:
     else:
         for modality, clocks in result.clocks.items():
             if clocks.wall >= WORTH_A_LINE:
-                out.print(f"  {modality}s: {_spent(clocks, modality, result.room(modality))}")
+                out.print(f"  {modality}s: {_spent(clocks, modality, remedies_left(result, modality))}")
         out.print(f"wrote {counted(sum(result.new.values()), 'vector')} to {result.folder} in {result.seconds:.1f} s")
 
 
@@ -181,13 +182,65 @@ def _rate(rate: float) -> str:
     return f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.1f}/s"
 
 
-def _spent(clocks: Clocks, modality: str, room: set[str]) -> str:
-    """Where the time went, and what would save some."""
+def _spent(clocks: Clocks, modality: str, possible: Collection[str]) -> str:
+    """The seconds of each step, and what would make the slowest one faster."""
     slowest = "tokenize" if (modality, clocks.bottleneck) == ("text", "decode") else clocks.bottleneck
-    steps = ", ".join(f"{step} {getattr(clocks, step):.1f} s" for step in STEPS)
+    steps = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in clocks.seconds.items())
     readers = f" ({clocks.workers} readers)" if clocks.workers > 1 else ""
-    helpful = advice(slowest, room) if clocks.wall >= WORTH_ADVICE else ""
+    helpful = advice(slowest, possible) if clocks.wall >= WORTH_ADVICE else ""
     return f"{steps}{readers}; the others wait for {slowest}{f': {helpful} would help' if helpful else ''}"
+
+
+# Step of an extraction -> advice -> the condition in `remedies_left` under which it helps, "" for always.
+REMEDIES = {
+    "read": {"a faster disk": "local", "more --workers": "remote"},
+    "decode": {"more --workers": "workers", "--draft for large JPEGs": "draft", "--engine ray": "ray"},
+    "tokenize": {"--engine ray (a tokenizer takes one thread)": "ray"},
+    "encode": {
+        "a GPU (--device cuda)": "cuda",
+        "a GPU (--device mps)": "mps",
+        "half precision (--dtype auto)": "half",
+        "--engine ray": "ray",
+    },
+    "write": {"a faster disk for --cache": ""},
+}
+
+
+def advice(step: str, possible: Collection[str]) -> str:
+    """Advice that makes a step faster, "" where none is known; `possible` are the conditions that hold."""
+    words = [words for words, condition in REMEDIES[step].items() if not condition or condition in possible]
+    return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else "".join(words)
+
+
+def remedies_left(result: Extraction, modality: str) -> set[str]:
+    """The conditions of `REMEDIES` that hold: what the extraction of a modality could have used and did not."""
+    from mmfeat.encoders.registry import is_torch
+    from mmfeat.system.hardware import cpu_count, gpus_seen
+    from mmfeat.system.remote import is_remote
+
+    towers = [tower for tower in result.towers if tower.spec.modality == modality]
+    torch = [tower for tower in towers if is_torch(tower.request)]
+    device, local = result.settings.device, result.engine != "ray"
+    conditions = {
+        "local": not is_remote(result.samples.source),
+        "remote": is_remote(result.samples.source),
+        "ray": local,
+        "workers": local and 0 < result.settings.workers < cpu_count(),
+        "draft": modality == "image" and not any(tower.spec.draft for tower in towers),
+        "half": any(_could_be_half(tower, device) for tower in torch),
+        **{gpu: bool(torch) and device == "cpu" and local for gpu in gpus_seen()},
+    }
+    return {name for name, holds in conditions.items() if holds}
+
+
+def _could_be_half(tower: Tower, device: str) -> bool:
+    """Whether `--dtype auto` would change the arithmetic; photo encoders but CLIP's are taken for convolutional."""
+    from mmfeat.system.hardware import resolve_dtype
+
+    convolutional = tower.spec.modality == "image" and tower.spec.family != "clip"
+    if tower.spec.arithmetic != "float32" or tower.request.startswith("finetuned:"):
+        return False
+    return resolve_dtype("auto", device, convolutional) != "float32"
 
 
 def _encodings(counts: Mapping[str, int]) -> str:

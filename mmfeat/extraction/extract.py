@@ -3,66 +3,59 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import Tower, absolute_request, describe_encoders, is_torch
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError
+from mmfeat.extraction.counts import Clocks, Counts
 from mmfeat.extraction.missing import Missing, Planner
 from mmfeat.extraction.requests import Request, begin_request, remember_request, resolve_options
-from mmfeat.extraction.worker import Extractor, ExtractSettings, Tally
+from mmfeat.extraction.worker import Extractor, ExtractSettings
 from mmfeat.samples.dataset import Overview, Sample, SampleSet, SampleSource
-from mmfeat.system.hardware import check_engine, cpu_count, gpus_seen, resolve_device, resolve_dtype
-from mmfeat.system.remote import absolute, is_remote
+from mmfeat.system.hardware import check_engine, resolve_device
+from mmfeat.system.remote import absolute
 from mmfeat.system.wording import Advance, Progress, Silent
 
 DEFAULT_ENCODERS = ("clip", "bert", "resnet50")
 BLOCK = 65_536  # samples that are in memory at once; the next block is planned while one is encoded
 
 
-@dataclass(kw_only=True)
-class Extraction(Tally):
-    """What an extraction found and did."""
+@dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """Result of an extraction: its samples and encoders, the cache folder of the data set, and what was counted.
+
+    `stored`, `new` and `unreadable` count vectors by the encoder's cache folder: in the cache before, committed, and
+    rows that hold an error. `missing` counts samples by modality and reason, and `examples` has one id for each.
+    `failed` is the number of samples that could not be read or encoded this time; `failures` lists the first as
+    (sample id, reason). `clocks` are the seconds of each step, by modality.
+    """
 
     samples: Overview
-    towers: list[Tower]
+    towers: Sequence[Tower]
     folder: Path
-    seconds: float = 0.0
-    settings: ExtractSettings = field(default_factory=ExtractSettings)
-    engine: str = "local"
-
-    def room(self, modality: str) -> set[str]:
-        """What this extraction did not use and could have: see `mmfeat.extraction.clocks.REMEDIES`."""
-        specs = [tower.spec for tower in self.towers if tower.spec.modality == modality]
-        torch = [tower for tower in self.towers if tower.spec in specs and is_torch(tower.request)]
-        device = self.settings.device
-        rooms = {
-            "local": not is_remote(self.samples.source),
-            "remote": is_remote(self.samples.source),
-            "ray": self.engine != "ray",
-            "workers": self.engine != "ray" and 0 < self.settings.workers < cpu_count(),
-            "draft": modality == "image" and not any(spec.draft for spec in specs),
-            "half": any(_could_be_half(tower, device) for tower in torch),
-            **{gpu: bool(torch) and device == "cpu" and self.engine != "ray" for gpu in gpus_seen()},
-        }
-        return {name for name, there in rooms.items() if there}
+    settings: ExtractSettings
+    engine: str
+    seconds: float
+    stored: Counter[str]
+    new: Counter[str]
+    unreadable: Counter[str]
+    missing: Mapping[str, Counter[str]]
+    examples: Mapping[str, Mapping[str, str]]
+    failures: Sequence[tuple[str, str]]
+    failed: int
+    clocks: Mapping[str, Clocks]
 
     @property
     def nothing_to_do(self) -> bool:
+        """Whether there was nothing to encode."""
         return not any(self.new.values()) and not self.failed
-
-
-def _could_be_half(tower: Tower, device: str) -> bool:
-    """Whether `--dtype auto` would change the arithmetic; photo encoders are taken for convolutional but CLIP's."""
-    convolutional = tower.spec.modality == "image" and tower.spec.family != "clip"
-    if tower.spec.arithmetic != "float32" or tower.request.startswith("finetuned:"):
-        return False
-    return resolve_dtype("auto", device, convolutional) != "float32"
 
 
 def extract_features(
@@ -91,18 +84,22 @@ def extract_features(
     overview = work.source.overview()
     work.store.create()
     begin_request(cache, work.request)
-    extraction = Extraction(
-        samples=overview, towers=work.towers, folder=work.store.folder, settings=settings, engine=engine
-    )
     if engine == "ray":
         from mmfeat.extraction.on_ray import extract_on_ray
 
-        extract_on_ray(work.source, work.towers, work.store, settings, ray_address, extraction, progress, len(overview))
+        counts = extract_on_ray(work.source, work.towers, work.store, settings, ray_address, progress, len(overview))
     else:
-        _extract(work.source.blocks(BLOCK), work.store, settings, extraction, progress)
+        counts = _extract(work.source.blocks(BLOCK), len(overview), work.towers, work.store, settings, progress)
     remember_request(cache, work.request)
-    extraction.seconds = time.monotonic() - start
-    return extraction
+    return Extraction(
+        samples=overview,
+        towers=work.towers,
+        folder=work.store.folder,
+        settings=settings,
+        engine=engine,
+        seconds=time.monotonic() - start,
+        **vars(counts),
+    )
 
 
 def extract_samples(
@@ -114,12 +111,19 @@ def extract_samples(
     progress: Progress | None = None,
 ) -> Extraction:
     """`extract_features` for samples and towers that are already read and described."""
-    store = Cache(cache, samples.name)
+    start, settings, store = time.monotonic(), settings or ExtractSettings(), Cache(cache, samples.name)
     store.create()
-    extraction = Extraction(samples=Overview.of(samples), towers=list(towers), folder=store.folder)
-    blocks = (samples.samples[start : start + BLOCK] for start in range(0, len(samples), BLOCK))
-    _extract(blocks, store, settings or ExtractSettings(), extraction, progress or Silent())
-    return extraction
+    blocks = (samples.samples[first : first + BLOCK] for first in range(0, len(samples), BLOCK))
+    counts = _extract(blocks, len(samples), towers, store, settings, progress or Silent())
+    return Extraction(
+        samples=Overview.of(samples),
+        towers=towers,
+        folder=store.folder,
+        settings=settings,
+        engine="local",
+        seconds=time.monotonic() - start,
+        **vars(counts),
+    )
 
 
 @dataclass(frozen=True)
@@ -167,23 +171,18 @@ def _check_applies(towers: Sequence[Tower], options: EncoderOptions, settings: E
 
 def _extract(
     blocks: Iterable[Sequence[Sample]],
+    samples: int,
+    towers: Sequence[Tower],
     store: Cache,
     settings: ExtractSettings,
-    extraction: Extraction,
     progress: Progress,
-) -> None:
-    """One block after the other in this process."""
-    total = -(-len(extraction.samples) // BLOCK)
+) -> Counts:
+    """Encode one block of samples after the other in this process."""
     with (
-        Extractor(extraction.towers, store, settings) as extractor,
-        extractor.writing(extraction) as writer,
+        Extractor(towers, store, settings) as extractor,
         closing(_planned(extractor.planner, iter(blocks), progress)) as plans,
     ):
-        for number, plan in enumerate(plans, 1):
-            extraction.planned(plan)
-            extractor.load(plan.needed, whole=total > 1)
-            where = f" (block {number} of {total})" if total > 1 else ""
-            extractor.run(plan, writer, extraction, progress, where)
+        return extractor.encode(plans, progress, total=-(-samples // BLOCK))
 
 
 def _planned(

@@ -14,6 +14,7 @@ from mmfeat.cache.reading import FAILED, GOOD, MISSING, KnownKeys
 from mmfeat.cache.shard import Shard
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.spec import EncoderSpec
+from mmfeat.extraction.counts import Counts
 from mmfeat.samples.dataset import MODALITIES, Sample
 from mmfeat.samples.keys import ContentKeys, StatIndex
 from mmfeat.system.wording import Progress
@@ -31,14 +32,15 @@ class Item:
 
 @dataclass
 class Missing:
-    """What some samples lack; `stored`, `unreadable` and `lacking` count new contents by the encoder's cache folder."""
+    """Items to encode by modality, and the counts of what a plan met: contents that an earlier plan met do not count.
 
-    items: dict[str, list[Item]] = field(default_factory=dict)  # by modality
-    stored: Counter[str] = field(default_factory=Counter)
-    unreadable: Counter[str] = field(default_factory=Counter)  # remembered with an error, and not tried again
+    `lacking` counts contents by the cache folder of the encoder that lacks them. Unreadable contents are not tried
+    again and therefore not lacking.
+    """
+
+    items: dict[str, list[Item]] = field(default_factory=dict)
     lacking: Counter[str] = field(default_factory=Counter)
-    missing: dict[str, Counter[str]] = field(default_factory=dict)  # modality -> reason -> samples
-    examples: dict[str, dict[str, str]] = field(default_factory=dict)  # modality -> reason -> id of the first sample
+    counts: Counts = field(default_factory=Counts)
 
     @property
     def needed(self) -> set[str]:
@@ -73,12 +75,13 @@ class Planner:
     def plan(self, samples: Sequence[Sample], progress: Progress | None = None) -> Missing:
         """What these samples lack."""
         plan = Missing()
+        counts = plan.counts
         for modality in MODALITIES:
             if ours := [spec for spec in self._specs if spec.modality == modality]:
                 keys = self._keys(samples, modality, progress)
-                plan.missing[modality] = Counter(reason for reason in keys.reasons if reason)
+                counts.missing[modality] = Counter(reason for reason in keys.reasons if reason)
                 pairs = zip(reversed(keys.reasons), reversed(samples), strict=True)
-                plan.examples[modality] = {reason: sample.id for reason, sample in pairs if reason}
+                counts.examples[modality] = {reason: sample.id for reason, sample in pairs if reason}
                 plan.items[modality] = self._items(plan, samples, keys, ours)
         return plan
 
@@ -123,8 +126,8 @@ class Planner:
         known.ask(contents)
         name = spec.folder_name
         plan.lacking[name] += int(lacking.sum())
-        plan.unreadable[name] += int(((states == FAILED) & ~lacking & ~asked).sum())
-        plan.stored[name] += int(((states == GOOD) & ~asked).sum())
+        plan.counts.unreadable[name] += int(((states == FAILED) & ~lacking & ~asked).sum())
+        plan.counts.stored[name] += int(((states == GOOD) & ~asked).sum())
         return lacking
 
     def _look(self, spec: EncoderSpec) -> KnownKeys:

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import warnings
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -20,8 +21,9 @@ from mmfeat import errors
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import Tower, is_torch
 from mmfeat.errors import CacheError, ConfigError, MmfeatError
+from mmfeat.extraction.counts import Counts
 from mmfeat.extraction.missing import Planner
-from mmfeat.extraction.worker import Extractor, ExtractSettings, Tally
+from mmfeat.extraction.worker import Extractor, ExtractSettings
 from mmfeat.samples.dataset import Sample, SampleSource
 from mmfeat.system.hardware import Interrupts, join_cluster, leave_cluster, without_stderr
 from mmfeat.system.remote import RemoteFile, absolute, is_remote
@@ -42,57 +44,60 @@ def extract_on_ray(
     store: Cache,
     settings: ExtractSettings,
     address: str | None,
-    tally: Tally,
     progress: Progress,
     total: int,
-) -> None:
-    """Encode what the cache lacks of `source`, `total` samples; the workers see the data and the cache as this does.
+) -> Counts:
+    """Encode what the cache lacks of `source`, `total` samples; workers must see the data and the cache by this path.
 
     Ray is started only if anything is missing. A content that several workers meet counts once where the list fits in
     one block of `LOOKED_AT`, which is looked up once more for that.
     """
     missing, before = _look(source, towers, store, settings.retry_failed, progress)
     if not missing:
-        tally.add(before)
-        return
+        return before
     with progress.step("starting ray", None):
         ray, started = join_cluster(address)
     try:
-        _run(ray, source, towers, store, settings, tally, progress, total)
+        counts = _run(ray, source, towers, store, settings, progress, total)
     finally:
         if started:
             leave_cluster(ray)
-    _check_shared(store, towers, tally)
+    _check_shared(store, towers, counts)
     if total <= LOOKED_AT:
-        _count_once(tally, before, _look(source, towers, store, False, progress)[1])
+        counts = _counted_once(counts, before, _look(source, towers, store, False, progress)[1])
+    return counts
 
 
 def _look(
     source: SampleSource, towers: Sequence[Tower], store: Cache, retry_failed: bool, progress: Progress
-) -> tuple[bool, Tally]:
+) -> tuple[bool, Counts]:
     """Whether anything is missing, and what was found up to the first block that lacks something.
 
     Hashes that are made here are in the stat index when the workers look. Photos behind URLs would be read for them,
     so beyond the first block these are left to the workers.
     """
-    tally = Tally()
+    counts = Counts()
     with Planner([tower.spec for tower in towers], store, retry_failed) as planner:
         for number, block in enumerate(source.blocks(LOOKED_AT)):
             if number and any(isinstance(sample.image, RemoteFile) for sample in block):
-                return True, tally
+                return True, counts
             plan = planner.plan(block, progress)
-            tally.planned(plan)
+            counts.add(plan.counts)
             if plan.needed:
-                return True, tally
-    return False, tally
+                return True, counts
+    return False, counts
 
 
-def _count_once(tally: Tally, before: Tally, after: Tally) -> None:
-    """What is stored now and was not before is new, also where the worker that wrote it ended before it could tell."""
-    for folder, there in after.stored.items():
-        tally.new[folder] = max(0, there - before.stored[folder])
-        tally.stored[folder] = there - tally.new[folder]
-        tally.unreadable[folder] = after.unreadable[folder]
+def _counted_once(counts: Counts, before: Counts, after: Counts) -> Counts:
+    """Count as new what is stored now and was not before, also where its worker died before it answered."""
+    new = {folder: max(0, count - before.stored[folder]) for folder, count in after.stored.items()}
+    stored = {folder: count - new[folder] for folder, count in after.stored.items()}
+    return replace(
+        counts,
+        new=Counter({**counts.new, **new}),
+        stored=Counter({**counts.stored, **stored}),
+        unreadable=Counter({**counts.unreadable, **{folder: after.unreadable[folder] for folder in after.stored}}),
+    )
 
 
 def _run(
@@ -101,10 +106,10 @@ def _run(
     towers: Sequence[Tower],
     store: Cache,
     settings: ExtractSettings,
-    tally: Tally,
     progress: Progress,
     total: int,
-) -> None:
+) -> Counts:
+    counts = Counts()
     with Interrupts() as interrupts:
         _quiet(ray)
         nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
@@ -123,9 +128,10 @@ def _run(
             with progress.step("starting workers", None):
                 next(results, None)  # of the empty block: the clock starts when the first of them is there
             with progress.step(f"ray: {count} workers" if count > 1 else "ray: 1 worker", total) as advance:
-                for found, samples in results:
-                    tally.add(found)
+                for block_counts, samples in results:
+                    counts.add(block_counts)
                     advance(samples)
+    return counts
 
 
 class BlockActor:
@@ -141,7 +147,7 @@ class BlockActor:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         samples = _unpacked(str(batch["samples"][0]))
         if not samples:  # the block that shows that a worker is there
-            return {"result": [json.dumps(Tally().to_json())], "error": [""], "samples": [0]}
+            return {"result": [json.dumps(Counts().to_json())], "error": [""], "samples": [0]}
         try:
             result, error = json.dumps(self._extractor.extract(samples).to_json()), ""
         except MmfeatError as problem:  # Ray would carry its text only, in a traceback
@@ -214,7 +220,7 @@ def _for_actor(settings: ExtractSettings, resources: dict[str, float]) -> Extrac
     return replace(settings, device="cpu", workers=math.ceil(resources["num_cpus"]))
 
 
-def _results(data: Any, interrupts: Interrupts) -> Generator[tuple[Tally, int], None, None]:
+def _results(data: Any, interrupts: Interrupts) -> Generator[tuple[Counts, int], None, None]:
     """What the actors did, block by block, with the number of samples; an error of theirs is raised here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"ray\.data", category=UserWarning)  # it wants several list readers
@@ -224,7 +230,7 @@ def _results(data: Any, interrupts: Interrupts) -> Generator[tuple[Tally, int], 
                 interrupts.obey()
                 if row["error"]:
                     raise getattr(errors, row["error"])(row["result"])
-                yield Tally.from_json(json.loads(row["result"])), int(row["samples"])
+                yield Counts.from_json(json.loads(row["result"])), int(row["samples"])
             interrupts.obey()
         finally:  # its threads would go on asking a cluster that was left, and crash
             interrupts.leave()
@@ -232,10 +238,10 @@ def _results(data: Any, interrupts: Interrupts) -> Generator[tuple[Tally, int], 
                 rows.close()
 
 
-def _check_shared(store: Cache, towers: Sequence[Tower], tally: Tally) -> None:
-    """What the workers wrote is to be seen from here."""
+def _check_shared(store: Cache, towers: Sequence[Tower], counts: Counts) -> None:
+    """Raise `CacheError` where this machine does not see what the workers wrote."""
     for tower in towers:
-        if tally.new[tower.spec.folder_name] and not len(store.table(tower.spec).keys):
+        if counts.new[tower.spec.folder_name] and not len(store.table(tower.spec).keys):
             raise CacheError(
                 f"{store.folder}: the workers wrote to a folder of this name that this machine does not see; give a "
                 "--cache that all machines share"

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 from mmfeat.cache.store import Cache
 from mmfeat.cache.writer import ShardWriter
 from mmfeat.encoders.registry import Tower, is_torch, load_encoders
-from mmfeat.extraction.clocks import Clocks
+from mmfeat.extraction.counts import Clocks, Counts
 from mmfeat.extraction.encode import BackgroundWriter, Batcher, Stage
 from mmfeat.extraction.missing import Item, Missing, Planner
 from mmfeat.extraction.reader import Reader
@@ -20,8 +18,6 @@ from mmfeat.samples.dataset import Sample
 from mmfeat.system.hardware import resolve_device
 from mmfeat.system.wording import Progress, Silent
 from mmfeat.version import versions
-
-MOST_FAILURES = 1000  # that are told one by one
 
 
 @dataclass(frozen=True)
@@ -37,71 +33,6 @@ class ExtractSettings:
     batch_size: int = 0
     compiled: bool = False
     retry_failed: bool = False
-
-
-@dataclass
-class Tally:
-    """What was found and done, by the encoder's cache folder: vectors `stored` before and `new`.
-
-    `unreadable` are rows that hold an error, old and new; `missing` counts samples by modality and reason, of which
-    `examples` has an id each; `failures` are the first (sample id, reason) of this time.
-    """
-
-    stored: Counter[str] = field(default_factory=Counter)
-    new: Counter[str] = field(default_factory=Counter)
-    unreadable: Counter[str] = field(default_factory=Counter)
-    missing: dict[str, Counter[str]] = field(default_factory=dict)
-    examples: dict[str, dict[str, str]] = field(default_factory=dict)
-    failures: list[tuple[str, str]] = field(default_factory=list)
-    failed: int = 0
-    clocks: dict[str, Clocks] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it in plain dictionaries and lists."""
-        return {**vars(self), "clocks": {modality: asdict(clocks) for modality, clocks in self.clocks.items()}}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Tally:
-        """What `to_json` gave and JSON carried."""
-        counters: dict[str, Any] = {name: Counter(values[name]) for name in ("stored", "new", "unreadable")}
-        missing = {modality: Counter(reasons) for modality, reasons in values["missing"].items()}
-        failures = [(id, reason) for id, reason in values["failures"]]
-        clocks = {modality: Clocks(**found) for modality, found in values["clocks"].items()}
-        plain = {name: values[name] for name in ("examples", "failed")}
-        return cls(**counters, **plain, missing=missing, failures=failures, clocks=clocks)
-
-    def planned(self, plan: Missing) -> None:
-        """Count what a plan found."""
-        for mine, found in ((self.stored, plan.stored), (self.unreadable, plan.unreadable)):
-            mine.update(found)
-        self._lacked(plan.missing, plan.examples)
-
-    def note(self, failure: tuple[str, str]) -> None:
-        """Count one that could not be read or encoded."""
-        self.failed += 1
-        if len(self.failures) < MOST_FAILURES:
-            self.failures.append(failure)
-
-    def wrote(self, folder: str, committed: int, failed: int, found: int) -> None:
-        """Count the rows of one encoder: committed, holding an error, and found to be there by then."""
-        self.new[folder] += committed
-        self.stored[folder] += found
-        self.unreadable[folder] += failed
-
-    def add(self, other: Tally) -> None:
-        """Take over what another worker counted."""
-        for mine, theirs in ((self.stored, other.stored), (self.new, other.new), (self.unreadable, other.unreadable)):
-            mine.update(theirs)
-        self._lacked(other.missing, other.examples)
-        for modality, clocks in other.clocks.items():
-            self.clocks.setdefault(modality, Clocks(0)).add(clocks)
-        self.failed += other.failed
-        self.failures += other.failures[: MOST_FAILURES - len(self.failures)]
-
-    def _lacked(self, missing: Mapping[str, Counter[str]], examples: Mapping[str, Mapping[str, str]]) -> None:
-        for modality, reasons in missing.items():
-            self.missing.setdefault(modality, Counter()).update(reasons)
-            self.examples[modality] = {**examples[modality], **self.examples.get(modality, {})}
 
 
 class Extractor:
@@ -121,37 +52,33 @@ class Extractor:
     ) -> None:
         self.planner.__exit__(kind, error, trace)
 
-    def extract(self, samples: Sequence[Sample], progress: Progress | None = None) -> Tally:
-        """Plan, encode and commit one block: when this returns, its rows outlive a power loss."""
-        tally, plan = Tally(), self.planner.plan(samples, progress)
-        tally.planned(plan)
-        self.load(plan.needed, whole=True)
-        with self.writing(tally) as writer:
-            self.run(plan, writer, tally, progress)
+    def extract(self, samples: Sequence[Sample], progress: Progress | None = None) -> Counts:
+        """Plan, encode and commit one of several blocks: when this returns, its rows outlive a power loss."""
+        counts = self.encode([self.planner.plan(samples, progress)], progress)
         self.planner.refresh()
-        return tally
+        return counts
 
-    @contextmanager
-    def writing(self, tally: Tally) -> Iterator[BackgroundWriter]:
-        """A writer for any number of runs; the tally counts what it committed, however it is left."""
-        writer = BackgroundWriter(self._shard_writer)
-        try:
-            with writer:
-                yield writer
-        finally:
-            for fingerprint, counts in writer.counts.items():
-                tally.wrote(self._towers[fingerprint].spec.folder_name, *counts)
+    def encode(self, plans: Iterable[Missing], progress: Progress | None = None, total: int = 0) -> Counts:
+        """Encode what plans lack, one after the other, and commit it; `total` is the number of plans, 0 if unknown.
 
-    def run(
-        self, plan: Missing, writer: BackgroundWriter, tally: Tally, progress: Progress | None = None, where: str = ""
-    ) -> None:
-        """Encode what a plan lacks and hand it to the writer."""
-        self.load(plan.needed)
-        for fingerprint in plan.needed:
-            writer.open(fingerprint)
-        for modality, items in plan.items.items():
-            for failure in self._run(modality, items, writer, tally, progress or Silent(), where):
-                tally.note(failure)
+        What was encoded is committed also where an error ends the work.
+        """
+        counts, writer = Counts(), BackgroundWriter(self._shard_writer)
+        with writer:
+            for number, plan in enumerate(plans, 1):
+                counts.add(plan.counts)
+                self.load(plan.needed, whole=total != 1)
+                for fingerprint in plan.needed:
+                    writer.open(fingerprint)
+                where = f" (block {number} of {total})" if total > 1 else ""
+                for modality, items in plan.items.items():
+                    if items:
+                        clocks = counts.clocks.setdefault(modality, Clocks())
+                        for failure in self._run(modality, items, writer, clocks, progress or Silent(), where):
+                            counts.add_failure(failure)
+        for fingerprint, rows in writer.counts.items():
+            counts.add_rows(self._towers[fingerprint].spec.folder_name, *rows)
+        return counts
 
     def load(self, fingerprints: set[str], whole: bool = False) -> None:
         """Load the models behind some specs unless that was done; if more is to come, `whole`, with all outputs."""
@@ -178,15 +105,13 @@ class Extractor:
         return resolve_device(self.settings.device)
 
     def _run(
-        self, modality: str, items: list[Item], writer: BackgroundWriter, tally: Tally, progress: Progress, where: str
+        self, modality: str, items: list[Item], writer: BackgroundWriter, clocks: Clocks, progress: Progress, where: str
     ) -> Iterator[tuple[str, str]]:
-        if not items:
-            return
+        """Encode the items of one modality; yields (sample id, reason) of failures."""
         batchers, settings = self.encoders(modality), self.settings
-        ours = [each.encoder for each in batchers]
-        clocks = tally.clocks.setdefault(modality, Clocks())
-        stage = Stage(batchers, Reader(ours, settings.workers), writer, self.device, settings.batch_size, clocks)
-        title = f"{modality}: {', '.join(dict.fromkeys(encoder.specs[0].model for encoder in ours))}{where}"
+        encoders = [batcher.encoder for batcher in batchers]
+        stage = Stage(batchers, Reader(encoders, settings.workers), writer, self.device, settings.batch_size, clocks)
+        title = f"{modality}: {', '.join(dict.fromkeys(encoder.specs[0].model for encoder in encoders))}{where}"
         with progress.step(title, len(items)) as advance:
             yield from stage.run(items, advance)
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from mmfeat.cli.extract import REMEDIES, advice, remedies_left
 from mmfeat.encoders.registry import Tower
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.errors import ConfigError, EncoderError
-from mmfeat.extraction.clocks import REMEDIES, advice
+from mmfeat.extraction.counts import Counts
 from mmfeat.extraction.extract import Extraction, extract_features
 from mmfeat.extraction.worker import ExtractSettings
 from mmfeat.samples.dataset import Overview
@@ -26,8 +27,8 @@ def tower(family: str, modality: str, draft: int = 0, arithmetic: str = "float32
 def room(*towers: Tower, modality: str = "image", engine: str = "local", source: str = "t.csv", **settings: int) -> set:
     found = ExtractSettings(**{"device": "cpu", **settings})
     samples = Overview("t", source, 3, {})
-    extraction = Extraction(samples=samples, towers=list(towers), folder=Path("cache"), settings=found, engine=engine)
-    return extraction.room(modality)
+    plain = {"samples": samples, "towers": towers, "folder": Path("cache"), "settings": found, "engine": engine}
+    return remedies_left(Extraction(**plain, seconds=0.0, **vars(Counts())), modality)
 
 
 def test_without_a_torch_model_no_gpu_and_no_half_precision_is_advised() -> None:
