@@ -32,11 +32,10 @@ from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.encoders.torch_tower import TorchTower, to_device
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.extraction.encode import CPU_SIZES
-from mmfeat.extraction.extract import BLOCK
+from mmfeat.extraction.extract import BLOCK, Extractor, ExtractSettings
 from mmfeat.extraction.missing import Missing, Planner
 from mmfeat.extraction.reader import Reader
 from mmfeat.extraction.requests import resolve_options
-from mmfeat.extraction.worker import Extractor, ExtractSettings
 from mmfeat.samples.dataset import Sample, SampleSource, read_samples
 from mmfeat.samples.demo import write_demo
 from mmfeat.system.hardware import cpu_count, resolve_device, resolve_dtype

@@ -16,11 +16,11 @@ from .encoders.spec import EncoderOptions as EncoderOptions
 from .errors import MmfeatError as MmfeatError
 from .evaluation.protocol import Protocol as Protocol
 from .export.export import export_run as export_run
+from .extraction.extract import ExtractSettings as ExtractSettings
 from .extraction.extract import extract_features as extract_features
 from .extraction.forecast import forecast_extraction as forecast_extraction
 from .extraction.requests import Request as Request
 from .extraction.requests import latest_request as latest_request
-from .extraction.worker import ExtractSettings as ExtractSettings
 from .finetune.finetune import finetune_heads as finetune_heads
 from .finetune.settings import FinetuneSettings as FinetuneSettings
 from .heads.classifier import FusionClassifier as FusionClassifier

@@ -66,8 +66,7 @@ def extract(context: typer.Context, **given: Any) -> None:
     mmfeat extract --data tweets --encoders clip,bert:./my-bert --outputs pooled,clip=tokens
     """
     from mmfeat.encoders.spec import EncoderOptions
-    from mmfeat.extraction.extract import extract_features
-    from mmfeat.extraction.worker import ExtractSettings
+    from mmfeat.extraction.extract import ExtractSettings, extract_features
     from mmfeat.system.hardware import check_engine
 
     values = context.params

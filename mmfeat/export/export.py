@@ -26,8 +26,7 @@ from mmfeat.export.card import model_card
 from mmfeat.export.graph import HeadGraph
 from mmfeat.export.onnx_file import TOLERANCE, check_installed, largest_difference, run_onnx, write_onnx
 from mmfeat.export.towers import ModelGraph, TowerInput, build_model, why_no_model
-from mmfeat.extraction.extract import extract_samples
-from mmfeat.extraction.worker import ExtractSettings
+from mmfeat.extraction.extract import ExtractSettings, extract_samples
 from mmfeat.prediction.final_heads import EntryPredictor, read_for
 from mmfeat.runs.entry import Entry
 from mmfeat.runs.folders import choose_run

@@ -12,10 +12,9 @@ from pathlib import Path
 
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.extraction.encode import Batcher, batched, start_block
-from mmfeat.extraction.extract import BLOCK, prepare_extraction
+from mmfeat.extraction.extract import BLOCK, Extractor, ExtractSettings, prepare_extraction
 from mmfeat.extraction.missing import Item, Missing
 from mmfeat.extraction.reader import Prepared, Reader
-from mmfeat.extraction.worker import Extractor, ExtractSettings
 from mmfeat.samples.dataset import MODALITIES, Overview
 from mmfeat.system.wording import Progress, Silent
 

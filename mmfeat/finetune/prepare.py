@@ -15,9 +15,8 @@ from mmfeat.encoders.registry import Tower
 from mmfeat.errors import ConfigError, RunError
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.evaluation.splits import has_splits
-from mmfeat.extraction.extract import extract_samples
+from mmfeat.extraction.extract import ExtractSettings, extract_samples
 from mmfeat.extraction.requests import Request, begin_request
-from mmfeat.extraction.worker import ExtractSettings
 from mmfeat.finetune.model import EARLY, TunableModel, early_model, widened
 from mmfeat.finetune.processes import Team
 from mmfeat.finetune.settings import FinetuneSettings

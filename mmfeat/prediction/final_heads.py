@@ -19,8 +19,7 @@ from mmfeat.encoders.registry import Tower
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import ConfigError, DataError, RunError, SubmissionError
 from mmfeat.evaluation.blending import mean_logits
-from mmfeat.extraction.extract import Extraction, extract_samples
-from mmfeat.extraction.worker import ExtractSettings
+from mmfeat.extraction.extract import Extraction, ExtractSettings, extract_samples
 from mmfeat.finetune.model import EARLY, early_model
 from mmfeat.finetune.processes import Team
 from mmfeat.heads.data import HeadData

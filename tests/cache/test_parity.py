@@ -12,8 +12,7 @@ import pytest
 from mmfeat.cache.parity import FLOAT32_DEVIATION, Parity, check_parity
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.spec import EncoderOptions
-from mmfeat.extraction.extract import Extraction, extract_features
-from mmfeat.extraction.worker import ExtractSettings
+from mmfeat.extraction.extract import Extraction, ExtractSettings, extract_features
 from mmfeat.samples.dataset import read_samples
 from tests.cache.shards import falsify
 

@@ -13,8 +13,7 @@ from mmfeat.encoders.registry import Tower
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.extraction.counts import Counts
-from mmfeat.extraction.extract import Extraction, extract_features
-from mmfeat.extraction.worker import ExtractSettings
+from mmfeat.extraction.extract import Extraction, ExtractSettings, extract_features
 from mmfeat.samples.dataset import Overview
 from mmfeat.system.hardware import cpu_count
 

@@ -15,9 +15,8 @@ from mmfeat.encoders.registry import describe_encoders
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import DataError
 from mmfeat.extraction import extract
-from mmfeat.extraction.extract import Extraction, extract_features, extract_samples
+from mmfeat.extraction.extract import Extraction, Extractor, ExtractSettings, extract_features, extract_samples
 from mmfeat.extraction.missing import Planner
-from mmfeat.extraction.worker import Extractor, ExtractSettings
 from mmfeat.samples.dataset import Overview, Sample, SampleSet, SampleSource, read_samples
 
 FLOAT32 = EncoderOptions(dtype="float32")
