@@ -18,7 +18,7 @@ from mmfeat.cache.features import Block, Features, MappedBlock
 from mmfeat.encoders.registry import Tower
 from mmfeat.errors import RunError
 from mmfeat.export.graph import Blend, FusionPart, HeadGraph, LinearPart, Member, NeighbourPart, PriorPart, Seen
-from mmfeat.finetune.model import EARLY
+from mmfeat.finetune.settings import EARLY
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.registry import BASELINES, NEEDS_TOKENS, load_fusion
 from mmfeat.heads.stack import stack_of

@@ -1,28 +1,56 @@
+"""The arguments of `finetune_heads`: those of a call, and those that a run of stage 2 was made with."""
+
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmfeat.errors import ConfigError, RunError
+from mmfeat.errors import ConfigError, DataError, RunError
+from mmfeat.finetune.settings import EARLY, FinetuneSettings
 from mmfeat.runs.run import Run
 
 
-def finetune_arguments(run: Run) -> dict[str, Any]:
-    """What `finetune_heads` was called with, beside places and engines; the parent is where the run has it."""
-    from mmfeat.finetune.settings import FinetuneSettings
+@dataclass(frozen=True)
+class FinetuneArguments:
+    """The arguments of `finetune_heads` that say what is trained, from which run, and where the new run is written."""
 
+    settings: FinetuneSettings
+    run: str | Path | None = None
+    heads: str | Path = "heads"
+    out: str | Path = "heads"
+    data: str | Path | None = None
+    cache: str | Path | None = None
+    fusion: str | None = None
+    head: str | None = None
+    modalities: str | None = None
+    seeds: int | None = None
+    views: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.data is not None and not Path(self.data).exists():
+            raise DataError(f"{self.data}: no such folder or table; check --data")
+        if self.fusion not in (None, EARLY):
+            raise ConfigError(f"--fusion {self.fusion}: stage 2 takes the run's heads (name one with --head), or early")
+        for name, value, least in (("seeds", self.seeds, 1), ("views", self.views, 0)):
+            if value is not None and value < least:
+                raise ConfigError(f"--{name} {value}: at least {least}")
+
+
+def finetune_arguments(run: Run) -> dict[str, Any]:
+    """The arguments that make this run again, without `heads` and `out`; the parent is looked for where the run
+    recorded it."""
     config = run.config
     try:
         if config.finetune is None or config.stage_1 is None:
             raise ValueError("no second stage")
-        early = config.fusion == "early"
         return {
             "run": _parent(run),
             "data": config.data,
             "cache": config.cache,
             "settings": FinetuneSettings(**config.finetune),
-            "fusion": "early" if early else None,
+            "fusion": EARLY if config.fusion == EARLY else None,
             "head": config.stage_1["head"],
             "modalities": config.stage_1["modality"],
             "seeds": config.protocol.seeds,
@@ -33,5 +61,5 @@ def finetune_arguments(run: Run) -> dict[str, Any]:
 
 
 def _parent(run: Run) -> Path:
-    """Of an older run, which has no record of the place, it lies beside it."""
+    """The folder of the run's parent, beside the run itself where an older run did not record the folder."""
     return Path(os.path.normpath(run.folder.parent / run.record.parents)) / str(run.config.parent)

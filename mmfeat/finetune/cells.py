@@ -1,4 +1,4 @@
-"""Cells, the trainings of a fine-tuning: one for each fold and seed, and a final one for each seed on all samples.
+"""Cells, the trainings of stage 2: one for each fold and seed, and a final one for each seed on all samples.
 
 CELLS/fold0-1.safetensors              logits and curves of a finished cell
 CELLS/fold0-1.checkpoint.safetensors   the checkpoint of a cell that is being trained
@@ -7,7 +7,7 @@ CELLS/fold0-1.checkpoint.safetensors   the checkpoint of a cell that is being tr
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +18,19 @@ from torch import Tensor
 
 from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.finetune.model import TunableModel
-from mmfeat.finetune.processes import Team
+from mmfeat.finetune.prepare import Experiment
+from mmfeat.finetune.processes import Execution
+from mmfeat.finetune.settings import EARLY
+from mmfeat.finetune.stage_one import StageOne
 from mmfeat.finetune.training import Training, TrainingSetup, load, save
 from mmfeat.finetune.unfreeze import FIXED_FACTOR
 from mmfeat.heads.stack import epoch_steps, plain_choice
 from mmfeat.samples.labels import Targets
+from mmfeat.system.wording import Advance
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)  # WiSE-FT (Wortsman et al., CVPR 2022): shares of stage 2 in the weights
 TRAIN_ROWS = 1024  # the score on training rows is measured on at most so many
-Advance = Callable[[int], None]
+STAGE_2 = "stage-2"  # the entry of the cells on the leaderboard
 
 
 @dataclass(frozen=True)
@@ -61,15 +65,41 @@ class CellResult:
     state: Mapping[str, Tensor]
 
 
+def fold_cells(experiment: Experiment, first: StageOne) -> list[Cell]:
+    """The cells of all folds and seeds, fold after fold, in the order of `Problem.cells`."""
+    cells = []
+    for number, (fold, repeat, rows) in enumerate(experiment.problem.cells(STAGE_2)):
+        setup = TrainingSetup(
+            experiment.settings.of_head(experiment.chosen.folds[fold]), experiment.settings, rows.train,
+            rows.validation, (experiment.problem.seed, fold, repeat, 2),
+            None if experiment.fusion == EARLY else first.cells[number],
+        )  # fmt: skip
+        cells.append(Cell(f"{experiment.problem.splits.names[fold]}-{repeat + 1}", setup, rows.test))
+    return cells
+
+
+def final_cells(experiment: Experiment, first: StageOne, replay: tuple[float, ...]) -> list[Cell]:
+    """A cell for each seed on all labelled samples, for as many epochs and with the learning rates as in `replay`."""
+    everything, nothing = np.arange(len(experiment.problem.targets)), np.empty(0, np.int64)
+    cells = []
+    for seed in range(experiment.problem.repeats):
+        setup = TrainingSetup(
+            experiment.settings.of_head(experiment.chosen.best), experiment.settings, everything, nothing,
+            (experiment.problem.seed, len(experiment.problem.splits), seed, 2),
+            None if experiment.fusion == EARLY else first.finals[seed], replay,
+        )  # fmt: skip
+        cells.append(Cell(f"final-{seed + 1}", setup, nothing))
+    return cells
+
+
 class CellRunner:
     """Trains cells side by side, one model a worker; cells that an earlier call finished are only read."""
 
-    def __init__(
-        self, make: Callable[[], TunableModel], workers: int, targets: Targets, team: Team, folder: Path, every: float
-    ):
-        self.targets, self.team, self.folder, self.every = targets, team, folder, every
+    def __init__(self, experiment: Experiment, execution: Execution, folder: Path) -> None:
+        self.experiment, self.execution, self.folder = experiment, execution, folder
+        self.targets: Targets = experiment.problem.targets
         self.models: queue.SimpleQueue[TunableModel] = queue.SimpleQueue()
-        self.make, self.workers, self.stopped = make, workers, False
+        self.workers, self.stopped = execution.trainings, False
         self.first: TunableModel | None = None
 
     def run(self, cells: Sequence[Cell], advance: Advance) -> list[CellResult]:
@@ -95,11 +125,15 @@ class CellRunner:
                     raise
         finally:
             torch.set_num_threads(before)
-        self.team.wait()
+        self.execution.team.wait()
         return [self._read(cell) for cell in cells]
 
+    def spare_model(self) -> TunableModel:
+        """A model that no cell is trained in, whose weights the caller may replace."""
+        return self.models.get() if self.models.qsize() else self.experiment.model()
+
     def _add_model(self) -> None:
-        model = self.make()
+        model = self.experiment.model()
         self.first = self.first or model
         model.share_frozen(self.first)
         self.models.put(model)
@@ -122,7 +156,7 @@ class CellRunner:
             advance(steps)
 
         checkpoint = self.folder / f"{cell.name}.checkpoint.safetensors"
-        training = Training(model, cell.setup, self.targets, self.team, checkpoint, self.every)
+        training = Training(model, cell.setup, self.targets, self.execution, checkpoint)
         best = training.run(report)
         tensors, scores = {}, [0.0] * len(ALPHAS)
         if cell.is_final:
@@ -136,7 +170,7 @@ class CellRunner:
             "train_scores": scores,
             "seconds": training.seconds,
         }
-        if self.team.leads:
+        if self.execution.team.leads:
             save(self._path(cell), tensors, record)
             checkpoint.unlink(missing_ok=True)
         advance(left)  # the steps that early stopping, or an earlier call, has spared
@@ -148,10 +182,10 @@ class CellRunner:
         finished = load(self._path(cell))
         assert finished is not None  # this call or an earlier one has trained the cell
         tensors, record = finished
-        nothing = np.zeros((len(ALPHAS), 0, len(self.targets.classes)))
+        empty = np.zeros((len(ALPHAS), 0, len(self.targets.classes)))
         return CellResult(
-            tensors["validation"].numpy() if "validation" in tensors else nothing,
-            tensors["test"].numpy() if "test" in tensors else nothing,
+            tensors["validation"].numpy() if "validation" in tensors else empty,
+            tensors["test"].numpy() if "test" in tensors else empty,
             record["history"],
             record["best_epoch"],
             record["train_scores"],

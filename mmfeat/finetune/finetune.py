@@ -1,49 +1,38 @@
-"""Stage 2 from the head of a run: plan, extract what the cached path begins with, train every fold and seed, compare
-with stage 1, and leave a run that `mmfeat submit` can use."""
+"""The call `finetune_heads`: find the parent run, prepare stage 2, train every fold and seed, compare with stage 1, and
+leave a run that `mmfeat submit` can use."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from mmfeat.baselines.basis import one_blas_thread
-from mmfeat.errors import ConfigError, DataError, RunError
 from mmfeat.evaluation.splits import save_splits
-from mmfeat.extraction.requests import latest_request
-from mmfeat.finetune.cells import Cell, CellRunner
-from mmfeat.finetune.model import EARLY
-from mmfeat.finetune.prepare import Asked, Work, prepare
-from mmfeat.finetune.processes import Team, joined_team, own_device, train_on_ray
-from mmfeat.finetune.results import STAGE_2, finish_run
+from mmfeat.finetune.arguments import FinetuneArguments
+from mmfeat.finetune.cells import CellRunner, final_cells, fold_cells
+from mmfeat.finetune.prepare import Experiment, prepare
+from mmfeat.finetune.processes import CHECKPOINT_SECONDS, Execution, Team, joined_team, own_device, train_on_ray
+from mmfeat.finetune.results import Trained, finish_run
 from mmfeat.finetune.settings import FinetuneSettings
-from mmfeat.finetune.stage_one import StageOne, best_parent, has_fusion, train_stage_one
-from mmfeat.finetune.training import TrainingSetup
-from mmfeat.runs.entry import RunConfig
+from mmfeat.finetune.stage_one import StageOne, find_parent, train_missing_parent, train_stage_one
 from mmfeat.runs.folders import find_run
-from mmfeat.runs.leaderboard import LEADERBOARD
 from mmfeat.runs.record import Maker, making, written_call
-from mmfeat.runs.run import RUN_FILE, Run, comparable_runs, finals_are_whole, read_run, reuse_run
+from mmfeat.runs.run import RUN_FILE, Run, read_run, reuse_run
 from mmfeat.sweep.engine import LocalEngine
-from mmfeat.sweep.train import train_heads
 from mmfeat.sweep.trials import replayed
 from mmfeat.system.files import sweep_temporaries
-from mmfeat.system.hardware import check_engine, cpu_count, resolve_device
+from mmfeat.system.hardware import check_engine, resolve_device
 from mmfeat.system.wording import Progress, Silent
 
-CELLS = "cells"
-SAVED_SECONDS = 30.0  # between checkpoints
+CELLS = "cells"  # the folder of unfinished trainings in a run
 
 
 @dataclass(frozen=True)
 class Finetuned:
-    """The run of a fine-tuning, and whether it was there already."""
+    """The run of a fine-tuning, and whether it was there already; `leads` in the process that reports the run."""
 
     run: Run
     reused: bool
@@ -64,7 +53,7 @@ def finetune_heads(
     modalities: str | None = None,
     seeds: int | None = None,
     views: int | None = None,
-    checkpoint_seconds: float = SAVED_SECONDS,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     engine: str = "local",
     ray_address: str | None = None,
     device: str = "auto",
@@ -86,152 +75,92 @@ def finetune_heads(
     weights are not what they were, `CacheMissError` where nothing was extracted, `HeadError` for a diverged training.
     """
     maker = Maker(command or written_call(finetune_heads, locals()))
-    settings = settings or FinetuneSettings()
-    _check(fusion, engine, ray_address, seeds, views, data)
-    asked = Asked(settings, fusion, head, modalities, seeds, views, data, cache)
-    places = {"run": find_run(run, heads).folder if run else None, "heads": heads, "out": out}
+    arguments = FinetuneArguments(
+        settings or FinetuneSettings(), run, heads, out, data, cache, fusion, head, modalities, seeds, views
+    )
+    check_engine(engine, ray_address)
+    arguments = replace(arguments, run=find_run(run, heads).folder if run else None)
     if engine == "ray":
-        heard = progress or Silent()
-        if not run:  # here, where relative paths mean what the user means
-            _train_first(data, cache or "cache", Path(heads), head, resolve_device(device), heard)
-        arguments = {**places, **vars(asked), "checkpoint_seconds": checkpoint_seconds}
-        arguments["command"] = maker.command
-        with heard.step("fine-tuning on Ray", 1) as advance:
-            folder, reused = train_on_ray(finetune_heads, arguments, workers, device, ray_address)
-            advance(1)
-        return Finetuned(read_run(folder), reused, maker.seconds)
+        execution = Execution(Team(device=device), workers, checkpoint_seconds, progress or Silent())
+        return _finetune_on_ray(arguments, execution, maker, ray_address)
     device = own_device(resolve_device(device))
     with joined_team(device) as team, one_blas_thread():
         heard = progress if progress is not None and team.leads else Silent()
-        maker = replace(maker, device=device)
-        result = _finetune(asked, places, maker, workers, checkpoint_seconds, team, heard)
+        execution = Execution(team, workers, checkpoint_seconds, heard)
+        result = _finetune(arguments, execution, replace(maker, device=device))
     return replace(result, seconds=maker.seconds)
 
 
-def _check(
-    fusion: str | None,
-    engine: str,
-    ray_address: str | None,
-    seeds: int | None,
-    views: int | None,
-    data: str | Path | None,
-) -> None:
-    if data is not None and not Path(data).exists():
-        raise DataError(f"{data}: no such folder or table; check --data")
-    if fusion not in (None, EARLY):
-        raise ConfigError(f"--fusion {fusion}: stage 2 takes the run's heads (name one with --head), or early")
-    check_engine(engine, ray_address)
-    for name, value, least in (("seeds", seeds, 1), ("views", views, 0)):
-        if value is not None and value < least:
-            raise ConfigError(f"--{name} {value}: at least {least}")
-
-
-def _finetune(
-    asked: Asked, places: Mapping[str, Any], maker: Maker, workers: int, every: float, team: Team, progress: Progress
+def _finetune_on_ray(
+    arguments: FinetuneArguments, execution: Execution, maker: Maker, address: str | None
 ) -> Finetuned:
-    """What each process of a team does."""
-    device = maker.device
-    heads, data, run = Path(places["heads"]), asked.data, places["run"]
-    if team.leads and not run:
-        _train_first(data, asked.cache or "cache", heads, asked.head, device, progress)
-    team.wait()
-    if run:
-        parent = read_run(Path(run))
-    else:
-        alike = comparable_runs(heads, str(data) if data else None, has_fusion)
-        parent = best_parent(alike, asked.head, asked.modalities)
-    work, config, folder = prepare(parent, asked, device, team, places["out"], progress)
+    """Call `finetune_heads` in the processes of a Ray cluster; each of them resolves `execution.team.device`."""
+    device, progress = execution.team.device, execution.progress
+    if not arguments.run:  # stage 1 is trained here, where relative paths are what the user means
+        train_missing_parent(arguments, resolve_device(device), progress)
+    passed = {**vars(arguments), "checkpoint_seconds": execution.checkpoint_seconds, "command": maker.command}
+    with progress.step("fine-tuning on Ray", 1) as advance:
+        folder, reused = train_on_ray(finetune_heads, passed, execution.workers, device, address)
+        advance(1)
+    return Finetuned(read_run(folder), reused, maker.seconds)
+
+
+def _finetune(arguments: FinetuneArguments, execution: Execution, maker: Maker) -> Finetuned:
+    """Prepare and train in one process of a team."""
+    team, parent = execution.team, find_parent(arguments, execution)
+    experiment = prepare(parent, arguments, execution)
+    folder, config = experiment.folder, experiment.config
     if team.agreed([_is_done(folder)])[0]:
-        shutil.rmtree(folder / CELLS, ignore_errors=True)  # of a call that was killed at its very end
+        shutil.rmtree(folder / CELLS, ignore_errors=True)  # left by a call that was killed at its very end
         return Finetuned(reuse_run(folder, config) if team.leads else read_run(folder), True, 0.0, team.leads)
     maker = replace(maker, parents=os.path.relpath(parent.folder.parent, folder.parent))
-    made = making(folder, config, maker) if team.leads else contextlib.nullcontext()
-    with made:
-        trained = _train(work, config, folder, maker, team, workers, every, progress)
-    return Finetuned(trained, False, 0.0, team.leads)
-
-
-def _train_first(
-    data: str | Path | None, cache: str | Path, heads: Path, head: str | None, device: str, progress: Progress
-) -> None:
-    """A stage 1 where there is none: one fusion on what was extracted last."""
-    with contextlib.suppress(RunError):
-        comparable_runs(heads, str(data) if data else None, has_fusion)
-        return
-    asked = latest_request(cache, data)
-    train_heads(
-        asked.data, asked.encoders, cache=cache, out=heads, options=asked.options, columns=asked.columns,
-        fusion=[head or "concat"], baselines=["none"], ensembles=False, device=device, progress=progress,
-    )  # fmt: skip
+    with making(folder, config, maker) if team.leads else contextlib.nullcontext():
+        run = _train(experiment, execution, maker)
+    return Finetuned(run, False, 0.0, team.leads)
 
 
 def _is_done(folder: Path) -> bool:
-    if not (folder / RUN_FILE).exists():
-        return False
-    run = read_run(folder)
-    files = [folder / f"{LEADERBOARD}.{kind}" for kind in ("csv", "json")]
-    return all(file.is_file() for file in files) and all(
-        finals_are_whole(run.head_folder(entry), entry.final) for entry in run.leaderboard
-    )
+    """Whether the folder holds the finished run with all its files."""
+    return (folder / RUN_FILE).exists() and read_run(folder).is_whole()
 
 
-def _train(
-    work: Work, config: RunConfig, folder: Path, maker: Maker, team: Team, workers: int, every: float,
-    progress: Progress,
-) -> Run:  # fmt: skip
+def _train(experiment: Experiment, execution: Execution, maker: Maker) -> Run:
+    """Train both stages, and leave the run in the folder of the experiment."""
+    team, folder = execution.team, experiment.folder
     if team.leads:
-        (folder / RUN_FILE).unlink(missing_ok=True)
-        for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
-            sweep_temporaries(place)  # of a killed call
-        save_splits(work.labelled.splits, folder, [str(sample.label) for sample in work.labelled.labelled])
-    first = _stage_one(work, team, workers, progress)
-    count = 1 if team.size > 1 or work.device != "cpu" else workers or cpu_count()
-    runner = CellRunner(lambda: work.model(team), count, work.problem.targets, team, folder / CELLS, every)
-    cells = _cells(work, first)
-    steps = sum(cell.steps for cell in [*cells, *_finals(work, first, ())])
-    with progress.step(f"{work.title} (steps)", steps) as advance:
+        _begin(experiment)
+    first = _train_stage_one(experiment, execution)
+    runner = CellRunner(experiment, execution, folder / CELLS)
+    cells = fold_cells(experiment, first)
+    steps = sum(cell.steps for cell in [*cells, *final_cells(experiment, first, ())])
+    with execution.progress.step(f"{experiment.title} (steps)", steps) as advance:
         results = runner.run(cells, advance)
-        replay = replayed([each.best_epoch for each in results], [each.history for each in results])
-        finals = runner.run(_finals(work, first, replay), advance)
+        replay = replayed([result.best_epoch for result in results], [result.history for result in results])
+        finals = runner.run(final_cells(experiment, first, replay), advance)
     if team.leads:
-        model = runner.models.get() if runner.models.qsize() else work.model(team)
-        finish_run(work, config, maker, folder, first, results, finals, model)
+        finish_run(experiment, Trained(first, results, finals, runner.spare_model()), maker)
         shutil.rmtree(folder / CELLS, ignore_errors=True)
     team.wait()
     return read_run(folder)
 
 
-def _stage_one(work: Work, team: Team, workers: int, progress: Progress) -> StageOne:
-    attend = str(work.parent.config.attend)
-    engine = LocalEngine(work.first_features, work.problem.targets, work.device, attend, workers)
+def _begin(experiment: Experiment) -> None:
+    """Make the folder ready: an older run in it is no longer complete, and temporary files of a killed call go."""
+    folder, labelled = experiment.folder, experiment.labelled
+    (folder / RUN_FILE).unlink(missing_ok=True)
+    for inner in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        sweep_temporaries(inner)
+    save_splits(labelled.splits, folder, [str(sample.label) for sample in labelled.labelled])
+
+
+def _train_stage_one(experiment: Experiment, execution: Execution) -> StageOne:
+    """Train stage 1 in every process; all of them go on with the tensors of the first one."""
+    problem, chosen, team = experiment.problem, experiment.chosen, execution.team
+    attend = str(experiment.parent.config.attend)
+    engine = LocalEngine(experiment.stage_1_features, problem.targets, team.device, attend, execution.workers)
     try:
-        with progress.step("stage 1", len(work.chosen.wanted) * len(work.problem.cells(work.chosen.head))) as advance:
-            first = train_stage_one(work.problem, engine, work.chosen, work.adjustment, advance)
+        with execution.progress.step("stage 1", len(chosen.wanted) * len(problem.cells(chosen.head))) as advance:
+            first = train_stage_one(problem, engine, chosen, experiment.adjustment, advance)
     finally:
         engine.close()
     return replace(first, cells=list(map(team.shared, first.cells)), finals=list(map(team.shared, first.finals)))
-
-
-def _cells(work: Work, first: StageOne) -> list[Cell]:
-    found = []
-    for number, (fold, repeat, rows) in enumerate(work.problem.cells(STAGE_2)):
-        setup = TrainingSetup(
-            work.settings.of_head(work.chosen.folds[fold]), work.settings, rows.train, rows.validation,
-            (work.problem.seed, fold, repeat, 2), first.cells[number] if work.fusion != EARLY else None,
-        )  # fmt: skip
-        found.append(Cell(f"{work.problem.splits.names[fold]}-{repeat + 1}", setup, rows.test))
-    return found
-
-
-def _finals(work: Work, first: StageOne, replay: tuple[float, ...]) -> list[Cell]:
-    """On all labelled samples, for the mean number of epochs and with the mean rates of the folds."""
-    everything, nothing = np.arange(len(work.problem.targets)), np.empty(0, np.int64)
-    found = []
-    for seed in range(work.problem.repeats):
-        setup = TrainingSetup(
-            work.settings.of_head(work.chosen.best), work.settings, everything, nothing,
-            (work.problem.seed, len(work.problem.splits), seed, 2),
-            first.finals[seed] if work.fusion != EARLY else None, replay,
-        )  # fmt: skip
-        found.append(Cell(f"final-{seed + 1}", setup, nothing))
-    return found

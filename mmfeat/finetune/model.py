@@ -23,7 +23,6 @@ from mmfeat.heads.data import HeadData, pooled_tokens
 from mmfeat.heads.layers import Batch, Fusion, Shape, norm
 from mmfeat.samples.dataset import Sample
 
-EARLY = "early"  # the name of early fusion
 CHANNELS = (16, 32, 64, 128)  # the widths of early fusion's convolutions
 PREDICTED_ROWS = 128  # rows in a forward pass without gradients
 HEAD = "head."  # the prefix of the head's parameters in a state
@@ -209,7 +208,6 @@ def early_model(
     towers: Sequence[MovingTower],
     classes: int,
     team: Team,
-    device: str,
     amp: str = "none",
 ) -> TunableModel:
     """The model of early fusion: pixels replace the vectors of the first encoder of photos, whose mask says which
@@ -222,6 +220,6 @@ def early_model(
         return block.modality == "text" or block.source == photos[0]
 
     blocks, mapped = tuple(filter(seen, features.blocks)), tuple(filter(seen, features.mapped))
-    data = HeadData(replace(features, blocks=blocks, mapped=mapped), "both", device)
-    everything = [*towers, pixel_tower(Slot("image", 0, data.sources["image"][0].name), samples, team, device)]
+    data = HeadData(replace(features, blocks=blocks, mapped=mapped), "both", team.device)
+    everything = [*towers, pixel_tower(Slot("image", 0, data.sources["image"][0].name), samples, team)]
     return TunableModel(EarlyFusion(1, widened(data.shape, everything), classes), data, everything, amp)

@@ -1,5 +1,5 @@
-"""The work of a fine-tuning: the run it starts from, its folds, its features and which towers move, read and
-extracted before anything is trained."""
+"""The preparation of stage 2: check the head of the parent run, read its data, plan the towers that move, and extract
+what the cache lacks, all before anything is trained."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
 from mmfeat.cache.features import Features
 from mmfeat.encoders.registry import Tower
 from mmfeat.errors import ConfigError, RunError
@@ -17,11 +15,12 @@ from mmfeat.evaluation.protocol import Protocol
 from mmfeat.evaluation.splits import has_splits
 from mmfeat.extraction.extract import ExtractSettings, extract_samples
 from mmfeat.extraction.requests import Request, begin_request
-from mmfeat.finetune.model import EARLY, TunableModel, early_model, widened
-from mmfeat.finetune.processes import Team
-from mmfeat.finetune.settings import FinetuneSettings
+from mmfeat.finetune.arguments import FinetuneArguments
+from mmfeat.finetune.model import TunableModel, early_model, widened
+from mmfeat.finetune.processes import Execution, Team
+from mmfeat.finetune.settings import EARLY, FinetuneSettings
 from mmfeat.finetune.stage_one import ChosenHead, best_fusion, chosen_head
-from mmfeat.finetune.tower_plan import TowerPlan, head_slots, plan_towers
+from mmfeat.finetune.tower_plan import TowerPlan, check_prefixes, head_slots, plan_towers, prefix_towers
 from mmfeat.finetune.towers import open_moving_tower
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.registry import NEEDS_TOKENS, load_fusion
@@ -30,125 +29,155 @@ from mmfeat.runs.run import Run, checked_towers
 from mmfeat.samples.images import view_name, view_number
 from mmfeat.sweep.problem import LabelledData, Problem, read_labelled
 from mmfeat.sweep.train import IN_MEMORY
-from mmfeat.system.hardware import resolve_dtype
 from mmfeat.system.wording import Progress
 from mmfeat.version import __version__
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a call names: settings, which head, folds and views to take, and where data and cache are now."""
+class Experiment:
+    """A prepared stage 2: the parent run, the head of stage 1, labelled data, and the towers that move.
 
-    settings: FinetuneSettings
-    fusion: str | None = None
-    head: str | None = None
-    modalities: str | None = None
-    seeds: int | None = None
-    views: int | None = None
-    data: str | Path | None = None
-    cache: str | Path | None = None
-
-
-@dataclass(frozen=True)
-class Work:
-    """Everything that the trainings of one run share."""
+    `views` is the number of augmented views of a photo in stage 2; `team` trains.
+    """
 
     parent: Run
+    arguments: FinetuneArguments
+    chosen: ChosenHead
     labelled: LabelledData
     problem: Problem
-    seen: list[Tower]  # the encoders of both stages, their photos in views
-    features: Features  # of `seen`, and the prefixes
     plans: list[TowerPlan]
-    chosen: ChosenHead
-    fusion: str  # the head, or early
     views: int
-    settings: FinetuneSettings
-    device: str
-    amp: str
+    team: Team
+
+    @property
+    def settings(self) -> FinetuneSettings:
+        return self.arguments.settings
+
+    @property
+    def fusion(self) -> str:
+        """The name of the head that stage 2 trains."""
+        return self.arguments.fusion or self.chosen.head
 
     @property
     def attend(self) -> str:
-        """What cross-attention looks at."""
+        """The input of cross-attention, tokens or pooled vectors; "" for other heads."""
         return str(self.parent.config.attend) if self.fusion == NEEDS_TOKENS else ""
 
     @property
     def adjustment(self) -> float | None:
+        """The exponent of the decision's prior adjustment, as in the parent run."""
         return (self.parent.config.plan or {})["adjustment"]
 
     @property
-    def label(self) -> str:
-        """What the run is called after."""
-        return f"{self.fusion}-{self.settings.label}"
-
-    @property
     def title(self) -> str:
-        """For whoever waits: what moves, and on which path."""
+        """The title of the progress: the towers that move, and their paths."""
         return f"fine-tuning {', '.join(plan.title for plan in self.plans) or self.fusion}"
 
     @property
-    def first_features(self) -> Features:
-        """What the run's own heads saw."""
+    def folder(self) -> Path:
+        """The folder of the new run."""
+        return Path(self.arguments.out) / self.config.name(f"{self.fusion}-{self.settings.label}")
+
+    @cached_property
+    def encoders(self) -> list[Tower]:
+        """The parent's encoders that the head sees, with every augmented view of photos that either stage shows."""
+        towers = [tower for tower in self.parent.towers if self.chosen.modality in ("both", tower.spec.modality)]
+        extra = [
+            Tower(tower.request, replace(tower.spec, view=view_name(number)))
+            for number in range(1, self.views + 1)
+            for tower in towers
+            if (tower.spec.modality, tower.spec.output, tower.spec.view) == ("image", "pooled", "none")
+        ]
+        return list({tower.spec: tower for tower in [*towers, *extra]}.values())
+
+    @cached_property
+    def prefixes(self) -> list[Tower]:
+        """The prefixes of towers on the cached path; `--augment` shows photos in other views, which no cache holds."""
+        return prefix_towers(self.plans, 0 if self.settings.augment else self.views)
+
+    @cached_property
+    def features(self) -> Features:
+        """The cached vectors of the encoders, and the prefixes."""
+        specs = [tower.spec for tower in (*self.encoders, *self.prefixes)]
+        return self.labelled.store.load(self.labelled.labelled, specs, self.labelled.keys, IN_MEMORY)
+
+    @property
+    def stage_1_features(self) -> Features:
+        """The vectors that stage 1 was trained on."""
         return self.features.named([tower.spec.folder_name for tower in self.parent.towers])
+
+    @property
+    def stage_2_features(self) -> Features:
+        """The vectors that stage 2 is trained on, in the views of stage 2."""
+        return self.features.named(
+            [tower.spec.folder_name for tower in self.encoders if view_number(tower.spec.view) <= self.views]
+        )
 
     @cached_property
     def data(self) -> HeadData:
-        """The vectors that stage 2 sees, shared by the models of all workers."""
-        return HeadData(self._own_features, self.chosen.modality, self.device, self.attend)
+        """The vectors of stage 2 on the device, shared by the models of all workers."""
+        return HeadData(self.stage_2_features, self.chosen.modality, self.team.device, self.attend)
 
-    @property
-    def _own_features(self) -> Features:
-        return self.features.named(
-            [tower.spec.folder_name for tower in self.seen if view_number(tower.spec.view) <= self.views],
+    @cached_property
+    def config(self) -> RunConfig:
+        """The configuration that the new run records and is named by."""
+        parent = self.parent.config
+        return RunConfig(
+            version=__version__,
+            columns=parent.columns,
+            **self.labelled.recorded,
+            encoders=tuple(self.encoders),
+            prefixes=tuple(self.prefixes),
+            options=replace(parent.options, views=max(self.views, parent.options.views)),
+            task=parent.task,
+            attend=parent.attend,
+            parent=self.parent.folder.name,
+            fusion=self.fusion,
+            stage_1=asdict(self.chosen),
+            views=self.views,
+            protocol=replace(parent.protocol, seeds=self.problem.repeats),
+            finetune={**asdict(self.settings), "amp": self.settings.arithmetic(self.team.device)},
         )
 
-    def model(self, team: Team) -> TunableModel:
-        """A model of its own for each worker."""
+    def model(self) -> TunableModel:
+        """A new model with the weights before stage 2: every worker trains in a model of its own."""
         samples, classes = self.labelled.labelled, len(self.problem.targets.classes)
+        reads_tokens, amp = self.attend == "tokens", self.settings.arithmetic(self.team.device)
         towers = [
-            open_moving_tower(
-                plan, self.features, samples, self.settings, team, self.device, self.attend == "tokens"
-            )
+            open_moving_tower(plan, self.features, samples, self.settings, self.team, reads_tokens)
             for plan in self.plans
-        ]  # fmt: skip
+        ]
         if self.fusion == EARLY:
-            return early_model(self._own_features, samples, towers, classes, team, self.device, self.amp)
-        return TunableModel(
-            load_fusion(self.fusion)(1, widened(self.data.shape, towers), classes), self.data, towers, self.amp
-        )
+            return early_model(self.stage_2_features, samples, towers, classes, self.team, amp)
+        head = load_fusion(self.fusion)(1, widened(self.data.shape, towers), classes)
+        return TunableModel(head, self.data, towers, amp)
 
 
-def prepare(
-    parent: Run, asked: Asked, device: str, team: Team, out: str | Path, progress: Progress
-) -> tuple[Work, RunConfig, Path]:
-    """Read, plan and extract: the work, what the run records of it, and its folder."""
-    settings = asked.settings
+def prepare(parent: Run, arguments: FinetuneArguments, execution: Execution) -> Experiment:
+    """Read the data of the parent run, plan the towers, and extract into the cache what it lacks."""
+    settings, team = arguments.settings, execution.team
     if parent.is_finetuned:
         raise RunError(f"{parent.folder}: a second stage itself; name the run of its heads, {parent.config.parent}")
-    chosen = chosen_head(parent, *best_fusion(parent, asked.head, asked.modalities))
-    _check_head(chosen, asked, parent, team)
-    checked_towers(parent, [each for each in parent.towers if chosen.modality in ("both", each.spec.modality)])
-    labelled, problem = _problem(parent, asked, progress)
-    slots = head_slots(parent.towers, "text" if asked.fusion == EARLY else chosen.modality)
-    plans = plan_towers(slots, settings, labelled.labelled, device, team)
-    if not plans and asked.fusion is None:
+    chosen = chosen_head(parent, *best_fusion(parent, arguments.head, arguments.modalities))
+    is_early = arguments.fusion == EARLY
+    _check_head(chosen, is_early, parent, team)
+    checked_towers(parent, [tower for tower in parent.towers if chosen.modality in ("both", tower.spec.modality)])
+    labelled, problem = _problem(parent, arguments, execution.progress)
+    slots = head_slots(parent.towers, "text" if is_early else chosen.modality)
+    plans = plan_towers(slots, settings, labelled.labelled, team)
+    if not plans and not is_early:
         raise ConfigError("--unfreeze none: nothing moves; name layers, as in text:1, or train --fusion early")
-    views = parent.options.views if asked.views is None else asked.views
+    views = parent.options.views if arguments.views is None else arguments.views
     _check_views(chosen, parent, plans, views)
-    seen, prefixes = _seen_towers(parent, chosen.modality, views), _prefixes(plans, 0 if settings.augment else views)
-    towers = [*seen, *prefixes]
+    experiment = Experiment(parent, arguments, chosen, labelled, problem, plans, views, team)
     if team.leads:
-        _extract(parent, labelled, towers, device, progress)
+        _extract(experiment, execution.progress)
     team.wait()
-    features = labelled.store.load(labelled.labelled, [tower.spec for tower in towers], labelled.keys, IN_MEMORY)
-    _check_prefixes(plans, features)
-    fusion, amp = asked.fusion or chosen.head, _amp(settings.amp, device)
-    work = Work(parent, labelled, problem, seen, features, plans, chosen, fusion, views, settings, device, amp)
-    config = _config(work, prefixes)
-    return work, config, Path(out) / config.name(work.label)
+    check_prefixes(plans, experiment.features)
+    return experiment
 
 
-def _check_head(chosen: ChosenHead, asked: Asked, parent: Run, team: Team) -> None:
-    is_early = asked.fusion == EARLY
+def _check_head(chosen: ChosenHead, is_early: bool, parent: Run, team: Team) -> None:
     if is_early and chosen.modality != "both":
         raise ConfigError(
             f"--fusion early sees text and photo, this head {chosen.modality} alone; name --modalities both"
@@ -160,7 +189,8 @@ def _check_head(chosen: ChosenHead, asked: Asked, parent: Run, team: Team) -> No
 
 
 def _check_views(chosen: ChosenHead, parent: Run, plans: Sequence[TowerPlan], views: int) -> None:
-    """Tokens are cached of plain photos alone: a head that was trained on those of views would predict without them."""
+    """Refuse views for a head that attends to tokens: tokens are cached of plain photos alone, so a head trained on
+    tokens of views would have to predict without any."""
     sees_tokens = chosen.head == NEEDS_TOKENS and parent.config.attend == "tokens"
     if sees_tokens and views and any(plan.slot.modality == "image" for plan in plans):
         raise ConfigError(
@@ -168,14 +198,14 @@ def _check_views(chosen: ChosenHead, parent: Run, plans: Sequence[TowerPlan], vi
         )
 
 
-def _problem(parent: Run, asked: Asked, progress: Progress) -> tuple[LabelledData, Problem]:
-    """The run's own problem and folds; data or folds that changed since are refused."""
+def _problem(parent: Run, arguments: FinetuneArguments, progress: Progress) -> tuple[LabelledData, Problem]:
+    """The labelled data and the folds of the parent run. Raises `RunError` where they changed since that run."""
     config, recorded = parent.config, parent.config.protocol
-    repeats = asked.seeds or recorded.seeds
+    repeats = arguments.seeds or recorded.seeds
     if not has_splits(parent.folder):
         raise RunError(f"{parent.folder}: its splits are gone; run mmfeat heads again")
     protocol = Protocol(recorded.kind, seeds=repeats, split_dir=str(parent.folder), seed=recorded.seed)
-    data, cache = asked.data or config.data, asked.cache or config.cache
+    data, cache = arguments.data or config.data, arguments.cache or config.cache
     labelled = read_labelled(data, config.columns, cache, config.task, protocol, progress)
     if labelled.recorded["data_hash"] != config.data_hash:
         raise RunError(f"{parent.folder}: labels, texts or photos changed since; run mmfeat heads again, then finetune")
@@ -185,76 +215,15 @@ def _problem(parent: Run, asked: Asked, progress: Progress) -> tuple[LabelledDat
     return labelled, Problem(ids, labelled.targets, labelled.splits, repeats, protocol.seed)
 
 
-def _extract(parent: Run, labelled: LabelledData, towers: Sequence[Tower], device: str, progress: Progress) -> None:
-    """What the cache lacks; noted there, so that `cache gc` keeps it while no run names it yet."""
-    cache = labelled.store.folder.parent
-    fingerprints = tuple(tower.spec.fingerprint for tower in towers)
+def _extract(experiment: Experiment, progress: Progress) -> None:
+    """Extract the vectors and prefixes that the cache lacks. A request in the cache names them, so that `cache gc`
+    keeps them while no finished run does."""
+    parent, labelled = experiment.parent, experiment.labelled
+    towers = [*experiment.encoders, *experiment.prefixes]
+    cache, data = labelled.store.folder.parent, labelled.recorded["data"]
     requests = list(dict.fromkeys(tower.request for tower in parent.towers))
-    place = labelled.recorded["data"]
-    begin_request(cache, Request(place, parent.config.columns, requests, parent.options, fingerprints))
+    fingerprints = tuple(tower.spec.fingerprint for tower in towers)
+    begin_request(cache, Request(data, parent.config.columns, requests, parent.options, fingerprints))
     samples = replace(labelled.samples, samples=labelled.labelled)
-    extract_samples(samples, list(towers), cache=cache, settings=ExtractSettings(device), progress=progress)
-
-
-def _check_prefixes(plans: Sequence[TowerPlan], features: Features) -> None:
-    """A sample that has a vector has a prefix, unless one of them could not be made."""
-    masks = features.masks
-    for plan in plans:
-        if plan.path == "cached":
-            lacking = np.flatnonzero(masks[plan.slot.name] & ~masks[plan.prefix().folder_name])
-            if len(lacking):
-                output = f"{plan.tower.spec.tower}=prefix:{plan.count}"
-                raise RunError(
-                    f"sample {features.ids[lacking[0]]}: it has a vector of {plan.tower.spec.name} but no prefix; "
-                    f"try it again with mmfeat extract --retry-failed --outputs {output}, or use --path full"
-                )
-
-
-def _seen_towers(parent: Run, modality: str, views: int) -> list[Tower]:
-    """The run's encoders that the head sees, and their photos in as many augmented views as either stage shows."""
-    towers = [tower for tower in parent.towers if modality in ("both", tower.spec.modality)]
-    extra = [
-        Tower(tower.request, replace(tower.spec, view=view_name(number)))
-        for number in range(1, views + 1)
-        for tower in towers
-        if (tower.spec.modality, tower.spec.output, tower.spec.view) == ("image", "pooled", "none")
-    ]
-    return list({tower.spec: tower for tower in [*towers, *extra]}.values())
-
-
-def _prefixes(plans: Sequence[TowerPlan], views: int) -> list[Tower]:
-    names = ["none", *(view_name(number) for number in range(1, views + 1))]
-    return [
-        Tower(plan.tower.request, plan.prefix(view))
-        for plan in plans
-        if plan.path == "cached"
-        for view in (names if plan.slot.modality == "image" else names[:1])
-    ]
-
-
-def _config(work: Work, prefixes: Sequence[Tower]) -> RunConfig:
-    parent = work.parent.config
-    return RunConfig(
-        version=__version__,
-        columns=parent.columns,
-        **work.labelled.recorded,
-        encoders=tuple(work.seen),
-        prefixes=tuple(prefixes),
-        options=replace(parent.options, views=max(work.views, parent.options.views)),
-        task=parent.task,
-        attend=parent.attend,
-        parent=work.parent.folder.name,
-        fusion=work.fusion,
-        stage_1=asdict(work.chosen),
-        views=work.views,
-        protocol=replace(parent.protocol, seeds=work.problem.repeats),
-        finetune={**asdict(work.settings), "amp": work.amp},
-    )
-
-
-def _amp(amp: str, device: str) -> str:
-    """`auto` is bfloat16 on a GPU that has it and none elsewhere: on a CPU autocast gains little."""
-    if amp != "auto":
-        return amp
-    found = resolve_dtype("auto", device) if device.startswith("cuda") else "float32"
-    return "none" if found == "float32" else found
+    settings = ExtractSettings(experiment.team.device)
+    extract_samples(samples, towers, cache=cache, settings=settings, progress=progress)

@@ -1,9 +1,10 @@
-"""Data parallel training: the processes of torchrun, `accelerate launch` or Ray Train share the work of the encoders.
+"""The execution of trainings, in one process or in several that share the work of the encoders (data parallel).
+
+The processes come from torchrun, `accelerate launch` or Ray Train; `train_on_ray` starts them on a Ray cluster.
 
 Each process embeds its part of a batch; the vectors of all parts are put together, and every process then runs the
 small head on the whole batch. Batch normalisation so sees the whole batch, and N processes give the result of one, up
-to rounding. Wherever rounding could make the processes differ, the numbers of the first process decide. `train_on_ray`
-starts the processes on a Ray cluster.
+to rounding. Wherever rounding could make the processes differ, the numbers of the first process decide.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ from torch import Tensor, distributed
 
 from mmfeat.errors import MmfeatError
 from mmfeat.system.files import read_json, write_json
-from mmfeat.system.hardware import join_cluster, leave_cluster
+from mmfeat.system.hardware import cpu_count, join_cluster, leave_cluster
 from mmfeat.system.remote import absolute
+from mmfeat.system.wording import Progress, Silent
 
+CHECKPOINT_SECONDS = 30.0  # between two checkpoints of a training
 PATIENCE = timedelta(hours=24)  # the first process extracts while the others wait
 WORKERS = 2  # Ray's processes if no number is given
 CPU_SHARE = 0.9  # the share of a core that a process asks for: Ray's own tasks need the rest
@@ -79,6 +82,23 @@ class Team:
         """Wait until all processes have come here."""
         if self.size > 1:
             distributed.barrier()
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How trainings are executed: by which team, how many side by side on a CPU (0: one a core), with how many seconds
+    between checkpoints, and who hears of the progress."""
+
+    team: Team = Team()
+    workers: int = 0
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+    progress: Progress = field(default_factory=Silent)
+
+    @property
+    def trainings(self) -> int:
+        """The number of trainings side by side: one on a GPU or in a team of several processes."""
+        alone = self.team.size > 1 or self.team.device != "cpu"
+        return 1 if alone else self.workers or cpu_count()
 
 
 class _Sum(torch.autograd.Function):

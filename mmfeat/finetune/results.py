@@ -1,4 +1,4 @@
-"""What a fine-tuning is worth: entries of both stages, their paired test, the gap to the training rows, a warning."""
+"""Results of stage 2: its entries beside stage 1, their paired test, the gap to training rows, and the run on disk."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from mmfeat.encoders.registry import Tower, describe_encoders
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.evaluation.significance import holm, majority, mcnemar, paired_difference
-from mmfeat.finetune.cells import ALPHAS, CellResult, blended
-from mmfeat.finetune.model import EARLY, HEAD, TunableModel
-from mmfeat.finetune.prepare import Work
+from mmfeat.finetune.cells import ALPHAS, STAGE_2, CellResult, blended
+from mmfeat.finetune.model import HEAD, TunableModel
+from mmfeat.finetune.prepare import Experiment
+from mmfeat.finetune.settings import EARLY
 from mmfeat.finetune.stage_one import StageOne
 from mmfeat.finetune.tower_plan import TowerPlan
 from mmfeat.heads.registry import HeadSettings
 from mmfeat.heads.stack import plain_choice
-from mmfeat.runs.entry import Entry, FinalHead, PairedTest, RunConfig, TunedTower
+from mmfeat.runs.entry import Entry, FinalHead, PairedTest, TunedTower
 from mmfeat.runs.leaderboard import write_leaderboard
 from mmfeat.runs.record import Maker
 from mmfeat.runs.run import CURVES, METRICS, Moved, Run, write_run
@@ -32,26 +33,45 @@ from mmfeat.sweep.train_all import rank
 from mmfeat.sweep.trials import cross_fit, decide, fit_on_all, save_finals, score, write_predictions
 from mmfeat.system.files import csv_text, file_sha256, write_atomic, write_json
 
-STAGE_1, STAGE_2, WISE = "stage-1", "stage-2", "wise-ft"
-GAP = 0.05  # by which the gap between training and test rows may grow before stage 2 is said to overfit
+STAGE_1, WISE = "stage-1", "wise-ft"
+GAP = 0.05  # the growth of the gap between training and test rows from which on stage 2 is said to overfit
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The share of stage 2 in the weights: of each fold, by its validation rows, and of the final models."""
+class Alphas:
+    """The shares of stage 2 in the weights, as indices of ALPHAS: one for each fold, and one for the final models."""
 
-    folds: list[int]  # places in ALPHAS
+    folds: list[int]
     final: int
 
 
-def choose_alphas(problem: Problem, results: Sequence[CellResult]) -> Chosen:
-    """By macro-F1 on validation rows, the mean over seeds; of equal ones the least."""
+@dataclass(frozen=True)
+class Trained:
+    """Both stages, trained: stage 1, the results of stage 2 for the cells of `folds` and for the final cells, and a
+    `model` that takes final weights."""
+
+    first: StageOne
+    folds: list[CellResult]
+    finals: list[CellResult]
+    model: TunableModel
+
+    def final_state(self, seed: int, alpha: float) -> Mapping[str, Tensor]:
+        """The state of a final model with this share of stage 2."""
+        state = self.finals[seed].state
+        if alpha == 1.0:
+            return state
+        head = {HEAD + name: value[None] for name, value in self.first.finals[seed].items()}
+        return blended({**self.model.first, **head}, state, alpha)
+
+
+def choose_alphas(problem: Problem, results: Sequence[CellResult]) -> Alphas:
+    """The shares with the best macro-F1 on validation rows, the mean over seeds; the least of equal ones."""
     scores = np.zeros((len(problem.splits), len(ALPHAS)))
-    for (fold, _, rows), each in zip(problem.cells(STAGE_2), results, strict=True):
+    for (fold, _, rows), result in zip(problem.cells(STAGE_2), results, strict=True):
         labels = problem.targets.matrix[rows.validation]
-        choices = [plain_choice(logits, problem.targets.multilabel) for logits in each.validation]
+        choices = [plain_choice(logits, problem.targets.multilabel) for logits in result.validation]
         scores[fold] += [macro_f1(labels, choice) / problem.repeats for choice in choices]
-    return Chosen(scores.argmax(1).tolist(), int(scores.mean(0).argmax()))
+    return Alphas(scores.argmax(1).tolist(), int(scores.mean(0).argmax()))
 
 
 def make_entry(
@@ -62,12 +82,13 @@ def make_entry(
     adjustment: float | None,
     settings: HeadSettings,
 ) -> TrainedEntry:
-    """The entry of a stage: each fold's predictions at its place in ALPHAS, decided on by those of the other folds."""
+    """The entry of stage 2 at the share ALPHAS[alphas[fold]] in each fold; the decision of a fold is fitted on the
+    predictions of the other folds."""
     logits = np.full((problem.repeats, len(problem.targets), len(problem.targets.classes)), np.nan)
     validation = []
-    for (fold, repeat, rows), each in zip(problem.cells(STAGE_2), results, strict=True):
-        logits[repeat, rows.test] = each.test[alphas[fold]]
-        validation.append(each.validation[alphas[fold]].astype(np.float64))
+    for (fold, repeat, rows), result in zip(problem.cells(STAGE_2), results, strict=True):
+        logits[repeat, rows.test] = result.test[alphas[fold]]
+        validation.append(result.validation[alphas[fold]].astype(np.float64))
     decisions = cross_fit(problem, logits, validation, adjustment)
     entry = Entry(
         **named,
@@ -75,7 +96,7 @@ def make_entry(
         trials=1,
         settings=settings,
         decision=fit_on_all(problem, logits, adjustment),
-        seconds=round(sum(each.seconds for each in results), 2),
+        seconds=round(sum(result.seconds for result in results), 2),
     )
     return TrainedEntry(entry, logits, decisions, validation)
 
@@ -83,26 +104,28 @@ def make_entry(
 def gap(
     problem: Problem, entry: TrainedEntry, results: Sequence[CellResult], alphas: Sequence[int]
 ) -> dict[str, float]:
-    """macro-F1 without any adjustment on training, validation and test rows: what learning by heart looks like."""
+    """Mean macro-F1 without any adjustment on training, validation and test rows. A model that learned training
+    rows by heart has a wide gap between the first score and the last."""
     multilabel, matrix = problem.targets.multilabel, problem.targets.matrix
     cells = problem.cells(STAGE_2)
-    train = [each.train_scores[alphas[fold]] for (fold, _, _), each in zip(cells, results, strict=True)]
-    seen = [
+    train = [result.train_scores[alphas[fold]] for (fold, _, _), result in zip(cells, results, strict=True)]
+    validation = [
         macro_f1(matrix[rows.validation], plain_choice(logits, multilabel))
         for (_, _, rows), logits in zip(cells, entry.validation, strict=True)
     ]
     rows = problem.splits.tested
-    test = [macro_f1(matrix[rows], plain_choice(each[rows], multilabel)) for each in entry.logits]
-    return {name: float(np.mean(each)) for name, each in (("train", train), ("validation", seen), ("test", test))}
+    test = [macro_f1(matrix[rows], plain_choice(logits[rows], multilabel)) for logits in entry.logits]
+    scores = {"train": train, "validation": validation, "test": test}
+    return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
 def against_first(problem: Problem, entries: Sequence[TrainedEntry]) -> list[PairedTest]:
-    """How far each entry but the first is above the first: macro-F1 with interval, paired bootstrap, McNemar."""
+    """The differences of macro-F1 between the first entry and each other one, by paired bootstrap and McNemar."""
     rows = problem.splits.tested
     targets = problem.targets.take(rows)
-    chosen = [decide(problem, entry.logits, entry.decisions)[0][:, rows] for entry in entries]
-    correct = [majority((each == targets.matrix).all(-1)) for each in chosen]
-    differences = [paired_difference(targets, choices, chosen[0], problem.seed) for choices in chosen[1:]]
+    choices = [decide(problem, entry.logits, entry.decisions)[0][:, rows] for entry in entries]
+    correct = [majority((choice == targets.matrix).all(-1)) for choice in choices]
+    differences = [paired_difference(targets, choice, choices[0], problem.seed) for choice in choices[1:]]
     disagreements = [mcnemar(right, correct[0]) for right in correct[1:]]
     adjusted = holm([difference.p for difference in differences])
     return [
@@ -112,7 +135,7 @@ def against_first(problem: Problem, entries: Sequence[TrainedEntry]) -> list[Pai
 
 
 def warning(first: Mapping[str, float], second: Mapping[str, float], difference: PairedTest) -> str:
-    """What a user should know of a stage 2 that learned by heart; "" if it did not."""
+    """A line for the user where stage 2 learned its training rows by heart or is worse than stage 1, else ""."""
     grown = (second["train"] - second["test"]) - (first["train"] - first["test"])
     promised, kept = second["validation"] - first["validation"], second["test"] - first["test"]
     if difference.p_holm < 0.05 and difference.value > 0:
@@ -132,21 +155,20 @@ def warning(first: Mapping[str, float], second: Mapping[str, float], difference:
 
 
 def save_entry(folder: Path, problem: Problem, entry: TrainedEntry, curves: Sequence[Mapping[str, Any]] = ()) -> None:
-    """Predictions, curves, and last `metrics.json`."""
-    place = folder / entry.name
-    write_predictions(place, problem, entry.logits, entry.decisions)
+    """Write the entry's predictions and curves, and `metrics.json` last."""
+    folder = folder / entry.name
+    write_predictions(folder, problem, entry.logits, entry.decisions)
     if curves:
         header = list(curves[0])
-        write_atomic(
-            place / CURVES, csv_text(header, [[line.get(name, "") for name in header] for line in curves]).encode()
-        )
-    write_json(place / METRICS, entry.entry.to_json())
+        rows = [[line.get(name, "") for name in header] for line in curves]
+        write_atomic(folder / CURVES, csv_text(header, rows).encode())
+    write_json(folder / METRICS, entry.entry.to_json())
 
 
 def save_final(
     folder: Path, number: int, model: TunableModel, state: Mapping[str, Tensor], options: EncoderOptions, run: str
 ) -> FinalHead:
-    """Save the head and the deltas of its towers; the result finds them again."""
+    """Save the head of seed `number` and the deltas of its towers; returns the record that the entry keeps of them."""
     from safetensors.torch import save
 
     path = folder / f"final-{number}.safetensors"
@@ -172,101 +194,84 @@ def _described(request: str, options: EncoderOptions) -> list[Tower]:
     return describe_encoders([request], EncoderOptions(**{**asdict(options), "outputs": ("pooled",), "views": 0}))
 
 
-def finish_run(
-    work: Work, config: RunConfig, maker: Maker, folder: Path, first: StageOne, results: Sequence[CellResult],
-    finals: Sequence[CellResult], model: TunableModel,
-) -> None:  # fmt: skip
-    """Score, compare and save all there is; `model` is one to put final weights into."""
-    problem, stages = work.problem, _stages(work, results)
-    entries = _entries(work, first, results, stages)
+def finish_run(experiment: Experiment, trained: Trained, maker: Maker) -> None:
+    """Score both stages, compare them, and save everything that the run consists of."""
+    problem, folder, config = experiment.problem, experiment.folder, experiment.config
+    stages = _stages(experiment, trained.folds)
+    entries = _entries(experiment, trained, stages)
     tests = against_first(problem, entries)
-    gaps = [gap(problem, entry, results, alphas.folds) for entry, alphas in zip(entries, stages.values(), strict=True)]
-    if work.fusion == EARLY:
-        del gaps[0]["train"]  # the cells know that of their own heads
-    predicts = save_finals(folder / entries[0].name, first.fitted)
-    records = [_with(entries[0], scores=gaps[0], final=predicts)]
+    gaps = [
+        gap(problem, entry, trained.folds, alphas.folds) for entry, alphas in zip(entries, stages.values(), strict=True)
+    ]
+    if experiment.fusion == EARLY:
+        del gaps[0]["train"]  # the cells of early fusion measured their own heads, not stage 1
+    records = [_with(entries[0], scores=gaps[0], final=save_finals(folder / entries[0].name, trained.first.fitted))]
     for entry, scores, test in zip(entries[1:], gaps[1:], tests, strict=True):
-        saved = _save_finals(work, folder, entry, model, first, finals, ALPHAS[stages[entry.entry.head].final])
+        saved = _save_finals(experiment, entry, trained, ALPHAS[stages[entry.entry.head].final])
         records.append(_with(entry, scores=scores, over_stage_1=test, **saved))
     for number, entry in enumerate(records):
-        save_entry(folder, problem, entry, _curves(problem, results) if number else ())
+        save_entry(folder, problem, entry, _curves(problem, trained.folds) if number else ())
     leaderboard = rank(problem, records)
     write_leaderboard(folder, leaderboard, problem.targets.classes)
-    results_of_run = replace(
-        work.parent.results,
-        widths=work.features.widths,
+    results = replace(
+        experiment.parent.results,
+        widths=experiment.features.widths,
         leaderboard=leaderboard,
         record=maker.record(config),
-        moving=tuple(_moved(model, plan) for plan in work.plans),
-        warning=warning(gaps[0], gaps[1], tests[0]) if work.fusion != EARLY else "",
+        moving=tuple(_moved(trained.model, plan) for plan in experiment.plans),
+        warning=warning(gaps[0], gaps[1], tests[0]) if experiment.fusion != EARLY else "",
     )
-    write_run(Run(folder, config, results_of_run))
+    write_run(Run(folder, config, results))
 
 
-def _stages(work: Work, results: Sequence[CellResult]) -> dict[str, Chosen]:
-    """Name of an entry -> the share of stage 2 in its weights."""
-    folds = len(work.problem.splits)
-    nothing, whole = Chosen([0] * folds, 0), Chosen([len(ALPHAS) - 1] * folds, len(ALPHAS) - 1)
-    if work.fusion == EARLY:
-        return {STAGE_1: nothing, EARLY: whole}
-    return {STAGE_1: nothing, STAGE_2: whole, WISE: choose_alphas(work.problem, results)}
+def _stages(experiment: Experiment, results: Sequence[CellResult]) -> dict[str, Alphas]:
+    """Entry name -> its shares of stage 2."""
+    folds, last = len(experiment.problem.splits), len(ALPHAS) - 1
+    none, whole = Alphas([0] * folds, 0), Alphas([last] * folds, last)
+    if experiment.fusion == EARLY:
+        return {STAGE_1: none, EARLY: whole}
+    return {STAGE_1: none, STAGE_2: whole, WISE: choose_alphas(experiment.problem, results)}
 
 
-def _entries(
-    work: Work, first: StageOne, results: Sequence[CellResult], stages: Mapping[str, Chosen]
-) -> list[TrainedEntry]:
-    """Stage 1 as it was, then the others from their cells."""
-    views = work.parent.config.options.views
-    found = [_with(first.entry, head=STAGE_1, fusion=work.chosen.head, views=views, seconds=0.0)]
+def _entries(experiment: Experiment, trained: Trained, stages: Mapping[str, Alphas]) -> list[TrainedEntry]:
+    """The entry of stage 1, as in its run, and the entries that the cells give."""
+    chosen, views = experiment.chosen, experiment.parent.config.options.views
+    entries = [_with(trained.first.entry, head=STAGE_1, fusion=chosen.head, views=views, seconds=0.0)]
     for name, alphas in stages.items():
-        named = {"head": name, "modalities": work.chosen.modality, "fusion": work.fusion, "views": work.views}
+        named = {"head": name, "modalities": chosen.modality, "fusion": experiment.fusion, "views": experiment.views}
         if name == WISE:
-            named["alphas"] = tuple(ALPHAS[place] for place in alphas.folds)
+            named["alphas"] = tuple(ALPHAS[index] for index in alphas.folds)
         if name != STAGE_1:
-            settings = work.settings.of_head(work.chosen.best)
-            found.append(make_entry(work.problem, named, results, alphas.folds, work.adjustment, settings))
-    return found
+            settings = experiment.settings.of_head(chosen.best)
+            entries.append(
+                make_entry(experiment.problem, named, trained.folds, alphas.folds, experiment.adjustment, settings)
+            )
+    return entries
 
 
 def _with(trained: TrainedEntry, **more: Any) -> TrainedEntry:
     return replace(trained, entry=replace(trained.entry, **more))
 
 
-def _save_finals(
-    work: Work,
-    folder: Path,
-    entry: TrainedEntry,
-    model: TunableModel,
-    first: StageOne,
-    finals: Sequence[CellResult],
-    alpha: float,
-) -> dict[str, Any]:
-    """What predicts, and what the record says of it."""
-    options = work.parent.options
+def _save_finals(experiment: Experiment, entry: TrainedEntry, trained: Trained, alpha: float) -> dict[str, Any]:
+    """Save the final models of an entry; returns the fields of the entry that describe them."""
+    folder, options, model = experiment.folder, experiment.parent.options, trained.model
     saved = tuple(
-        save_final(folder / entry.name, seed, model, _blend(model, first, each, seed, alpha), options, folder.name)
-        for seed, each in enumerate(finals)
+        save_final(folder / entry.name, seed, model, trained.final_state(seed, alpha), options, folder.name)
+        for seed in range(len(trained.finals))
     )
     return {"alpha": alpha, "parameters": sum(p.numel() for p in model.parameters().values()), "final": saved}
-
-
-def _blend(model: TunableModel, first: StageOne, final: CellResult, seed: int, alpha: float) -> Mapping[str, Tensor]:
-    """The final weights with this share of stage 2."""
-    if alpha == 1.0:
-        return final.state
-    head = {HEAD + name: value[None] for name, value in first.finals[seed].items()}
-    return blended({**model.first, **head}, final.state, alpha)
 
 
 def _curves(problem: Problem, results: Sequence[CellResult]) -> list[dict[str, Any]]:
     return [
         {"fold": problem.splits.names[fold], "seed": repeat + 1, **line}
-        for (fold, repeat, _), each in zip(problem.cells(STAGE_2), results, strict=True)
-        for line in each.history
+        for (fold, repeat, _), result in zip(problem.cells(STAGE_2), results, strict=True)
+        for line in result.history
     ]
 
 
 def _moved(model: TunableModel, plan: TowerPlan) -> Moved:
-    own = next(tower for tower in model.towers if tower.plan == plan)
-    count = sum(parameter.numel() for parameter in own.parameters.values())
+    moving = next(tower for tower in model.towers if tower.plan == plan)
+    count = sum(parameter.numel() for parameter in moving.parameters.values())
     return Moved(plan.tower.spec.model, plan.count, count, plan.path, plan.reason)

@@ -1,4 +1,4 @@
-"""Settings of stage 2: one frozen record, saved in the run."""
+"""Settings of stage 2, saved in the run, and the words of `--unfreeze`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 
 from mmfeat.errors import ConfigError
 from mmfeat.heads.registry import MONITORS, HeadSettings, flag
+from mmfeat.system.hardware import resolve_dtype
 
-ALL = -1  # as a number of layers: the whole tower
-EVERY_TOWER = "all"  # as the name of a tower: each one that the head sees
+ALL = -1  # the number of layers that stands for the whole tower
+EVERY_TOWER = "all"  # the name that stands for every tower which the head sees
+EARLY = "early"  # the name of early fusion
 PATHS = ("auto", "cached", "full")
 SCHEDULES = ("plateau", "cosine", "constant")
 AMP = ("auto", "none", "bfloat16", "float16")
@@ -76,6 +78,14 @@ class FinetuneSettings:
             patience=self.patience,
             monitor=self.monitor,
         )
+
+    def arithmetic(self, device: str) -> str:
+        """The arithmetic of autocast on a device, "none" without autocast. `auto` is bfloat16 on a GPU that has it, and
+        none elsewhere: autocast gains little on a CPU."""
+        if self.amp != "auto":
+            return self.amp
+        dtype = resolve_dtype("auto", device) if device.startswith("cuda") else "float32"
+        return "none" if dtype == "float32" else dtype
 
     @property
     def label(self) -> str:

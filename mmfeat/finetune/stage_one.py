@@ -1,27 +1,35 @@
-"""Stage 1: the head of a run, trained again on each fold, because a run keeps only the heads that predict."""
+"""Stage 1: the run that stage 2 starts from, trained first where there is none, and its best fusion, trained again on
+each fold because a run keeps only the heads that predict."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mmfeat.errors import RunError
+from mmfeat.extraction.requests import latest_request
+from mmfeat.finetune.arguments import FinetuneArguments
+from mmfeat.finetune.processes import Execution
 from mmfeat.heads.jobs import Fitted
 from mmfeat.heads.registry import FUSIONS, HeadSettings
-from mmfeat.runs.run import Run
+from mmfeat.runs.entry import entry_name
+from mmfeat.runs.run import Run, comparable_runs, read_run
 from mmfeat.sweep.engine import Engine
 from mmfeat.sweep.entries import TrainedEntry, assemble, best_outcome
 from mmfeat.sweep.problem import Problem
+from mmfeat.sweep.train import train_heads
 from mmfeat.sweep.trials import Outcome, load_outcome, refit, run_trials
+from mmfeat.system.wording import Progress
 
 
 @dataclass(frozen=True)
 class ChosenHead:
-    """A head of a run with the settings that validated best there: in each fold, and over all of them."""
+    """A head of a run with the settings that validated best there: in each fold, and over all of them (`best`)."""
 
     head: str
     modality: str
@@ -37,7 +45,8 @@ class ChosenHead:
 
 @dataclass(frozen=True)
 class StageOne:
-    """The head's entry, its tensors by cell (fold after fold, as `Task.cells`), and those trained on everything."""
+    """Stage 1 trained again: its entry, the tensors of each cell (in the order of `Problem.cells`), and for each seed
+    the `fitted` head on all labelled samples with its tensors (`finals`)."""
 
     entry: TrainedEntry
     cells: list[dict[str, Tensor]]
@@ -45,8 +54,37 @@ class StageOne:
     fitted: list[Fitted]
 
 
+def find_parent(arguments: FinetuneArguments, execution: Execution) -> Run:
+    """The run that stage 2 starts from: the one named, or the best on the data, trained first where there is none."""
+    if execution.team.leads and not arguments.run:
+        train_missing_parent(arguments, execution.team.device, execution.progress)
+    execution.team.wait()
+    if arguments.run:
+        return read_run(Path(arguments.run))
+    return best_parent(_parents(arguments), arguments.head, arguments.modalities)
+
+
+def train_missing_parent(arguments: FinetuneArguments, device: str, progress: Progress) -> None:
+    """Train a fusion on what was extracted last, unless `heads` holds a run that stage 2 can start from."""
+    with contextlib.suppress(RunError):
+        _parents(arguments)
+        return
+    cache = arguments.cache or "cache"
+    request = latest_request(cache, arguments.data)
+    train_heads(
+        request.data, request.encoders, cache=cache, out=arguments.heads, options=request.options,
+        columns=request.columns, fusion=[arguments.head or "concat"], baselines=["none"], ensembles=False,
+        device=device, progress=progress,
+    )  # fmt: skip
+
+
+def _parents(arguments: FinetuneArguments) -> list[Run]:
+    """The comparable runs under `heads` that stage 2 can start from, oldest first. Raises `RunError` without any."""
+    return comparable_runs(Path(arguments.heads), str(arguments.data) if arguments.data else None, has_fusion)
+
+
 def has_fusion(run: Run) -> bool:
-    """Whether stage 2 can start from one of its heads."""
+    """Whether stage 2 can start from a head of the run."""
     return not run.is_finetuned and any(entry.head in FUSIONS for entry in run.leaderboard)
 
 
@@ -56,38 +94,37 @@ def best_parent(runs: Sequence[Run], head: str | None, modalities: str | None) -
     for run in runs:
         scores.append(-1.0)
         with contextlib.suppress(RunError):
-            found = best_fusion(run, head, modalities)
-            scores[-1] = best_outcome(trials_of(run, *found)).score
+            scores[-1] = best_outcome(trials_of(run, *best_fusion(run, head, modalities))).score
     return runs[max(range(len(runs)), key=scores.__getitem__)]
 
 
 def best_fusion(run: Run, head: str | None, modalities: str | None) -> tuple[str, str]:
-    """(head, modalities) of the fusion that validated best; its scores on test rows have no say.
+    """(head, modalities) of the fusion that validated best, whatever its scores on test rows.
 
-    Without `modalities` one on both is taken if there is any.
+    Without `modalities` the fusion sees both if the run has such a fusion.
     """
-    entries = [each for each in run.matching(head, modalities) if each.head in FUSIONS]
+    entries = [entry for entry in run.matching(head, modalities) if entry.head in FUSIONS]
     if not entries:
-        known = ", ".join(each.label for each in run.leaderboard if each.head in FUSIONS)
+        known = ", ".join(entry.label for entry in run.leaderboard if entry.head in FUSIONS)
         raise RunError(f"{run.folder}: stage 2 needs a fusion; it has {known or 'none'}: train one with mmfeat heads")
     if modalities is None:
-        entries = [each for each in entries if each.modalities == "both"] or entries
-    best = max(entries, key=lambda each: best_outcome(trials_of(run, each.head, each.modalities)).score)
+        entries = [entry for entry in entries if entry.modalities == "both"] or entries
+    best = max(entries, key=lambda entry: best_outcome(trials_of(run, entry.head, entry.modalities)).score)
     return best.head, best.modalities
 
 
 def trials_of(run: Run, head: str, modalities: str) -> list[Outcome]:
-    """The finished trials of one head."""
-    folder = run.folder / f"{head}-{modalities}" / "trials"
-    found = [load_outcome(path.with_suffix("")) for path in sorted(folder.glob("*.json"))]
-    outcomes = [outcome for outcome in found if outcome is not None]
+    """The finished trials of a head. Raises `RunError` without any."""
+    folder = run.folder / entry_name(head, modalities) / "trials"
+    loaded = [load_outcome(path.with_suffix("")) for path in sorted(folder.glob("*.json"))]
+    outcomes = [outcome for outcome in loaded if outcome is not None]
     if not outcomes:
         raise RunError(f"{folder}: no trials of this head; delete the run and train it again with mmfeat heads")
     return outcomes
 
 
 def chosen_head(run: Run, head: str, modality: str) -> ChosenHead:
-    """The head with the settings that its run chose."""
+    """The head with the settings that validated best in its run."""
     outcomes = trials_of(run, head, modality)
     folds = [
         max(outcomes, key=lambda outcome: outcome.scores.mean(0)[fold]).settings
@@ -99,15 +136,17 @@ def chosen_head(run: Run, head: str, modality: str) -> ChosenHead:
 def train_stage_one(
     problem: Problem, engine: Engine, chosen: ChosenHead, adjustment: float | None, advance: Callable[[int], None]
 ) -> StageOne:
-    """Each fold with its settings, and heads on everything with the best; equal to the run's up to rounding."""
+    """Train the head on each fold with that fold's settings, and on all labelled samples with the best ones. The heads
+    equal those of the run up to rounding."""
     wanted = chosen.wanted
     trained = run_trials(problem, engine, chosen.head, chosen.modality, wanted, advance, keep=True)
-    places = [wanted.index(settings) for settings in chosen.folds]
-    entry = assemble(problem, chosen.head, chosen.modality, trained, adjustment, places)
+    positions = [wanted.index(settings) for settings in chosen.folds]
+    entry = assemble(problem, chosen.head, chosen.modality, trained, adjustment, positions)
     # The optimism belongs to the search of the run, not to this training.
     record = replace(entry.entry, trials=chosen.trials, settings=chosen.best, optimism=None)
     cells = [
-        _tensors(trained[places[fold]].fitted[number]) for number, (fold, _, _) in enumerate(problem.cells(chosen.head))
+        _tensors(trained[positions[fold]].fitted[number])
+        for number, (fold, _, _) in enumerate(problem.cells(chosen.head))
     ]
     fitted = refit(problem, engine, chosen.head, chosen.modality, trained[wanted.index(chosen.best)])
     return StageOne(replace(entry, entry=record), cells, list(map(_tensors, fitted)), fitted)

@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
+from mmfeat.cache.features import Features
 from mmfeat.encoders.registry import FAMILIES, Tower, open_towers
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.encoders.torch_tower import TorchTower
@@ -18,6 +21,7 @@ from mmfeat.finetune.settings import ALL, EVERY_TOWER, FinetuneSettings, path_in
 from mmfeat.finetune.unfreeze import adapted_layers, blank_inputs, moving_parameters, why_not_resumed
 from mmfeat.heads.data import ORDER
 from mmfeat.samples.dataset import Sample
+from mmfeat.samples.images import view_name
 
 TRIED = 4  # both paths are compared on so many samples
 
@@ -61,7 +65,6 @@ def plan_towers(
     slots: Sequence[tuple[Tower, Slot]],
     settings: FinetuneSettings,
     samples: Sequence[Sample],
-    device: str,
     team: Team,
 ) -> list[TowerPlan]:
     """Plan the towers that `--unfreeze` names, and with `--augment` every torch model of photos.
@@ -74,7 +77,7 @@ def plan_towers(
         count = wanted.get(tower.spec.fingerprint, 0)
         shows_pixels = settings.augment and slot.modality == "image" and _is_torch(tower)
         if count or shows_pixels:
-            reason = _reason(tower, count, shows_pixels, settings, samples, device)
+            reason = _reason(tower, count, shows_pixels, settings, samples, team.device)
             path = "full" if team.agreed([bool(reason)])[0] else "cached"
             plans.append(TowerPlan(tower, slot, count, path, reason))
     return plans
@@ -87,6 +90,31 @@ def head_slots(towers: Sequence[Tower], modality: str) -> list[tuple[Tower, Slot
         pooled = [t for t in towers if (t.spec.modality, t.spec.output, t.spec.view) == (name, "pooled", "none")]
         slots += [(tower, Slot(name, number, tower.spec.folder_name)) for number, tower in enumerate(pooled)]
     return slots
+
+
+def prefix_towers(plans: Sequence[TowerPlan], views: int) -> list[Tower]:
+    """The prefixes that the cached paths begin with, those of photos also in augmented views 1 to `views`."""
+    names = ["none", *(view_name(number) for number in range(1, views + 1))]
+    return [
+        Tower(plan.tower.request, plan.prefix(view))
+        for plan in plans
+        if plan.path == "cached"
+        for view in (names if plan.slot.modality == "image" else names[:1])
+    ]
+
+
+def check_prefixes(plans: Sequence[TowerPlan], features: Features) -> None:
+    """Raise `RunError` for a sample that has a vector of a tower and no prefix, which could not be computed."""
+    masks = features.masks
+    for plan in plans:
+        if plan.path == "cached":
+            lacking = np.flatnonzero(masks[plan.slot.name] & ~masks[plan.prefix().folder_name])
+            if len(lacking):
+                output = f"{plan.tower.spec.tower}=prefix:{plan.count}"
+                raise RunError(
+                    f"sample {features.ids[lacking[0]]}: it has a vector of {plan.tower.spec.name} but no prefix; "
+                    f"try it again with mmfeat extract --retry-failed --outputs {output}, or use --path full"
+                )
 
 
 def _counts(slots: Sequence[tuple[Tower, Slot]], settings: FinetuneSettings) -> dict[str, int]:

@@ -48,7 +48,6 @@ class MovingTower:
     reader: InputReader
     forward: Callable[[Any], Tensor]
     team: Team
-    device: str
     width: int
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
     depths: dict[str, int] = field(default_factory=dict)
@@ -67,12 +66,12 @@ class MovingTower:
         """Vectors (B, D), zero for samples without the modality, and the tokens (B, T, D) with their mask (B, T) if the
         head looks at tokens."""
         if not len(read.places):
-            return self.team.whole(torch.zeros(read.size, self.width, device=self.device)), self._no_tokens(read)
-        inputs = on_device(read.inputs, self.device)
+            return self.team.whole(torch.zeros(read.size, self.width, device=self.team.device)), self._no_tokens(read)
+        inputs = on_device(read.inputs, self.team.device)
         with capture([self.attended.point] if self.attended else []) as captured:
             pooled = self.forward(inputs)
-        places = torch.from_numpy(read.places).to(self.device)
-        whole = torch.zeros(read.size, self.width, device=self.device).index_copy(0, places, pooled.float())
+        places = torch.from_numpy(read.places).to(self.team.device)
+        whole = torch.zeros(read.size, self.width, device=self.team.device).index_copy(0, places, pooled.float())
         return self.team.whole(whole), self._tokens(read, places, captured, inputs)
 
     def _tokens(
@@ -89,8 +88,8 @@ class MovingTower:
         if self.attended is None:
             return None
         return (
-            torch.zeros(read.size, 0, self.attended.width, device=self.device),
-            torch.zeros(read.size, 0, dtype=torch.bool, device=self.device),
+            torch.zeros(read.size, 0, self.attended.width, device=self.team.device),
+            torch.zeros(read.size, 0, dtype=torch.bool, device=self.team.device),
         )
 
 
@@ -100,11 +99,10 @@ def open_moving_tower(
     samples: Sequence[Sample],
     settings: FinetuneSettings,
     team: Team,
-    device: str,
     attends: bool,
 ) -> MovingTower:
     """Open the tower and set it up for its path; only parameters that learn have gradients."""
-    (tower,) = open_towers(plan.tower)
+    (tower,), device = open_towers(plan.tower), team.device
     tower.module.to(device)
     reader, forward, trial = _path(plan, tower, features, samples, device)
     seen = partial(forward, on_device(trial, device))
@@ -120,16 +118,16 @@ def open_moving_tower(
     if settings.gradient_checkpointing and plan.count:
         _checkpoint_layers(tower, plan.count)
     return MovingTower(
-        plan.slot, reader, forward if plan.count else torch.no_grad()(forward), team, device,
+        plan.slot, reader, forward if plan.count else torch.no_grad()(forward), team,
         features.widths[plan.slot.name], parameters, depths, frozen, plan,
         _attended(plan, tower, features) if attends else None, merged=merged,
     )  # fmt: skip
 
 
-def pixel_tower(slot: Slot, samples: Sequence[Sample], team: Team, device: str) -> MovingTower:
+def pixel_tower(slot: Slot, samples: Sequence[Sample], team: Team) -> MovingTower:
     """A tower without parameters that gives the pixels as the vectors of a slot."""
     reader = SampleReader(samples, "image", pixels, torch.stack)
-    return MovingTower(slot, reader, lambda inputs: inputs, team, device, 3 * SIDE * SIDE, normed=True)
+    return MovingTower(slot, reader, lambda inputs: inputs, team, 3 * SIDE * SIDE, normed=True)
 
 
 def on_device(inputs: Any, device: str) -> Any:

@@ -25,7 +25,7 @@ from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.extraction.reader import prefetch
 from mmfeat.finetune.inputs import FRESH_VIEWS, Read
 from mmfeat.finetune.model import HEAD, TunableModel
-from mmfeat.finetune.processes import Team
+from mmfeat.finetune.processes import Execution
 from mmfeat.finetune.settings import FinetuneSettings
 from mmfeat.heads.registry import HeadSettings
 from mmfeat.heads.stack import epoch_steps, plain_choice
@@ -107,10 +107,10 @@ class Training:
     """The training of one cell, epoch by epoch, from its checkpoint if there is one."""
 
     def __init__(
-        self, model: TunableModel, setup: TrainingSetup, targets: Targets, team: Team, checkpoint: Path, every: float
+        self, model: TunableModel, setup: TrainingSetup, targets: Targets, execution: Execution, checkpoint: Path
     ):
-        self.model, self.setup, self.targets, self.team = model, setup, targets, team
-        self.checkpoint, self.every, self.saved = checkpoint, every, time.monotonic()
+        self.model, self.setup, self.targets, self.team = model, setup, targets, execution.team
+        self.checkpoint, self.every, self.saved = checkpoint, execution.checkpoint_seconds, time.monotonic()
         self.since = self.saved
         settings = setup.settings
         self.settings = replace(settings, batch_size=min(settings.batch_size, len(setup.train)))

@@ -20,8 +20,9 @@ from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import ConfigError, DataError, RunError, SubmissionError
 from mmfeat.evaluation.blending import mean_logits
 from mmfeat.extraction.extract import Extraction, ExtractSettings, extract_samples
-from mmfeat.finetune.model import EARLY, early_model
+from mmfeat.finetune.model import early_model
 from mmfeat.finetune.processes import Team
+from mmfeat.finetune.settings import EARLY
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.jobs import Predict, restore_heads
 from mmfeat.heads.registry import NEEDS_TOKENS
@@ -112,7 +113,7 @@ class EntryPredictor:
         logits = []
         for final in self.entry.final:
             seen = seen_by(self.run, self.entry, final, features)
-            model = early_model(seen, samples, [], len(self.run.classes), Team(), self.device)
+            model = early_model(seen, samples, [], len(self.run.classes), Team(device=self.device))
             path = _path(self.run, self.entry, final)
             if path not in self._tensors:
                 self._tensors[path] = load_final(self.run, self.entry, final)

@@ -183,6 +183,14 @@ class Run:
         asked = f"{head or 'head'} on {modalities}" if modalities else head
         raise RunError(f"{self.folder}: no {asked}; the run has {known}")
 
+    def is_whole(self, *files: str) -> bool:
+        """Whether the leaderboards, the `files` named and all final heads are there, the heads byte for byte."""
+        names = (f"{LEADERBOARD}.csv", f"{LEADERBOARD}.json", *files)
+        heads = ((self.head_folder(entry), entry.final) for entry in self.leaderboard)
+        return all((self.folder / name).is_file() for name in names) and all(
+            finals_are_whole(folder, finals) for folder, finals in heads
+        )
+
     def head_folder(self, entry: Entry) -> Path:
         return self.folder / entry.name
 

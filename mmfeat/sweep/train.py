@@ -19,9 +19,8 @@ from mmfeat.evaluation.protocol import Protocol
 from mmfeat.extraction.requests import resolve_options
 from mmfeat.heads.registry import BASELINES, FUSIONS, NEEDS_TOKENS, TWINS, HeadSettings
 from mmfeat.runs.entry import RunConfig
-from mmfeat.runs.leaderboard import LEADERBOARD
 from mmfeat.runs.record import Maker, written_call
-from mmfeat.runs.run import ABLATION, RUN_FILE, Run, finals_are_whole, read_run, reuse_run
+from mmfeat.runs.run import ABLATION, RUN_FILE, Run, read_run, reuse_run
 from mmfeat.samples.dataset import MODALITIES
 from mmfeat.sweep.problem import read_labelled
 from mmfeat.sweep.search import METHODS, Plan
@@ -197,13 +196,7 @@ def _is_done(run: Run, plan: Plan) -> bool:
     are asked for than then."""
     before = run.config.trials
     enough = not plan.space or before is None or (plan.trials is not None and plan.trials <= before)
-    files = [run.folder / f"{LEADERBOARD}.csv", run.folder / f"{LEADERBOARD}.json", run.folder / ABLATION]
-    return (
-        enough
-        and all(entry.search_over is not False for entry in run.leaderboard)
-        and all(file.is_file() for file in files)
-        and all(finals_are_whole(run.head_folder(entry), entry.final) for entry in run.leaderboard)
-    )
+    return enough and all(entry.search_over is not False for entry in run.leaderboard) and run.is_whole(ABLATION)
 
 
 def _plan_record(plan: Plan) -> dict[str, Any]:

@@ -22,10 +22,11 @@ from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, RunError
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.extraction.extract import extract_features, extract_samples
+from mmfeat.finetune.arguments import FinetuneArguments
 from mmfeat.finetune.cells import blended
 from mmfeat.finetune.finetune import Finetuned, finetune_heads
-from mmfeat.finetune.prepare import Asked, prepare
-from mmfeat.finetune.processes import Team
+from mmfeat.finetune.prepare import prepare
+from mmfeat.finetune.processes import Execution
 from mmfeat.finetune.stage_one import best_parent
 from mmfeat.prediction.final_heads import EntryPredictor, towers_of
 from mmfeat.prediction.model import load
@@ -34,7 +35,6 @@ from mmfeat.runs.run import Run, comparable_runs, read_run, write_run
 from mmfeat.samples.dataset import read_samples
 from mmfeat.sweep.trials import load_outcome, save_outcome
 from mmfeat.system.files import file_sha256
-from mmfeat.system.wording import Silent
 from tests.finetune.small_finetunes import ONCE, tune, weights
 from tests.sweep.small_sweeps import FLOAT32, make_place, sweep
 
@@ -63,14 +63,15 @@ def live_probabilities(place: Path, found: Finetuned, settings: Any, **asked: An
     """(N, C) of the final stage 2 as it was trained: its own parameters in its own model."""
     run, (entry,) = found.run, found.run.matching("stage-2")
     parent = read_run(place / "heads" / run.config.parent)
-    work, _, folder = prepare(parent, Asked(settings, seeds=1, **asked), "cpu", Team(), run.folder.parent, Silent())
-    assert folder == run.folder
-    model, place = work.model(Team()), run.head_folder(entry)
+    arguments = FinetuneArguments(settings, out=run.folder.parent, seeds=1, **asked)
+    experiment = prepare(parent, arguments, Execution())
+    assert experiment.folder == run.folder
+    model, place = experiment.model(), run.head_folder(entry)
     state = {f"head.{name}": value[None] for name, value in load_file(place / entry.final[0].file).items()}
     for number, each in enumerate(entry.final[0].towers):
         state |= {f"{number}.{name}": value for name, value in load_file(place / each.file).items()}
     model.load(state)
-    logits = model.predict(np.arange(len(work.problem.targets)))
+    logits = model.predict(np.arange(len(experiment.problem.targets)))
     return entry.decision.probabilities(logits)
 
 
@@ -252,8 +253,8 @@ def test_early_fusion_trains_on_pixels_and_predicts(pairs: Path, tmp_path: Path)
 
 def test_models_side_by_side_hold_the_frozen_weights_once(pairs: Path, tmp_path: Path) -> None:
     parent = read_run(next((pairs / "heads").iterdir()))
-    work, _, _ = prepare(parent, Asked(BOTH, head="concat"), "cpu", Team(), tmp_path, Silent())
-    one, other = work.model(Team()), work.model(Team())
+    experiment = prepare(parent, FinetuneArguments(BOTH, out=tmp_path, head="concat"), Execution())
+    one, other = experiment.model(), experiment.model()
     before = one.predict(np.arange(8))
     other.share_frozen(one)
     for first, second in zip(one.towers, other.towers, strict=True):
