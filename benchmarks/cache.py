@@ -64,7 +64,7 @@ def load(folder: Path, part: int) -> Iterator[str]:
     cache, keys, samples = filled(folder, POOLED, vectors)
     shuffled = np.random.default_rng(3).permutation(rows)
     shuffled_keys, shuffled_samples = taken(keys, shuffled), [samples[row] for row in shuffled]
-    table = cache.table(POOLED)
+    table = cache.row_index(POOLED)
     found, out, places = table.find(keys.keys), np.empty((rows, width), np.float16), np.arange(rows)
     (block,) = cache.load(shuffled_samples, [POOLED], {"text": shuffled_keys}).blocks
     assert np.array_equal(block.vectors, vectors[shuffled])

@@ -46,21 +46,21 @@ def _explain(store: Cache, sample: Sample, spec: EncoderSpec, entries: list[Cach
     key, reason = sample.key(spec.modality)
     if key is None:
         return Explanation(spec.name, "masked", (f"{reason}: nothing to encode",))
-    table = store.table(spec)
-    row = int(table.find(np.array([key]))[0])
+    index = store.row_index(spec)
+    row = int(index.find(np.array([key]))[0])
     if row >= 0:
-        shard, number = table.place(row)
+        shard, number = index.locate(row)
         where = f"row {number} of {shard.path}"
-        if table.failed[row]:
+        if index.failed[row]:
             error = printable(shard.errors[number])
             return Explanation(spec.name, "failed", (f"{error} ({where})", "mmfeat extract --retry-failed tries again"))
         return Explanation(
             spec.name, "hit", (f"{where}, first computed for {printable(read_ids(shard.path)[number])}",)
         )
-    reasons = [*_changed_content(table.shards, sample.id, key, spec), *_nearest(key, spec, entries)]
-    if not table.shards:
+    reasons = [*_changed_content(index.shards, sample.id, key, spec), *_nearest(key, spec, entries)]
+    if not index.shards:
         reasons.insert(0, f"no shard of this encoder in {store.spec_folder(spec)}")
-    stored = f"this {spec.modality} is not among the {len(table.unique()[0]):,} that are stored"
+    stored = f"this {spec.modality} is not among the {len(index.unique()[0]):,} that are stored"
     return Explanation(spec.name, "miss", tuple(reasons or [stored]))
 
 
@@ -72,10 +72,10 @@ def why_failed(root: str | Path, samples: SampleSet, id: str, specs: Sequence[En
         key, reason = sample.key(spec.modality)
         if key is None:
             return reason
-        table = store.table(spec)
-        row = int(table.find(np.array([key]))[0])
-        if row >= 0 and table.failed[row]:
-            shard, number = table.place(row)
+        index = store.row_index(spec)
+        row = int(index.find(np.array([key]))[0])
+        if row >= 0 and index.failed[row]:
+            shard, number = index.locate(row)
             return printable(shard.errors[number])
     return ""
 

@@ -20,6 +20,7 @@ import numpy as np
 from mmfeat.errors import CacheError
 
 NOT_OURS = "mmfeat cache verify --quarantine moves it away, mmfeat extract then computes its rows again"
+PAGE = 4096  # bytes; each dataset begins on a page of its own
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,6 @@ def _danger(dataset: Any, kind: str) -> str:
     if kind != "S" and not dataset.id.get_type().equal(h5py.h5t.py_create(dataset.dtype)):
         return f"is stored in another way than {dataset.dtype}"  # NumPy has no bfloat16, nor numbers of 12 bits
     return ""
-
-
-PAGE = 4096
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from mmfeat.samples.dataset import KEY_LENGTH
 from mmfeat.system.hardware import cpu_count
 
 STEP = 4 * MIB
+MISSING, FAILED, GOOD = 0, 1, 2
 
 
 def corrupt_pieces(shard: Shard) -> list[int]:
@@ -168,9 +169,6 @@ def _opened(shard: Shard) -> Iterator[int]:
             os.close(handle)
 
 
-MISSING, FAILED, GOOD = 0, 1, 2
-
-
 class KnownKeys:
     """Keys of what is stored, with what is asked for, so that each content counts once however often it comes."""
 
@@ -237,8 +235,11 @@ def _packed(keys: np.ndarray) -> np.ndarray:
     return np.frombuffer(bytes.fromhex(np.ascontiguousarray(keys, "S32").tobytes().decode()), "S16")
 
 
-class Table:
-    """Rows are numbered over all shards in order; of rows with equal keys a good one comes before an error."""
+class RowIndex:
+    """Content key -> row, for rows that are numbered over all shards in order, and the values at rows.
+
+    Of rows with equal keys, `find` gives the first one with a value, and one with an error only if there is no other.
+    """
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         self.shards = tuple(shards)
@@ -257,8 +258,8 @@ class Table:
         at = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
         return np.where(self._sorted[at] == wanted, self._order[at], -1)
 
-    def place(self, row: int) -> tuple[Shard, int]:
-        """The shard of a row, and its number there."""
+    def locate(self, row: int) -> tuple[Shard, int]:
+        """The shard of a row, and the row's number in that shard."""
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
         return self.shards[number], row - int(self._starts[number])
 

@@ -33,6 +33,9 @@ from mmfeat.samples.dataset import KEY_LENGTH
 from mmfeat.system.files import canonical_json, write_named
 
 MIB = 1 << 20
+FORMAT = 2
+SHARD_NAME = re.compile(r"[0-9a-f]{32}\.h5")
+ATTRIBUTES = ("format", "rows", "output", "fingerprint", "spec")
 
 
 @dataclass(frozen=True)
@@ -113,11 +116,6 @@ def mib_pieces(arrays: Sequence[np.ndarray]) -> Iterator[memoryview | bytes]:
                 held, size = [], 0
     if held:
         yield b"".join(held)
-
-
-FORMAT = 2
-SHARD_NAME = re.compile(r"[0-9a-f]{32}\.h5")
-ATTRIBUTES = ("format", "rows", "output", "fingerprint", "spec")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 
 from mmfeat.cache.features import Block, Features, MappedBlock
 from mmfeat.cache.hdf5 import NOT_OURS
-from mmfeat.cache.reading import Table, scan
+from mmfeat.cache.reading import RowIndex, scan
 from mmfeat.cache.shard import SHARD_NAME, Shard, open_shard
 from mmfeat.cache.writer import SPEC_FILE, ShardWriter, declare, settle
 from mmfeat.encoders.spec import EncoderSpec
@@ -89,13 +89,13 @@ class Cache:
         _check_alike(shards, spec)
         return shards
 
-    def table(self, spec: EncoderSpec) -> Table:
-        """Which row of which shard holds which key."""
-        return Table(self.shards(spec))
+    def row_index(self, spec: EncoderSpec) -> RowIndex:
+        """The index that finds the row of a content key among all shards of `spec`."""
+        return RowIndex(self.shards(spec))
 
     def keys(self, spec: EncoderSpec) -> tuple[np.ndarray, np.ndarray]:
         """(N,) S32 content keys that are stored, and for each whether all that is stored is an error."""
-        return self.table(spec).unique()
+        return self.row_index(spec).unique()
 
     def writer(self, spec: EncoderSpec, provenance: dict[str, Any], known: Collection[str] = ()) -> ShardWriter:
         """A writer of new rows; `provenance` (library versions, where the weights lay) goes beside the spec.
@@ -167,12 +167,12 @@ class Cache:
 
     def _found(
         self, samples: Sequence[Sample], wanted: ContentKeys, spec: EncoderSpec, allow_missing: bool = False
-    ) -> tuple[Table, np.ndarray, np.ndarray]:
-        """The table, each sample's row in it (-1: no content), and whether the row is good."""
+    ) -> tuple[RowIndex, np.ndarray, np.ndarray]:
+        """The index, each sample's row in it (-1: no content), and whether the row is good."""
         if len(wanted.keys) != len(samples):
             raise CacheError(f"{spec.name}: {len(wanted.keys)} content keys for {len(samples)} samples")
-        table = self.table(spec)
-        rows = np.where(wanted.present, table.find(wanted.keys), -1)
+        index = self.row_index(spec)
+        rows = np.where(wanted.present, index.find(wanted.keys), -1)
         missing = np.flatnonzero(wanted.present & (rows < 0))
         if len(missing) and not allow_missing:
             raise CacheMissError(
@@ -181,8 +181,8 @@ class Cache:
                 f"(mmfeat cache explain {samples[missing[0]].id} tells what differs)"
             )
         mask = rows >= 0
-        mask[mask] = ~table.failed[rows[mask]]
-        return table, rows, mask
+        mask[mask] = ~index.failed[rows[mask]]
+        return index, rows, mask
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -202,44 +202,44 @@ def folder_name(name: str) -> str:
     )
 
 
-def _block(spec: EncoderSpec, table: Table, rows: np.ndarray, mask: np.ndarray) -> Block:
-    vectors = np.empty((len(rows), table.width), spec.storage)
+def _block(spec: EncoderSpec, index: RowIndex, rows: np.ndarray, mask: np.ndarray) -> Block:
+    vectors = np.empty((len(rows), index.width), spec.storage)
     vectors[~mask] = np.nan
     places = np.flatnonzero(mask)
-    table.vectors(rows[places], vectors, places)
+    index.vectors(rows[places], vectors, places)
     return Block(spec.folder_name, spec.modality, vectors, mask, spec.source, spec.view)
 
 
-def _mapped_block(spec: EncoderSpec, table: Table, rows: np.ndarray, mask: np.ndarray) -> MappedBlock:
+def _mapped_block(spec: EncoderSpec, index: RowIndex, rows: np.ndarray, mask: np.ndarray) -> MappedBlock:
     """`read` is no lambda: loader workers and remote tasks get it pickled."""
     lengths = np.zeros(len(rows), np.int64)
-    lengths[mask] = table.lengths[rows[mask]]
+    lengths[mask] = index.lengths[rows[mask]]
     return MappedBlock(
         name=spec.folder_name,
         modality=spec.modality,
-        width=table.width,
+        width=index.width,
         lengths=lengths,
         mask=mask,
         rows=np.arange(len(rows)),
-        read=partial(_read_vectors if spec.output == "pooled" else _read_rows, table, np.where(mask, rows, -1)),
+        read=partial(_read_vectors if spec.output == "pooled" else _read_rows, index, np.where(mask, rows, -1)),
         source=spec.source,
         view=spec.view,
         output=spec.output,
     )
 
 
-def _read_rows(table: Table, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    return table.tokens(rows[positions])
+def _read_rows(index: RowIndex, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    return index.tokens(rows[positions])
 
 
-def _read_vectors(table: Table, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
+def _read_vectors(index: RowIndex, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """(B, 1, D) pooled vectors, zero where there is none: as one token a sample, and read as fast as vectors are."""
     wanted = rows[positions]
-    dtype = table.shards[0].values.dtype if table.shards else np.float32
-    out = np.zeros((len(wanted), table.width), dtype)
+    dtype = index.shards[0].values.dtype if index.shards else np.float32
+    out = np.zeros((len(wanted), index.width), dtype)
     places = np.flatnonzero(wanted >= 0)
-    table.vectors(wanted[places], out, places)
-    return out[:, None] if len(places) else np.zeros((len(wanted), 0, table.width), dtype)
+    index.vectors(wanted[places], out, places)
+    return out[:, None] if len(places) else np.zeros((len(wanted), 0, index.width), dtype)
 
 
 def _check_spec_file(path: Path, spec: EncoderSpec) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmfeat.cache.hdf5 import NOT_OURS, printable
-from mmfeat.cache.reading import Table
+from mmfeat.cache.reading import RowIndex
 from mmfeat.cache.shard import Shard, open_shard, read_spec
 from mmfeat.cache.store import RESERVED, shard_files
 from mmfeat.cache.writer import SPEC_FILE
@@ -55,15 +55,15 @@ class CachedEncoder:
 
     def count(self) -> tuple[int, int]:
         """(contents with a value, contents with only an error)."""
-        _, failed = Table(self.shards).unique()
+        _, failed = RowIndex(self.shards).unique()
         return int((~failed).sum()), int(failed.sum())
 
     def covered(self, keys: ContentKeys) -> tuple[int, int, int]:
         """Of the contents in `keys`: how many have a value, have only an error, are missing."""
         wanted = np.unique(keys.keys[keys.present])
-        table = Table(self.shards)
-        rows = table.find(wanted)
-        failed = int(table.failed[rows[rows >= 0]].sum())
+        index = RowIndex(self.shards)
+        rows = index.find(wanted)
+        failed = int(index.failed[rows[rows >= 0]].sum())
         return int((rows >= 0).sum()) - failed, failed, int((rows < 0).sum())
 
 
@@ -80,9 +80,9 @@ def read_entry(folder: Path) -> CachedEncoder:
     """One encoder's folder; what cannot be read becomes a problem."""
     size, changed = _extent(folder)
     paths = shard_files(folder)
-    problems: dict[Path, str] = {}
+    spec, provenance, problem = _spec(folder, paths)
+    problems = {folder / SPEC_FILE: problem} if problem else {}
     shards = []
-    spec, provenance = _spec(folder, paths, problems)
     for path in paths:
         try:
             if spec is None:
@@ -110,9 +110,9 @@ def _extent(folder: Path) -> tuple[int, float]:
     return size, changed
 
 
-def _spec(folder: Path, shards: list[Path], problems: dict[Path, str]) -> tuple[EncoderSpec | None, Mapping[str, Any]]:
-    """What the folder says it is of, or where it does not, what a shard says."""
-    path = folder / SPEC_FILE
+def _spec(folder: Path, shards: list[Path]) -> tuple[EncoderSpec | None, Mapping[str, Any], str]:
+    """(spec, provenance, problem of `spec.json` or ""); without a sound `spec.json` the spec is that of a shard."""
+    path, problem = folder / SPEC_FILE, ""
     if path.exists():
         try:
             if not path.is_file():  # opening a pipe would wait for ever
@@ -122,15 +122,15 @@ def _spec(folder: Path, shards: list[Path], problems: dict[Path, str]) -> tuple[
             spec = _checked(EncoderSpec.from_json(found["spec"]), folder)
             if stated != spec.fingerprint:
                 raise ValueError(f"it states the fingerprint {printable(str(stated))[:8]}")
-            return spec, provenance
+            return spec, provenance, ""
         except (*NO_SPEC, ConfigError) as error:
-            problems[path] = f"{path}: not the spec of this folder ({printable(str(error))[:160]}); {NOT_OURS}"
+            problem = f"{path}: not the spec of this folder ({printable(str(error))[:160]}); {NOT_OURS}"
     for shard in shards:
         try:
-            return _checked(read_spec(shard), folder), {}
+            return _checked(read_spec(shard), folder), {}, problem
         except (*NO_SPEC, CacheError):
             continue
-    return None, {}
+    return None, {}, problem
 
 
 def _provenance(found: Mapping[str, Any]) -> dict[str, Any]:

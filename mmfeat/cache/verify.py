@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from mmfeat.cache.hdf5 import printable
-from mmfeat.cache.reading import Table, corrupt_pieces, scan
+from mmfeat.cache.reading import RowIndex, corrupt_pieces, scan
 from mmfeat.cache.shard import MIB, Shard, read_ids
 from mmfeat.cache.store import QUARANTINE
 from mmfeat.cache.survey import CachedEncoder, survey
@@ -32,53 +31,75 @@ class Damage:
     moved: Path | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Verification:
-    """What was looked at, and what was wrong. Doubles are contents stored twice: harmless, the first is read."""
+    """Counts of all that was verified, and the damages.
 
-    encoders: int = 0
-    shards: int = 0
-    rows: int = 0
-    bytes: int = 0
-    doubles: int = 0
-    damages: list[Damage] = field(default_factory=list)
+    `doubles` are rows whose content is stored more than once with a value: harmless, the first row is read.
+    """
+
+    encoders: int
+    shards: int
+    rows: int
+    bytes: int
+    doubles: int
+    damages: list[Damage]
 
     @property
     def sound(self) -> bool:
-        """Whether nothing that is still in its place is damaged."""
+        """Whether no damaged file is left in its place."""
         return all(damage.moved for damage in self.damages)
 
 
 def verify_cache(root: str | Path, *, quarantine: bool = False, progress: Progress | None = None) -> Verification:
-    """Read every byte of every shard below `root`; with `quarantine`, move what is damaged out of the way.
+    """Read every byte of every shard below `root`; with `quarantine`, move damaged files out of the way.
 
-    What was moved is computed again by the next extraction; nothing is deleted.
+    The next extraction computes the rows of moved files again; nothing is deleted.
     """
-    result, entries = Verification(), survey(root)
+    entries = survey(root)
     if not entries:
         raise CacheError(f"{root}: no encoder's vectors are here; name the folder of a cache with --cache")
-    total = sum(len(shard.checksums) for entry in entries for shard in entry.shards)
-    with (progress or Silent()).step("verify MiB", total) as advance:
+    shards = [shard for entry in entries for shard in entry.shards]
+    unread = [path for entry in entries for path in entry.problems if path.name != SPEC_FILE]
+    paths = [shard.path for shard in shards] + unread
+    size = sum(map(_size, paths))
+    damages = []
+    with (progress or Silent()).step("verify MiB", sum(len(shard.checksums) for shard in shards)) as advance:
         for entry in entries:
-            result.encoders += 1
-            for damage in _damages(entry, result, advance):
+            for damage in _damages(entry, advance):
                 moved = _moved(Path(root), damage.path) if quarantine else None
-                result.damages.append(Damage(damage.path, damage.reason, moved))
-    return result
+                damages.append(replace(damage, moved=moved))
+    return Verification(
+        encoders=len(entries),
+        shards=len(paths),
+        rows=sum(len(shard.keys) for shard in shards),
+        bytes=size,
+        doubles=sum(_doubles(entry) for entry in entries),
+        damages=damages,
+    )
 
 
-def _damages(entry: CachedEncoder, result: Verification, advance: Callable[[int], None]) -> Iterator[Damage]:
-    shards = [shard.path for shard in entry.shards] + [path for path in entry.problems if path.name != SPEC_FILE]
-    result.shards += len(shards)
-    for path in shards:
-        with contextlib.suppress(FileNotFoundError):
-            result.bytes += path.lstat().st_size
+def _size(path: Path) -> int:
+    """Bytes of a file, 0 for one that is gone."""
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _doubles(entry: CachedEncoder) -> int:
+    """The number of rows with a value whose key an earlier row with a value has."""
+    index = RowIndex(entry.shards)
+    good = index.keys[~index.failed]
+    return len(good) - len(np.unique(good))
+
+
+def _damages(entry: CachedEncoder, advance: Callable[[int], None]) -> Iterator[Damage]:
     for path, problem in entry.problems.items():
         yield Damage(path, _cause(path, problem))
     width = _usual_width(entry.shards)
     for shard in entry.shards:
-        assert entry.spec is not None  # nothing else opens shards
-        result.rows += len(shard.keys)
+        assert entry.spec is not None  # no shard is opened without a spec
         try:
             reason = _value_damage(shard, entry.spec)
         except CacheError as error:
@@ -86,9 +107,6 @@ def _damages(entry: CachedEncoder, result: Verification, advance: Callable[[int]
         advance(len(shard.checksums))
         if reason or shard.width not in (0, width):
             yield Damage(shard.path, reason or f"values of width {shard.width} among others of width {width}")
-    table = Table(entry.shards)
-    good = table.keys[~table.failed]
-    result.doubles += len(good) - len(np.unique(good))
 
 
 def _usual_width(shards: Sequence[Shard]) -> int:

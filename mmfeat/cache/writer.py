@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -61,10 +61,8 @@ class ShardWriter:
             declare(self._folder, self._spec, self._provenance)
             with write_errors(self._folder), locked_folder(self._folder):
                 self._look_at_new_shards()
-                good: set[bytes] = set()
-                failed: set[bytes] = set()
-                new = [self._not_stored(batch, good, failed) for batch in self._batches]
-                if good or failed:
+                new = self._not_stored(self._batches)
+                if any(batch.keys for batch in new):
                     path = write_shard(self._folder, self._spec.fingerprint, asdict(self._spec), new)
                     self._looked_at.add(path.name)
                 else:
@@ -86,21 +84,26 @@ class ShardWriter:
                     self._failed.update(shard.keys[~fine].tolist())
                 self._looked_at.add(path.name)
 
-    def _not_stored(self, rows: Rows, good: set[bytes], failed: set[bytes]) -> Rows:
-        """Those that the folder lacks, a good row also where it has only an error; notes their keys."""
-        if not (rows.failed or self._good or self._failed) and good.isdisjoint(rows.keys):
-            before = len(good)
-            good.update(rows.keys)
-            if len(good) == before + len(rows.keys):  # the common case, a hundred times as fast as what follows
-                return rows
-            good.difference_update(rows.keys)
-        chosen = []
-        for number, (key, error) in enumerate(zip(rows.keys, rows.errors, strict=True)):
-            known = key in self._good or key in good or (error and (key in self._failed or key in failed))
-            if not known:
-                chosen.append(number)
-                (failed if error else good).add(key)
-        return rows if len(chosen) == len(rows.keys) else rows.take(chosen)
+    def _not_stored(self, batches: Sequence[Rows]) -> list[Rows]:
+        """The rows that the folder lacks, each key once; a row with a value also where the folder has only an error."""
+        good: set[bytes] = set()
+        failed: set[bytes] = set()
+        new = []
+        for rows in batches:
+            if not (rows.failed or self._good or self._failed) and good.isdisjoint(rows.keys):
+                before = len(good)
+                good.update(rows.keys)
+                if len(good) == before + len(rows.keys):  # the common case, a hundred times as fast as what follows
+                    new.append(rows)
+                    continue
+                good.difference_update(rows.keys)
+            chosen = []
+            for row, (key, error) in enumerate(zip(rows.keys, rows.errors, strict=True)):
+                if not (key in self._good or key in good or (error and (key in self._failed or key in failed))):
+                    chosen.append(row)
+                    (failed if error else good).add(key)
+            new.append(rows if len(chosen) == len(rows.keys) else rows.take(chosen))
+        return new
 
     def __enter__(self) -> ShardWriter:
         declare(

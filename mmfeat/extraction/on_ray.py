@@ -241,7 +241,7 @@ def _results(data: Any, interrupts: Interrupts) -> Generator[tuple[Counts, int],
 def _check_shared(store: Cache, towers: Sequence[Tower], counts: Counts) -> None:
     """Raise `CacheError` where this machine does not see what the workers wrote."""
     for tower in towers:
-        if counts.new[tower.spec.folder_name] and not len(store.table(tower.spec).keys):
+        if counts.new[tower.spec.folder_name] and not len(store.row_index(tower.spec).keys):
             raise CacheError(
                 f"{store.folder}: the workers wrote to a folder of this name that this machine does not see; give a "
                 "--cache that all machines share"

@@ -109,13 +109,14 @@ def samples_of_files(files: Sequence[str | Path]) -> SampleSet:
     encodings: Counter[str] = Counter()
     samples = []
     for path in paths:
-        if _is_photo(path):
-            beside = text_beside(path)
-            text, error = read_text(beside, encodings) if beside else (None, "")
-            samples.append(Sample(str(path), text, path, None, error))
-        elif path.with_suffix("") not in taken:
-            text, error = read_text(path, encodings)
-            samples.append(Sample(str(path), text, None, None, error))
+        photo = path if _is_photo(path) else None
+        if photo is None and path.with_suffix("") in taken:
+            continue
+        file = text_beside(path) if photo else path
+        text, error, encoding = read_text(file) if file else (None, "", "")
+        if encoding:
+            encodings[encoding] += 1
+        samples.append(Sample(str(path), text, photo, None, error))
     return SampleSet("files", "", tuple(samples), dict(encodings))
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from mmfeat.errors import DataError
 from mmfeat.samples.images import MemoryFile
-from mmfeat.samples.tables import READERS, read_table, table_suffix
+from mmfeat.samples.tables import READERS, TableRows, table_suffix
 from mmfeat.samples.texts import decode_text
 from mmfeat.system.remote import RemoteFile, absolute, exists, is_remote
 
@@ -251,7 +251,9 @@ class Reading:
             )
         images, texts = _index_files(folder / "data")
         for id, label in _read_lists(lists, self._ids):
-            text, text_error = read_text(texts.get(id), self.encodings)
+            text, text_error, encoding = read_text(texts.get(id))
+            if encoding:
+                self.encodings[encoding] += 1
             image = images.get(id)
             yield Sample(id, text, image, label, text_error, "" if image else "no image file")
 
@@ -260,7 +262,9 @@ class Reading:
         if unknown := set(self._columns) - set(COLUMNS):
             raise DataError(f"--columns: {', '.join(sorted(unknown))} is none of {', '.join(COLUMNS)}")
         folder, first = os.path.dirname(path), True
-        for line, row in read_table(path, self.encodings, names.values()):
+        rows = TableRows(path, names.values())
+        self.encodings = rows.encodings
+        for line, row in rows:
             if first:
                 self.unused_columns = tuple(name for name in row if name not in names.values())
                 if table_suffix(path) != ".jsonl":  # a JSON object may leave out the columns that it lacks
@@ -333,16 +337,15 @@ def _index_files(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     return images, texts
 
 
-def read_text(path: Path | None, encodings: Counter[str]) -> tuple[str | None, str]:
-    """(text, "") of a file, or (None, why there is none); the file's encoding is counted in `encodings`."""
+def read_text(path: Path | None) -> tuple[str | None, str, str]:
+    """(text, "", encoding) of a file, or (None, why there is none, encoding or "" for a file that was not read)."""
     if path is None:
-        return None, "no text file"
+        return None, "no text file", ""
     try:
         text, encoding = decode_text(path.read_bytes())
     except OSError as error:
-        return None, f"unreadable: {error.strerror}"
-    encodings[encoding] += 1
-    return (text, "") if text.strip() else (None, "empty text")
+        return None, f"unreadable: {error.strerror}", ""
+    return (text, "", encoding) if text.strip() else (None, "empty text", encoding)
 
 
 def _check_columns(path: str, names: Mapping[str, str], named: Mapping[str, str], row: Mapping[str, object]) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 MAX_ASPECT = 100  # resizing the short side of a thinner picture would take gigabytes
+CROP_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,6 @@ def picture_bytes(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     picture.convert("RGB").save(file, "BMP")
     return file.getvalue()
-
-
-CROP_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,11 @@ DIGEST_BYTES = 16
 SAVE_SECONDS = 30.0
 SAVE_SHARE = 0.05  # largest share of the time spent on saving, which writes the whole file however little is new
 
+ENTRY = np.dtype([("path", "<u8"), ("stat", "<u8"), ("key", f"S{KEY_LENGTH}")])
+RACY_SECONDS = 2.0  # the coarsest clock of a file system (FAT)
+MOST_ENTRIES = 1 << 22  # 200 MB; the files beyond this number are hashed again each time
+STEP = 1024  # samples that are hashed between two reports of progress
+
 AnyRecordFile = TypeVar("AnyRecordFile", bound="RecordFile")
 
 
@@ -107,12 +112,6 @@ def _digest(entries: np.ndarray) -> bytes:
     import xxhash
 
     return xxhash.xxh3_128_digest(entries.tobytes())
-
-
-ENTRY = np.dtype([("path", "<u8"), ("stat", "<u8"), ("key", f"S{KEY_LENGTH}")])
-RACY_SECONDS = 2.0  # the coarsest clock of a file system (FAT)
-MOST_ENTRIES = 1 << 22  # 200 MB; the files beyond this number are hashed again each time
-STEP = 1024  # samples that are hashed between two reports of progress
 
 
 @dataclass(frozen=True)

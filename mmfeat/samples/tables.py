@@ -30,25 +30,52 @@ JSON_KINDS = {
 Row = dict[str, str | None]
 
 
-def read_table(path: str | Path, encodings: Counter[str], columns: Collection[str] = ()) -> Iterator[tuple[int, Row]]:
-    """Yield (line number, row) for each row of a file or URL; cells are text, an empty or null cell is None.
+class TableFile:
+    """The file or URL of a table; `encodings` counts the encodings of the lines that were decoded so far."""
 
-    In `columns`, those that are read, a list or an object is no cell.
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.encodings: Counter[str] = Counter()
 
-    It is read as it is used, so a table may be larger than memory. The encodings of its lines are counted in
-    `encodings`.
+    def decoded(self) -> Iterator[str]:
+        """Yield the text, some whole lines at a time.
+
+        Each line has its own encoding: a newline is no part of a character in any of them.
+        """
+        with open_file(self.path) as file:
+            while lines := file.readlines(PIECE):
+                if (text := _all_utf8(b"".join(lines))) is not None:
+                    self.encodings["utf-8"] += len(lines)
+                    yield text
+                    continue
+                decoded = [decode_text(line) for line in lines]
+                self.encodings.update(encoding for _, encoding in decoded)
+                yield "".join(line for line, _ in decoded)
+
+
+class TableRows:
+    """(line number, row) of each row of a table; cells are text, an empty or null cell is None.
+
+    Rows are read as they are used, so a table may be larger than memory, and `encodings` counts the encodings of the
+    lines that were read so far. A list or an object in one of `columns`, the columns in use, raises `DataError`.
     """
-    path = str(path)
-    suffix = table_suffix(path)
-    if suffix not in READERS:
-        raise DataError(f"{path}: a table must end in {', '.join(READERS)}; rename or convert the file")
-    if not exists(path):
-        raise DataError(f"{path}: no such table; check --data")
-    for line, row in READERS[suffix](path, encodings):
-        if any(isinstance(row.get(name), (dict, list)) for name in columns):
-            raise _nested(f"{path}:{line}", columns, row)
-        # A cell of plain text, as most are, is taken as it is: there are millions.
-        yield line, {n: v if v.__class__ is str and v.isascii() and v else _cell(v) for n, v in row.items()}
+
+    def __init__(self, path: str | Path, columns: Collection[str] = ()) -> None:
+        self._file, self._columns = TableFile(str(path)), columns
+        self.encodings = self._file.encodings
+
+    def __iter__(self) -> Iterator[tuple[int, Row]]:
+        path = self._file.path
+        suffix = table_suffix(path)
+        if suffix not in READERS:
+            raise DataError(f"{path}: a table must end in {', '.join(READERS)}; rename or convert the file")
+        if not exists(path):
+            raise DataError(f"{path}: no such table; check --data")
+        for line, row in READERS[suffix](self._file):
+            if any(isinstance(row.get(name), (dict, list)) for name in self._columns):
+                raise _nested(f"{path}:{line}", self._columns, row)
+            # A cell of plain text, as most are, is taken as it is: there are millions.
+            yield line, {n: v if v.__class__ is str and v.isascii() and v else _cell(v) for n, v in row.items()}
 
 
 def _nested(where: str, columns: Collection[str], row: Mapping[str, object]) -> DataError:
@@ -62,10 +89,14 @@ def table_suffix(path: str) -> str:
     return os.path.splitext(path.partition("?")[0] if is_remote(path) else path)[1].lower()
 
 
-def _read_delimited(path: str, encodings: Counter[str], delimiter: str) -> Iterator[tuple[int, dict[str, object]]]:
+def _read_delimited(file: TableFile, delimiter: str) -> Iterator[tuple[int, dict[str, object]]]:
     """Rows of a file with a header line; a row of another width is an error."""
+    path = file.path
     csv.field_size_limit(1 << 30)  # a long text is no error
-    reader = csv.reader(_lines(path, encodings), delimiter=delimiter, strict=True)
+    lines = (
+        line for text in file.decoded() for line in io.StringIO(text, newline="")
+    )  # csv needs the ends of lines untouched
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         header = next(reader, None)
         if header is None:
@@ -100,9 +131,10 @@ def _check_header(path: str, header: list[str], delimiter: str) -> None:
         raise DataError(f"{path}:1: a column name stands twice in {', '.join(header)}; rename one")
 
 
-def _read_jsonl(path: str, encodings: Counter[str]) -> Iterator[tuple[int, dict[str, object]]]:
-    whole = (line for text in _decoded(path, encodings) for line in text.removesuffix("\n").split("\n"))
-    for number, line in enumerate(whole, 1):
+def _read_jsonl(file: TableFile) -> Iterator[tuple[int, dict[str, object]]]:
+    path = file.path
+    lines = (line for text in file.decoded() for line in text.removesuffix("\n").split("\n"))
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -114,36 +146,18 @@ def _read_jsonl(path: str, encodings: Counter[str]) -> Iterator[tuple[int, dict[
         yield number, row
 
 
-def _read_parquet(path: str, encodings: Counter[str]) -> Iterator[tuple[int, dict[str, object]]]:
+def _read_parquet(file: TableFile) -> Iterator[tuple[int, dict[str, object]]]:
     import pyarrow
     import pyarrow.parquet
 
+    path = file.path
     try:
-        with open_file(path) as file, pyarrow.parquet.ParquetFile(file) as table:
+        with open_file(path) as binary, pyarrow.parquet.ParquetFile(binary) as table:
             rows = (row for batch in table.iter_batches() for row in batch.to_pylist())
             yield from enumerate(rows, 1)
     except pyarrow.ArrowException as error:
         message = str(error).splitlines()[0]
         raise DataError(f"{path}: not a Parquet file ({message}); write it again") from error
-
-
-def _lines(path: str, encodings: Counter[str]) -> Iterator[str]:
-    """Lines as `csv` wants them, their ends untouched."""
-    for text in _decoded(path, encodings):
-        yield from io.StringIO(text, newline="")
-
-
-def _decoded(path: str, encodings: Counter[str]) -> Iterator[str]:
-    """Some whole lines at a time, each in its own encoding: a newline is no part of a character in any of them."""
-    with open_file(path) as file:
-        while lines := file.readlines(PIECE):
-            if (text := _all_utf8(b"".join(lines))) is not None:
-                encodings["utf-8"] += len(lines)
-                yield text
-                continue
-            decoded = [decode_text(line) for line in lines]
-            encodings.update(encoding for _, encoding in decoded)
-            yield "".join(line for line, _ in decoded)
 
 
 def _all_utf8(data: bytes) -> str | None:
@@ -162,7 +176,7 @@ def _cell(value: object) -> str | None:
     return without_surrogates(decode_text(value)[0] if isinstance(value, bytes) else str(value))
 
 
-READERS: dict[str, Callable[[str, Counter[str]], Iterator[tuple[int, dict[str, object]]]]] = {
+READERS: dict[str, Callable[[TableFile], Iterator[tuple[int, dict[str, object]]]]] = {
     ".csv": partial(_read_delimited, delimiter=","),
     ".tsv": partial(_read_delimited, delimiter="\t"),
     ".jsonl": _read_jsonl,

@@ -371,7 +371,7 @@ def test_values_that_are_not_finite_are_a_failure_of_that_sample(data: Path, tin
     for tower in found.towers:
         block, table = (
             opened(found).map(samples_of(found), tower.spec),
-            opened(found).table(tower.spec),
+            opened(found).row_index(tower.spec),
         )
         assert table.lengths[table.failed].tolist() == ([1] if tower.spec.output == "pooled" else [0])
         assert block.mask.tolist() == [True, False, False, True, True, True, True]

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from mmfeat.cache.reading import Table, corrupt_pieces, read_vectors, scan
+from mmfeat.cache.reading import RowIndex, corrupt_pieces, read_vectors, scan
 from mmfeat.cache.shard import MIB, Rows
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.spec import EncoderSpec
@@ -46,9 +46,9 @@ class Stored(NamedTuple):
     values: np.ndarray | list[np.ndarray]
 
     @property
-    def table(self) -> Table:
+    def table(self) -> RowIndex:
         """Opened anew: nothing is known to be right yet."""
-        return self.cache.table(self.spec)
+        return self.cache.row_index(self.spec)
 
 
 def keys(start: int, count: int) -> list[bytes]:
@@ -63,7 +63,7 @@ def store(root: Path, spec: EncoderSpec, shards: list[np.ndarray] | list[list[np
         with cache.writer(spec, {}) as writer:
             writer.add(Rows(names, ["x"] * len(names), [""] * len(names), values))
         start += len(values)
-    order = [int(key, 16) for key in cache.table(spec).keys.tolist()]
+    order = [int(key, 16) for key in cache.row_index(spec).keys.tolist()]
     if spec.output == "pooled":
         return Stored(cache, spec, np.concatenate(shards)[order])
     flat = [row for values in shards for row in values]
@@ -178,14 +178,14 @@ def test_any_tokens_are_bit_exact(tokens: Stored) -> None:
             assert same(mine[:length], tokens.values[row][:length])
 
 
-def all_vectors(table: Table) -> np.ndarray:
+def all_vectors(table: RowIndex) -> np.ndarray:
     out = np.empty((len(table.keys), table.width), np.float32)
     table.vectors(np.arange(len(out)), out, np.arange(len(out)))
     return out
 
 
 # Everything that reads values, each from all rows.
-READERS: dict[str, Callable[[Table], object]] = {
+READERS: dict[str, Callable[[RowIndex], object]] = {
     "vectors": all_vectors,
     "tokens": lambda table: table.tokens(np.arange(len(table.keys))),
     "one by one": lambda table: [table.tokens(np.array([row])) for row in range(len(table.keys))],
@@ -232,7 +232,7 @@ def test_a_flipped_bit_is_an_error_for_whoever_touches_its_mib(small: Stored, at
                 assert same(mine, small.values[row][None])
 
 
-def read_one(table: Table, row: int) -> np.ndarray:
+def read_one(table: RowIndex, row: int) -> np.ndarray:
     out = np.empty((1, table.width), np.float32)
     table.vectors(np.array([row]), out, np.array([0]))
     return out
@@ -283,7 +283,7 @@ def test_a_shard_that_is_lost_after_it_was_opened_is_an_error(
             read()
 
 
-def digest(table: Table, seed: int) -> str:
+def digest(table: RowIndex, seed: int) -> str:
     """Of random rows, as a loader's worker reads them."""
     rows, found = np.random.default_rng(seed).integers(0, len(table.keys), 200), hashlib.sha256()
     for part in np.array_split(rows, 5):
@@ -324,7 +324,7 @@ def test_an_empty_read_touches_nothing(small: Stored) -> None:
     (shard,) = small.table.shards
     shard.path.unlink()
     out = np.zeros((0, 996), np.float32)
-    small_table = Table([shard])
+    small_table = RowIndex([shard])
     small_table.vectors(np.arange(0), out, np.arange(0))
     assert small_table.tokens(np.arange(0)).shape == (0, 0, 996)
     with pytest.raises(CacheError):

@@ -145,7 +145,7 @@ def test_what_fails_in_one_block_after_another_is_remembered_once(tmp_path: Path
         with Extractor(towers, store, ExtractSettings("cpu", retry_failed=retry)) as extractor:
             for block in blocks:
                 extractor.extract(block)
-        assert len(store.table(towers[0].spec).keys) == 2
+        assert len(store.row_index(towers[0].spec).keys) == 2
 
 
 def test_a_long_text_file_is_decoded_line_by_line_across_its_pieces(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def writer_of(cache: Cache) -> BackgroundWriter:
 
 
 def stored(cache: Cache) -> int:
-    return len(cache.table(TOWER.spec).keys)
+    return len(cache.row_index(TOWER.spec).keys)
 
 
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])

@@ -1,5 +1,4 @@
 import json
-from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,7 +7,7 @@ import pytest
 
 from mmfeat.errors import DataError
 from mmfeat.samples.dataset import read_samples
-from mmfeat.samples.tables import read_table
+from mmfeat.samples.tables import TableRows
 
 ROWS = [{"id": "1", "text": 'a, "b"\nc', "label": "x"}, {"id": "2", "text": None, "label": None}]
 
@@ -26,19 +25,19 @@ def write(path: Path) -> Path:
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
 def test_every_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
-    assert [row for _, row in read_table(write(tmp_path / f"t.{suffix}"), Counter())] == ROWS
+    assert [row for _, row in TableRows(write(tmp_path / f"t.{suffix}"))] == ROWS
 
 
 def test_lines_are_counted_in_the_file(tmp_path: Path) -> None:
-    assert [line for line, _ in read_table(write(tmp_path / "t.csv"), Counter())] == [3, 4]
+    assert [line for line, _ in TableRows(write(tmp_path / "t.csv"))] == [3, 4]
 
 
 def test_encoding_is_counted(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes(b"id,text\n" + "1,太好了\n".encode("gb18030") + "2,太好了\n".encode())
-    counts: Counter[str] = Counter()
-    assert [row["text"] for _, row in read_table(path, counts)] == ["太好了", "太好了"]  # each line by itself
-    assert counts["gb18030"] == 1
+    rows = TableRows(path)
+    assert [row["text"] for _, row in rows] == ["太好了", "太好了"]  # each line by itself
+    assert rows.encodings["gb18030"] == 1
 
 
 @pytest.mark.parametrize(
@@ -65,7 +64,7 @@ def test_encoding_is_counted(tmp_path: Path) -> None:
 def test_what_is_wrong_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=message):
-        list(read_table(tmp_path / name, Counter()))
+        list(TableRows(tmp_path / name))
 
 
 @pytest.mark.parametrize(("value", "kind"), [(["a", "b"], "a list"), ({"en": "a"}, "an object")])
