@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
-import subprocess
+import importlib
 import sys
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -18,109 +19,92 @@ ORDER = (
 )
 RANK = {name: rank for rank, row in enumerate(ORDER.split(" < ")) for name in row.split(", ")}
 ROOT = Path(mmfeat.__file__).parent
-FILES = sorted(ROOT.rglob("*.py"))
-PACKAGES = sorted(path.parent for path in ROOT.glob("*/__init__.py"))
+FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
+MODULES = {".".join(["mmfeat", *file[:-3].split("/")]).removesuffix(".__init__"): file for file in FILES}
 LIGHT = {"mmfeat", "numpy", "PIL", "xxhash", "typing_extensions", "lazy_loader"}  # the rest loads late
 # Modules of torch code, and the scikit-learn estimator, which nobody imports before they train or encode something.
 TORCH = ("encoders/attention", "heads/", "finetune/", "export/")
 LINES, FUNCTION_LINES, ENTRIES = 400, 60, 25
 
 
-def name_of(path: Path) -> str:
-    return str(path.relative_to(ROOT))
-
-
-def place_of(module: str) -> str:
-    """The package, or the file beside the packages, that a module of mmfeat lies in."""
-    return module.split(".")[1] if "." in module else "__init__"
+def package_of(module: str) -> str:
+    """The package, or the file beside the packages, in which a module of mmfeat lies."""
+    return f"{module}.__init__".split(".")[1]
 
 
 @cache
-def imports(path: Path) -> list[tuple[str, bool]]:
-    """(module, at the top of the file) of all imports that run; names of mmfeat with the module they come from."""
-    tree = ast.parse(path.read_text())
-    typing_only = {
-        node
-        for test in ast.walk(tree)
-        if isinstance(test, ast.If) and "TYPE_CHECKING" in ast.unparse(test.test)
-        for node in ast.walk(test)
-    }
-    found = []
-    for node in ast.walk(tree):
-        top = node in tree.body
-        if node not in typing_only and isinstance(node, ast.Import):
-            found += [(alias.name, top) for alias in node.names]
-        if node not in typing_only and isinstance(node, ast.ImportFrom) and node.module:
-            found += [(f"{node.module}.{alias.name}", top) for alias in node.names]
-    return found
+def imports(file: str) -> list[tuple[str, bool]]:
+    """(module, whether the import waits for a call) of all imports that run."""
+    tree = ast.parse((ROOT / file).read_text())
+    branches = [
+        node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+    ]
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    typing_only = {node for branch in branches for node in ast.walk(branch)}
+    late = {node for function in functions for node in ast.walk(function)}
+    result = []
+    for node in set(ast.walk(tree)) - typing_only:
+        if isinstance(node, ast.Import):
+            result += [(alias.name, node in late) for alias in node.names]
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            result += [(name if name in MODULES else node.module, node in late) for name in names]
+    return result
 
 
-def foreign(path: Path, top_only: bool = False) -> set[str]:
-    """The libraries that a file imports."""
-    names = {module.split(".")[0] for module, top in imports(path) if top or not top_only}
+def libraries(file: str, late: bool) -> set[str]:
+    """The other people's packages that a file imports as it is loaded, or `late`."""
+    names = {module.split(".")[0] for module, waits in imports(file) if waits == late}
     return names - {"mmfeat"} - sys.stdlib_module_names
 
 
-files = pytest.mark.parametrize("path", FILES, ids=name_of)
+@pytest.mark.parametrize("file", FILES)
+def test_a_package_imports_only_from_its_left(file: str) -> None:
+    package = file.split("/")[0].removesuffix(".py")
+    for module, _ in imports(file) if package in RANK else ():
+        if module.split(".")[0] == "mmfeat" and package_of(module) != package:
+            assert RANK[package_of(module)] < RANK[package], f"{package} imports {module}"
 
 
-@files
-def test_a_package_imports_only_from_its_left(path: Path) -> None:
-    own = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    if own in ("__init__", "__main__"):
-        return
-    for module, _ in imports(path):
-        if module.split(".")[0] == "mmfeat" and place_of(module) != own:
-            assert RANK[place_of(module)] < RANK[own], f"{own} imports {module}"
+@pytest.mark.parametrize("file", FILES)
+def test_heavy_libraries_load_where_they_are_needed(file: str) -> None:
+    allowed = {"torch"} if file.startswith(TORCH) else set()
+    allowed |= {"sklearn"} if file == "heads/classifier.py" else set()
+    allowed |= {"typer", "rich"} if file.startswith("cli/") else set()
+    assert libraries(file, late=False) - LIGHT <= allowed
+    assert file.startswith("cli/") or not libraries(file, late=True) & {"typer", "rich", "click"}
 
 
-@files
-def test_heavy_libraries_load_where_they_are_needed(path: Path) -> None:
-    allowed = {"torch"} if name_of(path).startswith(TORCH) else set()
-    allowed |= {"sklearn"} if name_of(path) == "heads/classifier.py" else set()
-    allowed |= {"typer", "rich"} if name_of(path).startswith("cli/") else set()
-    assert foreign(path, top_only=True) - LIGHT <= allowed
-
-
-@files
-def test_only_the_command_line_imports_its_packages(path: Path) -> None:
-    assert not foreign(path) & {"typer", "rich", "click"} or name_of(path).startswith("cli/")
-
-
-@files
-def test_no_pickle_anywhere(path: Path) -> None:
-    assert not {module.split(".")[0] for module, _ in imports(path)} & {"pickle", "joblib", "dill", "shelve", "marshal"}
-    source = path.read_text()
+@pytest.mark.parametrize("file", FILES)
+def test_no_pickle_anywhere(file: str) -> None:
+    assert not {module.split(".")[0] for module, _ in imports(file)} & {"pickle", "joblib", "dill", "shelve", "marshal"}
+    source = (ROOT / file).read_text()
     assert source.count("torch.load(") == source.count("weights_only=True")
 
 
-@files
-def test_files_and_functions_can_be_seen_at_once(path: Path) -> None:
-    source = path.read_text()
+@pytest.mark.parametrize("file", FILES)
+def test_files_and_functions_can_be_seen_at_once(file: str) -> None:
+    source = (ROOT / file).read_text()
     assert source.count("\n") <= LINES
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef):
             assert (node.end_lineno or 0) - node.lineno < FUNCTION_LINES, node.name
 
 
-@pytest.mark.parametrize("package", PACKAGES, ids=name_of)
-def test_every_package_says_what_it_is(package: Path) -> None:
-    tree = ast.parse((package / "__init__.py").read_text())
+@pytest.mark.parametrize("file", [file for file in FILES if file.endswith("/__init__.py")])
+def test_every_package_says_what_it_is(file: str) -> None:
+    tree = ast.parse((ROOT / file).read_text())
     assert ast.get_docstring(tree), "a docstring: what the package does, where to start reading, what it may import"
     assert "__all__" in ast.unparse(tree)
 
 
 def test_the_house_is_small_and_has_no_circle() -> None:
-    """Every module can be the first one that is imported; a circle would break one of them."""
+    """Every module can be the first one that is imported."""
     assert len([path for path in ROOT.iterdir() if not path.name.startswith((".", "__pycache__"))]) <= ENTRIES
-    modules = [name_of(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in FILES]
-    modules = [f"mmfeat.{name}" for name in modules if name not in ("__init__", "__main__")]
-    code = (
-        f"import importlib, sys, torch, sklearn\nfor name in {modules!r}:\n"
-        "    for old in [m for m in sys.modules if m.startswith('mmfeat')]: del sys.modules[old]\n"
-        "    importlib.import_module(name)\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+    needs = {name: {module for module, late in imports(file) if not late} for name, file in MODULES.items()}
+    list(TopologicalSorter(needs).static_order())  # raises CycleError, which names the circle
+    for name in MODULES.keys() - {"mmfeat.__main__"}:
+        importlib.import_module(name)
 
 
 def test_public_names_resolve() -> None:
