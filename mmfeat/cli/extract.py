@@ -114,12 +114,12 @@ def demo(
     out.print(f"next: mmfeat extract --data {folder} --encoders hashing,hog")
 
 
-WORTH_ADVICE = 60.0  # seconds; who waits less needs no cluster
+WORTH_ADVICE = 60.0  # seconds of wall time from which advice is given
 SHOWN_FAILURES = 5
 
 
 def show_extraction(result: Extraction) -> None:
-    """What was there, what is new, what could not be read."""
+    """Print the samples, the vectors by encoder, the failures, and where the time went."""
     samples = result.samples
     counts = samples.labels
     labelled = f"{sum(counts.values()):,} labelled{_encodings(samples.encodings)}"
@@ -156,7 +156,7 @@ def show_extraction(result: Extraction) -> None:
 
 
 def show_forecast(found: Forecasts) -> None:
-    """What is missing, how fast it would go, how large it would get."""
+    """Print a forecast: what is missing, its time and its size on disk."""
     out.print(f"{found.samples.source}: {len(found.samples):,} samples")
     if not found.encoders:
         out.print(f"nothing to do: every vector is in {found.folder}")

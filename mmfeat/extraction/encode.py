@@ -1,4 +1,7 @@
-"""The pipeline of an extraction: reader -> encoders -> writer, none of which waits for another without need."""
+"""The pipeline of an extraction: reader -> encoders -> writer.
+
+The three run side by side: the next samples are read and the last rows are written while encoders compute.
+"""
 
 from __future__ import annotations
 
@@ -27,18 +30,21 @@ from mmfeat.system.wording import Advance
 # On a CPU the activations of a larger batch leave the processor's caches, and a fixed size gives the same sums twice.
 CPU_SIZES = {"image": 16, "text": 32}
 PROBED_SIZES = (32, 64, 128, 256, 512)
-WORTH_MORE = 1.05  # as fast, for twice the memory
+WORTH_MORE = 1.05  # speed-up that is worth twice the memory
 
 
 class Batcher:
-    """Gives an encoder as much at once as suits the device; `size` 0 has it find out."""
+    """Encodes in batches of `size` inputs, of the size that suits the device where `size` is 0.
+
+    A batch that does not fit in memory is halved.
+    """
 
     def __init__(self, encoder: Encoder, device: str, size: int = 0) -> None:
         self.encoder, self.device, self._reason = encoder, device, ""
         self.size = size or (CPU_SIZES[encoder.modality] if device == "cpu" else 0)
 
     def launch(self, inputs: list[Any]) -> Callable[[], list[Values]]:
-        """Start with any number of inputs; the function waits for their values. Nothing is lost where memory is."""
+        """Start encoding any number of inputs; the function waits for the values of each output."""
         if not self.size:
             self.size = self._probe(inputs)
         waits: list[Callable[[], list[Values]]] = []
@@ -58,18 +64,18 @@ class Batcher:
         return lambda: _joined([wait() for wait in waits])
 
     def _try(self, piece: list[Any]) -> Callable[[], list[Values]] | None:
-        """None where there is too little memory."""
+        """Start one batch; None where memory is too short for the batch."""
         try:
             return self.encoder.launch(piece)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
             self._reason = " ".join(str(error).split())[:120]
-        self._empty_caches()  # here the failed pass's tensors are gone, in the handler they are not
+        self._empty_caches()  # only outside the handler are the tensors of the failed pass free
         return None
 
     def _probe(self, inputs: list[Any]) -> int:
-        """The smallest size beyond which encoding gets no faster, on copies of the longest inputs."""
+        """The smallest batch size beyond which encoding gets no faster, on copies of the longest inputs."""
         best, chosen = 0.0, PROBED_SIZES[0]
         for size in PROBED_SIZES:
             batch = (inputs * -(-size // len(inputs)))[:size]
@@ -80,7 +86,7 @@ class Batcher:
         return chosen
 
     def _seconds(self, batch: list[Any]) -> float:
-        """How long a batch takes, infinite if it does not fit."""
+        """Seconds that a batch takes, infinite if the batch does not fit in memory."""
         start = time.perf_counter()
         wait = self._try(batch)
         if wait is None:
@@ -99,13 +105,13 @@ class Batcher:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """CUDA, Apple's and the CPU's allocators have words for it; oneDNN, short of memory, only ever says the last."""
+    """Whether an error means that memory is short; "could not create a primitive" is all that oneDNN says of it."""
     words = ("out of memory", "can't allocate memory", "not enough memory", "could not create a primitive")
-    return isinstance(error, MemoryError) or any(each in str(error) for each in words)
+    return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in words)
 
 
 def _joined(parts: list[list[Values]]) -> list[Values]:
-    """The values of all pieces, for each output."""
+    """The values of all batches, joined for each output."""
     if len(parts) == 1:
         return parts[0]
     return [
@@ -114,25 +120,27 @@ def _joined(parts: list[list[Values]]) -> list[Values]:
     ]
 
 
-WINDOWS = {"cpu": {"image": 16, "text": 256}}  # samples that are read, sorted by length and encoded together
+# A window is the samples that are read, sorted by length and encoded together.
+WINDOWS = {"cpu": {"image": 16, "text": 256}}
 GPU_WINDOW = {"image": 512, "text": 4096}
-TEXT_BATCHES = 8  # in a window, where the size of a batch is given
-QUEUED = 8  # results on their way to the writer
-TICK = 1.0  # seconds after which an idle writer looks whether a commit is due
+TEXT_BATCHES = 8  # batches a window of texts, where the user sets the size of a batch
+QUEUED = 8  # blocks of rows that wait for the writer at most
+TICK = 1.0  # seconds between two looks of an idle writer whether a commit is due
 
 T = TypeVar("T")
 
 
 class Sink(Protocol):
-    """Takes over rows of a spec, by its fingerprint."""
+    """Where encoded rows go: the background writer, or memory."""
 
-    def add(self, fingerprint: str, rows: Rows, clocks: Clocks) -> None: ...
+    def add(self, fingerprint: str, rows: Rows, clocks: Clocks) -> None:
+        """Take over rows of the spec with this fingerprint."""
 
 
 class BackgroundWriter:
-    """Takes rows over and commits them in a thread; leaving the context, for whatever reason, commits the rest.
+    """Writes and commits rows in a thread; leaving the context, for whatever reason, commits the rest.
 
-    `make` gives the shard writer of a fingerprint.
+    `make` maps the fingerprint of a spec to its shard writer.
     """
 
     def __init__(self, make: Callable[[str], ShardWriter]) -> None:
@@ -144,12 +152,12 @@ class BackgroundWriter:
         self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
 
     def open(self, fingerprint: str) -> None:
-        """Be ready for rows of a spec. Raises `WriteError` where they could not be written, before any work."""
+        """Open the shard writer of a spec. Raises `WriteError`, before any work, where rows cannot be written."""
         if fingerprint not in self._writers:
             self._writers[fingerprint] = self._open.enter_context(self._make(fingerprint))
 
     def add(self, fingerprint: str, rows: Rows, clocks: Clocks) -> None:
-        """Hand some rows over; waits only where the disk is slower than the encoders."""
+        """Queue rows of a spec; waits only where the disk is slower than the encoders."""
         if self._error is not None:
             raise self._error
         with clocks.time("blocked"):
@@ -157,8 +165,8 @@ class BackgroundWriter:
 
     @property
     def counts(self) -> dict[str, tuple[int, int, int]]:
-        """Rows with values that were committed, rows that hold an error, and rows found there, by fingerprint."""
-        return {name: (each.committed, each.failed, each.found) for name, each in self._writers.items()}
+        """Numbers of rows by fingerprint: committed with values, holding an error, and met in the cache by then."""
+        return {name: (writer.committed, writer.failed, writer.found) for name, writer in self._writers.items()}
 
     def __enter__(self) -> BackgroundWriter:
         self._thread.start()
@@ -169,7 +177,7 @@ class BackgroundWriter:
     ) -> None:
         try:
             self._end()
-        except KeyboardInterrupt:  # once more of them leaves at once
+        except KeyboardInterrupt:  # a second Ctrl-C leaves at once
             self._end()
             raise
         finally:
@@ -183,28 +191,29 @@ class BackgroundWriter:
         self._thread.join()
 
     def _work(self) -> None:
-        """After an error, which the main thread raises, the rest is taken and dropped: nobody waits for ever."""
+        """Write what is queued. After an error, which the main thread raises, the queue is drained and dropped."""
         clocks, ended = Clocks(), False
         while not ended:
             try:
-                given = self._queue.get(timeout=TICK)
-                ended = given is None
+                entry = self._queue.get(timeout=TICK)
+                ended = entry is None
             except queue.Empty:
-                given = None
-            if given is not None:
-                clocks = given[2]
+                entry = None
+            if entry is not None:
+                clocks = entry[2]
             try:
                 with clocks.time("write"):
-                    self._write(given, ended)
+                    self._write(entry, ended)
             except BaseException as error:
                 self._error = self._error or error
 
-    def _write(self, given: tuple[str, Rows, Clocks] | None, everything: bool) -> None:
+    def _write(self, entry: tuple[str, Rows, Clocks] | None, everything: bool) -> None:
+        """Write one entry of the queue and commit what is due, or everything."""
         if self._error is not None:
             return
-        if given is not None:
-            self._writers[given[0]].add(given[1])
-        for writer in list(self._writers.values()):  # also those whose rows came earlier
+        if entry is not None:
+            self._writers[entry[0]].add(entry[1])
+        for writer in list(self._writers.values()):
             if everything:
                 writer.commit()
             writer.commit_if_due()
@@ -212,7 +221,7 @@ class BackgroundWriter:
 
 @dataclass
 class Stage:
-    """What runs over the items of one modality."""
+    """The pipeline of one modality: one reader, encoders side by side, and the sink of their rows."""
 
     encoders: list[Batcher]
     reader: Reader
@@ -223,31 +232,34 @@ class Stage:
     _since: float = 0.0
 
     def run(self, items: Sequence[Item], advance: Advance) -> Iterator[tuple[str, str]]:
-        """Encode and write all items; yields (sample id, reason) of what could not be read or encoded."""
+        """Encode and write all items; yields (sample id, reason) for each that could not be read or encoded."""
         modality = items[0].modality
         size = WINDOWS.get(self.device, GPU_WINDOW)[modality]
         if self.batch_size:
             size = self.batch_size * (TEXT_BATCHES if modality == "text" else 1)
-        depth = 0 if self.device == "cpu" else 1  # of the windows that a device works on while the next is prepared
+        depth = 0 if self.device == "cpu" else 1  # windows that a GPU works on while the next one is prepared
         self.clocks.workers = self.reader.workers
         running: deque[tuple[list[Prepared], list[Callable[[], Blocks]]]] = deque()
         self._since = time.perf_counter() - self.clocks.wall
         try:
             for window in batched(self._read(items, ahead=4 * size), size):
                 with self.clocks.time("encode"):
-                    running.append((window, [start_block(window, n, each) for n, each in enumerate(self.encoders)]))
+                    running.append(
+                        (window, [start_block(window, n, batcher) for n, batcher in enumerate(self.encoders)])
+                    )
                 while len(running) > depth:
                     yield from self._finish(*running.popleft(), advance)
             while running:
                 yield from self._finish(*running.popleft(), advance)
-        except KeyboardInterrupt:  # what the device has begun is worth keeping
-            for begun in running:
-                list(self._finish(*begun, advance))
+        except KeyboardInterrupt:  # windows that the device works on are worth keeping
+            for started in running:
+                list(self._finish(*started, advance))
             raise
         finally:
             self.clocks.wall = time.perf_counter() - self._since
 
     def _read(self, items: Sequence[Item], ahead: int) -> Iterator[Prepared]:
+        """Read items, and add up the seconds that readers worked and encoders waited."""
         source = self.reader.read(items, ahead)
         while True:
             with self.clocks.time("starved"):
@@ -261,7 +273,7 @@ class Stage:
     def _finish(
         self, window: list[Prepared], waits: list[Callable[[], Blocks]], advance: Advance
     ) -> Iterator[tuple[str, str]]:
-        """Hand over what a window gave. What could not even be read gives no row; what is not finite only its row."""
+        """Write the rows of a window; yields its failures: unreadable files, which have no row, and rows of errors."""
         failures = {(entry.item.sample.id, reason) for entry in window for reason in entry.errors.values()}
         for wait in waits:
             with self.clocks.time("encode"):
@@ -277,18 +289,21 @@ class Stage:
 Blocks = list[tuple[EncoderSpec, Rows]]
 
 
-def start_block(window: list[Prepared], number: int, encoder: Batcher) -> Callable[[], Blocks]:
-    """Start encoding what could be read, shortest last; the function waits for the rows of each output."""
-    good = [entry for entry in window if number in entry.inputs]
-    # A file that could not even be read has no content, so there is nothing to remember it by.
-    bad = [entry for entry in window if number in entry.errors and entry.key]
-    if (length := encoder.encoder.length) is not None:
-        good.sort(key=lambda entry: -length(entry.inputs[number]))
-    specs = encoder.encoder.specs
-    wait = encoder.launch([entry.inputs[number] for entry in good]) if good else list
+def start_block(window: list[Prepared], index: int, batcher: Batcher) -> Callable[[], Blocks]:
+    """Start encoding a window, longest inputs first; the function waits for the rows of each output.
+
+    `index` is that of the encoder in `Prepared.inputs`.
+    """
+    good = [entry for entry in window if index in entry.inputs]
+    # A file that cannot be read has no content key, so its error cannot be stored.
+    bad = [entry for entry in window if index in entry.errors and entry.key]
+    if (length := batcher.encoder.length) is not None:
+        good.sort(key=lambda entry: -length(entry.inputs[index]))
+    specs = batcher.encoder.specs
+    wait = batcher.launch([entry.inputs[index] for entry in good]) if good else list
     return lambda: [
         *(pair for spec, values in zip(specs, wait(), strict=False) for pair in _good_rows(spec, good, values)),
-        *(pair for spec in specs for pair in _bad_rows(spec, bad, [entry.errors[number] for entry in bad])),
+        *(pair for spec in specs for pair in _bad_rows(spec, bad, [entry.errors[index] for entry in bad])),
     ]
 
 
@@ -306,7 +321,7 @@ def _bad_rows(spec: EncoderSpec, entries: list[Prepared], errors: list[str]) -> 
 
 
 def _lacking(spec: EncoderSpec, entries: list[Prepared]) -> list[int]:
-    return [number for number, entry in enumerate(entries) if spec.fingerprint in entry.item.fingerprints]
+    return [row for row, entry in enumerate(entries) if spec.fingerprint in entry.item.fingerprints]
 
 
 def _rows(entries: list[Prepared], errors: list[str], values: Values) -> Rows:
@@ -314,9 +329,9 @@ def _rows(entries: list[Prepared], errors: list[str], values: Values) -> Rows:
 
 
 def _stored(values: Values, entries: list[Prepared], spec: EncoderSpec) -> tuple[Values, list[str]]:
-    """The values in the storage dtype, and an error for each sample of which not all are finite.
+    """The values in the storage dtype, and the error of each sample whose values are not all finite, else "".
 
-    In half precision the dtype may be to blame, so that is an error of the whole extraction.
+    In half precision the dtype may be to blame, so a value that is not finite ends the extraction.
     """
     with np.errstate(over="ignore"):
         stored = [value.astype(spec.storage) for value in values]

@@ -38,10 +38,10 @@ BLOCK = 65_536  # samples that are in memory at once; the next block is planned 
 
 @dataclass(frozen=True)
 class ExtractSettings:
-    """How to extract; nothing here changes a vector.
+    """How to extract; no setting changes a vector.
 
-    `workers` 0 is one reader a core, `batch_size` 0 what suits the device; `compiled` has torch make kernels. What
-    could not be read or encoded is remembered with its error and tried again only with `retry_failed`.
+    `workers` is the number of readers, 0 for one a core; `batch_size` 0 suits the device; `compiled` runs pooled torch
+    models through `torch.compile`. A failure is stored with its error and tried again only with `retry_failed`.
     """
 
     device: str = "auto"
@@ -53,13 +53,7 @@ class ExtractSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Extraction:
-    """Result of an extraction: its samples and encoders, the cache folder of the data set, and what was counted.
-
-    `stored`, `new` and `unreadable` count vectors by the encoder's cache folder: in the cache before, committed, and
-    rows that hold an error. `missing` counts samples by modality and reason, and `examples` has one id for each.
-    `failed` is the number of samples that could not be read or encoded this time; `failures` lists the first as
-    (sample id, reason). `clocks` are the seconds of each step, by modality.
-    """
+    """Result of an extraction: samples, encoders, cache folder of the data set, and counts that `Counts` explains."""
 
     samples: Overview
     towers: Sequence[Tower]
@@ -78,7 +72,7 @@ class Extraction:
 
     @property
     def nothing_to_do(self) -> bool:
-        """Whether there was nothing to encode."""
+        """Whether the cache lacked nothing."""
         return not any(self.new.values()) and not self.failed
 
 
@@ -94,15 +88,18 @@ def extract_features(
     ray_address: str | None = None,
     progress: Progress | None = None,
 ) -> Extraction:
-    """Encode what the cache lacks of `data`; a rerun continues after whatever stopped the last.
+    """Encode what the cache lacks of `data`; after an interruption the same call encodes the rest.
 
-    `options.dtype` "auto" becomes the hardware's own. `data` may be larger than memory. With the engine "ray" blocks of
-    samples go to the workers of a Ray cluster, which write to a `cache` that all of them see.
+    `options.dtype` "auto" becomes the dtype that suits the hardware. `data` may be larger than memory. With the engine
+    "ray" blocks of samples go to the workers of a Ray cluster, which write to a `cache` that all of them see.
     """
     start = time.monotonic()
     check_engine(engine, ray_address)
     settings, progress = settings or ExtractSettings(), progress or Silent()
-    if engine == "local" and settings.device not in ("auto", "cpu"):  # torch is slow to import where nobody needs it
+    if engine == "local" and settings.device not in (
+        "auto",
+        "cpu",
+    ):  # other devices need torch, which is slow to import
         resolve_device(settings.device)
     work = prepare_extraction(data, encoders, cache, options, columns, settings)
     overview = work.source.overview()
@@ -152,7 +149,7 @@ def extract_samples(
 
 @dataclass(frozen=True)
 class Work:
-    """An extraction that was asked for: where its samples come from and what they go through."""
+    """The inputs of an extraction: the source of its samples, its encoders, and where the vectors go."""
 
     source: SampleSource
     towers: list[Tower]
@@ -168,9 +165,9 @@ def prepare_extraction(
     columns: Mapping[str, str] | None,
     settings: ExtractSettings,
 ) -> Work:
-    """Find the data and describe the encoders; nothing is loaded or written.
+    """Find the data and describe the encoders; loads no model and writes nothing.
 
-    Raises `ConfigError` for what is asked for and applies to none of the encoders.
+    Raises `ConfigError` for an option that applies to none of the encoders.
     """
     source = SampleSource(data, columns)
     encoders, resolved = list(encoders), resolve_options(options or EncoderOptions(), settings.device)
@@ -183,6 +180,7 @@ def prepare_extraction(
 
 
 def _check_applies(towers: Sequence[Tower], options: EncoderOptions, settings: ExtractSettings) -> None:
+    """Raise `ConfigError` for an option that no encoder heeds."""
     names = ", ".join(dict.fromkeys(tower.spec.model for tower in towers))
     if settings.compiled and not any(is_torch(tower.request) for tower in towers):
         raise ConfigError(f"--compile: there is no torch model in {names}; leave it out")
@@ -212,7 +210,7 @@ def _extract(
 def _planned(
     planner: Planner, blocks: Iterator[Sequence[Sample]], progress: Progress
 ) -> Generator[Missing, None, None]:
-    """The plans of all blocks, each made while the one before it is encoded; the first shows how it goes."""
+    """Yield the plan of each block, made while the block before is encoded; only the first shows its progress."""
     plan, rest = _plan_next(planner, blocks, progress), Unseen()
     with ThreadPoolExecutor(1) as pool:
         try:
@@ -225,12 +223,13 @@ def _planned(
 
 
 def _plan_next(planner: Planner, blocks: Iterator[Sequence[Sample]], progress: Progress) -> Missing | None:
+    """The plan of the next block, None after the last."""
     block = next(blocks, None)
     return None if block is None else planner.plan(block, progress)
 
 
 class Unseen:
-    """Progress that nobody sees; what it follows ends soon after it was stopped."""
+    """Progress that nobody sees; work that reports to it ends with `CancelledError` once `stopped` is True."""
 
     def __init__(self) -> None:
         self.stopped = False
@@ -245,7 +244,7 @@ class Unseen:
 
 
 class Extractor:
-    """Plans blocks of samples and encodes what they lack; a model is loaded when something first needs it."""
+    """Plans blocks of samples and encodes what the cache lacks; a model is loaded when a plan first needs it."""
 
     def __init__(self, towers: Sequence[Tower], store: Cache, settings: ExtractSettings, writes: bool = True) -> None:
         self.towers, self.store, self.settings = list(towers), store, settings
@@ -268,7 +267,7 @@ class Extractor:
         return counts
 
     def encode(self, plans: Iterable[Missing], progress: Progress | None = None, total: int = 0) -> Counts:
-        """Encode what plans lack, one after the other, and commit it; `total` is the number of plans, 0 if unknown.
+        """Encode the items of each plan and commit their rows; `total` is the number of plans, 0 if unknown.
 
         What was encoded is committed also where an error ends the work.
         """
@@ -290,8 +289,11 @@ class Extractor:
         return counts
 
     def load(self, fingerprints: set[str], whole: bool = False) -> None:
-        """Load the models behind some specs unless that was done; if more is to come, `whole`, with all outputs."""
-        loaded = {fingerprint for each in self._encoders for fingerprint in each.encoder.fingerprints}
+        """Load the models of the specs with these fingerprints, each model once.
+
+        With `whole` a model is loaded with all outputs that any block may need, not only with those named.
+        """
+        loaded = {name for batcher in self._encoders for name in batcher.encoder.fingerprints}
         asked = {self._towers[name].request for name in fingerprints - loaded}
         wanted = [
             tower
@@ -303,12 +305,12 @@ class Extractor:
             self._encoders += [Batcher(encoder, self.device, self.settings.batch_size) for encoder in fresh]
 
     def encoders(self, modality: str) -> list[Batcher]:
-        """Those that are loaded."""
-        return [each for each in self._encoders if each.encoder.modality == modality]
+        """The loaded encoders of a modality."""
+        return [batcher for batcher in self._encoders if batcher.encoder.modality == modality]
 
     @property
     def device(self) -> str:
-        """Where the models compute; without one torch, which is slow to import, need not be asked."""
+        """Where the models compute: the CPU where no encoder needs torch, which is slow to import."""
         if self.settings.device in ("auto", "cpu") and not any(is_torch(tower.request) for tower in self.towers):
             return "cpu"
         return resolve_device(self.settings.device)
@@ -330,5 +332,5 @@ class Extractor:
 
 
 def provenance(tower: Tower) -> dict[str, Any]:
-    """What does not change a vector but tells where it came from."""
+    """The origin of vectors, kept beside them: the request and the versions of libraries, which the spec leaves out."""
     return {"request": tower.request, "versions": versions()}

@@ -1,4 +1,4 @@
-"""The forecast of an extraction: what is missing, and from a few samples how long it takes and how large it gets."""
+"""The forecast of an extraction: what is missing, and from a few samples its time and its size on disk."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from mmfeat.extraction.reader import Prepared, Reader
 from mmfeat.samples.dataset import MODALITIES, Overview
 from mmfeat.system.wording import Progress, Silent
 
-TRIED = 64  # samples at most that are encoded to find out
-TRIED_SHARE, TRIED_ANYWAY = 4, 16  # no more than one in 4 of what is missing, but 16
-TRY_SECONDS = 5.0  # of encoding after which no further batch is begun
+TRIED = 64  # samples that are encoded at most
+TRIED_SHARE, TRIED_ANYWAY = 4, 16  # a quarter of the missing samples is encoded, but at least 16
+TRY_SECONDS = 5.0  # seconds of encoding after which no further batch is started
 WARM_UP = 8  # samples that are encoded once before the clock runs
-ROW_BYTES = 100  # of key, id and checksums beside a row's values
-SHARD_BYTES = 30_000  # of what surrounds the rows of a shard, and of what aligns them
+ROW_BYTES = 100  # bytes a row of key, id and checksums
+SHARD_BYTES = 30_000  # bytes of a shard without its rows
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """One encoder over one view: `rate` in samples a second with all its outputs, `seconds` for what is missing.
+    """Forecast of one encoder over one view: samples a second with all outputs, and seconds for what is missing.
 
-    `outputs` are (spec, missing, bytes on disk).
+    `outputs` are (spec, missing rows, bytes on disk).
     """
 
     model: str
@@ -42,7 +42,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Forecasts:
-    """Those of all encoders; `reading` is how many seconds reading and decoding add, `free` bytes the disk has left."""
+    """Forecasts of all encoders, the seconds that reading and decoding add, and the bytes that are free on the disk."""
 
     samples: Overview
     folder: Path
@@ -61,12 +61,15 @@ class Forecasts:
 
 @dataclass
 class _Needs:
-    """What all blocks lack, and for each set of fingerprints a few random items that lack just these."""
+    """Counts of what all blocks lack, and for each set of fingerprints a few random items that lack exactly this set.
 
-    lacking: Counter[str] = field(default_factory=Counter)  # by cache folder
+    `lacking` counts rows by cache folder, `items` and `sampled` go by the set of fingerprints.
+    """
+
+    lacking: Counter[str] = field(default_factory=Counter)
     items: Counter[frozenset[str]] = field(default_factory=Counter)
-    tried: dict[frozenset[str], list[Item]] = field(default_factory=dict)
-    dice: random.Random = field(default_factory=lambda: random.Random(0))
+    sampled: dict[frozenset[str], list[Item]] = field(default_factory=dict)
+    generator: random.Random = field(default_factory=lambda: random.Random(0))
 
     def add(self, plan: Missing) -> None:
         self.lacking.update(plan.lacking)
@@ -74,23 +77,23 @@ class _Needs:
             self._keep(item)
 
     def _keep(self, item: Item) -> None:
-        """Each item with the same probability (Vitter's reservoir, algorithm R)."""
+        """Keep each item with the same probability (Vitter's reservoir, algorithm R)."""
         self.items[item.fingerprints] += 1
-        kept = self.tried.setdefault(item.fingerprints, [])
+        kept = self.sampled.setdefault(item.fingerprints, [])
         if len(kept) < TRIED:
             kept.append(item)
-        elif (place := self.dice.randrange(self.items[item.fingerprints])) < TRIED:
-            kept[place] = item
+        elif (index := self.generator.randrange(self.items[item.fingerprints])) < TRIED:
+            kept[index] = item
 
     def missing(self, fingerprints: frozenset[str]) -> int:
-        """How many items lack any of these."""
+        """Number of items that lack any of these specs."""
         return sum(count for lacking, count in self.items.items() if lacking & fingerprints)
 
-    def some(self, fingerprints: frozenset[str]) -> list[Item]:
-        """About as many as are tried of those that lack any of these, of each kind its share."""
+    def sample(self, fingerprints: frozenset[str]) -> list[Item]:
+        """Random items that lack any of these specs; each set of lacking specs has its share."""
         total = self.missing(fingerprints)
         tried = max(TRIED_ANYWAY, min(TRIED, total // TRIED_SHARE))
-        kinds = [(self.tried[lacking], count) for lacking, count in self.items.items() if lacking & fingerprints]
+        kinds = [(self.sampled[lacking], count) for lacking, count in self.items.items() if lacking & fingerprints]
         return [item for items, count in kinds for item in items[: -(-tried * count // total)]]
 
 
@@ -104,7 +107,7 @@ def forecast_extraction(
     settings: ExtractSettings | None = None,
     progress: Progress | None = None,
 ) -> Forecasts:
-    """What `extract_features` would do, from encoding a few samples; nothing is written."""
+    """Forecast `extract_features` by encoding a few samples; nothing is written."""
     settings, progress = settings or ExtractSettings(), progress or Silent()
     work = prepare_extraction(data, encoders, cache, options, columns, settings)
     overview, needs = work.source.overview(), _Needs()
@@ -113,48 +116,50 @@ def forecast_extraction(
             needs.add(extractor.planner.plan(block, progress))
         extractor.load({name for names in needs.items for name in names})
         stages = [extractor.encoders(modality) for modality in MODALITIES]
-        found = [_stage(batchers, needs, extractor, progress) for batchers in stages if batchers]
-    forecasts = tuple(forecast for each, _ in found for forecast in each)
-    return Forecasts(overview, work.store.folder, forecasts, sum(reading for _, reading in found), _free(Path(cache)))
+        tried = [_stage(batchers, needs, extractor, progress) for batchers in stages if batchers]
+    forecasts = tuple(forecast for stage, _ in tried for forecast in stage)
+    return Forecasts(overview, work.store.folder, forecasts, sum(reading for _, reading in tried), _free(Path(cache)))
 
 
 def _stage(
     batchers: Sequence[Batcher], needs: _Needs, extractor: Extractor, progress: Progress
 ) -> tuple[list[Forecast], float]:
-    """The forecasts of one modality's encoders, and the seconds that reading adds: a GPU works meanwhile."""
-    forecasts, shared, own = [], [], 0.0
-    chosen = [needs.some(batcher.encoder.fingerprints) for batcher in batchers]
+    """Forecasts of the encoders of one modality, and the seconds that reading adds; a GPU works meanwhile."""
+    forecasts, shared, late = [], [], 0.0
+    chosen = [needs.sample(batcher.encoder.fingerprints) for batcher in batchers]
     with progress.step(f"try {batchers[0].encoder.modality}s", sum(map(len, chosen))) as advance:
         for batcher, items in zip(batchers, chosen, strict=True):
             reader = Reader([batcher.encoder], extractor.settings.workers)
             prepared = list(reader.read(items, TRIED))
-            preparing = _mean([entry.own.get(0, 0.0) for entry in prepared]) / reader.workers
+            preparing = _mean([entry.preparing.get(0, 0.0) for entry in prepared]) / reader.workers
             early = preparing if batcher.encoder.early else 0.0
-            shared += [(entry.read + entry.decode - sum(entry.own.values())) / reader.workers for entry in prepared]
-            own += (preparing - early) * needs.missing(batcher.encoder.fingerprints)
+            shared += [
+                (entry.read + entry.decode - sum(entry.preparing.values())) / reader.workers for entry in prepared
+            ]
+            late += (preparing - early) * needs.missing(batcher.encoder.fingerprints)
             forecasts.append(_encoder(prepared, early, batcher, needs))
             advance(len(items))
-    everything = frozenset(name for each in batchers for name in each.encoder.fingerprints)
-    reading = _mean(shared) * needs.missing(everything) + own
+    everything = frozenset(name for batcher in batchers for name in batcher.encoder.fingerprints)
+    reading = _mean(shared) * needs.missing(everything) + late
     beside = sum(forecast.seconds for forecast in forecasts) if extractor.device != "cpu" else 0.0
     return forecasts, max(0.0, reading - beside)
 
 
 def _encoder(prepared: Sequence[Prepared], early: float, batcher: Batcher, needs: _Needs) -> Forecast:
-    """`early` are the seconds a sample of an encoder's own work that is done in reading."""
+    """Forecast of one encoder from prepared samples; `early` is its seconds a sample in the readers."""
     usable = [entry for entry in prepared if 0 in entry.inputs]
     start_block(usable[:WARM_UP], 0, batcher)()
     start, done = time.perf_counter(), 0
     rows, sizes = Counter[EncoderSpec](), Counter[EncoderSpec]()
     for piece in batched(usable, batcher.size or TRIED):
-        for spec, found in start_block(piece, 0, batcher)():
-            rows[spec] += len(found.keys)
-            sizes[spec] += found.nbytes
+        for spec, block in start_block(piece, 0, batcher)():
+            rows[spec] += len(block.keys)
+            sizes[spec] += block.nbytes
         done += len(piece)
         if time.perf_counter() - start > TRY_SECONDS:
             break
-    encoder, each = batcher.encoder, (time.perf_counter() - start) / max(1, done) + early
-    rate = 1 / each if done else 0.0
+    encoder, seconds = batcher.encoder, (time.perf_counter() - start) / max(1, done) + early
+    rate = 1 / seconds if done else 0.0
     missing = needs.missing(encoder.fingerprints)
     outputs = []
     for spec in encoder.specs:
@@ -169,8 +174,8 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _free(folder: Path) -> int:
-    """Bytes left on the disk that a folder lies on, or will lie on."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
+    """Free bytes on the disk of a folder that need not exist yet."""
+    path = folder.absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free

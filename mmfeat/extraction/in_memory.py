@@ -1,6 +1,6 @@
 """The embedder: samples -> features in memory, by encoders that stay loaded; no cache is read or written.
 
-Everything else is as in an extraction: the same reader, the same batches, the same rules for what cannot be read.
+Reader, batches and the rules for unreadable contents are those of an extraction.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from mmfeat.samples.keys import ContentKeys, content_keys
 from mmfeat.system.wording import Progress, Silent
 
 CHANGED = "changed while it was read"
-Found = tuple[np.ndarray, str]  # (D) or (T, D) values, and "" or why there are none
+Row = tuple[np.ndarray, str]  # (D) or (T, D) values, and the error, "" if there is none
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """Features of N samples; `reasons` tell by modality why each of them lacks it, "" where it does not."""
+    """Features of N samples; `reasons` maps modality -> (N,) reasons why a sample lacks it, "" where it does not."""
 
     features: Features
     reasons: Mapping[str, tuple[str, ...]]
 
 
 class Embedder:
-    """Encodes what the `towers` want of samples. A model is loaded when the first sample needs it, and kept.
+    """Encodes samples by `towers`. A model is loaded when a sample first needs it, and stays loaded.
 
-    Used by one thread at a time.
+    One thread may use an embedder at a time.
     """
 
     def __init__(self, towers: Sequence[Tower], device: str, workers: int = 0) -> None:
@@ -47,36 +47,35 @@ class Embedder:
         self._batchers: dict[str, list[Batcher]] = {}
 
     def embed(self, samples: Sequence[Sample], progress: Progress | None = None) -> Embedded:
-        """Encode each content once. Samples may lack a modality, or have one that cannot be read."""
+        """Encode each content once. Samples may lack a modality, or have an unreadable one."""
         asked = [name for name in MODALITIES if self._specs(name)]
         keys = {name: content_keys(samples, name) for name in asked}
         self._load([name for name in asked if keys[name].present.any()])
-        found = _Collected()
+        sink = _RowsInMemory()
         for modality in asked:
             if items := self._items(samples, keys[modality], modality):
-                self._run(modality, items, found, progress or Silent())
-        blocks = [_block(tower.spec, keys[tower.spec.modality], found.rows) for tower in self.towers]
+                self._run(modality, items, sink, progress or Silent())
+        blocks = [_block(tower.spec, keys[tower.spec.modality], sink.rows) for tower in self.towers]
         features = Features(
             tuple(sample.id for sample in samples),
             tuple(block for block in blocks if isinstance(block, Block)),
             tuple(block for block in blocks if isinstance(block, MappedBlock)),
         )
-        return Embedded(features, {name: _reasons(keys[name], self._specs(name), found.rows) for name in asked})
+        return Embedded(features, {name: _reasons(keys[name], self._specs(name), sink.rows) for name in asked})
 
     def _specs(self, modality: str) -> list[EncoderSpec]:
         return [tower.spec for tower in self.towers if tower.spec.modality == modality]
 
     def _load(self, modalities: Sequence[str]) -> None:
-        """Those of several modalities together: they may be towers of one model."""
+        """Load the encoders of several modalities in one call, because they may be towers of one model."""
         fresh = [name for name in modalities if name not in self._batchers]
         wanted = [tower for tower in self.towers if tower.spec.modality in fresh]
         loaded = load_encoders(wanted, self.device) if wanted else []
         for name in fresh:
-            own = [encoder for encoder in loaded if encoder.modality == name]
-            self._batchers[name] = [Batcher(encoder, self.device) for encoder in own]
+            self._batchers[name] = [Batcher(encoder, self.device) for encoder in loaded if encoder.modality == name]
 
     def _items(self, samples: Sequence[Sample], keys: ContentKeys, modality: str) -> list[Item]:
-        """Each content once, in the order of an extraction."""
+        """Items of each content once, in the order of an extraction."""
         fingerprints = frozenset(spec.fingerprint for spec in self._specs(modality))
         first: dict[bytes, Item] = {}
         for sample, key in zip(samples, keys.keys.tolist(), strict=True):
@@ -86,28 +85,28 @@ class Embedder:
             return sorted(first.values(), key=lambda item: -len(item.sample.text or ""))
         return list(first.values())
 
-    def _run(self, modality: str, items: list[Item], found: _Collected, progress: Progress) -> None:
+    def _run(self, modality: str, items: list[Item], sink: _RowsInMemory, progress: Progress) -> None:
         batchers = self._batchers[modality]
-        reader = Reader([each.encoder for each in batchers], self.workers)
+        reader = Reader([batcher.encoder for batcher in batchers], self.workers)
         with progress.step(f"encode {modality}s", len(items)) as advance:
-            for _ in Stage(batchers, reader, found, self.device).run(items, advance):
-                pass  # what failed is in the rows as well
+            for _ in Stage(batchers, reader, sink, self.device).run(items, advance):
+                pass  # the rows hold the errors as well
 
 
-class _Collected:
-    """Keeps rows by fingerprint and content key, in the place of a writer."""
+class _RowsInMemory:
+    """Sink that keeps rows by fingerprint and content key."""
 
     def __init__(self) -> None:
-        self.rows: defaultdict[str, dict[bytes, Found]] = defaultdict(dict)
+        self.rows: defaultdict[str, dict[bytes, Row]] = defaultdict(dict)
 
     def add(self, fingerprint: str, rows: Rows, clocks: Clocks) -> None:
         self.rows[fingerprint].update(zip(rows.keys, zip(rows.values, rows.errors, strict=True), strict=True))
 
 
-def _block(spec: EncoderSpec, keys: ContentKeys, rows: Mapping[str, Mapping[bytes, Found]]) -> Block | MappedBlock:
-    """What the cache would load: NaN or no tokens where nothing could be read, width 0 where no row is there."""
-    found = rows.get(spec.fingerprint, {})
-    values = [found[key][0] if key in found and not found[key][1] else None for key in keys.keys.tolist()]
+def _block(spec: EncoderSpec, keys: ContentKeys, rows: Mapping[str, Mapping[bytes, Row]]) -> Block | MappedBlock:
+    """The block that a cache would load: NaN or no tokens where a row lacks values, width 0 where all rows do."""
+    encoded = rows.get(spec.fingerprint, {})
+    values = [encoded[key][0] if key in encoded and not encoded[key][1] else None for key in keys.keys.tolist()]
     mask = np.array([value is not None for value in values], bool)
     width = next((value.shape[-1] for value in values if value is not None), 0)
     if spec.output == "pooled":
@@ -121,7 +120,7 @@ def _block(spec: EncoderSpec, keys: ContentKeys, rows: Mapping[str, Mapping[byte
         name=spec.folder_name,
         modality=spec.modality,
         width=width,
-        lengths=np.array([len(each) for each in tokens], np.int64),
+        lengths=np.array([len(sequence) for sequence in tokens], np.int64),
         mask=mask,
         rows=np.arange(len(tokens)),
         read=partial(_padded, tokens),
@@ -132,7 +131,7 @@ def _block(spec: EncoderSpec, keys: ContentKeys, rows: Mapping[str, Mapping[byte
 
 
 def _padded(tokens: Sequence[np.ndarray], positions: np.ndarray) -> np.ndarray:
-    """(B, T, D) of B samples, zero behind the end of each."""
+    """(B, T, D) tokens of B samples, padded with zeros."""
     chosen = [tokens[position] for position in positions]
     out = np.zeros((len(chosen), max(map(len, chosen), default=0), tokens[0].shape[1]), tokens[0].dtype)
     for row, values in enumerate(chosen):
@@ -141,9 +140,9 @@ def _padded(tokens: Sequence[np.ndarray], positions: np.ndarray) -> np.ndarray:
 
 
 def _reasons(
-    keys: ContentKeys, specs: Sequence[EncoderSpec], rows: Mapping[str, Mapping[bytes, Found]]
+    keys: ContentKeys, specs: Sequence[EncoderSpec], rows: Mapping[str, Mapping[bytes, Row]]
 ) -> tuple[str, ...]:
-    """Of each sample why one of the encoders has nothing of it; "" where all have."""
+    """(N,) the first reason why an encoder has no row of a sample, "" where all have one."""
 
     def reason(key: bytes, why: str) -> str:
         if not key:

@@ -1,4 +1,4 @@
-"""The plan of an extraction: which content of some samples lacks which output of which encoder, each content once."""
+"""The plan of an extraction: which contents lack which outputs of which encoders, each content once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mmfeat.system.wording import Progress
 
 @dataclass(frozen=True)
 class Item:
-    """One piece of content to encode, and the fingerprints of the specs that lack it."""
+    """One content to encode, a sample that has it, and the fingerprints of the specs that lack it."""
 
     sample: Sample
     modality: str
@@ -32,10 +32,10 @@ class Item:
 
 @dataclass
 class Missing:
-    """Items to encode by modality, and the counts of what a plan met: contents that an earlier plan met do not count.
+    """Items to encode, by modality, and counts of the contents that no earlier plan met.
 
-    `lacking` counts contents by the cache folder of the encoder that lacks them. Unreadable contents are not tried
-    again and therefore not lacking.
+    `lacking` counts contents by the cache folder of the encoder that lacks them; `counts` has those that are stored or
+    unreadable. An unreadable content lacks nothing unless failures are tried again.
     """
 
     items: dict[str, list[Item]] = field(default_factory=dict)
@@ -44,15 +44,14 @@ class Missing:
 
     @property
     def needed(self) -> set[str]:
-        """Fingerprints of the specs that lack anything."""
+        """Fingerprints of the specs that lack any content."""
         return {fingerprint for items in self.items.values() for item in items for fingerprint in item.fingerprints}
 
 
 class Planner:
-    """Compares the contents of blocks of samples with what `store` has; errors count as stored unless `retry_failed`.
+    """Compares the contents of blocks of samples with `store`; stored errors are tried again with `retry_failed`.
 
-    It remembers what it planned, so a content that comes again in a later block is not encoded again. With `writes`
-    False it leaves no trace.
+    A content that an earlier block had is not planned again. With `writes` False the planner writes no file.
     """
 
     def __init__(
@@ -73,20 +72,20 @@ class Planner:
         self._open.close()
 
     def plan(self, samples: Sequence[Sample], progress: Progress | None = None) -> Missing:
-        """What these samples lack."""
+        """Plan one block: find the contents of the samples that the cache lacks."""
         plan = Missing()
         counts = plan.counts
         for modality in MODALITIES:
-            if ours := [spec for spec in self._specs if spec.modality == modality]:
+            if specs := [spec for spec in self._specs if spec.modality == modality]:
                 keys = self._keys(samples, modality, progress)
                 counts.missing[modality] = Counter(reason for reason in keys.reasons if reason)
                 pairs = zip(reversed(keys.reasons), reversed(samples), strict=True)
                 counts.examples[modality] = {reason: sample.id for reason, sample in pairs if reason}
-                plan.items[modality] = self._items(plan, samples, keys, ours)
+                plan.items[modality] = self._items(plan, samples, keys, specs)
         return plan
 
     def refresh(self) -> None:
-        """Take into account what others wrote meanwhile, and save what was hashed."""
+        """Read the shards that other processes wrote meanwhile, and save the hashes of photos."""
         for spec, known in self._known.items():
             seen = self.shards[spec.fingerprint]
             fresh = self._store.shards(spec, without=seen)
@@ -103,15 +102,15 @@ class Planner:
     def _items(
         self, plan: Missing, samples: Sequence[Sample], keys: ContentKeys, specs: list[EncoderSpec]
     ) -> list[Item]:
-        """In the order of the samples; texts from long to short, so that those of a batch are alike."""
+        """Items in the order of their samples; texts from long to short, so that the texts of a batch are alike."""
         present = np.flatnonzero(keys.present)
         contents, first = np.unique(keys.keys[present], return_index=True)
         lacking = np.stack([self._lacking(plan, spec, contents) for spec in specs])
         fingerprints = [spec.fingerprint for spec in specs]
         items = []
-        places = present[first]
-        for column in sorted(np.flatnonzero(lacking.any(axis=0)).tolist(), key=lambda column: places[column]):
-            sample, key = samples[places[column]], bytes(contents[column])
+        rows = present[first]  # row of the first sample with each content
+        for column in sorted(np.flatnonzero(lacking.any(axis=0)).tolist(), key=lambda column: rows[column]):
+            sample, key = samples[rows[column]], bytes(contents[column])
             missing = frozenset(name for name, lacks in zip(fingerprints, lacking[:, column], strict=True) if lacks)
             items.append(Item(sample, specs[0].modality, key, missing))
         if specs[0].modality == "text":
@@ -119,7 +118,7 @@ class Planner:
         return items
 
     def _lacking(self, plan: Missing, spec: EncoderSpec, contents: np.ndarray) -> np.ndarray:
-        """(N,) whether `spec` lacks each of the distinct contents; counts those that were not asked for before."""
+        """(N,) whether `spec` lacks each of N distinct contents; counts the contents that no earlier plan met."""
         known = self._known[spec] if spec in self._known else self._look(spec)
         states, asked = known.states(contents)
         lacking = ((states == MISSING) | ((states == FAILED) & self._retry_failed)) & ~asked
@@ -131,16 +130,17 @@ class Planner:
         return lacking
 
     def _look(self, spec: EncoderSpec) -> KnownKeys:
+        """Read the keys that the cache has of a spec."""
         shards = self._store.shards(spec)
         if self._writes:
-            self._store.settle(spec)  # what counts as stored has to stay
+            self._store.settle(spec)  # shards that count as stored must outlive a power loss
         self.shards[spec.fingerprint] = self._accounted(shards)
         self._known[spec] = KnownKeys(shards)
         return self._known[spec]
 
     def _accounted(self, shards: Sequence[Shard]) -> set[str]:
-        """Names of those that a writer need not look at.
+        """Names of the shards that a writer need not read.
 
-        What is tried again may fail again: the writer has to see which errors are there to not store them twice.
+        A content that is tried again may fail again: its writer must see the stored errors, or it stores them twice.
         """
         return {shard.path.name for shard in shards if not (self._retry_failed and (shard.errors != b"").any())}

@@ -29,13 +29,13 @@ from mmfeat.system.hardware import Interrupts, join_cluster, leave_cluster, with
 from mmfeat.system.remote import RemoteFile, absolute, is_remote
 from mmfeat.system.wording import Progress
 
-LOOKED_AT = 65_536  # samples at a time that are looked up before anything is started
-BLOCK = 16_384  # samples; what an actor did of one is committed every 30 seconds
-BLOCKS_EACH = 4  # at least, of an actor where there are few samples
-LEAST = 32  # samples of a block
-CORES = 4  # of an actor that computes on CPUs
-READER_CPUS = 0.25  # for the task that reads the list: actors that take all CPUs would starve it
-SPARE_CPUS = 0.5
+LOOKED_AT = 65_536  # samples that are looked up at a time before Ray is started
+BLOCK = 16_384  # samples of a block at most; within a block rows are committed every 30 seconds
+BLOCKS_EACH = 4  # blocks an actor at least, so that all actors end at about the same time
+LEAST = 32  # samples of a block at least
+CORES = 4  # CPUs of an actor that has no GPU
+READER_CPUS = 0.25  # CPUs of the task that reads the list: actors that take all CPUs would starve it
+SPARE_CPUS = 0.5  # CPUs of each node that actors leave free
 
 
 def extract_on_ray(
@@ -49,8 +49,8 @@ def extract_on_ray(
 ) -> Counts:
     """Encode what the cache lacks of `source`, `total` samples; workers must see the data and the cache by this path.
 
-    Ray is started only if anything is missing. A content that several workers meet counts once where the list fits in
-    one block of `LOOKED_AT`, which is looked up once more for that.
+    Ray is started only if anything is missing. A list of at most `LOOKED_AT` samples is looked up again afterwards, so
+    that a content that several workers met counts once.
     """
     missing, before = _look(source, towers, store, settings.retry_failed, progress)
     if not missing:
@@ -71,10 +71,10 @@ def extract_on_ray(
 def _look(
     source: SampleSource, towers: Sequence[Tower], store: Cache, retry_failed: bool, progress: Progress
 ) -> tuple[bool, Counts]:
-    """Whether anything is missing, and what was found up to the first block that lacks something.
+    """Whether anything is missing, and the counts up to the first block that lacks something.
 
-    Hashes that are made here are in the stat index when the workers look. Photos behind URLs would be read for them,
-    so beyond the first block these are left to the workers.
+    The content keys of photos are computed here and kept in the stat index, where the workers find them. That reads the
+    photos, so beyond the first block photos behind URLs are left to the workers.
     """
     counts = Counts()
     with Planner([tower.spec for tower in towers], store, retry_failed) as planner:
@@ -109,6 +109,7 @@ def _run(
     progress: Progress,
     total: int,
 ) -> Counts:
+    """Send blocks of samples through actors, and add up the counts of all blocks."""
     counts = Counts()
     with Interrupts() as interrupts:
         _quiet(ray)
@@ -126,7 +127,7 @@ def _run(
         )
         with closing(_results(done, interrupts)) as results:
             with progress.step("starting workers", None):
-                next(results, None)  # of the empty block: the clock starts when the first of them is there
+                next(results, None)  # result of the empty block: the first worker is there, the clock starts
             with progress.step(f"ray: {count} workers" if count > 1 else "ray: 1 worker", total) as advance:
                 for block_counts, samples in results:
                     counts.add(block_counts)
@@ -135,7 +136,7 @@ def _run(
 
 
 class BlockActor:
-    """One worker: its own models and its own shards."""
+    """One worker, with models and shards that no other worker touches."""
 
     def __init__(self, towers: list[Tower], root: str, dataset: str, settings: ExtractSettings) -> None:
         self._extractor = Extractor(towers, Cache(root, dataset), settings)
@@ -146,17 +147,17 @@ class BlockActor:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         samples = _unpacked(str(batch["samples"][0]))
-        if not samples:  # the block that shows that a worker is there
+        if not samples:  # the empty block, whose answer shows that a worker has started
             return {"result": [json.dumps(Counts().to_json())], "error": [""], "samples": [0]}
         try:
             result, error = json.dumps(self._extractor.extract(samples).to_json()), ""
-        except MmfeatError as problem:  # Ray would carry its text only, in a traceback
+        except MmfeatError as problem:  # Ray would keep only the text of an exception
             result, error = str(problem), type(problem).__name__
         return {"result": [result], "error": [error], "samples": [len(samples)]}
 
 
 def _list(ray: Any, source: SampleSource, block: int) -> Any:
-    """The sample list as a Ray data set of one row a block of samples, read by one task as it is used."""
+    """The sample list as a Ray data set, one row a block of samples, read by one task on demand."""
     from ray.data.block import BlockMetadata
     from ray.data.datasource import Datasource, ReadTask
 
@@ -171,7 +172,7 @@ def _list(ray: Any, source: SampleSource, block: int) -> Any:
     data, columns = absolute(source.data), source.columns
     context = ray.data.DataContext.get_current()
     before = context.target_max_block_size
-    context.target_max_block_size = 1  # bytes: Ray would gather rows, here each one is work enough
+    context.target_max_block_size = 1  # bytes: Ray must not gather rows, each of which is a whole block of samples
     try:
         return ray.data.read_datasource(SampleList(), override_num_blocks=1, num_cpus=READER_CPUS)
     finally:
@@ -179,26 +180,28 @@ def _list(ray: Any, source: SampleSource, block: int) -> Any:
 
 
 def _packed_blocks(data: str, columns: dict[str, str], size: int) -> Iterator[Any]:
+    """Tables of one row: an empty block, then each block of samples as JSON."""
     import pyarrow
 
-    yield pyarrow.table({"samples": ["[]"]})  # whoever answers it has started
+    yield pyarrow.table({"samples": ["[]"]})
     for block in SampleSource(data, columns).blocks(size):
         rows = [[s.id, s.text, None if s.image is None else str(s.image), s.text_error, s.image_error] for s in block]
         yield pyarrow.table({"samples": [json.dumps(rows)]})
 
 
 def _unpacked(packed: str) -> list[Sample]:
+    """The samples of one row."""
     samples = []
     for id, text, image, text_error, image_error in json.loads(packed):
-        place = None if image is None else RemoteFile(image) if is_remote(image) else Path(image)
-        samples.append(Sample(id, text, place, None, text_error, image_error))
+        photo = None if image is None else RemoteFile(image) if is_remote(image) else Path(image)
+        samples.append(Sample(id, text, photo, None, text_error, image_error))
     return samples
 
 
 def _share(nodes: Sequence[float], gpus: int, settings: ExtractSettings) -> tuple[int, dict[str, float]]:
-    """How many actors, and what each gets: a GPU, or a share of its node's CPUs; `nodes` are the CPUs of each.
+    """(number of actors, resources of each): one GPU, or a share of the CPUs of a node; `nodes` lists their CPUs.
 
-    Every node keeps some CPU, so the task that reads the list finds a place whatever else runs.
+    Every node keeps some CPU free, so the task that reads the list can run beside the actors.
     """
     if settings.device.startswith("cuda:") or (settings.device == "cuda" and not gpus):
         raise ConfigError(f"--device {settings.device}: the cluster has {gpus} GPUs; use --device auto or cpu")
@@ -206,24 +209,26 @@ def _share(nodes: Sequence[float], gpus: int, settings: ExtractSettings) -> tupl
         return settings.workers or gpus, {"num_gpus": 1}
     if not nodes:
         raise ConfigError("the cluster has no CPUs for workers; add a node that has some")
-    each = [-(-settings.workers // len(nodes)) or max(1, int(cpus // CORES)) for cpus in nodes]
-    share = min((cpus - SPARE_CPUS) / count for cpus, count in zip(nodes, each, strict=True))
+    actors = [-(-settings.workers // len(nodes)) or max(1, int(cpus // CORES)) for cpus in nodes]
+    share = min((cpus - SPARE_CPUS) / count for cpus, count in zip(nodes, actors, strict=True))
     if share < READER_CPUS:
         raise ConfigError(f"--workers {settings.workers}: the cluster has {sum(nodes):g} CPUs; ask for fewer workers")
-    return settings.workers or sum(each), {"num_cpus": int(share * 100) / 100}
+    return settings.workers or sum(actors), {"num_cpus": int(share * 100) / 100}
 
 
 def _for_actor(settings: ExtractSettings, resources: dict[str, float]) -> ExtractSettings:
-    """The settings within an actor, whose `workers` are its readers."""
+    """The settings of an actor, where `workers` is the number of its readers."""
     if "num_gpus" in resources:
         return replace(settings, device="cuda", workers=0)
     return replace(settings, device="cpu", workers=math.ceil(resources["num_cpus"]))
 
 
 def _results(data: Any, interrupts: Interrupts) -> Generator[tuple[Counts, int], None, None]:
-    """What the actors did, block by block, with the number of samples; an error of theirs is raised here."""
+    """Yield the counts and the number of samples of each block; raises the error of an actor."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"ray\.data", category=UserWarning)  # it wants several list readers
+        warnings.filterwarnings(
+            "ignore", module=r"ray\.data", category=UserWarning
+        )  # Ray asks for several list readers
         rows = iter(data.iter_rows())
         try:
             for row in rows:
@@ -232,9 +237,9 @@ def _results(data: Any, interrupts: Interrupts) -> Generator[tuple[Counts, int],
                     raise getattr(errors, row["error"])(row["result"])
                 yield Counts.from_json(json.loads(row["result"])), int(row["samples"])
             interrupts.obey()
-        finally:  # its threads would go on asking a cluster that was left, and crash
+        finally:  # Ray's threads would go on asking a cluster that was left, and crash
             interrupts.leave()
-            with without_stderr():  # which complain of the workers that are sent away
+            with without_stderr():  # Ray complains of the workers that are sent away
                 rows.close()
 
 
@@ -249,7 +254,7 @@ def _check_shared(store: Cache, towers: Sequence[Tower], counts: Counts) -> None
 
 
 def _quiet(ray: Any) -> None:
-    """Ray's own bars and logs would interleave with ours."""
+    """Silence Ray's bars and logs, which would interleave with those of mmfeat."""
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False

@@ -1,7 +1,7 @@
-"""The reader: contents are read, decoded once and prepared for every encoder, ahead of those who encode them.
+"""The reader: reads and decodes each content once and prepares it for every encoder, ahead of the encoders.
 
-Many photos are prepared in processes of their own, which need Pillow (or scikit-image) and no torch; few photos, texts
-and transforms that only their library can do, in threads.
+Many photos are prepared in processes, which need Pillow (or scikit-image) and no torch. Few photos, texts, and photos
+whose transform needs torch are prepared in threads.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from mmfeat.samples.dataset import content_key
 from mmfeat.samples.images import augment, decode_image
 from mmfeat.system.hardware import cpu_count
 
-CHUNK = 16  # items a task
-PROCESSES_FROM = 2000  # photos; fewer are read before the processes have started
-RESTARTS = 3  # of reading processes that somebody kills
+CHUNK = 16  # items that a worker prepares at a time
+PROCESSES_FROM = 2000  # photos; fewer are read before processes have started
+RESTARTS = 3  # pools of reading processes that may be killed before the extraction ends with an error
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -37,7 +37,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What one encoder wants of an item: the part of it that a reader needs."""
+    """The part of an encoder that a reader needs: how to prepare an item, and which specs the encoder serves."""
 
     fingerprints: frozenset[str]
     view: str
@@ -49,8 +49,8 @@ class Recipe:
 class Prepared:
     """An item after reading: `inputs` and `errors` map the index of an encoder to its model input or an error text.
 
-    `key` is empty where the content could not be read. `read` and `decode` are seconds; `decode` includes the
-    preparation for every encoder, whose seconds `own` maps from the index of that encoder.
+    `key` is empty where the content could not be read. `read` and `decode` are seconds; `decode` includes preparation,
+    and `preparing` maps the index of an encoder to the seconds of its part.
     """
 
     item: Item
@@ -59,11 +59,11 @@ class Prepared:
     errors: Mapping[int, str]
     read: float = 0.0
     decode: float = 0.0
-    own: Mapping[int, float] = field(default_factory=dict)
+    preparing: Mapping[int, float] = field(default_factory=dict)
 
 
 class Reader:
-    """Prepares the items of one modality for some encoders, in order."""
+    """Prepares items of one modality for some encoders, in order, in `workers` threads or processes, 0: one a core."""
 
     def __init__(self, encoders: Sequence[Encoder], workers: int = 0) -> None:
         self._recipes = [recipe_of(encoder) for encoder in encoders]
@@ -73,60 +73,61 @@ class Reader:
         self.workers = 1 if text else workers or cpu_count()
 
     def read(self, items: Sequence[Item], ahead: int) -> Iterator[Prepared]:
-        """All items, never more than about `ahead` of them in memory."""
+        """Yield all items in order, never more than about `ahead` of them in memory."""
         chunks = (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
         work = partial(prepare_chunk, self._recipes)
         many = self._light and len(items) >= PROCESSES_FROM
         pool = partial(_processes if many else ThreadPoolExecutor, self.workers)
         with warnings.catch_warnings():
-            _ignore_odd_files()  # here, since all threads share the filters
+            _ignore_odd_files()  # all threads share the filters
             for chunk in _in_order(work, chunks, pool, max(self.workers, -(-ahead // CHUNK))):
                 yield from chunk
 
 
 def recipe_of(encoder: Encoder) -> Recipe:
+    """The recipe of an encoder, which a process can be sent."""
     return Recipe(encoder.fingerprints, encoder.view, encoder.specs[0].draft, encoder.prepare)
 
 
 def prepare_chunk(recipes: Sequence[Recipe], items: Sequence[Item]) -> list[Prepared]:
-    """`prepare` for several items at once, in whatever process."""
+    """Prepare several items in one call, which saves messages between processes."""
     return [prepare(item, recipes) for item in items]
 
 
 def prepare(item: Item, recipes: Sequence[Recipe]) -> Prepared:
-    """Read and decode once; then every encoder that lacks the item gets its own input.
+    """Read and decode an item once, then make a model input of it for every encoder that lacks it.
 
-    The key is taken again from the bytes that are decoded, so a file that changes between planning
-    and reading is stored under what it is now.
+    The key is taken again from the bytes that are decoded, so a file that changes between planning and reading is
+    stored under its new content.
     """
-    ours = {number: recipe for number, recipe in enumerate(recipes) if item.fingerprints & recipe.fingerprints}
+    lacking = {index: recipe for index, recipe in enumerate(recipes) if item.fingerprints & recipe.fingerprints}
     start = time.perf_counter()
     key, data, error = _read(item)
     read = time.perf_counter()
     if error:
-        return Prepared(item, key, {}, dict.fromkeys(ours, error), read - start)
-    inputs, errors, own = {}, {}, {}
-    decode = functools.cache(partial(_decoded, item.modality, data))  # once for all encoders
-    show = functools.cache(lambda draft, view: augment(decode(draft)[0], view, key))  # once for all of one view
-    for number, recipe in ours.items():
+        return Prepared(item, key, {}, dict.fromkeys(lacking, error), read - start)
+    inputs, errors, preparing = {}, {}, {}
+    decode = functools.cache(partial(_decoded, item.modality, data))  # runs once a draft size
+    show = functools.cache(lambda draft, view: augment(decode(draft)[0], view, key))  # runs once a view
+    for index, recipe in lacking.items():
         content, error = decode(recipe.draft)
-        begun = time.perf_counter()
+        decoded = time.perf_counter()
         try:
             if not error:
-                inputs[number] = recipe.prepare(content if recipe.view == "none" else show(recipe.draft, recipe.view))
+                inputs[index] = recipe.prepare(content if recipe.view == "none" else show(recipe.draft, recipe.view))
         except (ValueError, TypeError, OSError, ZeroDivisionError) as problem:
             error = f"cannot be prepared: {problem}"[:200]
-        own[number] = time.perf_counter() - begun
+        preparing[index] = time.perf_counter() - decoded
         if error:
-            errors[number] = error
-    return Prepared(item, key, inputs, errors, read - start, time.perf_counter() - read, own)
+            errors[index] = error
+    return Prepared(item, key, inputs, errors, read - start, time.perf_counter() - read, preparing)
 
 
 def _read(item: Item) -> tuple[bytes, Any, str]:
-    """(content key, text or file's bytes, "") or (empty, None, why not)."""
+    """(content key, text or bytes of the file, ""), or (b"", None, error)."""
     if item.modality == "text":
         return item.key, item.sample.text, ""
-    assert item.sample.image is not None  # only samples with an image are planned
+    assert item.sample.image is not None  # samples without an image have no items
     try:
         data = item.sample.image.read_bytes()
     except OSError as problem:
@@ -135,19 +136,19 @@ def _read(item: Item) -> tuple[bytes, Any, str]:
 
 
 def _decoded(modality: str, data: Any, draft: int) -> tuple[Any, str]:
-    """(text or RGB picture, "") or (None, why not)."""
+    """(text or RGB picture, ""), or (None, error)."""
     return (data, "") if modality == "text" else decode_image(data, draft)
 
 
 def prefetch(function: Callable[[T], R], items: Iterable[T], threads: int, ahead: int) -> Iterator[R]:
-    """`map` in threads, in order, never more than `ahead` results in memory."""
+    """`map` in threads: results in order, never more than `ahead` of them in memory."""
     return _in_order(function, items, partial(ThreadPoolExecutor, threads), ahead)
 
 
 def _in_order(
     function: Callable[[T], R], items: Iterable[T], make_pool: Callable[[], Executor], ahead: int
 ) -> Iterator[R]:
-    """`map` in a pool. One that breaks, because somebody killed a process of it, is replaced and its work redone."""
+    """`map` in a pool; a pool that broke because a process of it was killed is replaced, and its work repeated."""
     pool, restarts, source = make_pool(), 0, iter(items)
     waiting: deque[T] = deque()
     futures: deque[Future[R]] = deque()  # the futures of `waiting`, in the same order
@@ -177,11 +178,11 @@ def _in_order(
 
 
 def _processes(count: int) -> Executor:
-    """Clean interpreters: what runs in this process, scripts without a main guard and CUDA too, is not copied."""
+    """A pool of clean interpreters: nothing of this process is copied, so scripts need no main guard."""
     import loky
 
     class Pool(loky.ProcessPoolExecutor):
-        """loky's executor under the names of `concurrent.futures`."""
+        """loky's executor with the `shutdown` of `concurrent.futures`."""
 
         def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
             super().shutdown(wait=wait, kill_workers=cancel_futures)
@@ -190,12 +191,12 @@ def _processes(count: int) -> Executor:
 
 
 def _ignore_odd_files() -> None:
-    """Odd EXIF blocks and palettes warn, and decode all the same."""
+    """Silence Pillow's warnings about odd EXIF blocks and palettes, which decode all the same."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _follow(parent: int) -> None:
-    """Ctrl-C is for the process that has vectors to save, which ends its readers; if it is killed, they go too."""
+    """Start a reading process: it leaves Ctrl-C to its parent, which saves vectors, and ends with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _ignore_odd_files()
 

@@ -1,4 +1,4 @@
-"""Requests: what an extraction was asked for, remembered so that the next command can go on from it."""
+"""Requests: the data, encoders and options of extractions, kept in the cache for the commands that follow."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ FOLDER = "requests"
 
 @dataclass(frozen=True)
 class Request:
-    """What the last complete extraction of a data set was asked for, or the first while it runs; `data` is absolute.
+    """Data, encoders and options of the last complete extraction of a data set, or of the first while it runs.
 
-    `fingerprints` are those of the specs it meant, so that nobody has to load models to know what is in use.
+    `data` is an absolute path or a URL. `fingerprints` are those of the encoder specs, which say without loading a
+    model which vectors are in use.
     """
 
     data: str
@@ -34,10 +35,10 @@ class Request:
     def changed(
         self, encoders: list[str] | None, columns: dict[str, str] | None, options: Mapping[str, Any]
     ) -> Request:
-        """The same request with what is given, not None, in place of what was remembered."""
+        """The request with those arguments and options that are not None in place of its own."""
         named = {name: value for name, value in options.items() if value is not None}
         if "dtype" in named:
-            named["convolutional_dtype"] = ""  # it was chosen by `auto`, the user has chosen now
+            named["convolutional_dtype"] = ""  # only `auto` sets another dtype for convolutional models
         return Request(
             self.data,
             columns if columns is not None else self.columns,
@@ -47,19 +48,19 @@ class Request:
 
 
 def new_request(data: str, encoders: list[str], columns: dict[str, str], options: Mapping[str, Any]) -> Request:
-    """A request with defaults for the options that are None."""
+    """A request with defaults in place of the options that are None."""
     return Request(absolute(data), columns, encoders, EncoderOptions()).changed(None, None, options)
 
 
 def remember_request(cache: str | Path, request: Request) -> None:
-    """Note it in the cache, one file a data set. It is a convenience: a cache that is read-only stays usable."""
+    """Write a request in the cache, one file a data set; a read-only cache is left as it is."""
     name = hashlib.sha256(request.data.encode()).hexdigest()[:16]
     with contextlib.suppress(WriteError):
         write_json(Path(cache) / FOLDER / f"{name}.json", asdict(request))
 
 
 def begin_request(cache: str | Path, request: Request) -> None:
-    """Note that work on a request begins. One that was complete stays the latest, and both are in use."""
+    """Record that work on a request begins: the last complete request stays the latest, vectors of both are in use."""
     try:
         before = latest_request(cache, request.data)
     except CacheMissError:
@@ -69,10 +70,10 @@ def begin_request(cache: str | Path, request: Request) -> None:
 
 
 def latest_request(cache: str | Path, data: str | Path | None = None) -> Request:
-    """The newest one in `cache`, of `data` if named: what `mmfeat heads` goes on with."""
-    place = absolute(data) if data is not None else None
+    """The newest request in `cache`, or the newest of `data`. Raises `CacheMissError` where there is none."""
+    wanted = absolute(data) if data is not None else None
     for request in all_requests(cache):
-        if place in (None, request.data):
+        if wanted in (None, request.data):
             return request
     raise CacheMissError(
         f"{cache}: nothing was extracted{f' of {data}' if data is not None else ''}; "
@@ -81,7 +82,7 @@ def latest_request(cache: str | Path, data: str | Path | None = None) -> Request
 
 
 def resolve_options(options: EncoderOptions, device: str) -> EncoderOptions:
-    """The options with `auto` replaced by what this machine computes in."""
+    """The options with the dtype `auto` replaced by the dtype that this machine computes in."""
     return replace(
         options,
         dtype=resolve_dtype(options.dtype, device),
@@ -90,16 +91,16 @@ def resolve_options(options: EncoderOptions, device: str) -> EncoderOptions:
 
 
 def all_requests(cache: str | Path) -> list[Request]:
-    """Those in `cache`, the newest first."""
+    """The requests in `cache`, the newest first."""
     paths = sorted(Path(cache).glob(f"{FOLDER}/*.json"), key=lambda path: -path.stat().st_mtime)
     return [request for request in map(_read, paths) if request is not None]
 
 
 def _read(path: Path) -> Request | None:
-    """None for a file that is no request: it only means that flags have to be named again."""
+    """The request in a file, None for a file that holds none: the user then names the flags again."""
     try:
-        found = read_json(path)
-        options = EncoderOptions(**found["options"])
-        return Request(**{**found, "options": options, "fingerprints": tuple(found["fingerprints"])})
+        values = read_json(path)
+        options = EncoderOptions(**values["options"])
+        return Request(**{**values, "options": options, "fingerprints": tuple(values["fingerprints"])})
     except (OSError, ValueError, KeyError, TypeError, ConfigError):
         return None
