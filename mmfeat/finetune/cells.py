@@ -22,20 +22,20 @@ from mmfeat.finetune.prepare import Experiment
 from mmfeat.finetune.processes import Execution
 from mmfeat.finetune.settings import EARLY
 from mmfeat.finetune.stage_one import StageOne
-from mmfeat.finetune.training import Training, TrainingSetup, load, save
+from mmfeat.finetune.training import Training, TrainingSetup, load, save, under
 from mmfeat.finetune.unfreeze import FIXED_FACTOR
-from mmfeat.heads.stack import epoch_steps, plain_choice
+from mmfeat.heads.stack import epoch_steps, one_torch_thread, plain_choice
 from mmfeat.samples.labels import Targets
 from mmfeat.system.wording import Advance
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)  # WiSE-FT (Wortsman et al., CVPR 2022): shares of stage 2 in the weights
-TRAIN_ROWS = 1024  # the score on training rows is measured on at most so many
+TRAIN_ROWS = 1024  # most training rows that the score on training rows is measured on
 STAGE_2 = "stage-2"  # the entry of the cells on the leaderboard
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A training with its name and test rows; a final cell has no test rows, and its weights are kept."""
+    """A training with its name and test rows. A final cell has no test rows; its result holds the weights."""
 
     name: str
     setup: TrainingSetup
@@ -53,8 +53,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class CellResult:
-    """The result of a cell: logits (A, n, C) of validation and test rows and macro-F1 on training rows for each of A
-    ALPHAS, and the curves; a final cell has its `state` in place of logits."""
+    """The result of a cell: logits (A, n, C) of validation and test rows and macro-F1 (A,) on training rows at each
+    of A ALPHAS, and the curves. A final cell has its `state`, and logits of no rows."""
 
     validation: np.ndarray
     test: np.ndarray
@@ -111,20 +111,16 @@ class CellRunner:
         advance(sum(cell.steps for cell in cells) - sum(cell.steps for cell in missing))
         while self.models.qsize() < min(self.workers, len(missing)):
             self._add_model()
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            with ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                futures = [pool.submit(self._train, cell, advance) for cell in missing]
-                try:
-                    for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-                        future.result()
-                except BaseException:
-                    self.stopped = True
-                    pool.shutdown(cancel_futures=True)
-                    raise
-        finally:
-            torch.set_num_threads(before)
+        pool = ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,))
+        with one_torch_thread(), pool:
+            futures = [pool.submit(self._train, cell, advance) for cell in missing]
+            try:
+                for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+                    future.result()
+            except BaseException:
+                self.stopped = True
+                pool.shutdown(cancel_futures=True)
+                raise
         self.execution.team.wait()
         return [self._read(cell) for cell in cells]
 
@@ -146,6 +142,7 @@ class CellRunner:
             self.models.put(model)
 
     def _learn(self, model: TunableModel, cell: Cell, advance: Advance) -> None:
+        """Train a cell in the model and save its result."""
         left = cell.steps
 
         def report(steps: int) -> None:
@@ -162,10 +159,10 @@ class CellRunner:
         if cell.is_final:
             tensors = {f"state.{name}": value for name, value in best.items()}
         else:
-            validation, test, scores = _judged(model, training.start, best, cell, self.targets)
+            validation, test, scores = _evaluate(model, training.start, best, cell, self.targets)
             tensors = {"validation": torch.from_numpy(validation), "test": torch.from_numpy(test)}
         record = {
-            "history": training.at.history,
+            "history": training.state.history,
             "best_epoch": training.stopper.best_epoch,
             "train_scores": scores,
             "seconds": training.seconds,
@@ -173,7 +170,7 @@ class CellRunner:
         if self.execution.team.leads:
             save(self._path(cell), tensors, record)
             checkpoint.unlink(missing_ok=True)
-        advance(left)  # the steps that early stopping, or an earlier call, has spared
+        advance(left)  # steps that early stopping or an earlier call spared
 
     def _path(self, cell: Cell) -> Path:
         return self.folder / f"{cell.name}.safetensors"
@@ -182,21 +179,18 @@ class CellRunner:
         finished = load(self._path(cell))
         assert finished is not None  # this call or an earlier one has trained the cell
         tensors, record = finished
-        empty = np.zeros((len(ALPHAS), 0, len(self.targets.classes)))
+        empty = torch.zeros(len(ALPHAS), 0, len(self.targets.classes))
         return CellResult(
-            tensors["validation"].numpy() if "validation" in tensors else empty,
-            tensors["test"].numpy() if "test" in tensors else empty,
-            record["history"],
-            record["best_epoch"],
-            record["train_scores"],
-            record["seconds"],
-            {name.removeprefix("state."): value for name, value in tensors.items() if name.startswith("state.")},
+            validation=tensors.get("validation", empty).numpy(),
+            test=tensors.get("test", empty).numpy(),
+            state=under("state.", tensors),
+            **record,
         )
 
 
 def blended(first: Mapping[str, Tensor], second: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """Interpolate each tensor: (1 - alpha) * first + alpha * second. The product B A of an adapter is interpolated by
-    its factor B alone, which is 0 in stage 1."""
+    """Interpolate each tensor: (1 - alpha) * first + alpha * second. Of an adapter B A only the factor B, which is 0 in
+    stage 1, is interpolated, so the product is alpha * B A."""
     if alpha == 1:
         return dict(second)
     return {
@@ -205,19 +199,21 @@ def blended(first: Mapping[str, Tensor], second: Mapping[str, Tensor], alpha: fl
     }
 
 
-def _judged(
+def _evaluate(
     model: TunableModel, start: Mapping[str, Tensor], best: Mapping[str, Tensor], cell: Cell, targets: Targets
 ) -> tuple[np.ndarray, np.ndarray, list[float]]:
-    """Logits (A, n, C) of validation and test rows and macro-F1 of (some) training rows at each of A ALPHAS; without
-    a stage 1 there is nothing to interpolate, and the results are the same at every alpha."""
+    """Logits (A, n, C) of validation and test rows and macro-F1 (A,) of at most TRAIN_ROWS training rows, at A ALPHAS.
+
+    Without a stage 1 there is nothing to interpolate, and the results are the same at every alpha.
+    """
     setup = cell.setup
-    some = setup.train[np.linspace(0, len(setup.train) - 1, min(TRAIN_ROWS, len(setup.train))).astype(np.int64)]
+    train = setup.train[np.linspace(0, len(setup.train) - 1, min(TRAIN_ROWS, len(setup.train))).astype(np.int64)]
     validation, test, scores = [], [], []
     for alpha in ALPHAS if setup.start is not None else ALPHAS[-1:]:
         model.load(blended(start, best, alpha))
         validation.append(model.predict(setup.validation).astype(np.float32))
         test.append(model.predict(cell.test).astype(np.float32))
-        chosen = plain_choice(model.predict(some), targets.multilabel)
-        scores.append(float(macro_f1(targets.matrix[some], chosen)))
+        choice = plain_choice(model.predict(train), targets.multilabel)
+        scores.append(float(macro_f1(targets.matrix[train], choice)))
     times = len(ALPHAS) // len(test)
     return np.stack(validation * times), np.stack(test * times), scores * times

@@ -15,7 +15,7 @@ from mmfeat.finetune.arguments import FinetuneArguments
 from mmfeat.finetune.cells import CellRunner, final_cells, fold_cells
 from mmfeat.finetune.prepare import Experiment, prepare
 from mmfeat.finetune.processes import CHECKPOINT_SECONDS, Execution, Team, joined_team, own_device, train_on_ray
-from mmfeat.finetune.results import Trained, finish_run
+from mmfeat.finetune.results import TrainedStages, finish_run
 from mmfeat.finetune.settings import FinetuneSettings
 from mmfeat.finetune.stage_one import StageOne, find_parent, train_missing_parent, train_stage_one
 from mmfeat.runs.folders import find_run
@@ -138,7 +138,7 @@ def _train(experiment: Experiment, execution: Execution, maker: Maker) -> Run:
         replay = replayed([result.best_epoch for result in results], [result.history for result in results])
         finals = runner.run(final_cells(experiment, first, replay), advance)
     if team.leads:
-        finish_run(experiment, Trained(first, results, finals, runner.spare_model()), maker)
+        finish_run(experiment, TrainedStages(first, results, finals, runner.spare_model()), maker)
         shutil.rmtree(folder / CELLS, ignore_errors=True)
     team.wait()
     return read_run(folder)

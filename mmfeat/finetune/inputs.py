@@ -1,5 +1,5 @@
-"""Inputs of a moving tower, from its cached prefix or from the samples themselves. They are read on the CPU, ahead of
-the training step that needs them."""
+"""Inputs of moving towers, hidden states of a cached prefix or texts and photos. The CPU reads the inputs of a training
+step while earlier steps train."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ FRESH_VIEWS = 2**20  # the number of augmented views that `--augment` draws from
 
 
 @dataclass(frozen=True)
-class Read:
-    """Inputs of the samples at the positions `places` of a batch of `size` samples."""
+class PartialInputs:
+    """Inputs of a tower for the samples at `positions` of a batch of `size` samples, None where there are none."""
 
     size: int
-    places: np.ndarray
+    positions: np.ndarray
     inputs: Any
 
 
 class InputReader(Protocol):
-    """Gives the inputs of some samples, each in a view (0: not augmented)."""
+    """Reads the inputs of samples by row number, each sample in a view (0: not augmented)."""
 
     def read(self, rows: np.ndarray, views: np.ndarray) -> Any: ...
 
 
+@dataclass(frozen=True)
 class PrefixReader:
     """Reads hidden states (B, T, D) float32 and their mask (B, T) from the cached prefixes: `blocks[0]` holds the plain
     samples, `blocks[v]` augmented view v."""
 
-    def __init__(self, blocks: Sequence[MappedBlock]) -> None:
-        self.blocks = blocks
+    blocks: Sequence[MappedBlock]
 
     def read(self, rows: np.ndarray, views: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         cached = np.stack([block.mask[rows] for block in self.blocks])
-        views = np.where(views < len(self.blocks), views, 0)  # texts have one view, whatever photos have
+        views = np.where(views < len(self.blocks), views, 0)  # texts have no augmented views, photos may have some
         views = np.where(cached[views, np.arange(len(rows))], views, 0)
         parts = {int(view): np.flatnonzero(views == view) for view in np.unique(views)}
         batches = {view: self.blocks[view].batch(rows[positions]) for view, positions in parts.items()}
@@ -62,26 +62,20 @@ class PrefixReader:
         return hidden, mask
 
 
+@dataclass(frozen=True)
 class SampleReader:
     """Makes the inputs of a tower's whole forward pass from texts or decoded photos; views beyond 0 are augmented."""
 
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        modality: str,
-        prepare: Callable[[Any], Any],
-        collate: Callable[[list[Any]], Any],
-        draft: int = 0,
-    ) -> None:
-        self.samples, self.modality, self.prepare, self.collate = samples, modality, prepare, collate
-        self.draft = draft
+    samples: Sequence[Sample]
+    modality: str
+    prepare: Callable[[Any], Any]
+    collate: Callable[[list[Any]], Any]
+    draft: int = 0
 
     def read(self, rows: np.ndarray, views: np.ndarray) -> Any:
-        shown = [
-            content_of(self.samples[row], self.modality, view, self.draft)
-            for row, view in zip(rows.tolist(), views.tolist(), strict=True)
-        ]
-        return self.collate([self.prepare(content) for content in shown])
+        pairs = zip(rows.tolist(), views.tolist(), strict=True)
+        contents = [content_of(self.samples[row], self.modality, view, self.draft) for row, view in pairs]
+        return self.collate([self.prepare(content) for content in contents])
 
 
 def content_of(sample: Sample, modality: str, view: int = 0, draft: int = 0) -> Any:
@@ -90,7 +84,7 @@ def content_of(sample: Sample, modality: str, view: int = 0, draft: int = 0) -> 
     if modality == "text":
         return sample.text
     try:
-        assert sample.image is not None  # the cache has a vector of this photo
+        assert sample.image is not None  # only samples with a vector of a photo are read
         data = sample.image.read_bytes()
     except OSError as error:
         raise RunError(f"{sample.image}: {error.strerror}; it was there when it was extracted: restore it") from error

@@ -1,5 +1,5 @@
-"""The model of stage 2, a fusion head behind towers of which some move, and early fusion, a small convolutional network
-on pixels and text."""
+"""The models of stage 2: a fusion head on the vectors of frozen and moving towers, or early fusion, a small
+convolutional network on pixels and text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmfeat.cache.features import Block, Features, MappedBlock
-from mmfeat.finetune.inputs import SIDE, PrefixReader, Read
+from mmfeat.finetune.inputs import SIDE, PartialInputs, PrefixReader
 from mmfeat.finetune.processes import Team
 from mmfeat.finetune.tower_plan import Slot
 from mmfeat.finetune.towers import MovingTower, pixel_tower
@@ -39,11 +39,10 @@ class EarlyFusion(Fusion):
         super().__init__(heads, shape)
         assert heads == 1  # early fusion is never stacked
         self.channel = nn.Linear(shape.width("text"), SIDE * SIDE)
-        steps = [4, *CHANNELS]
         self.convolutions = nn.Sequential(
             *(
-                nn.Sequential(nn.Conv2d(given, wanted, 3, 2, 1, bias=False), nn.BatchNorm2d(wanted), nn.ReLU())
-                for given, wanted in itertools.pairwise(steps)
+                nn.Sequential(nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU())
+                for before, after in itertools.pairwise([4, *CHANNELS])
             )
         )
         self.output = nn.Linear(CHANNELS[-1], classes)
@@ -51,11 +50,11 @@ class EarlyFusion(Fusion):
     def fuse(self, vectors: dict[str, Tensor], batch: Batch) -> Tensor:
         image, text = vectors["image"][0], vectors["text"][0]
         picture = torch.cat([image.view(-1, 3, SIDE, SIDE), self.channel(text).view(-1, 1, SIDE, SIDE)], 1)
-        seen = self.convolutions(picture).mean((2, 3))
-        return self.output(seen if batch.keep is None else seen * batch.keep[0])[None]
+        pooled = self.convolutions(picture).mean((2, 3))
+        return self.output(pooled if batch.keep is None else pooled * batch.keep[0])[None]
 
     def reset_head(self, head: int, generator: torch.Generator) -> None:
-        """Draw first weights as torch does, from the given generator."""
+        """Draw first weights from the distributions of torch's own layers."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 bound = 1 / math.sqrt(module.weight[0].numel())
@@ -66,14 +65,14 @@ class EarlyFusion(Fusion):
 
 def widened(shape: Shape, towers: Sequence[MovingTower]) -> Shape:
     """The shape of the head's inputs, with the widths of the moving towers."""
-    widths = {modality: list(numbers) for modality, numbers in shape.widths.items()}
+    widths = {modality: list(values) for modality, values in shape.widths.items()}
     for tower in towers:
         widths[tower.slot.modality][tower.slot.number] = tower.width
-    return replace(shape, widths={modality: tuple(numbers) for modality, numbers in widths.items()})
+    return replace(shape, widths={modality: tuple(values) for modality, values in widths.items()})
 
 
 class TunableModel:
-    """A head behind towers: `data` holds the cached vectors of frozen towers, `towers` compute theirs in each step.
+    """A head on the vectors of towers: `data` holds the cached vectors of frozen towers, `towers` are the moving ones.
 
     `amp` is the arithmetic of the moving towers in training. A batch is (1, B) row numbers, as for a stack of one head.
     """
@@ -83,15 +82,15 @@ class TunableModel:
         self.first = self.state()  # the state before any training
 
     def encoder_parameters(self) -> dict[str, nn.Parameter]:
-        """The encoders' parameters that learn, under the names NUMBER_OF_TOWER.NAME."""
-        return {f"{number}.{name}": p for number, m in enumerate(self.towers) for name, p in m.parameters.items()}
+        """The towers' parameters that learn, under the names NUMBER_OF_TOWER.NAME."""
+        return {f"{number}.{name}": p for number, t in enumerate(self.towers) for name, p in t.parameters.items()}
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """All parameters that learn, by name."""
         return {**{HEAD + name: p for name, p in self.head.named_parameters()}, **self.encoder_parameters()}
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of every tensor that training changes, the head's statistics too."""
+        """A copy of every tensor that training changes, including the head's statistics."""
         everything = {
             **{HEAD + name: value for name, value in self.head.state_dict().items()},
             **self.encoder_parameters(),
@@ -111,56 +110,55 @@ class TunableModel:
         self.load({HEAD + name: torch.from_numpy(value) for name, value in saved.items()})
 
     def share_frozen(self, other: TunableModel) -> None:
-        """Let the frozen parameters of both models lie in memory once."""
+        """Use the frozen parameters of another model, so that memory holds them once."""
         for tower, first in zip(self.towers, other.towers, strict=True):
             for name, parameter in tower.frozen.items():
                 parameter.data = first.frozen[name].data
 
-    def read(self, rows: np.ndarray, views: np.ndarray) -> list[Read]:
-        """Read the inputs of the moving towers for B samples, each in a view."""
-        masks = [self.data.sources[m.slot.modality][m.slot.number].masks[0] for m in self.towers]
+    def read(self, rows: np.ndarray, views: np.ndarray) -> list[PartialInputs]:
+        """Read the inputs of each moving tower for B samples, each sample in a view."""
+        masks = [self.data.sources[t.slot.modality][t.slot.number].masks[0] for t in self.towers]
         return [tower.read(rows, mask[rows], views) for tower, mask in zip(self.towers, masks, strict=True)]
 
     def logits(
         self,
-        reads: Sequence[Read],
+        parts: Sequence[PartialInputs],
         rows: Tensor,
         views: Tensor | None = None,
         dropped: Tensor | None = None,
         keep: Tensor | None = None,
     ) -> Tensor:
-        """(1, B, C) logits."""
+        """(1, B, C) logits of the samples `rows` (1, B), whose inputs to the moving towers are `parts`."""
         batch = self.data.batch(rows, views, dropped, keep)
         vectors = {modality: list(tensors) for modality, tensors in batch.vectors.items()}
         tokens = {modality: list(pairs) for modality, pairs in batch.tokens.items()}
-        for tower, read in zip(self.towers, reads, strict=True):
+        for tower, part in zip(self.towers, parts, strict=True):
             with self._autocast():
-                pooled, attended = tower.vectors(read)
+                pooled, attended = tower.vectors(part)
             vectors[tower.slot.modality][tower.slot.number] = pooled[None]
             if attended is not None:
                 self._place_tokens(tokens, batch, tower, attended)
         if self.data.attend == "pooled":
             tokens = pooled_tokens(vectors, batch.masks)
         inputs = Batch(self._normed(vectors), batch.masks, tokens, batch.keep, normed=True)
-        with (
-            nullcontext() if self.head.is_stacked else self._autocast()
-        ):  # early fusion computes in the towers' arithmetic
+        # Early fusion, the one head without a stack, computes in the arithmetic of the towers.
+        with nullcontext() if self.head.is_stacked else self._autocast():
             return self.head(inputs).float()
 
     def predict(self, rows: np.ndarray) -> np.ndarray:
-        """(n, C) float64 logits, the mean over the augmented views where some are cached."""
+        """(n, C) float64 logits of the samples `rows` (n,), the mean over all cached views."""
         self.head.eval()
         out = np.zeros((len(rows), 0))
         order = self._by_length(rows)
         with torch.no_grad():
             for start in range(0, len(rows), PREDICTED_ROWS):
                 positions = order[start : start + PREDICTED_ROWS]
-                piece = torch.from_numpy(rows[positions][None]).to(self.data.device)
+                batch = torch.from_numpy(rows[positions][None]).to(self.data.device)
                 logits = []
                 for view in range(self.data.views + 1):
-                    views = np.full(len(positions), view)
-                    shown = torch.full_like(piece, view) if view else None
-                    logits.append(self.logits(self.read(rows[positions], views), piece, shown)[0].cpu().double())
+                    parts = self.read(rows[positions], np.full(len(positions), view))
+                    views = torch.full_like(batch, view) if view else None
+                    logits.append(self.logits(parts, batch, views)[0].cpu().double())
                 mean = torch.stack(logits).mean(0).numpy()
                 out = np.zeros((len(rows), mean.shape[1])) if not out.size else out
                 out[positions] = mean
@@ -177,21 +175,20 @@ class TunableModel:
         tokens[modality][index] = values[None], present[None] if kept is None else present[None] & kept.unsqueeze(-1)
 
     def _by_length(self, rows: np.ndarray) -> np.ndarray:
-        """Order the rows so that texts of equal length share a pass, which saves padding."""
+        """The order of the rows in which texts of equal length share a forward pass, which saves padding."""
         for tower in self.towers:
             if isinstance(tower.reader, PrefixReader) and tower.slot.modality == "text":
                 return np.argsort(tower.reader.blocks[0].lengths[rows], kind="stable")
         return np.arange(len(rows))
 
     def _normed(self, vectors: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
+        """The vectors standardised with the head's statistics, except those that a tower gives `normed`."""
         inputs: Any = self.head.inputs
         done = {(tower.slot.modality, tower.slot.number) for tower in self.towers if tower.normed}
         return {
             modality: [
-                x
-                if (modality, number) in done
-                else norm(x, inputs[modality][number].mean, inputs[modality][number].std)
-                for number, x in enumerate(tensors)
+                x if (modality, number) in done else norm(x, given.mean, given.std)
+                for number, (x, given) in enumerate(zip(tensors, inputs[modality], strict=True))
             ]
             for modality, tensors in vectors.items()
         }
@@ -210,16 +207,16 @@ def early_model(
     team: Team,
     amp: str = "none",
 ) -> TunableModel:
-    """The model of early fusion: pixels replace the vectors of the first encoder of photos, whose mask says which
-    photos can be read."""
+    """The model of early fusion: pixels replace the vectors of the first photo encoder, whose mask says which photos
+    can be read."""
     pooled: list[Block | MappedBlock] = [*features.blocks]
     pooled += [block for block in features.mapped if block.output == "pooled"]
     photos = [block.source for block in pooled if (block.modality, block.view) == ("image", "none")]
 
-    def seen(block: Block | MappedBlock) -> bool:
+    def is_used(block: Block | MappedBlock) -> bool:
         return block.modality == "text" or block.source == photos[0]
 
-    blocks, mapped = tuple(filter(seen, features.blocks)), tuple(filter(seen, features.mapped))
+    blocks, mapped = tuple(filter(is_used, features.blocks)), tuple(filter(is_used, features.mapped))
     data = HeadData(replace(features, blocks=blocks, mapped=mapped), "both", team.device)
-    everything = [*towers, pixel_tower(Slot("image", 0, data.sources["image"][0].name), samples, team)]
-    return TunableModel(EarlyFusion(1, widened(data.shape, everything), classes), data, everything, amp)
+    moving = [*towers, pixel_tower(Slot("image", 0, data.sources["image"][0].name), samples, team)]
+    return TunableModel(EarlyFusion(1, widened(data.shape, moving), classes), data, moving, amp)

@@ -2,9 +2,9 @@
 
 The processes come from torchrun, `accelerate launch` or Ray Train; `train_on_ray` starts them on a Ray cluster.
 
-Each process embeds its part of a batch; the vectors of all parts are put together, and every process then runs the
-small head on the whole batch. Batch normalisation so sees the whole batch, and N processes give the result of one, up
-to rounding. Wherever rounding could make the processes differ, the numbers of the first process decide.
+Each process embeds its part of a batch, the vectors of all parts are put together, and every process runs the small
+head on the whole batch. So batch normalisation sees the whole batch, and N processes give the result of one process up
+to rounding. Where rounding could make the processes differ, the numbers of the first process decide.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PATHS = ("run", "data", "cache", "heads", "out")  # the arguments of a training 
 
 @dataclass(frozen=True)
 class Team:
-    """Process number `rank` of `size`, on its `device`."""
+    """The processes that train together, as seen by process number `rank` of `size`, on its `device`."""
 
     rank: int = 0
     size: int = 1
@@ -47,7 +47,7 @@ class Team:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process writes the files and prints, which one process of a team does."""
         return self.rank == 0
 
     def part(self, positions: np.ndarray) -> np.ndarray:
@@ -102,8 +102,8 @@ class Execution:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over processes. Every process computes the same loss from the sum, so the gradient of its part is the
-    gradient of the sum."""
+    """The sum over processes. Every process computes the same loss from the sum, so each part has the gradient of the
+    sum."""
 
     @staticmethod
     def forward(context: Any, rows: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class _Sum(torch.autograd.Function):
 def joined_team(device: str) -> Iterator[Team]:
     """Join the team that Ray Train or the environment describes; without either, the team is this process alone."""
     on_gpu = device.startswith("cuda")
-    if distributed.is_available() and distributed.is_initialized():  # by Ray Train
+    if distributed.is_available() and distributed.is_initialized():  # Ray Train has joined the processes
         yield Team(distributed.get_rank(), distributed.get_world_size(), device)
         return
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -152,14 +152,14 @@ def train_on_ray(
     from ray.train import RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    given = {name: absolute(v) if name in PATHS and v is not None else v for name, v in arguments.items()}
-    scratch = Path(given["out"]) / SCRATCH
+    arguments = {name: absolute(v) if name in PATHS and v is not None else v for name, v in arguments.items()}
+    scratch = Path(arguments["out"]) / SCRATCH
     on_gpu = _on_gpu(ray, device)
     share = {"GPU": 1.0} if on_gpu else {"CPU": CPU_SHARE}
     scaling = ScalingConfig(num_workers=workers or WORKERS, use_gpu=on_gpu, resources_per_worker=share)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"train": train, "arguments": given, "on_gpu": on_gpu, "answer": str(scratch / ANSWER)},
+        train_loop_config={"train": train, "arguments": arguments, "on_gpu": on_gpu, "answer": str(scratch / ANSWER)},
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
         scaling_config=scaling,
         run_config=RunConfig(storage_path=str(scratch), name="finetune"),
@@ -183,7 +183,7 @@ def _on_gpu(ray: Any, device: str) -> bool:
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """Train in one process, which Ray Train has joined with the others."""
+    """Train in one process of a team that Ray Train has joined."""
     from ray.train.torch import get_device
 
     device = str(get_device()) if config["on_gpu"] else "cpu"

@@ -46,7 +46,7 @@ class Alphas:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedStages:
     """Both stages, trained: stage 1, the results of stage 2 for the cells of `folds` and for the final cells, and a
     `model` that takes final weights."""
 
@@ -194,7 +194,7 @@ def _described(request: str, options: EncoderOptions) -> list[Tower]:
     return describe_encoders([request], EncoderOptions(**{**asdict(options), "outputs": ("pooled",), "views": 0}))
 
 
-def finish_run(experiment: Experiment, trained: Trained, maker: Maker) -> None:
+def finish_run(experiment: Experiment, trained: TrainedStages, maker: Maker) -> None:
     """Score both stages, compare them, and save everything that the run consists of."""
     problem, folder, config = experiment.problem, experiment.folder, experiment.config
     stages = _stages(experiment, trained.folds)
@@ -233,7 +233,7 @@ def _stages(experiment: Experiment, results: Sequence[CellResult]) -> dict[str, 
     return {STAGE_1: none, STAGE_2: whole, WISE: choose_alphas(experiment.problem, results)}
 
 
-def _entries(experiment: Experiment, trained: Trained, stages: Mapping[str, Alphas]) -> list[TrainedEntry]:
+def _entries(experiment: Experiment, trained: TrainedStages, stages: Mapping[str, Alphas]) -> list[TrainedEntry]:
     """The entry of stage 1, as in its run, and the entries that the cells give."""
     chosen, views = experiment.chosen, experiment.parent.config.options.views
     entries = [_with(trained.first.entry, head=STAGE_1, fusion=chosen.head, views=views, seconds=0.0)]
@@ -253,7 +253,7 @@ def _with(trained: TrainedEntry, **more: Any) -> TrainedEntry:
     return replace(trained, entry=replace(trained.entry, **more))
 
 
-def _save_finals(experiment: Experiment, entry: TrainedEntry, trained: Trained, alpha: float) -> dict[str, Any]:
+def _save_finals(experiment: Experiment, entry: TrainedEntry, trained: TrainedStages, alpha: float) -> dict[str, Any]:
     """Save the final models of an entry; returns the fields of the entry that describe them."""
     folder, options, model = experiment.folder, experiment.parent.options, trained.model
     saved = tuple(

@@ -97,22 +97,22 @@ class FinetuneSettings:
 
 
 def path_in_words(path: str, reason: str) -> str:
-    """The path of a tower in words."""
+    """The path of a tower in words, for the user."""
     return "from its cached prefix" if path == "cached" else f"in full passes ({reason})"
 
 
 def parse_unfreeze(text: str) -> tuple[tuple[str, int], ...]:
-    """`text:1,image:all` -> (("text", 1), ("image", ALL)); `all` is every layer of every tower the head sees, `none`
-    nothing."""
+    """Parse `--unfreeze`: `text:1,image:all` -> (("text", 1), ("image", ALL)). `all` stands for every layer of every
+    tower that the head sees, `none` for nothing."""
     if text.strip() == "none":
         return ()
     if text.strip() == EVERY_TOWER:
         return ((EVERY_TOWER, ALL),)
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    found = [re.fullmatch(r"([\w.-]+):(all|[1-9]\d*)", part) for part in parts]
-    if not parts or not all(found):
+    matches = [re.fullmatch(r"([\w.-]+):(all|[1-9]\d*)", part) for part in parts]
+    if not parts or not all(matches):
         raise ConfigError(f"--unfreeze {text}: write NAME:LAYERS, as in text:1,image:2 or text:all, or all, or none")
-    pairs = [(part[1], ALL if part[2] == "all" else int(part[2])) for part in found if part]
+    pairs = [(match[1], ALL if match[2] == "all" else int(match[2])) for match in matches if match]
     if len({name for name, _ in pairs}) < len(pairs):
         raise ConfigError(f"--unfreeze {text}: a name stands there twice")
     return tuple(pairs)

@@ -1,4 +1,4 @@
-"""The plan of a fine-tuning: which towers move, how many of their layers, and on which path."""
+"""The plan of stage 2: which towers move, how many of their layers, on which path, and from which cached prefixes."""
 
 from __future__ import annotations
 
@@ -23,22 +23,23 @@ from mmfeat.heads.data import ORDER
 from mmfeat.samples.dataset import Sample
 from mmfeat.samples.images import view_name
 
-TRIED = 4  # both paths are compared on so many samples
+TRIED = 4  # samples on which both paths are compared
 
 
 @dataclass(frozen=True)
 class Slot:
-    """The input of the head that a tower gives: encoder `number` of a modality."""
+    """An input of the head: encoder `number` of a modality, with the `name` of its block of cached vectors, which a
+    moving tower replaces."""
 
     modality: str
     number: int
-    name: str  # the block of cached vectors that the tower replaces
+    name: str
 
 
 @dataclass(frozen=True)
 class TowerPlan:
-    """What is planned for a tower: the last `count` layers learn (0: none), on the cached or the full path; `reason`
-    says why the full path is taken, "" on the cached one."""
+    """The plan of a tower: its last `count` layers learn (0: none), on the cached or the full `path`. `reason` says why
+    the full path is taken, and is "" on the cached path."""
 
     tower: Tower
     slot: Slot
@@ -57,7 +58,7 @@ class TowerPlan:
 
     @property
     def tokens_name(self) -> str:
-        """The block of the tower's token states, which move with the tower."""
+        """The name of the block of the tower's token states, which change with the tower."""
         return replace(self.tower.spec, output="tokens", pooling="none").folder_name
 
 
@@ -69,7 +70,7 @@ def plan_towers(
 ) -> list[TowerPlan]:
     """Plan the towers that `--unfreeze` names, and with `--augment` every torch model of photos.
 
-    A tower takes the cached path unless something forbids that; `TowerPlan.reason` says what.
+    A tower takes the cached path unless there is a reason against it.
     """
     wanted = _counts(slots, settings)
     plans = []
@@ -149,13 +150,13 @@ def _is_torch(tower: Tower) -> bool:
 def _reason(
     tower: Tower, count: int, shows_pixels: bool, settings: FinetuneSettings, samples: Sequence[Sample], device: str
 ) -> str:
-    """Why the tower takes the full path; "" for the cached path."""
+    """The reason why the tower takes the full path, "" for the cached path."""
     (opened,) = open_towers(tower, [tower.spec])
     if count > 0:
         _check_depth(opened, count)
     if settings.lora and count:
-        seen = partial(opened.network.forward, blank_inputs(opened))
-        adapted_layers(opened, moving_parameters(opened, seen, count, settings.projection))
+        forward = partial(opened.network.forward, blank_inputs(opened))
+        adapted_layers(opened, moving_parameters(opened, forward, count, settings.projection))
     if forced := _forced(settings, count, shows_pixels):
         return forced
     reason = _tried(opened, count, samples, device)
@@ -165,16 +166,16 @@ def _reason(
 
 
 def _check_depth(tower: TorchTower, count: int) -> None:
-    """Refuse more layers than the model has, on either path."""
-    layers, asked = len(tower.network.layers), f"--unfreeze {tower.specs[0].tower}:{count}"
+    """Raise `ConfigError` for more layers than the model has, on either path."""
+    layers, flag = len(tower.network.layers), f"--unfreeze {tower.specs[0].tower}:{count}"
     if not layers:
-        raise ConfigError(f"{asked}: no list of layers is known for this model; use {tower.specs[0].tower}:all")
+        raise ConfigError(f"{flag}: no list of layers is known for this model; use {tower.specs[0].tower}:all")
     if count > layers:
-        raise ConfigError(f"{asked}: the model has {layers} layers; use 1 to {layers}, or all")
+        raise ConfigError(f"{flag}: the model has {layers} layers; use 1 to {layers}, or all")
 
 
 def _forced(settings: FinetuneSettings, count: int, shows_pixels: bool) -> str:
-    """Why the settings make the whole tower run, whatever the model; "" if they do not."""
+    """The reason why the settings force the full path for any model, "" if they do not."""
     if settings.path == "full":
         return "--path full"
     if shows_pixels:
@@ -189,7 +190,7 @@ def _forced(settings: FinetuneSettings, count: int, shows_pixels: bool) -> str:
 
 
 def _tried(tower: TorchTower, count: int, samples: Sequence[Sample], device: str) -> str:
-    """Why the model cannot begin at its `count`-th last layer, seen on a few samples; "" if it can."""
+    """The reason why the model cannot begin at its `count`-th last layer, tried on a few samples; "" if it can."""
     spec = replace(tower.specs[0], output="prefix", layer=count, pooling="none")
     contents: list[Any] = []
     for sample in samples:

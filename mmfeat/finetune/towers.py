@@ -1,4 +1,4 @@
-"""Moving towers: encoders that learn together with the head, fed by their cached prefix or by the samples. The pixels
+"""Moving towers: encoders that learn together with the head, from cached prefixes or from texts and photos. The pixels
 of early fusion are a tower without parameters."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mmfeat.cache.features import Features
 from mmfeat.encoders.layers import Point, capture
 from mmfeat.encoders.registry import open_towers
 from mmfeat.encoders.torch_tower import TorchTower, to_device
-from mmfeat.finetune.inputs import SIDE, InputReader, PrefixReader, Read, SampleReader, pixels
+from mmfeat.finetune.inputs import SIDE, InputReader, PartialInputs, PrefixReader, SampleReader, pixels
 from mmfeat.finetune.processes import Team
 from mmfeat.finetune.settings import ALL, FinetuneSettings
 from mmfeat.finetune.tower_plan import Slot, TowerPlan
@@ -27,8 +27,8 @@ from mmfeat.samples.dataset import Sample
 
 @dataclass(frozen=True)
 class Attended:
-    """The point of a forward pass at which the token states (B, T, D) are captured; `kept` gives the mask (B, T) of the
-    tokens that are not padding (None: all)."""
+    """The tokens of a tower that a head attends to: states (B, T, D) are captured at `point` of the forward pass, and
+    `kept` maps the inputs to the mask (B, T) of tokens that are not padding (None: all)."""
 
     point: Point
     width: int
@@ -40,8 +40,8 @@ class MovingTower:
     """A tower whose vectors (B, D) are `forward` of the inputs that `reader` gives.
 
     `parameters` learn, `depths` are their distances from the last layer. `frozen` parameters never change, so models
-    share them. `attended` is set where the head looks at the tower's tokens. Pixels are `normed`: the head takes them
-    without standardising. `merged` gives the tower's own parameters with LoRA's adapters added.
+    share them. `attended` is set where the head looks at the tower's tokens. The head does not standardise vectors that
+    are `normed`, as pixels are. `merged` computes the weights of the adapted layers with LoRA's adapters added.
     """
 
     slot: Slot
@@ -57,40 +57,40 @@ class MovingTower:
     normed: bool = False
     merged: Callable[[], dict[str, Tensor]] | None = None
 
-    def read(self, rows: np.ndarray, present: np.ndarray, views: np.ndarray) -> Read:
+    def read(self, rows: np.ndarray, present: np.ndarray, views: np.ndarray) -> PartialInputs:
         """Read this process's part of a batch; the mask `present` (B,) says which samples have the modality."""
-        places = self.team.part(np.flatnonzero(present))
-        return Read(len(rows), places, self.reader.read(rows[places], views[places]) if len(places) else None)
+        positions = self.team.part(np.flatnonzero(present))
+        inputs = self.reader.read(rows[positions], views[positions]) if len(positions) else None
+        return PartialInputs(len(rows), positions, inputs)
 
-    def vectors(self, read: Read) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Vectors (B, D), zero for samples without the modality, and the tokens (B, T, D) with their mask (B, T) if the
-        head looks at tokens."""
-        if not len(read.places):
-            return self.team.whole(torch.zeros(read.size, self.width, device=self.team.device)), self._no_tokens(read)
-        inputs = on_device(read.inputs, self.team.device)
+    def vectors(self, part: PartialInputs) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Compute vectors (B, D), zero for samples without the modality, and where the head looks at tokens, the tokens
+        (B, T, D) with their mask (B, T)."""
+        whole = torch.zeros(part.size, self.width, device=self.team.device)
+        if not len(part.positions):
+            return self.team.whole(whole), self._no_tokens(part.size)
+        inputs = on_device(part.inputs, self.team.device)
         with capture([self.attended.point] if self.attended else []) as captured:
             pooled = self.forward(inputs)
-        places = torch.from_numpy(read.places).to(self.team.device)
-        whole = torch.zeros(read.size, self.width, device=self.team.device).index_copy(0, places, pooled.float())
-        return self.team.whole(whole), self._tokens(read, places, captured, inputs)
+        positions = torch.from_numpy(part.positions).to(self.team.device)
+        tokens = self._tokens(part.size, positions, captured, inputs)
+        return self.team.whole(whole.index_copy(0, positions, pooled.float())), tokens
 
     def _tokens(
-        self, read: Read, places: Tensor, captured: Sequence[Tensor], inputs: Any
+        self, size: int, positions: Tensor, captured: Sequence[Tensor], inputs: Any
     ) -> tuple[Tensor, Tensor] | None:
         if self.attended is None:
             return None
         tokens, mask = captured[0].float(), self.attended.kept(inputs)
         mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
-        whole = tokens.new_zeros(read.size, *tokens.shape[1:]).index_copy(0, places, tokens)
-        return whole, mask.new_zeros(read.size, mask.shape[1]).index_copy(0, places, mask)
+        whole = tokens.new_zeros(size, *tokens.shape[1:]).index_copy(0, positions, tokens)
+        return whole, mask.new_zeros(size, mask.shape[1]).index_copy(0, positions, mask)
 
-    def _no_tokens(self, read: Read) -> tuple[Tensor, Tensor] | None:
+    def _no_tokens(self, size: int) -> tuple[Tensor, Tensor] | None:
         if self.attended is None:
             return None
-        return (
-            torch.zeros(read.size, 0, self.attended.width, device=self.team.device),
-            torch.zeros(read.size, 0, dtype=torch.bool, device=self.team.device),
-        )
+        tokens = torch.zeros(size, 0, self.attended.width, device=self.team.device)
+        return tokens, tokens.new_zeros(size, 0, dtype=torch.bool)
 
 
 def open_moving_tower(
@@ -101,7 +101,8 @@ def open_moving_tower(
     team: Team,
     attends: bool,
 ) -> MovingTower:
-    """Open the tower and set it up for its path; only parameters that learn have gradients."""
+    """Open a tower as planned; only parameters that learn have gradients, and tokens are captured if the head `attends`
+    to tokens."""
     (tower,), device = open_towers(plan.tower), team.device
     tower.module.to(device)
     reader, forward, trial = _path(plan, tower, features, samples, device)
@@ -125,7 +126,7 @@ def open_moving_tower(
 
 
 def pixel_tower(slot: Slot, samples: Sequence[Sample], team: Team) -> MovingTower:
-    """A tower without parameters that gives the pixels as the vectors of a slot."""
+    """A tower without parameters whose vectors are the pixels of photos."""
     reader = SampleReader(samples, "image", pixels, torch.stack)
     return MovingTower(slot, reader, lambda inputs: inputs, team, 3 * SIDE * SIDE, normed=True)
 
@@ -144,49 +145,36 @@ def _path(
     if plan.path == "full":
         reader = SampleReader(samples, plan.slot.modality, tower.prepare, tower.collate, plan.tower.spec.draft)
         return reader, tower.network.forward, blank_inputs(tower)
-    cached = _prefix_reader(plan, features)
-    return cached, _from_prefix(Resumed(tower, plan.count, device)), _first_row(cached)
+    cached, resumed = _prefix_reader(plan, features), Resumed(tower, plan.count, device)
+    first = cached.read(np.flatnonzero(cached.blocks[0].mask)[:1], np.zeros(1, np.int64))
+    return cached, lambda inputs: resumed(*inputs), first
 
 
 def _attended(plan: TowerPlan, tower: TorchTower, features: Features) -> Attended | None:
-    """Where the head's tokens of this tower are captured; None if the head has none. Photos have no padding, and a
-    stage of a convolutional network gives fewer positions than it takes, so the mask of a prefix does not fit them."""
+    """The tokens of this tower that the head attends to; None if no tokens of it are cached.
+
+    On the cached path, texts have the mask of their prefix. Photos have no padding, and a stage of a convolutional
+    network gives fewer positions than it takes, so that the mask of a prefix would not fit.
+    """
     if plan.tokens_name not in features.widths:
         return None
-    kept = tower.keep
-    if plan.path == "cached":
-        kept = _given_mask if plan.slot.modality == "text" else _no_mask
+    is_text = plan.slot.modality == "text"
+    kept = tower.keep if plan.path == "full" else lambda inputs: inputs[1] if is_text else None
     return Attended(tower.network.tokens, features.widths[plan.tokens_name], kept)
 
 
-def _given_mask(inputs: Any) -> Any:
-    return inputs[1]
-
-
-def _no_mask(inputs: Any) -> None:
-    return None
-
-
 def _prefix_reader(plan: TowerPlan, features: Features) -> PrefixReader:
-    """A reader of the cached prefix, followed by the prefixes of augmented views in their order."""
+    """The reader of the plain samples' prefix and of the prefixes of augmented views, in the order of the views."""
     source = plan.prefix().fingerprint
     views = [block for block in features.mapped if block.source == source]
     return PrefixReader(sorted(views, key=lambda block: block.view != "none"))
 
 
-def _first_row(reader: PrefixReader) -> tuple[Tensor, Tensor]:
-    return reader.read(np.flatnonzero(reader.blocks[0].mask)[:1], np.zeros(1, np.int64))
-
-
-def _from_prefix(resumed: Resumed) -> Callable[[Any], Tensor]:
-    return lambda inputs: resumed(*inputs)
-
-
 def _checkpoint_layers(tower: TorchTower, count: int) -> None:
-    """Compute the activations within the moving layers twice instead of keeping them in memory.
+    """Compute the activations within the moving layers twice instead of keeping the activations in memory.
 
-    Only some libraries have a switch for this, so `forward` of the layers is replaced; the tower was opened for one
-    model and serves nothing else, so nothing is restored.
+    Only some libraries have a switch for gradient checkpointing, so `forward` of the layers is replaced. The tower was
+    opened for one model and serves nothing else, so `forward` is not restored.
     """
     layers = tower.network.layers if count == ALL else tower.network.layers[-count:]
     for layer in layers:

@@ -1,6 +1,6 @@
 """Training of one cell of stage 2 (a fold with a seed, or all labelled samples with a seed), and its checkpoints.
 
-Everything random is drawn on the CPU from the cell's own entropy. A checkpoint is one safetensors file with parameters,
+Random numbers are drawn on the CPU from the entropy of the cell. A checkpoint is one safetensors file with parameters,
 optimiser, stopping, the best state so far and the position in the order of samples, so a killed training ends in the
 same weights as one that was never interrupted.
 """
@@ -23,7 +23,7 @@ from torch import Tensor
 from mmfeat.errors import HeadError, RunError
 from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.extraction.reader import prefetch
-from mmfeat.finetune.inputs import FRESH_VIEWS, Read
+from mmfeat.finetune.inputs import FRESH_VIEWS, PartialInputs
 from mmfeat.finetune.model import HEAD, TunableModel
 from mmfeat.finetune.processes import Execution
 from mmfeat.finetune.settings import FinetuneSettings
@@ -33,7 +33,7 @@ from mmfeat.heads.training import Draws, StackedLoss, Stopper, class_weights, dr
 from mmfeat.samples.labels import Targets
 from mmfeat.system.files import write_atomic
 
-AHEAD = 4  # the inputs of so many steps are read while others train
+AHEAD = 4  # most steps whose inputs are read ahead of the running step
 Step = tuple[Tensor, "Tensor | None", "Tensor | None", Tensor]  # rows, views, dropped, keep
 
 
@@ -47,7 +47,8 @@ def save(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Read a file of `save`, None if there is no file. Raises `RunError` for a file that was changed or cut."""
+    """The tensors and the record of a file of `save`, None without the file. Raises `RunError` for a file that was
+    changed or cut."""
     from safetensors import safe_open
 
     if not path.exists():
@@ -74,8 +75,8 @@ def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """Settings, rows and first weights of a cell. `start` is the stage-1 head, None for a random one. A cell without
-    validation rows trains for len(replay) epochs, with `replay` as the scales of the learning rate."""
+    """Settings, rows and first weights of a cell. `start` holds the tensors of the stage-1 head, None for a random
+    head. A cell without validation rows trains for len(replay) epochs, with `replay` as scales of the learning rate."""
 
     settings: HeadSettings
     finetune: FinetuneSettings
@@ -88,8 +89,8 @@ class TrainingSetup:
 
 @dataclass
 class TrainingState:
-    """The progress of a training: `step` steps of the running epoch are done. `order` is the state of the random
-    generator from which the order of that epoch's samples was drawn, `waiting` the rows left over from before."""
+    """The state of a training between two steps, of which `step` are done in the running epoch. The order of samples
+    was drawn from the random generator in the state `order`, after the rows `waiting` from the epoch before."""
 
     epoch: int = 0
     step: int = 0
@@ -124,11 +125,10 @@ class Training:
         self.labels = torch.from_numpy(targets.matrix.astype(np.float32)).to(model.data.device)
         self.optimiser = torch.optim.AdamW(self._groups(), weight_decay=settings.weight_decay, foreach=True)
         self.scaler = torch.amp.GradScaler(torch.device(model.data.device).type, enabled=model.amp == "float16")
-        self.total = torch.zeros(
-            (), device=model.data.device
-        )  # the sum of this epoch's losses; reading a float would wait for the GPU
+        # The sum of the epoch's losses stays on the device: reading it as a float would wait for the GPU.
+        self.total = torch.zeros((), device=model.data.device)
         self.best: dict[str, Tensor] = {}
-        self.at = TrainingState()
+        self.state = TrainingState()
         self._resume()
 
     def run(self, advance: Callable[[int], None]) -> dict[str, Tensor]:
@@ -138,19 +138,24 @@ class Training:
         return self.best
 
     def _epoch(self, advance: Callable[[int], None]) -> None:
-        at, model = self.at, self.model
-        if not at.step:
-            at.order, at.waiting = dict(self.draws.random.bit_generator.state), self.draws.waiting.tolist()
-        self._unfreeze(at.epoch)
-        model.head.train()
-        steps = itertools.islice(self._drawn(), at.step, None)
-        for step, reads in prefetch(lambda step: (step, self._read(step)), steps, 1, AHEAD):
-            self.total += self._step(step, reads)
-            at.step += 1
+        state = self.state
+        if not state.step:
+            self._note_order()
+        self._unfreeze(state.epoch)
+        self.model.head.train()
+        steps = itertools.islice(self._drawn(), state.step, None)
+        for step, parts in prefetch(lambda step: (step, self._read(step)), steps, 1, AHEAD):
+            self.total += self._step(step, parts)
+            state.step += 1
             advance(1)
-            if at.step < self.steps and at.step % self.setup.finetune.accumulate == 0:
+            if state.step < self.steps and state.step % self.setup.finetune.accumulate == 0:
                 self._save_if_due()
         self._finish_epoch()
+
+    def _note_order(self) -> None:
+        """Note the state of the draws at the start of an epoch, from which a resumed training draws the epoch again."""
+        self.state.order = dict(self.draws.random.bit_generator.state)
+        self.state.waiting = self.draws.waiting.tolist()
 
     def _drawn(self) -> Iterator[Step]:
         """Draw the steps of this epoch: rows, views, dropped and keep, each (1, B, ...)."""
@@ -159,19 +164,20 @@ class Training:
         for piece in draw_pieces([self.draws], self.steps, views, len(data.sources), data.device):
             yield from piece.steps()
 
-    def _read(self, step: Step) -> list[Read]:
+    def _read(self, step: Step) -> list[PartialInputs]:
         rows, views = step[0][0].cpu().numpy(), step[1]
         return self.model.read(rows, np.zeros(len(rows), np.int64) if views is None else views[0].cpu().numpy())
 
-    def _step(self, step: Step, reads: list[Read]) -> Tensor:
+    def _step(self, step: Step, parts: list[PartialInputs]) -> Tensor:
+        """Add the gradient of a step, and update the parameters after every `accumulate` steps; returns the loss."""
         rows, views, dropped, keep = step
-        finetune, at = self.setup.finetune, self.at
-        kept = keep * (1 / (1 - self.settings.dropout))
-        shown = None if finetune.augment else views  # fresh views have no cached vectors
-        loss = self.loss(self.model.logits(reads, rows, shown, dropped, kept), self.labels[rows])[0]
-        first = at.step - at.step % finetune.accumulate
-        self.scaler.scale(loss / min(finetune.accumulate, self.steps - first)).backward()
-        if (at.step + 1) % finetune.accumulate == 0 or at.step + 1 == self.steps:
+        accumulate, number = self.setup.finetune.accumulate, self.state.step
+        scaled_keep = keep * (1 / (1 - self.settings.dropout))
+        cached_views = None if self.setup.finetune.augment else views  # fresh views have no cached vectors
+        logits = self.model.logits(parts, rows, cached_views, dropped, scaled_keep)
+        loss = self.loss(logits, self.labels[rows])[0]
+        self.scaler.scale(loss / min(accumulate, self.steps - (number - number % accumulate))).backward()
+        if (number + 1) % accumulate == 0 or number + 1 == self.steps:
             self._update()
         return loss.detach()
 
@@ -180,7 +186,7 @@ class Training:
         self._set_rates()
         moving = [p for p in self.model.encoder_parameters().values() if p.requires_grad]
         for parameter in moving if self.team.size > 1 else ():
-            if parameter.grad is None:  # this process had nothing to read in its part of the batch
+            if parameter.grad is None:  # no sample in this process's part of the batch has the modality
                 parameter.grad = torch.zeros_like(parameter)
         self.team.add([parameter.grad for parameter in moving if parameter.grad is not None])
         self.scaler.unscale_(self.optimiser)
@@ -189,7 +195,7 @@ class Training:
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad()
-        self.at.updates += 1
+        self.state.updates += 1
 
     def _groups(self) -> list[dict[str, Any]]:
         """The optimiser's groups of parameters, one for each learning rate."""
@@ -208,7 +214,8 @@ class Training:
         return [{"params": [parameters[name] for name in names], "lr": r, "rate": r} for r, names in by_rate.items()]
 
     def _set_rates(self) -> None:
-        finetune, done = self.setup.finetune, self.at.updates
+        """Set the learning rates of the next update: a linear warmup times the schedule."""
+        finetune, done = self.setup.finetune, self.state.updates
         total = finetune.epochs * -(-self.steps // finetune.accumulate)
         warm = finetune.warmup * total
         scale = min(1.0, (done + 1) / warm) if warm else 1.0
@@ -216,7 +223,7 @@ class Training:
             scale *= 0.5 * (1 + math.cos(math.pi * min(1.0, done / total)))
         elif finetune.schedule == "plateau":
             scale *= self.stopper.scale
-        self.at.scale = scale
+        self.state.scale = scale
         for group in self.optimiser.param_groups:
             group["lr"] = group["rate"] * scale
 
@@ -228,7 +235,8 @@ class Training:
                     parameter.requires_grad_(tower.depths[name] <= epoch)
 
     def _finish_epoch(self) -> None:
-        at, loss = self.at, float(self.total) / self.steps
+        """Validate, record the epoch, keep the best state, and save a checkpoint if one is due."""
+        state, loss = self.state, float(self.total) / self.steps
         scores = self._validate()
         if self.team.size > 1:
             self.model.load(self.team.shared(self.model.state()))
@@ -237,15 +245,15 @@ class Training:
             raise HeadError(
                 f"training diverged; lower --lr-encoder ({finetune.lr_encoder:g}) or --lr-head ({finetune.lr_head:g})"
             )
-        scale = self.stopper.scale if self.setup.finetune.schedule == "plateau" else at.scale
-        at.history.append({"epoch": at.epoch, "loss": loss, **scores, "scale": scale})
+        scale = self.stopper.scale if self.setup.finetune.schedule == "plateau" else state.scale
+        state.history.append({"epoch": state.epoch, "loss": loss, **scores, "scale": scale})
         by_loss = self.settings.monitor == "loss"
         score = -scores.get("validation_loss", 0.0) if by_loss else scores.get("validation_macro_f1", 0.0)
-        if self.stopper.update(at.epoch, score):
+        if self.stopper.update(state.epoch, score):
             self.best = self.model.state()
-        at.epoch, at.step = at.epoch + 1, 0
+        state.epoch, state.step = state.epoch + 1, 0
         self.total.zero_()
-        at.order, at.waiting = dict(self.draws.random.bit_generator.state), self.draws.waiting.tolist()
+        self._note_order()
         self._save_if_due()
 
     def _validate(self) -> dict[str, float]:
@@ -267,17 +275,16 @@ class Training:
         for parameter, values in self.optimiser.state.items():
             name = names[id(parameter)]
             tensors |= {f"optimiser.{key}.{name}": value for key, value in values.items()}
-        self.at.loss, self.at.seconds, self.since = float(self.total), self.seconds, time.monotonic()
-        self.at.stopper = {
-            key: value for key, value in asdict(self.stopper).items() if key not in ("settings", "replay")
-        }
-        save(self.checkpoint, tensors, {**asdict(self.at), "scaler": self.scaler.state_dict()})
+        self.state.loss, self.state.seconds, self.since = float(self.total), self.seconds, time.monotonic()
+        stopper = asdict(self.stopper)
+        self.state.stopper = {key: stopper[key] for key in stopper if key not in ("settings", "replay")}
+        save(self.checkpoint, tensors, {**asdict(self.state), "scaler": self.scaler.state_dict()})
         self.saved = time.monotonic()
 
     @property
     def seconds(self) -> float:
         """Seconds of training in this call and, up to their last checkpoints, in calls that were interrupted."""
-        return self.at.seconds + time.monotonic() - self.since
+        return self.state.seconds + time.monotonic() - self.since
 
     def _resume(self) -> None:
         """Go on from the checkpoint, if there is one."""
@@ -285,24 +292,24 @@ class Training:
             return
         tensors, record = checkpoint
         parameters = self.model.parameters()
-        self.model.load(_under("model.", tensors))
-        self.best = _under("best.", tensors)
+        self.model.load(under("model.", tensors))
+        self.best = under("best.", tensors)
         for key in ("step", "exp_avg", "exp_avg_sq"):
-            for name, value in _under(f"optimiser.{key}.", tensors).items():
-                moved = value if key == "step" else value.to(parameters[name].device)
-                self.optimiser.state[parameters[name]][key] = moved
+            for name, value in under(f"optimiser.{key}.", tensors).items():
+                parameter = parameters[name]
+                self.optimiser.state[parameter][key] = value if key == "step" else value.to(parameter.device)
         self.scaler.load_state_dict(record.pop("scaler"))
-        self.at = TrainingState(**record)
-        self.total.fill_(self.at.loss)
-        for key, value in self.at.stopper.items():
+        self.state = TrainingState(**record)
+        self.total.fill_(self.state.loss)
+        for key, value in self.state.stopper.items():
             setattr(self.stopper, key, value)
-        self.draws.random.bit_generator.state = self.at.order
-        self.draws.waiting = np.array(self.at.waiting, np.int64)
+        self.draws.random.bit_generator.state = self.state.order
+        self.draws.waiting = np.array(self.state.waiting, np.int64)
 
 
 def start_state(model: TunableModel, setup: TrainingSetup) -> dict[str, Tensor]:
-    """The first weights of a cell: the stage-1 head, or a head drawn from the cell's entropy, and the towers as they
-    were before any training."""
+    """The first weights of a cell: the stage-1 head, or a head drawn from the cell's entropy, behind towers with their
+    weights from before any training."""
     if setup.start is not None:
         return {**model.first, **{HEAD + name: value[None] for name, value in setup.start.items()}}
     model.load(model.first)  # another cell may have trained this model
@@ -318,12 +325,13 @@ def start_state(model: TunableModel, setup: TrainingSetup) -> dict[str, Tensor]:
 
 
 def scores_of(logits: np.ndarray, targets: Targets, weights: np.ndarray) -> dict[str, float]:
-    """Weighted loss and macro-F1 of logits (n, C) without any adjustment."""
+    """Weighted loss and macro-F1 of logits (n, C), without any adjustment of the decision."""
     return {
         "validation_loss": validation_loss(logits, targets.matrix, weights, targets.multilabel),
         "validation_macro_f1": float(macro_f1(targets.matrix, plain_choice(logits, targets.multilabel))),
     }
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with the prefix, named without the prefix."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

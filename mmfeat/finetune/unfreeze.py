@@ -1,5 +1,5 @@
-"""What of a tower learns: its parameters by name and depth, its adapters (LoRA), and a forward pass that begins at the
-n-th last layer, from cached hidden states."""
+"""The parts of a tower that learn: parameters by name and depth, adapters (LoRA), and the forward pass that begins at
+the n-th last layer, from cached hidden states."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from mmfeat.encoders.torch_tower import TorchTower, to_device
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.finetune.settings import ALL
 
-TOLERANCE = 1e-4  # the two paths may differ by this share of the largest value, or this much where it is below 1
-FIXED_FACTOR = ".lora_A."  # interpolation keeps this factor of an adapter and scales the other, which is 0 at first
+TOLERANCE = 1e-4  # most that the vectors of both paths may differ, as a share of max(1, largest value)
+FIXED_FACTOR = ".lora_A."  # in the names of the factor A of adapters B A; interpolation scales B, which is 0 at first
 
 
 def moving_parameters(tower: TorchTower, forward: Callable[[], Tensor], count: int, projection: bool) -> dict[str, int]:
     """The parameters that learn, with their depths: 0 in the last layer and behind it, 1 in the one before, and so on.
 
-    `forward` is a pass over any input, from the `count`-th last layer or from the start. A parameter takes part in the
-    vector if the gradient of `forward` reaches the parameter. Of these, the last `count` layers move, norms behind
+    `forward` is a pass over any input, from the `count`-th last layer or from the start. Only parameters that the
+    gradient of `forward` reaches take part in the vector. Among these learn the last `count` layers, the norms behind
     the layers, and with `projection` everything else behind the layers; with ALL, every parameter. The running
-    statistics of norms are no parameters and stay.
+    statistics of norms are no parameters and stay as they are.
     """
     reached = _reached(tower.module, forward)
     layers = tower.network.layers[::-1]
@@ -62,7 +62,7 @@ def _behind(tower: TorchTower, forward: Callable[[], Tensor]) -> set[str]:
     still reaches them."""
     if not tower.network.layers:
         return set()
-    hook = tower.network.layers[-1].register_forward_hook(lambda _, given, output: _detached(output))
+    hook = tower.network.layers[-1].register_forward_hook(lambda _, inputs, output: _detached(output))
     try:
         return _reached(tower.module, forward)
     finally:
@@ -90,10 +90,10 @@ def _is_norm(module: Module, name: str) -> bool:
 class Resumed:
     """A forward pass that begins at the `count`-th last layer: states (B, T, D) and mask (B, T) -> vectors (B, D).
 
-    The model's own code runs, so pooling, norms and masks are the library's. A blank picture, or token ids that no
-    layer looks at, pass through the earlier layers unchanged, and a hook at the `count`-th last layer puts the hidden
-    states in their stead. Only a replaced `forward` skips a layer's work in the code of every family: a hook can change
-    what a layer takes and gives, but not keep the layer from computing. After each pass the layers are as before.
+    The code of the model runs, so pooling, norms and masks are the library's. A blank picture, or token ids that no
+    layer looks at, pass through the earlier layers unchanged, and a hook at the `count`-th last layer replaces them by
+    the hidden states. The earlier layers get another `forward`, because a hook can change the inputs and outputs of a
+    layer but not keep the layer from computing. After each pass the layers are as before.
     """
 
     def __init__(self, tower: TorchTower, count: int, device: str) -> None:
@@ -110,17 +110,17 @@ class Resumed:
             hook.remove()
             self.shape = shapes[0]
         self.skipped, self.first = tower.network.layers[:-count], first
-        self.given: Tensor | None = None
+        self.states: Tensor | None = None
 
     def __call__(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        self.given = hidden if self.shape is None else from_rows(hidden, self.shape, self.layout)
+        self.states = hidden if self.shape is None else from_rows(hidden, self.shape, self.layout)
         inputs = self.blank if self.tower.stand_in is None else self.tower.stand_in(mask)
         with self._shortened():
             return self.tower.network.forward(inputs)
 
     @contextmanager
     def _shortened(self) -> Iterator[None]:
-        """Let the skipped layers pass on what they get, and the first one take the given states, meanwhile."""
+        """Meanwhile the skipped layers return their inputs, and the first layer after them takes the given states."""
         hook = self.first.register_forward_pre_hook(self._give, with_kwargs=True)
         before = [vars(layer).get("forward") for layer in self.skipped]
         for layer in self.skipped:
@@ -136,14 +136,14 @@ class Resumed:
 
     def _give(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
-            return (self.given, *args[1:]), kwargs
-        return args, {**kwargs, next(iter(kwargs)): self.given}
+            return (self.states, *args[1:]), kwargs
+        return args, {**kwargs, next(iter(kwargs)): self.states}
 
 
 def why_not_resumed(tower: TorchTower, count: int, contents: list[Any], device: str) -> str:
-    """Why the tower cannot begin at its `count`-th last layer, seen on some texts or pictures; "" if it can.
+    """The reason why the forward pass of a tower cannot begin at the `count`-th last layer, "" if it can.
 
-    Both passes are compared in float32.
+    Both passes over some texts or pictures are compared in float32.
     """
     try:
         point = tower.network.point(tower.specs[0])
@@ -158,13 +158,8 @@ def why_not_resumed(tower: TorchTower, count: int, contents: list[Any], device: 
             resumed = Resumed(tower, count, device)(hidden[:, :longest], kept[:, :longest])
     except EncoderError as error:
         return str(error)
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-        IndexError,
-        AttributeError,
-    ) as error:  # the model is built in another way
+    # A model that is built in another way may raise any of these.
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         return f"its forward pass cannot begin there ({' '.join(str(error).split())[:120]})"
     apart = (whole - resumed).abs().max() / whole.abs().max().clamp_min(1)
     return "" if apart <= TOLERANCE else f"beginning there changes its vectors by {float(apart):.1g}"
@@ -205,8 +200,8 @@ def adapt(
 ) -> tuple[dict[str, int], Callable[[], dict[str, Tensor]]]:
     """Put adapters beside the linear layers among the moving parameters.
 
-    Returns the depths of the adapters by name, and a function that gives the tower's own parameters with the adapters
-    merged in, so that no user of the result needs peft. First weights do not depend on torch's global state.
+    Returns the depths of the adapters by name, and a function that computes the weights of the adapted layers with the
+    adapters merged in, so that prediction needs no peft. First weights do not depend on torch's global state.
     """
     linear = adapted_layers(tower, depths)
     from peft import LoraConfig, inject_adapter_in_model
@@ -228,5 +223,5 @@ def adapt(
 
 @torch.no_grad()
 def _merged(layer: Any) -> Tensor:
-    """The weight of a layer of peft with its adapter added: W + B A * alpha / rank."""
+    """The weight of an adapted layer: W + B A * alpha / rank."""
     return layer.base_layer.weight + layer.get_delta_weight("default")
