@@ -12,7 +12,7 @@ from rich.table import Table
 from mmfeat.cli.console import SHOWN_LABELS, ConsoleProgress, out
 from mmfeat.cli.flags import AnyColumns, AnyData, CacheFolder, Seed, pairs, reported
 from mmfeat.errors import CacheMissError, ConfigError
-from mmfeat.system.wording import interval, shown
+from mmfeat.system.wording import head_label, interval, shown
 
 if TYPE_CHECKING:
     from mmfeat.audit.result import Audit
@@ -142,7 +142,7 @@ def _show_errors(audit: Audit) -> None:
     found = audit.label_errors
     if found is None:
         return
-    judge = f"{found['head']} on {found['modalities']}"
+    judge = head_label(found["head"], found["modalities"])
     out.print(f"label errors: {found['errors']:,} of {found['samples']:,} labels are doubted by {judge} of")
     out.print(f"  {found['run']}")
     table = Table("id", "label", "rather", "p", "p label", "text", box=None, padding=NEAR)

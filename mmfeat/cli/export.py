@@ -10,7 +10,7 @@ import typer
 from mmfeat.cli.console import ConsoleProgress, out
 from mmfeat.cli.flags import AnyRun, Device, RunCache, RunData, reported
 from mmfeat.cli.runs import show_overlooked
-from mmfeat.system.wording import size_of
+from mmfeat.system.wording import head_label, size_of
 
 
 @reported("nothing was written")
@@ -48,7 +48,7 @@ def export(
         out.print(f"note: {name} is better and cannot be exported: {reason}")
     if run is None:
         show_overlooked(result.run, head, modalities)
-    out.print(f"{result.head} on {result.modalities} of {result.run.folder}")
+    out.print(f"{head_label(result.head, result.modalities)} of {result.run.folder}")
     out.print(f"head.onnx: onnxruntime agrees within {result.difference:.1e} on {result.rows:,} samples")
     if result.model_difference is not None:
         out.print(f"model.onnx: encoders and head, onnxruntime agrees within {result.model_difference:.1e}")

@@ -11,7 +11,7 @@ from rich.table import Table
 from mmfeat.cli.console import ConsoleProgress, err, out
 from mmfeat.cli.flags import Device, Mlflow, command_line, reported, takes, tell_mlflow
 from mmfeat.finetune.settings import path_in_words
-from mmfeat.system.wording import gain, interval
+from mmfeat.system.wording import gain, head_label, interval
 
 if TYPE_CHECKING:
     from mmfeat.finetune.finetune import Finetuned
@@ -27,7 +27,7 @@ def show_finetuned(result: Finetuned) -> None:
     for tower in run.results.moving:
         out.print(_moved(tower))
     entries = sorted(run.leaderboard, key=lambda entry: entry.over_stage_1 is not None)
-    out.print(f"stage 1 is {entries[0].fusion} on {entries[0].modalities} of {run.config.parent}")
+    out.print(f"stage 1 is {head_label(entries[0].fusion, entries[0].modalities)} of {run.config.parent}")
     header = ("", "macro-F1", "over stage 1", "p", "train", "val.", "test")
     table = Table(*header, box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for entry in entries:

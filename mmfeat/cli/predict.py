@@ -13,7 +13,7 @@ from rich.table import Table
 from mmfeat.cli.console import ConsoleProgress, err, out
 from mmfeat.cli.flags import AnyRun, Device, RunCache, RunData, Workers, names, pairs, reported
 from mmfeat.cli.runs import show_overlooked
-from mmfeat.system.wording import interval, shown
+from mmfeat.system.wording import head_label, interval, shown
 
 if TYPE_CHECKING:
     from mmfeat.prediction.predict import Predicted
@@ -27,7 +27,8 @@ SHOWN_FIRST = 3
 
 def show_submission(result: Submission) -> None:
     """Label distribution beside that out of fold and the training prior, warnings, and the files."""
-    out.print(f"{result.rows:,} predictions for {shown(result.data)} by {result.head} on {result.modalities}")
+    head = head_label(result.head, result.modalities)
+    out.print(f"{result.rows:,} predictions for {shown(result.data)} by {head}")
     table = Table("label", "predicted", *(["out of fold"] if result.out_of_fold else []), "in training", box=None)
     for label, share in result.trained.items():
         seen = [f"{result.out_of_fold.get(label, 0.0):.1%}"] if result.out_of_fold else []
@@ -48,7 +49,7 @@ def show_submission(result: Submission) -> None:
 
 def show_notes(result: Predicted) -> None:
     """Who predicts, how right it is where labels tell, and what to be warned of: all beside what is printed."""
-    err.print(f"{result.head} on {result.modalities} of {result.run.folder}")
+    err.print(f"{head_label(result.head, result.modalities)} of {result.run.folder}")
     if result.scores is not None:
         f1, accuracy = (interval(result.scores.score(name)) for name in ("macro_f1", "accuracy"))
         err.print(f"{result.scores.samples:,} labelled samples: accuracy {accuracy}, macro-F1 {f1}")

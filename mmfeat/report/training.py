@@ -18,6 +18,7 @@ from mmfeat.report.section import Figure, Section, Table, gain, interval, number
 from mmfeat.runs.entry import Entry
 from mmfeat.runs.run import CURVES, Run
 from mmfeat.system.files import read_json
+from mmfeat.system.wording import head_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -188,7 +189,7 @@ def stages_section(results: Results) -> Section | None:
         ]
         for entry in entries
     ]
-    words = [f"Stage 1 is {entries[0].fusion} on {entries[0].modalities} of {run.config.parent}."]
+    words = [f"Stage 1 is {head_label(entries[0].fusion, entries[0].modalities)} of {run.config.parent}."]
     words += [f"Warning: {run.results.warning}."] if run.results.warning else []
     header = ["", "macro-F1", "over stage 1", "p", "training rows", "validation", "test"]
     caption = "The last three are macro-F1 without adjustment: a gap between them is learning by heart"

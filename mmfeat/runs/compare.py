@@ -17,6 +17,7 @@ from mmfeat.evaluation.significance import LEVEL, Difference, holm, majority, mc
 from mmfeat.runs.entry import Entry, RunConfig
 from mmfeat.runs.out_of_fold import read_predictions
 from mmfeat.runs.run import Run
+from mmfeat.system.wording import head_label
 
 MISSING = "-"  # stands where a run has no such setting
 # Fields that say where data lie, or that a comparison tells otherwise.
@@ -136,7 +137,7 @@ def _flat(name: str, value: Any) -> dict[str, str]:
     if isinstance(value, Mapping) and value:
         return {inner: text for key, each in value.items() for inner, text in _flat(f"{name}.{key}", each).items()}
     if name == "pairs":
-        return {"heads": ", ".join(f"{head} on {modality}" for head, modality in value)}
+        return {"heads": ", ".join(head_label(head, modality) for head, modality in value)}
     return {name: ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)}
 
 

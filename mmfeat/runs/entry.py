@@ -21,6 +21,7 @@ from mmfeat.evaluation.metrics import Score
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.heads.registry import HeadSettings
 from mmfeat.system.files import canonical_json
+from mmfeat.system.wording import head_label
 
 T = TypeVar("T")
 TOGETHER = "ensemble"  # stands where an entry of several heads names its modalities
@@ -166,7 +167,7 @@ class Entry(Scores):
     @property
     def label(self) -> str:
         """The name for people, as in `concat on both`."""
-        return f"{self.head} on {self.modalities}"
+        return head_label(self.head, self.modalities)
 
     @property
     def fused_by(self) -> str:

@@ -30,6 +30,7 @@ from mmfeat.samples.dataset import MODALITIES, Sample
 from mmfeat.samples.keys import ContentKeys
 from mmfeat.system.files import canonical_json, file_sha256, read_json, write_json
 from mmfeat.system.remote import absolute
+from mmfeat.system.wording import head_label
 
 RUN_FILE = "run.json"
 ABLATION = "ablation.csv"
@@ -180,7 +181,7 @@ class Run:
         if entries := self.matching(head, modalities):
             return entries[0]
         known = ", ".join(entry.label for entry in self.leaderboard)
-        asked = f"{head or 'head'} on {modalities}" if modalities else head
+        asked = head_label(head or "head", modalities) if modalities else head
         raise RunError(f"{self.folder}: no {asked}; the run has {known}")
 
     def is_whole(self, *files: str) -> bool:

@@ -42,6 +42,7 @@ from mmfeat.sweep.trials import (
     write_predictions,
 )
 from mmfeat.system.files import csv_text, read_json, write_atomic, write_json
+from mmfeat.system.wording import head_label
 
 SEARCH_FILE = "search.db"
 ASKED_AT_ONCE = 8  # trials of a search that are stacked together
@@ -140,7 +141,9 @@ class EntryTrainer:
                 else:
                     search.fail(trial, outcome)
         if not search.finished:
-            raise HeadError(f"{self.head} on {self.modality}: no setting could be trained; {search.failed[0].reason}")
+            raise HeadError(
+                f"{head_label(self.head, self.modality)}: no setting could be trained; {search.failed[0].reason}"
+            )
         return self._trials(self._settings(search.finished), lambda heads: None), over
 
     def _attempts(self, asked: list[Trial]) -> list[tuple[Trial, Outcome | str]]:
@@ -203,7 +206,7 @@ def assemble(
     repeats = problem.repeats_of(head)
     validation = [outcomes[chosen[cell // repeats]].validation[cell] for cell in range(len(chosen) * repeats)]
     if not np.isfinite(logits[:, problem.splits.tested]).all():
-        raise HeadError(f"{head} on {modality} gives no finite scores; lower --learning-rate")
+        raise HeadError(f"{head_label(head, modality)} gives no finite scores; lower --learning-rate")
     decisions = cross_fit(problem, logits, validation, adjustment)
     entry = Entry(
         head=head,

@@ -25,7 +25,7 @@ from mmfeat.samples.dataset import MODALITIES
 from mmfeat.sweep.problem import read_labelled
 from mmfeat.sweep.search import METHODS, Plan
 from mmfeat.system.hardware import ENGINES, resolve_device
-from mmfeat.system.wording import Progress, Silent
+from mmfeat.system.wording import Progress, Silent, head_label
 from mmfeat.version import __version__
 
 MODALITY_SETS = ("both", "text", "image")
@@ -66,7 +66,7 @@ def choose_pairs(
     ]
     if lacking and NEEDS_TOKENS in fusion:
         raise HeadError(
-            f"--fusion {NEEDS_TOKENS} on {lacking[0][1]} needs token states; run mmfeat extract --outputs "
+            f"--fusion {head_label(*lacking[0])} needs token states; run mmfeat extract --outputs "
             "pooled,tokens first, or let it attend to pooled vectors with --attend pooled"
         )
     return [pair for pair in pairs if pair not in lacking]

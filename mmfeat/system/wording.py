@@ -70,6 +70,11 @@ def gain(difference: Estimate, comma: str = ",") -> str:
     return f"{difference.value:+.3f} [{difference.low:+.3f}{comma}{difference.high:+.3f}]"
 
 
+def head_label(head: str | None, modalities: str | None) -> str:
+    """The name of a head for people, as in `concat on both`."""
+    return f"{head} on {modalities}"
+
+
 class Advance(Protocol):
     """Goes some steps on; `note` says what there is to say about them."""
 
