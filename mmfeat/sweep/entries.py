@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,8 +26,7 @@ from mmfeat.runs.entry import Entry, entry_name
 from mmfeat.runs.run import CURVES, METRICS, finals_are_whole
 from mmfeat.sweep.engine import Advance, Engine
 from mmfeat.sweep.problem import Problem
-from mmfeat.sweep.search import Plan, Search
-from mmfeat.sweep.search_file import Trial
+from mmfeat.sweep.search import BATCH, Plan, Search
 from mmfeat.sweep.trials import (
     Outcome,
     cross_fit,
@@ -44,8 +44,10 @@ from mmfeat.sweep.trials import (
 from mmfeat.system.files import csv_text, read_json, write_atomic, write_json
 from mmfeat.system.wording import head_label
 
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
 SEARCH_FILE = "search.db"
-ASKED_AT_ONCE = 8  # trials of a search that are stacked together
 
 
 @dataclass(frozen=True)
@@ -127,26 +129,22 @@ class EntryTrainer:
         if not self.plan.space or self.head in BASELINES:
             only = {self.folder / "trials" / "0000": self.plan.settings}
             return self._trials(only, self.advance, not self.plan.refit), True
-        search = Search(
-            self.run_folder / SEARCH_FILE, self.folder.name, self.plan.space, self.plan.method, self.problem.seed,
-            self.plan.trials, first=asdict(self.plan.settings),
-        )  # fmt: skip
+        search = Search(self.run_folder / SEARCH_FILE, self.folder.name, self.plan, self.problem.seed)
         over = False
         while not over and (time.monotonic() < self.deadline or not search.finished):
-            asked = search.ask(ASKED_AT_ONCE)
+            asked = search.ask(BATCH)
             over = not asked or search.total == len(search.finished) + len(search.failed) + len(asked)
             for trial, outcome in self._attempts(asked):
                 if isinstance(outcome, Outcome):
-                    search.tell(trial, outcome.score)
+                    search.tell(trial.number, outcome.score)
                 else:
-                    search.fail(trial, outcome)
+                    search.fail(trial.number, outcome)
         if not search.finished:
-            raise HeadError(
-                f"{head_label(self.head, self.modality)}: no setting could be trained; {search.failed[0].reason}"
-            )
+            reason = next(iter(search.failed.values()))
+            raise HeadError(f"{head_label(self.head, self.modality)}: no setting could be trained; {reason}")
         return self._trials(self._settings(search.finished), lambda heads: None), over
 
-    def _attempts(self, asked: list[Trial]) -> list[tuple[Trial, Outcome | str]]:
+    def _attempts(self, asked: list[FrozenTrial]) -> list[tuple[FrozenTrial, Outcome | str]]:
         """Each trial with its outcome, or with the reason why it has none.
 
         All trials are stacked; only if one of them diverges is each tried alone.
@@ -158,11 +156,11 @@ class EntryTrainer:
                 return [(asked[0], str(error))]
         return [attempt for trial in asked for attempt in self._attempts([trial])]
 
-    def _settings(self, trials: list[Trial]) -> dict[Path, HeadSettings]:
+    def _settings(self, trials: list[FrozenTrial]) -> dict[Path, HeadSettings]:
         """Path -> settings of some trials of a search."""
         settings = asdict(self.plan.settings)
         return {
-            self.folder / "trials" / f"{trial.number:04d}": settings_of({**settings, **trial.values})
+            self.folder / "trials" / f"{trial.number:04d}": settings_of({**settings, **trial.params})
             for trial in trials
         }
 

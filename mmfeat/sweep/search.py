@@ -1,31 +1,48 @@
-"""Search: which training settings a head tries next, kept in Optuna's SQLite file so that any kill is survived.
+"""Search: which settings a head tries next. Optuna samples them and keeps them in its SQLite file.
 
 A study, one a head and modality, is asked for trials and told their validation scores. Both are on the disk when the
-call returns. What trial number n tries depends on the seed, n and the scores of earlier batches alone, so a search
+call returns. The settings of trial number n depend on the seed, n and the scores of earlier batches alone, so a search
 that was killed and taken up again tries the same settings as one that ran through.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-import random
+import sqlite3
+import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmfeat.errors import ConfigError
+from mmfeat.errors import ConfigError, MmfeatError, RunError, WriteError
 from mmfeat.heads.registry import HeadSettings, flag
-from mmfeat.sweep.search_file import SearchFile, Trial, frozen_trial, import_optuna
-from mmfeat.sweep.search_space import Range, SearchSpace, Space, Value, parse_values
+from mmfeat.sweep.search_space import Range, SearchSpace, Space, Value
+from mmfeat.system.files import canonical_json, make_folder, write_errors
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+METHODS = ("grid", "random", "optuna")
+BATCH = 8
+REDRAWS = 20  # draws of settings that were tried already, before the next untried combination is taken
+LOCK_SECONDS = 60.0
+DESCRIPTION, REASON = "search", "reason"  # user attributes of a study, and of a study and the number of a failed trial
+NOT_WRITTEN = ("full", "readonly", "unable to open", "disk I/O")  # SQLite's words for a disk that refuses
+
+_OPENING = threading.Lock()  # Optuna makes its tables one by one
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How settings are found: `space` of those that vary, by which method, for how long. `refit`: the final heads are
-    trained on all labelled samples; otherwise those of the folds predict together."""
+    """The settings of the heads, or the `space` of those that vary, with the method and the limits of the search.
+
+    `refit`: the final heads are trained on all labelled samples; otherwise the heads of the folds predict together.
+    """
 
     settings: HeadSettings
     space: Space = field(default_factory=dict)
@@ -36,6 +53,10 @@ class Plan:
     refit: bool = True
 
     def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ConfigError(f"--search {self.method}: use one of {', '.join(METHODS)}")
+        if self.trials is not None and self.trials < 1:
+            raise ConfigError(f"--trials {self.trials}: nothing to search; use at least 1")
         for name, values in self.space.items():
             if isinstance(values, Range) and self.method == "grid":
                 raise ConfigError(f"{flag(name)}: a grid has no ranges; list values, or use --search random or optuna")
@@ -46,173 +67,240 @@ class Plan:
                 )
 
 
-__all__ = ["METHODS", "Range", "Search", "Space", "Trial", "Value", "parse_values"]
-
-METHODS = ("grid", "random", "optuna")
-BATCH = 8
-REDRAWS = 20  # how often a setting that was tried already is drawn again before any untried one is taken
-
-
 class Search:
-    """One study of the file `storage`: `grid` tries all, `random` draws, `optuna` lets TPE propose.
+    """One study of the file `storage`: `grid` tries all settings, `random` draws them, `optuna` lets TPE propose them.
 
-    `trials` is the most that are tried; without it a search ends when all combinations are done, or with who asks.
-    `first` is the setting that `random` and `optuna` begin with, as near as the space has it. `optuna` learns from
-    the scores of whole batches of `batch` trials, so within one the order of asking and telling does not matter. No
-    setting is tried twice. Raises `ConfigError` for a space that cannot be searched, `RunError` for a file or study
-    that does not fit, `WriteError` where the disk refuses.
+    A search ends after the plan's trials or when all combinations are tried. `random` and `optuna` begin with the
+    plan's settings, clipped to the space. `optuna` learns from the scores of whole batches of `BATCH` trials, so within
+    a batch the order of asking and telling does not matter. No setting is tried twice. Raises `ConfigError` for a space
+    that cannot be searched, `RunError` for a file or study that does not fit, `WriteError` where the disk refuses.
 
     Sources: Bergstra and Bengio 2012 (random search), Bergstra et al. 2011 (TPE), Akiba et al. 2019 (Optuna).
     """
 
-    def __init__(
-        self,
-        storage: str | Path,
-        study: str,
-        space: Space,
-        method: str,
-        seed: int,
-        trials: int | None = None,
-        first: Mapping[str, Value] | None = None,
-        batch: int = BATCH,
-    ) -> None:
-        if method not in METHODS:
-            raise ConfigError(f"--search {method}: use one of {', '.join(METHODS)}")
-        if batch < 1 or (trials is not None and trials < 1):
-            raise ConfigError(f"{trials} trials in batches of {batch}: nothing to search; use at least 1 of each")
-        self.method, self.seed, self.trials, self.batch, self.space = method, seed, trials, batch, SearchSpace(space)
-        if method == "grid" and self.space.ranges:
-            names = ", ".join(self.space.ranges)
-            raise ConfigError(f"{names}: a grid has no ranges; list the values, or use --search random or optuna")
-        self._first = None if first is None or method == "grid" else self.space.nearest(first)
+    def __init__(self, storage: Path, study: str, plan: Plan, seed: int) -> None:
+        self.plan, self.seed, self.space, self._path = plan, seed, SearchSpace(plan.space), storage
+        self._first = None if plan.method == "grid" else self.space.nearest(asdict(plan.settings))
         self._distributions = self.space.distributions()
-        self._file = SearchFile(Path(storage), study, self._description(), self._distributions)
-        self._trials = self._file.load()
-        self._tried = {_key(trial.values) for trial in self._trials}
-        self._given: set[int] = set()
-        self._grid: Iterator[dict[str, Value]] = self.space.products()
-        self._past: tuple[int, Any] | None = None
+        self._given = set[int]()
+        self._study = _open_study(storage, study, self._description())
+        self._load()
 
     @property
     def total(self) -> int | None:
-        """How many trials the whole search has, as far as that is known."""
-        return min((size for size in (self.trials, self.space.size) if size is not None), default=None)
+        """The number of trials of the whole search, as far as it is known."""
+        return min((size for size in (self.plan.trials, self.space.size) if size is not None), default=None)
 
     @property
-    def finished(self) -> list[Trial]:
+    def finished(self) -> list[FrozenTrial]:
         """Trials with a score, by number."""
-        return [trial for trial in self._trials if trial.score is not None]
+        return [trial for trial in self._all if trial.value is not None]
 
     @property
-    def failed(self) -> list[Trial]:
-        """Trials with a reason instead of a score, by number."""
-        return [trial for trial in self._trials if trial.reason is not None]
+    def failed(self) -> dict[int, str]:
+        """Number of each trial without a score -> the reason."""
+        reasons = self._study.user_attrs
+        failed = [trial for trial in self._all if trial.state.is_finished() and trial.value is None]
+        return {
+            trial.number: reasons.get(f"{REASON} {trial.number}", trial.user_attrs.get(REASON, "unknown"))
+            for trial in failed
+        }
 
-    @property
-    def best(self) -> Trial | None:
-        """The finished trial with the highest score, the first of equal ones."""
-        return max(self.finished, key=lambda trial: trial.score or 0.0, default=None)
-
-    def ask(self, count: int) -> list[Trial]:
+    def ask(self, count: int) -> list[FrozenTrial]:
         """At most `count` trials to train: first those that an earlier process was asked for and did not finish.
 
         Empty once there are no more. `optuna` gives fewer, or none, while trials of an earlier batch are untold.
         """
-        given = [trial for trial in self._trials if trial.pending and trial.number not in self._given][:count]
+        pending = [trial for trial in self._all if not trial.state.is_finished() and trial.number not in self._given]
+        given = pending[:count]
         while len(given) < count and (trial := self._next()):
             given.append(trial)
         self._given.update(trial.number for trial in given)
         return given
 
-    def tell(self, trial: Trial, score: float, extra: Mapping[str, Any] | None = None) -> None:
+    def tell(self, number: int, score: float) -> None:
         """Finish a trial with its score, higher is better; one that is not finite makes it a failed trial.
 
-        `extra` holds what JSON can, and lies beside the score. A score that was told before stands.
+        A score that was told before stands.
         """
         if not math.isfinite(score):
-            self.fail(trial, f"score {score}")
+            self.fail(number, f"score {score}")
             return
-        told = replace(trial, score=float(score), reason=None, extra=dict(extra or {}))
-        self._trials[trial.number] = self._file.finish(told)
+        with _storage_errors(self._path):
+            self._all[number] = self._study.tell(number, score, skip_if_finished=True)
 
-    def fail(self, trial: Trial, reason: str) -> None:
-        """Finish a trial that has no score, for example because it diverged. It is not tried again."""
-        self._trials[trial.number] = self._file.finish(replace(trial, score=None, reason=reason, extra={}))
+    def fail(self, number: int, reason: str) -> None:
+        """Finish a trial that has no score, for example because it diverged. Its settings are not tried again."""
+        from optuna.trial import TrialState
 
-    def _next(self) -> Trial | None:
-        """A new trial, which is on the disk; None where there is none, or none yet."""
-        number = len(self._trials)
-        if self.trials is not None and number >= self.trials:
+        with _storage_errors(self._path):
+            self._study.set_user_attr(f"{REASON} {number}", reason)
+            self._all[number] = self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+
+    def _load(self) -> None:
+        with _storage_errors(self._path):
+            self._all = self._study.get_trials(deepcopy=False)
+            self._tried = {self._key(trial.params) for trial in self._all}
+            if [trial.number for trial in self._all] != list(range(len(self._all))):
+                raise ValueError("trials are missing")
+
+    def _next(self) -> FrozenTrial | None:
+        """A new trial, with all its values on the disk in one step; None where there is none, or none yet."""
+        from optuna.trial import TrialState
+
+        number = len(self._all)
+        if self.plan.trials is not None and number >= self.plan.trials:
             return None
-        if any(trial.pending for trial in self._trials[: self._known(number)]):
+        if not all(trial.state.is_finished() for trial in self._all[: self._known(number)]):
             return None
         if (values := self._propose(number)) is None:
             return None
-        trial = self._file.add(number, values)
-        self._trials.append(trial)
-        self._tried.add(_key(trial.values))
-        if self._past is not None:
-            self._past[1].add_trial(frozen_trial(trial, self._distributions))
-        return trial
+        with _storage_errors(self._path):
+            self._study.add_trial(_running(values, self._distributions))
+            self._load()
+            if len(self._all) != number + 1:
+                self._study.tell(len(self._all) - 1, state=TrialState.FAIL)
+                raise RunError(
+                    f"{self._path}: another process searches study {self._study.study_name} too; end one of the two, "
+                    "then run the same command again"
+                )
+        return self._all[number]
 
     def _known(self, number: int) -> int:
-        """Trials below this number are those whose scores trial `number` learns from."""
-        return number - number % self.batch if self.method == "optuna" else 0
+        """The number of trials, from the first on, whose scores trial `number` learns from."""
+        return number - number % BATCH if self.plan.method == "optuna" else 0
 
     def _propose(self, number: int) -> dict[str, Value] | None:
         """Values that no trial has; None where all combinations are used up."""
-        if self.method == "grid":
-            return next((values for values in self._grid if _key(values) not in self._tried), None)
         if self.space.size is not None and len(self._tried) >= self.space.size:
             return None
+        if self.plan.method == "grid":
+            return self._untried(number)
         if number == 0 and self._first is not None:
             return self._first
-        study, fail = self._study(number), import_optuna().trial.TrialState.FAIL
         for attempt in range(REDRAWS):
-            study.sampler = self._sampler(_seed(self.seed, number, attempt))
-            drawn = study.ask(self._distributions)
-            study.tell(drawn, state=fail)  # a trial that samplers do not see
-            values = {name: drawn.params[name] for name in self._distributions}
-            if _key(values) not in self._tried:
+            values = self._draw(number, _seed(self.seed, number, attempt))
+            if self._key(values) not in self._tried:
                 return values
-        return self._untried(number)
+        return None if self.space.size is None else self._untried(_seed(self.seed, number, REDRAWS))
 
-    def _study(self, number: int) -> Any:
-        """In memory, what trial `number` may know: earlier batches with their scores, its own as running."""
+    def _draw(self, number: int, seed: int) -> dict[str, Value]:
+        """What Optuna's sampler proposes to a study that knows earlier batches and sees the own batch running."""
+        import optuna
+        from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+
+        sampler: BaseSampler = RandomSampler(seed)
+        if self.plan.method == "optuna":
+            sampler = TPESampler(seed=seed, multivariate=True, constant_liar=True)
         known = self._known(number)
-        if self._past is None or self._past[0] != known:
-            study = import_optuna().create_study(direction="maximize")
-            for trial in self._trials:
-                shown = trial.score if trial.number < known else None
-                if shown is not None or trial.number >= known:
-                    study.add_trial(frozen_trial(trial, self._distributions, shown))
-            self._past = known, study
-        return self._past[1]
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        study.add_trials(self._all[:known])
+        study.add_trials(_running(trial.params, self._distributions) for trial in self._all[known:])
+        return study.ask(self._distributions).params
 
-    def _sampler(self, seed: int) -> Any:
-        samplers = import_optuna().samplers
-        if self.method == "random":
-            return samplers.RandomSampler(seed)
-        return samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+    def _untried(self, start: int) -> dict[str, Value]:
+        """The first combination from number `start` on, round and round, that no trial has."""
+        while self._key(values := self.space.combination(start)) in self._tried:
+            start += 1
+        return values
 
-    def _untried(self, number: int) -> dict[str, Value] | None:
-        """The next combination that no trial has, from a drawn place on."""
-        if (size := self.space.size) is None:  # a range so narrow that it has no other number
-            return None
-        start = random.Random(_seed(self.seed, number, REDRAWS)).randrange(size)
-        found = (self.space.combination((start + step) % size) for step in range(size))
-        return next((values for values in found if _key(values) not in self._tried), None)
+    def _key(self, values: Mapping[str, Any]) -> tuple[Value, ...]:
+        return tuple(values[name] for name in self._distributions)
 
     def _description(self) -> dict[str, Any]:
         """What makes two searches the same one. The number of trials does not: a search can be prolonged."""
-        space = self.space.described()
-        return {"method": self.method, "seed": self.seed, "space": space, "first": self._first, "batch": self.batch}
+        return {
+            "method": self.plan.method,
+            "seed": self.seed,
+            "space": self.space.to_json(),
+            "first": self._first,
+            "batch": BATCH,
+        }
 
 
 def _seed(*parts: int) -> int:
-    """One seed of several: no trial depends on how far a generator has come in memory."""
+    """One seed made of several, so that no trial depends on how far a generator has come in memory."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
-def _key(values: Mapping[str, Value]) -> tuple[Value, ...]:
-    return tuple(values.values())
+def _running(values: Mapping[str, Any], distributions: Mapping[str, Any]) -> FrozenTrial:
+    from optuna.trial import TrialState, create_trial
+
+    return create_trial(state=TrialState.RUNNING, params=dict(values), distributions=dict(distributions))
+
+
+def _open_study(path: Path, name: str, description: Mapping[str, Any]) -> Study:
+    """The study `name` in the file at `path`, which is made if it is missing; refuses a study of another search."""
+    import optuna
+    from sqlalchemy.pool import NullPool
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(path, timeout=LOCK_SECONDS)
+
+    # Not by URL: Optuna takes that for a template, and a path may hold braces or question marks. No connection stays
+    # open, so the process may fork and the file be moved.
+    options = {"creator": connect, "poolclass": NullPool}
+    with write_errors(path):
+        make_folder(path.parent)
+    with _storage_errors(path), _OPENING:
+        _check(path)
+        storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs=options)
+        study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+        if DESCRIPTION not in study.user_attrs:
+            study.set_user_attr(DESCRIPTION, description)
+        if canonical_json(study.user_attrs[DESCRIPTION]) != canonical_json(description):
+            raise RunError(
+                f"{path}: study {name} searched other settings; search into another folder, or delete the file to "
+                "begin again (its trials are lost)"
+            )
+    return study
+
+
+def _check(path: Path) -> None:
+    """Refuse a file that Optuna would fail on later, or would add its tables to."""
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise ValueError("not a plain file")
+    with contextlib.closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as connection:
+        if (damage := connection.execute("pragma quick_check(1)").fetchone()[0]) != "ok":
+            raise ValueError(damage)
+        tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
+    if tables and not tables & {"studies", "version_info", "alembic_version"}:
+        raise ValueError("Optuna's tables are not in it")
+
+
+@contextlib.contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    """One line with a remedy for whatever Optuna, SQLAlchemy or SQLite raises; a damaged file may make them raise
+    anything about values."""
+    from optuna.exceptions import OptunaError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    values = RuntimeError, AssertionError, LookupError, ValueError, TypeError
+    try:
+        yield
+    except MmfeatError:
+        raise
+    except (OptunaError, SQLAlchemyError, sqlite3.Error, *values) as error:
+        raise _explained(path, error) from error
+
+
+def _explained(path: Path, error: BaseException) -> MmfeatError:
+    import optuna
+
+    while not isinstance(error, sqlite3.Error) and error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "locked" in text or "already exists" in text:
+        return RunError(f"{path}: another process writes to it ({text}); end that, then run the same command again")
+    if any(word in text for word in NOT_WRITTEN):
+        return WriteError(
+            f"cannot write {path}: {text}; free some space or get the right to write there, then run the same command "
+            "again (finished trials are kept)"
+        )
+    return RunError(
+        f"{path}: no search that Optuna {optuna.__version__} can read ({text}); delete it (its trials are lost)"
+    )

@@ -1,16 +1,16 @@
-"""The settings that a search may try: lists of values and ranges, as they are written and as Optuna knows them."""
+"""The settings that a search may try: lists of values and ranges, as users write them and as Optuna knows them."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from mmfeat.errors import ConfigError
 
 LOG_RATIO = 10  # a range at least this wide between positive ends is searched by orders of magnitude
+WANTED = {int: "whole numbers, such as 8,16", float: "numbers, such as 1e-4,3e-4", bool: "true, false or both"}
 
 Value: TypeAlias = "bool | int | float | str"
 
@@ -39,7 +39,7 @@ class Range:
         return math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
 
     def nearest(self, value: float) -> float:
-        """The value of the range that is nearest to `value`, of the range's type."""
+        """The number of the range that is nearest to `value`, of the range's type."""
         inside = min(max(value, self.low), self.high)
         return round(inside) if self.whole else float(inside)
 
@@ -52,46 +52,36 @@ class SearchSpace:
 
     def __init__(self, space: Space) -> None:
         self.parameters = {name: _checked(name, values) for name, values in space.items()}
-        self.choices = {name: _choices(values) for name, values in self.parameters.items()}
+        self._choices = {name: _choices(values) for name, values in self.parameters.items()}
 
     @property
     def size(self) -> int | None:
-        """How many combinations there are; None where a range makes them uncountable."""
-        sizes = [None if choices is None else len(choices) for choices in self.choices.values()]
+        """The number of combinations; None where a range makes them uncountable."""
+        sizes = [None if choices is None else len(choices) for choices in self._choices.values()]
         return None if None in sizes else math.prod(size or 1 for size in sizes)
 
-    @property
-    def ranges(self) -> list[str]:
-        """Names of the parameters that have a range and no list."""
-        return [name for name, values in self.parameters.items() if isinstance(values, Range)]
-
-    def products(self) -> Iterator[dict[str, Value]]:
-        """All combinations of lists in the listed order, the last parameter fastest."""
-        lists = (choices or () for choices in self.choices.values())
-        return (dict(zip(self.choices, values, strict=True)) for values in itertools.product(*lists))
-
     def combination(self, index: int) -> dict[str, Value]:
-        """The combination at `index` of `products`, found without counting up to it."""
-        found = {}
-        for name in reversed(self.choices):
-            choices = self.choices[name] or ()
-            index, place = divmod(index, len(choices))
-            found[name] = choices[place]
-        return {name: found[name] for name in self.choices}
+        """The combination at `index`, modulo `size`, of the product of all lists; the last parameter varies fastest."""
+        values = {}
+        for name in reversed(self._choices):
+            choices = self._choices[name] or ()
+            index, position = divmod(index, len(choices))
+            values[name] = choices[position]
+        return {name: values[name] for name in self._choices}
 
     def nearest(self, wanted: Mapping[str, Value]) -> dict[str, Value]:
-        """`wanted` within the space: what lies outside becomes the end of a range or the first of a list.
+        """`wanted` within the space: a value outside becomes the end of a range or the first of a list.
 
         A parameter that is not in `wanted` takes the middle of its range or the first of its list.
         """
         return {name: _nearest(values, wanted.get(name)) for name, values in self.parameters.items()}
 
     def distributions(self) -> dict[str, Any]:
-        """The space in Optuna's words."""
+        """Name -> Optuna's distribution."""
         return {name: _distribution(values) for name, values in self.parameters.items()}
 
-    def described(self) -> list[list[Any]]:
-        """The space for JSON; a list of pairs, because the order counts."""
+    def to_json(self) -> list[list[Any]]:
+        """The space as a list of pairs, because the order counts."""
         parameters = self.parameters.items()
         return [[name, vars(values) if isinstance(values, Range) else list(values)] for name, values in parameters]
 
@@ -120,21 +110,17 @@ def _parse(text: str, kind: type, flag: str) -> Any:
             return value
     except (KeyError, ValueError):
         pass
-    wanted = {int: "whole numbers, such as 8,16", float: "numbers, such as 1e-4,3e-4", bool: "true, false or both"}
-    raise ConfigError(f"{flag} {text!r}: write {wanted.get(kind, 'names, such as one,two')}")
+    raise ConfigError(f"{flag} {text!r}: write {WANTED.get(kind, 'names, such as one,two')}")
 
 
 def _checked(name: str, values: Sequence[Value] | Range) -> tuple[Value, ...] | Range:
     """The values without repetition, if Optuna's file can hold them."""
     if isinstance(values, Range):
         return values
-    if isinstance(values, str) or not values or not all(_can_be_kept(value) for value in values):
+    finite = [isinstance(value, bool | int | str) or math.isfinite(value) for value in values]
+    if isinstance(values, str) or not values or not all(finite):
         raise ConfigError(f"{name} {values!r}: nothing to search; list one or more finite numbers or names")
     return tuple(dict.fromkeys(values))
-
-
-def _can_be_kept(value: Any) -> bool:
-    return isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _choices(values: tuple[Value, ...] | Range) -> Sequence[Value] | None:
@@ -154,6 +140,5 @@ def _distribution(values: tuple[Value, ...] | Range) -> Any:
 
     if not isinstance(values, Range):
         return CategoricalDistribution(values)
-    if values.whole:
-        return IntDistribution(int(values.low), int(values.high), log=values.log)
-    return FloatDistribution(values.low, values.high, log=values.log)
+    kind: Any = IntDistribution if values.whole else FloatDistribution
+    return kind(values.low, values.high, log=values.log)

@@ -23,7 +23,7 @@ from mmfeat.runs.record import Maker, written_call
 from mmfeat.runs.run import ABLATION, RUN_FILE, Run, read_run, reuse_run
 from mmfeat.samples.dataset import MODALITIES
 from mmfeat.sweep.problem import read_labelled
-from mmfeat.sweep.search import METHODS, Plan
+from mmfeat.sweep.search import Plan
 from mmfeat.system.hardware import ENGINES, resolve_device
 from mmfeat.system.wording import Progress, Silent, head_label
 from mmfeat.version import __version__
@@ -140,7 +140,7 @@ def train_heads(
     """
     maker = Maker(command or written_call(train_heads, locals()), split_dir=protocol.split_dir if protocol else None)
     protocol, plan, progress = protocol or Protocol(), plan or Plan(HeadSettings()), progress or Silent()
-    _check(task, attend, plan, engine)
+    _check(task, attend, engine)
     options = resolve_options(options or EncoderOptions(), device)
     towers, pairs = _choose(describe_encoders(list(encoders), options), fusion, baselines, modalities, attend)
     labelled = read_labelled(data, columns, cache, task, protocol, progress)
@@ -180,11 +180,10 @@ def _choose(
     return needed_towers(usable, pairs, attend), pairs
 
 
-def _check(task: str, attend: str, plan: Plan, engine: str) -> None:
+def _check(task: str, attend: str, engine: str) -> None:
     for flag, value, known in (
         ("--task", task, TASKS),
         ("--attend", attend, ("tokens", "pooled")),
-        ("--search", plan.method, METHODS),
         ("--engine", engine, ENGINES),
     ):
         if value not in known:

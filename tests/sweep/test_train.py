@@ -244,7 +244,6 @@ def test_cross_attention_is_left_out_of_all_without_tokens_and_missed_by_name(pl
         ({"engine": "abacus"}, ConfigError, "--engine abacus: use one of local, ray"),
         ({"task": "regression"}, ConfigError, "--task regression: use one of multiclass, multilabel"),
         ({"attend": "everything"}, ConfigError, "--attend everything: use one of tokens, pooled"),
-        ({"plan": Plan(HeadSettings(), method="luck")}, ConfigError, "--search luck: use one of grid, random, optuna"),
         ({"protocol": Protocol(folds=60)}, DataError, "--folds 60"),
         ({"cache": "nowhere"}, CacheMissError, "not in the cache for hashing.*run mmfeat extract"),
     ],
