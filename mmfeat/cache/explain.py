@@ -1,4 +1,4 @@
-"""Why a sample is a hit or a miss: what the cache has of it, and which field of the spec differs."""
+"""Explanations: why a sample is a hit or a miss in the cache, and which fields of the spec differ."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHOWN_VALUE = 60
 
 @dataclass(frozen=True)
 class Explanation:
-    """`outcome` is hit, failed, miss or masked (there is nothing to encode); `reasons` are one line each."""
+    """The outcome for one encoder and the reasons, a line each; hit, failed, miss, or masked (nothing to encode)."""
 
     encoder: str
     outcome: str
@@ -30,7 +30,7 @@ class Explanation:
 
 
 def explain_sample(root: str | Path, samples: SampleSet, id: str, specs: Sequence[EncoderSpec]) -> list[Explanation]:
-    """What the next extraction of `specs` would do with one sample, and why."""
+    """Tell what the next extraction of `specs` would do with one sample, and why."""
     known = {sample.id: sample for sample in samples}
     if id not in known:
         close = difflib.get_close_matches(id, known, n=3)
@@ -65,7 +65,7 @@ def _explain(store: Cache, sample: Sample, spec: EncoderSpec, entries: list[Cach
 
 
 def why_failed(root: str | Path, samples: SampleSet, id: str, specs: Sequence[EncoderSpec]) -> str:
-    """Why a sample has no value for one of `specs`, which are of one modality; "" where it has."""
+    """The reason why a sample has no value for one of `specs`, all of one modality; "" if the sample has values."""
     store = Cache(root, samples.name)
     sample = next(sample for sample in samples if sample.id == id)
     for spec in specs:
@@ -81,32 +81,31 @@ def why_failed(root: str | Path, samples: SampleSet, id: str, specs: Sequence[En
 
 
 def _changed_content(shards: Sequence[Shard], id: str, key: bytes, spec: EncoderSpec) -> Iterator[str]:
-    """Whether the sample was stored with another content."""
+    """Lines about other contents that are stored under the sample's id."""
     for shard in shards:
         for row in np.flatnonzero(read_ids(shard.path) == id.encode()):
-            was = printable(shard.keys[row])
-            change = f"stored was {was[:12]}..., now it is {key.decode()[:12]}... (SHA-256)"
+            earlier = printable(shard.keys[row])
+            change = f"stored was {earlier[:12]}..., now it is {key.decode()[:12]}... (SHA-256)"
             yield f"its {spec.modality} changed (or another data set of this name has the id): {change}"
 
 
 def _nearest(key: bytes, spec: EncoderSpec, entries: list[CachedEncoder]) -> Iterator[str]:
-    """The stored spec of the same tower that differs in the fewest fields, field by field; the newest of equals."""
+    """Each difference to the stored spec of the same tower that has the fewest differences; the newest of equals."""
     others = [entry for entry in entries if entry.spec and entry.spec.tower == spec.tower and entry.spec != spec]
     if not others:
         return
     nearest = min(others, key=lambda e: (len(e.spec.differences(spec)), -e.changed))  # type: ignore[union-attr]
     assert nearest.spec is not None
-    there = any((shard.keys == key).any() for shard in nearest.shards)
-    has = "has" if there else "lacks"
+    has = "has" if any((shard.keys == key).any() for shard in nearest.shards) else "lacks"
     yield f"nearest is {nearest.folder.name}, which {has} this {spec.modality}; it differs in"
     for name in nearest.spec.differences(spec):
-        there_is, asked = str(asdict(nearest.spec)[name]), str(asdict(spec)[name])
-        same = next((n for n, (a, b) in enumerate(zip(there_is, asked, strict=False)) if a != b), 0)
-        yield f"  {name}: there {_shown(there_is, same)}, asked for {_shown(asked, same)}"
+        stored, asked = str(asdict(nearest.spec)[name]), str(asdict(spec)[name])
+        same = next((n for n, (a, b) in enumerate(zip(stored, asked, strict=False)) if a != b), 0)
+        yield f"  {name}: there {_shown(stored, same)}, asked for {_shown(asked, same)}"
 
 
 def _shown(value: str, same: int) -> str:
-    """The value, of a long one the part that holds its first difference, after `same` letters."""
+    """The value; of a long value, the part around its first difference, which comes after `same` letters."""
     if len(value) <= SHOWN_VALUE:
         return value or "nothing"
     start = max(0, same - SHOWN_VALUE // 3)

@@ -1,4 +1,4 @@
-"""Features: the vectors of a list of samples, one aligned array an encoder, with masks."""
+"""Features: the vectors of a list of samples, one aligned array for each encoder, with masks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmfeat.errors import CacheError
 class Block:
     """One encoder's (N, D) vectors. Rows where `mask` is False are missing and hold NaN.
 
-    `name` is the encoder's cache folder, which no two specs share; `source` is the same for all views of one.
+    `name` is the encoder's cache folder, which no two specs share; `source` is the same for all views of an encoder.
     """
 
     name: str
@@ -34,17 +34,17 @@ class Block:
         return self.vectors.shape[1]
 
     def empty(self, width: int) -> Block:
-        """As many rows of this width, all missing."""
+        """A block of as many rows in this width, all missing."""
         return replace(self, vectors=np.full((len(self.mask), width), np.nan, self.vectors.dtype))
 
 
 @dataclass(frozen=True)
 class MappedBlock:
-    """One encoder's rows of N samples that stay on disk until a batch of them is asked for: tokens, prefixes, and
+    """One encoder's rows of N samples that stay on disk until a batch of rows is read: tokens, prefixes, and
     vectors that are too many for the memory.
 
-    Row i has `lengths[i]` tokens of width D; a pooled vector counts as one, a row where `mask` is False has
-    none. `read` takes positions in the whole list, of which `rows` are this block's.
+    Row i has `lengths[i]` tokens of width D; a pooled vector counts as one token, a row where `mask` is False has
+    none. `read` takes positions in a longer list of samples; `rows` are the positions of this block's samples.
     """
 
     name: str
@@ -67,11 +67,11 @@ class MappedBlock:
         return self.read(self.rows[rows]), np.arange(lengths.max(initial=0)) < lengths[:, None]
 
     def empty(self, width: int) -> MappedBlock:
-        """The block, of which every row is missing, in this width."""
+        """The same block in another width; every row is missing."""
         return replace(self, width=width, read=partial(_read_zeros, self.read, width))
 
     def take(self, rows: np.ndarray) -> MappedBlock:
-        """The samples at `rows`."""
+        """The block of the samples at `rows`."""
         return replace(self, lengths=self.lengths[rows], mask=self.mask[rows], rows=self.rows[rows])
 
 
@@ -84,25 +84,29 @@ class Features:
     mapped: tuple[MappedBlock, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, length in [(b.name, len(b.vectors)) for b in self.blocks] + [(t.name, len(t)) for t in self.mapped]:
-            if length != len(self.ids):
-                raise CacheError(f"{name}: {length} rows for {len(self.ids)} samples")
+        for block in self._all:
+            if len(block.mask) != len(self.ids):
+                raise CacheError(f"{block.name}: {len(block.mask)} rows for {len(self.ids)} samples")
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
+    def _all(self) -> tuple[Block | MappedBlock, ...]:
+        return (*self.blocks, *self.mapped)
+
+    @property
     def masks(self) -> dict[str, np.ndarray]:
-        """(N,) bool of each block by its name: whether a sample has a vector there."""
-        return {block.name: block.mask for block in self.blocks} | {t.name: t.mask for t in self.mapped}
+        """Name of a block -> (N,) bool: whether each sample has a vector."""
+        return {block.name: block.mask for block in self._all}
 
     @property
     def widths(self) -> dict[str, int]:
-        """D of each block by its name."""
-        return {block.name: block.width for block in self.blocks} | {t.name: t.width for t in self.mapped}
+        """Name of a block -> D."""
+        return {block.name: block.width for block in self._all}
 
     def widened(self, widths: Mapping[str, int]) -> Features:
-        """Blocks of which every row is missing, and so of width 0, in the width a head was trained on.
+        """Give blocks of width 0, of which every row is missing, the width that a head was trained on.
 
         Raises `CacheError` for any other difference.
         """
@@ -111,13 +115,13 @@ class Features:
         return replace(self, blocks=blocks, mapped=mapped)
 
     def take(self, rows: np.ndarray) -> Features:
-        """The samples at `rows`, which may also be a mask."""
+        """The features of the samples at `rows`, which may also be a mask."""
         rows = np.arange(len(self))[rows]
         blocks = tuple(replace(b, vectors=b.vectors[rows], mask=b.mask[rows]) for b in self.blocks)
         return Features(tuple(self.ids[row] for row in rows), blocks, tuple(t.take(rows) for t in self.mapped))
 
     def named(self, names: Sequence[str]) -> Features:
-        """The blocks of these names, in their order; names that are not there are passed over."""
+        """The blocks of these names, in the order of `names`; unknown names are passed over."""
         blocks, mapped = {b.name: b for b in self.blocks}, {t.name: t for t in self.mapped}
         return replace(
             self,
@@ -131,14 +135,14 @@ class Features:
         return Features(self.ids, blocks, tuple(t for t in self.mapped if modality in ("both", t.modality)))
 
 
-def _fits(name: str, found: int, width: int) -> bool:
+def _fits(name: str, actual: int, width: int) -> bool:
     """Whether a block has this `width`; False for one of which every row is missing."""
-    if found not in (0, width):
-        raise CacheError(f"{name}: vectors of width {found}, the head takes {width}")
-    return found == width
+    if actual not in (0, width):
+        raise CacheError(f"{name}: vectors of width {actual}, the head takes {width}")
+    return actual == width
 
 
 def _read_zeros(read: Callable[[np.ndarray], np.ndarray], width: int, positions: np.ndarray) -> np.ndarray:
-    """(B, T, width) zeros for what is read as (B, T, 0)."""
-    found = read(positions)
-    return np.zeros((*found.shape[:-1], width), found.dtype)
+    """(B, T, width) zeros in place of values that are read as (B, T, 0)."""
+    empty = read(positions)
+    return np.zeros((*empty.shape[:-1], width), empty.dtype)

@@ -1,7 +1,8 @@
-"""What mmfeat accepts in an HDF5 file: plain datasets of expected names that lie whole inside the very file.
+"""HDF5 files: checks before a file is read, and the layout of a file that is to be written in one pass.
 
-HDF5 can point to other files, hide data behind filters, and hold types whose reading follows pointers. A
-file may come from anywhere, so all of this is refused before a value is read.
+HDF5 can point to other files, hide data behind filters, and hold types whose reading follows pointers, and a file may
+come from anywhere. So only plain datasets of expected names are read that lie whole inside the very file. HDF5 lays out
+a new file in memory, without the large datasets; their bytes are written into the gaps of the layout.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ PAGE = 4096  # bytes; each dataset begins on a page of its own
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a dataset's values lie in the file."""
+    """A dataset's values: shape, type, and offset in the file."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -38,7 +39,7 @@ class Stored:
 
 @contextmanager
 def open_plain(path: Path, remedy: str = NOT_OURS) -> Iterator[Any]:
-    """The file for reading; whatever is wrong with it becomes one `CacheError` that ends with `remedy`."""
+    """Open a file for reading; any fault of the file raises one `CacheError` that ends with `remedy`."""
     import h5py
 
     try:
@@ -57,9 +58,9 @@ def open_plain(path: Path, remedy: str = NOT_OURS) -> Iterator[Any]:
 def plain_datasets(
     file: Any, path: Path, kinds: Mapping[str, str], beside: Collection[str] = (), remedy: str = NOT_OURS
 ) -> dict[str, Stored]:
-    """The datasets named in `kinds` (name -> NumPy kind), and no others but those `beside` them.
+    """The datasets named in `kinds` (name -> NumPy kind).
 
-    Raises `CacheError` for any danger.
+    Raises `CacheError` for any danger, and for members of the file that are named neither there nor in `beside`.
     """
     import h5py
 
@@ -69,7 +70,7 @@ def plain_datasets(
     if unexpected := sorted(names - {*kinds, *beside}):
         first = ", ".join(printable(name[:40]) for name in unexpected[:5])
         raise CacheError(f"{path}: nothing named {first} belongs into it; {remedy}")
-    size, found = os.stat(path).st_size, {}
+    size, datasets = os.stat(path).st_size, {}
     for name, kind in kinds.items():
         if not is_hard_link(file, name):
             raise CacheError(f"{path}: {name} is a link, not a dataset; {remedy}")
@@ -78,12 +79,12 @@ def plain_datasets(
             raise CacheError(f"{path}: {name} is not a dataset; {remedy}")
         if danger := _danger(dataset, kind):
             raise CacheError(f"{path}: {name} {danger}; {remedy}")
-        found[name] = stored = Stored(dataset.shape, dataset.dtype, dataset.id.get_offset() or 0)
+        datasets[name] = stored = Stored(dataset.shape, dataset.dtype, dataset.id.get_offset() or 0)
         if stored.nbytes and (not stored.offset or stored.offset + stored.nbytes > size):
             raise CacheError(f"{path}: {name} reaches beyond the end of the file; {remedy}")
         if stored.nbytes != dataset.id.get_storage_size():
             raise CacheError(f"{path}: {name} is said to be larger or smaller than it is; {remedy}")
-    return found
+    return datasets
 
 
 def is_hard_link(group: Any, name: str) -> bool:
@@ -94,7 +95,7 @@ def is_hard_link(group: Any, name: str) -> bool:
 
 
 def plain_attributes(file: Any, path: Path, names: tuple[str, ...], remedy: str = NOT_OURS) -> dict[str, int | str]:
-    """Attributes that are one number or one fixed-length string."""
+    """The attributes `names`, each one number or one fixed-length string; any other raises `CacheError`."""
     import h5py
 
     values: dict[str, int | str] = {}
@@ -112,13 +113,13 @@ def plain_attributes(file: Any, path: Path, names: tuple[str, ...], remedy: str 
 
 
 def printable(text: str | bytes) -> str:
-    """Text of a file from anywhere as one line that does nothing to a terminal."""
+    """The text as one line of printable letters: text from an unknown file must not steer a terminal."""
     text = text.decode(errors="replace") if isinstance(text, bytes) else text
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
 def _danger(dataset: Any, kind: str) -> str:
-    """What is wrong with how the values are stored, or nothing."""
+    """The danger in how the values of a dataset are stored; "" without any."""
     import h5py
 
     plan = dataset.id.get_create_plist()
@@ -185,7 +186,7 @@ def lay_out(fill: Callable[[Any], None], large: Mapping[str, tuple[tuple[int, ..
 
 
 class _Memory(io.RawIOBase):
-    """A file that keeps what is written and nothing in between."""
+    """A file that keeps the written bytes in memory, and nothing for the gaps between them."""
 
     def __init__(self) -> None:
         self._written: dict[int, bytes] = {}

@@ -1,8 +1,8 @@
-"""Packing: one plain HDF5 file with the ids, labels and values of a data set, aligned, for other programs.
+"""Packs: one plain HDF5 file with the ids, labels and values of a data set, aligned, for other programs.
 
-    /ids (N), /labels (N)         UTF-8 strings; no label is an empty one
-    /ENCODER/mask (N)             1 where there is a value
-    /ENCODER/pooled (N, D)        NaN where there is none, or
+    /ids (N), /labels (N)         UTF-8 strings; the label of an unlabelled sample is empty
+    /ENCODER/mask (N)             1 for a sample with a value
+    /ENCODER/pooled (N, D)        NaN for a sample without a value, or
     /ENCODER/tokens (M, D)        with /ENCODER/bounds (N + 1): sample i has rows bounds[i] to bounds[i + 1]
 
 Each encoder's group has its name, its fingerprint and its whole spec as attributes.
@@ -29,15 +29,15 @@ from mmfeat.system.wording import Progress, Silent
 
 FORMAT = "mmfeat pack 1"
 STEP = 256  # samples whose tokens are in memory at once
-ANEW = "mmfeat cache pack makes a new one"
+REMEDY = "mmfeat cache pack makes a new one"
 
 
 def write_pack(
     path: Path, store: Cache, samples: SampleSet, specs: Sequence[EncoderSpec], progress: Progress | None = None
 ) -> int:
-    """Write the file in one step, one encoder's vectors in memory at a time; returns its size in bytes.
+    """Write the file in one step, a few samples' values in memory at a time; returns its size in bytes.
 
-    Raises `CacheMissError` if any sample was never extracted, and `ConfigError` where another file stands.
+    Raises `CacheMissError` if any sample was never extracted, and `ConfigError` if `path` is a file that is no pack.
     """
     _check_free(path)
     keys = {modality: store.content_keys(samples.samples, modality) for modality in {s.modality for s in specs}}
@@ -62,31 +62,31 @@ def read_pack(path: Path, encoder: str) -> dict[str, np.ndarray]:
     """`ids`, `labels`, `mask` and the values of one encoder's group, after the checks that shards get."""
     import h5py
 
-    with open_plain(path, ANEW) as file:
-        if plain_attributes(file, path, ("format",), ANEW)["format"] != FORMAT:
-            raise CacheError(f"{path}: not a {FORMAT}; {ANEW}")
+    with open_plain(path, REMEDY) as file:
+        if plain_attributes(file, path, ("format",), REMEDY)["format"] != FORMAT:
+            raise CacheError(f"{path}: not a {FORMAT}; {REMEDY}")
         groups = [name for name in file if name not in ("ids", "labels")]
         if encoder not in groups:
             raise CacheError(f"{path}: no encoder {encoder!r}; it has {', '.join(map(printable, groups))}")
         if not is_hard_link(file, encoder) or not isinstance(file[encoder], h5py.Group):
-            raise CacheError(f"{path}: {encoder} is a link, not a group; {ANEW}")
+            raise CacheError(f"{path}: {encoder} is a link, not a group; {REMEDY}")
         group = file[encoder]
         output = next((name for name in ("pooled", "tokens", "prefix") if name in group), "pooled")
         kinds = {"mask": "u", output: "f"} | ({} if output == "pooled" else {"bounds": "i"})
-        stored = plain_datasets(group, path, kinds, remedy=ANEW)
-        stored |= plain_datasets(file, path, {"ids": "S", "labels": "S"}, beside=groups, remedy=ANEW)
-        found = {name: (file if name in ("ids", "labels") else group)[name][:] for name in stored}
-    if not _fit(found, output):
-        shapes = ", ".join(f"{name} {array.shape}" for name, array in found.items())
-        raise CacheError(f"{path}: {encoder}: {shapes} do not fit together; {ANEW}")
-    return found
+        stored = plain_datasets(group, path, kinds, remedy=REMEDY)
+        stored |= plain_datasets(file, path, {"ids": "S", "labels": "S"}, beside=groups, remedy=REMEDY)
+        arrays = {name: (file if name in ("ids", "labels") else group)[name][:] for name in stored}
+    if not _fit(arrays, output):
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        raise CacheError(f"{path}: {encoder}: {shapes} do not fit together; {REMEDY}")
+    return arrays
 
 
-def _fit(found: dict[str, np.ndarray], output: str) -> bool:
-    """Whether the arrays of one encoder are about the same samples."""
-    values, bounds = found[output], found.get("bounds", np.arange(len(found["mask"]) + 1))
+def _fit(arrays: dict[str, np.ndarray], output: str) -> bool:
+    """Whether the arrays of one encoder agree on the number of samples and of tokens."""
+    values, bounds = arrays[output], arrays.get("bounds", np.arange(len(arrays["mask"]) + 1))
     return (
-        len(found["ids"]) == len(found["labels"]) == len(found["mask"]) == len(bounds) - 1
+        len(arrays["ids"]) == len(arrays["labels"]) == len(arrays["mask"]) == len(bounds) - 1
         and values.ndim == 2
         and bounds[0] == 0
         and bounds[-1] == len(values)
@@ -95,7 +95,7 @@ def _fit(found: dict[str, np.ndarray], output: str) -> bool:
 
 
 def _check_free(path: Path) -> None:
-    """An older pack may be replaced; a file that is none belongs to somebody else."""
+    """Raise `ConfigError` if `path` is a file that is no pack; an older pack may be replaced."""
     if not path.exists():
         return
     try:
@@ -117,7 +117,7 @@ def _fill(group: Any, spec: EncoderSpec, block: MappedBlock) -> None:
 
 
 def _values(block: MappedBlock, spec: EncoderSpec, advance: Callable[[int], None]) -> Iterator[memoryview]:
-    """The values of the samples in order."""
+    """Yield the bytes of the values of all samples, in order."""
     for start in range(0, len(block), STEP):
         rows = np.arange(start, min(start + STEP, len(block)))
         values, present = block.batch(rows)

@@ -1,4 +1,4 @@
-"""Parity: cached values against what the reference library's own plain call gives now."""
+"""Parity: cached values against the values that the reference library's own plain call gives now."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mmfeat.samples.dataset import Sample, SampleSet
 from mmfeat.samples.images import augment, decode_image
 from mmfeat.system.wording import Progress, Silent
 
-# What is promised: float32 to 1e-5, of the row's largest value where that is above 1; half precision by its angle,
-# and by its length as far as such an angle could change it.
+# Promises: float32 values deviate by 1e-5 at most, relative to the row's largest value if that is above 1. Rows in half
+# precision keep their angle, and their length to within what such an angle could change.
 FLOAT32_DEVIATION = 1e-5
 LEAST_COSINE = 0.999
 LENGTH_DEVIATION = 0.05
@@ -42,12 +42,11 @@ def check_parity(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Iterator[Parity]:
-    """Re-encode `count` random rows of each tower, of those that are cached, through its reference and compare."""
+    """Compare `count` random cached rows of each tower with the values that the tower's reference gives."""
     for tower in towers:
         keys = store.content_keys(samples.samples, tower.spec.modality)
         block = store.map(samples.samples, tower.spec, keys, allow_missing=True)
-        there = np.flatnonzero(block.mask)
-        chosen = np.random.default_rng(seed).permutation(there)[:count]
+        chosen = np.random.default_rng(seed).permutation(np.flatnonzero(block.mask))[:count]
         reference = load_reference(tower)
         worst = Parity(tower.spec.name, 0, 0.0, 1.0, "", True)
         with (progress or Silent()).step(f"parity {tower.spec.name}", len(chosen)) as advance:
@@ -61,7 +60,7 @@ def check_parity(
 
 
 def _content(sample: Sample, spec: EncoderSpec, key: bytes) -> Any:
-    """What the encoder is given: the text, or the picture in the spec's view."""
+    """The encoder's input: the text, or the picture in the spec's view."""
     if spec.modality == "text":
         return sample.text
     assert sample.image is not None  # only samples with a cached picture are compared
@@ -71,7 +70,7 @@ def _content(sample: Sample, spec: EncoderSpec, key: bytes) -> Any:
 
 
 def _worse(worst: Parity, id: str, cached: np.ndarray, wanted: np.ndarray, spec: EncoderSpec) -> Parity:
-    """The worst so far and one more row."""
+    """`worst` with one more row taken into account."""
     a, b = cached.astype(np.float64), wanted.reshape(-1).astype(np.float64)
     if a.shape != b.shape:
         return Parity(spec.name, worst.rows + 1, float("inf"), 0.0, id, False)
@@ -92,7 +91,7 @@ def _worse(worst: Parity, id: str, cached: np.ndarray, wanted: np.ndarray, spec:
 
 
 def _angle_and_length(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """The cosine between `a` and `b`, and the length of `a` in that of `b`; zero vectors are alike."""
+    """(cosine between `a` and `b`, length of `a` / length of `b`); two zero vectors count as equal."""
     one, other = float(np.linalg.norm(a)), float(np.linalg.norm(b))
     if not (np.isfinite(one) and one and other):
         return (1.0, 1.0) if one == other else (0.0, float("inf"))

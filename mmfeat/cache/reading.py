@@ -1,8 +1,8 @@
-"""Reading values out of shards: whole matrices, random batches and zero-copy scans.
+"""Reading shards: whole matrices, random batches and zero-copy scans, and indices of rows by content key.
 
-Copies are made with positioned reads, not through the mapping: they cost no page tables, and a disk that fails
-gives an error where a mapping would give a signal. Every MiB is compared with its checksum the first time that
-any byte of it is used.
+Copies are made with positioned reads, not through a mapping: reads cost no page tables, and a disk that fails gives an
+error where a mapping would give a signal. Every MiB is compared with its checksum when any byte of it is first used.
+`RowIndex` finds the rows of content keys; `KnownKeys` remembers in 16 bytes a key what is stored and was asked for.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MISSING, FAILED, GOOD = 0, 1, 2
 
 
 def corrupt_pieces(shard: Shard) -> list[int]:
-    """Numbers of the MiB pieces whose checksum does not match, read anew."""
+    """Indices of the MiB pieces that do not match their checksum; all pieces are read again."""
     import xxhash
 
     with _opened(shard) as handle:
@@ -37,16 +37,16 @@ def corrupt_pieces(shard: Shard) -> list[int]:
     return np.flatnonzero(~shard.checked).tolist()
 
 
-def read_vectors(shard: Shard, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
-    """`out[places] = values[rows]`; in file order, by all cores."""
+def read_vectors(shard: Shard, rows: np.ndarray, out: np.ndarray, out_rows: np.ndarray) -> None:
+    """Copy `values[rows]` to `out[out_rows]`, in file order and with all cores."""
     order = np.argsort(rows, kind="stable")
-    rows, places = rows[order], places[order]
+    rows, out_rows = rows[order], out_rows[order]
     step = max(1, STEP // shard.row_bytes)
     edges = np.searchsorted(rows, np.arange(0, shard.values.shape[0] + step, step))
     parts = [slice(start, stop) for start, stop in pairwise(edges.tolist()) if start < stop]
     with _opened(shard) as handle, ThreadPoolExecutor(cpu_count()) as pool:
-        # The list is what makes an error in a thread an error here.
-        list(pool.map(lambda part: _read_part(shard, handle, rows[part], out, places[part]), parts))
+        # Listing the results raises an error of a thread here.
+        list(pool.map(lambda part: _read_part(shard, handle, rows[part], out, out_rows[part]), parts))
 
 
 def read_tokens(shard: Shard, rows: Sequence[int], out: Sequence[np.ndarray]) -> None:
@@ -60,9 +60,9 @@ def read_tokens(shard: Shard, rows: Sequence[int], out: Sequence[np.ndarray]) ->
 
 
 def scan(shard: Shard) -> Iterator[tuple[slice, np.ndarray]]:
-    """(rows of `values`, their values) a few MiB at a time, mapped and not copied.
+    """Yield (rows of `values`, the values at these rows), a few MiB at a time, mapped and not copied.
 
-    A part must not be kept, or the whole shard stays mapped: copy what is to stay.
+    Copy values that are to be kept: a kept part keeps the whole shard mapped.
     """
     if not shard.values.nbytes:
         return
@@ -71,32 +71,32 @@ def scan(shard: Shard) -> Iterator[tuple[slice, np.ndarray]]:
     raw = values.reshape(-1).view(np.uint8)
     for start in range(0, rows, step):
         part = slice(start, min(start + step, rows))
-        _check_size(shard, mapping.size())  # touching what is no longer there would be a signal
+        _check_size(shard, mapping.size())  # touching bytes beyond the end of the file would be a signal
         for piece in _unchecked(shard, part.start * shard.row_bytes, part.stop * shard.row_bytes):
             _compare(shard, raw[piece * MIB : (piece + 1) * MIB], piece)
         yield part, values[part]
 
 
-def _read_part(shard: Shard, handle: int, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
-    """A part of `read_vectors` whose rows lie near each other, in order."""
+def _read_part(shard: Shard, handle: int, rows: np.ndarray, out: np.ndarray, out_rows: np.ndarray) -> None:
+    """Do a part of `read_vectors` whose rows are sorted and lie near each other."""
     first, last = int(rows[0]), int(rows[-1])
     low, high = first * shard.row_bytes, (last + 1) * shard.row_bytes
     start, stop = low // MIB * MIB, min(-(-high // MIB) * MIB, shard.values.nbytes)
-    in_order = last - first + 1 == len(rows) == places[-1] - places[0] + 1
-    in_order = in_order and bool((np.diff(rows) == 1).all() and (np.diff(places) == 1).all())
+    in_order = last - first + 1 == len(rows) == out_rows[-1] - out_rows[0] + 1
+    in_order = in_order and bool((np.diff(rows) == 1).all() and (np.diff(out_rows) == 1).all())
     direct = in_order and (start, stop) == (low, high) and out.flags.c_contiguous
     raw = np.empty(0 if direct else stop - start, np.uint8)
     if direct:
-        raw = out[places[0] : places[0] + len(rows)].reshape(-1).view(np.uint8)
+        raw = out[out_rows[0] : out_rows[0] + len(rows)].reshape(-1).view(np.uint8)
     _fill(shard, handle, start, raw.data)
     _compare(shard, raw, start // MIB)
     if not direct:
         values = raw[low - start : high - start].view(shard.values.dtype).reshape(-1, shard.width)
-        out[places[0] if len(rows) == 1 else places] = values[rows - first]
+        out[out_rows[0] if len(rows) == 1 else out_rows] = values[rows - first]
 
 
 def _check(shard: Shard, handle: int, start: int, stop: int) -> None:
-    """Compare the pieces that hold the bytes from `start` to `stop` unless that was done."""
+    """Compare the pieces with the bytes from `start` to `stop`, if not compared before, with their checksums."""
     for piece in _unchecked(shard, start, stop):
         _compare(shard, _read_piece(shard, handle, piece), piece)
 
@@ -112,7 +112,7 @@ def _read_piece(shard: Shard, handle: int, piece: int) -> np.ndarray:
 
 
 def _compare(shard: Shard, raw: np.ndarray, first: int) -> None:
-    """Whole pieces that were read, from number `first` on."""
+    """Compare whole pieces, from index `first` on, with their checksums."""
     import xxhash
 
     for number, at in enumerate(range(0, len(raw), MIB), first):
@@ -170,7 +170,7 @@ def _opened(shard: Shard) -> Iterator[int]:
 
 
 class KnownKeys:
-    """Keys of what is stored, with what is asked for, so that each content counts once however often it comes."""
+    """Content keys that are stored or were asked for, so that a content counts once however often it comes."""
 
     def __init__(self, shards: Iterable[Shard]) -> None:
         self._keys = np.empty(0, "S16")
@@ -179,7 +179,7 @@ class KnownKeys:
         self.add(shards)
 
     def add(self, shards: Iterable[Shard]) -> None:
-        """Know what these hold, too."""
+        """Add the keys of some shards."""
         if parts := [(_packed_of(shard), _states_of(shard)) for shard in shards]:
             self._merge(*map(np.concatenate, zip(*parts, strict=True)))
 
@@ -187,23 +187,23 @@ class KnownKeys:
         return len(self._keys)
 
     def states(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(N,) whether each of the S32 keys is MISSING, FAILED or GOOD, and (N,) whether it was asked for before."""
+        """(N,) MISSING, FAILED or GOOD for the S32 keys (N,), and (N,) whether a key was asked for before."""
         packed = _packed(keys)
         if not len(self._keys):
             return np.zeros(len(keys), np.uint8), np.zeros(len(keys), bool)
         at = np.minimum(np.searchsorted(self._keys, packed), len(self._keys) - 1)
-        there = self._keys[at] == packed
-        return np.where(there, self._states[at], MISSING).astype(np.uint8), there & self._asked[at]
+        known = self._keys[at] == packed
+        return np.where(known, self._states[at], MISSING).astype(np.uint8), known & self._asked[at]
 
     def ask(self, keys: np.ndarray) -> None:
-        """Note distinct keys as asked for; those that are missing are about to be encoded and count as good."""
+        """Note distinct keys as asked for; missing keys are about to be encoded and count as good."""
         packed = _packed(keys)
         states, _ = self.states(keys)
         self._merge(packed[states == MISSING], np.full(int((states == MISSING).sum()), GOOD, np.uint8))
         self._asked[np.searchsorted(self._keys, packed)] = True
 
     def _merge(self, packed: np.ndarray, states: np.ndarray) -> None:
-        """Add keys; of equal ones the best state counts."""
+        """Add keys with their states; of equal keys the best state counts."""
         if not len(packed):
             return
         order = np.lexsort((-states.astype(np.int8), packed))
@@ -244,17 +244,18 @@ class RowIndex:
     def __init__(self, shards: Sequence[Shard]) -> None:
         self.shards = tuple(shards)
         self.width = max((shard.width for shard in shards), default=0)
+        self.dtype = self.shards[0].values.dtype if shards else np.dtype(np.float32)
         self.keys = np.concatenate([shard.keys for shard in shards] or [np.empty(0, f"S{KEY_LENGTH}")])
         self.failed = np.concatenate([shard.errors != b"" for shard in shards] or [np.empty(0, bool)])
         self.lengths = np.concatenate([np.diff(shard.bounds) for shard in shards] or [np.empty(0, np.int64)])
         self._starts = np.cumsum([0, *(len(shard.keys) for shard in shards)])
 
     def find(self, wanted: np.ndarray) -> np.ndarray:
-        """Row of each wanted key, -1 where there is none."""
+        """(N,) rows of the wanted keys (N,), -1 for a key that is not stored."""
         if not len(self.keys):
             return np.full(len(wanted), -1)
         if np.array_equal(self.keys[: len(wanted)], wanted) and not self.failed[: len(wanted)].any():
-            return np.arange(len(wanted))  # as photos mostly lie; a million keys take a second to sort
+            return np.arange(len(wanted))  # most photos are stored in this order; sorting a million keys takes a second
         at = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
         return np.where(self._sorted[at] == wanted, self._order[at], -1)
 
@@ -272,29 +273,28 @@ class RowIndex:
         return self.keys[self._order]
 
     def unique(self) -> tuple[np.ndarray, np.ndarray]:
-        """(N,) keys that are stored, and for each whether all that is stored is an error."""
+        """(N,) distinct keys, and (N,) whether a key has only rows with errors."""
         first = np.ones(len(self._sorted), bool)
         first[1:] = self._sorted[1:] != self._sorted[:-1]
         return self._sorted[first], self.failed[self._order][first]
 
-    def vectors(self, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
-        """`out[places]` = the pooled vectors at `rows`."""
-        for shard, here, local in self._by_shard(rows):
-            read_vectors(shard, local, out, places[here])
+    def vectors(self, rows: np.ndarray, out: np.ndarray, out_rows: np.ndarray) -> None:
+        """Copy the pooled vectors at `rows` to `out[out_rows]`."""
+        for shard, positions, local in self._by_shard(rows):
+            read_vectors(shard, local, out, out_rows[positions])
 
     def tokens(self, rows: np.ndarray) -> np.ndarray:
-        """(B, T, D) of `rows`, zero beyond the length of each and where a row is -1."""
-        here, lengths = rows >= 0, np.zeros(len(rows), np.int64)
-        lengths[here] = self.lengths[rows[here]]
-        dtype = self.shards[0].values.dtype if self.shards else np.float32
-        out = np.zeros((len(rows), lengths.max(initial=0), self.width), dtype)
-        for shard, places, local in self._by_shard(rows):
-            read_tokens(shard, local.tolist(), [out[place, : lengths[place]] for place in places])
+        """(B, T, D) values of `rows`, zero beyond the length of a row, and for a row of -1."""
+        present, lengths = rows >= 0, np.zeros(len(rows), np.int64)
+        lengths[present] = self.lengths[rows[present]]
+        out = np.zeros((len(rows), lengths.max(initial=0), self.width), self.dtype)
+        for shard, positions, local in self._by_shard(rows):
+            read_tokens(shard, local.tolist(), [out[position, : lengths[position]] for position in positions])
         return out
 
     def _by_shard(self, rows: np.ndarray) -> Iterator[tuple[Shard, np.ndarray, np.ndarray]]:
-        """(shard, positions in `rows`, row numbers within the shard)."""
+        """Yield (shard, positions in `rows`, row numbers within the shard); rows of -1 are left out."""
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(numbers[rows >= 0]):
-            here = np.flatnonzero((numbers == number) & (rows >= 0))
-            yield self.shards[number], here, rows[here] - self._starts[number]
+            positions = np.flatnonzero((numbers == number) & (rows >= 0))
+            yield self.shards[number], positions, rows[positions] - self._starts[number]

@@ -1,16 +1,16 @@
 """A shard: one immutable HDF5 file with some rows of one encoder.
 
-It is built in memory, so that a failing disk is a plain OSError from a plain write, and committed in
-one step. Every dataset is contiguous and unfiltered: any HDF5 reader opens it, and its values can be
-mapped. For N samples of an encoder whose output is `pooled`, `tokens` or `prefix`:
+A shard is laid out in memory, so that a failing disk is a plain OSError from a plain write, and committed in one step.
+Every dataset is contiguous and unfiltered: any HDF5 reader opens the file, and the values can be mapped. For N samples
+of an encoder whose output is `pooled`, `tokens` or `prefix`:
 
-    keys (N), ids (N), errors (N)   fixed-length strings: content hash, the sample's id, why there is no value
+    keys (N), ids (N), errors (N)   fixed-length strings: content hash, sample id, reason for no value
     OUTPUT                          (N, D) if pooled, else (M, D): the tokens of all samples, one after the other
     OUTPUT_xxh3                     xxh3_64 of each MiB of OUTPUT
     bounds (N + 1)                  not if pooled: tokens of sample i are bounds[i] to bounds[i + 1]
 
 A sample with an error has a vector of NaN, or no tokens. The file is named after the xxh3_128 of all its bytes
-but those of OUTPUT, which have their checksums: together they tell a flipped bit anywhere.
+but those of OUTPUT. Name and checksums together tell a flipped bit anywhere.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ ATTRIBUTES = ("format", "rows", "output", "fingerprint", "spec")
 
 @dataclass(frozen=True)
 class Rows:
-    """Values of N samples with their content keys, the ids they were first computed for, and errors ("" if none).
+    """Values of N samples with content keys, ids of the samples that gave the values, and errors ("" for none).
 
-    `values` are (N, D), or N times (T, D). Rows with an error hold NaN or no tokens; where all have one, D may be 0.
+    `values` are (N, D), or N times (T, D). Rows with an error hold NaN or no tokens; if all rows have one, D may be 0.
     """
 
     keys: list[bytes]
@@ -57,12 +57,12 @@ class Rows:
 
     @property
     def failed(self) -> int:
-        """How many rows have an error."""
+        """The number of rows with an error."""
         return len(self.errors) - self.errors.count("")
 
     @property
     def nbytes(self) -> int:
-        return self.values.nbytes if isinstance(self.values, np.ndarray) else sum(one.nbytes for one in self.values)
+        return self.values.nbytes if isinstance(self.values, np.ndarray) else sum(value.nbytes for value in self.values)
 
     @property
     def width(self) -> int:
@@ -73,18 +73,18 @@ class Rows:
 
     @property
     def lengths(self) -> list[int]:
-        """Rows of values of each sample."""
-        return [1] * len(self.values) if isinstance(self.values, np.ndarray) else [len(one) for one in self.values]
+        """The number of tokens of each sample, 1 for a pooled vector."""
+        return [1] * len(self.values) if isinstance(self.values, np.ndarray) else [len(value) for value in self.values]
 
     @property
     def widths(self) -> set[int]:
-        """D of everything that is no error."""
+        """Each D of the rows without an error."""
         if isinstance(self.values, np.ndarray):
             return {self.values.shape[1]} if self.failed < len(self.errors) else set()
         return {value.shape[1] for value in self.values if len(value)}
 
     def arrays(self, width: int) -> Iterator[np.ndarray]:
-        """The values as contiguous (n, width) arrays; a vector that failed without a width is NaN in any."""
+        """The values as contiguous (n, width) arrays; failed vectors of width 0 are NaN in any width."""
         if not isinstance(self.values, np.ndarray):
             yield from (np.ascontiguousarray(value) for value in self.values if len(value))
         elif self.values.shape[1] == width:
@@ -103,7 +103,7 @@ class Rows:
 
 
 def mib_pieces(arrays: Sequence[np.ndarray]) -> Iterator[memoryview | bytes]:
-    """The bytes of all arrays in pieces of 1 MiB, copied only where a piece spans several."""
+    """The bytes of all arrays in pieces of 1 MiB, copied only where a piece spans several arrays."""
     held: list[memoryview] = []
     size = 0
     for array in arrays:
@@ -120,10 +120,10 @@ def mib_pieces(arrays: Sequence[np.ndarray]) -> Iterator[memoryview | bytes]:
 
 @dataclass(frozen=True)
 class Shard:
-    """A checked shard and where its values lie. It holds no open file, so any process or thread may read it.
+    """A checked shard. No file is kept open, so any process or thread may read the values.
 
-    `keys` (N) S32, `errors` (N), `bounds` (N + 1): the rows of `values` that belong to each sample. `checked`
-    marks the MiB pieces that were compared with their checksum already.
+    `keys` (N) S32, `errors` (N), `bounds` (N + 1): sample i has rows bounds[i] to bounds[i + 1] of `values`.
+    `checked` marks the MiB pieces that were compared with their checksum before.
     """
 
     path: Path
@@ -186,7 +186,7 @@ def as_strings(values: list[str]) -> np.ndarray:
     """Fixed-length UTF-8, at least one byte wide."""
     import h5py
 
-    if not any(values):  # as errors mostly are
+    if not any(values):  # most errors are empty
         return np.zeros(len(values), h5py.string_dtype("utf-8", 1))
     encoded = "\0".join(values).encode().split(b"\0")  # faster than one by one
     if len(encoded) != len(values):
@@ -195,7 +195,7 @@ def as_strings(values: list[str]) -> np.ndarray:
 
 
 def open_shard(path: Path, fingerprint: str) -> Shard:
-    """Check the file and everything but the values. Raises `CacheError` for anything unexpected."""
+    """Open a shard and check everything but its values. Raises `CacheError` for anything unexpected."""
     with open_plain(path) as file:
         attributes = plain_attributes(file, path, ATTRIBUTES)
         output = attributes["output"]
@@ -223,7 +223,7 @@ def open_shard(path: Path, fingerprint: str) -> Shard:
 
 
 def read_spec(path: Path) -> EncoderSpec:
-    """The spec that a shard says it is of."""
+    """The spec that a shard states."""
     with open_plain(path) as file:
         spec = plain_attributes(file, path, ("spec",))["spec"]
     try:
@@ -239,7 +239,7 @@ def read_ids(path: Path) -> np.ndarray:
 
 
 def _hash_around(path: Path, values: Stored) -> str:
-    """Hash of all bytes but the values."""
+    """XXH3-128 of all bytes of a shard but its values."""
     import xxhash
 
     digest = xxhash.xxh3_128()
@@ -253,9 +253,9 @@ def _hash_around(path: Path, values: Stored) -> str:
 
 
 def _columns(batches: Sequence[Rows], output: str) -> dict[str, np.ndarray]:
-    """All datasets but the values and their checksums."""
+    """All datasets of a shard but the values and their checksums."""
     keys = list(chain.from_iterable(batch.keys for batch in batches))
-    if wrong := set(map(len, keys)) - {KEY_LENGTH}:  # joined below, where one too long would shift all that follow
+    if wrong := set(map(len, keys)) - {KEY_LENGTH}:  # joined below, a longer key would shift all others
         raise CacheError(f"content keys of {', '.join(map(str, sorted(wrong)))} bytes; they have {KEY_LENGTH}")
     errors = chain.from_iterable(batch.errors for batch in batches)
     columns = {
@@ -277,6 +277,7 @@ def _kinds(output: str) -> dict[str, str]:
 def _consistent(
     columns: dict[str, np.ndarray], bounds: np.ndarray, values: Stored, sums: np.ndarray, rows: int | str
 ) -> bool:
+    """Whether the shapes, lengths and bounds of a shard's datasets fit together."""
     lengths = {len(columns["keys"]), len(columns["ids"]), len(columns["errors"]), len(bounds) - 1}
     return (
         lengths == {rows}

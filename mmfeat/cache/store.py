@@ -45,14 +45,14 @@ class Cache:
         self.folder = Path(root) / folder_name(dataset)
 
     def create(self) -> None:
-        """Make the folder. Raises `WriteError` where that cannot be, before any work is done for it."""
+        """Make the folder. Raises `WriteError` where that is impossible, before any work is done."""
         with write_errors(self.folder):
             make_folder(self.folder)
 
     def settle(self, spec: EncoderSpec) -> None:
-        """Make what is stored of `spec` outlive a power loss, whoever wrote it, and say again what it is of."""
+        """Make the stored rows of `spec` outlive a power loss, whoever wrote them, and restore a lost `spec.json`."""
         if shard_files(self.spec_folder(spec)):
-            with contextlib.suppress(WriteError):  # where nothing can be written it is as it was
+            with contextlib.suppress(WriteError):  # a cache that cannot be written stays as it is
                 declare(self.spec_folder(spec), spec, {})
             settle(self.spec_folder(spec))
 
@@ -60,7 +60,7 @@ class Cache:
         return self.folder / spec.folder_name
 
     def index(self, writes: bool = True) -> StatIndex:
-        """The stat index of the data set's photos, to be left as a context."""
+        """The stat index of the data set's photos, a context that saves the index at its end."""
         return StatIndex(self.folder / INDEX_FILE, writes)
 
     def content_keys(
@@ -72,7 +72,7 @@ class Cache:
     ) -> ContentKeys:
         """Hash one modality of all samples; files that did not change since the last time are not read.
 
-        Who asks for many blocks of samples opens the `index` once.
+        For many blocks of samples, open the `index` once.
         """
         if modality == "text" or index is not None:
             return content_keys(samples, modality, progress, index if modality == "image" else None)
@@ -83,7 +83,7 @@ class Cache:
         """All committed shards of `spec` but some by name, in a fixed order; a folder of another spec is refused."""
         folder = self.spec_folder(spec)
         paths = [path for path in shard_files(folder) if path.name not in without]
-        if (folder / SPEC_FILE).exists():  # where it is gone the shards speak for themselves
+        if (folder / SPEC_FILE).exists():  # without it, each shard states its fingerprint
             _check_spec_file(folder / SPEC_FILE, spec)
         shards = [open_shard(path, spec.fingerprint) for path in paths]
         _check_alike(shards, spec)
@@ -94,19 +94,19 @@ class Cache:
         return RowIndex(self.shards(spec))
 
     def keys(self, spec: EncoderSpec) -> tuple[np.ndarray, np.ndarray]:
-        """(N,) S32 content keys that are stored, and for each whether all that is stored is an error."""
+        """(N,) S32 distinct content keys that are stored, and (N,) whether a key has only errors."""
         return self.row_index(spec).unique()
 
     def writer(self, spec: EncoderSpec, provenance: dict[str, Any], known: Collection[str] = ()) -> ShardWriter:
-        """A writer of new rows; `provenance` (library versions, where the weights lay) goes beside the spec.
+        """A writer of new rows; `provenance` (library versions, origin of the weights) stands beside the spec.
 
-        `known` names the shards whose rows the caller has taken into account: the writer looks at all others.
+        `known` names the shards whose rows the caller knows: the writer looks at all others.
         """
         folder = self.spec_folder(spec)
         if (folder / SPEC_FILE).exists():
             _check_spec_file(folder / SPEC_FILE, spec)
-        for place in (folder, self.folder):
-            sweep_temporaries(place)
+        sweep_temporaries(folder)
+        sweep_temporaries(self.folder)
         return ShardWriter(folder, spec, provenance, known)
 
     def load(
@@ -119,22 +119,22 @@ class Cache:
         """Values of `samples` for each spec, aligned, with masks for missing and broken parts.
 
         Pooled vectors are read into memory; tokens and prefixes stay on disk, as `Features.mapped`, and so do all
-        pooled vectors if together they are more than `memory` bytes. A block of which no row is there has width 0:
-        nobody knows its width yet. `keys` are content keys by modality, where they were taken already. Raises
-        `CacheMissError` if any sample was never extracted: nothing is made up.
+        pooled vectors if together they are more than `memory` bytes. A block without any stored vector has
+        width 0, since its width is unknown. `keys` are content keys by modality that were computed before. Raises
+        `CacheMissError` if any sample was never extracted: no value is made up.
         """
         specs = list(specs)
         known = dict(keys or {})
         for modality in {spec.modality for spec in specs} - known.keys():
             known[modality] = self.content_keys(samples, modality)
-        found = {spec: self._found(samples, known[spec.modality], spec) for spec in specs}
+        rows = {spec: self._find(samples, known[spec.modality], spec) for spec in specs}
         pooled = [spec for spec in specs if spec.output == "pooled"]
-        size = sum(len(samples) * found[spec][0].width * np.dtype(spec.storage).itemsize for spec in pooled)
+        size = sum(len(samples) * rows[spec][0].width * np.dtype(spec.storage).itemsize for spec in pooled)
         in_memory = pooled if memory is None or size <= memory else []
         return Features(
             tuple(sample.id for sample in samples),
-            tuple(_block(spec, *found[spec]) for spec in in_memory),
-            tuple(_mapped_block(spec, *found[spec]) for spec in specs if spec not in in_memory),
+            tuple(_block(spec, *rows[spec]) for spec in in_memory),
+            tuple(_mapped_block(spec, *rows[spec]) for spec in specs if spec not in in_memory),
         )
 
     def map(
@@ -147,15 +147,15 @@ class Cache:
     ) -> MappedBlock:
         """The rows of `samples` on disk, to be read in batches: for tokens, and for vectors beyond the memory.
 
-        What was never extracted is masked with `allow_missing`, otherwise a `CacheMissError`.
+        A sample that was never extracted is masked with `allow_missing`, and raises `CacheMissError` without.
         """
         wanted = keys or self.content_keys(samples, spec.modality)
-        return _mapped_block(spec, *self._found(samples, wanted, spec, allow_missing))
+        return _mapped_block(spec, *self._find(samples, wanted, spec, allow_missing))
 
     def scan(self, spec: EncoderSpec) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(keys, vectors) of all good pooled rows a few MiB at a time, mapped, in the order of the files.
+        """Yield (keys, vectors) of all pooled rows without error, a few MiB at a time, mapped, in file order.
 
-        An array is good until the next one: copy what is to stay.
+        Copy vectors that are to be kept: a kept array keeps its whole shard mapped.
         """
         if spec.output != "pooled":
             raise CacheError(f"{spec.name}: only pooled vectors are scanned; use Cache.map for tokens")
@@ -165,10 +165,10 @@ class Cache:
                 fine = good[part]
                 yield (shard.keys[part], values) if fine.all() else (shard.keys[part][fine], values[fine])
 
-    def _found(
+    def _find(
         self, samples: Sequence[Sample], wanted: ContentKeys, spec: EncoderSpec, allow_missing: bool = False
     ) -> tuple[RowIndex, np.ndarray, np.ndarray]:
-        """The index, each sample's row in it (-1: no content), and whether the row is good."""
+        """The index, (N,) the row of each sample in the index (-1: none), and (N,) whether the row has a value."""
         if len(wanted.keys) != len(samples):
             raise CacheError(f"{spec.name}: {len(wanted.keys)} content keys for {len(samples)} samples")
         index = self.row_index(spec)
@@ -205,13 +205,13 @@ def folder_name(name: str) -> str:
 def _block(spec: EncoderSpec, index: RowIndex, rows: np.ndarray, mask: np.ndarray) -> Block:
     vectors = np.empty((len(rows), index.width), spec.storage)
     vectors[~mask] = np.nan
-    places = np.flatnonzero(mask)
-    index.vectors(rows[places], vectors, places)
+    present = np.flatnonzero(mask)
+    index.vectors(rows[present], vectors, present)
     return Block(spec.folder_name, spec.modality, vectors, mask, spec.source, spec.view)
 
 
 def _mapped_block(spec: EncoderSpec, index: RowIndex, rows: np.ndarray, mask: np.ndarray) -> MappedBlock:
-    """`read` is no lambda: loader workers and remote tasks get it pickled."""
+    """The block of the samples' rows; its `read` can be pickled, for loader workers and remote tasks."""
     lengths = np.zeros(len(rows), np.int64)
     lengths[mask] = index.lengths[rows[mask]]
     return MappedBlock(
@@ -233,29 +233,28 @@ def _read_rows(index: RowIndex, rows: np.ndarray, positions: np.ndarray) -> np.n
 
 
 def _read_vectors(index: RowIndex, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """(B, 1, D) pooled vectors, zero where there is none: as one token a sample, and read as fast as vectors are."""
+    """(B, 1, D) pooled vectors as one token a sample, zero for a sample without vector; (B, 0, D) if none has one."""
     wanted = rows[positions]
-    dtype = index.shards[0].values.dtype if index.shards else np.float32
-    out = np.zeros((len(wanted), index.width), dtype)
-    places = np.flatnonzero(wanted >= 0)
-    index.vectors(wanted[places], out, places)
-    return out[:, None] if len(places) else np.zeros((len(wanted), 0, index.width), dtype)
+    out = np.zeros((len(wanted), 1, index.width), index.dtype)
+    present = np.flatnonzero(wanted >= 0)
+    index.vectors(wanted[present], out[:, 0], present)
+    return out if len(present) else out[:, :0]
 
 
 def _check_spec_file(path: Path, spec: EncoderSpec) -> None:
     try:
-        found = EncoderSpec.from_json(read_json(path)["spec"])
+        stated = EncoderSpec.from_json(read_json(path)["spec"])
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise CacheError(f"{path}: not a spec ({error}); {NOT_OURS}") from error
-    if found != spec:
-        fields = ", ".join(found.differences(spec))
+    if stated != spec:
+        fields = ", ".join(stated.differences(spec))
         raise CacheError(f"{path}: describes another encoder than its folder name ({fields}); {NOT_OURS}")
 
 
 def _check_alike(shards: list[Shard], spec: EncoderSpec) -> None:
-    """All vectors of one encoder have its dtype and one width."""
+    """Raise `CacheError` unless all vectors have the dtype of `spec` and one width."""
     widths = {shard.width for shard in shards} - {0}
     for shard in shards:
         if shard.values.dtype != spec.storage or len(widths) > 1:
-            found = f"{shard.values.dtype} of width {shard.width}"
-            raise CacheError(f"{shard.path}: {found} among others of {spec.name}; {NOT_OURS}")
+            kind = f"{shard.values.dtype} of width {shard.width}"
+            raise CacheError(f"{shard.path}: {kind} among others of {spec.name}; {NOT_OURS}")

@@ -1,4 +1,4 @@
-"""What a cache holds: one entry an encoder's folder, whatever state it is in."""
+"""Survey of a cache: one entry for each encoder's folder, whatever state the folder is in."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ NO_SPEC = (OSError, ValueError, KeyError, TypeError, RecursionError)
 
 @dataclass(frozen=True)
 class CachedEncoder:
-    """One encoder's folder. `spec` is None where nothing says what the folder is of.
+    """One encoder's folder; `spec` is None if no file states a spec of this folder.
 
-    `problems` say what is wrong, by the file.
+    `problems` map a file to its fault.
     """
 
     folder: Path
@@ -37,16 +37,16 @@ class CachedEncoder:
     shards: tuple[Shard, ...]
     problems: Mapping[Path, str]
     bytes: int
-    changed: float  # seconds since 1970, of the newest file
+    changed: float  # modification time of the newest file, in seconds since 1970
 
     @property
     def dataset(self) -> str:
-        """The folder's name of the data set."""
+        """The name of the data set's folder."""
         return self.folder.parent.name
 
     @property
     def name(self) -> str:
-        """The encoder's, or the folder's where nothing says which it is."""
+        """The encoder's name, or the folder's name without a spec."""
         return self.spec.name if self.spec else self.folder.name
 
     @property
@@ -59,7 +59,7 @@ class CachedEncoder:
         return int((~failed).sum()), int(failed.sum())
 
     def covered(self, keys: ContentKeys) -> tuple[int, int, int]:
-        """Of the contents in `keys`: how many have a value, have only an error, are missing."""
+        """Numbers of the contents in `keys`: (with a value, with only an error, missing)."""
         wanted = np.unique(keys.keys[keys.present])
         index = RowIndex(self.shards)
         rows = index.find(wanted)
@@ -77,7 +77,7 @@ def survey(root: str | Path, dataset: str | None = None) -> list[CachedEncoder]:
 
 
 def read_entry(folder: Path) -> CachedEncoder:
-    """One encoder's folder; what cannot be read becomes a problem."""
+    """Read one encoder's folder; a file that cannot be read becomes a problem."""
     size, changed = _extent(folder)
     paths = shard_files(folder)
     spec, provenance, problem = _spec(folder, paths)
@@ -101,12 +101,12 @@ def _folders(root: Path) -> Iterator[Path]:
 
 
 def _extent(folder: Path) -> tuple[int, float]:
-    """Bytes in a folder, and when the newest file changed."""
+    """(bytes in a folder, modification time of the newest file)."""
     size, changed = 0, 0.0
     for path in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):  # a writer's temporary file
-            found = path.lstat()
-            size, changed = size + found.st_size, max(changed, found.st_mtime)
+            status = path.lstat()
+            size, changed = size + status.st_size, max(changed, status.st_mtime)
     return size, changed
 
 
@@ -115,11 +115,9 @@ def _spec(folder: Path, shards: list[Path]) -> tuple[EncoderSpec | None, Mapping
     path, problem = folder / SPEC_FILE, ""
     if path.exists():
         try:
-            if not path.is_file():  # opening a pipe would wait for ever
-                raise ValueError("not a plain file")
-            found = read_json(path)
-            stated, provenance = found["fingerprint"], _provenance(found["provenance"])
-            spec = _checked(EncoderSpec.from_json(found["spec"]), folder)
+            content = read_json(path)
+            stated, provenance = content["fingerprint"], _provenance(content["provenance"])
+            spec = _checked(EncoderSpec.from_json(content["spec"]), folder)
             if stated != spec.fingerprint:
                 raise ValueError(f"it states the fingerprint {printable(str(stated))[:8]}")
             return spec, provenance, ""
@@ -133,14 +131,14 @@ def _spec(folder: Path, shards: list[Path]) -> tuple[EncoderSpec | None, Mapping
     return None, {}, problem
 
 
-def _provenance(found: Mapping[str, Any]) -> dict[str, Any]:
-    """What made the vectors, as text that does nothing to a terminal."""
-    versions = {printable(str(name)): printable(str(version)) for name, version in found.get("versions", {}).items()}
-    return {"request": printable(str(found.get("request", ""))), "versions": versions}
+def _provenance(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """The request and the library versions that made the vectors, as printable text."""
+    versions = {printable(str(name)): printable(str(version)) for name, version in stated.get("versions", {}).items()}
+    return {"request": printable(str(stated.get("request", ""))), "versions": versions}
 
 
 def _checked(spec: EncoderSpec, folder: Path) -> EncoderSpec:
-    """The spec, if its fields are what fields are and the folder has its name."""
+    """The spec. Raises `ValueError` for a field of a wrong type and for the spec of another folder."""
     for field in fields(spec):
         if type(value := getattr(spec, field.name)) is not (int if field.type == "int" else str):
             raise ValueError(f"{field.name} is {value!r}")

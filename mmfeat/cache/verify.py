@@ -1,4 +1,4 @@
-"""Verification: every checksum, count and hash of a cache is compared with what lies on the disk."""
+"""Verification: every checksum, count and hash of a cache is compared with the bytes on the disk."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mmfeat.system.wording import Progress, Silent
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that is not what was written, why, and where it was moved."""
+    """A damaged file, the reason, and the path to which the file was moved."""
 
     path: Path
     reason: str
@@ -118,12 +118,12 @@ def _usual_width(shards: Sequence[Shard]) -> int:
 
 
 def _cause(path: Path, problem: str) -> str:
-    """An error's own part: the report names the file and the remedy once."""
+    """The problem without the file and the remedy, which the report names once."""
     return problem.removeprefix(f"{path}: ").partition("; mmfeat cache verify")[0]
 
 
 def _value_damage(shard: Shard, spec: EncoderSpec) -> str:
-    """What is wrong with the values of a shard whose header is right."""
+    """The fault in the values of a shard with a sound header; "" for sound values."""
     if shard.values.dtype != spec.storage:
         return f"values of {shard.values.dtype}, the spec says {spec.storage}"
     if pieces := corrupt_pieces(shard):
@@ -139,7 +139,7 @@ def _value_damage(shard: Shard, spec: EncoderSpec) -> str:
 
 
 def _where(shard: Shard, ids: np.ndarray, piece: int) -> str:
-    """The samples that a damaged MiB holds."""
+    """A damaged MiB piece with the rows and samples in the piece."""
     stop = min((piece + 1) * MIB, shard.values.nbytes)
     values = np.array([piece * MIB // shard.row_bytes, (stop - 1) // shard.row_bytes])
     first, last = np.searchsorted(shard.bounds, values, side="right") - 1
@@ -148,19 +148,19 @@ def _where(shard: Shard, ids: np.ndarray, piece: int) -> str:
 
 
 def _moved(root: Path, path: Path) -> Path | None:
-    """Move a damaged file into the quarantine, under a name of its own."""
+    """Move a damaged file into the quarantine, under a free name. The new path, or None for a file that is gone."""
     if not os.path.lexists(path):
         return None
-    place = root / QUARANTINE / path.parent.parent.name / path.parent.name / path.name
+    target = root / QUARANTINE / path.parent.parent.name / path.parent.name / path.name
     number = 1
-    while os.path.lexists(place):
-        place, number = place.with_name(f"{path.name}.{number}"), number + 1
+    while os.path.lexists(target):
+        target, number = target.with_name(f"{path.name}.{number}"), number + 1
     try:
-        make_folder(place.parent)
-        os.rename(path, place)
-        sync_folder(place.parent)
+        make_folder(target.parent)
+        os.rename(path, target)
+        sync_folder(target.parent)
         sync_folder(path.parent)
     except OSError as error:
         remedy = REMEDIES.get(error.errno or 0, "move it by hand")
-        raise WriteError(f"cannot move {path} to {place.parent}: {error.strerror}; {remedy}") from error
-    return place
+        raise WriteError(f"cannot move {path} to {target.parent}: {error.strerror}; {remedy}") from error
+    return target

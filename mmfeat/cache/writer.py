@@ -1,4 +1,4 @@
-"""Writing rows: gathered into shards that are committed in one step, each row once."""
+"""Writing rows: rows are collected into shards, each content once, and a shard is committed in one step."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ SHARD_SECONDS = 30.0
 class ShardWriter:
     """Collects rows and commits a shard when it is large or old enough, and on leaving the context.
 
-    Rows that another writer committed meanwhile are left out; `known` are the shards that the caller
-    has looked at already. Leaving by an exception commits too: rows that were computed are right
-    whatever stopped the rest.
+    Rows that another writer committed meanwhile are left out; `known` names the shards whose rows the caller knows.
+    Leaving by an exception commits too: computed rows are right, whatever stopped the computation of others.
     """
 
     def __init__(
@@ -37,12 +36,12 @@ class ShardWriter:
         self._looked_at = set(known)
         self._good: set[bytes] = set()
         self._failed: set[bytes] = set()
-        self.committed = 0  # rows with values that were written by this writer
-        self.failed = 0  # rows that hold an error, also those that were there already
-        self.found = 0  # rows with values that somebody else had written meanwhile
+        self.committed = 0  # rows with values that this writer wrote
+        self.failed = 0  # rows with an error, also rows that were stored already
+        self.found = 0  # rows with values that another writer wrote meanwhile
 
     def add(self, rows: Rows) -> None:
-        """Take over some rows; commits what has gathered if it is due."""
+        """Collect some rows, and commit all collected rows if that is due."""
         if not self._batches:
             self._since = time.monotonic()
         self._batches.append(rows)
@@ -50,12 +49,12 @@ class ShardWriter:
         self.commit_if_due()
 
     def commit_if_due(self) -> None:
-        """Commit what is large or old enough; to be called now and then also while no rows come."""
+        """Commit collected rows that are large or old enough; call this now and then also while no rows come."""
         if self._bytes >= SHARD_BYTES or (self._batches and time.monotonic() - self._since >= SHARD_SECONDS):
             self.commit()
 
     def commit(self) -> None:
-        """Write what has gathered as one shard; when this returns it outlives a power loss."""
+        """Write the collected rows as one shard, which outlives a power loss once this returns."""
         if self._batches:
             new: list[Rows] = []
             declare(self._folder, self._spec, self._provenance)
@@ -66,8 +65,8 @@ class ShardWriter:
                     path = write_shard(self._folder, self._spec.fingerprint, asdict(self._spec), new)
                     self._looked_at.add(path.name)
                 else:
-                    sync_folder(self._folder)  # whoever stored these rows may have died just before doing so
-            # Only now: an interrupt before this line leaves the rows here for the commit on the way out.
+                    sync_folder(self._folder)  # the writer that stored these rows may have died just before this
+            # Not earlier: an interrupt before this line leaves the rows to the commit on leaving the context.
             given, self._batches, self._bytes = self._batches, [], 0
             written = sum(len(batch.keys) - batch.failed for batch in new)
             self.committed += written
@@ -77,7 +76,7 @@ class ShardWriter:
     def _look_at_new_shards(self) -> None:
         for path in self._folder.iterdir():
             if SHARD_NAME.fullmatch(path.name) and path.name not in self._looked_at:
-                with contextlib.suppress(CacheError):  # a damaged shard has no rows to count on
+                with contextlib.suppress(CacheError):  # rows of a damaged shard do not count as stored
                     shard = open_shard(path, self._spec.fingerprint)
                     fine = shard.errors == b""
                     self._good.update(shard.keys[fine].tolist())
@@ -106,9 +105,8 @@ class ShardWriter:
         return new
 
     def __enter__(self) -> ShardWriter:
-        declare(
-            self._folder, self._spec, self._provenance
-        )  # a folder that cannot be written is told before the work, not after
+        # Now, so that a folder that cannot be written is an error before the work.
+        declare(self._folder, self._spec, self._provenance)
         settle(self._folder)
         return self
 
@@ -119,15 +117,15 @@ class ShardWriter:
 
 
 def declare(folder: Path, spec: EncoderSpec, provenance: dict[str, Any]) -> None:
-    """Say beside the shards what they are of; whoever said it first is right."""
+    """Write `spec.json` beside the shards, unless another writer did."""
     if not (folder / SPEC_FILE).exists():
         stated = {"fingerprint": spec.fingerprint, "spec": asdict(spec), "provenance": provenance}
         write_json(folder / SPEC_FILE, stated, exclusive=True)
 
 
 def settle(folder: Path) -> None:
-    """Make an encoder's folder outlive a power loss: what a killed writer left may not be synced to its root."""
+    """Make an encoder's folder outlive a power loss: a killed writer may have left it and its parents unsynced."""
     with write_errors(folder):
-        for place in (folder, *list(folder.parents)[:3]):
-            with contextlib.suppress(PermissionError):  # a place that may be passed but not read
-                sync_folder(place)
+        for directory in (folder, *list(folder.parents)[:3]):
+            with contextlib.suppress(PermissionError):  # a directory that may be passed but not read
+                sync_folder(directory)
