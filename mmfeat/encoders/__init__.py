@@ -1,6 +1,6 @@
 """Encoders: frozen towers that turn one modality into vectors, one file a family. Start with `spec`, which describes
-an encoder completely, then `registry`, then `hog` as the smallest family. Imports `mmfeat.samples` and what is left
-of it.
+an encoder completely, then `hog` as the smallest family, then `registry`. Imports `mmfeat.samples` and packages to its
+left.
 """
 
 import lazy_loader

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 
 class FusedAttention(nn.Module):
-    """What `nn.MultiheadAttention` computes of one sequence with itself: (B, T, D) -> (B, T, D).
+    """Self-attention as `nn.MultiheadAttention` computes it: (B, T, D) -> (B, T, D).
 
-    torch's own module turns every sequence over and back again, which for short texts costs as much as attention.
+    torch's own module transposes every sequence twice, which for short texts costs as much as attention.
     """
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
@@ -28,21 +28,21 @@ class FusedAttention(nn.Module):
         attn_mask: Tensor | None = None,
         **rest: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        own = self.attention
+        module = self.attention
         odd_mask = key_padding_mask is not None or (attn_mask is not None and attn_mask.ndim != 2)
         if not (query is key is value) or odd_mask or need_weights or query.ndim != 3:
             given = {"key_padding_mask": key_padding_mask, "need_weights": need_weights, "attn_mask": attn_mask}
-            return own(query, key, value, **given, **rest)
-        heads = nn.functional.linear(query, own.in_proj_weight, own.in_proj_bias).unflatten(
-            -1, (3, own.num_heads, own.head_dim)
+            return module(query, key, value, **given, **rest)
+        heads = nn.functional.linear(query, module.in_proj_weight, module.in_proj_bias).unflatten(
+            -1, (3, module.num_heads, module.head_dim)
         )
         q, k, v = heads.permute(2, 0, 3, 1, 4)
         attended = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=_additive(attn_mask, heads))
-        return own.out_proj(attended.transpose(1, 2).flatten(2)), None
+        return module.out_proj(attended.transpose(1, 2).flatten(2)), None
 
 
 def fuse_attention(module: nn.Module) -> None:
-    """Put `FusedAttention` around each multi-head attention inside `module` that it can stand for."""
+    """Replace each multi-head attention inside `module` by `FusedAttention` where both compute the same."""
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.MultiheadAttention) and not isinstance(parent, FusedAttention) and _is_plain(child):
@@ -55,7 +55,7 @@ def _is_plain(attention: nn.MultiheadAttention) -> bool:
 
 
 def _additive(mask: Tensor | None, heads: Tensor) -> Tensor | None:
-    """A (T, T) mask as the kernel takes it: `nn.MultiheadAttention` hides where it is True, the kernel shows."""
+    """A (T, T) mask for the kernel, where True shows a token; in a mask of `nn.MultiheadAttention` True hides it."""
     if mask is None or mask.dtype == torch.bool:
         return None if mask is None else torch.logical_not(mask)
     return mask.to(heads.dtype)

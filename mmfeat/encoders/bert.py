@@ -39,13 +39,13 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
 
 
 def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
-    """Tokenizer and model by `from_pretrained`; a batch is padded to its own longest text."""
-    spec = specs[0]  # outputs of one tower differ in nothing that matters to its forward pass
+    """The model and its tokenizer by `from_pretrained`; a batch is padded to its longest text."""
+    spec = specs[0]  # all outputs of a tower come from one forward pass over the same tokens
     tokenizer, model = _from_pretrained(variant or DEFAULT_VARIANT, specs)
-    # Positions are counted from the first column: only padding behind the text leaves a text what it is alone.
+    # Positions count from the first column, so only padding behind a text leaves its vector unchanged.
     tokenizer.padding_side = "right"
     clean = CLEANING[spec.cleaning]
-    pooling = next((each.pooling for each in specs if each.output == "pooled"), "mean")
+    pooling = next((spec.pooling for spec in specs if spec.output == "pooled"), "mean")
     model.float().eval().requires_grad_(False)
 
     def prepare(text: str) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def reference(variant: str, spec: EncoderSpec) -> Callable[[str], np.ndarray]:
 
 
 def pool(output: Any, mask: Any, pooling: str) -> Any:
-    """(B, D) from a model output: mean over the (B, T) mask, first token, or the model's pooler."""
+    """(B, D) from a model output: the mean over tokens of the (B, T) mask, the first token, or the model's pooler."""
     if pooling == "pooler":
         return output.pooler_output
     hidden = output.last_hidden_state.float()
@@ -101,12 +101,12 @@ def pool(output: Any, mask: Any, pooling: str) -> Any:
 
 
 def _layers(model: Any) -> list[Any]:
-    """The list of as many layers as the configuration counts; none where layers share their weights."""
+    """The list with as many layers as the configuration says; empty where layers share their weights."""
     import torch
 
     count = getattr(model.config, "num_hidden_layers", 0)
     lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
-    return next((list(found) for found in lists if len(found) == count), [])
+    return next((list(layers) for layers in lists if len(layers) == count), [])
 
 
 def _kept(inputs: dict[str, Any]) -> Any:
@@ -118,12 +118,12 @@ def _length(inputs: dict[str, Any]) -> int:
 
 
 def _stand_in(mask: Any) -> dict[str, Any]:
-    """Token ids that nobody looks at, where the real ones lay."""
+    """Inputs whose (B, T) mask is `mask`; the token ids are never read."""
     return {"input_ids": mask.new_zeros(mask.shape).long(), "attention_mask": mask.long()}
 
 
 def _from_pretrained(variant: str, specs: list[EncoderSpec]) -> tuple[Any, Any]:
-    """Tokenizer and model, checked for what `specs` need."""
+    """Tokenizer and model, checked for the outputs and options in `specs`."""
     transformers = _transformers()
     name, pinned = _source(variant, specs[0])
     with _load_errors(variant):
@@ -136,7 +136,7 @@ def _from_pretrained(variant: str, specs: list[EncoderSpec]) -> tuple[Any, Any]:
 
 
 def _transformers() -> Any:
-    """The library, without its progress bars and advice."""
+    """The library `transformers`, without its progress bars and advice."""
     import_torchvision()
     import transformers
 
@@ -146,7 +146,7 @@ def _transformers() -> Any:
 
 
 def _source(variant: str, spec: EncoderSpec) -> tuple[str, dict[str, str]]:
-    """What `from_pretrained` is called with: a folder, or a hub name at the revision in the spec."""
+    """Arguments of `from_pretrained`: a folder, or a hub name and the revision in the spec."""
     kind, _, revision = spec.weights.partition(":")
     return str(local_path(variant) or variant), {"revision": revision} if kind == "revision" else {}
 
@@ -156,7 +156,7 @@ def _load_errors(variant: str) -> contextlib.AbstractContextManager[None]:
 
 
 def _check_options(variant: str, spec: EncoderSpec, tokenizer: Any, model: Any) -> None:
-    """What the model cannot do is refused before the first text, not in the middle."""
+    """Raise `EncoderError` for an option that the model cannot follow."""
     longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", spec.max_length))
     shortest = tokenizer.num_special_tokens_to_add() + 1
     if not shortest <= spec.max_length <= longest:
@@ -168,7 +168,7 @@ def _check_options(variant: str, spec: EncoderSpec, tokenizer: Any, model: Any) 
 
 
 def _check_complete(variant: str, spec: EncoderSpec, missing: Any) -> None:
-    """Weights that the files lack are random, and random vectors must never be cached."""
+    """Raise `EncoderError` where files lack weights, which would be random, as would the cached vectors."""
     missing = [key for key in missing if spec.pooling == "pooler" or not key.startswith("pooler.")]
     if missing:
         raise EncoderError(

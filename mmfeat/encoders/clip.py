@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,94 +27,9 @@ from mmfeat.system.files import canonical_json, read_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-def text_network(model: Any) -> Network:
-    """A transformer of open_clip's or, inside it, one of transformers'."""
-    tower = text_tower(model)
-    if hasattr(tower, "config"):
-        return Network(model.encode_text, find_layers(tower.transformer), Point(tower.transformer))
-    # With an appended class token (CoCa) the norm comes after pooling and never sees the tokens.
-    tokens = tower.ln_final if getattr(tower, "cls_emb", None) is None else tower.transformer
-    return Network(model.encode_text, find_layers(tower), Point(tokens))
-
-
-def text_tower(model: Any) -> Any:
-    return getattr(model, "text", model)  # open_clip's plain CLIP is its own text tower
-
-
-def kept_tokens(tower: Any, ids: Tensor) -> Tensor | None:
-    """(B, T) of the tokens that can reach the vector, None for all.
-
-    In a causal tower that pools at its end token, what follows that token cannot.
-    """
-    import torch
-
-    if hasattr(tower, "config"):
-        return ids != tower.config.pad_token_id
-    own = "text_" if hasattr(tower, "text_pool_type") else ""
-    pool_type = getattr(tower, f"{own}pool_type")
-    if tower.attn_mask is None or getattr(tower, "cls_emb", None) is not None or pool_type not in ("argmax", "eos"):
-        return None
-    found = ids if pool_type == "argmax" else ids.eq(getattr(tower, f"{own}eos_id")).int()
-    ends = found.argmax(-1, keepdim=True)
-    return torch.arange(ids.shape[1], device=ids.device) <= ends
-
-
-def text_length(tower: Any, ids: Tensor) -> int:
-    """How many of the (T) tokens of one text can reach its vector."""
-    kept = kept_tokens(tower, ids[None])
-    return len(ids) if kept is None else int(kept.sum())
-
-
-def trimmed(tower: Any, batch: list[Tensor]) -> Tensor:
-    """(B, T) token ids as far as the longest text goes, where what follows cannot reach a vector."""
-    ids = stack(batch)
-    if hasattr(tower, "config"):  # a tower of transformers', which may count on its full width
-        return ids
-    return ids[:, : max(text_length(tower, one) for one in batch)]
-
-
-def stand_in(tower: Any, mask: Tensor) -> Tensor:
-    """(B, T) token ids that nobody looks at but for where the text ends, or where it is padded."""
-    import torch
-
-    if hasattr(tower, "config"):
-        pad = tower.config.pad_token_id
-        return torch.where(mask, pad + 1, pad)
-    own = "text_" if hasattr(tower, "text_pool_type") else ""
-    end = getattr(tower, f"{own}eos_id", None) or 1
-    return torch.zeros_like(mask, dtype=torch.long).scatter_(1, mask.sum(1, keepdim=True) - 1, end)
-
-
-def short_texts(model: Any) -> Callable[[Tensor], Tensor]:
-    """open_clip's own `encode_text`, which takes 77 columns, for texts whose padding was cut off.
-
-    Positions and causal mask are cut alike; what is gone could not have reached the vector.
-    """
-    import torch
-
-    tower = text_tower(model)
-    if getattr(tower, "attn_mask", None) is None or getattr(tower, "cls_emb", None) is not None:
-        return model.encode_text
-    whole, place = torch.nn.Module(), "model." if tower is model else "model.text."
-    whole.model, whole.forward = model, model.encode_text
-
-    def forward(ids: Tensor) -> Tensor:
-        length = ids.shape[1]
-        if length == len(tower.attn_mask):
-            return model.encode_text(ids)
-        cut = {
-            f"{place}positional_embedding": tower.positional_embedding[:length],
-            f"{place}attn_mask": tower.attn_mask[:length, :length],
-        }
-        return torch.func.functional_call(whole, cut, (ids,))
-
-    return forward
-
-
 DEFAULT_VARIANT = "ViT-B-32/openai"
 CONTEXT_LENGTH = 77
-# open_clip's defaults, for a folder whose configuration leaves them out; checked again after loading.
+# open_clip's defaults for what a configuration leaves out; checked again after loading.
 _PREPROCESSING: dict[str, Any] = {
     "size": 224,
     "mode": "RGB",
@@ -125,7 +39,7 @@ _PREPROCESSING: dict[str, Any] = {
     "resize_mode": "shortest",
     "fill_color": 0,
 }
-_SETTABLE = ("mean", "std", "interpolation", "resize_mode")  # by an argument image_... of open_clip's
+_SETTABLE = ("mean", "std", "interpolation", "resize_mode")  # open_clip's arguments image_mean, image_std, ...
 
 
 def describe(family: str, variant: str, options: EncoderOptions) -> list[EncoderSpec]:
@@ -137,7 +51,7 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
         model = config["model_cfg"]
     else:
         name, identity, overlay, model = _named(variant)
-    # Both towers are one module with one dtype. A ResNet tower has a list of layers, a ViT a number.
+    # Both towers are one module with one dtype. `layers` of a ResNet is a list, of a ViT a number.
     resnet = not isinstance(model["vision_cfg"].get("layers", 12), int)
     options = options.for_model("resnet" if resnet else model["vision_cfg"].get("timm_model_name", "vit"))
     image = EncoderSpec(
@@ -155,25 +69,25 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
 
 
 def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
-    """Load the model once and give the towers that `specs` ask for."""
+    """Load the model once and return the towers of the modalities in `specs`."""
     model, transform, tokenizer = _create(variant)
     towers = []
     if images := [spec for spec in specs if spec.modality == "image"]:
         _check_preprocessing(model, images[0])
         towers.append(image_tower(images, model, _image_network(model), transform))
     if texts := [spec for spec in specs if spec.modality == "text"]:
-        clean, tower = CLEANING[texts[0].cleaning], text_tower(model)
-        network = replace(text_network(model), forward=short_texts(model))
+        clean, tower = CLEANING[texts[0].cleaning], TextTower(model)
+        network = replace(tower.network(), forward=tower.short_forward())
         towers.append(
             TorchTower(
                 tuple(texts),
                 model,
                 network,
                 lambda text: tokenizer([clean(text)])[0],
-                collate=partial(trimmed, tower),
-                keep=partial(kept_tokens, tower),
-                length=partial(text_length, tower),
-                stand_in=partial(stand_in, tower),
+                collate=tower.collate,
+                keep=tower.kept,
+                length=tower.length,
+                stand_in=tower.stand_in,
             )
         )
     return towers
@@ -187,15 +101,102 @@ def reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:
         if spec.output != "tokens":
             network = replace(network, forward=model.encode_image)
         return lambda image: plain_call(network, spec, transform(image).unsqueeze(0))
-    network, tower = text_network(model), text_tower(model)
+    tower = TextTower(model)
+    network = tower.network()
 
     def encode(text: str) -> np.ndarray:
         ids = tokenizer(CLEANING[spec.cleaning](text))
         values = plain_call(network, spec, ids)
-        kept = kept_tokens(tower, ids) if spec.output != "pooled" else None
+        kept = tower.kept(ids) if spec.output != "pooled" else None
         return values if kept is None else values[kept[0].numpy()]
 
     return encode
+
+
+class TextTower:
+    """The text tower of an open_clip model: open_clip's own transformer, or one of transformers' inside."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.module = getattr(model, "text", model)  # open_clip's plain CLIP is its own text tower
+        # A model of transformers', which may count on its full width.
+        self._config = getattr(self.module, "config", None)
+        # CoCa appends a class token.
+        self._has_class_token = getattr(self.module, "cls_emb", None) is not None
+
+    def network(self) -> Network:
+        """Forward pass over (B, T) token ids, layers, and the point where tokens can be seen."""
+        transformer = self.module.transformer
+        if self._config is not None:
+            return Network(self.model.encode_text, find_layers(transformer), Point(transformer))
+        # The norm behind an appended class token comes after pooling and never sees the tokens.
+        tokens = transformer if self._has_class_token else self.module.ln_final
+        return Network(self.model.encode_text, find_layers(self.module), Point(tokens))
+
+    def kept(self, ids: Tensor) -> Tensor | None:
+        """(B, T) whether each token can reach the vector; None where all can.
+
+        In a causal tower that pools at its end token, no token after the end token can.
+        """
+        import torch
+
+        if self._config is not None:
+            return ids != self._config.pad_token_id
+        pool_type = self._attribute("pool_type")
+        if self.module.attn_mask is None or self._has_class_token or pool_type not in ("argmax", "eos"):
+            return None
+        is_end = ids if pool_type == "argmax" else ids.eq(self._attribute("eos_id")).int()
+        return torch.arange(ids.shape[1], device=ids.device) <= is_end.argmax(-1, keepdim=True)
+
+    def length(self, ids: Tensor) -> int:
+        """Number of the (T) tokens of one text that can reach its vector."""
+        kept = self.kept(ids[None])
+        return len(ids) if kept is None else int(kept.sum())
+
+    def collate(self, batch: list[Tensor]) -> Tensor:
+        """(B, T) token ids, cut behind the longest text where padding cannot reach a vector."""
+        ids = stack(batch)
+        return ids if self._config is not None else ids[:, : max(map(self.length, batch))]
+
+    def stand_in(self, mask: Tensor) -> Tensor:
+        """(B, T) token ids with the ends or the padding that a (B, T) mask of kept tokens says; no other id matters."""
+        import torch
+
+        if self._config is not None:
+            pad = self._config.pad_token_id
+            return torch.where(mask, pad + 1, pad)
+        end = self._attribute("eos_id", None) or 1
+        return torch.zeros_like(mask, dtype=torch.long).scatter_(1, mask.sum(1, keepdim=True) - 1, end)
+
+    def short_forward(self) -> Callable[[Tensor], Tensor]:
+        """open_clip's `encode_text`, which takes 77 columns, for ids that `collate` cut.
+
+        Positions and causal mask are cut alike; no token behind the cut could have reached the vector.
+        """
+        import torch
+
+        model, tower = self.model, self.module
+        if getattr(tower, "attn_mask", None) is None or self._has_class_token:
+            return model.encode_text
+        whole, path = torch.nn.Module(), "model." if tower is model else "model.text."
+        whole.model, whole.forward = model, model.encode_text
+
+        def forward(ids: Tensor) -> Tensor:
+            length = ids.shape[1]
+            if length == len(tower.attn_mask):
+                return model.encode_text(ids)
+            cut = {
+                f"{path}positional_embedding": tower.positional_embedding[:length],
+                f"{path}attn_mask": tower.attn_mask[:length, :length],
+            }
+            return torch.func.functional_call(whole, cut, (ids,))
+
+        return forward
+
+    def _attribute(self, name: str, *default: Any) -> Any:
+        """An attribute of open_clip's text tower, whose name begins with `text_` where the model is the tower."""
+        prefix = "text_" if hasattr(self.module, "text_pool_type") else ""
+        return getattr(self.module, prefix + name, *default)
 
 
 def _create(variant: str) -> tuple[Any, Any, Any]:
@@ -219,7 +220,7 @@ def _check_preprocessing(model: Any, spec: EncoderSpec) -> None:
 
 
 def _image_network(model: Any) -> Network:
-    """A ViT, a ResNet with attention pooling, or a timm trunk under open_clip's own head."""
+    """Network of a ViT, a ResNet with attention pooling, or a timm trunk under open_clip's own head."""
     visual = model.visual
     if hasattr(visual, "trunk"):
         trunk = timm_network(visual.trunk)
@@ -239,41 +240,39 @@ def _named(variant: str) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
     model, tag = _split(variant)
     if (config := open_clip.get_model_config(model)) is None:
         raise EncoderError(f"clip:{variant}: open_clip has no model {model!r}; see open_clip.list_models()")
-    if file := local_path(tag):
-        overlay = _published(model, file)
-        quick = "-quickgelu" if _quick_gelu(overlay, config) else ""
-        return f"{model}{quick}/{file.name}", path_identity(file), overlay, config
-    if not open_clip.is_pretrained_cfg(model, tag):
+    if not (file := local_path(tag)) and not open_clip.is_pretrained_cfg(model, tag):
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
         raise EncoderError(f"clip:{variant}: no weights {tag!r} for {model}; open_clip has {tags}, or name a file")
-    overlay = open_clip.get_pretrained_cfg(model, tag)
-    with hub_errors(f"clip:{variant}"):
-        identity = downloaded_identity(open_clip.download_pretrained(overlay))
+    overlay = _overlay(model, tag)
+    if file:
+        identity = path_identity(file)
+    else:
+        with hub_errors(f"clip:{variant}"):
+            identity = downloaded_identity(open_clip.download_pretrained(overlay))
     quick = "-quickgelu" if _quick_gelu(overlay, config) else ""
-    return f"{model}{quick}/{tag}", identity, overlay, config
+    return f"{model}{quick}/{file.name if file else tag}", identity, overlay, config
 
 
 def _creation_arguments(variant: str) -> tuple[str, dict[str, Any]]:
-    """What `open_clip.create_model_and_transforms` is called with."""
+    """Model name and keyword arguments of `open_clip.create_model_and_transforms`."""
     if folder := local_path(variant):
         return f"local-dir:{folder}", {}
     import open_clip
 
     model, tag = _split(variant)
-    if file := local_path(tag):
-        overlay, pretrained = _published(model, file), str(file)
-    else:
-        overlay, pretrained = open_clip.get_pretrained_cfg(model, tag), tag
+    overlay = _overlay(model, tag)
     # open_clip only warns when weights trained with QuickGELU meet a model without it.
     quick = _quick_gelu(overlay, open_clip.get_model_config(model))
     settings = {f"image_{key}": overlay[key] for key in _SETTABLE if overlay.get(key) is not None}
-    return model, {"pretrained": pretrained, "force_quick_gelu": quick, **settings}
+    return model, {"pretrained": str(local_path(tag) or tag), "force_quick_gelu": quick, **settings}
 
 
-def _published(model: str, file: Path) -> dict[str, Any]:
-    """What open_clip knows of the weights it publishes under this file name; nothing of a file of one's own."""
+def _overlay(model: str, tag: str) -> dict[str, Any]:
+    """open_clip's configuration of weights: of a tag, or of a published file; {} for a file of any other name."""
     import open_clip
 
+    if not (file := local_path(tag)):
+        return dict(open_clip.get_pretrained_cfg(model, tag))
     known = (open_clip.get_pretrained_cfg(model, tag) for tag in open_clip.list_pretrained_tags_by_model(model))
     return next((entry for entry in known if Path(entry.get("url", "")).name == file.name), {})
 
@@ -300,14 +299,9 @@ def _folder_config(folder: Path) -> dict[str, Any]:
 
 
 def _preprocessing(model: dict[str, Any], overlay: dict[str, Any]) -> str:
-    """What open_clip makes of the configuration: its defaults, the weights' own values, the model's size."""
-    size = model["vision_cfg"].get("image_size", 224)
-    return canonical_json(_plain({**_PREPROCESSING, **_known(overlay), "size": size}))
-
-
-def _known(overlay: dict[str, Any]) -> dict[str, Any]:
-    """The part of a pretrained configuration that is about preprocessing."""
-    return {key: overlay[key] for key in _PREPROCESSING if overlay.get(key) is not None}
+    """Canonical JSON of the preprocessing: open_clip's defaults, values of the weights, and the size of the model."""
+    given = {key: overlay[key] for key in _PREPROCESSING if overlay.get(key) is not None}
+    return canonical_json(_plain({**_PREPROCESSING, **given, "size": model["vision_cfg"].get("image_size", 224)}))
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:

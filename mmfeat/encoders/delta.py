@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmfeat.encoders.spec import EncoderSpec
+from mmfeat.encoders.spec import POOLINGS, EncoderOptions, EncoderSpec
+from mmfeat.encoders.weights import local_path
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.system.files import canonical_json, file_sha256, write_atomic
 
@@ -27,33 +28,53 @@ FORMAT = "mmfeat-delta-1"
 
 @dataclass(frozen=True)
 class Delta:
-    """What the header says: the request and the spec of the tower before, and what the result is called."""
+    """Header of the file: request and spec of the tower before fine-tuning, and the name of the result."""
 
     request: str
     spec: EncoderSpec
     name: str
 
+    def options(self, options: EncoderOptions) -> EncoderOptions:
+        """The options with texts prepared as they were when the tower was trained."""
+        return replace(
+            options,
+            cleaning=self.spec.cleaning,
+            pooling=self.spec.pooling if self.spec.pooling in POOLINGS else options.pooling,
+            max_length=self.spec.max_length or options.max_length,
+        )
+
+    def tuned(self, parent: EncoderSpec, file: Path) -> EncoderSpec:
+        """The spec of the fine-tuned tower: that of its parent with other weights.
+
+        Always in float32: steps of fine-tuning are smaller than the resolution of bfloat16.
+        """
+        weights = f"sha256:{hashlib.sha256(f'{parent.weights} {file_sha256(file)}'.encode()).hexdigest()}"
+        variant = f"{parent.variant}+{self.name}"
+        return replace(parent, variant=variant, weights=weights, arithmetic="float32", storage="float32")
+
 
 def write_delta(path: Path, delta: Delta, moved: Mapping[str, Tensor]) -> None:
-    """`moved`: parameter name in the model -> its value, whole."""
+    """Write a delta; `moved` maps the name of each parameter that moved to its whole value."""
     from safetensors.torch import save
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in moved.items()}
-    header = canonical_json({"format": FORMAT, **asdict(delta)})  # one entry: safetensors keeps no order of several
+    header = canonical_json({"format": FORMAT, **asdict(delta)})  # safetensors keeps no order of several entries
     write_atomic(path, save(tensors, metadata={"delta": header}))
 
 
-def read_delta(path: Path) -> Delta:
-    """The header. Raises `EncoderError` for a file that is no delta."""
+def read_delta(variant: str) -> tuple[Path, Delta]:
+    """The file that `variant` names, and its header. Raises `EncoderError` for a file that is no delta."""
     from safetensors import SafetensorError, safe_open
 
+    if not (path := local_path(variant)):
+        raise EncoderError(f"finetuned:{variant}: no such file; name one that mmfeat finetune wrote, finetuned:FILE")
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
-        found = json.loads(metadata["delta"])
-        if found["format"] != FORMAT:
+        header = json.loads(metadata["delta"])
+        if header["format"] != FORMAT:
             raise ValueError("it has another format")
-        return Delta(str(found["request"]), EncoderSpec.from_json(found["spec"]), str(found["name"]))
+        return path, Delta(str(header["request"]), EncoderSpec.from_json(header["spec"]), str(header["name"]))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, ConfigError) as error:
         raise EncoderError(
             f"finetuned:{path}: not a fine-tuned tower ({error}); name a file that mmfeat finetune wrote, "
@@ -62,7 +83,7 @@ def read_delta(path: Path) -> Delta:
 
 
 def apply_delta(path: Path, module: Module) -> None:
-    """Put the moved parameters in place. Raises `EncoderError` where one does not fit."""
+    """Copy the moved parameters into a model. Raises `EncoderError` for a parameter that does not fit."""
     import torch
     from safetensors.torch import load_file
 
@@ -74,8 +95,3 @@ def apply_delta(path: Path, module: Module) -> None:
                     f"finetuned:{path}: {name} does not fit its parent; was mmfeat or a library changed?"
                 )
             parameters[name].copy_(value)
-
-
-def tuned_identity(path: Path, parent: str) -> str:
-    """The identity of the weights: those of the parent and what moved."""
-    return f"sha256:{hashlib.sha256(f'{parent} {file_sha256(path)}'.encode()).hexdigest()}"

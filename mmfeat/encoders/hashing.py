@@ -36,8 +36,8 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
     ]
 
 
-def load(variant: str, specs: list[EncoderSpec], device: str, compiled: bool = False) -> list[Encoder]:
-    """Vectorisers and the seeded projection."""
+def load(specs: list[EncoderSpec]) -> Encoder:
+    """The encoder of two vectorisers and a seeded projection."""
     from scipy import sparse
     from sklearn.feature_extraction.text import HashingVectorizer
     from sklearn.random_projection import SparseRandomProjection
@@ -56,10 +56,10 @@ def load(variant: str, specs: list[EncoderSpec], device: str, compiled: bool = F
         vectors = np.asarray(projection.transform(counts).todense(), dtype=np.float32)
         return [vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)]
 
-    return [Encoder(tuple(specs), clean, lambda texts: lambda: embed(texts))]
+    return Encoder(tuple(specs), clean, lambda texts: lambda: embed(texts))
 
 
 def reference(variant: str, spec: EncoderSpec) -> Callable[[str], np.ndarray]:
-    """The same for a batch of one text: there is no other library to ask."""
-    (encoder,) = load(variant, [spec], "cpu")
+    """The encoder itself with a batch of one text: no other library computes these vectors."""
+    encoder = load([spec])
     return lambda text: np.asarray(encoder.embed([encoder.prepare(text)])[0][0])

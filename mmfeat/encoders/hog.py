@@ -36,13 +36,13 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
     ]
 
 
-def load(variant: str, specs: list[EncoderSpec], device: str, compiled: bool = False) -> list[Encoder]:
-    """The whole work is in `prepare`, which runs beside the encoders."""
-    return [Encoder(tuple(specs), describe_picture, lambda batch: lambda: [np.stack(batch)], light=True, early=True)]
+def load(specs: list[EncoderSpec]) -> Encoder:
+    """The encoder, whose whole work is in `prepare`, which readers run beside other encoders."""
+    return Encoder(tuple(specs), describe_picture, lambda batch: lambda: [np.stack(batch)], light=True, early=True)
 
 
 def reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:
-    """The vector of one picture: there is no other library to ask."""
+    """The encoder itself for one picture: no other library computes these vectors."""
     return describe_picture
 
 

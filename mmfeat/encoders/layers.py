@@ -1,4 +1,4 @@
-"""The layers of a model, and what can be seen between them during one forward pass."""
+"""The layers of a model, and the values between layers during one forward pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 
-# Where models keep their layers, in the order of the forward pass; the first place that a model has counts.
+# Paths at which models keep their layers, in the order of the forward pass; the first path that a model has counts.
 _LISTS = (
     "transformer.resblocks",  # open_clip
     "encoder.layers",  # torchvision's ViT
@@ -35,24 +35,27 @@ _SERIES = (
 
 
 class Point(NamedTuple):
-    """A place in a forward pass: what goes into a module, or what comes out of it."""
+    """A point of a forward pass: the input or the output of a module; `layout` is that of a feature map there."""
 
     module: Module
     side: str = "output"
-    layout: str = "NCHW"  # of a feature map there, or "NHWC"
+    layout: str = "NCHW"  # or "NHWC"
 
 
 @dataclass(frozen=True)
 class Network:
-    """A frozen tower as encoders see it: its forward pass, (B, ...) to (B, D), and where tokens and layers are."""
+    """A frozen tower: its forward pass (B, ...) -> (B, D), its layers, and the point of its tokens.
+
+    `layout` is that of the feature maps between layers.
+    """
 
     forward: Callable[[Any], Tensor]
     layers: Sequence[Module]
     tokens: Point
-    layout: str = "NCHW"  # of the feature maps between its layers
+    layout: str = "NCHW"
 
     def point(self, spec: EncoderSpec) -> Point:
-        """Where the tokens or the prefix of `spec` can be seen."""
+        """The point that gives the tokens or the prefix of `spec`."""
         if spec.output == "tokens":
             return self.tokens
         check_depth(spec, len(self.layers))
@@ -60,7 +63,7 @@ class Network:
 
 
 def check_depth(spec: EncoderSpec, count: int) -> None:
-    """A prefix must begin at one of the model's `count` layers."""
+    """Raise `EncoderError` unless a prefix begins at one of the `count` layers of the model."""
     if not count:
         raise EncoderError(f"{spec.name}: no list of layers is known for this model; use tokens, pooled or another one")
     if not 1 <= spec.layer <= count:
@@ -68,14 +71,14 @@ def check_depth(spec: EncoderSpec, count: int) -> None:
 
 
 def find_layers(model: Module) -> list[Module]:
-    """The transformer blocks or convolutional stages of a model, first to last; none if their place is unknown."""
+    """The transformer blocks or convolutional stages of a model, first to last; empty if their path is unknown."""
     import torch
 
-    for place in _LISTS:
+    for path in _LISTS:
         with contextlib.suppress(AttributeError):
-            found = model.get_submodule(place)
-            if isinstance(found, torch.nn.ModuleList | torch.nn.Sequential):
-                return list(found)
+            layers = model.get_submodule(path)
+            if isinstance(layers, torch.nn.ModuleList | torch.nn.Sequential):
+                return list(layers)
     modules = dict(model.named_children())
     for names in _SERIES:
         if modules.keys() >= set(names):
@@ -85,7 +88,7 @@ def find_layers(model: Module) -> list[Module]:
 
 @contextlib.contextmanager
 def capture(points: Sequence[Point]) -> Iterator[list[Tensor]]:
-    """(B, T, D) at each point of the forward pass that runs inside the context; no hook stays behind."""
+    """Capture (B, T, D) at each point of the forward pass that runs inside the context; removes its hooks."""
     values: list[Any] = [None] * len(points)
     with contextlib.ExitStack() as hooks:
         for number, (module, side, layout) in enumerate(points):
@@ -103,7 +106,7 @@ def capture(points: Sequence[Point]) -> Iterator[list[Tensor]]:
 
 
 def given_to(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """What a layer was called with: its first argument, whether it has a name or not."""
+    """The first argument of a call of a layer, positional or by name."""
     return args[0] if args else next(iter(kwargs.values()))
 
 
@@ -120,7 +123,7 @@ def _rows(value: Any, layout: str) -> Tensor:
 
 
 def from_rows(rows: Tensor, shape: Sequence[int], layout: str) -> Tensor:
-    """What `capture` made (B, T, D) of, where a batch has `shape` there."""
+    """Values of `shape` from rows (B, T, D): the inverse of what `capture` does to them."""
     if len(shape) == 3:
         return rows
     if _is_channels_last(shape, layout):
@@ -129,15 +132,12 @@ def from_rows(rows: Tensor, shape: Sequence[int], layout: str) -> Tensor:
 
 
 def _is_channels_last(shape: Sequence[int], layout: str) -> bool:
-    """Some models put the channels last in a part of their layers only; the pictures are square."""
+    """Whether channels are last, as in a part of the layers of some models; feature maps are taken for square."""
     return layout == "NHWC" or shape[1] == shape[2] != shape[3]
 
 
 def timm_network(model: Any) -> Network:
-    """A timm model as its own two halves, `forward_features` and `forward_head`.
-
-    The first becomes a module, so that its output can be seen.
-    """
+    """The network of a timm model, whose `forward_features` becomes a module, so that its output can be captured."""
     import torch
 
     features = torch.nn.Module()

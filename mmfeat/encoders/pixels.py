@@ -1,8 +1,8 @@
-"""From a picture to a model's input in two parts: whole numbers on the CPU, everything else on the device.
+"""Pictures as model inputs, in two parts: whole numbers on the CPU, everything else on the device.
 
 A library's own evaluation transform is taken apart into resizing and cropping, which Pillow alone does in any process,
-and scaling, which a device does for a batch at once. The parts are used only where they give exactly what the
-transform gives; any other transform is called as it is.
+and scaling, which a device does for a batch at once. The parts are used only where their result equals that of the
+transform exactly; any other transform is called as a whole.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PROBES = ((300, 200), (201, 333), (31, 40), (640, 97))  # width, height: wide, t
 
 @dataclass(frozen=True)
 class Pixels:
-    """RGB picture -> (H, W, 3) uint8, as torchvision's Resize and CenterCrop make it of a Pillow picture.
+    """RGB picture -> (H, W, 3) uint8, with the result of torchvision's Resize and CenterCrop.
 
     `resize` is the new short side, or (height, width), or None; `crop` is (height, width), or None.
     """
@@ -52,7 +52,7 @@ class Pixels:
         return (self.resize, long) if width <= height else (long, self.resize)
 
     def _cropped(self, image: Image.Image, height: int, width: int) -> Image.Image:
-        """The middle; what lies beyond the picture is black."""
+        """The middle of a picture; black where the crop is larger than the picture."""
         left, top = _middle(image.width, width), _middle(image.height, height)
         return image.crop((left, top, left + width, top + height))
 
@@ -65,22 +65,22 @@ def _middle(have: int, want: int) -> int:
 class Scale:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) in the arithmetic of `module`.
 
-    Half precision stays with the channels last in memory, which convolutions like; float32 lies as in the libraries,
-    whose sums it has to equal.
+    In half precision channels stay last in memory, which is faster for convolutions. In float32 the layout is that of
+    the libraries, whose sums the result has to equal.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     module: Module
-    placed: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)  # mean and std by device
+    constants: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)  # device -> (mean, std)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         import torch
 
-        if pixels.device not in self.placed:  # a copy would wait for the kernels of the batch before
+        if pixels.device not in self.constants:  # kept, as a copy would wait for the kernels of the batch before
             mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (self.mean, self.std))
-            self.placed[pixels.device] = mean, std
-        mean, std = self.placed[pixels.device]
+            self.constants[pixels.device] = mean, std
+        mean, std = self.constants[pixels.device]
         scaled = pixels.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
         dtype = next(self.module.parameters()).dtype
         return scaled.contiguous() if dtype == torch.float32 else scaled.to(dtype)
@@ -89,7 +89,7 @@ class Scale:
 def image_tower(
     specs: Sequence[EncoderSpec], module: Module, network: Network, transform: Callable[[Any], Tensor]
 ) -> TorchTower:
-    """The tower of an image model with its library's evaluation transform, in two parts if that is exact."""
+    """The tower of an image model; its library's evaluation transform runs in two parts if that is exact."""
     parts = _parts(transform, module)
     if parts is None:
         return TorchTower(tuple(specs), module, network, transform)
@@ -106,7 +106,7 @@ def _stack(batch: list[np.ndarray]) -> Tensor:
 
 
 def _parts(transform: Any, module: Module) -> tuple[Pixels, Scale] | None:
-    """The two parts of a transform, or None where it does anything else."""
+    """The two parts of a transform, or None where the parts give another result on `PROBES`."""
     import torch
     from PIL import Image
 
@@ -118,8 +118,8 @@ def _parts(transform: Any, module: Module) -> tuple[Pixels, Scale] | None:
     noise = np.random.default_rng(0)
     for width, height in PROBES:
         picture = Image.fromarray(noise.integers(0, 256, (height, width, 3), np.uint8))
-        wanted, found = transform(picture), scale(_stack([pixels(picture)]))[0].float()
-        if wanted.shape != found.shape or not torch.equal(wanted, found):
+        expected, actual = transform(picture), scale(_stack([pixels(picture)]))[0].float()
+        if expected.shape != actual.shape or not torch.equal(expected, actual):
             return None
     return pixels, scale
 

@@ -1,7 +1,6 @@
-"""Encoders: frozen towers that turn one modality into vectors.
+"""The registry of encoders: from requests `family[:variant]` to specs and loaded encoders.
 
-An encoder is asked for as `family[:variant]`. Describing one (its specs) is cheap and happens on
-every run; loading one happens only when vectors are missing.
+Describing an encoder (its specs) is cheap and happens on every run; loading happens only when vectors are missing.
 """
 
 from __future__ import annotations
@@ -10,99 +9,57 @@ import difflib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from mmfeat.encoders import bert, clip, hashing, hog, timm_models, torchvision_models
-from mmfeat.encoders.delta import Delta, apply_delta, read_delta, tuned_identity
-from mmfeat.encoders.spec import OUTPUT, POOLINGS, Encoder, EncoderOptions, EncoderSpec, Values
+from mmfeat.encoders.delta import apply_delta, read_delta
+from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec, Values, parse_output
 from mmfeat.encoders.torch_tower import TorchTower
-from mmfeat.encoders.weights import local_path
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.samples.images import view_name
-
-__all__ = [
-    "FAMILIES",
-    "Encoder",
-    "EncoderOptions",
-    "EncoderSpec",
-    "Tower",
-    "Values",
-    "absolute_request",
-    "describe_encoders",
-    "is_torch",
-    "load_encoders",
-    "load_reference",
-    "open_towers",
-]
 
 
 @dataclass(frozen=True)
 class Tower:
-    """A spec and the request it came from, which says where its weights lie."""
+    """A spec and the request that it came from, which says where the weights are."""
 
     request: str
     spec: EncoderSpec
 
 
-OpenTowers: TypeAlias = Callable[[str, list[EncoderSpec]], list[TorchTower]]
+@dataclass(frozen=True)
+class Family:
+    """The functions of one kind of encoders.
 
-
-class Family(NamedTuple):
-    """What each family offers.
-
-    `describe(family, variant, options)` gives the pooled spec of each tower; `load(variant, specs, device,
-    compiled)` an encoder a tower for all outputs in `specs`; `reference(variant, spec)` the library's own plain float32
-    call for one text or picture, (D) or (T, D). `open_towers(variant, specs)` gives the torch model behind a
-    tower, where there is one: only then it has layers, tokens and prefixes.
+    `describe(family, variant, options)` gives the pooled spec of each tower. `reference(variant, spec)` gives the
+    library's own plain float32 call for one text or picture: (D) or (T, D). `open_towers(variant, specs)` gives the
+    torch models behind the towers; families without torch have `load(specs)` instead, and only pooled vectors.
     """
 
     describe: Callable[[str, str, EncoderOptions], list[EncoderSpec]]
-    load: Callable[[str, list[EncoderSpec], str, bool], list[Encoder]]
     reference: Callable[[str, EncoderSpec], Callable[[Any], np.ndarray]]
-    open_towers: OpenTowers | None = None
-
-
-def _torch_family(module: Any) -> Family:
-    return Family(module.describe, partial(_load_torch, module.open_towers), module.reference, module.open_towers)
-
-
-def _load_torch(
-    open_towers: OpenTowers, variant: str, specs: list[EncoderSpec], device: str, compiled: bool
-) -> list[Encoder]:
-    return [tower.encoder(device, compiled) for tower in open_towers(variant, specs)]
+    open_towers: Callable[[str, list[EncoderSpec]], list[TorchTower]] | None = None
+    load: Callable[[list[EncoderSpec]], Encoder] | None = None
 
 
 def _describe_tuned(family: str, variant: str, options: EncoderOptions) -> list[EncoderSpec]:
-    """The parent's spec with other weights; texts are prepared as they were when it was trained.
-
-    Always in float32: steps of fine-tuning are smaller than what bfloat16 tells apart.
-    """
-    file, delta = _tuned(variant)
-    before = delta.spec
-    options = replace(
-        options,
-        cleaning=before.cleaning,
-        pooling=before.pooling if before.pooling in POOLINGS else options.pooling,
-        max_length=before.max_length or options.max_length,
-    )
-    described = _family(delta.request).describe(*_split(delta.request), options)
-    parent = next(spec for spec in described if spec.modality == before.modality)
-    if (parent.weights, parent.transform) != (before.weights, before.transform):
+    """The spec of a fine-tuned tower, after a check that its parent is the one that was fine-tuned."""
+    file, delta = read_delta(variant)
+    described = _family(delta.request).describe(*_split(delta.request), delta.options(options))
+    parent = next(spec for spec in described if spec.modality == delta.spec.modality)
+    if (parent.weights, parent.transform) != (delta.spec.weights, delta.spec.transform):
         raise EncoderError(
             f"finetuned:{variant}: {delta.request} is not the encoder that was fine-tuned; restore its weights, or "
             "run mmfeat finetune again"
         )
-    weights = tuned_identity(file, parent.weights)
-    tuned = f"{parent.variant}+{delta.name}"
-    return [replace(parent, variant=tuned, weights=weights, arithmetic="float32", storage="float32")]
+    return [delta.tuned(parent, file)]
 
 
 def _open_tuned(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
-    file, delta = _tuned(variant)
+    file, delta = read_delta(variant)
     before = [replace(spec, variant=delta.spec.variant, weights=delta.spec.weights) for spec in specs]
     (tower,) = open_towers(Tower(delta.request, before[0]), before)
     apply_delta(file, tower.module)
@@ -114,30 +71,21 @@ def _tuned_reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndar
     return tower.reference()
 
 
-def _tuned(variant: str) -> tuple[Path, Delta]:
-    if not (file := local_path(variant)):
-        raise EncoderError(f"finetuned:{variant}: no such file; name one that mmfeat finetune wrote, finetuned:FILE")
-    return file, read_delta(file)
-
-
-_TORCHVISION = _torch_family(torchvision_models)
+_TORCHVISION = Family(torchvision_models.describe, torchvision_models.reference, torchvision_models.open_towers)
 
 FAMILIES: dict[str, Family] = {
-    "clip": _torch_family(clip),
-    "bert": _torch_family(bert),
-    "resnet50": _TORCHVISION,  # any other torchvision model is found by its name
-    "timm": _torch_family(timm_models),
-    "hashing": Family(hashing.describe, hashing.load, hashing.reference),
-    "hog": Family(hog.describe, hog.load, hog.reference),
-    "finetuned": Family(_describe_tuned, partial(_load_torch, _open_tuned), _tuned_reference, _open_tuned),
+    "clip": Family(clip.describe, clip.reference, clip.open_towers),
+    "bert": Family(bert.describe, bert.reference, bert.open_towers),
+    "resnet50": _TORCHVISION,  # `_family` gives it for the name of any model of torchvision
+    "timm": Family(timm_models.describe, timm_models.reference, timm_models.open_towers),
+    "hashing": Family(hashing.describe, hashing.reference, load=hashing.load),
+    "hog": Family(hog.describe, hog.reference, load=hog.load),
+    "finetuned": Family(_describe_tuned, _tuned_reference, _open_tuned),
 }
 
 
 def describe_encoders(requests: list[str], options: EncoderOptions) -> list[Tower]:
-    """All towers of `family[:variant]` requests, in order; a tower asked for twice is given once.
-
-    Each output and each view of a tower has a spec of its own.
-    """
+    """The towers of `family[:variant]` requests, in order and each once; each output and view has its own spec."""
     if options.dtype == "auto":
         raise ConfigError(
             "dtype auto is no arithmetic yet; pass the options through mmfeat.extraction.requests.resolve_options"
@@ -145,18 +93,20 @@ def describe_encoders(requests: list[str], options: EncoderOptions) -> list[Towe
     if not requests:
         raise EncoderError(f"no encoders; name some of {', '.join(FAMILIES)} with --encoders A,B")
     towers: dict[str, Tower] = {}
-    bases: list[EncoderSpec] = []
+    names: set[str] = set()
     idle: list[str] = []
     for request in requests:
-        family, variant = _split(request)
-        described = [spec.drafted(options.draft) for spec in _family(request).describe(family, variant, options)]
-        has_layers = _family(request).open_towers is not None
-        specs = [spec for base in described for spec in _outputs(base, options, has_layers)]
+        family = _family(request)
+        bases = [spec.drafted(options.draft) for spec in family.describe(*_split(request), options)]
+        specs = [spec for base in bases for spec in _outputs(base, options, family.open_towers is not None)]
         for spec in specs:
             towers.setdefault(spec.fingerprint, Tower(absolute_request(request), spec))
-        bases += described
+        names.update(*(base.names for base in bases))
         idle += [] if specs else [request]
-    _check_output_names(options, bases)
+    for asked in options.outputs:
+        if parse_output(asked)[0] not in ("", *names):
+            known = ", ".join(sorted(names))
+            raise ConfigError(f"--outputs {asked}: no such modality, family or tower here; there are {known}")
     if idle:
         asked = ",".join(options.outputs)
         raise ConfigError(f"--outputs {asked}: asks nothing of {', '.join(idle)}; add an output of it, or leave it out")
@@ -164,55 +114,30 @@ def describe_encoders(requests: list[str], options: EncoderOptions) -> list[Towe
 
 
 def _outputs(base: EncoderSpec, options: EncoderOptions, has_layers: bool) -> list[EncoderSpec]:
-    """The specs of all outputs of one tower, of the plain view first."""
+    """The specs of the outputs of one tower: of the plain view, then of each augmented view."""
     specs = []
     for asked in options.outputs:
-        name, plain, layer = _parts(asked)
-        if name and name not in _names(base):
+        name, output, layer = parse_output(asked)
+        if name and name not in base.names:
             continue
-        output = plain or "prefix"
         if output != "pooled" and not has_layers:
-            wanted = asked.rpartition("=")[2]
-            remedy = "leave this out" if name else f"name the encoder, as in clip={wanted}"
+            remedy = "leave this out" if name else f"name the encoder, as in clip={asked}"
             only = ", only pooled vectors" if name else ""
             raise EncoderError(f"--outputs {asked}: {base.name} has no {output}{only}; {remedy}")
-        pooling = base.pooling if output == "pooled" else "none"
-        specs.append(replace(base, output=output, layer=int(layer or 0), pooling=pooling))
+        specs.append(replace(base, output=output, layer=layer, pooling=base.pooling if output == "pooled" else "none"))
     views = [view_name(number) for number in range(1, options.views + 1)] if base.modality == "image" else []
     return specs + [replace(spec, view=view) for view in views for spec in specs]
 
 
-def _check_output_names(options: EncoderOptions, bases: list[EncoderSpec]) -> None:
-    """`NAME=OUTPUT` names something that was asked for."""
-    known = sorted({name for base in bases for name in _names(base)})
-    for asked in options.outputs:
-        if _parts(asked)[0] not in ("", *known):
-            raise ConfigError(
-                f"--outputs {asked}: no such modality, family or tower here; there are {', '.join(known)}"
-            )
-
-
-def _names(spec: EncoderSpec) -> set[str]:
-    return {spec.modality, spec.family, spec.tower}
-
-
-def _parts(output: str) -> tuple[str, str, str]:
-    """(name, "pooled" or "tokens", N of a prefix), each may be empty."""
-    found = OUTPUT.fullmatch(output)
-    assert found is not None  # the options were checked
-    name, plain, layer = found.groups(default="")
-    return name, plain, layer
-
-
 def is_torch(request: str) -> bool:
-    """Whether there is a torch model behind an encoder, which a GPU, half precision and a compiler could speed up."""
+    """Whether an encoder is a torch model, which a GPU, half precision and a compiler could speed up."""
     return _family(request).open_towers is not None
 
 
 def absolute_request(request: str) -> str:
     """The request with a local path made absolute, so that it means the same from any folder."""
     family, variant = _split(request)
-    model, slash, file = variant.partition("/") if family == "clip" else ("", "", "")  # MODEL/FILE is CLIP's alone
+    model, slash, file = variant.partition("/") if family == "clip" else ("", "", "")  # only CLIP has MODEL/FILE
     for prefix, path in (("", variant), (model + slash, file)):
         if path and Path(path).expanduser().exists():
             return f"{family}:{prefix}{os.path.abspath(Path(path).expanduser())}"
@@ -220,7 +145,7 @@ def absolute_request(request: str) -> str:
 
 
 def load_encoders(towers: list[Tower], device: str, compiled: bool = False) -> list[Encoder]:
-    """Load each model once, however many towers, outputs and views are asked for; one encoder a tower and view.
+    """Load each model once for all its towers, outputs and views; returns one encoder a tower and view.
 
     `compiled` has `torch.compile` make kernels for this machine, which takes a minute and a C++ compiler.
     """
@@ -228,12 +153,18 @@ def load_encoders(towers: list[Tower], device: str, compiled: bool = False) -> l
     for request in dict.fromkeys(tower.request for tower in towers):
         specs = [tower.spec for tower in towers if tower.request == request]
         plain = list(dict.fromkeys(replace(spec, view="none") for spec in specs))
-        for loaded in _family(request).load(_split(request)[1], plain, device, compiled):
+        for loaded in _load(request, plain, device, compiled):
             _check_outputs(loaded)
             for view in dict.fromkeys(spec.view for spec in specs):
                 if seen := [spec for spec in specs if spec.view == view and replace(spec, view="none") in loaded.specs]:
                     encoders.append(_seen(loaded, seen))
     return encoders
+
+
+def _load(request: str, specs: list[EncoderSpec], device: str, compiled: bool) -> list[Encoder]:
+    if (load := _family(request).load) is not None:
+        return [load(specs)]
+    return [tower.encoder(device, compiled) for tower in open_towers(Tower(request, specs[0]), specs)]
 
 
 def open_towers(tower: Tower, specs: list[EncoderSpec] | None = None) -> list[TorchTower]:
@@ -250,7 +181,7 @@ def load_reference(tower: Tower) -> Callable[[Any], np.ndarray]:
 
 
 def _check_outputs(loaded: Encoder) -> None:
-    """A model whose layers are not what they look like shows it on one blank sample, before any work."""
+    """Encode one blank sample before any work, which shows a model whose layers do not give (B, T, D)."""
     if all(spec.output == "pooled" for spec in loaded.specs):
         return
     from PIL import Image
@@ -267,34 +198,36 @@ def _check_outputs(loaded: Encoder) -> None:
 
 def _seen(loaded: Encoder, specs: list[EncoderSpec]) -> Encoder:
     """The encoder with only the outputs in `specs`, which are of one view."""
-    chosen = [loaded.specs.index(replace(spec, view="none")) for spec in specs]
+    indices = [loaded.specs.index(replace(spec, view="none")) for spec in specs]
 
     def launch(batch: list[Any]) -> Callable[[], list[Values]]:
         wait = loaded.launch(batch)
 
-        def chosen_values() -> list[Values]:
+        def chosen() -> list[Values]:
             values = wait()
-            return [values[number] for number in chosen]
+            return [values[index] for index in indices]
 
-        return chosen_values
+        return chosen
 
     return replace(loaded, specs=tuple(specs), launch=launch)
 
 
 def _split(request: str) -> tuple[str, str]:
+    """(family, variant) of a request."""
     family, _, variant = request.partition(":")
     return family, variant
 
 
 def _family(request: str) -> Family:
-    family, _ = _split(request)
-    if family in FAMILIES:
-        return FAMILIES[family]
-    if family in (models := torchvision_models.names()):
+    """The family of a request. Raises `EncoderError` with the nearest name for an unknown one."""
+    name, _ = _split(request)
+    if name in FAMILIES:
+        return FAMILIES[name]
+    if name in (models := torchvision_models.names()):
         return _TORCHVISION
-    close = difflib.get_close_matches(family.lower(), [*FAMILIES, *models], n=1)
+    close = difflib.get_close_matches(name.lower(), [*FAMILIES, *models], n=1)
     meant = f"did you mean {close[0]}? There are" if close else "use"
     raise EncoderError(
-        f"{request}: no encoder family {family!r}; {meant} {', '.join(FAMILIES)}, each with an optional :variant, "
+        f"{request}: no encoder family {name!r}; {meant} {', '.join(FAMILIES)}, each with an optional :variant, "
         "and the models of torchvision by name"
     )

@@ -1,7 +1,7 @@
-"""The spec of an encoder: all that changes a vector, and its fingerprint.
+"""The spec of an encoder: everything that changes a vector, and its fingerprint.
 
-What does not change a vector (the folder a model lies in, the device, the batch size, library versions)
-is no part of it; the model's own name is, for people, so a renamed model is encoded again.
+The folder of a model, the device, the batch size and library versions do not change a vector and are no part of the
+spec. The name of the model is, for people to read, so a renamed model is encoded again.
 """
 
 from __future__ import annotations
@@ -26,8 +26,19 @@ DRAFT = "draft"
 VISION_TRANSFORMERS = ("vit", "deit", "beit", "eva")
 OUTPUT = re.compile(r"(?:([\w.-]+)=)?(?:(pooled|tokens)|prefix:([1-9]\d*))")
 
-# What one forward pass gives for B samples: (B, D), or where rows differ in length B times (T, D). float32.
+# Float32 values of B samples from one forward pass: (B, D), or B arrays (T, D), which may differ in T.
 Values: TypeAlias = "np.ndarray | list[np.ndarray]"
+
+
+def parse_output(text: str) -> tuple[str, str, int]:
+    """(name, output, layer) of an entry of `EncoderOptions.outputs`; raises `ValueError` for anything else.
+
+    `name` is a modality, family or tower, or "" for all encoders; `layer` is N of `prefix:N`, else 0.
+    """
+    if (match := OUTPUT.fullmatch(text)) is None:
+        raise ValueError(text)
+    name, plain, layer = match.groups(default="")
+    return name, plain or "prefix", int(layer or 0)
 
 
 @dataclass(frozen=True)
@@ -44,9 +55,9 @@ class EncoderSpec:
     cleaning: str = "none"  # a name in texts.CLEANING
     pooling: str = "tower"  # "mean", "cls", "pooler", or "tower": the model's own
     max_length: int = 0  # tokens; 0 where there are none
-    output: str = "pooled"  # (D) a sample; "tokens" or "prefix": (T, D)
-    layer: int = 0  # of a prefix: its n; it is the input of the n-th layer from the end
-    view: str = "none"  # or an augmentation policy and its seed, "train:1"
+    output: str = "pooled"  # "pooled": (D) a sample; "tokens" or "prefix": (T, D)
+    layer: int = 0  # N of prefix:N, the input of the N-th layer from the end
+    view: str = "none"  # "none", or an augmentation policy and its seed, "train:1"
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -55,42 +66,47 @@ class EncoderSpec:
 
     @property
     def source(self) -> str:
-        """What all views of one encoder and output share."""
+        """The fingerprint of the plain view, which all views of one encoder and output share."""
         return self.fingerprint if self.view == "none" else replace(self, view="none").fingerprint
 
     @property
     def transform(self) -> str:
-        """The preprocessing of the model's own library, canonical JSON."""
+        """Canonical JSON of the preprocessing without the draft: that of the model's own library."""
         steps = json.loads(self.preprocessing or "{}")
         return canonical_json({name: steps[name] for name in steps if name != DRAFT}) if steps else ""
 
     @property
     def draft(self) -> int:
-        """Pixels that the short side of a JPEG keeps when it is decoded at a reduced size, 0: never reduced."""
+        """Pixels that the short side of a JPEG keeps when it is decoded at a reduced size; 0 decodes in full."""
         return int(json.loads(self.preprocessing or "{}").get(DRAFT, 0))
 
     def drafted(self, pixels: int) -> EncoderSpec:
-        """The same with such a draft: it changes vectors a little, so it is part of the preprocessing."""
+        """The spec with a draft of so many pixels, which changes vectors a little."""
         if not pixels or self.modality != "image":
             return self
         return replace(self, preprocessing=canonical_json({**json.loads(self.preprocessing), DRAFT: pixels}))
 
     @property
     def name(self) -> str:
-        """For people: `bert:all-MiniLM-L6-v2`, `clip.text:ViT-B-32/openai prefix:1`, `hog train:1`."""
+        """Name for people: `bert:all-MiniLM-L6-v2`, `clip.text:ViT-B-32/openai prefix:1`, `hog train:1`."""
         output = f"{self.output}:{self.layer}" if self.output == "prefix" else self.output
         view = f" {self.view}" if self.view != "none" else ""
         return self.model + (f" {output}" if output != "pooled" else "") + view
 
     @property
     def model(self) -> str:
-        """Its name without output and view."""
+        """The name without output and view."""
         return f"{self.tower}:{self.variant}" if self.variant else self.tower
 
     @property
     def tower(self) -> str:
-        """`clip.text`, `bert`: what a user calls one modality of a family."""
+        """Name of one modality of a family: `clip.text`, `bert`."""
         return f"{self.family}.{self.modality}" if self.family == "clip" else self.family
+
+    @property
+    def names(self) -> set[str]:
+        """The names by which an option may address this tower."""
+        return {self.modality, self.family, self.tower}
 
     @property
     def folder_name(self) -> str:
@@ -113,12 +129,12 @@ class EncoderSpec:
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    """What a user may choose about all encoders of a call.
+    """Options of all encoders of a call.
 
     `convolutional_dtype` is the arithmetic of convolutional models where `auto` chose another one for them.
-    `outputs` are `pooled`, `tokens` and `prefix:N` (input of the N-th layer from the end), each of all encoders
-    or, as `NAME=OUTPUT`, of one modality, family or tower. `views` is the number of augmented views of each image,
-    beside the plain one. `draft` lets large JPEGs be decoded at a reduced size with that many pixels, 0 does not.
+    `outputs` are `pooled`, `tokens` and `prefix:N` (input of the N-th layer from the end) of all encoders, or as
+    `NAME=OUTPUT` of one modality, family or tower. `views` is the number of augmented views of each image beside the
+    plain one. With `draft` large JPEGs are decoded at a reduced size, whose short side keeps that many pixels.
     """
 
     dtype: str = "auto"
@@ -140,20 +156,20 @@ class EncoderOptions:
             raise ConfigError(f"--views {self.views}: use 0 or more")
         if self.draft < 0:
             raise ConfigError(f"--draft {self.draft}: use a number of pixels, or 0 to decode in full")
-        object.__setattr__(self, "outputs", tuple(self.outputs))  # JSON has lists only
+        object.__setattr__(self, "outputs", tuple(self.outputs))  # a request from JSON has a list
         if not self.outputs or not all(map(OUTPUT.fullmatch, self.outputs)):
             given = ",".join(self.outputs)
             raise ConfigError(f"--outputs {given}: use pooled, tokens, prefix:N, or NAME=OUTPUT as in bert=tokens")
 
     def for_model(self, architecture: str) -> EncoderOptions:
-        """The same options for this architecture: image models that are no plain ViT count as convolutional."""
+        """The options for an image architecture: all but plain ViTs count as convolutional."""
         if architecture.lower().startswith(VISION_TRANSFORMERS):
             return self
         return replace(self, dtype=self.convolutional_dtype or self.dtype)
 
     @property
     def storage(self) -> str:
-        """Half-precision arithmetic is stored in float16: HDF5 has no bfloat16."""
+        """The dtype on disk: float16 for half-precision arithmetic, because HDF5 has no bfloat16."""
         return "float32" if self.dtype == "float32" else "float16"
 
 
@@ -161,10 +177,10 @@ class EncoderOptions:
 class Encoder:
     """A loaded tower: `specs` are the outputs of one forward pass over one view.
 
-    `prepare` turns one text or one RGB PIL image into a model input on the CPU and may run in several threads, or
-    where it is `light`, that is needs no torch, in processes of their own. `launch` starts with B such inputs
-    and gives a function that waits for the values of each spec, in order. `length` tells how long an input is, where
-    they differ: those of one batch are padded to the longest. With `early` all the work is in `prepare`.
+    `prepare` turns one text or one RGB PIL image into a model input on the CPU, in any thread; a `light` one needs no
+    torch and may run in other processes. `launch` starts encoding B inputs and returns a function that waits for the
+    values of each spec, in order. `length` gives the length of an input where lengths differ, because the inputs of a
+    batch are padded to the longest. With `early` all work is in `prepare`.
     """
 
     specs: tuple[EncoderSpec, ...]
@@ -175,7 +191,7 @@ class Encoder:
     early: bool = False
 
     def embed(self, batch: list[Any]) -> list[Values]:
-        """The values of B inputs for each spec, in order."""
+        """The values of B inputs, for each spec in order."""
         return self.launch(batch)()
 
     @property

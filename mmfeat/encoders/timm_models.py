@@ -18,7 +18,7 @@ from mmfeat.encoders.weights import hub_errors, hub_revision, local_path, path_i
 from mmfeat.errors import EncoderError
 from mmfeat.system.files import canonical_json, read_json
 
-# timm's own defaults, for a configuration that leaves them out; checked again after loading.
+# timm's defaults for what a configuration leaves out; checked again after loading.
 _PREPROCESSING: dict[str, Any] = {
     "input_size": [3, 224, 224],
     "interpolation": "bicubic",
@@ -51,7 +51,7 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
 
 
 def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
-    """`timm.create_model` without its classifier, and timm's own evaluation transform."""
+    """The tower of `timm.create_model` without its classifier, behind timm's own evaluation transform."""
     model, transform, preprocessing = _create(variant, specs[0])
     if preprocessing != specs[0].transform:
         raise EncoderError(f"{specs[0].name}: timm preprocesses with {preprocessing}, not {specs[0].transform}")
@@ -59,7 +59,7 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
 
 
 def reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:
-    """timm's own model over one picture, in float32; its tokens are what `forward_features` gives."""
+    """timm's own model over one picture, in float32; tokens are the output of `forward_features`."""
     model, transform, _ = _create(variant, spec)
     network = timm_network(model)
     if spec.output != "tokens":
@@ -68,7 +68,7 @@ def reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:
 
 
 def _create(variant: str, spec: EncoderSpec) -> tuple[Any, Any, str]:
-    """timm's model, its evaluation transform, and what that does as canonical JSON."""
+    """timm's model, its evaluation transform, and the preprocessing as canonical JSON."""
     import_torchvision()
     import timm
 

@@ -1,4 +1,4 @@
-"""What the torch families share: a loaded tower, a batch through it, and one line when loading fails."""
+"""A loaded torch tower, a batch through it, and the error of a failed load, for all torch families."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def stack(batch: list[Tensor]) -> Tensor:
-    """B prepared tensors of one shape as one."""
+    """B prepared tensors of one shape as one tensor."""
     import torch
 
     return torch.stack(batch)
@@ -29,12 +29,12 @@ def stack(batch: list[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class TorchTower:
-    """A loaded tower in float32: `specs` are what is asked of it, `module` the model that holds its parameters.
+    """A loaded tower in float32: `specs` are its outputs, `module` is the model that holds its parameters.
 
-    `prepare` makes a model input of one text or RGB picture, `collate` the inputs of a forward pass of B of them.
-    `keep` tells which of (B, T) tokens are no padding, None: all. `stand_in` gives inputs for a pass that begins at a
-    later layer, whose tokens lie where a (B, T) mask says; None for images, where one blank picture serves. `length`
-    is that of one input, where they differ.
+    `prepare` makes a model input of one text or RGB picture, `collate` joins B of them for a forward pass. `keep` gives
+    the (B, T) mask of tokens that are no padding, or None for all. `stand_in` makes inputs with a given (B, T) mask for
+    a pass that begins at a later layer; None for images, where one blank picture serves. `length` gives the length of
+    an input, where lengths differ. A `light` tower needs no torch in `prepare`.
     """
 
     specs: tuple[EncoderSpec, ...]
@@ -45,13 +45,13 @@ class TorchTower:
     keep: Callable[[Any], Tensor | None] = lambda inputs: None
     stand_in: Callable[[Tensor], Any] | None = None
     length: Callable[[Any], int] | None = None
-    light: bool = False  # `prepare` needs no torch
+    light: bool = False
 
     def encoder(self, device: str, compiled: bool = False) -> Encoder:
         """The frozen encoder: all values of `specs` from one forward pass, in their arithmetic.
 
-        Weights are cast, which on CPUs is far faster than autocast. In half precision convolutions have their channels
-        last; in float32 they sum up as the libraries do.
+        Weights are cast, which on CPUs is far faster than autocast. In half precision convolutions have channels last;
+        in float32 they keep the layout of the libraries, so that sums are equal.
         """
         import torch
 
@@ -59,13 +59,13 @@ class TorchTower:
 
         if device == "cpu":
             keep_freed_memory()
-        dtype = getattr(torch, self.specs[0].arithmetic)  # outputs of one tower share it
+        dtype = getattr(torch, self.specs[0].arithmetic)  # all outputs of a tower share the dtype
         fuse_attention(self.module)
         self.module.to(device=device, dtype=dtype)
         if dtype != torch.float32:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         points = {spec: self.network.point(spec) for spec in self.specs if spec.output != "pooled"}
-        # What is compiled cannot be looked into, so tokens and prefixes come from the plain model.
+        # Hooks see nothing inside a compiled model, so tokens and prefixes come from the plain one.
         forward = _compiled(self.network.forward, device) if compiled and not points else self.network.forward
         copies = Copies(device)
         exact = _without_tf32 if device.startswith("cuda") and dtype == torch.float32 else contextlib.nullcontext
@@ -102,27 +102,27 @@ class TorchTower:
         return encode
 
     def asked_for(self, specs: list[EncoderSpec]) -> TorchTower:
-        """The same tower, asked for other outputs."""
+        """The same tower with other outputs."""
         return replace(self, specs=tuple(specs))
 
 
 @contextlib.contextmanager
 def _without_tf32() -> Iterator[None]:
-    """On CUDA float32 would be rounded to TF32 in convolutions, and where the user says so in products."""
+    """Keep float32 exact on CUDA, which rounds to TF32 in convolutions and, by a setting, in matrix products."""
     import torch
 
     backends: Any = torch.backends
     new = hasattr(backends.cudnn, "conv") and hasattr(backends.cuda.matmul, "fp32_precision")
-    places: list[Any] = [backends.cuda.matmul, backends.cudnn.conv if new else backends.cudnn]
+    switches: list[Any] = [backends.cuda.matmul, backends.cudnn.conv if new else backends.cudnn]
     name, exact = ("fp32_precision", "ieee") if new else ("allow_tf32", False)
-    before = [getattr(place, name) for place in places]
+    before = [getattr(switch, name) for switch in switches]
     try:
-        for place in places:
-            setattr(place, name, exact)
+        for switch in switches:
+            setattr(switch, name, exact)
         yield
     finally:
-        for place, value in zip(places, before, strict=True):
-            setattr(place, name, value)
+        for switch, value in zip(switches, before, strict=True):
+            setattr(switch, name, value)
 
 
 def _compiled(forward: Callable[[Any], Tensor], device: str) -> Callable[[Any], Tensor]:
@@ -134,7 +134,7 @@ def _compiled(forward: Callable[[Any], Tensor], device: str) -> Callable[[Any], 
 
 
 def to_device(inputs: Any, device: str, dtype: Any, non_blocking: bool = False) -> Any:
-    """A tensor, or several by name, where and as the model computes; whole numbers stay such."""
+    """A tensor, or several by name, on a device; floats in `dtype`, whole numbers unchanged."""
     if isinstance(inputs, Mapping):
         return {name: to_device(value, device, dtype, non_blocking) for name, value in inputs.items()}
     wanted = dtype if inputs.is_floating_point() else None
@@ -142,7 +142,7 @@ def to_device(inputs: Any, device: str, dtype: Any, non_blocking: bool = False) 
 
 
 def plain_call(network: Network, spec: EncoderSpec, inputs: Any) -> np.ndarray:
-    """(D) or (T, D): the forward pass over one sample as the library's user would run it."""
+    """(D) or (T, D) of one sample by a plain forward pass, as a user of the library would run it."""
     import torch
 
     points = [] if spec.output == "pooled" else [network.point(spec)]
@@ -152,12 +152,12 @@ def plain_call(network: Network, spec: EncoderSpec, inputs: Any) -> np.ndarray:
 
 
 def as_rows(values: np.ndarray, keep: np.ndarray | None) -> list[np.ndarray]:
-    """B arrays (T, D) of (B, T, D): the tokens that the (B, T) mask keeps, or all."""
+    """B arrays (T, D) from (B, T, D): the tokens that the (B, T) mask keeps, or all."""
     return list(values) if keep is None else [row[kept] for row, kept in zip(values, keep, strict=True)]
 
 
 class Copies:
-    """Copies between memory and a device. On CUDA they run beside the kernels of the batch before."""
+    """Copies between memory and a device; on CUDA they run beside the kernels of the batch before."""
 
     def __init__(self, device: str) -> None:
         import torch
@@ -166,28 +166,27 @@ class Copies:
         self.stream = torch.cuda.Stream(device) if device.startswith("cuda") else None
 
     def to_device(self, inputs: Any, dtype: Any) -> Any:
-        """The inputs as `to_device` gives them, from pinned memory and in a stream of their own."""
+        """Copy inputs to the device; on CUDA from pinned memory and in a stream for copies."""
         import torch
 
         if self.stream is None:
             return to_device(inputs, self.device, dtype)
         with torch.cuda.stream(self.stream):
-            there = to_device(_pinned(inputs), self.device, dtype, non_blocking=True)
+            copied = to_device(_pinned(inputs), self.device, dtype, non_blocking=True)
         computing = torch.cuda.current_stream(self.device)
         computing.wait_stream(self.stream)
-        for tensor in there.values() if isinstance(there, Mapping) else [there]:
-            tensor.record_stream(computing)  # its memory must not serve the next copy before it was read
-        return there
+        for tensor in copied.values() if isinstance(copied, Mapping) else [copied]:
+            tensor.record_stream(computing)  # no later copy may reuse the memory before the kernels have read it
+        return copied
 
     def to_host(self, outputs: list[Tensor | None]) -> Callable[[], list[Tensor | None]]:
-        """Start copying; the function waits for the tensors, in float32 but for masks."""
+        """Start copying tensors to memory, floats in float32; the function waits for them."""
         import torch
 
-        there = [None if each is None else each if each.dtype == torch.bool else each.float() for each in outputs]
+        exact = [value if value is None or value.dtype == torch.bool else value.float() for value in outputs]
+        copies = [None if value is None else value.to("cpu", non_blocking=self.stream is not None) for value in exact]
         if self.stream is None:
-            found = [None if each is None else each.cpu() for each in there]
-            return lambda: found
-        copies = [None if each is None else each.to("cpu", non_blocking=True) for each in there]
+            return lambda: copies
         done = torch.cuda.Event()
         done.record(torch.cuda.current_stream(self.device))
 
@@ -206,14 +205,14 @@ def _pinned(inputs: Any) -> Any:
 
 @contextlib.contextmanager
 def load_errors(asked: str) -> Iterator[None]:
-    """One line for weights that do not fit their model or cannot be read."""
+    """Raise a one-line `EncoderError` for weights that do not fit their model or cannot be read."""
     try:
         yield
     except EncoderError:
         raise
-    except Exception as error:  # loaders raise whatever their file formats raise
+    except Exception as error:  # each file format has errors of its own
         reason = " ".join(str(error).split())[:240] or type(error).__name__
-        if "weights_only" in reason:  # torch's advice is to load it unsafely
+        if "weights_only" in reason:  # torch advises to load the file unsafely
             reason = "not a plain state dict, or not whole"
         raise EncoderError(
             f"{asked}: cannot be loaded ({reason}); check the path and that the weights are complete"

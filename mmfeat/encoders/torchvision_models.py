@@ -1,4 +1,4 @@
-"""Image encoders of torchvision, the classifier cut off.
+"""Image encoders of torchvision without their classifier.
 
 Variants of `resnet50` and its siblings: a weights name (`IMAGENET1K_V2`; default `DEFAULT`) or a local
 `.pth` / `.safetensors` state dict.
@@ -23,7 +23,7 @@ from mmfeat.system.files import canonical_json
 
 
 def names() -> list[str]:
-    """Of the classification models that torchvision registers."""
+    """Names of the classification models that torchvision registers."""
     import_torchvision()
     import torchvision
 
@@ -48,7 +48,7 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
 
 
 def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
-    """The model with its last linear layer replaced by the identity."""
+    """The tower of a model whose last linear layer is replaced by the identity."""
     family, file = specs[0].family, local_path(variant)
     weights = _weights(family, variant, file)
     if file:
@@ -65,7 +65,7 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
 
 
 def reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:
-    """torchvision's whole model over one picture, in float32; the vector is what its classifier gets."""
+    """torchvision's whole model over one picture, in float32; the vector is the input of its classifier."""
     file = local_path(variant)
     weights = _weights(spec.family, variant, file)
     if file:
@@ -82,7 +82,7 @@ def reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:
 
 
 def _untrained(family: str, **arguments: Any) -> Any:
-    """The architecture for a weights file; named weights set `transform_input` by themselves, a file has to be told."""
+    """The architecture for a weights file, with the `transform_input` that named weights would set."""
     import torchvision
 
     rescale = {"transform_input": True} if family in ("googlenet", "inception_v3") else {}
@@ -97,7 +97,7 @@ def _published(family: str, weights: Any) -> Any:
 
 
 def network_of(model: Any) -> Network:
-    """Tokens are what pooling gets: the final feature map, or a ViT's sequence behind its norm."""
+    """The network of a model. Tokens are the input of pooling: the final map, or the normed sequence of a ViT."""
     import torchvision
 
     layers = find_layers(model)
@@ -105,14 +105,14 @@ def network_of(model: Any) -> Network:
         tokens = Point(model.encoder)
     elif hasattr(model, "avgpool"):
         tokens = Point(model.avgpool, "input")
-    else:  # pooled by a function
+    else:  # a function pools, not a module
         tokens = Point(layers[-1])
     layout = "NHWC" if isinstance(model, torchvision.models.SwinTransformer) else "NCHW"
     return Network(model, layers, tokens, layout)
 
 
 def drop_classifier(model: Any) -> str:
-    """Replace the last linear layer by the identity; returns its name."""
+    """Replace the last linear layer by the identity; returns the name of the layer."""
     import torch
 
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
@@ -125,7 +125,7 @@ def drop_classifier(model: Any) -> str:
 
 
 def _weights(family: str, variant: str, file: Path | None) -> Any:
-    """The torchvision weights entry; for a local file the one of the same file name, else the first.
+    """torchvision's entry for weights; for a local file the entry of the same file name, else the first.
 
     The first entry of a model is its original training with the classic ImageNet evaluation.
     """

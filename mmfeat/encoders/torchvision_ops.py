@@ -1,9 +1,8 @@
-"""CPU-only torch beside a registry's torchvision wheel: let `import torchvision` succeed.
+"""Import of torchvision beside a torch that its wheel was not built for, as a CPU-only torch is.
 
-The wheel's compiled operators are built for another torch and do not load, so torchvision stops at
-`operator torchvision::nms does not exist`, and with it transformers, timm and open_clip. Nothing
-here calls those operators: declaring their schemas is enough. A pair that does match is imported
-as it is.
+The compiled operators of the wheel do not load there, so `import torchvision` stops at `operator torchvision::nms does
+not exist`, and with it transformers, timm and open_clip. mmfeat calls none of these operators, so it is enough to
+declare their schemas. A matching pair is imported unchanged.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ import sys
 from typing import Any
 
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-_declared: list[Any] = []  # a torch Library undoes its declarations when it is collected
+_declared: list[Any] = []  # a torch Library undoes its declarations when it is garbage-collected
 
 
 def import_torchvision() -> None:
-    """Import torchvision; call it before anything that imports torchvision itself."""
+    """Import torchvision; to be called before any library that imports torchvision itself."""
     if "torchvision" in sys.modules:
         return
     try:

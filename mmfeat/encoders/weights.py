@@ -1,4 +1,4 @@
-"""The identity of weights: what makes two models the same model, wherever they lie."""
+"""The identity of weights: equal for two copies of a model, in whatever folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmfeat.errors import EncoderError, HubError
 from mmfeat.system.files import file_sha256
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-_ASIDE = (".md", ".png", ".jpg")  # anything else in a model folder may take part in a vector
+_ASIDE = (".md", ".png", ".jpg")  # any other file of a model folder may change a vector
 _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
 
 
@@ -33,25 +33,25 @@ def path_identity(path: Path) -> str:
 
 
 def downloaded_identity(path: str) -> str:
-    """Identity of a file that a hub client downloaded: its resolved revision, else its hash."""
-    found = _SNAPSHOT.search(Path(path).as_posix())
-    return f"revision:{found[1]}" if found else path_identity(Path(path))
+    """The identity of a file that a hub client downloaded: its resolved revision, else its hash."""
+    match = _SNAPSHOT.search(Path(path).as_posix())
+    return f"revision:{match[1]}" if match else path_identity(Path(path))
 
 
 def hub_revision(name: str) -> str:
-    """The commit that a Hugging Face model name stands for now (the cached one when offline)."""
+    """The commit that a Hugging Face model name stands for now; without the hub, the cached commit."""
     from huggingface_hub import hf_hub_download
 
     with hub_errors(name):
         path = hf_hub_download(name, "config.json")
-    if found := _SNAPSHOT.search(Path(path).as_posix()):
-        return found[1]
+    if match := _SNAPSHOT.search(Path(path).as_posix()):
+        return match[1]
     raise HubError(f"{name}: {path} tells no revision; name a local folder instead, FAMILY:FOLDER")
 
 
 @contextlib.contextmanager
 def hub_errors(asked: str) -> Iterator[None]:
-    """Turn whatever a hub client raises into one line with the way out."""
+    """Turn any error of a hub client into a one-line `HubError` that names a remedy."""
     reachable = _use_local_hub_files_if_unreachable()
     try:
         yield
@@ -67,7 +67,7 @@ def hub_errors(asked: str) -> Iterator[None]:
 
 @functools.cache
 def _use_local_hub_files_if_unreachable() -> bool:
-    """Whether the hub answers; if not, its clients are told so, which otherwise retry for a minute."""
+    """Whether the hub answers; if not, its clients are set offline, because they retry for a minute."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -89,7 +89,7 @@ def _takes_part(file: Path) -> bool:
 def local_path(variant: str) -> Path | None:
     """The local file or folder that `variant` names, or None for a hub name.
 
-    Raises `EncoderError` for what can only be a path but does not exist.
+    Raises `EncoderError` for a variant that can only be a path and does not exist.
     """
     path = Path(variant).expanduser()
     if variant and path.exists():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from mmfeat.encoders.clip import text_network
+from mmfeat.encoders.clip import TextTower
 from mmfeat.encoders.pixels import Pixels
 from mmfeat.encoders.registry import FAMILIES, open_towers
 from mmfeat.encoders.torch_tower import TorchTower, stack
@@ -103,7 +103,7 @@ def _opened(port: Port) -> tuple[TowerPart, TowerInput]:
         return TowerPart(tower, tower.network, ()), given
     facts = {"cleaning": spec.cleaning, "max_length": spec.max_length, "tokenizer": spec.model}
     if spec.tower == "clip.text":  # all 77 columns: the network ignores columns after the end token
-        network = text_network(tower.module)
+        network = TextTower(tower.module).network()
         facts["padding"] = "to 77 columns with zeros, as open_clip's tokenizer does"
         names, axes = (f"{port.name}_ids",), ({0: "batch"},)
         return TowerPart(tower, network, ()), TowerInput(port, names, (), axes, tower.prepare, stack, facts)
