@@ -1,4 +1,4 @@
-"""Reproduction: a run trained anew from its own `run.json`, and whether the result is the same, bit for bit."""
+"""Reproduction: train a run again from its `run.json`, and compare both runs bit for bit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmfeat.system.files import file_sha256
 from mmfeat.system.wording import Progress, Silent
 from mmfeat.version import ENCODING, TRAINING, versions
 
-# What a run predicts, learned and predicts with; files with times are compared by their scores.
+# Files that are compared byte by byte; files with times in them are compared by their scores.
 COMPARED = (
     "folds.csv",
     "*_split.csv",
@@ -27,16 +27,16 @@ COMPARED = (
     "*/*.safetensors",
     "*/trials/*.safetensors",
 )
-UNTOLD = ("cores", "threads")  # of the machine: they change no number here
+UNCOUNTED = ("cores", "threads")  # facts of a machine that change no number of a run
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A run and the one that was trained anew; `reused`: that had been done before.
+    """An `original` run and the `run` that was trained from its configuration, now or in an earlier call (`reused`).
 
-    `files` of predictions, curves and weights were compared byte by byte, `different` are those that are not the same
-    or are in one run only. `scores` are macro-F1 before and after by entry, `changed` what of versions and machine
-    differs, before and after.
+    `files` is the number of files compared byte by byte, predictions, curves and weights; `different` names the files
+    that differ or that one run lacks. `scores` maps entry -> macro-F1 in both runs, `changed` maps each version or
+    fact of the machine that differs -> its values for both runs.
     """
 
     original: Run
@@ -50,7 +50,7 @@ class Reproduction:
 
     @property
     def identical(self) -> bool:
-        """Whether everything is the same, bit for bit."""
+        """Whether all files and scores of both runs are the same, bit for bit."""
         return not self.different and all(before == after for before, after in self.scores.values())
 
 
@@ -64,10 +64,10 @@ def reproduce_run(
     progress: Progress | None = None,
     command: str = "",
 ) -> Reproduction:
-    """Train the configuration of `run` anew into the folder `out` and compare what came of it.
+    """Train the configuration of `run` again into the folder `out`, and compare both runs.
 
     The vectors come from the run's cache, or another `cache`; a second stage starts from the same parent.
-    Raises `RunError` where data, weights or parent are not what they were.
+    Raises `RunError` where data, weights or parent have changed.
     """
     original = run if isinstance(run, Run) else read_run(Path(run))
     if Path(out).resolve() == original.folder.resolve().parent:
@@ -76,23 +76,23 @@ def reproduce_run(
     arguments |= {"cache": cache} if cache else {}
     checked_towers(original, original.towers)
     _check_data(original, arguments["cache"])
-    places: dict[str, Any] = {"out": out, "device": device, "workers": workers, "command": command}
-    places["progress"] = progress or Silent()
+    arguments |= {"out": out, "device": device, "workers": workers, "command": command}
+    arguments["progress"] = progress or Silent()
     if original.is_finetuned:
         from mmfeat.finetune.finetune import finetune_heads
 
-        tuned = finetune_heads(**arguments, **places)
+        tuned = finetune_heads(**arguments)
         return compare_files(original, tuned.run, tuned.reused)
     from mmfeat.sweep.train import train_heads
 
-    sweep = train_heads(**arguments, **places)
+    sweep = train_heads(**arguments)
     return compare_files(original, sweep.run, sweep.reused)
 
 
 def compare_files(original: Run, run: Run, reused: bool = False) -> Reproduction:
-    """What two runs of one configuration have in common."""
-    mine, theirs = _files(original.folder), _files(run.folder)
-    different = sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
+    """Compare the files and the scores of two runs of one configuration."""
+    old, new = _files(original.folder), _files(run.folder)
+    different = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
     before, after = _scores(original), _scores(run)
     scores = {name: (before.get(name), after.get(name)) for name in {**before, **after}}
     notes = []
@@ -101,7 +101,7 @@ def compare_files(original: Run, run: Run, reused: bool = False) -> Reproduction
     if original.results.record is None:
         notes.append("the run has no record of its versions and machine")
     return Reproduction(
-        original, run, reused, len({*mine, *theirs}), tuple(different), scores, _changed(original, run), tuple(notes)
+        original, run, reused, len({*old, *new}), tuple(different), scores, _changed(original, run), tuple(notes)
     )
 
 
@@ -112,9 +112,9 @@ def _check_data(run: Run, cache: str | Path) -> None:
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """Name -> SHA-256 of all that must be the same."""
-    found = {path for pattern in COMPARED for path in folder.glob(pattern)}
-    return {str(path.relative_to(folder)): file_sha256(path) for path in found}
+    """File name -> SHA-256 of the files that are compared byte by byte."""
+    paths = {path for pattern in COMPARED for path in folder.glob(pattern)}
+    return {str(path.relative_to(folder)): file_sha256(path) for path in paths}
 
 
 def _scores(run: Run) -> dict[str, float]:
@@ -123,11 +123,9 @@ def _scores(run: Run) -> dict[str, float]:
 
 def _changed(original: Run, run: Run) -> dict[str, tuple[str, str]]:
     """Versions and machine facts of both runs, where they differ."""
-    records: list[dict[str, Any]] = []
-    for each in (original, run):
-        records.append({**each.record.versions, **each.record.machine})
-    if not records[1]:
-        records[1] = {**versions((*ENCODING, *TRAINING)), **machine("cpu")}
-    names = [name for name in {**records[0], **records[1]} if name not in UNTOLD]
-    pairs = {name: (str(records[0].get(name, "?")), str(records[1].get(name, "?"))) for name in names}
+    before: dict[str, Any] = {**original.record.versions, **original.record.machine}
+    after: dict[str, Any] = {**run.record.versions, **run.record.machine}
+    after = after or {**versions((*ENCODING, *TRAINING)), **machine("cpu")}
+    names = [name for name in {**before, **after} if name not in UNCOUNTED]
+    pairs = {name: (str(before.get(name, "?")), str(after.get(name, "?"))) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

@@ -173,8 +173,8 @@ def predict(
     from mmfeat.prediction.predict import check_inputs
 
     table, written = split_columns(columns)
-    of_data = {"--cache": cache, "--columns": table, "--workers": workers}
-    check_inputs(files or [], data, text, image, of_data)
+    data_flags = {"--cache": cache, "--columns": table, "--workers": workers}
+    check_inputs(files or [], data, text, image, data_flags)
     kept = [*(files or []), *(text_beside(Path(file)) for file in files or [] if Path(file).name), image, data]
     target, layout = _target(out_file, kept, format, header, proba, written)
     where: dict[str, Any] = {"heads": heads, "head": head, "modalities": modalities, "device": device}

@@ -22,7 +22,7 @@ from mmfeat.finetune.settings import EARLY
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.registry import BASELINES, NEEDS_TOKENS, load_fusion
 from mmfeat.heads.stack import stack_of
-from mmfeat.prediction.final_heads import load_final, members, seen_by
+from mmfeat.prediction.final_heads import head_features, load_final, members
 from mmfeat.runs.entry import TOGETHER, Entry, Rule
 from mmfeat.runs.run import Run
 
@@ -124,7 +124,7 @@ def _member(run: Run, entry: Entry, features: Features, ports: Ports) -> Member:
     parts = []
     for group in groups:
         record = group[0][0]
-        data = HeadData(seen_by(run, entry, record, features), entry.modalities, "cpu", attend)
+        data = HeadData(head_features(run, entry, record, features), entry.modalities, "cpu", attend)
         seen = _seen(data, ports)
         if head in BASELINES:
             parts.append(_baseline(run, head, record.config, group[0][1], seen))

@@ -1,5 +1,6 @@
-"""Prediction: what a run says of new samples, in memory (`model`), for files and tables (`predict`), and as the
-submission (`submit`). Start with `submit`. Imports `mmfeat.finetune` and what is left of it.
+"""Prediction: labels and probabilities of new samples by a run, in memory (`model`), for files and tables (`predict`),
+and as the submission (`submit`). Start with `submit`. The package imports `mmfeat.finetune` and packages to the left of
+`mmfeat.finetune`.
 """
 
 import lazy_loader

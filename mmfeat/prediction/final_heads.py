@@ -1,4 +1,4 @@
-"""Prediction with the saved heads of a run: one entry or an ensemble, over features or over samples of a data set."""
+"""Prediction with the final heads of a run: one entry or an ensemble, on features or on the samples of a data set."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from mmfeat.system.wording import Progress
 class EntryPredictor:
     """Predicts with one entry of a run's leaderboard, alone or an ensemble of several.
 
-    The final heads are read, checked and built at the first prediction, and kept.
+    The final heads are read, checked and built at the first prediction, and kept in memory.
     """
 
     def __init__(self, run: Run, entry: Entry, device: str = "cpu") -> None:
@@ -50,12 +50,12 @@ class EntryPredictor:
 
     @property
     def towers(self) -> list[Tower]:
-        """The encoders whose vectors the entry takes: the run's, or the fine-tuned ones in their place."""
+        """The encoders whose vectors the entry takes: the run's, or fine-tuned ones instead."""
         return towers_of(self.run, self.entry)
 
     @property
     def widths(self) -> dict[str, int]:
-        """D of each block that the entry may take; a fine-tuned tower is as wide as the one before."""
+        """Name -> D of each block that the entry may take. Fine-tuning does not change the width of a tower."""
         widths = dict(self.run.results.widths)
         for final in self.entry.final:
             for name, tower in self.run.tuned_towers(self.entry, final).items():
@@ -65,7 +65,7 @@ class EntryPredictor:
     def predict(self, features: Features, samples: Sequence[Sample] = ()) -> tuple[np.ndarray, np.ndarray]:
         """(N, C) bool choices and (N, C) probabilities.
 
-        `samples` are the samples of `features`; only early fusion looks at them, at their photos.
+        `samples` are the samples of `features`; only early fusion reads them, for the pixels of their photos.
         """
         try:
             early = self.entry.head == EARLY
@@ -81,26 +81,24 @@ class EntryPredictor:
         """(N, C) log-probabilities or logits to which the entry's decision applies."""
         if not self.entry.is_ensemble:
             return self._head_logits(self.entry, features)
-        used = {member.name: member for member in members(self.run, self.entry)}
-        parts: list[np.ndarray | None] = []
-        for name in self.entry.members:
-            member = used.get(name)
-            logits = None if member is None else self._head_logits(member, features)
-            parts.append(None if member is None or logits is None else member.decision.log_probabilities(logits))
-        shape = next(part.shape for part in parts if part is not None)
-        filled = [np.zeros(shape) if part is None else part for part in parts]
-        return combine(self.entry.rule or Rule(), np.stack(filled), self.entry.decision.multilabel)
+        parts = {
+            member.name: member.decision.log_probabilities(self._head_logits(member, features))
+            for member in members(self.run, self.entry)
+        }
+        unused = np.zeros_like(next(iter(parts.values())))  # a member with the weight 0 is not computed
+        stack = np.stack([parts.get(name, unused) for name in self.entry.members])
+        return combine(self.entry.rule or Rule(), stack, self.entry.decision.multilabel)
 
     def _head_logits(self, entry: Entry, features: Features) -> np.ndarray:
-        """(N, C) logits at the entry's temperature: the mean probability of its final heads, on the scale of one."""
-        alone = any(final.towers for final in entry.final)
-        groups = [[final] for final in entry.final] if alone else [list(entry.final)]
+        """(N, C) logits at the entry's temperature, whose probabilities are the means over the entry's final heads."""
+        is_tuned = any(final.towers for final in entry.final)  # then each head sees vectors of its own towers
+        groups = [[final] for final in entry.final] if is_tuned else [list(entry.final)]
         logits: list[np.ndarray] = []
         try:
             attend = self.run.config.attend if entry.fused_by == NEEDS_TOKENS else ""
             for finals in groups:
-                seen = seen_by(self.run, entry, finals[0], features)
-                data = HeadData(seen, entry.modalities, self.device, attend)
+                inputs = head_features(self.run, entry, finals[0], features)
+                data = HeadData(inputs, entry.modalities, self.device, attend)
                 logits += self._built_heads(entry, finals, data)(data)
         except RunError:
             raise
@@ -109,11 +107,11 @@ class EntryPredictor:
         return mean_logits(np.stack(logits), entry.decision)
 
     def _early_logits(self, features: Features, samples: Sequence[Sample]) -> np.ndarray:
-        """(N, C) logits of early fusion, whose photos are read now."""
+        """(N, C) logits of early fusion, which reads the photos."""
         logits = []
         for final in self.entry.final:
-            seen = seen_by(self.run, self.entry, final, features)
-            model = early_model(seen, samples, [], len(self.run.classes), Team(device=self.device))
+            inputs = head_features(self.run, self.entry, final, features)
+            model = early_model(inputs, samples, [], len(self.run.classes), Team(device=self.device))
             path = _path(self.run, self.entry, final)
             if path not in self._tensors:
                 self._tensors[path] = load_final(self.run, self.entry, final)
@@ -132,19 +130,21 @@ class EntryPredictor:
 
 
 def towers_of(run: Run, entry: Entry) -> list[Tower]:
-    """The encoders whose vectors an entry takes: the run's, or the fine-tuned ones in their place."""
-    seen = {member.modalities for member in members(run, entry)}
-    views = math.inf if entry.views is None else entry.views  # stage 1 and stage 2 may have seen different numbers
+    """The encoders whose vectors an entry takes: the run's, or fine-tuned ones instead."""
+    modalities = {member.modalities for member in members(run, entry)}
+    views = math.inf if entry.views is None else entry.views  # the stages may be trained on different numbers of views
     wanted = [
-        tower for tower in run.towers if {"both", tower.spec.modality} & seen and view_number(tower.spec.view) <= views
+        tower
+        for tower in run.towers
+        if {"both", tower.spec.modality} & modalities and view_number(tower.spec.view) <= views
     ]
     finals = [run.tuned_towers(entry, final) for final in entry.final] or [{}]
-    taken = [tuned.get(tower.spec.folder_name, tower) for tuned in finals for tower in wanted]
-    return list({tower.spec: tower for tower in taken}.values())
+    towers = [tuned.get(tower.spec.folder_name, tower) for tuned in finals for tower in wanted]
+    return list({tower.spec: tower for tower in towers}.values())
 
 
-def seen_by(run: Run, entry: Entry, final: FinalHead, features: Features) -> Features:
-    """The features that one final head sees, in the order of the run's encoders."""
+def head_features(run: Run, entry: Entry, final: FinalHead, features: Features) -> Features:
+    """The features that one final head takes, in the order of the run's encoders."""
     if not final.towers:
         return features
     tuned = run.tuned_towers(entry, final)
@@ -153,7 +153,7 @@ def seen_by(run: Run, entry: Entry, final: FinalHead, features: Features) -> Fea
 
 
 def members(run: Run, entry: Entry) -> list[Entry]:
-    """The heads behind an entry: itself, or the members of an ensemble whose weight is not 0."""
+    """The members of an ensemble whose weight is not 0, or the entry itself where it is no ensemble."""
     if not entry.is_ensemble:
         return [entry]
     weights = entry.rule.weights if entry.rule and entry.rule.weights else [1.0] * len(entry.members)
@@ -162,7 +162,7 @@ def members(run: Run, entry: Entry) -> list[Entry]:
 
 
 def load_final(run: Run, entry: Entry, final: FinalHead) -> dict[str, np.ndarray]:
-    """The tensors of one final head. Raises `RunError` where the file is not the one that was saved."""
+    """The tensors of one final head. Raises `RunError` where the file is not the saved one, byte for byte."""
     from safetensors.numpy import load_file
 
     path = _path(run, entry, final)
@@ -188,10 +188,10 @@ def _not_whole(run: Run, folder: Path, error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Inference:
-    """Predictions for N samples.
+    """Predictions for N samples, with the extraction of their vectors.
 
-    `lacking` maps modality of the entry -> (N,) bool, whether an encoder lacks a vector; `without` has ids of samples
-    without any vector; `notes` are lines about missing vectors and the reasons.
+    `lacking` maps modality of the entry -> (N,) bool, whether a vector of some encoder is missing; `without` lists the
+    ids of samples without any vector; `notes` are lines about missing vectors and the reasons.
     """
 
     predictions: Predictions
@@ -201,23 +201,23 @@ class Inference:
     notes: list[str]
 
 
-def read_for(data: str | Path, columns: Mapping[str, str] | None, own: Mapping[str, str]) -> SampleSet:
-    """Read data with the columns given, else with the run's `own` columns, with or without the column of labels, else
-    with the default names."""
+def read_for(data: str | Path, columns: Mapping[str, str] | None, run_columns: Mapping[str, str]) -> SampleSet:
+    """Read data with the names in `columns`, else with those in `run_columns`, with or without the column of labels,
+    else with the default names."""
     check_columns(data, columns)
     try:
-        return read_samples(data, columns or own)
+        return read_samples(data, columns or run_columns)
     except DataError:
-        if columns or not own:
+        if columns or not run_columns:
             raise
-        for names in ({name: column for name, column in own.items() if name != "label"}, {}):
+        for names in ({name: column for name, column in run_columns.items() if name != "label"}, {}):
             with contextlib.suppress(DataError):
                 return read_samples(data, names)
         raise
 
 
 def check_columns(data: str | Path, columns: Mapping[str, str] | None) -> None:
-    """Raise `ConfigError` where names of columns are given for a folder, which has no columns."""
+    """Raise `ConfigError` for names of columns of a folder, which has no columns."""
     if columns and os.path.isdir(data):
         given = ",".join(f"{name}={column}" for name, column in columns.items())
         raise ConfigError(
@@ -263,12 +263,12 @@ def predict_features(predictor: EntryPredictor, features: Features, samples: Seq
 
 def unseen(features: Features) -> list[str]:
     """Ids of the samples without a vector of any encoder."""
-    seen = np.any(list(features.masks.values()), axis=0)
-    return [id for id, there in zip(features.ids, seen, strict=True) if not there]
+    present = np.any(list(features.masks.values()), axis=0)
+    return [features.ids[row] for row in np.flatnonzero(~present)]
 
 
 def _lacking_notes(samples: SampleSet, lacking: Mapping[str, np.ndarray], why: Callable[[str, str], str]) -> list[str]:
-    """Lines about texts and photos that are missing or cannot be read; `why` maps (modality, id) to the reason."""
+    """Lines about texts and photos that are missing or cannot be read; `why` maps (modality, id) -> reason."""
     lines = []
     for modality, gaps in lacking.items():
         absent = [sample for sample in samples if getattr(sample, modality) is None]
@@ -303,6 +303,7 @@ def unseen_note(without: Sequence[str], count: int, modalities: Iterable[str]) -
 
 
 def _lacking(features: Features) -> dict[str, np.ndarray]:
+    """Modality -> (N,) bool, whether a vector of some encoder is missing."""
     blocks: list[Block | MappedBlock] = [*features.blocks, *features.mapped]
     return {
         modality: ~np.all([block.mask for block in blocks if block.modality == modality], axis=0)

@@ -1,4 +1,4 @@
-"""Inputs of a prediction: samples made of texts and images in memory, of one pair, or of files in no data set."""
+"""Inputs of a prediction: samples made from texts and images in memory, from one pair, or from loose files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Picture: TypeAlias = "str | Path | bytes | Image.Image | None"
 
 
 def as_samples(texts: str | Iterable[Text] | None, images: Picture | Iterable[Picture]) -> list[Sample]:
-    """Samples of one text, one image or one pair, or of lists. Raises `DataError` for lists of different length."""
+    """The samples of one text, one image or one pair, or of lists. Raises `DataError` for lists of different length."""
     lists = [_listed(texts, "texts"), _listed(images, "images")]
     counts = {len(values) for values in lists if values is not None}
     if not counts:
@@ -38,7 +38,7 @@ def as_samples(texts: str | Iterable[Text] | None, images: Picture | Iterable[Pi
 
 
 def _listed(values: Any, name: str) -> list[Any] | None:
-    """The values as a list, a single value as a list of length 1, and None where nothing was given."""
+    """The values as a list, a single value as a list of length 1, and None for None."""
     if values is None:
         return None
     if isinstance(values, str | Path | bytes) or hasattr(values, "convert"):  # a PIL image
@@ -50,7 +50,7 @@ def _listed(values: Any, name: str) -> list[Any] | None:
 
 
 def _sample(number: int, text: Any, image: Any) -> Sample:
-    """The sample of a text and an image. A blank text and an absent photo are missing with a reason, None without."""
+    """The sample of a text and an image. A blank text or an absent file is missing with a reason, None without one."""
     if _is_missing(text):
         text = None
     if text is not None and not isinstance(text, str):
@@ -75,8 +75,7 @@ def as_photo(image: Any, name: str) -> tuple[Photo | None, str]:
         return RemoteFile(image), ""
     if not isinstance(image, str | Path):
         raise DataError(f"{name}: {type(image).__name__} is no image; give a path, bytes, a PIL image or None")
-    there = os.path.isfile(image)
-    return (Path(image), "") if there else (None, "image file not found")
+    return (Path(image), "") if os.path.isfile(image) else (None, "image file not found")
 
 
 def _is_missing(value: Any) -> bool:
@@ -85,7 +84,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def pair_of(text: str | None, image: str | None) -> SampleSet:
-    """One sample of a text, an image or both. Raises `DataError` for an image that is no file and for an empty pair."""
+    """One sample of a text, an image or both. Raises `DataError` for an image that is no file or for an empty pair."""
     photo, _ = as_photo(image or None, "image")
     if image and photo is None:
         raise DataError(f"--image {image}: no such file; check its name")
@@ -99,8 +98,8 @@ def pair_of(text: str | None, image: str | None) -> SampleSet:
 def samples_of_files(files: Sequence[str | Path]) -> SampleSet:
     """A sample for each photo, with the text of the `.txt` file beside the photo, and for each other `.txt` file.
 
-    A folder stands for the photos and texts directly in the folder. Ids are the paths as given; a path that is named
-    twice counts once. Raises `DataError` for anything else.
+    A folder stands for the photos and texts in that folder. Ids are the paths as given; a path that is named twice
+    gives one sample. Raises `DataError` for other files.
     """
     paths = list(dict.fromkeys(path for file in files for path in _expanded(Path(file))))
     for path in paths:

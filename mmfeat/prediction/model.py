@@ -35,20 +35,20 @@ def load(
     modalities: str | None = None,
     device: str = "auto",
 ) -> Model:
-    """The model of a run: a folder, or by default the best of the latest runs under `heads`.
+    """The model of a run, which is named by its folder or by default the best of the latest runs under `heads`.
 
-    `head` and `modalities` name another entry of its leaderboard than the best. Raises `RunError` where there is no
-    such run or head, or where weights of its encoders have changed.
+    `head` and `modalities` choose an entry of the leaderboard, by default the best one. Raises `RunError` where there
+    is no such run or entry, or where weights of its encoders have changed.
     """
     chosen = run if isinstance(run, Run) else choose_run(run, heads, None, head, modalities)
     return Model(chosen, chosen.entry(head, modalities), device)
 
 
 class Model:
-    """One entry of a run, whose encoders and heads are loaded at the first call that needs them, and kept.
+    """One entry of a run, whose encoders and heads are loaded at the first call that needs them and kept in memory.
 
-    No vectors are cached, in memory or on disk. Several threads may call one model: calls wait for each other, since
-    threads cannot share tokenizers and the device. Each process loads its own model after the process has started.
+    No vectors are cached. Several threads may call one model: their calls run one after the other, since threads
+    cannot share tokenizers and the device. Processes cannot share a model: each process loads one after it has started.
     """
 
     def __init__(self, run: Run, entry: Entry, device: str = "auto") -> None:
@@ -65,7 +65,7 @@ class Model:
     def predict(
         self, texts: str | Iterable[Text] | None = None, images: Picture | Iterable[Picture] = None
     ) -> list[str]:
-        """N labels, `a|b` or a lone `|` for multi-label runs; arguments as `predict_proba`.
+        """N labels, `a|b` or a lone `|` for multi-label runs; the arguments are those of `predict_proba`.
 
         A label is the choice of the entry's decision, adjusted for macro-F1, and not always the most probable class.
         """
@@ -76,38 +76,36 @@ class Model:
     ) -> np.ndarray:
         """(N, C) calibrated probabilities; rows add up to 1 unless the run has several labels a sample.
 
-        `texts` and `images` are one each or N each; either may be left out, and None stands for one that a sample
-        lacks. An image is a path, a URL, the bytes of a file, or a PIL image. One that is missing or broken counts as
-        lacking, with a `UserWarning`. Raises `DataError` for lists of different length.
+        `texts` and `images` are one value or a list of N values. Either may be left out, and None stands for a text or
+        image that a sample lacks. An image is a path, a URL, the bytes of a file, or a PIL image. A missing file or a
+        broken image counts as lacking, with a `UserWarning`. Raises `DataError` for lists of different length.
         """
         return self._predicted(texts, images).probabilities
 
     def predict_samples(
         self, samples: Sequence[Sample], progress: Progress | None = None
     ) -> tuple[Predictions, Embedded]:
-        """Predictions for samples, and the embedding of the samples with errors."""
+        """The predictions for samples, and their vectors with the reasons of missing ones."""
         with self._lock:
-            seen = self._embedder.embed(samples, progress)
-            found = predict_features(self._predictor, seen.features, samples)
-        return found, seen
+            embedded = self._embedder.embed(samples, progress)
+            return predict_features(self._predictor, embedded.features, samples), embedded
 
     def _predicted(self, texts: Any, images: Any) -> Predictions:
         samples = as_samples(texts, images)
         if not samples:
-            nothing = np.empty((0, len(self.classes)))
-            return Predictions((), nothing.astype(bool), nothing, self.classes, self.run.config.is_multilabel)
-        found, seen = self.predict_samples(samples)
-        for line in unread(samples, seen):
+            empty = np.empty((0, len(self.classes)))
+            return Predictions((), empty.astype(bool), empty, self.classes, self.run.config.is_multilabel)
+        predictions, embedded = self.predict_samples(samples)
+        for line in unread(samples, embedded):
             warnings.warn(line, stacklevel=3)
-        return found
+        return predictions
 
 
-def unread(samples: Sequence[Sample], seen: Embedded) -> list[str]:
+def unread(samples: Sequence[Sample], embedded: Embedded) -> list[str]:
     """Lines about texts and photos that cannot be read, and about samples without any input of the head."""
     lines = []
-    for modality, reasons in seen.reasons.items():
+    for modality, reasons in embedded.reasons.items():
         if broken := [number for number, reason in enumerate(reasons) if reason]:
             first = f"{samples[broken[0]].id}: {reasons[broken[0]]}"
             lines.append(f"{len(broken):,} of {len(samples):,} samples predicted without {PART[modality]} ({first})")
-    lines += unseen_note(unseen(seen.features), len(samples), seen.reasons)
-    return lines
+    return lines + unseen_note(unseen(embedded.features), len(samples), embedded.reasons)

@@ -1,6 +1,6 @@
-"""The prediction file: ids, labels and probabilities as CSV, TSV or JSON lines, checked before it is written.
+"""The prediction file: ids, labels and probabilities as CSV, TSV or JSON lines.
 
-The file is checked twice: the predictions before they are formatted, and the text when it is read back.
+Two checks come before anything is written: of the predictions, and of the formatted text when it is read back.
 """
 
 from __future__ import annotations
@@ -21,18 +21,8 @@ from mmfeat.system.files import write_atomic
 
 NAMES = ("guid", "tag")
 FORMATS = ("csv", "tsv", "jsonl")
-UNWRITTEN = (
-    "parquet",
-    "xlsx",
-    "xls",
-    "json",
-    "npy",
-    "npz",
-    "h5",
-    "hdf5",
-    "gz",
-    "zip",
-)  # suffixes of formats that are refused
+# Suffixes of formats that are refused.
+UNWRITTEN = ("parquet", "xlsx", "xls", "json", "npy", "npz", "h5", "hdf5", "gz", "zip")
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 PHOTOS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")  # first bytes of photo files
 OBJECT = "probabilities"  # name of the field in JSON lines
@@ -44,7 +34,7 @@ Rows = list[tuple[str, str]]
 @dataclass(frozen=True)
 class Predictions:
     """Predictions for N samples: `chosen` (N, C) bool, one class a row unless `multilabel`, and calibrated
-    `probabilities` (N, C)."""
+    `probabilities` (N, C), with `ids` of length N and `classes` of length C."""
 
     ids: tuple[str, ...]
     chosen: np.ndarray
@@ -57,19 +47,19 @@ class Predictions:
 
     @property
     def labels(self) -> list[str]:
-        """The label cell of each sample: one class, or for several labels `a|b` or a lone `|`."""
+        """The N label cells: one class, or for multi-label runs `a|b` or a lone `|`."""
         return [names_of(row, self.classes) for row in self.chosen]
 
     @property
     def shares(self) -> dict[str, float]:
-        """Label -> share of the samples for which the label is predicted."""
+        """Class -> share of the samples for which the class is predicted."""
         return dict(zip(self.classes, self.chosen.mean(0).tolist(), strict=True)) if len(self) else {}
 
 
 @dataclass(frozen=True)
 class OutputFormat:
-    """The format of a prediction file. `names` are the columns of id and label; with `probabilities` the names of the
-    columns of all classes may follow."""
+    """The format of a prediction file. `names` are the columns of id and label; with `probabilities`, the columns of
+    all classes may follow."""
 
     format: str = "csv"
     header: bool = True
@@ -90,7 +80,7 @@ class OutputFormat:
             raise ConfigError(f"--columns {','.join(self.names)}: each column needs a name of its own")
 
     def columns(self, classes: Sequence[str]) -> list[str]:
-        """Names of the columns; columns of probabilities are called `p_CLASS` unless `names` has their names."""
+        """The names of the columns; a column of probabilities is called `p_CLASS` unless `names` names the column."""
         if not self.probabilities or self.format == "jsonl":
             return list(self.names[:2])
         if len(self.names) == 2:
@@ -113,7 +103,7 @@ class OutputFormat:
 
 
 def choose_format(out: str | Path | None, named: str | None) -> str:
-    """The format `named`, else of the suffix of `out`, else csv. Raises `ConfigError` where both contradict."""
+    """The format `named`, else the format of the suffix of `out`, else csv. Raises `ConfigError` where both differ."""
     suffix = Path(out).suffix.lower().lstrip(".") if out is not None else ""
     if named and named not in FORMATS:
         raise ConfigError(f"--format {named}: use one of {', '.join(FORMATS)}")
@@ -125,7 +115,7 @@ def choose_format(out: str | Path | None, named: str | None) -> str:
 
 
 def prediction_text(predictions: Predictions, output: OutputFormat) -> str:
-    """The text of the whole file. Raises `SubmissionError` where the text would break a rule of the file."""
+    """The text of the whole file. Raises `SubmissionError` for predictions or a text that fail a check."""
     output.check(predictions.classes)
     labels = predictions.labels
     check_rows(
@@ -139,14 +129,14 @@ def prediction_text(predictions: Predictions, output: OutputFormat) -> str:
 
 
 def write_prediction_file(path: Path, predictions: Predictions, output: OutputFormat) -> None:
-    """Check and write the file in one step: a reader sees the old file or the whole new file."""
+    """Check the file and write it atomically: a reader sees the old file or the whole new file."""
     text = prediction_text(predictions, output)
     write_atomic(path, _encoded(text))
 
 
 def checked_target(out: str | Path, *kept: str | Path) -> Path:
-    """The path to write, which is a new or a plain file, also behind a link. Raises `SubmissionError` for a device, a
-    pipe, a folder, a photo, and for a path that is one of the `kept` paths (data, run) or lies in one of them."""
+    """The path to write, with links resolved. Raises `SubmissionError` for a device, a pipe, a folder or a photo, and
+    for a path that is one of the `kept` paths (data, run) or lies in one of them."""
     path = Path(os.path.realpath(out)) if Path(out).is_symlink() else Path(out)
     if not str(out) or (path.exists() and not path.is_file()):
         raise SubmissionError(f"--out {out}: not a file that can be written; name a file, as in --out submission.csv")
@@ -168,7 +158,7 @@ def _is_photo(path: Path) -> bool:
 
 
 def check_rows(rows: Rows, ids: Sequence[str], classes: Sequence[str], multilabel: bool = False) -> None:
-    """Raise `SubmissionError` unless every id stands once and in order and every label is known.
+    """Raise `SubmissionError` unless every id stands in `rows` once and in order, with a label of `classes`.
 
     Labels of `multilabel` rows are `a|b`, or a lone `|`.
     """
@@ -215,8 +205,8 @@ def _delimited(predictions: Predictions, output: OutputFormat) -> str:
     writer = csv.writer(text, delimiter=DELIMITERS[output.format], lineterminator="\n")
     if output.header:
         writer.writerow(output.columns(predictions.classes))
-    shown = predictions.probabilities if output.probabilities else predictions.probabilities[:, :0]
-    for id, label, values in zip(predictions.ids, predictions.labels, shown.tolist(), strict=True):
+    written = predictions.probabilities if output.probabilities else predictions.probabilities[:, :0]
+    for id, label, values in zip(predictions.ids, predictions.labels, written.tolist(), strict=True):
         writer.writerow([id, label, *(f"{value:.{DIGITS}f}" for value in values)])
     return text.getvalue()
 

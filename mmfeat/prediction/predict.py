@@ -1,4 +1,4 @@
-"""Prediction of new pairs of text and image by a saved run: a data set, some files, or one pair."""
+"""Prediction for a data set, for files, or for one pair of text and image, with scores where samples have labels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mmfeat.system.wording import Progress
 
 @dataclass(frozen=True)
 class Predicted:
-    """Predictions with the run and the head that made them; `notes` are lines for the user.
+    """Predictions with the run and the head that predicted; `notes` are lines for the user.
 
     `scores` are measured on labelled samples outside the training data of the run, None without such samples.
     """
@@ -52,47 +52,48 @@ def predict_data(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Predicted:
-    """Predict all samples of a folder or table, labelled or not; features go through the cache as in a submission."""
+    """Predict all samples of a folder or table, labelled or not; vectors go through the cache, as in a submission."""
     chosen = choose_run(run, heads, data, head, modalities)
     entry = chosen.entry(head, modalities)
     samples = read_for(data, columns, chosen.config.columns)
     cache = cache or chosen.config.cache
-    found = infer(chosen, entry, samples, cache, device, workers, progress)
-    notes = [*found.notes, *unseen_note(found.without, len(samples), found.lacking)]
+    inference = infer(chosen, entry, samples, cache, device, workers, progress)
     training = training_samples(chosen, samples)
-    scores, told = _scores(chosen, samples, found, training, Cache(cache, samples.name))
+    scores, score_notes = _scores(chosen, samples, inference, training, Cache(cache, samples.name))
     before = out_of_fold_choices(chosen, entry)
-    notes += [*told, *find_drift(chosen, found, before, training, samples.samples)]
-    return Predicted(chosen, entry.head, entry.modalities, found.predictions, scores, notes)
+    notes = [
+        *inference.notes,
+        *unseen_note(inference.without, len(samples), inference.lacking),
+        *score_notes,
+        *find_drift(chosen, inference, before, training, samples.samples),
+    ]
+    return Predicted(chosen, entry.head, entry.modalities, inference.predictions, scores, notes)
 
 
 def predict_files(model: Model, samples: SampleSet, progress: Progress | None = None) -> Predicted:
-    """Predict samples of no data set; vectors are computed in memory and not cached."""
-    found, seen = model.predict_samples(samples.samples, progress)
+    """Predict samples outside a data set, whose vectors are computed in memory and not cached."""
+    predictions, embedded = model.predict_samples(samples.samples, progress)
     entry = model.entry
-    return Predicted(model.run, entry.head, entry.modalities, found, notes=unread(samples.samples, seen))
+    return Predicted(model.run, entry.head, entry.modalities, predictions, notes=unread(samples.samples, embedded))
 
 
 def check_inputs(
-    files: Sequence[str], data: str | None, text: str | None, image: str | None, of_data: Mapping[str, Any]
+    files: Sequence[str], data: str | None, text: str | None, image: str | None, data_flags: Mapping[str, Any]
 ) -> None:
-    """Raise `ConfigError` unless exactly one kind of input is given, and flags `of_data` with data only."""
-    ways = [
-        name
-        for name, there in (("files", files), ("--data", data), ("--text/--image", text is not None or image))
-        if there
-    ]
-    if len(ways) != 1:
-        given = " and ".join(ways) or "nothing"
+    """Raise `ConfigError` unless exactly one kind of input is given, and values of `data_flags` only with --data."""
+    inputs = {"files": files, "--data": data, "--text/--image": text is not None or image}
+    names = [name for name, value in inputs.items() if value]
+    if len(names) != 1:
+        given = " and ".join(names) or "nothing"
         raise ConfigError(f"{given} given to predict; name photos and .txt files, or --data, or --text and --image")
-    if data is None and (unused := next((flag for flag, value in of_data.items() if value), "")):
+    if data is None and (unused := next((flag for flag, value in data_flags.items() if value), "")):
         raise ConfigError(f"{unused} goes with --data; files and pairs are encoded in memory, leave it out")
 
 
 def _scores(
-    run: Run, samples: SampleSet, found: Inference, training: Sequence[Sample], store: Cache
+    run: Run, samples: SampleSet, inference: Inference, training: Sequence[Sample], store: Cache
 ) -> tuple[Scores | None, list[str]]:
-    """(scores on labelled samples outside the training data of the run, or None; notes)."""
+    """(scores on labelled samples outside the training data of the run, None without such samples; notes)."""
     rows = np.array([row for row, sample in enumerate(samples) if sample.label is not None], np.int64)
     if not len(rows):
         return None, []
@@ -100,7 +101,7 @@ def _scores(
         known = ", ".join(run.classes)
         return None, [f"no score: label {', '.join(unknown)} is unknown to the run ({known})"]
     labelled = [samples.samples[row] for row in rows]
-    fresh = ~_were_seen(labelled, training, tuple(found.lacking), store)
+    fresh = ~_were_seen(labelled, training, tuple(inference.lacking), store)
     notes = []
     if not fresh.all():
         notes = [
@@ -111,7 +112,7 @@ def _scores(
         notes.append(f"{run.config.data} is gone: samples that trained the run would flatter the score")
     if not fresh.any():
         return None, notes
-    rows, predictions = rows[fresh], found.predictions
+    rows, predictions = rows[fresh], inference.predictions
     targets = targets_of([str(samples.samples[row].label) for row in rows], run.classes, predictions.multilabel)
     values = evaluate(targets, predictions.chosen[rows][None], predictions.probabilities[rows][None])
     return convert(values, Scores), notes
@@ -120,7 +121,7 @@ def _scores(
 def _were_seen(
     samples: Sequence[Sample], training: Sequence[Sample], modalities: Sequence[str], store: Cache
 ) -> np.ndarray:
-    """(N,) bool, whether a training sample has the same contents in all `modalities` of the head."""
+    """(N,) bool, whether some training sample has the same contents in all `modalities` of the head."""
     with store.index(writes=False) as index:
         pairs = [
             list(zip(*(store.content_keys(part, name, index=index).keys.tolist() for name in modalities), strict=True))
@@ -131,7 +132,7 @@ def _were_seen(
 
 
 def targets_of(labels: Sequence[str], classes: Sequence[str], multilabel: bool) -> Targets:
-    """Targets of label cells over all classes of a run."""
+    """The targets of N label cells over all C classes of a run."""
     cells = [classes_in(label, multilabel) for label in labels]
     matrix = np.array([[name in cell for name in classes] for cell in cells], bool).reshape(-1, len(classes))
     return Targets(tuple(classes), matrix, multilabel)

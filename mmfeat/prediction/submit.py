@@ -1,8 +1,8 @@
-"""Submission: a prediction for every unlabelled sample, in the order of its list, checked before it is written; and
-drift, whether the samples to predict look like the samples a run was trained on.
+"""The submission, a prediction for every unlabelled sample in the order of its list, and tests for drift between the
+samples to predict and the samples that the run was trained on.
 
-Drift does not compare predicted shares with the shares of labels, which a classifier's confusion changes without any
-drift, but with the shares that the same entry predicts out of fold for the labelled samples.
+The test of drift compares the predicted shares of classes with the shares that the same entry predicts out of fold for
+the labelled samples: a classifier's confusion makes predicted shares differ from shares of labels without any drift.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from mmfeat.system.wording import Progress
 DRAWS = 9999  # random tables of a permutation test
 SIGNIFICANT = 0.01
 LEAST_SHIFT = 0.05  # smallest share of different samples that is reported
-LEAST = 1e-7  # smallest probability, below the precision of out_of_fold.csv
+LEAST = 1e-7  # probabilities out of fold are clipped here, below the precision of out_of_fold.csv
 
 
 @dataclass(frozen=True)
 class Submission:
-    """A submission that was written, with the run and the head that predicted it.
+    """A written submission, with the run and the head that predicted.
 
-    `predicted`, `trained` and `out_of_fold` map label -> share: in the file, among the labelled samples, and among the
+    `predicted`, `trained` and `out_of_fold` map class -> share: in the file, among the labelled samples, and among the
     out-of-fold predictions of the same head (empty where the run has none). `notes` are lines for the user.
     """
 
@@ -120,7 +120,8 @@ def write_submission(
 def find_drift(
     run: Run, inference: Inference, before: np.ndarray | None, labelled: Sequence[Sample], now: Sequence[Sample]
 ) -> list[str]:
-    """Lines about differences between the samples `now` and the samples `labelled` of the run."""
+    """Lines about differences between the samples `now` and the `labelled` samples of the run, for which `before` are
+    the choices out of fold."""
     shifted = ""
     if before is not None:
         shifted = label_drift(before, inference.predictions.chosen, run.classes, inference.predictions.multilabel)
@@ -128,9 +129,9 @@ def find_drift(
 
 
 def training_samples(run: Run, read: SampleSet | None = None) -> tuple[Sample, ...]:
-    """The labelled samples of the run's data as they are now, none where the data are gone.
+    """The labelled samples that the run's data hold now, none where the data are gone.
 
-    `read` are samples that were read already, and are used where they are the run's data.
+    Samples that the caller has `read` already are used if they are the run's data.
     """
     if read is not None and absolute(read.source) == run.config.data:
         return read.labelled
@@ -140,7 +141,7 @@ def training_samples(run: Run, read: SampleSet | None = None) -> tuple[Sample, .
 
 
 def check_labels(samples: SampleSet, run: Run) -> list[str]:
-    """Labels of the data that are no classes of the run, sorted."""
+    """The labels in the data that are no classes of the run, sorted."""
     multilabel = run.config.is_multilabel
     return sorted(set().union(*(classes_in(label, multilabel) for label in samples.classes)) - set(run.classes))
 
@@ -151,7 +152,7 @@ def _data_changed(samples: SampleSet, run: Run, store: Cache) -> bool:
 
 
 def _unlabelled(samples: SampleSet, run: Run) -> SampleSet:
-    """The unlabelled samples. Raises `SubmissionError` without any, and where a label is no class of the run."""
+    """The unlabelled samples. Raises `SubmissionError` without any, and for a label that is no class of the run."""
     if unknown := check_labels(samples, run):
         raise SubmissionError(
             f"{samples.source}: label {', '.join(unknown)} is unknown to {run.folder} "
@@ -188,18 +189,18 @@ def label_drift(before: np.ndarray, now: np.ndarray, classes: Sequence[str], mul
     if not len(before) or not len(now):
         return ""
     shift = now.mean(0) - before.mean(0)
-    if multilabel:  # one test for each class, with the correction of Bonferroni
-        tables = [(_yes_no(each), _yes_no(other)) for each, other in zip(before.T, now.T, strict=True)]
-        chances = [compare_counts(*table, seed) for table in tables]
-        p, size = min(1.0, min(chances) * len(classes)), float(np.abs(shift).max())
+    if multilabel:  # every class has a test of its own; Bonferroni's correction follows
+        columns = zip(before.T, now.T, strict=True)
+        p_values = [compare_counts(_yes_no(old), _yes_no(new), seed) for old, new in columns]
+        p, size = min(1.0, min(p_values) * len(classes)), float(np.abs(shift).max())
     else:
         p, size = compare_counts(before.sum(0), now.sum(0), seed), float(np.abs(shift).sum() / 2)
     if p >= SIGNIFICANT or size < LEAST_SHIFT:
         return ""
     column = int(np.abs(shift).argmax())
-    seen = f"{classes[column]} {now[:, column].mean():.1%} instead of {before[:, column].mean():.1%}"
+    example = f"{classes[column]} {now[:, column].mean():.1%} instead of {before[:, column].mean():.1%}"
     return (
-        f"these samples are predicted otherwise than labelled ones out of fold ({seen}; "
+        f"these samples are predicted otherwise than labelled ones out of fold ({example}; "
         f"{'up to ' if multilabel else ''}{size:.0%} of the predictions shifted, p {_shown(p)}): they may come from "
         "elsewhere, and scores of the run may not hold for them"
     )
