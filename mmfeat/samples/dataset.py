@@ -48,7 +48,7 @@ class Sample:
     image_error: str = ""
 
     def key(self, modality: str) -> tuple[bytes | None, str]:
-        """(content key, "") of this modality, or (None, why there is none)."""
+        """(content key, "") of one modality, or (None, the reason for no key)."""
         if modality == "text":
             return (None, self.text_error) if self.text is None else (content_key(self.text.encode()), "")
         if self.image is None:
@@ -109,7 +109,7 @@ def read_samples(data: str | Path, columns: Mapping[str, str] | None = None) -> 
 
 @dataclass(frozen=True)
 class Overview:
-    """Counts of a data set that need not fit into memory: its samples, and the samples of each label."""
+    """Counts of a data set that may be larger than memory: all samples, and the samples of each label."""
 
     name: str
     source: str
@@ -129,7 +129,7 @@ class Overview:
 
 
 class SampleSource:
-    """A data set that is read as it is used: its memory does not grow with the number of samples in a table."""
+    """A data set that is read as it is used, so that the samples of a table may need more memory than there is."""
 
     def __init__(self, data: str | Path, columns: Mapping[str, str] | None = None) -> None:
         if not str(data):
@@ -138,9 +138,9 @@ class SampleSource:
         self._is_folder = not is_remote(self.data) and os.path.isdir(self.data)
         if not self._is_folder and not exists(self.data):
             raise DataError(f"{self.data}: no such folder or table; check --data")
-        path = Path(absolute(self.data))  # gives "." its name, and leaves a link the name the user chose
+        path = Path(absolute(self.data))  # resolves ".", but a link keeps the name that the user chose
         self.name = path.name if self._is_folder else path.stem
-        self._folder: SampleSet | None = None  # the samples of a folder, whose listing is in memory anyway
+        self._folder: SampleSet | None = None  # samples of a folder stay, since its listing is in memory anyway
 
     def overview(self) -> Overview:
         """Count and check all samples; no photo is looked at. Raises `DataError` as `read_samples` does."""
@@ -161,7 +161,7 @@ class SampleSource:
         return Overview(self.name, self.data, len(hashes), labels, dict(reading.encodings), reading.unused_columns)
 
     def blocks(self, size: int) -> Iterator[list[Sample]]:
-        """Yield all samples, `size` at a time; ids are not compared, which `overview` does."""
+        """Yield all samples, `size` at a time; ids are not compared: `overview` does that."""
         samples = iter(self._listed() if self._is_folder else self.read())
         while block := list(islice(samples, size)):
             yield block
@@ -181,9 +181,9 @@ class SampleSource:
 
 
 class UniqueIds:
-    """Remembers the line of each id, to find ids that stand on two lines.
+    """Lines of ids, to find an id that stands on two lines.
 
-    With `only`, ids with other hashes are let through: the second pass over a table too large to remember all ids.
+    With `only`, ids with other hashes are let through, in a second pass over a table with too many ids to remember.
     """
 
     def __init__(self, only: frozenset[int] | None = None) -> None:
@@ -191,7 +191,7 @@ class UniqueIds:
         self._only = only
 
     def earlier(self, id: str, line: str) -> str | None:
-        """The line on which the id was seen before; None for an id that is new, whose line is then remembered."""
+        """The line on which the id was seen before; the line of a new id is remembered, and the result is None."""
         if self._only is not None and _hash(id) not in self._only:
             return None
         first = self._lines.get(id)
@@ -201,7 +201,7 @@ class UniqueIds:
 
 
 def _checked_id(value: str | None, line: str, ids: UniqueIds | None) -> str:
-    """The id on a line. Raises `DataError` for an id that is empty, a path, or by `ids` not new."""
+    """The id on a line. Raises `DataError` for an id that is empty, a path, or known to `ids`."""
     id = (value or "").strip()
     if not id or not id.isprintable():
         raise DataError(f"{line}: an id must be printable text, this is {value!r}; give the sample an id")
@@ -228,7 +228,7 @@ class Reading:
     """One pass over the samples of a folder or table.
 
     After the pass, `encodings` counts the encodings of its texts, and `unused_columns` names the columns of a table
-    from which nothing was read: one of them may be a label under another name.
+    from which nothing was read; such a column may be the label under another name.
     """
 
     def __init__(
@@ -284,7 +284,7 @@ class Reading:
 
 
 def _named_instead(folder: Path) -> str:
-    """The remedy for a folder without lists: the table or folder inside it that may be meant."""
+    """The remedy for a folder without lists: a table or folder inside the folder that may be meant."""
     inside = sorted(folder.iterdir())
     if tables := [path for path in inside if path.suffix.lower() in READERS and path.is_file()]:
         return f"name the table: --data {tables[0]}"
@@ -294,7 +294,7 @@ def _named_instead(folder: Path) -> str:
 
 
 def _read_lists(lists: list[Path], ids: UniqueIds | None) -> Iterator[tuple[str, str | None]]:
-    """Yield (id, label) over all lists; only the first may introduce label names."""
+    """Yield (id, label) over all lists; only the first list may introduce label names."""
     classes: set[str] = set()
     for path in lists:
         known = frozenset(classes)
@@ -338,7 +338,7 @@ def _index_files(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
 
 
 def read_text(path: Path | None) -> tuple[str | None, str, str]:
-    """(text, "", encoding) of a file, or (None, why there is none, encoding or "" for a file that was not read)."""
+    """(text, "", encoding) of a file, or (None, the reason, encoding); the encoding of an unread file is ""."""
     if path is None:
         return None, "no text file", ""
     try:
@@ -361,7 +361,7 @@ def _check_columns(path: str, names: Mapping[str, str], named: Mapping[str, str]
 
 
 def _table_image(folder: str, cell: str | None) -> tuple[Path | RemoteFile | None, str]:
-    """(photo, "") of a cell that names it relative to the table's folder or by URL, or (None, why there is none).
+    """(photo, "") of a cell with a URL or a path relative to the table's folder, or (None, the reason for no photo).
 
     Whether a remote photo exists shows only when it is read.
     """

@@ -1,14 +1,14 @@
-"""A generated data set in the folder layout, with the ugliness of real data in it.
+"""A generated data set in the folder layout, with the ugliness of real data.
 
-A text says how somebody feels, a drawn picture shows the weather, and the label is what both come to:
-neither modality alone decides it.
+A text says how somebody feels, a drawn picture shows the weather, and the label is the sum of both: neither modality
+alone decides the label.
 """
 
 from __future__ import annotations
 
 import io
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,20 +26,8 @@ MARKER = "demo.json"
 SIDE = 96
 
 MOODS = {
-    1: (
-        "what a wonderful day",
-        "so happy about this",
-        "best trip ever",
-        "love every minute",
-        "太好了 so glad",
-    ),
-    0: (
-        "just another day",
-        "on the way to work",
-        "waiting for the bus",
-        "here we are again",
-        "今天 as usual",
-    ),
+    1: ("what a wonderful day", "so happy about this", "best trip ever", "love every minute", "太好了 so glad"),
+    0: ("just another day", "on the way to work", "waiting for the bus", "here we are again", "今天 as usual"),
     -1: ("worst day ever", "so tired of this", "nothing works today", "I hate waiting", "太糟糕了 so sad"),
 }
 EXTRAS = ("", " #weather", " @friend", " http://t.co/abc", " RT @news:", " !!", " #monday http://t.co/x1")
@@ -58,30 +46,30 @@ class Pair:
 
 
 def write_demo(folder: str | Path, pairs: int = PAIRS, seed: int = SEED) -> Path:
-    """Write the data set to `folder`; the same seed gives the same bytes. A finished one is kept.
+    """Write the data set to `folder`; the same seed gives the same bytes. A finished data set is kept.
 
     Raises `DataError` if the folder holds anything else: nothing of the user's is overwritten.
     """
     folder = Path(folder)
     recipe = {"made_by": "mmfeat demo", "pairs": pairs, "seed": seed}
-    found = read_json(folder / MARKER) if (folder / MARKER).is_file() else None
-    if found == {**recipe, "complete": True}:
+    marker = read_json(folder / MARKER) if (folder / MARKER).is_file() else None
+    if marker == {**recipe, "complete": True}:
         return folder
-    interrupted = found == {**recipe, "complete": False}
+    interrupted = marker == {**recipe, "complete": False}
     if folder.exists() and not interrupted and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder}: not empty and not this demo; name another folder with --out, or remove it")
     write_json(folder / MARKER, {**recipe, "complete": False})
     data = folder / "data"
     data.mkdir(exist_ok=True)
-    made = _pairs(pairs, random.Random(seed))
-    for number, pair in enumerate(made):
-        picture = pair.picture[: len(pair.picture) // 3] if number == 3 else pair.picture  # one truncated photo
+    samples = _pairs(pairs, random.Random(seed))
+    for number, pair in enumerate(samples):
+        picture = pair.picture[: len(pair.picture) // 3] if number == 3 else pair.picture  # sample 3 is truncated
         (data / f"{pair.id}{pair.suffix}").write_bytes(picture)
-        if number != 5:  # one missing text
+        if number != 5:  # sample 5 has no text
             (data / f"{pair.id}.txt").write_bytes(pair.text)
     labelled = pairs - min(UNLABELLED, pairs // 10)
-    _write_list(folder / "train.txt", [(pair.id, pair.label) for pair in made[:labelled]])
-    _write_list(folder / "test_without_label.txt", [(pair.id, "null") for pair in made[labelled:]])
+    _write_list(folder / "train.txt", [(pair.id, pair.label) for pair in samples[:labelled]])
+    _write_list(folder / "test_without_label.txt", [(pair.id, "null") for pair in samples[labelled:]])
     write_json(folder / MARKER, {**recipe, "complete": True})
     return folder
 
@@ -91,27 +79,19 @@ def _write_list(path: Path, rows: list[tuple[str, str]]) -> None:
 
 
 def _pairs(count: int, rng: random.Random) -> list[Pair]:
-    made: list[Pair] = []
+    samples: list[Pair] = []
     for number in range(count):
         id = str(1000 + number)
         if number % 40 == 39:  # a repost: the same text and photo under another id
-            old = made[rng.randrange(len(made))]
-            made.append(Pair(id, old.text, old.picture, old.suffix, old.label))
+            samples.append(replace(samples[rng.randrange(len(samples))], id=id))
             continue
         mood, weather = rng.choice((1, 0, -1)), rng.choice((1, 0, -1))
         text = f"{rng.choice(MOODS[mood])}{rng.choice(EXTRAS)} {rng.randrange(1000)}"
         encoding = "gb18030" if rng.random() < 0.25 else "utf-8"
         suffix = rng.choice((".jpg", ".jpg", ".JPG", ".png"))
-        made.append(
-            Pair(
-                id,
-                text.encode(encoding),
-                _encoded(draw(weather, rng), suffix),
-                suffix,
-                _label(mood, weather, rng),
-            )
-        )
-    return made
+        picture = _encoded(draw(weather, rng), suffix)
+        samples.append(Pair(id, text.encode(encoding), picture, suffix, _label(mood, weather, rng)))
+    return samples
 
 
 def _label(mood: int, weather: int, rng: random.Random) -> str:
@@ -136,10 +116,8 @@ def draw(weather: int, rng: random.Random) -> Image.Image:
     else:
         for step in range(3):
             left = x + step * size * 0.4
-            pen.ellipse(
-                (left, y, left + size, y + size * 0.7),
-                fill=(225, 225, 230) if weather == 0 else (110, 110, 120),
-            )
+            grey = (225, 225, 230) if weather == 0 else (110, 110, 120)
+            pen.ellipse((left, y, left + size, y + size * 0.7), fill=grey)
     if weather == -1:
         for _ in range(40):
             left, top = rng.uniform(0, width), rng.uniform(y + size * 0.7, height)

@@ -1,7 +1,7 @@
-"""Duplicates: samples whose text or photo is, or nearly is, that of another.
+"""Duplicates: samples whose text or photo is equal or nearly equal to that of another sample.
 
-They must stand on one side of every split: a head that has seen one knows the answer to the other. Each rule gives
-links between two samples, and what is linked, also through others, is one group.
+Duplicates must stand on one side of every split: a head that has seen one sample knows the label of its duplicate.
+Each rule gives links between two samples; samples that are linked, also through others, are one group.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ EQUAL_TEXT, NEAR_TEXT, EQUAL_PHOTO, NEAR_PHOTO = "equal text", "near text", "equ
 # Texts are nearly equal if they share this much of their runs of letters (Jaccard index of the sets of runs).
 SIMILARITY = 0.8
 RUN = 5
-# In bytes of UTF-8, so that a Chinese character counts like three Latin letters. Two people write "so happy :)" or
-# "happy birthday to you" without knowing of each other, and with so few letters it is the dropped signs that tell.
+# Least bytes of UTF-8, so that a Chinese character counts like three Latin letters. Two people write "so happy :)" or
+# "happy birthday to you" without knowing of each other, and texts that short may differ only in their dropped signs.
 SHORTEST_EQUAL = 24
 SHORTEST_NEAR = 32
 
-# Bits of 63 in which the hashes of two photos may differ. On tweeted photos, saved again smaller or stronger
-# compressed, 99.9 % lie within; pairs of different photos begin at 8.
+# Most bits, of 63, in which the hashes of two equal photos may differ. They do for 99.9 % of tweeted photos that were
+# saved again, smaller or more compressed; hashes of different photos differ in 8 bits at least.
 PHOTO_DISTANCE = 4
 
-# A list longer than this (a template of thousands) is compared with its neighbours only, so time stays linear.
+# In a longer list of candidates (a template of thousands), each is compared with so many only: time stays linear.
 NEIGHBOURS = 16
 PIECE_LETTERS = 1 << 22
 PIECE_TEXTS = 1 << 15
@@ -52,7 +52,7 @@ def duplicate_groups(
 
 
 def linked_groups(links: Iterable[np.ndarray], count: int) -> np.ndarray:
-    """(count,) group numbers of rows that some (L, 2) links join, also through others."""
+    """(count,) group numbers of rows that some (L, 2) links join, directly or through other rows."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
@@ -66,11 +66,11 @@ def duplicate_links(
     image_keys: np.ndarray,
     image_hashes: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
-    """(L, 2) row numbers that each rule links; enough of them to connect a group, not all pairs.
+    """Rule -> (L, 2) row numbers that the rule links; enough links to connect a group, not all pairs.
 
     `image_keys` (N,) are content keys, empty without photo; `image_hashes` are (N,) perceptual hashes and whether
     each is known, as `mmfeat.samples.photo_hashes.image_hashes` gives. Texts are equal after tweet cleaning, or
-    nearly so in their letters and digits alone. Missing and emptied texts and photos link nobody.
+    nearly equal in their letters and digits alone. Missing and emptied texts and photos link nobody.
     """
     if not len(samples) == len(image_keys):
         raise ValueError(f"{len(samples)} samples and {len(image_keys)} image keys; both must be of the same samples")
@@ -95,7 +95,7 @@ def without_retweet(cleaned: str) -> str:
 
 
 def text_letters(cleaned: str) -> str:
-    """The letters and digits of a cleaned text without the mark of a retweet, in one spelling of each."""
+    """The letters and digits of a cleaned text without the mark of a retweet, in one spelling."""
     text = without_retweet(cleaned)
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text).casefold()
@@ -105,7 +105,8 @@ def text_letters(cleaned: str) -> str:
 def near_hashes(hashes: np.ndarray) -> np.ndarray:
     """(L, 2) row numbers of hashes (N,) uint64 that differ in at most `PHOTO_DISTANCE` bits.
 
-    Of two more bands of bits than may differ, two must be equal, so only hashes equal in two bands are compared.
+    The bits are cut into two more bands than bits may differ, so at least two bands of similar hashes are equal, and
+    only hashes that are equal in two bands are compared.
     """
     distinct, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
     rows = np.arange(len(hashes))
@@ -122,7 +123,7 @@ def near_hashes(hashes: np.ndarray) -> np.ndarray:
 
 
 class _Kept(dict[int, "int | None"]):
-    """For `str.translate`: keeps letters, digits and the vowel signs that belong to letters."""
+    """Table for `str.translate` that keeps letters, digits and the vowel signs that belong to letters."""
 
     def __missing__(self, code: int) -> int | None:
         char = chr(code)
@@ -135,7 +136,7 @@ _KEPT = _Kept()
 
 
 def _equal(contents: Sequence[object]) -> np.ndarray:
-    """(L, 2) links of each row to the first one with the same content; empty content links nobody."""
+    """(L, 2) links of each row to the first row with the same content; empty content links nobody."""
     first: dict[object, int] = {}
     links = [(first.setdefault(content, row), row) for row, content in enumerate(contents) if content]
     return _as_links((one, other) for one, other in links if one != other)
@@ -148,7 +149,7 @@ def _distinct(pairs: np.ndarray) -> np.ndarray:
 
 
 def _ordered(values: np.ndarray) -> np.ndarray:
-    """The different values, ascending; sorting plain numbers is several times faster than `numpy.unique`."""
+    """The distinct values, ascending, several times faster than `numpy.unique`; `values` is sorted in place."""
     values.sort()
     return values[np.concatenate([np.ones(min(len(values), 1), bool), values[1:] != values[:-1]])]
 
@@ -169,7 +170,7 @@ def _near_texts(letters: list[str]) -> np.ndarray:
 
 
 def _similar(texts: list[str], pairs: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Those of the pairs that are as similar as `SIMILARITY` asks, less the ones that others connect already."""
+    """Yield the pairs that are as similar as `SIMILARITY` asks, without pairs that other pairs connect already."""
     parent = list(range(len(texts)))
 
     def root(row: int) -> int:
@@ -195,24 +196,24 @@ def _runs(text: str) -> set[str]:
 def _candidates(texts: list[str]) -> np.ndarray:
     """(P, 2) pairs of texts, sorted, that may be similar: they share one of their rarest runs of letters.
 
-    Prefix filtering (Chaudhuri, Ganti and Kaushik, 2006; Bayardo, Ma and Srikant, 2007): with the runs of each of
-    two sets in one order, similar sets must meet in the first few. With the rarest first, hardly others do.
+    Prefix filtering (Chaudhuri, Ganti and Kaushik, 2006; Bayardo, Ma and Srikant, 2007): with the runs of two
+    sets in one order, similar sets share one of the first few. With the rarest first, hardly any other sets do.
     """
     shift = np.uint64(64 - min(max(sum(map(len, texts)).bit_length(), 8), MOST_COUNTER_BITS))
     counts = np.zeros(1 << (64 - int(shift)), np.int64)
     for _, _, hashes in _hashed_pieces(texts):
         counts += np.bincount((hashes >> shift).astype(np.int64), minlength=len(counts))
     level = np.minimum(np.log2(np.maximum(counts, 1)) * 8, 255).astype(np.uint64)
-    found = [_rarest(start, owner, hashes, level[hashes >> shift]) for start, owner, hashes in _hashed_pieces(texts)]
-    if not found:
+    rarest = [_rarest(start, owner, hashes, level[hashes >> shift]) for start, owner, hashes in _hashed_pieces(texts)]
+    if not rarest:
         return np.empty((0, 2), int)
-    runs, rows, sizes, sketches = (np.concatenate(column) for column in zip(*found, strict=True))
+    runs, rows, sizes, sketches = (np.concatenate(column) for column in zip(*rarest, strict=True))
     order = np.lexsort((rows, sizes[rows], runs))
     runs, rows = runs[order], rows[order]
     pairs = [np.empty((0, 2), int)]
     for left, right in _neighbours(runs):
         some = rows[np.column_stack([left, right])]
-        # Each run turns one bit of a sketch, so what only one of two texts has turns at least as many as differ.
+        # Each run flips one bit of a sketch, so at most as many bits differ as there are runs in only one text.
         most = (1 - SIMILARITY) / (1 + SIMILARITY) * sizes[some].sum(axis=1)
         some = some[_unlike_bits(sketches[some[:, 0]], sketches[some[:, 1]]) <= most]
         pairs.append(_distinct(np.sort(some, axis=1)))
@@ -220,7 +221,7 @@ def _candidates(texts: list[str]) -> np.ndarray:
 
 
 def _hashed_pieces(texts: list[str]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Some texts at a time: the number of the first, and of each run of letters its text, from 0, and its hash."""
+    """Yield pieces of `texts`: (index of the first text, text of each run from there on, hash of each run)."""
     lengths = np.array([len(text) for text in texts], dtype=int)
     ends = np.cumsum(lengths)
     start = 0
@@ -251,8 +252,8 @@ def _rarest(
     sets = _ordered((owner.astype(np.uint64) << np.uint64(48)) | (level << np.uint64(40)) | (hashes >> np.uint64(24)))
     text = (sets >> np.uint64(48)).astype(int)
     sizes = np.bincount(text, minlength=int(owner.max()) + 1)
-    place = np.arange(len(sets)) - (np.cumsum(sizes) - sizes)[text]
-    first = place <= sizes[text] - np.ceil(SIMILARITY * sizes[text])
+    rank = np.arange(len(sets)) - (np.cumsum(sizes) - sizes)[text]
+    first = rank <= sizes[text] - np.ceil(SIMILARITY * sizes[text])
     bits = text * SKETCH_BITS + (sets & np.uint64(SKETCH_BITS - 1)).astype(int)
     odd = np.bincount(bits, minlength=len(sizes) * SKETCH_BITS) % 2
     sketches = np.packbits(odd.astype(bool)).view(np.uint64).reshape(len(sizes), -1)
@@ -260,12 +261,12 @@ def _rarest(
 
 
 def _unlike_bits(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """(N,) in how many bits two (N, W) uint64 differ."""
+    """(N,) the number of bits in which the rows of two (N, W) uint64 arrays differ."""
     return _BITS[(one ^ other).view(np.uint8)].sum(axis=1)
 
 
 def _neighbours(ordered: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Places of equal values at most `NEIGHBOURS` apart in a sorted array."""
+    """Yield the indices of equal values that are at most `NEIGHBOURS` apart in a sorted array."""
     for step in range(1, NEIGHBOURS + 1):
         left = np.flatnonzero(ordered[step:] == ordered[:-step])
         if not len(left):

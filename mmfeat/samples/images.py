@@ -1,4 +1,4 @@
-"""Images: from bytes on disk to one RGB picture, or the reason why there is none."""
+"""Images: from bytes on disk to one RGB picture or the reason for no picture, and augmented views of a picture."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 MAX_ASPECT = 100  # resizing the short side of a thinner picture would take gigabytes
-CROP_ATTEMPTS = 10
+CROP_ATTEMPTS = 10  # random crops that are tried until one fits
 
 
 @dataclass(frozen=True)
 class MemoryFile:
-    """A photo that lies in no file; like a path, as far as samples need one."""
+    """A photo in memory, with those methods of a path that samples need."""
 
     data: bytes = field(repr=False)
     name: str = "photo"
@@ -37,10 +37,10 @@ class MemoryFile:
 
 
 def decode_image(data: bytes, draft: int = 0) -> tuple[Image.Image | None, str]:
-    """(RGB PIL image, "") or (None, why it cannot be decoded). A truncated file is not half a picture.
+    """(RGB PIL image, "") or (None, the reason for no image). A truncated file is not half a picture.
 
     With `draft` a JPEG is decoded at a half, a quarter or an eighth of its size, as long as its short side keeps that
-    many pixels: many times as fast for a large photo, and nearly what resizing it would give.
+    many pixels: many times as fast for a large photo, and nearly the same as resizing the photo.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -57,7 +57,7 @@ def decode_image(data: bytes, draft: int = 0) -> tuple[Image.Image | None, str]:
     except UnidentifiedImageError:
         return None, "not an image"
     except MemoryError:
-        raise  # the machine's trouble, not the picture's
+        raise  # no fault of the picture
     except Exception as error:  # decoders raise whatever a broken file makes them raise
         return None, f"broken image: {error}"[:200]
 
@@ -73,10 +73,10 @@ def picture_bytes(picture: Image.Image) -> bytes:
 class Policy:
     """Bounds of the random choices. Colours change by a factor from 1 - x to 1 + x, hue by -x to x turns."""
 
-    side: int  # of the square result; an encoder's own evaluation transform follows
-    area: tuple[float, float]  # of the crop, as a share of the picture
+    side: int  # side of the square view; an encoder's evaluation transform follows
+    area: tuple[float, float]  # share of the picture that the crop covers
     aspect: tuple[float, float]  # width / height of the crop
-    flip: float  # probability
+    flip: float  # probability of a flip
     brightness: float
     contrast: float
     saturation: float
@@ -103,7 +103,7 @@ def view_name(number: int) -> str:
 
 
 def view_number(name: str) -> int:
-    """0 for the plain picture."""
+    """The number of a view, 0 for the plain picture."""
     return 0 if name == "none" else int(name.rpartition(":")[2])
 
 
@@ -154,7 +154,7 @@ def _flip(image: Image.Image, policy: Policy, rng: np.random.Generator) -> Image
 
 
 def _jitter(image: Image.Image, policy: Policy, rng: np.random.Generator) -> Image.Image:
-    """Brightness, contrast, saturation and hue, in random order."""
+    """Change brightness, contrast, saturation and hue, in random order."""
     from PIL import ImageEnhance
 
     def factor(strength: float) -> float:

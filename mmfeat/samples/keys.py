@@ -26,18 +26,18 @@ from mmfeat.system.wording import Progress, Silent
 
 DIGEST_BYTES = 16
 SAVE_SECONDS = 30.0
-SAVE_SHARE = 0.05  # largest share of the time spent on saving, which writes the whole file however little is new
+SAVE_SHARE = 0.05  # largest share of the time for saving, which writes the whole file however little is new
 
 ENTRY = np.dtype([("path", "<u8"), ("stat", "<u8"), ("key", f"S{KEY_LENGTH}")])
-RACY_SECONDS = 2.0  # the coarsest clock of a file system (FAT)
-MOST_ENTRIES = 1 << 22  # 200 MB; the files beyond this number are hashed again each time
+RACY_SECONDS = 2.0  # step of the coarsest clock of a file system (FAT)
+MOST_ENTRIES = 1 << 22  # 200 MB; files beyond this number are hashed again each time
 STEP = 1024  # samples that are hashed between two reports of progress
 
 AnyRecordFile = TypeVar("AnyRecordFile", bound="RecordFile")
 
 
 class RecordFile:
-    """Entries of one structured `dtype` in one file, one for each value of its first field, sorted by that field.
+    """Entries of one structured `dtype` in one file, sorted by their first field, with one entry for each value of it.
 
     The file holds `header`, the XXH3-128 digest of the entries, and the entries. A file that is damaged or foreign
     counts as empty. Each save keeps what other processes wrote meanwhile. One thread may use an object at a time.
@@ -62,7 +62,7 @@ class RecordFile:
         self.save()
 
     def lookup(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The entry (N,) of each key (N,), and whether it is one (N,); entries added since `save` are not seen."""
+        """(entry of each key (N,), whether the key has an entry (N,)); entries added since `save` are not seen."""
         if not len(self._entries):
             return np.zeros(len(keys), self._dtype), np.zeros(len(keys), bool)
         rows = np.minimum(np.searchsorted(self._entries[self._key], keys), len(self._entries) - 1)
@@ -74,17 +74,17 @@ class RecordFile:
         self._new.append(fields)
 
     def save_when_due(self) -> None:
-        """Save at most every `SAVE_SECONDS`, and more rarely where saving takes long."""
+        """Save at most every `SAVE_SECONDS`, and more rarely if saving takes long."""
         if time.monotonic() - self._saved >= self._pause:
             self.save()
 
     def save(self) -> None:
-        """Merge the new entries with the file's; where the file cannot be written, they stay usable in memory."""
+        """Merge the new entries with the file; if the file cannot be written, the entries stay usable in memory."""
         start = time.monotonic()
         if self._new:
             self._entries = self._merged(self._entries, self._read(), np.array(self._new, self._dtype))
             self._new = []
-            if self._writes and self._path.parent.is_dir():  # reading makes no cache
+            if self._writes and self._path.parent.is_dir():  # reading a data set makes no cache folder
                 with contextlib.suppress(WriteError):
                     write_atomic(self._path, [self._header, _digest(self._entries), self._entries.tobytes()])
         self._saved = time.monotonic()
@@ -102,7 +102,7 @@ class RecordFile:
         return entries if data[:start] == self._header + _digest(entries) else empty
 
     def _merged(self, *tables: np.ndarray) -> np.ndarray:
-        """One entry for each key, sorted: the last one in the last table that has it."""
+        """One entry for each key, sorted: the last entry of the key in the last table that has the key."""
         entries = np.concatenate(tables)[::-1]
         _, first = np.unique(entries[self._key], return_index=True)
         return entries[first]
@@ -116,7 +116,7 @@ def _digest(entries: np.ndarray) -> bytes:
 
 @dataclass(frozen=True)
 class ContentKeys:
-    """Content keys (N,) S32; where `present` (N,) is False the sample has no content, for the reason in `reasons`."""
+    """Content keys (N,) S32; a sample whose `present` (N,) is False has no content, for the reason in `reasons`."""
 
     keys: np.ndarray
     present: np.ndarray
@@ -151,7 +151,7 @@ def _keys(
 
 
 class Stamp(NamedTuple):
-    """Two hashes: of a file's path, and of path, size, times and inode number together."""
+    """Hash of a file's path, and hash of path, size, times and inode number together."""
 
     path: int
     stat: int
@@ -168,7 +168,7 @@ class StatIndex(RecordFile):
         super().__init__(file, ENTRY, writes=writes)
 
     def keys(self, paths: Sequence[Photo | None], pool: Executor) -> list[tuple[bytes | None, str]]:
-        """(content key, "") or (None, why not) of each file; a path that is None gives (None, "")."""
+        """(content key, "") or (None, the reason for no key) of each file; a path that is None gives (None, "")."""
         known = self._known([_stamp(path) if isinstance(path, Path) else None for path in paths])
         unknown = [row for row, key in enumerate(known) if not key and paths[row] is not None]
         keys: list[tuple[bytes | None, str]] = [(key or None, "") for key in known]
@@ -190,7 +190,7 @@ def _hash(path: Photo) -> tuple[bytes | None, str, Stamp | None]:
     """(content key, reason without one, stamp) of a photo.
 
     The stamp is None for a photo that lies in no local file, and for a file that changed during the reading or so
-    shortly before that another change might leave its times as they are.
+    shortly before that another change might leave the file's times as they are.
     """
     start = time.time()
     try:
@@ -220,6 +220,6 @@ def _stamp_of(path: Path, status: os.stat_result) -> Stamp:
     name = os.fsencode(path)
     if not os.path.isabs(name):  # an absolute path must work even where the working folder is gone
         name = os.path.join(os.getcwdb(), name)
-    # The change time cannot be set back, so a file that is put in place with its old date is noticed.
+    # The change time cannot be set back, so another file with the old date under the same name is noticed.
     facts = struct.pack("<4q", status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino & (2**63 - 1))
     return Stamp(xxhash.xxh3_64_intdigest(name), xxhash.xxh3_64_intdigest(name + facts))

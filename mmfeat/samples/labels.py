@@ -9,7 +9,7 @@ import numpy as np
 
 from mmfeat.errors import DataError
 
-SEPARATOR = "|"  # between the classes of a multi-label cell; alone in its cell, it says "none of the classes"
+SEPARATOR = "|"  # stands between the classes of a multi-label cell; a cell of one `|` has none of the classes
 
 
 @dataclass(frozen=True)
@@ -41,34 +41,33 @@ class Targets:
 
 
 def classes_in(label: str | None, multilabel: bool) -> set[str]:
-    """The classes that a label cell names; none without label."""
+    """The classes that a label cell names; no class without a label."""
     if label is None or not multilabel:
         return set() if label is None else {label}
     return {name for part in label.split(SEPARATOR) if (name := part.strip())}
 
 
 def labels_alike(classes: Sequence[str]) -> list[str]:
-    """A note for classes that differ only in case: most likely one was meant."""
+    """A note on classes that differ only in case: most likely one class was meant."""
     alike: dict[str, list[str]] = {}
     for name in classes:
         alike.setdefault(name.casefold(), []).append(name)
-    found = [names for names in alike.values() if len(names) > 1]
-    listed = "; ".join(", ".join(names) for names in found)
-    return [f"labels differ only in case and count as classes of their own: {listed}"] if found else []
+    listed = "; ".join(", ".join(names) for names in alike.values() if len(names) > 1)
+    return [f"labels differ only in case and count as classes of their own: {listed}"] if listed else []
 
 
 def read_targets(labels: Sequence[str], multilabel: bool = False) -> Targets:
     """The targets of label cells, classes sorted.
 
-    A multi-label cell is `a|b`; a lone `|` is labelled with none of the classes. Raises `DataError` where
+    A multi-label cell is `a|b`; a lone `|` is labelled with none of the classes. Raises `DataError` if
     there is nothing to tell apart: a single class, or a multi-label class that all samples have.
     """
     if multilabel:
         return _read_multilabel(labels)
     classes = tuple(sorted(set(labels)))
     if len(classes) < 2:
-        found = f"only one class ({classes[0]})" if classes else "no sample"
-        raise DataError(f"{found} is labelled; a classifier needs two classes, so label samples of another one")
+        labelled = f"only one class ({classes[0]})" if classes else "no sample"
+        raise DataError(f"{labelled} is labelled; a classifier needs two classes, so label samples of another one")
     column = {name: number for number, name in enumerate(classes)}
     return Targets(classes, indicator([column[label] for label in labels], len(classes)))
 
@@ -98,4 +97,4 @@ def _read_multilabel(labels: Sequence[str]) -> Targets:
 
 def names_of(chosen: np.ndarray, classes: tuple[str, ...]) -> str:
     """The label cell of a (C,) choice: one class, or `a|b`, or a lone `|`."""
-    return SEPARATOR.join(name for name, there in zip(classes, chosen, strict=True) if there) or SEPARATOR
+    return SEPARATOR.join(name for name, is_chosen in zip(classes, chosen, strict=True) if is_chosen) or SEPARATOR

@@ -1,7 +1,7 @@
-"""Perceptual hashes: 63 bits of a photo that stay the same when it is saved again, smaller or more compressed.
+"""Perceptual hashes: 63 bits of a photo that stay the same when the photo is saved again, smaller or more compressed.
 
 The bits are signs of the lowest frequencies of a 32 x 32 grey version, less their median (pHash: Zauner, 2010).
-Each photo is hashed once: a file beside the cache keeps the hashes by content. Deleting it costs only time.
+Each photo is hashed once: a file beside the cache keeps the hashes by content. Deleting the file costs only time.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 SIDE = 32
 FREQUENCIES = 8
-DRAFT_SIDE = 4 * SIDE  # with less, what a JPEG decoder leaves out shows in the bits
-# Least median coefficient. Below it half of the waves have an amplitude under a quarter of a grey level, as in a flat
-# picture or a plain gradient: their signs are rounding errors, and would be equal for many pictures.
+DRAFT_SIDE = 4 * SIDE  # a smaller draft lacks details that show in the bits
+# Least median coefficient. Below that, half of the waves have an amplitude under a quarter of a grey level, as in a
+# flat picture or a plain gradient: the signs are rounding errors, and would be equal for many pictures.
 FAINTEST = SIDE * SIDE / 4 / 4
 
 ENTRY = np.dtype([("key", f"S{KEY_LENGTH}"), ("hash", "<u8"), ("known", "u1")])
 HEADER = b"mmfeat image hashes 1\n"  # another way of hashing gets another number
 STEP = 1024  # photos that are hashed between two reports of progress
-UNREAD = -1  # stands for the hash of a photo that can no longer be read, or has changed
+UNREAD = -1  # a photo that changed or can no longer be read has this in place of a hash
 
 _ORIENTATION = 0x0112
 _TURNS = {  # EXIF orientation -> the turn of a (row, column) array that undoes it
@@ -58,16 +58,16 @@ class ImageHashes(RecordFile):
         super().__init__(file, ENTRY, HEADER)
 
     def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(hashes (N,) uint64, whether the photo has one (N,), whether it is remembered (N,)) for content keys (N,).
+        """Look up content keys (N,): (hashes (N,) uint64, whether each has a hash (N,), whether each is known (N,)).
 
-        Hashes that were added since the last `save` are not found.
+        Hashes that were added since the last `save` are not known.
         """
         entries, remembered = self.lookup(keys)
         known = remembered & (entries["known"] > 0)
         return np.where(known, entries["hash"], np.uint64(0)), known, remembered
 
     def add(self, key: bytes, value: int | None) -> None:
-        """Remember the hash of a content, or that it has none; written now and then, and by `save`."""
+        """Remember the hash of a content, None for a content without hash; saved now and then, and by `save`."""
         self.append(key, value or 0, value is not None)
         self.save_when_due()
 
@@ -75,7 +75,7 @@ class ImageHashes(RecordFile):
 def image_hashes(
     samples: Sequence[Sample], keys: ContentKeys, store_path: Path, progress: Progress | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) uint64 hashes of the samples' photos, and (N,) whether there is one; 0 where there is none.
+    """(N,) uint64 hashes of the samples' photos, 0 for no hash, and (N,) whether a sample has a hash.
 
     `keys` are the content keys of the same photos; only contents that the file `store_path` lacks are read.
     """
@@ -97,7 +97,7 @@ def image_hashes(
 
 
 def perceptual_hash(path: Path) -> int | None:
-    """63 bits of the photo, the right way up; None for what cannot be read as one, and for flat pictures."""
+    """63 bits of the photo, the right way up; None for a file that is no photo, and for a flat picture."""
     try:
         return hash_photo(path.read_bytes())
     except OSError:
@@ -105,7 +105,7 @@ def perceptual_hash(path: Path) -> int | None:
 
 
 def _hash_of(sample: Sample, key: bytes) -> int | None:
-    """The hash of a sample's photo, or `UNREAD` if its content no longer has this key."""
+    """The hash of a sample's photo, or `UNREAD` if the photo no longer has this content key."""
     try:
         data = sample.image.read_bytes() if sample.image else b""
     except OSError:
@@ -121,7 +121,7 @@ def hash_photo(data: bytes) -> int | None:
         with Image.open(io.BytesIO(data)) as image:
             grey = _grey(image)
     except MemoryError:
-        raise  # the machine's trouble, not the picture's
+        raise  # no fault of the picture
     except Exception:  # decoders raise whatever a broken file makes them raise
         return None
     if grey is None:

@@ -16,8 +16,8 @@ from mmfeat.samples.texts import decode_text, without_surrogates
 from mmfeat.system.remote import exists, is_remote, open_file
 from mmfeat.system.wording import counted
 
-DELIMITERS = (";", "\t", "|", ",")  # with which others part cells
-PIECE = 1 << 20  # bytes of a text file at a time
+DELIMITERS = (";", "\t", "|", ",")  # delimiters of tables by other programs
+PIECE = 1 << 20  # bytes of a text file that are read at a time
 
 JSON_KINDS = {
     **dict.fromkeys((int, float), "a number"),
@@ -40,7 +40,7 @@ class TableFile:
     def decoded(self) -> Iterator[str]:
         """Yield the text, some whole lines at a time.
 
-        Each line has its own encoding: a newline is no part of a character in any of them.
+        Each line has its own encoding: in no encoding is a newline a part of another character.
         """
         with open_file(self.path) as file:
             while lines := file.readlines(PIECE):
@@ -74,7 +74,7 @@ class TableRows:
         for line, row in READERS[suffix](self._file):
             if any(isinstance(row.get(name), (dict, list)) for name in self._columns):
                 raise _nested(f"{path}:{line}", self._columns, row)
-            # A cell of plain text, as most are, is taken as it is: there are millions.
+            # Most of the cells, which may be millions, are plain text and stay as they are.
             yield line, {n: v if v.__class__ is str and v.isascii() and v else _cell(v) for n, v in row.items()}
 
 
@@ -85,7 +85,7 @@ def _nested(where: str, columns: Collection[str], row: Mapping[str, object]) -> 
 
 
 def table_suffix(path: str) -> str:
-    """`.csv` and so on, in lower case; a URL may go on with a query."""
+    """The suffix of a table, such as `.csv`, in lower case and without the query of a URL."""
     return os.path.splitext(path.partition("?")[0] if is_remote(path) else path)[1].lower()
 
 
@@ -93,9 +93,7 @@ def _read_delimited(file: TableFile, delimiter: str) -> Iterator[tuple[int, dict
     """Rows of a file with a header line; a row of another width is an error."""
     path = file.path
     csv.field_size_limit(1 << 30)  # a long text is no error
-    lines = (
-        line for text in file.decoded() for line in io.StringIO(text, newline="")
-    )  # csv needs the ends of lines untouched
+    lines = (line for text in file.decoded() for line in io.StringIO(text, newline=""))  # with the ends of lines
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         header = next(reader, None)
@@ -116,7 +114,7 @@ def _read_delimited(file: TableFile, delimiter: str) -> Iterator[tuple[int, dict
 
 
 def _check_header(path: str, header: list[str], delimiter: str) -> None:
-    """Raise `DataError` where the first line names no columns."""
+    """Raise `DataError` for a first line that does not name the columns."""
     line = delimiter.join(header)
     if line.count("\0") * 3 > len(line):
         raise DataError(f"{path}: UTF-16, as some spreadsheets write; save the table as UTF-8")
@@ -124,7 +122,7 @@ def _check_header(path: str, header: list[str], delimiter: str) -> None:
         raise DataError(f"{path}: binary, not text; name a table of text, or give the file the suffix of what it is")
     if not line.replace(delimiter, "").strip():
         raise DataError(f"{path}:1: no column names in the first line; it reads id,text,image,label or as your columns")
-    if len(header) == 1 and (other := next((each for each in DELIMITERS if each in line), None)):
+    if len(header) == 1 and (other := next((mark for mark in DELIMITERS if mark in line), None)):
         kind = "commas, or tabs in a .tsv" if delimiter == "," else "tabs, or commas in a .csv"
         raise DataError(f"{path}:1: cells are parted by {other!r}; save the table with {kind}")
     if len(set(header)) < len(header):
@@ -161,7 +159,7 @@ def _read_parquet(file: TableFile) -> Iterator[tuple[int, dict[str, object]]]:
 
 
 def _all_utf8(data: bytes) -> str | None:
-    """The text if every line is UTF-8, which is told at once; a mark at the start of a line is for the slow way."""
+    """The text of lines that are all UTF-8 with no byte-order mark but at the start; None for other lines."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -170,7 +168,7 @@ def _all_utf8(data: bytes) -> str | None:
 
 
 def _cell(value: object) -> str | None:
-    """Text; None for what means nothing."""
+    """The text of a cell; None for an empty cell, null and NaN."""
     if value is None or value == "" or value != value:
         return None
     return without_surrogates(decode_text(value)[0] if isinstance(value, bytes) else str(value))

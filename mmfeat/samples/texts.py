@@ -6,7 +6,7 @@ import codecs
 import re
 from collections.abc import Callable
 
-# GB18030 contains GBK; latin-1 accepts any byte and so never fails.
+# GB18030 contains GBK; latin-1 accepts any bytes.
 ENCODINGS = ("utf-8", "gb18030", "latin-1")
 
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -18,7 +18,7 @@ _SPACE = re.compile(r"\s+")
 
 
 def decode_text(data: bytes) -> tuple[str, str]:
-    """The text and the encoding it was in: UTF-8, GB18030, latin-1; UTF-16 only behind its byte-order mark."""
+    """(text, its encoding): UTF-8, GB18030 or latin-1, or UTF-16 behind a byte-order mark."""
     for encoding in ("utf-16", *ENCODINGS) if data.startswith(_UTF16_MARKS) else ENCODINGS:
         try:
             return data.decode(encoding).removeprefix("\ufeff"), encoding
@@ -39,7 +39,7 @@ def clean_tweet(text: str) -> str:
 
 
 def clean_none(text: str) -> str:
-    """The text as it is."""
+    """The text without any change."""
     return text
 
 
