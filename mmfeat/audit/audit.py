@@ -68,10 +68,10 @@ def audit_data(
     """
     samples = read_samples(data, columns)
     folder = _checked_folder(samples, out)
-    place = Path(split_dir) if split_dir else None
-    found = find_everything(samples, place, run, Path(heads), workers or cpu_count(), progress or Silent())
-    audit = _summary(found, folder, seed)
-    _write(audit, found)
+    splits = Path(split_dir) if split_dir else None
+    findings = find_everything(samples, splits, run, Path(heads), workers or cpu_count(), progress or Silent())
+    audit = _summary(findings, folder, seed)
+    _write(audit, findings)
     return audit
 
 
@@ -87,63 +87,63 @@ def _checked_folder(samples: SampleSet, out: str | Path) -> Path:
     return folder
 
 
-def _summary(found: Findings, folder: Path, seed: int) -> Audit:
-    samples = found.samples
-    parts = found.splits.parts() if found.splits else {}
+def _summary(findings: Findings, folder: Path, seed: int) -> Audit:
+    samples = findings.samples
+    parts = findings.splits.parts() if findings.splits else {}
     return Audit(
         folder=folder,
         data=absolute(samples.source),
         dataset=samples.name,
-        data_hash=found.data_hash,
+        data_hash=findings.data_hash,
         version=__version__,
         samples=len(samples),
         labelled=len(samples.labelled),
         encodings=dict(samples.encodings),
-        duplicates={modality: each.counts for modality, each in found.twins.items()},
-        conflicts={modality: each.counts for modality, each in found.conflicts.items()},
-        shared=dict(Counter(leak.modality for leak in found.shared)),
-        leaks=_leaks(found),
-        odd=_odd(found),
-        profile=_profile(found, seed),
-        balance=class_balance([sample.label for sample in samples], parts, found.is_multilabel),
-        label_errors=_label_errors(found, seed),
-        notes=_notes(found),
+        duplicates={modality: twins.counts for modality, twins in findings.twins.items()},
+        conflicts={modality: conflicts.counts for modality, conflicts in findings.conflicts.items()},
+        shared=dict(Counter(leak.modality for leak in findings.shared)),
+        leaks=_leaks(findings),
+        odd=_odd(findings),
+        profile=_profile(findings, seed),
+        balance=class_balance([sample.label for sample in samples], parts, findings.is_multilabel),
+        label_errors=_label_errors(findings, seed),
+        notes=_notes(findings),
     )
 
 
-def _leaks(found: Findings) -> dict[str, Any] | None:
-    if found.splits is None:
+def _leaks(findings: Findings) -> dict[str, Any] | None:
+    if findings.splits is None:
         return None
-    ways = Counter((leak.fold, leak.part, leak.modality, leak.kind) for leak in found.leaks)
+    ways = Counter((leak.fold, leak.part, leak.modality, leak.kind) for leak in findings.leaks)
     rows = [{"fold": a, "part": b, "modality": c, "kind": d, "samples": count} for (a, b, c, d), count in ways.items()]
-    held = {name: int((found.splits.roles[:, column] == TEST).sum()) for column, name in enumerate(found.splits.names)}
-    leaking = {leak.row for leak in found.leaks if leak.part == TEST}
+    held = dict(zip(findings.splits.names, (findings.splits.roles == TEST).sum(axis=0).tolist(), strict=True))
+    leaking = {leak.row for leak in findings.leaks if leak.part == TEST}
     return {
-        "splits": found.splits.folder,
+        "splits": findings.splits.folder,
         "tested": held,
         "samples": len(leaking),
         "ways": rows,
-        "unknown": found.splits.unknown,
-        "unsplit": found.splits.unsplit,
-        "doubled": found.splits.doubled,
+        "unknown": findings.splits.unknown,
+        "unsplit": findings.splits.unsplit,
+        "doubled": findings.splits.doubled,
     }
 
 
-def _odd(found: Findings) -> list[dict[str, Any]]:
+def _odd(findings: Findings) -> list[dict[str, Any]]:
     """The number of samples with each oddity, with the first sample as an example."""
     entries: dict[tuple[str, str], dict[str, Any]] = {}
-    for modality, each in found.odd.items():
-        for sample, findings in zip(found.samples, each, strict=True):
-            for what, detail in findings:
+    for modality, oddities in findings.odd.items():
+        for sample, odd in zip(findings.samples, oddities, strict=True):
+            for what, detail in odd:
                 new = {"modality": modality, "what": what, "count": 0, "id": sample.id, "detail": detail}
                 entries.setdefault((modality, what), new)["count"] += 1
     return sorted(entries.values(), key=lambda entry: -entry["count"])
 
 
-def _profile(found: Findings, seed: int) -> dict[str, Any]:
+def _profile(findings: Findings, seed: int) -> dict[str, Any]:
     """Profiles of all samples and, where both exist, of labelled and of unlabelled samples; a difference is a shift."""
-    everything = found.samples.samples
-    parts = {"all": everything, "labelled": found.samples.labelled, "unlabelled": found.samples.unlabelled}
+    everything = findings.samples.samples
+    parts = {"all": everything, "labelled": findings.samples.labelled, "unlabelled": findings.samples.unlabelled}
     if not (parts["labelled"] and parts["unlabelled"]):
         parts = {"all": everything}
     profile: dict[str, Any] = {}
@@ -151,12 +151,12 @@ def _profile(found: Findings, seed: int) -> dict[str, Any]:
         texts = [sample.text for sample in part if sample.text is not None]
         languages = text_languages(texts, seed)
         profile[name] = {"text": {**text_profile(texts), **({"languages": languages} if languages else {})}}
-    profile["all"]["image"] = _photo_profile(found)
+    profile["all"]["image"] = _photo_profile(findings)
     return profile
 
 
-def _photo_profile(found: Findings) -> dict[str, Any]:
-    sizes = np.array(found.photos.sizes, int).reshape(-1, 2)
+def _photo_profile(findings: Findings) -> dict[str, Any]:
+    sizes = np.array(findings.photos.sizes, int).reshape(-1, 2)
     if not len(sizes):
         return {"photos": 0}
     quantiles = np.percentile(sizes, list(PHOTO_SIDES.values()), axis=0).T.tolist()
@@ -164,49 +164,51 @@ def _photo_profile(found: Findings) -> dict[str, Any]:
     return {"photos": len(sizes), **dict(zip(("width", "height"), sides, strict=True))}
 
 
-def _label_errors(found: Findings, seed: int) -> dict[str, Any] | None:
-    if found.opinions is None:
+def _label_errors(findings: Findings, seed: int) -> dict[str, Any] | None:
+    if findings.opinions is None:
         return None
-    texts = {sample.id: tables.shown_text(sample.text) for sample in found.samples}
-    examples = [{**asdict(each), "text": texts[each.id]} for each in found.suspicions[:EXAMPLES]]
-    return {**judge_labels(found.opinions, found.suspicions, seed), "examples": examples}
+    texts = {sample.id: tables.shown_text(sample.text) for sample in findings.samples}
+    examples = [{**asdict(suspicion), "text": texts[suspicion.id]} for suspicion in findings.suspicions[:EXAMPLES]]
+    return {**judge_labels(findings.opinions, findings.suspicions, seed), "examples": examples}
 
 
-def _notes(found: Findings) -> list[str]:
+def _notes(findings: Findings) -> list[str]:
     """Lines about checks that were left out and about data that the user may not expect."""
-    notes = [found.no_run] if found.no_run else []
-    if language_classifier() is None and any(sample.text for sample in found.samples):
+    notes = [findings.no_run] if findings.no_run else []
+    if language_classifier() is None and any(sample.text for sample in findings.samples):
         notes.append(NO_LANGUAGES)
-    if are_absent(found.samples.samples):
+    if are_absent(findings.samples.samples):
         notes.append("no sample has a text")
-    if found.photos.absent:
+    if findings.photos.absent:
         notes.append("no sample has a photo")
-    if found.splits:
+    if findings.splits:
         counts = {
-            "ids that the data do not have": found.splits.unknown,
-            "labelled samples of the data are on no line": found.splits.unsplit,
-            "ids stand on several lines": found.splits.doubled,
+            "ids that the data do not have": findings.splits.unknown,
+            "labelled samples of the data are on no line": findings.splits.unsplit,
+            "ids stand on several lines": findings.splits.doubled,
         }
-        notes += [f"splits in {found.splits.folder}: {count:,} {what}" for what, count in counts.items() if count]
-    if found.samples.unused_columns:
-        notes.append(f"columns not used: {', '.join(found.samples.unused_columns)} (--columns label=... names yours)")
-    if stray := stray_files(found.samples):
+        notes += [f"splits in {findings.splits.folder}: {count:,} {what}" for what, count in counts.items() if count]
+    if findings.samples.unused_columns:
+        notes.append(
+            f"columns not used: {', '.join(findings.samples.unused_columns)} (--columns label=... names yours)"
+        )
+    if stray := stray_files(findings.samples):
         notes.append(f"{len(stray):,} files of the data folder belong to no sample (first: {stray[0]})")
     return notes
 
 
-def _write(audit: Audit, found: Findings) -> None:
+def _write(audit: Audit, findings: Findings) -> None:
     """Write all tables, then the summary; an earlier summary does not describe new tables and is deleted first."""
-    samples = found.samples.samples
+    samples = findings.samples.samples
     by_id = {sample.id: sample for sample in samples}
     with write_errors(audit.file):
         audit.file.unlink(missing_ok=True)
     rows = {
-        "duplicates.csv": tables.duplicate_rows(samples, found.twins, found.parts),
-        "conflicts.csv": tables.conflict_rows(samples, found.twins, found.conflicts),
-        "leaks.csv": tables.leak_rows(samples, [*found.leaks, *found.shared]),
-        "files.csv": tables.file_rows(samples, found.odd),
-        "label_errors.csv": tables.error_rows(by_id, found.suspicions),
+        "duplicates.csv": tables.duplicate_rows(samples, findings.twins, findings.parts),
+        "conflicts.csv": tables.conflict_rows(samples, findings.twins, findings.conflicts),
+        "leaks.csv": tables.leak_rows(samples, [*findings.leaks, *findings.shared]),
+        "files.csv": tables.file_rows(samples, findings.odd),
+        "label_errors.csv": tables.error_rows(by_id, findings.suspicions),
         "balance.csv": tables.balance_rows(audit.balance),
         "profile.csv": tables.profile_rows(audit.profile),
     }

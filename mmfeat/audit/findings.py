@@ -79,7 +79,7 @@ def find_everything(
         photos=photos,
         data_hash=data_hash,
         twins=twins,
-        conflicts={modality: find_conflicts(each, labels) for modality, each in twins.items()},
+        conflicts={modality: find_conflicts(groups, labels) for modality, groups in twins.items()},
         shared=find_shared(everything, twins),
         splits=splits,
         leaks=find_leaks(splits, twins_within(np.unique(splits.rows), *contents)) if splits else [],

@@ -128,7 +128,7 @@ def _measures(joint: np.ndarray) -> np.ndarray:
     The share is NaN for a class without labels. Macro-F1 averages over classes that are given or true.
     """
     given, true, right = joint.sum(axis=1), joint.sum(axis=0), joint.diagonal()
-    there = given + true > 0
-    f1 = 2 * right[there] / (given + true)[there]
+    present = given + true > 0
+    f1 = 2 * right[present] / (given + true)[present]
     by_class = np.where(given > 0, 1 - right / np.where(given > 0, given, 1), np.nan)
     return np.array([right.sum(), f1.mean(), 1 - right.sum(), *by_class])

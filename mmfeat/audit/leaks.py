@@ -110,5 +110,5 @@ def _first_twins(groups: np.ndarray, held: np.ndarray, rest: np.ndarray) -> np.n
     """(H,) the first row of `rest` in the group of each held row, -1 without one."""
     first = np.full(int(groups.max(initial=-1)) + 2, -1)
     backwards = rest[::-1][groups[rest[::-1]] >= 0]
-    first[groups[backwards]] = backwards  # of rows written to one group, the last one stays: the first of `rest`
+    first[groups[backwards]] = backwards  # the last row written to a group stays: the first of `rest`
     return np.where(groups[held] >= 0, first[groups[held]], -1)

@@ -57,22 +57,22 @@ def fitting_run(run: str | Path | None, heads: Path, data_hash: str) -> tuple[Ru
             raise RunError(f"{run}: trained on other labels, texts or photos than these; name another --run, or none")
         return named, ""
     try:
-        fits = comparable_runs(heads, accept=lambda each: each.config.data_hash == data_hash)
+        fits = comparable_runs(heads, accept=lambda other: other.config.data_hash == data_hash)
     except RunError:
         return None, (
             f"label errors left out: no run in {heads} was trained on these labels, texts and photos; "
             "make one with mmfeat heads"
         )
-    return max(fits, key=lambda each: each.best_score), ""
+    return max(fits, key=lambda fit: fit.best_score), ""
 
 
 def read_opinions(run: Run) -> Opinions:
     """Opinions of the run's best entry on samples that a fold tests. Raises `RunError` for a damaged file."""
     entry = run.entry()
-    found = read_predictions(run, entry)
-    if not found.ids:
+    predictions = read_predictions(run, entry)
+    if not predictions.ids:
         raise RunError(f"{run.folder}: no sample was predicted out of fold; train it again, or name another with --run")
-    return Opinions(run, entry, found.ids, found.targets, found.probabilities)
+    return Opinions(run, entry, predictions.ids, predictions.targets, predictions.probabilities)
 
 
 def suspicions(opinions: Opinions) -> list[Suspicion]:
@@ -81,17 +81,17 @@ def suspicions(opinions: Opinions) -> list[Suspicion]:
     if not targets.multilabel:
         errors = find_label_errors(targets.numbers, opinions.probabilities)
         return _named(opinions, errors, targets.numbers, opinions.probabilities, names)
-    found = []
+    suspected = []
     for column, name in enumerate(names):
         labels, probabilities = _of_class(opinions, column)
         errors = find_label_errors(labels, probabilities)
-        found += _named(opinions, errors, labels, probabilities, (f"not {name}", name))
-    return sorted(found, key=lambda each: each.self_confidence - each.probability)
+        suspected += _named(opinions, errors, labels, probabilities, (f"not {name}", name))
+    return sorted(suspected, key=lambda suspicion: suspicion.self_confidence - suspicion.probability)
 
 
-def judge_labels(opinions: Opinions, found: Sequence[Suspicion], seed: int = 42) -> dict[str, Any]:
+def judge_labels(opinions: Opinions, suspected: Sequence[Suspicion], seed: int = 42) -> dict[str, Any]:
     """The summary of label errors and noise, for JSON."""
-    ways = Counter((each.label, each.suggested) for each in found)
+    ways = Counter((suspicion.label, suspicion.suggested) for suspicion in suspected)
     return {
         "run": str(opinions.run.folder),
         "data_hash": opinions.run.config.data_hash,
@@ -100,7 +100,7 @@ def judge_labels(opinions: Opinions, found: Sequence[Suspicion], seed: int = 42)
         "macro_f1": asdict(opinions.entry.macro_f1),
         "accuracy": asdict(opinions.entry.accuracy),
         "samples": len(opinions.ids),
-        "errors": len({each.id for each in found}),
+        "errors": len({suspicion.id for suspicion in suspected}),
         "ways": [{"label": a, "suggested": b, "count": count} for (a, b), count in ways.most_common()],
         "multilabel": opinions.targets.multilabel,
         "noise": _noise(opinions, seed),

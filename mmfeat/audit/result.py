@@ -41,13 +41,13 @@ class Audit:
 
     def to_json(self) -> dict[str, Any]:
         """All fields but the folder."""
-        found = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "folder"}
-        return {"format": FORMAT, **found}
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "folder"}
+        return {"format": FORMAT, **values}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], folder: Path) -> Audit:
         """The audit of a value of `to_json`. Raises `ValueError` for any other value."""
-        names = {each.name for each in fields(cls)} - {"folder"}
+        names = {field.name for field in fields(cls)} - {"folder"}
         if not isinstance(value, dict) or value.get("format") != FORMAT or set(value) != names | {"format"}:
             raise ValueError("not an audit of this version")
         return cls(folder=folder, **{name: value[name] for name in names})

@@ -42,9 +42,9 @@ def shown_text(text: str | None) -> str:
 def duplicate_rows(samples: Sequence[Sample], twins: Mapping[str, Twins], parts: Sequence[str]) -> Rows:
     """Every member of every group, the largest groups first."""
     return [
-        (name, modality, each.kind(row), samples[row].id, samples[row].label, parts[row], shown_text(samples[row].text))
-        for modality, each in twins.items()
-        for name, _, rows in group_rows(modality, each.near)
+        (name, modality, twin.kind(row), samples[row].id, samples[row].label, parts[row], shown_text(samples[row].text))
+        for modality, twin in twins.items()
+        for name, _, rows in group_rows(modality, twin.near)
         for row in rows
     ]
 
@@ -55,52 +55,52 @@ def group_rows(modality: str, groups: np.ndarray) -> Iterator[tuple[str, int, li
     order = order[groups[order] >= 0]
     numbers, starts = np.unique(groups[order], return_index=True)
     members = np.split(order, starts[1:]) if len(starts) else []
-    ranked = sorted(zip(members, numbers.tolist(), strict=True), key=lambda each: (-len(each[0]), each[0][0]))
-    for place, (rows, number) in enumerate(ranked, 1):
-        yield f"{modality}-{place}", number, rows.tolist()
+    ranked = sorted(zip(members, numbers.tolist(), strict=True), key=lambda group: (-len(group[0]), group[0][0]))
+    for rank, (rows, number) in enumerate(ranked, 1):
+        yield f"{modality}-{rank}", number, rows.tolist()
 
 
 def conflict_rows(samples: Sequence[Sample], twins: Mapping[str, Twins], conflicts: Mapping[str, Conflicts]) -> Rows:
     """The labelled samples of groups with conflicts, groups with exact conflicts first."""
-    found: Rows = []
-    for modality, each in conflicts.items():
+    table: Rows = []
+    for modality, conflict in conflicts.items():
         groups = list(group_rows(modality, twins[modality].near))
-        for kind, numbers in (("exact", set(each.exact.tolist())), ("near", set(each.near.tolist()))):
+        for kind, numbers in (("exact", set(conflict.exact.tolist())), ("near", set(conflict.near.tolist()))):
             for name, number, rows in groups:
                 if number in numbers:
                     members = [samples[row] for row in rows if samples[row].label is not None]
                     most = Counter(member.label for member in members).most_common(1)[0][0]
-                    found += [(name, modality, kind, m.id, m.label, most, shown_text(m.text)) for m in members]
-    return found
+                    table += [(name, modality, kind, m.id, m.label, most, shown_text(m.text)) for m in members]
+    return table
 
 
 def leak_rows(samples: Sequence[Sample], leaks: Sequence[Leak]) -> Rows:
-    found = []
+    table = []
     for leak in leaks:
         one, other = samples[leak.row], samples[leak.other]
         way = (leak.modality, leak.kind, leak.other_part)
-        found.append((leak.fold, leak.part, one.id, one.label, *way, other.id, other.label, shown_text(one.text)))
-    return found
+        table.append((leak.fold, leak.part, one.id, one.label, *way, other.id, other.label, shown_text(one.text)))
+    return table
 
 
 def file_rows(samples: Sequence[Sample], findings: Mapping[str, Sequence[Sequence[tuple[str, str]]]]) -> Rows:
     """The oddities of each text and photo, sorted by oddity."""
-    found = [
+    table = [
         (sample.id, modality, what, detail, sample.label, str(sample.image or "") if modality == "image" else "")
-        for modality, each in findings.items()
-        for sample, odd in zip(samples, each, strict=True)
+        for modality, oddities in findings.items()
+        for sample, odd in zip(samples, oddities, strict=True)
         for what, detail in odd
     ]
-    return sorted(found, key=lambda row: row[1:3])
+    return sorted(table, key=lambda row: row[1:3])
 
 
-def error_rows(samples: Mapping[str, Sample], found: Sequence[Suspicion]) -> Rows:
+def error_rows(samples: Mapping[str, Sample], suspected: Sequence[Suspicion]) -> Rows:
     rows = []
-    for rank, each in enumerate(found, 1):
-        sample = samples[each.id]
-        numbers = (f"{each.probability:.4f}", f"{each.self_confidence:.4f}")
+    for rank, error in enumerate(suspected, 1):
+        sample = samples[error.id]
+        numbers = (f"{error.probability:.4f}", f"{error.self_confidence:.4f}")
         rows.append(
-            (rank, each.id, each.label, each.suggested, *numbers, str(sample.image or ""), shown_text(sample.text))
+            (rank, error.id, error.label, error.suggested, *numbers, str(sample.image or ""), shown_text(sample.text))
         )
     return rows
 
@@ -115,12 +115,12 @@ def balance_rows(balance: Mapping[str, Any]) -> Rows:
 
 def profile_rows(profile: Mapping[str, Any]) -> Rows:
     """The nested profile with one measure in each row, as `text.characters.median`."""
-    return [(part, name, f"{value:.10g}") for part, each in profile.items() for name, value in _flat(each)]
+    return [(part, name, f"{value:.10g}") for part, measures in profile.items() for name, value in _flat(measures)]
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    for name, each in value.items():
-        if isinstance(each, dict):
-            yield from _flat(each, f"{prefix}{name}.")
-        elif each is not None:
-            yield f"{prefix}{name}", each
+    for name, measure in value.items():
+        if isinstance(measure, dict):
+            yield from _flat(measure, f"{prefix}{name}.")
+        elif measure is not None:
+            yield f"{prefix}{name}", measure

@@ -157,8 +157,8 @@ def _error_rate(unlike: float, classes: int) -> float:
 
 def _disagreeing(groups: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The numbers of the groups with more than one label."""
-    there = (groups >= 0) & (labels >= 0)
-    distinct = np.unique(np.column_stack([groups[there], labels[there]]), axis=0)
+    present = (groups >= 0) & (labels >= 0)
+    distinct = np.unique(np.column_stack([groups[present], labels[present]]), axis=0)
     numbers, count = np.unique(distinct[:, 0], return_counts=True)
     return numbers[count > 1]
 
