@@ -13,9 +13,8 @@ from mmfeat.errors import ConfigError
 from mmfeat.evaluation.splits import HOLDOUT, Splits, has_splits, load_splits, make_folds, make_holdout, save_splits
 from mmfeat.samples.dataset import Sample
 from mmfeat.samples.duplicates import duplicate_groups
-from mmfeat.samples.keys import ContentKeys
+from mmfeat.samples.keys import ContentKeys, image_hashes
 from mmfeat.samples.labels import Targets
-from mmfeat.samples.photo_hashes import image_hashes
 from mmfeat.system.wording import Progress
 
 PROTOCOLS = ("kfold", "holdout")

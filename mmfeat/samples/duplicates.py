@@ -69,7 +69,7 @@ def duplicate_links(
     """Rule -> (L, 2) row numbers that the rule links; enough links to connect a group, not all pairs.
 
     `image_keys` (N,) are content keys, empty without photo; `image_hashes` are (N,) perceptual hashes and whether
-    each is known, as `mmfeat.samples.photo_hashes.image_hashes` gives. Texts are equal after tweet cleaning, or
+    each is known, as `mmfeat.samples.keys.image_hashes` gives. Texts are equal after tweet cleaning, or
     nearly equal in their letters and digits alone. Missing and emptied texts and photos link nobody.
     """
     if not len(samples) == len(image_keys):

@@ -13,7 +13,7 @@ from mmfeat.audit.audit import audit_data
 from mmfeat.audit.photos import inspect_photo, inspect_photos
 from mmfeat.audit.texts import main_script, text_findings, text_languages, text_profile
 from mmfeat.samples.dataset import Sample, content_key
-from mmfeat.samples.photo_hashes import perceptual_hash
+from mmfeat.samples.keys import perceptual_hash
 from mmfeat.system.wording import Silent
 from tests.audit.audited import photo, picture, rows, saved, write_folder
 

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import mmfeat.samples.photo_hashes as perceptual
+from mmfeat.samples import keys
 from mmfeat.samples.dataset import Sample
 from mmfeat.samples.duplicates import PHOTO_DISTANCE
-from mmfeat.samples.keys import content_keys
-from mmfeat.samples.photo_hashes import ImageHashes, image_hashes, perceptual_hash
+from mmfeat.samples.keys import ImageHashes, content_keys, image_hashes, perceptual_hash
 
 
 def photo(seed: int, size: tuple[int, int] = (320, 240)) -> Image.Image:
@@ -184,7 +183,7 @@ def test_hashes_survive_an_interrupted_run(
         def __exit__(self, *_: object) -> None:
             return None
 
-    monkeypatch.setattr(perceptual, "STEP", 2)
+    monkeypatch.setattr(keys, "STEP", 2)
     with pytest.raises(KeyboardInterrupt):
         image_hashes(pictures, content_keys(pictures, "image"), tmp_path / "hashes", Interrupting())
     assert len(ImageHashes(tmp_path / "hashes")) == 2
