@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from mmfeat.encoders.delta import Delta, write_delta
-from mmfeat.encoders.registry import Tower, describe_encoders
-from mmfeat.encoders.spec import EncoderOptions
+from mmfeat.encoders.registry import describe_encoders
 from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.evaluation.significance import holm, majority, mcnemar, paired_difference
 from mmfeat.finetune.cells import ALPHAS, STAGE_2, CellResult, blended
@@ -21,17 +19,17 @@ from mmfeat.finetune.prepare import Experiment
 from mmfeat.finetune.settings import EARLY
 from mmfeat.finetune.stage_one import StageOne
 from mmfeat.finetune.tower_plan import TowerPlan
-from mmfeat.heads.registry import HeadSettings
+from mmfeat.finetune.training import under
 from mmfeat.heads.stack import plain_choice
-from mmfeat.runs.entry import Entry, FinalHead, PairedTest, TunedTower
+from mmfeat.runs.entry import FinalHead, PairedTest, TunedTower
 from mmfeat.runs.leaderboard import write_leaderboard
 from mmfeat.runs.record import Maker
-from mmfeat.runs.run import CURVES, METRICS, Moved, Run, write_run
-from mmfeat.sweep.entries import TrainedEntry
+from mmfeat.runs.run import Moved, Run, write_run
+from mmfeat.sweep.entries import TrainedEntry, scored_entry
 from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.train_all import rank
-from mmfeat.sweep.trials import cross_fit, decide, fit_on_all, save_finals, score, write_predictions
-from mmfeat.system.files import csv_text, file_sha256, write_atomic, write_json
+from mmfeat.sweep.trials import cross_fit, decide, save_finals
+from mmfeat.system.files import file_sha256, write_atomic
 
 STAGE_1, WISE = "stage-1", "wise-ft"
 GAP = 0.05  # the growth of the gap between training and test rows from which on stage 2 is said to overfit
@@ -74,31 +72,27 @@ def choose_alphas(problem: Problem, results: Sequence[CellResult]) -> Alphas:
     return Alphas(scores.argmax(1).tolist(), int(scores.mean(0).argmax()))
 
 
-def make_entry(
-    problem: Problem,
-    named: Mapping[str, Any],
-    results: Sequence[CellResult],
-    alphas: Sequence[int],
-    adjustment: float | None,
-    settings: HeadSettings,
-) -> TrainedEntry:
-    """The entry of stage 2 at the share ALPHAS[alphas[fold]] in each fold; the decision of a fold is fitted on the
-    predictions of the other folds."""
+def _entry(experiment: Experiment, results: Sequence[CellResult], name: str, alphas: Alphas) -> TrainedEntry:
+    """The entry of stage 2 at the share of each fold; the decision of a fold is fitted on the predictions of the other
+    folds."""
+    problem, adjustment = experiment.problem, experiment.adjustment
     logits = np.full((problem.repeats, len(problem.targets), len(problem.targets.classes)), np.nan)
     validation = []
     for (fold, repeat, rows), result in zip(problem.cells(STAGE_2), results, strict=True):
-        logits[repeat, rows.test] = result.test[alphas[fold]]
-        validation.append(result.validation[alphas[fold]].astype(np.float64))
+        logits[repeat, rows.test] = result.test[alphas.folds[fold]]
+        validation.append(result.validation[alphas.folds[fold]].astype(np.float64))
     decisions = cross_fit(problem, logits, validation, adjustment)
-    entry = Entry(
-        **named,
-        **score(problem, logits, decisions),
+    return scored_entry(
+        problem, logits, decisions, validation, adjustment,
+        head=name,
+        modalities=experiment.chosen.modality,
+        fusion=experiment.fusion,
+        views=experiment.views,
+        alphas=tuple(ALPHAS[index] for index in alphas.folds) if name == WISE else None,
         trials=1,
-        settings=settings,
-        decision=fit_on_all(problem, logits, adjustment),
+        settings=experiment.settings.of_head(experiment.chosen.best),
         seconds=round(sum(result.seconds for result in results), 2),
-    )
-    return TrainedEntry(entry, logits, decisions, validation)
+    )  # fmt: skip
 
 
 def gap(
@@ -154,25 +148,14 @@ def warning(first: Mapping[str, float], second: Mapping[str, float], difference:
     return ""
 
 
-def save_entry(folder: Path, problem: Problem, entry: TrainedEntry, curves: Sequence[Mapping[str, Any]] = ()) -> None:
-    """Write the entry's predictions and curves, and `metrics.json` last."""
-    folder = folder / entry.name
-    write_predictions(folder, problem, entry.logits, entry.decisions)
-    if curves:
-        header = list(curves[0])
-        rows = [[line.get(name, "") for name in header] for line in curves]
-        write_atomic(folder / CURVES, csv_text(header, rows).encode())
-    write_json(folder / METRICS, entry.entry.to_json())
-
-
-def save_final(
-    folder: Path, number: int, model: TunableModel, state: Mapping[str, Tensor], options: EncoderOptions, run: str
+def _save_final(
+    folder: Path, number: int, model: TunableModel, state: Mapping[str, Tensor], experiment: Experiment
 ) -> FinalHead:
     """Save the head of seed `number` and the deltas of its towers; returns the record that the entry keeps of them."""
     from safetensors.torch import save
 
     path = folder / f"final-{number}.safetensors"
-    head = {name.removeprefix(HEAD): value.cpu() for name, value in state.items() if name.startswith(HEAD)}
+    head = {name: value.cpu() for name, value in under(HEAD, state).items()}
     if model.head.is_stacked:  # saved as other heads are, without the axis of heads
         head = {name: value[0] for name, value in head.items()}
     write_atomic(path, save({name: value.contiguous() for name, value in head.items()}))
@@ -184,34 +167,35 @@ def save_final(
         moved = tower.merged() if tower.merged else tower.parameters
         spec = tower.plan.tower.spec
         file = folder / f"{spec.tower}-{tower.slot.number}-{number}.safetensors"
-        write_delta(file, Delta(tower.plan.tower.request, spec, f"{run}-{number}"), moved)
-        (tuned,) = _described(f"finetuned:{file.resolve()}", options)
+        write_delta(file, Delta(tower.plan.tower.request, spec, f"{experiment.folder.name}-{number}"), moved)
+        options = replace(experiment.parent.options, outputs=("pooled",), views=0)
+        (tuned,) = describe_encoders([f"finetuned:{file.resolve()}"], options)
         towers.append(TunedTower(file.name, file_sha256(file), tower.slot.name, tuned.spec))
     return FinalHead(path.name, file_sha256(path), towers=tuple(towers))
 
 
-def _described(request: str, options: EncoderOptions) -> list[Tower]:
-    return describe_encoders([request], EncoderOptions(**{**asdict(options), "outputs": ("pooled",), "views": 0}))
-
-
 def finish_run(experiment: Experiment, trained: TrainedStages, maker: Maker) -> None:
     """Score both stages, compare them, and save everything that the run consists of."""
-    problem, folder, config = experiment.problem, experiment.folder, experiment.config
-    stages = _stages(experiment, trained.folds)
-    entries = _entries(experiment, trained, stages)
+    problem, folder, config, chosen = experiment.problem, experiment.folder, experiment.config, experiment.chosen
+    first = trained.first.entry.updated(
+        head=STAGE_1, fusion=chosen.head, views=experiment.parent.config.options.views, seconds=0.0
+    )
+    nothing, later = _shares(experiment, trained.folds)
+    entries = [first, *(_entry(experiment, trained.folds, name, alphas) for name, alphas in later.items())]
     tests = against_first(problem, entries)
     gaps = [
-        gap(problem, entry, trained.folds, alphas.folds) for entry, alphas in zip(entries, stages.values(), strict=True)
+        gap(problem, entry, trained.folds, alphas.folds)
+        for entry, alphas in zip(entries, (nothing, *later.values()), strict=True)
     ]
     if experiment.fusion == EARLY:
         del gaps[0]["train"]  # the cells of early fusion measured their own heads, not stage 1
-    records = [_with(entries[0], scores=gaps[0], final=save_finals(folder / entries[0].name, trained.first.fitted))]
-    for entry, scores, test in zip(entries[1:], gaps[1:], tests, strict=True):
-        saved = _save_finals(experiment, entry, trained, ALPHAS[stages[entry.entry.head].final])
-        records.append(_with(entry, scores=scores, over_stage_1=test, **saved))
-    for number, entry in enumerate(records):
-        save_entry(folder, problem, entry, _curves(problem, trained.folds) if number else ())
-    leaderboard = rank(problem, records)
+    saved = [first.updated(scores=gaps[0], final=save_finals(folder / first.name, trained.first.fitted))]
+    saved[0].save(folder, problem)
+    for entry, scores, test, alphas in zip(entries[1:], gaps[1:], tests, later.values(), strict=True):
+        entry = _with_finals(experiment, trained, entry, ALPHAS[alphas.final])
+        saved.append(entry.updated(scores=scores, over_stage_1=test))
+        saved[-1].save(folder, problem, [result.history for result in trained.folds])
+    leaderboard = rank(problem, saved)
     write_leaderboard(folder, leaderboard, problem.targets.classes)
     results = replace(
         experiment.parent.results,
@@ -224,51 +208,23 @@ def finish_run(experiment: Experiment, trained: TrainedStages, maker: Maker) -> 
     write_run(Run(folder, config, results))
 
 
-def _stages(experiment: Experiment, results: Sequence[CellResult]) -> dict[str, Alphas]:
-    """Entry name -> its shares of stage 2."""
+def _shares(experiment: Experiment, results: Sequence[CellResult]) -> tuple[Alphas, dict[str, Alphas]]:
+    """The shares of stage 2 in stage 1, none, and in the other entries, by the name of the head."""
     folds, last = len(experiment.problem.splits), len(ALPHAS) - 1
-    none, whole = Alphas([0] * folds, 0), Alphas([last] * folds, last)
+    nothing, whole = Alphas([0] * folds, 0), Alphas([last] * folds, last)
     if experiment.fusion == EARLY:
-        return {STAGE_1: none, EARLY: whole}
-    return {STAGE_1: none, STAGE_2: whole, WISE: choose_alphas(experiment.problem, results)}
+        return nothing, {EARLY: whole}
+    return nothing, {STAGE_2: whole, WISE: choose_alphas(experiment.problem, results)}
 
 
-def _entries(experiment: Experiment, trained: TrainedStages, stages: Mapping[str, Alphas]) -> list[TrainedEntry]:
-    """The entry of stage 1, as in its run, and the entries that the cells give."""
-    chosen, views = experiment.chosen, experiment.parent.config.options.views
-    entries = [_with(trained.first.entry, head=STAGE_1, fusion=chosen.head, views=views, seconds=0.0)]
-    for name, alphas in stages.items():
-        named = {"head": name, "modalities": chosen.modality, "fusion": experiment.fusion, "views": experiment.views}
-        if name == WISE:
-            named["alphas"] = tuple(ALPHAS[index] for index in alphas.folds)
-        if name != STAGE_1:
-            settings = experiment.settings.of_head(chosen.best)
-            entries.append(
-                make_entry(experiment.problem, named, trained.folds, alphas.folds, experiment.adjustment, settings)
-            )
-    return entries
-
-
-def _with(trained: TrainedEntry, **more: Any) -> TrainedEntry:
-    return replace(trained, entry=replace(trained.entry, **more))
-
-
-def _save_finals(experiment: Experiment, entry: TrainedEntry, trained: TrainedStages, alpha: float) -> dict[str, Any]:
-    """Save the final models of an entry; returns the fields of the entry that describe them."""
-    folder, options, model = experiment.folder, experiment.parent.options, trained.model
-    saved = tuple(
-        save_final(folder / entry.name, seed, model, trained.final_state(seed, alpha), options, folder.name)
+def _with_finals(experiment: Experiment, trained: TrainedStages, entry: TrainedEntry, alpha: float) -> TrainedEntry:
+    """Save the final models of an entry with the share `alpha` of stage 2; returns the entry with their records."""
+    folder, model = experiment.folder / entry.name, trained.model
+    finals = tuple(
+        _save_final(folder, seed, model, trained.final_state(seed, alpha), experiment)
         for seed in range(len(trained.finals))
     )
-    return {"alpha": alpha, "parameters": sum(p.numel() for p in model.parameters().values()), "final": saved}
-
-
-def _curves(problem: Problem, results: Sequence[CellResult]) -> list[dict[str, Any]]:
-    return [
-        {"fold": problem.splits.names[fold], "seed": repeat + 1, **line}
-        for (fold, repeat, _), result in zip(problem.cells(STAGE_2), results, strict=True)
-        for line in result.history
-    ]
+    return entry.updated(alpha=alpha, parameters=sum(p.numel() for p in model.parameters().values()), final=finals)
 
 
 def _moved(model: TunableModel, plan: TowerPlan) -> Moved:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -143,13 +143,13 @@ def train_stage_one(
     positions = [wanted.index(settings) for settings in chosen.folds]
     entry = assemble(problem, chosen.head, chosen.modality, trained, adjustment, positions)
     # The optimism belongs to the search of the run, not to this training.
-    record = replace(entry.entry, trials=chosen.trials, settings=chosen.best, optimism=None)
+    entry = entry.updated(trials=chosen.trials, settings=chosen.best, optimism=None)
     cells = [
         _tensors(trained[positions[fold]].fitted[number])
         for number, (fold, _, _) in enumerate(problem.cells(chosen.head))
     ]
     fitted = refit(problem, engine, chosen.head, chosen.modality, trained[wanted.index(chosen.best)])
-    return StageOne(replace(entry, entry=record), cells, list(map(_tensors, fitted)), fitted)
+    return StageOne(entry, cells, list(map(_tensors, fitted)), fitted)
 
 
 def _tensors(fitted: Fitted) -> dict[str, Tensor]:

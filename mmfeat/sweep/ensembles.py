@@ -17,13 +17,10 @@ import numpy as np
 from mmfeat.evaluation.blending import blend, fit_stacking, greedy_weights, mean_weights
 from mmfeat.evaluation.decisions import Decision, fit_decision
 from mmfeat.evaluation.metrics import macro_f1
-from mmfeat.runs.entry import TOGETHER, Entry, Rule, convert
-from mmfeat.runs.run import METRICS
+from mmfeat.runs.entry import TOGETHER, Rule, convert
 from mmfeat.samples.labels import Targets
-from mmfeat.sweep.entries import TrainedEntry
+from mmfeat.sweep.entries import TrainedEntry, scored_entry
 from mmfeat.sweep.problem import Problem
-from mmfeat.sweep.trials import fit_on_all, score, write_predictions
-from mmfeat.system.files import write_json
 from mmfeat.system.hardware import cpu_count
 
 NO_CANDIDATES = ("prior",)
@@ -102,17 +99,15 @@ def _entry(
     """Score an ensemble, fit the one that predicts on all tested rows, and save it."""
     tested = problem.splits.tested
     _, plain, _ = KINDS[kind](_out_of_fold(problem, entries).at(tested), problem.targets.take(tested), problem.seed)
-    entry = Entry(
+    trained = scored_entry(
+        problem, logits, decisions, [], adjustment,
         head=kind,
         modalities=TOGETHER,
-        **score(problem, logits, decisions),
-        decision=fit_on_all(problem, logits, adjustment),
         members=tuple(member.name for member in entries),
         rule=convert(plain, Rule),
-    )
-    write_predictions(folder / entry.name, problem, logits, decisions)
-    write_json(folder / entry.name / METRICS, entry.to_json())
-    return TrainedEntry(entry, logits, decisions, [])
+    )  # fmt: skip
+    trained.save(folder, problem)
+    return trained
 
 
 def _decided_by(number: int, entries: Sequence[TrainedEntry], logits: Sequence[np.ndarray]) -> Candidates:

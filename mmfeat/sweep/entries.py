@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -50,6 +50,9 @@ if TYPE_CHECKING:
 SEARCH_FILE = "search.db"
 
 
+Histories = Sequence[Sequence[Mapping[str, Any]]]  # rows of curves, cell by cell
+
+
 @dataclass(frozen=True)
 class TrainedEntry:
     """An entry with its predictions out of fold.
@@ -66,6 +69,18 @@ class TrainedEntry:
     @property
     def name(self) -> str:
         return self.entry.name
+
+    def updated(self, **fields: Any) -> TrainedEntry:
+        """The entry with other values of these fields of `Entry`."""
+        return replace(self, entry=replace(self.entry, **fields))
+
+    def save(self, run_folder: Path, problem: Problem, histories: Histories | None = None) -> None:
+        """Write `out_of_fold.csv`, the curves of all cells if there are any, and `metrics.json` last."""
+        folder = run_folder / self.name
+        write_predictions(folder, problem, self.logits, self.decisions)
+        if histories is not None:
+            write_atomic(folder / CURVES, _curves(problem, self.entry.head, histories).encode())
+        write_json(folder / METRICS, self.entry.to_json())
 
 
 @dataclass(frozen=True)
@@ -92,29 +107,19 @@ class EntryTrainer:
         """Search, choose, score, refit and save; what an earlier call saved is not done again."""
         outcomes, over = self._search()
         trained = assemble(self.problem, self.head, self.modality, outcomes, self.plan.adjustment)
+        trained = trained.updated(search_over=over)
         if kept := _read_finals(self.folder / METRICS, len(outcomes)):
-            entry = replace(
-                trained.entry,
-                search_over=over,
-                parameters=kept.parameters,
-                seconds=kept.seconds,
-                final=kept.final,
-            )
-            return replace(trained, entry=entry)
+            return trained.updated(parameters=kept.parameters, seconds=kept.seconds, final=kept.final)
         started = time.thread_time()
         best = best_outcome(outcomes)
         finals = self._finals(best)
-        entry = replace(
-            trained.entry,
-            search_over=over,
+        trained = trained.updated(
             parameters=self._parameters(),
             seconds=round(_seconds(outcomes) + _seconds(finals) + time.thread_time() - started, 2),
             final=save_finals(self.folder, finals),
         )
-        write_predictions(self.folder, self.problem, trained.logits, trained.decisions)
-        write_atomic(self.folder / CURVES, _curves(self.problem, self.head, best).encode())
-        write_json(self.folder / METRICS, entry.to_json())
-        return replace(trained, entry=entry)
+        trained.save(self.run_folder, self.problem, best.histories)
+        return trained
 
     def _finals(self, best: Outcome) -> list[Fitted]:
         """The heads that predict: trained on all labelled rows, or without a refit the heads of the folds."""
@@ -206,15 +211,24 @@ def assemble(
     if not np.isfinite(logits[:, problem.splits.tested]).all():
         raise HeadError(f"{head_label(head, modality)} gives no finite scores; lower --learning-rate")
     decisions = cross_fit(problem, logits, validation, adjustment)
-    entry = Entry(
+    return scored_entry(
+        problem, logits, decisions, validation, adjustment,
         head=head,
         modalities=modality,
-        **score(problem, logits, decisions),
         trials=len(outcomes),
         settings=best_outcome(outcomes).settings,
         optimism=_optimism(problem, outcomes, logits, decisions, adjustment),
-        decision=fit_on_all(problem, logits, adjustment),
-    )
+    )  # fmt: skip
+
+
+def scored_entry(
+    problem: Problem, logits: np.ndarray, decisions: list[Decision], validation: list[np.ndarray],
+    adjustment: float | None, **fields: Any,
+) -> TrainedEntry:  # fmt: skip
+    """The entry of logits (S, N, C) out of fold: scored with the decisions of the folds, with a decision fitted on all
+    rows and the other `fields` of `Entry`."""
+    decision = fit_on_all(problem, logits, adjustment)
+    entry = Entry(**score(problem, logits, decisions), decision=decision, **fields)
     return TrainedEntry(entry, logits, decisions, validation)
 
 
@@ -241,11 +255,11 @@ def _optimism(
     return float(max(naive) - honest)
 
 
-def _curves(problem: Problem, head: str, outcome: Outcome) -> str:
+def _curves(problem: Problem, head: str, histories: Histories) -> str:
     """A row for each epoch of each head, or each candidate of a baseline."""
     rows = [
         {"fold": problem.splits.names[fold], "seed": repeat + 1, **line}
-        for (fold, repeat, _), history in zip(problem.cells(head), outcome.histories, strict=True)
+        for (fold, repeat, _), history in zip(problem.cells(head), histories, strict=True)
         for line in history
     ]
     header = list(rows[0]) if rows else ["fold", "seed"]
