@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmfeat.extraction.reader import prefetch
+from mmfeat.samples.contents import decode_image
 from mmfeat.samples.dataset import IMAGE_SUFFIXES, KEY_LENGTH, Sample, SampleSet, content_key
-from mmfeat.samples.images import decode_image
 from mmfeat.samples.keys import DRAFT_SIDE, SIDE, ContentKeys, hash_photo
 from mmfeat.system.remote import is_remote
 from mmfeat.system.wording import Progress

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from mmfeat.samples.contents import clean_tweet
 from mmfeat.samples.dataset import Sample
 from mmfeat.samples.duplicates import without_retweet
-from mmfeat.samples.texts import clean_tweet
 
 _ELLIPSIS = " :\"'.…-|"
 

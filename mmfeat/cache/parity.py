@@ -11,8 +11,8 @@ import numpy as np
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import Tower, load_reference
 from mmfeat.encoders.spec import EncoderSpec
+from mmfeat.samples.contents import augment, decode_image
 from mmfeat.samples.dataset import Sample, SampleSet
-from mmfeat.samples.images import augment, decode_image
 from mmfeat.system.wording import Progress, Silent
 
 # Promises: float32 values deviate by 1e-5 at most, relative to the row's largest value if that is above 1. Rows in half

@@ -14,7 +14,7 @@ from mmfeat.encoders.torch_tower import TorchTower, load_errors
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.encoders.weights import hub_errors, hub_revision, local_path, path_identity
 from mmfeat.errors import EncoderError
-from mmfeat.samples.texts import CLEANING
+from mmfeat.samples.contents import CLEANING
 
 DEFAULT_VARIANT = "bert-base-uncased"
 

@@ -21,7 +21,7 @@ from mmfeat.encoders.torch_tower import TorchTower, load_errors, plain_call, sta
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.encoders.weights import downloaded_identity, hub_errors, local_path, path_identity
 from mmfeat.errors import EncoderError
-from mmfeat.samples.texts import CLEANING
+from mmfeat.samples.contents import CLEANING
 from mmfeat.system.files import canonical_json, read_json
 
 if TYPE_CHECKING:

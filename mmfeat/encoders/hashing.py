@@ -12,7 +12,7 @@ import numpy as np
 
 from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec, Values
 from mmfeat.errors import EncoderError
-from mmfeat.samples.texts import CLEANING
+from mmfeat.samples.contents import CLEANING
 
 DIMENSIONS = 512
 HASHED_COLUMNS = 2**16

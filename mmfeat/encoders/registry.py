@@ -19,7 +19,7 @@ from mmfeat.encoders.delta import apply_delta, read_delta
 from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec, Values, parse_output
 from mmfeat.encoders.torch_tower import TorchTower
 from mmfeat.errors import ConfigError, EncoderError
-from mmfeat.samples.images import view_name
+from mmfeat.samples.contents import view_name
 
 
 @dataclass(frozen=True)

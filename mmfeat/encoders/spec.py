@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from mmfeat.errors import ConfigError
-from mmfeat.samples.texts import CLEANING
+from mmfeat.samples.contents import CLEANING
 from mmfeat.system.files import canonical_json
 from mmfeat.system.hardware import DTYPES
 
@@ -52,7 +52,7 @@ class EncoderSpec:
     arithmetic: str  # dtype of the forward pass
     storage: str  # dtype on disk
     preprocessing: str = ""  # canonical JSON of what turns a file into numbers
-    cleaning: str = "none"  # a name in texts.CLEANING
+    cleaning: str = "none"  # a name in `CLEANING`
     pooling: str = "tower"  # "mean", "cls", "pooler", or "tower": the model's own
     max_length: int = 0  # tokens; 0 where there are none
     output: str = "pooled"  # "pooled": (D) a sample; "tokens" or "prefix": (T, D)

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from mmfeat.errors import DataError, RunError
+from mmfeat.samples.contents import decode_text
 from mmfeat.samples.labels import Targets
-from mmfeat.samples.texts import decode_text
 from mmfeat.system.files import csv_text, write_atomic
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"

@@ -31,8 +31,8 @@ from mmfeat.prediction.final_heads import EntryPredictor, read_for
 from mmfeat.runs.entry import Entry
 from mmfeat.runs.folders import choose_run
 from mmfeat.runs.run import Run, checked_towers
+from mmfeat.samples.contents import decode_image
 from mmfeat.samples.dataset import MODALITIES, Sample, SampleSet
-from mmfeat.samples.images import decode_image
 from mmfeat.system.files import new_folder, read_json, write_atomic, write_json
 from mmfeat.system.wording import Progress, Silent
 from mmfeat.version import __version__

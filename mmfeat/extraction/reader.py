@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 from mmfeat.encoders.spec import Encoder
 from mmfeat.errors import DataError
 from mmfeat.extraction.missing import Item
+from mmfeat.samples.contents import augment, decode_image
 from mmfeat.samples.dataset import content_key
-from mmfeat.samples.images import augment, decode_image
 from mmfeat.system.hardware import cpu_count
 
 CHUNK = 16  # items that a worker prepares at a time

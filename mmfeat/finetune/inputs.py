@@ -13,8 +13,8 @@ from PIL import Image
 
 from mmfeat.cache.features import MappedBlock
 from mmfeat.errors import RunError
+from mmfeat.samples.contents import augment, decode_image, view_name
 from mmfeat.samples.dataset import Sample, content_key
-from mmfeat.samples.images import augment, decode_image, view_name
 
 SIDE = 224  # early fusion sees SIDE x SIDE pixels
 RESIZED = 256  # the short side before the middle is cut out

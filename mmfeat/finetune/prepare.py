@@ -26,7 +26,7 @@ from mmfeat.heads.data import HeadData
 from mmfeat.heads.registry import NEEDS_TOKENS, load_fusion
 from mmfeat.runs.entry import RunConfig
 from mmfeat.runs.run import Run, checked_towers
-from mmfeat.samples.images import view_name, view_number
+from mmfeat.samples.contents import view_name, view_number
 from mmfeat.sweep.problem import LabelledData, Problem, read_labelled
 from mmfeat.sweep.train import IN_MEMORY
 from mmfeat.system.wording import Progress

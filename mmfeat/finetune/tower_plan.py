@@ -20,8 +20,8 @@ from mmfeat.finetune.processes import Team
 from mmfeat.finetune.settings import ALL, EVERY_TOWER, FinetuneSettings, path_in_words
 from mmfeat.finetune.unfreeze import adapted_layers, blank_inputs, moving_parameters, why_not_resumed
 from mmfeat.heads.data import ORDER
+from mmfeat.samples.contents import view_name
 from mmfeat.samples.dataset import Sample
-from mmfeat.samples.images import view_name
 
 TRIED = 4  # samples on which both paths are compared
 

@@ -29,8 +29,8 @@ from mmfeat.heads.registry import NEEDS_TOKENS
 from mmfeat.prediction.output_file import Predictions
 from mmfeat.runs.entry import Entry, FinalHead, Rule
 from mmfeat.runs.run import Run, checked_towers
+from mmfeat.samples.contents import view_number
 from mmfeat.samples.dataset import MODALITIES, PART, Sample, SampleSet, read_samples
-from mmfeat.samples.images import view_number
 from mmfeat.sweep.ensembles import combine
 from mmfeat.system.files import file_sha256
 from mmfeat.system.hardware import resolve_device

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mmfeat.errors import DataError
+from mmfeat.samples.contents import MemoryFile, picture_bytes, without_surrogates
 from mmfeat.samples.dataset import IMAGE_SUFFIXES, TEST_LIST, TRAIN_LIST, Photo, Sample, SampleSet, read_text
-from mmfeat.samples.images import MemoryFile, picture_bytes
 from mmfeat.samples.tables import READERS
-from mmfeat.samples.texts import without_surrogates
 from mmfeat.system.remote import RemoteFile, is_remote
 
 if TYPE_CHECKING:

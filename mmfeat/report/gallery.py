@@ -17,8 +17,8 @@ from mmfeat.report.audited import doubted_rows
 from mmfeat.report.modalities import WHO, attribute
 from mmfeat.report.results import Results
 from mmfeat.report.section import title_of
+from mmfeat.samples.contents import decode_image
 from mmfeat.samples.dataset import Sample
-from mmfeat.samples.images import decode_image
 from mmfeat.samples.labels import names_of
 from mmfeat.system.files import canonical_json
 from mmfeat.system.wording import Progress

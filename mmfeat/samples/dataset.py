@@ -20,9 +20,8 @@ from typing import TypeAlias
 import numpy as np
 
 from mmfeat.errors import DataError
-from mmfeat.samples.images import MemoryFile
+from mmfeat.samples.contents import MemoryFile, decode_text
 from mmfeat.samples.tables import READERS, TableRows, table_suffix
-from mmfeat.samples.texts import decode_text
 from mmfeat.system.remote import RemoteFile, absolute, exists, is_remote
 
 MODALITIES = ("text", "image")

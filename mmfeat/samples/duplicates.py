@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from mmfeat.samples.contents import clean_tweet
 from mmfeat.samples.dataset import Sample
-from mmfeat.samples.texts import clean_tweet
 
 EQUAL_TEXT, NEAR_TEXT, EQUAL_PHOTO, NEAR_PHOTO = "equal text", "near text", "equal photo", "near photo"
 

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 
 from mmfeat.errors import WriteError
+from mmfeat.samples.contents import MAX_ASPECT
 from mmfeat.samples.dataset import KEY_LENGTH, Photo, Sample, content_key
-from mmfeat.samples.images import MAX_ASPECT
 from mmfeat.system.files import write_atomic
 from mmfeat.system.hardware import cpu_count
 from mmfeat.system.wording import Progress, Silent

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from mmfeat.errors import DataError
-from mmfeat.samples.texts import decode_text, without_surrogates
+from mmfeat.samples.contents import decode_text, without_surrogates
 from mmfeat.system.remote import exists, is_remote, open_file
 from mmfeat.system.wording import counted
 

@@ -19,8 +19,8 @@ from mmfeat.encoders.registry import load_encoders
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.errors import CacheError, CacheMissError, EncoderError
 from mmfeat.extraction.extract import Extraction, ExtractSettings, extract_features
+from mmfeat.samples.contents import augment
 from mmfeat.samples.dataset import Sample, content_key, read_samples
-from mmfeat.samples.images import augment
 from mmfeat.samples.keys import ContentKeys, content_keys
 
 ALL = ("pooled", "tokens", "prefix:1")

@@ -18,7 +18,7 @@ from mmfeat.encoders.registry import absolute_request, describe_encoders, load_e
 from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.errors import ConfigError, EncoderError
-from mmfeat.samples.texts import clean_tweet
+from mmfeat.samples.contents import clean_tweet
 
 FLOAT32 = EncoderOptions(dtype="float32")
 TEXTS = ["What a wonderful day", "so tired", "@bob the bus http://t.co/x #day", ""]

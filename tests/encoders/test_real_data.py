@@ -15,8 +15,8 @@ import pytest
 from mmfeat.encoders.registry import describe_encoders, load_encoders
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.encoders.torchvision_ops import import_torchvision
+from mmfeat.samples.contents import clean_tweet
 from mmfeat.samples.dataset import SampleSet, read_samples
-from mmfeat.samples.texts import clean_tweet
 
 ROOT = Path(os.environ.get("MMFEAT_REAL_DATA", "nowhere"))
 BERT, TIMM = ROOT / "weights" / "all-MiniLM-L6-v2", ROOT / "weights" / "mobilenetv1_100-imagenet"

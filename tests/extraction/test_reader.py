@@ -21,8 +21,8 @@ from mmfeat.errors import DataError
 from mmfeat.extraction import reader
 from mmfeat.extraction.missing import Item
 from mmfeat.extraction.reader import Prepared, Reader, prefetch, prepare, recipe_of
+from mmfeat.samples.contents import decode_image
 from mmfeat.samples.dataset import Sample, content_key
-from mmfeat.samples.images import decode_image
 
 FLOAT32 = EncoderOptions(dtype="float32")
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mmfeat.errors import ConfigError
-from mmfeat.samples.images import POLICIES, augment, crop_box, view_name
+from mmfeat.samples.contents import POLICIES, augment, crop_box, view_name
 
 KEY = b"\x01" * 32
 
@@ -32,7 +32,7 @@ def test_a_view_is_fixed_by_content_and_name() -> None:
 
 def test_a_view_is_the_same_in_another_process() -> None:
     code = (
-        "import hashlib, numpy as np\nfrom PIL import Image\nfrom mmfeat.samples.images import augment\nimport sys\n"
+        "import hashlib, numpy as np\nfrom PIL import Image\nfrom mmfeat.samples.contents import augment\nimport sys\n"
         "gray = Image.fromarray(np.arange(5400, dtype=np.uint32).astype(np.uint8).reshape(30, 60, 3))\n"
         "print(hashlib.sha256(augment(gray, 'train:3', b'k').tobytes()).hexdigest(), 'torch' in sys.modules)"
     )

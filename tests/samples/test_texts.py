@@ -1,6 +1,6 @@
 import pytest
 
-from mmfeat.samples.texts import clean_none, clean_tweet, decode_text
+from mmfeat.samples.contents import clean_none, clean_tweet, decode_text
 
 
 @pytest.mark.parametrize(
