@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from mmfeat.cli.console import SHOWN_LABELS, ConsoleProgress, out
-from mmfeat.cli.flags import AnyColumns, AnyData, CacheFolder, Seed, pairs, reported
+from mmfeat.cli.flags import AnyColumns, AnyData, CacheFolder, Seed, interruptible, pairs
 from mmfeat.errors import CacheMissError, ConfigError
 from mmfeat.system.wording import head_label, interval, shown
 
@@ -188,7 +188,7 @@ def _cut(text: str, width: int) -> str:
 Workers = Annotated[int, typer.Option("--workers", help="Photos read at once; 0 suits the machine.", min=0)]
 
 
-@reported("no audit was written")
+@interruptible("no audit was written")
 def audit(
     data: AnyData = None,
     columns: AnyColumns = None,

@@ -20,8 +20,8 @@ from mmfeat.cli.flags import (
     Seed,
     encoder_options,
     find_request,
+    interruptible,
     names,
-    reported,
     takes,
 )
 from mmfeat.system.wording import counted, size_of
@@ -174,7 +174,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="See, check,
 
 
 @app.command("ls")
-@reported("nothing was changed")
+@interruptible("nothing was changed")
 def list_entries(cache: CacheFolder = "cache") -> None:
     """List what is cached: one line an encoder.
 
@@ -187,7 +187,7 @@ def list_entries(cache: CacheFolder = "cache") -> None:
 
 
 @app.command()
-@reported("nothing was changed")
+@interruptible("nothing was changed")
 def info(data: AnyData = None, cache: CacheFolder = "cache", columns: AnyColumns = None) -> None:
     """Show how much of a data set each encoder covers. Also where its vectors came from.
 
@@ -215,7 +215,7 @@ def info(data: AnyData = None, cache: CacheFolder = "cache", columns: AnyColumns
         **REQUEST_PARAMETERS,
     }
 )
-@reported("nothing was changed")
+@interruptible("nothing was changed")
 def explain(context: typer.Context, **given: Any) -> None:
     """Say why a sample would be a hit or a miss. Names the fields of the spec that differ.
 
@@ -230,7 +230,7 @@ def explain(context: typer.Context, **given: Any) -> None:
 
 
 @app.command()
-@reported("nothing was lost; what was moved lies in the quarantine folder of the cache")
+@interruptible("nothing was lost; what was moved lies in the quarantine folder of the cache")
 def verify(
     cache: CacheFolder = "cache",
     quarantine: Annotated[bool, typer.Option("--quarantine", help="Move damaged files to CACHE/quarantine.")] = False,
@@ -258,7 +258,7 @@ def verify(
 
 
 @app.command()
-@reported("what was not deleted yet is still there")
+@interruptible("what was not deleted yet is still there")
 def gc(
     cache: CacheFolder = "cache",
     runs: Annotated[str, typer.Option(help="Folders of runs whose vectors stay, A,B, or none.")] = RUNS,
@@ -288,7 +288,7 @@ def gc(
 @takes(
     {"out_file": (Annotated[str, typer.Option("--out", help="The file to write.")], "pack.h5"), **REQUEST_PARAMETERS}
 )
-@reported("no file was written")
+@interruptible("no file was written")
 def pack(context: typer.Context, **given: Any) -> None:
     """Write one plain HDF5 file with ids, labels and vectors, aligned.
 

@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from mmfeat.cli.console import ConsoleProgress, out
-from mmfeat.cli.flags import AnyRun, Device, RunCache, RunData, reported
+from mmfeat.cli.flags import AnyRun, Device, RunCache, RunData, interruptible
 from mmfeat.cli.runs import show_overlooked
 from mmfeat.system.wording import head_label, size_of
 
 
-@reported("nothing was written")
+@interruptible("nothing was written")
 def export(
     run: AnyRun = None,
     data: RunData = None,

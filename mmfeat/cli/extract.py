@@ -20,9 +20,9 @@ from mmfeat.cli.flags import (
     Seed,
     Workers,
     encoder_options,
+    interruptible,
     names,
     pairs,
-    reported,
     takes,
 )
 from mmfeat.system.wording import counted, duration, shown, size_of
@@ -58,7 +58,7 @@ PARAMETERS: Parameters = {
 
 
 @takes(PARAMETERS)
-@reported("every vector that was computed is kept, the same command goes on from there")
+@interruptible("every vector that was computed is kept, the same command goes on from there")
 def extract(context: typer.Context, **given: Any) -> None:
     """Encode what the cache lacks; a rerun continues, or says that there is nothing to do.
 
@@ -96,7 +96,7 @@ def extract(context: typer.Context, **given: Any) -> None:
     out.print(f"next: mmfeat {'predict' if few else 'heads'} --data {shlex.quote(data)}{elsewhere}")
 
 
-@reported("the same command writes the rest")
+@interruptible("the same command writes the rest")
 def demo(
     out_folder: Annotated[str, typer.Option("--out", help="Folder to write.")] = "demo",
     pairs: Annotated[int, typer.Option(help="Number of pairs.", min=60)] = 600,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from mmfeat.cli.console import ConsoleProgress, err, out
-from mmfeat.cli.flags import Device, Mlflow, command_line, reported, takes, tell_mlflow
+from mmfeat.cli.console import ConsoleProgress, out
+from mmfeat.cli.flags import Device, Mlflow, interruptible, takes, tell_mlflow
 from mmfeat.finetune.settings import path_in_words
 from mmfeat.system.wording import gain, head_label, interval
 
@@ -124,7 +124,7 @@ PARAMETERS: dict[str, tuple[Any, Any]] = {
 
 
 @takes(PARAMETERS)
-@reported("what was finished is kept, the same command goes on from there")
+@interruptible("what was finished is kept, the same command goes on from there")
 def finetune(context: typer.Context, **given: Any) -> None:
     """Train the last layers of encoders with the best head of a run, and compare with the head alone.
 
@@ -145,11 +145,11 @@ def finetune(context: typer.Context, **given: Any) -> None:
         out=values["out_folder"],
         settings=settings,
         progress=ConsoleProgress(),
-        command=command_line(),
+        command=context.obj or "",
         **{name: values[name] for name in passed},
     )
-    out.quiet = err.quiet = not result.leads
+    if not result.leads:  # another process of the team tells
+        return
     show_finetuned(result)
-    if result.leads:
-        tell_mlflow(result.run, values["mlflow"])
+    tell_mlflow(result.run, values["mlflow"])
     out.print(f"next: mmfeat submit --run {shlex.quote(str(result.run.folder))}")

@@ -1,17 +1,16 @@
-"""Flags: one name for one thing in every command, and one line for every error."""
+"""Flags: one name for one thing in every command, as tables for the commands that share them."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import shlex
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from mmfeat.cli.console import err, out
-from mmfeat.errors import ConfigError, DataError, MmfeatError
+from mmfeat.errors import ConfigError, DataError
 from mmfeat.system.remote import exists
 from mmfeat.system.wording import shown, without_passwords
 
@@ -22,10 +21,7 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., None])
 Parameters = dict[str, tuple[Any, Any]]  # parameter -> its annotation with the option, and its default
-INTERRUPTED = 130  # the exit code
 LONGEST_REASON = 240
-debug = False  # --debug was given
-typed: list[str] = []  # the command line behind `mmfeat`
 
 Data = Annotated[
     str, typer.Option("--data", help="Folder (train.txt, data/) or CSV, TSV, JSONL, Parquet table; or its URL.")
@@ -116,33 +112,24 @@ def encoder_options(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: values[name] for name in _ENCODER_FLAGS}, "outputs": outputs}
 
 
-def reported(interrupted: str) -> Callable[[Command], Command]:
-    """One line and an exit code instead of a traceback: 1 for a failure, 130 for an interrupt."""
+class Interrupted(KeyboardInterrupt):
+    """An interrupt of a command; its text says what is kept."""
+
+
+def interruptible(kept: str) -> Callable[[Command], Command]:
+    """Say what is kept where a command is interrupted."""
 
     def decorate(function: Command) -> Command:
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> None:
             try:
                 function(*args, **kwargs)
-            except typer.Exit:
-                raise
             except (KeyboardInterrupt, typer.Abort):
-                err.print(f"interrupted; {interrupted}")
-                raise typer.Exit(INTERRUPTED) from None
-            except Exception as error:
-                if debug:
-                    raise
-                err.print(f"mmfeat: {one_line(error)}")
-                raise typer.Exit(1) from None
+                raise Interrupted(kept) from None
 
         return wrapper  # type: ignore[return-value]
 
     return decorate
-
-
-def command_line() -> str:
-    """The command as it was typed, for the record of a run; "" where nobody typed it."""
-    return shlex.join(["mmfeat", *typed]) if typed else ""
 
 
 def tell_mlflow(run: Run, uri: str | None) -> None:
@@ -158,15 +145,6 @@ def tell_mlflow(run: Run, uri: str | None) -> None:
         err.print(f"warning: MLflow was not told of the run, which is whole: {reason}")
     else:
         out.print(f"mlflow run {found} ({without_passwords(uri)})")
-
-
-def one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, MmfeatError):
-        return text
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}; check the path and its rights"
-    return f"{type(error).__name__}: {text}; --debug shows where"
 
 
 def find_request(

@@ -21,11 +21,10 @@ from mmfeat.cli.flags import (
     Parameters,
     RayAddress,
     Seed,
-    command_line,
     encoder_options,
     find_request,
+    interruptible,
     names,
-    reported,
     takes,
     tell_mlflow,
 )
@@ -157,7 +156,7 @@ PARAMETERS: Parameters = {
 
 
 @takes(PARAMETERS)
-@reported("what was finished is kept, the same command goes on from there")
+@interruptible("what was finished is kept, the same command goes on from there")
 def heads(context: typer.Context, **given: Any) -> None:
     """Cross-validate heads on the cached vectors and rank them.
 
@@ -187,7 +186,7 @@ def heads(context: typer.Context, **given: Any) -> None:
             name: values[name] for name in ("ensembles", "task", "attend", "engine", "ray_address", "device", "workers")
         },
         progress=ConsoleProgress(),
-        command=command_line(),
+        command=context.obj or "",
     )
     show_sweep(sweep)
     tell_mlflow(sweep.run, values["mlflow"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Mapping
@@ -12,21 +13,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from mmfeat.cli import audit as cli_audit
 from mmfeat.cli import cache as cli_cache
 from mmfeat.cli import export as cli_export
 from mmfeat.cli import extract as cli_extract
 from mmfeat.cli import finetune as cli_finetune
-from mmfeat.cli import flags
 from mmfeat.cli import heads as cli_heads
 from mmfeat.cli import predict as cli_predict
 from mmfeat.cli import report as cli_report
 from mmfeat.cli import runs as cli_runs
 from mmfeat.cli.console import err, out
-from mmfeat.cli.flags import INTERRUPTED, reported
-from mmfeat.errors import ConfigError
+from mmfeat.cli.flags import Interrupted, interruptible
+from mmfeat.errors import ConfigError, MmfeatError
 from mmfeat.version import __version__
+
+INTERRUPTED = 130  # the exit code of a shell for SIGINT
 
 
 def read_config(path: Path, flags: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, Any]]:
@@ -80,8 +83,37 @@ def _of_command(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str
     }
 
 
+class Commands(TyperGroup):
+    """All commands: an error is one line and exit code 1, an interrupt one line and exit code 130.
+
+    `--debug` shows the traceback. Errors about commands and flags themselves are typer's own.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Interrupted as interrupt:
+            err.print(f"interrupted; {interrupt}")
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            if ctx.params["debug"] or isinstance(error, typer.Exit) or hasattr(error, "format_message"):
+                raise
+            err.print(f"mmfeat: {_one_line(error)}")
+            raise typer.Exit(1) from None
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, MmfeatError):
+        return text
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}; check the path and its rights"
+    return f"{type(error).__name__}: {text}; --debug shows where"
+
+
 app = typer.Typer(
     name="mmfeat",
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -116,9 +148,8 @@ def root(
     mmfeat submit
     mmfeat predict --text "what a day" --image photo.jpg
     """
-    flags.debug = debug
     if config is not None:
-        reported("nothing was done")(_load_config)(context, Path(config))
+        interruptible("nothing was done")(_load_config)(context, Path(config))
 
 
 app.command()(cli_extract.extract)
@@ -127,8 +158,6 @@ app.command()(cli_heads.heads)
 app.command()(cli_finetune.finetune)
 app.command()(cli_report.report)
 app.command()(cli_export.export)
-
-
 app.command()(cli_predict.submit)
 app.command()(cli_predict.predict)
 app.command()(cli_extract.demo)
@@ -139,17 +168,19 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill saves what Ctrl-C saves
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the reader has threads of its own
     gc.set_threshold(100_000)  # a million samples are no garbage, and looking for some among them takes seconds
-    flags.typed = sys.argv[1:]
+    at_once: list[int] = []
+    atexit.register(_leave, at_once)  # what is registered first runs last
     code = _run(_global_flags_first(sys.argv[1:]))
     if code == INTERRUPTED and "ray" in sys.modules:
-        _leave_at_once(INTERRUPTED)
+        at_once.append(code)
     sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:
     """The exit code; one line where a command or a flag is wrong, as for any other error."""
     try:
-        return app(args=arguments, prog_name=app.info.name, standalone_mode=False) or 0
+        typed = shlex.join(["mmfeat", *sys.argv[1:]])
+        return app(args=arguments, prog_name=app.info.name, standalone_mode=False, obj=typed) or 0
     except Exception as error:
         if not hasattr(error, "format_message"):  # not an error of the command line
             raise
@@ -163,12 +194,15 @@ def _run(arguments: list[str]) -> int:
         return 2
 
 
-def _leave_at_once(code: int) -> None:
-    """Where Ray was interrupted while it started, its threads crash an interpreter that winds down."""
-    atexit._run_exitfuncs()  # Ray's end the processes that it began
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+def _leave(at_once: list[int]) -> None:
+    """End the process with the exit code in `at_once`, if any, after Ray ended the processes that it began.
+
+    Where Ray was interrupted while it started, its threads crash an interpreter that winds down.
+    """
+    if at_once:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(at_once[0])
 
 
 def _global_flags_first(arguments: list[str]) -> list[str]:

@@ -11,11 +11,23 @@ import typer
 from rich.table import Table
 
 from mmfeat.cli.console import ConsoleProgress, err, out
-from mmfeat.cli.flags import AnyRun, Device, RunCache, RunData, Workers, names, pairs, reported
+from mmfeat.cli.flags import (
+    AnyRun,
+    Device,
+    Parameters,
+    RunCache,
+    RunData,
+    Workers,
+    interruptible,
+    names,
+    pairs,
+    takes,
+)
 from mmfeat.cli.runs import show_overlooked
 from mmfeat.system.wording import head_label, interval, shown
 
 if TYPE_CHECKING:
+    from mmfeat.prediction.output_file import OutputFormat
     from mmfeat.prediction.predict import Predicted
     from mmfeat.prediction.submit import Submission
 
@@ -75,37 +87,60 @@ _COLUMNS = (
     "Pairs name the columns of your table, as for extract: id=...,text=...; two plain names those of the file "
     "written: guid,tag."
 )
-Heads = Annotated[str, typer.Option("--heads", help="Folder of the runs.")]
-Head = Annotated[str | None, typer.Option("--head", help="A head of the run.  [default: the best]")]
-Modalities = Annotated[
-    str | None, typer.Option("--modalities", help="both, text, image or ensemble.  [default: the best]")
-]
-ReadAndWritten = Annotated[str | None, typer.Option("--columns", help=_COLUMNS)]
-Header = Annotated[bool, typer.Option("--header/--no-header", help="First line with the names of the columns.")]
-Format = Annotated[
-    str | None, typer.Option("--format", help="csv, tsv or jsonl.  [default: as the suffix of --out, else csv]")
-]
-Proba = Annotated[bool, typer.Option("--proba/--no-proba", help="A calibrated probability for each class as well.")]
+_OUT = Annotated[str | None, typer.Option("--out", help="The file to write.  [default: submission, as the format]")]
+_MODALITIES = typer.Option("--modalities", help="both, text, image or ensemble.  [default: the best]")
+_PROBA = typer.Option("--proba/--no-proba", help="A calibrated probability for each class as well.")
+# What submit and predict share: which run predicts, and how the file is written.
+_PARAMETERS: Parameters = {
+    "run": (AnyRun, None),
+    "heads": (Annotated[str, typer.Option("--heads", help="Folder of the runs.")], "heads"),
+    "head": (Annotated[str | None, typer.Option("--head", help="A head of the run.  [default: the best]")], None),
+    "modalities": (Annotated[str | None, _MODALITIES], None),
+    "cache": (RunCache, None),
+    "columns": (Annotated[str | None, typer.Option("--columns", help=_COLUMNS)], None),
+    "header": (
+        Annotated[bool, typer.Option("--header/--no-header", help="First line with the names of the columns.")],
+        True,
+    ),
+    "format": (
+        Annotated[
+            str | None, typer.Option("--format", help="csv, tsv or jsonl.  [default: as the suffix of --out, else csv]")
+        ],
+        None,
+    ),
+    "proba": (Annotated[bool, _PROBA], False),
+    "device": (Device, "auto"),
+    "workers": (Workers, 0),
+}
+SUBMIT_PARAMETERS: Parameters = {
+    "run": (AnyRun, None),
+    "data": (RunData, None),
+    "out": (_OUT, None),
+    **_PARAMETERS,
+}
+PREDICT_PARAMETERS: Parameters = {
+    "files": (
+        Annotated[
+            list[str] | None, typer.Argument(help="Photos, each with its .txt beside it; .txt files; a folder of them.")
+        ],
+        None,
+    ),
+    "text": (Annotated[str | None, typer.Option("--text", help="The text of one pair.")], None),
+    "image": (Annotated[str | None, typer.Option("--image", help="The photo of one pair.")], None),
+    "data": (
+        Annotated[str | None, typer.Option("--data", help="Folder or table, of which every sample is predicted.")],
+        None,
+    ),
+    "run": (AnyRun, None),
+    "out": (Annotated[str | None, typer.Option("--out", help="The file to write.  [default: print]")], None),
+    **_PARAMETERS,
+    "proba": (Annotated[bool, _PROBA], True),
+}
 
 
-@reported("no submission was written; vectors that were computed are kept")
-def submit(
-    run: AnyRun = None,
-    data: RunData = None,
-    out_file: Annotated[
-        str | None, typer.Option("--out", help="The file to write.  [default: submission, as the format]")
-    ] = None,
-    heads: Heads = "heads",
-    head: Head = None,
-    modalities: Modalities = None,
-    cache: RunCache = None,
-    columns: ReadAndWritten = None,
-    header: Header = True,
-    format: Format = None,
-    proba: Proba = False,
-    device: Device = "auto",
-    workers: Workers = 0,
-) -> None:
+@takes(SUBMIT_PARAMETERS)
+@interruptible("no submission was written; vectors that were computed are kept")
+def submit(context: typer.Context, **values: Any) -> None:
     """Predict the unlabelled samples and write guid,tag rows, checked before they are written.
 
     \b
@@ -114,52 +149,16 @@ def submit(
     """
     from mmfeat.prediction.submit import write_submission
 
-    table, written = split_columns(columns)
-    result = write_submission(
-        run,
-        data=data,
-        out=out_file,
-        heads=heads,
-        head=head,
-        modalities=modalities,
-        cache=cache,
-        columns=table,
-        header=header,
-        format=format,
-        proba=proba,
-        device=device,
-        workers=workers,
-        progress=ConsoleProgress(),
-        **written,
-    )
-    if run is None:
-        show_overlooked(result.run, head, modalities)
+    values["columns"], written = split_columns(values["columns"])
+    result = write_submission(**values, **written, progress=ConsoleProgress())
+    if values["run"] is None:
+        show_overlooked(result.run, values["head"], values["modalities"])
     show_submission(result)
 
 
-@reported("no predictions were written; vectors that were computed are kept")
-def predict(
-    files: Annotated[
-        list[str] | None, typer.Argument(help="Photos, each with its .txt beside it; .txt files; a folder of them.")
-    ] = None,
-    text: Annotated[str | None, typer.Option("--text", help="The text of one pair.")] = None,
-    image: Annotated[str | None, typer.Option("--image", help="The photo of one pair.")] = None,
-    data: Annotated[
-        str | None, typer.Option("--data", help="Folder or table, of which every sample is predicted.")
-    ] = None,
-    run: AnyRun = None,
-    out_file: Annotated[str | None, typer.Option("--out", help="The file to write.  [default: print]")] = None,
-    heads: Heads = "heads",
-    head: Head = None,
-    modalities: Modalities = None,
-    cache: RunCache = None,
-    columns: ReadAndWritten = None,
-    header: Header = True,
-    format: Format = None,
-    proba: Proba = True,
-    device: Device = "auto",
-    workers: Workers = 0,
-) -> None:
+@takes(PREDICT_PARAMETERS)
+@interruptible("no predictions were written; vectors that were computed are kept")
+def predict(context: typer.Context, **values: Any) -> None:
     """Predict new pairs of text and image through a saved run: one pair, some files, or a data set.
 
     A terminal shows a few samples as a table; otherwise CSV goes to standard output, and notes to standard error.
@@ -169,30 +168,28 @@ def predict(
     mmfeat predict photos/*.jpg --out predictions.csv
     mmfeat predict --data new.csv > predictions.csv
     """
-    from mmfeat.prediction.inputs import text_beside
     from mmfeat.prediction.predict import check_inputs
 
-    table, written = split_columns(columns)
-    data_flags = {"--cache": cache, "--columns": table, "--workers": workers}
-    check_inputs(files or [], data, text, image, data_flags)
-    kept = [*(files or []), *(text_beside(Path(file)) for file in files or [] if Path(file).name), image, data]
-    target, layout = _target(out_file, kept, format, header, proba, written)
-    where: dict[str, Any] = {"heads": heads, "head": head, "modalities": modalities, "device": device}
+    files, data, text, image = values["files"] or [], values["data"], values["text"], values["image"]
+    table, written = split_columns(values["columns"])
+    data_only = {"cache": values["cache"], "columns": table, "workers": values["workers"]}
+    check_inputs(files, data, text, image, {f"--{name}": value for name, value in data_only.items()})
+    target, layout = _target(values, written)
+    run, which = values["run"], {name: values[name] for name in ("heads", "head", "modalities", "device")}
     if data is not None:
         from mmfeat.prediction.predict import predict_data
 
-        more: dict[str, Any] = {"cache": cache, "columns": table, "workers": workers, "progress": ConsoleProgress()}
-        result = predict_data(data, run, **where, **more)
+        result = predict_data(data, run, **which, **data_only, progress=ConsoleProgress())
     else:
         from mmfeat.prediction.inputs import pair_of, samples_of_files
         from mmfeat.prediction.model import load
         from mmfeat.prediction.predict import predict_files
 
         samples = samples_of_files(files) if files else pair_of(text, image)
-        result = predict_files(load(run, **where), samples, ConsoleProgress())
+        result = predict_files(load(run, **which), samples, ConsoleProgress())
     if run is None:
-        show_overlooked(result.run, head, modalities)
-    _deliver(result, target, layout, plain=format is not None)
+        show_overlooked(result.run, values["head"], values["modalities"])
+    _deliver(result, target, layout, plain=values["format"] is not None)
 
 
 def split_columns(columns: str | None) -> tuple[dict[str, str] | None, dict[str, Any]]:
@@ -205,17 +202,20 @@ def split_columns(columns: str | None) -> tuple[dict[str, str] | None, dict[str,
     return pairs(",".join(table)) if table else None, {"names": tuple(written)} if written else {}
 
 
-def _target(
-    out_file: str | None, kept: list[Any], format: str | None, header: bool, proba: bool, written: dict[str, Any]
-) -> tuple[Any, Any]:
-    """(path or None, layout), found wrong before any work is done."""
+def _target(values: dict[str, Any], written: dict[str, Any]) -> tuple[Path | None, OutputFormat]:
+    """The file to write, if any, and its format: what is wrong with them is said before any work is done."""
+    from mmfeat.prediction.inputs import text_beside
     from mmfeat.prediction.output_file import OutputFormat, checked_target, choose_format
 
-    layout = OutputFormat(choose_format(out_file, format), header, probabilities=proba, **written)
-    return None if out_file is None else checked_target(out_file, *[each for each in kept if each]), layout
+    file, files = values["out"], values["files"] or []
+    layout = OutputFormat(
+        choose_format(file, values["format"]), values["header"], **written, probabilities=values["proba"]
+    )
+    inputs = [*files, *(text_beside(Path(each)) for each in files if Path(each).name), values["image"], values["data"]]
+    return None if file is None else checked_target(file, *filter(None, inputs)), layout
 
 
-def _deliver(result: Predicted, target: Any, layout: Any, plain: bool) -> None:
+def _deliver(result: Predicted, target: Path | None, layout: OutputFormat, plain: bool) -> None:
     """Into the file; a table for a few samples on a terminal; else the text of the file, for a pipe."""
     from mmfeat.prediction.output_file import checked_target, prediction_text, write_prediction_file
 

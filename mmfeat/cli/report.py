@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmfeat.cli.console import ConsoleProgress, out
-from mmfeat.cli.flags import pairs, reported
+from mmfeat.cli.flags import interruptible, pairs
 from mmfeat.cli.runs import show_overlooked
 from mmfeat.errors import ConfigError
 from mmfeat.system.wording import counted, size_of
@@ -27,7 +27,7 @@ Photos = Annotated[
 ]
 
 
-@reported("no report was written")
+@interruptible("no report was written")
 def report(
     runs: Runs = None,
     compare: Annotated[bool, typer.Option("--compare", help="Set the runs that are named side by side.")] = False,
@@ -50,7 +50,6 @@ def report(
     mmfeat report heads/RUN --png --latex
     mmfeat report --compare heads/RUN heads/OTHER
     """
-    from mmfeat.cli.commands import told_commands
     from mmfeat.report.report import AUDIT, PHOTOS, Papers, write_comparison, write_report
     from mmfeat.runs.folders import find_run
 
@@ -77,7 +76,6 @@ def report(
             audit=audit or AUDIT,
             photos=PHOTOS if photos is None else photos,
             papers=papers,
-            commands=told_commands,
             progress=ConsoleProgress(),
         )
     _show(result)

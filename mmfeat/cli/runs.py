@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmfeat.cli.console import ConsoleProgress, err, out, show_table
-from mmfeat.cli.flags import Device, command_line, reported
+from mmfeat.cli.flags import Device, interruptible
 from mmfeat.errors import RunError
 from mmfeat.system.wording import counted, duration, gain, interval, shown, size_of
 
@@ -64,7 +64,7 @@ def show_overlooked(run: Run, head: str | None, modalities: str | None) -> None:
         )
 
 
-def show_run(run: Run, commands: Sequence[str], files: Mapping[str, int]) -> None:
+def show_run(run: Run, files: Mapping[str, int]) -> None:
     """All facts of a run in a compact form."""
     out.print(f"run {run.folder}")
     show_table((), _facts(run))
@@ -74,9 +74,6 @@ def show_run(run: Run, commands: Sequence[str], files: Mapping[str, int]) -> Non
     _show_leaderboard(run)
     if (more := len(run.leaderboard) - SHOWN_ENTRIES) > 0:
         out.print(f"and {more} more in {run.leaderboard_file}")
-    out.print("the commands that make it again:")
-    for command in commands:
-        out.print(f"  {command}")
     total = sum(files.values())
     listed = ", ".join(f"{name} {size_of(size)}" for name, size in list(files.items())[:SHOWN_FILES])
     out.print(f"files: {len(files):,}, {size_of(total)} ({listed}, ...)")
@@ -192,7 +189,7 @@ Some = Annotated[list[str], typer.Argument(metavar="RUN", help="Run folders, or 
 
 
 @app.command("ls")
-@reported("nothing was changed")
+@interruptible("nothing was changed")
 def list_all(
     heads: Heads = "heads",
     data: Annotated[str | None, typer.Option("--data", help="Only runs on this data.")] = None,
@@ -208,24 +205,23 @@ def list_all(
 
 
 @app.command()
-@reported("nothing was changed")
+@interruptible("nothing was changed")
 def show(run: One, heads: Heads = "heads") -> None:
-    """Show what a run is made of, its scores, and the commands that make it again.
+    """Show what a run is made of, the command that made it, and its scores.
 
     \b
     mmfeat runs show heads/RUN
     """
-    from mmfeat.cli.commands import told_commands
     from mmfeat.runs.folders import find_run
 
     found = find_run(run, heads)
     paths = [path for path in sorted(found.folder.rglob("*")) if path.is_file()]
     files = {str(path.relative_to(found.folder)): path.stat().st_size for path in paths}
-    show_run(found, told_commands(found), files)
+    show_run(found, files)
 
 
 @app.command()
-@reported("nothing was changed")
+@interruptible("nothing was changed")
 def compare(
     runs: Some,
     heads: Heads = "heads",
@@ -246,8 +242,9 @@ def compare(
 
 
 @app.command()
-@reported("what was finished is kept, the same command goes on from there")
+@interruptible("what was finished is kept, the same command goes on from there")
 def reproduce(
+    context: typer.Context,
     run: One,
     out_folder: Annotated[str, typer.Option("--out", help="Folder to write the new run in.")] = "reproduced",
     heads: Heads = "heads",
@@ -270,7 +267,7 @@ def reproduce(
         device=device,
         workers=workers,
         progress=ConsoleProgress(),
-        command=command_line(),
+        command=context.obj or "",
     )
     show_reproduction(found)
     out.print(f"next: mmfeat runs compare {_quoted(found.original.folder)} {_quoted(found.run.folder)}")
@@ -279,7 +276,7 @@ def reproduce(
 
 
 @app.command()
-@reported("what was not deleted yet is still there")
+@interruptible("what was not deleted yet is still there")
 def rm(
     runs: Some,
     heads: Heads = "heads",

@@ -1,9 +1,10 @@
-"""Facts: the data, the encoders and their cache, and the commands that reproduce the run."""
+"""Facts: the data, the encoders and their cache, and how the run was made."""
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from mmfeat.cache.store import folder_name
@@ -103,13 +104,13 @@ def _vectors(good: int, failed: int) -> str:
     return f"{good:,}, {failed:,} unreadable" if failed else f"{good:,}"
 
 
-def run_section(results: Results, commands: Sequence[str]) -> Section:
-    """How the run was made, and the commands that reproduce the run."""
+def run_section(results: Results) -> Section:
+    """How the run was made, and the command that trains it again."""
     run, config = results.run, results.run.config
     record = run.record
     facts = {
         "run": shown(str(run.folder)),
-        "command": record.command,
+        "command": without_passwords(record.command),
         "started": record.started,
         "took": duration(record.seconds) if record.started else "",
         "parent": config.parent,
@@ -121,10 +122,10 @@ def run_section(results: Results, commands: Sequence[str]) -> Section:
         "versions": _pairs(record.versions or {"mmfeat": config.version}),
     }
     rows = [[name, str(value)] for name, value in facts.items() if value]
-    words = ["These commands make the run again:"] if commands else []
+    words = ["This command trains the run again and compares every file:"]
     tables = [Table("run", "How it came about", ["", ""], rows)]
-    safe = list(map(without_passwords, commands))  # readers pass a page on
-    return Section("run", "The run", words, tables=tables, commands=safe)
+    again = shlex.join(["mmfeat", "runs", "reproduce", shown(str(run.folder))])
+    return Section("run", "The run", words, tables=tables, commands=[again])
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

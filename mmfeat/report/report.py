@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,14 +78,13 @@ def write_report(
     audit: str | Path = AUDIT,
     photos: int = PHOTOS,
     papers: Papers | None = None,
-    commands: Callable[[Run], Sequence[str]] = lambda run: (),
     progress: Progress | None = None,
 ) -> Report:
     """One HTML page about a run, by default the best one, as `RUN/report.html`.
 
     `head` and `modalities` name the entry that is looked at closely, by default the best; at most `photos` photos are
-    in the page, errors first. `audit` is the folder that audits are written to, `commands` tells how to make a run
-    again. Raises `RunError` where the run is not whole.
+    in the page, errors first. `audit` is the folder that audits are written to. Raises `RunError` where the run is
+    not whole.
     """
     chosen = choose_run(run, heads, data, head, modalities)
     path = _checked_out(Path(out) if out else chosen.folder / REPORT)
@@ -94,7 +93,7 @@ def write_report(
     sections = [
         *make_sections(results, progress),
         audit_section(results, Path(audit) / folder_name(chosen.config.dataset)),
-        run_section(results, commands(chosen)),
+        run_section(results),
     ]
     classes = [*chosen.classes, *([SEPARATOR] if chosen.config.is_multilabel else [])]
     page = Page(f"Report of {chosen.folder.name}", _subtitle(results), _headline(results), sections, None, classes)

@@ -15,23 +15,20 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from mmfeat.cli import flags
-from mmfeat.cli.commands import commands_of
 from mmfeat.cli.main import app
-from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import RunError
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.evaluation.significance import paired_difference
+from mmfeat.finetune.arguments import finetune_arguments
 from mmfeat.heads.registry import HeadSettings
 from mmfeat.reproduce import reproduce_run
 from mmfeat.runs.compare import compare_runs
 from mmfeat.runs.folders import GRAVE, delete_runs, find_run, list_runs
 from mmfeat.runs.record import BEGUN
-from mmfeat.runs.run import Run, read_run
+from mmfeat.runs.run import Run
 from mmfeat.samples.labels import Targets, indicator
 from mmfeat.sweep.search import Plan
 from mmfeat.sweep.search_space import Range
-from mmfeat.sweep.train import train_heads
 from mmfeat.system.files import writing_in
 from tests.finetune.small_finetunes import ONCE, tune
 from tests.sweep.small_sweeps import FLOAT32, NO_HEADS, make_place, sweep
@@ -272,7 +269,7 @@ def test_a_second_stage_reproduces_bit_for_bit(tuned: Run, tmp_path: Path) -> No
     assert found.identical, found.different
     assert any("bert" in path.name for path in found.run.folder.rglob("*.safetensors"))
     assert found.run.record.parent == tuned.config.parent
-    assert commands_of(found.run)[:2] == commands_of(tuned)[:2]  # it knows where its parent is, which lies elsewhere
+    assert finetune_arguments(found.run)["run"] == finetune_arguments(tuned)["run"]  # which lies elsewhere
 
 
 def test_a_search_with_splits_from_elsewhere_reproduces(place: Path, runs: list[Run], tmp_path: Path) -> None:
@@ -296,74 +293,42 @@ def test_data_that_changed_since_cannot_be_reproduced(place: Path, runs: list[Ru
     assert not (tmp_path / "out").exists()
 
 
-def typed(command: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+def typed(command: str) -> Any:
     """What the command line does with a line that somebody copied."""
     words = shlex.split(command)[1:]
-    monkeypatch.setattr(flags, "typed", words)
-    return CliRunner().invoke(app, words)
-
-
-def test_the_commands_that_are_shown_make_the_same_run(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(place)
-    options = EncoderOptions(dtype="float32", cleaning="none", views=1)
-    plan = Plan(HeadSettings(epochs=1, class_weights="none"), {"dropout": (0.1, 0.3)}, adjustment=0.5)
-    asked = {"fusion": ["film", "concat"], "baselines": ["ridge"], "modalities": ["both", "image"]}
-    protocol = Protocol("holdout", seeds=1, shares=(7, 3), seed=5, grouped=False)
-    from mmfeat.extraction.extract import extract_features
-
-    extract_features("demo", ["hashing", "hog"], cache="cache", options=options)
-    run = train_heads(
-        "demo", ["hashing", "hog"], cache="cache", options=options, protocol=protocol, plan=plan, ensembles=False,
-        out=tmp_path / "heads", **asked,
-    ).run  # fmt: skip
-    extract, heads = commands_of(run)
-    assert "nothing to do" in typed(extract, monkeypatch).stdout
-    assert "nothing to do: this configuration was trained" in typed(heads, monkeypatch).stdout
-    for flag in ("--dropout 0.1,0.3", "--split 7:3", "--no-group", "--seed 5", "--cleaning none", "--views 1"):
-        assert flag in heads
-
-
-def test_the_commands_of_a_second_stage(tuned: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tuned.folder.parent.parent)
-    extract, heads, finetune = commands_of(read_run(Path("heads") / tuned.folder.name))
-    assert extract.startswith("mmfeat extract --data demo")
-    assert "nothing to do" in typed(heads, monkeypatch).stdout
-    answer = typed(finetune, monkeypatch)
-    assert "nothing to do: this was trained before" in answer.stdout, answer
+    return CliRunner().invoke(app, words, obj=command)
 
 
 def test_the_commands_for_runs(place: Path, runs: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(place, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
     one, other = by_heads(runs, "knn").folder.name, by_heads(runs, "concat", "knn").folder.name
-    listed = typed("mmfeat runs ls", monkeypatch).stdout
+    listed = typed("mmfeat runs ls").stdout
     assert all(run.folder.name in listed for run in runs)
-    shown = typed(f"mmfeat runs show {other}", monkeypatch).stdout
+    shown = typed(f"mmfeat runs show {other}").stdout
     assert "command   mmfeat heads x" in shown
-    assert "  mmfeat heads --data" in shown
-    compared = typed(f"mmfeat runs compare {one} {other}", monkeypatch).stdout
+    assert f"next: mmfeat runs reproduce {other}" in shown
+    compared = typed(f"mmfeat runs compare {one} {other}").stdout
     assert "concat on text, knn on text" in compared
-    kept = typed(f"mmfeat runs rm {one}", monkeypatch)
+    kept = typed(f"mmfeat runs rm {one}")
     assert (kept.exit_code, kept.stderr) == (
         1,
         "mmfeat: nothing was deleted; the same command with --yes deletes what is listed\n",
     )
-    gone = typed(f"mmfeat runs rm {one} --yes", monkeypatch)
+    gone = typed(f"mmfeat runs rm {one} --yes")
     assert gone.exit_code == 0
     assert "deleted 1 run" in gone.stdout
-    assert one not in typed("mmfeat runs ls", monkeypatch).stdout
-    assert typed("mmfeat runs show", monkeypatch).exit_code == 2
+    assert one not in typed("mmfeat runs ls").stdout
+    assert typed("mmfeat runs show").exit_code == 2
 
 
-def test_the_command_line_is_recorded_as_it_was_typed(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_line_is_recorded_as_it_was_typed(place: Path, tmp_path: Path) -> None:
     command = f"mmfeat heads --data {place}/demo --encoders hashing,hog --dtype float32 --cache {place}/cache"
-    command += f" --out {tmp_path} --fusion none --baselines prior --modalities text --folds 2 --seeds 1 --no-ensembles"
-    assert typed(command, monkeypatch).exit_code == 0
+    command += f" --out {tmp_path} --fusion concat --baselines prior --modalities text --protocol holdout --split 7:3"
+    command += " --no-group --seed 5 --seeds 1 --no-ensembles --epochs 1 --dropout 0.1,0.3 --logit-adjustment 0.5"
+    assert typed(command).exit_code == 0
     (found,) = list_runs(tmp_path)
     assert found.asked["record"]["command"] == command
     assert found.run is not None
     assert found.run.options.dtype == FLOAT32.dtype
+    assert "nothing to do: this configuration was trained" in typed(found.run.record.command).stdout
