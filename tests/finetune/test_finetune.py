@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from mmfeat.prediction.submit import write_submission
 from mmfeat.system.hardware import join_cluster, leave_cluster
 from tests.encoders.tiny_models import contents
 from tests.finetune.small_finetunes import QUICK, tune, weights
+from tests.processes import Command
 from tests.sweep.small_sweeps import FLOAT32, make_place, sweep
 
 CHECKPOINT = "cells/fold[01]-1.checkpoint.safetensors"
@@ -157,22 +157,10 @@ def test_the_full_path_gives_what_the_cached_one_gives(place: Path, tuned: Finet
     assert np.abs(numbers[0] - numbers[1]).max() < 0.01
 
 
-def start(place: Path, out: str) -> subprocess.Popen[str]:
+def start(place: Path, out: str) -> Command:
     """`mmfeat finetune` for the run that `tune` makes, with a checkpoint after each step."""
-    command = [
-        *(sys.executable, "-m", "mmfeat", "finetune", "--heads", "heads", "--out", out, "--seeds", "1"),
-        *("--epochs", "2", "--lr-encoder", "1e-3", "--checkpoint-seconds", "0"),
-    ]
-    return subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(process: subprocess.Popen[str], out: Path, pattern: str) -> None:
-    """Until the first such file is there."""
-    end = time.monotonic() + 120
-    while not list(out.glob(f"*/{pattern}")):
-        if process.poll() is not None or time.monotonic() > end:
-            pytest.fail(f"no {pattern}: {process.communicate()}")
-        time.sleep(0.005)  # looking more often takes the time of what is waited for
+    flags = ("--epochs", 2, "--lr-encoder", 1e-3, "--checkpoint-seconds", 0, "--seeds", 1)
+    return Command(["finetune", "--heads", "heads", "--out", out, *flags], place)
 
 
 @pytest.mark.parametrize(
@@ -187,9 +175,8 @@ def wait_for(process: subprocess.Popen[str], out: Path, pattern: str) -> None:
 )
 def test_a_killed_training_ends_in_the_same_weights(place: Path, tuned: Finetuned, moment: str, tmp_path: Path) -> None:
     process = start(place, str(tmp_path))
-    wait_for(process, tmp_path, moment)
+    process.wait_for(tmp_path, f"*/{moment}")
     process.kill()
-    process.communicate()
     (folder,) = tmp_path.iterdir()
     assert list(folder.glob("cells/[!.]*.safetensors"))
     again = tune(place, str(tmp_path))
@@ -205,9 +192,9 @@ def test_a_killed_training_ends_in_the_same_weights(place: Path, tuned: Finetune
 
 def test_control_c_is_one_line(place: Path, tuned: Finetuned, tmp_path: Path) -> None:
     process = start(place, str(tmp_path))
-    wait_for(process, tmp_path, CHECKPOINT)
+    process.wait_for(tmp_path, f"*/{CHECKPOINT}")
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.wait()
     assert process.returncode == 130
     said = [line for line in err.splitlines() if line.startswith(("interrupted", "Traceback", "mmfeat"))]
     assert said == ["interrupted; what was finished is kept, the same command goes on from there"]

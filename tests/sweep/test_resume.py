@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from mmfeat.runs.run import Run
 from mmfeat.sweep.search import Plan
 from mmfeat.sweep.search_space import Range
 from mmfeat.system.files import _owner
+from tests.processes import Command
 from tests.sweep.small_sweeps import FLOAT32, NO_HEADS, SMALL, make_place, results, stamps, sweep
 
 # nine trials are a batch of eight, and another that depends on their scores
@@ -45,23 +44,14 @@ def whole(place: Path) -> Callable[[str], Run]:
     return lambda name: sweep(place, out=place / "whole", **SWEEPS[name], **PHOTOS).run
 
 
-def start(place: Path, out: Path, flags: list[str]) -> subprocess.Popen[str]:
+def start(place: Path, out: Path, flags: list[str]) -> Command:
     """`mmfeat heads` for the run that `sweep` makes."""
     command = [
-        *(sys.executable, "-m", "mmfeat", "heads", "--data", "demo", "--cache", "cache", "--encoders", "hashing,hog"),
-        *("--fusion", "concat", "--baselines", "knn,logistic", "--modalities", "image", "--dtype", FLOAT32.dtype),
+        *("heads", "--data", "demo", "--cache", "cache", "--encoders", "hashing,hog", "--fusion", "concat"),
+        *("--baselines", "knn,logistic", "--modalities", "image", "--dtype", FLOAT32.dtype),
         *("--seeds", str(SMALL.seeds), "--out", str(out), *flags),
     ]
-    return subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(process: subprocess.Popen[str], out: Path, pattern: str) -> None:
-    """Until the first such file is there."""
-    end = time.monotonic() + 120
-    while not any(out.glob(f"*/{pattern}")):
-        if process.poll() is not None or time.monotonic() > end:
-            pytest.fail(f"no {pattern}: {process.communicate()}")
-        time.sleep(0.005)  # looking more often takes the time of what is waited for
+    return Command(command, place)
 
 
 def finished(folder: Path) -> dict[str, tuple[int, int]]:
@@ -84,9 +74,8 @@ def test_a_killed_run_ends_like_one_that_was_not(
     place: Path, whole: Callable[[str], Run], tmp_path: Path, plan: str, moment: str
 ) -> None:
     process = start(place, tmp_path, FLAGS[plan])
-    wait_for(process, tmp_path, moment)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.wait_for(tmp_path, f"*/{moment}")
+    process.kill()
     (folder,) = tmp_path.iterdir()
     assert not (folder / "run.json").exists(), "it was done before it could be killed"
     before = finished(folder)
@@ -101,9 +90,9 @@ def test_a_killed_run_ends_like_one_that_was_not(
 
 def test_control_c_is_one_line_and_goes_on_from_there(place: Path, whole: Callable[[str], Run], tmp_path: Path) -> None:
     process = start(place, tmp_path, FLAGS["optuna"])
-    wait_for(process, tmp_path, ENTRY)
+    process.wait_for(tmp_path, f"*/{ENTRY}")
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.wait()
     assert process.returncode == 130
     said = [line for line in err.splitlines() if not line.startswith("heads: ")]  # how far it had come
     assert [line for line in said if line] == [

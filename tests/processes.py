@@ -1,0 +1,68 @@
+"""Commands as processes of their own, to be killed or interrupted, that do not import everything anew each time: a
+server that has imported `tests.imports` forks them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+LIMIT = 120  # seconds until a test gives up waiting
+
+
+class Command:
+    """A running `mmfeat ...` in a folder, and the files that hold what the command prints."""
+
+    def __init__(self, arguments: Iterable[object], folder: Path) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tests.imports"])
+        self._out, self._err = tempfile.NamedTemporaryFile("r"), tempfile.NamedTemporaryFile("r")  # noqa: SIM115
+        texts = [str(argument) for argument in arguments]
+        self._process = context.Process(target=_run, args=(texts, folder, self._out.name, self._err.name))
+        self._process.start()
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, minus the number of the signal that ended the process, None while the process runs."""
+        return self._process.exitcode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+        self.wait()
+
+    def wait(self, seconds: float = LIMIT) -> tuple[str, str]:
+        """What the command printed to stdout and stderr, once it has ended."""
+        self._process.join(seconds)
+        if self.returncode is None:
+            self.send_signal(signal.SIGKILL)
+            pytest.fail(f"still running: {self._out.read()} {self._err.read()}")
+        return self._out.read(), self._err.read()
+
+    def wait_for(self, folder: Path, pattern: str) -> None:
+        """Wait until a file of that pattern is in the folder."""
+        end = time.monotonic() + LIMIT
+        while not any(folder.glob(pattern)):
+            if self.returncode is not None or time.monotonic() > end:
+                pytest.fail(f"no {pattern}: {self.wait(0)}")
+            time.sleep(0.005)  # looking more often takes the time of what is waited for
+
+
+def _run(arguments: list[str], folder: Path, out: str, err: str) -> None:
+    from mmfeat.cli.main import main
+
+    os.chdir(folder)
+    for number, name in ((1, out), (2, err)):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_APPEND), number)
+    sys.argv = ["mmfeat", *arguments]
+    main()
