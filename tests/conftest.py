@@ -34,6 +34,14 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 generated pairs, for what is trained many times."""
+    from mmfeat.samples.demo import write_demo
+
+    return write_demo(tmp_path_factory.mktemp("small") / "demo", pairs=60)
+
+
+@pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-layer BERT and a word-piece tokenizer in transformers' own layout."""
     from mmfeat.encoders.torchvision_ops import import_torchvision

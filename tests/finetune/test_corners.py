@@ -22,6 +22,7 @@ from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, RunError
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.extraction.extract import extract_features, extract_samples
+from mmfeat.finetune import inputs, model, towers
 from mmfeat.finetune.arguments import FinetuneArguments
 from mmfeat.finetune.cells import blended
 from mmfeat.finetune.finetune import Finetuned, finetune_heads
@@ -43,11 +44,11 @@ HEADS = {"fusion": ["concat", "cross-attention"], "baselines": ["none"], "ensemb
 
 
 @pytest.fixture(scope="module")
-def pairs(demo_folder: Path, tiny_bert: Path, tiny_timm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pairs(small_demo_folder: Path, tiny_bert: Path, tiny_timm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Demo data with token states and an augmented view, and cross-attention and concat trained on them."""
     encoders = [f"bert:{tiny_bert}", f"timm:{tiny_timm}"]
     place, options = tmp_path_factory.mktemp("pairs"), replace(FLOAT32, outputs=("pooled", "tokens"), views=1)
-    shutil.copytree(demo_folder, place / "demo")
+    shutil.copytree(small_demo_folder, place / "demo")
     extract_features(place / "demo", encoders, cache=place / "cache", options=options)
     sweep(place, encoders, options=options, **HEADS)
     return place
@@ -123,11 +124,11 @@ def test_tokens_of_views_are_refused(pairs: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def coarse(demo_folder: Path, tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def coarse(small_demo_folder: Path, tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose vectors are bfloat16, as on most GPUs, of a model that may be changed."""
     place, options = tmp_path_factory.mktemp("coarse"), EncoderOptions(dtype="bfloat16")
     shutil.copytree(tiny_bert, place / "tiny-bert")
-    shutil.copytree(demo_folder, place / "demo")
+    shutil.copytree(small_demo_folder, place / "demo")
     encoders = [f"bert:{place / 'tiny-bert'}"]
     extract_features(place / "demo", encoders, cache=place / "cache", options=options)
     sweep(place, encoders, options=options, ensembles=False, baselines=["none"], modalities=["text"])
@@ -237,7 +238,11 @@ def test_fresh_augmentation_needs_pixels(pairs: Path) -> None:
     assert "--augment" in paths["timm"].reason
 
 
-def test_early_fusion_trains_on_pixels_and_predicts(pairs: Path, tmp_path: Path) -> None:
+def test_early_fusion_trains_on_pixels_and_predicts(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (inputs, model, towers):  # the same on fewer pixels
+        monkeypatch.setattr(module, "SIDE", 32)
     settings = replace(ONCE, unfreeze=(("text", 1),), batch_size=32)
     run = tune(pairs, settings=settings, head="concat", fusion="early", views=0).run
     entries = {entry.head: entry for entry in run.leaderboard}
@@ -245,8 +250,8 @@ def test_early_fusion_trains_on_pixels_and_predicts(pairs: Path, tmp_path: Path)
     assert "train" not in entries["stage-1"].scores  # nobody looked
     write_submission(run.folder, head="early", out=tmp_path / "submission.csv", proba=True)
     written = np.array([row[2:] for row in csv.reader((tmp_path / "submission.csv").open())][1:], float)
-    (samples, model) = read_samples(run.config.data).unlabelled, load(run.folder, head="early")
-    assert np.abs(model.predict_samples(samples)[0].probabilities - written).max() < 1e-5
+    samples, loaded = read_samples(run.config.data).unlabelled, load(run.folder, head="early")
+    assert np.abs(loaded.predict_samples(samples)[0].probabilities - written).max() < 1e-5
     with pytest.raises(ConfigError, match="--unfreeze image: the head sees no such modality"):
         tune(pairs, settings=BOTH, head="concat", fusion="early")
 
@@ -275,11 +280,11 @@ def test_interpolated_adapters_are_a_share_of_their_product() -> None:
 
 
 @pytest.fixture(scope="module")
-def texts(demo_folder: Path, tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def texts(small_demo_folder: Path, tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A holdout of multi-label samples, and a head on them."""
     place = tmp_path_factory.mktemp("texts")
     encoders = [f"bert:{tiny_bert}", "hog"]
-    make_place(demo_folder, place, ["hog"])
+    make_place(small_demo_folder, place, ["hog"])
     table = place / "demo.csv"
     samples = read_samples(place / "demo")
     lines = [

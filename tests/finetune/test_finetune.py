@@ -100,9 +100,9 @@ def test_only_the_last_layers_and_norms_move(models: Callable[[str], str]) -> No
 
 
 @pytest.fixture(scope="module")
-def place(demo_folder: Path, tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(small_demo_folder: Path, tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Demo data, their cache and a run of heads on BERT and HOG."""
-    place = make_place(demo_folder, tmp_path_factory.mktemp("work"), [f"bert:{tiny_bert}", "hog"])
+    place = make_place(small_demo_folder, tmp_path_factory.mktemp("work"), [f"bert:{tiny_bert}", "hog"])
     sweep(place, [f"bert:{tiny_bert}", "hog"], ensembles=False)
     return place
 
