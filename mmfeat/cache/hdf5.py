@@ -199,15 +199,6 @@ class _Memory(io.RawIOBase):
             data += bytes(offset - start - len(data)) + self._written[offset]
         return bytes(data + bytes(stop - start - len(data)))
 
-    def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
     def tell(self) -> int:
         return self._at
 

@@ -55,7 +55,8 @@ def read_tokens(shard: Shard, rows: Sequence[int], out: Sequence[np.ndarray]) ->
         for row, target in zip(rows, out, strict=True):
             start, stop = (int(shard.bounds[row + step]) * shard.row_bytes for step in (0, 1))
             if start < stop:
-                _check(shard, handle, start, stop)
+                for piece in _unchecked(shard, start, stop):
+                    _compare(shard, _read_piece(shard, handle, piece), piece)
                 _fill(shard, handle, start, target.reshape(-1).view(np.uint8).data)
 
 
@@ -95,13 +96,8 @@ def _read_part(shard: Shard, handle: int, rows: np.ndarray, out: np.ndarray, out
         out[out_rows[0] if len(rows) == 1 else out_rows] = values[rows - first]
 
 
-def _check(shard: Shard, handle: int, start: int, stop: int) -> None:
-    """Compare the pieces with the bytes from `start` to `stop`, if not compared before, with their checksums."""
-    for piece in _unchecked(shard, start, stop):
-        _compare(shard, _read_piece(shard, handle, piece), piece)
-
-
 def _unchecked(shard: Shard, start: int, stop: int) -> list[int]:
+    """The pieces with the bytes from `start` to `stop` that were not compared with their checksums yet."""
     return [piece for piece in range(start // MIB, -(-stop // MIB)) if not shard.checked[piece]]
 
 
@@ -117,12 +113,8 @@ def _compare(shard: Shard, raw: np.ndarray, first: int) -> None:
 
     for number, at in enumerate(range(0, len(raw), MIB), first):
         if xxhash.xxh3_64_intdigest(raw[at : at + MIB].data) != int(shard.checksums[number]):
-            raise _corrupt(shard, number)
+            raise CacheError(f"{shard.path}: values do not match their checksum (MiB {number}); {NOT_OURS}")
         shard.checked[number] = True
-
-
-def _corrupt(shard: Shard, piece: int) -> CacheError:
-    return CacheError(f"{shard.path}: values do not match their checksum (MiB {piece}); {NOT_OURS}")
 
 
 def _fill(shard: Shard, handle: int, start: int, target: memoryview) -> None:
@@ -278,10 +270,10 @@ class RowIndex:
         first[1:] = self._sorted[1:] != self._sorted[:-1]
         return self._sorted[first], self.failed[self._order][first]
 
-    def vectors(self, rows: np.ndarray, out: np.ndarray, out_rows: np.ndarray) -> None:
-        """Copy the pooled vectors at `rows` to `out[out_rows]`."""
+    def vectors(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """Copy the pooled vectors at `rows` (N,) to `out` (N, D); for a row of -1, `out` stays as it is."""
         for shard, positions, local in self._by_shard(rows):
-            read_vectors(shard, local, out, out_rows[positions])
+            read_vectors(shard, local, out, positions)
 
     def tokens(self, rows: np.ndarray) -> np.ndarray:
         """(B, T, D) values of `rows`, zero beyond the length of a row, and for a row of -1."""

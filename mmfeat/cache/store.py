@@ -75,7 +75,7 @@ class Cache:
         For many blocks of samples, open the `index` once.
         """
         if modality == "text" or index is not None:
-            return content_keys(samples, modality, progress, index if modality == "image" else None)
+            return content_keys(samples, modality, progress, index)
         with self.index() as opened:
             return content_keys(samples, modality, progress, opened)
 
@@ -205,8 +205,7 @@ def folder_name(name: str) -> str:
 def _block(spec: EncoderSpec, index: RowIndex, rows: np.ndarray, mask: np.ndarray) -> Block:
     vectors = np.empty((len(rows), index.width), spec.storage)
     vectors[~mask] = np.nan
-    present = np.flatnonzero(mask)
-    index.vectors(rows[present], vectors, present)
+    index.vectors(np.where(mask, rows, -1), vectors)
     return Block(spec.folder_name, spec.modality, vectors, mask, spec.source, spec.view)
 
 
@@ -235,10 +234,10 @@ def _read_rows(index: RowIndex, rows: np.ndarray, positions: np.ndarray) -> np.n
 def _read_vectors(index: RowIndex, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """(B, 1, D) pooled vectors as one token a sample, zero for a sample without vector; (B, 0, D) if none has one."""
     wanted = rows[positions]
-    out = np.zeros((len(wanted), 1, index.width), index.dtype)
-    present = np.flatnonzero(wanted >= 0)
-    index.vectors(wanted[present], out[:, 0], present)
-    return out if len(present) else out[:, :0]
+    out = np.zeros((len(wanted), int((wanted >= 0).any()), index.width), index.dtype)
+    if out.size:
+        index.vectors(wanted, out[:, 0])
+    return out
 
 
 def _check_spec_file(path: Path, spec: EncoderSpec) -> None:

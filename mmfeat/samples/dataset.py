@@ -134,16 +134,16 @@ class SampleSource:
         if not str(data):
             raise DataError("--data is empty; name a folder or a table")
         self.data, self.columns = str(data), dict(columns or {})
-        self._is_folder = not is_remote(self.data) and os.path.isdir(self.data)
-        if not self._is_folder and not exists(self.data):
+        self.is_folder = not is_remote(self.data) and os.path.isdir(self.data)
+        if not self.is_folder and not exists(self.data):
             raise DataError(f"{self.data}: no such folder or table; check --data")
         path = Path(absolute(self.data))  # resolves ".", but a link keeps the name that the user chose
-        self.name = path.name if self._is_folder else path.stem
+        self.name = path.name if self.is_folder else path.stem
         self._folder: SampleSet | None = None  # samples of a folder stay, since its listing is in memory anyway
 
     def overview(self) -> Overview:
         """Count and check all samples; no photo is looked at. Raises `DataError` as `read_samples` does."""
-        if self._is_folder:
+        if self.is_folder:
             return Overview.of(self._listed())
         labels: Counter[str] = Counter()
         hashes = array("Q")
@@ -161,13 +161,13 @@ class SampleSource:
 
     def blocks(self, size: int) -> Iterator[list[Sample]]:
         """Yield all samples, `size` at a time; ids are not compared: `overview` does that."""
-        samples = iter(self._listed() if self._is_folder else self.read())
+        samples = iter(self._listed() if self.is_folder else self.read())
         while block := list(islice(samples, size)):
             yield block
 
     def read(self, ids: UniqueIds | None = None, look: bool = True) -> Reading:
         """A pass over the samples; `ids` refuses repeated ids, `look` checks whether the photos of a table exist."""
-        return Reading(self.data, self.columns, self._is_folder, ids, look)
+        return Reading(self, ids, look)
 
     def _listed(self) -> SampleSet:
         if self._folder is None:
@@ -189,14 +189,12 @@ class UniqueIds:
         self._lines: dict[str, str] = {}
         self._only = only
 
-    def earlier(self, id: str, line: str) -> str | None:
-        """The line on which the id was seen before; the line of a new id is remembered, and the result is None."""
+    def check(self, id: str, line: str) -> None:
+        """Remember the line of an id. Raises `DataError` if the id stands on an earlier line."""
         if self._only is not None and _hash(id) not in self._only:
-            return None
-        first = self._lines.get(id)
-        if first is None:
-            self._lines[id] = line
-        return first
+            return
+        if (first := self._lines.setdefault(id, line)) != line:
+            raise DataError(f"{line}: the id {id!r} stands already at {first}; remove or rename one of them")
 
 
 def _checked_id(value: str | None, line: str, ids: UniqueIds | None) -> str:
@@ -206,8 +204,8 @@ def _checked_id(value: str | None, line: str, ids: UniqueIds | None) -> str:
         raise DataError(f"{line}: an id must be printable text, this is {value!r}; give the sample an id")
     if "/" in id or "\\" in id or ".." in id:
         raise DataError(f"{line}: the id {id!r} looks like a path; use a plain id without / \\ and ..")
-    if ids is not None and (first := ids.earlier(id, line)):
-        raise DataError(f"{line}: the id {id!r} stands already at {first}; remove or rename one of them")
+    if ids is not None:
+        ids.check(id, line)
     return id
 
 
@@ -230,24 +228,22 @@ class Reading:
     from which nothing was read; such a column may be the label under another name.
     """
 
-    def __init__(
-        self, data: str, columns: Mapping[str, str], is_folder: bool, ids: UniqueIds | None, look: bool
-    ) -> None:
-        self._data, self._columns, self._is_folder, self._ids, self._look = data, columns, is_folder, ids, look
+    def __init__(self, source: SampleSource, ids: UniqueIds | None, look: bool) -> None:
+        self._source, self._columns, self._ids, self._look = source, source.columns, ids, look
         self.encodings: Counter[str] = Counter()
         self.unused_columns: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Sample]:
-        return self._folder_samples(Path(self._data)) if self._is_folder else self._table_samples(self._data)
+        data = self._source.data
+        return self._folder_samples(Path(data)) if self._source.is_folder else self._table_samples(data)
 
     def _folder_samples(self, folder: Path) -> Iterator[Sample]:
         lists = [folder / name for name in (TRAIN_LIST, TEST_LIST) if (folder / name).is_file()]
         if not lists:
             raise DataError(f"{folder}: neither {TRAIN_LIST} nor {TEST_LIST} is here; {_named_instead(folder)}")
         if not (folder / "data").is_dir():
-            raise DataError(
-                f"{lists[0]}: the folder {folder / 'data'} with its images and texts is missing; put it there"
-            )
+            missing = f"the folder {folder / 'data'} with its images and texts is missing"
+            raise DataError(f"{lists[0]}: {missing}; put it there")
         images, texts = _index_files(folder / "data")
         for id, label in _read_lists(lists, self._ids):
             text, text_error, encoding = read_text(texts.get(id))

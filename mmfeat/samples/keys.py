@@ -300,14 +300,6 @@ def image_hashes(
         return store.find(keys.keys)[:2]
 
 
-def perceptual_hash(path: Path) -> int | None:
-    """63 bits of the photo, the right way up; None for a file that is no photo, and for a flat picture."""
-    try:
-        return hash_photo(path.read_bytes())
-    except OSError:
-        return None
-
-
 def _hash_of(sample: Sample, key: bytes) -> int | None:
     """The hash of a sample's photo, or `UNREAD` if the photo no longer has this content key."""
     try:
@@ -318,7 +310,7 @@ def _hash_of(sample: Sample, key: bytes) -> int | None:
 
 
 def hash_photo(data: bytes) -> int | None:
-    """`perceptual_hash` of a file's bytes."""
+    """63 bits of a photo, the right way up; None for bytes that are no photo, and for a flat picture."""
     from PIL import Image
 
     try:

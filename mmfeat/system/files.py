@@ -143,18 +143,14 @@ def make_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked_folder(folder: Path) -> Iterator[bool]:
-    """Keep other writers out of `folder` if that can be had; says whether it could.
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Keep other writers out of `folder`, if that is possible; without the lock, the block runs after `LOCK_SECONDS`.
 
-    The lock is the kernel's, on the folder itself, and ends with its process: there is no file that could
-    stay behind. Whoever cannot get it (a network file system without locks, a holder that was stopped)
-    goes on without after a while, so nothing may depend on it but the wish to not do work twice.
+    The lock only saves work that is done twice: correctness must not rely on it, since a file system may have no locks,
+    and a process that holds the lock may have been stopped.
     """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        yield _lock(handle)
-    finally:
-        os.close(handle)
+    with _locked(folder, exclusive=True, seconds=LOCK_SECONDS):
+        yield
 
 
 def stale_temporaries(folder: Path) -> Iterator[Path]:
@@ -226,21 +222,6 @@ def _is_dead(owner: str, pid: int) -> bool:
 
 def _age(path: Path) -> float:
     return time.time() - path.stat().st_mtime
-
-
-def _lock(handle: int) -> bool:
-    import fcntl
-
-    deadline = time.monotonic() + LOCK_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            time.sleep(0.02)
-        except OSError:  # a file system without locks
-            return False
-    return False
 
 
 def _write_synced(path: Path, pieces: Pieces) -> str | None:
@@ -347,31 +328,42 @@ def _recover(folder: Path) -> None:
 
 @contextlib.contextmanager
 def writing_in(folder: Path) -> Iterator[None]:
-    """Say that this process writes in `folder`, which exists; others may say so too."""
+    """Mark an existing folder as one in which this process writes; other processes may write in the folder, too."""
     with _locked(folder, exclusive=False):
         yield
 
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[bool]:
-    """Keep writers from beginning in `folder`; yields False where one is at work there."""
+    """Keep writers from beginning in `folder`; yields False if a writer is at work in the folder."""
     with _locked(folder, exclusive=True) as alone:
         yield alone
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, exclusive: bool) -> Iterator[bool]:
+def _locked(folder: Path, exclusive: bool, seconds: float = 0.0) -> Iterator[bool]:
+    """Lock `folder`; yields False if another process keeps its lock for `seconds`.
+
+    The lock is the kernel's, on the folder itself, and ends with the process: no file can stay behind.
+    """
     import fcntl
 
+    kind, deadline = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, time.monotonic() + seconds
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-            free = True
-        except BlockingIOError:
-            free = False
-        except OSError:  # a file system without locks
-            free = True
+        while not (free := _flock(handle, kind | fcntl.LOCK_NB)) and time.monotonic() < deadline:
+            time.sleep(0.02)
         yield free
     finally:
         os.close(handle)
+
+
+def _flock(handle: int, kind: int) -> bool:
+    """Try to take a lock. False if another process holds one; a file system without locks counts as locked."""
+    import fcntl
+
+    try:
+        fcntl.flock(handle, kind)
+    except OSError as error:  # a file system without locks raises others
+        return not isinstance(error, BlockingIOError)
+    return True

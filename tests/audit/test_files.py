@@ -13,7 +13,7 @@ from mmfeat.audit.audit import audit_data
 from mmfeat.audit.photos import inspect_photo, inspect_photos
 from mmfeat.audit.texts import main_script, text_findings, text_languages, text_profile
 from mmfeat.samples.dataset import Sample, content_key
-from mmfeat.samples.keys import perceptual_hash
+from mmfeat.samples.keys import hash_photo
 from mmfeat.system.wording import Silent
 from tests.audit.audited import photo, picture, rows, saved, write_folder
 
@@ -56,7 +56,7 @@ def test_what_is_odd_about_a_photo(name: str, tmp_path: Path) -> None:
     assert (kinds == []) if expected is None else expected in kinds, found.findings
     assert all(detail for _, detail in found.findings)
     assert found.key == content_key(data)
-    assert found.hash == perceptual_hash(tmp_path / name)
+    assert found.hash == hash_photo((tmp_path / name).read_bytes())
 
 
 def test_a_faint_drawing_is_not_called_flat(tmp_path: Path) -> None:
