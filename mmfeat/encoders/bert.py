@@ -57,8 +57,18 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
     def forward(inputs: dict[str, Any]) -> Any:
         return pool(model(**inputs), inputs["attention_mask"], pooling)
 
-    network = Network(forward, _layers(model), Point(model))
-    return [TorchTower(tuple(specs), model, network, prepare, collate, _kept, _stand_in, _length)]
+    return [
+        TorchTower(
+            tuple(specs),
+            model,
+            Network(forward, _layers(model), Point(model)),
+            prepare,
+            collate,
+            keep=lambda inputs: inputs["attention_mask"].bool(),
+            stand_in=lambda mask: {"input_ids": mask.new_zeros(mask.shape).long(), "attention_mask": mask.long()},
+            length=lambda inputs: len(inputs["input_ids"]),
+        )
+    ]
 
 
 def reference(variant: str, spec: EncoderSpec) -> Callable[[str], np.ndarray]:
@@ -107,19 +117,6 @@ def _layers(model: Any) -> list[Any]:
     count = getattr(model.config, "num_hidden_layers", 0)
     lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
     return next((list(layers) for layers in lists if len(layers) == count), [])
-
-
-def _kept(inputs: dict[str, Any]) -> Any:
-    return inputs["attention_mask"].bool()
-
-
-def _length(inputs: dict[str, Any]) -> int:
-    return len(inputs["input_ids"])
-
-
-def _stand_in(mask: Any) -> dict[str, Any]:
-    """Inputs whose (B, T) mask is `mask`; the token ids are never read."""
-    return {"input_ids": mask.new_zeros(mask.shape).long(), "attention_mask": mask.long()}
 
 
 def _from_pretrained(variant: str, specs: list[EncoderSpec]) -> tuple[Any, Any]:

@@ -94,17 +94,11 @@ class Counts:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Counts:
         """The counts whose `to_json` went through JSON."""
-        counters: dict[str, Any] = {name: Counter(values[name]) for name in ("stored", "new", "unreadable")}
+        counters = {name: Counter(values[name]) for name in ("stored", "new", "unreadable")}
         missing = {modality: Counter(reasons) for modality, reasons in values["missing"].items()}
         failures = [(id, reason) for id, reason in values["failures"]]
         clocks = {modality: Clocks(**seconds) for modality, seconds in values["clocks"].items()}
-        return cls(
-            **counters,
-            missing=missing,
-            failures=failures,
-            clocks=clocks,
-            **{name: values[name] for name in ("examples", "failed")},
-        )
+        return cls(**{**values, **counters, "missing": missing, "failures": failures, "clocks": clocks})
 
     def add_failure(self, failure: tuple[str, str]) -> None:
         """Count one (sample id, reason) that could not be read or encoded."""

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from types import TracebackType
+from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -172,9 +172,7 @@ class BackgroundWriter:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         try:
             self._end()
         except KeyboardInterrupt:  # a second Ctrl-C leaves at once
@@ -307,28 +305,23 @@ def start_block(window: list[Prepared], index: int, batcher: Batcher) -> Callabl
     ]
 
 
-def _good_rows(spec: EncoderSpec, entries: list[Prepared], values: Values) -> Iterator[tuple[EncoderSpec, Rows]]:
-    stored, errors = _stored(values, entries, spec)
-    if lacking := _lacking(spec, entries):
-        yield spec, _rows(entries, errors, stored).take(lacking)
+def _good_rows(spec: EncoderSpec, entries: list[Prepared], values: Values) -> Blocks:
+    return _lacking_rows(spec, entries, *_stored(spec, entries, values))
 
 
-def _bad_rows(spec: EncoderSpec, entries: list[Prepared], errors: list[str]) -> Iterator[tuple[EncoderSpec, Rows]]:
-    if lacking := _lacking(spec, entries):
-        nothing = np.empty((len(entries), 0), dtype=spec.storage)
-        values = nothing if spec.output == "pooled" else [nothing[:0]] * len(entries)
-        yield spec, _rows(entries, errors, values).take(lacking)
+def _bad_rows(spec: EncoderSpec, entries: list[Prepared], errors: list[str]) -> Blocks:
+    nothing = np.empty((len(entries), 0), dtype=spec.storage)
+    return _lacking_rows(spec, entries, nothing if spec.output == "pooled" else [nothing[:0]] * len(entries), errors)
 
 
-def _lacking(spec: EncoderSpec, entries: list[Prepared]) -> list[int]:
-    return [row for row, entry in enumerate(entries) if spec.fingerprint in entry.item.fingerprints]
+def _lacking_rows(spec: EncoderSpec, entries: list[Prepared], values: Values, errors: list[str]) -> Blocks:
+    """The rows of the entries that lack `spec`, none of them where no entry does."""
+    lacking = [row for row, entry in enumerate(entries) if spec.fingerprint in entry.item.fingerprints]
+    rows = Rows([entry.key for entry in entries], [entry.item.sample.id for entry in entries], errors, values)
+    return [(spec, rows.take(lacking))] if lacking else []
 
 
-def _rows(entries: list[Prepared], errors: list[str], values: Values) -> Rows:
-    return Rows([entry.key for entry in entries], [entry.item.sample.id for entry in entries], errors, values)
-
-
-def _stored(values: Values, entries: list[Prepared], spec: EncoderSpec) -> tuple[Values, list[str]]:
+def _stored(spec: EncoderSpec, entries: list[Prepared], values: Values) -> tuple[Values, list[str]]:
     """The values in the storage dtype, and the error of each sample whose values are not all finite, else "".
 
     In half precision the dtype may be to blame, so a value that is not finite ends the extraction.
@@ -351,11 +344,6 @@ def _stored(values: Values, entries: list[Prepared], spec: EncoderSpec) -> tuple
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Lists of `size` items; the last may be shorter."""
-    batch: list[T] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
         yield batch

@@ -10,10 +10,9 @@ import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from mmfeat.cache.store import Cache
@@ -108,7 +107,7 @@ def extract_features(
     if engine == "ray":
         from mmfeat.extraction.on_ray import extract_on_ray
 
-        counts = extract_on_ray(work.source, work.towers, work.store, settings, ray_address, progress, len(overview))
+        counts = extract_on_ray(work, settings, ray_address, progress, len(overview))
     else:
         counts = _extract(work.source.blocks(BLOCK), len(overview), work.towers, work.store, settings, progress)
     remember_request(cache, work.request)
@@ -243,7 +242,7 @@ class Unseen:
             raise CancelledError
 
 
-class Extractor:
+class Extractor(AbstractContextManager["Extractor"]):
     """Plans blocks of samples and encodes what the cache lacks; a model is loaded when a plan first needs it."""
 
     def __init__(self, towers: Sequence[Tower], store: Cache, settings: ExtractSettings, writes: bool = True) -> None:
@@ -252,13 +251,8 @@ class Extractor:
         self._towers = {tower.spec.fingerprint: tower for tower in towers}
         self._encoders: list[Batcher] = []
 
-    def __enter__(self) -> Extractor:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.planner.__exit__(kind, error, trace)
+    def __exit__(self, *error: object) -> None:
+        self.planner.__exit__(*error)
 
     def extract(self, samples: Sequence[Sample], progress: Progress | None = None) -> Counts:
         """Plan, encode and commit one of several blocks: when this returns, its rows outlive a power loss."""

@@ -176,6 +176,4 @@ def _mean(values: Sequence[float]) -> float:
 def _free(folder: Path) -> int:
     """Free bytes on the disk of a folder that need not exist yet."""
     path = folder.absolute()
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
+    return shutil.disk_usage(next(path for path in (path, *path.parents) if path.exists())).free

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
-from types import TracebackType
 
 import numpy as np
 
@@ -48,7 +47,7 @@ class Missing:
         return {fingerprint for items in self.items.values() for item in items for fingerprint in item.fingerprints}
 
 
-class Planner:
+class Planner(AbstractContextManager["Planner"]):
     """Compares the contents of blocks of samples with `store`; stored errors are tried again with `retry_failed`.
 
     A content that an earlier block had is not planned again. With `writes` False the planner writes no file.
@@ -63,12 +62,7 @@ class Planner:
         self._open = ExitStack()
         self._index: StatIndex | None = None
 
-    def __enter__(self) -> Planner:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._open.close()
 
     def plan(self, samples: Sequence[Sample], progress: Progress | None = None) -> Missing:

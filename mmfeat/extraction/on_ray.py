@@ -22,7 +22,7 @@ from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import Tower, is_torch
 from mmfeat.errors import CacheError, ConfigError, MmfeatError
 from mmfeat.extraction.counts import Counts
-from mmfeat.extraction.extract import Extractor, ExtractSettings
+from mmfeat.extraction.extract import Extractor, ExtractSettings, Work
 from mmfeat.extraction.missing import Planner
 from mmfeat.samples.dataset import Sample, SampleSource
 from mmfeat.system.hardware import Interrupts, join_cluster, leave_cluster, without_stderr
@@ -39,46 +39,38 @@ SPARE_CPUS = 0.5  # CPUs of each node that actors leave free
 
 
 def extract_on_ray(
-    source: SampleSource,
-    towers: Sequence[Tower],
-    store: Cache,
-    settings: ExtractSettings,
-    address: str | None,
-    progress: Progress,
-    total: int,
+    work: Work, settings: ExtractSettings, address: str | None, progress: Progress, total: int
 ) -> Counts:
-    """Encode what the cache lacks of `source`, `total` samples; workers must see the data and the cache by this path.
+    """Encode what the cache lacks of `total` samples; workers must see the data and the cache by the same paths.
 
     Ray is started only if anything is missing. A list of at most `LOOKED_AT` samples is looked up again afterwards, so
     that a content that several workers met counts once.
     """
-    missing, before = _look(source, towers, store, settings.retry_failed, progress)
+    missing, before = _look(work, settings.retry_failed, progress)
     if not missing:
         return before
     with progress.step("starting ray", None):
         ray, started = join_cluster(address)
     try:
-        counts = _run(ray, source, towers, store, settings, progress, total)
+        counts = _run(ray, work, settings, progress, total)
     finally:
         if started:
             leave_cluster(ray)
-    _check_shared(store, towers, counts)
+    _check_shared(work, counts)
     if total <= LOOKED_AT:
-        counts = _counted_once(counts, before, _look(source, towers, store, False, progress)[1])
+        counts = _counted_once(counts, before, _look(work, False, progress)[1])
     return counts
 
 
-def _look(
-    source: SampleSource, towers: Sequence[Tower], store: Cache, retry_failed: bool, progress: Progress
-) -> tuple[bool, Counts]:
+def _look(work: Work, retry_failed: bool, progress: Progress) -> tuple[bool, Counts]:
     """Whether anything is missing, and the counts up to the first block that lacks something.
 
     The content keys of photos are computed here and kept in the stat index, where the workers find them. That reads the
     photos, so beyond the first block photos behind URLs are left to the workers.
     """
     counts = Counts()
-    with Planner([tower.spec for tower in towers], store, retry_failed) as planner:
-        for number, block in enumerate(source.blocks(LOOKED_AT)):
+    with Planner([tower.spec for tower in work.towers], work.store, retry_failed) as planner:
+        for number, block in enumerate(work.source.blocks(LOOKED_AT)):
             if number and any(isinstance(sample.image, RemoteFile) for sample in block):
                 return True, counts
             plan = planner.plan(block, progress)
@@ -100,15 +92,7 @@ def _counted_once(counts: Counts, before: Counts, after: Counts) -> Counts:
     )
 
 
-def _run(
-    ray: Any,
-    source: SampleSource,
-    towers: Sequence[Tower],
-    store: Cache,
-    settings: ExtractSettings,
-    progress: Progress,
-    total: int,
-) -> Counts:
+def _run(ray: Any, work: Work, settings: ExtractSettings, progress: Progress, total: int) -> Counts:
     """Send blocks of samples through actors, and add up the counts of all blocks."""
     counts = Counts()
     with Interrupts() as interrupts:
@@ -116,11 +100,11 @@ def _run(
         nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
         gpus = int(ray.cluster_resources().get("GPU", 0))
         count, resources = _share([cpus for cpus in nodes if cpus], gpus, settings)
-        root = absolute(store.folder.parent)
+        root = absolute(work.store.folder.parent)
         block = max(LEAST, min(BLOCK, -(-total // (BLOCKS_EACH * count))))
-        done = _list(ray, source, block).map_batches(
+        done = _list(ray, work.source, block).map_batches(
             BlockActor,
-            fn_constructor_args=(list(towers), root, source.name, _for_actor(settings, resources)),
+            fn_constructor_args=(work.towers, root, work.source.name, _for_actor(settings, resources)),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=count),
             **resources,
@@ -243,13 +227,13 @@ def _results(data: Any, interrupts: Interrupts) -> Generator[tuple[Counts, int],
                 rows.close()
 
 
-def _check_shared(store: Cache, towers: Sequence[Tower], counts: Counts) -> None:
+def _check_shared(work: Work, counts: Counts) -> None:
     """Raise `CacheError` where this machine does not see what the workers wrote."""
-    for tower in towers:
-        if counts.new[tower.spec.folder_name] and not len(store.row_index(tower.spec).keys):
+    for tower in work.towers:
+        if counts.new[tower.spec.folder_name] and not len(work.store.row_index(tower.spec).keys):
             raise CacheError(
-                f"{store.folder}: the workers wrote to a folder of this name that this machine does not see; give a "
-                "--cache that all machines share"
+                f"{work.store.folder}: the workers wrote to a folder of this name that this machine does not see; "
+                "give a --cache that all machines share"
             )
 
 
