@@ -129,11 +129,6 @@ class Features:
             mapped=tuple(mapped[name] for name in names if name in mapped),
         )
 
-    def only(self, modality: str) -> Features:
-        """The blocks of one modality; `both` keeps all."""
-        blocks = tuple(block for block in self.blocks if modality in ("both", block.modality))
-        return Features(self.ids, blocks, tuple(t for t in self.mapped if modality in ("both", t.modality)))
-
 
 def _fits(name: str, actual: int, width: int) -> bool:
     """Whether a block has this `width`; False for one of which every row is missing."""

@@ -93,10 +93,6 @@ class Cache:
         """The index that finds the row of a content key among all shards of `spec`."""
         return RowIndex(self.shards(spec))
 
-    def keys(self, spec: EncoderSpec) -> tuple[np.ndarray, np.ndarray]:
-        """(N,) S32 distinct content keys that are stored, and (N,) whether a key has only errors."""
-        return self.row_index(spec).unique()
-
     def writer(self, spec: EncoderSpec, provenance: dict[str, Any], known: Collection[str] = ()) -> ShardWriter:
         """A writer of new rows; `provenance` (library versions, origin of the weights) stands beside the spec.
 

@@ -57,12 +57,7 @@ def clean_tweet(text: str) -> str:
     return _SPACE.sub(" ", text).strip().lower()
 
 
-def clean_none(text: str) -> str:
-    """The text without any change."""
-    return text
-
-
-CLEANING: dict[str, Callable[[str], str]] = {"tweet": clean_tweet, "none": clean_none}
+CLEANING: dict[str, Callable[[str], str]] = {"tweet": clean_tweet, "none": str}
 
 
 @dataclass(frozen=True)
@@ -150,14 +145,20 @@ def view_number(name: str) -> int:
     return 0 if name == "none" else int(name.rpartition(":")[2])
 
 
-def augment(image: Image.Image, view: str, key: bytes) -> Image.Image:
+def augment(picture: Image.Image, view: str, key: bytes) -> Image.Image:
     """The view of an RGB picture with this content key; "none" is the picture itself."""
+    from PIL import Image
+
     if view == "none":
-        return image
+        return picture
     policy = _policy(view)
     # Only `random()` is drawn: numpy keeps no other stream equal between its versions.
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(view.encode() + b"\0" + key).digest(), "big"))
-    return _jitter(_flip(_crop(image, policy, rng), policy, rng), policy, rng)
+    image = picture.crop(crop_box(picture.width, picture.height, policy, rng))
+    image = image.resize((policy.side, policy.side), Image.Resampling.BICUBIC)
+    if rng.random() < policy.flip:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return _jitter(image, policy, rng)
 
 
 def crop_box(width: int, height: int, policy: Policy, rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -181,19 +182,6 @@ def _policy(view: str) -> Policy:
         known = ", ".join(f"{name}:N" for name in POLICIES)
         raise ConfigError(f"no view {view!r}; use none or {known}, N from 1")
     return POLICIES[name]
-
-
-def _crop(image: Image.Image, policy: Policy, rng: np.random.Generator) -> Image.Image:
-    from PIL import Image
-
-    crop = image.crop(crop_box(image.width, image.height, policy, rng))
-    return crop.resize((policy.side, policy.side), Image.Resampling.BICUBIC)
-
-
-def _flip(image: Image.Image, policy: Policy, rng: np.random.Generator) -> Image.Image:
-    from PIL import Image
-
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < policy.flip else image
 
 
 def _jitter(image: Image.Image, policy: Policy, rng: np.random.Generator) -> Image.Image:

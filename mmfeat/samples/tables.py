@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -30,15 +30,34 @@ JSON_KINDS = {
 Row = dict[str, str | None]
 
 
-class TableFile:
-    """The file or URL of a table; `encodings` counts the encodings of the lines that were decoded so far."""
+class TableRows:
+    """(line number, row) of each row of a table, a file or URL; cells are text, an empty or null cell is None.
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    Rows are read as they are used, so a table may be larger than memory, and `encodings` counts the encodings of the
+    lines that were read so far. A list or an object in one of `columns`, the columns in use, raises `DataError`.
+    """
+
+    def __init__(self, path: str | Path, columns: Collection[str] = ()) -> None:
+        self.path, self._columns = str(path), columns
         self.encodings: Counter[str] = Counter()
 
+    def __iter__(self) -> Iterator[tuple[int, Row]]:
+        path, suffix = self.path, table_suffix(self.path)
+        if suffix not in READERS:
+            raise DataError(f"{path}: a table must end in {', '.join(READERS)}; rename or convert the file")
+        if not exists(path):
+            raise DataError(f"{path}: no such table; check --data")
+        for line, row in READERS[suffix](self):
+            for name in self._columns:
+                if isinstance(value := row.get(name), (dict, list)):
+                    kind = "a list" if isinstance(value, list) else "an object"
+                    remedy = "write plain text there, or name another with --columns"
+                    raise DataError(f"{path}:{line}: column {name} holds {kind}; {remedy}")
+            # Most of the cells, which may be millions, are plain text and stay as they are.
+            yield line, {n: v if v.__class__ is str and v.isascii() and v else _cell(v) for n, v in row.items()}
+
     def decoded(self) -> Iterator[str]:
-        """Yield the text, some whole lines at a time.
+        """Yield the text of the file, some whole lines at a time.
 
         Each line has its own encoding: in no encoding is a newline a part of another character.
         """
@@ -53,47 +72,16 @@ class TableFile:
                 yield "".join(line for line, _ in decoded)
 
 
-class TableRows:
-    """(line number, row) of each row of a table; cells are text, an empty or null cell is None.
-
-    Rows are read as they are used, so a table may be larger than memory, and `encodings` counts the encodings of the
-    lines that were read so far. A list or an object in one of `columns`, the columns in use, raises `DataError`.
-    """
-
-    def __init__(self, path: str | Path, columns: Collection[str] = ()) -> None:
-        self._file, self._columns = TableFile(str(path)), columns
-        self.encodings = self._file.encodings
-
-    def __iter__(self) -> Iterator[tuple[int, Row]]:
-        path = self._file.path
-        suffix = table_suffix(path)
-        if suffix not in READERS:
-            raise DataError(f"{path}: a table must end in {', '.join(READERS)}; rename or convert the file")
-        if not exists(path):
-            raise DataError(f"{path}: no such table; check --data")
-        for line, row in READERS[suffix](self._file):
-            if any(isinstance(row.get(name), (dict, list)) for name in self._columns):
-                raise _nested(f"{path}:{line}", self._columns, row)
-            # Most of the cells, which may be millions, are plain text and stay as they are.
-            yield line, {n: v if v.__class__ is str and v.isascii() and v else _cell(v) for n, v in row.items()}
-
-
-def _nested(where: str, columns: Collection[str], row: Mapping[str, object]) -> DataError:
-    name = next(name for name in columns if isinstance(row.get(name), (dict, list)))
-    kind = "a list" if isinstance(row[name], list) else "an object"
-    return DataError(f"{where}: column {name} holds {kind}; write plain text there, or name another with --columns")
-
-
 def table_suffix(path: str) -> str:
     """The suffix of a table, such as `.csv`, in lower case and without the query of a URL."""
     return os.path.splitext(path.partition("?")[0] if is_remote(path) else path)[1].lower()
 
 
-def _read_delimited(file: TableFile, delimiter: str) -> Iterator[tuple[int, dict[str, object]]]:
+def _read_delimited(table: TableRows, delimiter: str) -> Iterator[tuple[int, dict[str, object]]]:
     """Rows of a file with a header line; a row of another width is an error."""
-    path = file.path
+    path = table.path
     csv.field_size_limit(1 << 30)  # a long text is no error
-    lines = (line for text in file.decoded() for line in io.StringIO(text, newline=""))  # with the ends of lines
+    lines = (line for text in table.decoded() for line in io.StringIO(text, newline=""))  # with the ends of lines
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         header = next(reader, None)
@@ -129,9 +117,9 @@ def _check_header(path: str, header: list[str], delimiter: str) -> None:
         raise DataError(f"{path}:1: a column name stands twice in {', '.join(header)}; rename one")
 
 
-def _read_jsonl(file: TableFile) -> Iterator[tuple[int, dict[str, object]]]:
-    path = file.path
-    lines = (line for text in file.decoded() for line in text.removesuffix("\n").split("\n"))
+def _read_jsonl(table: TableRows) -> Iterator[tuple[int, dict[str, object]]]:
+    path = table.path
+    lines = (line for text in table.decoded() for line in text.removesuffix("\n").split("\n"))
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -144,14 +132,14 @@ def _read_jsonl(file: TableFile) -> Iterator[tuple[int, dict[str, object]]]:
         yield number, row
 
 
-def _read_parquet(file: TableFile) -> Iterator[tuple[int, dict[str, object]]]:
+def _read_parquet(table: TableRows) -> Iterator[tuple[int, dict[str, object]]]:
     import pyarrow
     import pyarrow.parquet
 
-    path = file.path
+    path = table.path
     try:
-        with open_file(path) as binary, pyarrow.parquet.ParquetFile(binary) as table:
-            rows = (row for batch in table.iter_batches() for row in batch.to_pylist())
+        with open_file(path) as binary, pyarrow.parquet.ParquetFile(binary) as file:
+            rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
             yield from enumerate(rows, 1)
     except pyarrow.ArrowException as error:
         message = str(error).splitlines()[0]
@@ -174,7 +162,7 @@ def _cell(value: object) -> str | None:
     return without_surrogates(decode_text(value)[0] if isinstance(value, bytes) else str(value))
 
 
-READERS: dict[str, Callable[[TableFile], Iterator[tuple[int, dict[str, object]]]]] = {
+READERS: dict[str, Callable[[TableRows], Iterator[tuple[int, dict[str, object]]]]] = {
     ".csv": partial(_read_delimited, delimiter=","),
     ".tsv": partial(_read_delimited, delimiter="\t"),
     ".jsonl": _read_jsonl,

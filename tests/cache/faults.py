@@ -197,7 +197,7 @@ def check(root: Path, acknowledged: list[bytes]) -> None:
 
 def stored(cache: Cache) -> set[int]:
     """Numbers of the rows in the cache; only the broken one may be marked as failed."""
-    keys, failed = cache.keys(SPEC)
+    keys, failed = cache.row_index(SPEC).unique()
     numbers = [NUMBERS[key] for key in keys.tolist()]
     assert [number == BROKEN for number in numbers] == failed.tolist(), "errors at the wrong rows"
     return set(numbers)

@@ -237,7 +237,7 @@ def test_take_composes(result: Extraction) -> None:
     for taken, rows in (
         (features.take(chosen).take(then), chosen[then]),
         (features.take(mask), np.flatnonzero(mask)),
-        (features.only("text").take(chosen), chosen),
+        (features.named([features.blocks[0].name]).take(chosen), chosen),
         (features.take(np.array([], int)), np.array([], int)),
     ):
         assert taken.ids == tuple(features.ids[row] for row in rows)

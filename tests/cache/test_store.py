@@ -72,7 +72,7 @@ def test_failed_rows_are_remembered_masked(cache: Cache) -> None:
     key = content_key(b"broken")
     with cache.writer(SPEC, {}) as writer:
         writer.add(Rows([key], ["b"], ["not decodable"], np.empty((1, 0), np.float32)))
-    keys, failed = cache.keys(SPEC)
+    keys, failed = cache.row_index(SPEC).unique()
     assert keys[failed].tolist() == [key]
     block = cache.load([Sample("b", "broken"), SAMPLES[1]], [SPEC]).blocks[0]
     assert block.mask.tolist() == [False, True]
@@ -95,7 +95,7 @@ def test_a_shard_that_vanished_is_a_miss(cache: Cache) -> None:
 
 def test_another_spec_shares_nothing(cache: Cache) -> None:
     other = dataclasses.replace(SPEC, cleaning="none")
-    assert len(cache.keys(other)[0]) == 0
+    assert len(cache.row_index(other).unique()[0]) == 0
     with pytest.raises(CacheMissError):
         cache.load(SAMPLES, [other])
 
@@ -124,7 +124,7 @@ def test_temporary_and_foreign_files_are_not_rows(cache: Cache) -> None:
     folder = cache.spec_folder(SPEC)
     (folder / f".{'0' * 32}.h5.host-1-0.tmp").write_bytes(b"half a shard")
     (folder / "notes.h5").write_bytes(b"not ours")
-    assert len(cache.keys(SPEC)[0]) == 40
+    assert len(cache.row_index(SPEC).unique()[0]) == 40
 
 
 @pytest.mark.parametrize("part", ["keys", "errors", "ids"])
@@ -175,10 +175,10 @@ def test_a_shard_of_another_encoder_is_refused(cache: Cache) -> None:
 def test_a_folder_that_a_kill_left_empty_is_filled(tmp_path: Path) -> None:
     cache = Cache(tmp_path, "set")
     cache.spec_folder(SPEC).mkdir(parents=True)
-    assert len(cache.keys(SPEC)[0]) == 0
+    assert len(cache.row_index(SPEC).unique()[0]) == 0
     with cache.writer(SPEC, {}) as writer:
         writer.add(rows([0]))
-    assert len(cache.keys(SPEC)[0]) == 1
+    assert len(cache.row_index(SPEC).unique()[0]) == 1
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"spec": {"family": "x"}}'])
@@ -226,7 +226,7 @@ def test_a_good_row_wins_over_an_error_for_the_same_content(cache: Cache) -> Non
     for error, vector in (("broken", np.empty((1, 0), np.float32)), ("", VECTORS[:1])):
         with cache.writer(SPEC, {}) as writer:
             writer.add(Rows([key], ["l"], [error], vector))
-    keys, failed = cache.keys(SPEC)
+    keys, failed = cache.row_index(SPEC).unique()
     assert not failed[keys == key].any()
     block = cache.load([Sample("l", "later")], [SPEC]).blocks[0]
     assert block.mask.all()
@@ -254,7 +254,7 @@ def test_an_interrupted_commit_is_made_up_for(cache: Cache, monkeypatch: pytest.
 
     with pytest.raises(KeyboardInterrupt):
         write()
-    assert len(cache.keys(other)[0]) == 1
+    assert len(cache.row_index(other).unique()[0]) == 1
 
 
 def test_shards_of_another_width_or_dtype_are_refused(cache: Cache) -> None:
@@ -276,10 +276,10 @@ def test_rows_are_committed_in_time_also_while_no_more_come(tmp_path: Path, monk
     with cache.writer(SPEC, {}) as writer:
         writer.add(rows(range(3)))
         writer.commit_if_due()
-        assert len(cache.keys(SPEC)[0]) == 0
+        assert len(cache.row_index(SPEC).unique()[0]) == 0
         monkeypatch.setattr(writing, "SHARD_SECONDS", 0.0)
         writer.commit_if_due()
-        assert len(cache.keys(SPEC)[0]) == 3
+        assert len(cache.row_index(SPEC).unique()[0]) == 3
 
 
 def test_values_of_two_widths_are_never_written(cache: Cache) -> None:
@@ -297,4 +297,4 @@ def test_keys_of_another_length_are_never_written(cache: Cache) -> None:
     odd = Rows([key + b"0", key, key[:-1]], ["a", "b", "c"], [""] * 3, VECTORS[:3])
     with pytest.raises(CacheError, match="content keys of 31, 33 bytes; they have 32"):
         write_shard(cache.spec_folder(SPEC), SPEC.fingerprint, dataclasses.asdict(SPEC), [odd])
-    assert len(cache.keys(SPEC)[0]) == 40
+    assert len(cache.row_index(SPEC).unique()[0]) == 40

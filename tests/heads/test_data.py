@@ -215,11 +215,11 @@ def without_photos(seen: Features, share: int) -> Features:
     tokens = [np.zeros((SAMPLES, 4, share * block.width), np.float32) for block in seen.mapped]
     blocks = [replace(block, vectors=x, mask=nobody > 0) for block, x in zip(seen.blocks, vectors, strict=True)]
     mapped = [token_block(block.modality, x, nobody) for block, x in zip(seen.mapped, tokens, strict=True)]
-    texts = seen.only("text")
+    texts = {block.name: block for block in (*seen.blocks, *seen.mapped) if block.modality == "text"}
     return Features(
         seen.ids,
-        tuple(next((b for b in texts.blocks if b.name == each.name), each) for each in blocks),
-        tuple(next((b for b in texts.mapped if b.name == each.name), each) for each in mapped),
+        tuple(texts.get(block.name, block) for block in blocks),
+        tuple(texts.get(block.name, block) for block in mapped),
     )
 
 
@@ -239,4 +239,4 @@ def test_where_nobody_has_a_photo_heads_predict_in_the_width_they_know() -> None
 
 def test_no_vectors_are_an_error_that_says_what_to_do() -> None:
     with pytest.raises(HeadError, match="no pooled vectors of image; extract them with --outputs pooled"):
-        HeadData(features().only("text"), "image")
+        HeadData(features().named(["text"]), "image")

@@ -1,6 +1,6 @@
 import pytest
 
-from mmfeat.samples.contents import clean_none, clean_tweet, decode_text
+from mmfeat.samples.contents import CLEANING, clean_tweet, decode_text
 
 
 @pytest.mark.parametrize(
@@ -30,4 +30,4 @@ def test_decoding_falls_back_in_order(data: bytes, text: str, encoding: str) -> 
 )
 def test_tweet_cleaning(raw: str, clean: str) -> None:
     assert clean_tweet(raw) == clean
-    assert clean_none(raw) == raw
+    assert CLEANING["none"](raw) == raw
