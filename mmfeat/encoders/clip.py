@@ -119,7 +119,7 @@ class TextTower:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.module = getattr(model, "text", model)  # open_clip's plain CLIP is its own text tower
-        # A model of transformers', which may count on its full width.
+        # Only a model of transformers has a `config`; such a model may count on all columns of its input.
         self._config = getattr(self.module, "config", None)
         # CoCa appends a class token.
         self._has_class_token = getattr(self.module, "cls_emb", None) is not None

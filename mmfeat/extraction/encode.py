@@ -242,9 +242,8 @@ class Stage:
         try:
             for window in batched(self._read(items, ahead=4 * size), size):
                 with self.clocks.time("encode"):
-                    running.append(
-                        (window, [start_block(window, n, batcher) for n, batcher in enumerate(self.encoders)])
-                    )
+                    waits = [start_block(window, index, batcher) for index, batcher in enumerate(self.encoders)]
+                    running.append((window, waits))
                 while len(running) > depth:
                     yield from self._finish(*running.popleft(), advance)
             while running:

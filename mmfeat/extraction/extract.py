@@ -95,10 +95,8 @@ def extract_features(
     start = time.monotonic()
     check_engine(engine, ray_address)
     settings, progress = settings or ExtractSettings(), progress or Silent()
-    if engine == "local" and settings.device not in (
-        "auto",
-        "cpu",
-    ):  # other devices need torch, which is slow to import
+    # The other devices need torch, which is slow to import.
+    if engine == "local" and settings.device not in ("auto", "cpu"):
         resolve_device(settings.device)
     work = prepare_extraction(data, encoders, cache, options, columns, settings)
     overview = work.source.overview()

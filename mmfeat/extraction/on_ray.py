@@ -210,9 +210,8 @@ def _for_actor(settings: ExtractSettings, resources: dict[str, float]) -> Extrac
 def _results(data: Any, interrupts: Interrupts) -> Generator[tuple[Counts, int], None, None]:
     """Yield the counts and the number of samples of each block; raises the error of an actor."""
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", module=r"ray\.data", category=UserWarning
-        )  # Ray asks for several list readers
+        # Ray advises several readers of the list.
+        warnings.filterwarnings("ignore", module=r"ray\.data", category=UserWarning)
         rows = iter(data.iter_rows())
         try:
             for row in rows:
