@@ -23,7 +23,6 @@ from mmfeat.runs.record import Maker, making, written_call
 from mmfeat.runs.run import RUN_FILE, Run, read_run, reuse_run
 from mmfeat.sweep.engine import LocalEngine
 from mmfeat.sweep.trials import replayed
-from mmfeat.system.files import sweep_temporaries
 from mmfeat.system.hardware import check_engine, resolve_device
 from mmfeat.system.wording import Progress, Silent
 
@@ -126,9 +125,10 @@ def _is_done(folder: Path) -> bool:
 
 def _train(experiment: Experiment, execution: Execution, maker: Maker) -> Run:
     """Train both stages, and leave the run in the folder of the experiment."""
-    team, folder = execution.team, experiment.folder
+    team, folder, labelled = execution.team, experiment.folder, experiment.labelled
     if team.leads:
-        _begin(experiment)
+        (folder / RUN_FILE).unlink(missing_ok=True)
+        save_splits(labelled.splits, folder, [str(sample.label) for sample in labelled.labelled])
     first = _train_stage_one(experiment, execution)
     runner = CellRunner(experiment, execution, folder / CELLS)
     cells = fold_cells(experiment, first)
@@ -142,15 +142,6 @@ def _train(experiment: Experiment, execution: Execution, maker: Maker) -> Run:
         shutil.rmtree(folder / CELLS, ignore_errors=True)
     team.wait()
     return read_run(folder)
-
-
-def _begin(experiment: Experiment) -> None:
-    """Make the folder ready: an older run in it is no longer complete, and temporary files of a killed call go."""
-    folder, labelled = experiment.folder, experiment.labelled
-    (folder / RUN_FILE).unlink(missing_ok=True)
-    for inner in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
-        sweep_temporaries(inner)
-    save_splits(labelled.splits, folder, [str(sample.label) for sample in labelled.labelled])
 
 
 def _train_stage_one(experiment: Experiment, execution: Execution) -> StageOne:

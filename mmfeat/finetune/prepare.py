@@ -158,7 +158,7 @@ def prepare(parent: Run, arguments: FinetuneArguments, execution: Execution) -> 
     settings, team = arguments.settings, execution.team
     if parent.is_finetuned:
         raise RunError(f"{parent.folder}: a second stage itself; name the run of its heads, {parent.config.parent}")
-    chosen = chosen_head(parent, *best_fusion(parent, arguments.head, arguments.modalities))
+    chosen = chosen_head(parent, best_fusion(parent, arguments.head, arguments.modalities))
     is_early = arguments.fusion == EARLY
     _check_head(chosen, is_early, parent, team)
     checked_towers(parent, [tower for tower in parent.towers if chosen.modality in ("both", tower.spec.modality)])

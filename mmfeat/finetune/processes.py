@@ -154,7 +154,8 @@ def train_on_ray(
 
     arguments = {name: absolute(v) if name in PATHS and v is not None else v for name, v in arguments.items()}
     scratch = Path(arguments["out"]) / SCRATCH
-    on_gpu = _on_gpu(ray, device)
+    # The cluster's resources decide on GPUs, not those of this machine.
+    on_gpu = device.startswith("cuda") or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
     share = {"GPU": 1.0} if on_gpu else {"CPU": CPU_SHARE}
     scaling = ScalingConfig(num_workers=workers or WORKERS, use_gpu=on_gpu, resources_per_worker=share)
     trainer = TorchTrainer(
@@ -175,11 +176,6 @@ def train_on_ray(
         shutil.rmtree(scratch, ignore_errors=True)
         if started:
             leave_cluster(ray)
-
-
-def _on_gpu(ray: Any, device: str) -> bool:
-    """Whether the processes use GPUs: the cluster's resources decide, not this machine's."""
-    return device.startswith("cuda") or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
 
 
 def _worker(config: dict[str, Any]) -> None:

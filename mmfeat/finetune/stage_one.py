@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from mmfeat.finetune.arguments import FinetuneArguments
 from mmfeat.finetune.processes import Execution
 from mmfeat.heads.jobs import Fitted
 from mmfeat.heads.registry import FUSIONS, HeadSettings
-from mmfeat.runs.entry import entry_name
+from mmfeat.runs.entry import Entry
 from mmfeat.runs.run import Run, comparable_runs, read_run
 from mmfeat.sweep.engine import Engine
 from mmfeat.sweep.entries import TrainedEntry, assemble, best_outcome
@@ -89,17 +90,18 @@ def has_fusion(run: Run) -> bool:
 
 
 def best_parent(runs: Sequence[Run], head: str | None, modalities: str | None) -> Run:
-    """The run whose best fusion validated best; runs that lack it, or their trials, are passed over."""
-    scores: list[float] = []
-    for run in runs:
-        scores.append(-1.0)
+    """The run whose best fusion validated best; a run without such a fusion or without its trials comes last."""
+
+    def score(run: Run) -> float:
         with contextlib.suppress(RunError):
-            scores[-1] = best_outcome(trials_of(run, *best_fusion(run, head, modalities))).score
-    return runs[max(range(len(runs)), key=scores.__getitem__)]
+            return _validation_score(run, best_fusion(run, head, modalities))
+        return -1.0
+
+    return max(runs, key=score)
 
 
-def best_fusion(run: Run, head: str | None, modalities: str | None) -> tuple[str, str]:
-    """(head, modalities) of the fusion that validated best, whatever its scores on test rows.
+def best_fusion(run: Run, head: str | None, modalities: str | None) -> Entry:
+    """The entry of the fusion that validated best, whatever its scores on test rows.
 
     Without `modalities` the fusion sees both if the run has such a fusion.
     """
@@ -109,13 +111,16 @@ def best_fusion(run: Run, head: str | None, modalities: str | None) -> tuple[str
         raise RunError(f"{run.folder}: stage 2 needs a fusion; it has {known or 'none'}: train one with mmfeat heads")
     if modalities is None:
         entries = [entry for entry in entries if entry.modalities == "both"] or entries
-    best = max(entries, key=lambda entry: best_outcome(trials_of(run, entry.head, entry.modalities)).score)
-    return best.head, best.modalities
+    return max(entries, key=lambda entry: _validation_score(run, entry))
 
 
-def trials_of(run: Run, head: str, modalities: str) -> list[Outcome]:
+def _validation_score(run: Run, entry: Entry) -> float:
+    return best_outcome(_trials(run, entry)).score
+
+
+def _trials(run: Run, entry: Entry) -> list[Outcome]:
     """The finished trials of a head. Raises `RunError` without any."""
-    folder = run.folder / entry_name(head, modalities) / "trials"
+    folder = run.head_folder(entry) / "trials"
     loaded = [load_outcome(path.with_suffix("")) for path in sorted(folder.glob("*.json"))]
     outcomes = [outcome for outcome in loaded if outcome is not None]
     if not outcomes:
@@ -123,14 +128,12 @@ def trials_of(run: Run, head: str, modalities: str) -> list[Outcome]:
     return outcomes
 
 
-def chosen_head(run: Run, head: str, modality: str) -> ChosenHead:
-    """The head with the settings that validated best in its run."""
-    outcomes = trials_of(run, head, modality)
-    folds = [
-        max(outcomes, key=lambda outcome: outcome.scores.mean(0)[fold]).settings
-        for fold in range(len(run.config.folds))
-    ]
-    return ChosenHead(head, modality, folds, best_outcome(outcomes).settings, len(outcomes))
+def chosen_head(run: Run, entry: Entry) -> ChosenHead:
+    """The head of an entry with the settings that validated best in its run."""
+    outcomes = _trials(run, entry)
+    best = np.stack([outcome.scores.mean(0) for outcome in outcomes]).argmax(0)
+    folds = [outcomes[index].settings for index in best]
+    return ChosenHead(entry.head, entry.modalities, folds, best_outcome(outcomes).settings, len(outcomes))
 
 
 def train_stage_one(

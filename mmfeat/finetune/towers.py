@@ -66,31 +66,22 @@ class MovingTower:
     def vectors(self, part: PartialInputs) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Compute vectors (B, D), zero for samples without the modality, and where the head looks at tokens, the tokens
         (B, T, D) with their mask (B, T)."""
-        whole = torch.zeros(part.size, self.width, device=self.team.device)
+        vectors = torch.zeros(part.size, self.width, device=self.team.device)
         if not len(part.positions):
-            return self.team.whole(whole), self._no_tokens(part.size)
+            width = self.attended.width if self.attended else 0
+            no_tokens = vectors.new_zeros(part.size, 0, width), vectors.new_zeros(part.size, 0, dtype=torch.bool)
+            return self.team.whole(vectors), no_tokens if self.attended else None
         inputs = on_device(part.inputs, self.team.device)
         with capture([self.attended.point] if self.attended else []) as captured:
             pooled = self.forward(inputs)
         positions = torch.from_numpy(part.positions).to(self.team.device)
-        tokens = self._tokens(part.size, positions, captured, inputs)
-        return self.team.whole(whole.index_copy(0, positions, pooled.float())), tokens
-
-    def _tokens(
-        self, size: int, positions: Tensor, captured: Sequence[Tensor], inputs: Any
-    ) -> tuple[Tensor, Tensor] | None:
+        vectors = self.team.whole(vectors.index_copy(0, positions, pooled.float()))
         if self.attended is None:
-            return None
-        tokens, mask = captured[0].float(), self.attended.kept(inputs)
-        mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
-        whole = tokens.new_zeros(size, *tokens.shape[1:]).index_copy(0, positions, tokens)
-        return whole, mask.new_zeros(size, mask.shape[1]).index_copy(0, positions, mask)
-
-    def _no_tokens(self, size: int) -> tuple[Tensor, Tensor] | None:
-        if self.attended is None:
-            return None
-        tokens = torch.zeros(size, 0, self.attended.width, device=self.team.device)
-        return tokens, tokens.new_zeros(size, 0, dtype=torch.bool)
+            return vectors, None
+        tokens, kept = captured[0].float(), self.attended.kept(inputs)
+        mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if kept is None else kept
+        all_tokens = tokens.new_zeros(part.size, *tokens.shape[1:]).index_copy(0, positions, tokens)
+        return vectors, (all_tokens, mask.new_zeros(part.size, mask.shape[1]).index_copy(0, positions, mask))
 
 
 def open_moving_tower(

@@ -21,15 +21,14 @@ import torch
 from torch import Tensor
 
 from mmfeat.errors import HeadError, RunError
-from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.extraction.reader import prefetch
 from mmfeat.finetune.inputs import FRESH_VIEWS, PartialInputs
 from mmfeat.finetune.model import HEAD, TunableModel
 from mmfeat.finetune.processes import Execution
 from mmfeat.finetune.settings import FinetuneSettings
 from mmfeat.heads.registry import HeadSettings
-from mmfeat.heads.stack import epoch_steps, plain_choice
-from mmfeat.heads.training import Draws, StackedLoss, Stopper, class_weights, draw_pieces, validation_loss
+from mmfeat.heads.stack import epoch_steps, validation_scores
+from mmfeat.heads.training import Draws, StackedLoss, Stopper, class_weights, draw_pieces
 from mmfeat.samples.labels import Targets
 from mmfeat.system.files import write_atomic
 
@@ -260,7 +259,8 @@ class Training:
         rows = self.setup.validation
         if not len(rows):
             return {}
-        scores = scores_of(self.model.predict(rows), self.targets.take(rows), self.weights)
+        labels, multilabel = self.targets.matrix[rows], self.targets.multilabel
+        scores = validation_scores(self.model.predict(rows), labels, self.weights, multilabel)
         return dict(zip(scores, self.team.agreed(list(scores.values())), strict=True))
 
     def _save_if_due(self) -> None:
@@ -322,14 +322,6 @@ def start_state(model: TunableModel, setup: TrainingSetup) -> dict[str, Tensor]:
             statistics[tower.slot.modality][tower.slot.number] = (torch.zeros(tower.width), torch.ones(tower.width))
     model.head.standardise(0, statistics)
     return model.state()
-
-
-def scores_of(logits: np.ndarray, targets: Targets, weights: np.ndarray) -> dict[str, float]:
-    """Weighted loss and macro-F1 of logits (n, C), without any adjustment of the decision."""
-    return {
-        "validation_loss": validation_loss(logits, targets.matrix, weights, targets.multilabel),
-        "validation_macro_f1": float(macro_f1(targets.matrix, plain_choice(logits, targets.multilabel))),
-    }
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -203,10 +203,7 @@ class _Stack:
         predicted = predict_module(self.module, self.data, rows)
         matrices = [self.targets.matrix[head_rows] for head_rows in rows]
         return [
-            {
-                "validation_loss": validation_loss(logits, wanted, self.weights[number], multilabel),
-                "validation_macro_f1": float(macro_f1(wanted, plain_choice(logits, multilabel))),
-            }
+            validation_scores(logits, wanted, self.weights[number], multilabel)
             for number, wanted, logits in zip(self.running, matrices, predicted, strict=True)
         ]
 
@@ -231,6 +228,16 @@ class _Stack:
         self.optimiser.keep(heads, list(self.module.parameters()))
         self.loss.keep(heads)
         self.kept = self.kept[heads]
+
+
+def validation_scores(
+    logits: np.ndarray, matrix: np.ndarray, weights: np.ndarray, multilabel: bool
+) -> dict[str, float]:
+    """Weighted loss and macro-F1 of (n, C) logits and (n, C) bool labels, without any adjustment of the decision."""
+    return {
+        "validation_loss": validation_loss(logits, matrix, weights, multilabel),
+        "validation_macro_f1": float(macro_f1(matrix, plain_choice(logits, multilabel))),
+    }
 
 
 def plain_choice(logits: np.ndarray, multilabel: bool) -> np.ndarray:

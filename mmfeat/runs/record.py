@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfeat.runs.entry import RunConfig
-from mmfeat.system.files import make_folder, read_json, write_errors, write_json, writing_in
+from mmfeat.system.files import make_folder, read_json, sweep_temporaries, write_errors, write_json, writing_in
 from mmfeat.system.hardware import cpu_count
 from mmfeat.system.wording import without_passwords
 from mmfeat.version import ENCODING, TRAINING, versions
@@ -122,6 +122,9 @@ def making(folder: Path, config: RunConfig, maker: Maker) -> Iterator[None]:
     with write_errors(folder):
         make_folder(folder)
     with writing_in(folder):
+        for path in (folder, *folder.rglob("*")):
+            if path.is_dir():
+                sweep_temporaries(path)  # files of a killed call
         write_json(folder / BEGUN, {**config.to_json(), "record": asdict(maker.record(config))})
         yield
         (folder / BEGUN).unlink(missing_ok=True)

@@ -27,7 +27,7 @@ from mmfeat.sweep.entries import EntryTrainer, TrainedEntry
 from mmfeat.sweep.problem import LabelledData, Problem
 from mmfeat.sweep.search import Plan
 from mmfeat.sweep.trials import decide
-from mmfeat.system.files import sweep_temporaries, write_atomic, write_errors
+from mmfeat.system.files import write_atomic, write_errors
 from mmfeat.system.hardware import cpu_count
 from mmfeat.system.wording import Progress
 
@@ -87,8 +87,6 @@ def train_run(
         with write_errors(folder):  # a search that goes on is no finished run meanwhile
             (folder / RUN_FILE).unlink(missing_ok=True)
         with making(folder, config, maker), one_blas_thread():  # sums of several threads are other ones elsewhere
-            for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
-                sweep_temporaries(place)  # of a killed call
             save_splits(data.splits, folder, [str(sample.label) for sample in data.labelled])
             problem = Problem(features.ids, data.targets, data.splits, data.protocol.seeds, data.protocol.seed)
             entries = _train_all(problem, engine, pairs, plan, folder, progress)
