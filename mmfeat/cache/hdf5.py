@@ -62,7 +62,6 @@ def plain_datasets(
 
     Raises `CacheError` for any danger, and for members of the file that are named neither there nor in `beside`.
     """
-    import h5py
 
     names = set(file.keys())
     if lacking := sorted({*kinds, *beside} - names):
@@ -72,18 +71,9 @@ def plain_datasets(
         raise CacheError(f"{path}: nothing named {first} belongs into it; {remedy}")
     size, datasets = os.stat(path).st_size, {}
     for name, kind in kinds.items():
-        if not is_hard_link(file, name):
-            raise CacheError(f"{path}: {name} is a link, not a dataset; {remedy}")
-        dataset = file[name]
-        if not isinstance(dataset, h5py.Dataset):
-            raise CacheError(f"{path}: {name} is not a dataset; {remedy}")
-        if danger := _danger(dataset, kind):
+        if danger := _danger(file, name, kind, size):
             raise CacheError(f"{path}: {name} {danger}; {remedy}")
-        datasets[name] = stored = Stored(dataset.shape, dataset.dtype, dataset.id.get_offset() or 0)
-        if stored.nbytes and (not stored.offset or stored.offset + stored.nbytes > size):
-            raise CacheError(f"{path}: {name} reaches beyond the end of the file; {remedy}")
-        if stored.nbytes != dataset.id.get_storage_size():
-            raise CacheError(f"{path}: {name} is said to be larger or smaller than it is; {remedy}")
+        datasets[name] = _stored(file[name])
     return datasets
 
 
@@ -118,10 +108,19 @@ def printable(text: str | bytes) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
-def _danger(dataset: Any, kind: str) -> str:
-    """The danger in how the values of a dataset are stored; "" without any."""
+def _stored(dataset: Any) -> Stored:
+    return Stored(dataset.shape, dataset.dtype, dataset.id.get_offset() or 0)
+
+
+def _danger(file: Any, name: str, kind: str, size: int) -> str:
+    """The danger in a member of a file of `size` bytes that should be a dataset of the NumPy `kind`; "" for none."""
     import h5py
 
+    if not is_hard_link(file, name):
+        return "is a link, not a dataset"
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset):
+        return "is not a dataset"
     plan = dataset.id.get_create_plist()
     if dataset.is_virtual:
         return "is virtual: its values lie in other files"
@@ -137,6 +136,11 @@ def _danger(dataset: Any, kind: str) -> str:
         return f"has the type {dataset.dtype}"
     if kind != "S" and not dataset.id.get_type().equal(h5py.h5t.py_create(dataset.dtype)):
         return f"is stored in another way than {dataset.dtype}"  # NumPy has no bfloat16, nor numbers of 12 bits
+    stored = _stored(dataset)
+    if stored.nbytes and (not stored.offset or stored.offset + stored.nbytes > size):
+        return "reaches beyond the end of the file"
+    if stored.nbytes != dataset.id.get_storage_size():
+        return "is said to be larger or smaller than it is"
     return ""
 
 

@@ -83,8 +83,7 @@ class Cache:
         """All committed shards of `spec` but some by name, in a fixed order; a folder of another spec is refused."""
         folder = self.spec_folder(spec)
         paths = [path for path in shard_files(folder) if path.name not in without]
-        if (folder / SPEC_FILE).exists():  # without it, each shard states its fingerprint
-            _check_spec_file(folder / SPEC_FILE, spec)
+        _check_spec_file(folder / SPEC_FILE, spec)
         shards = [open_shard(path, spec.fingerprint) for path in paths]
         _check_alike(shards, spec)
         return shards
@@ -99,8 +98,7 @@ class Cache:
         `known` names the shards whose rows the caller knows: the writer looks at all others.
         """
         folder = self.spec_folder(spec)
-        if (folder / SPEC_FILE).exists():
-            _check_spec_file(folder / SPEC_FILE, spec)
+        _check_spec_file(folder / SPEC_FILE, spec)
         sweep_temporaries(folder)
         sweep_temporaries(self.folder)
         return ShardWriter(folder, spec, provenance, known)
@@ -237,6 +235,9 @@ def _read_vectors(index: RowIndex, rows: np.ndarray, positions: np.ndarray) -> n
 
 
 def _check_spec_file(path: Path, spec: EncoderSpec) -> None:
+    """Raise `CacheError` if the file states another spec; without the file, each shard states its fingerprint."""
+    if not path.exists():
+        return
     try:
         stated = EncoderSpec.from_json(read_json(path)["spec"])
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:

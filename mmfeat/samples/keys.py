@@ -17,7 +17,6 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
@@ -86,9 +85,7 @@ class RecordFile:
     def __enter__(self: AnyRecordFile) -> AnyRecordFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.save()
 
     def lookup(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
