@@ -35,13 +35,14 @@ from mmfeat.cache.store import Cache
 from mmfeat.evaluation.splits import make_folds
 from mmfeat.extraction.requests import latest_request
 from mmfeat.heads.registry import NEEDS_TOKENS, HeadSettings
+from mmfeat.heads.stack import one_torch_thread
 from mmfeat.samples.dataset import Sample
 from mmfeat.samples.keys import ContentKeys
 from mmfeat.samples.labels import Targets, indicator
 from mmfeat.sweep.engine import LocalEngine
 from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.train import IN_MEMORY, Sweep, train_heads
-from mmfeat.sweep.trials import run_trials
+from mmfeat.sweep.trials import HeadTrainer
 from mmfeat.system.hardware import cpu_count, resolve_device
 
 REPEATS = 3
@@ -198,7 +199,8 @@ def train_stacked(contest: Contest) -> list[float]:
     """Validation macro-F1 of each head, trained as `mmfeat heads` trains them: on all cores, or all on the GPU."""
     engine = LocalEngine(contest.made.features, contest.made.targets, contest.device, "tokens")
     try:
-        (outcome,) = run_trials(contest.task, engine, "concat", "both", [contest.settings], lambda heads: None)
+        with one_torch_thread():
+            (outcome,) = HeadTrainer(contest.task, engine, "concat", "both").run([contest.settings], lambda heads: None)
     finally:
         engine.close()
     return outcome.scores.T.ravel().tolist()  # fold after fold, as the cells
@@ -261,7 +263,8 @@ def measure(folder: str, rows: str, device: str) -> None:
     settings = HeadSettings(batch_size=1024, epochs=1)
     for head in MEASURED:
         start = time.perf_counter()
-        run_trials(task, engine, head, "text", [settings], lambda heads: None)
+        with one_torch_thread():
+            HeadTrainer(task, engine, head, "text").run([settings], lambda heads: None)
         print(head, time.perf_counter() - start, peak_memory(), flush=True)
     engine.close()
 

@@ -18,6 +18,7 @@ from mmfeat.finetune.processes import CHECKPOINT_SECONDS, Execution, Team, joine
 from mmfeat.finetune.results import TrainedStages, finish_run
 from mmfeat.finetune.settings import FinetuneSettings
 from mmfeat.finetune.stage_one import StageOne, find_parent, train_missing_parent, train_stage_one
+from mmfeat.heads.stack import one_torch_thread
 from mmfeat.runs.folders import find_run
 from mmfeat.runs.record import Maker, making, written_call
 from mmfeat.runs.run import RUN_FILE, Run, read_run, reuse_run
@@ -150,7 +151,10 @@ def _train_stage_one(experiment: Experiment, execution: Execution) -> StageOne:
     attend = str(experiment.parent.config.attend)
     engine = LocalEngine(experiment.stage_1_features, problem.targets, team.device, attend, execution.workers)
     try:
-        with execution.progress.step("stage 1", len(chosen.wanted) * len(problem.cells(chosen.head))) as advance:
+        with (
+            one_torch_thread(),
+            execution.progress.step("stage 1", len(chosen.wanted) * len(problem.cells(chosen.head))) as advance,
+        ):
             first = train_stage_one(problem, engine, chosen, experiment.adjustment, advance)
     finally:
         engine.close()

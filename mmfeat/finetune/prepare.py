@@ -99,7 +99,7 @@ class Experiment:
     def features(self) -> Features:
         """The cached vectors of the encoders, and the prefixes."""
         specs = [tower.spec for tower in (*self.encoders, *self.prefixes)]
-        return self.labelled.store.load(self.labelled.labelled, specs, self.labelled.keys, IN_MEMORY)
+        return self.labelled.store.load(self.labelled.samples.labelled, specs, self.labelled.keys, IN_MEMORY)
 
     @property
     def stage_1_features(self) -> Features:
@@ -141,7 +141,7 @@ class Experiment:
 
     def model(self) -> TunableModel:
         """A new model with the weights before stage 2: every worker trains in a model of its own."""
-        samples, classes = self.labelled.labelled, len(self.problem.targets.classes)
+        samples, classes = self.labelled.samples.labelled, len(self.problem.targets.classes)
         reads_tokens, amp = self.attend == "tokens", self.settings.arithmetic(self.team.device)
         towers = [
             open_moving_tower(plan, self.features, samples, self.settings, self.team, reads_tokens)
@@ -164,7 +164,7 @@ def prepare(parent: Run, arguments: FinetuneArguments, execution: Execution) -> 
     checked_towers(parent, [tower for tower in parent.towers if chosen.modality in ("both", tower.spec.modality)])
     labelled, problem = _problem(parent, arguments, execution.progress)
     slots = head_slots(parent.towers, "text" if is_early else chosen.modality)
-    plans = plan_towers(slots, settings, labelled.labelled, team)
+    plans = plan_towers(slots, settings, labelled.samples.labelled, team)
     if not plans and not is_early:
         raise ConfigError("--unfreeze none: nothing moves; name layers, as in text:1, or train --fusion early")
     views = parent.options.views if arguments.views is None else arguments.views
@@ -211,7 +211,7 @@ def _problem(parent: Run, arguments: FinetuneArguments, progress: Progress) -> t
         raise RunError(f"{parent.folder}: labels, texts or photos changed since; run mmfeat heads again, then finetune")
     if labelled.recorded["splits_hash"] != config.splits_hash:
         raise RunError(f"{parent.folder}: its splits changed since; run mmfeat heads again, then finetune")
-    ids = tuple(sample.id for sample in labelled.labelled)
+    ids = tuple(sample.id for sample in labelled.samples.labelled)
     return labelled, Problem(ids, labelled.targets, labelled.splits, repeats, protocol.seed)
 
 
@@ -224,6 +224,6 @@ def _extract(experiment: Experiment, progress: Progress) -> None:
     requests = list(dict.fromkeys(tower.request for tower in parent.towers))
     fingerprints = tuple(tower.spec.fingerprint for tower in towers)
     begin_request(cache, Request(data, parent.config.columns, requests, parent.options, fingerprints))
-    samples = replace(labelled.samples, samples=labelled.labelled)
+    samples = replace(labelled.samples, samples=labelled.samples.labelled)
     settings = ExtractSettings(experiment.team.device)
     extract_samples(samples, towers, cache=cache, settings=settings, progress=progress)

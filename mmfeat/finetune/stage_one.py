@@ -24,7 +24,7 @@ from mmfeat.sweep.engine import Engine
 from mmfeat.sweep.entries import TrainedEntry, assemble, best_outcome
 from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.train import train_heads
-from mmfeat.sweep.trials import Outcome, load_outcome, refit, run_trials
+from mmfeat.sweep.trials import HeadTrainer, Outcome, load_outcome
 from mmfeat.system.wording import Progress
 
 
@@ -141,8 +141,8 @@ def train_stage_one(
 ) -> StageOne:
     """Train the head on each fold with that fold's settings, and on all labelled samples with the best ones. The heads
     equal those of the run up to rounding."""
-    wanted = chosen.wanted
-    trained = run_trials(problem, engine, chosen.head, chosen.modality, wanted, advance, keep=True)
+    wanted, trainer = chosen.wanted, HeadTrainer(problem, engine, chosen.head, chosen.modality)
+    trained = trainer.run(wanted, advance, keep=True)
     positions = [wanted.index(settings) for settings in chosen.folds]
     entry = assemble(problem, chosen.head, chosen.modality, trained, adjustment, positions)
     # The optimism belongs to the search of the run, not to this training.
@@ -151,7 +151,7 @@ def train_stage_one(
         _tensors(trained[positions[fold]].fitted[number])
         for number, (fold, _, _) in enumerate(problem.cells(chosen.head))
     ]
-    fitted = refit(problem, engine, chosen.head, chosen.modality, trained[wanted.index(chosen.best)])
+    fitted = trainer.refit(trained[wanted.index(chosen.best)])
     return StageOne(entry, cells, list(map(_tensors, fitted)), fitted)
 
 

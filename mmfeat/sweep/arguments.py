@@ -1,4 +1,4 @@
-"""The way back from a run to the call that made it: what `train_heads` and `finetune_heads` take."""
+"""Arguments of `train_heads`, read back from the run that it made."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mmfeat.sweep.search_space import Range
 
 
 def requests_of(run: Run) -> list[str]:
-    """The encoders as they were asked for."""
+    """The encoders as the user named them."""
     return list(dict.fromkeys(tower.request for tower in run.towers))
 
 
 def heads_arguments(run: Run) -> dict[str, Any]:
-    """What `train_heads` was called with, beside places and engines. Raises `RunError` for a run that does not say."""
+    """The arguments of `train_heads` but for folders and engines. Raises `RunError` for a run that lacks them."""
     config = run.config
     try:
         if config.pairs is None or config.plan is None:
@@ -46,7 +46,7 @@ def heads_arguments(run: Run) -> dict[str, Any]:
 
 
 def protocol_of(run: Run) -> Protocol:
-    """The run's protocol. Splits that were read from elsewhere, and those of runs that do not say, are its own copy."""
+    """The protocol of the run. Where splits came from a folder, or a run does not say so, its own copy is read."""
     record = run.results.record
     own = record is not None and record.split_dir is None
     return replace(run.config.protocol, split_dir=None if own else str(run.folder))

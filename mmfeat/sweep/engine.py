@@ -1,4 +1,4 @@
-"""Engines: where the jobs of a sweep run. One machine's cores or GPU, or a Ray cluster."""
+"""Engines run the jobs of a sweep: on the cores or the GPU of one machine, or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """One job a CPU core, or all on one GPU. Sums come out alike on any number of workers: a job has one thread."""
+    """One job a CPU core, or all on one GPU.
+
+    A job uses one thread (see `one_torch_thread`, which holds around all of them), so sums do not depend on the number
+    of workers.
+    """
 
     def __init__(self, features: Features, targets: Targets, device: str, attend: str, workers: int = 0) -> None:
         import torch
 
         self.bench = Workbench(features, targets, device, attend)
         self.stopped = False
-        self._threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # here and in each worker: what one of them sets counts for all in part
         workers = (workers or cpu_count()) if device == "cpu" else 1
         self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
 
@@ -43,12 +45,9 @@ class LocalEngine:
         return [future.result() for future in self._submit(jobs, advance)]
 
     def close(self) -> None:
-        """Drop what waits; what runs ends with its epoch."""
-        import torch
-
+        """Drop jobs that wait; a job that runs ends with its epoch."""
         self.stopped = True
         self._pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(self._threads)
 
     def _submit(self, jobs: Sequence[Job], advance: Advance) -> list[Future[list[Fitted]]]:
         return [self._pool.submit(run_job, job, self.bench, partial(self._advance, advance)) for job in jobs]
@@ -60,7 +59,10 @@ class LocalEngine:
 
 
 class RayEngine:
-    """A task a job on a Ray cluster; features travel once, those on disk must lie in a folder that all nodes share."""
+    """A task a job on a Ray cluster.
+
+    Features travel once; features on disk must lie in a folder that all nodes share.
+    """
 
     def __init__(self, features: Features, targets: Targets, device: str, attend: str, address: str | None) -> None:
         ray, self._started = join_cluster(address)
@@ -68,11 +70,11 @@ class RayEngine:
         self.bench = Workbench(features, targets, device, attend)
         self._parts = ray.put((features, targets, device, attend))
         self._name = self._parts.hex()
-        self._waiting: set[Any] = set()  # tasks of all threads that have not ended
+        self._waiting: set[Any] = set()  # unfinished tasks of all threads
         self._task = ray.remote(num_cpus=1, num_gpus=1 if device.startswith("cuda") else 0)(_run_remote)
 
     def run(self, jobs: Sequence[Job], advance: Advance) -> list[list[Fitted]]:
-        """The results in the order of the jobs; Ray runs those of a lost worker again."""
+        """The results in the order of the jobs; Ray runs the jobs of a lost worker again."""
         waiting = {self._task.remote(job, self._name, self._parts): number for number, job in enumerate(jobs)}
         self._waiting.update(waiting)
         results: list[list[Fitted]] = [[] for _ in jobs]
@@ -82,20 +84,20 @@ class RayEngine:
             number = waiting.pop(done)
             try:
                 results[number] = self.ray.get(done)
-            except self.ray.exceptions.RayTaskError as error:  # its text is the remote traceback
+            except self.ray.exceptions.RayTaskError as error:  # the error's text is the remote traceback
                 raise error.cause if isinstance(error.cause, MmfeatError) else error from None
             advance(len(results[number]))
         return results
 
     def close(self) -> None:
-        """Leave the cluster as it was found: what still waits or runs there is cancelled."""
+        """Leave the cluster as it was: tasks that still wait or run are cancelled."""
         for task in list(self._waiting):
             self.ray.cancel(task, force=True)  # an interrupt may be lost in the middle of a step
         if self._started:
             leave_cluster(self.ray)
 
 
-_benches: dict[str, Workbench] = {}  # of a worker process, so that its jobs arrange the features once
+_benches: dict[str, Workbench] = {}  # in a worker process: its jobs arrange the features once
 
 
 def _run_remote(job: Job, name: str, parts: tuple[Features, Targets, str, str]) -> list[Fitted]:
@@ -114,7 +116,7 @@ def make_engine(
     workers: int = 0,
     address: str | None = None,
 ) -> Engine:
-    """The engine that `--engine` names."""
+    """Make the engine that `--engine` names."""
     check_engine(name, address)
     if name == "ray":
         return RayEngine(features, targets, device, attend, address)

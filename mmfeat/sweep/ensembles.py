@@ -1,7 +1,7 @@
 """Ensembles of a sweep's entries: which heads predict together, and how much each counts.
 
-Weights for a fold are fitted on the predictions out of fold of the other folds, so the rows that score an ensemble
-had no say in it. Where there is one fold, they are fitted on its validation rows.
+The weights for a fold are fitted on the predictions out of fold of the other folds, never on the rows that score the
+ensemble; a single fold's weights are fitted on its validation rows.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from mmfeat.system.hardware import cpu_count
 
 NO_CANDIDATES = ("prior",)
 Combine = Callable[[np.ndarray], np.ndarray]  # (H, N, C) log-probabilities -> (N, C) logits
-# A rule, what is saved of it, and the (M, C) logits of the rows it was fitted on, from which its decision is fitted.
+# A rule, its record for JSON, and its (M, C) logits of the rows that it was fitted on, for fitting its decision.
 Fit = tuple[Combine, dict[str, Any], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Calibrated log-probabilities (H, N, C) of H entries, the mean over their seeds, and what each would choose."""
+    """Calibrated log-probabilities (H, N, C) of H entries, means over their seeds, and as their choices see them."""
 
     entries: Sequence[TrainedEntry]
     log_probabilities: np.ndarray
@@ -39,7 +39,7 @@ class Candidates:
     multilabel: bool
 
     def at(self, rows: np.ndarray) -> Candidates:
-        """Only these rows."""
+        """The candidates' values at these rows."""
         return Candidates(self.entries, self.log_probabilities[:, rows], self.chosen[:, rows], self.multilabel)
 
 
@@ -77,11 +77,11 @@ def combine(rule: Rule, log_probabilities: np.ndarray, multilabel: bool) -> np.n
 def _fit_fold(
     problem: Problem, entries: Sequence[TrainedEntry], number: int, adjustment: float | None
 ) -> Iterator[tuple[str, np.ndarray, Decision]]:
-    """Each kind fitted on the other folds, a holdout's on its validation rows: (n, C) logits of the fold's test rows,
-    and the decision on them. The members' decisions are those of this fold: others have seen its labels."""
+    """Fit each kind on the other folds, or in a holdout on the validation rows; gives the (n, C) logits of the fold's
+    test rows and the decision on them. The members use their decisions of this fold: others have seen its labels."""
     folds = [problem.splits.fold(other, 0) for other in range(len(problem.splits))]
     tests = [fold.test for other, fold in enumerate(folds) if other != number]
-    rows = np.concatenate(tests) if tests else folds[number].validation  # those of the first cell, which all have
+    rows = np.concatenate(tests) if tests else folds[number].validation
     given = [entry.logits[:, rows] if tests else entry.validation[0][None] for entry in entries]
     seen = _decided_by(number, entries, given)
     unseen = _decided_by(number, entries, [entry.logits[:, folds[number].test] for entry in entries])
@@ -111,15 +111,15 @@ def _entry(
 
 
 def _decided_by(number: int, entries: Sequence[TrainedEntry], logits: Sequence[np.ndarray]) -> Candidates:
-    """(S, N, C) logits of each entry, decided on by its decision of one fold."""
-    pairs = [(entry.decisions[number], each) for entry, each in zip(entries, logits, strict=True)]
-    mean = np.stack([_log(decision.probabilities(each).mean(0)) for decision, each in pairs])
-    chosen = np.stack([_shifted(decision, each).mean(0) for decision, each in pairs])
+    """The candidates that give these (S, N, C) logits, each with its decision of one fold."""
+    pairs = [(entry.decisions[number], given) for entry, given in zip(entries, logits, strict=True)]
+    mean = np.stack([_log(decision.probabilities(given).mean(0)) for decision, given in pairs])
+    chosen = np.stack([_shifted(decision, given).mean(0) for decision, given in pairs])
     return Candidates(entries, mean, chosen, entries[0].decisions[number].multilabel)
 
 
 def _out_of_fold(problem: Problem, entries: Sequence[TrainedEntry]) -> Candidates:
-    """Each fold's rows by its own decisions."""
+    """The candidates on all rows, each fold's rows with the decisions of that fold."""
     shape = (len(entries), *entries[0].logits.shape[1:])
     mean, chosen = np.full(shape, np.nan), np.full(shape, np.nan)
     for number in range(len(problem.splits)):
@@ -134,7 +134,7 @@ def _log(probabilities: np.ndarray) -> np.ndarray:
 
 
 def _shifted(decision: Decision, logits: np.ndarray) -> np.ndarray:
-    """Log-probabilities as the decision sees them: what its choices are the largest of."""
+    """Log-probabilities behind the offsets of a decision: the largest one is its choice."""
     scaled = logits / decision.temperature - np.array(decision.offsets)
     if decision.multilabel:
         return -np.logaddexp(0, -scaled)
@@ -149,7 +149,7 @@ def _weighted(candidates: Candidates, weights: np.ndarray) -> Fit:
 
 
 def _best(candidates: Candidates, targets: Targets, seed: int) -> Fit:
-    """The seeds of the best head together."""
+    """The mean over the seeds of the best head."""
     shown = candidates.chosen
     chosen = shown > np.log(0.5) if targets.multilabel else shown == shown.max(-1, keepdims=True)
     scores = [macro_f1(targets.matrix, choice) for choice in chosen]
@@ -157,14 +157,14 @@ def _best(candidates: Candidates, targets: Targets, seed: int) -> Fit:
 
 
 def _mean(candidates: Candidates, targets: Targets, seed: int) -> Fit:
-    """All heads that see both modalities, or all there are."""
+    """Equal weights for all heads that see both modalities, or for all heads where none does."""
     both = np.array([entry.entry.modalities == "both" for entry in candidates.entries], float)
     weights = both / both.sum() if both.any() else mean_weights(len(both))
     return _weighted(candidates, weights)
 
 
 def _greedy(candidates: Candidates, targets: Targets, seed: int) -> Fit:
-    """Half by greedy selection, half alike: selection alone follows the luck of some rows."""
+    """Half greedy selection, half equal weights: selection alone follows the luck of some rows."""
     selected = greedy_weights(candidates.log_probabilities, targets, seed=seed)
     return _weighted(candidates, (selected + mean_weights(len(selected))) / 2)
 

@@ -24,18 +24,16 @@ from mmfeat.heads.jobs import Fitted, count_parameters
 from mmfeat.heads.registry import BASELINES, HeadSettings, load_fusion, settings_of
 from mmfeat.runs.entry import Entry, entry_name
 from mmfeat.runs.run import CURVES, METRICS, finals_are_whole
-from mmfeat.sweep.engine import Advance, Engine
+from mmfeat.sweep.engine import Advance
 from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.search import BATCH, Plan, Search
 from mmfeat.sweep.trials import (
+    HeadTrainer,
     Outcome,
     cross_fit,
     decide,
     fit_on_all,
-    fold_heads,
     load_outcome,
-    refit,
-    run_trials,
     save_finals,
     save_outcome,
     score,
@@ -90,23 +88,28 @@ class EntryTrainer:
     No trial is begun after `deadline` (seconds of `time.monotonic`); `advance` counts trainings.
     """
 
-    problem: Problem
-    engine: Engine
-    head: str
-    modality: str
+    trainer: HeadTrainer
     plan: Plan
     run_folder: Path
     deadline: float
     advance: Advance
 
     @property
+    def head(self) -> str:
+        return self.trainer.head
+
+    @property
+    def problem(self) -> Problem:
+        return self.trainer.problem
+
+    @property
     def folder(self) -> Path:
-        return self.run_folder / entry_name(self.head, self.modality)
+        return self.run_folder / entry_name(self.head, self.trainer.modality)
 
     def train(self) -> TrainedEntry:
-        """Search, choose, score, refit and save; what an earlier call saved is not done again."""
+        """Search, choose, score, refit and save; steps that an earlier call saved are not repeated."""
         outcomes, over = self._search()
-        trained = assemble(self.problem, self.head, self.modality, outcomes, self.plan.adjustment)
+        trained = assemble(self.problem, self.head, self.trainer.modality, outcomes, self.plan.adjustment)
         trained = trained.updated(search_over=over)
         if kept := _read_finals(self.folder / METRICS, len(outcomes)):
             return trained.updated(parameters=kept.parameters, seconds=kept.seconds, final=kept.final)
@@ -124,13 +127,13 @@ class EntryTrainer:
     def _finals(self, best: Outcome) -> list[Fitted]:
         """The heads that predict: trained on all labelled rows, or without a refit the heads of the folds."""
         if not self.plan.refit:
-            return fold_heads(self.problem, self.engine, self.head, self.modality, best)
-        finals = refit(self.problem, self.engine, self.head, self.modality, best)
+            return self.trainer.fold_heads(best)
+        finals = self.trainer.refit(best)
         self.advance(self.problem.repeats_of(self.head))
         return finals
 
     def _search(self) -> tuple[list[Outcome], bool]:
-        """All trials of the plan, and whether no setting is left to try, for which time may not have sufficed."""
+        """All trials of the plan, and whether the search is over; the time limit may have cut it short."""
         if not self.plan.space or self.head in BASELINES:
             only = {self.folder / "trials" / "0000": self.plan.settings}
             return self._trials(only, self.advance, not self.plan.refit), True
@@ -146,7 +149,7 @@ class EntryTrainer:
                     search.fail(trial.number, outcome)
         if not search.finished:
             reason = next(iter(search.failed.values()))
-            raise HeadError(f"{head_label(self.head, self.modality)}: no setting could be trained; {reason}")
+            raise HeadError(f"{head_label(self.head, self.trainer.modality)}: no setting could be trained; {reason}")
         return self._trials(self._settings(search.finished), lambda heads: None), over
 
     def _attempts(self, asked: list[FrozenTrial]) -> list[tuple[FrozenTrial, Outcome | str]]:
@@ -176,7 +179,7 @@ class EntryTrainer:
         advance((len(wanted) - len(missing)) * len(self.problem.cells(self.head)))
         if missing:
             settings = [wanted[path] for path in missing]
-            trained = run_trials(self.problem, self.engine, self.head, self.modality, settings, advance, keep)
+            trained = self.trainer.run(settings, advance, keep)
             for path, outcome in zip(missing, trained, strict=True):
                 save_outcome(outcome, path)
                 outcomes[path] = outcome
@@ -186,7 +189,7 @@ class EntryTrainer:
         """The number of parameters of one head; None for baselines, whose shape does not tell their size."""
         if self.head in BASELINES:
             return None
-        shape = self.engine.bench.data(self.head, self.modality).shape
+        shape = self.trainer.engine.bench.data(self.head, self.trainer.modality).shape
         return count_parameters(load_fusion(self.head), shape, len(self.problem.targets.classes))
 
 
@@ -249,8 +252,8 @@ def _optimism(
     labels = problem.targets.matrix[rows]
     honest = np.mean(macro_f1(labels, decide(problem, logits, decisions)[0][:, rows]))
     naive = [
-        np.mean(macro_f1(labels, fit_on_all(problem, each.logits, adjustment).choose(each.logits[:, rows])))
-        for each in outcomes
+        np.mean(macro_f1(labels, fit_on_all(problem, outcome.logits, adjustment).choose(outcome.logits[:, rows])))
+        for outcome in outcomes
     ]
     return float(max(naive) - honest)
 

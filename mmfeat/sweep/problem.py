@@ -1,4 +1,4 @@
-"""The problem that a run is about: labelled samples, their contents, their targets, and how they are split."""
+"""The problem of a run: labelled samples, their contents, their targets, and how they are split."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmfeat.evaluation.protocol import Protocol, protocol_splits
 from mmfeat.evaluation.splits import Fold, Splits
 from mmfeat.heads.registry import BASELINES
 from mmfeat.runs.run import hash_data
-from mmfeat.samples.dataset import MODALITIES, Sample, SampleSet, read_samples
+from mmfeat.samples.dataset import MODALITIES, SampleSet, read_samples
 from mmfeat.samples.keys import ContentKeys
 from mmfeat.samples.labels import SEPARATOR, Targets, labels_alike, read_targets
 from mmfeat.system.remote import absolute
@@ -24,7 +24,7 @@ from mmfeat.system.wording import Progress
 
 @dataclass(frozen=True)
 class LabelledData:
-    """The labelled samples, what is to be told of them, and how they are split."""
+    """A data set with the content keys, the targets and the splits of its labelled samples."""
 
     samples: SampleSet
     store: Cache
@@ -35,12 +35,8 @@ class LabelledData:
     new_splits: Path | None
 
     @property
-    def labelled(self) -> tuple[Sample, ...]:
-        return self.samples.labelled
-
-    @property
     def notes(self) -> tuple[str, ...]:
-        """What may not be as the user thinks."""
+        """Lines about labels and splits that may not be what the user expects."""
         notes = []
         if self.protocol.split_dir and self.new_splits is None:
             sizes = f"{len(self.splits)} folds" if len(self.splits) > 1 else "a holdout"
@@ -55,13 +51,13 @@ class LabelledData:
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """The fields of a `RunConfig` that tell where the data lie, what they hold and how they are split."""
+        """The fields of a `RunConfig` about the data: where they lie, their contents, and how they are split."""
         roles = "\n".join(map(",".join, self.splits.roles.tolist()))
         return {
             "data": absolute(self.samples.source),
             "cache": os.path.abspath(self.store.folder.parent),
             "dataset": self.samples.name,
-            "data_hash": hash_data(self.labelled, self.keys),
+            "data_hash": hash_data(self.samples.labelled, self.keys),
             "folds": tuple(self.splits.names),
             "splits_hash": hashlib.sha256(roles.encode()).hexdigest(),
         }
@@ -75,7 +71,7 @@ def read_labelled(
     protocol: Protocol,
     progress: Progress,
 ) -> LabelledData:
-    """Read the samples, hash what they hold, and split the labelled ones."""
+    """Read the samples, hash the contents of the labelled ones, and split them."""
     samples = read_samples(data, columns)
     labelled = samples.labelled
     if not labelled:
@@ -89,7 +85,7 @@ def read_labelled(
 
 @dataclass(frozen=True)
 class Problem:
-    """What every head of a sweep is trained and scored on. `repeats`: seeds a fold."""
+    """The data and splits on which every head of a sweep is trained and scored, with `repeats` seeds a fold."""
 
     ids: tuple[str, ...]
     targets: Targets
@@ -98,7 +94,7 @@ class Problem:
     seed: int
 
     def repeats_of(self, head: str) -> int:
-        """Baselines have next to nothing random in them: they are fitted once a fold."""
+        """The trainings a fold: baselines have next to nothing random in them, so one is enough."""
         return 1 if head in BASELINES else self.repeats
 
     def cells(self, head: str) -> list[tuple[int, int, Fold]]:

@@ -185,7 +185,7 @@ class Search:
         return None if self.space.size is None else self._untried(_seed(self.seed, number, REDRAWS))
 
     def _draw(self, number: int, seed: int) -> dict[str, Value]:
-        """What Optuna's sampler proposes to a study that knows earlier batches and sees the own batch running."""
+        """Let Optuna's sampler propose: its study knows the scores of earlier batches and sees this batch running."""
         import optuna
         from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
@@ -208,7 +208,7 @@ class Search:
         return tuple(values[name] for name in self._distributions)
 
     def _description(self) -> dict[str, Any]:
-        """What makes two searches the same one. The number of trials does not: a search can be prolonged."""
+        """The identity of a search. The number of trials is no part of it: a search can be prolonged."""
         return {
             "method": self.plan.method,
             "seed": self.seed,

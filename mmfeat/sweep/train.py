@@ -32,13 +32,13 @@ MODALITY_SETS = ("both", "text", "image")
 
 
 def usable_towers(towers: Sequence[Tower]) -> list[Tower]:
-    """Pooled vectors, of all views, and tokens; prefixes are for fine-tuning."""
+    """Towers of pooled vectors, views included, and of tokens; prefixes are for fine-tuning."""
     usable = [tower for tower in towers if tower.spec.output in ("pooled", "tokens")]
     return [tower for tower in usable if tower.spec.output == "pooled" or tower.spec.view == "none"]
 
 
 def needed_towers(towers: Sequence[Tower], pairs: Sequence[tuple[str, str]], attend: str) -> list[Tower]:
-    """Tokens only where a head reads them; only modalities that some head sees."""
+    """Towers whose outputs some head reads: tokens only for heads that read them, modalities that a head sees."""
     reads_tokens = attend == "tokens" and any(head == NEEDS_TOKENS for head, _ in pairs)
     seen = {modality for _, modality in pairs}
     return [
@@ -51,7 +51,7 @@ def needed_towers(towers: Sequence[Tower], pairs: Sequence[tuple[str, str]], att
 def choose_pairs(
     fusion: Sequence[str], baselines: Sequence[str], modalities: Sequence[str], towers: Sequence[Tower], attend: str
 ) -> list[tuple[str, str]]:
-    """(head, modality set) of everything to train, without heads that are another one where they are alone."""
+    """Each (head, modality set) to train; on one modality a head that equals another one there is left out."""
     sets = _checked_modalities(modalities, towers)
     heads = _checked_heads(fusion, FUSIONS, "--fusion") + _checked_heads(baselines, BASELINES, "--baselines")
     if not heads:
@@ -74,7 +74,7 @@ def choose_pairs(
 
 def _checked_heads(names: Sequence[str], known: Collection[str], flag: str) -> list[str]:
     """Names without repetition; `all` stands for every known one and `none` for nothing."""
-    wanted = [each for name in names for each in (known if name == "all" else [name]) if each != "none"]
+    wanted = [head for name in names for head in (known if name == "all" else [name]) if head != "none"]
     if unknown := [name for name in wanted if name not in known]:
         hint = "; early fusion needs pixels: mmfeat finetune --fusion early" if "early" in unknown else ""
         raise HeadError(f"{flag} {','.join(unknown)}: use all, none, or some of {', '.join(known)}{hint}")
@@ -95,13 +95,13 @@ def _checked_modalities(names: Sequence[str], towers: Sequence[Tower]) -> list[s
 
 TASKS = ("multiclass", "multilabel")
 CHEAP_BASELINES = ("prior", "knn", "ridge", "logistic", "svm")
-NAMED_HEADS = 3  # of a run folder; the names of more would be too long to read
+NAMED_HEADS = 3  # heads in the name of a run folder; more names would be too long to read
 IN_MEMORY = 1 << 30  # bytes of pooled vectors; more stay on disk and are read batch by batch
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A run, whether it was there already, where splits were written for later runs, and what a user should be told."""
+    """A run, whether it was there already, the folder of new splits for later runs, and notes for the user."""
 
     run: Run
     reused: bool
@@ -135,8 +135,9 @@ def train_heads(
 ) -> Sweep:
     """Train and rank heads on the cached vectors of the labelled samples of `data`.
 
-    The same configuration on the same data and vectors gives the same run folder: it is not trained twice, and what an
-    interrupted call finished is not done again. `command` is recorded. Raises `CacheMissError` where vectors miss.
+    The same configuration on the same data and vectors gives the same run folder: it is not trained twice, and
+    steps that an interrupted call finished are not repeated. `command` is recorded. Raises `CacheMissError` where
+    vectors miss.
     """
     maker = Maker(command or written_call(train_heads, locals()), split_dir=protocol.split_dir if protocol else None)
     protocol, plan, progress = protocol or Protocol(), plan or Plan(HeadSettings()), progress or Silent()
@@ -164,7 +165,9 @@ def train_heads(
     from mmfeat.sweep.engine import make_engine
     from mmfeat.sweep.train_all import train_run
 
-    features = labelled.store.load(labelled.labelled, [tower.spec for tower in towers], labelled.keys, IN_MEMORY)
+    features = labelled.store.load(
+        labelled.samples.labelled, [tower.spec for tower in towers], labelled.keys, IN_MEMORY
+    )
     maker = replace(maker, device=resolve_device(device))
     runner = make_engine(engine, features, labelled.targets, maker.device, attend, workers, ray_address)
     run = train_run(labelled, features, runner, pairs, plan, config, folder, maker, progress)
@@ -192,14 +195,14 @@ def _check(task: str, attend: str, engine: str) -> None:
 
 def _is_done(run: Run, plan: Plan) -> bool:
     """Whether a finished run needs nothing: its files are whole, no search was cut short by time, and no more trials
-    are asked for than then."""
+    are asked for than before."""
     before = run.config.trials
     enough = not plan.space or before is None or (plan.trials is not None and plan.trials <= before)
     return enough and all(entry.search_over is not False for entry in run.leaderboard) and run.is_whole(ABLATION)
 
 
 def _plan_record(plan: Plan) -> dict[str, Any]:
-    """For JSON; how long a search may take is no part of what it does: it can be prolonged."""
+    """The plan as JSON, without its limits: a search can be prolonged."""
     record = {**asdict(plan), "time_limit": None, "trials": None}
     return {**record, "space": {name: _values(values) for name, values in plan.space.items()}}
 
@@ -209,6 +212,6 @@ def _values(values: Any) -> Any:
 
 
 def _label(pairs: Sequence[Sequence[str]]) -> str:
-    """What a run folder is called after."""
+    """The heads in the name of a run folder."""
     heads = list(dict.fromkeys(head for head, _ in pairs))
     return "-".join(heads) if len(heads) <= NAMED_HEADS else f"{len(heads)}-heads"

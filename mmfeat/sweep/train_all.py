@@ -1,4 +1,4 @@
-"""The run of a sweep: its entries are trained side by side, combined, ranked and written."""
+"""Train the run of a sweep: its entries are trained side by side, combined, ranked and written."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from mmfeat.errors import HeadError
 from mmfeat.evaluation.significance import compare_with_best, holm, paired_difference
 from mmfeat.evaluation.splits import save_splits
 from mmfeat.heads.registry import BASELINES, TWINS
+from mmfeat.heads.stack import one_torch_thread
 from mmfeat.runs.entry import Entry, PairedTest, RunConfig, convert
 from mmfeat.runs.leaderboard import ablation_csv, write_leaderboard
 from mmfeat.runs.record import Maker, making
@@ -26,7 +27,7 @@ from mmfeat.sweep.ensembles import ensemble_entries
 from mmfeat.sweep.entries import EntryTrainer, TrainedEntry
 from mmfeat.sweep.problem import LabelledData, Problem
 from mmfeat.sweep.search import Plan
-from mmfeat.sweep.trials import decide
+from mmfeat.sweep.trials import HeadTrainer, decide
 from mmfeat.system.files import write_atomic, write_errors
 from mmfeat.system.hardware import cpu_count
 from mmfeat.system.wording import Progress
@@ -84,10 +85,10 @@ def train_run(
     """Train what the run folder lacks, then combine, rank, and declare the run complete."""
     try:
         _check_features(data.samples, features)
-        with write_errors(folder):  # a search that goes on is no finished run meanwhile
+        with write_errors(folder):  # a run whose search goes on is not complete
             (folder / RUN_FILE).unlink(missing_ok=True)
-        with making(folder, config, maker), one_blas_thread():  # sums of several threads are other ones elsewhere
-            save_splits(data.splits, folder, [str(sample.label) for sample in data.labelled])
+        with making(folder, config, maker), one_blas_thread(), one_torch_thread():  # sums depend on the threads
+            save_splits(data.splits, folder, [str(sample.label) for sample in data.samples.labelled])
             problem = Problem(features.ids, data.targets, data.splits, data.protocol.seeds, data.protocol.seed)
             entries = _train_all(problem, engine, pairs, plan, folder, progress)
             return _finish(problem, entries, config, maker, plan, folder, features)
@@ -98,21 +99,21 @@ def train_run(
 def _train_all(
     problem: Problem, engine: Engine, pairs: Sequence[tuple[str, str]], plan: Plan, folder: Path, progress: Progress
 ) -> list[TrainedEntry]:
-    """Every pair's entry. Their jobs share the engine's workers; the threads here wait for them."""
+    """Train the entry of every pair, each in a thread that waits for its jobs; all jobs share the engine's workers."""
     deadline = float("inf") if plan.time_limit is None else time.monotonic() + plan.time_limit
     total = sum(_trainings(problem, head, plan) for head, _ in pairs)
     with progress.step("heads", total) as advance, ThreadPoolExecutor(cpu_count() + 1) as threads:
         futures = [
-            threads.submit(EntryTrainer(problem, engine, head, modality, plan, folder, deadline, advance).train)
-            for head, modality in pairs
+            threads.submit(EntryTrainer(trainer, plan, folder, deadline, advance).train)
+            for trainer in (HeadTrainer(problem, engine, *pair) for pair in pairs)
         ]
         try:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             for future in done:
-                future.result()  # what went wrong is told now, not when all before it are done
+                future.result()  # an error is raised now, not when all entries before it are done
             return [future.result() for future in futures]
         except BaseException:
-            engine.close()  # before the threads are waited for, which wait for it
+            engine.close()  # first: the threads, for which the pool waits, wait for the engine
             for future in futures:
                 future.cancel()
             raise
@@ -156,7 +157,7 @@ def _finish(
 
 
 def _check_features(samples: SampleSet, features: Features) -> None:
-    """An encoder that saw none of the samples is refused."""
+    """Raise `HeadError` for an encoder that saw none of the samples."""
     if empty := [name for name, mask in features.masks.items() if not mask.any()]:
         raise HeadError(
             f"{samples.source}: no labelled sample has a vector of {', '.join(empty)}; leave it out of --encoders"

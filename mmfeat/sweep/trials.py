@@ -1,4 +1,4 @@
-"""Trials: one setting of one head, trained on every fold with every seed; its choices, probabilities and scores.
+"""A trial is one setting of one head, trained on every fold with every seed; its choices, probabilities and scores.
 
 Nothing is fitted on rows that it scores.
 """
@@ -10,14 +10,13 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mmfeat.errors import RunError
 from mmfeat.evaluation.decisions import Decision, fit_decision
 from mmfeat.evaluation.metrics import evaluate, macro_f1
-from mmfeat.evaluation.splits import Fold
 from mmfeat.heads.jobs import Fitted, Job, stack_size
 from mmfeat.heads.registry import BASELINES, SHARED, HeadSettings, settings_of
 from mmfeat.heads.stack import Member, epoch_steps, plain_choice
@@ -27,9 +26,6 @@ from mmfeat.samples.labels import Targets, names_of
 from mmfeat.sweep.engine import Advance, Engine
 from mmfeat.sweep.problem import Problem
 from mmfeat.system.files import canonical_json, csv_text, file_sha256, read_json, write_atomic, write_json
-
-if TYPE_CHECKING:
-    from mmfeat.sweep.problem import Problem
 
 
 def cross_fit(
@@ -103,10 +99,10 @@ def _repeated(targets: Targets, rows: np.ndarray, times: int) -> Targets:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A trial that is done. Lists have an entry for each cell, fold after fold.
+    """A trial that is done. Lists have an item for each cell, fold after fold.
 
-    `logits` (S, N, C) are out of fold, NaN where no fold tests; `validation` (m, C) those of each cell's validation
-    rows; `scores` (S, F) their macro-F1.
+    `logits` (S, N, C) are out of fold, NaN where no fold tests; `validation` holds the (m, C) logits of each cell's
+    validation rows and `scores` (S, F) the macro-F1 of these.
     """
 
     settings: HeadSettings
@@ -121,41 +117,100 @@ class Outcome:
 
     @property
     def score(self) -> float:
-        """Mean macro-F1 on the validation rows: what a search goes by."""
+        """Mean macro-F1 on the validation rows, which a search maximises."""
         return float(self.scores.mean())
 
 
-def run_trials(
-    problem: Problem,
-    engine: Engine,
-    head: str,
-    modality: str,
-    settings: Sequence[HeadSettings],
-    advance: Advance,
-    keep: bool = False,
-) -> list[Outcome]:
-    """Train each of `settings` on all folds and seeds; heads whose settings allow it are stacked.
+@dataclass(frozen=True)
+class HeadTrainer:
+    """Trains one head on one modality, on the folds and seeds of a problem."""
 
-    `keep`: the outcomes hold what rebuilds the heads.
-    """
-    cells = problem.cells(head)
-    work = [(number, each, cell) for number, each in enumerate(settings) for cell in range(len(cells))]
-    groups: dict[tuple[Any, ...], list[tuple[int, HeadSettings, int]]] = {}
-    for item in work:
-        groups.setdefault(tuple(getattr(item[1], name) for name in SHARED), []).append(item)
-    chunks = [
-        chunk
-        for group in groups.values()
-        for chunk in _chunks(group, _stack_size(problem, engine, head, modality, group[0][1]))
-    ]
-    jobs = [_job(problem, head, modality, chunk, cells, keep) for chunk in chunks]
-    results: dict[tuple[int, int], Fitted] = {}
-    for chunk, fitted in zip(chunks, engine.run(jobs, advance), strict=True):
-        results |= {(number, cell): each for (number, _, cell), each in zip(chunk, fitted, strict=True)}
-    return [
-        _outcome(problem, head, each, [results[number, cell] for cell in range(len(cells))], keep)
-        for number, each in enumerate(settings)
-    ]
+    problem: Problem
+    engine: Engine
+    head: str
+    modality: str
+
+    def run(self, settings: Sequence[HeadSettings], advance: Advance, keep: bool = False) -> list[Outcome]:
+        """Train each of `settings` on all folds and seeds; heads whose settings allow it are stacked.
+
+        With `keep` the outcomes hold the tensors of the heads.
+        """
+        cells = self.problem.cells(self.head)
+        groups: dict[tuple[Any, ...], list[tuple[int, HeadSettings, int]]] = {}
+        for number, setting in enumerate(settings):
+            shared = tuple(getattr(setting, name) for name in SHARED)
+            groups.setdefault(shared, []).extend((number, setting, cell) for cell in range(len(cells)))
+        chunks = [chunk for group in groups.values() for chunk in _chunks(group, self._stack_size(group[0][1]))]
+        jobs = [self._job(chunk, keep) for chunk in chunks]
+        results: dict[tuple[int, int], Fitted] = {}
+        for chunk, fitted in zip(chunks, self.engine.run(jobs, advance), strict=True):
+            results |= {(number, cell): result for (number, _, cell), result in zip(chunk, fitted, strict=True)}
+        return [
+            self._outcome(setting, [results[number, cell] for cell in range(len(cells))], keep)
+            for number, setting in enumerate(settings)
+        ]
+
+    def refit(self, best: Outcome) -> list[Fitted]:
+        """Train on all labelled samples, as long and as slowly as the heads of the folds did on average."""
+        problem, everything, nothing = self.problem, np.arange(len(self.problem.targets)), np.empty(0, np.int64)
+        settings = replace(best.settings, batch_size=min(best.settings.batch_size, len(everything)))
+        steps = epoch_steps(len(everything), settings.batch_size)
+        replay = replayed(best.best_epochs, best.histories) if self.head not in BASELINES else None
+        members = tuple(
+            Member(settings, everything, nothing, (problem.seed, len(problem.splits), repeat), steps, replay)
+            for repeat in range(problem.repeats_of(self.head))
+        )
+        setting = _middle(best.chosen) if self.head in BASELINES else None
+        job = Job(self.head, self.modality, members, ((nothing,),) * len(members), setting, keep=True)
+        return self.engine.run([job], lambda heads: None)[0]
+
+    def fold_heads(self, best: Outcome) -> list[Fitted]:
+        """The heads of the folds; the heads of a trial that was read from disk are trained again."""
+        if best.fitted:
+            return best.fitted
+        (again,) = self.run([best.settings], lambda heads: None, keep=True)
+        return again.fitted
+
+    def _stack_size(self, settings: HeadSettings) -> int:
+        data = self.engine.bench.data(self.head, self.modality)
+        return stack_size(self.head, data, len(self.problem.targets.classes), settings.batch_size)
+
+    def _job(self, chunk: list[tuple[int, HeadSettings, int]], keep: bool) -> Job:
+        cells = self.problem.cells(self.head)
+        sizes = [len(rows.train) for _, _, rows in cells]
+        most, fewest = max(sizes), max(2, min(sizes))  # no batch is larger than any training fold
+        members, predict = [], []
+        for _, settings, cell in chunk:
+            fold, repeat, rows = cells[cell]
+            steps = epoch_steps(most, settings.batch_size)
+            whole = np.union1d(rows.train, rows.validation)
+            settings = replace(settings, batch_size=min(settings.batch_size, fewest))
+            seed = (self.problem.seed, fold, repeat)
+            members.append(Member(settings, rows.train, rows.validation, seed, steps, fold=whole))
+            predict.append((rows.validation, rows.test))
+        return Job(self.head, self.modality, tuple(members), tuple(predict), keep=keep)
+
+    def _outcome(self, settings: HeadSettings, fitted: list[Fitted], keep: bool) -> Outcome:
+        problem, repeats = self.problem, self.problem.repeats_of(self.head)
+        validation = [_as_saved(result.logits[0]) for result in fitted]
+        logits = np.full((repeats, len(problem.targets), len(problem.targets.classes)), np.nan)
+        scores = np.zeros((repeats, len(problem.splits)))
+        for (fold, repeat, rows), result, seen in zip(problem.cells(self.head), fitted, validation, strict=True):
+            logits[repeat, rows.test] = _as_saved(result.logits[1])
+            if np.isfinite(seen).all():  # a head that diverged scores 0 and loses against any other
+                choice = plain_choice(seen, problem.targets.multilabel)
+                scores[repeat, fold] = macro_f1(problem.targets.matrix[rows.validation], choice)
+        return Outcome(
+            settings,
+            logits,
+            validation,
+            scores,
+            [result.history for result in fitted],
+            [result.best_epoch for result in fitted],
+            [result.setting for result in fitted],
+            sum(result.seconds for result in fitted),
+            fitted if keep else [],
+        )
 
 
 def save_outcome(outcome: Outcome, path: Path) -> None:
@@ -163,7 +218,7 @@ def save_outcome(outcome: Outcome, path: Path) -> None:
     from safetensors.numpy import save
 
     tensors = {"logits": outcome.logits.astype(np.float32)}
-    tensors |= {f"validation.{cell}": each.astype(np.float32) for cell, each in enumerate(outcome.validation)}
+    tensors |= {f"validation.{cell}": logits.astype(np.float32) for cell, logits in enumerate(outcome.validation)}
     file = path.with_name(f"{path.name}.safetensors")
     write_atomic(file, save(tensors))
     record = {
@@ -178,7 +233,7 @@ def save_outcome(outcome: Outcome, path: Path) -> None:
 
 
 def load_outcome(path: Path) -> Outcome | None:
-    """What `save_outcome` wrote, None if it is not there; raises `RunError` if it is damaged."""
+    """Read the outcome that `save_outcome` wrote; None if there is none. Raises `RunError` for a damaged file."""
     from safetensors.numpy import load_file
 
     record, file = path.with_name(f"{path.name}.json"), path.with_name(f"{path.name}.safetensors")
@@ -196,103 +251,29 @@ def load_outcome(path: Path) -> Outcome | None:
             scores=np.array(values.pop("scores")),
             **values,
         )
-    except Exception as error:  # safetensors raises what its format makes it raise
+    except Exception as error:  # safetensors has no exception for a damaged file
         raise RunError(f"{record}: not a whole trial ({error}); delete it and run mmfeat heads again") from error
 
 
 def _checksum(record: dict[str, Any], file: Path) -> str:
-    """Of a trial's record and its logits together."""
+    """SHA-256 of a trial's record and its logits together."""
     return hashlib.sha256(f"{canonical_json(record)}{file_sha256(file)}".encode()).hexdigest()
 
 
-def _classes(problem: Problem) -> int:
-    return len(problem.targets.classes)
-
-
-def _stack_size(problem: Problem, engine: Engine, head: str, modality: str, settings: HeadSettings) -> int:
-    return stack_size(head, engine.bench.data(head, modality), _classes(problem), settings.batch_size)
-
-
 def _chunks(items: list[Any], size: int) -> list[list[Any]]:
-    """Parts of at most `size`, as equal as can be. Several are an even number, so that two cores are done at once;
-    how many workers there are has no say, for rounding differs a little with the stack."""
+    """Parts of at most `size` items, as equal as can be; an even number of parts, so that two cores end together.
+
+    The number of workers has no say, because rounding differs a little with the size of a stack.
+    """
     count = -(-len(items) // size)
     count = min(count + count % 2, len(items)) if count > 1 else count
     bounds = np.linspace(0, len(items), count + 1).round().astype(int)
     return [items[start:stop] for start, stop in itertools.pairwise(bounds)]
 
 
-def _job(
-    problem: Problem,
-    head: str,
-    modality: str,
-    chunk: list[tuple[int, HeadSettings, int]],
-    cells: list[tuple[int, int, Fold]],
-    keep: bool,
-) -> Job:
-    sizes = [len(rows.train) for _, _, rows in cells]
-    most, fewest = max(sizes), max(2, min(sizes))  # no batch is larger than any training fold
-    members, predict = [], []
-    for _, settings, cell in chunk:
-        fold, repeat, rows = cells[cell]
-        steps = epoch_steps(most, settings.batch_size)
-        whole = np.union1d(rows.train, rows.validation)
-        settings = replace(settings, batch_size=min(settings.batch_size, fewest))
-        members.append(Member(settings, rows.train, rows.validation, (problem.seed, fold, repeat), steps, fold=whole))
-        predict.append((rows.validation, rows.test))
-    return Job(head, modality, tuple(members), tuple(predict), keep=keep)
-
-
-def _outcome(problem: Problem, head: str, settings: HeadSettings, fitted: list[Fitted], keep: bool) -> Outcome:
-    cells = problem.cells(head)
-    repeats = problem.repeats_of(head)
-    validation = [_as_saved(each.logits[0]) for each in fitted]
-    logits = np.full((repeats, len(problem.targets), _classes(problem)), np.nan)
-    scores = np.zeros((repeats, len(problem.splits)))
-    for (fold, repeat, rows), each, seen in zip(cells, fitted, validation, strict=True):
-        logits[repeat, rows.test] = _as_saved(each.logits[1])
-        if np.isfinite(seen).all():  # one that diverged scores nothing, and loses against any other
-            choice = plain_choice(seen, problem.targets.multilabel)
-            scores[repeat, fold] = macro_f1(problem.targets.matrix[rows.validation], choice)
-    return Outcome(
-        settings,
-        logits,
-        validation,
-        scores,
-        [each.history for each in fitted],
-        [each.best_epoch for each in fitted],
-        [each.setting for each in fitted],
-        sum(each.seconds for each in fitted),
-        fitted if keep else [],
-    )
-
-
 def _as_saved(logits: np.ndarray) -> np.ndarray:
-    """Rounded as in the file, so that an interrupted run goes on with the very numbers of one that was not."""
+    """Round as the file does, so that an interrupted run goes on with the numbers of an uninterrupted one."""
     return logits.astype(np.float32).astype(np.float64)
-
-
-def refit(problem: Problem, engine: Engine, head: str, modality: str, best: Outcome) -> list[Fitted]:
-    """Train on all labelled samples, as long and as slowly as the heads of the folds did on average."""
-    everything, nothing = np.arange(len(problem.targets)), np.empty(0, np.int64)
-    settings = replace(best.settings, batch_size=min(best.settings.batch_size, len(everything)))
-    steps = epoch_steps(len(everything), settings.batch_size)
-    replay = replayed(best.best_epochs, best.histories) if head not in BASELINES else None
-    members = tuple(
-        Member(settings, everything, nothing, (problem.seed, len(problem.splits), repeat), steps, replay)
-        for repeat in range(problem.repeats_of(head))
-    )
-    setting = _middle(best.chosen) if head in BASELINES else None
-    job = Job(head, modality, members, ((nothing,),) * len(members), setting, keep=True)
-    return engine.run([job], lambda heads: None)[0]
-
-
-def fold_heads(problem: Problem, engine: Engine, head: str, modality: str, best: Outcome) -> list[Fitted]:
-    """The heads of the folds; a trial that was read from disk has none, and is trained again."""
-    if best.fitted:
-        return best.fitted
-    (again,) = run_trials(problem, engine, head, modality, [best.settings], lambda heads: None, keep=True)
-    return again.fitted
 
 
 def replayed(best_epochs: Sequence[int], histories: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[float, ...]:
@@ -316,6 +297,6 @@ def save_finals(folder: Path, finals: list[Fitted]) -> tuple[FinalHead, ...]:
 
 
 def _middle(chosen: list[dict[str, float]]) -> dict[str, float]:
-    """The setting of a baseline that is in the middle of those the folds chose; some may have sampled their rows."""
-    names = [name for name in chosen[0] if all(name in each for each in chosen)]
-    return {name: sorted(each[name] for each in chosen)[(len(chosen) - 1) // 2] for name in names}
+    """The median of the settings that the folds of a baseline chose; some folds may have sampled their rows."""
+    names = [name for name in chosen[0] if all(name in setting for setting in chosen)]
+    return {name: sorted(setting[name] for setting in chosen)[(len(chosen) - 1) // 2] for name in names}

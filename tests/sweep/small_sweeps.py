@@ -25,7 +25,7 @@ from mmfeat.sweep.entries import EntryTrainer, TrainedEntry
 from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.search import Plan
 from mmfeat.sweep.train import Sweep, train_heads
-from mmfeat.sweep.trials import score
+from mmfeat.sweep.trials import HeadTrainer, score
 from tests.heads import toy_features
 
 BUILT_IN = ["hashing", "hog"]
@@ -87,7 +87,8 @@ def toy_entry(
     """A real head on the made-up vectors."""
     engine = LocalEngine(toy_features.features(), task.targets, "cpu", "tokens", 1)
     try:
-        return EntryTrainer(task, engine, head, "both", plan, folder, deadline, lambda heads: None).train()
+        trainer = HeadTrainer(task, engine, head, "both")
+        return EntryTrainer(trainer, plan, folder, deadline, lambda heads: None).train()
     finally:
         engine.close()
 

@@ -30,7 +30,7 @@ from mmfeat.runs.entry import FinalHead, convert
 from mmfeat.samples.labels import Targets
 from mmfeat.sweep.engine import Engine, LocalEngine, make_engine
 from mmfeat.sweep.problem import Problem
-from mmfeat.sweep.trials import Outcome, run_trials, save_finals
+from mmfeat.sweep.trials import HeadTrainer, Outcome, save_finals
 from tests.heads.toy_features import (
     MULTILABEL,
     SAMPLES,
@@ -52,7 +52,7 @@ def trials(engine: Engine, head: str = "concat", settings: list[HeadSettings] = 
     """Two folds with two seeds of each setting."""
     splits = make_folds(TARGETS, IDS, EVERYTHING, folds=2, seed=5, repeats=2)
     task = Problem(IDS, TARGETS, splits, 2, 5)
-    return run_trials(task, engine, head, "both", settings, lambda heads: None)
+    return HeadTrainer(task, engine, head, "both").run(settings, lambda heads: None)
 
 
 def local(workers: int = 0, seen: Features | None = None) -> LocalEngine:
