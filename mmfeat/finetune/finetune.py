@@ -129,7 +129,7 @@ def _train(experiment: Experiment, execution: Execution, maker: Maker) -> Run:
     team, folder, labelled = execution.team, experiment.folder, experiment.labelled
     if team.leads:
         (folder / RUN_FILE).unlink(missing_ok=True)
-        save_splits(labelled.splits, folder, [str(sample.label) for sample in labelled.labelled])
+        save_splits(labelled.splits, folder, [str(sample.label) for sample in labelled.samples.labelled])
     first = _train_stage_one(experiment, execution)
     runner = CellRunner(experiment, execution, folder / CELLS)
     cells = fold_cells(experiment, first)
