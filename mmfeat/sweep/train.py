@@ -136,8 +136,7 @@ def train_heads(
     """Train and rank heads on the cached vectors of the labelled samples of `data`.
 
     The same configuration on the same data and vectors gives the same run folder: it is not trained twice, and
-    steps that an interrupted call finished are not repeated. `command` is recorded. Raises `CacheMissError` where
-    vectors miss.
+    steps that an interrupted call finished are not repeated. Raises `CacheMissError` where vectors are missing.
     """
     maker = Maker(command or written_call(train_heads, locals()), split_dir=protocol.split_dir if protocol else None)
     protocol, plan, progress = protocol or Protocol(), plan or Plan(HeadSettings()), progress or Silent()
