@@ -164,9 +164,8 @@ def train_heads(
     from mmfeat.sweep.engine import make_engine
     from mmfeat.sweep.train_all import train_run
 
-    features = labelled.store.load(
-        labelled.samples.labelled, [tower.spec for tower in towers], labelled.keys, IN_MEMORY
-    )
+    specs = [tower.spec for tower in towers]
+    features = labelled.store.load(labelled.samples.labelled, specs, labelled.keys, IN_MEMORY)
     maker = replace(maker, device=resolve_device(device))
     runner = make_engine(engine, features, labelled.targets, maker.device, attend, workers, ray_address)
     run = train_run(labelled, features, runner, pairs, plan, config, folder, maker, progress)
