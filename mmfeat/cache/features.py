@@ -110,8 +110,11 @@ class Features:
 
         Raises `CacheError` for any other difference.
         """
-        blocks = tuple(b if _fits(b.name, b.width, widths[b.name]) else b.empty(widths[b.name]) for b in self.blocks)
-        mapped = tuple(t if _fits(t.name, t.width, widths[t.name]) else t.empty(widths[t.name]) for t in self.mapped)
+        for block in self._all:
+            if block.width not in (0, widths[block.name]):
+                raise CacheError(f"{block.name}: vectors of width {block.width}, the head takes {widths[block.name]}")
+        blocks = tuple(block if block.width else block.empty(widths[block.name]) for block in self.blocks)
+        mapped = tuple(block if block.width else block.empty(widths[block.name]) for block in self.mapped)
         return replace(self, blocks=blocks, mapped=mapped)
 
     def take(self, rows: np.ndarray) -> Features:
@@ -128,13 +131,6 @@ class Features:
             blocks=tuple(blocks[name] for name in names if name in blocks),
             mapped=tuple(mapped[name] for name in names if name in mapped),
         )
-
-
-def _fits(name: str, actual: int, width: int) -> bool:
-    """Whether a block has this `width`; False for one of which every row is missing."""
-    if actual not in (0, width):
-        raise CacheError(f"{name}: vectors of width {actual}, the head takes {width}")
-    return actual == width
 
 
 def _read_zeros(read: Callable[[np.ndarray], np.ndarray], width: int, positions: np.ndarray) -> np.ndarray:

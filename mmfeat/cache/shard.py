@@ -66,7 +66,7 @@ class Rows:
 
     @property
     def width(self) -> int:
-        """D."""
+        """D, the width of the values."""
         if isinstance(self.values, np.ndarray):
             return self.values.shape[1]
         return max((value.shape[1] for value in self.values), default=0)
@@ -136,7 +136,7 @@ class Shard:
 
     @property
     def width(self) -> int:
-        """D."""
+        """D, the width of the values."""
         return self.values.shape[1]
 
     @property
@@ -255,7 +255,7 @@ def _hash_around(path: Path, values: Stored) -> str:
 def _columns(batches: Sequence[Rows], output: str) -> dict[str, np.ndarray]:
     """All datasets of a shard but the values and their checksums."""
     keys = list(chain.from_iterable(batch.keys for batch in batches))
-    if wrong := set(map(len, keys)) - {KEY_LENGTH}:  # joined below, a longer key would shift all others
+    if wrong := set(map(len, keys)) - {KEY_LENGTH}:  # a longer key would shift all others below
         raise CacheError(f"content keys of {', '.join(map(str, sorted(wrong)))} bytes; they have {KEY_LENGTH}")
     errors = chain.from_iterable(batch.errors for batch in batches)
     columns = {

@@ -37,7 +37,7 @@ class ShardWriter:
         self._failed: set[bytes] = set()
         self.committed = 0  # rows with values that this writer wrote
         self.failed = 0  # rows with an error, also rows that were stored already
-        self.found = 0  # rows with values that another writer wrote meanwhile
+        self.by_others = 0  # rows with values that another writer wrote meanwhile
 
     def add(self, rows: Rows) -> None:
         """Collect some rows, and commit all collected rows if that is due."""
@@ -65,11 +65,11 @@ class ShardWriter:
                     self._looked_at.add(path.name)
                 else:
                     sync_folder(self._folder)  # the writer that stored these rows may have died just before this
-            # Not earlier: an interrupt before this line leaves the rows to the commit on leaving the context.
+            # Cleared only here: an interrupt before this line leaves the rows to the commit on leaving the context.
             given, self._batches, self._bytes = self._batches, [], 0
             written = sum(len(batch.keys) - batch.failed for batch in new)
             self.committed += written
-            self.found += sum(len(batch.keys) - batch.failed for batch in given) - written
+            self.by_others += sum(len(batch.keys) - batch.failed for batch in given) - written
             self.failed += sum(batch.failed for batch in given)
 
     def _look_at_new_shards(self) -> None:
@@ -104,7 +104,7 @@ class ShardWriter:
         return new
 
     def __enter__(self) -> ShardWriter:
-        # Now, so that a folder that cannot be written is an error before the work.
+        # Declared already here, so that a folder that cannot be written is an error before the work.
         declare(self._folder, self._spec, self._provenance)
         settle(self._folder)
         return self

@@ -166,7 +166,7 @@ class BackgroundWriter:
     @property
     def counts(self) -> dict[str, tuple[int, int, int]]:
         """Numbers of rows by fingerprint: committed with values, holding an error, and met in the cache by then."""
-        return {name: (writer.committed, writer.failed, writer.found) for name, writer in self._writers.items()}
+        return {name: (writer.committed, writer.failed, writer.by_others) for name, writer in self._writers.items()}
 
     def __enter__(self) -> BackgroundWriter:
         self._thread.start()

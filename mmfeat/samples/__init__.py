@@ -1,5 +1,5 @@
-"""Samples: what users bring. Readers of folders and tables, decoding of texts and photos, augmented views, labels,
-keys of contents, near duplicates, and the generated demo data. Start with `dataset`. Imports `mmfeat.system`.
+"""Samples: the data that users bring. Readers of folders and tables, decoding of texts and photos, augmented views,
+labels, keys of contents, near duplicates, and the generated demo data. Start with `dataset`. Imports `mmfeat.system`.
 """
 
 import lazy_loader

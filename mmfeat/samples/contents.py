@@ -1,7 +1,7 @@
 """Contents of samples: from bytes on disk to the text or the RGB picture that an encoder sees.
 
-Texts are decoded and cleaned. Photos are decoded, or have the reason why they cannot be; augmented views are made of
-a picture.
+Texts are decoded and cleaned. Photos are decoded into a picture, or into the reason for no picture; augmented views
+are derived from a picture.
 """
 
 from __future__ import annotations

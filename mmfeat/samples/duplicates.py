@@ -26,11 +26,12 @@ RUN = 5
 SHORTEST_EQUAL = 24
 SHORTEST_NEAR = 32
 
-# Most bits, of 63, in which the hashes of two equal photos may differ. They do for 99.9 % of tweeted photos that were
-# saved again, smaller or more compressed; hashes of different photos differ in 8 bits at least.
+# Most bits, of 63, in which hashes of equal photos may differ. 99.9 % of tweeted photos that were saved again, smaller
+# or more compressed, stay within this distance; hashes of different photos differ in 8 bits at least.
 PHOTO_DISTANCE = 4
 
-# In a longer list of candidates (a template of thousands), each is compared with so many only: time stays linear.
+# Number of the following candidates in a sorted list that each candidate is compared with, so that a template of
+# thousands takes linear time.
 NEIGHBOURS = 16
 PIECE_LETTERS = 1 << 22
 PIECE_TEXTS = 1 << 15
