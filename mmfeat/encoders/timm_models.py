@@ -73,21 +73,17 @@ def _create(variant: str, spec: EncoderSpec) -> tuple[Any, Any, str]:
     import timm
 
     folder = local_path(variant)
-    overlay = {} if folder else {"hf_hub_id": _pinned(_hub_config(variant), spec)}
+    overlay = None if folder else {"hf_hub_id": f"{_hub_config(variant)['hf_hub_id']}@{spec.weights.partition(':')[2]}"}
     with load_errors(f"timm:{variant}") if folder else hub_errors(f"timm:{variant}"):
         model = timm.create_model(
             f"local-dir:{folder}" if folder else variant,
             pretrained=True,
             num_classes=0,
-            pretrained_cfg_overlay=overlay or None,
+            pretrained_cfg_overlay=overlay,
         )
     config = timm.data.resolve_model_data_config(model)
     transform = timm.data.create_transform(**config, is_training=False)
     return model.eval().requires_grad_(False), transform, canonical_json(_preprocessing(config))
-
-
-def _pinned(config: dict[str, Any], spec: EncoderSpec) -> str:
-    return f"{config['hf_hub_id']}@{spec.weights.partition(':')[2]}"
 
 
 def _folder_config(folder: Path) -> dict[str, Any]:

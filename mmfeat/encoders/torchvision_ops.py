@@ -23,14 +23,10 @@ def import_torchvision() -> None:
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise
-        _forget_torchvision()
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
         _declare_operators()
         import torchvision  # noqa: F401
-
-
-def _forget_torchvision() -> None:
-    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-        del sys.modules[name]
 
 
 def _declare_operators() -> None:

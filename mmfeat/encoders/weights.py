@@ -24,7 +24,8 @@ def path_identity(path: Path) -> str:
     if path.is_file():
         return f"sha256:{file_sha256(path)}"
     digest = hashlib.sha256()
-    files = sorted(file for file in path.iterdir() if file.is_file() and _takes_part(file))
+    names = (file for file in path.iterdir() if not file.name.startswith(".") and file.suffix not in _ASIDE)
+    files = sorted(file for file in names if file.is_file())
     if not any(file.suffix in _WEIGHTS for file in files):
         raise EncoderError(f"{path}: no weights (*.safetensors, *.bin, *.pt) in this folder; name a model folder")
     for file in files:
@@ -80,10 +81,6 @@ def _use_local_hub_files_if_unreachable() -> bool:
     except OSError:
         constants.HF_HUB_OFFLINE = True
         return False
-
-
-def _takes_part(file: Path) -> bool:
-    return not file.name.startswith(".") and file.suffix not in _ASIDE
 
 
 def local_path(variant: str) -> Path | None:

@@ -208,21 +208,20 @@ def _planned(
     planner: Planner, blocks: Iterator[Sequence[Sample]], progress: Progress
 ) -> Generator[Missing, None, None]:
     """Yield the plan of each block, made while the block before is encoded; only the first shows its progress."""
-    plan, rest = _plan_next(planner, blocks, progress), Unseen()
+
+    def plan_next(progress: Progress) -> Missing | None:
+        block = next(blocks, None)
+        return None if block is None else planner.plan(block, progress)
+
+    plan, rest = plan_next(progress), Unseen()
     with ThreadPoolExecutor(1) as pool:
         try:
             while plan is not None:
-                upcoming = pool.submit(_plan_next, planner, blocks, rest)
+                upcoming = pool.submit(plan_next, rest)
                 yield plan
                 plan = upcoming.result()
         finally:
             rest.stopped = True
-
-
-def _plan_next(planner: Planner, blocks: Iterator[Sequence[Sample]], progress: Progress) -> Missing | None:
-    """The plan of the next block, None after the last."""
-    block = next(blocks, None)
-    return None if block is None else planner.plan(block, progress)
 
 
 class Unseen:

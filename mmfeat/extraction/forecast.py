@@ -72,18 +72,15 @@ class _Needs:
     generator: random.Random = field(default_factory=lambda: random.Random(0))
 
     def add(self, plan: Missing) -> None:
+        """Count what a plan lacks, and keep each item with the same probability (Vitter's reservoir, algorithm R)."""
         self.lacking.update(plan.lacking)
         for item in (item for items in plan.items.values() for item in items):
-            self._keep(item)
-
-    def _keep(self, item: Item) -> None:
-        """Keep each item with the same probability (Vitter's reservoir, algorithm R)."""
-        self.items[item.fingerprints] += 1
-        kept = self.sampled.setdefault(item.fingerprints, [])
-        if len(kept) < TRIED:
-            kept.append(item)
-        elif (index := self.generator.randrange(self.items[item.fingerprints])) < TRIED:
-            kept[index] = item
+            self.items[item.fingerprints] += 1
+            kept = self.sampled.setdefault(item.fingerprints, [])
+            if len(kept) < TRIED:
+                kept.append(item)
+            elif (index := self.generator.randrange(self.items[item.fingerprints])) < TRIED:
+                kept[index] = item
 
     def missing(self, fingerprints: frozenset[str]) -> int:
         """Number of items that lack any of these specs."""
