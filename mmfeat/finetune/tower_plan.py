@@ -122,9 +122,10 @@ def _counts(slots: Sequence[tuple[Tower, Slot]], settings: FinetuneSettings) -> 
     """The number of layers that `--unfreeze` asks for, by the fingerprint of the tower."""
     wanted: dict[str, int] = {}
     for name, count in settings.unfreeze:
-        named = [tower for tower, _ in slots if name == EVERY_TOWER or name in _names(tower)]
+        specs = [(tower, tower.spec) for tower, _ in slots]
+        named = [tower for tower, spec in specs if name in (EVERY_TOWER, spec.modality, spec.family, spec.tower)]
         if not named:
-            known = ", ".join(sorted({n for t, _ in slots for n in (t.spec.modality, t.spec.tower)}))
+            known = ", ".join(sorted({label for _, spec in specs for label in (spec.modality, spec.tower)}))
             raise ConfigError(f"--unfreeze {name}: the head sees no such modality, family or tower; it sees {known}")
         named = [tower for tower in named if _is_torch(tower)]
         if not named:
@@ -135,10 +136,6 @@ def _counts(slots: Sequence[tuple[Tower, Slot]], settings: FinetuneSettings) -> 
             raise ConfigError(f"--unfreeze {name}: {twice[0]} is named twice; give each tower one number of layers")
         wanted |= {tower.spec.fingerprint: count for tower in named}
     return wanted
-
-
-def _names(tower: Tower) -> set[str]:
-    return {tower.spec.modality, tower.spec.family, tower.spec.tower}
 
 
 def _is_torch(tower: Tower) -> bool:

@@ -136,7 +136,9 @@ def _path(
     if plan.path == "full":
         reader = SampleReader(samples, plan.slot.modality, tower.prepare, tower.collate, plan.tower.spec.draft)
         return reader, tower.network.forward, blank_inputs(tower)
-    cached, resumed = _prefix_reader(plan, features), Resumed(tower, plan.count, device)
+    prefix, resumed = plan.prefix().fingerprint, Resumed(tower, plan.count, device)
+    blocks = [block for block in features.mapped if block.source == prefix]
+    cached = PrefixReader(sorted(blocks, key=lambda block: block.view != "none"))  # the views stay in their order
     first = cached.read(np.flatnonzero(cached.blocks[0].mask)[:1], np.zeros(1, np.int64))
     return cached, lambda inputs: resumed(*inputs), first
 
@@ -152,13 +154,6 @@ def _attended(plan: TowerPlan, tower: TorchTower, features: Features) -> Attende
     is_text = plan.slot.modality == "text"
     kept = tower.keep if plan.path == "full" else lambda inputs: inputs[1] if is_text else None
     return Attended(tower.network.tokens, features.widths[plan.tokens_name], kept)
-
-
-def _prefix_reader(plan: TowerPlan, features: Features) -> PrefixReader:
-    """The reader of the plain samples' prefix and of the prefixes of augmented views, in the order of the views."""
-    source = plan.prefix().fingerprint
-    views = [block for block in features.mapped if block.source == source]
-    return PrefixReader(sorted(views, key=lambda block: block.view != "none"))
 
 
 def _checkpoint_layers(tower: TorchTower, count: int) -> None:

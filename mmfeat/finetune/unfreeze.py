@@ -30,23 +30,21 @@ def moving_parameters(tower: TorchTower, forward: Callable[[], Tensor], count: i
     the layers, and with `projection` everything else behind the layers; with ALL, every parameter. The running
     statistics of norms are no parameters and stay as they are.
     """
-    reached = _reached(tower.module, forward)
-    layers = tower.network.layers[::-1]
-    depths = {name: depth for depth, layer in enumerate(layers) for name in _names(tower.module, layer)}
-    depths = {**dict.fromkeys(_behind(tower, forward), 0), **depths}
+    reached, layers = _reached(tower.module, forward), tower.network.layers[::-1]
+    in_layers = {name: depth for depth, layer in enumerate(layers) for name in _names(tower.module, layer)}
+    depths = {**dict.fromkeys(_behind(tower, forward), 0), **in_layers}
     if count == ALL:
-        return {name: depths.get(name, len(layers)) for name in _ordered(tower, reached)}
-    last = {name for layer in layers for name in _names(tower.module, layer)}
+        return {name: depths.get(name, len(layers)) for name in reached}
 
     def moves(name: str) -> bool:
-        is_chosen = name in last or projection or _is_norm(tower.module, name)
+        is_chosen = name in in_layers or projection or _is_norm(tower.module, name)
         return is_chosen and depths.get(name, count) < count
 
-    return {name: depths[name] for name in _ordered(tower, reached) if moves(name)}
+    return {name: depths[name] for name in reached if moves(name)}
 
 
-def _reached(module: Module, forward: Callable[[], Tensor]) -> set[str]:
-    """Names of the parameters that the gradient of `forward` reaches."""
+def _reached(module: Module, forward: Callable[[], Tensor]) -> list[str]:
+    """Names of the parameters that the gradient of `forward` reaches, in the order of the module."""
     names = dict(module.named_parameters())
     module.requires_grad_(True)
     total = forward().float().sum()
@@ -54,14 +52,14 @@ def _reached(module: Module, forward: Callable[[], Tensor]) -> set[str]:
     if total.requires_grad:  # False if nothing with parameters follows the last layer
         gradients = torch.autograd.grad(total, list(names.values()), allow_unused=True)
     module.requires_grad_(False)
-    return {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+    return [name for name, gradient in zip(names, gradients, strict=True) if gradient is not None]
 
 
-def _behind(tower: TorchTower, forward: Callable[[], Tensor]) -> set[str]:
-    """Names of the parameters behind the last layer, norms and projections: a gradient that is stopped at that layer
-    still reaches them."""
+def _behind(tower: TorchTower, forward: Callable[[], Tensor]) -> list[str]:
+    """Names of the parameters behind the last layer, norms and projections: those that a gradient still reaches which
+    is stopped at the last layer."""
     if not tower.network.layers:
-        return set()
+        return []
     hook = tower.network.layers[-1].register_forward_hook(lambda _, inputs, output: _detached(output))
     try:
         return _reached(tower.module, forward)
@@ -79,10 +77,6 @@ def _names(module: Module, layer: Module) -> list[str]:
     return [name for name, parameter in module.named_parameters() if id(parameter) in identities]
 
 
-def _ordered(tower: TorchTower, names: set[str]) -> list[str]:
-    return [name for name, _ in tower.module.named_parameters() if name in names]
-
-
 def _is_norm(module: Module, name: str) -> bool:
     return "norm" in type(module.get_submodule(name.rpartition(".")[0])).__name__.lower()
 
@@ -98,7 +92,7 @@ class Resumed:
 
     def __init__(self, tower: TorchTower, count: int, device: str) -> None:
         self.tower, self.layout = tower, tower.network.layout
-        self.blank = None if tower.stand_in else to_device(_blank(tower), device, torch.float32)
+        self.blank = None if tower.stand_in else to_device(blank_inputs(tower), device, torch.float32)
         first, shapes = tower.network.layers[-count], []
         self.shape: torch.Size | None = None
         if self.blank is not None:
@@ -165,15 +159,11 @@ def why_not_resumed(tower: TorchTower, count: int, contents: list[Any], device: 
     return "" if apart <= TOLERANCE else f"beginning there changes its vectors by {float(apart):.1g}"
 
 
-def _blank(tower: TorchTower) -> Any:
-    from PIL import Image
-
-    return tower.collate([tower.prepare(Image.new("RGB", (64, 64)))])
-
-
 def blank_inputs(tower: TorchTower) -> Any:
     """Inputs of a forward pass over one empty text or black picture."""
-    return _blank(tower) if tower.stand_in is None else tower.collate([tower.prepare("")])
+    from PIL import Image
+
+    return tower.collate([tower.prepare("" if tower.stand_in else Image.new("RGB", (64, 64)))])
 
 
 def adapted_layers(tower: TorchTower, depths: Mapping[str, int]) -> dict[str, int]:

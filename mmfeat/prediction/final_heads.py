@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from mmfeat.cache.explain import why_failed
 from mmfeat.cache.features import Block, Features, MappedBlock
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import Tower
-from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import ConfigError, DataError, RunError, SubmissionError
 from mmfeat.evaluation.blending import mean_logits
 from mmfeat.extraction.extract import Extraction, ExtractSettings, extract_samples
@@ -248,8 +246,11 @@ def infer(
     features = Cache(cache, samples.name).load(samples.samples, specs)
     predictions = predict_features(predictor, features, samples.samples)
     lacking = _lacking(features)
-    notes = _lacking_notes(samples, lacking, partial(_why_failed, cache, samples, specs))
-    return Inference(predictions, extraction, lacking, unseen(features), notes)
+
+    def why(modality: str, id: str) -> str:
+        return why_failed(cache, samples, id, [spec for spec in specs if spec.modality == modality])
+
+    return Inference(predictions, extraction, lacking, unseen(features), _lacking_notes(samples, lacking, why))
 
 
 def predict_features(predictor: EntryPredictor, features: Features, samples: Sequence[Sample]) -> Predictions:
@@ -285,10 +286,6 @@ def _lacking_notes(samples: SampleSet, lacking: Mapping[str, np.ndarray], why: C
                 f"as missing (first: {broken[0]}, {why(modality, broken[0])})"
             )
     return lines
-
-
-def _why_failed(cache: str | Path, samples: SampleSet, specs: Sequence[EncoderSpec], modality: str, id: str) -> str:
-    return why_failed(cache, samples, id, [spec for spec in specs if spec.modality == modality])
 
 
 def unseen_note(without: Sequence[str], count: int, modalities: Iterable[str]) -> list[str]:

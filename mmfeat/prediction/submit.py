@@ -11,7 +11,6 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -94,27 +93,33 @@ def write_submission(
     samples = _unlabelled(everything, chosen)
     cache = cache or chosen.config.cache
     inference = infer(chosen, entry, samples, cache, device, workers, progress)
-    before = out_of_fold_choices(chosen, entry)
-    result = Submission(
+    result = _summary(path, chosen, entry, everything, inference, Cache(cache, samples.name))
+    write_prediction_file(path, inference.predictions, output)  # last, so that an interrupt leaves no file
+    return result
+
+
+def _summary(
+    path: Path, run: Run, entry: Entry, everything: SampleSet, inference: Inference, store: Cache
+) -> Submission:
+    """The submission to be written to `path`, with drift between its samples and the labelled ones of the run."""
+    before, labelled = out_of_fold_choices(run, entry), run.results.labelled
+    training = training_samples(run, everything)
+    is_run_data = absolute(everything.source) == run.config.data
+    return Submission(
         path=path,
         data=everything.source,
-        run=chosen,
+        run=run,
         head=entry.head,
         modalities=entry.modalities,
         rows=len(inference.predictions),
         predicted=inference.predictions.shares,
-        trained=_shares(chosen.results.class_counts, chosen.results.labelled),
+        trained={name: count / labelled for name, count in sorted(run.results.class_counts.items())},
         extraction=inference.extraction,
-        data_changed=_data_changed(everything, chosen, Cache(cache, samples.name)),
+        data_changed=is_run_data and data_changed(run, everything.labelled, store),
         without_features=inference.without,
-        out_of_fold={} if before is None else dict(zip(chosen.classes, before.mean(0).tolist(), strict=True)),
-        notes=[
-            *inference.notes,
-            *find_drift(chosen, inference, before, training_samples(chosen, everything), samples.samples),
-        ],
+        out_of_fold={} if before is None else dict(zip(run.classes, before.mean(0).tolist(), strict=True)),
+        notes=[*inference.notes, *find_drift(run, inference, before, training, everything.unlabelled)],
     )
-    write_prediction_file(path, inference.predictions, output)  # last, so that an interrupt leaves no file
-    return result
 
 
 def find_drift(
@@ -146,11 +151,6 @@ def check_labels(samples: SampleSet, run: Run) -> list[str]:
     return sorted(set().union(*(classes_in(label, multilabel) for label in samples.classes)) - set(run.classes))
 
 
-def _data_changed(samples: SampleSet, run: Run, store: Cache) -> bool:
-    """Whether the labelled samples of the run's data have changed since the run."""
-    return absolute(samples.source) == run.config.data and data_changed(run, samples.labelled, store)
-
-
 def _unlabelled(samples: SampleSet, run: Run) -> SampleSet:
     """The unlabelled samples. Raises `SubmissionError` without any, and for a label that is no class of the run."""
     if unknown := check_labels(samples, run):
@@ -161,10 +161,6 @@ def _unlabelled(samples: SampleSet, run: Run) -> SampleSet:
     if not samples.unlabelled:
         raise SubmissionError(f"{samples.source}: every sample has a label; there is nothing to predict")
     return replace(samples, samples=samples.unlabelled)
-
-
-def _shares(counts: Mapping[str, Any], total: int) -> dict[str, float]:
-    return {name: count / total for name, count in sorted(counts.items())}
 
 
 def out_of_fold_choices(run: Run, entry: Entry) -> np.ndarray | None:
