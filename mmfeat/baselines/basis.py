@@ -1,6 +1,7 @@
-"""What all baselines share: standardised training rows and the eigenvectors of their weighted covariance.
+"""The basis of all baselines: standardised training rows and the eigenvectors of their weighted covariance.
 
-Rows come from a `Matrix` in chunks, so that they may lie on disk; what fits into MEMORY is read once and held.
+Rows are read from a `Matrix` in chunks, so that vectors may lie on disk; a matrix that fits into MEMORY is read once
+and held.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ import numpy as np
 from mmfeat.samples.labels import Targets
 
 ABSENT = 30.0  # distance below the other logits for a class without training rows
+MEMORY = 1 << 30  # bytes of float32 rows to hold; a larger matrix is read again at every pass
+CHUNK = 1 << 26  # bytes of float32 rows that are read at a time
+CONSTANT = 1e-6  # a column whose deviation is at most this share of its mean is constant
+NULL = 1e-10  # eigenvalues below this share of the largest are rounding errors
 
 
 def from_probabilities(probabilities: np.ndarray, multilabel: bool) -> np.ndarray:
-    """(n, C) float64 log-probabilities, or log-odds where multi-label, none beyond ABSENT."""
+    """(n, C) float64 log-probabilities, or log-odds where multi-label, cut to [-ABSENT, ABSENT]."""
     shares = np.asarray(probabilities, dtype=np.float64)
     with np.errstate(divide="ignore"):
         logs = np.log(shares) - (np.log1p(-shares) if multilabel else 0)
@@ -33,21 +38,8 @@ def log_loss(logits: np.ndarray, wanted: np.ndarray, multilabel: bool) -> float:
     return float((np.logaddexp.reduce(logits, axis=1) - logits[wanted]).mean())
 
 
-def decided(logits: np.ndarray, multilabel: bool) -> np.ndarray:
-    """(n, C) bool: the highest logit of a row, or those above 0 where multi-label."""
-    if multilabel:
-        return logits > 0
-    return logits.argmax(axis=1)[:, None] == np.arange(logits.shape[1])
-
-
-MEMORY = 1 << 30  # bytes of float32 rows to hold; a larger matrix is read again at every pass
-CHUNK = 1 << 26  # bytes of float32 rows that are read at a time
-CONSTANT = 1e-6  # a column that varies less than this, relative to its size, is constant
-NULL = 1e-10  # eigenvalues below this share of the largest are rounding
-
-
 class Matrix(Protocol):
-    """(N, D) vectors of all samples, encoders side by side, wherever they lie."""
+    """The (N, D) vectors of all samples, encoders side by side, in memory or on disk."""
 
     @property
     def width(self) -> int: ...
@@ -65,17 +57,17 @@ class Scaler:
     std: np.ndarray
 
     def scaled(self, vectors: np.ndarray) -> np.ndarray:
-        """(n, D) raw vectors -> (n, D) float32 standardised ones; what is missing is the mean, which is 0."""
+        """(n, D) raw vectors -> (n, D) float32 standardised vectors; missing values become the mean, which is 0."""
         scaled = np.subtract(vectors, self.mean, dtype=np.float32)
         scaled /= self.std
         if len(missing := np.flatnonzero(np.isnan(scaled.sum(axis=1)))):
-            some = scaled[missing]
-            some[np.isnan(some)] = 0
-            scaled[missing] = some
+            filled = scaled[missing]
+            filled[np.isnan(filled)] = 0
+            scaled[missing] = filled
         return scaled
 
     def apply(self, matrix: Matrix, rows: np.ndarray, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """`function` of the standardised vectors at `rows`, chunk by chunk in the order they lie in."""
+        """Apply `function` to the standardised vectors at `rows`, in chunks; rows are read in ascending order."""
         order = np.argsort(rows, kind="stable")
         pieces = [function(self.scaled(matrix.rows(rows[order[part]]))) for part in _parts(len(rows), matrix.width)]
         inverse = np.empty_like(order)
@@ -87,9 +79,9 @@ class Scaler:
 class Basis:
     """n training rows, standardised and less their weighted mean, and the eigenvectors of their covariance.
 
-    `values` (r,) falls, `vectors` is (D, r) with r <= min(n - 1, D): the null space is cut, in which no penalised
-    linear model has weight. `weights` (n,) are those of the samples. `held` (n, r) are the rows in the basis of
-    the eigenvectors, None where they would not fit into memory.
+    Eigenvalues `values` (r,) are in falling order, eigenvectors `vectors` are (D, r) with r <= min(n - 1, D): the null
+    space is cut, because no penalised linear model has weight there. `weights` (n,) are sample weights. `held` (n, r)
+    are the coordinates of the rows in the basis of the eigenvectors, None where the rows do not fit into memory.
     """
 
     matrix: Matrix
@@ -102,7 +94,7 @@ class Basis:
     held: np.ndarray | None
 
     def chunks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """All training rows in order: eigenvector coordinates (n, r) if held, else centred (n, D) from disk."""
+        """Yield all training rows in order: their coordinates (n, r) if held, else centred rows (n, D) from disk."""
         if self.held is not None:
             yield slice(0, len(self.rows)), self.held
             return
@@ -110,21 +102,21 @@ class Basis:
             yield part, self.scaler.scaled(self.matrix.rows(self.rows[part])) - self.centre
 
     def directions(self, coordinates: np.ndarray) -> np.ndarray:
-        """(r, K) coordinates -> what a chunk is multiplied by to get its (n, K) scores."""
+        """(r, K) coordinates -> the matrix by which a chunk is multiplied to get its (n, K) scores."""
         small = coordinates.astype(np.float32)
         return small if self.held is not None else self.vectors @ small
 
     def coordinates(self, directions: np.ndarray) -> np.ndarray:
-        """The transpose of `directions`, float64: gradients go this way."""
+        """Gradients by `directions` -> (r, K) float64 gradients by coordinates: the transpose of `directions`."""
         return (directions if self.held is not None else self.vectors.T @ directions).astype(np.float64)
 
 
 def make_basis(
     matrix: Matrix, targets: Targets, rows: np.ndarray, class_weights: np.ndarray, memory: int = MEMORY
 ) -> Basis:
-    """The basis of the training `rows`. A sample of a multi-class problem weighs what its class does.
+    """Make the basis of the training `rows`. In a multi-class problem, the weight of a sample is that of its class.
 
-    The eigenvectors are those of the smaller of X'X and XX', so time grows with min(n, D) cubed.
+    The smaller of X'X and XX' is decomposed, so the time grows with min(n, D) cubed.
     """
     rows = np.sort(rows)
     weights = sample_weights(targets.take(rows), class_weights)
@@ -142,7 +134,7 @@ def make_basis(
 
 
 def sample_weights(targets: Targets, class_weights: np.ndarray) -> np.ndarray:
-    """(n,) the weight of each sample's class; 1 where a sample may have many."""
+    """(n,) weights of the samples, each that of the sample's class; 1 where a sample may have several classes."""
     if targets.multilabel:
         return np.ones(len(targets))
     return np.asarray(class_weights, dtype=np.float64)[targets.numbers]
@@ -154,12 +146,12 @@ _single: dict[str, Any] = {"users": 0, "limits": None}
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """One BLAS and OpenMP thread inside.
+    """Run BLAS and OpenMP on one thread inside the context.
 
-    BLAS has one setting for the whole process, so the first to enter sets it and the last to leave restores it,
-    also if they run in different threads; OpenMP has one for each thread.
+    BLAS has one setting for the whole process, so the first context to be entered sets the limit and the last one to
+    be left restores it, also where the contexts run in different threads; OpenMP has a setting for each thread.
     """
-    import scipy.linalg  # noqa: F401  has a BLAS of its own; one that is loaded later would not be limited
+    import scipy.linalg  # noqa: F401  SciPy has its own BLAS; a library that is loaded later would not be limited
     from threadpoolctl import threadpool_limits
 
     with _single_lock:
@@ -177,7 +169,7 @@ def one_blas_thread() -> Iterator[None]:
 
 
 def _parts(count: int, width: int) -> list[slice]:
-    """At least one, so that there is something to concatenate also for no rows."""
+    """Slices of at most CHUNK bytes over `count` rows; at least one, so that no rows can be concatenated too."""
     size = max(1, CHUNK // (4 * max(width, 1)))
     return [slice(start, min(start + size, count)) for start in range(0, max(count, 1), size)]
 
@@ -185,7 +177,7 @@ def _parts(count: int, width: int) -> list[slice]:
 def _standardised(
     matrix: Matrix, rows: np.ndarray, weights: np.ndarray, memory: int
 ) -> tuple[Scaler, np.ndarray, np.ndarray | None]:
-    """Scaler, weighted mean of the standardised rows, and these rows less that mean if they fit into `memory`."""
+    """Scaler, weighted mean of the standardised rows, and the rows less their mean, if they fit into `memory`."""
     parts = _parts(len(rows), matrix.width)
     if 4 * len(rows) * matrix.width <= memory:
         held = np.empty((len(rows), matrix.width), dtype=np.float32)
@@ -203,33 +195,33 @@ def _standardised(
 
 
 def _rotated(held: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """`held @ vectors` in the place of `held`."""
+    """Compute `held @ vectors` in the memory of `held`."""
     for part in _parts(*held.shape):
         held[part, : vectors.shape[1]] = held[part] @ vectors
     return held[:, : vectors.shape[1]]
 
 
 def _scaler(chunks: Any, width: int) -> Scaler:
-    """Statistics of the values that are there, merged over chunks (Chan, Golub and LeVeque 1983)."""
+    """Mean and deviation of the present values, merged over chunks (Chan, Golub and LeVeque 1983)."""
     count, mean, squares = np.zeros(width), np.zeros(width), np.zeros(width)
     for chunk in chunks:
         present = ~np.isnan(chunk)
-        here = present.sum(0)
+        counts = present.sum(0)
         values = np.where(present, chunk, 0)
-        chunk_mean = values.sum(0, dtype=np.float64) / np.maximum(here, 1)
+        chunk_mean = values.sum(0, dtype=np.float64) / np.maximum(counts, 1)
         values = np.where(present, values - chunk_mean.astype(np.float32), 0)
         chunk_squares = np.square(values, out=values).sum(0, dtype=np.float64)
-        total = np.maximum(count + here, 1)
-        squares += chunk_squares + (chunk_mean - mean) ** 2 * count * here / total
-        mean += (chunk_mean - mean) * here / total
-        count = count + here
+        total = np.maximum(count + counts, 1)
+        squares += chunk_squares + (chunk_mean - mean) ** 2 * count * counts / total
+        mean += (chunk_mean - mean) * counts / total
+        count += counts
     std = np.sqrt(squares / np.maximum(count, 1))
     std[std <= CONSTANT * np.maximum(np.abs(mean), CONSTANT)] = 1
     return Scaler(mean.astype(np.float32), std.astype(np.float32))
 
 
 def _by_columns(chunks: Any, weights: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """From X'X (D, D): products in float32, their sum over chunks and the eigenvectors in float64."""
+    """Eigenvalues and eigenvectors from X'X (D, D): products in float32, their sum and the eigenvectors in float64."""
     from scipy.linalg import eigh
 
     gram = np.zeros((width, width))
@@ -242,7 +234,7 @@ def _by_columns(chunks: Any, weights: np.ndarray, width: int) -> tuple[np.ndarra
 
 
 def _by_samples(held: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """From XX' (n, n), all in float64: dividing by small eigenvalues would show the rounding of float32."""
+    """Eigenvalues and eigenvectors from XX' (n, n), in float64: division by small eigenvalues enlarges rounding."""
     from scipy.linalg import eigh
 
     root = held * np.sqrt(weights[:, None] / weights.sum())

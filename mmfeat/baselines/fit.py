@@ -1,6 +1,6 @@
 """Baselines: simple models on standardised vectors, each of which chooses its own setting on validation rows.
 
-All of them are fitted from one `Basis`, which is what costs most: make it once for several of them on the same rows.
+All of them are fitted from one `Basis`, the costliest part: make it once for several baselines on the same rows.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ import numpy as np
 from mmfeat.baselines.basis import (
     Basis,
     Matrix,
-    decided,
     from_probabilities,
     log_loss,
     make_basis,
     one_blas_thread,
     sample_weights,
 )
-from mmfeat.baselines.linear import KINDS, LinearHead, linear_path
+from mmfeat.baselines.linear import OBJECTIVES, LinearHead, linear_path
 from mmfeat.baselines.neighbours import NEIGHBOURS, NeighbourHead, neighbour_head, neighbour_heads
 from mmfeat.baselines.trees import BOOSTING_STEPS, FOREST_LEAVES, Components, TreeData, TreeHead, boosted, forest
 from mmfeat.errors import HeadError
+from mmfeat.evaluation.decisions import plain_choice
 from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.samples.labels import Targets
 
-MAX_ROWS = 50_000  # most training rows that neighbours and trees take
+MAX_ROWS = 50_000  # most training rows of neighbours and trees
 Setting = dict[str, float]
 
 
 class FittedModel(Protocol):
-    """A fitted model of any kind."""
+    """A fitted model of any family, without the record of how its setting was chosen."""
 
     def logits(self, matrix: Matrix, rows: np.ndarray) -> np.ndarray: ...
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]: ...
@@ -42,7 +42,7 @@ class FittedModel(Protocol):
 
 @dataclass(frozen=True)
 class Baseline:
-    """A fitted baseline, the `setting` it chose and all it tried (`curve`, in the order tried)."""
+    """A fitted baseline, its chosen `setting`, and the scores of all settings in the order tried (`curve`)."""
 
     name: str
     setting: Setting
@@ -50,19 +50,19 @@ class Baseline:
     model: FittedModel
 
     def logits(self, matrix: Matrix, rows: np.ndarray) -> np.ndarray:
-        """(n, C) float64 of the samples at `rows`: log-probabilities or margins, all finite."""
+        """(n, C) float64 logits of the samples at `rows`: log-probabilities or margins, all finite."""
         with one_blas_thread():
             return self.model.logits(matrix, rows)
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """What JSON can hold, and arrays: `restore` takes both."""
+        """Plain values for JSON, and arrays; `restore` takes both."""
         config, tensors = self.model.state()
         return {"setting": self.setting, "curve": self.curve, "model": config}, tensors
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What a baseline learns from: `rows` of all samples, their class weights (C,), and a seed."""
+class TrainingRows:
+    """The `rows` of all samples on which a baseline is trained, the class weights (C,) and the seed."""
 
     matrix: Matrix
     targets: Targets
@@ -73,7 +73,7 @@ class Lesson:
 
     @property
     def sampled(self) -> np.ndarray:
-        """At most MAX_ROWS of the training rows, of each class its share (multi-label: of all alike)."""
+        """At most MAX_ROWS of the training rows, stratified by class unless multi-label."""
         if len(self.rows) <= MAX_ROWS:
             return np.sort(self.rows)
         shuffled = np.random.default_rng(self.seed).permutation(np.sort(self.rows))
@@ -87,7 +87,7 @@ class Lesson:
 
     @property
     def prior(self) -> np.ndarray:
-        """(C,) share of each class among the training rows, as they are weighted."""
+        """(C,) weighted share of each class among the training rows."""
         targets = self.targets.take(self.rows)
         weights = np.asarray(self.class_weights, dtype=np.float64)
         positive = targets.matrix.sum(axis=0) * weights
@@ -95,15 +95,15 @@ class Lesson:
         return positive / (positive + rest)
 
 
-Candidate = tuple[Setting, np.ndarray, FittedModel]  # with logits (M, C) of the validation rows
+Candidate = tuple[Setting, np.ndarray, FittedModel]  # the array holds logits (M, C) of the validation rows
 
 
 @dataclass(frozen=True)
 class BaselineFamily:
-    """How one kind of baseline tries its candidates, trains with a given setting and is read back."""
+    """The three functions of one family: try all settings, train with a given setting, restore a saved model."""
 
-    candidates: Callable[[Lesson, np.ndarray], Iterator[Candidate]]
-    train: Callable[[Lesson, Setting], FittedModel]
+    candidates: Callable[[TrainingRows, np.ndarray], Iterator[Candidate]]
+    train: Callable[[TrainingRows, Setting], FittedModel]
     restore: Callable[[dict[str, Any], dict[str, np.ndarray]], FittedModel]
 
 
@@ -117,19 +117,19 @@ def fit(
     seed: int,
     basis: Basis | None = None,
 ) -> Baseline:
-    """Train on `train` and choose by macro-F1 on `validation`, then by log-loss; `validation` trains nothing.
+    """Train on the rows `train`, and choose the setting by macro-F1 on the rows `validation`, then by log-loss.
 
-    `matrix` and `targets` are of all samples. `class_weights` (C,) weigh the samples of a class in the loss,
-    multi-label the positives. `basis` is that of `train` (`make_basis`), made here if left out. Where there are more
-    than MAX_ROWS training rows, neighbours and trees take a stratified sample; the setting then says so ("rows").
+    `matrix` and `targets` hold all samples. `class_weights` (C,) weigh the samples of a class in the loss, multi-label
+    the positives. `basis` is the result of `make_basis` for `train`, and is made here if left out. Of more than
+    MAX_ROWS training rows, neighbours and trees take a stratified sample, which the setting records as "rows".
     """
-    lesson = Lesson(matrix, targets, train, class_weights, seed, basis)
+    training = TrainingRows(matrix, targets, train, class_weights, seed, basis)
     wanted = targets.take(validation).matrix
     best: tuple[tuple[float, float], Setting, FittedModel] | None = None
     curve = []
     with one_blas_thread():
-        for setting, logits, model in _family(name).candidates(lesson, validation):
-            score = float(macro_f1(wanted, decided(logits, targets.multilabel)))
+        for setting, logits, model in _family(name).candidates(training, validation):
+            score = float(macro_f1(wanted, plain_choice(logits, targets.multilabel)))
             loss = log_loss(logits, wanted, targets.multilabel)
             curve.append({**setting, "validation_macro_f1": score, "validation_log_loss": loss})
             rank = (round(score, 9), -round(loss, 9))
@@ -149,16 +149,16 @@ def refit(
     seed: int,
     basis: Basis | None = None,
 ) -> Baseline:
-    """Train on all `rows` with a `setting` that was chosen before."""
-    lesson = Lesson(matrix, targets, rows, class_weights, seed, basis)
+    """Train on `rows` with a `setting` that was chosen before."""
+    training = TrainingRows(matrix, targets, rows, class_weights, seed, basis)
     given = {key: value for key, value in setting.items() if key != "rows"}
     with one_blas_thread():
-        model = _family(name).train(lesson, given)
-    return Baseline(name, _told(lesson, name, given), [], model)
+        model = _family(name).train(training, given)
+    return Baseline(name, _recorded(training, name, given), [], model)
 
 
 def restore(name: str, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Baseline:
-    """The baseline whose `state` this is."""
+    """The baseline whose `state` returned `config` and `tensors`."""
     model = _family(name).restore(config["model"], dict(tensors))
     return Baseline(name, dict(config["setting"]), list(config["curve"]), model)
 
@@ -169,19 +169,19 @@ def _family(name: str) -> BaselineFamily:
     return BASELINES[name]
 
 
-def _basis(lesson: Lesson) -> Basis:
-    return lesson.basis or make_basis(lesson.matrix, lesson.targets, lesson.rows, lesson.class_weights)
+def _basis(training: TrainingRows) -> Basis:
+    return training.basis or make_basis(training.matrix, training.targets, training.rows, training.class_weights)
 
 
-def _told(lesson: Lesson, name: str, setting: Setting) -> Setting:
-    """The setting, with the number of rows where they were sampled."""
-    whole = len(lesson.rows) <= MAX_ROWS or name not in ("knn", "forest", "boosting")
+def _recorded(training: TrainingRows, name: str, setting: Setting) -> Setting:
+    """The setting, with the number of rows where the rows are a sample."""
+    whole = len(training.rows) <= MAX_ROWS or name not in ("knn", "forest", "boosting")
     return setting if whole else {**setting, "rows": float(MAX_ROWS)}
 
 
 @dataclass(frozen=True)
 class Prior:
-    """Says the same of every sample: how frequent the classes are."""
+    """A baseline that predicts the class frequencies, `shares` (C,), for every sample."""
 
     shares: np.ndarray
     multilabel: bool
@@ -197,80 +197,80 @@ class Prior:
         return cls(tensors["shares"], config["multilabel"])
 
 
-def _prior(lesson: Lesson, setting: Setting) -> Prior:
-    return Prior(lesson.targets.take(lesson.rows).prior, lesson.targets.multilabel)
+def _prior(training: TrainingRows, setting: Setting) -> Prior:
+    return Prior(training.targets.take(training.rows).prior, training.targets.multilabel)
 
 
-def _prior_candidates(lesson: Lesson, validation: np.ndarray) -> Iterator[Candidate]:
-    prior = _prior(lesson, {})
-    yield {}, prior.logits(lesson.matrix, validation), prior
+def _prior_candidates(training: TrainingRows, validation: np.ndarray) -> Iterator[Candidate]:
+    prior = _prior(training, {})
+    yield {}, prior.logits(training.matrix, validation), prior
 
 
-def _linear_candidates(kind: str, lesson: Lesson, validation: np.ndarray) -> Iterator[Candidate]:
-    """All heads first, so that validation vectors are read once."""
-    basis = _basis(lesson)
-    heads = list(linear_path(kind, basis, lesson.targets, lesson.class_weights))
-    each = basis.scaler.apply(
-        lesson.matrix, validation, lambda scaled: np.stack([head.scaled_logits(scaled) for head in heads], axis=1)
+def _linear_candidates(kind: str, training: TrainingRows, validation: np.ndarray) -> Iterator[Candidate]:
+    """Yield a head for each strength; all heads are fitted first, so that validation vectors are read once."""
+    basis = _basis(training)
+    heads = list(linear_path(kind, basis, training.targets, training.class_weights))
+    logits = basis.scaler.apply(
+        training.matrix, validation, lambda scaled: np.stack([head.scaled_logits(scaled) for head in heads], axis=1)
     )
     for number, head in enumerate(heads):
-        yield {KINDS[kind].parameter: head.strength}, each[:, number], head
+        yield {OBJECTIVES[kind].parameter: head.strength}, logits[:, number], head
 
 
-def _linear(kind: str, lesson: Lesson, setting: Setting) -> LinearHead:
-    strength = setting[KINDS[kind].parameter]
-    return next(linear_path(kind, _basis(lesson), lesson.targets, lesson.class_weights, [strength]))
+def _linear(kind: str, training: TrainingRows, setting: Setting) -> LinearHead:
+    strength = setting[OBJECTIVES[kind].parameter]
+    return next(linear_path(kind, _basis(training), training.targets, training.class_weights, [strength]))
 
 
-def _neighbour(lesson: Lesson) -> NeighbourHead:
-    rows = lesson.sampled
-    return neighbour_head(_basis(lesson), rows, lesson.targets.take(rows), lesson.class_weights, lesson.prior)
+def _neighbour(training: TrainingRows) -> NeighbourHead:
+    rows = training.sampled
+    return neighbour_head(_basis(training), rows, training.targets.take(rows), training.class_weights, training.prior)
 
 
-def _neighbour_candidates(lesson: Lesson, validation: np.ndarray) -> Iterator[Candidate]:
-    """The nearest are found once, for the most neighbours that are tried."""
-    head = replace(_neighbour(lesson), neighbours=max(NEIGHBOURS))
-    found = head.found(lesson.matrix, validation)
+def _neighbour_candidates(training: TrainingRows, validation: np.ndarray) -> Iterator[Candidate]:
+    """Yield a head for each number of neighbours; one search, for the largest number, serves all of them."""
+    head = replace(_neighbour(training), neighbours=max(NEIGHBOURS))
+    nearest = head.nearest(training.matrix, validation)
     for setting, candidate in neighbour_heads(head):
-        yield _told(lesson, "knn", setting), candidate.voted(found), candidate
+        yield _recorded(training, "knn", setting), candidate.vote(nearest), candidate
 
 
-def _neighbours(lesson: Lesson, setting: Setting) -> NeighbourHead:
-    return replace(_neighbour(lesson), neighbours=int(setting["k"]), by_similarity=bool(setting["by_similarity"]))
+def _neighbours(training: TrainingRows, setting: Setting) -> NeighbourHead:
+    return replace(_neighbour(training), neighbours=int(setting["k"]), by_similarity=bool(setting["by_similarity"]))
 
 
-def _tree_data(lesson: Lesson) -> TreeData:
-    rows = lesson.sampled
-    components, targets = Components.of(_basis(lesson)), lesson.targets.take(rows)
-    weights = sample_weights(targets, lesson.class_weights)
-    inputs = components.apply(lesson.matrix, rows)
-    return TreeData(components, inputs, targets, weights, lesson.class_weights, lesson.prior, lesson.seed)
+def _tree_data(training: TrainingRows) -> TreeData:
+    rows = training.sampled
+    components, targets = Components.of(_basis(training)), training.targets.take(rows)
+    weights = sample_weights(targets, training.class_weights)
+    inputs = components.apply(training.matrix, rows)
+    return TreeData(components, inputs, targets, weights, training.class_weights, training.prior, training.seed)
 
 
-def _forest_candidates(lesson: Lesson, validation: np.ndarray) -> Iterator[Candidate]:
-    data = _tree_data(lesson)
-    inputs = data.components.apply(lesson.matrix, validation)
+def _forest_candidates(training: TrainingRows, validation: np.ndarray) -> Iterator[Candidate]:
+    data = _tree_data(training)
+    inputs = data.components.apply(training.matrix, validation)
     for leaf in FOREST_LEAVES:
         head = forest(data, leaf)
         (logits,) = head.stages(inputs, [head.rounds])
-        yield _told(lesson, "forest", {"leaf": float(leaf)}), logits, head
+        yield _recorded(training, "forest", {"leaf": float(leaf)}), logits, head
 
 
-def _forest(lesson: Lesson, setting: Setting) -> TreeHead:
-    return forest(_tree_data(lesson), int(setting["leaf"]))
+def _forest(training: TrainingRows, setting: Setting) -> TreeHead:
+    return forest(_tree_data(training), int(setting["leaf"]))
 
 
-def _boosting_candidates(lesson: Lesson, validation: np.ndarray) -> Iterator[Candidate]:
-    """Fitted once; fewer steps are the beginning of more."""
-    data = _tree_data(lesson)
-    inputs = data.components.apply(lesson.matrix, validation)
+def _boosting_candidates(training: TrainingRows, validation: np.ndarray) -> Iterator[Candidate]:
+    """Yield a head for each number of steps; one fit serves all, as its first steps are those of a shorter fit."""
+    data = _tree_data(training)
+    inputs = data.components.apply(training.matrix, validation)
     head = boosted(data, max(BOOSTING_STEPS))
     for steps, logits in zip(BOOSTING_STEPS, head.stages(inputs, BOOSTING_STEPS), strict=True):
-        yield _told(lesson, "boosting", {"steps": float(steps)}), logits, replace(head, rounds=steps)
+        yield _recorded(training, "boosting", {"steps": float(steps)}), logits, replace(head, rounds=steps)
 
 
-def _boosting(lesson: Lesson, setting: Setting) -> TreeHead:
-    return boosted(_tree_data(lesson), int(setting["steps"]))
+def _boosting(training: TrainingRows, setting: Setting) -> TreeHead:
+    return boosted(_tree_data(training), int(setting["steps"]))
 
 
 def _linear_family(kind: str) -> BaselineFamily:

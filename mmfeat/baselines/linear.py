@@ -2,13 +2,12 @@
 
 The objectives are scikit-learn's, on standardised vectors and with class weights as sample weights:
 `RidgeClassifier(alpha)`, `LogisticRegression(C)` (two classes and multi-label: one sigmoid a column) and
-`LinearSVC(C)` with squared hinge loss, one class against the rest, of which only the intercept differs: here it is
-never penalised, LinearSVC penalises it.
+`LinearSVC(C)` with squared hinge loss, one class against the rest. Only the intercept differs from LinearSVC, which
+penalises it; here no intercept is penalised.
 
 Ridge has a closed form in the basis of the eigenvectors. The others are minimised by L-BFGS (Liu and Nocedal
-1989) from the strongest penalty to the weakest, each from the solution before it. Divided by the square root of its
-usual curvature (a fixed one, in the manner of Böhning 1992), every coordinate is about as steep as the others, so
-few steps suffice.
+1989) from the strongest penalty to the weakest, each from the solution before it. Coordinates are scaled by the square
+root of a fixed curvature (in the manner of Böhning 1992), so that all are about equally steep and few steps suffice.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from mmfeat.baselines.basis import ABSENT, Basis, Matrix, Scaler
 from mmfeat.samples.labels import Targets
 
 Loss = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-TOLERANCE = 1e-4  # largest gradient where the curvature is about 1: logits are about as exact
+TOLERANCE = 1e-4  # largest gradient at the end; as the curvature is about 1, the error of logits is about as small
 ITERATIONS = 300
 PAIRS = 20  # pairs of step and gradient change that L-BFGS remembers
 
 
 def _softmax(scores: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cross-entropy of (n, K) scores; `wanted` is 1 in the column of the class, else -1."""
+    """(n, K) cross-entropy of (n, K) scores, and its slopes; `wanted` is 1 in the column of the class, else -1."""
     shifted = scores - scores.max(axis=1, keepdims=True)
     exponentials = np.exp(shifted)
     total = exponentials.sum(axis=1, keepdims=True)
@@ -53,8 +52,8 @@ def _squared(scores: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A loss with its usual curvature, and the strengths to try, strong to weak, under scikit-learn's name."""
+class Objective:
+    """A loss with its usual curvature, scikit-learn's name of its strength, and the strengths, strong to weak."""
 
     losses: Loss
     curvature: float
@@ -62,23 +61,24 @@ class Kind:
     strengths: tuple[float, ...]
 
     def penalty(self, strength: float) -> float:
-        """What multiplies half the squared weights where the losses are summed."""
+        """The factor lambda in: sum of the losses + lambda / 2 * sum of the squared weights."""
         return strength if self.parameter == "alpha" else 1 / strength
 
 
-KINDS: dict[str, Kind] = {
-    "ridge": Kind(_squared, 1.0, "alpha", (1e6, 3e5, 1e5, 3e4, 1e4, 3e3, 1e3, 3e2, 1e2)),
-    "logistic": Kind(_softmax, 0.2, "C", (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),
-    "svm": Kind(_squared_hinge, 1.5, "C", (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)),
+OBJECTIVES: dict[str, Objective] = {
+    "ridge": Objective(_squared, 1.0, "alpha", (1e6, 3e5, 1e5, 3e4, 1e4, 3e3, 1e3, 3e2, 1e2)),
+    "logistic": Objective(_softmax, 0.2, "C", (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),
+    "svm": Objective(_squared_hinge, 1.5, "C", (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)),
 }
 
 
 @dataclass(frozen=True)
 class Columns:
-    """How C classes become K columns of a linear model and back.
+    """The map between C classes and the K columns of a linear model.
 
-    `learned` (C,) are the classes that some but not all training rows have. Two classes share one column, whose
-    score is the difference of their logits; other classes have one each. The rest get a constant logit.
+    `learned` (C,) marks the classes that some but not all training rows have, `everywhere` (C,) those that all have.
+    Two learned classes share one column, whose score is the difference of their logits; three or more, and multi-label
+    classes, have a column each. Classes that are not learned get a constant logit.
     """
 
     learned: tuple[bool, ...]
@@ -96,12 +96,12 @@ class Columns:
         return not self.multilabel and sum(self.learned) == 2
 
     def wanted(self, targets: Targets) -> np.ndarray:
-        """(n, K) float64: 1 for the class of a column, -1 for the rest."""
+        """(n, K) float64 targets: 1 for the class of a column, -1 for the other classes."""
         signs = np.where(targets.matrix[:, np.array(self.learned, dtype=bool)], 1.0, -1.0)
         return signs[:, 1:] if self.paired else signs
 
     def weights(self, targets: Targets, samples: np.ndarray, class_weights: np.ndarray) -> np.ndarray:
-        """(n, 1) or, multi-label, (n, K): there a class's weight is that of its positives."""
+        """(n, 1) sample weights or, multi-label, (n, K): the weight of a class is that of its positives."""
         if not self.multilabel:
             return samples[:, None]
         learned = np.array(self.learned, dtype=bool)
@@ -120,7 +120,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class LinearHead:
-    """`coefficients` (D, K) float32 and `intercepts` (K,) float64 on standardised vectors."""
+    """A linear model: `coefficients` (D, K) float32 and `intercepts` (K,) float64 on standardised vectors."""
 
     kind: str
     strength: float
@@ -138,23 +138,23 @@ class LinearHead:
         return (scaled @ self.coefficients).astype(np.float64) + self.intercepts
 
     def scaled_logits(self, scaled: np.ndarray) -> np.ndarray:
-        """What `logits` gives, of (n, D) standardised vectors."""
+        """(n, C) float64 logits of (n, D) standardised vectors, as `logits` returns them."""
         logits = self.columns.logits(self.scores(scaled))
         if self.kind == "logistic" and not self.columns.multilabel:
             logits -= np.logaddexp.reduce(logits, axis=1, keepdims=True)
         return logits
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """What JSON can hold, and arrays."""
+        """Plain values for JSON, and arrays; `restore` takes both."""
         config = {"kind": self.kind, "strength": self.strength, "columns": vars(self.columns)}
         weights = {"coefficients": self.coefficients, "intercepts": self.intercepts}
         return config, {**weights, "mean": self.scaler.mean, "std": self.scaler.std}
 
     @classmethod
     def restore(cls, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> LinearHead:
-        """The head whose `state` this is."""
-        known = config["columns"]
-        columns = Columns(tuple(known["learned"]), tuple(known["everywhere"]), known["multilabel"])
+        """The head whose `state` returned `config` and `tensors`."""
+        saved = config["columns"]
+        columns = Columns(tuple(saved["learned"]), tuple(saved["everywhere"]), saved["multilabel"])
         scaler = Scaler(tensors["mean"], tensors["std"])
         weights = tensors["coefficients"], tensors["intercepts"]
         return cls(config["kind"], config["strength"], scaler, columns, *weights)
@@ -168,11 +168,11 @@ def linear_path(
     strengths: Sequence[float] | None = None,
     tolerance: float = TOLERANCE,
 ) -> Iterator[LinearHead]:
-    """One head for each of the `strengths`, which go from strong to weak regularisation.
+    """Yield one head for each of the `strengths`, which go from strong to weak regularisation.
 
-    `targets` are those of all samples, `basis` knows which of them train.
+    `targets` holds all samples, `basis.rows` the rows that train.
     """
-    strengths = KINDS[kind].strengths if strengths is None else tuple(strengths)
+    strengths = OBJECTIVES[kind].strengths if strengths is None else tuple(strengths)
     trained = targets.take(basis.rows)
     columns = Columns.of(trained)
     wanted = columns.wanted(trained)
@@ -192,7 +192,7 @@ def linear_path(
 def _closed_form(
     basis: Basis, wanted: np.ndarray, weights: np.ndarray, strengths: Sequence[float]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Weighted ridge regression at every penalty: the rows are less their weighted mean, so intercepts are means."""
+    """Weighted ridge regression at every strength; because the rows have mean 0, the intercepts are means."""
     total = weights.sum()
     means = (weights * wanted).sum(axis=0) / total
     moment = sum(
@@ -212,13 +212,13 @@ def _minima(
     tolerance: float,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Coordinates (r, K) and intercepts (K,) that minimise the penalised loss at each strength."""
-    losses, total = KINDS[kind].losses, float(weights[:, 0].sum())
+    losses, total = OBJECTIVES[kind].losses, float(weights[:, 0].sum())
     if kind == "logistic" and (wanted.shape[1] == 1 or weights.shape[1] > 1):
         losses = _sigmoid
-    steepness = KINDS[kind].curvature * np.append(basis.values, 1.0)[:, None]  # the last row is the intercept's
+    steepness = OBJECTIVES[kind].curvature * np.append(basis.values, 1.0)[:, None]  # the last row is the intercept's
     solution = np.zeros((len(steepness), wanted.shape[1]))
     for strength in strengths:
-        penalties = np.full_like(steepness, KINDS[kind].penalty(strength) / total)
+        penalties = np.full_like(steepness, OBJECTIVES[kind].penalty(strength) / total)
         penalties[-1] = 0
 
         def objective(point: np.ndarray, penalties: np.ndarray = penalties) -> tuple[float, np.ndarray]:
@@ -235,7 +235,7 @@ def _minimum(
     scale: np.ndarray,
     tolerance: float,
 ) -> np.ndarray:
-    """Where `objective` (value and gradient) is least, sought from `start` in units of `scale`."""
+    """The minimum of `objective` (value and gradient) by L-BFGS, from `start`, in units of `scale`."""
     from scipy.optimize import minimize
 
     def scaled(flat: np.ndarray) -> tuple[float, np.ndarray]:
@@ -243,14 +243,14 @@ def _minimum(
         return value, (scale * gradient).ravel()
 
     options = {"maxiter": ITERATIONS, "maxcor": PAIRS, "gtol": tolerance, "ftol": 0.0}
-    found = minimize(scaled, (start / scale).ravel(), jac=True, method="L-BFGS-B", options=options)
-    return scale * found.x.reshape(start.shape)
+    result = minimize(scaled, (start / scale).ravel(), jac=True, method="L-BFGS-B", options=options)
+    return scale * result.x.reshape(start.shape)
 
 
 def _loss_and_gradient(
     basis: Basis, losses: Loss, point: np.ndarray, wanted: np.ndarray, weights: np.ndarray
 ) -> tuple[float, np.ndarray]:
-    """Weighted loss over all training rows: products in float32, everything else in float64."""
+    """Weighted loss over all training rows, and its gradient: products in float32, everything else in float64."""
     directions, value = basis.directions(point[:-1]), 0.0
     gradient = np.zeros((len(directions), wanted.shape[1]))
     intercepts = np.zeros(wanted.shape[1])

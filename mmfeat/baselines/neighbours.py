@@ -13,16 +13,16 @@ from mmfeat.samples.labels import Targets
 
 NEIGHBOURS = (5, 10, 20, 40, 80)
 TEMPERATURE = 0.07  # votes weigh exp(similarity / TEMPERATURE) (Wu et al. 2018)
-STEPS = 1e5  # similarities are rounded to 1 / STEPS, so that duplicates tie whatever their last digits
+STEPS = 1e5  # similarities are rounded to multiples of 1 / STEPS, so that duplicates tie in spite of rounding errors
 QUERIES = 512  # vectors that are compared at a time
-Found = tuple[np.ndarray, np.ndarray]  # (n, K) similarities, falling, and numbers of the neighbours
+Nearest = tuple[np.ndarray, np.ndarray]  # (n, K) falling similarities and (n, K) indices of the nearest neighbours
 
 
 @dataclass(frozen=True)
 class NeighbourHead:
-    """`vectors` (n, D) float16 of length 1 and what each says of every class: `votes` (n, C, 2) for and against it.
+    """Training `vectors` (n, D), float16 of length 1, and their `votes` (n, C, 2) for and against each class.
 
-    `prior` (C,) counts as one more vote. `by_similarity`: nearer neighbours count more.
+    `prior` (C,) counts as one more vote. With `by_similarity`, nearer neighbours have larger votes.
     """
 
     scaler: Scaler
@@ -35,47 +35,45 @@ class NeighbourHead:
 
     def logits(self, matrix: Matrix, rows: np.ndarray) -> np.ndarray:
         """(n, C) float64 log-probabilities, or log-odds where multi-label."""
-        return self.voted(self.found(matrix, rows))
+        return self.vote(self.nearest(matrix, rows))
 
-    def found(self, matrix: Matrix, rows: np.ndarray) -> Found:
-        """The nearest training samples of those at `rows`, as many as vote."""
-        both = self.scaler.apply(matrix, rows, lambda scaled: np.stack(self._nearest(scaled), axis=-1))
+    def nearest(self, matrix: Matrix, rows: np.ndarray) -> Nearest:
+        """The `neighbours` nearest training samples of each sample at `rows`."""
+        both = self.scaler.apply(matrix, rows, lambda scaled: np.stack(self._search(scaled), axis=-1))
         return both[..., 0], both[..., 1].astype(np.int64)
 
-    def _nearest(self, scaled: np.ndarray) -> Found:
+    def _search(self, scaled: np.ndarray) -> Nearest:
         most = min(self.neighbours, len(self.vectors))
         training = self.vectors.astype(np.float32)
-        similarities, numbers = [], []
+        similarities, indices = [], []
         for start in range(0, max(len(scaled), 1), QUERIES):
             products = _unit(scaled[start : start + QUERIES]) @ training.T
-            some = _largest(products, most)
-            similarities.append(np.take_along_axis(products, some, axis=1))
-            numbers.append(some)
-        return np.concatenate(similarities).astype(np.float64), np.concatenate(numbers)
+            largest = _largest(products, most)
+            similarities.append(np.take_along_axis(products, largest, axis=1))
+            indices.append(largest)
+        return np.concatenate(similarities).astype(np.float64), np.concatenate(indices)
 
-    def voted(self, found: Found) -> np.ndarray:
-        """(m, C) logits from at least as many neighbours as vote; nobody votes on a sample that is like none, of which
-        nothing is seen."""
-        values, numbers = (each[:, : self.neighbours] for each in found)
+    def vote(self, nearest: Nearest) -> np.ndarray:
+        """(m, C) logits from at least `neighbours` nearest samples.
+
+        A sample without any vector has the similarity 0 to all others: it gets no votes, only the prior.
+        """
+        values, indices = (array[:, : self.neighbours] for array in nearest)
         most = values.max(axis=1, keepdims=True)
         counts = np.exp((values - most) / TEMPERATURE) if self.by_similarity else np.ones_like(values)
         counts = np.where(most == 0, 0.0, counts)
-        votes = np.einsum("mk,mkcs->mcs", counts, self.votes[numbers].astype(np.float64))
+        votes = np.einsum("mk,mkcs->mcs", counts, self.votes[indices].astype(np.float64))
         return from_probabilities((votes[..., 0] + self.prior) / (votes.sum(axis=-1) + 1), self.multilabel)
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """What JSON can hold, and arrays."""
-        config = {
-            "multilabel": self.multilabel,
-            "neighbours": self.neighbours,
-            "by_similarity": self.by_similarity,
-        }
+        """Plain values for JSON, and arrays; `restore` takes both."""
+        config = {name: getattr(self, name) for name in ("multilabel", "neighbours", "by_similarity")}
         tensors = {"vectors": self.vectors, "votes": self.votes, "prior": self.prior}
         return config, {**tensors, "mean": self.scaler.mean, "std": self.scaler.std}
 
     @classmethod
     def restore(cls, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> NeighbourHead:
-        """The head whose `state` this is."""
+        """The head whose `state` returned `config` and `tensors`."""
         arrays = tensors["vectors"], tensors["votes"], tensors["prior"]
         return cls(Scaler(tensors["mean"], tensors["std"]), *arrays, **config)
 
@@ -83,7 +81,7 @@ class NeighbourHead:
 def neighbour_head(
     basis: Basis, rows: np.ndarray, targets: Targets, class_weights: np.ndarray, prior: np.ndarray
 ) -> NeighbourHead:
-    """Keeps the vectors at `rows`, whose targets are `targets`. A vote weighs what the class of the voter does."""
+    """A head that keeps the vectors at `rows`, with their `targets`. A vote weighs as much as the voter's class."""
     weights = np.asarray(class_weights, dtype=np.float64)
     if targets.multilabel:
         votes = np.stack([targets.matrix * weights, ~targets.matrix], axis=-1)
@@ -95,7 +93,7 @@ def neighbour_head(
 
 
 def neighbour_heads(head: NeighbourHead) -> Iterator[tuple[dict[str, float], NeighbourHead]]:
-    """The head with each number of neighbours, counted alike and by similarity."""
+    """Yield the head with each number of neighbours, with equal votes and with votes by similarity."""
     for count in NEIGHBOURS:
         for by_similarity in (False, True):
             setting = {"k": float(count), "by_similarity": float(by_similarity)}
@@ -103,14 +101,14 @@ def neighbour_heads(head: NeighbourHead) -> Iterator[tuple[dict[str, float], Nei
 
 
 def _largest(products: np.ndarray, most: int) -> np.ndarray:
-    """(n, most) columns of the largest of each row, falling; of those that `STEPS` cannot part the first."""
+    """(n, most) columns of the largest products of each row, falling; ties after rounding go to the first column."""
     far = -np.round(products * STEPS)
-    some = np.argpartition(far, most - 1, axis=1)[:, :most]
-    furthest = np.take_along_axis(far, some, axis=1).max(axis=1, keepdims=True)
+    columns = np.argpartition(far, most - 1, axis=1)[:, :most]
+    furthest = np.take_along_axis(far, columns, axis=1).max(axis=1, keepdims=True)
     for row in np.flatnonzero((far <= furthest).sum(axis=1) > most):
-        some[row] = np.argsort(far[row], kind="stable")[:most]
-    order = np.lexsort((some, np.take_along_axis(far, some, axis=1)), axis=1)
-    return np.take_along_axis(some, order, axis=1)
+        columns[row] = np.argsort(far[row], kind="stable")[:most]
+    order = np.lexsort((columns, np.take_along_axis(far, columns, axis=1)), axis=1)
+    return np.take_along_axis(columns, order, axis=1)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

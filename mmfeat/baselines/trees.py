@@ -1,8 +1,8 @@
 """Baselines of trees on the first principal components: random forest and boosting of LightGBM (Ke et al. 2017).
 
-Trees split on one column at a time, and the columns of an embedding say little each; its components say more, and
-fewer of them cost less. A fitted forest is kept as LightGBM's text model. Runs of version 0.1.0 hold plain arrays of
-trees, which `SavedTrees` still evaluates.
+Trees split on one column at a time. A single column of an embedding says little; its principal components say more,
+and few of them cost less. Fitted trees are kept as LightGBM's text model. Runs of version 0.1.0 hold plain arrays of
+trees, which `SavedTrees` evaluates.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ NEEDS_LIGHTGBM = ("forest", "boosting")
 COMPONENTS = 32
 FOREST_TREES = 100
 FOREST_LEAVES = (3, 15)  # smallest number of samples in a leaf
-BOOSTING_STEPS = (5, 10, 15, 20, 30, 40, 50, 60, 80, 100)  # one tree a class each
-ALIKE = {  # the same trees on every machine, one thread a fold
+BOOSTING_STEPS = (5, 10, 15, 20, 30, 40, 50, 60, 80, 100)  # a step adds one tree for each class
+REPEATABLE = {  # settings that give the same trees on every machine, with one thread a fold
     "num_threads": 1, "deterministic": True, "force_row_wise": True, "verbosity": -1, "feature_pre_filter": False
 }  # fmt: skip
 FOREST = {
@@ -42,7 +42,7 @@ def check_lightgbm(heads: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Components:
-    """Standardised vectors on the first principal components of the training rows (weighted as they train)."""
+    """The projection of standardised vectors on the first principal components of the weighted training rows."""
 
     scaler: Scaler
     centre: np.ndarray
@@ -69,9 +69,10 @@ class Components:
 
 @dataclass(frozen=True)
 class TreeHead:
-    """Boosters over the `known` classes, those that vary among the training rows; `prior` (C,) says the rest.
+    """Boosters over the `known` classes, which some but not all training rows have; the rest get their `prior` (C,).
 
-    `models` are LightGBM's texts: one for all known classes, or one a class where multi-label. `rounds` of them count.
+    `models` are LightGBM's texts: one for all known classes, or one a class where multi-label. The first `rounds`
+    rounds of each model count.
     """
 
     components: Components
@@ -86,7 +87,7 @@ class TreeHead:
         return next(self.stages(self.components.apply(matrix, rows), [self.rounds]))
 
     def stages(self, inputs: np.ndarray, rounds: Sequence[int]) -> Iterator[np.ndarray]:
-        """The (n, C) logits of (n, P) components after so many rounds each."""
+        """Yield the (n, C) logits of (n, P) components after each of these numbers of rounds."""
         from lightgbm import Booster
 
         boosters = [Booster(model_str=model) for model in self.models]
@@ -96,20 +97,20 @@ class TreeHead:
                 columns = [
                     np.asarray(booster.predict(inputs, num_iteration=count, num_threads=1)) for booster in boosters
                 ]
-                if not self.multilabel and columns[0].ndim == 1:  # two classes: LightGBM gives the second
+                if not self.multilabel and columns[0].ndim == 1:  # of two classes, LightGBM returns the second
                     columns = [1 - columns[0], columns[0]]
                 probabilities[:, np.array(self.known)] = np.column_stack(columns)
             yield from_probabilities(probabilities, self.multilabel)
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Plain values and arrays; the texts are arrays of bytes."""
+        """Plain values for JSON, and arrays, in which the texts are bytes; `restore` takes both."""
         config = {"known": list(self.known), "multilabel": self.multilabel, "rounds": self.rounds}
-        texts = {f"model.{index}": _as_bytes(model) for index, model in enumerate(self.models)}
+        texts = {f"model.{index}": np.frombuffer(model.encode(), np.uint8) for index, model in enumerate(self.models)}
         return config, {**self.components.tensors(), "prior": self.prior, **texts}
 
     @classmethod
     def restore(cls, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> TreeHead | SavedTrees:
-        """The head whose `state` this is; raises `ValueError` for what is no model over these components."""
+        """The head whose `state` returned these values. Raises `ValueError` where a text is no model of LightGBM."""
         if "threshold" in tensors:
             return SavedTrees.restore(config, tensors)
         components, known = Components.restore(tensors), tuple(config["known"])
@@ -122,11 +123,11 @@ class TreeHead:
 
 @dataclass(frozen=True)
 class SavedTrees:
-    """Trees that version 0.1.0 saved, the nodes of all of them one after the other.
+    """Trees that version 0.1.0 saved, as arrays over the nodes of all trees, one tree after the other.
 
-    A sample goes left where its feature is <= threshold. `first` (T,) are the roots. A leaf is its own left and right;
-    other children come after their parents, so every path ends. `values` (nodes, K) count at leaves: shares of the
-    classes in a forest, scores that are added to `start` (K,) in a boosting.
+    `first` (T,) are the indices of the roots. A sample goes left where its feature is <= threshold. A leaf is its own
+    left and right child; other children come after their parents, so every path ends. `values` (nodes, K) are read at
+    leaves: shares of the classes in a forest, scores to be added to `start` (K,) in boosting.
     """
 
     components: Components
@@ -153,7 +154,7 @@ class SavedTrees:
             node = child
 
     def _voted(self, total: np.ndarray, known: np.ndarray) -> np.ndarray:
-        """The mean share, with the prior as one more tree, so that no share is 0."""
+        """(n, K) mean of the trees' shares, with the prior as one more tree, so that no share is 0."""
         return (total + self.prior[known]) / (len(self.nodes["first"]) + 1)
 
     def _boosted(self, total: np.ndarray) -> np.ndarray:
@@ -165,12 +166,12 @@ class SavedTrees:
         return np.exp(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True))
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Plain values and arrays, as they were saved."""
+        """Plain values for JSON, and arrays, as version 0.1.0 saved them."""
         return self.config, {**self.components.tensors(), **self.nodes, "prior": self.prior}
 
     @classmethod
     def restore(cls, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> SavedTrees:
-        """The trees of a run of version 0.1.0; raises `ValueError` for trees without an end."""
+        """The trees of a run of version 0.1.0. Raises `ValueError` for trees with a path that does not end."""
         names = ("first", "feature", "threshold", "left", "right", "values", "start")
         nodes = {name: tensors[name] for name in names}
         numbers = np.arange(len(nodes["left"]))
@@ -181,7 +182,7 @@ class SavedTrees:
 
 @dataclass(frozen=True)
 class TreeData:
-    """Components, labels and sample weights of the rows that trees are fitted on."""
+    """The training rows of trees: their components `inputs` (n, P), labels, sample weights and class weights."""
 
     components: Components
     inputs: np.ndarray
@@ -193,7 +194,7 @@ class TreeData:
 
     @property
     def known(self) -> np.ndarray:
-        """Numbers of the classes that some but not all samples have."""
+        """Indices of the classes that some but not all samples have."""
         some, everywhere = self.targets.matrix.any(axis=0), self.targets.matrix.all(axis=0)
         return np.flatnonzero(some & ~everywhere)
 
@@ -204,13 +205,12 @@ def forest(data: TreeData, leaf: int) -> TreeHead:
 
 
 def boosted(data: TreeData, rounds: int) -> TreeHead:
-    """Gradient boosting, one tree a class and round."""
+    """Gradient boosting (Friedman 2001) with one tree for each class in a round."""
     return _fitted(data, BOOSTING, rounds)
 
 
 def _fitted(data: TreeData, settings: dict[str, Any], rounds: int) -> TreeHead:
-    """One booster over the known classes, or where multi-label one a class, in which a positive weighs what its class
-    does."""
+    """Fit one booster over the known classes, or one a class where multi-label, with class weights on positives."""
     import lightgbm
 
     matrix, known = data.targets.matrix[:, data.known], tuple(data.known.tolist())
@@ -222,7 +222,7 @@ def _fitted(data: TreeData, settings: dict[str, Any], rounds: int) -> TreeHead:
         problems = [(matrix.argmax(axis=1), data.weights)]
     several = not data.targets.multilabel and len(known) > 2
     objective = {"objective": "multiclass", "num_class": len(known)} if several else {"objective": "binary"}
-    params = {**ALIKE, **settings, **objective, "seed": data.seed % 2**31}
+    params = {**REPEATABLE, **settings, **objective, "seed": data.seed % 2**31}
     models = tuple(
         lightgbm.train(params, lightgbm.Dataset(data.inputs, labels, weight=weight), rounds).model_to_string()
         for labels, weight in problems
@@ -230,12 +230,8 @@ def _fitted(data: TreeData, settings: dict[str, Any], rounds: int) -> TreeHead:
     return TreeHead(data.components, models, rounds, known, data.prior, data.targets.multilabel)
 
 
-def _as_bytes(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode(), dtype=np.uint8)
-
-
 def _check_model(text: str, width: int, classes: int) -> None:
-    """Refuse what LightGBM might stumble over: text that is no model of (n, width) inputs for so many classes."""
+    """Raise `ValueError` for a text that LightGBM might crash on: no model of (n, width) inputs for so many classes."""
     header = dict(re.findall(r"^(\w+)=(\d+)$", text[:4096], flags=re.MULTILINE))
     outputs = classes if classes > 2 else 1
     if not text.startswith("tree\n") or header.get("max_feature_idx") != str(width - 1):

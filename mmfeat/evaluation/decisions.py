@@ -56,7 +56,7 @@ class Decision:
 
     def choose(self, logits: np.ndarray) -> np.ndarray:
         """(..., C) bool: one True a row, or for multi-label any number of them."""
-        return _choose(_finite(logits) / self.temperature, np.array(self.offsets), self.multilabel)
+        return plain_choice(_finite(logits) / self.temperature - np.array(self.offsets), self.multilabel)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` reads."""
@@ -103,7 +103,7 @@ def fit_decision(
     if multilabel:
         scores = _resample(lambda offset: scaled > offset, LOG_ODDS, labels, random)
         return Decision(temperature, 0.0, tuple(_mean_of_best(scores, LOG_ODDS).tolist()), multilabel)
-    scores = _resample(lambda strength: _choose(scaled, strength * units, False), STRENGTHS, labels, random)
+    scores = _resample(lambda strength: plain_choice(scaled - strength * units, False), STRENGTHS, labels, random)
     return _adjusted(temperature, round(float(_mean_of_best(scores.mean(-1), STRENGTHS)), 3), units, multilabel)
 
 
@@ -142,9 +142,9 @@ def _mean_of_best(scores: np.ndarray, settings: np.ndarray) -> np.ndarray:
     return settings[(scores - nearness).argmax(0)].mean(0)
 
 
-def _choose(scaled: np.ndarray, offsets: np.ndarray, multilabel: bool) -> np.ndarray:
-    adjusted = scaled - offsets
-    return adjusted > 0 if multilabel else indicator(adjusted.argmax(-1), adjusted.shape[-1])
+def plain_choice(logits: np.ndarray, multilabel: bool) -> np.ndarray:
+    """(..., C) bool choices without any adjustment: the largest logit of a row, or all above 0 where multi-label."""
+    return logits > 0 if multilabel else indicator(logits.argmax(-1), logits.shape[-1])
 
 
 def _fit_temperature(logits: np.ndarray, targets: Targets, prior: np.ndarray) -> float:

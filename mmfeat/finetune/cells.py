@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmfeat.evaluation.decisions import plain_choice
 from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.finetune.model import TunableModel
 from mmfeat.finetune.prepare import Experiment
@@ -24,7 +25,7 @@ from mmfeat.finetune.settings import EARLY
 from mmfeat.finetune.stage_one import StageOne
 from mmfeat.finetune.training import Training, TrainingSetup, load, save, under
 from mmfeat.finetune.unfreeze import FIXED_FACTOR
-from mmfeat.heads.stack import epoch_steps, one_torch_thread, plain_choice
+from mmfeat.heads.stack import epoch_steps, one_torch_thread
 from mmfeat.samples.labels import Targets
 from mmfeat.system.wording import Advance
 

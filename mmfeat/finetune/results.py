@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmfeat.encoders.delta import Delta, write_delta
 from mmfeat.encoders.registry import describe_encoders
+from mmfeat.evaluation.decisions import plain_choice
 from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.evaluation.significance import holm, majority, mcnemar, paired_difference
 from mmfeat.finetune.cells import ALPHAS, STAGE_2, CellResult, blended
@@ -20,7 +21,6 @@ from mmfeat.finetune.settings import EARLY
 from mmfeat.finetune.stage_one import StageOne
 from mmfeat.finetune.tower_plan import TowerPlan
 from mmfeat.finetune.training import under
-from mmfeat.heads.stack import plain_choice
 from mmfeat.runs.entry import FinalHead, PairedTest, TunedTower
 from mmfeat.runs.leaderboard import write_leaderboard
 from mmfeat.runs.record import Maker

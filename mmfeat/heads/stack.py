@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mmfeat.errors import HeadError
+from mmfeat.evaluation.decisions import plain_choice
 from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.layers import Fusion, Shape
@@ -238,10 +239,3 @@ def validation_scores(
         "validation_loss": validation_loss(logits, matrix, weights, multilabel),
         "validation_macro_f1": float(macro_f1(matrix, plain_choice(logits, multilabel))),
     }
-
-
-def plain_choice(logits: np.ndarray, multilabel: bool) -> np.ndarray:
-    """(..., C) logits -> (..., C) bool without any adjustment: the largest, or all above 0."""
-    if multilabel:
-        return logits > 0
-    return logits.argmax(-1)[..., None] == np.arange(logits.shape[-1])

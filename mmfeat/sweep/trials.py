@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from mmfeat.errors import RunError
-from mmfeat.evaluation.decisions import Decision, fit_decision
+from mmfeat.evaluation.decisions import Decision, fit_decision, plain_choice
 from mmfeat.evaluation.metrics import evaluate, macro_f1
 from mmfeat.heads.jobs import Fitted, Job, stack_size
 from mmfeat.heads.registry import BASELINES, SHARED, HeadSettings, settings_of
-from mmfeat.heads.stack import Member, epoch_steps, plain_choice
+from mmfeat.heads.stack import Member, epoch_steps
 from mmfeat.runs.entry import FinalHead, Scores, convert
 from mmfeat.runs.out_of_fold import OUT_OF_FOLD
 from mmfeat.samples.labels import Targets, names_of

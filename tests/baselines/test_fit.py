@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from mmfeat.baselines import fit as baselines
-from mmfeat.baselines.basis import Scaler, decided, from_probabilities, log_loss, make_basis
+from mmfeat.baselines.basis import Scaler, from_probabilities, log_loss, make_basis
 from mmfeat.baselines.fit import BASELINES, Baseline, fit, refit, restore
 from mmfeat.baselines.neighbours import NeighbourHead
 from mmfeat.baselines.trees import (
-    ALIKE,
     BOOSTING,
     FOREST,
     FOREST_TREES,
+    REPEATABLE,
     Components,
     TreeData,
     boosted,
@@ -26,6 +26,7 @@ from mmfeat.baselines.trees import (
     forest,
 )
 from mmfeat.errors import HeadError
+from mmfeat.evaluation.decisions import plain_choice
 from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.samples.labels import Targets, indicator
 
@@ -66,7 +67,7 @@ def fitted(name: str, matrix: Rows, targets: Targets, seed: int = 5) -> Baseline
 
 def score(baseline: Baseline, matrix: Rows, targets: Targets, rows: np.ndarray = TEST) -> float:
     logits = baseline.logits(matrix, rows)
-    return float(macro_f1(targets.take(rows).matrix, decided(logits, targets.multilabel)))
+    return float(macro_f1(targets.take(rows).matrix, plain_choice(logits, targets.multilabel)))
 
 
 @pytest.mark.filterwarnings("error")
@@ -224,9 +225,9 @@ def test_neighbours_of_nothing_are_nobody_and_of_duplicates_the_first(by_similar
     prior, scaler = np.array([0.5, 0.3, 0.2]), Scaler(np.zeros(8, np.float32), np.ones(8, np.float32))
     head = NeighbourHead(scaler, vectors, votes, prior, False, 5, by_similarity)
     seen = np.concatenate([vectors[::30].astype(np.float32), np.full((1, 8), np.nan, np.float32)])
-    found = head.found(Rows(seen), np.arange(7))
+    found = head.nearest(Rows(seen), np.arange(7))
     np.testing.assert_array_equal(found[1][:6], np.arange(0, 180, 30)[:, None] + np.arange(5))
-    np.testing.assert_allclose(np.exp(head.voted(found)[6]), prior)
+    np.testing.assert_allclose(np.exp(head.vote(found)[6]), prior)
 
 
 def test_the_prior_is_the_share_of_each_class() -> None:
@@ -263,7 +264,7 @@ def test_trees_say_what_lightgbm_says(kind: str, form: str) -> None:
     inputs, tested = components.apply(matrix, TRAIN), components.apply(matrix, TEST)
     samples, classes = np.ones(300), np.ones(len(targets.classes))
     data = TreeData(components, inputs, known, samples, classes, known.prior, seed=5)
-    settings = {**ALIKE, **(FOREST if kind == "rf" else BOOSTING), "min_data_in_leaf": 3 if kind == "rf" else 20}
+    settings = {**REPEATABLE, **(FOREST if kind == "rf" else BOOSTING), "min_data_in_leaf": 3 if kind == "rf" else 20}
     labels = known.matrix.T.astype(int) if targets.multilabel else [known.numbers]
     models = [
         LGBMClassifier(n_estimators=FOREST_TREES if kind == "rf" else 60, seed=5, **settings).fit(inputs, each)

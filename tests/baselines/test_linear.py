@@ -12,7 +12,7 @@ import pytest
 
 from mmfeat.baselines import basis as basis_module
 from mmfeat.baselines.basis import Basis, make_basis, one_blas_thread
-from mmfeat.baselines.linear import KINDS, TOLERANCE, LinearHead, linear_path
+from mmfeat.baselines.linear import OBJECTIVES, TOLERANCE, LinearHead, linear_path
 from mmfeat.samples.labels import Targets, indicator
 
 WEIGHTS = np.array([0.6, 1.5, 0.9])
@@ -115,11 +115,11 @@ def test_logistic_probabilities_are_scikit_learns() -> None:
         assert np.allclose(np.exp(logits), model.predict_proba(x), atol=2e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OBJECTIVES)
 def test_multilabel_is_one_problem_a_class_in_which_positives_weigh_more(kind: str) -> None:
     matrix, targets = problem(multilabel=True)
     basis, x = prepared(matrix, targets)
-    strength = KINDS[kind].strengths[5]
+    strength = OBJECTIVES[kind].strengths[5]
     (head,) = linear_path(kind, basis, targets, WEIGHTS, [strength], tolerance=1e-6)
     logits = head.logits(matrix, np.arange(len(x)))
     for column in range(3):
@@ -131,7 +131,7 @@ def test_multilabel_is_one_problem_a_class_in_which_positives_weigh_more(kind: s
         assert np.allclose(logits[:, column], expected, atol=2e-3)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OBJECTIVES)
 @pytest.mark.parametrize("multilabel", [False, True])
 def test_rows_from_disk_give_what_rows_in_memory_give(
     kind: str, multilabel: bool, monkeypatch: pytest.MonkeyPatch
@@ -173,7 +173,7 @@ def test_a_missing_vector_is_the_mean_of_those_that_are_there() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OBJECTIVES)
 def test_columns_that_say_nothing_change_nothing(kind: str) -> None:
     """Constant ones, also large, and ones that no row has."""
     matrix, targets = problem()
@@ -192,7 +192,7 @@ def test_columns_that_say_nothing_change_nothing(kind: str) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OBJECTIVES)
 @pytest.mark.parametrize("present", [[0, 2], [1], [0, 1, 2]])
 @pytest.mark.parametrize("multilabel", [False, True])
 def test_a_class_without_training_rows_is_never_chosen(kind: str, present: list[int], multilabel: bool) -> None:
@@ -208,7 +208,7 @@ def test_a_class_without_training_rows_is_never_chosen(kind: str, present: list[
         assert (logits[:, absent] < below - 20).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OBJECTIVES)
 def test_state_restores_the_same_logits(kind: str) -> None:
     import json
 

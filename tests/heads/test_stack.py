@@ -16,12 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mmfeat.errors import HeadError
+from mmfeat.evaluation.decisions import plain_choice
 from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.heads import training as drawing
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.fusions import HIDDEN, Concat
 from mmfeat.heads.registry import FUSIONS, NEEDS_TOKENS, HeadSettings, load_fusion
-from mmfeat.heads.stack import Member, Trained, _Stack, plain_choice, predict_stack, train_stack
+from mmfeat.heads.stack import Member, Trained, _Stack, predict_stack, train_stack
 from mmfeat.heads.training import Draws, class_weights, draw_epoch, draw_pieces
 from tests.heads.toy_features import MULTILABEL, SAMPLES, TARGETS, TEST, TRAIN, VALIDATION, features, with_tokens
 
