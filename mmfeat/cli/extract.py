@@ -29,9 +29,9 @@ from mmfeat.system.wording import counted, duration, shown, size_of
 
 if TYPE_CHECKING:
     from mmfeat.encoders.registry import Tower
-    from mmfeat.extraction.counts import Clocks
     from mmfeat.extraction.extract import Extraction
     from mmfeat.extraction.forecast import Forecasts
+    from mmfeat.extraction.missing import Clocks
 
 
 PARAMETERS: Parameters = {

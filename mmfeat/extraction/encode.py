@@ -22,8 +22,7 @@ from mmfeat.cache.shard import Rows
 from mmfeat.cache.writer import ShardWriter
 from mmfeat.encoders.spec import Encoder, EncoderSpec, Values
 from mmfeat.errors import EncoderError
-from mmfeat.extraction.counts import Clocks
-from mmfeat.extraction.missing import Item
+from mmfeat.extraction.missing import Clocks, Item
 from mmfeat.extraction.reader import Prepared, Reader
 from mmfeat.system.wording import Advance
 

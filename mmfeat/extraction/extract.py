@@ -20,9 +20,8 @@ from mmfeat.cache.writer import ShardWriter
 from mmfeat.encoders.registry import Tower, absolute_request, describe_encoders, is_torch, load_encoders
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError
-from mmfeat.extraction.counts import Clocks, Counts
 from mmfeat.extraction.encode import BackgroundWriter, Batcher, Stage
-from mmfeat.extraction.missing import Item, Missing, Planner
+from mmfeat.extraction.missing import Clocks, Counts, Item, Missing, Planner
 from mmfeat.extraction.reader import Reader
 from mmfeat.extraction.requests import Request, begin_request, remember_request, resolve_options
 from mmfeat.samples.dataset import Overview, Sample, SampleSet, SampleSource

@@ -16,9 +16,8 @@ from mmfeat.cache.features import Block, Features, MappedBlock
 from mmfeat.cache.shard import Rows
 from mmfeat.encoders.registry import Tower, load_encoders
 from mmfeat.encoders.spec import EncoderSpec
-from mmfeat.extraction.counts import Clocks
 from mmfeat.extraction.encode import Batcher, Stage
-from mmfeat.extraction.missing import Item
+from mmfeat.extraction.missing import Clocks, Item
 from mmfeat.extraction.reader import Reader
 from mmfeat.samples.dataset import MODALITIES, Sample
 from mmfeat.samples.keys import ContentKeys, content_keys

@@ -21,9 +21,8 @@ from mmfeat import errors
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import Tower, is_torch
 from mmfeat.errors import CacheError, ConfigError, MmfeatError
-from mmfeat.extraction.counts import Counts
 from mmfeat.extraction.extract import Extractor, ExtractSettings, Work
-from mmfeat.extraction.missing import Planner
+from mmfeat.extraction.missing import Counts, Planner
 from mmfeat.samples.dataset import Sample, SampleSource
 from mmfeat.system.hardware import Interrupts, join_cluster, leave_cluster, without_stderr
 from mmfeat.system.remote import RemoteFile, absolute, is_remote

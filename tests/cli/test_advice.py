@@ -12,8 +12,8 @@ from mmfeat.cli.extract import REMEDIES, advice, remedies_left
 from mmfeat.encoders.registry import Tower
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.errors import ConfigError, EncoderError
-from mmfeat.extraction.counts import Counts
 from mmfeat.extraction.extract import Extraction, ExtractSettings, extract_features
+from mmfeat.extraction.missing import Counts
 from mmfeat.samples.dataset import Overview
 from mmfeat.system.hardware import cpu_count
 

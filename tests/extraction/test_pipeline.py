@@ -18,8 +18,8 @@ from mmfeat.cache.shard import Rows
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import describe_encoders
 from mmfeat.encoders.spec import EncoderOptions
-from mmfeat.extraction.counts import Clocks
 from mmfeat.extraction.encode import BackgroundWriter
+from mmfeat.extraction.missing import Clocks
 from mmfeat.samples.dataset import content_key
 from mmfeat.system.files import locked_folder
 
