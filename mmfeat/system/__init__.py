@@ -1,4 +1,4 @@
-"""What every package needs of the machine: whole files and locks, URLs, devices and precisions, progress, words for
+"""The machine, for every package: whole files and locks, URLs, devices and precisions, progress, numbers as words for
 people, and joining a Ray cluster. Start with `files`. Imports only `mmfeat.errors`.
 """
 

@@ -1,8 +1,8 @@
 """Atomic files: a reader sees the old content, the new content, or nothing, but never a half.
 
 The bytes go to a temporary name unique to host, process and call, are synced, and are then renamed
-or linked into place; the synced directory entry is the commit. What a killed writer leaves behind is a
-temporary file, which the next writer sweeps.
+or linked into place; the synced directory entry is the commit. A killed writer leaves only a temporary file
+behind, which the next writer sweeps.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ REMEDIES = {
 }
 
 NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
-# What a read-only file system says, and those that keep their folders safe without being asked.
+# Errors of a read-only file system, and of file systems that keep their folders safe without a sync.
 NO_FOLDER_SYNC = (errno.EROFS, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 SYNC_BYTES = 16 << 20
 LOCK_SECONDS = 30.0
@@ -54,8 +54,8 @@ Pieces = Iterable["bytes | memoryview"]
 def write_atomic(path: Path, data: bytes | memoryview | Pieces, *, exclusive: bool = False) -> bool:
     """Write `data`, in one piece or several that follow each other, to `path` in one step.
 
-    With `exclusive`, an existing file is left as it is and False is returned: somebody committed the
-    same name before us. Raises `WriteError` when the disk refuses; nothing is left behind.
+    With `exclusive`, a file that another writer committed before is left as it is, and the result is False. Raises
+    `WriteError` if the disk refuses; nothing is left behind.
     """
     with _temporary(path) as temporary:
         _write_synced(temporary, [data] if isinstance(data, bytes | memoryview) else data)
@@ -98,7 +98,7 @@ def canonical_json(value: Any) -> str:
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Rows below a header, as CSV."""
+    """CSV text of rows below a header."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -116,7 +116,7 @@ def file_sha256(path: Path) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the folder's entries survive a power loss, whoever made them."""
+    """Make the folder's entries survive a power loss, whatever process made the entries."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -128,9 +128,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make `folder` and what is missing above it, and make its entry survive a power loss.
+    """Make `folder` and its missing parents, and make the folder's entry survive a power loss.
 
-    The parent is synced also where the folder exists: whoever made it may not have come so far.
+    The parent is synced also if the folder exists: the process that made the folder may have died before syncing.
     """
     if not folder.parent.is_dir():
         make_folder(folder.parent)
@@ -154,26 +154,25 @@ def locked_folder(folder: Path) -> Iterator[None]:
 
 
 def stale_temporaries(folder: Path) -> Iterator[Path]:
-    """Temporary files whose writer is gone: it ran here and ended, or they have lain for a day."""
+    """Temporary files whose writer ran on this machine and ended, or that are a day old."""
     for path in folder.glob(".*.tmp"):
-        found = _TEMPORARY.fullmatch(path.name)
-        with contextlib.suppress(FileNotFoundError):  # somebody else swept it
-            if found and (_is_dead(found["owner"], int(found["pid"])) or _age(path) > STALE_SECONDS):
+        name = _TEMPORARY.fullmatch(path.name)
+        with contextlib.suppress(FileNotFoundError):  # another process swept the file
+            if name and (_is_dead(name["owner"], int(name["pid"])) or _age(path) > STALE_SECONDS):
                 yield path
 
 
 def sweep_temporaries(folder: Path, name: str = "") -> None:
-    """Delete the temporary files that nobody will ever commit, or only those of one file's name."""
+    """Delete the temporary files whose writer is gone, or only those of one file's name."""
     for path in stale_temporaries(folder):
-        with contextlib.suppress(OSError):
-            if not path.name.startswith(f".{name}"):
-                continue
-            path.unlink()
+        if path.name.startswith(f".{name}"):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 @contextlib.contextmanager
 def write_errors(path: Path) -> Iterator[None]:
-    """One line with a remedy for whatever the disk says while `path` is written."""
+    """Turn an `OSError` while `path` is written into a `WriteError`: one line with a remedy."""
     try:
         yield
     except OSError as error:
@@ -182,7 +181,7 @@ def write_errors(path: Path) -> Iterator[None]:
 
 
 def temporary_beside(path: Path) -> Path:
-    """A name for what will be put in the place of `path`, which tells whether its writer is gone."""
+    """A temporary name beside `path`, from which other processes tell whether its writer is gone."""
     return path.parent / f".{path.name}.{_owner()}-{os.getpid()}-{next(_calls)}.tmp"
 
 
@@ -200,23 +199,21 @@ def _temporary(path: Path) -> Iterator[Path]:
 
 @functools.cache
 def _owner() -> str:
-    """This host, boot and process namespace: where a process id means one process."""
+    """The name of this host, boot and process namespace, within which a process id means one process."""
     name = re.sub(r"[^A-Za-z0-9]+", "-", socket.gethostname())[:40]
-    with contextlib.suppress(OSError):  # elsewhere than on Linux the name has to do
+    with contextlib.suppress(OSError):  # without Linux's /proc, the host's name alone
         boot = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
         return f"{name}-{hashlib.sha256(boot.encode()).hexdigest()[:12]}"
     return name
 
 
 def _is_dead(owner: str, pid: int) -> bool:
-    if owner != _owner():
-        return False
+    """Whether a process ended; False for a process of another machine, about which nothing is known."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:  # it lives, and belongs to somebody else
-        return False
+        if owner == _owner():
+            os.kill(pid, 0)
+    except OSError as error:  # a process that lives and belongs to another user raises PermissionError
+        return isinstance(error, ProcessLookupError)
     return False
 
 
@@ -225,7 +222,7 @@ def _age(path: Path) -> float:
 
 
 def _write_synced(path: Path, pieces: Pieces) -> str | None:
-    """Write and sync; of a large file the disk gets the first part while the rest is still being made.
+    """Write a file and sync it; the disk gets the first part of a large file while the rest is still being made.
 
     Returns what `pieces` returns at its end, if it is a generator that does.
     """
@@ -245,7 +242,7 @@ def _write_synced(path: Path, pieces: Pieces) -> str | None:
                     syncs.append(pool.submit(os.fsync, handle))
                     waiting = 0
         for sync in syncs:
-            sync.result()  # the kernel tells an error once, so it may have been told there
+            sync.result()  # the kernel reports an error once, which may have been in the thread
         os.fsync(handle)
     finally:
         os.close(handle)
@@ -276,30 +273,30 @@ def _link(temporary: Path, path: Path) -> bool:
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill. It takes the place of `folder`, which is then deleted; what fails before leaves that as it was.
+    """A new folder to fill, which then replaces `folder`; a failure before that leaves `folder` as it was.
 
-    Of what a killed process left, an earlier folder that it had moved aside is put back, the rest is deleted. Raises
-    `WriteError` where the disk does not let it.
+    After a killed process, an earlier folder that the process had moved aside is put back, and temporary folders are
+    deleted. Raises `WriteError` if the disk refuses.
     """
     with write_errors(folder):
         make_folder(folder.parent)
         _recover(folder)
-        place = temporary_beside(folder)
-        place.mkdir()
+        new = temporary_beside(folder)
+        new.mkdir()
         try:
-            yield place
-            _put(place, folder)
+            yield new
+            _put(new, folder)
         finally:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(new, ignore_errors=True)
 
 
-def _put(place: Path, folder: Path) -> None:
-    """Rename the finished folder into place; an earlier one makes room and is then deleted."""
+def _put(new: Path, folder: Path) -> None:
+    """Rename the finished folder to `folder`; an earlier folder is moved aside and then deleted."""
     old = _old(folder)
     if folder.exists():
         folder.rename(old)
     try:
-        place.rename(folder)
+        new.rename(folder)
     except BaseException:
         if old.exists():
             old.rename(folder)
@@ -309,12 +306,12 @@ def _put(place: Path, folder: Path) -> None:
 
 
 def _old(folder: Path) -> Path:
-    """Where an earlier folder is put while the new one takes its place."""
+    """The path of an earlier folder while the new one replaces it."""
     return folder.parent / f".{folder.name}.old"
 
 
 def _recover(folder: Path) -> None:
-    """As if nobody had been killed: the earlier folder is there until the new one is."""
+    """Undo a replacement that a kill interrupted: put the earlier folder back unless the new one is there."""
     old = _old(folder)
     if old.is_dir() and not old.is_symlink():
         if folder.exists():

@@ -19,7 +19,14 @@ from mmfeat.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
+
+ENGINES = ("local", "ray")
+ANSWER_SECONDS = 5.0
+AGAIN_SECONDS = 1.0  # seconds until an interrupt without effect is sent again
+# The first bytes of an HTTP/2 client, with empty settings; a server, such as a Ray cluster, answers with its settings.
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+_FRAME, _SETTINGS = 9, 4  # bytes of a frame's head, and the frame type of settings, which stands in the fourth byte
 
 
 def resolve_device(device: str = "auto") -> str:
@@ -39,19 +46,19 @@ def resolve_device(device: str = "auto") -> str:
 
 
 def gpus_seen() -> list[str]:
-    """The kinds of GPU that torch sees, as long as something imported it: advice alone is not worth that."""
+    """The kinds of GPU that torch sees; none before torch is imported, since advice is not worth the import."""
     if (torch := sys.modules.get("torch")) is None:
         return []
-    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    return [name for name, available in there.items() if available()]
+    kinds = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    return [kind for kind, is_available in kinds.items() if is_available()]
 
 
 def resolve_dtype(dtype: str = "auto", device: str = "auto", convolutional: bool = False) -> str:
-    """The arithmetic: `auto` is bfloat16 where the hardware computes in it, else float32.
+    """The arithmetic: `auto` is bfloat16 on hardware that computes in bfloat16, else float32.
 
     Convolutional models lose too much in bfloat16 (a pretrained MobileNet: cosine 0.991 for the worst of 400
-    photos, 0.99998 in float16), so for them `auto` is float16 on CUDA and float32 elsewhere.
-    A machine without a GPU is answered without importing torch, which keeps a warm rerun short.
+    photos, 0.99998 in float16), so for such models `auto` is float16 on CUDA and float32 elsewhere.
+    On a machine without a GPU, torch is not imported, which keeps a warm rerun short.
     """
     _check_device(device)
     if dtype not in DTYPES:
@@ -74,7 +81,7 @@ def _check_device(device: str) -> None:
 
 
 def cpu_count() -> int:
-    """Processor cores this process may use."""
+    """The number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -87,10 +94,10 @@ def _cpu_has_bfloat16() -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep memory that is freed, up to a gigabyte a piece, for the next tensor of that size.
+    """Have the C library keep freed memory, up to a gigabyte a piece, for the next tensor of that size.
 
-    It would give large pieces back to the system, which clears them again for every activation of every batch: half of
-    a convolutional model's time on a CPU. Where there is no glibc nothing happens.
+    Otherwise the library returns large pieces to the system, which clears the pieces again for every activation of
+    every batch: half of a convolutional model's time on a CPU. Without glibc nothing happens.
     """
     import ctypes
 
@@ -100,16 +107,8 @@ def keep_freed_memory() -> None:
             library.mallopt(setting, 1 << 30)
 
 
-ENGINES = ("local", "ray")
-ANSWER_SECONDS = 5.0
-AGAIN_SECONDS = 1.0  # after an interrupt that nobody obeyed
-# What an HTTP/2 client says first, and no settings; a server, which a Ray cluster is, answers with its own.
-_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
-_FRAME, _SETTINGS = 9, 4  # bytes of a frame's head, and its type, which the fourth byte tells
-
-
 def check_engine(name: str, ray_address: str | None = None) -> None:
-    """Raises `ConfigError` for an engine that there is not, and for a cluster that nobody would use."""
+    """Raise `ConfigError` for an unknown engine, and for the address of a cluster that the engine does not use."""
     if name not in ENGINES:
         raise ConfigError(f"--engine {name}: use one of {', '.join(ENGINES)}")
     if ray_address is not None and name != "ray":
@@ -117,11 +116,11 @@ def check_engine(name: str, ray_address: str | None = None) -> None:
 
 
 def join_cluster(address: str | None) -> tuple[Any, bool]:
-    """Ray, and whether this call joined or started a cluster; then the caller leaves it again with `leave_cluster`.
+    """(Ray, whether this call joined or started a cluster, which the caller then leaves with `leave_cluster`).
 
-    Raises `ConfigError` where no cluster answers within a few seconds, `KeyboardInterrupt` if told to end meanwhile.
+    Raises `ConfigError` if no cluster answers within a few seconds, and `KeyboardInterrupt` after a signal to end.
     """
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of arguments that this process holds anyway
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray warns of arguments that this process holds anyway
     flag = f"--ray-address {address}" if address else f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}"
     if "ray" in sys.modules and (ray := _import_ray()).is_initialized():
         return ray, False
@@ -142,7 +141,7 @@ def join_cluster(address: str | None) -> tuple[Any, bool]:
 
 
 def leave_cluster(ray: Any) -> None:
-    """End what `join_cluster` began, whatever state it is in; Ray's last words are of no use."""
+    """Leave the cluster of `join_cluster`, in whatever state Ray is; Ray's last messages are not shown."""
     with _own_sigterm(), without_stderr():
         ray.shutdown()
 
@@ -157,7 +156,7 @@ def _import_ray() -> Any:
 
 
 def _check_answer(address: str, flag: str) -> None:
-    """Ray itself asks a dead address for minutes."""
+    """Raise `ConfigError` unless a cluster answers at `address` within seconds; Ray itself would wait for minutes."""
     if address in ("auto", "local"):
         return
     host, _, port = address.rpartition("://")[2].rpartition(":")
@@ -165,7 +164,7 @@ def _check_answer(address: str, flag: str) -> None:
         raise ConfigError(f"{flag}: this is no HOST:PORT; give one, or leave it out")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS) as connection:
-            if "RAY_USE_TLS" in os.environ:  # it waits for a handshake
+            if "RAY_USE_TLS" in os.environ:  # the cluster waits for a handshake
                 return
             connection.settimeout(ANSWER_SECONDS)
             connection.sendall(_HELLO)
@@ -177,23 +176,23 @@ def _check_answer(address: str, flag: str) -> None:
 
 
 class Interrupts:
-    """Ctrl-C and a polite kill while Ray's code runs, which may swallow the exception: then it is told again.
+    """A context for Ctrl-C and SIGTERM while Ray's code runs: an exception that Ray's code swallows is raised again.
 
-    `obey` raises one that was swallowed; after `leave` there is nothing to interrupt.
+    `obey` raises a swallowed exception; after `leave` there is nothing to interrupt.
     """
 
     def __enter__(self) -> Interrupts:
         self._heard = self._left = False
         self._main = threading.current_thread() is threading.main_thread()
         if self._main:
-            self._before = {each: signal.signal(each, self._hear) for each in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {kind: signal.signal(kind, self._hear) for kind in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:
         self.leave()
         if self._main:
-            for each, handler in self._before.items():
-                signal.signal(each, handler)
+            for kind, handler in self._before.items():
+                signal.signal(kind, handler)
 
     def obey(self) -> None:
         if self._heard and not self._left:
@@ -203,7 +202,7 @@ class Interrupts:
         self._left = True
 
     def _hear(self, *_: object) -> None:
-        if self._left:  # Ray is being left, which a second one would only leave half done
+        if self._left:  # a second interrupt would stop the leaving of Ray half done
             return
         if not self._heard:
             self._heard = True
@@ -219,7 +218,7 @@ class Interrupts:
 
 @contextlib.contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Ray answers SIGTERM with an exit or a crash of its own; this process has vectors and messages to see to."""
+    """Keep this process's answer to SIGTERM: Ray's is an exit or a crash, and vectors and messages would be lost."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -227,16 +226,16 @@ def _own_sigterm() -> Iterator[None]:
     try:
         yield
     finally:
-        if ours is not None:  # set by no Python
+        if ours is not None:  # None: the handler was not set from Python
             signal.signal(signal.SIGTERM, ours)
 
 
 @contextlib.contextmanager
 def without_stderr() -> Iterator[None]:
-    """Ray's C++ parts write to the file descriptor itself, past every setting of theirs."""
+    """Silence the file descriptor of stderr, to which Ray's C++ parts write whatever the settings say."""
     try:
         saved = os.dup(2)
-    except OSError:  # there is none
+    except OSError:  # this process has no stderr
         yield
         return
     try:

@@ -1,4 +1,4 @@
-"""Places that are no local path: URLs that fsspec opens, as in s3://bucket/tweets.parquet."""
+"""Remote files: URLs that fsspec opens, as in s3://bucket/tweets.parquet, beside local paths."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file behind a URL; like a path, as far as samples need one."""
+    """A file behind a URL, with those methods of a path that samples need."""
 
     url: str
 
@@ -29,7 +29,7 @@ class RemoteFile:
         return self.url.rpartition("/")[2]
 
     def read_bytes(self) -> bytes:
-        """Its content. Raises `OSError` where it cannot be had, whatever its protocol raises."""
+        """The content of the file. Raises `OSError` for a file that cannot be read, whatever the protocol raises."""
         try:
             with open_file(self.url) as file:
                 return file.read()
@@ -37,30 +37,30 @@ class RemoteFile:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.url) from None
         except DataError:
             raise
-        except Exception as error:  # each protocol has errors of its own; their texts name the file
+        except Exception as error:  # each protocol has other errors; the texts name the file
             raise OSError(errno.EIO, type(error).__name__, self.url) from error
 
 
-def is_remote(place: str | Path) -> bool:
-    """Whether this is a URL."""
-    return isinstance(place, str) and _URL.match(place) is not None
+def is_remote(path: str | Path) -> bool:
+    """Whether a path is a URL."""
+    return isinstance(path, str) and _URL.match(path) is not None
 
 
-def open_file(place: str | Path) -> AbstractContextManager[BinaryIO]:
-    """A local or remote file to read bytes from."""
-    if not is_remote(place):
-        return open(place, "rb")
-    return _filesystem(str(place)).open(str(place), "rb")
+def open_file(path: str | Path) -> AbstractContextManager[BinaryIO]:
+    """Open a local or remote file for reading bytes."""
+    if not is_remote(path):
+        return open(path, "rb")
+    return _filesystem(str(path)).open(str(path), "rb")
 
 
-def exists(place: str | Path) -> bool:
-    """Whether there is a file or, locally, a folder."""
-    return bool(_filesystem(str(place)).exists(str(place))) if is_remote(place) else os.path.exists(place)
+def exists(path: str | Path) -> bool:
+    """Whether a file or, locally, a folder exists."""
+    return bool(_filesystem(str(path)).exists(str(path))) if is_remote(path) else os.path.exists(path)
 
 
-def absolute(place: str | Path) -> str:
-    """The place in a form that means the same from any folder."""
-    return str(place) if is_remote(place) else os.path.abspath(place)
+def absolute(path: str | Path) -> str:
+    """The path in a form that means the same from any folder."""
+    return str(path) if is_remote(path) else os.path.abspath(path)
 
 
 def _filesystem(url: str) -> Any:

@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-# In a URL: what stands between a name and its host, a token in the place of the name, and signatures in the query.
+# Secrets in a URL: a password between name and host, a token instead of a name, signatures in the query.
 _PASSWORD = re.compile(r"(//[^/@:\s]*:)[^/\s]+@")
 _TOKEN = re.compile(r"(//)[^/@:\s]+@")
 _SIGNATURE = re.compile(r"([?&][\w-]*(?:sig|signature|token|secret|password|key|credential)[\w-]*=)[^&\s'\"]+", re.I)
 
 
-def shown(place: str) -> str:
-    """A path, alone or after `family:`, as seen from here."""
-    family, colon, path = place.rpartition(":") if not place.startswith("/") else ("", "", place)
-    return f"{family}{colon}{os.path.relpath(path)}" if path.startswith(os.getcwd() + os.sep) else place
+def shown(text: str) -> str:
+    """A path, alone or after `family:`, relative to the working folder if the path lies in the folder."""
+    family, colon, path = text.rpartition(":") if not text.startswith("/") else ("", "", text)
+    return f"{family}{colon}{os.path.relpath(path)}" if path.startswith(os.getcwd() + os.sep) else text
 
 
 def without_passwords(text: str) -> str:
@@ -47,7 +47,7 @@ def size_of(count: int) -> str:
 
 
 class Estimate(Protocol):
-    """A number with its 95 % interval; all None where the number is not defined."""
+    """A number with its 95 % interval; all are None for a number that is not defined."""
 
     @property
     def value(self) -> float | None: ...
@@ -58,7 +58,7 @@ class Estimate(Protocol):
 
 
 def interval(score: Estimate, comma: str = ",") -> str:
-    """`0.719 [.700,.738]`; "" where the score is not defined."""
+    """`0.719 [.700,.738]`; "" for a score that is not defined."""
     if score.value is None:
         return ""
     low, high = (f"{end:.3f}".removeprefix("0") for end in (score.low, score.high))
@@ -76,13 +76,13 @@ def head_label(head: str | None, modalities: str | None) -> str:
 
 
 class Advance(Protocol):
-    """Goes some steps on; `note` says what there is to say about them."""
+    """Advances a step of work; `note` is a word about the last units."""
 
     def __call__(self, steps: int, note: str = "") -> None: ...
 
 
 class Progress(Protocol):
-    """Opens a task of `total` steps, None: nobody can count them; the context gives a function that advances it."""
+    """Opens a step of work with `total` units (None: unknown); the context gives a function that advances the step."""
 
     def step(self, title: str, total: int | None) -> AbstractContextManager[Advance]: ...
 
