@@ -242,8 +242,8 @@ class Reading:
         if not lists:
             raise DataError(f"{folder}: neither {TRAIN_LIST} nor {TEST_LIST} is here; {_named_instead(folder)}")
         if not (folder / "data").is_dir():
-            missing = f"the folder {folder / 'data'} with its images and texts is missing"
-            raise DataError(f"{lists[0]}: {missing}; put it there")
+            where = f"{lists[0]}: the folder {folder / 'data'}"
+            raise DataError(f"{where} with its images and texts is missing; put it there")
         images, texts = _index_files(folder / "data")
         for id, label in _read_lists(lists, self._ids):
             text, text_error, encoding = read_text(texts.get(id))

@@ -51,8 +51,8 @@ class TableRows:
             for name in self._columns:
                 if isinstance(value := row.get(name), (dict, list)):
                     kind = "a list" if isinstance(value, list) else "an object"
-                    remedy = "write plain text there, or name another with --columns"
-                    raise DataError(f"{path}:{line}: column {name} holds {kind}; {remedy}")
+                    where = f"{path}:{line}: column {name}"
+                    raise DataError(f"{where} holds {kind}; write plain text there, or name another with --columns")
             # Most of the cells, which may be millions, are plain text and stay as they are.
             yield line, {n: v if v.__class__ is str and v.isascii() and v else _cell(v) for n, v in row.items()}
 
