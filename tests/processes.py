@@ -4,6 +4,7 @@ server that has imported `tests.imports` forks them."""
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import sys
@@ -22,7 +23,7 @@ class Command:
 
     def __init__(self, arguments: Iterable[object], folder: Path) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.imports"])
+        _start_server()
         self._out, self._err = tempfile.NamedTemporaryFile("r"), tempfile.NamedTemporaryFile("r")  # noqa: SIM115
         texts = [str(argument) for argument in arguments]
         self._process = context.Process(target=_run, args=(texts, folder, self._out.name, self._err.name))
@@ -56,6 +57,15 @@ class Command:
             if self.returncode is not None or time.monotonic() > end:
                 pytest.fail(f"no {pattern}: {self.wait(0)}")
             time.sleep(0.005)  # looking more often takes the time of what is waited for
+
+
+def _start_server() -> None:
+    """Start the server, once for all tests of this process, where it finds the package `tests`."""
+    multiprocessing.set_forkserver_preload(["tests.imports"])
+    before = Path.cwd()
+    os.chdir(Path(__file__).parents[1])
+    multiprocessing.forkserver.ensure_running()
+    os.chdir(before)
 
 
 def _run(arguments: list[str], folder: Path, out: str, err: str) -> None:

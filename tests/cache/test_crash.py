@@ -6,12 +6,14 @@ The faults are real: they are put between the process and the kernel, at each sy
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,13 @@ def test_the_disk_forgets_what_was_not_synced(
     assert found == possible
 
 
+@pytest.fixture(scope="module")
+def small() -> Iterator[Executor]:
+    """A process with little in its memory: each fault forks it, and some tests before have imported torch."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        yield process
+
+
 def expect(tally: Tally, points: int) -> None:
     """All points survived, and there were enough of them."""
     if tally.failures or tally.tried < points:
@@ -106,32 +115,32 @@ def expect(tally: Tally, points: int) -> None:
     [(faults.kills, 100), (faults.kills_within, 30), (faults.kills_of_a_rerun, 30)],
     ids=["any call", "within a call", "the rerun"],
 )
-def test_a_kill_loses_nothing(tmp_path: Path, kind: Callable[[Path], Tally], points: int) -> None:
-    expect(kind(tmp_path), points)
+def test_a_kill_loses_nothing(small: Executor, tmp_path: Path, kind: Callable[[Path], Tally], points: int) -> None:
+    expect(small.submit(kind, tmp_path).result(), points)
 
 
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "from then on"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO], ids=errno.errorcode.get)
-def test_a_disk_that_refuses_is_one_clear_error(tmp_path: Path, number: int, lasting: bool) -> None:
-    expect(faults.refusals(tmp_path, number, lasting=lasting), 20)
+def test_a_disk_that_refuses_is_one_clear_error(small: Executor, tmp_path: Path, number: int, lasting: bool) -> None:
+    expect(small.submit(faults.refusals, tmp_path, number, lasting=lasting).result(), 20)
 
 
-def test_locks_and_links_are_not_needed(tmp_path: Path) -> None:
-    expect(faults.poor_file_systems(tmp_path), 4)
+def test_locks_and_links_are_not_needed(small: Executor, tmp_path: Path) -> None:
+    expect(small.submit(faults.poor_file_systems, tmp_path).result(), 4)
 
 
-def test_short_writes_change_nothing(tmp_path: Path) -> None:
-    expect(faults.short_writes(tmp_path), 4)
+def test_short_writes_change_nothing(small: Executor, tmp_path: Path) -> None:
+    expect(small.submit(faults.short_writes, tmp_path).result(), 4)
 
 
 @pytest.mark.parametrize("mode", power.MODES)
-def test_a_power_loss_at_any_call_loses_nothing(tmp_path: Path, mode: str) -> None:
-    expect(faults.power_losses(tmp_path, mode, range(3) if mode == "random" else [0]), 30)
+def test_a_power_loss_at_any_call_loses_nothing(small: Executor, tmp_path: Path, mode: str) -> None:
+    expect(small.submit(faults.power_losses, tmp_path, mode, range(3) if mode == "random" else [0]).result(), 30)
 
 
-def test_a_power_loss_after_a_rerun_loses_nothing(tmp_path: Path) -> None:
-    expect(faults.power_losses_after_a_rerun(tmp_path, "nothing"), 30)
+def test_a_power_loss_after_a_rerun_loses_nothing(small: Executor, tmp_path: Path) -> None:
+    expect(small.submit(faults.power_losses_after_a_rerun, tmp_path, "nothing").result(), 30)
 
 
-def test_processes_that_race_store_each_row_once(tmp_path: Path) -> None:
-    expect(faults.races(tmp_path, range(12)), 12)
+def test_processes_that_race_store_each_row_once(small: Executor, tmp_path: Path) -> None:
+    expect(small.submit(faults.races, tmp_path, range(12)).result(), 12)

@@ -12,7 +12,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +23,7 @@ from mmfeat.cli.main import app
 from mmfeat.heads.registry import HEADS
 from mmfeat.samples.dataset import read_samples
 from tests.docs.markdown import ROOT, blocks
+from tests.processes import Command
 from tests.sweep.small_sweeps import rows
 
 README = ROOT / "README.md"
@@ -61,7 +61,7 @@ NAMED = re.compile(r"^(?:run|leaderboard|submission|report|audit|export) (\S+)",
 SHORTER = CONFIG.replace("[heads]", '[heads]\nmodalities = "both"')  # the session shows all three
 
 
-class Command(NamedTuple):
+class Shown(NamedTuple):
     """A line of the README and the output that stands below it."""
 
     line: str
@@ -69,18 +69,18 @@ class Command(NamedTuple):
 
 
 class Answer(NamedTuple):
-    code: int
+    code: int | None
     output: str
     errors: str
 
 
-def session() -> list[Command]:
+def session() -> list[Shown]:
     """The lines that stand behind `$`, with what they are said to print."""
     found = []
     for block in blocks(README, "console"):
         for part in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
             line, _, said = part.partition("\n")
-            found.append(Command(line, said.strip("\n")))
+            found.append(Shown(line, said.strip("\n")))
     return found
 
 
@@ -146,9 +146,9 @@ def typed(place: Path) -> list[Answer]:
 
 
 def as_process(line: str) -> Answer:
-    command = [sys.executable, "-m", "mmfeat", *here(line, "short.toml")]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    return Answer(answer.returncode, answer.stdout, answer.stderr)
+    command = Command(here(line, "short.toml"), Path.cwd())
+    out, err = command.wait()
+    return Answer(command.returncode, out, err)
 
 
 def in_process(line: str) -> Answer:
