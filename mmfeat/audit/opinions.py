@@ -13,9 +13,7 @@ import numpy as np
 from mmfeat.audit.label_errors import LabelErrors, Noise, estimate_noise, find_label_errors
 from mmfeat.errors import RunError
 from mmfeat.runs.entry import Entry
-from mmfeat.runs.folders import find_run
-from mmfeat.runs.out_of_fold import read_predictions
-from mmfeat.runs.run import Run, comparable_runs
+from mmfeat.runs.run import Run, comparable_runs, find_run
 from mmfeat.samples.labels import Targets
 
 NO_RUN = "none"  # value of --run
@@ -69,7 +67,7 @@ def fitting_run(run: str | Path | None, heads: Path, data_hash: str) -> tuple[Ru
 def read_opinions(run: Run) -> Opinions:
     """Opinions of the run's best entry on samples that a fold tests. Raises `RunError` for a damaged file."""
     entry = run.entry()
-    predictions = read_predictions(run, entry)
+    predictions = run.out_of_fold(entry)
     if not predictions.ids:
         raise RunError(f"{run.folder}: no sample was predicted out of fold; train it again, or name another with --run")
     return Opinions(run, entry, predictions.ids, predictions.targets, predictions.probabilities)

@@ -1,10 +1,11 @@
-"""What a person sees: lines, tables and progress, plain where the output is not a terminal."""
+"""Lines, tables and progress on the screen, in plain text where the output is not a terminal."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -19,10 +20,14 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from mmfeat.system.wording import Advance
+from mmfeat.system.wording import Advance, interval
 
-PLAIN_SECONDS = 10.0
-WORTH_A_LINE = 1.0  # seconds; a step that is over sooner needs no report
+if TYPE_CHECKING:
+    from mmfeat.runs.run import Run
+
+
+PLAIN_SECONDS = 10.0  # between two lines of progress where there is no bar
+WORTH_A_LINE = 1.0  # seconds; a shorter step prints no line at its end
 SHOWN_LABELS = 20
 
 out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -30,7 +35,7 @@ err = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, stderr
 
 
 class ConsoleProgress:
-    """A bar with rate and time left on a terminal, a line now and then elsewhere."""
+    """Progress of long steps: a bar with rate and time left on a terminal, a line every few seconds elsewhere."""
 
     def step(self, title: str, total: int | None) -> AbstractContextManager[Advance]:
         if total is None:
@@ -60,7 +65,7 @@ def _bar(title: str, total: int) -> Iterator[Advance]:
 
 @contextmanager
 def _begun(title: str) -> Iterator[Advance]:
-    """A line that says what one waits for."""
+    """Print the title of a step whose length is not known."""
     err.print(f"{title} ...")
     yield lambda steps, note="": None
 
@@ -87,9 +92,24 @@ def _lines(title: str, total: int) -> Iterator[Advance]:
 
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as they need, a line a row: a name that is cut or broken cannot be copied. `header` may be ()."""
+    """Print one line for each row, in columns as wide as their longest cell; `header` may be ().
+
+    rich's own tables cut or wrap long cells, and a name that is cut or wrapped cannot be copied.
+    """
     lines = [header, *rows] if header else rows
     widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = [cell + " " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True)]
         out.print("  ".join(cells).rstrip())
+
+
+def show_overlooked(run: Run, head: str | None, modalities: str | None) -> None:
+    """Print a note if another run on the same data scored higher and was passed over, as it has other folds."""
+    from mmfeat.runs.run import overlooked_run
+
+    if other := overlooked_run(run, head, modalities):
+        scores = [interval(scored.entry(head, modalities).macro_f1) for scored in (other, run)]
+        err.print(
+            f"note: {other.folder} scored higher, {scores[0]} against {scores[1]}, on other contents or folds; "
+            f"--run {other.folder} takes it"
+        )

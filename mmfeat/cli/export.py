@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from mmfeat.cli.console import ConsoleProgress, out
+from mmfeat.cli.console import ConsoleProgress, out, show_overlooked
 from mmfeat.cli.flags import AnyRun, Device, RunCache, RunData, interruptible
-from mmfeat.cli.runs import show_overlooked
 from mmfeat.system.wording import head_label, size_of
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from mmfeat.cli.console import ConsoleProgress, err, out
+from mmfeat.cli.console import ConsoleProgress, err, out, show_overlooked
 from mmfeat.cli.flags import (
     AnyRun,
     Device,
@@ -23,7 +23,6 @@ from mmfeat.cli.flags import (
     pairs,
     takes,
 )
-from mmfeat.cli.runs import show_overlooked
 from mmfeat.system.wording import head_label, interval, shown
 
 if TYPE_CHECKING:

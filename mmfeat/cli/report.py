@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmfeat.cli.console import ConsoleProgress, out
+from mmfeat.cli.console import ConsoleProgress, out, show_overlooked
 from mmfeat.cli.flags import interruptible, pairs
-from mmfeat.cli.runs import show_overlooked
 from mmfeat.errors import ConfigError
 from mmfeat.system.wording import counted, size_of
 
@@ -51,7 +50,7 @@ def report(
     mmfeat report --compare heads/RUN heads/OTHER
     """
     from mmfeat.report.report import AUDIT, PHOTOS, Papers, write_comparison, write_report
-    from mmfeat.runs.folders import find_run
+    from mmfeat.runs.run import find_run
 
     named = [*([run] if run else []), *(runs or [])]
     if len(named) > 1 and not compare:

@@ -1,4 +1,4 @@
-"""`mmfeat runs`: which runs there are, what one is made of, how several differ, and away with some."""
+"""`mmfeat runs`: list, show, compare, reproduce and delete runs."""
 
 from __future__ import annotations
 
@@ -25,47 +25,35 @@ if TYPE_CHECKING:
 
 SHOWN_ENTRIES = 5
 SHOWN_FILES = 5
-LONGEST = 48  # letters of a setting in the table
+LONGEST = 48  # letters of a setting in the table; longer ones are cut
 
 
-def show_runs(found: Sequence[RunFolder], heads: str) -> None:
-    """A line a run, the newest first, and the reasons of those that are none."""
-    if not found:
+def show_runs(folders: Sequence[RunFolder], heads: str) -> None:
+    """Print one line for each folder of a run in the given order, and why some of them cannot be used."""
+    if not folders:
         out.print(f"no runs in {heads}")
         return
     rows = []
-    for each in found:
-        data = Path(str(each.asked.get("data", ""))).name
-        best, score, entries = "-", (each.run is None and "no run") or "", ""
-        if each.run:
-            first = each.run.leaderboard[0]
-            best, score = first.label, interval(first.macro_f1)
-            entries = str(len(each.run.leaderboard))
-        rows.append((each.name, data, each.kind, best, score, entries, _date(each.date), size_of(each.bytes)))
+    for folder in folders:
+        data = Path(str(folder.recorded.get("data", ""))).name
+        best, score, entries = "-", "no run", ""
+        if folder.run:
+            first = folder.run.leaderboard[0]
+            best, score, entries = first.label, interval(first.macro_f1), str(len(folder.run.leaderboard))
+        row = (folder.name, data, folder.kind, best, score, entries, _date(folder.date), size_of(folder.bytes))
+        rows.append(row)
     show_table(("run", "data", "kind", "best", "macro-F1", "entries", "date", "size"), rows)
-    for each in found:
-        if each.reason:
-            out.print(f"{each.name}: {each.reason}")
-        if each.run is None and (command := each.asked.get("record", {}).get("command")):
+    for folder in folders:
+        if folder.reason:
+            out.print(f"{folder.name}: {folder.reason}")
+        if folder.run is None and (command := folder.recorded.get("record", {}).get("command")):
             out.print(f"  {command}")
-    finished = [each.name for each in found if each.run]
+    finished = [folder.name for folder in folders if folder.run]
     out.print(f"next: {f'mmfeat runs show {finished[0]}' if finished else 'mmfeat heads'}")
 
 
-def show_overlooked(run: Run, head: str | None, modalities: str | None) -> None:
-    """A note where another run on the same data scored higher and was not taken, since its score is no comparison."""
-    from mmfeat.runs.run import overlooked_run
-
-    if other := overlooked_run(run, head, modalities):
-        scores = [interval(each.entry(head, modalities).macro_f1) for each in (other, run)]
-        err.print(
-            f"note: {other.folder} scored higher, {scores[0]} against {scores[1]}, on other contents or folds; "
-            f"--run {other.folder} takes it"
-        )
-
-
 def show_run(run: Run, files: Mapping[str, int]) -> None:
-    """All facts of a run in a compact form."""
+    """Print all facts of a run in a compact form; `files` maps the names of its files to their sizes."""
     out.print(f"run {run.folder}")
     show_table((), _facts(run))
     for tower in run.config.encoders:
@@ -80,55 +68,54 @@ def show_run(run: Run, files: Mapping[str, int]) -> None:
     out.print(f"next: mmfeat runs reproduce {run.folder.name} --out reproduced")
 
 
-def show_comparison(found: Comparison) -> None:
-    """Settings that differ, scores side by side, and the tests."""
-    names = [f"[{number}]" for number in range(1, len(found.runs) + 1)]
-    for name, run in zip(names, found.runs, strict=True):
+def show_comparison(comparison: Comparison) -> None:
+    """Print the settings that differ, the scores side by side, and the tests against the first run."""
+    names = [f"[{number}]" for number in range(1, len(comparison.runs) + 1)]
+    for name, run in zip(names, comparison.runs, strict=True):
         out.print(f"{name} {run.folder}")
-    if found.settings:
-        show_table(("setting", *names), [(name, *map(_short, values)) for name, values in found.settings.items()])
+    if comparison.settings:
+        show_table(("setting", *names), [(name, *map(_short, values)) for name, values in comparison.settings.items()])
     else:
         out.print("no setting differs")
     rows = []
-    for name, entry, test in zip(names, found.entries, found.tests, strict=True):
-        head = entry.label
+    for name, entry, test in zip(names, comparison.entries, comparison.tests, strict=True):
         scores = [interval(entry.macro_f1), interval(entry.accuracy), f"{entry.samples:,}"]
-        rows.append((name, head, *scores, *_test(test)))
+        rows.append((name, entry.label, *scores, *_test(test)))
     show_table(("", "head", "macro-F1", "accuracy", "samples", "over [1]", "p (Holm)", ""), rows)
-    for name, reason in zip(names, found.reasons, strict=True):
+    for name, reason in zip(names, comparison.reasons, strict=True):
         if reason:
             out.print(f"{name} is not comparable with [1]: {reason}")
-    if any(found.tests):
+    if any(comparison.tests):
         out.print("95 % bootstrap intervals; paired bootstrap on the samples that both have out of fold")
-        if not found.named:
+        if not comparison.preselected:
             out.print(
                 "each is the best of its run by these very scores, which flatters it; --head names one beforehand"
             )
 
 
-def show_reproduction(found: Reproduction) -> None:
-    """Whether a run came out the same."""
-    if found.reused:
+def show_reproduction(reproduction: Reproduction) -> None:
+    """Print whether a run that was trained again is identical, and otherwise which files and scores differ."""
+    if reproduction.reused:
         out.print("it was reproduced before; compared again")
-    if found.identical:
-        compared = f"{found.files:,} files of predictions and weights, {len(found.scores)} scores"
+    if reproduction.identical:
+        compared = f"{reproduction.files:,} files of predictions and weights, {len(reproduction.scores)} scores"
         out.print(f"identical bit for bit: {compared}")
     else:
-        out.print(f"not identical: {len(found.different):,} of {found.files:,} files differ")
-        for name in found.different[:SHOWN_FILES]:
+        out.print(f"not identical: {len(reproduction.different):,} of {reproduction.files:,} files differ")
+        for name in reproduction.different[:SHOWN_FILES]:
             out.print(f"  {name}")
         rows = [
             (name, *("-" if value is None else f"{value:.6f}" for value in scores))
-            for name, scores in found.scores.items()
+            for name, scores in reproduction.scores.items()
             if scores[0] != scores[1]
         ]
         if rows:
             show_table(("entry", "macro-F1 before", "after"), rows)
-    for name, (before, after) in found.changed.items():
+    for name, (before, after) in reproduction.changed.items():
         out.print(f"{name}: {before} then, {after} now")
-    for note in found.notes:
+    for note in reproduction.notes:
         out.print(f"note: {note}")
-    out.print(f"run {shown(str(found.run.folder.resolve()))}")
+    out.print(f"run {shown(str(reproduction.run.folder.resolve()))}")
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
@@ -212,7 +199,7 @@ def show(run: One, heads: Heads = "heads") -> None:
     \b
     mmfeat runs show heads/RUN
     """
-    from mmfeat.runs.folders import find_run
+    from mmfeat.runs.run import find_run
 
     found = find_run(run, heads)
     paths = [path for path in sorted(found.folder.rglob("*")) if path.is_file()]
@@ -234,7 +221,7 @@ def compare(
     mmfeat runs compare heads/RUN-A heads/RUN-B
     """
     from mmfeat.runs.compare import compare_runs
-    from mmfeat.runs.folders import find_run
+    from mmfeat.runs.run import find_run
 
     found = [find_run(run, heads) for run in runs]
     show_comparison(compare_runs(found, head, modalities))
@@ -258,7 +245,7 @@ def reproduce(
     mmfeat runs reproduce heads/RUN --out reproduced
     """
     from mmfeat.reproduce import reproduce_run
-    from mmfeat.runs.folders import find_run
+    from mmfeat.runs.run import find_run
 
     found = reproduce_run(
         find_run(run, heads),

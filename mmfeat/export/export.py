@@ -29,8 +29,7 @@ from mmfeat.export.towers import ModelGraph, TowerInput, build_model, why_no_mod
 from mmfeat.extraction.extract import ExtractSettings, extract_samples
 from mmfeat.prediction.final_heads import EntryPredictor, read_for
 from mmfeat.runs.entry import Entry
-from mmfeat.runs.folders import choose_run
-from mmfeat.runs.run import Run, checked_towers
+from mmfeat.runs.run import Run, checked_towers, choose_run
 from mmfeat.samples.contents import decode_image
 from mmfeat.samples.dataset import MODALITIES, Sample, SampleSet
 from mmfeat.system.files import new_folder, read_json, write_atomic, write_json

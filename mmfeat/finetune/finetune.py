@@ -19,9 +19,8 @@ from mmfeat.finetune.results import TrainedStages, finish_run
 from mmfeat.finetune.settings import FinetuneSettings
 from mmfeat.finetune.stage_one import StageOne, find_parent, train_missing_parent, train_stage_one
 from mmfeat.heads.stack import one_torch_thread
-from mmfeat.runs.folders import find_run
 from mmfeat.runs.record import Maker, making, written_call
-from mmfeat.runs.run import RUN_FILE, Run, read_run, reuse_run
+from mmfeat.runs.run import RUN_FILE, Run, find_run, read_run, reuse_run
 from mmfeat.sweep.engine import LocalEngine
 from mmfeat.sweep.trials import replayed
 from mmfeat.system.hardware import check_engine, resolve_device

@@ -20,8 +20,7 @@ from mmfeat.prediction.final_heads import EntryPredictor, predict_features, unse
 from mmfeat.prediction.inputs import Picture, Text, as_samples
 from mmfeat.prediction.output_file import Predictions
 from mmfeat.runs.entry import Entry
-from mmfeat.runs.folders import choose_run
-from mmfeat.runs.run import Run, checked_towers
+from mmfeat.runs.run import Run, checked_towers, choose_run
 from mmfeat.samples.dataset import PART, Sample
 from mmfeat.system.hardware import resolve_device
 from mmfeat.system.wording import Progress

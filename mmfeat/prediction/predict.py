@@ -17,8 +17,7 @@ from mmfeat.prediction.model import Model, unread
 from mmfeat.prediction.output_file import Predictions
 from mmfeat.prediction.submit import check_labels, find_drift, out_of_fold_choices, training_samples
 from mmfeat.runs.entry import Scores, convert
-from mmfeat.runs.folders import choose_run
-from mmfeat.runs.run import Run
+from mmfeat.runs.run import Run, choose_run
 from mmfeat.samples.dataset import Sample, SampleSet
 from mmfeat.samples.labels import Targets, classes_in
 from mmfeat.system.wording import Progress

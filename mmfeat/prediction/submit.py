@@ -20,9 +20,7 @@ from mmfeat.extraction.extract import Extraction
 from mmfeat.prediction.final_heads import Inference, infer, read_for
 from mmfeat.prediction.output_file import NAMES, OutputFormat, checked_target, choose_format, write_prediction_file
 from mmfeat.runs.entry import Entry
-from mmfeat.runs.folders import choose_run
-from mmfeat.runs.out_of_fold import read_predictions
-from mmfeat.runs.run import Run, data_changed
+from mmfeat.runs.run import Run, choose_run, data_changed
 from mmfeat.samples.dataset import MODALITIES, PART, Sample, SampleSet, read_samples
 from mmfeat.samples.labels import classes_in
 from mmfeat.system.remote import absolute
@@ -170,7 +168,7 @@ def out_of_fold_choices(run: Run, entry: Entry) -> np.ndarray | None:
     probabilities is missing or broken.
     """
     try:
-        probabilities = read_predictions(run, entry).probabilities
+        probabilities = run.out_of_fold(entry).probabilities
     except RunError:
         return None
     decision = entry.decision

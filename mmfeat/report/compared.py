@@ -28,7 +28,7 @@ def comparison_sections(found: Comparison) -> list[Section]:
         "One entry of each run against that of the first: paired bootstrap on the samples that both have out of fold, "
         "Holm over the runs."
     ]
-    if not found.named:
+    if not found.preselected:
         words[0] += " It is the best of its run, chosen by these very scores, which flatters it a little."
     if not found.fair:
         words.append("Not all of them can be compared: scores on other data or folds say nothing about each other.")

@@ -10,8 +10,7 @@ from mmfeat.evaluation.metrics import BINS, wilson
 from mmfeat.report.plots import GRID, SERIES, new_drawing
 from mmfeat.report.results import Results
 from mmfeat.report.section import Figure, Section, Table, interval, number, title_of
-from mmfeat.runs.entry import Interval
-from mmfeat.runs.out_of_fold import OutOfFold
+from mmfeat.runs.entry import Interval, OutOfFold
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

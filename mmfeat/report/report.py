@@ -20,8 +20,7 @@ from mmfeat.report.scores import classes_section, confusion_section, leaderboard
 from mmfeat.report.section import Section, interval, title_of
 from mmfeat.report.training import curves_section, effects_section, stages_section
 from mmfeat.runs.compare import compare_runs
-from mmfeat.runs.folders import choose_run
-from mmfeat.runs.run import Run, read_run
+from mmfeat.runs.run import Run, choose_run, read_run
 from mmfeat.samples.labels import SEPARATOR
 from mmfeat.system.files import make_folder, write_atomic
 from mmfeat.system.wording import Progress, Silent

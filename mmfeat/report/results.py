@@ -8,8 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mmfeat.errors import DataError
-from mmfeat.runs.entry import Entry
-from mmfeat.runs.out_of_fold import OutOfFold, read_predictions
+from mmfeat.runs.entry import Entry, OutOfFold
 from mmfeat.runs.run import Run
 from mmfeat.samples.dataset import Sample, SampleSet, read_samples
 from mmfeat.system.remote import absolute
@@ -45,7 +44,7 @@ class Results:
         entry = self.entry if entry is None else entry
         folder = self.run.head_folder(entry)
         if folder not in self._read:
-            self._read[folder] = read_predictions(self.run, entry)
+            self._read[folder] = self.run.out_of_fold(entry)
         return self._read[folder]
 
     @property

@@ -1,30 +1,39 @@
-"""The typed records of a run: what it was asked for, and the entries of its leaderboard.
+"""The typed records of a run: its configuration, the entries of its leaderboard, and predictions out of fold.
 
-An entry is one head on one set of modalities, or one ensemble, with its scores and what predicts.
-
-An entry is one object of `leaderboard.json` and of the `leaderboard` in `run.json`; `metrics.json` holds one that is
-not ranked yet. Fields that a kind of entry lacks are None here and absent there.
+An entry is one head on one set of modalities, or one ensemble, with its scores and the files that predict. It is one
+object of `leaderboard.json` and of `leaderboard` in `run.json`; `metrics.json` holds an entry that is not ranked yet.
+A field that a kind of entry or run lacks is None in Python and absent in the files.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
 
 from mmfeat.cache.store import folder_name
 from mmfeat.encoders.registry import Tower
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
+from mmfeat.errors import RunError
 from mmfeat.evaluation.decisions import Decision
 from mmfeat.evaluation.metrics import Score
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.heads.registry import HeadSettings
+from mmfeat.samples.labels import SEPARATOR, Targets
 from mmfeat.system.files import canonical_json
 from mmfeat.system.wording import head_label
 
 T = TypeVar("T")
-TOGETHER = "ensemble"  # stands where an entry of several heads names its modalities
+TOGETHER = "ensemble"  # the `modalities` of an entry that combines several heads
+OUT_OF_FOLD = "out_of_fold.csv"
+PLACES = ("data", "cache", "columns")  # the fields that may change while the run stays the same
+TOWERS = ("encoders", "prefixes")
+CERTAIN = 0.01  # by how much the written digits of one sample's probabilities may miss a sum of 1
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class SeedScores:
-    """A score of each seed alone, with mean and standard deviation over the seeds."""
+    """The score of each seed alone, with mean and standard deviation over the seeds."""
 
     mean: float
     std: float
@@ -58,10 +67,11 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """A difference of macro-F1 between two entries on the same samples, with its 95 % interval and p-values.
+    """The difference of macro-F1 between two entries on the same samples, with its 95 % interval and p-values.
 
-    `p` is that of the paired bootstrap, `mcnemar` that of McNemar's test; `..._holm` are adjusted for the number of
-    comparisons. `tie` says that `p_holm` is not below 0.05, `over` names the modalities of the entry compared with.
+    `p` comes from the paired bootstrap and `mcnemar` from McNemar's test; `p_holm` and `mcnemar_holm` are the same
+    p-values adjusted for the number of comparisons (Holm). `tie` is `p_holm >= 0.05`. `over` names the modalities of
+    the other entry.
     """
 
     value: float
@@ -77,7 +87,8 @@ class PairedTest:
 
 @dataclass(frozen=True)
 class TunedTower:
-    """A fine-tuned encoder beside a final head: its file of changed weights, and the block whose place it takes."""
+    """A fine-tuned encoder beside a final head: the file with its changed weights, and `slot`, the block of features
+    that it replaces."""
 
     file: str
     sha256: str
@@ -87,7 +98,7 @@ class TunedTower:
 
 @dataclass(frozen=True)
 class FinalHead:
-    """A head that predicts: its file, what rebuilds it beside the tensors, and the towers that were tuned with it."""
+    """A head that predicts: its file of tensors, the `config` that rebuilds it, and the towers tuned with it."""
 
     file: str
     sha256: str
@@ -97,7 +108,8 @@ class FinalHead:
 
 @dataclass(frozen=True)
 class Rule:
-    """How an ensemble combines its members: `weights` (H,), or the matrix, intercept and penalty of `stacking`."""
+    """How an ensemble combines its H members: by `weights` (H,), or by stacking, a linear model with the matrix
+    `stacking`, an `intercept` and the `penalty` it was fitted with."""
 
     weights: tuple[float, ...] | None = None
     stacking: tuple[tuple[float, ...], ...] | None = None
@@ -107,9 +119,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Scores:
-    """Every score of some choices and probabilities (`mmfeat.evaluation.metrics.evaluate`).
+    """Every score that `mmfeat.evaluation.metrics.evaluate` computes from choices and probabilities.
 
-    `confusion` holds (C, C) counts, labels in rows, or (C, 2, 2) where multi-label.
+    `confusion` is a (C, C) table of counts with true labels in rows; a multi-label task has a (2, 2) table for each
+    class, (C, 2, 2) in all.
     """
 
     macro_f1: Interval
@@ -124,14 +137,14 @@ class Scores:
     samples: int
 
     def score(self, name: str) -> Interval | Score:
-        """One of the scores with an interval, by its name in the files."""
+        """Return a score that has an interval, by its name in the files."""
         scores: dict[str, Interval | Score] = vars(self)
         return scores[name]
 
 
 @dataclass(frozen=True)
 class Entry(Scores):
-    """One line of a leaderboard."""
+    """One row of a leaderboard: the scores of a head or an ensemble, and the files that predict."""
 
     head: str
     modalities: str
@@ -154,7 +167,7 @@ class Entry(Scores):
     alphas: tuple[float, ...] | None = None
     scores: dict[str, float] | None = None
     over_stage_1: PairedTest | None = None
-    # its place among the others
+    # tests against the best entry, and against the better one of its two single modalities
     behind_best: PairedTest | None = None
     tie: bool | None = None
     gain: PairedTest | None = None
@@ -166,12 +179,12 @@ class Entry(Scores):
 
     @property
     def label(self) -> str:
-        """The name for people, as in `concat on both`."""
+        """The name that people read, as in `concat on both`."""
         return head_label(self.head, self.modalities)
 
     @property
     def fused_by(self) -> str:
-        """The fusion or baseline whose weights the final heads hold; a second stage is named otherwise."""
+        """The fusion or baseline of the final heads; the `head` of a second stage is the name of the stage instead."""
         return self.fusion or self.head
 
     @property
@@ -179,22 +192,22 @@ class Entry(Scores):
         return self.modalities == TOGETHER
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values that `from_json` reads, without the fields that this kind of entry lacks."""
+        """Return plain values that `from_json` reads, without the fields that this kind of entry lacks."""
         return dropped({"head": self.head, "modalities": self.modalities, **asdict(self)})
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Entry:
-        """The entry in `values`; raises `ValueError` that names the field which is missing or wrong."""
+        """Read an entry; raises `ValueError` that names the field which is missing or wrong."""
         return convert(values, cls)
 
 
 def entry_name(head: str, modalities: str) -> str:
-    """The folder of a head's entry in its run."""
+    """The name of the folder of an entry in its run."""
     return f"{head}-{modalities}"
 
 
 def convert(values: Any, kind: type[T]) -> T:
-    """Plain values as the dataclass `kind`, with every field checked (msgspec); raises `ValueError`."""
+    """Make the dataclass `kind` of plain values and check every field (msgspec); raises `ValueError`."""
     import msgspec
 
     try:
@@ -204,27 +217,21 @@ def convert(values: Any, kind: type[T]) -> T:
 
 
 def dropped(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` without those that are None or empty tuples, also in inner mappings whose field is optional."""
-    optional = ("behind_best", "gain", "over_stage_1", "rule")
+    """Leave out values that are None or an empty tuple, also in the records that an entry may lack."""
     kept = {name: value for name, value in values.items() if value is not None and value != ()}
-    for name in optional:
-        if name in kept:
-            kept[name] = {key: value for key, value in kept[name].items() if value is not None}
+    for name in {"behind_best", "gain", "over_stage_1", "rule"} & kept.keys():
+        kept[name] = {key: value for key, value in kept[name].items() if value is not None}
     if "final" in kept:
         kept["final"] = [{key: value for key, value in final.items() if value != ()} for final in kept["final"]]
     return kept
 
 
-PLACES = ("data", "cache", "columns")  # where a run found its data; they may move, and the run stays the same
-TOWERS = ("encoders", "prefixes")
-
-
 @dataclass(frozen=True)
 class RunConfig:
-    """What a run was asked for, and the hashes of the data and folds that it was asked about.
+    """The configuration of a run, with the hashes of its data and folds.
 
     `plan`, `pairs`, `ensembles` and `trials` belong to a sweep of heads; `parent`, `fusion`, `stage_1`, `views`,
-    `finetune` and `prefixes` to a second stage. A field of the other kind is None here and absent in `run.json`.
+    `finetune` and `prefixes` to a second stage.
     """
 
     version: str
@@ -261,7 +268,8 @@ class RunConfig:
         return (*self.encoders, *(self.prefixes or ()))
 
     def name(self, label: str) -> str:
-        """A readable name that differs for every configuration; where data and weights lie does not count."""
+        """A readable name with a hash of the configuration, from which the paths of data, cache and weights are left
+        out."""
         values = self.to_json()
         counted = {name: value for name, value in values.items() if name not in (*PLACES, *TOWERS, "trials")}
         counted |= {name: [tower["spec"] for tower in values[name]] for name in TOWERS if name in values}
@@ -269,13 +277,77 @@ class RunConfig:
         return f"{folder_name(self.dataset)}-{label}-{digest}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values that `from_json` reads, without the fields that this kind of run lacks."""
+        """Return plain values that `from_json` reads, without the fields that this kind of run lacks."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> RunConfig:
-        """The configuration in `values`, where others may stand too; raises `ValueError` or `ConfigError`."""
+        """Read a configuration, passing over other values; raises `ValueError` or `ConfigError`."""
         for name in TOWERS:
             for tower in values.get(name) or ():
-                EncoderSpec.from_json(tower["spec"])  # refuses what another version may have added
+                EncoderSpec.from_json(tower["spec"])  # refuses fields that another version added
         return convert(values, cls)
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Predictions out of fold of one entry, for N samples, C classes and S seeds.
+
+    `chosen` is (S, N, C) bool, the classes that each seed chose; `probabilities` is (N, C), the mean over the seeds.
+    """
+
+    ids: tuple[str, ...]
+    targets: Targets
+    chosen: np.ndarray
+    probabilities: np.ndarray
+
+    @property
+    def voted(self) -> np.ndarray:
+        """(N, C) bool: the class that most seeds chose, and of a tie the more probable one; where samples may have
+        several classes, every class that at least half of the seeds chose."""
+        votes = self.chosen.mean(0)
+        if self.targets.multilabel:
+            return votes >= 0.5
+        best = (votes + 1e-6 * self.probabilities).argmax(1)
+        return best[:, None] == np.arange(votes.shape[1])
+
+    @property
+    def right(self) -> np.ndarray:
+        """(N,) bool: whether `voted` equals the label of a sample in every class."""
+        return (self.voted == self.targets.matrix).all(1)
+
+
+def read_out_of_fold(path: Path, samples: int, classes: tuple[str, ...], multilabel: bool) -> OutOfFold:
+    """Read the predictions of an entry with so many samples; raises `RunError` where the file is missing or differs."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file)
+        if len(rows) != samples:
+            raise ValueError(f"{len(rows)} of {samples} samples")
+        return _parsed(header, rows, classes, multilabel)
+    except (OSError, ValueError, KeyError, IndexError, csv.Error) as error:
+        raise RunError(f"{path}: not the predictions of a whole run ({error}); train it again") from error
+
+
+def _parsed(
+    header: Sequence[str], rows: Sequence[Sequence[str]], classes: tuple[str, ...], multilabel: bool
+) -> OutOfFold:
+    seeds = sum(name.startswith("predicted_") for name in header[: len(header) - len(classes)])
+    if list(header) != ["id", "label", *(f"predicted_{n + 1}" for n in range(seeds)), *(f"p_{c}" for c in classes)]:
+        raise ValueError("its columns are others")
+    labels, *chosen = (_label_matrix([row[column] for row in rows], classes) for column in range(1, 2 + seeds))
+    probabilities = np.array([row[2 + seeds :] for row in rows], dtype=np.float64).reshape(len(rows), len(classes))
+    if not np.isfinite(probabilities).all() or (not multilabel and (np.abs(probabilities.sum(1) - 1) > CERTAIN).any()):
+        raise ValueError("its probabilities are none")
+    targets = Targets(classes, labels, multilabel)
+    return OutOfFold(tuple(row[0] for row in rows), targets, np.stack(chosen), probabilities)
+
+
+def _label_matrix(cells: Sequence[str], classes: tuple[str, ...]) -> np.ndarray:
+    """(N, C) bool: the classes in N cells; a class may hold the separator in its name where a sample has one class."""
+    column = {name: index for index, name in enumerate(classes)}
+    matrix = np.zeros((len(cells), len(classes)), dtype=bool)
+    for row, cell in enumerate(cells):
+        names = [cell] if cell in column else [name for name in cell.split(SEPARATOR) if name]
+        matrix[row, [column[name] for name in names]] = True
+    return matrix

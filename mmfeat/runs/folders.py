@@ -1,4 +1,4 @@
-"""Run folders: which there are, which of them a name means, and how to delete some."""
+"""Run folders: list those in a folder, finished or not, and delete some of them."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from typing import Any
 
 from mmfeat.errors import RunError
 from mmfeat.evaluation.splits import has_splits
-from mmfeat.runs.record import BEGUN, read_begun
-from mmfeat.runs.run import RUN_FILE, Run, best_run, read_run
+from mmfeat.runs.record import read_begun
+from mmfeat.runs.run import RUN_FILE, Run, is_run_folder, read_run
 from mmfeat.system.files import alone_in, sync_folder, write_errors
 from mmfeat.system.remote import absolute
 
-GRAVE = ".mmfeat-deleted"  # in the folder of the runs; what lies there was a run
+GRAVE = ".mmfeat-deleted"  # the folder beside the runs into which a run is moved to be deleted
 _BURIED = re.compile(r".+\.\d+")
 UNFINISHED = "not finished; the same command goes on from there"
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder of a run: the finished `run`, or None and the `reason`. `asked` is what run.json or begun.json says.
+    """A folder of a run: `run` if it is finished and can be read, otherwise None and the `reason`.
 
-    `date` is when it was begun, `bytes` what its files take.
+    `recorded` holds the values of `run.json` or `begun.json`, and is empty where neither can be read; `date` is the
+    start of the training, and `bytes` the size of all files.
     """
 
     folder: Path
     run: Run | None
     reason: str
-    asked: dict[str, Any]
+    recorded: dict[str, Any]
     date: datetime
     bytes: int
 
@@ -44,174 +45,126 @@ class RunFolder:
 
     @property
     def kind(self) -> str:
-        """heads, finetune, or ? where nothing tells."""
-        if not self.asked:
+        """`heads` or `finetune`, and `?` where nothing is recorded."""
+        if not self.recorded:
             return "?"
-        return "finetune" if "parent" in self.asked else "heads"
+        return "finetune" if "parent" in self.recorded else "heads"
 
 
 def list_runs(heads: str | Path = "heads", data: str | Path | None = None) -> list[RunFolder]:
-    """All run folders directly in `heads`, the newest first; of one data set if named, with those that cannot tell.
+    """List the run folders directly in `heads`, the newest first.
 
-    Folders that hold no run at all are passed over. Raises `RunError` where there is no such folder.
+    With `data`, folders that record other data are left out; those without a readable record stay. Folders without a
+    run are passed over. Raises `RunError` where there is no folder `heads`.
     """
     root = Path(heads)
     if not root.is_dir():
         raise RunError(f"{root}: no such folder; name the folder of your runs with --heads, or make one: mmfeat heads")
-    places = [path for path in sorted(root.iterdir()) if is_run_folder(path)]
-    found = [_described(path) for path in places]
+    folders = [_described(path) for path in sorted(root.iterdir()) if is_run_folder(path)]
     if data is not None:
-        found = [each for each in found if each.asked.get("data", absolute(data)) == absolute(data)]
-    return sorted(found, key=lambda each: (each.date, each.name), reverse=True)
-
-
-def is_run_folder(path: Path) -> bool:
-    """Whether this is a real folder that mmfeat made for a run, finished or not."""
-    if path.is_symlink() or not path.is_dir() or path.name.startswith("."):
-        return False
-    with contextlib.suppress(OSError):
-        return (path / RUN_FILE).is_file() or (path / BEGUN).is_file() or _is_half(path)
-    return False
-
-
-def _is_half(path: Path) -> bool:
-    """Whether a run without a note was begun here; splits alone may be somebody's own."""
-    return has_splits(path) and next(path.glob("*/trials"), None) is not None
-
-
-def find_run(name: str | Path, heads: str | Path = "heads") -> Run:
-    """The run that a path, a name in `heads`, or the beginning or end of just one name there means."""
-    if (Path(name) / RUN_FILE).exists() or os.sep in str(name):
-        return read_run(Path(name))
-    root, asked = Path(heads), str(name)
-    if (root / asked).is_dir():
-        return read_run(root / asked)
-    names = [each.name for each in root.iterdir() if is_run_folder(each)] if root.is_dir() else []
-    alike = [each for each in names if asked and (each.startswith(asked) or each.endswith(asked))]
-    if len(alike) != 1:
-        several = f"{len(alike)} runs are called like that: {', '.join(sorted(alike)[:5])}" if alike else "no such run"
-        raise RunError(f"{asked}: {several} in {root}; mmfeat runs ls lists them")
-    return read_run(root / alike[0])
-
-
-def choose_run(
-    run: str | Path | None,
-    heads: str | Path,
-    data: str | Path | None = None,
-    head: str | None = None,
-    modalities: str | None = None,
-) -> Run:
-    """The run that is named, as `find_run` takes names; else the best one on `data`, if there is one; else the best of
-    those like the latest, as `best_run` has it."""
-    if run:
-        return find_run(run, heads)
-    if data:
-        with contextlib.suppress(RunError):
-            return best_run(Path(heads), str(data), head, modalities)
-    return best_run(Path(heads), None, head, modalities)
+        folders = [folder for folder in folders if folder.recorded.get("data", absolute(data)) == absolute(data)]
+    return sorted(folders, key=lambda folder: (folder.date, folder.name), reverse=True)
 
 
 def delete_runs(names: Sequence[str | Path], heads: str | Path = "heads", force: bool = False) -> int:
     """Delete run folders directly in `heads`, by name or path; returns the bytes.
 
-    Nothing is deleted unless all can be. Raises `RunError` for what is no run folder or not directly there, for a link,
-    for a run that another one names as its parent (unless `force`), and for one that is being written. A folder is
-    first moved out of sight in one step, so a kill leaves a whole run or none.
+    Nothing is deleted unless every folder can be. Raises `RunError` for a path that is no run folder directly in
+    `heads`, for a link, for a run that is being written, and, unless `force`, for the parent of another run. A folder
+    is first moved into `GRAVE` in one step, so a kill leaves a whole run or none.
     """
-    places = check_deletable(names, heads, force)
     freed = 0
-    for place in places:
-        size = folder_bytes(place)
-        _delete(place)
+    for folder in check_deletable(names, heads, force):
+        size = folder_bytes(folder)
+        _delete(folder)
         freed += size
     return freed
 
 
 def check_deletable(names: Sequence[str | Path], heads: str | Path = "heads", force: bool = False) -> list[Path]:
-    """The folders that these names mean; raises what `delete_runs` raises."""
+    """Return the folders that `delete_runs` would delete; raises the same errors."""
     root = Path(heads)
     if not root.is_dir():
         raise RunError(f"{root}: no such folder; name the folder of your runs with --heads")
-    places = list(dict.fromkeys(_checked(name, root) for name in names))
-    children = {} if force else _children(root, {place.name for place in places})
-    for place in places:
-        if place.name in children:
-            raise RunError(f"{place}: {children[place.name]} was fine-tuned from it; delete that too, or name --force")
-        with alone_in(place) as alone:
+    folders = list(dict.fromkeys(_checked(name, root) for name in names))
+    children = {} if force else _children(root, {folder.name for folder in folders})
+    for folder in folders:
+        if folder.name in children:
+            raise RunError(
+                f"{folder}: {children[folder.name]} was fine-tuned from it; delete that too, or name --force"
+            )
+        with alone_in(folder) as alone:
             if not alone:
-                raise RunError(f"{place}: being written by another process; nothing was deleted")
-    return places
+                raise RunError(f"{folder}: being written by another process; nothing was deleted")
+    return folders
 
 
 def folder_bytes(folder: Path) -> int:
-    """What the files in it take; links count as links."""
-    sizes = 0
-    for place, _, files in os.walk(folder):
+    """The size of all files below a folder, without following links."""
+    size = 0
+    for path, _, files in os.walk(folder):
         for file in files:
-            with contextlib.suppress(OSError):  # one that was deleted meanwhile
-                sizes += os.lstat(os.path.join(place, file)).st_size
-    return sizes
+            with contextlib.suppress(OSError):  # the file was deleted meanwhile
+                size += os.lstat(os.path.join(path, file)).st_size
+    return size
 
 
 def _described(folder: Path) -> RunFolder:
-    run, reason, asked = None, UNFINISHED, read_begun(folder)
-    if (folder / RUN_FILE).exists() or not asked:
+    run, reason, recorded = None, UNFINISHED, read_begun(folder)
+    if (folder / RUN_FILE).exists():
         try:
             run, reason = read_run(folder), ""
-            asked = run.to_json()
+            recorded = run.to_json()
         except RunError as error:
             reason = str(error).removeprefix(f"{folder / RUN_FILE}: ").removeprefix(f"{folder}: ")
-            reason = reason if (folder / RUN_FILE).exists() else UNFINISHED
-    return RunFolder(folder, run, reason, asked, _date(folder, asked), folder_bytes(folder))
+    return RunFolder(folder, run, reason, recorded, _date(folder, recorded), folder_bytes(folder))
 
 
-def _date(folder: Path, asked: dict[str, Any]) -> datetime:
-    """When the run was begun; of one without a record, when it was last written."""
+def _date(folder: Path, recorded: dict[str, Any]) -> datetime:
+    """The recorded start of the training; without a record, the time at which the folder last changed."""
     with contextlib.suppress(KeyError, TypeError, ValueError):
-        found = datetime.fromisoformat(asked["record"]["started"])
-        return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
+        started = datetime.fromisoformat(recorded["record"]["started"])
+        return started if started.tzinfo else started.replace(tzinfo=timezone.utc)
     file = folder / RUN_FILE
     return datetime.fromtimestamp((file if file.exists() else folder).stat().st_mtime, timezone.utc)
 
 
 def _checked(name: str | Path, root: Path) -> Path:
-    """The run folder that `name` means: a name in `root`, or a path to it."""
-    place = root / name if os.sep not in str(name).rstrip(os.sep) else Path(str(name).rstrip(os.sep))
-    if place.is_symlink():
-        raise RunError(f"{place}: a link; nothing behind it is deleted, remove the link itself by hand")
-    if not place.is_dir():
-        raise RunError(f"{place}: no such run; mmfeat runs ls lists those in {root}")
-    inside = place.resolve().parent == root.resolve() and place.name not in ("", ".", "..")
-    if not inside or not is_run_folder(place) or not _is_ours(place):
-        raise RunError(f"{place}: not a run folder directly in {root}; nothing was deleted (--heads names the folder)")
-    return root / place.resolve().name
+    """Return the run folder that `name` means, a name in `root` or a path; raises `RunError` unless it can go."""
+    folder = root / name if os.sep not in str(name).rstrip(os.sep) else Path(str(name).rstrip(os.sep))
+    if folder.is_symlink():
+        raise RunError(f"{folder}: a link; nothing behind it is deleted, remove the link itself by hand")
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no such run; mmfeat runs ls lists those in {root}")
+    inside = folder.resolve().parent == root.resolve() and folder.name not in ("", ".", "..")
+    if not inside or not is_run_folder(folder) or not _is_ours(folder):
+        raise RunError(f"{folder}: not a run folder directly in {root}; nothing was deleted (--heads names the folder)")
+    return root / folder.resolve().name
 
 
-def _is_ours(place: Path) -> bool:
-    """A file called run.json or begun.json alone may be somebody else's."""
-    return has_splits(place) or "data_hash" in read_begun(place) or _described(place).run is not None
+def _is_ours(folder: Path) -> bool:
+    """Whether a run folder holds more than a `run.json` or `begun.json` that another program may have written."""
+    return has_splits(folder) or "data_hash" in read_begun(folder) or _described(folder).run is not None
 
 
 def _children(root: Path, names: set[str]) -> dict[str, str]:
-    """Name of a run -> a run that was made from it and is not named itself."""
-    found = {}
-    for each in map(_described, filter(is_run_folder, root.iterdir())):
-        if each.name not in names and each.asked.get("parent"):
-            found[str(each.asked["parent"])] = each.name
-    return found
+    """Name of a parent run -> name of a run that was fine-tuned from it, without the runs in `names`."""
+    others = [_described(path) for path in root.iterdir() if path.name not in names and is_run_folder(path)]
+    return {str(run.recorded["parent"]): run.name for run in others if run.recorded.get("parent")}
 
 
-def _delete(place: Path) -> None:
-    grave = place.parent / GRAVE
-    with alone_in(place) as alone, write_errors(place):
+def _delete(folder: Path) -> None:
+    grave = folder.parent / GRAVE
+    with alone_in(folder) as alone, write_errors(folder):
         if not alone:
-            raise RunError(f"{place}: being written by another process; it was not deleted")
+            raise RunError(f"{folder}: being written by another process; it was not deleted")
         if grave.is_symlink():
             raise RunError(f"{grave}: a link where deleted runs are put; remove it by hand")
         grave.mkdir(exist_ok=True)
-        place.rename(grave / f"{place.name}.{os.getpid()}")
-        sync_folder(place.parent)
-        for left in [each for each in grave.iterdir() if _BURIED.fullmatch(each.name) and not each.is_symlink()]:
-            shutil.rmtree(left, ignore_errors=left.name != f"{place.name}.{os.getpid()}")
-        with contextlib.suppress(OSError):  # not empty: somebody else is at it
+        buried = grave / f"{folder.name}.{os.getpid()}"
+        folder.rename(buried)
+        sync_folder(folder.parent)
+        for path in [path for path in grave.iterdir() if _BURIED.fullmatch(path.name) and not path.is_symlink()]:
+            shutil.rmtree(path, ignore_errors=path != buried)
+        with contextlib.suppress(OSError):  # another process is still deleting there
             grave.rmdir()

@@ -1,10 +1,10 @@
-"""Runs: a folder with everything one sweep of heads knew and made.
+"""Runs: a folder with the configuration and the results of one training, and the choice among such folders.
 
 `run.json` is written last, so a folder that has it is complete:
 
     heads/RUN/run.json                     configuration, encoders, classes, version, leaderboard
     heads/RUN/folds.csv                    role of every sample in every fold
-    heads/RUN/leaderboard.csv, .json       one line a head, best first
+    heads/RUN/leaderboard.csv, .json       one row an entry, best first
     heads/RUN/HEAD-MODALITIES/             weights by fold, out_of_fold.csv, metrics.json
 """
 
@@ -23,9 +23,10 @@ from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import Tower, describe_encoders
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, RunError
-from mmfeat.runs.entry import PLACES, Entry, FinalHead, RunConfig, convert
+from mmfeat.evaluation.splits import has_splits
+from mmfeat.runs.entry import OUT_OF_FOLD, PLACES, Entry, FinalHead, OutOfFold, RunConfig, convert, read_out_of_fold
 from mmfeat.runs.leaderboard import LEADERBOARD
-from mmfeat.runs.record import Record
+from mmfeat.runs.record import BEGUN, Record
 from mmfeat.samples.dataset import MODALITIES, Sample
 from mmfeat.samples.keys import ContentKeys
 from mmfeat.system.files import canonical_json, file_sha256, read_json, write_json
@@ -34,14 +35,14 @@ from mmfeat.system.wording import head_label
 
 RUN_FILE = "run.json"
 ABLATION = "ablation.csv"
-METRICS = "metrics.json"  # in the folder of an entry, as CURVES
+METRICS = "metrics.json"  # METRICS and CURVES lie in the folder of each entry
 CURVES = "curves.csv"
 _PLAIN = re.compile(r"[\w-]+")
 
 
 @dataclass(frozen=True)
 class Moved:
-    """What a run says of a tower that a second stage trained."""
+    """A tower that a second stage trained: how many layers and parameters moved, on which path, and why on that one."""
 
     tower: str
     layers: int
@@ -52,7 +53,10 @@ class Moved:
 
 @dataclass(frozen=True)
 class Results:
-    """What came of a configuration: classes and counts of the data, widths of the blocks (D by name), and entries."""
+    """The results of a run: classes, their counts, labelled samples, the width of each block by name, and the entries.
+
+    `moving` holds the trained towers of a second stage, and `warning` says where such a training is doubtful.
+    """
 
     classes: tuple[str, ...]
     class_counts: dict[str, int]
@@ -64,14 +68,14 @@ class Results:
     warning: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `run.json`."""
+        """Return plain values for `run.json`, without those that are empty."""
         values = {**asdict(self), "leaderboard": [entry.to_json() for entry in self.leaderboard]}
         return {name: value for name, value in values.items() if value is not None and value != () and value != ""}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A complete run: its folder, what it was asked for, and what came of it."""
+    """A complete run: its folder, configuration and results."""
 
     folder: Path
     config: RunConfig
@@ -79,8 +83,8 @@ class Run:
 
     @classmethod
     def from_json(cls, folder: Path, values: Mapping[str, Any]) -> Run:
-        """The run in `folder` whose `run.json` holds `values`; raises `ValueError` or `ConfigError` that says which
-        field is missing or wrong."""
+        """Read a run from the `values` of its `run.json`; raises `ValueError` or `ConfigError` that names the field
+        which is missing or wrong."""
         if not isinstance(values, Mapping):
             raise ValueError("not an object")
         run = cls(folder, RunConfig.from_json(values), convert(values, Results))
@@ -91,12 +95,12 @@ class Run:
         return run
 
     def to_json(self) -> dict[str, Any]:
-        """The values of `run.json`."""
+        """Return the values of `run.json`."""
         return {**self.config.to_json(), **self.results.to_json()}
 
     @property
     def name(self) -> str:
-        """The name of the folder, also where the folder is given as `.`."""
+        """The name of the folder; a `folder` of `.` is resolved first."""
         return self.folder.resolve().name
 
     @property
@@ -105,47 +109,43 @@ class Run:
 
     @property
     def leaderboard(self) -> tuple[Entry, ...]:
-        """Entries, best first."""
+        """The entries, best first."""
         return self.results.leaderboard
 
     @property
     def record(self) -> Record:
-        """How the run came about; an empty record where an older run has none."""
+        """The record of the training; empty where an older run has none."""
         return self.results.record or Record()
 
     @property
     def towers(self) -> list[Tower]:
-        """The encoders of the run, with the requests they came from."""
+        """The encoders of the run, each with the request that described it."""
         return list(self.config.encoders)
 
     @property
     def fingerprints(self) -> set[str]:
-        """Fingerprints of all that the run reads from the cache: encoders, prefixes, fine-tuned towers."""
-        tuned = [
-            tower.spec.fingerprint
-            for entry in self.leaderboard
-            for final in entry.final
-            for tower in self.tuned_towers(entry, final).values()
-        ]
-        return {tower.spec.fingerprint for tower in self.config.towers} | set(tuned)
+        """Fingerprints of everything that the run reads from the cache: encoders, prefixes and fine-tuned towers."""
+        finals = [(entry, final) for entry in self.leaderboard for final in entry.final]
+        tuned = [tower for pair in finals for tower in self.tuned_towers(*pair).values()]
+        return {tower.spec.fingerprint for tower in (*self.config.towers, *tuned)}
 
     def tuned_towers(self, entry: Entry, final: FinalHead) -> dict[str, Tower]:
-        """Fine-tuned replacements of the run's encoders for one final head: block of the encoder -> tuned tower.
+        """Fine-tuned replacements of the run's encoders for one final head, by the name of the block they replace.
 
-        The tokens and views of a tuned encoder are new as well.
+        One tuned encoder replaces the pooled vectors, tokens and views of the original one.
         """
         folder, tuned = self.head_folder(entry).resolve(), {}
         for moved in final.towers:
             request = f"finetuned:{folder / Path(moved.file).name}"
             for spec in (tower.spec for tower in self.towers):
                 if replace(spec, output="pooled", pooling=moved.spec.pooling, view="none").folder_name == moved.slot:
-                    now = replace(moved.spec, output=spec.output, pooling=spec.pooling, view=spec.view)
-                    tuned[spec.folder_name] = Tower(request, now)
+                    new = replace(moved.spec, output=spec.output, pooling=spec.pooling, view=spec.view)
+                    tuned[spec.folder_name] = Tower(request, new)
         return tuned
 
     @property
     def is_finetuned(self) -> bool:
-        """Whether the run is a second stage, on top of another run."""
+        """Whether the run is a second stage, which started from another run."""
         return self.config.parent is not None
 
     @property
@@ -154,12 +154,12 @@ class Run:
 
     @property
     def comparable(self) -> tuple[str, str, str]:
-        """The task, the data and the folds; runs that agree in these have scores that may be compared."""
+        """Task, hash of the data and hash of the folds; scores of runs may be compared where all three are equal."""
         return self.config.task, self.config.data_hash, self.config.splits_hash
 
     @property
     def best_score(self) -> float:
-        """Macro-F1 of the first entry."""
+        """The macro-F1 of the first entry."""
         return self.leaderboard[0].macro_f1.value
 
     @property
@@ -167,43 +167,47 @@ class Run:
         return self.folder / f"{LEADERBOARD}.csv"
 
     def matching(self, head: str | None = None, modalities: str | None = None) -> list[Entry]:
-        """Entries of this head and modality, best first."""
+        """Return the entries of a head and a modality set, best first; None means any."""
         return [
             entry for entry in self.leaderboard if head in (None, entry.head) and modalities in (None, entry.modalities)
         ]
 
     def score(self, head: str | None, modalities: str | None) -> float:
-        """macro-F1 of the best entry of this head and modality; below any score without one."""
+        """Return the macro-F1 of the best entry of a head and a modality set, or -1 if the run has none."""
         return max((entry.macro_f1.value for entry in self.matching(head, modalities)), default=-1.0)
 
     def entry(self, head: str | None = None, modalities: str | None = None) -> Entry:
-        """The best entry, of one head or modality if named."""
+        """Return the best entry of a head and a modality set; raises `RunError` if the run has none."""
         if entries := self.matching(head, modalities):
             return entries[0]
         known = ", ".join(entry.label for entry in self.leaderboard)
-        asked = head_label(head or "head", modalities) if modalities else head
-        raise RunError(f"{self.folder}: no {asked}; the run has {known}")
+        wanted = head_label(head or "head", modalities) if modalities else head
+        raise RunError(f"{self.folder}: no {wanted}; the run has {known}")
 
     def is_whole(self, *files: str) -> bool:
-        """Whether the leaderboards, the `files` named and all final heads are there, the heads byte for byte."""
+        """Whether the leaderboards, `files` and all final heads exist, the heads with the hashes in the leaderboard."""
         names = (f"{LEADERBOARD}.csv", f"{LEADERBOARD}.json", *files)
-        heads = ((self.head_folder(entry), entry.final) for entry in self.leaderboard)
         return all((self.folder / name).is_file() for name in names) and all(
-            finals_are_whole(folder, finals) for folder, finals in heads
+            finals_are_whole(self.head_folder(entry), entry.final) for entry in self.leaderboard
         )
 
     def head_folder(self, entry: Entry) -> Path:
         return self.folder / entry.name
 
+    def out_of_fold(self, entry: Entry) -> OutOfFold:
+        """Read the predictions out of fold of an entry; raises `RunError` where they are missing or not of this run."""
+        path = self.head_folder(entry) / OUT_OF_FOLD
+        return read_out_of_fold(path, entry.samples, self.classes, self.config.is_multilabel)
+
 
 def write_run(run: Run) -> Run:
-    """Declare the run complete."""
+    """Write `run.json`, which declares the run complete."""
     write_json(run.folder / RUN_FILE, run.to_json())
     return run
 
 
 def read_run(folder: Path) -> Run:
-    """The run in `folder`; raises `RunError` if there is none or it is not finished."""
+    """Read the run in `folder`; raises `RunError` if there is none or it is not finished."""
     try:
         return Run.from_json(folder, read_json(folder / RUN_FILE))
     except FileNotFoundError:
@@ -215,28 +219,73 @@ def read_run(folder: Path) -> Run:
 
 
 def reuse_run(folder: Path, config: RunConfig) -> Run:
-    """The run in `folder`, told where its data are now, and made the latest again: submit goes on with it."""
+    """Read the run in `folder`, record the paths that `config` names, and make it the newest run: submit takes it."""
     run = read_run(folder)
-    places = {name: getattr(config, name) for name in PLACES}
-    moved = replace(run.config, **places)
+    moved = replace(run.config, **{name: getattr(config, name) for name in PLACES})
     if moved != run.config:
         run = write_run(replace(run, config=moved))
     os.utime(folder / RUN_FILE)
     return run
 
 
+def is_run_folder(path: Path) -> bool:
+    """Whether a path is a real folder, no link, that mmfeat made for a run, finished or not."""
+    if path.is_symlink() or not path.is_dir() or path.name.startswith("."):
+        return False
+    with contextlib.suppress(OSError):
+        # Splits alone may be somebody's own; with trials beside them they are a run that was begun without a note.
+        noted = (path / RUN_FILE).is_file() or (path / BEGUN).is_file()
+        return noted or (has_splits(path) and next(path.glob("*/trials"), None) is not None)
+    return False
+
+
+def find_run(name: str | Path, heads: str | Path = "heads") -> Run:
+    """Read a run by its path, its name in `heads`, or the beginning or end that only one name in `heads` has."""
+    if (Path(name) / RUN_FILE).exists() or os.sep in str(name):
+        return read_run(Path(name))
+    root, part = Path(heads), str(name)
+    if (root / part).is_dir():
+        return read_run(root / part)
+    names = [path.name for path in root.iterdir() if is_run_folder(path)] if root.is_dir() else []
+    alike = [name for name in names if part and (name.startswith(part) or name.endswith(part))]
+    if len(alike) != 1:
+        several = f"{len(alike)} runs are called like that: {', '.join(sorted(alike)[:5])}" if alike else "no such run"
+        raise RunError(f"{part}: {several} in {root}; mmfeat runs ls lists them")
+    return read_run(root / alike[0])
+
+
+def choose_run(
+    run: str | Path | None,
+    heads: str | Path,
+    data: str | Path | None = None,
+    head: str | None = None,
+    modalities: str | None = None,
+) -> Run:
+    """Find the run by its name (`find_run`) if `run` is given, otherwise by its score (`best_run`).
+
+    Without a run on `data` the best one comparable with the newest run is taken.
+    """
+    if run:
+        return find_run(run, heads)
+    if data:
+        with contextlib.suppress(RunError):
+            return best_run(Path(heads), str(data), head, modalities)
+    return best_run(Path(heads), None, head, modalities)
+
+
 def best_run(root: Path, data: str | None = None, head: str | None = None, modalities: str | None = None) -> Run:
-    """The run with the best head, or the best of that name, among those comparable with the newest one on `data`."""
-    alike = comparable_runs(root, data)
-    having = [run for run in alike if run.matching(head, modalities)] or alike
-    return max(having, key=lambda run: run.score(head, modalities))
+    """Find the run with the best entry of a head and a modality set among those comparable with the newest on `data`.
+
+    Where no such run has an entry of that head and modality set, the oldest of them is taken.
+    """
+    return max(comparable_runs(root, data), key=lambda run: run.score(head, modalities))
 
 
 def comparable_runs(root: Path, data: str | None = None, accept: Callable[[Run], bool] = lambda run: True) -> list[Run]:
-    """The runs comparable with the newest one on `data`, oldest first.
+    """Read the runs that are comparable with the newest run on `data`, oldest first.
 
-    Comparable are runs on the same labels, contents and folds: scores on others say nothing about each
-    other. Folders that hold no readable run, or none that is accepted, are passed over.
+    Runs are comparable where labels, contents and folds of their samples are the same: other scores say nothing about
+    each other. Folders without a readable run and runs that `accept` refuses are passed over.
     """
     runs = _finished_runs(root, data, accept)
     if not runs:
@@ -246,9 +295,9 @@ def comparable_runs(root: Path, data: str | None = None, accept: Callable[[Run],
 
 
 def overlooked_run(run: Run, head: str | None = None, modalities: str | None = None) -> Run | None:
-    """The run with the highest score above that of `run` on data of the same place, whose folds or contents differ.
+    """Find the best run with a higher score than `run` on the same path of data, but with other folds or contents.
 
-    `best_run` never takes such a run, for its score may be higher by an easier split.
+    `best_run` never takes such a run, since an easier split may be the reason of its score.
     """
     runs = _finished_runs(run.folder.parent, run.config.data, lambda other: other.config.task == run.config.task)
     others = [other for other in runs if other.comparable != run.comparable]
@@ -256,8 +305,8 @@ def overlooked_run(run: Run, head: str | None = None, modalities: str | None = N
     return best if best.score(head, modalities) > run.score(head, modalities) else None
 
 
-def _finished_runs(root: Path, data: str | None, accept: Callable[[Run], bool] = lambda run: True) -> list[Run]:
-    """All runs that can be read, on `data` if named, oldest first."""
+def _finished_runs(root: Path, data: str | None, accept: Callable[[Run], bool]) -> list[Run]:
+    """Read all finished runs in `root`, only those on `data` if it is given, oldest first."""
     runs = []
     for file in sorted(root.glob(f"*/{RUN_FILE}"), key=lambda path: path.stat().st_mtime):
         with contextlib.suppress(RunError):
@@ -266,7 +315,7 @@ def _finished_runs(root: Path, data: str | None, accept: Callable[[Run], bool] =
 
 
 def finals_are_whole(folder: Path, finals: Sequence[FinalHead]) -> bool:
-    """Whether the final heads of an entry are there, byte for byte, and the towers that were fine-tuned with them."""
+    """Whether the final heads of an entry and their tuned towers exist in `folder` with the recorded hashes."""
     towers = [(tower.file, tower.sha256) for final in finals for tower in final.towers]
     saved = [*((final.file, final.sha256) for final in finals), *towers]
     files = [(folder / Path(name).name, digest) for name, digest in saved]
@@ -274,7 +323,7 @@ def finals_are_whole(folder: Path, finals: Sequence[FinalHead]) -> bool:
 
 
 def checked_towers(run: Run, wanted: list[Tower]) -> list[Tower]:
-    """Some of the run's encoders; weights that have changed since raise `RunError`."""
+    """Return `wanted`, encoders of the run; raises `RunError` where their weights have changed since the training."""
     now = {t.spec.fingerprint: t for t in describe_encoders([t.request for t in wanted], run.config.options)}
     for tower in wanted:
         if tower.spec.fingerprint not in now:
@@ -288,7 +337,7 @@ def checked_towers(run: Run, wanted: list[Tower]) -> list[Tower]:
 
 
 def hash_data(samples: Sequence[Sample], keys: Mapping[str, ContentKeys]) -> str:
-    """Ids, labels and contents of the labelled samples: what a run must not survive a change of."""
+    """Hash ids, labels and content keys of the labelled samples. A run is trained anew where the hash has changed."""
     digest = hashlib.sha256()
     for sample, text, image in zip(samples, keys["text"].keys.tolist(), keys["image"].keys.tolist(), strict=True):
         digest.update(canonical_json([sample.id, sample.label, text.decode(), image.decode()]).encode())
@@ -296,6 +345,6 @@ def hash_data(samples: Sequence[Sample], keys: Mapping[str, ContentKeys]) -> str
 
 
 def data_changed(run: Run, labelled: Sequence[Sample], store: Cache) -> bool:
-    """Whether ids, labels or contents of the labelled samples are other ones than the run was trained on."""
+    """Whether ids, labels or contents of the labelled samples differ from those that the run was trained on."""
     keys = {modality: store.content_keys(labelled, modality) for modality in MODALITIES}
     return hash_data(labelled, keys) != run.config.data_hash

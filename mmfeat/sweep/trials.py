@@ -20,8 +20,7 @@ from mmfeat.evaluation.metrics import evaluate, macro_f1
 from mmfeat.heads.jobs import Fitted, Job, stack_size
 from mmfeat.heads.registry import BASELINES, SHARED, HeadSettings, settings_of
 from mmfeat.heads.stack import Member, epoch_steps
-from mmfeat.runs.entry import FinalHead, Scores, convert
-from mmfeat.runs.out_of_fold import OUT_OF_FOLD
+from mmfeat.runs.entry import OUT_OF_FOLD, FinalHead, Scores, convert
 from mmfeat.samples.labels import Targets, names_of
 from mmfeat.sweep.engine import Advance, Engine
 from mmfeat.sweep.problem import Problem

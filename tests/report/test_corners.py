@@ -26,8 +26,7 @@ from mmfeat.report.report import Papers, write_report
 from mmfeat.report.results import Results
 from mmfeat.report.scores import classes_section, confusion_section
 from mmfeat.report.section import Table, interval
-from mmfeat.runs.entry import ClassScores, Interval
-from mmfeat.runs.out_of_fold import OutOfFold, read_predictions
+from mmfeat.runs.entry import ClassScores, Interval, OutOfFold
 from mmfeat.runs.run import Run
 from mmfeat.samples.labels import Targets
 from tests.sweep.small_sweeps import FLOAT32, sweep
@@ -124,7 +123,7 @@ def test_predictions_of_some_samples_are_no_run(run: Run, tmp_path: Path) -> Non
     path = broken.head_folder(broken.entry()) / "out_of_fold.csv"
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
     with pytest.raises(RunError, match="79 of 80 samples"):
-        read_predictions(broken, broken.entry())
+        broken.out_of_fold(broken.entry())
 
 
 def test_passwords_are_not_in_the_page(run: Run) -> None:

@@ -28,7 +28,6 @@ from mmfeat.report.report import Papers, write_report
 from mmfeat.report.results import Results
 from mmfeat.report.section import Table
 from mmfeat.report.training import correlation, group_means, read_trials, varied
-from mmfeat.runs.out_of_fold import read_predictions
 from mmfeat.runs.run import Run
 from mmfeat.sweep.search import Plan
 from mmfeat.system.wording import Silent
@@ -227,7 +226,7 @@ def test_who_flips_a_sample_is_what_the_twins_say(run: Run) -> None:
     results = Results.of(run, "concat", "both")
     found = attribute(results)
     assert found
-    said = {name: read_predictions(run, run.entry("concat", name)).voted for name in ("both", "text", "image")}
+    said = {name: run.out_of_fold(run.entry("concat", name)).voted for name in ("both", "text", "image")}
     for row, who in enumerate(found.who):
         without_text = (said["both"][row] != said["image"][row]).any()
         without_image = (said["both"][row] != said["text"][row]).any()
@@ -236,7 +235,7 @@ def test_who_flips_a_sample_is_what_the_twins_say(run: Run) -> None:
 
 
 def test_pairs_are_tested_as_each_alone(run: Run) -> None:
-    found = [read_predictions(run, entry) for entry in run.leaderboard[:3]]
+    found = [run.out_of_fold(entry) for entry in run.leaderboard[:3]]
     table, adjusted = compare_pairs(found[0].targets, [each.chosen for each in found])
     alone = paired_difference(found[0].targets, found[0].chosen, found[2].chosen)
     assert table[0][2].value == pytest.approx(alone.value)
@@ -249,7 +248,7 @@ def test_predictions_score_what_the_run_says(run: Run) -> None:
     from mmfeat.evaluation.metrics import macro_f1
 
     for entry in run.leaderboard:
-        found = read_predictions(run, entry)
+        found = run.out_of_fold(entry)
         scores = [macro_f1(found.targets.matrix, chosen) for chosen in found.chosen]
         assert np.mean(scores) == pytest.approx(entry.macro_f1.value, abs=1e-6)
 

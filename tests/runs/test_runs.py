@@ -23,9 +23,9 @@ from mmfeat.finetune.arguments import finetune_arguments
 from mmfeat.heads.registry import HeadSettings
 from mmfeat.reproduce import reproduce_run
 from mmfeat.runs.compare import compare_runs
-from mmfeat.runs.folders import GRAVE, delete_runs, find_run, list_runs
+from mmfeat.runs.folders import GRAVE, delete_runs, list_runs
 from mmfeat.runs.record import BEGUN
-from mmfeat.runs.run import Run
+from mmfeat.runs.run import Run, find_run
 from mmfeat.samples.labels import Targets, indicator
 from mmfeat.sweep.search import Plan
 from mmfeat.sweep.search_space import Range
@@ -118,7 +118,7 @@ def test_the_list_has_every_run_and_says_what_is_wrong_with_the_rest(place: Path
     assert found[newest].bytes > 1000
     assert "not a run of this version" in found[second].reason
     assert found[third].reason.startswith("not finished")
-    assert found[third].asked["record"]["command"]
+    assert found[third].recorded["record"]["command"]
     assert {each.folder for each in list_runs(heads, place / "demo")} == set(found)
     assert {each.folder for each in list_runs(heads, tmp_path / "other")} == {second}  # it cannot tell
     with pytest.raises(RunError, match="no such folder"):
@@ -146,7 +146,7 @@ def test_a_killed_training_leaves_a_note_of_what_was_asked(place: Path, tmp_path
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
     (found,) = list_runs(tmp_path)
     assert (found.run, found.kind) == (None, "heads")
-    assert found.asked["record"]["command"] == "mmfeat heads killed"
+    assert found.recorded["record"]["command"] == "mmfeat heads killed"
     delete_runs([found.name], tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -328,7 +328,7 @@ def test_the_command_line_is_recorded_as_it_was_typed(place: Path, tmp_path: Pat
     command += " --no-group --seed 5 --seeds 1 --no-ensembles --epochs 1 --dropout 0.1,0.3 --logit-adjustment 0.5"
     assert typed(command).exit_code == 0
     (found,) = list_runs(tmp_path)
-    assert found.asked["record"]["command"] == command
+    assert found.recorded["record"]["command"] == command
     assert found.run is not None
     assert found.run.options.dtype == FLOAT32.dtype
     assert "nothing to do: this configuration was trained" in typed(found.run.record.command).stdout
