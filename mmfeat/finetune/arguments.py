@@ -39,14 +39,14 @@ class FinetuneArguments:
 
 
 def finetune_arguments(run: Run) -> dict[str, Any]:
-    """The arguments that make this run again, without `heads` and `out`; the parent is looked for where the run
-    recorded it."""
-    config = run.config
+    """The arguments that make this run again, without `heads` and `out`. The parent lies where the run recorded it,
+    beside the run if an older run has no record."""
+    config, parents = run.config, Path(os.path.normpath(run.folder.parent / run.record.parents))
     try:
         if config.finetune is None or config.stage_1 is None:
             raise ValueError("no second stage")
         return {
-            "run": _parent(run),
+            "run": parents / str(config.parent),
             "data": config.data,
             "cache": config.cache,
             "settings": FinetuneSettings(**config.finetune),
@@ -58,8 +58,3 @@ def finetune_arguments(run: Run) -> dict[str, Any]:
         }
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise RunError(f"{run.folder}: its run.json does not say how it was made ({error!r}); train it anew") from error
-
-
-def _parent(run: Run) -> Path:
-    """The folder of the run's parent, beside the run itself where an older run did not record the folder."""
-    return Path(os.path.normpath(run.folder.parent / run.record.parents)) / str(run.config.parent)

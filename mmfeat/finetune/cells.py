@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mmfeat.evaluation.decisions import plain_choice
 from mmfeat.evaluation.metrics import macro_f1
+from mmfeat.evaluation.splits import Fold
 from mmfeat.finetune.model import TunableModel
 from mmfeat.finetune.prepare import Experiment
 from mmfeat.finetune.processes import Execution
@@ -25,6 +26,7 @@ from mmfeat.finetune.settings import EARLY
 from mmfeat.finetune.stage_one import StageOne
 from mmfeat.finetune.training import Training, TrainingSetup, load, save, under
 from mmfeat.finetune.unfreeze import FIXED_FACTOR
+from mmfeat.heads.registry import HeadSettings
 from mmfeat.heads.stack import epoch_steps, one_torch_thread
 from mmfeat.samples.labels import Targets
 from mmfeat.system.wording import Advance
@@ -36,20 +38,19 @@ STAGE_2 = "stage-2"  # the entry of the cells on the leaderboard
 
 @dataclass(frozen=True)
 class Cell:
-    """A training with its name and test rows. A final cell has no test rows; its result holds the weights."""
+    """A training with its name. A final cell has no test rows; its result holds the weights."""
 
     name: str
     setup: TrainingSetup
-    test: np.ndarray
 
     @property
     def is_final(self) -> bool:
-        return not len(self.test)
+        return not len(self.setup.rows.test)
 
     @property
     def steps(self) -> int:
         """The number of steps in all epochs."""
-        return self.setup.finetune.epochs * epoch_steps(len(self.setup.train), self.setup.settings.batch_size)
+        return self.setup.finetune.epochs * epoch_steps(len(self.setup.rows.train), self.setup.settings.batch_size)
 
 
 @dataclass(frozen=True)
@@ -68,29 +69,31 @@ class CellResult:
 
 def fold_cells(experiment: Experiment, first: StageOne) -> list[Cell]:
     """The cells of all folds and seeds, fold after fold, in the order of `Problem.cells`."""
-    cells = []
-    for number, (fold, repeat, rows) in enumerate(experiment.problem.cells(STAGE_2)):
-        setup = TrainingSetup(
-            experiment.settings.of_head(experiment.chosen.folds[fold]), experiment.settings, rows.train,
-            rows.validation, (experiment.problem.seed, fold, repeat, 2),
-            None if experiment.fusion == EARLY else first.cells[number],
-        )  # fmt: skip
-        cells.append(Cell(f"{experiment.problem.splits.names[fold]}-{repeat + 1}", setup, rows.test))
-    return cells
+    return [
+        _cell(experiment, rows, experiment.chosen.folds[fold], (fold, repeat), start)
+        for start, (fold, repeat, rows) in zip(first.cells, experiment.problem.cells(STAGE_2), strict=True)
+    ]
 
 
 def final_cells(experiment: Experiment, first: StageOne, replay: tuple[float, ...]) -> list[Cell]:
     """A cell for each seed on all labelled samples, for as many epochs and with the learning rates as in `replay`."""
-    everything, nothing = np.arange(len(experiment.problem.targets)), np.empty(0, np.int64)
-    cells = []
-    for seed in range(experiment.problem.repeats):
-        setup = TrainingSetup(
-            experiment.settings.of_head(experiment.chosen.best), experiment.settings, everything, nothing,
-            (experiment.problem.seed, len(experiment.problem.splits), seed, 2),
-            None if experiment.fusion == EARLY else first.finals[seed], replay,
-        )  # fmt: skip
-        cells.append(Cell(f"final-{seed + 1}", setup, nothing))
-    return cells
+    problem, nothing = experiment.problem, np.empty(0, np.int64)
+    rows = Fold("final", np.arange(len(problem.targets)), nothing, nothing)
+    return [
+        _cell(experiment, rows, experiment.chosen.best, (len(problem.splits), seed), start, replay)
+        for seed, start in enumerate(first.finals)
+    ]
+
+
+def _cell(
+    experiment: Experiment, rows: Fold, settings: HeadSettings, numbers: tuple[int, int], start: Mapping[str, Tensor],
+    replay: tuple[float, ...] | None = None,
+) -> Cell:  # fmt: skip
+    """The cell with `numbers` (fold, seed). It starts with the head of stage 1, but early fusion with a random head."""
+    finetune, entropy = experiment.settings, (experiment.problem.seed, *numbers, 2)
+    head = None if experiment.fusion == EARLY else start
+    setup = TrainingSetup(finetune.of_head(settings), finetune, rows, entropy, head, replay)
+    return Cell(f"{rows.name}-{numbers[1] + 1}", setup)
 
 
 class CellRunner:
@@ -207,13 +210,13 @@ def _evaluate(
 
     Without a stage 1 there is nothing to interpolate, and the results are the same at every alpha.
     """
-    setup = cell.setup
-    train = setup.train[np.linspace(0, len(setup.train) - 1, min(TRAIN_ROWS, len(setup.train))).astype(np.int64)]
+    rows = cell.setup.rows
+    train = rows.train[np.linspace(0, len(rows.train) - 1, min(TRAIN_ROWS, len(rows.train))).astype(np.int64)]
     validation, test, scores = [], [], []
-    for alpha in ALPHAS if setup.start is not None else ALPHAS[-1:]:
+    for alpha in ALPHAS if cell.setup.start is not None else ALPHAS[-1:]:
         model.load(blended(start, best, alpha))
-        validation.append(model.predict(setup.validation).astype(np.float32))
-        test.append(model.predict(cell.test).astype(np.float32))
+        validation.append(model.predict(rows.validation).astype(np.float32))
+        test.append(model.predict(rows.test).astype(np.float32))
         choice = plain_choice(model.predict(train), targets.multilabel)
         scores.append(float(macro_f1(targets.matrix[train], choice)))
     times = len(ALPHAS) // len(test)

@@ -14,7 +14,7 @@ from mmfeat.evaluation.splits import save_splits
 from mmfeat.finetune.arguments import FinetuneArguments
 from mmfeat.finetune.cells import CellRunner, final_cells, fold_cells
 from mmfeat.finetune.prepare import Experiment, prepare
-from mmfeat.finetune.processes import CHECKPOINT_SECONDS, Execution, Team, joined_team, own_device, train_on_ray
+from mmfeat.finetune.processes import CHECKPOINT_SECONDS, Execution, Team, joined_team, train_on_ray
 from mmfeat.finetune.results import TrainedStages, finish_run
 from mmfeat.finetune.settings import FinetuneSettings
 from mmfeat.finetune.stage_one import StageOne, find_parent, train_missing_parent, train_stage_one
@@ -82,11 +82,10 @@ def finetune_heads(
     if engine == "ray":
         execution = Execution(Team(device=device), workers, checkpoint_seconds, progress or Silent())
         return _finetune_on_ray(arguments, execution, maker, ray_address)
-    device = own_device(resolve_device(device))
-    with joined_team(device) as team, one_blas_thread():
+    with joined_team(resolve_device(device)) as team, one_blas_thread():
         heard = progress if progress is not None and team.leads else Silent()
         execution = Execution(team, workers, checkpoint_seconds, heard)
-        result = _finetune(arguments, execution, replace(maker, device=device))
+        result = _finetune(arguments, execution, replace(maker, device=team.device))
     return replace(result, seconds=maker.seconds)
 
 
@@ -109,18 +108,14 @@ def _finetune(arguments: FinetuneArguments, execution: Execution, maker: Maker) 
     team, parent = execution.team, find_parent(arguments, execution)
     experiment = prepare(parent, arguments, execution)
     folder, config = experiment.folder, experiment.config
-    if team.agreed([_is_done(folder)])[0]:
+    is_done = (folder / RUN_FILE).exists() and read_run(folder).is_whole()
+    if team.agreed([is_done])[0]:
         shutil.rmtree(folder / CELLS, ignore_errors=True)  # left by a call that was killed at its very end
         return Finetuned(reuse_run(folder, config) if team.leads else read_run(folder), True, 0.0, team.leads)
     maker = replace(maker, parents=os.path.relpath(parent.folder.parent, folder.parent))
     with making(folder, config, maker) if team.leads else contextlib.nullcontext():
         run = _train(experiment, execution, maker)
     return Finetuned(run, False, 0.0, team.leads)
-
-
-def _is_done(folder: Path) -> bool:
-    """Whether the folder holds the finished run with all its files."""
-    return (folder / RUN_FILE).exists() and read_run(folder).is_whole()
 
 
 def _train(experiment: Experiment, execution: Execution, maker: Maker) -> Run:
@@ -147,8 +142,9 @@ def _train(experiment: Experiment, execution: Execution, maker: Maker) -> Run:
 def _train_stage_one(experiment: Experiment, execution: Execution) -> StageOne:
     """Train stage 1 in every process; all of them go on with the tensors of the first one."""
     problem, chosen, team = experiment.problem, experiment.chosen, execution.team
-    attend = str(experiment.parent.config.attend)
-    engine = LocalEngine(experiment.stage_1_features, problem.targets, team.device, attend, execution.workers)
+    attend, towers = str(experiment.parent.config.attend), experiment.parent.towers
+    features = experiment.features.named([tower.spec.folder_name for tower in towers])
+    engine = LocalEngine(features, problem.targets, team.device, attend, execution.workers)
     try:
         with (
             one_torch_thread(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,12 +32,6 @@ class PartialInputs:
     inputs: Any
 
 
-class InputReader(Protocol):
-    """Reads the inputs of samples by row number, each sample in a view (0: not augmented)."""
-
-    def read(self, rows: np.ndarray, views: np.ndarray) -> Any: ...
-
-
 @dataclass(frozen=True)
 class PrefixReader:
     """Reads hidden states (B, T, D) float32 and their mask (B, T) from the cached prefixes: `blocks[0]` holds the plain
@@ -46,6 +40,7 @@ class PrefixReader:
     blocks: Sequence[MappedBlock]
 
     def read(self, rows: np.ndarray, views: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read the samples at these rows, each in a view (0: not augmented)."""
         cached = np.stack([block.mask[rows] for block in self.blocks])
         views = np.where(views < len(self.blocks), views, 0)  # texts have no augmented views, photos may have some
         views = np.where(cached[views, np.arange(len(rows))], views, 0)
@@ -73,6 +68,7 @@ class SampleReader:
     draft: int = 0
 
     def read(self, rows: np.ndarray, views: np.ndarray) -> Any:
+        """Read the samples at these rows, each in a view (0: not augmented)."""
         pairs = zip(rows.tolist(), views.tolist(), strict=True)
         contents = [content_of(self.samples[row], self.modality, view, self.draft) for row, view in pairs]
         return self.collate([self.prepare(content) for content in contents])

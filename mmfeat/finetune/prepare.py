@@ -3,7 +3,6 @@ what the cache lacks, all before anything is trained."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -102,11 +101,6 @@ class Experiment:
         return self.labelled.store.load(self.labelled.samples.labelled, specs, self.labelled.keys, IN_MEMORY)
 
     @property
-    def stage_1_features(self) -> Features:
-        """The vectors that stage 1 was trained on."""
-        return self.features.named([tower.spec.folder_name for tower in self.parent.towers])
-
-    @property
     def stage_2_features(self) -> Features:
         """The vectors that stage 2 is trained on, in the views of stage 2."""
         return self.features.named(
@@ -160,7 +154,10 @@ def prepare(parent: Run, arguments: FinetuneArguments, execution: Execution) -> 
         raise RunError(f"{parent.folder}: a second stage itself; name the run of its heads, {parent.config.parent}")
     chosen = chosen_head(parent, best_fusion(parent, arguments.head, arguments.modalities))
     is_early = arguments.fusion == EARLY
-    _check_head(chosen, is_early, parent, team)
+    if is_early and chosen.modality != "both":
+        raise ConfigError(
+            f"--fusion early sees text and photo, this head {chosen.modality} alone; name --modalities both"
+        )
     checked_towers(parent, [tower for tower in parent.towers if chosen.modality in ("both", tower.spec.modality)])
     labelled, problem = _problem(parent, arguments, execution.progress)
     slots = head_slots(parent.towers, "text" if is_early else chosen.modality)
@@ -168,8 +165,8 @@ def prepare(parent: Run, arguments: FinetuneArguments, execution: Execution) -> 
     if not plans and not is_early:
         raise ConfigError("--unfreeze none: nothing moves; name layers, as in text:1, or train --fusion early")
     views = parent.options.views if arguments.views is None else arguments.views
-    _check_views(chosen, parent, plans, views)
     experiment = Experiment(parent, arguments, chosen, labelled, problem, plans, views, team)
+    _check_tokens(experiment)
     if team.leads:
         _extract(experiment, execution.progress)
     team.wait()
@@ -177,24 +174,19 @@ def prepare(parent: Run, arguments: FinetuneArguments, execution: Execution) -> 
     return experiment
 
 
-def _check_head(chosen: ChosenHead, is_early: bool, parent: Run, team: Team) -> None:
-    if is_early and chosen.modality != "both":
+def _check_tokens(experiment: Experiment) -> None:
+    """Refuse two things for a head that attends to tokens. Several processes do not share the tokens of a batch; and
+    tokens are cached of plain photos alone, so a head trained on tokens of views would have to predict without any."""
+    if experiment.attend != "tokens":
+        return
+    head, views = experiment.fusion, experiment.views
+    if experiment.team.size > 1:
         raise ConfigError(
-            f"--fusion early sees text and photo, this head {chosen.modality} alone; name --modalities both"
+            f"--head {head}: its tokens are those of one process; name another head, or leave out torchrun"
         )
-    if not is_early and chosen.head == NEEDS_TOKENS and parent.config.attend == "tokens" and team.size > 1:
+    if views and any(plan.slot.modality == "image" for plan in experiment.plans):
         raise ConfigError(
-            f"--head {chosen.head}: its tokens are those of one process; name another head, or leave out torchrun"
-        )
-
-
-def _check_views(chosen: ChosenHead, parent: Run, plans: Sequence[TowerPlan], views: int) -> None:
-    """Refuse views for a head that attends to tokens: tokens are cached of plain photos alone, so a head trained on
-    tokens of views would have to predict without any."""
-    sees_tokens = chosen.head == NEEDS_TOKENS and parent.config.attend == "tokens"
-    if sees_tokens and views and any(plan.slot.modality == "image" for plan in plans):
-        raise ConfigError(
-            f"--views {views}: {chosen.head} has no tokens of augmented views; name --views 0, or leave photos frozen"
+            f"--views {views}: {head} has no tokens of augmented views; name --views 0, or leave photos frozen"
         )
 
 

@@ -118,8 +118,11 @@ class _Sum(torch.autograd.Function):
 
 @contextmanager
 def joined_team(device: str) -> Iterator[Team]:
-    """Join the team that Ray Train or the environment describes; without either, the team is this process alone."""
+    """Join the team that Ray Train or the environment describes; without either, the team is this process alone. Each
+    process of a machine uses a GPU of its own."""
     on_gpu = device.startswith("cuda")
+    if device == "cuda" and "WORLD_SIZE" in os.environ:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     if distributed.is_available() and distributed.is_initialized():  # Ray Train has joined the processes
         yield Team(distributed.get_rank(), distributed.get_world_size(), device)
         return
@@ -134,11 +137,6 @@ def joined_team(device: str) -> Iterator[Team]:
         yield Team(distributed.get_rank(), size, device)
     finally:
         distributed.destroy_process_group()
-
-
-def own_device(device: str) -> str:
-    """The GPU of this process among those of its machine."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and "WORLD_SIZE" in os.environ else device
 
 
 def train_on_ray(

@@ -17,7 +17,7 @@ from mmfeat.cache.features import Features
 from mmfeat.encoders.layers import Point, capture
 from mmfeat.encoders.registry import open_towers
 from mmfeat.encoders.torch_tower import TorchTower, to_device
-from mmfeat.finetune.inputs import SIDE, InputReader, PartialInputs, PrefixReader, SampleReader, pixels
+from mmfeat.finetune.inputs import SIDE, PartialInputs, PrefixReader, SampleReader, pixels
 from mmfeat.finetune.processes import Team
 from mmfeat.finetune.settings import ALL, FinetuneSettings
 from mmfeat.finetune.tower_plan import Slot, TowerPlan
@@ -45,7 +45,7 @@ class MovingTower:
     """
 
     slot: Slot
-    reader: InputReader
+    reader: PrefixReader | SampleReader
     forward: Callable[[Any], Tensor]
     team: Team
     width: int
@@ -97,8 +97,8 @@ def open_moving_tower(
     (tower,), device = open_towers(plan.tower), team.device
     tower.module.to(device)
     reader, forward, trial = _path(plan, tower, features, samples, device)
-    seen = partial(forward, on_device(trial, device))
-    depths = moving_parameters(tower, seen, plan.count, settings.projection) if plan.count else {}
+    trial_pass = partial(forward, on_device(trial, device))
+    depths = moving_parameters(tower, trial_pass, plan.count, settings.projection) if plan.count else {}
     merged = None
     if settings.lora and plan.count:
         depths, merged = adapt(tower, depths, settings.lora)
@@ -131,7 +131,7 @@ def on_device(inputs: Any, device: str) -> Any:
 
 def _path(
     plan: TowerPlan, tower: TorchTower, features: Features, samples: Sequence[Sample], device: str
-) -> tuple[InputReader, Callable[[Any], Tensor], Any]:
+) -> tuple[PrefixReader | SampleReader, Callable[[Any], Tensor], Any]:
     """The reader of the inputs, the forward pass over them, and inputs of one sample to try the pass on."""
     if plan.path == "full":
         reader = SampleReader(samples, plan.slot.modality, tower.prepare, tower.collate, plan.tower.spec.draft)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mmfeat.errors import HeadError, RunError
+from mmfeat.evaluation.splits import Fold
 from mmfeat.extraction.reader import prefetch
 from mmfeat.finetune.inputs import FRESH_VIEWS, PartialInputs
 from mmfeat.finetune.model import HEAD, TunableModel
@@ -79,8 +80,7 @@ class TrainingSetup:
 
     settings: HeadSettings
     finetune: FinetuneSettings
-    train: np.ndarray
-    validation: np.ndarray
+    rows: Fold
     entropy: tuple[int, ...]
     start: Mapping[str, Tensor] | None
     replay: tuple[float, ...] | None = None
@@ -112,14 +112,14 @@ class Training:
         self.model, self.setup, self.targets, self.team = model, setup, targets, execution.team
         self.checkpoint, self.every, self.saved = checkpoint, execution.checkpoint_seconds, time.monotonic()
         self.since = self.saved
-        settings = setup.settings
-        self.settings = replace(settings, batch_size=min(settings.batch_size, len(setup.train)))
+        settings, train = setup.settings, setup.rows.train
+        self.settings = replace(settings, batch_size=min(settings.batch_size, len(train)))
         self.start = start_state(model, setup)
         model.load(self.start)
-        self.draws = Draws(setup.entropy, setup.train, self.settings, model.head.units)
+        self.draws = Draws(setup.entropy, train, self.settings, model.head.units)
         self.stopper = Stopper(self.settings, setup.replay)
-        self.steps = epoch_steps(len(setup.train), self.settings.batch_size)
-        self.weights = class_weights(targets.take(setup.train), settings.class_weights)
+        self.steps = epoch_steps(len(train), self.settings.batch_size)
+        self.weights = class_weights(targets.take(train), settings.class_weights)
         self.loss = StackedLoss([self.settings], [self.weights], targets.multilabel, model.data.device)
         self.labels = torch.from_numpy(targets.matrix.astype(np.float32)).to(model.data.device)
         self.optimiser = torch.optim.AdamW(self._groups(), weight_decay=settings.weight_decay, foreach=True)
@@ -128,6 +128,7 @@ class Training:
         self.total = torch.zeros((), device=model.data.device)
         self.best: dict[str, Tensor] = {}
         self.state = TrainingState()
+        self._note_order()
         self._resume()
 
     def run(self, advance: Callable[[int], None]) -> dict[str, Tensor]:
@@ -138,8 +139,6 @@ class Training:
 
     def _epoch(self, advance: Callable[[int], None]) -> None:
         state = self.state
-        if not state.step:
-            self._note_order()
         self._unfreeze(state.epoch)
         self.model.head.train()
         steps = itertools.islice(self._drawn(), state.step, None)
@@ -256,7 +255,7 @@ class Training:
         self._save_if_due()
 
     def _validate(self) -> dict[str, float]:
-        rows = self.setup.validation
+        rows = self.setup.rows.validation
         if not len(rows):
             return {}
         labels, multilabel = self.targets.matrix[rows], self.targets.multilabel
@@ -315,7 +314,7 @@ def start_state(model: TunableModel, setup: TrainingSetup) -> dict[str, Tensor]:
     model.load(model.first)  # another cell may have trained this model
     seed = int(np.random.SeedSequence(setup.entropy).generate_state(1, np.uint64)[0] >> 1)
     model.head.reset_head(0, torch.Generator().manual_seed(seed))
-    computed = model.data.statistics(np.union1d(setup.train, setup.validation))
+    computed = model.data.statistics(np.union1d(setup.rows.train, setup.rows.validation))
     statistics = {modality: list(pairs) for modality, pairs in computed.items()}
     for tower in model.towers:
         if tower.normed:
