@@ -1,4 +1,4 @@
-"""The audit in a report: duplicates, conflicts, leaks and odd files, as `mmfeat audit` found them."""
+"""The audit in a report: likely label errors, and the duplicates, conflicts, leaks and odd files of `mmfeat audit`."""
 
 from __future__ import annotations
 
@@ -9,34 +9,36 @@ import numpy as np
 from mmfeat.audit.label_errors import estimate_noise, find_label_errors
 from mmfeat.audit.result import Audit, read_audit
 from mmfeat.errors import DataError
-from mmfeat.report.results import Results
 from mmfeat.report.section import MOST_CLASSES, Section, Table, interval, title_of
+from mmfeat.report.subject import Subject
 from mmfeat.system.wording import shown
 
+SHOWN = 30  # rows of the table of odd files
 
-def doubted_rows(results: Results) -> np.ndarray:
+
+def doubted_rows(subject: Subject) -> np.ndarray:
     """Rows of the predictions whose label is likely wrong, the surest first; none for multi-label data."""
-    found = results.predictions()
-    if found.targets.multilabel or not len(found.targets):
+    predictions = subject.predictions()
+    if predictions.targets.multilabel or not len(predictions.targets):
         return np.empty(0, np.int64)
-    return find_label_errors(found.targets.numbers, found.probabilities).rows
+    return find_label_errors(predictions.targets.numbers, predictions.probabilities).rows
 
 
-def labels_section(results: Results) -> Section | None:
-    """Confident learning on the predictions of the report's entry."""
-    found = results.predictions()
-    if found.targets.multilabel:
+def labels_section(subject: Subject) -> Section | None:
+    """The section on label errors, by confident learning on the predictions of the report's entry."""
+    predictions = subject.predictions()
+    if predictions.targets.multilabel:
         return None
-    noise = estimate_noise(found.targets.numbers, found.probabilities)
-    doubted = len(doubted_rows(results))
+    noise = estimate_noise(predictions.targets.numbers, predictions.probabilities)
+    doubted = len(doubted_rows(subject))
     words = [
-        f"{title_of(results.entry)} is confident of another class than the label for {doubted:,} of {len(found.ids):,} "
-        "samples; the gallery below can show just these.",
+        f"{title_of(subject.entry)} is confident of another class than the label for {doubted:,} of "
+        f"{len(predictions.ids):,} samples; the gallery below can show just these.",
         f"If the head is right where it is confident, {interval(noise.wrong)} of the labels are wrong, and a "
         f"classifier that is always right would score macro-F1 {interval(noise.macro_f1)} against them: a rough "
         "ceiling (confident learning, Northcutt et al., 2021). A head that errs confidently lowers it.",
     ]
-    classes = found.targets.classes
+    classes = predictions.targets.classes
     shares = noise.joint / np.maximum(noise.joint.sum(1, keepdims=True), 1e-12)
     rows = [
         [name, *(f"{share:.0%}" for share in line), interval(score)]
@@ -51,10 +53,7 @@ def labels_section(results: Results) -> Section | None:
     return Section("labels", "Label errors", words, tables=[table])
 
 
-SHOWN = 30
-
-
-def audit_section(results: Results, folder: Path) -> Section:
+def audit_section(subject: Subject, folder: Path) -> Section:
     """The section on the audit in `folder` (`OUT/DATASET`), if the audit is of this run's data."""
     try:
         audit = read_audit(folder)
@@ -63,7 +62,7 @@ def audit_section(results: Results, folder: Path) -> Section:
             "mmfeat audit looks for duplicates, conflicting labels, leaks and odd files; its findings then stand here."
         )
         return Section("audit", "Audit of the data", [words])
-    if audit.data_hash != results.run.config.data_hash:
+    if audit.data_hash != subject.run.config.data_hash:
         words = f"{folder} is about other labels, texts or photos than this run; run mmfeat audit again."
         return Section("audit", "Audit of the data", [words])
     tables = [_twins(audit), *([_odd(audit)] if audit.odd else [])]
@@ -72,9 +71,9 @@ def audit_section(results: Results, folder: Path) -> Section:
 
 def _twins(audit: Audit) -> Table:
     rows = []
-    for modality, found in audit.duplicates.items():
+    for modality, duplicates in audit.duplicates.items():
         conflict = audit.conflicts[modality]
-        counts = [f"{found[name]:,}" for name in ("groups", "samples", "exact_samples", "largest")]
+        counts = [f"{duplicates[name]:,}" for name in ("groups", "samples", "exact_samples", "largest")]
         pairs = f"{conflict['disagreeing_pairs']:,} of {conflict['pairs']:,}" if conflict["pairs"] else ""
         rows.append([modality, *counts, f"{conflict['groups']:,}", pairs])
     header = ["alike in", "groups", "samples", "equal", "largest", "groups with several labels", "pairs that disagree"]
@@ -97,7 +96,7 @@ def _leaks(audit: Audit) -> list[str]:
 
 def _odd(audit: Audit) -> Table:
     rows = [
-        [each["modality"], each["what"], f"{each['count']:,}", str(each["id"]), str(each["detail"])[:60]]
-        for each in audit.odd[:SHOWN]
+        [odd["modality"], odd["what"], f"{odd['count']:,}", str(odd["id"]), str(odd["detail"])[:60]]
+        for odd in audit.odd[:SHOWN]
     ]
     return Table("odd", "Odd texts and photos", ["", "what", "samples", "first", "there"], rows)

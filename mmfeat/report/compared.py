@@ -1,4 +1,4 @@
-"""Runs side by side: scores, paired tests and different settings."""
+"""Runs side by side: scores, paired tests, different settings, and scores by class."""
 
 from __future__ import annotations
 
@@ -13,61 +13,63 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 
-def comparison_sections(found: Comparison) -> list[Section]:
-    """Scores against the first run, and the settings that differ."""
-    names = names_of_runs(found)
+def comparison_sections(comparison: Comparison) -> list[Section]:
+    """The sections of a comparison: scores and tests against the first run, different settings, and classes."""
+    names = names_of_runs(comparison)
     rows = []
     for run, name, entry, test, reason in zip(
-        found.runs, names, found.entries, found.tests, found.reasons, strict=True
+        comparison.runs, names, comparison.entries, comparison.tests, comparison.reasons, strict=True
     ):
         scores = [interval(entry.score(score)) for score in ("macro_f1", "accuracy")]
         tested = [gain(test.difference), p_value(test.p_holm), "=" if test.tie else ""] if test else ["", "", ""]
-        rows.append([name, title_of(entry), *scores, *tested, reason or ("" if run is found.runs[0] else "paired")])
+        rows.append(
+            [name, title_of(entry), *scores, *tested, reason or ("" if run is comparison.runs[0] else "paired")]
+        )
     header = ["run", "head", "macro-F1", "accuracy", "over the first", "p", "tie", "test"]
     words = [
         "One entry of each run against that of the first: paired bootstrap on the samples that both have out of fold, "
         "Holm over the runs."
     ]
-    if not found.preselected:
+    if not comparison.preselected:
         words[0] += " It is the best of its run, chosen by these very scores, which flatters it a little."
-    if not found.fair:
+    if not comparison.fair:
         words.append("Not all of them can be compared: scores on other data or folds say nothing about each other.")
     table = Table("comparison", "Runs side by side", header, rows)
     return [
-        Section("comparison", "Comparison", words, [_scores(found, names)], [table]),
-        _settings(found, names),
-        _classes(found, names),
+        Section("comparison", "Comparison", words, [_scores(comparison, names)], [table]),
+        _settings(comparison, names),
+        _classes(comparison, names),
     ]
 
 
-def names_of_runs(found: Comparison) -> list[str]:
+def names_of_runs(comparison: Comparison) -> list[str]:
     """The names of the run folders, with the folder above where two names are equal."""
-    names = [run.folder.name for run in found.runs]
-    return names if len(set(names)) == len(names) else [str(run.folder) for run in found.runs]
+    names = [run.folder.name for run in comparison.runs]
+    return names if len(set(names)) == len(names) else [str(run.folder) for run in comparison.runs]
 
 
-def _scores(found: Comparison, names: Sequence[str]) -> Figure:
+def _scores(comparison: Comparison, names: Sequence[str]) -> Figure:
     def draw() -> Drawing:
         drawing, (axes,) = new_drawing(0.8 + 0.25 * len(names))
         colours = [SERIES[0]] + [SERIES[7]] * len(names[1:])
-        whiskers(axes, [entry.macro_f1 for entry in found.entries], names, colours)
+        whiskers(axes, [entry.macro_f1 for entry in comparison.entries], names, colours)
         axes.set_xlabel("macro-F1")
         return drawing
 
     return Figure("comparison", "macro-F1 with 95 % intervals", "the table has the values", draw)
 
 
-def _settings(found: Comparison, names: Sequence[str]) -> Section:
-    rows = [[name, *values] for name, values in found.settings.items()]
+def _settings(comparison: Comparison, names: Sequence[str]) -> Section:
+    rows = [[name, *values] for name, values in comparison.settings.items()]
     words = [] if rows else ["They were asked for the same."]
     tables = [Table("differences", "What differs", ["setting", *names], rows)] if rows else []
     return Section("differences", "Settings that differ", words, tables=tables)
 
 
-def _classes(found: Comparison, names: Sequence[str]) -> Section:
-    classes = list(dict.fromkeys(name for run in found.runs for name in run.classes))
+def _classes(comparison: Comparison, names: Sequence[str]) -> Section:
+    classes = list(dict.fromkeys(name for run in comparison.runs for name in run.classes))
     rows = [
-        [name, *(interval(entry.classes[name].f1) if name in entry.classes else "" for entry in found.entries)]
+        [name, *(interval(entry.classes[name].f1) if name in entry.classes else "" for entry in comparison.entries)]
         for name in classes
     ]
     return Section("classes", "Classes", tables=[Table("classes", "F1 by class", ["class", *names], rows)])

@@ -10,34 +10,33 @@ from typing import Any
 from mmfeat.cache.store import folder_name
 from mmfeat.cache.survey import survey
 from mmfeat.errors import CacheError
-from mmfeat.report.results import Results
 from mmfeat.report.section import Section, Table
+from mmfeat.report.subject import Subject
 from mmfeat.samples.dataset import MODALITIES
 from mmfeat.samples.labels import classes_in, names_of
 from mmfeat.system.wording import duration, shown, size_of, without_passwords
 
 
-def data_section(results: Results) -> Section:
-    """Classes, missing texts and photos, and character encodings."""
-    run, samples = results.run, results.samples
+def data_section(subject: Subject) -> Section:
+    """The section on classes, missing texts and photos, and character encodings."""
+    run, samples = subject.run, subject.samples
     labelled, classes = run.results.labelled, run.results.class_counts
     rows = [[name, f"{count:,}", f"{count / labelled:.1%}"] for name, count in classes.items()]
     tables = [Table("labels", f"{labelled:,} labelled samples", ["class", "samples", "share"], rows)]
     hashed = f"data hash {run.config.data_hash[:16]}"
     if samples is None:
         words = [f"{run.config.dataset}: {labelled:,} labelled samples, {hashed}."]
-        words += data_notes(results)
+        words += data_notes(subject)
         return Section("data", "Data", words, tables=tables)
     words = [f"{run.config.dataset}: {len(samples):,} samples, {labelled:,} labelled, {hashed}."]
-    words += data_notes(results)
+    words += data_notes(subject)
     if odd := {name: count for name, count in samples.encodings.items() if name != "utf-8"}:
         words.append(f"Texts that are not UTF-8: {', '.join(f'{count:,} {name}' for name, count in odd.items())}.")
     missing = [
         [modality, reason, f"{count:,}"]
         for modality in MODALITIES
-        for reason, count in Counter(
-            getattr(each, f"{modality}_error") for each in samples if getattr(each, f"{modality}_error")
-        ).most_common()
+        for reason, count in Counter(getattr(sample, f"{modality}_error") for sample in samples).most_common()
+        if reason
     ]
     if missing:
         tables.append(
@@ -46,54 +45,42 @@ def data_section(results: Results) -> Section:
     return Section("data", "Data", words, tables=tables)
 
 
-def data_notes(results: Results) -> tuple[str, ...]:
+def data_notes(subject: Subject) -> tuple[str, ...]:
     """Lines about changes of the data since the run."""
-    if results.samples is None:
-        return (f"{shown(results.data)} is not there, so texts and photos are missing; --data says where it is.",)
-    if changed := _changed(results):
+    if subject.samples is None:
+        return (f"{shown(subject.data)} is not there, so texts and photos are missing; --data says where it is.",)
+    if changed := _changed(subject):
         return (f"The data changed since the run: {changed:,} samples that it scored are gone or have another label.",)
     return ()
 
 
-def _changed(results: Results) -> int:
+def _changed(subject: Subject) -> int:
     """Out-of-fold samples that are gone from the data or have another label now."""
-    found = results.predictions()
-    classes, multilabel = found.targets.classes, found.targets.multilabel
-    then = (classes_in(names_of(row, classes), multilabel) for row in found.targets.matrix)
-    now = (results.by_id.get(id) for id in found.ids)
+    predictions = subject.predictions()
+    classes, multilabel = predictions.targets.classes, predictions.targets.multilabel
+    then = (classes_in(names_of(row, classes), multilabel) for row in predictions.targets.matrix)
+    now = (subject.by_id.get(id) for id in predictions.ids)
     return sum(
-        each is None or classes_in(each.label, multilabel) != names for each, names in zip(now, then, strict=True)
+        sample is None or classes_in(sample.label, multilabel) != names for sample, names in zip(now, then, strict=True)
     )
 
 
-def cache_section(results: Results) -> Section:
-    """The encoders of the run, and their vectors in the cache."""
-    run = results.run
-    held = {}
-    words = []
+def cache_section(subject: Subject) -> Section:
+    """The section on the encoders of the run and their vectors in the cache."""
+    run, cached, words = subject.run, {}, []
     try:
-        held = {entry.folder.name: entry for entry in survey(run.config.cache, folder_name(run.config.dataset))}
+        cached = {entry.folder.name: entry for entry in survey(run.config.cache, folder_name(run.config.dataset))}
     except CacheError as error:
         words.append(f"The cache is not there: {error}.")
     rows = []
     for tower in run.towers:
         spec, folder = tower.spec, tower.spec.folder_name
-        entry = held.get(folder)
+        entry = cached.get(folder)
         vectors = _vectors(*entry.count()) if entry else ""
         size = size_of(entry.bytes) if entry else ""
         width = str(run.results.widths.get(folder, ""))
-        rows.append(
-            [
-                shown(tower.request),
-                spec.output,
-                width,
-                spec.arithmetic,
-                spec.cleaning,
-                vectors,
-                size,
-                spec.fingerprint[:16],
-            ]
-        )
+        facts = [shown(tower.request), spec.output, width, spec.arithmetic, spec.cleaning]
+        rows.append([*facts, vectors, size, spec.fingerprint[:16]])
     header = ["encoder", "output", "width", "arithmetic", "cleaning", "vectors", "on disk", "fingerprint"]
     return Section(
         "cache", "Encoders and cache", words, tables=[Table("encoders", "Encoders of the run", header, rows)]
@@ -104,9 +91,9 @@ def _vectors(good: int, failed: int) -> str:
     return f"{good:,}, {failed:,} unreadable" if failed else f"{good:,}"
 
 
-def run_section(results: Results) -> Section:
-    """How the run was made, and the command that trains it again."""
-    run, config = results.run, results.run.config
+def run_section(subject: Subject) -> Section:
+    """The section on how the run was made, with the command that trains it again."""
+    run, config = subject.run, subject.run.config
     record = run.record
     facts = {
         "run": shown(str(run.folder)),

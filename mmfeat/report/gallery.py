@@ -1,4 +1,4 @@
-"""The gallery: every sample out of fold with text, photo, label and prediction, errors first, within so many bytes."""
+"""The gallery: the samples out of fold with text, photo, label and prediction, errors first, in a limited size."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import numpy as np
 
 from mmfeat.report.audited import doubted_rows
 from mmfeat.report.modalities import WHO, attribute
-from mmfeat.report.results import Results
 from mmfeat.report.section import title_of
+from mmfeat.report.subject import Subject
 from mmfeat.samples.contents import decode_image
 from mmfeat.samples.dataset import Sample
 from mmfeat.samples.labels import names_of
@@ -44,24 +44,24 @@ class Gallery:
     errors: int
     shown: int  # photos in the page
     cut: int  # characters after which texts are cut; 0 where the page has no texts
-    attributed: str  # the head whose flips are told, where it is not the one that predicts; else ""
+    attributed: str  # the head of the attribution, where another head than the entry's; else ""
 
 
-def make_gallery(results: Results, photos: int, room: int, progress: Progress) -> Gallery:
-    """Errors first, the surest of them at the top; at most `photos` of them with their photo, all in `room` bytes."""
-    found = results.predictions()
-    attribution = attribute(results)
-    votes, right = found.voted, found.right
-    classes = found.targets.classes
-    confidence = _confidence(found.probabilities, votes, found.targets.multilabel)
-    agreement = (found.chosen == votes).all(2).mean(0)
-    doubted = set(doubted_rows(results).tolist())
-    who = ["" if attribution is None else WHO[each] for each in (attribution.who if attribution else right)]
+def make_gallery(subject: Subject, photos: int, room: int, progress: Progress) -> Gallery:
+    """Make a gallery of at most `room` bytes and `photos` photos: errors first, the most confident ones at the top."""
+    predictions = subject.predictions()
+    attribution = attribute(subject)
+    votes, right = predictions.voted, predictions.right
+    classes = predictions.targets.classes
+    confidence = _confidence(predictions.probabilities, votes, predictions.targets.multilabel)
+    agreement = (predictions.chosen == votes).all(2).mean(0)
+    doubted = set(doubted_rows(subject).tolist())
+    who = [WHO[index] for index in attribution.who] if attribution else [""] * len(right)
     order = np.lexsort((-confidence, right)).tolist()
-    samples = [results.by_id.get(found.ids[row]) for row in order]
+    samples = [subject.by_id.get(predictions.ids[row]) for row in order]
     facts = [
         [
-            names_of(found.targets.matrix[row], classes),
+            names_of(predictions.targets.matrix[row], classes),
             names_of(votes[row], classes),
             round(float(confidence[row]), 3),
             round(float(agreement[row]), 2),
@@ -71,15 +71,15 @@ def make_gallery(results: Results, photos: int, room: int, progress: Progress) -
         ]
         for row in order
     ]
-    ids = [found.ids[row] for row in order]
+    ids = [predictions.ids[row] for row in order]
     packed, cut, listed = _fit_rows(ids, samples, facts, int(room * ROW_SHARE))
     images, shown = _fit_photos(samples[:listed], photos, room - len(packed), progress)
-    other = attribution.title if attribution and attribution.title != title_of(results.entry) else ""
+    other = attribution.title if attribution and attribution.title != title_of(subject.entry) else ""
     return Gallery(packed, images, len(ids), listed, int((~right).sum()), shown, cut, other)
 
 
 def _confidence(probabilities: np.ndarray, votes: np.ndarray, multilabel: bool) -> np.ndarray:
-    """(N,) the probability of the prediction, in multi-label data of the least certain class."""
+    """(N,) the probability of the predicted class, in multi-label data the probability of the least certain class."""
     if not multilabel:
         return probabilities[votes]
     return np.where(votes, probabilities, 1 - probabilities).min(1)
@@ -88,7 +88,7 @@ def _confidence(probabilities: np.ndarray, votes: np.ndarray, multilabel: bool) 
 def _fit_rows(
     ids: Sequence[str], samples: Sequence[Sample | None], facts: Sequence[list[Any]], room: int
 ) -> tuple[str, int, int]:
-    """(rows, letters of a text, how many rows): as much of the texts as there is room for, else the first rows."""
+    """(packed rows, length of a text, number of rows): the longest texts that fit, or else only the first rows."""
     for length in TEXT_LENGTHS:
         rows = [
             [id, _text(sample, length), *fact, int(sample is not None and sample.image is not None)]
@@ -109,23 +109,23 @@ def _text(sample: Sample | None, length: int) -> str:
 
 
 def pack(value: Any) -> str:
-    """A value as gzipped JSON in base64, which a page unpacks without a network."""
+    """Encode a value as gzipped JSON in base64, which the script of the page unpacks."""
     return base64.b64encode(gzip.compress(canonical_json(value).encode(), mtime=0)).decode()
 
 
 def _fit_photos(samples: Sequence[Sample | None], most: int, room: int, progress: Progress) -> tuple[str, int]:
-    """The first photos, as many as are asked for and there is room for; "" for one that cannot be read."""
-    wanted = [(place, sample) for place, sample in enumerate(samples) if sample and sample.image is not None][:most]
+    """(packed photos, number of photos): at most `most` that fit into `room`; "" for an unreadable photo."""
+    wanted = [(row, sample) for row, sample in enumerate(samples) if sample and sample.image is not None][:most]
     photos: dict[str, str] = {}
     if wanted:
         used = 0
         with progress.step("photos of the report", len(wanted)) as advance:
-            for place, data in _thumbnails(wanted):
+            for row, data in _thumbnails(wanted):
                 advance(1)
-                used += len(data) * 3 // 2  # base64, a third more, and again, of which gzip takes one back
+                used += len(data) * 3 // 2  # base64 within base64 is 16/9 of the data, of which gzip saves some
                 if used > room:
                     break
-                photos[str(place)] = base64.b64encode(data).decode()
+                photos[str(row)] = base64.b64encode(data).decode()
     return pack(photos), sum(map(bool, photos.values()))
 
 
@@ -133,13 +133,12 @@ def _thumbnails(wanted: Sequence[tuple[int, Sample]]) -> Iterator[tuple[int, byt
     rest = iter(wanted)
     with ThreadPoolExecutor() as pool:
         while batch := list(islice(rest, BATCH)):
-            yield from zip(
-                (place for place, _ in batch), pool.map(_thumbnail, (each for _, each in batch)), strict=True
-            )
+            rows, samples = zip(*batch, strict=True)
+            yield from zip(rows, pool.map(_thumbnail, samples), strict=True)
 
 
 def _thumbnail(sample: Sample) -> bytes:
-    """A small WebP of the photo, without what its file says of place and camera; empty if it cannot be read."""
+    """A small WebP of the photo without metadata; empty for an unreadable photo."""
     assert sample.image is not None
     try:
         image, _ = decode_image(sample.image.read_bytes(), draft=PHOTO_SIDE)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmfeat.report.plots import SERIES, new_drawing
-from mmfeat.report.results import SINGLE, Results
 from mmfeat.report.section import Figure, Section, Table, gain, interval, p_value, title_of
+from mmfeat.report.subject import SINGLE, Subject
 from mmfeat.runs.entry import Entry
 from mmfeat.runs.leaderboard import ablation
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 WHO = ("neither", "text", "image", "both")
 
 
-def ablation_section(results: Results) -> Section | None:
-    """macro-F1 of each head on text, image and both."""
-    found = ablation(results.run.leaderboard)
-    if not found:
+def ablation_section(subject: Subject) -> Section | None:
+    """The section with macro-F1 of each head on text, on image and on both."""
+    heads = ablation(subject.run.leaderboard)
+    if not heads:
         return None
     rows = [
         [
@@ -31,7 +31,7 @@ def ablation_section(results: Results) -> Section | None:
             *(interval(entries[name].macro_f1) if name in entries else "" for name in ("both", *SINGLE)),
             *_gained(entries.get("both")),
         ]
-        for head, entries in found.items()
+        for head, entries in heads.items()
     ]
     header = ["head", "both", "text", "image", "both over the better one", "p"]
     return Section(
@@ -50,9 +50,10 @@ def _gained(both: Entry | None) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Attribution:
-    """Who decides each of N samples: `who` (N,) indexes `WHO`; `right` maps both, text and image to (N,) bool.
+    """The modality that decides each of N samples: `who` (N,) indexes `WHO`; `right` maps both, text and image to (N,).
 
-    A modality decides where the head would say something else without it, which its twin on the other one tells.
+    A modality decides a sample where the same head, trained on the other modality alone, predicts something else.
+    `title` is the name of the head.
     """
 
     who: np.ndarray
@@ -60,47 +61,52 @@ class Attribution:
     title: str
 
 
-def attribute(results: Results) -> Attribution | None:
+def attribute(subject: Subject) -> Attribution | None:
     """The attribution of the best head that was also trained on text and on image alone; None without such a head."""
-    entry = results.alike
+    entry = subject.alike
     if entry is None:
         return None
-    found = {name: results.predictions(results.run.entry(entry.head, name)) for name in SINGLE}
-    found["both"] = results.predictions(entry)
-    voted = {name: each.voted for name, each in found.items()}
+    predictions = {name: subject.predictions(subject.run.entry(entry.head, name)) for name in SINGLE}
+    predictions["both"] = subject.predictions(entry)
+    voted = {name: predicted.voted for name, predicted in predictions.items()}
     text_flips = (voted["both"] != voted["image"]).any(1)
     image_flips = (voted["both"] != voted["text"]).any(1)
-    return Attribution(
-        text_flips + 2 * image_flips, {name: each.right for name, each in found.items()}, title_of(entry)
-    )
+    right = {name: predicted.right for name, predicted in predictions.items()}
+    return Attribution(text_flips + 2 * image_flips, right, title_of(entry))
 
 
-def attribution_section(results: Results) -> Section:
-    """Number of samples that each modality decides, and the share of right decisions."""
+def attribution_section(subject: Subject) -> Section:
+    """The section with the number of samples that each modality decides, and the shares of right predictions."""
     title = "Attribution"
-    found = attribute(results)
-    if found is None:
+    attribution = attribute(subject)
+    if attribution is None:
         return Section("attribution", title, ["This needs a head that was trained on text, on image and on both."])
     rows = []
     for number, name in enumerate(WHO):
-        here = found.who == number
-        shares = [f"{found.right[each][here].mean():.0%}" if here.any() else "" for each in ("both", *SINGLE)]
-        rows.append([name, f"{here.sum():,} ({here.mean():.0%})", *shares])
+        rows_of = attribution.who == number
+        right = (attribution.right[seen][rows_of] for seen in ("both", *SINGLE))
+        shares = [f"{part.mean():.0%}" if len(part) else "" for part in right]
+        rows.append([name, f"{rows_of.sum():,} ({rows_of.mean():.0%})", *shares])
     header = ["flipped by", "samples", "both right", "text right", "image right"]
     words = (
-        f"{found.title} beside the same head trained on text alone and on image alone. A modality flips a sample where "
-        "the head says something else without it: neither (all three agree), text, image, or both (each is needed)."
+        f"{attribution.title} beside the same head trained on text alone and on image alone. A "
+        "modality flips a sample where the head says something else without it: neither (all three agree), text, "
+        "image, or both (each is needed)."
     )
     return Section(
-        "attribution", title, [words], [_bars(found)], [Table("attribution", "Samples by who flips them", header, rows)]
+        "attribution",
+        title,
+        [words],
+        [_bars(attribution)],
+        [Table("attribution", "Samples by who flips them", header, rows)],
     )
 
 
-def _bars(found: Attribution) -> Figure:
+def _bars(attribution: Attribution) -> Figure:
     def draw() -> Drawing:
         drawing, (axes,) = new_drawing(1.9)
-        right = [int((found.right["both"] & (found.who == number)).sum()) for number in range(len(WHO))]
-        wrong = [int((~found.right["both"] & (found.who == number)).sum()) for number in range(len(WHO))]
+        right = [int((attribution.right["both"] & (attribution.who == number)).sum()) for number in range(len(WHO))]
+        wrong = [int((~attribution.right["both"] & (attribution.who == number)).sum()) for number in range(len(WHO))]
         axes.barh(WHO, right, color=SERIES[0], label="right")
         axes.barh(WHO, wrong, left=right, color=SERIES[1], label="wrong")
         axes.invert_yaxis()

@@ -1,4 +1,4 @@
-"""The page: one HTML file that holds its style, script, plots and photos and loads nothing from the network."""
+"""The page, one HTML file with style, script, plots and photos inside, and the files of its tables and figures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILES = {name: f"report.{name}" for name in ("css", "js")}
 
 @dataclass(frozen=True)
 class Page:
-    """The content of the page; `headline` has the (name, value) pairs at the top."""
+    """The content of a page; `headline` holds the (name, value) pairs at its top."""
 
     title: str
     subtitle: str
@@ -29,7 +29,7 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """The HTML text of a page."""
+    """The page as HTML text."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

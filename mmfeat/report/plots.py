@@ -23,8 +23,8 @@ SERIES = ("#3b82c4", "#d9782d", "#3f9a6b", "#b8559b", "#7a6fd0", "#9a8a2c", "#2f
 WIDTH = 9.0  # inches
 DPI = 200
 CELL = 0.36  # inches of height; a cell is two to three times as wide
-LONGEST = 28  # letters of a name in a plot
-LETTERS = 80  # letters of names that fit side by side
+LONGEST = 28  # most letters of a name in a plot
+LETTERS = 80  # most letters of all names that stand side by side
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -62,16 +62,16 @@ def short(name: str) -> str:
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
-@functools.lru_cache(maxsize=64)  # a page is rendered twice
+@functools.lru_cache(maxsize=64)  # because a page is rendered twice
 def svg(figure: Figure) -> str:
-    """The figure as an SVG element: text stays text, ink and grid are the page's, ids are its own."""
+    """The figure as an SVG element with text as text, the page's colours for ink and grid, and ids only where used."""
     buffer = io.StringIO()
     with _style(figure.name):
         figure.draw().savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
     used = set(re.findall(r"#([\w-]+)", text))
-    text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", text)
+    text = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", text)
     text = re.sub(r"(font(?:-family)?: [^;\"]*?)'?DejaVu Sans'?(, [^;\"]*)?", r"\1system-ui, sans-serif", text)
     text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', "", text, count=1)
     return text.replace(INK, "currentColor").replace(GRID, "var(--line)")
@@ -111,9 +111,9 @@ def heat_map(table: Table) -> Figure:
 
 def whiskers(axes: Axes, scores: Sequence[Interval], names: Sequence[str], colours: Sequence[str]) -> None:
     """Draw values with their intervals, one below the other."""
-    for place, (score, colour) in enumerate(zip(scores, colours, strict=True)):
-        axes.plot([score.low, score.high], [place, place], color=colour, linewidth=2.2, alpha=0.6)
-        axes.plot(score.value, place, "o", color=colour, markersize=5)
+    for row, (score, colour) in enumerate(zip(scores, colours, strict=True)):
+        axes.plot([score.low, score.high], [row, row], color=colour, linewidth=2.2, alpha=0.6)
+        axes.plot(score.value, row, "o", color=colour, markersize=5)
     axes.set_yticks(range(len(names)), list(map(short, names)))
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
@@ -130,5 +130,5 @@ def _style(name: str) -> Iterator[None]:
     import matplotlib
 
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # the font lacks some scripts of labels
+        warnings.filterwarnings("ignore", message="Glyph")  # DejaVu Sans lacks the scripts of some labels
         yield

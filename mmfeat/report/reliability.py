@@ -8,8 +8,8 @@ import numpy as np
 
 from mmfeat.evaluation.metrics import BINS, wilson
 from mmfeat.report.plots import GRID, SERIES, new_drawing
-from mmfeat.report.results import Results
 from mmfeat.report.section import Figure, Section, Table, interval, number, title_of
+from mmfeat.report.subject import Subject
 from mmfeat.runs.entry import Interval, OutOfFold
 
 if TYPE_CHECKING:
@@ -17,56 +17,66 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 
-COMPARED = 8
+COMPARED = 8  # entries in the table of calibration
 SHARES = (1.0, 0.9, 0.75, 0.5, 0.25)
 
 
-def reliability_section(results: Results) -> Section:
-    """Reliability diagram, accuracy among the surest, and calibration of the best entries."""
-    found = results.predictions()
-    entry, config = results.entry, results.run.config
+def reliability_section(subject: Subject) -> Section:
+    """The section with reliability diagram, accuracy of the surest samples, and calibration of the best entries."""
+    predictions = subject.predictions()
+    entry, config = subject.entry, subject.run.config
     error = interval(entry.calibration_error)
     chose = "other folds" if len(config.folds) > 1 else "validation rows"
     words = [
         f"Expected calibration error of {title_of(entry)}: {error}; 0 is perfect, and chance alone keeps it above 0. "
         f"Probabilities are calibrated by a temperature that {chose} chose."
     ]
-    if len(found.chosen) > 1:
+    if len(predictions.chosen) > 1:
         words.append(
             "The plot and the shares of samples are of the mean probability over seeds, which is a little better than "
             "a seed alone; all scores are means over seeds."
         )
     return Section(
-        "reliability", "Calibration", words, [_diagram(found)], [_by_share(*surest(found)), _compared(results)]
+        "reliability",
+        "Calibration",
+        words,
+        [_diagram(predictions)],
+        [_by_share(*surest(predictions)), _compared(subject)],
     )
 
 
-def confidences(found: OutOfFold) -> tuple[np.ndarray, np.ndarray]:
-    """((M,) confidence, (M,) right) of the most probable class of each sample, in multi-label data of every class."""
-    if found.targets.multilabel:
-        return found.probabilities.ravel(), found.targets.matrix.ravel()
-    best = found.probabilities.argmax(1)
+def confidences(predictions: OutOfFold) -> tuple[np.ndarray, np.ndarray]:
+    """((M,) confidence, (M,) right) for the most probable class of each sample, in multi-label data for every class."""
+    if predictions.targets.multilabel:
+        return predictions.probabilities.ravel(), predictions.targets.matrix.ravel()
+    best = predictions.probabilities.argmax(1)
     rows = np.arange(len(best))
-    return found.probabilities[rows, best], found.targets.matrix[rows, best]
+    return predictions.probabilities[rows, best], predictions.targets.matrix[rows, best]
 
 
-def surest(found: OutOfFold) -> tuple[np.ndarray, np.ndarray]:
-    """((N,) confidence, (N,) right) of the most probable class, in multi-label data the confidence of the least certain
-    class and whether all classes are right."""
-    if not found.targets.multilabel:
-        return confidences(found)
-    likely = found.probabilities >= 0.5
-    return np.maximum(found.probabilities, 1 - found.probabilities).min(1), (likely == found.targets.matrix).all(1)
+def surest(predictions: OutOfFold) -> tuple[np.ndarray, np.ndarray]:
+    """((N,) confidence, (N,) right) for the most probable class of each sample.
+
+    In multi-label data, the confidence of the least certain class, and whether all classes are right.
+    """
+    if not predictions.targets.multilabel:
+        return confidences(predictions)
+    likely = predictions.probabilities >= 0.5
+    return np.maximum(predictions.probabilities, 1 - predictions.probabilities).min(1), (
+        likely == predictions.targets.matrix
+    ).all(1)
 
 
-def _diagram(found: OutOfFold) -> Figure:
+def _diagram(predictions: OutOfFold) -> Figure:
     def draw() -> Drawing:
         drawing, (left, right) = new_drawing(3.0, 2)
-        _reliability(left, *confidences(found))
-        _coverage(right, *surest(found))
+        _reliability(left, *confidences(predictions))
+        _coverage(right, *surest(predictions))
         return drawing
 
-    shown = "how often a class is there by its probability" if found.targets.multilabel else "accuracy by confidence"
+    shown = (
+        "how often a class is there by its probability" if predictions.targets.multilabel else "accuracy by confidence"
+    )
     caption = f"Left: {shown}, with 95 % intervals; bars are how many. Right: accuracy of the surest samples"
     return Figure(
         "reliability", caption, "points on the diagonal are calibrated; the table has accuracy by share", draw
@@ -93,7 +103,7 @@ def _coverage(axes: Axes, confidence: np.ndarray, right: np.ndarray) -> None:
     kept = np.arange(1, len(order) + 1)
     accuracy = np.cumsum(right[order]) / kept
     low, high = wilson(accuracy, kept)
-    first = max(1, len(order) // 50)  # accuracy of fewer samples is noise
+    first = max(1, len(order) // 50)  # the accuracy of fewer samples is noise
     shown = np.unique(np.linspace(first - 1, len(order) - 1, 200).astype(int))
     axes.fill_between(kept[shown] / len(order), low[shown], high[shown], color=SERIES[0], alpha=0.2, linewidth=0)
     axes.plot(kept[shown] / len(order), accuracy[shown], color=SERIES[0])
@@ -113,7 +123,7 @@ def _by_share(confidence: np.ndarray, right: np.ndarray) -> Table:
     return Table("coverage", "What setting doubtful samples aside brings", header, rows)
 
 
-def _compared(results: Results) -> Table:
+def _compared(subject: Subject) -> Table:
     rows = [
         [
             title_of(entry),
@@ -122,7 +132,7 @@ def _compared(results: Results) -> Table:
             number(entry.decision.temperature, 2),
             number(entry.decision.strength, 2),
         ]
-        for entry in results.run.leaderboard[:COMPARED]
+        for entry in subject.run.leaderboard[:COMPARED]
     ]
     header = ["", "calibration error", "log-loss", "temperature", "logit adjustment"]
     return Table("calibration", "Calibration of the best entries", header, rows)

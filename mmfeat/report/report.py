@@ -15,9 +15,9 @@ from mmfeat.report.gallery import make_gallery
 from mmfeat.report.modalities import ablation_section, attribution_section
 from mmfeat.report.page import Page, render, write_figures, write_tables
 from mmfeat.report.reliability import reliability_section
-from mmfeat.report.results import Results
 from mmfeat.report.scores import classes_section, confusion_section, leaderboard_section, significance_section
 from mmfeat.report.section import Section, interval, title_of
+from mmfeat.report.subject import Subject
 from mmfeat.report.training import curves_section, effects_section, stages_section
 from mmfeat.runs.compare import compare_runs
 from mmfeat.runs.run import Run, choose_run, read_run
@@ -50,7 +50,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Papers:
-    """The kinds of files for papers to write into the folder `NAME-files` beside the page."""
+    """The kinds of files for papers, which are written into the folder `NAME-files` beside the page."""
 
     latex: bool = False
     csv: bool = False
@@ -79,27 +79,27 @@ def write_report(
     papers: Papers | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """One HTML page about a run, by default the best one, as `RUN/report.html`.
+    """Write one HTML page about a run, by default about the best run in `heads`, and by default to `RUN/report.html`.
 
-    `head` and `modalities` name the entry that is looked at closely, by default the best; at most `photos` photos are
-    in the page, errors first. `audit` is the folder that audits are written to. Raises `RunError` where the run is
-    not whole.
+    `head` and `modalities` name the entry that the page examines, by default the best one. At most `photos` photos are
+    in the page, errors first. `audit` is the folder of all audits. Raises `RunError` where files of the run are missing
+    or damaged.
     """
     chosen = choose_run(run, heads, data, head, modalities)
     path = _checked_out(Path(out) if out else chosen.folder / REPORT)
-    results = Results.of(chosen, head, modalities, data, columns)
+    subject = Subject.of(chosen, head, modalities, data, columns)
     progress = progress or Silent()
     sections = [
-        *make_sections(results, progress),
-        audit_section(results, Path(audit) / folder_name(chosen.config.dataset)),
-        run_section(results),
+        *make_sections(subject, progress),
+        audit_section(subject, Path(audit) / folder_name(chosen.config.dataset)),
+        run_section(subject),
     ]
     classes = [*chosen.classes, *([SEPARATOR] if chosen.config.is_multilabel else [])]
-    page = Page(f"Report of {chosen.folder.name}", _subtitle(results), _headline(results), sections, None, classes)
-    gallery = make_gallery(results, photos, BYTES - len(render(page).encode()), progress)
+    page = Page(f"Report of {chosen.folder.name}", _subtitle(subject), _headline(subject), sections, None, classes)
+    gallery = make_gallery(subject, photos, BYTES - len(render(page).encode()), progress)
     size = _write(path, replace(page, gallery=gallery))
     files = (papers or Papers()).write(path, sections)
-    return Report(path, (chosen,), size, gallery.samples, gallery.shown, files, data_notes(results))
+    return Report(path, (chosen,), size, gallery.samples, gallery.shown, files, data_notes(subject))
 
 
 def write_comparison(
@@ -110,24 +110,24 @@ def write_comparison(
     modalities: str | None = None,
     papers: Papers | None = None,
 ) -> Report:
-    """One HTML page about several runs, tested against the first. Raises `RunError` for fewer than two."""
+    """Write one HTML page about several runs, tested against the first. Raises `RunError` for fewer than two runs."""
     path = _checked_out(Path(out))
-    found = compare_runs([read_run(Path(run)) for run in runs], head, modalities)
-    names = names_of_runs(found)
-    sections = comparison_sections(found)
-    scores = [(name, interval(entry.macro_f1)) for name, entry in zip(names, found.entries, strict=True)]
+    comparison = compare_runs([read_run(Path(run)) for run in runs], head, modalities)
+    names = names_of_runs(comparison)
+    sections = comparison_sections(comparison)
+    scores = [(name, interval(entry.macro_f1)) for name, entry in zip(names, comparison.entries, strict=True)]
     size = _write(
         path, Page(f"Comparison of {len(names)} runs", "macro-F1 of an entry of each", scores, sections, None)
     )
-    return Report(path, found.runs, size, 0, 0, (papers or Papers()).write(path, sections))
+    return Report(path, comparison.runs, size, 0, 0, (papers or Papers()).write(path, sections))
 
 
-def make_sections(results: Results, progress: Progress) -> list[Section]:
-    """The sections that are not empty."""
+def make_sections(subject: Subject, progress: Progress) -> list[Section]:
+    """Make all sections; a section without content is left out."""
     made = []
     with progress.step("report", len(SECTIONS)) as advance:
         for make in SECTIONS:
-            made.append(make(results))
+            made.append(make(subject))
             advance(1)
     return [section for section in made if section is not None]
 
@@ -145,15 +145,15 @@ def _write(path: Path, page: Page) -> int:
     return len(text)
 
 
-def _subtitle(results: Results) -> str:
-    run = results.run
+def _subtitle(subject: Subject) -> str:
+    run = subject.run
     kind = "fine-tuning" if run.is_finetuned else "heads"
     encoders = ", ".join(dict.fromkeys(tower.spec.name for tower in run.towers))
     return f"{kind} on {run.config.dataset} with {encoders}"
 
 
-def _headline(results: Results) -> list[tuple[str, str]]:
-    entry, others = results.entry, results.run.leaderboard[1:]
+def _headline(subject: Subject) -> list[tuple[str, str]]:
+    entry, others = subject.entry, subject.run.leaderboard[1:]
     ties = f"{sum(bool(entry.tie) for entry in others):,} of {len(others):,}"
     return [
         ("shown closely", title_of(entry)),

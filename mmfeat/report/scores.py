@@ -10,8 +10,8 @@ import numpy as np
 from mmfeat.evaluation.metrics import wilson
 from mmfeat.evaluation.significance import compare_pairs
 from mmfeat.report.plots import SERIES, new_drawing, short, whiskers
-from mmfeat.report.results import SINGLE, Results
 from mmfeat.report.section import MOST_CLASSES, Figure, Section, Table, gain, interval, number, p_value, title_of
+from mmfeat.report.subject import SINGLE, Subject
 from mmfeat.runs.entry import ClassScores, Entry, Interval
 
 if TYPE_CHECKING:
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 PLOTTED = 16  # entries in the plot of the leaderboard
 PAIRED = 10  # entries in the table of paired tests
-BY_CLASS = 5
+BY_CLASS = 5  # entries in the plot of scores by class
 CONFUSED = 60  # pairs of classes in a list of confusions
 
 
-def leaderboard_section(results: Results) -> Section:
-    """All entries, best first, and the entries that tie with the best."""
-    entries = results.run.leaderboard
+def leaderboard_section(subject: Subject) -> Section:
+    """The section with all entries, best first, and the entries that tie with the best."""
+    entries = subject.run.leaderboard
     samples = f"{entries[0].samples:,} samples out of fold, 95 % bootstrap intervals"
     if len(entries) == 1:
         words = [f"{title_of(entries[0])} alone: macro-F1 {interval(entries[0].macro_f1)}.", f"{samples}."]
@@ -59,7 +59,7 @@ def _forest(entries: Sequence[Entry]) -> Figure:
 def _leaderboard(entries: Sequence[Entry]) -> Table:
     header = ["", "head", "on", "macro-F1", "± seeds", "behind the first", "p", "accuracy", "AUROC", "log-loss"]
     rows = []
-    for place, entry in enumerate(entries):
+    for rank, entry in enumerate(entries):
         seeds = entry.seeds["macro_f1"]
         rows.append(
             [
@@ -68,35 +68,35 @@ def _leaderboard(entries: Sequence[Entry]) -> Table:
                 entry.modalities,
                 interval(entry.macro_f1),
                 number(seeds.std) if len(seeds.values) > 1 else "",
-                gain(entry.behind_best) if place and entry.behind_best else "",
-                p_value(entry.behind_best.p_holm) if place and entry.behind_best else "",
+                gain(entry.behind_best) if rank and entry.behind_best else "",
+                p_value(entry.behind_best.p_holm) if rank and entry.behind_best else "",
                 interval(entry.accuracy),
                 interval(entry.auroc),
                 interval(entry.log_loss),
             ]
         )
-    strong = frozenset(place for place, entry in enumerate(entries) if entry.tie or not place)
+    strong = frozenset(rank for rank, entry in enumerate(entries) if entry.tie or not rank)
     return Table("leaderboard", "All entries, best first", header, rows, strong=strong)
 
 
-def significance_section(results: Results) -> Section | None:
-    """Paired tests of the best entries against each other."""
-    entries = results.run.leaderboard[:PAIRED]
+def significance_section(subject: Subject) -> Section | None:
+    """The section with paired tests of the best entries against each other."""
+    entries = subject.run.leaderboard[:PAIRED]
     if len(entries) < 2:
         return None
-    found = [results.predictions(entry) for entry in entries]
-    differences, p = compare_pairs(found[0].targets, [each.chosen for each in found])
+    predictions = [subject.predictions(entry) for entry in entries]
+    differences, p = compare_pairs(predictions[0].targets, [predicted.chosen for predicted in predictions])
     rows, shades = [], []
     for row, entry in enumerate(entries):
         cells = [
-            f"{each.value:+.3f}" + ("*" if p[row, column] < 0.05 else "")
-            for column, each in enumerate(differences[row])
+            f"{difference.value:+.3f}" + ("*" if p[row, column] < 0.05 else "")
+            for column, difference in enumerate(differences[row])
         ]
         cells[row] = ""
         rows.append([title_of(entry), *cells])
         shades.append([0.0, *(float(1 - value) if value < 0.05 else 0.0 for value in p[row])])
-    names = [str(place) for place in range(1, len(entries) + 1)]
-    numbered = [[f"{place}  {row[0]}", *row[1:]] for place, row in zip(names, rows, strict=True)]
+    names = [str(rank) for rank in range(1, len(entries) + 1)]
+    numbered = [[f"{rank}  {row[0]}", *row[1:]] for rank, row in zip(names, rows, strict=True)]
     caption = "macro-F1 of the row less that of the column; * and blue: p below 0.05 after Holm over all pairs"
     pairs = len(entries) * (len(entries) - 1) // 2
     proven = int((p < 0.05).sum()) // 2
@@ -108,17 +108,17 @@ def significance_section(results: Results) -> Section | None:
     )
 
 
-def classes_section(results: Results) -> Section:
-    """Precision, recall and F1 of each class."""
-    entry, classes = results.entry, results.run.classes
+def classes_section(subject: Subject) -> Section:
+    """The section with precision, recall and F1 of each class."""
+    entry, classes = subject.entry, subject.run.classes
     header = ["class", "samples", "precision", "recall", "F1"]
     rows = [_of_class(name, entry.classes[name], chosen) for name, chosen in zip(classes, _chosen(entry), strict=True)]
-    there = [name for name in classes if entry.classes[name].support]
-    weakest = min(there, key=lambda name: entry.classes[name].f1.value)
+    present = [name for name in classes if entry.classes[name].support]
+    weakest = min(present, key=lambda name: entry.classes[name].f1.value)
     words = [f"{title_of(entry)} is weakest on {weakest}: F1 {interval(entry.classes[weakest].f1)}."]
-    if absent := [name for name in classes if name not in there]:
+    if absent := [name for name in classes if name not in present]:
         words.append(f"No sample out of fold is {', '.join(absent)}: that counts as F1 0 in every macro-F1.")
-    entries = [entry, *(each for each in results.run.leaderboard if each is not entry)][:BY_CLASS]
+    entries = [entry, *(other for other in subject.run.leaderboard if other is not entry)][:BY_CLASS]
     figures = [_by_class(entries, classes)] if len(classes) <= len(SERIES) else []
     return Section(
         "classes", "Classes", words, figures, [Table("classes", f"Classes of {title_of(entry)}", header, rows)]
@@ -126,7 +126,7 @@ def classes_section(results: Results) -> Section:
 
 
 def _of_class(name: str, scores: ClassScores, chosen: float) -> list[str]:
-    """`chosen` is for how many samples; a class that no sample has can be chosen wrongly, but not found."""
+    """The row of a class, which was `chosen` for so many samples; without samples, a class has no scores."""
     if not scores.support:
         return [name, "0", *[""] * 3]
     shares = _share(scores.precision, chosen), _share(scores.recall, scores.support)
@@ -134,7 +134,7 @@ def _of_class(name: str, scores: ClassScores, chosen: float) -> list[str]:
 
 
 def _chosen(entry: Entry) -> list[float]:
-    """Number of samples for which each class was chosen, mean over seeds."""
+    """The number of samples for which each class was chosen, the mean over seeds."""
     counts = np.array(entry.confusion)
     return (counts.sum(0) if counts.ndim == 2 else counts[:, :, 1].sum(1)).tolist()
 
@@ -159,63 +159,50 @@ def _by_class(entries: Sequence[Entry], classes: Sequence[str]) -> Figure:
     return Figure("classes", "F1 by class with 95 % intervals", "the values of the first stand in the table", draw)
 
 
-def confusion_section(results: Results) -> Section:
-    """Confusions of the head, and of the same head on text and on image alone."""
-    alike = results.alike
-    twins = [] if alike is None else [_twin(results, alike, name) for name in SINGLE]
-    shown = [results.entry, *(twin for twin in twins if twin is not results.entry)]
-    make = _binary if results.run.config.is_multilabel else _confusion
-    tables = [make(entry, results.run.classes, place) for place, entry in enumerate(shown)]
+def confusion_section(subject: Subject) -> Section:
+    """The section with confusions of the entry, and of the best head on text and on image alone."""
+    alike = subject.alike
+    twins = [] if alike is None else [subject.run.entry(alike.head, name) for name in SINGLE]
+    shown = [subject.entry, *(twin for twin in twins if twin is not subject.entry)]
+    make = _binary if subject.run.config.is_multilabel else _confusion
+    tables = [make(entry, subject.run.classes, index) for index, entry in enumerate(shown)]
     words = "Rows are labels, columns predictions, mean over seeds; the share is of the row."
     return Section("confusion", "Confusion", [words], tables=tables)
 
 
-def _twin(results: Results, entry: Entry, modalities: str) -> Entry:
-    return results.run.entry(entry.head, modalities)
-
-
-def _confusion(entry: Entry, classes: Sequence[str], place: int) -> Table:
+def _confusion(entry: Entry, classes: Sequence[str], index: int) -> Table:
     counts = np.array(entry.confusion)
     if len(classes) > MOST_CLASSES:
-        return _confused(counts, entry, classes, place)
+        return _confused(counts, entry, classes, index)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1e-9)
     rows = [
-        [name, *(f"{count:,.0f} ({share:.0%})" for count, share in zip(line, of, strict=True))]
-        for name, line, of in zip(classes, counts, shares, strict=True)
+        [name, *(f"{count:,.0f} ({share:.0%})" for count, share in zip(line, parts, strict=True))]
+        for name, line, parts in zip(classes, counts, shares, strict=True)
     ]
-    shades = [[0.0, *of] for of in shares.tolist()]
-    return Table(_confusion_name(entry, place), title_of(entry), ["", *(f"→ {name}" for name in classes)], rows, shades)
+    shades = [[0.0, *parts] for parts in shares.tolist()]
+    return Table(_confusion_name(entry, index), title_of(entry), ["", *(f"→ {name}" for name in classes)], rows, shades)
 
 
-def _confused(counts: np.ndarray, entry: Entry, classes: Sequence[str], place: int) -> Table:
-    """The most frequent confusions, instead of a matrix of too many classes."""
+def _confused(counts: np.ndarray, entry: Entry, classes: Sequence[str], index: int) -> Table:
+    """The table of the most frequent confusions, for more classes than a matrix can show."""
     wrong = counts * (1 - np.eye(len(classes)))
     order = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSED]
-    pairs = [divmod(int(each), len(classes)) for each in order if wrong.flat[each] > 0]
-    rows = [
-        [
-            classes[label],
-            classes[taken],
-            f"{counts[label, taken]:,.0f} ({counts[label, taken] / counts[label].sum():.0%})",
-        ]
-        for label, taken in pairs
-    ]
-    return Table(
-        _confusion_name(entry, place),
-        f"{title_of(entry)}, the most frequent errors",
-        ["label", "taken for", "samples"],
-        rows,
-    )
+    rows = []
+    for label, taken in (divmod(int(index), len(classes)) for index in order if wrong.flat[index] > 0):
+        number = counts[label, taken]
+        rows.append([classes[label], classes[taken], f"{number:,.0f} ({number / counts[label].sum():.0%})"])
+    caption = f"{title_of(entry)}, the most frequent errors"
+    return Table(_confusion_name(entry, index), caption, ["label", "taken for", "samples"], rows)
 
 
-def _binary(entry: Entry, classes: Sequence[str], place: int) -> Table:
+def _binary(entry: Entry, classes: Sequence[str], index: int) -> Table:
     rows = [
         [name, *(f"{count:,.0f}" for count in (hits, missed, false, rest))]
         for name, ((rest, false), (missed, hits)) in zip(classes, entry.confusion, strict=True)
     ]
     header = ["class", "found", "missed", "wrongly found", "rightly not"]
-    return Table(_confusion_name(entry, place), title_of(entry), header, rows)
+    return Table(_confusion_name(entry, index), title_of(entry), header, rows)
 
 
-def _confusion_name(entry: Entry, place: int) -> str:
-    return f"confusion-{title_of(entry).replace(' on ', '-')}" if place else "confusion"
+def _confusion_name(entry: Entry, index: int) -> str:
+    return f"confusion-{title_of(entry).replace(' on ', '-')}" if index else "confusion"

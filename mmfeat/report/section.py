@@ -18,7 +18,7 @@ MOST_CLASSES = 40  # largest table of classes by classes
 
 @dataclass(frozen=True)
 class Table:
-    """Text cells below a header; `shades` in [0, 1] colour the cells, and row indices in `strong` are bold."""
+    """A table of text cells; `shades` in [0, 1] colour the cells, and the rows with an index in `strong` are bold."""
 
     name: str
     caption: str
@@ -35,7 +35,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot that `draw` makes when it is shown; `says` is the description for readers who cannot see the plot."""
+    """A plot that `draw` makes on demand; `says` describes the plot to readers who cannot see it."""
 
     name: str
     caption: str
@@ -45,7 +45,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with paragraphs, figures and tables below; `commands` are lines for a shell."""
+    """A heading with paragraphs (`words`), figures and tables below; `commands` are lines for a shell."""
 
     name: str
     title: str
@@ -76,5 +76,5 @@ def p_value(value: float) -> str:
 
 
 def title_of(entry: Entry) -> str:
-    """`concat on text`; ensembles need no modality."""
+    """The name of an entry, as in `concat on text`; the name of an ensemble has no modality."""
     return entry.head if entry.is_ensemble else entry.label

@@ -13,8 +13,8 @@ import numpy as np
 from mmfeat.errors import RunError
 from mmfeat.evaluation.significance import holm
 from mmfeat.report.plots import SERIES, new_drawing, whiskers
-from mmfeat.report.results import Results
 from mmfeat.report.section import Figure, Section, Table, gain, interval, number, p_value, title_of
+from mmfeat.report.subject import Subject
 from mmfeat.runs.entry import Entry
 from mmfeat.runs.run import CURVES, Run
 from mmfeat.system.files import read_json
@@ -25,17 +25,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 
-PLOTTED = 4
+PLOTTED = 4  # entries in the plot of learning curves
 CURVE_NAMES = {"loss": "training loss", "validation_loss": "validation loss", "validation_macro_f1": "macro-F1"}
 Curves = Mapping[str, Mapping[int, Sequence[float]]]  # name -> epoch -> values of all folds and seeds
 
 
-def curves_section(results: Results) -> Section | None:
-    """Loss and validation score by epoch for the best heads that have epochs."""
-    found = {
-        title_of(entry): curves for entry in results.run.leaderboard if (curves := read_curves(results.run, entry))
-    }
-    shown = dict(list(found.items())[:PLOTTED])
+def curves_section(subject: Subject) -> Section | None:
+    """The section with loss and validation score by epoch of the best heads that have epochs."""
+    curves = ((title_of(entry), read_curves(subject.run, entry)) for entry in subject.run.leaderboard)
+    shown = dict([(title, by_name) for title, by_name in curves if by_name][:PLOTTED])
     if not shown:
         return None
     words = (
@@ -45,7 +43,7 @@ def curves_section(results: Results) -> Section | None:
 
 
 def read_curves(run: Run, entry: Entry) -> Curves:
-    """Values by curve and epoch; empty for baselines and ensembles, which have no epochs."""
+    """The curves of an entry; empty for baselines and ensembles, which have no epochs."""
     path = run.head_folder(entry) / CURVES
     curves: dict[str, dict[int, list[float]]] = {}
     try:
@@ -86,14 +84,15 @@ def _line(axes: Axes, values: Mapping[int, Sequence[float]], colour: str, name: 
     axes.fill_between([e + 1 for e in epochs], low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def effects_section(results: Results) -> Section | None:
-    """The effect of each searched setting on the validation score."""
-    trials = {title_of(entry): list(read_trials(results.run, entry)) for entry in results.run.leaderboard}
+def effects_section(subject: Subject) -> Section | None:
+    """The section on the effect of each searched setting on the validation score."""
+    trials = {title_of(entry): list(read_trials(subject.run, entry)) for entry in subject.run.leaderboard}
     groups, correlations = [], []
-    for title, found in trials.items():
-        for name in varied([settings for settings, _ in found]):
-            groups += [[title, name, *row] for row in group_means(found, name)]
-            correlations += [(title, name, *each) for each in [correlation(found, name)] if each]
+    for title, results in trials.items():
+        for name in varied([settings for settings, _ in results]):
+            groups += [[title, name, *row] for row in group_means(results, name)]
+            if rho_and_p := correlation(results, name):
+                correlations.append((title, name, *rho_and_p))
     if not groups:
         return None
     header = ["head", "setting", "value", "trials", "mean", "standard deviation", "best"]
@@ -101,7 +100,7 @@ def effects_section(results: Results) -> Section | None:
         Table("settings", "macro-F1 on validation rows by value of a setting", header, groups, folded=len(groups) > 40)
     ]
     if correlations:
-        tables.append(_correlations(correlations, asked=(results.run.config.plan or {}).get("method") == "optuna"))
+        tables.append(_correlations(correlations, adaptive=(subject.run.config.plan or {}).get("method") == "optuna"))
     words = "All of it on validation rows: nothing here was chosen on the rows that are scored."
     return Section("settings", "Hyper-parameters", [words], tables=tables)
 
@@ -118,17 +117,17 @@ def read_trials(run: Run, entry: Entry) -> Iterator[tuple[dict[str, Any], float]
 
 def varied(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of the settings that have more than one value."""
-    return [name for name in (settings[0] if settings else ()) if len({str(each[name]) for each in settings}) > 1]
+    return [name for name in (settings[0] if settings else ()) if len({str(values[name]) for values in settings}) > 1]
 
 
 def group_means(trials: Sequence[tuple[Mapping[str, Any], float]], name: str, most: int = 12) -> list[list[str]]:
-    """Value, number of trials, mean, standard deviation and best score; many values are gathered in quartiles."""
+    """Rows of value, number of trials, mean, standard deviation and best score; many numbers become quartiles."""
     groups: dict[Any, list[float]] = defaultdict(list)
     for settings, score in trials:
         groups[settings[name]].append(score)
     if len(groups) > most and all(isinstance(value, int | float) for value in groups):
         groups = _quartiles(trials, name)
-    ordered = sorted(groups.items(), key=lambda each: (isinstance(each[0], str), each[0]))
+    ordered = sorted(groups.items(), key=lambda group: (isinstance(group[0], str), group[0]))
     return [
         [
             f"{value:g}" if isinstance(value, float) else str(value),
@@ -145,37 +144,41 @@ def _quartiles(trials: Sequence[tuple[Mapping[str, Any], float]], name: str) -> 
     ordered = sorted(trials, key=lambda trial: trial[0][name])
     parts = np.array_split(np.arange(len(ordered)), 4)
     groups: dict[Any, list[float]] = {}
-    for place, part in enumerate(parts, 1):
+    for quartile, part in enumerate(parts, 1):
         low, high = ordered[part[0]][0][name], ordered[part[-1]][0][name]
-        groups[f"{place}. {low:.3g} to {high:.3g}"] = [ordered[row][1] for row in part]
+        groups[f"{quartile}. {low:.3g} to {high:.3g}"] = [ordered[row][1] for row in part]
     return groups
 
 
 def correlation(trials: Sequence[tuple[Mapping[str, Any], float]], name: str) -> tuple[float, float] | None:
-    """Spearman's rank correlation of a number with the score, and its p-value; None for words and few trials."""
+    """Spearman's rho of a setting and the score, and its p-value; None for words and for fewer than 4 trials."""
     from scipy.stats import spearmanr
 
     values = [settings[name] for settings, _ in trials]
     if len(trials) < 4 or not all(isinstance(value, int | float) for value in values):
         return None
-    found = spearmanr(values, [score for _, score in trials])
-    return (float(found.statistic), float(found.pvalue)) if np.isfinite(found.statistic) else None
+    result = spearmanr(values, [score for _, score in trials])
+    return (float(result.statistic), float(result.pvalue)) if np.isfinite(result.statistic) else None
 
 
-def _correlations(found: Sequence[tuple[str, str, float, float]], asked: bool) -> Table:
-    """`asked`: which setting came next depended on the scores before, so that no test holds."""
+def _correlations(correlations: Sequence[tuple[str, str, float, float]], adaptive: bool) -> Table:
+    """The table of (head, setting, rho, p), without p for an `adaptive` search, whose trials are not independent."""
     caption = "Rank correlation of a setting with macro-F1"
-    if asked:
+    if adaptive:
         header = ["head", "setting", "Spearman's rho"]
-        return Table("correlations", caption, header, [[title, name, f"{rho:+.2f}"] for title, name, rho, _ in found])
-    adjusted = holm([p for *_, p in found])
-    rows = [[title, name, f"{rho:+.2f}", p_value(p)] for (title, name, rho, _), p in zip(found, adjusted, strict=True)]
+        rows = [[title, name, f"{rho:+.2f}"] for title, name, rho, _ in correlations]
+        return Table("correlations", caption, header, rows)
+    adjusted = holm([p for *_, p in correlations])
+    rows = [
+        [title, name, f"{rho:+.2f}", p_value(p)]
+        for (title, name, rho, _), p in zip(correlations, adjusted, strict=True)
+    ]
     return Table("correlations", f"{caption}; p after Holm", ["head", "setting", "Spearman's rho", "p"], rows)
 
 
-def stages_section(results: Results) -> Section | None:
-    """Stage 1, stage 2 and their interpolation on the same samples."""
-    run = results.run
+def stages_section(subject: Subject) -> Section | None:
+    """The section on stage 1, stage 2 and their interpolation, on the same samples."""
+    run = subject.run
     if not run.is_finetuned:
         return None
     entries = sorted(run.leaderboard, key=lambda entry: entry.over_stage_1 is not None)

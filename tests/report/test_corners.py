@@ -23,9 +23,9 @@ from mmfeat.report.facts import cache_section, data_section, run_section
 from mmfeat.report.page import latex_table
 from mmfeat.report.reliability import surest
 from mmfeat.report.report import Papers, write_report
-from mmfeat.report.results import Results
 from mmfeat.report.scores import classes_section, confusion_section
 from mmfeat.report.section import Table, interval
+from mmfeat.report.subject import Subject
 from mmfeat.runs.entry import ClassScores, Interval, OutOfFold
 from mmfeat.runs.run import Run
 from mmfeat.samples.labels import Targets
@@ -57,7 +57,7 @@ def test_class_names_of_any_kind_are_text_and_fit(run: Run, tmp_path: Path) -> N
 
 def test_cache_and_audit_of_a_data_set_are_found_whatever_its_name(run: Run, tmp_path: Path) -> None:
     assert run.config.dataset == "odd (1)"
-    assert cache_section(Results.of(run)).tables[0].rows[0][5] == "80"
+    assert cache_section(Subject.of(run)).tables[0].rows[0][5] == "80"
     audit_data(run.config.data, out=tmp_path / "audit", run="none")
     page = write_report(run.folder, out=tmp_path / "r.html", audit=tmp_path / "audit").path.read_text()
     assert "Duplicates and near duplicates" in page
@@ -69,7 +69,7 @@ def test_of_many_classes_the_most_frequent_errors_are_listed(run: Run) -> None:
     counts[3, 7], counts[9, 1] = 2, 4
     entry = replace(run.leaderboard[0], confusion=counts.tolist())
     many = replace(run.results, classes=tuple(classes), leaderboard=(entry,))
-    results = Results.of(replace(run, results=many))
+    results = Subject.of(replace(run, results=many))
     (table,) = confusion_section(results).tables
     assert table.rows == [["c9", "c1", "4 (33%)"], ["c3", "c7", "2 (20%)"]]
 
@@ -81,11 +81,11 @@ def test_a_comparison_takes_no_flags_of_a_page_about_samples(run: Run) -> None:
         assert (answer.exit_code, answer.stderr.startswith(f"mmfeat: {flags[0]} goes with one run;")) == (1, True)
 
 
-def changed(run: Run, **classes: Any) -> Results:
+def changed(run: Run, **classes: Any) -> Subject:
     """The run with other scores of some classes."""
     entry = run.leaderboard[0]
     other = replace(run.results, leaderboard=(replace(entry, classes=entry.classes | classes),))
-    return Results.of(replace(run, results=other))
+    return Subject.of(replace(run, results=other))
 
 
 def test_a_class_without_samples_is_no_weakness(run: Run) -> None:
@@ -111,9 +111,9 @@ def test_the_surest_samples_of_several_labels_are_samples() -> None:
 
 def test_data_that_changed_since_are_told(run: Run, tmp_path: Path) -> None:
     lines = Path(run.config.data).read_text().splitlines()
-    assert not any("changed" in words for words in data_section(Results.of(run)).words)
+    assert not any("changed" in words for words in data_section(Subject.of(run)).words)
     (tmp_path / "odd.csv").write_text("\n".join([lines[0], "s0,word0 z0,other", *lines[3:], ""]))
-    words = data_section(Results.of(run, data=str(tmp_path / "odd.csv"))).words
+    words = data_section(Subject.of(run, data=str(tmp_path / "odd.csv"))).words
     assert any("changed since the run: 2 samples" in each for each in words)
 
 
@@ -128,7 +128,7 @@ def test_predictions_of_some_samples_are_no_run(run: Run, tmp_path: Path) -> Non
 
 def test_passwords_are_not_in_the_page(run: Run) -> None:
     told = replace(run.record, command="mmfeat extract --data https://me:secret@host/a.csv")
-    section = run_section(Results.of(Run.from_json(run.folder, {**run.to_json(), "record": vars(told)})))
+    section = run_section(Subject.of(Run.from_json(run.folder, {**run.to_json(), "record": vars(told)})))
     assert ["command", "mmfeat extract --data https://me:***@host/a.csv"] in section.tables[0].rows
 
 

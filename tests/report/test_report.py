@@ -25,8 +25,8 @@ from mmfeat.report.gallery import ROW_SHARE, make_gallery
 from mmfeat.report.modalities import WHO, attribute
 from mmfeat.report.page import Page, latex_table, render
 from mmfeat.report.report import Papers, write_report
-from mmfeat.report.results import Results
 from mmfeat.report.section import Table
+from mmfeat.report.subject import Subject
 from mmfeat.report.training import correlation, group_means, read_trials, varied
 from mmfeat.runs.run import Run
 from mmfeat.sweep.search import Plan
@@ -205,7 +205,7 @@ def test_a_hundred_thousand_rows_stay_small_and_usable(run: Run, tmp_path: Path)
         copies = [f"id{number},{kept[number % len(kept)]}" for number in range(MANY)]
         (many.folder / folder.name).mkdir(parents=True)
         (many.folder / folder.name / "out_of_fold.csv").write_text("\n".join([header, *copies]) + "\n")
-    results = Results.of(many, "concat", "both", data=str(tmp_path / "many.csv"))
+    results = Subject.of(many, "concat", "both", data=str(tmp_path / "many.csv"))
     page = Page("many", "", [], [], make_gallery(results, 200, 9_900_000, Silent()), run.classes)
     (tmp_path / "page.html").write_text(render(page))
     assert (tmp_path / "page.html").stat().st_size < 10_000_000
@@ -217,13 +217,13 @@ def test_a_hundred_thousand_rows_stay_small_and_usable(run: Run, tmp_path: Path)
 
 
 def test_a_gallery_without_room_has_the_first_samples(run: Run) -> None:
-    small = make_gallery(Results.of(run), 200, 900, Silent())
+    small = make_gallery(Subject.of(run), 200, 900, Silent())
     assert len(small.rows) <= 900 * ROW_SHARE
     assert 5 < small.listed < small.samples == run.results.labelled
 
 
 def test_who_flips_a_sample_is_what_the_twins_say(run: Run) -> None:
-    results = Results.of(run, "concat", "both")
+    results = Subject.of(run, "concat", "both")
     found = attribute(results)
     assert found
     said = {name: run.out_of_fold(run.entry("concat", name)).voted for name in ("both", "text", "image")}

@@ -1,4 +1,4 @@
-"""Results that a report shows: a run, one of its entries, its out-of-fold predictions, and the samples, if present."""
+"""The subject of a report: a run, one of its entries, the out-of-fold predictions, and the samples, if present."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SINGLE = ("text", "image")
 
 
 @dataclass
-class Results:
-    """A run and the entry that the report is about."""
+class Subject:
+    """A run and the one of its entries that a report examines; `data` and `columns` say where its samples are."""
 
     run: Run
     entry: Entry
@@ -34,10 +34,10 @@ class Results:
         modalities: str | None = None,
         data: str | None = None,
         columns: Mapping[str, str] | None = None,
-    ) -> Results:
-        """Results of the best entry or of the entry named; `data` is the present place of data that were moved."""
-        place = run.config.data if data is None else absolute(data)
-        return cls(run, run.entry(head, modalities), place, columns or run.config.columns)
+    ) -> Subject:
+        """The subject with the entry named or the best entry; `data` is where the data of the run are now, if moved."""
+        source = run.config.data if data is None else absolute(data)
+        return cls(run, run.entry(head, modalities), source, columns or run.config.columns)
 
     def predictions(self, entry: Entry | None = None) -> OutOfFold:
         """The out-of-fold predictions of an entry, by default of the report's entry."""
@@ -50,10 +50,9 @@ class Results:
     @property
     def alike(self) -> Entry | None:
         """The best entry on text and image whose head was also trained on text and on image alone, or None."""
-        kinds = {name: {each.head for each in self.run.matching(modalities=name)} for name in SINGLE}
-        both = [self.entry, *self.run.leaderboard]
-        fit = (each for each in both if each.modalities == "both" and all(each.head in kinds[n] for n in SINGLE))
-        return next(fit, None)
+        heads = [{entry.head for entry in self.run.matching(modalities=name)} for name in SINGLE]
+        both = [entry for entry in (self.entry, *self.run.leaderboard) if entry.modalities == "both"]
+        return next((entry for entry in both if all(entry.head in alone for alone in heads)), None)
 
     @cached_property
     def samples(self) -> SampleSet | None:
