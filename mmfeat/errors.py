@@ -1,4 +1,4 @@
-"""Exceptions of mmfeat, one tree. A message is one line that says what is wrong, where, and how to fix it."""
+"""The exceptions of mmfeat, in one tree. A message is one line: what is wrong, where, and how to fix it."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ TRAINING = ("numpy", "scipy", "h5py", "safetensors", "optuna", "peft", "ray")
 
 
 def versions(packages: Sequence[str] = ENCODING) -> dict[str, str]:
-    """The versions of mmfeat, Python and the installed ones of `packages`, by name."""
+    """Return the versions of mmfeat, of Python and of those `packages` that are installed, by name."""
     from importlib.metadata import PackageNotFoundError, version
 
     installed = {"mmfeat": __version__, "python": platform.python_version()}

@@ -1,5 +1,7 @@
-"""Runs: a folder with everything that one training knew and made. Start with `run`; `leaderboard` and `compare` rank,
-`folders` lists and deletes, `garbage` finds what no run needs. Imports `mmfeat.heads` and what is left of it.
+"""Runs: folders with the configuration and the results of one training each.
+
+Start with `run`; `entry` has the records in its files, `compare` tests runs against each other, `folders` lists and
+deletes runs, and `garbage` finds cached vectors that no run needs. Imports `mmfeat.heads` and packages left of it.
 """
 
 import lazy_loader

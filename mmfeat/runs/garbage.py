@@ -1,4 +1,4 @@
-"""Garbage: what a cache holds that no run and no latest extraction needs."""
+"""Garbage: the files of a cache that no run and no latest extraction needs."""
 
 from __future__ import annotations
 
@@ -18,40 +18,45 @@ from mmfeat.extraction.requests import FOLDER as REQUESTS
 from mmfeat.runs.run import RUN_FILE, read_run
 from mmfeat.system.files import REMEDIES, read_json, stale_temporaries, sync_folder
 
-FRESH_SECONDS = 3600.0  # somebody may be at work there
+FRESH_SECONDS = 3600.0  # an extraction may still be at work in a data set that changed so recently
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """Files of one kind in one folder, and why nobody needs them."""
+    """Files in one folder that can be deleted for the same `reason`."""
 
     folder: Path
     files: tuple[Path, ...]
     reason: str
     bytes: int
-    changed: float  # seconds since 1970, of the newest file
+    changed: float  # when the newest file was written, in seconds since 1970
 
 
 def find_garbage(cache: str | Path, runs: Sequence[str | Path] = ("heads",)) -> list[Garbage]:
-    """What could go: encoders that neither a run nor a latest extraction names, quarantined and temporary files.
+    """List what can be deleted: encoders that no run and no latest extraction names, quarantined and temporary files.
 
-    `runs` are the folders with runs. A data set that changed within the last hour stays whole: an extraction
-    may be at work on it, and count on what is old. Raises `RunError` for a run and `CacheError` for a note of an
-    extraction that cannot be read: nobody knows what it needs.
+    `runs` are folders that hold runs. No encoder goes from a data set that changed within the last hour: an extraction
+    may be at work on it and rely on older files. Raises `RunError` for a run and `CacheError` for a note of an
+    extraction that cannot be read, since the vectors they need are then unknown.
     """
-    root, entries = Path(cache).resolve(), survey(cache)
-    needed = _named_by_runs(runs) | _named_by_extractions(Path(cache))
-    busy = _at_work(entries)
-    ours = [entry for entry in entries if entry.folder.resolve().is_relative_to(root)]  # a link may lead elsewhere
-    spare = [entry for entry in ours if entry.dataset not in busy and _is_unneeded(entry, needed)]
-    return [garbage for entry in spare if (garbage := _unneeded(entry)).files] + list(_leftovers(Path(cache)))
+    root, encoders = Path(cache).resolve(), survey(cache)
+    needed = tuple(fingerprint[:8] for fingerprint in _named_by_runs(runs) | _named_by_extractions(Path(cache)))
+    busy = {encoder.dataset for encoder in encoders if encoder.changed > time.time() - FRESH_SECONDS}
+    unneeded = [
+        _files_of(encoder)
+        for encoder in encoders
+        if encoder.folder.resolve().is_relative_to(root)  # a link may lead elsewhere
+        and encoder.dataset not in busy
+        and not encoder.folder.name.endswith(needed)  # the name is right even where the spec is damaged
+    ]
+    return [garbage for garbage in unneeded if garbage.files] + list(_leftovers(Path(cache)))
 
 
 def delete_garbage(garbage: Sequence[Garbage]) -> int:
-    """Delete what `find_garbage` found; returns the bytes. Files that appeared since, and their folders, stay."""
+    """Delete what `find_garbage` listed; returns the bytes. Files that appeared since, and their folders, stay."""
     freed = 0
     for piece in garbage:
-        # The spec goes last: without its shards it is still true, and shards are the worth of the folder.
+        # The spec goes last: a spec without shards is harmless, and shards without a spec are damage.
         for file in sorted(piece.files, key=lambda file: file.name == SPEC_FILE):
             freed += _deleted(file)
         for folder in (piece.folder, piece.folder.parent):
@@ -87,39 +92,36 @@ def _named_by_extractions(cache: Path) -> set[str]:
     return names
 
 
-def _at_work(entries: Sequence[CachedEncoder]) -> set[str]:
-    """Data sets with new files."""
-    return {entry.dataset for entry in entries if entry.changed > time.time() - FRESH_SECONDS}
-
-
-def _is_unneeded(entry: CachedEncoder, needed: set[str]) -> bool:
-    return not any(entry.folder.name.endswith(fingerprint[:8]) for fingerprint in needed)  # also where it is damaged
-
-
-def _unneeded(entry: CachedEncoder) -> Garbage:
-    names = [path for path in entry.folder.iterdir() if SHARD_NAME.fullmatch(path.name) or path.name == SPEC_FILE]
-    files = tuple(path for path in names if path.is_symlink() or not path.is_dir())
-    reason = "no run and no latest extraction names it" if entry.spec else "of another version of mmfeat, or damaged"
-    return _garbage(entry.folder, files, reason)
+def _files_of(encoder: CachedEncoder) -> Garbage:
+    """The shards and the spec of an encoder that nothing names."""
+    paths = [path for path in _files_in(encoder.folder) if SHARD_NAME.fullmatch(path.name) or path.name == SPEC_FILE]
+    reason = "no run and no latest extraction names it" if encoder.spec else "of another version of mmfeat, or damaged"
+    return _garbage(encoder.folder, paths, reason)
 
 
 def _leftovers(root: Path) -> Iterator[Garbage]:
+    """Temporary files of killed processes, and quarantined files."""
     for folder in [root, *(path for path in root.rglob("*") if path.is_dir() and not path.is_symlink())]:
-        stale = tuple(stale_temporaries(folder))
+        stale = list(stale_temporaries(folder))
         if stale:
             yield _garbage(folder, stale, "left by a killed process")
-        if QUARANTINE in folder.relative_to(root).parts[:1]:
-            files = [path for path in folder.iterdir() if path.is_symlink() or not path.is_dir()]
-            if moved := tuple(path for path in files if path not in stale):
-                yield _garbage(folder, moved, "moved away by cache verify")
+        moved = [path for path in _files_in(folder) if path not in stale]
+        if QUARANTINE in folder.relative_to(root).parts[:1] and moved:
+            yield _garbage(folder, moved, "moved away by cache verify")
 
 
-def _garbage(folder: Path, files: tuple[Path, ...], reason: str) -> Garbage:
-    found = [file.lstat() for file in files]
-    return Garbage(folder, files, reason, sum(s.st_size for s in found), max((s.st_mtime for s in found), default=0.0))
+def _files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_symlink() or not path.is_dir()]
+
+
+def _garbage(folder: Path, files: Sequence[Path], reason: str) -> Garbage:
+    stats = [file.lstat() for file in files]
+    size, changed = sum(stat.st_size for stat in stats), max((stat.st_mtime for stat in stats), default=0.0)
+    return Garbage(folder, tuple(files), reason, size, changed)
 
 
 def _deleted(file: Path) -> int:
+    """Delete a file; returns its bytes, 0 where it is gone already."""
     try:
         size = file.lstat().st_size
         os.unlink(file)

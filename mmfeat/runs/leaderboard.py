@@ -1,4 +1,4 @@
-"""The leaderboard as tables: what was ranked, as CSV, and each head's ablation."""
+"""The leaderboard as files, and the ablation: the scores of each head by modality set."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write_leaderboard(folder: Path, leaderboard: Sequence[Entry], classes: Seque
 
 
 def leaderboard_csv(leaderboard: Sequence[Entry], classes: Sequence[str]) -> str:
-    """All scores with their intervals, a line an entry."""
+    """Write all scores with their intervals as CSV, one line for each entry."""
     header = [f"{score}{part}" for score in SCORES for part in ("", "_low", "_high")]
     tests = ("value", "low", "high", "p", "p_holm", "mcnemar", "mcnemar_holm")
     by_class = [f"{score}_{name}" for name in classes for score in ("precision", "recall", "f1")]
@@ -56,7 +56,10 @@ def leaderboard_csv(leaderboard: Sequence[Entry], classes: Sequence[str]) -> str
 
 
 def ablation(leaderboard: Sequence[Entry]) -> dict[str, dict[str, Entry]]:
-    """Each head that was scored on more than one set of modalities -> modality set -> its entry."""
+    """Map each head with more than one modality set to its entries: head -> modality set -> entry.
+
+    A head without an entry of its own on one modality shares that of its twin (`TWINS`).
+    """
     table: dict[str, dict[str, Entry]] = {}
     for entry in leaderboard:
         table.setdefault(entry.head, {})[entry.modalities] = entry
@@ -67,7 +70,10 @@ def ablation(leaderboard: Sequence[Entry]) -> dict[str, dict[str, Entry]]:
 
 
 def ablation_csv(leaderboard: Sequence[Entry], classes: Sequence[str]) -> str:
-    """A line for each head, modality set and true class: its F1, and where its samples went."""
+    """Write the ablation as CSV, one line for each head, modality set and true class.
+
+    A line holds the F1 of the class and how many of its samples were predicted as each class.
+    """
     gains = ("value", "low", "high", "p_holm")
     lines = [
         [
@@ -88,7 +94,7 @@ def ablation_csv(leaderboard: Sequence[Entry], classes: Sequence[str]) -> str:
 
 
 def _confusion(entry: Entry, classes: int) -> list[list[str]]:
-    """Counts by label; multi-label tasks have a table a class, of which no row goes to another class."""
+    """The rows of the confusion matrix as text; empty cells for multi-label tasks, which have no such matrix."""
     table = entry.confusion
     if table and isinstance(table[0][0], list):
         return [[""] * classes for _ in table]

@@ -1,7 +1,7 @@
-"""Records: how a run came about. Command, versions, date, machine, seeds, data, encoders, parent.
+"""Records: the command, versions, date, machine, seeds, data, encoders and parent of a training.
 
-A record stands in `run.json` beside the configuration and has no say in the run's name: the same configuration on
-another day is the same run, which keeps its first record. No host, user or process is named.
+A record stands in `run.json` beside the configuration and does not count in the name of the run: the same configuration
+on another day is the same run, which keeps its first record. A record names no host, user or process.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from mmfeat.system.hardware import cpu_count
 from mmfeat.system.wording import without_passwords
 from mmfeat.version import ENCODING, TRAINING, versions
 
-BEGUN = "begun.json"  # what a run that is not finished was asked for
-UNTOLD = ("progress", "command")  # parameters that are no part of what was asked
+BEGUN = "begun.json"  # the configuration and record of a run that is not finished
+LEFT_OUT = ("progress", "command")  # parameters that are left out of the recorded call
 
 
 def _now() -> datetime:
@@ -32,10 +32,11 @@ def _now() -> datetime:
 
 @dataclass(frozen=True)
 class Record:
-    """How a run came about; every field is empty where an older run does not say.
+    """The record of a training; a field is empty where an older run lacks it.
 
-    `command` is the command as typed or the Python call, `split_dir` the folder its splits came from, `parent` the run
-    of the first stage, and `parents` the folder of that run as seen from the folder that holds this one.
+    `command` is the command as typed or the Python call, `split_dir` the folder that the splits came from, `parent` the
+    run that a second stage started from, and `parents` the folder that holds the parent, relative to the folder that
+    holds this run.
     """
 
     command: str = ""
@@ -54,8 +55,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Maker:
-    """A call that makes a run: `command` as typed or the Python call, `split_dir` where its splits came from, `parents`
-    the folder of the run that it goes on from, as seen from where the new one is written."""
+    """A call that makes a run and began at `started`, with the facts that `Record` needs beside the configuration."""
 
     command: str
     device: str = "cpu"
@@ -66,11 +66,11 @@ class Maker:
 
     @property
     def seconds(self) -> float:
-        """Since the call began."""
+        """The seconds since the call began."""
         return time.monotonic() - self.clock
 
     def record(self, config: RunConfig) -> Record:
-        """The record of a run of this configuration, as of now."""
+        """Return the record of a run of this configuration that is finished now."""
         return Record(
             command=without_passwords(self.command),
             started=self.started.isoformat(timespec="seconds"),
@@ -88,7 +88,7 @@ class Maker:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What of this machine may change a number: device, instruction set, threads."""
+    """Return the facts of this machine that may change a number: device, instruction set, threads and system."""
     import torch
 
     facts = {
@@ -105,20 +105,17 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def written_call(function: Callable[..., Any], given: Mapping[str, Any]) -> str:
-    """`mmfeat.train_heads('tweets', ['hashing'], folds=3)`: a call with what differs from the defaults."""
+    """Write a call with the arguments that differ from the defaults, as in `mmfeat.train_heads(folds=3)`."""
     parameters = inspect.signature(function).parameters
-    told = [name for name in parameters if name not in UNTOLD and given[name] != parameters[name].default]
-    values = [f"{name}={_plain(given[name])!r}" for name in told]
-    return f"mmfeat.{function.__name__}({', '.join(values)})"
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
+    values = {name: given[name] for name in parameters if name not in LEFT_OUT}
+    changed = {name: value for name, value in values.items() if value != parameters[name].default}
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in changed.items()}
+    return f"mmfeat.{function.__name__}({', '.join(f'{name}={value!r}' for name, value in plain.items())})"
 
 
 @contextlib.contextmanager
 def making(folder: Path, config: RunConfig, maker: Maker) -> Iterator[None]:
-    """Note what is being made in `folder`, until it is finished, and that somebody is at work there."""
+    """Keep `begun.json` in `folder` until the training is finished, and the lock that says that it is being written."""
     with write_errors(folder):
         make_folder(folder)
     with writing_in(folder):
@@ -131,9 +128,9 @@ def making(folder: Path, config: RunConfig, maker: Maker) -> Iterator[None]:
 
 
 def read_begun(folder: Path) -> dict[str, Any]:
-    """What an unfinished run was asked for; {} where nothing that can be read tells."""
+    """Read the configuration and record of an unfinished run; {} where there is no `begun.json` that can be read."""
     try:
-        found = read_json(folder / BEGUN)
-        return found if isinstance(found, dict) else {}
+        values = read_json(folder / BEGUN)
+        return values if isinstance(values, dict) else {}
     except (OSError, ValueError):
         return {}
