@@ -24,7 +24,7 @@ from mmfeat.finetune.prepare import Experiment
 from mmfeat.finetune.processes import Execution
 from mmfeat.finetune.settings import EARLY
 from mmfeat.finetune.stage_one import StageOne
-from mmfeat.finetune.training import Training, TrainingSetup, load, save, under
+from mmfeat.finetune.training import Training, TrainingSetup, load, save, tensors_under
 from mmfeat.finetune.unfreeze import FIXED_FACTOR
 from mmfeat.heads.registry import HeadSettings
 from mmfeat.heads.stack import epoch_steps, one_torch_thread
@@ -33,7 +33,7 @@ from mmfeat.system.wording import Advance
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)  # WiSE-FT (Wortsman et al., CVPR 2022): shares of stage 2 in the weights
 TRAIN_ROWS = 1024  # most training rows that the score on training rows is measured on
-STAGE_2 = "stage-2"  # the entry of the cells on the leaderboard
+STAGE_2 = "stage-2"  # the name of the head on the leaderboard, whose cells the problem counts
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class CellRunner:
         return CellResult(
             validation=tensors.get("validation", empty).numpy(),
             test=tensors.get("test", empty).numpy(),
-            state=under("state.", tensors),
+            state=tensors_under("state.", tensors),
             **record,
         )
 

@@ -31,7 +31,8 @@ CELLS = "cells"  # the folder of unfinished trainings in a run
 
 @dataclass(frozen=True)
 class Finetuned:
-    """The run of a fine-tuning, and whether it was there already; `leads` in the process that reports the run."""
+    """The run of a fine-tuning, whether it is `reused` from an earlier call, and whether this process `leads` its team,
+    and so reports the run."""
 
     run: Run
     reused: bool
@@ -60,18 +61,17 @@ def finetune_heads(
     progress: Progress | None = None,
     command: str = "",
 ) -> Finetuned:
-    """Train stage 2 from the best fusion of a run (`run`, or the one on `data` under `heads` that validated best).
+    """Train stage 2 from the best fusion of a run: `run`, or the run on `data` under `heads` that validated best.
 
-    Where `heads` holds no run, stage 1 is trained first on what was extracted last into `cache`. `data` and `cache`
-    are by default where the run found them.
+    Where `heads` holds no run, stage 1 is trained first on the vectors that were extracted last into `cache`. `data`,
+    `cache`, `seeds` and `views` are those of the run by default. `fusion` "early" trains early fusion on pixels
+    instead, beside stage 1. `workers` trainings run side by side on a CPU; with the engine "ray", `workers` processes
+    share each training. The new run under `out` records `command`, by default this call.
 
-    The same call on the same run gives the same folder under `out`: what it finished is not done again, and what was
-    killed goes on from its checkpoint. `fusion` "early" trains early fusion on pixels instead, beside stage 1.
-    The new run records `command`, by default this call.
-    `seeds` and `views` are the run's by default; `workers` train side by side on a CPU, or are Ray's processes.
+    The same call on the same run finds the finished run, and goes on from the checkpoints of a killed call.
 
     Raises `ConfigError` for settings that do not fit the encoders, `RunError` where the run, its data, folds or
-    weights are not what they were, `CacheMissError` where nothing was extracted, `HeadError` for a diverged training.
+    weights have changed, `CacheMissError` where nothing was extracted, `HeadError` for a diverged training.
     """
     maker = Maker(command or written_call(finetune_heads, locals()))
     arguments = FinetuneArguments(
@@ -140,7 +140,7 @@ def _train(experiment: Experiment, execution: Execution, maker: Maker) -> Run:
 
 
 def _train_stage_one(experiment: Experiment, execution: Execution) -> StageOne:
-    """Train stage 1 in every process; all of them go on with the tensors of the first one."""
+    """Train stage 1 in every process; all processes go on with the tensors of the first process."""
     problem, chosen, team = experiment.problem, experiment.chosen, execution.team
     attend, towers = str(experiment.parent.config.attend), experiment.parent.towers
     features = experiment.features.named([tower.spec.folder_name for tower in towers])

@@ -86,8 +86,8 @@ class Team:
 
 @dataclass(frozen=True)
 class Execution:
-    """How trainings are executed: by which team, how many side by side on a CPU (0: one a core), with how many seconds
-    between checkpoints, and who hears of the progress."""
+    """The execution of trainings: the team of processes, `workers` trainings side by side on a CPU (0: one a core), the
+    seconds between checkpoints, and the progress to report to."""
 
     team: Team = Team()
     workers: int = 0

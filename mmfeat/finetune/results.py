@@ -20,7 +20,7 @@ from mmfeat.finetune.prepare import Experiment
 from mmfeat.finetune.settings import EARLY
 from mmfeat.finetune.stage_one import StageOne
 from mmfeat.finetune.tower_plan import TowerPlan
-from mmfeat.finetune.training import under
+from mmfeat.finetune.training import tensors_under
 from mmfeat.runs.entry import FinalHead, PairedTest, TunedTower
 from mmfeat.runs.leaderboard import write_leaderboard
 from mmfeat.runs.record import Maker
@@ -155,7 +155,7 @@ def _save_final(
     from safetensors.torch import save
 
     path = folder / f"final-{number}.safetensors"
-    head = {name: value.cpu() for name, value in under(HEAD, state).items()}
+    head = {name: value.cpu() for name, value in tensors_under(HEAD, state).items()}
     if model.head.is_stacked:  # saved as other heads are, without the axis of heads
         head = {name: value[0] for name, value in head.items()}
     write_atomic(path, save({name: value.contiguous() for name, value in head.items()}))
@@ -209,7 +209,7 @@ def finish_run(experiment: Experiment, trained: TrainedStages, maker: Maker) -> 
 
 
 def _shares(experiment: Experiment, results: Sequence[CellResult]) -> tuple[Alphas, dict[str, Alphas]]:
-    """The shares of stage 2 in stage 1, none, and in the other entries, by the name of the head."""
+    """The shares of stage 2 in stage 1, which are 0, and in each other entry, by the name of its head."""
     folds, last = len(experiment.problem.splits), len(ALPHAS) - 1
     nothing, whole = Alphas([0] * folds, 0), Alphas([last] * folds, last)
     if experiment.fusion == EARLY:

@@ -40,7 +40,7 @@ class ChosenHead:
 
     @property
     def wanted(self) -> list[HeadSettings]:
-        """Every setting once."""
+        """The different settings among those of the folds and the best one."""
         return list(dict.fromkeys([*self.folds, self.best]))
 
 

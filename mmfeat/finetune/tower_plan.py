@@ -78,7 +78,7 @@ def plan_towers(
         count = wanted.get(tower.spec.fingerprint, 0)
         shows_pixels = settings.augment and slot.modality == "image" and _is_torch(tower)
         if count or shows_pixels:
-            reason = _reason(tower, count, shows_pixels, settings, samples, team.device)
+            reason = _full_path_reason(tower, count, shows_pixels, settings, samples, team.device)
             path = "full" if team.agreed([bool(reason)])[0] else "cached"
             plans.append(TowerPlan(tower, slot, count, path, reason))
     return plans
@@ -144,7 +144,7 @@ def _is_torch(tower: Tower) -> bool:
     return family is None or family.open_towers is not None
 
 
-def _reason(
+def _full_path_reason(
     tower: Tower, count: int, shows_pixels: bool, settings: FinetuneSettings, samples: Sequence[Sample], device: str
 ) -> str:
     """The reason why the tower takes the full path, "" for the cached path."""
@@ -154,9 +154,9 @@ def _reason(
     if settings.lora and count:
         forward = partial(opened.network.forward, blank_inputs(opened))
         adapted_layers(opened, moving_parameters(opened, forward, count, settings.projection))
-    if forced := _forced(settings, count, shows_pixels):
+    if forced := _forced_reason(settings, count, shows_pixels):
         return forced
-    reason = _tried(opened, count, samples, device)
+    reason = _trial_reason(opened, count, samples, device)
     if reason and settings.path == "cached":
         raise EncoderError(f"--path cached: {tower.spec.name}: {reason}; use --path full")
     return reason
@@ -171,7 +171,7 @@ def _check_depth(tower: TorchTower, count: int) -> None:
         raise ConfigError(f"{flag}: the model has {layers} layers; use 1 to {layers}, or all")
 
 
-def _forced(settings: FinetuneSettings, count: int, shows_pixels: bool) -> str:
+def _forced_reason(settings: FinetuneSettings, count: int, shows_pixels: bool) -> str:
     """The reason why the settings force the full path for any model, "" if they do not."""
     if settings.path == "full":
         return "--path full"
@@ -186,7 +186,7 @@ def _forced(settings: FinetuneSettings, count: int, shows_pixels: bool) -> str:
     return why
 
 
-def _tried(tower: TorchTower, count: int, samples: Sequence[Sample], device: str) -> str:
+def _trial_reason(tower: TorchTower, count: int, samples: Sequence[Sample], device: str) -> str:
     """The reason why the model cannot begin at its `count`-th last layer, tried on a few samples; "" if it can."""
     spec = replace(tower.specs[0], output="prefix", layer=count, pooling="none")
     contents: list[Any] = []

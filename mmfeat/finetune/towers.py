@@ -138,7 +138,7 @@ def _path(
         return reader, tower.network.forward, blank_inputs(tower)
     prefix, resumed = plan.prefix().fingerprint, Resumed(tower, plan.count, device)
     blocks = [block for block in features.mapped if block.source == prefix]
-    cached = PrefixReader(sorted(blocks, key=lambda block: block.view != "none"))  # the views stay in their order
+    cached = PrefixReader(sorted(blocks, key=lambda block: block.view != "none"))  # plain samples first
     first = cached.read(np.flatnonzero(cached.blocks[0].mask)[:1], np.zeros(1, np.int64))
     return cached, lambda inputs: resumed(*inputs), first
 

@@ -267,7 +267,7 @@ class Training:
             self.save()
 
     def save(self) -> None:
-        """Write the checkpoint in one step."""
+        """Write the checkpoint atomically."""
         names = {id(parameter): name for name, parameter in self.model.parameters().items()}
         tensors = {f"model.{name}": value for name, value in self.model.state().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
@@ -286,15 +286,15 @@ class Training:
         return self.state.seconds + time.monotonic() - self.since
 
     def _resume(self) -> None:
-        """Go on from the checkpoint, if there is one."""
+        """Take over the checkpoint, if there is one."""
         if (checkpoint := load(self.checkpoint)) is None:
             return
         tensors, record = checkpoint
         parameters = self.model.parameters()
-        self.model.load(under("model.", tensors))
-        self.best = under("best.", tensors)
+        self.model.load(tensors_under("model.", tensors))
+        self.best = tensors_under("best.", tensors)
         for key in ("step", "exp_avg", "exp_avg_sq"):
-            for name, value in under(f"optimiser.{key}.", tensors).items():
+            for name, value in tensors_under(f"optimiser.{key}.", tensors).items():
                 parameter = parameters[name]
                 self.optimiser.state[parameter][key] = value if key == "step" else value.to(parameter.device)
         self.scaler.load_state_dict(record.pop("scaler"))
@@ -323,6 +323,6 @@ def start_state(model: TunableModel, setup: TrainingSetup) -> dict[str, Tensor]:
     return model.state()
 
 
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def tensors_under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names begin with the prefix, named without the prefix."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

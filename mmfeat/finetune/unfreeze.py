@@ -18,8 +18,8 @@ from mmfeat.encoders.torch_tower import TorchTower, to_device
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.finetune.settings import ALL
 
-TOLERANCE = 1e-4  # most that the vectors of both paths may differ, as a share of max(1, largest value)
-FIXED_FACTOR = ".lora_A."  # in the names of the factor A of adapters B A; interpolation scales B, which is 0 at first
+TOLERANCE = 1e-4  # largest difference of vectors between both paths, as a share of max(1, largest value)
+FIXED_FACTOR = ".lora_A."  # stands in the names of the factor A of adapters B A; interpolation scales B, 0 at first
 
 
 def moving_parameters(tower: TorchTower, forward: Callable[[], Tensor], count: int, projection: bool) -> dict[str, int]:
@@ -56,8 +56,8 @@ def _reached(module: Module, forward: Callable[[], Tensor]) -> list[str]:
 
 
 def _behind(tower: TorchTower, forward: Callable[[], Tensor]) -> list[str]:
-    """Names of the parameters behind the last layer, norms and projections: those that a gradient still reaches which
-    is stopped at the last layer."""
+    """Names of the parameters behind the last layer, norms and projections, which a gradient reaches that is stopped at
+    the last layer."""
     if not tower.network.layers:
         return []
     hook = tower.network.layers[-1].register_forward_hook(lambda _, inputs, output: _detached(output))
@@ -114,7 +114,7 @@ class Resumed:
 
     @contextmanager
     def _shortened(self) -> Iterator[None]:
-        """Meanwhile the skipped layers return their inputs, and the first layer after them takes the given states."""
+        """Within the context the skipped layers return their inputs, and the layer after them takes the states."""
         hook = self.first.register_forward_pre_hook(self._give, with_kwargs=True)
         before = [vars(layer).get("forward") for layer in self.skipped]
         for layer in self.skipped:
@@ -192,7 +192,8 @@ def adapt(
     linear = adapted_layers(tower, depths)
     from peft import LoraConfig, inject_adapter_in_model
 
-    whole_names = "|".join(map(re.escape, linear))  # peft would match a list with the ends of other names too
+    # peft compares an expression with whole names, but the names in a list with the ends of names.
+    whole_names = "|".join(map(re.escape, linear))
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=whole_names), tower.module)
     generator = torch.Generator().manual_seed(0)
     adapters = {}
@@ -202,7 +203,7 @@ def adapt(
         if is_adapter:
             adapters[name] = linear[owner]
             if FIXED_FACTOR in name:
-                drawn = torch.empty(parameter.shape)  # on the CPU, like the generator
+                drawn = torch.empty(parameter.shape)  # the generator draws on the CPU
                 parameter.data.copy_(nn.init.kaiming_uniform_(drawn, math.sqrt(5), generator=generator))
     return adapters, lambda: {f"{name}.weight": _merged(tower.module.get_submodule(name)) for name in linear}
 
