@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from tests.encoders.tiny_models import write_clip, write_kind, write_timm, write
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small only wait for their threads
+os.environ.setdefault("RAY_worker_niceness", "0")  # a test waits for Ray's workers while others keep the machine busy
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "what", "a", "wonderful", "day", "so", "tired", "of", "this", "the", "bus"]
 
@@ -27,6 +31,24 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "what", "a", "wonderful", "day", "s
 def _seeds() -> None:
     random.seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_wait_for_the_disk() -> Iterator[None]:
+    """Write without waiting until the disk has everything: the power stays on, but for the processes that
+    tests/cache/faults.py starts."""
+    connect = sqlite3.connect
+
+    def unsynced(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(*arguments, **options)
+        with contextlib.suppress(sqlite3.Error):  # a damaged file is refused by whoever reads it
+            connection.execute("pragma synchronous = off")
+        return connection
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        patch.setattr(sqlite3, "connect", unsynced)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -22,6 +22,7 @@ from mmfeat.encoders.layers import capture
 from mmfeat.encoders.registry import describe_encoders, load_encoders, open_towers
 from mmfeat.errors import ConfigError, DataError, EncoderError
 from mmfeat.finetune.finetune import Finetuned, finetune_heads
+from mmfeat.finetune.processes import train_on_ray
 from mmfeat.finetune.settings import ALL, FinetuneSettings, parse_unfreeze
 from mmfeat.finetune.unfreeze import Resumed, adapt, moving_parameters, why_not_resumed
 from mmfeat.prediction.submit import write_submission
@@ -294,8 +295,12 @@ def test_ray_train_gives_what_one_process_gives(place: Path, tuned: Finetuned) -
     numbers = [np.array([[float(cell) for cell in row[-3:]] for row in rows]) for rows in both]
     assert np.abs(numbers[0] - numbers[1]).max() < 0.01
     assert not list((place / "ray").glob(".*"))
-    with pytest.raises(ConfigError, match="no such modality"):
-        tune(place, "ray", settings=replace(QUICK, unfreeze=(("clip", 1),)), engine="ray", workers=1)
+
+    def refuse(**_: Any) -> None:
+        raise ConfigError("refused in a worker")
+
+    with pytest.raises(ConfigError, match="refused in a worker"):
+        train_on_ray(refuse, {"out": str(place / "ray")}, 1, "cpu", None)
 
 
 def test_adapters_are_merged_into_the_delta(place: Path) -> None:
