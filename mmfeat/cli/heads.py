@@ -31,7 +31,7 @@ from mmfeat.cli.flags import (
 from mmfeat.cli.leaderboard import show_sweep
 from mmfeat.cli.presets import preset_values
 from mmfeat.errors import ConfigError
-from mmfeat.heads.registry import DEFAULTS, KINDS, flag, settings_of
+from mmfeat.heads.registry import DEFAULTS, SETTING_TYPES, flag, settings_of
 
 if TYPE_CHECKING:
     from mmfeat.evaluation.protocol import Protocol
@@ -226,7 +226,11 @@ def _plan(values: dict[str, Any]) -> Plan:
     """Settings with one value, and the space of those with several."""
     from mmfeat.sweep.search_space import parse_values
 
-    given = {name: parse_values(values[name], KINDS[name], flag(name)) for name in SETTINGS if values[name] is not None}
+    given = {
+        name: parse_values(values[name], SETTING_TYPES[name], flag(name))
+        for name in SETTINGS
+        if values[name] is not None
+    }
     single = {name: each[0] for name, each in given.items() if isinstance(each, tuple) and len(each) == 1}
     space = {name: each for name, each in given.items() if name not in single}
     for name, each in space.items():

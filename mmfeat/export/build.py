@@ -147,8 +147,7 @@ def _seen(data: HeadData, ports: Ports) -> Seen:
 def _fusion(
     head: str, heads: Sequence[Mapping[str, np.ndarray]], classes: int, data: HeadData, seen: Seen
 ) -> FusionPart:
-    tensors = [{name: torch.from_numpy(np.array(value)) for name, value in each.items()} for each in heads]
-    return FusionPart(seen, stack_of(load_fusion(head), classes, data, tensors), len(heads))
+    return FusionPart(seen, stack_of(load_fusion(head), classes, data, heads), len(heads))
 
 
 def _baseline(

@@ -1,4 +1,4 @@
-"""Heads: small networks from cached vectors to logits, trained as stacks of many at once. Start with `fusions`, then
+"""Heads: small networks from cached vectors to logits, trained in stacks of many heads. Start with `fusions`, then
 `stack`. `registry` names all heads without importing torch. Imports `mmfeat.baselines` and what is left of it.
 """
 

@@ -21,7 +21,7 @@ from mmfeat.cache.features import Block, Features
 from mmfeat.errors import ConfigError, MmfeatError, RunError
 from mmfeat.evaluation.decisions import Decision, fit_decision
 from mmfeat.evaluation.splits import deal
-from mmfeat.heads.registry import DEFAULTS, FUSIONS, KINDS, NEEDS_TOKENS, HeadSettings, load_fusion
+from mmfeat.heads.registry import DEFAULTS, FUSIONS, NEEDS_TOKENS, SETTING_TYPES, HeadSettings, load_fusion
 from mmfeat.samples.labels import Targets, indicator
 from mmfeat.system.files import write_atomic
 from mmfeat.system.hardware import resolve_device
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 
 MODALITIES = ("text", "image")
-FEWEST = 4  # samples of a class; one with fewer only trains
-FEWEST_HELD_OUT = 50  # rows; fewer stop a head by chance, which costs more than training too long
+FEWEST = 4  # fewest samples of a class that is held out; samples of smaller classes only train
+FEWEST_HELD_OUT = 50  # fewest held-out rows; early stopping on fewer rows costs more than training for all epochs
 
 
 class ParameterError(ConfigError, ValueError):
@@ -130,7 +130,7 @@ batch_size, epochs, patience
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         tags.classifier_tags.multi_label = True
-        # By scikit-learn's definition, which is a score on points of two columns: layer norm leaves a sign of them.
+        # scikit-learn tests the score on points of two columns, of which layer norm leaves only a sign.
         tags.classifier_tags.poor_score = True
         return tags
 
@@ -159,14 +159,17 @@ batch_size, epochs, patience
         return self._decided().probabilities(self._logits(X))
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """What `predict` decides by: (n, C) scores of which the largest wins, (n,) above 0 for the second of two
-        classes, or (n, C) above 0 for each class of several."""
+        """Scores that `predict` decides by.
+
+        (n, C) scores, of which the largest decides; for two classes, (n,) scores, above 0 for the second class; where a
+        sample may have several classes, (n, C) scores, above 0 for each class of the sample.
+        """
         scores = -np.array(self._decided().offsets) + self._logits(X) / self.decision_.temperature
         binary = len(self.classes_) == 2 and not self.decision_.multilabel
         return scores[:, 1] - scores[:, 0] if binary else scores
 
     def save(self, path: str | Path) -> None:
-        """Write the fitted classifier to one safetensors file. A `random_state` that is no number is left out."""
+        """Write the fitted classifier to one safetensors file, without a `random_state` that is no number."""
         from safetensors.numpy import save
 
         check_is_fitted(self)
@@ -183,7 +186,7 @@ batch_size, epochs, patience
 
     @classmethod
     def load(cls, path: str | Path) -> FusionClassifier:
-        """The classifier that `save` wrote; no code is run. Raises `RunError` for any other file."""
+        """Read a classifier that `save` wrote, without running code. Raises `RunError` for any other file."""
         from safetensors import safe_open
 
         try:
@@ -191,7 +194,7 @@ batch_size, epochs, patience
                 state = json.loads(file.metadata()["mmfeat"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return cls(**state["parameters"])._restore(state, tensors)
-        except Exception as error:  # safetensors raises what its format makes it raise
+        except Exception as error:  # safetensors may raise any error for another file
             raise RunError(f"{path}: not a saved FusionClassifier ({error}); fit and save it again") from error
 
     def _restore(self, state: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> FusionClassifier:
@@ -254,7 +257,7 @@ batch_size, epochs, patience
         held_out = _hold_out(targets, self.validation_fraction, self.seeds, seed)
         trains = [np.setdiff1d(np.arange(len(targets)), rows) for rows in held_out]
         sizes = list(map(len, trains))
-        values = {name: value for name, value in self.get_params(deep=False).items() if name in KINDS}
+        values = {name: value for name, value in self.get_params(deep=False).items() if name in SETTING_TYPES}
         settings = HeadSettings(**{**values, "batch_size": min(self.batch_size, *sizes)})
         steps = epoch_steps(max(sizes), settings.batch_size)
         replay = None if len(held_out[0]) else (1.0,) * settings.epochs
@@ -263,8 +266,8 @@ batch_size, epochs, patience
             for number, (train, rows) in enumerate(zip(trains, held_out, strict=True))
         ]
         trained = train_stack(load_fusion(self.fusion), data, targets, members)
-        self.heads_ = [{name: value.numpy() for name, value in each.tensors.items()} for each in trained]
-        self.history_ = [each.history for each in trained]
+        self.heads_ = [{name: value.numpy() for name, value in head.tensors.items()} for head in trained]
+        self.history_ = [head.history for head in trained]
         adjustment = None if self.logit_adjustment == "auto" else float(self.logit_adjustment or 0.0)
         logits, rows = np.concatenate(self._stack_logits(data, held_out)), np.concatenate(held_out)
         if adjustment is None and not len(rows):
@@ -294,18 +297,17 @@ batch_size, epochs, patience
         return mean_logits(np.stack(logits), self.decision_)
 
     def _stack_logits(self, data: HeadData, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """(n, C) of each head on its own rows. In double precision, so that a sample does not notice its neighbours,
-        but for MPS, which has none, and attention, which takes its tokens as they are stored."""
-        import torch
+        """(n, C) logits of each head on the rows of the head.
 
-        from mmfeat.heads.stack import one_torch_thread, predict_module
+        The logits are computed in double precision, so that they do not depend on the other samples of a batch; only
+        MPS, which lacks double precision, and attention, which reads tokens as they are stored, use single precision.
+        """
+        from mmfeat.heads.stack import one_torch_thread, predict_module, stack_of
 
-        module = load_fusion(self.fusion)(len(self.heads_), data.shape, len(self.classes_))
-        stacked = {name: np.stack([head[name] for head in self.heads_]) for name in self.heads_[0]}
-        module.load_state_dict({name: torch.from_numpy(value) for name, value in stacked.items()})
+        module = stack_of(load_fusion(self.fusion), len(self.classes_), data, self.heads_)
         module = module if data.device == "mps" or data.attend else module.double()
         with one_torch_thread():
-            return predict_module(module.to(data.device), data, rows)
+            return predict_module(module, data, rows)
 
 
 def _features(X: np.ndarray, cuts: Sequence[tuple[str, slice]]) -> Features:
@@ -324,7 +326,10 @@ def _features(X: np.ndarray, cuts: Sequence[tuple[str, slice]]) -> Features:
 
 
 def _hold_out(targets: Targets, fraction: float, seeds: int, seed: int) -> list[np.ndarray]:
-    """Validation rows of each seed, of different ones while they last; none at all where one has too few."""
+    """Validation rows of each seed, in different parts of the samples for the first 1 / `fraction` seeds.
+
+    All seeds train without validation rows where a part would have fewer than FEWEST_HELD_OUT rows.
+    """
     parts = min(seeds, int(1 / fraction)) if fraction else 0
     strata, counts = np.unique(targets.matrix, axis=0, return_inverse=True, return_counts=True)[1:]
     strata = np.where(counts < FEWEST, -1, np.arange(len(counts)))[strata.reshape(-1)]
@@ -340,9 +345,9 @@ def _hold_out(targets: Targets, fraction: float, seeds: int, seed: int) -> list[
 
 @contextmanager
 def _errors_name_parameters() -> Iterator[None]:
-    """Messages written for the command line name its flags; here they name parameters."""
+    """Replace names of command-line flags in error messages by names of parameters."""
     try:
         yield
     except MmfeatError as error:
-        message = re.sub(r"--([a-z][a-z-]+)", lambda found: found[1].replace("-", "_"), str(error))
+        message = re.sub(r"--([a-z][a-z-]+)", lambda match: match[1].replace("-", "_"), str(error))
         raise (ParameterError if isinstance(error, ConfigError) else type(error))(message) from error

@@ -1,4 +1,4 @@
-"""The input of heads: the vectors of all samples, on the device where the features are in memory, else on disk."""
+"""The input of heads: the vectors of all samples, on the device if the features are in memory, else read from disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmfeat.errors import HeadError
 from mmfeat.heads.layers import Batch, Shape, norm
 
 ORDER = ("image", "text")
-CHUNK = 8192  # rows that one read takes
+CHUNK = 8192  # rows of one read
 PREPARED = 2**24  # largest N * D that is normed beforehand; larger data are normed batch by batch
 STATISTICS_ROWS = 65_536  # rows that give mean and deviation, evenly spaced where there are more
 
@@ -26,11 +26,13 @@ class Source:
         self.name, self.device = plain.name, device
         self.blocks = [plain, *views]
         self.masks = np.stack([block.mask for block in self.blocks])
-        self.there = torch.from_numpy(self.masks).to(device)
-        self.mask = self.there[0]
+        self.present = torch.from_numpy(self.masks).to(device)
+        self.mask = self.present[0]
         self.values: Tensor | None = None
         if isinstance(plain, Block):
-            self.values = torch.cat([torch.from_numpy(_vectors(block)) for block in self.blocks]).to(device)
+            self.values = torch.cat(
+                [torch.from_numpy(block.vectors) for block in self.blocks if isinstance(block, Block)]
+            ).to(device)
         self.width = self.values.shape[1] if self.values is not None else int(getattr(plain, "width", 0))
 
     def take(self, rows: Tensor, views: Tensor | None = None) -> Tensor:
@@ -39,7 +41,7 @@ class Source:
             indices = rows
         else:
             views = torch.where(views < len(self.blocks), views, 0)  # another encoder may have more views
-            indices = rows + torch.where(self.there[views, rows], views, 0) * len(self.mask)
+            indices = rows + torch.where(self.present[views, rows], views, 0) * len(self.mask)
         if self.values is not None:
             return self.values.index_select(0, indices.flatten()).float().view(*rows.shape, self.width)
         return self._read(indices.cpu().numpy().ravel()).view(*rows.shape, self.width)
@@ -48,12 +50,12 @@ class Source:
         out = np.zeros((len(indices), self.width), np.float32)
         views, rows = np.divmod(indices, len(self.mask))
         for number in np.unique(views):
-            block, here = self.blocks[number], np.flatnonzero(views == number)
-            here = here[np.argsort(rows[here], kind="stable")]  # rows in the order of the disk
+            block, asked = self.blocks[number], np.flatnonzero(views == number)
+            asked = asked[np.argsort(rows[asked], kind="stable")]  # the order of the rows on disk
             assert isinstance(block, MappedBlock)
-            values = block.batch(rows[here])[0]
-            if values.shape[1]:  # a batch without any vector has no token axis to read
-                out[here] = values[:, 0]
+            values = block.batch(rows[asked])[0]
+            if values.shape[1]:  # the token axis of a batch without any vector is empty
+                out[asked] = values[:, 0]
         return torch.from_numpy(out).to(self.device)
 
     def statistics(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -75,10 +77,10 @@ class Source:
 
 
 class HeadData:
-    """The N samples as heads see them. A fusion is built for `shape`.
+    """The vectors and tokens of N samples, from which batches for heads are made. A fusion is built for `shape`.
 
-    `modality` is both, text or image. With `tokens` "tokens", cross-attention reads token states; with "pooled" it
-    attends to the pooled vectors, each as one token.
+    `modality` is both, text or image. `tokens` is "tokens" where cross-attention reads token states, "pooled" where it
+    attends to the pooled vectors, each as one token, and "" for other heads.
     """
 
     tables: NormedTables | None = None
@@ -109,7 +111,7 @@ class HeadData:
 
     @property
     def width(self) -> int:
-        """D, the columns of all encoders side by side."""
+        """D, the width of all encoders side by side."""
         return self.shape.total
 
     @property
@@ -134,11 +136,13 @@ class HeadData:
     def batch(
         self, rows: Tensor, views: Tensor | None = None, dropped: Tensor | None = None, keep: Tensor | None = None
     ) -> Batch:
-        """The input of K heads for (K, B) rows, their view numbers and the modality that each row loses (an index into
-        [image, text], or -1)."""
+        """The input of K heads for (K, B) rows, their view numbers, and the index of the modality that each row loses.
+
+        The index is 0 for image, 1 for text, or -1 for none; `keep` are dropout factors.
+        """
         vectors = self._vectors(rows, views)
         kept = {name: dropped != number if dropped is not None else None for number, name in enumerate(self.sources)}
-        masks = {name: [self._mask(each, rows, kept[name]) for each in self.sources[name]] for name in self.sources}
+        masks = {name: [self._mask(s, rows, kept[name]) for s in sources] for name, sources in self.sources.items()}
         return Batch(vectors, masks, self._tokens(rows, vectors, masks, kept), keep, self.tables is not None)
 
     def statistics(self, rows: np.ndarray) -> dict[str, list[tuple[Tensor, Tensor]]]:
@@ -151,11 +155,11 @@ class HeadData:
         return self._statistics[key]
 
     def prepared(self, keys: Sequence[np.ndarray]) -> HeadData:
-        """These data with vectors that are normed beforehand, where N * D is small: a quarter of a small head's time.
+        """These data with vectors normed in advance where N * D is small, which saves a quarter of a small head's time.
 
-        `keys` holds the rows of each of K heads whose statistics norm the vectors of that head.
+        `keys` holds, for each of K heads, the rows whose statistics standardise the vectors of the head.
         """
-        plain = self.views == 0 and self.attend != "pooled" and all(each.values is not None for each in self._all())
+        plain = self.views == 0 and self.attend != "pooled" and all(s.values is not None for s in self._all())
         if not plain or len(self) * self.width > PREPARED:
             return self
         prepared = copy(self)
@@ -163,13 +167,13 @@ class HeadData:
         return prepared
 
     def normed_vectors(self, rows: np.ndarray) -> dict[str, list[Tensor]]:
-        """(N, D) of each encoder, normed with the statistics of `rows`; computed once."""
+        """(N, D) vectors of each encoder, normed with the statistics of `rows`; computed once."""
         key = rows.tobytes()
         if key not in self._normed:
             everything = torch.arange(len(self), device=self.device)[None]
             self._normed[key] = {
                 name: [
-                    norm(source.take(everything)[0], *(each.to(self.device) for each in statistics))
+                    norm(source.take(everything)[0], *(statistic.to(self.device) for statistic in statistics))
                     for source, statistics in zip(self.sources[name], by_source, strict=True)
                 ]
                 for name, by_source in self.statistics(rows).items()
@@ -177,7 +181,7 @@ class HeadData:
         return self._normed[key]
 
     def keep_heads(self, heads: Tensor) -> None:
-        """Continue with these heads of a stack."""
+        """Continue with these heads of the stack."""
         if self.tables is not None:
             self.tables.keep_heads(heads)
 
@@ -190,11 +194,11 @@ class HeadData:
         return (source for sources in self.sources.values() for source in sources)
 
     def _mask(self, source: Source, rows: Tensor, kept: Tensor | None) -> Tensor | None:
-        """(K, B) presence, or None where nothing is missing: then no gradient of the replacement embedding is taken."""
+        """(K, B) mask of present vectors; None where all are present, which saves the missing embedding's gradient."""
         if self.complete and kept is None:
             return None
-        there = source.mask[rows]
-        return there if kept is None else there & kept
+        present = source.mask[rows]
+        return present if kept is None else present & kept
 
     def _token_widths(self) -> dict[str, tuple[int, ...]]:
         if self.attend == "pooled":
@@ -213,17 +217,19 @@ class HeadData:
         if self.attend == "pooled":
             return pooled_tokens(vectors, masks)
         blocks = self.token_blocks if self.attend else {}
-        return {name: [self._read_tokens(block, rows, kept[name]) for block in some] for name, some in blocks.items()}
+        return {
+            name: [self._read_tokens(block, rows, kept[name]) for block in tokens] for name, tokens in blocks.items()
+        }
 
     def _read_tokens(self, block: MappedBlock, rows: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
-        values, there = block.batch(rows.cpu().numpy().ravel())
+        values, present = block.batch(rows.cpu().numpy().ravel())
         x = torch.from_numpy(values).to(self.device).float().view(*rows.shape, *values.shape[1:])
-        mask = torch.from_numpy(there).to(self.device).view(*rows.shape, there.shape[-1])
+        mask = torch.from_numpy(present).to(self.device).view(*rows.shape, present.shape[-1])
         return x, mask if kept is None else mask & kept.unsqueeze(-1)
 
 
 class NormedTables:
-    """The normed vectors of one stack: for each encoder one (N, D) table a set of training rows, joined along N.
+    """The normed vectors of one stack: for each encoder, an (N, D) table of each set of training rows, joined along N.
 
     `offsets` (K, 1) are the first rows of the tables that the K heads read.
     """
@@ -264,7 +270,7 @@ def pooled_tokens(
 
 
 def _sources(features: Features, modality: str, device: str) -> Iterator[Source]:
-    """Yield one source for each encoder of the modality, its views behind the plain pictures in order of name."""
+    """Yield one source for each encoder of the modality, with the plain view first and augmented views by name."""
     everything: list[Block | MappedBlock] = [*features.blocks]
     everything += [block for block in features.mapped if block.output == "pooled"]
     pooled = [block for block in everything if block.modality == modality]
@@ -272,8 +278,3 @@ def _sources(features: Features, modality: str, device: str) -> Iterator[Source]
         if plain.view == "none":
             views = [block for block in pooled if block.view != "none" and block.source == plain.source]
             yield Source(plain, views, device)
-
-
-def _vectors(block: Block | MappedBlock) -> np.ndarray:
-    assert isinstance(block, Block)
-    return block.vectors

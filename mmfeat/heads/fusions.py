@@ -1,8 +1,8 @@
-"""The six fusions: late, concat, gated, film, film-concat and cross-attention. Each turns the image vector i and the
-text vector t of a sample into logits.
+"""The six fusions: late, concat, gated, film, film-concat and cross-attention. Each fusion maps the image vector i and
+the text vector t of a sample to logits.
 
-All but the late one end in the same classifier, MLP(x) = 256 -> 64 -> classes with batch normalisation and dropout.
-Fusions that compare the modalities say in their docstring what they do with a single modality.
+All fusions but the late one end in the same classifier, MLP(x) = 256 -> 64 -> classes with batch normalisation and
+dropout. The docstring of a fusion that compares the modalities says what it does with a single modality.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class Late(Fusion):
 
 
 class Gated(Fusion):
-    """Gated fusion, MLP(g t + (1 - g) i) with g = sigmoid(W relu(V [i; t])): one number g a sample weighs its text
-    against its image.
+    """Gated fusion, MLP(g t + (1 - g) i) with g = sigmoid(W relu(V [i; t])).
 
-    Modalities of different widths are first projected to 256. A single modality is weighed against zeros.
+    One number g for each sample weighs the text of the sample against its image. Modalities of different widths are
+    first projected to 256. A single modality is weighed against zeros.
     """
 
     units = sum(HIDDEN)
@@ -79,8 +79,10 @@ class Gated(Fusion):
 
 
 class Modulation(Stacked):
-    """Feature-wise modulation (FiLM; Perez et al., AAAI 2018), (1 + tanh(gamma)) x + beta, so that factors stay between
-    0 and 2. gamma and beta come from the condition c: [gamma; beta] = W relu(V c), hidden width 64."""
+    """Feature-wise modulation (FiLM; Perez et al., AAAI 2018), (1 + tanh(gamma)) x + beta: factors between 0 and 2.
+
+    gamma and beta are computed from the condition c: [gamma; beta] = W relu(V c), with the hidden width 64.
+    """
 
     def __init__(self, heads: int, condition: int, width: int) -> None:
         super().__init__()
@@ -143,7 +145,7 @@ class TokenInput(Stacked):
 class Attention(Stacked):
     """Multi-head attention of 8 heads (Vaswani et al., 2017), then the layer-normed mean over the present queries.
 
-    One more, learned key stands for "nothing to see here"; a sample without any token attends to that key alone.
+    An additional, learned key stands for "nothing"; a sample without any token attends to that key alone.
     """
 
     def __init__(self, heads: int) -> None:
@@ -170,9 +172,9 @@ class Attention(Stacked):
 
 
 class CrossAttention(Fusion):
-    """Cross-attention, MLP([i; t; sigmoid(s) A]): A (128) is what text tokens take from image tokens, s a learned gate.
+    """Cross-attention, MLP([i; t; sigmoid(s) A]): A (128) is the attention of text to image tokens, s a learned gate.
 
-    Needs tokens of both modalities; the tokens of a single modality attend to themselves.
+    The fusion needs tokens of both modalities; the tokens of a single modality attend to themselves.
     """
 
     units = sum(HIDDEN)

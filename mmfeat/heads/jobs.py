@@ -1,4 +1,4 @@
-"""Jobs: heads to train together, as a description that any thread, process or machine can carry out."""
+"""Jobs: descriptions of heads to train together, which any thread, process or machine can carry out."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ from mmfeat.heads.stack import (
 from mmfeat.heads.training import class_weights
 from mmfeat.samples.labels import Targets
 
-CPU_ROWS = 320  # rows in one step of a stack on a CPU: with fewer, Python takes longer than the arithmetic
-CPU_STACK = (3, 8)  # fewest and most heads of a stack; many no longer fit into a core's cache
+CPU_ROWS = 320  # rows in one step of a stack on a CPU; steps of fewer rows spend their time in Python
+CPU_STACK = (3, 8)  # fewest and most heads of a stack on a CPU; more heads do not fit into a core's cache
 LARGEST_STACK = 256
-MEMORY_SHARE = 0.5  # share of the free memory of the device
+MEMORY_SHARE = 0.5  # share of the device's free memory that a stack may take
 KEPT_BASIS = 2**24  # most numbers in a training matrix whose basis is kept
 Predict: TypeAlias = Callable[[HeadData], list[np.ndarray]]
-COPIES = 8  # copies of the parameters during training: gradients, two moments, the best so far, temporaries
+COPIES = 8  # copies of the parameters in training: gradients, two moments, the best epoch, temporary tensors
 
 
 @dataclass(frozen=True)
 class Job:
-    """Members to train as one stack, and the rows to predict with each of them."""
+    """Members to train as one stack, and the sets of rows to predict with each member."""
 
     head: str
     modality: str
     members: tuple[Member, ...]
     predict: tuple[tuple[np.ndarray, ...], ...]
-    setting: Mapping[str, float] | None = None  # the chosen setting, where a baseline is fitted again
-    keep: bool = False  # return what rebuilds the heads
+    setting: Mapping[str, float] | None = None  # the chosen setting of a baseline to fit again
+    keep: bool = False  # return `config` and `tensors`, from which the heads can be restored
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """One member afterwards: (n, C) logits for each set of rows, how it learned, and what rebuilds it."""
+    """A trained member: (n, C) logits for each set of rows, the history, and the values that restore the head."""
 
     logits: tuple[np.ndarray, ...]
     history: list[dict[str, float]]
@@ -64,16 +64,19 @@ class Fitted:
 
 
 class Workbench:
-    """The features and targets of a sweep, arranged once for each modality. `attend`: tokens or pooled."""
+    """The features and targets of a sweep, prepared once for each modality.
+
+    `attend` says whether cross-attention reads "tokens" or "pooled" vectors.
+    """
 
     def __init__(self, features: Features, targets: Targets, device: str, attend: str) -> None:
         self.features, self.targets, self.device, self.attend = features, targets, device, attend
         self._data: dict[tuple[str, str], HeadData] = {}
         self._bases: dict[bytes, Basis] = {}
-        self._locks: defaultdict[object, threading.Lock] = defaultdict(threading.Lock)  # one a key under construction
+        self._locks: defaultdict[object, threading.Lock] = defaultdict(threading.Lock)  # a lock for each key
 
     def data(self, head: str, modality: str) -> HeadData:
-        """What heads of this name see; tokens are read only for those that need them."""
+        """The input of heads of this name, with tokens only for cross-attention."""
         key = (modality, self.attend if head == NEEDS_TOKENS else "")
         with self._locks[key]:
             if key not in self._data:
@@ -81,7 +84,7 @@ class Workbench:
             return self._data[key]
 
     def basis(self, job: Job, member: Member, weights: np.ndarray) -> Basis:
-        """The decomposition that all baselines of one fold share; kept where it is small."""
+        """The basis that all baselines of one fold share; a small basis is kept."""
         data = self.data(job.head, job.modality)
         if len(member.train) * data.width > KEPT_BASIS:
             return make_basis(View(data), self.targets, member.train, weights)
@@ -101,7 +104,7 @@ def run_job(job: Job, bench: Workbench, advance: Callable[[int], None] = lambda 
 
 
 def stack_size(head: str, data: HeadData, classes: int, batch_size: int) -> int:
-    """How many heads of this kind to train together: few on a CPU, as many as fit on a GPU."""
+    """The number of heads of this kind to train together: few on a CPU, as many as fit on a GPU."""
     if head in BASELINES:
         return 1
     if not data.device.startswith("cuda"):
@@ -113,14 +116,14 @@ def stack_size(head: str, data: HeadData, classes: int, batch_size: int) -> int:
 
 
 def training_bytes(head: str, data: HeadData, classes: int, batch_size: int) -> int:
-    """About what a head needs while it trains in a stack; tokens count as they are, normed, projected and attended."""
+    """Estimate the bytes of a head that trains in a stack; tokens count raw, normed, projected and attended."""
     parameters = count_parameters(load_fusion(head), data.shape, classes)
     activations = batch_size * (8 * (data.width + parameters // max(data.width, 1)) + data.token_values // 2)
     return 4 * COPIES * (parameters + activations)
 
 
 def count_parameters(fusion: FusionType, shape: Shape, classes: int) -> int:
-    """Numbers that one head learns."""
+    """The number of parameters of one head."""
     import torch
 
     with torch.device("meta"):
@@ -130,14 +133,11 @@ def count_parameters(fusion: FusionType, shape: Shape, classes: int) -> int:
 def restore_heads(
     head: str, config: Mapping[str, Any], heads: Sequence[Mapping[str, np.ndarray]], classes: int, data: HeadData
 ) -> Predict:
-    """What gives (N, C) logits of all samples from each of some saved heads of one kind, for `data` of this shape."""
+    """A function from data of the shape of `data` to (N, C) logits of all samples, for each of some saved heads."""
     if head in BASELINES:
         models = [restore(head, dict(config), dict(tensors)) for tensors in heads]
         return lambda data: [_baseline_logits(model, data, np.arange(len(data))) for model in models]
-    import torch
-
-    tensors = [{name: torch.from_numpy(np.array(value)) for name, value in each.items()} for each in heads]
-    module = stack_of(load_fusion(head), classes, data, tensors)
+    module = stack_of(load_fusion(head), classes, data, heads)
 
     def predict(data: HeadData) -> list[np.ndarray]:
         with one_torch_thread():
@@ -150,7 +150,7 @@ def _run_stack(job: Job, data: HeadData, targets: Targets, advance: Callable[[in
     start = time.thread_time()
     fusion = load_fusion(job.head)
     trained = train_stack(fusion, data, targets, job.members, advance)
-    heads = [each.tensors for each in trained]
+    heads = [member.tensors for member in trained]
     sets = [
         predict_stack(fusion, len(targets.classes), data, heads, [wanted[number] for wanted in job.predict])
         for number in range(len(job.predict[0]))
@@ -158,13 +158,13 @@ def _run_stack(job: Job, data: HeadData, targets: Targets, advance: Callable[[in
     seconds = (time.thread_time() - start) / len(trained)
     return [
         Fitted(
-            tuple(logits[place] for logits in sets),
-            each.history,
-            each.best_epoch,
+            tuple(logits[index] for logits in sets),
+            member.history,
+            member.best_epoch,
             seconds,
-            tensors={name: value.numpy() for name, value in each.tensors.items()} if job.keep else {},
+            tensors={name: value.numpy() for name, value in member.tensors.items()} if job.keep else {},
         )
-        for place, each in enumerate(trained)
+        for index, member in enumerate(trained)
     ]
 
 
@@ -173,12 +173,12 @@ def _run_baselines(job: Job, data: HeadData, bench: Workbench, advance: Callable
     for member, wanted in zip(job.members, job.predict, strict=True):
         start = time.thread_time()
         weights = class_weights(bench.targets.take(member.train), member.settings.class_weights)
-        lesson = (job.head, View(data), bench.targets, member.train)
+        training = (job.head, View(data), bench.targets, member.train)
         basis = bench.basis(job, member, weights) if job.head != "prior" else None
         if job.setting is not None:
-            model = refit(*lesson, weights, dict(job.setting), member.entropy[0], basis)
+            model = refit(*training, weights, dict(job.setting), member.entropy[0], basis)
         else:
-            model = fit(*lesson, member.validation, weights, member.entropy[0], basis)
+            model = fit(*training, member.validation, weights, member.entropy[0], basis)
         logits = tuple(_baseline_logits(model, data, rows) for rows in wanted)
         config, tensors = model.state() if job.keep else ({}, {})
         seconds = time.thread_time() - start
@@ -189,7 +189,7 @@ def _run_baselines(job: Job, data: HeadData, bench: Workbench, advance: Callable
 
 @dataclass(frozen=True)
 class View:
-    """One view of all samples as the rows of a matrix."""
+    """The `Matrix` of one view: (N, D) vectors of all samples, all encoders side by side."""
 
     data: HeadData
     view: int = 0
@@ -207,5 +207,5 @@ class View:
 
 
 def _baseline_logits(model: Baseline, data: HeadData, rows: np.ndarray) -> np.ndarray:
-    """(n, C), the mean over the plain photos and their augmented views."""
+    """(n, C) logits, the mean over the plain photos and their augmented views."""
     return np.mean([model.logits(View(data, view), rows) for view in range(data.views + 1)], axis=0)

@@ -1,7 +1,7 @@
-"""Layers of K heads at once: every tensor has a leading axis of heads, every head its own parameters.
+"""Layers of K stacked heads: every tensor has a leading axis of heads, and every head its own parameters.
 
-A stack of one is an ordinary head, so there is one definition of each architecture. A head's first weights come from
-its own generator: they do not depend on its neighbours.
+A stack of one is an ordinary head, so there is one definition of each architecture. A generator for each head draws its
+first weights, which do not depend on the other heads of the stack.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ EPSILON = 1e-5
 
 
 class Stacked(nn.Module):
-    """A layer whose parameters and buffers all have the heads in front."""
+    """A layer whose parameters and buffers all have a leading axis of heads."""
 
     @torch.no_grad()
     def reset(self, head: int, generator: torch.Generator) -> None:
@@ -28,10 +28,10 @@ class Stacked(nn.Module):
 
 
 class Linear(Stacked):
-    """K times `nn.Linear`, and its first weights. (K, ..., inputs) -> (K, ..., outputs).
+    """K times `nn.Linear`, with the same first weights: (K, ..., inputs) -> (K, ..., outputs).
 
-    `centred`: batch normalisation follows, which takes the bias away again. The gradient of the bias would be nothing
-    but rounding, which AdamW blows up to whole steps, so it gets none.
+    A `centred` layer is followed by batch normalisation, which subtracts the bias again. The gradient of the bias would
+    consist of rounding errors, which AdamW scales up to whole steps; so the bias gets no gradient.
     """
 
     def __init__(self, heads: int, inputs: int, outputs: int, centred: bool = False) -> None:
@@ -42,7 +42,7 @@ class Linear(Stacked):
 
     @torch.no_grad()
     def reset(self, head: int, generator: torch.Generator) -> None:
-        bound = 1 / math.sqrt(max(self.weight.shape[1], 1))  # nothing comes in where a modality is missing everywhere
+        bound = 1 / math.sqrt(max(self.weight.shape[1], 1))  # 0 inputs where a modality is missing everywhere
         for parameter in (self.weight, self.bias):
             parameter[head].uniform_(-bound, bound, generator=generator)
 
@@ -99,7 +99,7 @@ class Scalar(Stacked):
 
 
 class Classifier(Stacked):
-    """fused -> hidden sizes -> classes, with BatchNorm, ReLU and dropout after each hidden layer."""
+    """The classifier behind a fusion: fused -> hidden sizes -> classes, with BatchNorm, ReLU and dropout in between."""
 
     def __init__(self, heads: int, width: int, classes: int, hidden: tuple[int, ...], normalised: bool = True) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class Classifier(Stacked):
         self.output = Linear(heads, widths[-1], classes)
 
     def forward(self, x: Tensor, keep: Tensor | None) -> Tensor:
-        """(K, B, D), and (K, B, sum of hidden) factors of dropout (0 or 1 / keep rate) or None -> (K, B, C)."""
+        """(K, B, D) and (K, B, sum of hidden) dropout factors, 0 or 1 / keep rate (None: no dropout) -> (K, B, C)."""
         kept = keep.split(self.hidden, -1) if keep is not None else [None] * len(self.hidden)
         for linear, norm, factor in zip(self.linears, self.norms, kept, strict=True):
             x = F.relu(norm(linear(x)))
@@ -120,13 +120,13 @@ class Classifier(Stacked):
 
 @dataclass(frozen=True)
 class Shape:
-    """What a fusion is built for: widths of the encoders of each modality, [image; text], and of their tokens."""
+    """The input widths of a fusion: the widths of the encoders of each modality, [image; text], and of their tokens."""
 
     widths: dict[str, tuple[int, ...]]
     tokens: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def width(self, modality: str) -> int:
-        """Of all encoders of the modality side by side."""
+        """The width of all encoders of the modality side by side."""
         return sum(self.widths[modality])
 
     @property
@@ -136,9 +136,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class Batch:
-    """B samples for each of K heads. `vectors[modality]` holds one (K, B, D) an encoder, `masks` (K, B) whether it is
-    there (None: all are); `tokens` one pair of (K, B, T, D) values and (K, B, T) masks a source; `keep` (K, B, units)
-    factors of dropout. `normed`: the vectors are standardised and layer-normed already."""
+    """B samples for each of K heads.
+
+    `vectors[modality]` holds (K, B, D) vectors for each encoder, `masks` a (K, B) mask of present vectors, None where
+    all are present. `tokens` holds (K, B, T, D) values and a (K, B, T) mask for each source. `keep` (K, B, units) are
+    dropout factors. `normed` vectors are standardised and layer-normed already.
+    """
 
     vectors: dict[str, list[Tensor]]
     masks: dict[str, list[Tensor | None]]
@@ -148,10 +151,10 @@ class Batch:
 
 
 class EncoderInput(Stacked):
-    """Standardised with statistics of the training fold, layer-normed, a learned embedding where missing.
+    """The input of one encoder: (K, B, D) vectors and (K, B) masks -> (K, B, D).
 
-    (K, B, D) vectors and (K, B) masks -> (K, B, D). The norm has no parameters: a linear layer follows, and without
-    them no gradient needs to come back to here.
+    Vectors are standardised with statistics of the training fold and layer-normed; a learned embedding replaces missing
+    vectors. The norm has no parameters, because a linear layer follows; so no gradient has to pass through the norm.
     """
 
     mean: Tensor
@@ -175,10 +178,10 @@ def norm(vectors: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 class Fusion(Stacked):
-    """K heads of one architecture. A subclass says what it builds from one vector a modality, and how it fuses them."""
+    """K heads of one architecture. A subclass defines `fuse`, from one vector of each modality to logits."""
 
-    units = 0  # dropout factors a sample
-    is_stacked = True  # all its tensors have the heads in front
+    units = 0  # number of dropout factors for a sample
+    is_stacked = True  # all tensors have a leading axis of heads
 
     def __init__(self, heads: int, shape: Shape) -> None:
         super().__init__()
@@ -190,21 +193,15 @@ class Fusion(Stacked):
         )
 
     def forward(self, batch: Batch) -> Tensor:
-        """-> (K, B, C) logits."""
-        vectors = {
-            modality: torch.cat(
-                [
-                    module(x, mask, batch.normed)
-                    for module, x, mask in self._inputs(modality, batch.vectors, batch.masks)
-                ],
-                dim=-1,
-            )
-            for modality in self.inputs
-        }
+        """(K, B, C) logits of a batch."""
+        vectors = {}
+        for modality in self.inputs:
+            inputs = self._inputs(modality, batch.vectors, batch.masks)
+            vectors[modality] = torch.cat([module(x, mask, batch.normed) for module, x, mask in inputs], -1)
         return self.fuse(vectors, batch)
 
     def fuse(self, vectors: dict[str, Tensor], batch: Batch) -> Tensor:
-        """(K, B, width of the modality) each -> (K, B, C) logits."""
+        """(K, B, width) vectors of each modality -> (K, B, C) logits."""
         raise NotImplementedError
 
     def attention_parameters(self) -> set[str]:
@@ -213,15 +210,15 @@ class Fusion(Stacked):
 
     @torch.no_grad()
     def standardise(self, head: int, statistics: dict[str, list[tuple[Tensor, Tensor]]]) -> None:
-        """Give one head mean and standard deviation of each encoder, (D,) each."""
+        """Set the mean (D,) and the standard deviation (D,) of each encoder for one head."""
         for modality in self.inputs:
             for module, (mean, std) in self._inputs(modality, statistics):
                 module.mean[head], module.std[head] = mean, std
 
     def _inputs(self, modality: str, *values: Mapping[str, list[Any]]) -> Iterator[tuple[Any, ...]]:
-        """Each encoder's input module with what `values` have for it."""
+        """The input module of each encoder of the modality, with the encoder's element of each of the `values`."""
         modules = cast(nn.ModuleList, self.inputs[modality])
-        return zip(modules, *(each[modality] for each in values), strict=True)
+        return zip(modules, *(by_modality[modality] for by_modality in values), strict=True)
 
     def reset_head(self, head: int, generator: torch.Generator) -> None:
         """Draw all first weights of one head, in the order of the modules."""
@@ -235,9 +232,6 @@ class Fusion(Stacked):
 
     @torch.no_grad()
     def keep_heads(self, heads: Tensor) -> None:
-        """Go on with these heads."""
-        for parameter in self.parameters():
-            parameter.data = parameter.data[heads]
-        for module in self.modules():
-            for name, buffer in module._buffers.items():
-                module._buffers[name] = buffer[heads] if buffer is not None else None
+        """Continue with these heads of the stack."""
+        for tensor in (*self.parameters(), *self.buffers()):
+            tensor.data = tensor.data[heads]

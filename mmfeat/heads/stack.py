@@ -1,7 +1,7 @@
 """Training many heads of one architecture as one stacked model, and predicting with them.
 
-The heads may differ in fold, seed and settings. Each has its own rows, order, dropout, losses, learning rate and early
-stopping; a head that is done leaves the stack. A stacked head equals the same head trained alone.
+The heads may differ in fold, seed and settings. Each head has its own rows, order, dropout, losses, learning rate and
+early stopping; a finished head leaves the stack. A stacked head equals the same head trained alone.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,17 +26,16 @@ from mmfeat.samples.labels import Targets
 
 PREDICTED_VALUES = 2**24  # most input values in a forward pass without gradients
 FEWEST_STEPS = 16  # fewest steps of an epoch: small data are passed several times
-TOKEN_ROWS = 256  # most samples in such a pass where heads read tokens
-FusionType = Callable[[int, Shape, int], Fusion]  # (heads, shape, classes)
-Advance = Callable[[int], None]
+TOKEN_ROWS = 256  # most samples in a forward pass without gradients where heads read tokens
+FusionType = Callable[[int, Shape, int], Fusion]  # (heads, shape, classes) -> a stack of heads
 
 
 @dataclass(frozen=True)
 class Member:
-    """One head to train. An epoch has `steps` batches; `entropy` seeds all random draws. Vectors are standardised with
-    the statistics of the rows of `fold`, by default `train`.
+    """A member of a stack: one head to train on the rows `train`, with `steps` batches in an epoch.
 
-    Without validation rows the head trains for the epochs of `replay`, the scales of its learning rate.
+    `entropy` seeds all random draws. Vectors are standardised with statistics of the rows `fold`, by default `train`.
+    Without validation rows, the head trains for as many epochs as `replay` has scales of the learning rate.
     """
 
     settings: HeadSettings
@@ -48,6 +48,7 @@ class Member:
 
     @property
     def standard(self) -> np.ndarray:
+        """The rows whose statistics standardise the vectors."""
         return self.train if self.fold is None else self.fold
 
 
@@ -61,13 +62,13 @@ class Trained:
 
 
 def epoch_steps(rows: int, batch_size: int) -> int:
-    """Batches in an epoch: one pass over all rows, or FEWEST_STEPS where a pass has fewer."""
+    """The number of batches in an epoch: those of one pass over all rows, but at least FEWEST_STEPS."""
     return max(FEWEST_STEPS, -(-rows // min(batch_size, rows)))
 
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Run torch on one CPU thread: on small batches a second one mostly waits, and sums are equal on any machine."""
+    """Run torch on one CPU thread: small batches gain little from a second one, and sums are equal on any machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -81,11 +82,12 @@ def train_stack(
     data: HeadData,
     targets: Targets,
     members: Sequence[Member],
-    advance: Advance = lambda heads: None,
+    advance: Callable[[int], None] = lambda heads: None,
 ) -> list[Trained]:
     """Train all members together; `advance` receives the number of heads that an epoch finished.
 
-    Members share what `settings.SHARED` names, and `steps`. Raises `HeadError` where a head diverges.
+    All members have the same `steps` and the same settings of `registry.SHARED`. Raises `HeadError` where a head
+    diverges.
     """
     stack = _Stack(fusion, data, targets, members)
     with one_torch_thread():
@@ -98,20 +100,21 @@ def train_stack(
 def predict_stack(
     fusion: FusionType, classes: int, data: HeadData, heads: Sequence[dict[str, Tensor]], rows: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
-    """(n, C) float64 logits of each head on its own rows, averaged over augmented views if any."""
+    """(n, C) float64 logits of each head on the rows of the head, the mean over the plain and the augmented views."""
     with one_torch_thread():
         return predict_module(stack_of(fusion, classes, data, heads), data, rows)
 
 
-def stack_of(fusion: FusionType, classes: int, data: HeadData, heads: Sequence[Mapping[str, Tensor]]) -> Fusion:
-    """Trained heads as one module, on the device of the data."""
+def stack_of(fusion: FusionType, classes: int, data: HeadData, heads: Sequence[Mapping[str, Any]]) -> Fusion:
+    """Trained heads, given as tensors or arrays by name, as one module on the device of the data."""
     module = fusion(len(heads), data.shape, classes)
-    module.load_state_dict({name: torch.stack([head[name] for head in heads]) for name in heads[0]})
+    stacked = {name: np.stack([np.asarray(head[name]) for head in heads]) for name in heads[0]}
+    module.load_state_dict({name: torch.from_numpy(values) for name, values in stacked.items()})
     return module.requires_grad_(False).eval().to(data.device)
 
 
 def predict_module(module: Fusion, data: HeadData, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """(n, C) float64 logits as from `predict_stack`, by a module that is built already."""
+    """(n, C) float64 logits as from `predict_stack`, for heads that are one module already."""
     padded = np.zeros((len(rows), max(map(len, rows))), np.int64)
     for head_rows, line in zip(rows, padded, strict=True):
         line[: len(head_rows)] = head_rows
@@ -130,10 +133,10 @@ def predict_module(module: Fusion, data: HeadData, rows: Sequence[np.ndarray]) -
 
 
 class _Stack:
-    """The state of one training. `running` holds the indices, among all members, of the heads still in the module."""
+    """The training of one stack. `running` holds the member numbers of the heads that are still in the module."""
 
     def __init__(self, fusion: FusionType, data: HeadData, targets: Targets, members: Sequence[Member]) -> None:
-        self.data, self.targets, self.members = data.prepared([each.standard for each in members]), targets, members
+        self.data, self.targets, self.members = data.prepared([member.standard for member in members]), targets, members
         self.running = list(range(len(members)))
         self.trained: list[Trained | None] = [None] * len(members)
         self.best: list[dict[str, Tensor]] = [{} for _ in members]
@@ -148,15 +151,15 @@ class _Stack:
         self.draws = [Draws(member.entropy, member.train, member.settings, self.module.units) for member in members]
         self.labels = torch.from_numpy(targets.matrix.astype(np.float32)).to(data.device)
         settings = [member.settings for member in members]
-        self.weights = [class_weights(targets.take(each.train), each.settings.class_weights) for each in members]
+        self.weights = [class_weights(targets.take(m.train), m.settings.class_weights) for m in members]
         self.loss = StackedLoss(settings, self.weights, targets.multilabel, data.device)
-        self.kept = torch.tensor([1 / (1 - each.dropout) for each in settings], device=data.device)[:, None, None]
+        self.kept = torch.tensor([1 / (1 - values.dropout) for values in settings], device=data.device)[:, None, None]
         self.optimiser = self._optimiser(settings)
 
     def _optimiser(self, settings: Sequence[HeadSettings]) -> StackedAdamW:
         slow = self.module.attention_parameters()
         rates = {
-            name: torch.tensor([getattr(each, name) for each in settings], dtype=torch.float64)
+            name: torch.tensor([getattr(values, name) for values in settings], dtype=torch.float64)
             for name in ("learning_rate", "attention_learning_rate")
         }
         return StackedAdamW(
@@ -165,11 +168,11 @@ class _Stack:
                 rates["attention_learning_rate" if name in slow else "learning_rate"]
                 for name, _ in self.module.named_parameters()
             ],
-            torch.tensor([each.weight_decay for each in settings], dtype=torch.float64),
+            torch.tensor([values.weight_decay for values in settings], dtype=torch.float64),
         )
 
     def epoch(self) -> int:
-        """Train all running heads for an epoch, drop finished heads from the stack and return their number."""
+        """Train all running heads for an epoch, drop finished heads from the stack and return the number of these."""
         losses = self._train()
         scores = self._validate()
         for index, number in enumerate(self.running):
@@ -210,7 +213,7 @@ class _Stack:
 
     def _record(self, index: int, number: int, loss: float, scores: dict[str, float]) -> None:
         stopper, history, settings = self.stoppers[number], self.histories[number], self.members[number].settings
-        if not np.isfinite([loss, *scores.values()]).all():  # the last step may be the one that diverged
+        if not np.isfinite([loss, *scores.values()]).all():  # where only the last step diverged, the scores show it
             raise HeadError(f"a head diverged; lower --learning-rate (now {settings.learning_rate:g})")
         history.append({"epoch": len(history), "loss": loss, **scores, "scale": stopper.scale})
         by_loss = settings.monitor == "loss"
@@ -234,7 +237,7 @@ class _Stack:
 def validation_scores(
     logits: np.ndarray, matrix: np.ndarray, weights: np.ndarray, multilabel: bool
 ) -> dict[str, float]:
-    """Weighted loss and macro-F1 of (n, C) logits and (n, C) bool labels, without any adjustment of the decision."""
+    """Weighted loss, and macro-F1 of plain choices, of (n, C) logits for (n, C) bool labels."""
     return {
         "validation_loss": validation_loss(logits, matrix, weights, multilabel),
         "validation_macro_f1": float(macro_f1(matrix, plain_choice(logits, multilabel))),

@@ -1,4 +1,4 @@
-"""The training of a stack: the random draws, the loss, AdamW, the schedule and early stopping of each of its heads."""
+"""The training of a stack: the random draws, losses, learning rates and early stopping of its heads, and AdamW."""
 
 from __future__ import annotations
 
@@ -16,13 +16,23 @@ from mmfeat.heads.registry import HeadSettings
 from mmfeat.samples.labels import Targets
 
 STEPS_OF_16_BITS = 2**16
-DECISIONS = 2**22  # of dropout that a head draws at once: those for a million rows would fill the memory
+DECISIONS = 2**22  # most dropout decisions that a head draws at once; an epoch of a million rows would fill the memory
+BETA = 0.999  # beta in the effective number of n samples, (1 - beta^n) / (1 - beta)
+FACTOR = 0.5  # factor of the learning rate on a plateau
+PLATEAU = 1  # patience of the learning rate: it falls after more epochs than this without a better score
+THRESHOLD = 1e-4  # relative improvement that counts as better for the learning rate
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+VECTOR = 16  # numbers that the fused kernel takes at once; heads in one call round alike only without a remainder
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """The draws of an epoch, or of a piece of it, for K heads: (K, steps, B) each, `keep` (K, steps, B, units) dropout
-    decisions."""
+    """Random draws for K heads and some steps of an epoch.
+
+    `rows`, `views` and `dropped` are (K, steps, B), `keep` (K, steps, B, units) are dropout decisions. `views` is None
+    for data without augmented views, `dropped` where no head drops modalities.
+    """
 
     rows: Tensor
     keep: Tensor
@@ -30,18 +40,18 @@ class Epoch:
     dropped: Tensor | None
 
     def steps(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None, Tensor]]:
-        """rows, views, dropped and keep of each step."""
+        """Yield `rows`, `views`, `dropped` and `keep` of each step."""
         for number in range(self.rows.shape[1]):
             views, dropped = (x[:, number] if x is not None else None for x in (self.views, self.dropped))
             yield self.rows[:, number], views, dropped, self.keep[:, number]
 
 
 class Draws:
-    """One head's order of samples, dropout, views and lost modalities, epoch by epoch.
+    """The random draws of one head, epoch by epoch: order of samples, dropout, views and lost modalities.
 
-    Every batch is full: an epoch is `steps` batches from an endless row of permutations of the training rows, so each
-    sample is seen equally often and batch normalisation never meets a rest of one. Where there are fewer rows than a
-    batch takes, it takes them more than once, so that folds of different sizes still make one stack.
+    Batches are cut from an endless sequence of permutations of the training rows. So every batch is full, each sample
+    is seen equally often, and batch normalisation never meets a batch of one. A batch larger than the training set
+    takes rows repeatedly, so that folds of different sizes fit into one stack.
     """
 
     def __init__(self, entropy: Sequence[int], rows: np.ndarray, settings: HeadSettings, units: int) -> None:
@@ -58,39 +68,39 @@ class Draws:
         return taken.reshape(steps, size)
 
     def keep(self, shape: tuple[int, ...]) -> np.ndarray:
-        """(..., units) bool, True with the probability of being kept, to 16 bits."""
+        """(..., units) bool, True with the probability 1 - dropout, rounded to 16 bits."""
         numbers = np.frombuffer(self.random.bytes(2 * int(np.prod(shape)) * self.units), np.uint16)
         return (numbers >= round(self.settings.dropout * STEPS_OF_16_BITS)).reshape(*shape, self.units)
 
     def views(self, shape: tuple[int, ...], views: int) -> np.ndarray:
-        """Which of the plain picture (0) and its `views` augmented views each sample shows."""
+        """(...) view numbers: 0 for the plain picture, 1 to `views` for its augmented views."""
         return self.random.integers(0, views + 1, shape)
 
     def dropped(self, shape: tuple[int, ...], modalities: int) -> np.ndarray:
-        """The number of the modality that a sample loses, -1 for none."""
-        if not self.settings.modality_dropout:  # draws nothing, whatever the neighbours in the stack do
+        """(...) indices of the modality that a sample loses, -1 for none."""
+        if not self.settings.modality_dropout:  # a head without this dropout draws no numbers, also in a mixed stack
             return np.full(shape, -1)
         lost = self.random.random(shape) < self.settings.modality_dropout
         return np.where(lost, self.random.integers(0, modalities, shape), -1)
 
 
 def draw_pieces(draws: Sequence[Draws], steps: int, views: int, modalities: int, device: str) -> Iterator[Epoch]:
-    """The next epoch of each head in pieces; how long they are does not depend on how many heads there are."""
+    """Yield the next epoch of each head in pieces, whose length does not depend on the number of heads."""
     most = max(1, DECISIONS // max(draws[0].settings.batch_size * draws[0].units, 1))
     for start in range(0, steps, most):
         yield draw_epoch(draws, min(most, steps - start), views, modalities, device)
 
 
 def draw_epoch(draws: Sequence[Draws], steps: int, views: int, modalities: int, device: str) -> Epoch:
-    """The next `steps` of each head."""
-    rows = [each.order(steps) for each in draws]
+    """Draw the next `steps` steps of each head."""
+    rows = [head.order(steps) for head in draws]
     shape = rows[0].shape
-    drops = modalities > 1 and any(each.settings.modality_dropout for each in draws)
+    drops = modalities > 1 and any(head.settings.modality_dropout for head in draws)
     return Epoch(
         _together(rows, device),
-        _together([each.keep(shape) for each in draws], device),
-        _together([each.views(shape, views) for each in draws], device) if views else None,
-        _together([each.dropped(shape, modalities) for each in draws], device) if drops else None,
+        _together([head.keep(shape) for head in draws], device),
+        _together([head.views(shape, views) for head in draws], device) if views else None,
+        _together([head.dropped(shape, modalities) for head in draws], device) if drops else None,
     )
 
 
@@ -98,14 +108,11 @@ def _together(arrays: Sequence[np.ndarray], device: str) -> Tensor:
     return torch.from_numpy(np.stack(arrays)).to(device)
 
 
-BETA = 0.999  # beta in the effective number of n samples, (1 - beta^n) / (1 - beta)
-
-
 def class_weights(targets: Targets, policy: str) -> np.ndarray:
-    """(C,) loss weights with mean 1.
+    """(C,) weights of the classes in the loss, for multi-class targets with mean 1.
 
-    `inverse` frequency, its square root (`sqrt`), the `effective` number of samples (Cui et al., CVPR 2019) or `none`.
-    For multi-label targets a weight multiplies the loss of samples that have the class, against those that lack it.
+    The `policy` is `inverse` frequency, its square root (`sqrt`), the inverse `effective` number of samples (Cui et
+    al., CVPR 2019), or `none`. A weight of multi-label targets multiplies the loss of the samples that have the class.
     """
     present = targets.matrix.sum(0)
     counts = np.maximum(present, 1)
@@ -118,16 +125,16 @@ def class_weights(targets: Targets, policy: str) -> np.ndarray:
 
 
 class StackedLoss:
-    """(K, B, C) logits and (K, B, C) targets -> (K,) losses, each the weighted mean of its own batch.
+    """The losses of K heads: (K, B, C) logits and (K, B, C) targets -> (K,) weighted means over each head's batch.
 
-    Equals torch's `cross_entropy(weight=..., label_smoothing=...)` of each head; `focal` multiplies by (1 - p)^gamma
+    Equal to torch's `cross_entropy(weight=..., label_smoothing=...)` of each head; `focal` multiplies by (1 - p)^gamma
     (Lin et al., ICCV 2017); multi-label targets take the binary form.
     """
 
     def __init__(self, settings: Sequence[HeadSettings], weights: Sequence[np.ndarray], multilabel: bool, device: str):
         self.weights = torch.tensor(np.stack(weights), dtype=torch.float32, device=device)[:, None]
-        self.smoothing = _column([each.label_smoothing for each in settings], device)
-        self.gamma = _column([each.focal_gamma for each in settings], device)
+        self.smoothing = _column([values.label_smoothing for values in settings], device)
+        self.gamma = _column([values.focal_gamma for values in settings], device)
         self.focal = settings[0].loss == "focal"
         self.multilabel = multilabel
 
@@ -147,12 +154,12 @@ class StackedLoss:
 
     def _binary(self, logits: Tensor, targets: Tensor) -> Tensor:
         smooth = targets * (1 - self.smoothing) + self.smoothing / 2
-        there, absent = F.logsigmoid(logits), F.logsigmoid(-logits)
+        present, absent = F.logsigmoid(logits), F.logsigmoid(-logits)
         if self.focal:
             p = logits.sigmoid()
-            there = there * (1 - p).clamp_min(1e-8) ** self.gamma
+            present = present * (1 - p).clamp_min(1e-8) ** self.gamma
             absent = absent * p.clamp_min(1e-8) ** self.gamma
-        return -(smooth * there * self.weights + (1 - smooth) * absent).mean((1, 2))
+        return -(smooth * present * self.weights + (1 - smooth) * absent).mean((1, 2))
 
 
 def validation_loss(logits: np.ndarray, matrix: np.ndarray, weights: np.ndarray, multilabel: bool) -> float:
@@ -160,9 +167,9 @@ def validation_loss(logits: np.ndarray, matrix: np.ndarray, weights: np.ndarray,
     if not len(matrix):
         return 0.0
     if multilabel:
-        there, absent = np.logaddexp(0, -logits) * weights, np.logaddexp(0, logits)
-        return float(np.where(matrix, there, absent).mean())
-    with np.errstate(invalid="ignore"):  # a head that diverged has a loss of NaN
+        present, absent = np.logaddexp(0, -logits) * weights, np.logaddexp(0, logits)
+        return float(np.where(matrix, present, absent).mean())
+    with np.errstate(invalid="ignore"):  # the loss of a diverged head is NaN
         nats = np.logaddexp.reduce(logits, axis=-1) - (logits * matrix).sum(-1)
     row_weights = (matrix * weights).sum(-1)
     return float((nats * row_weights).sum() / row_weights.sum())
@@ -172,20 +179,12 @@ def _column(values: Sequence[float], device: str) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
 
 
-FACTOR = 0.5  # multiplies the learning rate on a plateau
-PLATEAU = 1  # patience: epochs without a better score before the learning rate falls
-THRESHOLD = 1e-4  # relative improvement that counts as better for the learning rate
-BETAS = (0.9, 0.999)
-EPSILON = 1e-8
-VECTOR = 16  # numbers that the kernel takes at once; a remainder rounds otherwise, so no head may become one
-
-
 @dataclass
 class Stopper:
     """Early stopping on a validation score, higher is better, and torch's ReduceLROnPlateau(factor 0.5, patience 1).
 
-    `scale` multiplies the learning rate of the next epoch. A head without validation rows replays `replay`, the
-    scales of its epochs.
+    `scale` multiplies the learning rate of the next epoch. A head without validation rows takes the scale of each
+    epoch from `replay`.
     """
 
     settings: HeadSettings
@@ -225,11 +224,11 @@ class Stopper:
 
 
 class StackedAdamW:
-    """torch's AdamW (Loshchilov and Hutter, ICLR 2019) for parameters with the heads in front.
+    """torch's AdamW (Loshchilov and Hutter, ICLR 2019) for parameters with a leading axis of K heads.
 
-    `rates` are (K,) learning rates for each parameter, `decay` is (K,). On a CPU torch's fused kernel takes one head
-    after the other, which stays in its cache; elsewhere all heads take each operation together, with rates on
-    the device of the parameters, so that a step waits for no copy.
+    `rates` are (K,) learning rates for each parameter, `decay` is (K,). On a CPU, torch's fused kernel steps one head
+    after the other, so that a head stays in the processor's cache. On other devices, each operation covers all heads,
+    with rates on the device of the parameters, so that a step waits for no copy.
     """
 
     def __init__(self, parameters: Sequence[Tensor], rates: Sequence[Tensor], decay: Tensor) -> None:
@@ -243,7 +242,7 @@ class StackedAdamW:
         self._groups: tuple[Tensor, list[tuple[int | None, list[int], float, float]]] | None = None
 
     def keep(self, heads: Tensor, parameters: Sequence[Tensor]) -> None:
-        """Continue with these heads of the stack, whose `parameters` were cut already."""
+        """Continue with these heads of the stack, of which `parameters` are the parameters."""
         self.parameters = list(parameters)
         self.first, self.second = [x[heads] for x in self.first], [x[heads] for x in self.second]
         self.rates, self.decay = [rate[heads] for rate in self.rates], self.decay[heads]
@@ -269,8 +268,10 @@ class StackedAdamW:
             adamw(parameters, slopes, first, second, [], steps, lr=rate, weight_decay=decay, **options)
 
     def _alike(self, scale: Tensor) -> list[tuple[int | None, list[int], float, float]]:
-        """Calls of the kernel, (head, indices of parameters, rate, decay); head None stands for all heads where their
-        rates and decays do not differ."""
+        """Calls of the kernel, (head, indices of parameters, rate, decay).
+
+        The head is None in a call for all heads, which is made where their rates and decays are equal.
+        """
         if self._groups is None or not torch.equal(scale, self._groups[0]):
             rates = torch.stack([rate * scale for rate in self.rates], 1).tolist()
             decays = self.decay.tolist()
