@@ -64,19 +64,19 @@ def load(folder: Path, part: int) -> Iterator[str]:
     cache, keys, samples = filled(folder, POOLED, vectors)
     shuffled = np.random.default_rng(3).permutation(rows)
     shuffled_keys, shuffled_samples = taken(keys, shuffled), [samples[row] for row in shuffled]
-    table = cache.row_index(POOLED)
-    found, out = table.find(keys.keys), np.empty((rows, width), np.float16)
+    row_index = cache.row_index(POOLED)
+    found, out = row_index.find(keys.keys), np.empty((rows, width), np.float16)
     (block,) = cache.load(shuffled_samples, [POOLED], {"text": shuffled_keys}).blocks
     assert np.array_equal(block.vectors, vectors[shuffled])
 
     def fresh() -> None:
-        table.vectors(found, np.empty_like(out))
+        row_index.vectors(found, np.empty_like(out))
 
     ways = {
         "copy of the mapped .npy": lambda: np.array(np.load(folder / "plain.npy", mmap_mode="r")),
         "vectors, in file order": fresh,
         "the same, shuffled .npy": lambda: np.load(folder / "plain.npy", mmap_mode="r")[shuffled],
-        "vectors, shuffled": lambda: table.vectors(found[shuffled], np.empty_like(out)),
+        "vectors, shuffled": lambda: row_index.vectors(found[shuffled], np.empty_like(out)),
         "Cache.load, keys and all": lambda: cache.load(samples, [POOLED], {"text": keys}),
     }
     seconds = best(ways)

@@ -39,14 +39,14 @@ def spec(dtype: str, output: str = "pooled") -> EncoderSpec:
 
 
 class Stored(NamedTuple):
-    """A cache of one encoder and its values in the order of the table."""
+    """A cache of one encoder and its values in the order of the index."""
 
     cache: Cache
     spec: EncoderSpec
     values: np.ndarray | list[np.ndarray]
 
     @property
-    def table(self) -> RowIndex:
+    def index(self) -> RowIndex:
         """Opened anew: nothing is known to be right yet."""
         return self.cache.row_index(self.spec)
 
@@ -56,7 +56,7 @@ def keys(start: int, count: int) -> list[bytes]:
 
 
 def store(root: Path, spec: EncoderSpec, shards: list[np.ndarray] | list[list[np.ndarray]]) -> Stored:
-    """One shard each; the key of a row tells its number, so the table can be sorted out."""
+    """One shard each; the key of a row tells its number, so the index can be sorted out."""
     cache, start = Cache(root, "set"), 0
     for values in shards:
         names = keys(start, len(values))
@@ -117,9 +117,9 @@ def selections(count: int, row_bytes: int) -> Iterator[np.ndarray]:
 
 
 def test_any_rows_are_bit_exact(vectors: Stored) -> None:
-    expected, table = np.asarray(vectors.values), vectors.table
+    expected, index = np.asarray(vectors.values), vectors.index
     for rows in selections(len(expected), expected[0].nbytes):
-        for one in (vectors.table, table):  # with nothing compared yet, and with what earlier reads compared
+        for one in (vectors.index, index):  # with nothing compared yet, and with what earlier reads compared
             out = np.empty((len(rows), expected.shape[1]), expected.dtype)
             one.vectors(rows, out)
             assert same(out, expected[rows])
@@ -141,7 +141,7 @@ def test_rows_go_to_any_places_and_nowhere_else(vectors: Stored) -> None:
             out[:] = 0
             asked = np.full(len(out), -1)
             asked[places] = rows
-            vectors.table.vectors(asked, out)
+            vectors.index.vectors(asked, out)
             wanted = np.zeros_like(out)
             wanted[places] = expected[rows]
             assert same(np.ascontiguousarray(out), np.ascontiguousarray(wanted))
@@ -149,10 +149,10 @@ def test_rows_go_to_any_places_and_nowhere_else(vectors: Stored) -> None:
 
 def test_a_scan_sees_every_good_row_once(vectors: Stored) -> None:
     seen: list[bytes] = []
-    table, expected = vectors.table, np.asarray(vectors.values)
+    index, expected = vectors.index, np.asarray(vectors.values)
     for names, values in vectors.cache.scan(vectors.spec):
         assert len(names) == len(values) > 0
-        assert same(np.array(values), expected[table.find(names)])
+        assert same(np.array(values), expected[index.find(names)])
         seen += names.tolist()
     assert sorted(seen) == keys(0, len(vectors.values))
 
@@ -172,7 +172,7 @@ def test_a_scan_leaves_failed_rows_out(tmp_path: Path) -> None:
 def test_any_tokens_are_bit_exact(tokens: Stored) -> None:
     count, rng = len(tokens.values), np.random.default_rng(6)
     for rows in (*selections(count, 1), np.array([-1, 0, -1]), np.array([-1]), rng.integers(-1, count, 40)):
-        found = tokens.table.tokens(rows)
+        found = tokens.index.tokens(rows)
         lengths = [0 if row < 0 else len(tokens.values[row]) for row in rows]
         assert found.shape == (len(rows), max(lengths, default=0), tokens.values[0].shape[1])
         for row, length, mine in zip(rows, lengths, found, strict=True):
@@ -180,18 +180,18 @@ def test_any_tokens_are_bit_exact(tokens: Stored) -> None:
             assert same(mine[:length], tokens.values[row][:length])
 
 
-def all_vectors(table: RowIndex) -> np.ndarray:
-    out = np.empty((len(table.keys), table.width), np.float32)
-    table.vectors(np.arange(len(out)), out)
+def all_vectors(index: RowIndex) -> np.ndarray:
+    out = np.empty((len(index.keys), index.width), np.float32)
+    index.vectors(np.arange(len(out)), out)
     return out
 
 
 # Everything that reads values, each from all rows.
 READERS: dict[str, Callable[[RowIndex], object]] = {
     "vectors": all_vectors,
-    "tokens": lambda table: table.tokens(np.arange(len(table.keys))),
-    "one by one": lambda table: [table.tokens(np.array([row])) for row in range(len(table.keys))],
-    "scan": lambda table: [np.array(values) for shard in table.shards for _, values in scan(shard)],
+    "tokens": lambda index: index.tokens(np.arange(len(index.keys))),
+    "one by one": lambda index: [index.tokens(np.array([row])) for row in range(len(index.keys))],
+    "scan": lambda index: [np.array(values) for shard in index.shards for _, values in scan(shard)],
 }
 
 
@@ -202,7 +202,7 @@ def small(tmp_path: Path) -> Stored:
 
 
 def flip(stored: Stored, at: int) -> None:
-    shard = stored.table.shards[0]
+    shard = stored.index.shards[0]
     with shard.path.open("r+b") as file:
         file.seek(shard.values.offset + at)
         byte = file.read(1)[0]
@@ -212,10 +212,10 @@ def flip(stored: Stored, at: int) -> None:
 
 @pytest.mark.parametrize("at", [0, MIB - 1, 2 * MIB + 12345, 5 * MIB, 1432 * 3984 - 1])
 def test_a_flipped_bit_is_an_error_for_whoever_touches_its_mib(small: Stored, at: int) -> None:
-    table = small.table  # opened before
+    index = small.index  # opened before
     flip(small, at)
     for read in READERS.values():
-        for one in (small.table, table):
+        for one in (small.index, index):
             with pytest.raises(CacheError, match=rf"do not match their checksum \(MiB {at // MIB}\); mmfeat cache"):
                 read(one)
     parts: list[np.ndarray] = []
@@ -224,9 +224,9 @@ def test_a_flipped_bit_is_an_error_for_whoever_touches_its_mib(small: Stored, at
     assert all(same(row, small.values[n]) for n, row in enumerate(row for part in parts for row in part))
     for row in range(0, 1432, 13):
         touched = range(row * 3984 // MIB, (row * 3984 + 3983) // MIB + 1)
-        for read in (read_one, lambda table, row: table.tokens(np.array([row]))[0]):
+        for read in (read_one, lambda index, row: index.tokens(np.array([row]))[0]):
             try:
-                mine = read(table, row)
+                mine = read(index, row)
             except CacheError:
                 assert at // MIB in touched
             else:
@@ -234,9 +234,9 @@ def test_a_flipped_bit_is_an_error_for_whoever_touches_its_mib(small: Stored, at
                 assert same(mine, small.values[row][None])
 
 
-def read_one(table: RowIndex, row: int) -> np.ndarray:
-    out = np.empty((1, table.width), np.float32)
-    table.vectors(np.array([row]), out)
+def read_one(index: RowIndex, row: int) -> np.ndarray:
+    out = np.empty((1, index.width), np.float32)
+    index.vectors(np.array([row]), out)
     return out
 
 
@@ -244,19 +244,19 @@ def read_one(table: RowIndex, row: int) -> np.ndarray:
 @pytest.mark.parametrize("left", [0, 4096, 5 * MIB, -1])
 def test_a_shard_that_is_cut_after_it_was_opened_is_an_error(small: Stored, read: str, left: int) -> None:
     """Whether or not it was compared before; a signal would end the process."""
-    fresh, compared = small.table, small.table
+    fresh, compared = small.index, small.index
     all_vectors(compared)
     (shard,) = fresh.shards
     os.truncate(shard.path, left if left >= 0 else shard.values.offset + shard.values.nbytes - 1)
-    for table in (fresh, compared):
+    for index in (fresh, compared):
         with pytest.raises(CacheError, match=r"\.h5: "):
-            READERS[read](table)
+            READERS[read](index)
 
 
 def test_a_shard_that_is_cut_during_a_scan_is_an_error(small: Stored) -> None:
     parts = small.cache.scan(small.spec)
     next(parts)
-    os.truncate(small.table.shards[0].path, 8192)
+    os.truncate(small.index.shards[0].path, 8192)
     with pytest.raises(CacheError, match="it became shorter while it was read"):
         next(parts)
 
@@ -272,12 +272,12 @@ def test_a_shard_that_is_cut_during_a_scan_is_an_error(small: Stored) -> None:
 def test_a_shard_that_is_lost_after_it_was_opened_is_an_error(
     small: Stored, damage: Callable[[Path], object], message: str
 ) -> None:
-    table = small.table
-    (shard,) = table.shards
+    index = small.index
+    (shard,) = index.shards
     damage(shard.path)
     for read in (
-        lambda: all_vectors(table),
-        lambda: table.tokens(np.array([3])),
+        lambda: all_vectors(index),
+        lambda: index.tokens(np.array([3])),
         lambda: next(scan(shard)),
         lambda: corrupt_pieces(shard),
     ):
@@ -285,13 +285,13 @@ def test_a_shard_that_is_lost_after_it_was_opened_is_an_error(
             read()
 
 
-def digest(table: RowIndex, seed: int) -> str:
+def digest(index: RowIndex, seed: int) -> str:
     """Of random rows, as a loader's worker reads them."""
-    rows, found = np.random.default_rng(seed).integers(0, len(table.keys), 200), hashlib.sha256()
+    rows, found = np.random.default_rng(seed).integers(0, len(index.keys), 200), hashlib.sha256()
     for part in np.array_split(rows, 5):
-        out = np.empty((len(part), table.width), np.float32)
-        table.vectors(part, out)
-        assert same(table.tokens(part)[:, 0], out)
+        out = np.empty((len(part), index.width), np.float32)
+        index.vectors(part, out)
+        assert same(index.tokens(part)[:, 0], out)
         found.update(out.tobytes())
     return found.hexdigest()
 
@@ -303,8 +303,8 @@ def expected_digest(stored: Stored, seed: int) -> str:
 
 @pytest.mark.parametrize("way", ["threads", "fork", "spawn"])
 def test_many_readers_at_once_read_the_same(small: Stored, way: str) -> None:
-    table, seeds = small.table, range(12)
-    work = [(table, seed) for seed in seeds]
+    index, seeds = small.index, range(12)
+    work = [(index, seed) for seed in seeds]
     if way == "threads":
         with ThreadPoolExecutor(6) as pool:
             found = list(pool.map(digest, *zip(*work, strict=True)))
@@ -315,7 +315,7 @@ def test_many_readers_at_once_read_the_same(small: Stored, way: str) -> None:
 
 
 def test_a_shard_can_be_sent_to_another_process(tokens: Stored) -> None:
-    for shard in tokens.table.shards:
+    for shard in tokens.index.shards:
         copy = pickle.loads(pickle.dumps(shard))  # noqa: S301
         for field in dataclasses.fields(shard):
             np.testing.assert_array_equal(getattr(copy, field.name), getattr(shard, field.name))
@@ -323,11 +323,11 @@ def test_a_shard_can_be_sent_to_another_process(tokens: Stored) -> None:
 
 
 def test_an_empty_read_touches_nothing(small: Stored) -> None:
-    (shard,) = small.table.shards
+    (shard,) = small.index.shards
     shard.path.unlink()
     out = np.zeros((0, 996), np.float32)
-    small_table = RowIndex([shard])
-    small_table.vectors(np.arange(0), out)
-    assert small_table.tokens(np.arange(0)).shape == (0, 0, 996)
+    small_index = RowIndex([shard])
+    small_index.vectors(np.arange(0), out)
+    assert small_index.tokens(np.arange(0)).shape == (0, 0, 996)
     with pytest.raises(CacheError):
         read_vectors(shard, np.array([0]), np.zeros((1, 996), np.float32), np.array([0]))
