@@ -34,9 +34,8 @@ def explain_sample(root: str | Path, samples: SampleSet, id: str, specs: Sequenc
     known = {sample.id: sample for sample in samples}
     if id not in known:
         close = difflib.get_close_matches(id, known, n=3)
-        raise DataError(
-            f"{samples.source}: no sample {id!r}; {'did you mean ' + ', '.join(close) if close else 'check the id'}"
-        )
+        remedy = f"did you mean {', '.join(close)}" if close else "check the id"
+        raise DataError(f"{samples.source}: no sample {id!r}; {remedy}")
     store = Cache(root, samples.name)
     entries = survey(root, store.folder.name) if store.folder.is_dir() else []
     return [_explain(store, known[id], spec, entries) for spec in specs]
@@ -54,9 +53,8 @@ def _explain(store: Cache, sample: Sample, spec: EncoderSpec, entries: list[Cach
         if index.failed[row]:
             error = printable(shard.errors[number])
             return Explanation(spec.name, "failed", (f"{error} ({where})", "mmfeat extract --retry-failed tries again"))
-        return Explanation(
-            spec.name, "hit", (f"{where}, first computed for {printable(read_ids(shard.path)[number])}",)
-        )
+        first = printable(read_ids(shard.path)[number])
+        return Explanation(spec.name, "hit", (f"{where}, first computed for {first}",))
     reasons = [*_changed_content(index.shards, sample.id, key, spec), *_nearest(key, spec, entries)]
     if not index.shards:
         reasons.insert(0, f"no shard of this encoder in {store.spec_folder(spec)}")

@@ -153,9 +153,8 @@ def _opened(shard: Shard) -> Iterator[int]:
     except FileNotFoundError:
         raise CacheError(f"{shard.path}: the shard is gone; run mmfeat extract again") from None
     except OSError as error:
-        raise CacheError(
-            f"{shard.path}: cannot be read ({error.strerror}); check the disk, then mmfeat cache verify"
-        ) from error
+        remedy = "check the disk, then mmfeat cache verify"
+        raise CacheError(f"{shard.path}: cannot be read ({error.strerror}); {remedy}") from error
     finally:
         if handle >= 0:
             os.close(handle)
@@ -172,7 +171,7 @@ class KnownKeys:
 
     def add(self, shards: Iterable[Shard]) -> None:
         """Add the keys of some shards."""
-        if parts := [(_packed_of(shard), _states_of(shard)) for shard in shards]:
+        if parts := [_packed_with_states(shard) for shard in shards]:
             self._merge(*map(np.concatenate, zip(*parts, strict=True)))
 
     def __len__(self) -> int:
@@ -211,15 +210,12 @@ class KnownKeys:
         self._asked = np.insert(self._asked, at[~known], False)
 
 
-def _packed_of(shard: Shard) -> np.ndarray:
+def _packed_with_states(shard: Shard) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) S16 keys and (N,) states of the rows of a shard."""
     try:
-        return _packed(shard.keys)
+        return _packed(shard.keys), np.where(shard.errors == b"", GOOD, FAILED).astype(np.uint8)
     except ValueError:
         raise CacheError(f"{shard.path}: its keys are no content keys; {NOT_OURS}") from None
-
-
-def _states_of(shard: Shard) -> np.ndarray:
-    return np.where(shard.errors == b"", GOOD, FAILED).astype(np.uint8)
 
 
 def _packed(keys: np.ndarray) -> np.ndarray:

@@ -61,15 +61,17 @@ class Rows:
         return len(self.errors) - self.errors.count("")
 
     @property
+    def _arrays(self) -> Sequence[np.ndarray]:
+        return [self.values] if isinstance(self.values, np.ndarray) else self.values
+
+    @property
     def nbytes(self) -> int:
-        return self.values.nbytes if isinstance(self.values, np.ndarray) else sum(value.nbytes for value in self.values)
+        return sum(array.nbytes for array in self._arrays)
 
     @property
     def width(self) -> int:
         """D, the width of the values."""
-        if isinstance(self.values, np.ndarray):
-            return self.values.shape[1]
-        return max((value.shape[1] for value in self.values), default=0)
+        return max((array.shape[1] for array in self._arrays), default=0)
 
     @property
     def lengths(self) -> list[int]:

@@ -189,11 +189,9 @@ def shard_files(folder: Path) -> list[Path]:
 def folder_name(name: str) -> str:
     """A data set's name as one folder's name; names that had to be altered stay apart by a hash."""
     plain = re.sub(r"[^\w.-]+", "-", name).strip(".-")
-    return (
-        plain
-        if plain == name and name not in RESERVED
-        else f"{plain or 'data'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    )
+    if plain == name and name not in RESERVED:
+        return plain
+    return f"{plain or 'data'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _block(spec: EncoderSpec, index: RowIndex, rows: np.ndarray, mask: np.ndarray) -> Block:

@@ -70,9 +70,8 @@ class CachedEncoder:
 def survey(root: str | Path, dataset: str | None = None) -> list[CachedEncoder]:
     """All encoders' folders below `root`, or of one data set's folder, sorted by path."""
     if not str(root) or not Path(root).is_dir():
-        raise CacheError(
-            f"{root or repr('')}: no such cache; name its folder with --cache, or make one with mmfeat extract"
-        )
+        shown = root or repr("")
+        raise CacheError(f"{shown}: no such cache; name its folder with --cache, or make one with mmfeat extract")
     return [read_entry(folder) for folder in _folders(Path(root)) if dataset in (None, folder.parent.name)]
 
 
