@@ -22,6 +22,7 @@ from tests.encoders.tiny_models import write_clip, write_kind, write_timm, write
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small only wait for their threads
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # more are processes that import torch first
 os.environ.setdefault("RAY_worker_niceness", "0")  # a test waits for Ray's workers while others keep the machine busy
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "what", "a", "wonderful", "day", "so", "tired", "of", "this", "the", "bus"]
