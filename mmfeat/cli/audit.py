@@ -1,16 +1,27 @@
-"""`mmfeat audit`: the flags of the audit."""
+"""`mmfeat audit`: the flags of the audit, and its findings as lines and tables."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.table import Table
 
 from mmfeat.cli.console import SHOWN_LABELS, ConsoleProgress, out
-from mmfeat.cli.flags import AnyColumns, AnyData, CacheFolder, Seed, interruptible, pairs
+from mmfeat.cli.flags import (
+    AnyColumns,
+    AnyData,
+    CacheFolder,
+    Heads,
+    Parameters,
+    Seed,
+    interruptible,
+    option,
+    pairs,
+    takes,
+)
 from mmfeat.errors import CacheMissError, ConfigError
 from mmfeat.system.wording import head_label, interval, shown
 
@@ -18,16 +29,15 @@ if TYPE_CHECKING:
     from mmfeat.audit.result import Audit
 
 
-SHOWN_ROWS = 12
-SHOWN_ERRORS = 5
-SHOWN_PARTS = 6
-TEXT_WIDTH = 34
-NEAR = (0, 2, 0, 0)
+SHOWN_ROWS = 12  # kinds of odd files
+SHOWN_ERRORS = 5  # likely label errors
+SHOWN_PARTS = 6  # parts of a data set in the table of classes
+NEAR = (0, 2, 0, 0)  # padding of the cells of all tables
 TABLES = ("duplicates", "conflicts", "leaks", "files", "label_errors", "balance", "profile")
 
 
 def show_audit(audit: Audit) -> None:
-    """Duplicates, leaks, oddities, profile, balance and label errors, each only where there is something."""
+    """Print duplicates, leaks, oddities, profile, balance and label errors; parts without findings are left out."""
     out.print(f"{shown(audit.data)}: {audit.samples:,} samples, {audit.labelled:,} labelled")
     for note in audit.notes:
         out.print(f"note: {note}")
@@ -42,16 +52,16 @@ def show_audit(audit: Audit) -> None:
 
 
 def _show_twins(audit: Audit) -> None:
-    if not any(each["groups"] for each in audit.duplicates.values()):
+    if not any(counts["groups"] for counts in audit.duplicates.values()):
         out.print("no duplicates in text or photo")
         return
     header = ("duplicates", "groups", "samples", "equal", "largest", "conflicts", "unlike pairs")
     table = Table(*header, box=None, padding=NEAR)
-    for modality, each in audit.duplicates.items():
+    for modality, counts in audit.duplicates.items():
         conflict = audit.conflicts[modality]
-        pairs = f"{conflict['disagreeing_pairs']:,} of {conflict['pairs']:,}" if conflict["pairs"] else ""
-        counts = [f"{each[name]:,}" for name in ("groups", "samples", "exact_samples", "largest")]
-        table.add_row(modality, *counts, f"{conflict['groups']:,}", pairs)
+        unlike = f"{conflict['disagreeing_pairs']:,} of {conflict['pairs']:,}" if conflict["pairs"] else ""
+        cells = [f"{counts[name]:,}" for name in ("groups", "samples", "exact_samples", "largest")]
+        table.add_row(modality, *cells, f"{conflict['groups']:,}", unlike)
     out.print(table)
     pair = audit.conflicts["pair"]
     if pair["disagreeing_pairs"]:
@@ -81,10 +91,9 @@ def _show_odd(audit: Audit) -> None:
         out.print("no odd text or photo")
         return
     table = Table("odd", "what", "count", "first", "there", box=None, padding=NEAR)
-    for each in audit.odd[:SHOWN_ROWS]:
-        table.add_row(
-            each["modality"], each["what"], f"{each['count']:,}", _cut(each["id"], 12), _cut(each["detail"], TEXT_WIDTH)
-        )
+    for row in audit.odd[:SHOWN_ROWS]:
+        example = _cut(row["id"], 12), _cut(row["detail"], 34)
+        table.add_row(row["modality"], row["what"], f"{row['count']:,}", *example)
     out.print(table)
     if (more := len(audit.odd) - SHOWN_ROWS) > 0:
         out.print(f"and {more} more kinds in files.csv")
@@ -101,8 +110,8 @@ def _show_profile(audit: Audit) -> None:
         )
         if marks:
             out.print(f"  with {marks}")
-        told = "languages" if "languages" in texts else "scripts"
-        out.print(f"  {told}: {_first_shares(texts[told])}")
+        kind = "languages" if "languages" in texts else "scripts"
+        out.print(f"  {kind}: {_first_shares(texts[kind])}")
         odd = {name: count for name, count in audit.encodings.items() if name != "utf-8"}
         if odd:
             out.print(f"  not UTF-8: {', '.join(f'{count:,} {name}' for name, count in odd.items())}")
@@ -113,10 +122,9 @@ def _show_profile(audit: Audit) -> None:
 
 
 def _first_shares(shares: Mapping[str, float], most: int = 5) -> str:
-    names = list(shares)
-    rest = sum(shares[name] for name in names[most:])
-    found = [f"{name} {shares[name]:.1%}" for name in names[:most]]
-    return ", ".join([*found, *([f"{len(names) - most} others {rest:.1%}"] if names[most:] else [])])
+    first, rest = list(shares.items())[:most], list(shares.values())[most:]
+    others = [f"{len(rest)} others {sum(rest):.1%}"] if rest else []
+    return ", ".join([f"{name} {share:.1%}" for name, share in first] + others)
 
 
 def _show_balance(audit: Audit) -> None:
@@ -139,35 +147,39 @@ def _show_balance(audit: Audit) -> None:
 
 
 def _show_errors(audit: Audit) -> None:
-    found = audit.label_errors
-    if found is None:
+    errors = audit.label_errors
+    if errors is None:
         return
-    judge = head_label(found["head"], found["modalities"])
-    out.print(f"label errors: {found['errors']:,} of {found['samples']:,} labels are doubted by {judge} of")
-    out.print(f"  {found['run']}")
+    judge = head_label(errors["head"], errors["modalities"])
+    out.print(f"label errors: {errors['errors']:,} of {errors['samples']:,} labels are doubted by {judge} of")
+    out.print(f"  {errors['run']}")
     table = Table("id", "label", "rather", "p", "p label", "text", box=None, padding=NEAR)
-    for each in found["examples"][:SHOWN_ERRORS]:
-        numbers = (f"{each[name]:.2f}" for name in ("probability", "self_confidence"))
-        table.add_row(
-            _cut(each["id"], 12), _cut(each["label"], 12), _cut(each["suggested"], 12), *numbers, _cut(each["text"], 28)
-        )
-    if found["examples"]:
+    for row in errors["examples"][:SHOWN_ERRORS]:
+        names = (_cut(row[name], 12) for name in ("id", "label", "suggested"))
+        numbers = (f"{row[name]:.2f}" for name in ("probability", "self_confidence"))
+        table.add_row(*names, *numbers, _cut(row["text"], 28))
+    if errors["examples"]:
         out.print(table)
-    noise = found["noise"]
-    shares = ", ".join(f"{name} {_percent(share)}" for name, share in list(noise["classes"].items())[:SHOWN_LABELS])
-    if found["multilabel"]:
-        out.print(f"estimated wrong: {shares}; with several classes a sample no ceiling is told")
-    else:
-        from mmfeat.runs.entry import Interval
-
-        f1, accuracy, had = noise["macro_f1"], noise["accuracy"], interval(Interval(**found["macro_f1"]))
-        out.print(f"estimated wrong: {_percent(noise['wrong'])}")
-        out.print(f"  {shares}")
-        out.print(f"noise ceiling: macro-F1 {_number(f1)} ({found['head']} has {had})")
-        out.print(f"  accuracy {_number(accuracy)}")
-        if f1["value"] < found["macro_f1"]["value"]:
-            out.print("  below the head itself, which is confident where it errs: no ceiling at all")
+    _show_noise(errors)
     out.print("  if the head is right where it is confident; a weak head doubts good labels")
+
+
+def _show_noise(errors: Mapping[str, Any]) -> None:
+    """Print the share of wrong labels, and the noise ceiling: the scores of a perfect head on these labels."""
+    from mmfeat.runs.entry import Interval
+
+    noise, scored = errors["noise"], errors["macro_f1"]
+    shares = ", ".join(f"{name} {_percent(share)}" for name, share in list(noise["classes"].items())[:SHOWN_LABELS])
+    if errors["multilabel"]:
+        out.print(f"estimated wrong: {shares}; with several classes a sample no ceiling is told")
+        return
+    out.print(f"estimated wrong: {_percent(noise['wrong'])}")
+    out.print(f"  {shares}")
+    reached = interval(Interval(**scored))
+    out.print(f"noise ceiling: macro-F1 {_number(noise['macro_f1'])} ({errors['head']} has {reached})")
+    out.print(f"  accuracy {_number(noise['accuracy'])}")
+    if noise["macro_f1"]["value"] < scored["value"]:
+        out.print("  below the head itself, which is confident where it errs: no ceiling at all")
 
 
 def _percent(score: Mapping[str, Any]) -> str:
@@ -185,54 +197,40 @@ def _cut(text: str, width: int) -> str:
     return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
-Workers = Annotated[int, typer.Option("--workers", help="Photos read at once; 0 suits the machine.", min=0)]
+PARAMETERS: Parameters = {
+    "data": (AnyData, None),
+    "columns": (AnyColumns, None),
+    "split_dir": (option("Splits whose leaks are looked for, as of a run.  [default: the run's]", str | None), None),
+    "run": (option("A run that judges the labels, or none.  [default: the best on the data]", str | None), None),
+    "heads": (Heads, "heads"),
+    "cache": (CacheFolder, "cache"),
+    "out": (option("Folder of the audits, one folder a data set."), "audit"),
+    "workers": (option("Photos read at once; 0 suits the machine.", int, least=0), 0),
+    "seed": (Seed, 42),
+}
 
 
+@takes(PARAMETERS)
 @interruptible("no audit was written")
-def audit(
-    data: AnyData = None,
-    columns: AnyColumns = None,
-    split_dir: Annotated[
-        str | None, typer.Option(help="Splits whose leaks are looked for, as of a run.  [default: the run's]")
-    ] = None,
-    run: Annotated[
-        str | None, typer.Option(help="A run that judges the labels, or none.  [default: the best on the data]")
-    ] = None,
-    heads: Annotated[str, typer.Option(help="Folder of the runs.")] = "heads",
-    cache: CacheFolder = "cache",
-    out_folder: Annotated[str, typer.Option("--out", help="Folder of the audits, one folder a data set.")] = "audit",
-    workers: Workers = 0,
-    seed: Seed = 42,
-) -> None:
+def audit(context: typer.Context, **values: Any) -> None:
     """Find duplicates, conflicting labels, leaks, odd files and likely label errors; nothing is changed.
 
     \b
     mmfeat audit --data tweets --split-dir splits
     """
-    place, named, extracted = _place(data, columns, cache)
+    data, columns, extracted = _data_and_columns(*(values.pop(name) for name in ("data", "columns", "cache")))
     from mmfeat.audit.audit import audit_data
 
-    found = audit_data(
-        place,
-        columns=named,
-        split_dir=split_dir,
-        run=run,
-        heads=heads,
-        out=out_folder,
-        workers=workers,
-        seed=seed,
-        progress=ConsoleProgress(),
-    )
-    show_audit(found)
-    judged = found.label_errors
-    step = f"{'heads' if extracted else 'extract'} --data {shlex.quote(shown(place))}"
-    if judged:
-        step = f"report --run {shlex.quote(judged['run'])}"
+    result = audit_data(data, columns=columns, **values, progress=ConsoleProgress())
+    show_audit(result)
+    step = f"{'heads' if extracted else 'extract'} --data {shlex.quote(shown(data))}"
+    if result.label_errors:
+        step = f"report --run {shlex.quote(result.label_errors['run'])}"
     out.print(f"next: mmfeat {step}")
 
 
-def _place(data: str | None, columns: str | None, cache: str) -> tuple[str, dict[str, str], bool]:
-    """The data and the names of their columns, as given or as the latest extraction had them; whether there is one."""
+def _data_and_columns(data: str | None, columns: str | None, cache: str) -> tuple[str, dict[str, str], bool]:
+    """Return data, names of its columns, and whether it was extracted; the latest extraction fills in what is None."""
     from mmfeat.extraction.requests import latest_request
 
     named = pairs(columns) if columns else None

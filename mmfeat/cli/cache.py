@@ -1,4 +1,4 @@
-"""`mmfeat cache`: what is cached, is it intact, why is a sample a miss, delete the unused, one plain file."""
+"""`mmfeat cache`: list, check, explain, tidy and export the feature cache."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
 
 SHOWN_PROBLEMS = 3
-LINE = 100  # letters, of a list that grows with the machine's packages
+LINE = 100  # letters in a line of the list of package versions
 
 
 def show_entries(entries: Sequence[CachedEncoder], cache: str) -> None:
-    """One line an encoder, grouped by data set."""
+    """Print one line for each encoder, grouped by data set."""
     if not entries:
         out.print(f"nothing is cached in {cache}; next: mmfeat extract --data DATA --encoders A,B")
         return
@@ -66,13 +66,11 @@ def show_entries(entries: Sequence[CachedEncoder], cache: str) -> None:
 
 
 def show_coverage(samples: SampleSet, entries: Sequence[CachedEncoder], keys: Mapping[str, ContentKeys]) -> None:
-    """How much of a data set each encoder covers, and what made its vectors."""
+    """Print how much of a data set each encoder covers, and the versions that made its vectors."""
     out.print(f"{samples.source}: {len(samples):,} samples")
-    for modality, found in keys.items():
-        there = int(found.present.sum())
-        out.print(
-            f"  {modality}: {there:,} samples have one, {len(set(found.keys[found.present].tolist())):,} different"
-        )
+    for modality, contents in keys.items():
+        present = contents.keys[contents.present].tolist()
+        out.print(f"  {modality}: {len(present):,} samples have one, {len(set(present)):,} different")
     for entry in entries:
         out.print(f"{entry.name} ({entry.folder})")
         if entry.spec is None:
@@ -94,7 +92,7 @@ def show_coverage(samples: SampleSet, entries: Sequence[CachedEncoder], keys: Ma
 
 
 def show_problems(entry: CachedEncoder) -> None:
-    """The first few things that are wrong in an encoder's folder."""
+    """Print the first problems in the folder of an encoder."""
     for problem in list(entry.problems.values())[:SHOWN_PROBLEMS]:
         out.print(f"  {problem}")
     if len(entry.problems) > SHOWN_PROBLEMS:
@@ -102,7 +100,7 @@ def show_problems(entry: CachedEncoder) -> None:
 
 
 def show_explanations(explanations: Sequence[Explanation]) -> None:
-    """The outcome for each encoder, and its reasons."""
+    """Print the outcome for each encoder, a hit or a miss, and its reasons."""
     for explanation in explanations:
         first, *rest = explanation.reasons
         out.print(f"{explanation.encoder}: {explanation.outcome}: {first}")
@@ -113,7 +111,7 @@ def show_explanations(explanations: Sequence[Explanation]) -> None:
 
 
 def show_verification(result: Verification, cache: str) -> None:
-    """What was looked at, each damage, and what to do."""
+    """Print each damage, the number of files and rows that were checked, and the next command."""
     for damage in result.damages:
         out.print(f"damaged: {damage.path}: {damage.reason}")
         if damage.moved:
@@ -134,7 +132,7 @@ def show_verification(result: Verification, cache: str) -> None:
 
 
 def show_parity(results: Sequence[Parity]) -> None:
-    """The largest deviation of each encoder from its library's plain float32 call."""
+    """Print the largest deviation of each encoder from a plain float32 call of its library."""
     for parity in results:
         if not parity.rows:
             out.print(f"parity not checked: {parity.encoder}: none of its rows is cached; mmfeat extract computes them")
@@ -146,7 +144,7 @@ def show_parity(results: Sequence[Parity]) -> None:
 
 
 def show_garbage(garbage: Sequence[Garbage], runs: Sequence[str]) -> None:
-    """What could go, and why."""
+    """Print the files that can be deleted, and why nothing needs them."""
     table = [
         (str(piece.folder), str(len(piece.files)), size_of(piece.bytes), age(piece.changed), piece.reason)
         for piece in garbage
@@ -160,7 +158,7 @@ def show_garbage(garbage: Sequence[Garbage], runs: Sequence[str]) -> None:
 
 
 def age(changed: float) -> str:
-    """How long ago, for people."""
+    """Return the time since `changed`, in seconds since 1970, as people read it."""
     seconds = max(0.0, time.time() - changed)
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
@@ -169,7 +167,7 @@ def age(changed: float) -> str:
 
 
 NAME = "cache"
-RUNS = "heads"
+RUNS = "heads"  # the folder of runs that gc looks into by default
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="See, check, explain, tidy and export the cache.")
 
 
@@ -225,7 +223,7 @@ def explain(context: typer.Context, **given: Any) -> None:
     from mmfeat.cache.explain import explain_sample
 
     values = context.params
-    samples, specs = _asked(values)
+    samples, specs = _samples_and_specs(values)
     show_explanations(explain_sample(values["cache"], samples, values["sample"], specs))
 
 
@@ -273,7 +271,7 @@ def gc(
     """
     from mmfeat.runs.garbage import delete_garbage, find_garbage
 
-    without = runs == "none" or (runs == RUNS and not Path(RUNS).exists())  # a newcomer has no runs yet
+    without = runs == "none" or (runs == RUNS and not Path(RUNS).exists())  # no run was made yet
     folders = [] if without else names(runs)
     garbage = find_garbage(cache, folders)
     show_garbage(garbage, folders)
@@ -299,7 +297,7 @@ def pack(context: typer.Context, **given: Any) -> None:
     from mmfeat.cache.store import Cache
 
     values = context.params
-    samples, specs = _asked(values)
+    samples, specs = _samples_and_specs(values)
     out_file, store = values["out_file"], Cache(values["cache"], samples.name)
     written = write_pack(Path(out_file), store, samples, specs, ConsoleProgress())
     out.print(f"{counted(len(samples), 'sample')}, {counted(len(specs), 'encoder')}, {size_of(written)}")
@@ -321,8 +319,8 @@ def _verify_parity(cache: str, count: int, data: str | None, columns: str | None
     return all(result.holds for result in results)
 
 
-def _asked(values: Mapping[str, Any]) -> tuple[SampleSet, list[EncoderSpec]]:
-    """Return the samples and the specs that the flags of a command mean on this machine."""
+def _samples_and_specs(values: Mapping[str, Any]) -> tuple[SampleSet, list[EncoderSpec]]:
+    """Return the samples and the specs that the flags of a command describe on this machine."""
     from mmfeat.encoders.registry import describe_encoders
     from mmfeat.extraction.requests import resolve_options
     from mmfeat.samples.dataset import read_samples

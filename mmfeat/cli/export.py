@@ -1,29 +1,43 @@
-"""`mmfeat export`: a run's head as ONNX, with its encoders where torch can, and a model card."""
+"""`mmfeat export`: a run's head as ONNX, with its encoders where torch can export them, and a model card."""
 
 from __future__ import annotations
 
 import shlex
-from typing import Annotated
+from typing import Any
 
 import typer
 
 from mmfeat.cli.console import ConsoleProgress, out, show_overlooked
-from mmfeat.cli.flags import AnyRun, Device, RunCache, RunData, interruptible
+from mmfeat.cli.flags import (
+    AnyRun,
+    Device,
+    Heads,
+    Modalities,
+    Parameters,
+    RunCache,
+    RunData,
+    interruptible,
+    option,
+    takes,
+)
 from mmfeat.system.wording import head_label, size_of
 
+PARAMETERS: Parameters = {
+    "run": (AnyRun, None),
+    "data": (RunData, None),
+    "out": (option("Folder to write.  [default: export/RUN]", str | None), None),
+    "heads": (Heads, "heads"),
+    "head": (option("A head of the run.  [default: the best that can be]", str | None), None),
+    "modalities": (Modalities, None),
+    "cache": (RunCache, None),
+    "model": (option("Also the encoders, as model.onnx.", bool, "--model/--no-model"), True),
+    "device": (Device, "auto"),
+}
 
+
+@takes(PARAMETERS)
 @interruptible("nothing was written")
-def export(
-    run: AnyRun = None,
-    data: RunData = None,
-    out_folder: Annotated[str | None, typer.Option("--out", help="Folder to write.  [default: export/RUN]")] = None,
-    heads: Annotated[str, typer.Option(help="Folder of the runs.")] = "heads",
-    head: Annotated[str | None, typer.Option(help="A head of the run.  [default: the best that can be]")] = None,
-    modalities: Annotated[str | None, typer.Option(help="both, text, image or ensemble.  [default: the best]")] = None,
-    cache: RunCache = None,
-    model: Annotated[bool, typer.Option("--model/--no-model", help="Also the encoders, as model.onnx.")] = True,
-    device: Device = "auto",
-) -> None:
+def export(context: typer.Context, **values: Any) -> None:
     """Write ONNX graphs that are checked against mmfeat's own predictions, and a model card.
 
     \b
@@ -31,27 +45,16 @@ def export(
     """
     from mmfeat.export.export import export_run
 
-    result = export_run(
-        run,
-        out=out_folder,
-        heads=heads,
-        head=head,
-        modalities=modalities,
-        data=data,
-        cache=cache,
-        model=model,
-        device=device,
-        progress=ConsoleProgress(),
-    )
+    result = export_run(**values, progress=ConsoleProgress())
     for name, reason in result.passed_over:
         out.print(f"note: {name} is better and cannot be exported: {reason}")
-    if run is None:
-        show_overlooked(result.run, head, modalities)
+    if values["run"] is None:
+        show_overlooked(result.run, values["head"], values["modalities"])
     out.print(f"{head_label(result.head, result.modalities)} of {result.run.folder}")
     out.print(f"head.onnx: onnxruntime agrees within {result.difference:.1e} on {result.rows:,} samples")
     if result.model_difference is not None:
         out.print(f"model.onnx: encoders and head, onnxruntime agrees within {result.model_difference:.1e}")
-    elif model:
+    elif values["model"]:
         out.print(f"no model.onnx: {result.no_model}; head.onnx takes vectors")
     for name, size in result.files.items():
         out.print(f"  {name} {size_of(size)}")

@@ -1,15 +1,15 @@
-"""`mmfeat finetune`: the flags of stage 2."""
+"""`mmfeat finetune`: the flags of a second stage, and its scores beside those of the first."""
 
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.table import Table
 
 from mmfeat.cli.console import ConsoleProgress, out
-from mmfeat.cli.flags import Device, Mlflow, interruptible, takes, tell_mlflow
+from mmfeat.cli.flags import Device, Heads, Mlflow, Parameters, RayAddress, interruptible, option, takes, tell_mlflow
 from mmfeat.finetune.settings import path_in_words
 from mmfeat.system.wording import gain, head_label, interval
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def show_finetuned(result: Finetuned) -> None:
-    """The stages with their paired test, the gap to training rows, and where the run lies."""
+    """Print the scores of both stages with their paired test, the scores on training rows, and the path of the run."""
     run = result.run
     if result.reused:
         out.print("nothing to do: this was trained before")
@@ -55,9 +55,7 @@ def _moved(tower: Moved) -> str:
 
 def _test(entry: Entry) -> list[str]:
     over = entry.over_stage_1
-    tested = ["", ""]
-    if over:
-        tested = [gain(over), f"{over.p_holm:.3f}"]
+    tested = [gain(over), f"{over.p_holm:.3f}"] if over else ["", ""]
     return tested + [_score((entry.scores or {}).get(name)) for name in ("train", "validation", "test")]
 
 
@@ -65,31 +63,27 @@ def _score(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def option(text: str, kind: Any, *names: str, least: int | None = None) -> Any:
-    return Annotated[kind, typer.Option(*names, help=text, min=least)]
-
-
 # Training settings: parameter -> its option and default, as in `FinetuneSettings`.
-SETTINGS: dict[str, tuple[Any, Any]] = {
+SETTINGS: Parameters = {
     "projection": (
         option("Let projections behind them move too.", bool, "--projection/--no-projection"),
         False,
     ),
-    "path": (option("Train from the cached prefix or in full: auto, cached or full.", str), "auto"),
+    "path": (option("Train from the cached prefix or in full: auto, cached or full."), "auto"),
     "lr_encoder": (option("Learning rate of the moving layers.", float), 5e-6),
     "lr_attention": (option("Learning rate of cross-attention.", float), 1e-5),
     "lr_head": (option("Learning rate of the head.", float), 3e-4),
     "layer_decay": (option("Factor of the learning rate from one layer to the one before.", float), 1.0),
     "weight_decay": (option("Weight decay of AdamW.", float), 0.05),
     "warmup": (option("Share of all steps in which learning rates rise.", float), 0.1),
-    "schedule": (option("Of the learning rates: plateau, cosine or constant.", str), "plateau"),
+    "schedule": (option("Of the learning rates: plateau, cosine or constant."), "plateau"),
     "clip_norm": (option("Largest norm of the gradients; 0 does not bound it.", float), 1.0),
     "batch_size": (option("Samples a step.", int), 16),
     "accumulate": (option("Steps whose gradients are added up before an update.", int), 1),
     "epochs": (option("Maximum number of epochs; --monitor stops earlier.", int), 5),
     "patience": (option("Epochs without improvement before training stops.", int), 2),
-    "monitor": (option("What stops training: validation macro-f1 or loss.", str), "macro-f1"),
-    "amp": (option("Mixed precision: auto (on a GPU), none, bfloat16 or float16.", str), "auto"),
+    "monitor": (option("What stops training: validation macro-f1 or loss."), "macro-f1"),
+    "amp": (option("Mixed precision: auto (on a GPU), none, bfloat16 or float16."), "auto"),
     "gradient_checkpointing": (
         option("Less memory, more time.", bool, "--gradient-checkpointing/--no-gradient-checkpointing"),
         False,
@@ -98,13 +92,13 @@ SETTINGS: dict[str, tuple[Any, Any]] = {
     "augment": (option("Show photos in another augmentation each time.", bool, "--augment/--no-augment"), False),
     "lora": (option("Rank of LoRA adapters (needs peft); 0 moves the weights themselves.", int), 0),
 }
-PARAMETERS: dict[str, tuple[Any, Any]] = {
+PARAMETERS: Parameters = {
     "run": (option("A run of mmfeat heads.  [default: the one that validated best]", str | None), None),
-    "unfreeze": (option("NAME:LAYERS,...: the last layers of text, image, bert, ...; all or none.", str), "text:1"),
+    "unfreeze": (option("NAME:LAYERS,...: the last layers of text, image, bert, ...; all or none."), "text:1"),
     "data": (option("Folder or table, where it is now.  [default: the run's]", str | None), None),
     "cache": (option("Feature cache.  [default: the run's]", str | None), None),
-    "heads": (option("Folder of the runs.", str), "heads"),
-    "out_folder": (option("Folder to write the new run in.", str, "--out"), "heads"),
+    "heads": (Heads, "heads"),
+    "out": (option("Folder to write the new run in."), "heads"),
     "fusion": (option("early: train early fusion on pixels beside stage 1.", str | None), None),
     "head": (option("The run's head to start from.  [default: the one that validated best]", str | None), None),
     "modalities": (option("both, text or image.  [default: both]", str | None), None),
@@ -112,15 +106,13 @@ PARAMETERS: dict[str, tuple[Any, Any]] = {
     "views": (option("Augmented views of each photo to train on.  [default: as the run]", int | None, least=0), None),
     **SETTINGS,
     "checkpoint_seconds": (option("Between checkpoints.", float), 30.0),
-    "engine": (option("local, or ray: processes of Ray Train.", str), "local"),
-    "ray_address": (option("A Ray cluster.  [default: this machine]", str | None), None),
-    "workers": (
-        Annotated[int, typer.Option(help="Trainings side by side, or processes of Ray; 0 suits the machine.", min=0)],
-        0,
-    ),
+    "engine": (option("local, or ray: processes of Ray Train."), "local"),
+    "ray_address": (RayAddress, None),
+    "workers": (option("Trainings side by side, or processes of Ray; 0 suits the machine.", int, least=0), 0),
     "device": (Device, "auto"),
     "mlflow": (Mlflow, None),
 }
+PASSED_ON = PARAMETERS.keys() - SETTINGS.keys() - {"run", "unfreeze", "mlflow"}
 
 
 @takes(PARAMETERS)
@@ -138,17 +130,14 @@ def finetune(context: typer.Context, **given: Any) -> None:
     settings = FinetuneSettings(
         unfreeze=parse_unfreeze(values["unfreeze"]), **{name: values[name] for name in SETTINGS}
     )
-    passed = ["data", "cache", "heads", "fusion", "head", "modalities", "seeds", "views"]
-    passed += ["checkpoint_seconds", "engine", "ray_address", "device", "workers"]
     result = finetune_heads(
         values["run"],
-        out=values["out_folder"],
         settings=settings,
         progress=ConsoleProgress(),
         command=context.obj or "",
-        **{name: values[name] for name in passed},
+        **{name: values[name] for name in PASSED_ON},
     )
-    if not result.leads:  # another process of the team tells
+    if not result.leads:  # in a team of processes only the leading one prints
         return
     show_finetuned(result)
     tell_mlflow(result.run, values["mlflow"])

@@ -1,4 +1,4 @@
-"""Flags: one name for one thing in every command, as tables for the commands that share them."""
+"""Flags: annotations and tables of parameters that several commands share, and the values that flags stand for."""
 
 from __future__ import annotations
 
@@ -21,36 +21,34 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., None])
 Parameters = dict[str, tuple[Any, Any]]  # parameter -> its annotation with the option, and its default
-LONGEST_REASON = 240
+LONGEST_REASON = 240  # letters of an error of MLflow
 
-Data = Annotated[
-    str, typer.Option("--data", help="Folder (train.txt, data/) or CSV, TSV, JSONL, Parquet table; or its URL.")
-]
-AnyData = Annotated[
-    str | None, typer.Option("--data", help="Folder or table.  [default: that of the latest extraction]")
-]
-AnyRun = Annotated[
-    str | None, typer.Option("--run", help="A run folder.  [default: the best on the latest data and folds]")
-]
-RunData = Annotated[str | None, typer.Option("--data", help="Folder or table.  [default: that of the run]")]
-RunCache = Annotated[str | None, typer.Option("--cache", help="Feature cache.  [default: that of the run]")]
-Encoders = Annotated[
-    str, typer.Option("--encoders", help="family[:variant],...: clip, bert, resnet50, timm, hashing, hog.")
-]
-AnyEncoders = Annotated[
-    str | None, typer.Option("--encoders", help="As for extract.  [default: the latest extraction's]")
-]
-CacheFolder = Annotated[str, typer.Option("--cache", help="Folder of the feature cache.")]
-Columns = Annotated[str, typer.Option("--columns", help="Names in your table: id=...,text=...,image=...,label=...")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
-AnyColumns = Annotated[str | None, typer.Option("--columns", help="As for extract.  [default: the latest's]")]
-Engine = Annotated[str, typer.Option("--engine", help="local or ray.")]
-RayAddress = Annotated[str | None, typer.Option("--ray-address", help="A Ray cluster.  [default: this machine]")]
-Workers = Annotated[int, typer.Option("--workers", help="Readers, or Ray's workers; 0 suits the machine.", min=0)]
-Mlflow = Annotated[
-    str | None, typer.Option("--mlflow", help="Tell MLflow there of the run: http://HOST:5000, sqlite:///mlflow.db.")
-]
-Seed = Annotated[int, typer.Option("--seed", help="Fixes everything that is random.", min=0)]
+
+def option(text: str, kind: Any = str, *names: str, least: int | None = None) -> Any:
+    """Make the annotation of an option with a help text, a type, names other than the parameter's, and a minimum."""
+    return Annotated[kind, typer.Option(*names, help=text, min=least)]
+
+
+Data = option("Folder (train.txt, data/) or CSV, TSV, JSONL, Parquet table; or its URL.", str, "--data")
+AnyData = option("Folder or table.  [default: that of the latest extraction]", str | None, "--data")
+AnyRun = option("A run folder.  [default: the best on the latest data and folds]", str | None, "--run")
+RunData = option("Folder or table.  [default: that of the run]", str | None, "--data")
+RunCache = option("Feature cache.  [default: that of the run]", str | None, "--cache")
+Heads = option("Folder of the runs.", str, "--heads")
+Head = option("A head of the run.  [default: the best]", str | None, "--head")
+Modalities = option("both, text, image or ensemble.  [default: the best]", str | None, "--modalities")
+Encoders = option("family[:variant],...: clip, bert, resnet50, timm, hashing, hog.", str, "--encoders")
+AnyEncoders = option("As for extract.  [default: the latest extraction's]", str | None, "--encoders")
+CacheFolder = option("Folder of the feature cache.", str, "--cache")
+Columns = option("Names in your table: id=...,text=...,image=...,label=...", str, "--columns")
+Device = option("auto, cpu, cuda, cuda:N or mps.", str, "--device")
+AnyColumns = option("As for extract.  [default: the latest's]", str | None, "--columns")
+Engine = option("local or ray.", str, "--engine")
+RayAddress = option("A Ray cluster.  [default: this machine]", str | None, "--ray-address")
+Workers = option("Readers, or Ray's workers; 0 suits the machine.", int, "--workers", least=0)
+Trainings = option("Trainings side by side; 0 is one a core.", int, "--workers", least=0)
+Mlflow = option("Tell MLflow there of the run: http://HOST:5000, sqlite:///mlflow.db.", str | None, "--mlflow")
+Seed = option("Fixes everything that is random.", int, "--seed", least=0)
 
 # The flags of encoders: parameter -> its type, help, least value, and default in `mmfeat extract`.
 _OUTPUTS = "pooled, tokens, prefix:N (input of the N-th last layer), bert=tokens, ..."
@@ -71,14 +69,14 @@ def _encoder_parameters(latest: bool) -> Parameters:
     parameters: Parameters = {}
     for name, (kind, text, least, default) in _ENCODER_FLAGS.items():
         text = "As for extract.  [default: the latest's]" if latest else text
-        option = typer.Option(f"--{name.replace('_', '-')}", help=text, min=least)
-        parameters[name] = (Annotated[kind | None if latest else kind, option], None if latest else default)
+        annotation = option(text, kind | None if latest else kind, least=least)
+        parameters[name] = (annotation, None if latest else default)
     return parameters
 
 
 ENCODER_PARAMETERS = _encoder_parameters(latest=False)
 LATEST_PARAMETERS = _encoder_parameters(latest=True)
-# The flags of a command about an extraction that was made before.
+# The flags of commands that need an earlier extraction.
 REQUEST_PARAMETERS: Parameters = {
     "data": (AnyData, None),
     "encoders": (AnyEncoders, None),
@@ -90,7 +88,7 @@ REQUEST_PARAMETERS: Parameters = {
 
 
 def takes(parameters: Parameters) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command `(context, **values)` the flags of a table."""
+    """Give a command `(context, **values)` the flags in a table of parameters."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -107,17 +105,17 @@ def takes(parameters: Parameters) -> Callable[[Callable[..., None]], Callable[..
 
 
 def encoder_options(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of the flags of encoders; None where a flag was not given."""
+    """Return the values of the encoder flags; None where a flag was not given."""
     outputs = None if values["outputs"] is None else tuple(names(values["outputs"]))
     return {**{name: values[name] for name in _ENCODER_FLAGS}, "outputs": outputs}
 
 
 class Interrupted(KeyboardInterrupt):
-    """An interrupt of a command; its text says what is kept."""
+    """The interrupt of a command; its text says what is kept."""
 
 
 def interruptible(kept: str) -> Callable[[Command], Command]:
-    """Say what is kept where a command is interrupted."""
+    """Let an interrupt of the command say what is kept."""
 
     def decorate(function: Command) -> Command:
         @functools.wraps(function)
@@ -133,24 +131,24 @@ def interruptible(kept: str) -> Callable[[Command], Command]:
 
 
 def tell_mlflow(run: Run, uri: str | None) -> None:
-    """Log a finished run; whatever goes wrong there is a warning, for the run itself is safe."""
+    """Log a finished run to MLflow at `uri`, if given; any error becomes a warning, since the run itself is whole."""
     if uri is None:
         return
     from mmfeat.runs.mlflow_log import log_run
 
     try:
-        found = log_run(run, uri)
-    except Exception as error:  # of any server, network or database
+        id = log_run(run, uri)
+    except Exception as error:  # servers, networks and databases raise errors of many kinds
         reason = without_passwords(" ".join(str(error).split()))[:LONGEST_REASON] or type(error).__name__
         err.print(f"warning: MLflow was not told of the run, which is whole: {reason}")
     else:
-        out.print(f"mlflow run {found} ({without_passwords(uri)})")
+        out.print(f"mlflow run {id} ({without_passwords(uri)})")
 
 
 def find_request(
     data: str | None, encoders: str | None, cache: str, columns: str | None, given: dict[str, Any]
 ) -> Request:
-    """What is named in full, or the latest extraction's request with what is named in its place."""
+    """Return the request that the flags describe; a flag that is not given has the value of the latest extraction."""
     from mmfeat.extraction.requests import latest_request, new_request
 
     if data is not None and not exists(data):
@@ -164,11 +162,12 @@ def find_request(
 
 
 def names(value: str) -> list[str]:
+    """Split a comma-separated list."""
     return [name.strip() for name in value.split(",") if name.strip()]
 
 
 def pairs(value: str) -> dict[str, str]:
-    """`id=guid,text=caption` as a mapping."""
+    """Read `id=guid,text=caption` as a mapping; raises `ConfigError` for anything else."""
     pairs = [pair.partition("=") for pair in names(value)]
     if broken := [name for name, equals, column in pairs if not equals or not column]:
         raise ConfigError(f"--columns {','.join(broken)}: write id=...,text=...,image=...,label=...")

@@ -1,4 +1,4 @@
-"""What a person sees of a sweep: leaderboard, ablation, confusion, and what it cost."""
+"""The result of a sweep on the screen: leaderboard, ablation, confusion matrix, search and cost."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 SHOWN_ROWS = 20
 SHOWN_CLASSES = 5
-SHOWN_OPTIMISM = 0.0005  # of macro-F1
+SHOWN_OPTIMISM = 0.0005  # macro-F1; a smaller optimism is not printed
 COLUMNS = 80
 NEAR = (0, 1, 0, 0)  # padding that keeps the leaderboard within 80 columns
 
 
 def show_sweep(sweep: Sweep) -> None:
-    """The leaderboard, the ablation, the best head's confusion, and where the run lies."""
+    """Print the leaderboard, the ablation, the confusion matrix of the best entry, and the path of the run."""
     run = sweep.run
     if sweep.reused:
         out.print("nothing to do: this configuration was trained on this data before")
@@ -46,7 +46,7 @@ def show_sweep(sweep: Sweep) -> None:
 
 
 def _leaderboard(run: Run, by_class: bool) -> Table:
-    """Within 80 columns; the CSV beside it has everything."""
+    """Return the leaderboard within 80 columns, for which it may lose the F1 by class; the CSV file has everything."""
     header = ["", "head", "on", "macro-F1", "seeds", "accuracy", *(["F1 by class"] if by_class else []), "p"]
     table = Table(*header, box=None, padding=NEAR, pad_edge=False)
     for number, entry in enumerate(run.leaderboard[:SHOWN_ROWS]):
@@ -67,7 +67,7 @@ def _leaderboard(run: Run, by_class: bool) -> Table:
 
 
 def _fits(table: Table) -> bool:
-    """Whether no cell of it is wrapped."""
+    """Whether a table needs no more than 80 columns, so that none of its cells is wrapped."""
     return Measurement.get(out, out.options.update(width=10 * COLUMNS), table).maximum <= COLUMNS
 
 
@@ -81,7 +81,7 @@ def _explanation(run: Run) -> str:
 
 
 def _ablation(run: Run) -> Table | None:
-    """macro-F1 of every head on each set of modalities, and what both bring over the better single one."""
+    """Return macro-F1 of each head by modality set, and the gain of both over the better single modality."""
     heads = ablation(run.leaderboard)
     if not heads:
         return None
@@ -89,14 +89,13 @@ def _ablation(run: Run) -> Table | None:
     table = Table("ablation", *sets, "both over the better one", "p", box=None, padding=(0, 2, 0, 0))
     for head, entries in heads.items():
         cells = [f"{entries[name].macro_f1.value:.3f}" if name in entries else "" for name in sets]
-        brought = entries["both"].gain if "both" in entries else None
-        shown = [gain(brought), _p_value(brought.p_holm)] if brought else []
-        table.add_row(head, *cells, *shown)
+        test = entries["both"].gain if "both" in entries else None
+        table.add_row(head, *cells, *([gain(test), _p_value(test.p_holm)] if test else []))
     return table
 
 
 def _confusion(run: Run) -> Table | None:
-    """Where the samples of each class went, by the first of the leaderboard."""
+    """Return the confusion matrix of the best entry, with true labels in rows."""
     best = run.leaderboard[0]
     if len(run.classes) > SHOWN_CLASSES or run.config.task != "multiclass":
         return None
@@ -108,7 +107,7 @@ def _confusion(run: Run) -> Table | None:
 
 
 def _show_search(run: Run) -> None:
-    """What settings were chosen, and what choosing on the test rows would have pretended."""
+    """Print the chosen settings, and the optimism: what choosing them on the test rows would have added."""
     entries = [entry for entry in run.leaderboard if entry.optimism is not None and entry.head != "prior"]
     searched = [entry for entry in entries if (entry.trials or 1) > 1]
     if cut := [entry for entry in entries if entry.search_over is False]:
@@ -128,6 +127,7 @@ def _show_search(run: Run) -> None:
 
 
 def _show_cost(run: Run, sweep: Sweep) -> None:
+    """Print the parameters and the share of the time of each head, and the path of the run."""
     seconds: dict[str, float] = {}
     for entry in run.leaderboard:
         seconds[entry.head] = seconds.get(entry.head, 0.0) + entry.seconds
@@ -137,16 +137,18 @@ def _show_cost(run: Run, sweep: Sweep) -> None:
         for head, value in sorted(seconds.items(), key=lambda item: -item[1])
         if value / total >= 0.01
     )
-    sizes = {entry.head: entry.parameters for entry in run.leaderboard if entry.parameters}
-    biggest = {head: max(entry.parameters or 0 for entry in run.leaderboard if entry.head == head) for head in sizes}
-    if biggest:
-        out.print("parameters: " + ", ".join(f"{head} {count:,}" for head, count in biggest.items()))
+    sizes: dict[str, int] = {}
+    for entry in run.leaderboard:
+        if entry.parameters:
+            sizes[entry.head] = max(sizes.get(entry.head, 0), entry.parameters)
+    if sizes:
+        out.print("parameters: " + ", ".join(f"{head} {count:,}" for head, count in sizes.items()))
     out.print(f"time: {shares}")
     out.print(f"run {run.folder} ({sweep.seconds:.1f} s)")
 
 
 def _short(score: float, digits: int = 2) -> str:
-    """.85 for 0.85, and 1.0 for 1."""
+    """Write a score without its leading zero: .85 for 0.85, and 1.0 for 1."""
     text = f"{score:.{digits}f}"
     return text.removeprefix("0") if score < 1 else text[: digits + 1]
 

@@ -1,4 +1,4 @@
-"""Presets: published recipes as values of the flags of `mmfeat heads`. Flags that are given win."""
+"""Presets: published recipes as values of the flags of `mmfeat heads`; a flag that is given wins over its preset."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from mmfeat.errors import ConfigError
 
 PRESETS: dict[str, Mapping[str, Any]] = {
-    # Fusions of BERT and ResNet-50, 8:2 holdout, grid over batch size, learning rate and dropout; cross-attention
-    # looks at one pooled vector. Extract with --encoders bert,resnet50 --pooling pooler --max-length 32.
+    # Fusions of BERT and ResNet-50 on an 8:2 holdout, with a grid over batch size, learning rate and dropout, and
+    # cross-attention to one pooled vector. Extract with --encoders bert,resnet50 --pooling pooler --max-length 32.
     "system-a": {
         "fusion": "late,cross-attention",
         "baselines": "none",
@@ -28,7 +28,7 @@ PRESETS: dict[str, Mapping[str, Any]] = {
         "monitor": "macro-f1",
         "logit_adjustment": "0",
     },
-    # Heads on frozen CLIP, 8:1:1 holdout. Extract with --encoders clip --outputs pooled,tokens.
+    # Heads on frozen CLIP on an 8:1:1 holdout. Extract with --encoders clip --outputs pooled,tokens.
     "system-b": {
         "fusion": "all",
         "baselines": "none",
@@ -50,7 +50,7 @@ PRESETS: dict[str, Mapping[str, Any]] = {
 
 
 def preset_values(name: str) -> Mapping[str, Any]:
-    """Flag values by parameter name; raises `ConfigError` for a name there is not."""
+    """Return the values of a preset by parameter name; raises `ConfigError` for an unknown preset."""
     if name not in PRESETS:
         raise ConfigError(f"--preset {name}: use one of {', '.join(PRESETS)}")
     return PRESETS[name]

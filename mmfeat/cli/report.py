@@ -1,15 +1,14 @@
-"""`mmfeat report`: the flags of the page and of the files for papers."""
+"""`mmfeat report`: an HTML page about one run or several, and its tables and figures as files for papers."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mmfeat.cli.console import ConsoleProgress, out, show_overlooked
-from mmfeat.cli.flags import interruptible, pairs
+from mmfeat.cli.flags import Heads, Modalities, Parameters, interruptible, option, pairs, takes
 from mmfeat.errors import ConfigError
 from mmfeat.system.wording import counted, size_of
 
@@ -17,79 +16,61 @@ if TYPE_CHECKING:
     from mmfeat.report.report import Report
 
 
-Runs = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[RUN]...", help="A run folder.  [default: the best on the latest data and folds]"),
-]
-Photos = Annotated[
-    int | None, typer.Option("--photos", help="Most photos in the page, errors first.  [default: 1500]", min=0)
-]
+_RUNS = "A run folder.  [default: the best on the latest data and folds]"
+PARAMETERS: Parameters = {
+    "runs": (Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help=_RUNS)], None),
+    "compare": (option("Set the runs that are named side by side.", bool, "--compare"), False),
+    "run": (option("The same as naming it first.", str | None), None),
+    "out": (option("The page.  [default: report.html in the run]", str | None), None),
+    "heads": (Heads, "heads"),
+    "head": (option("A head of the run, looked at closely.  [default: the best]", str | None), None),
+    "modalities": (Modalities, None),
+    "data": (option("Where the data lie now, if they were moved.", str | None), None),
+    "columns": (option("As for extract.  [default: the run's]", str | None), None),
+    "audit": (option("Folder of the audits.  [default: audit]", str | None), None),
+    "photos": (option("Most photos in the page, errors first.  [default: 1500]", int | None, least=0), None),
+    "latex": (option("Write the tables as LaTeX too.", bool, "--latex"), False),
+    "csv": (option("Write the tables as CSV too.", bool, "--csv"), False),
+    "png": (option("Write the figures as PNG too.", bool, "--png"), False),
+}
+OF_ONE_RUN = ("data", "columns", "audit", "photos")
 
 
+@takes(PARAMETERS)
 @interruptible("no report was written")
-def report(
-    runs: Runs = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Set the runs that are named side by side.")] = False,
-    run: Annotated[str | None, typer.Option(help="The same as naming it first.")] = None,
-    out_file: Annotated[str | None, typer.Option("--out", help="The page.  [default: report.html in the run]")] = None,
-    heads: Annotated[str, typer.Option(help="Folder of the runs.")] = "heads",
-    head: Annotated[str | None, typer.Option(help="A head of the run, looked at closely.  [default: the best]")] = None,
-    modalities: Annotated[str | None, typer.Option(help="both, text, image or ensemble.  [default: the best]")] = None,
-    data: Annotated[str | None, typer.Option(help="Where the data lie now, if they were moved.")] = None,
-    columns: Annotated[str | None, typer.Option(help="As for extract.  [default: the run's]")] = None,
-    audit: Annotated[str | None, typer.Option(help="Folder of the audits.  [default: audit]")] = None,
-    photos: Photos = None,
-    latex: Annotated[bool, typer.Option("--latex", help="Write the tables as LaTeX too.")] = False,
-    csv: Annotated[bool, typer.Option("--csv", help="Write the tables as CSV too.")] = False,
-    png: Annotated[bool, typer.Option("--png", help="Write the figures as PNG too.")] = False,
-) -> None:
+def report(context: typer.Context, **values: Any) -> None:
     """One HTML page about a run that opens without a network; with --compare about several.
 
     \b
     mmfeat report heads/RUN --png --latex
     mmfeat report --compare heads/RUN heads/OTHER
     """
-    from mmfeat.report.report import AUDIT, PHOTOS, Papers, write_comparison, write_report
+    from mmfeat.report.report import Papers, write_comparison, write_report
     from mmfeat.runs.run import find_run
 
-    named = [*([run] if run else []), *(runs or [])]
-    if len(named) > 1 and not compare:
+    named = [*([values["run"]] if values["run"] else []), *(values["runs"] or [])]
+    if len(named) > 1 and not values["compare"]:
         raise ConfigError(f"{len(named)} runs are named; give one, or --compare to set them side by side")
-    if compare:
-        _check_compared({"--data": data, "--columns": columns, "--audit": audit, "--photos": photos})
-    found = [find_run(each, heads).folder for each in named]
-    papers = Papers(latex, csv, png)
-    if compare:
-        result = write_comparison(
-            found, out=out_file or "comparison.html", head=head, modalities=modalities, papers=papers
-        )
+    given = {name: values[name] for name in OF_ONE_RUN if values[name] is not None}
+    if values["compare"] and given:
+        raise ConfigError(f"--{next(iter(given))} goes with one run; a comparison shows no samples, leave it out")
+    folders = [find_run(name, values["heads"]).folder for name in named]
+    entry = {name: values[name] for name in ("head", "modalities")}
+    papers = Papers(values["latex"], values["csv"], values["png"])
+    if values["compare"]:
+        result = write_comparison(folders, out=values["out"] or "comparison.html", **entry, papers=papers)
     else:
-        result = write_report(
-            found[0] if found else None,
-            out=out_file,
-            heads=heads,
-            head=head,
-            modalities=modalities,
-            data=data,
-            columns=pairs(columns) if columns else None,
-            audit=audit or AUDIT,
-            photos=PHOTOS if photos is None else photos,
-            papers=papers,
-            progress=ConsoleProgress(),
-        )
+        if "columns" in given:
+            given["columns"] = pairs(values["columns"]) or None
+        given |= {"out": values["out"], "heads": values["heads"]}
+        result = write_report(next(iter(folders), None), **entry, **given, papers=papers, progress=ConsoleProgress())
     _show(result)
     if not named:
-        show_overlooked(result.runs[0], head, modalities)
-
-
-def _check_compared(of_one: Mapping[str, object]) -> None:
-    """Raise `ConfigError` for flags that are about one run."""
-    if unused := next((flag for flag, value in of_one.items() if value is not None), ""):
-        raise ConfigError(f"{unused} goes with one run; a comparison shows no samples, leave it out")
+        show_overlooked(result.runs[0], **entry)
 
 
 def _show(result: Report) -> None:
-    """What is in the page, and where it lies."""
+    """Print the contents and the path of the page and of the other files."""
     if result.files:
         out.print(f"{counted(len(result.files), 'file')} for papers in {result.files[0].parent}")
     if result.samples:
