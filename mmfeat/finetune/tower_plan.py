@@ -63,10 +63,7 @@ class TowerPlan:
 
 
 def plan_towers(
-    slots: Sequence[tuple[Tower, Slot]],
-    settings: FinetuneSettings,
-    samples: Sequence[Sample],
-    team: Team,
+    slots: Sequence[tuple[Tower, Slot]], settings: FinetuneSettings, samples: Sequence[Sample], team: Team
 ) -> list[TowerPlan]:
     """Plan the towers that `--unfreeze` names, and with `--augment` every torch model of photos.
 
