@@ -101,7 +101,7 @@ def here(line: str, config: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def place(
-    demo_folder: Path,
+    small_demo_folder: Path,
     tiny_bert: Path,
     tiny_clip: Path,
     tiny_timm: Path,
@@ -110,12 +110,12 @@ def place(
 ) -> Iterator[Path]:
     """The working folder, entered: data, models and the file that shortens."""
     place = tmp_path_factory.mktemp("readme")
-    shutil.copytree(demo_folder, place / "mvsa")
+    shutil.copytree(small_demo_folder, place / "mvsa")
     models = {"all-MiniLM-L6-v2": tiny_bert, "mobilenetv1_100-imagenet": tiny_timm, "clip": tiny_clip}
     for name, folder in models.items():
         shutil.copytree(folder, place / "weights" / name)
     shutil.copy(resnet_file, place / "weights/resnet18.pth")
-    shutil.copy(next((demo_folder / "data").glob("*.jpg")), place / "photo.jpg")
+    shutil.copy(next((small_demo_folder / "data").glob("*.jpg")), place / "photo.jpg")
     (place / "short.toml").write_text(CONFIG)
     (place / "shorter.toml").write_text(SHORTER)
     write_parquet(place / "mvsa", place / "bucket/tweets.parquet")

@@ -22,7 +22,6 @@ from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, RunError
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.extraction.extract import extract_features, extract_samples
-from mmfeat.finetune import inputs, model, towers
 from mmfeat.finetune.arguments import FinetuneArguments
 from mmfeat.finetune.cells import blended
 from mmfeat.finetune.finetune import Finetuned, finetune_heads
@@ -36,7 +35,7 @@ from mmfeat.runs.run import Run, comparable_runs, read_run, write_run
 from mmfeat.samples.dataset import read_samples
 from mmfeat.sweep.trials import load_outcome, save_outcome
 from mmfeat.system.files import file_sha256
-from tests.finetune.small_finetunes import ONCE, tune, weights
+from tests.finetune.small_finetunes import ONCE, show_few_pixels, tune, weights
 from tests.sweep.small_sweeps import FLOAT32, make_place, sweep
 
 BOTH = replace(ONCE, unfreeze=(("text", 1), ("image", 1)))
@@ -241,8 +240,7 @@ def test_fresh_augmentation_needs_pixels(pairs: Path) -> None:
 def test_early_fusion_trains_on_pixels_and_predicts(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (inputs, model, towers):  # the same on fewer pixels
-        monkeypatch.setattr(module, "SIDE", 32)
+    show_few_pixels(monkeypatch)
     settings = replace(ONCE, unfreeze=(("text", 1),), batch_size=32)
     run = tune(pairs, settings=settings, head="concat", fusion="early", views=0).run
     entries = {entry.head: entry for entry in run.leaderboard}
