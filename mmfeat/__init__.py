@@ -1,8 +1,8 @@
 """mmfeat: frozen encoders run once, fusion heads train in seconds on the cached embeddings.
 
-The Python API is what the commands call: `read_samples`, `extract_features`, `train_heads`, `write_submission`;
-`FusionClassifier` is a fusion head for arrays, as scikit-learn has them. Only what stands in `__all__` is public;
-names are resolved on first use, so that importing mmfeat imports nothing heavy.
+The commands call the functions of this Python API: `read_samples`, `extract_features`, `train_heads`,
+`write_submission`; `FusionClassifier` is a fusion head with scikit-learn's interface. Only names in `__all__` are
+public. They are resolved on first use, so that importing mmfeat imports nothing heavy.
 """
 
 import lazy_loader

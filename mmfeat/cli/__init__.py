@@ -1,5 +1,5 @@
-"""The command line: a file a command, with its flags and what a person sees. Start with `main`, then `heads`. The
-only package that imports typer and rich; each command calls one function of the library.
+"""The command line: one file for each command, with its flags and what it prints. Each command calls one function of
+the library. Start with `main`, then `heads`. Only this package imports typer and rich.
 """
 
 __all__: list[str] = []

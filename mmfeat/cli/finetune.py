@@ -137,7 +137,7 @@ def finetune(context: typer.Context, **given: Any) -> None:
         command=context.obj or "",
         **{name: values[name] for name in PASSED_ON},
     )
-    if not result.leads:  # in a team of processes only the leading one prints
+    if not result.leads:  # only the leading process of a team prints
         return
     show_finetuned(result)
     tell_mlflow(result.run, values["mlflow"])

@@ -1,4 +1,4 @@
-"""The command line: each command builds a configuration and calls one function of the library."""
+"""The `mmfeat` command: its subcommands, the configuration file, and errors as one line."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ INTERRUPTED = 130  # the exit code of a shell for SIGINT
 
 
 def read_config(path: Path, flags: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, Any]]:
-    """Values of `path` by command and parameter name.
+    """Read a TOML file of flag values: command -> parameter -> value.
 
-    `flags` maps each command's flags, without dashes, to parameter names. A top-level key counts for every
-    command that has the flag, a table for the command of its name. Raises `ConfigError` for anything else.
+    `flags` maps each command to its flags, without dashes, and these to parameter names. A top-level key counts for
+    every command that has the flag, a table for the command of its name. Raises `ConfigError` for anything else.
     """
     values = _dashed(_read_toml(path))
     broken = [name for name in flags if not isinstance(values.get(name, {}), dict)]
@@ -69,13 +69,13 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _dashed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`batch_size` is taken for the flag `batch-size`, in tables too."""
-    plain = {key.replace("_", "-"): value for key, value in values.items()}
-    return {key: _dashed(value) if isinstance(value, dict) else value for key, value in plain.items()}
+    """Rename keys such as `batch_size` as the flag `batch-size`, also in tables."""
+    items = ((key.replace("_", "-"), value) for key, value in values.items())
+    return {key: _dashed(value) if isinstance(value, dict) else value for key, value in items}
 
 
 def _of_command(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Parameter name -> value; a list becomes what the flag takes, a comma-separated text."""
+    """Map the parameters of a command to their values; a list becomes a comma-separated text, as flags take it."""
     return {
         names[flag]: ",".join(map(str, value)) if isinstance(value, list) else value
         for flag, value in values.items()
@@ -84,9 +84,9 @@ def _of_command(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str
 
 
 class Commands(TyperGroup):
-    """All commands: an error is one line and exit code 1, an interrupt one line and exit code 130.
+    """The group of all commands: an error is one line and exit code 1, an interrupt one line and exit code 130.
 
-    `--debug` shows the traceback. Errors about commands and flags themselves are typer's own.
+    `--debug` shows the traceback. Errors about commands and flags themselves are raised for `_run`.
     """
 
     def invoke(self, ctx: Any) -> Any:
@@ -164,12 +164,12 @@ app.command()(cli_extract.demo)
 
 
 def main() -> None:
-    """Entry point. `--debug` and `--config FILE` may stand anywhere; exit code 2 for what is no command or flag."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill saves what Ctrl-C saves
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the reader has threads of its own
-    gc.set_threshold(100_000)  # a million samples are no garbage, and looking for some among them takes seconds
+    """Run the command line; `--debug` and `--config FILE` may stand anywhere. The exit code of a wrong flag is 2."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM keeps as much as Ctrl-C
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # texts are tokenized in the reader's own threads
+    gc.set_threshold(100_000)  # a collection among a million samples takes seconds
     at_once: list[int] = []
-    atexit.register(_leave, at_once)  # what is registered first runs last
+    atexit.register(_leave, at_once)  # runs last, since functions run in the reverse order of registration
     code = _run(_global_flags_first(sys.argv[1:]))
     if code == INTERRUPTED and "ray" in sys.modules:
         at_once.append(code)
@@ -177,15 +177,15 @@ def main() -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    """The exit code; one line where a command or a flag is wrong, as for any other error."""
+    """Run a command and return its exit code; an error about a command or a flag is printed as one line."""
     try:
         typed = shlex.join(["mmfeat", *sys.argv[1:]])
         return app(args=arguments, prog_name=app.info.name, standalone_mode=False, obj=typed) or 0
     except Exception as error:
-        if not hasattr(error, "format_message"):  # not an error of the command line
+        if not hasattr(error, "format_message"):  # the error is not about a command or flag
             raise
         message = error.format_message()
-        if "\n" in message:  # help, for a command that cannot do without arguments
+        if "\n" in message:  # the help of a command that was called without its arguments
             err.print(message)
         else:
             usage = getattr(error, "ctx", None)
@@ -195,9 +195,9 @@ def _run(arguments: list[str]) -> int:
 
 
 def _leave(at_once: list[int]) -> None:
-    """End the process with the exit code in `at_once`, if any, after Ray ended the processes that it began.
+    """End the process at once with the exit code in `at_once`, if any, after Ray has ended its own processes.
 
-    Where Ray was interrupted while it started, its threads crash an interpreter that winds down.
+    If Ray was interrupted while it started, its threads crash an interpreter that shuts down normally.
     """
     if at_once:
         sys.stdout.flush()
@@ -206,6 +206,7 @@ def _leave(at_once: list[int]) -> None:
 
 
 def _global_flags_first(arguments: list[str]) -> list[str]:
+    """Move `--debug` and `--config FILE` before the name of the command, where typer expects them."""
     first: list[str] = []
     rest: list[str] = []
     source = iter(arguments)
@@ -220,7 +221,7 @@ def _global_flags_first(arguments: list[str]) -> list[str]:
 
 
 def _load_config(context: typer.Context, path: Path) -> None:
-    """Give the file's values to the commands as defaults; `cache ls` has the table [cache-ls]."""
+    """Make the values of a file the defaults of the commands; the table of `cache ls` is [cache-ls]."""
     commands: dict[str, Any] = dict(context.command.commands)  # type: ignore[attr-defined]
     inner = {group: list(commands[group].commands) for group in GROUPS}
     for group in GROUPS:

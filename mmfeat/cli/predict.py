@@ -1,4 +1,4 @@
-"""`mmfeat submit` and `mmfeat predict`: a saved run predicts, and the same flags say how that is written."""
+"""`mmfeat submit` and `mmfeat predict`: predictions of a saved run, as a file, a table or text for a pipe."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from mmfeat.cli.console import ConsoleProgress, err, out, show_overlooked
 from mmfeat.cli.flags import (
     AnyRun,
     Device,
+    Head,
+    Heads,
+    Modalities,
     Parameters,
     RunCache,
     RunData,
     Workers,
     interruptible,
     names,
+    option,
     pairs,
     takes,
 )
@@ -31,19 +35,19 @@ if TYPE_CHECKING:
     from mmfeat.prediction.submit import Submission
 
 
-FEW = 20  # samples that a terminal shows as a table
-SHOWN_CLASSES = 8  # whose probabilities have columns of their own; of more classes the first are named
-SHOWN_FIRST = 3
+FEW = 20  # more samples are printed as CSV, also on a terminal
+SHOWN_CLASSES = 8  # with more classes the table has one column with the most probable ones
+SHOWN_FIRST = 3  # most probable classes in that column
 
 
 def show_submission(result: Submission) -> None:
-    """Label distribution beside that out of fold and the training prior, warnings, and the files."""
+    """Print the share of each label beside those out of fold and in training, warnings, and the paths of the files."""
     head = head_label(result.head, result.modalities)
     out.print(f"{result.rows:,} predictions for {shown(result.data)} by {head}")
     table = Table("label", "predicted", *(["out of fold"] if result.out_of_fold else []), "in training", box=None)
     for label, share in result.trained.items():
-        seen = [f"{result.out_of_fold.get(label, 0.0):.1%}"] if result.out_of_fold else []
-        table.add_row(label, f"{result.predicted.get(label, 0.0):.1%}", *seen, f"{share:.1%}")
+        out_of_fold = [f"{result.out_of_fold.get(label, 0.0):.1%}"] if result.out_of_fold else []
+        table.add_row(label, f"{result.predicted.get(label, 0.0):.1%}", *out_of_fold, f"{share:.1%}")
     out.print(table)
     for line in result.notes:
         out.print(f"note: {line}")
@@ -59,7 +63,7 @@ def show_submission(result: Submission) -> None:
 
 
 def show_notes(result: Predicted) -> None:
-    """Who predicts, how right it is where labels tell, and what to be warned of: all beside what is printed."""
+    """Print to standard error which head predicts, its scores on labelled samples, and warnings."""
     err.print(f"{head_label(result.head, result.modalities)} of {result.run.folder}")
     if result.scores is not None:
         f1, accuracy = (interval(result.scores.score(name)) for name in ("macro_f1", "accuracy"))
@@ -69,11 +73,11 @@ def show_notes(result: Predicted) -> None:
 
 
 def show_few(result: Predicted) -> None:
-    """A line a sample: label and probabilities."""
-    found, classes = result.predictions, result.predictions.classes
+    """Print a table with label and probabilities of each sample."""
+    predictions, classes = result.predictions, result.predictions.classes
     columns = classes if len(classes) <= SHOWN_CLASSES else ("most probable",)
     table = Table("sample", "label", *columns, box=None)
-    for id, label, row in zip(found.ids, found.labels, found.probabilities.tolist(), strict=True):
+    for id, label, row in zip(predictions.ids, predictions.labels, predictions.probabilities.tolist(), strict=True):
         cells = [f"{value:.3f}" for value in row]
         if len(classes) > SHOWN_CLASSES:
             first = sorted(zip(row, classes, strict=True), reverse=True)[:SHOWN_FIRST]
@@ -86,54 +90,38 @@ _COLUMNS = (
     "Pairs name the columns of your table, as for extract: id=...,text=...; two plain names those of the file "
     "written: guid,tag."
 )
-_OUT = Annotated[str | None, typer.Option("--out", help="The file to write.  [default: submission, as the format]")]
-_MODALITIES = typer.Option("--modalities", help="both, text, image or ensemble.  [default: the best]")
-_PROBA = typer.Option("--proba/--no-proba", help="A calibrated probability for each class as well.")
-# What submit and predict share: which run predicts, and how the file is written.
+_FORMAT = "csv, tsv or jsonl.  [default: as the suffix of --out, else csv]"
+_PROBA = option("A calibrated probability for each class as well.", bool, "--proba/--no-proba")
+_FILES = "Photos, each with its .txt beside it; .txt files; a folder of them."
+# The parameters of both commands: the run that predicts, and the form of the file.
 _PARAMETERS: Parameters = {
     "run": (AnyRun, None),
-    "heads": (Annotated[str, typer.Option("--heads", help="Folder of the runs.")], "heads"),
-    "head": (Annotated[str | None, typer.Option("--head", help="A head of the run.  [default: the best]")], None),
-    "modalities": (Annotated[str | None, _MODALITIES], None),
+    "heads": (Heads, "heads"),
+    "head": (Head, None),
+    "modalities": (Modalities, None),
     "cache": (RunCache, None),
-    "columns": (Annotated[str | None, typer.Option("--columns", help=_COLUMNS)], None),
-    "header": (
-        Annotated[bool, typer.Option("--header/--no-header", help="First line with the names of the columns.")],
-        True,
-    ),
-    "format": (
-        Annotated[
-            str | None, typer.Option("--format", help="csv, tsv or jsonl.  [default: as the suffix of --out, else csv]")
-        ],
-        None,
-    ),
-    "proba": (Annotated[bool, _PROBA], False),
+    "columns": (option(_COLUMNS, str | None), None),
+    "header": (option("First line with the names of the columns.", bool, "--header/--no-header"), True),
+    "format": (option(_FORMAT, str | None), None),
+    "proba": (_PROBA, False),
     "device": (Device, "auto"),
     "workers": (Workers, 0),
 }
 SUBMIT_PARAMETERS: Parameters = {
     "run": (AnyRun, None),
     "data": (RunData, None),
-    "out": (_OUT, None),
+    "out": (option("The file to write.  [default: submission, as the format]", str | None), None),
     **_PARAMETERS,
 }
 PREDICT_PARAMETERS: Parameters = {
-    "files": (
-        Annotated[
-            list[str] | None, typer.Argument(help="Photos, each with its .txt beside it; .txt files; a folder of them.")
-        ],
-        None,
-    ),
-    "text": (Annotated[str | None, typer.Option("--text", help="The text of one pair.")], None),
-    "image": (Annotated[str | None, typer.Option("--image", help="The photo of one pair.")], None),
-    "data": (
-        Annotated[str | None, typer.Option("--data", help="Folder or table, of which every sample is predicted.")],
-        None,
-    ),
+    "files": (Annotated[list[str] | None, typer.Argument(help=_FILES)], None),
+    "text": (option("The text of one pair.", str | None), None),
+    "image": (option("The photo of one pair.", str | None), None),
+    "data": (option("Folder or table, of which every sample is predicted.", str | None), None),
     "run": (AnyRun, None),
-    "out": (Annotated[str | None, typer.Option("--out", help="The file to write.  [default: print]")], None),
+    "out": (option("The file to write.  [default: print]", str | None), None),
     **_PARAMETERS,
-    "proba": (Annotated[bool, _PROBA], True),
+    "proba": (_PROBA, True),
 }
 
 
@@ -192,17 +180,17 @@ def predict(context: typer.Context, **values: Any) -> None:
 
 
 def split_columns(columns: str | None) -> tuple[dict[str, str] | None, dict[str, Any]]:
-    """`--columns` as (names in the input table or None, names in the file written if any).
+    """Split `--columns` into names in the input table (or None) and `names` in the file that is written (or nothing).
 
-    `id=guid` says what a column of the table is called, a plain name is a column to write.
+    `id=guid` names a column of the input table; a plain name is a column to write.
     """
     given = names(columns or "")
-    table, written = [each for each in given if "=" in each], [each for each in given if "=" not in each]
+    table, written = [name for name in given if "=" in name], [name for name in given if "=" not in name]
     return pairs(",".join(table)) if table else None, {"names": tuple(written)} if written else {}
 
 
 def _target(values: dict[str, Any], written: dict[str, Any]) -> tuple[Path | None, OutputFormat]:
-    """The file to write, if any, and its format: what is wrong with them is said before any work is done."""
+    """Return the file to write, if any, and its format; raises `ConfigError` for both before any work is done."""
     from mmfeat.prediction.inputs import text_beside
     from mmfeat.prediction.output_file import OutputFormat, checked_target, choose_format
 
@@ -210,12 +198,13 @@ def _target(values: dict[str, Any], written: dict[str, Any]) -> tuple[Path | Non
     layout = OutputFormat(
         choose_format(file, values["format"]), values["header"], **written, probabilities=values["proba"]
     )
-    inputs = [*files, *(text_beside(Path(each)) for each in files if Path(each).name), values["image"], values["data"]]
-    return None if file is None else checked_target(file, *filter(None, inputs)), layout
+    texts = [text_beside(Path(name)) for name in files if Path(name).name]
+    inputs = filter(None, [*files, *texts, values["image"], values["data"]])
+    return None if file is None else checked_target(file, *inputs), layout
 
 
 def _deliver(result: Predicted, target: Path | None, layout: OutputFormat, plain: bool) -> None:
-    """Into the file; a table for a few samples on a terminal; else the text of the file, for a pipe."""
+    """Write the file, or print a table of few samples on a terminal and otherwise the text of the file."""
     from mmfeat.prediction.output_file import checked_target, prediction_text, write_prediction_file
 
     if target is not None:
@@ -230,7 +219,7 @@ def _deliver(result: Predicted, target: Path | None, layout: OutputFormat, plain
         return
     text = prediction_text(result.predictions, layout)
     try:
-        sys.stdout.buffer.write(text.encode(errors="surrogateescape"))  # UTF-8 as in a file; a path as it is named
+        sys.stdout.buffer.write(text.encode(errors="surrogateescape"))  # UTF-8, and the very bytes of a path
         sys.stdout.buffer.flush()
-    except BrokenPipeError:  # who reads had enough
+    except BrokenPipeError:  # the reader of the pipe has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmfeat.cli.console import ConsoleProgress, err, out, show_table
-from mmfeat.cli.flags import Device, interruptible
+from mmfeat.cli.flags import Device, Heads, Modalities, Trainings, interruptible
 from mmfeat.errors import RunError
 from mmfeat.system.wording import counted, duration, gain, interval, shown, size_of
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from mmfeat.reproduce import Reproduction
     from mmfeat.runs.compare import Comparison, RunTest
     from mmfeat.runs.folders import RunFolder
-    from mmfeat.runs.record import Record
     from mmfeat.runs.run import Run
 
 
@@ -119,30 +118,24 @@ def show_reproduction(reproduction: Reproduction) -> None:
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
+    """Name and text of every fact of a run that it records."""
     config, record, protocol = run.config, run.record, run.config.protocol
     counts = ", ".join(f"{name} {count:,}" for name, count in run.results.class_counts.items())
+    begun = datetime.fromisoformat(record.started) if record.started else None
     folds = f"{len(config.folds)} folds" if protocol.kind == "kfold" else "holdout"
+    labelled = f"{run.results.labelled:,} labelled: {counts}"
     facts = [
-        (
-            "data",
-            f"{shown(config.data)} ({run.results.labelled:,} labelled: {counts}), hash {config.data_hash[:8]}",
-        ),
+        ("data", f"{shown(config.data)} ({labelled}), hash {config.data_hash[:8]}"),
         ("protocol", f"{folds}, {protocol.seeds} seeds from {protocol.seed}, splits {config.splits_hash[:8]}"),
         ("cache", shown(config.cache)),
         ("parent", config.parent or ""),
         ("command", record.command),
-        ("date", _when(record)),
+        ("date", f"{_date(begun)}, {duration(record.seconds)}" if begun else ""),
         ("machine", ", ".join(f"{name} {value}" for name, value in record.machine.items())),
         ("versions", ", ".join(f"{name} {value}" for name, value in record.versions.items()) or config.version),
         ("encoders", ", ".join(record.fingerprints)),
     ]
     return [(name, value) for name, value in facts if value]
-
-
-def _when(record: Record) -> str:
-    if not record.started:
-        return ""
-    return f"{_date(datetime.fromisoformat(record.started))}, {duration(record.seconds)}"
 
 
 def _show_leaderboard(run: Run) -> None:
@@ -170,7 +163,6 @@ def _date(moment: datetime) -> str:
 NAME = "runs"
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show, compare, repeat and delete runs.")
 
-Heads = Annotated[str, typer.Option("--heads", help="Folder of the runs.")]
 One = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, its name, or the beginning or end of that.")]
 Some = Annotated[list[str], typer.Argument(metavar="RUN", help="Run folders, or their names.")]
 
@@ -201,10 +193,9 @@ def show(run: One, heads: Heads = "heads") -> None:
     """
     from mmfeat.runs.run import find_run
 
-    found = find_run(run, heads)
-    paths = [path for path in sorted(found.folder.rglob("*")) if path.is_file()]
-    files = {str(path.relative_to(found.folder)): path.stat().st_size for path in paths}
-    show_run(found, files)
+    whole = find_run(run, heads)
+    paths = [path for path in sorted(whole.folder.rglob("*")) if path.is_file()]
+    show_run(whole, {str(path.relative_to(whole.folder)): path.stat().st_size for path in paths})
 
 
 @app.command()
@@ -213,7 +204,7 @@ def compare(
     runs: Some,
     heads: Heads = "heads",
     head: Annotated[str | None, typer.Option(help="This head of each run.  [default: its best]")] = None,
-    modalities: Annotated[str | None, typer.Option(help="both, text, image or ensemble.  [default: the best]")] = None,
+    modalities: Modalities = None,
 ) -> None:
     """Show in what runs differ, their scores, and paired tests against the first.
 
@@ -223,9 +214,9 @@ def compare(
     from mmfeat.runs.compare import compare_runs
     from mmfeat.runs.run import find_run
 
-    found = [find_run(run, heads) for run in runs]
-    show_comparison(compare_runs(found, head, modalities))
-    out.print(f"next: mmfeat report --compare {' '.join(_quoted(run.folder) for run in found)}")
+    compared = [find_run(run, heads) for run in runs]
+    show_comparison(compare_runs(compared, head, modalities))
+    out.print(f"next: mmfeat report --compare {' '.join(_quoted(run.folder) for run in compared)}")
 
 
 @app.command()
@@ -237,7 +228,7 @@ def reproduce(
     heads: Heads = "heads",
     cache: Annotated[str | None, typer.Option("--cache", help="Feature cache.  [default: the run's]")] = None,
     device: Device = "auto",
-    workers: Annotated[int, typer.Option(help="Trainings side by side; 0 is one a core.", min=0)] = 0,
+    workers: Trainings = 0,
 ) -> None:
     """Train a run anew from its own configuration. Exit code 1 unless the result is identical.
 
@@ -247,7 +238,7 @@ def reproduce(
     from mmfeat.reproduce import reproduce_run
     from mmfeat.runs.run import find_run
 
-    found = reproduce_run(
+    reproduction = reproduce_run(
         find_run(run, heads),
         out_folder,
         cache=cache,
@@ -256,9 +247,9 @@ def reproduce(
         progress=ConsoleProgress(),
         command=context.obj or "",
     )
-    show_reproduction(found)
-    out.print(f"next: mmfeat runs compare {_quoted(found.original.folder)} {_quoted(found.run.folder)}")
-    if not found.identical:
+    show_reproduction(reproduction)
+    out.print(f"next: mmfeat runs compare {_quoted(reproduction.original.folder)} {_quoted(reproduction.run.folder)}")
+    if not reproduction.identical:
         raise typer.Exit(1)
 
 
@@ -277,13 +268,13 @@ def rm(
     """
     from mmfeat.runs.folders import check_deletable, delete_runs, folder_bytes
 
-    places = check_deletable(runs, heads, force)
-    for place in places:
-        out.print(f"{place} ({size_of(folder_bytes(place))})")
-    many = counted(len(places), "run")
+    folders = check_deletable(runs, heads, force)
+    for folder in folders:
+        out.print(f"{folder} ({size_of(folder_bytes(folder))})")
+    many = counted(len(folders), "run")
     if not yes and not (err.is_terminal and typer.confirm(f"delete {many} in {heads}?", err=True)):
         raise RunError("nothing was deleted; the same command with --yes deletes what is listed")
-    freed = delete_runs([place.name for place in places], heads, force)
+    freed = delete_runs([folder.name for folder in folders], heads, force)
     out.print(f"deleted {many}, {size_of(freed)}; mmfeat cache gc finds vectors that no run needs now")
 
 

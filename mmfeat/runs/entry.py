@@ -33,7 +33,7 @@ TOGETHER = "ensemble"  # the `modalities` of an entry that combines several head
 OUT_OF_FOLD = "out_of_fold.csv"
 PLACES = ("data", "cache", "columns")  # the fields that may change while the run stays the same
 TOWERS = ("encoders", "prefixes")
-CERTAIN = 0.01  # by how much the written digits of one sample's probabilities may miss a sum of 1
+CERTAIN = 0.01  # largest distance from 1 of the sum of a sample's probabilities, which are written rounded
 
 
 @dataclass(frozen=True)

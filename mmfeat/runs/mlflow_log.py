@@ -108,7 +108,7 @@ def _experiment(client: Any, uri: str, name: str) -> str:
     if experiment is not None:
         return str(experiment.experiment_id)
     location = {}
-    if uri.startswith(SQLITE):  # by default MLflow writes artifacts into the working folder
+    if uri.startswith(SQLITE):  # MLflow would write artifacts into the working folder
         database = Path(uri.removeprefix(SQLITE)).absolute()
         location["artifact_location"] = (database.parent / f"{database.stem}-artifacts").as_uri()
     return str(client.create_experiment(name, **location))
