@@ -10,7 +10,7 @@ import numpy as np
 
 from mmfeat.audit.leaks import UNLABELLED, GivenSplits, Leak, find_leaks, find_shared, read_given_splits
 from mmfeat.audit.opinions import Opinions, Suspicion, fitting_run, read_opinions, suspicions
-from mmfeat.audit.photos import Finding, Photos, inspect_photos
+from mmfeat.audit.photos import Oddity, Photos, inspect_photos
 from mmfeat.audit.texts import text_findings
 from mmfeat.audit.twins import Conflicts, Twins, find_conflicts, find_twins, twins_within
 from mmfeat.evaluation.splits import TEST, has_splits
@@ -33,7 +33,7 @@ class Findings:
     shared: Sequence[Leak]
     splits: GivenSplits | None
     leaks: Sequence[Leak]
-    odd: Mapping[str, Sequence[tuple[Finding, ...]]]
+    odd: Mapping[str, Sequence[tuple[Oddity, ...]]]
     opinions: Opinions | None
     no_run: str
     suspicions: Sequence[Suspicion]

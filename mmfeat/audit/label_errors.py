@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmfeat.evaluation.metrics import CONFIDENCE, Score
+from mmfeat.evaluation.metrics import Score, percentiles
 
 DRAWS = 200
-TOLERANCE = 1e-6  # a probability so little below the threshold still counts as confident, as in cleanlab
+TOLERANCE = 1e-6  # a probability above the threshold less this tolerance counts as confident, as in cleanlab
 
 
 @dataclass(frozen=True)
@@ -69,19 +69,17 @@ def estimate_noise(labels: np.ndarray, probabilities: np.ndarray, seed: int = 42
     for _ in range(draws):
         weights = np.bincount(random.integers(len(labels), size=len(labels)), minlength=len(labels))
         drawn.append(_measures(_joint(labels, probabilities, best, weights.astype(np.float64))))
-    tail = 100 * (1 - CONFIDENCE) / 2
     columns = zip(_measures(joint).tolist(), np.array(drawn).T, strict=True)
-    scores = [_score(value, column[np.isfinite(column)], tail) for value, column in columns]
+    scores = [_score(value, column[np.isfinite(column)]) for value, column in columns]
     accuracy, macro_f1, wrong, *by_class = scores
     return Noise(joint, wrong, tuple(by_class), accuracy, macro_f1)
 
 
-def _score(value: float, draws: np.ndarray, tail: float) -> Score:
+def _score(value: float, draws: np.ndarray) -> Score:
     """A value with the percentiles of its finite draws; a value that is not finite gives an undefined score."""
     if not np.isfinite(value):
         return Score(None, None, None)
-    low, high = np.percentile(draws, [tail, 100 - tail]) if len(draws) else (value, value)
-    return Score(value, float(low), float(high))
+    return percentiles(value, draws) if len(draws) else Score(value, value, value)
 
 
 def _checked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -44,8 +44,8 @@ class Suspicion:
 def fitting_run(run: str | Path | None, heads: Path, data_hash: str) -> tuple[Run | None, str]:
     """(run whose opinions are used, "") or (None, reason).
 
-    A named run must be about these very labels and contents, otherwise `RunError`. Unnamed, the best of those that
-    are is taken.
+    Raises `RunError` for a named run on other labels or contents. Without a name, the best run in `heads` on exactly
+    these labels and contents is used.
     """
     if run == NO_RUN:
         return None, ""

@@ -28,7 +28,7 @@ TINY, EXTREME, HUGE, FLAT, COLOURS = "tiny", "extreme shape", "huge", "flat", "c
 ANIMATED, TURNED, MISNAMED = "animated", "turned", "misnamed"
 
 SMALLEST_SIDE = 32  # pixels; encoders enlarge a smaller photo at least seven times
-MOST_ASPECT = 4.0  # encoders cut a square out of the middle: a quarter of the photo or less
+MOST_ASPECT = 4.0  # encoders cut a square out of the middle, which is a quarter of a photo of this aspect
 FAINTEST_SPREAD = 3.0  # standard deviation of the grey levels of a small version, of 255
 MOST_PIXELS = 50_000_000
 PLAIN_MODES = ("RGB", "L")
@@ -36,7 +36,7 @@ ORIENTATION = 0x0112
 FORMATS = {".jpg": ("JPEG", "MPO"), ".jpeg": ("JPEG", "MPO"), ".png": ("PNG",), ".webp": ("WEBP",), ".gif": ("GIF",)}
 AHEAD = 64  # photos read in advance
 
-Finding = tuple[str, str]  # (oddity, detail)
+Oddity = tuple[str, str]  # (kind, detail)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Photo:
     key: bytes | None
     hash: int | None
     size: tuple[int, int] | None
-    findings: tuple[Finding, ...]
+    findings: tuple[Oddity, ...]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Photos:
     keys: ContentKeys
     hashes: tuple[np.ndarray, np.ndarray]
     sizes: list[tuple[int, int]]
-    findings: list[tuple[Finding, ...]]
+    findings: list[tuple[Oddity, ...]]
     absent: bool  # True where no sample names a photo
 
 
@@ -99,7 +99,7 @@ def inspect_photo(sample: Sample) -> Photo:
     return Photo(content_key(data), photo_hash, size, findings)
 
 
-def _undecoded(data: bytes) -> tuple[Finding, ...]:
+def _undecoded(data: bytes) -> tuple[Oddity, ...]:
     """The oddity of a photo without a hash: the photo cannot be decoded or shows one plain area."""
     image, reason = decode_image(data, DRAFT_SIDE)
     if image is not None:
@@ -108,7 +108,7 @@ def _undecoded(data: bytes) -> tuple[Finding, ...]:
     return ((TRUNCATED if "truncated" in reason else BROKEN, reason),)
 
 
-def _header(data: bytes, suffix: str) -> tuple[tuple[int, int] | None, tuple[Finding, ...]]:
+def _header(data: bytes, suffix: str) -> tuple[tuple[int, int] | None, tuple[Oddity, ...]]:
     """Size and oddities of a photo that its header tells, without decoding."""
     from PIL import Image
 
@@ -121,7 +121,7 @@ def _header(data: bytes, suffix: str) -> tuple[tuple[int, int] | None, tuple[Fin
         return None, ()
 
 
-def _oddities(image: Image.Image, suffix: str) -> list[Finding]:
+def _oddities(image: Image.Image, suffix: str) -> list[Oddity]:
     width, height = image.size
     short, long = sorted(image.size)
     kind = str(image.format)

@@ -75,6 +75,7 @@ def conflict_rows(samples: Sequence[Sample], twins: Mapping[str, Twins], conflic
 
 
 def leak_rows(samples: Sequence[Sample], leaks: Sequence[Leak]) -> Rows:
+    """The leaks, each with its sample and the twin in the other part."""
     table = []
     for leak in leaks:
         one, other = samples[leak.row], samples[leak.other]
@@ -95,6 +96,7 @@ def file_rows(samples: Sequence[Sample], findings: Mapping[str, Sequence[Sequenc
 
 
 def error_rows(samples: Mapping[str, Sample], suspected: Sequence[Suspicion]) -> Rows:
+    """The likely label errors, the surest first."""
     rows = []
     for rank, error in enumerate(suspected, 1):
         sample = samples[error.id]
@@ -106,6 +108,7 @@ def error_rows(samples: Mapping[str, Sample], suspected: Sequence[Suspicion]) ->
 
 
 def balance_rows(balance: Mapping[str, Any]) -> Rows:
+    """The counts and shares of each class in each part."""
     return [
         (part, name, row["count"], *(f"{row[key]:.6f}" for key in ("share", "low", "high")))
         for part, table in balance["parts"].items()

@@ -15,27 +15,27 @@ from mmfeat.samples.contents import clean_tweet
 from mmfeat.samples.dataset import Sample
 from mmfeat.samples.duplicates import without_retweet
 
-_ELLIPSIS = " :\"'.…-|"
-
 MISSING, EMPTY, EMPTIED, LONG = "missing", "empty", "emptied", "very long"
 GARBLED, LOST, CONTROL = "garbled", "lost characters", "control characters"
 
 NO_TEXT = ("no text", "no text file")  # reasons that `read_samples` gives for a missing text
 LONGEST = 2000  # characters: four times the 512 tokens of usual text encoders
 FAR = 10  # multiple of the median length
-LANGUAGE_TEXTS = 20_000  # languages are shares of so many texts, drawn at random
+LANGUAGE_TEXTS = 20_000  # most texts whose language is detected, drawn at random
 LANGUAGE_LETTERS = 20  # bytes of the shortest cleaned text whose language is detected
 LANGUAGE_CONFIDENCE = 0.7
 QUANTILES = {"min": 0, "q05": 5, "median": 50, "q95": 95, "max": 100}
 
+_ELLIPSIS = " :\"'.…-|"
 # UTF-8 that was read as cp1252 or GBK and saved again: the two bytes of an accent, an apostrophe, a byte-order mark.
 _GARBLED = re.compile(
     "[\u00c2\u00c3][\u0080-\u00bf]|\u00e2\u20ac[\u0098-\u00bf\u2122\u0153\u009d\u201c\u201d]|锟斤拷|鈥|\u00ef\u00bb\u00bf"
 )
-# a?o for año, and ?? as a word or a hashtag of its own, for emoji and scripts; a sentence that ends in ??? is none.
+# a?o for año, and ?? as a whole word or hashtag, for emoji and scripts; ??? at the end of a sentence is no match.
 _LOST = re.compile("\ufffd|(?<=[^\\W\\d_A-Z])\\?(?=[^\\W\\d_A-Z])|(?:^|(?<=[\\s#]))\\?{2,}")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f]")
 _URL = re.compile(r"https?:?\S*")
+PATTERNS = {GARBLED: _GARBLED, LOST: _LOST, CONTROL: _CONTROL}
 MARKS = {
     "link": re.compile(r"https?://\S"),
     "mention": re.compile(r"@\w"),
@@ -76,9 +76,6 @@ def _oddities(sample: Sample, most: float) -> list[tuple[str, str]]:
         *((pattern.search(bare), what, _around(pattern, bare)) for what, pattern in PATTERNS.items()),
     ]
     return [(what, detail) for is_odd, what, detail in checks if is_odd]
-
-
-PATTERNS = {GARBLED: _GARBLED, LOST: _LOST, CONTROL: _CONTROL}
 
 
 def _around(pattern: re.Pattern[str], text: str) -> str:

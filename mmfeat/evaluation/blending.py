@@ -14,8 +14,8 @@ from mmfeat.evaluation.decisions import Decision, fit_decision
 from mmfeat.samples.labels import Targets
 
 LEAST = 1e-12  # probabilities are kept this far from 0 and 1 in a logarithm
-BAGS = 20  # random halves of the heads from which ensembles are selected
-SORTED = 5  # the selection starts with the mean of at most this many of the best heads
+BAGS = 20  # number of random halves of the heads from which ensembles are selected
+SORTED = 5  # most of the best heads whose mean the selection starts with
 LOSS_SHARE = 0.1  # weight of the log-loss beside macro-F1
 PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # L2 strengths that stacking tries, strongest first
 INNER_FOLDS = 5
@@ -28,7 +28,7 @@ def mean_weights(heads: int) -> np.ndarray:
 
 
 def blend(log_probabilities: np.ndarray, weights: np.ndarray, multilabel: bool = False) -> np.ndarray:
-    """(N, C) log of the weighted mean of the heads' probabilities (H, N, C); multi-label its log-odds."""
+    """(N, C) log of the weighted mean of the heads' probabilities (H, N, C); multi-label the log-odds of the mean."""
     mean = np.tensordot(weights / weights.sum(), np.exp(log_probabilities), axes=1)
     if not multilabel:
         return np.log(np.maximum(mean, LEAST))
@@ -73,7 +73,7 @@ def greedy_weights(
 
 @dataclass(frozen=True)
 class _Candidates:
-    """The heads from which an ensemble is selected, with everything its score needs.
+    """The heads from which an ensemble is selected, as arrays from which scores are fast to compute.
 
     `probabilities` (H, C, M) are the heads' outputs, `likelihoods` (H, 1, M), multi-label (H, C, M), the probabilities
     of the true labels, `labels` (C, M) the labels. `bars` (C, 1) are thresholds of the probabilities for multi-label,
@@ -118,10 +118,10 @@ class _Candidates:
 
 
 def _bars(log_probabilities: np.ndarray, targets: Targets) -> np.ndarray:
-    """(C,) bars from the decision that is best for the mean of all heads.
+    """(C,) `bars` of `_Candidates`, from the decision that is fitted to the mean of all heads.
 
-    Every ensemble gets its own decision later. Selected by plain choices, heads would be rewarded for predicting rare
-    classes boldly, which the decision achieves for any head.
+    Every ensemble gets a decision of its own later. A selection by plain choices would reward heads that predict rare
+    classes often, which a decision achieves for any head.
     """
     mean = blend(log_probabilities, mean_weights(len(log_probabilities)), targets.multilabel)
     decision = fit_decision(mean, targets, targets.prior)
@@ -168,7 +168,7 @@ class Stacking:
     def logits(self, log_probabilities: np.ndarray) -> np.ndarray:
         """(N, C) logits from the heads' log-probabilities (H, N, C)."""
         inputs = _head_logits(log_probabilities, self.multilabel)
-        return inputs.mean(0) + _beside(inputs) @ self.weights + self.intercept
+        return inputs.mean(0) + _side_by_side(inputs) @ self.weights + self.intercept
 
 
 def fit_stacking(validation: np.ndarray, targets: Targets, seed: int = 42) -> Stacking:
@@ -179,7 +179,7 @@ def fit_stacking(validation: np.ndarray, targets: Targets, seed: int = 42) -> St
     """
     inputs = _head_logits(validation, targets.multilabel)
     heads, rows, classes = inputs.shape
-    columns, start = _beside(inputs), inputs.mean(0)
+    columns, start = _side_by_side(inputs), inputs.mean(0)
     if rows < 2 * INNER_FOLDS:
         return Stacking(np.zeros((heads * classes, classes)), np.zeros(classes), np.inf, start, targets.multilabel)
     inner = _inner_folds(targets, seed)
@@ -216,10 +216,10 @@ def _path(columns: np.ndarray, start: np.ndarray, targets: Targets, penalties: t
     path, fitted = [], np.zeros(shape)
     for penalty in penalties:
         scale = 1 / np.sqrt(np.append(np.maximum(variances, 0) * CURVATURE + penalty, CURVATURE))[:, None]
-        answer = minimize(
+        result = minimize(
             objective, (fitted / scale).ravel(), (scale, penalty), jac=True, method="L-BFGS-B", options={"gtol": 1e-4}
         )
-        fitted = answer.x.reshape(shape) * scale
+        fitted = result.x.reshape(shape) * scale
         weights = basis @ fitted[:-1]
         path.append(np.concatenate([weights, (fitted[-1] - mean @ weights)[None]]))
     return path
@@ -245,7 +245,7 @@ def _head_logits(log_probabilities: np.ndarray, multilabel: bool) -> np.ndarray:
     return np.maximum(log_probabilities, least)
 
 
-def _beside(inputs: np.ndarray) -> np.ndarray:
+def _side_by_side(inputs: np.ndarray) -> np.ndarray:
     """(N, H * C) logits of the heads side by side."""
     heads, rows, classes = inputs.shape
     return inputs.transpose(1, 0, 2).reshape(rows, heads * classes)

@@ -20,9 +20,9 @@ from mmfeat.samples.labels import Targets, indicator
 STRENGTHS = np.arange(-10, 21) / 10  # 0 chooses the most probable class, 1 the class with the largest posterior / prior
 LOG_ODDS = np.arange(-16, 9) / 4  # candidate thresholds of a multi-label class; probabilities of 2 % to 88 %
 DRAWS = 100
-MAX_ROWS = 20_000  # rows that select a setting; more rows would not select a better one
+MAX_ROWS = 20_000  # most rows from which a setting is selected; more rows do not improve the selection
 LOG_TEMPERATURE = 5.0  # bound of |log temperature|, so temperatures lie between 1/148 and 148
-LARGEST = 1000.0  # stands for the infinite logit of a head that is certain
+LARGEST = 1000.0  # replaces an infinite logit
 STAIR = 1e-6  # penalty by |setting| that breaks ties of equal scores toward 0
 
 
@@ -108,11 +108,11 @@ def fit_decision(
 
 
 def _adjusted(temperature: float, strength: float, units: np.ndarray, multilabel: bool) -> Decision:
-    return Decision(temperature, strength, tuple((strength * units + 0.0).tolist()), multilabel)  # + 0 makes -0 a 0
+    return Decision(temperature, strength, tuple((strength * units + 0.0).tolist()), multilabel)  # + 0 turns -0 into 0
 
 
 def _units(prior: np.ndarray, multilabel: bool) -> np.ndarray:
-    """(C,) offsets at strength 1: log prior, or its log-odds. A class that training lacked gets no help."""
+    """(C,) offsets at strength 1: the log prior, multi-label its log-odds; 0 for a class without training samples."""
     if multilabel:
         known = (prior > 0) & (prior < 1)
         share = np.where(known, prior, 0.5)

@@ -16,7 +16,7 @@ import numpy as np
 from mmfeat.samples.labels import Targets
 
 DRAWS = 2000
-MAX_CELLS = 20_000  # distinct samples up to which the bootstrap is cheap; beyond them the jackknife is as good
+MAX_CELLS = 20_000  # most cells for the bootstrap; with more cells the jackknife is as good and cheaper
 CHUNK = 4_000_000  # numbers held in memory at a time
 EXACT_FLOAT32 = 2**24  # integers up to here are exact in float32, whose products take half the time
 CONFIDENCE = 0.95
@@ -99,13 +99,13 @@ class Cells:
         return Counts(hits.reshape(shape), labelled, predicted.reshape(shape), right, samples)
 
 
-Scores = Callable[[Counts], np.ndarray]  # counts of shape (D, S, C) -> (D, Q) scores
+Scorer = Callable[[Counts], np.ndarray]  # counts of shape (D, S, C) -> (D, Q) scores
 
 
 def count(labels: np.ndarray, chosen: np.ndarray) -> Counts:
     """Counts of decisions (..., N, C) about samples with labels (N, C), both bool."""
     samples = len(labels)
-    # a product with ones adds up long columns of few classes ten times as fast as sum() does
+    # A product with ones adds up long columns of few classes ten times as fast as sum() does.
     ones = np.ones(samples, np.float32 if samples < EXACT_FLOAT32 else np.float64)
     sums = [ones @ part.astype(ones.dtype) for part in (labels & chosen, labels, chosen)]
     hits, labelled, predicted = (part.astype(np.float64) for part in sums)
@@ -128,11 +128,11 @@ def find_cells(labels: np.ndarray, chosen: np.ndarray) -> Cells:
     return Cells(numbers, labels[first], chosen[:, first])
 
 
-def draw_scores(cells: Cells, scores: Scores, seed: int, draws: int = DRAWS) -> tuple[np.ndarray, np.ndarray]:
-    """(Q,) scores of the samples as they are, and (draws, Q) of resampled ones.
+def draw_scores(cells: Cells, scores: Scorer, seed: int, draws: int = DRAWS) -> tuple[np.ndarray, np.ndarray]:
+    """(Q,) scores of the samples, and (draws, Q) scores of resampled samples.
 
-    Up to `MAX_CELLS` cells this is the bootstrap. More of them would take minutes, and there the scores are
-    close to normal: they are drawn from a normal distribution with the jackknife's covariance (Efron, 1982).
+    Up to `MAX_CELLS` cells, samples are drawn as in the bootstrap. With more cells, which would take minutes, scores
+    are close to normal: they are drawn from a normal distribution with the jackknife's covariance (Efron, 1982).
     """
     value = scores(cells.counts(_totals(cells)[None], cells.samples))[0]
     random = np.random.default_rng(seed)
@@ -147,7 +147,7 @@ def _totals(cells: Cells) -> np.ndarray:
     return cells.numbers.astype(np.float64) @ cells.table(np.float64)
 
 
-def _bootstrap(cells: Cells, scores: Scores, random: np.random.Generator, draws: int) -> Iterator[np.ndarray]:
+def _bootstrap(cells: Cells, scores: Scorer, random: np.random.Generator, draws: int) -> Iterator[np.ndarray]:
     samples = cells.samples
     table = cells.table(np.float32 if samples < EXACT_FLOAT32 else np.float64)
     step = max(1, CHUNK // max(table.shape))
@@ -156,7 +156,7 @@ def _bootstrap(cells: Cells, scores: Scores, random: np.random.Generator, draws:
         yield scores(cells.counts((drawn.astype(table.dtype) @ table).astype(np.float64), samples))
 
 
-def _jackknife(cells: Cells, scores: Scores, value: np.ndarray) -> np.ndarray:
+def _jackknife(cells: Cells, scores: Scorer, value: np.ndarray) -> np.ndarray:
     """(Q, Q) covariance of the scores, from leaving out each sample in turn; samples of one cell give equal scores."""
     samples, totals = cells.samples, _totals(cells)
     mean, square = np.zeros(len(value)), np.zeros((len(value), len(value)))
@@ -180,7 +180,7 @@ class Score:
 
 
 def wilson(share: Any, count: Any) -> tuple[Any, Any]:
-    """The 95 % interval of a share among `count` (Wilson, 1927), of numbers or arrays; among none all of [0, 1]."""
+    """The 95 % interval of a share of `count` samples (Wilson, 1927), for numbers or arrays; [0, 1] for no samples."""
     square = NORMAL**2 / np.maximum(count, LEAST)
     middle = (share + square / 2) / (1 + square)
     reach = np.sqrt(square * share * (1 - share) + square**2 / 4) / (1 + square)
@@ -188,7 +188,7 @@ def wilson(share: Any, count: Any) -> tuple[Any, Any]:
 
 
 def macro_f1(labels: np.ndarray, chosen: np.ndarray) -> Any:
-    """Macro-F1 of choices (N, C) bool for labels (N, C) bool, as a float; of (..., N, C) as an array (...).
+    """Macro-F1 of choices for labels (N, C) bool: a float for choices (N, C), an array (...) for choices (..., N, C).
 
     A class that is neither labelled nor chosen counts 0.
     """
@@ -238,7 +238,7 @@ def evaluate(targets: Targets, chosen: np.ndarray, probabilities: np.ndarray, se
     """
     counts = count(targets.matrix, chosen)
     value, draws = draw_scores(find_cells(targets.matrix, chosen), _count_scores, seed)
-    scores = [_percentiles(score, column) for score, column in zip(value, draws.T, strict=True)]
+    scores = [percentiles(score, column) for score, column in zip(value, draws.T, strict=True)]
     areas, auroc = _auroc(targets, probabilities)
     return {
         **dict(zip(("macro_f1", "accuracy", "weighted_f1"), map(vars, scores), strict=False)),
@@ -277,7 +277,8 @@ def _over_seeds(values: np.ndarray) -> dict[str, Any]:
     return {"mean": float(values.mean()), "std": spread, "values": values.tolist()}
 
 
-def _percentiles(value: float, draws: np.ndarray) -> Score:
+def percentiles(value: float, draws: np.ndarray) -> Score:
+    """A value with the 95 % interval of its draws."""
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(draws, [tail, 100 - tail])
     return Score(float(value), float(low), float(high))
@@ -317,7 +318,7 @@ def _area(scores: np.ndarray, positive: np.ndarray, influence: np.ndarray) -> fl
     """
     order = np.argsort(scores)
     ranked, flags = scores[order], positive[order]
-    ends = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # the last of each run of equal scores
+    ends = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # the last index of each run of equal scores
     runs = np.diff(ends, prepend=-1)
     above = np.cumsum(flags)[ends]
     below = ends + 1 - above

@@ -23,9 +23,10 @@ HASHES_FILE = "images.hashes"  # a file in the data set's cache folder
 
 @dataclass(frozen=True)
 class Protocol:
-    """How heads are scored: `folds` folds x `seeds`, or one `holdout` of `shares` (train:validation:test, train:test).
+    """How heads are scored: in `folds` folds with `seeds` seeds each, or in one `holdout` of `shares`.
 
-    `grouped` keeps near duplicates on one side. Splits are read from `split_dir`, and written there if it has none.
+    The shares are train:validation:test or train:test. `grouped` keeps near duplicates on one side of each split.
+    Splits are read from the folder `split_dir`, or written into the folder if it holds none.
     """
 
     kind: str = "kfold"
@@ -44,7 +45,7 @@ class Protocol:
         if len(self.shares) not in (2, 3) or not all(0 < share < math.inf for share in self.shares):
             written = ":".join(f"{share:g}" for share in self.shares)
             raise ConfigError(f"--split {written}: write train:validation:test, as 8:1:1, or train:test, as 8:2")
-        object.__setattr__(self, "shares", tuple(map(float, self.shares)))  # 8 and 8.0 are one and the same run
+        object.__setattr__(self, "shares", tuple(map(float, self.shares)))  # 8 and 8.0 are the same protocol
 
 
 def protocol_splits(
@@ -61,8 +62,8 @@ def protocol_splits(
     if saved is not None and has_splits(saved):
         splits = load_splits(saved, ids)
         if (splits.names == (HOLDOUT,)) != (protocol.kind == "holdout"):
-            there = "a holdout" if splits.names == (HOLDOUT,) else "folds"
-            raise ConfigError(f"--protocol {protocol.kind}: {saved} holds {there}; name another --split-dir")
+            kind = "a holdout" if splits.names == (HOLDOUT,) else "folds"
+            raise ConfigError(f"--protocol {protocol.kind}: {saved} holds {kind}; name another --split-dir")
         return splits, None
     groups = np.arange(len(ids))
     if protocol.grouped:

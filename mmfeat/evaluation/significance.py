@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mmfeat.evaluation.metrics import CONFIDENCE, DRAWS, Counts, draw_scores, find_cells
+from mmfeat.evaluation.metrics import DRAWS, Counts, draw_scores, find_cells, percentiles
 from mmfeat.samples.labels import Targets
 
 LEVEL = 0.05  # p-values below it count as significant
@@ -60,7 +60,7 @@ def mcnemar(correct_one: np.ndarray, correct_other: np.ndarray) -> float:
     if wins == losses:
         return 1.0
     below = float(bdtr(fewer - 1, total, 0.5)) if fewer else 0.0
-    return below + float(bdtr(fewer, total, 0.5))  # twice the tail less the probability of exactly this count
+    return below + float(bdtr(fewer, total, 0.5))  # mid-p: twice the tail less the probability of this very count
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -140,7 +140,5 @@ def _draw_macro_f1(
 
 
 def _difference(value: float, draws: np.ndarray) -> Difference:
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(draws, [tail, 100 - tail])
     fewer = min(np.count_nonzero(draws < ROUNDING), np.count_nonzero(draws > -ROUNDING))
-    return Difference(float(value), float(low), float(high), min(1.0, 2 * (int(fewer) + 1) / (len(draws) + 1)))
+    return Difference(**vars(percentiles(value, draws)), p=min(1.0, 2 * (int(fewer) + 1) / (len(draws) + 1)))

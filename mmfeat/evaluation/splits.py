@@ -23,7 +23,7 @@ from mmfeat.system.files import csv_text, write_atomic
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 FOLDS, REPEATS, SEED = 5, 3, 42
-VALIDATION_PARTS = 8  # parts of a fold's training rows, of which each repeat holds out one
+VALIDATION_PARTS = 8  # number of parts of a fold's training rows; each repeat holds out one part
 HOLDOUT = "holdout"  # the name of the only fold of a holdout
 HOLDOUT_SHARES = (8, 1, 1)
 FOLDS_FILE = "folds.csv"
@@ -36,7 +36,7 @@ _ROLE = re.compile(f"{TRAIN}|{TEST}|{VALIDATION}(-[1-9][0-9]?)?")
 
 @dataclass(frozen=True)
 class Fold:
-    """Row numbers of one fold as one repeat sees it."""
+    """The row numbers of one fold for one repeat."""
 
     name: str
     train: np.ndarray
@@ -129,9 +129,9 @@ def make_holdout(
 def deal(strata: np.ndarray, groups: np.ndarray, shares: Sequence[float], seed: int) -> np.ndarray:
     """Assign a part number (N,) to each sample: groups (N,) stay whole, strata (N,) are spread by the parts' shares.
 
-    Groups of several go first; samples alone in their group then even out each stratum, so that a stratum of as
-    many of them as there are parts is in all parts (Adams' method of apportionment). Takes seconds for a million
-    samples, where sklearn's StratifiedGroupKFold takes many minutes.
+    Groups of several samples are assigned first; samples alone in their group then even out each stratum, so that a
+    stratum of at least as many such samples as parts is in all parts (Adams' method of apportionment). Takes seconds
+    for a million samples, for which scikit-learn's StratifiedGroupKFold takes many minutes.
     """
     rng = np.random.default_rng(seed)
     share = np.asarray(shares, dtype=float) / sum(shares)
@@ -169,7 +169,7 @@ def _deal_joined(
 
 
 def _level(have: np.ndarray, stratum: int, count: int, share: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(count,) part numbers that level `have` (parts, strata) in one stratum; the emptier parts win ties."""
+    """(count,) part numbers that level the counts `have` (parts, strata) in one stratum; emptier parts win ties."""
     start = have[:, stratum].astype(int)
     stop = np.maximum(start, np.floor((start.sum() + count) * share).astype(int) + 1)
     part = np.repeat(np.arange(len(share)), stop - start)
@@ -189,7 +189,7 @@ def _strata(targets: Targets) -> np.ndarray:
 def _add_parts(
     roles: np.ndarray, targets: Targets, strata: np.ndarray, groups: np.ndarray, repeats: int, seed: int
 ) -> None:
-    """Mark in `roles` (N,) of one fold the part of its training rows on which each repeat validates.
+    """Mark in the `roles` (N,) of one fold the part of the training rows on which each repeat validates.
 
     There are `VALIDATION_PARTS` parts, or fewer where the smallest class has fewer groups.
     """
@@ -213,7 +213,7 @@ def _check_counts(targets: Targets, groups: np.ndarray, needed: int, what: str, 
             "correct the label if it is a typo"
         )
     for name, has in sides:
-        if (count := len(np.unique(groups[has]))) < max(needed, 3):  # to train, validate and test
+        if (count := len(np.unique(groups[has]))) < max(needed, 3):  # groups to train, validate and test with
             raise DataError(
                 f"{name} has only {count} groups of different texts and photos, too few for "
                 f"{what}; {remedy}, or --no-group to let equal ones stand on both sides"

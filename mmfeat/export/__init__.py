@@ -1,4 +1,4 @@
-"""The export: a run's heads, and where it can be its encoders too, as ONNX graphs with a model card. Start with
+"""The export: a run's heads, and where possible its encoders, as ONNX graphs with a model card. Start with
 `export`. Imports `mmfeat.report` and what is left of it.
 """
 

@@ -1,4 +1,4 @@
-"""Building of the graph of an entry: the torch module, its input ports, and the tensors of the ports."""
+"""The graph of an entry, as a torch module, with its input ports and the tensors of the ports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmfeat.baselines.neighbours import NeighbourHead
 from mmfeat.cache.features import Block, Features, MappedBlock
 from mmfeat.encoders.registry import Tower
 from mmfeat.errors import RunError
-from mmfeat.export.graph import Blend, FusionPart, HeadGraph, LinearPart, Member, NeighbourPart, PriorPart, Seen
+from mmfeat.export.graph import Blend, EntryPart, FusionPart, HeadGraph, HeadPorts, LinearPart, NeighbourPart, PriorPart
 from mmfeat.finetune.settings import EARLY
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.registry import BASELINES, NEEDS_TOKENS, load_fusion
@@ -56,28 +56,28 @@ class Ports:
     """All ports of a graph, one for each encoder and output, in the order of first use."""
 
     towers: Mapping[str, Tower]  # cache folder -> encoder
-    found: dict[str, Port] = field(default_factory=dict)
+    by_block: dict[str, Port] = field(default_factory=dict)
 
     def number(self, block: Block | MappedBlock) -> int:
         """The index of the port of a block."""
-        if block.name not in self.found:
+        if block.name not in self.by_block:
             tower = self.towers[block.name]
-            self.found[block.name] = Port(self._free_name(tower), tower, block.width)
-        return list(self.found).index(block.name)
+            self.by_block[block.name] = Port(self._free_name(tower), tower, block.width)
+        return list(self.by_block).index(block.name)
 
     def _free_name(self, tower: Tower) -> str:
         spec = tower.spec
         view = "" if spec.view == "none" else f" {spec.view}"
         plain = re.sub(r"\W+", "_", f"{spec.tower}{' tokens' if spec.output == 'tokens' else ''}{view}").strip("_")
-        taken = {port.name for port in self.found.values()}
+        taken = {port.name for port in self.by_block.values()}
         return next(name for name in [plain, *(f"{plain}_{n}" for n in range(2, 1000))] if name not in taken)
 
 
 def why_not_exportable(run: Run, entry: Entry) -> str:
     """The reason why an entry cannot be a graph; "" where it can."""
-    for each in members(run, entry):
-        if reason := NOT_EXPORTABLE.get(each.head):
-            inside = f"{each.label} is in it, and " if each is not entry else ""
+    for member in members(run, entry):
+        if reason := NOT_EXPORTABLE.get(member.head):
+            inside = f"{member.label} is in it, and " if member is not entry else ""
             return f"{inside}{reason}"
     return ""
 
@@ -91,49 +91,49 @@ def build_graph(run: Run, entry: Entry, towers: Sequence[Tower], features: Featu
         rule = entry.rule or Rule()
         if rule.weights is not None:
             rule = replace(rule, weights=tuple(weight for weight in rule.weights if weight > 0))
-        scaled: nn.Module = Blend([_member(run, each, features, ports) for each in used], rule, decision)
+        scaled: nn.Module = Blend([_entry_part(run, member, features, ports) for member in used], rule, decision)
     else:
-        scaled = _member(run, entry, features, ports)
-    return HeadGraph(scaled, decision).eval(), list(ports.found.values())
+        scaled = _entry_part(run, entry, features, ports)
+    return HeadGraph(scaled, decision).eval(), list(ports.by_block.values())
 
 
 def inputs_of(ports: Sequence[Port], features: Features) -> list[Tensor]:
     """Vectors and mask of each port in turn, with zeros for a missing vector."""
     blocks: dict[str, Block | MappedBlock] = {block.name: block for block in features.blocks}
     blocks |= {block.name: block for block in features.mapped}
-    found = []
+    tensors = []
     for port in ports:
         block = blocks[port.tower.spec.folder_name]
         if isinstance(block, Block):
-            values, there = np.nan_to_num(block.vectors.astype(np.float32)), block.mask
+            values, mask = np.nan_to_num(block.vectors.astype(np.float32)), block.mask
         else:
-            values, there = block.batch(np.arange(len(block)))
-            if not port.is_tokens:  # pooled vectors are read as one token
-                values, there = values[:, 0], block.mask
-        found += [torch.from_numpy(np.array(values, np.float32)), torch.from_numpy(np.array(there, bool))]
-    return found
+            values, mask = block.batch(np.arange(len(block)))
+            if not port.is_tokens:  # a pooled vector is read as one token
+                values, mask = values[:, 0], block.mask
+        tensors += [torch.from_numpy(np.array(values, np.float32)), torch.from_numpy(np.array(mask, bool))]
+    return tensors
 
 
-def _member(run: Run, entry: Entry, features: Features, ports: Ports) -> Member:
+def _entry_part(run: Run, entry: Entry, features: Features, ports: Ports) -> EntryPart:
     """The final heads of one entry: one stack where all heads see the same blocks, else one stack for each head."""
     head, classes = entry.fused_by, len(run.classes)
     attend = run.config.attend if head == NEEDS_TOKENS else ""
     finals = [(record, load_final(run, entry, record)) for record in entry.final]
     alone = any(final.towers for final in entry.final) or head in BASELINES
-    groups = [[each] for each in finals] if alone else [finals]
+    groups = [[final] for final in finals] if alone else [finals]
     parts = []
     for group in groups:
         record = group[0][0]
         data = HeadData(head_features(run, entry, record, features), entry.modalities, "cpu", attend)
-        seen = _seen(data, ports)
+        head_ports = _head_ports(data, ports)
         if head in BASELINES:
-            parts.append(_baseline(run, head, record.config, group[0][1], seen))
+            parts.append(_baseline(run, head, record.config, group[0][1], head_ports))
         else:
-            parts.append(_fusion(head, [tensors for _, tensors in group], classes, data, seen))
-    return Member(parts, entry.decision)
+            parts.append(_fusion(head, [tensors for _, tensors in group], classes, data, head_ports))
+    return EntryPart(parts, entry.decision)
 
 
-def _seen(data: HeadData, ports: Ports) -> Seen:
+def _head_ports(data: HeadData, ports: Ports) -> HeadPorts:
     vectors = {
         name: [[ports.number(block) for block in source.blocks] for source in sources]
         for name, sources in data.sources.items()
@@ -141,23 +141,23 @@ def _seen(data: HeadData, ports: Ports) -> Seen:
     tokens = {}
     if data.attend == "tokens":
         tokens = {name: [ports.number(block) for block in blocks] for name, blocks in data.token_blocks.items()}
-    return Seen(vectors, tokens, data.attend)
+    return HeadPorts(vectors, tokens, data.attend)
 
 
 def _fusion(
-    head: str, heads: Sequence[Mapping[str, np.ndarray]], classes: int, data: HeadData, seen: Seen
+    head: str, heads: Sequence[Mapping[str, np.ndarray]], classes: int, data: HeadData, ports: HeadPorts
 ) -> FusionPart:
-    return FusionPart(seen, stack_of(load_fusion(head), classes, data, heads), len(heads))
+    return FusionPart(ports, stack_of(load_fusion(head), classes, data, heads), len(heads))
 
 
 def _baseline(
-    run: Run, head: str, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], seen: Seen
+    run: Run, head: str, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], ports: HeadPorts
 ) -> nn.Module:
     model = restore(head, dict(config), dict(tensors)).model
     if isinstance(model, LinearHead):
-        return LinearPart(seen, model)
+        return LinearPart(ports, model)
     if isinstance(model, NeighbourHead):
-        return NeighbourPart(seen, model)
+        return NeighbourPart(ports, model)
     if head == "prior":
         return PriorPart(model.logits(None, np.zeros(1, np.int64))[0])  # type: ignore[arg-type]
     raise RunError(f"{run.folder}: {head} cannot be exported; {NOT_EXPORTABLE.get(head, 'no graph of it is known')}")

@@ -82,7 +82,7 @@ def _use(run: Run, entry: Entry, ports: Sequence[Port]) -> str:
     what = "any number of" if run.config.is_multilabel else "one of"
     made = ""
     if entry.modalities == TOGETHER:
-        named = ", ".join(each.label for each in members(run, entry))
+        named = ", ".join(member.label for member in members(run, entry))
         made = f" It blends {named}."
     classes = ", ".join(map(_plain, run.classes))
     return (
@@ -141,7 +141,7 @@ def _limits(run: Run, entry: Entry, ports: Sequence[Port]) -> str:
         lines.append(
             f"It is the best of {len(run.leaderboard)} entries by the scores above, so these are a little too good."
         )
-    if any(each.head == "knn" for each in members(run, entry)):
+    if any(member.head == "knn" for member in members(run, entry)):
         lines.append("Vectors and labels of training samples are inside the graph: share it as you would share those.")
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
 

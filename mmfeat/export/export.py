@@ -38,7 +38,7 @@ from mmfeat.version import __version__
 
 HEAD, MODEL, CARD = "head.onnx", "model.onnx", "MODEL_CARD.md"
 HEAD_FACTS, MODEL_FACTS = "head.json", "model.json"
-OWN = {HEAD, HEAD_FACTS, MODEL, MODEL_FACTS, CARD, f"{HEAD}.data", f"{MODEL}.data"}  # all files of an export
+EXPORTED = {HEAD, HEAD_FACTS, MODEL, MODEL_FACTS, CARD, f"{HEAD}.data", f"{MODEL}.data"}  # all files of an export
 MADE_BY = "mmfeat export"
 CHECKED_ROWS = 256  # samples that check the head
 CHECKED_LACKING = 4  # samples without a text, and as many without a photo, that check the head
@@ -49,10 +49,10 @@ VECTOR_TOLERANCE = 1e-3  # largest difference of vectors, divided by max(1, larg
 
 @dataclass(frozen=True)
 class Export:
-    """Result of an export: `files` maps name -> bytes.
+    """The result of an export: `files` maps names to sizes in bytes.
 
     `difference` is the largest difference of probabilities between onnxruntime and mmfeat on `rows` samples,
-    `model_difference` the same for encoders and head together; `no_model` says why there is no model; `passed_over`
+    `model_difference` the same for encoders and head together. `no_model` says why there is no model, and `passed_over`
     has (name, reason) of better entries that cannot be exported.
     """
 
@@ -95,16 +95,16 @@ def export_run(
     samples, features, towers = _features(chosen, entry, data, cache, device, progress or Silent())
     graph, ports = build_graph(chosen, entry, towers, features)
     _, wanted = EntryPredictor(chosen, entry).predict(features, samples)
-    with new_folder(folder) as place:
+    with new_folder(folder) as temporary:
         with (progress or Silent()).step("export", 2) as advance:
-            difference = _write_head(graph, ports, features, wanted, place / HEAD)
+            difference = _write_head(graph, ports, features, wanted, temporary / HEAD)
             advance(1)
-            reason, deviation = _write_model(graph, ports, samples, model, place)
+            reason, deviation = _write_model(graph, ports, samples, model, temporary)
             advance(1)
         facts = _facts(chosen, entry, ports, len(features), difference)
-        write_json(place / HEAD_FACTS, facts)
-        write_atomic(place / CARD, model_card(chosen, entry, ports, facts, reason, deviation).encode())
-        sizes = {path.name: path.stat().st_size for path in sorted(place.iterdir())}
+        write_json(temporary / HEAD_FACTS, facts)
+        write_atomic(temporary / CARD, model_card(chosen, entry, ports, facts, reason, deviation).encode())
+        sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
     named = entry.head, entry.modalities
     return Export(folder, chosen, *named, sizes, len(features), difference, deviation, reason, passed_over)
 
@@ -131,7 +131,7 @@ def _is_export(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     names = {path.name for path in folder.iterdir()}
-    if not names <= OWN:  # an export replaces the whole folder
+    if not names <= EXPORTED:  # an export replaces the whole folder
         return False
     if not names:
         return True
@@ -150,15 +150,15 @@ def _features(
     Vectors that the cache lacks are extracted.
     """
     everything: SampleSet = read_for(data or run.config.data, None, run.config.columns)
-    places = np.unique(np.linspace(0, len(everything) - 1, CHECKED_ROWS).round().astype(int)).tolist()
-    places = sorted({*places, *(row for name in MODALITIES for row in _lacking(everything, name))})
-    some = replace(everything, samples=tuple(everything.samples[place] for place in places))
+    rows = np.linspace(0, len(everything) - 1, CHECKED_ROWS).round().astype(int).tolist()
+    rows = sorted({*rows, *(row for name in MODALITIES for row in _lacking(everything, name))})
+    checked = replace(everything, samples=tuple(everything.samples[row] for row in rows))
     predictor = EntryPredictor(run, entry)
     towers = checked_towers(run, predictor.towers)
     cache = cache or run.config.cache
-    extract_samples(some, towers, cache=cache, settings=ExtractSettings(device), progress=progress)
-    features = Cache(cache, some.name).load(some.samples, [tower.spec for tower in towers])
-    return list(some.samples), features.widened(predictor.widths), towers
+    extract_samples(checked, towers, cache=cache, settings=ExtractSettings(device), progress=progress)
+    features = Cache(cache, checked.name).load(checked.samples, [tower.spec for tower in towers])
+    return list(checked.samples), features.widened(predictor.widths), towers
 
 
 def _lacking(samples: SampleSet, modality: str) -> list[int]:
@@ -168,7 +168,7 @@ def _lacking(samples: SampleSet, modality: str) -> list[int]:
 
 
 def _write_head(graph: HeadGraph, ports: list[Port], features: Features, wanted: np.ndarray, path: Path) -> float:
-    """Write and check the head; returns the largest difference of probabilities, `RunError` above the tolerance."""
+    """Write the head and return the largest difference of probabilities. Raises `RunError` above the tolerance."""
     names = [name for port in ports for name in (port.name, port.mask)]
     inputs = inputs_of(ports, features)
     axes = [_axes(port) for port in ports for _ in range(2)]
@@ -190,7 +190,7 @@ def _checked(difference: float, tolerance: float, name: str) -> float:
 def _write_model(
     graph: HeadGraph, ports: list[Port], samples: list[Sample], wanted: bool, folder: Path
 ) -> tuple[str, float | None]:
-    """(reason why there is no model, None), or ("", largest difference of probabilities between graph and torch)."""
+    """Write the model if possible: (reason why not, None), or ("", largest difference of probabilities to torch)."""
     reason, contents = _checkable(ports, samples, wanted)
     if reason:
         return reason, None
@@ -269,9 +269,8 @@ def _model_inputs(towers: list[TowerInput], contents: list[dict[str, Any]]) -> l
     return inputs
 
 
-def _facts(
-    run: Run, entry: Entry, ports: list[Port], rows: int, difference: float
-) -> dict[str, Any]:  # fmt: skip
+def _facts(run: Run, entry: Entry, ports: list[Port], rows: int, difference: float) -> dict[str, Any]:
+    """The content of `head.json`."""
     return {
         "made_by": f"{MADE_BY} {__version__}",
         "run": run.name,

@@ -15,7 +15,7 @@ import numpy as np
 from mmfeat.errors import ConfigError, RunError
 
 TOLERANCE = 1e-4  # largest difference of probabilities
-LARGEST = 1_500_000_000  # bytes that one protobuf file holds; above, the weights lie beside it
+LARGEST = 1_500_000_000  # most bytes of weights in one protobuf file; more weights are written to a second file
 
 
 def check_installed() -> None:

@@ -125,7 +125,7 @@ def _plain(tower: Tower) -> TorchTower:
 
 
 def _pixels(tower: TorchTower) -> dict[str, Any]:
-    """The description of how a picture becomes the input of the graph."""
+    """The description, for JSON, of how a picture becomes the input of the graph."""
     if not isinstance(tower.prepare, Pixels):
         library = {"transform": tower.specs[0].transform}
         return {"input": "float32 (B, 3, H, W): the library's own evaluation transform", **library}
