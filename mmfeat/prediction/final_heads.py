@@ -18,8 +18,6 @@ from mmfeat.encoders.registry import Tower
 from mmfeat.errors import ConfigError, DataError, RunError, SubmissionError
 from mmfeat.evaluation.blending import mean_logits
 from mmfeat.extraction.extract import Extraction, ExtractSettings, extract_samples
-from mmfeat.finetune.model import early_model
-from mmfeat.finetune.processes import Team
 from mmfeat.finetune.settings import EARLY
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.jobs import Predict, restore_heads
@@ -106,6 +104,9 @@ class EntryPredictor:
 
     def _early_logits(self, features: Features, samples: Sequence[Sample]) -> np.ndarray:
         """(N, C) logits of early fusion, which reads the photos."""
+        from mmfeat.finetune.model import early_model
+        from mmfeat.finetune.processes import Team
+
         logits = []
         for final in self.entry.final:
             inputs = head_features(self.run, self.entry, final, features)
