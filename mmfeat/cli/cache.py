@@ -18,10 +18,10 @@ from mmfeat.cli.flags import (
     AnyData,
     CacheFolder,
     Seed,
-    encoder_options,
     find_request,
     interruptible,
     names,
+    option,
     takes,
 )
 from mmfeat.system.wording import counted, size_of
@@ -168,6 +168,7 @@ def age(changed: float) -> str:
 
 NAME = "cache"
 RUNS = "heads"  # the folder of runs that gc looks into by default
+Sample = Annotated[str, typer.Argument(help="The id of a sample.", metavar="SAMPLE")]
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="See, check, explain, tidy and export the cache.")
 
 
@@ -196,7 +197,7 @@ def info(data: AnyData = None, cache: CacheFolder = "cache", columns: AnyColumns
     from mmfeat.cache.survey import survey
     from mmfeat.samples.dataset import read_samples
 
-    request = find_request(data, None, cache, columns, {})
+    request = find_request({"data": data, "cache": cache, "columns": columns})
     samples = read_samples(request.data, request.columns)
     store = Cache(cache, samples.name)
     entries = survey(cache, store.folder.name)
@@ -207,14 +208,9 @@ def info(data: AnyData = None, cache: CacheFolder = "cache", columns: AnyColumns
 
 
 @app.command()
-@takes(
-    {
-        "sample": (Annotated[str, typer.Argument(help="The id of a sample.", metavar="SAMPLE")], ...),
-        **REQUEST_PARAMETERS,
-    }
-)
+@takes({"sample": (Sample, ...), **REQUEST_PARAMETERS})
 @interruptible("nothing was changed")
-def explain(context: typer.Context, **given: Any) -> None:
+def explain(context: typer.Context, **values: Any) -> None:
     """Say why a sample would be a hit or a miss. Names the fields of the spec that differ.
 
     \b
@@ -222,7 +218,6 @@ def explain(context: typer.Context, **given: Any) -> None:
     """
     from mmfeat.cache.explain import explain_sample
 
-    values = context.params
     samples, specs = _samples_and_specs(values)
     show_explanations(explain_sample(values["cache"], samples, values["sample"], specs))
 
@@ -248,7 +243,7 @@ def verify(
     show_verification(result, cache)
     sound = result.sound
     if parity and sound:
-        sound = _verify_parity(cache, parity, data, columns, seed)
+        sound = _verify_parity({"data": data, "cache": cache, "columns": columns}, parity, seed)
     elif parity:
         out.print("parity was not checked: that needs a sound cache")
     if not sound:
@@ -283,11 +278,9 @@ def gc(
 
 
 @app.command()
-@takes(
-    {"out_file": (Annotated[str, typer.Option("--out", help="The file to write.")], "pack.h5"), **REQUEST_PARAMETERS}
-)
+@takes({"out": (option("The file to write."), "pack.h5"), **REQUEST_PARAMETERS})
 @interruptible("no file was written")
-def pack(context: typer.Context, **given: Any) -> None:
+def pack(context: typer.Context, **values: Any) -> None:
     """Write one plain HDF5 file with ids, labels and vectors, aligned.
 
     \b
@@ -296,25 +289,24 @@ def pack(context: typer.Context, **given: Any) -> None:
     from mmfeat.cache.pack import write_pack
     from mmfeat.cache.store import Cache
 
-    values = context.params
     samples, specs = _samples_and_specs(values)
-    out_file, store = values["out_file"], Cache(values["cache"], samples.name)
-    written = write_pack(Path(out_file), store, samples, specs, ConsoleProgress())
+    written = write_pack(Path(values["out"]), Cache(values["cache"], samples.name), samples, specs, ConsoleProgress())
     out.print(f"{counted(len(samples), 'sample')}, {counted(len(specs), 'encoder')}, {size_of(written)}")
-    out.print(f"pack {out_file}")
+    out.print(f"pack {values['out']}")
     out.print("next: h5py reads it; docs/format.md says what is in it")
 
 
-def _verify_parity(cache: str, count: int, data: str | None, columns: str | None, seed: int) -> bool:
+def _verify_parity(values: Mapping[str, Any], count: int, seed: int) -> bool:
+    """Print how far `count` samples, encoded again, differ from their cached vectors; return whether parity holds."""
     from mmfeat.cache.parity import check_parity
     from mmfeat.cache.store import Cache
     from mmfeat.encoders.registry import describe_encoders
     from mmfeat.samples.dataset import read_samples
 
-    request = find_request(data, None, cache, columns, {})
+    request = find_request(values)
     samples = read_samples(request.data, request.columns)
     towers = describe_encoders(request.encoders, request.options)
-    results = list(check_parity(samples, towers, Cache(cache, samples.name), count, seed, ConsoleProgress()))
+    results = list(check_parity(samples, towers, Cache(values["cache"], samples.name), count, seed, ConsoleProgress()))
     show_parity(results)
     return all(result.holds for result in results)
 
@@ -325,8 +317,6 @@ def _samples_and_specs(values: Mapping[str, Any]) -> tuple[SampleSet, list[Encod
     from mmfeat.extraction.requests import resolve_options
     from mmfeat.samples.dataset import read_samples
 
-    request = find_request(
-        values["data"], values["encoders"], values["cache"], values["columns"], encoder_options(values)
-    )
+    request = find_request(values)
     towers = describe_encoders(request.encoders, resolve_options(request.options, values["device"]))
     return read_samples(request.data, request.columns), [tower.spec for tower in towers]

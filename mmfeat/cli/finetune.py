@@ -117,7 +117,7 @@ PASSED_ON = PARAMETERS.keys() - SETTINGS.keys() - {"run", "unfreeze", "mlflow"}
 
 @takes(PARAMETERS)
 @interruptible("what was finished is kept, the same command goes on from there")
-def finetune(context: typer.Context, **given: Any) -> None:
+def finetune(context: typer.Context, **values: Any) -> None:
     """Train the last layers of encoders with the best head of a run, and compare with the head alone.
 
     \b
@@ -126,7 +126,6 @@ def finetune(context: typer.Context, **given: Any) -> None:
     from mmfeat.finetune.finetune import finetune_heads
     from mmfeat.finetune.settings import FinetuneSettings, parse_unfreeze
 
-    values = context.params
     settings = FinetuneSettings(
         unfreeze=parse_unfreeze(values["unfreeze"]), **{name: values[name] for name in SETTINGS}
     )

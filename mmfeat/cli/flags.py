@@ -106,8 +106,8 @@ def takes(parameters: Parameters) -> Callable[[Callable[..., None]], Callable[..
 
 def encoder_options(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of the encoder flags; None where a flag was not given."""
-    outputs = None if values["outputs"] is None else tuple(names(values["outputs"]))
-    return {**{name: values[name] for name in _ENCODER_FLAGS}, "outputs": outputs}
+    options = {name: values.get(name) for name in _ENCODER_FLAGS}
+    return options | {"outputs": None if options["outputs"] is None else tuple(names(options["outputs"]))}
 
 
 class Interrupted(KeyboardInterrupt):
@@ -115,7 +115,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def interruptible(kept: str) -> Callable[[Command], Command]:
-    """Let an interrupt of the command say what is kept."""
+    """Make a command that is interrupted raise `Interrupted` with the text `kept`."""
 
     def decorate(function: Command) -> Command:
         @functools.wraps(function)
@@ -145,18 +145,18 @@ def tell_mlflow(run: Run, uri: str | None) -> None:
         out.print(f"mlflow run {id} ({without_passwords(uri)})")
 
 
-def find_request(
-    data: str | None, encoders: str | None, cache: str, columns: str | None, given: dict[str, Any]
-) -> Request:
-    """Return the request that the flags describe; a flag that is not given has the value of the latest extraction."""
+def find_request(values: Mapping[str, Any]) -> Request:
+    """Return the request that the values of flags describe; a flag that is not given means the latest extraction's."""
     from mmfeat.extraction.requests import latest_request, new_request
 
+    data, encoders, columns = (values.get(name) for name in ("data", "encoders", "columns"))
     if data is not None and not exists(data):
         raise DataError(f"{data}: no such folder or table; check --data")
     if data is not None and encoders is not None:
-        return new_request(data, names(encoders), pairs(columns or ""), given)
-    request = latest_request(cache, data)
-    request = request.changed(names(encoders) if encoders else None, pairs(columns) if columns else None, given)
+        return new_request(data, names(encoders), pairs(columns or ""), encoder_options(values))
+    request = latest_request(values["cache"], data).changed(
+        names(encoders) if encoders else None, pairs(columns) if columns else None, encoder_options(values)
+    )
     out.print(f"using {shown(request.data)} with {', '.join(map(shown, request.encoders))}")
     return request
 

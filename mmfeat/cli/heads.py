@@ -22,7 +22,6 @@ from mmfeat.cli.flags import (
     RayAddress,
     Seed,
     Trainings,
-    encoder_options,
     find_request,
     interruptible,
     names,
@@ -117,9 +116,7 @@ def heads(context: typer.Context, **given: Any) -> None:
     mmfeat heads --fusion concat,film --learning-rate 3e-4,1e-3 --folds 5
     """
     values = _with_preset(context)
-    request = find_request(
-        values["data"], values["encoders"], values["cache"], values["columns"], encoder_options(values)
-    )
+    request = find_request(values)
     plan, protocol = _plan(values), _protocol(values)
     from mmfeat.sweep.train import train_heads
 

@@ -190,7 +190,7 @@ def split_columns(columns: str | None) -> tuple[dict[str, str] | None, dict[str,
 
 
 def _target(values: dict[str, Any], written: dict[str, Any]) -> tuple[Path | None, OutputFormat]:
-    """Return the file to write, if any, and its format; raises `ConfigError` for both before any work is done."""
+    """Return the file to write, if any, and its format, and raise the errors of both before any work is done."""
     from mmfeat.prediction.inputs import text_beside
     from mmfeat.prediction.output_file import OutputFormat, checked_target, choose_format
 

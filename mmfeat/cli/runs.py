@@ -28,7 +28,7 @@ LONGEST = 48  # letters of a setting in the table; longer ones are cut
 
 
 def show_runs(folders: Sequence[RunFolder], heads: str) -> None:
-    """Print one line for each folder of a run in the given order, and why some of them cannot be used."""
+    """Print one line for each folder of a run, and the reasons why some of them are not finished runs."""
     if not folders:
         out.print(f"no runs in {heads}")
         return

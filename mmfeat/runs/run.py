@@ -42,7 +42,7 @@ _PLAIN = re.compile(r"[\w-]+")
 
 @dataclass(frozen=True)
 class Moved:
-    """A tower that a second stage trained: how many layers and parameters moved, on which path, and why on that one."""
+    """A tower that a second stage trained: how many `layers` and `parameters`, by which `path`, and the `reason`."""
 
     tower: str
     layers: int
@@ -100,7 +100,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The name of the folder; a `folder` of `.` is resolved first."""
+        """The name of the folder, resolved, so that a `folder` of `.` has a name as well."""
         return self.folder.resolve().name
 
     @property
