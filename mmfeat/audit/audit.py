@@ -18,15 +18,15 @@ from mmfeat.audit import tables
 from mmfeat.audit.findings import Findings, find_everything
 from mmfeat.audit.opinions import judge_labels
 from mmfeat.audit.photos import stray_files
-from mmfeat.audit.result import Audit, write_audit
-from mmfeat.audit.texts import NO_LANGUAGES, are_absent, language_classifier, text_languages, text_profile
+from mmfeat.audit.result import Audit
+from mmfeat.audit.texts import NO_LANGUAGES, are_absent, language_classifier, quantiles, text_languages, text_profile
 from mmfeat.cache.store import folder_name
 from mmfeat.errors import ConfigError
 from mmfeat.evaluation.metrics import wilson
 from mmfeat.evaluation.splits import TEST
 from mmfeat.samples.dataset import SampleSet, read_samples
 from mmfeat.samples.labels import classes_in
-from mmfeat.system.files import write_errors
+from mmfeat.system.files import write_errors, write_json
 from mmfeat.system.hardware import cpu_count
 from mmfeat.system.remote import absolute, is_remote
 from mmfeat.system.wording import Progress, Silent
@@ -35,7 +35,6 @@ from mmfeat.version import __version__
 EXAMPLES = 10
 ALL = "all"
 DRAWS = 9999  # random tables of a permutation test
-PHOTO_SIDES = {"min": 0, "q05": 5, "median": 50, "q95": 95, "max": 100}
 
 
 def audit_data(
@@ -159,9 +158,7 @@ def _photo_profile(findings: Findings) -> dict[str, Any]:
     sizes = np.array(findings.photos.sizes, int).reshape(-1, 2)
     if not len(sizes):
         return {"photos": 0}
-    quantiles = np.percentile(sizes, list(PHOTO_SIDES.values()), axis=0).T.tolist()
-    sides = (dict(zip(PHOTO_SIDES, side, strict=True)) for side in quantiles)
-    return {"photos": len(sizes), **dict(zip(("width", "height"), sides, strict=True))}
+    return {"photos": len(sizes), "width": quantiles(sizes[:, 0]), "height": quantiles(sizes[:, 1])}
 
 
 def _label_errors(findings: Findings, seed: int) -> dict[str, Any] | None:
@@ -214,7 +211,7 @@ def _write(audit: Audit, findings: Findings) -> None:
     }
     for name, table in rows.items():
         tables.write_table(audit.folder, name, table)
-    write_audit(audit)
+    write_json(audit.file, audit.to_json())
 
 
 def class_balance(labels: Sequence[str | None], parts: Mapping[str, np.ndarray], multilabel: bool) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mmfeat.audit.label_errors import LabelErrors, Noise, estimate_noise, find_label_errors
+from mmfeat.audit.label_errors import LabelErrors, estimate_noise, find_label_errors
 from mmfeat.errors import RunError
 from mmfeat.runs.entry import Entry
 from mmfeat.runs.run import Run, comparable_runs, find_run
@@ -111,13 +111,10 @@ def _noise(opinions: Opinions, seed: int) -> dict[str, Any]:
     if not targets.multilabel:
         noise = estimate_noise(targets.numbers, opinions.probabilities, seed)
         by_class = dict(zip(targets.classes, map(asdict, noise.by_class), strict=True))
-        return {**_overall(noise), "classes": by_class, "joint": noise.joint.tolist()}
+        overall = {name: asdict(getattr(noise, name)) for name in ("wrong", "accuracy", "macro_f1")}
+        return {**overall, "classes": by_class, "joint": noise.joint.tolist()}
     parts = [estimate_noise(*_of_class(opinions, column), seed) for column in range(len(targets.classes))]
     return {"classes": {name: asdict(noise.wrong) for name, noise in zip(targets.classes, parts, strict=True)}}
-
-
-def _overall(noise: Noise) -> dict[str, Any]:
-    return {name: asdict(getattr(noise, name)) for name in ("wrong", "accuracy", "macro_f1")}
 
 
 def _of_class(opinions: Opinions, column: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfeat.errors import DataError
-from mmfeat.system.files import read_json, write_json
+from mmfeat.system.files import read_json
 
 AUDIT_FILE = "audit.json"
 FORMAT = 1
@@ -55,11 +55,6 @@ class Audit:
     @property
     def file(self) -> Path:
         return self.folder / AUDIT_FILE
-
-
-def write_audit(audit: Audit) -> None:
-    """Write `audit.json`, which completes the audit after its tables."""
-    write_json(audit.file, audit.to_json())
 
 
 def read_audit(folder: str | Path) -> Audit:

@@ -93,13 +93,14 @@ def text_profile(texts: Sequence[str]) -> dict[str, Any]:
     scripts = Counter(main_script(text) for text in texts)
     return {
         "texts": len(texts),
-        **{unit: _quantiles(values) for unit, values in lengths.items()},
+        **{unit: quantiles(values) for unit, values in lengths.items()},
         "marks": {name: sum(bool(mark.search(text)) for text in texts) / len(texts) for name, mark in MARKS.items()},
         "scripts": {name: count / len(texts) for name, count in scripts.most_common()},
     }
 
 
-def _quantiles(values: Sequence[int]) -> dict[str, float]:
+def quantiles(values: Sequence[int] | np.ndarray) -> dict[str, float]:
+    """The quantiles of some numbers, by the names in QUANTILES."""
     return dict(zip(QUANTILES, np.percentile(values, list(QUANTILES.values())).tolist(), strict=True))
 
 

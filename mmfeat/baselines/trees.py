@@ -97,7 +97,7 @@ class TreeHead:
                 columns = [
                     np.asarray(booster.predict(inputs, num_iteration=count, num_threads=1)) for booster in boosters
                 ]
-                if not self.multilabel and columns[0].ndim == 1:  # of two classes, LightGBM returns the second
+                if not self.multilabel and columns[0].ndim == 1:  # LightGBM returns only the second of two classes
                     columns = [1 - columns[0], columns[0]]
                 probabilities[:, np.array(self.known)] = np.column_stack(columns)
             yield from_probabilities(probabilities, self.multilabel)

@@ -1,5 +1,5 @@
 """Evaluation: splits without leaks, scores with intervals, paired tests, calibrated decisions, and blends of several
-heads. Start with `metrics`. Models and features are not needed; imports `mmfeat.samples`.
+heads. Start with `metrics`. The package sees only labels and logits; imports `mmfeat.samples`.
 """
 
 import lazy_loader

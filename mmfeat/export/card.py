@@ -13,7 +13,7 @@ from mmfeat.export.build import Port
 from mmfeat.prediction.final_heads import members
 from mmfeat.runs.entry import TOGETHER, Entry
 from mmfeat.runs.run import Run
-from mmfeat.system.wording import Estimate, interval
+from mmfeat.system.wording import interval
 from mmfeat.version import __version__
 
 _MARKS = re.compile(r"[\\`*_{}\[\]<>#|~$!&]")
@@ -24,12 +24,12 @@ import numpy as np
 import onnxruntime
 session = onnxruntime.InferenceSession("head.onnx", providers=["CPUExecutionProvider"])
 about = json.load(open("head.json"))
-known = {each.name: each for each in session.get_inputs()}
+known = {port.name: port for port in session.get_inputs()}
 feed = {}
-for each in about["inputs"]:  # zeros stand for your vectors; the mask says which samples have one
-    tokens = [1] if len(known[each["name"]].shape) == 3 else []
-    feed[each["name"]] = np.zeros((2, *tokens, each["width"]), np.float32)
-    feed[each["mask"]] = np.ones((2, *tokens), bool)
+for port in about["inputs"]:  # zeros stand for your vectors; the mask says which samples have one
+    tokens = [1] if len(known[port["name"]].shape) == 3 else []
+    feed[port["name"]] = np.zeros((2, *tokens, port["width"]), np.float32)
+    feed[port["mask"]] = np.ones((2, *tokens), bool)
 probabilities, chosen = session.run(None, {name: value for name, value in feed.items() if name in known})
 print([[name for name, there in zip(about["classes"], row) if there] for row in chosen])
 """
@@ -110,9 +110,11 @@ def _scores(run: Run, entry: Entry) -> str:
     folds = f"{len(run.config.folds)} folds" if len(run.config.folds) > 1 else "one holdout"
     names = {"macro_f1": "macro-F1", "accuracy": "accuracy", "weighted_f1": "weighted F1", "auroc": "AUROC"}
     names |= {"log_loss": "log-loss", "calibration_error": "expected calibration error"}
-    overall = "".join(f"| {name} | {_interval(entry.score(score))} |\n" for score, name in names.items())
+    overall = "".join(
+        f"| {name} | {interval(entry.score(score)) or 'not defined'} |\n" for score, name in names.items()
+    )
     classes = "".join(
-        f"| {_plain(name)} | {_interval(row.f1)} | {row.support:,} |\n" for name, row in entry.classes.items()
+        f"| {_plain(name)} | {interval(row.f1)} | {row.support:,} |\n" for name, row in entry.classes.items()
     )
     decision = entry.decision
     return (
@@ -175,9 +177,3 @@ def _files(facts: Mapping[str, Any], no_model: str, model_difference: float | No
         lines.append("`model.json`: what turns texts and photos into its inputs; tokenizers are not included.")
     made = f"Made by mmfeat {__version__} from the run {_plain(facts['run'])}."
     return "## Files\n\n" + "\n".join(f"- {line}" for line in lines) + f"\n\n{made}"
-
-
-def _interval(score: Estimate) -> str:
-    if score.value is None:
-        return "not defined"
-    return interval(score)

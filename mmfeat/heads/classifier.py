@@ -44,7 +44,7 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):
 
     `X` is (n, d): the pooled vectors of one or more encoders side by side, as `widths` says. Vectors are standardised
     and layer-normed, encoder by encoder, so an encoder has two columns at least and should have many. A row whose
-    columns of an encoder are all NaN lacks that part. `y` holds a class a row (n,), or several as 0 and 1 (n, C).
+    columns of an encoder are all NaN lacks this part. `y` holds a class a row (n,), or several as 0 and 1 (n, C).
 
     Parameters
     ----------

@@ -8,9 +8,9 @@ import numpy as np
 
 from mmfeat.evaluation.metrics import BINS, wilson
 from mmfeat.report.plots import GRID, SERIES, new_drawing
-from mmfeat.report.section import Figure, Section, Table, interval, number, title_of
+from mmfeat.report.section import Figure, Section, Table, interval, number, share, title_of
 from mmfeat.report.subject import Subject
-from mmfeat.runs.entry import Interval, OutOfFold
+from mmfeat.runs.entry import OutOfFold
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,15 +86,15 @@ def _diagram(predictions: OutOfFold) -> Figure:
 def _reliability(axes: Axes, confidence: np.ndarray, right: np.ndarray) -> None:
     bins = np.clip((confidence * BINS).astype(int), 0, BINS - 1)
     counts = np.bincount(bins, minlength=BINS)
-    there = counts > 0
-    count = counts[there]
-    where = np.bincount(bins, confidence, BINS)[there] / count
-    share = np.bincount(bins, right, BINS)[there] / count
-    low, high = wilson(share, count)
+    present = counts > 0
+    count = counts[present]
+    where = np.bincount(bins, confidence, BINS)[present] / count
+    accuracy = np.bincount(bins, right, BINS)[present] / count
+    low, high = wilson(accuracy, count)
     axes.bar((np.arange(BINS) + 0.5) / BINS, counts / counts.max() * 0.3, 0.9 / BINS, color=GRID)
     axes.plot([0, 1], [0, 1], color=SERIES[7], linewidth=1, linestyle="--")
-    beside = np.maximum([share - low, high - share], 0)  # rounding may put an end slightly past the share
-    axes.errorbar(where, share, beside, fmt="o", color=SERIES[0], markersize=4, linewidth=1.2)
+    beside = np.maximum([accuracy - low, high - accuracy], 0)  # rounding may put an end slightly past the accuracy
+    axes.errorbar(where, accuracy, beside, fmt="o", color=SERIES[0], markersize=4, linewidth=1.2)
     axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02))
 
 
@@ -113,12 +113,10 @@ def _coverage(axes: Axes, confidence: np.ndarray, right: np.ndarray) -> None:
 def _by_share(confidence: np.ndarray, right: np.ndarray) -> Table:
     order = np.argsort(-confidence, kind="stable")
     rows = []
-    for share in SHARES:
-        kept = order[: max(1, round(share * len(order)))]
-        accuracy, count = right[kept].mean(), np.array(len(kept))
-        low, high = wilson(accuracy, count)
-        score = Interval(float(accuracy), float(low), float(high))
-        rows.append([f"{share:.0%}", f"{len(kept):,}", number(float(confidence[kept[-1]])), interval(score)])
+    for part in SHARES:
+        kept = order[: max(1, round(part * len(order)))]
+        least = number(float(confidence[kept[-1]]))
+        rows.append([f"{part:.0%}", f"{len(kept):,}", least, share(right[kept].mean(), len(kept))])
     header = ["surest", "samples", "confidence at least", "accuracy of what is most probable"]
     return Table("coverage", "What setting doubtful samples aside brings", header, rows)
 

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmfeat.evaluation.metrics import wilson
 from mmfeat.evaluation.significance import compare_pairs
 from mmfeat.report.plots import SERIES, new_drawing, short, whiskers
-from mmfeat.report.section import MOST_CLASSES, Figure, Section, Table, gain, interval, number, p_value, title_of
+from mmfeat.report.section import MOST_CLASSES, Figure, Section, Table, gain, interval, number, p_value, share, title_of
 from mmfeat.report.subject import SINGLE, Subject
-from mmfeat.runs.entry import ClassScores, Entry, Interval
+from mmfeat.runs.entry import ClassScores, Entry
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -129,7 +128,7 @@ def _of_class(name: str, scores: ClassScores, chosen: float) -> list[str]:
     """The row of a class, which was `chosen` for so many samples; without samples, a class has no scores."""
     if not scores.support:
         return [name, "0", *[""] * 3]
-    shares = _share(scores.precision, chosen), _share(scores.recall, scores.support)
+    shares = share(scores.precision, chosen), share(scores.recall, scores.support)
     return [name, f"{scores.support:,}", *shares, interval(scores.f1)]
 
 
@@ -137,11 +136,6 @@ def _chosen(entry: Entry) -> list[float]:
     """The number of samples for which each class was chosen, the mean over seeds."""
     counts = np.array(entry.confusion)
     return (counts.sum(0) if counts.ndim == 2 else counts[:, :, 1].sum(1)).tolist()
-
-
-def _share(value: float, count: float) -> str:
-    low, high = map(float, wilson(value, count))
-    return interval(Interval(value, low, high))
 
 
 def _by_class(entries: Sequence[Entry], classes: Sequence[str]) -> Figure:
@@ -176,7 +170,7 @@ def _confusion(entry: Entry, classes: Sequence[str], index: int) -> Table:
         return _confused(counts, entry, classes, index)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1e-9)
     rows = [
-        [name, *(f"{count:,.0f} ({share:.0%})" for count, share in zip(line, parts, strict=True))]
+        [name, *(f"{count:,.0f} ({part:.0%})" for count, part in zip(line, parts, strict=True))]
         for name, line, parts in zip(classes, counts, shares, strict=True)
     ]
     shades = [[0.0, *parts] for parts in shares.tolist()]

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mmfeat.runs.entry import Entry
+from mmfeat.evaluation.metrics import wilson
+from mmfeat.runs.entry import Entry, Interval
 from mmfeat.system import wording
 
 if TYPE_CHECKING:
@@ -63,6 +64,12 @@ def interval(score: wording.Estimate) -> str:
 def gain(difference: wording.Estimate) -> str:
     """A difference as `+0.055 [+0.040, +0.071]`."""
     return wording.gain(difference, ", ")
+
+
+def share(value: float, count: float) -> str:
+    """A share of `count` samples with its 95 % Wilson interval."""
+    low, high = wilson(value, count)
+    return interval(Interval(float(value), float(low), float(high)))
 
 
 def number(value: float | None, digits: int = 3) -> str:
