@@ -62,14 +62,19 @@ class Baseline:
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """The `rows` of all samples on which a baseline is trained, the class weights (C,) and the seed."""
+    """The rows on which a baseline is trained, among all samples of `matrix` and `targets`.
+
+    `class_weights` (C,) weigh the samples of a class in the loss, multi-label the positives. `basis` is the result of
+    `make_basis` for these rows, made when needed if None. Of more than MAX_ROWS rows, neighbours and trees take a
+    stratified sample, which the setting records as "rows".
+    """
 
     matrix: Matrix
     targets: Targets
     rows: np.ndarray
     class_weights: np.ndarray
     seed: int
-    basis: Basis | None
+    basis: Basis | None = None
 
     @property
     def sampled(self) -> np.ndarray:
@@ -107,23 +112,9 @@ class BaselineFamily:
     restore: Callable[[dict[str, Any], dict[str, np.ndarray]], FittedModel]
 
 
-def fit(
-    name: str,
-    matrix: Matrix,
-    targets: Targets,
-    train: np.ndarray,
-    validation: np.ndarray,
-    class_weights: np.ndarray,
-    seed: int,
-    basis: Basis | None = None,
-) -> Baseline:
-    """Train on the rows `train`, and choose the setting by macro-F1 on the rows `validation`, then by log-loss.
-
-    `matrix` and `targets` hold all samples. `class_weights` (C,) weigh the samples of a class in the loss, multi-label
-    the positives. `basis` is the result of `make_basis` for `train`, and is made here if left out. Of more than
-    MAX_ROWS training rows, neighbours and trees take a stratified sample, which the setting records as "rows".
-    """
-    training = TrainingRows(matrix, targets, train, class_weights, seed, basis)
+def fit(name: str, training: TrainingRows, validation: np.ndarray) -> Baseline:
+    """Train a baseline, and choose its setting by macro-F1 on the rows `validation`, then by log-loss."""
+    targets = training.targets
     wanted = targets.take(validation).matrix
     best: tuple[tuple[float, float], Setting, FittedModel] | None = None
     curve = []
@@ -139,18 +130,8 @@ def fit(
     return Baseline(name, best[1], curve, best[2])
 
 
-def refit(
-    name: str,
-    matrix: Matrix,
-    targets: Targets,
-    rows: np.ndarray,
-    class_weights: np.ndarray,
-    setting: Mapping[str, float],
-    seed: int,
-    basis: Basis | None = None,
-) -> Baseline:
-    """Train on `rows` with a `setting` that was chosen before."""
-    training = TrainingRows(matrix, targets, rows, class_weights, seed, basis)
+def refit(name: str, training: TrainingRows, setting: Mapping[str, float]) -> Baseline:
+    """Train a baseline with a `setting` that was chosen before."""
     given = {key: value for key, value in setting.items() if key != "rows"}
     with one_blas_thread():
         model = _family(name).train(training, given)

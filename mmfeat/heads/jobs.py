@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from mmfeat.baselines.basis import Basis, make_basis
-from mmfeat.baselines.fit import Baseline, fit, refit, restore
+from mmfeat.baselines.fit import Baseline, TrainingRows, fit, refit, restore
 from mmfeat.cache.features import Features
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.layers import Shape
@@ -173,12 +173,12 @@ def _run_baselines(job: Job, data: HeadData, bench: Workbench, advance: Callable
     for member, wanted in zip(job.members, job.predict, strict=True):
         start = time.thread_time()
         weights = class_weights(bench.targets.take(member.train), member.settings.class_weights)
-        training = (job.head, View(data), bench.targets, member.train)
         basis = bench.basis(job, member, weights) if job.head != "prior" else None
+        training = TrainingRows(View(data), bench.targets, member.train, weights, member.entropy[0], basis)
         if job.setting is not None:
-            model = refit(*training, weights, dict(job.setting), member.entropy[0], basis)
+            model = refit(job.head, training, job.setting)
         else:
-            model = fit(*training, member.validation, weights, member.entropy[0], basis)
+            model = fit(job.head, training, member.validation)
         logits = tuple(_baseline_logits(model, data, rows) for rows in wanted)
         config, tensors = model.state() if job.keep else ({}, {})
         seconds = time.thread_time() - start

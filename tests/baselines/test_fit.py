@@ -12,7 +12,7 @@ import pytest
 
 from mmfeat.baselines import fit as baselines
 from mmfeat.baselines.basis import Scaler, from_probabilities, log_loss, make_basis
-from mmfeat.baselines.fit import BASELINES, Baseline, fit, refit, restore
+from mmfeat.baselines.fit import BASELINES, Baseline, TrainingRows, fit, refit, restore
 from mmfeat.baselines.neighbours import NeighbourHead
 from mmfeat.baselines.trees import (
     BOOSTING,
@@ -62,7 +62,11 @@ def problem(form: str = FORMS[0], width: int = 24) -> tuple[Rows, Targets]:
 
 
 def fitted(name: str, matrix: Rows, targets: Targets, seed: int = 5) -> Baseline:
-    return fit(name, matrix, targets, TRAIN, VALIDATION, np.linspace(0.8, 1.6, len(targets.classes)), seed)
+    return fit(name, training(matrix, targets, seed), VALIDATION)
+
+
+def training(matrix: Rows, targets: Targets, seed: int = 5) -> TrainingRows:
+    return TrainingRows(matrix, targets, TRAIN, np.linspace(0.8, 1.6, len(targets.classes)), seed)
 
 
 def score(baseline: Baseline, matrix: Rows, targets: Targets, rows: np.ndarray = TEST) -> float:
@@ -92,8 +96,7 @@ def test_validation_rows_train_nothing(name: str, form: str) -> None:
     """What was chosen on them is what the same setting gives without them."""
     matrix, targets = problem(form)
     baseline = fitted(name, matrix, targets)
-    weights = np.linspace(0.8, 1.6, len(targets.classes))
-    again = refit(name, matrix, targets, TRAIN, weights, baseline.setting, seed=5)
+    again = refit(name, training(matrix, targets), baseline.setting)
     expected = baseline.logits(matrix, TEST)
     assert again.setting == baseline.setting
     assert np.allclose(again.logits(matrix, TEST), expected, atol=5e-3 * np.abs(expected).max())
@@ -119,7 +122,7 @@ def test_a_shared_basis_and_a_second_run_change_nothing(name: str) -> None:
     weights = np.linspace(0.8, 1.6, 3)
     basis = make_basis(matrix, targets, TRAIN, weights)
     first = fitted(name, matrix, targets)
-    second = fit(name, matrix, targets, TRAIN[::-1], VALIDATION, weights, 5, basis)
+    second = fit(name, TrainingRows(matrix, targets, TRAIN[::-1], weights, 5, basis), VALIDATION)
     assert first.curve == second.curve
     assert np.array_equal(first.logits(matrix, TEST), second.logits(matrix, TEST))
 
@@ -141,12 +144,13 @@ def test_a_class_without_training_rows_is_never_chosen(name: str, form: str, pre
     matrix, targets = problem(form)
     absent = [number for number in range(3) if number not in present]
     train = TRAIN[~targets.matrix[TRAIN][:, absent].any(axis=1)]
-    baseline = fit(name, matrix, targets, train, VALIDATION, np.ones(3), 5)
+    rows = TrainingRows(matrix, targets, train, np.ones(3), 5)
+    baseline = fit(name, rows, VALIDATION)
     logits = baseline.logits(matrix, TEST)
     assert np.isfinite(logits).all()
     others = 0 if targets.multilabel else logits[:, present].max(axis=1, keepdims=True)
     assert (logits[:, absent] < others - 10).all()
-    again = refit(name, matrix, targets, train, np.ones(3), baseline.setting, 5)
+    again = refit(name, rows, baseline.setting)
     assert np.isfinite(again.logits(matrix, TEST)).all()
 
 
@@ -173,7 +177,7 @@ def test_more_weight_on_a_rare_class_chooses_it_more_often(name: str) -> None:
     for weight in (1.0, 20.0):
         baseline = fitted("prior", matrix, targets)
         setting = fitted(name, matrix, targets).setting
-        baseline = refit(name, matrix, targets, TRAIN, np.array([1.0, 1.0, weight]), setting, 5)
+        baseline = refit(name, TrainingRows(matrix, targets, TRAIN, np.array([1.0, 1.0, weight]), 5), setting)
         counts.append((baseline.logits(matrix, TEST).argmax(axis=1) == 2).sum())
     assert counts[0] < counts[1] or name == "prior"
 
@@ -189,7 +193,7 @@ def test_beyond_the_most_rows_a_sample_of_each_class_trains(
     assert baseline.setting["rows"] == 100
     assert {entry["rows"] for entry in baseline.curve} == {100}
     assert score(baseline, matrix, targets) > score(fitted("prior", matrix, targets), matrix, targets)
-    again = refit(name, matrix, targets, TRAIN, np.linspace(0.8, 1.6, len(targets.classes)), baseline.setting, 5)
+    again = refit(name, training(matrix, targets), baseline.setting)
     assert again.setting == baseline.setting
     assert np.array_equal(again.logits(matrix, TEST), baseline.logits(matrix, TEST))
     if name == "knn":
@@ -207,7 +211,7 @@ def test_neighbours_vote_as_in_scikit_learn() -> None:
     scaled = basis.scaler.scaled(matrix.rows(np.arange(700)))
     for count in (5, 40):
         setting = {"k": float(count), "by_similarity": 0.0}
-        logits = refit("knn", matrix, targets, TRAIN, np.ones(3), setting, 5, basis).logits(matrix, TEST)
+        logits = refit("knn", TrainingRows(matrix, targets, TRAIN, np.ones(3), 5, basis), setting).logits(matrix, TEST)
         model = KNeighborsClassifier(count, metric="cosine").fit(scaled[TRAIN], targets.numbers[TRAIN])
         votes = np.exp(logits) * (count + 1) - targets.take(TRAIN).prior  # without the prior's own vote
         expected = model.predict_proba(scaled[TEST]) * count
