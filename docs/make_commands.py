@@ -1,4 +1,4 @@
-"""Write the reference of all commands into docs/commands.md, from what the command line itself says.
+"""Write the reference of all commands into docs/commands.md, from the help texts of the command line.
 
 python docs/make_commands.py            # after a command or flag was added or changed
 """
@@ -18,27 +18,27 @@ from mmfeat.cli.main import app
 
 PAGE = Path(__file__).parent / "commands.md"
 WIDTH = 118
-MANY = "[]."  # around and behind the name of an argument: [RUN]...
+MANY = "[]."  # characters around and after the name of an argument, as in [RUN]...
 BEGIN = "<!-- made by docs/make_commands.py: do not edit below -->"
 
 
 def commands() -> dict[str, Any]:
-    """Name ("cache ls") -> command, in the order of `mmfeat --help`."""
+    """Map names such as "cache ls" to commands, in the order of `mmfeat --help`."""
     return dict(_walk(typer.main.get_command(app), ""))
 
 
 def flags(command: Any) -> list[Any]:
-    """The options of a command but --help, in the order of its help."""
-    return [each for each in command.params if each.param_type_name == "option"]
+    """Return the options of a command, without --help, in the order of its help."""
+    return [parameter for parameter in command.params if parameter.param_type_name == "option"]
 
 
 def spelled(option: Any) -> str:
-    """`--group/--no-group`, `--seeds`."""
+    """Return the name of an option with its opposite, as in `--group/--no-group`."""
     return "/".join([*option.opts, *option.secondary_opts])
 
 
 def page(before: str) -> str:
-    """The page: what stands `before` the marker, then every command."""
+    """Return the page: the text `before` the marker, then a section for every command."""
     parts = [before.rstrip() + f"\n\n{BEGIN}\n"]
     for name, command in commands().items():
         parts.append(_section(name, command))
@@ -66,32 +66,31 @@ def _section(name: str, command: Any) -> str:
         "",
     ]
     lines += ["| flag | meaning | default |", "| --- | --- | --- |"]
-    for each in command.params:
-        lines.append(f"| {_named(each)} | {_cell(_meaning(each))} | {_default(each)} |")
+    for parameter in command.params:
+        lines.append(f"| {_named(parameter)} | {_cell(_meaning(parameter))} | {_default(parameter)} |")
     return "\n".join(lines) + "\n"
 
 
-def _named(each: Any) -> str:
-    if each.param_type_name == "argument":
-        return f"`{(each.metavar or each.name.upper()).strip(MANY)}`"
-    return f"`{spelled(each)}`"
+def _named(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return f"`{(parameter.metavar or parameter.name.upper()).strip(MANY)}`"
+    return f"`{spelled(parameter)}`"
 
 
-def _meaning(each: Any) -> str:
-    return re.sub(r"\s*\[default: .*\]", "", getattr(each, "help", None) or "")
+def _meaning(parameter: Any) -> str:
+    return re.sub(r"\s*\[default: .*\]", "", getattr(parameter, "help", None) or "")
 
 
-def _default(each: Any) -> str:
-    told = re.search(r"\[default: (.*)\]", getattr(each, "help", None) or "")
-    if told:
-        return _cell(told.group(1))
-    if each.required:
+def _default(parameter: Any) -> str:
+    if written := re.search(r"\[default: (.*)\]", getattr(parameter, "help", None) or ""):
+        return _cell(written.group(1))
+    if parameter.required:
         return "needed"
-    if each.default is None or each.default is False:
-        return "no" if each.default is False else ""
-    if each.default is True:
-        return "yes"
-    return f"`{each.default}`" if str(each.default) else "none"
+    if isinstance(parameter.default, bool):
+        return "yes" if parameter.default else "no"
+    if parameter.default is None:
+        return ""
+    return f"`{parameter.default}`" if str(parameter.default) else "none"
 
 
 def _cell(text: str) -> str:
