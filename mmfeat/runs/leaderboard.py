@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmfeat.heads.registry import TWINS
 from mmfeat.system.files import csv_text, write_atomic, write_json
@@ -25,34 +25,39 @@ def write_leaderboard(folder: Path, leaderboard: Sequence[Entry], classes: Seque
 
 def leaderboard_csv(leaderboard: Sequence[Entry], classes: Sequence[str]) -> str:
     """Write all scores with their intervals as CSV, one line for each entry."""
-    header = [f"{score}{part}" for score in SCORES for part in ("", "_low", "_high")]
-    tests = ("value", "low", "high", "p", "p_holm", "mcnemar", "mcnemar_holm")
-    by_class = [f"{score}_{name}" for name in classes for score in ("precision", "recall", "f1")]
-    lines = []
-    for number, entry in enumerate(leaderboard, 1):
-        values = [_cell(getattr(entry.score(name), part)) for name in SCORES for part in ("value", "low", "high")]
-        seeds = entry.seeds["macro_f1"]
-        rows = [entry.classes[name] for name in classes]
-        lines.append(
-            [
-                number,
-                entry.head,
-                entry.modalities,
-                *values,
-                len(seeds.values),
-                _cell(seeds.std),
-                *(_cell(value) for row in rows for value in (row.precision, row.recall, row.f1.value)),
-                *(_cell(getattr(entry.behind_best, name)) for name in tests),
-                entry.tie,
-                "" if entry.trials is None else entry.trials,
-                _cell(entry.optimism),
-                entry.parameters or "",
-                entry.seconds,
-            ]
-        )
-    behind = [f"behind_best{'' if name == 'value' else f'_{name}'}" for name in tests]
-    last = ["tie", "trials", "optimism", "parameters", "seconds"]
-    return csv_text(["rank", "head", "modalities", *header, "seeds", "seeds_std", *by_class, *behind, *last], lines)
+    lines = [{"rank": rank, **_columns(entry, classes)} for rank, entry in enumerate(leaderboard, 1)]
+    return csv_text(list(lines[0]), [list(line.values()) for line in lines])
+
+
+def _columns(entry: Entry, classes: Sequence[str]) -> dict[str, Any]:
+    """Map the names of the columns of `leaderboard.csv` to the values of an entry."""
+    seeds = entry.seeds["macro_f1"]
+    scores = {
+        f"{name}{suffix}": _cell(getattr(entry.score(name), part))
+        for name in SCORES
+        for suffix, part in (("", "value"), ("_low", "low"), ("_high", "high"))
+    }
+    by_class: dict[str, str] = {}
+    for name in classes:
+        row = entry.classes[name]
+        values = {"precision": row.precision, "recall": row.recall, "f1": row.f1.value}
+        by_class |= {f"{score}_{name}": _cell(value) for score, value in values.items()}
+    parts = {"": "value", **{f"_{part}": part for part in ("low", "high", "p", "p_holm", "mcnemar", "mcnemar_holm")}}
+    behind = {f"behind_best{suffix}": _cell(getattr(entry.behind_best, part)) for suffix, part in parts.items()}
+    return {
+        "head": entry.head,
+        "modalities": entry.modalities,
+        **scores,
+        "seeds": len(seeds.values),
+        "seeds_std": _cell(seeds.std),
+        **by_class,
+        **behind,
+        "tie": entry.tie,
+        "trials": "" if entry.trials is None else entry.trials,
+        "optimism": _cell(entry.optimism),
+        "parameters": entry.parameters or "",
+        "seconds": entry.seconds,
+    }
 
 
 def ablation(leaderboard: Sequence[Entry]) -> dict[str, dict[str, Entry]]:

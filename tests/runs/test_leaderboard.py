@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmfeat.cli.leaderboard import show_sweep
+from mmfeat.cli.heads import show_sweep
 from mmfeat.evaluation.significance import compare_with_best, paired_difference
 from mmfeat.runs.entry import Entry
 from mmfeat.runs.leaderboard import SCORES, ablation, ablation_csv, leaderboard_csv
