@@ -2,8 +2,8 @@
 
 Probabilities come from one temperature (Guo et al., 2017), classes from a logit adjustment: offsets of
 `strength` times the log of the classes' prior (Menon et al., 2021, arXiv 2007.07314), or for multi-label a
-threshold a class. Macro-F1 of some hundred rows is a noisy staircase, and the setting at its top is often luck:
-settings are chosen on many draws of half as many rows each, and their mean is taken (bagging, Breiman, 1996).
+threshold a class. As a function of a setting, macro-F1 of some hundred rows is a noisy staircase, whose top is often
+luck. So the best setting is chosen on each of many draws of half the rows, and averaged (bagging, Breiman, 1996).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Paired tests: is one head better than another on the same samples, or is that noise?
 
-The tests are about the trained heads as they are, on other samples from the same population. They leave out the
-variation between trainings, which the spread over seeds shows.
+The tests are about the trained heads as they are, on other samples from the same population. The
+variation between trainings is left out; the spread over seeds shows that variation.
 """
 
 from __future__ import annotations

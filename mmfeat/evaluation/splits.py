@@ -151,7 +151,7 @@ def _deal_joined(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Part numbers (N,), -1 for samples alone in their group, and the counts so far (parts, strata).
 
-    Larger groups come first; each goes to the part with least of its strata among the parts that it fits into.
+    Larger groups come first; a group goes to the part with the least of its strata among parts with enough room.
     """
     parts, sizes, totals = np.full(len(strata), -1), np.bincount(groups), np.bincount(strata)
     have = np.zeros((len(share), len(totals)))

@@ -80,7 +80,7 @@ class HeadData:
     """The vectors and tokens of N samples, from which batches for heads are made. A fusion is built for `shape`.
 
     `modality` is both, text or image. `tokens` is "tokens" where cross-attention reads token states, "pooled" where it
-    attends to the pooled vectors, each as one token, and "" for other heads.
+    reads each pooled vector as one token, and "" for other heads.
     """
 
     tables: NormedTables | None = None

@@ -109,7 +109,7 @@ def _together(arrays: Sequence[np.ndarray], device: str) -> Tensor:
 
 
 def class_weights(targets: Targets, policy: str) -> np.ndarray:
-    """(C,) weights of the classes in the loss, for multi-class targets with mean 1.
+    """(C,) weights of the classes in the loss, with mean 1 except for frequencies of multi-label targets.
 
     The `policy` is `inverse` frequency, its square root (`sqrt`), the inverse `effective` number of samples (Cui et
     al., CVPR 2019), or `none`. A weight of multi-label targets multiplies the loss of the samples that have the class.
