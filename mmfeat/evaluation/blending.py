@@ -14,6 +14,7 @@ from mmfeat.evaluation.decisions import Decision, fit_decision
 from mmfeat.samples.labels import Targets
 
 LEAST = 1e-12  # probabilities are kept this far from 0 and 1 in a logarithm
+LEAST_LOGIT = float(np.log(1e-6))  # smallest logit of a head in a stacking
 BAGS = 20  # number of random halves of the heads from which ensembles are selected
 SORTED = 5  # most of the best heads whose mean the selection starts with
 LOSS_SHARE = 0.1  # weight of the log-loss beside macro-F1
@@ -238,11 +239,10 @@ def _loss(logits: np.ndarray, targets: Targets) -> tuple[float, np.ndarray]:
 
 def _head_logits(log_probabilities: np.ndarray, multilabel: bool) -> np.ndarray:
     """(H, N, C) log-probabilities or log-odds without extremes, so that a certain head does not dominate sums."""
-    least = np.log(1e-6)
     if multilabel:
         odds = log_probabilities - np.log(np.maximum(-np.expm1(log_probabilities), LEAST))
-        return np.clip(odds, least, -least)
-    return np.maximum(log_probabilities, least)
+        return np.clip(odds, LEAST_LOGIT, -LEAST_LOGIT)
+    return np.maximum(log_probabilities, LEAST_LOGIT)
 
 
 def _side_by_side(inputs: np.ndarray) -> np.ndarray:

@@ -17,13 +17,12 @@ from torch.nn import functional as F
 from mmfeat.baselines.basis import ABSENT
 from mmfeat.baselines.linear import LinearHead
 from mmfeat.baselines.neighbours import STEPS, TEMPERATURE, NeighbourHead
-from mmfeat.evaluation.blending import LEAST
+from mmfeat.evaluation.blending import LEAST, LEAST_LOGIT
 from mmfeat.evaluation.decisions import Decision
 from mmfeat.heads.data import pooled_tokens
 from mmfeat.heads.layers import Batch, Fusion
 from mmfeat.runs.entry import Rule
 
-LEAST_LOGIT = float(np.log(1e-6))  # smallest logit of a stacked member, as in `mmfeat.evaluation.blending`
 PortValues = Sequence[tuple[Tensor, Tensor]]  # (values, mask) of each port
 
 

@@ -17,7 +17,7 @@ from mmfeat.samples.labels import Targets
 
 STEPS_OF_16_BITS = 2**16
 DECISIONS = 2**22  # most dropout decisions that a head draws at once; an epoch of a million rows would fill the memory
-BETA = 0.999  # beta in the effective number of n samples, (1 - beta^n) / (1 - beta)
+EFFECTIVE_BETA = 0.999  # beta in the effective number of n samples, (1 - beta^n) / (1 - beta)
 FACTOR = 0.5  # factor of the learning rate on a plateau
 PLATEAU = 1  # patience of the learning rate: it falls after more epochs than this without a better score
 THRESHOLD = 1e-4  # relative improvement that counts as better for the learning rate
@@ -117,7 +117,7 @@ def class_weights(targets: Targets, policy: str) -> np.ndarray:
     present = targets.matrix.sum(0)
     counts = np.maximum(present, 1)
     if policy == "effective":
-        weights = (1 - BETA) / (1 - BETA**counts)
+        weights = (1 - EFFECTIVE_BETA) / (1 - EFFECTIVE_BETA**counts)
     else:
         base = np.maximum(len(targets) - present, 1) if targets.multilabel else len(targets)
         weights = (base / counts) ** {"none": 0.0, "sqrt": 0.5, "inverse": 1.0}[policy]
