@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from mmfeat.report.plots import SERIES, new_drawing, whiskers
-from mmfeat.report.section import Figure, Section, Table, gain, interval, p_value, title_of
+from mmfeat.report.plots import SERIES, score_figure
+from mmfeat.report.section import Section, Table, gain, interval, p_value, title_of
 from mmfeat.runs.compare import Comparison
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Drawing
 
 
 def comparison_sections(comparison: Comparison) -> list[Section]:
@@ -35,8 +31,11 @@ def comparison_sections(comparison: Comparison) -> list[Section]:
     if not comparison.fair:
         words.append("Not all of them can be compared: scores on other data or folds say nothing about each other.")
     table = Table("comparison", "Runs side by side", header, rows)
+    caption, says = "macro-F1 with 95 % intervals", "the table has the values"
+    colours = [SERIES[0]] + [SERIES[7]] * len(names[1:])
+    figure = score_figure("comparison", caption, says, [e.macro_f1 for e in comparison.entries], names, colours)
     return [
-        Section("comparison", "Comparison", words, [_scores(comparison, names)], [table]),
+        Section("comparison", "Comparison", words, [figure], [table]),
         _settings(comparison, names),
         _classes(comparison, names),
     ]
@@ -46,17 +45,6 @@ def names_of_runs(comparison: Comparison) -> list[str]:
     """The names of the run folders, with the folder above where two names are equal."""
     names = [run.folder.name for run in comparison.runs]
     return names if len(set(names)) == len(names) else [str(run.folder) for run in comparison.runs]
-
-
-def _scores(comparison: Comparison, names: Sequence[str]) -> Figure:
-    def draw() -> Drawing:
-        drawing, (axes,) = new_drawing(0.8 + 0.25 * len(names))
-        colours = [SERIES[0]] + [SERIES[7]] * len(names[1:])
-        whiskers(axes, [entry.macro_f1 for entry in comparison.entries], names, colours)
-        axes.set_xlabel("macro-F1")
-        return drawing
-
-    return Figure("comparison", "macro-F1 with 95 % intervals", "the table has the values", draw)
 
 
 def _settings(comparison: Comparison, names: Sequence[str]) -> Section:

@@ -119,6 +119,20 @@ def whiskers(axes: Axes, scores: Sequence[Interval], names: Sequence[str], colou
     axes.grid(axis="y", visible=False)
 
 
+def score_figure(
+    name: str, caption: str, says: str, scores: Sequence[Interval], names: Sequence[str], colours: Sequence[str]
+) -> Figure:
+    """A figure of macro-F1 values with their intervals, one below the other."""
+
+    def draw() -> Drawing:
+        drawing, (axes,) = new_drawing(0.8 + 0.25 * len(names))
+        whiskers(axes, scores, names, colours)
+        axes.set_xlabel("macro-F1")
+        return drawing
+
+    return Figure(name, caption, says, draw)
+
+
 def _fade(colour: str) -> Any:
     from matplotlib.colors import LinearSegmentedColormap, to_rgba
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from mmfeat.errors import RunError
 from mmfeat.evaluation.significance import holm
-from mmfeat.report.plots import SERIES, new_drawing, whiskers
+from mmfeat.report.plots import SERIES, new_drawing, score_figure
 from mmfeat.report.section import Figure, Section, Table, gain, interval, number, p_value, title_of
 from mmfeat.report.subject import Subject
 from mmfeat.runs.entry import Entry
@@ -200,11 +200,7 @@ def stages_section(subject: Subject) -> Section | None:
 
 
 def _stages(entries: Sequence[Entry]) -> Figure:
-    def draw() -> Drawing:
-        drawing, (axes,) = new_drawing(0.8 + 0.25 * len(entries))
-        colours = [SERIES[7]] + [SERIES[0]] * len(entries[1:])
-        whiskers(axes, [entry.macro_f1 for entry in entries], [entry.head for entry in entries], colours)
-        axes.set_xlabel("macro-F1")
-        return drawing
-
-    return Figure("stages", "macro-F1 of the stages with 95 % intervals", "the table below has the values", draw)
+    scores, names = [entry.macro_f1 for entry in entries], [entry.head for entry in entries]
+    colours = [SERIES[7]] + [SERIES[0]] * len(entries[1:])
+    caption, says = "macro-F1 of the stages with 95 % intervals", "the table below has the values"
+    return score_figure("stages", caption, says, scores, names, colours)
