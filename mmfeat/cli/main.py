@@ -234,7 +234,3 @@ def _load_config(context: typer.Context, path: Path) -> None:
     for group, names_of_group in inner.items():
         values[group] = {name: values.pop(f"{group}-{name}") for name in names_of_group}
     context.default_map = values
-
-
-if __name__ == "__main__":
-    main()
