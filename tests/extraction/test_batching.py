@@ -24,11 +24,11 @@ from mmfeat.encoders import EncoderOptions, describe_encoders, load_encoders
 torch.set_num_threads(1)
 (encoder,) = load_encoders(describe_encoders(["timm:" + sys.argv[1]], EncoderOptions(dtype="float32")), "cpu")
 random = np.random.default_rng(0)
-inputs = list(random.integers(0, 256, (600, 64, 64, 3), dtype=np.uint8))
-wanted = np.concatenate([encoder.embed(inputs[start : start + 20])[0] for start in range(0, 600, 20)])
+inputs = list(random.integers(0, 256, (300, 64, 64, 3), dtype=np.uint8))
+wanted = np.concatenate([encoder.embed(inputs[start : start + 20])[0] for start in range(0, 300, 20)])
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]), resource.RLIM_INFINITY))
-batcher = Batcher(encoder, "cpu", 600)
+batcher = Batcher(encoder, "cpu", 300)
 (found,) = batcher.launch(inputs)()
 np.testing.assert_allclose(found, wanted, atol=1e-5)
 print(batcher.size)
@@ -47,10 +47,10 @@ def pictures(count: int) -> list[Any]:
 
 def test_short_memory_halves_the_batch_and_loses_nothing(tiny_timm: Path) -> None:
     """A real limit on the process's memory, under which the whole batch does not fit."""
-    command = [sys.executable, "-c", SHORT, str(tiny_timm), str(60 << 20)]
+    command = [sys.executable, "-c", SHORT, str(tiny_timm), str(30 << 20)]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert answer.returncode == 0, answer.stderr
-    assert 1 <= int(answer.stdout) < 600
+    assert 1 <= int(answer.stdout) < 300
 
 
 def test_a_sample_that_never_fits_is_one_line(encoder: Encoder) -> None:
