@@ -1,5 +1,5 @@
 """The sweep: heads x modalities x folds x seeds -> a run with its leaderboard. Start with `entries`, which trains one
-head, then `train`. Imports `mmfeat.runs` and what is left of it.
+head, then `train`. Imports `mmfeat.runs` and packages to its left.
 """
 
 import lazy_loader
