@@ -12,10 +12,10 @@ import numpy as np
 from mmfeat.cache.store import Cache
 from mmfeat.errors import ConfigError
 from mmfeat.evaluation.metrics import evaluate
+from mmfeat.prediction.drift import check_labels, find_drift, out_of_fold_choices, training_samples
 from mmfeat.prediction.final_heads import Inference, infer, read_for, unseen_note
 from mmfeat.prediction.model import Model, unread
 from mmfeat.prediction.output_file import Predictions
-from mmfeat.prediction.submit import check_labels, find_drift, out_of_fold_choices, training_samples
 from mmfeat.runs.entry import Scores, convert
 from mmfeat.runs.run import Run, choose_run
 from mmfeat.samples.dataset import Sample, SampleSet

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chi2_contingency
 
-from mmfeat.prediction.submit import compare_counts, label_drift, missing_drift
+from mmfeat.prediction.drift import compare_counts, label_drift, missing_drift
 from mmfeat.samples.dataset import Sample
 from mmfeat.samples.labels import indicator
 
