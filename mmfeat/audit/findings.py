@@ -10,7 +10,7 @@ import numpy as np
 
 from mmfeat.audit.leaks import UNLABELLED, GivenSplits, Leak, find_leaks, find_shared, read_given_splits
 from mmfeat.audit.opinions import Opinions, Suspicion, fitting_run, read_opinions, suspicions
-from mmfeat.audit.photos import Oddity, Photos, inspect_photos
+from mmfeat.audit.photos import Oddity, PhotosFacts, inspect_photos
 from mmfeat.audit.texts import text_findings
 from mmfeat.audit.twins import Conflicts, Twins, find_conflicts, find_twins, twins_within
 from mmfeat.evaluation.splits import TEST, has_splits
@@ -26,7 +26,7 @@ class Findings:
     """Findings in N samples; lists and arrays have the order of the samples. `no_run` says why opinions are missing."""
 
     samples: SampleSet
-    photos: Photos
+    photos: PhotosFacts
     data_hash: str
     twins: Mapping[str, Twins]
     conflicts: Mapping[str, Conflicts]
@@ -94,7 +94,7 @@ def _run_splits(run: Run | None, samples: Sequence[Sample]) -> GivenSplits | Non
     return read_given_splits(run.folder, samples) if run and has_splits(run.folder) else None
 
 
-def _hash_labelled(samples: Sequence[Sample], photos: Photos) -> str:
+def _hash_labelled(samples: Sequence[Sample], photos: PhotosFacts) -> str:
     """The data hash of a run on these samples, from content keys that the audit already has."""
     rows = [row for row, sample in enumerate(samples) if sample.label is not None]
     labelled = [samples[row] for row in rows]

@@ -40,7 +40,7 @@ Oddity = tuple[str, str]  # (kind, detail)
 
 
 @dataclass(frozen=True)
-class Photo:
+class PhotoFacts:
     """Facts about the photo of one sample; `key` is None where the file could not be read."""
 
     key: bytes | None
@@ -50,7 +50,7 @@ class Photo:
 
 
 @dataclass(frozen=True)
-class Photos:
+class PhotosFacts:
     """Facts about the photos of N samples; `hashes` are (perceptual hashes (N,) uint64, known (N,) bool)."""
 
     keys: ContentKeys
@@ -60,12 +60,12 @@ class Photos:
     absent: bool  # True where no sample names a photo
 
 
-def inspect_photos(samples: Sequence[Sample], workers: int, progress: Progress) -> Photos:
+def inspect_photos(samples: Sequence[Sample], workers: int, progress: Progress) -> PhotosFacts:
     """Read every photo, `workers` at once and at most `AHEAD` in memory.
 
     Where no sample names a photo, no photo counts as missing.
     """
-    photos: list[Photo] = []
+    photos: list[PhotoFacts] = []
     with warnings.catch_warnings(), progress.step("inspect photos", len(samples)) as advance:
         warnings.filterwarnings("ignore", module=r"PIL\.")  # the findings report odd files
         for photo in prefetch(inspect_photo, samples, workers, AHEAD):
@@ -74,7 +74,7 @@ def inspect_photos(samples: Sequence[Sample], workers: int, progress: Progress) 
     keys = np.array([photo.key or b"" for photo in photos], f"S{KEY_LENGTH}")
     known = np.array([photo.hash is not None for photo in photos], bool)
     absent = all(sample.image is None for sample in samples)
-    return Photos(
+    return PhotosFacts(
         ContentKeys(keys, keys != b"", ()),
         (np.array([photo.hash or 0 for photo in photos], np.uint64), known),
         [photo.size for photo in photos if photo.size],
@@ -83,20 +83,20 @@ def inspect_photos(samples: Sequence[Sample], workers: int, progress: Progress) 
     )
 
 
-def inspect_photo(sample: Sample) -> Photo:
+def inspect_photo(sample: Sample) -> PhotoFacts:
     """Read the photo of one sample."""
     if sample.image is None:
-        return Photo(None, None, None, ((MISSING, sample.image_error),))
+        return PhotoFacts(None, None, None, ((MISSING, sample.image_error),))
     try:
         data = sample.image.read_bytes()
     except OSError as error:
-        return Photo(None, None, None, ((UNREADABLE, error.strerror or str(error)),))
+        return PhotoFacts(None, None, None, ((UNREADABLE, error.strerror or str(error)),))
     suffix = PurePosixPath(sample.image.name.partition("?")[0]).suffix.lower()
     size, findings = _header(data, suffix)
     photo_hash = hash_photo(data)
     if photo_hash is None:
         findings = (*_undecoded(data), *findings)
-    return Photo(content_key(data), photo_hash, size, findings)
+    return PhotoFacts(content_key(data), photo_hash, size, findings)
 
 
 def _undecoded(data: bytes) -> tuple[Oddity, ...]:

@@ -25,10 +25,10 @@ HEADERS = {
     "profile.csv": ("part", "measure", "value"),
 }
 SHOWN_TEXT = 280
-Rows = list[tuple[Any, ...]]
+CsvRows = list[tuple[Any, ...]]
 
 
-def write_table(folder: Path, name: str, rows: Rows) -> None:
+def write_table(folder: Path, name: str, rows: CsvRows) -> None:
     """Write one table; a table without rows has only its header."""
     write_atomic(folder / name, csv_text(HEADERS[name], rows).encode())
 
@@ -39,7 +39,7 @@ def shown_text(text: str | None) -> str:
     return line if len(line) <= SHOWN_TEXT else f"{line[: SHOWN_TEXT - 1]}…"
 
 
-def duplicate_rows(samples: Sequence[Sample], twins: Mapping[str, Twins], parts: Sequence[str]) -> Rows:
+def duplicate_rows(samples: Sequence[Sample], twins: Mapping[str, Twins], parts: Sequence[str]) -> CsvRows:
     """Every member of every group, the largest groups first."""
     return [
         (name, modality, twin.kind(row), samples[row].id, samples[row].label, parts[row], shown_text(samples[row].text))
@@ -60,9 +60,9 @@ def group_rows(modality: str, groups: np.ndarray) -> Iterator[tuple[str, int, li
         yield f"{modality}-{rank}", number, rows.tolist()
 
 
-def conflict_rows(samples: Sequence[Sample], twins: Mapping[str, Twins], conflicts: Mapping[str, Conflicts]) -> Rows:
+def conflict_rows(samples: Sequence[Sample], twins: Mapping[str, Twins], conflicts: Mapping[str, Conflicts]) -> CsvRows:
     """The labelled samples of groups with conflicts, groups with exact conflicts first."""
-    table: Rows = []
+    table: CsvRows = []
     for modality, conflict in conflicts.items():
         groups = list(group_rows(modality, twins[modality].near))
         for kind, numbers in (("exact", set(conflict.exact.tolist())), ("near", set(conflict.near.tolist()))):
@@ -74,7 +74,7 @@ def conflict_rows(samples: Sequence[Sample], twins: Mapping[str, Twins], conflic
     return table
 
 
-def leak_rows(samples: Sequence[Sample], leaks: Sequence[Leak]) -> Rows:
+def leak_rows(samples: Sequence[Sample], leaks: Sequence[Leak]) -> CsvRows:
     """The leaks, each with its sample and the twin in the other part."""
     table = []
     for leak in leaks:
@@ -84,7 +84,7 @@ def leak_rows(samples: Sequence[Sample], leaks: Sequence[Leak]) -> Rows:
     return table
 
 
-def file_rows(samples: Sequence[Sample], findings: Mapping[str, Sequence[Sequence[tuple[str, str]]]]) -> Rows:
+def file_rows(samples: Sequence[Sample], findings: Mapping[str, Sequence[Sequence[tuple[str, str]]]]) -> CsvRows:
     """The oddities of each text and photo, sorted by oddity."""
     table = [
         (sample.id, modality, what, detail, sample.label, str(sample.image or "") if modality == "image" else "")
@@ -95,7 +95,7 @@ def file_rows(samples: Sequence[Sample], findings: Mapping[str, Sequence[Sequenc
     return sorted(table, key=lambda row: row[1:3])
 
 
-def error_rows(samples: Mapping[str, Sample], suspected: Sequence[Suspicion]) -> Rows:
+def error_rows(samples: Mapping[str, Sample], suspected: Sequence[Suspicion]) -> CsvRows:
     """The likely label errors, the surest first."""
     rows = []
     for rank, error in enumerate(suspected, 1):
@@ -107,7 +107,7 @@ def error_rows(samples: Mapping[str, Sample], suspected: Sequence[Suspicion]) ->
     return rows
 
 
-def balance_rows(balance: Mapping[str, Any]) -> Rows:
+def balance_rows(balance: Mapping[str, Any]) -> CsvRows:
     """The counts and shares of each class in each part."""
     return [
         (part, name, row["count"], *(f"{row[key]:.6f}" for key in ("share", "low", "high")))
@@ -116,7 +116,7 @@ def balance_rows(balance: Mapping[str, Any]) -> Rows:
     ]
 
 
-def profile_rows(profile: Mapping[str, Any]) -> Rows:
+def profile_rows(profile: Mapping[str, Any]) -> CsvRows:
     """The nested profile with one measure in each row, as `text.characters.median`."""
     return [(part, name, f"{value:.10g}") for part, measures in profile.items() for name, value in _flat(measures)]
 

@@ -168,7 +168,7 @@ def age(changed: float) -> str:
 
 NAME = "cache"
 RUNS = "heads"  # the folder of runs that gc looks into by default
-Sample = Annotated[str, typer.Argument(help="The id of a sample.", metavar="SAMPLE")]
+SampleFlag = Annotated[str, typer.Argument(help="The id of a sample.", metavar="SAMPLE")]
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="See, check, explain, tidy and export the cache.")
 
 
@@ -208,7 +208,7 @@ def info(data: AnyData = None, cache: CacheFolder = "cache", columns: AnyColumns
 
 
 @app.command()
-@takes({"sample": (Sample, ...), **REQUEST_PARAMETERS})
+@takes({"sample": (SampleFlag, ...), **REQUEST_PARAMETERS})
 @interruptible("nothing was changed")
 def explain(context: typer.Context, **values: Any) -> None:
     """Say why a sample would be a hit or a miss. Names the fields of the spec that differ.

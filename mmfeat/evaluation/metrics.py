@@ -2,7 +2,7 @@
 
 A value is the mean over seeds (training repeats). Its interval tells how far that mean would move with other samples:
 the same samples are drawn for all seeds, so the interval leaves out the variation between trainings. Scores of choices
-come from `Counts`, which resampling sums from `Cells` of equal samples; scores of probabilities from their influence.
+come from `Hits`, which resampling sums from `Cells` of equal samples; scores of probabilities from their influence.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LEAST = 1e-15  # probabilities are kept this far from 0 in a logarithm
 
 
 @dataclass(frozen=True)
-class Counts:
+class Hits:
     """Counts from which scores of one or many sets of predictions follow.
 
     `hits`, `labelled` and `predicted` (..., C) count samples by class, `right` (...) samples with every class right;
@@ -89,20 +89,20 @@ class Cells:
         parts = [rows & labels, rows, labels, (rows == labels).all(-1)]
         return np.concatenate([part.reshape(len(labels), -1) for part in parts], axis=1).astype(dtype)
 
-    def counts(self, sums: np.ndarray, samples: int) -> Counts:
+    def counts(self, sums: np.ndarray, samples: int) -> Hits:
         """(D, 2SC + C + S) sums over the columns of `table` as counts of shape (D, S, C)."""
         seeds, _, classes = self.chosen.shape
         width = seeds * classes
         hits, predicted, labelled, right = np.split(sums, [width, 2 * width, 2 * width + classes], axis=1)
         shape = (-1, seeds, classes)
         labelled = np.broadcast_to(labelled[:, None], (len(sums), seeds, classes))
-        return Counts(hits.reshape(shape), labelled, predicted.reshape(shape), right, samples)
+        return Hits(hits.reshape(shape), labelled, predicted.reshape(shape), right, samples)
 
 
-Scorer = Callable[[Counts], np.ndarray]  # counts of shape (D, S, C) -> (D, Q) scores
+Scorer = Callable[[Hits], np.ndarray]  # counts of shape (D, S, C) -> (D, Q) scores
 
 
-def count(labels: np.ndarray, chosen: np.ndarray) -> Counts:
+def count(labels: np.ndarray, chosen: np.ndarray) -> Hits:
     """Counts of decisions (..., N, C) about samples with labels (N, C), both bool."""
     samples = len(labels)
     # A product with ones adds up long columns of few classes ten times as fast as sum() does.
@@ -110,7 +110,7 @@ def count(labels: np.ndarray, chosen: np.ndarray) -> Counts:
     sums = [ones @ part.astype(ones.dtype) for part in (labels & chosen, labels, chosen)]
     hits, labelled, predicted = (part.astype(np.float64) for part in sums)
     right = np.count_nonzero((labels == chosen).all(-1), axis=-1)
-    return Counts(hits, np.broadcast_to(labelled, hits.shape), predicted, np.asarray(right), samples)
+    return Hits(hits, np.broadcast_to(labelled, hits.shape), predicted, np.asarray(right), samples)
 
 
 def find_cells(labels: np.ndarray, chosen: np.ndarray) -> Cells:
@@ -252,13 +252,13 @@ def evaluate(targets: Targets, chosen: np.ndarray, probabilities: np.ndarray, se
     }
 
 
-def _count_scores(counts: Counts) -> np.ndarray:
+def _count_scores(counts: Hits) -> np.ndarray:
     """(D, 3 + C): macro-F1, accuracy, weighted F1 and each class's F1; means over seeds."""
     overall = np.stack([counts.macro_f1, counts.accuracy, counts.weighted_f1], axis=-1)
     return np.concatenate([overall, counts.f1], axis=-1).mean(1)
 
 
-def _classes(targets: Targets, counts: Counts, f1: list[Score], areas: np.ndarray) -> dict[str, Any]:
+def _classes(targets: Targets, counts: Hits, f1: list[Score], areas: np.ndarray) -> dict[str, Any]:
     return {
         name: {
             "precision": float(counts.precision[:, column].mean()),

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mmfeat.evaluation.metrics import DRAWS, Counts, draw_scores, find_cells, percentiles
+from mmfeat.evaluation.metrics import DRAWS, Hits, draw_scores, find_cells, percentiles
 from mmfeat.samples.labels import Targets
 
 LEVEL = 0.05  # p-values below it count as significant
@@ -132,7 +132,7 @@ def _draw_macro_f1(
     """(H,) macro-F1 of each head, the mean over its seeds, and (draws, H) the same on resampled samples."""
     starts = np.cumsum([0, *(len(chosen) for chosen in all_chosen)])
 
-    def scores(counts: Counts) -> np.ndarray:
+    def scores(counts: Hits) -> np.ndarray:
         sums = np.add.reduceat(counts.macro_f1, starts[:-1], axis=-1)
         return sums / np.diff(starts)
 

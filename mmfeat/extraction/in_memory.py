@@ -24,7 +24,7 @@ from mmfeat.samples.keys import ContentKeys, content_keys
 from mmfeat.system.wording import Progress, Silent
 
 CHANGED = "changed while it was read"
-Row = tuple[np.ndarray, str]  # (D) or (T, D) values, and the error, "" if there is none
+EncodedValues = tuple[np.ndarray, str]  # (D) or (T, D) values, and the error, "" if there is none
 
 
 @dataclass(frozen=True)
@@ -96,13 +96,15 @@ class _RowsInMemory:
     """Sink that keeps rows by fingerprint and content key."""
 
     def __init__(self) -> None:
-        self.rows: defaultdict[str, dict[bytes, Row]] = defaultdict(dict)
+        self.rows: defaultdict[str, dict[bytes, EncodedValues]] = defaultdict(dict)
 
     def add(self, fingerprint: str, rows: Rows, clocks: Clocks) -> None:
         self.rows[fingerprint].update(zip(rows.keys, zip(rows.values, rows.errors, strict=True), strict=True))
 
 
-def _block(spec: EncoderSpec, keys: ContentKeys, rows: Mapping[str, Mapping[bytes, Row]]) -> Block | MappedBlock:
+def _block(
+    spec: EncoderSpec, keys: ContentKeys, rows: Mapping[str, Mapping[bytes, EncodedValues]]
+) -> Block | MappedBlock:
     """The block that a cache would load: NaN or no tokens where a row lacks values, width 0 where all rows do."""
     encoded = rows.get(spec.fingerprint, {})
     values = [encoded[key][0] if key in encoded and not encoded[key][1] else None for key in keys.keys.tolist()]
@@ -139,7 +141,7 @@ def _padded(tokens: Sequence[np.ndarray], positions: np.ndarray) -> np.ndarray:
 
 
 def _reasons(
-    keys: ContentKeys, specs: Sequence[EncoderSpec], rows: Mapping[str, Mapping[bytes, Row]]
+    keys: ContentKeys, specs: Sequence[EncoderSpec], rows: Mapping[str, Mapping[bytes, EncodedValues]]
 ) -> tuple[str, ...]:
     """(N,) the first reason why an encoder has no row of a sample, "" where all have one."""
 

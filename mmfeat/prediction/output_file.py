@@ -28,7 +28,7 @@ PHOTOS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")  # 
 OBJECT = "probabilities"  # name of the field in JSON lines
 DIGITS = 6
 ROUNDING = 0.5 * 10.0**-DIGITS
-Rows = list[tuple[str, str]]
+Pairs = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _is_photo(path: Path) -> bool:
         return file.read(8).startswith(PHOTOS)
 
 
-def check_rows(rows: Rows, ids: Sequence[str], classes: Sequence[str], multilabel: bool = False) -> None:
+def check_rows(rows: Pairs, ids: Sequence[str], classes: Sequence[str], multilabel: bool = False) -> None:
     """Raise `SubmissionError` unless every id stands in `rows` once and in order, with a label of `classes`.
 
     Labels of `multilabel` rows are `a|b`, or a lone `|`.
@@ -222,7 +222,7 @@ def _json_lines(predictions: Predictions, output: OutputFormat) -> str:
     return "".join(lines)
 
 
-def _read_delimited(text: str, classes: Sequence[str], output: OutputFormat) -> tuple[Rows, np.ndarray]:
+def _read_delimited(text: str, classes: Sequence[str], output: OutputFormat) -> tuple[Pairs, np.ndarray]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=DELIMITERS[output.format], strict=True)
     columns = output.columns(classes)
     if output.header and (header := next(reader, [])) != columns:
@@ -233,7 +233,7 @@ def _read_delimited(text: str, classes: Sequence[str], output: OutputFormat) -> 
     return [(row[0], row[1]) for row in cells], np.array([row[2:] for row in cells], float)
 
 
-def _read_json_lines(text: str, classes: Sequence[str], output: OutputFormat) -> tuple[Rows, np.ndarray]:
+def _read_json_lines(text: str, classes: Sequence[str], output: OutputFormat) -> tuple[Pairs, np.ndarray]:
     entries = [json.loads(line) for line in text.split("\n")[:-1]]
     wanted = {*output.names, *([OBJECT] if output.probabilities else [])}
     if odd := next((entry for entry in entries if set(entry) != wanted), None):
