@@ -17,7 +17,7 @@ from mmfeat.report.section import Figure, Section, Table, gain, interval, number
 from mmfeat.report.subject import Subject
 from mmfeat.runs.entry import Entry
 from mmfeat.runs.run import CURVES, Run
-from mmfeat.system.files import read_json
+from mmfeat.sweep.trials import load_record
 from mmfeat.system.wording import head_label
 
 if TYPE_CHECKING:
@@ -108,11 +108,8 @@ def effects_section(subject: Subject) -> Section | None:
 def read_trials(run: Run, entry: Entry) -> Iterator[tuple[dict[str, Any], float]]:
     """(settings, mean macro-F1 on validation rows) of each trial of an entry."""
     for path in sorted(Path(run.head_folder(entry) / "trials").glob("*.json")):
-        try:
-            record = read_json(path)
-            yield dict(record["settings"]), float(np.mean(record["scores"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{path}: not a whole trial ({error}); delete it and run mmfeat heads again") from error
+        record = load_record(path.with_suffix(""))
+        yield dict(record["settings"]), float(np.mean(record["scores"]))
 
 
 def varied(settings: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -5,9 +5,10 @@ Nothing is fitted on rows that it scores.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -235,14 +236,11 @@ def load_outcome(path: Path) -> Outcome | None:
     """Read the outcome that `save_outcome` wrote; None if there is none. Raises `RunError` for a damaged file."""
     from safetensors.numpy import load_file
 
-    record, file = path.with_name(f"{path.name}.json"), path.with_name(f"{path.name}.safetensors")
-    if not record.exists():
+    if not path.with_name(f"{path.name}.json").exists():
         return None
-    try:
-        values = read_json(record)
-        if values.pop("sha256") != _checksum(values, file):
-            raise ValueError(f"it or {file.name} is not what was saved")
-        tensors = load_file(file)
+    values = load_record(path)
+    with _whole(path):
+        tensors = load_file(path.with_name(f"{path.name}.safetensors"))
         return Outcome(
             logits=tensors["logits"].astype(np.float64),
             validation=[tensors[f"validation.{cell}"].astype(np.float64) for cell in range(len(tensors) - 1)],
@@ -250,8 +248,25 @@ def load_outcome(path: Path) -> Outcome | None:
             scores=np.array(values.pop("scores")),
             **values,
         )
+
+
+def load_record(path: Path) -> dict[str, Any]:
+    """Read `PATH.json`, all of a trial but its logits. Raises `RunError` if either file is not what was saved."""
+    file = path.with_name(f"{path.name}.safetensors")
+    with _whole(path):
+        values: dict[str, Any] = read_json(path.with_name(f"{path.name}.json"))
+        if values.pop("sha256") != _checksum(values, file):
+            raise ValueError(f"it or {file.name} is not what was saved")
+        return values
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Raise any error in reading the trial `path` as a `RunError`."""
+    try:
+        yield
     except Exception as error:  # safetensors has no exception for a damaged file
-        raise RunError(f"{record}: not a whole trial ({error}); delete it and run mmfeat heads again") from error
+        raise RunError(f"{path}.json: not a whole trial ({error}); delete it and run mmfeat heads again") from error
 
 
 def _checksum(record: dict[str, Any], file: Path) -> str:

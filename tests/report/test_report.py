@@ -265,6 +265,15 @@ def test_settings_are_grouped_and_correlated(run: Run) -> None:
     assert sum(int(row[1]) for row in group_means(line, "rate")) == 20
 
 
+def test_a_changed_trial_is_not_reported(run: Run, tmp_path: Path) -> None:
+    copied = replace(run, folder=Path(shutil.copytree(run.folder, tmp_path / "run")))
+    trial = copied.head_folder(run.entry("concat", "both")) / "trials" / "0001.json"
+    values = json.loads(trial.read_text())
+    trial.write_text(json.dumps({**values, "scores": [[1.0]]}))
+    with pytest.raises(RunError, match=r"0001\.json: not a whole trial \(it or 0001\.safetensors"):
+        list(read_trials(copied, run.entry("concat", "both")))
+
+
 def test_wilson_is_that_of_scipy() -> None:
     from scipy.stats import binomtest
 
