@@ -104,7 +104,7 @@ def _summary(findings: Findings, folder: Path, seed: int) -> Audit:
         leaks=_leaks(findings),
         odd=_odd(findings),
         profile=_profile(findings, seed),
-        balance=class_balance([sample.label for sample in samples], parts, findings.is_multilabel),
+        balance=class_balance([sample.label for sample in samples], parts, findings.is_multilabel, seed),
         label_errors=_label_errors(findings, seed),
         notes=_notes(findings),
     )
@@ -214,7 +214,9 @@ def _write(audit: Audit, findings: Findings) -> None:
     write_json(audit.file, audit.to_json())
 
 
-def class_balance(labels: Sequence[str | None], parts: Mapping[str, np.ndarray], multilabel: bool) -> dict[str, Any]:
+def class_balance(
+    labels: Sequence[str | None], parts: Mapping[str, np.ndarray], multilabel: bool, seed: int = 42
+) -> dict[str, Any]:
     """Balance of classes in all samples and in each part.
 
     `classes` are the sorted names; `parts` maps part -> number of samples and, by class, count, share and 95 % Wilson
@@ -230,7 +232,7 @@ def class_balance(labels: Sequence[str | None], parts: Mapping[str, np.ndarray],
     }
     tables = {part: _shares([names[row] for row in rows], classes) for part, rows in members.items()}
     counts = [[table["classes"][name]["count"] for name in classes] for part, table in tables.items() if part != ALL]
-    return {"classes": classes, "parts": tables, "p": None if multilabel else _chance(counts)}
+    return {"classes": classes, "parts": tables, "p": None if multilabel else _chance(counts, seed)}
 
 
 def _shares(cells: Sequence[set[str]], classes: Sequence[str]) -> dict[str, Any]:
@@ -243,7 +245,7 @@ def _shares(cells: Sequence[set[str]], classes: Sequence[str]) -> dict[str, Any]
     return {"samples": len(cells), "classes": rows}
 
 
-def _chance(counts: list[list[int]], seed: int = 42) -> float | None:
+def _chance(counts: list[list[int]], seed: int) -> float | None:
     """P-value of a table of parts by classes.
 
     Chi-squared is compared with `DRAWS` random tables with the same margins, since the asymptotic distribution does

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 SHOWN_ROWS = 12  # kinds of odd files
 SHOWN_ERRORS = 5  # likely label errors
 SHOWN_PARTS = 6  # parts of a data set in the table of classes
+SHOWN_SHARES = 5  # languages or scripts
 NEAR = (0, 2, 0, 0)  # padding of the cells of all tables
 TABLES = ("duplicates", "conflicts", "leaks", "files", "label_errors", "balance", "profile")
 
@@ -121,8 +122,8 @@ def _show_profile(audit: Audit) -> None:
         out.print(f"photos: {photos['photos']:,}, median {' x '.join(sides)} pixels, least side {least:,.0f}")
 
 
-def _first_shares(shares: Mapping[str, float], most: int = 5) -> str:
-    first, rest = list(shares.items())[:most], list(shares.values())[most:]
+def _first_shares(shares: Mapping[str, float]) -> str:
+    first, rest = list(shares.items())[:SHOWN_SHARES], list(shares.values())[SHOWN_SHARES:]
     others = [f"{len(rest)} others {sum(rest):.1%}"] if rest else []
     return ", ".join([f"{name} {share:.1%}" for name, share in first] + others)
 

@@ -37,13 +37,11 @@ def blend(log_probabilities: np.ndarray, weights: np.ndarray, multilabel: bool =
     return np.log(mean) - np.log1p(-mean)
 
 
-def greedy_weights(
-    validation: np.ndarray, targets: Targets, rounds: int = 15, seed: int = 42, bags: int = BAGS
-) -> np.ndarray:
+def greedy_weights(validation: np.ndarray, targets: Targets, rounds: int = 15, seed: int = 42) -> np.ndarray:
     """Weights of heads by ensemble selection (Caruana et al., 2004).
 
     Starting with the best heads, each round adds the head, possibly once more, with which the mean scores best; the
-    best ensemble of all rounds is kept. The selection runs in `bags` random halves of the heads, and the weights are
+    best ensemble of all rounds is kept. The selection runs in `BAGS` random halves of the heads, and the weights are
     averaged. The score is macro-F1 - 0.1 log-loss (nats), because macro-F1 alone follows the luck of single rows.
     Classes are chosen with the offsets that `fit_decision` finds for the mean of all heads.
 
@@ -66,7 +64,7 @@ def greedy_weights(
     candidates = _Candidates.of(validation, targets)
     size = min(heads, max(3, (heads + 1) // 2))
     weights = np.zeros(heads)
-    for _ in range(bags if size < heads else 1):
+    for _ in range(BAGS if size < heads else 1):
         pool = np.sort(random.permutation(heads)[:size])
         weights[pool] += _select(candidates.take(pool), rounds)
     return weights / weights.sum()

@@ -17,6 +17,7 @@ from mmfeat.samples.labels import Targets
 
 LEVEL = 0.05  # p-values below it count as significant
 ROUNDING = 1e-7  # smaller differences are rounding errors
+SEED = 42  # seed with which `compare_pairs` draws
 
 
 @dataclass(frozen=True)
@@ -107,16 +108,14 @@ def compare_with_best(
     ]
 
 
-def compare_pairs(
-    targets: Targets, all_chosen: Sequence[np.ndarray], seed: int = 42
-) -> tuple[list[list[Difference]], np.ndarray]:
+def compare_pairs(targets: Targets, all_chosen: Sequence[np.ndarray]) -> tuple[list[list[Difference]], np.ndarray]:
     """Compare every head with every other: a table of differences, row less column, and adjusted p-values (H, H).
 
     The p-values are adjusted for all pairs (Holm), and 1 on the diagonal. `all_chosen` is as in `compare_with_best`.
     """
     heads = len(all_chosen)
     upper = np.triu_indices(heads, 1)
-    value, draws = _draw_macro_f1(targets, all_chosen, seed, max(DRAWS, 80 * len(upper[0])))
+    value, draws = _draw_macro_f1(targets, all_chosen, SEED, max(DRAWS, 80 * len(upper[0])))
     table = [
         [_difference(value[row] - value[column], draws[:, row] - draws[:, column]) for column in range(heads)]
         for row in range(heads)

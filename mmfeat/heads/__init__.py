@@ -7,7 +7,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "registry": ["BASELINES", "FUSIONS", "HEADS", "HeadSettings", "load_fusion"],
+        "registry": ["BASELINES", "FUSIONS", "HeadSettings", "load_fusion"],
         "classifier": ["FusionClassifier"],
     },
 )

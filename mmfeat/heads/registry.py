@@ -86,7 +86,6 @@ FUSIONS = {  # the classes of `mmfeat.heads.fusions`
 }
 # `mmfeat.baselines.fit` has the functions and needs NumPy; these names are also for `mmfeat --help`, which does not.
 BASELINES = ("prior", "knn", "ridge", "logistic", "svm", "forest", "boosting")
-HEADS: tuple[str, ...] = (*FUSIONS, *BASELINES)
 
 
 def load_fusion(name: str) -> FusionType:

@@ -20,6 +20,7 @@ from mmfeat.samples.labels import classes_in
 from mmfeat.system.remote import absolute
 
 DRAWS = 9999  # random tables of a permutation test
+SEED = 42  # with one seed for all tests, equal counts have equal p-values
 SIGNIFICANT = 0.01
 LEAST_SHIFT = 0.05  # smallest share of different samples that is reported
 LEAST = 1e-7  # probabilities out of fold are clipped here, below the precision of out_of_fold.csv
@@ -71,17 +72,17 @@ def out_of_fold_choices(run: Run, entry: Entry) -> np.ndarray | None:
     return decision.choose(logs * decision.temperature)
 
 
-def label_drift(before: np.ndarray, now: np.ndarray, classes: Sequence[str], multilabel: bool, seed: int = 42) -> str:
+def label_drift(before: np.ndarray, now: np.ndarray, classes: Sequence[str], multilabel: bool) -> str:
     """A line where class shares of choices `now` (N, C) and `before` (M, C) differ significantly, else ""."""
     if not len(before) or not len(now):
         return ""
     shift = now.mean(0) - before.mean(0)
     if multilabel:  # every class has a test of its own; Bonferroni's correction follows
         columns = zip(before.T, now.T, strict=True)
-        p_values = [compare_counts(_yes_no(old), _yes_no(new), seed) for old, new in columns]
+        p_values = [compare_counts(_yes_no(old), _yes_no(new)) for old, new in columns]
         p, size = min(1.0, min(p_values) * len(classes)), float(np.abs(shift).max())
     else:
-        p, size = compare_counts(before.sum(0), now.sum(0), seed), float(np.abs(shift).sum() / 2)
+        p, size = compare_counts(before.sum(0), now.sum(0)), float(np.abs(shift).sum() / 2)
     if p >= SIGNIFICANT or size < LEAST_SHIFT:
         return ""
     column = int(np.abs(shift).argmax())
@@ -93,9 +94,7 @@ def label_drift(before: np.ndarray, now: np.ndarray, classes: Sequence[str], mul
     )
 
 
-def missing_drift(
-    before: Sequence[Sample], now: Sequence[Sample], modalities: Sequence[str] = MODALITIES, seed: int = 42
-) -> list[str]:
+def missing_drift(before: Sequence[Sample], now: Sequence[Sample], modalities: Sequence[str] = MODALITIES) -> list[str]:
     """A line for each modality whose share of missing values differs significantly between `before` and `now`."""
     lines = []
     for modality in modalities:
@@ -105,7 +104,7 @@ def missing_drift(
         shares = [table.mean() for table in tables]
         if abs(shares[1] - shares[0]) < LEAST_SHIFT:
             continue
-        p = compare_counts(_yes_no(tables[0]), _yes_no(tables[1]), seed)
+        p = compare_counts(_yes_no(tables[0]), _yes_no(tables[1]))
         if p < SIGNIFICANT:
             lines.append(
                 f"{shares[1]:.1%} of these samples have no {PART[modality]}, of the labelled ones {shares[0]:.1%} "
@@ -114,7 +113,7 @@ def missing_drift(
     return lines
 
 
-def compare_counts(before: np.ndarray, now: np.ndarray, seed: int = 42) -> float:
+def compare_counts(before: np.ndarray, now: np.ndarray) -> float:
     """P-value of the hypothesis that two (C,) vectors of counts are samples of one population.
 
     The G statistic (likelihood ratio) of the 2 x C table is compared with `DRAWS` tables with the same margins: a
@@ -122,7 +121,7 @@ def compare_counts(before: np.ndarray, now: np.ndarray, seed: int = 42) -> float
     """
     before, now = np.asarray(before, np.int64), np.asarray(now, np.int64)
     both = before + now
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(SEED)
     drawn = random.multivariate_hypergeometric(both, int(now.sum()), size=DRAWS, method="marginals")
     observed = _g_statistic(now[None], both)[0]
     as_far = int((_g_statistic(drawn, both) >= observed - 1e-9).sum())

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 PLOTTED = 4  # entries in the plot of learning curves
+MOST_VALUES = 12  # a setting with more numbers than these is shown by quartiles
 CURVE_NAMES = {"loss": "training loss", "validation_loss": "validation loss", "validation_macro_f1": "macro-F1"}
 Curves = Mapping[str, Mapping[int, Sequence[float]]]  # name -> epoch -> values of all folds and seeds
 
@@ -117,12 +118,12 @@ def varied(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in (settings[0] if settings else ()) if len({str(values[name]) for values in settings}) > 1]
 
 
-def group_means(trials: Sequence[tuple[Mapping[str, Any], float]], name: str, most: int = 12) -> list[list[str]]:
+def group_means(trials: Sequence[tuple[Mapping[str, Any], float]], name: str) -> list[list[str]]:
     """Rows of value, number of trials, mean, standard deviation and best score; many numbers become quartiles."""
     groups: dict[Any, list[float]] = defaultdict(list)
     for settings, score in trials:
         groups[settings[name]].append(score)
-    if len(groups) > most and all(isinstance(value, int | float) for value in groups):
+    if len(groups) > MOST_VALUES and all(isinstance(value, int | float) for value in groups):
         groups = _quartiles(trials, name)
     ordered = sorted(groups.items(), key=lambda group: (isinstance(group[0], str), group[0]))
     return [

@@ -28,7 +28,7 @@ AT_ONCE = 100  # parameters or metrics in one call
 _REFUSED = re.compile(r"[^\w\-. :]")  # and the slash, which MLflow accepts in some names only
 
 
-def log_run(run: Run, uri: str, experiment: str = EXPERIMENT) -> str:
+def log_run(run: Run, uri: str) -> str:
     """Log a run to MLflow at `uri` (http://HOST:5000, sqlite:///mlflow.db); returns the id of its MLflow run.
 
     A run with the name and record of one that is logged already is not logged again. The artifacts of a local database
@@ -42,7 +42,7 @@ def log_run(run: Run, uri: str, experiment: str = EXPERIMENT) -> str:
     except ImportError as error:
         raise ConfigError("--mlflow needs MLflow's client; pip install 'mmfeat[mlflow]'") from error
     client = MlflowClient(tracking_uri=uri)
-    experiment_id = _experiment(client, uri, experiment)
+    experiment_id = _experiment(client, uri)
     tags = tags_of(run)
     for logged in client.search_runs([experiment_id], f"tags.`mmfeat.data_hash` = '{run.config.data_hash}'"):
         if logged.info.status == "FINISHED" and all(logged.data.tags.get(name, "") == tags[name] for name in SAME):
@@ -102,16 +102,16 @@ def _log_values(client: Any, id: str, run: Run) -> None:
         client.log_batch(id, metrics=metrics[part], params=params[part])
 
 
-def _experiment(client: Any, uri: str, name: str) -> str:
-    """Return the id of an experiment, which is made if it does not exist."""
-    experiment = client.get_experiment_by_name(name)
+def _experiment(client: Any, uri: str) -> str:
+    """Return the id of the experiment `EXPERIMENT`, which is made if it does not exist."""
+    experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is not None:
         return str(experiment.experiment_id)
     location = {}
     if uri.startswith(SQLITE):  # MLflow would write artifacts into the working folder
         database = Path(uri.removeprefix(SQLITE)).absolute()
         location["artifact_location"] = (database.parent / f"{database.stem}-artifacts").as_uri()
-    return str(client.create_experiment(name, **location))
+    return str(client.create_experiment(EXPERIMENT, **location))
 
 
 def _started(run: Run) -> int | None:

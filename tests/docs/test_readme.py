@@ -20,7 +20,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mmfeat.cli.main import app
-from mmfeat.heads.registry import HEADS
+from mmfeat.heads.registry import BASELINES, FUSIONS
 from mmfeat.samples.dataset import read_samples
 from tests.docs.markdown import ROOT, blocks
 from tests.processes import Command
@@ -172,7 +172,7 @@ def is_entry(line: str) -> bool:
     """Whether it is about one head, of which a short run has fewer, or a detail, or stands for what is left out."""
     words = line.replace("=", " ").split()
     aside = line.startswith("  ") or "more" in words or line.lstrip().startswith("(")
-    return not words or words[0] in (*HEADS, *ENSEMBLES) or aside
+    return not words or words[0] in (*FUSIONS, *BASELINES, *ENSEMBLES) or aside
 
 
 def test_the_session_runs_as_it_stands(typed: list[Answer]) -> None:

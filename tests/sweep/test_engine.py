@@ -23,7 +23,7 @@ from mmfeat.evaluation.splits import make_folds
 from mmfeat.heads import jobs
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.jobs import Job, Workbench, restore_heads, run_job
-from mmfeat.heads.registry import FUSIONS, HEADS, NEEDS_TOKENS, HeadSettings
+from mmfeat.heads.registry import BASELINES, FUSIONS, NEEDS_TOKENS, HeadSettings
 from mmfeat.heads.stack import Member, epoch_steps
 from mmfeat.prediction.final_heads import EntryPredictor
 from mmfeat.runs.entry import FinalHead, convert
@@ -191,7 +191,8 @@ def test_closing_ends_what_runs_on_a_cluster_that_stays(ray_cluster: Any) -> Non
 
 
 @pytest.mark.parametrize(
-    ("head", "targets"), [*((head, TARGETS) for head in HEADS), *((head, MULTILABEL) for head in FUSIONS)]
+    ("head", "targets"),
+    [*((head, TARGETS) for head in (*FUSIONS, *BASELINES)), *((head, MULTILABEL) for head in FUSIONS)],
 )
 def test_saved_heads_predict_the_same(head: str, targets: Targets, tmp_path: Path) -> None:
     """With missing vectors and views, through JSON and safetensors alone; no pickle."""
