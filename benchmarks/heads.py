@@ -44,6 +44,7 @@ from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.train import IN_MEMORY, Sweep, train_heads
 from mmfeat.sweep.trials import HeadTrainer
 from mmfeat.system.hardware import cpu_count, resolve_device
+from mmfeat.system.wording import ignore
 
 REPEATS = 3
 GOALS = {("cpu", 16): 3.0, ("cpu", 64): 2.0, ("cuda", 16): 50.0, ("cuda", 64): 50.0}
@@ -200,7 +201,7 @@ def train_stacked(contest: Contest) -> list[float]:
     engine = LocalEngine(contest.made.features, contest.made.targets, contest.device, "tokens")
     try:
         with one_torch_thread():
-            (outcome,) = HeadTrainer(contest.task, engine, "concat", "both").run([contest.settings], lambda heads: None)
+            (outcome,) = HeadTrainer(contest.task, engine, "concat", "both").run([contest.settings], ignore)
     finally:
         engine.close()
     return outcome.scores.T.ravel().tolist()  # fold after fold, as the cells
@@ -264,7 +265,7 @@ def measure(folder: str, rows: str, device: str) -> None:
     for head in MEASURED:
         start = time.perf_counter()
         with one_torch_thread():
-            HeadTrainer(task, engine, head, "text").run([settings], lambda heads: None)
+            HeadTrainer(task, engine, head, "text").run([settings], ignore)
         print(head, time.perf_counter() - start, peak_memory(), flush=True)
     engine.close()
 

@@ -10,7 +10,7 @@ Each encoder's group has its name, its fingerprint and its whole spec as attribu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import CacheError, ConfigError
 from mmfeat.samples.dataset import SampleSet
 from mmfeat.system.files import canonical_json, sweep_temporaries, write_atomic
-from mmfeat.system.wording import Progress, Silent
+from mmfeat.system.wording import Advance, Progress, Silent
 
 FORMAT = "mmfeat pack 1"
 STEP = 256  # samples whose tokens are in memory at once
@@ -116,7 +116,7 @@ def _fill(group: Any, spec: EncoderSpec, block: MappedBlock) -> None:
         group["bounds"] = np.concatenate([[0], np.cumsum(block.lengths)])
 
 
-def _values(block: MappedBlock, spec: EncoderSpec, advance: Callable[[int], None]) -> Iterator[memoryview]:
+def _values(block: MappedBlock, spec: EncoderSpec, advance: Advance) -> Iterator[memoryview]:
     """Yield the bytes of the values of all samples, in order."""
     for start in range(0, len(block), STEP):
         rows = np.arange(start, min(start + STEP, len(block)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from mmfeat.cache.writer import SPEC_FILE
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import CacheError, WriteError
 from mmfeat.system.files import REMEDIES, make_folder, sync_folder
-from mmfeat.system.wording import Progress, Silent
+from mmfeat.system.wording import Advance, Progress, Silent
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _doubles(entry: CachedEncoder) -> int:
     return len(good) - len(np.unique(good))
 
 
-def _damages(entry: CachedEncoder, advance: Callable[[int], None]) -> Iterator[Damage]:
+def _damages(entry: CachedEncoder, advance: Advance) -> Iterator[Damage]:
     for path, problem in entry.problems.items():
         yield Damage(path, _cause(path, problem))
     width = _usual_width(entry.shards)

@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from mmfeat.system.wording import Advance, interval
+from mmfeat.system.wording import Advance, ignore, interval
 
 if TYPE_CHECKING:
     from mmfeat.runs.run import Run
@@ -67,7 +67,7 @@ def _bar(title: str, total: int) -> Iterator[Advance]:
 def _begun(title: str) -> Iterator[Advance]:
     """Print the title of a step whose length is not known."""
     err.print(f"{title} ...")
-    yield lambda steps, note="": None
+    yield ignore
 
 
 @contextmanager

@@ -149,12 +149,12 @@ class CellRunner:
         """Train a cell in the model and save its result."""
         left = cell.steps
 
-        def report(steps: int) -> None:
+        def report(steps: int, note: str = "") -> None:
             nonlocal left
             if self.stopped:
                 raise KeyboardInterrupt
             left -= steps
-            advance(steps)
+            advance(steps, note)
 
         checkpoint = self.folder / f"{cell.name}.checkpoint.safetensors"
         training = Training(model, cell.setup, self.targets, self.execution, checkpoint)

@@ -4,7 +4,7 @@ each fold because a run keeps only the heads that predict."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from mmfeat.sweep.entries import TrainedEntry, assemble, best_outcome
 from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.train import train_heads
 from mmfeat.sweep.trials import HeadTrainer, Outcome, load_outcome
-from mmfeat.system.wording import Progress
+from mmfeat.system.wording import Advance, Progress
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def chosen_head(run: Run, entry: Entry) -> ChosenHead:
 
 
 def train_stage_one(
-    problem: Problem, engine: Engine, chosen: ChosenHead, adjustment: float | None, advance: Callable[[int], None]
+    problem: Problem, engine: Engine, chosen: ChosenHead, adjustment: float | None, advance: Advance
 ) -> StageOne:
     """Train the head on each fold with that fold's settings, and on all labelled samples with the best ones. The heads
     equal those of the run up to rounding."""

@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from mmfeat.heads.stack import epoch_steps, validation_scores
 from mmfeat.heads.training import Draws, StackedLoss, Stopper, class_weights, draw_pieces
 from mmfeat.samples.labels import Targets
 from mmfeat.system.files import write_atomic
+from mmfeat.system.wording import Advance
 
 AHEAD = 4  # most steps whose inputs are read ahead of the running step
 Step = tuple[Tensor, "Tensor | None", "Tensor | None", Tensor]  # rows, views, dropped, keep
@@ -131,13 +132,13 @@ class Training:
         self._note_order()
         self._resume()
 
-    def run(self, advance: Callable[[int], None]) -> dict[str, Tensor]:
+    def run(self, advance: Advance) -> dict[str, Tensor]:
         """Train to the end and return the best state; `advance` receives the number of steps done."""
         while not self.stopper.done:
             self._epoch(advance)
         return self.best
 
-    def _epoch(self, advance: Callable[[int], None]) -> None:
+    def _epoch(self, advance: Advance) -> None:
         state = self.state
         self._unfreeze(state.epoch)
         self.model.head.train()

@@ -28,6 +28,7 @@ from mmfeat.heads.stack import (
 )
 from mmfeat.heads.training import class_weights
 from mmfeat.samples.labels import Targets
+from mmfeat.system.wording import Advance, ignore
 
 CPU_ROWS = 320  # rows in one step of a stack on a CPU; steps of fewer rows spend their time in Python
 CPU_STACK = (3, 8)  # fewest and most heads of a stack on a CPU; more heads do not fit into a core's cache
@@ -95,7 +96,7 @@ class Workbench:
             return self._bases[key]
 
 
-def run_job(job: Job, bench: Workbench, advance: Callable[[int], None] = lambda heads: None) -> list[Fitted]:
+def run_job(job: Job, bench: Workbench, advance: Advance = ignore) -> list[Fitted]:
     """Train all members of the job and predict with them."""
     data = bench.data(job.head, job.modality)
     if job.head in BASELINES:
@@ -146,7 +147,7 @@ def restore_heads(
     return predict
 
 
-def _run_stack(job: Job, data: HeadData, targets: Targets, advance: Callable[[int], None]) -> list[Fitted]:
+def _run_stack(job: Job, data: HeadData, targets: Targets, advance: Advance) -> list[Fitted]:
     start = time.thread_time()
     fusion = load_fusion(job.head)
     trained = train_stack(fusion, data, targets, job.members, advance)
@@ -168,7 +169,7 @@ def _run_stack(job: Job, data: HeadData, targets: Targets, advance: Callable[[in
     ]
 
 
-def _run_baselines(job: Job, data: HeadData, bench: Workbench, advance: Callable[[int], None]) -> list[Fitted]:
+def _run_baselines(job: Job, data: HeadData, bench: Workbench, advance: Advance) -> list[Fitted]:
     fitted = []
     for member, wanted in zip(job.members, job.predict, strict=True):
         start = time.thread_time()

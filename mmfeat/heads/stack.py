@@ -23,6 +23,7 @@ from mmfeat.heads.layers import Fusion, Shape
 from mmfeat.heads.registry import HeadSettings
 from mmfeat.heads.training import Draws, StackedAdamW, StackedLoss, Stopper, class_weights, draw_pieces, validation_loss
 from mmfeat.samples.labels import Targets
+from mmfeat.system.wording import Advance, ignore
 
 PREDICTED_VALUES = 2**24  # most input values in a forward pass without gradients
 FEWEST_STEPS = 16  # fewest steps of an epoch: small data are passed several times
@@ -82,7 +83,7 @@ def train_stack(
     data: HeadData,
     targets: Targets,
     members: Sequence[Member],
-    advance: Callable[[int], None] = lambda heads: None,
+    advance: Advance = ignore,
 ) -> list[Trained]:
     """Train all members together; `advance` receives the number of heads that an epoch finished.
 

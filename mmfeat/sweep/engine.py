@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
@@ -12,8 +12,7 @@ from mmfeat.errors import MmfeatError
 from mmfeat.heads.jobs import Fitted, Job, Workbench, run_job
 from mmfeat.samples.labels import Targets
 from mmfeat.system.hardware import check_engine, cpu_count, join_cluster, leave_cluster
-
-Advance = Callable[[int], None]
+from mmfeat.system.wording import Advance
 
 
 class Engine(Protocol):
@@ -52,10 +51,10 @@ class LocalEngine:
     def _submit(self, jobs: Sequence[Job], advance: Advance) -> list[Future[list[Fitted]]]:
         return [self._pool.submit(run_job, job, self.bench, partial(self._advance, advance)) for job in jobs]
 
-    def _advance(self, advance: Advance, heads: int) -> None:
+    def _advance(self, advance: Advance, steps: int, note: str = "") -> None:
         if self.stopped:
             raise KeyboardInterrupt
-        advance(heads)
+        advance(steps, note)
 
 
 class RayEngine:

@@ -24,7 +24,6 @@ from mmfeat.heads.jobs import Fitted, count_parameters
 from mmfeat.heads.registry import BASELINES, HeadSettings, load_fusion, settings_of
 from mmfeat.runs.entry import Entry, entry_name
 from mmfeat.runs.run import CURVES, METRICS, finals_are_whole
-from mmfeat.sweep.engine import Advance
 from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.search import BATCH, Plan, Search
 from mmfeat.sweep.trials import (
@@ -40,7 +39,7 @@ from mmfeat.sweep.trials import (
     write_predictions,
 )
 from mmfeat.system.files import csv_text, read_json, write_atomic, write_json
-from mmfeat.system.wording import head_label
+from mmfeat.system.wording import Advance, head_label, ignore
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -150,7 +149,7 @@ class EntryTrainer:
         if not search.finished:
             reason = next(iter(search.failed.values()))
             raise HeadError(f"{head_label(self.head, self.trainer.modality)}: no setting could be trained; {reason}")
-        return self._trials(self._settings(search.finished), lambda heads: None), over
+        return self._trials(self._settings(search.finished), ignore), over
 
     def _attempts(self, asked: list[FrozenTrial]) -> list[tuple[FrozenTrial, Outcome | str]]:
         """Each trial with its outcome, or with the reason why it has none.

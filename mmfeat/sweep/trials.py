@@ -23,9 +23,10 @@ from mmfeat.heads.registry import BASELINES, SHARED, HeadSettings, settings_of
 from mmfeat.heads.stack import Member, epoch_steps
 from mmfeat.runs.entry import OUT_OF_FOLD, FinalHead, Scores, convert
 from mmfeat.samples.labels import Targets, names_of
-from mmfeat.sweep.engine import Advance, Engine
+from mmfeat.sweep.engine import Engine
 from mmfeat.sweep.problem import Problem
 from mmfeat.system.files import canonical_json, csv_text, file_sha256, read_json, write_atomic, write_json
+from mmfeat.system.wording import Advance, ignore
 
 
 def cross_fit(
@@ -162,13 +163,13 @@ class HeadTrainer:
         )
         setting = _middle(best.chosen) if self.head in BASELINES else None
         job = Job(self.head, self.modality, members, ((nothing,),) * len(members), setting, keep=True)
-        return self.engine.run([job], lambda heads: None)[0]
+        return self.engine.run([job], ignore)[0]
 
     def fold_heads(self, best: Outcome) -> list[Fitted]:
         """The heads of the folds; the heads of a trial that was read from disk are trained again."""
         if best.fitted:
             return best.fitted
-        (again,) = self.run([best.settings], lambda heads: None, keep=True)
+        (again,) = self.run([best.settings], ignore, keep=True)
         return again.fitted
 
     def _stack_size(self, settings: HeadSettings) -> int:

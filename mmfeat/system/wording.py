@@ -81,6 +81,10 @@ class Advance(Protocol):
     def __call__(self, steps: int, note: str = "") -> None: ...
 
 
+def ignore(steps: int, note: str = "") -> None:
+    """Show nothing of the progress of a step."""
+
+
 class Progress(Protocol):
     """Opens a step of work with `total` units (None: unknown); the context gives a function that advances the step."""
 
@@ -92,4 +96,4 @@ class Silent:
 
     @contextmanager
     def step(self, title: str, total: int | None) -> Iterator[Advance]:
-        yield lambda steps, note="": None
+        yield ignore

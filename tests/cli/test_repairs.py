@@ -21,6 +21,7 @@ from mmfeat.runs.run import best_run
 from mmfeat.sweep.engine import LocalEngine
 from mmfeat.sweep.train import choose_pairs
 from mmfeat.sweep.trials import HeadTrainer
+from mmfeat.system.wording import ignore
 from tests.heads.toy_features import features
 from tests.sweep.small_sweeps import FEW, FLOAT32, NO_HEADS, made_up_entry, make_place, stamps, sweep, toy_task
 
@@ -91,9 +92,7 @@ def test_no_batch_is_larger_than_a_training_fold() -> None:
     engine = LocalEngine(features(), task.targets, "cpu", "", 1)
     try:
         small, large = (
-            HeadTrainer(task, engine, "concat", "both").run(
-                [HeadSettings(epochs=1, batch_size=size)], lambda heads: None
-            )
+            HeadTrainer(task, engine, "concat", "both").run([HeadSettings(epochs=1, batch_size=size)], ignore)
             for size in (min(len(rows.train) for _, _, rows in task.cells("concat")), 10**9)
         )
     finally:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +35,7 @@ from mmfeat.runs.run import Run, comparable_runs, read_run, write_run
 from mmfeat.samples.dataset import read_samples
 from mmfeat.sweep.trials import load_outcome, save_outcome
 from mmfeat.system.files import file_sha256
+from mmfeat.system.wording import Advance
 from tests.finetune.small_finetunes import ONCE, show_few_pixels, tune, weights
 from tests.sweep.small_sweeps import FLOAT32, make_place, sweep
 
@@ -163,8 +164,8 @@ class Impatient:
         self.left = steps
 
     @contextmanager
-    def step(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
-        def advance(steps: int) -> None:
+    def step(self, title: str, total: int) -> Iterator[Advance]:
+        def advance(steps: int, note: str = "") -> None:
             self.left -= steps if "fine-tuning" in title else 0
             if self.left < 0:
                 raise KeyboardInterrupt

@@ -26,6 +26,7 @@ from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.search import Plan
 from mmfeat.sweep.train import Sweep, train_heads
 from mmfeat.sweep.trials import HeadTrainer, score
+from mmfeat.system.wording import ignore
 from tests.heads import toy_features
 
 BUILT_IN = ["hashing", "hog"]
@@ -88,7 +89,7 @@ def toy_entry(
     engine = LocalEngine(toy_features.features(), task.targets, "cpu", "tokens", 1)
     try:
         trainer = HeadTrainer(task, engine, head, "both")
-        return EntryTrainer(trainer, plan, folder, deadline, lambda heads: None).train()
+        return EntryTrainer(trainer, plan, folder, deadline, ignore).train()
     finally:
         engine.close()
 

@@ -31,6 +31,7 @@ from mmfeat.samples.labels import Targets
 from mmfeat.sweep.engine import Engine, LocalEngine, make_engine
 from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.trials import HeadTrainer, Outcome, save_finals
+from mmfeat.system.wording import ignore
 from tests.heads.toy_features import (
     MULTILABEL,
     SAMPLES,
@@ -52,7 +53,7 @@ def trials(engine: Engine, head: str = "concat", settings: list[HeadSettings] = 
     """Two folds with two seeds of each setting."""
     splits = make_folds(TARGETS, IDS, EVERYTHING, folds=2, seed=5, repeats=2)
     task = Problem(IDS, TARGETS, splits, 2, 5)
-    return HeadTrainer(task, engine, head, "both").run(settings, lambda heads: None)
+    return HeadTrainer(task, engine, head, "both").run(settings, ignore)
 
 
 def local(workers: int = 0, seen: Features | None = None) -> LocalEngine:
@@ -132,7 +133,7 @@ def test_closing_stops_what_runs_at_its_next_epoch() -> None:
     member = Member(endless, TRAIN, VALIDATION, (1,), 2)
     waiting = [Job("concat", "both", (member,), ((VALIDATION,),))] * 2
     with ThreadPoolExecutor(1) as pool:
-        result = pool.submit(engine.run, waiting, lambda heads: started.set())
+        result = pool.submit(engine.run, waiting, lambda steps, note="": started.set())
         assert started.wait(60)
         engine.close()
         with pytest.raises(BaseException) as caught:  # noqa: PT011 - what it is, is asked below
