@@ -145,9 +145,9 @@ def restore(name: str, config: Mapping[str, Any], tensors: Mapping[str, np.ndarr
 
 
 def _family(name: str) -> BaselineFamily:
-    if name not in BASELINES:
-        raise HeadError(f"no baseline {name!r}; use {', '.join(BASELINES)}")
-    return BASELINES[name]
+    if name not in BASELINE_FAMILIES:
+        raise HeadError(f"no baseline {name!r}; use {', '.join(BASELINE_FAMILIES)}")
+    return BASELINE_FAMILIES[name]
 
 
 def _basis(training: TrainingRows) -> Basis:
@@ -258,7 +258,7 @@ def _linear_family(kind: str) -> BaselineFamily:
     return BaselineFamily(partial(_linear_candidates, kind), partial(_linear, kind), LinearHead.restore)
 
 
-BASELINES: dict[str, BaselineFamily] = {
+BASELINE_FAMILIES: dict[str, BaselineFamily] = {
     "prior": BaselineFamily(_prior_candidates, _prior, Prior.restore),
     "knn": BaselineFamily(_neighbour_candidates, _neighbours, NeighbourHead.restore),
     "ridge": _linear_family("ridge"),

@@ -23,7 +23,7 @@ TRIED_SHARE, TRIED_ANYWAY = 4, 16  # a quarter of the missing samples is encoded
 TRY_SECONDS = 5.0  # seconds of encoding after which no further batch is started
 WARM_UP = 8  # samples that are encoded once before the clock runs
 ROW_BYTES = 100  # bytes a row of key, id and checksums
-SHARD_BYTES = 30_000  # bytes of a shard without its rows
+SHARD_OVERHEAD = 30_000  # bytes of a shard without its rows
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _encoder(prepared: Sequence[Prepared], early: float, batcher: Batcher, needs
     for spec in encoder.specs:
         lacking = needs.lacking[spec.folder_name]
         row = sizes[spec] // max(1, rows[spec]) + ROW_BYTES
-        outputs.append((spec, lacking, lacking * row + SHARD_BYTES * bool(lacking)))
+        outputs.append((spec, lacking, lacking * row + SHARD_OVERHEAD * bool(lacking)))
     return Forecast(encoder.specs[0].model, missing, rate, missing / rate if rate else 0.0, tuple(outputs))
 
 

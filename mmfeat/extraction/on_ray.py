@@ -29,7 +29,7 @@ from mmfeat.system.remote import RemoteFile, absolute, is_remote
 from mmfeat.system.wording import Progress
 
 LOOKED_AT = 65_536  # samples that are looked up at a time before Ray is started
-BLOCK = 16_384  # samples of a block at most; within a block rows are committed every 30 seconds
+RAY_BLOCK = 16_384  # samples of a block at most; within a block rows are committed every 30 seconds
 BLOCKS_EACH = 4  # blocks an actor at least, so that all actors end at about the same time
 LEAST = 32  # samples of a block at least
 CORES = 4  # CPUs of an actor that has no GPU
@@ -100,7 +100,7 @@ def _run(ray: Any, work: Work, settings: ExtractSettings, progress: Progress, to
         gpus = int(ray.cluster_resources().get("GPU", 0))
         count, resources = _share([cpus for cpus in nodes if cpus], gpus, settings)
         root = absolute(work.store.folder.parent)
-        block = max(LEAST, min(BLOCK, -(-total // (BLOCKS_EACH * count))))
+        block = max(LEAST, min(RAY_BLOCK, -(-total // (BLOCKS_EACH * count))))
         done = _list(ray, work.source, block).map_batches(
             BlockActor,
             fn_constructor_args=(work.towers, root, work.source.name, _for_actor(settings, resources)),

@@ -22,6 +22,7 @@ from mmfeat.errors import ConfigError, MmfeatError, RunError
 from mmfeat.evaluation.decisions import Decision, fit_decision
 from mmfeat.evaluation.splits import deal
 from mmfeat.heads.registry import DEFAULTS, FUSIONS, NEEDS_TOKENS, SETTING_TYPES, HeadSettings, load_fusion
+from mmfeat.samples.dataset import MODALITIES
 from mmfeat.samples.labels import Targets, indicator
 from mmfeat.system.files import write_atomic
 from mmfeat.system.hardware import resolve_device
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from mmfeat.heads.data import HeadData
 
 
-MODALITIES = ("text", "image")
 FEWEST = 4  # fewest samples of a class that is held out; samples of smaller classes only train
 FEWEST_HELD_OUT = 50  # fewest held-out rows; early stopping on fewer rows costs more than training for all epochs
 

@@ -12,7 +12,7 @@ import pytest
 
 from mmfeat.baselines import fit as baselines
 from mmfeat.baselines.basis import Scaler, from_probabilities, log_loss, make_basis
-from mmfeat.baselines.fit import BASELINES, Baseline, TrainingRows, fit, refit, restore
+from mmfeat.baselines.fit import BASELINE_FAMILIES, Baseline, TrainingRows, fit, refit, restore
 from mmfeat.baselines.neighbours import NeighbourHead
 from mmfeat.baselines.trees import (
     BOOSTING,
@@ -28,6 +28,7 @@ from mmfeat.baselines.trees import (
 from mmfeat.errors import HeadError
 from mmfeat.evaluation.decisions import plain_choice
 from mmfeat.evaluation.metrics import macro_f1
+from mmfeat.heads.registry import BASELINES
 from mmfeat.samples.labels import Targets, indicator
 
 TRAIN, VALIDATION, TEST = np.arange(300), np.arange(300, 400), np.arange(400, 700)
@@ -74,8 +75,12 @@ def score(baseline: Baseline, matrix: Rows, targets: Targets, rows: np.ndarray =
     return float(macro_f1(targets.take(rows).matrix, plain_choice(logits, targets.multilabel)))
 
 
+def test_the_registry_names_every_baseline() -> None:
+    assert tuple(BASELINE_FAMILIES) == BASELINES
+
+
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", BASELINE_FAMILIES)
 @pytest.mark.parametrize("form", FORMS)
 def test_it_learns_and_chooses_the_best_on_validation(name: str, form: str) -> None:
     matrix, targets = problem(form)
@@ -90,7 +95,7 @@ def test_it_learns_and_chooses_the_best_on_validation(name: str, form: str) -> N
     assert chosen[0]["validation_log_loss"] <= min(entry["validation_log_loss"] for entry in best) + 1e-9
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", BASELINE_FAMILIES)
 @pytest.mark.parametrize("form", FORMS)
 def test_validation_rows_train_nothing(name: str, form: str) -> None:
     """What was chosen on them is what the same setting gives without them."""
@@ -102,7 +107,7 @@ def test_validation_rows_train_nothing(name: str, form: str) -> None:
     assert np.allclose(again.logits(matrix, TEST), expected, atol=5e-3 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", BASELINE_FAMILIES)
 @pytest.mark.parametrize("form", FORMS)
 def test_it_comes_back_from_json_and_safetensors(name: str, form: str, tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
@@ -116,7 +121,7 @@ def test_it_comes_back_from_json_and_safetensors(name: str, form: str, tmp_path:
     assert np.array_equal(again.logits(matrix, TEST), baseline.logits(matrix, TEST))
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", BASELINE_FAMILIES)
 def test_a_shared_basis_and_a_second_run_change_nothing(name: str) -> None:
     matrix, targets = problem()
     weights = np.linspace(0.8, 1.6, 3)
@@ -127,7 +132,7 @@ def test_a_shared_basis_and_a_second_run_change_nothing(name: str) -> None:
     assert np.array_equal(first.logits(matrix, TEST), second.logits(matrix, TEST))
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", BASELINE_FAMILIES)
 def test_logits_are_those_of_the_rows_in_the_order_asked_for(name: str) -> None:
     matrix, targets = problem()
     baseline = fitted(name, matrix, targets)
@@ -137,7 +142,7 @@ def test_logits_are_those_of_the_rows_in_the_order_asked_for(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", BASELINE_FAMILIES)
 @pytest.mark.parametrize("form", ["three classes", "multi-label"])
 @pytest.mark.parametrize("present", [[0, 1], [0]])
 def test_a_class_without_training_rows_is_never_chosen(name: str, form: str, present: list[int]) -> None:
@@ -155,7 +160,7 @@ def test_a_class_without_training_rows_is_never_chosen(name: str, form: str, pre
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", BASELINE_FAMILIES)
 @pytest.mark.parametrize("nothing", [np.nan, 0.0, 7.0])
 def test_columns_that_say_nothing_are_no_trouble(name: str, nothing: float) -> None:
     """Beside others, and alone: then a baseline knows no more than the prior."""
@@ -170,7 +175,7 @@ def test_columns_that_say_nothing_are_no_trouble(name: str, nothing: float) -> N
     assert np.allclose(alone, alone[0])
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", BASELINE_FAMILIES)
 def test_more_weight_on_a_rare_class_chooses_it_more_often(name: str) -> None:
     matrix, targets = problem(width=3)
     counts = []
