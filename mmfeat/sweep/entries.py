@@ -138,7 +138,7 @@ class EntryTrainer:
             return self._trials(only, self.advance, not self.plan.refit), True
         search = Search(self.run_folder / SEARCH_FILE, self.folder.name, self.plan, self.problem.seed)
         over = False
-        while not over and (time.monotonic() < self.deadline or not search.finished):
+        while not over and (time.monotonic() < self.deadline or not (search.finished or search.failed)):
             asked = search.ask(BATCH)
             over = not asked or search.total == len(search.finished) + len(search.failed) + len(asked)
             for trial, outcome in self._attempts(asked):

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class LabelledData:
             )
         return (*notes, *labels_alike(self.targets.classes))
 
-    @property
+    @cached_property
     def recorded(self) -> dict[str, Any]:
         """The fields of a `RunConfig` about the data: where they lie, their contents, and how they are split."""
         roles = "\n".join(map(",".join, self.splits.roles.tolist()))

@@ -11,6 +11,7 @@ import contextlib
 import math
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,12 +26,15 @@ from mmfeat.system.files import canonical_json, make_folder, write_errors
 
 if TYPE_CHECKING:
     from optuna import Study
+    from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
 METHODS = ("grid", "random", "optuna")
 BATCH = 8
 REDRAWS = 20  # draws of settings that were tried already, before the next untried combination is taken
 LOCK_SECONDS = 60.0
+BEING_MADE = ("already exists", "UNIQUE constraint")  # SQLite's words where two processes make the same table or row
+ANY_VALUE = (RuntimeError, AssertionError, LookupError, ValueError, TypeError)  # what a damaged file makes Optuna raise
 DESCRIPTION, REASON = "search", "reason"  # user attributes of a study, and of a study and the number of a failed trial
 NOT_WRITTEN = ("full", "readonly", "unable to open", "disk I/O")  # SQLite's words for a disk that refuses
 
@@ -138,7 +142,7 @@ class Search:
             self._all[number] = self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
 
     def _load(self) -> None:
-        with _storage_errors(self._path):
+        with _storage_errors(self._path, *ANY_VALUE):
             self._all = self._study.get_trials(deepcopy=False)
             self._tried = {self._key(trial.params) for trial in self._all}
             if [trial.number for trial in self._all] != list(range(len(self._all))):
@@ -192,10 +196,11 @@ class Search:
         sampler: BaseSampler = RandomSampler(seed)
         if self.plan.method == "optuna":
             sampler = TPESampler(seed=seed, multivariate=True, constant_liar=True)
-        known = self._known(number)
         study = optuna.create_study(direction="maximize", sampler=sampler)
-        study.add_trials(self._all[:known])
-        study.add_trials(_running(trial.params, self._distributions) for trial in self._all[known:])
+        if self.plan.method == "optuna":
+            known = self._known(number)
+            study.add_trials(self._all[:known])
+            study.add_trials(_running(trial.params, self._distributions) for trial in self._all[known:])
         return study.ask(self._distributions).params
 
     def _untried(self, start: int) -> dict[str, Value]:
@@ -244,9 +249,9 @@ def _open_study(path: Path, name: str, description: Mapping[str, Any]) -> Study:
     options = {"creator": connect, "poolclass": NullPool}
     with write_errors(path):
         make_folder(path.parent)
-    with _storage_errors(path), _OPENING:
+    with _storage_errors(path, *ANY_VALUE), _OPENING:
         _check(path)
-        storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs=options)
+        storage = _made_storage(options)
         study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
         if DESCRIPTION not in study.user_attrs:
             study.set_user_attr(DESCRIPTION, description)
@@ -256,6 +261,21 @@ def _open_study(path: Path, name: str, description: Mapping[str, Any]) -> Study:
                 "begin again (its trials are lost)"
             )
     return study
+
+
+def _made_storage(options: Mapping[str, Any]) -> BaseStorage:
+    """Optuna's storage. Optuna makes its tables one by one, and another process may be making them at this moment."""
+    import optuna
+    from sqlalchemy.exc import IntegrityError, OperationalError
+
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            return optuna.storages.RDBStorage("sqlite://", engine_kwargs=dict(options))
+        except (IntegrityError, OperationalError) as error:
+            if time.monotonic() > deadline or not any(words in str(error) for words in BEING_MADE):
+                raise
+            time.sleep(0.05)
 
 
 def _check(path: Path) -> None:
@@ -268,23 +288,23 @@ def _check(path: Path) -> None:
         if (damage := connection.execute("pragma quick_check(1)").fetchone()[0]) != "ok":
             raise ValueError(damage)
         tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
-    if tables and not tables & {"studies", "version_info", "alembic_version"}:
+        columns = {name for (_, name, *_) in connection.execute("pragma table_info(studies)")}
+    if tables and "study_name" not in columns:  # the first table that Optuna makes is that of the studies
         raise ValueError("Optuna's tables are not in it")
 
 
 @contextlib.contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
-    """One line with a remedy for whatever Optuna, SQLAlchemy or SQLite raises; a damaged file may make them raise
-    anything about values."""
+def _storage_errors(path: Path, *others: type[Exception]) -> Iterator[None]:
+    """Raise one line with a remedy for an error of Optuna, SQLAlchemy or SQLite, and for the `others`."""
     from optuna.exceptions import OptunaError
     from sqlalchemy.exc import SQLAlchemyError
 
-    values = RuntimeError, AssertionError, LookupError, ValueError, TypeError
+    caught: tuple[type[Exception], ...] = (OptunaError, SQLAlchemyError, sqlite3.Error, *others)
     try:
         yield
     except MmfeatError:
         raise
-    except (OptunaError, SQLAlchemyError, sqlite3.Error, *values) as error:
+    except caught as error:
         raise _explained(path, error) from error
 
 
@@ -294,7 +314,7 @@ def _explained(path: Path, error: BaseException) -> MmfeatError:
     while not isinstance(error, sqlite3.Error) and error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split()) or type(error).__name__
-    if "locked" in text or "already exists" in text:
+    if "locked" in text or any(words in text for words in BEING_MADE):
         return RunError(f"{path}: another process writes to it ({text}); end that, then run the same command again")
     if any(word in text for word in NOT_WRITTEN):
         return WriteError(

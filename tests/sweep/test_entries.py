@@ -214,6 +214,9 @@ def test_a_setting_that_diverges_loses_and_the_search_goes_on(tmp_path: Path) ->
     hopeless = Plan(HeadSettings(epochs=1), {"learning_rate": [1e30, 2e30]})
     with pytest.raises(HeadError, match=r"concat on both: no setting could be trained; .*lower --learning-rate"):
         toy_entry(task, tmp_path / "hopeless", hopeless)
+    endless = Plan(HeadSettings(epochs=1), {"learning_rate": Range(1e30, 2e30)}, "random", time_limit=0.0)
+    with pytest.raises(HeadError, match="no setting could be trained"):
+        toy_entry(task, tmp_path / "endless", endless, deadline=0.0)
 
 
 def test_no_trial_is_begun_after_the_time_limit(tmp_path: Path) -> None:

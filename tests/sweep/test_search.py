@@ -255,6 +255,8 @@ def foreign(path: Path) -> None:
     path.unlink()
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("create table photos (name text)")
+        connection.execute("create table alembic_version (version_num text)")
+        connection.execute("create table studies (x text)")
 
 
 def from_another_optuna(path: Path) -> None:
@@ -367,6 +369,30 @@ def test_searches_that_begin_at_once_share_a_new_file(tmp_path: Path) -> None:
 
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(search, range(4))) == [12] * 4
+
+
+def test_processes_that_begin_at_once_share_a_new_file(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    for attempt in range(3):
+        path, together = tmp_path / str(attempt) / "search.db", context.Barrier(3)
+
+        def search(study: int, path: Path = path, together: Any = together) -> None:
+            together.wait()
+            run(open_search(path, str(study), SMALL, "grid"))
+
+        processes = [context.Process(target=search, args=(study,)) for study in range(3)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(LIMIT)
+        assert [process.exitcode for process in processes] == [0] * 3
+        assert all(len(open_search(path, str(study), SMALL, "grid").finished) == 12 for study in range(3))
+
+
+def test_a_trial_that_was_never_asked_for_is_no_damage(tmp_path: Path) -> None:
+    search = open_search(tmp_path / "search.db", "s", SMALL, "grid")
+    with pytest.raises(ValueError, match="99"):
+        search.tell(99, 0.5)
 
 
 def test_two_searches_of_one_study_do_not_corrupt_it(tmp_path: Path) -> None:
