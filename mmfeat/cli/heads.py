@@ -142,7 +142,7 @@ def _show_search(run: Run) -> None:
     if cut := [entry for entry in entries if entry.search_over is False]:
         out.print(f"--time-limit cut the search of {len(cut)} entries short; the same command goes on with it")
     for entry in searched[:SHOWN_ROWS]:
-        varied = {name: getattr(entry.settings, name) for name in (run.config.plan or {})["space"]}
+        varied = {name: getattr(entry.settings, name) for name in (run.config.plan.space if run.config.plan else ())}
         chosen = ", ".join(
             f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in varied.items()
         )

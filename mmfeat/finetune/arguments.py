@@ -51,8 +51,8 @@ def finetune_arguments(run: Run) -> dict[str, Any]:
             "cache": config.cache,
             "settings": FinetuneSettings(**config.finetune),
             "fusion": EARLY if config.fusion == EARLY else None,
-            "head": config.stage_1["head"],
-            "modalities": config.stage_1["modality"],
+            "head": config.stage_1.head,
+            "modalities": config.stage_1.modality,
             "seeds": config.protocol.seeds,
             "views": config.views,
         }

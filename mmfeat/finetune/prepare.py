@@ -18,12 +18,12 @@ from mmfeat.finetune.arguments import FinetuneArguments
 from mmfeat.finetune.model import TunableModel, early_model, widened
 from mmfeat.finetune.processes import Execution, Team
 from mmfeat.finetune.settings import EARLY, FinetuneSettings
-from mmfeat.finetune.stage_one import ChosenHead, best_fusion, chosen_head
+from mmfeat.finetune.stage_one import best_fusion, chosen_head
 from mmfeat.finetune.tower_plan import TowerPlan, check_prefixes, head_slots, plan_towers, prefix_towers
 from mmfeat.finetune.towers import open_moving_tower
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.registry import NEEDS_TOKENS, load_fusion
-from mmfeat.runs.entry import RunConfig
+from mmfeat.runs.entry import ChosenHead, RunConfig
 from mmfeat.runs.run import Run, checked_towers
 from mmfeat.samples.contents import view_name, view_number
 from mmfeat.sweep.problem import LabelledData, Problem, read_labelled
@@ -65,7 +65,8 @@ class Experiment:
     @property
     def adjustment(self) -> float | None:
         """The exponent of the decision's prior adjustment, as in the parent run."""
-        return (self.parent.config.plan or {})["adjustment"]
+        plan = self.parent.config.plan
+        return plan.adjustment if plan else None
 
     @property
     def title(self) -> str:
@@ -127,7 +128,7 @@ class Experiment:
             attend=parent.attend,
             parent=self.parent.folder.name,
             fusion=self.fusion,
-            stage_1=asdict(self.chosen),
+            stage_1=self.chosen,
             views=self.views,
             protocol=replace(parent.protocol, seeds=self.problem.repeats),
             finetune={**asdict(self.settings), "amp": self.settings.arithmetic(self.team.device)},

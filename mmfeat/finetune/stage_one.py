@@ -17,8 +17,8 @@ from mmfeat.extraction.requests import latest_request
 from mmfeat.finetune.arguments import FinetuneArguments
 from mmfeat.finetune.processes import Execution
 from mmfeat.heads.jobs import Fitted
-from mmfeat.heads.registry import FUSIONS, HeadSettings
-from mmfeat.runs.entry import Entry
+from mmfeat.heads.registry import FUSIONS
+from mmfeat.runs.entry import ChosenHead, Entry
 from mmfeat.runs.run import Run, comparable_runs, read_run
 from mmfeat.sweep.engine import Engine
 from mmfeat.sweep.entries import TrainedEntry, assemble, best_outcome
@@ -26,22 +26,6 @@ from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.train import train_heads
 from mmfeat.sweep.trials import HeadTrainer, Outcome, load_outcome
 from mmfeat.system.wording import Advance, Progress
-
-
-@dataclass(frozen=True)
-class ChosenHead:
-    """A head of a run with the settings that validated best there: in each fold, and over all of them (`best`)."""
-
-    head: str
-    modality: str
-    folds: list[HeadSettings]
-    best: HeadSettings
-    trials: int
-
-    @property
-    def wanted(self) -> list[HeadSettings]:
-        """The different settings among those of the folds and the best one."""
-        return list(dict.fromkeys([*self.folds, self.best]))
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,8 @@ def effects_section(subject: Subject) -> Section | None:
         Table("settings", "macro-F1 on validation rows by value of a setting", header, groups, folded=len(groups) > 40)
     ]
     if correlations:
-        tables.append(_correlations(correlations, adaptive=(subject.run.config.plan or {}).get("method") == "optuna"))
+        plan = subject.run.config.plan
+        tables.append(_correlations(correlations, adaptive=plan is not None and plan.method == "optuna"))
     words = "All of it on validation rows: nothing here was chosen on the rows that are scored."
     return Section("settings", "Hyper-parameters", [words], tables=tables)
 

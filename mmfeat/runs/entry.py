@@ -227,6 +227,38 @@ def dropped(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class PlanRecord:
+    """The plan of a sweep. `space` holds lists of values, and ranges as objects.
+
+    The limits of a search are always None: a search can be prolonged and stays the same run.
+    """
+
+    settings: HeadSettings
+    space: dict[str, Any]
+    method: str = "grid"
+    trials: None = None
+    time_limit: None = None
+    adjustment: float | None = None
+    refit: bool = True
+
+
+@dataclass(frozen=True)
+class ChosenHead:
+    """A head of a run with the settings that validated best there: in each fold, and over all of them (`best`)."""
+
+    head: str
+    modality: str
+    folds: list[HeadSettings]
+    best: HeadSettings
+    trials: int
+
+    @property
+    def wanted(self) -> list[HeadSettings]:
+        """The different settings among those of the folds and the best one."""
+        return list(dict.fromkeys([*self.folds, self.best]))
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """The configuration of a run, with the hashes of its data and folds.
 
@@ -249,12 +281,12 @@ class RunConfig:
     protocol: Protocol
     pairs: tuple[tuple[str, str], ...] | None = None
     ensembles: bool | None = None
-    plan: dict[str, Any] | None = None
+    plan: PlanRecord | None = None
     trials: int | None = None
     prefixes: tuple[Tower, ...] | None = None
     parent: str | None = None
     fusion: str | None = None
-    stage_1: dict[str, Any] | None = None
+    stage_1: ChosenHead | None = None
     views: int | None = None
     finetune: dict[str, Any] | None = None
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from mmfeat.errors import ConfigError, RunError
 from mmfeat.evaluation.protocol import Protocol
-from mmfeat.heads.registry import BASELINES, settings_of
+from mmfeat.heads.registry import BASELINES
+from mmfeat.runs.entry import PlanRecord
 from mmfeat.runs.run import Run
 from mmfeat.sweep.search import Plan
 from mmfeat.sweep.search_space import Range
@@ -52,11 +53,10 @@ def protocol_of(run: Run) -> Protocol:
     return replace(run.config.protocol, split_dir=None if own else str(run.folder))
 
 
-def plan_of(plan: Mapping[str, Any], trials: int | None) -> Plan:
+def plan_of(plan: PlanRecord, trials: int | None) -> Plan:
     """The plan that a run of heads recorded, with as many trials as the run was allowed."""
-    space = {name: _values(values) for name, values in plan["space"].items()}
-    settings = settings_of(plan["settings"])
-    return Plan(settings, space, plan["method"], trials, None, plan["adjustment"], plan["refit"])
+    space = {name: _values(values) for name, values in plan.space.items()}
+    return Plan(plan.settings, space, plan.method, trials, None, plan.adjustment, plan.refit)
 
 
 def _values(values: Any) -> Any:

@@ -18,7 +18,7 @@ from mmfeat.errors import ConfigError, HeadError
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.extraction.requests import resolve_options
 from mmfeat.heads.registry import BASELINES, FUSIONS, NEEDS_TOKENS, TWINS, HeadSettings
-from mmfeat.runs.entry import RunConfig
+from mmfeat.runs.entry import PlanRecord, RunConfig
 from mmfeat.runs.record import Maker, written_call
 from mmfeat.runs.run import ABLATION, RUN_FILE, Run, read_run, reuse_run
 from mmfeat.samples.dataset import MODALITIES
@@ -199,10 +199,9 @@ def _is_done(run: Run, plan: Plan) -> bool:
     return enough and all(entry.search_over is not False for entry in run.leaderboard) and run.is_whole(ABLATION)
 
 
-def _plan_record(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON, without its limits: a search can be prolonged."""
-    record = {**asdict(plan), "time_limit": None, "trials": None}
-    return {**record, "space": {name: _values(values) for name, values in plan.space.items()}}
+def _plan_record(plan: Plan) -> PlanRecord:
+    space = {name: _values(values) for name, values in plan.space.items()}
+    return PlanRecord(plan.settings, space, plan.method, adjustment=plan.adjustment, refit=plan.refit)
 
 
 def _values(values: Any) -> Any:

@@ -17,7 +17,7 @@ from mmfeat.evaluation.protocol import Protocol
 from mmfeat.evaluation.splits import make_folds, make_holdout
 from mmfeat.extraction.extract import extract_features
 from mmfeat.heads.registry import HeadSettings
-from mmfeat.runs.entry import Entry, RunConfig
+from mmfeat.runs.entry import Entry, PlanRecord, RunConfig
 from mmfeat.runs.run import Results, Run
 from mmfeat.samples.labels import Targets
 from mmfeat.sweep.engine import LocalEngine
@@ -99,7 +99,7 @@ def run_of(folder: Path, targets: Targets, leaderboard: Sequence[Entry], **confi
     asked = {"version": "0", "columns": {}, "data": "data", "cache": "cache", "dataset": "data", "data_hash": "0"}
     asked |= {"folds": ("fold0", "fold1"), "splits_hash": "0", "encoders": (), "options": FLOAT32, "protocol": SMALL}
     task = "multilabel" if targets.multilabel else "multiclass"
-    made = RunConfig(**{**asked, "task": task, "attend": "", "plan": {"space": {}}, **config})
+    made = RunConfig(**{**asked, "task": task, "attend": "", "plan": PlanRecord(HeadSettings(), {}), **config})
     counts = dict(zip(targets.classes, targets.matrix.sum(0).tolist(), strict=True))
     return Run(folder, made, Results(targets.classes, counts, len(targets), {}, tuple(leaderboard)))
 
