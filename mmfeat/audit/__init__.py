@@ -1,5 +1,5 @@
 """The audit: duplicates, conflicting labels, leaks between splits, odd files and likely label errors of a data set.
-Start with `audit`. Imports `mmfeat.prediction` and the packages to its left.
+Start with `audit`. Imports `mmfeat.prediction` and packages to its left.
 """
 
 import lazy_loader

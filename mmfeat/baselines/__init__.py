@@ -1,5 +1,5 @@
 """Baselines: simple models on cached vectors (linear, neighbours, trees), each of which chooses its own setting on
-validation rows. Start with `fit`. Imports `mmfeat.evaluation` and the packages to its left.
+validation rows. Start with `fit`. Imports `mmfeat.evaluation` and packages to its left.
 """
 
 import lazy_loader

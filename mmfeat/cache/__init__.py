@@ -1,6 +1,6 @@
 """The feature cache: (content of a sample, spec of an encoder) -> vectors, in HDF5 shards that are written once and
-whole. Start with `store`; `shard` defines the format; `survey`, `verify`, `explain`, `parity` and `pack` are
-the commands about a whole cache. Imports `mmfeat.encoders` and packages to its left.
+whole. Start with `store`; `shard` defines the format; `survey`, `verify`, `explain`, `parity` and `pack` are the
+commands about a whole cache. Imports `mmfeat.encoders` and packages to its left.
 """
 
 import lazy_loader

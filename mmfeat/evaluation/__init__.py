@@ -1,5 +1,6 @@
 """Evaluation: splits without leaks, scores with intervals, paired tests, calibrated decisions, and blends of several
-heads. Start with `metrics`. The package sees only labels and logits; imports `mmfeat.samples`.
+heads. Start with `metrics`. Metrics, tests and decisions see only labels and logits; `protocol` also reads samples, to
+keep duplicates on one side of a split. Imports `mmfeat.samples` and packages to its left.
 """
 
 import lazy_loader

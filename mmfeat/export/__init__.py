@@ -1,5 +1,5 @@
-"""The export: a run's heads, and where possible its encoders, as ONNX graphs with a model card. Start with
-`export`. Imports `mmfeat.report` and the packages to its left.
+"""The export: a run's heads, and where possible its encoders, as ONNX graphs with a model card. Start with `export`.
+Imports `mmfeat.report` and packages to its left.
 """
 
 import lazy_loader

@@ -1,6 +1,6 @@
 """Extraction: samples x encoders -> cache. Finds what is missing, reads and decodes each content once for all
-encoders, encodes in batches, and writes in the background, here or on a Ray cluster. Start with `extract`.
-Imports `mmfeat.cache` and packages to its left.
+encoders, encodes in batches, and writes in the background, here or on a Ray cluster. Start with `extract`. Imports
+`mmfeat.cache` and packages to its left.
 """
 
 import lazy_loader

@@ -1,6 +1,6 @@
 """Fine-tuning: stage 2 trains the last layers of encoders together with a head, from cached prefixes where that gives
-the same result. Start with `finetune`, then `prepare`, `cells` and `training`. The package imports `mmfeat.sweep` and
-packages to the left of it.
+the same result. Start with `finetune`, then `prepare`, `cells` and `training`. Imports `mmfeat.sweep` and packages to
+its left.
 """
 
 import lazy_loader

@@ -1,5 +1,5 @@
 """Heads: small networks from cached vectors to logits, trained in stacks of many heads. Start with `fusions`, then
-`stack`. `registry` names all heads without importing torch. Imports `mmfeat.baselines` and the packages to its left.
+`stack`. `registry` names all heads without importing torch. Imports `mmfeat.baselines` and packages to its left.
 """
 
 import lazy_loader

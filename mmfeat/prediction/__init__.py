@@ -1,6 +1,6 @@
 """Prediction: labels and probabilities of new samples by a run, in memory (`model`), for files and tables (`predict`),
-and as the submission (`submit`). Start with `submit`. The package imports `mmfeat.finetune` and packages to the left of
-`mmfeat.finetune`.
+and as the submission (`submit`), with tests for drift (`drift`). Start with `submit`. Imports `mmfeat.finetune` and
+packages to its left.
 """
 
 import lazy_loader

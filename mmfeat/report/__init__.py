@@ -1,5 +1,5 @@
 """The report: the results of a run as one page that opens without a network, and tables and figures for papers. Start
-with `report`; each section of the page is a file. Imports `mmfeat.audit` and the packages to its left.
+with `report`; each section of the page is a file. Imports `mmfeat.audit` and packages to its left.
 """
 
 import lazy_loader

@@ -1,7 +1,7 @@
 """Runs: folders with the configuration and the results of one training each.
 
 Start with `run`; `entry` has the records in its files, `compare` tests runs against each other, `folders` lists and
-deletes runs, and `garbage` finds cached vectors that no run needs. Imports `mmfeat.heads` and packages left of it.
+deletes runs, and `garbage` finds cached vectors that no run needs. Imports `mmfeat.heads` and packages to its left.
 """
 
 import lazy_loader

@@ -1,5 +1,6 @@
 """Samples: the data that users bring. Readers of folders and tables, decoding of texts and photos, augmented views,
-labels, keys of contents, near duplicates, and the generated demo data. Start with `dataset`. Imports `mmfeat.system`.
+labels, keys of contents, near duplicates, and the generated demo data. Start with `dataset`. Imports `mmfeat.system`
+and packages to its left.
 """
 
 import lazy_loader
