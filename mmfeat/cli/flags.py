@@ -47,7 +47,11 @@ EngineFlag = option("local or ray.", str, "--engine")
 RayAddress = option("A Ray cluster.  [default: this machine]", str | None, "--ray-address")
 Workers = option("Readers, or Ray's workers; 0 suits the machine.", int, "--workers", least=0)
 Trainings = option("Trainings side by side; 0 is one a core.", int, "--workers", least=0)
-Mlflow = option("Tell MLflow there of the run: http://HOST:5000, sqlite:///mlflow.db.", str | None, "--mlflow")
+Mlflow = option(
+    "Log the run to the MLflow server or database at this URI: http://HOST:5000, sqlite:///mlflow.db.",
+    str | None,
+    "--mlflow",
+)
 Seed = option("Fixes everything that is random.", int, "--seed", least=0)
 
 # The flags of encoders: parameter -> its type, help, least value, and default in `mmfeat extract`.

@@ -189,19 +189,19 @@ def _p_value(p: float) -> str:
 # Training settings -> help text. Each flag takes one value, several to search ("1e-4,1e-3"), or for the searches random
 # and optuna a range ("1e-5..1e-2").
 SETTINGS = {
-    "learning_rate": "Of AdamW; several: 1e-4,1e-3 or 1e-5..1e-2.",
-    "attention_learning_rate": "Of cross-attention.",
-    "weight_decay": "Of AdamW.",
-    "dropout": "In the hidden layers.",
+    "learning_rate": "Learning rate of AdamW; several: 1e-4,1e-3 or 1e-5..1e-2.",
+    "attention_learning_rate": "Learning rate of cross-attention.",
+    "weight_decay": "Weight decay of AdamW.",
+    "dropout": "Dropout rate in the hidden layers.",
     "modality_dropout": "Share of samples that lose text or image.",
     "label_smoothing": "Share of the label given to all.",
     "class_weights": "Against imbalance: none, inverse, sqrt or effective.",
     "loss": "cross-entropy or focal.",
-    "focal_gamma": "Of the focal loss.",
+    "focal_gamma": "Exponent gamma of the focal loss.",
     "batch_size": "Samples a step.",
-    "epochs": "Most epochs; --monitor stops earlier.",
-    "patience": "Epochs without a better score that are borne.",
-    "monitor": "What stops training: validation loss or macro-f1.",
+    "epochs": "Maximum number of epochs; --monitor stops earlier.",
+    "patience": "Epochs without improvement before training stops.",
+    "monitor": "Validation score that stops training: loss or macro-f1.",
 }
 PASSED_ON = ("ensembles", "task", "attend", "engine", "ray_address", "device", "workers")
 
