@@ -75,8 +75,9 @@ def finetune_heads(
     """
     maker = Maker(command or written_call(finetune_heads, locals()))
     arguments = FinetuneArguments(
-        settings or FinetuneSettings(), run, heads, out, data, cache, fusion, head, modalities, seeds, views
-    )
+        settings or FinetuneSettings(), run=run, heads=heads, out=out, data=data, cache=cache, fusion=fusion, head=head,
+        modalities=modalities, seeds=seeds, views=views,
+    )  # fmt: skip
     check_engine(engine, ray_address)
     arguments = replace(arguments, run=find_run(run, heads).folder if run else None)
     if engine == "ray":
