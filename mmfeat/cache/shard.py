@@ -177,7 +177,7 @@ def _file_pieces(gaps: Sequence[bytes], arrays: Sequence[np.ndarray]) -> Generat
     yield head
     sums = []
     for piece in mib_pieces(arrays):
-        sums.append(xxhash.xxh3_64_intdigest(piece))  # while the piece is in the processor's cache
+        sums.append(xxhash.xxh3_64_intdigest(piece))  # the piece is in the processor's cache here
         yield piece
     rest = gap + np.array(sums, np.uint64).tobytes() + tail
     yield rest
@@ -190,7 +190,7 @@ def as_strings(values: list[str]) -> np.ndarray:
 
     if not any(values):  # most errors are empty
         return np.zeros(len(values), h5py.string_dtype("utf-8", 1))
-    encoded = "\0".join(values).encode().split(b"\0")  # faster than one by one
+    encoded = "\0".join(values).encode().split(b"\0")  # one call is faster than one for each value
     if len(encoded) != len(values):
         encoded = [value.encode() for value in values]
     return np.array(encoded, h5py.string_dtype("utf-8", max(map(len, encoded))))

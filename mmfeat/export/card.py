@@ -35,7 +35,7 @@ print([[name for name, there in zip(about["classes"], row) if there] for row in 
 """
 MMFEAT_EXAMPLE = """\
 import mmfeat
-model = mmfeat.load(RUN, head={head!r}, modalities={modalities!r})  # the folder of the run
+model = mmfeat.load(RUN, head={head!r}, modalities={modalities!r})  # RUN is the folder of the run
 print(model.classes, model.predict_proba(["what a day", "never again"], [None, None]))
 """
 

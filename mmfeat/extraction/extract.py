@@ -224,7 +224,7 @@ def _planned(
 
 
 class Unseen:
-    """Progress that nobody sees; work that reports to it ends with `CancelledError` once `stopped` is True."""
+    """Progress that is not shown; once `stopped`, `advance` raises `CancelledError`."""
 
     def __init__(self) -> None:
         self.stopped = False

@@ -196,7 +196,7 @@ def _ignore_odd_files() -> None:
 
 
 def _follow(parent: int) -> None:
-    """Start a reading process: it leaves Ctrl-C to its parent, which saves vectors, and ends with its parent."""
+    """Make a reading process ignore Ctrl-C, which its parent handles, and end with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _ignore_odd_files()
 

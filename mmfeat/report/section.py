@@ -67,7 +67,7 @@ def gain(difference: wording.Estimate) -> str:
 
 
 def share(value: float, count: float) -> str:
-    """A share of `count` samples with its 95 % Wilson interval."""
+    """Text of a share of `count` samples with its 95 % Wilson interval."""
     low, high = wilson(value, count)
     return interval(Interval(float(value), float(low), float(high)))
 

@@ -150,24 +150,24 @@ class Entry(Scores):
     modalities: str
     decision: Decision
     seconds: float = 0.0
-    # a trained head
+    # Fields of a trained head:
     trials: int | None = None
     settings: HeadSettings | None = None
     optimism: float | None = None
     search_over: bool | None = None
     parameters: int | None = None
     final: tuple[FinalHead, ...] = ()
-    # an ensemble
+    # Fields of an ensemble:
     members: tuple[str, ...] = ()
     rule: Rule | None = None
-    # a second stage
+    # Fields of a second stage:
     fusion: str | None = None
     views: int | None = None
     alpha: float | None = None
     alphas: tuple[float, ...] | None = None
     scores: dict[str, float] | None = None
     over_stage_1: PairedTest | None = None
-    # tests against the best entry, and against the better one of its two single modalities
+    # Tests of the entry against the best one, and against the better one of its two single modalities:
     behind_best: PairedTest | None = None
     tie: bool | None = None
     gain: PairedTest | None = None

@@ -276,7 +276,7 @@ def choose_run(
 def best_run(root: Path, data: str | None = None, head: str | None = None, modalities: str | None = None) -> Run:
     """Find the run with the best entry of a head and a modality set among those comparable with the newest on `data`.
 
-    Where no such run has an entry of that head and modality set, the oldest of them is taken.
+    If no such run has one, the oldest comparable run is returned.
     """
     return max(comparable_runs(root, data), key=lambda run: run.score(head, modalities))
 

@@ -55,7 +55,7 @@ def _gains(problem: Problem, ordered: Sequence[Entry], chosen: Sequence[np.ndarr
     for index, entry in enumerate(ordered):
         alone = [other for other, candidate in enumerate(ordered) if _single(candidate, entry.head)]
         if entry.modalities == "both" and alone:
-            pairs[index] = alone[0]  # the better one, since the entries are in order
+            pairs[index] = alone[0]  # the first is the better one, since the entries are in order
     targets = problem.targets.take(problem.splits.tested)
     tests = {
         index: paired_difference(targets, chosen[index], chosen[other], problem.seed) for index, other in pairs.items()

@@ -356,7 +356,10 @@ def _locked(folder: Path, exclusive: bool, seconds: float = 0.0) -> Iterator[boo
 
 
 def _flock(handle: int, kind: int) -> bool:
-    """Try to take a lock. False if another process holds one; a file system without locks counts as locked."""
+    """Try to take a lock; returns False if another process holds one.
+
+    On a file system without locks it returns True, since nothing there can be locked.
+    """
     import fcntl
 
     try:

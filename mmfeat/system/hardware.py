@@ -124,7 +124,8 @@ def join_cluster(address: str | None) -> tuple[Any, bool]:
     flag = f"--ray-address {address}" if address else f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}"
     if "ray" in sys.modules and (ray := _import_ray()).is_initialized():
         return ray, False
-    _check_answer(address or os.environ.get("RAY_ADDRESS", "local"), flag)  # first: importing Ray takes seconds
+    # The check comes first because importing Ray takes seconds.
+    _check_answer(address or os.environ.get("RAY_ADDRESS", "local"), flag)
     ray = _import_ray()
     with Interrupts() as interrupts:
         try:
@@ -226,7 +227,7 @@ def _own_sigterm() -> Iterator[None]:
     try:
         yield
     finally:
-        if ours is not None:  # None: the handler was not set from Python
+        if ours is not None:  # a handler that was not set from Python is None
             signal.signal(signal.SIGTERM, ours)
 
 
