@@ -33,7 +33,7 @@ from mmfeat.encoders.torch_tower import TorchTower, to_device
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.extraction.encode import CPU_SIZES
 from mmfeat.extraction.extract import BLOCK, Extractor, ExtractSettings
-from mmfeat.extraction.missing import Missing, Planner
+from mmfeat.extraction.missing import BlockPlan, Planner
 from mmfeat.extraction.reader import Reader
 from mmfeat.extraction.requests import resolve_options
 from mmfeat.samples.dataset import Sample, SampleSource, read_samples
@@ -313,7 +313,7 @@ def large(given: argparse.Namespace) -> dict[str, Any]:
     towers = describe_encoders(["hashing"], resolve_options(EncoderOptions(), "cpu"))
     blocks: list[tuple[int, float, int]] = []
 
-    def plans(planner: Planner) -> Iterator[Missing]:
+    def plans(planner: Planner) -> Iterator[BlockPlan]:
         """The plan of each block; its time ends when the next plan is asked for."""
         rows = 0
         for block in source.blocks(BLOCK):

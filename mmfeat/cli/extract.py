@@ -155,24 +155,24 @@ def show_extraction(result: Extraction) -> None:
         out.print(f"wrote {counted(sum(result.new.values()), 'vector')} to {result.folder} in {result.seconds:.1f} s")
 
 
-def show_forecast(found: Forecasts) -> None:
+def show_forecast(forecasts: Forecasts) -> None:
     """Print a forecast: what is missing, its time and its size on disk."""
-    out.print(f"{found.samples.source}: {len(found.samples):,} samples")
-    if not found.encoders:
-        out.print(f"nothing to do: every vector is in {found.folder}")
+    out.print(f"{forecasts.samples.source}: {len(forecasts.samples):,} samples")
+    if not forecasts.encoders:
+        out.print(f"nothing to do: every vector is in {forecasts.folder}")
         return
     rows = []
-    for forecast in found.encoders:
+    for forecast in forecasts.encoders:
         for number, (spec, missing, size) in enumerate(forecast.outputs):
             shown_once = (_rate(forecast.rate), duration(forecast.seconds)) if number == 0 else ("", "")
             view = f" {spec.view}" if spec.view != "none" else ""
             output = f"{spec.output}:{spec.layer}" if spec.layer else spec.output
             rows.append((shown(forecast.model), output + view, f"{missing:,}", *shown_once, size_of(size)))
     show_table(("encoder", "output", "missing", "rate", "time", "on disk"), rows)
-    out.print(f"reading and decoding add {duration(found.reading)}")
-    total = f"{duration(found.seconds)} and {size_of(found.bytes)} in all"
-    out.print(f"{total}; {size_of(found.free)} free at {found.folder}")
-    if found.bytes > found.free:
+    out.print(f"reading and decoding add {duration(forecasts.reading)}")
+    total = f"{duration(forecasts.seconds)} and {size_of(forecasts.bytes)} in all"
+    out.print(f"{total}; {size_of(forecasts.free)} free at {forecasts.folder}")
+    if forecasts.bytes > forecasts.free:
         out.print("note: the disk is too small for that; name another with --cache, or fewer --outputs and --views")
     out.print("nothing was written; next: the same command without --dry-run")
 

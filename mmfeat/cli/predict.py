@@ -161,7 +161,7 @@ def predict(context: typer.Context, **values: Any) -> None:
     table, written = split_columns(values["columns"])
     data_only = {"cache": values["cache"], "columns": table, "workers": values["workers"]}
     check_inputs(files, data, text, image, {f"--{name}": value for name, value in data_only.items()})
-    target, layout = _target(values, written)
+    target, output = _target(values, written)
     run, which = values["run"], {name: values[name] for name in ("heads", "head", "modalities", "device")}
     if data is not None:
         from mmfeat.prediction.predict import predict_data
@@ -176,7 +176,7 @@ def predict(context: typer.Context, **values: Any) -> None:
         result = predict_files(load(run, **which), samples, ConsoleProgress())
     if run is None:
         show_overlooked(result.run, values["head"], values["modalities"])
-    _deliver(result, target, layout, plain=values["format"] is not None)
+    _deliver(result, target, output, plain=values["format"] is not None)
 
 
 def split_columns(columns: str | None) -> tuple[dict[str, str] | None, dict[str, Any]]:
@@ -195,21 +195,21 @@ def _target(values: dict[str, Any], written: dict[str, Any]) -> tuple[Path | Non
     from mmfeat.prediction.output_file import OutputFormat, checked_target, choose_format
 
     file, files = values["out"], values["files"] or []
-    layout = OutputFormat(
+    output = OutputFormat(
         choose_format(file, values["format"]), values["header"], **written, probabilities=values["proba"]
     )
     texts = [text_beside(Path(name)) for name in files if Path(name).name]
     inputs = filter(None, [*files, *texts, values["image"], values["data"]])
-    return None if file is None else checked_target(file, *inputs), layout
+    return None if file is None else checked_target(file, *inputs), output
 
 
-def _deliver(result: Predicted, target: Path | None, layout: OutputFormat, plain: bool) -> None:
+def _deliver(result: Predicted, target: Path | None, output: OutputFormat, plain: bool) -> None:
     """Write the file, or print a table of few samples on a terminal and otherwise the text of the file."""
     from mmfeat.prediction.output_file import checked_target, prediction_text, write_prediction_file
 
     if target is not None:
         checked_target(target, result.run.folder, result.run.config.data)
-        write_prediction_file(target, result.predictions, layout)
+        write_prediction_file(target, result.predictions, output)
         show_notes(result)
         out.print(f"predictions {target}")
         return
@@ -217,7 +217,7 @@ def _deliver(result: Predicted, target: Path | None, layout: OutputFormat, plain
     if out.is_terminal and not plain and len(result.predictions) <= FEW:
         show_few(result)
         return
-    text = prediction_text(result.predictions, layout)
+    text = prediction_text(result.predictions, output)
     try:
         sys.stdout.buffer.write(text.encode(errors="surrogateescape"))  # UTF-8, and the very bytes of a path
         sys.stdout.buffer.flush()

@@ -21,7 +21,7 @@ from mmfeat.encoders.registry import Tower, absolute_request, describe_encoders,
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError
 from mmfeat.extraction.encode import BackgroundWriter, Batcher, Stage
-from mmfeat.extraction.missing import Clocks, Counts, Item, Missing, Planner
+from mmfeat.extraction.missing import BlockPlan, Clocks, Counts, Item, Planner
 from mmfeat.extraction.reader import Reader
 from mmfeat.extraction.requests import Request, begin_request, remember_request, resolve_options
 from mmfeat.samples.dataset import Overview, Sample, SampleSet, SampleSource
@@ -205,10 +205,10 @@ def _extract(
 
 def _planned(
     planner: Planner, blocks: Iterator[Sequence[Sample]], progress: Progress
-) -> Generator[Missing, None, None]:
+) -> Generator[BlockPlan, None, None]:
     """Yield the plan of each block, made while the block before is encoded; only the first shows its progress."""
 
-    def plan_next(progress: Progress) -> Missing | None:
+    def plan_next(progress: Progress) -> BlockPlan | None:
         block = next(blocks, None)
         return None if block is None else planner.plan(block, progress)
 
@@ -256,7 +256,7 @@ class Extractor(AbstractContextManager["Extractor"]):
         self.planner.refresh()
         return counts
 
-    def encode(self, plans: Iterable[Missing], progress: Progress | None = None, total: int = 0) -> Counts:
+    def encode(self, plans: Iterable[BlockPlan], progress: Progress | None = None, total: int = 0) -> Counts:
         """Encode the items of each plan and commit their rows; `total` is the number of plans, 0 if unknown.
 
         What was encoded is committed also where an error ends the work.

@@ -13,7 +13,7 @@ from pathlib import Path
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.extraction.encode import Batcher, batched, start_block
 from mmfeat.extraction.extract import BLOCK, Extractor, ExtractSettings, prepare_extraction
-from mmfeat.extraction.missing import Item, Missing
+from mmfeat.extraction.missing import BlockPlan, Item
 from mmfeat.extraction.reader import Prepared, Reader
 from mmfeat.samples.dataset import MODALITIES, Overview
 from mmfeat.system.wording import Progress, Silent
@@ -71,7 +71,7 @@ class _Needs:
     sampled: dict[frozenset[str], list[Item]] = field(default_factory=dict)
     generator: random.Random = field(default_factory=lambda: random.Random(0))
 
-    def add(self, plan: Missing) -> None:
+    def add(self, plan: BlockPlan) -> None:
         """Count what a plan lacks, and keep each item with the same probability (Vitter's reservoir, algorithm R)."""
         self.lacking.update(plan.lacking)
         for item in (item for items in plan.items.values() for item in items):

@@ -120,10 +120,10 @@ class Counts:
         if len(self.failures) < MAX_FAILURES:
             self.failures.append(failure)
 
-    def add_rows(self, folder: str, committed: int, failed: int, found: int) -> None:
-        """Count the rows of one encoder: committed, holding an error, and found in the cache by then."""
+    def add_rows(self, folder: str, committed: int, failed: int, by_others: int) -> None:
+        """Count the rows of one encoder: committed, holding an error, and stored by other writers meanwhile."""
         self.new[folder] += committed
-        self.stored[folder] += found
+        self.stored[folder] += by_others
         self.unreadable[folder] += failed
 
     def add(self, other: Counts) -> None:
@@ -151,8 +151,8 @@ class Item:
 
 
 @dataclass
-class Missing:
-    """Items to encode, by modality, and counts of the contents that no earlier plan met.
+class BlockPlan:
+    """The plan of one block: items to encode by modality, and counts of the contents that no earlier plan met.
 
     `lacking` counts contents by the cache folder of the encoder that lacks them; `counts` has those that are stored or
     unreadable. An unreadable content lacks nothing unless failures are tried again.
@@ -186,9 +186,9 @@ class Planner(AbstractContextManager["Planner"]):
     def __exit__(self, *error: object) -> None:
         self._open.close()
 
-    def plan(self, samples: Sequence[Sample], progress: Progress | None = None) -> Missing:
+    def plan(self, samples: Sequence[Sample], progress: Progress | None = None) -> BlockPlan:
         """Plan one block: find the contents of the samples that the cache lacks."""
-        plan = Missing()
+        plan = BlockPlan()
         counts = plan.counts
         for modality in MODALITIES:
             if specs := [spec for spec in self._specs if spec.modality == modality]:
@@ -215,7 +215,7 @@ class Planner(AbstractContextManager["Planner"]):
         return self._store.content_keys(samples, modality, progress, self._index)
 
     def _items(
-        self, plan: Missing, samples: Sequence[Sample], keys: ContentKeys, specs: list[EncoderSpec]
+        self, plan: BlockPlan, samples: Sequence[Sample], keys: ContentKeys, specs: list[EncoderSpec]
     ) -> list[Item]:
         """Items in the order of their samples; texts from long to short, so that the texts of a batch are alike."""
         present = np.flatnonzero(keys.present)
@@ -232,7 +232,7 @@ class Planner(AbstractContextManager["Planner"]):
             items.sort(key=lambda item: -len(item.sample.text or ""))
         return items
 
-    def _lacking(self, plan: Missing, spec: EncoderSpec, contents: np.ndarray) -> np.ndarray:
+    def _lacking(self, plan: BlockPlan, spec: EncoderSpec, contents: np.ndarray) -> np.ndarray:
         """(N,) whether `spec` lacks each of N distinct contents; counts the contents that no earlier plan met."""
         known = self._known[spec] if spec in self._known else self._look(spec)
         states, asked = known.states(contents)

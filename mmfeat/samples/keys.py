@@ -274,15 +274,15 @@ class ImageHashes(RecordFile):
 
 
 def image_hashes(
-    samples: Sequence[Sample], keys: ContentKeys, store_path: Path, progress: Progress | None = None
+    samples: Sequence[Sample], keys: ContentKeys, path: Path, progress: Progress | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """(N,) uint64 hashes of the samples' photos, 0 for no hash, and (N,) whether a sample has a hash.
 
-    `keys` are the content keys of the same photos; only contents that the file `store_path` lacks are read.
+    `keys` are the content keys of the same photos; only contents that the file `path` lacks are read.
     """
-    with ImageHashes(store_path) as store:
+    with ImageHashes(path) as hashes:
         distinct, first = np.unique(keys.keys, return_index=True)
-        unknown = first[~store.find(distinct)[2] & keys.present[first]]
+        unknown = first[~hashes.find(distinct)[2] & keys.present[first]]
         task = (progress or Silent()).step("compare images", len(unknown))
         with task as advance, ThreadPoolExecutor(cpu_count()) as pool:
             for start in range(0, len(unknown), STEP):
@@ -291,10 +291,10 @@ def image_hashes(
                 values = pool.map(_hash_of, (samples[row] for row in rows), contents)
                 for key, value in zip(contents, values, strict=True):
                     if value != UNREAD:
-                        store.add(key, value)
+                        hashes.add(key, value)
                 advance(len(rows))
-        store.save()
-        return store.find(keys.keys)[:2]
+        hashes.save()
+        return hashes.find(keys.keys)[:2]
 
 
 def _hash_of(sample: Sample, key: bytes) -> int | None:

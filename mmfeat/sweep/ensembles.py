@@ -53,12 +53,10 @@ def ensemble_entries(
     logits = {kind: np.full((1, *entries[0].logits.shape[1:]), np.nan) for kind in KINDS}
     decisions: dict[str, list[Decision]] = {kind: [] for kind in KINDS}
     with ThreadPoolExecutor(cpu_count()) as threads:
-        fits = threads.map(
-            lambda number: list(_fit_fold(problem, entries, number, adjustment)), range(len(problem.splits))
-        )
-        for number, fitted in enumerate(fits):
+        fits = threads.map(lambda fold: list(_fit_fold(problem, entries, fold, adjustment)), range(len(problem.splits)))
+        for fold, fitted in enumerate(fits):
             for kind, given, decision in fitted:
-                logits[kind][0, problem.splits.fold(number, 0).test] = given
+                logits[kind][0, problem.splits.fold(fold, 0).test] = given
                 decisions[kind].append(decision)
         return list(
             threads.map(
@@ -75,17 +73,17 @@ def combine(rule: Rule, log_probabilities: np.ndarray, multilabel: bool) -> np.n
 
 
 def _fit_fold(
-    problem: Problem, entries: Sequence[TrainedEntry], number: int, adjustment: float | None
+    problem: Problem, entries: Sequence[TrainedEntry], fold: int, adjustment: float | None
 ) -> Iterator[tuple[str, np.ndarray, Decision]]:
     """Fit each kind on the other folds, or in a holdout on the validation rows; gives the (n, C) logits of the fold's
     test rows and the decision on them. The members use their decisions of this fold: others have seen its labels."""
-    folds = [problem.splits.fold(other, 0) for other in range(len(problem.splits))]
-    tests = [fold.test for other, fold in enumerate(folds) if other != number]
-    rows = np.concatenate(tests) if tests else folds[number].validation
+    parts = [problem.splits.fold(other, 0) for other in range(len(problem.splits))]
+    tests = [part.test for other, part in enumerate(parts) if other != fold]
+    rows = np.concatenate(tests) if tests else parts[fold].validation
     given = [entry.logits[:, rows] if tests else entry.validation[0][None] for entry in entries]
-    seen = _decided_by(number, entries, given)
-    unseen = _decided_by(number, entries, [entry.logits[:, folds[number].test] for entry in entries])
-    labels, prior = problem.targets.take(rows), problem.targets.take(folds[number].train).prior
+    seen = _decided_by(fold, entries, given)
+    unseen = _decided_by(fold, entries, [entry.logits[:, parts[fold].test] for entry in entries])
+    labels, prior = problem.targets.take(rows), problem.targets.take(parts[fold].train).prior
     for kind, fit in KINDS.items():
         rule, _, fitted_on = fit(seen, labels, problem.seed)
         decision = fit_decision(fitted_on, labels, prior, adjustment, problem.seed)
@@ -110,21 +108,21 @@ def _entry(
     return trained
 
 
-def _decided_by(number: int, entries: Sequence[TrainedEntry], logits: Sequence[np.ndarray]) -> Candidates:
+def _decided_by(fold: int, entries: Sequence[TrainedEntry], logits: Sequence[np.ndarray]) -> Candidates:
     """The candidates that give these (S, N, C) logits, each with its decision of one fold."""
-    pairs = [(entry.decisions[number], given) for entry, given in zip(entries, logits, strict=True)]
+    pairs = [(entry.decisions[fold], given) for entry, given in zip(entries, logits, strict=True)]
     mean = np.stack([_log(decision.probabilities(given).mean(0)) for decision, given in pairs])
     chosen = np.stack([_shifted(decision, given).mean(0) for decision, given in pairs])
-    return Candidates(entries, mean, chosen, entries[0].decisions[number].multilabel)
+    return Candidates(entries, mean, chosen, entries[0].decisions[fold].multilabel)
 
 
 def _out_of_fold(problem: Problem, entries: Sequence[TrainedEntry]) -> Candidates:
     """The candidates on all rows, each fold's rows with the decisions of that fold."""
     shape = (len(entries), *entries[0].logits.shape[1:])
     mean, chosen = np.full(shape, np.nan), np.full(shape, np.nan)
-    for number in range(len(problem.splits)):
-        test = problem.splits.fold(number, 0).test
-        part = _decided_by(number, entries, [entry.logits[:, test] for entry in entries])
+    for fold in range(len(problem.splits)):
+        test = problem.splits.fold(fold, 0).test
+        part = _decided_by(fold, entries, [entry.logits[:, test] for entry in entries])
         mean[:, test], chosen[:, test] = part.log_probabilities, part.chosen
     return Candidates(entries, mean, chosen, problem.targets.multilabel)
 

@@ -108,16 +108,16 @@ def pictures(tmp_path: Path) -> list[Sample]:
 
 
 def test_photos_are_hashed_once(tmp_path: Path, pictures: list[Sample]) -> None:
-    keys, store = content_keys(pictures, "image"), tmp_path / "hashes"
-    hashes, known = image_hashes(pictures, keys, store)
+    keys, path = content_keys(pictures, "image"), tmp_path / "hashes"
+    hashes, known = image_hashes(pictures, keys, path)
     assert hashes.dtype == np.uint64
     assert known.tolist() == [True] * 5 + [False] * 2
     assert hashes.tolist() == [hash_photo(s.image.read_bytes()) or 0 if s.image else 0 for s in pictures]
-    assert len(ImageHashes(store)) == 5  # four photos and one that has no hash
+    assert len(ImageHashes(path)) == 5  # four photos and one that has no hash
     for sample in pictures:
         if sample.image:
             sample.image.unlink()
-    again = image_hashes(pictures[::-1], type(keys)(keys.keys[::-1], keys.present[::-1], keys.reasons[::-1]), store)
+    again = image_hashes(pictures[::-1], type(keys)(keys.keys[::-1], keys.present[::-1], keys.reasons[::-1]), path)
     assert again[0].tolist() == hashes[::-1].tolist()
     assert again[1].tolist() == known[::-1].tolist()
 
@@ -143,14 +143,14 @@ def damage(data: bytes, how: str) -> bytes:
 
 @pytest.mark.parametrize("how", ["cut", "flipped", "of another version", "empty", "foreign"])
 def test_a_damaged_file_is_ignored_and_written_anew(tmp_path: Path, pictures: list[Sample], how: str) -> None:
-    keys, store = content_keys(pictures, "image"), tmp_path / "hashes"
-    expected = image_hashes(pictures, keys, store)
-    good = store.read_bytes()
-    store.write_bytes(damage(good, how))
-    assert len(ImageHashes(store)) == 0
-    found = image_hashes(pictures, keys, store)
+    keys, path = content_keys(pictures, "image"), tmp_path / "hashes"
+    expected = image_hashes(pictures, keys, path)
+    good = path.read_bytes()
+    path.write_bytes(damage(good, how))
+    assert len(ImageHashes(path)) == 0
+    found = image_hashes(pictures, keys, path)
     assert found[0].tolist() == expected[0].tolist()
-    assert store.read_bytes() == good
+    assert path.read_bytes() == good
 
 
 def test_hashes_of_others_are_kept_and_a_missing_folder_is_not_made(tmp_path: Path, pictures: list[Sample]) -> None:
