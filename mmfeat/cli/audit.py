@@ -129,6 +129,8 @@ def _first_shares(shares: Mapping[str, float]) -> str:
 
 
 def _show_balance(audit: Audit) -> None:
+    from mmfeat.evaluation.significance import LEVEL
+
     classes, parts = audit.balance["classes"], audit.balance["parts"]
     if not classes:
         out.print("no sample is labelled")
@@ -143,7 +145,7 @@ def _show_balance(audit: Audit) -> None:
     out.print(table)
     if (more := len(classes) - SHOWN_LABELS) > 0:
         out.print(f"and {more} more classes in balance.csv")
-    if audit.balance["p"] is not None and audit.balance["p"] < 0.05:
+    if audit.balance["p"] is not None and audit.balance["p"] < LEVEL:
         out.print(f"the parts differ in their classes by more than chance (chi-squared, p {audit.balance['p']:.3g})")
 
 

@@ -65,7 +65,7 @@ def mcnemar(correct_one: np.ndarray, correct_other: np.ndarray) -> float:
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """(K,) p-values adjusted for K comparisons, to be compared with 0.05 all at once (Holm, 1979)."""
+    """(K,) p-values adjusted for K comparisons, to be compared with `LEVEL` all at once (Holm, 1979)."""
     values = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(values)
     steps = values[order] * np.arange(len(values), 0, -1)
@@ -81,7 +81,7 @@ def compare_with_best(
 
     `all_chosen` holds the decisions (S, N, C) bool of each head; S may differ. An entry has the difference `value`,
     best less this head, with `low`, `high` and `p` as in `paired_difference`; `mcnemar` of the seeds' majorities;
-    both p-values adjusted for the number of comparisons (`p_holm`, `mcnemar_holm`); and `tie`: `p_holm` >= 0.05.
+    both p-values adjusted for the number of comparisons (`p_holm`, `mcnemar_holm`); and `tie`: `p_holm` >= `LEVEL`.
 
     The best head was selected on these very samples, which makes every other head look a little worse than it is.
     """

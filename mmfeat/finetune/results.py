@@ -13,7 +13,7 @@ from mmfeat.encoders.delta import Delta, write_delta
 from mmfeat.encoders.registry import describe_encoders
 from mmfeat.evaluation.decisions import plain_choice
 from mmfeat.evaluation.metrics import macro_f1
-from mmfeat.evaluation.significance import holm, majority, mcnemar, paired_difference
+from mmfeat.evaluation.significance import LEVEL, holm, majority, mcnemar, paired_difference
 from mmfeat.finetune.cells import ALPHAS, STAGE_2, CellResult, blended
 from mmfeat.finetune.model import HEAD, TunableModel
 from mmfeat.finetune.prepare import Experiment
@@ -132,9 +132,9 @@ def warning(first: Mapping[str, float], second: Mapping[str, float], difference:
     """A line for the user where stage 2 learned its training rows by heart or is worse than stage 1, else ""."""
     grown = (second["train"] - second["test"]) - (first["train"] - first["test"])
     promised, kept = second["validation"] - first["validation"], second["test"] - first["test"]
-    if difference.p_holm < 0.05 and difference.value > 0:
+    if difference.p_holm < LEVEL and difference.value > 0:
         return ""
-    if difference.p_holm < 0.05:
+    if difference.p_holm < LEVEL:
         return f"stage 2 is worse than stage 1 ({difference.value:+.3f} macro-F1); lower --lr-encoder or unfreeze less"
     if grown > GAP:
         return (

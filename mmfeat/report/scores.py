@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmfeat.evaluation.significance import compare_pairs
+from mmfeat.evaluation.significance import LEVEL, compare_pairs
 from mmfeat.report.plots import SERIES, new_drawing, short, whiskers
 from mmfeat.report.section import MOST_CLASSES, Figure, Section, Table, gain, interval, number, p_value, share, title_of
 from mmfeat.report.subject import SINGLE, Subject
@@ -88,17 +88,17 @@ def significance_section(subject: Subject) -> Section | None:
     rows, shades = [], []
     for row, entry in enumerate(entries):
         cells = [
-            f"{difference.value:+.3f}" + ("*" if p[row, column] < 0.05 else "")
+            f"{difference.value:+.3f}" + ("*" if p[row, column] < LEVEL else "")
             for column, difference in enumerate(differences[row])
         ]
         cells[row] = ""
         rows.append([title_of(entry), *cells])
-        shades.append([0.0, *(float(1 - value) if value < 0.05 else 0.0 for value in p[row])])
+        shades.append([0.0, *(float(1 - value) if value < LEVEL else 0.0 for value in p[row])])
     names = [str(rank) for rank in range(1, len(entries) + 1)]
     numbered = [[f"{rank}  {row[0]}", *row[1:]] for rank, row in zip(names, rows, strict=True)]
-    caption = "macro-F1 of the row less that of the column; * and blue: p below 0.05 after Holm over all pairs"
+    caption = f"macro-F1 of the row less that of the column; * and blue: p below {LEVEL} after Holm over all pairs"
     pairs = len(entries) * (len(entries) - 1) // 2
-    proven = int((p < 0.05).sum()) // 2
+    proven = int((p < LEVEL).sum()) // 2
     return Section(
         "significance",
         "Significance",
