@@ -16,8 +16,7 @@ from mmfeat.report.plots import SERIES, new_drawing, score_figure
 from mmfeat.report.section import Figure, Section, Table, gain, interval, number, p_value, title_of
 from mmfeat.report.subject import Subject
 from mmfeat.runs.entry import Entry
-from mmfeat.runs.run import CURVES, Run
-from mmfeat.sweep.trials import load_record
+from mmfeat.runs.run import CURVES, Run, read_trial
 from mmfeat.system.wording import head_label
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ def effects_section(subject: Subject) -> Section | None:
 def read_trials(run: Run, entry: Entry) -> Iterator[tuple[dict[str, Any], float]]:
     """(settings, mean macro-F1 on validation rows) of each trial of an entry."""
     for path in sorted(Path(run.head_folder(entry) / "trials").glob("*.json")):
-        record = load_record(path.with_suffix(""))
+        record = read_trial(path.with_suffix(""))
         yield dict(record["settings"]), float(np.mean(record["scores"]))
 
 

@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -320,6 +320,30 @@ def finals_are_whole(folder: Path, finals: Sequence[FinalHead]) -> bool:
     saved = [*((final.file, final.sha256) for final in finals), *towers]
     files = [(folder / Path(name).name, digest) for name, digest in saved]
     return all(file.is_file() and file_sha256(file) == digest for file, digest in files)
+
+
+def read_trial(path: Path) -> dict[str, Any]:
+    """Read `PATH.json`, all of a trial but its logits. Raises `RunError` if either file is not what was saved."""
+    file = path.with_name(f"{path.name}.safetensors")
+    with whole_trial(path):
+        values: dict[str, Any] = read_json(path.with_name(f"{path.name}.json"))
+        if values.pop("sha256") != trial_checksum(values, file):
+            raise ValueError(f"it or {file.name} is not what was saved")
+        return values
+
+
+@contextlib.contextmanager
+def whole_trial(path: Path) -> Iterator[None]:
+    """Raise any error in reading the trial `path` as a `RunError`."""
+    try:
+        yield
+    except Exception as error:  # safetensors has no exception for a damaged file
+        raise RunError(f"{path}.json: not a whole trial ({error}); delete it and run mmfeat heads again") from error
+
+
+def trial_checksum(record: Mapping[str, Any], file: Path) -> str:
+    """SHA-256 of a trial's record and the file of its logits together."""
+    return hashlib.sha256(f"{canonical_json(record)}{file_sha256(file)}".encode()).hexdigest()
 
 
 def checked_towers(run: Run, wanted: list[Tower]) -> list[Tower]:

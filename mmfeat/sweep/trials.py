@@ -5,27 +5,25 @@ Nothing is fitted on rows that it scores.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmfeat.errors import RunError
 from mmfeat.evaluation.decisions import Decision, fit_decision, plain_choice
 from mmfeat.evaluation.metrics import evaluate, macro_f1
 from mmfeat.heads.jobs import Fitted, Job, stack_size
 from mmfeat.heads.registry import BASELINES, SHARED, HeadSettings, settings_of
 from mmfeat.heads.stack import Member, epoch_steps
 from mmfeat.runs.entry import OUT_OF_FOLD, FinalHead, Scores, convert
+from mmfeat.runs.run import read_trial, trial_checksum, whole_trial
 from mmfeat.samples.labels import Targets, names_of
 from mmfeat.sweep.engine import Engine
 from mmfeat.sweep.problem import Problem
-from mmfeat.system.files import canonical_json, csv_text, file_sha256, read_json, write_atomic, write_json
+from mmfeat.system.files import csv_text, file_sha256, write_atomic, write_json
 from mmfeat.system.wording import Advance, ignore
 
 
@@ -230,7 +228,7 @@ def save_outcome(outcome: Outcome, path: Path) -> None:
         "chosen": outcome.chosen,
         "seconds": outcome.seconds,
     }
-    write_json(path.with_name(f"{path.name}.json"), {**record, "sha256": _checksum(record, file)})
+    write_json(path.with_name(f"{path.name}.json"), {**record, "sha256": trial_checksum(record, file)})
 
 
 def load_outcome(path: Path) -> Outcome | None:
@@ -239,8 +237,8 @@ def load_outcome(path: Path) -> Outcome | None:
 
     if not path.with_name(f"{path.name}.json").exists():
         return None
-    values = load_record(path)
-    with _whole(path):
+    values = read_trial(path)
+    with whole_trial(path):
         tensors = load_file(path.with_name(f"{path.name}.safetensors"))
         return Outcome(
             logits=tensors["logits"].astype(np.float64),
@@ -249,30 +247,6 @@ def load_outcome(path: Path) -> Outcome | None:
             scores=np.array(values.pop("scores")),
             **values,
         )
-
-
-def load_record(path: Path) -> dict[str, Any]:
-    """Read `PATH.json`, all of a trial but its logits. Raises `RunError` if either file is not what was saved."""
-    file = path.with_name(f"{path.name}.safetensors")
-    with _whole(path):
-        values: dict[str, Any] = read_json(path.with_name(f"{path.name}.json"))
-        if values.pop("sha256") != _checksum(values, file):
-            raise ValueError(f"it or {file.name} is not what was saved")
-        return values
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[None]:
-    """Raise any error in reading the trial `path` as a `RunError`."""
-    try:
-        yield
-    except Exception as error:  # safetensors has no exception for a damaged file
-        raise RunError(f"{path}.json: not a whole trial ({error}); delete it and run mmfeat heads again") from error
-
-
-def _checksum(record: dict[str, Any], file: Path) -> str:
-    """SHA-256 of a trial's record and its logits together."""
-    return hashlib.sha256(f"{canonical_json(record)}{file_sha256(file)}".encode()).hexdigest()
 
 
 def _chunks(items: list[Any], size: int) -> list[list[Any]]:
