@@ -149,14 +149,16 @@ def _quartiles(trials: Sequence[tuple[Mapping[str, Any], float]], name: str) -> 
 
 
 def correlation(trials: Sequence[tuple[Mapping[str, Any], float]], name: str) -> tuple[float, float] | None:
-    """Spearman's rho of a setting and the score, and its p-value; None for words and for fewer than 4 trials."""
+    """Spearman's rho of a setting and the score, and its p-value; None for words, fewer than 4 trials, and where nothing varies."""
     from scipy.stats import spearmanr
 
-    values = [settings[name] for settings, _ in trials]
+    values, scores = [settings[name] for settings, _ in trials], [score for _, score in trials]
     if len(trials) < 4 or not all(isinstance(value, int | float) for value in values):
         return None
-    result = spearmanr(values, [score for _, score in trials])
-    return (float(result.statistic), float(result.pvalue)) if np.isfinite(result.statistic) else None
+    if len(set(values)) < 2 or len(set(scores)) < 2:  # scipy would warn on the user's terminal
+        return None
+    result = spearmanr(values, scores)
+    return float(result.statistic), float(result.pvalue)
 
 
 def _correlations(correlations: Sequence[tuple[str, str, float, float]], adaptive: bool) -> Table:
