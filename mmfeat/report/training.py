@@ -149,7 +149,7 @@ def _quartiles(trials: Sequence[tuple[Mapping[str, Any], float]], name: str) -> 
 
 
 def correlation(trials: Sequence[tuple[Mapping[str, Any], float]], name: str) -> tuple[float, float] | None:
-    """Spearman's rho of a setting and the score, and its p-value; None for words, fewer than 4 trials, and where nothing varies."""
+    """Spearman's rho of a setting and the score, and its p-value; None for words, constants and fewer than 4 trials."""
     from scipy.stats import spearmanr
 
     values, scores = [settings[name] for settings, _ in trials], [score for _, score in trials]
