@@ -80,7 +80,7 @@ class Cache:
             return content_keys(samples, modality, progress, opened)
 
     def shards(self, spec: EncoderSpec, without: Collection[str] = ()) -> list[Shard]:
-        """All committed shards of `spec` but some by name, in a fixed order; a folder of another spec is refused."""
+        """All committed shards of `spec` in a fixed order, without those named; refuses the folder of another spec."""
         folder = self.spec_folder(spec)
         paths = [path for path in shard_files(folder) if path.name not in without]
         _check_spec_file(folder / SPEC_FILE, spec)

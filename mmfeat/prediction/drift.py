@@ -29,8 +29,8 @@ LEAST = 1e-7  # probabilities out of fold are clipped here, below the precision 
 def find_drift(
     run: Run, inference: Inference, before: np.ndarray | None, labelled: Sequence[Sample], now: Sequence[Sample]
 ) -> list[str]:
-    """Lines about differences between the samples `now` and the `labelled` samples of the run, for which `before` are
-    the choices out of fold."""
+    """Notes on how the samples `now` differ from the `labelled` samples of the run; `before` (n, C) are the choices out
+    of fold for the latter."""
     shifted = ""
     if before is not None:
         shifted = label_drift(before, inference.predictions.chosen, run.classes, inference.predictions.multilabel)

@@ -5,7 +5,7 @@
     heads/RUN/run.json                     configuration, encoders, classes, version, leaderboard
     heads/RUN/folds.csv                    role of every sample in every fold
     heads/RUN/leaderboard.csv, .json       one row an entry, best first
-    heads/RUN/HEAD-MODALITIES/             weights by fold, out_of_fold.csv, metrics.json
+    heads/RUN/HEAD-MODALITIES/             an entry: trials, final heads, out_of_fold.csv, metrics.json
 """
 
 from __future__ import annotations

@@ -200,8 +200,8 @@ def assemble(
     adjustment: float | None,
     chosen: Sequence[int] | None = None,
 ) -> TrainedEntry:
-    """The entry of some finished trials: in each fold the trial with the index `chosen` counts, by default the one
-    that validated best there."""
+    """Make an entry of finished trials: the logits of a fold come from the trial with the index `chosen` there, by
+    default from the trial that validated best in that fold."""
     if chosen is None:
         chosen = np.stack([outcome.scores.mean(0) for outcome in outcomes]).argmax(0).tolist()
     logits = np.full_like(outcomes[0].logits, np.nan)
@@ -227,8 +227,8 @@ def scored_entry(
     problem: Problem, logits: np.ndarray, decisions: list[Decision], validation: list[np.ndarray],
     adjustment: float | None, **fields: Any,
 ) -> TrainedEntry:  # fmt: skip
-    """The entry of logits (S, N, C) out of fold: scored with the decisions of the folds, with a decision fitted on all
-    rows and the other `fields` of `Entry`."""
+    """Score logits (S, N, C) out of fold with the decisions of the folds, fit the decision of the final heads on all
+    rows, and make an entry of both and the other `fields`."""
     decision = fit_on_all(problem, logits, adjustment)
     entry = Entry(**score(problem, logits, decisions), decision=decision, **fields)
     return TrainedEntry(entry, logits, decisions, validation)
@@ -269,8 +269,8 @@ def _curves(problem: Problem, head: str, histories: Histories) -> str:
 
 
 def _read_finals(path: Path, trials: int) -> Entry | None:
-    """The entry in `metrics.json` if its final heads were chosen among so many trials and are whole; the scores are
-    computed again."""
+    """Read the entry in `metrics.json`, of which the final heads count; None unless these are whole and were chosen
+    among exactly `trials` trials."""
     if not path.exists():
         return None
     try:
