@@ -170,16 +170,18 @@ def main() -> None:
     gc.set_threshold(100_000)  # a collection among a million samples takes seconds
     at_once: list[int] = []
     atexit.register(_leave, at_once)  # runs last, since functions run in the reverse order of registration
-    code = _run(_global_flags_first(sys.argv[1:]))
+    code = _run(_global_flags_first(sys.argv[1:]), typed=shlex.join(["mmfeat", *sys.argv[1:]]))
     if code == INTERRUPTED and "ray" in sys.modules:
         at_once.append(code)
     sys.exit(code)
 
 
-def _run(arguments: list[str]) -> int:
-    """Run a command and return its exit code; an error about a command or a flag is printed as one line."""
+def _run(arguments: list[str], typed: str) -> int:
+    """Run a command and return its exit code; a run that it makes records the line `typed`.
+
+    An error about a command or a flag is printed as one line.
+    """
     try:
-        typed = shlex.join(["mmfeat", *sys.argv[1:]])
         return app(args=arguments, prog_name=app.info.name, standalone_mode=False, obj=typed) or 0
     except Exception as error:
         if not hasattr(error, "format_message"):  # the error is not about a command or flag

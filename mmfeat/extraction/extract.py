@@ -108,15 +108,7 @@ def extract_features(
     else:
         counts = _extract(work.source.blocks(BLOCK), len(overview), work.towers, work.store, settings, progress)
     remember_request(cache, work.request)
-    return Extraction(
-        samples=overview,
-        towers=work.towers,
-        folder=work.store.folder,
-        settings=settings,
-        engine=engine,
-        seconds=time.monotonic() - start,
-        **vars(counts),
-    )
+    return _result(counts, start, overview, work.towers, work.store, settings, engine)
 
 
 def extract_samples(
@@ -132,12 +124,25 @@ def extract_samples(
     store.create()
     blocks = (samples.samples[first : first + BLOCK] for first in range(0, len(samples), BLOCK))
     counts = _extract(blocks, len(samples), towers, store, settings, progress or Silent())
+    return _result(counts, start, Overview.of(samples), towers, store, settings, "local")
+
+
+def _result(
+    counts: Counts,
+    start: float,
+    samples: Overview,
+    towers: Sequence[Tower],
+    store: Cache,
+    settings: ExtractSettings,
+    engine: str,
+) -> Extraction:
+    """The result of an extraction that began at `start`, in seconds of `time.monotonic`."""
     return Extraction(
-        samples=Overview.of(samples),
+        samples=samples,
         towers=towers,
         folder=store.folder,
         settings=settings,
-        engine="local",
+        engine=engine,
         seconds=time.monotonic() - start,
         **vars(counts),
     )
