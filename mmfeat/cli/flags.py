@@ -60,8 +60,10 @@ _DRAFT = "Decode large JPEGs reduced, with no less than so many pixels; 0 in ful
 _ENCODER_FLAGS: dict[str, tuple[Any, str, int | None, Any]] = {
     "dtype": (str, "Arithmetic: auto, float32, bfloat16 or float16.", None, "auto"),
     "cleaning": (str, "Text cleaning: tweet or none.", None, "tweet"),
-    "pooling": (str, "BERT pooling: mean, cls or pooler.", None, "mean"),
-    "max_length": (int, "BERT: most tokens of a text.", None, 128),
+    "pooling": (str, "BERT pooling: mean, cls, max, last, pooler, auto; bert=cls, ...", None, "mean"),
+    "max_length": (str, "Most tokens of a text; 0: 128 for bert, the checkpoint's for st; st=256, ...", None, "0"),
+    "prompt": (str, "Name of an st checkpoint's prompt; none for no prompt.  [default: the checkpoint's]", None, ""),
+    "truncate_dim": (str, "First dimensions of an st vector to keep; 0 all; st=256, ...", None, "0"),
     "outputs": (str, _OUTPUTS, None, "pooled"),
     "views": (int, "Augmented views of each photo, beside the plain one.", 0, 0),
     "draft": (int, _DRAFT, 0, 0),

@@ -12,11 +12,23 @@ from mmfeat.encoders.layers import Network, Point, check_depth
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.torch_tower import TorchTower, load_errors
 from mmfeat.encoders.torchvision_ops import import_torchvision
-from mmfeat.encoders.weights import hub_errors, hub_revision, local_path, path_identity
+from mmfeat.encoders.weights import checkpoint_json, hub_errors, hub_revision, local_path, path_identity
 from mmfeat.errors import EncoderError
 from mmfeat.samples.contents import CLEANING
 
 DEFAULT_VARIANT = "bert-base-uncased"
+DEFAULT_LENGTH = 128  # tokens
+MODULES = "modules.json"  # a checkpoint with this file has a pooling of its own, by sentence-transformers
+ST_POOLINGS = {
+    "cls": "cls",
+    "max": "max",
+    "mean": "mean",
+    "lasttoken": "last",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "last",
+}
 
 
 def describe(family: str, variant: str, options: EncoderOptions) -> list[EncoderSpec]:
@@ -30,12 +42,28 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
             variant=folder.resolve().name if folder else variant,
             weights=path_identity(folder) if folder else f"revision:{hub_revision(variant)}",
             cleaning=options.cleaning,
-            pooling=options.pooling,
-            max_length=options.max_length,
+            pooling=_own_pooling(variant) if options.pooling == "auto" else options.pooling,
+            max_length=int(options.max_length) or DEFAULT_LENGTH,
             arithmetic=options.dtype,
             storage=options.storage,
         )
     ]
+
+
+def _own_pooling(variant: str) -> str:
+    """The pooling that the checkpoint's files say: sentence-transformers' for one token vector or their mean, else the
+    last token of a decoder, else the mean."""
+    modules = checkpoint_json(variant, MODULES) or []
+    paths = [module["path"] for module in modules if module["type"].endswith(".Pooling")]
+    settings = checkpoint_json(variant, f"{paths[0]}/config.json") if paths else None
+    if settings:
+        chosen = settings.get("pooling_mode") or next((name for name in ST_POOLINGS if settings.get(name)), "")
+        if chosen not in ST_POOLINGS:
+            raise EncoderError(f"bert:{variant}: its pooling is {chosen or 'unknown'}, which only st:{variant} has")
+        return ST_POOLINGS[chosen]
+    config = checkpoint_json(variant, "config.json") or {}
+    names = config.get("architectures") or [""]
+    return "last" if config.get("is_decoder") or names[0].endswith("ForCausalLM") else "mean"
 
 
 def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
@@ -61,7 +89,7 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
         TorchTower(
             tuple(specs),
             model,
-            Network(forward, _layers(model), Point(model)),
+            Network(forward, model_layers(model), Point(model)),
             prepare,
             collate,
             keep=lambda inputs: inputs["attention_mask"].bool(),
@@ -73,14 +101,14 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
 
 def reference(variant: str, spec: EncoderSpec) -> Callable[[str], np.ndarray]:
     """transformers' own call for one text, in float32."""
-    transformers = _transformers()
+    transformers = quiet_transformers()
     import torch
 
     variant = variant or DEFAULT_VARIANT
     name, pinned = _source(variant, spec)
     with _load_errors(variant):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **pinned)
-        model = transformers.AutoModel.from_pretrained(name, **pinned).float().eval()
+        tokenizer = _tokenizer(transformers, name, pinned)
+        model = _encoder(transformers, name, pinned)[0].float().eval()
 
     def encode(text: str) -> np.ndarray:
         text = CLEANING[spec.cleaning](text)
@@ -94,23 +122,29 @@ def reference(variant: str, spec: EncoderSpec) -> Callable[[str], np.ndarray]:
         if spec.pooling == "pooler":
             return output.pooler_output[0].numpy()
         tokens = output.last_hidden_state[0]
-        return (tokens[0] if spec.pooling == "cls" else tokens.mean(0)).numpy()
+        pooled = {"cls": tokens[0], "last": tokens[-1], "max": tokens.amax(0), "mean": tokens.mean(0)}
+        return pooled[spec.pooling].numpy()
 
     return encode
 
 
 def pool(output: Any, mask: Any, pooling: str) -> Any:
-    """(B, D) from a model output: the mean over tokens of the (B, T) mask, the first token, or the model's pooler."""
+    """(B, D) from a model output: mean or maximum over tokens of the (B, T) mask, first or last of them, or pooler."""
     if pooling == "pooler":
         return output.pooler_output
     hidden = output.last_hidden_state.float()
     if pooling == "cls":
         return hidden[:, 0]
+    if pooling == "last":  # padding is behind the text
+        rows = mask.sum(1).sub(1).clamp(min=0).long()
+        return hidden.take_along_dim(rows[:, None, None].expand(-1, 1, hidden.shape[-1]), 1).squeeze(1)
     weights = mask.unsqueeze(-1).float()
+    if pooling == "max":
+        return hidden.masked_fill(weights == 0, float("-inf")).amax(1)
     return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
-def _layers(model: Any) -> list[Any]:
+def model_layers(model: Any) -> list[Any]:
     """The list with as many layers as the configuration says; empty where layers share their weights."""
     import torch
 
@@ -121,18 +155,34 @@ def _layers(model: Any) -> list[Any]:
 
 def _from_pretrained(variant: str, specs: list[EncoderSpec]) -> tuple[Any, Any]:
     """Tokenizer and model, checked for the outputs and options in `specs`."""
-    transformers = _transformers()
+    transformers = quiet_transformers()
     name, pinned = _source(variant, specs[0])
     with _load_errors(variant):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **pinned)
-        model, info = transformers.AutoModel.from_pretrained(name, output_loading_info=True, **pinned)
+        tokenizer = _tokenizer(transformers, name, pinned)
+        model, info = _encoder(transformers, name, pinned)
         for spec in specs:
             _check_complete(variant, spec, info["missing_keys"])
             _check_options(variant, spec, tokenizer, model)
     return tokenizer, model
 
 
-def _transformers() -> Any:
+def _encoder(transformers: Any, name: str, pinned: dict[str, str]) -> tuple[Any, dict[str, Any]]:
+    """The model, of an encoder-decoder its encoder, and what its files lack."""
+    config = transformers.AutoConfig.from_pretrained(name, **pinned)
+    alone = type(config) in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING and config.is_encoder_decoder
+    loader = transformers.AutoModelForTextEncoding if alone else transformers.AutoModel
+    model, info = loader.from_pretrained(name, output_loading_info=True, **pinned)
+    return (model.get_encoder() if config.is_encoder_decoder and not alone else model), info
+
+
+def _tokenizer(transformers: Any, name: str, pinned: dict[str, str]) -> Any:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name, **pinned)
+    if tokenizer.pad_token is None:  # the mask hides padding, so any token will do
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def quiet_transformers() -> Any:
     """The library `transformers`, without its progress bars and advice."""
     import_torchvision()
     import transformers
@@ -159,7 +209,7 @@ def _check_options(variant: str, spec: EncoderSpec, tokenizer: Any, model: Any) 
     if not shortest <= spec.max_length <= longest:
         raise EncoderError(f"bert:{variant}: --max-length {spec.max_length} is not from {shortest} to {longest}")
     if spec.output == "prefix":
-        check_depth(spec, len(_layers(model)))
+        check_depth(spec, len(model_layers(model)))
     if spec.pooling == "pooler" and getattr(model, "pooler", None) is None:
         raise EncoderError(f"bert:{variant}: this model has no pooler; use --pooling mean or cls")
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from mmfeat.encoders import bert, clip, hashing, hog, timm_models, torchvision_models
+from mmfeat.encoders import bert, clip, hashing, hog, sentence, timm_models, torchvision_models
 from mmfeat.encoders.delta import apply_delta, read_delta
-from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec, Values, parse_output
+from mmfeat.encoders.spec import NAMED, Encoder, EncoderOptions, EncoderSpec, Values, named_values, parse_output
 from mmfeat.encoders.torch_tower import TorchTower
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.samples.contents import view_name
@@ -34,11 +34,13 @@ class Tower:
 class Family:
     """The functions of one kind of encoders.
 
-    `describe(family, variant, options)` gives the pooled spec of each tower. `reference(variant, spec)` gives the
-    library's own plain float32 call for one text or picture: (D) or (T, D). `open_towers(variant, specs)` gives the
-    torch models behind the towers; families without torch have `load(specs)` instead, and only pooled vectors.
+    `modalities` are those of its towers. `describe(family, variant, options)` gives the pooled spec of each tower.
+    `reference(variant, spec)` gives the library's own plain float32 call for one text or picture: (D) or (T, D).
+    `open_towers(variant, specs)` gives the torch models behind the towers; families without torch have `load(specs)`
+    instead, and only pooled vectors.
     """
 
+    modalities: tuple[str, ...]
     describe: Callable[[str, str, EncoderOptions], list[EncoderSpec]]
     reference: Callable[[str, EncoderSpec], Callable[[Any], np.ndarray]]
     open_towers: Callable[[str, list[EncoderSpec]], list[TorchTower]] | None = None
@@ -71,22 +73,24 @@ def _tuned_reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndar
     return tower.reference()
 
 
-_TORCHVISION = Family(torchvision_models.describe, torchvision_models.reference, torchvision_models.open_towers)
+_TEXT, _IMAGE, _BOTH = ("text",), ("image",), ("image", "text")
+_TORCHVISION = Family(_IMAGE, torchvision_models.describe, torchvision_models.reference, torchvision_models.open_towers)
 
 FAMILIES: dict[str, Family] = {
-    "clip": Family(clip.describe, clip.reference, clip.open_towers),
-    "bert": Family(bert.describe, bert.reference, bert.open_towers),
+    "clip": Family(_BOTH, clip.describe, clip.reference, clip.open_towers),
+    "bert": Family(_TEXT, bert.describe, bert.reference, bert.open_towers),
+    "st": Family(_TEXT, sentence.describe, sentence.reference, sentence.open_towers),
     "resnet50": _TORCHVISION,  # `_family` gives it for the name of any model of torchvision
-    "timm": Family(timm_models.describe, timm_models.reference, timm_models.open_towers),
-    "hashing": Family(hashing.describe, hashing.reference, load=hashing.load),
-    "hog": Family(hog.describe, hog.reference, load=hog.load),
-    "finetuned": Family(_describe_tuned, _tuned_reference, _open_tuned),
+    "timm": Family(_IMAGE, timm_models.describe, timm_models.reference, timm_models.open_towers),
+    "hashing": Family(_TEXT, hashing.describe, hashing.reference, load=hashing.load),
+    "hog": Family(_IMAGE, hog.describe, hog.reference, load=hog.load),
+    "finetuned": Family(_BOTH, _describe_tuned, _tuned_reference, _open_tuned),
 }
 
 
 def describe_encoders(requests: list[str], options: EncoderOptions) -> list[Tower]:
     """The towers of `family[:variant]` requests, in order and each once; each output and view has its own spec."""
-    if options.dtype == "auto":
+    if "auto" in named_values(options.dtype).values():
         raise ConfigError(
             "dtype auto is no arithmetic yet; pass the options through mmfeat.extraction.requests.resolve_options"
         )
@@ -97,7 +101,8 @@ def describe_encoders(requests: list[str], options: EncoderOptions) -> list[Towe
     idle: list[str] = []
     for request in requests:
         family = _family(request)
-        bases = [spec.drafted(options.draft) for spec in family.describe(*_split(request), options)]
+        own = options.named(_names(request, family))
+        bases = [spec.drafted(options.draft) for spec in family.describe(*_split(request), own)]
         specs = [spec for base in bases for spec in _outputs(base, options, family.open_towers is not None)]
         for spec in specs:
             towers.setdefault(spec.fingerprint, Tower(absolute_request(request), spec))
@@ -107,10 +112,22 @@ def describe_encoders(requests: list[str], options: EncoderOptions) -> list[Towe
         if parse_output(asked)[0] not in ("", *names):
             known = ", ".join(sorted(names))
             raise ConfigError(f"--outputs {asked}: no such modality, family or tower here; there are {known}")
+    for option in NAMED:
+        if unknown := set(named_values(getattr(options, option))) - {"", *names}:
+            flag, known = f"--{option.replace('_', '-')}", ", ".join(sorted(names))
+            raise ConfigError(f"{flag} {min(unknown)}=...: no such modality, family or tower here; there are {known}")
     if idle:
         asked = ",".join(options.outputs)
         raise ConfigError(f"--outputs {asked}: asks nothing of {', '.join(idle)}; add an output of it, or leave it out")
     return list(towers.values())
+
+
+def _names(request: str, family: Family) -> dict[str, set[str]]:
+    """Option -> the names by which it addresses this encoder: a model with two towers has one arithmetic."""
+    name = _split(request)[0]
+    only = set(family.modalities) if len(family.modalities) == 1 else set()
+    texts = {"text", f"{name}.text"} if "text" in family.modalities else set()
+    return {option: {name} | (only if "dtype" in option else texts) for option in NAMED}
 
 
 def _outputs(base: EncoderSpec, options: EncoderOptions, has_layers: bool) -> list[EncoderSpec]:

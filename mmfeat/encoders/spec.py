@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeAlias
 
@@ -21,7 +21,9 @@ from mmfeat.samples.contents import CLEANING
 from mmfeat.system.files import canonical_json
 from mmfeat.system.hardware import DTYPES
 
-POOLINGS = ("mean", "cls", "pooler")
+POOLINGS = ("mean", "cls", "max", "last", "pooler", "auto")
+NAMED = ("dtype", "convolutional_dtype", "cleaning", "pooling", "max_length", "prompt", "truncate_dim")
+LATER = {"prompt": "", "truncate_dim": 0}  # options that the first version lacked, with their defaults
 DRAFT = "draft"
 VISION_TRANSFORMERS = ("vit", "deit", "beit", "eva")
 OUTPUT = re.compile(r"(?:([\w.-]+)=)?(?:(pooled|tokens)|prefix:([1-9]\d*))")
@@ -127,31 +129,46 @@ class EncoderSpec:
         return [name for name in mine if mine[name] != theirs[name]]
 
 
+def named_values(option: Any) -> dict[str, str]:
+    """Encoder name -> value of `64,st=256`: {"": "64", "st": "256"}, where "" stands for all encoders not named."""
+    pairs = [entry.strip().rpartition("=") for entry in str(option).split(",")]
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
 @dataclass(frozen=True)
 class EncoderOptions:
     """Options of all encoders of a call.
 
+    An option in `NAMED` has one value for all encoders, or a value for each in a text: `NAME=VALUE,...`, where NAME is
+    a modality, family or tower; a value without a name is for all others. `max_length` 0 is the encoder's default: 128
+    tokens for bert, the checkpoint's own length for st. `prompt` is the name of a checkpoint's prompt, "" its default
+    and "none" none; `truncate_dim` keeps the first dimensions of a vector (Matryoshka), 0 all.
+
     `convolutional_dtype` is the arithmetic of convolutional models where `auto` chose another one for them.
     `outputs` are `pooled`, `tokens` and `prefix:N` (input of the N-th layer from the end) of all encoders, or as
-    `NAME=OUTPUT` of one modality, family or tower. `views` is the number of augmented views of each image beside the
-    plain one. With `draft` large JPEGs are decoded at a reduced size, whose short side keeps that many pixels.
+    `NAME=OUTPUT`. `views` is the number of augmented views of each image beside the plain one. With `draft` large JPEGs
+    are decoded at a reduced size, whose short side keeps that many pixels.
     """
 
     dtype: str = "auto"
     cleaning: str = "tweet"
     pooling: str = "mean"
-    max_length: int = 128
+    max_length: int | str = 0
     convolutional_dtype: str = ""
     outputs: tuple[str, ...] = ("pooled",)
     views: int = 0
     draft: int = 0
+    prompt: str = ""
+    truncate_dim: int | str = 0
 
     def __post_init__(self) -> None:
-        _check("dtype", self.dtype, DTYPES)
-        _check("cleaning", self.cleaning, tuple(CLEANING))
-        _check("pooling", self.pooling, POOLINGS)
-        if self.max_length < 1:
-            raise ConfigError(f"--max-length {self.max_length}: at least 1 token is needed")
+        for name, allowed in (("dtype", DTYPES), ("cleaning", tuple(CLEANING)), ("pooling", POOLINGS)):
+            for value in self._values(name):
+                _check(name, value, allowed)
+        for name, unit in (("max_length", "tokens"), ("truncate_dim", "dimensions")):
+            for value in self._values(name):
+                if not value.isdecimal():
+                    raise ConfigError(f"--{name.replace('_', '-')} {value}: use a number of {unit}, or 0 for all")
         if self.views < 0:
             raise ConfigError(f"--views {self.views}: use 0 or more")
         if self.draft < 0:
@@ -160,6 +177,30 @@ class EncoderOptions:
         if not self.outputs or not all(map(OUTPUT.fullmatch, self.outputs)):
             given = ",".join(self.outputs)
             raise ConfigError(f"--outputs {given}: use pooled, tokens, prefix:N, or NAME=OUTPUT as in bert=tokens")
+
+    def _values(self, name: str) -> list[str]:
+        option = str(getattr(self, name))
+        values = named_values(option)
+        if len(values) != len(option.split(",")):
+            raise ConfigError(f"--{name.replace('_', '-')} {option}: write one value, or NAME=VALUE,... as in bert=cls")
+        return list(values.values())
+
+    def named(self, names: Mapping[str, Collection[str]]) -> EncoderOptions:
+        """The options of one encoder, each with one value; `names` gives those that address it, by option."""
+        chosen: dict[str, Any] = {}
+        for option in NAMED:
+            values = named_values(getattr(self, option))
+            default = type(self).__dataclass_fields__[option].default
+            value = next((values[name] for name in values if name in names[option]), values.get("", str(default)))
+            chosen[option] = int(value) if isinstance(default, int) else value
+        return replace(self, **chosen)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The options in the name of a run: as in runs of versions that had fewer options."""
+        values = asdict(self)
+        kept = {name: value for name, value in values.items() if name not in LATER or value != LATER[name]}
+        return {**kept, "max_length": self.max_length or 128}
 
     def for_model(self, architecture: str) -> EncoderOptions:
         """The options for an image architecture: all but plain ViTs count as convolutional."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import json
 import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mmfeat.errors import EncoderError, HubError
 from mmfeat.system.files import file_sha256
@@ -33,6 +35,29 @@ def path_identity(path: Path) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+def tree_identity(folder: Path) -> str:
+    """`sha256:...` of all model files of a local folder and of the folders in it."""
+    path_identity(folder)
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in _ASIDE):
+        parts = file.relative_to(folder).parts
+        if not any(part.startswith(".") for part in parts):
+            digest.update(f"{'/'.join(parts)}\0{file_sha256(file)}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def checkpoint_json(variant: str, name: str) -> Any:
+    """The content of a JSON file of a checkpoint, a local folder or a hub name; None where there is no such file."""
+    folder = local_path(variant)
+    path = folder / name if folder else hub_file(variant, name)
+    if path is None or not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise EncoderError(f"{path}: not JSON ({error}); use a complete checkpoint") from error
+
+
 def downloaded_identity(path: str) -> str:
     """The identity of a file that a hub client downloaded: its resolved revision, else its hash."""
     match = _SNAPSHOT.search(Path(path).as_posix())
@@ -41,13 +66,26 @@ def downloaded_identity(path: str) -> str:
 
 def hub_revision(name: str) -> str:
     """The commit that a Hugging Face model name stands for now; without the hub, the cached commit."""
-    from huggingface_hub import hf_hub_download
-
-    with hub_errors(name):
-        path = hf_hub_download(name, "config.json")
-    if match := _SNAPSHOT.search(Path(path).as_posix()):
+    path = hub_file(name, "config.json")
+    if path and (match := _SNAPSHOT.search(path.as_posix())):
         return match[1]
     raise HubError(f"{name}: {path} tells no revision; name a local folder instead, FAMILY:FOLDER")
+
+
+def hub_file(name: str, file: str) -> Path | None:
+    """A small file of a Hugging Face model, from its cache or downloaded; None where the model has no such file."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    with hub_errors(name):
+        try:
+            return Path(hf_hub_download(name, file))
+        except LocalEntryNotFoundError:  # without the hub, a model of which other files are cached has no such file
+            if file == "config.json" or not isinstance(try_to_load_from_cache(name, "config.json"), str):
+                raise
+        except EntryNotFoundError:
+            pass
+    return None
 
 
 @contextlib.contextmanager

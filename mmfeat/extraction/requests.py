@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmfeat.encoders.spec import EncoderOptions
+from mmfeat.encoders.spec import EncoderOptions, named_values
 from mmfeat.errors import CacheMissError, ConfigError, WriteError
 from mmfeat.system.files import read_json, write_json
 from mmfeat.system.hardware import resolve_dtype
@@ -85,9 +85,15 @@ def resolve_options(options: EncoderOptions, device: str) -> EncoderOptions:
     """The options with the dtype `auto` replaced by the dtype that this machine computes in."""
     return replace(
         options,
-        dtype=resolve_dtype(options.dtype, device),
-        convolutional_dtype=options.convolutional_dtype or resolve_dtype(options.dtype, device, convolutional=True),
+        dtype=_resolved(options.dtype, device),
+        convolutional_dtype=options.convolutional_dtype or _resolved(options.dtype, device, convolutional=True),
     )
+
+
+def _resolved(option: str, device: str, convolutional: bool = False) -> str:
+    dtypes = {"": "auto", **named_values(option)}
+    pairs = [f"{name}={resolve_dtype(dtype, device, convolutional=convolutional)}" for name, dtype in dtypes.items()]
+    return ",".join(pair.removeprefix("=") for pair in pairs)
 
 
 def all_requests(cache: str | Path) -> list[Request]:

@@ -305,6 +305,7 @@ class RunConfig:
         values = self.to_json()
         counted = {name: value for name, value in values.items() if name not in (*PLACES, *TOWERS, "trials")}
         counted |= {name: [tower["spec"] for tower in values[name]] for name in TOWERS if name in values}
+        counted["options"] = self.options.identity
         digest = hashlib.sha256(canonical_json(counted).encode()).hexdigest()[:8]
         return f"{folder_name(self.dataset)}-{label}-{digest}"
 

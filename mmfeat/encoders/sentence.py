@@ -1,0 +1,160 @@
+"""Text encoders through sentence-transformers, by all that a checkpoint says: pooling, Dense, prompts, length.
+
+Variants: a hub name or a local folder. A checkpoint without `modules.json` has mean pooling, as the library has it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmfeat.encoders.bert import MODULES, model_layers, quiet_transformers
+from mmfeat.encoders.layers import Network, Point, check_depth
+from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
+from mmfeat.encoders.torch_tower import TorchTower, load_errors
+from mmfeat.encoders.weights import checkpoint_json, hub_errors, hub_revision, local_path, tree_identity
+from mmfeat.errors import ConfigError, EncoderError
+from mmfeat.samples.contents import CLEANING
+from mmfeat.system.files import canonical_json
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from torch import Tensor
+
+LIBRARY = "sentence_transformers."  # a module of any other name is code of the checkpoint
+NO_PROMPT = "none"
+
+
+def describe(family: str, variant: str, options: EncoderOptions) -> list[EncoderSpec]:
+    """The spec of the one text tower; only the settings of the checkpoint are read, no weights."""
+    if not variant:
+        raise EncoderError("st: name a checkpoint, as in st:sentence-transformers/all-MiniLM-L6-v2 or st:FOLDER")
+    folder = local_path(variant)
+    _check_modules(variant, checkpoint_json(variant, MODULES))
+    prompt = _prompt(variant, options.prompt, checkpoint_json(variant, "config_sentence_transformers.json") or {})
+    recipe = {"prompt": prompt, "truncate_dim": options.truncate_dim}
+    return [
+        EncoderSpec(
+            family="st",
+            modality="text",
+            variant=folder.resolve().name if folder else variant,
+            weights=tree_identity(folder) if folder else f"revision:{hub_revision(variant)}",
+            preprocessing=canonical_json({name: value for name, value in recipe.items() if value}),
+            cleaning=options.cleaning,
+            max_length=int(options.max_length),
+            arithmetic=options.dtype,
+            storage=options.storage,
+        )
+    ]
+
+
+def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
+    """The model by `SentenceTransformer`, which tokenizes and pads each batch itself."""
+    import torch
+
+    spec = specs[0]
+    model, clean = _model(variant, spec), CLEANING[spec.cleaning]
+    recipe = json.loads(spec.preprocessing or "{}")
+    prompt, width = recipe.get("prompt") or None, recipe.get("truncate_dim")
+    constants = {name: value for name, value in _tokenized(model, [""], prompt).items() if not hasattr(value, "shape")}
+    layers = model_layers(model.transformers_model) if model.transformers_model is not None else []
+    for wanted in specs:
+        if wanted.output == "prefix":
+            check_depth(wanted, len(layers))
+
+    def collate(texts: list[str]) -> dict[str, Tensor]:
+        tokenized = _tokenized(model, texts, prompt)
+        return {name: value for name, value in tokenized.items() if name not in constants}
+
+    tokens = torch.nn.Identity()  # the library calls no module whose output would be the tokens
+
+    def forward(inputs: Mapping[str, Tensor]) -> Tensor:
+        features = model({**inputs, **constants})
+        if "token_embeddings" in features:
+            tokens(features["token_embeddings"])
+        return features["sentence_embedding"][:, :width]
+
+    return [
+        TorchTower(
+            tuple(specs),
+            model,
+            Network(forward, layers, Point(tokens)),
+            clean,
+            collate,
+            keep=lambda inputs: inputs["attention_mask"].bool(),
+            stand_in=lambda mask: {"input_ids": mask.new_zeros(mask.shape).long(), "attention_mask": mask.long()},
+            length=len,
+        )
+    ]
+
+
+def reference(variant: str, spec: EncoderSpec) -> Callable[[str], np.ndarray]:
+    """`SentenceTransformer.encode` of one text, in float32."""
+    model, clean = _model(variant, spec), CLEANING[spec.cleaning]
+    recipe = json.loads(spec.preprocessing or "{}")
+
+    def encode(text: str) -> np.ndarray:
+        asked = {"prompt": recipe.get("prompt"), "truncate_dim": recipe.get("truncate_dim")}
+        if spec.output == "tokens":
+            return model.encode(clean(text), output_value="token_embeddings", **asked).numpy()
+        return model.encode(clean(text), **asked)
+
+    return encode
+
+
+def _tokenized(model: SentenceTransformer, texts: list[str], prompt: str | None) -> dict[str, Any]:
+    return dict(model.preprocess(texts, prompt=prompt))
+
+
+def _model(variant: str, spec: EncoderSpec) -> SentenceTransformer:
+    """The checkpoint in float32 on the CPU, with the text length of the spec. Its own code is never run."""
+    quiet_transformers()
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    kind, _, revision = spec.weights.partition(":")
+    pinned = {"revision": revision} if kind == "revision" else {"local_files_only": True}
+    exact = {"dtype": torch.float32}
+    with _load_errors(variant):
+        model = SentenceTransformer(
+            str(local_path(variant) or variant), device="cpu", trust_remote_code=False, model_kwargs=exact, **pinned
+        )
+    longest = model.max_seq_length
+    if spec.max_length and longest and spec.max_length > longest:
+        raise EncoderError(f"st:{variant}: --max-length {spec.max_length} is more than the checkpoint's {longest}")
+    if spec.max_length:
+        model.max_seq_length = spec.max_length
+    return model.float().eval().requires_grad_(False)
+
+
+def _check_modules(variant: str, modules: Any) -> None:
+    """Raise `EncoderError` for a module that is not of sentence-transformers."""
+    with contextlib.suppress(TypeError, KeyError, AttributeError):
+        others = [module["type"] for module in modules or () if not module["type"].startswith(LIBRARY)]
+        if not others:
+            return
+        raise EncoderError(
+            f"st:{variant}: modules.json names {others[0]}, which is code of the checkpoint and no module of "
+            "sentence-transformers; use another checkpoint"
+        )
+    raise EncoderError(f"st:{variant}: modules.json is no list of modules; use a complete checkpoint")
+
+
+def _prompt(variant: str, name: str, settings: Mapping[str, Any]) -> str:
+    """The text of the prompt called `name`, or of the checkpoint's default prompt."""
+    prompts = settings.get("prompts") or {}
+    name = name or settings.get("default_prompt_name") or NO_PROMPT
+    if name == NO_PROMPT:
+        return ""
+    if name not in prompts:
+        known = ", ".join([*prompts, NO_PROMPT])
+        raise ConfigError(f"--prompt {name}: st:{variant} has no prompt of that name; use one of {known}")
+    return str(prompts[name])
+
+
+def _load_errors(variant: str) -> contextlib.AbstractContextManager[None]:
+    return load_errors(f"st:{variant}") if local_path(variant) else hub_errors(f"st:{variant}")

@@ -1,0 +1,131 @@
+"""Checkpoints of sentence-transformers: each gives the vector of `SentenceTransformer.encode`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmfeat.encoders.bert import quiet_transformers
+from mmfeat.encoders.registry import describe_encoders, load_encoders, load_reference
+from mmfeat.encoders.spec import EncoderOptions
+from mmfeat.errors import ConfigError, EncoderError
+from tests.encoders.tiny_models import TEXTS
+
+PLAIN = {"dtype": "float32", "cleaning": "none"}
+PROMPTS = {"query": "what a bus: ", "passage": "so: "}
+
+
+def write_checkpoint(
+    folder: Path, backbone: Path, pooling: Any = "mean", dense: int = 0, normalize: bool = False, **settings: Any
+) -> Path:
+    """A checkpoint with modules, prompts and length, written by sentence-transformers."""
+    quiet_transformers()
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
+
+    torch.manual_seed(7)
+    body = modules.Transformer(str(backbone), max_seq_length=24)
+    include = settings.pop("include_prompt", True)
+    parts = [body, modules.Pooling(body.get_embedding_dimension(), pooling, include_prompt=include)]
+    width = parts[-1].get_embedding_dimension()
+    parts += [modules.Dense(width, dense)] if dense else []
+    parts += [modules.Normalize()] if normalize else []
+    SentenceTransformer(modules=parts, device="cpu", **settings).save_pretrained(str(folder))
+    return folder
+
+
+def published(folder: Path, **arguments: Any) -> np.ndarray:
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    return np.stack([model.encode(text, **arguments) for text in TEXTS])
+
+
+def vectors(request: str, **options: Any) -> np.ndarray:
+    (encoder,) = load_encoders(describe_encoders([request], EncoderOptions(**{**PLAIN, **options})), "cpu")
+    return encoder.embed([encoder.prepare(text) for text in TEXTS])[0]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max", "lasttoken", "weightedmean", ("cls", "mean")])
+def test_any_pooling_equals_sentence_transformers(pooling: Any, tiny_bert: Path, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", tiny_bert, pooling)
+    np.testing.assert_allclose(vectors(f"st:{folder}"), published(folder), atol=1e-5)
+
+
+def test_dense_normalize_and_truncation_equal_sentence_transformers(tiny_bert: Path, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", tiny_bert, "mean", dense=20, normalize=True)
+    np.testing.assert_allclose(vectors(f"st:{folder}"), published(folder), atol=1e-5)
+    short = vectors(f"st:{folder}", truncate_dim="st=8")
+    np.testing.assert_allclose(short, published(folder, truncate_dim=8), atol=1e-5)
+    assert short.shape == (len(TEXTS), 8)
+
+
+@pytest.mark.parametrize("include", [True, False])
+def test_prompts_equal_sentence_transformers(include: bool, tiny_bert: Path, tmp_path: Path) -> None:
+    settings = {"prompts": PROMPTS, "default_prompt_name": "passage", "include_prompt": include}
+    folder = write_checkpoint(tmp_path / "model", tiny_bert, **settings)
+    own, query, none = (vectors(f"st:{folder}", prompt=name) for name in ("", "query", "none"))
+    np.testing.assert_allclose(own, published(folder), atol=1e-5)
+    np.testing.assert_allclose(query, published(folder, prompt_name="query"), atol=1e-5)
+    np.testing.assert_allclose(none, published(folder, prompt=""), atol=1e-5)
+    assert np.abs(own - query).max() > 1e-3
+    with pytest.raises(ConfigError, match=r"--prompt question: .* no prompt of that name; use one of document, passage, query, none"):
+        vectors(f"st:{folder}", prompt="question")
+
+
+def test_everything_that_changes_a_vector_changes_the_fingerprint(tiny_bert: Path, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", tiny_bert, dense=8, prompts=PROMPTS)
+
+    def fingerprint(**options: Any) -> str:
+        (tower,) = describe_encoders([f"st:{folder}"], EncoderOptions(**{**PLAIN, **options}))
+        return tower.spec.fingerprint
+
+    options: list[dict[str, Any]] = [{}, {"prompt": "query"}, {"truncate_dim": 4}, {"max_length": 9}]
+    found = [fingerprint(**each) for each in options]
+    pooling = folder / "1_Pooling" / "config.json"
+    pooling.write_text(pooling.read_text().replace('"mean"', '"cls"'))
+    assert len({*found, fingerprint()}) == 5
+
+
+def test_tokens_and_length_follow_the_checkpoint(tiny_bert: Path, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", tiny_bert)
+    options = EncoderOptions(**PLAIN, outputs=("tokens", "prefix:1"))
+    towers = describe_encoders([f"st:{folder}"], options)
+    (encoder,) = load_encoders(towers, "cpu")
+    tokens, prefix = encoder.embed([encoder.prepare(text) for text in TEXTS])
+    reference = load_reference(towers[0])
+    for values, text in zip(tokens, TEXTS, strict=True):
+        np.testing.assert_allclose(values, reference(text), atol=1e-5)
+    assert max(map(len, tokens)) == max(map(len, prefix)) == 24
+    (tower,) = describe_encoders([f"st:{folder}"], EncoderOptions(**PLAIN, max_length=9))
+    (shorter,) = load_encoders([tower], "cpu")
+    assert shorter.embed([shorter.prepare(TEXTS[-1])])[0].shape == (1, 32)
+
+
+def test_a_module_that_is_not_the_librarys_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", tiny_bert)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[1]["type"] = "own_code.Pooling"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(EncoderError, match=r"modules.json names own_code.Pooling, which is code of the checkpoint"):
+        describe_encoders([f"st:{folder}"], EncoderOptions(**PLAIN))
+    (folder / "modules.json").write_text("{}broken")
+    with pytest.raises(EncoderError, match=r"not JSON"):
+        describe_encoders([f"st:{folder}"], EncoderOptions(**PLAIN))
+    with pytest.raises(EncoderError, match=r"st: name a checkpoint, as in st:"):
+        describe_encoders(["st"], EncoderOptions(**PLAIN))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max", "lasttoken"])
+def test_bert_follows_the_pooling_of_a_checkpoint_if_asked(pooling: str, tiny_bert: Path, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", tiny_bert, pooling)
+    ours = vectors(f"bert:{folder}", pooling="bert=auto", max_length=24)
+    np.testing.assert_allclose(ours, published(folder), atol=1e-5)
+    tower = describe_encoders([f"bert:{folder}"], EncoderOptions(**PLAIN, pooling="auto", max_length=24))[0]
+    reference = load_reference(tower)
+    np.testing.assert_allclose(ours, np.stack([reference(text) for text in TEXTS]), atol=1e-5)
