@@ -18,6 +18,7 @@ from mmfeat.samples.contents import CLEANING
 
 DEFAULT_VARIANT = "bert-base-uncased"
 DEFAULT_LENGTH = 128  # tokens
+POSITIONS_ASIDE = 8  # most positions that a model keeps for itself, as RoBERTa does two
 MODULES = "modules.json"  # a checkpoint with this file has a pooling of its own, by sentence-transformers
 ST_POOLINGS = {
     "cls": "cls",
@@ -169,7 +170,8 @@ def _from_pretrained(variant: str, specs: list[EncoderSpec]) -> tuple[Any, Any]:
 def _encoder(transformers: Any, name: str, pinned: dict[str, str]) -> tuple[Any, dict[str, Any]]:
     """The model, of an encoder-decoder its encoder, and what its files lack."""
     config = transformers.AutoConfig.from_pretrained(name, **pinned)
-    alone = type(config) in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING and config.is_encoder_decoder
+    encoder = transformers.MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
+    alone = encoder is not None and encoder.__name__.endswith("EncoderModel")
     loader = transformers.AutoModelForTextEncoding if alone else transformers.AutoModel
     model, info = loader.from_pretrained(name, output_loading_info=True, **pinned)
     return (model.get_encoder() if config.is_encoder_decoder and not alone else model), info
@@ -208,10 +210,28 @@ def _check_options(variant: str, spec: EncoderSpec, tokenizer: Any, model: Any) 
     shortest = tokenizer.num_special_tokens_to_add() + 1
     if not shortest <= spec.max_length <= longest:
         raise EncoderError(f"bert:{variant}: --max-length {spec.max_length} is not from {shortest} to {longest}")
+    if spec.max_length > longest - POSITIONS_ASIDE:
+        _check_positions(variant, spec, tokenizer, model)
     if spec.output == "prefix":
         check_depth(spec, len(model_layers(model)))
     if spec.pooling == "pooler" and getattr(model, "pooler", None) is None:
         raise EncoderError(f"bert:{variant}: this model has no pooler; use --pooling mean or cls")
+
+
+def _check_positions(variant: str, spec: EncoderSpec, tokenizer: Any, model: Any) -> None:
+    """Encode a text of the longest length: some models keep a few positions for themselves."""
+    import torch
+
+    padding = {tokenizer.pad_token_id, model.config.pad_token_id}
+    word = next(number for number in range(len(padding) + 1) if number not in padding)
+    ids = torch.full((1, spec.max_length), word)
+    try:
+        with torch.no_grad():
+            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    except (IndexError, RuntimeError) as error:
+        raise EncoderError(
+            f"bert:{variant}: --max-length {spec.max_length} is more than its positions hold; name a smaller one"
+        ) from error
 
 
 def _check_complete(variant: str, spec: EncoderSpec, missing: Any) -> None:

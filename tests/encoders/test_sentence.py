@@ -74,7 +74,9 @@ def test_prompts_equal_sentence_transformers(include: bool, tiny_bert: Path, tmp
     np.testing.assert_allclose(query, published(folder, prompt_name="query"), atol=1e-5)
     np.testing.assert_allclose(none, published(folder, prompt=""), atol=1e-5)
     assert np.abs(own - query).max() > 1e-3
-    with pytest.raises(ConfigError, match=r"--prompt question: .* no prompt of that name; use one of document, passage, query, none"):
+    with pytest.raises(
+        ConfigError, match=r"--prompt question: .* no prompt of that name; use one of document, passage, query, none"
+    ):
         vectors(f"st:{folder}", prompt="question")
 
 
