@@ -169,6 +169,8 @@ class EncoderOptions:
             for value in self._values(name):
                 if not value.isdecimal():
                     raise ConfigError(f"--{name.replace('_', '-')} {value}: use a number of {unit}, or 0 for all")
+            if str(getattr(self, name)).isdecimal():
+                object.__setattr__(self, name, int(getattr(self, name)))  # a flag gives text
         if self.views < 0:
             raise ConfigError(f"--views {self.views}: use 0 or more")
         if self.draft < 0:
