@@ -120,6 +120,8 @@ SHOWN_FAILURES = 5
 
 def show_extraction(result: Extraction) -> None:
     """Print the samples, the vectors by encoder, the failures, and where the time went."""
+    from mmfeat.encoders.registry import notes_on
+
     samples = result.samples
     counts = samples.labels
     labelled = f"{sum(counts.values()):,} labelled{_encodings(samples.encodings)}"
@@ -140,6 +142,8 @@ def show_extraction(result: Extraction) -> None:
         good = f"{result.stored[folder] + new:,} vectors, {new:,} new"
         trouble = f", {unreadable:,} unreadable" if unreadable else ""
         out.print(f"  {spec.name}: {good}{trouble} -> {result.folder / folder}")
+    for note in notes_on(result.towers):
+        out.print(f"  note: {shown(note)}")
     for id, reason in result.failures[:SHOWN_FAILURES]:
         out.print(f"  sample {id}: {reason}; kept as a masked row")
     if result.failed > SHOWN_FAILURES:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,17 @@ def _outputs(base: EncoderSpec, options: EncoderOptions, has_layers: bool) -> li
         specs.append(replace(base, output=output, layer=layer, pooling=base.pooling if output == "pooled" else "none"))
     views = [view_name(number) for number in range(1, options.views + 1)] if base.modality == "image" else []
     return specs + [replace(spec, view=view) for view in views for spec in specs]
+
+
+def notes_on(towers: Sequence[Tower]) -> list[str]:
+    """A line for each tower that takes the tokens of a checkpoint whose authors publish another vector."""
+    requests = dict.fromkeys(tower.request for tower in towers if tower.spec.family == "bert")
+    folders = {request: Path(_split(request)[1]) for request in requests}
+    return [
+        f"{request} has pooling and length of its own ({bert.MODULES}); st:{folder} gives the vector as published"
+        for request, folder in folders.items()
+        if (folder / bert.MODULES).is_file()
+    ]
 
 
 def is_torch(request: str) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mmfeat.encoders.bert import quiet_transformers
-from mmfeat.encoders.registry import describe_encoders, load_encoders, load_reference
+from mmfeat.encoders.registry import describe_encoders, load_encoders, load_reference, notes_on
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, EncoderError
 from tests.encoders.tiny_models import TEXTS
@@ -129,5 +129,6 @@ def test_bert_follows_the_pooling_of_a_checkpoint_if_asked(pooling: str, tiny_be
     ours = vectors(f"bert:{folder}", pooling="bert=auto", max_length=24)
     np.testing.assert_allclose(ours, published(folder), atol=1e-5)
     tower = describe_encoders([f"bert:{folder}"], EncoderOptions(**PLAIN, pooling="auto", max_length=24))[0]
+    assert f"st:{folder} gives the vector as published" in notes_on([tower])[0]
     reference = load_reference(tower)
     np.testing.assert_allclose(ours, np.stack([reference(text) for text in TEXTS]), atol=1e-5)
