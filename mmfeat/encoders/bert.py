@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from mmfeat.samples.contents import CLEANING
 
 DEFAULT_VARIANT = "bert-base-uncased"
 DEFAULT_LENGTH = 128  # tokens
+DECODERS = ("ForCausalLM", "GPT2LMHeadModel", "OpenAIGPTLMHeadModel")  # how their architectures are called
 POSITIONS_ASIDE = 8  # most positions that a model keeps for itself, as RoBERTa does two
 MODULES = "modules.json"  # a checkpoint with this file has a pooling of its own, by sentence-transformers
 ST_POOLINGS = {
@@ -51,20 +53,42 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
     ]
 
 
-def _own_pooling(variant: str) -> str:
-    """The pooling that the checkpoint's files say: sentence-transformers' for one token vector or their mean, else the
-    last token of a decoder, else the mean."""
+def checkpoint_modules(variant: str) -> list[dict[str, str]]:
+    """The modules of a checkpoint of sentence-transformers, [] for another one.
+
+    Raises `EncoderError` for a damaged list and for a module whose path leaves the checkpoint.
+    """
     modules = checkpoint_json(variant, MODULES) or []
-    paths = [module["path"] for module in modules if module["type"].endswith(".Pooling")]
-    settings = checkpoint_json(variant, f"{paths[0]}/config.json") if paths else None
-    if settings:
-        chosen = settings.get("pooling_mode") or next((name for name in ST_POOLINGS if settings.get(name)), "")
-        if chosen not in ST_POOLINGS:
-            raise EncoderError(f"bert:{variant}: its pooling is {chosen or 'unknown'}, which only st:{variant} has")
-        return ST_POOLINGS[chosen]
+    try:
+        for module in modules:
+            path = PurePosixPath(module["path"])
+            if not isinstance(module["type"], str) or path.is_absolute() or ".." in path.parts:
+                raise ValueError(module["path"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise EncoderError(
+            f"{variant}: {MODULES} is no list of modules ({error}); use a complete checkpoint"
+        ) from error
+    return list(modules)
+
+
+def _own_pooling(variant: str) -> str:
+    """The one pooling in the checkpoint's files; where they have none, the last token of a decoder, else the mean."""
+    paths = [module["path"] for module in checkpoint_modules(variant) if module["type"].endswith(".Pooling")]
+    if paths:
+        settings = checkpoint_json(variant, f"{paths[0]}/config.json")
+        settings = settings if isinstance(settings, dict) else {}
+        named = settings.get("pooling_mode") or [
+            name for name in settings if "pooling_mode_" in name and settings[name]
+        ]
+        modes = [named] if isinstance(named, str) else list(named)
+        if len(modes) != 1 or modes[0] not in ST_POOLINGS:
+            raise EncoderError(
+                f"bert:{variant}: its pooling is {', '.join(map(str, modes)) or 'unknown'}; name st:{variant}"
+            )
+        return ST_POOLINGS[modes[0]]
     config = checkpoint_json(variant, "config.json") or {}
     names = config.get("architectures") or [""]
-    return "last" if config.get("is_decoder") or names[0].endswith("ForCausalLM") else "mean"
+    return "last" if config.get("is_decoder") or names[0].endswith(DECODERS) else "mean"
 
 
 def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
@@ -222,7 +246,7 @@ def _check_positions(variant: str, spec: EncoderSpec, tokenizer: Any, model: Any
     """Encode a text of the longest length: some models keep a few positions for themselves."""
     import torch
 
-    padding = {tokenizer.pad_token_id, model.config.pad_token_id}
+    padding = {tokenizer.pad_token_id, getattr(model.config, "pad_token_id", None)}
     word = next(number for number in range(len(padding) + 1) if number not in padding)
     ids = torch.full((1, spec.max_length), word)
     try:

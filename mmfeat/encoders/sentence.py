@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmfeat.encoders.bert import MODULES, model_layers, quiet_transformers
+from mmfeat.encoders.bert import checkpoint_modules, model_layers, quiet_transformers
 from mmfeat.encoders.layers import Network, Point, check_depth
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.torch_tower import TorchTower, load_errors
@@ -34,7 +34,7 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
     if not variant:
         raise EncoderError("st: name a checkpoint, as in st:sentence-transformers/all-MiniLM-L6-v2 or st:FOLDER")
     folder = local_path(variant)
-    _check_modules(variant, checkpoint_json(variant, MODULES))
+    _check_modules(variant)
     prompt = _prompt(variant, options.prompt, checkpoint_json(variant, "config_sentence_transformers.json") or {})
     recipe = {"prompt": prompt, "truncate_dim": options.truncate_dim}
     return [
@@ -131,17 +131,14 @@ def _model(variant: str, spec: EncoderSpec) -> SentenceTransformer:
     return model.float().eval().requires_grad_(False)
 
 
-def _check_modules(variant: str, modules: Any) -> None:
+def _check_modules(variant: str) -> None:
     """Raise `EncoderError` for a module that is not of sentence-transformers."""
-    with contextlib.suppress(TypeError, KeyError, AttributeError):
-        others = [module["type"] for module in modules or () if not module["type"].startswith(LIBRARY)]
-        if not others:
-            return
+    others = [module["type"] for module in checkpoint_modules(variant) if not module["type"].startswith(LIBRARY)]
+    if others:
         raise EncoderError(
             f"st:{variant}: modules.json names {others[0]}, which is code of the checkpoint and no module of "
             "sentence-transformers; use another checkpoint"
         )
-    raise EncoderError(f"st:{variant}: modules.json is no list of modules; use a complete checkpoint")
 
 
 def _prompt(variant: str, name: str, settings: Mapping[str, Any]) -> str:

@@ -140,9 +140,10 @@ class EncoderOptions:
     """Options of all encoders of a call.
 
     An option in `NAMED` has one value for all encoders, or a value for each in a text: `NAME=VALUE,...`, where NAME is
-    a modality, family or tower; a value without a name is for all others. `max_length` 0 is the encoder's default: 128
-    tokens for bert, the checkpoint's own length for st. `prompt` is the name of a checkpoint's prompt, "" its default
-    and "none" none; `truncate_dim` keeps the first dimensions of a vector (Matryoshka), 0 all.
+    a modality, family or tower, of which a modality counts last; a value without a name is for all others. `max_length`
+    0 is the encoder's default: 128 tokens for bert, the checkpoint's own length for st. `prompt` is the name of a
+    checkpoint's prompt, "" its default and "none" none; `truncate_dim` keeps the first dimensions of a vector
+    (Matryoshka), 0 all.
 
     `convolutional_dtype` is the arithmetic of convolutional models where `auto` chose another one for them.
     `outputs` are `pooled`, `tokens` and `prefix:N` (input of the N-th layer from the end) of all encoders, or as
@@ -193,7 +194,10 @@ class EncoderOptions:
         for option in NAMED:
             values = named_values(getattr(self, option))
             default = type(self).__dataclass_fields__[option].default
-            value = next((values[name] for name in values if name in names[option]), values.get("", str(default)))
+            named = min(
+                (name for name in values if name in names[option]), key=("text", "image").__contains__, default=""
+            )
+            value = values.get(named, str(default))
             chosen[option] = int(value) if isinstance(default, int) else value
         return replace(self, **chosen)
 

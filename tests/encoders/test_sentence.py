@@ -13,6 +13,7 @@ from mmfeat.encoders.bert import quiet_transformers
 from mmfeat.encoders.registry import describe_encoders, load_encoders, load_reference, notes_on
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, EncoderError
+from mmfeat.extraction.requests import resolve_options
 from tests.encoders.tiny_models import TEXTS
 
 PLAIN = {"dtype": "float32", "cleaning": "none"}
@@ -119,6 +120,11 @@ def test_a_module_that_is_not_the_librarys_is_refused(tiny_bert: Path, tmp_path:
     (folder / "modules.json").write_text("{}broken")
     with pytest.raises(EncoderError, match=r"not JSON"):
         describe_encoders([f"st:{folder}"], EncoderOptions(**PLAIN))
+    for damaged in ([1], [{"path": ""}], [{"type": "sentence_transformers.models.Pooling", "path": "../secret"}]):
+        (folder / "modules.json").write_text(json.dumps(damaged))
+        for family in ("st", "bert"):
+            with pytest.raises(EncoderError, match=r"modules.json is no list of modules"):
+                describe_encoders([f"{family}:{folder}"], EncoderOptions(**PLAIN, pooling="auto"))
     with pytest.raises(EncoderError, match=r"st: name a checkpoint, as in st:"):
         describe_encoders(["st"], EncoderOptions(**PLAIN))
 
@@ -132,3 +138,73 @@ def test_bert_follows_the_pooling_of_a_checkpoint_if_asked(pooling: str, tiny_be
     assert f"st:{folder} gives the vector as published" in notes_on([tower])[0]
     reference = load_reference(tower)
     np.testing.assert_allclose(ours, np.stack([reference(text) for text in TEXTS]), atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"pooling_mode": ["cls", "mean"]}, {"pooling_mode": "weightedmean"}, {}, []])
+def test_bert_refuses_a_pooling_that_it_has_not(settings: Any, tiny_bert: Path, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", tiny_bert)
+    both = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}
+    for written in (settings, both):
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps(written))
+        with pytest.raises(EncoderError, match=r"its pooling is .*; name st:"):
+            describe_encoders([f"bert:{folder}"], EncoderOptions(**PLAIN, pooling="auto"))
+
+
+def write_model(kind: str, folder: Path, tokenizer: Path) -> Path:
+    """A tiny model of another architecture beside the tokenizer of the tiny BERT."""
+    transformers = quiet_transformers()
+    import torch
+
+    torch.manual_seed(8)
+    words, small = len(transformers.AutoTokenizer.from_pretrained(tokenizer)), {"d_model": 16, "num_layers": 1}
+    shapes: dict[str, tuple[str, dict[str, Any]]] = {
+        "T5Model": ("T5Config", {**small, "d_kv": 8, "d_ff": 16, "num_heads": 2}),
+        "T5EncoderModel": ("T5Config", {**small, "d_kv": 8, "d_ff": 16, "num_heads": 2}),
+        "BartModel": ("BartConfig", {
+            "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_position_embeddings": 64,
+        }),
+        "GPT2LMHeadModel": ("GPT2Config", {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64}),
+        "RobertaModel": ("RobertaConfig", {
+            "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+            "max_position_embeddings": 34,
+        }),
+    }  # fmt: skip
+    config, shape = shapes[kind]
+    getattr(transformers, kind)(getattr(transformers, config)(vocab_size=words, **shape)).save_pretrained(folder)
+    for file in tokenizer.glob("token*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["T5Model", "T5EncoderModel", "BartModel", "GPT2LMHeadModel"])
+def test_encoders_of_other_architectures_equal_their_library(kind: str, tiny_bert: Path, tmp_path: Path) -> None:
+    folder = write_model(kind, tmp_path / "model", tiny_bert)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    if kind == "GPT2LMHeadModel":  # such a model has no padding token
+        (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "pad_token": None, "eos_token": "[SEP]"}))
+    (tower,) = describe_encoders([f"bert:{folder}"], EncoderOptions(**PLAIN, pooling="auto", max_length=32))
+    assert tower.spec.pooling == ("last" if kind == "GPT2LMHeadModel" else "mean")
+    (encoder,), reference = load_encoders([tower], "cpu"), load_reference(tower)
+    batch = encoder.embed([encoder.prepare(text) for text in TEXTS])[0]
+    np.testing.assert_allclose(batch, np.stack([reference(text) for text in TEXTS]), atol=1e-5)
+
+
+def test_positions_that_a_model_keeps_for_itself_are_no_room_for_tokens(tiny_bert: Path, tmp_path: Path) -> None:
+    folder = write_model("RobertaModel", tmp_path / "model", tiny_bert)
+    assert vectors(f"bert:{folder}", max_length=32).shape == (len(TEXTS), 16)
+    with pytest.raises(EncoderError, match=r"--max-length 34 is more than its positions hold"):
+        vectors(f"bert:{folder}", max_length=34)
+
+
+def test_an_option_for_one_encoder_leaves_the_others_alone(tiny_bert: Path, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", tiny_bert)
+    requests = [f"st:{folder}", f"bert:{tiny_bert}", "hog"]
+    asked = {"max_length": "text=16,bert=20", "cleaning": "tweet,st=none", "dtype": "float32,bert=bfloat16"}
+    st, bert, hog = (t.spec for t in describe_encoders(requests, resolve_options(EncoderOptions(**asked), "cpu")))
+    assert (st.max_length, st.cleaning, st.arithmetic) == (16, "none", "float32")
+    assert (bert.max_length, bert.cleaning, bert.arithmetic, hog.max_length) == (20, "tweet", "bfloat16", 0)
+    with pytest.raises(
+        ConfigError, match=r"--pooling clip=...: no such modality, family or tower here; there are bert"
+    ):
+        describe_encoders(requests, EncoderOptions(**PLAIN, pooling="clip=cls"))
