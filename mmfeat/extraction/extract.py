@@ -190,6 +190,9 @@ def _check_applies(towers: Sequence[Tower], options: EncoderOptions, settings: E
     for flag, value in (("--views", options.views), ("--draft", options.draft)):
         if value and not any(tower.spec.modality == "image" for tower in towers):
             raise ConfigError(f"{flag} {value}: it is about photos, and {names} takes none; leave it out")
+    for flag, asked in (("--prompt", options.prompt), ("--truncate-dim", options.truncate_dim)):
+        if asked and not any(tower.spec.family == "st" for tower in towers):
+            raise ConfigError(f"{flag} {asked}: it is about st:CHECKPOINT, and there is only {names}; leave it out")
 
 
 def _extract(
