@@ -11,7 +11,6 @@ Each encoder's group has its name, its fingerprint and its whole spec as attribu
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +109,7 @@ def _check_free(path: Path) -> None:
 def _fill(group: Any, spec: EncoderSpec, block: MappedBlock) -> None:
     group.attrs["encoder"] = np.bytes_(spec.name.encode())
     group.attrs["fingerprint"] = np.bytes_(spec.fingerprint)
-    group.attrs["spec"] = np.bytes_(canonical_json(asdict(spec)).encode())
+    group.attrs["spec"] = np.bytes_(canonical_json(spec.stated).encode())
     group["mask"] = block.mask.astype(np.uint8)
     if spec.output != "pooled":
         group["bounds"] = np.concatenate([[0], np.cumsum(block.lengths)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,7 @@ class ShardWriter:
                 self._look_at_new_shards()
                 new = self._not_stored(self._batches)
                 if any(batch.keys for batch in new):
-                    path = write_shard(self._folder, self._spec.fingerprint, asdict(self._spec), new)
+                    path = write_shard(self._folder, self._spec.fingerprint, self._spec.stated, new)
                     self._looked_at.add(path.name)
                 else:
                     sync_folder(self._folder)  # the writer that stored these rows may have died just before this
@@ -116,7 +115,7 @@ class ShardWriter:
 def declare(folder: Path, spec: EncoderSpec, provenance: dict[str, Any]) -> None:
     """Write `spec.json` beside the shards, unless another writer did."""
     if not (folder / SPEC_FILE).exists():
-        stated = {"fingerprint": spec.fingerprint, "spec": asdict(spec), "provenance": provenance}
+        stated = {"fingerprint": spec.fingerprint, "spec": spec.stated, "provenance": provenance}
         write_json(folder / SPEC_FILE, stated, exclusive=True)
 
 

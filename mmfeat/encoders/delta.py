@@ -58,8 +58,9 @@ def write_delta(path: Path, delta: Delta, moved: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in moved.items()}
-    header = canonical_json({"format": FORMAT, **asdict(delta)})  # safetensors keeps no order of several entries
-    write_atomic(path, save(tensors, metadata={"delta": header}))
+    header = {"format": FORMAT, **asdict(delta), "spec": delta.spec.stated}
+    # One entry, since safetensors keeps no order of several.
+    write_atomic(path, save(tensors, metadata={"delta": canonical_json(header)}))
 
 
 def read_delta(variant: str) -> tuple[Path, Delta]:

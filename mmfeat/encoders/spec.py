@@ -23,7 +23,8 @@ from mmfeat.system.hardware import DTYPES
 
 POOLINGS = ("mean", "cls", "max", "last", "pooler", "auto")
 NAMED = ("dtype", "convolutional_dtype", "cleaning", "pooling", "max_length", "prompt", "truncate_dim")
-LATER = {"prompt": "", "truncate_dim": 0}  # options that the first version lacked, with their defaults
+# Options and fields of a spec that the first version lacked, with their defaults: what holds them is named as before.
+LATER: dict[str, Any] = {"prompt": "", "truncate_dim": 0, "layers": 1, "remote_code": 0}
 DRAFT = "draft"
 VISION_TRANSFORMERS = ("vit", "deit", "beit", "eva")
 OUTPUT = re.compile(r"(?:([\w.-]+)=)?(?:(pooled|tokens)|prefix:([1-9]\d*))")
@@ -60,11 +61,19 @@ class EncoderSpec:
     output: str = "pooled"  # "pooled": (D) a sample; "tokens" or "prefix": (T, D)
     layer: int = 0  # N of prefix:N, the input of the N-th layer from the end
     view: str = "none"  # "none", or an augmentation policy and its seed, "train:1"
+    layers: int = 1  # the vector is pooled from the mean of the last so many hidden states
+    remote_code: int = 0  # 1 where the checkpoint's own code makes the vector
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the canonical JSON, hexadecimal."""
-        return hashlib.sha256(canonical_json(asdict(self)).encode()).hexdigest()
+        """SHA-256 of the canonical JSON of `stated`, hexadecimal."""
+        return hashlib.sha256(canonical_json(self.stated).encode()).hexdigest()
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """Plain values that `from_json` reads, without later fields that hold their default, as before they came."""
+        values = asdict(self)
+        return {name: value for name, value in values.items() if name not in LATER or value != LATER[name]}
 
     @property
     def source(self) -> str:
@@ -117,10 +126,10 @@ class EncoderSpec:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> EncoderSpec:
-        """The spec in `values`; raises `ConfigError` on missing or unknown fields."""
+        """The spec in `values`; raises `ConfigError` on missing or unknown fields. Later fields may be missing."""
         names = {field.name for field in fields(cls)}
-        if set(values) != names:
-            raise ConfigError(f"not an encoder spec: fields {sorted(set(values) ^ names)} are missing or unknown")
+        if wrong := (set(values) ^ names) - (set(LATER) - set(values)):
+            raise ConfigError(f"not an encoder spec: fields {sorted(wrong)} are missing or unknown")
         return cls(**values)
 
     def differences(self, other: EncoderSpec) -> list[str]:

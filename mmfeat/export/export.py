@@ -10,7 +10,7 @@ OUT/MODEL_CARD.md    the model card
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -286,7 +286,7 @@ def _facts(run: Run, entry: Entry, ports: list[Port], rows: int, difference: flo
                 "modality": port.tower.spec.modality,
                 "encoder": port.tower.spec.name,
                 "fingerprint": port.tower.spec.fingerprint,
-                "spec": asdict(port.tower.spec),
+                "spec": port.tower.spec.stated,
             }
             for port in ports
         ],

@@ -311,7 +311,11 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values that `from_json` reads, without the fields that this kind of run lacks."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        for name in TOWERS:
+            for tower, written in zip(getattr(self, name) or (), values.get(name, ()), strict=True):
+                written["spec"] = tower.spec.stated
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> RunConfig:

@@ -34,7 +34,7 @@ def rows(spec: EncoderSpec, count: int = ROWS) -> Rows:
 
 
 def write(folder: Path, spec: EncoderSpec, *batches: Rows) -> Path:
-    return write_shard(folder, spec.fingerprint, dataclasses.asdict(spec), batches or [rows(spec)])
+    return write_shard(folder, spec.fingerprint, spec.stated, batches or [rows(spec)])
 
 
 def forge(shard: Path, change: Change) -> Path:

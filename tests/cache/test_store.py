@@ -105,7 +105,7 @@ def test_a_shard_opens_without_mmfeat(cache: Cache) -> None:
     for path in shard_paths(cache):
         with h5py.File(path, "r") as file:
             assert file.attrs["format"] == 2
-            assert json.loads(file.attrs["spec"].decode()) == dataclasses.asdict(SPEC)
+            assert json.loads(file.attrs["spec"].decode()) == SPEC.stated
             assert file["pooled"].chunks is None
             assert file["pooled"].id.get_offset() % 4096 == 0
             found |= dict(zip(file["ids"][:].tolist(), file["pooled"][:], strict=True))
@@ -259,7 +259,7 @@ def test_an_interrupted_commit_is_made_up_for(cache: Cache, monkeypatch: pytest.
 
 def test_shards_of_another_width_or_dtype_are_refused(cache: Cache) -> None:
     for wrong in (VECTORS[:1, :5], VECTORS[:1].astype(np.float16)):
-        spec = dataclasses.asdict(SPEC) | {"storage": str(wrong.dtype)}
+        spec = SPEC.stated | {"storage": str(wrong.dtype)}
         odd = Rows([content_key(b"odd")], ["o"], [""], wrong)
         write_shard(cache.spec_folder(SPEC), SPEC.fingerprint, spec, [odd])
         with pytest.raises(CacheError, match=r"of width \d+ among others of hashing"):
@@ -287,7 +287,7 @@ def test_values_of_two_widths_are_never_written(cache: Cache) -> None:
     for spec, values in ((SPEC, [VECTORS[:1], VECTORS[1:2, :5]]), (TOKENS, [[VECTORS[:3]], [VECTORS[:2, :5]]])):
         odd = [Rows([content_key(str(n).encode())], ["o"], [""], value) for n, value in enumerate(values)]
         with pytest.raises(CacheError, match="values of width 5, 24 for one encoder"):
-            write_shard(tmp := cache.spec_folder(spec), spec.fingerprint, dataclasses.asdict(spec), odd)
+            write_shard(tmp := cache.spec_folder(spec), spec.fingerprint, spec.stated, odd)
         assert not tmp.exists() or len(list(tmp.glob("*.h5"))) in (0, 2)
 
 
@@ -296,5 +296,5 @@ def test_keys_of_another_length_are_never_written(cache: Cache) -> None:
     key = content_key(b"some")
     odd = Rows([key + b"0", key, key[:-1]], ["a", "b", "c"], [""] * 3, VECTORS[:3])
     with pytest.raises(CacheError, match="content keys of 31, 33 bytes; they have 32"):
-        write_shard(cache.spec_folder(SPEC), SPEC.fingerprint, dataclasses.asdict(SPEC), [odd])
+        write_shard(cache.spec_folder(SPEC), SPEC.fingerprint, SPEC.stated, [odd])
     assert len(cache.row_index(SPEC).unique()[0]) == 40

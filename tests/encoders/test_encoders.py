@@ -174,7 +174,12 @@ def test_every_field_is_in_the_fingerprint(field: str) -> None:
     changed = dataclasses.replace(SPEC, **{field: value + 1 if isinstance(value, int) else value + "x"})
     assert changed.fingerprint != SPEC.fingerprint
     assert SPEC.differences(changed) == [field]
-    assert EncoderSpec.from_json(dataclasses.asdict(changed)) == changed
+    assert EncoderSpec.from_json(changed.stated) == changed
+
+
+def test_a_field_that_came_later_changes_no_fingerprint_from_before() -> None:
+    assert SPEC.fingerprint == "eea85fe462715a324defaf3f5a88d089117d50111d70ddb419c4cd2ebb82c204"
+    assert {"layers", "remote_code"}.isdisjoint(SPEC.stated)
 
 
 def test_fingerprint_follows_the_weights_and_not_their_place(tiny_timm: Path, tmp_path: Path) -> None:
