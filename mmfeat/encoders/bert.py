@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,14 @@ from mmfeat.encoders.layers import Network, Point, check_depth
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.torch_tower import TorchTower, load_errors
 from mmfeat.encoders.torchvision_ops import import_torchvision
-from mmfeat.encoders.weights import checkpoint_json, hub_errors, hub_revision, local_path, path_identity
+from mmfeat.encoders.weights import (
+    checkpoint_json,
+    checkpoint_modules,
+    hub_errors,
+    hub_revision,
+    local_path,
+    path_identity,
+)
 from mmfeat.errors import EncoderError
 from mmfeat.samples.contents import CLEANING
 
@@ -21,7 +27,6 @@ DEFAULT_VARIANT = "bert-base-uncased"
 DEFAULT_LENGTH = 128  # tokens
 DECODERS = ("ForCausalLM", "GPT2LMHeadModel", "OpenAIGPTLMHeadModel")  # how their architectures are called
 POSITIONS_ASIDE = 8  # most positions that a model keeps for itself, as RoBERTa does two
-MODULES = "modules.json"  # a checkpoint with this file has a pooling of its own, by sentence-transformers
 ST_POOLINGS = {
     "cls": "cls",
     "max": "max",
@@ -51,24 +56,6 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
             storage=options.storage,
         )
     ]
-
-
-def checkpoint_modules(variant: str) -> list[dict[str, str]]:
-    """The modules of a checkpoint of sentence-transformers, [] for another one.
-
-    Raises `EncoderError` for a damaged list and for a module whose path leaves the checkpoint.
-    """
-    modules = checkpoint_json(variant, MODULES) or []
-    try:
-        for module in modules:
-            path = PurePosixPath(module["path"])
-            if not isinstance(module["type"], str) or path.is_absolute() or ".." in path.parts:
-                raise ValueError(module["path"])
-    except (TypeError, KeyError, ValueError) as error:
-        raise EncoderError(
-            f"{variant}: {MODULES} is no list of modules ({error}); use a complete checkpoint"
-        ) from error
-    return list(modules)
 
 
 def _own_pooling(variant: str) -> str:

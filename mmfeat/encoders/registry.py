@@ -18,6 +18,7 @@ from mmfeat.encoders import bert, clip, hashing, hog, sentence, timm_models, tor
 from mmfeat.encoders.delta import apply_delta, read_delta
 from mmfeat.encoders.spec import NAMED, Encoder, EncoderOptions, EncoderSpec, Values, named_values, parse_output
 from mmfeat.encoders.torch_tower import TorchTower
+from mmfeat.encoders.weights import MODULES
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.samples.contents import view_name
 
@@ -151,9 +152,9 @@ def notes_on(towers: Sequence[Tower]) -> list[str]:
     requests = dict.fromkeys(tower.request for tower in towers if tower.spec.family == "bert")
     folders = {request: Path(_split(request)[1]) for request in requests}
     return [
-        f"{request} has pooling and length of its own ({bert.MODULES}); st:{folder} gives the vector as published"
+        f"{request} has pooling and length of its own ({MODULES}); st:{folder} gives the vector as published"
         for request, folder in folders.items()
-        if (folder / bert.MODULES).is_file()
+        if (folder / MODULES).is_file()
     ]
 
 

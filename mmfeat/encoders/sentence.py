@@ -12,11 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmfeat.encoders.bert import checkpoint_modules, model_layers, quiet_transformers
+from mmfeat.encoders.bert import model_layers, quiet_transformers
 from mmfeat.encoders.layers import Network, Point, check_depth
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.torch_tower import TorchTower, load_errors
-from mmfeat.encoders.weights import checkpoint_json, hub_errors, hub_revision, local_path, tree_identity
+from mmfeat.encoders.weights import (
+    checkpoint_json,
+    checkpoint_modules,
+    hub_errors,
+    hub_revision,
+    local_path,
+    tree_identity,
+)
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.samples.contents import CLEANING
 from mmfeat.system.files import canonical_json

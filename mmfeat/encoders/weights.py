@@ -10,7 +10,7 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mmfeat.errors import EncoderError, HubError
@@ -18,6 +18,7 @@ from mmfeat.system.files import file_sha256
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _ASIDE = (".md", ".png", ".jpg")  # any other file of a model folder may change a vector
+MODULES = "modules.json"  # a checkpoint with this file has a pooling of its own, by sentence-transformers
 _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
 
 
@@ -48,14 +49,40 @@ def tree_identity(folder: Path) -> str:
 
 def checkpoint_json(variant: str, name: str) -> Any:
     """The content of a JSON file of a checkpoint, a local folder or a hub name; None where there is no such file."""
-    folder = local_path(variant)
-    path = folder / name if folder else hub_file(variant, name)
-    if path is None or not path.is_file():
-        return None
+    path = _checkpoint_file(variant, name)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return None if path is None else json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise EncoderError(f"{path}: not JSON ({error}); use a complete checkpoint") from error
+
+
+def has_file(variant: str, name: str) -> bool:
+    """Whether a checkpoint, a local folder or a hub name, has this file."""
+    return _checkpoint_file(variant, name) is not None
+
+
+def _checkpoint_file(variant: str, name: str) -> Path | None:
+    folder = local_path(variant)
+    path = folder / name if folder else hub_file(variant, name)
+    return path if path is not None and path.is_file() else None
+
+
+def checkpoint_modules(variant: str) -> list[dict[str, str]]:
+    """The modules of a checkpoint of sentence-transformers, [] for another one.
+
+    Raises `EncoderError` for a damaged list and for a module whose path leaves the checkpoint.
+    """
+    modules = checkpoint_json(variant, MODULES) or []
+    try:
+        for module in modules:
+            path = PurePosixPath(module["path"])
+            if not isinstance(module["type"], str) or path.is_absolute() or ".." in path.parts:
+                raise ValueError(module["path"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise EncoderError(
+            f"{variant}: {MODULES} is no list of modules ({error}); use a complete checkpoint"
+        ) from error
+    return list(modules)
 
 
 def downloaded_identity(path: str) -> str:
