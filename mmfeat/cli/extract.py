@@ -21,8 +21,8 @@ from mmfeat.cli.flags import (
     Workers,
     encoder_options,
     interruptible,
-    names,
     pairs,
+    requests,
     takes,
 )
 from mmfeat.system.wording import counted, duration, shown, size_of
@@ -65,14 +65,17 @@ def extract(context: typer.Context, **given: Any) -> None:
     \b
     mmfeat extract --data tweets --encoders clip,bert:./my-bert --outputs pooled,clip=tokens
     """
+    from mmfeat.encoders.registry import notes_on_names
     from mmfeat.encoders.spec import EncoderOptions
     from mmfeat.extraction.extract import ExtractSettings, extract_features
     from mmfeat.system.hardware import check_engine
 
     values = context.params
-    data, encoders, cache = values["data"], names(values["encoders"]), values["cache"]
+    data, encoders, cache = values["data"], requests(values["encoders"]), values["cache"]
     engine, ray_address = values["engine"], values["ray_address"]
     check_engine(engine, ray_address)
+    for note in notes_on_names(encoders):
+        out.print(note)
     asked: dict[str, Any] = {
         "cache": cache,
         "options": EncoderOptions(**encoder_options(values)),

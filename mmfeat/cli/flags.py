@@ -159,9 +159,9 @@ def find_request(values: Mapping[str, Any]) -> Request:
     if data is not None and not exists(data):
         raise DataError(f"{data}: no such folder or table; check --data")
     if data is not None and encoders is not None:
-        return new_request(data, names(encoders), pairs(columns or ""), encoder_options(values))
+        return new_request(data, requests(encoders), pairs(columns or ""), encoder_options(values))
     request = latest_request(values["cache"], data).changed(
-        names(encoders) if encoders else None, pairs(columns) if columns else None, encoder_options(values)
+        requests(encoders) if encoders else None, pairs(columns) if columns else None, encoder_options(values)
     )
     out.print(f"using {shown(request.data)} with {', '.join(map(shown, request.encoders))}")
     return request
@@ -170,6 +170,13 @@ def find_request(values: Mapping[str, Any]) -> Request:
 def names(value: str) -> list[str]:
     """Split a comma-separated list."""
     return [name.strip() for name in value.split(",") if name.strip()]
+
+
+def requests(value: str) -> list[str]:
+    """Split a list of encoders, whose paths may hold commas."""
+    from mmfeat.encoders.names import split_requests
+
+    return split_requests(value)
 
 
 def pairs(value: str) -> dict[str, str]:

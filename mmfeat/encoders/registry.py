@@ -6,7 +6,6 @@ Describing an encoder (its specs) is cheap and happens on every run; loading hap
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from mmfeat.encoders import bert, clip, hashing, hog, sentence, timm_models, torchvision_models
 from mmfeat.encoders.delta import apply_delta, read_delta
+from mmfeat.encoders.names import canonical
 from mmfeat.encoders.spec import NAMED, Encoder, EncoderOptions, EncoderSpec, Values, named_values, parse_output
 from mmfeat.encoders.torch_tower import TorchTower
 from mmfeat.encoders.weights import MODULES
@@ -100,13 +100,13 @@ def describe_encoders(requests: list[str], options: EncoderOptions) -> list[Towe
     towers: dict[str, Tower] = {}
     names: set[str] = set()
     idle: list[str] = []
-    for request in requests:
+    for request in map(absolute_request, requests):
         family = _family(request)
         own = options.named(_names(request, family))
         bases = [spec.drafted(options.draft) for spec in family.describe(*_split(request), own)]
         specs = [spec for base in bases for spec in _outputs(base, options, family.open_towers is not None)]
         for spec in specs:
-            towers.setdefault(spec.fingerprint, Tower(absolute_request(request), spec))
+            towers.setdefault(spec.fingerprint, Tower(request, spec))
         names.update(*(base.names for base in bases))
         idle += [] if specs else [request]
     for asked in options.outputs:
@@ -164,13 +164,18 @@ def is_torch(request: str) -> bool:
 
 
 def absolute_request(request: str) -> str:
-    """The request with a local path made absolute, so that it means the same from any folder."""
-    family, variant = _split(request)
-    model, slash, file = variant.partition("/") if family == "clip" else ("", "", "")  # only CLIP has MODEL/FILE
-    for prefix, path in (("", variant), (model + slash, file)):
-        if path and Path(path).expanduser().exists():
-            return f"{family}:{prefix}{os.path.abspath(Path(path).expanduser())}"
-    return request
+    """The request as `family[:variant]` with a local path made absolute, so that it means the same from any folder."""
+    return canonical(request, _is_family)
+
+
+def notes_on_names(requests: Sequence[str]) -> list[str]:
+    """A line for each request without a family, which says the family that its files have."""
+    read = {request: absolute_request(request) for request in requests}
+    return [
+        f"{request}: no family is named; by its files this is {_split(name)[0]}"
+        for request, name in read.items()
+        if not _is_family(_split(request)[0])
+    ]
 
 
 def load_encoders(towers: list[Tower], device: str, compiled: bool = False) -> list[Encoder]:
@@ -247,14 +252,16 @@ def _split(request: str) -> tuple[str, str]:
     return family, variant
 
 
+def _is_family(name: str) -> bool:
+    return name in FAMILIES or (name.isidentifier() and name in torchvision_models.names())
+
+
 def _family(request: str) -> Family:
     """The family of a request. Raises `EncoderError` with the nearest name for an unknown one."""
     name, _ = _split(request)
-    if name in FAMILIES:
-        return FAMILIES[name]
-    if name in (models := torchvision_models.names()):
-        return _TORCHVISION
-    close = difflib.get_close_matches(name.lower(), [*FAMILIES, *models], n=1)
+    if _is_family(name):
+        return FAMILIES.get(name, _TORCHVISION)
+    close = difflib.get_close_matches(name.lower(), [*FAMILIES, *torchvision_models.names()], n=1)
     meant = f"did you mean {close[0]}? There are" if close else "use"
     raise EncoderError(
         f"{request}: no encoder family {name!r}; {meant} {', '.join(FAMILIES)}, each with an optional :variant, "

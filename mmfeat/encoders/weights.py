@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
 import re
 import urllib.error
 import urllib.request
@@ -154,7 +155,7 @@ def local_path(variant: str) -> Path | None:
     Raises `EncoderError` for a variant that can only be a path and does not exist.
     """
     path = Path(variant).expanduser()
-    if variant and path.exists():
+    if variant and os.path.exists(path):  # False for a name too long to be one, too
         return path
     if variant.startswith((".", "/", "~")):
         raise EncoderError(f"{variant}: no such weights file or folder; check the path after the encoder's family")

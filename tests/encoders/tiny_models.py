@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from mmfeat.encoders.spec import Encoder
@@ -105,3 +107,16 @@ def write_kind(kind: str, folder: Path, tiny_bert: Path) -> str:
         shape = {"img_size": 56, "window_size": 7, "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2]}
         return f"timm:{write_timm(folder, 'swin_tiny_patch4_window7_224', 56, **shape)}"
     return f"{kind}:{write_torchvision(folder.with_suffix('.pth'), kind)}"
+
+
+def write_hub(cache: Path, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A model folder as a repository in a cache of Hugging Face's hub, which clients then use; returns its revision."""
+    import huggingface_hub.constants
+
+    revision = hashlib.sha1(name.encode()).hexdigest()
+    repository = cache / f"models--{name.replace('/', '--')}"
+    shutil.copytree(folder, repository / "snapshots" / revision)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    return revision
