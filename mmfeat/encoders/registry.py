@@ -13,7 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from mmfeat.encoders import bert, clip, hashing, hog, sentence, timm_models, torchvision_models
+from mmfeat.encoders import (
+    bert,
+    clip,
+    hashing,
+    hog,
+    sentence,
+    timm_models,
+    torchvision_models,
+    transformers_models,
+)
 from mmfeat.encoders.delta import apply_delta, read_delta
 from mmfeat.encoders.names import canonical
 from mmfeat.encoders.spec import NAMED, Encoder, EncoderOptions, EncoderSpec, Values, named_values, parse_output
@@ -82,6 +91,7 @@ FAMILIES: dict[str, Family] = {
     "bert": Family(_TEXT, bert.describe, bert.reference, bert.open_towers),
     "st": Family(_TEXT, sentence.describe, sentence.reference, sentence.open_towers),
     "resnet50": _TORCHVISION,  # `_family` gives it for the name of any model of torchvision
+    "hf": Family(_BOTH, transformers_models.describe, transformers_models.reference, transformers_models.open_towers),
     "timm": Family(_IMAGE, timm_models.describe, timm_models.reference, timm_models.open_towers),
     "hashing": Family(_TEXT, hashing.describe, hashing.reference, load=hashing.load),
     "hog": Family(_IMAGE, hog.describe, hog.reference, load=hog.load),
@@ -205,7 +215,7 @@ def open_towers(tower: Tower, specs: list[EncoderSpec] | None = None) -> list[To
     """The torch model behind a tower, in float32 on the CPU. Raises `EncoderError` where there is none."""
     opened = _family(tower.request).open_towers
     if opened is None:
-        raise EncoderError(f"{tower.request}: no layers that could be trained; name clip, bert, resnet50 or timm")
+        raise EncoderError(f"{tower.request}: no layers that could be trained; name clip, hf, bert, resnet50 or timm")
     return opened(_split(tower.request)[1], specs or [tower.spec])
 
 

@@ -26,6 +26,7 @@ NAMED = ("dtype", "convolutional_dtype", "cleaning", "pooling", "max_length", "p
 # Options and fields of a spec that the first version lacked, with their defaults: what holds them is named as before.
 LATER: dict[str, Any] = {"prompt": "", "truncate_dim": 0, "layers": 1, "remote_code": 0}
 DRAFT = "draft"
+TWO_TOWERS = ("clip", "hf")  # families whose towers are named by their modality
 VISION_TRANSFORMERS = ("vit", "deit", "beit", "eva")
 OUTPUT = re.compile(r"(?:([\w.-]+)=)?(?:(pooled|tokens)|prefix:([1-9]\d*))")
 
@@ -112,7 +113,7 @@ class EncoderSpec:
     @property
     def tower(self) -> str:
         """Name of one modality of a family: `clip.text`, `bert`."""
-        return f"{self.family}.{self.modality}" if self.family == "clip" else self.family
+        return f"{self.family}.{self.modality}" if self.family in TWO_TOWERS else self.family
 
     @property
     def names(self) -> set[str]:

@@ -127,7 +127,7 @@ def _counts(slots: Sequence[tuple[Tower, Slot]], settings: FinetuneSettings) -> 
         named = [tower for tower in named if _is_torch(tower)]
         if not named:
             raise ConfigError(
-                f"--unfreeze {name}: no layers that could be trained; extract clip, bert, resnet50 or timm"
+                f"--unfreeze {name}: no layers that could be trained; extract clip, hf, bert, resnet50 or timm"
             )
         if twice := [tower.spec.tower for tower in named if tower.spec.fingerprint in wanted]:
             raise ConfigError(f"--unfreeze {name}: {twice[0]} is named twice; give each tower one number of layers")

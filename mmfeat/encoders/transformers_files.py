@@ -1,0 +1,243 @@
+"""What the files of a checkpoint of transformers say: its towers, how pictures are prepared, and the length of texts.
+
+Common checkpoints are read without importing transformers, since each command describes its encoders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from mmfeat.encoders.bert import quiet_transformers
+from mmfeat.encoders.spec import EncoderSpec
+from mmfeat.encoders.torch_tower import load_errors
+from mmfeat.encoders.weights import checkpoint_json, hub_errors, local_path
+from mmfeat.errors import EncoderError
+from mmfeat.system.files import canonical_json
+
+LONGEST, FIXED = "longest", "max_length"  # transformers' names for padding
+# Model types with two towers: number of positions where the configuration leaves it out, and padding in training.
+TWO_TOWERS = {"clip": (77, LONGEST), "siglip": (64, FIXED), "siglip2": (64, FIXED)}
+PLAIN_TRANSFORMERS = (
+    "vit", "deit", "beit", "data2vec-vision", "dinov2", "dinov2_with_registers", "dinov3_vit", "ijepa", "vit_msn",
+    "clip_vision_model", "siglip_vision_model", "siglip2_vision_model",
+)  # fmt: skip
+IMAGE_MODELS = (*PLAIN_TRANSFORMERS, "swin", "swinv2", "convnext", "convnextv2", "dinov3_convnext", "resnet", "regnet")
+_SCALING = ("do_resize", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+_CROPPING = ("size", "do_center_crop", "crop_size")
+# Image processors, and the settings that complete a file of each; any other file is completed by the library.
+_SETTINGS = {
+    "CLIPImageProcessor": (*_SCALING, *_CROPPING),
+    "BitImageProcessor": (*_SCALING, *_CROPPING),
+    "ViTImageProcessor": (*_SCALING, "size"),
+    "SiglipImageProcessor": (*_SCALING, "size"),
+    "DINOv3ViTImageProcessor": (*_SCALING, "size"),
+    "ConvNextImageProcessor": (*_SCALING, "size", "crop_pct"),
+}
+# Entries of a processor's file that change no pixel of an RGB picture.
+_ASIDE = (
+    "image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "transformers_version",
+    "do_convert_rgb", "return_tensors", "data_format", "input_data_format", "device", "disable_grouping",
+    "image_seq_length", "use_fast", "backend",
+)  # fmt: skip
+_TOKENIZERS = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
+
+
+def read_checkpoint(variant: str) -> Checkpoint:
+    """The checkpoint that `variant` names. Raises `EncoderError` for one that has no image tower of transformers."""
+    config = checkpoint_json(variant, "config.json")
+    if config is None and (folder := local_path(variant)):
+        other = "clip" if (folder / "open_clip_config.json").is_file() else "st"
+        known = other == "clip" or (folder / "modules.json").is_file()
+        remedy = f"name {other}:{variant}" if known else "name a folder as save_pretrained writes it"
+        raise EncoderError(f"hf:{variant}: it has no config.json of transformers; {remedy}")
+    config = config if isinstance(config, dict) else {}
+    kind = config.get("model_type")
+    if kind == "timm_wrapper" or (kind is None and "architecture" in config):
+        raise EncoderError(f"hf:{variant}: its config.json is that of a timm model; name timm:{variant}")
+    if not isinstance(kind, str):
+        raise EncoderError(f"hf:{variant}: its config.json names no model_type; use a complete checkpoint")
+    return Checkpoint(variant, kind, config)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint by its files: `model_type` and `config` are those of its `config.json`."""
+
+    variant: str
+    model_type: str
+    config: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"hf:{self.variant}"
+
+    @property
+    def source(self) -> str:
+        """The first argument of `from_pretrained`: a folder or a hub name."""
+        return str(local_path(self.variant) or self.variant)
+
+    def load_errors(self) -> contextlib.AbstractContextManager[None]:
+        """One line for an error of a load from a folder or from the hub."""
+        return load_errors(self.name) if local_path(self.variant) else hub_errors(self.name)
+
+    @property
+    def is_plain_transformer(self) -> bool:
+        """Whether pictures go through a plain vision transformer, and no convolutions or windows."""
+        return self.model_type in PLAIN_TRANSFORMERS or self.model_type in TWO_TOWERS
+
+    @property
+    def architecture(self) -> str:
+        """The class that saved the checkpoint, "" if unknown."""
+        return str((self.config.get("architectures") or [""])[0])
+
+    @property
+    def projects(self) -> bool:
+        """Whether the checkpoint is the image tower of a CLIP with its projection."""
+        return self.architecture.endswith("VisionModelWithProjection")
+
+    @cached_property
+    def has_text(self) -> bool:
+        """Whether there is a text tower beside the image tower. Raises `EncoderError` where there is no image tower."""
+        if self.model_type in TWO_TOWERS:
+            return True
+        return self.model_type not in IMAGE_MODELS and self._is_two_towers_by_library()
+
+    @cached_property
+    def padding(self) -> str:
+        """How texts are padded: to the longest of a batch, or to the length that the model was trained with."""
+        return TWO_TOWERS[self.model_type][1] if self.model_type in TWO_TOWERS else self._padded[0]
+
+    @cached_property
+    def text_length(self) -> int:
+        """Most tokens of a text: the positions of the model, or fewer where its tokenizer says so."""
+        if self.model_type not in TWO_TOWERS:
+            return self._padded[1]
+        text = self.config.get("text_config") or {}
+        positions = text.get("max_position_embeddings", TWO_TOWERS[self.model_type][0])
+        tokenizer = checkpoint_json(self.variant, "tokenizer_config.json") or {}
+        return int(min(positions, tokenizer.get("model_max_length") or positions))
+
+    @cached_property
+    def image_settings(self) -> dict[str, Any]:
+        """All that changes a pixel: size, crop, mean, ..., and the class of the image processor."""
+        given = self._processor_file()
+        kind = given.get("image_processor_type") or str(given.get("feature_extractor_type", ""))
+        kind = kind.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
+        settings = {**_pixel_settings(given), "processor": kind}
+        needed = _SETTINGS.get(kind)
+        sizes = [settings.get(name, {}) for name in ("size", "crop_size")]
+        is_complete = needed and not set(needed) - set(settings) and all(isinstance(size, dict) for size in sizes)
+        return settings if is_complete else image_settings(self.processor())
+
+    def check_settings(self, processor: Any, spec: EncoderSpec) -> None:
+        """Raise `EncoderError` where the loaded processor differs from what its files say."""
+        loaded, described = image_settings(processor), self.image_settings
+        apart = {name: loaded[name] for name in described if loaded.get(name, described[name]) != described[name]}
+        if apart or canonical_json(described) != spec.transform:
+            raise EncoderError(
+                f"{spec.name}: transformers prepares pictures with {canonical_json(apart or described)}, the spec says "
+                f"{spec.transform}"
+            )
+
+    def pinned(self, spec: EncoderSpec | None = None) -> dict[str, Any]:
+        """Arguments of every `from_pretrained`: the revision in the spec, and that no code of a checkpoint runs."""
+        kind, _, revision = spec.weights.partition(":") if spec else ("", "", "")
+        return {
+            "trust_remote_code": bool(spec and spec.remote_code),
+            **({"revision": revision} if kind == "revision" else {}),
+        }
+
+    def processor(self, spec: EncoderSpec | None = None) -> Any:
+        """The processor of pictures; of pictures and texts where there are two towers."""
+        self._processor_file()
+        if self.has_text:
+            self._check_tokenizer()
+        transformers = quiet_transformers()
+        loader = transformers.AutoProcessor if self.has_text else transformers.AutoImageProcessor
+        with self.load_errors():
+            return loader.from_pretrained(self.source, **self.pinned(spec))
+
+    def _processor_file(self) -> dict[str, Any]:
+        """The settings of the image processor as they are written."""
+        nested = checkpoint_json(self.variant, "processor_config.json") or {}
+        given = nested.get("image_processor") or checkpoint_json(self.variant, "preprocessor_config.json")
+        if not isinstance(given, dict):
+            raise EncoderError(
+                f"{self.name}: preprocessor_config.json is missing, which says how pictures are prepared; copy it from "
+                "where the weights come from"
+            )
+        return given
+
+    def _check_tokenizer(self) -> None:
+        """Raise `EncoderError` where no file has the words of the tokenizer: transformers would make up a few."""
+        folder = local_path(self.variant)
+        if folder and not any((folder / name).is_file() for name in _TOKENIZERS):
+            raise EncoderError(
+                f"{self.name}: the tokenizer of its text tower is missing (tokenizer.json); copy it from where the "
+                "weights come from"
+            )
+
+    @cached_property
+    def _padded(self) -> tuple[str, int]:
+        """Padding and length by the library: a short text shows whether the processor pads to a fixed length."""
+        transformers, processor = quiet_transformers(), self.processor()
+        columns, tokens = len(processor(text=["a"])["input_ids"][0]), len(processor.tokenizer("a")["input_ids"])
+        if columns > tokens:
+            return FIXED, columns
+        with self.load_errors():
+            config = transformers.AutoConfig.from_pretrained(self.source, **self.pinned())
+        positions = getattr(config.text_config, "max_position_embeddings", 512)
+        return LONGEST, int(min(positions, processor.tokenizer.model_max_length))
+
+    def _is_two_towers_by_library(self) -> bool:
+        """Whether transformers' model has a text tower, for a type that is not listed here."""
+        transformers = quiet_transformers()
+        from transformers.models.auto import modeling_auto
+
+        if self.model_type not in transformers.CONFIG_MAPPING:
+            own = (
+                "code of its own, which mmfeat does not run" if self.config.get("auto_map") else "a newer transformers"
+            )
+            raise EncoderError(f"{self.name}: transformers has no model type {self.model_type!r}; it needs {own}")
+        config = transformers.CONFIG_MAPPING[self.model_type]
+        model = transformers.MODEL_MAPPING.get(config, object)
+        if hasattr(model, "get_image_features") and hasattr(model, "get_text_features"):
+            return True
+        is_image = self.model_type in modeling_auto.MODEL_FOR_IMAGE_MAPPING_NAMES
+        if is_image or getattr(model, "input_modalities", ()) in ("image", ("image",)):
+            return False
+        if getattr(model, "main_input_name", "") == "input_ids" and not hasattr(model, "get_image_features"):
+            raise EncoderError(
+                f"{self.name}: {self.model_type} is a text model; name st:{self.variant} or bert:{self.variant}"
+            )
+        raise EncoderError(f"{self.name}: {self.model_type} is no encoder of pictures; use another checkpoint")
+
+
+def image_settings(processor: Any) -> dict[str, Any]:
+    """All that changes a pixel, of a loaded processor; one of both modalities may overrule its image processor."""
+    part = getattr(processor, "image_processor", processor)
+    overruled = getattr(processor, "images_kwargs", None) or {}
+    return {**_pixel_settings({**part.to_dict(), **overruled}), "processor": type(part).__name__}
+
+
+def _pixel_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values by name, without those that change no pixel."""
+    return {name: _plain(value) for name, value in given.items() if name not in _ASIDE and _plain(value) is not None}
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value; None for a size without numbers."""
+    if isinstance(value, Mapping):
+        return {name: number for name, number in value.items() if number is not None} or None
+    return list(value) if isinstance(value, tuple) else value
