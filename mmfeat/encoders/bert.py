@@ -196,12 +196,14 @@ def _tokenizer(transformers: Any, name: str, pinned: dict[str, str]) -> Any:
 
 
 def quiet_transformers() -> Any:
-    """The library `transformers`, without its progress bars and advice."""
+    """The library `transformers`, without its progress bars, advice and questions."""
     import_torchvision()
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    # An error at once, where the library would ask at the terminal whether to run code of a checkpoint.
+    transformers.dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     return transformers
 
 

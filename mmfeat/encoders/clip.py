@@ -1,7 +1,6 @@
 """CLIP through open_clip: one model, two towers, `clip.image` and `clip.text`.
 
-Variants: `MODEL/TAG` (default `ViT-B-32/openai`), `MODEL/FILE` with local weights, or a local folder
-in open_clip's own layout (`open_clip_config.json` beside the weights).
+`clip_checkpoints` reads what a request names; here its towers are described and loaded.
 """
 
 from __future__ import annotations
@@ -9,59 +8,41 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmfeat.encoders.bert import quiet_transformers
+from mmfeat.encoders.clip_checkpoints import plain_json, read_checkpoint
 from mmfeat.encoders.layers import Network, Point, find_layers, timm_network
 from mmfeat.encoders.pixels import image_tower
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.torch_tower import TorchTower, load_errors, plain_call, stack
-from mmfeat.encoders.torchvision_ops import import_torchvision
-from mmfeat.encoders.weights import downloaded_identity, hub_errors, local_path, path_identity
+from mmfeat.encoders.weights import hub_errors
 from mmfeat.errors import EncoderError
 from mmfeat.samples.contents import CLEANING
-from mmfeat.system.files import canonical_json, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-DEFAULT_VARIANT = "ViT-B-32/openai"
 CONTEXT_LENGTH = 77
-# open_clip's defaults for what a configuration leaves out; checked again after loading.
-_PREPROCESSING: dict[str, Any] = {
-    "size": 224,
-    "mode": "RGB",
-    "mean": [0.48145466, 0.4578275, 0.40821073],
-    "std": [0.26862954, 0.26130258, 0.27577711],
-    "interpolation": "bicubic",
-    "resize_mode": "shortest",
-    "fill_color": 0,
-}
-_SETTABLE = ("mean", "std", "interpolation", "resize_mode")  # open_clip's arguments image_mean, image_std, ...
 
 
 def describe(family: str, variant: str, options: EncoderOptions) -> list[EncoderSpec]:
     """Specs of the image and the text tower."""
-    variant = variant or DEFAULT_VARIANT
-    if folder := local_path(variant):
-        config = _folder_config(folder)
-        name, identity, overlay = folder.resolve().name, path_identity(folder), config.get("preprocess_cfg", {})
-        model = config["model_cfg"]
-    else:
-        name, identity, overlay, model = _named(variant)
+    checkpoint = read_checkpoint(variant)
+    model = checkpoint.model
     # Both towers are one module with one dtype. `layers` of a ResNet is a list, of a ViT a number.
     resnet = not isinstance(model["vision_cfg"].get("layers", 12), int)
     options = options.for_model("resnet" if resnet else model["vision_cfg"].get("timm_model_name", "vit"))
     image = EncoderSpec(
         family="clip",
         modality="image",
-        variant=name,
-        weights=identity,
+        variant=checkpoint.name,
+        weights=checkpoint.identity(),
         arithmetic=options.dtype,
         storage=options.storage,
-        preprocessing=_preprocessing(model, overlay),
+        preprocessing=checkpoint.preprocessing,
     )
     length = model["text_cfg"].get("context_length", CONTEXT_LENGTH)
     text = replace(image, modality="text", preprocessing="", cleaning=options.cleaning, max_length=length)
@@ -70,7 +51,7 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
 
 def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
     """Load the model once and return the towers of the modalities in `specs`."""
-    model, transform, tokenizer = _create(variant)
+    model, transform, tokenizer = _create(variant, specs[0].weights)
     towers = []
     if images := [spec for spec in specs if spec.modality == "image"]:
         _check_preprocessing(model, images[0])
@@ -95,7 +76,7 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
 
 def reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:
     """open_clip's own `encode_image` or `encode_text` for one picture or text, in float32."""
-    model, transform, tokenizer = _create(variant)
+    model, transform, tokenizer = _create(variant, spec.weights)
     if spec.modality == "image":
         network = _image_network(model)
         if spec.output != "tokens":
@@ -199,23 +180,27 @@ class TextTower:
         return getattr(self.module, prefix + name, *default)
 
 
-def _create(variant: str) -> tuple[Any, Any, Any]:
-    """open_clip's model in float32, image transform and tokenizer."""
-    import_torchvision()
+def _create(variant: str, weights: str) -> tuple[Any, Any, Any]:
+    """open_clip's model in float32, image transform and tokenizer, of the weights with that identity."""
+    quiet_transformers()
     import open_clip
 
-    variant = variant or DEFAULT_VARIANT
-    name, arguments = _creation_arguments(variant)
-    local = local_path(variant) or local_path(_split(variant)[1])
-    with load_errors(f"clip:{variant}") if local else hub_errors(f"clip:{variant}"), warnings.catch_warnings():
+    checkpoint = read_checkpoint(variant, weights)
+    asked = f"clip:{variant}"
+    if checkpoint.repository:
+        with hub_errors(asked):
+            open_clip.pretrained.download_pretrained_from_hf(checkpoint.repository, revision=checkpoint.revision)
+    local = checkpoint.path or checkpoint.repository
+    with load_errors(asked) if local else hub_errors(asked), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model, _, transform = open_clip.create_model_and_transforms(name, require_pretrained=True, **arguments)
-        tokenizer = open_clip.get_tokenizer(name)
-    return model.eval().requires_grad_(False), transform, tokenizer
+        model, _, transform = open_clip.create_model_and_transforms(
+            checkpoint.source, require_pretrained=True, **checkpoint.arguments
+        )
+    return model.eval().requires_grad_(False), transform, checkpoint.tokenizer()
 
 
 def _check_preprocessing(model: Any, spec: EncoderSpec) -> None:
-    if (loaded := canonical_json(_plain(model.visual.preprocess_cfg))) != spec.transform:
+    if (loaded := plain_json(model.visual.preprocess_cfg)) != spec.transform:
         raise EncoderError(f"{spec.name}: open_clip preprocesses with {loaded}, the spec says {spec.transform}")
 
 
@@ -230,82 +215,3 @@ def _image_network(model: Any) -> Network:
     else:  # a norm after pooling never sees the tokens
         tokens = visual.transformer if visual.attn_pool is None and visual.final_ln_after_pool else visual.ln_post
     return Network(model.encode_image, find_layers(visual), Point(tokens))
-
-
-def _named(variant: str) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
-    """Name, identity, preprocessing overlay and model configuration of `MODEL/TAG` or `MODEL/FILE`."""
-    import_torchvision()
-    import open_clip
-
-    model, tag = _split(variant)
-    if (config := open_clip.get_model_config(model)) is None:
-        raise EncoderError(f"clip:{variant}: open_clip has no model {model!r}; see open_clip.list_models()")
-    if not (file := local_path(tag)) and not open_clip.is_pretrained_cfg(model, tag):
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
-        raise EncoderError(f"clip:{variant}: no weights {tag!r} for {model}; open_clip has {tags}, or name a file")
-    overlay = _overlay(model, tag)
-    if file:
-        identity = path_identity(file)
-    else:
-        with hub_errors(f"clip:{variant}"):
-            identity = downloaded_identity(open_clip.download_pretrained(overlay))
-    quick = "-quickgelu" if _quick_gelu(overlay, config) else ""
-    return f"{model}{quick}/{file.name if file else tag}", identity, overlay, config
-
-
-def _creation_arguments(variant: str) -> tuple[str, dict[str, Any]]:
-    """Model name and keyword arguments of `open_clip.create_model_and_transforms`."""
-    if folder := local_path(variant):
-        return f"local-dir:{folder}", {}
-    import open_clip
-
-    model, tag = _split(variant)
-    overlay = _overlay(model, tag)
-    # open_clip only warns when weights trained with QuickGELU meet a model without it.
-    quick = _quick_gelu(overlay, open_clip.get_model_config(model))
-    settings = {f"image_{key}": overlay[key] for key in _SETTABLE if overlay.get(key) is not None}
-    return model, {"pretrained": str(local_path(tag) or tag), "force_quick_gelu": quick, **settings}
-
-
-def _overlay(model: str, tag: str) -> dict[str, Any]:
-    """open_clip's configuration of weights: of a tag, or of a published file; {} for a file of any other name."""
-    import open_clip
-
-    if not (file := local_path(tag)):
-        return dict(open_clip.get_pretrained_cfg(model, tag))
-    known = (open_clip.get_pretrained_cfg(model, tag) for tag in open_clip.list_pretrained_tags_by_model(model))
-    return next((entry for entry in known if Path(entry.get("url", "")).name == file.name), {})
-
-
-def _split(variant: str) -> tuple[str, str]:
-    model, _, tag = variant.partition("/")
-    return model, tag or "openai"
-
-
-def _quick_gelu(pretrained: dict[str, Any], model: dict[str, Any]) -> bool:
-    return bool(pretrained.get("quick_gelu")) and not model.get("quick_gelu")
-
-
-def _folder_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = read_json(folder / "open_clip_config.json")
-        config["model_cfg"]["text_cfg"], config["model_cfg"]["vision_cfg"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EncoderError(
-            f"{folder}: open_clip_config.json with model_cfg is needed here ({error}); name a folder in "
-            "open_clip's layout, or MODEL/FILE"
-        ) from error
-    return config
-
-
-def _preprocessing(model: dict[str, Any], overlay: dict[str, Any]) -> str:
-    """Canonical JSON of the preprocessing: open_clip's defaults, values of the weights, and the size of the model."""
-    given = {key: overlay[key] for key in _PREPROCESSING if overlay.get(key) is not None}
-    return canonical_json(_plain({**_PREPROCESSING, **given, "size": model["vision_cfg"].get("image_size", 224)}))
-
-
-def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    """JSON values only, with a square size as one number."""
-    plain = {key: list(value) if isinstance(value, tuple | list) else value for key, value in config.items()}
-    size = plain["size"]
-    return {**plain, "size": size[0] if isinstance(size, list) and len(set(size)) == 1 else size}

@@ -103,6 +103,12 @@ def family_of(variant: str) -> str:
     return "" if not kind else "hf" if _sees(str(kind)) else "bert"
 
 
+def remedy_for(variant: str, family: str) -> str:
+    """The end of an error about a checkpoint that is of another family, which names the family; else ""."""
+    other = family_of(variant)
+    return f"; its files are for {other}, so name {other}:{variant}" if other not in ("", family) else ""
+
+
 def _settings(variant: str, name: str) -> Any:
     with suppress(HubError):  # neither cached nor to be had
         return checkpoint_json(variant, name)

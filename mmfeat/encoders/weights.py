@@ -18,6 +18,7 @@ from mmfeat.errors import EncoderError, HubError
 from mmfeat.system.files import file_sha256
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+ROOTS = ("config.json", "open_clip_config.json")  # the files of which a repository has one or both
 _ASIDE = (".md", ".png", ".jpg")  # any other file of a model folder may change a vector
 MODULES = "modules.json"  # a checkpoint with this file has a pooling of its own, by sentence-transformers
 _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
@@ -92,24 +93,25 @@ def downloaded_identity(path: str) -> str:
     return f"revision:{match[1]}" if match else path_identity(Path(path))
 
 
-def hub_revision(name: str) -> str:
+def hub_revision(name: str, file: str = "config.json") -> str:
     """The commit that a Hugging Face model name stands for now; without the hub, the cached commit."""
-    path = hub_file(name, "config.json")
+    path = hub_file(name, file)
     if path and (match := _SNAPSHOT.search(path.as_posix())):
         return match[1]
     raise HubError(f"{name}: {path} tells no revision; name a local folder instead, FAMILY:FOLDER")
 
 
-def hub_file(name: str, file: str) -> Path | None:
+def hub_file(name: str, file: str, revision: str | None = None) -> Path | None:
     """A small file of a Hugging Face model, from its cache or downloaded; None where the model has no such file."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     with hub_errors(name):
         try:
-            return Path(hf_hub_download(name, file))
+            return Path(hf_hub_download(name, file, revision=revision))
         except LocalEntryNotFoundError:  # without the hub, a model of which other files are cached has no such file
-            if file == "config.json" or not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            cached = (try_to_load_from_cache(name, root, revision=revision) for root in ROOTS)
+            if file == "config.json" or not any(isinstance(path, str) for path in cached):
                 raise
         except EntryNotFoundError:
             pass
@@ -136,7 +138,9 @@ def hub_errors(asked: str) -> Iterator[None]:
 def _use_local_hub_files_if_unreachable() -> bool:
     """Whether the hub answers; if not, its clients are set offline, because they retry for a minute."""
     from huggingface_hub import constants
+    from huggingface_hub.utils import disable_progress_bars
 
+    disable_progress_bars()
     if constants.HF_HUB_OFFLINE:
         return False
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import subprocess
 import sys
@@ -243,50 +242,6 @@ def test_a_folder_without_a_model_gets_one_line(tmp_path: Path, family: str) -> 
 def test_a_length_the_model_cannot_do_is_refused_at_once(tiny_bert: Path, length: int) -> None:
     with pytest.raises(EncoderError, match=f"--max-length {length} is not from 3 to 512"):
         vectors(f"bert:{tiny_bert}", EncoderOptions(dtype="float32", max_length=length))
-
-
-def test_open_clip_s_own_files_get_their_own_activation(tmp_path: Path) -> None:
-    """OpenAI's weights were trained with QuickGELU; their file is known by its name."""
-    from mmfeat.encoders.clip import _creation_arguments
-
-    for name, quick in (("ViT-B-32.pt", True), ("mine.pt", False)):
-        (tmp_path / name).touch()
-        assert _creation_arguments(f"ViT-B-32/{tmp_path / name}")[1]["force_quick_gelu"] is quick
-
-
-@pytest.fixture
-def registered_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A weights file of an architecture and a tag that open_clip knows; no published one is small enough."""
-    import_torchvision()
-    import open_clip
-
-    from tests.encoders.tiny_models import write_clip
-
-    folder = write_clip(tmp_path / "folder", {"image_size": 48})
-    config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
-    published = {"url": "http://127.0.0.1:9/tiny-clip-own.safetensors", "quick_gelu": True, "std": (0.4, 0.5, 0.6)}
-    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-clip", config)
-    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-clip", {"own": published})
-    return folder / "open_clip_model.safetensors"
-
-
-@pytest.mark.parametrize(("name", "quick"), [("tiny-clip-own.safetensors", True), ("mine.safetensors", False)])
-def test_clip_from_a_weights_file(registered_clip: Path, name: str, quick: bool) -> None:
-    """Published weights are known by their file's name, with their activation and their preprocessing."""
-    import open_clip
-    import torch
-
-    file = registered_clip.with_name(name)
-    shutil.copy(registered_clip, file)
-    std = (0.4, 0.5, 0.6) if quick else None
-    model, _, transform = open_clip.create_model_and_transforms(
-        "tiny-clip", pretrained=str(file), force_quick_gelu=quick, image_std=std
-    )
-    with torch.no_grad():
-        image = model.eval().encode_image(torch.stack([transform(picture) for picture in pictures()])).numpy()
-    towers = describe_encoders([f"clip:tiny-clip/{file}"], FLOAT32)
-    assert towers[0].spec.variant == f"tiny-clip{'-quickgelu' if quick else ''}/{name}"
-    np.testing.assert_allclose(vectors(towers[0].request)["image"], image, atol=1e-5)
 
 
 def test_random_weights_are_never_taken_for_trained_ones(tiny_bert: Path, tmp_path: Path) -> None:
