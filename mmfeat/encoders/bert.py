@@ -10,6 +10,7 @@ import numpy as np
 
 from mmfeat.encoders.layers import Network, Point, check_depth
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
+from mmfeat.encoders.tokenizer import check_files, check_fit, tokenizer_errors
 from mmfeat.encoders.torch_tower import TorchTower, load_errors
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.encoders.weights import (
@@ -84,12 +85,14 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
     tokenizer, model = _from_pretrained(variant or DEFAULT_VARIANT, specs)
     # Positions count from the first column, so only padding behind a text leaves its vector unchanged.
     tokenizer.padding_side = "right"
-    clean = CLEANING[spec.cleaning]
+    clean, check = CLEANING[spec.cleaning], check_fit(f"bert:{variant}", tokenizer, model)
     pooling = next((spec.pooling for spec in specs if spec.output == "pooled"), "mean")
     model.float().eval().requires_grad_(False)
 
     def prepare(text: str) -> dict[str, Any]:
-        return dict(tokenizer(clean(text), truncation=True, max_length=spec.max_length))
+        text = clean(text)
+        check(text)
+        return dict(tokenizer(text, truncation=True, max_length=spec.max_length))
 
     def collate(batch: list[dict[str, Any]]) -> dict[str, Any]:
         return dict(tokenizer.pad(batch, return_tensors="pt"))
@@ -170,7 +173,9 @@ def _from_pretrained(variant: str, specs: list[EncoderSpec]) -> tuple[Any, Any]:
     transformers = quiet_transformers()
     name, pinned = _source(variant, specs[0])
     with _load_errors(variant):
-        tokenizer = _tokenizer(transformers, name, pinned)
+        with tokenizer_errors(f"bert:{variant}", variant):
+            tokenizer = _tokenizer(transformers, name, pinned)
+        check_files(f"bert:{variant}", variant, tokenizer.vocab_files_names.values())
         model, info = _encoder(transformers, name, pinned)
         for spec in specs:
             _check_complete(variant, spec, info["missing_keys"])
@@ -219,7 +224,8 @@ def _load_errors(variant: str) -> contextlib.AbstractContextManager[None]:
 
 def _check_options(variant: str, spec: EncoderSpec, tokenizer: Any, model: Any) -> None:
     """Raise `EncoderError` for an option that the model cannot follow."""
-    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", spec.max_length))
+    positions = getattr(model.config, "max_position_embeddings", 0) or 0
+    longest = min(tokenizer.model_max_length, positions if positions > 0 else spec.max_length)  # XLNet says -1
     shortest = tokenizer.num_special_tokens_to_add() + 1
     if not shortest <= spec.max_length <= longest:
         raise EncoderError(f"bert:{variant}: --max-length {spec.max_length} is not from {shortest} to {longest}")

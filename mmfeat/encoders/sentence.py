@@ -15,6 +15,7 @@ import numpy as np
 from mmfeat.encoders.bert import model_layers, quiet_transformers
 from mmfeat.encoders.layers import Network, Point, check_depth
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
+from mmfeat.encoders.tokenizer import check_files, check_fit, text_folder, tokenizer_errors
 from mmfeat.encoders.torch_tower import TorchTower, load_errors
 from mmfeat.encoders.weights import (
     checkpoint_json,
@@ -65,6 +66,7 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
 
     spec = specs[0]
     model, clean = _model(variant, spec), CLEANING[spec.cleaning]
+    check = _check_tokenizer(variant, model)
     recipe = json.loads(spec.preprocessing or "{}")
     prompt, width = recipe.get("prompt") or None, recipe.get("truncate_dim")
     constants = {name: value for name, value in _tokenized(model, [""], prompt).items() if not hasattr(value, "shape")}
@@ -72,6 +74,11 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
     for wanted in specs:
         if wanted.output == "prefix":
             check_depth(wanted, len(layers))
+
+    def prepare(text: str) -> str:
+        text = clean(text)
+        check(text)
+        return text
 
     def collate(texts: list[str]) -> dict[str, Tensor]:
         tokenized = _tokenized(model, texts, prompt)
@@ -90,7 +97,7 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
             tuple(specs),
             model,
             Network(forward, layers, Point(tokens)),
-            clean,
+            prepare,
             collate,
             keep=lambda inputs: inputs["attention_mask"].bool(),
             stand_in=lambda mask: {"input_ids": mask.new_zeros(mask.shape).long(), "attention_mask": mask.long()},
@@ -126,7 +133,7 @@ def _model(variant: str, spec: EncoderSpec) -> SentenceTransformer:
     kind, _, revision = spec.weights.partition(":")
     pinned = {"revision": revision} if kind == "revision" else {"local_files_only": True}
     exact = {"dtype": torch.float32}
-    with _load_errors(variant):
+    with _load_errors(variant), tokenizer_errors(f"st:{variant}", variant, text_folder(variant)):
         model = SentenceTransformer(
             str(local_path(variant) or variant), device="cpu", trust_remote_code=False, model_kwargs=exact, **pinned
         )
@@ -136,6 +143,16 @@ def _model(variant: str, spec: EncoderSpec) -> SentenceTransformer:
     if spec.max_length:
         model.max_seq_length = spec.max_length
     return model.float().eval().requires_grad_(False)
+
+
+def _check_tokenizer(variant: str, model: SentenceTransformer) -> Callable[[str], None]:
+    """Check the tokenizer; returns the check of a text of `check_fit`."""
+    body, tokenizer = model.transformers_model, getattr(model[0], "tokenizer", None)
+    if not hasattr(tokenizer, "get_vocab"):
+        return lambda text: None
+    names = getattr(tokenizer, "vocab_files_names", {}).values()
+    check_files(f"st:{variant}", variant, names, text_folder(variant))
+    return check_fit(f"st:{variant}", tokenizer, model[0] if body is None else body)
 
 
 def _check_modules(variant: str) -> None:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from mmfeat.encoders.weights import checkpoint_json, checkpoint_modules, has_file
+from mmfeat.errors import EncoderError
 
 PROBE = "Capital"
+FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+# Shares of the embeddings that a tokenizer reaches: below the first it is of another model, whatever else agrees; from
+# the second on the rest is padding. Between them the numbers of the special tokens decide.
+FOREIGN, PADDED = 0.5, 0.9
 
 
 def is_cased(variant: str) -> bool:
@@ -15,8 +23,7 @@ def is_cased(variant: str) -> bool:
 
     A checkpoint that leaves this open counts as cased: to keep capitals changes nothing where the tokenizer drops them.
     """
-    modules = checkpoint_modules(variant)
-    folder = f"{modules[0]['path']}/" if modules and modules[0]["path"] else ""
+    folder = text_folder(variant)
     if _setting(variant, f"{folder}sentence_bert_config.json"):
         return False
     if _setting(variant, f"{folder}tokenizer_config.json") is False:
@@ -25,6 +32,75 @@ def is_cased(variant: str) -> bool:
         return not isinstance(tokenizer, dict) or not _lowers(tokenizer.get("normalizer"))
     # The vocabulary of BERT alone: its tokenizer drops capitals by default. Those with codes of their own keep them.
     return not has_file(variant, f"{folder}vocab.txt") or has_file(variant, f"{folder}bpe.codes")
+
+
+def text_folder(variant: str) -> str:
+    """The folder inside a checkpoint that holds its tokenizer, "" or a name and a slash."""
+    modules = checkpoint_modules(variant)
+    return f"{modules[0]['path']}/" if modules and modules[0]["path"] else ""
+
+
+@contextlib.contextmanager
+def tokenizer_errors(asked: str, variant: str, folder: str = "") -> Iterator[None]:
+    """Raise a one-line `EncoderError` where a tokenizer cannot be loaded because it has no files in the checkpoint."""
+    try:
+        yield
+    except Exception as error:  # each kind of tokenizer has errors of its own
+        if "tokenizer" in str(error).lower():
+            check_files(asked, variant, FILES, folder)
+        raise
+
+
+def check_files(asked: str, variant: str, names: Iterable[str], folder: str = "") -> None:
+    """Raise `EncoderError` where a tokenizer lacks all of its files: transformers makes one of a few tokens then."""
+    names = sorted(set(names))
+    if names and not any(has_file(variant, f"{folder}{name}") for name in names):
+        raise EncoderError(f"{asked}: no tokenizer files here ({', '.join(names)}); copy them from the model's source")
+
+
+def check_fit(asked: str, tokenizer: Any, model: Any) -> Callable[[str], None]:
+    """Raise `EncoderError` where a tokenizer and the embeddings of a model of transformers belong to two models.
+
+    Returns a check of a text, which raises `ValueError` for one that names an added token without an embedding, as
+    Gemma's `<image_soft_token>` is.
+    """
+    rows = _embeddings(model)
+    if not rows:
+        return lambda text: None
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    added: dict[str, int] = getattr(tokenizer, "get_added_vocab", dict)()
+    special = {name: getattr(tokenizer, name, None) for name in SPECIAL}
+    used = {number for token, number in vocabulary.items() if token not in added}
+    used.update(number for number in special.values() if number is not None)
+    share = sum(number < rows for number in vocabulary.values()) / rows
+    if max(used) >= rows or share < FOREIGN or (share < PADDED and not _agree(special, getattr(model, "config", None))):
+        raise EncoderError(
+            f"{asked}: the tokenizer has {len(vocabulary)} tokens, the model {rows} embeddings, so one of them is of "
+            "another model; copy the tokenizer files from the model's source"
+        )
+    lacking = [token for token, number in vocabulary.items() if number >= rows]
+
+    def check(text: str) -> None:
+        if named := next((token for token in lacking if token in text), None):
+            raise ValueError(f"the model has no embedding of {named}")
+
+    return check
+
+
+def _embeddings(model: Any) -> int:
+    """The number of tokens that a model has an embedding of; 0 where characters or pieces of text have none."""
+    try:
+        table = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else model.embedding
+        return len(table.weight)
+    except (NotImplementedError, AttributeError, TypeError):
+        return 0
+
+
+def _agree(special: dict[str, int | None], config: Any) -> bool:
+    """Whether a tokenizer and a configuration give the same numbers to the special tokens that both of them name."""
+    asked = {name: getattr(config, name, None) for name in special}
+    pairs = ((number, asked[name]) for name, number in special.items())
+    return all(ours is None or not isinstance(theirs, int) or ours == theirs for ours, theirs in pairs)
 
 
 def _setting(variant: str, file: str) -> Any:
