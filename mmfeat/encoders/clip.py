@@ -5,17 +5,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmfeat.encoders import timm_models
 from mmfeat.encoders.bert import quiet_transformers
-from mmfeat.encoders.clip_checkpoints import plain_json, read_checkpoint
+from mmfeat.encoders.clip_checkpoints import Checkpoint, plain_json, read_checkpoint
 from mmfeat.encoders.layers import Network, Point, find_layers, timm_network
-from mmfeat.encoders.pixels import image_tower
+from mmfeat.encoders.pixels import check_size, image_tower, size_errors
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.torch_tower import TorchTower, load_errors, plain_call, stack
 from mmfeat.encoders.weights import hub_errors
@@ -35,6 +39,7 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
     # Both towers are one module with one dtype. `layers` of a ResNet is a list, of a ViT a number.
     resnet = not isinstance(model["vision_cfg"].get("layers", 12), int)
     options = options.for_model("resnet" if resnet else model["vision_cfg"].get("timm_model_name", "vit"))
+    _check_asked(f"clip:{checkpoint.name}", model["vision_cfg"], options, resnet)
     image = EncoderSpec(
         family="clip",
         modality="image",
@@ -42,18 +47,30 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
         weights=checkpoint.identity(),
         arithmetic=options.dtype,
         storage=options.storage,
-        preprocessing=checkpoint.preprocessing,
+        preprocessing=_preprocessing(checkpoint, options.size),
+        pooling=options.tower_pooling,
+        layers=int(options.layers),
     )
     length = model["text_cfg"].get("context_length", CONTEXT_LENGTH)
-    text = replace(image, modality="text", preprocessing="", cleaning=options.cleaning, max_length=length)
+    text = replace(image, modality="text", preprocessing="", pooling="tower", layers=1)
+    text = replace(text, cleaning=options.cleaning, max_length=length)
     return [image, text]
+
+
+def _check_asked(name: str, vision: dict[str, Any], options: EncoderOptions, resnet: bool) -> None:
+    """Raise `EncoderError` for a size or a pooling that the image tower cannot have."""
+    if resnet and options.size and options.size != (vision.get("image_size", 224),) * 2:
+        raise EncoderError(f"--image-size {options.image_size}: {name} pools by attention over one size; leave it out")
+    if vision.get("attentional_pool") and options.tower_pooling != "tower":
+        raise EncoderError(f"--image-pooling {options.image_pooling}: {name} pools by attention alone; leave it out")
 
 
 def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
     """Load the model once and return the towers of the modalities in `specs`."""
-    model, transform, tokenizer = _create(variant, specs[0].weights)
+    images = [spec for spec in specs if spec.modality == "image"]
+    model, transform, tokenizer = _create(variant, images[0] if images else specs[0])
     towers = []
-    if images := [spec for spec in specs if spec.modality == "image"]:
+    if images:
         _check_preprocessing(model, images[0])
         towers.append(image_tower(images, model, _image_network(model), transform))
     if texts := [spec for spec in specs if spec.modality == "text"]:
@@ -76,11 +93,11 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
 
 def reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:
     """open_clip's own `encode_image` or `encode_text` for one picture or text, in float32."""
-    model, transform, tokenizer = _create(variant, spec.weights)
+    model, transform, tokenizer = _create(variant, spec)
     if spec.modality == "image":
         network = _image_network(model)
         if spec.output != "tokens":
-            network = replace(network, forward=model.encode_image)
+            network = replace(network, forward=partial(_vectors, model, spec))
         return lambda image: plain_call(network, spec, transform(image).unsqueeze(0))
     tower = TextTower(model)
     network = tower.network()
@@ -92,6 +109,29 @@ def reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:
         return values if kept is None else values[kept[0].numpy()]
 
     return encode
+
+
+def _vectors(model: Any, spec: EncoderSpec, images: Tensor) -> Tensor:
+    """(B, D) by open_clip's `encode_image`; for another pooling or several layers by its `forward_intermediates`."""
+    import torch
+
+    visual, own = model.visual, spec.pooling in ("tower", "none")
+    if own and spec.layers == 1:
+        return model.encode_image(images)
+    if hasattr(visual, "trunk"):
+        return timm_models.vectors(visual.trunk, spec, images, visual.head)
+    if hasattr(visual, "layer4"):
+        return visual.forward_intermediates(images, 1)["image_intermediates"][-1].mean((2, 3))
+    late = visual.final_ln_after_pool
+    options = {"normalize_intermediates": not late, "output_fmt": "NLC", "output_extra_tokens": True}
+    seen = visual.forward_intermediates(images, spec.layers, **options)
+    patches, prefix = (
+        torch.stack(seen[name]).mean(0) for name in ("image_intermediates", "image_intermediates_prefix")
+    )
+    parts = {"cls": prefix[:, 0], "mean": patches.mean(1)}
+    names = [{"tok": "cls", "avg": "mean"}[visual.pool_type]] if own else spec.pooling.split("+")
+    pooled = [visual.ln_post(parts[name]) if late else parts[name] for name in names]
+    return torch.cat([each if visual.proj is None else each @ visual.proj for each in pooled], 1)
 
 
 class TextTower:
@@ -180,23 +220,35 @@ class TextTower:
         return getattr(self.module, prefix + name, *default)
 
 
-def _create(variant: str, weights: str) -> tuple[Any, Any, Any]:
-    """open_clip's model in float32, image transform and tokenizer, of the weights with that identity."""
+def _create(variant: str, spec: EncoderSpec) -> tuple[Any, Any, Any]:
+    """open_clip's model in float32, image transform and tokenizer, of the weights and for the pictures of a spec."""
     quiet_transformers()
     import open_clip
 
-    checkpoint = read_checkpoint(variant, weights)
-    asked = f"clip:{variant}"
+    checkpoint = read_checkpoint(variant, spec.weights)
+    asked, arguments = f"clip:{variant}", dict(checkpoint.arguments)
     if checkpoint.repository:
         with hub_errors(asked):
             open_clip.pretrained.download_pretrained_from_hf(checkpoint.repository, revision=checkpoint.revision)
+    if other := spec.modality == "image" and spec.transform != checkpoint.preprocessing:
+        arguments["force_image_size"] = spec.image_size
     local = checkpoint.path or checkpoint.repository
-    with load_errors(asked) if local else hub_errors(asked), warnings.catch_warnings():
+    loading = load_errors(asked) if local else hub_errors(asked)
+    with loading, warnings.catch_warnings(), size_errors(spec) if other else contextlib.nullcontext():
         warnings.simplefilter("ignore")
         model, _, transform = open_clip.create_model_and_transforms(
-            checkpoint.source, require_pretrained=True, **checkpoint.arguments
+            checkpoint.source, require_pretrained=True, **arguments
         )
+    if other:
+        patches = getattr(getattr(model.visual, "trunk", None), "patch_embed", model.visual)
+        size = getattr(patches, "patch_size", 1)
+        check_size(spec, model.eval().encode_image, size if isinstance(size, int) else max(size))
     return model.eval().requires_grad_(False), transform, checkpoint.tokenizer()
+
+
+def _preprocessing(checkpoint: Checkpoint, size: tuple[int, int] | None) -> str:
+    """Canonical JSON of the preprocessing for pictures of another (height, width), None for the checkpoint's own."""
+    return plain_json({**json.loads(checkpoint.preprocessing), "size": size}) if size else checkpoint.preprocessing
 
 
 def _check_preprocessing(model: Any, spec: EncoderSpec) -> None:
@@ -211,7 +263,8 @@ def _image_network(model: Any) -> Network:
         trunk = timm_network(visual.trunk)
         return replace(trunk, forward=lambda images: visual.head(trunk.forward(images)))
     if hasattr(visual, "layer4"):
-        tokens = visual.layer4
-    else:  # a norm after pooling never sees the tokens
-        tokens = visual.transformer if visual.attn_pool is None and visual.final_ln_after_pool else visual.ln_post
-    return Network(model.encode_image, find_layers(visual), Point(tokens))
+        return Network(model.encode_image, find_layers(visual), Point(visual.layer4), attends=True)
+    # A norm after pooling never sees the tokens.
+    late = visual.attn_pool is None and visual.final_ln_after_pool
+    network = Network(model.encode_image, find_layers(visual), Point(visual.ln_post), prefix=1, classed=True)
+    return replace(network, tokens=Point(visual.transformer)) if late else replace(network, norm=visual.ln_post.forward)

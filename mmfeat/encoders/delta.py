@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmfeat.encoders.spec import POOLINGS, EncoderOptions, EncoderSpec
+from mmfeat.encoders.spec import IMAGE_POOLINGS, OF_MODEL, POOLINGS, EncoderOptions, EncoderSpec
 from mmfeat.encoders.weights import local_path
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.system.files import canonical_json, file_sha256, write_atomic
@@ -35,11 +35,20 @@ class Delta:
     name: str
 
     def options(self, options: EncoderOptions) -> EncoderOptions:
-        """The options with texts prepared as they were when the tower was trained."""
+        """The options with contents prepared and pooled as they were when the tower was trained.
+
+        The prompt and the width of an st tower are not named again: `tuned` takes them from its spec.
+        """
+        size, pooling = self.spec.image_size, self.spec.pooling
         return replace(
             options,
+            image_size="x".join(map(str, size)) if size else OF_MODEL,
+            image_pooling=pooling if self.spec.modality == "image" and pooling in IMAGE_POOLINGS else OF_MODEL,
+            layers=self.spec.layers,
+            prompt="none",
+            truncate_dim=0,
             cleaning=self.spec.cleaning,
-            pooling=self.spec.pooling if self.spec.pooling in POOLINGS else options.pooling,
+            pooling=pooling if pooling in POOLINGS else options.pooling,
             max_length=self.spec.max_length or options.max_length,
         )
 

@@ -46,13 +46,21 @@ class Point(NamedTuple):
 class Network:
     """A frozen tower: its forward pass (B, ...) -> (B, D), its layers, and the point of its tokens.
 
-    `layout` is that of the feature maps between layers.
+    `layout` is that of the feature maps between layers. Of the tokens the first `prefix` are no patches, and with
+    `classed` the first is a class token; `norm` stands between the last layer and them (the plain function, without
+    hooks). `attends` says that attention
+    pools them. A `hooked` forward pass looks into the model by hooks, which a compiler would not see.
     """
 
     forward: Callable[[Any], Tensor]
     layers: Sequence[Module]
     tokens: Point
     layout: str = "NCHW"
+    norm: Callable[[Tensor], Tensor] = lambda states: states
+    prefix: int = 0
+    classed: bool = False
+    attends: bool = False
+    hooked: bool = False
 
     def point(self, spec: EncoderSpec) -> Point:
         """The point that gives the tokens or the prefix of `spec`."""
@@ -96,7 +104,7 @@ def capture(points: Sequence[Point]) -> Iterator[list[Tensor]]:
             def keep(
                 _: Module, args: Any, kwargs: Any, *output: Any, number: int = number, layout: str = layout
             ) -> None:
-                values[number] = _rows(output[0] if output else given_to(args, kwargs), layout)
+                values[number] = rows_of(output[0] if output else given_to(args, kwargs), layout)
 
             register = module.register_forward_hook if side == "output" else module.register_forward_pre_hook
             hooks.enter_context(register(keep, with_kwargs=True))
@@ -110,7 +118,7 @@ def given_to(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     return args[0] if args else next(iter(kwargs.values()))
 
 
-def _rows(value: Any, layout: str) -> Tensor:
+def rows_of(value: Any, layout: str) -> Tensor:
     """(B, T, D) of a sequence or a feature map; a copy, because later layers may work in place."""
     import torch
 
@@ -147,4 +155,13 @@ def timm_network(model: Any) -> Network:
     def forward(images: Tensor) -> Tensor:
         return model.forward_head(features(images))
 
-    return Network(forward, find_layers(model), Point(features, layout=layout), layout)
+    return Network(
+        forward,
+        find_layers(model),
+        Point(features, layout=layout),
+        layout,
+        norm=getattr(model, "norm", torch.nn.Identity()).forward,
+        prefix=getattr(model, "num_prefix_tokens", 0),
+        classed=getattr(model, "cls_token", None) is not None,
+        attends=getattr(model, "attn_pool", None) is not None,
+    )

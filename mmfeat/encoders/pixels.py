@@ -7,15 +7,18 @@ transform exactly; any other transform is called as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmfeat.encoders.layers import Network
+from mmfeat.encoders.repool import repooled, try_out
 from mmfeat.encoders.spec import EncoderSpec
-from mmfeat.encoders.torch_tower import TorchTower
+from mmfeat.encoders.torch_tower import TorchTower, stack
+from mmfeat.errors import EncoderError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -89,7 +92,15 @@ class Scale:
 def image_tower(
     specs: Sequence[EncoderSpec], module: Module, network: Network, transform: Callable[[Any], Tensor]
 ) -> TorchTower:
-    """The tower of an image model; its library's evaluation transform runs in two parts if that is exact."""
+    """The tower of an image model, pooled as its pooled spec says; its library's evaluation transform runs in two parts
+    if that is exact."""
+    if (pooled := next((spec for spec in specs if spec.output == "pooled"), None)) is not None:
+        other = repooled(network, pooled)
+        if other.hooked:
+            from PIL import Image
+
+            try_out(network, pooled, stack([transform(Image.new("RGB", (64, 64)))]))
+        network = other
     parts = _parts(transform, module)
     if parts is None:
         return TorchTower(tuple(specs), module, network, transform)
@@ -97,6 +108,32 @@ def image_tower(
     forward = network.forward
     scaled = replace(network, forward=lambda batch: forward(scale(batch)))
     return TorchTower(tuple(specs), module, scaled, pixels, collate=_stack, light=True)
+
+
+@contextlib.contextmanager
+def size_errors(spec: EncoderSpec, multiple: int = 1) -> Iterator[None]:
+    """Raise a one-line `EncoderError` where a model cannot be built for, or cannot see, pictures of the spec's size."""
+    height, width = spec.image_size or (0, 0)
+    try:
+        if height % multiple or width % multiple:
+            raise ValueError(f"its patches are {multiple} pixels wide")
+        yield
+    # A model of any library may raise any of these.
+    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        remedy = f"use multiples of {multiple}" if multiple > 1 else "use another size, or model for its own"
+        raise EncoderError(
+            f"--image-size {height}x{width}: {spec.model} does not take it ({reason}); {remedy}"
+        ) from error
+
+
+def check_size(spec: EncoderSpec, forward: Callable[[Tensor], Any], multiple: int = 1) -> None:
+    """Raise `EncoderError` unless a model takes pictures of the spec's size, and both sides are such multiples."""
+    import torch
+
+    height, width = spec.image_size or (0, 0)
+    with size_errors(spec, multiple), torch.no_grad():
+        forward(torch.zeros(1, 3, height, width))
 
 
 def _stack(batch: list[np.ndarray]) -> Tensor:

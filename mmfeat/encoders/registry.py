@@ -62,6 +62,8 @@ def _describe_tuned(family: str, variant: str, options: EncoderOptions) -> list[
     file, delta = read_delta(variant)
     described = _family(delta.request).describe(*_split(delta.request), delta.options(options))
     parent = next(spec for spec in described if spec.modality == delta.spec.modality)
+    if parent.modality == "text":
+        parent = replace(parent, preprocessing=delta.spec.preprocessing)
     if (parent.weights, parent.transform) != (delta.spec.weights, delta.spec.transform):
         raise EncoderError(
             f"finetuned:{variant}: {delta.request} is not the encoder that was fine-tuned; restore its weights, or "
@@ -109,24 +111,28 @@ def describe_encoders(requests: list[str], options: EncoderOptions) -> list[Towe
         raise EncoderError(f"no encoders; name some of {', '.join(FAMILIES)} with --encoders A,B")
     towers: dict[str, Tower] = {}
     names: set[str] = set()
+    known: dict[str, set[str]] = {option: set() for option in NAMED}
     idle: list[str] = []
     for request in map(absolute_request, requests):
         family = _family(request)
-        own = options.named(_names(request, family))
+        own_names = _names(request, family)
+        own = options.named(own_names)
         bases = [spec.drafted(options.draft) for spec in family.describe(*_split(request), own)]
         specs = [spec for base in bases for spec in _outputs(base, options, family.open_towers is not None)]
         for spec in specs:
             towers.setdefault(spec.fingerprint, Tower(request, spec))
         names.update(*(base.names for base in bases))
+        for option in NAMED:
+            known[option] |= own_names[option]
         idle += [] if specs else [request]
     for asked in options.outputs:
         if parse_output(asked)[0] not in ("", *names):
-            known = ", ".join(sorted(names))
-            raise ConfigError(f"--outputs {asked}: no such modality, family or tower here; there are {known}")
+            there = ", ".join(sorted(names))
+            raise ConfigError(f"--outputs {asked}: no such modality, family or tower here; there are {there}")
     for option in NAMED:
-        if unknown := set(named_values(getattr(options, option))) - {"", *names}:
-            flag, known = f"--{option.replace('_', '-')}", ", ".join(sorted(names))
-            raise ConfigError(f"{flag} {min(unknown)}=...: no such modality, family or tower here; there are {known}")
+        if unknown := set(named_values(getattr(options, option))) - {"", *known[option]}:
+            flag, there = f"--{option.replace('_', '-')}", ", ".join(sorted(names & known[option])) or "none"
+            raise ConfigError(f"{flag} {min(unknown)}=...: no encoder of that name heeds it here; there are {there}")
     if idle:
         asked = ",".join(options.outputs)
         raise ConfigError(f"--outputs {asked}: asks nothing of {', '.join(idle)}; add an output of it, or leave it out")
@@ -137,8 +143,13 @@ def _names(request: str, family: Family) -> dict[str, set[str]]:
     """Option -> the names by which it addresses this encoder: a model with two towers has one arithmetic."""
     name = _split(request)[0]
     only = set(family.modalities) if len(family.modalities) == 1 else set()
-    texts = {"text", f"{name}.text"} if "text" in family.modalities else set()
-    return {option: {name} | (only if "dtype" in option else texts) for option in NAMED}
+    texts, images = (
+        {modality, name, f"{name}.{modality}"} if modality in family.modalities else set()
+        for modality in ("text", "image")
+    )
+    arithmetic = {name} | only
+    chosen = {"dtype": arithmetic, "convolutional_dtype": arithmetic, "image_size": images, "image_pooling": images}
+    return {option: chosen.get(option, (images or texts) if option == "layers" else texts) for option in NAMED}
 
 
 def _outputs(base: EncoderSpec, options: EncoderOptions, has_layers: bool) -> list[EncoderSpec]:
@@ -152,7 +163,7 @@ def _outputs(base: EncoderSpec, options: EncoderOptions, has_layers: bool) -> li
             remedy = "leave this out" if name else f"name the encoder, as in clip={asked}"
             only = ", only pooled vectors" if name else ""
             raise EncoderError(f"--outputs {asked}: {base.name} has no {output}{only}; {remedy}")
-        specs.append(replace(base, output=output, layer=layer, pooling=base.pooling if output == "pooled" else "none"))
+        specs.append(base.of(output, layer))
     views = [view_name(number) for number in range(1, options.views + 1)] if base.modality == "image" else []
     return specs + [replace(spec, view=view) for view in views for spec in specs]
 

@@ -22,13 +22,28 @@ from mmfeat.system.files import canonical_json
 from mmfeat.system.hardware import DTYPES
 
 POOLINGS = ("mean", "cls", "max", "last", "pooler", "auto")
-NAMED = ("dtype", "convolutional_dtype", "cleaning", "pooling", "max_length", "prompt", "truncate_dim")
+IMAGE_POOLINGS = ("model", "cls", "mean", "cls+mean")
+OF_MODEL = "model"  # the value of an option that leaves a matter to the model
+NAMED = (
+    *("dtype", "convolutional_dtype", "cleaning", "pooling", "max_length", "prompt", "truncate_dim"),
+    *("image_size", "image_pooling", "layers"),
+)
 # Options and fields of a spec that the first version lacked, with their defaults: what holds them is named as before.
 LATER: dict[str, Any] = {"prompt": "", "truncate_dim": 0, "layers": 1, "remote_code": 0}
+LATER |= {"image_size": OF_MODEL, "image_pooling": OF_MODEL}
+NUMBERS = (  # option -> its least value, and what it takes
+    ("max_length", 0, "a number of tokens, or 0 for all"),
+    ("truncate_dim", 0, "a number of dimensions, or 0 for all"),
+    ("layers", 1, "a number of layers; 1 is the last one"),
+)
 DRAFT = "draft"
 TWO_TOWERS = ("clip", "hf")  # families whose towers are named by their modality
 VISION_TRANSFORMERS = ("vit", "deit", "beit", "eva")
+SIZE = re.compile(r"([1-9]\d*)(?:x([1-9]\d*))?")
 OUTPUT = re.compile(r"(?:([\w.-]+)=)?(?:(pooled|tokens)|prefix:([1-9]\d*))")
+
+# Keys of `EncoderSpec.preprocessing` under which the families keep the size of a picture, (channels,) height and width.
+SIZE_KEYS = ("input_size", "crop", "crop_size", "size")
 
 # Float32 values of B samples from one forward pass: (B, D), or B arrays (T, D), which may differ in T.
 Values: TypeAlias = "np.ndarray | list[np.ndarray]"
@@ -57,7 +72,7 @@ class EncoderSpec:
     storage: str  # dtype on disk
     preprocessing: str = ""  # canonical JSON of what turns a file into numbers
     cleaning: str = "none"  # a name in `CLEANING`
-    pooling: str = "tower"  # "mean", "cls", "pooler", or "tower": the model's own
+    pooling: str = "tower"  # one of `POOLINGS` or `IMAGE_POOLINGS`; "tower": the model's own
     max_length: int = 0  # tokens; 0 where there are none
     output: str = "pooled"  # "pooled": (D) a sample; "tokens" or "prefix": (T, D)
     layer: int = 0  # N of prefix:N, the input of the N-th layer from the end
@@ -91,6 +106,23 @@ class EncoderSpec:
     def draft(self) -> int:
         """Pixels that the short side of a JPEG keeps when it is decoded at a reduced size; 0 decodes in full."""
         return int(json.loads(self.preprocessing or "{}").get(DRAFT, 0))
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """(height, width) of the pictures that the model sees; None for texts and built-in encoders."""
+        steps = json.loads(self.preprocessing or "{}")
+        keys = [key for key in SIZE_KEYS if key in steps and (key != "crop_size" or steps.get("do_center_crop"))]
+        size = steps[keys[0]] if keys else None
+        if isinstance(size, dict):  # of transformers; a short side alone, without a crop, is no size
+            size = [size.get("height"), size.get("width")]
+        sides = [size] * 2 if isinstance(size, int) else (size or [None])[-2:]
+        return None if None in sides else (sides[0], sides[-1])
+
+    def of(self, output: str, layer: int = 0) -> EncoderSpec:
+        """The spec of another output of the same pass; states are not pooled and come from one layer."""
+        if output == "pooled":
+            return replace(self, output=output, layer=layer)
+        return replace(self, output=output, layer=layer, pooling="none", layers=1)
 
     def drafted(self, pixels: int) -> EncoderSpec:
         """The spec with a draft of so many pixels, which changes vectors a little."""
@@ -153,7 +185,8 @@ class EncoderOptions:
     a modality, family or tower, of which a modality counts last; a value without a name is for all others. `max_length`
     0 is the encoder's default: 128 tokens for bert, the checkpoint's own length for st. `prompt` is the name of a
     checkpoint's prompt, "" its default and "none" none; `truncate_dim` keeps the first dimensions of a vector
-    (Matryoshka), 0 all.
+    (Matryoshka), 0 all. `image_size` is a number of pixels, HEIGHTxWIDTH, or "model": the model's own; `image_pooling`
+    is one of `IMAGE_POOLINGS`. With `layers` N a vector is pooled from the mean of the last N hidden states.
 
     `convolutional_dtype` is the arithmetic of convolutional models where `auto` chose another one for them.
     `outputs` are `pooled`, `tokens` and `prefix:N` (input of the N-th layer from the end) of all encoders, or as
@@ -171,15 +204,24 @@ class EncoderOptions:
     draft: int = 0
     prompt: str = ""
     truncate_dim: int | str = 0
+    image_size: str = OF_MODEL
+    image_pooling: str = OF_MODEL
+    layers: int | str = 1
 
     def __post_init__(self) -> None:
-        for name, allowed in (("dtype", DTYPES), ("cleaning", tuple(CLEANING)), ("pooling", POOLINGS)):
+        choices = {"dtype": DTYPES, "cleaning": tuple(CLEANING), "pooling": POOLINGS, "image_pooling": IMAGE_POOLINGS}
+        for name, allowed in choices.items():
             for value in self._values(name):
-                _check(name, value, allowed)
-        for name, unit in (("max_length", "tokens"), ("truncate_dim", "dimensions")):
+                _check(name.replace("_", "-"), value, allowed)
+        for value in self._values("image_size"):
+            if value != OF_MODEL and not SIZE.fullmatch(value):
+                raise ConfigError(
+                    f"--image-size {value}: write pixels, as in 336 or 224x448 (height x width), or model"
+                )
+        for name, least, usage in NUMBERS:
             for value in self._values(name):
-                if not value.isdecimal():
-                    raise ConfigError(f"--{name.replace('_', '-')} {value}: use a number of {unit}, or 0 for all")
+                if not value.isdecimal() or int(value) < least:
+                    raise ConfigError(f"--{name.replace('_', '-')} {value}: use {usage}")
             if str(getattr(self, name)).isdecimal():
                 object.__setattr__(self, name, int(getattr(self, name)))  # a flag gives text
         if self.views < 0:
@@ -223,6 +265,19 @@ class EncoderOptions:
         if architecture.lower().startswith(VISION_TRANSFORMERS):
             return self
         return replace(self, dtype=self.convolutional_dtype or self.dtype)
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) that is asked of one encoder; None for the model's own."""
+        if (match := SIZE.fullmatch(self.image_size)) is None:
+            return None
+        height, width = match.groups()
+        return int(height), int(width or height)
+
+    @property
+    def tower_pooling(self) -> str:
+        """The pooling of an image tower in a spec."""
+        return "tower" if self.image_pooling == OF_MODEL else self.image_pooling
 
     @property
     def storage(self) -> str:

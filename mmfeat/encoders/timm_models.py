@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmfeat.encoders.layers import timm_network
-from mmfeat.encoders.pixels import image_tower
+from mmfeat.encoders.pixels import check_size, image_tower, size_errors
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.torch_tower import TorchTower, load_errors, plain_call
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.encoders.weights import hub_errors, hub_revision, local_path, path_identity
 from mmfeat.errors import EncoderError
 from mmfeat.system.files import canonical_json, read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # timm's defaults for what a configuration leaves out; checked again after loading.
 _PREPROCESSING: dict[str, Any] = {
@@ -36,6 +42,9 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
     folder = local_path(variant)
     config = _folder_config(folder) if folder else _hub_config(variant)
     options = options.for_model(config.get("architecture", variant))
+    preprocessing = _preprocessing(config)
+    if options.size:
+        preprocessing["input_size"] = [preprocessing["input_size"][0], *options.size]
     identity = path_identity(folder) if folder else f"revision:{hub_revision(config['hf_hub_id'])}"
     return [
         EncoderSpec(
@@ -43,7 +52,9 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
             modality="image",
             variant=folder.resolve().name if folder else variant,
             weights=identity,
-            preprocessing=canonical_json(_preprocessing(config)),
+            preprocessing=canonical_json(preprocessing),
+            pooling=options.tower_pooling,
+            layers=int(options.layers),
             arithmetic=options.dtype,
             storage=options.storage,
         )
@@ -63,27 +74,71 @@ def reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:
     model, transform, _ = _create(variant, spec)
     network = timm_network(model)
     if spec.output != "tokens":
-        network = replace(network, forward=model)
+        network = replace(network, forward=partial(vectors, model, spec))
     return lambda image: plain_call(network, spec, transform(image).unsqueeze(0))
 
 
+def vectors(
+    model: Any, spec: EncoderSpec, images: Tensor, behind: Callable[[Tensor], Tensor] = lambda vector: vector
+) -> Tensor:
+    """(B, D) by timm's calls: `reset_classifier` for another pooling, `forward_intermediates` for several layers.
+
+    `behind` is what follows the pooling of each part, as the head of open_clip does.
+    """
+    import torch
+
+    parts = []
+    for pooling in [""] if spec.pooling in ("tower", "none") else spec.pooling.split("+"):
+        if pooling:
+            model.reset_classifier(0, {"cls": "token", "mean": "avg"}[pooling])
+        if spec.layers == 1:
+            parts.append(behind(model(images)))
+            continue
+        options = {"output_fmt": "NLC", "norm": True, "intermediates_only": True}
+        if getattr(model, "num_prefix_tokens", 0):
+            states = model.forward_intermediates(images, spec.layers, return_prefix_tokens=True, **options)
+            states = [torch.cat([prefix, patches], 1) for patches, prefix in states]
+        else:
+            states = model.forward_intermediates(images, spec.layers, **options)
+        parts.append(behind(model.forward_head(torch.stack(states).mean(0))))
+    return torch.cat(parts, 1)
+
+
 def _create(variant: str, spec: EncoderSpec) -> tuple[Any, Any, str]:
-    """timm's model, its evaluation transform, and the preprocessing as canonical JSON."""
+    """timm's model for the size in the spec, its evaluation transform, and the preprocessing as canonical JSON."""
     import_torchvision()
     import timm
 
     folder = local_path(variant)
-    overlay = None if folder else {"hf_hub_id": f"{_hub_config(variant)['hf_hub_id']}@{spec.weights.partition(':')[2]}"}
-    with load_errors(f"timm:{variant}") if folder else hub_errors(f"timm:{variant}"):
-        model = timm.create_model(
+    config = _folder_config(folder) if folder else _hub_config(variant)
+    overlay = None if folder else {"hf_hub_id": f"{config['hf_hub_id']}@{spec.weights.partition(':')[2]}"}
+    size = json.loads(spec.preprocessing)["input_size"]
+    other = size if size != _preprocessing(config)["input_size"] else []
+    fixed = bool(other) and _is_fixed(config, variant)
+    loading = load_errors(f"timm:{variant}") if folder else hub_errors(f"timm:{variant}")
+    with loading, size_errors(spec) if other else contextlib.nullcontext():
+        model: Any = timm.create_model(
             f"local-dir:{folder}" if folder else variant,
             pretrained=True,
             num_classes=0,
             pretrained_cfg_overlay=overlay,
+            img_size=tuple(other[1:]) if fixed else None,
+        ).eval()
+    if other:
+        check_size(
+            spec, model.forward_features, max(stage["reduction"] for stage in model.feature_info) if fixed else 1
         )
-    config = timm.data.resolve_model_data_config(model)
+    config = timm.data.resolve_data_config({"input_size": tuple(other)} if other else {}, model=model)
     transform = timm.data.create_transform(**config, is_training=False)
     return model.eval().requires_grad_(False), transform, canonical_json(_preprocessing(config))
+
+
+def _is_fixed(config: dict[str, Any], variant: str) -> bool:
+    """Whether a model is built for one size of pictures, by its own configuration or by that of its architecture."""
+    import timm
+
+    known = timm.get_pretrained_cfg(config.get("architecture", variant), allow_unregistered=True)
+    return bool(config.get("fixed_input_size") or (known is not None and known.fixed_input_size))
 
 
 def _folder_config(folder: Path) -> dict[str, Any]:

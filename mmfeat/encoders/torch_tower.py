@@ -65,8 +65,9 @@ class TorchTower:
         if dtype != torch.float32:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         points = {spec: self.network.point(spec) for spec in self.specs if spec.output != "pooled"}
-        # Hooks see nothing inside a compiled model, so tokens and prefixes come from the plain one.
-        forward = _compiled(self.network.forward, device) if compiled and not points else self.network.forward
+        # Hooks see nothing inside a compiled model, so tokens, prefixes and other poolings come from the plain one.
+        plain = not compiled or points or self.network.hooked
+        forward = self.network.forward if plain else _compiled(self.network.forward, device)
         copies = Copies(device)
         exact = _without_tf32 if device.startswith("cuda") and dtype == torch.float32 else contextlib.nullcontext
 

@@ -7,19 +7,25 @@ Variants of `resnet50` and its siblings: a weights name (`IMAGENET1K_V2`; defaul
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmfeat.encoders.layers import Network, Point, find_layers
-from mmfeat.encoders.pixels import image_tower
+from mmfeat.encoders.pixels import check_size, image_tower
+from mmfeat.encoders.repool import repooled
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.torch_tower import TorchTower, load_errors, plain_call
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.encoders.weights import hub_errors, local_path, path_identity
 from mmfeat.errors import EncoderError
 from mmfeat.system.files import canonical_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def names() -> list[str]:
@@ -40,7 +46,9 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
             modality="image",
             variant=file.name if file else weights.name,
             weights=path_identity(file) if file else f"torchvision:{Path(weights.url).name}",
-            preprocessing=canonical_json(_preprocessing(weights)),
+            preprocessing=canonical_json(_preprocessing(_transform(weights, options.size))),
+            pooling=options.tower_pooling,
+            layers=int(options.layers),
             arithmetic=options.dtype,
             storage=options.storage,
         )
@@ -61,7 +69,9 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
         model = _published(family, weights)
         drop_classifier(model)
     model.eval().requires_grad_(False)
-    return [image_tower(specs, model, network_of(model), weights.transforms())]
+    if list(specs[0].image_size or ()) != _crop(weights.transforms()):
+        check_size(specs[0], model)
+    return [image_tower(specs, model, network_of(model), _transform(weights, specs[0].image_size))]
 
 
 def reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:
@@ -77,8 +87,29 @@ def reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:
     else:
         model = _published(spec.family, weights)
     drop_classifier(model)
-    network, transform = network_of(model.eval()), weights.transforms()
+    network, transform = network_of(model.eval()), _transform(weights, spec.image_size)
+    if spec.output == "pooled" and hasattr(model, "encoder"):
+        network = replace(network, forward=partial(_vectors, model, spec))
+    elif spec.output == "pooled":
+        network = repooled(network, spec)
     return lambda image: plain_call(network, spec, transform(image).unsqueeze(0))
+
+
+def _vectors(model: Any, spec: EncoderSpec, images: Tensor) -> Tensor:
+    """(B, D) of a ViT by its modules, for any pooling and number of layers."""
+    import torch
+
+    if spec.pooling == "tower" and spec.layers == 1:
+        return model(images)
+    states = model._process_input(images)
+    states = torch.cat([model.class_token.expand(len(images), -1, -1), states], 1) + model.encoder.pos_embedding
+    hidden = []
+    for layer in model.encoder.layers:
+        states = layer(states)
+        hidden.append(model.encoder.ln(states))
+    mean = torch.stack(hidden[-spec.layers :]).mean(0)
+    parts = {"tower": mean[:, 0], "cls": mean[:, 0], "mean": mean[:, 1:].mean(1)}
+    return torch.cat([model.heads(parts[name]) for name in spec.pooling.split("+")], 1)
 
 
 def _untrained(family: str, **arguments: Any) -> Any:
@@ -102,11 +133,9 @@ def network_of(model: Any) -> Network:
 
     layers = find_layers(model)
     if hasattr(model, "encoder"):
-        tokens = Point(model.encoder)
-    elif hasattr(model, "avgpool"):
-        tokens = Point(model.avgpool, "input")
-    else:  # a function pools, not a module
-        tokens = Point(layers[-1])
+        return Network(model, layers, Point(model.encoder), norm=model.encoder.ln.forward, prefix=1, classed=True)
+    # In some models a function pools, not a module.
+    tokens = Point(model.avgpool, "input") if hasattr(model, "avgpool") else Point(layers[-1])
     layout = "NHWC" if isinstance(model, torchvision.models.SwinTransformer) else "NCHW"
     return Network(model, layers, tokens, layout)
 
@@ -142,8 +171,24 @@ def _weights(family: str, variant: str, file: Path | None) -> Any:
         raise EncoderError(f"{family}:{variant}: torchvision has {names}, or name a local weights file") from None
 
 
-def _preprocessing(weights: Any) -> dict[str, Any]:
+def _transform(weights: Any, size: tuple[int, int] | None) -> Any:
+    """The evaluation transform of weights, for pictures of another (height, width) with the same share cut off.
+
+    Where the sides differ, the short side of a picture is resized for the larger one, so that the crop lies inside.
+    """
     transform = weights.transforms()
+    if size and list(size) != (own := _crop(transform)):
+        share = transform.resize_size[0] / own[0]
+        transform.crop_size, transform.resize_size = list(size), [round(max(size) * share)]
+    return transform
+
+
+def _crop(transform: Any) -> list[int]:
+    """[height, width] of the pictures that the transform gives."""
+    return [transform.crop_size[0], transform.crop_size[-1]]
+
+
+def _preprocessing(transform: Any) -> dict[str, Any]:
     return {
         "resize": list(transform.resize_size),
         "crop": list(transform.crop_size),

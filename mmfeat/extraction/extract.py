@@ -18,7 +18,7 @@ from typing import Any
 from mmfeat.cache.store import Cache
 from mmfeat.cache.writer import ShardWriter
 from mmfeat.encoders.registry import Tower, absolute_request, describe_encoders, is_torch, load_encoders
-from mmfeat.encoders.spec import EncoderOptions
+from mmfeat.encoders.spec import OF_MODEL, EncoderOptions, EncoderSpec
 from mmfeat.errors import ConfigError
 from mmfeat.extraction.encode import BackgroundWriter, Batcher, Stage
 from mmfeat.extraction.missing import BlockPlan, Clocks, Counts, Item, Planner
@@ -182,6 +182,10 @@ def prepare_extraction(
 
 def _check_applies(towers: Sequence[Tower], options: EncoderOptions, settings: ExtractSettings) -> None:
     """Raise `ConfigError` for an option that no encoder heeds."""
+
+    def pooled(specs: list[EncoderSpec]) -> list[EncoderSpec]:
+        return [spec for spec in specs if spec.output == "pooled"]
+
     names = ", ".join(dict.fromkeys(tower.spec.model for tower in towers))
     if settings.compiled and not any(is_torch(tower.request) for tower in towers):
         raise ConfigError(f"--compile: there is no torch model in {names}; leave it out")
@@ -190,6 +194,16 @@ def _check_applies(towers: Sequence[Tower], options: EncoderOptions, settings: E
     for flag, value in (("--views", options.views), ("--draft", options.draft)):
         if value and not any(tower.spec.modality == "image" for tower in towers):
             raise ConfigError(f"{flag} {value}: it is about photos, and {names} takes none; leave it out")
+    specs = [tower.spec for tower in towers if is_torch(tower.request)]
+    photos = [spec for spec in specs if spec.modality == "image"]
+    layered = [spec for spec in specs if spec.modality == "image" or spec.family in ("bert", "st")]
+    for flag, asked, heeding, about in (
+        ("--image-size", options.image_size, photos, "torch models of photos"),
+        ("--image-pooling", options.image_pooling, pooled(photos), "pooled vectors of torch models of photos"),
+        ("--layers", options.layers, pooled(layered), "pooled vectors of bert, st and torch models of photos"),
+    ):
+        if asked not in (OF_MODEL, 1) and not heeding:
+            raise ConfigError(f"{flag} {asked}: it is about {about}, and there is only {names}; leave it out")
     for flag, asked in (("--prompt", options.prompt), ("--truncate-dim", options.truncate_dim)):
         if asked and not any(tower.spec.family == "st" for tower in towers):
             raise ConfigError(f"{flag} {asked}: it is about st:CHECKPOINT, and there is only {names}; leave it out")

@@ -54,12 +54,12 @@ class TowerPlan:
 
     def prefix(self, view: str = "none") -> EncoderSpec:
         """The spec of the prefix: the hidden states that the cached path begins with."""
-        return replace(self.tower.spec, output="prefix", layer=self.count, pooling="none", view=view)
+        return replace(self.tower.spec.of("prefix", self.count), view=view)
 
     @property
     def tokens_name(self) -> str:
         """The name of the block of the tower's token states, which change with the tower."""
-        return replace(self.tower.spec, output="tokens", pooling="none").folder_name
+        return self.tower.spec.of("tokens").folder_name
 
 
 def plan_towers(
@@ -185,7 +185,7 @@ def _forced_reason(settings: FinetuneSettings, count: int, shows_pixels: bool) -
 
 def _trial_reason(tower: TorchTower, count: int, samples: Sequence[Sample], device: str) -> str:
     """The reason why the model cannot begin at its `count`-th last layer, tried on a few samples; "" if it can."""
-    spec = replace(tower.specs[0], output="prefix", layer=count, pooling="none")
+    spec = tower.specs[0].of("prefix", count)
     contents: list[Any] = []
     for sample in samples:
         content = sample.text if spec.modality == "text" else sample.image

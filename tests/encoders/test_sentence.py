@@ -205,6 +205,6 @@ def test_an_option_for_one_encoder_leaves_the_others_alone(tiny_bert: Path, tmp_
     assert (st.max_length, st.cleaning, st.arithmetic) == (16, "none", "float32")
     assert (bert.max_length, bert.cleaning, bert.arithmetic, hog.max_length) == (20, "tweet", "bfloat16", 0)
     with pytest.raises(
-        ConfigError, match=r"--pooling clip=...: no such modality, family or tower here; there are bert"
+        ConfigError, match=r"--pooling clip=...: no encoder of that name heeds it here; there are bert, st, text"
     ):
         describe_encoders(requests, EncoderOptions(**PLAIN, pooling="clip=cls"))
