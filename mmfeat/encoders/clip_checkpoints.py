@@ -18,6 +18,7 @@ from mmfeat.encoders.weights import (
     hub_errors,
     hub_file,
     hub_revision,
+    load_reason,
     local_path,
     path_identity,
 )
@@ -80,7 +81,7 @@ class Checkpoint:
         try:
             return open_clip.get_tokenizer(name, **asked)
         except Exception as error:  # each kind of tokenizer has errors of its own
-            reason = " ".join(str(error).split())[:160]
+            reason = load_reason(error)
             raise EncoderError(
                 f"clip:{self.name}: its tokenizer {self.tokenizer_name} cannot be loaded ({reason}); name a local "
                 "folder that holds the files of the tokenizer, clip:FOLDER"
@@ -217,7 +218,7 @@ def _folder_config(folder: Path) -> dict[str, Any]:
         config["model_cfg"]["vision_cfg"].get("image_size")
         asked = [key for key in text.get("tokenizer_kwargs") or {} if key not in _TOKENIZER]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+        reason = error.strerror if isinstance(error, OSError) else load_reason(error)
         remedy = remedy_for(str(folder), "clip") or "; name a folder in open_clip's layout, or MODEL/FILE"
         raise EncoderError(f"{folder}: {CONFIG} with model_cfg is needed here ({reason}){remedy}") from error
     if asked:

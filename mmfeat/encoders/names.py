@@ -117,6 +117,10 @@ def _settings(variant: str, name: str) -> Any:
 
 def _sees(kind: str) -> bool:
     """Whether a model of transformers takes pictures, by its own tables."""
+    from mmfeat.encoders.transformers_files import IMAGE_MODELS, TWO_TOWERS
+
+    if kind in IMAGE_MODELS or kind in TWO_TOWERS or kind.endswith("_vision_model"):
+        return True
     from mmfeat.encoders.bert import quiet_transformers
 
     quiet_transformers()
@@ -125,5 +129,4 @@ def _sees(kind: str) -> bool:
     return (
         kind in tables.MODEL_FOR_IMAGE_MAPPING_NAMES
         or kind in tables.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
-        or kind.endswith("_vision_model")
     )

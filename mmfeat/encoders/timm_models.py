@@ -1,10 +1,12 @@
-"""Image encoders of timm. Variants: a timm name (`resnet50.a1_in1k`) or a local folder."""
+"""Image encoders of timm. Variants: a timm name (`resnet50.a1_in1k`), `hf-hub:ORG/NAME`, or a folder."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
+import logging
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfeat.encoders.layers import timm_network
+from mmfeat.encoders.names import HUB, remedy_for
 from mmfeat.encoders.pixels import check_size, image_tower, size_errors
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.torch_tower import TorchTower, load_errors, plain_call
 from mmfeat.encoders.torchvision_ops import import_torchvision
-from mmfeat.encoders.weights import hub_errors, hub_revision, local_path, path_identity
+from mmfeat.encoders.weights import checkpoint_json, hub_errors, hub_revision, load_reason, local_path, path_identity
 from mmfeat.errors import EncoderError
 from mmfeat.system.files import canonical_json, read_json
+from mmfeat.system.wording import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,14 +115,16 @@ def _create(variant: str, spec: EncoderSpec) -> tuple[Any, Any, str]:
 
     folder = local_path(variant)
     config = _folder_config(folder) if folder else _hub_config(variant)
-    overlay = None if folder else {"hf_hub_id": f"{config['hf_hub_id']}@{spec.weights.partition(':')[2]}"}
+    revision = spec.weights.partition(":")[2]
+    name = f"local-dir:{folder}" if folder else f"{variant}@{revision}" if variant.startswith(HUB) else variant
+    overlay = {"hf_hub_id": f"{config['hf_hub_id']}@{revision}"} if name == variant else None
     size = json.loads(spec.preprocessing)["input_size"]
     other = size if size != _preprocessing(config)["input_size"] else []
     fixed = bool(other) and _is_fixed(config, variant)
     loading = load_errors(f"timm:{variant}") if folder else hub_errors(f"timm:{variant}")
-    with loading, size_errors(spec) if other else contextlib.nullcontext():
+    with loading, size_errors(spec) if other else contextlib.nullcontext(), _complete(f"timm:{variant}"):
         model: Any = timm.create_model(
-            f"local-dir:{folder}" if folder else variant,
+            name,
             pretrained=True,
             num_classes=0,
             pretrained_cfg_overlay=overlay,
@@ -129,7 +135,7 @@ def _create(variant: str, spec: EncoderSpec) -> tuple[Any, Any, str]:
             spec, model.forward_features, max(stage["reduction"] for stage in model.feature_info) if fixed else 1
         )
     config = timm.data.resolve_data_config({"input_size": tuple(other)} if other else {}, model=model)
-    transform = timm.data.create_transform(**config, is_training=False)
+    transform = _coloured(timm.data.create_transform(**config, is_training=False), config["input_size"][0], variant)
     return model.eval().requires_grad_(False), transform, canonical_json(_preprocessing(config))
 
 
@@ -141,15 +147,71 @@ def _is_fixed(config: dict[str, Any], variant: str) -> bool:
     return bool(config.get("fixed_input_size") or (known is not None and known.fixed_input_size))
 
 
+@contextlib.contextmanager
+def _complete(asked: str) -> Iterator[None]:
+    """Raise `EncoderError` where weights lack parameters: timm, asked for no classifier, logs them and goes on."""
+    messages: list[str] = []
+    logger, handler = logging.getLogger("timm.models._builder"), logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+    for message in messages:
+        if lost := re.match(r"Missing keys \((.*)\) discovered", message):
+            names = lost[1].split(", ")
+            raise EncoderError(
+                f"{asked}: the weights lack {counted(len(names), 'tensor')}, the first is {names[0]}; use a complete "
+                "checkpoint"
+            )
+        if "random init" in message:
+            raise EncoderError(f"{asked}: timm would leave parameters random ({message}); use a complete checkpoint")
+
+
+def _coloured(transform: Any, channels: int, variant: str) -> Any:
+    """The transform of an RGB picture for a model of that many channels: a grey one sees it as Pillow's mode L."""
+    if channels == 3:
+        return transform
+    if channels != 1:
+        raise EncoderError(f"timm:{variant}: its pictures have {channels} channels; use a model for RGB or grey ones")
+    return lambda image: transform(image.convert("L"))
+
+
 def _folder_config(folder: Path) -> dict[str, Any]:
     try:
-        config = read_json(folder / "config.json")
-        return {**config.get("pretrained_cfg", config), "architecture": config["architecture"]}
+        return _own_config(read_json(folder / "config.json"))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise EncoderError(f"{folder}: timm's config.json is needed beside the weights ({error})") from error
+        reason = error.strerror if isinstance(error, OSError) else load_reason(error)
+        raise EncoderError(
+            f"{folder}: timm's config.json is needed beside the weights ({reason}){remedy_for(str(folder), 'timm')}"
+        ) from error
+
+
+def _own_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The pretrained configuration in a `config.json`, for the channels and the size of the model that timm builds."""
+    own = {**config.get("pretrained_cfg", config), "architecture": config["architecture"]}
+    arguments, size = config.get("model_args") or {}, list(own.get("input_size") or _PREPROCESSING["input_size"])
+    size[0] = arguments.get("in_chans") or size[0]
+    side = arguments.get("img_size")
+    if side and own.get("fixed_input_size") and not arguments.get("dynamic_img_size"):
+        size[1:] = [side, side] if isinstance(side, int) else side
+    return {**own, "input_size": size}
 
 
 def _hub_config(variant: str) -> dict[str, Any]:
+    if variant.startswith(HUB):
+        repository = variant.removeprefix(HUB)
+        config = checkpoint_json(repository, "config.json")
+        if not isinstance(config, dict) or "architecture" not in config:
+            remedy = remedy_for(repository, "timm")
+            raise EncoderError(f"timm:{variant}: no config.json of timm in this repository{remedy}")
+        return {**_own_config(config), "hf_hub_id": repository}
     import_torchvision()
     import timm
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import numpy as np
 
 from mmfeat.encoders.layers import Network, capture
 from mmfeat.encoders.spec import Encoder, EncoderSpec, Values
+from mmfeat.encoders.weights import load_reason
 from mmfeat.errors import EncoderError
 from mmfeat.system.hardware import keep_freed_memory
 
@@ -206,15 +208,14 @@ def _pinned(inputs: Any) -> Any:
 
 @contextlib.contextmanager
 def load_errors(asked: str) -> Iterator[None]:
-    """Raise a one-line `EncoderError` for weights that do not fit their model or cannot be read."""
+    """Raise a one-line `EncoderError` for weights that do not fit their model or cannot be read; keep warnings away."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except EncoderError:
         raise
     except Exception as error:  # each file format has errors of its own
-        reason = " ".join(str(error).split())[:240] or type(error).__name__
-        if "weights_only" in reason:  # torch advises to load the file unsafely
-            reason = "not a plain state dict, or not whole"
         raise EncoderError(
-            f"{asked}: cannot be loaded ({reason}); check the path and that the weights are complete"
+            f"{asked}: cannot be loaded ({load_reason(error)}); check the path and that the weights are complete"
         ) from error

@@ -16,17 +16,31 @@ from typing import Any
 
 from mmfeat.errors import EncoderError, HubError
 from mmfeat.system.files import file_sha256
+from mmfeat.system.wording import counted
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 ROOTS = ("config.json", "open_clip_config.json")  # the files of which a repository has one or both
 _ASIDE = (".md", ".png", ".jpg")  # any other file of a model folder may change a vector
 MODULES = "modules.json"  # a checkpoint with this file has a pooling of its own, by sentence-transformers
+_LFS = b"version https://git-lfs"
+_SHAPES = re.compile(r"size mismatch for (\S+): .*?torch\.Size\((\[.*?\])\).*?torch\.Size\((\[.*?\])\)")
+CUT = "a file is cut short, or of another format than its name says"
+# What safetensors and torch say of a file that is cut short or of another format.
+_BROKEN = (
+    "deserializing header",
+    "PytorchStreamReader",
+    "HeaderTo",
+    "MetadataIncomplete",
+    "InvalidHeader",
+    "out of input",
+)
 _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
 
 
 def path_identity(path: Path) -> str:
     """`sha256:...` of a local weights file, or of all model files of a local folder."""
     if path.is_file():
+        _check_present(path)
         return f"sha256:{file_sha256(path)}"
     digest = hashlib.sha256()
     names = (file for file in path.iterdir() if not file.name.startswith(".") and file.suffix not in _ASIDE)
@@ -34,8 +48,25 @@ def path_identity(path: Path) -> str:
     if not any(file.suffix in _WEIGHTS for file in files):
         raise EncoderError(f"{path}: no weights (*.safetensors, *.bin, *.pt) in this folder; name a model folder")
     for file in files:
+        _check_present(file)
         digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
     return f"sha256:{digest.hexdigest()}"
+
+
+def _check_present(file: Path) -> None:
+    """Raise `EncoderError` for a file that stands for another one, and for a list of parts that lacks a part."""
+    with file.open("rb") as opened:
+        start = opened.read(len(_LFS))
+    if start == _LFS:
+        raise EncoderError(f"{file}: a pointer of Git LFS and not the file itself; run git lfs pull in its folder")
+    if file.name.endswith(".index.json"):
+        with contextlib.suppress(ValueError, AttributeError, TypeError):  # no list of parts of weights
+            parts = sorted({str(part) for part in json.loads(file.read_bytes())["weight_map"].values()})
+            if lost := [part for part in parts if not (file.parent / part).is_file()]:
+                raise EncoderError(
+                    f"{file.parent}: {len(lost)} of {len(parts)} files of weights are missing, the first is {lost[0]}; "
+                    "copy all of them"
+                )
 
 
 def tree_identity(folder: Path) -> str:
@@ -118,6 +149,34 @@ def hub_file(name: str, file: str, revision: str | None = None) -> Path | None:
     return None
 
 
+def load_reason(error: Exception) -> str:
+    """The reason of a failed load, short and in one line, of the many errors of the libraries."""
+    text = str(error)
+    if "state_dict" in text:
+        return _apart(text)
+    if "weights_only" in text:  # torch advises to load the file unsafely
+        return "not a plain state dict, or not whole"
+    if "trust_remote_code" in text:
+        return "it needs code of the checkpoint"
+    if any(mark in text for mark in _BROKEN):
+        return CUT
+    if isinstance(error, KeyError):
+        return f"there is no {error}"
+    return " ".join(text.split())[:240] or type(error).__name__
+
+
+def _apart(text: str) -> str:
+    """How weights differ from a model, from torch's long list."""
+    reasons = []
+    for mark, fault in (("Missing key", "missing"), ("Unexpected key", "not of this model")):
+        names = [name for line in text.splitlines() if mark in line for name in re.findall(r'"([^"]+)"', line)]
+        reasons += [f"{counted(len(names), 'tensor')} {fault}, the first is {names[0]}"] if names else []
+    if shapes := _SHAPES.findall(text):
+        name, given, wanted = shapes[0]
+        reasons.append(f"{counted(len(shapes), 'tensor')} of another shape, the first is {name}: {given} for {wanted}")
+    return "; ".join(reasons) or " ".join(text.split())[:240]
+
+
 @contextlib.contextmanager
 def hub_errors(asked: str) -> Iterator[None]:
     """Turn any error of a hub client into a one-line `HubError` that names a remedy."""
@@ -126,8 +185,12 @@ def hub_errors(asked: str) -> Iterator[None]:
         yield
     except EncoderError:
         raise
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160] if reachable else "it cannot be reached and has not been cached"
+    except Exception as error:  # each file format has errors of its own
+        plain = isinstance(error, OSError | RuntimeError | ValueError) and "state_dict" not in str(error)
+        reason = load_reason(error)
+        if not plain or reason == CUT:
+            raise EncoderError(f"{asked}: cannot be loaded ({reason}); use a complete checkpoint") from error
+        reason = reason[:160] if reachable else "it cannot be reached and has not been cached"
         raise HubError(
             f"{asked}: the model hub gave no weights ({reason}); connect, or name a local folder or file "
             "instead (FAMILY:PATH), or use the built-in encoders: --encoders hashing,hog"
