@@ -6,7 +6,7 @@ All of them are fitted from one `Basis`, the costliest part: make it once for se
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from mmfeat.baselines.basis import (
 from mmfeat.baselines.linear import OBJECTIVES, LinearHead, linear_path
 from mmfeat.baselines.neighbours import NEIGHBOURS, NeighbourHead, neighbour_head, neighbour_heads
 from mmfeat.baselines.trees import BOOSTING_STEPS, FOREST_LEAVES, Components, TreeData, TreeHead, boosted, forest
+from mmfeat.baselines.zero_shot import ZeroShot
 from mmfeat.errors import HeadError
 from mmfeat.evaluation.decisions import plain_choice
 from mmfeat.evaluation.metrics import macro_f1
@@ -66,7 +67,8 @@ class TrainingRows:
 
     `class_weights` (C,) weigh the samples of a class in the loss, multi-label the positives. `basis` is the result of
     `make_basis` for these rows, made when needed if None. Of more than MAX_ROWS rows, neighbours and trees take a
-    stratified sample, which the setting records as "rows".
+    stratified sample, which the setting records as "rows". `classes` are the vectors of the class names, as `ZeroShot`
+    has them.
     """
 
     matrix: Matrix
@@ -75,6 +77,7 @@ class TrainingRows:
     class_weights: np.ndarray
     seed: int
     basis: Basis | None = None
+    classes: Mapping[int, np.ndarray] = field(default_factory=dict)
 
     @property
     def sampled(self) -> np.ndarray:
@@ -187,6 +190,15 @@ def _prior_candidates(training: TrainingRows, validation: np.ndarray) -> Iterato
     yield {}, prior.logits(training.matrix, validation), prior
 
 
+def _zero_shot(training: TrainingRows, setting: Setting) -> ZeroShot:
+    return ZeroShot(training.classes, training.targets.multilabel)
+
+
+def _zero_shot_candidates(training: TrainingRows, validation: np.ndarray) -> Iterator[Candidate]:
+    model = _zero_shot(training, {})
+    yield {}, model.logits(training.matrix, validation), model
+
+
 def _linear_candidates(kind: str, training: TrainingRows, validation: np.ndarray) -> Iterator[Candidate]:
     """Yield a head for each strength; all heads are fitted first, so that validation vectors are read once."""
     basis = _basis(training)
@@ -266,4 +278,5 @@ BASELINE_FAMILIES: dict[str, BaselineFamily] = {
     "svm": _linear_family("svm"),
     "forest": BaselineFamily(_forest_candidates, _forest, TreeHead.restore),
     "boosting": BaselineFamily(_boosting_candidates, _boosting, TreeHead.restore),
+    "zero-shot": BaselineFamily(_zero_shot_candidates, _zero_shot, ZeroShot.restore),
 }

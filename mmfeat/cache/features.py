@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -77,11 +77,15 @@ class MappedBlock:
 
 @dataclass(frozen=True)
 class Features:
-    """Blocks over the same samples, aligned with `ids`; `mapped` are the blocks that stay on disk."""
+    """Blocks over the same samples, aligned with `ids`; `mapped` are the blocks that stay on disk.
+
+    `classes` maps the name of a block to the (C, D) vectors of the class names by the same model, of length 1.
+    """
 
     ids: tuple[str, ...]
     blocks: tuple[Block, ...]
     mapped: tuple[MappedBlock, ...] = ()
+    classes: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for block in self._all:
@@ -121,7 +125,8 @@ class Features:
         """The features of the samples at `rows`, which may also be a mask."""
         rows = np.arange(len(self))[rows]
         blocks = tuple(replace(b, vectors=b.vectors[rows], mask=b.mask[rows]) for b in self.blocks)
-        return Features(tuple(self.ids[row] for row in rows), blocks, tuple(t.take(rows) for t in self.mapped))
+        mapped = tuple(block.take(rows) for block in self.mapped)
+        return replace(self, ids=tuple(self.ids[row] for row in rows), blocks=blocks, mapped=mapped)
 
     def named(self, names: Sequence[str]) -> Features:
         """The blocks of these names, in the order of `names`; unknown names are passed over."""

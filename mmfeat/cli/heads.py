@@ -202,8 +202,9 @@ SETTINGS = {
     "epochs": "Maximum number of epochs; --monitor stops earlier.",
     "patience": "Epochs without improvement before training stops.",
     "monitor": "Validation score that stops training: loss or macro-f1.",
+    "init": "First weights of the linear head: random or zero-shot.",
 }
-PASSED_ON = ("ensembles", "task", "attend", "engine", "ray_address", "device", "workers")
+PASSED_ON = ("ensembles", "task", "attend", "templates", "engine", "ray_address", "device", "workers")
 
 
 def _setting(name: str, text: str) -> Any:
@@ -214,10 +215,13 @@ def _setting(name: str, text: str) -> Any:
 
 
 _SEARCH = "Over settings with several values: grid, random or optuna."
-_BASELINES = "Beside them: all, none, or some of prior, knn, ridge, logistic, svm, forest, boosting."
+_FUSIONS = "all, none, or some of late, concat, gated, film, film-concat, cross-attention; linear on request."
+_BASELINES = "all, none, or some of prior, knn, ridge, logistic, svm, forest, boosting; zero-shot on request."
+_CLASS_NAMES = "What zero-shot reads: positive='a happy photo',...  [default: the labels]"
+_TEMPLATES = "open_clip's sentences around class names: openai (80), simple (7) or none."
 _SPLIT_DIR = "Reuse the splits of this folder, or write them there for later runs."
 PARAMETERS: Parameters = {
-    "fusion": (option("all, none, or some of late, concat, gated, film, film-concat, cross-attention."), "all"),
+    "fusion": (option(_FUSIONS), "all"),
     "baselines": (option(_BASELINES), "prior,knn,ridge,logistic,svm"),
     "modalities": (option("Each head on some of both,text,image."), "both,text,image"),
     "preset": (option("A published recipe: system-a or system-b.", str | None), None),
@@ -244,6 +248,8 @@ PARAMETERS: Parameters = {
         "auto",
     ),
     "attend": (option("Cross-attention looks at tokens or pooled vectors."), "tokens"),
+    "class_names": (option(_CLASS_NAMES, str | None), None),
+    "templates": (option(_TEMPLATES), "openai"),
     "seed": (Seed, 42),
     "mlflow": (Mlflow, None),
     "engine": (EngineFlag, "local"),
@@ -265,6 +271,7 @@ def heads(context: typer.Context, **given: Any) -> None:
     values = _with_preset(context)
     request = find_request(values)
     plan, protocol = _plan(values), _protocol(values)
+    from mmfeat.sweep.class_names import parse_class_names
     from mmfeat.sweep.train import train_heads
 
     sweep = train_heads(
@@ -279,6 +286,7 @@ def heads(context: typer.Context, **given: Any) -> None:
         modalities=names(values["modalities"]),
         protocol=protocol,
         plan=plan,
+        class_names=None if values["class_names"] is None else parse_class_names(values["class_names"]),
         **{name: values[name] for name in PASSED_ON},
         progress=ConsoleProgress(),
         command=context.obj or "",

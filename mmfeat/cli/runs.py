@@ -127,6 +127,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     facts = [
         ("data", f"{shown(config.data)} ({labelled}), hash {config.data_hash[:8]}"),
         ("protocol", f"{folds}, {protocol.seeds} seeds from {protocol.seed}, splits {config.splits_hash[:8]}"),
+        ("class names", ", ".join(f"{name}={text}" for name, text in (config.class_names or {}).items())),
         ("cache", shown(config.cache)),
         ("parent", config.parent or ""),
         ("command", record.command),

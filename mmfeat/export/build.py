@@ -14,10 +14,21 @@ from torch import Tensor, nn
 from mmfeat.baselines.fit import restore
 from mmfeat.baselines.linear import LinearHead
 from mmfeat.baselines.neighbours import NeighbourHead
+from mmfeat.baselines.zero_shot import ZeroShot
 from mmfeat.cache.features import Block, Features, MappedBlock
 from mmfeat.encoders.registry import Tower
 from mmfeat.errors import RunError
-from mmfeat.export.graph import Blend, EntryPart, FusionPart, HeadGraph, HeadPorts, LinearPart, NeighbourPart, PriorPart
+from mmfeat.export.graph import (
+    Blend,
+    EntryPart,
+    FusionPart,
+    HeadGraph,
+    HeadPorts,
+    LinearPart,
+    NeighbourPart,
+    PriorPart,
+    ZeroShotPart,
+)
 from mmfeat.finetune.settings import EARLY
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.registry import BASELINES, NEEDS_TOKENS, load_fusion
@@ -127,7 +138,7 @@ def _entry_part(run: Run, entry: Entry, features: Features, ports: Ports) -> Ent
         data = HeadData(head_features(run, entry, record, features), entry.modalities, "cpu", attend)
         head_ports = _head_ports(data, ports)
         if head in BASELINES:
-            parts.append(_baseline(run, head, record.config, group[0][1], head_ports))
+            parts.append(_baseline(run, head, record.config, group[0][1], head_ports, data.width))
         else:
             parts.append(_fusion(head, [tensors for _, tensors in group], classes, data, head_ports))
     return EntryPart(parts, entry.decision)
@@ -151,13 +162,15 @@ def _fusion(
 
 
 def _baseline(
-    run: Run, head: str, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], ports: HeadPorts
+    run: Run, head: str, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], ports: HeadPorts, width: int
 ) -> nn.Module:
     model = restore(head, dict(config), dict(tensors)).model
     if isinstance(model, LinearHead):
         return LinearPart(ports, model)
     if isinstance(model, NeighbourHead):
         return NeighbourPart(ports, model)
+    if isinstance(model, ZeroShot):
+        return ZeroShotPart(ports, model, width)
     if head == "prior":
         return PriorPart(model.logits(None, np.zeros(1, np.int64))[0])  # type: ignore[arg-type]
     raise RunError(f"{run.folder}: {head} cannot be exported; {NOT_EXPORTABLE.get(head, 'no graph of it is known')}")

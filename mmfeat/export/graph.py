@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from mmfeat.baselines.basis import ABSENT
 from mmfeat.baselines.linear import LinearHead
 from mmfeat.baselines.neighbours import STEPS, TEMPERATURE, NeighbourHead
+from mmfeat.baselines.zero_shot import SCALE, SHORTEST, ZeroShot
 from mmfeat.evaluation.blending import LEAST, LEAST_LOGIT
 from mmfeat.evaluation.decisions import Decision
 from mmfeat.heads.data import pooled_tokens
@@ -170,6 +171,30 @@ class NeighbourPart(BaselinePart):
         shares = (votes[..., 0] + self.prior) / (votes.sum(-1) + 1)
         logs = torch.log(shares) - (torch.log1p(-shares) if self.multilabel else 0)
         return logs.clamp(-ABSENT, ABSENT)
+
+
+class ZeroShotPart(BaselinePart):
+    """The part of class names, as `ZeroShot`, in float64 since the odds of a sure class need it."""
+
+    def __init__(self, ports: HeadPorts, model: ZeroShot, width: int) -> None:
+        super().__init__(ports, np.zeros(width, np.float32), np.ones(width, np.float32))
+        self.starts, self.multilabel = list(model.classes), model.multilabel
+        for start, classes in model.classes.items():
+            self.register_buffer(f"classes_{start}", torch.from_numpy(classes.T.astype(np.float64)))
+
+    def scored(self, scaled: Tensor) -> Tensor:
+        cosines, present = [], []
+        for start in self.starts:
+            classes = getattr(self, f"classes_{start}")
+            part = scaled[:, start : start + len(classes)].double()
+            length = torch.linalg.vector_norm(part, dim=-1, keepdim=True)
+            cosines.append(part / length.clamp_min(SHORTEST) @ classes)
+            present.append((length > SHORTEST).double())
+        logits = SCALE * torch.stack(cosines).sum(0) / torch.stack(present).sum(0).clamp_min(1)
+        if self.multilabel:
+            shares = logits.softmax(-1)
+            logits = (shares.log() - torch.log1p(-shares)).clamp(-ABSENT, ABSENT)
+        return logits.float()
 
 
 class PriorPart(nn.Module):

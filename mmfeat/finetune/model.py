@@ -20,7 +20,7 @@ from mmfeat.finetune.processes import Team
 from mmfeat.finetune.tower_plan import Slot
 from mmfeat.finetune.towers import MovingTower, pixel_tower
 from mmfeat.heads.data import HeadData, pooled_tokens
-from mmfeat.heads.layers import Batch, Fusion, Shape, norm
+from mmfeat.heads.layers import Batch, Fusion, Shape
 from mmfeat.samples.dataset import Sample
 
 CHANNELS = (16, 32, 64, 128)  # the widths of early fusion's convolutions
@@ -187,7 +187,7 @@ class TunableModel:
         done = {(tower.slot.modality, tower.slot.number) for tower in self.towers if tower.normed}
         return {
             modality: [
-                x if (modality, number) in done else norm(x, given.mean, given.std)
+                x if (modality, number) in done else given.normed(x)
                 for number, (x, given) in enumerate(zip(tensors, inputs[modality], strict=True))
             ]
             for modality, tensors in vectors.items()

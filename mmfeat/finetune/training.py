@@ -315,7 +315,7 @@ def start_state(model: TunableModel, setup: TrainingSetup) -> dict[str, Tensor]:
     model.load(model.first)  # another cell may have trained this model
     seed = int(np.random.SeedSequence(setup.entropy).generate_state(1, np.uint64)[0] >> 1)
     model.head.reset_head(0, torch.Generator().manual_seed(seed))
-    computed = model.data.statistics(np.union1d(setup.rows.train, setup.rows.validation))
+    computed = model.data.statistics(np.union1d(setup.rows.train, setup.rows.validation), model.head.unit)
     statistics = {modality: list(pairs) for modality, pairs in computed.items()}
     for tower in model.towers:
         if tower.normed:

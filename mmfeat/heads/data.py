@@ -8,6 +8,7 @@ from copy import copy
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmfeat.cache.features import Block, Features, MappedBlock
 from mmfeat.errors import HeadError
@@ -58,22 +59,24 @@ class Source:
                 out[asked] = values[:, 0]
         return torch.from_numpy(out).to(self.device)
 
-    def statistics(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """(D,) mean and (D,) standard deviation of the present rows; the deviation is 1 where nothing varies."""
+    def statistics(self, rows: np.ndarray, unit: bool = False) -> tuple[Tensor, Tensor]:
+        """(D,) mean and (D,) standard deviation of the present rows, of which `unit` scales each to the length 1; the
+        deviation is 1 where nothing varies."""
         rows = rows[self.masks[0, rows]]
         if len(rows) > STATISTICS_ROWS:
             rows = rows[np.linspace(0, len(rows) - 1, STATISTICS_ROWS).astype(np.int64)]
         pieces = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
         mean, variance = (torch.zeros(self.width, dtype=torch.float64) for _ in range(2))
         for piece in pieces:
-            mean += self._piece(piece).sum(0) / len(rows)
+            mean += self._piece(piece, unit).sum(0) / len(rows)
         for piece in pieces:
-            variance += (self._piece(piece) - mean).square().sum(0) / len(rows)
+            variance += (self._piece(piece, unit) - mean).square().sum(0) / len(rows)
         std = variance.sqrt()
         return mean.float(), torch.where(std > 1e-6, std, 1.0).float()
 
-    def _piece(self, rows: np.ndarray) -> Tensor:
-        return self.take(torch.from_numpy(rows[None]).to(self.device))[0].cpu().double()
+    def _piece(self, rows: np.ndarray, unit: bool) -> Tensor:
+        values = self.take(torch.from_numpy(rows[None]).to(self.device))[0].cpu().double()
+        return F.normalize(values, dim=-1) if unit else values
 
 
 class HeadData:
@@ -86,7 +89,7 @@ class HeadData:
     tables: NormedTables | None = None
 
     def __init__(self, features: Features, modality: str = "both", device: str = "cpu", tokens: str = "") -> None:
-        self.ids, self.device = features.ids, device
+        self.ids, self.device, self._classes = features.ids, device, features.classes
         wanted = [name for name in ORDER if modality in ("both", name)]
         self.sources = {name: list(_sources(features, name, device)) for name in wanted}
         self.sources = {name: sources for name, sources in self.sources.items() if sources}
@@ -103,7 +106,7 @@ class HeadData:
             {name: tuple(source.width for source in sources) for name, sources in self.sources.items()},
             self._token_widths(),
         )
-        self._statistics: dict[bytes, dict[str, list[tuple[Tensor, Tensor]]]] = {}
+        self._statistics: dict[tuple[bytes, bool], dict[str, list[tuple[Tensor, Tensor]]]] = {}
         self._normed: dict[bytes, dict[str, list[Tensor]]] = {}
 
     def __len__(self) -> int:
@@ -121,6 +124,16 @@ class HeadData:
             return sum(map(sum, self.shape.tokens.values()))
         everything = (block for blocks in self.token_blocks.values() for block in blocks)
         return sum(int(block.lengths.max(initial=0)) * block.width for block in everything)
+
+    @property
+    def classes(self) -> dict[int, np.ndarray]:
+        """First column of an encoder in `rows` -> the (C, D) vectors of the class names by the same model."""
+        starts = np.cumsum([0, *(source.width for source in self._all())]).tolist()
+        return {
+            start: self._classes[source.name]
+            for start, source in zip(starts, self._all(), strict=False)
+            if source.name in self._classes and source.width  # 0 where the encoder saw no sample
+        }
 
     def rows(self, rows: np.ndarray, view: int = 0) -> np.ndarray:
         """(n, D) float32 input of baselines: all encoders side by side, NaN where a vector is missing."""
@@ -145,12 +158,13 @@ class HeadData:
         masks = {name: [self._mask(s, rows, kept[name]) for s in sources] for name, sources in self.sources.items()}
         return Batch(vectors, masks, self._tokens(rows, vectors, masks, kept), keep, self.tables is not None)
 
-    def statistics(self, rows: np.ndarray) -> dict[str, list[tuple[Tensor, Tensor]]]:
-        """Mean and standard deviation of each encoder over training rows; computed once."""
-        key = rows.tobytes()
+    def statistics(self, rows: np.ndarray, unit: bool = False) -> dict[str, list[tuple[Tensor, Tensor]]]:
+        """Mean and standard deviation of each encoder over training rows, with `unit` of vectors scaled to the length
+        1; computed once."""
+        key = rows.tobytes(), unit
         if key not in self._statistics:
             self._statistics[key] = {
-                name: [source.statistics(rows) for source in sources] for name, sources in self.sources.items()
+                name: [source.statistics(rows, unit) for source in sources] for name, sources in self.sources.items()
             }
         return self._statistics[key]
 

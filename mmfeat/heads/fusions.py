@@ -1,16 +1,19 @@
-"""The six fusions: late, concat, gated, film, film-concat and cross-attention. Each fusion maps the image vector i and
-the text vector t of a sample to logits.
+"""The fusions: late, concat, gated, film, film-concat, cross-attention and linear. Each fusion maps the image vector i
+and the text vector t of a sample to logits.
 
-All fusions but the late one end in the same classifier, MLP(x) = 256 -> 64 -> classes with batch normalisation and
+All fusions but late and linear end in the same classifier, MLP(x) = 256 -> 64 -> classes with batch normalisation and
 dropout. The docstring of a fusion that compares the modalities says what it does with a single modality.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmfeat.baselines.zero_shot import SCALE
 from mmfeat.heads.layers import Batch, Classifier, Fusion, LayerNorm, Linear, Scalar, Shape, Stacked
 
 HIDDEN = (256, 64)  # widths of the classifier's hidden layers, except for the late fusion
@@ -34,6 +37,35 @@ class Concat(Fusion):
 
     def fuse(self, vectors: dict[str, Tensor], batch: Batch) -> Tensor:
         return self.classifier(torch.cat(list(vectors.values()), -1), batch.keep)
+
+
+class LinearFusion(Fusion):
+    """A linear classifier, W [i; t] + b, on the vectors of all encoders scaled to the length 1 and standardised.
+
+    It can start from class names: its logits are then those of `mmfeat.baselines.zero_shot` where no vector is missing.
+    """
+
+    unit = True
+
+    def __init__(self, heads: int, shape: Shape, classes: int) -> None:
+        super().__init__(heads, shape)
+        self.output = Linear(heads, shape.total, classes)
+
+    def fuse(self, vectors: dict[str, Tensor], batch: Batch) -> Tensor:
+        return self.output(torch.cat(list(vectors.values()), -1))
+
+    @torch.no_grad()
+    def start_from(self, head: int, classes: Mapping[int, Tensor]) -> None:
+        weight, bias = torch.zeros_like(self.output.weight[head]), torch.zeros_like(self.output.bias[head])
+        start = 0
+        for given in (module for modality in self.inputs for (module,) in self._inputs(modality)):
+            width = given.mean.shape[-1]
+            if start in classes:
+                scaled = SCALE / len(classes) * classes[start].T
+                weight[start : start + width] = given.std[head].T * scaled
+                bias += given.mean[head] @ scaled
+            start += width
+        self.output.weight[head], self.output.bias[head] = weight, bias
 
 
 class Late(Fusion):

@@ -16,7 +16,7 @@ from mmfeat.baselines.fit import Baseline, TrainingRows, fit, refit, restore
 from mmfeat.cache.features import Features
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.layers import Shape
-from mmfeat.heads.registry import BASELINES, NEEDS_TOKENS, load_fusion
+from mmfeat.heads.registry import BASELINES, NEEDS_TOKENS, ZERO_SHOT, load_fusion
 from mmfeat.heads.stack import (
     FusionType,
     Member,
@@ -36,6 +36,7 @@ LARGEST_STACK = 256
 MEMORY_SHARE = 0.5  # share of the device's free memory that a stack may take
 KEPT_BASIS = 2**24  # most numbers in a training matrix whose basis is kept
 Predict: TypeAlias = Callable[[HeadData], list[np.ndarray]]
+UNTRAINED = ("prior", ZERO_SHOT)  # baselines that see no vector of a training sample
 COPIES = 8  # copies of the parameters in training: gradients, two moments, the best epoch, temporary tensors
 
 
@@ -174,8 +175,9 @@ def _run_baselines(job: Job, data: HeadData, bench: Workbench, advance: Advance)
     for member, wanted in zip(job.members, job.predict, strict=True):
         start = time.thread_time()
         weights = class_weights(bench.targets.take(member.train), member.settings.class_weights)
-        basis = bench.basis(job, member, weights) if job.head != "prior" else None
-        training = TrainingRows(View(data), bench.targets, member.train, weights, member.entropy[0], basis)
+        basis = bench.basis(job, member, weights) if job.head not in UNTRAINED else None
+        seed = member.entropy[0]
+        training = TrainingRows(View(data), bench.targets, member.train, weights, seed, basis, data.classes)
         if job.setting is not None:
             model = refit(job.head, training, job.setting)
         else:

@@ -166,10 +166,22 @@ class EncoderInput(Stacked):
         self.register_buffer("std", torch.ones(heads, 1, width))
         self.missing = nn.Parameter(torch.zeros(heads, 1, width))
 
+    def normed(self, vectors: Tensor) -> Tensor:
+        """(K, B, D) standardised and layer-normed vectors."""
+        return norm(vectors, self.mean, self.std)
+
     def forward(self, vectors: Tensor, mask: Tensor | None, is_normed: bool = False) -> Tensor:
         with torch.no_grad():
-            normed = vectors if is_normed else norm(vectors, self.mean, self.std)
+            normed = vectors if is_normed else self.normed(vectors)
         return normed if mask is None else torch.where(mask.unsqueeze(-1), normed, self.missing)
+
+
+class UnitInput(EncoderInput):
+    """The input of one encoder whose vectors are scaled to the length 1, then standardised: a linear layer behind it is
+    a linear function of the directions of the vectors."""
+
+    def normed(self, vectors: Tensor) -> Tensor:
+        return (F.normalize(vectors, dim=-1) - self.mean) / self.std
 
 
 def norm(vectors: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -182,12 +194,14 @@ class Fusion(Stacked):
 
     units = 0  # number of dropout factors for a sample
     is_stacked = True  # all tensors have a leading axis of heads
+    unit = False  # vectors are scaled to the length 1 before they are standardised, and not layer-normed
 
     def __init__(self, heads: int, shape: Shape) -> None:
         super().__init__()
+        kind = UnitInput if self.unit else EncoderInput
         self.inputs = nn.ModuleDict(
             {
-                modality: nn.ModuleList(EncoderInput(heads, width) for width in widths)
+                modality: nn.ModuleList(kind(heads, width) for width in widths)
                 for modality, widths in shape.widths.items()
             }
         )
@@ -225,6 +239,10 @@ class Fusion(Stacked):
         for module in self.modules():
             if isinstance(module, Stacked):
                 module.reset(head, generator)
+
+    def start_from(self, head: int, classes: Mapping[int, Tensor]) -> None:
+        """Replace the first weights of one head by the (C, D) vectors of classes, which are given by the first column
+        of their encoder; only a linear head can."""
 
     def tensors(self, head: int) -> dict[str, Tensor]:
         """Parameters and buffers of one head, without the axis of heads, copied."""

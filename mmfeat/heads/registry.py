@@ -17,10 +17,16 @@ if TYPE_CHECKING:
 
 
 NEEDS_TOKENS = "cross-attention"
+LINEAR, ZERO_SHOT = "linear", "zero-shot"
+ON_REQUEST = (
+    LINEAR,
+    ZERO_SHOT,
+)  # heads that `all` leaves out: the names of older runs, and no encoder is loaded unasked
 TWINS = {"film-concat": "film"}  # on a single modality, the first fusion equals the second
 CLASS_WEIGHTS = ("none", "inverse", "sqrt", "effective")
 LOSSES = ("cross-entropy", "focal")
 MONITORS = ("loss", "macro-f1")
+INITS = ("random", ZERO_SHOT)
 # Settings that all heads of a stack share, because they shape its tensors; the others may differ from head to head.
 SHARED = ("batch_size", "loss")
 
@@ -43,9 +49,11 @@ class HeadSettings:
     patience: int = 1  # validation loss falls and rises once; more patience gained only 0.0004 nats
     monitor: str = "loss"  # the score on validation rows that decides on early stopping and the learning rate
     min_delta: float = 0.001
+    init: str = "random"  # first weights of a linear head: drawn, or the vectors of the class names
 
     def __post_init__(self) -> None:
-        for name, choices in (("class_weights", CLASS_WEIGHTS), ("loss", LOSSES), ("monitor", MONITORS)):
+        choices_of = {"class_weights": CLASS_WEIGHTS, "loss": LOSSES, "monitor": MONITORS, "init": INITS}
+        for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{flag(name)} {getattr(self, name)}: use one of {', '.join(choices)}")
         for name in ("learning_rate", "attention_learning_rate"):
@@ -83,9 +91,10 @@ FUSIONS = {  # the classes of `mmfeat.heads.fusions`
     "film": "Film",
     "film-concat": "FilmConcat",
     NEEDS_TOKENS: "CrossAttention",
+    LINEAR: "LinearFusion",
 }
 # `mmfeat.baselines.fit` has the functions and needs NumPy; these names are also for `mmfeat --help`, which does not.
-BASELINES = ("prior", "knn", "ridge", "logistic", "svm", "forest", "boosting")
+BASELINES = ("prior", "knn", "ridge", "logistic", "svm", "forest", "boosting", ZERO_SHOT)
 
 
 def load_fusion(name: str) -> FusionType:

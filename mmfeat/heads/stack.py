@@ -20,7 +20,7 @@ from mmfeat.evaluation.decisions import plain_choice
 from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.layers import Fusion, Shape
-from mmfeat.heads.registry import HeadSettings
+from mmfeat.heads.registry import ZERO_SHOT, HeadSettings
 from mmfeat.heads.training import Draws, StackedAdamW, StackedLoss, Stopper, class_weights, draw_pieces, validation_loss
 from mmfeat.samples.labels import Targets
 from mmfeat.system.wording import Advance, ignore
@@ -137,17 +137,20 @@ class _Stack:
     """The training of one stack. `running` holds the member numbers of the heads that are still in the module."""
 
     def __init__(self, fusion: FusionType, data: HeadData, targets: Targets, members: Sequence[Member]) -> None:
-        self.data, self.targets, self.members = data.prepared([member.standard for member in members]), targets, members
+        self.targets, self.members = targets, members
         self.running = list(range(len(members)))
         self.trained: list[Trained | None] = [None] * len(members)
         self.best: list[dict[str, Tensor]] = [{} for _ in members]
         self.histories: list[list[dict[str, float]]] = [[] for _ in members]
         self.stoppers = [Stopper(member.settings, member.replay) for member in members]
         self.module = fusion(len(members), data.shape, len(targets.classes))
+        self.data = data if self.module.unit else data.prepared([member.standard for member in members])
         for head, member in enumerate(members):
             seed = int(np.random.SeedSequence(member.entropy).generate_state(1, np.uint64)[0] >> 1)
             self.module.reset_head(head, torch.Generator().manual_seed(seed))
-            self.module.standardise(head, data.statistics(member.standard))
+            self.module.standardise(head, data.statistics(member.standard, self.module.unit))
+            if member.settings.init == ZERO_SHOT:
+                self.module.start_from(head, _class_vectors(data, targets))
         self.module.to(data.device)
         self.draws = [Draws(member.entropy, member.train, member.settings, self.module.units) for member in members]
         self.labels = torch.from_numpy(targets.matrix.astype(np.float32)).to(data.device)
@@ -233,6 +236,15 @@ class _Stack:
         self.optimiser.keep(heads, list(self.module.parameters()))
         self.loss.keep(heads)
         self.kept = self.kept[heads]
+
+
+def _class_vectors(data: HeadData, targets: Targets) -> dict[int, Tensor]:
+    """The vectors of the class names, by first column; less their mean where each class has a sigmoid of its own, since
+    cosines of one sample with all classes are nearly equal."""
+    classes = {start: torch.from_numpy(vectors) for start, vectors in data.classes.items()}
+    if not targets.multilabel:
+        return classes
+    return {start: vectors - vectors.mean(0) for start, vectors in classes.items()}
 
 
 def validation_scores(

@@ -23,7 +23,7 @@ from mmfeat.errors import RunError
 from mmfeat.evaluation.decisions import Decision
 from mmfeat.evaluation.metrics import Score
 from mmfeat.evaluation.protocol import Protocol
-from mmfeat.heads.registry import HeadSettings
+from mmfeat.heads.registry import DEFAULTS, HeadSettings
 from mmfeat.samples.labels import SEPARATOR, Targets
 from mmfeat.system.files import canonical_json
 from mmfeat.system.wording import head_label
@@ -33,6 +33,7 @@ TOGETHER = "ensemble"  # the `modalities` of an entry that combines several head
 OUT_OF_FOLD = "out_of_fold.csv"
 PLACES = ("data", "cache", "columns")  # the fields that may change while the run stays the same
 TOWERS = ("encoders", "prefixes")
+LATER = {"init": DEFAULTS.init}  # settings of heads that the first version lacked: runs are named as before
 CERTAIN = 0.01  # largest distance from 1 of the sum of a sample's probabilities, which are written rounded
 
 
@@ -206,6 +207,11 @@ def entry_name(head: str, modalities: str) -> str:
     return f"{head}-{modalities}"
 
 
+def _stated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of a record without later ones that hold their default, as before they came."""
+    return {name: value for name, value in pairs if name not in LATER or value != LATER[name]}
+
+
 def convert(values: Any, kind: type[T]) -> T:
     """Make the dataclass `kind` of plain values and check every field (msgspec); raises `ValueError`."""
     import msgspec
@@ -262,7 +268,8 @@ class ChosenHead:
 class RunConfig:
     """The configuration of a run, with the hashes of its data and folds.
 
-    `plan`, `pairs`, `ensembles` and `trials` belong to a sweep of heads; `parent`, `fusion`, `stage_1`, `views`,
+    `plan`, `pairs`, `ensembles` and `trials` belong to a sweep of heads, `class_names` (the text of each class) and
+    `templates` to one whose heads read these; `parent`, `fusion`, `stage_1`, `views`,
     `finetune` and `prefixes` to a second stage.
     """
 
@@ -283,6 +290,8 @@ class RunConfig:
     ensembles: bool | None = None
     plan: PlanRecord | None = None
     trials: int | None = None
+    class_names: dict[str, str] | None = None
+    templates: str | None = None
     prefixes: tuple[Tower, ...] | None = None
     parent: str | None = None
     fusion: str | None = None
@@ -311,7 +320,7 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values that `from_json` reads, without the fields that this kind of run lacks."""
-        values = {name: value for name, value in asdict(self).items() if value is not None}
+        values = {name: value for name, value in asdict(self, dict_factory=_stated).items() if value is not None}
         for name in TOWERS:
             for tower, written in zip(getattr(self, name) or (), values.get(name, ()), strict=True):
                 written["spec"] = tower.spec.stated

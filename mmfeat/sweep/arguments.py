@@ -41,6 +41,8 @@ def heads_arguments(run: Run) -> dict[str, Any]:
             "ensembles": config.ensembles,
             "task": config.task,
             "attend": config.attend,
+            "class_names": config.class_names,
+            "templates": config.templates or "openai",
         }
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise RunError(f"{run.folder}: its run.json does not say how it was made ({error!r}); train it anew") from error

@@ -17,11 +17,12 @@ from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, HeadError
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.extraction.requests import resolve_options
-from mmfeat.heads.registry import BASELINES, FUSIONS, NEEDS_TOKENS, TWINS, HeadSettings
+from mmfeat.heads.registry import BASELINES, FUSIONS, LINEAR, NEEDS_TOKENS, ON_REQUEST, TWINS, ZERO_SHOT, HeadSettings
 from mmfeat.runs.entry import PlanRecord, RunConfig
 from mmfeat.runs.record import Maker, written_call
 from mmfeat.runs.run import ABLATION, RUN_FILE, Run, read_run, reuse_run
 from mmfeat.samples.dataset import MODALITIES
+from mmfeat.sweep.class_names import class_texts, two_towers, with_class_vectors
 from mmfeat.sweep.problem import read_labelled
 from mmfeat.sweep.search import Plan
 from mmfeat.system.hardware import ENGINES, resolve_device
@@ -73,8 +74,9 @@ def choose_pairs(
 
 
 def _checked_heads(names: Sequence[str], known: Collection[str], flag: str) -> list[str]:
-    """Names without repetition; `all` stands for every known one and `none` for nothing."""
-    wanted = [head for name in names for head in (known if name == "all" else [name]) if head != "none"]
+    """Names without repetition; `all` stands for every known one but those on request, and `none` for nothing."""
+    everything = [name for name in known if name not in ON_REQUEST]
+    wanted = [head for name in names for head in (everything if name == "all" else [name]) if head != "none"]
     if unknown := [name for name in wanted if name not in known]:
         hint = "; early fusion needs pixels: mmfeat finetune --fusion early" if "early" in unknown else ""
         raise HeadError(f"{flag} {','.join(unknown)}: use all, none, or some of {', '.join(known)}{hint}")
@@ -126,6 +128,8 @@ def train_heads(
     ensembles: bool = True,
     task: str = "multiclass",
     attend: str = "tokens",
+    class_names: Mapping[str, str] | None = None,
+    templates: str = "openai",
     engine: str = "local",
     ray_address: str | None = None,
     device: str = "auto",
@@ -142,7 +146,9 @@ def train_heads(
     protocol, plan, progress = protocol or Protocol(), plan or Plan(HeadSettings()), progress or Silent()
     _check(task, attend, engine)
     options = resolve_options(options or EncoderOptions(), device)
-    towers, pairs = _choose(describe_encoders(list(encoders), options), fusion, baselines, modalities, attend)
+    described = describe_encoders(list(encoders), options)
+    towers, pairs = _choose(described, fusion, baselines, modalities, attend)
+    reads_names = _reads_class_names(pairs, plan, class_names, described)
     labelled = read_labelled(data, columns, cache, task, protocol, progress)
     config = RunConfig(
         version=__version__,
@@ -157,6 +163,8 @@ def train_heads(
         protocol=replace(protocol, split_dir=None),
         plan=_plan_record(plan),
         trials=plan.trials,
+        class_names=class_texts(labelled.targets.classes, class_names or {}, templates) if reads_names else None,
+        templates=templates if reads_names else None,
     )
     folder = Path(out) / config.name(_label(pairs))
     if (folder / RUN_FILE).exists() and _is_done(read_run(folder), plan):
@@ -166,10 +174,37 @@ def train_heads(
 
     specs = [tower.spec for tower in towers]
     features = labelled.store.load(labelled.samples.labelled, specs, labelled.keys, IN_MEMORY)
+    if config.class_names is not None:
+        where = described, cache, labelled.samples.name, device
+        features = with_class_vectors(features, config.class_names, templates, *where, progress)
     maker = replace(maker, device=resolve_device(device))
     runner = make_engine(engine, features, labelled.targets, maker.device, attend, workers, ray_address)
     run = train_run(labelled, features, runner, pairs, plan, config, folder, maker, progress)
     return Sweep(run, False, maker.seconds, labelled.new_splits, labelled.notes)
+
+
+def _reads_class_names(
+    pairs: Sequence[tuple[str, str]], plan: Plan, class_names: Mapping[str, str] | None, towers: Sequence[Tower]
+) -> bool:
+    """Whether a head reads class names, for which an encoder with two towers is needed."""
+    heads = {head for head, _ in pairs}
+    starts = ZERO_SHOT in (plan.settings.init, *_choices(plan, "init"))
+    if starts and LINEAR not in heads:
+        raise ConfigError(f"--init {ZERO_SHOT}: only the linear head starts from class names; add --fusion {LINEAR}")
+    reads = starts or ZERO_SHOT in heads
+    if class_names and not reads:
+        raise ConfigError(
+            f"--class-names: no head reads them; add --baselines {ZERO_SHOT}, or --fusion {LINEAR} --init {ZERO_SHOT}"
+        )
+    if reads and not two_towers(towers):
+        flag = f"--init {ZERO_SHOT}" if starts else f"--baselines {ZERO_SHOT}"
+        raise HeadError(f"{flag}: no encoder here has an image and a text tower; add one, such as clip, to --encoders")
+    return reads
+
+
+def _choices(plan: Plan, name: str) -> Sequence[Any]:
+    values = plan.space.get(name, ())
+    return values if isinstance(values, Sequence) else ()
 
 
 def _choose(

@@ -69,9 +69,10 @@ def test_keeps_the_rules_of_scikit_learn(estimator: FusionClassifier, check: Any
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_learns_and_needs_both_modalities(fusion: str) -> None:
     X, y = toy()
-    assert fitted(fusion=fusion).score(X[TEST], y[TEST]) > 0.9
+    rate = 3e-2 if fusion == "linear" else 3e-3  # one layer of few weights needs larger steps
+    assert fitted(fusion=fusion, learning_rate=rate).score(X[TEST], y[TEST]) > 0.9
     for columns, widths in ((slice(0, 12), {"image": 12}), (slice(12, 22), None)):
-        alone = quick(fusion=fusion, widths=widths).fit(X[TRAIN, columns], y[TRAIN])
+        alone = quick(fusion=fusion, widths=widths, learning_rate=rate).fit(X[TRAIN, columns], y[TRAIN])
         assert 0.5 < alone.score(X[TEST, columns], y[TEST]) < 0.85
 
 

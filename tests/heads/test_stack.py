@@ -116,7 +116,8 @@ def test_training_stays_on_its_device(name: str, views: int) -> None:
     there and nothing else, uses no float64, which Apple's GPUs lack, and reads nothing before its end."""
     attend = "pooled" if name == NEEDS_TOKENS else ""
     seen, plain = (HeadData(features(0.2, views=views), "both", device, attend) for device in ("meta", "cpu"))
-    seen._statistics = {each.train.tobytes(): plain.statistics(each.train) for each in members()}  # these need values
+    unit = name == "linear"  # statistics need values
+    seen._statistics = {(each.train.tobytes(), unit): plain.statistics(each.train, unit) for each in members()}
     stack = _Stack(load_fusion(name), seen, TARGETS, members())
     for running in ([0, 1, 2, 3], [1, 2]):  # only the first head loses modalities
         stack._keep(running)
