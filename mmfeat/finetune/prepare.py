@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mmfeat.cache.features import Features
-from mmfeat.encoders.registry import Tower
+from mmfeat.encoders.registry import Tower, describe_encoders
 from mmfeat.errors import ConfigError, RunError
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.evaluation.splits import has_splits
@@ -26,10 +26,10 @@ from mmfeat.heads.registry import NEEDS_TOKENS, load_fusion
 from mmfeat.runs.entry import ChosenHead, RunConfig
 from mmfeat.runs.run import Run, checked_towers
 from mmfeat.samples.contents import view_name, view_number
+from mmfeat.sweep.arguments import requests_of
+from mmfeat.sweep.class_names import with_class_vectors
 from mmfeat.sweep.problem import LabelledData, Problem, read_labelled
-from mmfeat.sweep.train import IN_MEMORY
-from mmfeat.system.wording import Progress
-from mmfeat.version import __version__
+from mmfeat.system.wording import Progress, Silent
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,13 @@ class Experiment:
 
     @cached_property
     def features(self) -> Features:
-        """The cached vectors of the encoders, and the prefixes."""
-        specs = [tower.spec for tower in (*self.encoders, *self.prefixes)]
-        return self.labelled.store.load(self.labelled.samples.labelled, specs, self.labelled.keys, IN_MEMORY)
+        """The cached vectors of the encoders, and the prefixes; with those of class names where the head needs them."""
+        features = self.labelled.load([tower.spec for tower in (*self.encoders, *self.prefixes)])
+        if self.parent.config.class_names is None:
+            return features
+        config = replace(self.parent.config, cache=str(self.labelled.store.folder.parent))
+        described = describe_encoders(requests_of(self.parent), self.parent.options)
+        return with_class_vectors(features, config, described, self.team.device, Silent())
 
     @property
     def stage_2_features(self) -> Features:
@@ -118,13 +122,11 @@ class Experiment:
         """The configuration that the new run records and is named by."""
         parent = self.parent.config
         return RunConfig(
-            version=__version__,
             columns=parent.columns,
             **self.labelled.recorded,
             encoders=tuple(self.encoders),
             prefixes=tuple(self.prefixes),
             options=replace(parent.options, views=max(self.views, parent.options.views)),
-            task=parent.task,
             attend=parent.attend,
             parent=self.parent.folder.name,
             fusion=self.fusion,

@@ -6,7 +6,6 @@ import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.errors import ConfigError, HeadError
 from mmfeat.extraction.extract import ExtractSettings, extract_samples
+from mmfeat.runs.entry import RunConfig
 from mmfeat.samples.dataset import Sample, SampleSet
 from mmfeat.system.wording import Progress
 
@@ -66,28 +66,23 @@ def _model(tower: Tower) -> tuple[str, ...]:
 
 
 def with_class_vectors(
-    features: Features,
-    texts: Mapping[str, str],
-    templates: str,
-    towers: Sequence[Tower],
-    cache: str | Path,
-    dataset: str,
-    device: str,
-    progress: Progress,
+    features: Features, config: RunConfig, towers: Sequence[Tower], device: str, progress: Progress
 ) -> Features:
-    """The features with the vectors of the classes, for each of their blocks that a model with two towers made.
+    """The features with the vectors of the class names of a run, for each block that a model with two towers made.
 
     As open_clip's `build_zero_shot_classifier`: the mean of the normalised vectors of a class over all templates,
     normalised. What the cache lacks is encoded, and kept there beside the vectors of the data set.
     """
+    if config.class_names is None:
+        return features
+    texts, makers = config.class_names, _makers(config.templates or "none")
     named = {name: text for name, text in two_towers(towers).items() if name in features.widths}
     needed = list({tower.spec: tower for tower in named.values()}.values())
-    makers = _makers(templates)
     prompts = [make(text) for text in texts.values() for make in makers]
     samples = tuple(Sample(f"class name {number}", text=prompt) for number, prompt in enumerate(prompts, 1))
-    asked = SampleSet(dataset, "class names", samples)
-    extract_samples(asked, needed, cache=cache, settings=ExtractSettings(device), progress=progress)
-    blocks = Cache(cache, dataset).load(samples, [tower.spec for tower in needed]).blocks
+    asked, settings = SampleSet(config.dataset, "class names", samples), ExtractSettings(device)
+    extract_samples(asked, needed, cache=config.cache, settings=settings, progress=progress)
+    blocks = Cache(config.cache, config.dataset).load(samples, [tower.spec for tower in needed]).blocks
     vectors: dict[EncoderSpec, np.ndarray] = {}
     for tower, block in zip(needed, blocks, strict=True):
         if not block.mask.all():

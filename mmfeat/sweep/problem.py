@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mmfeat.cache.features import Features
 from mmfeat.cache.store import Cache
+from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import HeadError
 from mmfeat.evaluation.protocol import Protocol, protocol_splits
 from mmfeat.evaluation.splits import Fold, Splits
@@ -21,6 +23,10 @@ from mmfeat.samples.keys import ContentKeys
 from mmfeat.samples.labels import SEPARATOR, Targets, labels_alike, read_targets
 from mmfeat.system.remote import absolute
 from mmfeat.system.wording import Progress
+from mmfeat.version import __version__
+
+
+IN_MEMORY = 1 << 30  # bytes of pooled vectors; more stay on disk and are read batch by batch
 
 
 @dataclass(frozen=True)
@@ -52,9 +58,12 @@ class LabelledData:
 
     @cached_property
     def recorded(self) -> dict[str, Any]:
-        """The fields of a `RunConfig` about the data: where they lie, their contents, and how they are split."""
+        """The fields of a `RunConfig` about the data: where they lie, their contents and task, and how they are split,
+        and the version that read them."""
         roles = "\n".join(map(",".join, self.splits.roles.tolist()))
         return {
+            "version": __version__,
+            "task": "multilabel" if self.targets.multilabel else "multiclass",
             "data": absolute(self.samples.source),
             "cache": os.path.abspath(self.store.folder.parent),
             "dataset": self.samples.name,
@@ -62,6 +71,10 @@ class LabelledData:
             "folds": tuple(self.splits.names),
             "splits_hash": hashlib.sha256(roles.encode()).hexdigest(),
         }
+
+    def load(self, specs: Sequence[EncoderSpec]) -> Features:
+        """The cached vectors of the labelled samples."""
+        return self.store.load(self.samples.labelled, specs, self.keys, IN_MEMORY)
 
 
 def read_labelled(

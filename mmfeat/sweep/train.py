@@ -27,7 +27,6 @@ from mmfeat.sweep.problem import read_labelled
 from mmfeat.sweep.search import Plan
 from mmfeat.system.hardware import ENGINES, resolve_device
 from mmfeat.system.wording import Progress, Silent, head_label
-from mmfeat.version import __version__
 
 MODALITY_SETS = ("both", "text", "image")
 
@@ -98,7 +97,6 @@ def _checked_modalities(names: Sequence[str], towers: Sequence[Tower]) -> list[s
 TASKS = ("multiclass", "multilabel")
 CHEAP_BASELINES = ("prior", "knn", "ridge", "logistic", "svm")
 NAMED_HEADS = 3  # heads in the name of a run folder; more names would be too long to read
-IN_MEMORY = 1 << 30  # bytes of pooled vectors; more stay on disk and are read batch by batch
 
 
 @dataclass(frozen=True)
@@ -148,23 +146,18 @@ def train_heads(
     options = resolve_options(options or EncoderOptions(), device)
     described = describe_encoders(list(encoders), options)
     towers, pairs = _choose(described, fusion, baselines, modalities, attend)
-    reads_names = _reads_class_names(pairs, plan, class_names, described)
     labelled = read_labelled(data, columns, cache, task, protocol, progress)
     config = RunConfig(
-        version=__version__,
         columns=dict(columns or {}),
         **labelled.recorded,
         encoders=tuple(towers),
         options=options,
-        task=task,
         attend=attend,
         pairs=tuple(pairs),
         ensembles=ensembles,
         protocol=replace(protocol, split_dir=None),
-        plan=_plan_record(plan),
-        trials=plan.trials,
-        class_names=class_texts(labelled.targets.classes, class_names or {}, templates) if reads_names else None,
-        templates=templates if reads_names else None,
+        **_plan_fields(plan),
+        **_class_names(pairs, plan, described, labelled.targets.classes, class_names, templates),
     )
     folder = Path(out) / config.name(_label(pairs))
     if (folder / RUN_FILE).exists() and _is_done(read_run(folder), plan):
@@ -172,34 +165,36 @@ def train_heads(
     from mmfeat.sweep.engine import make_engine
     from mmfeat.sweep.train_all import train_run
 
-    specs = [tower.spec for tower in towers]
-    features = labelled.store.load(labelled.samples.labelled, specs, labelled.keys, IN_MEMORY)
-    if config.class_names is not None:
-        where = described, cache, labelled.samples.name, device
-        features = with_class_vectors(features, config.class_names, templates, *where, progress)
+    features = labelled.load([tower.spec for tower in towers])
+    features = with_class_vectors(features, config, described, device, progress)
     maker = replace(maker, device=resolve_device(device))
     runner = make_engine(engine, features, labelled.targets, maker.device, attend, workers, ray_address)
     run = train_run(labelled, features, runner, pairs, plan, config, folder, maker, progress)
     return Sweep(run, False, maker.seconds, labelled.new_splits, labelled.notes)
 
 
-def _reads_class_names(
-    pairs: Sequence[tuple[str, str]], plan: Plan, class_names: Mapping[str, str] | None, towers: Sequence[Tower]
-) -> bool:
-    """Whether a head reads class names, for which an encoder with two towers is needed."""
+def _class_names(
+    pairs: Sequence[tuple[str, str]],
+    plan: Plan,
+    towers: Sequence[Tower],
+    classes: Sequence[str],
+    given: Mapping[str, str] | None,
+    templates: str,
+) -> dict[str, Any]:
+    """The fields of a `RunConfig` about class names; none where no head reads them."""
     heads = {head for head, _ in pairs}
     starts = ZERO_SHOT in (plan.settings.init, *_choices(plan, "init"))
     if starts and LINEAR not in heads:
         raise ConfigError(f"--init {ZERO_SHOT}: only the linear head starts from class names; add --fusion {LINEAR}")
-    reads = starts or ZERO_SHOT in heads
-    if class_names and not reads:
-        raise ConfigError(
-            f"--class-names: no head reads them; add --baselines {ZERO_SHOT}, or --fusion {LINEAR} --init {ZERO_SHOT}"
-        )
-    if reads and not two_towers(towers):
+    if not starts and ZERO_SHOT not in heads:
+        if given:
+            head = f"--baselines {ZERO_SHOT}, or --fusion {LINEAR} --init {ZERO_SHOT}"
+            raise ConfigError(f"--class-names: no head reads them; add {head}")
+        return {}
+    if not two_towers(towers):
         flag = f"--init {ZERO_SHOT}" if starts else f"--baselines {ZERO_SHOT}"
         raise HeadError(f"{flag}: no encoder here has an image and a text tower; add one, such as clip, to --encoders")
-    return reads
+    return {"class_names": class_texts(classes, given or {}, templates), "templates": templates}
 
 
 def _choices(plan: Plan, name: str) -> Sequence[Any]:
@@ -234,9 +229,11 @@ def _is_done(run: Run, plan: Plan) -> bool:
     return enough and all(entry.search_over is not False for entry in run.leaderboard) and run.is_whole(ABLATION)
 
 
-def _plan_record(plan: Plan) -> PlanRecord:
+def _plan_fields(plan: Plan) -> dict[str, Any]:
+    """The fields of a `RunConfig` about the plan."""
     space = {name: _values(values) for name, values in plan.space.items()}
-    return PlanRecord(plan.settings, space, plan.method, adjustment=plan.adjustment, refit=plan.refit)
+    record = PlanRecord(plan.settings, space, plan.method, adjustment=plan.adjustment, refit=plan.refit)
+    return {"plan": record, "trials": plan.trials}
 
 
 def _values(values: Any) -> Any:

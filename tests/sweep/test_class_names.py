@@ -19,12 +19,14 @@ from mmfeat.heads.data import HeadData
 from mmfeat.heads.registry import BASELINES, HeadSettings, load_fusion
 from mmfeat.prediction.predict import predict_data
 from mmfeat.reproduce import reproduce_run
+from mmfeat.runs.entry import RunConfig
 from mmfeat.runs.run import Run, read_run
 from mmfeat.sweep.class_names import class_texts, parse_class_names, two_towers, with_class_vectors
 from mmfeat.sweep.search import Plan
 from mmfeat.sweep.train import Sweep
 from mmfeat.system.wording import Silent
-from tests.sweep.small_sweeps import FLOAT32, QUICK, make_place, sweep
+from tests.heads.toy_features import TARGETS
+from tests.sweep.small_sweeps import FLOAT32, QUICK, make_place, run_of, sweep
 
 CLASSES = ("negative", "neutral", "positive")
 NAMES = {"positive": "a happy photo"}
@@ -57,6 +59,11 @@ def towers(place: Path, **options: Any) -> list[registry.Tower]:
     return describe_encoders([f"clip:{place / 'tiny-clip'}", "hashing"], EncoderOptions(dtype="float32", **options))
 
 
+def config(place: Path, templates: str) -> RunConfig:
+    where = {"cache": str(place / "cache"), "dataset": "demo"}
+    return run_of(place, TARGETS, [], class_names=TEXTS, templates=templates, **where).config
+
+
 def open_clip_weights(place: Path, templates: str = "OPENAI_IMAGENET_TEMPLATES") -> np.ndarray:
     """(D, C) by open_clip's own function."""
     import open_clip
@@ -81,7 +88,7 @@ def test_logits_are_those_of_open_clip(place: Path, templates: str, theirs: str)
     described, samples = towers(place), read_samples(place / "demo").labelled
     store = Cache(place / "cache", "demo")
     seen = store.load(samples, [tower.spec for tower in described])
-    seen = with_class_vectors(seen, TEXTS, templates, described, place / "cache", "demo", "cpu", Silent())
+    seen = with_class_vectors(seen, config(place, templates), described, "cpu", Silent())
     assert len(seen.classes) == 2  # both towers of CLIP, not hashing
     weights = open_clip_weights(place, theirs)
     wanted = {}
@@ -110,7 +117,7 @@ def test_the_linear_head_starts_as_zero_shot(place: Path) -> None:
 
     described, samples = towers(place), read_samples(place / "demo").labelled
     seen = Cache(place / "cache", "demo").load(samples, [tower.spec for tower in described])
-    seen = with_class_vectors(seen, TEXTS, "none", described, place / "cache", "demo", "cpu", Silent())
+    seen = with_class_vectors(seen, config(place, "none"), described, "cpu", Silent())
     seen = seen.take(np.all(list(seen.masks.values()), axis=0))
     for modality in ("both", "text", "image"):
         data = HeadData(seen, modality)
