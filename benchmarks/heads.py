@@ -40,8 +40,7 @@ from mmfeat.samples.dataset import Sample
 from mmfeat.samples.keys import ContentKeys
 from mmfeat.samples.labels import Targets, indicator
 from mmfeat.sweep.engine import LocalEngine
-from mmfeat.sweep.problem import Problem
-from mmfeat.sweep.problem import IN_MEMORY
+from mmfeat.sweep.problem import IN_MEMORY, Problem
 from mmfeat.sweep.train import Sweep, train_heads
 from mmfeat.sweep.trials import HeadTrainer
 from mmfeat.system.hardware import cpu_count, resolve_device

@@ -25,7 +25,6 @@ from mmfeat.system.remote import absolute
 from mmfeat.system.wording import Progress
 from mmfeat.version import __version__
 
-
 IN_MEMORY = 1 << 30  # bytes of pooled vectors; more stay on disk and are read batch by batch
 
 

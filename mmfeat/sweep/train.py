@@ -165,8 +165,7 @@ def train_heads(
     from mmfeat.sweep.engine import make_engine
     from mmfeat.sweep.train_all import train_run
 
-    features = labelled.load([tower.spec for tower in towers])
-    features = with_class_vectors(features, config, described, device, progress)
+    features = with_class_vectors(labelled.load([tower.spec for tower in towers]), config, described, device, progress)
     maker = replace(maker, device=resolve_device(device))
     runner = make_engine(engine, features, labelled.targets, maker.device, attend, workers, ray_address)
     run = train_run(labelled, features, runner, pairs, plan, config, folder, maker, progress)
