@@ -12,7 +12,9 @@ from functools import cached_property
 from typing import Any
 
 from mmfeat.encoders.bert import quiet_transformers
+from mmfeat.encoders.names import family_of
 from mmfeat.encoders.spec import EncoderSpec
+from mmfeat.encoders.tokenizer import FILES, check_files
 from mmfeat.encoders.torch_tower import load_errors
 from mmfeat.encoders.weights import checkpoint_json, hub_errors, local_path
 from mmfeat.errors import EncoderError
@@ -43,30 +45,17 @@ _ASIDE = (
     "do_convert_rgb", "return_tensors", "data_format", "input_data_format", "device", "disable_grouping",
     "image_seq_length", "use_fast", "backend",
 )  # fmt: skip
-_TOKENIZERS = (
-    "tokenizer.json",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tokenizer.model",
-)
 
 
 def read_checkpoint(variant: str) -> Checkpoint:
     """The checkpoint that `variant` names. Raises `EncoderError` for one that has no image tower of transformers."""
     config = checkpoint_json(variant, "config.json")
-    if config is None and (folder := local_path(variant)):
-        other = "clip" if (folder / "open_clip_config.json").is_file() else "st"
-        known = other == "clip" or (folder / "modules.json").is_file()
-        remedy = f"name {other}:{variant}" if known else "name a folder as save_pretrained writes it"
-        raise EncoderError(f"hf:{variant}: it has no config.json of transformers; {remedy}")
     config = config if isinstance(config, dict) else {}
     kind = config.get("model_type")
-    if kind == "timm_wrapper" or (kind is None and "architecture" in config):
-        raise EncoderError(f"hf:{variant}: its config.json is that of a timm model; name timm:{variant}")
     if not isinstance(kind, str):
-        raise EncoderError(f"hf:{variant}: its config.json names no model_type; use a complete checkpoint")
+        family = family_of(variant)
+        remedy = f"name {family}:{variant}" if family else "name a folder as save_pretrained writes it"
+        raise EncoderError(f"hf:{variant}: no config.json of transformers, with a model_type, is here; {remedy}")
     return Checkpoint(variant, kind, config)
 
 
@@ -162,7 +151,7 @@ class Checkpoint:
         """The processor of pictures; of pictures and texts where there are two towers."""
         self._processor_file()
         if self.has_text:
-            self._check_tokenizer()
+            check_files(self.name, self.variant, FILES)
         transformers = quiet_transformers()
         loader = transformers.AutoProcessor if self.has_text else transformers.AutoImageProcessor
         with self.load_errors():
@@ -178,15 +167,6 @@ class Checkpoint:
                 "where the weights come from"
             )
         return given
-
-    def _check_tokenizer(self) -> None:
-        """Raise `EncoderError` where no file has the words of the tokenizer: transformers would make up a few."""
-        folder = local_path(self.variant)
-        if folder and not any((folder / name).is_file() for name in _TOKENIZERS):
-            raise EncoderError(
-                f"{self.name}: the tokenizer of its text tower is missing (tokenizer.json); copy it from where the "
-                "weights come from"
-            )
 
     @cached_property
     def _padded(self) -> tuple[str, int]:

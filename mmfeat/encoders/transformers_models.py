@@ -16,6 +16,7 @@ import numpy as np
 from mmfeat.encoders.bert import model_layers, quiet_transformers
 from mmfeat.encoders.layers import Network, Point, find_layers
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
+from mmfeat.encoders.tokenizer import check_fit
 from mmfeat.encoders.torch_tower import TorchTower, plain_call, stack
 from mmfeat.encoders.transformers_files import LONGEST, Checkpoint, read_checkpoint
 from mmfeat.encoders.weights import hub_revision, local_path, path_identity
@@ -35,6 +36,7 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
         raise EncoderError("hf: name a checkpoint, as in hf:facebook/dinov2-base, or a local folder, hf:FOLDER")
     folder = local_path(variant)
     checkpoint = read_checkpoint(variant)
+    has_text = checkpoint.has_text  # raises for a model without an image tower
     options = options.for_model("vit" if checkpoint.is_plain_transformer else checkpoint.model_type)
     image = EncoderSpec(
         family="hf",
@@ -45,7 +47,7 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
         arithmetic=options.dtype,
         storage=options.storage,
     )
-    if not checkpoint.has_text:
+    if not has_text:
         return [image]
     padding = canonical_json({"padding": checkpoint.padding})
     length = checkpoint.text_length
@@ -141,7 +143,8 @@ class Loaded:
         if self.lacks_pooler or _pooled(first) is None:
             parameters = (parameter for parameter, _ in self.model.named_parameters())
             vector = _class_token if any(parameter.endswith("cls_token") for parameter in parameters) else _mean_token
-            if not isinstance(getattr(first, "last_hidden_state", None), torch.Tensor):
+            is_decoder = getattr(self.model.config, "is_encoder_decoder", False)  # as detectors of objects are
+            if is_decoder or not isinstance(getattr(first, "last_hidden_state", None), torch.Tensor):
                 raise EncoderError(f"{name}: {kind} gives no vector of a picture; use another checkpoint")
         if not torch.allclose(vector(first), vector(second), rtol=1e-3, atol=1e-3):
             raise EncoderError(
@@ -175,6 +178,7 @@ class TextTower:
     def __init__(self, loaded: Loaded, spec: EncoderSpec) -> None:
         self.loaded, self.spec, self.padding = loaded, spec, loaded.checkpoint.padding
         self.tokenizer = loaded.processor.tokenizer
+        self.check = check_fit(loaded.checkpoint.name, self.tokenizer, loaded.model.text_model)
         if self.padding == LONGEST:  # padding behind a text leaves its vector unchanged
             self.tokenizer.padding_side = "right"
 
@@ -192,8 +196,9 @@ class TextTower:
         )
 
     def prepare(self, text: str) -> dict[str, Any]:
-        clean = CLEANING[self.spec.cleaning]
-        return dict(self.tokenizer(clean(text), truncation=True, max_length=self.spec.max_length))
+        text = CLEANING[self.spec.cleaning](text)
+        self.check(text)
+        return dict(self.tokenizer(text, truncation=True, max_length=self.spec.max_length))
 
     def collate(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
         """(B, T) tensors, padded to the longest text or to the length that the model was trained with."""
@@ -254,12 +259,18 @@ def _load(variant: str, spec: EncoderSpec) -> Loaded:
     processor = checkpoint.processor(spec)
     with checkpoint.load_errors():
         model, info = loader.from_pretrained(
-            checkpoint.source, output_loading_info=True, dtype=torch.float32, **checkpoint.pinned(spec)
+            checkpoint.source,
+            output_loading_info=True,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # the library would print a table of them; they are refused below
+            **checkpoint.pinned(spec),
         )
-    lost = {key for key in info["missing_keys"] if not key.startswith("pooler.")}
-    lost |= {key[0] if isinstance(key, tuple) else key for key in info.get("mismatched_keys", ())}
-    if lost:
+    if lost := sorted(key for key in info["missing_keys"] if not key.startswith("pooler.")):
+        raise EncoderError(f"{checkpoint.name}: the weights lack {', '.join(lost[:3])}; use a complete checkpoint")
+    if other := sorted(info["mismatched_keys"]):
+        name, found, wanted = other[0]
         raise EncoderError(
-            f"{checkpoint.name}: the weights lack {', '.join(sorted(lost)[:3])}; use a complete checkpoint"
+            f"{checkpoint.name}: {name} has the shape {tuple(found)}, its config.json wants {tuple(wanted)}; use a "
+            "complete checkpoint"
         )
     return Loaded(checkpoint, model.eval().requires_grad_(False), processor, bool(info["missing_keys"]))

@@ -79,6 +79,8 @@ def why_no_model(ports: Sequence[Port]) -> str:
             return f"the head looks at augmented views of {spec.tower}, which no graph makes"
         if spec.output != "pooled":
             return f"the head reads {spec.output} of {spec.tower}"
+        if spec.modality == "image" and "max_num_patches" in spec.preprocessing:
+            return f"{spec.tower} takes photos in any shape, as a free number of patches"
         if FAMILIES.get(spec.family, FAMILIES["resnet50"]).open_towers is None:
             return f"{spec.tower} is no torch model"
     return ""
@@ -108,7 +110,8 @@ def _opened(port: Port) -> tuple[TowerPart, TowerInput]:
         names, axes = (f"{port.name}_ids",), ({0: "batch"},)
         return TowerPart(tower, network, ()), TowerInput(port, names, (), axes, tower.prepare, stack, facts)
     keys = tuple(tower.collate([tower.prepare("a b")]))
-    facts["padding"] = "on the right, to the longest of the batch"
+    fixed = "max_length" in spec.preprocessing
+    facts["padding"] = f"to {spec.max_length} tokens" if fixed else "on the right, to the longest of the batch"
     named = tuple(f"{port.name}_{key}" for key in keys)
     free = tuple({0: "batch", 1: f"{port.name}_tokens"} for _ in keys)
     given = TowerInput(port, named, keys, free, tower.prepare, tower.collate, facts)

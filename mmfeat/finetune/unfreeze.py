@@ -68,7 +68,12 @@ def _behind(tower: TorchTower, forward: Callable[[], Tensor]) -> list[str]:
 
 
 def _detached(output: Any) -> Any:
-    return output.detach() if isinstance(output, Tensor) else type(output)(map(_detached, output))
+    """The output of a layer without gradients; beside tensors, a layer may give None and plain values."""
+    if isinstance(output, Mapping):
+        return type(output)(**{name: _detached(value) for name, value in output.items()})
+    if isinstance(output, tuple | list):
+        return type(output)(map(_detached, output))
+    return output.detach() if isinstance(output, Tensor) else output
 
 
 def _names(module: Module, layer: Module) -> list[str]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +14,9 @@ import pytest
 from PIL import Image
 
 from mmfeat.encoders.bert import quiet_transformers
-from mmfeat.encoders.registry import describe_encoders, load_encoders
+from mmfeat.encoders.registry import describe_encoders, load_encoders, load_reference
 from mmfeat.encoders.spec import Encoder, EncoderOptions
+from mmfeat.errors import EncoderError
 from tests.encoders.tiny_hf import KINDS, write_hf
 from tests.encoders.tiny_models import TEXTS, contents
 
@@ -92,3 +97,115 @@ def test_image_models_equal_transformers(kind: str, folders: Any) -> None:
     ours = vectors(image)[0]
     np.testing.assert_allclose(ours, published(folders(kind), kind, "image"), atol=1e-5)
     assert np.abs(ours[0] - ours[1]).max() > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "siglip2", "dinov2", "dinov3_vit", "swin", "convnext"])
+def test_tokens_and_prefixes_equal_a_plain_call(kind: str, folders: Any) -> None:
+    towers = describe_encoders(
+        [f"hf:{folders(kind)}"], EncoderOptions(**PLAIN, outputs=("pooled", "tokens", "prefix:1"))
+    )
+    references = {tower.spec: load_reference(tower) for tower in towers}
+    for encoder in load_encoders(towers, "cpu"):
+        given = pictures() if encoder.modality == "image" else TEXTS
+        for spec, ours in zip(encoder.specs, vectors(encoder), strict=True):
+            for mine, content in zip(ours, given, strict=True):
+                np.testing.assert_allclose(mine, references[spec](content), atol=1e-5, err_msg=spec.name)
+
+
+def test_tokens_are_the_last_hidden_state_and_prefixes_the_one_before_a_layer(folders: Any) -> None:
+    transformers = quiet_transformers()
+    import torch
+
+    folder = folders("dinov2")
+    (image,) = encoders(f"hf:{folder}", outputs=("tokens", "prefix:1"))
+    tokens, prefix = vectors(image)
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    with torch.no_grad():
+        output = model(**processor(images=pictures()[0], return_tensors="pt"), output_hidden_states=True)
+    np.testing.assert_allclose(tokens[0], output.last_hidden_state[0], atol=1e-5)
+    np.testing.assert_allclose(prefix[0], output.hidden_states[-2][0], atol=1e-5)
+
+
+def test_preprocessing_is_read_from_the_files_and_part_of_the_spec(folders: Any, tmp_path: Path) -> None:
+    """A file as hub checkpoints have it is enough; one that leaves settings out is completed by the library."""
+    folder = shutil.copytree(folders("dinov2"), tmp_path / "model")
+    file = folder / "preprocessor_config.json"
+    whole = json.loads(file.read_text())
+
+    def described(settings: dict[str, Any]) -> dict[str, Any]:
+        file.write_text(json.dumps(settings))
+        (tower,) = describe_encoders([f"hf:{folder}"], EncoderOptions(**PLAIN))
+        load_encoders([tower], "cpu")
+        return json.loads(tower.spec.preprocessing)
+
+    settings = described(whole)
+    assert settings["processor"] == "BitImageProcessor"
+    assert settings["size"] == {"shortest_edge": 37}
+    assert settings["crop_size"] == {"height": 32, "width": 32}
+    assert (settings["resample"], settings["do_center_crop"]) == (3, True)
+    assert described({name: whole[name] for name in ("size", "crop_size", "image_processor_type")}) == settings
+    assert described({**whole, "resample": 2})["resample"] == 2
+    old = {"feature_extractor_type": "CLIPFeatureExtractor", "size": 40, "crop_size": 32, "resample": 3}
+    assert described(old)["size"] == {"shortest_edge": 40}
+    assert described(old)["processor"] == "CLIPImageProcessor"
+
+
+def test_describing_a_common_checkpoint_imports_no_library(folders: Any) -> None:
+    requests = [f"hf:{folders(kind)}" for kind in ("dinov2", "clip")]
+    code = (
+        "import sys; from mmfeat.encoders import EncoderOptions, describe_encoders; "
+        f"describe_encoders({requests}, EncoderOptions(dtype='float32')); "
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def damaged(kind: str, change: str, folders: Any, folder: Path) -> str:
+    """The request for a copy of a checkpoint that lacks a file or holds another one."""
+    shutil.copytree(folders(kind), folder)
+    config = json.loads((folder / "config.json").read_text())
+    if change == "processor":
+        (folder / "preprocessor_config.json").unlink()
+    elif change == "tokenizer":
+        (folder / "tokenizer.json").unlink()
+    elif change == "sizes":
+        (folder / "preprocessor_config.json").write_text('{"size": {"shortest_edge": 50}, "do_center_crop": false}')
+    elif change == "unlisted":
+        (folder / "config.json").unlink()
+    elif change:
+        name, value = change.split("=")
+        (folder / "config.json").write_text(json.dumps({**config, name: json.loads(value)}))
+    return f"hf:{folder}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("dinov2", "processor", r"preprocessor_config.json is missing, which says how pictures are prepared; copy it"),
+        ("clip", "tokenizer", r"no tokenizer files here \(.*\); copy them"),
+        ("dinov2", "sizes", r"cannot take what its processor makes of pictures .* pictures of one size"),
+        ("vit", "image_size=16", r"embeddings.position_embeddings has the shape .*, its config.json wants .*; use a"),
+        ("dinov2", "num_hidden_layers=3", r"the weights lack encoder.layer.2.*; use a complete checkpoint"),
+        ("dinov2", 'model_type="dinov9"', r"transformers has no model type 'dinov9'"),
+        ("dinov2", 'model_type="wav2vec2"', r"wav2vec2 is no encoder of pictures; use another checkpoint"),
+        ("dinov2", 'model_type="bert"', r"bert is a text model; name st:.* or bert:"),
+        ("dinov2", "unlisted", r"no config.json of transformers, with a model_type, is here; name a folder"),
+        ("vit_mae", "", r"ViTMAEModel gives another vector of a picture at each call, as it hides random parts"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_followed_gets_one_line(
+    kind: str, change: str, message: str, folders: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(EncoderError, match=message) as caught:
+        encoders(damaged(kind, change, folders, tmp_path / "model"))
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_of_other_libraries_are_told_their_family(tiny_timm: Path, tiny_clip: Path, tiny_bert: Path) -> None:
+    for folder, family in ((tiny_timm, "timm"), (tiny_clip, "clip"), (tiny_bert, "bert")):
+        with pytest.raises(EncoderError, match=rf"name .*{family}:"):
+            encoders(f"hf:{folder}")
+    with pytest.raises(EncoderError, match=r"hf: name a checkpoint, as in hf:facebook/dinov2-base"):
+        encoders("hf")
