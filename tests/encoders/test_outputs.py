@@ -19,7 +19,7 @@ from tests.encoders.tiny_models import contents, embed, write_timm
 ALL = ("pooled", "tokens", "prefix:1", "prefix:2")
 KINDS = (
     "bert", "bert-left", "clip", "clip-resnet", "clip-timm-bert", "clip-late-norm", "resnet18", "mobilenet_v3_small",
-    "densenet121", "test_resnet", "test_vit", "test_efficientnet", "swin",
+    "densenet121", "test_resnet", "test_vit", "test_efficientnet", "swin", "hf-clip", "hf-siglip", "hf-dinov2",
 )  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def test_one_forward_pass_serves_all_outputs(models: Callable[[str], str], kind:
         assert set(runs.values()) == {1}
 
 
-@pytest.mark.parametrize("kind", ["bert", "clip", "test_resnet", "resnet18"])
+@pytest.mark.parametrize("kind", ["bert", "clip", "test_resnet", "resnet18", "hf-clip"])
 def test_half_precision_tokens_are_float32_and_close(models: Callable[[str], str], kind: str) -> None:
     towers = [describe_encoders([models(kind)], options(dtype=dtype)) for dtype in ("float32", "bfloat16")]
     for exact, half in zip(*(load_encoders(asked, "cpu") for asked in towers), strict=True):

@@ -87,4 +87,7 @@ def write_tokenizer(kind: str, transformers: Any) -> Any:
         return transformers.CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)
     words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *letters, "▁", *(f"<0x{code:02X}>" for code in range(256))]
     vocab = {word: number for number, word in enumerate(words)}
-    return transformers.Siglip2Tokenizer(vocab=vocab, merges=[], model_max_length=64, padding_side="right")
+    settings = {"model_max_length": 64, "padding_side": "right"}
+    if kind == "siglip":  # its checkpoints show the model all columns
+        settings["model_input_names"] = ["input_ids"]
+    return transformers.Siglip2Tokenizer(vocab=vocab, merges=[], **settings)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from mmfeat.encoders.spec import Encoder
 from mmfeat.encoders.torchvision_ops import import_torchvision
+from tests.encoders.tiny_hf import write_hf
 
 TEXTS = ["What a wonderful day of this", "so tired", "@bob the bus http://t.co/x #day", "", "a " * 200]
 
@@ -101,6 +102,8 @@ def write_kind(kind: str, folder: Path, tiny_bert: Path) -> str:
         for file in tiny_bert.glob("token*"):
             shutil.copy(file, folder)
         return f"clip:{folder}"
+    if kind.startswith("hf-"):
+        return f"hf:{write_hf(folder, kind.removeprefix('hf-'))}"
     if kind.startswith("test_"):
         return f"timm:{write_timm(folder, kind, 160 if 'vit' in kind else 64)}"
     if kind == "swin":

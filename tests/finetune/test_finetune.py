@@ -33,7 +33,18 @@ from tests.processes import Command
 from tests.sweep.small_sweeps import FLOAT32, make_place, sweep
 
 CHECKPOINT = "cells/fold[01]-1.checkpoint.safetensors"
-KINDS = ["bert", "clip", "resnet18", "test_resnet", "test_vit", "clip-resnet"]
+KINDS = [
+    "bert",
+    "clip",
+    "resnet18",
+    "test_resnet",
+    "test_vit",
+    "clip-resnet",
+    "hf-clip",
+    "hf-siglip",
+    "hf-dinov3_vit",
+    "hf-convnext",
+]
 
 
 def opened(models: Callable[[str], str], kind: str, modality: str, count: int) -> Any:
@@ -44,7 +55,10 @@ def opened(models: Callable[[str], str], kind: str, modality: str, count: int) -
 
 @pytest.mark.parametrize(
     ("kind", "modality"),
-    [("bert", "text"), ("clip", "text"), *((kind, "image") for kind in KINDS if kind != "bert")],
+    [
+        *((kind, "text") for kind in ("bert", "clip", "hf-clip", "hf-siglip")),
+        *((kind, "image") for kind in KINDS if kind != "bert"),
+    ],
 )
 @pytest.mark.parametrize("count", [1, 2])
 def test_beginning_at_a_layer_gives_the_vectors_and_gradients_of_the_whole_pass(
