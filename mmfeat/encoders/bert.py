@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmfeat.encoders.layers import Network, Point, check_depth
+from mmfeat.encoders.padding import without_padding
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.tokenizer import check_files, check_fit, tokenizer_errors
 from mmfeat.encoders.torch_tower import TorchTower, load_errors
@@ -92,26 +93,26 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
     def prepare(text: str) -> dict[str, Any]:
         text = clean(text)
         check(text)
-        return dict(tokenizer(text, truncation=True, max_length=spec.max_length))
+        return dict(tokenizer(text, truncation=True, max_length=spec.max_length, return_attention_mask=True))
 
     def collate(batch: list[dict[str, Any]]) -> dict[str, Any]:
-        return dict(tokenizer.pad(batch, return_tensors="pt"))
+        return dict(tokenizer.pad(batch, return_attention_mask=True, return_tensors="pt"))
 
     def forward(inputs: dict[str, Any]) -> Any:
-        return pool(model(**inputs), inputs["attention_mask"], pooling)
+        taken = {name: value for name, value in inputs.items() if name in tokenizer.model_input_names}
+        return pool(model(**taken), inputs["attention_mask"], pooling)
 
-    return [
-        TorchTower(
-            tuple(specs),
-            model,
-            Network(forward, model_layers(model), Point(model)),
-            prepare,
-            collate,
-            keep=lambda inputs: inputs["attention_mask"].bool(),
-            stand_in=lambda mask: {"input_ids": mask.new_zeros(mask.shape).long(), "attention_mask": mask.long()},
-            length=lambda inputs: len(inputs["input_ids"]),
-        )
-    ]
+    tower = TorchTower(
+        tuple(specs),
+        model,
+        Network(forward, model_layers(model), Point(model)),
+        prepare,
+        collate,
+        keep=lambda inputs: inputs["attention_mask"].bool(),
+        stand_in=lambda mask: {"input_ids": mask.new_zeros(mask.shape).long(), "attention_mask": mask.long()},
+        length=lambda inputs: len(inputs["input_ids"]),
+    )
+    return [without_padding(f"bert:{variant}", tower)]
 
 
 def reference(variant: str, spec: EncoderSpec) -> Callable[[str], np.ndarray]:

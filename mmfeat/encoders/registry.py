@@ -241,7 +241,7 @@ def _check_outputs(loaded: Encoder) -> None:
         return
     from PIL import Image
 
-    blank = "" if loaded.modality == "text" else Image.new("RGB", (64, 64))
+    blank = "a b c d" if loaded.modality == "text" else Image.new("RGB", (64, 64))
     try:
         outputs = loaded.embed([loaded.prepare(blank)])
     except EncoderError as error:

@@ -14,6 +14,7 @@ import numpy as np
 
 from mmfeat.encoders.bert import model_layers, quiet_transformers
 from mmfeat.encoders.layers import Network, Point, check_depth
+from mmfeat.encoders.padding import without_padding
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.tokenizer import check_files, check_fit, text_folder, tokenizer_errors
 from mmfeat.encoders.torch_tower import TorchTower, load_errors
@@ -92,18 +93,21 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
             tokens(features["token_embeddings"])
         return features["sentence_embedding"][:, :width]
 
-    return [
-        TorchTower(
-            tuple(specs),
-            model,
-            Network(forward, layers, Point(tokens)),
-            prepare,
-            collate,
-            keep=lambda inputs: inputs["attention_mask"].bool(),
-            stand_in=lambda mask: {"input_ids": mask.new_zeros(mask.shape).long(), "attention_mask": mask.long()},
-            length=len,
-        )
-    ]
+    def keep(inputs: Mapping[str, Tensor]) -> Tensor:
+        mask = inputs.get("attention_mask")
+        return inputs["input_ids"] != model.tokenizer.pad_token_id if mask is None else mask.bool()
+
+    tower = TorchTower(
+        tuple(specs),
+        model,
+        Network(forward, layers, Point(tokens)),
+        prepare,
+        collate,
+        keep=keep,
+        stand_in=lambda mask: {"input_ids": mask.new_zeros(mask.shape).long(), "attention_mask": mask.long()},
+        length=len,
+    )
+    return [without_padding(f"st:{variant}", tower)]
 
 
 def reference(variant: str, spec: EncoderSpec) -> Callable[[str], np.ndarray]:

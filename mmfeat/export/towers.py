@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from mmfeat.encoders.clip import TextTower
+from mmfeat.encoders.padding import ByLength
 from mmfeat.encoders.pixels import Pixels
 from mmfeat.encoders.registry import FAMILIES, open_towers
 from mmfeat.encoders.torch_tower import TorchTower, stack
+from mmfeat.errors import RunError
 from mmfeat.export.build import Port
 from mmfeat.export.graph import HeadGraph
 
@@ -103,6 +105,8 @@ def _opened(port: Port) -> tuple[TowerPart, TowerInput]:
         batch: Axes = {0: "batch"}
         given = TowerInput(port, (f"{port.name}_pixels",), (), (batch,), tower.prepare, tower.collate, _pixels(tower))
         return TowerPart(tower, tower.network, ()), given
+    if isinstance(tower.network.forward, ByLength):
+        raise RunError(f"{spec.name}: no graph of this encoder, whose vectors padding changes; add --no-model")
     facts = {"cleaning": spec.cleaning, "max_length": spec.max_length, "tokenizer": spec.model}
     if spec.tower == "clip.text":  # all 77 columns: the network ignores columns after the end token
         network = TextTower(tower.module).network()

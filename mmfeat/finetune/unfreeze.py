@@ -168,7 +168,7 @@ def blank_inputs(tower: TorchTower) -> Any:
     """Inputs of a forward pass over one empty text or black picture."""
     from PIL import Image
 
-    return tower.collate([tower.prepare("" if tower.stand_in else Image.new("RGB", (64, 64)))])
+    return tower.collate([tower.prepare("a b c d" if tower.stand_in else Image.new("RGB", (64, 64)))])
 
 
 def adapted_layers(tower: TorchTower, depths: Mapping[str, int]) -> dict[str, int]:
