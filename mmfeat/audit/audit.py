@@ -172,6 +172,7 @@ def _label_errors(findings: Findings, seed: int) -> dict[str, Any] | None:
 def _notes(findings: Findings) -> list[str]:
     """Lines about checks that were left out and about data that the user may not expect."""
     notes = [findings.no_run] if findings.no_run else []
+    notes += findings.samples.notes
     if language_classifier() is None and any(sample.text for sample in findings.samples):
         notes.append(NO_LANGUAGES)
     if are_absent(findings.samples.samples):
@@ -186,9 +187,7 @@ def _notes(findings: Findings) -> list[str]:
         }
         notes += [f"splits in {findings.splits.folder}: {count:,} {what}" for what, count in counts.items() if count]
     if findings.samples.unused_columns:
-        notes.append(
-            f"columns not used: {', '.join(findings.samples.unused_columns)} (--columns label=... names yours)"
-        )
+        notes.append(f"columns not used: {', '.join(findings.samples.unused_columns)}")
     if stray := stray_files(findings.samples):
         notes.append(f"{len(stray):,} files of the data folder belong to no sample (first: {stray[0]})")
     return notes

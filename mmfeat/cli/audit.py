@@ -11,7 +11,7 @@ from rich.table import Table
 
 from mmfeat.cli.console import SHOWN_LABELS, ConsoleProgress, out
 from mmfeat.cli.flags import (
-    AnyColumns,
+    LATEST_READING,
     AnyData,
     CacheFolder,
     Heads,
@@ -19,7 +19,7 @@ from mmfeat.cli.flags import (
     Seed,
     interruptible,
     option,
-    pairs,
+    reading,
     takes,
 )
 from mmfeat.errors import CacheMissError, ConfigError
@@ -202,7 +202,7 @@ def _cut(text: str, width: int) -> str:
 
 PARAMETERS: Parameters = {
     "data": (AnyData, None),
-    "columns": (AnyColumns, None),
+    **LATEST_READING,
     "split_dir": (option("Splits whose leaks are looked for, as of a run.  [default: the run's]", str | None), None),
     "run": (option("A run that judges the labels, or none.  [default: the best on the data]", str | None), None),
     "heads": (Heads, "heads"),
@@ -221,7 +221,8 @@ def audit(context: typer.Context, **values: Any) -> None:
     \b
     mmfeat audit --data tweets --split-dir splits
     """
-    data, columns, extracted = _data_and_columns(*(values.pop(name) for name in ("data", "columns", "cache")))
+    flags = {name: values.pop(name) for name in ("data", "cache", *LATEST_READING)}
+    data, columns, extracted = _data_and_columns(flags)
     from mmfeat.audit.audit import audit_data
 
     result = audit_data(data, columns=columns, **values, progress=ConsoleProgress())
@@ -232,11 +233,11 @@ def audit(context: typer.Context, **values: Any) -> None:
     out.print(f"next: mmfeat {step}")
 
 
-def _data_and_columns(data: str | None, columns: str | None, cache: str) -> tuple[str, dict[str, str], bool]:
+def _data_and_columns(flags: Mapping[str, Any]) -> tuple[str, dict[str, str], bool]:
     """Return data, names of its columns, and whether it was extracted; the latest extraction fills in what is None."""
+    data, cache = flags["data"], flags["cache"]
     from mmfeat.extraction.requests import latest_request
 
-    named = pairs(columns) if columns else None
     try:
         request = latest_request(cache, data)
     except CacheMissError as error:
@@ -244,7 +245,8 @@ def _data_and_columns(data: str | None, columns: str | None, cache: str) -> tupl
             raise ConfigError(
                 f"nothing was extracted into {cache}, so --data is needed: a folder or a table"
             ) from error
-        return data, named or {}, False
+        return data, reading(flags) or {}, False
     if data is None:
         out.print(f"using {shown(request.data)}")
+    named = reading(flags, request.columns)
     return data or request.data, request.columns if named is None else named, True

@@ -13,6 +13,7 @@ import typer
 
 from mmfeat.cli.console import ConsoleProgress, out, show_table
 from mmfeat.cli.flags import (
+    LATEST_READING,
     REQUEST_PARAMETERS,
     AnyColumns,
     AnyData,
@@ -186,8 +187,9 @@ def list_entries(cache: CacheFolder = "cache") -> None:
 
 
 @app.command()
+@takes({"data": (AnyData, None), "cache": (CacheFolder, "cache"), **LATEST_READING})
 @interruptible("nothing was changed")
-def info(data: AnyData = None, cache: CacheFolder = "cache", columns: AnyColumns = None) -> None:
+def info(context: typer.Context, cache: str, **values: Any) -> None:
     """Show how much of a data set each encoder covers. Also where its vectors came from.
 
     \b
@@ -197,7 +199,7 @@ def info(data: AnyData = None, cache: CacheFolder = "cache", columns: AnyColumns
     from mmfeat.cache.survey import survey
     from mmfeat.samples.dataset import read_samples
 
-    request = find_request({"data": data, "cache": cache, "columns": columns})
+    request = find_request({"cache": cache, **values})
     samples = read_samples(request.data, request.columns)
     store = Cache(cache, samples.name)
     entries = survey(cache, store.folder.name)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,8 +9,8 @@ import typer
 from mmfeat.cli.console import SHOWN_LABELS, WORTH_A_LINE, ConsoleProgress, out, show_table
 from mmfeat.cli.flags import (
     ENCODER_PARAMETERS,
+    READING_PARAMETERS,
     CacheFolder,
-    ColumnsFlag,
     Data,
     Device,
     Encoders,
@@ -21,7 +21,7 @@ from mmfeat.cli.flags import (
     Workers,
     encoder_options,
     interruptible,
-    pairs,
+    reading,
     requests,
     takes,
 )
@@ -38,7 +38,7 @@ PARAMETERS: Parameters = {
     "data": (Data, ...),
     "encoders": (Encoders, "clip,bert,resnet50"),
     "cache": (CacheFolder, "cache"),
-    "columns": (ColumnsFlag, ""),
+    **READING_PARAMETERS,
     "device": (Device, "auto"),
     **ENCODER_PARAMETERS,
     "retry_failed": (Annotated[bool, typer.Option(help="Try again what could not be read or encoded.")], False),
@@ -79,7 +79,7 @@ def extract(context: typer.Context, **given: Any) -> None:
     asked: dict[str, Any] = {
         "cache": cache,
         "options": EncoderOptions(**encoder_options(values)),
-        "columns": pairs(values["columns"]),
+        "columns": reading(values),
         "settings": ExtractSettings(
             *(values[name] for name in ("device", "workers", "batch_size", "compiled", "retry_failed"))
         ),
@@ -127,12 +127,13 @@ def show_extraction(result: Extraction) -> None:
 
     samples = result.samples
     counts = samples.labels
-    labelled = f"{sum(counts.values()):,} labelled{_encodings(samples.encodings)}"
-    out.print(f"{samples.source}: {len(samples):,} samples, {labelled}")
+    out.print(f"{samples.source}: {len(samples):,} samples, {sum(counts.values()):,} labelled")
     if counts:
         out.print(f"  labels: {', '.join(f'{name} {counts[name]:,}' for name in sorted(counts)[:SHOWN_LABELS])}")
     if samples.unused_columns:
-        out.print(f"  columns not used: {', '.join(samples.unused_columns)} (--columns label=... names yours)")
+        out.print(f"  columns not used: {', '.join(samples.unused_columns)}")
+    for note in samples.notes:
+        out.print(f"  note: {shown(note)}")
     for modality, reasons in result.missing.items():
         for reason, count in reasons.most_common(SHOWN_FAILURES):
             example = shown(result.examples[modality][reason])
@@ -247,8 +248,3 @@ def _could_be_half(tower: Tower, device: str) -> bool:
     if tower.spec.arithmetic != "float32" or tower.request.startswith("finetuned:"):
         return False
     return resolve_dtype("auto", device, convolutional) != "float32"
-
-
-def _encodings(counts: Mapping[str, int]) -> str:
-    odd = [f"{count:,} {name}" for name, count in counts.items() if name != "utf-8"]
-    return f"; not UTF-8: {', '.join(odd)}" if odd else ""

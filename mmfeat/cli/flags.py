@@ -29,7 +29,7 @@ def option(text: str, kind: Any = str, *names: str, least: int | None = None) ->
     return Annotated[kind, typer.Option(*names, help=text, min=least)]
 
 
-Data = option("Folder (train.txt, data/) or CSV, TSV, JSONL, Parquet table; or its URL.", str, "--data")
+Data = option("Folder (train.txt, data/) or table (CSV, JSONL, Parquet, ...); pattern, list or URL.", str, "--data")
 AnyData = option("Folder or table.  [default: that of the latest extraction]", str | None, "--data")
 AnyRun = option("A run folder.  [default: the best on the latest data and folds]", str | None, "--run")
 RunData = option("Folder or table.  [default: that of the run]", str | None, "--data")
@@ -88,6 +88,37 @@ def _encoder_parameters(latest: bool) -> Parameters:
     return parameters
 
 
+# The flags of reading: parameter -> its help. With --columns, they make up the `columns` of the library's functions.
+_READING_FLAGS = {
+    "encoding": "Encoding of texts that are not UTF-8.  [default: guessed, and said]",
+    "delimiter": "Of a table: a character, or tab, comma, semicolon, pipe.  [default: the file's]",
+    "quoting": "Of a table: csv, none, or auto, which is what the whole file supports.  [default: auto]",
+    "no_label": "Words for a missing label.  [default: null,nan,na,n/a,<na>,none]",
+}
+
+
+def _reading_parameters(columns: Any, default: str | None) -> Parameters:
+    reading = {name: (option(text, str | None), None) for name, text in _READING_FLAGS.items()}
+    return {"columns": (columns, default), **reading}
+
+
+READING_PARAMETERS = _reading_parameters(ColumnsFlag, "")
+LATEST_READING = _reading_parameters(AnyColumns, None)
+
+
+def reading(values: Mapping[str, Any], before: Mapping[str, str] | None = None) -> dict[str, str] | None:
+    """Return the columns and the flags of reading that were given over those `before`, or None if none was given.
+
+    Names of columns replace all the names before.
+    """
+    given = {name.replace("_", "-"): v for name in _READING_FLAGS if (v := values.get(name)) is not None}
+    columns = pairs(values["columns"]) if values.get("columns") else {}
+    if not columns and not given:
+        return None
+    flags = {name.replace("_", "-") for name in _READING_FLAGS}
+    return {name: v for name, v in (before or {}).items() if not columns or name in flags} | columns | given
+
+
 ENCODER_PARAMETERS = _encoder_parameters(latest=False)
 LATEST_PARAMETERS = _encoder_parameters(latest=True)
 # The flags of commands that need an earlier extraction.
@@ -95,7 +126,7 @@ REQUEST_PARAMETERS: Parameters = {
     "data": (AnyData, None),
     "encoders": (AnyEncoders, None),
     "cache": (CacheFolder, "cache"),
-    "columns": (AnyColumns, None),
+    **LATEST_READING,
     "device": (Device, "auto"),
     **LATEST_PARAMETERS,
 }
@@ -163,14 +194,14 @@ def find_request(values: Mapping[str, Any]) -> Request:
     """Return the request that the values of flags describe; a flag that is not given means the latest extraction's."""
     from mmfeat.extraction.requests import latest_request, new_request
 
-    data, encoders, columns = (values.get(name) for name in ("data", "encoders", "columns"))
+    data, encoders = values.get("data"), values.get("encoders")
     if data is not None and not exists(data):
         raise DataError(f"{data}: no such folder or table; check --data")
     if data is not None and encoders is not None:
-        return new_request(data, requests(encoders), pairs(columns or ""), encoder_options(values))
-    request = latest_request(values["cache"], data).changed(
-        requests(encoders) if encoders else None, pairs(columns) if columns else None, encoder_options(values)
-    )
+        return new_request(data, requests(encoders), reading(values) or {}, encoder_options(values))
+    request = latest_request(values["cache"], data)
+    columns = reading(values, request.columns)
+    request = request.changed(requests(encoders) if encoders else None, columns, encoder_options(values))
     out.print(f"using {shown(request.data)} with {', '.join(map(shown, request.encoders))}")
     return request
 

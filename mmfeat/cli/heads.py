@@ -13,7 +13,7 @@ from rich.table import Table
 from mmfeat.cli.console import ConsoleProgress, out
 from mmfeat.cli.flags import (
     LATEST_PARAMETERS,
-    AnyColumns,
+    LATEST_READING,
     AnyData,
     AnyEncoders,
     CacheFolder,
@@ -229,7 +229,7 @@ PARAMETERS: Parameters = {
     "encoders": (AnyEncoders, None),
     "cache": (CacheFolder, "cache"),
     "out": (option("Folder of the runs."), "heads"),
-    "columns": (AnyColumns, None),
+    **LATEST_READING,
     "task": (option("multiclass, or multilabel: labels such as a|b."), "multiclass"),
     "protocol": (option("kfold or holdout."), "kfold"),
     "folds": (option("Folds of kfold.", int, least=2), 5),

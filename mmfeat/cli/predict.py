@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from mmfeat.cli.console import ConsoleProgress, err, out, show_overlooked
 from mmfeat.cli.flags import (
+    LATEST_READING,
     AnyRun,
     Device,
     Head,
@@ -24,7 +26,7 @@ from mmfeat.cli.flags import (
     interruptible,
     names,
     option,
-    pairs,
+    reading,
     takes,
 )
 from mmfeat.system.wording import head_label, interval, shown
@@ -100,6 +102,7 @@ _PARAMETERS: Parameters = {
     "head": (Head, None),
     "modalities": (Modalities, None),
     "cache": (RunCache, None),
+    **LATEST_READING,
     "columns": (option(_COLUMNS, str | None), None),
     "header": (option("First line with the names of the columns.", bool, "--header/--no-header"), True),
     "format": (option(_FORMAT, str | None), None),
@@ -136,7 +139,9 @@ def submit(context: typer.Context, **values: Any) -> None:
     """
     from mmfeat.prediction.submit import write_submission
 
-    values["columns"], written = split_columns(values["columns"])
+    values["columns"], written = split_columns(values)
+    for name in set(LATEST_READING) - {"columns"}:
+        del values[name]
     result = write_submission(**values, **written, progress=ConsoleProgress())
     if values["run"] is None:
         show_overlooked(result.run, values["head"], values["modalities"])
@@ -158,7 +163,7 @@ def predict(context: typer.Context, **values: Any) -> None:
     from mmfeat.prediction.predict import check_inputs
 
     files, data, text, image = values["files"] or [], values["data"], values["text"], values["image"]
-    table, written = split_columns(values["columns"])
+    table, written = split_columns(values)
     data_only = {"cache": values["cache"], "columns": table, "workers": values["workers"]}
     check_inputs(files, data, text, image, {f"--{name}": value for name, value in data_only.items()})
     target, output = _target(values, written)
@@ -179,14 +184,15 @@ def predict(context: typer.Context, **values: Any) -> None:
     _deliver(result, target, output, plain=values["format"] is not None)
 
 
-def split_columns(columns: str | None) -> tuple[dict[str, str] | None, dict[str, Any]]:
+def split_columns(values: Mapping[str, Any]) -> tuple[dict[str, str] | None, dict[str, Any]]:
     """Split `--columns` into names in the input table (or None) and `names` in the file that is written (or nothing).
 
-    `id=guid` names a column of the input table; a plain name is a column to write.
+    `id=guid` names a column of the input table; a plain name is a column to write. The flags of reading go with the
+    names in the table.
     """
-    given = names(columns or "")
+    given = names(values["columns"] or "")
     table, written = [name for name in given if "=" in name], [name for name in given if "=" not in name]
-    return pairs(",".join(table)) if table else None, {"names": tuple(written)} if written else {}
+    return reading({**values, "columns": ",".join(table)}), {"names": tuple(written)} if written else {}
 
 
 def _target(values: dict[str, Any], written: dict[str, Any]) -> tuple[Path | None, OutputFormat]:

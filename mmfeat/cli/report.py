@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmfeat.cli.console import ConsoleProgress, out, show_overlooked
-from mmfeat.cli.flags import Heads, Modalities, Parameters, interruptible, option, pairs, takes
+from mmfeat.cli.flags import (
+    LATEST_READING,
+    Heads,
+    Modalities,
+    Parameters,
+    interruptible,
+    option,
+    reading,
+    takes,
+)
 from mmfeat.errors import ConfigError
 from mmfeat.system.wording import counted, size_of
 
@@ -26,14 +35,14 @@ PARAMETERS: Parameters = {
     "head": (option("A head of the run, looked at closely.  [default: the best]", str | None), None),
     "modalities": (Modalities, None),
     "data": (option("Where the data lie now, if they were moved.", str | None), None),
-    "columns": (option("As for extract.  [default: the run's]", str | None), None),
+    **LATEST_READING,
     "audit": (option("Folder of the audits.  [default: audit]", str | None), None),
     "photos": (option("Most photos in the page, errors first.  [default: 1500]", int | None, least=0), None),
     "latex": (option("Write the tables as LaTeX too.", bool, "--latex"), False),
     "csv": (option("Write the tables as CSV too.", bool, "--csv"), False),
     "png": (option("Write the figures as PNG too.", bool, "--png"), False),
 }
-OF_ONE_RUN = ("data", "columns", "audit", "photos")
+OF_ONE_RUN = ("data", *LATEST_READING, "audit", "photos")
 
 
 @takes(PARAMETERS)
@@ -53,15 +62,17 @@ def report(context: typer.Context, **values: Any) -> None:
         raise ConfigError(f"{len(named)} runs are named; give one, or --compare to set them side by side")
     given = {name: values[name] for name in OF_ONE_RUN if values[name] is not None}
     if values["compare"] and given:
-        raise ConfigError(f"--{next(iter(given))} goes with one run; a comparison shows no samples, leave it out")
+        raise ConfigError(
+            f"--{next(iter(given)).replace('_', '-')} goes with one run; a comparison shows no samples, leave it out"
+        )
     folders = [find_run(name, values["heads"]).folder for name in named]
     entry = {name: values[name] for name in ("head", "modalities")}
     papers = Papers(values["latex"], values["csv"], values["png"])
     if values["compare"]:
         result = write_comparison(folders, out=values["out"] or "comparison.html", **entry, papers=papers)
     else:
-        if "columns" in given:
-            given["columns"] = pairs(values["columns"]) or None
+        given = {name: value for name, value in given.items() if name not in LATEST_READING}
+        given |= {"columns": reading(values)}
         given |= {"out": values["out"], "heads": values["heads"]}
         result = write_report(next(iter(folders), None), **entry, **given, papers=papers, progress=ConsoleProgress())
     _show(result)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from mmfeat.errors import DataError, RunError
-from mmfeat.samples.contents import decode_text
+from mmfeat.samples.encodings import decode_text
 from mmfeat.samples.labels import Targets
 from mmfeat.system.files import csv_text, write_atomic
 

@@ -171,12 +171,13 @@ def prepare_extraction(
     Raises `ConfigError` for an option that applies to none of the encoders.
     """
     source = SampleSource(data, columns)
+    source.check()
     encoders, resolved = list(encoders), resolve_options(options or EncoderOptions(), settings.device)
     towers = describe_encoders(encoders, resolved)
     _check_applies(towers, resolved, settings)
     fingerprints = tuple(tower.spec.fingerprint for tower in towers)
     requests = [absolute_request(encoder) for encoder in encoders]
-    request = Request(absolute(data), dict(columns or {}), requests, resolved, fingerprints)
+    request = Request(absolute(data), source.columns, requests, resolved, fingerprints)
     return Work(source, towers, Cache(cache, source.name), request)
 
 

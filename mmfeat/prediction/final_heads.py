@@ -27,6 +27,8 @@ from mmfeat.runs.entry import Entry, FinalHead, Rule
 from mmfeat.runs.run import Run, checked_towers
 from mmfeat.samples.contents import view_number
 from mmfeat.samples.dataset import MODALITIES, PART, Sample, SampleSet, read_samples
+from mmfeat.samples.rows import COLUMNS, ROW_NUMBER
+from mmfeat.samples.tables import shards_in
 from mmfeat.sweep.ensembles import combine
 from mmfeat.system.files import file_sha256
 from mmfeat.system.hardware import resolve_device
@@ -204,12 +206,17 @@ def read_for(data: str | Path, columns: Mapping[str, str] | None, run_columns: M
     """Read data with the names in `columns`, else with those in `run_columns`, with or without the column of labels,
     else with the default names."""
     check_columns(data, columns)
+    if run_columns.get("id") == ROW_NUMBER:  # other data may have a column of ids
+        run_columns = {name: column for name, column in run_columns.items() if name != "id"}
+    if columns and not set(COLUMNS) & set(columns):
+        columns = {**run_columns, **columns}
     try:
         return read_samples(data, columns or run_columns)
     except DataError:
         if columns or not run_columns:
             raise
-        for names in ({name: column for name, column in run_columns.items() if name != "label"}, {}):
+        names_only = {name: column for name, column in run_columns.items() if name in COLUMNS}
+        for names in (names_only, {name: column for name, column in names_only.items() if name != "label"}, {}):
             with contextlib.suppress(DataError):
                 return read_samples(data, names)
         raise
@@ -217,8 +224,9 @@ def read_for(data: str | Path, columns: Mapping[str, str] | None, run_columns: M
 
 def check_columns(data: str | Path, columns: Mapping[str, str] | None) -> None:
     """Raise `ConfigError` for names of columns of a folder, which has no columns."""
-    if columns and os.path.isdir(data):
-        given = ",".join(f"{name}={column}" for name, column in columns.items())
+    named = {name: column for name, column in (columns or {}).items() if name in COLUMNS}
+    if named and os.path.isdir(data) and not shards_in(data):
+        given = ",".join(f"{name}={column}" for name, column in named.items())
         raise ConfigError(
             f"--columns {given}: {data} is a folder and has no columns; to name those of the file written, list them, "
             "as in --columns guid,tag"

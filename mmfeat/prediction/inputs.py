@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mmfeat.errors import DataError
 from mmfeat.samples.contents import MemoryFile, picture_bytes, without_surrogates
-from mmfeat.samples.dataset import IMAGE_SUFFIXES, TEST_LIST, TRAIN_LIST, Photo, Sample, SampleSet, read_text
-from mmfeat.samples.tables import READERS
+from mmfeat.samples.dataset import IMAGE_SUFFIXES, TEST_LIST, TRAIN_LIST, Photo, Sample, SampleSet, read_texts
+from mmfeat.samples.encodings import Decoder
+from mmfeat.samples.tables import READERS, table_suffix
 from mmfeat.system.remote import RemoteFile, is_remote
 
 if TYPE_CHECKING:
@@ -104,18 +104,14 @@ def samples_of_files(files: Sequence[str | Path]) -> SampleSet:
     for path in paths:
         _check_file(path)
     taken = {path.with_suffix("") for path in paths if _is_photo(path)}
-    encodings: Counter[str] = Counter()
-    samples = []
-    for path in paths:
-        photo = path if _is_photo(path) else None
-        if photo is None and path.with_suffix("") in taken:
-            continue
-        file = text_beside(path) if photo else path
-        text, error, encoding = read_text(file) if file else (None, "", "")
-        if encoding:
-            encodings[encoding] += 1
-        samples.append(Sample(str(path), text, photo, None, error))
-    return SampleSet("files", "", tuple(samples), dict(encodings))
+    paths = [path for path in paths if _is_photo(path) or path.with_suffix("") not in taken]
+    files_of_text = [text_beside(path) if _is_photo(path) else path for path in paths]
+    decoder = Decoder()
+    samples = [
+        Sample(str(path), text, path if _is_photo(path) else None, None, error if file else "")
+        for path, file, (text, error) in zip(paths, files_of_text, read_texts(files_of_text, decoder), strict=True)
+    ]
+    return SampleSet("files", "", tuple(samples), dict(decoder.counts), notes=tuple(decoder.notes))
 
 
 def text_beside(photo: Path) -> Path | None:
@@ -142,7 +138,7 @@ def _is_photo(path: Path) -> bool:
 
 
 def _check_file(path: Path) -> None:
-    if path.suffix.lower() in READERS:
+    if table_suffix(str(path)) in READERS and path.suffix.lower() != TEXT_SUFFIX:
         raise DataError(f"{path}: a table of samples is named with --data {path}")
     if path.suffix.lower() not in (*IMAGE_SUFFIXES, TEXT_SUFFIX):
         raise DataError(f"{path}: neither a photo ({', '.join(IMAGE_SUFFIXES)}) nor a {TEXT_SUFFIX}; name such files")

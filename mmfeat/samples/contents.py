@@ -1,12 +1,11 @@
 """Contents of samples: from bytes on disk to the text or the RGB picture that an encoder sees.
 
-Texts are decoded and cleaned. Photos are decoded into a picture, or into the reason for no picture; augmented views
+Texts are cleaned. Photos are decoded into a picture, or into the reason for no picture; augmented views
 are derived from a picture.
 """
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import io
 import math
@@ -22,11 +21,6 @@ from mmfeat.errors import ConfigError
 if TYPE_CHECKING:
     from PIL import Image
 
-# GB18030 contains GBK; latin-1 accepts any bytes.
-ENCODINGS = ("utf-8", "gb18030", "latin-1")
-
-_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-
 _URL = re.compile(r"http\S+")
 _MENTION = re.compile(r"@\w+")
 _HASHTAG = re.compile(r"#(\w+)")
@@ -34,16 +28,6 @@ _SPACE = re.compile(r"\s+")
 
 MAX_ASPECT = 100  # resizing the short side of a thinner picture would take gigabytes
 CROP_ATTEMPTS = 10  # random crops that are tried until one fits
-
-
-def decode_text(data: bytes) -> tuple[str, str]:
-    """(text, its encoding): UTF-8, GB18030 or latin-1, or UTF-16 behind a byte-order mark."""
-    for encoding in ("utf-16", *ENCODINGS) if data.startswith(_UTF16_MARKS) else ENCODINGS:
-        try:
-            return data.decode(encoding).removeprefix("\ufeff"), encoding
-        except UnicodeDecodeError:
-            continue
-    raise AssertionError("latin-1 decodes any bytes")
 
 
 def without_surrogates(text: str) -> str:

@@ -1,8 +1,7 @@
 """Samples: id, text, image path and label; any of text, image and label may be missing.
 
 `read_samples` reads the folder layout (`train.txt`, `test_without_label.txt`, `data/GUID.jpg`,
-`data/GUID.txt`) or one CSV / TSV / JSONL / Parquet table. A missing or broken part is data, not an
-exception: the sample stays, with the reason.
+`data/GUID.txt`) or a table. A missing or broken part is data, not an exception: the sample stays, with the reason.
 """
 
 from __future__ import annotations
@@ -11,26 +10,28 @@ import hashlib
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
+from unicodedata import normalize
 
 import numpy as np
 
 from mmfeat.errors import DataError
-from mmfeat.samples.contents import MemoryFile, decode_text
-from mmfeat.samples.tables import READERS, TableRows, table_suffix
-from mmfeat.system.remote import RemoteFile, absolute, exists, is_remote
+from mmfeat.samples.contents import MemoryFile
+from mmfeat.samples.encodings import Decoder, decode_text, is_utf8
+from mmfeat.samples.labels import is_missing, missing_note, no_labels
+from mmfeat.samples.rows import NO_LABELS, Cells, SampleRows
+from mmfeat.samples.tables import READERS, shards_in, table_name, table_suffix
+from mmfeat.system.remote import RemoteFile, exists, is_remote
 
 MODALITIES = ("text", "image")
 PART = {"text": "text", "image": "photo"}  # the word for a modality in messages
-COLUMNS = ("id", "text", "image", "label")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 TRAIN_LIST = "train.txt"
 TEST_LIST = "test_without_label.txt"
-NO_LABEL = ("", "null", "nan", "NaN")
 KEY_LENGTH = 32
 Photo: TypeAlias = "Path | RemoteFile | MemoryFile"
 
@@ -67,6 +68,7 @@ class SampleSet:
     samples: tuple[Sample, ...]
     encodings: Mapping[str, int] = field(default_factory=dict)
     unused_columns: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what was decided or lost in reading
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -95,15 +97,17 @@ def content_key(data: bytes) -> bytes:
 def read_samples(data: str | Path, columns: Mapping[str, str] | None = None) -> SampleSet:
     """Read the folder or table `data`; `columns` maps id, text, image, label to a table's own names.
 
-    A table may be a URL that fsspec opens. Raises `DataError` with file, line and remedy for duplicate ids, ids that
-    are paths, unknown labels in a later list, an empty set and a label list without its image folder.
+    A table may be several files, by a pattern or with commas, or a URL that fsspec opens. `columns` may also hold what
+    the flags of the same name say: `encoding`, `delimiter`, `quoting` and `no-label`. Raises `DataError` with file,
+    line and remedy for duplicate ids, unknown labels in a later list, an empty set and a label list without its image
+    folder.
     """
     source = SampleSource(data, columns)
     reading = source.read(UniqueIds())
     samples = tuple(reading)
     if not samples:
         raise source.empty
-    return SampleSet(source.name, str(data), samples, dict(reading.encodings), reading.unused_columns)
+    return SampleSet(source.name, str(data), samples, dict(reading.encodings), source.unused_columns, reading.notes)
 
 
 @dataclass(frozen=True)
@@ -116,12 +120,14 @@ class Overview:
     labels: Mapping[str, int]
     encodings: Mapping[str, int] = field(default_factory=dict)
     unused_columns: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, samples: SampleSet) -> Overview:
         """The overview of samples that are in memory."""
         labels = Counter(sample.label for sample in samples if sample.label is not None)
-        return cls(samples.name, samples.source, len(samples), labels, samples.encodings, samples.unused_columns)
+        told = samples.encodings, samples.unused_columns, samples.notes
+        return cls(samples.name, samples.source, len(samples), labels, *told)
 
     def __len__(self) -> int:
         return self.count
@@ -134,12 +140,19 @@ class SampleSource:
         if not str(data):
             raise DataError("--data is empty; name a folder or a table")
         self.data, self.columns = str(data), dict(columns or {})
-        self.is_folder = not is_remote(self.data) and os.path.isdir(self.data)
-        if not self.is_folder and not exists(self.data):
+        if not exists(self.data):
             raise DataError(f"{self.data}: no such folder or table; check --data")
-        path = Path(absolute(self.data))  # resolves ".", but a link keeps the name that the user chose
-        self.name = path.name if self.is_folder else path.stem
+        self.is_folder = not is_remote(self.data) and os.path.isdir(self.data) and not shards_in(self.data)
+        # An absolute path resolves ".", but a link keeps the name that the user chose.
+        is_folder = not is_remote(self.data) and os.path.isdir(self.data)
+        self.name = Path(os.path.abspath(self.data)).name if is_folder else table_name(self.data)
         self._folder: SampleSet | None = None  # samples of a folder stay, since its listing is in memory anyway
+        self.rows = None if self.is_folder else SampleRows(self.data, self.columns)
+
+    def check(self) -> None:
+        """Raise `DataError` for columns of a table that are not there, and note in `columns` where ids come from."""
+        if self.rows is not None:
+            self.columns = self.rows.record
 
     def overview(self) -> Overview:
         """Count and check all samples; no photo is looked at. Raises `DataError` as `read_samples` does."""
@@ -157,7 +170,12 @@ class SampleSource:
         if repeated := _repeated(hashes):
             for _ in self.read(UniqueIds(repeated), look=False):  # raises the error that names the two lines
                 pass
-        return Overview(self.name, self.data, len(hashes), labels, dict(reading.encodings), reading.unused_columns)
+        told = dict(reading.encodings), self.unused_columns, reading.notes
+        return Overview(self.name, self.data, len(hashes), labels, *told)
+
+    @property
+    def unused_columns(self) -> tuple[str, ...]:
+        return () if self.rows is None else self.rows.unused
 
     def blocks(self, size: int) -> Iterator[list[Sample]]:
         """Yield all samples, `size` at a time; ids are not compared: `overview` does that."""
@@ -171,7 +189,7 @@ class SampleSource:
 
     def _listed(self) -> SampleSet:
         if self._folder is None:
-            self._folder = read_samples(self.data)
+            self._folder = read_samples(self.data, self.columns)
         return self._folder
 
     @property
@@ -197,12 +215,12 @@ class UniqueIds:
             raise DataError(f"{line}: the id {id!r} stands already at {first}; remove or rename one of them")
 
 
-def _checked_id(value: str | None, line: str, ids: UniqueIds | None) -> str:
-    """The id on a line. Raises `DataError` for an id that is empty, a path, or known to `ids`."""
+def _checked_id(value: str | None, line: str, ids: UniqueIds | None, is_file: bool = False) -> str:
+    """The id on a line. Raises `DataError` for an id that is empty, known to `ids`, or as a file's name a path."""
     id = (value or "").strip()
     if not id or not id.isprintable():
         raise DataError(f"{line}: an id must be printable text, this is {value!r}; give the sample an id")
-    if "/" in id or "\\" in id or ".." in id:
+    if is_file and ("/" in id or "\\" in id or ".." in id):
         raise DataError(f"{line}: the id {id!r} looks like a path; use a plain id without / \\ and ..")
     if ids is not None:
         ids.check(id, line)
@@ -224,18 +242,27 @@ def _repeated(hashes: array[int]) -> frozenset[int]:
 class Reading:
     """One pass over the samples of a folder or table.
 
-    After the pass, `encodings` counts the encodings of its texts, and `unused_columns` names the columns of a table
-    from which nothing was read; such a column may be the label under another name.
+    After the pass, `encodings` counts the encodings of its texts, and `notes` says what was decided or lost.
     """
 
     def __init__(self, source: SampleSource, ids: UniqueIds | None, look: bool) -> None:
-        self._source, self._columns, self._ids, self._look = source, source.columns, ids, look
-        self.encodings: Counter[str] = Counter()
-        self.unused_columns: tuple[str, ...] = ()
+        self._source, self._ids, self._look = source, ids, look
+        table = source.rows and source.rows.table
+        self._decoder = table.decoder if table else Decoder(source.columns.get("encoding", ""))
+        self._missing = Counter[str]()  # words for no label in the lists of a folder
+
+    @property
+    def encodings(self) -> Counter[str]:
+        return self._decoder.counts
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        rows = self._source.rows
+        return tuple(self._decoder.notes + missing_note(self._missing) if rows is None else rows.notes)
 
     def __iter__(self) -> Iterator[Sample]:
-        data = self._source.data
-        return self._folder_samples(Path(data)) if self._source.is_folder else self._table_samples(data)
+        rows = self._source.rows
+        return self._folder_samples(Path(self._source.data)) if rows is None else map(self._row_sample, rows)
 
     def _folder_samples(self, folder: Path) -> Iterator[Sample]:
         lists = [folder / name for name in (TRAIN_LIST, TEST_LIST) if (folder / name).is_file()]
@@ -245,51 +272,39 @@ class Reading:
             where = f"{lists[0]}: the folder {folder / 'data'}"
             raise DataError(f"{where} with its images and texts is missing; put it there")
         images, texts = _index_files(folder / "data")
-        for id, label in _read_lists(lists, self._ids):
-            text, text_error, encoding = read_text(texts.get(id))
-            if encoding:
-                self.encodings[encoding] += 1
-            image = images.get(id)
+        rows = list(_read_lists(lists, self._ids, no_labels(self._source.columns.get(NO_LABELS)), self._missing))
+        files = [texts.get(normalize("NFC", id)) for id, _ in rows]
+        for (id, label), (text, text_error) in zip(rows, read_texts(files, self._decoder), strict=True):
+            image = images.get(normalize("NFC", id))
             yield Sample(id, text, image, label, text_error, "" if image else "no image file")
 
-    def _table_samples(self, path: str) -> Iterator[Sample]:
-        names = {column: self._columns.get(column, column) for column in COLUMNS}
-        if unknown := set(self._columns) - set(COLUMNS):
-            raise DataError(f"--columns: {', '.join(sorted(unknown))} is none of {', '.join(COLUMNS)}")
-        folder, first = os.path.dirname(path), True
-        rows = TableRows(path, names.values())
-        self.encodings = rows.encodings
-        for line, row in rows:
-            if first:
-                self.unused_columns = tuple(name for name in row if name not in names.values())
-                if table_suffix(path) != ".jsonl":  # a JSON object may leave out the columns that it lacks
-                    _check_columns(path, names, self._columns, row)
-                first = False
-            yield self._row_sample(f"{path}:{line}", folder, names, row)
-
-    def _row_sample(self, line: str, folder: str, names: Mapping[str, str], row: Mapping[str, str | None]) -> Sample:
-        id = _checked_id(row.get(names["id"]), line, self._ids)
-        text, label = row.get(names["text"]), row.get(names["label"])
-        text = text if text and text.strip() else None
-        image, image_error = _table_image(folder, row.get(names["image"])) if self._look else (None, "")
-        label = None if label is None or label.strip() in NO_LABEL else label.strip()
+    def _row_sample(self, cells: Cells) -> Sample:
+        id, label = _checked_id(cells.id, cells.where, self._ids), cells.label
+        text = cells.text if cells.text and cells.text.strip() else None
+        folder = os.path.dirname(cells.where)
+        image, image_error = _table_image(folder, cells.image) if self._look else (None, "")
         if label and not label.isprintable():
-            raise DataError(f"{line}: the label {label!r} is not one printable line; is a quote missing above?")
+            raise DataError(f"{cells.where}: the label {label!r} is not one printable line; is a quote missing above?")
         return Sample(id, text, image, label, "" if text else "no text", image_error)
 
 
 def _named_instead(folder: Path) -> str:
     """The remedy for a folder without lists: a table or folder inside the folder that may be meant."""
     inside = sorted(folder.iterdir())
-    if tables := [path for path in inside if path.suffix.lower() in READERS and path.is_file()]:
+    if tables := [path for path in inside if table_suffix(path.name) in {*READERS} - {".txt"} and path.is_file()]:
         return f"name the table: --data {tables[0]}"
     if deeper := [path for path in inside if (path / TRAIN_LIST).is_file()]:
         return f"name the folder that holds them: --data {deeper[0]}"
     return "name the folder that holds them, or a table"
 
 
-def _read_lists(lists: list[Path], ids: UniqueIds | None) -> Iterator[tuple[str, str | None]]:
-    """Yield (id, label) over all lists; only the first list may introduce label names."""
+def _read_lists(
+    lists: list[Path], ids: UniqueIds | None, spellings: Collection[str], missing: Counter[str]
+) -> Iterator[tuple[str, str | None]]:
+    """Yield (id, label) over all lists; only the first list may introduce label names.
+
+    `spellings` stand for no label; `missing` counts those but `null`, the word of this layout.
+    """
     classes: set[str] = set()
     for path in lists:
         known = frozenset(classes)
@@ -297,16 +312,19 @@ def _read_lists(lists: list[Path], ids: UniqueIds | None) -> Iterator[tuple[str,
             where = f"{path}:{line}"
             if len(cells) != 2:
                 raise DataError(f"{where}: {','.join(cells)[:60]!r} is not `guid,tag`; one comma parts the two")
-            id, label = _checked_id(cells[0], where, ids), cells[1].strip()
-            if label in NO_LABEL and path.name == TRAIN_LIST:
-                raise DataError(f"{where}: {id!r} has no label; label it or move the line to {TEST_LIST}")
-            if label not in NO_LABEL and known and label not in known:
+            id, label = _checked_id(cells[0], where, ids, is_file=True), cells[1].strip()
+            lacks = is_missing(label, spellings)
+            if lacks and path.name == TRAIN_LIST:
+                word = f"; if {label!r} is a class, say --no-label null" if label.casefold() not in ("", "null") else ""
+                raise DataError(f"{where}: {id!r} has no label; label it or move the line to {TEST_LIST}{word}")
+            missing[label] += lacks and label != "null"
+            if not lacks and known and label not in known:
                 raise DataError(
                     f"{where}: unknown label {label!r}; {lists[0].name} has {', '.join(sorted(known))}; "
                     "correct the name or leave `null`"
                 )
             classes.add(label)
-            yield id, None if label in NO_LABEL else label
+            yield id, None if lacks else label
 
 
 def _list_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -319,40 +337,33 @@ def _list_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _index_files(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Image and text file of each id; where an id has several images the first suffix wins."""
+    """Image and text file of each id in NFC; where an id has several images the first suffix wins."""
     images: dict[str, Path] = {}
     texts: dict[str, Path] = {}
     rank = {suffix: position for position, suffix in enumerate(IMAGE_SUFFIXES)}
     entries = sorted((Path(entry.path) for entry in os.scandir(folder)), key=lambda path: path.name)
     for path in sorted(entries, key=lambda path: rank.get(path.suffix.lower(), len(rank))):
         if path.suffix.lower() in rank:
-            images.setdefault(path.stem, path)
+            images.setdefault(normalize("NFC", path.stem), path)
         elif path.suffix.lower() == ".txt":
-            texts.setdefault(path.stem, path)
+            texts.setdefault(normalize("NFC", path.stem), path)
     return images, texts
 
 
-def read_text(path: Path | None) -> tuple[str | None, str, str]:
-    """(text, "", encoding) of a file, or (None, the reason, encoding); the encoding of an unread file is ""."""
-    if path is None:
-        return None, "no text file", ""
-    try:
-        text, encoding = decode_text(path.read_bytes())
-    except OSError as error:
-        return None, f"unreadable: {error.strerror}", ""
-    return (text, "", encoding) if text.strip() else (None, "empty text", encoding)
-
-
-def _check_columns(path: str, names: Mapping[str, str], named: Mapping[str, str], row: Mapping[str, object]) -> None:
-    wanted = {"id", *named}
-    missing = [names[column] for column in COLUMNS if column in wanted and names[column] not in row]
-    if names["text"] not in row and names["image"] not in row and not {"text", "image"} & wanted:
-        missing.append(f"{names['text']} or {names['image']}")
-    if missing:
-        raise DataError(
-            f"{path}: no column {', '.join(missing)} among {', '.join(row)}; "
-            "name yours with --columns id=...,text=...,image=...,label=..."
-        )
+def read_texts(files: Sequence[Path | None], decoder: Decoder) -> list[tuple[str | None, str]]:
+    """(text, "") of each file, or (None, the reason); the encoding of all that is not UTF-8 is guessed at once."""
+    contents: list[bytes | str] = []
+    for file in files:
+        try:
+            contents.append("no text file" if file is None else file.read_bytes())
+        except OSError as error:
+            contents.append(f"unreadable: {error.strerror}")
+    decoder.learn(data for data in contents if isinstance(data, bytes) and not is_utf8(data))
+    texts = (d if isinstance(d, str) else decoder.decode(d, str(file)) for file, d in zip(files, contents, strict=True))
+    return [
+        (None, text) if isinstance(data, str) else (text, "") if text.strip() else (None, "empty text")
+        for data, text in zip(contents, texts, strict=True)
+    ]
 
 
 def _table_image(folder: str, cell: str | None) -> tuple[Path | RemoteFile | None, str]:
@@ -367,4 +378,6 @@ def _table_image(folder: str, cell: str | None) -> tuple[Path | RemoteFile | Non
     image = os.path.join(folder, cell)
     if is_remote(image):
         return RemoteFile(image), ""
-    return (Path(image), "") if os.path.isfile(image) else (None, "image file not found")
+    # A Mac writes the accents of a name as letters of their own, most other systems do not.
+    names = (image, *(normalize(form, image) for form in ("NFC", "NFD") if not image.isascii()))
+    return next(((Path(name), "") for name in names if os.path.isfile(name)), (None, "image file not found"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,8 @@ import numpy as np
 from mmfeat.errors import DataError
 
 SEPARATOR = "|"  # stands between the classes of a multi-label cell; a cell of one `|` has none of the classes
+# What stands for no label in files of programs, without regard to capitals: of R, pandas, databases and JSON.
+NO_LABEL = frozenset({"", "null", "nan", "na", "n/a", "<na>", "none"})
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,22 @@ class Targets:
     def take(self, rows: Sequence[int] | np.ndarray) -> Targets:
         """The targets of some rows, given by numbers or by a mask; the classes stay."""
         return Targets(self.classes, self.matrix[rows], self.multilabel)
+
+
+def no_labels(named: str | None) -> frozenset[str]:
+    """The spellings of a missing label: those that the user names, separated by commas, or `NO_LABEL`."""
+    return NO_LABEL if named is None else frozenset({"", *(word.strip().casefold() for word in named.split(","))})
+
+
+def is_missing(label: str, spellings: Collection[str] = NO_LABEL) -> bool:
+    """Whether a label cell stands for no label."""
+    return label.strip().casefold() in spellings
+
+
+def missing_note(counts: Mapping[str, int]) -> list[str]:
+    """A note on the words that were read as no label, each of which may be a class to the user."""
+    listed = ", ".join(f"{word!r} {count:,}" for word, count in counts.items() if count)
+    return [f"read as no label: {listed} (if such a word is a class, say --no-label null)"] if listed else []
 
 
 def classes_in(label: str | None, multilabel: bool) -> set[str]:

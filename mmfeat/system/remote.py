@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import re
 from contextlib import AbstractContextManager
@@ -54,12 +55,33 @@ def open_file(path: str | Path) -> AbstractContextManager[BinaryIO]:
 
 
 def exists(path: str | Path) -> bool:
-    """Whether a file or, locally, a folder exists."""
-    return bool(_filesystem(str(path)).exists(str(path))) if is_remote(path) else os.path.exists(path)
+    """Whether there is a file or, locally, a folder of this name, or what a pattern or a list of names stands for."""
+    return bool(files_of(path))
+
+
+def files_of(path: str | Path) -> list[str]:
+    """The files that exist under a name: itself, else those of a pattern with * or of names with commas between them.
+
+    The files of a pattern are sorted. A list of which a part is missing has none.
+    """
+    path = str(path)
+    if is_remote(path):
+        system = _filesystem(path)
+        if system.exists(path):
+            return [path]
+        return sorted(map(system.unstrip_protocol, system.glob(path))) if "*" in path else []
+    if os.path.exists(path):
+        return [path]
+    if "," in path:
+        parts = [files_of(part.strip()) for part in path.split(",")]
+        return [file for part in parts for file in part] if all(parts) else []
+    return sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []
 
 
 def absolute(path: str | Path) -> str:
     """The path in a form that means the same from any folder."""
+    if not is_remote(path) and "," in str(path) and not os.path.exists(path) and exists(path):
+        return ",".join(absolute(part.strip()) for part in str(path).split(","))
     return str(path) if is_remote(path) else os.path.abspath(path)
 
 

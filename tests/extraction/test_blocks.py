@@ -128,8 +128,8 @@ def test_ids_that_come_twice_are_found_however_far_apart(tmp_path: Path, suffix:
 
 def test_a_bad_row_far_down_is_told_before_any_work(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
-    path.write_text("id,text\n" + "".join(f"s{n},text\n" for n in range(3000)) + "a/b,text\n")
-    with pytest.raises(DataError, match=r"t\.csv:3002: the id 'a/b' looks like a path"):
+    path.write_text("id,text\n" + "".join(f"s{n},text\n" for n in range(3000)) + " ,text\n")
+    with pytest.raises(DataError, match=r"t\.csv:3002: an id must be printable text"):
         extract_features(path, ["hashing"], cache=tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.h5"))
     assert not (tmp_path / "cache").exists()  # and `mmfeat heads` does not take it for the latest

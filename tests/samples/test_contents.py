@@ -12,24 +12,9 @@ import pytest
 from PIL import Image
 
 from mmfeat.errors import ConfigError
-from mmfeat.samples.contents import CLEANING, POLICIES, augment, clean_tweet, crop_box, decode_text, view_name
+from mmfeat.samples.contents import CLEANING, POLICIES, augment, clean_tweet, crop_box, view_name
 
 KEY = b"\x01" * 32
-
-
-@pytest.mark.parametrize(
-    ("data", "text", "encoding"),
-    [
-        ("太好了 ☀".encode(), "太好了 ☀", "utf-8"),
-        (b"\xef\xbb\xbfhello", "hello", "utf-8"),
-        ("太好了".encode("gb18030"), "太好了", "gb18030"),
-        (b"caf\xe9", "café", "latin-1"),
-        (b"", "", "utf-8"),
-        ("caf\u00e9".encode("utf-16"), "caf\u00e9", "utf-16"),
-    ],
-)
-def test_decoding_falls_back_in_order(data: bytes, text: str, encoding: str) -> None:
-    assert decode_text(data) == (text, encoding)
 
 
 @pytest.mark.parametrize(

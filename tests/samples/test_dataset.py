@@ -127,7 +127,8 @@ def test_table_with_its_own_column_names(tmp_path: Path) -> None:
     assert read_samples(table, {**columns, "label": "photo"}).unused_columns == ("tag",)
     assert first == Sample("7", "hello", tmp_path / "img" / "a.png", "up")
     assert second == Sample("8", None, None, None, "no text", "image file not found")
-    with pytest.raises(DataError, match="no column id, text or image among guid, caption, photo, tag; name yours"):
+    line = "say --columns id=guid,text=caption,image=photo,label=tag, or name others"
+    with pytest.raises(DataError, match=f"no column text or image among guid, caption, photo, tag; {line}"):
         read_samples(table)
     with pytest.raises(DataError, match="no column oops"):
         read_samples(table, {**columns, "label": "oops"})
@@ -143,8 +144,8 @@ def test_odd_cells_are_data(tmp_path: Path) -> None:
     assert first.text == "\ufffd lone"
     assert first.key("text")[0]
     assert (second.image, second.label) == (None, None)
-    table.write_text('{"text": "no id"}\n')
-    with pytest.raises(DataError, match=r"t.jsonl:1: an id must be printable text"):
+    table.write_text('{"id": "1", "text": "a"}\n{"text": "no id"}\n')
+    with pytest.raises(DataError, match=r"t.jsonl:2: an id must be printable text"):
         read_samples(table)
 
 

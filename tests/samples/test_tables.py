@@ -1,43 +1,148 @@
+import bz2
+import gzip
 import json
+import lzma
 from pathlib import Path
 
+import openpyxl
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
 from mmfeat.errors import DataError
 from mmfeat.samples.dataset import read_samples
-from mmfeat.samples.tables import TableRows
+from mmfeat.samples.tables import Table
 
 ROWS = [{"id": "1", "text": 'a, "b"\nc', "label": "x"}, {"id": "2", "text": None, "label": None}]
+MARKS = {".csv": ",", ".tsv": "\t", ".psv": "|", ".txt": "\t"}
+SUFFIXES = (*MARKS, ".jsonl", ".ndjson", ".json", ".parquet", ".feather", ".arrow", ".xlsx")
+COMPRESSIONS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": None}
 
 
-def write(path: Path) -> Path:
-    if path.suffix == ".jsonl":
-        path.write_text("\n".join(json.dumps(row) for row in ROWS) + "\n\n")
+def write(path: Path, rows: list[dict[str, str | None]] = ROWS) -> Path:
+    """Write rows in the format of the suffix, really."""
+    table = pa.Table.from_pylist(rows)
+    if path.suffix in (".jsonl", ".ndjson"):
+        path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=1))
     elif path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(ROWS), path)
+        pq.write_table(table, path)
+    elif path.suffix == ".feather":
+        pyarrow.feather.write_feather(table, path)
+    elif path.suffix == ".arrow":
+        with pa.ipc.new_stream(path, table.schema) as stream:
+            stream.write_table(table)
+    elif path.suffix == ".xlsx":
+        book = openpyxl.Workbook()
+        for row in (list(rows[0]), *(list(row.values()) for row in rows)):
+            book.active.append(row)
+        book.save(path)
     else:
-        mark = "," if path.suffix == ".csv" else "\t"
-        path.write_text(f'id{mark}text{mark}label\n1{mark}"a, ""b""\nc"{mark}x\n2{mark}{mark}\n')
+        mark = MARKS[path.suffix]
+        cells = [['"' + (cell or "").replace('"', '""') + '"' for cell in row.values()] for row in rows]
+        path.write_text("\n".join(mark.join(row) for row in [list(rows[0]), *cells]) + "\n")
     return path
 
 
-@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
-def test_every_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
-    assert [row for _, row in TableRows(write(tmp_path / f"t.{suffix}"))] == ROWS
+def compress(path: Path, suffix: str) -> Path:
+    target = path.with_name(path.name + suffix)
+    if suffix == ".zst":
+        with pa.CompressedOutputStream(str(target), "zstd") as stream:
+            stream.write(path.read_bytes())
+    elif suffix:
+        target.write_bytes(COMPRESSIONS[suffix](path.read_bytes()))
+    return target
+
+
+def texts(path: str | Path, **columns: str) -> list[str | None]:
+    return [sample.text for sample in read_samples(path, columns)]
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_format_gives_the_same_rows(tmp_path: Path, suffix: str, compression: str) -> None:
+    path = compress(write(tmp_path / f"t{suffix}"), compression)
+    assert [row for _, row in Table(path).rows()] == ROWS
+    assert read_samples(path).name == "t"
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_shards_and_patterns_and_lists_are_one_table(tmp_path: Path, suffix: str) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for number in range(3):
+        write(folder / f"part-{number}{suffix}", [{"id": str(number), "text": f"text {number}", "label": "x"}])
+    (folder / "_SUCCESS").touch()
+    listed = f"{folder}/part-2{suffix},{folder}/part-0{suffix}"
+    assert texts(f"{folder}/*{suffix}") == ["text 0", "text 1", "text 2"]
+    assert texts(listed) == ["text 2", "text 0"]
+    assert read_samples(f"{folder}/*{suffix}").name == "set"
+    assert read_samples(f"{folder}/part-*{suffix}").name == "part"
+    if suffix != ".txt":  # such a file may be anything
+        assert texts(folder) == ["text 0", "text 1", "text 2"]
+        assert read_samples(folder).name == "set"
+
+
+def test_a_folder_of_other_tables_is_no_table(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        write(tmp_path / f"{name}.csv")
+    with pytest.raises(DataError, match=r"name the table: --data .*test.csv"):
+        read_samples(tmp_path)
+
+
+def test_ids_of_shards_without_ids_name_the_file(tmp_path: Path) -> None:
+    for number in range(2):
+        write(tmp_path / f"p{number}.parquet", [{"text": f"text {number}"}])
+    assert [sample.id for sample in read_samples(f"{tmp_path}/*.parquet")] == ["p0.parquet:1", "p1.parquet:1"]
 
 
 def test_lines_are_counted_in_the_file(tmp_path: Path) -> None:
-    assert [line for line, _ in TableRows(write(tmp_path / "t.csv"))] == [3, 4]
-
-
-def test_encoding_is_counted(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
-    path.write_bytes(b"id,text\n" + "1,太好了\n".encode("gb18030") + "2,太好了\n".encode())
-    rows = TableRows(path)
-    assert [row["text"] for _, row in rows] == ["太好了", "太好了"]  # each line by itself
-    assert rows.encodings["gb18030"] == 1
+    path.write_text('id,text,label\n1,"a, ""b""\nc",x\n2,,\n')
+    assert [where for where, _ in Table(path).rows()] == [f"{path}:3", f"{path}:4"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps(ROWS),
+        json.dumps(ROWS, indent=1),
+        "\n".join(json.dumps(row, indent=1) for row in ROWS),
+        json.dumps({"dataset": "d", "info": {}, "images": ROWS}),
+        json.dumps({"images": ROWS}, indent=1),
+        json.dumps({row["id"]: {"text": row["text"], "label": row["label"]} for row in ROWS}),
+        json.dumps({name: {str(n): row[name] for n, row in enumerate(ROWS)} for name in ROWS[0]}),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_json_in_any_arrangement(tmp_path: Path, suffix: str, content: str) -> None:
+    (tmp_path / f"t{suffix}").write_text(content)
+    assert [row for _, row in Table(tmp_path / f"t{suffix}").rows()] == ROWS
+
+
+def test_one_object_with_cells_is_one_row(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"id": "1", "text": "a", "entities": [{"name": "b"}]}\n')
+    assert texts(tmp_path / "t.jsonl") == ["a"]
+
+
+def test_a_long_array_on_one_line_is_read_in_pieces(tmp_path: Path) -> None:
+    rows = [{"id": str(n), "text": f"ü {n} " + "x" * 500} for n in range(5000)]
+    (tmp_path / "t.json").write_text(json.dumps(rows, ensure_ascii=False))
+    assert texts(tmp_path / "t.json") == [row["text"] for row in rows]
+    whole = (tmp_path / "t.json").read_bytes()
+    (tmp_path / "cut.json").write_bytes(whole[: whole.rindex(b"{") - 2])
+    with pytest.raises(DataError, match=r"cut.json:1: the array does not end; the file is cut short"):
+        read_samples(tmp_path / "cut.json")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig"])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".json"])
+def test_wide_characters_are_read_without_a_word(tmp_path: Path, suffix: str, encoding: str) -> None:
+    path = write(tmp_path / f"t{suffix}", [{"id": "1", "text": "déjà vu 天", "label": "x"}] * 1)
+    path.write_text(path.read_text(), encoding=encoding)
+    assert texts(path) == ["déjà vu 天"]
 
 
 @pytest.mark.parametrize(
@@ -46,25 +151,27 @@ def test_encoding_is_counted(tmp_path: Path) -> None:
         ("t.csv", "id,text\n1,a,b\n", "t.csv:2: 3 cells under a header of 2"),
         ("t.csv", "id,text\n1\n", "t.csv:2: 1 cell under a header of 2"),
         ("t.csv", "", "t.csv: the file is empty; it begins with a line of column names"),
-        ("t.csv", "id,text,text\n1,a,b\n", "t.csv:1: a column name stands twice"),
-        ("t.csv", "id;text;label\n1;a;b\n", "t.csv:1: cells are parted by ';'; save the table with commas"),
-        ("t.tsv", "id,text,label\n1,a,b\n", "t.tsv:1: cells are parted by ','; save the table with tabs"),
-        ("t.csv", "\n1,a\n", "t.csv:1: no column names in the first line"),
+        ("t.csv", ",,\n1,a,b\n", "t.csv:1: no column names in the first line"),
         ("t.csv", "PK\x03\x04 and so on\0,\n", "t.csv: binary, not text"),
-        ("t.csv", "i\0d\0,\0t\0e\0x\0t\0\n\0", "t.csv: UTF-16, as some spreadsheets write; save the table as UTF-8"),
-        ("t.tsv", 'id\ttext\n1\t"so happy\n2\tfine\n3\t"bad\n', "t.tsv:4: .*a quote is missing or too many"),
-        ("t.csv", 'id,text\n1,"open\n', "a quote is missing or too many"),
         ("t.jsonl", '{"id": 1}\nnope\n', "t.jsonl:2: not JSON"),
-        ("t.jsonl", "[1]\n", "t.jsonl:1: a list; one object a line is expected"),
+        ("t.jsonl", "[1]\n", "t.jsonl:1: a number; one object a line is expected"),
         ("t.jsonl", '{"id": 1}\nnull\n', "t.jsonl:2: null; one object a line is expected"),
+        ("t.json", '[{"id": 1}, {"id":]', "t.json:1: not JSON"),
         ("t.parquet", "nope", "t.parquet: not a Parquet file"),
-        ("t.xlsx", "nope", "must end in .csv, .tsv, .jsonl, .parquet"),
+        ("t.arrow", "nope", "t.arrow: not a file of Arrow or Feather"),
+        ("t.xlsx", "PK000", "t.xlsx: not an Excel file"),
+        ("t.csv.gz", "nope", "t.csv.gz: broken or cut short"),
+        ("t.csv.bz2", "nope", "t.csv.bz2: broken or cut short"),
+        ("t.csv.xz", "nope", "t.csv.xz: broken or cut short"),
+        ("t.csv.zst", "nope", "t.csv.zst: broken or cut short"),
+        ("t.ods", "nope", "must end in .csv, .tsv, .psv, .txt, .jsonl"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content)
-    with pytest.raises(DataError, match=message):
-        list(TableRows(tmp_path / name))
+    with pytest.raises(DataError, match=message) as caught:
+        list(Table(tmp_path / name).rows())
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("value", "kind"), [(["a", "b"], "a list"), ({"en": "a"}, "an object")])

@@ -1,0 +1,221 @@
+"""Rows of a table as the cells of samples: which column is what, ids, and labels."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from array import array
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mmfeat.errors import DataError
+from mmfeat.samples.labels import is_missing, missing_note, no_labels
+from mmfeat.samples.tables import READING, Table
+from mmfeat.system.wording import counted
+
+COLUMNS = ("id", "text", "image", "label")
+ROW_NUMBER = "#"  # stands for the number of a row where a column of ids is named
+NO_LABELS = "no-label"  # the spellings of a missing label, beside what `READING` says of a table
+
+# Names that people give their columns, the usual first.
+USUAL = {
+    "id": "id guid uid uuid sku asin key tweet_id post_id product_id item_id sample_id image_id index",
+    "text": "text caption title tweet tweet_text sentence comment description content body message review headline "
+    "clean_title product_name name",
+    "image": "image img photo picture image_path img_path filename file_name image_name file path image_url "
+    "img_url url",
+    "label": "label class category target tag sentiment labels gold_label genre topic emotion intent label_text y",
+}
+_WHOLE = re.compile(r"-?\d+\.0+")
+_PHOTO_NAME = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)$", re.IGNORECASE)
+
+
+class Cells(NamedTuple):
+    """The cells of one sample; `where` is FILE:LINE."""
+
+    where: str
+    id: str | None
+    text: str | None
+    image: str | None
+    label: str | None
+
+
+class SampleRows:
+    """The rows of a table as cells of samples, read as they are used.
+
+    `named` maps id, text, image and label to names of columns, and encoding, delimiter, quoting and no-label to what
+    holds for the table. Raises `DataError` for columns that are not there, before a row is read.
+    """
+
+    def __init__(self, data: str | Path, named: Mapping[str, str]) -> None:
+        if unknown := set(named) - {*COLUMNS, *READING, NO_LABELS}:
+            raise DataError(f"--columns: {', '.join(sorted(unknown))} is none of {', '.join(COLUMNS)}")
+        self.table = Table(data, {name: named[name] for name in READING if name in named})
+        self._named = dict(named)
+        self._missing = Counter[str]()
+        self._no_label = no_labels(named.get(NO_LABELS))
+
+    @cached_property
+    def columns(self) -> dict[str, str]:
+        """The names in the table of id, text, image and label; those that are not there are left out."""
+        names, named = self.table.names, {column: self._named[column] for column in COLUMNS if column in self._named}
+        if named and all(map(str.isdecimal, named.values())) and not set(named.values()) & set(names):
+            if odd := [name for name in named.values() if not 0 < int(name) <= len(names)]:
+                raise DataError(
+                    f"{self.table.data}: no column {', '.join(odd)}; a row has {counted(len(names), 'cell')}"
+                )
+            return named  # the file has no header
+        columns = {column: _find(named.get(column, column), names) for column in COLUMNS}
+        missing = [named[column] for column in COLUMNS if column in named and columns[column] is None]
+        if not missing and columns["text"] is None and columns["image"] is None and names:
+            missing = ["text or image"]
+        if missing:
+            remedy = _remedy(names, columns, named)
+            raise DataError(f"{self.table.data}: no column {', '.join(missing)} among {', '.join(names)}; {remedy}")
+        return {column: name for column, name in columns.items() if name is not None}
+
+    @cached_property
+    def id_column(self) -> str:
+        """The column of ids; without one, that of the photos if each row names another photo, else `ROW_NUMBER`."""
+        if "id" in self.columns:
+            return self.columns["id"]
+        image = self.columns.get("image")
+        return image if image is not None and self._names_each_row(image) else ROW_NUMBER
+
+    @property
+    def record(self) -> dict[str, str]:
+        """What the user named of the table, and the column of ids if the reader chose it."""
+        chosen = {} if "id" in self.columns or not self.table.names else {"id": self.id_column}
+        return self._named | chosen
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The columns from which nothing is read; such a column may be the label under another name."""
+        used = {*self.columns.values(), self.id_column}
+        return tuple(name for name in self.table.names if name not in used)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should hear of, after a pass over the rows."""
+        notes = [*self.table.notes, *self.table.decoder.notes]
+        if "label" not in self.columns and self.unused:
+            label = _usual("label", self.unused) or "..."
+            notes.append(f"no column of labels among {', '.join(self.unused)}; {_flag({'label': label})} names one")
+        if "id" not in self.columns and self.table.names:
+            made = "numbers of rows" if self.id_column == ROW_NUMBER else f"names of photos in {self.id_column}"
+            usual = _usual("id", self.unused)
+            notes.append(
+                f"no column of ids: ids are the {made}" + (f"; --columns id={usual} names one" if usual else "")
+            )
+        notes += [f"{name}s 1.0, 2.0, ... are whole numbers and read as 1, 2, ..." for name in sorted(self._whole)]
+        return notes + missing_note(self._missing)
+
+    def __iter__(self) -> Iterator[Cells]:
+        """Yield the cells of each row; a label that is spelled as missing is None."""
+        columns, id_column, whole = self.columns, self.id_column, self._whole
+        text, image, label = (columns.get(column) for column in COLUMNS[1:])
+        several = len(self.table.files) > 1
+        self._missing.clear()
+        for number, (where, row) in enumerate(self.table.rows(self._used), 1):
+            own = row.get(id_column) if id_column != ROW_NUMBER else _row_id(where, number, several)
+            tag = row.get(label) if label else None
+            if tag is not None:
+                tag = tag.strip()
+                if is_missing(tag, self._no_label):
+                    self._missing[tag] += tag != ""  # a blank cell needs no word
+                    tag = None
+            yield Cells(
+                where,
+                own.partition(".")[0] if own and "id" in whole else own,
+                row.get(text) if text else None,
+                row.get(image) if image else None,
+                tag.partition(".")[0] if tag and "label" in whole else tag,
+            )
+
+    @property
+    def _used(self) -> list[str]:
+        return list(dict.fromkeys([*self.columns.values(), *({self.id_column} - {ROW_NUMBER})]))
+
+    @cached_property
+    def _whole(self) -> frozenset[str]:
+        """Those of id and label whose cells are all whole numbers with a fraction of zero, as 1.0."""
+        left = {column: name for column, name in self.columns.items() if column in ("id", "label")}
+        seen = set()
+        if left:
+            for _, row in self.table.rows(list(left.values())):
+                for column, name in tuple(left.items()):
+                    cell = (row.get(name) or "").strip()
+                    if _WHOLE.fullmatch(cell):
+                        seen.add(column)
+                    elif not is_missing(cell, self._no_label):
+                        del left[column]
+                if not left:
+                    break
+        return frozenset(seen & left.keys())
+
+    def _names_each_row(self, column: str) -> bool:
+        """Whether every cell of a column is there and none occurs twice; remembers 8 bytes a row."""
+        hashes = array("q")
+        for _, row in self.table.rows([column]):
+            if row.get(column) is None:
+                return False
+            hashes.append(hash(row[column]))
+        return len(np.unique(np.frombuffer(hashes, np.int64))) == len(hashes)
+
+
+def _row_id(where: str, number: int, several: bool) -> str:
+    """The id of a row without one: its number, or in several files the name of the file and the line."""
+    return where.replace("\\", "/").rpartition("/")[2] if several else str(number)
+
+
+def _find(wanted: str, names: Collection[str]) -> str | None:
+    """The name as it stands in a table: the very one, else the only one that differs in capitals alone."""
+    if wanted in names or wanted == ROW_NUMBER:
+        return wanted
+    alike = [name for name in names if name.casefold() == wanted.strip().casefold()]
+    return alike[0] if len(alike) == 1 else None
+
+
+def _usual(column: str, names: Iterable[str]) -> str | None:
+    """The name among `names` that people most likely give a column."""
+    writable = [name for name in names if not {",", "="} & set(name)]
+    plain = {re.sub(r"\W+", "_", name.casefold()).strip("_"): name for name in writable}
+    usual = USUAL[column].split()
+    for name in usual:
+        if name in plain:
+            return plain[name]
+    words = {word: name for key, name in reversed(plain.items()) for word in key.split("_")}
+    return next((words[name] for name in usual if name in words), None)
+
+
+def _remedy(names: Collection[str], columns: Mapping[str, str | None], named: Mapping[str, str]) -> str:
+    """The complete line to write where columns are not found."""
+    if photo := next((place for place, name in enumerate(names, 1) if _PHOTO_NAME.search(name)), 0):
+        rest = sorted(
+            (place for place in range(1, len(names) + 1) if place != photo), key=lambda p: -len(list(names)[p - 1])
+        )
+        numbers = {"image": str(photo), **dict(zip(("text", "label"), map(str, rest), strict=False))}
+        return f"the first line is a row, not names; number the columns, {_flag(numbers)}, or write a line of names"
+    left = [name for name in names if name not in columns.values()]
+    proposal: dict[str, str] = {}
+    for column in COLUMNS:
+        if found := columns[column]:
+            proposal |= {column: found} if found != column else {}
+        elif usual := _usual(column, left):
+            proposal |= {column: usual} if usual != column else {}
+            left.remove(usual)
+    if not proposal and {"text", "image"} & {*names}:
+        return "leave --columns out, or name others"
+    if {"text", "image"} & {*proposal, *names}:
+        return f"say {_flag(proposal)}, or name others"
+    return "name yours with --columns id=...,text=...,image=...,label=..."
+
+
+def _flag(columns: Mapping[str, str]) -> str:
+    pairs = ",".join(f"{column}={columns[column]}" for column in COLUMNS if column in columns)
+    return f"--columns {shlex.quote(pairs)}"
