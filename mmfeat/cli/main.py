@@ -38,7 +38,10 @@ def read_config(path: Path, flags: Mapping[str, Mapping[str, str]]) -> dict[str,
     `flags` maps each command to its flags, without dashes, and these to parameter names. A top-level key counts for
     every command that has the flag, a table for the command of its name. Raises `ConfigError` for anything else.
     """
-    values = _dashed(_read_toml(path))
+    read = _dashed(_read_toml(path))
+    values = {
+        name: _dashed(value) if name in flags and isinstance(value, dict) else value for name, value in read.items()
+    }
     broken = [name for name in flags if not isinstance(values.get(name, {}), dict)]
     broken += ["out"] * ("out" in values)
     if broken:
@@ -69,18 +72,23 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _dashed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Rename keys such as `batch_size` as the flag `batch-size`, also in tables."""
-    items = ((key.replace("_", "-"), value) for key, value in values.items())
-    return {key: _dashed(value) if isinstance(value, dict) else value for key, value in items}
+    """Rename keys such as `batch_size` as the flag `batch-size`."""
+    return {key.replace("_", "-"): value for key, value in values.items()}
 
 
 def _of_command(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Map the parameters of a command to their values; a list becomes a comma-separated text, as flags take it."""
-    return {
-        names[flag]: ",".join(map(str, value)) if isinstance(value, list) else value
-        for flag, value in values.items()
-        if flag in names
-    }
+    """Map the parameters of a command to their values; lists and tables become texts, as flags take them."""
+    return {names[flag]: _flag_text(value) for flag, value in values.items() if flag in names}
+
+
+def _flag_text(value: Any) -> Any:
+    """`a,b` for a list, `name=value,...` for a table, in which a name or value with `,` or `=` stands in quotes."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    if not isinstance(value, dict):
+        return value
+    pairs = [[f'"{part}"' if {",", "="} & set(str(part)) else str(part) for part in pair] for pair in value.items()]
+    return ",".join(map("=".join, pairs))
 
 
 class Commands(TyperGroup):

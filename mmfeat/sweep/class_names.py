@@ -27,7 +27,7 @@ TEMPLATES = {"openai": "OPENAI_IMAGENET_TEMPLATES", "simple": "SIMPLE_IMAGENET_T
 def class_texts(classes: Sequence[str], given: Mapping[str, str], templates: str) -> dict[str, str]:
     """Class -> the text that stands for it: the one in `given`, else the name itself with blanks for `_` and `-`.
 
-    Raises `ConfigError` for a text of no class, an empty text, and unknown templates.
+    Raises `ConfigError` for a text of no class, an empty text, a label that is a mere number, and unknown templates.
     """
     if templates not in TEMPLATES:
         raise ConfigError(f"--templates {templates}: use one of {', '.join(TEMPLATES)}")
@@ -37,7 +37,12 @@ def class_texts(classes: Sequence[str], given: Mapping[str, str], templates: str
             raise ConfigError(f"--class-names {name}=...: no such label; did you mean {close[0]}?")
     texts = {name: given.get(name, re.sub("[_-]+", " ", name)).strip() for name in classes}
     if empty := [name for name, text in texts.items() if not text]:
-        raise ConfigError(f"--class-names {empty[0]}=: an empty text; write what photos of this label show")
+        raise ConfigError(f"--class-names {empty[0]}=: an empty text; write what a photo of this label shows")
+    if numbers := [name for name in classes if name.isdecimal() and name not in given]:
+        raise ConfigError(
+            f"label {numbers[0]}: a number tells no model what to look for; write what a photo of it shows, "
+            f"as in --class-names {numbers[0]}='a happy photo'"
+        )
     return texts
 
 
@@ -125,6 +130,10 @@ def parse_class_names(text: str) -> dict[str, str]:
     return names
 
 
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
+
+
 def _pairs(text: str) -> Iterator[tuple[str, str]]:
     quoted, plain = r'"[^"]*"', r"[^,=]*"
     pair = re.compile(rf'\s*({quoted}|[^=,"]+?)\s*=\s*({quoted}|.*?)\s*(?:$|,(?=\s*(?:{quoted}|{plain})=))', re.DOTALL)
@@ -133,5 +142,5 @@ def _pairs(text: str) -> Iterator[tuple[str, str]]:
         match = pair.match(text, position)
         if match is None:
             raise ConfigError(f"--class-names {text}: write LABEL=TEXT,..., as in positive='a happy photo'")
-        yield match[1].strip('"'), match[2].strip('"')
+        yield _unquoted(match[1]), _unquoted(match[2])
         position = match.end()

@@ -255,6 +255,7 @@ def test_all_leaves_them_out(place: Path) -> None:
         ("positive=happy, sunny, warm,negative=sad", {"positive": "happy, sunny, warm", "negative": "sad"}),
         ('positive="a, x=1", negative = b ', {"positive": "a, x=1", "negative": "b"}),
         ('"a,b=c"=one,d=e=f', {"a,b=c": "one", "d": "e=f"}),
+        ('a=a "happy" photo,b=the "sad"', {"a": 'a "happy" photo', "b": 'the "sad"'}),
         ("", {}),
     ],
 )
@@ -270,3 +271,5 @@ def test_what_are_no_names_is_refused(text: str) -> None:
 
 def test_a_label_stands_for_itself_with_blanks() -> None:
     assert class_texts(["very_happy", "so-so"], {}, "openai") == {"very_happy": "very happy", "so-so": "so so"}
+    with pytest.raises(ConfigError, match="label 1: a number tells no model"):
+        class_texts(["0", "1"], {"0": "zero"}, "openai")
