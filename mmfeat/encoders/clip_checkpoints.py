@@ -148,6 +148,8 @@ def _of_model(variant: str) -> Checkpoint:
     if tag and not open_clip.is_pretrained_cfg(model, tag):
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
         raise EncoderError(f"clip:{variant}: no weights {tag!r} for {model}; open_clip has {tags}, or name a file")
+    if file and file.is_dir():
+        raise EncoderError(f"clip:{variant}: {file} is a folder, so name clip:{file}")
     entry = dict(open_clip.get_pretrained_cfg(model, tag)) if tag else _entry_of_file(model, config, file)
     # open_clip only warns when weights trained with QuickGELU meet a model without it.
     quick = _quick_gelu(entry, config)
@@ -175,7 +177,7 @@ def _split(variant: str) -> tuple[str, str, Path | None]:
         return model, "", file
     tag, equals, name = rest.partition("=")
     if equals and not (file := local_path(name)):
-        raise EncoderError(f"clip:{variant}: no such weights file {name}; check the path after {tag}=")
+        raise EncoderError(f"clip:{variant}: no such weights file {name!r}; check the path after {tag}=")
     return model, tag or "openai", file
 
 
@@ -218,9 +220,10 @@ def _folder_config(folder: Path) -> dict[str, Any]:
         config["model_cfg"]["vision_cfg"].get("image_size")
         asked = [key for key in text.get("tokenizer_kwargs") or {} if key not in _TOKENIZER]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else load_reason(error)
         remedy = remedy_for(str(folder), "clip") or "; name a folder in open_clip's layout, or MODEL/FILE"
-        raise EncoderError(f"{folder}: {CONFIG} with model_cfg is needed here ({reason}){remedy}") from error
+        raise EncoderError(
+            f"{folder}: {CONFIG} with model_cfg is needed here ({load_reason(error)}){remedy}"
+        ) from error
     if asked:
         raise EncoderError(
             f"{folder}: {CONFIG} tells its tokenizer {asked[0]}, which could run code of the checkpoint or read files "

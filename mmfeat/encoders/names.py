@@ -18,7 +18,8 @@ from mmfeat.errors import EncoderError, HubError
 
 HUB = "hf-hub:"  # how open_clip and timm mark the name of a repository
 _NAME = r"[\w.-]+/[\w.-]+"
-_MARKED = re.compile(rf"(?:hf[-_]hub:|https?://(?:www\.)?(?:huggingface\.co|hf\.co)/)({_NAME})(?:/|/tree/main/?)?")
+_MARK = r"(?:hf[-_]hub:|https?://(?:www\.)?(?:huggingface\.co|hf\.co)/)"
+_MARKED = re.compile(rf"{_MARK}({_NAME}|[\w.-]+)(?:/|/tree/main/?)?")
 # What may stand before a local path: a family, and for CLIP the model and a tag of it.
 _FAMILY, _MODEL, _FILE = r"(?!file:)[\w.-]+:", r"clip:[^/:]+/", r"(file://|file:)?"
 _STARTS = [re.compile(start + _FILE) for start in (_FAMILY, _MODEL, _MODEL + "[^/=]+=", "")]
@@ -51,6 +52,8 @@ def canonical(request: str, is_family: Callable[[str], bool]) -> str:
         return f"{before}{path}" if before else _with_family(request, path)
     if variant.startswith("file:") or family == "file":
         raise EncoderError(f"{request}: no such weights file or folder; check the path after file:")
+    if re.match(_MARK, variant if named else request) and not _MARKED.fullmatch(variant):
+        raise EncoderError(f"{request}: no name of a repository; write hf-hub:ORG/NAME, of its newest revision")
     if named:
         marked = _MARKED.fullmatch(variant)
         is_hub = marked or (family == "timm" and re.fullmatch(_NAME, variant))
@@ -83,8 +86,14 @@ def _with_family(request: str, variant: str) -> str:
     if not family:
         where = "in this folder" if os.path.isdir(variant) else "in the hub cache or on the hub"
         raise EncoderError(
-            f"{request}: no family is named, and no configuration that would say it is {where}; write FAMILY:{variant}"
+            f"{request}: no family is named, and no configuration that would say it is {where}; write the family "
+            "before it, as in st:NAME, hf:NAME, clip:hf-hub:NAME or timm:NAME"
         )
+    return _request(family, variant)
+
+
+def _request(family: str, variant: str) -> str:
+    """`family:variant` of a local folder or hub name, with the mark that open_clip and timm want."""
     return f"{family}:{HUB if family in ('clip', 'timm') and not os.path.isdir(variant) else ''}{variant}"
 
 
@@ -106,7 +115,7 @@ def family_of(variant: str) -> str:
 def remedy_for(variant: str, family: str) -> str:
     """The end of an error about a checkpoint that is of another family, which names the family; else ""."""
     other = family_of(variant)
-    return f"; its files are for {other}, so name {other}:{variant}" if other not in ("", family) else ""
+    return f"; its files are for {other}, so name {_request(other, variant)}" if other not in ("", family) else ""
 
 
 def _settings(variant: str, name: str) -> Any:

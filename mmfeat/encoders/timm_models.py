@@ -21,7 +21,7 @@ from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.torch_tower import TorchTower, load_errors, plain_call
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.encoders.weights import checkpoint_json, hub_errors, hub_revision, load_reason, local_path, path_identity
-from mmfeat.errors import EncoderError
+from mmfeat.errors import EncoderError, HubError
 from mmfeat.system.files import canonical_json, read_json
 from mmfeat.system.wording import counted
 
@@ -135,7 +135,12 @@ def _create(variant: str, spec: EncoderSpec) -> tuple[Any, Any, str]:
             spec, model.forward_features, max(stage["reduction"] for stage in model.feature_info) if fixed else 1
         )
     config = timm.data.resolve_data_config({"input_size": tuple(other)} if other else {}, model=model)
-    transform = _coloured(timm.data.create_transform(**config, is_training=False), config["input_size"][0], variant)
+    try:
+        transform = timm.data.create_transform(**config, is_training=False)
+    except (KeyError, ValueError, TypeError, AssertionError) as error:  # interpolation "random" is for training alone
+        reason = load_reason(error)
+        raise EncoderError(f"timm:{variant}: its config.json prepares pictures as timm cannot ({reason})") from error
+    transform = _coloured(transform, config["input_size"][0], variant)
     return model.eval().requires_grad_(False), transform, canonical_json(_preprocessing(config))
 
 
@@ -187,9 +192,9 @@ def _folder_config(folder: Path) -> dict[str, Any]:
     try:
         return _own_config(read_json(folder / "config.json"))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else load_reason(error)
+        remedy = remedy_for(str(folder), "timm") or "; name a folder as timm saves it, or timm:NAME"
         raise EncoderError(
-            f"{folder}: timm's config.json is needed beside the weights ({reason}){remedy_for(str(folder), 'timm')}"
+            f"{folder}: timm's config.json is needed beside the weights ({load_reason(error)}){remedy}"
         ) from error
 
 
@@ -207,7 +212,12 @@ def _own_config(config: dict[str, Any]) -> dict[str, Any]:
 def _hub_config(variant: str) -> dict[str, Any]:
     if variant.startswith(HUB):
         repository = variant.removeprefix(HUB)
-        config = checkpoint_json(repository, "config.json")
+        try:
+            config = checkpoint_json(repository, "config.json")
+        except HubError:
+            if not remedy_for(repository, "timm"):
+                raise
+            config = None
         if not isinstance(config, dict) or "architecture" not in config:
             remedy = remedy_for(repository, "timm")
             raise EncoderError(f"timm:{variant}: no config.json of timm in this repository{remedy}")

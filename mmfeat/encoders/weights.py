@@ -162,6 +162,8 @@ def load_reason(error: Exception) -> str:
         return CUT
     if isinstance(error, KeyError):
         return f"there is no {error}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return " ".join(text.split())[:240] or type(error).__name__
 
 

@@ -110,7 +110,15 @@ def test_a_folder_of_another_family_says_which(tmp_path: Path, family: str, kind
     assert "\n" not in str(error.value)
 
 
-def test_timm_and_clip_folders_say_each_other(tiny_clip: Path, tiny_timm: Path) -> None:
+def test_timm_and_clip_say_each_other(
+    tmp_path: Path, tiny_clip: Path, tiny_timm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_hub(tmp_path / "hub", "org/clip", tiny_clip, monkeypatch)
+    write_hub(tmp_path / "hub", "org/timm", tiny_timm, monkeypatch)
+    with pytest.raises(EncoderError, match="so name timm:hf-hub:org/timm"):
+        describe_encoders(["clip:hf-hub:org/timm"], FLOAT32)
+    with pytest.raises(EncoderError, match="so name clip:hf-hub:org/clip"):
+        describe_encoders(["timm:hf-hub:org/clip"], FLOAT32)
     with pytest.raises(EncoderError, match=rf"so name timm:{tiny_timm}"):
         describe_encoders([f"clip:{tiny_timm}"], FLOAT32)
     with pytest.raises(EncoderError, match=rf"so name clip:{tiny_clip}"):

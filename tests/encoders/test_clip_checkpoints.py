@@ -140,7 +140,7 @@ def test_a_weights_file_whose_tag_is_not_known_is_refused(tagged: Path) -> None:
     assert "\n" not in str(error.value)
     with pytest.raises(EncoderError, match=r"no weights 'nope' for tiny-clip; open_clip has quick, squash"):
         describe_encoders([f"clip:tiny-clip/nope={tagged}"], PLAIN)
-    with pytest.raises(EncoderError, match=r"no such weights file nowhere\.pt; check the path after quick="):
+    with pytest.raises(EncoderError, match=r"no such weights file 'nowhere\.pt'; check the path after quick="):
         describe_encoders(["clip:tiny-clip/quick=nowhere.pt"], PLAIN)
 
 
@@ -150,6 +150,11 @@ def test_a_weights_file_is_read_as_the_configuration_beside_it_says(tagged: Path
     check_parity(f"clip:tiny-clip/{tagged}", "tiny-clip", pretrained=str(tagged), force_quick_gelu=True, **SQUASH)
     (tower, _) = describe_encoders([f"clip:tiny-clip/squash={tagged}"], PLAIN)
     assert tower.spec.variant == f"tiny-clip/{tagged.name}"  # the tag that is named counts more
+
+
+def test_a_folder_in_the_place_of_a_file_gets_one_line(tmp_path: Path) -> None:
+    with pytest.raises(EncoderError, match=rf"is a folder, so name clip:{tmp_path}"):
+        describe_encoders([f"clip:ViT-B-32/{tmp_path}"], PLAIN)
 
 
 @pytest.mark.parametrize("model", ["ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14"])

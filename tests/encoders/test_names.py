@@ -30,6 +30,7 @@ FLOAT32 = EncoderOptions(dtype="float32")
         ("bert:hf-hub:org/name", "bert:org/name"),
         ("st:https://hf.co/org/name/tree/main", "st:org/name"),
         ("bert:org/name", "bert:org/name"),
+        ("bert:hf-hub:bert-base-uncased", "bert:bert-base-uncased"),
         ("hog", "hog"),
     ],
 )
@@ -100,11 +101,16 @@ def test_a_hub_name_says_its_family_by_its_cached_files(
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ("org/name", r"org/name: no family is named, .* in the hub cache or on the hub; write FAMILY:org/name"),
+        (
+            "org/name",
+            r"no family is named, .* in the hub cache or on the hub; write the family before it, as in st",
+        ),
         ("./nowhere", r"\./nowhere: no such weights file or folder"),
         ("file:/nowhere/at,all", r"no such weights file or folder"),
+        ("clip:hf-hub:", r"no name of a repository; write hf-hub:ORG/NAME"),
+        ("hf-hub:org/name/more", r"no name of a repository; write hf-hub:ORG/NAME"),
         ("timm:file:/nowhere", r"no such weights file or folder"),
-        ("{folder}", r"no family is named, .* in this folder; write FAMILY:/"),
+        ("{folder}", r"no family is named, .* in this folder; write the family before it"),
         ("{folder}/weights.pt", r"a file of weights does not say its family; write clip:MODEL/FILE"),
         ("bert:" + "x" * 5000, r"."),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,18 @@ def check_parity(request: str, library_name: str) -> None:
     np.testing.assert_allclose(load_reference(tower)(contents("image")[0]), published[0], atol=1e-5)
 
 
+def test_a_repository_for_timm_and_open_clip_is_read_as_named(
+    tmp_path: Path, tiny_timm: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """timm's repositories of CLIP hold the image tower as a model of timm beside open_clip's whole model."""
+    both = tmp_path / "both"
+    for folder in (tiny_timm, tiny_clip):
+        shutil.copytree(folder, both, dirs_exist_ok=True)
+    write_hub(tmp_path / "hub", "timm/both", both, monkeypatch)
+    check_parity("timm:timm/both", "hf-hub:timm/both")
+    assert [tower.spec.family for tower in describe_encoders(["timm/both"], FLOAT32)] == ["clip", "clip"]
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "arguments"),
     [
@@ -74,6 +87,14 @@ def test_a_registered_model_by_its_repository(tmp_path: Path, monkeypatch: pytes
         (tower,) = describe_encoders([request], FLOAT32)
         vectors.append(load_encoders([tower], "cpu")[0])
     assert all(np.isfinite(embed(encoder)["pooled"]).all() for encoder in vectors)
+
+
+def test_a_way_of_resizing_that_timm_lacks_gets_one_line(tmp_path: Path) -> None:
+    folder = write_timm(tmp_path / "model", "test_resnet")
+    change(folder, interpolation="random")
+    with pytest.raises(EncoderError, match=r"prepares pictures as timm cannot .*'random'") as error:
+        load_encoders(describe_encoders([f"timm:{folder}"], FLOAT32), "cpu")
+    assert "\n" not in str(error.value)
 
 
 def test_pictures_of_other_channels_get_one_line(tmp_path: Path) -> None:
