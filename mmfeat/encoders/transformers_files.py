@@ -6,6 +6,7 @@ Common checkpoints are read without importing transformers, since each command d
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +29,7 @@ PLAIN_TRANSFORMERS = (
     "clip_vision_model", "siglip_vision_model", "siglip2_vision_model",
 )  # fmt: skip
 IMAGE_MODELS = (*PLAIN_TRANSFORMERS, "swin", "swinv2", "convnext", "convnextv2", "dinov3_convnext", "resnet", "regnet")
+SIZES = ("size", "crop_size")
 _SCALING = ("do_resize", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 _CROPPING = ("size", "do_center_crop", "crop_size")
 # Image processors, and the settings that complete a file of each; any other file is completed by the library.
@@ -129,15 +131,24 @@ class Checkpoint:
         is_complete = needed and not set(needed) - set(settings) and all(isinstance(size, dict) for size in sizes)
         return settings if is_complete else image_settings(self.processor())
 
-    def check_settings(self, processor: Any, spec: EncoderSpec) -> None:
-        """Raise `EncoderError` where the loaded processor differs from what its files say."""
-        loaded, described = image_settings(processor), self.image_settings
-        apart = {name: loaded[name] for name in described if loaded.get(name, described[name]) != described[name]}
-        if apart or canonical_json(described) != spec.transform:
+    def settings(self, size: tuple[int, int] | None) -> dict[str, Any]:
+        """The settings for pictures of another (height, width) than the checkpoint's own, or for its own."""
+        return resized(self.name, self.image_settings, size) if size else self.image_settings
+
+    def asked_sizes(self, processor: Any, spec: EncoderSpec) -> dict[str, Any]:
+        """The sizes in the spec that are not the checkpoint's own, as arguments of the processor.
+
+        Raises `EncoderError` where the loaded processor differs from what the spec says in anything else.
+        """
+        described, own, loaded = json.loads(spec.transform), self.image_settings, image_settings(processor)
+        apart = {name for name in described if described[name] != own.get(name)}
+        wrong = {name: loaded[name] for name in own if loaded.get(name, own[name]) != own[name]}
+        if wrong or apart - set(SIZES):
             raise EncoderError(
-                f"{spec.name}: transformers prepares pictures with {canonical_json(apart or described)}, the spec says "
+                f"{spec.name}: transformers prepares pictures with {canonical_json(wrong or own)}, the spec says "
                 f"{spec.transform}"
             )
+        return {name: described[name] for name in apart}
 
     def pinned(self, spec: EncoderSpec | None = None) -> dict[str, Any]:
         """Arguments of every `from_pretrained`: the revision in the spec, and that no code of a checkpoint runs."""
@@ -221,3 +232,22 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: number for name, number in value.items() if number is not None} or None
     return list(value) if isinstance(value, tuple) else value
+
+
+def resized(name: str, settings: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """The settings of a processor that gives pictures of another (height, width), cropped by the same share."""
+    asked = {"height": size[0], "width": size[1]}
+    before = settings.get("size")
+    if not isinstance(before, dict):
+        raise EncoderError(f"--image-size: {name} takes photos in any shape; leave it out")
+    if "crop_pct" in settings:
+        if size[0] != size[1]:
+            raise EncoderError(
+                f"--image-size {size[0]}x{size[1]}: the processor of {name} gives squares; use one number"
+            )
+        return {**settings, "size": {"shortest_edge": size[0]}}
+    crop = settings.get("crop_size")
+    if not settings.get("do_center_crop") or not isinstance(crop, dict):
+        return {**settings, "size": asked}
+    share = max(asked[side] / crop[side] for side in asked)
+    return {**settings, "size": {side: round(number * share) for side, number in before.items()}, "crop_size": asked}

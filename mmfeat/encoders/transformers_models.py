@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmfeat.encoders.bert import model_layers, quiet_transformers
-from mmfeat.encoders.layers import Network, Point, find_layers
+from mmfeat.encoders.layers import Network, Point
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.tokenizer import check_fit
-from mmfeat.encoders.torch_tower import TorchTower, plain_call, stack
+from mmfeat.encoders.torch_tower import TorchTower, plain_call
 from mmfeat.encoders.transformers_files import LONGEST, Checkpoint, read_checkpoint
+from mmfeat.encoders.transformers_images import ImageTower, kept_patches, pooled
 from mmfeat.encoders.weights import hub_revision, local_path, path_identity
 from mmfeat.errors import EncoderError
 from mmfeat.samples.contents import CLEANING
@@ -26,8 +27,6 @@ from mmfeat.system.files import canonical_json
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-PROBES = ((40, 48), (64, 37))  # height, width of the pictures that show what a model gives
 
 
 def describe(family: str, variant: str, options: EncoderOptions) -> list[EncoderSpec]:
@@ -43,15 +42,17 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
         modality="image",
         variant=folder.resolve().name if folder else variant,
         weights=path_identity(folder) if folder else f"revision:{hub_revision(variant)}",
-        preprocessing=canonical_json(checkpoint.image_settings),
+        preprocessing=canonical_json(checkpoint.settings(options.size)),
+        pooling=options.tower_pooling,
+        layers=int(options.layers),
         arithmetic=options.dtype,
         storage=options.storage,
     )
     if not has_text:
         return [image]
     padding = canonical_json({"padding": checkpoint.padding})
-    length = checkpoint.text_length
-    return [image, replace(image, modality="text", preprocessing=padding, cleaning=options.cleaning, max_length=length)]
+    text = replace(image, modality="text", preprocessing=padding, pooling="tower", layers=1)
+    return [image, replace(text, cleaning=options.cleaning, max_length=checkpoint.text_length)]
 
 
 def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
@@ -59,13 +60,7 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
     loaded = _load(variant, specs[0])
     towers = []
     if images := [spec for spec in specs if spec.modality == "image"]:
-        loaded.checkpoint.check_settings(loaded.processor, images[0])
-        network = loaded.image_network()
-        towers.append(
-            TorchTower(
-                tuple(images), loaded.model, network, loaded.picture, _collate, keep=_mask("pixel_attention_mask")
-            )
-        )
+        towers.append(ImageTower(loaded, images).torch_tower())
     if texts := [spec for spec in specs if spec.modality == "text"]:
         towers.append(TextTower(loaded, texts[0]).tower(texts))
     return towers
@@ -75,12 +70,13 @@ def reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:
     """transformers' own processor and model over one picture or text, in float32."""
     loaded = _load(variant, spec)
     if spec.modality == "image":
-        network, kept = loaded.image_network(), _mask("pixel_attention_mask")
+        tower = ImageTower(loaded, [spec])
+        network, inputs_of, kept = tower.network(), tower.pictures, kept_patches
     else:
-        network, kept = loaded.text_network(), _mask("attention_mask")
+        network, inputs_of, kept = loaded.text_network(), partial(loaded.texts, spec), kept_tokens
 
     def encode(content: Any) -> np.ndarray:
-        inputs = loaded.pictures(content) if spec.modality == "image" else loaded.texts(content, spec)
+        inputs = inputs_of(content)
         values = plain_call(network, spec, inputs)
         mask = kept(inputs) if spec.output != "pooled" else None
         return values if mask is None else values[mask[0].numpy()]
@@ -97,79 +93,15 @@ class Loaded:
     processor: Any
     lacks_pooler: bool  # its files have no weights of a pooler, so what the pooler gives is random
 
-    def pictures(self, image: Any) -> Any:
-        """The inputs of one RGB picture, with an axis of samples: pixels, or several tensors by name."""
-        inputs = dict(self.processor(images=image, return_tensors="pt"))
-        return inputs["pixel_values"] if len(inputs) == 1 else inputs
-
-    def picture(self, image: Any) -> Any:
-        """The inputs of one RGB picture without an axis of samples."""
-        inputs = self.pictures(image)
-        return {name: value[0] for name, value in inputs.items()} if isinstance(inputs, dict) else inputs[0]
-
-    def texts(self, text: str, spec: EncoderSpec) -> dict[str, Tensor]:
+    def texts(self, spec: EncoderSpec, text: str) -> dict[str, Tensor]:
         """The inputs of one text, with an axis of samples."""
         given = {"padding": self.checkpoint.padding, "truncation": True, "max_length": spec.max_length}
         return dict(self.processor(text=[CLEANING[spec.cleaning](text)], return_tensors="pt", **given))
 
-    def image_network(self) -> Network:
-        """Forward pass over pixels, layers and tokens of the image tower, after a trial."""
-        tower = self.model.vision_model if self.checkpoint.has_text else self.model
-        call = self.model.get_image_features if self.checkpoint.has_text else self.model
-        vector = self._trial(call)
-
-        def forward(inputs: Any) -> Tensor:
-            return vector(call(**inputs) if isinstance(inputs, dict) else call(pixel_values=inputs))
-
-        return Network(forward, model_layers(tower) or find_layers(getattr(tower, "encoder", tower)), Point(tower))
-
     def text_network(self) -> Network:
         """Forward pass over token ids, layers and tokens of the text tower."""
         tower = self.model.text_model
-        return Network(
-            lambda inputs: _pooled(self.model.get_text_features(**inputs)), model_layers(tower), Point(tower)
-        )
-
-    def _trial(self, call: Callable[..., Any]) -> Callable[[Any], Tensor]:
-        """The function from a model output to vectors (B, D), chosen by what the model gives for two pictures.
-
-        Raises `EncoderError` for a model that gives no vector, or another one at each call.
-        """
-        import torch
-
-        name, kind = self.checkpoint.name, type(self.model).__name__
-        first, second = self._tried(call), self._tried(call)
-        vector: Callable[[Any], Tensor] = _pooled
-        if self.lacks_pooler or _pooled(first) is None:
-            parameters = (parameter for parameter, _ in self.model.named_parameters())
-            vector = _class_token if any(parameter.endswith("cls_token") for parameter in parameters) else _mean_token
-            is_decoder = getattr(self.model.config, "is_encoder_decoder", False)  # as detectors of objects are
-            if is_decoder or not isinstance(getattr(first, "last_hidden_state", None), torch.Tensor):
-                raise EncoderError(f"{name}: {kind} gives no vector of a picture; use another checkpoint")
-        if not torch.allclose(vector(first), vector(second), rtol=1e-3, atol=1e-3):
-            raise EncoderError(
-                f"{name}: {kind} gives another vector of a picture at each call, as it hides random parts; use a "
-                "checkpoint that does not"
-            )
-        return vector
-
-    def _tried(self, call: Callable[..., Any]) -> Any:
-        """The model output for two pictures of noise. Raises `EncoderError` where pictures do not fit the model."""
-        import torch
-        from PIL import Image
-
-        noise = np.random.default_rng(0)
-        pictures = [Image.fromarray(noise.integers(0, 256, (*size, 3), np.uint8)) for size in PROBES]
-        try:
-            batch = _collate([self.picture(image) for image in pictures])
-            with torch.no_grad():
-                return call(**batch) if isinstance(batch, dict) else call(pixel_values=batch)
-        except Exception as error:  # each model has errors of its own
-            raise EncoderError(
-                f"{self.checkpoint.name}: {type(self.model).__name__} cannot take what its processor makes of pictures "
-                f"({' '.join(str(error).split())[:160]}); preprocessor_config.json has to give pictures of one size, "
-                "that of the model"
-            ) from error
+        return Network(lambda inputs: pooled(self.model.get_text_features(**inputs)), model_layers(tower), Point(tower))
 
 
 class TextTower:
@@ -190,7 +122,7 @@ class TextTower:
             network,
             self.prepare,
             self.collate,
-            keep=_mask("attention_mask"),
+            keep=kept_tokens,
             stand_in=self.stand_in,
             length=length if self.padding == LONGEST else None,
         )
@@ -218,33 +150,9 @@ class TextTower:
         return "attention_mask" in self.prepare("")
 
 
-def _mask(name: str) -> Callable[[Any], Tensor | None]:
-    """A function from inputs to their (B, T) mask of that name; None where they have none."""
-    return lambda inputs: inputs[name].bool() if isinstance(inputs, dict) and name in inputs else None
-
-
-def _collate(batch: list[Any]) -> Any:
-    """B prepared pictures as one batch."""
-    if isinstance(batch[0], dict):
-        return {name: stack([inputs[name] for inputs in batch]) for name in batch[0]}
-    return stack(batch)
-
-
-def _pooled(output: Any) -> Any:
-    """(B, D) of a model output: projected, else pooled; the output itself is a tensor in older versions."""
-    pooled = getattr(output, "image_embeds", None)
-    pooled = getattr(output, "pooler_output", output) if pooled is None else pooled
-    return pooled.flatten(1) if hasattr(pooled, "flatten") else None
-
-
-def _class_token(output: Any) -> Tensor:
-    return output.last_hidden_state[:, 0]
-
-
-def _mean_token(output: Any) -> Tensor:
-    """(B, D): the mean of (B, T, D), or of feature maps (B, D, H, W)."""
-    hidden = output.last_hidden_state
-    return hidden.flatten(2).mean(2) if hidden.ndim == 4 else hidden.mean(1)
+def kept_tokens(inputs: dict[str, Tensor]) -> Tensor | None:
+    """(B, T) whether each token is no padding; None where the model is not told."""
+    return inputs["attention_mask"].bool() if "attention_mask" in inputs else None
 
 
 def _load(variant: str, spec: EncoderSpec) -> Loaded:

@@ -162,6 +162,97 @@ def test_describing_a_common_checkpoint_imports_no_library(folders: Any) -> None
     assert done.stdout.strip() == "[]"
 
 
+def states(kind: str, folder: Path, layers: int, asked: dict[str, Any] | None = None) -> list[np.ndarray]:
+    """(T, D) of each picture by transformers: the mean of its last hidden states, behind the norm if there is one."""
+    transformers = quiet_transformers()
+    import torch
+
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    tower = model.vision_model if kind in TWO_TOWERS else model
+    norm = {"clip": lambda hidden: hidden, "siglip": getattr(tower, "post_layernorm", None)}.get(kind)
+    norm = norm or getattr(tower, "layernorm", None) or tower.norm
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    result = []
+    for picture in pictures():
+        inputs = processor(images=picture, return_tensors="pt", **(asked or {}))
+        any_size = {"interpolate_pos_encoding": True} if asked and kind in ("vit-classifier", "clip") else {}
+        with torch.no_grad():
+            output = tower(**inputs, **any_size, output_hidden_states=True)
+            hidden = torch.stack([norm(state) for state in output.hidden_states[-layers:]]).mean(0)
+        if layers == 1:
+            torch.testing.assert_close(hidden, output.last_hidden_state)
+        result.append(hidden[0].numpy())
+    return result
+
+
+@pytest.mark.parametrize(
+    ("kind", "prefix"), [("dinov2_with_registers", 5), ("dinov3_vit", 5), ("vit", 1), ("clip", 1), ("siglip", 0)]
+)
+@pytest.mark.parametrize("layers", [1, 2])
+def test_other_poolings_and_layers_are_those_of_the_hidden_states(
+    kind: str, prefix: int, layers: int, folders: Any
+) -> None:
+    exact = states(kind, folders(kind), layers)
+    wanted = {"mean": np.stack([rows[prefix:].mean(0) for rows in exact])}
+    if prefix:
+        wanted["cls"] = np.stack([rows[0] for rows in exact])
+        wanted["cls+mean"] = np.concatenate([wanted["cls"], wanted["mean"]], 1)
+    for pooling, vector in wanted.items():
+        image = encoders(f"hf:{folders(kind)}", image_pooling=pooling, layers=layers)[0]
+        np.testing.assert_allclose(vectors(image)[0], vector, atol=1e-5, err_msg=pooling)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("vit-classifier", {"size": {"height": 16, "width": 48}}),
+        ("dinov2", {"size": {"shortest_edge": 56}, "crop_size": {"height": 16, "width": 48}}),
+        ("clip", {"size": {"shortest_edge": 56}, "crop_size": {"height": 16, "width": 48}}),
+    ],
+)
+def test_another_image_size_is_that_of_the_processor(kind: str, sizes: dict[str, Any], folders: Any) -> None:
+    image = encoders(f"hf:{folders(kind)}", image_size="16x48", image_pooling="cls")[0]
+    assert image.specs[0].image_size == (16, 48)
+    exact = states(kind, folders(kind), 1, sizes)
+    np.testing.assert_allclose(vectors(image)[0], np.stack([rows[0] for rows in exact]), atol=1e-5)
+
+
+def test_an_own_size_that_is_asked_for_is_no_other_encoder(folders: Any) -> None:
+    plain, asked = (
+        describe_encoders([f"hf:{folders('dinov2')}"], EncoderOptions(**PLAIN, **size))[0].spec.fingerprint
+        for size in ({}, {"image_size": "32"})
+    )
+    assert plain == asked
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("siglip", {"image_pooling": "cls"}, r"--image-pooling cls: hf.image:siglip has no class token; use mean or"),
+        (
+            "siglip",
+            {"layers": 2},
+            r"--layers 2: hf.image:siglip has layers of its own behind the pooling; add --image-",
+        ),
+        ("dinov2", {"layers": 3}, r"--layers 3: hf.image:dinov2 has 2 layers; use no more, or leave it out"),
+        ("convnext", {"layers": 2, "image_pooling": "mean"}, r"--layers 2: the layers of .* give no hidden states of"),
+        (
+            "vit",
+            {"image_size": "20"},
+            r"--image-size: .* cannot take this size \(its patches are 8 pixels wide; use mul",
+        ),
+        ("convnext", {"image_size": "32x48"}, r"--image-size 32x48: the processor of .* gives squares; use one number"),
+        ("siglip2", {"image_size": "32"}, r"--image-size: .* takes photos in any shape; leave it out"),
+    ],
+)
+def test_an_option_that_a_model_cannot_follow_gets_one_line(
+    kind: str, options: dict[str, Any], message: str, folders: Any
+) -> None:
+    with pytest.raises(EncoderError, match=message) as caught:
+        encoders(f"hf:{folders(kind)}", **options)
+    assert "\n" not in str(caught.value)
+
+
 def damaged(kind: str, change: str, folders: Any, folder: Path) -> str:
     """The request for a copy of a checkpoint that lacks a file or holds another one."""
     shutil.copytree(folders(kind), folder)
@@ -185,7 +276,7 @@ def damaged(kind: str, change: str, folders: Any, folder: Path) -> str:
     [
         ("dinov2", "processor", r"preprocessor_config.json is missing, which says how pictures are prepared; copy it"),
         ("clip", "tokenizer", r"no tokenizer files here \(.*\); copy them"),
-        ("dinov2", "sizes", r"cannot take what its processor makes of pictures .* pictures of one size"),
+        ("dinov2", "sizes", r"cannot take what its processor makes of pictures .*; name the size of the model, as in"),
         ("vit", "image_size=16", r"embeddings.position_embeddings has the shape .*, its config.json wants .*; use a"),
         ("dinov2", "num_hidden_layers=3", r"the weights lack encoder.layer.2.*; use a complete checkpoint"),
         ("dinov2", 'model_type="dinov9"', r"transformers has no model type 'dinov9'"),
