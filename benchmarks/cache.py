@@ -382,7 +382,7 @@ def fill_as_if_extracted(folder: Path) -> None:
 
     samples = read_samples(folder / "table.csv")
     cache = Cache(folder / "cache", samples.name)
-    for tower in describe_encoders(["hashing", "hog"], EncoderOptions(dtype="float32")):
+    for tower in describe_encoders(["hashing", "hog"], EncoderOptions(dtype="float32", cleaning="tweet")):
         with cache.writer(tower.spec, {}) as writer:
             for at in range(0, len(samples), 4096):
                 part = samples.samples[at : at + 4096]

@@ -310,7 +310,7 @@ def large(given: argparse.Namespace) -> dict[str, Any]:
         file.writelines(f"s{row},{_words(row)}\n" for row in range(given.rows))
     source = SampleSource(table)
     source.overview()
-    towers = describe_encoders(["hashing"], resolve_options(EncoderOptions(), "cpu"))
+    towers = describe_encoders(["hashing"], resolve_options(EncoderOptions(cleaning="none"), "cpu"))
     blocks: list[tuple[int, float, int]] = []
 
     def plans(planner: Planner) -> Iterator[BlockPlan]:

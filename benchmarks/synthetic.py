@@ -25,7 +25,7 @@ TOKENS = {"image": 49, "text": 30}
 LEAN = 0.06  # of the classes' means, in standard deviations a column: a head reaches a macro-F1 of about 0.8
 TEST_SHARE, VALIDATION_PARTS = 5, 5  # of 4,000 samples 800 test, 640 validate and 2,560 train
 OUTPUTS = ("pooled", "tokens")
-OPTIONS = EncoderOptions(dtype="bfloat16", outputs=OUTPUTS)
+OPTIONS = EncoderOptions(dtype="bfloat16", cleaning="tweet", outputs=OUTPUTS)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mmfeat.cache.parity import Parity
     from mmfeat.cache.survey import CachedEncoder
     from mmfeat.cache.verify import Verification
+    from mmfeat.encoders.registry import Tower
     from mmfeat.encoders.spec import EncoderSpec
     from mmfeat.runs.garbage import Garbage
     from mmfeat.samples.dataset import SampleSet
@@ -302,12 +303,8 @@ def _verify_parity(values: Mapping[str, Any], count: int, seed: int) -> bool:
     """Print how far `count` samples, encoded again, differ from their cached vectors; return whether parity holds."""
     from mmfeat.cache.parity import check_parity
     from mmfeat.cache.store import Cache
-    from mmfeat.encoders.registry import describe_encoders
-    from mmfeat.samples.dataset import read_samples
 
-    request = find_request(values)
-    samples = read_samples(request.data, request.columns)
-    towers = describe_encoders(request.encoders, request.options)
+    samples, towers = _samples_and_towers(values)
     results = list(check_parity(samples, towers, Cache(values["cache"], samples.name), count, seed, ConsoleProgress()))
     show_parity(results)
     return all(result.holds for result in results)
@@ -315,10 +312,16 @@ def _verify_parity(values: Mapping[str, Any], count: int, seed: int) -> bool:
 
 def _samples_and_specs(values: Mapping[str, Any]) -> tuple[SampleSet, list[EncoderSpec]]:
     """Return the samples and the specs that the flags of a command describe on this machine."""
+    samples, towers = _samples_and_towers(values)
+    return samples, [tower.spec for tower in towers]
+
+
+def _samples_and_towers(values: Mapping[str, Any]) -> tuple[SampleSet, list[Tower]]:
     from mmfeat.encoders.registry import describe_encoders
-    from mmfeat.extraction.requests import resolve_options
+    from mmfeat.extraction.requests import options_for
     from mmfeat.samples.dataset import read_samples
 
-    request = find_request(values)
-    towers = describe_encoders(request.encoders, resolve_options(request.options, values["device"]))
-    return read_samples(request.data, request.columns), [tower.spec for tower in towers]
+    request, device = find_request(values), values.get("device", "auto")
+    options = options_for(request.data, request.columns, values["cache"], request.options, device)
+    towers = describe_encoders(request.encoders, options)
+    return read_samples(request.data, request.columns), towers

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mmfeat.extraction.extract import Extraction
     from mmfeat.extraction.forecast import Forecasts
     from mmfeat.extraction.missing import Clocks
+    from mmfeat.extraction.requests import Decision
 
 
 PARAMETERS: Parameters = {
@@ -146,6 +147,7 @@ def show_extraction(result: Extraction) -> None:
         good = f"{result.stored[folder] + new:,} vectors, {new:,} new"
         trouble = f", {unreadable:,} unreadable" if unreadable else ""
         out.print(f"  {spec.name}: {good}{trouble} -> {result.folder / folder}")
+    show_decision(result.decision)
     for note in notes_on(result.towers):
         out.print(f"  note: {shown(note)}")
     for id, reason in result.failures[:SHOWN_FAILURES]:
@@ -163,9 +165,19 @@ def show_extraction(result: Extraction) -> None:
         out.print(f"wrote {counted(sum(result.new.values()), 'vector')} to {result.folder} in {result.seconds:.1f} s")
 
 
+def show_decision(decision: Decision | None) -> None:
+    """Print which cleaning `auto` is, why, and how to have another."""
+    if decision is None:
+        return
+    remedy = "none keeps them" if "tweet" in decision.cleaning else "tweet drops them"
+    kept = "; kept from the first extraction" if decision.kept else ""
+    out.print(f"  cleaning: {decision.cleaning} ({decision.reason}{kept}); --cleaning {remedy}")
+
+
 def show_forecast(forecasts: Forecasts) -> None:
     """Print a forecast: what is missing, its time and its size on disk."""
     out.print(f"{forecasts.samples.source}: {len(forecasts.samples):,} samples")
+    show_decision(forecasts.decision)
     if not forecasts.encoders:
         out.print(f"nothing to do: every vector is in {forecasts.folder}")
         return

@@ -56,10 +56,11 @@ Seed = option("Fixes everything that is random.", int, "--seed", least=0)
 
 # The flags of encoders: parameter -> its type, help, least value, and default in `mmfeat extract`.
 _OUTPUTS = "pooled, tokens, prefix:N (input of the N-th last layer), bert=tokens, ..."
+_CLEANING = "Text cleaning: auto (tweet for tweets), tweet, tweet-cased or none; st=none, ..."
 _DRAFT = "Decode large JPEGs reduced, with no less than so many pixels; 0 in full."
 _ENCODER_FLAGS: dict[str, tuple[Any, str, int | None, Any]] = {
     "dtype": (str, "Arithmetic: auto, float32, bfloat16 or float16.", None, "auto"),
-    "cleaning": (str, "Text cleaning: tweet or none.", None, "tweet"),
+    "cleaning": (str, _CLEANING, None, "auto"),
     "pooling": (str, "BERT pooling: mean, cls, max, last, pooler, auto; bert=cls, ...", None, "mean"),
     "max_length": (str, "Most tokens of a text; 0: 128 for bert, the checkpoint's for st; st=256, ...", None, 0),
     "prompt": (str, "Name of an st checkpoint's prompt; none for no prompt.  [default: the checkpoint's]", None, ""),

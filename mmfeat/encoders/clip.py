@@ -21,6 +21,7 @@ from mmfeat.encoders.clip_checkpoints import Checkpoint, plain_json, read_checkp
 from mmfeat.encoders.layers import Network, Point, find_layers, timm_network
 from mmfeat.encoders.pixels import check_size, image_tower, size_errors
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
+from mmfeat.encoders.tokenizer import is_cased as tokenizer_is_cased
 from mmfeat.encoders.torch_tower import TorchTower, load_errors, plain_call, stack
 from mmfeat.encoders.weights import hub_errors
 from mmfeat.errors import EncoderError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONTEXT_LENGTH = 77
+LOWERING = ("lower", "canonicalize")  # open_clip's ways to clean a text that drop capitals
 
 
 def describe(family: str, variant: str, options: EncoderOptions) -> list[EncoderSpec]:
@@ -63,6 +65,16 @@ def _check_asked(name: str, vision: dict[str, Any], options: EncoderOptions, res
         raise EncoderError(f"--image-size {options.image_size}: {name} pools by attention over one size; leave it out")
     if vision.get("attentional_pool") and options.tower_pooling != "tower":
         raise EncoderError(f"--image-pooling {options.image_pooling}: {name} pools by attention alone; leave it out")
+
+
+def is_cased(variant: str) -> bool:
+    """Whether capitals of a text reach the model: its own tokenizer drops them, one of transformers may not."""
+    checkpoint = read_checkpoint(variant)
+    settings = checkpoint.model["text_cfg"].get("tokenizer_kwargs") or {}
+    if not checkpoint.tokenizer_name or settings.get("clean") in LOWERING:
+        return False
+    is_folder = checkpoint.path is not None and checkpoint.path.is_dir()
+    return tokenizer_is_cased(str(checkpoint.path) if is_folder else checkpoint.tokenizer_name)
 
 
 def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:

@@ -25,7 +25,17 @@ from mmfeat.encoders import (
 )
 from mmfeat.encoders.delta import apply_delta, read_delta
 from mmfeat.encoders.names import canonical
-from mmfeat.encoders.spec import NAMED, Encoder, EncoderOptions, EncoderSpec, Values, named_values, parse_output
+from mmfeat.encoders.spec import (
+    DECIDED,
+    NAMED,
+    Encoder,
+    EncoderOptions,
+    EncoderSpec,
+    Values,
+    named_values,
+    parse_output,
+)
+from mmfeat.encoders.tokenizer import is_cased
 from mmfeat.encoders.torch_tower import TorchTower
 from mmfeat.encoders.weights import MODULES
 from mmfeat.errors import ConfigError, EncoderError
@@ -47,7 +57,7 @@ class Family:
     `modalities` are those of its towers. `describe(family, variant, options)` gives the pooled spec of each tower.
     `reference(variant, spec)` gives the library's own plain float32 call for one text or picture: (D) or (T, D).
     `open_towers(variant, specs)` gives the torch models behind the towers; families without torch have `load(specs)`
-    instead, and only pooled vectors.
+    instead, and only pooled vectors. `is_cased(variant)` says whether capitals of a text reach the model.
     """
 
     modalities: tuple[str, ...]
@@ -55,6 +65,7 @@ class Family:
     reference: Callable[[str, EncoderSpec], Callable[[Any], np.ndarray]]
     open_towers: Callable[[str, list[EncoderSpec]], list[TorchTower]] | None = None
     load: Callable[[list[EncoderSpec]], Encoder] | None = None
+    is_cased: Callable[[str], bool] = is_cased
 
 
 def _describe_tuned(family: str, variant: str, options: EncoderOptions) -> list[EncoderSpec]:
@@ -89,13 +100,13 @@ _TEXT, _IMAGE, _BOTH = ("text",), ("image",), ("image", "text")
 _TORCHVISION = Family(_IMAGE, torchvision_models.describe, torchvision_models.reference, torchvision_models.open_towers)
 
 FAMILIES: dict[str, Family] = {
-    "clip": Family(_BOTH, clip.describe, clip.reference, clip.open_towers),
+    "clip": Family(_BOTH, clip.describe, clip.reference, clip.open_towers, is_cased=clip.is_cased),
     "bert": Family(_TEXT, bert.describe, bert.reference, bert.open_towers),
     "st": Family(_TEXT, sentence.describe, sentence.reference, sentence.open_towers),
     "resnet50": _TORCHVISION,  # `_family` gives it for the name of any model of torchvision
     "hf": Family(_BOTH, transformers_models.describe, transformers_models.reference, transformers_models.open_towers),
     "timm": Family(_IMAGE, timm_models.describe, timm_models.reference, timm_models.open_towers),
-    "hashing": Family(_TEXT, hashing.describe, hashing.reference, load=hashing.load),
+    "hashing": Family(_TEXT, hashing.describe, hashing.reference, load=hashing.load, is_cased=lambda variant: False),
     "hog": Family(_IMAGE, hog.describe, hog.reference, load=hog.load),
     "finetuned": Family(_BOTH, _describe_tuned, _tuned_reference, _open_tuned),
 }
@@ -117,7 +128,8 @@ def describe_encoders(requests: list[str], options: EncoderOptions) -> list[Towe
         family = _family(request)
         own_names = _names(request, family)
         own = options.named(own_names)
-        bases = [spec.drafted(options.draft) for spec in family.describe(*_split(request), own)]
+        described = [_cleaned(spec, request) for spec in family.describe(*_split(request), own)]
+        bases = [spec.drafted(options.draft) for spec in described]
         specs = [spec for base in bases for spec in _outputs(base, options, family.open_towers is not None)]
         for spec in specs:
             towers.setdefault(spec.fingerprint, Tower(request, spec))
@@ -150,6 +162,22 @@ def _names(request: str, family: Family) -> dict[str, set[str]]:
     arithmetic = {name} | only
     chosen = {"dtype": arithmetic, "convolutional_dtype": arithmetic, "image_size": images, "image_pooling": images}
     return {option: chosen.get(option, (images or texts) if option == "layers" else texts) for option in NAMED}
+
+
+def _cleaned(spec: EncoderSpec, request: str) -> EncoderSpec:
+    """The spec with a cleaning by name: what `auto` stands for keeps the case of a text whose capitals the model sees.
+
+    Raises `ConfigError` while that is open.
+    """
+    if spec.cleaning == "auto":
+        raise ConfigError(
+            "cleaning auto depends on the texts: name tweet or none, or pass the options and the decision through "
+            "mmfeat.extraction.requests.resolve_options"
+        )
+    if spec.cleaning != f"{DECIDED}tweet":
+        return replace(spec, cleaning=spec.cleaning.removeprefix(DECIDED))
+    cased = _family(request).is_cased(_split(request)[1] or spec.variant)
+    return replace(spec, cleaning="tweet-cased" if cased else "tweet")
 
 
 def _outputs(base: EncoderSpec, options: EncoderOptions, has_layers: bool) -> list[EncoderSpec]:

@@ -22,6 +22,7 @@ from mmfeat.system.files import canonical_json
 from mmfeat.system.hardware import DTYPES
 
 POOLINGS = ("mean", "cls", "max", "last", "pooler", "auto")
+CLEANINGS = ("auto", *CLEANING)
 IMAGE_POOLINGS = ("model", "cls", "mean", "cls+mean")
 OF_MODEL = "model"  # the value of an option that leaves a matter to the model
 NAMED = (
@@ -36,6 +37,7 @@ NUMBERS = (  # option -> its least value, and what it takes
     ("truncate_dim", 0, "a number of dimensions, or 0 for all"),
     ("layers", 1, "a number of layers; 1 is the last one"),
 )
+DECIDED = "auto:"  # before the cleaning of options that was `auto`, which keeps the case of texts for a cased model
 DRAFT = "draft"
 TWO_TOWERS = ("clip", "hf")  # families whose towers are named by their modality
 VISION_TRANSFORMERS = ("vit", "deit", "beit", "eva")
@@ -188,6 +190,9 @@ class EncoderOptions:
     (Matryoshka), 0 all. `image_size` is a number of pixels, HEIGHTxWIDTH, or "model": the model's own; `image_pooling`
     is one of `IMAGE_POOLINGS`. With `layers` N a vector is pooled from the mean of the last N hidden states.
 
+    `cleaning` auto depends on the texts: `tweet` for tweets, or `tweet-cased` where the model tells capitals apart, and
+    `none` for other texts; `mmfeat.extraction.requests.resolve_options` decides.
+
     `convolutional_dtype` is the arithmetic of convolutional models where `auto` chose another one for them.
     `outputs` are `pooled`, `tokens` and `prefix:N` (input of the N-th layer from the end) of all encoders, or as
     `NAME=OUTPUT`. `views` is the number of augmented views of each image beside the plain one. With `draft` large JPEGs
@@ -195,7 +200,7 @@ class EncoderOptions:
     """
 
     dtype: str = "auto"
-    cleaning: str = "tweet"
+    cleaning: str = "auto"
     pooling: str = "mean"
     max_length: int | str = 0
     convolutional_dtype: str = ""
@@ -209,10 +214,10 @@ class EncoderOptions:
     layers: int | str = 1
 
     def __post_init__(self) -> None:
-        choices = {"dtype": DTYPES, "cleaning": tuple(CLEANING), "pooling": POOLINGS, "image_pooling": IMAGE_POOLINGS}
+        choices = {"dtype": DTYPES, "cleaning": CLEANINGS, "pooling": POOLINGS, "image_pooling": IMAGE_POOLINGS}
         for name, allowed in choices.items():
             for value in self._values(name):
-                _check(name.replace("_", "-"), value, allowed)
+                _check(name.replace("_", "-"), value.removeprefix(DECIDED) if name == "cleaning" else value, allowed)
         for value in self._values("image_size"):
             if value != OF_MODEL and not SIZE.fullmatch(value):
                 raise ConfigError(
@@ -258,7 +263,13 @@ class EncoderOptions:
         """The options in the name of a run: as in runs of versions that had fewer options."""
         values = asdict(self)
         kept = {name: value for name, value in values.items() if name not in LATER or value != LATER[name]}
-        return {**kept, "max_length": self.max_length or 128}
+        return {**kept, "cleaning": self.cleaning.replace(DECIDED, ""), "max_length": self.max_length or 128}
+
+    def cleaned(self, cleaning: str) -> EncoderOptions:
+        """The options with `cleaning` in place of `auto`."""
+        pairs = {"": "auto", **named_values(self.cleaning)}
+        chosen = [f"{name}={cleaning if value == 'auto' else value}" for name, value in pairs.items()]
+        return replace(self, cleaning=",".join(pair.removeprefix("=") for pair in chosen))
 
     def for_model(self, architecture: str) -> EncoderOptions:
         """The options for an image architecture: all but plain ViTs count as convolutional."""

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,14 @@ from mmfeat.errors import ConfigError
 from mmfeat.extraction.encode import BackgroundWriter, Batcher, Stage
 from mmfeat.extraction.missing import BlockPlan, Clocks, Counts, Item, Planner
 from mmfeat.extraction.reader import Reader
-from mmfeat.extraction.requests import Request, begin_request, remember_request, resolve_options
+from mmfeat.extraction.requests import (
+    Decision,
+    Request,
+    begin_request,
+    decide_cleaning,
+    remember_request,
+    resolve_options,
+)
 from mmfeat.samples.dataset import Overview, Sample, SampleSet, SampleSource
 from mmfeat.system.hardware import check_engine, resolve_device
 from mmfeat.system.remote import absolute
@@ -51,7 +58,9 @@ class ExtractSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Extraction:
-    """Result of an extraction: samples, encoders, cache folder of the data set, and counts that `Counts` explains."""
+    """Result of an extraction: samples, encoders, cache folder of the data set, counts that `Counts` explains, and
+    the decision on the cleaning where a text encoder follows it.
+    """
 
     samples: Overview
     towers: Sequence[Tower]
@@ -67,6 +76,7 @@ class Extraction:
     failures: Sequence[tuple[str, str]]
     failed: int
     clocks: Mapping[str, Clocks]
+    decision: Decision | None = None
 
     @property
     def nothing_to_do(self) -> bool:
@@ -88,8 +98,9 @@ def extract_features(
 ) -> Extraction:
     """Encode what the cache lacks of `data`; after an interruption the same call encodes the rest.
 
-    `options.dtype` "auto" becomes the dtype that suits the hardware. `data` may be larger than memory. With the engine
-    "ray" blocks of samples go to the workers of a Ray cluster, which write to a `cache` that all of them see.
+    `options.dtype` "auto" becomes the dtype that suits the hardware, and the cleaning "auto" that which suits the
+    texts. `data` may be larger than memory. With the engine "ray" blocks of samples go to the workers of a Ray cluster,
+    which write to a `cache` that all of them see.
     """
     start = time.monotonic()
     check_engine(engine, ray_address)
@@ -108,7 +119,8 @@ def extract_features(
     else:
         counts = _extract(work.source.blocks(BLOCK), len(overview), work.towers, work.store, settings, progress)
     remember_request(cache, work.request)
-    return _result(counts, start, overview, work.towers, work.store, settings, engine)
+    result = _result(counts, start, overview, work.towers, work.store, settings, engine)
+    return replace(result, decision=work.decision)
 
 
 def extract_samples(
@@ -150,12 +162,16 @@ def _result(
 
 @dataclass(frozen=True)
 class Work:
-    """The inputs of an extraction: the source of its samples, its encoders, and where the vectors go."""
+    """The inputs of an extraction: the source of its samples, its encoders, and where the vectors go.
+
+    `decision` is that on the cleaning, with what it means for these encoders; None where no text encoder follows it.
+    """
 
     source: SampleSource
     towers: list[Tower]
     store: Cache
     request: Request
+    decision: Decision | None = None
 
 
 def prepare_extraction(
@@ -170,15 +186,19 @@ def prepare_extraction(
 
     Raises `ConfigError` for an option that applies to none of the encoders.
     """
-    source = SampleSource(data, columns)
+    source, options, encoders = SampleSource(data, columns), options or EncoderOptions(), list(encoders)
     source.check()
-    encoders, resolved = list(encoders), resolve_options(options or EncoderOptions(), settings.device)
+    decision = decide_cleaning(options, source, cache)
+    resolved = resolve_options(options, settings.device, decision)
     towers = describe_encoders(encoders, resolved)
     _check_applies(towers, resolved, settings)
     fingerprints = tuple(tower.spec.fingerprint for tower in towers)
     requests = [absolute_request(encoder) for encoder in encoders]
-    request = Request(absolute(data), source.columns, requests, resolved, fingerprints)
-    return Work(source, towers, Cache(cache, source.name), request)
+    request = Request(absolute(data), source.columns, requests, resolved, fingerprints, decision)
+    cleanings = ", ".join(dict.fromkeys(tower.spec.cleaning for tower in towers if tower.spec.modality == "text"))
+    followed = decision and cleanings and resolved.cleaning != options.cleaning
+    shown = replace(decision, cleaning=cleanings) if decision and followed else None
+    return Work(source, towers, Cache(cache, source.name), request, shown)
 
 
 def _check_applies(towers: Sequence[Tower], options: EncoderOptions, settings: ExtractSettings) -> None:

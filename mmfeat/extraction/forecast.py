@@ -15,6 +15,7 @@ from mmfeat.extraction.encode import Batcher, batched, start_block
 from mmfeat.extraction.extract import BLOCK, Extractor, ExtractSettings, prepare_extraction
 from mmfeat.extraction.missing import BlockPlan, Item
 from mmfeat.extraction.reader import Prepared, Reader
+from mmfeat.extraction.requests import Decision
 from mmfeat.samples.dataset import MODALITIES, Overview
 from mmfeat.system.wording import Progress, Silent
 
@@ -49,6 +50,7 @@ class Forecasts:
     encoders: tuple[Forecast, ...]
     reading: float
     free: int
+    decision: Decision | None = None
 
     @property
     def seconds(self) -> float:
@@ -115,7 +117,8 @@ def forecast_extraction(
         stages = [extractor.encoders(modality) for modality in MODALITIES]
         tried = [_stage(batchers, needs, extractor, progress) for batchers in stages if batchers]
     forecasts = tuple(forecast for stage, _ in tried for forecast in stage)
-    return Forecasts(overview, work.store.folder, forecasts, sum(reading for _, reading in tried), _free(Path(cache)))
+    reading = sum(reading for _, reading in tried)
+    return Forecasts(overview, work.store.folder, forecasts, reading, _free(Path(cache)), work.decision)
 
 
 def _stage(

@@ -9,13 +9,27 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmfeat.encoders.spec import EncoderOptions, named_values
+from mmfeat.encoders.spec import DECIDED, EncoderOptions, named_values
 from mmfeat.errors import CacheMissError, ConfigError, WriteError
+from mmfeat.samples.contents import JUDGED, TWEETS, tweet_share
+from mmfeat.samples.dataset import SampleSource
 from mmfeat.system.files import read_json, write_json
 from mmfeat.system.hardware import resolve_dtype
 from mmfeat.system.remote import absolute
 
 FOLDER = "requests"
+NO_TEXTS = "no texts"
+# The decision in a request of a version that knew no `auto`, where all texts were taken for tweets.
+EARLIER = {"cleaning": "tweet", "reason": "the default of an earlier version"}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The cleaning that `auto` stands for in a data set, the reason in words, and whether it is an earlier one."""
+
+    cleaning: str
+    reason: str
+    kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -23,7 +37,7 @@ class Request:
     """Data, encoders and options of the last complete extraction of a data set, or of the first while it runs.
 
     `data` is an absolute path or a URL. `fingerprints` are those of the encoder specs, which say without loading a
-    model which vectors are in use.
+    model which vectors are in use. `decision` is that of the first extraction with the cleaning `auto`, None before.
     """
 
     data: str
@@ -31,6 +45,7 @@ class Request:
     encoders: list[str]
     options: EncoderOptions
     fingerprints: tuple[str, ...] = ()
+    decision: Decision | None = None
 
     def changed(
         self, encoders: list[str] | None, columns: dict[str, str] | None, options: Mapping[str, Any]
@@ -81,13 +96,42 @@ def latest_request(cache: str | Path, data: str | Path | None = None) -> Request
     )
 
 
-def resolve_options(options: EncoderOptions, device: str) -> EncoderOptions:
-    """The options with the dtype `auto` replaced by the dtype that this machine computes in."""
+def decide_cleaning(options: EncoderOptions, source: SampleSource, cache: str | Path) -> Decision | None:
+    """What the cleaning `auto` stands for in a data set; None where it is not asked for and was not before.
+
+    A decision stays with the data set, so that a text that is added or edited does not have all others encoded again;
+    only texts from another column are judged anew.
+    """
+    with contextlib.suppress(CacheMissError):
+        before = latest_request(cache, source.data)
+        if (
+            before.decision
+            and before.decision.reason != NO_TEXTS
+            and before.columns.get("text") == source.columns.get("text")
+        ):
+            return before.decision
+    if options.cleaned("none") == options:
+        return None
+    share, count = tweet_share(source.texts())
+    of = f"the first {count:,} texts" if count == JUDGED else "texts"
+    reason = f"{share:.0%} of {of} have a link, mention or hashtag".replace("%", " %") if count else NO_TEXTS
+    return Decision(f"{DECIDED}tweet" if share >= TWEETS else "none", reason)
+
+
+def resolve_options(options: EncoderOptions, device: str, decision: Decision | None = None) -> EncoderOptions:
+    """The options with the dtype that this machine computes in, and the cleaning of `decision`, in place of `auto`."""
     return replace(
-        options,
+        options.cleaned(decision.cleaning) if decision else options,
         dtype=_resolved(options.dtype, device),
         convolutional_dtype=options.convolutional_dtype or _resolved(options.dtype, device, convolutional=True),
     )
+
+
+def options_for(
+    data: str | Path, columns: Mapping[str, str] | None, cache: str | Path, options: EncoderOptions, device: str
+) -> EncoderOptions:
+    """The options with all that is `auto` resolved for a data set and this machine."""
+    return resolve_options(options, device, decide_cleaning(options, SampleSource(data, columns), cache))
 
 
 def _resolved(option: str, device: str, convolutional: bool = False) -> str:
@@ -107,6 +151,10 @@ def _read(path: Path) -> Request | None:
     try:
         values = read_json(path)
         options = EncoderOptions(**values["options"])
-        return Request(**{**values, "options": options, "fingerprints": tuple(values["fingerprints"])})
+        earlier = EARLIER if named_values(options.cleaning).get("", "tweet") == "tweet" else None
+        decision = values.get("decision", earlier)
+        kept = decision and Decision(**{**decision, "kept": True})
+        changed = {"options": options, "fingerprints": tuple(values["fingerprints"]), "decision": kept}
+        return Request(**{**values, **changed})
     except (OSError, ValueError, KeyError, TypeError, ConfigError):
         return None

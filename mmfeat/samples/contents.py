@@ -10,8 +10,9 @@ import hashlib
 import io
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,10 @@ _URL = re.compile(r"http\S+")
 _MENTION = re.compile(r"@\w+")
 _HASHTAG = re.compile(r"#(\w+)")
 _SPACE = re.compile(r"\s+")
+_TWEET_MARK = re.compile(r"http\S+|(?<!\w)@\w+|(?<!\w)#\d*[^\W\d]")  # no e-mail address, C# or #1
+
+TWEETS = 0.3  # texts are tweets from this share of texts that have a link, a mention or a hashtag
+JUDGED = 10_000  # the first texts are judged: rows that are added at the end change nothing
 
 MAX_ASPECT = 100  # resizing the short side of a thinner picture would take gigabytes
 CROP_ATTEMPTS = 10  # random crops that are tried until one fits
@@ -35,13 +40,24 @@ def without_surrogates(text: str) -> str:
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def clean_tweet(text: str) -> str:
-    """Drop URLs and @mentions, keep a hashtag's word, collapse white space, lower-case."""
+def clean_cased_tweet(text: str) -> str:
+    """Drop URLs and @mentions, keep a hashtag's word, collapse white space."""
     text = _HASHTAG.sub(r"\1", _MENTION.sub("", _URL.sub("", text)))
-    return _SPACE.sub(" ", text).strip().lower()
+    return _SPACE.sub(" ", text).strip()
 
 
-CLEANING: dict[str, Callable[[str], str]] = {"tweet": clean_tweet, "none": str}
+def clean_tweet(text: str) -> str:
+    """Clean as `clean_cased_tweet` and lower-case."""
+    return clean_cased_tweet(text).lower()
+
+
+CLEANING: dict[str, Callable[[str], str]] = {"tweet": clean_tweet, "tweet-cased": clean_cased_tweet, "none": str}
+
+
+def tweet_share(texts: Iterable[str]) -> tuple[float, int]:
+    """(Share of the first `JUDGED` texts that have a link, a mention or a hashtag; number of these texts)."""
+    marked = [_TWEET_MARK.search(text) is not None for text in islice(texts, JUDGED)]
+    return sum(marked) / max(1, len(marked)), len(marked)
 
 
 @dataclass(frozen=True)

@@ -183,6 +183,11 @@ class SampleSource:
         while block := list(islice(samples, size)):
             yield block
 
+    def texts(self) -> Iterator[str]:
+        """Yield the texts as they are before any cleaning; no photo is looked at."""
+        samples = self._listed() if self.is_folder else self.read(look=False)
+        return (sample.text for sample in samples if sample.text is not None)
+
     def read(self, ids: UniqueIds | None = None, look: bool = True) -> Reading:
         """A pass over the samples; `ids` refuses repeated ids, `look` checks whether the photos of a table exist."""
         return Reading(self, ids, look)

@@ -16,7 +16,7 @@ from mmfeat.encoders.registry import Tower, describe_encoders
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, HeadError
 from mmfeat.evaluation.protocol import Protocol
-from mmfeat.extraction.requests import resolve_options
+from mmfeat.extraction.requests import options_for
 from mmfeat.heads.registry import BASELINES, FUSIONS, LINEAR, NEEDS_TOKENS, ON_REQUEST, TWINS, ZERO_SHOT, HeadSettings
 from mmfeat.runs.entry import PlanRecord, RunConfig
 from mmfeat.runs.record import Maker, written_call
@@ -143,7 +143,7 @@ def train_heads(
     maker = Maker(command or written_call(train_heads, locals()), split_dir=protocol.split_dir if protocol else None)
     protocol, plan, progress = protocol or Protocol(), plan or Plan(HeadSettings()), progress or Silent()
     _check(task, attend, engine)
-    options = resolve_options(options or EncoderOptions(), device)
+    options = options_for(data, columns, cache, options or EncoderOptions(), device)
     described = describe_encoders(list(encoders), options)
     towers, pairs = _choose(described, fusion, baselines, modalities, attend)
     labelled = read_labelled(data, columns, cache, task, protocol, progress)

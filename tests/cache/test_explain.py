@@ -17,7 +17,7 @@ from mmfeat.extraction.extract import Extraction, extract_features
 from mmfeat.samples.dataset import SampleSet, read_samples
 from tests.cache.shards import POOLED_SPEC, SAMPLES, rows
 
-FLOAT32 = EncoderOptions(dtype="float32")
+FLOAT32 = EncoderOptions(dtype="float32", cleaning="tweet")
 
 
 @pytest.fixture(scope="module")

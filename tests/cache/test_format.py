@@ -31,7 +31,7 @@ def cache(demo_folder: Path, tiny_bert: Path, tmp_path_factory: pytest.TempPathF
     lines = [f'{sample.id},"{sample.text}"\n' for sample in some if '"' not in str(sample.text)]
     table.write_text("id,text\n" + "".join(lines))
     extract_features(table, ["hashing"], cache=place, options=FLOAT32)
-    options = EncoderOptions(dtype="float32", outputs=("pooled", "bert=tokens"))
+    options = EncoderOptions(dtype="float32", cleaning="tweet", outputs=("pooled", "bert=tokens"))
     extract_features(demo_folder, ["hashing", "hog", f"bert:{tiny_bert}"], cache=place, options=options)
     return place
 

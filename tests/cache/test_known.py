@@ -23,7 +23,7 @@ def keys_of(numbers: range) -> np.ndarray:
 def store(tmp_path: Path) -> Cache:
     """Ten good rows, five of them again, and five errors of which two were good elsewhere."""
     cache = Cache(tmp_path, "data")
-    (tower,) = describe_encoders(["hashing"], EncoderOptions(dtype="float32"))
+    (tower,) = describe_encoders(["hashing"], EncoderOptions(dtype="float32", cleaning="tweet"))
     for numbers, error in ((range(10), ""), (range(5, 10), ""), (range(8, 13), "broken")):
         with cache.writer(tower.spec, {}) as writer:
             keys = keys_of(numbers).tolist()
@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> Cache:
 
 
 def known(cache: Cache) -> KnownKeys:
-    (tower,) = describe_encoders(["hashing"], EncoderOptions(dtype="float32"))
+    (tower,) = describe_encoders(["hashing"], EncoderOptions(dtype="float32", cleaning="tweet"))
     return KnownKeys(cache.shards(tower.spec))
 
 

@@ -28,7 +28,7 @@ CAPTIONS = ["a day", "so tired of this", "", "the bus", "a day", "what a wonderf
 
 
 def options(*outputs: str, **others: Any) -> EncoderOptions:
-    return EncoderOptions(**{"dtype": "float32", "outputs": outputs or ALL, "views": 2, **others})
+    return EncoderOptions(**{"dtype": "float32", "cleaning": "tweet", "outputs": outputs or ALL, "views": 2, **others})
 
 
 def cpu(batch_size: int = 0, retry_failed: bool = False) -> ExtractSettings:

@@ -49,7 +49,7 @@ def check(result: Extraction, count: int) -> list[Parity]:
 def test_parity_holds_for_every_family_output_and_view(
     data: Path, tmp_path: Path, requests: list[str], dtype: str, views: int
 ) -> None:
-    options = EncoderOptions(dtype=dtype, outputs=OUTPUTS, views=views)
+    options = EncoderOptions(dtype=dtype, cleaning="tweet", outputs=OUTPUTS, views=views)
     result = extract_features(data, requests, cache=tmp_path, options=options, settings=CPU)
     found = check(result, 2)
     assert [parity.encoder for parity in found] == [tower.spec.name for tower in result.towers]
@@ -67,7 +67,9 @@ def test_parity_holds_for_every_family_output_and_view(
 
 @pytest.fixture
 def one(data: Path, tmp_path: Path) -> Extraction:
-    return extract_features(data, ["hashing", "hog"], cache=tmp_path, options=EncoderOptions(dtype="float32"))
+    return extract_features(
+        data, ["hashing", "hog"], cache=tmp_path, options=EncoderOptions(dtype="float32", cleaning="tweet")
+    )
 
 
 def falsified(result: Extraction, number: int, row: int, change: float, place: int) -> str:
@@ -141,7 +143,7 @@ def test_what_half_precision_promises(cached: list[float], wanted: list[float], 
 
 
 def test_half_precision_rows_that_are_swapped_are_found(data: Path, tmp_path: Path, tiny_bert: Path) -> None:
-    options = EncoderOptions(dtype="bfloat16", outputs=("tokens",))
+    options = EncoderOptions(dtype="bfloat16", cleaning="tweet", outputs=("tokens",))
     result = extract_features(data, [f"bert:{tiny_bert}"], cache=tmp_path, options=options, settings=CPU)
     (tower,) = result.towers
     (shard,) = Cache(tmp_path, "demo").shards(tower.spec)

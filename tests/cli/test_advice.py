@@ -83,13 +83,16 @@ def test_flags_that_nothing_would_heed_are_refused(
 
 
 def test_compiling_only_tokens_is_refused(demo_folder: Path, tmp_path: Path, tiny_clip: Path) -> None:
-    options, settings = EncoderOptions(dtype="float32", outputs=("tokens",)), ExtractSettings(compiled=True)
+    options, settings = (
+        EncoderOptions(dtype="float32", cleaning="tweet", outputs=("tokens",)),
+        ExtractSettings(compiled=True),
+    )
     with pytest.raises(ConfigError, match="--compile: it applies to pooled vectors, and --outputs asks for none"):
         extract_features(demo_folder, [f"clip:{tiny_clip}"], cache=tmp_path, options=options, settings=settings)
 
 
 def test_an_output_that_an_encoder_has_not_is_refused(demo_folder: Path, tmp_path: Path) -> None:
-    options = EncoderOptions(dtype="float32", outputs=("pooled", "hog=tokens"))
+    options = EncoderOptions(dtype="float32", cleaning="tweet", outputs=("pooled", "hog=tokens"))
     with pytest.raises(
         EncoderError, match="--outputs hog=tokens: hog has no tokens, only pooled vectors; leave this out"
     ):

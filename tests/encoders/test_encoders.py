@@ -19,7 +19,7 @@ from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.samples.contents import clean_tweet
 
-FLOAT32 = EncoderOptions(dtype="float32")
+FLOAT32 = EncoderOptions(dtype="float32", cleaning="tweet")
 TEXTS = ["What a wonderful day", "so tired", "@bob the bus http://t.co/x #day", ""]
 
 
@@ -62,7 +62,7 @@ def bert_reference(folder: Path, pooling: str) -> np.ndarray:
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
 def test_bert_equals_transformers(tiny_bert: Path, pooling: str) -> None:
-    ours = vectors(f"bert:{tiny_bert}", EncoderOptions(dtype="float32", pooling=pooling))["text"]
+    ours = vectors(f"bert:{tiny_bert}", EncoderOptions(dtype="float32", cleaning="tweet", pooling=pooling))["text"]
     np.testing.assert_allclose(ours, bert_reference(tiny_bert, pooling), atol=1e-5)
 
 
@@ -121,7 +121,7 @@ def test_half_precision_stays_close(request: pytest.FixtureRequest, family: str,
     name = {"tiny_bert": "bert", "tiny_clip": "clip", "tiny_timm": "timm", "resnet_file": "resnet18"}[family]
     asked = f"{name}:{request.getfixturevalue(family)}"
     for modality, exact in vectors(asked).items():
-        half = vectors(asked, EncoderOptions(dtype=dtype))[modality]
+        half = vectors(asked, EncoderOptions(dtype=dtype, cleaning="tweet"))[modality]
         cosine = (exact * half).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(half, axis=1)
         assert cosine.min() >= 0.999, (modality, cosine)
 
@@ -129,7 +129,7 @@ def test_half_precision_stays_close(request: pytest.FixtureRequest, family: str,
 def test_auto_never_chooses_bfloat16_for_convolutions(tiny_timm: Path, resnet_file: Path, tiny_bert: Path) -> None:
     from mmfeat.extraction.requests import resolve_options
 
-    auto = resolve_options(EncoderOptions(dtype="auto"), "auto")
+    auto = resolve_options(EncoderOptions(dtype="auto", cleaning="tweet"), "auto")
     for tower in describe_encoders([f"timm:{tiny_timm}", f"resnet18:{resnet_file}"], auto):
         assert tower.spec.arithmetic in ("float16", "float32")
     import open_clip
@@ -138,7 +138,7 @@ def test_auto_never_chooses_bfloat16_for_convolutions(tiny_timm: Path, resnet_fi
     clip.touch()
     assert {tower.spec.arithmetic for tower in describe_encoders([f"clip:RN50/{clip}"], auto)} <= {"float16", "float32"}
     assert open_clip.get_model_config("RN50")["vision_cfg"]["layers"] == [3, 4, 6, 3]
-    chosen = resolve_options(EncoderOptions(dtype="bfloat16"), "auto")
+    chosen = resolve_options(EncoderOptions(dtype="bfloat16", cleaning="tweet"), "auto")
     towers = describe_encoders([f"timm:{tiny_timm}", f"bert:{tiny_bert}"], chosen)
     assert [tower.spec.arithmetic for tower in towers] == ["bfloat16", "bfloat16"]
 
@@ -241,7 +241,7 @@ def test_a_folder_without_a_model_gets_one_line(tmp_path: Path, family: str) -> 
 @pytest.mark.parametrize("length", [2, 513])
 def test_a_length_the_model_cannot_do_is_refused_at_once(tiny_bert: Path, length: int) -> None:
     with pytest.raises(EncoderError, match=f"--max-length {length} is not from 3 to 512"):
-        vectors(f"bert:{tiny_bert}", EncoderOptions(dtype="float32", max_length=length))
+        vectors(f"bert:{tiny_bert}", EncoderOptions(dtype="float32", cleaning="tweet", max_length=length))
 
 
 def test_random_weights_are_never_taken_for_trained_ones(tiny_bert: Path, tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_random_weights_are_never_taken_for_trained_ones(tiny_bert: Path, tmp_pa
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     assert vectors(f"bert:{folder}")["text"].shape == (4, 32)
     with pytest.raises(EncoderError, match=r"the weights lack pooler.dense.bias.*--pooling mean"):
-        vectors(f"bert:{folder}", EncoderOptions(dtype="float32", pooling="pooler"))
+        vectors(f"bert:{folder}", EncoderOptions(dtype="float32", cleaning="tweet", pooling="pooler"))
 
 
 @pytest.mark.parametrize("options", [{"cleaning": "x"}, {"pooling": "x"}, {"pooling": "mean,cls"}, {"max_length": -1}])
@@ -291,7 +291,7 @@ def test_import_torchvision_is_repeatable() -> None:
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_encoder_gives_the_same_vectors(tiny_bert: Path) -> None:
-    towers = describe_encoders([f"bert:{tiny_bert}"], EncoderOptions(dtype="float32"))
+    towers = describe_encoders([f"bert:{tiny_bert}"], EncoderOptions(dtype="float32", cleaning="tweet"))
     (plain,), (compiled,) = load_encoders(towers, "cpu"), load_encoders(towers, "cpu", compiled=True)
     for texts in (TEXTS, TEXTS[:2]):  # shapes change from batch to batch
         prepared = [plain.prepare(text) for text in texts]

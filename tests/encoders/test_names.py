@@ -14,7 +14,7 @@ from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import EncoderError
 from tests.encoders.tiny_models import write_hub
 
-FLOAT32 = EncoderOptions(dtype="float32")
+FLOAT32 = EncoderOptions(dtype="float32", cleaning="tweet")
 
 
 @pytest.mark.parametrize(

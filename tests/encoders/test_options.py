@@ -44,7 +44,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def image_tower(request: str, **options: Any) -> Any:
-    towers = describe_encoders([request], EncoderOptions(dtype="float32", **options))
+    towers = describe_encoders([request], EncoderOptions(dtype="float32", cleaning="tweet", **options))
     return next(tower for tower in towers if tower.spec.modality == "image")
 
 
@@ -191,9 +191,13 @@ def test_the_models_own_pooling_by_its_name_is_the_models_vector(folders: dict[s
 
 
 def test_tokens_beside_another_pooling_stay_the_models_own(folders: dict[str, str]) -> None:
-    options = EncoderOptions(dtype="float32", outputs=("pooled", "tokens", "prefix:1"), image_pooling="mean", layers=2)
+    options = EncoderOptions(
+        dtype="float32", cleaning="tweet", outputs=("pooled", "tokens", "prefix:1"), image_pooling="mean", layers=2
+    )
     towers = describe_encoders([folders["registers"]], options)
-    plain = describe_encoders([folders["registers"]], EncoderOptions(dtype="float32", outputs=("tokens", "prefix:1")))
+    plain = describe_encoders(
+        [folders["registers"]], EncoderOptions(dtype="float32", cleaning="tweet", outputs=("tokens", "prefix:1"))
+    )
     assert [tower.spec for tower in towers[1:]] == [tower.spec for tower in plain]
     found, expected = (load_encoders(each, "cpu")[0] for each in (towers, plain))
     batch = [found.prepare(picture) for picture in contents("image")]

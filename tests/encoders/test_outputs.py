@@ -24,7 +24,7 @@ KINDS = (
 
 
 def options(*outputs: str, **others: Any) -> EncoderOptions:
-    return EncoderOptions(**{"dtype": "float32", "outputs": outputs or ALL, **others})
+    return EncoderOptions(**{"dtype": "float32", "cleaning": "tweet", "outputs": outputs or ALL, **others})
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,7 +14,7 @@ from mmfeat.encoders.registry import describe_encoders, load_encoders
 from mmfeat.encoders.spec import EncoderOptions
 from tests.encoders.tiny_models import embed
 
-ALL = EncoderOptions(dtype="float32", outputs=("pooled", "tokens", "prefix:1", "prefix:2"))
+ALL = EncoderOptions(dtype="float32", cleaning="tweet", outputs=("pooled", "tokens", "prefix:1", "prefix:2"))
 
 
 def outputs_of(request: str, modality: str) -> dict[str, Any]:

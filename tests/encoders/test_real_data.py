@@ -42,7 +42,7 @@ def texts(samples: SampleSet) -> list[str]:
 
 
 def ours(request: str, dtype: str, contents: list) -> np.ndarray:
-    (encoder,) = load_encoders(describe_encoders([request], EncoderOptions(dtype=dtype)), "cpu")
+    (encoder,) = load_encoders(describe_encoders([request], EncoderOptions(dtype=dtype, cleaning="tweet")), "cpu")
     prepared = [encoder.prepare(content) for content in contents]
     return np.concatenate([encoder.embed(prepared[start : start + 16])[0] for start in range(0, len(prepared), 16)])
 

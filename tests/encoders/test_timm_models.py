@@ -15,7 +15,7 @@ from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import EncoderError
 from tests.encoders.tiny_models import contents, embed, write_hub, write_timm
 
-FLOAT32 = EncoderOptions(dtype="float32")
+FLOAT32 = EncoderOptions(dtype="float32", cleaning="tweet")
 
 
 def change(folder: Path, **values: Any) -> None:

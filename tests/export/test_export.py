@@ -50,7 +50,7 @@ def real(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory, tiny_bert:
     """A run on torch encoders with tokens, and a second stage of it."""
     encoders, place = [f"bert:{tiny_bert}", f"timm:{tiny_timm}"], tmp_path_factory.mktemp("real")
     shutil.copytree(demo_folder, place / "demo")
-    options = EncoderOptions(dtype="float32", outputs=("pooled", "tokens"))
+    options = EncoderOptions(dtype="float32", cleaning="tweet", outputs=("pooled", "tokens"))
     extract_features(place / "demo", encoders, cache=place / "cache", options=options)
     heads = {"fusion": ["concat", "cross-attention"], "baselines": ["none"], "ensembles": False, "options": options}
     sweep(place, encoders, **heads, protocol=HOLDOUT, plan=SHORT)
@@ -117,7 +117,7 @@ def test_multilabel_and_views(demo_folder: Path, tmp_path: Path) -> None:
     second = ["|neutral" if number % 3 == 0 and tag != "neutral" else "" for number, (_, tag) in enumerate(rows)]
     twice = [f"{id},{tag}{more}" for (id, tag), more in zip(rows, second, strict=True)]
     (place / "demo" / "train.txt").write_text("\n".join([lines[0], *twice, ""]))
-    options = EncoderOptions(dtype="float32", views=1)
+    options = EncoderOptions(dtype="float32", cleaning="tweet", views=1)
     extract_features(place / "demo", ["hashing", "hog"], cache=place / "cache", options=options)
     few = {"fusion": ["concat"], "baselines": ["ridge", "svm"], "modalities": ["both"]}
     run = sweep(place, **few, task="multilabel", options=options, protocol=HOLDOUT, plan=SHORT).run

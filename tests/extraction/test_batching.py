@@ -37,7 +37,9 @@ print(batcher.size)
 
 @pytest.fixture
 def encoder(tiny_timm: Path) -> Encoder:
-    (loaded,) = load_encoders(describe_encoders([f"timm:{tiny_timm}"], EncoderOptions(dtype="float32")), "cpu")
+    (loaded,) = load_encoders(
+        describe_encoders([f"timm:{tiny_timm}"], EncoderOptions(dtype="float32", cleaning="tweet")), "cpu"
+    )
     return loaded
 
 
@@ -80,7 +82,7 @@ def test_pieces_join_to_the_whole(encoder: Encoder, size: int) -> None:
 
 
 def test_tokens_of_pieces_join_too(tiny_timm: Path) -> None:
-    options = EncoderOptions(dtype="float32", outputs=("pooled", "tokens"))
+    options = EncoderOptions(dtype="float32", cleaning="tweet", outputs=("pooled", "tokens"))
     (encoder,) = load_encoders(describe_encoders([f"timm:{tiny_timm}"], options), "cpu")
     inputs = pictures(5)
     pooled, tokens = Batcher(encoder, "cpu", 2).launch(inputs)()

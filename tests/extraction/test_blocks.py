@@ -19,7 +19,7 @@ from mmfeat.extraction.extract import Extraction, Extractor, ExtractSettings, ex
 from mmfeat.extraction.missing import Planner
 from mmfeat.samples.dataset import Overview, Sample, SampleSet, SampleSource, read_samples
 
-FLOAT32 = EncoderOptions(dtype="float32")
+FLOAT32 = EncoderOptions(dtype="float32", cleaning="tweet")
 
 
 class Titles:
@@ -82,7 +82,9 @@ def test_a_note_says_where_the_time_goes(table: Path, tmp_path: Path) -> None:
 
 def test_outputs_that_a_later_block_needs_come_from_the_same_pass(tmp_path: Path, tiny_clip: Path) -> None:
     """The first block lacks one output, the second both: the model is loaded once, with both."""
-    towers = describe_encoders([f"clip:{tiny_clip}"], EncoderOptions(dtype="float32", outputs=("pooled", "tokens")))
+    towers = describe_encoders(
+        [f"clip:{tiny_clip}"], EncoderOptions(dtype="float32", cleaning="tweet", outputs=("pooled", "tokens"))
+    )
     texts = {tower.spec.output: tower.spec.fingerprint for tower in towers if tower.spec.modality == "text"}
     with Extractor(towers, Cache(tmp_path / "cache", "table"), ExtractSettings("cpu")) as extractor:
         extractor.load({texts["pooled"]}, whole=True)

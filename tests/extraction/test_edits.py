@@ -22,7 +22,7 @@ from mmfeat.errors import CacheMissError
 from mmfeat.extraction.extract import Extraction, extract_features
 from mmfeat.samples.dataset import Sample, content_key, read_samples
 
-FLOAT32 = EncoderOptions(dtype="float32")
+FLOAT32 = EncoderOptions(dtype="float32", cleaning="tweet")
 LAYOUTS = ("folder", "table")
 OTHER = "a caption that nobody else has"
 

@@ -21,7 +21,7 @@ from mmfeat.extraction.reader import prepare, recipe_of
 from mmfeat.extraction.requests import latest_request
 from mmfeat.samples.dataset import read_samples
 
-FLOAT32 = EncoderOptions(dtype="float32")
+FLOAT32 = EncoderOptions(dtype="float32", cleaning="tweet")
 BUILT_IN = ["hashing", "hog"]
 
 
@@ -81,7 +81,10 @@ def test_cached_vectors_are_the_encoders_own(data: Path, tmp_path: Path, tiny_cl
 
 def test_half_precision_is_stored_as_float16(data: Path, tmp_path: Path, tiny_bert: Path) -> None:
     result = extract_features(
-        data, [f"bert:{tiny_bert}"], cache=tmp_path / "cache", options=EncoderOptions(dtype="bfloat16")
+        data,
+        [f"bert:{tiny_bert}"],
+        cache=tmp_path / "cache",
+        options=EncoderOptions(dtype="bfloat16", cleaning="tweet"),
     )
     assert next(iter(vectors(result).values())).dtype == np.float16
 
@@ -169,7 +172,9 @@ def test_values_beyond_the_storage_dtype_are_never_written(data: Path, tmp_path:
         loud / "model.safetensors",
     )
     with pytest.raises(EncoderError, match="gives values beyond float16; extract with --dtype float32"):
-        extract_features(data, [f"timm:{loud}"], cache=tmp_path / "cache", options=EncoderOptions(dtype="bfloat16"))
+        extract_features(
+            data, [f"timm:{loud}"], cache=tmp_path / "cache", options=EncoderOptions(dtype="bfloat16", cleaning="tweet")
+        )
 
 
 def test_the_latest_request_is_remembered(data: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from mmfeat.extraction.forecast import Forecast, Forecasts, forecast_extraction
 from mmfeat.samples.dataset import Overview
 from mmfeat.system.wording import Advance, Silent, duration, size_of
 
-OPTIONS = EncoderOptions(dtype="float32", outputs=("pooled", "clip=tokens"), views=1)
+OPTIONS = EncoderOptions(dtype="float32", cleaning="tweet", outputs=("pooled", "clip=tokens"), views=1)
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_what_it_says(data: Path, tmp_path: Path) -> None:
 
 
 def test_names_are_not_cut() -> None:
-    spec = describe_encoders(["hog"], EncoderOptions(dtype="float32"))[0].spec
+    spec = describe_encoders(["hog"], EncoderOptions(dtype="float32", cleaning="tweet"))[0].spec
     model = "timm:" + "a-name-that-goes-on" * 5
     found = Forecasts(Overview("t", "t.csv", 3, {}), Path("cache"), (Forecast(model, 3, 1, 3, ((spec, 3, 9),)),), 0, 9)
     with out.capture() as printed:

@@ -28,7 +28,7 @@ from mmfeat.samples.dataset import read_samples
 ray = pytest.importorskip("ray", reason="the engine needs the extra ray")
 pytest.importorskip("ray.data", reason="the engine needs ray[data]")
 
-OPTIONS = EncoderOptions(dtype="float32", outputs=("pooled", "clip=tokens"), views=1)
+OPTIONS = EncoderOptions(dtype="float32", cleaning="tweet", outputs=("pooled", "clip=tokens"), views=1)
 TWO = ExtractSettings(workers=2)
 
 
@@ -97,7 +97,7 @@ def test_blocks_of_a_killed_worker_are_redone(data: Path, tmp_path: Path, cluste
         os.kill(pid, signal.SIGKILL)
         killed.append(pid)
 
-    asked, options = ["hashing", "hog"], EncoderOptions(dtype="float32", views=2)
+    asked, options = ["hashing", "hog"], EncoderOptions(dtype="float32", cleaning="tweet", views=2)
     thread = threading.Thread(target=kill_one, daemon=True)
     thread.start()
     found = extract_features(data, asked, cache=tmp_path / "ray", options=options, settings=TWO, engine="ray")

@@ -24,7 +24,7 @@ from mmfeat.extraction.missing import Clocks
 from mmfeat.samples.dataset import content_key
 from mmfeat.system.files import locked_folder
 
-(TOWER,) = describe_encoders(["hashing"], EncoderOptions(dtype="float32"))
+(TOWER,) = describe_encoders(["hashing"], EncoderOptions(dtype="float32", cleaning="tweet"))
 FULL = """
 import resource, signal, sys
 import mmfeat.cache.writer as writer

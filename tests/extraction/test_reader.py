@@ -24,7 +24,7 @@ from mmfeat.extraction.reader import Prepared, Reader, prefetch, prepare, recipe
 from mmfeat.samples.contents import decode_image
 from mmfeat.samples.dataset import Sample, content_key
 
-FLOAT32 = EncoderOptions(dtype="float32")
+FLOAT32 = EncoderOptions(dtype="float32", cleaning="tweet")
 
 
 @pytest.fixture
@@ -47,7 +47,9 @@ def items_of(paths: list[Path], encoders: list[Encoder]) -> list[Item]:
 
 
 def load(requests: list[str], **options: object) -> list[Encoder]:
-    return load_encoders(describe_encoders(requests, EncoderOptions(dtype="float32", **options)), "cpu")  # type: ignore[arg-type]
+    return load_encoders(
+        describe_encoders(requests, EncoderOptions(dtype="float32", cleaning="tweet", **options)), "cpu"
+    )  # type: ignore[arg-type]
 
 
 def plain(prepared: list[Prepared]) -> list[tuple[str, bytes, dict[int, list[float]], dict[int, str]]]:
@@ -205,7 +207,8 @@ def test_a_draft_is_part_of_the_spec_and_changes_vectors_little(
     large_jpeg: bytes, tiny_clip: Path, tmp_path: Path
 ) -> None:
     plain_tower, draft_tower = (
-        describe_encoders([f"clip:{tiny_clip}"], EncoderOptions(dtype="float32", draft=draft)) for draft in (0, 64)
+        describe_encoders([f"clip:{tiny_clip}"], EncoderOptions(dtype="float32", cleaning="tweet", draft=draft))
+        for draft in (0, 64)
     )
     assert plain_tower[0].spec.fingerprint != draft_tower[0].spec.fingerprint
     assert plain_tower[1].spec == draft_tower[1].spec  # texts have none

@@ -126,7 +126,7 @@ def test_tokens_of_views_are_refused(pairs: Path) -> None:
 @pytest.fixture(scope="module")
 def coarse(small_demo_folder: Path, tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose vectors are bfloat16, as on most GPUs, of a model that may be changed."""
-    place, options = tmp_path_factory.mktemp("coarse"), EncoderOptions(dtype="bfloat16")
+    place, options = tmp_path_factory.mktemp("coarse"), EncoderOptions(dtype="bfloat16", cleaning="tweet")
     shutil.copytree(tiny_bert, place / "tiny-bert")
     shutil.copytree(small_demo_folder, place / "demo")
     encoders = [f"bert:{place / 'tiny-bert'}"]

@@ -144,7 +144,7 @@ def test_vectors_on_disk_give_the_same_head(name: str, views: int) -> None:
 
 
 def test_a_real_cache_gives_the_same_head_from_memory_and_from_disk(demo_folder: Path, tmp_path: Path) -> None:
-    options = EncoderOptions(dtype="float32")
+    options = EncoderOptions(dtype="float32", cleaning="tweet")
     extract_features(demo_folder, ["hashing", "hog"], cache=tmp_path, options=options)
     samples = read_samples(demo_folder)
     store, labelled = Cache(tmp_path, samples.name), samples.labelled

@@ -95,7 +95,7 @@ def trained(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     from mmfeat.sweep.train import train_heads
 
     folder = tmp_path_factory.mktemp("trained")
-    options = EncoderOptions(dtype="float32")
+    options = EncoderOptions(dtype="float32", cleaning="tweet")
     extract_features(demo_folder, ["hashing"], cache=folder / "cache", options=options)
     places = {"cache": folder / "cache", "out": folder / "heads"}
     wanted = {"fusion": ["none"], "baselines": ["prior"], "modalities": ["text"]}

@@ -12,7 +12,16 @@ import pytest
 from PIL import Image
 
 from mmfeat.errors import ConfigError
-from mmfeat.samples.contents import CLEANING, POLICIES, augment, clean_tweet, crop_box, view_name
+from mmfeat.samples.contents import (
+    CLEANING,
+    JUDGED,
+    POLICIES,
+    augment,
+    clean_tweet,
+    crop_box,
+    tweet_share,
+    view_name,
+)
 
 KEY = b"\x01" * 32
 
@@ -29,7 +38,19 @@ KEY = b"\x01" * 32
 )
 def test_tweet_cleaning(raw: str, clean: str) -> None:
     assert clean_tweet(raw) == clean
+    assert CLEANING["tweet-cased"](raw).lower() == clean
     assert CLEANING["none"](raw) == raw
+
+
+def test_the_case_of_a_tweet_can_be_kept() -> None:
+    assert CLEANING["tweet-cased"]("US beats us @Bob  #GoTeam http://x.y") == "US beats us GoTeam"
+
+
+def test_tweets_are_told_by_links_mentions_and_hashtags() -> None:
+    assert tweet_share(["see https://x.y", "@Bob hi", "so #happy", "(#ok)", "#太好了", "#2go"]) == (1.0, 6)
+    assert tweet_share(["me@shop.com", "C#minor", "the #1", "5 @ 10", "a # b", "plain", ""]) == (0.0, 7)
+    assert tweet_share([]) == (0.0, 0)
+    assert tweet_share(f"#a{number}" if number < JUDGED else "plain" for number in range(2 * JUDGED)) == (1.0, JUDGED)
 
 
 def picture(width: int = 90, height: int = 60) -> Image.Image:

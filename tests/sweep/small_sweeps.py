@@ -30,7 +30,7 @@ from mmfeat.system.wording import ignore
 from tests.heads import toy_features
 
 BUILT_IN = ["hashing", "hog"]
-FLOAT32 = EncoderOptions(dtype="float32")
+FLOAT32 = EncoderOptions(dtype="float32", cleaning="tweet")
 QUICK = Plan(HeadSettings(epochs=2))
 SMALL = Protocol(folds=2, seeds=2)
 FEW = {"fusion": ["concat"], "baselines": ["knn", "logistic"], "modalities": ["both"]}

@@ -56,7 +56,10 @@ def run(place: Path) -> Run:
 
 
 def towers(place: Path, **options: Any) -> list[registry.Tower]:
-    return describe_encoders([f"clip:{place / 'tiny-clip'}", "hashing"], EncoderOptions(dtype="float32", **options))
+    return describe_encoders(
+        [f"clip:{place / 'tiny-clip'}", "hashing"],
+        EncoderOptions(**{"dtype": "float32", "cleaning": "tweet", **options}),
+    )
 
 
 def config(place: Path, templates: str) -> RunConfig:
