@@ -45,8 +45,8 @@ def canonical(request: str, is_family: Callable[[str], bool]) -> str:
         return _with_family(request, marked[1])
     family, _, variant = request.partition(":")
     named = is_family(family)
-    if named and not variant:
-        return family
+    if named and (not variant or family == "hashing"):  # whose variant is a version
+        return request.removesuffix(":")
     if found := _path_in(request):
         before, path = found
         return f"{before}{path}" if before else _with_family(request, path)

@@ -348,8 +348,10 @@ def trial_checksum(record: Mapping[str, Any], file: Path) -> str:
 
 def checked_towers(run: Run, wanted: list[Tower]) -> list[Tower]:
     """Return `wanted`, encoders of the run; raises `RunError` where their weights have changed since the training."""
-    now = {t.spec.fingerprint: t for t in describe_encoders([t.request for t in wanted], run.config.options)}
-    for tower in wanted:
+    outside = [tower for tower in wanted if not tower.spec.weights.startswith("builtin:")]  # mmfeat keeps all of these
+    described = describe_encoders([tower.request for tower in outside], run.config.options) if outside else []
+    now = {tower.spec.fingerprint: tower for tower in described}
+    for tower in outside:
         if tower.spec.fingerprint not in now:
             alike = [other for other in now.values() if other.spec.name == tower.spec.name]
             fields = ", ".join(tower.spec.differences(alike[0].spec)) if alike else "the name"

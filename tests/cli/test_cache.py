@@ -74,9 +74,9 @@ def test_ls(here: Path) -> None:
     head, hashing, hog, total, following = lines("ls")
     assert following.startswith("next: mmfeat cache info")
     assert head.split() == ["data", "encoder", "rows", "width", "dtype", "size", "age", "fingerprint"]
-    assert re.match(r"demo +hashing +115 +512 +float32 +[\d.]+ kB +\d+ \w+ +[0-9a-f]{8}$", hashing)
+    assert re.match(r"demo +hashing +115 +4096 +float32 +[\d.]+ MB +\d+ \w+ +[0-9a-f]{8}$", hashing)
     assert re.match(r"demo +hog +116 \+1 failed +996 +float32 +[\d.]+ kB +\d+ \w+ +[0-9a-f]{8}$", hog)
-    assert re.match(r"2 encoders, [\d.]+ kB in cache$", total)
+    assert re.match(r"2 encoders, [\d.]+ MB in cache$", total)
     assert max(map(len, (head, hashing, hog))) <= 100
     shard("hog").write_bytes(b"not a shard")
     assert lines("ls")[-1] == "some files are damaged; next: mmfeat cache verify --cache cache"
@@ -92,8 +92,8 @@ def test_info(here: Path) -> None:
     assert "  image: 120 samples have one, 117 different\n  text: 119 samples have one, 115 different" in text
     assert "  covers 100.0%: 115 vectors, 0 unreadable, 0 missing" in text
     assert "  covers 99.1%: 116 vectors, 1 unreadable, 0 missing" in text
-    assert re.search(r"  115 rows of 512 x float32, computed in float32, [\d.]+ kB, 1 shard, \d+ \w+ old", text)
-    assert re.search(r"  weights builtin:1, fingerprint [0-9a-f]{16}\n  made with mmfeat ", text)
+    assert re.search(r"  115 rows of 4096 x float32, computed in float32, [\d.]+ MB, 1 shard, \d+ \w+ old", text)
+    assert re.search(r"  weights builtin:2, fingerprint [0-9a-f]{16}\n  made with mmfeat ", text)
     shard("hog").write_bytes(b"not a shard")
     problem = mmfeat("info").stdout.splitlines()[-1]
     assert re.match(r"  cache/.*\.h5: not a readable HDF5 file .*mmfeat cache verify --quarantine", problem)
@@ -116,7 +116,7 @@ def test_explain(here: Path) -> None:
 
 def test_verify_quarantine_and_parity(here: Path) -> None:
     (sound,) = lines("verify")
-    assert re.match(r"all sound: 2 encoders, 2 shards, 232 rows, [\d.]+ kB in cache; there is nothing to do$", sound)
+    assert re.match(r"all sound: 2 encoders, 2 shards, 232 rows, [\d.]+ MB in cache; there is nothing to do$", sound)
     *_, first, second = lines("verify", "--parity", 3)
     assert first.startswith("parity holds: hashing: 3 rows, largest deviation 0.0e+00")
     assert second.startswith("parity holds: hog: 3 rows, ")
@@ -177,7 +177,7 @@ def test_pack(here: Path) -> None:
     using, counts, place, following = lines("pack", "--out", "demo.h5")
     assert following.startswith("next: h5py reads it")
     assert using == "using demo with hashing, hog"
-    assert re.match(r"120 samples, 2 encoders, [\d.]+ kB$", counts)
+    assert re.match(r"120 samples, 2 encoders, [\d.]+ MB$", counts)
     assert place == "pack demo.h5"
     with h5py.File("demo.h5", "r") as file:
         assert len(file["ids"]) == 120

@@ -144,17 +144,78 @@ def test_auto_never_chooses_bfloat16_for_convolutions(tiny_timm: Path, resnet_fi
 
 
 def test_built_in_encoders_are_deterministic_and_never_change() -> None:
-    text, image = vectors("hashing")["text"], vectors("hog")["image"]
+    text, image = vectors("hashing:1")["text"], vectors("hog")["image"]
     assert text.shape == (4, 512)
     assert image.shape == (4, 996)
     np.testing.assert_allclose(np.linalg.norm(text[:3], axis=1), 1.0, atol=1e-6)
     assert not text[3].any()  # an empty text has no n-grams
-    # Stored vectors of an earlier version must stay comparable: a change here needs builtin:2.
+    # Stored vectors of an earlier version must stay comparable: a change here needs another number after builtin.
     np.testing.assert_array_equal(np.flatnonzero(text[1])[:5], [19, 36, 43, 52, 54])
     np.testing.assert_allclose(text[1][[19, 36, 43]], [-0.171499, -0.171499, 0.171499], atol=1e-5)
     np.testing.assert_allclose(
         image[0][[0, 1, 2, -3, -2, -1]], [0.217659, 0.210813, 0.179424, 0.015625, 0.007270, 0.000977], atol=1e-5
     )
+
+
+@pytest.fixture(scope="module")
+def hashing() -> Encoder:
+    return load_encoders(describe_encoders(["hashing"], EncoderOptions(dtype="float32", cleaning="none")), "cpu")[0]
+
+
+def test_the_latest_hashing_never_changes(hashing: Encoder) -> None:
+    (values,) = hashing.embed([*TEXTS, "天气很好，我很高兴"])
+    assert values.shape == (5, 4096)
+    assert values.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(values[[0, 1, 2, 4]], axis=1), 1.0, atol=1e-6)
+    assert not values[3].any()
+    for row, columns, expected in (
+        (1, [3, 11, 18, 169, 272], [0.072932, 0.072932, 0.072932, 0.072932, 0.291730]),
+        (4, [22, 218, 289, 334, 342], [0.092828, 0.092828, -0.092828, 0.147129, -0.092828]),
+    ):
+        np.testing.assert_array_equal(np.flatnonzero(values[row])[:5], columns)
+        np.testing.assert_allclose(values[row][columns], expected, atol=1e-5)
+
+
+def test_a_hashed_vector_depends_on_its_text_alone(hashing: Encoder) -> None:
+    texts = [
+        *TEXTS,
+        "天气很好",
+        "😀😀",
+        "\ud800x",
+        " ",
+        "Tab\tand\nline",
+        "ab " * 360_000,
+    ]  # the last is a piece of its own
+    (together,) = hashing.embed(texts)
+    for text, row in zip(texts, together, strict=True):
+        np.testing.assert_array_equal(hashing.embed([text])[0][0], row)
+    np.testing.assert_array_equal(hashing.embed(["tab and  LINE"])[0][0], together[texts.index("Tab\tand\nline")])
+
+
+def test_hashing_sees_what_texts_have_in_common(hashing: Encoder) -> None:
+    def similarity(one: str, other: str) -> float:
+        first, second = hashing.embed([one, other])[0]
+        return float(first @ second)
+
+    assert similarity("so tired today", "today I am tired") > 0.5
+    assert similarity("天气很好我很高兴", "今天天气很好") > 0.4  # no space says where a word ends
+    assert similarity("วันนี้อากาศดี", "อากาศดีมาก") > 0.4
+    assert similarity("昨日はHTMLを書いた", "HTML") > 0.12  # a word of another script in the middle
+    assert abs(similarity("天气很好", "我的書")) < 0.1
+    assert abs(similarity("so tired", "the bus")) < 0.1
+
+
+def test_a_version_of_hashing_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "1").mkdir()
+    monkeypatch.chdir(tmp_path)
+    ((first, latest), named) = (
+        describe_encoders(["hashing:1", "hashing"], FLOAT32),
+        describe_encoders(["hashing:2"], FLOAT32),
+    )
+    assert [first.request, first.spec.weights, latest.spec.weights] == ["hashing:1", "builtin:1", "builtin:2"]
+    assert named[0].spec == latest.spec
+    with pytest.raises(EncoderError, match="builtin:9 is of a later version of mmfeat; update mmfeat"):
+        load_encoders([dataclasses.replace(first, spec=dataclasses.replace(first.spec, weights="builtin:9"))], "cpu")
 
 
 def test_batches_do_not_change_a_vector(tiny_bert: Path) -> None:
@@ -217,7 +278,7 @@ def test_a_tower_asked_for_twice_is_given_once(tiny_clip: Path) -> None:
         ("CLIP", r"no encoder family 'CLIP'; did you mean clip\?"),
         ("bert:./nowhere", r"./nowhere: no such weights file or folder"),
         ("timm", "timm: name a model"),
-        ("hashing:words", "hashing:words: this encoder has no variants"),
+        ("hashing:words", "hashing:words: no such version; name it hashing, or hashing:1"),
         ("hog:big", "hog:big: this encoder has no variants"),
         ("resnet18:NOPE", "torchvision has IMAGENET1K_V1, or name a local weights file"),
         ("clip:ViT-B-32/nope", "no weights 'nope' for ViT-B-32"),

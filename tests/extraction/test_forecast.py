@@ -43,7 +43,7 @@ def test_it_foretells_what_is_made(data: Path, tmp_path: Path, tiny_clip: Path) 
     made = extract_features(data, asked, cache=cache, options=OPTIONS)
     written = {name: count for name, count in (made.new + made.unreadable).items() if count}
     assert missing(half) == written
-    assert {name for name in missing(before) if name not in written} == {"hashing-cde21615"}
+    assert {name for name in missing(before) if name not in written} == {"hashing-bab0e679"}
     assert missing(before).items() >= written.items()
     assert all(each.rate > 0 and each.seconds > 0 for each in before.encoders)
     after = forecast_extraction(data, asked, cache=cache, options=OPTIONS)
@@ -69,7 +69,7 @@ def test_an_encoder_that_few_samples_lack_is_tried_too(tmp_path: Path) -> None:
     (each,) = found.encoders
     assert each.missing == 10
     assert 0 < each.rate < float("inf")
-    assert 10 * 2048 < each.outputs[0][2] < 10 * 2048 + 50_000
+    assert 10 * 16_384 < each.outputs[0][2] < 10 * 16_384 + 50_000
 
 
 def test_what_it_says(data: Path, tmp_path: Path) -> None:

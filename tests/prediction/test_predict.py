@@ -215,6 +215,17 @@ def test_a_text_that_trained_a_head_on_texts_counts_as_seen_whatever_the_photo(p
     assert text.scores is None
 
 
+def test_a_run_predicts_with_the_version_of_an_encoder_that_trained_it(demo_folder: Path, tmp_path: Path) -> None:
+    place = make_place(demo_folder, tmp_path, ["hashing:1"])
+    run = sweep(place, ["hashing:1"], fusion=["none"], baselines=["knn"], modalities=["text"]).run
+    before = predict_data(place / "demo", heads=place / "heads", cache=place / "cache").predictions
+    file = run.folder / "run.json"  # an earlier version had no name for its only version
+    file.write_text(file.read_text().replace('"hashing:1"', '"hashing"'))
+    for cache in ("cache", "empty"):
+        now = predict_data(place / "demo", heads=place / "heads", cache=place / cache).predictions
+        np.testing.assert_array_equal(now.probabilities, before.probabilities)
+
+
 def test_scores_are_those_of_the_metrics(place: Path, tmp_path: Path) -> None:
     labels = ["negative", "positive", "neutral"] * 10
     lines = [f"{n},words number {n} of a {label} text,{label}" for n, label in enumerate(labels)]
