@@ -173,7 +173,7 @@ def _split(variant: str) -> tuple[str, str, Path | None]:
     size, _, tag = rest.partition("/")
     if f"{model}-{size}" in open_clip.list_models():  # as OpenAI writes it: ViT-B/32
         model, rest = f"{model}-{size}", tag
-    if file := local_path(rest):
+    if (file := local_path(rest)) and ("/" in rest or file.is_file()):
         return model, "", file
     tag, equals, name = rest.partition("=")
     if equals and not (file := local_path(name)):

@@ -70,8 +70,9 @@ def _path_in(request: str) -> tuple[str, str] | None:
         if not (match := start.match(request)):
             continue
         path, mark = os.path.expanduser(request[match.end() :]), match[1] or ""
+        is_tag = "/" in match[0] and "/" not in path and os.path.isdir(path)  # a folder openai beside the tag openai
         for name in (path, unquote(path)) if mark else (path,):
-            if name and os.path.exists(name):
+            if name and os.path.exists(name) and not is_tag:
                 return match[0].removesuffix(mark), os.path.abspath(name)
     return None
 

@@ -76,6 +76,7 @@ def tree_identity(folder: Path) -> str:
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in _ASIDE):
         parts = file.relative_to(folder).parts
         if not any(part.startswith(".") for part in parts):
+            _check_present(file)
             digest.update(f"{'/'.join(parts)}\0{file_sha256(file)}\n".encode())
     return f"sha256:{digest.hexdigest()}"
 
@@ -154,6 +155,8 @@ def load_reason(error: Exception) -> str:
     text = str(error)
     if "state_dict" in text:
         return _apart(text)
+    if "TorchScript" in text:
+        return "a TorchScript archive, whose code is not run; save its state_dict to a file"
     if "weights_only" in text:  # torch advises to load the file unsafely
         return "not a plain state dict, or not whole"
     if "trust_remote_code" in text:

@@ -149,3 +149,18 @@ def test_pickles_are_not_opened(family: str, tmp_path: Path, tiny_clip: Path, ti
         load_encoders(describe_encoders([asked], FLOAT32), "cpu")
     assert "\n" not in str(error.value)
     assert not marker.exists()
+
+
+def test_a_torchscript_archive_gets_one_line(tmp_path: Path, tiny_clip: Path) -> None:
+    """OpenAI's own files of CLIP are such archives."""
+    import torch
+
+    folder = tmp_path / "folder"
+    shutil.copytree(tiny_clip, folder)
+    next(folder.glob("*.safetensors")).unlink()
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), folder / "open_clip_pytorch_model.bin")
+    with pytest.raises(
+        EncoderError, match="a TorchScript archive, whose code is not run; save its state_dict"
+    ) as error:
+        load_encoders(describe_encoders([f"clip:{folder}"], FLOAT32), "cpu")
+    assert "\n" not in str(error.value)

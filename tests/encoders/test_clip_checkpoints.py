@@ -60,13 +60,14 @@ def check_parity(request: str, library_name: str, **arguments: Any) -> None:
 def test_a_repository_of_the_hub_equals_open_clip(
     kind: str, tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vision = {"image_size": [32, 64]} if kind == "wide" else {"image_size": 48}
+    trunk = {"timm_model_name": "test_vit", "timm_pool": "avg", "timm_proj": "linear", "image_size": 160}
+    vision = {"wide": {"image_size": [32, 64]}, "siglip": trunk}.get(kind, {"image_size": 48})
     text = {"context_length": 16, "no_causal_mask": True, "pool_type": "last"} if kind == "siglip" else None
     folder = write_clip(tmp_path / "model", vision, text)
     if kind == "siglip":
         copy_tokenizer(tiny_bert, folder)
         own = {"hf_tokenizer_name": "org/siglip", "tokenizer_kwargs": {"clean": "canonicalize"}}
-        change(folder, preprocess_cfg=SIGLIP, text=own)
+        change(folder, preprocess_cfg=SIGLIP, text=own, model={"custom_text": True, "init_logit_bias": -10})
     if kind == "longest":
         change(folder, preprocess_cfg={"resize_mode": "longest", "fill_color": 127})
     if kind == "quickgelu":

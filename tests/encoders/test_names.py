@@ -69,6 +69,8 @@ def test_paths_in_a_request_become_absolute(tmp_path: Path, monkeypatch: pytest.
     assert absolute_request("clip:ViT-B-32/file:a,b.pt") == f"clip:ViT-B-32/{tmp_path}/a,b.pt"
     assert absolute_request("clip:ViT-B-32/openai=a,b.pt") == f"clip:ViT-B-32/openai={tmp_path}/a,b.pt"
     assert absolute_request("hog") == "hog"  # a family, whatever lies here
+    (tmp_path / "openai").mkdir()
+    assert absolute_request("clip:ViT-B-32/openai") == "clip:ViT-B-32/openai"  # a tag; a folder has no weights of it
 
 
 def test_a_folder_says_its_family(
