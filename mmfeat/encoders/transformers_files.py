@@ -205,8 +205,9 @@ class Checkpoint:
         model = transformers.MODEL_MAPPING.get(config, object)
         if hasattr(model, "get_image_features") and hasattr(model, "get_text_features"):
             return True
-        is_image = self.model_type in modeling_auto.MODEL_FOR_IMAGE_MAPPING_NAMES
-        if is_image or getattr(model, "input_modalities", ()) in ("image", ("image",)):
+        is_video = self.model_type in modeling_auto.MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES
+        is_image = self.model_type in modeling_auto.MODEL_FOR_IMAGE_MAPPING_NAMES and not is_video
+        if is_image or (not is_video and getattr(model, "input_modalities", ()) in ("image", ("image",))):
             return False
         if getattr(model, "main_input_name", "") == "input_ids" and not hasattr(model, "get_image_features"):
             raise EncoderError(

@@ -36,7 +36,7 @@ class ImageTower:
         self.loaded, self.model, self.specs = loaded, loaded.model, specs
         self.spec = next((spec for spec in specs if spec.output == "pooled"), specs[0])
         has_text = loaded.checkpoint.has_text
-        self.tower = self.model.vision_model if has_text else self.model
+        self.tower = loaded.part("vision_model") if has_text else self.model
         self.method = self.model.get_image_features if has_text else self.model
         self.layers = model_layers(self.tower) or find_layers(getattr(self.tower, "encoder", self.tower))
         self.asked = loaded.checkpoint.asked_sizes(loaded.processor, self.spec)

@@ -15,10 +15,11 @@ import numpy as np
 
 from mmfeat.encoders.bert import model_layers, quiet_transformers
 from mmfeat.encoders.layers import Network, Point
+from mmfeat.encoders.padding import without_padding
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.tokenizer import check_fit
 from mmfeat.encoders.torch_tower import TorchTower, plain_call
-from mmfeat.encoders.transformers_files import LONGEST, Checkpoint, read_checkpoint
+from mmfeat.encoders.transformers_files import FIXED, Checkpoint, read_checkpoint
 from mmfeat.encoders.transformers_images import ImageTower, kept_patches, pooled
 from mmfeat.encoders.weights import hub_revision, local_path, path_identity
 from mmfeat.errors import EncoderError
@@ -62,7 +63,7 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
     if images := [spec for spec in specs if spec.modality == "image"]:
         towers.append(ImageTower(loaded, images).torch_tower())
     if texts := [spec for spec in specs if spec.modality == "text"]:
-        towers.append(TextTower(loaded, texts[0]).tower(texts))
+        towers.append(TextTower(loaded, texts[0]).torch_tower(texts))
     return towers
 
 
@@ -100,42 +101,58 @@ class Loaded:
 
     def text_network(self) -> Network:
         """Forward pass over token ids, layers and tokens of the text tower."""
-        tower = self.model.text_model
-        return Network(lambda inputs: pooled(self.model.get_text_features(**inputs)), model_layers(tower), Point(tower))
+        tower, taken = self.part("text_model"), self.processor.tokenizer.model_input_names
+
+        def forward(inputs: dict[str, Tensor]) -> Tensor:
+            return pooled(self.model.get_text_features(**{name: inputs[name] for name in taken if name in inputs}))
+
+        return Network(forward, model_layers(tower), Point(tower))
+
+    def part(self, name: str) -> Any:
+        """One tower of a model with two. Raises `EncoderError` for a model that is built in another way."""
+        if (part := getattr(self.model, name, None)) is None:
+            kind = type(self.model).__name__
+            raise EncoderError(f"{self.checkpoint.name}: {kind} has no {name} as CLIP has it; use another checkpoint")
+        return part
 
 
 class TextTower:
     """The text tower of a model with two towers, behind its tokenizer."""
 
     def __init__(self, loaded: Loaded, spec: EncoderSpec) -> None:
-        self.loaded, self.spec, self.padding = loaded, spec, loaded.checkpoint.padding
-        self.tokenizer = loaded.processor.tokenizer
-        self.check = check_fit(loaded.checkpoint.name, self.tokenizer, loaded.model.text_model)
-        if self.padding == LONGEST:  # padding behind a text leaves its vector unchanged
-            self.tokenizer.padding_side = "right"
+        self.loaded, self.spec, self.tokenizer = loaded, spec, loaded.processor.tokenizer
+        self.check = check_fit(loaded.checkpoint.name, self.tokenizer, loaded.part("text_model"))
+        self.is_padded = loaded.checkpoint.padding == FIXED
 
-    def tower(self, specs: list[EncoderSpec]) -> TorchTower:
-        network, length = self.loaded.text_network(), (lambda inputs: len(inputs["input_ids"]))
-        return TorchTower(
+    def torch_tower(self, specs: list[EncoderSpec]) -> TorchTower:
+        """The tower; where texts are padded to the longest, padding is behind a text and changes no vector."""
+        tower = TorchTower(
             tuple(specs),
             self.loaded.model,
-            network,
+            self.loaded.text_network(),
             self.prepare,
             self.collate,
             keep=kept_tokens,
             stand_in=self.stand_in,
-            length=length if self.padding == LONGEST else None,
+        )
+        if self.is_padded:
+            return tower
+        self.tokenizer.padding_side = "right"
+        return without_padding(
+            self.loaded.checkpoint.name, replace(tower, length=lambda inputs: len(inputs["input_ids"]))
         )
 
     def prepare(self, text: str) -> dict[str, Any]:
         text = CLEANING[self.spec.cleaning](text)
         self.check(text)
-        return dict(self.tokenizer(text, truncation=True, max_length=self.spec.max_length))
+        mask = {} if self.is_padded else {"return_attention_mask": True}
+        return dict(self.tokenizer(text, truncation=True, max_length=self.spec.max_length, **mask))
 
     def collate(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
         """(B, T) tensors, padded to the longest text or to the length that the model was trained with."""
-        length = {} if self.padding == LONGEST else {"max_length": self.spec.max_length}
-        return dict(self.tokenizer.pad(batch, padding=self.padding, return_tensors="pt", **length))
+        length = {"max_length": self.spec.max_length} if self.is_padded else {"return_attention_mask": True}
+        padding = self.loaded.checkpoint.padding
+        return dict(self.tokenizer.pad(batch, padding=padding, return_tensors="pt", **length))
 
     def stand_in(self, mask: Tensor) -> dict[str, Tensor]:
         """Inputs with the lengths that a (B, T) mask says; a model like CLIP pools at the last, an end token."""
@@ -143,11 +160,14 @@ class TextTower:
 
         end = getattr(self.loaded.model.config.text_config, "eos_token_id", None) or 1
         ids = torch.zeros_like(mask, dtype=torch.long).scatter_(1, mask.sum(1, keepdim=True) - 1, end)
-        return {"input_ids": ids, **({"attention_mask": mask.long()} if self._has_mask else {})}
+        return {
+            name: value for name, value in (("input_ids", ids), ("attention_mask", mask.long())) if name in self._given
+        }
 
     @cached_property
-    def _has_mask(self) -> bool:
-        return "attention_mask" in self.prepare("")
+    def _given(self) -> set[str]:
+        """The names of the model's inputs."""
+        return set(self.prepare("a"))
 
 
 def kept_tokens(inputs: dict[str, Tensor]) -> Tensor | None:
