@@ -28,7 +28,7 @@ from mmfeat.runs.run import Run, checked_towers
 from mmfeat.samples.contents import view_number
 from mmfeat.samples.dataset import MODALITIES, PART, Sample, SampleSet, read_samples
 from mmfeat.samples.rows import COLUMNS, ROW_NUMBER
-from mmfeat.samples.tables import shards_in
+from mmfeat.samples.table_files import shards_in
 from mmfeat.sweep.ensembles import combine
 from mmfeat.system.files import file_sha256
 from mmfeat.system.hardware import resolve_device

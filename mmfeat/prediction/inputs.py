@@ -11,7 +11,7 @@ from mmfeat.errors import DataError
 from mmfeat.samples.contents import MemoryFile, picture_bytes, without_surrogates
 from mmfeat.samples.dataset import IMAGE_SUFFIXES, TEST_LIST, TRAIN_LIST, Photo, Sample, SampleSet, read_texts
 from mmfeat.samples.encodings import Decoder
-from mmfeat.samples.tables import READERS, table_suffix
+from mmfeat.samples.table_files import SUFFIXES, table_suffix
 from mmfeat.system.remote import RemoteFile, is_remote
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _is_photo(path: Path) -> bool:
 
 
 def _check_file(path: Path) -> None:
-    if table_suffix(str(path)) in READERS and path.suffix.lower() != TEXT_SUFFIX:
+    if table_suffix(str(path)) in SUFFIXES and path.suffix.lower() != TEXT_SUFFIX:
         raise DataError(f"{path}: a table of samples is named with --data {path}")
     if path.suffix.lower() not in (*IMAGE_SUFFIXES, TEXT_SUFFIX):
         raise DataError(f"{path}: neither a photo ({', '.join(IMAGE_SUFFIXES)}) nor a {TEXT_SUFFIX}; name such files")

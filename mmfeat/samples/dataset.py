@@ -24,7 +24,7 @@ from mmfeat.samples.contents import MemoryFile
 from mmfeat.samples.encodings import Decoder, decode_text, is_utf8
 from mmfeat.samples.labels import is_missing, missing_note, no_labels
 from mmfeat.samples.rows import NO_LABELS, Cells, SampleRows
-from mmfeat.samples.tables import READERS, shards_in, table_name, table_suffix
+from mmfeat.samples.table_files import SUFFIXES, shards_in, table_name, table_suffix
 from mmfeat.system.remote import RemoteFile, exists, is_remote
 
 MODALITIES = ("text", "image")
@@ -296,7 +296,7 @@ class Reading:
 def _named_instead(folder: Path) -> str:
     """The remedy for a folder without lists: a table or folder inside the folder that may be meant."""
     inside = sorted(folder.iterdir())
-    if tables := [path for path in inside if table_suffix(path.name) in {*READERS} - {".txt"} and path.is_file()]:
+    if tables := [path for path in inside if table_suffix(path.name) in {*SUFFIXES} - {".txt"} and path.is_file()]:
         return f"name the table: --data {tables[0]}"
     if deeper := [path for path in inside if (path / TRAIN_LIST).is_file()]:
         return f"name the folder that holds them: --data {deeper[0]}"

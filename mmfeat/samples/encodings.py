@@ -109,6 +109,18 @@ class Decoder:
         self.counts[encoding] += 1
         return text
 
+    def decode_lines(self, data: bytes, file: str, number: int) -> str:
+        """The text of lines of a file, the first of which has this number; each line is decoded by itself."""
+        texts, plain = [], 0
+        for place, line in enumerate(data.splitlines(keepends=True), number):
+            if line.isascii() and not self.whole:
+                texts.append(line.decode("ascii"))
+                plain += 1
+            else:
+                texts.append(self.decode(line, f"{file}:{place}"))
+        self.counts["utf-8"] += plain
+        return "".join(texts)
+
     def _decoded(self, data: bytes, where: str) -> tuple[str, str]:
         if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and (text := _try(data, "utf-16")) is not None:
             return text, "utf-16"

@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import codecs
 import io
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import BinaryIO
 
 from mmfeat.errors import DataError
+from mmfeat.samples.binary_tables import Rows, copy_sheet, read_arrow, read_parquet, read_sheet
 from mmfeat.samples.contents import without_surrogates
-from mmfeat.samples.delimited import DELIMITERS, Dialect, check_header, find_dialect, read_delimited
+from mmfeat.samples.delimited import Dialect, find_dialect, read_delimited
 from mmfeat.samples.encodings import Decoder, decode_text, marked_encoding
 from mmfeat.samples.json_rows import read_json
-from mmfeat.system.remote import files_of, is_remote, open_file
+from mmfeat.samples.table_files import BINARY, DELIMITED, JSON, PIECE, SUFFIXES, open_table, table_files, table_suffix
 
-PIECE = 1 << 20  # bytes of a text file that are read at a time
 _SEPARATOR = re.compile(r'"?sep=(.)"?\s*$')  # Excel's line before the header
-BATCH = 4096  # rows of a binary table that are made Python objects at a time
 PEEKED = 1000  # rows that show the columns of a table whose rows may lack some
 READING = ("encoding", "delimiter", "quoting")  # what a user may say of a table beside the names of its columns
 
 Row = dict[str, str | None]
-Rows: TypeAlias = "Iterator[tuple[int, dict[str, object]]]"  # line number or row number, and cells
 
 
 class Table:
@@ -42,9 +37,10 @@ class Table:
     def __init__(self, data: str | Path, reading: Mapping[str, str] | None = None) -> None:
         self.data, self.reading = str(data), dict(reading or {})
         self.files = table_files(self.data)
-        if odd := next((file for file in self.files if table_suffix(file) not in READERS), None):
-            raise DataError(f"{odd}: a table must end in {', '.join(READERS)}; rename or convert the file")
+        if odd := next((file for file in self.files if table_suffix(file) not in SUFFIXES), None):
+            raise DataError(f"{odd}: a table must end in {', '.join(SUFFIXES)}; rename or convert the file")
         self.decoder = Decoder(self.reading.get("encoding", ""), "line")
+        self.sheets: dict[str, BinaryIO] = {}  # copies of Excel files
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -87,7 +83,7 @@ class Table:
         return {
             file: find_dialect(file, partial(self.lines, file), table_suffix(file), self.reading, has_quotes)
             for file, has_quotes in quotes.items()
-            if table_suffix(file) in DELIMITERS
+            if table_suffix(file) in DELIMITED
         }
 
     def _scan(self, file: str) -> bool:
@@ -115,8 +111,7 @@ class Table:
                     self.decoder.counts["utf-8"] += newlines + (not piece.endswith(b"\n"))
                     yield text
                 else:
-                    lines = piece.splitlines(keepends=True)
-                    yield "".join(self.decoder.decode(line, f"{file}:{number + n}") for n, line in enumerate(lines))
+                    yield self.decoder.decode_lines(piece, file, number)
                 number += newlines
 
     def lines(self, file: str) -> Iterator[str]:
@@ -169,97 +164,6 @@ def _broken_files(file: str) -> Iterator[None]:
         raise DataError(f"{file}: broken or cut short ({error}); write it again") from error
 
 
-def table_files(data: str) -> list[str]:
-    """The files of a table: one, or those of a pattern, of names with commas between them, or of a folder of shards."""
-    files = shards_in(data) if not is_remote(data) and os.path.isdir(data) else files_of(data)
-    if not files:
-        raise DataError(f"{data}: no such table; check --data")
-    return files
-
-
-def shards_in(folder: str | Path) -> list[str]:
-    """The files of a folder that are parts of one table: their names are alike but for numbers; none otherwise.
-
-    A single file counts if its kind is one that programs write shards of and its name has a number.
-    """
-    names = sorted(name for name in os.listdir(folder) if not name.startswith((".", "_")))
-    tables = [name for name in names if table_suffix(name) in READERS and table_suffix(name) != ".txt"]
-    alike = {re.sub(r"\d+", "#", name) for name in tables}
-    if len(alike) != 1 or (len(tables) == 1 and ("#" not in alike.pop() or table_suffix(tables[0]) not in BINARY)):
-        return []
-    return [os.path.join(folder, name) for name in tables]
-
-
-def _suffixes(path: str) -> tuple[str, str, str]:
-    """(stem, suffix of the format, suffix of the compression), the suffixes in lower case and maybe empty."""
-    stem, suffix = os.path.splitext(os.path.basename(path.partition("?")[0] if is_remote(path) else path))
-    if suffix.lower() not in COMPRESSIONS:
-        return stem, suffix.lower(), ""
-    return *_suffixes(stem)[:2], suffix.lower()
-
-
-def table_suffix(path: str) -> str:
-    """The suffix of a table, such as `.csv`, in lower case, without that of a compression and the query of a URL."""
-    return _suffixes(path)[1]
-
-
-def table_name(data: str) -> str:
-    """The name of a data set in one file or several: without suffixes, pattern and numbers of shards."""
-    first = data.partition(",")[0] if not os.path.exists(data) else data
-    stem = _suffixes(first)[0]
-    if "*" in stem or "?" in stem:
-        stem = re.sub(r"[^\w].*|[*?\[].*", "", stem) or os.path.basename(os.path.dirname(os.path.abspath(first)))
-    return stem
-
-
-def open_table(path: str) -> AbstractContextManager[BinaryIO]:
-    """Open a table for reading the bytes that were compressed, or those of the file."""
-    return _decompressed(path) if _suffixes(path)[2] else open_file(path)
-
-
-@contextmanager
-def _decompressed(path: str) -> Iterator[BinaryIO]:
-    with open_file(path) as raw, COMPRESSIONS[_suffixes(path)[2]](raw) as file:
-        yield file
-
-
-@contextmanager
-def _seekable(path: str) -> Iterator[BinaryIO]:
-    """Open a table that is not read from front to back; one that is compressed lies in a temporary file meanwhile."""
-    with open_table(path) as file:
-        if not _suffixes(path)[2]:
-            yield file
-            return
-        with tempfile.TemporaryFile() as whole:
-            shutil.copyfileobj(file, whole, PIECE)
-            whole.seek(0)
-            yield whole
-
-
-def _gzip(raw: BinaryIO) -> Any:
-    import gzip
-
-    return gzip.GzipFile(fileobj=raw)
-
-
-def _bz2(raw: BinaryIO) -> Any:
-    import bz2
-
-    return bz2.BZ2File(raw)
-
-
-def _xz(raw: BinaryIO) -> Any:
-    import lzma
-
-    return lzma.LZMAFile(raw)
-
-
-def _zstd(raw: BinaryIO) -> Any:
-    import pyarrow
-
-    return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"), PIECE)
-
-
 def _read_text(table: Table, path: str, columns: Collection[str]) -> Rows:
     return read_delimited(path, table.lines(path), table.dialects[path], columns)
 
@@ -268,91 +172,11 @@ def _read_json(table: Table, path: str, columns: Collection[str]) -> Rows:
     return read_json(path, table.pieces(path), columns)
 
 
-def _read_parquet(table: Table, path: str, columns: Collection[str]) -> Rows:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with _seekable(path) as binary, pyarrow.parquet.ParquetFile(binary) as file:
-            names = _used(file.schema_arrow.names, columns)
-            yield from enumerate(_batch_rows(file.iter_batches(BATCH, columns=names), names), 1)
-    except pyarrow.ArrowException as error:
-        message = str(error).splitlines()[0]
-        raise DataError(f"{path}: not a Parquet file ({message}); write it again") from error
-
-
-def _read_arrow(table: Table, path: str, columns: Collection[str]) -> Rows:
-    """Rows of a file of Arrow or Feather, in the format of files or in that of streams."""
-    import pyarrow
-    from pyarrow import feather, ipc
-
-    try:
-        with _seekable(path) as binary:
-            magic = binary.read(6)
-            binary.seek(0)
-            if magic.startswith(b"FEA1"):
-                batches: Any = feather.read_table(binary).to_batches()
-                names = batches[0].schema.names if batches else []
-            elif magic == b"ARROW1":
-                file = ipc.open_file(binary)
-                names, batches = file.schema.names, map(file.get_batch, range(file.num_record_batches))
-            else:
-                batches = ipc.open_stream(binary)
-                names = batches.schema.names
-            yield from enumerate(_batch_rows(batches, _used(names, columns)), 1)
-    except pyarrow.ArrowException as error:
-        message = str(error).splitlines()[0]
-        raise DataError(f"{path}: not a file of Arrow or Feather ({message}); write it again") from error
-
-
-def _used(names: list[str], columns: Collection[str]) -> list[str]:
-    """The columns to read, without the index that pandas writes; all where none of `columns` is there."""
-    return [name for name in names if name in columns] or [n for n in names if not n.startswith("__index_level_")]
-
-
-def _batch_rows(batches: Iterable[Any], names: list[str]) -> Iterator[dict[str, object]]:
-    for batch in batches:
-        for start in range(0, batch.num_rows, BATCH):
-            part = batch.slice(start, BATCH)
-            cells = [_python_values(part.column(name)) for name in names]
-            for row in zip(*cells, strict=True):
-                yield dict(zip(names, row, strict=True))
-
-
-def _python_values(column: Any) -> list[object]:
-    """The cells of a column of Arrow; texts by way of NumPy, which is several times as fast."""
-    import pyarrow
-
-    if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
-        return column.to_numpy(zero_copy_only=False).tolist()
-    return column.to_pylist()
-
-
 def _read_excel(table: Table, path: str, columns: Collection[str]) -> Rows:
-    """Rows of the first sheet, which is in memory as a whole; a sheet has a million rows at most."""
-    import python_calamine
-
-    try:
-        with _seekable(path) as binary, python_calamine.CalamineWorkbook.from_filelike(binary) as book:
-            sheet = book.get_sheet_by_index(0)
-            rows = enumerate(sheet.iter_rows(), (sheet.start or (0, 0))[0] + 1)
-            line, header = next(((n, row) for n, row in rows if any(cell != "" for cell in row)), (1, []))
-            if not header:
-                raise DataError(
-                    f"{path}: the first sheet is empty; its first row names the columns, id,text,image,label"
-                )
-            names = check_header(path, [str(name) for name in header])
-            for line, cells in rows:
-                if any(cell != "" for cell in cells):
-                    values = {n: _excel_value(value) for n, value in zip(names, cells, strict=True) if n}
-                    yield line, values
-    except python_calamine.CalamineError as error:
-        raise DataError(f"{path}: not an Excel file ({error}); save it again as .xlsx") from error
-
-
-def _excel_value(value: Any) -> object:
-    """A cell of a sheet; all numbers there are floats, and Excel shows 1.0 as 1."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    if path not in table.sheets:
+        table.sheets[path] = copy_sheet(path)
+    table.sheets[path].seek(0)
+    return read_sheet(table.sheets[path], columns)
 
 
 def _all_utf8(data: bytes) -> str | None:
@@ -371,13 +195,11 @@ def _cell(value: object) -> str | None:
     return without_surrogates(decode_text(value)[0] if isinstance(value, bytes) else str(value))
 
 
-COMPRESSIONS: dict[str, Callable[[BinaryIO], Any]] = {".gz": _gzip, ".bz2": _bz2, ".xz": _xz, ".zst": _zstd}
 READERS: dict[str, Callable[[Table, str, Collection[str]], Rows]] = {
-    **dict.fromkeys(DELIMITERS, _read_text),
-    **dict.fromkeys(JSON := (".jsonl", ".ndjson", ".json"), _read_json),
-    ".parquet": _read_parquet,
-    ".feather": _read_arrow,
-    ".arrow": _read_arrow,
+    **dict.fromkeys(DELIMITED, _read_text),
+    **dict.fromkeys(JSON, _read_json),
+    ".parquet": lambda _, path, columns: read_parquet(path, columns),
+    ".feather": lambda _, path, columns: read_arrow(path, columns),
+    ".arrow": lambda _, path, columns: read_arrow(path, columns),
     ".xlsx": _read_excel,
 }
-BINARY = (".parquet", ".feather", ".arrow", ".xlsx")

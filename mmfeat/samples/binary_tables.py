@@ -1,0 +1,128 @@
+"""Binary tables: the rows of Parquet, Arrow, Feather and Excel files."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
+from typing import Any, BinaryIO, TypeAlias
+
+from mmfeat.errors import DataError
+from mmfeat.samples.delimited import check_header
+from mmfeat.samples.table_files import seekable_table
+
+BATCH = 4096  # rows that are made Python objects at a time
+LINE = "#line"  # the column of line numbers in the copy of a sheet
+
+Rows: TypeAlias = "Iterator[tuple[int, dict[str, object]]]"  # row number and cells
+
+
+def read_parquet(path: str, columns: Collection[str]) -> Rows:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with seekable_table(path) as binary, pyarrow.parquet.ParquetFile(binary) as file:
+            names = _used(file.schema_arrow.names, columns)
+            yield from enumerate(_batch_rows(file.iter_batches(BATCH, columns=names), names), 1)
+    except pyarrow.ArrowException as error:
+        message = str(error).splitlines()[0]
+        raise DataError(f"{path}: not a Parquet file ({message}); write it again") from error
+
+
+def read_arrow(path: str, columns: Collection[str]) -> Rows:
+    """Rows of a file of Arrow or Feather, in the format of files or in that of streams."""
+    import pyarrow
+    from pyarrow import feather, ipc
+
+    try:
+        with seekable_table(path) as binary:
+            magic = binary.read(6)
+            binary.seek(0)
+            if magic.startswith(b"FEA1"):
+                batches: Any = feather.read_table(binary).to_batches()
+                names = batches[0].schema.names if batches else []
+            elif magic == b"ARROW1":
+                file = ipc.open_file(binary)
+                names, batches = file.schema.names, map(file.get_batch, range(file.num_record_batches))
+            else:
+                batches = ipc.open_stream(binary)
+                names = batches.schema.names
+            yield from enumerate(_batch_rows(batches, _used(names, columns)), 1)
+    except pyarrow.ArrowException as error:
+        message = str(error).splitlines()[0]
+        raise DataError(f"{path}: not a file of Arrow or Feather ({message}); write it again") from error
+
+
+def _used(names: list[str], columns: Collection[str]) -> list[str]:
+    """The columns to read, without the index that pandas writes; all where none of `columns` is there."""
+    return [name for name in names if name in columns] or [n for n in names if not n.startswith("__index_level_")]
+
+
+def _batch_rows(batches: Iterable[Any], names: list[str]) -> Iterator[dict[str, object]]:
+    for batch in batches:
+        for start in range(0, batch.num_rows, BATCH):
+            part = batch.slice(start, BATCH)
+            cells = [_python_values(part.column(name)) for name in names]
+            for row in zip(*cells, strict=True):
+                yield dict(zip(names, row, strict=True))
+
+
+def _python_values(column: Any) -> list[object]:
+    """The cells of a column of Arrow; texts by way of NumPy, which is several times as fast."""
+    import pyarrow
+
+    if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
+        return column.to_numpy(zero_copy_only=False).tolist()
+    return column.to_pylist()
+
+
+def read_sheet(copy: BinaryIO, columns: Collection[str]) -> Rows:
+    """Rows of what `copy_sheet` wrote."""
+    from pyarrow import ipc
+
+    file = ipc.open_file(copy)
+    names = [name for name in file.schema.names if name != LINE]
+    used = [LINE, *_used(names, columns)]
+    for row in _batch_rows(map(file.get_batch, range(file.num_record_batches)), used):
+        yield row.pop(LINE), row  # type: ignore[misc]
+
+
+def copy_sheet(path: str) -> BinaryIO:
+    """The first sheet of an Excel file as Arrow in a temporary file.
+
+    A sheet, of a million rows at most, is in memory as a whole while it is read, so it is read once.
+    """
+    import python_calamine
+
+    try:
+        with seekable_table(path) as binary, python_calamine.CalamineWorkbook.from_filelike(binary) as book:
+            sheet = book.get_sheet_by_index(0)
+            rows = enumerate(sheet.iter_rows(), (sheet.start or (0, 0))[0] + 1)
+            filled = ((line, row) for line, row in rows if any(cell != "" for cell in row))
+            return _written(path, filled)
+    except python_calamine.CalamineError as error:
+        raise DataError(f"{path}: not an Excel file ({error}); save it again as .xlsx") from error
+
+
+def _written(path: str, rows: Iterator[tuple[int, list[Any]]]) -> BinaryIO:
+    import pyarrow
+    from pyarrow import ipc
+
+    _, header = next(rows, (1, None))
+    if header is None:
+        raise DataError(f"{path}: the first sheet is empty; its first row names the columns, id,text,image,label")
+    names = check_header(path, [_shown(cell) or "" for cell in header])
+    schema = pyarrow.schema([(LINE, pyarrow.int64()), *((name, pyarrow.string()) for name in names if name)])
+    copy: Any = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the table
+    with ipc.new_file(copy, schema) as writer:
+        while batch := list(islice(rows, BATCH)):
+            cells = zip(*(row for _, row in batch), strict=True)
+            columns = [[_shown(cell) for cell in column] for name, column in zip(names, cells, strict=True) if name]
+            writer.write_batch(pyarrow.record_batch([[line for line, _ in batch], *columns], schema=schema))
+    return copy
+
+
+def _shown(cell: Any) -> str | None:
+    """The text of a cell; all numbers of a sheet are floats, and Excel shows 1.0 as 1."""
+    return None if cell == "" else str(int(cell) if isinstance(cell, float) and cell.is_integer() else cell)

@@ -1,0 +1,116 @@
+"""Files of tables: their suffixes, the files that a name stands for, and opening them, compressed or not."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mmfeat.errors import DataError
+from mmfeat.system.remote import files_of, is_remote, open_file
+
+DELIMITED = (".csv", ".tsv", ".psv", ".txt")
+JSON = (".jsonl", ".ndjson", ".json")
+BINARY = (".parquet", ".feather", ".arrow", ".xlsx")
+SUFFIXES = (*DELIMITED, *JSON, *BINARY)
+PIECE = 1 << 20  # bytes of a file that are read at a time
+
+
+def table_files(data: str) -> list[str]:
+    """The files of a table: one, or those of a pattern, of names with commas between them, or of a folder of shards."""
+    files = shards_in(data) if not is_remote(data) and os.path.isdir(data) else files_of(data)
+    if not files:
+        raise DataError(f"{data}: no such table; check --data")
+    return files
+
+
+def shards_in(folder: str | Path) -> list[str]:
+    """The files of a folder that are parts of one table: their names are alike but for numbers; none otherwise.
+
+    A single file counts if its kind is one that programs write shards of and its name has a number.
+    """
+    names = sorted(name for name in os.listdir(folder) if not name.startswith((".", "_")))
+    tables = [name for name in names if table_suffix(name) in SUFFIXES and table_suffix(name) != ".txt"]
+    alike = {re.sub(r"\d+", "#", name) for name in tables}
+    if len(alike) != 1 or (len(tables) == 1 and ("#" not in alike.pop() or table_suffix(tables[0]) not in BINARY)):
+        return []
+    return [os.path.join(folder, name) for name in tables]
+
+
+def _suffixes(path: str) -> tuple[str, str, str]:
+    """(stem, suffix of the format, suffix of the compression), the suffixes in lower case and maybe empty."""
+    stem, suffix = os.path.splitext(os.path.basename(path.partition("?")[0] if is_remote(path) else path))
+    if suffix.lower() not in COMPRESSIONS:
+        return stem, suffix.lower(), ""
+    return *_suffixes(stem)[:2], suffix.lower()
+
+
+def table_suffix(path: str) -> str:
+    """The suffix of a table, such as `.csv`, in lower case, without that of a compression and the query of a URL."""
+    return _suffixes(path)[1]
+
+
+def table_name(data: str) -> str:
+    """The name of a data set in one file or several: without suffixes, pattern and numbers of shards."""
+    first = data.partition(",")[0] if not os.path.exists(data) else data
+    stem = _suffixes(first)[0]
+    if "*" in stem or "?" in stem:
+        stem = re.sub(r"[^\w].*|[*?\[].*", "", stem) or os.path.basename(os.path.dirname(os.path.abspath(first)))
+    return stem
+
+
+def open_table(path: str) -> AbstractContextManager[BinaryIO]:
+    """Open a table for reading the bytes that were compressed, or those of the file."""
+    return _decompressed(path) if _suffixes(path)[2] else open_file(path)
+
+
+@contextmanager
+def _decompressed(path: str) -> Iterator[BinaryIO]:
+    with open_file(path) as raw, COMPRESSIONS[_suffixes(path)[2]](raw) as file:
+        yield file
+
+
+@contextmanager
+def seekable_table(path: str) -> Iterator[BinaryIO]:
+    """Open a table that is not read from front to back; one that is compressed lies in a temporary file meanwhile."""
+    with open_table(path) as file:
+        if not _suffixes(path)[2]:
+            yield file
+            return
+        with tempfile.TemporaryFile() as whole:
+            shutil.copyfileobj(file, whole, PIECE)
+            whole.seek(0)
+            yield whole
+
+
+def _gzip(raw: BinaryIO) -> Any:
+    import gzip
+
+    return gzip.GzipFile(fileobj=raw)
+
+
+def _bz2(raw: BinaryIO) -> Any:
+    import bz2
+
+    return bz2.BZ2File(raw)
+
+
+def _xz(raw: BinaryIO) -> Any:
+    import lzma
+
+    return lzma.LZMAFile(raw)
+
+
+def _zstd(raw: BinaryIO) -> Any:
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"), PIECE)
+
+
+COMPRESSIONS: dict[str, Callable[[BinaryIO], Any]] = {".gz": _gzip, ".bz2": _bz2, ".xz": _xz, ".zst": _zstd}
