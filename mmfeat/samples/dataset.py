@@ -286,8 +286,9 @@ class Reading:
     def _row_sample(self, cells: Cells) -> Sample:
         id, label = _checked_id(cells.id, cells.where, self._ids), cells.label
         text = cells.text if cells.text and cells.text.strip() else None
-        folder = os.path.dirname(cells.where)
-        image, image_error = _table_image(folder, cells.image) if self._look else (None, "")
+        image, image_error = None, ""
+        if self._look:
+            image, image_error = _table_image(os.path.dirname(cells.where), cells.image)
         if label and not label.isprintable():
             raise DataError(f"{cells.where}: the label {label!r} is not one printable line; is a quote missing above?")
         return Sample(id, text, image, label, "" if text else "no text", image_error)
