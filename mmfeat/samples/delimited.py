@@ -66,7 +66,7 @@ class _Fit:
     def is_rows(self, span: _Span) -> bool:
         """Whether each line of a span alone is a row like the others: in its width, and in its cells without text."""
         rows = [line.rstrip("\r\n").split(self.delimiter) for line in span.lines if line.strip()]
-        told = [column for column, shapes in enumerate(self.shapes) if 0 < len(shapes) <= FEW_SHAPES]
+        told = [column for column, shapes in enumerate(self.shapes) if len(shapes) <= FEW_SHAPES and _are_words(shapes)]
         if self.width < 2 or any(len(row) != self.width for row in rows) or not told:
             return False
         return all(_shape(row[column].strip('"')) in self.shapes[column] for row in rows for column in told)
@@ -104,9 +104,9 @@ def _delimiter(named: str) -> str:
 
 
 def _candidates(first: str, default: str) -> list[str]:
-    """Delimiters in the order in which they are tried: that of the suffix, then by the cells of the first line."""
-    others = sorted((mark for mark in OTHERS if mark in first and mark != default), key=lambda mark: -first.count(mark))
-    return [default, *others] if default in first or not others else others
+    """Delimiters in the order in which they are tried: by the cells of the first line, that of the suffix first."""
+    marks = [mark for mark in dict.fromkeys((default, *OTHERS)) if mark in first]
+    return sorted(marks, key=lambda mark: -first.count(mark)) or [default]
 
 
 def _best_fit(lines: Lines, candidates: list[str], quoting: str) -> _Fit:
@@ -191,6 +191,11 @@ def _note_shapes(fit: _Fit, cells: list[str]) -> None:
     for shapes, cell in zip(fit.shapes, cells, strict=False):
         if len(shapes) <= FEW_SHAPES:
             shapes.add(_shape(cell))
+
+
+def _are_words(shapes: set[str]) -> bool:
+    """Whether the cells of a column are single words or numbers, and not texts."""
+    return any(shapes) and not any(" " in shape for shape in shapes)
 
 
 def _shape(cell: str) -> str:
