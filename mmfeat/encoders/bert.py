@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from mmfeat.encoders.layers import Network, Point, check_depth
+from mmfeat.encoders.layers import Network, Point, check_depth, check_layers
 from mmfeat.encoders.padding import without_padding
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.tokenizer import check_files, check_fit, tokenizer_errors
@@ -54,6 +55,7 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
             cleaning=options.cleaning,
             pooling=_own_pooling(variant) if options.pooling == "auto" else options.pooling,
             max_length=int(options.max_length) or DEFAULT_LENGTH,
+            layers=int(options.layers),
             arithmetic=options.dtype,
             storage=options.storage,
         )
@@ -87,7 +89,8 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
     # Positions count from the first column, so only padding behind a text leaves its vector unchanged.
     tokenizer.padding_side = "right"
     clean, check = CLEANING[spec.cleaning], check_fit(f"bert:{variant}", tokenizer, model)
-    pooling = next((spec.pooling for spec in specs if spec.output == "pooled"), "mean")
+    pooled = next((spec for spec in specs if spec.output == "pooled"), replace(spec, pooling="mean", layers=1))
+    asked = {"output_hidden_states": True} if pooled.layers > 1 else {}
     model.float().eval().requires_grad_(False)
 
     def prepare(text: str) -> dict[str, Any]:
@@ -100,7 +103,7 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
 
     def forward(inputs: dict[str, Any]) -> Any:
         taken = {name: value for name, value in inputs.items() if name in tokenizer.model_input_names}
-        return pool(model(**taken), inputs["attention_mask"], pooling)
+        return pool(model(**taken, **asked), inputs["attention_mask"], pooled)
 
     tower = TorchTower(
         tuple(specs),
@@ -137,18 +140,19 @@ def reference(variant: str, spec: EncoderSpec) -> Callable[[str], np.ndarray]:
             return output.last_hidden_state[0].numpy()
         if spec.pooling == "pooler":
             return output.pooler_output[0].numpy()
-        tokens = output.last_hidden_state[0]
+        tokens = _states(output, spec.layers)[0]
         pooled = {"cls": tokens[0], "last": tokens[-1], "max": tokens.amax(0), "mean": tokens.mean(0)}
         return pooled[spec.pooling].numpy()
 
     return encode
 
 
-def pool(output: Any, mask: Any, pooling: str) -> Any:
+def pool(output: Any, mask: Any, spec: EncoderSpec) -> Any:
     """(B, D) from a model output: mean or maximum over tokens of the (B, T) mask, first or last of them, or pooler."""
+    pooling = spec.pooling
     if pooling == "pooler":
         return output.pooler_output
-    hidden = output.last_hidden_state.float()
+    hidden = _states(output, spec.layers).float()
     if pooling == "cls":
         return hidden[:, 0]
     if pooling == "last":  # padding is behind the text
@@ -158,6 +162,13 @@ def pool(output: Any, mask: Any, pooling: str) -> Any:
     if pooling == "max":
         return hidden.masked_fill(weights == 0, float("-inf")).amax(1)
     return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def _states(output: Any, layers: int) -> Any:
+    """(B, T, D): the last hidden states of a model output, or the mean of those of the last `layers`."""
+    import torch
+
+    return output.last_hidden_state if layers == 1 else torch.stack(output.hidden_states[-layers:]).mean(0)
 
 
 def model_layers(model: Any) -> list[Any]:
@@ -234,6 +245,10 @@ def _check_options(variant: str, spec: EncoderSpec, tokenizer: Any, model: Any) 
         _check_positions(variant, spec, tokenizer, model)
     if spec.output == "prefix":
         check_depth(spec, len(model_layers(model)))
+    if spec.layers > 1:
+        check_layers(spec, len(model_layers(model)))
+    if spec.pooling == "pooler" and spec.layers > 1:
+        raise EncoderError(f"bert:{variant}: --pooling pooler is of the last layer; leave out --layers {spec.layers}")
     if spec.pooling == "pooler" and getattr(model, "pooler", None) is None:
         raise EncoderError(f"bert:{variant}: this model has no pooler; use --pooling mean or cls")
 

@@ -78,6 +78,13 @@ def check_depth(spec: EncoderSpec, count: int) -> None:
         raise EncoderError(f"{spec.name}: the model has {count} layers; use prefix:1 to prefix:{count}")
 
 
+def check_layers(spec: EncoderSpec, count: int) -> None:
+    """Raise `EncoderError` unless the model has as many layers, of `count` that are known, as the spec takes."""
+    if spec.layers > max(1, count):
+        known = f"has {count} layers" if count else "has no list of layers that is known"
+        raise EncoderError(f"--layers {spec.layers}: {spec.model} {known}; use no more, or leave it out")
+
+
 def find_layers(model: Module) -> list[Module]:
     """The transformer blocks or convolutional stages of a model, first to last; empty if their path is unknown."""
     import torch

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mmfeat.encoders.layers import Network, Point, capture, from_rows, rows_of
+from mmfeat.encoders.layers import Network, Point, capture, check_layers, from_rows, rows_of
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import EncoderError
 
@@ -80,9 +80,7 @@ def _check(network: Network, spec: EncoderSpec, names: list[str]) -> None:
     """Raise `EncoderError` for a pooling or a number of layers that the model does not have."""
     if "cls" in names and not network.classed:
         raise EncoderError(f"--image-pooling {spec.pooling}: {spec.model} has no class token; use mean or model")
-    if spec.layers > max(1, len(network.layers)):
-        known = f"has {len(network.layers)} layers" if network.layers else "has no list of layers that is known"
-        raise EncoderError(f"--layers {spec.layers}: {spec.model} {known}; use no more, or leave it out")
+    check_layers(spec, len(network.layers))
 
 
 @contextlib.contextmanager

@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from mmfeat.encoders.bert import model_layers, quiet_transformers
-from mmfeat.encoders.layers import Network, Point, check_depth
+from mmfeat.encoders.layers import Network, Point, check_depth, check_layers
 from mmfeat.encoders.padding import without_padding
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.tokenizer import check_files, check_fit, text_folder, tokenizer_errors
@@ -55,6 +55,7 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
             preprocessing=canonical_json({name: value for name, value in recipe.items() if value}),
             cleaning=options.cleaning,
             max_length=int(options.max_length),
+            layers=int(options.layers),
             arithmetic=options.dtype,
             storage=options.storage,
         )
@@ -65,7 +66,7 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
     """The model by `SentenceTransformer`, which tokenizes and pads each batch itself."""
     import torch
 
-    spec = specs[0]
+    spec = next((spec for spec in specs if spec.output == "pooled"), specs[0])
     model, clean = _model(variant, spec), CLEANING[spec.cleaning]
     check = _check_tokenizer(variant, model)
     recipe = json.loads(spec.preprocessing or "{}")
@@ -90,7 +91,7 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
     def forward(inputs: Mapping[str, Tensor]) -> Tensor:
         features = model({**inputs, **constants})
         if "token_embeddings" in features:
-            tokens(features["token_embeddings"])
+            tokens(features["token_embeddings"] if spec.layers == 1 else features["all_layer_embeddings"][-1])
         return features["sentence_embedding"][:, :width]
 
     def keep(inputs: Mapping[str, Tensor]) -> Tensor:
@@ -146,7 +147,27 @@ def _model(variant: str, spec: EncoderSpec) -> SentenceTransformer:
         raise EncoderError(f"st:{variant}: --max-length {spec.max_length} is more than the checkpoint's {longest}")
     if spec.max_length:
         model.max_seq_length = spec.max_length
+    if spec.layers > 1:
+        model = _of_layers(variant, spec, model)
     return model.float().eval().requires_grad_(False)
+
+
+def _of_layers(variant: str, spec: EncoderSpec, model: SentenceTransformer) -> SentenceTransformer:
+    """The checkpoint with the library's own mean of the last hidden states behind its transformer."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import WeightedLayerPooling
+
+    body: Any = model.transformers_model
+    first, *rest = cast("list[Any]", list(model))
+    if body is None or getattr(first, "model", None) is not body or not rest:
+        raise EncoderError(f"--layers {spec.layers}: st:{variant} has no pooling behind a transformer; leave it out")
+    count = len(model_layers(body))
+    check_layers(spec, count)
+    body.config.output_hidden_states = True
+    mean = WeightedLayerPooling(first.get_embedding_dimension(), count, count + 1 - spec.layers)
+    whole = SentenceTransformer(modules=[first, mean, *rest], device="cpu")
+    whole.prompts, whole.default_prompt_name = model.prompts, model.default_prompt_name
+    return whole
 
 
 def _check_tokenizer(variant: str, model: SentenceTransformer) -> Callable[[str], None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,15 @@ import pytest
 import torch
 
 from mmfeat.encoders import torchvision_models
+from mmfeat.encoders.bert import quiet_transformers
 from mmfeat.encoders.pixels import check_size
 from mmfeat.encoders.registry import describe_encoders, load_encoders, load_reference
 from mmfeat.encoders.repool import repooled, try_out
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.errors import ConfigError, EncoderError
-from tests.encoders.tiny_models import contents, write_clip, write_timm, write_torchvision
+from tests.encoders.test_sentence import write_checkpoint
+from tests.encoders.tiny_models import TEXTS, contents, write_clip, write_timm, write_torchvision
 
 REGISTERS = {"img_size": 64, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "mlp_ratio": 2}
 REGISTERS |= {"class_token": True, "reg_tokens": 4, "no_embed_class": True, "init_values": 1e-5}
@@ -239,3 +242,60 @@ def test_options_that_are_not_given_leave_the_fingerprint_as_it_was(folders: dic
     assert image_tower(folders["vit"], image_size="160", layers="1", image_pooling="model").spec == spec
     given: list[dict[str, Any]] = [{"image_size": "96"}, {"image_pooling": "mean"}, {"layers": 2}]
     assert len({spec.fingerprint, *(image_tower(folders["vit"], **each).spec.fingerprint for each in given)}) == 4
+
+
+def text_vectors(request: str, **options: Any) -> np.ndarray:
+    """Vectors of a batch of texts, each checked against the library's own call."""
+    asked = EncoderOptions(dtype="float32", cleaning="none", outputs=("tokens", "pooled"), **options)
+    towers = describe_encoders([request], asked)
+    (encoder,) = load_encoders(towers, "cpu")
+    tokens, pooled = encoder.embed([encoder.prepare(text) for text in TEXTS])
+    for values, tower in ((tokens, towers[0]), (pooled, towers[1])):
+        reference = load_reference(tower)
+        for vector, text in zip(values, TEXTS, strict=True):
+            np.testing.assert_allclose(vector, reference(text), atol=1e-5)
+    return np.asarray(pooled)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max", "last"])
+def test_layers_of_bert_are_the_mean_of_its_hidden_states(pooling: str, tiny_bert: Path) -> None:
+    transformers = quiet_transformers()
+    tokenizer, model = (
+        getattr(transformers, kind).from_pretrained(tiny_bert) for kind in ("AutoTokenizer", "AutoModel")
+    )
+    found = text_vectors(f"bert:{tiny_bert}", pooling=pooling, layers="bert=2")
+    for vector, text in zip(found, TEXTS, strict=True):
+        inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=128)
+        with torch.no_grad():
+            states = torch.stack(model(**inputs, output_hidden_states=True).hidden_states[-2:]).mean(0)[0]
+        plain = {"mean": states.mean(0), "cls": states[0], "max": states.amax(0), "last": states[-1]}[pooling]
+        np.testing.assert_allclose(vector, plain.numpy(), atol=1e-5)
+
+
+def test_layers_of_st_come_before_its_own_pooling(tiny_bert: Path, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "st", tiny_bert, "cls", dense=8, normalize=True, prompts={"query": "so: "})
+    asked = {"layers": "st=2", "prompt": "query"}
+    found = text_vectors(f"st:{folder}", **asked)
+    import sentence_transformers as st
+
+    model = st.SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    model[0].model.config.output_hidden_states = True
+    states = [model[0](model.preprocess([text], prompt="so: ")) for text in TEXTS]
+    for vector, features in zip(found, states, strict=True):
+        features["token_embeddings"] = torch.stack(features["all_layer_embeddings"][-2:]).mean(0)
+        for module in list(model)[1:]:
+            features = module(features)
+        np.testing.assert_allclose(vector, features["sentence_embedding"][0].detach().numpy(), atol=1e-5)
+    assert np.abs(found - text_vectors(f"st:{folder}", prompt="query")).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": 3}, r"--layers 3: bert:tiny-bert has 2 layers; use no more"),
+        ({"layers": 2, "pooling": "pooler"}, r"--pooling pooler is of the last layer; leave out --layers 2"),
+    ],
+)
+def test_layers_that_bert_lacks_are_refused(options: dict[str, Any], message: str, tiny_bert: Path) -> None:
+    with pytest.raises(EncoderError, match=message):
+        load_encoders(describe_encoders([f"bert:{tiny_bert}"], EncoderOptions(dtype="float32", **options)), "cpu")
