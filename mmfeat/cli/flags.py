@@ -143,11 +143,39 @@ def takes(parameters: Parameters) -> Callable[[Callable[..., None]], Callable[..
             for name, (annotation, default) in parameters.items()
         ]
         first = inspect.Parameter("context", kind, annotation=typer.Context)
-        command.__signature__ = inspect.Signature([first, *options])  # type: ignore[attr-defined]
-        command.__annotations__ = {parameter.name: parameter.annotation for parameter in (first, *options)}
-        return command
+
+        @functools.wraps(command)
+        def wrapper(context: typer.Context, **values: Any) -> None:
+            context.params.update(_for_these_encoders(context, values))
+            command(context, **{name: context.params[name] for name in values})
+
+        wrapper.__signature__ = inspect.Signature([first, *options])  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in (first, *options)}
+        return wrapper
 
     return decorate
+
+
+def _for_these_encoders(context: typer.Context, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The encoder options of a configuration file, without those of encoders that the command line does not name."""
+    options = {name: str(values[name]) for name in _ENCODER_FLAGS if name in values}
+    of_file = {name: text for name, text in options.items() if ":" in text and _is_of_file(context, name)}
+    if not of_file or not values.get("encoders"):
+        return {}
+    from mmfeat.encoders.registry import whole_request
+    from mmfeat.encoders.spec import NAMED, named_values, written
+
+    here = set(map(whole_request, requests(values["encoders"])))
+    kept = {}
+    for name in NAMED:
+        pairs = named_values(of_file.get(name, "")).items()
+        kept[name] = written({encoder: value for encoder, value in pairs if ":" not in encoder or encoder in here})
+    return {name: kept[name] or _ENCODER_FLAGS[name][-1] for name in of_file if name in kept}
+
+
+def _is_of_file(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "DEFAULT_MAP"
 
 
 def encoder_options(values: Mapping[str, Any]) -> dict[str, Any]:

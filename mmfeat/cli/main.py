@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import difflib
 import gc
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +30,7 @@ from mmfeat.cli.flags import Interrupted, interruptible
 from mmfeat.errors import ConfigError, MmfeatError
 from mmfeat.version import __version__
 
+ENCODERS = "encoders"
 INTERRUPTED = 130  # the exit code of a shell for SIGINT
 
 
@@ -36,7 +38,8 @@ def read_config(path: Path, flags: Mapping[str, Mapping[str, str]]) -> dict[str,
     """Read a TOML file of flag values: command -> parameter -> value.
 
     `flags` maps each command to its flags, without dashes, and these to parameter names. A top-level key counts for
-    every command that has the flag, a table for the command of its name. Raises `ConfigError` for anything else.
+    every command that has the flag, a table for the command of its name; `encoders` may be a table of tables, one an
+    encoder with its options. Raises `ConfigError` for anything else.
     """
     read = _dashed(_read_toml(path))
     values = {
@@ -47,15 +50,51 @@ def read_config(path: Path, flags: Mapping[str, Mapping[str, str]]) -> dict[str,
     if broken:
         raise ConfigError(f"{path}: {', '.join(broken)} means something else for each command; write a table, [heads]")
     common = {key: value for key, value in values.items() if key not in flags}
-    if tables := [key for key, value in common.items() if isinstance(value, dict)]:
-        known_tables = ", ".join(f"[{name}]" for name in flags)
-        raise ConfigError(f"{path}: no command {', '.join(tables)}; tables are {known_tables}")
+    if tables := [key for key, value in common.items() if isinstance(value, dict) and key != ENCODERS]:
+        meant = _meant(tables[0], [*flags, ENCODERS]) or f"tables are {', '.join(f'[{name}]' for name in flags)}"
+        raise ConfigError(f"{path}: no command {', '.join(tables)}; {meant}")
     known = {flag for names in flags.values() for flag in names}
     unknown = [key for key in common if key not in known]
     unknown += [f"{name}.{key}" for name in flags for key in values.get(name, {}) if key not in flags[name]]
     if unknown:
-        raise ConfigError(f'{path}: no flag {", ".join(unknown)}; keys are flag names, as in encoders = "clip,bert"')
-    return {name: _of_command({**common, **values.get(name, {})}, names) for name, names in flags.items()}
+        meant = _meant(unknown[0].rpartition(".")[2], known)
+        raise ConfigError(
+            f'{path}: no flag {", ".join(unknown)}; keys are flag names, as in encoders = "clip,bert"'
+            + (f"; {meant}" if meant else "")
+        )
+    return {
+        name: _of_command(_as_flags(path, {**common, **values.get(name, {})}), names) for name, names in flags.items()
+    }
+
+
+def _as_flags(path: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a command with the tables of encoders as flags: their names, and `NAME=VALUE` pairs of options."""
+    if not isinstance(tables := values.get(ENCODERS), dict):
+        return values
+    from mmfeat.encoders.registry import whole_request
+    from mmfeat.encoders.spec import NAMED, written
+
+    known = [name.replace("_", "-") for name in NAMED if name != "convolutional_dtype"]
+    flags: dict[str, Any] = {**values, ENCODERS: list(tables)}
+    for encoder, options in tables.items():
+        where = f'{path}: [{ENCODERS}."{encoder}"]'
+        if not isinstance(options, dict):
+            raise ConfigError(f"{where} is a table of the options of one encoder; put {encoder} = ... into a table")
+        for key, value in _dashed(options).items():
+            if key not in known:
+                raise ConfigError(
+                    f"{where}: no option {key} of one encoder; {_meant(key, known) or 'use ' + ', '.join(known)}"
+                )
+            if isinstance(value, dict | list | bool):
+                raise ConfigError(f"{where}: {key} takes one value; write it as a text or a number")
+            before = f"{flags[key]}," if key in flags else ""
+            flags[key] = before + written({whole_request(encoder): value})
+    return flags
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else ""
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

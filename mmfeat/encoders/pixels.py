@@ -8,6 +8,7 @@ transform exactly; any other transform is called as a whole.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -131,9 +132,9 @@ def check_size(spec: EncoderSpec, forward: Callable[[Tensor], Any], multiple: in
     """Raise `EncoderError` unless a model takes pictures of the spec's size, and both sides are such multiples."""
     import torch
 
-    height, width = spec.image_size or (0, 0)
+    channels = json.loads(spec.preprocessing).get("input_size", [3])[0]
     with size_errors(spec, multiple), torch.no_grad():
-        forward(torch.zeros(1, 3, height, width))
+        forward(torch.zeros(1, channels, *(spec.image_size or (0, 0))))
 
 
 def _stack(batch: list[np.ndarray]) -> Tensor:

@@ -34,6 +34,7 @@ from mmfeat.encoders.spec import (
     Values,
     named_values,
     parse_output,
+    written,
 )
 from mmfeat.encoders.tokenizer import is_cased
 from mmfeat.encoders.torch_tower import TorchTower
@@ -159,7 +160,9 @@ def _names(request: str, family: Family) -> dict[str, set[str]]:
         {modality, name, f"{name}.{modality}"} if modality in family.modalities else set()
         for modality in ("text", "image")
     )
-    arithmetic = {name} | only
+    whole = {whole_request(request)}
+    texts, images = (names and names | whole for names in (texts, images))
+    arithmetic = {name} | only | whole
     chosen = {"dtype": arithmetic, "convolutional_dtype": arithmetic, "image_size": images, "image_pooling": images}
     return {option: chosen.get(option, (images or texts) if option == "layers" else texts) for option in NAMED}
 
@@ -215,6 +218,22 @@ def is_torch(request: str) -> bool:
 def absolute_request(request: str) -> str:
     """The request as `family[:variant]` with a local path made absolute, so that it means the same from any folder."""
     return canonical(request, _is_family)
+
+
+def absolute_names(options: EncoderOptions) -> EncoderOptions:
+    """The options with each whole request in `NAME=VALUE` as `absolute_request` gives it."""
+    changed: dict[str, Any] = {}
+    for option in NAMED:
+        values = named_values(getattr(options, option))
+        if any(":" in name for name in values):
+            changed[option] = written({whole_request(name) if ":" in name else name: values[name] for name in values})
+    return replace(options, **changed)
+
+
+def whole_request(request: str) -> str:
+    """The name by which an option addresses one request alone; a family alone would name others with variants, too."""
+    request = absolute_request(request)
+    return request if ":" in request else f"{request}:"
 
 
 def notes_on_names(requests: Sequence[str]) -> list[str]:

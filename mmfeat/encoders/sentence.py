@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -157,9 +157,9 @@ def _of_layers(variant: str, spec: EncoderSpec, model: SentenceTransformer) -> S
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import WeightedLayerPooling
 
-    body: Any = model.transformers_model
-    first, *rest = cast("list[Any]", list(model))
-    if body is None or getattr(first, "model", None) is not body or not rest:
+    first, *rest = list[Any](model)
+    body = getattr(first, "model", None)
+    if not rest or body is not model.transformers_model or body is None:
         raise EncoderError(f"--layers {spec.layers}: st:{variant} has no pooling behind a transformer; leave it out")
     count = len(model_layers(body))
     check_layers(spec, count)

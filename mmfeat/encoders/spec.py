@@ -175,8 +175,24 @@ class EncoderSpec:
 
 def named_values(option: Any) -> dict[str, str]:
     """Encoder name -> value of `64,st=256`: {"": "64", "st": "256"}, where "" stands for all encoders not named."""
-    pairs = [entry.strip().rpartition("=") for entry in str(option).split(",")]
+    pairs = [entry.rpartition("=") for entry in _entries(str(option))]
     return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def written(values: Mapping[str, Any]) -> str:
+    """The text that `named_values` reads as `values`."""
+    return ",".join(f"{name}={value}" if name else str(value) for name, value in values.items())
+
+
+def _entries(option: str) -> list[str]:
+    """The parts of a comma-separated option; a path with commas is kept whole, as no value has a slash."""
+    entries: list[str] = []
+    for piece in option.split(","):
+        if entries and "/" in entries[-1] and "=" not in entries[-1]:
+            entries[-1] += f",{piece}"
+        else:
+            entries.append(piece)
+    return entries
 
 
 @dataclass(frozen=True)
@@ -184,7 +200,8 @@ class EncoderOptions:
     """Options of all encoders of a call.
 
     An option in `NAMED` has one value for all encoders, or a value for each in a text: `NAME=VALUE,...`, where NAME is
-    a modality, family or tower, of which a modality counts last; a value without a name is for all others. `max_length`
+    a whole request (`clip:` for one without a variant), a family or tower, or a modality; they count in this order, and
+    a value without a name is for all others. `max_length`
     0 is the encoder's default: 128 tokens for bert, the checkpoint's own length for st. `prompt` is the name of a
     checkpoint's prompt, "" its default and "none" none; `truncate_dim` keeps the first dimensions of a vector
     (Matryoshka), 0 all. `image_size` is a number of pixels, HEIGHTxWIDTH, or "model": the model's own; `image_pooling`
@@ -241,7 +258,7 @@ class EncoderOptions:
     def _values(self, name: str) -> list[str]:
         option = str(getattr(self, name))
         values = named_values(option)
-        if len(values) != len(option.split(",")):
+        if len(values) != len(_entries(option)):
             raise ConfigError(f"--{name.replace('_', '-')} {option}: write one value, or NAME=VALUE,... as in bert=cls")
         return list(values.values())
 
@@ -251,9 +268,8 @@ class EncoderOptions:
         for option in NAMED:
             values = named_values(getattr(self, option))
             default = type(self).__dataclass_fields__[option].default
-            named = min(
-                (name for name in values if name in names[option]), key=("text", "image").__contains__, default=""
-            )
+            known = (name for name in values if name in names[option])
+            named = min(known, key=lambda name: (":" not in name, name in ("text", "image")), default="")
             value = values.get(named, str(default))
             chosen[option] = int(value) if isinstance(default, int) else value
         return replace(self, **chosen)
@@ -268,8 +284,8 @@ class EncoderOptions:
     def cleaned(self, cleaning: str) -> EncoderOptions:
         """The options with `cleaning` in place of `auto`."""
         pairs = {"": "auto", **named_values(self.cleaning)}
-        chosen = [f"{name}={cleaning if value == 'auto' else value}" for name, value in pairs.items()]
-        return replace(self, cleaning=",".join(pair.removeprefix("=") for pair in chosen))
+        chosen = {name: cleaning if value == "auto" else value for name, value in pairs.items()}
+        return replace(self, cleaning=written(chosen))
 
     def for_model(self, architecture: str) -> EncoderOptions:
         """The options for an image architecture: all but plain ViTs count as convolutional."""

@@ -34,10 +34,6 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
     """The spec of the image tower, and of the text tower where there is one; common checkpoints are only read."""
     if not variant:
         raise EncoderError("hf: name a checkpoint, as in hf:facebook/dinov2-base, or a local folder, hf:FOLDER")
-    if options.size or options.tower_pooling != "tower" or int(options.layers) > 1:
-        raise EncoderError(
-            f"hf:{variant}: --image-size, --image-pooling and --layers are not for hf; name timm:, clip: or leave them out"
-        )
     folder = local_path(variant)
     checkpoint = read_checkpoint(variant)
     has_text = checkpoint.has_text  # raises for a model without an image tower

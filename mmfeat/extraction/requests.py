@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmfeat.encoders.spec import DECIDED, EncoderOptions, named_values
+from mmfeat.encoders.registry import absolute_names
+from mmfeat.encoders.spec import DECIDED, EncoderOptions, named_values, written
 from mmfeat.errors import CacheMissError, ConfigError, WriteError
 from mmfeat.samples.contents import JUDGED, TWEETS, tweet_share
 from mmfeat.samples.dataset import SampleSource
@@ -119,7 +120,11 @@ def decide_cleaning(options: EncoderOptions, source: SampleSource, cache: str | 
 
 
 def resolve_options(options: EncoderOptions, device: str, decision: Decision | None = None) -> EncoderOptions:
-    """The options with the dtype that this machine computes in, and the cleaning of `decision`, in place of `auto`."""
+    """The options with the dtype that this machine computes in, and the cleaning of `decision`, in place of `auto`.
+
+    Local paths that name encoders become absolute.
+    """
+    options = absolute_names(options)
     return replace(
         options.cleaned(decision.cleaning) if decision else options,
         dtype=_resolved(options.dtype, device),
@@ -136,8 +141,7 @@ def options_for(
 
 def _resolved(option: str, device: str, convolutional: bool = False) -> str:
     dtypes = {"": "auto", **named_values(option)}
-    pairs = [f"{name}={resolve_dtype(dtype, device, convolutional=convolutional)}" for name, dtype in dtypes.items()]
-    return ",".join(pair.removeprefix("=") for pair in pairs)
+    return written({name: resolve_dtype(dtype, device, convolutional) for name, dtype in dtypes.items()})
 
 
 def all_requests(cache: str | Path) -> list[Request]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from mmfeat.cache.survey import survey
 from mmfeat.cli.main import _global_flags_first, app
 from mmfeat.runs.run import read_run
 from tests.docs.test_commands_page import COMMANDS
@@ -197,6 +200,48 @@ def test_config_holds_flags_and_flags_win(demo_folder: Path, tmp_path: Path, mon
     fails(inside("extract", "--config", config), "extract, out means something else for each command")
     config.write_text("not toml")
     fails(inside("extract", "--config", config), "not a readable TOML file")
+
+
+def test_a_table_an_encoder(
+    demo_folder: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two encoders of one family differ in their options; flags win, and only encoders that are named count."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "my_two"):
+        shutil.copytree(tiny_bert, tmp_path / name)
+    config = tmp_path / "mmfeat.toml"
+    tables = f"""data = "{demo_folder}"\ndtype = "float32"\npooling = "max"\ncleaning = "tweet"
+[encoders."bert:./one"]\npooling = "cls"\nmax-length = 9
+[encoders."bert:my_two"]\nlayers = 2
+[encoders.hashing]\ncleaning = "none"\n"""
+    config.write_text(tables)
+
+    def specs(*flags: str) -> dict[str, tuple[Any, ...]]:
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        answer = inside("extract", "--config", config, *flags)
+        assert answer.exit_code == 0, answer.output
+        found = [entry.spec for entry in survey("cache") if entry.spec]
+        return {
+            spec.variant or spec.family: (spec.pooling, spec.max_length, spec.layers, spec.cleaning) for spec in found
+        }
+
+    given = {"one": ("cls", 9, 1, "tweet"), "my_two": ("max", 128, 2, "tweet"), "hashing": ("tower", 0, 1, "none")}
+    assert specs() == given
+    assert specs("--encoders", "bert:one") == {"one": given["one"]}
+    assert specs("--encoders", "bert:one", "--pooling", "mean") == {"one": ("mean", 9, 1, "tweet")}
+    told = inside("cache", "explain", "1001", "--config", config, "--encoders", "bert:one").output
+    assert "pooling: there mean, asked for cls" in told
+    for wrong, message in (
+        ("polling = 1", r'[encoders."bert:./one"]: no option polling of one encoder; did you mean pooling?'),
+        ("dtype = []", "dtype takes one value"),
+        ('prompt = "x"', "it is about st:CHECKPOINT"),
+    ):
+        config.write_text(tables.replace("max-length = 9", wrong))
+        fails(inside("extract", "--config", config), message)
+    config.write_text(f'data = "{demo_folder}"\n[encoders]\nhashing = "none"\n')
+    fails(inside("extract", "--config", config), "is a table of the options of one encoder")
+    config.write_text(tables.replace("[encoders.hashing]", "[encoder.hashing]"))
+    fails(inside("extract", "--config", config), "no command encoder; did you mean encoders?")
 
 
 def test_flags_of_heads_change_what_was_remembered(

@@ -72,9 +72,10 @@ def test_what_is_written_by_hand_names_no_other_flag() -> None:
     assert words_of(OWN) <= known
 
 
-def test_the_file_of_flags_in_the_page_is_read(tmp_path: Path) -> None:
-    (block,) = blocks(PAGE, "toml")
+def test_the_files_of_flags_in_the_page_are_read(tmp_path: Path) -> None:
+    block, tables = blocks(PAGE, "toml")
     (tmp_path / "mmfeat.toml").write_text(block.text)
+    (tmp_path / "tables.toml").write_text(tables.text)
     known = {
         name.replace(" ", "-"): {each.opts[0].lstrip("-"): each.name for each in make_commands.flags(command)}
         for name, command in COMMANDS.items()
@@ -84,6 +85,15 @@ def test_the_file_of_flags_in_the_page_is_read(tmp_path: Path) -> None:
         "data": "tweets", "cache": "store/cache", "encoders": "clip,bert", "outputs": "pooled,tokens"
     }  # fmt: skip
     assert (values["heads"]["seeds"], values["cache-verify"]["parity"]) == (5, 20)
+    small, dino = "st:BAAI/bge-small-en-v1.5", "timm:vit_small_patch14_dinov2.lvd142m"
+    assert read_config(tmp_path / "tables.toml", known)["heads"] == {
+        "data": "tweets",
+        "encoders": f"{small},{dino},clip",
+        "max_length": f"64,{small}=256",
+        "prompt": f"{small}=query",
+        "image_size": f"{dino}=336",
+        "image_pooling": f"{dino}=cls+mean",
+    }
 
 
 def complete(words: str, number: int) -> list[str]:
