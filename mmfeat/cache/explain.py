@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +21,17 @@ from mmfeat.errors import DataError
 from mmfeat.samples.dataset import Sample, SampleSet
 
 SHOWN_VALUE = 60
+# Field of a spec or key of its preprocessing -> the flag that sets it, where one does.
+FLAGS = {
+    **dict.fromkeys(("variant", "weights"), "--encoders"),
+    **dict.fromkeys(("arithmetic", "storage"), "--dtype"),
+    **dict.fromkeys(("output", "layer"), "--outputs"),
+    **dict.fromkeys(("input_size", "size", "crop", "crop_size", "resize"), "--image-size"),
+    **{name: f"--{name.replace('_', '-')}" for name in ("cleaning", "max_length", "layers", "prompt", "truncate_dim")},
+    "view": "--views",
+    "draft": "--draft",
+    "remote_code": "--trust-remote-code",
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,7 @@ def _explain(store: Cache, sample: Sample, spec: EncoderSpec, entries: list[Cach
         where = f"row {number} of {shard.path}"
         if index.failed[row]:
             error = printable(shard.errors[number])
-            return Explanation(spec.name, "failed", (f"{error} ({where})", "mmfeat extract --retry-failed tries again"))
+            return Explanation(spec.name, "failed", (f"{error} ({where})",))
         first = printable(read_ids(shard.path)[number])
         return Explanation(spec.name, "hit", (f"{where}, first computed for {first}",))
     reasons = [*_changed_content(index.shards, sample.id, key, spec), *_nearest(key, spec, entries)]
@@ -96,10 +110,33 @@ def _nearest(key: bytes, spec: EncoderSpec, entries: list[CachedEncoder]) -> Ite
     assert nearest.spec is not None
     has = "has" if any((shard.keys == key).any() for shard in nearest.shards) else "lacks"
     yield f"nearest is {nearest.folder.name}, which {has} this {spec.modality}; it differs in"
-    for name in nearest.spec.differences(spec):
-        stored, asked = str(asdict(nearest.spec)[name]), str(asdict(spec)[name])
+    there, here = _values(nearest.spec), _values(spec)
+    for name in [name for name in {**there, **here} if there.get(name, "") != here.get(name, "")]:
+        stored, asked = str(there.get(name, "")), str(here.get(name, ""))
         same = next((n for n, (a, b) in enumerate(zip(stored, asked, strict=False)) if a != b), 0)
-        yield f"  {name}: there {_shown(stored, same)}, asked for {_shown(asked, same)}"
+        flag = _flag(name, spec)
+        by = f" ({flag})" if flag else ""
+        yield f"  {name}: there {_shown(stored, same)}, asked for {_shown(asked, same)}{by}"
+
+
+def _values(spec: EncoderSpec) -> dict[str, Any]:
+    """The fields of a spec by name, with the keys of its preprocessing in place of the whole."""
+    values = asdict(spec)
+    with contextlib.suppress(ValueError):  # a spec in a cache that anybody wrote
+        steps = json.loads(spec.preprocessing or "{}")
+        if isinstance(steps, dict):
+            del values["preprocessing"]
+            values = {**{name: value for name, value in steps.items() if name not in values}, **values}
+    return values
+
+
+def _flag(name: str, spec: EncoderSpec) -> str:
+    """The flag that sets a field of a spec, "" where the checkpoint alone does."""
+    if name == "pooling":
+        return "--image-pooling" if spec.modality == "image" else "--pooling" if spec.family == "bert" else ""
+    if name == "max_length" and spec.family not in ("bert", "st"):
+        return ""
+    return FLAGS.get(name, "")
 
 
 def _shown(value: str, same: int) -> str:

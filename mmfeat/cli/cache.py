@@ -19,6 +19,7 @@ from mmfeat.cli.flags import (
     AnyData,
     CacheFolder,
     Seed,
+    extraction_of,
     find_request,
     interruptible,
     names,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from mmfeat.cache.verify import Verification
     from mmfeat.encoders.registry import Tower
     from mmfeat.encoders.spec import EncoderSpec
+    from mmfeat.extraction.requests import Request
     from mmfeat.runs.garbage import Garbage
     from mmfeat.samples.dataset import SampleSet
     from mmfeat.samples.keys import ContentKeys
@@ -101,15 +103,18 @@ def show_problems(entry: CachedEncoder) -> None:
         out.print(f"  and {len(entry.problems) - SHOWN_PROBLEMS:,} more problems; mmfeat cache verify lists them all")
 
 
-def show_explanations(explanations: Sequence[Explanation]) -> None:
-    """Print the outcome for each encoder, a hit or a miss, and its reasons."""
+def show_explanations(explanations: Sequence[Explanation], extraction: str) -> None:
+    """Print the outcome for each encoder, a hit or a miss, its reasons, and the command `extraction` that helps."""
     for explanation in explanations:
         first, *rest = explanation.reasons
         out.print(f"{explanation.encoder}: {explanation.outcome}: {first}")
         for reason in rest:
             out.print(f"  {reason}")
-    if any(explanation.outcome == "miss" for explanation in explanations):
-        out.print("next: mmfeat extract with these flags computes what is missing")
+    outcomes = {explanation.outcome for explanation in explanations}
+    if "miss" in outcomes:
+        out.print(f"next: {extraction} computes what is missing")
+    if "failed" in outcomes:
+        out.print(f"next: {extraction} --retry-failed tries again")
 
 
 def show_verification(result: Verification, cache: str) -> None:
@@ -221,8 +226,10 @@ def explain(context: typer.Context, **values: Any) -> None:
     """
     from mmfeat.cache.explain import explain_sample
 
-    samples, specs = _samples_and_specs(values)
-    show_explanations(explain_sample(values["cache"], samples, values["sample"], specs))
+    request = find_request(values)
+    samples, towers = _samples_and_towers(request, values)
+    explained = explain_sample(values["cache"], samples, values["sample"], [tower.spec for tower in towers])
+    show_explanations(explained, extraction_of(request, values["cache"], values["device"]))
 
 
 @app.command()
@@ -304,7 +311,7 @@ def _verify_parity(values: Mapping[str, Any], count: int, seed: int) -> bool:
     from mmfeat.cache.parity import check_parity
     from mmfeat.cache.store import Cache
 
-    samples, towers = _samples_and_towers(values)
+    samples, towers = _samples_and_towers(find_request(values), values)
     results = list(check_parity(samples, towers, Cache(values["cache"], samples.name), count, seed, ConsoleProgress()))
     show_parity(results)
     return all(result.holds for result in results)
@@ -312,16 +319,16 @@ def _verify_parity(values: Mapping[str, Any], count: int, seed: int) -> bool:
 
 def _samples_and_specs(values: Mapping[str, Any]) -> tuple[SampleSet, list[EncoderSpec]]:
     """Return the samples and the specs that the flags of a command describe on this machine."""
-    samples, towers = _samples_and_towers(values)
+    samples, towers = _samples_and_towers(find_request(values), values)
     return samples, [tower.spec for tower in towers]
 
 
-def _samples_and_towers(values: Mapping[str, Any]) -> tuple[SampleSet, list[Tower]]:
+def _samples_and_towers(request: Request, values: Mapping[str, Any]) -> tuple[SampleSet, list[Tower]]:
     from mmfeat.encoders.registry import describe_encoders
     from mmfeat.extraction.requests import options_for
     from mmfeat.samples.dataset import read_samples
 
-    request, device = find_request(values), values.get("device", "auto")
+    device = values.get("device", "auto")
     options = options_for(request.data, request.columns, values["cache"], request.options, device)
     towers = describe_encoders(request.encoders, options)
     return read_samples(request.data, request.columns), towers

@@ -106,9 +106,11 @@ def test_explain(here: Path) -> None:
     assert photo.startswith("hog: hit: row ")
     missing = lines("explain", 1000, "--cleaning", "none", "--encoders", "hashing")
     assert missing[1].startswith("hashing: miss: no shard of this encoder in cache/demo/hashing-")
-    assert missing[3] == "    cleaning: there tweet, asked for none"
-    assert missing[4] == "next: mmfeat extract with these flags computes what is missing"
-    assert lines("explain", 1003)[3] == "  mmfeat extract --retry-failed tries again"
+    assert missing[3] == "    cleaning: there tweet, asked for none (--cleaning)"
+    command = "mmfeat extract --data demo --encoders hashing --cleaning none"
+    assert missing[4] == f"next: {command} computes what is missing"
+    failed = lines("explain", 1003)[3]
+    assert failed == "next: mmfeat extract --data demo --encoders hashing,hog --retry-failed tries again"
     fails(mmfeat("explain", 99), "no sample '99'; did you mean 1099")
     fails(mmfeat("explain", 1000, "--cache", "nowhere"), "nothing was extracted", "mmfeat extract")
     assert mmfeat("explain").exit_code == 2
