@@ -54,4 +54,4 @@ class ZeroShot:
     @classmethod
     def restore(cls, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> ZeroShot:
         """The model whose `state` returned `config` and `tensors`."""
-        return cls({int(start): vectors for start, vectors in sorted(tensors.items())}, config["multilabel"])
+        return cls({int(start): tensors[start] for start in sorted(tensors, key=int)}, config["multilabel"])

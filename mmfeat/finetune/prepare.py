@@ -22,7 +22,7 @@ from mmfeat.finetune.stage_one import best_fusion, chosen_head
 from mmfeat.finetune.tower_plan import TowerPlan, check_prefixes, head_slots, plan_towers, prefix_towers
 from mmfeat.finetune.towers import open_moving_tower
 from mmfeat.heads.data import HeadData
-from mmfeat.heads.registry import NEEDS_TOKENS, load_fusion
+from mmfeat.heads.registry import NEEDS_TOKENS, ZERO_SHOT, load_fusion
 from mmfeat.runs.entry import ChosenHead, RunConfig
 from mmfeat.runs.run import Run, checked_towers
 from mmfeat.samples.contents import view_name, view_number
@@ -99,7 +99,7 @@ class Experiment:
     def features(self) -> Features:
         """The cached vectors of the encoders, and the prefixes; with those of class names where the head needs them."""
         features = self.labelled.load([tower.spec for tower in (*self.encoders, *self.prefixes)])
-        if self.parent.config.class_names is None:
+        if all(settings.init != ZERO_SHOT for settings in self.chosen.wanted):
             return features
         config = replace(self.parent.config, cache=str(self.labelled.store.folder.parent))
         described = describe_encoders(requests_of(self.parent), self.parent.options)

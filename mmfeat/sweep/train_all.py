@@ -160,5 +160,6 @@ def _check_features(samples: SampleSet, features: Features) -> None:
     """Raise `HeadError` for an encoder that saw none of the samples."""
     if empty := [name for name, mask in features.masks.items() if not mask.any()]:
         raise HeadError(
-            f"{samples.source}: no labelled sample has a vector of {', '.join(empty)}; leave it out of --encoders"
+            f"{samples.source}: no labelled sample has a vector of {', '.join(empty)}; leave it out of --encoders, or "
+            "its modality out of --modalities"
         )

@@ -28,11 +28,13 @@ from mmfeat.finetune.finetune import Finetuned, finetune_heads
 from mmfeat.finetune.prepare import prepare
 from mmfeat.finetune.processes import Execution
 from mmfeat.finetune.stage_one import best_parent
+from mmfeat.heads.registry import HeadSettings
 from mmfeat.prediction.final_heads import EntryPredictor, towers_of
 from mmfeat.prediction.model import load
 from mmfeat.prediction.submit import write_submission
 from mmfeat.runs.run import Run, comparable_runs, read_run, write_run
 from mmfeat.samples.dataset import read_samples
+from mmfeat.sweep.search import Plan
 from mmfeat.sweep.trials import load_outcome, save_outcome
 from mmfeat.system.files import file_sha256
 from mmfeat.system.wording import Advance
@@ -364,3 +366,18 @@ def test_the_parent_is_the_run_that_validated_best(texts: Path, tmp_path: Path) 
         config["leaderboard"][0]["macro_f1"]["value"] = 1 - score
         (heads / name / "run.json").write_text(json.dumps(config))
     assert best_parent(comparable_runs(heads), None, None).folder.name == "good"
+
+
+def test_a_linear_head_from_class_names_is_trained_again(
+    small_demo_folder: Path, tiny_clip: Path, tmp_path: Path
+) -> None:
+    """Its run sees photos alone, while the text tower encodes the class names."""
+    asked = [f"clip:{tiny_clip}"]
+    place = make_place(small_demo_folder, tmp_path / "work", asked)
+    plan = Plan(HeadSettings(epochs=1, init="zero-shot"))
+    heads = {"fusion": ["linear"], "baselines": ["none"], "modalities": ["image"], "plan": plan}
+    parent = sweep(place, asked, **heads, ensembles=False).run.leaderboard[0]
+    tuned = tune(place, settings=replace(ONCE, unfreeze=(("image", 1),)), seeds=None)
+    first = next(entry for entry in tuned.run.leaderboard if entry.head == "stage-1")
+    assert first.macro_f1 == parent.macro_f1
+    assert first.log_loss.value == pytest.approx(parent.log_loss.value, abs=1e-4)

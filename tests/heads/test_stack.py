@@ -20,10 +20,11 @@ from mmfeat.evaluation.decisions import plain_choice
 from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.heads import training as drawing
 from mmfeat.heads.data import HeadData
-from mmfeat.heads.fusions import HIDDEN, Concat
+from mmfeat.heads.fusions import HIDDEN, Concat, LinearFusion
 from mmfeat.heads.registry import FUSIONS, NEEDS_TOKENS, HeadSettings, load_fusion
 from mmfeat.heads.stack import Member, Trained, _Stack, predict_stack, train_stack
 from mmfeat.heads.training import Draws, class_weights, draw_epoch, draw_pieces
+from mmfeat.samples.labels import Targets
 from tests.heads.toy_features import MULTILABEL, SAMPLES, TARGETS, TEST, TRAIN, VALIDATION, features, with_tokens
 
 STEPS = 4
@@ -79,6 +80,22 @@ def test_a_stacked_head_is_the_head_trained_alone(kind: tuple[str, str], modalit
     for member, trained in zip(heads, together, strict=True):
         (alone,) = train_stack(fusion, seen, TARGETS, [member])
         assert_same(alone, trained, kind, seen)
+
+
+@pytest.mark.parametrize("targets", [TARGETS, MULTILABEL], ids=["one", "several"])
+def test_a_linear_head_from_class_names_is_stacked_as_alone(targets: Targets) -> None:
+    """Beside heads that start at random; each starts from the statistics of its own training rows."""
+    seen = with_tokens(features(0.2), missing=0.1)
+    random = np.random.default_rng(3)
+    classes = {block.name: random.standard_normal((3, block.width)).astype(np.float32) for block in seen.blocks}
+    named = HeadData(replace(seen, classes=classes))
+    init = ["zero-shot", "random", "zero-shot", "zero-shot"]
+    heads = [replace(each, settings=replace(each.settings, init=i)) for each, i in zip(members(), init, strict=True)]
+    for member, trained in zip(heads, train_stack(LinearFusion, named, targets, heads), strict=True):
+        (alone,) = train_stack(LinearFusion, named, targets, [member])
+        assert_same(alone, trained, ("linear", ""), named)
+    first = train_stack(LinearFusion, named, targets, [replace(heads[0], settings=members()[0].settings)])[0]
+    assert not torch.allclose(first.tensors["output.weight"], alone.tensors["output.weight"], atol=0.1)
 
 
 def test_long_epochs_are_drawn_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import pytest
 import torch
 
 from mmfeat.encoders import registry
-from mmfeat.encoders.registry import describe_encoders
+from mmfeat.encoders.registry import Tower, describe_encoders, load_reference
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, HeadError
 from mmfeat.export.export import TOLERANCE, export_run
+from mmfeat.extraction.extract import extract_features
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.registry import BASELINES, HeadSettings, load_fusion
+from mmfeat.prediction.final_heads import load_final
 from mmfeat.prediction.predict import predict_data
 from mmfeat.reproduce import reproduce_run
 from mmfeat.runs.entry import RunConfig
@@ -25,6 +28,7 @@ from mmfeat.sweep.class_names import class_texts, parse_class_names, two_towers,
 from mmfeat.sweep.search import Plan
 from mmfeat.sweep.train import Sweep
 from mmfeat.system.wording import Silent
+from tests.encoders.tiny_hf import write_hf
 from tests.heads.toy_features import TARGETS
 from tests.sweep.small_sweeps import FLOAT32, QUICK, make_place, run_of, sweep
 
@@ -249,6 +253,24 @@ def test_all_leaves_them_out(place: Path) -> None:
     quick = {"plan": QUICK, "options": FLOAT32, "class_names": None, "modalities": ["text"], "ensembles": False}
     heads = {entry.head for entry in clip_sweep(place, **quick, baselines=["all"]).run.leaderboard}
     assert heads == set(BASELINES) - {"zero-shot"}
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_models_of_transformers_have_two_towers_too(kind: str, place: Path, tmp_path: Path) -> None:
+    """A class vector is the normalised mean of the library's own vectors of its sentences."""
+    from open_clip.zero_shot_metadata import SIMPLE_IMAGENET_TEMPLATES
+
+    request = f"hf:{write_hf(tmp_path / kind, kind)}"
+    extract_features(place / "demo", [request], cache=place / "cache", options=FLOAT32)
+    run = sweep(place, [request], **ZERO_SHOT, templates="simple", ensembles=False).run
+    final = run.entry("zero-shot", "image").final[0]
+    (image, text), found = run.config.encoders, load_final(run, run.entry("zero-shot", "image"), final)["0"]
+    assert (image.spec.modality, text.spec.modality) == ("image", "text")
+    encode = load_reference(Tower(text.request, replace(text.spec, cleaning="none")))
+    for name, vector in zip(CLASSES, found, strict=True):
+        made = [np.float64(encode(template(name))) for template in SIMPLE_IMAGENET_TEMPLATES]
+        mean = np.mean([one / np.linalg.norm(one) for one in made], axis=0)
+        np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
