@@ -218,6 +218,7 @@ def _folder_config(folder: Path) -> dict[str, Any]:
         config = read_json(folder / CONFIG)
         text = config["model_cfg"]["text_cfg"]
         config["model_cfg"]["vision_cfg"].get("image_size")
+        (config.get("preprocess_cfg") or {}).get("size")
         asked = [key for key in text.get("tokenizer_kwargs") or {} if key not in _TOKENIZER]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         remedy = remedy_for(str(folder), "clip") or "; name a folder in open_clip's layout, or MODEL/FILE"

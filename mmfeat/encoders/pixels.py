@@ -19,6 +19,7 @@ from mmfeat.encoders.layers import Network
 from mmfeat.encoders.repool import repooled, try_out
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.encoders.torch_tower import TorchTower, stack
+from mmfeat.encoders.weights import load_reason
 from mmfeat.errors import EncoderError
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Scale:
         import torch
 
         if pixels.device not in self.constants:  # kept, as a copy would wait for the kernels of the batch before
-            mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (self.mean, self.std))
+            mean, std = (torch.tensor(v, device=pixels.device).view(-1, 1, 1) for v in (self.mean, self.std))
             self.constants[pixels.device] = mean, std
         mean, std = self.constants[pixels.device]
         scaled = pixels.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
@@ -95,14 +96,12 @@ def image_tower(
 ) -> TorchTower:
     """The tower of an image model, pooled as its pooled spec says; its library's evaluation transform runs in two parts
     if that is exact."""
+    blank, parts = _tried(specs[0], transform), _parts(transform, module)
     if (pooled := next((spec for spec in specs if spec.output == "pooled"), None)) is not None:
         other = repooled(network, pooled)
         if other.hooked:
-            from PIL import Image
-
-            try_out(network, pooled, stack([transform(Image.new("RGB", (64, 64)))]))
+            try_out(network, pooled, stack([blank]))
         network = other
-    parts = _parts(transform, module)
     if parts is None:
         return TorchTower(tuple(specs), module, network, transform)
     pixels, scale = parts
@@ -125,6 +124,19 @@ def size_errors(spec: EncoderSpec, multiple: int = 1) -> Iterator[None]:
         remedy = f"use multiples of {multiple}" if multiple > 1 else "use another size, or model for its own"
         raise EncoderError(
             f"--image-size {height}x{width}: {spec.model} does not take it ({reason}); {remedy}"
+        ) from error
+
+
+def _tried(spec: EncoderSpec, transform: Callable[[Any], Tensor]) -> Tensor:
+    """A blank picture through the transform. Raises `EncoderError` where a configuration made one that fails."""
+    from PIL import Image
+
+    try:
+        return transform(Image.new("RGB", (64, 64)))
+    except Exception as error:  # a configuration may say anything
+        raise EncoderError(
+            f"{spec.name}: pictures cannot be prepared as its configuration says ({load_reason(error)}); use the files "
+            "that came with the weights"
         ) from error
 
 

@@ -200,7 +200,7 @@ def _folder_config(folder: Path) -> dict[str, Any]:
 
 def _own_config(config: dict[str, Any]) -> dict[str, Any]:
     """The pretrained configuration in a `config.json`, for the channels and the size of the model that timm builds."""
-    own = {**config.get("pretrained_cfg", config), "architecture": config["architecture"]}
+    own = {**config.get("pretrained_cfg", config), "architecture": str(config["architecture"])}
     arguments, size = config.get("model_args") or {}, list(own.get("input_size") or _PREPROCESSING["input_size"])
     size[0] = arguments.get("in_chans") or size[0]
     side = arguments.get("img_size")

@@ -242,6 +242,16 @@ def test_the_code_of_a_text_tower_is_never_run(
     assert not (tmp_path / "marker").exists()
 
 
+@pytest.mark.parametrize("settings", [{"mean": ["a"] * 3}, {"mean": [0.5] * 2}, {"std": [0, 0, 0]}, ["squash"], 3])
+def test_a_configuration_that_prepares_no_picture_gets_one_line(tmp_path: Path, settings: Any) -> None:
+    folder = write_clip(tmp_path / "folder")
+    change(folder, preprocess_cfg=settings)
+    with pytest.raises(EncoderError) as error:
+        load_encoders(describe_encoders([f"clip:{folder}"], PLAIN), "cpu")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
+
+
 def test_a_folder_without_its_tokenizer_gets_one_line(tmp_path: Path) -> None:
     folder = write_clip(tmp_path / "folder")
     change(folder, text={"hf_tokenizer_name": "timm/ViT-B-16-SigLIP"})
