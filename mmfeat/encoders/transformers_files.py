@@ -136,19 +136,18 @@ class Checkpoint:
         return resized(self.name, self.image_settings, size) if size else self.image_settings
 
     def asked_sizes(self, processor: Any, spec: EncoderSpec) -> dict[str, Any]:
-        """The sizes in the spec that are not the checkpoint's own, as arguments of the processor.
+        """The sizes in the spec that are not those of a loaded processor, as arguments of it.
 
-        Raises `EncoderError` where the loaded processor differs from what the spec says in anything else.
+        Raises `EncoderError` where the processor differs from the spec in anything else.
         """
-        described, own, loaded = json.loads(spec.transform), self.image_settings, image_settings(processor)
-        apart = {name for name in described if described[name] != own.get(name)}
-        wrong = {name: loaded[name] for name in own if loaded.get(name, own[name]) != own[name]}
-        if wrong or apart - set(SIZES):
+        described, loaded = json.loads(spec.transform), image_settings(processor)
+        apart = {name: value for name, value in described.items() if loaded.get(name, value) != value}
+        if wrong := {name: loaded[name] for name in apart if name not in SIZES}:
             raise EncoderError(
-                f"{spec.name}: transformers prepares pictures with {canonical_json(wrong or own)}, the spec says "
+                f"{spec.name}: transformers prepares pictures with {canonical_json(wrong)}, the spec says "
                 f"{spec.transform}"
             )
-        return {name: described[name] for name in apart}
+        return apart
 
     def pinned(self, spec: EncoderSpec | None = None) -> dict[str, Any]:
         """Arguments of every `from_pretrained`: the revision in the spec, and that no code of a checkpoint runs."""

@@ -185,6 +185,8 @@ def _forced_reason(settings: FinetuneSettings, count: int, shows_pixels: bool) -
 
 def _trial_reason(tower: TorchTower, count: int, samples: Sequence[Sample], device: str) -> str:
     """The reason why the model cannot begin at its `count`-th last layer, tried on a few samples; "" if it can."""
+    if (layers := tower.specs[0].layers) > count:
+        return f"its vector comes from the last {layers} layers"
     spec = tower.specs[0].of("prefix", count)
     contents: list[Any] = []
     for sample in samples:

@@ -18,7 +18,7 @@ from mmfeat.encoders.registry import describe_encoders, load_encoders, load_refe
 from mmfeat.encoders.spec import Encoder, EncoderOptions
 from mmfeat.errors import EncoderError
 from tests.encoders.tiny_hf import KINDS, write_hf
-from tests.encoders.tiny_models import TEXTS, contents
+from tests.encoders.tiny_models import TEXTS, contents, write_hub
 
 PLAIN = {"dtype": "float32", "cleaning": "none"}
 TWO_TOWERS = ("clip", "siglip", "siglip2")
@@ -251,6 +251,24 @@ def test_an_option_that_a_model_cannot_follow_gets_one_line(
     with pytest.raises(EncoderError, match=message) as caught:
         encoders(f"hf:{folders(kind)}", **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["clip", "dinov2", "siglip2"])
+def test_a_hub_name_is_read_at_its_revision(
+    kind: str, folders: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revision = write_hub(tmp_path / "hub", f"org/{kind}", folders(kind), monkeypatch)
+    towers = describe_encoders([f"hf:org/{kind}"], EncoderOptions(**PLAIN))
+    spec = towers[0].spec
+    assert (spec.name, spec.weights) == (f"hf.image:org/{kind}", f"revision:{revision}")
+    repository = tmp_path / "hub" / f"models--org--{kind}"  # a newer revision prepares pictures in another way
+    newer = shutil.copytree(repository / "snapshots" / revision, repository / "snapshots" / ("1" * 40))
+    for file in newer.glob("p*config.json"):
+        file.write_text(file.read_text().replace('"image_mean"', '"resample": 0, "image_mean"'))
+    (repository / "refs" / "main").write_text("1" * 40)
+    for encoder in load_encoders(towers, "cpu"):
+        exact = published(folders(kind), kind, encoder.modality)
+        np.testing.assert_allclose(vectors(encoder)[0], exact, atol=1e-5)
 
 
 def damaged(kind: str, change: str, folders: Any, folder: Path) -> str:
