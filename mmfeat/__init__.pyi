@@ -44,4 +44,5 @@ from .samples.demo import write_demo as write_demo
 from .sweep.search import Plan as Plan
 from .sweep.search_space import Range as Range
 from .sweep.train import train_heads as train_heads
+from .system.trust import trust_remote_code as trust_remote_code
 from .version import __version__ as __version__

@@ -28,6 +28,7 @@ from mmfeat.cli import runs as cli_runs
 from mmfeat.cli.console import err, out
 from mmfeat.cli.flags import Interrupted, interruptible
 from mmfeat.errors import ConfigError, MmfeatError
+from mmfeat.system.trust import trust
 from mmfeat.version import __version__
 
 ENCODERS = "encoders"
@@ -182,6 +183,9 @@ def root(
     context: typer.Context,
     config: Annotated[str | None, typer.Option("--config", help="TOML file with any flags; flags win.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the code that a checkpoint brings; read it first.")
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
@@ -195,6 +199,7 @@ def root(
     mmfeat submit
     mmfeat predict --text "what a day" --image photo.jpg
     """
+    trust(trust_remote_code)
     if config is not None:
         interruptible("nothing was done")(_load_config)(context, Path(config))
 
@@ -211,7 +216,7 @@ app.command()(cli_extract.demo)
 
 
 def main() -> None:
-    """Run the command line; `--debug` and `--config FILE` may stand anywhere. The exit code of a wrong flag is 2."""
+    """Run the command line; the flags of `mmfeat` itself may stand anywhere. The exit code of a wrong flag is 2."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM keeps as much as Ctrl-C
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # texts are tokenized in the reader's own threads
     gc.set_threshold(100_000)  # a collection among a million samples takes seconds
@@ -255,12 +260,12 @@ def _leave(at_once: list[int]) -> None:
 
 
 def _global_flags_first(arguments: list[str]) -> list[str]:
-    """Move `--debug` and `--config FILE` before the name of the command, where typer expects them."""
+    """Move the flags of `mmfeat` itself before the name of the command, where typer expects them."""
     first: list[str] = []
     rest: list[str] = []
     source = iter(arguments)
     for argument in source:
-        if argument == "--debug" or argument.startswith("--config="):
+        if argument in ("--debug", "--trust-remote-code") or argument.startswith("--config="):
             first.append(argument)
         elif argument == "--config":
             first += [argument, *[value for value in [next(source, None)] if value is not None]]

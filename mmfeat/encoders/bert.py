@@ -11,6 +11,7 @@ import numpy as np
 
 from mmfeat.encoders.layers import Network, Point, check_depth, check_layers
 from mmfeat.encoders.padding import without_padding
+from mmfeat.encoders.remote_code import own_code, runs_code
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.tokenizer import check_files, check_fit, tokenizer_errors
 from mmfeat.encoders.torch_tower import TorchTower, load_errors
@@ -22,6 +23,7 @@ from mmfeat.encoders.weights import (
     hub_revision,
     local_path,
     path_identity,
+    tree_identity,
 )
 from mmfeat.errors import EncoderError
 from mmfeat.samples.contents import CLEANING
@@ -45,19 +47,21 @@ ST_POOLINGS = {
 def describe(family: str, variant: str, options: EncoderOptions) -> list[EncoderSpec]:
     """The spec of the one text tower."""
     variant = variant or DEFAULT_VARIANT
-    folder = local_path(variant)
+    folder, code = local_path(variant), own_code(f"bert:{variant}", variant)
+    identity = tree_identity if code else path_identity  # code may lie in folders inside the folder
     return [
         EncoderSpec(
             family="bert",
             modality="text",
             variant=folder.resolve().name if folder else variant,
-            weights=path_identity(folder) if folder else f"revision:{hub_revision(variant)}",
+            weights=identity(folder) if folder else f"revision:{hub_revision(variant)}",
             cleaning=options.cleaning,
             pooling=_own_pooling(variant) if options.pooling == "auto" else options.pooling,
             max_length=int(options.max_length) or DEFAULT_LENGTH,
             layers=int(options.layers),
             arithmetic=options.dtype,
             storage=options.storage,
+            remote_code=code,
         )
     ]
 
@@ -195,7 +199,7 @@ def _from_pretrained(variant: str, specs: list[EncoderSpec]) -> tuple[Any, Any]:
     return tokenizer, model
 
 
-def _encoder(transformers: Any, name: str, pinned: dict[str, str]) -> tuple[Any, dict[str, Any]]:
+def _encoder(transformers: Any, name: str, pinned: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The model, of an encoder-decoder its encoder, and what its files lack."""
     config = transformers.AutoConfig.from_pretrained(name, **pinned)
     encoder = transformers.MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
@@ -205,7 +209,7 @@ def _encoder(transformers: Any, name: str, pinned: dict[str, str]) -> tuple[Any,
     return (model.get_encoder() if config.is_encoder_decoder and not alone else model), info
 
 
-def _tokenizer(transformers: Any, name: str, pinned: dict[str, str]) -> Any:
+def _tokenizer(transformers: Any, name: str, pinned: dict[str, Any]) -> Any:
     tokenizer = transformers.AutoTokenizer.from_pretrained(name, **pinned)
     if tokenizer.pad_token is None:  # the mask hides padding, so any token will do
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -224,10 +228,11 @@ def quiet_transformers() -> Any:
     return transformers
 
 
-def _source(variant: str, spec: EncoderSpec) -> tuple[str, dict[str, str]]:
-    """Arguments of `from_pretrained`: a folder, or a hub name and the revision in the spec."""
+def _source(variant: str, spec: EncoderSpec) -> tuple[str, dict[str, Any]]:
+    """Arguments of every `from_pretrained`: a folder, or a hub name and its revision, and whether own code may run."""
     kind, _, revision = spec.weights.partition(":")
-    return str(local_path(variant) or variant), {"revision": revision} if kind == "revision" else {}
+    pinned = {"revision": revision} if kind == "revision" else {}
+    return str(local_path(variant) or variant), {**pinned, "trust_remote_code": runs_code(f"bert:{variant}", spec)}
 
 
 def _load_errors(variant: str) -> contextlib.AbstractContextManager[None]:

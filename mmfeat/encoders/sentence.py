@@ -15,6 +15,7 @@ import numpy as np
 from mmfeat.encoders.bert import model_layers, quiet_transformers
 from mmfeat.encoders.layers import Network, Point, check_depth, check_layers
 from mmfeat.encoders.padding import without_padding
+from mmfeat.encoders.remote_code import needed, own_code, runs_code
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.tokenizer import check_files, check_fit, text_folder, tokenizer_errors
 from mmfeat.encoders.torch_tower import TorchTower, load_errors
@@ -29,6 +30,7 @@ from mmfeat.encoders.weights import (
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.samples.contents import CLEANING
 from mmfeat.system.files import canonical_json
+from mmfeat.system.trust import is_trusted
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -43,7 +45,7 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
     if not variant:
         raise EncoderError("st: name a checkpoint, as in st:sentence-transformers/all-MiniLM-L6-v2 or st:FOLDER")
     folder = local_path(variant)
-    _check_modules(variant)
+    code = _own_code(variant)
     prompt = _prompt(variant, options.prompt, checkpoint_json(variant, "config_sentence_transformers.json") or {})
     recipe = {"prompt": prompt, "truncate_dim": options.truncate_dim}
     return [
@@ -58,6 +60,7 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
             layers=int(options.layers),
             arithmetic=options.dtype,
             storage=options.storage,
+            remote_code=code,
         )
     ]
 
@@ -130,17 +133,18 @@ def _tokenized(model: SentenceTransformer, texts: list[str], prompt: str | None)
 
 
 def _model(variant: str, spec: EncoderSpec) -> SentenceTransformer:
-    """The checkpoint in float32 on the CPU, with the text length of the spec. Its own code is never run."""
+    """The checkpoint in float32 on the CPU, with the text length of the spec."""
     quiet_transformers()
     import torch
     from sentence_transformers import SentenceTransformer
 
     kind, _, revision = spec.weights.partition(":")
     pinned = {"revision": revision} if kind == "revision" else {"local_files_only": True}
+    code = runs_code(f"st:{variant}", spec)
     exact = {"dtype": torch.float32}
     with _load_errors(variant), tokenizer_errors(f"st:{variant}", variant, text_folder(variant)):
         model = SentenceTransformer(
-            str(local_path(variant) or variant), device="cpu", trust_remote_code=False, model_kwargs=exact, **pinned
+            str(local_path(variant) or variant), device="cpu", trust_remote_code=code, model_kwargs=exact, **pinned
         )
     longest = model.max_seq_length
     if spec.max_length and longest and spec.max_length > longest:
@@ -180,14 +184,12 @@ def _check_tokenizer(variant: str, model: SentenceTransformer) -> Callable[[str]
     return check_fit(f"st:{variant}", tokenizer, model[0] if body is None else body)
 
 
-def _check_modules(variant: str) -> None:
-    """Raise `EncoderError` for a module that is not of sentence-transformers."""
+def _own_code(variant: str) -> int:
+    """1 where code of the checkpoint will run, for a module or inside one of transformers."""
     others = [module["type"] for module in checkpoint_modules(variant) if not module["type"].startswith(LIBRARY)]
-    if others:
-        raise EncoderError(
-            f"st:{variant}: modules.json names {others[0]}, which is code of the checkpoint and no module of "
-            "sentence-transformers; use another checkpoint"
-        )
+    if others and not is_trusted():
+        raise needed(f"st:{variant}", f"{others[0]} in modules.json")
+    return 1 if others else own_code(f"st:{variant}", variant, text_folder(variant))
 
 
 def _prompt(variant: str, name: str, settings: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ from mmfeat.extraction.missing import Counts, Planner
 from mmfeat.samples.dataset import Sample, SampleSource
 from mmfeat.system.hardware import Interrupts, join_cluster, leave_cluster, without_stderr
 from mmfeat.system.remote import RemoteFile, absolute, is_remote
+from mmfeat.system.trust import is_trusted, trust
 from mmfeat.system.wording import Progress
 
 LOOKED_AT = 65_536  # samples that are looked up at a time before Ray is started
@@ -103,7 +104,7 @@ def _run(ray: Any, work: Work, settings: ExtractSettings, progress: Progress, to
         block = max(LEAST, min(RAY_BLOCK, -(-total // (BLOCKS_EACH * count))))
         done = _list(ray, work.source, block).map_batches(
             BlockActor,
-            fn_constructor_args=(work.towers, root, work.source.name, _for_actor(settings, resources)),
+            fn_constructor_args=(work.towers, root, work.source.name, _for_actor(settings, resources), is_trusted()),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=count),
             **resources,
@@ -121,7 +122,10 @@ def _run(ray: Any, work: Work, settings: ExtractSettings, progress: Progress, to
 class BlockActor:
     """One worker, with models and shards that no other worker touches."""
 
-    def __init__(self, towers: list[Tower], root: str, dataset: str, settings: ExtractSettings) -> None:
+    def __init__(
+        self, towers: list[Tower], root: str, dataset: str, settings: ExtractSettings, trusted: bool = False
+    ) -> None:
+        trust(trusted)  # the user's consent to code of a checkpoint belongs to the process
         self._extractor = Extractor(towers, Cache(root, dataset), settings)
         if settings.device == "cpu" and any(is_torch(tower.request) for tower in towers):
             import torch

@@ -26,6 +26,7 @@ from mmfeat.errors import MmfeatError
 from mmfeat.system.files import read_json, write_json
 from mmfeat.system.hardware import cpu_count, join_cluster, leave_cluster
 from mmfeat.system.remote import absolute
+from mmfeat.system.trust import is_trusted, trust
 from mmfeat.system.wording import Progress, Silent
 
 CHECKPOINT_SECONDS = 30.0  # between two checkpoints of a training
@@ -158,7 +159,13 @@ def train_on_ray(
     scaling = ScalingConfig(num_workers=workers or WORKERS, use_gpu=on_gpu, resources_per_worker=share)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"train": train, "arguments": arguments, "on_gpu": on_gpu, "answer": str(scratch / ANSWER)},
+        train_loop_config={
+            "train": train,
+            "arguments": arguments,
+            "on_gpu": on_gpu,
+            "answer": str(scratch / ANSWER),
+            "trusted": is_trusted(),
+        },
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
         scaling_config=scaling,
         run_config=RunConfig(storage_path=str(scratch), name="finetune"),
@@ -180,6 +187,7 @@ def _worker(config: dict[str, Any]) -> None:
     """Train in one process of a team that Ray Train has joined."""
     from ray.train.torch import get_device
 
+    trust(config["trusted"])  # the user's consent to code of a checkpoint belongs to the process
     device = str(get_device()) if config["on_gpu"] else "cpu"
     result = config["train"](**{**config["arguments"], "device": device})
     if result.leads:

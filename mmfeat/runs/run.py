@@ -355,6 +355,9 @@ def checked_towers(run: Run, wanted: list[Tower]) -> list[Tower]:
         if tower.spec.fingerprint not in now:
             alike = [other for other in now.values() if other.spec.name == tower.spec.name]
             fields = ", ".join(tower.spec.differences(alike[0].spec)) if alike else "the name"
+            if "remote_code" in fields:
+                verb = "add" if tower.spec.remote_code else "leave out"
+                raise RunError(f"{tower.request}: {verb} --trust-remote-code, as in the training of {run.folder}")
             raise RunError(
                 f"{tower.request}: not the encoder that {run.folder} was trained on ({fields} changed); "
                 "restore its weights, or run mmfeat extract and mmfeat heads again"

@@ -17,7 +17,15 @@ from mmfeat.cli.main import app, read_config
 from tests.docs.markdown import ROOT, anchors, blocks, links
 
 PAGE = ROOT / "docs/commands.md"
-ROOT_FLAGS = {"--config", "--debug", "--version", "--install-completion", "--show-completion", "--help"}
+ROOT_FLAGS = {
+    "--config",
+    "--debug",
+    "--trust-remote-code",
+    "--version",
+    "--install-completion",
+    "--show-completion",
+    "--help",
+}
 
 
 def load_script() -> ModuleType:

@@ -115,7 +115,7 @@ def test_a_module_that_is_not_the_librarys_is_refused(tiny_bert: Path, tmp_path:
     modules = json.loads((folder / "modules.json").read_text())
     modules[1]["type"] = "own_code.Pooling"
     (folder / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(EncoderError, match=r"modules.json names own_code.Pooling, which is code of the checkpoint"):
+    with pytest.raises(EncoderError, match=r"needs code of its own, own_code.Pooling in modules.json"):
         describe_encoders([f"st:{folder}"], EncoderOptions(**PLAIN))
     (folder / "modules.json").write_text("{}broken")
     with pytest.raises(EncoderError, match=r"not JSON"):
