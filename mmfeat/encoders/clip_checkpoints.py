@@ -217,14 +217,16 @@ def _folder_config(folder: Path) -> dict[str, Any]:
     try:
         config = read_json(folder / CONFIG)
         text = config["model_cfg"]["text_cfg"]
-        config["model_cfg"]["vision_cfg"].get("image_size")
-        (config.get("preprocess_cfg") or {}).get("size")
+        trunk = str(config["model_cfg"]["vision_cfg"].get("timm_model_name"))
+        (config.get("preprocess_cfg") or {}).get("size"), int(text.get("context_length", 0))
         asked = [key for key in text.get("tokenizer_kwargs") or {} if key not in _TOKENIZER]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         remedy = remedy_for(str(folder), "clip") or "; name a folder in open_clip's layout, or MODEL/FILE"
         raise EncoderError(
             f"{folder}: {CONFIG} with model_cfg is needed here ({load_reason(error)}){remedy}"
         ) from error
+    if ":" in trunk:  # timm would read the configuration of another repository or folder
+        raise EncoderError(f"{folder}: {CONFIG} has the timm_model_name {trunk}, which leaves it; name a model of timm")
     if asked:
         raise EncoderError(
             f"{folder}: {CONFIG} tells its tokenizer {asked[0]}, which could run code of the checkpoint or read files "

@@ -252,6 +252,15 @@ def test_a_configuration_that_prepares_no_picture_gets_one_line(tmp_path: Path, 
     assert len(str(error.value)) < 400
 
 
+@pytest.mark.parametrize("trunk", ["hf-hub:org/other", "local-dir:/other"])
+def test_a_folder_names_no_configuration_elsewhere(tmp_path: Path, trunk: str) -> None:
+    folder = write_clip(tmp_path / "folder")
+    change(folder, vision={"timm_model_name": trunk})
+    with pytest.raises(EncoderError, match=rf"timm_model_name {trunk}, which leaves it") as error:
+        describe_encoders([f"clip:{folder}"], PLAIN)
+    assert "\n" not in str(error.value)
+
+
 def test_a_folder_without_its_tokenizer_gets_one_line(tmp_path: Path) -> None:
     folder = write_clip(tmp_path / "folder")
     change(folder, text={"hf_tokenizer_name": "timm/ViT-B-16-SigLIP"})

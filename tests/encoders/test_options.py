@@ -298,4 +298,6 @@ def test_layers_of_st_come_before_its_own_pooling(tiny_bert: Path, tmp_path: Pat
 )
 def test_layers_that_bert_lacks_are_refused(options: dict[str, Any], message: str, tiny_bert: Path) -> None:
     with pytest.raises(EncoderError, match=message):
-        load_encoders(describe_encoders([f"bert:{tiny_bert}"], EncoderOptions(dtype="float32", **options)), "cpu")
+        load_encoders(
+            describe_encoders([f"bert:{tiny_bert}"], EncoderOptions(dtype="float32", cleaning="none", **options)), "cpu"
+        )
