@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from mmfeat.cli import audit as cli_audit
 from mmfeat.cli import cache as cli_cache
+from mmfeat.cli import encoders as cli_encoders
 from mmfeat.cli import export as cli_export
 from mmfeat.cli import extract as cli_extract
 from mmfeat.cli import finetune as cli_finetune
@@ -42,6 +43,7 @@ def read_config(path: Path, flags: Mapping[str, Mapping[str, str]]) -> dict[str,
     every command that has the flag, a table for the command of its name; `encoders` may be a table of tables, one an
     encoder with its options. Raises `ConfigError` for anything else.
     """
+    flags = {name: names for name, names in flags.items() if name != ENCODERS}  # in a file that is the flag
     read = _dashed(_read_toml(path))
     values = {
         name: _dashed(value) if name in flags and isinstance(value, dict) else value for name, value in read.items()
@@ -213,6 +215,7 @@ app.command()(cli_export.export)
 app.command()(cli_predict.submit)
 app.command()(cli_predict.predict)
 app.command()(cli_extract.demo)
+app.command()(cli_encoders.encoders)
 
 
 def main() -> None:

@@ -37,6 +37,11 @@ LOWERING = ("lower", "canonicalize")  # open_clip's ways to clean a text that dr
 def describe(family: str, variant: str, options: EncoderOptions) -> list[EncoderSpec]:
     """Specs of the image and the text tower."""
     checkpoint = read_checkpoint(variant)
+    return specs_of(checkpoint, checkpoint.identity(), options)
+
+
+def specs_of(checkpoint: Checkpoint, weights: str, options: EncoderOptions) -> list[EncoderSpec]:
+    """Specs of the image and the text tower of a checkpoint with this identity of its weights."""
     model = checkpoint.model
     # Both towers are one module with one dtype. `layers` of a ResNet is a list, of a ViT a number.
     resnet = not isinstance(model["vision_cfg"].get("layers", 12), int)
@@ -46,7 +51,7 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
         family="clip",
         modality="image",
         variant=checkpoint.name,
-        weights=checkpoint.identity(),
+        weights=weights,
         arithmetic=options.dtype,
         storage=options.storage,
         preprocessing=_preprocessing(checkpoint, options.size),
