@@ -163,15 +163,12 @@ def _for_these_encoders(context: typer.Context, values: Mapping[str, Any]) -> di
     of_file = {name: text for name, text in options.items() if ":" in text and _is_of_file(context, name)}
     if not of_file or not values.get("encoders"):
         return {}
-    from mmfeat.encoders.registry import whole_request
-    from mmfeat.encoders.spec import NAMED, named_values, written
+    from mmfeat.encoders.registry import kept_for
+    from mmfeat.encoders.spec import NAMED, EncoderOptions
 
-    here = set(map(whole_request, requests(values["encoders"])))
-    kept = {}
-    for name in NAMED:
-        pairs = named_values(of_file.get(name, "")).items()
-        kept[name] = written({encoder: value for encoder, value in pairs if ":" not in encoder or encoder in here})
-    return {name: kept[name] or _ENCODER_FLAGS[name][-1] for name in of_file if name in kept}
+    given: dict[str, Any] = {name: text for name, text in of_file.items() if name in NAMED}
+    kept = kept_for(requests(values["encoders"]), EncoderOptions(**given))
+    return {name: str(getattr(kept, name)) for name in given}
 
 
 def _is_of_file(context: typer.Context, name: str) -> bool:

@@ -236,6 +236,20 @@ def whole_request(request: str) -> str:
     return request if ":" in request else f"{request}:"
 
 
+def kept_for(requests: Sequence[str], options: EncoderOptions) -> EncoderOptions:
+    """The options without the `NAME=VALUE` pairs of encoders that are not among the requests."""
+    requests = [absolute_request(request) for request in requests]
+    families = {_split(request)[0]: _family(request) for request in requests}
+    here = {"", *map(whole_request, requests), *(name for family in families.values() for name in family.modalities)}
+    kept: dict[str, Any] = {}
+    for option in NAMED:
+        values = named_values(getattr(options, option))
+        pairs = {name: value for name, value in values.items() if name in here or name.partition(".")[0] in families}
+        if pairs != values:
+            kept[option] = written(pairs) or getattr(EncoderOptions(), option)
+    return replace(options, **kept)
+
+
 def notes_on_names(requests: Sequence[str]) -> list[str]:
     """A line for each request without a family, which says the family that its files have."""
     read = {request: absolute_request(request) for request in requests}

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmfeat.encoders.registry import absolute_names
+from mmfeat.encoders.registry import absolute_names, kept_for
 from mmfeat.encoders.spec import DECIDED, EncoderOptions, named_values, written
 from mmfeat.errors import CacheMissError, ConfigError, WriteError
 from mmfeat.samples.contents import JUDGED, TWEETS, tweet_share
@@ -51,7 +51,10 @@ class Request:
     def changed(
         self, encoders: list[str] | None, columns: dict[str, str] | None, options: Mapping[str, Any]
     ) -> Request:
-        """The request with those arguments and options that are not None in place of its own."""
+        """The request with those arguments and options that are not None in place of its own.
+
+        With other encoders, its own options of encoders that are not among them are dropped.
+        """
         named = {name: value for name, value in options.items() if value is not None}
         if "dtype" in named:
             named["convolutional_dtype"] = ""  # only `auto` sets another dtype for convolutional models
@@ -59,7 +62,7 @@ class Request:
             self.data,
             columns if columns is not None else self.columns,
             encoders if encoders is not None else self.encoders,
-            replace(self.options, **named),
+            replace(kept_for(encoders, self.options) if encoders is not None else self.options, **named),
         )
 
 

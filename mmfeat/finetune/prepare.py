@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mmfeat.cache.features import Features
-from mmfeat.encoders.registry import Tower, describe_encoders
+from mmfeat.encoders.registry import Tower, describe_encoders, kept_for
 from mmfeat.errors import ConfigError, RunError
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.evaluation.splits import has_splits
@@ -102,7 +102,8 @@ class Experiment:
         if all(settings.init != ZERO_SHOT for settings in self.chosen.wanted):
             return features
         config = replace(self.parent.config, cache=str(self.labelled.store.folder.parent))
-        described = describe_encoders(requests_of(self.parent), self.parent.options)
+        requests = requests_of(self.parent)
+        described = describe_encoders(requests, kept_for(requests, self.parent.options))
         return with_class_vectors(features, config, described, self.team.device, Silent())
 
     @property

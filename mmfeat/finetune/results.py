@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from mmfeat.encoders.delta import Delta, write_delta
-from mmfeat.encoders.registry import describe_encoders
+from mmfeat.encoders.registry import describe_encoders, kept_for
 from mmfeat.evaluation.decisions import plain_choice
 from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.evaluation.significance import LEVEL, holm, majority, mcnemar, paired_difference
@@ -169,7 +169,8 @@ def _save_final(
         file = folder / f"{spec.tower}-{tower.slot.number}-{number}.safetensors"
         write_delta(file, Delta(tower.plan.tower.request, spec, f"{experiment.folder.name}-{number}"), moved)
         options = replace(experiment.parent.options, outputs=("pooled",), views=0)
-        (tuned,) = describe_encoders([f"finetuned:{file.resolve()}"], options)
+        request = f"finetuned:{file.resolve()}"
+        (tuned,) = describe_encoders([request], kept_for([request], options))
         towers.append(TunedTower(file.name, file_sha256(file), tower.slot.name, tuned.spec))
     return FinalHead(path.name, file_sha256(path), towers=tuple(towers))
 

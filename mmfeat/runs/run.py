@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfeat.cache.store import Cache
-from mmfeat.encoders.registry import Tower, describe_encoders
+from mmfeat.encoders.registry import Tower, describe_encoders, kept_for
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, RunError
 from mmfeat.evaluation.splits import has_splits
@@ -349,7 +349,8 @@ def trial_checksum(record: Mapping[str, Any], file: Path) -> str:
 def checked_towers(run: Run, wanted: list[Tower]) -> list[Tower]:
     """Return `wanted`, encoders of the run; raises `RunError` where their weights have changed since the training."""
     outside = [tower for tower in wanted if not tower.spec.weights.startswith("builtin:")]  # mmfeat keeps all of these
-    described = describe_encoders([tower.request for tower in outside], run.config.options) if outside else []
+    requests = [tower.request for tower in outside]
+    described = describe_encoders(requests, kept_for(requests, run.config.options)) if outside else []
     now = {tower.spec.fingerprint: tower for tower in described}
     for tower in outside:
         if tower.spec.fingerprint not in now:

@@ -12,8 +12,9 @@ import torch
 
 from mmfeat.encoders import torchvision_models
 from mmfeat.encoders.bert import quiet_transformers
+from mmfeat.encoders.delta import Delta, write_delta
 from mmfeat.encoders.pixels import check_size
-from mmfeat.encoders.registry import describe_encoders, load_encoders, load_reference
+from mmfeat.encoders.registry import describe_encoders, kept_for, load_encoders, load_reference, open_towers
 from mmfeat.encoders.repool import repooled, try_out
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.torchvision_ops import import_torchvision
@@ -301,3 +302,32 @@ def test_layers_that_bert_lacks_are_refused(options: dict[str, Any], message: st
         load_encoders(
             describe_encoders([f"bert:{tiny_bert}"], EncoderOptions(dtype="float32", cleaning="none", **options)), "cpu"
         )
+
+
+def test_a_tuned_tower_keeps_the_options_that_it_was_trained_with(
+    folders: dict[str, str], tiny_bert: Path, tmp_path: Path
+) -> None:
+    st = f"st:{write_checkpoint(tmp_path / 'st', tiny_bert, prompts={'query': 'so: '})}"
+    image: dict[str, Any] = {"image_size": "96x128", "image_pooling": "cls+mean"}
+    for request, asked in ((folders["vit"], image), (st, {"prompt": "query", "truncate_dim": 8})):
+        options = EncoderOptions(dtype="float32", cleaning="none", layers=2, **asked)
+        (tower,) = describe_encoders([request], options)
+        (opened,) = open_towers(tower)
+        moved = dict(list(opened.module.named_parameters())[-1:])
+        file = tmp_path / f"{tower.spec.family}.safetensors"
+        write_delta(file, Delta(tower.request, tower.spec, "tuned"), moved)
+        plain = EncoderOptions(dtype="float32", cleaning="none")
+        (tuned,) = describe_encoders([f"finetuned:{file}"], plain)
+        changed = {"weights": tower.spec.weights, "variant": tower.spec.variant}
+        assert replace(tuned.spec, **changed) == tower.spec
+        content = TEXTS[0] if tower.spec.modality == "text" else contents("image")[0]
+        (encoder,) = load_encoders([tuned], "cpu")
+        found = np.asarray(encoder.embed([encoder.prepare(content)])[0])[0]
+        np.testing.assert_allclose(found, load_reference(tower)(content), atol=1e-5)
+
+
+def test_options_of_encoders_that_are_not_there_are_dropped(folders: dict[str, str], tiny_bert: Path) -> None:
+    options = EncoderOptions(layers=f"2,bert:{tiny_bert}=3,image=1", pooling="bert=cls", image_size="timm=96")
+    kept = kept_for([folders["vit"]], options)
+    assert (kept.layers, kept.pooling, kept.image_size) == ("2,image=1", "mean", "timm=96")
+    assert kept_for([f"bert:{tiny_bert}"], options).layers == f"2,bert:{tiny_bert}=3"
