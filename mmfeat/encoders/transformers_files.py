@@ -14,6 +14,7 @@ from typing import Any
 
 from mmfeat.encoders.bert import quiet_transformers
 from mmfeat.encoders.names import family_of
+from mmfeat.encoders.remote_code import own_code, runs_code
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.encoders.tokenizer import FILES, check_files
 from mmfeat.encoders.torch_tower import load_errors
@@ -149,11 +150,16 @@ class Checkpoint:
             )
         return apart
 
+    @cached_property
+    def remote_code(self) -> int:
+        """1 where code of the checkpoint will run. Raises `EncoderError` where it is needed without consent."""
+        return own_code(self.name, self.variant)
+
     def pinned(self, spec: EncoderSpec | None = None) -> dict[str, Any]:
-        """Arguments of every `from_pretrained`: the revision in the spec, and that no code of a checkpoint runs."""
+        """Arguments of every `from_pretrained`: the revision in the spec, and whether the checkpoint's code may run."""
         kind, _, revision = spec.weights.partition(":") if spec else ("", "", "")
         return {
-            "trust_remote_code": bool(spec and spec.remote_code),
+            "trust_remote_code": runs_code(self.name, spec) if spec else bool(self.remote_code),
             **({"revision": revision} if kind == "revision" else {}),
         }
 
@@ -196,10 +202,9 @@ class Checkpoint:
         from transformers.models.auto import modeling_auto
 
         if self.model_type not in transformers.CONFIG_MAPPING:
-            own = (
-                "code of its own, which mmfeat does not run" if self.config.get("auto_map") else "a newer transformers"
-            )
-            raise EncoderError(f"{self.name}: transformers has no model type {self.model_type!r}; it needs {own}")
+            if self.remote_code:
+                return {"text_config", "vision_config"} <= set(self.config)
+            raise EncoderError(f"{self.name}: transformers has no model type {self.model_type!r}; install a newer one")
         config = transformers.CONFIG_MAPPING[self.model_type]
         model = transformers.MODEL_MAPPING.get(config, object)
         if hasattr(model, "get_image_features") and hasattr(model, "get_text_features"):

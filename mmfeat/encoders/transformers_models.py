@@ -21,7 +21,7 @@ from mmfeat.encoders.tokenizer import check_fit
 from mmfeat.encoders.torch_tower import TorchTower, plain_call
 from mmfeat.encoders.transformers_files import FIXED, Checkpoint, read_checkpoint
 from mmfeat.encoders.transformers_images import ImageTower, kept_patches, pooled
-from mmfeat.encoders.weights import hub_revision, local_path, path_identity
+from mmfeat.encoders.weights import hub_revision, local_path, path_identity, tree_identity
 from mmfeat.errors import EncoderError
 from mmfeat.samples.contents import CLEANING
 from mmfeat.system.files import canonical_json
@@ -36,18 +36,20 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
         raise EncoderError("hf: name a checkpoint, as in hf:facebook/dinov2-base, or a local folder, hf:FOLDER")
     folder = local_path(variant)
     checkpoint = read_checkpoint(variant)
+    identity = tree_identity if checkpoint.remote_code else path_identity  # code may lie in folders inside the folder
     has_text = checkpoint.has_text  # raises for a model without an image tower
     options = options.for_model("vit" if checkpoint.is_plain_transformer else checkpoint.model_type)
     image = EncoderSpec(
         family="hf",
         modality="image",
         variant=folder.resolve().name if folder else variant,
-        weights=path_identity(folder) if folder else f"revision:{hub_revision(variant)}",
+        weights=identity(folder) if folder else f"revision:{hub_revision(variant)}",
         preprocessing=canonical_json(checkpoint.settings(options.size)),
         pooling=options.tower_pooling,
         layers=int(options.layers),
         arithmetic=options.dtype,
         storage=options.storage,
+        remote_code=checkpoint.remote_code,
     )
     if not has_text:
         return [image]
@@ -176,7 +178,7 @@ def kept_tokens(inputs: dict[str, Tensor]) -> Tensor | None:
 
 
 def _load(variant: str, spec: EncoderSpec) -> Loaded:
-    """The checkpoint with all its weights in float32. Its own code is never run."""
+    """The checkpoint with all its weights in float32."""
     transformers = quiet_transformers()
     import torch
 

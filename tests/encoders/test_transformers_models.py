@@ -17,6 +17,7 @@ from mmfeat.encoders.bert import quiet_transformers
 from mmfeat.encoders.registry import describe_encoders, load_encoders, load_reference
 from mmfeat.encoders.spec import Encoder, EncoderOptions
 from mmfeat.errors import EncoderError
+from mmfeat.system.trust import trust_remote_code
 from tests.encoders.tiny_hf import KINDS, write_hf
 from tests.encoders.tiny_models import TEXTS, contents, write_hub
 
@@ -269,6 +270,29 @@ def test_a_hub_name_is_read_at_its_revision(
     for encoder in load_encoders(towers, "cpu"):
         exact = published(folders(kind), kind, encoder.modality)
         np.testing.assert_allclose(vectors(encoder)[0], exact, atol=1e-5)
+
+
+def test_code_of_a_checkpoint_runs_with_consent_alone(
+    folders: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet_transformers()
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "code"))
+    plain, folder = folders("convnext"), tmp_path / "own"
+    shutil.copytree(plain, folder)
+    config = json.loads((folder / "config.json").read_text())
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}}
+    (folder / "config.json").write_text(json.dumps({**config, **own}))
+    (folder / "own.py").write_text(
+        "from transformers import ConvNextConfig, ConvNextModel\n"
+        "class OwnConfig(ConvNextConfig):\n    model_type = 'own'\n"
+        "class OwnModel(ConvNextModel):\n    config_class = OwnConfig\n"
+    )
+    with pytest.raises(EncoderError, match=r"needs code of its own, own.py; read it, then add --trust-remote-code"):
+        encoders(f"hf:{folder}")
+    with trust_remote_code():
+        (image,) = encoders(f"hf:{folder}")
+    assert image.specs[0].remote_code == 1
+    np.testing.assert_allclose(vectors(image)[0], published(plain, "convnext", "image"), atol=1e-5)
 
 
 def damaged(kind: str, change: str, folders: Any, folder: Path) -> str:
