@@ -27,15 +27,16 @@ LANGUAGE_CONFIDENCE = 0.7
 QUANTILES = {"min": 0, "q05": 5, "median": 50, "q95": 95, "max": 100}
 
 _ELLIPSIS = " :\"'.…-|"
-# UTF-8 that was read as cp1252 or GBK and saved again: the two bytes of an accent, an apostrophe, a byte-order mark.
+# Texts that were read in a wrong encoding and saved again: UTF-8 as cp1252 or GBK (the two bytes of an accent, an
+# apostrophe, a byte-order mark), and Western letters as GBK, which makes an ideograph of a letter and its neighbour.
 _GARBLED = re.compile(
     "[\u00c2\u00c3][\u0080-\u00bf]|\u00e2\u20ac[\u0098-\u00bf\u2122\u0153\u009d\u201c\u201d]|锟斤拷|鈥|\u00ef\u00bb\u00bf"
+    "|(?<=[a-z])[\u3400-\u9fff](?=[a-z])"
 )
 # a?o for año, and ?? as a whole word or hashtag, for emoji and scripts; ??? at the end of a sentence is no match.
 _LOST = re.compile("\ufffd|(?<=[^\\W\\d_A-Z])\\?(?=[^\\W\\d_A-Z])|(?:^|(?<=[\\s#]))\\?{2,}")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f]")
 _URL = re.compile(r"https?:?\S*")
-PATTERNS = {GARBLED: _GARBLED, LOST: _LOST, CONTROL: _CONTROL}
 MARKS = {
     "link": re.compile(r"https?://\S"),
     "mention": re.compile(r"@\w"),
@@ -73,15 +74,26 @@ def _oddities(sample: Sample, most: float) -> list[tuple[str, str]]:
     checks = [
         (is_bare(text), EMPTIED, f"only links and mentions: {text.strip()[:80]}"),
         (len(text) > most, LONG, f"{len(text):,} characters"),
-        *((pattern.search(bare), what, _around(pattern, bare)) for what, pattern in PATTERNS.items()),
+        *((match, what, _around(match)) for what, patterns in _patterns().items() if (match := _first(patterns, bare))),
     ]
     return [(what, detail) for is_odd, what, detail in checks if is_odd]
 
 
-def _around(pattern: re.Pattern[str], text: str) -> str:
-    """The first match with 20 characters on either side, as one printable line."""
-    match = pattern.search(text)
-    shown = text[max(match.start() - 20, 0) : match.end() + 20] if match else ""
+@functools.cache
+def _patterns() -> dict[str, tuple[re.Pattern[str], ...]]:
+    """What each oddity looks like; garbled texts by ftfy's rules too, which know all encodings of one byte."""
+    from ftfy.badness import BADNESS_RE
+
+    return {GARBLED: (_GARBLED, BADNESS_RE), LOST: (_LOST,), CONTROL: (_CONTROL,)}
+
+
+def _first(patterns: Sequence[re.Pattern[str]], text: str) -> re.Match[str] | None:
+    return next((match for pattern in patterns if (match := pattern.search(text))), None)
+
+
+def _around(match: re.Match[str]) -> str:
+    """A match with 20 characters on either side, as one printable line."""
+    shown = match.string[max(match.start() - 20, 0) : match.end() + 20]
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)
 
 

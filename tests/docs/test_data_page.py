@@ -1,0 +1,136 @@
+"""Each row of the table of layouts in docs/data.md is typed, on a layout that is written for it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from mmfeat.cli.main import app
+from mmfeat.samples.dataset import SampleSet, read_samples
+from tests.docs.markdown import ROOT
+
+ROW = re.compile(r"^\| (?P<have>[^|]+) \| [^|]* \| `--data (?P<typed>[^|]+)` \|$", re.MULTILINE)
+SECTION = (ROOT / "docs/data.md").read_text().partition("## Layout by layout")[2].partition("\n## ")[0]
+ROWS = {match["have"]: match["typed"] for match in ROW.finditer(SECTION)}
+TEXTS = ["green cloud", "so, happy", "déjà vu", "paper stone", "quiet lamp", "orange train"]
+LABELS = ["up", "down"] * 3
+FRAME = pd.DataFrame(
+    {"id": [f"s{n}" for n in range(6)], "text": TEXTS, "image": [f"{n}.png" for n in range(6)], "label": LABELS}
+)
+
+
+def photos(folder: Path = Path()) -> None:
+    for number in range(6):
+        Image.new("RGB", (64, 64), (40 * number, 90, 200 - 30 * number)).save(folder / f"{number}.png")
+
+
+def with_lists() -> None:
+    data = Path("tweets/data")
+    data.mkdir(parents=True)
+    photos(data)
+    for number, text in enumerate(TEXTS):
+        (data / f"{number}.txt").write_text(text)
+    Path("tweets/train.txt").write_text("guid,tag\n" + "".join(f"{n},{label}\n" for n, label in enumerate(LABELS)))
+
+
+def table(name: str, frame: pd.DataFrame = FRAME, **options: object) -> Callable[[], None]:
+    def write() -> None:
+        photos()
+        frame.to_csv(name, index=False, **options)
+
+    return write
+
+
+def text(name: str, lines: list[str], **options: str) -> Callable[[], None]:
+    def write() -> None:
+        photos()
+        Path(name).write_text("\n".join(lines) + "\n", **options)
+
+    return write
+
+
+def shards() -> None:
+    Path("shards").mkdir()
+    photos(Path("shards"))
+    for number in range(2):
+        part = FRAME.iloc[3 * number : 3 * number + 3]
+        pq.write_table(pa.Table.from_pandas(part, preserve_index=False), f"shards/part-{number}.parquet")
+
+
+def two_files() -> None:
+    table("first.csv", FRAME.iloc[:3])()
+    table("second.csv", FRAME.iloc[3:])()
+
+
+def parquet() -> None:
+    photos()
+    FRAME.to_parquet("tweets.parquet")
+
+
+def excel() -> None:
+    photos()
+    FRAME.to_excel("tweets.xlsx", index=False)
+
+
+SHOP = FRAME.set_axis(["sku", "title", "photo", "category"], axis=1)
+PLAIN = ["\t".join((f"s{n}", '"' * (n == 2) + word, f"{n}.png", LABELS[n])) for n, word in enumerate(TEXTS)]
+BUILDERS = {
+    "a folder with lists": with_lists,
+    "a table with these names": table("tweets.csv"),
+    "a table with other names": table("shop.csv", SHOP),
+    "names in capitals or with blanks": table("caps.csv", FRAME.set_axis(["Id", " Text", " Image", " Label"], axis=1)),
+    "columns without a name, of a spreadsheet": text(
+        "sheet.csv",
+        [",id,text,image,label,,", *(f'{n},s{n},"{word}",{n}.png,up,,' for n, word in enumerate(TEXTS))],
+    ),
+    "a table without ids": table("noid.csv", FRAME.drop(columns="id")),
+    "a table without a header": table("titles.csv", FRAME[["image", "text", "label"]], header=False),
+    "tabs, pipes or semicolons": table("table.txt", sep="|"),
+    "a delimiter of your own": table("odd.csv", sep="~"),
+    "a table that was written without quoting": text("plain.tsv", ["id\ttext\timage\tlabel", *PLAIN]),
+    "quotes that enclose nothing, for sure": table("plain.csv", FRAME.replace("so, happy", "so happy")),
+    "JSON lines": lambda: (photos(), FRAME.to_json("tweets.jsonl", orient="records", lines=True)),
+    "a JSON array, or an object that holds it": lambda: (photos(), FRAME.to_json("tweets.json", orient="records")),
+    "Parquet, Feather, Arrow": parquet,
+    "Excel": excel,
+    "a compressed table": table("tweets.csv.gz"),
+    "a folder of shards": shards,
+    "some of the files": shards,
+    "files with different names": two_files,
+    "texts that are not UTF-8": table("western.csv", encoding="cp1252"),
+    "texts in an encoding that you know": table("dos.csv", encoding="cp850"),
+    "a class called none": table("stance.csv", FRAME.replace("down", "none")),
+}
+
+
+def read_latest() -> SampleSet:
+    """The samples as the request of the extraction records them."""
+    (request,) = (json.loads(path.read_text()) for path in Path("cache/requests").glob("*.json"))
+    return read_samples(request["data"], request["columns"])
+
+
+@pytest.mark.parametrize("have", ROWS)
+def test_each_row_of_the_table_runs(have: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    BUILDERS[have]()
+    typed = ["extract", "--encoders", "hashing,hog", "--data", *ROWS[have].replace("'", "").split(" ")]
+    answer = CliRunner().invoke(app, typed)
+    assert answer.exit_code == 0, answer.output
+    assert ": 6 samples, 6 labelled" in answer.stdout
+    samples = read_latest()
+    plain = [(sample.text or "").strip('"').replace(",", "") for sample in samples]
+    assert plain == [words.replace(",", "") for words in TEXTS]
+    assert all(sample.image is not None for sample in samples)
+
+
+def test_every_layout_is_built() -> None:
+    assert set(ROWS) == set(BUILDERS)
