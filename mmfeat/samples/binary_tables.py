@@ -24,7 +24,9 @@ def read_parquet(path: str, columns: Collection[str]) -> Rows:
     try:
         with seekable_table(path) as binary, pyarrow.parquet.ParquetFile(binary) as file:
             names = _used(file.schema_arrow.names, columns)
-            yield from enumerate(_batch_rows(file.iter_batches(BATCH, columns=names), names), 1)
+            # Threads that read ahead through a Python file would crash an interpreter that ends before they do.
+            batches = file.iter_batches(BATCH, columns=names, use_threads=False)
+            yield from enumerate(_batch_rows(batches, names), 1)
     except pyarrow.ArrowException as error:
         message = str(error).splitlines()[0]
         raise DataError(f"{path}: not a Parquet file ({message}); write it again") from error
@@ -43,10 +45,10 @@ def read_arrow(path: str, columns: Collection[str]) -> Rows:
                 batches: Any = feather.read_table(binary).to_batches()
                 names = batches[0].schema.names if batches else []
             elif magic == b"ARROW1":
-                file = ipc.open_file(binary)
+                file = ipc.open_file(binary, options=ipc.IpcReadOptions(use_threads=False))
                 names, batches = file.schema.names, map(file.get_batch, range(file.num_record_batches))
             else:
-                batches = ipc.open_stream(binary)
+                batches = ipc.open_stream(binary, options=ipc.IpcReadOptions(use_threads=False))
                 names = batches.schema.names
             yield from enumerate(_batch_rows(batches, _used(names, columns)), 1)
     except pyarrow.ArrowException as error:

@@ -29,8 +29,11 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _HIGH = re.compile(rb"[\x80-\xff]+")
+_CHINESE_MARKS = re.compile(rb"(\xa1[\xa1-\xbf])+")  # quotes, dashes and points of an English text in GB18030
 _WIDE = ("gb18030", "cp949", "euc_jp")  # characters of two bytes, of which ASCII is the second only in rare ones
 _WESTERN = ("cp1252", "cp1250", "cp1254", "cp1257")
+_LATIN = (*_WESTERN, "iso8859_2", "cp850")  # other encodings have few letters that stand alone between ASCII letters
+_ALONE = 0.8  # share of letters above ASCII that stand alone in a text of Latin letters, at least
 _IDEOGRAPH = re.compile("[\u3400-\u9fff\uac00-\ud7a3]")
 _KANA, _HALF_KANA = re.compile("[\u3040-\u30ff]"), re.compile("[\uff61-\uff9f]")
 _TURKISH, _ICELANDIC = re.compile("[ðþýÐÞÝ]"), re.compile("[áíúæÁÍÚÆ]")
@@ -168,13 +171,18 @@ def guess_encoding(texts: list[bytes]) -> Guess | None:
     paired = [text for text in texts if _is_paired(text)]
     texts = paired if len(paired) * 2 > len(texts) else [text for text in texts if not _is_paired(text)]
     data = b"\n".join(texts)
-    matches = from_bytes(data, steps=20, chunk_size=2048, cp_isolation=list(CANDIDATES), preemptive_behaviour=False)
-    if not (fits := [match for match in matches if match.encoding in CANDIDATES]):
+    runs = _HIGH.findall(data)
+    if all(map(_CHINESE_MARKS.fullmatch, runs)):
+        return Guess("gb18030", (), _example(texts, "gb18030"))
+    is_latin = sum(len(run) == 1 for run in runs) > _ALONE * len(runs)
+    candidates = [name for name in CANDIDATES if name in _LATIN or not is_latin]
+    matches = from_bytes(data, steps=20, chunk_size=2048, cp_isolation=candidates, preemptive_behaviour=False)
+    if not (fits := [match for match in matches if match.encoding in candidates]):
         return None
     chaos = min(match.chaos for match in fits) + ALIKE[0]
     coherence = max(match.coherence for match in fits if match.chaos <= chaos) - ALIKE[1]
     alike = [match for match in fits if match.chaos <= chaos and match.coherence >= coherence]
-    named = {name for match in alike for name in match.could_be_from_charset if name in CANDIDATES}
+    named = {name for match in alike for name in match.could_be_from_charset if name in candidates}
     names = sorted(named, key=CANDIDATES.index)
     agreeing = (name for name in names if sum(_by(text, name) is not None for text in texts) * 2 > len(texts))
     best = _corrected(next(agreeing, names[0]), names, data)

@@ -54,6 +54,14 @@ def test_one_guess_for_a_table(tmp_path, encoding: str) -> None:
     assert "--encoding NAME corrects it" in note
 
 
+def test_few_letters_between_letters_of_a_table_are_western(tmp_path) -> None:
+    """Words of no language, which a detector finds unlikely in each encoding; a single quote in GB18030."""
+    rows = [f"dir/é{n};dicaho mahohu café;x" for n in range(20)]
+    (tmp_path / "t.csv").write_bytes("\n".join(["id;text;label", *rows]).encode("cp1252"))
+    assert read_samples(tmp_path / "t.csv").samples[3].id == "dir/é3"
+    assert decode_text("it’s “so” … good".encode("gb18030")) == ("it’s “so” … good", "gb18030")
+
+
 def write_folder(folder, texts: list[bytes]):
     (folder / "data").mkdir(parents=True)
     (folder / "train.txt").write_text("".join(f"{n},{'ab'[n % 2]}\n" for n in range(len(texts))))
