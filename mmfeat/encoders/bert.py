@@ -13,6 +13,7 @@ from mmfeat.encoders.layers import Network, Point, check_depth, check_layers
 from mmfeat.encoders.padding import without_padding
 from mmfeat.encoders.remote_code import own_code, runs_code
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
+from mmfeat.encoders.text_checkpoints import check_complete, check_form, check_reads
 from mmfeat.encoders.tokenizer import check_files, check_fit, tokenizer_errors
 from mmfeat.encoders.torch_tower import TorchTower, load_errors
 from mmfeat.encoders.torchvision_ops import import_torchvision
@@ -47,6 +48,7 @@ ST_POOLINGS = {
 def describe(family: str, variant: str, options: EncoderOptions) -> list[EncoderSpec]:
     """The spec of the one text tower."""
     variant = variant or DEFAULT_VARIANT
+    check_form(f"bert:{variant}", variant)
     folder, code = local_path(variant), own_code(f"bert:{variant}", variant)
     identity = tree_identity if code else path_identity  # code may lie in folders inside the folder
     return [
@@ -131,7 +133,7 @@ def reference(variant: str, spec: EncoderSpec) -> Callable[[str], np.ndarray]:
     name, pinned = _source(variant, spec)
     with _load_errors(variant):
         tokenizer = _tokenizer(transformers, name, pinned)
-        model = _encoder(transformers, name, pinned)[0].float().eval()
+        model = _encoder(transformers, f"bert:{variant}", name, pinned)[0].float().eval()
 
     def encode(text: str) -> np.ndarray:
         text = CLEANING[spec.cleaning](text)
@@ -192,20 +194,25 @@ def _from_pretrained(variant: str, specs: list[EncoderSpec]) -> tuple[Any, Any]:
         with tokenizer_errors(f"bert:{variant}", variant):
             tokenizer = _tokenizer(transformers, name, pinned)
         check_files(f"bert:{variant}", variant, tokenizer.vocab_files_names.values())
-        model, info = _encoder(transformers, name, pinned)
+        model, info = _encoder(transformers, f"bert:{variant}", name, pinned)
         for spec in specs:
-            _check_complete(variant, spec, info["missing_keys"])
+            pooler = spec.pooling == "pooler"
+            missing = [key for key in info["missing_keys"] if pooler or not key.startswith("pooler.")]
+            remedy = " or --pooling mean" if pooler else ""
+            check_complete(f"bert:{variant}", missing, info["mismatched_keys"], remedy)
             _check_options(variant, spec, tokenizer, model)
     return tokenizer, model
 
 
-def _encoder(transformers: Any, name: str, pinned: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _encoder(transformers: Any, asked: str, name: str, pinned: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The model, of an encoder-decoder its encoder, and what its files lack."""
     config = transformers.AutoConfig.from_pretrained(name, **pinned)
+    check_reads(asked, config)
     encoder = transformers.MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
     alone = encoder is not None and encoder.__name__.endswith("EncoderModel")
     loader = transformers.AutoModelForTextEncoding if alone else transformers.AutoModel
-    model, info = loader.from_pretrained(name, output_loading_info=True, **pinned)
+    wanted = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # which are refused, in a shorter line
+    model, info = loader.from_pretrained(name, **wanted, **pinned)
     return (model.get_encoder() if config.is_encoder_decoder and not alone else model), info
 
 
@@ -272,13 +279,3 @@ def _check_positions(variant: str, spec: EncoderSpec, tokenizer: Any, model: Any
         raise EncoderError(
             f"bert:{variant}: --max-length {spec.max_length} is more than its positions hold; name a smaller one"
         ) from error
-
-
-def _check_complete(variant: str, spec: EncoderSpec, missing: Any) -> None:
-    """Raise `EncoderError` where files lack weights, which would be random, as would the cached vectors."""
-    missing = [key for key in missing if spec.pooling == "pooler" or not key.startswith("pooler.")]
-    if missing:
-        raise EncoderError(
-            f"bert:{variant}: the weights lack {', '.join(sorted(missing)[:3])}; use a complete checkpoint"
-            + (" or --pooling mean" if spec.pooling == "pooler" else "")
-        )

@@ -110,7 +110,7 @@ def family_of(variant: str) -> str:
     if "architecture" in config:
         return "timm"
     kind = config.get("model_type")
-    return "" if not kind else "hf" if _sees(str(kind)) else "bert"
+    return "" if not kind else "hf" if takes_pictures(str(kind)) else "bert"
 
 
 def remedy_for(variant: str, family: str) -> str:
@@ -125,7 +125,7 @@ def _settings(variant: str, name: str) -> Any:
     return None
 
 
-def _sees(kind: str) -> bool:
+def takes_pictures(kind: str) -> bool:
     """Whether a model of transformers takes pictures, by its own tables."""
     from mmfeat.encoders.transformers_files import IMAGE_MODELS, TWO_TOWERS
 

@@ -17,6 +17,7 @@ from mmfeat.encoders.layers import Network, Point, check_depth, check_layers
 from mmfeat.encoders.padding import without_padding
 from mmfeat.encoders.remote_code import needed, own_code, runs_code
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
+from mmfeat.encoders.text_checkpoints import check_form, refuse_random
 from mmfeat.encoders.tokenizer import check_files, check_fit, text_folder, tokenizer_errors
 from mmfeat.encoders.torch_tower import TorchTower, load_errors
 from mmfeat.encoders.weights import (
@@ -45,6 +46,7 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
     if not variant:
         raise EncoderError("st: name a checkpoint, as in st:sentence-transformers/all-MiniLM-L6-v2 or st:FOLDER")
     folder = local_path(variant)
+    check_form(f"st:{variant}", variant, text_folder(variant))
     code = _own_code(variant)
     prompt = _prompt(variant, options.prompt, checkpoint_json(variant, "config_sentence_transformers.json") or {})
     recipe = {"prompt": prompt, "truncate_dim": options.truncate_dim}
@@ -140,9 +142,10 @@ def _model(variant: str, spec: EncoderSpec) -> SentenceTransformer:
 
     kind, _, revision = spec.weights.partition(":")
     pinned = {"revision": revision} if kind == "revision" else {"local_files_only": True}
-    code = runs_code(f"st:{variant}", spec)
+    asked = f"st:{variant}"
+    code = runs_code(asked, spec)
     exact = {"dtype": torch.float32}
-    with _load_errors(variant), tokenizer_errors(f"st:{variant}", variant, text_folder(variant)):
+    with _load_errors(variant), tokenizer_errors(f"st:{variant}", variant, text_folder(variant)), refuse_random(asked):
         model = SentenceTransformer(
             str(local_path(variant) or variant), device="cpu", trust_remote_code=code, model_kwargs=exact, **pinned
         )

@@ -46,7 +46,9 @@ def path_identity(path: Path) -> str:
     names = (file for file in path.iterdir() if not file.name.startswith(".") and file.suffix not in _ASIDE)
     files = sorted(file for file in names if file.is_file())
     if not any(file.suffix in _WEIGHTS for file in files):
-        raise EncoderError(f"{path}: no weights (*.safetensors, *.bin, *.pt) in this folder; name a model folder")
+        others = any(file.suffix in (".h5", ".msgpack") for file in files)
+        remedy = "those of TensorFlow and Flax are not read" if others else "name a model folder"
+        raise EncoderError(f"{path}: no weights (*.safetensors, *.bin, *.pt) in this folder; {remedy}")
     for file in files:
         _check_present(file)
         digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
@@ -71,7 +73,8 @@ def _check_present(file: Path) -> None:
 
 def tree_identity(folder: Path) -> str:
     """`sha256:...` of all model files of a local folder and of the folders in it."""
-    path_identity(folder)
+    if not any(path.suffix in _WEIGHTS for path in folder.rglob("*")):
+        path_identity(folder)  # raises; older checkpoints of sentence-transformers have weights only in inner folders
     digest = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in _ASIDE):
         parts = file.relative_to(folder).parts
