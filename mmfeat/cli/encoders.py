@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mmfeat.encoders.catalogue import Listed
 
 COLUMNS = 80
-SHOWN = 40  # models of a family; more are listed with --search
+SHOWN = 40  # models of a family; more are listed with --match
 
 
 @interruptible("nothing was written")
