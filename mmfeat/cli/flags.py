@@ -94,7 +94,7 @@ def _encoder_parameters(latest: bool) -> Parameters:
 _READING_FLAGS = {
     "encoding": "Encoding of texts that are not UTF-8.  [default: guessed, and said]",
     "delimiter": "Of a table: a character, or tab, comma, semicolon, pipe.  [default: the file's]",
-    "quoting": "Of a table: csv, none, or auto, which is what the whole file supports.  [default: auto]",
+    "quoting": "Of a table: csv, backslash, none, or auto: what the whole file supports.  [default: auto]",
     "no_label": "Words for a missing label.  [default: null,nan,na,n/a,<na>,none]",
 }
 

@@ -14,11 +14,12 @@ from mmfeat.system.wording import counted
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".psv": "|", ".txt": "\t"}
 OTHERS = (";", "\t", "|", ",")  # delimiters that are tried where that of the suffix does not fit
 NAMED = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " "}
-QUOTINGS = ("auto", "csv", "none")
+QUOTINGS = ("auto", "csv", "backslash", "none")
 SHAPED_ROWS = 2000  # rows whose cells show how the cells of a column look
 FEW_SHAPES = 20  # a column of more shapes holds free text, and says nothing about a line
 SHOWN_SPANS = 100  # quoted cells of several lines that are looked at
 LONGEST_SPAN = 10_000  # lines; a quoted cell of more lines was never closed
+_ESCAPED = re.compile(r'\\(["\\])')
 Lines = Callable[[], Iterator[str]]
 
 
@@ -29,13 +30,14 @@ class Dialect:
     delimiter: str
     quoted: bool = True
     blanks: bool = False  # after each delimiter
+    escaped: bool = False  # a quote within a quoted cell stands behind a backslash, as Spark and MySQL write it
     note: str = ""  # a decision that the user should hear of
 
     def reader(self, lines: Iterator[str]) -> Any:
         """A reader of rows."""
         csv.field_size_limit(1 << 30)  # a long text is no error
         return csv.reader(
-            lines,
+            map(_doubled, lines) if self.escaped else lines,
             delimiter=self.delimiter,
             quoting=csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE,
             skipinitialspace=self.blanks,
@@ -56,6 +58,7 @@ class _Fit:
     """How well a delimiter fits a file, with quotes and without."""
 
     delimiter: str
+    escaped: bool = False
     width: int = 0
     plain: bool = True
     quoted: bool = True
@@ -86,10 +89,15 @@ def find_dialect(path: str, lines: Lines, suffix: str, reading: Mapping[str, str
         dialect = Dialect(default, quoting != "none")
     else:
         fit = _best_fit(lines, [delimiter] if delimiter else _candidates(first, default), quoting)
-        decided = quoting != "auto" or not has_quotes
-        dialect = Dialect(fit.delimiter, quoting != "none") if decided else _decided(path, fit)
+        plainly = quoting != "auto" or not has_quotes or fit.escaped
+        dialect = Dialect(fit.delimiter, quoting != "none", escaped=fit.escaped) if plainly else _decided(path, fit)
     mark = dialect.delimiter
     return replace(dialect, blanks=first.count(mark) == first.count(mark + " ") > 0)
+
+
+def _doubled(line: str) -> str:
+    """A line whose quotes behind a backslash are doubled instead."""
+    return _ESCAPED.sub(lambda match: '""' if match[1] == '"' else "\\", line) if "\\" in line else line
 
 
 def _first_line(lines: Lines) -> str:
@@ -110,13 +118,17 @@ def _candidates(first: str, default: str) -> list[str]:
 
 
 def _best_fit(lines: Lines, candidates: list[str], quoting: str) -> _Fit:
-    """The first candidate with which every line has as many cells as the header; the first one where none has."""
+    """The first candidate with which every line has as many cells as the header; the first one where none has.
+
+    Quotes behind a backslash are looked for last.
+    """
     fits = []
-    for delimiter in candidates:
-        fit = _fit(lines(), delimiter)
-        if (fit.quoted and quoting != "none") or (fit.plain and quoting != "csv"):
-            return fit
-        fits.append(fit)
+    for escaped in (False, True) if quoting == "auto" else (quoting == "backslash",):
+        for delimiter in candidates:
+            fit = _fit(lines(), delimiter, escaped)
+            if (fit.quoted and quoting != "none") or (fit.plain and quoting in ("auto", "none")):
+                return fit
+            fits.append(fit)
     return fits[0]
 
 
@@ -140,9 +152,9 @@ def _decided(path: str, fit: _Fit) -> Dialect:
     return Dialect(fit.delimiter)
 
 
-def _fit(lines: Iterator[str], delimiter: str) -> _Fit:
+def _fit(lines: Iterator[str], delimiter: str, escaped: bool) -> _Fit:
     """Read a file both ways at once: with quotes by `csv`, and without by counting delimiters in each line."""
-    fit, pending = _Fit(delimiter), []
+    fit, pending = _Fit(delimiter, escaped), []
 
     def watched() -> Iterator[str]:
         for line in lines:
@@ -151,7 +163,7 @@ def _fit(lines: Iterator[str], delimiter: str) -> _Fit:
             if len(pending) > LONGEST_SPAN:
                 raise csv.Error("a quoted cell without an end")
 
-    reader, width, row, done = Dialect(delimiter).reader(watched()), 0, 0, 0
+    reader, width, row, done = Dialect(delimiter, escaped=escaped).reader(watched()), 0, 0, 0
     try:
         for cells in reader:
             if len(pending) > 1 and len(fit.spans) < SHOWN_SPANS:

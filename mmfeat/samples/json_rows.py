@@ -33,7 +33,7 @@ def read_json(
     is_lines = _is_whole(first.lstrip(_BLANK).partition("\n")[0])
     values = _read_lines(path, pieces) if is_lines else _read_values(path, pieces)
     alone = list(islice(values, 2)) if first.lstrip(_BLANK).startswith("{") else []
-    rows = _unwrapped(alone[0], columns) if len(alone) == 1 else chain(alone, values)
+    rows = _unwrapped(path, alone[0], columns) if len(alone) == 1 else chain(alone, values)
     for line, row in rows:
         if not isinstance(row, dict):
             raise DataError(f"{path}:{line}: {JSON_KINDS[type(row)]}; one object a line is expected, {{...}}")
@@ -94,20 +94,26 @@ def _read_values(path: str, pieces: Iterator[str]) -> Iterator[tuple[int, Any]]:
         line, place, wanted = line + text.count("\n", place, end), end, 1
 
 
-def _unwrapped(only: tuple[int, Any], columns: Collection[str]) -> Iterator[tuple[int, Any]]:
+def _unwrapped(path: str, only: tuple[int, Any], columns: Collection[str]) -> Iterator[tuple[int, Any]]:
     """The rows in an object that is alone in a file; the object itself where it is a row or holds none."""
     value = only[1]
     if not isinstance(value, dict) or any(isinstance(value.get(name), str) for name in (*columns, *_CELLS)):
         return iter([only])
-    lists = [item for item in value.values() if isinstance(item, list) and item and isinstance(item[0], dict)]
+    lists = {name: item for name, item in value.items() if isinstance(item, list) and item and _is_object(item[0])}
+    if len(lists) > 1:
+        raise DataError(f"{path}: {' and '.join(lists)} are lists of objects; write the one that is meant to a file")
     if lists:
-        rows: list[Any] = max(lists, key=len)
-    elif value and all(isinstance(item, dict) for item in value.values()):
+        rows: list[Any] = next(iter(lists.values()))
+    elif value and all(map(_is_object, value.values())):
         is_by_column = set(value) & {*columns, *_CELLS}
         rows = _by_column(value) if is_by_column else [{"id": id, **row} for id, row in value.items()]
     else:
         return iter([only])
     return ((number, row) for number, row in enumerate(rows, 1))
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
 def _by_column(value: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -64,7 +64,7 @@ class SampleRows:
     def columns(self) -> dict[str, str]:
         """The names in the table of id, text, image and label; those that are not there are left out."""
         names, named = self.table.names, {column: self._named[column] for column in COLUMNS if column in self._named}
-        if named and all(map(str.isdecimal, named.values())) and not set(named.values()) & set(names):
+        if self._is_numbered:
             if odd := [name for name in named.values() if not 0 < int(name) <= len(names)]:
                 raise DataError(
                     f"{self.table.data}: no column {', '.join(odd)}; a row has {counted(len(names), 'cell')}"
@@ -78,6 +78,12 @@ class SampleRows:
             remedy = _remedy(names, columns, named)
             raise DataError(f"{self.table.data}: no column {', '.join(missing)} among {', '.join(names)}; {remedy}")
         return {column: name for column, name in columns.items() if name is not None}
+
+    @property
+    def _is_numbered(self) -> bool:
+        """Whether the user names all columns by number, since the file has no header."""
+        named = {self._named[column] for column in COLUMNS if column in self._named}
+        return bool(named) and all(map(str.isdecimal, named)) and not named & set(self.table.names)
 
     @cached_property
     def id_column(self) -> str:
@@ -103,6 +109,8 @@ class SampleRows:
     def notes(self) -> list[str]:
         """What the user should hear of, after a pass over the rows."""
         notes = [*self.table.notes, *self.table.decoder.notes]
+        if self._is_numbered:
+            notes.append("columns are numbered: the first line is a row and not names")
         if "label" not in self.columns and self.unused:
             label = _usual("label", self.unused) or "..."
             notes.append(f"no column of labels among {', '.join(self.unused)}; {_flag({'label': label})} names one")

@@ -60,6 +60,15 @@ def test_what_csv_writes_is_read_as_written(tmp_path: Path, mark: str, seed: int
     assert read(path) == rows
 
 
+def test_quotes_behind_a_backslash(tmp_path: Path) -> None:
+    """As Spark and MySQL write them."""
+    path = tmp_path / "t.csv"
+    path.write_text('id,text,label\n1,"he said \\"hi\\", so",x\n2,"C:\\\\new\n\\"b\\"",y\n3,"a, b",x\n')
+    expected = ['he said "hi", so', 'C:\\new\n"b"', "a, b"]
+    assert [text for _, text, _ in read(path)] == expected
+    assert [text for _, text, _ in read(path, quoting="backslash")] == expected
+
+
 def test_a_cell_with_lines_like_rows_is_told(tmp_path: Path) -> None:
     """The file needs its quotes, and one quote swallows rows."""
     lines = ["id,text,label", *(f'{n},"a, b {n}",x' for n in range(5)), '5,"so happy,x', "6,fine,x", '7,sad",x']
@@ -118,7 +127,7 @@ def test_named_delimiter_and_quoting(tmp_path: Path) -> None:
     assert read(path, quoting="none")[2][1] == '"whole"'
     for named, message in (
         ({"delimiter": "ab"}, "--delimiter ab: one character, or one of tab, "),
-        ({"quoting": "x"}, "auto, csv, none"),
+        ({"quoting": "x"}, "auto, csv, backslash, none"),
     ):
         with pytest.raises(DataError, match=message):
             read(path, **named)

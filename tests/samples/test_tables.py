@@ -122,6 +122,12 @@ def test_json_in_any_arrangement(tmp_path: Path, suffix: str, content: str) -> N
     assert [row for _, row in Table(tmp_path / f"t{suffix}").rows()] == ROWS
 
 
+def test_several_lists_in_one_object_are_not_guessed(tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text(json.dumps({"train": ROWS, "test": ROWS}))
+    with pytest.raises(DataError, match=r"t.json: train and test are lists of objects; write the one that is meant"):
+        read_samples(tmp_path / "t.json")
+
+
 def test_one_object_with_cells_is_one_row(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"id": "1", "text": "a", "entities": [{"name": "b"}]}\n')
     assert texts(tmp_path / "t.jsonl") == ["a"]
