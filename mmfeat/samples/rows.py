@@ -31,6 +31,7 @@ USUAL = {
     "img_url url",
     "label": "label class category target tag sentiment labels gold_label genre topic emotion intent label_text y",
 }
+VAGUE = ("url", "path", "file", "name", "index", "key")  # proposed only where nothing else is there to be read
 _WHOLE = re.compile(r"-?\d+\.0+")
 _PHOTO_NAME = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)$", re.IGNORECASE)
 
@@ -111,9 +112,13 @@ class SampleRows:
         notes = [*self.table.notes, *self.table.decoder.notes]
         if self._is_numbered:
             notes.append("columns are numbered: the first line is a row and not names")
+        plain = [name for name in self.unused if name.casefold() not in VAGUE]
+        absent = _proposal([column for column in COLUMNS[1:] if column not in self.columns], plain)
         if "label" not in self.columns and self.unused:
-            label = _usual("label", self.unused) or "..."
-            notes.append(f"no column of labels among {', '.join(self.unused)}; {_flag({'label': label})} names one")
+            absent.setdefault("label", "...")
+        if absent:
+            named = {column: self._named[column] for column in COLUMNS if column in self._named}
+            notes.append(f"no {', '.join(absent)} is read; {_flag(named | absent)} names columns")
         if "id" not in self.columns and self.table.names:
             made = "numbers of rows" if self.id_column == ROW_NUMBER else f"names of photos in {self.id_column}"
             usual = _usual("id", self.unused)
@@ -192,12 +197,12 @@ def _find(wanted: str, names: Collection[str]) -> str | None:
 def _usual(column: str, names: Iterable[str]) -> str | None:
     """The name among `names` that people most likely give a column."""
     writable = [name for name in names if not {",", "="} & set(name)]
-    plain = {re.sub(r"\W+", "_", name.casefold()).strip("_"): name for name in writable}
+    plain = {re.sub(r"\W+", "_", name.casefold()).strip("_"): name for name in reversed(writable)}
     usual = USUAL[column].split()
     for name in usual:
         if name in plain:
             return plain[name]
-    words = {word: name for key, name in reversed(plain.items()) for word in key.split("_")}
+    words = {word: name for key, name in plain.items() for word in key.split("_")}
     return next((words[name] for name in usual if name in words), None)
 
 
@@ -210,18 +215,24 @@ def _remedy(names: Collection[str], columns: Mapping[str, str | None], named: Ma
         numbers = {"image": str(photo), **dict(zip(("text", "label"), map(str, rest), strict=False))}
         return f"the first line is a row, not names; number the columns, {_flag(numbers)}, or write a line of names"
     left = [name for name in names if name not in columns.values()]
-    proposal: dict[str, str] = {}
-    for column in COLUMNS:
-        if found := columns[column]:
-            proposal |= {column: found} if found != column else {}
-        elif usual := _usual(column, left):
-            proposal |= {column: usual} if usual != column else {}
-            left.remove(usual)
+    found = {column: name for column, name in columns.items() if name is not None}
+    proposal = found | _proposal([column for column in COLUMNS if columns[column] is None], left)
+    proposal = {column: name for column, name in proposal.items() if name != column}
     if not proposal and {"text", "image"} & {*names}:
         return "leave --columns out, or name others"
     if {"text", "image"} & {*proposal, *names}:
         return f"say {_flag(proposal)}, or name others"
     return "name yours with --columns id=...,text=...,image=...,label=..."
+
+
+def _proposal(columns: Iterable[str], names: Collection[str]) -> dict[str, str]:
+    """For each of some columns the name that people most likely give it; none twice."""
+    left, proposal = list(names), dict[str, str]()
+    for column in columns:
+        if usual := _usual(column, left):
+            proposal[column] = usual
+            left.remove(usual)
+    return proposal
 
 
 def _flag(columns: Mapping[str, str]) -> str:

@@ -52,7 +52,13 @@ def test_capitals_and_blanks_do_not_matter(tmp_path: Path, header: str) -> None:
 def test_two_columns_that_differ_in_capitals_are_not_guessed(tmp_path: Path) -> None:
     samples = read_samples(table(tmp_path / "t.csv", "id,text,Label,LABEL", "7,a,x,y"))
     assert samples.samples[0].label is None
-    assert samples.notes == ("no column of labels among Label, LABEL; --columns label=LABEL names one",)
+    assert samples.notes == ("no label is read; --columns label=Label names columns",)
+
+
+def test_columns_that_are_not_read_are_proposed_with_those_that_are(tmp_path: Path) -> None:
+    path = table(tmp_path / "t.csv", "id,title,img,category,other", "7,a,b,c,d")
+    (note,) = read_samples(path, {"text": "title"}).notes
+    assert note == "no image, label is read; --columns text=title,image=img,label=category names columns"
 
 
 def test_ids_are_photos_where_each_row_names_another(tmp_path: Path) -> None:
