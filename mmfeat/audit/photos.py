@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
+from unicodedata import normalize
 
 import numpy as np
 
@@ -144,7 +145,7 @@ def stray_files(samples: SampleSet) -> list[str]:
     folder = Path(samples.source) / "data"
     if is_remote(samples.source) or not (Path(samples.source).is_dir() and folder.is_dir()):
         return []
-    ids = {sample.id for sample in samples}
+    ids = {normalize("NFC", sample.id) for sample in samples}
     photos = {sample.image.name for sample in samples if sample.image}
     names = sorted(entry.name for entry in os.scandir(folder))
     return [name for name in names if not _is_used(Path(name), ids, photos)]
@@ -152,4 +153,4 @@ def stray_files(samples: SampleSet) -> list[str]:
 
 def _is_used(path: Path, ids: set[str], photos: set[str]) -> bool:
     suffix = path.suffix.lower()
-    return path.name in photos if suffix in IMAGE_SUFFIXES else suffix == ".txt" and path.stem in ids
+    return path.name in photos if suffix in IMAGE_SUFFIXES else suffix == ".txt" and normalize("NFC", path.stem) in ids
