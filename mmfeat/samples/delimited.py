@@ -69,10 +69,12 @@ class _Fit:
     def is_rows(self, span: _Span) -> bool:
         """Whether each line of a span alone is a row like the others: in its width, and in its cells without text."""
         rows = [line.rstrip("\r\n").split(self.delimiter) for line in span.lines if line.strip()]
-        told = [column for column, shapes in enumerate(self.shapes) if len(shapes) <= FEW_SHAPES and _are_words(shapes)]
-        if self.width < 2 or any(len(row) != self.width for row in rows) or not told:
+        if self.width < 2 or any(len(row) != self.width for row in rows):
             return False
-        return all(_shape(row[column].strip('"')) in self.shapes[column] for row in rows for column in told)
+        opening = next((column for column, cell in enumerate(rows[0]) if cell.count('"') % 2), -1)
+        shapes = self.shapes or [{_shape(cell)} for cell in rows[0]]  # without other rows, like the first one
+        told = [n for n, known in enumerate(shapes) if n != opening and len(known) <= FEW_SHAPES and _are_words(known)]
+        return bool(told) and all(_shape(row[column].strip('"')) in shapes[column] for row in rows for column in told)
 
 
 def find_dialect(path: str, lines: Lines, suffix: str, reading: Mapping[str, str], has_quotes: bool) -> Dialect:

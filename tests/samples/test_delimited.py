@@ -53,11 +53,32 @@ def test_what_csv_writes_is_read_as_written(tmp_path: Path, mark: str, seed: int
     """Cells with quotes, delimiters and ends of lines in any place; most of the lines are no rows by themselves."""
     draw = random.Random(seed)
     parts = ["so", '"', ",", "\t", "|", ";", "\n", "\r\n", "happy day", '""', " ", "a,b,c,d"]
-    rows = [(str(n), "x" + "".join(draw.choices(parts, k=8)), "ab"[n % 2]) for n in range(200)]
     path = tmp_path / "t.csv"
-    with path.open("w", newline="") as file:
-        csv.writer(file, delimiter=mark).writerows([("id", "text", "label"), *rows])
-    assert read(path) == rows
+    for count in (2, 5, 12, 200):
+        rows = [(str(n), "x" + "".join(draw.choices(parts, k=8)), "ab"[n % 2]) for n in range(count)]
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file, delimiter=mark, quoting=draw.choice((csv.QUOTE_MINIMAL, csv.QUOTE_ALL)))
+            writer.writerows([("id", "text", "label"), *rows])
+        assert read(path) == rows
+
+
+@pytest.mark.parametrize("mark", [",", "\t", "|", ";"])
+def test_what_is_written_without_quoting_keeps_its_rows(tmp_path: Path, mark: str) -> None:
+    """Texts with quotes in any place; a text that is quoted as a whole may lose its quotes."""
+    path = tmp_path / "t.csv"
+    for seed in range(100):
+        draw = random.Random(seed)
+        texts = [
+            draw.choice(("", '"')) + "x" + "".join(draw.choices(["so", '"', "happy day", '""', " ", "'"], k=5)).rstrip()
+            for _ in range(draw.choice((2, 3, 5, 40)))
+        ]
+        rows = [(f"s{n}", text, "ab"[n % 2]) for n, text in enumerate(texts)]
+        path.write_text("\n".join(map(mark.join, [("id", "text", "label"), *rows])) + "\n")
+        found = read(path)
+        assert [(id, label) for id, _, label in found] == [(id, label) for id, _, label in rows]
+        assert all(
+            text in (row[1], row[1][1:-1].replace('""', '"')) for (_, text, _), row in zip(found, rows, strict=True)
+        )
 
 
 def test_quotes_behind_a_backslash(tmp_path: Path) -> None:
