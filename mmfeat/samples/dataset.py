@@ -24,14 +24,12 @@ from mmfeat.samples.contents import MemoryFile
 from mmfeat.samples.encodings import Decoder, decode_text, is_utf8
 from mmfeat.samples.labels import is_missing, missing_note, no_labels
 from mmfeat.samples.rows import NO_LABELS, Cells, SampleRows
-from mmfeat.samples.table_files import SUFFIXES, shards_in, table_name, table_suffix
+from mmfeat.samples.table_files import SUFFIXES, TEST_LIST, TRAIN_LIST, shards_in, table_name, table_suffix
 from mmfeat.system.remote import RemoteFile, exists, is_remote
 
 MODALITIES = ("text", "image")
 PART = {"text": "text", "image": "photo"}  # the word for a modality in messages
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-TRAIN_LIST = "train.txt"
-TEST_LIST = "test_without_label.txt"
 KEY_LENGTH = 32
 Photo: TypeAlias = "Path | RemoteFile | MemoryFile"
 

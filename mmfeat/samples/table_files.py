@@ -19,6 +19,8 @@ DELIMITED = (".csv", ".tsv", ".psv", ".txt")
 JSON = (".jsonl", ".ndjson", ".json")
 BINARY = (".parquet", ".feather", ".arrow", ".xlsx")
 SUFFIXES = (*DELIMITED, *JSON, *BINARY)
+TRAIN_LIST = "train.txt"  # the lists of a folder of texts and photos
+TEST_LIST = "test_without_label.txt"
 PIECE = 1 << 20  # bytes of a file that are read at a time
 
 
@@ -38,7 +40,9 @@ def shards_in(folder: str | Path) -> list[str]:
     names = sorted(name for name in os.listdir(folder) if not name.startswith((".", "_")))
     tables = [name for name in names if table_suffix(name) in SUFFIXES and table_suffix(name) != ".txt"]
     alike = {re.sub(r"\d+", "#", name) for name in tables}
-    if len(alike) != 1 or (len(tables) == 1 and ("#" not in alike.pop() or table_suffix(tables[0]) not in BINARY)):
+    has_lists = {TRAIN_LIST, TEST_LIST} & {*names}
+    is_single = len(tables) == 1 and (tables[0] in alike or table_suffix(tables[0]) not in BINARY)
+    if has_lists or len(alike) != 1 or is_single:
         return []
     return [os.path.join(folder, name) for name in tables]
 

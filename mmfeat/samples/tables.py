@@ -58,12 +58,14 @@ class Table:
 
         Raises `DataError` for a list or an object in one of `columns`.
         """
-        dialects = self.dialects  # found before a pass, since to find them is to read lines
+        self.dialects  # noqa: B018  found before a pass, since to find them is to read lines
         self.decoder.counts.clear()
         for file in self.files:
             reader = READERS[table_suffix(file)]
             with _broken_files(file):
-                for line, row in reader(self, file, columns):
+                for number, (line, row) in enumerate(reader(self, file, columns)):
+                    if number == 0 and file != self.files[0] and table_suffix(file) not in JSON:
+                        self._check_shard(file, row, columns)
                     for name in columns:
                         if isinstance(value := row.get(name), (dict, list)):
                             kind = "a list" if isinstance(value, list) else "an object"
@@ -74,7 +76,10 @@ class Table:
                     # Most of the cells, which may be millions, are plain text and stay as they are.
                     cells = {n: v if v.__class__ is str and v.isascii() and v else _cell(v) for n, v in row.items()}
                     yield f"{file}:{line}", cells
-        del dialects
+
+    def _check_shard(self, file: str, row: Mapping[str, object], columns: Collection[str]) -> None:
+        if missing := [name for name in columns or self.names if name not in row]:
+            raise DataError(f"{file}: no column {', '.join(missing)}, which {self.files[0]} has; name other files")
 
     @cached_property
     def dialects(self) -> dict[str, Dialect]:

@@ -92,6 +92,22 @@ def test_a_folder_of_other_tables_is_no_table(tmp_path: Path) -> None:
         read_samples(tmp_path)
 
 
+def test_lists_of_a_folder_come_before_its_tables(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "train.txt").write_text("1,up\n2,down\n")
+    for number in range(2):
+        write(tmp_path / f"folds{number}.csv")
+    assert read_samples(tmp_path).classes == ("down", "up")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "xlsx"])
+def test_a_shard_without_a_column_is_told(tmp_path: Path, suffix: str) -> None:
+    for number, name in enumerate(("text", "body")):
+        write(tmp_path / f"p{number}.{suffix}", [{"id": str(number), name: "a", "label": "x"}])
+    with pytest.raises(DataError, match=rf"p1.{suffix}: no column text, which .*p0.{suffix} has; name other files"):
+        read_samples(tmp_path)
+
+
 def test_ids_of_shards_without_ids_name_the_file(tmp_path: Path) -> None:
     for number in range(2):
         write(tmp_path / f"p{number}.parquet", [{"text": f"text {number}"}])
