@@ -192,7 +192,7 @@ def pairs_of(given: argparse.Namespace) -> list[Sample]:
 
 
 def _opens(photo: bytes) -> bool:
-    from mmfeat.samples.contents import decode_image
+    from mmfeat.samples.photos import decode_image
 
     return decode_image(photo)[0] is not None
 

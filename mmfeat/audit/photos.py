@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import warnings
 from collections.abc import Sequence
@@ -14,9 +13,9 @@ from unicodedata import normalize
 import numpy as np
 
 from mmfeat.extraction.reader import prefetch
-from mmfeat.samples.contents import decode_image
 from mmfeat.samples.dataset import IMAGE_SUFFIXES, KEY_LENGTH, Sample, SampleSet, content_key
 from mmfeat.samples.keys import DRAFT_SIDE, SIDE, ContentKeys, hash_photo
+from mmfeat.samples.photos import Decoding, decode_image, orientation, read_photo
 from mmfeat.system.remote import is_remote
 from mmfeat.system.wording import Progress
 
@@ -33,7 +32,6 @@ MOST_ASPECT = 4.0  # encoders cut a square out of the middle, which is a quarter
 FAINTEST_SPREAD = 3.0  # standard deviation of the grey levels of a small version, of 255
 MOST_PIXELS = 50_000_000
 PLAIN_MODES = ("RGB", "L")
-ORIENTATION = 0x0112
 FORMATS = {".jpg": ("JPEG", "MPO"), ".jpeg": ("JPEG", "MPO"), ".png": ("PNG",), ".webp": ("WEBP",), ".gif": ("GIF",)}
 AHEAD = 64  # photos read in advance
 
@@ -102,7 +100,7 @@ def inspect_photo(sample: Sample) -> PhotoFacts:
 
 def _undecoded(data: bytes) -> tuple[Oddity, ...]:
     """The oddity of a photo without a hash: the photo cannot be decoded or shows one plain area."""
-    image, reason = decode_image(data, DRAFT_SIDE)
+    image, reason = decode_image(data, Decoding(DRAFT_SIDE))
     if image is not None:
         spread = float(np.asarray(image.convert("L").resize((SIDE, SIDE))).std())
         return ((FLAT, "hardly anything is to be seen"),) if spread < FAINTEST_SPREAD else ()
@@ -111,11 +109,8 @@ def _undecoded(data: bytes) -> tuple[Oddity, ...]:
 
 def _header(data: bytes, suffix: str) -> tuple[tuple[int, int] | None, tuple[Oddity, ...]]:
     """Size and oddities of a photo that its header tells, without decoding."""
-    from PIL import Image
-
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.size, tuple(_oddities(image, suffix))
+        return read_photo(data, lambda image: (image.size, tuple(_oddities(image, suffix))))
     except MemoryError:
         raise  # the machine is at fault, not the photo
     except Exception:  # a broken file may raise any error; `_undecoded` names the fault
@@ -127,14 +122,14 @@ def _oddities(image: Image.Image, suffix: str) -> list[Oddity]:
     short, long = sorted(image.size)
     kind = str(image.format)
     frames = getattr(image, "n_frames", 1) if kind != "MPO" else 1
-    turn = image.getexif().get(ORIENTATION, 1)
+    turn = orientation(image)
     checks = [
         (short < SMALLEST_SIDE, TINY, f"{width} x {height} pixels"),
         (long > MOST_ASPECT * short, EXTREME, f"{width} x {height} pixels"),
         (width * height > MOST_PIXELS, HUGE, f"{width} x {height} pixels"),
         (image.mode not in PLAIN_MODES, COLOURS, f"{image.mode}, not RGB"),
         (frames > 1, ANIMATED, f"{frames} frames, the first counts"),
-        (turn not in (0, 1), TURNED, f"EXIF orientation {turn}; encoders see the pixels as they are stored"),
+        (turn != 1, TURNED, f"EXIF orientation {turn}; encoders see it upright, unless --exif stored"),
         (kind not in FORMATS.get(suffix, (kind,)), MISNAMED, f"{kind} in a file named {suffix}"),
     ]
     return [(what, detail) for is_odd, what, detail in checks if is_odd]

@@ -29,7 +29,7 @@ FLAGS = {
     **dict.fromkeys(("input_size", "size", "crop", "crop_size", "resize"), "--image-size"),
     **{name: f"--{name.replace('_', '-')}" for name in ("cleaning", "max_length", "layers", "prompt", "truncate_dim")},
     "view": "--views",
-    "draft": "--draft",
+    **{name: f"--{name}" for name in ("draft", "exif", "background")},
     "remote_code": "--trust-remote-code",
 }
 

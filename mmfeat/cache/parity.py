@@ -11,8 +11,9 @@ import numpy as np
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import Tower, load_reference
 from mmfeat.encoders.spec import EncoderSpec
-from mmfeat.samples.contents import augment, decode_image
+from mmfeat.samples.contents import augment
 from mmfeat.samples.dataset import Sample, SampleSet
+from mmfeat.samples.photos import decode_image
 from mmfeat.system.wording import Progress, Silent
 
 # Promises: float32 values deviate by 1e-5 at most, relative to the row's largest value if that is above 1. Rows in half
@@ -64,7 +65,7 @@ def _content(sample: Sample, spec: EncoderSpec, key: bytes) -> Any:
     if spec.modality == "text":
         return sample.text
     assert sample.image is not None  # only samples with a cached picture are compared
-    picture, _ = decode_image(sample.image.read_bytes(), spec.draft)
+    picture, _ = decode_image(sample.image.read_bytes(), spec.decoding)
     assert picture is not None
     return augment(picture, spec.view, key)
 

@@ -95,6 +95,9 @@ def extract(context: typer.Context, **given: Any) -> None:
         return
     result = extract_features(data, encoders, engine=engine, ray_address=ray_address, **asked)
     show_extraction(result)
+    photos = [tower.spec for tower in result.towers if tower.spec.modality == "image"]
+    if any(spec.decoding.is_plain for spec in photos) and "auto" in (values["exif"], values["background"]):
+        out.print("photos count as stored, as before; --exif upright --background white shows them as people see them")
     elsewhere = f" --cache {shlex.quote(cache)}" if cache != "cache" else ""
     few = len(result.samples.labels) < 2  # heads cannot be trained on them
     out.print(f"next: mmfeat {'predict' if few else 'heads'} --data {shlex.quote(data)}{elsewhere}")
@@ -245,7 +248,7 @@ def remedies_left(result: Extraction, modality: str) -> set[str]:
         "remote": is_remote(result.samples.source),
         "ray": local,
         "workers": local and 0 < result.settings.workers < cpu_count(),
-        "draft": modality == "image" and not any(tower.spec.draft for tower in towers),
+        "draft": modality == "image" and not any(tower.spec.decoding.draft for tower in towers),
         "half": any(_could_be_half(tower, device) for tower in torch),
         **{gpu: bool(torch) and device == "cpu" and local for gpu in gpus_seen()},
     }

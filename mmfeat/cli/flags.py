@@ -59,6 +59,7 @@ Seed = option("Fixes everything that is random.", int, "--seed", least=0)
 _OUTPUTS = "pooled, tokens, prefix:N (input of the N-th last layer), bert=tokens, ..."
 _CLEANING = "Text cleaning: auto (tweet for tweets), tweet, tweet-cased or none; st=none, ..."
 _DRAFT = "Decode large JPEGs reduced, with no less than so many pixels; 0 in full."
+_BACKGROUND = "Of transparent photos: white, #rrggbb, or none; auto: as before, else white."
 _ENCODER_FLAGS: dict[str, tuple[Any, str, int | None, Any]] = {
     "dtype": (str, "Arithmetic: auto, float32, bfloat16 or float16.", None, "auto"),
     "cleaning": (str, _CLEANING, None, "auto"),
@@ -77,6 +78,8 @@ _ENCODER_FLAGS: dict[str, tuple[Any, str, int | None, Any]] = {
     "outputs": (str, _OUTPUTS, None, "pooled"),
     "views": (int, "Augmented views of each photo, beside the plain one.", 0, 0),
     "draft": (int, _DRAFT, 0, 0),
+    "exif": (str, "Photos: upright as EXIF says, or stored; auto: as before, else upright.", None, "auto"),
+    "background": (str, _BACKGROUND, None, "auto"),
 }
 
 

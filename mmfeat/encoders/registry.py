@@ -130,7 +130,7 @@ def describe_encoders(requests: list[str], options: EncoderOptions) -> list[Towe
         own_names = _names(request, family)
         own = options.named(own_names)
         described = [_cleaned(spec, request) for spec in family.describe(*_split(request), own)]
-        bases = [spec.drafted(options.draft) for spec in described]
+        bases = [spec.decoded(options.decoding) for spec in described]
         specs = [spec for base in bases for spec in _outputs(base, options, family.open_towers is not None)]
         for spec in specs:
             towers.setdefault(spec.fingerprint, Tower(request, spec))

@@ -18,6 +18,7 @@ import numpy as np
 
 from mmfeat.errors import ConfigError
 from mmfeat.samples.contents import CLEANING
+from mmfeat.samples.photos import NONE, STORED, UPRIGHT, WHITE, Decoding
 from mmfeat.system.files import canonical_json
 from mmfeat.system.hardware import DTYPES
 
@@ -32,6 +33,10 @@ NAMED = (
 # Options and fields of a spec that the first version lacked, with their defaults: what holds them is named as before.
 LATER: dict[str, Any] = {"prompt": "", "truncate_dim": 0, "layers": 1, "remote_code": 0}
 LATER |= {"image_size": OF_MODEL, "image_pooling": OF_MODEL}
+# What earlier versions did, without these options. As keys of a preprocessing they are left out with these values.
+BEFORE = {"exif": STORED, "background": NONE}
+LATER |= BEFORE
+AUTO = "auto"  # the value of an option that the data set or the machine decides
 NUMBERS = (  # option -> its least value, and what it takes
     ("max_length", 0, "a number of tokens, or 0 for all"),
     ("truncate_dim", 0, "a number of dimensions, or 0 for all"),
@@ -39,6 +44,8 @@ NUMBERS = (  # option -> its least value, and what it takes
 )
 DECIDED = "auto:"  # before the cleaning of options that was `auto`, which keeps the case of texts for a cased model
 DRAFT = "draft"
+SHOWN = {"exif": UPRIGHT, "background": WHITE}  # as people see photos
+BACKGROUND = re.compile("#[0-9a-f]{6}")
 TWO_TOWERS = ("clip", "hf")  # families whose towers are named by their modality
 VISION_TRANSFORMERS = ("vit", "deit", "beit", "eva")
 SIZE = re.compile(r"([1-9]\d*)(?:x([1-9]\d*))?")
@@ -100,14 +107,15 @@ class EncoderSpec:
 
     @property
     def transform(self) -> str:
-        """Canonical JSON of the preprocessing without the draft: that of the model's own library."""
+        """Canonical JSON of the preprocessing without the decoding: that of the model's own library."""
         steps = json.loads(self.preprocessing or "{}")
-        return canonical_json({name: steps[name] for name in steps if name != DRAFT}) if steps else ""
+        return canonical_json({name: steps[name] for name in steps if name not in (DRAFT, *BEFORE)}) if steps else ""
 
     @property
-    def draft(self) -> int:
-        """Pixels that the short side of a JPEG keeps when it is decoded at a reduced size; 0 decodes in full."""
-        return int(json.loads(self.preprocessing or "{}").get(DRAFT, 0))
+    def decoding(self) -> Decoding:
+        """How the bytes of a photo become the picture that is prepared for the model."""
+        steps = {DRAFT: 0, **BEFORE, **json.loads(self.preprocessing or "{}")}
+        return Decoding(int(steps[DRAFT]), *(steps[name] for name in BEFORE))
 
     @property
     def image_size(self) -> tuple[int, int] | None:
@@ -126,11 +134,14 @@ class EncoderSpec:
             return replace(self, output=output, layer=layer)
         return replace(self, output=output, layer=layer, pooling="none", layers=1)
 
-    def drafted(self, pixels: int) -> EncoderSpec:
-        """The spec with a draft of so many pixels, which changes vectors a little."""
-        if not pixels or self.modality != "image":
+    def decoded(self, decoding: Decoding) -> EncoderSpec:
+        """The spec of an encoder of photos with another decoding; that of an encoder of texts as it is."""
+        if self.modality != "image":
             return self
-        return replace(self, preprocessing=canonical_json({**json.loads(self.preprocessing), DRAFT: pixels}))
+        asked = {name: value for name, value in asdict(decoding).items() if value not in (0, BEFORE.get(name))}
+        steps = {**json.loads(self.transform or "{}"), **asked}
+        same = steps == json.loads(self.preprocessing or "{}")
+        return self if same else replace(self, preprocessing=canonical_json(steps))
 
     @property
     def name(self) -> str:
@@ -195,6 +206,11 @@ def _entries(option: str) -> list[str]:
     return entries
 
 
+def stated_options(values: Any) -> Any:
+    """The plain values of options, with what an earlier version did in place of those that it lacked."""
+    return {**BEFORE, **values} if isinstance(values, dict) else values
+
+
 @dataclass(frozen=True)
 class EncoderOptions:
     """Options of all encoders of a call.
@@ -213,7 +229,9 @@ class EncoderOptions:
     `convolutional_dtype` is the arithmetic of convolutional models where `auto` chose another one for them.
     `outputs` are `pooled`, `tokens` and `prefix:N` (input of the N-th layer from the end) of all encoders, or as
     `NAME=OUTPUT`. `views` is the number of augmented views of each image beside the plain one. With `draft` large JPEGs
-    are decoded at a reduced size, whose short side keeps that many pixels.
+    are decoded at a reduced size, whose short side keeps that many pixels. `exif` is auto, upright or stored, and
+    `background` auto, white, none or `#rrggbb`, as `Decoding` explains; auto is what the data set was extracted with
+    before, else upright and white.
     """
 
     dtype: str = "auto"
@@ -229,6 +247,8 @@ class EncoderOptions:
     image_size: str = OF_MODEL
     image_pooling: str = OF_MODEL
     layers: int | str = 1
+    exif: str = AUTO
+    background: str = AUTO
 
     def __post_init__(self) -> None:
         choices = {"dtype": DTYPES, "cleaning": CLEANINGS, "pooling": POOLINGS, "image_pooling": IMAGE_POOLINGS}
@@ -246,6 +266,9 @@ class EncoderOptions:
                     raise ConfigError(f"--{name.replace('_', '-')} {value}: use {usage}")
             if str(getattr(self, name)).isdecimal():
                 object.__setattr__(self, name, int(getattr(self, name)))  # a flag gives text
+        _check("exif", self.exif, (AUTO, UPRIGHT, STORED))
+        if self.background not in (AUTO, WHITE, NONE) and not BACKGROUND.fullmatch(self.background):
+            raise ConfigError(f"--background {self.background}: use auto, white, none or a colour as in #00ff7f")
         if self.views < 0:
             raise ConfigError(f"--views {self.views}: use 0 or more")
         if self.draft < 0:
@@ -273,6 +296,18 @@ class EncoderOptions:
             value = values.get(named, str(default))
             chosen[option] = int(value) if isinstance(default, int) else value
         return replace(self, **chosen)
+
+    @property
+    def decoding(self) -> Decoding:
+        """The decoding of photos that is asked for."""
+        asked = {name: getattr(self, name) for name in SHOWN}
+        return Decoding(self.draft, *(SHOWN[name] if value == AUTO else value for name, value in asked.items()))
+
+    def decided(self, before: EncoderOptions | None) -> EncoderOptions:
+        """The options with what photos were decoded by `before`, or are by default, in place of `auto`."""
+        known = SHOWN if before is None else {name: getattr(before, name) for name in SHOWN}
+        auto: dict[str, Any] = {name: value for name, value in known.items() if getattr(self, name) == AUTO}
+        return replace(self, **auto)
 
     @property
     def identity(self) -> dict[str, Any]:

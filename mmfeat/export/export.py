@@ -30,8 +30,8 @@ from mmfeat.extraction.extract import ExtractSettings, extract_samples
 from mmfeat.prediction.final_heads import EntryPredictor, read_for
 from mmfeat.runs.entry import Entry
 from mmfeat.runs.run import Run, checked_towers, choose_run
-from mmfeat.samples.contents import decode_image
 from mmfeat.samples.dataset import MODALITIES, Sample, SampleSet
+from mmfeat.samples.photos import Decoding, decode_image
 from mmfeat.system.files import new_folder, read_json, write_atomic, write_json
 from mmfeat.system.wording import Progress, Silent
 from mmfeat.version import __version__
@@ -209,7 +209,8 @@ def _write_model(
 def _checkable(ports: list[Port], samples: list[Sample], wanted: bool) -> tuple[str, list[dict[str, Any]]]:
     """(reason why no model can be written and checked, or "", contents to check the model with)."""
     reason = why_no_model(ports) if wanted else "it was left out"
-    contents = [] if reason else _contents(samples)
+    decoding = next((port.tower.spec.decoding for port in ports if port.tower.spec.modality == "image"), None)
+    contents = [] if reason else _contents(samples, decoding)
     if not reason and not contents:
         reason = "no sample has both a text and a photo to check it with"
     return reason, contents
@@ -244,14 +245,14 @@ def _output_names(towers: list[TowerInput]) -> list[str]:
     return ["probabilities", "chosen", *(f"{tower.port.name}_vectors" for tower in towers)]
 
 
-def _contents(samples: list[Sample]) -> list[dict[str, Any]]:
+def _contents(samples: list[Sample], decoding: Decoding | None) -> list[dict[str, Any]]:
     """Text and picture of a few samples that have both."""
     contents: list[dict[str, Any]] = []
     for sample in samples:
         if sample.text is None or sample.image is None or len(contents) == CHECKED_SAMPLES:
             continue
         try:
-            picture, _ = decode_image(sample.image.read_bytes())
+            picture, _ = decode_image(sample.image.read_bytes(), decoding)
         except OSError:
             continue
         if picture is not None:

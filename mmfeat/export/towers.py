@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -133,9 +133,11 @@ def _plain(tower: Tower) -> TorchTower:
 
 def _pixels(tower: TorchTower) -> dict[str, Any]:
     """The description, for JSON, of how a picture becomes the input of the graph."""
+    spec = tower.specs[0]
+    decoding = {"decoding": asdict(spec.decoding)}
     if not isinstance(tower.prepare, Pixels):
-        library = {"transform": tower.specs[0].transform}
-        return {"input": "float32 (B, 3, H, W): the library's own evaluation transform", **library}
+        library = {"transform": spec.transform}
+        return {"input": "float32 (B, 3, H, W): the library's own evaluation transform", **library, **decoding}
     from PIL import Image
 
     pixels = tower.prepare
@@ -144,4 +146,5 @@ def _pixels(tower: TorchTower) -> dict[str, Any]:
         "resize": pixels.resize,
         "resample": Image.Resampling(pixels.resample).name,
         "crop": pixels.crop,
+        **decoding,
     }

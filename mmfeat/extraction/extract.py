@@ -18,7 +18,7 @@ from typing import Any
 from mmfeat.cache.store import Cache
 from mmfeat.cache.writer import ShardWriter
 from mmfeat.encoders.registry import Tower, absolute_request, describe_encoders, is_torch, load_encoders
-from mmfeat.encoders.spec import OF_MODEL, EncoderOptions, EncoderSpec
+from mmfeat.encoders.spec import AUTO, OF_MODEL, EncoderOptions, EncoderSpec
 from mmfeat.errors import ConfigError
 from mmfeat.extraction.encode import BackgroundWriter, Batcher, Stage
 from mmfeat.extraction.missing import BlockPlan, Clocks, Counts, Item, Planner
@@ -29,6 +29,7 @@ from mmfeat.extraction.requests import (
     begin_request,
     decide_cleaning,
     remember_request,
+    request_before,
     resolve_options,
 )
 from mmfeat.samples.dataset import Overview, Sample, SampleSet, SampleSource
@@ -189,9 +190,9 @@ def prepare_extraction(
     source, options, encoders = SampleSource(data, columns), options or EncoderOptions(), list(encoders)
     source.check()
     decision = decide_cleaning(options, source, cache)
-    resolved = resolve_options(options, settings.device, decision)
+    resolved = resolve_options(options, settings.device, decision, request_before(source, cache))
     towers = describe_encoders(encoders, resolved)
-    _check_applies(towers, resolved, settings)
+    _check_applies(towers, options, settings)
     fingerprints = tuple(tower.spec.fingerprint for tower in towers)
     requests = [absolute_request(encoder) for encoder in encoders]
     request = Request(absolute(data), source.columns, requests, resolved, fingerprints, decision)
@@ -212,8 +213,9 @@ def _check_applies(towers: Sequence[Tower], options: EncoderOptions, settings: E
         raise ConfigError(f"--compile: there is no torch model in {names}; leave it out")
     if settings.compiled and not any(is_torch(t.request) and t.spec.output == "pooled" for t in towers):
         raise ConfigError("--compile: it applies to pooled vectors, and --outputs asks for none; leave it out")
-    for flag, value in (("--views", options.views), ("--draft", options.draft)):
-        if value and not any(tower.spec.modality == "image" for tower in towers):
+    for name in ("views", "draft", "exif", "background"):
+        flag, value = f"--{name}", getattr(options, name)
+        if value not in (0, AUTO) and not any(tower.spec.modality == "image" for tower in towers):
             raise ConfigError(f"{flag} {value}: it is about photos, and {names} takes none; leave it out")
     specs = [tower.spec for tower in towers if is_torch(tower.request)]
     photos = [spec for spec in specs if spec.modality == "image"]

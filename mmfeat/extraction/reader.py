@@ -23,8 +23,9 @@ from typing import Any, TypeVar
 from mmfeat.encoders.spec import Encoder
 from mmfeat.errors import DataError
 from mmfeat.extraction.missing import Item
-from mmfeat.samples.contents import augment, decode_image
+from mmfeat.samples.contents import augment
 from mmfeat.samples.dataset import content_key
+from mmfeat.samples.photos import Decoding, decode_image
 from mmfeat.system.hardware import cpu_count
 
 CHUNK = 16  # items that a worker prepares at a time
@@ -41,7 +42,7 @@ class Recipe:
 
     fingerprints: frozenset[str]
     view: str
-    draft: int
+    decoding: Decoding
     prepare: Callable[[Any], Any]
 
 
@@ -86,7 +87,7 @@ class Reader:
 
 def recipe_of(encoder: Encoder) -> Recipe:
     """The recipe of an encoder, which a process can be sent."""
-    return Recipe(encoder.fingerprints, encoder.view, encoder.specs[0].draft, encoder.prepare)
+    return Recipe(encoder.fingerprints, encoder.view, encoder.specs[0].decoding, encoder.prepare)
 
 
 def prepare_chunk(recipes: Sequence[Recipe], items: Sequence[Item]) -> list[Prepared]:
@@ -107,14 +108,15 @@ def prepare(item: Item, recipes: Sequence[Recipe]) -> Prepared:
     if error:
         return Prepared(item, key, {}, dict.fromkeys(lacking, error), read - start)
     inputs, errors, preparing = {}, {}, {}
-    decode = functools.cache(partial(_decoded, item.modality, data))  # runs once a draft size
-    show = functools.cache(lambda draft, view: augment(decode(draft)[0], view, key))  # runs once a view
+    decode = functools.cache(partial(_decoded, item.modality, data))  # runs once a way of decoding
+    show = functools.cache(lambda decoding, view: augment(decode(decoding)[0], view, key))  # runs once a view
     for index, recipe in lacking.items():
-        content, error = decode(recipe.draft)
+        content, error = decode(recipe.decoding)
         decoded = time.perf_counter()
         try:
             if not error:
-                inputs[index] = recipe.prepare(content if recipe.view == "none" else show(recipe.draft, recipe.view))
+                shown = content if recipe.view == "none" else show(recipe.decoding, recipe.view)
+                inputs[index] = recipe.prepare(shown)
         except (ValueError, TypeError, OSError, ZeroDivisionError) as problem:
             error = f"cannot be prepared: {problem}"[:200]
         preparing[index] = time.perf_counter() - decoded
@@ -135,9 +137,9 @@ def _read(item: Item) -> tuple[bytes, Any, str]:
     return content_key(data), data, ""
 
 
-def _decoded(modality: str, data: Any, draft: int) -> tuple[Any, str]:
+def _decoded(modality: str, data: Any, decoding: Decoding) -> tuple[Any, str]:
     """(text or RGB picture, ""), or (None, error)."""
-    return (data, "") if modality == "text" else decode_image(data, draft)
+    return (data, "") if modality == "text" else decode_image(data, decoding)
 
 
 def prefetch(function: Callable[[T], R], items: Iterable[T], threads: int, ahead: int) -> Iterator[R]:

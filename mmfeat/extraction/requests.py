@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfeat.encoders.registry import absolute_names, kept_for
-from mmfeat.encoders.spec import DECIDED, EncoderOptions, named_values, written
+from mmfeat.encoders.spec import DECIDED, EncoderOptions, named_values, stated_options, written
 from mmfeat.errors import CacheMissError, ConfigError, WriteError
 from mmfeat.samples.contents import JUDGED, TWEETS, tweet_share
 from mmfeat.samples.dataset import SampleSource
@@ -106,14 +106,14 @@ def decide_cleaning(options: EncoderOptions, source: SampleSource, cache: str | 
     A decision stays with the data set, so that a text that is added or edited does not have all others encoded again;
     only texts from another column are judged anew.
     """
-    with contextlib.suppress(CacheMissError):
-        before = latest_request(cache, source.data)
-        if (
-            before.decision
-            and before.decision.reason != NO_TEXTS
-            and before.columns.get("text") == source.columns.get("text")
-        ):
-            return before.decision
+    before = request_before(source, cache)
+    if (
+        before
+        and before.decision
+        and before.decision.reason != NO_TEXTS
+        and before.columns.get("text") == source.columns.get("text")
+    ):
+        return before.decision
     if options.cleaned("none") == options:
         return None
     share, count = tweet_share(source.texts())
@@ -122,14 +122,24 @@ def decide_cleaning(options: EncoderOptions, source: SampleSource, cache: str | 
     return Decision(f"{DECIDED}tweet" if share >= TWEETS else "none", reason)
 
 
-def resolve_options(options: EncoderOptions, device: str, decision: Decision | None = None) -> EncoderOptions:
-    """The options with the dtype that this machine computes in, and the cleaning of `decision`, in place of `auto`.
+def request_before(source: SampleSource, cache: str | Path) -> Request | None:
+    """The latest request of a data set, None for a data set of which nothing was extracted."""
+    with contextlib.suppress(CacheMissError):
+        return latest_request(cache, source.data)
+    return None
+
+
+def resolve_options(
+    options: EncoderOptions, device: str, decision: Decision | None = None, before: Request | None = None
+) -> EncoderOptions:
+    """The options with the dtype that this machine computes in, the cleaning of `decision`, and the decoding of photos
+    in the request `before`, in place of `auto`.
 
     Local paths that name encoders become absolute.
     """
     options = absolute_names(options)
     return replace(
-        options.cleaned(decision.cleaning) if decision else options,
+        (options.cleaned(decision.cleaning) if decision else options).decided(before.options if before else None),
         dtype=_resolved(options.dtype, device),
         convolutional_dtype=options.convolutional_dtype or _resolved(options.dtype, device, convolutional=True),
     )
@@ -139,7 +149,8 @@ def options_for(
     data: str | Path, columns: Mapping[str, str] | None, cache: str | Path, options: EncoderOptions, device: str
 ) -> EncoderOptions:
     """The options with all that is `auto` resolved for a data set and this machine."""
-    return resolve_options(options, device, decide_cleaning(options, SampleSource(data, columns), cache))
+    source = SampleSource(data, columns)
+    return resolve_options(options, device, decide_cleaning(options, source, cache), request_before(source, cache))
 
 
 def _resolved(option: str, device: str, convolutional: bool = False) -> str:
@@ -157,7 +168,7 @@ def _read(path: Path) -> Request | None:
     """The request in a file, None for a file that holds none: the user then names the flags again."""
     try:
         values = read_json(path)
-        options = EncoderOptions(**values["options"])
+        options = EncoderOptions(**stated_options(values["options"]))
         earlier = EARLIER if named_values(options.cleaning).get("", "tweet") == "tweet" else None
         decision = values.get("decision", earlier)
         kept = decision and Decision(**{**decision, "kept": True})

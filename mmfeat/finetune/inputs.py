@@ -13,8 +13,9 @@ from PIL import Image
 
 from mmfeat.cache.features import MappedBlock
 from mmfeat.errors import RunError
-from mmfeat.samples.contents import augment, decode_image, view_name
+from mmfeat.samples.contents import augment, view_name
 from mmfeat.samples.dataset import Sample, content_key
+from mmfeat.samples.photos import Decoding, decode_image
 
 SIDE = 224  # early fusion sees SIDE x SIDE pixels
 RESIZED = 256  # the short side before the middle is cut out
@@ -65,16 +66,16 @@ class SampleReader:
     modality: str
     prepare: Callable[[Any], Any]
     collate: Callable[[list[Any]], Any]
-    draft: int = 0
+    decoding: Decoding | None = None
 
     def read(self, rows: np.ndarray, views: np.ndarray) -> Any:
         """Read the samples at these rows, each in a view (0: not augmented)."""
         pairs = zip(rows.tolist(), views.tolist(), strict=True)
-        contents = [content_of(self.samples[row], self.modality, view, self.draft) for row, view in pairs]
+        contents = [content_of(self.samples[row], self.modality, view, self.decoding) for row, view in pairs]
         return self.collate([self.prepare(content) for content in contents])
 
 
-def content_of(sample: Sample, modality: str, view: int = 0, draft: int = 0) -> Any:
+def content_of(sample: Sample, modality: str, view: int = 0, decoding: Decoding | None = None) -> Any:
     """The text or the RGB picture of a sample, augmented in a view beyond 0. Raises `RunError` for a photo that can no
     longer be read."""
     if modality == "text":
@@ -84,7 +85,7 @@ def content_of(sample: Sample, modality: str, view: int = 0, draft: int = 0) -> 
         data = sample.image.read_bytes()
     except OSError as error:
         raise RunError(f"{sample.image}: {error.strerror}; it was there when it was extracted: restore it") from error
-    picture, reason = decode_image(data, draft)
+    picture, reason = decode_image(data, decoding)
     if picture is None:
         raise RunError(f"{sample.image}: {reason}; it was readable when it was extracted: restore it")
     return augment(picture, view_name(view), content_key(data)) if view else picture

@@ -22,6 +22,7 @@ from mmfeat.finetune.towers import MovingTower, pixel_tower
 from mmfeat.heads.data import HeadData, pooled_tokens
 from mmfeat.heads.layers import Batch, Fusion, Shape
 from mmfeat.samples.dataset import Sample
+from mmfeat.samples.photos import Decoding
 
 CHANNELS = (16, 32, 64, 128)  # the widths of early fusion's convolutions
 PREDICTED_ROWS = 128  # rows in a forward pass without gradients
@@ -203,6 +204,7 @@ def early_model(
     features: Features,
     samples: Sequence[Sample],
     towers: Sequence[MovingTower],
+    decoding: Decoding,
     classes: int,
     team: Team,
     amp: str = "none",
@@ -218,5 +220,5 @@ def early_model(
 
     blocks, mapped = tuple(filter(is_used, features.blocks)), tuple(filter(is_used, features.mapped))
     data = HeadData(replace(features, blocks=blocks, mapped=mapped), "both", team.device)
-    moving = [*towers, pixel_tower(Slot("image", 0, data.sources["image"][0].name), samples, team)]
+    moving = [*towers, pixel_tower(Slot("image", 0, data.sources["image"][0].name), samples, decoding, team)]
     return TunableModel(EarlyFusion(1, widened(data.shape, moving), classes), data, moving, amp)

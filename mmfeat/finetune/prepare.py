@@ -146,7 +146,8 @@ class Experiment:
             for plan in self.plans
         ]
         if self.fusion == EARLY:
-            return early_model(self.stage_2_features, samples, towers, classes, self.team, amp)
+            decoding = self.parent.options.decoding
+            return early_model(self.stage_2_features, samples, towers, decoding, classes, self.team, amp)
         head = load_fusion(self.fusion)(1, widened(self.data.shape, towers), classes)
         return TunableModel(head, self.data, towers, amp)
 

@@ -193,5 +193,5 @@ def _trial_reason(tower: TorchTower, count: int, samples: Sequence[Sample], devi
         content = sample.text if spec.modality == "text" else sample.image
         if content is not None and len(contents) < TRIED:
             with contextlib.suppress(RunError):  # a broken photo is passed over
-                contents.append(content_of(sample, spec.modality))
+                contents.append(content_of(sample, spec.modality, decoding=spec.decoding))
     return why_not_resumed(tower.asked_for([spec]), count, contents, device) if contents else "no sample to try it on"

@@ -4,7 +4,7 @@ of early fusion are a tower without parameters."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from mmfeat.finetune.settings import ALL, FinetuneSettings
 from mmfeat.finetune.tower_plan import Slot, TowerPlan
 from mmfeat.finetune.unfreeze import Resumed, adapt, blank_inputs, moving_parameters
 from mmfeat.samples.dataset import Sample
+from mmfeat.samples.photos import Decoding
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,9 @@ def open_moving_tower(
     )  # fmt: skip
 
 
-def pixel_tower(slot: Slot, samples: Sequence[Sample], team: Team) -> MovingTower:
+def pixel_tower(slot: Slot, samples: Sequence[Sample], decoding: Decoding, team: Team) -> MovingTower:
     """A tower without parameters whose vectors are the pixels of photos."""
-    reader = SampleReader(samples, "image", pixels, torch.stack)
+    reader = SampleReader(samples, "image", pixels, torch.stack, replace(decoding, draft=0))
     return MovingTower(slot, reader, lambda inputs: inputs, team, 3 * SIDE * SIDE, normed=True)
 
 
@@ -134,7 +135,7 @@ def _path(
 ) -> tuple[PrefixReader | SampleReader, Callable[[Any], Tensor], Any]:
     """The reader of the inputs, the forward pass over them, and inputs of one sample to try the pass on."""
     if plan.path == "full":
-        reader = SampleReader(samples, plan.slot.modality, tower.prepare, tower.collate, plan.tower.spec.draft)
+        reader = SampleReader(samples, plan.slot.modality, tower.prepare, tower.collate, plan.tower.spec.decoding)
         return reader, tower.network.forward, blank_inputs(tower)
     prefix, resumed = plan.prefix().fingerprint, Resumed(tower, plan.count, device)
     blocks = [block for block in features.mapped if block.source == prefix]

@@ -112,7 +112,9 @@ class EntryPredictor:
         logits = []
         for final in self.entry.final:
             inputs = head_features(self.run, self.entry, final, features)
-            model = early_model(inputs, samples, [], len(self.run.classes), Team(device=self.device))
+            model = early_model(
+                inputs, samples, [], self.run.options.decoding, len(self.run.classes), Team(device=self.device)
+            )
             path = _path(self.run, self.entry, final)
             if path not in self._tensors:
                 self._tensors[path] = load_final(self.run, self.entry, final)

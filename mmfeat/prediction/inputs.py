@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mmfeat.errors import DataError
-from mmfeat.samples.contents import MemoryFile, picture_bytes, without_surrogates
+from mmfeat.samples.contents import MemoryFile, without_surrogates
 from mmfeat.samples.dataset import IMAGE_SUFFIXES, TEST_LIST, TRAIN_LIST, Photo, Sample, SampleSet, read_texts
 from mmfeat.samples.encodings import Decoder
+from mmfeat.samples.photos import picture_bytes
 from mmfeat.samples.table_files import SUFFIXES, table_suffix
 from mmfeat.system.remote import RemoteFile, is_remote
 

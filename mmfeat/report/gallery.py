@@ -17,9 +17,9 @@ from mmfeat.report.audited import doubted_rows
 from mmfeat.report.modalities import WHO, attribute
 from mmfeat.report.section import title_of
 from mmfeat.report.subject import Subject
-from mmfeat.samples.contents import decode_image
 from mmfeat.samples.dataset import Sample
 from mmfeat.samples.labels import names_of
+from mmfeat.samples.photos import Decoding, decode_image
 from mmfeat.system.files import canonical_json
 from mmfeat.system.wording import Progress
 
@@ -141,7 +141,7 @@ def _thumbnail(sample: Sample) -> bytes:
     """A small WebP of the photo without metadata; empty for an unreadable photo."""
     assert sample.image is not None
     try:
-        image, _ = decode_image(sample.image.read_bytes(), draft=PHOTO_SIDE)
+        image, _ = decode_image(sample.image.read_bytes(), Decoding(PHOTO_SIDE))
     except OSError:
         return b""
     if image is None:

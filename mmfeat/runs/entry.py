@@ -18,7 +18,7 @@ import numpy as np
 
 from mmfeat.cache.store import folder_name
 from mmfeat.encoders.registry import Tower
-from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
+from mmfeat.encoders.spec import EncoderOptions, EncoderSpec, stated_options
 from mmfeat.errors import RunError
 from mmfeat.evaluation.decisions import Decision
 from mmfeat.evaluation.metrics import Score
@@ -332,7 +332,7 @@ class RunConfig:
         for name in TOWERS:
             for tower in values.get(name) or ():
                 EncoderSpec.from_json(tower["spec"])  # refuses fields that another version added
-        return convert(values, cls)
+        return convert({**values, "options": stated_options(values.get("options"))}, cls)
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "contents": ["clean_tweet", "decode_image"],
+        "contents": ["clean_tweet"],
         "dataset": ["Sample", "SampleSet", "read_samples"],
         "demo": ["write_demo"],
         "keys": ["ContentKeys", "StatIndex", "content_keys"],
         "labels": ["Targets", "read_targets"],
+        "photos": ["Decoding", "decode_image"],
     },
 )

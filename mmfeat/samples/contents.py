@@ -1,13 +1,8 @@
-"""Contents of samples: from bytes on disk to the text or the RGB picture that an encoder sees.
-
-Texts are cleaned. Photos are decoded into a picture, or into the reason for no picture; augmented views
-are derived from a picture.
-"""
+"""Contents of samples as an encoder sees them: cleaned texts, and augmented views of pictures."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -31,7 +26,6 @@ _TWEET_MARK = re.compile(r"http\S+|(?<!\w)@\w+|(?<!\w)#\d*[^\W\d]")  # no e-mail
 TWEETS = 0.3  # texts are tweets from this share of texts that have a link, a mention or a hashtag
 JUDGED = 10_000  # the first texts are judged: rows that are added at the end change nothing
 
-MAX_ASPECT = 100  # resizing the short side of a thinner picture would take gigabytes
 CROP_ATTEMPTS = 10  # random crops that are tried until one fits
 
 
@@ -72,39 +66,6 @@ class MemoryFile:
 
     def read_bytes(self) -> bytes:
         return self.data
-
-
-def decode_image(data: bytes, draft: int = 0) -> tuple[Image.Image | None, str]:
-    """(RGB PIL image, "") or (None, the reason for no image). A truncated file is not half a picture.
-
-    With `draft` a JPEG is decoded at a half, a quarter or an eighth of its size, as long as its short side keeps that
-    many pixels: many times as fast for a large photo, and nearly the same as resizing the photo.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    if not data:
-        return None, "empty image file"
-    try:
-        image = Image.open(io.BytesIO(data))
-        if max(image.size) > MAX_ASPECT * min(image.size):
-            return None, f"no photo: {image.width} x {image.height} pixels"
-        if 0 < draft < min(image.size):
-            short = min(image.size)
-            image.draft(None, (image.width * draft // short, image.height * draft // short))
-        return image.convert("RGB"), ""
-    except UnidentifiedImageError:
-        return None, "not an image"
-    except MemoryError:
-        raise  # no fault of the picture
-    except Exception as error:  # decoders raise whatever a broken file makes them raise
-        return None, f"broken image: {error}"[:200]
-
-
-def picture_bytes(picture: Image.Image) -> bytes:
-    """A PIL image as the bytes of a file that decodes to the very same RGB pixels."""
-    file = io.BytesIO()
-    picture.convert("RGB").save(file, "BMP")
-    return file.getvalue()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import os
 import struct
 import time
@@ -22,8 +21,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 
 from mmfeat.errors import WriteError
-from mmfeat.samples.contents import MAX_ASPECT
 from mmfeat.samples.dataset import KEY_LENGTH, Photo, Sample, content_key
+from mmfeat.samples.photos import MAX_ASPECT, orientation, read_photo, upright
 from mmfeat.system.files import write_atomic
 from mmfeat.system.hardware import cpu_count
 from mmfeat.system.wording import Progress, Silent
@@ -50,17 +49,6 @@ FAINTEST = SIDE * SIDE / 4 / 4
 HASH_ENTRY = np.dtype([("key", f"S{KEY_LENGTH}"), ("hash", "<u8"), ("known", "u1")])
 HASH_HEADER = b"mmfeat image hashes 1\n"  # another way of hashing gets another number
 UNREAD = -1  # a photo that changed or can no longer be read has this in place of a hash
-
-_ORIENTATION = 0x0112
-_TURNS = {  # EXIF orientation -> the turn of a (row, column) array that undoes it
-    2: lambda grey: grey[:, ::-1],
-    3: lambda grey: grey[::-1, ::-1],
-    4: lambda grey: grey[::-1],
-    5: lambda grey: grey.T,
-    6: lambda grey: grey.T[:, ::-1],
-    7: lambda grey: grey[::-1, ::-1].T,
-    8: lambda grey: grey.T[::-1],
-}
 
 AnyRecordFile = TypeVar("AnyRecordFile", bound="RecordFile")
 
@@ -308,11 +296,8 @@ def _hash_of(sample: Sample, key: bytes) -> int | None:
 
 def hash_photo(data: bytes) -> int | None:
     """63 bits of a photo, the right way up; None for bytes that are no photo, and for a flat picture."""
-    from PIL import Image
-
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            grey = _grey(image)
+        grey = read_photo(data, _grey)
     except MemoryError:
         raise  # no fault of the picture
     except Exception:  # decoders raise whatever a broken file makes them raise
@@ -331,11 +316,9 @@ def _grey(image: Image.Image) -> np.ndarray | None:
 
     if max(image.size) > MAX_ASPECT * min(image.size):
         return None
-    turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     image.draft("L", (DRAFT_SIDE, DRAFT_SIDE))  # a JPEG is decoded small, and only its luminance
     small = image.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-    grey = np.asarray(small, dtype=np.float64)
-    return turn(grey) if turn else grey
+    return np.asarray(upright(small, orientation(image)), dtype=np.float64)
 
 
 @functools.cache

@@ -15,12 +15,13 @@ from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.extraction.extract import Extraction, ExtractSettings, extract_features
 from mmfeat.extraction.missing import Counts
 from mmfeat.samples.dataset import Overview
+from mmfeat.samples.photos import Decoding
 from mmfeat.system.hardware import cpu_count
 
 
 def tower(family: str, modality: str, draft: int = 0, arithmetic: str = "float32") -> Tower:
     spec = EncoderSpec(family, modality, "", "builtin:1", arithmetic, "float32", preprocessing="{}")
-    return Tower(family, spec.drafted(draft))
+    return Tower(family, spec.decoded(Decoding(draft)))
 
 
 def room(*towers: Tower, modality: str = "image", engine: str = "local", source: str = "t.csv", **settings: int) -> set:

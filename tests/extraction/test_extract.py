@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -268,3 +269,24 @@ def test_two_at_once_leave_one_whole_cache(data: Path, tmp_path: Path) -> None:
     whole = extract_features(data, BUILT_IN, cache=tmp_path / "whole")
     for name, expected in vectors(whole).items():
         np.testing.assert_array_equal(vectors(both)[name], expected)
+
+
+def test_a_turned_photo_has_the_vector_of_the_upright_one(tmp_path: Path, tiny_timm: Path) -> None:
+    from PIL import Image
+
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo.save(tmp_path / "upright.png")
+    photo.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    (tmp_path / "t.csv").write_text("id,image\na,upright.png\nb,turned.png\n")
+    encoders, cache = ["hog", f"timm:{tiny_timm}"], tmp_path / "cache"
+    for options, alike in ((FLOAT32, True), (replace(FLOAT32, exif="stored"), False)):
+        result = extract_features(tmp_path / "t.csv", encoders, cache=cache, options=options)
+        features = Cache(cache, "t").load(
+            read_samples(tmp_path / "t.csv").samples, [tower.spec for tower in result.towers]
+        )
+        assert [np.array_equal(*block.vectors) for block in features.blocks] == [alike, alike]
+    again = extract_features(tmp_path / "t.csv", encoders, cache=cache, options=FLOAT32)
+    assert again.nothing_to_do  # auto is what it was before
+    assert {tower.spec.decoding.exif for tower in again.towers} == {"stored"}

@@ -21,8 +21,8 @@ from mmfeat.errors import DataError
 from mmfeat.extraction import reader
 from mmfeat.extraction.missing import Item
 from mmfeat.extraction.reader import Prepared, Reader, prefetch, prepare, recipe_of
-from mmfeat.samples.contents import decode_image
 from mmfeat.samples.dataset import Sample, content_key
+from mmfeat.samples.photos import Decoding, decode_image
 
 FLOAT32 = EncoderOptions(dtype="float32", cleaning="tweet")
 
@@ -192,7 +192,7 @@ def large_jpeg(tmp_path: Path) -> bytes:
 
 def test_a_draft_keeps_enough_pixels(large_jpeg: bytes) -> None:
     def size(draft: int) -> tuple[int, int]:
-        picture, error = decode_image(large_jpeg, draft)
+        picture, error = decode_image(large_jpeg, Decoding(draft))
         assert picture is not None, error
         return picture.size
 
@@ -212,7 +212,7 @@ def test_a_draft_is_part_of_the_spec_and_changes_vectors_little(
     )
     assert plain_tower[0].spec.fingerprint != draft_tower[0].spec.fingerprint
     assert plain_tower[1].spec == draft_tower[1].spec  # texts have none
-    assert (draft_tower[0].spec.draft, draft_tower[0].spec.transform) == (64, plain_tower[0].spec.preprocessing)
+    assert (draft_tower[0].spec.decoding.draft, draft_tower[0].spec.transform) == (64, plain_tower[0].spec.transform)
     vectors = []
     for tower in (plain_tower[0], draft_tower[0]):
         (encoder,) = load_encoders([tower], "cpu")

@@ -23,8 +23,8 @@ from mmfeat.heads.registry import HeadSettings
 from mmfeat.prediction.model import Model
 from mmfeat.prediction.submit import write_submission
 from mmfeat.runs.run import Run
-from mmfeat.samples.contents import decode_image, picture_bytes
 from mmfeat.samples.dataset import Sample, read_samples
+from mmfeat.samples.photos import decode_image, picture_bytes
 from mmfeat.sweep.search import Plan
 from mmfeat.sweep.train import train_heads
 from tests.finetune.small_finetunes import ONCE, tune

@@ -48,8 +48,18 @@ def mmfeat(*arguments: str) -> str:
 
 def test_nothing_is_encoded_again(place: Path) -> None:
     encoders = ("--encoders", "bert:tiny-bert,timm:tiny-timm", "--dtype", "float32")
-    assert "nothing to do: every vector is in cache/demo" in mmfeat("extract --data demo", *encoders)
+    said = mmfeat("extract --data demo", *encoders)
+    assert "nothing to do: every vector is in cache/demo" in said
+    assert "photos count as stored, as before; --exif upright --background white shows them" in said
     assert "all sound" in mmfeat("cache verify")
+
+
+def test_photos_are_encoded_anew_once_they_are_asked_for_upright(place: Path) -> None:
+    encoders = ("--encoders", "hog", "--dtype", "float32")
+    upright = mmfeat("extract --data demo --exif upright --background white", *encoders)
+    assert "hog: " in upright
+    assert "nothing to do" in mmfeat("extract --data demo", *encoders)  # and stay upright
+    assert "photos count as stored" not in upright
 
 
 def test_the_stat_index_is_read(place: Path) -> None:

@@ -7,9 +7,9 @@ import pytest
 from mmfeat.errors import DataError
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.extraction.extract import extract_features
-from mmfeat.samples.contents import decode_image
 from mmfeat.samples.dataset import read_samples
 from mmfeat.samples.demo import write_demo
+from mmfeat.samples.photos import decode_image
 from mmfeat.sweep.train import train_heads
 
 
