@@ -135,7 +135,8 @@ def show_extraction(result: Extraction) -> None:
     if counts:
         out.print(f"  labels: {', '.join(f'{name} {counts[name]:,}' for name in sorted(counts)[:SHOWN_LABELS])}")
     if samples.unused_columns:
-        out.print(f"  columns not used: {', '.join(samples.unused_columns)}")
+        names = "" if counts else " (--columns label=... names yours)"
+        out.print(f"  columns not used: {', '.join(samples.unused_columns)}{names}")
     for note in samples.notes:
         out.print(f"  note: {shown(note)}")
     for modality, reasons in result.missing.items():

@@ -61,6 +61,7 @@ def predict_data(
     scores, score_notes = _scores(chosen, samples, inference, training, Cache(cache, samples.name))
     before = out_of_fold_choices(chosen, entry)
     notes = [
+        *samples.notes,
         *inference.notes,
         *unseen_note(inference.without, len(samples), inference.lacking),
         *score_notes,
@@ -73,7 +74,9 @@ def predict_files(model: Model, samples: SampleSet, progress: Progress | None = 
     """Predict samples outside a data set, whose vectors are computed in memory and not cached."""
     predictions, embedded = model.predict_samples(samples.samples, progress)
     entry = model.entry
-    return Predicted(model.run, entry.head, entry.modalities, predictions, notes=unread(samples.samples, embedded))
+    return Predicted(
+        model.run, entry.head, entry.modalities, predictions, notes=[*samples.notes, *unread(samples.samples, embedded)]
+    )
 
 
 def check_inputs(

@@ -114,8 +114,6 @@ class SampleRows:
             notes.append("columns are numbered: the first line is a row and not names")
         plain = [name for name in self.unused if name.casefold() not in VAGUE]
         absent = _proposal([column for column in COLUMNS[1:] if column not in self.columns], plain)
-        if "label" not in self.columns and self.unused:
-            absent.setdefault("label", "...")
         if absent:
             named = {column: self._named[column] for column in COLUMNS if column in self._named}
             notes.append(f"no {', '.join(absent)} is read; {_flag(named | absent)} names columns")
