@@ -13,6 +13,7 @@ from mmfeat.audit.texts import is_bare
 from mmfeat.evaluation.metrics import wilson
 from mmfeat.samples.dataset import Sample
 from mmfeat.samples.duplicates import EQUAL_PHOTO, EQUAL_TEXT, NEAR_PHOTO, NEAR_TEXT, duplicate_links, linked_groups
+from mmfeat.samples.thumbnails import SecondLook
 
 PAIR = "pair"
 RULES = {"text": (EQUAL_TEXT, NEAR_TEXT), "image": (EQUAL_PHOTO, NEAR_PHOTO)}
@@ -50,12 +51,12 @@ def find_twins(
 ) -> dict[str, Twins]:
     """Twins by text (after cleaning), by photo, and by the pair of both; arguments as `duplicate_links`.
 
-    Two samples are twins by pair where they are twins by text and by photo. For a pair, two missing or emptied texts
-    count as equal, and so do two missing photos.
+    Two samples are twins by pair where they are twins by text and by photo, or by one of them where both lack the
+    other: a photo, or any text but links and mentions.
     """
     unwritten = np.array([is_bare(sample.text) for sample in samples], bool)
     written = [replace(sample, text=None) if bare else sample for sample, bare in zip(samples, unwritten, strict=True)]
-    links = duplicate_links(written, image_keys, image_hashes)
+    links = duplicate_links(written, image_keys, image_hashes, SecondLook(written, image_keys))
     twins = {}
     for modality, (equal, near) in RULES.items():
         exact = linked_groups([links[equal]], len(samples))

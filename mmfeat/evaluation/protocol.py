@@ -12,13 +12,14 @@ import numpy as np
 from mmfeat.errors import ConfigError
 from mmfeat.evaluation.splits import HOLDOUT, Splits, has_splits, load_splits, make_folds, make_holdout, save_splits
 from mmfeat.samples.dataset import Sample
-from mmfeat.samples.duplicates import duplicate_groups
+from mmfeat.samples.duplicates import duplicate_links, linked_groups
 from mmfeat.samples.keys import ContentKeys, image_hashes
 from mmfeat.samples.labels import Targets
+from mmfeat.samples.thumbnails import SecondLook
 from mmfeat.system.wording import Progress
 
 PROTOCOLS = ("kfold", "holdout")
-HASHES_FILE = "images.hashes"  # a file in the data set's cache folder
+HASHES_FILE, THUMBNAILS_FILE = "images.hashes", "images.thumbnails"  # files in the data set's cache folder
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,7 @@ def protocol_splits(
         return splits, None
     groups = np.arange(len(ids))
     if protocol.grouped:
-        hashes = image_hashes(labelled, images, folder / HASHES_FILE, progress)
-        groups = duplicate_groups(labelled, images.keys, hashes)
+        groups = linked_groups(near_duplicates(labelled, images, folder, progress).values(), len(ids))
     if protocol.kind == "kfold":
         splits = make_folds(targets, ids, groups, protocol.folds, protocol.seed, protocol.seeds)
     else:
@@ -76,3 +76,12 @@ def protocol_splits(
     if saved is not None:
         save_splits(splits, saved, [str(sample.label) for sample in labelled])
     return splits, saved
+
+
+def near_duplicates(
+    samples: Sequence[Sample], images: ContentKeys, folder: Path, progress: Progress
+) -> dict[str, np.ndarray]:
+    """The links of near duplicates, as `duplicate_links` gives them; facts about photos are kept in `folder`."""
+    hashes = image_hashes(samples, images, folder / HASHES_FILE, progress)
+    look = SecondLook(samples, images.keys, folder / THUMBNAILS_FILE, progress)
+    return duplicate_links(samples, images.keys, hashes, look)

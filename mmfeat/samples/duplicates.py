@@ -1,20 +1,25 @@
 """Duplicates: samples whose text or photo is equal or nearly equal to that of another sample.
 
 Duplicates must stand on one side of every split: a head that has seen one sample knows the label of its duplicate.
-Each rule gives links between two samples; samples that are linked, also through others, are one group.
+Each rule gives links between two samples; samples that are linked, also through others, are one group. Alike photos
+link two samples. Alike texts do where the photos agree, too, or where the text is one that two people would hardly
+write without knowing of each other.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from mmfeat.samples.contents import clean_tweet
 from mmfeat.samples.dataset import Sample
+from mmfeat.samples.thumbnails import show_one_photo
 
 EQUAL_TEXT, NEAR_TEXT, EQUAL_PHOTO, NEAR_PHOTO = "equal text", "near text", "equal photo", "near photo"
 
@@ -25,6 +30,15 @@ RUN = 5
 # "happy birthday to you" without knowing of each other, and texts that short may differ only in their dropped signs.
 SHORTEST_EQUAL = 24
 SHORTEST_NEAR = 32
+
+# Bits that the words of a text must hold for each doubling of the number N of samples. The N^2 / 2 pairs of samples
+# take 2 log2(N) bits to tell apart; half of what words hold is known from the words before (Shannon, 1951).
+BITS = 4
+# A text, or texts that are nearly equal, beside more different photos than this share of all samples is a phrase of the
+# data set, such as "see the pictures for its condition", unless so few photos or so many bytes speak against that.
+PHRASE_SHARE = 0.02  # a tenth of one of five folds
+PHRASE_PHOTOS = 10
+LONG = 280
 
 # Most bits, of 63, in which hashes of equal photos may differ. 99.9 % of tweeted photos that were saved again, smaller
 # or more compressed, stay within this distance; hashes of different photos differ in 8 bits at least.
@@ -38,6 +52,11 @@ PIECE_TEXTS = 1 << 15
 MOST_COUNTER_BITS = 24
 SKETCH_BITS = 128
 
+Look = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # rows -> thumbnails, known, as `SecondLook` gives them
+
+# A word, or a character of a script that writes no spaces: Thai, Lao, Burmese, Khmer, Japanese, Chinese.
+_SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_WORD = re.compile(rf"[{_SPACELESS}]|[^\W{_SPACELESS}]+")
 _RETWEET = re.compile(r"^(?:\W*\brt\b)+")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _BITS = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
@@ -47,9 +66,10 @@ def duplicate_groups(
     samples: Sequence[Sample],
     image_keys: np.ndarray,
     image_hashes: tuple[np.ndarray, np.ndarray] | None = None,
+    look: Look | None = None,
 ) -> np.ndarray:
     """(N,) group numbers: samples that are linked, also through others, share one. Arguments as `duplicate_links`."""
-    return linked_groups(duplicate_links(samples, image_keys, image_hashes).values(), len(samples))
+    return linked_groups(duplicate_links(samples, image_keys, image_hashes, look).values(), len(samples))
 
 
 def linked_groups(links: Iterable[np.ndarray], count: int) -> np.ndarray:
@@ -66,28 +86,54 @@ def duplicate_links(
     samples: Sequence[Sample],
     image_keys: np.ndarray,
     image_hashes: tuple[np.ndarray, np.ndarray] | None = None,
+    look: Look | None = None,
 ) -> dict[str, np.ndarray]:
     """Rule -> (L, 2) row numbers that the rule links; enough links to connect a group, not all pairs.
 
     `image_keys` (N,) are content keys, empty without photo; `image_hashes` are (N,) perceptual hashes and whether
-    each is known, as `mmfeat.samples.keys.image_hashes` gives. Texts are equal after tweet cleaning, or
-    nearly equal in their letters and digits alone. Missing and emptied texts and photos link nobody.
+    each is known, as `mmfeat.samples.keys.image_hashes` gives; `look` gives the thumbnails that photos of alike hashes
+    must share, too (without it, hashes alone decide). Texts are equal after tweet cleaning, or nearly equal in their
+    letters and digits alone. Missing and emptied texts and photos link nobody.
     """
     if not len(samples) == len(image_keys):
         raise ValueError(f"{len(samples)} samples and {len(image_keys)} image keys; both must be of the same samples")
-    cleaned = [clean_tweet(sample.text or "") for sample in samples]
+    near = np.empty((0, 2), int) if image_hashes is None else near_photos(image_keys, *image_hashes, look)
+    photo_links = {EQUAL_PHOTO: _equal(image_keys.tolist()), NEAR_PHOTO: near}
+    photos = np.where(image_keys != b"", linked_groups(photo_links.values(), len(samples)), -1)
+    return {**_text_links([clean_tweet(sample.text or "") for sample in samples], photos), **photo_links}
+
+
+def _text_links(cleaned: list[str], photos: np.ndarray) -> dict[str, np.ndarray]:
+    """The links of cleaned texts; `photos` (N,) are numbers that only samples of one photo share, -1 without photo."""
     letters = [text_letters(text) for text in cleaned]
-    links = {
-        EQUAL_TEXT: _equal(cleaned),
-        NEAR_TEXT: _near_texts(letters),
-        EQUAL_PHOTO: _equal(image_keys.tolist()),
-        NEAR_PHOTO: np.empty((0, 2), int),
-    }
-    if image_hashes is not None:
-        hashes, known = image_hashes
-        rows = np.flatnonzero(known)
-        links[NEAR_PHOTO] = rows[near_hashes(hashes[rows])]
-    return links
+    sizes = np.array([len(text.encode()) for text in letters], int)
+    says = (sizes >= SHORTEST_EQUAL) & (_information(cleaned) >= BITS * math.log2(max(len(cleaned), 2)))
+    equal = _equal([text if enough else "" for text, enough in zip(letters, says.tolist(), strict=True)])
+    again = np.zeros(len(cleaned), bool)
+    again[equal[:, 1]] = True
+    near = np.concatenate([equal, _near_texts(letters, np.flatnonzero(says & (sizes >= SHORTEST_NEAR) & ~again))])
+    says &= ~_is_phrase(linked_groups([near], len(cleaned)), photos) | (sizes >= LONG)
+    shared = [
+        text if enough else (text, photo) if text and photo >= 0 else None
+        for text, enough, photo in zip(cleaned, says.tolist(), photos.tolist(), strict=True)
+    ]
+    return {EQUAL_TEXT: _equal(shared), NEAR_TEXT: near[says[near].all(axis=1)]}
+
+
+def _information(cleaned: list[str]) -> np.ndarray:
+    """(N,) the bits that the different words of each text hold, by how often all texts have these words."""
+    counts = Counter(word for text in cleaned for word in _WORD.findall(without_retweet(text)))
+    total = math.log2(max(counts.total(), 1))
+    bits = {word: total - math.log2(count) for word, count in counts.items()}
+    # In the order of the text, not of a set: the order changes the last digits of a sum.
+    texts = (dict.fromkeys(_WORD.findall(without_retweet(text))) for text in cleaned)
+    return np.array([sum(map(bits.__getitem__, words)) for words in texts], float)
+
+
+def _is_phrase(groups: np.ndarray, photos: np.ndarray) -> np.ndarray:
+    """(N,) whether the group of alike texts stands beside so many different photos that it tells no sample."""
+    pairs = np.unique(np.column_stack([groups, photos])[photos >= 0], axis=0)
+    return np.bincount(pairs[:, 0], minlength=len(groups))[groups] > max(PHRASE_PHOTOS, PHRASE_SHARE * len(groups))
 
 
 def without_retweet(cleaned: str) -> str:
@@ -101,6 +147,32 @@ def text_letters(cleaned: str) -> str:
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text).casefold()
     return text.translate(_KEPT)
+
+
+def near_photos(keys: np.ndarray, hashes: np.ndarray, known: np.ndarray, look: Look | None) -> np.ndarray:
+    """(L, 2) row numbers of photos whose hashes and thumbnails are alike.
+
+    Photos whose hashes are linked, also through others, are sorted by their mean colour; each is compared with those
+    that follow, so that a photo is found among many others of the same hash.
+    """
+    if look is None:
+        rows = np.flatnonzero(known)
+        return rows[near_hashes(hashes[rows])]
+    rows = np.flatnonzero(known)[np.unique(keys[known], return_index=True)[1]]
+    links = near_hashes(hashes[rows])
+    clusters = linked_groups([links], len(rows))
+    several = np.flatnonzero(np.bincount(clusters, minlength=1)[clusters] > 1)
+    number = np.full(len(rows), -1)
+    number[several] = np.arange(len(several))
+    thumbnails, seen = look(rows[several])
+    order = np.lexsort((thumbnails.mean(axis=1), clusters[several]))
+    pairs = [number[links], *(order[np.column_stack(sides)] for sides in _neighbours(clusters[several][order]))]
+    kept = []
+    for some in pairs:
+        some = some[seen[some].all(axis=1) & show_one_photo(thumbnails, some)]
+        ends = hashes[rows[several[some]]]
+        kept.append(some[_unlike_bits(ends[:, :1], ends[:, 1:]) <= PHOTO_DISTANCE])
+    return rows[several[_distinct(np.sort(np.concatenate(kept), axis=1))]]
 
 
 def near_hashes(hashes: np.ndarray) -> np.ndarray:
@@ -159,15 +231,10 @@ def _as_links(pairs: Iterable[tuple[int, int]]) -> np.ndarray:
     return np.array(list(pairs), dtype=int).reshape(-1, 2)
 
 
-def _near_texts(letters: list[str]) -> np.ndarray:
-    """(L, 2) links of texts with equal letters, and of texts that share most runs of letters."""
-    sizes = [len(text.encode()) for text in letters]
-    equal = _equal([text if size >= SHORTEST_EQUAL else "" for text, size in zip(letters, sizes, strict=True)])
-    again = set(equal[:, 1].tolist())
-    rows = [row for row, size in enumerate(sizes) if size >= SHORTEST_NEAR and row not in again]
-    texts = [letters[row] for row in rows]
-    linked = [(rows[one], rows[other]) for one, other in _similar(texts, _candidates(texts))]
-    return np.concatenate([equal, _as_links(linked)])
+def _near_texts(letters: list[str], rows: np.ndarray) -> np.ndarray:
+    """(L, 2) links of those rows whose texts share most runs of letters."""
+    texts = [letters[row] for row in rows.tolist()]
+    return rows[_as_links(_similar(texts, _candidates(texts)))]
 
 
 def _similar(texts: list[str], pairs: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -49,10 +49,8 @@ def heads_arguments(run: Run) -> dict[str, Any]:
 
 
 def protocol_of(run: Run) -> Protocol:
-    """The protocol of the run. Where splits came from a folder, or a run does not say so, its own copy is read."""
-    record = run.results.record
-    was_split_anew = record is not None and record.split_dir is None
-    return replace(run.config.protocol, split_dir=None if was_split_anew else str(run.folder))
+    """The protocol of the run, with the run's own copy of its splits: groups of another version may be others."""
+    return replace(run.config.protocol, split_dir=str(run.folder))
 
 
 def plan_of(plan: PlanRecord, trials: int | None) -> Plan:

@@ -10,7 +10,7 @@ import pytest
 from mmfeat.audit.audit import audit_data
 from mmfeat.audit.result import Audit, read_audit
 from mmfeat.errors import ConfigError, DataError, RunError
-from tests.audit.audited import FAULTY, again, photo, rows, write_folder
+from tests.audit.audited import FAULTY, LONG, again, photo, rows, write_folder
 
 TABLES = {"duplicates", "conflicts", "leaks", "files", "label_errors", "balance", "profile"}
 
@@ -106,7 +106,7 @@ def test_the_data_hash_is_a_run_s_and_changes_with_a_label(place: Path, tmp_path
 
 
 def test_a_table_with_named_columns_and_no_photos(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text("guid,caption,tag\n1,so happy,pos\n2,so happy,neg\n3,,pos\n4,  ,\n")
+    (tmp_path / "t.csv").write_text(f"guid,caption,tag\n1,{LONG},pos\n2,{LONG},neg\n3,,pos\n4,  ,\n")
     columns = {"id": "guid", "text": "caption", "label": "tag"}
     audit = audit_data(tmp_path / "t.csv", columns=columns, out=tmp_path / "audit", run="none")
     assert audit.folder == tmp_path / "audit" / "t"

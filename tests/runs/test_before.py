@@ -94,9 +94,11 @@ def test_the_submission_is_the_same(place: Path) -> None:
 
 
 def test_a_finished_search_is_reused_and_extended(place: Path) -> None:
+    """On the folds of the run: that version also joined short texts without a photo in common."""
     before = stamps(place / "heads" / SEARCHED / "concat-both" / "trials")
-    assert f"run heads/{SEARCHED}" in mmfeat(SEARCH + " 3")
-    assert f"run heads/{SEARCHED}" in mmfeat(SEARCH + " 5")
+    again = f"{SEARCH} 3 --split-dir heads/{SEARCHED}"
+    assert f"run heads/{SEARCHED}" in mmfeat(again)
+    assert f"run heads/{SEARCHED}" in mmfeat(again.replace(" 3 ", " 5 "))
     after = stamps(place / "heads" / SEARCHED / "concat-both" / "trials")
     assert {name: after[name] for name in before} == before
     assert len(after) == len(before) * 5 // 3

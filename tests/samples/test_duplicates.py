@@ -15,6 +15,7 @@ from mmfeat.samples.duplicates import (
     duplicate_groups,
     duplicate_links,
     near_hashes,
+    near_photos,
     text_letters,
 )
 
@@ -35,7 +36,7 @@ def joined(one: str, other: str) -> bool:
 
 
 def test_groups_join_equal_texts_and_equal_photos_also_through_others() -> None:
-    texts = ["Nice http://a.b", "nice", "other", "third", None, None, "http://x.y", "@z"]
+    texts = [f"{LONG} http://a.b", LONG, "other", "third", None, None, "http://x.y", "@z"]
     keys = np.array([b"p", b"q", b"q", b"r", b"", b"", b"", b""], dtype="S32")
     groups = duplicate_groups(samples(texts), keys)
     assert groups[0] == groups[1] == groups[2]
@@ -73,6 +74,47 @@ def test_nearly_equal_texts_are_joined(other: str) -> None:
 )
 def test_short_and_different_texts_are_not_joined(one: str, other: str) -> None:
     assert not joined(one, other)
+
+
+def test_a_phrase_that_many_write_joins_nobody_unless_the_photos_agree() -> None:
+    """ "as pictured" once put 308 of 800 rows into one fold and none into the others."""
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefghij"), 6)) for _ in range(400)]
+    own = [" ".join(rng.choice(words, 12)) for _ in range(568)]
+    phrases = ["as pictured", "As pictured, see all of the photos for the condition of this item before you bid on it"]
+    for phrase in phrases:
+        texts = samples([*own, *[phrase] * 232])
+        keys = np.array([b"%d" % row for row in range(800)], "S32")
+        keys[[700, 701]] = b"one photo"
+        links = duplicate_links(texts, keys)
+        assert links[EQUAL_TEXT].tolist() == links[EQUAL_PHOTO].tolist() == [[700, 701]]
+        assert not len(links[NEAR_TEXT])
+        assert len(set(duplicate_groups(texts, keys).tolist())) == 799
+
+
+def test_a_long_text_joins_however_many_photos_stand_beside_it() -> None:
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefghij"), 6)) for _ in range(400)]
+    texts = [" ".join(rng.choice(words, 60)) for _ in range(60)] + [" ".join(words[:60])] * 40
+    groups = duplicate_groups(samples(texts), np.array([b"%d" % row for row in range(100)], "S32"))
+    assert len(set(groups[60:].tolist())) == 1
+    assert len(set(groups.tolist())) == 61
+
+
+@pytest.mark.parametrize(("count", "is_joined"), [(10, True), (4000, False)])
+def test_the_same_words_tell_less_among_more_samples(count: int, is_joined: bool) -> None:
+    """A title of common words is that of one product among ten, and of many among thousands."""
+    rng = np.random.default_rng(0)
+    makers, kinds = ([f"{kind}{number:05}" for number in range(30)] for kind in "mk")
+    titles = [f"{rng.choice(makers)} men {rng.choice(kinds)} dial watch" for _ in range(count)]
+    links = duplicate_links(samples(["somebody men nothing dial watch"] * 2 + titles), no_photos(count + 2))
+    assert ([0, 1] in links[EQUAL_TEXT].tolist()) == is_joined
+
+
+def test_words_said_again_and_emoji_tell_nothing() -> None:
+    rest = [f"quite another text about number {number}" for number in range(50)]
+    for text in ("ha " * 30, "🎉 " * 30):
+        assert len(duplicate_links(samples([text, text, *rest]), no_photos(52))[EQUAL_TEXT]) == 0
 
 
 def test_chinese_texts_are_compared_by_character() -> None:
@@ -126,6 +168,12 @@ def test_photos_are_joined_by_content_and_by_hash() -> None:
     groups = duplicate_groups(samples([None] * 6), keys, (hashes, known))
     assert groups[0] == groups[1] != groups[2] == groups[3] == groups[4]
     assert groups[5] not in groups[:5]  # a flat picture without a hash joins nobody
+
+
+def test_photos_that_cannot_be_looked_at_again_are_not_joined() -> None:
+    keys, hashes, known = np.array([b"a", b"b", b"c"], "S32"), np.zeros(3, np.uint64), np.ones(3, bool)
+    cells = np.tile(np.arange(192, dtype=np.uint8), (3, 1))
+    assert near_photos(keys, hashes, known, lambda rows: (cells[rows], rows != 1)).tolist() == [[0, 2]]
 
 
 def test_every_hash_within_the_distance_is_found_and_none_beyond() -> None:
