@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mmfeat.samples.contents import decode_image
 from mmfeat.samples.dataset import KEY_LENGTH, Sample, content_key
 from mmfeat.samples.keys import DRAFT_SIDE, STEP, RecordFile
+from mmfeat.samples.photos import Decoding, decode_image
 from mmfeat.system.hardware import cpu_count
 from mmfeat.system.wording import Progress, Silent
 
@@ -82,7 +82,7 @@ def thumbnail(data: bytes) -> bytes:
     """The mean colours of the cells of a photo, row by row; empty for bytes that are no photo."""
     from PIL import Image
 
-    image, _ = decode_image(data, DRAFT_SIDE)
+    image, _ = decode_image(data, Decoding(DRAFT_SIDE))
     return image.resize((CELLS, CELLS), Image.Resampling.BOX).tobytes() if image else b""
 
 
