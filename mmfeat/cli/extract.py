@@ -21,6 +21,7 @@ from mmfeat.cli.flags import (
     Workers,
     encoder_options,
     interruptible,
+    option,
     reading,
     requests,
     takes,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 PARAMETERS: Parameters = {
     "data": (Data, ...),
+    "test": (option("Data to predict, encoded as well; mmfeat submit writes the file.", str | None), None),
     "encoders": (Encoders, "clip,bert,resnet50"),
     "cache": (CacheFolder, "cache"),
     **READING_PARAMETERS,
@@ -84,6 +86,7 @@ def extract(context: typer.Context, **given: Any) -> None:
         "settings": ExtractSettings(
             *(values[name] for name in ("device", "workers", "batch_size", "compiled", "retry_failed"))
         ),
+        "test": values["test"],
         "progress": ConsoleProgress(),
     }
     if values["dry_run"]:
@@ -95,6 +98,8 @@ def extract(context: typer.Context, **given: Any) -> None:
         return
     result = extract_features(data, encoders, engine=engine, ray_address=ray_address, **asked)
     show_extraction(result)
+    if result.test is not None:
+        show_extraction(result.test)
     photos = [tower.spec for tower in result.towers if tower.spec.modality == "image"]
     if any(spec.decoding.is_plain for spec in photos) and "auto" in (values["exif"], values["background"]):
         out.print("photos count as stored, as before; --exif upright --background white shows them as people see them")
@@ -179,7 +184,15 @@ def show_decision(decision: Decision | None) -> None:
 
 
 def show_forecast(forecasts: Forecasts) -> None:
-    """Print a forecast: what is missing, its time and its size on disk."""
+    """Print a forecast: what is missing, its time and its size on disk; the test data follow."""
+    parts = [forecasts, *([forecasts.test] if forecasts.test else [])]
+    for part in parts:
+        _show_part(part)
+    if any(part.encoders for part in parts):
+        out.print("nothing was written; next: the same command without --dry-run")
+
+
+def _show_part(forecasts: Forecasts) -> None:
     out.print(f"{forecasts.samples.source}: {len(forecasts.samples):,} samples")
     show_decision(forecasts.decision)
     if not forecasts.encoders:
@@ -198,7 +211,6 @@ def show_forecast(forecasts: Forecasts) -> None:
     out.print(f"{total}; {size_of(forecasts.free)} free at {forecasts.folder}")
     if forecasts.bytes > forecasts.free:
         out.print("note: the disk is too small for that; name another with --cache, or fewer --outputs and --views")
-    out.print("nothing was written; next: the same command without --dry-run")
 
 
 def _rate(rate: float) -> str:

@@ -21,7 +21,6 @@ from mmfeat.cli.flags import (
     Modalities,
     Parameters,
     RunCache,
-    RunData,
     Workers,
     interruptible,
     names,
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from mmfeat.prediction.output_file import OutputFormat
     from mmfeat.prediction.predict import Predicted
     from mmfeat.prediction.submit import Submission
+    from mmfeat.runs.entry import Scores
 
 
 FEW = 20  # more samples are printed as CSV, also on a terminal
@@ -51,6 +51,8 @@ def show_submission(result: Submission) -> None:
         out_of_fold = [f"{result.out_of_fold.get(label, 0.0):.1%}"] if result.out_of_fold else []
         table.add_row(label, f"{result.predicted.get(label, 0.0):.1%}", *out_of_fold, f"{share:.1%}")
     out.print(table)
+    if result.scores is not None:
+        out.print(_scored(result.scores))
     for line in result.notes:
         out.print(f"note: {line}")
     if result.data_changed:
@@ -64,12 +66,16 @@ def show_submission(result: Submission) -> None:
     out.print("next: hand it in; mmfeat report shows what to expect of it")
 
 
+def _scored(scores: Scores) -> str:
+    f1, accuracy = (interval(scores.score(name)) for name in ("macro_f1", "accuracy"))
+    return f"{scores.samples:,} labelled samples: accuracy {accuracy}, macro-F1 {f1}"
+
+
 def show_notes(result: Predicted) -> None:
     """Print to standard error which head predicts, its scores on labelled samples, and warnings."""
     err.print(f"{head_label(result.head, result.modalities)} of {result.run.folder}")
     if result.scores is not None:
-        f1, accuracy = (interval(result.scores.score(name)) for name in ("macro_f1", "accuracy"))
-        err.print(f"{result.scores.samples:,} labelled samples: accuracy {accuracy}, macro-F1 {f1}")
+        err.print(_scored(result.scores))
     for line in result.notes:
         err.print(f"note: {line}")
 
@@ -112,7 +118,7 @@ _PARAMETERS: Parameters = {
 }
 SUBMIT_PARAMETERS: Parameters = {
     "run": (AnyRun, None),
-    "data": (RunData, None),
+    "data": (option("Folder or table.  [default: the test data of extract, else that of the run]", str | None), None),
     "out": (option("The file to write.  [default: submission, as the format]", str | None), None),
     **_PARAMETERS,
 }
@@ -131,7 +137,7 @@ PREDICT_PARAMETERS: Parameters = {
 @takes(SUBMIT_PARAMETERS)
 @interruptible("no submission was written; vectors that were computed are kept")
 def submit(context: typer.Context, **values: Any) -> None:
-    """Predict the unlabelled samples and write guid,tag rows, checked before they are written.
+    """Predict the test data, or the unlabelled samples, and write id and label of each, checked before.
 
     \b
     mmfeat submit --run heads/RUN --out submission.csv

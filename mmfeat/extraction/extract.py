@@ -31,7 +31,9 @@ from mmfeat.extraction.requests import (
     remember_request,
     request_before,
     resolve_options,
+    test_of,
 )
+from mmfeat.extraction.to_predict import open_test, shared_ids
 from mmfeat.samples.dataset import Overview, Sample, SampleSet, SampleSource
 from mmfeat.system.hardware import check_engine, resolve_device
 from mmfeat.system.remote import absolute
@@ -60,7 +62,7 @@ class ExtractSettings:
 @dataclass(frozen=True, kw_only=True)
 class Extraction:
     """Result of an extraction: samples, encoders, cache folder of the data set, counts that `Counts` explains, and
-    the decision on the cleaning where a text encoder follows it.
+    the decision on the cleaning where a text encoder follows it. `test` is the extraction of the test data, if named.
     """
 
     samples: Overview
@@ -78,6 +80,7 @@ class Extraction:
     failed: int
     clocks: Mapping[str, Clocks]
     decision: Decision | None = None
+    test: Extraction | None = None
 
     @property
     def nothing_to_do(self) -> bool:
@@ -93,11 +96,15 @@ def extract_features(
     options: EncoderOptions | None = None,
     columns: Mapping[str, str] | None = None,
     settings: ExtractSettings | None = None,
+    test: str | Path | None = None,
     engine: str = "local",
     ray_address: str | None = None,
     progress: Progress | None = None,
 ) -> Extraction:
     """Encode what the cache lacks of `data`; after an interruption the same call encodes the rest.
+
+    `test`, read by the same names of columns, is encoded in the same way and remembered for the submission; "" forgets
+    the test data that an earlier extraction of `data` remembered.
 
     `options.dtype` "auto" becomes the dtype that suits the hardware, and the cleaning "auto" that which suits the
     texts. `data` may be larger than memory. With the engine "ray" blocks of samples go to the workers of a Ray cluster,
@@ -109,19 +116,25 @@ def extract_features(
     # The other devices need torch, which is slow to import.
     if engine == "local" and settings.device not in ("auto", "cpu"):
         resolve_device(settings.device)
-    work = prepare_extraction(data, encoders, cache, options, columns, settings)
-    overview = work.source.overview()
-    work.store.create()
+    work = prepare_extraction(data, encoders, cache, options, columns, settings, test)
+    works = [work, *([prepare_test(work, test)] if test else [])]
+    overviews = [part.source.overview() for part in works]
+    if test and (note := shared_ids(*(part.source for part in works))):
+        overviews[1] = replace(overviews[1], notes=(*overviews[1].notes, note))
     begin_request(cache, work.request)
-    if engine == "ray":
-        from mmfeat.extraction.on_ray import extract_on_ray
+    results: list[Extraction] = []
+    for part, overview in zip(works, overviews, strict=True):
+        part.store.create()
+        if engine == "ray":
+            from mmfeat.extraction.on_ray import extract_on_ray
 
-        counts = extract_on_ray(work, settings, ray_address, progress, len(overview))
-    else:
-        counts = _extract(work.source.blocks(BLOCK), len(overview), work.towers, work.store, settings, progress)
+            counts = extract_on_ray(part, settings, ray_address, progress, len(overview))
+        else:
+            counts = _extract(part.source.blocks(BLOCK), len(overview), part.towers, part.store, settings, progress)
+        results.append(_result(counts, start, overview, part.towers, part.store, settings, engine))
+        start = time.monotonic()
     remember_request(cache, work.request)
-    result = _result(counts, start, overview, work.towers, work.store, settings, engine)
-    return replace(result, decision=work.decision)
+    return replace(results[0], decision=work.decision, test=results[1] if test else None)
 
 
 def extract_samples(
@@ -182,6 +195,7 @@ def prepare_extraction(
     options: EncoderOptions | None,
     columns: Mapping[str, str] | None,
     settings: ExtractSettings,
+    test: str | Path | None = None,
 ) -> Work:
     """Find the data and describe the encoders; loads no model and writes nothing.
 
@@ -195,11 +209,18 @@ def prepare_extraction(
     _check_applies(towers, options, settings)
     fingerprints = tuple(tower.spec.fingerprint for tower in towers)
     requests = [absolute_request(encoder) for encoder in encoders]
-    request = Request(absolute(data), source.columns, requests, resolved, fingerprints, decision)
+    remembered = test_of(cache, data) if test is None else absolute(test) if str(test) else ""
+    request = Request(absolute(data), source.columns, requests, resolved, fingerprints, decision, remembered)
     cleanings = ", ".join(dict.fromkeys(tower.spec.cleaning for tower in towers if tower.spec.modality == "text"))
     followed = decision and cleanings and resolved.cleaning != options.cleaning
     shown = replace(decision, cleaning=cleanings) if decision and followed else None
     return Work(source, towers, Cache(cache, source.name), request, shown)
+
+
+def prepare_test(work: Work, test: str | Path) -> Work:
+    """The work on the test data of a prepared extraction: other samples, the same encoders and options."""
+    source = open_test(test, work.source)
+    return replace(work, source=source, store=Cache(work.store.folder.parent, source.name))
 
 
 def _check_applies(towers: Sequence[Tower], options: EncoderOptions, settings: ExtractSettings) -> None:

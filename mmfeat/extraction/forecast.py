@@ -7,12 +7,12 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.extraction.encode import Batcher, batched, start_block
-from mmfeat.extraction.extract import BLOCK, Extractor, ExtractSettings, prepare_extraction
+from mmfeat.extraction.extract import BLOCK, Extractor, ExtractSettings, Work, prepare_extraction, prepare_test
 from mmfeat.extraction.missing import BlockPlan, Item
 from mmfeat.extraction.reader import Prepared, Reader
 from mmfeat.extraction.requests import Decision
@@ -51,6 +51,7 @@ class Forecasts:
     reading: float
     free: int
     decision: Decision | None = None
+    test: Forecasts | None = None
 
     @property
     def seconds(self) -> float:
@@ -104,11 +105,19 @@ def forecast_extraction(
     options: EncoderOptions | None = None,
     columns: Mapping[str, str] | None = None,
     settings: ExtractSettings | None = None,
+    test: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Forecasts:
     """Forecast `extract_features` by encoding a few samples; nothing is written."""
     settings, progress = settings or ExtractSettings(), progress or Silent()
     work = prepare_extraction(data, encoders, cache, options, columns, settings)
+    works = [work, *([prepare_test(work, test)] if test else [])]
+    first, *rest = (_forecast(part, settings, progress) for part in works)
+    return replace(first, test=rest[0] if rest else None)
+
+
+def _forecast(work: Work, settings: ExtractSettings, progress: Progress) -> Forecasts:
+    """The forecast of a data set."""
     overview, needs = work.source.overview(), _Needs()
     with Extractor(work.towers, work.store, settings, writes=False) as extractor:
         for block in work.source.blocks(BLOCK):
@@ -118,7 +127,7 @@ def forecast_extraction(
         tried = [_stage(batchers, needs, extractor, progress) for batchers in stages if batchers]
     forecasts = tuple(forecast for stage, _ in tried for forecast in stage)
     reading = sum(reading for _, reading in tried)
-    return Forecasts(overview, work.store.folder, forecasts, reading, _free(Path(cache)), work.decision)
+    return Forecasts(overview, work.store.folder, forecasts, reading, _free(work.store.folder), work.decision)
 
 
 def _stage(

@@ -37,8 +37,9 @@ class Decision:
 class Request:
     """Data, encoders and options of the last complete extraction of a data set, or of the first while it runs.
 
-    `data` is an absolute path or a URL. `fingerprints` are those of the encoder specs, which say without loading a
-    model which vectors are in use. `decision` is that of the first extraction with the cleaning `auto`, None before.
+    `data` and `test` are absolute paths or URLs; a submission predicts `test`, empty where no test data was named.
+    `fingerprints` are those of the encoder specs, which say without loading a model which vectors are in use.
+    `decision` is that of the first extraction with the cleaning `auto`, None before.
     """
 
     data: str
@@ -47,6 +48,7 @@ class Request:
     options: EncoderOptions
     fingerprints: tuple[str, ...] = ()
     decision: Decision | None = None
+    test: str = ""
 
     def changed(
         self, encoders: list[str] | None, columns: dict[str, str] | None, options: Mapping[str, Any]
@@ -98,6 +100,13 @@ def latest_request(cache: str | Path, data: str | Path | None = None) -> Request
         f"{cache}: nothing was extracted{f' of {data}' if data is not None else ''}; "
         f"run mmfeat extract --data {data or 'DATA'} --encoders A,B first"
     )
+
+
+def test_of(cache: str | Path, data: str | Path) -> str:
+    """The test data that the latest extraction of `data` remembers, "" where it has none."""
+    with contextlib.suppress(CacheMissError):
+        return latest_request(cache, data).test
+    return ""
 
 
 def decide_cleaning(options: EncoderOptions, source: SampleSource, cache: str | Path) -> Decision | None:

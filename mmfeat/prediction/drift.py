@@ -37,16 +37,16 @@ def find_drift(
     return [*([shifted] if shifted else []), *missing_drift(labelled, now, tuple(inference.lacking))]
 
 
-def training_samples(run: Run, read: SampleSet | None = None) -> tuple[Sample, ...]:
-    """The labelled samples that the run's data hold now, none where the data are gone.
+def training_set(run: Run, read: SampleSet | None = None) -> SampleSet:
+    """The samples that the run's data hold now, none where the data are gone.
 
     Samples that the caller has `read` already are used if they are the run's data.
     """
     if read is not None and absolute(read.source) == run.config.data:
-        return read.labelled
+        return read
     with contextlib.suppress(DataError, OSError):
-        return read_samples(run.config.data, run.config.columns).labelled
-    return ()
+        return read_samples(run.config.data, run.config.columns)
+    return SampleSet(run.config.dataset, run.config.data, ())
 
 
 def check_labels(samples: SampleSet, run: Run) -> list[str]:

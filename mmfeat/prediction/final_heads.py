@@ -217,8 +217,9 @@ def read_for(data: str | Path, columns: Mapping[str, str] | None, run_columns: M
     except DataError:
         if columns or not run_columns:
             raise
+        unlabelled = {name: column for name, column in run_columns.items() if name != "label"}
         names_only = {name: column for name, column in run_columns.items() if name in COLUMNS}
-        for names in (names_only, {name: column for name, column in names_only.items() if name != "label"}, {}):
+        for names in (unlabelled, names_only, {name: unlabelled[name] for name in COLUMNS if name in unlabelled}, {}):
             with contextlib.suppress(DataError):
                 return read_samples(data, names)
         raise

@@ -12,7 +12,7 @@ import numpy as np
 from mmfeat.cache.store import Cache
 from mmfeat.errors import ConfigError
 from mmfeat.evaluation.metrics import evaluate
-from mmfeat.prediction.drift import check_labels, find_drift, out_of_fold_choices, training_samples
+from mmfeat.prediction.drift import check_labels, find_drift, out_of_fold_choices, training_set
 from mmfeat.prediction.final_heads import Inference, infer, read_for, unseen_note
 from mmfeat.prediction.model import Model, unread
 from mmfeat.prediction.output_file import Predictions
@@ -57,8 +57,8 @@ def predict_data(
     samples = read_for(data, columns, chosen.config.columns)
     cache = cache or chosen.config.cache
     inference = infer(chosen, entry, samples, cache, device, workers, progress)
-    training = training_samples(chosen, samples)
-    scores, score_notes = _scores(chosen, samples, inference, training, Cache(cache, samples.name))
+    training = training_set(chosen, samples).labelled
+    scores, score_notes = score(chosen, samples, inference, training, Cache(cache, samples.name))
     before = out_of_fold_choices(chosen, entry)
     notes = [
         *samples.notes,
@@ -92,7 +92,7 @@ def check_inputs(
         raise ConfigError(f"{unused} goes with --data; files and pairs are encoded in memory, leave it out")
 
 
-def _scores(
+def score(
     run: Run, samples: SampleSet, inference: Inference, training: Sequence[Sample], store: Cache
 ) -> tuple[Scores | None, list[str]]:
     """(scores on labelled samples outside the training data of the run, None without such samples; notes)."""
@@ -103,7 +103,7 @@ def _scores(
         known = ", ".join(run.classes)
         return None, [f"no score: label {', '.join(unknown)} is unknown to the run ({known})"]
     labelled = [samples.samples[row] for row in rows]
-    fresh = ~_were_seen(labelled, training, tuple(inference.lacking), store)
+    fresh = ~were_seen(labelled, training, tuple(inference.lacking), store)
     notes = []
     if not fresh.all():
         notes = [
@@ -120,7 +120,7 @@ def _scores(
     return convert(values, Scores), notes
 
 
-def _were_seen(
+def were_seen(
     samples: Sequence[Sample], training: Sequence[Sample], modalities: Sequence[str], store: Cache
 ) -> np.ndarray:
     """(N,) bool, whether some training sample has the same contents in all `modalities` of the head."""

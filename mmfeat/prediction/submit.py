@@ -9,10 +9,12 @@ from pathlib import Path
 from mmfeat.cache.store import Cache
 from mmfeat.errors import SubmissionError
 from mmfeat.extraction.extract import Extraction
-from mmfeat.prediction.drift import check_labels, find_drift, out_of_fold_choices, training_samples
+from mmfeat.extraction.requests import test_of
+from mmfeat.prediction.drift import check_labels, find_drift, out_of_fold_choices, training_set
 from mmfeat.prediction.final_heads import Inference, infer, read_for
 from mmfeat.prediction.output_file import NAMES, OutputFormat, checked_target, choose_format, write_prediction_file
-from mmfeat.runs.entry import Entry
+from mmfeat.prediction.predict import score, were_seen
+from mmfeat.runs.entry import Entry, Scores
 from mmfeat.runs.run import Run, choose_run, data_changed
 from mmfeat.samples.dataset import SampleSet
 from mmfeat.system.remote import absolute
@@ -23,6 +25,7 @@ from mmfeat.system.wording import Progress
 class Submission:
     """A written submission, with the run and the head that predicted.
 
+    `scores` are measured where test data have labels.
     `predicted`, `trained` and `out_of_fold` map class -> share: in the file, among the labelled samples, and among the
     out-of-fold predictions of the same head (empty where the run has none). `notes` are lines for the user.
     """
@@ -39,6 +42,7 @@ class Submission:
     data_changed: bool = False
     without_features: list[str] = field(default_factory=list)
     out_of_fold: Mapping[str, float] = field(default_factory=dict)
+    scores: Scores | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -52,7 +56,7 @@ def write_submission(
     modalities: str | None = None,
     cache: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
-    names: Sequence[str] = NAMES,
+    names: Sequence[str] | None = None,
     header: bool = True,
     format: str | None = None,
     proba: bool = False,
@@ -60,35 +64,75 @@ def write_submission(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Submission:
-    """Predict the unlabelled samples of `data` (the run's own by default) and write a row for each.
+    """Predict the test data that the run's extraction remembers, else the unlabelled samples of `data` (the run's own
+    by default), and write a row for each.
 
-    The file has the columns `names` under a `header`, and with `proba` a calibrated probability a class; its `format`
+    The file has the columns `names` under a `header`, by default those of id and label in the user's table, and with
+    `proba` a calibrated probability a class; its `format`
     (csv, tsv or jsonl) follows the suffix of `out` by default; without `out` the file is `submission.FORMAT`. `columns`
     names the columns of the input table. Missing features are extracted first with the encoders of the run. Raises
     `RunError` where encoders or cache do not match the run, `SubmissionError` where the file would be wrong.
     """
-    output = OutputFormat(choose_format(out, format), header, tuple(names), proba)
+    output = OutputFormat(choose_format(out, format), header, tuple(names or NAMES), proba)
     out = f"submission.{output.format}" if out is None else out
     chosen = choose_run(run, heads, data, head, modalities)
-    source = data or chosen.config.data
+    cache = cache or chosen.config.cache
+    test = test_of(cache, chosen.config.data)
+    source = data or test or chosen.config.data
     path = checked_target(out, source, chosen.config.data, chosen.folder)
     output.check(chosen.classes)
     entry = chosen.entry(head, modalities)
     everything = read_for(source, columns, chosen.config.columns)
-    samples = _unlabelled(everything, chosen)
-    cache = cache or chosen.config.cache
+    is_test = absolute(source) == test  # then a label is for a score, and its row in the file as well
+    samples = everything if is_test else _unlabelled(everything, chosen)
     inference = infer(chosen, entry, samples, cache, device, workers, progress)
-    result = _summary(path, chosen, entry, everything, inference, Cache(cache, samples.name))
+    training = training_set(chosen, everything)
+    if names is None:
+        output = replace(output, names=_names(everything, training))
+        output.check(chosen.classes)
+    result = _summary(path, chosen, entry, everything, samples, inference, training, cache)
+    if is_test:
+        result = _with_test(result, samples, inference, training, cache)
     write_prediction_file(path, inference.predictions, output)  # last, so that an interrupt leaves no file
     return result
 
 
+def _names(samples: SampleSet, training: SampleSet) -> tuple[str, ...]:
+    """The columns of the file: those of id and label in the user's tables, and `NAMES` where there is no table."""
+    if not samples.names:
+        return NAMES
+    label = samples.names.get("label") or training.names.get("label") or "label"
+    return samples.names.get("id", "id"), label
+
+
+def _with_test(
+    result: Submission, samples: SampleSet, inference: Inference, training: SampleSet, cache: str | Path
+) -> Submission:
+    """The submission with what only test data have: scores, samples that trained the run, and rows left behind."""
+    store, notes = Cache(cache, samples.name), list[str]()
+    scores, score_notes = score(result.run, samples, inference, training.labelled, store)
+    seen = were_seen(samples.samples, training.labelled, tuple(inference.lacking), store)
+    if seen.any() and not any(sample.label for sample in samples):
+        first = samples.samples[int(seen.argmax())].id
+        notes.append(f"{seen.sum():,} of {len(samples):,} samples equal one that trained the run (first: {first})")
+    if training.unlabelled:
+        count, source = len(training.unlabelled), training.source
+        notes.append(f"{count:,} unlabelled samples of {source} are not in the file; --data {source} predicts them")
+    return replace(result, scores=scores, notes=[*result.notes, *score_notes, *notes])
+
+
 def _summary(
-    path: Path, run: Run, entry: Entry, everything: SampleSet, inference: Inference, store: Cache
+    path: Path,
+    run: Run,
+    entry: Entry,
+    everything: SampleSet,
+    samples: SampleSet,
+    inference: Inference,
+    training: SampleSet,
+    cache: str | Path,
 ) -> Submission:
     """The submission to be written to `path`, with drift between its samples and the labelled ones of the run."""
     before, labelled = out_of_fold_choices(run, entry), run.results.labelled
-    training = training_samples(run, everything)
     is_run_data = absolute(everything.source) == run.config.data
     return Submission(
         path=path,
@@ -100,10 +144,10 @@ def _summary(
         predicted=inference.predictions.shares,
         trained={name: count / labelled for name, count in sorted(run.results.class_counts.items())},
         extraction=inference.extraction,
-        data_changed=is_run_data and data_changed(run, everything.labelled, store),
+        data_changed=is_run_data and data_changed(run, everything.labelled, Cache(cache, samples.name)),
         without_features=inference.without,
         out_of_fold={} if before is None else dict(zip(run.classes, before.mean(0).tolist(), strict=True)),
-        notes=[*inference.notes, *find_drift(run, inference, before, training, everything.unlabelled)],
+        notes=[*inference.notes, *find_drift(run, inference, before, training.labelled, samples.samples)],
     )
 
 

@@ -23,7 +23,7 @@ from mmfeat.errors import DataError
 from mmfeat.samples.contents import MemoryFile
 from mmfeat.samples.encodings import Decoder, decode_text, is_utf8
 from mmfeat.samples.labels import is_missing, missing_note, no_labels
-from mmfeat.samples.rows import NO_LABELS, Cells, SampleRows
+from mmfeat.samples.rows import NO_LABELS, ROW_NUMBER, Cells, SampleRows
 from mmfeat.samples.table_files import SUFFIXES, TEST_LIST, TRAIN_LIST, shards_in, table_name, table_suffix
 from mmfeat.system.remote import RemoteFile, exists, is_remote
 
@@ -67,6 +67,7 @@ class SampleSet:
     encodings: Mapping[str, int] = field(default_factory=dict)
     unused_columns: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()  # what was decided or lost in reading
+    names: Mapping[str, str] = field(default_factory=dict)  # of id and label in the user's table; none in a folder
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -105,7 +106,8 @@ def read_samples(data: str | Path, columns: Mapping[str, str] | None = None) -> 
     samples = tuple(reading)
     if not samples:
         raise source.empty
-    return SampleSet(source.name, str(data), samples, dict(reading.encodings), source.unused_columns, reading.notes)
+    told = dict(reading.encodings), source.unused_columns, reading.notes
+    return SampleSet(source.name, str(data), samples, *told, source.names)
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ class SampleSource:
         hashes = array("Q")
         reading = self.read(look=False)
         for sample in reading:
-            hashes.append(_hash(sample.id))
+            hashes.append(hash_of(sample.id))
             if sample.label is not None:
                 labels[sample.label] += 1
         if not hashes:
@@ -174,6 +176,14 @@ class SampleSource:
     @property
     def unused_columns(self) -> tuple[str, ...]:
         return () if self.rows is None else self.rows.unused
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The names of the columns of id and label in a table with names; empty for a folder."""
+        if self.rows is None or self.rows.is_numbered:
+            return {}
+        names = {**self.rows.columns, "id": self.rows.id_column}
+        return {column: names[column] for column in ("id", "label") if names.get(column, ROW_NUMBER) != ROW_NUMBER}
 
     def blocks(self, size: int) -> Iterator[list[Sample]]:
         """Yield all samples, `size` at a time; ids are not compared: `overview` does that."""
@@ -212,7 +222,7 @@ class UniqueIds:
 
     def check(self, id: str, line: str) -> None:
         """Remember the line of an id. Raises `DataError` if the id stands on an earlier line."""
-        if self._only is not None and _hash(id) not in self._only:
+        if self._only is not None and hash_of(id) not in self._only:
             return
         if (first := self._lines.setdefault(id, line)) != line:
             raise DataError(f"{line}: the id {id!r} stands already at {first}; remove or rename one of them")
@@ -230,7 +240,8 @@ def _checked_id(value: str | None, line: str, ids: UniqueIds | None, is_file: bo
     return id
 
 
-def _hash(id: str) -> int:
+def hash_of(id: str) -> int:
+    """The 64-bit hash of an id."""
     import xxhash
 
     return xxhash.xxh3_64_intdigest(id.encode())

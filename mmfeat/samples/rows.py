@@ -65,13 +65,13 @@ class SampleRows:
     def columns(self) -> dict[str, str]:
         """The names in the table of id, text, image and label; those that are not there are left out."""
         names, named = self.table.names, {column: self._named[column] for column in COLUMNS if column in self._named}
-        if self._is_numbered:
+        if self.is_numbered:
             if odd := [name for name in named.values() if not 0 < int(name) <= len(names)]:
                 raise DataError(
                     f"{self.table.data}: no column {', '.join(odd)}; a row has {counted(len(names), 'cell')}"
                 )
             return named  # the file has no header
-        columns = {column: _find(named.get(column, column), names) for column in COLUMNS}
+        columns = {column: find_column(named.get(column, column), names) for column in COLUMNS}
         missing = [named[column] for column in COLUMNS if column in named and columns[column] is None]
         if not missing and columns["text"] is None and columns["image"] is None and names:
             missing = ["text or image"]
@@ -81,7 +81,7 @@ class SampleRows:
         return {column: name for column, name in columns.items() if name is not None}
 
     @property
-    def _is_numbered(self) -> bool:
+    def is_numbered(self) -> bool:
         """Whether the user names all columns by number, since the file has no header."""
         named = {self._named[column] for column in COLUMNS if column in self._named}
         return bool(named) and all(map(str.isdecimal, named)) and not named & set(self.table.names)
@@ -110,7 +110,7 @@ class SampleRows:
     def notes(self) -> list[str]:
         """What the user should hear of, after a pass over the rows."""
         notes = [*self.table.notes, *self.table.decoder.notes]
-        if self._is_numbered:
+        if self.is_numbered:
             notes.append("columns are numbered: the first line is a row and not names")
         plain = [name for name in self.unused if name.casefold() not in VAGUE]
         absent = _proposal([column for column in COLUMNS[1:] if column not in self.columns], plain)
@@ -184,7 +184,7 @@ def _row_id(where: str, number: int, several: bool) -> str:
     return where.replace("\\", "/").rpartition("/")[2] if several else str(number)
 
 
-def _find(wanted: str, names: Collection[str]) -> str | None:
+def find_column(wanted: str, names: Collection[str]) -> str | None:
     """The name as it stands in a table: the very one, else the only one that differs in capitals alone."""
     if wanted in names or wanted == ROW_NUMBER:
         return wanted

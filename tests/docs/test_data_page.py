@@ -81,9 +81,15 @@ def excel() -> None:
     FRAME.to_excel("tweets.xlsx", index=False)
 
 
+def train_and_test() -> None:
+    table("train.csv")()
+    table("test.csv", FRAME.drop(columns="label"))()
+
+
 SHOP = FRAME.set_axis(["sku", "title", "photo", "category"], axis=1)
 PLAIN = ["\t".join((f"s{n}", '"' * (n == 2) + word, f"{n}.png", LABELS[n])) for n, word in enumerate(TEXTS)]
 BUILDERS = {
+    "a table to train on, one to predict": train_and_test,
     "a folder with lists": with_lists,
     "a table with these names": table("tweets.csv"),
     "a table with other names": table("shop.csv", SHOP),
