@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from mmfeat.errors import ConfigError
-from mmfeat.evaluation.splits import HOLDOUT, Splits, has_splits, load_splits, make_folds, make_holdout, save_splits
+from mmfeat.evaluation.splits import (
+    HOLDOUT,
+    TEST,
+    Splits,
+    has_splits,
+    load_splits,
+    make_folds,
+    make_holdout,
+    save_splits,
+)
 from mmfeat.samples.dataset import Sample
 from mmfeat.samples.duplicates import duplicate_links, linked_groups
 from mmfeat.samples.keys import ContentKeys, image_hashes
 from mmfeat.samples.labels import Targets
 from mmfeat.samples.thumbnails import SecondLook
-from mmfeat.system.wording import Progress
+from mmfeat.system.wording import Progress, counted
 
 PROTOCOLS = ("kfold", "holdout")
+LARGE_GROUP = 0.1  # share of the test rows of a fold; larger groups of near duplicates are told
+UNEVEN = 0.1  # share by which the test rows of a fold may differ from their part without a word
+SHOWN = 60  # characters of a text in a note
 HASHES_FILE, THUMBNAILS_FILE = "images.hashes", "images.thumbnails"  # files in the data set's cache folder
 
 
@@ -48,6 +60,11 @@ class Protocol:
             raise ConfigError(f"--split {written}: write train:validation:test, as 8:1:1, or train:test, as 8:2")
         object.__setattr__(self, "shares", tuple(map(float, self.shares)))  # 8 and 8.0 are the same protocol
 
+    @property
+    def test_share(self) -> float:
+        """The share of the samples that one fold tests."""
+        return 1 / self.folds if self.kind == "kfold" else self.shares[-1] / sum(self.shares)
+
 
 def protocol_splits(
     labelled: Sequence[Sample],
@@ -56,8 +73,9 @@ def protocol_splits(
     folder: Path,
     protocol: Protocol,
     progress: Progress,
-) -> tuple[Splits, Path | None]:
-    """The splits, and the folder into which they were written, None where they were loaded or no folder was named."""
+) -> tuple[Splits, Path | None, tuple[str, ...]]:
+    """The splits, the folder into which they were written (None where they were loaded or no folder was named), and
+    notes on groups of near duplicates that weigh much in a fold."""
     ids = [sample.id for sample in labelled]
     saved = Path(protocol.split_dir) if protocol.split_dir else None
     if saved is not None and has_splits(saved):
@@ -65,17 +83,17 @@ def protocol_splits(
         if (splits.names == (HOLDOUT,)) != (protocol.kind == "holdout"):
             kind = "a holdout" if splits.names == (HOLDOUT,) else "folds"
             raise ConfigError(f"--protocol {protocol.kind}: {saved} holds {kind}; name another --split-dir")
-        return splits, None
-    groups = np.arange(len(ids))
-    if protocol.grouped:
-        groups = linked_groups(near_duplicates(labelled, images, folder, progress).values(), len(ids))
+        return splits, None, ()
+    links = near_duplicates(labelled, images, folder, progress) if protocol.grouped else {}
+    groups = linked_groups(links.values(), len(ids)) if links else np.arange(len(ids))
     if protocol.kind == "kfold":
         splits = make_folds(targets, ids, groups, protocol.folds, protocol.seed, protocol.seeds)
     else:
         splits = make_holdout(targets, ids, groups, protocol.shares, protocol.seed, protocol.seeds)
     if saved is not None:
         save_splits(splits, saved, [str(sample.label) for sample in labelled])
-    return splits, saved
+    tested = protocol.test_share * len(ids)
+    return splits, saved, (*_large_groups(labelled, links, groups, tested), *_uneven_folds(splits, tested))
 
 
 def near_duplicates(
@@ -85,3 +103,31 @@ def near_duplicates(
     hashes = image_hashes(samples, images, folder / HASHES_FILE, progress)
     look = SecondLook(samples, images.keys, folder / THUMBNAILS_FILE, progress)
     return duplicate_links(samples, images.keys, hashes, look)
+
+
+def _large_groups(
+    samples: Sequence[Sample], links: Mapping[str, np.ndarray], groups: np.ndarray, tested: float
+) -> list[str]:
+    """A line on the groups larger than `LARGE_GROUP` of the `tested` rows of a fold: how many, and why the largest."""
+    sizes = np.bincount(groups)
+    if sizes.max(initial=0) <= max(LARGE_GROUP * tested, 1):
+        return []
+    inside = {rule: pairs[groups[pairs[:, 0]] == sizes.argmax()] for rule, pairs in links.items()}
+    rule = max(inside, key=lambda name: len(inside[name]))
+    sample = samples[int(inside[rule][0, 0])]
+    example = " ".join((sample.text or "").split()) if rule.endswith("text") else Path(str(sample.image)).name
+    example = f"{example[: SHOWN - 1]}…" if len(example) > SHOWN else example
+    return [
+        f"{counted(int((sizes > LARGE_GROUP * tested).sum()), 'group')} of near duplicates larger than a tenth of a "
+        f"fold; the largest has {sizes.max():,} of {len(groups):,} samples, by {rule}: {example}"
+    ]
+
+
+def _uneven_folds(splits: Splits, tested: float) -> list[str]:
+    """A line with the numbers of test rows of all folds, where one differs by more than `UNEVEN` and one row."""
+    sizes = (splits.roles == TEST).sum(axis=0)
+    if np.abs(sizes - tested).max() <= max(UNEVEN * tested, 1):
+        return []
+    each = ", ".join(f"{size:,}" for size in sizes.tolist())
+    what = "folds test" if len(sizes) > 1 else "the holdout tests"
+    return [f"{what} {each} samples, not {tested:,.0f}: groups of near duplicates stay whole (or --no-group)"]

@@ -39,11 +39,12 @@ class LabelledData:
     protocol: Protocol
     splits: Splits
     new_splits: Path | None
+    split_notes: tuple[str, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Lines about labels and splits that may not be what the user expects."""
-        notes = []
+        notes = list(self.split_notes)
         if self.protocol.split_dir and self.new_splits is None:
             sizes = f"{len(self.splits)} folds" if len(self.splits) > 1 else "a holdout"
             notes.append(
@@ -92,8 +93,8 @@ def read_labelled(
     store = Cache(cache, samples.name)
     keys = {modality: store.content_keys(labelled, modality, progress) for modality in MODALITIES}
     targets = read_targets([str(sample.label) for sample in labelled], task == "multilabel")
-    splits, new = protocol_splits(labelled, targets, keys["image"], store.folder, protocol, progress)
-    return LabelledData(samples, store, keys, targets, protocol, splits, new)
+    splits, new, notes = protocol_splits(labelled, targets, keys["image"], store.folder, protocol, progress)
+    return LabelledData(samples, store, keys, targets, protocol, splits, new, notes)
 
 
 @dataclass(frozen=True)
