@@ -166,9 +166,9 @@ def test_only_comparable_runs_compete(place: Path, done: Sweep, tmp_path: Path) 
 
 def test_duplicates_share_a_fold(place: Path, done: Sweep) -> None:
     folds = {row["id"]: row["fold0"] for row in rows(done.run.folder / "folds.csv")}
-    text = {path.stem: path.read_bytes() for path in (place / "demo" / "data").glob("*.txt")}
+    photo = {path.stem: path.read_bytes() for path in (place / "demo" / "data").glob("*.[jJpP]*")}
     first: dict[bytes, str] = {}
-    pairs = [(first.setdefault(text[id], id), id) for id in folds if id in text]
+    pairs = [(first.setdefault(photo[id], id), id) for id in folds if id in photo]
     repeated = [(a, b) for a, b in pairs if a != b]
     assert repeated
     assert all(folds[a] == folds[b] for a, b in repeated)
