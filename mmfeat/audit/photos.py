@@ -13,8 +13,10 @@ from unicodedata import normalize
 import numpy as np
 
 from mmfeat.extraction.reader import prefetch
-from mmfeat.samples.dataset import IMAGE_SUFFIXES, KEY_LENGTH, Sample, SampleSet, content_key
+from mmfeat.samples.contents import KEY_LENGTH, content_key
+from mmfeat.samples.dataset import IMAGE_SUFFIXES, Sample, SampleSet
 from mmfeat.samples.keys import DRAFT_SIDE, SIDE, ContentKeys, hash_photo
+from mmfeat.samples.photo_cells import Photos
 from mmfeat.samples.photos import Decoding, decode_image, orientation, read_photo
 from mmfeat.system.remote import is_remote
 from mmfeat.system.wording import Progress
@@ -95,7 +97,8 @@ def inspect_photo(sample: Sample) -> PhotoFacts:
     photo_hash = hash_photo(data)
     if photo_hash is None:
         findings = (*_undecoded(data), *findings)
-    return PhotoFacts(content_key(data), photo_hash, size, findings)
+    key = sample.key("image")[0] if isinstance(sample.image, Photos) else content_key(data)
+    return PhotoFacts(key, photo_hash, size, findings)
 
 
 def _undecoded(data: bytes) -> tuple[Oddity, ...]:

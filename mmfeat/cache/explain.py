@@ -19,6 +19,7 @@ from mmfeat.cache.survey import CachedEncoder, survey
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import DataError
 from mmfeat.samples.dataset import Sample, SampleSet
+from mmfeat.samples.keys import single_photos
 
 SHOWN_VALUE = 60
 # Field of a spec or key of its preprocessing -> the flag that sets it, where one does.
@@ -52,7 +53,11 @@ def explain_sample(root: str | Path, samples: SampleSet, id: str, specs: Sequenc
         raise DataError(f"{samples.source}: no sample {id!r}; {remedy}")
     store = Cache(root, samples.name)
     entries = survey(root, store.folder.name) if store.folder.is_dir() else []
-    return [_explain(store, known[id], spec, entries) for spec in specs]
+    return [
+        _explain(store, sample, spec, entries)
+        for spec in specs
+        for sample in (single_photos([known[id]])[0] if spec.modality == "image" else [known[id]])
+    ]
 
 
 def _explain(store: Cache, sample: Sample, spec: EncoderSpec, entries: list[CachedEncoder]) -> Explanation:

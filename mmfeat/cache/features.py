@@ -138,6 +138,43 @@ class Features:
         )
 
 
+def joined(block: Block, owners: np.ndarray | None) -> Block:
+    """The means of the vectors of each owner, ascending (M,), that has any; None leaves a block as it is."""
+    if owners is None:
+        return block
+    starts = np.flatnonzero(np.diff(owners, prepend=-1))
+    counts = np.add.reduceat(block.mask.astype(np.int64), starts)
+    sums = np.add.reduceat(np.where(block.mask[:, None], block.vectors, 0).astype(np.float32), starts)
+    vectors = sums / np.where(counts, counts, np.nan)[:, None]
+    return replace(block, vectors=vectors.astype(block.vectors.dtype), mask=counts > 0)
+
+
+def joined_mapped(block: MappedBlock, owners: np.ndarray | None) -> MappedBlock:
+    """`joined` for rows on disk; the tokens of one owner stand side by side."""
+    if owners is None:
+        return block
+    starts = np.flatnonzero(np.diff(owners, prepend=-1))
+    ends = np.append(starts[1:], len(owners))
+    mask = np.logical_or.reduceat(block.mask, starts)
+    lengths = mask.astype(np.int64) if block.output == "pooled" else np.add.reduceat(block.lengths, starts)
+    read = partial(_read_joined, block, starts, ends)
+    return replace(block, lengths=lengths, mask=mask, rows=np.arange(len(starts)), read=read)
+
+
+def _read_joined(block: MappedBlock, starts: np.ndarray, ends: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """(B, T, D) values of the owners at `positions`, zero where there are fewer than T tokens."""
+    rows = [np.arange(starts[position], ends[position]) for position in positions]
+    values, there = block.batch(np.concatenate(rows)) if rows else block.batch(np.empty(0, np.int64))
+    parts = np.split(np.arange(len(values)), np.cumsum([len(part) for part in rows])[:-1]) if rows else []
+    tokens = [values[part][there[part]] for part in parts]
+    if block.output == "pooled":
+        tokens = [part.mean(0, dtype=np.float32, keepdims=True) if len(part) else part for part in tokens]
+    out = np.zeros((len(tokens), max(map(len, tokens), default=0), values.shape[-1]), values.dtype)
+    for number, part in enumerate(tokens):
+        out[number, : len(part)] = part
+    return out
+
+
 def _read_zeros(read: Callable[[np.ndarray], np.ndarray], width: int, positions: np.ndarray) -> np.ndarray:
     """(B, T, width) zeros in place of values that are read as (B, T, 0)."""
     empty = read(positions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,9 @@ import numpy as np
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import Tower, load_reference
 from mmfeat.encoders.spec import EncoderSpec
-from mmfeat.samples.contents import augment
+from mmfeat.samples.contents import augment, content_key
 from mmfeat.samples.dataset import Sample, SampleSet
+from mmfeat.samples.keys import single_photos
 from mmfeat.samples.photos import decode_image
 from mmfeat.system.wording import Progress, Silent
 
@@ -54,20 +55,22 @@ def check_parity(
             for row in chosen.tolist():
                 values, _ = block.batch(np.array([row]))
                 sample = samples.samples[row]
-                wanted = reference(_content(sample, tower.spec, keys.keys[row]))
+                wanted = _wanted(reference, sample, tower.spec)
                 worst = _worse(worst, sample.id, values.reshape(-1), wanted, tower.spec)
                 advance(1)
         yield worst
 
 
-def _content(sample: Sample, spec: EncoderSpec, key: bytes) -> Any:
-    """The encoder's input: the text, or the picture in the spec's view."""
+def _wanted(reference: Callable[[Any], np.ndarray], sample: Sample, spec: EncoderSpec) -> np.ndarray:
+    """What the library computes of a sample: of several photos the mean, or all tokens side by side."""
     if spec.modality == "text":
-        return sample.text
-    assert sample.image is not None  # only samples with a cached picture are compared
-    picture, _ = decode_image(sample.image.read_bytes(), spec.decoding)
-    assert picture is not None
-    return augment(picture, spec.view, key)
+        return reference(sample.text)
+    photos = [single.image.read_bytes() for single in single_photos([sample])[0] if single.image is not None]
+    pictures = [(decode_image(data, spec.decoding)[0], content_key(data)) for data in photos]
+    values = [reference(augment(picture, spec.view, key)) for picture, key in pictures if picture is not None]
+    if len(values) == 1:
+        return values[0]
+    return np.mean(values, axis=0) if spec.output == "pooled" else np.concatenate(values)
 
 
 def _worse(worst: Parity, id: str, cached: np.ndarray, wanted: np.ndarray, spec: EncoderSpec) -> Parity:

@@ -20,7 +20,7 @@ import numpy as np
 from mmfeat.cache.hdf5 import NOT_OURS
 from mmfeat.cache.shard import MIB, Shard
 from mmfeat.errors import CacheError
-from mmfeat.samples.dataset import KEY_LENGTH
+from mmfeat.samples.contents import KEY_LENGTH
 from mmfeat.system.hardware import cpu_count
 
 STEP = 4 * MIB

@@ -29,7 +29,7 @@ import numpy as np
 from mmfeat.cache.hdf5 import NOT_OURS, Stored, lay_out, open_plain, plain_attributes, plain_datasets, printable
 from mmfeat.encoders.spec import EncoderSpec, Values
 from mmfeat.errors import CacheError, ConfigError
-from mmfeat.samples.dataset import KEY_LENGTH
+from mmfeat.samples.contents import KEY_LENGTH
 from mmfeat.system.files import canonical_json, write_named
 
 MIB = 1 << 20

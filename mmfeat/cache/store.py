@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mmfeat.cache.features import Block, Features, MappedBlock
+from mmfeat.cache.features import Block, Features, MappedBlock, joined, joined_mapped
 from mmfeat.cache.hdf5 import NOT_OURS
 from mmfeat.cache.reading import RowIndex, scan
 from mmfeat.cache.shard import SHARD_NAME, Shard, open_shard
@@ -122,13 +122,18 @@ class Cache:
         for modality in {spec.modality for spec in specs} - known.keys():
             known[modality] = self.content_keys(samples, modality)
         rows = {spec: self._find(samples, known[spec.modality], spec) for spec in specs}
+        owners = {modality: keys.owners for modality, keys in known.items() if keys.is_several}
         pooled = [spec for spec in specs if spec.output == "pooled"]
         size = sum(len(samples) * rows[spec][0].width * np.dtype(spec.storage).itemsize for spec in pooled)
         in_memory = pooled if memory is None or size <= memory else []
         return Features(
             tuple(sample.id for sample in samples),
-            tuple(_block(spec, *rows[spec]) for spec in in_memory),
-            tuple(_mapped_block(spec, *rows[spec]) for spec in specs if spec not in in_memory),
+            tuple(joined(_block(spec, *rows[spec]), owners.get(spec.modality)) for spec in in_memory),
+            tuple(
+                joined_mapped(_mapped_block(spec, *rows[spec]), owners.get(spec.modality))
+                for spec in specs
+                if spec not in in_memory
+            ),
         )
 
     def map(
@@ -144,7 +149,7 @@ class Cache:
         A sample that was never extracted is masked with `allow_missing`, and raises `CacheMissError` without.
         """
         wanted = keys or self.content_keys(samples, spec.modality)
-        return _mapped_block(spec, *self._find(samples, wanted, spec, allow_missing))
+        return joined_mapped(_mapped_block(spec, *self._find(samples, wanted, spec, allow_missing)), wanted.owners)
 
     def scan(self, spec: EncoderSpec) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield (keys, vectors) of all pooled rows without error, a few MiB at a time, mapped, in file order.
@@ -162,9 +167,14 @@ class Cache:
     def _find(
         self, samples: Sequence[Sample], wanted: ContentKeys, spec: EncoderSpec, allow_missing: bool = False
     ) -> tuple[RowIndex, np.ndarray, np.ndarray]:
-        """The index, (N,) the row of each sample in the index (-1: none), and (N,) whether the row has a value."""
+        """The index, (N,) the row of each sample in the index (-1: none), and (N,) whether the row has a value.
+
+        Where samples have several photos, N counts the photos.
+        """
         if len(wanted.keys) != len(samples):
             raise CacheError(f"{spec.name}: {len(wanted.keys)} content keys for {len(samples)} samples")
+        if wanted.single is not None and wanted.owners is not None:
+            samples, wanted = [samples[owner] for owner in wanted.owners], wanted.single
         index = self.row_index(spec)
         rows = np.where(wanted.present, index.find(wanted.keys), -1)
         missing = np.flatnonzero(wanted.present & (rows < 0))

@@ -98,6 +98,9 @@ _READING_FLAGS = {
     "encoding": "Encoding of texts that are not UTF-8.  [default: guessed, and said]",
     "delimiter": "Of a table: a character, or tab, comma, semicolon, pipe.  [default: the file's]",
     "quoting": "Of a table: csv, backslash, none, or auto: what the whole file supports.  [default: auto]",
+    "image_root": "Folder or URL that the paths of photos begin in.  [default: the table's folder]",
+    "image_pattern": "Paths of photos by columns, as in '{id}.jpg' or 'pics/{shop}/{sku}.png'.",
+    "images": "Several photos of a sample: first, or mean of their vectors.  [default: mean]",
     "no_label": "Words for a missing label.  [default: null,nan,na,n/a,<na>,none]",
 }
 

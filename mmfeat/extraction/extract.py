@@ -21,7 +21,7 @@ from mmfeat.encoders.registry import Tower, absolute_request, describe_encoders,
 from mmfeat.encoders.spec import AUTO, OF_MODEL, EncoderOptions, EncoderSpec
 from mmfeat.errors import ConfigError
 from mmfeat.extraction.encode import BackgroundWriter, Batcher, Stage
-from mmfeat.extraction.missing import BlockPlan, Clocks, Counts, Item, Planner
+from mmfeat.extraction.missing import BlockPlan, Clocks, Counts, Item, Planner, look_over
 from mmfeat.extraction.reader import Reader
 from mmfeat.extraction.requests import (
     Decision,
@@ -118,7 +118,7 @@ def extract_features(
         resolve_device(settings.device)
     work = prepare_extraction(data, encoders, cache, options, columns, settings, test)
     works = [work, *([prepare_test(work, test)] if test else [])]
-    overviews = [part.source.overview() for part in works]
+    overviews = [look_over(part.source, part.towers) for part in works]
     if test and (note := shared_ids(*(part.source for part in works))):
         overviews[1] = replace(overviews[1], notes=(*overviews[1].notes, note))
     begin_request(cache, work.request)

@@ -12,8 +12,16 @@ from pathlib import Path
 
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.extraction.encode import Batcher, batched, start_block
-from mmfeat.extraction.extract import BLOCK, Extractor, ExtractSettings, Work, prepare_extraction, prepare_test
-from mmfeat.extraction.missing import BlockPlan, Item
+from mmfeat.extraction.extract import (
+    BLOCK,
+    Extractor,
+    ExtractSettings,
+    Work,
+    look_over,
+    prepare_extraction,
+    prepare_test,
+)
+from mmfeat.extraction.missing import BlockPlan, Item, look_over
 from mmfeat.extraction.reader import Prepared, Reader
 from mmfeat.extraction.requests import Decision
 from mmfeat.samples.dataset import MODALITIES, Overview
@@ -118,7 +126,7 @@ def forecast_extraction(
 
 def _forecast(work: Work, settings: ExtractSettings, progress: Progress) -> Forecasts:
     """The forecast of a data set."""
-    overview, needs = work.source.overview(), _Needs()
+    overview, needs = look_over(work.source, work.towers), _Needs()
     with Extractor(work.towers, work.store, settings, writes=False) as extractor:
         for block in work.source.blocks(BLOCK):
             needs.add(extractor.planner.plan(block, progress))

@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from mmfeat.cache.features import Block, Features, MappedBlock
+from mmfeat.cache.features import Block, Features, MappedBlock, joined, joined_mapped
 from mmfeat.cache.shard import Rows
 from mmfeat.encoders.registry import Tower, load_encoders
 from mmfeat.encoders.spec import EncoderSpec
@@ -20,7 +20,7 @@ from mmfeat.extraction.encode import Batcher, Stage
 from mmfeat.extraction.missing import Clocks, Item
 from mmfeat.extraction.reader import Reader
 from mmfeat.samples.dataset import MODALITIES, Sample
-from mmfeat.samples.keys import ContentKeys, content_keys
+from mmfeat.samples.keys import ContentKeys, content_keys, single_photos
 from mmfeat.system.wording import Progress, Silent
 
 CHANGED = "changed while it was read"
@@ -52,9 +52,11 @@ class Embedder:
         self._load([name for name in asked if keys[name].present.any()])
         sink = _RowsInMemory()
         for modality in asked:
-            if items := self._items(samples, keys[modality], modality):
+            single = keys[modality].single or keys[modality]
+            photos = single_photos(samples)[0] if keys[modality].is_several else samples
+            if items := self._items(photos, single, modality):
                 self._run(modality, items, sink, progress or Silent())
-        blocks = [_block(tower.spec, keys[tower.spec.modality], sink.rows) for tower in self.towers]
+        blocks = [_joined_block(tower.spec, keys[tower.spec.modality], sink.rows) for tower in self.towers]
         features = Features(
             tuple(sample.id for sample in samples),
             tuple(block for block in blocks if isinstance(block, Block)),
@@ -100,6 +102,13 @@ class _RowsInMemory:
 
     def add(self, fingerprint: str, rows: Rows, clocks: Clocks) -> None:
         self.rows[fingerprint].update(zip(rows.keys, zip(rows.values, rows.errors, strict=True), strict=True))
+
+
+def _joined_block(
+    spec: EncoderSpec, keys: ContentKeys, rows: Mapping[str, Mapping[bytes, EncodedValues]]
+) -> Block | MappedBlock:
+    block = _block(spec, keys.single or keys, rows)
+    return joined(block, keys.owners) if isinstance(block, Block) else joined_mapped(block, keys.owners)
 
 
 def _block(
@@ -151,4 +160,11 @@ def _reasons(
         errors = (rows.get(spec.fingerprint, {}).get(key, (None, CHANGED))[1] for spec in specs)
         return next(filter(None, errors), "")
 
-    return tuple(reason(key, why) for key, why in zip(keys.keys.tolist(), keys.reasons, strict=True))
+    single = keys.single or keys
+    reasons = [reason(key, why) for key, why in zip(single.keys.tolist(), single.reasons, strict=True)]
+    if keys.owners is None:
+        return tuple(reasons)
+    of_sample: dict[int, str] = {}  # of several photos one without a reason is enough
+    for owner, why in zip(keys.owners.tolist(), reasons, strict=True):
+        of_sample[owner] = why and of_sample.get(owner, why)
+    return tuple(of_sample.values())

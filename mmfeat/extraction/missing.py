@@ -18,9 +18,11 @@ import numpy as np
 from mmfeat.cache.reading import FAILED, GOOD, MISSING, KnownKeys
 from mmfeat.cache.shard import Shard
 from mmfeat.cache.store import Cache
+from mmfeat.encoders.registry import Tower
 from mmfeat.encoders.spec import EncoderSpec
-from mmfeat.samples.dataset import MODALITIES, Sample
-from mmfeat.samples.keys import ContentKeys, StatIndex
+from mmfeat.errors import DataError
+from mmfeat.samples.dataset import MODALITIES, Overview, Sample, SampleSource
+from mmfeat.samples.keys import ContentKeys, StatIndex, single_photos
 from mmfeat.system.wording import Progress
 
 STEPS = ("read", "decode", "encode", "write")
@@ -168,6 +170,19 @@ class BlockPlan:
         return {fingerprint for items in self.items.values() for item in items for fingerprint in item.fingerprints}
 
 
+def look_over(source: SampleSource, towers: Sequence[Tower]) -> Overview:
+    """The overview of the samples. Raises `DataError` where no sample has what an encoder takes."""
+    overview = source.overview()
+    for modality, absence in overview.absent.items():
+        takers = [tower for tower in towers if tower.spec.modality == modality]
+        others = {tower.request for tower in towers if tower.spec.modality != modality}
+        only = [tower.spec.model for tower in takers if absence.is_named or tower.request not in others]
+        if only:
+            rest = "" if absence.is_named else f", or leave {only[0]} out of --encoders"
+            raise DataError(f"{overview.source}: {absence.reason}{rest}")
+    return overview
+
+
 class Planner(AbstractContextManager["Planner"]):
     """Compares the contents of blocks of samples with `store`; stored errors are tried again with `retry_failed`.
 
@@ -192,6 +207,7 @@ class Planner(AbstractContextManager["Planner"]):
         counts = plan.counts
         for modality in MODALITIES:
             if specs := [spec for spec in self._specs if spec.modality == modality]:
+                samples = single_photos(samples)[0] if modality == "image" else samples  # the last modality
                 keys = self._keys(samples, modality, progress)
                 counts.missing[modality] = Counter(reason for reason in keys.reasons if reason)
                 pairs = zip(reversed(keys.reasons), reversed(samples), strict=True)

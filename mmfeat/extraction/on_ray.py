@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from mmfeat import errors
@@ -24,8 +23,9 @@ from mmfeat.errors import CacheError, ConfigError, MmfeatError
 from mmfeat.extraction.extract import Extractor, ExtractSettings, Work
 from mmfeat.extraction.missing import Counts, Planner
 from mmfeat.samples.dataset import Sample, SampleSource
+from mmfeat.samples.photo_cells import packed, unpacked
 from mmfeat.system.hardware import Interrupts, join_cluster, leave_cluster, without_stderr
-from mmfeat.system.remote import RemoteFile, absolute, is_remote
+from mmfeat.system.remote import RemoteFile, absolute
 from mmfeat.system.trust import is_trusted, trust
 from mmfeat.system.wording import Progress
 
@@ -172,7 +172,7 @@ def _packed_blocks(data: str, columns: dict[str, str], size: int) -> Iterator[An
 
     yield pyarrow.table({"samples": ["[]"]})
     for block in SampleSource(data, columns).blocks(size):
-        rows = [[s.id, s.text, None if s.image is None else str(s.image), s.text_error, s.image_error] for s in block]
+        rows = [[s.id, s.text, packed(s.image), s.text_error, s.image_error] for s in block]
         yield pyarrow.table({"samples": [json.dumps(rows)]})
 
 
@@ -180,8 +180,7 @@ def _unpacked(packed: str) -> list[Sample]:
     """The samples of one row."""
     samples = []
     for id, text, image, text_error, image_error in json.loads(packed):
-        photo = None if image is None else RemoteFile(image) if is_remote(image) else Path(image)
-        samples.append(Sample(id, text, photo, None, text_error, image_error))
+        samples.append(Sample(id, text, unpacked(image), None, text_error, image_error))
     return samples
 
 

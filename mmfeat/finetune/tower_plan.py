@@ -22,6 +22,8 @@ from mmfeat.finetune.unfreeze import adapted_layers, blank_inputs, moving_parame
 from mmfeat.heads.data import ORDER
 from mmfeat.samples.contents import view_name
 from mmfeat.samples.dataset import Sample
+from mmfeat.samples.photo_cells import Photos
+from mmfeat.system.wording import counted
 
 TRIED = 4  # samples on which both paths are compared
 
@@ -75,6 +77,11 @@ def plan_towers(
         count = wanted.get(tower.spec.fingerprint, 0)
         shows_pixels = settings.augment and slot.modality == "image" and _is_torch(tower)
         if count or shows_pixels:
+            if slot.modality == "image" and (many := sum(isinstance(sample.image, Photos) for sample in samples)):
+                raise ConfigError(
+                    f"{counted(many, 'sample')} of several photos: an encoder that learns takes one; train a run on "
+                    "data extracted with --images first, and fine-tune that"
+                )
             reason = _full_path_reason(tower, count, shows_pixels, settings, samples, team.device)
             path = "full" if team.agreed([bool(reason)])[0] else "cached"
             plans.append(TowerPlan(tower, slot, count, path, reason))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ _TWEET_MARK = re.compile(r"http\S+|(?<!\w)@\w+|(?<!\w)#\d*[^\W\d]")  # no e-mail
 TWEETS = 0.3  # texts are tweets from this share of texts that have a link, a mention or a hashtag
 JUDGED = 10_000  # the first texts are judged: rows that are added at the end change nothing
 
+KEY_LENGTH = 32
 CROP_ATTEMPTS = 10  # random crops that are tried until one fits
 
 
@@ -52,6 +53,19 @@ def tweet_share(texts: Iterable[str]) -> tuple[float, int]:
     """(Share of the first `JUDGED` texts that have a link, a mention or a hashtag; number of these texts)."""
     marked = [_TWEET_MARK.search(text) is not None for text in islice(texts, JUDGED)]
     return sum(marked) / max(1, len(marked)), len(marked)
+
+
+def content_key(data: bytes) -> bytes:
+    """The key under which a vector is stored: the first 32 hexadecimal digits of the content's SHA-256, as ASCII."""
+    return hashlib.sha256(data).hexdigest()[:KEY_LENGTH].encode()
+
+
+def joined_key(keys: Sequence[tuple[bytes | None, str]]) -> tuple[bytes | None, str]:
+    """(content key, "") of several contents, or (None, the reason of the first) where none of them has a key."""
+    known = [key for key, _ in keys if key]
+    if len(known) < 2:
+        return (known[0], "") if known else keys[0]
+    return content_key(b"".join(known)), ""
 
 
 @dataclass(frozen=True)

@@ -6,32 +6,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from array import array
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeAlias
 from unicodedata import normalize
 
 import numpy as np
 
 from mmfeat.errors import DataError
-from mmfeat.samples.contents import MemoryFile
+from mmfeat.samples.contents import content_key, joined_key
 from mmfeat.samples.encodings import Decoder, decode_text, is_utf8
 from mmfeat.samples.labels import is_missing, missing_note, no_labels
-from mmfeat.samples.rows import NO_LABELS, ROW_NUMBER, Cells, SampleRows
+from mmfeat.samples.photo_cells import IMAGE_SUFFIXES, Photo, PhotoFinder, Photos
+from mmfeat.samples.rows import NO_LABELS, ROW_NUMBER, Absence, Cells, SampleRows
 from mmfeat.samples.table_files import SUFFIXES, TEST_LIST, TRAIN_LIST, shards_in, table_name, table_suffix
-from mmfeat.system.remote import RemoteFile, exists, is_remote
+from mmfeat.system.remote import exists, is_remote
 
 MODALITIES = ("text", "image")
 PART = {"text": "text", "image": "photo"}  # the word for a modality in messages
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-KEY_LENGTH = 32
-Photo: TypeAlias = "Path | RemoteFile | MemoryFile"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +47,8 @@ class Sample:
             return (None, self.text_error) if self.text is None else (content_key(self.text.encode()), "")
         if self.image is None:
             return None, self.image_error
+        if isinstance(self.image, Photos):
+            return joined_key([replace(self, image=photo).key(modality) for photo in self.image.photos])
         try:
             return content_key(self.image.read_bytes()), ""
         except OSError as error:
@@ -88,11 +86,6 @@ class SampleSet:
         return tuple(sample for sample in self.samples if sample.label is None)
 
 
-def content_key(data: bytes) -> bytes:
-    """The key under which a vector is stored: the first 32 hexadecimal digits of the content's SHA-256, as ASCII."""
-    return hashlib.sha256(data).hexdigest()[:KEY_LENGTH].encode()
-
-
 def read_samples(data: str | Path, columns: Mapping[str, str] | None = None) -> SampleSet:
     """Read the folder or table `data`; `columns` maps id, text, image, label to a table's own names.
 
@@ -121,6 +114,7 @@ class Overview:
     encodings: Mapping[str, int] = field(default_factory=dict)
     unused_columns: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    absent: Mapping[str, Absence] = field(default_factory=dict)
 
     @classmethod
     def of(cls, samples: SampleSet) -> Overview:
@@ -155,12 +149,12 @@ class SampleSource:
             self.columns = self.rows.record
 
     def overview(self) -> Overview:
-        """Count and check all samples; no photo is looked at. Raises `DataError` as `read_samples` does."""
+        """Count and check all samples; no photo is opened. Raises `DataError` as `read_samples` does."""
         if self.is_folder:
             return Overview.of(self._listed())
         labels: Counter[str] = Counter()
         hashes = array("Q")
-        reading = self.read(look=False)
+        reading = self.read()
         for sample in reading:
             hashes.append(hash_of(sample.id))
             if sample.label is not None:
@@ -170,7 +164,7 @@ class SampleSource:
         if repeated := _repeated(hashes):
             for _ in self.read(UniqueIds(repeated), look=False):  # raises the error that names the two lines
                 pass
-        told = dict(reading.encodings), self.unused_columns, reading.notes
+        told = dict(reading.encodings), self.unused_columns, reading.notes, reading.absent
         return Overview(self.name, self.data, len(hashes), labels, *told)
 
     @property
@@ -264,6 +258,9 @@ class Reading:
         table = source.rows and source.rows.table
         self._decoder = table.decoder if table else Decoder(source.columns.get("encoding", ""))
         self._missing = Counter[str]()  # words for no label in the lists of a folder
+        self._texts = 0
+        self._finder = PhotoFinder(source.rows.named if source.rows else {})
+        self._image_column = source.rows.columns.get("image", "") if source.rows else ""
 
     @property
     def encodings(self) -> Counter[str]:
@@ -272,7 +269,21 @@ class Reading:
     @property
     def notes(self) -> tuple[str, ...]:
         rows = self._source.rows
-        return tuple(self._decoder.notes + missing_note(self._missing) if rows is None else rows.notes)
+        if rows is None:
+            return tuple(self._decoder.notes + missing_note(self._missing))
+        return (*rows.notes, *([complaint] if (complaint := self._finder.complaint()) and self._finder.found else []))
+
+    @property
+    def absent(self) -> dict[str, Absence]:
+        """The parts that no sample of a table has, after a pass that looked at photos."""
+        rows, finder = self._source.rows, self._finder
+        absent = {}
+        if rows is not None and not self._texts:
+            absent["text"] = Absence(f"no text: {rows.lacking('text')}", "text" in rows.columns)
+        if rows is not None and not finder.found:
+            reason = finder.complaint() or f"no photo: {rows.lacking('image')}"
+            absent["image"] = Absence(reason, finder.count > 0 or "image" in rows.columns)
+        return absent
 
     def __iter__(self) -> Iterator[Sample]:
         rows = self._source.rows
@@ -295,9 +306,10 @@ class Reading:
     def _row_sample(self, cells: Cells) -> Sample:
         id, label = _checked_id(cells.id, cells.where, self._ids), cells.label
         text = cells.text if cells.text and cells.text.strip() else None
+        self._texts += text is not None
         image, image_error = None, ""
         if self._look:
-            image, image_error = _table_image(os.path.dirname(cells.where), cells.image)
+            image, image_error = self._finder.find(cells.image, cells.where, self._image_column)
         if label and not label.isprintable():
             raise DataError(f"{cells.where}: the label {label!r} is not one printable line; is a quote missing above?")
         return Sample(id, text, image, label, "" if text else "no text", image_error)
@@ -379,20 +391,3 @@ def read_texts(files: Sequence[Path | None], decoder: Decoder) -> list[tuple[str
         (None, text) if isinstance(data, str) else (text, "") if text.strip() else (None, "empty text")
         for data, text in zip(contents, texts, strict=True)
     ]
-
-
-def _table_image(folder: str, cell: str | None) -> tuple[Path | RemoteFile | None, str]:
-    """(photo, "") of a cell with a URL or a path relative to the table's folder, or (None, the reason for no photo).
-
-    Whether a remote photo exists shows only when it is read.
-    """
-    if cell is None:
-        return None, "no image file"
-    if is_remote(cell):
-        return RemoteFile(cell), ""
-    image = os.path.join(folder, cell)
-    if is_remote(image):
-        return RemoteFile(image), ""
-    # A Mac writes the accents of a name as letters of their own, most other systems do not.
-    names = (image, *(normalize(form, image) for form in ("NFC", "NFD") if not image.isascii()))
-    return next(((Path(name), "") for name in names if os.path.isfile(name)), (None, "image file not found"))

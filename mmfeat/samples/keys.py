@@ -14,14 +14,16 @@ import struct
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
 from mmfeat.errors import WriteError
-from mmfeat.samples.dataset import KEY_LENGTH, Photo, Sample, content_key
+from mmfeat.samples.contents import KEY_LENGTH, content_key, joined_key
+from mmfeat.samples.dataset import Sample
+from mmfeat.samples.photo_cells import Photo, Photos
 from mmfeat.samples.photos import MAX_ASPECT, orientation, read_photo, upright
 from mmfeat.system.files import write_atomic
 from mmfeat.system.hardware import cpu_count
@@ -131,17 +133,44 @@ def _digest(entries: np.ndarray) -> bytes:
 
 @dataclass(frozen=True)
 class ContentKeys:
-    """Content keys (N,) S32; a sample whose `present` (N,) is False has no content, for the reason in `reasons`."""
+    """Content keys (N,) S32; a sample whose `present` (N,) is False has no content, for the reason in `reasons`.
+
+    Where samples have several photos, `single` are the keys of all M photos, and `owners` (M,) the samples they are of,
+    ascending.
+    """
 
     keys: np.ndarray
     present: np.ndarray
     reasons: tuple[str, ...]
+    single: ContentKeys | None = None
+    owners: np.ndarray | None = None
+
+    @property
+    def is_several(self) -> bool:
+        """Whether any sample has several photos."""
+        return self.single is not None
+
+
+def single_photos(samples: Sequence[Sample]) -> tuple[Sequence[Sample], np.ndarray]:
+    """(M samples with at most one photo each, (M,) the sample that each is of): one for each photo of a sample."""
+    counts = [len(sample.image.photos) if isinstance(sample.image, Photos) else 1 for sample in samples]
+    owners = np.repeat(np.arange(len(samples)), counts)
+    if len(owners) == len(samples):
+        return samples, owners
+    single: list[Sample] = []
+    for sample in samples:
+        several = sample.image.photos if isinstance(sample.image, Photos) else ()
+        single += [replace(sample, image=photo) for photo in several] or [sample]
+    return single, owners
 
 
 def content_keys(
     samples: Sequence[Sample], modality: str, progress: Progress | None = None, index: StatIndex | None = None
 ) -> ContentKeys:
     """Hash one modality of all samples; images are read from disk unless `index` knows the unchanged file."""
+    single, owners = single_photos(samples) if modality == "image" else (samples, np.empty(0))
+    if single is not samples:
+        return _joined(content_keys(single, modality, progress, index), owners, len(samples))
     keys = np.zeros(len(samples), f"S{KEY_LENGTH}")
     reasons = [""] * len(samples)
     task = (progress or Silent()).step(f"hash {modality}s", len(samples))
@@ -152,6 +181,15 @@ def content_keys(
                 keys[row], reasons[row] = key or b"", reason
             advance(len(part))
     return ContentKeys(keys, keys != b"", tuple(reasons))
+
+
+def _joined(single: ContentKeys, owners: np.ndarray, count: int) -> ContentKeys:
+    """The keys of so many samples from those of their photos."""
+    pairs = [(key or None, reason) for key, reason in zip(single.keys.tolist(), single.reasons, strict=True)]
+    ends = np.searchsorted(owners, np.arange(count), side="right")
+    joined = [joined_key(pairs[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    keys = np.array([key or b"" for key, _ in joined], single.keys.dtype)
+    return ContentKeys(keys, keys != b"", tuple(reason for _, reason in joined), single, owners)
 
 
 def _keys(

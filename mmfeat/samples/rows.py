@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +18,9 @@ import numpy as np
 
 from mmfeat.errors import DataError
 from mmfeat.samples.labels import is_missing, missing_note, no_labels
+from mmfeat.samples.photo_cells import FIRST, IMAGE_PATTERN, IMAGE_ROOT, IMAGES, MEAN, PHOTO_FLAGS
 from mmfeat.samples.tables import READING, Table
+from mmfeat.system.remote import absolute, is_remote
 from mmfeat.system.wording import counted
 
 COLUMNS = ("id", "text", "image", "label")
@@ -31,6 +36,7 @@ USUAL = {
     "img_url url",
     "label": "label class category target tag sentiment labels gold_label genre topic emotion intent label_text y",
 }
+LONGEST_NAME = 256  # letters of a photo's name that may be an id; base64 has more
 VAGUE = ("url", "path", "file", "name", "index", "key")  # proposed only where nothing else is there to be read
 _WHOLE = re.compile(r"-?\d+\.0+")
 _PHOTO_NAME = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)$", re.IGNORECASE)
@@ -42,29 +48,42 @@ class Cells(NamedTuple):
     where: str
     id: str | None
     text: str | None
-    image: str | None
+    image: object
     label: str | None
+
+
+@dataclass(frozen=True)
+class Absence:
+    """Why no sample of a data set has a part, with a remedy; `is_named`: a column or folder should have the part."""
+
+    reason: str
+    is_named: bool
 
 
 class SampleRows:
     """The rows of a table as cells of samples, read as they are used.
 
-    `named` maps id, text, image and label to names of columns, and encoding, delimiter, quoting and no-label to what
-    holds for the table. Raises `DataError` for columns that are not there, before a row is read.
+    `named` maps id, text, image and label to names of columns, and encoding, delimiter, quoting, no-label, image-root,
+    image-pattern and images to what holds for the table. Raises `DataError` for columns that are not there, before a
+    row is read.
     """
 
     def __init__(self, data: str | Path, named: Mapping[str, str]) -> None:
-        if unknown := set(named) - {*COLUMNS, *READING, NO_LABELS}:
+        if unknown := set(named) - {*COLUMNS, *READING, NO_LABELS, *PHOTO_FLAGS}:
             raise DataError(f"--columns: {', '.join(sorted(unknown))} is none of {', '.join(COLUMNS)}")
         self.table = Table(data, {name: named[name] for name in READING if name in named})
-        self._named = dict(named)
+        self.named = dict(named)
+        if named.get(IMAGES, MEAN) not in (FIRST, MEAN):
+            raise DataError(f"--images {named[IMAGES]}: use {FIRST} or {MEAN}")
+        if IMAGE_ROOT in named:
+            self.named[IMAGE_ROOT] = _checked_root(named[IMAGE_ROOT])
         self._missing = Counter[str]()
         self._no_label = no_labels(named.get(NO_LABELS))
 
     @cached_property
     def columns(self) -> dict[str, str]:
         """The names in the table of id, text, image and label; those that are not there are left out."""
-        names, named = self.table.names, {column: self._named[column] for column in COLUMNS if column in self._named}
+        names, named = self.table.names, {column: self.named[column] for column in COLUMNS if column in self.named}
         if self.is_numbered:
             if odd := [name for name in named.values() if not 0 < int(name) <= len(names)]:
                 raise DataError(
@@ -73,7 +92,7 @@ class SampleRows:
             return named  # the file has no header
         columns = {column: find_column(named.get(column, column), names) for column in COLUMNS}
         missing = [named[column] for column in COLUMNS if column in named and columns[column] is None]
-        if not missing and columns["text"] is None and columns["image"] is None and names:
+        if not missing and columns["text"] is None and columns["image"] is None and names and not self._pattern:
             missing = ["text or image"]
         if missing:
             remedy = _remedy(names, columns, named)
@@ -83,7 +102,7 @@ class SampleRows:
     @property
     def is_numbered(self) -> bool:
         """Whether the user names all columns by number, since the file has no header."""
-        named = {self._named[column] for column in COLUMNS if column in self._named}
+        named = {self.named[column] for column in COLUMNS if column in self.named}
         return bool(named) and all(map(str.isdecimal, named)) and not named & set(self.table.names)
 
     @cached_property
@@ -94,17 +113,37 @@ class SampleRows:
         image = self.columns.get("image")
         return image if image is not None and self._names_each_row(image) else ROW_NUMBER
 
+    @cached_property
+    def _pattern(self) -> list[str]:
+        """The pattern of the paths of photos, in which each second part is the name of a column, or id."""
+        pattern = self.named.get(IMAGE_PATTERN, "")
+        parts = re.split(r"{([^{}]*)}", pattern)
+        absent = [name for name in parts[1::2] if name != "id" and name not in self.table.names]
+        if absent or (pattern and len(parts) == 1):
+            names = ", ".join(self.table.names)
+            raise DataError(f"--image-pattern {pattern}: write {{id}} or a column in braces, of {names}")
+        return parts if pattern else []
+
     @property
     def record(self) -> dict[str, str]:
         """What the user named of the table, and the column of ids if the reader chose it."""
         chosen = {} if "id" in self.columns or not self.table.names else {"id": self.id_column}
-        return self._named | chosen
+        return self.named | chosen
 
     @property
     def unused(self) -> tuple[str, ...]:
         """The columns from which nothing is read; such a column may be the label under another name."""
         used = {*self.columns.values(), self.id_column}
         return tuple(name for name in self.table.names if name not in used)
+
+    def lacking(self, modality: str) -> str:
+        """What to do where no row has a part: the column that is empty, or how to name one."""
+        here, plain = self.columns.get(modality), [name for name in self.unused if name.casefold() not in VAGUE]
+        named = {column: self.named[column] for column in COLUMNS if column in self.named} | {modality: "..."}
+        flag = _flag(named | _proposal([modality], plain))
+        if here:
+            return f"the column {here} is empty; {flag} names another"
+        return f"no column {modality} among {', '.join(self.table.names)}; {flag} names one"
 
     @property
     def notes(self) -> list[str]:
@@ -115,7 +154,7 @@ class SampleRows:
         plain = [name for name in self.unused if name.casefold() not in VAGUE]
         absent = _proposal([column for column in COLUMNS[1:] if column not in self.columns], plain)
         if absent:
-            named = {column: self._named[column] for column in COLUMNS if column in self._named}
+            named = {column: self.named[column] for column in COLUMNS if column in self.named}
             notes.append(f"no {', '.join(absent)} is read; {_flag(named | absent)} names columns")
         if "id" not in self.columns and self.table.names:
             made = "numbers of rows" if self.id_column == ROW_NUMBER else f"names of photos in {self.id_column}"
@@ -127,12 +166,14 @@ class SampleRows:
         return notes + missing_note(self._missing)
 
     def __iter__(self) -> Iterator[Cells]:
-        """Yield the cells of each row; a label that is spelled as missing is None."""
-        columns, id_column, whole = self.columns, self.id_column, self._whole
+        """Yield the cells of each row; a label that is spelled as missing is None, a photo's cell is as in the file."""
+        columns, id_column, whole, pattern = self.columns, self.id_column, self._whole, self._pattern
         text, image, label = (columns.get(column) for column in COLUMNS[1:])
         several = len(self.table.files) > 1
         self._missing.clear()
-        for number, (where, row) in enumerate(self.table.rows(self._used), 1):
+        for number, (where, row) in enumerate(
+            self.table.rows(self._used, image if image and image != id_column else ""), 1
+        ):
             own = row.get(id_column) if id_column != ROW_NUMBER else _row_id(where, number, several)
             tag = row.get(label) if label else None
             if tag is not None:
@@ -140,17 +181,19 @@ class SampleRows:
                 if is_missing(tag, self._no_label):
                     self._missing[tag] += tag != ""  # a blank cell needs no word
                     tag = None
+            own = own.partition(".")[0] if own and "id" in whole else own
             yield Cells(
                 where,
-                own.partition(".")[0] if own and "id" in whole else own,
+                own,
                 row.get(text) if text else None,
-                row.get(image) if image else None,
+                _filled(pattern, {**row, "id": own}) if pattern else row.get(image) if image else None,
                 tag.partition(".")[0] if tag and "label" in whole else tag,
             )
 
     @property
     def _used(self) -> list[str]:
-        return list(dict.fromkeys([*self.columns.values(), *({self.id_column} - {ROW_NUMBER})]))
+        of_photos = [name for name in self._pattern[1::2] if name in self.table.names]
+        return list(dict.fromkeys([*self.columns.values(), *({self.id_column} - {ROW_NUMBER}), *of_photos]))
 
     @cached_property
     def _whole(self) -> frozenset[str]:
@@ -172,11 +215,26 @@ class SampleRows:
     def _names_each_row(self, column: str) -> bool:
         """Whether every cell of a column is there and none occurs twice; remembers 8 bytes a row."""
         hashes = array("q")
-        for _, row in self.table.rows([column]):
-            if row.get(column) is None:
+        for _, row in self.table.rows([column], column):
+            if not isinstance(name := row.get(column), str) or not 0 < len(name) < LONGEST_NAME:
                 return False
-            hashes.append(hash(row[column]))
+            hashes.append(hash(name))
         return len(np.unique(np.frombuffer(hashes, np.int64))) == len(hashes)
+
+
+def _checked_root(root: str) -> str:
+    """The folder of photos, from wherever it is asked for later. Raises `DataError` where it is none."""
+    if not is_remote(root) and not os.path.isdir(root):
+        raise DataError(f"--image-root {root}: no such folder; name the folder that the paths of photos begin in")
+    return absolute(root)
+
+
+def _filled(pattern: Sequence[str], row: Mapping[str, object]) -> str | None:
+    """The path of a row's photo; None where a cell is missing or would lead out of the folder of photos."""
+    values = [str(row.get(name) or "").strip() for name in pattern[1::2]]
+    if not all(values) or any(".." in value for value in values):
+        return None
+    return "".join(part for pair in zip_longest(pattern[::2], values, fillvalue="") for part in pair)
 
 
 def _row_id(where: str, number: int, several: bool) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mmfeat.errors import DataError
 from mmfeat.samples.binary_tables import Rows, copy_sheet, read_arrow, read_parquet, read_sheet
@@ -24,7 +24,7 @@ _SEPARATOR = re.compile(r'"?sep=(.)"?\s*$')  # Excel's line before the header
 PEEKED = 1000  # rows that show the columns of a table whose rows may lack some
 READING = ("encoding", "delimiter", "quoting")  # what a user may say of a table beside the names of its columns
 
-Row = dict[str, str | None]
+Row = dict[str, Any]  # a text or None, but in columns that are read as they are
 
 
 class Table:
@@ -53,10 +53,11 @@ class Table:
         """Decisions on how the files are read that the user should hear of."""
         return [dialect.note for dialect in self.dialects.values() if dialect.note]
 
-    def rows(self, columns: Collection[str] = ()) -> Iterator[tuple[str, Row]]:
+    def rows(self, columns: Collection[str] = (), plain: str = "") -> Iterator[tuple[str, Row]]:
         """("FILE:LINE", row) of each row; of a binary file with the cells of `columns` only, if there are any.
 
-        Raises `DataError` for a list or an object in one of `columns`.
+        The cells of the column `plain` stay as they are in the file. Raises `DataError` for a list or an object in
+        another one of `columns`.
         """
         self.dialects  # noqa: B018  found before a pass, since to find them is to read lines
         self.decoder.counts.clear()
@@ -67,15 +68,16 @@ class Table:
                     if number == 0 and file != self.files[0] and table_suffix(file) not in JSON:
                         self._check_shard(file, row, columns)
                     for name in columns:
-                        if isinstance(value := row.get(name), (dict, list)):
+                        if name != plain and isinstance(value := row.get(name), (dict, list)):
                             kind = "a list" if isinstance(value, list) else "an object"
                             where = f"{file}:{line}: column {name}"
                             raise DataError(
                                 f"{where} holds {kind}; write plain text there, or name another with --columns"
                             )
                     # Most of the cells, which may be millions, are plain text and stay as they are.
+                    kept = {plain: row.pop(plain)} if plain in row else {}
                     cells = {n: v if v.__class__ is str and v.isascii() and v else _cell(v) for n, v in row.items()}
-                    yield f"{file}:{line}", cells
+                    yield f"{file}:{line}", cells | kept
 
     def _check_shard(self, file: str, row: Mapping[str, object], columns: Collection[str]) -> None:
         if missing := [name for name in columns or self.names if name not in row]:
