@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mmfeat.samples.dataset import KEY_LENGTH, Sample, content_key
+from mmfeat.samples.contents import KEY_LENGTH, content_key
+from mmfeat.samples.dataset import Sample
 from mmfeat.samples.keys import DRAFT_SIDE, STEP, RecordFile
 from mmfeat.samples.photos import Decoding, decode_image
 from mmfeat.system.hardware import cpu_count
