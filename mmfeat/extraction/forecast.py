@@ -17,7 +17,6 @@ from mmfeat.extraction.extract import (
     Extractor,
     ExtractSettings,
     Work,
-    look_over,
     prepare_extraction,
     prepare_test,
 )
