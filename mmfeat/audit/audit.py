@@ -1,4 +1,4 @@
-"""The audit of a data set: faults and oddities, found by reading every text and photo once.
+"""The audit of a data set: faults and oddities, found by reading every text and photo.
 
 OUT/DATASET/duplicates.csv, conflicts.csv, leaks.csv, files.csv, label_errors.csv, balance.csv, profile.csv
 OUT/DATASET/audit.json      the summary, written last: with it the audit is complete

@@ -18,6 +18,7 @@ from mmfeat.runs.run import Run, hash_data
 from mmfeat.samples.dataset import Sample, SampleSet
 from mmfeat.samples.keys import ContentKeys, content_keys
 from mmfeat.samples.labels import SEPARATOR
+from mmfeat.samples.thumbnails import SecondLook
 from mmfeat.system.wording import Progress
 
 
@@ -63,7 +64,7 @@ class Findings:
 def find_everything(
     samples: SampleSet, split_dir: Path | None, run: str | Path | None, heads: Path, workers: int, progress: Progress
 ) -> Findings:
-    """Read every photo once and run all checks; `audit_data` documents the arguments."""
+    """Read every photo, those whose hashes are alike again, and run all checks; `audit_data` has the arguments."""
     everything = samples.samples
     splits = read_given_splits(split_dir, everything) if split_dir else None  # errors show before photos are read
     photos = inspect_photos(everything, workers, progress)
@@ -71,7 +72,7 @@ def find_everything(
     judge, no_run = fitting_run(run, heads, data_hash)
     splits = splits or _run_splits(judge, everything)
     opinions = read_opinions(judge) if judge else None
-    contents = (everything, photos.keys.keys, photos.hashes)
+    contents = (everything, photos.keys.keys, photos.hashes, SecondLook(everything, photos.keys.keys, None, progress))
     twins = find_twins(*contents)
     labels = _label_numbers(samples)
     return Findings(

@@ -12,8 +12,15 @@ import numpy as np
 from mmfeat.audit.texts import is_bare
 from mmfeat.evaluation.metrics import wilson
 from mmfeat.samples.dataset import Sample
-from mmfeat.samples.duplicates import EQUAL_PHOTO, EQUAL_TEXT, NEAR_PHOTO, NEAR_TEXT, duplicate_links, linked_groups
-from mmfeat.samples.thumbnails import SecondLook
+from mmfeat.samples.duplicates import (
+    EQUAL_PHOTO,
+    EQUAL_TEXT,
+    NEAR_PHOTO,
+    NEAR_TEXT,
+    Look,
+    duplicate_links,
+    linked_groups,
+)
 
 PAIR = "pair"
 RULES = {"text": (EQUAL_TEXT, NEAR_TEXT), "image": (EQUAL_PHOTO, NEAR_PHOTO)}
@@ -47,7 +54,7 @@ class Twins:
 
 
 def find_twins(
-    samples: Sequence[Sample], image_keys: np.ndarray, image_hashes: tuple[np.ndarray, np.ndarray]
+    samples: Sequence[Sample], image_keys: np.ndarray, image_hashes: tuple[np.ndarray, np.ndarray], look: Look
 ) -> dict[str, Twins]:
     """Twins by text (after cleaning), by photo, and by the pair of both; arguments as `duplicate_links`.
 
@@ -56,7 +63,7 @@ def find_twins(
     """
     unwritten = np.array([is_bare(sample.text) for sample in samples], bool)
     written = [replace(sample, text=None) if bare else sample for sample, bare in zip(samples, unwritten, strict=True)]
-    links = duplicate_links(written, image_keys, image_hashes, SecondLook(written, image_keys))
+    links = duplicate_links(written, image_keys, image_hashes, look)
     twins = {}
     for modality, (equal, near) in RULES.items():
         exact = linked_groups([links[equal]], len(samples))
@@ -70,17 +77,22 @@ def find_twins(
 
 
 def twins_within(
-    rows: np.ndarray, samples: Sequence[Sample], image_keys: np.ndarray, image_hashes: tuple[np.ndarray, np.ndarray]
+    rows: np.ndarray,
+    samples: Sequence[Sample],
+    image_keys: np.ndarray,
+    image_hashes: tuple[np.ndarray, np.ndarray],
+    look: Look,
 ) -> dict[str, Twins]:
     """Twins among some rows alone, as arrays over all samples; other rows do not link two of these rows.
 
     Folds are made of such groups: a sample without label does not join two labelled samples.
     """
     hashes, known = image_hashes
-    twins = find_twins([samples[row] for row in rows.tolist()], image_keys[rows], (hashes[rows], known[rows]))
+    part = [samples[row] for row in rows.tolist()]
+    twins = find_twins(part, image_keys[rows], (hashes[rows], known[rows]), lambda some: look(rows[some]))
     return {
-        modality: Twins(*(_spread(groups, rows, len(samples)) for groups in (part.exact, part.near)))
-        for modality, part in twins.items()
+        modality: Twins(*(_spread(groups, rows, len(samples)) for groups in (found.exact, found.near)))
+        for modality, found in twins.items()
     }
 
 

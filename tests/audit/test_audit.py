@@ -117,6 +117,16 @@ def test_a_table_with_named_columns_and_no_photos(tmp_path: Path) -> None:
     assert not any("label errors" in note for note in audit.notes)
 
 
+def test_short_texts_without_photos_in_common_are_no_pairs(tmp_path: Path) -> None:
+    samples = [("1", "so happy", None, "pos"), ("2", "so happy", None, "neg"), ("3", "so happy", photo(1), "pos")]
+    samples += [("4", "so happy", again(1), "neg"), ("5", LONG, None, "pos"), ("6", LONG, None, "neg")]
+    write_folder(tmp_path / "tweets", samples)
+    audit = audit_data(tmp_path / "tweets", out=tmp_path / "audit", run="none")
+    assert [[id for id, _ in group] for group in groups(tmp_path, "pair")] == [["3", "4"], ["5", "6"]]
+    assert audit.conflicts["pair"]["pairs"] == audit.conflicts["text"]["pairs"] == 2
+    assert groups(tmp_path, "text") == [[("3", "exact"), ("4", "exact")], [("5", "exact"), ("6", "exact")]]
+
+
 def test_photos_without_any_text(tmp_path: Path) -> None:
     samples = [("1", None, photo(1), "pos"), ("2", None, again(1), "neg"), ("3", None, photo(2), "neg")]
     audit = audit_data(write_folder(tmp_path / "d", samples), out=tmp_path / "audit", run="none")
