@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from mmfeat.errors import DataError
 
+EXTRAS = {"http": "http", "https": "http", "s3": "s3", "gs": "gcs", "gcs": "gcs"}  # protocol -> extra of mmfeat
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
@@ -91,6 +92,8 @@ def _filesystem(url: str) -> Any:
     try:
         return fsspec.core.url_to_fs(url)[0]
     except ImportError as error:
-        raise DataError(f"{url}: {error}; pip install what it names") from error
+        extra = EXTRAS.get(url.partition("://")[0].lower())
+        install = f"pip install 'mmfeat[{extra}]'" if extra else f"{error}; pip install what it names"
+        raise DataError(f"{url}: a package that reads such URLs is missing; {install}") from error
     except ValueError as error:
         raise DataError(f"{url}: {error}; use a local path or a protocol that fsspec knows") from error

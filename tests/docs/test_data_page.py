@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Callable
@@ -86,6 +87,51 @@ def train_and_test() -> None:
     table("test.csv", FRAME.drop(columns="label"))()
 
 
+def by_root() -> None:
+    Path("photos/pics").mkdir(parents=True)
+    photos(Path("photos/pics"))
+    Path("lists").mkdir()
+    FRAME.assign(image="pics/" + FRAME["image"]).to_csv("lists/train.csv", index=False)
+
+
+def by_id() -> None:
+    Path("pics").mkdir()
+    photos()
+    for number in range(6):
+        Path(f"{number}.png").rename(f"pics/s{number}.png")
+    FRAME.drop(columns="image").to_csv("byid.csv", index=False)
+
+
+def paths() -> None:
+    Path("my pics").mkdir()
+    photos(Path("my pics"))
+    here = Path("my pics").absolute().as_uri()
+    names = ["my pics\\0.png", f"{here}/1.png", "my%20pics/2.png", " my pics/3.png ", "my pics/4.PNG", "my pics/5"]
+    FRAME.assign(image=names).to_csv("paths.csv", index=False)
+
+
+def contents() -> list[bytes]:
+    photos()
+    return [Path(name).read_bytes() for name in FRAME["image"]]
+
+
+def held() -> None:
+    images = [{"bytes": data, "path": name} for data, name in zip(contents(), FRAME["image"], strict=True)]
+    FRAME.assign(image=images).to_parquet("held.parquet")
+
+
+def encoded() -> None:
+    images = [base64.b64encode(data).decode() for data in contents()]
+    images[3:] = [f"data:image/png;base64,{text}" for text in images[3:]]
+    FRAME.assign(image=images).to_json("base64.jsonl", orient="records", lines=True)
+
+
+def several() -> None:
+    photos()
+    images = [[f"{n}.png", f"{(n + 1) % 6}.png"] if n % 2 else f"{n}.png;{(n + 1) % 6}.png" for n in range(6)]
+    FRAME.assign(image=images).to_json("several.jsonl", orient="records", lines=True)
+
+
 SHOP = FRAME.set_axis(["sku", "title", "photo", "category"], axis=1)
 PLAIN = ["\t".join((f"s{n}", '"' * (n == 2) + word, f"{n}.png", LABELS[n])) for n, word in enumerate(TEXTS)]
 BUILDERS = {
@@ -114,6 +160,13 @@ BUILDERS = {
     "files with different names": two_files,
     "texts that are not UTF-8": table("western.csv", encoding="cp1252"),
     "texts in an encoding that you know": table("dos.csv", encoding="cp850"),
+    "photos in another folder": by_root,
+    "photos named by id": by_id,
+    "paths of Windows, of URLs, with blanks": paths,
+    "photos inside the table": held,
+    "photos as base64": encoded,
+    "several photos a sample": several,
+    "several photos, of which the first counts": several,
     "a class called none": table("stance.csv", FRAME.replace("down", "none")),
 }
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import fsspec
 import numpy as np
 import pytest
 from PIL import Image
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 from mmfeat.cache.store import Cache
 from mmfeat.errors import ConfigError, DataError
@@ -16,6 +25,8 @@ from mmfeat.extraction.extract import extract_features
 from mmfeat.extraction.requests import latest_request
 from mmfeat.samples.dataset import read_samples
 from mmfeat.system.remote import RemoteFile, absolute, exists, is_remote
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -100,3 +111,49 @@ def test_places() -> None:
     assert absolute("x.csv") == str(Path.cwd() / "x.csv")
     assert exists(".")
     assert RemoteFile("s3://bucket/a/x.jpg").name == "x.jpg"
+
+
+@pytest.fixture
+def site(local: Path) -> Iterator[str]:
+    """The same files from a server on this machine."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *words: object) -> None:
+            pass
+
+    (local / "page.png").write_text("<html><body>Sign in</body></html>")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(local))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_photos_behind_http_are_those_of_files(site: str, local: Path, tmp_path: Path) -> None:
+    cells = [f"{site}/0.png", f"{site}/1.png?w=200&x=1", f"{site}/gone.png", f"{site}/page.png", "1.png"]
+    table = tmp_path / "urls.csv"
+    table.write_text("id,image\n" + "".join(f"s{number},{cell}\n" for number, cell in enumerate(cells)))
+    result = extract_features(table, ["hog"], cache=tmp_path / "cache", columns={"image-root": site})
+    assert result.failures == [("s3", "not an image")]
+    assert result.missing["image"].total() == 1
+    here = extract_features(local / "tweets.csv", ["hog"], cache=tmp_path / "cache")
+    samples = read_samples(table, {"image-root": site}).samples
+    kept = (0, 1, 4)
+    specs = [tower.spec for tower in result.towers]
+    (theirs,) = Cache(tmp_path / "cache", "urls").load([samples[row] for row in kept], specs).blocks
+    (ours,) = Cache(tmp_path / "cache", "tweets").load(read_samples(local / "tweets.csv").samples, specs).blocks
+    np.testing.assert_array_equal(theirs.vectors, ours.vectors[[0, 1, 1]])
+    assert here.new.total() == 2
+
+
+def test_a_missing_client_is_an_extra_that_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(url: str) -> None:
+        raise ImportError("no client")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for url, extra in {"https://a.b/1.jpg": "http", "s3://bucket/1.jpg": "s3", "gs://bucket/1.jpg": "gcs"}.items():
+        with pytest.raises(DataError, match=rf"pip install 'mmfeat\[{extra}\]'"):
+            RemoteFile(url).read_bytes()
+        assert extra in extras
+    with pytest.raises(DataError, match="no client; pip install what it names"):
+        RemoteFile("abfs://a/1.jpg").read_bytes()
