@@ -104,6 +104,21 @@ def test_a_finished_search_is_reused_and_extended(place: Path) -> None:
     assert len(after) == len(before) * 5 // 3
 
 
+def test_a_run_is_reproduced_on_its_own_folds(place: Path) -> None:
+    """Near duplicates are others now: folds that were dealt anew would be another run's."""
+    mmfeat(f"runs reproduce heads/{PLAIN} --out again")
+    for name in ("folds.csv", "run.json"):
+        assert (place / "again" / PLAIN / name).is_file()
+    folds = [(place / folder / PLAIN / "folds.csv").read_bytes() for folder in ("heads", "again")]
+    assert folds[0] == folds[1]
+    mmfeat(
+        "heads --data demo --fusion concat --baselines none --modalities both --folds 2 --seeds 1 --epochs 1 --out new"
+    )
+    (new,) = (place / "new").iterdir()
+    assert (new / "folds.csv").read_bytes() != folds[0]
+    assert "other folds; --split-dir makes runs share them" in mmfeat(f"runs compare heads/{PLAIN} {new}")
+
+
 def test_a_second_stage_opens(place: Path) -> None:
     run = read_run(place / "heads" / TUNED)
     assert run.is_finetuned
