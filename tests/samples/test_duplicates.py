@@ -92,6 +92,21 @@ def test_a_phrase_that_many_write_joins_nobody_unless_the_photos_agree() -> None
         assert len(set(duplicate_groups(texts, keys).tolist())) == 799
 
 
+@pytest.mark.parametrize(("photos", "is_joined"), [(200, False), (8, True), (0, True)])
+def test_a_template_beside_many_photos_joins_nobody(photos: int, is_joined: bool) -> None:
+    """Texts that are nearly equal count together; photos that are missing or shared say nothing against them."""
+    words = ["".join(letters) for letters in np.random.default_rng(0).choice(list("abcdefghij"), (400, 6))]
+    rest = [" ".join(np.random.default_rng(row).choice(words, 12)) for row in range(600)]
+    lots = [f"lot {row:03}: as pictured, look at every one of these photographs before bidding" for row in range(200)]
+    keys = np.array(
+        [b"%d" % row for row in range(600)] + [b"lot%d" % (row % max(photos, 1)) for row in range(200)], "S32"
+    )
+    keys[600:] = keys[600:] if photos else b""
+    links = duplicate_links(samples([*rest, *lots]), keys)
+    assert (len(links[NEAR_TEXT]) >= 199) == is_joined
+    assert (len(links[NEAR_TEXT]) > 0) == is_joined
+
+
 def test_a_long_text_joins_however_many_photos_stand_beside_it() -> None:
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("abcdefghij"), 6)) for _ in range(400)]
