@@ -14,8 +14,9 @@ import numpy as np
 
 from mmfeat.extraction.reader import prefetch
 from mmfeat.samples.contents import KEY_LENGTH, content_key
-from mmfeat.samples.dataset import IMAGE_SUFFIXES, Sample, SampleSet
+from mmfeat.samples.dataset import Sample, SampleSet
 from mmfeat.samples.keys import DRAFT_SIDE, SIDE, ContentKeys, hash_photo
+from mmfeat.samples.layouts import photo_suffixes
 from mmfeat.samples.photo_cells import Photos
 from mmfeat.samples.photos import Decoding, decode_image, orientation, read_photo
 from mmfeat.system.remote import is_remote
@@ -151,4 +152,6 @@ def stray_files(samples: SampleSet) -> list[str]:
 
 def _is_used(path: Path, ids: set[str], photos: set[str]) -> bool:
     suffix = path.suffix.lower()
-    return path.name in photos if suffix in IMAGE_SUFFIXES else suffix == ".txt" and normalize("NFC", path.stem) in ids
+    return (
+        path.name in photos if suffix in photo_suffixes() else suffix == ".txt" and normalize("NFC", path.stem) in ids
+    )

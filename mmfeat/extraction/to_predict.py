@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from mmfeat.errors import DataError
-from mmfeat.samples.dataset import SampleSource, hash_of
+from mmfeat.samples.dataset import SampleSource
+from mmfeat.samples.lists import hash_of
 from mmfeat.samples.rows import COLUMNS, ROW_NUMBER, find_column
 from mmfeat.system.remote import absolute
 

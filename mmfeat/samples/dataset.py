@@ -1,7 +1,8 @@
 """Samples: id, text, image path and label; any of text, image and label may be missing.
 
-`read_samples` reads the folder layout (`train.txt`, `test_without_label.txt`, `data/GUID.jpg`,
-`data/GUID.txt`) or a table. A missing or broken part is data, not an exception: the sample stays, with the reason.
+`read_samples` reads a table, a folder or archives: the layout with lists (`train.txt`, `test_without_label.txt`,
+`data/GUID.jpg`, `data/GUID.txt`), or one of those in `mmfeat.samples.layouts`. A missing or broken part is data, not an
+exception: the sample stays, with the reason.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -19,9 +20,21 @@ import numpy as np
 
 from mmfeat.errors import DataError
 from mmfeat.samples.contents import content_key, joined_key
-from mmfeat.samples.encodings import Decoder, decode_text, is_utf8
-from mmfeat.samples.labels import is_missing, missing_note, no_labels
-from mmfeat.samples.photo_cells import IMAGE_SUFFIXES, Photo, PhotoFinder, Photos
+from mmfeat.samples.encodings import Decoder
+from mmfeat.samples.labels import missing_note, no_labels
+from mmfeat.samples.layouts import (
+    FILE_NAME,
+    METADATA,
+    File,
+    GroupedFiles,
+    has_table,
+    lists_in,
+    open_tree,
+    table_in_archive,
+    tables_in,
+)
+from mmfeat.samples.lists import UniqueIds, checked_id, hash_of, index_files, read_lists, read_texts
+from mmfeat.samples.photo_cells import Photo, PhotoFinder, Photos
 from mmfeat.samples.rows import NO_LABELS, ROW_NUMBER, Absence, Cells, SampleRows
 from mmfeat.samples.table_files import SUFFIXES, TEST_LIST, TRAIN_LIST, shards_in, table_name, table_suffix
 from mmfeat.system.remote import exists, is_remote
@@ -136,12 +149,34 @@ class SampleSource:
         self.data, self.columns = str(data), dict(columns or {})
         if not exists(self.data):
             raise DataError(f"{self.data}: no such folder or table; check --data")
-        self.is_folder = not is_remote(self.data) and os.path.isdir(self.data) and not shards_in(self.data)
         # An absolute path resolves ".", but a link keeps the name that the user chose.
         is_folder = not is_remote(self.data) and os.path.isdir(self.data)
         self.name = Path(os.path.abspath(self.data)).name if is_folder else table_name(self.data)
         self._folder: SampleSet | None = None  # samples of a folder stay, since its listing is in memory anyway
-        self.rows = None if self.is_folder else SampleRows(self.data, self.columns)
+        table = self._table(is_folder)
+        self.rows = None if table is None else SampleRows(table, self.columns)
+        self.is_folder = self.rows is None
+
+    def _table(self, is_folder: bool) -> str | None:
+        """The table to read, None where a layout of files is read, which then is in `lists` or `groups`."""
+        self.tree, self.lists, self.groups = None, None, None
+        table = table_in_archive(self.data)
+        if table is None and not (is_folder and shards_in(self.data)):
+            self.tree = open_tree(self.data)
+        if self.tree is not None:
+            self.lists = lists_in(self.tree)
+            if self.lists is not None:
+                return None
+            table = ",".join(tables_in(self.tree))
+            if not table:
+                self.groups = GroupedFiles(self.tree, self.columns, no_labels(self.columns.get(NO_LABELS)))
+                if not self.groups.has_pairs and is_folder and has_table(self.tree):
+                    raise DataError(_without_lists(Path(self.data)))
+                return None
+        table = table or self.data
+        if os.path.basename(table).lower() in METADATA:
+            self.columns = {"image": FILE_NAME, **self.columns}
+        return table
 
     def check(self) -> None:
         """Raise `DataError` for columns of a table that are not there, and note in `columns` where ids come from."""
@@ -204,43 +239,6 @@ class SampleSource:
         return DataError(f"{self.data}: no samples; a list needs at least one `guid,tag` line, a table one row")
 
 
-class UniqueIds:
-    """Lines of ids, to find an id that stands on two lines.
-
-    With `only`, ids with other hashes are let through, in a second pass over a table with too many ids to remember.
-    """
-
-    def __init__(self, only: frozenset[int] | None = None) -> None:
-        self._lines: dict[str, str] = {}
-        self._only = only
-
-    def check(self, id: str, line: str) -> None:
-        """Remember the line of an id. Raises `DataError` if the id stands on an earlier line."""
-        if self._only is not None and hash_of(id) not in self._only:
-            return
-        if (first := self._lines.setdefault(id, line)) != line:
-            raise DataError(f"{line}: the id {id!r} stands already at {first}; remove or rename one of them")
-
-
-def _checked_id(value: str | None, line: str, ids: UniqueIds | None, is_file: bool = False) -> str:
-    """The id on a line. Raises `DataError` for an id that is empty, known to `ids`, or as a file's name a path."""
-    id = (value or "").strip()
-    if not id or not id.isprintable():
-        raise DataError(f"{line}: an id must be printable text, this is {value!r}; give the sample an id")
-    if is_file and ("/" in id or "\\" in id or ".." in id):
-        raise DataError(f"{line}: the id {id!r} looks like a path; use a plain id without / \\ and ..")
-    if ids is not None:
-        ids.check(id, line)
-    return id
-
-
-def hash_of(id: str) -> int:
-    """The 64-bit hash of an id."""
-    import xxhash
-
-    return xxhash.xxh3_64_intdigest(id.encode())
-
-
 def _repeated(hashes: array[int]) -> frozenset[int]:
     """The values that occur more than once among 64-bit hashes."""
     ordered = np.sort(np.frombuffer(hashes, np.uint64))
@@ -270,7 +268,8 @@ class Reading:
     def notes(self) -> tuple[str, ...]:
         rows = self._source.rows
         if rows is None:
-            return tuple(self._decoder.notes + missing_note(self._missing))
+            groups = self._source.groups
+            return (*self._decoder.notes, *missing_note(self._missing), *(groups.notes if groups else []))
         return (*rows.notes, *([complaint] if (complaint := self._finder.complaint()) and self._finder.found else []))
 
     @property
@@ -286,25 +285,40 @@ class Reading:
         return absent
 
     def __iter__(self) -> Iterator[Sample]:
-        rows = self._source.rows
-        return self._folder_samples(Path(self._source.data)) if rows is None else map(self._row_sample, rows)
+        source = self._source
+        if source.rows is not None:
+            return map(self._row_sample, source.rows)
+        if source.groups is not None:
+            return self._grouped_samples(source.groups)
+        assert source.tree is not None
+        return self._listed_samples(source.tree.below(source.lists or ""))
 
-    def _folder_samples(self, folder: Path) -> Iterator[Sample]:
-        lists = [folder / name for name in (TRAIN_LIST, TEST_LIST) if (folder / name).is_file()]
-        if not lists:
-            raise DataError(f"{folder}: neither {TRAIN_LIST} nor {TEST_LIST} is here; {_named_instead(folder)}")
-        if not (folder / "data").is_dir():
-            where = f"{lists[0]}: the folder {folder / 'data'}"
-            raise DataError(f"{where} with its images and texts is missing; put it there")
-        images, texts = _index_files(folder / "data")
-        rows = list(_read_lists(lists, self._ids, no_labels(self._source.columns.get(NO_LABELS)), self._missing))
-        files = [texts.get(normalize("NFC", id)) for id, _ in rows]
-        for (id, label), (text, text_error) in zip(rows, read_texts(files, self._decoder), strict=True):
+    def _grouped_samples(self, groups: GroupedFiles) -> Iterator[Sample]:
+        groups.missing = self._missing
+        entries = list(groups)
+        if not entries:
+            raise DataError(_without_lists(Path(self._source.data)))
+        texts = read_texts([entry.text_file for entry in entries], self._decoder)
+        for entry, (text, text_error) in zip(entries, texts, strict=True):
+            if entry.text is not None:
+                text, text_error = (entry.text, "") if entry.text.strip() else (None, "empty text")
+            id, image = checked_id(entry.id, entry.where, self._ids), entry.image
+            yield Sample(id, text, image, entry.label, text_error, "" if image else "no image file")
+
+    def _listed_samples(self, files: Mapping[str, File]) -> Iterator[Sample]:
+        lists = [files[name] for name in (TRAIN_LIST, TEST_LIST) if name in files]
+        folder = str(lists[0]).rpartition(lists[0].name)[0] + "data"
+        if not any(name.startswith("data/") for name in files) and not os.path.isdir(folder):
+            raise DataError(f"{lists[0]}: the folder {folder} with its images and texts is missing; put it there")
+        images, texts = index_files({name: file for name, file in files.items() if name.startswith("data/")})
+        rows = list(read_lists(lists, self._ids, no_labels(self._source.columns.get(NO_LABELS)), self._missing))
+        found = [texts.get(normalize("NFC", id)) for id, _ in rows]
+        for (id, label), (text, text_error) in zip(rows, read_texts(found, self._decoder), strict=True):
             image = images.get(normalize("NFC", id))
             yield Sample(id, text, image, label, text_error, "" if image else "no image file")
 
     def _row_sample(self, cells: Cells) -> Sample:
-        id, label = _checked_id(cells.id, cells.where, self._ids), cells.label
+        id, label = checked_id(cells.id, cells.where, self._ids), cells.label
         text = cells.text if cells.text and cells.text.strip() else None
         self._texts += text is not None
         image, image_error = None, ""
@@ -315,79 +329,9 @@ class Reading:
         return Sample(id, text, image, label, "" if text else "no text", image_error)
 
 
-def _named_instead(folder: Path) -> str:
-    """The remedy for a folder without lists: a table or folder inside the folder that may be meant."""
-    inside = sorted(folder.iterdir())
-    if tables := [path for path in inside if table_suffix(path.name) in {*SUFFIXES} - {".txt"} and path.is_file()]:
-        return f"name the table: --data {tables[0]}"
-    if deeper := [path for path in inside if (path / TRAIN_LIST).is_file()]:
-        return f"name the folder that holds them: --data {deeper[0]}"
-    return "name the folder that holds them, or a table"
-
-
-def _read_lists(
-    lists: list[Path], ids: UniqueIds | None, spellings: Collection[str], missing: Counter[str]
-) -> Iterator[tuple[str, str | None]]:
-    """Yield (id, label) over all lists; only the first list may introduce label names.
-
-    `spellings` stand for no label; `missing` counts those but `null`, the word of this layout.
-    """
-    classes: set[str] = set()
-    for path in lists:
-        known = frozenset(classes)
-        for line, cells in _list_rows(path):
-            where = f"{path}:{line}"
-            if len(cells) != 2:
-                raise DataError(f"{where}: {','.join(cells)[:60]!r} is not `guid,tag`; one comma parts the two")
-            id, label = _checked_id(cells[0], where, ids, is_file=True), cells[1].strip()
-            lacks = is_missing(label, spellings)
-            if lacks and path.name == TRAIN_LIST:
-                word = f"; if {label!r} is a class, say --no-label null" if label.casefold() not in ("", "null") else ""
-                raise DataError(f"{where}: {id!r} has no label; label it or move the line to {TEST_LIST}{word}")
-            missing[label] += lacks and label != "null"
-            if not lacks and known and label not in known:
-                raise DataError(
-                    f"{where}: unknown label {label!r}; {lists[0].name} has {', '.join(sorted(known))}; "
-                    "correct the name or leave `null`"
-                )
-            classes.add(label)
-            yield id, None if lacks else label
-
-
-def _list_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line number, cells); lines are split by hand because quotes mean nothing in a list of ids."""
-    text, _ = decode_text(path.read_bytes())
-    rows = [(number, line.split(",")) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    if rows and rows[0][1][0].strip().lower() in ("guid", "id"):
-        del rows[0]
-    yield from rows
-
-
-def _index_files(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Image and text file of each id in NFC; where an id has several images the first suffix wins."""
-    images: dict[str, Path] = {}
-    texts: dict[str, Path] = {}
-    rank = {suffix: position for position, suffix in enumerate(IMAGE_SUFFIXES)}
-    entries = sorted((Path(entry.path) for entry in os.scandir(folder)), key=lambda path: path.name)
-    for path in sorted(entries, key=lambda path: rank.get(path.suffix.lower(), len(rank))):
-        if path.suffix.lower() in rank:
-            images.setdefault(normalize("NFC", path.stem), path)
-        elif path.suffix.lower() == ".txt":
-            texts.setdefault(normalize("NFC", path.stem), path)
-    return images, texts
-
-
-def read_texts(files: Sequence[Path | None], decoder: Decoder) -> list[tuple[str | None, str]]:
-    """(text, "") of each file, or (None, the reason); the encoding of all that is not UTF-8 is guessed at once."""
-    contents: list[bytes | str] = []
-    for file in files:
-        try:
-            contents.append("no text file" if file is None else file.read_bytes())
-        except OSError as error:
-            contents.append(f"unreadable: {error.strerror}")
-    decoder.learn(data for data in contents if isinstance(data, bytes) and not is_utf8(data))
-    texts = (d if isinstance(d, str) else decoder.decode(d, str(file)) for file, d in zip(files, contents, strict=True))
-    return [
-        (None, text) if isinstance(data, str) else (text, "") if text.strip() else (None, "empty text")
-        for data, text in zip(contents, texts, strict=True)
-    ]
+def _without_lists(folder: Path) -> str:
+    """The error for a folder without lists and photos: a table inside the folder may be meant."""
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    tables = [path for path in inside if table_suffix(path.name) in {*SUFFIXES} - {".txt"} and path.is_file()]
+    remedy = f"name the table: --data {tables[0]}" if tables else "name the folder that holds them, or a table"
+    return f"{folder}: neither {TRAIN_LIST} nor {TEST_LIST} nor photos are here; {remedy}"

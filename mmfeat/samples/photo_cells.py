@@ -18,7 +18,8 @@ from urllib.parse import unquote, urlsplit
 
 from mmfeat.samples.contents import MemoryFile, without_surrogates
 from mmfeat.samples.labels import is_missing
-from mmfeat.system.remote import RemoteFile, is_remote
+from mmfeat.system.archives import split_url
+from mmfeat.system.remote import RemoteFile, files_of, is_remote
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 IMAGE_ROOT, IMAGE_PATTERN, IMAGES = "image-root", "image-pattern", "images"
@@ -146,7 +147,8 @@ class PhotoFinder:
                 return RemoteFile(text.strip())
             text = unquote(urlsplit(text.strip()).path)
         if is_remote(joined := os.path.join(folder, text)):
-            return RemoteFile(joined)
+            in_archive = split_url(joined) is not None
+            return RemoteFile(joined) if not in_archive or files_of(joined) else None
         if os.path.isfile(joined):
             return Path(joined)
         names = [*_spellings(text), *([os.path.basename(text.replace("\\", "/"))] if self._root else [])]

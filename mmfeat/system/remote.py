@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mmfeat.errors import DataError
+from mmfeat.system.archives import open_archive, split_path, split_url
 
 EXTRAS = {"http": "http", "https": "http", "s3": "s3", "gs": "gcs", "gcs": "gcs"}  # protocol -> extra of mmfeat
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -32,6 +33,8 @@ class RemoteFile:
 
     def read_bytes(self) -> bytes:
         """The content of the file. Raises `OSError` for a file that cannot be read, whatever the protocol raises."""
+        if member := split_url(self.url):
+            return open_archive(member[0]).read(member[1])
         try:
             with open_file(self.url) as file:
                 return file.read()
@@ -52,12 +55,17 @@ def open_file(path: str | Path) -> AbstractContextManager[BinaryIO]:
     """Open a local or remote file for reading bytes."""
     if not is_remote(path):
         return open(path, "rb")
+    if member := split_url(str(path)):
+        return open_archive(member[0]).open(member[1])
     return _filesystem(str(path)).open(str(path), "rb")
 
 
 def exists(path: str | Path) -> bool:
-    """Whether there is a file or, locally, a folder of this name, or what a pattern or a list of names stands for."""
-    return bool(files_of(path))
+    """Whether there is a file or, locally, a folder of this name, or what a pattern or a list of names stands for.
+
+    A part of an archive counts, whether or not the archive has it.
+    """
+    return bool(files_of(path)) or split_path(str(path)) is not None
 
 
 def files_of(path: str | Path) -> list[str]:
@@ -66,7 +74,9 @@ def files_of(path: str | Path) -> list[str]:
     The files of a pattern are sorted. A list of which a part is missing has none.
     """
     path = str(path)
-    if is_remote(path):
+    if (member := split_url(path)) and member[1] in open_archive(member[0]).members:
+        return [path]
+    if is_remote(path) and not member:
         system = _filesystem(path)
         if system.exists(path):
             return [path]

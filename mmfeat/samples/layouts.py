@@ -1,0 +1,349 @@
+"""Layouts of folders and archives: which of their files are the parts of which sample.
+
+A folder, a .zip or .tar files hold lists beside `data` (`lists_in`), a metadata table of the Hub or another table
+(`tables_in`), or files that one name groups, in class folders or not (`GroupedFiles`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from mmfeat.errors import DataError
+from mmfeat.samples.labels import SEPARATOR, is_missing
+from mmfeat.samples.table_files import SUFFIXES, TEST_LIST, TRAIN_LIST, table_suffix
+from mmfeat.system.archives import KINDS, member_url, open_archive, refuse_packed, split_path
+from mmfeat.system.remote import RemoteFile, files_of, is_remote
+
+File: TypeAlias = "Path | RemoteFile"
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+FILE_NAME = "file_name"  # the Hub's column of photos
+TRAIN, VALIDATION, TEST = ("train", "training"), ("val", "valid", "validation", "dev"), ("test", "testing")
+BESIDE = ("txt", "json", "cls")  # files beside a photo that have its name
+SHOWN = 5
+
+
+@cache
+def photo_suffixes() -> frozenset[str]:
+    """The suffixes of the formats of photos that Pillow reads, in lower case."""
+    from PIL import Image
+
+    from mmfeat.samples.photos import FORMATS
+
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
+
+
+def is_photo(name: str) -> bool:
+    """Whether a name has the suffix of a photo."""
+    return os.path.splitext(name)[1].lower() in photo_suffixes()
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The files of a folder or of archives by their names in it, with / between folders; hidden ones are left out.
+
+    `shards` says that the first folder of each name is an archive; `is_packed`, that the files lie in archives.
+    """
+
+    data: str
+    files: Mapping[str, File]
+    is_packed: bool = False
+    shards: bool = False
+    tars: bool = False
+
+    def below(self, folder: str) -> dict[str, File]:
+        """The files below a folder, by their names in it."""
+        start = f"{folder}/" if folder else ""
+        return {name[len(start) :]: file for name, file in self.files.items() if name.startswith(start)}
+
+    @property
+    def suffixed(self) -> bool:
+        """Whether the part of a sample is named by all behind the first dot, as in WebDataset's shards."""
+        return self.tars
+
+
+def archives_of(data: str) -> list[str]:
+    """The archives that a name stands for: one, those of a pattern or list, or those of a folder that has no more."""
+    refuse_packed(data)
+    if is_remote(data):
+        return []
+    if os.path.isdir(data):
+        files = [os.path.join(data, name) for name in sorted(os.listdir(data)) if not name.startswith(".")]
+        return files if files and all(file.lower().endswith(".tar") for file in files) else []
+    files = files_of(data)
+    return files if files and all(file.lower().endswith(KINDS) and os.path.isfile(file) for file in files) else []
+
+
+def open_tree(data: str) -> Tree | None:
+    """The files of a folder, of archives or of a part of an archive; None for data of another kind."""
+    if archives := archives_of(data):
+        members = [(path, name) for path in archives for name in open_archive(path).members]
+        several = len(archives) > 1
+        packed: dict[str, File] = {
+            f"{Path(path).name}/{name}" if several else name: RemoteFile(member_url(path, name))
+            for path, name in members
+        }
+        return Tree(data, packed, True, several, all(path.lower().endswith(".tar") for path in archives))
+    if os.path.isdir(data):
+        if lists := [name for name in (TRAIN_LIST, TEST_LIST) if os.path.isfile(os.path.join(data, name))]:
+            below = _walk(os.path.join(data, "data"))  # a cache or other folders may lie beside it
+            return Tree(
+                data, {**{name: Path(data, name) for name in lists}, **{f"data/{n}": f for n, f in below.items()}}
+            )
+        return Tree(data, _walk(data))
+    if (inside := split_path(data)) is None:
+        return None
+    archive, part = inside
+    names = {name[len(part) + 1 :]: name for name in open_archive(archive).members if name.startswith(f"{part}/")}
+    if not names:
+        return None
+    files = {short: RemoteFile(member_url(archive, name)) for short, name in names.items()}
+    return Tree(data, files, True, tars=archive.lower().endswith(".tar"))
+
+
+def table_in_archive(data: str) -> str | None:
+    """The URL of a table whose path leads into an archive, None for other data."""
+    inside = None if is_remote(data) or os.path.exists(data) else split_path(data)
+    if inside is None:
+        return None
+    archive, name = inside
+    if name in open_archive(archive).members:
+        return member_url(archive, name)
+    if not any(member.startswith(f"{name}/") for member in open_archive(archive).members):
+        raise DataError(f"{data}: {archive} has no {name}; it has {_some(_tops(open_archive(archive).members))}")
+    return None
+
+
+def _walk(folder: str) -> dict[str, File]:
+    """The files below a folder; folders that are links are entered unless they lead back to one above."""
+    files: dict[str, File] = {}
+    for here, inside, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        inside[:] = sorted(
+            name
+            for name in inside
+            if not name.startswith(".")
+            and not (os.path.islink(path := os.path.join(here, name)) and real.startswith(os.path.realpath(path)))
+        )
+        relative = os.path.relpath(here, folder).replace(os.sep, "/")
+        for name in sorted(names):
+            if not name.startswith("."):
+                files[name if relative == "." else f"{relative}/{name}"] = Path(here, name)
+    return files
+
+
+def lists_in(tree: Tree) -> str | None:
+    """The folder of the tree that holds lists beside `data`, "" for the tree itself; None without any."""
+    folders = [_folder(name) for name in tree.files if _base(name) in (TRAIN_LIST, TEST_LIST)]
+    if "" in folders:
+        return ""
+    beside = dict.fromkeys(folder for folder in folders if tree.below(f"{folder}/data"))
+    if len(beside) > 1:
+        raise DataError(f"{tree.data}: {TRAIN_LIST} lies in {_some(list(beside))}; name one of the folders")
+    return next(iter(beside), None)
+
+
+def tables_in(tree: Tree) -> list[str]:
+    """The metadata tables of the Hub in a tree; else, in an archive without samples of its own, its one table.
+
+    Raises `DataError` for an archive with several tables.
+    """
+    if found := [str(file) for name, file in tree.files.items() if _base(name).lower() in METADATA]:
+        return found
+    if not tree.is_packed or GroupedFiles(tree, {}).has_pairs:
+        return []
+    tables = [name for name in tree.files if table_suffix(name) in {*SUFFIXES} - {".txt"}]
+    if len(tables) > 1:
+        raise DataError(f"{tree.data}: several tables, {_some(tables)}; name one: --data {tree.data}/{tables[0]}")
+    return [str(tree.files[name]) for name in tables]
+
+
+def has_table(tree: Tree) -> bool:
+    """Whether a table lies in the folder itself, which then is what the user may mean."""
+    return any("/" not in name and table_suffix(name) in {*SUFFIXES} - {".txt"} for name in tree.files)
+
+
+class Entry(NamedTuple):
+    """One sample of grouped files; its text is known, or in a file."""
+
+    where: str
+    id: str
+    text: str | None
+    text_file: File | None
+    image: File | None
+    label: str | None
+
+
+@dataclass
+class GroupedFiles:
+    """Samples as the files of one name: a photo, and beside it a text (.txt), JSON or the name of a class (.cls).
+
+    Without such files each photo is a sample. Labels are those of .cls, of JSON, or the names of folders, if there are
+    several. `named` maps text, label and id to the fields of JSON. Folders of validation count as training; a folder
+    of test data beside them is left out, for --test to name.
+    """
+
+    tree: Tree
+    named: Mapping[str, str]
+    spellings: Collection[str] = ()
+    missing: Counter[str] = field(default_factory=Counter)  # words for no label
+
+    def __post_init__(self) -> None:
+        self._groups: dict[str, dict[str, str]] = {}
+        self._left_out: list[str] = []
+        self._same: list[str] = []
+        self._fields: dict[str, None] = {}
+        for name in self.tree.files:
+            stem, kind = self._parts(name)
+            kind = "photo" if f".{kind}" in photo_suffixes() else kind
+            if kind not in (*BESIDE, "photo"):
+                self._left_out.append(name)
+            elif self._groups.setdefault(stem, {}).setdefault(kind, name) != name:
+                self._same.append(name)
+        self.has_pairs = any("photo" in group and len(group) > 1 for group in self._groups.values())
+        if self.has_pairs or self.tree.tars:
+            self._drop_strangers()
+        else:
+            photos = [name for name in self.tree.files if is_photo(name)]
+            self._left_out = [name for name in self.tree.files if not is_photo(name)]
+            self._groups, self._same = {name: {"photo": name} for name in photos}, []
+        self._classes = self._class_folders()
+
+    def _parts(self, name: str) -> tuple[str, str]:
+        """(what the files of a sample have in common, the kind of the file)."""
+        folder, base = _folder(name), _base(name)
+        stem, _, kind = base.partition(".") if self.tree.suffixed else _rpartition(base)
+        return (f"{folder}/{stem}" if folder else stem), kind.lower()
+
+    def _drop_strangers(self) -> None:
+        """Leave out texts without a photo in folders of a data set that have no pairs, such as a README.txt."""
+        paired = {_folder(stem) for stem, group in self._groups.items() if "photo" in group}
+        strange = [stem for stem, group in self._groups.items() if "photo" not in group and _folder(stem) not in paired]
+        if paired:
+            self._left_out += [name for stem in strange for name in self._groups.pop(stem).values()]
+
+    def _class_folders(self) -> dict[str, str]:
+        """Sample -> name of its class folder; drops test data from the samples where there are others."""
+        places = {stem: stem.partition("/")[2] if self.tree.shards else stem for stem in self._groups}
+        common = os.path.commonpath([_folder(place) or "." for place in places.values()]) if places else ""
+        start = len(common) + 1 if common not in ("", ".") else 0
+        self.parts: Counter[str] = Counter()
+        inner, split = {}, {}
+        for stem, place in places.items():
+            first, _, rest = place[start:].partition("/")
+            if rest and first.casefold() in (*TRAIN, *VALIDATION, *TEST):
+                split[stem], place = first, rest
+                self.parts[first] += 1
+            else:
+                place = place[start:]
+            inner[stem] = place.partition("/")[0] if "/" in place else ""
+        rest_of = {name for name in self.parts if name.casefold() not in TEST}
+        self.test = "" if not rest_of else next((name for name in self.parts if name.casefold() in TEST), "")
+        if self.test:
+            for stem in [stem for stem, name in split.items() if name == self.test]:
+                del self._groups[stem]
+        if len({name for stem, name in inner.items() if name}) < 2 or (self.has_pairs and not all(inner.values())):
+            return {}
+        return {stem: name for stem, name in inner.items() if name and stem in self._groups}
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Yield the samples. Raises `DataError` for JSON that is no object."""
+        for stem, group in self._groups.items():
+            files = {kind: self.tree.files[name] for kind, name in group.items()}
+            where = str(next(iter(files.values())))
+            values = self._json(files["json"]) if "json" in files else {}
+            text, label = self._cell(values, "text"), self._cell(values, "label")
+            if "cls" in files:
+                label = files["cls"].read_bytes().decode("utf-8", "replace").strip()
+            label = self._classes.get(stem) if label is None else label
+            if label is not None and is_missing(label, self.spellings):
+                self.missing[label] += label != ""
+                label = None
+            id = self._cell(values, "id") if "id" in self.named else None
+            short = stem.partition("/")[2] if self.tree.shards else stem
+            yield Entry(where, id or short, text, files.get("txt"), files.get("photo"), label)
+
+    def _json(self, file: File) -> Mapping[str, Any]:
+        try:
+            values = json.loads(file.read_bytes())
+        except (ValueError, OSError) as error:
+            raise DataError(f"{file}: no JSON that can be read ({error}); correct or remove it") from error
+        if not isinstance(values, dict):
+            raise DataError(f"{file}: JSON beside a photo must be one object; this is a {type(values).__name__}")
+        self._fields.update(dict.fromkeys(values))
+        return values
+
+    def _cell(self, values: Mapping[str, Any], column: str) -> str | None:
+        """The text of a field; of several values the labels are joined by |, the texts by a new line."""
+        value = values.get(self.named.get(column, column))
+        if isinstance(value, list):
+            joined = (SEPARATOR if column == "label" else "\n").join(str(part) for part in value)
+            return joined or None
+        if isinstance(value, dict):
+            raise DataError(
+                f"--columns {column}={self.named.get(column, column)}: the field is an object; name another"
+            )
+        return None if value is None else str(value)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was decided or left out."""
+        notes = []
+        if self._classes:
+            notes.append("labels are the names of folders")
+        if others := [name for name in self.parts if name != self.test]:
+            counts = ", ".join(f"{name} {self.parts[name]:,}" for name in others)
+            together = "; folds are drawn over them together" if len(others) > 1 else ""
+            left = f"; {self.test} ({self.parts[self.test]:,}) is left out, --test {self._below(self.test)} predicts it"
+            notes.append(f"split folders: {counts}{together}{left if self.test else ''}")
+        if lacking := [c for c in ("text", "label") if self._fields and self.named.get(c, c) not in self._fields]:
+            notes.append(
+                f"no {' or '.join(lacking)} is read from JSON with {_some(list(self._fields))}; "
+                f"--columns {','.join(f'{column}=...' for column in lacking)} names fields"
+            )
+        if self._same:
+            notes.append(
+                f"{len(self._same):,} files have the name of another of their kind and are left out "
+                f"(first: {self._same[0]})"
+            )
+        if self._left_out:
+            notes.append(f"{len(self._left_out):,} files are not read (first: {self._left_out[0]})")
+        return notes
+
+    def _below(self, part: str) -> str:
+        """The path of a split folder."""
+        first = next(name for name in self.tree.files if f"/{part}/" in f"/{name}")
+        return f"{self.tree.data.rstrip('/')}/{f'/{first}'.partition(f'/{part}/')[0].lstrip('/')}/{part}".replace(
+            "//", "/"
+        )
+
+
+def _folder(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
+def _base(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _rpartition(base: str) -> tuple[str, str, str]:
+    stem, suffix = os.path.splitext(base)
+    return stem, ".", suffix[1:]
+
+
+def _tops(names: Collection[str]) -> list[str]:
+    return list(dict.fromkeys(name.partition("/")[0] for name in names))
+
+
+def _some(names: Collection[str]) -> str:
+    shown = [str(name) for name in list(names)[:SHOWN]]
+    return ", ".join(shown) + (", ..." if len(names) > SHOWN else "")
