@@ -159,7 +159,7 @@ class SampleSource:
 
     def _table(self, is_folder: bool) -> str | None:
         """The table to read, None where a layout of files is read, which then is in `lists` or `groups`."""
-        self.tree, self.lists, self.groups = None, None, None
+        self.tree, self.lists, self.groups, self.told = None, None, None, list[str]()
         table = table_in_archive(self.data)
         if table is None and not (is_folder and shards_in(self.data)):
             self.tree = open_tree(self.data)
@@ -167,7 +167,8 @@ class SampleSource:
             self.lists = lists_in(self.tree)
             if self.lists is not None:
                 return None
-            table = ",".join(tables_in(self.tree))
+            tables, self.told = tables_in(self.tree)
+            table = ",".join(tables)
             if not table:
                 self.groups = GroupedFiles(self.tree, self.columns, no_labels(self.columns.get(NO_LABELS)))
                 if not self.groups.has_pairs and is_folder and has_table(self.tree):
@@ -270,7 +271,11 @@ class Reading:
         if rows is None:
             groups = self._source.groups
             return (*self._decoder.notes, *missing_note(self._missing), *(groups.notes if groups else []))
-        return (*rows.notes, *([complaint] if (complaint := self._finder.complaint()) and self._finder.found else []))
+        return (
+            *rows.notes,
+            *self._source.told,
+            *([complaint] if (complaint := self._finder.complaint()) and self._finder.found else []),
+        )
 
     @property
     def absent(self) -> dict[str, Absence]:
@@ -333,5 +338,8 @@ def _without_lists(folder: Path) -> str:
     """The error for a folder without lists and photos: a table inside the folder may be meant."""
     inside = sorted(folder.iterdir()) if folder.is_dir() else []
     tables = [path for path in inside if table_suffix(path.name) in {*SUFFIXES} - {".txt"} and path.is_file()]
-    remedy = f"name the table: --data {tables[0]}" if tables else "name the folder that holds them, or a table"
+    deeper = [path for path in inside if (path / TRAIN_LIST).is_file()]
+    remedy = "name the folder that holds them" + (f": --data {deeper[0]}" if deeper else ", or a table")
+    if tables:
+        remedy = f"name the table: --data {tables[0]}"
     return f"{folder}: neither {TRAIN_LIST} nor {TEST_LIST} nor photos are here; {remedy}"

@@ -25,8 +25,10 @@ from mmfeat.samples.contents import KEY_LENGTH, content_key, joined_key
 from mmfeat.samples.dataset import Sample
 from mmfeat.samples.photo_cells import Photo, Photos
 from mmfeat.samples.photos import MAX_ASPECT, orientation, read_photo, upright
+from mmfeat.system.archives import split_url
 from mmfeat.system.files import write_atomic
 from mmfeat.system.hardware import cpu_count
+from mmfeat.system.remote import RemoteFile, is_remote
 from mmfeat.system.wording import Progress, Silent
 
 if TYPE_CHECKING:
@@ -222,7 +224,7 @@ class StatIndex(RecordFile):
 
     def keys(self, paths: Sequence[Photo | None], pool: Executor) -> list[tuple[bytes | None, str]]:
         """(content key, "") or (None, the reason for no key) of each file; a path that is None gives (None, "")."""
-        known = self._known([_stamp(path) if isinstance(path, Path) else None for path in paths])
+        known = self._known([_stamp(path) for path in paths])
         unknown = [row for row, key in enumerate(known) if not key and paths[row] is not None]
         keys: list[tuple[bytes | None, str]] = [(key or None, "") for key in known]
         for row, (key, reason, stamp) in zip(unknown, pool.map(_hash, (paths[row] for row in unknown)), strict=True):
@@ -248,7 +250,10 @@ def _hash(path: Photo) -> tuple[bytes | None, str, Stamp | None]:
     start = time.time()
     try:
         if not isinstance(path, Path):
-            return content_key(path.read_bytes()), "", None
+            stamped = _stamp(path)  # of the archive that the photo lies in
+            key = content_key(path.read_bytes())
+            old = stamped and os.stat(_archive(path)).st_mtime < start - RACY_SECONDS
+            return key, "", stamped if old and stamped == _stamp(path) else None
         with path.open("rb") as handle:
             before = os.fstat(handle.fileno())
             key = content_key(handle.read())
@@ -260,18 +265,28 @@ def _hash(path: Photo) -> tuple[bytes | None, str, Stamp | None]:
     return key, "", stamp if settled and stamp == _stamp_of(path, after) else None
 
 
-def _stamp(path: Path) -> Stamp | None:
+def _archive(photo: Photo | None) -> str:
+    """The local archive that a photo lies in, "" for another photo."""
+    member = split_url(photo.url) if isinstance(photo, RemoteFile) else None
+    return member[0] if member else ""
+
+
+def _stamp(photo: Photo | None) -> Stamp | None:
+    """The stamp of a photo in a local file or archive, None for another photo and where the file is gone."""
+    file = photo if isinstance(photo, Path) else _archive(photo)
     try:
-        return _stamp_of(path, os.stat(path))
+        return _stamp_of(str(photo), os.stat(file)) if file else None
     except OSError:
         return None
 
 
-def _stamp_of(path: Path, status: os.stat_result) -> Stamp:
+def _stamp_of(path: str | Path, status: os.stat_result) -> Stamp:
     import xxhash
 
     name = os.fsencode(path)
-    if not os.path.isabs(name):  # an absolute path must work even where the working folder is gone
+    if not is_remote(str(path)) and not os.path.isabs(
+        name
+    ):  # an absolute path must work even where the working folder is gone
         name = os.path.join(os.getcwdb(), name)
     # The change time cannot be set back, so another file with the old date under the same name is noticed.
     facts = struct.pack("<4q", status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino & (2**63 - 1))

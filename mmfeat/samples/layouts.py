@@ -20,6 +20,7 @@ from mmfeat.samples.labels import SEPARATOR, is_missing
 from mmfeat.samples.table_files import SUFFIXES, TEST_LIST, TRAIN_LIST, table_suffix
 from mmfeat.system.archives import KINDS, member_url, open_archive, refuse_packed, split_path
 from mmfeat.system.remote import RemoteFile, files_of, is_remote
+from mmfeat.system.wording import counted
 
 File: TypeAlias = "Path | RemoteFile"
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -149,19 +150,22 @@ def lists_in(tree: Tree) -> str | None:
     return next(iter(beside), None)
 
 
-def tables_in(tree: Tree) -> list[str]:
-    """The metadata tables of the Hub in a tree; else, in an archive without samples of its own, its one table.
+def tables_in(tree: Tree) -> tuple[list[str], list[str]]:
+    """(the metadata tables of the Hub in a tree; else, in an archive without samples of its own, its one table; notes).
 
-    Raises `DataError` for an archive with several tables.
+    A table of test data beside others is left out. Raises `DataError` for an archive with several tables.
     """
-    if found := [str(file) for name, file in tree.files.items() if _base(name).lower() in METADATA]:
-        return found
+    if found := [name for name in tree.files if _base(name).lower() in METADATA]:
+        test = [name for name in found if name.partition("/")[0].casefold() in TEST]
+        kept = [name for name in found if name not in test] or found
+        left = [] if kept == found else [f"{test[0]} is left out, --test {_part(tree, _folder(test[0]))} predicts it"]
+        return [str(tree.files[name]) for name in kept], left
     if not tree.is_packed or GroupedFiles(tree, {}).has_pairs:
-        return []
+        return [], []
     tables = [name for name in tree.files if table_suffix(name) in {*SUFFIXES} - {".txt"}]
     if len(tables) > 1:
         raise DataError(f"{tree.data}: several tables, {_some(tables)}; name one: --data {tree.data}/{tables[0]}")
-    return [str(tree.files[name]) for name in tables]
+    return [str(tree.files[name]) for name in tables], []
 
 
 def has_table(tree: Tree) -> bool:
@@ -312,19 +316,21 @@ class GroupedFiles:
             )
         if self._same:
             notes.append(
-                f"{len(self._same):,} files have the name of another of their kind and are left out "
+                f"{counted(len(self._same), 'file')} left out for another of the same name and kind "
                 f"(first: {self._same[0]})"
             )
         if self._left_out:
-            notes.append(f"{len(self._left_out):,} files are not read (first: {self._left_out[0]})")
+            notes.append(f"{counted(len(self._left_out), 'file')} not read (first: {self._left_out[0]})")
         return notes
 
     def _below(self, part: str) -> str:
         """The path of a split folder."""
         first = next(name for name in self.tree.files if f"/{part}/" in f"/{name}")
-        return f"{self.tree.data.rstrip('/')}/{f'/{first}'.partition(f'/{part}/')[0].lstrip('/')}/{part}".replace(
-            "//", "/"
-        )
+        return _part(self.tree, f"{f'/{first}'.partition(f'/{part}/')[0]}/{part}".lstrip("/"))
+
+
+def _part(tree: Tree, folder: str) -> str:
+    return f"{tree.data.rstrip('/')}/{folder}"
 
 
 def _folder(name: str) -> str:

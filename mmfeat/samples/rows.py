@@ -169,7 +169,8 @@ class SampleRows:
         """Yield the cells of each row; a label that is spelled as missing is None, a photo's cell is as in the file."""
         columns, id_column, whole, pattern = self.columns, self.id_column, self._whole, self._pattern
         text, image, label = (columns.get(column) for column in COLUMNS[1:])
-        several = len(self.table.files) > 1
+        files = self.table.files
+        several = 0 if len(files) == 1 else 1 if len({*map(os.path.basename, files)}) == len(files) else 2
         self._missing.clear()
         for number, (where, row) in enumerate(
             self.table.rows(self._used, image if image and image != id_column else ""), 1
@@ -193,12 +194,14 @@ class SampleRows:
     @property
     def _used(self) -> list[str]:
         of_photos = [name for name in self._pattern[1::2] if name in self.table.names]
-        return list(dict.fromkeys([*self.columns.values(), *({self.id_column} - {ROW_NUMBER}), *of_photos]))
+        used = dict.fromkeys([*self.columns.values(), self.id_column, *of_photos])
+        return [name for name in used if name != ROW_NUMBER]
 
     @cached_property
     def _whole(self) -> frozenset[str]:
         """Those of id and label whose cells are all whole numbers with a fraction of zero, as 1.0."""
-        left = {column: name for column, name in self.columns.items() if column in ("id", "label")}
+        columns = self.columns.items()
+        left = {column: name for column, name in columns if column in ("id", "label") and name != ROW_NUMBER}
         seen = set()
         if left:
             for _, row in self.table.rows(list(left.values())):
@@ -237,9 +240,9 @@ def _filled(pattern: Sequence[str], row: Mapping[str, object]) -> str | None:
     return "".join(part for pair in zip_longest(pattern[::2], values, fillvalue="") for part in pair)
 
 
-def _row_id(where: str, number: int, several: bool) -> str:
-    """The id of a row without one: its number, or in several files the name of the file and the line."""
-    return where.replace("\\", "/").rpartition("/")[2] if several else str(number)
+def _row_id(where: str, number: int, parts: int) -> str:
+    """The id of a row without one: its number, or in several files the last `parts` of FILE:LINE."""
+    return "/".join(where.replace("\\", "/").split("/")[-parts:]) if parts else str(number)
 
 
 def find_column(wanted: str, names: Collection[str]) -> str | None:

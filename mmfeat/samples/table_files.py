@@ -39,6 +39,9 @@ def shards_in(folder: str | Path) -> list[str]:
     """
     names = sorted(name for name in os.listdir(folder) if not name.startswith((".", "_")))
     tables = [name for name in names if table_suffix(name) in SUFFIXES and table_suffix(name) != ".txt"]
+    stems = {os.path.splitext(name)[0] for name in names if name not in tables}
+    if any(name.lower().endswith(".json") and os.path.splitext(name)[0] in stems for name in tables):
+        return []  # JSON of photos beside it
     alike = {re.sub(r"\d+", "#", name) for name in tables}
     has_lists = {TRAIN_LIST, TEST_LIST} & {*names}
     is_single = len(tables) == 1 and (tables[0] in alike or table_suffix(tables[0]) not in BINARY)

@@ -1,0 +1,316 @@
+"""Layouts of folders and archives: each is written as its users write it, and read right."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mmfeat.errors import DataError
+from mmfeat.extraction.extract import extract_features
+from mmfeat.samples.dataset import SampleSet, read_samples
+from mmfeat.samples.layouts import open_tree
+
+WORDS = ["green cloud", "so happy", "paper stone", "quiet lamp"]
+
+
+def picture(number: int, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (40, 40), (60 * number, 90, 200 - 40 * number)).save(file, kind)
+    return file.getvalue()
+
+
+def put(folder: Path, files: dict[str, bytes | str]) -> Path:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+def zipped(path: Path, files: dict[str, bytes | str]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def tarred(path: Path, files: dict[str, bytes | str]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, content in files.items():
+            data = content if isinstance(content, bytes) else content.encode()
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def summary(samples: SampleSet) -> list[tuple[str, str | None, str | None, bytes | None]]:
+    return [(s.id, s.text, s.label, s.image and s.image.read_bytes()) for s in samples]  # type: ignore[union-attr]
+
+
+LISTS: dict[str, bytes | str] = {
+    "train.txt": "guid,tag\n0,up\n1,down\n",
+    "test_without_label.txt": "guid,tag\n2,null\n",
+    "data/0.bmp": picture(0, "BMP"),
+    "data/deep/1.tiff": picture(1, "TIFF"),
+    "data/2.gif": picture(2, "GIF"),
+    **{f"data/{number}.txt": WORDS[number] for number in range(3)},
+}
+CLASSES: dict[str, bytes | str] = {
+    f"{name}/{number}.png": picture(2 * (name == "dog") + number) for name in ("cat", "dog") for number in range(2)
+}
+SPLITS = {f"{part}/{name}": content for part in ("train", "val", "test") for name, content in CLASSES.items()}
+METADATA: dict[str, bytes | str] = {
+    "metadata.csv": "file_name,text,label\n" + "".join(f"pics/{n}.png,{WORDS[n]},{n % 2}\n" for n in range(4)),
+    **{f"pics/{number}.png": picture(number) for number in range(4)},
+}
+SHARD: dict[str, bytes | str] = {
+    f"{number:04d}.{kind}": content
+    for number in range(4)
+    for kind, content in (("png", picture(number)), ("txt", WORDS[number]), ("cls", str(number % 2)))
+}
+JSON_SHARD: dict[str, bytes | str] = {
+    f"{number:04d}.{kind}": content
+    for number in range(4)
+    for kind, content in (
+        ("jpg", picture(number, "JPEG")),
+        ("json", json.dumps({"text": WORDS[number], "label": ["a", "b"][: 1 + number % 2]})),
+    )
+}
+WRITERS = [put, lambda path, files: zipped(path.with_suffix(".zip"), files)]
+BOTH = pytest.mark.parametrize("write", WRITERS, ids=["folder", "zip"])
+Write = Callable[[Path, dict[str, bytes | str]], Path]
+
+
+@BOTH
+@pytest.mark.parametrize("depth", ["", "outer/MVSA/"])
+def test_lists_in_any_depth_with_any_suffix_of_a_photo(write: Write, depth: str, tmp_path: Path) -> None:
+    samples = read_samples(write(tmp_path / "set", {depth + name: content for name, content in LISTS.items()}))
+    assert [(s.id, s.text, s.label) for s in samples] == [
+        ("0", WORDS[0], "up"),
+        ("1", WORDS[1], "down"),
+        ("2", WORDS[2], None),
+    ]
+    photos = [LISTS[name] for name in ("data/0.bmp", "data/deep/1.tiff", "data/2.gif")]
+    assert [entry[3] for entry in summary(samples)] == photos
+
+
+@BOTH
+def test_class_folders(write: Write, tmp_path: Path) -> None:
+    samples = read_samples(write(tmp_path / "set", CLASSES))
+    assert summary(samples) == [(name, None, name.split("/")[0], CLASSES[name]) for name in CLASSES]
+    assert "labels are the names of folders" in samples.notes
+
+
+@BOTH
+def test_split_folders_are_said_aloud_and_test_data_left_for_test(write: Write, tmp_path: Path) -> None:
+    data = write(tmp_path / "set", SPLITS)
+    samples = read_samples(data)
+    assert [sample.id for sample in samples] == [name for name in SPLITS if not name.startswith("test")]
+    assert samples.classes == ("cat", "dog")
+    (note,) = [note for note in samples.notes if note.startswith("split folders")]
+    assert note == (
+        "split folders: train 4, val 4; folds are drawn over them together; test (4) is left out, "
+        f"--test {data}/test predicts it"
+    )
+    test = read_samples(f"{data}/test")
+    assert [(sample.id, sample.label) for sample in test] == [(name, name.split("/")[0]) for name in CLASSES]
+
+
+def test_a_folder_of_train_and_test_is_extracted_by_what_the_note_says(tmp_path: Path) -> None:
+    data = put(tmp_path / "set", SPLITS)
+    result = extract_features(data, ["hog"], cache=tmp_path / "cache", test=data / "test")
+    assert result.test is not None
+    assert (len(result.samples), len(result.test.samples)) == (8, 4)
+
+
+@BOTH
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_metadata_of_the_hub(write: Write, kind: str, tmp_path: Path) -> None:
+    import pandas as pd
+
+    files = dict(METADATA)
+    frame = pd.read_csv(io.StringIO(str(files.pop("metadata.csv"))))
+    kinds = {
+        "csv": lambda: frame.to_csv(index=False),
+        "jsonl": lambda: frame.to_json(orient="records", lines=True),
+        "parquet": lambda: frame.to_parquet(),
+    }
+    data = write(tmp_path / "set", {f"metadata.{kind}": kinds[kind](), **files})
+    samples = read_samples(data)
+    assert summary(samples) == [(f"pics/{n}.png", WORDS[n], str(n % 2), METADATA[f"pics/{n}.png"]) for n in range(4)]
+    assert [entry[3] for entry in summary(samples)] == [picture(number) for number in range(4)]
+
+
+def test_metadata_in_each_split_folder(tmp_path: Path) -> None:
+    files = {f"{part}/{name}": content for part in ("train", "val", "test") for name, content in METADATA.items()}
+    data = put(tmp_path / "set", files)
+    samples = read_samples(data)
+    assert len(samples) == 8
+    assert all(sample.image for sample in samples)
+    assert f"test/metadata.csv is left out, --test {data}/test predicts it" in samples.notes
+    result = extract_features(data, ["hog"], cache=tmp_path / "cache", test=data / "test")
+    assert result.test is not None
+    assert (len(result.samples), len(result.test.samples)) == (8, 4)
+    assert len(read_samples(data, {"id": "#", "image": "file_name"})) == 8  # as the request records it
+
+
+@pytest.mark.parametrize("write", [put, WRITERS[1], lambda path, files: tarred(path.with_suffix(".tar"), files)])
+@pytest.mark.parametrize("files", [SHARD, JSON_SHARD])
+def test_photos_with_texts_json_and_classes_beside_them(
+    write: Write, files: dict[str, bytes | str], tmp_path: Path
+) -> None:
+    samples = read_samples(write(tmp_path / "set", files))
+    labels = ["0", "1", "0", "1"] if files is SHARD else ["a", "a|b", "a", "a|b"]
+    photos = [files[f"000{n}.png" if files is SHARD else f"000{n}.jpg"] for n in range(4)]
+    assert summary(samples) == [(f"000{n}", WORDS[n], labels[n], photos[n]) for n in range(4)]
+
+
+def test_fields_of_json_are_named_by_columns(tmp_path: Path) -> None:
+    files = {"data/7.jpeg": picture(0, "JPEG"), "data/7.json": json.dumps({"plot": ["a", "b"], "genres": ["x", "y"]})}
+    data = put(tmp_path / "set", {**files, "split.json": "{}"})
+    (sample,) = read_samples(data, {"text": "plot", "label": "genres"})
+    assert (sample.text, sample.label) == ("a\nb", "x|y")
+    plain = read_samples(data)
+    assert "no text or label is read from JSON with plot, genres" in plain.notes[0]
+    assert "1 file not read (first: split.json)" in plain.notes
+
+
+def test_shards_by_pattern_and_in_a_folder_are_one_data_set(tmp_path: Path) -> None:
+    for shard in range(2):
+        names = {f"{shard}{name}": content for name, content in SHARD.items()}
+        tarred(tmp_path / f"train-{shard:03d}.tar", names)
+    whole = read_samples(tmp_path)
+    assert [sample.id for sample in whole] == [f"{shard}000{n}" for shard in range(2) for n in range(4)]
+    pattern = read_samples(str(tmp_path / "train-*.tar"))
+    assert summary(pattern) == summary(whole)
+    assert pattern.name == "train"
+    assert whole.classes == ("0", "1")
+
+
+def test_a_table_in_an_archive_with_its_photos(tmp_path: Path) -> None:
+    table = "id,text,image,label\n" + "".join(f"{n},{WORDS[n]},img/{n}.png,up\n" for n in range(4))
+    files: dict[str, bytes | str] = {"shop/train.csv": table, **{f"shop/img/{n}.png": picture(n) for n in range(4)}}
+    samples = read_samples(zipped(tmp_path / "shop.zip", files))
+    assert summary(samples) == [(str(n), WORDS[n], "up", picture(n)) for n in range(4)]
+    files["shop/test.csv"] = table.replace(",label", ",other")
+    two = zipped(tmp_path / "two.zip", files)
+    with pytest.raises(DataError, match=r"several tables, shop/train\.csv, shop/test\.csv; name one: --data "):
+        read_samples(two)
+    assert summary(read_samples(f"{two}/shop/train.csv")) == summary(samples)
+    with pytest.raises(DataError, match=r"has no shop/none\.csv; it has shop"):
+        read_samples(f"{two}/shop/none.csv")
+
+
+def test_photos_of_an_archive_are_cached_by_content_and_not_read_again(tmp_path: Path) -> None:
+    folder, archive = put(tmp_path / "set", SHARD), zipped(tmp_path / "set.zip", SHARD)
+    first = extract_features(archive, ["hashing", "hog"], cache=tmp_path / "cache")
+    assert list(first.new.values()) == [4, 4]
+    assert extract_features(archive, ["hashing", "hog"], cache=tmp_path / "cache").nothing_to_do
+    assert extract_features(folder, ["hashing", "hog"], cache=tmp_path / "cache").nothing_to_do
+
+
+def link(path: Path) -> Path:
+    with tarfile.open(path, "w") as archive:
+        info = tarfile.TarInfo("0.png")
+        info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(info)
+    return path
+
+
+def zip_link(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        info = zipfile.ZipInfo("0.png")
+        info.external_attr = 0o120777 << 16
+        archive.writestr(info, "/etc/passwd")
+    return path
+
+
+def bomb(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("0.png", "w") as member:
+        for _ in range(300):
+            member.write(bytes(1 << 20))
+    return path
+
+
+def cut(path: Path, write: Callable[[Path, dict[str, bytes | str]], Path]) -> Path:
+    data = write(path, SHARD).read_bytes()
+    path.write_bytes(data[: len(data) // 3])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("a.zip", lambda path: zipped(path, {"../0.png": picture(0)}), "'../0.png' lies outside the archive"),
+        ("a.zip", lambda path: zipped(path, {"a\\..\\..\\0.png": picture(0)}), "lies outside the archive"),
+        ("a.zip", lambda path: zipped(path, {"/etc/0.png": picture(0)}), "'/etc/0.png' lies outside the archive"),
+        ("a.zip", lambda path: zipped(path, {"C:\\0.png": picture(0)}), "lies outside the archive"),
+        ("a.tar", lambda path: tarred(path, {"../0.png": picture(0)}), "'../0.png' lies outside the archive"),
+        ("a.tar", lambda path: tarred(path, {"/0.png": picture(0)}), "'/0.png' lies outside the archive"),
+        ("a.tar", link, "'0.png' is a link or no file"),
+        ("a.zip", zip_link, "'0.png' is a link or no file"),
+        ("a.zip", bomb, "'0.png' unpacks to 314,572,800 bytes from"),
+        ("a.zip", lambda path: cut(path, zipped), "broken or cut short"),
+        ("a.tar", lambda path: cut(path, tarred), "broken or cut short"),
+        ("a.zip", lambda path: path.write_bytes(b"no archive") and path, "broken or cut short"),
+        ("a.tar.gz", lambda path: path.write_bytes(b"x") and path, "only .zip and .tar files are read where they are"),
+        ("a.zip", lambda path: zipped(path, {}), "no samples|no photos|neither"),
+    ],
+)
+def test_archives_that_no_one_should_trust(
+    name: str, write: Callable[[Path], Path], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=message) as refusal:
+        read_samples(write(tmp_path / name))
+    assert "\n" not in str(refusal.value)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_broken_member_costs_one_photo(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "set.zip", SHARD)
+    data = bytearray(path.read_bytes())
+    start = data.index(b"0001.png") + 20
+    data[start : start + 8] = bytes(8)
+    path.write_bytes(data)
+    result = extract_features(path, ["hog"], cache=tmp_path / "cache")
+    assert sum(result.new.values()) == 3
+
+
+def test_hidden_files_and_those_of_a_mac_are_left_out(tmp_path: Path) -> None:
+    extra: dict[str, bytes | str] = {"__MACOSX/._0000.png": "x", ".DS_Store": "x", "._0000.png": "x"}
+    assert len(read_samples(zipped(tmp_path / "set.zip", {**SHARD, **extra}))) == 4
+    assert len(read_samples(put(tmp_path / "set", {**SHARD, ".DS_Store": "x", "._0000.png": "x"}))) == 4
+
+
+def test_links_to_folders_are_entered_but_not_in_circles(tmp_path: Path) -> None:
+    put(tmp_path / "elsewhere", CLASSES)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "photos").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "cat" / "up").symlink_to(tmp_path / "elsewhere")
+    tree = open_tree(str(tmp_path / "set"))
+    assert tree is not None
+    assert sorted(tree.files) == sorted(f"photos/{name}" for name in CLASSES)
+
+
+def test_a_readme_is_no_sample_and_a_text_without_a_photo_is_one(tmp_path: Path) -> None:
+    files = {f"pairs/{name}": content for name, content in SHARD.items()}
+    samples = read_samples(put(tmp_path / "set", {**files, "README.txt": "hello", "pairs/9.txt": "alone"}))
+    assert [sample.id for sample in samples] == [f"pairs/000{n}" for n in range(4)] + ["pairs/9"]
+    assert samples.samples[-1].image is None
+    assert "1 file not read (first: README.txt)" in samples.notes
+
+
+def test_an_archive_that_changes_is_read_anew(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "set.zip", SHARD)
+    assert len(read_samples(path)) == 4
+    shutil.copy(zipped(tmp_path / "other.zip", {**SHARD, "0009.png": picture(1), "0009.txt": "new"}), path)
+    assert len(read_samples(path)) == 5
