@@ -30,6 +30,7 @@ from mmfeat.system.wording import counted, duration, shown, size_of
 
 if TYPE_CHECKING:
     from mmfeat.encoders.registry import Tower
+    from mmfeat.encoders.spec import EncoderSpec
     from mmfeat.extraction.extract import Extraction
     from mmfeat.extraction.forecast import Forecasts
     from mmfeat.extraction.missing import Clocks
@@ -156,6 +157,8 @@ def show_extraction(result: Extraction) -> None:
         good = f"{result.stored[folder] + new:,} vectors, {new:,} new"
         trouble = f", {unreadable:,} unreadable" if unreadable else ""
         out.print(f"  {spec.name}: {good}{trouble} -> {result.folder / folder}")
+        if result.cut[folder]:
+            out.print(f"    {_cut(result.cut[folder], new, 'new texts', result.limits[folder], spec)}")
     show_decision(result.decision)
     for note in notes_on(result.towers):
         out.print(f"  note: {shown(note)}")
@@ -206,11 +209,20 @@ def _show_part(forecasts: Forecasts) -> None:
             output = f"{spec.output}:{spec.layer}" if spec.layer else spec.output
             rows.append((shown(forecast.model), output + view, f"{missing:,}", *shown_once, size_of(size)))
     show_table(("encoder", "output", "missing", "rate", "time", "on disk"), rows)
+    for forecast in (forecast for forecast in forecasts.encoders if forecast.cut):
+        cut = _cut(forecast.cut, forecast.tried, "texts that were tried", forecast.limit, forecast.outputs[0][0])
+        out.print(f"{shown(forecast.model)}: {cut}")
     out.print(f"reading and decoding add {duration(forecasts.reading)}")
     total = f"{duration(forecasts.seconds)} and {size_of(forecasts.bytes)} in all"
     out.print(f"{total}; {size_of(forecasts.free)} free at {forecasts.folder}")
     if forecasts.bytes > forecasts.free:
         out.print("note: the disk is too small for that; name another with --cache, or fewer --outputs and --views")
+
+
+def _cut(count: int, total: int, what: str, limit: int, spec: EncoderSpec) -> str:
+    """How many texts an encoder cut, and to what, with the flag that sets the length where one does."""
+    flag = " (--max-length)" if spec.family in ("bert", "st") and spec.max_length else ""
+    return f"{count:,} of {total:,} {what} are longer and were cut to {limit:,} tokens{flag}"
 
 
 def _rate(rate: float) -> str:

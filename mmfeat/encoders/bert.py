@@ -14,7 +14,7 @@ from mmfeat.encoders.padding import without_padding
 from mmfeat.encoders.remote_code import own_code, runs_code
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.text_checkpoints import check_complete, check_form, check_reads
-from mmfeat.encoders.tokenizer import check_files, check_fit, tokenizer_errors
+from mmfeat.encoders.tokenizer import Tokens, check_files, check_fit, tokenizer_errors, watch_cuts
 from mmfeat.encoders.torch_tower import TorchTower, load_errors
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.encoders.weights import (
@@ -95,14 +95,15 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
     # Positions count from the first column, so only padding behind a text leaves its vector unchanged.
     tokenizer.padding_side = "right"
     clean, check = CLEANING[spec.cleaning], check_fit(f"bert:{variant}", tokenizer, model)
+    cuts = watch_cuts(tokenizer)
     pooled = next((spec for spec in specs if spec.output == "pooled"), replace(spec, pooling="mean", layers=1))
     asked = {"output_hidden_states": True} if pooled.layers > 1 else {}
     model.float().eval().requires_grad_(False)
 
-    def prepare(text: str) -> dict[str, Any]:
+    def prepare(text: str) -> Tokens:
         text = clean(text)
         check(text)
-        return dict(tokenizer(text, truncation=True, max_length=spec.max_length, return_attention_mask=True))
+        return Tokens.of(tokenizer(text, truncation=True, max_length=spec.max_length, return_attention_mask=True), cuts)
 
     def collate(batch: list[dict[str, Any]]) -> dict[str, Any]:
         return dict(tokenizer.pad(batch, return_attention_mask=True, return_tensors="pt"))

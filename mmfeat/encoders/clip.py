@@ -22,6 +22,7 @@ from mmfeat.encoders.layers import Network, Point, find_layers, timm_network
 from mmfeat.encoders.pixels import check_size, image_tower, size_errors
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.tokenizer import is_cased as tokenizer_is_cased
+from mmfeat.encoders.tokenizer import watch_cuts
 from mmfeat.encoders.torch_tower import TorchTower, load_errors, plain_call, stack
 from mmfeat.encoders.weights import hub_errors
 from mmfeat.errors import EncoderError
@@ -91,14 +92,20 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
         _check_preprocessing(model, images[0])
         towers.append(image_tower(images, model, _image_network(model), transform))
     if texts := [spec for spec in specs if spec.modality == "text"]:
-        clean, tower = CLEANING[texts[0].cleaning], TextTower(model)
+        clean, tower, cuts = CLEANING[texts[0].cleaning], TextTower(model), watch_cuts(tokenizer)
         network = replace(tower.network(), forward=tower.short_forward())
+
+        def prepare(text: str) -> Tensor:
+            ids = tokenizer([clean(text)])[0]
+            ids.cut = cuts.pop() if cuts else 0  # as in `Tokens`
+            return ids
+
         towers.append(
             TorchTower(
                 tuple(texts),
                 model,
                 network,
-                lambda text: tokenizer([clean(text)])[0],
+                prepare,
                 collate=tower.collate,
                 keep=tower.kept,
                 length=tower.length,

@@ -18,7 +18,7 @@ from mmfeat.encoders.padding import without_padding
 from mmfeat.encoders.remote_code import needed, own_code, runs_code
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.text_checkpoints import check_form, refuse_random
-from mmfeat.encoders.tokenizer import check_files, check_fit, text_folder, tokenizer_errors
+from mmfeat.encoders.tokenizer import Text, check_files, check_fit, text_folder, tokenizer_errors, watch_cuts
 from mmfeat.encoders.torch_tower import TorchTower, load_errors
 from mmfeat.encoders.weights import (
     checkpoint_json,
@@ -73,7 +73,7 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
 
     spec = next((spec for spec in specs if spec.output == "pooled"), specs[0])
     model, clean = _model(variant, spec), CLEANING[spec.cleaning]
-    check = _check_tokenizer(variant, model)
+    check, cuts = _check_tokenizer(variant, model), watch_cuts(getattr(model[0], "tokenizer", None))
     recipe = json.loads(spec.preprocessing or "{}")
     prompt, width = recipe.get("prompt") or None, recipe.get("truncate_dim")
     constants = {name: value for name, value in _tokenized(model, [""], prompt).items() if not hasattr(value, "shape")}
@@ -82,13 +82,15 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
         if wanted.output == "prefix":
             check_depth(wanted, len(layers))
 
-    def prepare(text: str) -> str:
+    def prepare(text: str) -> Text:
         text = clean(text)
         check(text)
-        return text
+        return Text(text)
 
-    def collate(texts: list[str]) -> dict[str, Tensor]:
-        tokenized = _tokenized(model, texts, prompt)
+    def collate(texts: list[Text]) -> dict[str, Tensor]:
+        tokenized = _tokenized(model, list(map(str, texts)), prompt)
+        for text, cut in zip(texts, cuts, strict=False):
+            text.cut = cut
         return {name: value for name, value in tokenized.items() if name not in constants}
 
     tokens = torch.nn.Identity()  # the library calls no module whose output would be the tokens

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from mmfeat.encoders.weights import checkpoint_json, checkpoint_modules, has_file
@@ -85,6 +85,67 @@ def check_fit(asked: str, tokenizer: Any, model: Any) -> Callable[[str], None]:
             raise ValueError(f"the model has no embedding of {named}")
 
     return check
+
+
+class Tokens(dict[str, Any]):
+    """The inputs of one text by name; `cut` is the number of tokens that were kept of a longer text, else 0."""
+
+    cut = 0
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Any], cuts: list[int]) -> Tokens:
+        """The inputs of the text that a tokenizer was called with last; `cuts` is what `watch_cuts` gave."""
+        tokens = cls(inputs)
+        tokens.cut = cuts.pop() if cuts else 0
+        return tokens
+
+
+class Text(str):
+    """A text that its library tokenizes batch by batch; `cut` as in `Tokens`, known once the text was in a batch."""
+
+    cut = 0
+
+
+def watch_cuts(tokenizer: Any) -> list[int]:
+    """A list that holds `Tokens.cut` of each text in the latest call of a tokenizer, so that no text is counted twice.
+
+    The tokenizer is one of transformers, one of open_clip around it, or open_clip's own; of any other the list stays
+    empty.
+    """
+    cuts: list[int] = []
+    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    if hasattr(inner, "_encode_plus"):
+        inner._encode_plus = _watched(inner, cuts)
+    elif hasattr(inner, "encode") and hasattr(inner, "context_length"):
+        encode, length = inner.encode, inner.context_length
+
+        def counted(text: str) -> list[int]:
+            tokens = list[int](encode(text))
+            cuts[:] = [length if len(tokens) + 2 > length else 0]  # the tokens of start and end
+            return tokens
+
+        inner.encode = counted
+    return cuts
+
+
+def _watched(tokenizer: Any, cuts: list[int]) -> Callable[..., Any]:
+    """The method behind each call of a tokenizer of transformers, which from now on fills `cuts`."""
+    encode = tokenizer._encode_plus
+
+    def watched(text: Any, **options: Any) -> Any:
+        if tokenizer.is_fast:
+            encoded = encode(text=text, **options)
+            cuts[:] = [len(one.ids) if one.overflowing else 0 for one in encoded.encodings or ()]
+            return encoded
+        if not isinstance(text, str):  # a tokenizer in Python then calls this method for each text
+            cuts.clear()
+            return encode(text=text, **options)
+        encoded = encode(text=text, **{**options, "return_overflowing_tokens": True})
+        cuts.append(len(encoded["input_ids"]) if encoded.pop("overflowing_tokens", None) else 0)
+        encoded.pop("num_truncated_tokens", None)
+        return encoded
+
+    return watched
 
 
 def _embeddings(model: Any) -> int:

@@ -17,7 +17,7 @@ from mmfeat.encoders.bert import model_layers, quiet_transformers
 from mmfeat.encoders.layers import Network, Point
 from mmfeat.encoders.padding import without_padding
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
-from mmfeat.encoders.tokenizer import check_fit
+from mmfeat.encoders.tokenizer import Tokens, check_fit, watch_cuts
 from mmfeat.encoders.torch_tower import TorchTower, plain_call
 from mmfeat.encoders.transformers_files import FIXED, Checkpoint, read_checkpoint
 from mmfeat.encoders.transformers_images import ImageTower, kept_patches, pooled
@@ -124,6 +124,7 @@ class TextTower:
     def __init__(self, loaded: Loaded, spec: EncoderSpec) -> None:
         self.loaded, self.spec, self.tokenizer = loaded, spec, loaded.processor.tokenizer
         self.check = check_fit(loaded.checkpoint.name, self.tokenizer, loaded.part("text_model"))
+        self.cuts = watch_cuts(self.tokenizer)
         self.is_padded = loaded.checkpoint.padding == FIXED
 
     def torch_tower(self, specs: list[EncoderSpec]) -> TorchTower:
@@ -144,11 +145,12 @@ class TextTower:
             self.loaded.checkpoint.name, replace(tower, length=lambda inputs: len(inputs["input_ids"]))
         )
 
-    def prepare(self, text: str) -> dict[str, Any]:
+    def prepare(self, text: str) -> Tokens:
         text = CLEANING[self.spec.cleaning](text)
         self.check(text)
         mask = {} if self.is_padded else {"return_attention_mask": True}
-        return dict(self.tokenizer(text, truncation=True, max_length=self.spec.max_length, **mask))
+        given = self.tokenizer(text, truncation=True, max_length=self.spec.max_length, **mask)
+        return Tokens.of(given, self.cuts)
 
     def collate(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
         """(B, T) tensors, padded to the longest text or to the length that the model was trained with."""

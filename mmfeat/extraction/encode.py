@@ -218,7 +218,10 @@ class BackgroundWriter:
 
 @dataclass
 class Stage:
-    """The pipeline of one modality: one reader, encoders side by side, and the sink of their rows."""
+    """The pipeline of one modality: one reader, encoders side by side, and the sink of their rows.
+
+    `count_cut` is told of each text that was cut: the cache folder of its row and the tokens that were kept.
+    """
 
     encoders: list[Batcher]
     reader: Reader
@@ -226,6 +229,7 @@ class Stage:
     device: str
     batch_size: int = 0
     clocks: Clocks = field(default_factory=Clocks)
+    count_cut: Callable[[str, int], None] = lambda folder, limit: None
     _since: float = 0.0
 
     def run(self, items: Sequence[Item], advance: Advance) -> Iterator[tuple[str, str]]:
@@ -277,9 +281,22 @@ class Stage:
             for spec, rows in blocks:
                 self.writer.add(spec.fingerprint, rows, self.clocks)
                 failures.update(pair for pair in zip(rows.ids, rows.errors, strict=True) if pair[1])
+        for index, batcher in enumerate(self.encoders):
+            for entry in window:
+                for spec in batcher.encoder.specs if (kept := tokens_kept(entry, index)) else ():
+                    if spec.fingerprint in entry.item.fingerprints:
+                        self.count_cut(spec.folder_name, kept)
         self.clocks.wall = time.perf_counter() - self._since
         advance(len(window), str(self.clocks))
         yield from sorted(failures)
+
+
+def tokens_kept(entry: Prepared, index: int) -> int:
+    """The tokens of a text that was cut for the encoder with this index in `Prepared.inputs`; 0 for any other sample.
+
+    It is known once the sample was encoded.
+    """
+    return getattr(entry.inputs.get(index), "cut", 0)
 
 
 Blocks = list[tuple[EncoderSpec, Rows]]

@@ -74,6 +74,8 @@ class Extraction:
     stored: Counter[str]
     new: Counter[str]
     unreadable: Counter[str]
+    cut: Counter[str]
+    limits: Mapping[str, int]
     missing: Mapping[str, Counter[str]]
     examples: Mapping[str, Mapping[str, str]]
     failures: Sequence[tuple[str, str]]
@@ -337,8 +339,7 @@ class Extractor(AbstractContextManager["Extractor"]):
                 where = f" (block {number} of {total})" if total > 1 else ""
                 for modality, items in plan.items.items():
                     if items:
-                        clocks = counts.clocks.setdefault(modality, Clocks())
-                        for failure in self._run(modality, items, writer, clocks, progress or Silent(), where):
+                        for failure in self._run(modality, items, writer, counts, progress or Silent(), where):
                             counts.add_failure(failure)
         for fingerprint, rows in writer.counts.items():
             counts.add_rows(self._towers[fingerprint].spec.folder_name, *rows)
@@ -372,12 +373,13 @@ class Extractor(AbstractContextManager["Extractor"]):
         return resolve_device(self.settings.device)
 
     def _run(
-        self, modality: str, items: list[Item], writer: BackgroundWriter, clocks: Clocks, progress: Progress, where: str
+        self, modality: str, items: list[Item], writer: BackgroundWriter, counts: Counts, progress: Progress, where: str
     ) -> Iterator[tuple[str, str]]:
         """Encode the items of one modality; yields (sample id, reason) of failures."""
         batchers, settings = self.encoders(modality), self.settings
         encoders = [batcher.encoder for batcher in batchers]
-        stage = Stage(batchers, Reader(encoders, settings.workers), writer, self.device, settings.batch_size, clocks)
+        reader, clocks = Reader(encoders, settings.workers), counts.clocks.setdefault(modality, Clocks())
+        stage = Stage(batchers, reader, writer, self.device, settings.batch_size, clocks, counts.add_cut)
         title = f"{modality}: {', '.join(dict.fromkeys(encoder.specs[0].model for encoder in encoders))}{where}"
         with progress.step(title, len(items)) as advance:
             yield from stage.run(items, advance)

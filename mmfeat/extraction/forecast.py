@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
-from mmfeat.extraction.encode import Batcher, batched, start_block
+from mmfeat.extraction.encode import Batcher, batched, start_block, tokens_kept
 from mmfeat.extraction.extract import (
     BLOCK,
     Extractor,
@@ -38,7 +38,7 @@ SHARD_OVERHEAD = 30_000  # bytes of a shard without its rows
 class Forecast:
     """Forecast of one encoder over one view: samples a second with all outputs, and seconds for what is missing.
 
-    `outputs` are (spec, missing rows, bytes on disk).
+    `outputs` are (spec, missing rows, bytes on disk). Of `tried` samples `cut` are texts of more than `limit` tokens.
     """
 
     model: str
@@ -46,6 +46,9 @@ class Forecast:
     rate: float
     seconds: float
     outputs: tuple[tuple[EncoderSpec, int, int], ...]
+    tried: int = 0
+    cut: int = 0
+    limit: int = 0
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,11 @@ def _encoder(prepared: Sequence[Prepared], early: float, batcher: Batcher, needs
         lacking = needs.lacking[spec.folder_name]
         row = sizes[spec] // max(1, rows[spec]) + ROW_BYTES
         outputs.append((spec, lacking, lacking * row + SHARD_OVERHEAD * bool(lacking)))
-    return Forecast(encoder.specs[0].model, missing, rate, missing / rate if rate else 0.0, tuple(outputs))
+    cuts = list(filter(None, (tokens_kept(entry, 0) for entry in usable[:done])))
+    seconds = missing / rate if rate else 0.0
+    return Forecast(
+        encoder.specs[0].model, missing, rate, seconds, tuple(outputs), done, len(cuts), max(cuts, default=0)
+    )
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -91,12 +91,15 @@ class Counts:
 
     `stored` vectors were in the cache before, `new` ones were committed; `unreadable` rows hold an error, old or new.
     `missing` maps modality -> reason -> number of samples, `examples` maps the same to the id of one such sample.
+    `cut` counts the texts that were longer than the `limits` of their encoder, in tokens.
     `failed` counts what could not be read or encoded this time, `failures` lists the first as (sample id, reason).
     """
 
     stored: Counter[str] = field(default_factory=Counter)
     new: Counter[str] = field(default_factory=Counter)
     unreadable: Counter[str] = field(default_factory=Counter)
+    cut: Counter[str] = field(default_factory=Counter)
+    limits: dict[str, int] = field(default_factory=dict)
     missing: dict[str, Counter[str]] = field(default_factory=dict)
     examples: dict[str, dict[str, str]] = field(default_factory=dict)
     failures: list[tuple[str, str]] = field(default_factory=list)
@@ -110,7 +113,7 @@ class Counts:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Counts:
         """The counts whose `to_json` went through JSON."""
-        counters = {name: Counter(values[name]) for name in ("stored", "new", "unreadable")}
+        counters = {name: Counter(values[name]) for name in ("stored", "new", "unreadable", "cut")}
         missing = {modality: Counter(reasons) for modality, reasons in values["missing"].items()}
         failures = [(id, reason) for id, reason in values["failures"]]
         clocks = {modality: Clocks(**seconds) for modality, seconds in values["clocks"].items()}
@@ -121,6 +124,11 @@ class Counts:
         self.failed += 1
         if len(self.failures) < MAX_FAILURES:
             self.failures.append(failure)
+
+    def add_cut(self, folder: str, limit: int) -> None:
+        """Count one text that an encoder read to so many tokens, where its cache folder has a new row of the text."""
+        self.cut[folder] += 1
+        self.limits[folder] = limit
 
     def add_rows(self, folder: str, committed: int, failed: int, by_others: int) -> None:
         """Count the rows of one encoder: committed, holding an error, and stored by other writers meanwhile."""
@@ -133,6 +141,8 @@ class Counts:
         self.stored.update(other.stored)
         self.new.update(other.new)
         self.unreadable.update(other.unreadable)
+        self.cut.update(other.cut)
+        self.limits.update(other.limits)
         for modality, reasons in other.missing.items():
             self.missing.setdefault(modality, Counter()).update(reasons)
             self.examples[modality] = {**other.examples[modality], **self.examples.get(modality, {})}
