@@ -54,6 +54,7 @@ class Archive:
             if info.file_size > max(LARGEST, TIGHTEST * info.compress_size):
                 self._refuse(info.filename, f"unpacks to {info.file_size:,} bytes from {info.compress_size:,}")
             self._add(info.filename, info)
+        self.members = dict(sorted(self.members.items()))  # programs pack files in any order
 
     def _index_tar(self) -> None:
         end = os.path.getsize(self.path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,11 +133,52 @@ def several() -> None:
     FRAME.assign(image=images).to_json("several.jsonl", orient="records", lines=True)
 
 
+def files(folder: str, names: dict[str, str | None]) -> Callable[[], None]:
+    """Write a photo for each name whose content is None, and a text for the others."""
+
+    def write() -> None:
+        for number, (name, content) in enumerate(names.items()):
+            path = Path(folder, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if content is None:
+                Image.new("RGB", (64, 64), (10 * number, 90, 200 - 10 * number)).save(path)
+            else:
+                path.write_text(content)
+
+    return write
+
+
+def packed(kind: str, folder: str, name: str, write: Callable[[], None]) -> Callable[[], None]:
+    """Write a layout, and pack it into an archive."""
+
+    def pack() -> None:
+        write()
+        shutil.make_archive(name, kind, folder)
+
+    return pack
+
+
+PHOTOS: dict[str, str | None] = {f"{n}.png": None for n in range(6)}
+PETS: dict[str, str | None] = {f"{LABELS[n]}/{n}.png": None for n in range(6)}
+SPLIT = {f"{part}/{name}": None for part in ("train", "test") for name in PETS}
+BESIDE = {
+    f"{n}.{kind}": content for n in range(6) for kind, content in (("png", None), ("txt", TEXTS[n]), ("cls", LABELS[n]))
+}
+FILMS = {f"{n}.json": json.dumps({"plot": TEXTS[n], "genre": LABELS[n], "title": "x"}) for n in range(6)} | PHOTOS
+HUB = {"metadata.csv": FRAME.rename(columns={"image": "file_name"}).to_csv(index=False)} | PHOTOS
 SHOP = FRAME.set_axis(["sku", "title", "photo", "category"], axis=1)
 PLAIN = ["\t".join((f"s{n}", '"' * (n == 2) + word, f"{n}.png", LABELS[n])) for n, word in enumerate(TEXTS)]
 BUILDERS = {
     "a table to train on, one to predict": train_and_test,
     "a folder with lists": with_lists,
+    "class folders of photos": files("pets", PETS),
+    "class folders to train on and to predict": files("pets", SPLIT),
+    "a folder of the Hub": files("hub", HUB),
+    "photos with texts beside them": files("pairs", BESIDE),
+    "photos with JSON beside them": files("films", FILMS),
+    "shards of WebDataset": packed("tar", "shard", "train-000", files("shard", BESIDE)),
+    "one of these layouts in an archive": packed("zip", "pets", "pets", files("pets", BESIDE)),
+    "a table in an archive": packed("zip", "s", "shop", files("s", {"train.csv": FRAME.to_csv(index=False)} | PHOTOS)),
     "a table with these names": table("tweets.csv"),
     "a table with other names": table("shop.csv", SHOP),
     "names in capitals or with blanks": table("caps.csv", FRAME.set_axis(["Id", " Text", " Image", " Label"], axis=1)),
@@ -186,6 +228,9 @@ def test_each_row_of_the_table_runs(have: str, tmp_path: Path, monkeypatch: pyte
     assert answer.exit_code == 0, answer.output
     assert ": 6 samples, 6 labelled" in answer.stdout
     samples = read_latest()
+    if "class folders" in have:
+        assert [sample.label for sample in samples] == sorted(LABELS)
+        return
     plain = [(sample.text or "").strip('"').replace(",", "") for sample in samples]
     assert plain == [words.replace(",", "") for words in TEXTS]
     assert all(sample.image is not None for sample in samples)
