@@ -35,6 +35,12 @@ def _seeds() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _code_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """transformers keeps its copies of code of checkpoints among the files of the tests."""
+    os.environ["HF_MODULES_CACHE"] = str(tmp_path_factory.mktemp("modules"))
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _no_wait_for_the_disk() -> Iterator[None]:
     """Write without waiting until the disk has everything: the power stays on, but for the processes that
     tests/cache/faults.py starts."""

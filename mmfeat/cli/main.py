@@ -29,7 +29,7 @@ from mmfeat.cli import runs as cli_runs
 from mmfeat.cli.console import err, out
 from mmfeat.cli.flags import Interrupted, interruptible
 from mmfeat.errors import ConfigError, MmfeatError
-from mmfeat.system.trust import trust
+from mmfeat.system.trust import trust_remote_code as trusted
 from mmfeat.version import __version__
 
 ENCODERS = "encoders"
@@ -201,7 +201,8 @@ def root(
     mmfeat submit
     mmfeat predict --text "what a day" --image photo.jpg
     """
-    trust(trust_remote_code)
+    if trust_remote_code:
+        context.with_resource(trusted())
     if config is not None:
         interruptible("nothing was done")(_load_config)(context, Path(config))
 

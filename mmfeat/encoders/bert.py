@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from mmfeat.encoders.layers import Network, Point, check_depth, check_layers
+from mmfeat.encoders.layers import Network, Point, check_layers
+from mmfeat.encoders.names import takes_pictures
 from mmfeat.encoders.padding import without_padding
-from mmfeat.encoders.remote_code import own_code, runs_code
+from mmfeat.encoders.remote_code import own_code
+from mmfeat.encoders.source import Source
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
-from mmfeat.encoders.text_checkpoints import check_complete, check_form, check_reads
 from mmfeat.encoders.tokenizer import Tokens, check_files, check_fit, tokenizer_errors, watch_cuts
-from mmfeat.encoders.torch_tower import TorchTower, load_errors
+from mmfeat.encoders.torch_tower import TorchTower
 from mmfeat.encoders.torchvision_ops import import_torchvision
-from mmfeat.encoders.weights import (
-    checkpoint_json,
-    checkpoint_modules,
-    hub_errors,
-    hub_revision,
-    local_path,
-    path_identity,
-    tree_identity,
-)
+from mmfeat.encoders.weights import checkpoint_json, checkpoint_modules
 from mmfeat.errors import EncoderError
 from mmfeat.samples.contents import CLEANING
 
@@ -48,21 +40,18 @@ ST_POOLINGS = {
 def describe(family: str, variant: str, options: EncoderOptions) -> list[EncoderSpec]:
     """The spec of the one text tower."""
     variant = variant or DEFAULT_VARIANT
-    check_form(f"bert:{variant}", variant)
-    folder, code = local_path(variant), own_code(f"bert:{variant}", variant)
-    identity = tree_identity if code else path_identity  # code may lie in folders inside the folder
+    source = Source("bert", variant)
+    source.check_form()
+    code = own_code(source.name, variant)
     return [
         EncoderSpec(
             family="bert",
             modality="text",
-            variant=folder.resolve().name if folder else variant,
-            weights=identity(folder) if folder else f"revision:{hub_revision(variant)}",
+            **source.identity(deep=bool(code)),  # code may lie in folders inside the folder
             cleaning=options.cleaning,
             pooling=_own_pooling(variant) if options.pooling == "auto" else options.pooling,
             max_length=int(options.max_length) or DEFAULT_LENGTH,
-            layers=int(options.layers),
-            arithmetic=options.dtype,
-            storage=options.storage,
+            **options.of_model,
             remote_code=code,
         )
     ]
@@ -131,10 +120,10 @@ def reference(variant: str, spec: EncoderSpec) -> Callable[[str], np.ndarray]:
     import torch
 
     variant = variant or DEFAULT_VARIANT
-    name, pinned = _source(variant, spec)
-    with _load_errors(variant):
-        tokenizer = _tokenizer(transformers, name, pinned)
-        model = _encoder(transformers, f"bert:{variant}", name, pinned)[0].float().eval()
+    source = Source("bert", variant)
+    with source.load_errors():
+        tokenizer = _tokenizer(transformers, source, spec)
+        model = _encoder(transformers, source, spec)[0].float().eval()
 
     def encode(text: str) -> np.ndarray:
         text = CLEANING[spec.cleaning](text)
@@ -190,35 +179,39 @@ def model_layers(model: Any) -> list[Any]:
 def _from_pretrained(variant: str, specs: list[EncoderSpec]) -> tuple[Any, Any]:
     """Tokenizer and model, checked for the outputs and options in `specs`."""
     transformers = quiet_transformers()
-    name, pinned = _source(variant, specs[0])
-    with _load_errors(variant):
-        with tokenizer_errors(f"bert:{variant}", variant):
-            tokenizer = _tokenizer(transformers, name, pinned)
-        check_files(f"bert:{variant}", variant, tokenizer.vocab_files_names.values())
-        model, info = _encoder(transformers, f"bert:{variant}", name, pinned)
+    source = Source("bert", variant)
+    with source.load_errors():
+        with tokenizer_errors(source.name, variant):
+            tokenizer = _tokenizer(transformers, source, specs[0])
+        check_files(source.name, variant, tokenizer.vocab_files_names.values())
+        model, info = _encoder(transformers, source, specs[0])
         for spec in specs:
             pooler = spec.pooling == "pooler"
             missing = [key for key in info["missing_keys"] if pooler or not key.startswith("pooler.")]
             remedy = " or --pooling mean" if pooler else ""
-            check_complete(f"bert:{variant}", missing, info["mismatched_keys"], remedy)
+            source.check_complete(missing, info["mismatched_keys"], remedy)
             _check_options(variant, spec, tokenizer, model)
     return tokenizer, model
 
 
-def _encoder(transformers: Any, asked: str, name: str, pinned: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The model, of an encoder-decoder its encoder, and what its files lack."""
-    config = transformers.AutoConfig.from_pretrained(name, **pinned)
-    check_reads(asked, config)
+def _encoder(transformers: Any, source: Source, spec: EncoderSpec) -> tuple[Any, dict[str, Any]]:
+    """The model, of an encoder-decoder its encoder, and what its files lack. Raises `EncoderError` for image models."""
+    pinned = source.pinned(spec)
+    config = transformers.AutoConfig.from_pretrained(source.place, **pinned)
+    if takes_pictures(config.model_type):
+        raise EncoderError(
+            f"{source.name}: {config.model_type} is a model of pictures and no text encoder; name hf:{source.variant}"
+        )
     encoder = transformers.MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
     alone = encoder is not None and encoder.__name__.endswith("EncoderModel")
     loader = transformers.AutoModelForTextEncoding if alone else transformers.AutoModel
     wanted = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # which are refused, in a shorter line
-    model, info = loader.from_pretrained(name, **wanted, **pinned)
+    model, info = loader.from_pretrained(source.place, **wanted, **pinned)
     return (model.get_encoder() if config.is_encoder_decoder and not alone else model), info
 
 
-def _tokenizer(transformers: Any, name: str, pinned: dict[str, Any]) -> Any:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(name, **pinned)
+def _tokenizer(transformers: Any, source: Source, spec: EncoderSpec) -> Any:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source.place, **source.pinned(spec))
     if tokenizer.pad_token is None:  # the mask hides padding, so any token will do
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
@@ -236,17 +229,6 @@ def quiet_transformers() -> Any:
     return transformers
 
 
-def _source(variant: str, spec: EncoderSpec) -> tuple[str, dict[str, Any]]:
-    """Arguments of every `from_pretrained`: a folder, or a hub name and its revision, and whether own code may run."""
-    kind, _, revision = spec.weights.partition(":")
-    pinned = {"revision": revision} if kind == "revision" else {}
-    return str(local_path(variant) or variant), {**pinned, "trust_remote_code": runs_code(f"bert:{variant}", spec)}
-
-
-def _load_errors(variant: str) -> contextlib.AbstractContextManager[None]:
-    return load_errors(f"bert:{variant}") if local_path(variant) else hub_errors(f"bert:{variant}")
-
-
 def _check_options(variant: str, spec: EncoderSpec, tokenizer: Any, model: Any) -> None:
     """Raise `EncoderError` for an option that the model cannot follow."""
     positions = getattr(model.config, "max_position_embeddings", 0) or 0
@@ -256,8 +238,6 @@ def _check_options(variant: str, spec: EncoderSpec, tokenizer: Any, model: Any) 
         raise EncoderError(f"bert:{variant}: --max-length {spec.max_length} is not from {shortest} to {longest}")
     if spec.max_length > longest - POSITIONS_ASIDE:
         _check_positions(variant, spec, tokenizer, model)
-    if spec.output == "prefix":
-        check_depth(spec, len(model_layers(model)))
     if spec.layers > 1:
         check_layers(spec, len(model_layers(model)))
     if spec.pooling == "pooler" and spec.layers > 1:

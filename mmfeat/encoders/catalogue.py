@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmfeat.encoders.names import family_of
+from mmfeat.encoders.names import HUB, family_of, request_of
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.errors import EncoderError, HubError
 
@@ -126,9 +126,8 @@ def cached_models() -> list[Listed]:
         except (EncoderError, HubError):  # a damaged file in the cache is no reason to list nothing
             continue
         if family:
-            mark = "hf-hub:" if family in ("clip", "timm") else ""
             modality = {"clip": "image, text", "timm": "image", "hf": "image"}.get(family, "text")
-            found.append(Listed(f"{family}:{mark}{name}", modality, licence=licence_in(folder), cached=True))
+            found.append(Listed(request_of(family, name), modality, licence=licence_in(folder), cached=True))
     return found
 
 
@@ -234,4 +233,4 @@ def families() -> dict[str, tuple[int, str]]:
 
 
 def _repository(name: str) -> str:
-    return name.partition(":")[2].removeprefix("hf-hub:")
+    return name.partition(":")[2].removeprefix(HUB)

@@ -23,8 +23,8 @@ from mmfeat.encoders.pixels import check_size, image_tower, size_errors
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.tokenizer import is_cased as tokenizer_is_cased
 from mmfeat.encoders.tokenizer import watch_cuts
-from mmfeat.encoders.torch_tower import TorchTower, load_errors, plain_call, stack
-from mmfeat.encoders.weights import hub_errors
+from mmfeat.encoders.torch_tower import TorchTower, plain_call, stack
+from mmfeat.encoders.weights import hub_errors, load_errors
 from mmfeat.errors import EncoderError
 from mmfeat.samples.contents import CLEANING
 
@@ -53,11 +53,9 @@ def specs_of(checkpoint: Checkpoint, weights: str, options: EncoderOptions) -> l
         modality="image",
         variant=checkpoint.name,
         weights=weights,
-        arithmetic=options.dtype,
-        storage=options.storage,
         preprocessing=_preprocessing(checkpoint, options.size),
         pooling=options.tower_pooling,
-        layers=int(options.layers),
+        **options.of_model,
     )
     length = model["text_cfg"].get("context_length", CONTEXT_LENGTH)
     text = replace(image, modality="text", preprocessing="", pooling="tower", layers=1)
@@ -256,8 +254,7 @@ def _create(variant: str, spec: EncoderSpec) -> tuple[Any, Any, Any]:
             open_clip.pretrained.download_pretrained_from_hf(checkpoint.repository, revision=checkpoint.revision)
     if other := spec.modality == "image" and spec.transform != checkpoint.preprocessing:
         arguments["force_image_size"] = spec.image_size
-    local = checkpoint.path or checkpoint.repository
-    loading = load_errors(asked) if local else hub_errors(asked)
+    loading = load_errors(asked, is_local=bool(checkpoint.path or checkpoint.repository))
     with loading, warnings.catch_warnings(), size_errors(spec) if other else contextlib.nullcontext():
         warnings.simplefilter("ignore")
         model, _, transform = open_clip.create_model_and_transforms(

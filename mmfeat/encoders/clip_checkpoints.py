@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmfeat.encoders.names import HUB, remedy_for
+from mmfeat.encoders.tokenizer import FILES, check_files
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.encoders.weights import (
     downloaded_identity,
@@ -40,7 +40,6 @@ _PREPROCESSING: dict[str, Any] = {
 _SETTABLE = ("mean", "std", "interpolation", "resize_mode")  # open_clip's arguments image_mean, image_std, ...
 # What a checkpoint may tell its tokenizer; others name files elsewhere or have code of the checkpoint run.
 _TOKENIZER = ("clean", "strip_sep_token", "language", "additional_special_tokens", "reduction_mask")
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 
 @dataclass(frozen=True)
@@ -112,17 +111,10 @@ def read_checkpoint(variant: str, weights: str = "") -> Checkpoint:
 def _of_folder(folder: Path, name: str, path: Path | None = None, repository: str = "") -> Checkpoint:
     config = _folder_config(folder)
     model = config["model_cfg"]
-    if path and model["text_cfg"].get("hf_tokenizer_name") and not any(_tokenizer_files(folder)):
-        raise EncoderError(
-            f"{folder}: no files of the tokenizer lie here; copy those of {model['text_cfg']['hf_tokenizer_name']} "
-            "(tokenizer.json, tokenizer_config.json) into this folder"
-        )
+    if path and (tokenizer := model["text_cfg"].get("hf_tokenizer_name")):
+        check_files(f"clip:{folder}", str(folder), FILES, source=f"{tokenizer} into this folder")
     preprocessing = _preprocessing(model, config.get("preprocess_cfg") or {})
     return Checkpoint(name, model, preprocessing, f"local-dir:{folder}", path=path, repository=repository)
-
-
-def _tokenizer_files(folder: Path) -> Iterator[Path]:
-    return (file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern))
 
 
 def _of_repository(variant: str, revision: str | None) -> Checkpoint:

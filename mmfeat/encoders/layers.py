@@ -63,19 +63,16 @@ class Network:
     hooked: bool = False
 
     def point(self, spec: EncoderSpec) -> Point:
-        """The point that gives the tokens or the prefix of `spec`."""
+        """The point that gives the tokens or the prefix of `spec`; raises `EncoderError` if the model lacks it."""
         if spec.output == "tokens":
             return self.tokens
-        check_depth(spec, len(self.layers))
+        if not (count := len(self.layers)):
+            raise EncoderError(
+                f"{spec.name}: no list of layers is known for this model; use tokens, pooled or another one"
+            )
+        if not 1 <= spec.layer <= count:
+            raise EncoderError(f"{spec.name}: the model has {count} layers; use prefix:1 to prefix:{count}")
         return Point(self.layers[-spec.layer], "input", self.layout)
-
-
-def check_depth(spec: EncoderSpec, count: int) -> None:
-    """Raise `EncoderError` unless a prefix begins at one of the `count` layers of the model."""
-    if not count:
-        raise EncoderError(f"{spec.name}: no list of layers is known for this model; use tokens, pooled or another one")
-    if not 1 <= spec.layer <= count:
-        raise EncoderError(f"{spec.name}: the model has {count} layers; use prefix:1 to prefix:{count}")
 
 
 def check_layers(spec: EncoderSpec, count: int) -> None:

@@ -90,10 +90,10 @@ def _with_family(request: str, variant: str) -> str:
             f"{request}: no family is named, and no configuration that would say it is {where}; write the family "
             "before it, as in st:NAME, hf:NAME, clip:hf-hub:NAME or timm:NAME"
         )
-    return _request(family, variant)
+    return request_of(family, variant)
 
 
-def _request(family: str, variant: str) -> str:
+def request_of(family: str, variant: str) -> str:
     """`family:variant` of a local folder or hub name, with the mark that open_clip and timm want."""
     return f"{family}:{HUB if family in ('clip', 'timm') and not os.path.isdir(variant) else ''}{variant}"
 
@@ -116,7 +116,7 @@ def family_of(variant: str) -> str:
 def remedy_for(variant: str, family: str) -> str:
     """The end of an error about a checkpoint that is of another family, which names the family; else ""."""
     other = family_of(variant)
-    return f"; its files are for {other}, so name {_request(other, variant)}" if other not in ("", family) else ""
+    return f"; its files are for {other}, so name {request_of(other, variant)}" if other not in ("", family) else ""
 
 
 def _settings(variant: str, name: str) -> Any:
@@ -127,9 +127,9 @@ def _settings(variant: str, name: str) -> Any:
 
 def takes_pictures(kind: str) -> bool:
     """Whether a model of transformers takes pictures, by its own tables."""
-    from mmfeat.encoders.transformers_files import IMAGE_MODELS, TWO_TOWERS
+    from mmfeat.encoders.transformers_files import DOUBLE_MODELS, IMAGE_MODELS
 
-    if kind in IMAGE_MODELS or kind in TWO_TOWERS or kind.endswith("_vision_model"):
+    if kind in IMAGE_MODELS or kind in DOUBLE_MODELS or kind.endswith("_vision_model"):
         return True
     from mmfeat.encoders.bert import quiet_transformers
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmfeat.encoders.layers import Network, Point, capture
 from mmfeat.encoders.torch_tower import TorchTower
+from mmfeat.encoders.weights import one_line
 from mmfeat.errors import EncoderError
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def _shortest(asked: str, tower: TorchTower) -> Any:
 
 
 def _failed(asked: str, tower: TorchTower, error: Exception) -> EncoderError:
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    reason = one_line(error)
     kind = type(tower.module).__name__
     return EncoderError(f"{asked}: {kind} cannot encode a text ({reason}); use another checkpoint")
 

@@ -19,7 +19,7 @@ from mmfeat.encoders.layers import Network
 from mmfeat.encoders.repool import repooled, try_out
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.encoders.torch_tower import TorchTower, stack
-from mmfeat.encoders.weights import load_reason
+from mmfeat.encoders.weights import load_reason, one_line
 from mmfeat.errors import EncoderError
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def size_errors(spec: EncoderSpec, multiple: int = 1) -> Iterator[None]:
         yield
     # A model of any library may raise any of these.
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = one_line(error)
         remedy = f"use multiples of {multiple}" if multiple > 1 else "use another size, or model for its own"
         raise EncoderError(
             f"--image-size {height}x{width}: {spec.model} does not take it ({reason}); {remedy}"

@@ -10,10 +10,10 @@ from typing import Any
 from mmfeat.encoders import clip
 from mmfeat.encoders.catalogue import licence_in, timm_size, torchvision_size
 from mmfeat.encoders.clip_checkpoints import read_checkpoint
-from mmfeat.encoders.registry import FAMILIES, absolute_request, describe_encoders, load_encoders
+from mmfeat.encoders.names import HUB
+from mmfeat.encoders.registry import FAMILIES, absolute_request, cleaning_of_tweets, describe_encoders, load_encoders
 from mmfeat.encoders.spec import DRAFT, EncoderOptions, EncoderSpec
-from mmfeat.encoders.tokenizer import is_cased
-from mmfeat.encoders.weights import checkpoint_json, checkpoint_modules, local_path
+from mmfeat.encoders.weights import MODULES, ROOTS, cached_files, checkpoint_json, checkpoint_modules, local_path
 
 NOT_HERE = "not here; the first extraction downloads them"
 
@@ -42,11 +42,9 @@ def _specs(request: str, options: EncoderOptions) -> list[EncoderSpec]:
 
 def _is_cached(tag: dict[str, Any]) -> bool:
     """Whether the published weights of open_clip are on this machine."""
-    from huggingface_hub import try_to_load_from_cache
-
     repository = str(tag.get("hf_hub") or "").rstrip("/")
     files = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-    if repository and any(isinstance(try_to_load_from_cache(repository, file), str) for file in files):
+    if repository and any(cached_files(repository, files)):
         return True
     return bool(tag.get("url")) and (Path("~/.cache/clip").expanduser() / Path(tag["url"]).name).is_file()
 
@@ -58,7 +56,7 @@ def _lines(request: str, variant: str, spec: EncoderSpec, options: EncoderOption
         ("width", f"{width:,}" if width else ""),
         ("parameters", f"{parameters:,.0f} M" if parameters else ""),
         ("pooling", _pooling(variant, spec)),
-        *(_of_texts(variant, spec, options) if spec.modality == "text" else _of_pictures(spec)),
+        *(_of_texts(request, variant, spec, options) if spec.modality == "text" else _of_pictures(spec)),
         ("arithmetic", f"{spec.arithmetic}, stored as {spec.storage} (--dtype)"),
         ("licence", _licence(variant, spec)),
         ("weights", spec.weights or NOT_HERE),
@@ -74,21 +72,15 @@ def _pooling(variant: str, spec: EncoderSpec) -> str:
     return "the model's own" if spec.pooling == "tower" else spec.pooling
 
 
-def _of_texts(variant: str, spec: EncoderSpec, options: EncoderOptions) -> list[tuple[str, str]]:
+def _of_texts(request: str, variant: str, spec: EncoderSpec, options: EncoderOptions) -> list[tuple[str, str]]:
     """Lines on prompts, length and cleaning."""
-    asked = options.cleaning if options.cleaning != "auto" else f"auto: {_auto(variant, spec)} for tweets, else none"
+    asked = options.cleaning
+    asked += f": {cleaning_of_tweets(request, spec)} for tweets, else none" if asked == "auto" else ""
     return [
         ("prompts", _prompts(variant) if spec.family == "st" else ""),
         ("max length", _length(variant, spec)),
         ("cleaning", f"{asked} (--cleaning)"),
     ]
-
-
-def _auto(variant: str, spec: EncoderSpec) -> str:
-    if spec.family == "hashing":
-        return "tweet"
-    cased = clip.is_cased(variant) if spec.family == "clip" else is_cased(variant or spec.variant)
-    return "tweet-cased" if cased else "tweet"
 
 
 def _prompts(variant: str) -> str:
@@ -138,12 +130,9 @@ def _folder(variant: str) -> Path | None:
     """The folder of a checkpoint on this machine: a local one, or that in the hub cache."""
     if local := local_path(variant):
         return local if local.is_dir() else local.parent
-    from huggingface_hub import try_to_load_from_cache
-
-    name = variant.removeprefix("hf-hub:")
-    files = ("config.json", "modules.json", "open_clip_config.json") if name.count("/") == 1 else ()
-    cached = (try_to_load_from_cache(name, file) for file in files)
-    return next((Path(path).parent for path in cached if isinstance(path, str)), None)
+    name = variant.removeprefix(HUB)
+    files = (*ROOTS, MODULES) if name.count("/") == 1 else ()
+    return next((file.parent for file in cached_files(name, files)), None)
 
 
 def _size(request: str, variant: str, spec: EncoderSpec) -> tuple[int | None, float | None]:
@@ -151,7 +140,7 @@ def _size(request: str, variant: str, spec: EncoderSpec) -> tuple[int | None, fl
     if spec.family in ("hashing", "hog"):
         return _built_in_width(request), None
     if spec.family == "timm" and not local_path(variant):
-        return timm_size(variant.removeprefix("hf-hub:")) if "/" not in variant else (None, None)
+        return timm_size(variant.removeprefix(HUB)) if "/" not in variant else (None, None)
     folder = _folder(variant)
     parameters = _parameters(folder) if folder else None
     if spec.family == "clip":

@@ -101,12 +101,12 @@ _TEXT, _IMAGE, _BOTH = ("text",), ("image",), ("image", "text")
 _TORCHVISION = Family(_IMAGE, torchvision_models.describe, torchvision_models.reference, torchvision_models.open_towers)
 
 FAMILIES: dict[str, Family] = {
-    "clip": Family(_BOTH, clip.describe, clip.reference, clip.open_towers, is_cased=clip.is_cased),
-    "bert": Family(_TEXT, bert.describe, bert.reference, bert.open_towers),
     "st": Family(_TEXT, sentence.describe, sentence.reference, sentence.open_towers),
-    "resnet50": _TORCHVISION,  # `_family` gives it for the name of any model of torchvision
+    "bert": Family(_TEXT, bert.describe, bert.reference, bert.open_towers),
     "hf": Family(_BOTH, transformers_models.describe, transformers_models.reference, transformers_models.open_towers),
+    "clip": Family(_BOTH, clip.describe, clip.reference, clip.open_towers, is_cased=clip.is_cased),
     "timm": Family(_IMAGE, timm_models.describe, timm_models.reference, timm_models.open_towers),
+    "resnet50": _TORCHVISION,  # `_family` gives it for the name of any model of torchvision
     "hashing": Family(_TEXT, hashing.describe, hashing.reference, load=hashing.load, is_cased=lambda variant: False),
     "hog": Family(_IMAGE, hog.describe, hog.reference, load=hog.load),
     "finetuned": Family(_BOTH, _describe_tuned, _tuned_reference, _open_tuned),
@@ -179,8 +179,13 @@ def _cleaned(spec: EncoderSpec, request: str) -> EncoderSpec:
         )
     if spec.cleaning != f"{DECIDED}tweet":
         return replace(spec, cleaning=spec.cleaning.removeprefix(DECIDED))
+    return replace(spec, cleaning=cleaning_of_tweets(request, spec))
+
+
+def cleaning_of_tweets(request: str, spec: EncoderSpec) -> str:
+    """What the cleaning `auto` stands for where the texts are tweets."""
     cased = _family(request).is_cased(_split(request)[1] or spec.variant)
-    return replace(spec, cleaning="tweet-cased" if cased else "tweet")
+    return "tweet-cased" if cased else "tweet"
 
 
 def _outputs(base: EncoderSpec, options: EncoderOptions, has_layers: bool) -> list[EncoderSpec]:
@@ -287,7 +292,9 @@ def open_towers(tower: Tower, specs: list[EncoderSpec] | None = None) -> list[To
     """The torch model behind a tower, in float32 on the CPU. Raises `EncoderError` where there is none."""
     opened = _family(tower.request).open_towers
     if opened is None:
-        raise EncoderError(f"{tower.request}: no layers that could be trained; name clip, hf, bert, resnet50 or timm")
+        raise EncoderError(
+            f"{tower.request}: no layers that could be trained; name st, bert, hf, clip, timm or resnet50"
+        )
     return opened(_split(tower.request)[1], specs or [tower.spec])
 
 

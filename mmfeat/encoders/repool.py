@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmfeat.encoders.layers import Network, Point, capture, check_layers, from_rows, rows_of
 from mmfeat.encoders.spec import EncoderSpec
+from mmfeat.encoders.weights import one_line
 from mmfeat.errors import EncoderError
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ def repooled(network: Network, spec: EncoderSpec) -> Network:
     names = [] if spec.pooling in ("tower", "none") else spec.pooling.split("+")
     if not names and spec.layers == 1:
         return network
-    _check(network, spec, names)
+    if "cls" in names and not network.classed:
+        raise no_class_token(spec)
+    check_layers(spec, len(network.layers))
     hidden_points = [Point(layer) for layer in network.layers[-spec.layers :]] if spec.layers > 1 else []
 
     def forward(inputs: Any) -> Tensor:
@@ -64,23 +67,26 @@ def try_out(network: Network, spec: EncoderSpec, inputs: Any) -> None:
         *hidden, final = seen
     # A model of any library may raise any of these for a picture or a layer that does not suit it.
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = one_line(error)
         raise EncoderError(
             f"{spec.model}: it cannot run so ({reason}); leave out --layers and --image-pooling"
         ) from error
     alike = all(state.shape == final.shape for state in hidden)
     if hidden and not (alike and torch.allclose(network.norm(hidden[-1]), final, atol=TOLERANCE, rtol=TOLERANCE)):
-        raise EncoderError(
-            f"--layers {spec.layers}: the layers of {spec.model} give no hidden states of one shape with one norm "
-            "behind them, as those of a ViT do; leave it out"
-        )
+        raise no_hidden_states(spec)
 
 
-def _check(network: Network, spec: EncoderSpec, names: list[str]) -> None:
-    """Raise `EncoderError` for a pooling or a number of layers that the model does not have."""
-    if "cls" in names and not network.classed:
-        raise EncoderError(f"--image-pooling {spec.pooling}: {spec.model} has no class token; use mean or model")
-    check_layers(spec, len(network.layers))
+def no_hidden_states(spec: EncoderSpec) -> EncoderError:
+    """The error for a model whose layers cannot be averaged."""
+    return EncoderError(
+        f"--layers {spec.layers}: the layers of {spec.model} give no hidden states of one shape with one norm "
+        "behind them, as those of a ViT do; leave it out"
+    )
+
+
+def no_class_token(spec: EncoderSpec) -> EncoderError:
+    """The error for a pooling that needs a class token."""
+    return EncoderError(f"--image-pooling {spec.pooling}: {spec.model} has no class token; use mean or model")
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ Variants: a hub name or a local folder. A checkpoint without `modules.json` has 
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,21 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfeat.encoders.bert import model_layers, quiet_transformers
-from mmfeat.encoders.layers import Network, Point, check_depth, check_layers
+from mmfeat.encoders.layers import Network, Point, check_layers
 from mmfeat.encoders.padding import without_padding
-from mmfeat.encoders.remote_code import needed, own_code, runs_code
+from mmfeat.encoders.remote_code import needed, own_code
+from mmfeat.encoders.source import Source
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
-from mmfeat.encoders.text_checkpoints import check_form, refuse_random
 from mmfeat.encoders.tokenizer import Text, check_files, check_fit, text_folder, tokenizer_errors, watch_cuts
-from mmfeat.encoders.torch_tower import TorchTower, load_errors
-from mmfeat.encoders.weights import (
-    checkpoint_json,
-    checkpoint_modules,
-    hub_errors,
-    hub_revision,
-    local_path,
-    tree_identity,
-)
+from mmfeat.encoders.torch_tower import TorchTower
+from mmfeat.encoders.weights import checkpoint_json, checkpoint_modules
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.samples.contents import CLEANING
 from mmfeat.system.files import canonical_json
@@ -45,8 +37,8 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
     """The spec of the one text tower; only the settings of the checkpoint are read, no weights."""
     if not variant:
         raise EncoderError("st: name a checkpoint, as in st:sentence-transformers/all-MiniLM-L6-v2 or st:FOLDER")
-    folder = local_path(variant)
-    check_form(f"st:{variant}", variant, text_folder(variant))
+    source = Source("st", variant)
+    source.check_form(text_folder(variant))
     code = _own_code(variant)
     prompt = _prompt(variant, options.prompt, checkpoint_json(variant, "config_sentence_transformers.json") or {})
     recipe = {"prompt": prompt, "truncate_dim": options.truncate_dim}
@@ -54,14 +46,11 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
         EncoderSpec(
             family="st",
             modality="text",
-            variant=folder.resolve().name if folder else variant,
-            weights=tree_identity(folder) if folder else f"revision:{hub_revision(variant)}",
+            **source.identity(deep=True),
             preprocessing=canonical_json({name: value for name, value in recipe.items() if value}),
             cleaning=options.cleaning,
             max_length=int(options.max_length),
-            layers=int(options.layers),
-            arithmetic=options.dtype,
-            storage=options.storage,
+            **options.of_model,
             remote_code=code,
         )
     ]
@@ -78,9 +67,6 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
     prompt, width = recipe.get("prompt") or None, recipe.get("truncate_dim")
     constants = {name: value for name, value in _tokenized(model, [""], prompt).items() if not hasattr(value, "shape")}
     layers = model_layers(model.transformers_model) if model.transformers_model is not None else []
-    for wanted in specs:
-        if wanted.output == "prefix":
-            check_depth(wanted, len(layers))
 
     def prepare(text: str) -> Text:
         text = clean(text)
@@ -142,15 +128,11 @@ def _model(variant: str, spec: EncoderSpec) -> SentenceTransformer:
     import torch
     from sentence_transformers import SentenceTransformer
 
-    kind, _, revision = spec.weights.partition(":")
-    pinned = {"revision": revision} if kind == "revision" else {"local_files_only": True}
-    asked = f"st:{variant}"
-    code = runs_code(asked, spec)
-    exact = {"dtype": torch.float32}
-    with _load_errors(variant), tokenizer_errors(f"st:{variant}", variant, text_folder(variant)), refuse_random(asked):
-        model = SentenceTransformer(
-            str(local_path(variant) or variant), device="cpu", trust_remote_code=code, model_kwargs=exact, **pinned
-        )
+    source, exact = Source("st", variant), {"dtype": torch.float32}
+    pinned = source.pinned(spec)
+    pinned["local_files_only"] = "revision" not in pinned
+    with source.load_errors(), tokenizer_errors(source.name, variant, text_folder(variant)), source.refuse_random():
+        model = SentenceTransformer(source.place, device="cpu", model_kwargs=exact, **pinned)
     longest = model.max_seq_length
     if spec.max_length and longest and spec.max_length > longest:
         raise EncoderError(f"st:{variant}: --max-length {spec.max_length} is more than the checkpoint's {longest}")
@@ -207,7 +189,3 @@ def _prompt(variant: str, name: str, settings: Mapping[str, Any]) -> str:
         known = ", ".join([*prompts, NO_PROMPT])
         raise ConfigError(f"--prompt {name}: st:{variant} has no prompt of that name; use one of {known}")
     return str(prompts[name])
-
-
-def _load_errors(variant: str) -> contextlib.AbstractContextManager[None]:
-    return load_errors(f"st:{variant}") if local_path(variant) else hub_errors(f"st:{variant}")

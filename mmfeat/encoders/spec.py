@@ -342,6 +342,11 @@ class EncoderOptions:
         return "tower" if self.image_pooling == OF_MODEL else self.image_pooling
 
     @property
+    def of_model(self) -> dict[str, Any]:
+        """The fields of a spec that the options of one torch model give alike for all families."""
+        return {"layers": int(self.layers), "arithmetic": self.dtype, "storage": self.storage}
+
+    @property
     def storage(self) -> str:
         """The dtype on disk: float16 for half-precision arithmetic, because HDF5 has no bfloat16."""
         return "float32" if self.dtype == "float32" else "float16"

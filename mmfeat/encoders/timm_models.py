@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,9 +17,17 @@ from mmfeat.encoders.layers import timm_network
 from mmfeat.encoders.names import HUB, remedy_for
 from mmfeat.encoders.pixels import check_size, image_tower, size_errors
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
-from mmfeat.encoders.torch_tower import TorchTower, load_errors, plain_call
+from mmfeat.encoders.torch_tower import TorchTower, plain_call
 from mmfeat.encoders.torchvision_ops import import_torchvision
-from mmfeat.encoders.weights import checkpoint_json, hub_errors, hub_revision, load_reason, local_path, path_identity
+from mmfeat.encoders.weights import (
+    checkpoint_json,
+    hub_revision,
+    load_errors,
+    load_reason,
+    local_path,
+    logged,
+    path_identity,
+)
 from mmfeat.errors import EncoderError, HubError
 from mmfeat.system.files import canonical_json, read_json
 from mmfeat.system.wording import counted
@@ -58,9 +65,7 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
             weights=identity,
             preprocessing=canonical_json(preprocessing),
             pooling=options.tower_pooling,
-            layers=int(options.layers),
-            arithmetic=options.dtype,
-            storage=options.storage,
+            **options.of_model,
         )
     ]
 
@@ -121,7 +126,7 @@ def _create(variant: str, spec: EncoderSpec) -> tuple[Any, Any, str]:
     size = json.loads(spec.preprocessing)["input_size"]
     other = size if size != _preprocessing(config)["input_size"] else []
     fixed = bool(other) and _is_fixed(config, variant)
-    loading = load_errors(f"timm:{variant}") if folder else hub_errors(f"timm:{variant}")
+    loading = load_errors(f"timm:{variant}", is_local=folder is not None)
     with loading, size_errors(spec) if other else contextlib.nullcontext(), _complete(f"timm:{variant}"):
         model: Any = timm.create_model(
             name,
@@ -155,19 +160,8 @@ def _is_fixed(config: dict[str, Any], variant: str) -> bool:
 @contextlib.contextmanager
 def _complete(asked: str) -> Iterator[None]:
     """Raise `EncoderError` where weights lack parameters: timm, asked for no classifier, logs them and goes on."""
-    messages: list[str] = []
-    logger, handler = logging.getLogger("timm.models._builder"), logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    before = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    try:
+    with logged("timm.models._builder") as messages:
         yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before[0])
-        logger.propagate = before[1]
     for message in messages:
         if lost := re.match(r"Missing keys \((.*)\) discovered", message):
             names = lost[1].split(", ")

@@ -51,11 +51,13 @@ def tokenizer_errors(asked: str, variant: str, folder: str = "") -> Iterator[Non
         raise
 
 
-def check_files(asked: str, variant: str, names: Iterable[str], folder: str = "") -> None:
+def check_files(
+    asked: str, variant: str, names: Iterable[str], folder: str = "", source: str = "the model's source"
+) -> None:
     """Raise `EncoderError` where a tokenizer lacks all of its files: transformers makes one of a few tokens then."""
     names = sorted(set(names))
     if names and not any(has_file(variant, f"{folder}{name}") for name in names):
-        raise EncoderError(f"{asked}: no tokenizer files here ({', '.join(names)}); copy them from the model's source")
+        raise EncoderError(f"{asked}: no tokenizer files here ({', '.join(names)}); copy them from {source}")
 
 
 def check_fit(asked: str, tokenizer: Any, model: Any) -> Callable[[str], None]:

@@ -1,10 +1,9 @@
-"""A loaded torch tower, a batch through it, and the error of a failed load, for all torch families."""
+"""A loaded torch tower, and a batch through it, for all torch families."""
 
 from __future__ import annotations
 
 import contextlib
 import shutil
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,6 @@ import numpy as np
 
 from mmfeat.encoders.layers import Network, capture
 from mmfeat.encoders.spec import Encoder, EncoderSpec, Values
-from mmfeat.encoders.weights import load_reason
 from mmfeat.errors import EncoderError
 from mmfeat.system.hardware import keep_freed_memory
 
@@ -204,18 +202,3 @@ def _pinned(inputs: Any) -> Any:
     if isinstance(inputs, Mapping):
         return {name: _pinned(value) for name, value in inputs.items()}
     return inputs.pin_memory()
-
-
-@contextlib.contextmanager
-def load_errors(asked: str) -> Iterator[None]:
-    """Raise a one-line `EncoderError` for weights that do not fit their model or cannot be read; keep warnings away."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except EncoderError:
-        raise
-    except Exception as error:  # each file format has errors of its own
-        raise EncoderError(
-            f"{asked}: cannot be loaded ({load_reason(error)}); check the path and that the weights are complete"
-        ) from error

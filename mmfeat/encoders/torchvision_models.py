@@ -18,9 +18,9 @@ from mmfeat.encoders.layers import Network, Point, find_layers
 from mmfeat.encoders.pixels import check_size, image_tower
 from mmfeat.encoders.repool import repooled
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
-from mmfeat.encoders.torch_tower import TorchTower, load_errors, plain_call
+from mmfeat.encoders.torch_tower import TorchTower, plain_call
 from mmfeat.encoders.torchvision_ops import import_torchvision
-from mmfeat.encoders.weights import hub_errors, local_path, path_identity
+from mmfeat.encoders.weights import hub_errors, load_errors, local_path, path_identity
 from mmfeat.errors import EncoderError
 from mmfeat.system.files import canonical_json
 
@@ -48,9 +48,7 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
             weights=path_identity(file) if file else f"torchvision:{Path(weights.url).name}",
             preprocessing=canonical_json(_preprocessing(_transform(weights, options.size))),
             pooling=options.tower_pooling,
-            layers=int(options.layers),
-            arithmetic=options.dtype,
-            storage=options.storage,
+            **options.of_model,
         )
     ]
 

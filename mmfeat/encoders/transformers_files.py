@@ -5,7 +5,6 @@ Common checkpoints are read without importing transformers, since each command d
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,18 +12,17 @@ from functools import cached_property
 from typing import Any
 
 from mmfeat.encoders.bert import quiet_transformers
-from mmfeat.encoders.names import family_of
-from mmfeat.encoders.remote_code import own_code, runs_code
+from mmfeat.encoders.remote_code import own_code
+from mmfeat.encoders.source import Source
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.encoders.tokenizer import FILES, check_files
-from mmfeat.encoders.torch_tower import load_errors
-from mmfeat.encoders.weights import checkpoint_json, hub_errors, local_path
+from mmfeat.encoders.weights import checkpoint_json
 from mmfeat.errors import EncoderError
 from mmfeat.system.files import canonical_json
 
 LONGEST, FIXED = "longest", "max_length"  # transformers' names for padding
 # Model types with two towers: number of positions where the configuration leaves it out, and padding in training.
-TWO_TOWERS = {"clip": (77, LONGEST), "siglip": (64, FIXED), "siglip2": (64, FIXED)}
+DOUBLE_MODELS = {"clip": (77, LONGEST), "siglip": (64, FIXED), "siglip2": (64, FIXED)}
 PLAIN_TRANSFORMERS = (
     "vit", "deit", "beit", "data2vec-vision", "dinov2", "dinov2_with_registers", "dinov3_vit", "ijepa", "vit_msn",
     "clip_vision_model", "siglip_vision_model", "siglip2_vision_model",
@@ -52,41 +50,23 @@ _ASIDE = (
 
 def read_checkpoint(variant: str) -> Checkpoint:
     """The checkpoint that `variant` names. Raises `EncoderError` for one that has no image tower of transformers."""
-    config = checkpoint_json(variant, "config.json")
-    config = config if isinstance(config, dict) else {}
-    kind = config.get("model_type")
-    if not isinstance(kind, str):
-        family = family_of(variant)
-        remedy = f"name {family}:{variant}" if family else "name a folder as save_pretrained writes it"
-        raise EncoderError(f"hf:{variant}: no config.json of transformers, with a model_type, is here; {remedy}")
-    return Checkpoint(variant, kind, config)
+    source = Source("hf", variant)
+    source.check_form()
+    config = source.read_config()
+    return Checkpoint("hf", variant, source.kind_of(config), config)
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint by its files: `model_type` and `config` are those of its `config.json`."""
+class Checkpoint(Source):
+    """A checkpoint with an image tower, by its files: `model_type` and `config` are those of its `config.json`."""
 
-    variant: str
     model_type: str
     config: Mapping[str, Any]
 
     @property
-    def name(self) -> str:
-        return f"hf:{self.variant}"
-
-    @property
-    def source(self) -> str:
-        """The first argument of `from_pretrained`: a folder or a hub name."""
-        return str(local_path(self.variant) or self.variant)
-
-    def load_errors(self) -> contextlib.AbstractContextManager[None]:
-        """One line for an error of a load from a folder or from the hub."""
-        return load_errors(self.name) if local_path(self.variant) else hub_errors(self.name)
-
-    @property
     def is_plain_transformer(self) -> bool:
         """Whether pictures go through a plain vision transformer, and no convolutions or windows."""
-        return self.model_type in PLAIN_TRANSFORMERS or self.model_type in TWO_TOWERS
+        return self.model_type in PLAIN_TRANSFORMERS or self.model_type in DOUBLE_MODELS
 
     @property
     def architecture(self) -> str:
@@ -101,22 +81,22 @@ class Checkpoint:
     @cached_property
     def has_text(self) -> bool:
         """Whether there is a text tower beside the image tower. Raises `EncoderError` where there is no image tower."""
-        if self.model_type in TWO_TOWERS:
+        if self.model_type in DOUBLE_MODELS:
             return True
         return self.model_type not in IMAGE_MODELS and self._is_two_towers_by_library()
 
     @cached_property
     def padding(self) -> str:
         """How texts are padded: to the longest of a batch, or to the length that the model was trained with."""
-        return TWO_TOWERS[self.model_type][1] if self.model_type in TWO_TOWERS else self._padded[0]
+        return DOUBLE_MODELS[self.model_type][1] if self.model_type in DOUBLE_MODELS else self._padded[0]
 
     @cached_property
     def text_length(self) -> int:
         """Most tokens of a text: the positions of the model, or fewer where its tokenizer says so."""
-        if self.model_type not in TWO_TOWERS:
+        if self.model_type not in DOUBLE_MODELS:
             return self._padded[1]
         text = self.config.get("text_config") or {}
-        positions = text.get("max_position_embeddings", TWO_TOWERS[self.model_type][0])
+        positions = text.get("max_position_embeddings", DOUBLE_MODELS[self.model_type][0])
         tokenizer = checkpoint_json(self.variant, "tokenizer_config.json") or {}
         return int(min(positions, tokenizer.get("model_max_length") or positions))
 
@@ -155,13 +135,9 @@ class Checkpoint:
         """1 where code of the checkpoint will run. Raises `EncoderError` where it is needed without consent."""
         return own_code(self.name, self.variant)
 
-    def pinned(self, spec: EncoderSpec | None = None) -> dict[str, Any]:
-        """Arguments of every `from_pretrained`: the revision in the spec, and whether the checkpoint's code may run."""
-        kind, _, revision = spec.weights.partition(":") if spec else ("", "", "")
-        return {
-            "trust_remote_code": runs_code(self.name, spec) if spec else bool(self.remote_code),
-            **({"revision": revision} if kind == "revision" else {}),
-        }
+    def arguments(self, spec: EncoderSpec | None = None) -> dict[str, Any]:
+        """Arguments of every `from_pretrained`; without a spec, of the newest revision."""
+        return self.pinned(spec) if spec else {"trust_remote_code": bool(self.remote_code)}
 
     def processor(self, spec: EncoderSpec | None = None) -> Any:
         """The processor of pictures; of pictures and texts where there are two towers."""
@@ -171,7 +147,7 @@ class Checkpoint:
         transformers = quiet_transformers()
         loader = transformers.AutoProcessor if self.has_text else transformers.AutoImageProcessor
         with self.load_errors():
-            return loader.from_pretrained(self.source, **self.pinned(spec))
+            return loader.from_pretrained(self.place, **self.arguments(spec))
 
     def _processor_file(self) -> dict[str, Any]:
         """The settings of the image processor as they are written."""
@@ -192,7 +168,7 @@ class Checkpoint:
         if columns > tokens:
             return FIXED, columns
         with self.load_errors():
-            config = transformers.AutoConfig.from_pretrained(self.source, **self.pinned())
+            config = transformers.AutoConfig.from_pretrained(self.place, **self.arguments())
         positions = getattr(config.text_config, "max_position_embeddings", 512)
         return LONGEST, int(min(positions, processor.tokenizer.model_max_length))
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfeat.encoders.bert import model_layers
-from mmfeat.encoders.layers import Network, Point, capture, find_layers, rows_of
-from mmfeat.encoders.repool import TOLERANCE
+from mmfeat.encoders.layers import Network, Point, capture, check_layers, find_layers, rows_of
+from mmfeat.encoders.repool import TOLERANCE, no_class_token, no_hidden_states
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.encoders.torch_tower import TorchTower, stack
+from mmfeat.encoders.weights import one_line
 from mmfeat.errors import EncoderError
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class ImageTower:
             with torch.no_grad(), capture(points) as hidden:
                 return inputs, self.call(inputs), hidden
         except Exception as error:  # each model has errors of its own
-            reason = " ".join(str(error).split())[:160]
+            reason = one_line(error)
             if self.asked:
                 raise EncoderError(f"--image-size: {self.spec.model} cannot take this size ({reason})") from error
             raise EncoderError(
@@ -153,16 +154,11 @@ class ImageTower:
                 )
             self.poolings = alike[:1]
         if "cls" in self.poolings and not self.classed:
-            raise EncoderError(
-                f"--image-pooling {self.spec.pooling}: {self.spec.model} has no class token; use mean or model"
-            )
+            raise no_class_token(self.spec)
 
     def _choose_norm(self, hidden: list[Tensor], output: Any) -> None:
         """Set the norm between the last layer and the tokens, the one of `NORMS` or none with which both agree."""
-        count = len(self.layers)
-        if self.spec.layers > max(1, count):
-            known = f"has {count} layers" if count else "has no list of layers that is known"
-            raise EncoderError(f"--layers {self.spec.layers}: {self.spec.model} {known}; use no more, or leave it out")
+        check_layers(self.spec, len(self.layers))
         final = rows(output)
         norms = [lambda states: states, *(getattr(self.tower, name) for name in NORMS if hasattr(self.tower, name))]
         if hidden and all(state.shape == final.shape for state in hidden):
@@ -170,10 +166,7 @@ class ImageTower:
         elif hidden:
             norms = []
         if not norms:
-            raise EncoderError(
-                f"--layers {self.spec.layers}: the layers of {self.spec.model} give no hidden states of one shape with "
-                "one norm behind them, as those of a ViT do; leave it out"
-            )
+            raise no_hidden_states(self.spec)
         self.norm: Callable[[Tensor], Tensor] = norms[0]
 
     def _aside(self, inputs: Any, states: Tensor) -> int:

@@ -21,7 +21,6 @@ from mmfeat.encoders.tokenizer import Tokens, check_fit, watch_cuts
 from mmfeat.encoders.torch_tower import TorchTower, plain_call
 from mmfeat.encoders.transformers_files import FIXED, Checkpoint, read_checkpoint
 from mmfeat.encoders.transformers_images import ImageTower, kept_patches, pooled
-from mmfeat.encoders.weights import hub_revision, local_path, path_identity, tree_identity
 from mmfeat.errors import EncoderError
 from mmfeat.samples.contents import CLEANING
 from mmfeat.system.files import canonical_json
@@ -34,21 +33,16 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
     """The spec of the image tower, and of the text tower where there is one; common checkpoints are only read."""
     if not variant:
         raise EncoderError("hf: name a checkpoint, as in hf:facebook/dinov2-base, or a local folder, hf:FOLDER")
-    folder = local_path(variant)
     checkpoint = read_checkpoint(variant)
-    identity = tree_identity if checkpoint.remote_code else path_identity  # code may lie in folders inside the folder
     has_text = checkpoint.has_text  # raises for a model without an image tower
     options = options.for_model("vit" if checkpoint.is_plain_transformer else checkpoint.model_type)
     image = EncoderSpec(
         family="hf",
         modality="image",
-        variant=folder.resolve().name if folder else variant,
-        weights=identity(folder) if folder else f"revision:{hub_revision(variant)}",
+        **checkpoint.identity(deep=bool(checkpoint.remote_code)),  # code may lie in folders inside the folder
         preprocessing=canonical_json(checkpoint.settings(options.size)),
         pooling=options.tower_pooling,
-        layers=int(options.layers),
-        arithmetic=options.dtype,
-        storage=options.storage,
+        **options.of_model,
         remote_code=checkpoint.remote_code,
     )
     if not has_text:
@@ -191,18 +185,12 @@ def _load(variant: str, spec: EncoderSpec) -> Loaded:
     processor = checkpoint.processor(spec)
     with checkpoint.load_errors():
         model, info = loader.from_pretrained(
-            checkpoint.source,
+            checkpoint.place,
             output_loading_info=True,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,  # the library would print a table of them; they are refused below
             **checkpoint.pinned(spec),
         )
-    if lost := sorted(key for key in info["missing_keys"] if not key.startswith("pooler.")):
-        raise EncoderError(f"{checkpoint.name}: the weights lack {', '.join(lost[:3])}; use a complete checkpoint")
-    if other := sorted(info["mismatched_keys"]):
-        name, found, wanted = other[0]
-        raise EncoderError(
-            f"{checkpoint.name}: {name} has the shape {tuple(found)}, its config.json wants {tuple(wanted)}; use a "
-            "complete checkpoint"
-        )
+    missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
+    checkpoint.check_complete(missing, info["mismatched_keys"])
     return Loaded(checkpoint, model.eval().requires_grad_(False), processor, bool(info["missing_keys"]))

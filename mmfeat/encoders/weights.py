@@ -6,11 +6,13 @@ import contextlib
 import functools
 import hashlib
 import json
+import logging
 import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -138,19 +140,26 @@ def hub_revision(name: str, file: str = "config.json") -> str:
 
 def hub_file(name: str, file: str, revision: str | None = None) -> Path | None:
     """A small file of a Hugging Face model, from its cache or downloaded; None where the model has no such file."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     with hub_errors(name):
         try:
             return Path(hf_hub_download(name, file, revision=revision))
         except LocalEntryNotFoundError:  # without the hub, a model of which other files are cached has no such file
-            cached = (try_to_load_from_cache(name, root, revision=revision) for root in ROOTS)
-            if file == "config.json" or not any(isinstance(path, str) for path in cached):
+            if file == "config.json" or not any(cached_files(name, ROOTS, revision)):
                 raise
         except EntryNotFoundError:
             pass
     return None
+
+
+def cached_files(name: str, files: Iterable[str], revision: str | None = None) -> Iterator[Path]:
+    """Those of the files of a Hugging Face model that are in the cache of the hub."""
+    from huggingface_hub import try_to_load_from_cache
+
+    paths = (try_to_load_from_cache(name, file, revision=revision) for file in files)
+    return (Path(path) for path in paths if isinstance(path, str))
 
 
 def load_reason(error: Exception) -> str:
@@ -170,7 +179,12 @@ def load_reason(error: Exception) -> str:
         return f"there is no {error}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(text.split())[:240] or type(error).__name__
+    return one_line(error, 240)
+
+
+def one_line(error: Exception, longest: int = 160) -> str:
+    """The text of an error in one line, else its kind."""
+    return " ".join(str(error).split())[:longest] or type(error).__name__
 
 
 def _apart(text: str) -> str:
@@ -183,6 +197,43 @@ def _apart(text: str) -> str:
         name, given, wanted = shapes[0]
         reasons.append(f"{counted(len(shapes), 'tensor')} of another shape, the first is {name}: {given} for {wanted}")
     return "; ".join(reasons) or " ".join(text.split())[:240]
+
+
+def load_errors(asked: str, is_local: bool = True) -> contextlib.AbstractContextManager[None]:
+    """One line for the error of a load, from local files or from the hub."""
+    return _file_errors(asked) if is_local else hub_errors(asked)
+
+
+@contextlib.contextmanager
+def _file_errors(asked: str) -> Iterator[None]:
+    """Raise a one-line `EncoderError` for weights that do not fit their model or cannot be read; keep warnings away."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except EncoderError:
+        raise
+    except Exception as error:  # each file format has errors of its own
+        raise EncoderError(
+            f"{asked}: cannot be loaded ({load_reason(error)}); check the path and that the weights are complete"
+        ) from error
+
+
+@contextlib.contextmanager
+def logged(name: str) -> Iterator[list[str]]:
+    """The messages that a library's logger gives inside the context, from INFO on, in place of printing them."""
+    logger, lines, handler = logging.getLogger(name), list[str](), logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 @contextlib.contextmanager

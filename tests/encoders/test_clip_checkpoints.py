@@ -264,7 +264,7 @@ def test_a_folder_names_no_configuration_elsewhere(tmp_path: Path, trunk: str) -
 def test_a_folder_without_its_tokenizer_gets_one_line(tmp_path: Path) -> None:
     folder = write_clip(tmp_path / "folder")
     change(folder, text={"hf_tokenizer_name": "timm/ViT-B-16-SigLIP"})
-    with pytest.raises(EncoderError, match=r"copy those of timm/ViT-B-16-SigLIP .* into this folder") as error:
+    with pytest.raises(EncoderError, match=r"copy them from timm/ViT-B-16-SigLIP.* into this folder") as error:
         describe_encoders([f"clip:{folder}"], PLAIN)
     assert "\n" not in str(error.value)
 

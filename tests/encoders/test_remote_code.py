@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from mmfeat.encoders.bert import quiet_transformers
 from mmfeat.encoders.registry import Tower, describe_encoders, load_encoders, load_reference, open_towers
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import EncoderError
-from mmfeat.system.trust import trust_remote_code
+from mmfeat.system.trust import is_trusted, trust_remote_code
 from tests.cli.test_main import fails, inside
 from tests.encoders.test_sentence import write_checkpoint
 
@@ -59,16 +58,6 @@ class Own(Normalize):
 
 def change(file: Path, **values: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _code_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The library keeps its copy of the code among the files of the tests."""
-    quiet_transformers()
-    with pytest.MonkeyPatch.context() as patch:
-        folder = str(tmp_path_factory.mktemp("modules"))
-        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", folder)
-        yield
 
 
 @pytest.fixture
@@ -203,3 +192,4 @@ def test_each_command_needs_the_flag_again(
     fails(inside("cache", "verify", "--parity", "2"), "needs code of its own", "then add --trust-remote-code")
     assert not mark.exists()
     assert inside(*predict, "--trust-remote-code").exit_code == 0
+    assert not is_trusted()

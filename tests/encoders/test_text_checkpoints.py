@@ -38,6 +38,10 @@ BROKEN: dict[str, tuple[Any, str]] = {
         lambda folder: change(folder, intermediate_size=48),
         r"the weights are of another shape than config.json says: encoder.layer.*intermediate",
     ),
+    "no type": (
+        lambda folder: (folder / "config.json").write_text('{"hidden_size": 32}'),
+        r"no config.json of transformers, with a model_type, is here; name a folder as save_pretrained writes it",
+    ),
     "an adapter": (adapter, r"an adapter \(LORA\) and no model: merge it into bert-base-uncased by peft's"),
     "fewer bits": (
         lambda folder: change(folder, quantization_config={"quant_method": "gptq", "bits": 4}),

@@ -1,0 +1,113 @@
+"""A checkpoint that transformers loads: where it lies, what its load needs, and why it cannot be encoded with."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mmfeat.encoders.names import remedy_for
+from mmfeat.encoders.remote_code import runs_code
+from mmfeat.encoders.spec import EncoderSpec
+from mmfeat.encoders.weights import (
+    checkpoint_json,
+    checkpoint_modules,
+    hub_revision,
+    load_errors,
+    local_path,
+    logged,
+    path_identity,
+    tree_identity,
+)
+from mmfeat.errors import EncoderError
+
+# A row of its report, where layers with the same fault share one: encoder.layer.{0, 1}.output.bias | MISSING
+_LACKING = re.compile(r"^(?:\x1b\[\S*?m)*(\w[\w.{, }]*?)\s*\|.*?(MISSING|MISMATCH)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint of transformers: `variant` is a local folder or a name on the hub."""
+
+    family: str
+    variant: str
+
+    @property
+    def name(self) -> str:
+        """The request that names the checkpoint."""
+        return f"{self.family}:{self.variant}"
+
+    @property
+    def place(self) -> str:
+        """The first argument of `from_pretrained`: a folder or a hub name."""
+        return str(local_path(self.variant) or self.variant)
+
+    def identity(self, deep: bool) -> dict[str, Any]:
+        """The `variant` and the `weights` of a spec; `deep` counts the files of inner folders of a folder, too."""
+        folder = local_path(self.variant)
+        if folder is None:
+            return {"variant": self.variant, "weights": f"revision:{hub_revision(self.variant)}"}
+        return {"variant": folder.resolve().name, "weights": (tree_identity if deep else path_identity)(folder)}
+
+    def pinned(self, spec: EncoderSpec) -> dict[str, Any]:
+        """Arguments of every `from_pretrained`: the revision in the spec, and whether the checkpoint's code may run."""
+        kind, _, revision = spec.weights.partition(":")
+        revisions = {"revision": revision} if kind == "revision" else {}
+        return {"trust_remote_code": runs_code(self.name, spec), **revisions}
+
+    def load_errors(self) -> contextlib.AbstractContextManager[None]:
+        """One line for an error of a load from the folder or from the hub."""
+        return load_errors(self.name, is_local=local_path(self.variant) is not None)
+
+    def read_config(self, folder: str = "") -> dict[str, Any]:
+        """The content of `config.json`, {} where there is none."""
+        config = checkpoint_json(self.variant, f"{folder}config.json")
+        return config if isinstance(config, dict) else {}
+
+    def kind_of(self, config: Mapping[str, Any]) -> str:
+        """transformers' name for the kind of model. Raises `EncoderError` for a configuration without one."""
+        if not isinstance(kind := config.get("model_type"), str):
+            remedy = remedy_for(self.variant, self.family) or "; name a folder as save_pretrained writes it"
+            raise EncoderError(f"{self.name}: no config.json of transformers, with a model_type, is here{remedy}")
+        return kind
+
+    def check_form(self, folder: str = "") -> None:
+        """Raise `EncoderError` for an adapter, for quantised weights, and for a configuration without a model type.
+
+        `folder` is the place of `config.json` in the checkpoint, "" or a name and a slash.
+        """
+        if isinstance(adapter := checkpoint_json(self.variant, f"{folder}adapter_config.json"), dict):
+            kind, base = adapter.get("peft_type", "LORA"), adapter.get("base_model_name_or_path") or "another model"
+            raise EncoderError(
+                f"{self.name}: an adapter ({kind}) and no model: merge it into {base} by peft's merge_and_unload, save "
+                "that with its tokenizer, and name the new folder"
+            )
+        config = self.read_config(folder)
+        if self.family != "st" or not checkpoint_modules(self.variant):
+            self.kind_of(config)
+        if isinstance(quantised := config.get("quantization_config"), dict):
+            method = quantised.get("quant_method", "some method")
+            raise EncoderError(
+                f"{self.name}: its weights are quantised ({method}); name the checkpoint that they were made of"
+            )
+
+    def check_complete(self, missing: list[str], mismatched: Any, remedy: str = "") -> None:
+        """Raise `EncoderError` where weights are missing or of another shape, so that they would be random."""
+        for reason, names in (("lack", missing), ("are of another shape than config.json says:", mismatched)):
+            if keys := sorted({name if isinstance(name, str) else name[0] for name in names}):
+                raise EncoderError(
+                    f"{self.name}: the weights {reason} {', '.join(keys[:3])}; use a complete checkpoint{remedy}"
+                )
+
+    @contextlib.contextmanager
+    def refuse_random(self) -> Iterator[None]:
+        """Raise `EncoderError` where transformers makes up weights inside the context, of which it only warns."""
+        try:
+            with logged("transformers.modeling_utils") as lines:
+                yield
+        finally:  # the library reports before it raises
+            found = [match for line in lines for match in _LACKING.findall(line)]
+            missing = [name for name, fault in found if fault == "MISSING" and not name.startswith("pooler.")]
+            self.check_complete(missing, [name for name, fault in found if fault == "MISMATCH"])
