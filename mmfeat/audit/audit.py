@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,15 @@ from mmfeat.audit.findings import Findings, find_everything
 from mmfeat.audit.opinions import judge_labels
 from mmfeat.audit.photos import stray_files
 from mmfeat.audit.result import Audit
-from mmfeat.audit.texts import NO_LANGUAGES, are_absent, language_classifier, quantiles, text_languages, text_profile
+from mmfeat.audit.texts import (
+    NO_LANGUAGES,
+    are_absent,
+    cut_texts,
+    language_classifier,
+    quantiles,
+    text_languages,
+    text_profile,
+)
 from mmfeat.cache.store import folder_name
 from mmfeat.errors import ConfigError
 from mmfeat.evaluation.metrics import wilson
@@ -45,6 +53,7 @@ def audit_data(
     run: str | Path | None = None,
     heads: str | Path = "heads",
     out: str | Path = "audit",
+    cache: str | Path = "cache",
     workers: int = 0,
     seed: int = 42,
     progress: Progress | None = None,
@@ -60,6 +69,8 @@ def audit_data(
     run, heads
         A run whose out-of-fold predictions judge the labels, "none", or (None) the best run in `heads` that was
         trained on exactly these labels and contents, if any.
+    cache
+        Where the latest extraction of the data names the text encoders whose limits the texts are counted against.
     workers
         Number of photos read at once; 0 means the number of cores.
 
@@ -70,6 +81,10 @@ def audit_data(
     splits = Path(split_dir) if split_dir else None
     findings = find_everything(samples, splits, run, Path(heads), workers or cpu_count(), progress or Silent())
     audit = _summary(findings, folder, seed)
+    texts = [sample.text for sample in samples if sample.text is not None]
+    cut, notes = cut_texts(cache, data, texts)
+    audit.profile["all"]["text"].update({"cut": cut} if cut else {})
+    audit = replace(audit, notes=[*audit.notes, *notes])
     _write(audit, findings)
     return audit
 

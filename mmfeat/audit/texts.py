@@ -7,10 +7,14 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmfeat.encoders.registry import count_cut, describe_encoders
+from mmfeat.errors import CacheMissError, MmfeatError
+from mmfeat.extraction.requests import latest_request
 from mmfeat.samples.contents import clean_tweet
 from mmfeat.samples.dataset import Sample
 from mmfeat.samples.duplicates import without_retweet
@@ -172,3 +176,27 @@ def _language(cleaned: str, classify: Callable[[str], tuple[str, float]]) -> str
         return "unsure"
     code, probability = classify(cleaned)
     return code if probability >= LANGUAGE_CONFIDENCE else "unsure"
+
+
+def cut_texts(cache: str | Path, data: str | Path, texts: Sequence[str]) -> tuple[dict[str, dict[str, int]], list[str]]:
+    """Encoder -> how many `texts` are longer than it reads, and its limit in tokens, by its own tokenizer.
+
+    The encoders are those of the latest extraction of the data. Beside them notes about those that cannot be opened.
+    """
+    try:
+        request = latest_request(cache, data)
+        towers = describe_encoders(list(request.encoders), request.options)
+    except CacheMissError:
+        return {}, []
+    except MmfeatError as error:
+        return {}, [f"texts not counted against the length that encoders read: {error}"]
+    found, notes = {}, []
+    for tower in {tower.spec.name: tower for tower in towers if tower.spec.modality == "text"}.values():
+        try:
+            count, limit = count_cut(tower, texts)
+        except MmfeatError as error:
+            notes.append(f"texts not counted against the length that {tower.spec.name} reads: {error}")
+            continue
+        if count:
+            found[tower.spec.name] = {"texts": count, "limit": limit}
+    return found, notes

@@ -111,6 +111,8 @@ def _show_profile(audit: Audit) -> None:
         )
         if marks:
             out.print(f"  with {marks}")
+        for name, cut in texts.get("cut", {}).items():
+            out.print(f"  {cut['texts']:,} are longer than the {cut['limit']:,} tokens that {shown(name)} reads")
         kind = "languages" if "languages" in texts else "scripts"
         out.print(f"  {kind}: {_first_shares(texts[kind])}")
         odd = {name: count for name, count in audit.encodings.items() if name != "utf-8"}
@@ -225,7 +227,7 @@ def audit(context: typer.Context, **values: Any) -> None:
     data, columns, extracted = _data_and_columns(flags)
     from mmfeat.audit.audit import audit_data
 
-    result = audit_data(data, columns=columns, **values, progress=ConsoleProgress())
+    result = audit_data(data, columns=columns, cache=flags["cache"], **values, progress=ConsoleProgress())
     show_audit(result)
     step = f"{'heads' if extracted else 'extract'} --data {shlex.quote(shown(data))}"
     if result.label_errors:

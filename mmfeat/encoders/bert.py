@@ -14,7 +14,7 @@ from mmfeat.encoders.padding import without_padding
 from mmfeat.encoders.remote_code import own_code
 from mmfeat.encoders.source import Source
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
-from mmfeat.encoders.tokenizer import Tokens, check_files, check_fit, tokenizer_errors, watch_cuts
+from mmfeat.encoders.tokenizer import Tokens, check_files, check_fit, cuts_of, tokenizer_errors, watch_cuts
 from mmfeat.encoders.torch_tower import TorchTower
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.encoders.weights import checkpoint_json, checkpoint_modules
@@ -112,6 +112,14 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
         length=lambda inputs: len(inputs["input_ids"]),
     )
     return [without_padding(f"bert:{variant}", tower)]
+
+
+def read_cuts(variant: str, spec: EncoderSpec) -> Callable[[str], int]:
+    """`Tokens.cut` of a text, by the tokenizer alone."""
+    source = Source("bert", variant or DEFAULT_VARIANT)
+    with source.load_errors():
+        tokenizer = _tokenizer(quiet_transformers(), source, spec)
+    return cuts_of(tokenizer, lambda text: tokenizer(text, truncation=True, max_length=spec.max_length), spec)
 
 
 def reference(variant: str, spec: EncoderSpec) -> Callable[[str], np.ndarray]:

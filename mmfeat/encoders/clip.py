@@ -21,8 +21,8 @@ from mmfeat.encoders.clip_checkpoints import Checkpoint, plain_json, read_checkp
 from mmfeat.encoders.layers import Network, Point, find_layers, timm_network
 from mmfeat.encoders.pixels import check_size, image_tower, size_errors
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
+from mmfeat.encoders.tokenizer import cuts_of, watch_cuts
 from mmfeat.encoders.tokenizer import is_cased as tokenizer_is_cased
-from mmfeat.encoders.tokenizer import watch_cuts
 from mmfeat.encoders.torch_tower import TorchTower, plain_call, stack
 from mmfeat.encoders.weights import hub_errors, load_errors
 from mmfeat.errors import EncoderError
@@ -111,6 +111,12 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
             )
         )
     return towers
+
+
+def read_cuts(variant: str, spec: EncoderSpec) -> Callable[[str], int]:
+    """`Tokens.cut` of a text, by the tokenizer alone."""
+    tokenizer = read_checkpoint(variant, spec.weights).tokenizer()
+    return cuts_of(tokenizer, lambda text: tokenizer([text]), spec)
 
 
 def reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:

@@ -6,7 +6,7 @@ Describing an encoder (its specs) is cheap and happens on every run; loading hap
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,8 @@ class Family:
     `modalities` are those of its towers. `describe(family, variant, options)` gives the pooled spec of each tower.
     `reference(variant, spec)` gives the library's own plain float32 call for one text or picture: (D) or (T, D).
     `open_towers(variant, specs)` gives the torch models behind the towers; families without torch have `load(specs)`
-    instead, and only pooled vectors. `is_cased(variant)` says whether capitals of a text reach the model.
+    instead, and only pooled vectors. `is_cased(variant)` says whether capitals of a text reach the model, and
+    `read_cuts(variant, spec)` gives `Tokens.cut` of a text, for families whose models cut texts.
     """
 
     modalities: tuple[str, ...]
@@ -67,6 +68,7 @@ class Family:
     open_towers: Callable[[str, list[EncoderSpec]], list[TorchTower]] | None = None
     load: Callable[[list[EncoderSpec]], Encoder] | None = None
     is_cased: Callable[[str], bool] = is_cased
+    read_cuts: Callable[[str, EncoderSpec], Callable[[str], int]] | None = None
 
 
 def _describe_tuned(family: str, variant: str, options: EncoderOptions) -> list[EncoderSpec]:
@@ -101,10 +103,18 @@ _TEXT, _IMAGE, _BOTH = ("text",), ("image",), ("image", "text")
 _TORCHVISION = Family(_IMAGE, torchvision_models.describe, torchvision_models.reference, torchvision_models.open_towers)
 
 FAMILIES: dict[str, Family] = {
-    "st": Family(_TEXT, sentence.describe, sentence.reference, sentence.open_towers),
-    "bert": Family(_TEXT, bert.describe, bert.reference, bert.open_towers),
-    "hf": Family(_BOTH, transformers_models.describe, transformers_models.reference, transformers_models.open_towers),
-    "clip": Family(_BOTH, clip.describe, clip.reference, clip.open_towers, is_cased=clip.is_cased),
+    "st": Family(_TEXT, sentence.describe, sentence.reference, sentence.open_towers, read_cuts=sentence.read_cuts),
+    "bert": Family(_TEXT, bert.describe, bert.reference, bert.open_towers, read_cuts=bert.read_cuts),
+    "hf": Family(
+        _BOTH,
+        transformers_models.describe,
+        transformers_models.reference,
+        transformers_models.open_towers,
+        read_cuts=transformers_models.read_cuts,
+    ),
+    "clip": Family(
+        _BOTH, clip.describe, clip.reference, clip.open_towers, is_cased=clip.is_cased, read_cuts=clip.read_cuts
+    ),
     "timm": Family(_IMAGE, timm_models.describe, timm_models.reference, timm_models.open_towers),
     "resnet50": _TORCHVISION,  # `_family` gives it for the name of any model of torchvision
     "hashing": Family(_TEXT, hashing.describe, hashing.reference, load=hashing.load, is_cased=lambda variant: False),
@@ -296,6 +306,16 @@ def open_towers(tower: Tower, specs: list[EncoderSpec] | None = None) -> list[To
             f"{tower.request}: no layers that could be trained; name st, bert, hf, clip, timm or resnet50"
         )
     return opened(_split(tower.request)[1], specs or [tower.spec])
+
+
+def count_cut(tower: Tower, texts: Iterable[str]) -> tuple[int, int]:
+    """The number of texts that are longer than a text tower reads, and the tokens that it reads of them; else 0, 0."""
+    read_cuts = _family(tower.request).read_cuts
+    if read_cuts is None:
+        return 0, 0
+    cut = read_cuts(_split(tower.request)[1], tower.spec)
+    kept = [tokens for tokens in map(cut, texts) if tokens]
+    return len(kept), max(kept, default=0)
 
 
 def load_reference(tower: Tower) -> Callable[[Any], np.ndarray]:

@@ -17,7 +17,7 @@ from mmfeat.encoders.padding import without_padding
 from mmfeat.encoders.remote_code import needed, own_code
 from mmfeat.encoders.source import Source
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
-from mmfeat.encoders.tokenizer import Text, check_files, check_fit, text_folder, tokenizer_errors, watch_cuts
+from mmfeat.encoders.tokenizer import Text, check_files, check_fit, cuts_of, text_folder, tokenizer_errors, watch_cuts
 from mmfeat.encoders.torch_tower import TorchTower
 from mmfeat.encoders.weights import checkpoint_json, checkpoint_modules
 from mmfeat.errors import ConfigError, EncoderError
@@ -102,6 +102,13 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
         length=len,
     )
     return [without_padding(f"st:{variant}", tower)]
+
+
+def read_cuts(variant: str, spec: EncoderSpec) -> Callable[[str], int]:
+    """`Tokens.cut` of a text, by the checkpoint's own modules, whose weights are loaded with them."""
+    model, prompt = _model(variant, spec), json.loads(spec.preprocessing or "{}").get("prompt") or None
+    tokenizer = getattr(model[0], "tokenizer", None)
+    return cuts_of(tokenizer, lambda text: _tokenized(model, [text], prompt), spec)
 
 
 def reference(variant: str, spec: EncoderSpec) -> Callable[[str], np.ndarray]:

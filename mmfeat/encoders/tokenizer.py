@@ -7,8 +7,10 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.encoders.weights import checkpoint_json, checkpoint_modules, has_file
 from mmfeat.errors import EncoderError
+from mmfeat.samples.contents import CLEANING
 
 PROBE = "Capital"
 FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
@@ -128,6 +130,17 @@ def watch_cuts(tokenizer: Any) -> list[int]:
 
         inner.encode = counted
     return cuts
+
+
+def cuts_of(tokenizer: Any, call: Callable[[str], Any], spec: EncoderSpec) -> Callable[[str], int]:
+    """`Tokens.cut` of a text, by a call of a tokenizer as an encoder makes it for the cleaned text."""
+    cuts, clean = watch_cuts(tokenizer), CLEANING[spec.cleaning]
+
+    def cut(text: str) -> int:
+        call(clean(text))
+        return cuts.pop() if cuts else 0
+
+    return cut
 
 
 def _watched(tokenizer: Any, cuts: list[int]) -> Callable[..., Any]:

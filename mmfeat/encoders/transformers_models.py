@@ -17,7 +17,7 @@ from mmfeat.encoders.bert import model_layers, quiet_transformers
 from mmfeat.encoders.layers import Network, Point
 from mmfeat.encoders.padding import without_padding
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
-from mmfeat.encoders.tokenizer import Tokens, check_fit, watch_cuts
+from mmfeat.encoders.tokenizer import Tokens, check_fit, cuts_of, watch_cuts
 from mmfeat.encoders.torch_tower import TorchTower, plain_call
 from mmfeat.encoders.transformers_files import FIXED, Checkpoint, read_checkpoint
 from mmfeat.encoders.transformers_images import ImageTower, kept_patches, pooled
@@ -61,6 +61,12 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
     if texts := [spec for spec in specs if spec.modality == "text"]:
         towers.append(TextTower(loaded, texts[0]).torch_tower(texts))
     return towers
+
+
+def read_cuts(variant: str, spec: EncoderSpec) -> Callable[[str], int]:
+    """`Tokens.cut` of a text, by the tokenizer alone."""
+    tokenizer = read_checkpoint(variant).processor(spec).tokenizer
+    return cuts_of(tokenizer, lambda text: tokenizer(text, truncation=True, max_length=spec.max_length), spec)
 
 
 def reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:
