@@ -292,7 +292,7 @@ class Reading:
     def __iter__(self) -> Iterator[Sample]:
         source = self._source
         if source.rows is not None:
-            return map(self._row_sample, source.rows)
+            return map(self._row_sample, source.rows.cells(self._look))
         if source.groups is not None:
             return self._grouped_samples(source.groups)
         assert source.tree is not None

@@ -166,15 +166,21 @@ class SampleRows:
         return notes + missing_note(self._missing)
 
     def __iter__(self) -> Iterator[Cells]:
-        """Yield the cells of each row; a label that is spelled as missing is None, a photo's cell is as in the file."""
+        return self.cells()
+
+    def cells(self, photos: bool = True) -> Iterator[Cells]:
+        """Yield the cells of each row; a label that is spelled as missing is None, a photo's cell is as in the file.
+
+        Without `photos` their column, which may hold most of the file, is left out.
+        """
         columns, id_column, whole, pattern = self.columns, self.id_column, self._whole, self._pattern
         text, image, label = (columns.get(column) for column in COLUMNS[1:])
         files = self.table.files
         several = 0 if len(files) == 1 else 1 if len({*map(os.path.basename, files)}) == len(files) else 2
+        plain = image if image and image != id_column else ""
+        used = [name for name in self._used if photos or name != plain]
         self._missing.clear()
-        for number, (where, row) in enumerate(
-            self.table.rows(self._used, image if image and image != id_column else ""), 1
-        ):
+        for number, (where, row) in enumerate(self.table.rows(used, plain), 1):
             own = row.get(id_column) if id_column != ROW_NUMBER else _row_id(where, number, several)
             tag = row.get(label) if label else None
             if tag is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -160,6 +161,6 @@ def _check_features(samples: SampleSet, features: Features) -> None:
     """Raise `HeadError` for an encoder that saw none of the samples."""
     if empty := [name for name, mask in features.masks.items() if not mask.any()]:
         raise HeadError(
-            f"{samples.source}: no labelled sample has a vector of {', '.join(empty)}; leave it out of --encoders, or "
-            "its modality out of --modalities"
+            f"{samples.source}: no labelled sample has a vector of {', '.join(empty)}; mmfeat cache explain "
+            f"{shlex.quote(samples.samples[0].id)} tells why, and --modalities text or image trains on the rest"
         )
