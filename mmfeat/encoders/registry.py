@@ -27,6 +27,7 @@ from mmfeat.encoders.delta import apply_delta, read_delta
 from mmfeat.encoders.names import canonical
 from mmfeat.encoders.spec import (
     DECIDED,
+    HEEDING,
     NAMED,
     Encoder,
     EncoderOptions,
@@ -174,7 +175,9 @@ def _names(request: str, family: Family) -> dict[str, set[str]]:
     texts, images = (names and names | whole for names in (texts, images))
     arithmetic = {name} | only | whole
     chosen = {"dtype": arithmetic, "convolutional_dtype": arithmetic, "image_size": images, "image_pooling": images}
-    return {option: chosen.get(option, (images or texts) if option == "layers" else texts) for option in NAMED}
+    chosen |= {option: texts if name in families else set() for option, families in HEEDING.items()}
+    chosen["layers"] = images or chosen["max_length"]  # the same families
+    return {option: chosen.get(option, texts) for option in NAMED}
 
 
 def _cleaned(spec: EncoderSpec, request: str) -> EncoderSpec:

@@ -140,6 +140,9 @@ def _model(variant: str, spec: EncoderSpec) -> SentenceTransformer:
     pinned["local_files_only"] = "revision" not in pinned
     with source.load_errors(), tokenizer_errors(source.name, variant, text_folder(variant)), source.refuse_random():
         model = SentenceTransformer(source.place, device="cpu", model_kwargs=exact, **pinned)
+    if "text" not in model.modalities:
+        raise EncoderError(f"st:{variant}: a model of pictures and no text encoder; name hf:{variant}")
+    _check_width(variant, spec, model)
     longest = model.max_seq_length
     if spec.max_length and longest and spec.max_length > longest:
         raise EncoderError(f"st:{variant}: --max-length {spec.max_length} is more than the checkpoint's {longest}")
@@ -148,6 +151,13 @@ def _model(variant: str, spec: EncoderSpec) -> SentenceTransformer:
     if spec.layers > 1:
         model = _of_layers(variant, spec, model)
     return model.float().eval().requires_grad_(False)
+
+
+def _check_width(variant: str, spec: EncoderSpec, model: SentenceTransformer) -> None:
+    """Raise `EncoderError` where `--truncate-dim` asks for more dimensions than a vector has."""
+    asked, width = json.loads(spec.preprocessing or "{}").get("truncate_dim"), model.get_embedding_dimension()
+    if asked and width and asked > width:
+        raise EncoderError(f"st:{variant}: --truncate-dim {asked} is more than the {width} dimensions of its vectors")
 
 
 def _of_layers(variant: str, spec: EncoderSpec, model: SentenceTransformer) -> SentenceTransformer:
@@ -193,6 +203,8 @@ def _prompt(variant: str, name: str, settings: Mapping[str, Any]) -> str:
     if name == NO_PROMPT:
         return ""
     if name not in prompts:
+        if not prompts:
+            raise ConfigError(f"--prompt {name}: st:{variant} has no prompts; leave it out")
         known = ", ".join([*prompts, NO_PROMPT])
         raise ConfigError(f"--prompt {name}: st:{variant} has no prompt of that name; use one of {known}")
     return str(prompts[name])

@@ -30,6 +30,8 @@ NAMED = (
     *("dtype", "convolutional_dtype", "cleaning", "pooling", "max_length", "prompt", "truncate_dim"),
     *("image_size", "image_pooling", "layers"),
 )
+# Options of texts that only some families heed.
+HEEDING = {"pooling": ("bert",), "max_length": ("bert", "st"), "prompt": ("st",), "truncate_dim": ("st",)}
 # Options and fields of a spec that the first version lacked, with their defaults: what holds them is named as before.
 LATER: dict[str, Any] = {"prompt": "", "truncate_dim": 0, "layers": 1, "remote_code": 0}
 LATER |= {"image_size": OF_MODEL, "image_pooling": OF_MODEL}

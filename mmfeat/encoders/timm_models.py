@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -221,7 +222,9 @@ def _hub_config(variant: str) -> dict[str, Any]:
 
     config = timm.get_pretrained_cfg(variant, allow_unregistered=True)
     if config is None or not config.hf_hub_id:
-        raise EncoderError(f"timm:{variant}: timm knows no such pretrained model; see timm.list_pretrained()")
+        alike = difflib.get_close_matches(variant, timm.list_pretrained(), 1)
+        guess = f"did you mean {alike[0]}?" if alike else "mmfeat encoders --family timm --match TEXT lists them"
+        raise EncoderError(f"timm:{variant}: timm knows no such pretrained model; {guess}")
     return {**config.to_dict(), "hf_hub_id": config.hf_hub_id.split("@")[0]}
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from mmfeat.cache.store import Cache
 from mmfeat.cache.writer import ShardWriter
 from mmfeat.encoders.registry import Tower, absolute_request, describe_encoders, is_torch, load_encoders
-from mmfeat.encoders.spec import AUTO, OF_MODEL, EncoderOptions, EncoderSpec
+from mmfeat.encoders.spec import AUTO, HEEDING, OF_MODEL, EncoderOptions, EncoderSpec
 from mmfeat.errors import ConfigError
 from mmfeat.extraction.encode import BackgroundWriter, Batcher, Stage
 from mmfeat.extraction.missing import BlockPlan, Clocks, Counts, Item, Planner, look_over
@@ -250,9 +250,11 @@ def _check_applies(towers: Sequence[Tower], options: EncoderOptions, settings: E
     ):
         if asked not in (OF_MODEL, 1) and not heeding:
             raise ConfigError(f"{flag} {asked}: it is about {about}, and there is only {names}; leave it out")
-    for flag, asked in (("--prompt", options.prompt), ("--truncate-dim", options.truncate_dim)):
-        if asked and not any(tower.spec.family == "st" for tower in towers):
-            raise ConfigError(f"{flag} {asked}: it is about st:CHECKPOINT, and there is only {names}; leave it out")
+    for name, families in HEEDING.items():
+        flag, asked = f"--{name.replace('_', '-')}", getattr(options, name)
+        if asked not in ("", 0, "mean") and not any(tower.spec.family in families for tower in towers):
+            about = " and ".join(families)
+            raise ConfigError(f"{flag} {asked}: it is about {about}, and there is only {names}; leave it out")
 
 
 def _extract(

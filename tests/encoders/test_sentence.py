@@ -13,7 +13,9 @@ from mmfeat.encoders.bert import quiet_transformers
 from mmfeat.encoders.registry import describe_encoders, load_encoders, load_reference, notes_on
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, EncoderError
+from mmfeat.extraction.extract import extract_features
 from mmfeat.extraction.requests import resolve_options
+from tests.encoders.tiny_hf import write_hf
 from tests.encoders.tiny_models import TEXTS
 
 PLAIN = {"dtype": "float32", "cleaning": "none"}
@@ -204,7 +206,32 @@ def test_an_option_for_one_encoder_leaves_the_others_alone(tiny_bert: Path, tmp_
     st, bert, hog = (t.spec for t in describe_encoders(requests, resolve_options(EncoderOptions(**asked), "cpu")))
     assert (st.max_length, st.cleaning, st.arithmetic) == (16, "none", "float32")
     assert (bert.max_length, bert.cleaning, bert.arithmetic, hog.max_length) == (20, "tweet", "bfloat16", 0)
-    with pytest.raises(
-        ConfigError, match=r"--pooling clip=...: no encoder of that name heeds it here; there are bert, st, text"
+    for name in ("clip", "st"):
+        with pytest.raises(
+            ConfigError, match=rf"--pooling {name}=...: no encoder of that name heeds it here; there are bert, text$"
+        ):
+            describe_encoders(requests, EncoderOptions(**PLAIN, pooling=f"{name}=cls"))
+
+
+def test_an_option_that_no_encoder_heeds_is_refused(tiny_bert: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("id,text\na,so tired\n")
+    folder = write_checkpoint(tmp_path / "model", tiny_bert)
+    for request, asked, about in (
+        (f"st:{folder}", {"pooling": "cls"}, "--pooling cls: it is about bert, and there is only st:model"),
+        (f"clip:{tiny_clip}", {"max_length": 8}, "--max-length 8: it is about bert and st, and there is only clip"),
     ):
-        describe_encoders(requests, EncoderOptions(**PLAIN, pooling="clip=cls"))
+        with pytest.raises(ConfigError, match=about):
+            extract_features(table, [request], cache=tmp_path / "cache", options=EncoderOptions(**asked))
+
+
+def test_what_a_checkpoint_cannot_give_is_said(tiny_bert: Path, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", tiny_bert)
+    with pytest.raises(EncoderError, match=r"--truncate-dim 33 is more than the 32 dimensions of its vectors"):
+        vectors(f"st:{folder}", truncate_dim=33)
+    assert vectors(f"st:{folder}", truncate_dim=32).shape[1] == 32
+    with pytest.raises(ConfigError, match=r"--prompt query: st:.* has no prompts; leave it out"):
+        vectors(f"st:{tiny_bert}", prompt="query")
+    pictures = write_hf(tmp_path / "pictures", "dinov2")
+    with pytest.raises(EncoderError, match=r"a model of pictures and no text encoder; name hf:.*pictures$"):
+        vectors(f"st:{pictures}")
