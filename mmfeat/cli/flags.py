@@ -241,13 +241,17 @@ def find_request(values: Mapping[str, Any]) -> Request:
 
 def extraction_of(request: Request, cache: str, device: str) -> str:
     """Return the command that extracts a request; options that hold their default are left out."""
-    from mmfeat.encoders.spec import DECIDED
+    from mmfeat.encoders.spec import BEFORE, DECIDED, EncoderOptions
+    from mmfeat.extraction.requests import all_requests
     from mmfeat.system.hardware import resolve_dtype
 
     given = {name: getattr(request.options, name) for name in _ENCODER_FLAGS}
     given["outputs"] = ",".join(given["outputs"])
     left_out = {name: {default} for name, (*_, default) in _ENCODER_FLAGS.items()}
     left_out["dtype"].add(resolve_dtype("auto", device))
+    before = next((other.options for other in all_requests(cache) if other.data == request.data), None)
+    for name in BEFORE:
+        left_out[name].add(getattr(EncoderOptions().decided(before), name))
     parts = ["mmfeat", "extract", "--data", shown(request.data)]
     parts += ["--encoders", ",".join(map(shown, request.encoders))]
     if request.columns:

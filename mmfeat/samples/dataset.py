@@ -187,7 +187,10 @@ class SampleSource:
     def overview(self) -> Overview:
         """Count and check all samples; no photo is opened. Raises `DataError` as `read_samples` does."""
         if self.is_folder:
-            return Overview.of(self._listed())
+            samples = self._listed()
+            lost = Absence("no sample has a photo; put photos named by the ids beside the texts", False)
+            has_photos = any(sample.image is not None for sample in samples)
+            return replace(Overview.of(samples), absent={} if has_photos else {"image": lost})
         labels: Counter[str] = Counter()
         hashes = array("Q")
         reading = self.read()
