@@ -213,7 +213,7 @@ def _encoder(transformers: Any, source: Source, spec: EncoderSpec) -> tuple[Any,
     encoder = transformers.MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
     alone = encoder is not None and encoder.__name__.endswith("EncoderModel")
     loader = transformers.AutoModelForTextEncoding if alone else transformers.AutoModel
-    wanted = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # which are refused, in a shorter line
+    wanted = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # `check_complete` refuses them
     model, info = loader.from_pretrained(source.place, **wanted, **pinned)
     return (model.get_encoder() if config.is_encoder_decoder and not alone else model), info
 

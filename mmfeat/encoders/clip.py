@@ -128,15 +128,8 @@ def reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:
             network = replace(network, forward=partial(_vectors, model, spec))
         return lambda image: plain_call(network, spec, transform(image).unsqueeze(0))
     tower = TextTower(model)
-    network = tower.network()
-
-    def encode(text: str) -> np.ndarray:
-        ids = tokenizer(CLEANING[spec.cleaning](text))
-        values = plain_call(network, spec, ids)
-        kept = tower.kept(ids) if spec.output != "pooled" else None
-        return values if kept is None else values[kept[0].numpy()]
-
-    return encode
+    network, clean = tower.network(), CLEANING[spec.cleaning]
+    return lambda text: plain_call(network, spec, tokenizer(clean(text)), tower.kept)
 
 
 def _vectors(model: Any, spec: EncoderSpec, images: Tensor) -> Tensor:

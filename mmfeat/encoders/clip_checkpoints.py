@@ -163,7 +163,7 @@ def _split(variant: str) -> tuple[str, str, Path | None]:
 
     model, _, rest = variant.partition("/")
     size, _, tag = rest.partition("/")
-    if f"{model}-{size}" in open_clip.list_models():  # as OpenAI writes it: ViT-B/32
+    if f"{model}-{size}" in open_clip.list_models():  # OpenAI writes ViT-B/32
         model, rest = f"{model}-{size}", tag
     if (file := local_path(rest)) and ("/" in rest or file.is_file()):
         return model, "", file

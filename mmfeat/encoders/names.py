@@ -45,7 +45,7 @@ def canonical(request: str, is_family: Callable[[str], bool]) -> str:
         return _with_family(request, marked[1])
     family, _, variant = request.partition(":")
     named = is_family(family)
-    if named and (not variant or family == "hashing"):  # whose variant is a version
+    if named and (not variant or family == "hashing"):  # a variant of hashing is a version, no path
         return request.removesuffix(":")
     if found := _path_in(request):
         before, path = found

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz" * 3  # more tokens than one chunk of Reformer
-TOLERANCE = 1e-5  # of the largest value
+TOLERANCE = 1e-5  # largest difference, as a share of the largest value
 
 
 def without_padding(asked: str, tower: TorchTower) -> TorchTower:

@@ -38,7 +38,7 @@ def repooled(network: Network, spec: EncoderSpec) -> Network:
     def forward(inputs: Any) -> Tensor:
         import torch
 
-        given: list[Tensor] = []  # what the model pools
+        given: list[Tensor] = []  # holds the states that the model pools
 
         def change(value: Tensor) -> Tensor:
             rows = rows_of(value, network.tokens.layout)

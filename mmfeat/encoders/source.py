@@ -19,7 +19,6 @@ from mmfeat.encoders.weights import (
     local_path,
     logged,
     path_identity,
-    tree_identity,
 )
 from mmfeat.errors import EncoderError
 
@@ -49,7 +48,7 @@ class Source:
         folder = local_path(self.variant)
         if folder is None:
             return {"variant": self.variant, "weights": f"revision:{hub_revision(self.variant)}"}
-        return {"variant": folder.resolve().name, "weights": (tree_identity if deep else path_identity)(folder)}
+        return {"variant": folder.resolve().name, "weights": path_identity(folder, deep)}
 
     def pinned(self, spec: EncoderSpec) -> dict[str, Any]:
         """Arguments of every `from_pretrained`: the revision in the spec, and whether the checkpoint's code may run."""

@@ -32,7 +32,7 @@ NAMED = (
 )
 # Options of texts that only some families heed.
 HEEDING = {"pooling": ("bert",), "max_length": ("bert", "st"), "prompt": ("st",), "truncate_dim": ("st",)}
-# Options and fields of a spec that the first version lacked, with their defaults: what holds them is named as before.
+# Options and fields of a spec that the first version lacked. While they hold these defaults, names stay as before.
 LATER: dict[str, Any] = {"prompt": "", "truncate_dim": 0, "layers": 1, "remote_code": 0}
 LATER |= {"image_size": OF_MODEL, "image_pooling": OF_MODEL}
 # What earlier versions did, without these options. As keys of a preprocessing they are left out with these values.
@@ -46,7 +46,7 @@ NUMBERS = (  # option -> its least value, and what it takes
 )
 DECIDED = "auto:"  # before the cleaning of options that was `auto`, which keeps the case of texts for a cased model
 DRAFT = "draft"
-SHOWN = {"exif": UPRIGHT, "background": WHITE}  # as people see photos
+SHOWN = {"exif": UPRIGHT, "background": WHITE}  # the values of auto: photos as people see them
 BACKGROUND = re.compile("#[0-9a-f]{6}")
 TWO_TOWERS = ("clip", "hf")  # families whose towers are named by their modality
 VISION_TRANSFORMERS = ("vit", "deit", "beit", "eva")
@@ -125,7 +125,7 @@ class EncoderSpec:
         steps = json.loads(self.preprocessing or "{}")
         keys = [key for key in SIZE_KEYS if key in steps and (key != "crop_size" or steps.get("do_center_crop"))]
         size = steps[keys[0]] if keys else None
-        if isinstance(size, dict):  # of transformers; a short side alone, without a crop, is no size
+        if isinstance(size, dict):  # the form of transformers, where a short side alone is no size
             size = [size.get("height"), size.get("width")]
         sides = [size] * 2 if isinstance(size, int) else (size or [None])[-2:]
         return None if None in sides else (sides[0], sides[-1])

@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +29,7 @@ from mmfeat.encoders.weights import (
     path_identity,
 )
 from mmfeat.errors import EncoderError, HubError
-from mmfeat.system.files import canonical_json, read_json
+from mmfeat.system.files import canonical_json
 from mmfeat.system.wording import counted
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
     if not variant:
         raise EncoderError("timm: name a model, as in timm:resnet50.a1_in1k, or a local folder, timm:PATH")
     folder = local_path(variant)
-    config = _folder_config(folder) if folder else _hub_config(variant)
+    config = _config(variant)
     options = options.for_model(config.get("architecture", variant))
     preprocessing = _preprocessing(config)
     if options.size:
@@ -120,7 +119,7 @@ def _create(variant: str, spec: EncoderSpec) -> tuple[Any, Any, str]:
     import timm
 
     folder = local_path(variant)
-    config = _folder_config(folder) if folder else _hub_config(variant)
+    config = _config(variant)
     revision = spec.weights.partition(":")[2]
     name = f"local-dir:{folder}" if folder else f"{variant}@{revision}" if variant.startswith(HUB) else variant
     overlay = {"hf_hub_id": f"{config['hf_hub_id']}@{revision}"} if name == variant else None
@@ -183,14 +182,27 @@ def _coloured(transform: Any, channels: int, variant: str) -> Any:
     return lambda image: transform(image.convert("L"))
 
 
-def _folder_config(folder: Path) -> dict[str, Any]:
-    try:
-        return _own_config(read_json(folder / "config.json"))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        remedy = remedy_for(str(folder), "timm") or "; name a folder as timm saves it, or timm:NAME"
-        raise EncoderError(
-            f"{folder}: timm's config.json is needed beside the weights ({load_reason(error)}){remedy}"
-        ) from error
+def _config(variant: str) -> dict[str, Any]:
+    """The pretrained configuration of a folder, of a repository of the hub, or of a name of timm."""
+    if local_path(variant) or variant.startswith(HUB):
+        source = variant.removeprefix(HUB)
+        try:
+            return {**_own_config(checkpoint_json(source, "config.json")), "hf_hub_id": source}
+        except (HubError, KeyError, AttributeError, TypeError) as error:
+            remedy = remedy_for(source, "timm")
+            if isinstance(error, HubError) and not remedy:
+                raise
+            remedy = remedy or "; name a folder as timm saves it, or timm:NAME"
+            raise EncoderError(f"timm:{variant}: timm's config.json is needed beside the weights{remedy}") from error
+    import_torchvision()
+    import timm
+
+    config = timm.get_pretrained_cfg(variant, allow_unregistered=True)
+    if config is None or not config.hf_hub_id:
+        alike = difflib.get_close_matches(variant, timm.list_pretrained(), 1)
+        guess = f"did you mean {alike[0]}?" if alike else "mmfeat encoders --family timm --match TEXT lists them"
+        raise EncoderError(f"timm:{variant}: timm knows no such pretrained model; {guess}")
+    return {**config.to_dict(), "hf_hub_id": config.hf_hub_id.split("@")[0]}
 
 
 def _own_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -202,30 +214,6 @@ def _own_config(config: dict[str, Any]) -> dict[str, Any]:
     if side and own.get("fixed_input_size") and not arguments.get("dynamic_img_size"):
         size[1:] = [side, side] if isinstance(side, int) else side
     return {**own, "input_size": size}
-
-
-def _hub_config(variant: str) -> dict[str, Any]:
-    if variant.startswith(HUB):
-        repository = variant.removeprefix(HUB)
-        try:
-            config = checkpoint_json(repository, "config.json")
-        except HubError:
-            if not remedy_for(repository, "timm"):
-                raise
-            config = None
-        if not isinstance(config, dict) or "architecture" not in config:
-            remedy = remedy_for(repository, "timm")
-            raise EncoderError(f"timm:{variant}: no config.json of timm in this repository{remedy}")
-        return {**_own_config(config), "hf_hub_id": repository}
-    import_torchvision()
-    import timm
-
-    config = timm.get_pretrained_cfg(variant, allow_unregistered=True)
-    if config is None or not config.hf_hub_id:
-        alike = difflib.get_close_matches(variant, timm.list_pretrained(), 1)
-        guess = f"did you mean {alike[0]}?" if alike else "mmfeat encoders --family timm --match TEXT lists them"
-        raise EncoderError(f"timm:{variant}: timm knows no such pretrained model; {guess}")
-    return {**config.to_dict(), "hf_hub_id": config.hf_hub_id.split("@")[0]}
 
 
 def _preprocessing(config: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from mmfeat.encoders.spec import EncoderSpec
-from mmfeat.encoders.weights import checkpoint_json, checkpoint_modules, has_file
+from mmfeat.encoders.weights import checkpoint_json, checkpoint_modules, has_file, one_line
 from mmfeat.errors import EncoderError
 from mmfeat.samples.contents import CLEANING
 
@@ -44,13 +44,26 @@ def text_folder(variant: str) -> str:
 
 @contextlib.contextmanager
 def tokenizer_errors(asked: str, variant: str, folder: str = "") -> Iterator[None]:
-    """Raise a one-line `EncoderError` where a tokenizer cannot be loaded because it has no files in the checkpoint."""
+    """Raise a one-line `EncoderError` where a tokenizer cannot be loaded since its files are missing or damaged."""
     try:
         yield
     except Exception as error:  # each kind of tokenizer has errors of its own
         if "tokenizer" in str(error).lower():
             check_files(asked, variant, FILES, folder)
+        _check_readable(asked, checkpoint_json(variant, f"{folder}tokenizer.json"))
         raise
+
+
+def _check_readable(asked: str, content: Any) -> None:
+    """Raise `EncoderError` for the content of a `tokenizer.json`, or None, that the library tokenizers cannot read."""
+    import tokenizers
+
+    try:
+        tokenizers.Tokenizer.from_str(json.dumps(content)) if content is not None else None
+    except Exception as error:  # the library raises plain exceptions
+        raise EncoderError(
+            f"{asked}: tokenizer.json cannot be read ({one_line(error)}); copy it from the model's source"
+        ) from error
 
 
 def check_files(

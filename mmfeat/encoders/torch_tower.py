@@ -92,15 +92,7 @@ class TorchTower:
 
     def reference(self) -> Callable[[Any], np.ndarray]:
         """The plain forward pass over one text or picture, in float32: (D) or (T, D)."""
-        spec = self.specs[0]
-
-        def encode(content: Any) -> np.ndarray:
-            inputs = self.collate([self.prepare(content)])
-            values = plain_call(self.network, spec, inputs)
-            kept = self.keep(inputs) if spec.output != "pooled" else None
-            return values if kept is None else values[kept[0].numpy()]
-
-        return encode
+        return lambda content: plain_call(self.network, self.specs[0], self.collate([self.prepare(content)]), self.keep)
 
     def asked_for(self, specs: list[EncoderSpec]) -> TorchTower:
         """The same tower with other outputs."""
@@ -142,14 +134,21 @@ def to_device(inputs: Any, device: str, dtype: Any, non_blocking: bool = False) 
     return inputs.to(device=device, dtype=wanted, non_blocking=non_blocking)
 
 
-def plain_call(network: Network, spec: EncoderSpec, inputs: Any) -> np.ndarray:
-    """(D) or (T, D) of one sample by a plain forward pass, as a user of the library would run it."""
+def plain_call(
+    network: Network, spec: EncoderSpec, inputs: Any, keep: Callable[[Any], Tensor | None] = lambda inputs: None
+) -> np.ndarray:
+    """(D) or (T, D) of one sample by a plain forward pass, as a user of the library would run it.
+
+    `keep` gives the (1, T) mask of tokens that are no padding, or None for all.
+    """
     import torch
 
     points = [] if spec.output == "pooled" else [network.point(spec)]
     with torch.no_grad(), capture(points) as captured:
         pooled = network.forward(inputs)
-    return (captured[0] if captured else pooled)[0].numpy()
+    values = (captured[0] if captured else pooled)[0].numpy()
+    kept = keep(inputs) if captured else None
+    return values if kept is None else values[kept[0].numpy()]
 
 
 def as_rows(values: np.ndarray, keep: np.ndarray | None) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ from mmfeat.encoders.bert import quiet_transformers
 from mmfeat.encoders.remote_code import own_code
 from mmfeat.encoders.source import Source
 from mmfeat.encoders.spec import EncoderSpec
-from mmfeat.encoders.tokenizer import FILES, check_files
+from mmfeat.encoders.tokenizer import FILES, check_files, tokenizer_errors
 from mmfeat.encoders.weights import checkpoint_json
 from mmfeat.errors import EncoderError
 from mmfeat.system.files import canonical_json
@@ -142,15 +142,16 @@ class Checkpoint(Source):
     def processor(self, spec: EncoderSpec | None = None) -> Any:
         """The processor of pictures; of pictures and texts where there are two towers."""
         self._processor_file()
-        if self.has_text:
-            check_files(self.name, self.variant, FILES)
         transformers = quiet_transformers()
-        loader = transformers.AutoProcessor if self.has_text else transformers.AutoImageProcessor
-        with self.load_errors():
-            return loader.from_pretrained(self.place, **self.arguments(spec))
+        if not self.has_text:
+            with self.load_errors():
+                return transformers.AutoImageProcessor.from_pretrained(self.place, **self.arguments(spec))
+        check_files(self.name, self.variant, FILES)
+        with self.load_errors(), tokenizer_errors(self.name, self.variant):
+            return transformers.AutoProcessor.from_pretrained(self.place, **self.arguments(spec))
 
     def _processor_file(self) -> dict[str, Any]:
-        """The settings of the image processor as they are written."""
+        """The settings in the file of the image processor. Raises `EncoderError` where there is no file."""
         nested = checkpoint_json(self.variant, "processor_config.json") or {}
         given = nested.get("image_processor") or checkpoint_json(self.variant, "preprocessor_config.json")
         if not isinstance(given, dict):

@@ -105,7 +105,7 @@ class ImageTower:
         self.own: Callable[[Any], Tensor] = pooled
         if self.loaded.lacks_pooler or pooled(first) is None:
             self.own = class_token if self.classed else mean_token
-            is_decoder = getattr(self.model.config, "is_encoder_decoder", False)  # as detectors of objects are
+            is_decoder = getattr(self.model.config, "is_encoder_decoder", False)  # detectors of objects are such models
             if is_decoder or not isinstance(getattr(first, "last_hidden_state", None), torch.Tensor):
                 raise EncoderError(f"{self._name}: {kind} gives no vector of a picture; use another checkpoint")
         if not torch.allclose(self.own(first), self.own(second), rtol=1e-3, atol=1e-3):

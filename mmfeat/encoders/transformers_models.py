@@ -77,14 +77,7 @@ def reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:
         network, inputs_of, kept = tower.network(), tower.pictures, kept_patches
     else:
         network, inputs_of, kept = loaded.text_network(), partial(loaded.texts, spec), kept_tokens
-
-    def encode(content: Any) -> np.ndarray:
-        inputs = inputs_of(content)
-        values = plain_call(network, spec, inputs)
-        mask = kept(inputs) if spec.output != "pooled" else None
-        return values if mask is None else values[mask[0].numpy()]
-
-    return encode
+    return lambda content: plain_call(network, spec, inputs_of(content), kept)
 
 
 @dataclass(frozen=True)

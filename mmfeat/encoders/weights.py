@@ -26,6 +26,7 @@ _ASIDE = (".md", ".png", ".jpg")  # any other file of a model folder may change 
 MODULES = "modules.json"  # a checkpoint with this file has a pooling of its own, by sentence-transformers
 _LFS = b"version https://git-lfs"
 _SHAPES = re.compile(r"size mismatch for (\S+): .*?torch\.Size\((\[.*?\])\).*?torch\.Size\((\[.*?\])\)")
+_UNKNOWN = re.compile(r"model type `(\S+)` but Transformers does not recognize")
 CUT = "a file is cut short, or of another format than its name says"
 # What safetensors and torch say of a file that is cut short or of another format.
 _BROKEN = (
@@ -39,21 +40,25 @@ _BROKEN = (
 _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
 
 
-def path_identity(path: Path) -> str:
-    """`sha256:...` of a local weights file, or of all model files of a local folder."""
+def path_identity(path: Path, deep: bool = False) -> str:
+    """`sha256:...` of a local weights file, or of all model files of a folder; `deep` counts inner folders, too."""
     if path.is_file():
         _check_present(path)
         return f"sha256:{file_sha256(path)}"
-    digest = hashlib.sha256()
-    names = (file for file in path.iterdir() if not file.name.startswith(".") and file.suffix not in _ASIDE)
-    files = sorted(file for file in names if file.is_file())
+    entries = {file: file.relative_to(path).parts for file in (path.rglob("*") if deep else path.iterdir())}
+    files = sorted(
+        file
+        for file, parts in entries.items()
+        if file.suffix not in _ASIDE and file.is_file() and not any(part.startswith(".") for part in parts)
+    )
     if not any(file.suffix in _WEIGHTS for file in files):
         others = any(file.suffix in (".h5", ".msgpack") for file in files)
         remedy = "those of TensorFlow and Flax are not read" if others else "name a model folder"
         raise EncoderError(f"{path}: no weights (*.safetensors, *.bin, *.pt) in this folder; {remedy}")
+    digest = hashlib.sha256()
     for file in files:
         _check_present(file)
-        digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
+        digest.update(f"{'/'.join(entries[file])}\0{file_sha256(file)}\n".encode())
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -71,19 +76,6 @@ def _check_present(file: Path) -> None:
                     f"{file.parent}: {len(lost)} of {len(parts)} files of weights are missing, the first is {lost[0]}; "
                     "copy all of them"
                 )
-
-
-def tree_identity(folder: Path) -> str:
-    """`sha256:...` of all model files of a local folder and of the folders in it."""
-    if not any(path.suffix in _WEIGHTS for path in folder.rglob("*")):
-        path_identity(folder)  # raises; older checkpoints of sentence-transformers have weights only in inner folders
-    digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in _ASIDE):
-        parts = file.relative_to(folder).parts
-        if not any(part.startswith(".") for part in parts):
-            _check_present(file)
-            digest.update(f"{'/'.join(parts)}\0{file_sha256(file)}\n".encode())
-    return f"sha256:{digest.hexdigest()}"
 
 
 def checkpoint_json(variant: str, name: str) -> Any:
@@ -173,6 +165,8 @@ def load_reason(error: Exception) -> str:
         return "not a plain state dict, or not whole"
     if "trust_remote_code" in text:
         return "it needs code of the checkpoint"
+    if unknown := _UNKNOWN.search(text):
+        return f"transformers has no model type {unknown[1]}; a newer one may have it"
     if any(mark in text for mark in _BROKEN):
         return CUT
     if isinstance(error, KeyError):

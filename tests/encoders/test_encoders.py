@@ -273,7 +273,7 @@ def test_a_tower_asked_for_twice_is_given_once(tiny_clip: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ("nope", r"no encoder family 'nope'; use clip, bert"),
+        ("nope", r"no encoder family 'nope'; use st, bert"),
         ("restnet50", r"no encoder family 'restnet50'; did you mean resnet50\?"),
         ("CLIP", r"no encoder family 'CLIP'; did you mean clip\?"),
         ("bert:./nowhere", r"./nowhere: no such weights file or folder"),

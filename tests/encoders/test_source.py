@@ -42,6 +42,14 @@ BROKEN: dict[str, tuple[Any, str]] = {
         lambda folder: (folder / "config.json").write_text('{"hidden_size": 32}'),
         r"no config.json of transformers, with a model_type, is here; name a folder as save_pretrained writes it",
     ),
+    "a known type": (
+        lambda folder: change(folder, model_type="bert9"),
+        r"cannot be loaded \(transformers has no model type bert9; a newer one may have it\)",
+    ),
+    "a tokenizer": (
+        lambda folder: (folder / "tokenizer.json").write_text('{"version": "1.0"}'),
+        r"tokenizer.json cannot be read \(.*\); copy it from the model's source",
+    ),
     "an adapter": (adapter, r"an adapter \(LORA\) and no model: merge it into bert-base-uncased by peft's"),
     "fewer bits": (
         lambda folder: change(folder, quantization_config={"quant_method": "gptq", "bits": 4}),
