@@ -34,6 +34,7 @@ from mmfeat.evaluation.metrics import wilson
 from mmfeat.evaluation.splits import TEST
 from mmfeat.samples.dataset import SampleSet, read_samples
 from mmfeat.samples.labels import classes_in
+from mmfeat.samples.objects import Data
 from mmfeat.system.files import write_errors, write_json
 from mmfeat.system.hardware import cpu_count
 from mmfeat.system.remote import absolute, is_remote
@@ -46,7 +47,7 @@ DRAWS = 9999  # random tables of a permutation test
 
 
 def audit_data(
-    data: str | Path,
+    data: Data,
     *,
     columns: Mapping[str, str] | None = None,
     split_dir: str | Path | None = None,

@@ -31,6 +31,7 @@ from mmfeat.prediction.final_heads import EntryPredictor, read_for
 from mmfeat.runs.entry import Entry
 from mmfeat.runs.run import Run, checked_towers, choose_run
 from mmfeat.samples.dataset import MODALITIES, Sample, SampleSet
+from mmfeat.samples.objects import Data, name_of
 from mmfeat.samples.photos import Decoding, decode_image
 from mmfeat.system.files import new_folder, read_json, write_atomic, write_json
 from mmfeat.system.wording import Progress, Silent
@@ -75,7 +76,7 @@ def export_run(
     heads: str | Path = "heads",
     head: str | None = None,
     modalities: str | None = None,
-    data: str | Path | None = None,
+    data: Data = None,
     cache: str | Path | None = None,
     model: bool = True,
     device: str = "auto",
@@ -88,6 +89,7 @@ def export_run(
     cannot be exported, where a graph gives other probabilities, or where `out` holds something else.
     """
     check_installed()
+    data = name_of(data)
     chosen = choose_run(run, heads, data, head, modalities)
     entry, passed_over = _entry(chosen, head, modalities)
     folder = Path(out) if out is not None else Path("export") / chosen.name

@@ -35,6 +35,7 @@ from mmfeat.extraction.requests import (
 )
 from mmfeat.extraction.to_predict import open_test, shared_ids
 from mmfeat.samples.dataset import Overview, Sample, SampleSet, SampleSource
+from mmfeat.samples.objects import Data, name_of
 from mmfeat.system.hardware import check_engine, resolve_device
 from mmfeat.system.remote import absolute
 from mmfeat.system.wording import Advance, Progress, Silent
@@ -91,14 +92,14 @@ class Extraction:
 
 
 def extract_features(
-    data: str | Path,
+    data: Data,
     encoders: Iterable[str] = DEFAULT_ENCODERS,
     *,
     cache: str | Path = "cache",
     options: EncoderOptions | None = None,
     columns: Mapping[str, str] | None = None,
     settings: ExtractSettings | None = None,
-    test: str | Path | None = None,
+    test: Data = None,
     engine: str = "local",
     ray_address: str | None = None,
     progress: Progress | None = None,
@@ -112,6 +113,7 @@ def extract_features(
     texts. `data` may be larger than memory. With the engine "ray" blocks of samples go to the workers of a Ray cluster,
     which write to a `cache` that all of them see.
     """
+    data, test = name_of(data), name_of(test)
     start = time.monotonic()
     check_engine(engine, ray_address)
     settings, progress = settings or ExtractSettings(), progress or Silent()

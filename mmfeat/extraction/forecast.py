@@ -24,6 +24,7 @@ from mmfeat.extraction.missing import BlockPlan, Item, look_over
 from mmfeat.extraction.reader import Prepared, Reader
 from mmfeat.extraction.requests import Decision
 from mmfeat.samples.dataset import MODALITIES, Overview
+from mmfeat.samples.objects import Data, name_of
 from mmfeat.system.wording import Progress, Silent
 
 TRIED = 64  # samples that are encoded at most
@@ -108,17 +109,18 @@ class _Needs:
 
 
 def forecast_extraction(
-    data: str | Path,
+    data: Data,
     encoders: Iterable[str],
     *,
     cache: str | Path = "cache",
     options: EncoderOptions | None = None,
     columns: Mapping[str, str] | None = None,
     settings: ExtractSettings | None = None,
-    test: str | Path | None = None,
+    test: Data = None,
     progress: Progress | None = None,
 ) -> Forecasts:
     """Forecast `extract_features` by encoding a few samples; nothing is written."""
+    data, test = name_of(data), name_of(test)
     settings, progress = settings or ExtractSettings(), progress or Silent()
     work = prepare_extraction(data, encoders, cache, options, columns, settings)
     works = [work, *([prepare_test(work, test)] if test else [])]

@@ -14,6 +14,7 @@ from mmfeat.encoders.spec import DECIDED, EncoderOptions, named_values, stated_o
 from mmfeat.errors import CacheMissError, ConfigError, WriteError
 from mmfeat.samples.contents import JUDGED, TWEETS, tweet_share
 from mmfeat.samples.dataset import SampleSource
+from mmfeat.samples.objects import Data, name_of
 from mmfeat.system.files import read_json, write_json
 from mmfeat.system.hardware import resolve_dtype
 from mmfeat.system.remote import absolute
@@ -90,8 +91,9 @@ def begin_request(cache: str | Path, request: Request) -> None:
     remember_request(cache, replace(before, fingerprints=fingerprints))
 
 
-def latest_request(cache: str | Path, data: str | Path | None = None) -> Request:
+def latest_request(cache: str | Path, data: Data = None) -> Request:
     """The newest request in `cache`, or the newest of `data`. Raises `CacheMissError` where there is none."""
+    data = name_of(data)
     wanted = absolute(data) if data is not None else None
     for request in all_requests(cache):
         if wanted in (None, request.data):

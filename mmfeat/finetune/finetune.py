@@ -21,6 +21,7 @@ from mmfeat.finetune.stage_one import StageOne, find_parent, train_missing_paren
 from mmfeat.heads.stack import one_torch_thread
 from mmfeat.runs.record import Maker, making, written_call
 from mmfeat.runs.run import RUN_FILE, Run, find_run, read_run, reuse_run
+from mmfeat.samples.objects import Data, name_of
 from mmfeat.sweep.engine import LocalEngine
 from mmfeat.sweep.trials import replayed
 from mmfeat.system.hardware import check_engine, resolve_device
@@ -43,7 +44,7 @@ class Finetuned:
 def finetune_heads(
     run: str | Path | None = None,
     *,
-    data: str | Path | None = None,
+    data: Data = None,
     cache: str | Path | None = None,
     heads: str | Path = "heads",
     out: str | Path = "heads",
@@ -73,6 +74,7 @@ def finetune_heads(
     Raises `ConfigError` for settings that do not fit the encoders, `RunError` where the run, its data, folds or
     weights have changed, `CacheMissError` where nothing was extracted, `HeadError` for a diverged training.
     """
+    data = name_of(data)
     maker = Maker(command or written_call(finetune_heads, locals()))
     arguments = FinetuneArguments(
         settings or FinetuneSettings(), run=run, heads=heads, out=out, data=data, cache=cache, fusion=fusion, head=head,

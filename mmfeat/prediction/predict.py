@@ -20,6 +20,7 @@ from mmfeat.runs.entry import Scores, convert
 from mmfeat.runs.run import Run, choose_run
 from mmfeat.samples.dataset import Sample, SampleSet
 from mmfeat.samples.labels import Targets, classes_in
+from mmfeat.samples.objects import Data, name_of
 from mmfeat.system.wording import Progress
 
 
@@ -39,7 +40,7 @@ class Predicted:
 
 
 def predict_data(
-    data: str | Path,
+    data: Data,
     run: str | Path | None = None,
     *,
     heads: str | Path = "heads",
@@ -52,6 +53,7 @@ def predict_data(
     progress: Progress | None = None,
 ) -> Predicted:
     """Predict all samples of a folder or table, labelled or not; vectors go through the cache, as in a submission."""
+    data = name_of(data)
     chosen = choose_run(run, heads, data, head, modalities)
     entry = chosen.entry(head, modalities)
     samples = read_for(data, columns, chosen.config.columns)

@@ -17,6 +17,7 @@ from mmfeat.prediction.predict import score, were_seen
 from mmfeat.runs.entry import Entry, Scores
 from mmfeat.runs.run import Run, choose_run, data_changed
 from mmfeat.samples.dataset import SampleSet
+from mmfeat.samples.objects import Data, name_of
 from mmfeat.system.remote import absolute
 from mmfeat.system.wording import Progress
 
@@ -49,7 +50,7 @@ class Submission:
 def write_submission(
     run: str | Path | None = None,
     *,
-    data: str | Path | None = None,
+    data: Data = None,
     out: str | Path | None = None,
     heads: str | Path = "heads",
     head: str | None = None,
@@ -73,6 +74,7 @@ def write_submission(
     names the columns of the input table. Missing features are extracted first with the encoders of the run. Raises
     `RunError` where encoders or cache do not match the run, `SubmissionError` where the file would be wrong.
     """
+    data = name_of(data)
     output = OutputFormat(choose_format(out, format), header, tuple(names or NAMES), proba)
     out = f"submission.{output.format}" if out is None else out
     chosen = choose_run(run, heads, data, head, modalities)

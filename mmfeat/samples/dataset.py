@@ -34,10 +34,11 @@ from mmfeat.samples.layouts import (
     tables_in,
 )
 from mmfeat.samples.lists import UniqueIds, checked_id, hash_of, index_files, read_lists, read_texts
-from mmfeat.samples.photo_cells import Photo, PhotoFinder, Photos
+from mmfeat.samples.objects import Data, file_of, name_of, short_name
+from mmfeat.samples.photo_cells import IMAGE_ROOT, Photo, PhotoFinder, Photos
 from mmfeat.samples.rows import NO_LABELS, ROW_NUMBER, Absence, Cells, SampleRows
 from mmfeat.samples.table_files import SUFFIXES, TEST_LIST, TRAIN_LIST, shards_in, table_name, table_suffix
-from mmfeat.system.remote import exists, is_remote
+from mmfeat.system.remote import HUB, exists, is_remote
 
 MODALITIES = ("text", "image")
 PART = {"text": "text", "image": "photo"}  # the word for a modality in messages
@@ -99,14 +100,16 @@ class SampleSet:
         return tuple(sample for sample in self.samples if sample.label is None)
 
 
-def read_samples(data: str | Path, columns: Mapping[str, str] | None = None) -> SampleSet:
+def read_samples(data: Data, columns: Mapping[str, str] | None = None) -> SampleSet:
     """Read the folder or table `data`; `columns` maps id, text, image, label to a table's own names.
 
+    `data` may also be a pandas or polars frame, an Arrow table, a `datasets.Dataset` or a list of dicts.
     A table may be several files, by a pattern or with commas, or a URL that fsspec opens. `columns` may also hold what
     the flags of the same name say: `encoding`, `delimiter`, `quoting` and `no-label`. Raises `DataError` with file,
     line and remedy for duplicate ids, unknown labels in a later list, an empty set and a label list without its image
     folder.
     """
+    data = name_of(data)
     source = SampleSource(data, columns)
     reading = source.read(UniqueIds())
     samples = tuple(reading)
@@ -143,15 +146,18 @@ class Overview:
 class SampleSource:
     """A data set that is read as it is used, so that the samples of a table may need more memory than there is."""
 
-    def __init__(self, data: str | Path, columns: Mapping[str, str] | None = None) -> None:
-        if not str(data):
+    def __init__(self, data: Data, columns: Mapping[str, str] | None = None) -> None:
+        if isinstance(data, str) and not data:
             raise DataError("--data is empty; name a folder or a table")
-        self.data, self.columns = str(data), dict(columns or {})
-        if not exists(self.data):
+        self.data, self.columns = str(name_of(data)), dict(columns or {})
+        self._file = file_of(self.data)
+        if self._file is None and not exists(self.data):
             raise DataError(f"{self.data}: no such folder or table; check --data")
         # An absolute path resolves ".", but a link keeps the name that the user chose.
         is_folder = not is_remote(self.data) and os.path.isdir(self.data)
         self.name = Path(os.path.abspath(self.data)).name if is_folder else table_name(self.data)
+        if self._file is not None:
+            self.name = short_name(self.data)
         self._folder: SampleSet | None = None  # samples of a folder stay, since its listing is in memory anyway
         table = self._table(is_folder)
         self.rows = None if table is None else SampleRows(table, self.columns)
@@ -160,6 +166,10 @@ class SampleSource:
     def _table(self, is_folder: bool) -> str | None:
         """The table to read, None where a layout of files is read, which then is in `lists` or `groups`."""
         self.tree, self.lists, self.groups, self.told = None, None, None, list[str]()
+        if self._file is not None:
+            if not self.data.startswith(HUB):
+                self.columns.setdefault(IMAGE_ROOT, os.getcwd())  # an object has no folder of its own
+            return self._file
         table = table_in_archive(self.data)
         if table is None and not (is_folder and shards_in(self.data)):
             self.tree = open_tree(self.data)

@@ -22,6 +22,7 @@ from mmfeat.runs.entry import PlanRecord, RunConfig
 from mmfeat.runs.record import Maker, written_call
 from mmfeat.runs.run import ABLATION, RUN_FILE, Run, read_run, reuse_run
 from mmfeat.samples.dataset import MODALITIES
+from mmfeat.samples.objects import Data, name_of
 from mmfeat.sweep.class_names import class_texts, two_towers, with_class_vectors
 from mmfeat.sweep.problem import read_labelled
 from mmfeat.sweep.search import Plan
@@ -111,7 +112,7 @@ class Sweep:
 
 
 def train_heads(
-    data: str | Path,
+    data: Data,
     encoders: Sequence[str],
     *,
     cache: str | Path = "cache",
@@ -140,6 +141,7 @@ def train_heads(
     The same configuration on the same data and vectors gives the same run folder: it is not trained twice, and
     steps that an interrupted call finished are not repeated. Raises `CacheMissError` where vectors are missing.
     """
+    data = name_of(data)
     maker = Maker(command or written_call(train_heads, locals()), split_dir=protocol.split_dir if protocol else None)
     protocol, plan, progress = protocol or Protocol(), plan or Plan(HeadSettings()), progress or Silent()
     _check(task, attend, engine)

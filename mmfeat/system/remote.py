@@ -15,6 +15,7 @@ from mmfeat.errors import DataError
 from mmfeat.system.archives import open_archive, split_path, split_url
 
 EXTRAS = {"http": "http", "https": "http", "s3": "s3", "gs": "gcs", "gcs": "gcs"}  # protocol -> extra of mmfeat
+HUB = "hf:"  # begins the name of a data set that the library `datasets` reads
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
@@ -65,6 +66,8 @@ def exists(path: str | Path) -> bool:
 
     A part of an archive counts, whether or not the archive has it.
     """
+    if str(path).startswith(HUB):
+        return True  # whether it is there shows when it is read
     return bool(files_of(path)) or split_path(str(path)) is not None
 
 
@@ -91,9 +94,20 @@ def files_of(path: str | Path) -> list[str]:
 
 def absolute(path: str | Path) -> str:
     """The path in a form that means the same from any folder."""
+    if str(path).startswith(HUB):
+        source, split = hub_parts(str(path))
+        local = os.path.abspath(source) if os.path.isdir(source) else source
+        return f"{HUB}{local}" + (f":{split}" if split else "")
     if not is_remote(path) and "," in str(path) and not os.path.exists(path) and exists(path):
         return ",".join(absolute(part.strip()) for part in str(path).split(","))
     return str(path) if is_remote(path) else os.path.abspath(path)
+
+
+def hub_parts(name: str) -> tuple[str, str]:
+    """(name or folder of a data set, its split or "") of `hf:NAME[:SPLIT]`."""
+    source, _, split = name.removeprefix(HUB).rpartition(":")
+    whole = name.removeprefix(HUB)
+    return (source, split) if source and not os.path.isdir(whole) else (whole, "")
 
 
 def _filesystem(url: str) -> Any:

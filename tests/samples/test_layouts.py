@@ -203,7 +203,7 @@ def test_a_table_in_an_archive_with_its_photos(tmp_path: Path) -> None:
     assert summary(samples) == [(str(n), WORDS[n], "up", picture(n)) for n in range(4)]
     files["shop/test.csv"] = table.replace(",label", ",other")
     two = zipped(tmp_path / "two.zip", files)
-    with pytest.raises(DataError, match=r"several tables, shop/train\.csv, shop/test\.csv; name one: --data "):
+    with pytest.raises(DataError, match=r"several tables, shop/test\.csv, shop/train\.csv; name one: --data "):
         read_samples(two)
     assert summary(read_samples(f"{two}/shop/train.csv")) == summary(samples)
     with pytest.raises(DataError, match=r"has no shop/none\.csv; it has shop"):

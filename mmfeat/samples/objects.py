@@ -1,0 +1,182 @@
+"""Data that are no files of the user: frames, Arrow tables, lists of dicts, and data sets of the library `datasets`.
+
+Each is written once a process into a temporary Parquet file, and read from there as a table. An object is called
+`object://frame-HASH`, by its content: a run records the name and needs the object again. `hf:NAME[:SPLIT]` names a data
+set of the Hub, or the folder of one that was saved to disk.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from mmfeat.errors import DataError
+from mmfeat.system.remote import HUB, hub_parts
+
+if TYPE_CHECKING:
+    import pyarrow
+
+Data: TypeAlias = Any  # a name of data, or a frame, Arrow table, data set or list of dicts
+OBJECT = "object://"
+ROWS = 1000  # rows that are in memory at once, and in one group of the file
+_files: dict[str, str] = {}  # name -> temporary Parquet file
+
+
+def name_of(data: Data) -> Any:
+    """The name of data: a path or None as it is, and for an object `object://frame-HASH`, after it is written.
+
+    Raises `DataError` for an object of another kind.
+    """
+    if data is None or isinstance(data, str | os.PathLike):
+        return data
+    path = _write(_batches(data))
+    name = f"{OBJECT}frame-{Path(path).stem}"
+    _files[name] = path
+    return name
+
+
+def file_of(name: str) -> str | None:
+    """The Parquet file of a name that stands for an object or a data set of the Hub; None for another name.
+
+    Raises `DataError` for an object of another process, and for a data set that is not there.
+    """
+    if name.startswith(HUB) and name not in _files:
+        _files[name] = _write(_batches(_load(name)))
+    if name.startswith(OBJECT) and name not in _files:
+        raise DataError(f"{name}: an object of a Python program, which is not here; give it again as data=...")
+    return _files.get(name)
+
+
+def short_name(name: str) -> str:
+    """The name of the cache folder: `frame` for every object, so that one with more rows finds the old vectors."""
+    if name.startswith(OBJECT):
+        return "frame"
+    return Path(hub_parts(name)[0]).name
+
+
+def _batches(data: Any) -> Iterator[pyarrow.Table]:
+    """Yield the rows of an object, some at a time."""
+    import pyarrow
+
+    if hasattr(data, "with_format") and hasattr(data, "features"):
+        yield from _of_hub(data)
+        return
+    try:
+        if isinstance(data, list | tuple) and all(isinstance(row, dict) for row in data):
+            table = pyarrow.Table.from_pylist([{name: _plain(cell) for name, cell in row.items()} for row in data])
+        elif isinstance(data, pyarrow.Table):
+            table = data
+        elif hasattr(data, "to_arrow"):
+            table = data.to_arrow()
+        elif type(data).__module__.startswith("pandas") and hasattr(data, "columns"):
+            cells = {str(name): [_plain(cell) for cell in data[name]] for name in data.columns[_of_objects(data)]}
+            table = pyarrow.Table.from_pandas(data.assign(**cells), preserve_index=False)
+        else:
+            kinds = "a path, a pandas or polars frame, an Arrow table, a datasets.Dataset or a list of dicts"
+            raise DataError(f"data is {type(data).__name__}; give {kinds}")
+    except (pyarrow.ArrowException, TypeError, ValueError) as error:
+        raise DataError(f"data: no table can be made of it ({' '.join(str(error).split())[:160]})") from error
+    table = table.combine_chunks().replace_schema_metadata(None)
+    yield table.slice(0, 0)
+    yield from (table.slice(start, ROWS) for start in range(0, len(table), ROWS))
+
+
+def _of_objects(frame: Any) -> list[bool]:
+    return [str(kind) == "object" for kind in frame.dtypes]
+
+
+def _plain(cell: Any) -> Any:
+    """A cell as Arrow takes it: a picture of Pillow becomes the bytes of a PNG, a path its text."""
+    if isinstance(cell, os.PathLike):
+        return os.fspath(cell)
+    if hasattr(cell, "save") and hasattr(cell, "getexif"):
+        import io
+
+        file = io.BytesIO()
+        cell.save(file, "PNG")
+        return file.getvalue()
+    return cell
+
+
+def _of_hub(data: Any) -> Iterator[pyarrow.Table]:
+    """Yield the rows of a `datasets.Dataset` with the names of classes in place of their numbers."""
+    import pyarrow
+
+    if isinstance(data.features, dict) and not hasattr(data, "num_rows"):
+        raise DataError("data is several splits of datasets; give one of them, as in data['train']")
+    classes = {name: kind.names for name, kind in data.features.items() if getattr(kind, "names", None)}
+    plain = data.with_format("arrow")
+    for start in range(0, max(1, data.num_rows), ROWS):
+        table = plain[start : start + ROWS].replace_schema_metadata(None)
+        for name, names in classes.items():
+            numbers = table.column(name).to_pylist()
+            labels = [None if number is None or number < 0 else names[number] for number in numbers]
+            column = pyarrow.array(labels, pyarrow.string())
+            table = table.set_column(table.schema.get_field_index(name), name, column)
+        yield table
+
+
+@cache
+def _folder() -> str:
+    """The folder of temporary files, which is deleted when the process ends."""
+    folder = tempfile.mkdtemp(prefix="mmfeat-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _write(batches: Iterable[pyarrow.Table]) -> str:
+    """Write rows into a Parquet file; its name is the hash of names, types and cells."""
+    import pyarrow.parquet
+
+    digest, writer = hashlib.sha256(), None
+    with tempfile.NamedTemporaryFile(dir=_folder(), delete=False) as file:
+        for table in batches:
+            if writer is None:
+                writer = pyarrow.parquet.ParquetWriter(file, table.schema)
+                digest.update(str(table.schema).encode())
+            table = table.cast(writer.schema).combine_chunks()
+            for batch in table.to_batches():
+                digest.update(batch.serialize())
+            writer.write_table(table, row_group_size=ROWS)
+        if writer is not None:
+            writer.close()
+    path = os.path.join(_folder(), f"{digest.hexdigest()[:16]}.parquet")
+    os.replace(file.name, path)
+    return path
+
+
+def _load(name: str) -> Any:
+    """The data set that `hf:NAME[:SPLIT]` names. Raises `DataError` in one line for all that can go wrong."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(f"{name}: the library datasets is not installed; pip install 'mmfeat[hf]'") from error
+    source, split = hub_parts(name)
+    datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity_error()
+    try:
+        saved = os.path.isdir(source) and any(
+            os.path.isfile(os.path.join(source, file)) for file in ("dataset_info.json", "dataset_dict.json")
+        )
+        loaded = datasets.load_from_disk(source) if saved else datasets.load_dataset(source)
+    except Exception as error:  # the library and the network raise errors of many kinds
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{name}: datasets cannot load it ({type(error).__name__}: {reason})") from error
+    if not isinstance(loaded, dict):
+        if split:
+            raise DataError(f"{name}: {source} has no splits; say {HUB}{source}")
+        return loaded
+    if len(loaded) == 1 and not split:
+        return next(iter(loaded.values()))
+    if split not in loaded:
+        what = f"no split {split}" if split else "several splits"
+        shown = ", ".join(f"{HUB}{source}:{part}" for part in loaded)
+        raise DataError(f"{name}: {what}; name one: {shown}")
+    return loaded[split]
