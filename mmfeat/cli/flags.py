@@ -30,7 +30,7 @@ def option(text: str, kind: Any = str, *names: str, least: int | None = None) ->
     return Annotated[kind, typer.Option(*names, help=text, min=least)]
 
 
-Data = option("Folder, archive or table, in a layout of docs/data.md; pattern, list or URL.", str, "--data")
+Data = option("Folder, archive or table, in a layout of docs/data.md; pattern, list, URL or hf:NAME.", str, "--data")
 AnyData = option("Folder or table.  [default: that of the latest extraction]", str | None, "--data")
 AnyRun = option("A run folder.  [default: the best on the latest data and folds]", str | None, "--run")
 RunData = option("Folder or table.  [default: that of the run]", str | None, "--data")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mmfeat.errors import DataError
-from mmfeat.system.remote import HUB, hub_parts
+from mmfeat.system.remote import HUB, absolute, hub_parts
 
 if TYPE_CHECKING:
     import pyarrow
@@ -47,11 +47,20 @@ def file_of(name: str) -> str | None:
 
     Raises `DataError` for an object of another process, and for a data set that is not there.
     """
-    if name.startswith(HUB) and name not in _files:
-        _files[name] = _write(_batches(_load(name)))
+    if name.startswith(HUB):
+        key = f"{absolute(name)} {_changed(hub_parts(name)[0])}"
+        if key not in _files:
+            _files[key] = _write(_batches(_load(name)))
+        return _files[key]
     if name.startswith(OBJECT) and name not in _files:
         raise DataError(f"{name}: an object of a Python program, which is not here; give it again as data=...")
     return _files.get(name)
+
+
+def _changed(folder: str) -> int:
+    """When a file below a folder was last changed, in nanoseconds; 0 where there is none."""
+    files = (os.path.join(here, name) for here, _, names in os.walk(folder) for name in names)
+    return max((os.stat(file).st_mtime_ns for file in files), default=0)
 
 
 def short_name(name: str) -> str:

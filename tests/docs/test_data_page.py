@@ -158,6 +158,19 @@ def packed(kind: str, folder: str, name: str, write: Callable[[], None]) -> Call
     return pack
 
 
+def saved(*splits: str) -> Callable[[], None]:
+    """Save a data set of the library datasets, or one of several splits."""
+
+    def save() -> None:
+        datasets = pytest.importorskip("datasets")
+        datasets.disable_progress_bars()
+        photos()
+        made = datasets.Dataset.from_pandas(FRAME.assign(image=[Path(name).read_bytes() for name in FRAME.image]))
+        (datasets.DatasetDict(dict.fromkeys(splits, made)) if splits else made).save_to_disk("pets")
+
+    return save
+
+
 PHOTOS: dict[str, str | None] = {f"{n}.png": None for n in range(6)}
 PETS: dict[str, str | None] = {f"{LABELS[n]}/{n}.png": None for n in range(6)}
 SPLIT = {f"{part}/{name}": None for part in ("train", "test") for name in PETS}
@@ -179,6 +192,8 @@ BUILDERS = {
     "shards of WebDataset": packed("tar", "shard", "train-000", files("shard", BESIDE)),
     "one of these layouts in an archive": packed("zip", "pets", "pets", files("pets", BESIDE)),
     "a table in an archive": packed("zip", "s", "shop", files("s", {"train.csv": FRAME.to_csv(index=False)} | PHOTOS)),
+    "a data set of the Hub, or one that was saved to disk": saved(),
+    "a split of it": saved("train", "test"),
     "a table with these names": table("tweets.csv"),
     "a table with other names": table("shop.csv", SHOP),
     "names in capitals or with blanks": table("caps.csv", FRAME.set_axis(["Id", " Text", " Image", " Label"], axis=1)),
