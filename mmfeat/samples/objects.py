@@ -165,11 +165,13 @@ def _load(name: str) -> Any:
     """The data set that `hf:NAME[:SPLIT]` names. Raises `DataError` in one line for all that can go wrong."""
     try:
         import datasets
+        import huggingface_hub
     except ImportError as error:
         raise DataError(f"{name}: the library datasets is not installed; pip install 'mmfeat[hf]'") from error
     source, split = hub_parts(name)
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_error()
+    huggingface_hub.utils.logging.set_verbosity_error()
     try:
         saved = os.path.isdir(source) and any(
             os.path.isfile(os.path.join(source, file)) for file in ("dataset_info.json", "dataset_dict.json")

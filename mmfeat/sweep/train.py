@@ -138,8 +138,7 @@ def train_heads(
 ) -> Sweep:
     """Train and rank heads on the cached vectors of the labelled samples of `data`.
 
-    The same configuration on the same data and vectors gives the same run folder: it is not trained twice, and
-    steps that an interrupted call finished are not repeated. Raises `CacheMissError` where vectors are missing.
+    A call on the same data and vectors repeats no finished step. Raises `CacheMissError` where vectors are missing.
     """
     data = name_of(data)
     maker = Maker(command or written_call(train_heads, locals()), split_dir=protocol.split_dir if protocol else None)
