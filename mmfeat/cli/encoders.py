@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmfeat.cli.console import out
-from mmfeat.cli.flags import Device, interruptible
+from mmfeat.cli.flags import Device, interruptible, requests
 from mmfeat.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ SHOWN = 40  # models of a family; more are listed with --match
 
 @interruptible("nothing was written")
 def encoders(
-    name: Annotated[str | None, typer.Argument(help="An encoder, as for --encoders, whose recipe is shown.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Encoders, as for --encoders, whose recipes are shown.")] = None,
     family: Annotated[
         str | None, typer.Option(help="List a family: st, bert, hf, clip, timm, torchvision, hashing, hog.")
     ] = None,
@@ -85,10 +85,11 @@ def _show_recipe(name: str, device: str) -> None:
     from mmfeat.encoders.spec import EncoderOptions
     from mmfeat.extraction.requests import resolve_options
 
-    for model, lines in recipe(name, resolve_options(EncoderOptions(), device)):
-        out.print(model)
-        for what, how in lines:
-            _print(f"  {what}: {how}")
+    for request in requests(name):
+        for model, lines in recipe(request, resolve_options(EncoderOptions(), device)):
+            out.print(model)
+            for what, how in lines:
+                _print(f"  {what}: {how}")
     out.print(f"next: mmfeat extract --data DATA --encoders {name}")
 
 

@@ -90,6 +90,14 @@ def test_a_family_is_narrowed_by_a_text() -> None:
     assert lines("--family", "timm", "--match", "nothing")[0].startswith("no name of timm that holds 'nothing'")
 
 
+def test_a_list_of_encoders_has_the_recipe_of_each() -> None:
+    assert [line for line in lines("hashing,hog") if not line.startswith(" ")] == [
+        "hashing",
+        "hog",
+        "next: mmfeat extract --data DATA --encoders hashing,hog",
+    ]
+
+
 def test_wrong_asks_are_one_line(hub_cache: Path) -> None:
     fails("--family elmo: use one of st, bert", "--family", "elmo")
     fails("name where, as in --family timm", "--match", "x")
