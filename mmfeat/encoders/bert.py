@@ -207,9 +207,7 @@ def _encoder(transformers: Any, source: Source, spec: EncoderSpec) -> tuple[Any,
     pinned = source.pinned(spec)
     config = transformers.AutoConfig.from_pretrained(source.place, **pinned)
     if takes_pictures(config.model_type):
-        raise EncoderError(
-            f"{source.name}: {config.model_type} is a model of pictures and no text encoder; name hf:{source.variant}"
-        )
+        raise source.of_pictures(config.model_type)
     encoder = transformers.MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
     alone = encoder is not None and encoder.__name__.endswith("EncoderModel")
     loader = transformers.AutoModelForTextEncoding if alone else transformers.AutoModel

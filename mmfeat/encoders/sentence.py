@@ -141,7 +141,7 @@ def _model(variant: str, spec: EncoderSpec) -> SentenceTransformer:
     with source.load_errors(), tokenizer_errors(source.name, variant, text_folder(variant)), source.refuse_random():
         model = SentenceTransformer(source.place, device="cpu", model_kwargs=exact, **pinned)
     if "text" not in model.modalities:
-        raise EncoderError(f"st:{variant}: a model of pictures and no text encoder; name hf:{variant}")
+        raise source.of_pictures("this")
     _check_width(variant, spec, model)
     longest = model.max_seq_length
     if spec.max_length and longest and spec.max_length > longest:

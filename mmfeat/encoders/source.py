@@ -73,7 +73,7 @@ class Source:
         return kind
 
     def check_form(self, folder: str = "") -> None:
-        """Raise `EncoderError` for an adapter, for quantised weights, and for a configuration without a model type.
+        """Raise `EncoderError` for an adapter, quantised weights, and a configuration without a model type.
 
         `folder` is the place of `config.json` in the checkpoint, "" or a name and a slash.
         """
@@ -91,6 +91,10 @@ class Source:
             raise EncoderError(
                 f"{self.name}: its weights are quantised ({method}); name the checkpoint that they were made of"
             )
+
+    def of_pictures(self, kind: str) -> EncoderError:
+        """The error for a model of pictures where a text encoder is needed."""
+        return EncoderError(f"{self.name}: {kind} is a model of pictures and no text encoder; name hf:{self.variant}")
 
     def check_complete(self, missing: list[str], mismatched: Any, remedy: str = "") -> None:
         """Raise `EncoderError` where weights are missing or of another shape, so that they would be random."""
