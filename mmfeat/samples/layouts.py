@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -49,7 +50,8 @@ def is_photo(name: str) -> bool:
 class Tree:
     """The files of a folder or of archives by their names in it, with / between folders; hidden ones are left out.
 
-    `shards` says that the first folder of each name is an archive; `is_packed`, that the files lie in archives.
+    `shards` says that the first folder of each name is an archive; `is_packed`, that the files lie in archives;
+    `tars`, that a part of a sample is named by all behind the first dot, as in WebDataset's shards.
     """
 
     data: str
@@ -62,11 +64,6 @@ class Tree:
         """The files below a folder, by their names in it."""
         start = f"{folder}/" if folder else ""
         return {name[len(start) :]: file for name, file in self.files.items() if name.startswith(start)}
-
-    @property
-    def suffixed(self) -> bool:
-        """Whether the part of a sample is named by all behind the first dot, as in WebDataset's shards."""
-        return self.tars
 
 
 def archives_of(data: str) -> list[str]:
@@ -156,7 +153,7 @@ def tables_in(tree: Tree) -> tuple[list[str], list[str]]:
     A table of test data beside others is left out. Raises `DataError` for an archive with several tables.
     """
     if found := [name for name in tree.files if _base(name).lower() in METADATA]:
-        test = [name for name in found if name.partition("/")[0].casefold() in TEST]
+        test = [name for name in found if _base(_folder(name)).casefold() in TEST]
         kept = [name for name in found if name not in test] or found
         left = [] if kept == found else [f"{test[0]} is left out, --test {_part(tree, _folder(test[0]))} predicts it"]
         return [str(tree.files[name]) for name in kept], left
@@ -222,7 +219,7 @@ class GroupedFiles:
     def _parts(self, name: str) -> tuple[str, str]:
         """(what the files of a sample have in common, the kind of the file)."""
         folder, base = _folder(name), _base(name)
-        stem, _, kind = base.partition(".") if self.tree.suffixed else _rpartition(base)
+        stem, _, kind = base.partition(".") if self.tree.tars else _rpartition(base)
         return (f"{folder}/{stem}" if folder else stem), kind.lower()
 
     def _drop_strangers(self) -> None:
@@ -330,7 +327,7 @@ class GroupedFiles:
 
 
 def _part(tree: Tree, folder: str) -> str:
-    return f"{tree.data.rstrip('/')}/{folder}"
+    return shlex.quote(f"{tree.data.rstrip('/')}/{folder}")
 
 
 def _folder(name: str) -> str:

@@ -314,3 +314,12 @@ def test_an_archive_that_changes_is_read_anew(tmp_path: Path) -> None:
     assert len(read_samples(path)) == 4
     shutil.copy(zipped(tmp_path / "other.zip", {**SHARD, "0009.png": picture(1), "0009.txt": "new"}), path)
     assert len(read_samples(path)) == 5
+
+
+def test_metadata_of_test_data_in_a_folder_of_the_archive_is_left_out(tmp_path: Path) -> None:
+    files = {f"set/{part}/{name}": content for part in ("train", "test") for name, content in METADATA.items()}
+    data = zipped(tmp_path / "set.zip", files)
+    samples = read_samples(data)
+    assert len(samples) == 4
+    assert f"set/test/metadata.csv is left out, --test {data}/set/test predicts it" in samples.notes
+    assert len(read_samples(f"{data}/set/test")) == 4
