@@ -161,5 +161,6 @@ def _unlabelled(samples: SampleSet, run: Run) -> SampleSet:
             f"({', '.join(run.classes)}); train heads on this data first"
         )
     if not samples.unlabelled:
-        raise SubmissionError(f"{samples.source}: every sample has a label; there is nothing to predict")
+        remedy = "name test data with --data, or with mmfeat extract --test"
+        raise SubmissionError(f"{samples.source}: every sample has a label; there is nothing to predict; {remedy}")
     return replace(samples, samples=samples.unlabelled)
