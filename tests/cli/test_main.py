@@ -186,7 +186,7 @@ def test_config_holds_flags_and_flags_win(demo_folder: Path, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     config = tmp_path / "mmfeat.toml"
     config.write_text(
-        f'data = "{demo_folder}"\ncache = "store"\n\n[extract]\nencoders = ["hashing", "hog"]\nmax_length = 9\n'
+        f'data = "{demo_folder}"\ncache = "store"\n\n[extract]\nencoders = ["hashing", "hog"]\nbatch_size = 9\n'
     )
     answer = mmfeat("extract", "--config", config, "--encoders", "hashing", cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
