@@ -155,7 +155,8 @@ def describe_encoders(requests: list[str], options: EncoderOptions) -> list[Towe
             raise ConfigError(f"--outputs {asked}: no such modality, family or tower here; there are {there}")
     for option in NAMED:
         if unknown := set(named_values(getattr(options, option))) - {"", *known[option]}:
-            flag, there = f"--{option.replace('_', '-')}", ", ".join(sorted(names & known[option])) or "none"
+            flag, there = f"--{option.replace('_', '-')}", ", ".join(sorted(names & known[option]))
+            there = there or f"none (it is about {' and '.join(HEEDING.get(option, ('other encoders',)))})"
             raise ConfigError(f"{flag} {min(unknown)}=...: no encoder of that name heeds it here; there are {there}")
     if idle:
         asked = ",".join(options.outputs)

@@ -234,7 +234,7 @@ def test_a_table_an_encoder(
     for wrong, message in (
         ("polling = 1", r'[encoders."bert:./one"]: no option polling of one encoder; did you mean pooling?'),
         ("dtype = []", "dtype takes one value"),
-        ('prompt = "x"', "it is about st:CHECKPOINT"),
+        ('prompt = "x"', "there are none (it is about st)"),
     ):
         config.write_text(tables.replace("max-length = 9", wrong))
         fails(inside("extract", "--config", config), message)
