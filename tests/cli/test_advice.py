@@ -65,8 +65,8 @@ def test_advice_does_not_import_torch() -> None:
         ("hashing,hog", {}, {"compiled": True}, "--compile: there is no torch model in hashing, hog"),
         ("hashing", {"views": 2}, {}, "--views 2: it is about photos, and hashing takes none"),
         ("hashing", {"draft": 300}, {}, "--draft 300: it is about photos, and hashing takes none"),
-        ("hashing", {"prompt": "query"}, {}, "--prompt query: it is about st:CHECKPOINT, and there is only hashing"),
-        ("hashing", {"truncate_dim": 8}, {}, "--truncate-dim 8: it is about st:CHECKPOINT, and there is only hashing"),
+        ("hashing", {"prompt": "query"}, {}, "--prompt query: it is about st, and there is only hashing"),
+        ("hashing", {"truncate_dim": 8}, {}, "--truncate-dim 8: it is about st, and there is only hashing"),
     ],
 )
 def test_flags_that_nothing_would_heed_are_refused(
