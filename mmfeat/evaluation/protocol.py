@@ -14,6 +14,7 @@ from mmfeat.evaluation.splits import (
     HOLDOUT,
     TEST,
     Splits,
+    check_folds,
     has_splits,
     load_splits,
     make_folds,
@@ -84,6 +85,8 @@ def protocol_splits(
             kind = "a holdout" if splits.names == (HOLDOUT,) else "folds"
             raise ConfigError(f"--protocol {protocol.kind}: {saved} holds {kind}; name another --split-dir")
         return splits, None, ()
+    if protocol.kind == "kfold":  # before any photo is looked at
+        check_folds(targets, np.arange(len(ids)), protocol.folds)
     links = near_duplicates(labelled, images, folder, progress) if protocol.grouped else {}
     groups = linked_groups(links.values(), len(ids)) if links else np.arange(len(ids))
     if protocol.kind == "kfold":

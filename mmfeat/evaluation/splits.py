@@ -77,6 +77,13 @@ class Splits:
         return Fold(self.names[fold], *rows)
 
 
+def check_folds(targets: Targets, groups: np.ndarray, folds: int) -> None:
+    """Raise `DataError` for fewer than 2 folds, and where a class has fewer groups (N,) than there are folds."""
+    if folds < 2:
+        raise DataError(f"--folds {folds}: each fold is tested by a head that the others train; use 2 folds or more")
+    _check_counts(targets, groups, folds, f"--folds {folds}", "each fold needs 1", "use fewer folds (at least 2)")
+
+
 def make_folds(
     targets: Targets,
     ids: Sequence[str],
@@ -89,9 +96,7 @@ def make_folds(
 
     More repeats leave the roles in earlier repeats as they are. Raises `DataError` where a class has too few samples.
     """
-    if folds < 2:
-        raise DataError(f"--folds {folds}: each fold is tested by a head that the others train; use 2 folds or more")
-    _check_counts(targets, groups, folds, f"--folds {folds}", "each fold needs 1", "use fewer folds (at least 2)")
+    check_folds(targets, groups, folds)
     strata = _strata(targets)
     tests = deal(strata, groups, [1] * folds, seed)
     roles = np.full((len(targets), folds), TRAIN, dtype="U12")

@@ -64,7 +64,9 @@ def tuned(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory, tiny_bert
 
 
 def by_heads(runs: list[Run], *heads: str) -> Run:
-    return next(run for run in runs if {entry.head for entry in run.leaderboard} == set(heads))
+    """The run of these heads on 2 folds."""
+    alike = (run for run in runs if {entry.head for entry in run.leaderboard} == set(heads))
+    return next(run for run in alike if run.config.protocol.folds == 2)
 
 
 def test_a_run_records_how_it_came_about(place: Path, runs: list[Run]) -> None:
