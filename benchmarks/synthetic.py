@@ -107,6 +107,7 @@ def _write_image_model(folder: Path) -> str:
 
 def _write_text_model(folder: Path) -> str:
     folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
     (folder / "model.safetensors").write_bytes(b"stands for weights")
     return f"bert:{folder}"
 

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mmfeat.encoders.registry import describe_encoders
 from mmfeat.encoders.spec import EncoderOptions
@@ -68,6 +69,7 @@ def test_other_texts_are_judged_anew(tmp_path: Path) -> None:
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert cleaning(extract(data)) == "tweet"
     assert cleaning(extract(data, columns={"text": "title"})) == "none"
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "a.jpg")
     photos = table(tmp_path / "b.jsonl", ["a.jpg"], "image")
     assert extract(photos, "hog").decision is None
     assert cleaning(extract(table(photos, TWEETS))) == "tweet"
