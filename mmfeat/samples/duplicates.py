@@ -62,16 +62,6 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _BITS = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
 
 
-def duplicate_groups(
-    samples: Sequence[Sample],
-    image_keys: np.ndarray,
-    image_hashes: tuple[np.ndarray, np.ndarray] | None = None,
-    look: Look | None = None,
-) -> np.ndarray:
-    """(N,) group numbers: samples that are linked, also through others, share one. Arguments as `duplicate_links`."""
-    return linked_groups(duplicate_links(samples, image_keys, image_hashes, look).values(), len(samples))
-
-
 def linked_groups(links: Iterable[np.ndarray], count: int) -> np.ndarray:
     """(count,) group numbers of rows that some (L, 2) links join, directly or through other rows."""
     from scipy.sparse import coo_matrix

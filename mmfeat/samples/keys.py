@@ -12,7 +12,7 @@ import functools
 import os
 import struct
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,9 +52,9 @@ FAINTEST = SIDE * SIDE / 4 / 4
 
 HASH_ENTRY = np.dtype([("key", f"S{KEY_LENGTH}"), ("hash", "<u8"), ("known", "u1")])
 HASH_HEADER = b"mmfeat image hashes 1\n"  # another way of hashing gets another number
-UNREAD = -1  # a photo that changed or can no longer be read has this in place of a hash
 
 AnyRecordFile = TypeVar("AnyRecordFile", bound="RecordFile")
+Made = TypeVar("Made")
 
 
 class RecordFile:
@@ -324,27 +324,38 @@ def image_hashes(
     with ImageHashes(path) as hashes:
         distinct, first = np.unique(keys.keys, return_index=True)
         unknown = first[~hashes.find(distinct)[2] & keys.present[first]]
-        task = (progress or Silent()).step("compare images", len(unknown))
-        with task as advance, ThreadPoolExecutor(cpu_count()) as pool:
-            for start in range(0, len(unknown), STEP):
-                rows = unknown[start : start + STEP]
-                contents = keys.keys[rows].tolist()
-                values = pool.map(_hash_of, (samples[row] for row in rows), contents)
-                for key, value in zip(contents, values, strict=True):
-                    if value != UNREAD:
-                        hashes.add(key, value)
-                advance(len(rows))
+        for key, value in read_photos(samples, unknown, keys.keys, hash_photo, "compare images", progress):
+            hashes.add(key, value)
         hashes.save()
         return hashes.find(keys.keys)[:2]
 
 
-def _hash_of(sample: Sample, key: bytes) -> int | None:
-    """The hash of a sample's photo, or `UNREAD` if the photo no longer has this content key."""
-    try:
-        data = sample.image.read_bytes() if sample.image else b""
-    except OSError:
-        return UNREAD
-    return hash_photo(data) if content_key(data) == key else UNREAD
+def read_photos(
+    samples: Sequence[Sample],
+    rows: np.ndarray,
+    keys: np.ndarray,
+    make: Callable[[bytes], Made],
+    step: str,
+    progress: Progress | None = None,
+) -> Iterator[tuple[bytes, Made]]:
+    """Yield (content key, what `make` makes of the bytes) of the photos at `rows`, read in threads.
+
+    Photos that cannot be read, or no longer have their content key in `keys` (N,), are left out.
+    """
+
+    def made(row: int) -> tuple[bytes, Made] | None:
+        try:
+            image = samples[row].image
+            data = image.read_bytes() if image else b""
+        except OSError:
+            return None
+        return (keys[row], make(data)) if content_key(data) == keys[row] else None
+
+    with (progress or Silent()).step(step, len(rows)) as advance, ThreadPoolExecutor(cpu_count()) as pool:
+        for start in range(0, len(rows), STEP):
+            part = rows[start : start + STEP].tolist()
+            yield from filter(None, pool.map(made, part))
+            advance(len(part))
 
 
 def hash_photo(data: bytes) -> int | None:

@@ -7,17 +7,15 @@ their file costs only time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from mmfeat.samples.contents import KEY_LENGTH, content_key
+from mmfeat.samples.contents import KEY_LENGTH
 from mmfeat.samples.dataset import Sample
-from mmfeat.samples.keys import DRAFT_SIDE, STEP, RecordFile
+from mmfeat.samples.keys import DRAFT_SIDE, RecordFile, read_photos
 from mmfeat.samples.photos import Decoding, decode_image
-from mmfeat.system.hardware import cpu_count
-from mmfeat.system.wording import Progress, Silent
+from mmfeat.system.wording import Progress
 
 CELLS = 8
 COLOURS = CELLS * CELLS * 3  # numbers of a thumbnail
@@ -44,7 +42,7 @@ class SecondLook:
     def __init__(
         self, samples: Sequence[Sample], keys: np.ndarray, path: Path | None = None, progress: Progress | None = None
     ) -> None:
-        self._samples, self._keys, self._progress = samples, keys, progress or Silent()
+        self._samples, self._keys, self._progress = samples, keys, progress
         self._file = RecordFile(path or Path(), _ENTRY, _HEADER, writes=path is not None)
 
     def __call__(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -57,27 +55,11 @@ class SecondLook:
 
     def _read(self, rows: np.ndarray) -> None:
         """Read and remember the thumbnails of these rows."""
-        task = self._progress.step("look at images again", len(rows))
-        with task as advance, ThreadPoolExecutor(cpu_count()) as pool:
-            for start in range(0, len(rows), STEP):
-                part = rows[start : start + STEP]
-                contents = self._keys[part].tolist()
-                thumbnails = pool.map(_cells_of, (self._samples[row] for row in part), contents)
-                for key, cells in zip(contents, thumbnails, strict=True):
-                    if cells is not None:
-                        self._file.append(key, cells, bool(cells))
-                self._file.save_when_due()
-                advance(len(part))
+        step = "look at images again"
+        for key, cells in read_photos(self._samples, rows, self._keys, thumbnail, step, self._progress):
+            self._file.append(key, cells, bool(cells))
+            self._file.save_when_due()
         self._file.save()
-
-
-def _cells_of(sample: Sample, key: bytes) -> bytes | None:
-    """The thumbnail of a sample's photo, empty for none, None for a photo that no longer has this content key."""
-    try:
-        data = sample.image.read_bytes() if sample.image else b""
-    except OSError:
-        return None
-    return thumbnail(data) if content_key(data) == key else None
 
 
 def thumbnail(data: bytes) -> bytes:

@@ -12,8 +12,8 @@ from mmfeat.samples.duplicates import (
     NEAR_TEXT,
     PHOTO_DISTANCE,
     SIMILARITY,
-    duplicate_groups,
     duplicate_links,
+    linked_groups,
     near_hashes,
     near_photos,
     text_letters,
@@ -28,6 +28,10 @@ def samples(texts: list[str | None]) -> list[Sample]:
 
 def no_photos(count: int) -> np.ndarray:
     return np.zeros(count, "S32")
+
+
+def duplicate_groups(texts: list[Sample], keys: np.ndarray, *hashes: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    return linked_groups(duplicate_links(texts, keys, *hashes).values(), len(texts))
 
 
 def joined(one: str, other: str) -> bool:
