@@ -32,9 +32,8 @@ from mmfeat.cache.store import folder_name
 from mmfeat.errors import ConfigError
 from mmfeat.evaluation.metrics import wilson
 from mmfeat.evaluation.splits import TEST
-from mmfeat.samples.dataset import SampleSet, read_samples
+from mmfeat.samples.dataset import Data, SampleSet, read_samples
 from mmfeat.samples.labels import classes_in
-from mmfeat.samples.objects import Data
 from mmfeat.system.files import write_errors, write_json
 from mmfeat.system.hardware import cpu_count
 from mmfeat.system.remote import absolute, is_remote

@@ -30,8 +30,7 @@ from mmfeat.extraction.extract import ExtractSettings, extract_samples
 from mmfeat.prediction.final_heads import EntryPredictor, read_for
 from mmfeat.runs.entry import Entry
 from mmfeat.runs.run import Run, checked_towers, choose_run
-from mmfeat.samples.dataset import MODALITIES, Sample, SampleSet
-from mmfeat.samples.objects import Data, name_of
+from mmfeat.samples.dataset import MODALITIES, Data, Sample, SampleSet, name_of
 from mmfeat.samples.photos import Decoding, decode_image
 from mmfeat.system.files import new_folder, read_json, write_atomic, write_json
 from mmfeat.system.wording import Progress, Silent

@@ -34,8 +34,7 @@ from mmfeat.extraction.requests import (
     test_of,
 )
 from mmfeat.extraction.to_predict import open_test, shared_ids
-from mmfeat.samples.dataset import Overview, Sample, SampleSet, SampleSource
-from mmfeat.samples.objects import Data, name_of
+from mmfeat.samples.dataset import Data, Overview, Sample, SampleSet, SampleSource, name_of
 from mmfeat.system.hardware import check_engine, resolve_device
 from mmfeat.system.remote import absolute
 from mmfeat.system.wording import Advance, Progress, Silent

@@ -23,8 +23,7 @@ from mmfeat.extraction.extract import (
 from mmfeat.extraction.missing import BlockPlan, Item, look_over
 from mmfeat.extraction.reader import Prepared, Reader
 from mmfeat.extraction.requests import Decision
-from mmfeat.samples.dataset import MODALITIES, Overview
-from mmfeat.samples.objects import Data, name_of
+from mmfeat.samples.dataset import MODALITIES, Data, Overview, name_of
 from mmfeat.system.wording import Progress, Silent
 
 TRIED = 64  # samples that are encoded at most

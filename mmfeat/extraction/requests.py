@@ -13,8 +13,7 @@ from mmfeat.encoders.registry import absolute_names, kept_for
 from mmfeat.encoders.spec import DECIDED, EncoderOptions, named_values, stated_options, written
 from mmfeat.errors import CacheMissError, ConfigError, WriteError
 from mmfeat.samples.contents import JUDGED, TWEETS, tweet_share
-from mmfeat.samples.dataset import SampleSource
-from mmfeat.samples.objects import Data, name_of
+from mmfeat.samples.dataset import Data, SampleSource, name_of
 from mmfeat.system.files import read_json, write_json
 from mmfeat.system.hardware import resolve_dtype
 from mmfeat.system.remote import absolute

@@ -8,7 +8,7 @@ import numpy as np
 
 from mmfeat.errors import DataError
 from mmfeat.samples.dataset import SampleSource
-from mmfeat.samples.lists import hash_of
+from mmfeat.samples.folders import hash_of
 from mmfeat.samples.rows import COLUMNS, ROW_NUMBER, find_column
 from mmfeat.system.remote import absolute
 

@@ -21,7 +21,7 @@ from mmfeat.finetune.stage_one import StageOne, find_parent, train_missing_paren
 from mmfeat.heads.stack import one_torch_thread
 from mmfeat.runs.record import Maker, making, written_call
 from mmfeat.runs.run import RUN_FILE, Run, find_run, read_run, reuse_run
-from mmfeat.samples.objects import Data, name_of
+from mmfeat.samples.dataset import Data, name_of
 from mmfeat.sweep.engine import LocalEngine
 from mmfeat.sweep.trials import replayed
 from mmfeat.system.hardware import check_engine, resolve_device

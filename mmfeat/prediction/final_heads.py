@@ -27,8 +27,8 @@ from mmfeat.runs.entry import Entry, FinalHead, Rule
 from mmfeat.runs.run import Run, checked_towers
 from mmfeat.samples.contents import view_number
 from mmfeat.samples.dataset import MODALITIES, PART, Sample, SampleSet, read_samples
+from mmfeat.samples.folders import TEST_LIST, TRAIN_LIST
 from mmfeat.samples.rows import COLUMNS, ROW_NUMBER
-from mmfeat.samples.table_files import TEST_LIST, TRAIN_LIST, shards_in
 from mmfeat.sweep.ensembles import combine
 from mmfeat.system.files import file_sha256
 from mmfeat.system.hardware import resolve_device
@@ -229,7 +229,7 @@ def check_columns(data: str | Path, columns: Mapping[str, str] | None) -> None:
     """Raise `ConfigError` for names of columns of a folder with lists, which has no columns."""
     named = {name: column for name, column in (columns or {}).items() if name in COLUMNS}
     lists = [os.path.join(data, name) for name in (TRAIN_LIST, TEST_LIST)] if os.path.isdir(data) else []
-    if named and any(map(os.path.exists, lists)) and not shards_in(data):
+    if named and any(map(os.path.exists, lists)):
         given = ",".join(f"{name}={column}" for name, column in named.items())
         raise ConfigError(
             f"--columns {given}: {data} is a folder and has no columns; to name those of the file written, list them, "

@@ -11,9 +11,9 @@ from mmfeat.errors import DataError
 from mmfeat.samples.contents import MemoryFile, without_surrogates
 from mmfeat.samples.dataset import Photo, Sample, SampleSet
 from mmfeat.samples.encodings import Decoder
-from mmfeat.samples.lists import IMAGE_SUFFIXES, read_texts
+from mmfeat.samples.folders import IMAGE_SUFFIXES, TEST_LIST, TRAIN_LIST, read_texts
 from mmfeat.samples.photos import picture_bytes
-from mmfeat.samples.table_files import SUFFIXES, TEST_LIST, TRAIN_LIST, table_suffix
+from mmfeat.samples.table_files import SUFFIXES, table_suffix
 from mmfeat.system.remote import RemoteFile, is_remote
 
 if TYPE_CHECKING:

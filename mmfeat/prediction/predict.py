@@ -18,9 +18,8 @@ from mmfeat.prediction.model import Model, unread
 from mmfeat.prediction.output_file import Predictions
 from mmfeat.runs.entry import Scores, convert
 from mmfeat.runs.run import Run, choose_run
-from mmfeat.samples.dataset import Sample, SampleSet
+from mmfeat.samples.dataset import Data, Sample, SampleSet, name_of
 from mmfeat.samples.labels import Targets, classes_in
-from mmfeat.samples.objects import Data, name_of
 from mmfeat.system.wording import Progress
 
 

@@ -16,8 +16,7 @@ from mmfeat.prediction.output_file import NAMES, OutputFormat, checked_target, c
 from mmfeat.prediction.predict import score, were_seen
 from mmfeat.runs.entry import Entry, Scores
 from mmfeat.runs.run import Run, choose_run, data_changed
-from mmfeat.samples.dataset import SampleSet
-from mmfeat.samples.objects import Data, name_of
+from mmfeat.samples.dataset import Data, SampleSet, name_of
 from mmfeat.system.remote import absolute
 from mmfeat.system.wording import Progress
 

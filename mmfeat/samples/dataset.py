@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any, TypeAlias
 from unicodedata import normalize
 
 import numpy as np
@@ -21,26 +22,30 @@ import numpy as np
 from mmfeat.errors import DataError
 from mmfeat.samples.contents import content_key, joined_key
 from mmfeat.samples.encodings import Decoder
-from mmfeat.samples.labels import missing_note, no_labels
-from mmfeat.samples.layouts import (
-    FILE_NAME,
-    METADATA,
+from mmfeat.samples.folders import (
+    TEST_LIST,
+    TRAIN_LIST,
     File,
-    GroupedFiles,
-    has_table,
+    UniqueIds,
+    checked_id,
+    hash_of,
+    index_files,
     lists_in,
     open_tree,
+    read_lists,
+    read_texts,
     table_in_archive,
-    tables_in,
 )
-from mmfeat.samples.lists import UniqueIds, checked_id, hash_of, index_files, read_lists, read_texts
-from mmfeat.samples.objects import Data, file_of, name_of, short_name
+from mmfeat.samples.labels import missing_note, no_labels
+from mmfeat.samples.layouts import FILE_NAME, METADATA, GroupedFiles, has_table, tables_in
+from mmfeat.samples.objects import OBJECT, file_of, short_name, written
 from mmfeat.samples.photo_cells import IMAGE_ROOT, Photo, PhotoFinder, Photos
-from mmfeat.samples.rows import NO_LABELS, ROW_NUMBER, Absence, Cells, SampleRows
-from mmfeat.samples.table_files import SUFFIXES, TEST_LIST, TRAIN_LIST, shards_in, table_name, table_suffix
+from mmfeat.samples.rows import NO_LABELS, ROW_NUMBER, Absence, SampleRows
+from mmfeat.samples.table_files import SUFFIXES, table_name, table_suffix
 from mmfeat.system.remote import HUB, exists, is_remote
 
 MODALITIES = ("text", "image")
+Data: TypeAlias = Any  # a name of data, or a frame, Arrow table, data set or list of dicts
 PART = {"text": "text", "image": "photo"}  # the word for a modality in messages
 
 
@@ -67,6 +72,11 @@ class Sample:
             return content_key(self.image.read_bytes()), ""
         except OSError as error:
             return None, f"unreadable: {error.strerror}"
+
+
+def name_of(data: Data) -> Any:
+    """The name of data: a path or None as it is, and of an object the name under which its rows are written."""
+    return data if data is None or isinstance(data, str | os.PathLike) else written(data)
 
 
 @dataclass(frozen=True)
@@ -150,7 +160,7 @@ class SampleSource:
         if isinstance(data, str) and not data:
             raise DataError("--data is empty; name a folder or a table")
         self.data, self.columns = str(name_of(data)), dict(columns or {})
-        self._file = file_of(self.data)
+        self._file = file_of(self.data) if self.data.startswith((HUB, OBJECT)) else None
         if self._file is None and not exists(self.data):
             raise DataError(f"{self.data}: no such folder or table; check --data")
         # An absolute path resolves ".", but a link keeps the name that the user chose.
@@ -171,7 +181,7 @@ class SampleSource:
                 self.columns.setdefault(IMAGE_ROOT, os.getcwd())  # an object has no folder of its own
             return self._file
         table = table_in_archive(self.data)
-        if table is None and not (is_folder and shards_in(self.data)):
+        if table is None:
             self.tree = open_tree(self.data)
         if self.tree is not None:
             self.lists = lists_in(self.tree)
@@ -271,8 +281,7 @@ class Reading:
         self._decoder = table.decoder if table else Decoder(source.columns.get("encoding", ""))
         self._missing = Counter[str]()  # words for no label in the lists of a folder
         self._texts = 0
-        self._finder = PhotoFinder(source.rows.named if source.rows else {})
-        self._image_column = source.rows.columns.get("image", "") if source.rows else ""
+        self._finder: PhotoFinder | None = None
 
     @property
     def encodings(self) -> Counter[str]:
@@ -284,20 +293,19 @@ class Reading:
         if rows is None:
             groups = self._source.groups
             return (*self._decoder.notes, *missing_note(self._missing), *(groups.notes if groups else []))
-        return (
-            *rows.notes,
-            *self._source.told,
-            *([complaint] if (complaint := self._finder.complaint()) and self._finder.found else []),
-        )
+        complaint = self._finder.complaint() if self._finder and self._finder.found else ""
+        return (*rows.notes, *self._source.told, *([complaint] if complaint else []))
 
     @property
     def absent(self) -> dict[str, Absence]:
         """The parts that no sample of a table has, after a pass that looked at photos."""
         rows, finder = self._source.rows, self._finder
-        absent = {}
-        if rows is not None and not self._texts:
+        absent: dict[str, Absence] = {}
+        if rows is None or finder is None:
+            return absent
+        if not self._texts:
             absent["text"] = Absence(f"no text: {rows.lacking('text')}", "text" in rows.columns)
-        if rows is not None and not finder.found:
+        if not finder.found:
             reason = finder.complaint() or f"no photo: {rows.lacking('image')}"
             absent["image"] = Absence(reason, finder.count > 0 or "image" in rows.columns)
         return absent
@@ -305,7 +313,7 @@ class Reading:
     def __iter__(self) -> Iterator[Sample]:
         source = self._source
         if source.rows is not None:
-            return map(self._row_sample, source.rows.cells(self._look))
+            return self._row_samples(source.rows)
         if source.groups is not None:
             return self._grouped_samples(source.groups)
         assert source.tree is not None
@@ -335,16 +343,19 @@ class Reading:
             image = images.get(normalize("NFC", id))
             yield Sample(id, text, image, label, text_error, "" if image else "no image file")
 
-    def _row_sample(self, cells: Cells) -> Sample:
-        id, label = checked_id(cells.id, cells.where, self._ids), cells.label
-        text = cells.text if cells.text and cells.text.strip() else None
-        self._texts += text is not None
-        image, image_error = None, ""
-        if self._look:
-            image, image_error = self._finder.find(cells.image, cells.where, self._image_column)
-        if label and not label.isprintable():
-            raise DataError(f"{cells.where}: the label {label!r} is not one printable line; is a quote missing above?")
-        return Sample(id, text, image, label, "" if text else "no text", image_error)
+    def _row_samples(self, rows: SampleRows) -> Iterator[Sample]:
+        finder = self._finder = PhotoFinder(rows.named)
+        column = rows.columns.get("image", "")
+        for cells in rows.cells(self._look):
+            id, label = checked_id(cells.id, cells.where, self._ids), cells.label
+            text = cells.text if cells.text and cells.text.strip() else None
+            self._texts += text is not None
+            image, image_error = finder.find(cells.image, cells.where, column) if self._look else (None, "")
+            if label and not label.isprintable():
+                raise DataError(
+                    f"{cells.where}: the label {label!r} is not one printable line; is a quote missing above?"
+                )
+            yield Sample(id, text, image, label, "" if text else "no text", image_error)
 
 
 def _without_lists(folder: Path) -> str:

@@ -25,10 +25,9 @@ from mmfeat.samples.contents import KEY_LENGTH, content_key, joined_key
 from mmfeat.samples.dataset import Sample
 from mmfeat.samples.photo_cells import Photo, Photos
 from mmfeat.samples.photos import MAX_ASPECT, orientation, read_photo, upright
-from mmfeat.system.archives import split_url
 from mmfeat.system.files import write_atomic
 from mmfeat.system.hardware import cpu_count
-from mmfeat.system.remote import RemoteFile, is_remote
+from mmfeat.system.remote import RemoteFile, is_remote, split_url
 from mmfeat.system.wording import Progress, Silent
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
-"""Layouts of folders and archives: which of their files are the parts of which sample.
+"""Layouts of folders and archives without lists: which of their files are the parts of which sample.
 
-A folder, a .zip or .tar files hold lists beside `data` (`lists_in`), a metadata table of the Hub or another table
-(`tables_in`), or files that one name groups, in class folders or not (`GroupedFiles`).
+A folder, a .zip or .tar files hold a metadata table of the Hub or another table (`tables_in`), or files that one name
+groups, in class folders or not (`GroupedFiles`).
 """
 
 from __future__ import annotations
@@ -12,139 +12,19 @@ import shlex
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from posixpath import basename, dirname
+from typing import Any, NamedTuple
 
 from mmfeat.errors import DataError
+from mmfeat.samples.folders import File, Tree, is_photo, photo_suffixes, some_of
 from mmfeat.samples.labels import SEPARATOR, is_missing
-from mmfeat.samples.table_files import SUFFIXES, TEST_LIST, TRAIN_LIST, table_suffix
-from mmfeat.system.archives import KINDS, member_url, open_archive, refuse_packed, split_path
-from mmfeat.system.remote import RemoteFile, files_of, is_remote
+from mmfeat.samples.table_files import SUFFIXES, table_suffix
 from mmfeat.system.wording import counted
 
-File: TypeAlias = "Path | RemoteFile"
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 FILE_NAME = "file_name"  # the Hub's column of photos
 TRAIN, VALIDATION, TEST = ("train", "training"), ("val", "valid", "validation", "dev"), ("test", "testing")
 BESIDE = ("txt", "json", "cls")  # files beside a photo that have its name
-SHOWN = 5
-
-
-@cache
-def photo_suffixes() -> frozenset[str]:
-    """The suffixes of the formats of photos that Pillow reads, in lower case."""
-    from PIL import Image
-
-    from mmfeat.samples.photos import FORMATS
-
-    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
-
-
-def is_photo(name: str) -> bool:
-    """Whether a name has the suffix of a photo."""
-    return os.path.splitext(name)[1].lower() in photo_suffixes()
-
-
-@dataclass(frozen=True)
-class Tree:
-    """The files of a folder or of archives by their names in it, with / between folders; hidden ones are left out.
-
-    `shards` says that the first folder of each name is an archive; `is_packed`, that the files lie in archives;
-    `tars`, that a part of a sample is named by all behind the first dot, as in WebDataset's shards.
-    """
-
-    data: str
-    files: Mapping[str, File]
-    is_packed: bool = False
-    shards: bool = False
-    tars: bool = False
-
-    def below(self, folder: str) -> dict[str, File]:
-        """The files below a folder, by their names in it."""
-        start = f"{folder}/" if folder else ""
-        return {name[len(start) :]: file for name, file in self.files.items() if name.startswith(start)}
-
-
-def archives_of(data: str) -> list[str]:
-    """The archives that a name stands for: one, those of a pattern or list, or those of a folder that has no more."""
-    refuse_packed(data)
-    if is_remote(data):
-        return []
-    if os.path.isdir(data):
-        files = [os.path.join(data, name) for name in sorted(os.listdir(data)) if not name.startswith(".")]
-        return files if files and all(file.lower().endswith(".tar") for file in files) else []
-    files = files_of(data)
-    return files if files and all(file.lower().endswith(KINDS) and os.path.isfile(file) for file in files) else []
-
-
-def open_tree(data: str) -> Tree | None:
-    """The files of a folder, of archives or of a part of an archive; None for data of another kind."""
-    if archives := archives_of(data):
-        members = [(path, name) for path in archives for name in open_archive(path).members]
-        several = len(archives) > 1
-        packed: dict[str, File] = {
-            f"{Path(path).name}/{name}" if several else name: RemoteFile(member_url(path, name))
-            for path, name in members
-        }
-        return Tree(data, packed, True, several, all(path.lower().endswith(".tar") for path in archives))
-    if os.path.isdir(data):
-        if lists := [name for name in (TRAIN_LIST, TEST_LIST) if os.path.isfile(os.path.join(data, name))]:
-            below = _walk(os.path.join(data, "data"))  # a cache or other folders may lie beside it
-            return Tree(
-                data, {**{name: Path(data, name) for name in lists}, **{f"data/{n}": f for n, f in below.items()}}
-            )
-        return Tree(data, _walk(data))
-    if (inside := split_path(data)) is None:
-        return None
-    archive, part = inside
-    names = {name[len(part) + 1 :]: name for name in open_archive(archive).members if name.startswith(f"{part}/")}
-    if not names:
-        return None
-    files = {short: RemoteFile(member_url(archive, name)) for short, name in names.items()}
-    return Tree(data, files, True, tars=archive.lower().endswith(".tar"))
-
-
-def table_in_archive(data: str) -> str | None:
-    """The URL of a table whose path leads into an archive, None for other data."""
-    inside = None if is_remote(data) or os.path.exists(data) else split_path(data)
-    if inside is None:
-        return None
-    archive, name = inside
-    if name in open_archive(archive).members:
-        return member_url(archive, name)
-    if not any(member.startswith(f"{name}/") for member in open_archive(archive).members):
-        raise DataError(f"{data}: {archive} has no {name}; it has {_some(_tops(open_archive(archive).members))}")
-    return None
-
-
-def _walk(folder: str) -> dict[str, File]:
-    """The files below a folder; folders that are links are entered unless they lead back to one above."""
-    files: dict[str, File] = {}
-    for here, inside, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(here)
-        inside[:] = sorted(
-            name
-            for name in inside
-            if not name.startswith(".")
-            and not (os.path.islink(path := os.path.join(here, name)) and real.startswith(os.path.realpath(path)))
-        )
-        relative = os.path.relpath(here, folder).replace(os.sep, "/")
-        for name in sorted(names):
-            if not name.startswith("."):
-                files[name if relative == "." else f"{relative}/{name}"] = Path(here, name)
-    return files
-
-
-def lists_in(tree: Tree) -> str | None:
-    """The folder of the tree that holds lists beside `data`, "" for the tree itself; None without any."""
-    folders = [_folder(name) for name in tree.files if _base(name) in (TRAIN_LIST, TEST_LIST)]
-    if "" in folders:
-        return ""
-    beside = dict.fromkeys(folder for folder in folders if tree.below(f"{folder}/data"))
-    if len(beside) > 1:
-        raise DataError(f"{tree.data}: {TRAIN_LIST} lies in {_some(list(beside))}; name one of the folders")
-    return next(iter(beside), None)
 
 
 def tables_in(tree: Tree) -> tuple[list[str], list[str]]:
@@ -152,16 +32,16 @@ def tables_in(tree: Tree) -> tuple[list[str], list[str]]:
 
     A table of test data beside others is left out. Raises `DataError` for an archive with several tables.
     """
-    if found := [name for name in tree.files if _base(name).lower() in METADATA]:
-        test = [name for name in found if _base(_folder(name)).casefold() in TEST]
+    if found := [name for name in tree.files if basename(name).lower() in METADATA]:
+        test = [name for name in found if basename(dirname(name)).casefold() in TEST]
         kept = [name for name in found if name not in test] or found
-        left = [] if kept == found else [f"{test[0]} is left out, --test {_part(tree, _folder(test[0]))} predicts it"]
+        left = [] if kept == found else [f"{test[0]} is left out, --test {_part(tree, dirname(test[0]))} predicts it"]
         return [str(tree.files[name]) for name in kept], left
     if not tree.is_packed or GroupedFiles(tree, {}).has_pairs:
         return [], []
     tables = [name for name in tree.files if table_suffix(name) in {*SUFFIXES} - {".txt"}]
     if len(tables) > 1:
-        raise DataError(f"{tree.data}: several tables, {_some(tables)}; name one: --data {tree.data}/{tables[0]}")
+        raise DataError(f"{tree.data}: several tables, {some_of(tables)}; name one: --data {tree.data}/{tables[0]}")
     return [str(tree.files[name]) for name in tables], []
 
 
@@ -218,21 +98,21 @@ class GroupedFiles:
 
     def _parts(self, name: str) -> tuple[str, str]:
         """(what the files of a sample have in common, the kind of the file)."""
-        folder, base = _folder(name), _base(name)
+        folder, base = dirname(name), basename(name)
         stem, _, kind = base.partition(".") if self.tree.tars else _rpartition(base)
         return (f"{folder}/{stem}" if folder else stem), kind.lower()
 
     def _drop_strangers(self) -> None:
         """Leave out texts without a photo in folders of a data set that have no pairs, such as a README.txt."""
-        paired = {_folder(stem) for stem, group in self._groups.items() if "photo" in group}
-        strange = [stem for stem, group in self._groups.items() if "photo" not in group and _folder(stem) not in paired]
+        paired = {dirname(stem) for stem, group in self._groups.items() if "photo" in group}
+        strange = [stem for stem, group in self._groups.items() if "photo" not in group and dirname(stem) not in paired]
         if paired:
             self._left_out += [name for stem in strange for name in self._groups.pop(stem).values()]
 
     def _class_folders(self) -> dict[str, str]:
         """Sample -> name of its class folder; drops test data from the samples where there are others."""
         places = {stem: stem.partition("/")[2] if self.tree.shards else stem for stem in self._groups}
-        common = os.path.commonpath([_folder(place) or "." for place in places.values()]) if places else ""
+        common = os.path.commonpath([dirname(place) or "." for place in places.values()]) if places else ""
         start = len(common) + 1 if common not in ("", ".") else 0
         self.parts: Counter[str] = Counter()
         inner, split = {}, {}
@@ -308,7 +188,7 @@ class GroupedFiles:
             notes.append(f"split folders: {counts}{together}{left if self.test else ''}")
         if lacking := [c for c in ("text", "label") if self._fields and self.named.get(c, c) not in self._fields]:
             notes.append(
-                f"no {' or '.join(lacking)} is read from JSON with {_some(list(self._fields))}; "
+                f"no {' or '.join(lacking)} is read from JSON with {some_of(self._fields)}; "
                 f"--columns {','.join(f'{column}=...' for column in lacking)} names fields"
             )
         if self._same:
@@ -330,23 +210,6 @@ def _part(tree: Tree, folder: str) -> str:
     return shlex.quote(f"{tree.data.rstrip('/')}/{folder}")
 
 
-def _folder(name: str) -> str:
-    return name.rpartition("/")[0]
-
-
-def _base(name: str) -> str:
-    return name.rpartition("/")[2]
-
-
 def _rpartition(base: str) -> tuple[str, str, str]:
     stem, suffix = os.path.splitext(base)
     return stem, ".", suffix[1:]
-
-
-def _tops(names: Collection[str]) -> list[str]:
-    return list(dict.fromkeys(name.partition("/")[0] for name in names))
-
-
-def _some(names: Collection[str]) -> str:
-    shown = [str(name) for name in list(names)[:SHOWN]]
-    return ", ".join(shown) + (", ..." if len(names) > SHOWN else "")

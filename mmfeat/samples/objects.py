@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from mmfeat.errors import DataError
 from mmfeat.system.remote import HUB, absolute, hub_parts
@@ -23,27 +23,21 @@ from mmfeat.system.remote import HUB, absolute, hub_parts
 if TYPE_CHECKING:
     import pyarrow
 
-Data: TypeAlias = Any  # a name of data, or a frame, Arrow table, data set or list of dicts
 OBJECT = "object://"
 ROWS = 1000  # rows that are in memory at once, and in one group of the file
 _files: dict[str, str] = {}  # name -> temporary Parquet file
 
 
-def name_of(data: Data) -> Any:
-    """The name of data: a path or None as it is, and for an object `object://frame-HASH`, after it is written.
-
-    Raises `DataError` for an object of another kind.
-    """
-    if data is None or isinstance(data, str | os.PathLike):
-        return data
+def written(data: Any) -> str:
+    """The name `object://frame-HASH` of an object, after it is written. Raises `DataError` for one of another kind."""
     path = _write(_batches(data))
     name = f"{OBJECT}frame-{Path(path).stem}"
     _files[name] = path
     return name
 
 
-def file_of(name: str) -> str | None:
-    """The Parquet file of a name that stands for an object or a data set of the Hub; None for another name.
+def file_of(name: str) -> str:
+    """The Parquet file of a name that stands for an object or a data set of the Hub.
 
     Raises `DataError` for an object of another process, and for a data set that is not there.
     """
@@ -52,9 +46,9 @@ def file_of(name: str) -> str | None:
         if key not in _files:
             _files[key] = _write(_batches(_load(name)))
         return _files[key]
-    if name.startswith(OBJECT) and name not in _files:
+    if name not in _files:
         raise DataError(f"{name}: an object of a Python program, which is not here; give it again as data=...")
-    return _files.get(name)
+    return _files[name]
 
 
 def _changed(folder: str) -> int:

@@ -18,8 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from mmfeat.samples.contents import MemoryFile, without_surrogates
 from mmfeat.samples.labels import is_missing
-from mmfeat.system.archives import split_url
-from mmfeat.system.remote import RemoteFile, files_of, is_remote
+from mmfeat.system.remote import RemoteFile, files_of, is_remote, split_url
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 IMAGE_ROOT, IMAGE_PATTERN, IMAGES = "image-root", "image-pattern", "images"

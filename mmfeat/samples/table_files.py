@@ -19,8 +19,6 @@ DELIMITED = (".csv", ".tsv", ".psv", ".txt")
 JSON = (".jsonl", ".ndjson", ".json")
 BINARY = (".parquet", ".feather", ".arrow", ".xlsx")
 SUFFIXES = (*DELIMITED, *JSON, *BINARY)
-TRAIN_LIST = "train.txt"  # the lists of a folder of texts and photos
-TEST_LIST = "test_without_label.txt"
 PIECE = 1 << 20  # bytes of a file that are read at a time
 
 
@@ -43,11 +41,8 @@ def shards_in(folder: str | Path) -> list[str]:
     if any(name.lower().endswith(".json") and os.path.splitext(name)[0] in stems for name in tables):
         return []  # JSON of photos beside it
     alike = {re.sub(r"\d+", "#", name) for name in tables}
-    has_lists = {TRAIN_LIST, TEST_LIST} & {*names}
     is_single = len(tables) == 1 and (tables[0] in alike or table_suffix(tables[0]) not in BINARY)
-    if has_lists or len(alike) != 1 or is_single:
-        return []
-    return [os.path.join(folder, name) for name in tables]
+    return [] if len(alike) != 1 or is_single else [os.path.join(folder, name) for name in tables]
 
 
 def _suffixes(path: str) -> tuple[str, str, str]:

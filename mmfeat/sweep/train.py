@@ -21,8 +21,7 @@ from mmfeat.heads.registry import BASELINES, FUSIONS, LINEAR, NEEDS_TOKENS, ON_R
 from mmfeat.runs.entry import PlanRecord, RunConfig
 from mmfeat.runs.record import Maker, written_call
 from mmfeat.runs.run import ABLATION, RUN_FILE, Run, read_run, reuse_run
-from mmfeat.samples.dataset import MODALITIES
-from mmfeat.samples.objects import Data, name_of
+from mmfeat.samples.dataset import MODALITIES, Data, name_of
 from mmfeat.sweep.class_names import class_texts, two_towers, with_class_vectors
 from mmfeat.sweep.problem import read_labelled
 from mmfeat.sweep.search import Plan

@@ -16,7 +16,7 @@ from PIL import Image
 from mmfeat.errors import DataError
 from mmfeat.extraction.extract import extract_features
 from mmfeat.samples.dataset import SampleSet, read_samples
-from mmfeat.samples.layouts import open_tree
+from mmfeat.samples.folders import open_tree
 
 WORDS = ["green cloud", "so happy", "paper stone", "quiet lamp"]
 

@@ -20,8 +20,7 @@ from mmfeat.extraction.requests import latest_request
 from mmfeat.prediction.predict import predict_data
 from mmfeat.prediction.submit import write_submission
 from mmfeat.runs.run import read_run
-from mmfeat.samples.dataset import read_samples
-from mmfeat.samples.objects import name_of
+from mmfeat.samples.dataset import name_of, read_samples
 from mmfeat.sweep.train import train_heads
 from tests.sweep.small_sweeps import BUILT_IN, NO_HEADS, SMALL
 

@@ -1,0 +1,266 @@
+"""Folders and archives: their files by name, the layout of those with lists, and texts in files of one encoding.
+
+The lists name ids and labels by line, and lie beside `data` with the texts and photos. `mmfeat.samples.layouts` has the
+layouts without lists.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from posixpath import basename, dirname
+from typing import TypeAlias
+from unicodedata import normalize
+
+from mmfeat.errors import DataError
+from mmfeat.samples.encodings import Decoder, decode_text, is_utf8
+from mmfeat.samples.labels import is_missing
+from mmfeat.samples.photo_cells import IMAGE_SUFFIXES
+from mmfeat.samples.table_files import shards_in
+from mmfeat.system.remote import (
+    ARCHIVES,
+    RemoteFile,
+    files_of,
+    is_remote,
+    member_url,
+    open_archive,
+    refuse_packed,
+    split_path,
+)
+
+File: TypeAlias = "Path | RemoteFile"
+TRAIN_LIST = "train.txt"
+TEST_LIST = "test_without_label.txt"
+SHOWN = 5  # names in a message
+
+
+@cache
+def photo_suffixes() -> frozenset[str]:
+    """The suffixes of the formats of photos that Pillow reads, in lower case."""
+    from PIL import Image
+
+    from mmfeat.samples.photos import FORMATS
+
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
+
+
+def is_photo(name: str) -> bool:
+    """Whether a name has the suffix of a photo."""
+    return os.path.splitext(name)[1].lower() in photo_suffixes()
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The files of a folder or of archives by their names in it, with / between folders; hidden ones are left out.
+
+    `shards` says that the first folder of each name is an archive; `is_packed`, that the files lie in archives;
+    `tars`, that a part of a sample is named by all behind the first dot, as in WebDataset's shards.
+    """
+
+    data: str
+    files: Mapping[str, File]
+    is_packed: bool = False
+    shards: bool = False
+    tars: bool = False
+
+    def below(self, folder: str) -> dict[str, File]:
+        """The files below a folder, by their names in it."""
+        start = f"{folder}/" if folder else ""
+        return {name[len(start) :]: file for name, file in self.files.items() if name.startswith(start)}
+
+
+def archives_of(data: str) -> list[str]:
+    """The archives that a name stands for: one, those of a pattern or list, or those of a folder that has no more."""
+    refuse_packed(data)
+    if is_remote(data):
+        return []
+    if os.path.isdir(data):
+        files = [os.path.join(data, name) for name in sorted(os.listdir(data)) if not name.startswith(".")]
+        return files if files and all(file.lower().endswith(".tar") for file in files) else []
+    files = files_of(data)
+    return files if files and all(file.lower().endswith(ARCHIVES) and os.path.isfile(file) for file in files) else []
+
+
+def open_tree(data: str) -> Tree | None:
+    """The files of a folder, of archives or of a part of an archive; None for tables, which a folder may hold too."""
+    if archives := archives_of(data):
+        members = [(path, name) for path in archives for name in open_archive(path).members]
+        several = len(archives) > 1
+        packed: dict[str, File] = {
+            f"{Path(path).name}/{name}" if several else name: RemoteFile(member_url(path, name))
+            for path, name in members
+        }
+        return Tree(data, packed, True, several, all(path.lower().endswith(".tar") for path in archives))
+    if os.path.isdir(data):
+        if lists := [name for name in (TRAIN_LIST, TEST_LIST) if os.path.isfile(os.path.join(data, name))]:
+            below = _walk(os.path.join(data, "data"))  # a cache or other folders may lie beside it
+            return Tree(
+                data, {**{name: Path(data, name) for name in lists}, **{f"data/{n}": f for n, f in below.items()}}
+            )
+        return None if shards_in(data) else Tree(data, _walk(data))
+    if (inside := split_path(data)) is None:
+        return None
+    archive, part = inside
+    names = {name[len(part) + 1 :]: name for name in open_archive(archive).members if name.startswith(f"{part}/")}
+    if not names:
+        return None
+    files = {short: RemoteFile(member_url(archive, name)) for short, name in names.items()}
+    return Tree(data, files, True, tars=archive.lower().endswith(".tar"))
+
+
+def table_in_archive(data: str) -> str | None:
+    """The URL of a table whose path leads into an archive, None for other data."""
+    inside = None if is_remote(data) or os.path.exists(data) else split_path(data)
+    if inside is None:
+        return None
+    archive, name = inside
+    members = open_archive(archive).members
+    if name in members:
+        return member_url(archive, name)
+    if not any(member.startswith(f"{name}/") for member in members):
+        tops = dict.fromkeys(member.partition("/")[0] for member in members)
+        raise DataError(f"{data}: {archive} has no {name}; it has {some_of(tops)}")
+    return None
+
+
+def _walk(folder: str) -> dict[str, File]:
+    """The files below a folder; folders that are links are entered unless they lead back to one above."""
+    files: dict[str, File] = {}
+    for here, inside, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        inside[:] = sorted(
+            name
+            for name in inside
+            if not name.startswith(".")
+            and not (os.path.islink(path := os.path.join(here, name)) and real.startswith(os.path.realpath(path)))
+        )
+        relative = os.path.relpath(here, folder).replace(os.sep, "/")
+        for name in sorted(names):
+            if not name.startswith("."):
+                files[name if relative == "." else f"{relative}/{name}"] = Path(here, name)
+    return files
+
+
+def lists_in(tree: Tree) -> str | None:
+    """The folder of the tree that holds lists beside `data`, "" for the tree itself; None without any."""
+    folders = [dirname(name) for name in tree.files if basename(name) in (TRAIN_LIST, TEST_LIST)]
+    if "" in folders:
+        return ""
+    beside = dict.fromkeys(folder for folder in folders if tree.below(f"{folder}/data"))
+    if len(beside) > 1:
+        raise DataError(f"{tree.data}: {TRAIN_LIST} lies in {some_of(beside)}; name one of the folders")
+    return next(iter(beside), None)
+
+
+def some_of(names: Collection[str]) -> str:
+    shown = [str(name) for name in list(names)[:SHOWN]]
+    return ", ".join(shown) + (", ..." if len(names) > SHOWN else "")
+
+
+class UniqueIds:
+    """Lines of ids, to find an id that stands on two lines.
+
+    With `only`, ids with other hashes are let through, in a second pass over a table with too many ids to remember.
+    """
+
+    def __init__(self, only: frozenset[int] | None = None) -> None:
+        self._lines: dict[str, str] = {}
+        self._only = only
+
+    def check(self, id: str, line: str) -> None:
+        """Remember the line of an id. Raises `DataError` if the id stands on an earlier line."""
+        if self._only is not None and hash_of(id) not in self._only:
+            return
+        if (first := self._lines.setdefault(id, line)) != line:
+            raise DataError(f"{line}: the id {id!r} stands already at {first}; remove or rename one of them")
+
+
+def checked_id(value: str | None, line: str, ids: UniqueIds | None, is_file: bool = False) -> str:
+    """The id on a line. Raises `DataError` for an id that is empty, known to `ids`, or as a file's name a path."""
+    id = (value or "").strip()
+    if not id or not id.isprintable():
+        raise DataError(f"{line}: an id must be printable text, this is {value!r}; give the sample an id")
+    if is_file and ("/" in id or "\\" in id or ".." in id):
+        raise DataError(f"{line}: the id {id!r} looks like a path; use a plain id without / \\ and ..")
+    if ids is not None:
+        ids.check(id, line)
+    return id
+
+
+def hash_of(id: str) -> int:
+    """The 64-bit hash of an id."""
+    import xxhash
+
+    return xxhash.xxh3_64_intdigest(id.encode())
+
+
+def read_lists(
+    lists: list[File], ids: UniqueIds | None, spellings: Collection[str], missing: Counter[str]
+) -> Iterator[tuple[str, str | None]]:
+    """Yield (id, label) over all lists; only the first list may introduce label names.
+
+    `spellings` stand for no label; `missing` counts those but `null`, the word of this layout.
+    """
+    classes: set[str] = set()
+    for path in lists:
+        known = frozenset(classes)
+        for line, cells in _list_rows(path):
+            where = f"{path}:{line}"
+            if len(cells) != 2:
+                raise DataError(f"{where}: {','.join(cells)[:60]!r} is not `guid,tag`; one comma parts the two")
+            id, label = checked_id(cells[0], where, ids, is_file=True), cells[1].strip()
+            lacks = is_missing(label, spellings)
+            if lacks and path.name == TRAIN_LIST:
+                word = f"; if {label!r} is a class, say --no-label null" if label.casefold() not in ("", "null") else ""
+                raise DataError(f"{where}: {id!r} has no label; label it or move the line to {TEST_LIST}{word}")
+            missing[label] += lacks and label != "null"
+            if not lacks and known and label not in known:
+                raise DataError(
+                    f"{where}: unknown label {label!r}; {lists[0].name} has {', '.join(sorted(known))}; "
+                    "correct the name or leave `null`"
+                )
+            classes.add(label)
+            yield id, None if lacks else label
+
+
+def _list_rows(path: File) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, cells); lines are split by hand because quotes mean nothing in a list of ids."""
+    text, _ = decode_text(path.read_bytes())
+    rows = [(number, line.split(",")) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if rows and rows[0][1][0].strip().lower() in ("guid", "id"):
+        del rows[0]
+    yield from rows
+
+
+def index_files(files: Mapping[str, File]) -> tuple[dict[str, File], dict[str, File]]:
+    """Image and text file of each id in NFC; where an id has several images the first suffix wins."""
+    images: dict[str, File] = {}
+    texts: dict[str, File] = {}
+    rank = {suffix: position for position, suffix in enumerate(IMAGE_SUFFIXES)}
+    names = [(name, *os.path.splitext(name.rpartition("/")[2])) for name in sorted(files)]
+    for name, stem, suffix in sorted(names, key=lambda parts: rank.get(parts[2].lower(), len(rank))):
+        if suffix.lower() == ".txt":
+            texts.setdefault(normalize("NFC", stem), files[name])
+        elif is_photo(name):
+            images.setdefault(normalize("NFC", stem), files[name])
+    return images, texts
+
+
+def read_texts(files: Sequence[File | None], decoder: Decoder) -> list[tuple[str | None, str]]:
+    """(text, "") of each file, or (None, the reason); the encoding of all that is not UTF-8 is guessed at once."""
+    contents: list[bytes | str] = []
+    for file in files:
+        try:
+            contents.append("no text file" if file is None else file.read_bytes())
+        except OSError as error:
+            contents.append(f"unreadable: {error.strerror}")
+    decoder.learn(data for data in contents if isinstance(data, bytes) and not is_utf8(data))
+    texts = (d if isinstance(d, str) else decoder.decode(d, str(file)) for file, d in zip(files, contents, strict=True))
+    return [
+        (None, text) if isinstance(data, str) else (text, "") if text.strip() else (None, "empty text")
+        for data, text in zip(contents, texts, strict=True)
+    ]
