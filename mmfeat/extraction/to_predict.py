@@ -9,7 +9,7 @@ import numpy as np
 from mmfeat.errors import DataError
 from mmfeat.samples.dataset import SampleSource
 from mmfeat.samples.folders import hash_of
-from mmfeat.samples.rows import COLUMNS, ROW_NUMBER, find_column
+from mmfeat.samples.rows import COLUMNS, ROW_NUMBER, columns_in, find_column, find_columns
 from mmfeat.system.remote import absolute
 
 
@@ -26,13 +26,14 @@ def open_test(test: str | Path, source: SampleSource) -> SampleSource:
         return opened if source.rows is None or opened.rows is None else SampleSource(test, source.columns)
     wanted = {**source.rows.columns, "id": source.rows.id_column}
     names = opened.rows.table.names
-    lacking = [column for column, name in wanted.items() if find_column(name, names) is None and column != "label"]
+    needed = [(part, c) for c, name in wanted.items() if c != "label" for part in columns_in(c, name, names)]
+    lacking = [f"{part} ({column})" for part, column in needed if find_column(part, names) is None]
     if lacking:
-        missing = ", ".join(f"{wanted[column]} ({column})" for column in lacking)
+        missing = ", ".join(lacking)
         raise DataError(
             f"{test}: no column {missing} as in {source.data}, among {', '.join(names)}; give both the same names"
         )
-    columns = {column: name for column, name in wanted.items() if find_column(name, names) is not None}
+    columns = {column: name for column, name in wanted.items() if find_columns(column, name, names) is not None}
     if columns["id"] == ROW_NUMBER:
         del columns["id"]  # the table may have a column of ids
     opened = SampleSource(test, flags | columns)

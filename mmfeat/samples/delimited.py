@@ -72,7 +72,9 @@ class _Fit:
         if self.width < 2 or any(len(row) != self.width for row in rows):
             return False
         opening = next((column for column, cell in enumerate(rows[0]) if cell.count('"') % 2), -1)
-        shapes = self.shapes or [{_shape(cell)} for cell in rows[0]]  # without other rows, like the first one
+        shapes = self.shapes[: self.width] or [
+            {_shape(cell)} for cell in rows[0]
+        ]  # without other rows, like the first one
         told = [n for n, known in enumerate(shapes) if n != opening and len(known) <= FEW_SHAPES and _are_words(known)]
         return bool(told) and all(_shape(row[column].strip('"')) in shapes[column] for row in rows for column in told)
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from mmfeat.errors import DataError
 from mmfeat.samples.folders import File, Tree, is_photo, photo_suffixes, some_of
 from mmfeat.samples.labels import SEPARATOR, is_missing
+from mmfeat.samples.rows import columns_in, join_texts
 from mmfeat.samples.table_files import SUFFIXES, table_suffix
 from mmfeat.system.wording import counted
 
@@ -164,16 +165,16 @@ class GroupedFiles:
         return values
 
     def _cell(self, values: Mapping[str, Any], column: str) -> str | None:
-        """The text of a field; of several values the labels are joined by |, the texts by a new line."""
-        value = values.get(self.named.get(column, column))
-        if isinstance(value, list):
-            joined = (SEPARATOR if column == "label" else "\n").join(str(part) for part in value)
-            return joined or None
-        if isinstance(value, dict):
-            raise DataError(
-                f"--columns {column}={self.named.get(column, column)}: the field is an object; name another"
-            )
-        return None if value is None else str(value)
+        """The text of a field, or of several with + between; several labels are joined by |, texts by a new line."""
+        cells = []
+        for name in columns_in(column, self.named.get(column, column), values):
+            value = values.get(name)
+            if isinstance(value, dict):
+                raise DataError(f"--columns {column}={name}: the field is an object; name another")
+            if isinstance(value, list):
+                value = (SEPARATOR if column == "label" else "\n").join(str(part) for part in value) or None
+            cells.append(None if value is None else str(value))
+        return cells[0] if len(cells) == 1 else join_texts(cells)
 
     @property
     def notes(self) -> list[str]:
@@ -186,11 +187,11 @@ class GroupedFiles:
             together = "; folds are drawn over them together" if len(others) > 1 else ""
             left = f"; {self.test} ({self.parts[self.test]:,}) is left out, --test {self._below(self.test)} predicts it"
             notes.append(f"split folders: {counts}{together}{left if self.test else ''}")
-        if lacking := [c for c in ("text", "label") if self._fields and self.named.get(c, c) not in self._fields]:
-            notes.append(
-                f"no {' or '.join(lacking)} is read from JSON with {some_of(self._fields)}; "
-                f"--columns {','.join(f'{column}=...' for column in lacking)} names fields"
-            )
+        named = {c: columns_in(c, self.named.get(c, c), self._fields) for c in ("text", "label") if self._fields}
+        if lacking := {name: column for column, names in named.items() for name in names if name not in self._fields}:
+            flag = ",".join(f"{column}=..." for column in dict.fromkeys(lacking.values()))
+            here = some_of(self._fields)
+            notes.append(f"no {' or '.join(lacking)} is read from JSON with {here}; --columns {flag} names fields")
         if self._same:
             notes.append(
                 f"{counted(len(self._same), 'file')} left out for another of the same name and kind "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import shlex
@@ -24,6 +25,7 @@ from mmfeat.system.remote import absolute, is_remote
 from mmfeat.system.wording import counted
 
 COLUMNS = ("id", "text", "image", "label")
+SEVERAL = "+"  # between the columns that make one text
 ROW_NUMBER = "#"  # stands for the number of a row where a column of ids is named
 NO_LABELS = "no-label"  # the spellings of a missing label, beside what `READING` says of a table
 
@@ -85,13 +87,19 @@ class SampleRows:
         """The names in the table of id, text, image and label; those that are not there are left out."""
         names, named = self.table.names, {column: self.named[column] for column in COLUMNS if column in self.named}
         if self.is_numbered:
-            if odd := [name for name in named.values() if not 0 < int(name) <= len(names)]:
+            numbers = [number for column, name in named.items() for number in columns_in(column, name, names)]
+            if odd := [number for number in numbers if not 0 < int(number) <= len(names)]:
                 raise DataError(
                     f"{self.table.data}: no column {', '.join(odd)}; a row has {counted(len(names), 'cell')}"
                 )
             return named  # the file has no header
-        columns = {column: find_column(named.get(column, column), names) for column in COLUMNS}
-        missing = [named[column] for column in COLUMNS if column in named and columns[column] is None]
+        columns = {column: find_columns(column, named.get(column, column), names) for column in COLUMNS}
+        missing = [
+            part
+            for column, name in named.items()
+            for part in columns_in(column, name, names)
+            if find_column(part, names) is None
+        ]
         if not missing and columns["text"] is None and columns["image"] is None and names and not self._pattern:
             missing = ["text or image"]
         if missing:
@@ -102,8 +110,10 @@ class SampleRows:
     @property
     def is_numbered(self) -> bool:
         """Whether the user names all columns by number, since the file has no header."""
-        named = {self.named[column] for column in COLUMNS if column in self.named}
-        return bool(named) and all(map(str.isdecimal, named)) and not named & set(self.table.names)
+        names = self.table.names
+        columns = (column for column in COLUMNS if column in self.named)
+        named = {part for column in columns for part in columns_in(column, self.named[column], names)}
+        return bool(named) and all(map(str.isdecimal, named)) and not named & set(names)
 
     @cached_property
     def id_column(self) -> str:
@@ -133,8 +143,8 @@ class SampleRows:
     @property
     def unused(self) -> tuple[str, ...]:
         """The columns from which nothing is read; such a column may be the label under another name."""
-        used = {*self.columns.values(), self.id_column}
-        return tuple(name for name in self.table.names if name not in used)
+        used = {*self.columns.values(), *self._texts, self.id_column}
+        return () if self.is_numbered else tuple(name for name in self.table.names if name not in used)
 
     def lacking(self, modality: str) -> str:
         """What to do where no row has a part: the column that is empty, or how to name one."""
@@ -174,7 +184,7 @@ class SampleRows:
         Without `photos` their column, which may hold most of the file, is left out.
         """
         columns, id_column, whole, pattern = self.columns, self.id_column, self._whole, self._pattern
-        text, image, label = (columns.get(column) for column in COLUMNS[1:])
+        texts, image, label = self._texts, columns.get("image"), columns.get("label")
         files = self.table.files
         several = 0 if len(files) == 1 else 1 if len({*map(os.path.basename, files)}) == len(files) else 2
         plain = image if image and image != id_column else ""
@@ -192,15 +202,21 @@ class SampleRows:
             yield Cells(
                 where,
                 own,
-                row.get(text) if text else None,
+                row.get(texts[0]) if len(texts) == 1 else join_texts(map(row.get, texts)),
                 _filled(pattern, {**row, "id": own}) if pattern else row.get(image) if image else None,
                 tag.partition(".")[0] if tag and "label" in whole else tag,
             )
 
+    @cached_property
+    def _texts(self) -> list[str]:
+        """The columns that make the text of a sample."""
+        return columns_in("text", self.columns["text"], self.table.names) if "text" in self.columns else []
+
     @property
     def _used(self) -> list[str]:
         of_photos = [name for name in self._pattern[1::2] if name in self.table.names]
-        used = dict.fromkeys([*self.columns.values(), self.id_column, *of_photos])
+        plain = [name for column, name in self.columns.items() if column != "text"]
+        used = dict.fromkeys([*plain, *self._texts, self.id_column, *of_photos])
         return [name for name in used if name != ROW_NUMBER]
 
     @cached_property
@@ -259,6 +275,23 @@ def find_column(wanted: str, names: Collection[str]) -> str | None:
     return alike[0] if len(alike) == 1 else None
 
 
+def columns_in(column: str, name: str, names: Collection[str]) -> list[str]:
+    """The columns that the user names for a part of samples: one, or for a text several with + between them."""
+    is_one = column != "text" or find_column(name, names) is not None
+    return [name] if is_one else [part.strip() for part in name.split(SEVERAL)]
+
+
+def find_columns(column: str, wanted: str, names: Collection[str]) -> str | None:
+    """What is named for a part of samples as it stands in a table, None where a column of it is not there."""
+    found = [find_column(part, names) for part in columns_in(column, wanted, names)]
+    return SEVERAL.join(name for name in found if name is not None) if None not in found else None
+
+
+def join_texts(parts: Iterable[str | None]) -> str | None:
+    """One text of the cells of several columns, each on lines of its own; blank cells leave nothing behind."""
+    return "\n".join(part for part in parts if part and part.strip()) or None
+
+
 def _usual(column: str, names: Iterable[str]) -> str | None:
     """The name among `names` that people most likely give a column."""
     writable = [name for name in names if not {",", "="} & set(name)]
@@ -279,15 +312,29 @@ def _remedy(names: Collection[str], columns: Mapping[str, str | None], named: Ma
         )
         numbers = {"image": str(photo), **dict(zip(("text", "label"), map(str, rest), strict=False))}
         return f"the first line is a row, not names; number the columns, {_flag(numbers)}, or write a line of names"
-    left = [name for name in names if name not in columns.values()]
-    found = {column: name for column, name in columns.items() if name is not None}
-    proposal = found | _proposal([column for column in COLUMNS if columns[column] is None], left)
+    found = {column: name for column, name in columns.items() if name is not None} | _corrected(names, columns, named)
+    taken = {part for column, name in found.items() for part in columns_in(column, name, names)}
+    left = [name for name in names if name not in taken]
+    proposal = found | _proposal([column for column in COLUMNS if column not in found], left)
     proposal = {column: name for column, name in proposal.items() if name != column}
     if not proposal and {"text", "image"} & {*names}:
         return "leave --columns out, or name others"
     if {"text", "image"} & {*proposal, *names}:
         return f"say {_flag(proposal)}, or name others"
     return "name yours with --columns id=...,text=...,image=...,label=..."
+
+
+def _corrected(names: Collection[str], columns: Mapping[str, str | None], named: Mapping[str, str]) -> dict[str, str]:
+    """Part of samples -> the names that are there and look like those that are named and not there."""
+    corrected = {}
+    for column in (column for column in named if columns[column] is None):
+        parts = columns_in(column, named[column], names)
+        close = [
+            find_column(part, names) or next(iter(difflib.get_close_matches(part, names, 1)), "") for part in parts
+        ]
+        if all(close):
+            corrected[column] = SEVERAL.join(close)
+    return corrected
 
 
 def _proposal(columns: Iterable[str], names: Collection[str]) -> dict[str, str]:

@@ -180,6 +180,8 @@ BESIDE = {
 FILMS = {f"{n}.json": json.dumps({"plot": TEXTS[n], "genre": LABELS[n], "title": "x"}) for n in range(6)} | PHOTOS
 HUB = {"metadata.csv": FRAME.rename(columns={"image": "file_name"}).to_csv(index=False)} | PHOTOS
 SHOP = FRAME.set_axis(["sku", "title", "photo", "category"], axis=1)
+HALVES = FRAME.assign(title=[text.split()[0] for text in TEXTS], body=[text.split()[1] for text in TEXTS])
+HALVES = HALVES.drop(columns="text")
 PLAIN = ["\t".join((f"s{n}", '"' * (n == 2) + word, f"{n}.png", LABELS[n])) for n, word in enumerate(TEXTS)]
 BUILDERS = {
     "a table to train on, one to predict": train_and_test,
@@ -196,6 +198,7 @@ BUILDERS = {
     "a split of it": saved("train", "test"),
     "a table with these names": table("tweets.csv"),
     "a table with other names": table("shop.csv", SHOP),
+    "a text in several columns": table("halves.csv", HALVES),
     "names in capitals or with blanks": table("caps.csv", FRAME.set_axis(["Id", " Text", " Image", " Label"], axis=1)),
     "columns without a name, of a spreadsheet": text(
         "sheet.csv",
@@ -246,7 +249,7 @@ def test_each_row_of_the_table_runs(have: str, tmp_path: Path, monkeypatch: pyte
     if "class folders" in have:
         assert [sample.label for sample in samples] == sorted(LABELS)
         return
-    plain = [(sample.text or "").strip('"').replace(",", "") for sample in samples]
+    plain = [(sample.text or "").strip('"').replace(",", "").replace("\n", " ") for sample in samples]
     assert plain == [words.replace(",", "") for words in TEXTS]
     assert all(sample.image is not None for sample in samples)
 

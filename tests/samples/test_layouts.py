@@ -179,6 +179,9 @@ def test_fields_of_json_are_named_by_columns(tmp_path: Path) -> None:
     data = put(tmp_path / "set", {**files, "split.json": "{}"})
     (sample,) = read_samples(data, {"text": "plot", "label": "genres"})
     assert (sample.text, sample.label) == ("a\nb", "x|y")
+    several = read_samples(data, {"text": "genres+plot+titel", "label": "genres"})
+    assert several.samples[0].text == "x\ny\na\nb"
+    assert "no titel is read from JSON with plot, genres; --columns text=... names fields" in several.notes
     plain = read_samples(data)
     assert "no text or label is read from JSON with plot, genres" in plain.notes[0]
     assert "1 file not read (first: split.json)" in plain.notes

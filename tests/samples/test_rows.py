@@ -43,6 +43,42 @@ def test_a_named_column_that_is_not_there(tmp_path: Path) -> None:
         SampleSource(path, {"text": "nope"}).check()
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("title+boddy", "no column boddy among id, title, body, label; say --columns text=title+body, or"),
+        ("titel+bodi", "no column titel, bodi among .*; say --columns text=title[+]body, or"),
+        ("titel", "no column titel among .*; say --columns text=title, or"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_slip_in_one_of_several_columns_is_corrected(tmp_path: Path, kind: str, name: str, message: str) -> None:
+    lines = (
+        ["id,title,body,label", "1,a,b,x"] if kind == "csv" else ['{"id": 1, "title": "a", "body": "b", "label": 0}']
+    )
+    with pytest.raises(DataError, match=message.replace("title+", "title[+]")):
+        SampleSource(table(tmp_path / f"t.{kind}", *lines), {"text": name}).check()
+
+
+@pytest.mark.parametrize("named", ["title+body", " Title + BODY", "1+2"])
+def test_the_columns_of_a_text_stand_one_below_the_other(tmp_path: Path, named: str) -> None:
+    header = [] if named == "1+2" else ["title,body,label"]
+    path = table(tmp_path / "t.csv", *header, 'red shoe,"of leather\nand felt",x', "blue hat,,x", " ,warm,y", ",,y")
+    samples = read_samples(path, {"text": named} | ({} if header else {"label": "3"}))
+    texts = ["red shoe\nof leather\nand felt", "blue hat", "warm", None]
+    assert [sample.text for sample in samples] == texts
+    assert samples.samples[3].text_error == "no text"
+    assert samples.unused_columns == ()
+    plain = table(tmp_path / "plain.csv", "text,label", '"red shoe\nof leather\nand felt",x')
+    assert samples.samples[0].key("text") == read_samples(plain).samples[0].key("text")
+
+
+def test_a_column_whose_name_has_a_plus_is_one(tmp_path: Path) -> None:
+    path = table(tmp_path / "t.csv", "c++,a+b,a,b", "w,x,y,z")
+    texts = {name: read_samples(path, {"text": name}).samples[0].text for name in ("a+b", "c++", "b+a", "a+b+a")}
+    assert texts == {"a+b": "x", "c++": "w", "b+a": "z\ny", "a+b+a": "y\nz\ny"}
+
+
 @pytest.mark.parametrize("header", ["Id,Text,LABEL", " id , text ,label", "ID,text,Label"])
 def test_capitals_and_blanks_do_not_matter(tmp_path: Path, header: str) -> None:
     sample = read_samples(table(tmp_path / "t.csv", header, "7,a,x")).samples[0]

@@ -66,6 +66,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, suffix: str, compressi
     path = compress(write(tmp_path / f"t{suffix}"), compression)
     assert [row for _, row in Table(path).rows()] == ROWS
     assert read_samples(path).name == "t"
+    assert texts(path, text="text+label+id", label="id") == ['a, "b"\nc\nx\n1', "2"]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
