@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 from mmfeat.errors import DataError
 from mmfeat.samples.delimited import check_header
-from mmfeat.samples.table_files import seekable_table
+from mmfeat.samples.table_files import open_table
 
 BATCH = 4096  # rows that are made Python objects at a time
 BATCH_BYTES = 1 << 26  # bytes of a Parquet file that are read at a time
@@ -23,7 +23,7 @@ def read_parquet(path: str, columns: Collection[str]) -> Rows:
     import pyarrow.parquet
 
     try:
-        with seekable_table(path) as binary, pyarrow.parquet.ParquetFile(binary) as file:
+        with open_table(path, seekable=True) as binary, pyarrow.parquet.ParquetFile(binary) as file:
             names = _used(file.schema_arrow.names, columns)
             # Threads that read ahead through a Python file would crash an interpreter that ends before they do.
             batches = file.iter_batches(_rows_at_once(file.metadata), columns=names, use_threads=False)
@@ -45,7 +45,7 @@ def read_arrow(path: str, columns: Collection[str]) -> Rows:
     from pyarrow import feather, ipc
 
     try:
-        with seekable_table(path) as binary:
+        with open_table(path, seekable=True) as binary:
             magic = binary.read(6)
             binary.seek(0)
             if magic.startswith(b"FEA1"):
@@ -96,7 +96,7 @@ def copy_sheet(path: str) -> BinaryIO:
     import python_calamine
 
     try:
-        with seekable_table(path) as binary, python_calamine.CalamineWorkbook.from_filelike(binary) as book:
+        with open_table(path, seekable=True) as binary, python_calamine.CalamineWorkbook.from_filelike(binary) as book:
             sheet = book.get_sheet_by_index(0)
             rows = enumerate(sheet.iter_rows(), (sheet.start or (0, 0))[0] + 1)
             filled = ((line, row) for line, row in rows if row.count("") < len(row))

@@ -160,6 +160,8 @@ class SampleSource:
         if isinstance(data, str) and not data:
             raise DataError("--data is empty; name a folder or a table")
         self.data, self.columns = str(name_of(data)), dict(columns or {})
+        if os.path.isfile(whole := self.data.rstrip("/")):
+            self.data = whole  # an archive, which has folders in it
         self._file = file_of(self.data) if self.data.startswith((HUB, OBJECT)) else None
         if self._file is None and not exists(self.data):
             raise DataError(f"{self.data}: no such folder or table; check --data")

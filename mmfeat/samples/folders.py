@@ -23,12 +23,13 @@ from mmfeat.samples.photo_cells import IMAGE_SUFFIXES
 from mmfeat.samples.table_files import shards_in
 from mmfeat.system.remote import (
     ARCHIVES,
+    TARS,
     RemoteFile,
     files_of,
     is_remote,
     member_url,
     open_archive,
-    refuse_packed,
+    refuse_foreign,
     split_path,
 )
 
@@ -75,12 +76,12 @@ class Tree:
 
 def archives_of(data: str) -> list[str]:
     """The archives that a name stands for: one, those of a pattern or list, or those of a folder that has no more."""
-    refuse_packed(data)
+    refuse_foreign(data)
     if is_remote(data):
         return []
     if os.path.isdir(data):
         files = [os.path.join(data, name) for name in sorted(os.listdir(data)) if not name.startswith(".")]
-        return files if files and all(file.lower().endswith(".tar") for file in files) else []
+        return files if files and all(file.lower().endswith(TARS) for file in files) else []
     files = files_of(data)
     return files if files and all(file.lower().endswith(ARCHIVES) and os.path.isfile(file) for file in files) else []
 
@@ -94,7 +95,7 @@ def open_tree(data: str) -> Tree | None:
             f"{Path(path).name}/{name}" if several else name: RemoteFile(member_url(path, name))
             for path, name in members
         }
-        return Tree(data, packed, True, several, all(path.lower().endswith(".tar") for path in archives))
+        return Tree(data, packed, True, several, all(path.lower().endswith(TARS) for path in archives))
     if os.path.isdir(data):
         if lists := [name for name in (TRAIN_LIST, TEST_LIST) if os.path.isfile(os.path.join(data, name))]:
             below = _walk(os.path.join(data, "data"))  # a cache or other folders may lie beside it
@@ -109,7 +110,7 @@ def open_tree(data: str) -> Tree | None:
     if not names:
         return None
     files = {short: RemoteFile(member_url(archive, name)) for short, name in names.items()}
-    return Tree(data, files, True, tars=archive.lower().endswith(".tar"))
+    return Tree(data, files, True, tars=archive.lower().endswith(TARS))
 
 
 def table_in_archive(data: str) -> str | None:

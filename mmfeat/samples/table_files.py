@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from mmfeat.errors import DataError
-from mmfeat.system.remote import files_of, is_remote, open_file
+from mmfeat.system.remote import COMPRESSIONS, MARK_BYTES, PIECE, decompressor, files_of, is_remote, open_file
 
 DELIMITED = (".csv", ".tsv", ".psv", ".txt")
 JSON = (".jsonl", ".ndjson", ".json")
 BINARY = (".parquet", ".feather", ".arrow", ".xlsx")
 SUFFIXES = (*DELIMITED, *JSON, *BINARY)
-PIECE = 1 << 20  # bytes of a file that are read at a time
 
 
 def table_files(data: str) -> list[str]:
@@ -67,52 +65,19 @@ def table_name(data: str) -> str:
     return stem
 
 
-def open_table(path: str) -> AbstractContextManager[BinaryIO]:
-    """Open a table for reading the bytes that were compressed, or those of the file."""
-    return _decompressed(path) if _suffixes(path)[2] else open_file(path)
-
-
 @contextmanager
-def _decompressed(path: str) -> Iterator[BinaryIO]:
-    with open_file(path) as raw, COMPRESSIONS[_suffixes(path)[2]](raw) as file:
-        yield file
+def open_table(path: str, seekable: bool = False) -> Iterator[BinaryIO]:
+    """Open a table for reading the bytes that were compressed, or those of the file.
 
-
-@contextmanager
-def seekable_table(path: str) -> Iterator[BinaryIO]:
-    """Open a table that is not read from front to back; one that is compressed lies in a temporary file meanwhile."""
-    with open_table(path) as file:
-        if not _suffixes(path)[2]:
+    With `seekable`, what was compressed lies in a temporary file meanwhile.
+    """
+    with open_file(path) as raw:
+        unpack = decompressor(raw.read(MARK_BYTES))
+    with open_file(path) as raw, unpack(raw) if unpack else nullcontext(raw) as file:
+        if unpack is None or not seekable:
             yield file
             return
         with tempfile.TemporaryFile() as whole:
             shutil.copyfileobj(file, whole, PIECE)
             whole.seek(0)
             yield whole
-
-
-def _gzip(raw: BinaryIO) -> Any:
-    import gzip
-
-    return gzip.GzipFile(fileobj=raw)
-
-
-def _bz2(raw: BinaryIO) -> Any:
-    import bz2
-
-    return bz2.BZ2File(raw)
-
-
-def _xz(raw: BinaryIO) -> Any:
-    import lzma
-
-    return lzma.LZMAFile(raw)
-
-
-def _zstd(raw: BinaryIO) -> Any:
-    import pyarrow
-
-    return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"), PIECE)
-
-
-COMPRESSIONS: dict[str, Callable[[BinaryIO], Any]] = {".gz": _gzip, ".bz2": _bz2, ".xz": _xz, ".zst": _zstd}

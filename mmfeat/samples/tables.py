@@ -18,7 +18,8 @@ from mmfeat.samples.contents import without_surrogates
 from mmfeat.samples.delimited import Dialect, find_dialect, read_delimited
 from mmfeat.samples.encodings import Decoder, decode_text, marked_encoding
 from mmfeat.samples.json_rows import read_json
-from mmfeat.samples.table_files import BINARY, DELIMITED, JSON, PIECE, SUFFIXES, open_table, table_files, table_suffix
+from mmfeat.samples.table_files import BINARY, DELIMITED, JSON, SUFFIXES, open_table, table_files, table_suffix
+from mmfeat.system.remote import BROKEN, PIECE
 
 _SEPARATOR = re.compile(r'"?sep=(.)"?\s*$')  # Excel's line before the header
 PEEKED = 1000  # rows that show the columns of a table whose rows may lack some
@@ -160,12 +161,9 @@ def _wide_pieces(pieces: Iterator[bytes], encoding: str, file: str) -> Iterator[
 @contextmanager
 def _broken_files(file: str) -> Iterator[None]:
     """Turn the errors of broken compressed files into `DataError`."""
-    import lzma
-    import zlib
-
     try:
         yield
-    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+    except (*BROKEN, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise DataError(f"{file}: broken or cut short ({error}); write it again") from error

@@ -1,18 +1,26 @@
 """Files beside those of local paths: URLs that fsspec opens, as in s3://bucket/tweets.parquet, and members of archives.
 
-Members of .zip and .tar files are read where they are: nothing is unpacked, no link is followed. A member has the URL
+Members of .zip and .tar files are read where they are, and no link is followed; a .tar that is compressed as a whole
+lies unpacked in a temporary file without a name as long as it is in use. A member has the URL
 `zip:///FOLDER/A.zip!/INNER/NAME`; users write `A.zip`, or `A.zip/INNER` for a part of it.
 """
 
 from __future__ import annotations
 
+import bz2
 import errno
 import glob
+import gzip
+import io
+import lzma
 import os
 import re
 import stat
 import tarfile
+import tempfile
 import zipfile
+import zlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,9 +32,15 @@ from mmfeat.errors import DataError
 EXTRAS = {"http": "http", "https": "http", "s3": "s3", "gs": "gcs", "gcs": "gcs"}  # protocol -> extra of mmfeat
 HUB = "hf:"  # begins the name of a data set that the library `datasets` reads
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-ARCHIVES = (".zip", ".tar")
-PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".7z", ".rar")
-_MEMBER = re.compile(r"(?:zip|tar)://(?P<path>.+?\.(?:zip|tar))!/(?P<name>.*)", re.DOTALL | re.IGNORECASE)
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+ARCHIVES = (".zip", *TARS)
+FOREIGN = (".7z", ".rar")  # archives that are not read
+_MEMBER = re.compile(
+    rf"(?:zip|tar)://(?P<path>.+?(?:{'|'.join(map(re.escape, ARCHIVES))}))!/(?P<name>.*)", re.DOTALL | re.IGNORECASE
+)
+PIECE = 1 << 20  # bytes that are unpacked at a time
+MARK_BYTES = 10  # first bytes that show a compression
+BROKEN = (EOFError, zlib.error, lzma.LZMAError)  # what reading a compressed file that is cut short raises, and OSError
 # A member that is larger than this and packed tighter than this is a bomb; photos and tables are packed less.
 LARGEST, TIGHTEST = 1 << 28, 200
 
@@ -151,7 +165,7 @@ class Archive:
                 self._index_zip()
             else:
                 self._index_tar()
-        except (zipfile.BadZipFile, tarfile.TarError, EOFError, UnicodeDecodeError) as error:
+        except (*BROKEN, zipfile.BadZipFile, tarfile.TarError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: broken or cut short ({error}); write or download it again") from error
 
     def _index_zip(self) -> None:
@@ -170,8 +184,9 @@ class Archive:
         self.members = dict(sorted(self.members.items()))  # programs pack files in any order
 
     def _index_tar(self) -> None:
-        end = os.path.getsize(self.path)
-        with tarfile.open(self.path, "r:") as tar:
+        self._tar = self._unpacked()
+        end = os.fstat(self._tar.fileno()).st_size
+        with tarfile.open(fileobj=self._tar, mode="r:") as tar:
             for info in tar:
                 tar.members = []  # type: ignore[attr-defined]  # else it remembers all of them
                 if info.isdir():
@@ -181,6 +196,28 @@ class Archive:
                 if info.offset_data + info.size > end:
                     raise tarfile.ReadError(f"the member {info.name} ends behind the end of the file")
                 self._add(info.name, (info.offset_data, info.size))
+
+    def _unpacked(self) -> BinaryIO:
+        """The .tar, or a temporary file of what it unpacks to. Raises `DataError` for a bomb and a full disk."""
+        raw = open(self.path, "rb")  # noqa: SIM115  lives as long as the archive
+        unpack = decompressor(raw.read(MARK_BYTES))
+        raw.seek(0)
+        if unpack is None:
+            return raw
+        most, whole = max(LARGEST, TIGHTEST * os.path.getsize(self.path)), tempfile.TemporaryFile()  # noqa: SIM115
+        try:
+            with raw, unpack(raw) as file:
+                while piece := file.read(PIECE):
+                    if whole.tell() > most:
+                        raise DataError(f"{self.path}: unpacks to more than {most:,} bytes; nothing of it is read")
+                    whole.write(piece)
+            whole.seek(0)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            full = f"{tempfile.gettempdir()} is full; set TMPDIR to a folder with more room, or unpack it yourself"
+            raise DataError(f"{self.path}: unpacked into a temporary file, for which {full}") from error
+        return whole
 
     def _add(self, name: str, member: object) -> None:
         parts = name.replace("\\", "/").removeprefix("./").split("/")
@@ -194,15 +231,11 @@ class Archive:
 
     def open(self, name: str) -> BinaryIO:
         """Open a member for reading. Raises `OSError` for a member that is not there or broken."""
-        import io
-
         if name not in self.members:
             raise FileNotFoundError(2, "No such file or directory", member_url(self.path, name))
         member = self.members[name]
         if self._zip is None:
-            with open(self.path, "rb") as file:
-                file.seek(member[0])
-                return io.BytesIO(file.read(member[1]))
+            return io.BufferedReader(_Part(self._tar, *member))
         try:
             return self._zip.open(member)  # type: ignore[return-value]
         except (zipfile.BadZipFile, NotImplementedError) as error:
@@ -210,13 +243,41 @@ class Archive:
 
     def read(self, name: str) -> bytes:
         """The content of a member. Raises `OSError` as `open` does."""
-        import zlib
-
         try:
             with self.open(name) as file:
                 return file.read()
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise OSError(5, f"broken in the archive ({error})", member_url(self.path, name)) from error
+
+
+class _Part(io.RawIOBase):
+    """Some bytes of an open file, read without the file's own position, which other threads may use."""
+
+    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
+        self._file, self._start, self._end, self._place = file, start, start + size, start
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._place = offset + {os.SEEK_SET: self._start, os.SEEK_CUR: self._place, os.SEEK_END: self._end}[whence]
+        return self._place - self._start
+
+    def readinto(self, buffer: Any) -> int:
+        data = os.pread(self._file.fileno(), max(0, min(len(buffer), self._end - self._place)), self._place)
+        buffer[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+    def readall(self) -> bytes:
+        data = bytearray(max(0, self._end - self._place))
+        view = memoryview(data)
+        while view and (count := self.readinto(view)):
+            view = view[count:]
+        return bytes(data)
 
 
 @lru_cache(maxsize=64)
@@ -232,7 +293,7 @@ def open_archive(path: str) -> Archive:
 
 def member_url(path: str, name: str) -> str:
     """The URL of a member."""
-    return f"{path[-3:].lower()}://{os.path.abspath(path)}!/{name}"
+    return f"{'zip' if path.lower().endswith('.zip') else 'tar'}://{os.path.abspath(path)}!/{name}"
 
 
 def split_url(url: str) -> tuple[str, str] | None:
@@ -251,7 +312,26 @@ def split_path(path: str) -> tuple[str, str] | None:
     return None
 
 
-def refuse_packed(path: str) -> None:
-    """Raise `DataError` for an archive whose members cannot be read where they are."""
-    if path.lower().endswith(PACKED) and os.path.isfile(path):
-        raise DataError(f"{path}: only .zip and .tar files are read where they are; unpack it and name the folder")
+def _zstd(raw: BinaryIO) -> Any:
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"), PIECE)
+
+
+COMPRESSIONS: dict[str, tuple[bytes, Callable[[BinaryIO], Any]]] = {  # suffix -> (first bytes, what unpacks a file)
+    ".gz": (rb"\x1f\x8b", lambda raw: gzip.GzipFile(fileobj=raw)),
+    ".bz2": (rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", bz2.BZ2File),
+    ".xz": (rb"\xfd7zXZ\0", lzma.LZMAFile),
+    ".zst": (rb"\x28\xb5\x2f\xfd", _zstd),
+}
+
+
+def decompressor(first: bytes) -> Callable[[BinaryIO], Any] | None:
+    """What unpacks a file that begins with these `MARK_BYTES`, whatever it is called; None for a plain file."""
+    return next((unpack for mark, unpack in COMPRESSIONS.values() if re.match(mark, first)), None)
+
+
+def refuse_foreign(path: str) -> None:
+    """Raise `DataError` for an archive of a kind that is not read."""
+    if path.lower().endswith(FOREIGN) and os.path.isfile(path):
+        raise DataError(f"{path}: archives are .zip, .tar or .tar.gz and its like; unpack it and name the folder")

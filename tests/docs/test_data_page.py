@@ -192,6 +192,7 @@ BUILDERS = {
     "photos with texts beside them": files("pairs", BESIDE),
     "photos with JSON beside them": files("films", FILMS),
     "shards of WebDataset": packed("tar", "shard", "train-000", files("shard", BESIDE)),
+    "shards that are compressed": packed("gztar", "shard", "packed-000", files("shard", BESIDE)),
     "one of these layouts in an archive": packed("zip", "pets", "pets", files("pets", BESIDE)),
     "a table in an archive": packed("zip", "s", "shop", files("s", {"train.csv": FRAME.to_csv(index=False)} | PHOTOS)),
     "a data set of the Hub, or one that was saved to disk": saved(),

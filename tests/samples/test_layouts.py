@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -49,6 +53,11 @@ def tarred(path: Path, files: dict[str, bytes | str]) -> Path:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def packed(path: Path, compress: Callable[[bytes], bytes]) -> Path:
+    path.write_bytes(compress(path.read_bytes() if path.exists() else b""))
     return path
 
 
@@ -199,6 +208,32 @@ def test_shards_by_pattern_and_in_a_folder_are_one_data_set(tmp_path: Path) -> N
     assert whole.classes == ("0", "1")
 
 
+@pytest.mark.parametrize(
+    ("suffix", "compress"),
+    [
+        (".tgz", gzip.compress),
+        (".tar.gz", gzip.compress),
+        (".tar.bz2", bz2.compress),
+        (".tar.xz", lzma.compress),
+        (".tar.zst", lambda data: pa.compress(data, "zstd", asbytes=True)),
+        (".tar", gzip.compress),  # as a browser saves a file that is said to be a .tar
+        (".tar.gz", bytes),
+    ],
+)
+def test_compressed_shards_are_read_as_plain_ones(
+    suffix: str, compress: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    for shard in range(2):
+        names = {f"{shard}{name}": content for name, content in SHARD.items()}
+        packed(tarred(tmp_path / f"train-{shard}{suffix}", names), compress)
+    whole = read_samples(tmp_path)
+    assert [sample.id for sample in whole] == [f"{shard}000{n}" for shard in range(2) for n in range(4)]
+    assert [entry[1:] for entry in summary(whole)[:4]] == [(WORDS[n], str(n % 2), picture(n)) for n in range(4)]
+    pattern = read_samples(str(tmp_path / f"train-*{suffix}"))
+    assert (pattern.name, summary(pattern)) == ("train", summary(whole))
+    assert len(read_samples(f"{tmp_path}/train-0{suffix}/")) == 4
+
+
 def test_a_table_in_an_archive_with_its_photos(tmp_path: Path) -> None:
     table = "id,text,image,label\n" + "".join(f"{n},{WORDS[n]},img/{n}.png,up\n" for n in range(4))
     files: dict[str, bytes | str] = {"shop/train.csv": table, **{f"shop/img/{n}.png": picture(n) for n in range(4)}}
@@ -209,6 +244,8 @@ def test_a_table_in_an_archive_with_its_photos(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"several tables, shop/test\.csv, shop/train\.csv; name one: --data "):
         read_samples(two)
     assert summary(read_samples(f"{two}/shop/train.csv")) == summary(samples)
+    tar = packed(tarred(tmp_path / "shop.tar.gz", files), gzip.compress)
+    assert summary(read_samples(f"{tar}/shop/train.csv")) == summary(samples)
     with pytest.raises(DataError, match=r"has no shop/none\.csv; it has shop"):
         read_samples(f"{two}/shop/none.csv")
 
@@ -265,13 +302,18 @@ def cut(path: Path, write: Callable[[Path, dict[str, bytes | str]], Path]) -> Pa
         ("a.zip", lambda path: cut(path, zipped), "broken or cut short"),
         ("a.tar", lambda path: cut(path, tarred), "broken or cut short"),
         ("a.zip", lambda path: path.write_bytes(b"no archive") and path, "broken or cut short"),
-        ("a.tar.gz", lambda path: path.write_bytes(b"x") and path, "only .zip and .tar files are read where they are"),
+        ("a.7z", lambda path: path.write_bytes(b"x") and path, "archives are .zip, .tar or .tar.gz and its like"),
+        ("a.tgz", lambda path: packed(link(path), gzip.compress), "'0.png' is a link or no file"),
+        ("a.tgz", lambda path: packed(path, lambda _: gzip.compress(bytes(1 << 22))), "unpacks to more than 1,048,576"),
+        ("a.tgz", lambda path: cut(path, lambda path, files: packed(tarred(path, files), gzip.compress)), "cut short"),
         ("a.zip", lambda path: zipped(path, {}), "no samples|no photos|neither"),
     ],
 )
 def test_archives_that_no_one_should_trust(
-    name: str, write: Callable[[Path], Path], message: str, tmp_path: Path
+    name: str, write: Callable[[Path], Path], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if name == "a.tgz":
+        monkeypatch.setattr("mmfeat.system.remote.LARGEST", 1 << 20)
     with pytest.raises(DataError, match=message) as refusal:
         read_samples(write(tmp_path / name))
     assert "\n" not in str(refusal.value)
