@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -32,6 +35,47 @@ SHOWN_LABELS = 20
 
 out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 err = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, stderr=True)
+
+
+class _Screen(io.FileIO):
+    """A standard stream that takes what cannot be written (a full disk, a closed pipe) as lost, and remembers why.
+
+    No work ends because nobody reads its lines.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = self.error or error
+            return len(data)
+
+
+@contextmanager
+def lasting_streams() -> Iterator[list[str]]:
+    """Replace both standard streams by ones to which any line can be written, whatever their encoding and state.
+
+    The list holds at the end why standard output could not take all lines, if so; a reader that went away, such as
+    `head`, is no reason.
+    """
+    while (spare := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass  # no file of ours may get the number of a closed standard stream, to which libraries print
+    os.close(spare)
+    screens = [_Screen(number, "w", closefd=False) for number in (1, 2)]
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (
+        io.TextIOWrapper(io.BufferedWriter(screen), stream.encoding if stream else None, "replace", line_buffering=True)
+        for screen, stream in zip(screens, before, strict=True)
+    )
+    reasons: list[str] = []
+    try:
+        yield reasons
+    finally:
+        sys.stdout.flush()
+        if (error := screens[0].error) and not isinstance(error, BrokenPipeError):
+            reasons.append(error.strerror or str(error))
 
 
 class ConsoleProgress:

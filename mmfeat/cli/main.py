@@ -26,7 +26,7 @@ from mmfeat.cli import heads as cli_heads
 from mmfeat.cli import predict as cli_predict
 from mmfeat.cli import report as cli_report
 from mmfeat.cli import runs as cli_runs
-from mmfeat.cli.console import err, out
+from mmfeat.cli.console import err, lasting_streams, out
 from mmfeat.cli.flags import Interrupted, interruptible
 from mmfeat.errors import ConfigError, MmfeatError
 from mmfeat.system.trust import trust_remote_code as trusted
@@ -226,7 +226,12 @@ def main() -> None:
     gc.set_threshold(100_000)  # a collection among a million samples takes seconds
     at_once: list[int] = []
     atexit.register(_leave, at_once)  # runs last, since functions run in the reverse order of registration
-    code = _run(_global_flags_first(sys.argv[1:]), typed=shlex.join(["mmfeat", *sys.argv[1:]]))
+    os.environ.setdefault("PYTHONSAFEPATH", "1")  # no file of the working folder is a module of a process we start
+    with lasting_streams() as lost:
+        code = _run(_global_flags_first(sys.argv[1:]), typed=shlex.join(["mmfeat", *sys.argv[1:]]))
+    if lost:
+        err.print(f"mmfeat: standard output took no more lines ({lost[0]}); the work itself is done")
+        code = code or 1
     if code == INTERRUPTED and "ray" in sys.modules:
         at_once.append(code)
     sys.exit(code)

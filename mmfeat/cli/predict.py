@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -230,8 +229,5 @@ def _deliver(result: Predicted, target: Path | None, output: OutputFormat, plain
         show_few(result)
         return
     text = prediction_text(result.predictions, output)
-    try:
-        sys.stdout.buffer.write(text.encode(errors="surrogateescape"))  # UTF-8, and the very bytes of a path
-        sys.stdout.buffer.flush()
-    except BrokenPipeError:  # the reader of the pipe has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.stdout.buffer.write(text.encode(errors="surrogateescape"))  # UTF-8, and the very bytes of a path
+    sys.stdout.buffer.flush()
