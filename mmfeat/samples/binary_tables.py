@@ -10,20 +10,27 @@ from typing import Any, BinaryIO, TypeAlias
 from mmfeat.errors import DataError
 from mmfeat.samples.delimited import check_header
 from mmfeat.samples.table_files import open_table
+from mmfeat.system.remote import PIECE
 
 BATCH = 4096  # rows that are made Python objects at a time
-BATCH_BYTES = 1 << 26  # bytes of a Parquet file that are read at a time
+BATCH_BYTES = 1 << 23  # bytes of a Parquet file that are read at a time
 LINE = "#line"  # the column of line numbers in the copy of a sheet
 
 Rows: TypeAlias = "Iterator[tuple[int, dict[str, object]]]"  # row number and cells
 
 
-def read_parquet(path: str, columns: Collection[str]) -> Rows:
-    import pyarrow
+def open_parquet(file: BinaryIO | str) -> Any:
+    """A Parquet file that is read page by page; else a whole column of a row group would be in memory."""
     import pyarrow.parquet
 
+    return pyarrow.parquet.ParquetFile(file, buffer_size=PIECE, pre_buffer=False)
+
+
+def read_parquet(path: str, columns: Collection[str]) -> Rows:
+    import pyarrow
+
     try:
-        with open_table(path, seekable=True) as binary, pyarrow.parquet.ParquetFile(binary) as file:
+        with open_table(path, seekable=True) as binary, open_parquet(binary) as file:
             names = _used(file.schema_arrow.names, columns)
             # Threads that read ahead through a Python file would crash an interpreter that ends before they do.
             batches = file.iter_batches(_rows_at_once(file.metadata), columns=names, use_threads=False)

@@ -9,13 +9,18 @@ import json
 import os
 import re
 import shlex
+import tempfile
+import threading
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeAlias
 from unicodedata import normalize
 from urllib.parse import unquote, urlsplit
 
+from mmfeat.samples.binary_tables import open_parquet
 from mmfeat.samples.contents import MemoryFile, without_surrogates
 from mmfeat.samples.labels import is_missing
 from mmfeat.system.remote import RemoteFile, files_of, is_remote, split_url
@@ -31,6 +36,8 @@ _LEAST_ENCODED = 64  # letters of base64; shorter cells are paths
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+=*\s*")
 _DATA_URI = re.compile(r"data:[\w/+.-]*(?:;[\w=-]+)*;base64,", re.IGNORECASE)
 _URLS = re.compile(r"[;|,\s]+(?=[A-Za-z][A-Za-z0-9+.-]+://)")
+COPIED_BYTES = 1 << 18  # bytes of a batch of the copy of a row group
+_reading = threading.Lock()
 _PATH_KEYS = ("path", "url", "src", "file_name")
 
 
@@ -241,9 +248,12 @@ def _in_table(where: str, column: str, place: int) -> TablePhoto | None:
 
 
 def _parquet_cell(file: str, column: str, row: int, stamp: tuple[int, int]) -> Any:
-    starts = _row_groups(file, stamp)
-    group = next(number for number, start in reversed(list(enumerate(starts))) if start <= row)
-    return _group(file, column, group, stamp)[row - starts[group]].as_py()
+    with _reading:  # else each thread would copy the group
+        starts = _row_groups(file, stamp)
+        group = bisect_right(starts, row) - 1
+        batches, size = _copied_group(file, column, group, stamp)
+        number, place = divmod(row - starts[group], size)
+        return batches.get_batch(number).column(0)[place].as_py()
 
 
 @functools.lru_cache(16)
@@ -252,18 +262,28 @@ def _row_groups(file: str, stamp: tuple[int, int]) -> list[int]:
     import pyarrow.parquet
 
     facts = pyarrow.parquet.read_metadata(file)
-    starts = [0]
-    for group in range(facts.num_row_groups - 1):
-        starts.append(starts[-1] + facts.row_group(group).num_rows)
-    return starts
+    counts = (facts.row_group(group).num_rows for group in range(facts.num_row_groups))
+    return [0, *accumulate(counts)][:-1]
 
 
 @functools.lru_cache(2)  # neighbours are read one after the other
-def _group(file: str, column: str, group: int, stamp: tuple[int, int]) -> Any:
-    import pyarrow.parquet
+def _copied_group(file: str, column: str, group: int, stamp: tuple[int, int]) -> tuple[Any, int]:
+    """(The cells of a row group in batches of a temporary Arrow file, rows of a batch).
 
-    with pyarrow.parquet.ParquetFile(file) as opened:
-        return opened.read_row_group(group, columns=[column]).column(column)
+    Within a Parquet file no cell is found without all before it, and a group may be larger than memory.
+    """
+    import pyarrow
+    from pyarrow import ipc
+
+    with open_parquet(file) as opened:
+        facts = opened.metadata.row_group(group)
+        rows = max(1, COPIED_BYTES * facts.num_rows // max(1, facts.total_byte_size))
+        schema = pyarrow.schema([opened.schema_arrow.field(column)])
+        copy: Any = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the batches
+        with ipc.new_file(copy, schema) as writer:
+            for batch in opened.iter_batches(rows, [group], [column], use_threads=False):
+                writer.write_batch(batch)
+        return ipc.open_file(copy), rows
 
 
 def packed(photo: Photo | None) -> Any:

@@ -10,6 +10,8 @@ import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from unicodedata import normalize
 
@@ -157,10 +159,27 @@ def test_photos_in_a_table_are_not_kept_in_memory_and_the_run_is_that_of_files(p
     )
     assert (held.new.total(), named.new.total(), named.stored.total()) == (4, 0, 4)
     photos = [sample.image for sample in read_samples(tmp_path / "t.parquet")]
-    photo_cells._group.cache_clear()
+    photo_cells._copied_group.cache_clear()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[:1]), tmp_path / "t.parquet")
     with pytest.raises(OSError, match="changed"):
         photos[3].read_bytes()  # type: ignore[union-attr]
+
+
+def test_a_row_group_of_photos_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+    rows = [{"id": str(n), "image": np.random.default_rng(n).bytes(1 << 19)} for n in range(160)]
+    table = pyarrow.Table.from_pylist(rows)
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet", compression="none", use_dictionary=False)
+    program = (
+        "import sys; from mmfeat.samples.dataset import SampleSource; from mmfeat.samples.keys import content_keys\n"
+        "def most(): return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM')) >> 10\n"
+        "first = SampleSource(sys.argv[1]); next(first.blocks(1)); before = most()\n"
+        "for block in first.blocks(1000): keys = content_keys(block[::-1], 'image')\n"
+        "print(keys.present.sum(), most() - before)"
+    )
+    answer = subprocess.run([sys.executable, "-c", program, tmp_path / "t.parquet"], stdout=subprocess.PIPE, check=True)
+    count, grown = map(int, answer.stdout.split())
+    assert count == 160
+    assert grown < 50  # of 80 MB
 
 
 @pytest.fixture
