@@ -194,6 +194,7 @@ def _notes(findings: Findings) -> list[str]:
         notes.append("no sample has a text")
     if findings.photos.absent:
         notes.append("no sample has a photo")
+    notes += findings.photos.lost
     if findings.splits:
         counts = {
             "ids that the data do not have": findings.splits.unknown,

@@ -17,6 +17,7 @@ from mmfeat.samples.contents import KEY_LENGTH, content_key
 from mmfeat.samples.dataset import Sample, SampleSet
 from mmfeat.samples.folders import photo_suffixes
 from mmfeat.samples.keys import DRAFT_SIDE, SIDE, ContentKeys, hash_photo
+from mmfeat.samples.parts import Parts
 from mmfeat.samples.photo_cells import Photos
 from mmfeat.samples.photos import Decoding, decode_image, orientation, read_photo
 from mmfeat.system.remote import is_remote
@@ -36,6 +37,7 @@ FAINTEST_SPREAD = 3.0  # standard deviation of the grey levels of a small versio
 MOST_PIXELS = 50_000_000
 PLAIN_MODES = ("RGB", "L")
 FORMATS = {".jpg": ("JPEG", "MPO"), ".jpeg": ("JPEG", "MPO"), ".png": ("PNG",), ".webp": ("WEBP",), ".gif": ("GIF",)}
+LOST = (UNREADABLE, TRUNCATED, BROKEN)
 AHEAD = 64  # photos read in advance
 
 Oddity = tuple[str, str]  # (kind, detail)
@@ -60,6 +62,7 @@ class PhotosFacts:
     sizes: list[tuple[int, int]]
     findings: list[tuple[Oddity, ...]]
     absent: bool  # True where no sample names a photo
+    lost: list[str]  # a line where more than half of the photos cannot be read
 
 
 def inspect_photos(samples: Sequence[Sample], workers: int, progress: Progress) -> PhotosFacts:
@@ -68,10 +71,13 @@ def inspect_photos(samples: Sequence[Sample], workers: int, progress: Progress) 
     Where no sample names a photo, no photo counts as missing.
     """
     photos: list[PhotoFacts] = []
+    parts = Parts(sum(sample.image is not None for sample in samples))
     with warnings.catch_warnings(), progress.step("inspect photos", len(samples)) as advance:
         warnings.filterwarnings("ignore", module=r"PIL\.")  # the findings report odd files
-        for photo in prefetch(inspect_photo, samples, workers, AHEAD):
+        for sample, photo in zip(samples, prefetch(inspect_photo, samples, workers, AHEAD), strict=True):
             photos.append(photo)
+            if reason := next((why for what, why in photo.findings if sample.image and what in LOST), ""):
+                parts.lose(sample, "image", reason)
             advance(1)
     keys = np.array([photo.key or b"" for photo in photos], f"S{KEY_LENGTH}")
     known = np.array([photo.hash is not None for photo in photos], bool)
@@ -82,6 +88,7 @@ def inspect_photos(samples: Sequence[Sample], workers: int, progress: Progress) 
         [photo.size for photo in photos if photo.size],
         [() if absent else photo.findings for photo in photos],
         absent,
+        parts.notes("image"),
     )
 
 

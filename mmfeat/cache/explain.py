@@ -81,19 +81,14 @@ def _explain(store: Cache, sample: Sample, spec: EncoderSpec, entries: list[Cach
     return Explanation(spec.name, "miss", tuple(reasons or [stored]))
 
 
-def why_failed(root: str | Path, samples: SampleSet, id: str, specs: Sequence[EncoderSpec]) -> str:
+def why_failed(store: Cache, sample: Sample, specs: Sequence[EncoderSpec]) -> str:
     """The reason why a sample has no value for one of `specs`, all of one modality; "" if the sample has values."""
-    store = Cache(root, samples.name)
-    sample = next(sample for sample in samples if sample.id == id)
     for spec in specs:
         key, reason = sample.key(spec.modality)
         if key is None:
             return reason
-        index = store.row_index(spec)
-        row = int(index.find(np.array([key]))[0])
-        if row >= 0 and index.failed[row]:
-            shard, number = index.locate(row)
-            return printable(shard.errors[number])
+        if error := store.error(spec, key):
+            return error
     return ""
 
 

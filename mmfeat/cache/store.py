@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mmfeat.cache.features import Block, Features, MappedBlock, joined, joined_mapped
-from mmfeat.cache.hdf5 import NOT_OURS
+from mmfeat.cache.hdf5 import NOT_OURS, printable
 from mmfeat.cache.reading import RowIndex, scan
 from mmfeat.cache.shard import SHARD_NAME, Shard, open_shard
 from mmfeat.cache.writer import SPEC_FILE, ShardWriter, declare, settle
@@ -91,6 +91,11 @@ class Cache:
     def row_index(self, spec: EncoderSpec) -> RowIndex:
         """The index that finds the row of a content key among all shards of `spec`."""
         return RowIndex(self.shards(spec))
+
+    def error(self, spec: EncoderSpec, key: bytes) -> str:
+        """The stored reason why a content has no value; "" where it has one or is not stored."""
+        errors = [shard.errors[row] for shard in self.shards(spec) for row in np.flatnonzero(shard.keys == key)]
+        return printable(errors[0]) if errors and all(errors) else ""
 
     def writer(self, spec: EncoderSpec, provenance: dict[str, Any], known: Collection[str] = ()) -> ShardWriter:
         """A writer of new rows; `provenance` (library versions, origin of the weights) stands beside the spec.

@@ -197,6 +197,8 @@ def show_forecast(forecasts: Forecasts) -> None:
 
 def _show_part(forecasts: Forecasts) -> None:
     out.print(f"{forecasts.samples.source}: {len(forecasts.samples):,} samples")
+    for note in forecasts.samples.notes:
+        out.print(f"  note: {shown(note)}")
     show_decision(forecasts.decision)
     if not forecasts.encoders:
         out.print(f"nothing to do: every vector is in {forecasts.folder}")

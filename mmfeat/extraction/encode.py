@@ -232,8 +232,8 @@ class Stage:
     count_cut: Callable[[str, int], None] = lambda folder, limit: None
     _since: float = 0.0
 
-    def run(self, items: Sequence[Item], advance: Advance) -> Iterator[tuple[str, str]]:
-        """Encode and write all items; yields (sample id, reason) for each that could not be read or encoded."""
+    def run(self, items: Sequence[Item], advance: Advance) -> Iterator[tuple[str, str, bytes]]:
+        """Encode and write all items; yields (sample id, reason, key) of each that could not be read or encoded."""
         modality = items[0].modality
         size = WINDOWS.get(self.device, GPU_WINDOW)[modality]
         if self.batch_size:
@@ -272,15 +272,17 @@ class Stage:
 
     def _finish(
         self, window: list[Prepared], waits: list[Callable[[], Blocks]], advance: Advance
-    ) -> Iterator[tuple[str, str]]:
+    ) -> Iterator[tuple[str, str, bytes]]:
         """Write the rows of a window; yields its failures: unreadable files, which have no row, and rows of errors."""
-        failures = {(entry.item.sample.id, reason) for entry in window for reason in entry.errors.values()}
+        failures = {
+            (entry.item.sample.id, reason, entry.item.key) for entry in window for reason in entry.errors.values()
+        }
         for wait in waits:
             with self.clocks.time("encode"):
                 blocks = wait()
             for spec, rows in blocks:
                 self.writer.add(spec.fingerprint, rows, self.clocks)
-                failures.update(pair for pair in zip(rows.ids, rows.errors, strict=True) if pair[1])
+                failures.update(failure for failure in zip(rows.ids, rows.errors, rows.keys, strict=True) if failure[1])
         for index, batcher in enumerate(self.encoders):
             for entry in window:
                 for spec in batcher.encoder.specs if (kept := tokens_kept(entry, index)) else ():

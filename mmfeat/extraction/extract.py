@@ -35,6 +35,7 @@ from mmfeat.extraction.requests import (
 )
 from mmfeat.extraction.to_predict import open_test, shared_ids
 from mmfeat.samples.dataset import Data, Overview, Sample, SampleSet, SampleSource, name_of
+from mmfeat.samples.parts import Parts
 from mmfeat.system.hardware import check_engine, resolve_device
 from mmfeat.system.remote import absolute
 from mmfeat.system.wording import Advance, Progress, Silent
@@ -78,6 +79,7 @@ class Extraction:
     limits: Mapping[str, int]
     missing: Mapping[str, Counter[str]]
     examples: Mapping[str, Mapping[str, str]]
+    parts: Mapping[str, Parts]
     failures: Sequence[tuple[str, str]]
     failed: int
     clocks: Mapping[str, Clocks]
@@ -134,7 +136,9 @@ def extract_features(
             counts = extract_on_ray(part, settings, ray_address, progress, len(overview))
         else:
             counts = _extract(part.source.blocks(BLOCK), len(overview), part.towers, part.store, settings, progress)
-        results.append(_result(counts, start, overview, part.towers, part.store, settings, engine))
+        lost = [note for name, parts in counts.parts.items() for note in parts.check(overview.source, name)]
+        told = replace(overview, notes=(*overview.notes, *lost))
+        results.append(_result(counts, start, told, part.towers, part.store, settings, engine))
         start = time.monotonic()
     remember_request(cache, work.request)
     return replace(results[0], decision=work.decision, test=results[1] if test else None)
@@ -342,8 +346,7 @@ class Extractor(AbstractContextManager["Extractor"]):
                 where = f" (block {number} of {total})" if total > 1 else ""
                 for modality, items in plan.items.items():
                     if items:
-                        for failure in self._run(modality, items, writer, counts, progress or Silent(), where):
-                            counts.add_failure(failure)
+                        self._run(modality, items, writer, counts, progress or Silent(), where)
         for fingerprint, rows in writer.counts.items():
             counts.add_rows(self._towers[fingerprint].spec.folder_name, *rows)
         return counts
@@ -377,15 +380,21 @@ class Extractor(AbstractContextManager["Extractor"]):
 
     def _run(
         self, modality: str, items: list[Item], writer: BackgroundWriter, counts: Counts, progress: Progress, where: str
-    ) -> Iterator[tuple[str, str]]:
-        """Encode the items of one modality; yields (sample id, reason) of failures."""
+    ) -> None:
+        """Encode the items of one modality, and count failures."""
         batchers, settings = self.encoders(modality), self.settings
         encoders = [batcher.encoder for batcher in batchers]
         reader, clocks = Reader(encoders, settings.workers), counts.clocks.setdefault(modality, Clocks())
         stage = Stage(batchers, reader, writer, self.device, settings.batch_size, clocks, counts.add_cut)
+        failed: dict[bytes, str] = {}
         title = f"{modality}: {', '.join(dict.fromkeys(encoder.specs[0].model for encoder in encoders))}{where}"
         with progress.step(title, len(items)) as advance:
-            yield from stage.run(items, advance)
+            for id, reason, key in stage.run(items, advance):
+                counts.add_failure((id, reason))
+                failed.setdefault(key, reason)
+        for item in items if failed else ():
+            if item.key in failed:
+                counts.parts[modality].lose(item.sample, modality, failed[item.key], item.samples)
 
     def _shard_writer(self, fingerprint: str) -> ShardWriter:
         tower = self._towers[fingerprint]

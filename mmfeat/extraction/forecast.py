@@ -24,6 +24,7 @@ from mmfeat.extraction.missing import BlockPlan, Item, look_over
 from mmfeat.extraction.reader import Prepared, Reader
 from mmfeat.extraction.requests import Decision
 from mmfeat.samples.dataset import MODALITIES, Data, Overview, name_of
+from mmfeat.samples.parts import Parts
 from mmfeat.system.wording import Progress, Silent
 
 TRIED = 64  # samples that are encoded at most
@@ -76,17 +77,24 @@ class Forecasts:
 class _Needs:
     """Counts of what all blocks lack, and for each set of fingerprints a few random items that lack exactly this set.
 
-    `lacking` counts rows by cache folder, `items` and `sampled` go by the set of fingerprints.
+    `lacking` counts rows by cache folder, `items` and `sampled` go by the set of fingerprints, and by modality `parts`,
+    the number of samples whose part is `unknown` to the cache, and the parts that were `tried`.
     """
 
     lacking: Counter[str] = field(default_factory=Counter)
     items: Counter[frozenset[str]] = field(default_factory=Counter)
     sampled: dict[frozenset[str], list[Item]] = field(default_factory=dict)
+    parts: dict[str, Parts] = field(default_factory=dict)
+    unknown: Counter[str] = field(default_factory=Counter)
+    tried: dict[str, Parts] = field(default_factory=dict)
     generator: random.Random = field(default_factory=lambda: random.Random(0))
 
     def add(self, plan: BlockPlan) -> None:
         """Count what a plan lacks, and keep each item with the same probability (Vitter's reservoir, algorithm R)."""
         self.lacking.update(plan.lacking)
+        for modality, parts in plan.counts.parts.items():
+            self.parts.setdefault(modality, Parts()).add(parts)
+            self.unknown[modality] += sum(item.samples for item in plan.items[modality])
         for item in (item for items in plan.items.values() for item in items):
             self.items[item.fingerprints] += 1
             kept = self.sampled.setdefault(item.fingerprints, [])
@@ -94,6 +102,16 @@ class _Needs:
                 kept.append(item)
             elif (index := self.generator.randrange(self.items[item.fingerprints])) < TRIED:
                 kept[index] = item
+
+    def notes(self, source: str) -> list[str]:
+        """Lines about the parts of which most cannot be read, by what is stored and by those that were tried."""
+        notes = []
+        for modality, parts in self.parts.items():
+            tried = self.tried.get(modality, Parts())
+            lost = self.unknown[modality] * tried.lost // max(1, tried.count)
+            parts.add(Parts(0, lost, tried.first))
+            notes += parts.check(source, modality, f" (judged by {tried.count})" if lost else "")
+        return notes
 
     def missing(self, fingerprints: frozenset[str]) -> int:
         """Number of items that lack any of these specs."""
@@ -136,6 +154,7 @@ def _forecast(work: Work, settings: ExtractSettings, progress: Progress) -> Fore
         extractor.load({name for names in needs.items for name in names})
         stages = [extractor.encoders(modality) for modality in MODALITIES]
         tried = [_stage(batchers, needs, extractor, progress) for batchers in stages if batchers]
+    overview = replace(overview, notes=(*overview.notes, *needs.notes(overview.source)))
     forecasts = tuple(forecast for stage, _ in tried for forecast in stage)
     reading = sum(reading for _, reading in tried)
     return Forecasts(overview, work.store.folder, forecasts, reading, _free(work.store.folder), work.decision)
@@ -151,6 +170,7 @@ def _stage(
         for batcher, items in zip(batchers, chosen, strict=True):
             reader = Reader([batcher.encoder], extractor.settings.workers)
             prepared = list(reader.read(items, TRIED))
+            needs.tried.setdefault(batcher.encoder.modality, _tried(prepared))
             preparing = _mean([entry.preparing.get(0, 0.0) for entry in prepared]) / reader.workers
             early = preparing if batcher.encoder.early else 0.0
             shared += [
@@ -191,6 +211,15 @@ def _encoder(prepared: Sequence[Prepared], early: float, batcher: Batcher, needs
     return Forecast(
         encoder.specs[0].model, missing, rate, seconds, tuple(outputs), done, len(cuts), max(cuts, default=0)
     )
+
+
+def _tried(prepared: Sequence[Prepared]) -> Parts:
+    """The counts of what was read for one encoder."""
+    parts = Parts(sum(entry.item.samples for entry in prepared))
+    for item, errors in ((entry.item, entry.errors) for entry in prepared):
+        if 0 in errors:
+            parts.lose(item.sample, item.modality, errors[0], item.samples)
+    return parts
 
 
 def _mean(values: Sequence[float]) -> float:

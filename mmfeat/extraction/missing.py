@@ -23,6 +23,7 @@ from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import DataError
 from mmfeat.samples.dataset import MODALITIES, Overview, Sample, SampleSource
 from mmfeat.samples.keys import ContentKeys, StatIndex, single_photos
+from mmfeat.samples.parts import Parts
 from mmfeat.system.wording import Progress
 
 STEPS = ("read", "decode", "encode", "write")
@@ -92,6 +93,8 @@ class Counts:
     `stored` vectors were in the cache before, `new` ones were committed; `unreadable` rows hold an error, old or new.
     `missing` maps modality -> reason -> number of samples, `examples` maps the same to the id of one such sample.
     `cut` counts the texts that were longer than the `limits` of their encoder, in tokens.
+    `parts` maps modality -> how many samples have a part, and how many of these parts cannot be read or encoded; a
+    content that a block was the first to try does not count as lost again in the blocks after it.
     `failed` counts what could not be read or encoded this time, `failures` lists the first as (sample id, reason).
     """
 
@@ -102,13 +105,17 @@ class Counts:
     limits: dict[str, int] = field(default_factory=dict)
     missing: dict[str, Counter[str]] = field(default_factory=dict)
     examples: dict[str, dict[str, str]] = field(default_factory=dict)
+    parts: dict[str, Parts] = field(default_factory=dict)
     failures: list[tuple[str, str]] = field(default_factory=list)
     failed: int = 0
     clocks: dict[str, Clocks] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionaries and lists of all fields."""
-        return {**vars(self), "clocks": {modality: asdict(clocks) for modality, clocks in self.clocks.items()}}
+        nested = {
+            name: {key: asdict(value) for key, value in getattr(self, name).items()} for name in ("parts", "clocks")
+        }
+        return {**vars(self), **nested}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Counts:
@@ -117,7 +124,12 @@ class Counts:
         missing = {modality: Counter(reasons) for modality, reasons in values["missing"].items()}
         failures = [(id, reason) for id, reason in values["failures"]]
         clocks = {modality: Clocks(**seconds) for modality, seconds in values["clocks"].items()}
-        return cls(**{**values, **counters, "missing": missing, "failures": failures, "clocks": clocks})
+        parts = {
+            modality: Parts(**counts | {"first": tuple(counts["first"])})
+            for modality, counts in values["parts"].items()
+        }
+        nested = {"missing": missing, "failures": failures, "clocks": clocks, "parts": parts}
+        return cls(**{**values, **counters, **nested})
 
     def add_failure(self, failure: tuple[str, str]) -> None:
         """Count one (sample id, reason) that could not be read or encoded."""
@@ -148,18 +160,21 @@ class Counts:
             self.examples[modality] = {**other.examples[modality], **self.examples.get(modality, {})}
         for modality, clocks in other.clocks.items():
             self.clocks.setdefault(modality, Clocks(0)).add(clocks)
+        for modality, parts in other.parts.items():
+            self.parts.setdefault(modality, Parts()).add(parts)
         self.failed += other.failed
         self.failures += other.failures[: MAX_FAILURES - len(self.failures)]
 
 
 @dataclass(frozen=True)
 class Item:
-    """One content to encode, a sample that has it, and the fingerprints of the specs that lack it."""
+    """One content to encode, the first of `samples` that have it, and the fingerprints of the specs that lack it."""
 
     sample: Sample
     modality: str
     key: bytes
     fingerprints: frozenset[str]
+    samples: int = 1
 
 
 @dataclass
@@ -222,6 +237,10 @@ class Planner(AbstractContextManager["Planner"]):
                 counts.missing[modality] = Counter(reason for reason in keys.reasons if reason)
                 pairs = zip(reversed(keys.reasons), reversed(samples), strict=True)
                 counts.examples[modality] = {reason: sample.id for reason, sample in pairs if reason}
+                parts = counts.parts[modality] = Parts(sum(getattr(sample, modality) is not None for sample in samples))
+                for row in np.flatnonzero(~keys.present).tolist():
+                    if getattr(samples[row], modality) is not None:
+                        parts.lose(samples[row], modality, keys.reasons[row])
                 plan.items[modality] = self._items(plan, samples, keys, specs)
         return plan
 
@@ -245,30 +264,38 @@ class Planner(AbstractContextManager["Planner"]):
     ) -> list[Item]:
         """Items in the order of their samples; texts from long to short, so that the texts of a batch are alike."""
         present = np.flatnonzero(keys.present)
-        contents, first = np.unique(keys.keys[present], return_index=True)
-        lacking = np.stack([self._lacking(plan, spec, contents) for spec in specs])
-        fingerprints = [spec.fingerprint for spec in specs]
+        contents, first, counts = np.unique(keys.keys[present], return_index=True, return_counts=True)
+        lacking, failed = np.stack([self._compare(plan, spec, contents) for spec in specs], axis=1)
+        fingerprints, modality = [spec.fingerprint for spec in specs], specs[0].modality
         items = []
         rows = present[first]  # row of the first sample with each content
+        if len(lost := np.flatnonzero(failed.any(axis=0))):
+            column = min(lost.tolist(), key=rows.__getitem__)
+            reason = self._store.error(specs[int(failed[:, column].argmax())], bytes(contents[column]))
+            plan.counts.parts[modality].lose(samples[rows[column]], modality, reason, int(counts[lost].sum()))
         for column in sorted(np.flatnonzero(lacking.any(axis=0)).tolist(), key=lambda column: rows[column]):
             sample, key = samples[rows[column]], bytes(contents[column])
             missing = frozenset(name for name, lacks in zip(fingerprints, lacking[:, column], strict=True) if lacks)
-            items.append(Item(sample, specs[0].modality, key, missing))
-        if specs[0].modality == "text":
+            items.append(Item(sample, modality, key, missing, int(counts[column])))
+        if modality == "text":
             items.sort(key=lambda item: -len(item.sample.text or ""))
         return items
 
-    def _lacking(self, plan: BlockPlan, spec: EncoderSpec, contents: np.ndarray) -> np.ndarray:
-        """(N,) whether `spec` lacks each of N distinct contents; counts the contents that no earlier plan met."""
+    def _compare(self, plan: BlockPlan, spec: EncoderSpec, contents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) whether `spec` lacks each of N distinct contents, and (N,) whether an error is all that is stored.
+
+        Counts the contents that no earlier plan met.
+        """
         known = self._known[spec] if spec in self._known else self._look(spec)
         states, asked = known.states(contents)
         lacking = ((states == MISSING) | ((states == FAILED) & self._retry_failed)) & ~asked
         known.ask(contents)
         name = spec.folder_name
         plan.lacking[name] += int(lacking.sum())
-        plan.counts.unreadable[name] += int(((states == FAILED) & ~lacking & ~asked).sum())
+        failed = (states == FAILED) & ~lacking
+        plan.counts.unreadable[name] += int((failed & ~asked).sum())
         plan.counts.stored[name] += int(((states == GOOD) & ~asked).sum())
-        return lacking
+        return lacking, failed
 
     def _look(self, spec: EncoderSpec) -> KnownKeys:
         """Read the keys that the cache has of a spec."""

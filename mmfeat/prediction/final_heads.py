@@ -256,12 +256,13 @@ def infer(
         samples, towers, cache=cache, settings=ExtractSettings(device, workers), progress=progress
     )
     specs = [tower.spec for tower in towers]
-    features = Cache(cache, samples.name).load(samples.samples, specs)
+    store = Cache(cache, samples.name)
+    features = store.load(samples.samples, specs)
     predictions = predict_features(predictor, features, samples.samples)
     lacking = _lacking(features)
 
-    def why(modality: str, id: str) -> str:
-        return why_failed(cache, samples, id, [spec for spec in specs if spec.modality == modality])
+    def why(modality: str, sample: Sample) -> str:
+        return why_failed(store, sample, [spec for spec in specs if spec.modality == modality])
 
     return Inference(predictions, extraction, lacking, unseen(features), _lacking_notes(samples, lacking, why))
 
@@ -281,8 +282,10 @@ def unseen(features: Features) -> list[str]:
     return [features.ids[row] for row in np.flatnonzero(~present)]
 
 
-def _lacking_notes(samples: SampleSet, lacking: Mapping[str, np.ndarray], why: Callable[[str, str], str]) -> list[str]:
-    """Lines about texts and photos that are missing or cannot be read; `why` maps (modality, id) -> reason."""
+def _lacking_notes(
+    samples: SampleSet, lacking: Mapping[str, np.ndarray], why: Callable[[str, Sample], str]
+) -> list[str]:
+    """Lines about texts and photos that are missing or cannot be read; `why` maps (modality, sample) -> reason."""
     lines = []
     for modality, gaps in lacking.items():
         absent = [sample for sample in samples if getattr(sample, modality) is None]
@@ -293,10 +296,10 @@ def _lacking_notes(samples: SampleSet, lacking: Mapping[str, np.ndarray], why: C
                 f"(first: {absent[0].id}, {reason})"
             )
         pairs = zip(samples, gaps.tolist(), strict=True)
-        if broken := [sample.id for sample, gap in pairs if gap and getattr(sample, modality) is not None]:
+        if broken := [sample for sample, gap in pairs if gap and getattr(sample, modality) is not None]:
             lines.append(
                 f"{len(broken):,} of {len(samples):,} samples have a {PART[modality]} that cannot be read and counts "
-                f"as missing (first: {broken[0]}, {why(modality, broken[0])})"
+                f"as missing (first: {broken[0].id}, {why(modality, broken[0])})"
             )
     return lines
 

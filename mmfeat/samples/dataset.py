@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -125,7 +125,9 @@ def read_samples(data: Data, columns: Mapping[str, str] | None = None) -> Sample
     samples = tuple(reading)
     if not samples:
         raise source.empty
-    told = dict(reading.encodings), source.unused_columns, reading.notes
+    photos = reading.absent.get("image")
+    lost = [photos.reason] if photos and photos.is_named else []
+    told = dict(reading.encodings), source.unused_columns, (*reading.notes, *lost)
     return SampleSet(source.name, str(data), samples, *told, source.names)
 
 
@@ -210,9 +212,11 @@ class SampleSource:
         """Count and check all samples; no photo is opened. Raises `DataError` as `read_samples` does."""
         if self.is_folder:
             samples = self._listed()
-            lost = Absence("no sample has a photo; put photos named by the ids beside the texts", False)
-            has_photos = any(sample.image is not None for sample in samples)
-            return replace(Overview.of(samples), absent={} if has_photos else {"image": lost})
+            parts = MODALITIES if self.lists is not None else ("image",)  # photos alone are a data set, too
+            lost = [name for name in parts if all(getattr(sample, name) is None for sample in samples)]
+            return replace(
+                Overview.of(samples), absent={name: self._absence(name, samples.samples[0].id) for name in lost}
+            )
         labels: Counter[str] = Counter()
         hashes = array("Q")
         reading = self.read()
@@ -227,6 +231,18 @@ class SampleSource:
                 pass
         told = dict(reading.encodings), self.unused_columns, reading.notes, reading.absent
         return Overview(self.name, self.data, len(hashes), labels, *told)
+
+    def tried(self, modality: str, id: str) -> str:
+        """The first path at which the layout with lists looks for a part of a sample, in words; "" for others."""
+        path = os.path.join(self.data, self.lists or "", "data", id + {"image": ".jpg", "text": ".txt"}[modality])
+        return "" if self.lists is None else f"; the first path tried is {path}"
+
+    def _absence(self, modality: str, id: str) -> Absence:
+        """Why no sample of a folder has a part; `id` is that of the first sample."""
+        part, beside = PART[modality], "texts" if modality == "image" else "photos"
+        return Absence(
+            f"no sample has a {part}{self.tried(modality, id)}; put {part}s named by the ids beside the {beside}", False
+        )
 
     @property
     def unused_columns(self) -> tuple[str, ...]:
@@ -283,6 +299,7 @@ class Reading:
         self._decoder = table.decoder if table else Decoder(source.columns.get("encoding", ""))
         self._missing = Counter[str]()  # words for no label in the lists of a folder
         self._texts = 0
+        self._not_found: list[str] = []
         self._finder: PhotoFinder | None = None
 
     @property
@@ -294,7 +311,8 @@ class Reading:
         rows = self._source.rows
         if rows is None:
             groups = self._source.groups
-            return (*self._decoder.notes, *missing_note(self._missing), *(groups.notes if groups else []))
+            told = groups.notes if groups else self._not_found
+            return (*self._decoder.notes, *missing_note(self._missing), *told)
         complaint = self._finder.complaint() if self._finder and self._finder.found else ""
         return (*rows.notes, *self._source.told, *([complaint] if complaint else []))
 
@@ -338,11 +356,13 @@ class Reading:
         folder = str(lists[0]).rpartition(lists[0].name)[0] + "data"
         if not any(name.startswith("data/") for name in files) and not os.path.isdir(folder):
             raise DataError(f"{lists[0]}: the folder {folder} with its images and texts is missing; put it there")
-        images, texts = index_files({name: file for name, file in files.items() if name.startswith("data/")})
+        images, texts_of = index_files({name: file for name, file in files.items() if name.startswith("data/")})
         rows = list(read_lists(lists, self._ids, no_labels(self._source.columns.get(NO_LABELS)), self._missing))
-        found = [texts.get(normalize("NFC", id)) for id, _ in rows]
-        for (id, label), (text, text_error) in zip(rows, read_texts(found, self._decoder), strict=True):
-            image = images.get(normalize("NFC", id))
+        found = [texts_of.get(normalize("NFC", id)) for id, _ in rows]
+        photos = [images.get(normalize("NFC", id)) for id, _ in rows]
+        self._not_found = [note for pair in (("image", photos), ("text", found)) for note in self._seek(*pair, rows)]
+        texts = read_texts(found, self._decoder)
+        for (id, label), (text, text_error), image in zip(rows, texts, photos, strict=True):
             yield Sample(id, text, image, label, text_error, "" if image else "no image file")
 
     def _row_samples(self, rows: SampleRows) -> Iterator[Sample]:
@@ -358,6 +378,14 @@ class Reading:
                     f"{cells.where}: the label {label!r} is not one printable line; is a quote missing above?"
                 )
             yield Sample(id, text, image, label, "" if text else "no text", image_error)
+
+    def _seek(self, modality: str, files: Sequence[File | None], rows: Sequence[tuple[str, str | None]]) -> list[str]:
+        """A line where more than half of the texts or photos of a folder with lists are absent, but not all."""
+        absent = [id for (id, _), file in zip(rows, files, strict=True) if file is None]
+        if not len(rows) < 2 * len(absent) < 2 * len(rows):
+            return []
+        what = f"{len(absent):,} of {len(rows):,} {PART[modality]}s are not found"
+        return [what + self._source.tried(modality, absent[0])]
 
 
 def _without_lists(folder: Path) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mmfeat.cache.explain import why_failed
 from mmfeat.cache.features import Features
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.spec import EncoderSpec
@@ -21,6 +22,7 @@ from mmfeat.runs.run import hash_data
 from mmfeat.samples.dataset import MODALITIES, SampleSet, read_samples
 from mmfeat.samples.keys import ContentKeys
 from mmfeat.samples.labels import SEPARATOR, Targets, labels_alike, read_targets
+from mmfeat.samples.parts import place_of
 from mmfeat.system.remote import absolute
 from mmfeat.system.wording import Progress
 from mmfeat.version import __version__
@@ -75,6 +77,25 @@ class LabelledData:
     def load(self, specs: Sequence[EncoderSpec]) -> Features:
         """The cached vectors of the labelled samples."""
         return self.store.load(self.samples.labelled, specs, self.keys, IN_MEMORY)
+
+    def lacking(self, specs: Sequence[EncoderSpec], features: Features) -> Iterator[str]:
+        """Yield a line for each encoder that lacks vectors of more than half of the labelled samples.
+
+        Raises `HeadError` for an encoder that has none.
+        """
+        for spec in specs:
+            mask = features.masks[spec.folder_name]
+            if mask.sum() * 2 >= len(mask):
+                continue
+            sample = self.samples.labelled[int(mask.argmin())]
+            first = f"first: {place_of(sample, spec.modality)}: {why_failed(self.store, sample, [spec])}"
+            if not mask.any():
+                others = {other.modality for other in specs} - {spec.modality}
+                rest = f"; --modalities {min(others)} trains on the rest" if others else ""
+                raise HeadError(
+                    f"{self.samples.source}: no labelled sample has a vector of {spec.folder_name} ({first}){rest}"
+                )
+            yield f"{(~mask).sum():,} of {len(mask):,} labelled samples have no vector of {spec.folder_name} ({first})"
 
 
 def read_labelled(

@@ -165,11 +165,13 @@ def train_heads(
     from mmfeat.sweep.engine import make_engine
     from mmfeat.sweep.train_all import train_run
 
-    features = with_class_vectors(labelled.load([tower.spec for tower in towers]), config, described, device, progress)
+    specs = [tower.spec for tower in towers]
+    features = with_class_vectors(labelled.load(specs), config, described, device, progress)
+    notes = (*labelled.notes, *labelled.lacking(specs, features))
     maker = replace(maker, device=resolve_device(device))
     runner = make_engine(engine, features, labelled.targets, maker.device, attend, workers, ray_address)
     run = train_run(labelled, features, runner, pairs, plan, config, folder, maker, progress)
-    return Sweep(run, False, maker.seconds, labelled.new_splits, labelled.notes)
+    return Sweep(run, False, maker.seconds, labelled.new_splits, notes)
 
 
 def _class_names(

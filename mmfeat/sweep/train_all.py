@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -13,7 +12,6 @@ import numpy as np
 
 from mmfeat.baselines.basis import one_blas_thread
 from mmfeat.cache.features import Features
-from mmfeat.errors import HeadError
 from mmfeat.evaluation.significance import compare_with_best, holm, paired_difference
 from mmfeat.evaluation.splits import save_splits
 from mmfeat.heads.registry import BASELINES, TWINS
@@ -22,7 +20,6 @@ from mmfeat.runs.entry import Entry, PairedTest, RunConfig, convert
 from mmfeat.runs.leaderboard import ablation_csv, write_leaderboard
 from mmfeat.runs.record import Maker, making
 from mmfeat.runs.run import ABLATION, RUN_FILE, Results, Run, write_run
-from mmfeat.samples.dataset import SampleSet
 from mmfeat.sweep.engine import Engine
 from mmfeat.sweep.ensembles import ensemble_entries
 from mmfeat.sweep.entries import EntryTrainer, TrainedEntry
@@ -85,7 +82,6 @@ def train_run(
 ) -> Run:
     """Train what the run folder lacks, then combine, rank, and declare the run complete."""
     try:
-        _check_features(data.samples, features)
         with write_errors(folder):  # a run whose search goes on is not complete
             (folder / RUN_FILE).unlink(missing_ok=True)
         with making(folder, config, maker), one_blas_thread(), one_torch_thread():  # sums depend on the threads
@@ -155,12 +151,3 @@ def _finish(
         record=maker.record(config),
     )
     return write_run(Run(folder, config, results))
-
-
-def _check_features(samples: SampleSet, features: Features) -> None:
-    """Raise `HeadError` for an encoder that saw none of the samples."""
-    if empty := [name for name, mask in features.masks.items() if not mask.any()]:
-        raise HeadError(
-            f"{samples.source}: no labelled sample has a vector of {', '.join(empty)}; mmfeat cache explain "
-            f"{shlex.quote(samples.samples[0].id)} tells why, and --modalities text or image trains on the rest"
-        )
