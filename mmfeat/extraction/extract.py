@@ -136,9 +136,9 @@ def extract_features(
             counts = extract_on_ray(part, settings, ray_address, progress, len(overview))
         else:
             counts = _extract(part.source.blocks(BLOCK), len(overview), part.towers, part.store, settings, progress)
-        lost = [note for name, parts in counts.parts.items() for note in parts.check(overview.source, name)]
-        told = replace(overview, notes=(*overview.notes, *lost))
-        results.append(_result(counts, start, told, part.towers, part.store, settings, engine))
+        lost = (note for name, parts in counts.parts.items() for note in parts.check(overview.source, name))
+        overview = replace(overview, notes=(*overview.notes, *lost))
+        results.append(_result(counts, start, overview, part.towers, part.store, settings, engine))
         start = time.monotonic()
     remember_request(cache, work.request)
     return replace(results[0], decision=work.decision, test=results[1] if test else None)
@@ -386,15 +386,9 @@ class Extractor(AbstractContextManager["Extractor"]):
         encoders = [batcher.encoder for batcher in batchers]
         reader, clocks = Reader(encoders, settings.workers), counts.clocks.setdefault(modality, Clocks())
         stage = Stage(batchers, reader, writer, self.device, settings.batch_size, clocks, counts.add_cut)
-        failed: dict[bytes, str] = {}
         title = f"{modality}: {', '.join(dict.fromkeys(encoder.specs[0].model for encoder in encoders))}{where}"
         with progress.step(title, len(items)) as advance:
-            for id, reason, key in stage.run(items, advance):
-                counts.add_failure((id, reason))
-                failed.setdefault(key, reason)
-        for item in items if failed else ():
-            if item.key in failed:
-                counts.parts[modality].lose(item.sample, modality, failed[item.key], item.samples)
+            counts.add_failures(items, stage.run(items, advance))
 
     def _shard_writer(self, fingerprint: str) -> ShardWriter:
         tower = self._towers[fingerprint]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -131,11 +131,17 @@ class Counts:
         nested = {"missing": missing, "failures": failures, "clocks": clocks, "parts": parts}
         return cls(**{**values, **counters, **nested})
 
-    def add_failure(self, failure: tuple[str, str]) -> None:
-        """Count one (sample id, reason) that could not be read or encoded."""
-        self.failed += 1
-        if len(self.failures) < MAX_FAILURES:
-            self.failures.append(failure)
+    def add_failures(self, items: Sequence[Item], failures: Iterable[tuple[str, str, bytes]]) -> None:
+        """Count each (sample id, reason, content key) of these items that could not be read or encoded."""
+        reasons: dict[bytes, str] = {}
+        for id, reason, key in failures:
+            reasons.setdefault(key, reason)
+            self.failed += 1
+            if len(self.failures) < MAX_FAILURES:
+                self.failures.append((id, reason))
+        for item in items if reasons else ():
+            if item.key in reasons:
+                self.parts[item.modality].lose(item.sample, item.modality, reasons[item.key], item.samples)
 
     def add_cut(self, folder: str, limit: int) -> None:
         """Count one text that an encoder read to so many tokens, where its cache folder has a new row of the text."""
