@@ -98,7 +98,7 @@ class Experiment:
     @cached_property
     def features(self) -> Features:
         """The cached vectors of the encoders, and the prefixes; with those of class names where the head needs them."""
-        features = self.labelled.load([tower.spec for tower in (*self.encoders, *self.prefixes)])
+        features, _ = self.labelled.load([tower.spec for tower in (*self.encoders, *self.prefixes)])
         if all(settings.init != ZERO_SHOT for settings in self.chosen.wanted):
             return features
         config = replace(self.parent.config, cache=str(self.labelled.store.folder.parent))
@@ -123,7 +123,6 @@ class Experiment:
         """The configuration that the new run records and is named by."""
         parent = self.parent.config
         return RunConfig(
-            columns=parent.columns,
             **self.labelled.recorded,
             encoders=tuple(self.encoders),
             prefixes=tuple(self.prefixes),

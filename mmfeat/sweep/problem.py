@@ -35,6 +35,7 @@ class LabelledData:
     """A data set with the content keys, the targets and the splits of its labelled samples."""
 
     samples: SampleSet
+    columns: dict[str, str]
     store: Cache
     keys: Mapping[str, ContentKeys]
     targets: Targets
@@ -67,6 +68,7 @@ class LabelledData:
             "version": __version__,
             "task": "multilabel" if self.targets.multilabel else "multiclass",
             "data": absolute(self.samples.source),
+            "columns": self.columns,
             "cache": os.path.abspath(self.store.folder.parent),
             "dataset": self.samples.name,
             "data_hash": hash_data(self.samples.labelled, self.keys),
@@ -74,15 +76,15 @@ class LabelledData:
             "splits_hash": hashlib.sha256(roles.encode()).hexdigest(),
         }
 
-    def load(self, specs: Sequence[EncoderSpec]) -> Features:
-        """The cached vectors of the labelled samples."""
-        return self.store.load(self.samples.labelled, specs, self.keys, IN_MEMORY)
-
-    def lacking(self, specs: Sequence[EncoderSpec], features: Features) -> Iterator[str]:
-        """Yield a line for each encoder that lacks vectors of more than half of the labelled samples.
+    def load(self, specs: Sequence[EncoderSpec]) -> tuple[Features, list[str]]:
+        """The cached vectors of the labelled samples, and a line for each encoder that lacks more than half of them.
 
         Raises `HeadError` for an encoder that has none.
         """
+        features = self.store.load(self.samples.labelled, specs, self.keys, IN_MEMORY)
+        return features, list(self._lacking(specs, features))
+
+    def _lacking(self, specs: Sequence[EncoderSpec], features: Features) -> Iterator[str]:
         for spec in specs:
             mask = features.masks[spec.folder_name]
             if mask.sum() * 2 >= len(mask):
@@ -115,7 +117,7 @@ def read_labelled(
     keys = {modality: store.content_keys(labelled, modality, progress) for modality in MODALITIES}
     targets = read_targets([str(sample.label) for sample in labelled], task == "multilabel")
     splits, new, notes = protocol_splits(labelled, targets, keys["image"], store.folder, protocol, progress)
-    return LabelledData(samples, store, keys, targets, protocol, splits, new, notes)
+    return LabelledData(samples, dict(columns or {}), store, keys, targets, protocol, splits, new, notes)
 
 
 @dataclass(frozen=True)

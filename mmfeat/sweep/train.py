@@ -148,7 +148,6 @@ def train_heads(
     towers, pairs = _choose(described, fusion, baselines, modalities, attend)
     labelled = read_labelled(data, columns, cache, task, protocol, progress)
     config = RunConfig(
-        columns=dict(columns or {}),
         **labelled.recorded,
         encoders=tuple(towers),
         options=options,
@@ -165,13 +164,12 @@ def train_heads(
     from mmfeat.sweep.engine import make_engine
     from mmfeat.sweep.train_all import train_run
 
-    specs = [tower.spec for tower in towers]
-    features = with_class_vectors(labelled.load(specs), config, described, device, progress)
-    notes = (*labelled.notes, *labelled.lacking(specs, features))
     maker = replace(maker, device=resolve_device(device))
+    vectors, lacking = labelled.load([tower.spec for tower in towers])
+    features = with_class_vectors(vectors, config, described, device, progress)
     runner = make_engine(engine, features, labelled.targets, maker.device, attend, workers, ray_address)
     run = train_run(labelled, features, runner, pairs, plan, config, folder, maker, progress)
-    return Sweep(run, False, maker.seconds, labelled.new_splits, notes)
+    return Sweep(run, False, maker.seconds, labelled.new_splits, (*labelled.notes, *lacking))
 
 
 def _class_names(
