@@ -39,7 +39,7 @@ def imports(file: str) -> list[tuple[str, bool]]:
     branches = [
         node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
     ]
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     typing_only = {node for branch in branches for node in ast.walk(branch)}
     late = {node for function in functions for node in ast.walk(function)}
     result = []

@@ -30,6 +30,7 @@ from mmfeat.cli.console import err, lasting_streams, out
 from mmfeat.cli.flags import Interrupted, interruptible
 from mmfeat.errors import ConfigError, MmfeatError
 from mmfeat.system.trust import trust_remote_code as trusted
+from mmfeat.system.web import TIMEOUT
 from mmfeat.version import __version__
 
 ENCODERS = "encoders"
@@ -188,6 +189,9 @@ def root(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that a checkpoint brings; read it first.")
     ] = False,
+    url_timeout: Annotated[
+        float | None, typer.Option("--url-timeout", help="Seconds to wait for a silent server.", min=0.1)
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
@@ -201,6 +205,8 @@ def root(
     mmfeat submit
     mmfeat predict --text "what a day" --image photo.jpg
     """
+    if url_timeout is not None:
+        os.environ[TIMEOUT] = str(url_timeout)
     if trust_remote_code:
         context.with_resource(trusted())
     if config is not None:
@@ -274,9 +280,9 @@ def _global_flags_first(arguments: list[str]) -> list[str]:
     rest: list[str] = []
     source = iter(arguments)
     for argument in source:
-        if argument in ("--debug", "--trust-remote-code") or argument.startswith("--config="):
+        if argument in ("--debug", "--trust-remote-code") or argument.startswith(("--config=", "--url-timeout=")):
             first.append(argument)
-        elif argument == "--config":
+        elif argument in ("--config", "--url-timeout"):
             first += [argument, *[value for value in [next(source, None)] if value is not None]]
         else:
             rest.append(argument)

@@ -40,6 +40,7 @@ SAVE_SHARE = 0.05  # largest share of the time for saving, which writes the whol
 ENTRY = np.dtype([("path", "<u8"), ("stat", "<u8"), ("key", f"S{KEY_LENGTH}")])
 RACY_SECONDS = 2.0  # step of the coarsest clock of a file system (FAT)
 MOST_ENTRIES = 1 << 22  # 200 MB; files beyond this number are hashed again each time
+WEB_THREADS = 32
 STEP = 1024  # samples that are hashed between two reports of progress
 
 SIDE = 32
@@ -175,13 +176,19 @@ def content_keys(
     keys = np.zeros(len(samples), f"S{KEY_LENGTH}")
     reasons = [""] * len(samples)
     task = (progress or Silent()).step(f"hash {modality}s", len(samples))
-    with task as advance, ThreadPoolExecutor(cpu_count()) as pool:
+    with task as advance, ThreadPoolExecutor(_threads(samples)) as pool:
         for start in range(0, len(samples), STEP):
             part = samples[start : start + STEP]
             for row, (key, reason) in enumerate(_keys(part, modality, index, pool), start):
                 keys[row], reasons[row] = key or b"", reason
             advance(len(part))
     return ContentKeys(keys, keys != b"", tuple(reasons))
+
+
+def _threads(samples: Sequence[Sample]) -> int:
+    """The threads that read photos: servers answer many requests at a time, and a silent one holds up one thread."""
+    remote = next((sample.image.url for sample in samples if isinstance(sample.image, RemoteFile)), "")
+    return WEB_THREADS if remote and not split_url(remote) else cpu_count()
 
 
 def _joined(single: ContentKeys, owners: np.ndarray, count: int) -> ContentKeys:
@@ -351,7 +358,7 @@ def read_photos(
         return (keys[row], make(data)) if content_key(data) == keys[row] else None
 
     rows = np.sort(rows)  # photos of a table or an archive are read fastest as they lie
-    with (progress or Silent()).step(step, len(rows)) as advance, ThreadPoolExecutor(cpu_count()) as pool:
+    with (progress or Silent()).step(step, len(rows)) as advance, ThreadPoolExecutor(_threads(samples)) as pool:
         for start in range(0, len(rows), STEP):
             part = rows[start : start + STEP].tolist()
             yield from filter(None, pool.map(made, part))

@@ -166,7 +166,7 @@ def _broken_files(file: str) -> Iterator[None]:
     except (*BROKEN, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise DataError(f"{file}: broken or cut short ({error}); write it again") from error
+        raise DataError(f"{file}: broken or cut short ({error or type(error).__name__}); write it again") from error
 
 
 def _read_text(table: Table, path: str, columns: Collection[str]) -> Rows:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mmfeat.errors import DataError
+from mmfeat.system.web import client_options, is_web, read_url
 
 EXTRAS = {"http": "http", "https": "http", "s3": "s3", "gs": "gcs", "gcs": "gcs"}  # protocol -> extra of mmfeat
 HUB = "hf:"  # begins the name of a data set that the library `datasets` reads
@@ -62,6 +63,8 @@ class RemoteFile:
         """The content of the file. Raises `OSError` for a file that cannot be read, whatever the protocol raises."""
         if member := split_url(self.url):
             return open_archive(member[0]).read(member[1])
+        if is_web(self.url):
+            return read_url(_filesystem(self.url), self.url)
         try:
             with open_file(self.url) as file:
                 return file.read()
@@ -107,6 +110,12 @@ def files_of(path: str | Path) -> list[str]:
         return [path]
     if is_remote(path) and not member:
         system = _filesystem(path)
+        if is_web(path):
+            try:
+                read_url(system, path, 0)
+            except OSError as error:
+                raise DataError(f"{path}: {error.strerror}; check the address") from None
+            return [path]
         if system.exists(path):
             return [path]
         return sorted(map(system.unstrip_protocol, system.glob(path))) if "*" in path else []
@@ -140,7 +149,7 @@ def _filesystem(url: str) -> Any:
     import fsspec
 
     try:
-        return fsspec.core.url_to_fs(url)[0]
+        return fsspec.core.url_to_fs(url, **client_options() if is_web(url) else {})[0]
     except ImportError as error:
         extra = EXTRAS.get(url.partition("://")[0].lower())
         install = f"pip install 'mmfeat[{extra}]'" if extra else f"{error}; pip install what it names"

@@ -18,6 +18,7 @@ from tests.docs.markdown import ROOT, anchors, blocks, links
 
 PAGE = ROOT / "docs/commands.md"
 ROOT_FLAGS = {
+    "--url-timeout",
     "--config",
     "--debug",
     "--trust-remote-code",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -24,7 +27,9 @@ from mmfeat.errors import ConfigError, DataError
 from mmfeat.extraction.extract import extract_features
 from mmfeat.extraction.requests import latest_request
 from mmfeat.samples.dataset import read_samples
+from mmfeat.samples.keys import content_keys
 from mmfeat.system.remote import RemoteFile, absolute, exists, is_remote
+from mmfeat.system.web import PIECE, TIMEOUT
 
 ROOT = Path(__file__).parents[2]
 
@@ -146,7 +151,7 @@ def test_photos_behind_http_are_those_of_files(site: str, local: Path, tmp_path:
 
 
 def test_a_missing_client_is_an_extra_that_exists(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(url: str) -> None:
+    def missing(url: str, **options: object) -> None:
         raise ImportError("no client")
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
@@ -157,3 +162,99 @@ def test_a_missing_client_is_an_extra_that_exists(monkeypatch: pytest.MonkeyPatc
         assert extra in extras
     with pytest.raises(DataError, match="no client; pip install what it names"):
         RemoteFile("abfs://a/1.jpg").read_bytes()
+
+
+class Hostile(SimpleHTTPRequestHandler):
+    """A server whose answers are named by the path."""
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        name = self.path.strip("/").partition(".")[0]
+        if name == "silent":
+            time.sleep(60)
+        elif name in ("loop", "file"):
+            self._begin(302, Location="/loop.png" if name == "loop" else "file:///etc/passwd")
+        elif name.isdigit():
+            self.send_error(int(name))
+        elif name == "good":
+            self._begin(200)
+            self.wfile.write(self.server.photo)  # type: ignore[attr-defined]
+        else:
+            self._begin(200, **{"Content-Length": "1000"} if name in ("slow", "cut") else {})
+            with contextlib.suppress(OSError):
+                for _ in range(1 if name == "cut" else 600):
+                    self.wfile.write(b"0" * (1 if name == "slow" else PIECE if name == "endless" else 10))
+                    time.sleep(0.1 if name == "slow" else 0)
+
+    def _begin(self, status: int, **headers: str) -> None:
+        self.send_response(status)
+        for header, value in headers.items():
+            self.send_header(header, value)
+        self.end_headers()
+
+
+@pytest.fixture
+def hostile(local: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A hostile server, of which nothing is waited for longer than 0.3 s, or 0.9 s for a whole file."""
+    monkeypatch.setenv(TIMEOUT, "0.3")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hostile) as server:
+        server.daemon_threads = True
+        server.photo = (local / "0.png").read_bytes()  # type: ignore[attr-defined]
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        server.block_on_close = False
+
+
+REASONS = {
+    "silent": "no whole answer within 0.3 to 0.9 s",
+    "slow": "no whole answer within 0.3 to 0.9 s",
+    "loop": "more than 5 redirects",
+    "file": "no address of HTTP, or a redirect to something else",
+    "404": "HTTP 404 Not Found",
+    "403": "HTTP 403 Forbidden",
+    "500": "HTTP 500 Internal Server Error",
+    "endless": "larger than 256 MB",
+    "cut": "no connection (ClientPayloadError)",
+}
+
+
+def test_a_hostile_server_costs_seconds_and_has_a_reason(hostile: str, tmp_path: Path) -> None:
+    names = ["good", *REASONS, "good"]
+    table = tmp_path / "urls.csv"
+    table.write_text("id,image\n" + "".join(f"s{n},{hostile}/{name}.png\n" for n, name in enumerate(names)))
+    start = time.monotonic()
+    samples = read_samples(table).samples
+    keys = content_keys(samples, "image")
+    assert time.monotonic() - start < 30  # less than one photo waited for without limits
+    assert keys.present.tolist() == [name == "good" for name in names]
+    reasons = dict(zip(names, keys.reasons, strict=True))
+    assert reasons.pop("endless") in (f"unreadable: {REASONS[name]}" for name in ("endless", "slow"))  # busy machine
+    wanted = {name: f"unreadable: {reason}" for name, reason in REASONS.items() if name != "endless"}
+    assert reasons == {"good": "", **wanted}
+
+
+def test_a_table_behind_a_hostile_server_is_one_line(hostile: str) -> None:
+    for name in ("silent", "loop", "file", "404"):
+        with pytest.raises(DataError, match=re.escape(f"{hostile}/{name}.csv: {REASONS[name]}; check the address")):
+            read_samples(f"{hostile}/{name}.csv")
+
+
+def test_a_host_that_never_answers_is_asked_a_few_times_only(hostile: str) -> None:
+    silent = hostile.replace("127.0.0.1", "localhost")
+    reasons = []
+    for number in range(4):
+        with pytest.raises(OSError, match="answer") as caught:
+            RemoteFile(f"{silent}/silent.png?{number}").read_bytes()
+        reasons.append(caught.value.strerror)
+    assert reasons == [
+        REASONS["silent"],
+        "localhost never answers",
+        "localhost never answers",
+        "localhost never answers",
+    ]

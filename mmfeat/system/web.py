@@ -1,0 +1,116 @@
+"""Files behind http:// and https:// URLs, read in bounded time and size.
+
+A server that is silent, slow or endless costs seconds; one that was silent several times and never answered is asked
+no more.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections import Counter
+from typing import Any
+from urllib.parse import urlsplit
+
+TIMEOUT = "MMFEAT_URL_TIMEOUT"  # variable with the seconds, which processes inherit
+SECONDS = 10.0
+WHOLE = 3  # times the seconds that a whole file may take
+LARGEST = 1 << 28  # bytes of a file
+PIECE = 1 << 20
+REDIRECTS = 5
+TRIES = 2  # requests of a file, unless the server says that there is no such file
+PAUSE = 0.5  # seconds between them
+SILENT = 3  # times that a host may be silent before its first answer
+
+_silences: Counter[str] = Counter()  # host -> times that it was silent
+_answered: set[str] = set()  # hosts
+
+
+def is_web(url: str) -> bool:
+    """Whether a URL is one of HTTP."""
+    return url.lower().startswith(("http://", "https://"))
+
+
+def seconds() -> float:
+    """The longest time to wait for a connection and for the next piece of a file."""
+    try:
+        return float(os.environ.get(TIMEOUT, SECONDS))
+    except ValueError:
+        return SECONDS
+
+
+def client_options() -> dict[str, Any]:
+    """The options of fsspec's HTTP file system for tables, of which no request waits without end."""
+    import aiohttp
+
+    patience = aiohttp.ClientTimeout(total=None, sock_connect=seconds(), sock_read=seconds())
+    return {"client_kwargs": {"timeout": patience, "trust_env": True}}
+
+
+def read_url(system: Any, url: str, most: int = LARGEST) -> bytes:
+    """The file behind a URL, or its first bytes where `most` is 0, by the client of fsspec's HTTP file system.
+
+    Raises `OSError` whose `strerror` is the reason: no answer, an answer such as HTTP 404, redirects without end or to
+    something else than HTTP, more than `most` bytes.
+    """
+    from fsspec.asyn import sync
+
+    host = urlsplit(url).hostname or ""
+    for attempt in range(TRIES):
+        if _silences[host] >= SILENT and host not in _answered:
+            raise _failed(url, f"{host} never answers")
+        try:
+            data: bytes = sync(system.loop, _get, system, url, most)
+        except OSError as error:
+            if not isinstance(error, ConnectionError) or attempt + 1 == TRIES:
+                raise
+            time.sleep(PAUSE)
+        else:
+            return data
+    raise AssertionError("the last attempt returns or raises")
+
+
+async def _get(system: Any, url: str, most: int) -> bytes:
+    import asyncio
+
+    import aiohttp
+
+    wait, host = seconds(), urlsplit(url).hostname or ""
+    patience = aiohttp.ClientTimeout(total=WHOLE * wait, sock_connect=wait, sock_read=wait)
+    plain = {"Accept-Encoding": "identity"}  # packed bytes could unpack to any size
+    session = await system.set_session()
+    try:
+        async with session.get(url, timeout=patience, max_redirects=REDIRECTS, headers=plain) as answer:
+            _answered.add(host)
+            if answer.status >= 500 or answer.status == 429:
+                raise _again(url, f"HTTP {answer.status} {answer.reason}")
+            if answer.status >= 400:
+                raise _failed(url, f"HTTP {answer.status} {answer.reason}")
+            data = bytearray()
+            async for piece in answer.content.iter_chunked(PIECE):
+                data += piece
+                if not most:
+                    break
+                if len(data) > most:
+                    raise _failed(url, f"larger than {most >> 20} MB")
+            return bytes(data)
+    except asyncio.TimeoutError:
+        _silences[host] += 1
+        raise _again(url, f"no whole answer within {wait:g} to {WHOLE * wait:g} s") from None
+    except aiohttp.TooManyRedirects:
+        raise _failed(url, f"more than {REDIRECTS} redirects") from None
+    except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
+        raise _failed(url, "no address of HTTP, or a redirect to something else") from None
+    except aiohttp.ClientError as error:
+        reason = getattr(getattr(error, "os_error", None), "strerror", None) or type(error).__name__
+        raise _again(url, f"no connection ({reason})") from None
+
+
+def _again(url: str, reason: str) -> OSError:
+    """An error after which a second request may help."""
+    return ConnectionError(errno.ECONNREFUSED, reason, url)
+
+
+def _failed(url: str, reason: str) -> OSError:
+    return OSError(errno.EIO, reason, url)
