@@ -25,6 +25,8 @@ from .finetune.finetune import finetune_heads as finetune_heads
 from .finetune.settings import FinetuneSettings as FinetuneSettings
 from .heads.classifier import FusionClassifier as FusionClassifier
 from .heads.registry import HeadSettings as HeadSettings
+from .heads.registry import Plan as Plan
+from .heads.registry import Range as Range
 from .prediction.model import load as load
 from .prediction.predict import predict_data as predict_data
 from .prediction.submit import write_submission as write_submission
@@ -41,8 +43,6 @@ from .runs.run import Run as Run
 from .runs.run import read_run as read_run
 from .samples.dataset import read_samples as read_samples
 from .samples.demo import write_demo as write_demo
-from .sweep.search import Plan as Plan
-from .sweep.search_space import Range as Range
 from .sweep.train import train_heads as train_heads
 from .system.trust import trust_remote_code as trust_remote_code
 from .version import __version__ as __version__

@@ -10,13 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
 from mmfeat.baselines.basis import Basis, Matrix, Scaler, from_probabilities
-from mmfeat.errors import HeadError
 from mmfeat.samples.labels import Targets
 
 NEEDS_LIGHTGBM = ("forest", "boosting")
@@ -31,13 +29,6 @@ FOREST = {
     "boosting": "rf", "num_leaves": 255, "bagging_freq": 1, "bagging_fraction": 0.632, "feature_fraction_bynode": 0.2
 }  # fmt: skip
 BOOSTING = {"boosting": "gbdt", "learning_rate": 0.1, "num_leaves": 7, "max_bin": 63, "lambda_l2": 1.0}
-
-
-def check_lightgbm(heads: Sequence[str]) -> None:
-    """Raise `HeadError` where one of these heads needs LightGBM and it is not installed."""
-    wanted = [head for head in heads if head in NEEDS_LIGHTGBM]
-    if wanted and find_spec("lightgbm") is None:
-        raise HeadError(f"--baselines {','.join(wanted)} needs LightGBM; pip install 'mmfeat[boosting]'")
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,8 @@ from mmfeat.system.wording import gain, interval
 
 if TYPE_CHECKING:
     from mmfeat.evaluation.protocol import Protocol
+    from mmfeat.heads.registry import Plan
     from mmfeat.runs.run import Run
-    from mmfeat.sweep.search import Plan
     from mmfeat.sweep.train import Sweep
 
 
@@ -335,7 +335,7 @@ def _plan(values: dict[str, Any]) -> Plan:
         raise ConfigError(
             f"{flags[0]}: nothing to search; give a setting several values, as in --learning-rate 1e-4,1e-3"
         )
-    from mmfeat.sweep.search import Plan
+    from mmfeat.heads.registry import Plan
 
     limits = values["trials"], values["time_limit"]
     adjustment = _adjustment(values["logit_adjustment"])

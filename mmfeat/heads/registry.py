@@ -1,4 +1,5 @@
-"""The registry of heads: every name that `--fusion` and `--baselines` take, and the settings that heads train with.
+"""The registry of heads: every name that `--fusion` and `--baselines` take, the settings that heads train
+with, and the plan by which a sweep varies settings.
 
 torch is imported only where a fusion is loaded.
 """
@@ -6,9 +7,10 @@ torch is imported only where a fusion is loaded.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mmfeat.errors import ConfigError
 
@@ -27,6 +29,7 @@ CLASS_WEIGHTS = ("none", "inverse", "sqrt", "effective")
 LOSSES = ("cross-entropy", "focal")
 MONITORS = ("loss", "macro-f1")
 INITS = ("random", ZERO_SHOT)
+METHODS = ("grid", "random", "optuna")  # of a search
 # Settings that all heads of a stack share, because they shape its tensors; the others may differ from head to head.
 SHARED = ("batch_size", "loss")
 
@@ -68,6 +71,83 @@ class HeadSettings:
         for name, least in (("batch_size", 2), ("epochs", 1), ("patience", 1)):  # batch normalisation needs two
             if getattr(self, name) < least:
                 raise ConfigError(f"{flag(name)} {getattr(self, name)}: at least {least}")
+
+
+@dataclass(frozen=True)
+class Range:
+    """All numbers from `low` to `high`, both included; whole numbers if both ends are of type int."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        if not -math.inf < self.low < self.high < math.inf or (self.log and self.low <= 0):
+            raise ConfigError(f"range {self}: the ends must rise, and be above 0 where the scale is logarithmic")
+
+    def __str__(self) -> str:
+        return f"{self.low}..{self.high}"
+
+    @property
+    def whole(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    @property
+    def middle(self) -> float:
+        return math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
+
+    def nearest(self, value: float) -> float:
+        """The number of the range that is nearest to `value`, of the range's type."""
+        inside = min(max(value, self.low), self.high)
+        return round(inside) if self.whole else float(inside)
+
+
+Value: TypeAlias = "bool | int | float | str"
+Space: TypeAlias = "Mapping[str, Sequence[Value] | Range]"
+
+
+@dataclass(frozen=True)
+class PlanRecord:
+    """The plan of a sweep as a run records it: the settings of the heads, and the `space` of those that vary.
+
+    `method` is that of the search. The limits of a search are always None: a search can be prolonged and stays the same
+    run. `refit`: the final heads are trained on all labelled samples; else the heads of the folds predict together.
+    """
+
+    settings: HeadSettings
+    space: Space = field(default_factory=dict)
+    method: str = "grid"
+    trials: None = None
+    time_limit: None = None
+    adjustment: float | None = None
+    refit: bool = True
+
+
+@dataclass(frozen=True)
+class Plan(PlanRecord):
+    """The plan of a sweep with the limits of its search: a number of trials, and seconds."""
+
+    trials: int | None = None  # type: ignore[assignment]
+    time_limit: float | None = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ConfigError(f"--search {self.method}: use one of {', '.join(METHODS)}")
+        if self.trials is not None and self.trials < 1:
+            raise ConfigError(f"--trials {self.trials}: nothing to search; use at least 1")
+        for name, values in self.space.items():
+            if isinstance(values, Range) and self.method == "grid":
+                raise ConfigError(f"{flag(name)}: a grid has no ranges; list values, or use --search random or optuna")
+            if isinstance(values, Range) and not values.whole and self.trials is None and self.time_limit is None:
+                raise ConfigError(
+                    f"{flag(name)}: a range has no end of settings to try; say how many with --trials, or for how "
+                    "long with --time-limit"
+                )
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The fields of a `RunConfig` about the plan."""
+        return {"plan": PlanRecord(**{**vars(self), "trials": None, "time_limit": None}), "trials": self.trials}
 
 
 DEFAULTS = HeadSettings()

@@ -23,7 +23,7 @@ from mmfeat.errors import RunError
 from mmfeat.evaluation.decisions import Decision
 from mmfeat.evaluation.metrics import Score
 from mmfeat.evaluation.protocol import Protocol
-from mmfeat.heads.registry import DEFAULTS, HeadSettings
+from mmfeat.heads.registry import DEFAULTS, HeadSettings, PlanRecord
 from mmfeat.samples.labels import SEPARATOR, Targets
 from mmfeat.system.files import canonical_json
 from mmfeat.system.wording import head_label
@@ -230,22 +230,6 @@ def dropped(values: Mapping[str, Any]) -> dict[str, Any]:
     if "final" in kept:
         kept["final"] = [{key: value for key, value in final.items() if value != ()} for final in kept["final"]]
     return kept
-
-
-@dataclass(frozen=True)
-class PlanRecord:
-    """The plan of a sweep. `space` holds lists of values, and ranges as objects.
-
-    The limits of a search are always None: a search can be prolonged and stays the same run.
-    """
-
-    settings: HeadSettings
-    space: dict[str, Any]
-    method: str = "grid"
-    trials: None = None
-    time_limit: None = None
-    adjustment: float | None = None
-    refit: bool = True
 
 
 @dataclass(frozen=True)

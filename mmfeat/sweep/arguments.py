@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from mmfeat.errors import ConfigError, RunError
 from mmfeat.evaluation.protocol import Protocol
-from mmfeat.heads.registry import BASELINES
-from mmfeat.runs.entry import PlanRecord
+from mmfeat.heads.registry import BASELINES, Plan
 from mmfeat.runs.run import Run
-from mmfeat.sweep.search import Plan
-from mmfeat.sweep.search_space import Range
 
 
 def requests_of(run: Run) -> list[str]:
@@ -37,7 +33,7 @@ def heads_arguments(run: Run) -> dict[str, Any]:
             "baselines": [head for head in heads if head in BASELINES] or ["none"],
             "modalities": list(dict.fromkeys(modality for _, modality in config.pairs)),
             "protocol": protocol_of(run),
-            "plan": plan_of(config.plan, config.trials),
+            "plan": Plan(**{**vars(config.plan), "trials": config.trials}),
             "ensembles": config.ensembles,
             "task": config.task,
             "attend": config.attend,
@@ -51,13 +47,3 @@ def heads_arguments(run: Run) -> dict[str, Any]:
 def protocol_of(run: Run) -> Protocol:
     """The protocol of the run, with the run's own copy of its splits: groups of another version may be others."""
     return replace(run.config.protocol, split_dir=str(run.folder))
-
-
-def plan_of(plan: PlanRecord, trials: int | None) -> Plan:
-    """The plan that a run of heads recorded, with as many trials as the run was allowed."""
-    space = {name: _values(values) for name, values in plan.space.items()}
-    return Plan(plan.settings, space, plan.method, trials, None, plan.adjustment, plan.refit)
-
-
-def _values(values: Any) -> Any:
-    return Range(**values) if isinstance(values, Mapping) else tuple(values)

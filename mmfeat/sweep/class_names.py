@@ -78,9 +78,7 @@ def with_class_vectors(
     As open_clip's `build_zero_shot_classifier`: the mean of the normalised vectors of a class over all templates,
     normalised. What the cache lacks is encoded, and kept there beside the vectors of the data set.
     """
-    if config.class_names is None:
-        return features
-    texts, makers = config.class_names, _makers(config.templates or "none")
+    texts, makers = config.class_names or {}, _makers(config.templates or "none")
     named = {name: text for name, text in two_towers(towers).items() if name in features.widths}
     needed = list({tower.spec: tower for tower in named.values()}.values())
     prompts = [make(text) for text in texts.values() for make in makers]

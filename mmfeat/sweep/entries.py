@@ -21,11 +21,11 @@ from mmfeat.errors import HeadError, RunError
 from mmfeat.evaluation.decisions import Decision
 from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.heads.jobs import Fitted, count_parameters
-from mmfeat.heads.registry import BASELINES, HeadSettings, load_fusion, settings_of
+from mmfeat.heads.registry import BASELINES, HeadSettings, Plan, load_fusion, settings_of
 from mmfeat.runs.entry import Entry, entry_name
 from mmfeat.runs.run import CURVES, METRICS, finals_are_whole
 from mmfeat.sweep.problem import Problem
-from mmfeat.sweep.search import BATCH, Plan, Search
+from mmfeat.sweep.search import BATCH, Search
 from mmfeat.sweep.trials import (
     HeadTrainer,
     Outcome,

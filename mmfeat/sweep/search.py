@@ -13,15 +13,15 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmfeat.errors import ConfigError, MmfeatError, RunError, WriteError
-from mmfeat.heads.registry import HeadSettings, flag
-from mmfeat.sweep.search_space import Range, SearchSpace, Space, Value
+from mmfeat.errors import MmfeatError, RunError, WriteError
+from mmfeat.heads.registry import Plan, Value
+from mmfeat.sweep.search_space import SearchSpace
 from mmfeat.system.files import canonical_json, make_folder, write_errors
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-METHODS = ("grid", "random", "optuna")
 BATCH = 8
 REDRAWS = 20  # draws of settings that were tried already, before the next untried combination is taken
 LOCK_SECONDS = 60.0
@@ -39,36 +38,6 @@ DESCRIPTION, REASON = "search", "reason"  # user attributes of a study, and of a
 NOT_WRITTEN = ("full", "readonly", "unable to open", "disk I/O")  # SQLite's words for a disk that refuses
 
 _OPENING = threading.Lock()  # Optuna makes its tables one by one
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The settings of the heads, or the `space` of those that vary, with the method and the limits of the search.
-
-    `refit`: the final heads are trained on all labelled samples; otherwise the heads of the folds predict together.
-    """
-
-    settings: HeadSettings
-    space: Space = field(default_factory=dict)
-    method: str = "grid"
-    trials: int | None = None
-    time_limit: float | None = None
-    adjustment: float | None = None
-    refit: bool = True
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ConfigError(f"--search {self.method}: use one of {', '.join(METHODS)}")
-        if self.trials is not None and self.trials < 1:
-            raise ConfigError(f"--trials {self.trials}: nothing to search; use at least 1")
-        for name, values in self.space.items():
-            if isinstance(values, Range) and self.method == "grid":
-                raise ConfigError(f"{flag(name)}: a grid has no ranges; list values, or use --search random or optuna")
-            if isinstance(values, Range) and not values.whole and self.trials is None and self.time_limit is None:
-                raise ConfigError(
-                    f"{flag(name)}: a range has no end of settings to try; say how many with --trials, or for how "
-                    "long with --time-limit"
-                )
 
 
 class Search:

@@ -4,47 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 from mmfeat.errors import ConfigError
+from mmfeat.heads.registry import Range, Space, Value
 
 LOG_RATIO = 10  # a range at least this wide between positive ends is searched by orders of magnitude
 WANTED = {int: "whole numbers, such as 8,16", float: "numbers, such as 1e-4,3e-4", bool: "true, false or both"}
-
-Value: TypeAlias = "bool | int | float | str"
-
-
-@dataclass(frozen=True)
-class Range:
-    """All numbers from `low` to `high`, both included; whole numbers if both ends are of type int."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    def __post_init__(self) -> None:
-        if not -math.inf < self.low < self.high < math.inf or (self.log and self.low <= 0):
-            raise ConfigError(f"range {self}: the ends must rise, and be above 0 where the scale is logarithmic")
-
-    def __str__(self) -> str:
-        return f"{self.low}..{self.high}"
-
-    @property
-    def whole(self) -> bool:
-        return isinstance(self.low, int) and isinstance(self.high, int)
-
-    @property
-    def middle(self) -> float:
-        return math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
-
-    def nearest(self, value: float) -> float:
-        """The number of the range that is nearest to `value`, of the range's type."""
-        inside = min(max(value, self.low), self.high)
-        return round(inside) if self.whole else float(inside)
-
-
-Space: TypeAlias = "Mapping[str, Sequence[Value] | Range]"
 
 
 class SearchSpace:

@@ -7,24 +7,34 @@ folds, thresholds and ensembles at the other folds.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mmfeat.baselines.trees import check_lightgbm
+from mmfeat.baselines.trees import NEEDS_LIGHTGBM
 from mmfeat.encoders.registry import Tower, describe_encoders
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, HeadError
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.extraction.requests import options_for
-from mmfeat.heads.registry import BASELINES, FUSIONS, LINEAR, NEEDS_TOKENS, ON_REQUEST, TWINS, ZERO_SHOT, HeadSettings
-from mmfeat.runs.entry import PlanRecord, RunConfig
+from mmfeat.heads.registry import (
+    BASELINES,
+    FUSIONS,
+    LINEAR,
+    NEEDS_TOKENS,
+    ON_REQUEST,
+    TWINS,
+    ZERO_SHOT,
+    HeadSettings,
+    Plan,
+)
+from mmfeat.runs.entry import RunConfig
 from mmfeat.runs.record import Maker, written_call
 from mmfeat.runs.run import ABLATION, RUN_FILE, Run, read_run, reuse_run
 from mmfeat.samples.dataset import MODALITIES, Data, name_of
 from mmfeat.sweep.class_names import class_texts, two_towers, with_class_vectors
 from mmfeat.sweep.problem import read_labelled
-from mmfeat.sweep.search import Plan
 from mmfeat.system.hardware import ENGINES, resolve_device
 from mmfeat.system.wording import Progress, Silent, head_label
 
@@ -56,7 +66,9 @@ def choose_pairs(
     heads = _checked_heads(fusion, FUSIONS, "--fusion") + _checked_heads(baselines, BASELINES, "--baselines")
     if not heads:
         raise HeadError("no head was asked for; name one with --fusion or --baselines")
-    check_lightgbm(heads)
+    trees = [head for head in heads if head in NEEDS_LIGHTGBM]
+    if trees and find_spec("lightgbm") is None:
+        raise HeadError(f"--baselines {','.join(trees)} needs LightGBM; pip install 'mmfeat[boosting]'")
     pairs = [(head, m) for m in sets for head in heads if m == "both" or TWINS.get(head) not in heads]
     if NEEDS_TOKENS not in heads or attend == "pooled":
         return pairs
@@ -155,7 +167,7 @@ def train_heads(
         pairs=tuple(pairs),
         ensembles=ensembles,
         protocol=replace(protocol, split_dir=None),
-        **_plan_fields(plan),
+        **plan.recorded,
         **_class_names(pairs, plan, described, labelled.targets.classes, class_names, templates),
     )
     folder = Path(out) / config.name(_label(pairs))
@@ -165,8 +177,8 @@ def train_heads(
     from mmfeat.sweep.train_all import train_run
 
     maker = replace(maker, device=resolve_device(device))
-    vectors, lacking = labelled.load([tower.spec for tower in towers])
-    features = with_class_vectors(vectors, config, described, device, progress)
+    features, lacking = labelled.load([tower.spec for tower in towers])
+    features = with_class_vectors(features, config, described, device, progress) if config.class_names else features
     runner = make_engine(engine, features, labelled.targets, maker.device, attend, workers, ray_address)
     run = train_run(labelled, features, runner, pairs, plan, config, folder, maker, progress)
     return Sweep(run, False, maker.seconds, labelled.new_splits, (*labelled.notes, *lacking))
@@ -226,17 +238,6 @@ def _is_done(run: Run, plan: Plan) -> bool:
     before = run.config.trials
     enough = not plan.space or before is None or (plan.trials is not None and plan.trials <= before)
     return enough and all(entry.search_over is not False for entry in run.leaderboard) and run.is_whole(ABLATION)
-
-
-def _plan_fields(plan: Plan) -> dict[str, Any]:
-    """The fields of a `RunConfig` about the plan."""
-    space = {name: _values(values) for name, values in plan.space.items()}
-    record = PlanRecord(plan.settings, space, plan.method, adjustment=plan.adjustment, refit=plan.refit)
-    return {"plan": record, "trials": plan.trials}
-
-
-def _values(values: Any) -> Any:
-    return list(values) if isinstance(values, Sequence) else asdict(values)
 
 
 def _label(pairs: Sequence[Sequence[str]]) -> str:

@@ -14,7 +14,7 @@ from mmfeat.baselines.basis import one_blas_thread
 from mmfeat.cache.features import Features
 from mmfeat.evaluation.significance import compare_with_best, holm, paired_difference
 from mmfeat.evaluation.splits import save_splits
-from mmfeat.heads.registry import BASELINES, TWINS
+from mmfeat.heads.registry import BASELINES, TWINS, Plan
 from mmfeat.heads.stack import one_torch_thread
 from mmfeat.runs.entry import Entry, PairedTest, RunConfig, convert
 from mmfeat.runs.leaderboard import ablation_csv, write_leaderboard
@@ -24,7 +24,6 @@ from mmfeat.sweep.engine import Engine
 from mmfeat.sweep.ensembles import ensemble_entries
 from mmfeat.sweep.entries import EntryTrainer, TrainedEntry
 from mmfeat.sweep.problem import LabelledData, Problem
-from mmfeat.sweep.search import Plan
 from mmfeat.sweep.trials import HeadTrainer, decide
 from mmfeat.system.files import write_atomic, write_errors
 from mmfeat.system.hardware import cpu_count

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,6 @@ from mmfeat.baselines.trees import (
     Components,
     TreeData,
     boosted,
-    check_lightgbm,
     forest,
 )
 from mmfeat.errors import HeadError
@@ -297,14 +295,6 @@ def test_a_text_that_is_no_model_over_these_components_is_refused() -> None:
     for broken in (b"", b"tree of another kind", narrow, text.replace(b"num_class=3", b"num_class=30")):
         with pytest.raises(ValueError, match=r"no model of LightGBM|outputs instead of"):
             restore("forest", config, {**tensors, "model.0": np.frombuffer(broken, np.uint8)})
-
-
-def test_lightgbm_that_is_missing_is_named_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_lightgbm(["forest", "boosting"])
-    monkeypatch.setitem(sys.modules, "lightgbm", None)
-    check_lightgbm(["knn", "concat"])
-    with pytest.raises(HeadError, match=r"--baselines forest needs LightGBM; pip install 'mmfeat\[boosting\]'"):
-        check_lightgbm(["knn", "forest"])
 
 
 @pytest.mark.parametrize("boosting", [False, True])

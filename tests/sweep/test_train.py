@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -253,6 +254,14 @@ def test_wrong_input_gets_one_line_and_no_run(place: Path, changes: dict, error:
         sweep(place, **{"out": place / "wrong", **changes})
     assert "\n" not in str(caught.value)
     assert not (place / "wrong").exists()
+
+
+def test_lightgbm_that_is_missing_is_named_before_anything_is_trained(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lightgbm", None)
+    with pytest.raises(HeadError, match=r"--baselines forest needs LightGBM; pip install 'mmfeat\[boosting\]'"):
+        sweep(place, fusion=("none",), baselines=("knn", "forest"))
 
 
 def test_wrong_plans_and_protocols_say_so_at_once() -> None:
