@@ -34,12 +34,12 @@ from mmfeat.cache.shard import Rows
 from mmfeat.cache.store import Cache
 from mmfeat.evaluation.splits import make_folds
 from mmfeat.extraction.requests import latest_request
+from mmfeat.heads.jobs import LocalEngine
 from mmfeat.heads.registry import NEEDS_TOKENS, HeadSettings
 from mmfeat.heads.stack import one_torch_thread
 from mmfeat.samples.dataset import Sample
 from mmfeat.samples.keys import ContentKeys
 from mmfeat.samples.labels import Targets, indicator
-from mmfeat.sweep.engine import LocalEngine
 from mmfeat.sweep.problem import IN_MEMORY, Problem
 from mmfeat.sweep.train import Sweep, train_heads
 from mmfeat.sweep.trials import HeadTrainer

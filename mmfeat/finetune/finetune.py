@@ -18,11 +18,11 @@ from mmfeat.finetune.processes import CHECKPOINT_SECONDS, Execution, Team, joine
 from mmfeat.finetune.results import TrainedStages, finish_run
 from mmfeat.finetune.settings import FinetuneSettings
 from mmfeat.finetune.stage_one import StageOne, find_parent, train_missing_parent, train_stage_one
+from mmfeat.heads.jobs import LocalEngine
 from mmfeat.heads.stack import one_torch_thread
 from mmfeat.runs.record import Maker, making, written_call
 from mmfeat.runs.run import RUN_FILE, Run, find_run, read_run, reuse_run
 from mmfeat.samples.dataset import Data, name_of
-from mmfeat.sweep.engine import LocalEngine
 from mmfeat.sweep.trials import replayed
 from mmfeat.system.hardware import check_engine, resolve_device
 from mmfeat.system.wording import Progress, Silent

@@ -16,11 +16,10 @@ from mmfeat.errors import RunError
 from mmfeat.extraction.requests import latest_request
 from mmfeat.finetune.arguments import FinetuneArguments
 from mmfeat.finetune.processes import Execution
-from mmfeat.heads.jobs import Fitted
+from mmfeat.heads.jobs import Engine, Fitted
 from mmfeat.heads.registry import FUSIONS
 from mmfeat.runs.entry import ChosenHead, Entry
 from mmfeat.runs.run import Run, comparable_runs, read_run
-from mmfeat.sweep.engine import Engine
 from mmfeat.sweep.entries import TrainedEntry, assemble, best_outcome
 from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.train import train_heads

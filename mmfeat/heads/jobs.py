@@ -1,4 +1,7 @@
-"""Jobs: descriptions of heads to train together, which any thread, process or machine can carry out."""
+"""Jobs: descriptions of heads to train together, which any thread, process or machine can carry out.
+
+An `Engine` runs jobs side by side; the local one on the cores or the GPU of this machine.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -28,6 +33,7 @@ from mmfeat.heads.stack import (
 )
 from mmfeat.heads.training import class_weights
 from mmfeat.samples.labels import Targets
+from mmfeat.system.hardware import cpu_count
 from mmfeat.system.wording import Advance, ignore
 
 CPU_ROWS = 320  # rows in one step of a stack on a CPU; steps of fewer rows spend their time in Python
@@ -212,3 +218,45 @@ class View:
 def _baseline_logits(model: Baseline, data: HeadData, rows: np.ndarray) -> np.ndarray:
     """(n, C) logits, the mean over the plain photos and their augmented views."""
     return np.mean([model.logits(View(data, view), rows) for view in range(data.views + 1)], axis=0)
+
+
+class Engine(Protocol):
+    """Runs jobs side by side; `bench` is this process's view of the features."""
+
+    bench: Workbench
+
+    def run(self, jobs: Sequence[Job], advance: Advance) -> list[list[Fitted]]: ...
+    def close(self) -> None: ...
+
+
+class LocalEngine:
+    """One job a CPU core, or all on one GPU.
+
+    A job uses one thread (see `one_torch_thread`, which holds around all of them), so sums do not depend on the number
+    of workers.
+    """
+
+    def __init__(self, features: Features, targets: Targets, device: str, attend: str, workers: int = 0) -> None:
+        import torch
+
+        self.bench = Workbench(features, targets, device, attend)
+        self.stopped = False
+        workers = (workers or cpu_count()) if device == "cpu" else 1
+        self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+
+    def run(self, jobs: Sequence[Job], advance: Advance) -> list[list[Fitted]]:
+        """The results in the order of the jobs."""
+        return [future.result() for future in self._submit(jobs, advance)]
+
+    def close(self) -> None:
+        """Drop jobs that wait; a job that runs ends with its epoch."""
+        self.stopped = True
+        self._pool.shutdown(cancel_futures=True)
+
+    def _submit(self, jobs: Sequence[Job], advance: Advance) -> list[Future[list[Fitted]]]:
+        return [self._pool.submit(run_job, job, self.bench, partial(self._advance, advance)) for job in jobs]
+
+    def _advance(self, advance: Advance, steps: int, note: str = "") -> None:
+        if self.stopped:
+            raise KeyboardInterrupt
+        advance(steps, note)

@@ -173,8 +173,7 @@ def train_heads(
     folder = Path(out) / config.name(_label(pairs))
     if (folder / RUN_FILE).exists() and _is_done(read_run(folder), plan):
         return Sweep(reuse_run(folder, config), True, maker.seconds, labelled.new_splits, labelled.notes)
-    from mmfeat.sweep.engine import make_engine
-    from mmfeat.sweep.train_all import train_run
+    from mmfeat.sweep.train_all import make_engine, train_run
 
     maker = replace(maker, device=resolve_device(device))
     features, lacking = labelled.load([tower.spec for tower in towers])

@@ -14,19 +14,20 @@ from mmfeat.baselines.basis import one_blas_thread
 from mmfeat.cache.features import Features
 from mmfeat.evaluation.significance import compare_with_best, holm, paired_difference
 from mmfeat.evaluation.splits import save_splits
+from mmfeat.heads.jobs import Engine, LocalEngine
 from mmfeat.heads.registry import BASELINES, TWINS, Plan
 from mmfeat.heads.stack import one_torch_thread
 from mmfeat.runs.entry import Entry, PairedTest, RunConfig, convert
 from mmfeat.runs.leaderboard import ablation_csv, write_leaderboard
 from mmfeat.runs.record import Maker, making
 from mmfeat.runs.run import ABLATION, RUN_FILE, Results, Run, write_run
-from mmfeat.sweep.engine import Engine
+from mmfeat.samples.labels import Targets
 from mmfeat.sweep.ensembles import ensemble_entries
 from mmfeat.sweep.entries import EntryTrainer, TrainedEntry
 from mmfeat.sweep.problem import LabelledData, Problem
 from mmfeat.sweep.trials import HeadTrainer, decide
 from mmfeat.system.files import write_atomic, write_errors
-from mmfeat.system.hardware import cpu_count
+from mmfeat.system.hardware import check_engine, cpu_count
 from mmfeat.system.wording import Progress
 
 
@@ -90,6 +91,24 @@ def train_run(
             return _finish(problem, entries, config, maker, plan, folder, features)
     finally:
         engine.close()
+
+
+def make_engine(
+    name: str,
+    features: Features,
+    targets: Targets,
+    device: str,
+    attend: str,
+    workers: int = 0,
+    address: str | None = None,
+) -> Engine:
+    """Make the engine that `--engine` names."""
+    check_engine(name, address)
+    if name == "ray":
+        from mmfeat.sweep.on_ray import RayEngine
+
+        return RayEngine(features, targets, device, attend, address)
+    return LocalEngine(features, targets, device, attend, workers)
 
 
 def _train_all(

@@ -15,13 +15,12 @@ import numpy as np
 
 from mmfeat.evaluation.decisions import Decision, fit_decision, plain_choice
 from mmfeat.evaluation.metrics import evaluate, macro_f1
-from mmfeat.heads.jobs import Fitted, Job, stack_size
+from mmfeat.heads.jobs import Engine, Fitted, Job, stack_size
 from mmfeat.heads.registry import BASELINES, SHARED, HeadSettings, settings_of
 from mmfeat.heads.stack import Member, epoch_steps
 from mmfeat.runs.entry import OUT_OF_FOLD, FinalHead, Scores, convert
 from mmfeat.runs.run import read_trial, trial_checksum, whole_trial
 from mmfeat.samples.labels import Targets, names_of
-from mmfeat.sweep.engine import Engine
 from mmfeat.sweep.problem import Problem
 from mmfeat.system.files import csv_text, file_sha256, write_atomic, write_json
 from mmfeat.system.wording import Advance, ignore

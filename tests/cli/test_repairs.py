@@ -14,11 +14,11 @@ from mmfeat.encoders.registry import describe_encoders
 from mmfeat.errors import SubmissionError
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.extraction.extract import extract_features
+from mmfeat.heads.jobs import LocalEngine
 from mmfeat.heads.registry import FUSIONS, HeadSettings
 from mmfeat.prediction.submit import write_submission
 from mmfeat.runs.leaderboard import ablation
 from mmfeat.runs.run import best_run
-from mmfeat.sweep.engine import LocalEngine
 from mmfeat.sweep.train import choose_pairs
 from mmfeat.sweep.trials import HeadTrainer
 from mmfeat.system.wording import ignore

@@ -16,11 +16,11 @@ from mmfeat.evaluation.decisions import Decision
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.evaluation.splits import make_folds, make_holdout
 from mmfeat.extraction.extract import extract_features
+from mmfeat.heads.jobs import LocalEngine
 from mmfeat.heads.registry import HeadSettings, PlanRecord
 from mmfeat.runs.entry import Entry, RunConfig
 from mmfeat.runs.run import Results, Run
 from mmfeat.samples.labels import Targets
-from mmfeat.sweep.engine import LocalEngine
 from mmfeat.sweep.entries import EntryTrainer, TrainedEntry
 from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.search import Plan

@@ -22,14 +22,14 @@ from mmfeat.evaluation.decisions import fit_decision
 from mmfeat.evaluation.splits import make_folds
 from mmfeat.heads import jobs
 from mmfeat.heads.data import HeadData
-from mmfeat.heads.jobs import Job, Workbench, restore_heads, run_job
+from mmfeat.heads.jobs import Engine, Job, LocalEngine, Workbench, restore_heads, run_job
 from mmfeat.heads.registry import BASELINES, FUSIONS, NEEDS_TOKENS, HeadSettings
 from mmfeat.heads.stack import Member, epoch_steps
 from mmfeat.prediction.final_heads import EntryPredictor
 from mmfeat.runs.entry import FinalHead, convert
 from mmfeat.samples.labels import Targets
-from mmfeat.sweep.engine import Engine, LocalEngine, make_engine
 from mmfeat.sweep.problem import Problem
+from mmfeat.sweep.train_all import make_engine
 from mmfeat.sweep.trials import HeadTrainer, Outcome, save_finals
 from mmfeat.system.wording import ignore
 from tests.heads.toy_features import (

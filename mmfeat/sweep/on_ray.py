@@ -1,60 +1,16 @@
-"""Engines run the jobs of a sweep: on the cores or the GPU of one machine, or on a Ray cluster."""
+"""Jobs of a sweep on a Ray cluster."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from mmfeat.cache.features import Features
 from mmfeat.errors import MmfeatError
 from mmfeat.heads.jobs import Fitted, Job, Workbench, run_job
 from mmfeat.samples.labels import Targets
-from mmfeat.system.hardware import check_engine, cpu_count, join_cluster, leave_cluster
+from mmfeat.system.hardware import join_cluster, leave_cluster
 from mmfeat.system.wording import Advance
-
-
-class Engine(Protocol):
-    """Runs jobs side by side; `bench` is this process's view of the features."""
-
-    bench: Workbench
-
-    def run(self, jobs: Sequence[Job], advance: Advance) -> list[list[Fitted]]: ...
-    def close(self) -> None: ...
-
-
-class LocalEngine:
-    """One job a CPU core, or all on one GPU.
-
-    A job uses one thread (see `one_torch_thread`, which holds around all of them), so sums do not depend on the number
-    of workers.
-    """
-
-    def __init__(self, features: Features, targets: Targets, device: str, attend: str, workers: int = 0) -> None:
-        import torch
-
-        self.bench = Workbench(features, targets, device, attend)
-        self.stopped = False
-        workers = (workers or cpu_count()) if device == "cpu" else 1
-        self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-
-    def run(self, jobs: Sequence[Job], advance: Advance) -> list[list[Fitted]]:
-        """The results in the order of the jobs."""
-        return [future.result() for future in self._submit(jobs, advance)]
-
-    def close(self) -> None:
-        """Drop jobs that wait; a job that runs ends with its epoch."""
-        self.stopped = True
-        self._pool.shutdown(cancel_futures=True)
-
-    def _submit(self, jobs: Sequence[Job], advance: Advance) -> list[Future[list[Fitted]]]:
-        return [self._pool.submit(run_job, job, self.bench, partial(self._advance, advance)) for job in jobs]
-
-    def _advance(self, advance: Advance, steps: int, note: str = "") -> None:
-        if self.stopped:
-            raise KeyboardInterrupt
-        advance(steps, note)
 
 
 class RayEngine:
@@ -104,19 +60,3 @@ def _run_remote(job: Job, name: str, parts: tuple[Features, Targets, str, str]) 
         _benches.clear()
         _benches[name] = Workbench(*parts)
     return run_job(job, _benches[name])
-
-
-def make_engine(
-    name: str,
-    features: Features,
-    targets: Targets,
-    device: str,
-    attend: str,
-    workers: int = 0,
-    address: str | None = None,
-) -> Engine:
-    """Make the engine that `--engine` names."""
-    check_engine(name, address)
-    if name == "ray":
-        return RayEngine(features, targets, device, attend, address)
-    return LocalEngine(features, targets, device, attend, workers)
