@@ -231,7 +231,10 @@ PARAMETERS: Parameters = {
     "out": (option("Folder of the runs."), "heads"),
     **LATEST_READING,
     "task": (option("multiclass, or multilabel: labels such as a|b."), "multiclass"),
-    "protocol": (option("kfold or holdout."), "kfold"),
+    "protocol": (
+        option("kfold, holdout, given (the data's own split), or auto: given, else kfold."),
+        "auto",
+    ),
     "folds": (option("Folds of kfold.", int, least=2), 5),
     "seeds": (option("Trainings a fold, each with another seed.", int, least=1), 3),
     "split": (option("Shares of holdout: train:validation:test or train:test."), "8:1:1"),
@@ -270,7 +273,7 @@ def heads(context: typer.Context, **given: Any) -> None:
     """
     values = _with_preset(context)
     request = find_request(values)
-    plan, protocol = _plan(values), _protocol(values)
+    plan, protocol = _plan(values), _protocol(values, context)
     from mmfeat.sweep.class_names import parse_class_names
     from mmfeat.sweep.train import train_heads
 
@@ -307,15 +310,21 @@ def _with_preset(context: typer.Context) -> dict[str, Any]:
     return values
 
 
-def _protocol(values: dict[str, Any]) -> Protocol:
-    from mmfeat.evaluation.protocol import Protocol
+def _protocol(values: dict[str, Any], context: typer.Context) -> Protocol:
+    """Return the protocol; sizes that only one kind of splits has ask for that kind."""
+    from mmfeat.evaluation.protocol import AUTO, Protocol
+
+    kind = values["protocol"]
+    for name, asked in (("folds", "kfold"), ("split", "holdout")):
+        source = context.get_parameter_source(name)
+        kind = asked if kind == AUTO and source is not None and source.name != "DEFAULT" else kind
 
     try:
         shares = tuple(float(share) for share in values["split"].split(":"))
     except ValueError:
         raise ConfigError(f"--split {values['split']}: write shares such as 8:1:1 or 8:2") from None
     sizes = values["folds"], values["seeds"], shares
-    return Protocol(values["protocol"], *sizes, values["group"], values["split_dir"], values["seed"])
+    return Protocol(kind, *sizes, values["group"], values["split_dir"], values["seed"])
 
 
 def _plan(values: dict[str, Any]) -> Plan:

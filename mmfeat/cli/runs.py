@@ -122,7 +122,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     config, record, protocol = run.config, run.record, run.config.protocol
     counts = ", ".join(f"{name} {count:,}" for name, count in run.results.class_counts.items())
     begun = datetime.fromisoformat(record.started) if record.started else None
-    folds = f"{len(config.folds)} folds" if protocol.kind == "kfold" else "holdout"
+    folds = {"kfold": f"{len(config.folds)} folds", "given": "the data's own split"}.get(protocol.kind, "holdout")
     labelled = f"{run.results.labelled:,} labelled: {counts}"
     facts = [
         ("data", f"{shown(config.data)} ({labelled}), hash {config.data_hash[:8]}"),

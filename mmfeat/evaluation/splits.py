@@ -18,10 +18,9 @@ import numpy as np
 
 from mmfeat.errors import DataError, RunError
 from mmfeat.samples.encodings import decode_text
-from mmfeat.samples.labels import Targets
+from mmfeat.samples.labels import TEST, TRAIN, VALIDATION, Targets
 from mmfeat.system.files import csv_text, write_atomic
 
-TRAIN, VALIDATION, TEST = "train", "validation", "test"
 FOLDS, REPEATS, SEED = 5, 3, 42
 VALIDATION_PARTS = 8  # number of parts of a fold's training rows; each repeat holds out one part
 HOLDOUT = "holdout"  # the name of the only fold of a holdout
@@ -129,6 +128,26 @@ def make_holdout(
     if len(shares) == 2:
         _add_parts(roles[:, 0], targets, strata, groups, repeats, seed)
     return _checked(Splits(tuple(ids), (HOLDOUT,), roles), targets)
+
+
+def make_given(
+    parts: Sequence[str],
+    targets: Targets,
+    ids: Sequence[str],
+    groups: np.ndarray,
+    seed: int = SEED,
+    repeats: int = REPEATS,
+) -> Splits:
+    """Make one fold of the parts (N,) of the user's own split.
+
+    Of training, validation and test data, test data are scored. Without one of the two, the other one is scored, and
+    each repeat validates on a part of the training data that keeps groups (N,) whole.
+    """
+    roles = np.array(parts, dtype="U12")
+    if not {VALIDATION, TEST} <= {*parts}:
+        roles[roles == VALIDATION] = TEST
+        _add_parts(roles, targets, _strata(targets), groups, repeats, seed)
+    return _checked(Splits(tuple(ids), (HOLDOUT,), roles[:, None]), targets)
 
 
 def deal(strata: np.ndarray, groups: np.ndarray, shares: Sequence[float], seed: int) -> np.ndarray:

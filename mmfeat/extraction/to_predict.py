@@ -9,6 +9,7 @@ import numpy as np
 from mmfeat.errors import DataError
 from mmfeat.samples.dataset import SampleSource
 from mmfeat.samples.folders import hash_of
+from mmfeat.samples.labels import SPLIT
 from mmfeat.samples.rows import COLUMNS, ROW_NUMBER, columns_in, find_column, find_columns
 from mmfeat.system.remote import absolute
 
@@ -26,7 +27,9 @@ def open_test(test: str | Path, source: SampleSource) -> SampleSource:
         return opened if source.rows is None or opened.rows is None else SampleSource(test, source.columns)
     wanted = {**source.rows.columns, "id": source.rows.id_column}
     names = opened.rows.table.names
-    needed = [(part, c) for c, name in wanted.items() if c != "label" for part in columns_in(c, name, names)]
+    needed = [
+        (part, c) for c, name in wanted.items() if c not in ("label", SPLIT) for part in columns_in(c, name, names)
+    ]
     lacking = [f"{part} ({column})" for part, column in needed if find_column(part, names) is None]
     if lacking:
         missing = ", ".join(lacking)

@@ -36,7 +36,7 @@ from mmfeat.samples.folders import (
     read_texts,
     table_in_archive,
 )
-from mmfeat.samples.labels import missing_note, no_labels
+from mmfeat.samples.labels import missing_note, no_labels, split_notes
 from mmfeat.samples.layouts import FILE_NAME, METADATA, GroupedFiles, has_table, tables_in
 from mmfeat.samples.objects import OBJECT, file_of, short_name, written
 from mmfeat.samples.photo_cells import IMAGE_ROOT, Photo, PhotoFinder, Photos
@@ -59,6 +59,7 @@ class Sample:
     label: str | None = None
     text_error: str = ""
     image_error: str = ""
+    split: str = ""  # the part that the user's own split gives the sample: train, validation or test
 
     def key(self, modality: str) -> tuple[bytes | None, str]:
         """(content key, "") of one modality, or (None, the reason for no key)."""
@@ -298,6 +299,7 @@ class Reading:
         table = source.rows and source.rows.table
         self._decoder = table.decoder if table else Decoder(source.columns.get("encoding", ""))
         self._missing = Counter[str]()  # words for no label in the lists of a folder
+        self._split = Counter[str]()  # labelled samples of each part
         self._texts = 0
         self._not_found: list[str] = []
         self._finder: PhotoFinder | None = None
@@ -312,9 +314,9 @@ class Reading:
         if rows is None:
             groups = self._source.groups
             told = groups.notes if groups else self._not_found
-            return (*self._decoder.notes, *missing_note(self._missing), *told)
+            return (*self._decoder.notes, *missing_note(self._missing), *split_notes(self._split), *told)
         complaint = self._finder.complaint() if self._finder and self._finder.found else ""
-        return (*rows.notes, *self._source.told, *([complaint] if complaint else []))
+        return (*rows.notes, *split_notes(self._split), *self._source.told, *([complaint] if complaint else []))
 
     @property
     def absent(self) -> dict[str, Absence]:
@@ -349,7 +351,8 @@ class Reading:
             if entry.text is not None:
                 text, text_error = (entry.text, "") if entry.text.strip() else (None, "empty text")
             id, image = checked_id(entry.id, entry.where, self._ids), entry.image
-            yield Sample(id, text, image, entry.label, text_error, "" if image else "no image file")
+            self._split[entry.split] += entry.label is not None
+            yield Sample(id, text, image, entry.label, text_error, "" if image else "no image file", entry.split)
 
     def _listed_samples(self, files: Mapping[str, File]) -> Iterator[Sample]:
         lists = [files[name] for name in (TRAIN_LIST, TEST_LIST) if name in files]
@@ -377,7 +380,8 @@ class Reading:
                 raise DataError(
                     f"{cells.where}: the label {label!r} is not one printable line; is a quote missing above?"
                 )
-            yield Sample(id, text, image, label, "" if text else "no text", image_error)
+            self._split[cells.split] += label is not None
+            yield Sample(id, text, image, label, "" if text else "no text", image_error, cells.split)
 
     def _seek(self, modality: str, files: Sequence[File | None], rows: Sequence[tuple[str, str | None]]) -> list[str]:
         """A line where more than half of the texts or photos of a folder with lists are absent, but not all."""

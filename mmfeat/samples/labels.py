@@ -1,7 +1,9 @@
-"""Targets: the labels of samples as a table of samples by classes, for one class a sample or for several."""
+"""Targets: the labels of samples as a table of samples by classes, for one class a sample or for several; and the parts
+of a data set that its user split."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +14,14 @@ from mmfeat.errors import DataError
 SEPARATOR = "|"  # stands between the classes of a multi-label cell; a cell of one `|` has none of the classes
 # What stands for no label in files of programs, without regard to capitals: of R, pandas, databases and JSON.
 NO_LABEL = frozenset({"", "null", "nan", "na", "n/a", "<na>", "none"})
+SPLIT = "split"  # the column of parts
+TRAIN, VALIDATION, TEST = "train", "validation", "test"  # the parts of a split
+# What people call the parts, in folders, files and cells; Karpathy's `restval` trains, too.
+PARTS = {
+    **dict.fromkeys(("train", "training", "restval"), TRAIN),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), VALIDATION),
+    **dict.fromkeys(("test", "testing"), TEST),
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,30 @@ def missing_note(counts: Mapping[str, int]) -> list[str]:
     """A note on the words that were read as no label, each of which may be a class to the user."""
     listed = ", ".join(f"{word!r} {count:,}" for word, count in counts.items() if count)
     return [f"read as no label: {listed} (if such a word is a class, say --no-label null)"] if listed else []
+
+
+def part_named(word: str) -> str:
+    """The part of a split that a folder, a cell or the first word of a file's name calls so, "" for none."""
+    return PARTS.get(word.strip().casefold(), "")
+
+
+def part_of_file(path: str) -> str:
+    """The part of a split that a file holds by its name, as `train-00000.parquet`, or by that of its folder."""
+    *_, folder, name = f"/{path}".replace("\\", "/").split("/")
+    return part_named(re.split(r"[^a-z]", name.casefold())[0]) or part_named(folder)
+
+
+def split_notes(counts: Mapping[str, int]) -> list[str]:
+    """A note on the numbers of labelled samples of each part of a split, and on what `mmfeat heads` does with them."""
+    parts = [part for part in (TRAIN, VALIDATION, TEST) if counts.get(part)]
+    if counts.get("") or len(parts) < 2 or parts[0] != TRAIN:
+        return []
+    listed = ", ".join(f"{part} {counts[part]:,}" for part in parts)
+    chosen = f", choose on {VALIDATION}" if len(parts) == 3 else ""
+    return [
+        f"split of the data: {listed}; heads learn from {TRAIN}{chosen} and are scored on {parts[-1]} "
+        "(--protocol kfold draws folds over all)"
+    ]
 
 
 def classes_in(label: str | None, multilabel: bool) -> set[str]:

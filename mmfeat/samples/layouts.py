@@ -17,14 +17,13 @@ from typing import Any, NamedTuple
 
 from mmfeat.errors import DataError
 from mmfeat.samples.folders import File, Tree, is_photo, photo_suffixes, some_of
-from mmfeat.samples.labels import SEPARATOR, is_missing
+from mmfeat.samples.labels import SEPARATOR, SPLIT, TEST, is_missing, part_named
 from mmfeat.samples.rows import columns_in, join_texts
 from mmfeat.samples.table_files import SUFFIXES, table_suffix
 from mmfeat.system.wording import counted
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 FILE_NAME = "file_name"  # the Hub's column of photos
-TRAIN, VALIDATION, TEST = ("train", "training"), ("val", "valid", "validation", "dev"), ("test", "testing")
 BESIDE = ("txt", "json", "cls")  # files beside a photo that have its name
 
 
@@ -34,7 +33,7 @@ def tables_in(tree: Tree) -> tuple[list[str], list[str]]:
     A table of test data beside others is left out. Raises `DataError` for an archive with several tables.
     """
     if found := [name for name in tree.files if basename(name).lower() in METADATA]:
-        test = [name for name in found if basename(dirname(name)).casefold() in TEST]
+        test = [name for name in found if part_named(basename(dirname(name))) == TEST]
         kept = [name for name in found if name not in test] or found
         left = [] if kept == found else [f"{test[0]} is left out, --test {_part(tree, dirname(test[0]))} predicts it"]
         return [str(tree.files[name]) for name in kept], left
@@ -60,6 +59,7 @@ class Entry(NamedTuple):
     text_file: File | None
     image: File | None
     label: str | None
+    split: str
 
 
 @dataclass
@@ -67,8 +67,8 @@ class GroupedFiles:
     """Samples as the files of one name: a photo, and beside it a text (.txt), JSON or the name of a class (.cls).
 
     Without such files each photo is a sample. Labels are those of .cls, of JSON, or the names of folders, if there are
-    several. `named` maps text, label and id to the fields of JSON. Folders of validation count as training; a folder
-    of test data beside them is left out, for --test to name.
+    several. `named` maps text, label and id to the fields of JSON. Folders of training and validation are parts of a
+    split; a folder of test data beside them is left out, for --test to name.
     """
 
     tree: Tree
@@ -115,21 +115,18 @@ class GroupedFiles:
         places = {stem: stem.partition("/")[2] if self.tree.shards else stem for stem in self._groups}
         common = os.path.commonpath([dirname(place) or "." for place in places.values()]) if places else ""
         start = len(common) + 1 if common not in ("", ".") else 0
-        self.parts: Counter[str] = Counter()
-        inner, split = {}, {}
+        inner, self._split = {}, dict[str, str]()  # sample -> class folder, and folder of a part
         for stem, place in places.items():
             first, _, rest = place[start:].partition("/")
-            if rest and first.casefold() in (*TRAIN, *VALIDATION, *TEST):
-                split[stem], place = first, rest
-                self.parts[first] += 1
+            if rest and part_named(first):
+                self._split[stem], place = first, rest
             else:
                 place = place[start:]
             inner[stem] = place.partition("/")[0] if "/" in place else ""
-        rest_of = {name for name in self.parts if name.casefold() not in TEST}
-        self.test = "" if not rest_of else next((name for name in self.parts if name.casefold() in TEST), "")
-        if self.test:
-            for stem in [stem for stem, name in split.items() if name == self.test]:
-                del self._groups[stem]
+        tested = [stem for stem, name in self._split.items() if part_named(name) == TEST]
+        self._tested = tested if len(tested) < len(self._split) else []
+        for stem in self._tested:
+            del self._groups[stem]
         if len({name for stem, name in inner.items() if name}) < 2 or (self.has_pairs and not all(inner.values())):
             return {}
         return {stem: name for stem, name in inner.items() if name and stem in self._groups}
@@ -152,7 +149,8 @@ class GroupedFiles:
                 label = None
             id = self._cell(values, "id") if "id" in self.named else None
             short = stem.partition("/")[2] if self.tree.shards else stem
-            yield Entry(where, id or short, text, files.get("txt"), files.get("photo"), label)
+            part = part_named(self._split.get(stem) or self._cell(values, SPLIT) or "")
+            yield Entry(where, id or short, text, files.get("txt"), files.get("photo"), label, part)
 
     def _json(self, file: File) -> Mapping[str, Any]:
         try:
@@ -182,11 +180,9 @@ class GroupedFiles:
         notes = []
         if self._classes:
             notes.append("labels are the names of folders")
-        if others := [name for name in self.parts if name != self.test]:
-            counts = ", ".join(f"{name} {self.parts[name]:,}" for name in others)
-            together = "; folds are drawn over them together" if len(others) > 1 else ""
-            left = f"; {self.test} ({self.parts[self.test]:,}) is left out, --test {self._below(self.test)} predicts it"
-            notes.append(f"split folders: {counts}{together}{left if self.test else ''}")
+        if self._tested:
+            test = self._split[self._tested[0]]
+            notes.append(f"{test} ({len(self._tested):,}) is left out, --test {self._below(test)} predicts it")
         named = {c: columns_in(c, self.named.get(c, c), self._fields) for c in ("text", "label") if self._fields}
         if lacking := {name: column for column, names in named.items() for name in names if name not in self._fields}:
             flag = ",".join(f"{column}=..." for column in dict.fromkeys(lacking.values()))

@@ -18,13 +18,13 @@ from typing import NamedTuple
 import numpy as np
 
 from mmfeat.errors import DataError
-from mmfeat.samples.labels import is_missing, missing_note, no_labels
+from mmfeat.samples.labels import SPLIT, is_missing, missing_note, no_labels, part_named, part_of_file
 from mmfeat.samples.photo_cells import FIRST, IMAGE_PATTERN, IMAGE_ROOT, IMAGES, MEAN, PHOTO_FLAGS
 from mmfeat.samples.tables import READING, Table
 from mmfeat.system.remote import absolute, is_remote
 from mmfeat.system.wording import counted
 
-COLUMNS = ("id", "text", "image", "label")
+COLUMNS = ("id", "text", "image", "label", SPLIT)
 SEVERAL = "+"  # between the columns that make one text
 ROW_NUMBER = "#"  # stands for the number of a row where a column of ids is named
 NO_LABELS = "no-label"  # the spellings of a missing label, beside what `READING` says of a table
@@ -37,6 +37,7 @@ USUAL = {
     "image": "image img photo picture image_path img_path filename file_name image_name file path image_url "
     "img_url url",
     "label": "label class category target tag sentiment labels gold_label genre topic emotion intent label_text y",
+    SPLIT: "",  # only by its own name, since only words for parts make a split
 }
 LONGEST_NAME = 256  # letters of a photo's name that may be an id; base64 has more
 VAGUE = ("url", "path", "file", "name", "index", "key")  # proposed only where nothing else is there to be read
@@ -52,6 +53,7 @@ class Cells(NamedTuple):
     text: str | None
     image: object
     label: str | None
+    split: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class SampleRows:
         if IMAGE_ROOT in named:
             self.named[IMAGE_ROOT] = _checked_root(named[IMAGE_ROOT])
         self._missing = Counter[str]()
+        self._no_part = ""  # a note on the first cell that is no part of a split
         self._no_label = no_labels(named.get(NO_LABELS))
 
     @cached_property
@@ -173,7 +176,7 @@ class SampleRows:
                 f"no column of ids: ids are the {made}" + (f"; --columns id={usual} names one" if usual else "")
             )
         notes += [f"{name}s 1.0, 2.0, ... are whole numbers and read as 1, 2, ..." for name in sorted(self._whole)]
-        return notes + missing_note(self._missing)
+        return [*notes, *([self._no_part] if self._no_part else []), *missing_note(self._missing)]
 
     def __iter__(self) -> Iterator[Cells]:
         return self.cells()
@@ -205,7 +208,25 @@ class SampleRows:
                 row.get(texts[0]) if len(texts) == 1 else join_texts(map(row.get, texts)),
                 _filled(pattern, {**row, "id": own}) if pattern else row.get(image) if image else None,
                 tag.partition(".")[0] if tag and "label" in whole else tag,
+                self._part(where, row),
             )
+
+    def _part(self, where: str, row: Mapping[str, str | None]) -> str:
+        """The part of the user's split that a row is in, by its cell or file. Raises `DataError` for other words."""
+        if (column := self.columns.get(SPLIT)) is None:
+            return self._file_parts.get(where.rpartition(":")[0], "") if self._file_parts else ""
+        cell = row.get(column) or ""
+        if not (part := part_named(cell)):
+            if SPLIT in self.named:
+                raise DataError(f"{where}: {cell!r} in the column {column} is no part of a split: train, val or test")
+            self._no_part = self._no_part or f"the column {column} is no split: {cell!r} is none of train, val, test"
+        return part
+
+    @cached_property
+    def _file_parts(self) -> dict[str, str]:
+        """File -> its part of the user's split, where the files of the table are named by parts."""
+        parts = {file: part_of_file(file) for file in self.table.files}
+        return parts if all(parts.values()) and len({*parts.values()}) > 1 else {}
 
     @cached_property
     def _texts(self) -> list[str]:

@@ -113,6 +113,7 @@ def read_labelled(
     labelled = samples.labelled
     if not labelled:
         raise HeadError(f"{data}: no labelled samples; label some, or let a run on others predict: mmfeat predict")
+    protocol = protocol.of(labelled)
     store = Cache(cache, samples.name)
     keys = {modality: store.content_keys(labelled, modality, progress) for modality in MODALITIES}
     targets = read_targets([str(sample.label) for sample in labelled], task == "multilabel")

@@ -166,7 +166,7 @@ def train_heads(
         attend=attend,
         pairs=tuple(pairs),
         ensembles=ensembles,
-        protocol=replace(protocol, split_dir=None),
+        protocol=replace(labelled.protocol, split_dir=None),
         **plan.recorded,
         **_class_names(pairs, plan, described, labelled.targets.classes, class_names, templates),
     )

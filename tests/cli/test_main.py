@@ -274,7 +274,7 @@ def test_flags_of_heads_change_what_was_remembered(
         ("--search nope", "--search nope: use one of grid, random, optuna"),
         ("--split 8-1-1", "--split 8-1-1: write shares such as 8:1:1 or 8:2"),
         ("--split 8:0:2", "--split 8:0:2: write train:validation:test, as 8:1:1, or train:test, as 8:2"),
-        ("--protocol nope", "--protocol nope: use one of kfold, holdout"),
+        ("--protocol nope", "--protocol nope: use one of auto, kfold, holdout, given"),
         ("--engine nope", "--engine nope: use one of local, ray"),
         ("--preset nope", "--preset nope: use one of system-a, system-b"),
         ("--logit-adjustment x", "--logit-adjustment x: use auto or a number"),

@@ -68,6 +68,13 @@ def shards() -> None:
         pq.write_table(pa.Table.from_pandas(part, preserve_index=False), f"shards/part-{number}.parquet")
 
 
+def split_files() -> None:
+    Path("parts").mkdir()
+    photos(Path("parts"))
+    FRAME.iloc[:4].to_parquet("parts/train-0.parquet")
+    FRAME.iloc[4:].to_parquet("parts/validation-0.parquet")
+
+
 def two_files() -> None:
     table("first.csv", FRAME.iloc[:3])()
     table("second.csv", FRAME.iloc[3:])()
@@ -179,6 +186,7 @@ BESIDE = {
 }
 FILMS = {f"{n}.json": json.dumps({"plot": TEXTS[n], "genre": LABELS[n], "title": "x"}) for n in range(6)} | PHOTOS
 HUB = {"metadata.csv": FRAME.rename(columns={"image": "file_name"}).to_csv(index=False)} | PHOTOS
+PARTS = ["train", "Training", "dev", "train", "val", "test"]
 SHOP = FRAME.set_axis(["sku", "title", "photo", "category"], axis=1)
 HALVES = FRAME.assign(title=[text.split()[0] for text in TEXTS], body=[text.split()[1] for text in TEXTS])
 HALVES = HALVES.drop(columns="text")
@@ -188,6 +196,12 @@ BUILDERS = {
     "a folder with lists": with_lists,
     "class folders of photos": files("pets", PETS),
     "class folders to train on and to predict": files("pets", SPLIT),
+    "class folders with validation data": files(
+        "pets", {f"{'train' if n < 4 else 'val'}/{LABELS[n]}/{n}.png": None for n in range(6)}
+    ),
+    "a table that is split": table("tweets.csv", FRAME.assign(split=PARTS)),
+    "a split under another name": table("faces.csv", FRAME.assign(usage=PARTS)),
+    "files named by parts": split_files,
     "a folder of the Hub": files("hub", HUB),
     "photos with texts beside them": files("pairs", BESIDE),
     "photos with JSON beside them": files("films", FILMS),
@@ -231,6 +245,10 @@ BUILDERS = {
     "a class called none": table("stance.csv", FRAME.replace("down", "none")),
 }
 
+WITH_A_SPLIT = [
+    "class folders with validation data", "a table that is split", "a split under another name", "files named by parts",
+]  # fmt: skip
+
 
 def read_latest() -> SampleSet:
     """The samples as the request of the extraction records them."""
@@ -247,8 +265,9 @@ def test_each_row_of_the_table_runs(have: str, tmp_path: Path, monkeypatch: pyte
     assert answer.exit_code == 0, answer.output
     assert ": 6 samples, 6 labelled" in answer.stdout
     samples = read_latest()
+    assert ("split of the data: train" in answer.stdout) == (have in WITH_A_SPLIT)
     if "class folders" in have:
-        assert [sample.label for sample in samples] == sorted(LABELS)
+        assert sorted(str(sample.label) for sample in samples) == sorted(LABELS)
         return
     plain = [(sample.text or "").strip('"').replace(",", "").replace("\n", " ") for sample in samples]
     assert plain == [words.replace(",", "") for words in TEXTS]

@@ -13,9 +13,11 @@ from safetensors.numpy import load_file
 
 from mmfeat.errors import ConfigError
 from mmfeat.evaluation.protocol import Protocol
+from mmfeat.extraction.extract import extract_features
 from mmfeat.heads.registry import HeadSettings
+from mmfeat.samples.dataset import read_samples
 from mmfeat.sweep.search import Plan
-from tests.sweep.small_sweeps import NO_HEADS, make_place, rows, sweep
+from tests.sweep.small_sweeps import FLOAT32, NO_HEADS, make_place, rows, sweep
 
 SEARCHED = Plan(HeadSettings(epochs=2), {"learning_rate": [1e-4, 1e-2]})
 
@@ -112,4 +114,56 @@ def test_splits_of_the_other_protocol_are_refused(place: Path, tmp_path: Path) -
     folder = tmp_path / "splits"
     sweep(place, **NO_HEADS, protocol=Protocol("holdout", seeds=2, split_dir=str(folder)), out=tmp_path)
     with pytest.raises(ConfigError, match=r"--protocol kfold: .*splits holds a holdout; name another --split-dir"):
-        sweep(place, **NO_HEADS, protocol=Protocol(folds=2, split_dir=str(folder)), out=tmp_path)
+        sweep(place, **NO_HEADS, protocol=Protocol("kfold", 2, split_dir=str(folder)), out=tmp_path)
+    reused = sweep(place, **NO_HEADS, protocol=Protocol(seeds=2, split_dir=str(folder)), out=tmp_path).run
+    assert reused.config.protocol.kind == "holdout"
+
+
+def with_split(path: Path, *parts: str) -> dict[str, Any]:
+    """Arguments of a sweep over a table whose column `split` has these parts in turns."""
+    lines = [f"s{n},{['good sun', 'bad rain'][n // 7 % 2]} {n},{n // 7 % 2},{parts[n % len(parts)]}" for n in range(84)]
+    path.write_text("\n".join(["id,text,label,split", *lines]) + "\n")
+    extract_features(path, ["hashing"], cache=path.parent / "cache", options=FLOAT32)
+    return {"data": path, "encoders": ["hashing"], "cache": path.parent / "cache", "out": path.parent / "heads"}
+
+
+def test_the_split_of_the_data_is_taken_unless_another_is_asked_for(place: Path, tmp_path: Path) -> None:
+    given = with_split(tmp_path / "t.csv", "train", "Train", "dev", "test")
+    result = sweep(place, **NO_HEADS, **given, protocol=Protocol(seeds=2))
+    assert any("heads learn from train, choose on validation and are scored on test" in note for note in result.notes)
+    assert result.run.config.protocol.kind == "given"
+    parts = {name: {row["guid"] for row in rows(result.run.folder / f"{name}_split.csv")} for name in ("val", "test")}
+    assert parts == {"val": {f"s{n}" for n in range(2, 84, 4)}, "test": {f"s{n}" for n in range(3, 84, 4)}}
+    (entry,) = result.run.leaderboard
+    assert {row["id"] for row in rows(result.run.head_folder(entry) / "out_of_fold.csv")} == parts["test"]
+    folds = sweep(place, **NO_HEADS, **given, protocol=Protocol("kfold", 2, 2)).run
+    assert folds.config.folds == ("fold0", "fold1")
+    again = Protocol(seeds=2, split_dir=str(result.run.folder))
+    assert sweep(place, **NO_HEADS, **given, protocol=again).reused
+
+
+def test_validation_data_alone_are_scored_and_training_data_chosen_on(place: Path, tmp_path: Path) -> None:
+    given = with_split(tmp_path / "t.csv", "train", "train", "valid")
+    run = sweep(place, **NO_HEADS, **given, protocol=Protocol(seeds=2)).run
+    assert {row["guid"] for row in rows(run.folder / "test_split.csv")} == {f"s{n}" for n in range(2, 84, 3)}
+    roles = Counter(row["role"] for row in rows(run.folder / "train_split.csv"))
+    assert set(roles) == {"train", "validation-1", "validation-2"}
+
+
+def test_a_split_that_not_every_sample_has_is_none(place: Path, tmp_path: Path) -> None:
+    given = with_split(tmp_path / "t.csv", "train", "test", "other")
+    assert "the column split is no split: 'other' is none of train, val, test" in read_samples(given["data"]).notes
+    assert sweep(place, **NO_HEADS, **given, protocol=Protocol(folds=2)).run.config.protocol.kind == "kfold"
+    with pytest.raises(ConfigError, match="--protocol given: not every labelled sample is of train, val or test"):
+        sweep(place, **NO_HEADS, **given, protocol=Protocol("given"))
+
+
+def test_near_duplicates_across_the_split_of_the_data_are_told(place: Path, tmp_path: Path) -> None:
+    given = with_split(tmp_path / "t.csv", "train", "train", "test")
+    lines = (tmp_path / "t.csv").read_text().splitlines()
+    text = "a long and specific text about the green lamp of our neighbours in the quiet market street"
+    lines[1], lines[3] = f"s0,{text},0,train", f"s2,{text},0,test"
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    extract_features(tmp_path / "t.csv", ["hashing"], cache=tmp_path / "cache", options=FLOAT32)
+    notes = sweep(place, **NO_HEADS, **given, protocol=Protocol(seeds=1)).notes
+    assert any("1 scored sample of the data's own split have near duplicates elsewhere" in note for note in notes)

@@ -120,16 +120,17 @@ def test_class_folders(write: Write, tmp_path: Path) -> None:
 
 
 @BOTH
-def test_split_folders_are_said_aloud_and_test_data_left_for_test(write: Write, tmp_path: Path) -> None:
+def test_split_folders_are_parts_of_a_split_and_test_data_left_for_test(write: Write, tmp_path: Path) -> None:
     data = write(tmp_path / "set", SPLITS)
     samples = read_samples(data)
     assert [sample.id for sample in samples] == [name for name in SPLITS if not name.startswith("test")]
     assert samples.classes == ("cat", "dog")
-    (note,) = [note for note in samples.notes if note.startswith("split folders")]
-    assert note == (
-        "split folders: train 4, val 4; folds are drawn over them together; test (4) is left out, "
-        f"--test {data}/test predicts it"
+    assert [sample.split for sample in samples] == ["train"] * 4 + ["validation"] * 4
+    assert samples.notes[0] == (
+        "split of the data: train 4, validation 4; heads learn from train and are scored on validation (--protocol "
+        "kfold draws folds over all)"
     )
+    assert f"test (4) is left out, --test {data}/test predicts it" in samples.notes
     test = read_samples(f"{data}/test")
     assert [(sample.id, sample.label) for sample in test] == [(name, name.split("/")[0]) for name in CLASSES]
 
@@ -165,6 +166,7 @@ def test_metadata_in_each_split_folder(tmp_path: Path) -> None:
     samples = read_samples(data)
     assert len(samples) == 8
     assert all(sample.image for sample in samples)
+    assert [sample.split for sample in samples] == ["train"] * 4 + ["validation"] * 4
     assert f"test/metadata.csv is left out, --test {data}/test predicts it" in samples.notes
     result = extract_features(data, ["hog"], cache=tmp_path / "cache", test=data / "test")
     assert result.test is not None

@@ -190,3 +190,24 @@ def test_names_with_accents_are_found_in_both_forms(tmp_path: Path, form: str) -
     sample = read_samples(tmp_path).samples[0]
     assert sample.image is not None
     assert sample.id == name
+
+
+def test_a_column_of_another_name_is_the_split_and_other_words_in_it_an_error(tmp_path: Path) -> None:
+    path = table(tmp_path / "t.csv", "text,label,usage", "a,x,Training", "b,y, dev", "c,x,TEST")
+    assert [sample.split for sample in read_samples(path, {"split": "usage"})] == ["train", "validation", "test"]
+    assert [sample.split for sample in read_samples(path)] == ["", "", ""]
+    with pytest.raises(DataError, match=r"t.csv:2: 'x' in the column label is no part of a split: train, val or test"):
+        read_samples(path, {"split": "label"})
+    with pytest.raises(DataError, match=r"no column part among text, label, usage"):
+        read_samples(path, {"split": "part"})
+    bare = table(tmp_path / "bare.csv", "a,x,train", "b,y,test")
+    numbers = {"text": "1", "label": "2", "split": "3"}
+    assert [sample.split for sample in read_samples(bare, numbers)] == ["train", "test"]
+
+
+def test_files_named_by_parts_are_a_split(tmp_path: Path) -> None:
+    for name in ("train-00", "train-01", "validation-00"):
+        table(tmp_path / f"{name}.csv", "id,text,label", f"{name},a,x")
+    samples = read_samples(f"{tmp_path}/*.csv")
+    assert [sample.split for sample in samples] == ["train", "train", "validation"]
+    assert [sample.split for sample in read_samples(f"{tmp_path}/train*.csv")] == ["", ""]
