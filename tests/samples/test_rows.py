@@ -103,7 +103,7 @@ def test_ids_are_photos_where_each_row_names_another(tmp_path: Path) -> None:
     source.check()
     assert source.columns == {"id": "image"}
     assert [sample.id for sample in read_samples(path)] == ["train/1.jpg", "train/2.jpg"]
-    assert read_samples(path).notes == ("no column of ids: ids are the names of photos in image",)
+    assert read_samples(path).notes[0] == "no column of ids: ids are the names of photos in image"
 
 
 @pytest.mark.parametrize("second", ["1.jpg", ""])
