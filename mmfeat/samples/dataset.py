@@ -30,18 +30,15 @@ from mmfeat.samples.folders import (
     checked_id,
     hash_of,
     index_files,
-    lists_in,
-    open_tree,
     read_lists,
     read_texts,
-    table_in_archive,
 )
 from mmfeat.samples.labels import missing_note, no_labels, split_notes
-from mmfeat.samples.layouts import FILE_NAME, METADATA, GroupedFiles, has_table, tables_in
+from mmfeat.samples.layouts import FILE_NAME, METADATA, GroupedFiles, Layout, find_layout
 from mmfeat.samples.objects import OBJECT, file_of, short_name, written
 from mmfeat.samples.photo_cells import IMAGE_ROOT, Photo, PhotoFinder, Photos
 from mmfeat.samples.rows import NO_LABELS, ROW_NUMBER, Absence, SampleRows
-from mmfeat.samples.table_files import SUFFIXES, table_name, table_suffix
+from mmfeat.samples.table_files import table_name
 from mmfeat.system.remote import HUB, exists, is_remote
 
 MODALITIES = ("text", "image")
@@ -165,44 +162,33 @@ class SampleSource:
         self.data, self.columns = str(name_of(data)), dict(columns or {})
         if os.path.isfile(whole := self.data.rstrip("/")):
             self.data = whole  # an archive, which has folders in it
-        self._file = file_of(self.data) if self.data.startswith((HUB, OBJECT)) else None
-        if self._file is None and not exists(self.data):
+        self.layout = self._find_layout()
+        self.is_folder = self.layout.tree is not None and not self.layout.tables
+        self.rows = None if self.is_folder else SampleRows(self.data, self.columns, self.layout.tables)
+        self._folder: SampleSet | None = None  # samples of a folder stay, since its listing is in memory anyway
+
+    def _find_layout(self) -> Layout:
+        """The layout of the data; its usual columns go to `columns`."""
+        if self.data.startswith((HUB, OBJECT)):
+            file = file_of(self.data)
+            if self.data.startswith(OBJECT):
+                self.columns.setdefault(IMAGE_ROOT, os.getcwd())  # an object has no folder of its own
+            return Layout((file,))
+        if not exists(self.data):
             raise DataError(f"{self.data}: no such folder or table; check --data")
+        layout = find_layout(self.data, self.columns, no_labels(self.columns.get(NO_LABELS)))
+        if os.path.basename((*layout.tables, self.data)[0]).lower() in METADATA:
+            self.columns = {"image": FILE_NAME, **self.columns}
+        return layout
+
+    @property
+    def name(self) -> str:
+        """The name of the data set, which is that of its folder in the cache."""
+        if self.data.startswith((HUB, OBJECT)):
+            return short_name(self.data)
         # An absolute path resolves ".", but a link keeps the name that the user chose.
         is_folder = not is_remote(self.data) and os.path.isdir(self.data)
-        self.name = Path(os.path.abspath(self.data)).name if is_folder else table_name(self.data)
-        if self._file is not None:
-            self.name = short_name(self.data)
-        self._folder: SampleSet | None = None  # samples of a folder stay, since its listing is in memory anyway
-        table = self._table(is_folder)
-        self.rows = None if table is None else SampleRows(table, self.columns)
-        self.is_folder = self.rows is None
-
-    def _table(self, is_folder: bool) -> str | None:
-        """The table to read, None where a layout of files is read, which then is in `lists` or `groups`."""
-        self.tree, self.lists, self.groups, self.told = None, None, None, list[str]()
-        if self._file is not None:
-            if not self.data.startswith(HUB):
-                self.columns.setdefault(IMAGE_ROOT, os.getcwd())  # an object has no folder of its own
-            return self._file
-        table = table_in_archive(self.data)
-        if table is None:
-            self.tree = open_tree(self.data)
-        if self.tree is not None:
-            self.lists = lists_in(self.tree)
-            if self.lists is not None:
-                return None
-            tables, self.told = tables_in(self.tree)
-            table = ",".join(tables)
-            if not table:
-                self.groups = GroupedFiles(self.tree, self.columns, no_labels(self.columns.get(NO_LABELS)))
-                if not self.groups.has_pairs and is_folder and has_table(self.tree):
-                    raise DataError(_without_lists(Path(self.data)))
-                return None
-        table = table or self.data
-        if os.path.basename(table).lower() in METADATA:
-            self.columns = {"image": FILE_NAME, **self.columns}
-        return table
+        return Path(os.path.abspath(self.data)).name if is_folder else table_name(self.data)
 
     def check(self) -> None:
         """Raise `DataError` for columns of a table that are not there, and note in `columns` where ids come from."""
@@ -213,7 +199,7 @@ class SampleSource:
         """Count and check all samples; no photo is opened. Raises `DataError` as `read_samples` does."""
         if self.is_folder:
             samples = self._listed()
-            parts = MODALITIES if self.lists is not None else ("image",)  # photos alone are a data set, too
+            parts = MODALITIES if self.layout.lists is not None else ("image",)  # photos alone are a data set, too
             lost = [name for name in parts if all(getattr(sample, name) is None for sample in samples)]
             return replace(
                 Overview.of(samples), absent={name: self._absence(name, samples.samples[0].id) for name in lost}
@@ -235,8 +221,10 @@ class SampleSource:
 
     def tried(self, modality: str, id: str) -> str:
         """The first path at which the layout with lists looks for a part of a sample, in words; "" for others."""
-        path = os.path.join(self.data, self.lists or "", "data", id + {"image": ".jpg", "text": ".txt"}[modality])
-        return "" if self.lists is None else f"; the first path tried is {path}"
+        if self.layout.lists is None:
+            return ""
+        name = id + {"image": ".jpg", "text": ".txt"}[modality]
+        return f"; the first path tried is {os.path.join(self.data, self.layout.lists, 'data', name)}"
 
     def _absence(self, modality: str, id: str) -> Absence:
         """Why no sample of a folder has a part; `id` is that of the first sample."""
@@ -312,11 +300,11 @@ class Reading:
     def notes(self) -> tuple[str, ...]:
         rows = self._source.rows
         if rows is None:
-            groups = self._source.groups
+            groups = self._source.layout.groups
             told = groups.notes if groups else self._not_found
             return (*self._decoder.notes, *missing_note(self._missing), *split_notes(self._split), *told)
         complaint = self._finder.complaint() if self._finder and self._finder.found else ""
-        return (*rows.notes, *split_notes(self._split), *self._source.told, *([complaint] if complaint else []))
+        return (*rows.notes, *split_notes(self._split), *self._source.layout.notes, *([complaint] if complaint else []))
 
     @property
     def absent(self) -> dict[str, Absence]:
@@ -336,16 +324,14 @@ class Reading:
         source = self._source
         if source.rows is not None:
             return self._row_samples(source.rows)
-        if source.groups is not None:
-            return self._grouped_samples(source.groups)
-        assert source.tree is not None
-        return self._listed_samples(source.tree.below(source.lists or ""))
+        if source.layout.groups is not None:
+            return self._grouped_samples(source.layout.groups)
+        assert source.layout.tree is not None
+        return self._listed_samples(source.layout.tree.below(source.layout.lists or ""))
 
     def _grouped_samples(self, groups: GroupedFiles) -> Iterator[Sample]:
         groups.missing = self._missing
         entries = list(groups)
-        if not entries:
-            raise DataError(_without_lists(Path(self._source.data)))
         texts = read_texts([entry.text_file for entry in entries], self._decoder)
         for entry, (text, text_error) in zip(entries, texts, strict=True):
             if entry.text is not None:
@@ -390,14 +376,3 @@ class Reading:
             return []
         what = f"{len(absent):,} of {len(rows):,} {PART[modality]}s are not found"
         return [what + self._source.tried(modality, absent[0])]
-
-
-def _without_lists(folder: Path) -> str:
-    """The error for a folder without lists and photos: a table inside the folder may be meant."""
-    inside = sorted(folder.iterdir()) if folder.is_dir() else []
-    tables = [path for path in inside if table_suffix(path.name) in {*SUFFIXES} - {".txt"} and path.is_file()]
-    deeper = [path for path in inside if (path / TRAIN_LIST).is_file()]
-    remedy = "name the folder that holds them" + (f": --data {deeper[0]}" if deeper else ", or a table")
-    if tables:
-        remedy = f"name the table: --data {tables[0]}"
-    return f"{folder}: neither {TRAIN_LIST} nor {TEST_LIST} nor photos are here; {remedy}"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from posixpath import basename, dirname
 
 import numpy as np
 
@@ -73,10 +74,14 @@ def part_named(word: str) -> str:
     return PARTS.get(word.strip().casefold(), "")
 
 
+def part_of_name(path: str) -> str:
+    """The part of a split that a file is by the first word of its name, as in `train-00000.parquet`."""
+    return part_named(re.split(r"[^a-z]", basename(path).casefold())[0])
+
+
 def part_of_file(path: str) -> str:
-    """The part of a split that a file holds by its name, as `train-00000.parquet`, or by that of its folder."""
-    *_, folder, name = f"/{path}".replace("\\", "/").split("/")
-    return part_named(re.split(r"[^a-z]", name.casefold())[0]) or part_named(folder)
+    """The part of a split that a file is by its own name or by that of its folder."""
+    return part_of_name(path) or part_named(basename(dirname(path)))
 
 
 def split_notes(counts: Mapping[str, int]) -> list[str]:

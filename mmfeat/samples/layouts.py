@@ -1,13 +1,14 @@
 """Layouts of folders and archives without lists: which of their files are the parts of which sample.
 
-A folder, a .zip or .tar files hold a metadata table of the Hub or another table (`tables_in`), or files that one name
-groups, in class folders or not (`GroupedFiles`).
+A folder, a .zip or .tar files hold a metadata table of the Hub or other tables, or files that one name groups, in class
+folders or not (`GroupedFiles`).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -16,8 +17,19 @@ from posixpath import basename, dirname
 from typing import Any, NamedTuple
 
 from mmfeat.errors import DataError
-from mmfeat.samples.folders import File, Tree, is_photo, photo_suffixes, some_of
-from mmfeat.samples.labels import SEPARATOR, SPLIT, TEST, is_missing, part_named
+from mmfeat.samples.folders import (
+    TEST_LIST,
+    TRAIN_LIST,
+    File,
+    Tree,
+    is_photo,
+    lists_in,
+    open_tree,
+    photo_suffixes,
+    some_of,
+    table_in_archive,
+)
+from mmfeat.samples.labels import SEPARATOR, SPLIT, TEST, TRAIN, VALIDATION, is_missing, part_named, part_of_name
 from mmfeat.samples.rows import columns_in, join_texts
 from mmfeat.samples.table_files import SUFFIXES, table_suffix
 from mmfeat.system.wording import counted
@@ -27,27 +39,74 @@ FILE_NAME = "file_name"  # the Hub's column of photos
 BESIDE = ("txt", "json", "cls")  # files beside a photo that have its name
 
 
-def tables_in(tree: Tree) -> tuple[list[str], list[str]]:
-    """(the metadata tables of the Hub in a tree; else, in an archive without samples of its own, its one table; notes).
+class Layout(NamedTuple):
+    """What data hold: the files of tables; or a tree with lists in the folder `lists`; or with `groups` of files."""
 
-    A table of test data beside others is left out. Raises `DataError` for an archive with several tables.
+    tables: tuple[str, ...] = ()
+    tree: Tree | None = None
+    lists: str | None = None
+    groups: GroupedFiles | None = None
+    notes: tuple[str, ...] = ()
+
+
+def find_layout(data: str, named: Mapping[str, str], spellings: Collection[str]) -> Layout:
+    """The layout of data, which are a folder, archives, or else a table; without `tables` the table is `data` itself.
+
+    `named` and `spellings` are those of `GroupedFiles`. Raises `DataError` for several tables of which none is meant,
+    and where nothing is found.
     """
-    if found := [name for name in tree.files if basename(name).lower() in METADATA]:
-        test = [name for name in found if part_named(basename(dirname(name))) == TEST]
-        kept = [name for name in found if name not in test] or found
-        left = [] if kept == found else [f"{test[0]} is left out, --test {_part(tree, dirname(test[0]))} predicts it"]
-        return [str(tree.files[name]) for name in kept], left
-    if not tree.is_packed or GroupedFiles(tree, {}).has_pairs:
-        return [], []
+    if table := table_in_archive(data):
+        return Layout((table,))
+    if (tree := open_tree(data)) is None:
+        return Layout()
+    if (lists := lists_in(tree)) is not None:
+        return Layout(tree=tree, lists=lists)
+    tables, notes = _metadata_in(tree)
+    groups = None if tables else GroupedFiles(tree, named, spellings)
+    if groups is not None and not groups.has_pairs:
+        tables, notes = _tables_in(tree)
+    if not tables and not groups:
+        raise DataError(f"{data}: neither {TRAIN_LIST} nor {TEST_LIST} nor photos nor tables are here; {_hint(tree)}")
+    return Layout(tuple(str(tree.files[name]) for name in tables), tree, None, None if tables else groups, tuple(notes))
+
+
+def _hint(tree: Tree) -> str:
+    """What to do where nothing is found in a tree."""
+    if deeper := [dirname(name) for name in tree.files if basename(name) == TRAIN_LIST]:
+        return f"name the folder that holds them: --data {_part(tree, deeper[0])}"
+    inside = some_of(dict.fromkeys(name.partition("/")[0] for name in tree.files))
+    return f"it has {inside}; name the folder that holds them" if inside else "it is empty"
+
+
+def _metadata_in(tree: Tree) -> tuple[list[str], list[str]]:
+    """(The metadata tables of the Hub in a tree, notes). A table of test data beside others is left out."""
+    found = [name for name in tree.files if basename(name).lower() in METADATA]
+    test = [name for name in found if part_named(basename(dirname(name))) == TEST]
+    if not test or test == found:
+        return found, []
+    return [name for name in found if name not in test], [_left_out(test[0], _part(tree, dirname(test[0])))]
+
+
+def _tables_in(tree: Tree) -> tuple[list[str], list[str]]:
+    """(The table of a tree, or its tables of training and validation data, notes). A table of test data is left out."""
     tables = [name for name in tree.files if table_suffix(name) in {*SUFFIXES} - {".txt"}]
+    if not tree.is_packed:
+        tables = [name for name in tables if "/" not in name or dirname(name) == "data"]  # others lie among photos
+    parts = {part: [name for name in tables if part_of_name(name) == part] for part in (TRAIN, VALIDATION, TEST)}
+    kept, test = parts[TRAIN] + parts[VALIDATION], parts[TEST]
+    shards = {re.sub(r"\d+", "#", name) for name in kept + test}
+    if parts[TRAIN] and len(shards) == sum(map(bool, parts.values())) and len({*map(table_suffix, shards)}) == 1:
+        named = _part(tree, test[0] if len(test) == 1 else re.sub(r"\d+", "*", test[0])) if test else ""
+        others = [name for name in tables if name not in kept + test]
+        left = [_left_out(some_of(test), named)] if test else []
+        return kept, left + ([f"{some_of(others)} not read beside {some_of(kept)}"] if others else [])
     if len(tables) > 1:
-        raise DataError(f"{tree.data}: several tables, {some_of(tables)}; name one: --data {tree.data}/{tables[0]}")
-    return [str(tree.files[name]) for name in tables], []
+        raise DataError(f"{tree.data}: several tables, {some_of(tables)}; name one: --data {_part(tree, tables[0])}")
+    return tables, []
 
 
-def has_table(tree: Tree) -> bool:
-    """Whether a table lies in the folder itself, which then is what the user may mean."""
-    return any("/" not in name and table_suffix(name) in {*SUFFIXES} - {".txt"} for name in tree.files)
+def _left_out(what: str, named: str) -> str:
+    return f"{what} is left out, --test {named} predicts it"
 
 
 class Entry(NamedTuple):
@@ -182,7 +241,7 @@ class GroupedFiles:
             notes.append("labels are the names of folders")
         if self._tested:
             test = self._split[self._tested[0]]
-            notes.append(f"{test} ({len(self._tested):,}) is left out, --test {self._below(test)} predicts it")
+            notes.append(_left_out(f"{test} ({len(self._tested):,})", self._below(test)))
         named = {c: columns_in(c, self.named.get(c, c), self._fields) for c in ("text", "label") if self._fields}
         if lacking := {name: column for column, names in named.items() for name in names if name not in self._fields}:
             flag = ",".join(f"{column}=..." for column in dict.fromkeys(lacking.values()))

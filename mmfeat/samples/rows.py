@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -72,10 +71,10 @@ class SampleRows:
     row is read.
     """
 
-    def __init__(self, data: str | Path, named: Mapping[str, str]) -> None:
+    def __init__(self, data: str, named: Mapping[str, str], files: Sequence[str] = ()) -> None:
         if unknown := set(named) - {*COLUMNS, *READING, NO_LABELS, *PHOTO_FLAGS}:
             raise DataError(f"--columns: {', '.join(sorted(unknown))} is none of {', '.join(COLUMNS)}")
-        self.table = Table(data, {name: named[name] for name in READING if name in named})
+        self.table = Table(data, {name: named[name] for name in READING if name in named}, files)
         self.named = dict(named)
         if named.get(IMAGES, MEAN) not in (FIRST, MEAN):
             raise DataError(f"--images {named[IMAGES]}: use {FIRST} or {MEAN}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from itertools import chain, islice
@@ -32,12 +32,13 @@ class Table:
     """The rows of one table, in one file or in several with the same columns; cells are text, empty or null is None.
 
     Rows are read as they are used, so a table may be larger than memory. `decoder` counts the encodings of the lines
-    of the latest pass. `reading` holds the encoding, delimiter and quoting that the user names.
+    of the latest pass. `reading` holds the encoding, delimiter and quoting that the user names, `files` the files where
+    `data` is no name of theirs.
     """
 
-    def __init__(self, data: str | Path, reading: Mapping[str, str] | None = None) -> None:
+    def __init__(self, data: str | Path, reading: Mapping[str, str] | None = None, files: Sequence[str] = ()) -> None:
         self.data, self.reading = str(data), dict(reading or {})
-        self.files = table_files(self.data)
+        self.files = files or table_files(self.data)
         if odd := next((file for file in self.files if table_suffix(file) not in SUFFIXES), None):
             raise DataError(f"{odd}: a table must end in {', '.join(SUFFIXES)}; rename or convert the file")
         self.decoder = Decoder(self.reading.get("encoding", ""), "line")

@@ -201,6 +201,15 @@ BUILDERS = {
     ),
     "a table that is split": table("tweets.csv", FRAME.assign(split=PARTS)),
     "a split under another name": table("faces.csv", FRAME.assign(usage=PARTS)),
+    "a folder of tables named by parts": files(
+        "shop",
+        {
+            "train.csv": FRAME.iloc[:4].to_csv(index=False),
+            "val.csv": FRAME.iloc[4:].to_csv(index=False),
+            "test.csv": FRAME.drop(columns="label").to_csv(index=False),
+            **PHOTOS,
+        },
+    ),
     "files named by parts": split_files,
     "a folder of the Hub": files("hub", HUB),
     "photos with texts beside them": files("pairs", BESIDE),
@@ -247,6 +256,7 @@ BUILDERS = {
 
 WITH_A_SPLIT = [
     "class folders with validation data", "a table that is split", "a split under another name", "files named by parts",
+    "a folder of tables named by parts",
 ]  # fmt: skip
 
 

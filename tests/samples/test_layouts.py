@@ -243,8 +243,11 @@ def test_a_table_in_an_archive_with_its_photos(tmp_path: Path) -> None:
     assert summary(samples) == [(str(n), WORDS[n], "up", picture(n)) for n in range(4)]
     files["shop/test.csv"] = table.replace(",label", ",other")
     two = zipped(tmp_path / "two.zip", files)
-    with pytest.raises(DataError, match=r"several tables, shop/test\.csv, shop/train\.csv; name one: --data "):
-        read_samples(two)
+    assert summary(read_samples(two)) == summary(samples)
+    assert f"shop/test.csv is left out, --test {two}/shop/test.csv predicts it" in read_samples(two).notes
+    files["shop/train.jsonl"] = "{}"
+    with pytest.raises(DataError, match=r"several tables, shop/test\.csv, shop/train\.csv, .*; name one: --data "):
+        read_samples(zipped(tmp_path / "three.zip", files))
     assert summary(read_samples(f"{two}/shop/train.csv")) == summary(samples)
     tar = packed(tarred(tmp_path / "shop.tar.gz", files), gzip.compress)
     assert summary(read_samples(f"{tar}/shop/train.csv")) == summary(samples)

@@ -97,10 +97,32 @@ def test_shards_and_patterns_and_lists_are_one_table(tmp_path: Path, suffix: str
 
 
 def test_a_folder_of_other_tables_is_no_table(tmp_path: Path) -> None:
-    for name in ("train", "test"):
+    for name in ("products", "sales"):
         write(tmp_path / f"{name}.csv")
-    with pytest.raises(DataError, match=r"name the table: --data .*test.csv"):
+    with pytest.raises(DataError, match=r"several tables, products.csv, sales.csv; name one: --data .*/products.csv"):
         read_samples(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["", "data"])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_tables_of_a_folder_named_by_parts_are_its_split(tmp_path: Path, suffix: str, folder: str) -> None:
+    (tmp_path / folder).mkdir(exist_ok=True)
+    for name in ("train-0", "train-1", "validation-0", "test-0", "test-1", "sample_submission"):
+        write(tmp_path / folder / f"{name}{suffix}", [{"id": name, "text": "a", "label": "x"}])
+    samples = read_samples(tmp_path)
+    assert [(sample.id, sample.split) for sample in samples] == [
+        ("train-0", "train"), ("train-1", "train"), ("validation-0", "validation")
+    ]  # fmt: skip
+    start = f"{tmp_path}/{folder}".rstrip("/")
+    assert any(note.endswith(f"is left out, --test '{start}/test-*{suffix}' predicts it") for note in samples.notes)
+    assert any(f"sample_submission{suffix} not read beside" in note for note in samples.notes)
+    assert [sample.id for sample in read_samples(f"{start}/test-*{suffix}")] == ["test-0", "test-1"]
+
+
+def test_one_table_of_a_folder_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "products.csv")
+    (tmp_path / "README.md").write_text("about")
+    assert len(read_samples(tmp_path)) == 2
 
 
 def test_lists_of_a_folder_come_before_its_tables(tmp_path: Path) -> None:
