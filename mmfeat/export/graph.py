@@ -20,8 +20,8 @@ from mmfeat.baselines.neighbours import STEPS, TEMPERATURE, NeighbourHead
 from mmfeat.baselines.zero_shot import SCALE, SHORTEST, ZeroShot
 from mmfeat.evaluation.blending import LEAST, LEAST_LOGIT
 from mmfeat.evaluation.decisions import Decision
-from mmfeat.heads.data import pooled_tokens
 from mmfeat.heads.layers import Batch, Fusion
+from mmfeat.heads.tokens import pooled_tokens
 from mmfeat.runs.entry import Rule
 
 PortValues = Sequence[tuple[Tensor, Tensor]]  # (values, mask) of each port

@@ -19,8 +19,9 @@ from mmfeat.finetune.inputs import SIDE, PartialInputs, PrefixReader
 from mmfeat.finetune.processes import Team
 from mmfeat.finetune.tower_plan import Slot
 from mmfeat.finetune.towers import MovingTower, pixel_tower
-from mmfeat.heads.data import HeadData, pooled_tokens
+from mmfeat.heads.data import HeadData
 from mmfeat.heads.layers import Batch, Fusion, Shape
+from mmfeat.heads.tokens import pooled_tokens
 from mmfeat.samples.dataset import Sample
 from mmfeat.samples.photos import Decoding
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ from torch.nn import functional as F
 
 from mmfeat.cache.features import Block, Features, MappedBlock
 from mmfeat.errors import HeadError
-from mmfeat.heads.layers import Batch, Shape, norm
+from mmfeat.heads.layers import Batch, Shape, Tokens, norm
+from mmfeat.heads.tokens import CompactTokens, pooled_tokens, read_tokens
 
 ORDER = ("image", "text")
 CHUNK = 8192  # rows of one read
@@ -87,6 +89,7 @@ class HeadData:
     """
 
     tables: NormedTables | None = None
+    compact: Mapping[str, list[CompactTokens]] | None = None
 
     def __init__(self, features: Features, modality: str = "both", device: str = "cpu", tokens: str = "") -> None:
         self.ids, self.device, self._classes = features.ids, device, features.classes
@@ -122,8 +125,8 @@ class HeadData:
         """Numbers in the tokens of a sample that has the longest sequence of every source."""
         if self.attend != "tokens":
             return sum(map(sum, self.shape.tokens.values()))
-        everything = (block for blocks in self.token_blocks.values() for block in blocks)
-        return sum(int(block.lengths.max(initial=0)) * block.width for block in everything)
+        widths = (zip(self.token_blocks[name], widths, strict=True) for name, widths in self.shape.tokens.items())
+        return sum(int(block.lengths.max(initial=0)) * width for pairs in widths for block, width in pairs)
 
     @property
     def classes(self) -> dict[int, np.ndarray]:
@@ -156,7 +159,8 @@ class HeadData:
         vectors = self._vectors(rows, views)
         kept = {name: dropped != number if dropped is not None else None for number, name in enumerate(self.sources)}
         masks = {name: [self._mask(s, rows, kept[name]) for s in sources] for name, sources in self.sources.items()}
-        return Batch(vectors, masks, self._tokens(rows, vectors, masks, kept), keep, self.tables is not None)
+        tokens = self._tokens(rows, vectors, masks, kept)
+        return Batch(vectors, masks, tokens, keep, self.tables is not None, self.compact is not None)
 
     def statistics(self, rows: np.ndarray, unit: bool = False) -> dict[str, list[tuple[Tensor, Tensor]]]:
         """Mean and standard deviation of each encoder over training rows, with `unit` of vectors scaled to the length
@@ -179,6 +183,30 @@ class HeadData:
         prepared = copy(self)
         prepared.tables = NormedTables(self, keys)
         return prepared
+
+    def compacted(self, compact: Callable[[MappedBlock], CompactTokens]) -> HeadData:
+        """These data with compact tokens, on which heads train: their projections have fewer weights."""
+        compacted = copy(self)
+        compacted.compact = {name: list(map(compact, blocks)) for name, blocks in self.token_blocks.items()}
+        widths = {name: tuple(tokens.width for tokens in sources) for name, sources in compacted.compact.items()}
+        compacted.shape = replace(self.shape, tokens=widths)
+        return compacted
+
+    def expanded(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a head, trained on compact tokens or not, for tokens as they are cached."""
+        names = {
+            f"tokens.{modality}.projections.{number}.weight": tokens
+            for modality, sources in (self.compact or {}).items()
+            for number, tokens in enumerate(sources)
+        }
+        return {name: names[name].expanded(x) if name in names else x for name, x in tensors.items()}
+
+    def by_length(self, rows: Tensor) -> Tensor:
+        """(K, B) rows -> (K, B) positions, by the number of compact tokens: those that are cut together are alike."""
+        if not self.compact:
+            return torch.arange(rows.shape[1], device=self.device).expand_as(rows)
+        lengths = torch.stack([tokens.lengths[rows] for tokens in list(self.compact.values())[-1]]).sum(0)
+        return lengths.argsort(dim=1, stable=True)
 
     def normed_vectors(self, rows: np.ndarray) -> dict[str, list[Tensor]]:
         """(N, D) vectors of each encoder, normed with the statistics of `rows`; computed once."""
@@ -227,19 +255,22 @@ class HeadData:
         vectors: dict[str, list[Tensor]],
         masks: dict[str, list[Tensor | None]],
         kept: dict[str, Tensor | None],
-    ) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    ) -> dict[str, Tokens]:
         if self.attend == "pooled":
             return pooled_tokens(vectors, masks)
-        blocks = self.token_blocks if self.attend else {}
+        if not self.attend:
+            return {}
+        if self.compact is not None:
+            tokens = {name: [source.take(rows) for source in sources] for name, sources in self.compact.items()}
+        else:
+            tokens = {
+                name: [read_tokens(block, rows, self.device) for block in blocks]
+                for name, blocks in self.token_blocks.items()
+            }
         return {
-            name: [self._read_tokens(block, rows, kept[name]) for block in tokens] for name, tokens in blocks.items()
+            name: [(x, mask if lost is None else mask & lost.unsqueeze(-1)) for x, mask in tokens[name]]
+            for name, lost in kept.items()
         }
-
-    def _read_tokens(self, block: MappedBlock, rows: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor]:
-        values, present = block.batch(rows.cpu().numpy().ravel())
-        x = torch.from_numpy(values).to(self.device).float().view(*rows.shape, *values.shape[1:])
-        mask = torch.from_numpy(present).to(self.device).view(*rows.shape, present.shape[-1])
-        return x, mask if kept is None else mask & kept.unsqueeze(-1)
 
 
 class NormedTables:
@@ -268,19 +299,6 @@ class NormedTables:
             name: [table.index_select(0, indices).view(*rows.shape, table.shape[-1]) for table in tables]
             for name, tables in self.tables.items()
         }
-
-
-def pooled_tokens(
-    vectors: dict[str, list[Tensor]], masks: dict[str, list[Tensor | None]]
-) -> dict[str, list[tuple[Tensor, Tensor]]]:
-    """(K, B, D) vectors and (K, B) masks -> (K, B, 1, D) and (K, B, 1): each pooled vector as one token."""
-    return {
-        name: [
-            (x.nan_to_num().unsqueeze(2), (x.new_ones(x.shape[:2], dtype=torch.bool) if m is None else m).unsqueeze(2))
-            for x, m in zip(sources, masks[name], strict=True)
-        ]
-        for name, sources in vectors.items()
-    }
 
 
 def _sources(features: Features, modality: str, device: str) -> Iterator[Source]:

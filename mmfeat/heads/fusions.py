@@ -7,14 +7,15 @@ dropout. The docstring of a fusion that compares the modalities says what it doe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmfeat.baselines.zero_shot import SCALE
-from mmfeat.heads.layers import Batch, Classifier, Fusion, LayerNorm, Linear, Scalar, Shape, Stacked
+from mmfeat.heads.layers import Batch, Classifier, Fusion, LayerNorm, Linear, Scalar, Shape, Stacked, Tokens
 
 HIDDEN = (256, 64)  # widths of the classifier's hidden layers, except for the late fusion
 LATE_WIDTH = 512
@@ -23,6 +24,9 @@ GATE_WIDTH = 64
 GENERATOR_WIDTH = 64
 TOKEN_WIDTH = 128
 ATTENTION_HEADS = 8
+SHARPNESS = (TOKEN_WIDTH // ATTENTION_HEADS) ** -0.5  # the scale of scaled dot products
+Layers: TypeAlias = "list[tuple[Tensor, Tensor]]"  # weights (K, D, W) and biases (K, 1, W), one pair a source
+PIECE = 32  # samples of a batch that attend at once on a CPU: their scores fit into a core's cache
 CLOSED = -4.0  # first logit of the gate: sigmoid(-4) = 0.018
 
 
@@ -159,25 +163,57 @@ class FilmConcat(Fusion):
 
 
 class TokenInput(Stacked):
-    """The tokens of all sources of a modality in one sequence: layer-normed and projected to 128, source by source."""
+    """The tokens of all sources of a modality in one sequence: layer-normed and projected to 128, source by source.
+
+    The projections are never computed alone. A linear layer behind them is multiplied with their weights first, and a
+    weighted mean of projected tokens is the projection of the weighted mean: both leave a smaller product.
+    """
 
     def __init__(self, heads: int, widths: tuple[int, ...]) -> None:
         super().__init__()
         self.projections = nn.ModuleList(Linear(heads, width, TOKEN_WIDTH) for width in widths)
 
-    def forward(self, sources: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """[(K, B, T, D) and (K, B, T)] -> (K, B, sum of T, 128) and (K, B, sum of T)."""
-        values = [
-            projection(F.layer_norm(x, x.shape[-1:]))
-            for projection, (x, _) in zip(self.projections, sources, strict=True)
-        ]
-        return torch.cat(values, 2), torch.cat([mask for _, mask in sources], 2)
+    def merged(self, weight: Tensor, bias: Tensor) -> Layers:
+        """The projection of each source with a layer behind it, of a (K, 128, W) weight and a (K, 1, W) bias."""
+        return [(own.weight @ weight, own.bias @ weight + bias) for own in self._linears()]
+
+    def weighted(self, sources: Sequence[Tensor], weights: Tensor) -> Tensor:
+        """[(K, B, T, D)] tokens and (K * B, H, sum of T) weights -> (K, B * H, 128), sums of projected tokens."""
+        parts = []
+        shares = weights.split([x.shape[2] for x in sources], -1)
+        for own, x, share in zip(self._linears(), sources, shares, strict=True):
+            mean = torch.bmm(share, x.flatten(0, 1)).unflatten(0, x.shape[:2]).flatten(1, 2)
+            parts.append(torch.bmm(mean, own.weight) + share.sum(-1).view(len(x), -1, 1) * own.bias)
+        return torch.stack(parts).sum(0)
+
+    def _linears(self) -> Iterable[Linear]:
+        return cast("Iterable[Linear]", self.projections)
+
+
+class MeanSoftmax(torch.autograd.Function):
+    """Scores (N, T, P) and shares (N, T) -> (N, P), the mean of the softmax over P with the shares as weights.
+
+    torch's own derivative writes and reads (N, T, P) numbers more often, which is most of the time of attention.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, share: Tensor) -> Tensor:
+        weights = scores.softmax(-1)
+        ctx.save_for_backward(weights, share)
+        return torch.bmm(share.unsqueeze(1), weights).squeeze(1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        weights, share = ctx.saved_tensors
+        mean = torch.bmm(weights, gradient.unsqueeze(-1))
+        return (gradient.unsqueeze(1) - mean).mul_(weights).mul_(share.unsqueeze(-1)), None
 
 
 class Attention(Stacked):
     """Multi-head attention of 8 heads (Vaswani et al., 2017), then the layer-normed mean over the present queries.
 
-    An additional, learned key stands for "nothing"; a sample without any token attends to that key alone.
+    An additional, learned key stands for "nothing"; a sample without any token attends to that key alone. The mean is
+    taken of the attention weights, before values are computed, which gives the same and leaves one value a sample.
     """
 
     def __init__(self, heads: int) -> None:
@@ -190,17 +226,29 @@ class Attention(Stacked):
         self.nothing = nn.Parameter(torch.zeros(heads, 1, 1, TOKEN_WIDTH))
         self.norm = LayerNorm(heads, TOKEN_WIDTH)
 
-    def forward(self, queries: Tensor, present: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
-        """(K, B, T, 128), (K, B, T), (K, B, P, 128), (K, B, P) -> (K, B, 128)."""
-        heads, batch = mask.shape[:2]
-        keys = torch.cat([self.nothing.expand(-1, batch, -1, -1), keys], 2)
-        mask = F.pad(mask, (1, 0), value=True).flatten(0, 1)[:, None, None]
-        key, value = self.key_value(keys).chunk(2, -1)
-        attended = F.scaled_dot_product_attention(
-            _split(self.query(queries)), _split(key), _split(value), attn_mask=mask
-        )
-        attended = self.output(attended.transpose(1, 2).reshape(heads, batch, -1, TOKEN_WIDTH)) * present.unsqueeze(-1)
-        return self.norm(attended.sum(2) / present.sum(2, keepdim=True).clamp_min(1))
+    def layers(self, asking: TokenInput, asked: TokenInput) -> tuple[Layers, Layers]:
+        """From tokens to queries and to keys."""
+        weight, bias = (x.chunk(2, -1)[0] for x in (self.key_value.weight, self.key_value.bias))
+        query = asking.merged(self.query.weight * SHARPNESS, self.query.bias * SHARPNESS)
+        return query, [*asked.merged(weight, bias), (weight, bias)]
+
+    def forward(self, layers: tuple[Layers, Layers], queries: Tokens, asked: TokenInput, keys: Tokens) -> Tensor:
+        """The layers, [(K, B, T, D), (K, B, T)], the input of the keys, [(K, B, P, D), (K, B, P)] -> (K, B, 128)."""
+        heads, batch = keys[0][1].shape[:2]
+        nothing = self.nothing.expand(-1, batch, -1, -1)
+        query, key = _through([x for x, _ in queries], layers[0]), _through([*(x for x, _ in keys), nothing], layers[1])
+        mask = F.pad(torch.cat([mask for _, mask in keys], 2), (0, 1), value=True).flatten(0, 1)
+        hidden = torch.zeros_like(mask, dtype=key.dtype).masked_fill(~mask, -torch.inf)
+        scores = torch.baddbmm(_of_heads(hidden).unsqueeze(1), query, key.transpose(1, 2))
+        present = torch.cat([mask for _, mask in queries], 2).flatten(0, 1)
+        share = present / present.sum(1, keepdim=True).clamp_min(1)
+        weights = MeanSoftmax.apply(scores, _of_heads(share)).unflatten(0, (-1, ATTENTION_HEADS))
+        mean = asked.weighted([x for x, _ in keys], weights[..., :-1])
+        mean = mean + weights[..., -1:].reshape(heads, -1, 1) * self.nothing[:, 0]
+        value = self.key_value.weight.chunk(2, -1)[1].unflatten(-1, (ATTENTION_HEADS, -1)).transpose(1, 2)
+        mean = mean.unflatten(1, (batch, -1)).transpose(1, 2) @ value  # (K, 8, B, 16)
+        mean = mean.transpose(1, 2).flatten(2) + self.key_value.bias.chunk(2, -1)[1]
+        return self.norm(self.output(mean) * present.any(1).view(heads, batch, 1))
 
 
 class CrossAttention(Fusion):
@@ -219,15 +267,50 @@ class CrossAttention(Fusion):
         self.classifier = Classifier(heads, shape.total + TOKEN_WIDTH, classes, HIDDEN)
 
     def fuse(self, vectors: dict[str, Tensor], batch: Batch) -> Tensor:
-        sequences = {modality: module(batch.tokens[modality]) for modality, module in self.tokens.items()}
-        image, *text = sequences.values()
-        attended = self.attention(*(text[0] if text else image), *image) * self.gate.value.sigmoid()
-        return self.classifier(torch.cat([*vectors.values(), attended], -1), batch.keep)
+        image, *text = (cast(TokenInput, module) for module in self.tokens.values())
+        layers = self.attention.layers(text[0] if text else image, image)
+        attended = []
+        for piece in self._pieces(batch):
+            keys, *queries = piece.values()
+            attended.append(self.attention(layers, queries[0] if queries else keys, image, keys))
+        gated = torch.cat(attended, 1) * self.gate.value.sigmoid()
+        return self.classifier(torch.cat([*vectors.values(), gated], -1), batch.keep)
+
+    def _pieces(self, batch: Batch) -> Iterator[dict[str, Tokens]]:
+        """The layer-normed tokens of all samples, in training on a CPU of a few at a time."""
+        if not self.training or self.gate.value.device.type != "cpu":
+            yield {name: [(_normed(x, batch), m) for x, m in sources] for name, sources in batch.tokens.items()}
+            return
+        rows = next(m.shape[1] for sources in batch.tokens.values() for _, m in sources)
+        for start in range(0, rows, PIECE):
+            piece = slice(start, start + PIECE)
+            cut = {name: [_cut(x[:, piece], m[:, piece]) for x, m in sources] for name, sources in batch.tokens.items()}
+            yield {name: [(_normed(x, batch), m) for x, m in sources] for name, sources in cut.items()}
 
     def attention_parameters(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if name.split(".")[0] in ("tokens", "attention", "gate")}
 
 
-def _split(x: Tensor) -> Tensor:
-    """(K, B, T, 128) -> (K * B, 8, T, 16)."""
-    return x.flatten(0, 1).unflatten(-1, (ATTENTION_HEADS, -1)).transpose(1, 2)
+def _normed(x: Tensor, batch: Batch) -> Tensor:
+    return x if batch.compact else F.layer_norm(x, x.shape[-1:])
+
+
+def _cut(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """As many columns of the tokens of one source as a sample fills."""
+    end = int(F.pad(mask.sum((0, 1)), (1, 0), value=1).nonzero()[-1])
+    return x[:, :, :end], mask[:, :, :end]
+
+
+def _through(sources: Sequence[Tensor], layers: Layers) -> Tensor:
+    """[(K, B, T, D)] tokens, each source through its layer to 128 -> (K * B * 8, sum of T, 16)."""
+    parts = [
+        torch.baddbmm(bias, x.flatten(1, 2), weight).unflatten(1, x.shape[1:3])
+        for x, (weight, bias) in zip(sources, layers, strict=True)
+    ]
+    heads = [x.flatten(0, 1).unflatten(-1, (ATTENTION_HEADS, -1)).transpose(1, 2) for x in parts]
+    return torch.cat(heads, 2).flatten(0, 1)
+
+
+def _of_heads(x: Tensor) -> Tensor:
+    """(K * B, T) -> (K * B * 8, T), the same for each head of attention."""
+    return x.unsqueeze(1).expand(-1, ATTENTION_HEADS, -1).flatten(0, 1)

@@ -18,7 +18,7 @@ import numpy as np
 
 from mmfeat.baselines.basis import Basis, make_basis
 from mmfeat.baselines.fit import Baseline, TrainingRows, fit, refit, restore
-from mmfeat.cache.features import Features
+from mmfeat.cache.features import Features, MappedBlock
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.layers import Shape
 from mmfeat.heads.registry import BASELINES, NEEDS_TOKENS, ZERO_SHOT, load_fusion
@@ -31,6 +31,7 @@ from mmfeat.heads.stack import (
     stack_of,
     train_stack,
 )
+from mmfeat.heads.tokens import CompactTokens
 from mmfeat.heads.training import class_weights
 from mmfeat.samples.labels import Targets
 from mmfeat.system.hardware import cpu_count
@@ -80,16 +81,24 @@ class Workbench:
     def __init__(self, features: Features, targets: Targets, device: str, attend: str) -> None:
         self.features, self.targets, self.device, self.attend = features, targets, device, attend
         self._data: dict[tuple[str, str], HeadData] = {}
+        self._tokens: dict[str, CompactTokens] = {}
         self._bases: dict[bytes, Basis] = {}
         self._locks: defaultdict[object, threading.Lock] = defaultdict(threading.Lock)  # a lock for each key
 
     def data(self, head: str, modality: str) -> HeadData:
-        """The input of heads of this name, with tokens only for cross-attention."""
+        """The input of heads of this name, with (compact) tokens only for cross-attention."""
         key = (modality, self.attend if head == NEEDS_TOKENS else "")
         with self._locks[key]:
             if key not in self._data:
-                self._data[key] = HeadData(self.features, modality, self.device, key[1])
+                data = HeadData(self.features, modality, self.device, key[1])
+                self._data[key] = data.compacted(self._compact) if key[1] == "tokens" else data
             return self._data[key]
+
+    def _compact(self, block: MappedBlock) -> CompactTokens:
+        with self._locks[block.name]:
+            if block.name not in self._tokens:
+                self._tokens[block.name] = CompactTokens(block, self.device)
+            return self._tokens[block.name]
 
     def basis(self, job: Job, member: Member, weights: np.ndarray) -> Basis:
         """The basis that all baselines of one fold share; a small basis is kept."""
@@ -170,7 +179,7 @@ def _run_stack(job: Job, data: HeadData, targets: Targets, advance: Advance) -> 
             member.history,
             member.best_epoch,
             seconds,
-            tensors={name: value.numpy() for name, value in member.tensors.items()} if job.keep else {},
+            tensors={name: x.numpy() for name, x in data.expanded(member.tensors).items()} if job.keep else {},
         )
         for index, member in enumerate(trained)
     ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 BATCH_NORM_MOMENTUM = 0.1
 EPSILON = 1e-5
+Tokens: TypeAlias = "list[tuple[Tensor, Tensor]]"  # (K, B, T, D) values and a (K, B, T) mask of each source
 
 
 class Stacked(nn.Module):
@@ -148,14 +149,15 @@ class Batch:
 
     `vectors[modality]` holds (K, B, D) vectors for each encoder, `masks` a (K, B) mask of present vectors, None where
     all are present. `tokens` holds (K, B, T, D) values and a (K, B, T) mask for each source. `keep` (K, B, units) are
-    dropout factors. `normed` vectors are standardised and layer-normed already.
+    dropout factors. `normed` vectors are standardised and layer-normed already, `compact` tokens are layer-normed.
     """
 
     vectors: dict[str, list[Tensor]]
     masks: dict[str, list[Tensor | None]]
-    tokens: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    tokens: dict[str, Tokens] = field(default_factory=dict)
     keep: Tensor | None = None
     normed: bool = False
+    compact: bool = False
 
 
 class EncoderInput(Stacked):

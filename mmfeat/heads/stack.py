@@ -28,7 +28,7 @@ from mmfeat.system.wording import Advance, ignore
 
 PREDICTED_VALUES = 2**24  # most input values in a forward pass without gradients
 FEWEST_STEPS = 16  # fewest steps of an epoch: small data are passed several times
-TOKEN_ROWS = 256  # most samples in a forward pass without gradients where heads read tokens
+TOKEN_ROWS = 64  # most samples in a forward pass without gradients where heads read tokens
 FusionType = Callable[[int, Shape, int], Fusion]  # (heads, shape, classes) -> a stack of heads
 
 
@@ -122,20 +122,25 @@ def stack_of(fusion: FusionType, classes: int, data: HeadData, heads: Sequence[M
 
 def predict_module(module: Fusion, data: HeadData, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
     """(n, C) float64 logits as from `predict_stack`, for heads that are one module already."""
-    padded = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    padded = torch.zeros((len(rows), max(map(len, rows))), dtype=torch.int64)
+    if not padded.numel():
+        return [np.zeros((0, 0)) for _ in rows]
     for head_rows, line in zip(rows, padded, strict=True):
-        line[: len(head_rows)] = head_rows
+        line[: len(head_rows)] = torch.from_numpy(head_rows)
+    order = data.by_length(padded.to(data.device))
+    padded = padded.to(data.device).gather(1, order)
     size = max(1, PREDICTED_VALUES // (len(rows) * max(data.width, 1)))
     size = min(size, TOKEN_ROWS) if data.attend else size
     module.eval()
     pieces = []
     with torch.inference_mode():
-        for start in range(0, padded.shape[1], size):
-            piece = torch.from_numpy(padded[:, start : start + size]).to(data.device)
+        for piece in padded.split(size, 1):
             views = [torch.full_like(piece, view) if view else None for view in range(data.views + 1)]
             logits = [module(data.batch(piece, view)).cpu() for view in views]  # Apple's GPU has no float64
             pieces.append(torch.stack(logits).double().mean(0))
-    together = torch.cat(pieces, 1).numpy() if pieces else np.zeros((len(rows), 0, 0))
+    found = torch.cat(pieces, 1)
+    places = order.cpu().unsqueeze(-1).expand_as(found)
+    together = torch.zeros_like(found).scatter_(1, places, found).numpy()
     return [together[head, : len(head_rows)] for head, head_rows in enumerate(rows)]
 
 
@@ -203,6 +208,7 @@ class _Stack:
         parameters = list(self.module.parameters())
         total = torch.zeros(len(self.running), device=self.data.device)
         for rows, views, dropped, keep in (step for piece in pieces for step in piece.steps()):
+            rows = rows.gather(1, self.data.by_length(rows))
             logits = self.module(self.data.batch(rows, views, dropped, keep * self.kept))
             losses = self.loss(logits, self.labels[rows])
             gradients = torch.autograd.grad(losses.sum(), parameters, allow_unused=True, materialize_grads=True)

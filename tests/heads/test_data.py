@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ from mmfeat.encoders.registry import describe_encoders
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import CacheError, HeadError
 from mmfeat.extraction.extract import extract_features
+from mmfeat.heads import tokens
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.jobs import Job, Workbench, run_job
 from mmfeat.heads.registry import FUSIONS, NEEDS_TOKENS, HeadSettings, load_fusion
 from mmfeat.heads.stack import Member, predict_stack, train_stack
+from mmfeat.heads.tokens import CompactTokens
 from mmfeat.heads.training import Draws, draw_epoch
 from mmfeat.samples.dataset import read_samples
 from tests.heads.toy_features import (
@@ -206,6 +209,28 @@ def test_tokens_are_padded_to_the_longest_of_the_batch() -> None:
     assert values.shape == (1, 5, 2, 6)
     assert mask.all()
     np.testing.assert_array_equal(data.batch(ROWS).tokens["image"][0][1][0].sum(1), lengths)
+
+
+@pytest.mark.parametrize("kept", [0, 2**28], ids=["read", "kept"])
+def test_compact_tokens_are_normed_in_a_basis(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From memory or batch by batch; the basis keeps the lengths of what it spans, and few columns stay as they are."""
+    monkeypatch.setattr(tokens, "KEPT", kept)
+    plain = with_tokens(features(), width=100, missing=0.2)
+    data = HeadData(plain, "both", "cpu", "tokens")
+    compact = data.compacted(partial(CompactTokens, device="cpu"))
+    (source,), rows = compact.compact["text"], ROWS[:, ::7].expand(2, -1)
+    values, mask = data.batch(rows).tokens["text"][0]
+    found, there = compact.batch(rows).tokens["text"][0]
+    torch.testing.assert_close(there, mask, rtol=0, atol=0)
+    expected = torch.nn.functional.layer_norm(values, (100,)) @ source.basis
+    torch.testing.assert_close(found[there], expected[mask], rtol=0, atol=1e-5)
+    torch.testing.assert_close(source.basis.T @ source.basis, torch.eye(tokens.COMPACT), rtol=0, atol=1e-5)
+    assert compact.shape.tokens == {"image": (tokens.COMPACT,), "text": (tokens.COMPACT,)}
+    few = CompactTokens(with_tokens(features()).mapped[0], "cpu")
+    torch.testing.assert_close(few.basis, torch.eye(6), rtol=0, atol=0)
+    order = compact.by_length(rows)
+    lengths = source.lengths[rows.gather(1, order)]
+    assert bool((lengths.diff() >= 0).all()), "texts that are cut together are alike"
 
 
 def without_photos(seen: Features, share: int) -> Features:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mmfeat.heads.fusions import TOKEN_WIDTH as WIDTH
-from mmfeat.heads.fusions import Attention
+from mmfeat.heads.fusions import Attention, TokenInput
 from mmfeat.heads.layers import BatchNorm, Classifier, LayerNorm, Linear
 
 
@@ -103,12 +103,15 @@ def test_classifier_is_torchs_layers_one_after_the_other(normalised: bool) -> No
 def test_attention_is_torchs_of_each_head_with_one_more_key() -> None:
     """Also for samples without any token, which see only the key for nothing."""
     attention, (queries, keys) = randomised(Attention(2)), numbers_like(2, 2, 4, 5, WIDTH)
+    asking, asked = (randomised(TokenInput(2, (WIDTH,))) for _ in range(2))
     with torch.no_grad():
-        for parameter in attention.parameters():
+        for parameter in (*attention.parameters(), *asking.parameters(), *asked.parameters()):
             parameter.mul_(0.1)
     present = torch.tensor([5, 3, 1, 0])[:, None] > torch.arange(5)
     mask = torch.tensor([2, 5, 0, 0])[:, None] > torch.arange(5)
-    found = attention(queries, present.expand(2, -1, -1), keys, mask.expand(2, -1, -1))
+    layers, given = attention.layers(asking, asked), [(queries, present.expand(2, -1, -1))]
+    found = attention(layers, given, asked, [(keys, mask.expand(2, -1, -1))])
+    queries, keys = (module.projections[0](x) for module, x in ((asking, queries), (asked, keys)))
     for head in range(2):
         torchs = nn.MultiheadAttention(WIDTH, 8, batch_first=True)
         weights = [attention.query.weight[head].T, attention.key_value.weight[head].T]

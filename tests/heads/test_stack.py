@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from mmfeat.heads.data import HeadData
 from mmfeat.heads.fusions import HIDDEN, Concat, LinearFusion
 from mmfeat.heads.registry import FUSIONS, NEEDS_TOKENS, HeadSettings, load_fusion
 from mmfeat.heads.stack import Member, Trained, _Stack, predict_stack, train_stack
+from mmfeat.heads.tokens import CompactTokens
 from mmfeat.heads.training import Draws, class_weights, draw_epoch, draw_pieces
 from mmfeat.samples.labels import Targets
 from tests.heads.toy_features import MULTILABEL, SAMPLES, TARGETS, TEST, TRAIN, VALIDATION, features, with_tokens
@@ -36,7 +37,8 @@ EVERYTHING = np.arange(SAMPLES)
 
 @cache
 def data(modality: str = "both", attend: str = "", missing: float = 0.2, views: int = 1) -> HeadData:
-    return HeadData(with_tokens(features(missing, views=views), missing=0.1), modality, "cpu", attend)
+    seen = HeadData(with_tokens(features(missing, views=views), width=80, missing=0.1), modality, "cpu", attend)
+    return seen.compacted(partial(CompactTokens, device="cpu")) if attend == "tokens" else seen
 
 
 def members() -> list[Member]:

@@ -196,8 +196,9 @@ def test_closing_ends_what_runs_on_a_cluster_that_stays(ray_cluster: Any) -> Non
     [*((head, TARGETS) for head in (*FUSIONS, *BASELINES)), *((head, MULTILABEL) for head in FUSIONS)],
 )
 def test_saved_heads_predict_the_same(head: str, targets: Targets, tmp_path: Path) -> None:
-    """With missing vectors and views, through JSON and safetensors alone; no pickle."""
-    seen = with_tokens(features(missing=0.1, views=1))
+    """With missing vectors and views, through JSON and safetensors alone; no pickle. A head that was trained on compact
+    tokens reads those of the cache."""
+    seen = with_tokens(features(missing=0.1, views=1), width=100)
     seen = replace(seen, classes={block.name: np.eye(3, block.width, dtype=np.float32) for block in seen.blocks})
     attend = "tokens" if head == NEEDS_TOKENS else ""
     member = Member(SETTINGS[0], TRAIN, VALIDATION, (1,), 4)
