@@ -3,7 +3,7 @@
 Duplicates must stand on one side of every split: a head that has seen one sample knows the label of its duplicate.
 Each rule gives links between two samples; samples that are linked, also through others, are one group. Alike photos
 link two samples. Alike texts do where the photos agree, too, or where the text is one that two people would hardly
-write without knowing of each other.
+write without knowing of each other: less so where the photos beside it differ.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ SHORTEST_NEAR = 32
 # Bits that the words of a text must hold for each doubling of the number N of samples. The N^2 / 2 pairs of samples
 # take 2 log2(N) bits to tell apart; half of what words hold is known from the words before (Shannon, 1951).
 BITS = 4
+# So many times as many are asked of texts beside photos that differ: a title may tell a line of products and not one of
+# them, whereas a post is one text, also where its photos are rows of their own.
+TWICE = 2
 # A text, or texts that are nearly equal, beside more different photos than this share of all samples is a phrase of the
 # data set, such as "see the pictures for its condition", unless so few photos or so many bytes speak against that.
 PHRASE_SHARE = 0.02  # a tenth of one of five folds
@@ -97,17 +100,21 @@ def _text_links(cleaned: list[str], photos: np.ndarray) -> dict[str, np.ndarray]
     """The links of cleaned texts; `photos` (N,) are numbers that only samples of one photo share, -1 without photo."""
     letters = [text_letters(text) for text in cleaned]
     sizes = np.array([len(text.encode()) for text in letters], int)
-    says = (sizes >= SHORTEST_EQUAL) & (_information(cleaned) >= BITS * math.log2(max(len(cleaned), 2)))
+    bits = _information(cleaned) / (BITS * math.log2(max(len(cleaned), 2)))
+    says = (sizes >= SHORTEST_EQUAL) & (bits >= 1)
     equal = _equal([text if enough else "" for text, enough in zip(letters, says.tolist(), strict=True)])
     again = np.zeros(len(cleaned), bool)
     again[equal[:, 1]] = True
     near = np.concatenate([equal, _near_texts(letters, np.flatnonzero(says & (sizes >= SHORTEST_NEAR) & ~again))])
-    says &= ~_is_phrase(linked_groups([near], len(cleaned)), photos) | (sizes >= LONG)
+    beside = _photos_beside(linked_groups([near], len(cleaned)), photos)
+    phrase = beside > max(PHRASE_PHOTOS, PHRASE_SHARE * len(cleaned))
+    says &= (beside <= 1) | ((bits >= TWICE) & ~phrase) | (sizes >= LONG)
     shared = [
         text if enough else (text, photo) if text and photo >= 0 else None
         for text, enough, photo in zip(cleaned, says.tolist(), photos.tolist(), strict=True)
     ]
-    return {EQUAL_TEXT: _equal(shared), NEAR_TEXT: near[says[near].all(axis=1)]}
+    one_photo = (photos[near[:, 0]] == photos[near[:, 1]]) & (photos[near[:, 0]] >= 0)
+    return {EQUAL_TEXT: _equal(shared), NEAR_TEXT: near[says[near].all(axis=1) | one_photo]}
 
 
 def _information(cleaned: list[str]) -> np.ndarray:
@@ -120,10 +127,10 @@ def _information(cleaned: list[str]) -> np.ndarray:
     return np.array([sum(map(bits.__getitem__, words)) for words in texts], float)
 
 
-def _is_phrase(groups: np.ndarray, photos: np.ndarray) -> np.ndarray:
-    """(N,) whether the group of alike texts stands beside so many different photos that it tells no sample."""
+def _photos_beside(groups: np.ndarray, photos: np.ndarray) -> np.ndarray:
+    """(N,) the number of different photos that stand beside the texts of each group of alike texts."""
     pairs = np.unique(np.column_stack([groups, photos])[photos >= 0], axis=0)
-    return np.bincount(pairs[:, 0], minlength=len(groups))[groups] > max(PHRASE_PHOTOS, PHRASE_SHARE * len(groups))
+    return np.bincount(pairs[:, 0], minlength=len(groups))[groups]
 
 
 def without_retweet(cleaned: str) -> str:
