@@ -12,12 +12,12 @@ from unicodedata import normalize
 
 import numpy as np
 
+from mmfeat.extraction.missing import Parts
 from mmfeat.extraction.reader import prefetch
 from mmfeat.samples.contents import KEY_LENGTH, content_key
 from mmfeat.samples.dataset import Sample, SampleSet
 from mmfeat.samples.folders import photo_suffixes
 from mmfeat.samples.keys import DRAFT_SIDE, SIDE, ContentKeys, hash_photo
-from mmfeat.samples.parts import Parts
 from mmfeat.samples.photo_cells import Photos
 from mmfeat.samples.photos import Decoding, decode_image, orientation, read_photo
 from mmfeat.system.remote import is_remote

@@ -13,8 +13,7 @@ import numpy as np
 from mmfeat.cache.hdf5 import NOT_OURS, printable
 from mmfeat.cache.reading import RowIndex
 from mmfeat.cache.shard import Shard, open_shard, read_spec
-from mmfeat.cache.store import RESERVED, shard_files
-from mmfeat.cache.writer import SPEC_FILE
+from mmfeat.cache.store import RESERVED, SPEC_FILE, shard_files
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import CacheError, ConfigError
 from mmfeat.samples.dataset import MODALITIES

@@ -13,9 +13,8 @@ import numpy as np
 from mmfeat.cache.hdf5 import printable
 from mmfeat.cache.reading import RowIndex, corrupt_pieces, scan
 from mmfeat.cache.shard import MIB, Shard, read_ids
-from mmfeat.cache.store import QUARANTINE
+from mmfeat.cache.store import QUARANTINE, SPEC_FILE
 from mmfeat.cache.survey import CachedEncoder, survey
-from mmfeat.cache.writer import SPEC_FILE
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import CacheError, WriteError
 from mmfeat.system.files import REMEDIES, make_folder, sync_folder

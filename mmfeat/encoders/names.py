@@ -37,7 +37,7 @@ def split_requests(text: str) -> list[str]:
 
 
 def canonical(request: str, is_family: Callable[[str], bool]) -> str:
-    """The request as `family[:variant]`, with a local path made absolute, so that it means the same from any folder.
+    """The request, which is more than a family, as `family:variant`, with a local path made absolute.
 
     Where no family is named, the files of the checkpoint say it. Raises `EncoderError` where they do not.
     """
@@ -45,8 +45,6 @@ def canonical(request: str, is_family: Callable[[str], bool]) -> str:
         return _with_family(request, marked[1])
     family, _, variant = request.partition(":")
     named = is_family(family)
-    if named and (not variant or family == "hashing"):  # a variant of hashing is a version, no path
-        return request.removesuffix(":")
     if found := _path_in(request):
         before, path = found
         return f"{before}{path}" if before else _with_family(request, path)

@@ -236,6 +236,9 @@ def is_torch(request: str) -> bool:
 
 def absolute_request(request: str) -> str:
     """The request as `family[:variant]` with a local path made absolute, so that it means the same from any folder."""
+    family, variant = _split(request)
+    if _is_family(family) and (not variant or family == "hashing"):  # a variant of hashing is a version, no path
+        return request.removesuffix(":")
     return canonical(request, _is_family)
 
 

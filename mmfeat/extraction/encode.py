@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from mmfeat.cache.shard import Rows
-from mmfeat.cache.writer import ShardWriter
+from mmfeat.cache.store import ShardWriter
 from mmfeat.encoders.spec import Encoder, EncoderSpec, Values
 from mmfeat.errors import EncoderError
 from mmfeat.extraction.missing import Clocks, Item

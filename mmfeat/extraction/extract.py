@@ -10,18 +10,16 @@ import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from mmfeat.cache.store import Cache
-from mmfeat.cache.writer import ShardWriter
+from mmfeat.cache.store import Cache, ShardWriter
 from mmfeat.encoders.registry import Tower, absolute_request, describe_encoders, is_torch, load_encoders
 from mmfeat.encoders.spec import AUTO, HEEDING, OF_MODEL, EncoderOptions, EncoderSpec
 from mmfeat.errors import ConfigError
 from mmfeat.extraction.encode import BackgroundWriter, Batcher, Stage
-from mmfeat.extraction.missing import BlockPlan, Clocks, Counts, Item, Planner, look_over
+from mmfeat.extraction.missing import BlockPlan, Clocks, Counts, Item, Parts, Planner, look_over
 from mmfeat.extraction.reader import Reader
 from mmfeat.extraction.requests import (
     Decision,
@@ -35,7 +33,6 @@ from mmfeat.extraction.requests import (
 )
 from mmfeat.extraction.to_predict import open_test, shared_ids
 from mmfeat.samples.dataset import Data, Overview, Sample, SampleSet, SampleSource, name_of
-from mmfeat.samples.parts import Parts
 from mmfeat.system.hardware import check_engine, resolve_device
 from mmfeat.system.remote import absolute
 from mmfeat.system.wording import Advance, Progress, Silent
@@ -336,10 +333,13 @@ class Extractor(AbstractContextManager["Extractor"]):
 
         What was encoded is committed also where an error ends the work.
         """
-        counts, writer = Counts(), BackgroundWriter(self._shard_writer)
-        with writer:
+        counts, writer = Counts(), None
+        with ExitStack() as stack:
             for number, plan in enumerate(plans, 1):
                 counts.add(plan.counts)
+                if not plan.needed:
+                    continue
+                writer = writer or stack.enter_context(BackgroundWriter(self._shard_writer))
                 self.load(plan.needed, whole=total != 1)
                 for fingerprint in plan.needed:
                     writer.open(fingerprint)
@@ -347,7 +347,7 @@ class Extractor(AbstractContextManager["Extractor"]):
                 for modality, items in plan.items.items():
                     if items:
                         self._run(modality, items, writer, counts, progress or Silent(), where)
-        for fingerprint, rows in writer.counts.items():
+        for fingerprint, rows in writer.counts.items() if writer else ():
             counts.add_rows(self._towers[fingerprint].spec.folder_name, *rows)
         return counts
 
@@ -392,9 +392,5 @@ class Extractor(AbstractContextManager["Extractor"]):
 
     def _shard_writer(self, fingerprint: str) -> ShardWriter:
         tower = self._towers[fingerprint]
-        return self.store.writer(tower.spec, provenance(tower), self.planner.shards[fingerprint])
-
-
-def provenance(tower: Tower) -> dict[str, Any]:
-    """The origin of vectors, kept beside them: the request and the versions of libraries, which the spec leaves out."""
-    return {"request": tower.request, "versions": versions()}
+        origin = {"request": tower.request, "versions": versions()}  # kept beside the vectors, not in the spec
+        return self.store.writer(tower.spec, origin, self.planner.shards[fingerprint])

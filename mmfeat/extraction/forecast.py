@@ -20,11 +20,10 @@ from mmfeat.extraction.extract import (
     prepare_extraction,
     prepare_test,
 )
-from mmfeat.extraction.missing import BlockPlan, Item, look_over
+from mmfeat.extraction.missing import BlockPlan, Item, Parts, look_over
 from mmfeat.extraction.reader import Prepared, Reader
 from mmfeat.extraction.requests import Decision
 from mmfeat.samples.dataset import MODALITIES, Data, Overview, name_of
-from mmfeat.samples.parts import Parts
 from mmfeat.system.wording import Progress, Silent
 
 TRIED = 64  # samples that are encoded at most

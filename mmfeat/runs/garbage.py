@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmfeat.cache.shard import SHARD_NAME
-from mmfeat.cache.store import QUARANTINE
+from mmfeat.cache.store import QUARANTINE, SPEC_FILE
 from mmfeat.cache.survey import CachedEncoder, survey
-from mmfeat.cache.writer import SPEC_FILE
 from mmfeat.errors import CacheError, ConfigError, RunError, WriteError
 from mmfeat.extraction.requests import FOLDER as REQUESTS
 from mmfeat.runs.run import RUN_FILE, read_run

@@ -17,12 +17,12 @@ from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import HeadError
 from mmfeat.evaluation.protocol import Protocol, protocol_splits
 from mmfeat.evaluation.splits import Fold, Splits
+from mmfeat.extraction.missing import place_of
 from mmfeat.heads.registry import BASELINES
 from mmfeat.runs.run import hash_data
 from mmfeat.samples.dataset import MODALITIES, SampleSet, read_samples
 from mmfeat.samples.keys import ContentKeys
 from mmfeat.samples.labels import SEPARATOR, Targets, labels_alike, read_targets
-from mmfeat.samples.parts import place_of
 from mmfeat.system.remote import absolute
 from mmfeat.system.wording import Progress
 from mmfeat.version import __version__

@@ -193,7 +193,7 @@ def test_the_latest_request_is_remembered(data: Path, tmp_path: Path) -> None:
 
 SLOW = """
 import sys
-import mmfeat.cache.writer as writer, mmfeat.cli.console as console
+import mmfeat.cache.store as writer, mmfeat.cli.console as console
 writer.SHARD_BYTES = {shard_bytes}
 console.PLAIN_SECONDS = 0.0
 from mmfeat.cli.main import main

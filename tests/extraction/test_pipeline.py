@@ -27,7 +27,7 @@ from mmfeat.system.files import locked_folder
 (TOWER,) = describe_encoders(["hashing"], EncoderOptions(dtype="float32", cleaning="tweet"))
 FULL = """
 import resource, signal, sys
-import mmfeat.cache.writer as writer
+import mmfeat.cache.store as writer
 from mmfeat.cli.main import main
 writer.SHARD_BYTES = {shard_bytes}
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -13,9 +13,8 @@ from mmfeat.audit.audit import audit_data
 from mmfeat.errors import DataError, HeadError
 from mmfeat.extraction.extract import extract_features
 from mmfeat.extraction.forecast import forecast_extraction
-from mmfeat.extraction.missing import Counts
+from mmfeat.extraction.missing import Counts, Parts
 from mmfeat.samples.dataset import read_samples
-from mmfeat.samples.parts import Parts
 from mmfeat.sweep.train import train_heads
 from tests.audit.audited import photo, write_folder
 from tests.sweep.small_sweeps import NO_HEADS, QUICK, SMALL
