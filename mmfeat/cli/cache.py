@@ -15,9 +15,9 @@ from mmfeat.cli.console import ConsoleProgress, out, show_table
 from mmfeat.cli.flags import (
     LATEST_READING,
     REQUEST_PARAMETERS,
-    AnyColumns,
     AnyData,
     CacheFolder,
+    Parameters,
     Seed,
     extraction_of,
     find_request,
@@ -232,16 +232,23 @@ def explain(context: typer.Context, **values: Any) -> None:
     show_explanations(explained, extraction_of(request, values["cache"], values["device"]))
 
 
+VERIFY_PARAMETERS: Parameters = {
+    "cache": (CacheFolder, "cache"),
+    "quarantine": (
+        Annotated[bool, typer.Option("--quarantine", help="Move damaged files to CACHE/quarantine.")],
+        False,
+    ),
+    "parity": (option("Also re-encode N samples by the plain library call.", int, least=0), 0),
+    "data": (AnyData, None),
+    **LATEST_READING,
+    "seed": (Seed, 0),
+}
+
+
 @app.command()
+@takes(VERIFY_PARAMETERS)
 @interruptible("nothing was lost; what was moved lies in the quarantine folder of the cache")
-def verify(
-    cache: CacheFolder = "cache",
-    quarantine: Annotated[bool, typer.Option("--quarantine", help="Move damaged files to CACHE/quarantine.")] = False,
-    parity: Annotated[int, typer.Option(help="Also re-encode N samples by the plain library call.", min=0)] = 0,
-    data: AnyData = None,
-    columns: AnyColumns = None,
-    seed: Seed = 0,
-) -> None:
+def verify(context: typer.Context, cache: str, quarantine: bool, parity: int, **values: Any) -> None:
     """Check every checksum, count and hash. Exit code 1 if anything is damaged.
 
     \b
@@ -253,7 +260,7 @@ def verify(
     show_verification(result, cache)
     sound = result.sound
     if parity and sound:
-        sound = _verify_parity({"data": data, "cache": cache, "columns": columns}, parity, seed)
+        sound = _verify_parity({"cache": cache, **values}, parity, values["seed"])
     elif parity:
         out.print("parity was not checked: that needs a sound cache")
     if not sound:

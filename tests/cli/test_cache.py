@@ -140,6 +140,16 @@ def test_verify_quarantine_and_parity(here: Path) -> None:
     assert mmfeat("verify", "--parity", -1).exit_code == 2
 
 
+def test_parity_is_checked_on_a_table_read_as_it_was_extracted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("t.csv").write_bytes("id;text\n1;déjà vu\n2;naïve café\n".encode("cp1252"))
+    named = {"delimiter": ";", "encoding": "cp1252"}
+    extract_features("t.csv", ["hashing"], columns=named)
+    flags = [part for name, value in named.items() for part in (f"--{name}", value)]
+    assert lines("verify", "--parity", 2, "--data", "t.csv", *flags)[-1].startswith("parity holds: hashing: 2 rows")
+    fails(mmfeat("verify", "--parity", 2, "--data", "t.csv", "--delimiter", "|"), "t.csv")
+
+
 def test_parity_that_does_not_hold_is_exit_code_1(here: Path) -> None:
     import numpy as np
 

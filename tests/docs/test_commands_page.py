@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 from typer.testing import CliRunner
 
+from mmfeat.cli.flags import READING_PARAMETERS
 from mmfeat.cli.main import app, read_config
 from tests.docs.markdown import ROOT, anchors, blocks, links
 
@@ -129,3 +130,10 @@ def test_completion_is_offered_by_the_installed_command() -> None:
     answer = subprocess.run(command, env={**os.environ, **asked}, capture_output=True, text=True, timeout=120)
     assert '"submit"' in answer.stdout
     assert "--install-completion" in CliRunner().invoke(app, ["--help"]).output
+
+
+def test_a_command_that_takes_names_of_columns_takes_all_flags_of_reading() -> None:
+    for name, command in COMMANDS.items():
+        flags = {option for parameter in command.params for option in parameter.opts}
+        if "--columns" in flags:
+            assert {f"--{parameter.replace('_', '-')}" for parameter in READING_PARAMETERS} <= flags, name
