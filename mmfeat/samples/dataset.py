@@ -23,8 +23,8 @@ from mmfeat.errors import DataError
 from mmfeat.samples.contents import content_key, joined_key
 from mmfeat.samples.encodings import Decoder
 from mmfeat.samples.folders import (
-    TEST_LIST,
-    TRAIN_LIST,
+    LISTS,
+    MVSA_LIST,
     File,
     UniqueIds,
     checked_id,
@@ -33,7 +33,7 @@ from mmfeat.samples.folders import (
     read_lists,
     read_texts,
 )
-from mmfeat.samples.labels import missing_note, no_labels, split_notes
+from mmfeat.samples.labels import label_notes, missing_note, no_labels
 from mmfeat.samples.layouts import FILE_NAME, METADATA, GroupedFiles, Layout, find_layout
 from mmfeat.samples.objects import OBJECT, file_of, short_name, written
 from mmfeat.samples.photo_cells import IMAGE_ROOT, Photo, PhotoFinder, Photos
@@ -204,18 +204,16 @@ class SampleSource:
             return replace(
                 Overview.of(samples), absent={name: self._absence(name, samples.samples[0].id) for name in lost}
             )
-        labels: Counter[str] = Counter()
-        hashes = array("Q")
         reading = self.read()
-        for sample in reading:
-            hashes.append(hash_of(sample.id))
-            if sample.label is not None:
-                labels[sample.label] += 1
+        hashes = array("Q", (hash_of(sample.id) for sample in reading))
         if not hashes:
             raise self.empty
         if repeated := _repeated(hashes):
             for _ in self.read(UniqueIds(repeated), look=False):  # raises the error that names the two lines
                 pass
+        labels: Counter[str] = Counter()
+        for (_, label), count in reading.labels.items():
+            labels[label] += count
         told = dict(reading.encodings), self.unused_columns, reading.notes, reading.absent
         return Overview(self.name, self.data, len(hashes), labels, *told)
 
@@ -287,7 +285,7 @@ class Reading:
         table = source.rows and source.rows.table
         self._decoder = table.decoder if table else Decoder(source.columns.get("encoding", ""))
         self._missing = Counter[str]()  # words for no label in the lists of a folder
-        self._split = Counter[str]()  # labelled samples of each part
+        self.labels = Counter[tuple[str, str]]()  # (part of the user's split, label)
         self._texts = 0
         self._not_found: list[str] = []
         self._finder: PhotoFinder | None = None
@@ -302,9 +300,9 @@ class Reading:
         if rows is None:
             groups = self._source.layout.groups
             told = groups.notes if groups else self._not_found
-            return (*self._decoder.notes, *missing_note(self._missing), *split_notes(self._split), *told)
+            return (*self._decoder.notes, *missing_note(self._missing), *label_notes(self.labels), *told)
         complaint = self._finder.complaint() if self._finder and self._finder.found else ""
-        return (*rows.notes, *split_notes(self._split), *self._source.layout.notes, *([complaint] if complaint else []))
+        return (*rows.notes, *label_notes(self.labels), *self._source.layout.notes, *([complaint] if complaint else []))
 
     @property
     def absent(self) -> dict[str, Absence]:
@@ -321,6 +319,12 @@ class Reading:
         return absent
 
     def __iter__(self) -> Iterator[Sample]:
+        for sample in self._samples():
+            if sample.label is not None:
+                self.labels[sample.split, sample.label] += 1
+            yield sample
+
+    def _samples(self) -> Iterator[Sample]:
         source = self._source
         if source.rows is not None:
             return self._row_samples(source.rows)
@@ -337,11 +341,10 @@ class Reading:
             if entry.text is not None:
                 text, text_error = (entry.text, "") if entry.text.strip() else (None, "empty text")
             id, image = checked_id(entry.id, entry.where, self._ids), entry.image
-            self._split[entry.split] += entry.label is not None
             yield Sample(id, text, image, entry.label, text_error, "" if image else "no image file", entry.split)
 
     def _listed_samples(self, files: Mapping[str, File]) -> Iterator[Sample]:
-        lists = [files[name] for name in (TRAIN_LIST, TEST_LIST) if name in files]
+        lists = [files[name] for name in LISTS if name in files]
         folder = str(lists[0]).rpartition(lists[0].name)[0] + "data"
         if not any(name.startswith("data/") for name in files) and not os.path.isdir(folder):
             raise DataError(f"{lists[0]}: the folder {folder} with its images and texts is missing; put it there")
@@ -350,6 +353,10 @@ class Reading:
         found = [texts_of.get(normalize("NFC", id)) for id, _ in rows]
         photos = [images.get(normalize("NFC", id)) for id, _ in rows]
         self._not_found = [note for pair in (("image", photos), ("text", found)) for note in self._seek(*pair, rows)]
+        unclear = sum(label is None for _, label in rows) if lists[0].name == MVSA_LIST else 0
+        if unclear:
+            why = "text and photo oppose each other, or no two annotators agree"
+            self._not_found.append(f"{MVSA_LIST}: {unclear:,} of {len(rows):,} samples have no label: {why}")
         texts = read_texts(found, self._decoder)
         for (id, label), (text, text_error), image in zip(rows, texts, photos, strict=True):
             yield Sample(id, text, image, label, text_error, "" if image else "no image file")
@@ -366,7 +373,6 @@ class Reading:
                 raise DataError(
                     f"{cells.where}: the label {label!r} is not one printable line; is a quote missing above?"
                 )
-            self._split[cells.split] += label is not None
             yield Sample(id, text, image, label, "" if text else "no text", image_error, cells.split)
 
     def _seek(self, modality: str, files: Sequence[File | None], rows: Sequence[tuple[str, str | None]]) -> list[str]:

@@ -36,6 +36,8 @@ from mmfeat.system.remote import (
 File: TypeAlias = "Path | RemoteFile"
 TRAIN_LIST = "train.txt"
 TEST_LIST = "test_without_label.txt"
+MVSA_LIST = "labelResultAll.txt"  # of MVSA as published: an id, and for each annotator the labels of text and photo
+LISTS = (TRAIN_LIST, TEST_LIST, MVSA_LIST)
 SHOWN = 5  # names in a message
 
 
@@ -97,7 +99,7 @@ def open_tree(data: str) -> Tree | None:
         }
         return Tree(data, packed, True, several, all(path.lower().endswith(TARS) for path in archives))
     if os.path.isdir(data):
-        if lists := [name for name in (TRAIN_LIST, TEST_LIST) if os.path.isfile(os.path.join(data, name))]:
+        if lists := [name for name in LISTS if os.path.isfile(os.path.join(data, name))]:
             below = _walk(os.path.join(data, "data"))  # a cache or other folders may lie beside it
             return Tree(
                 data, {**{name: Path(data, name) for name in lists}, **{f"data/{n}": f for n, f in below.items()}}
@@ -148,7 +150,7 @@ def _walk(folder: str) -> dict[str, File]:
 
 def lists_in(tree: Tree) -> str | None:
     """The folder of the tree that holds lists beside `data`, "" for the tree itself; None without any."""
-    folders = [dirname(name) for name in tree.files if basename(name) in (TRAIN_LIST, TEST_LIST)]
+    folders = [dirname(name) for name in tree.files if basename(name) in LISTS]
     if "" in folders:
         return ""
     beside = dict.fromkeys(folder for folder in folders if tree.below(f"{folder}/data"))
@@ -207,6 +209,9 @@ def read_lists(
     `spellings` stand for no label; `missing` counts those but `null`, the word of this layout.
     """
     classes: set[str] = set()
+    if lists[0].name == MVSA_LIST:
+        yield from _mvsa_labels(lists[0], ids)
+        return
     for path in lists:
         known = frozenset(classes)
         for line, cells in _list_rows(path):
@@ -226,6 +231,26 @@ def read_lists(
                 )
             classes.add(label)
             yield id, None if lacks else label
+
+
+def _mvsa_labels(path: File, ids: UniqueIds | None) -> Iterator[tuple[str, str | None]]:
+    """Yield (id, label) of MVSA's list by the rule of its users (Xu and Mao, MultiSentiNet, 2017).
+
+    The label of a text or photo is that of most annotators, who must be more than half. Of the two labels a sample has
+    the one that is not neutral, and none where they oppose each other.
+    """
+    for number, line in enumerate(decode_text(path.read_bytes())[0].splitlines(), 1):
+        id, *pairs = line.split("\t")
+        if not line.strip() or id.strip().casefold() == "id":
+            continue
+        cells = [[label.strip() for label in pair.split(",")] for pair in pairs]
+        if not pairs or any(len(pair) != 2 or not all(pair) for pair in cells):
+            raise DataError(f"{path}:{number}: {line[:60]!r} is not an id and, behind tabs, `text,image` labels")
+        labels = [Counter(each).most_common(1)[0] for each in zip(*cells, strict=True)]
+        agreed = {label for label, count in labels if count * 2 > len(cells)}
+        told = agreed - {"neutral"} or agreed
+        is_clear = all(count * 2 > len(cells) for _, count in labels) and len(told) == 1
+        yield checked_id(id, f"{path}:{number}", ids, is_file=True), told.pop() if is_clear else None
 
 
 def _list_rows(path: File) -> Iterator[tuple[int, list[str]]]:

@@ -3,7 +3,9 @@ of a data set that its user split."""
 
 from __future__ import annotations
 
+import ast
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from posixpath import basename, dirname
@@ -63,6 +65,32 @@ def is_missing(label: str, spellings: Collection[str] = NO_LABEL) -> bool:
     return label.strip().casefold() in spellings
 
 
+def label_of(values: Sequence[object], where: str) -> str:
+    """The label cell of a list of classes, `a|b`, or a lone `|`. Raises `DataError` for a list of other things."""
+    names = [str(int(v) if isinstance(v, float) and v.is_integer() else v).strip() for v in values if v is not None]
+    if any(isinstance(value, list | Mapping) for value in values):
+        raise DataError(f"{where}: the list of labels holds lists or objects; write the names of classes")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise DataError(
+            f"{where}: the list of labels has {repeated[0]!r} twice; write the names of a sample's classes, not a "
+            "number for each class"
+        )
+    if odd := next((name for name in names if SEPARATOR in name), None):
+        raise DataError(f"{where}: the class {odd!r} in a list of labels holds a {SEPARATOR}; write another name")
+    return SEPARATOR.join(names) or SEPARATOR
+
+
+def written_list(cell: str) -> list[object] | None:
+    """The list that a cell of text is by JSON or Python, as pandas writes it to CSV; None for other texts."""
+    if not (cell.startswith("[") and cell.endswith("]")):
+        return None
+    try:
+        values = ast.literal_eval(cell)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return values if isinstance(values, list) else None
+
+
 def missing_note(counts: Mapping[str, int]) -> list[str]:
     """A note on the words that were read as no label, each of which may be a class to the user."""
     listed = ", ".join(f"{word!r} {count:,}" for word, count in counts.items() if count)
@@ -82,6 +110,16 @@ def part_of_name(path: str) -> str:
 def part_of_file(path: str) -> str:
     """The part of a split that a file is by its own name or by that of its folder."""
     return part_of_name(path) or part_named(basename(dirname(path)))
+
+
+def label_notes(labels: Mapping[tuple[str, str], int]) -> list[str]:
+    """Notes on what `mmfeat heads` does with labels, of which `labels` counts (part of the user's split, label)."""
+    joined = next((label for _, label in labels if SEPARATOR in label.strip(SEPARATOR)), "")
+    several = [f"labels such as {joined}: heads --task multilabel takes each of them for a class"] if joined else []
+    counts = Counter[str]()
+    for (part, _), count in labels.items():
+        counts[part] += count
+    return [*split_notes(counts), *several]
 
 
 def split_notes(counts: Mapping[str, int]) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from mmfeat.errors import DataError
 from mmfeat.samples.folders import (
+    MVSA_LIST,
     TEST_LIST,
     TRAIN_LIST,
     File,
@@ -29,7 +30,7 @@ from mmfeat.samples.folders import (
     some_of,
     table_in_archive,
 )
-from mmfeat.samples.labels import SEPARATOR, SPLIT, TEST, TRAIN, VALIDATION, is_missing, part_named, part_of_name
+from mmfeat.samples.labels import SPLIT, TEST, TRAIN, VALIDATION, is_missing, label_of, part_named, part_of_name
 from mmfeat.samples.rows import columns_in, join_texts
 from mmfeat.samples.table_files import SUFFIXES, table_suffix
 from mmfeat.system.wording import counted
@@ -55,6 +56,8 @@ def find_layout(data: str, named: Mapping[str, str], spellings: Collection[str])
     `named` and `spellings` are those of `GroupedFiles`. Raises `DataError` for several tables of which none is meant,
     and where nothing is found.
     """
+    if basename(data) == MVSA_LIST:
+        raise DataError(f"{data}: a list of labels; name its folder: --data {shlex.quote(dirname(data) or '.')}")
     if table := table_in_archive(data):
         return Layout((table,))
     if (tree := open_tree(data)) is None:
@@ -229,7 +232,11 @@ class GroupedFiles:
             if isinstance(value, dict):
                 raise DataError(f"--columns {column}={name}: the field is an object; name another")
             if isinstance(value, list):
-                value = (SEPARATOR if column == "label" else "\n").join(str(part) for part in value) or None
+                value = (
+                    label_of(value, f"--columns {column}={name}")
+                    if column == "label"
+                    else "\n".join(map(str, value)) or None
+                )
             cells.append(None if value is None else str(value))
         return cells[0] if len(cells) == 1 else join_texts(cells)
 

@@ -17,7 +17,16 @@ from typing import NamedTuple
 import numpy as np
 
 from mmfeat.errors import DataError
-from mmfeat.samples.labels import SPLIT, is_missing, missing_note, no_labels, part_named, part_of_file
+from mmfeat.samples.labels import (
+    SPLIT,
+    is_missing,
+    label_of,
+    missing_note,
+    no_labels,
+    part_named,
+    part_of_file,
+    written_list,
+)
 from mmfeat.samples.photo_cells import FIRST, IMAGE_PATTERN, IMAGE_ROOT, IMAGES, MEAN, PHOTO_FLAGS
 from mmfeat.samples.tables import READING, Table
 from mmfeat.system.remote import absolute, is_remote
@@ -192,11 +201,13 @@ class SampleRows:
         plain = image if image and image != id_column else ""
         used = [name for name in self._used if photos or name != plain]
         self._missing.clear()
-        for number, (where, row) in enumerate(self.table.rows(used, plain), 1):
+        for number, (where, row) in enumerate(self.table.rows(used, plain, label), 1):
             own = row.get(id_column) if id_column != ROW_NUMBER else _row_id(where, number, several)
             tag = row.get(label) if label else None
             if tag is not None:
                 tag = tag.strip()
+                if (listed := written_list(tag)) is not None:
+                    tag = label_of(listed, f"{where}: column {label}")
                 if is_missing(tag, self._no_label):
                     self._missing[tag] += tag != ""  # a blank cell needs no word
                     tag = None
@@ -246,7 +257,7 @@ class SampleRows:
         left = {column: name for column, name in columns if column in ("id", "label") and name != ROW_NUMBER}
         seen = set()
         if left:
-            for _, row in self.table.rows(list(left.values())):
+            for _, row in self.table.rows(list(left.values()), label=left.get("label")):
                 for column, name in tuple(left.items()):
                     cell = (row.get(name) or "").strip()
                     if _WHOLE.fullmatch(cell):

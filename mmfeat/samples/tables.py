@@ -18,6 +18,7 @@ from mmfeat.samples.contents import without_surrogates
 from mmfeat.samples.delimited import Dialect, find_dialect, read_delimited
 from mmfeat.samples.encodings import Decoder, decode_text, marked_encoding
 from mmfeat.samples.json_rows import read_json
+from mmfeat.samples.labels import label_of
 from mmfeat.samples.table_files import BINARY, DELIMITED, JSON, SUFFIXES, open_table, table_files, table_suffix
 from mmfeat.system.remote import BROKEN, PIECE
 
@@ -55,11 +56,13 @@ class Table:
         """Decisions on how the files are read that the user should hear of."""
         return [dialect.note for dialect in self.dialects.values() if dialect.note]
 
-    def rows(self, columns: Collection[str] = (), plain: str = "") -> Iterator[tuple[str, Row]]:
+    def rows(
+        self, columns: Collection[str] = (), plain: str = "", label: str | None = None
+    ) -> Iterator[tuple[str, Row]]:
         """("FILE:LINE", row) of each row; of a binary file with the cells of `columns` only, if there are any.
 
-        The cells of the column `plain` stay as they are in the file. Raises `DataError` for a list or an object in
-        another one of `columns`.
+        The cells of the column `plain` stay as they are in the file, and those of `label` may be lists. Raises
+        `DataError` for a list or an object in another one of `columns`.
         """
         self.dialects  # noqa: B018  found before a pass, since to find them is to read lines
         self.decoder.counts.clear()
@@ -71,15 +74,18 @@ class Table:
                         self._check_shard(file, row, columns)
                     for name in columns:
                         if name != plain and isinstance(value := row.get(name), (dict, list)):
-                            kind = "a list" if isinstance(value, list) else "an object"
-                            where = f"{file}:{line}: column {name}"
-                            raise DataError(
-                                f"{where} holds {kind}; write plain text there, or name another with --columns"
-                            )
+                            row[name] = self._of_list(f"{file}:{line}: column {name}", value, name == label)
                     # Most of the cells, which may be millions, are plain text and stay as they are.
                     kept = {plain: row.pop(plain)} if plain in row else {}
                     cells = {n: v if v.__class__ is str and v.isascii() and v else _cell(v) for n, v in row.items()}
                     yield f"{file}:{line}", cells | kept
+
+    @staticmethod
+    def _of_list(where: str, value: list[object] | dict[str, object], is_label: bool) -> str:
+        if isinstance(value, list) and is_label:
+            return label_of(value, where)
+        kind = "a list" if isinstance(value, list) else "an object"
+        raise DataError(f"{where} holds {kind}; write plain text there, or name another with --columns")
 
     def _check_shard(self, file: str, row: Mapping[str, object], columns: Collection[str]) -> None:
         if missing := [name for name in columns or self.names if name not in row]:

@@ -68,6 +68,19 @@ def shards() -> None:
         pq.write_table(pa.Table.from_pandas(part, preserve_index=False), f"shards/part-{number}.parquet")
 
 
+def mvsa() -> None:
+    with_lists()
+    Path("tweets").rename("MVSA_Single")
+    lines = "".join(f"{n}\t{'positive' if label == 'up' else 'negative'},neutral\n" for n, label in enumerate(LABELS))
+    Path("MVSA_Single/train.txt").unlink()
+    Path("MVSA_Single/labelResultAll.txt").write_text("ID\ttext,image\n" + lines)
+
+
+def genres() -> None:
+    photos()
+    FRAME.assign(label=[["Drama"], ["Drama", "Comedy"]] * 3).to_json("genres.jsonl", orient="records", lines=True)
+
+
 def split_files() -> None:
     Path("parts").mkdir()
     photos(Path("parts"))
@@ -194,6 +207,7 @@ PLAIN = ["\t".join((f"s{n}", '"' * (n == 2) + word, f"{n}.png", LABELS[n])) for 
 BUILDERS = {
     "a table to train on, one to predict": train_and_test,
     "a folder with lists": with_lists,
+    "MVSA as published": mvsa,
     "class folders of photos": files("pets", PETS),
     "class folders to train on and to predict": files("pets", SPLIT),
     "class folders with validation data": files(
@@ -249,6 +263,7 @@ BUILDERS = {
     "paths of Windows, of URLs, with blanks": paths,
     "photos inside the table": held,
     "photos as base64": encoded,
+    "several classes a sample": genres,
     "several photos a sample": several,
     "several photos, of which the first counts": several,
     "a class called none": table("stance.csv", FRAME.replace("down", "none")),

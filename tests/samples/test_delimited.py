@@ -36,7 +36,7 @@ def read(path: Path, **named: str) -> list[tuple[str, str | None, str | None]]:
 def test_a_table_without_quoting_keeps_its_rows(tmp_path: Path, suffix: str, mark: str, texts: dict[int, str]) -> None:
     path = write(tmp_path / f"t.{suffix}", texts, mark)
     assert read(path) == [(id, texts.get(n, text), label) for n, (id, text, _, label) in enumerate(ROWS)]
-    (note,) = read_samples(path).notes
+    note = read_samples(path).notes[0]
     assert note.startswith(f"{path}:4: a quote begins a cell and does not enclose it")
 
 
@@ -44,7 +44,7 @@ def test_a_table_without_quoting_keeps_its_rows(tmp_path: Path, suffix: str, mar
 def test_quotes_round_whole_cells_enclose_them(tmp_path: Path, suffix: str, mark: str) -> None:
     path = write(tmp_path / f"t.{suffix}", {2: '"quoted, twice ""so"""'.replace(",", "" if mark == "," else ",")}, mark)
     assert 'twice "so"' in read(path)[2][1]
-    assert read_samples(path).notes == ()
+    assert not any("quote" in note for note in read_samples(path).notes)
 
 
 @pytest.mark.parametrize("mark", [",", "\t", "|", ";"])

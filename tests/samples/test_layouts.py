@@ -113,6 +113,29 @@ def test_lists_in_any_depth_with_any_suffix_of_a_photo(write: Write, depth: str,
 
 
 @BOTH
+@pytest.mark.parametrize("annotators", [1, 3])
+def test_the_list_of_mvsa_as_published(write: Write, annotators: int, tmp_path: Path) -> None:
+    pairs = [
+        ("positive,neutral", "positive,positive", "neutral,neutral"),
+        ("neutral,negative", "neutral,negative", "positive,positive"),
+        ("positive,negative", "positive,negative", "neutral,negative"),
+        ("neutral,neutral", "neutral,positive", "neutral,negative"),  # three opinions on the photo
+    ]
+    lines = ["\t".join((str(number), *pair[:annotators])) for number, pair in enumerate(pairs)]
+    files = {f"data/{n}.{kind}": picture(n) if kind == "jpg" else "text" for n in range(4) for kind in ("jpg", "txt")}
+    header = "\t".join(["ID", *["text,image"] * annotators])
+    data = write(tmp_path / "MVSA", {"labelResultAll.txt": "\n".join([header, *lines]) + "\n", **files})
+    samples = read_samples(data)
+    assert [sample.label for sample in samples] == [
+        "positive", "negative", None, "neutral" if annotators == 1 else None
+    ]  # fmt: skip
+    assert all(sample.text and sample.image for sample in samples)
+    assert f"labelResultAll.txt: {2 - (annotators == 1)} of 4 samples have no label" in " ".join(samples.notes)
+    with pytest.raises(DataError, match=r"a list of labels; name its folder: --data .*MVSA"):
+        read_samples(f"{data}/labelResultAll.txt")
+
+
+@BOTH
 def test_class_folders(write: Write, tmp_path: Path) -> None:
     samples = read_samples(write(tmp_path / "set", CLASSES))
     assert summary(samples) == [(name, None, name.split("/")[0], CLASSES[name]) for name in CLASSES]

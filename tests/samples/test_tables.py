@@ -5,6 +5,7 @@ import lzma
 from pathlib import Path
 
 import openpyxl
+import pandas as pd
 import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
@@ -233,9 +234,11 @@ def test_a_compressed_table_that_is_cut_short_is_named(tmp_path: Path, compressi
         list(Table(path).rows())
 
 
-@pytest.mark.parametrize(("value", "kind"), [(["a", "b"], "a list"), ({"en": "a"}, "an object")])
+@pytest.mark.parametrize(
+    ("column", "value", "kind"),
+    [("text", ["a", "b"], "a list"), ("text", {"en": "a"}, "an object"), ("label", {"en": "a"}, "an object")],
+)
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
-@pytest.mark.parametrize("column", ["text", "label"])
 def test_what_is_nested_is_neither_text_nor_label(
     tmp_path: Path, column: str, suffix: str, value: object, kind: str
 ) -> None:
@@ -246,6 +249,35 @@ def test_what_is_nested_is_neither_text_nor_label(
         pq.write_table(pa.Table.from_pylist([row]), path)
     with pytest.raises(DataError, match=f"t.{suffix}:1: column {column} holds {kind}; .* --columns"):
         read_samples(path)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "csv"])
+def test_lists_of_labels_are_several_classes(tmp_path: Path, suffix: str) -> None:
+    path, labels = tmp_path / f"t.{suffix}", [["Drama"], ["Drama", "Comedy"], [], None]
+    rows = [{"id": str(number), "text": "a", "label": label} for number, label in enumerate(labels)]
+    if suffix == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        pd.DataFrame(rows).to_csv(path, index=False)
+    samples = read_samples(path)
+    assert [sample.label for sample in samples] == ["Drama", "Drama|Comedy", "|", None]
+    assert "labels such as Drama|Comedy: heads --task multilabel takes each of them for a class" in samples.notes
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ([0, 1, 0], "has '0' twice; write the names of a sample's classes, not a number for each class"),
+        ([{"name": "x"}], "holds lists or objects; write the names of classes"),
+        (["a|b"], r"the class 'a\|b' in a list of labels holds a \|"),
+    ],
+)
+def test_lists_that_are_no_labels(tmp_path: Path, label: list[object], message: str) -> None:
+    (tmp_path / "t.jsonl").write_text(json.dumps({"id": 1, "text": "a", "label": label}) + "\n")
+    with pytest.raises(DataError, match=f"t.jsonl:1: column label: .*{message}"):
+        read_samples(tmp_path / "t.jsonl")
 
 
 def test_what_is_nested_where_nothing_is_read_is_no_matter(tmp_path: Path) -> None:
