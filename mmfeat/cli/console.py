@@ -23,7 +23,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from mmfeat.system.wording import Advance, ignore, interval
+from mmfeat.system.wording import Advance, ignore, interval, without_passwords
 
 if TYPE_CHECKING:
     from mmfeat.runs.run import Run
@@ -33,8 +33,16 @@ PLAIN_SECONDS = 10.0  # between two lines of progress where there is no bar
 WORTH_A_LINE = 1.0  # seconds; a shorter step prints no line at its end
 SHOWN_LABELS = 20
 
-out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-err = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, stderr=True)
+
+class _Discreet(Console):
+    """A console that shows no secret of a URL."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(without_passwords(o) if isinstance(o, str) else o for o in objects), **options)
+
+
+out = _Discreet(highlight=False, markup=False, emoji=False, soft_wrap=True)
+err = _Discreet(highlight=False, markup=False, emoji=False, soft_wrap=True, stderr=True)
 
 
 class _Screen(io.FileIO):

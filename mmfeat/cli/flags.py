@@ -13,7 +13,7 @@ import typer
 from mmfeat.cli.console import err, out
 from mmfeat.errors import ConfigError, DataError
 from mmfeat.system.remote import exists
-from mmfeat.system.wording import shown, without_passwords
+from mmfeat.system.wording import shown
 
 if TYPE_CHECKING:
     from mmfeat.extraction.requests import Request
@@ -217,10 +217,10 @@ def tell_mlflow(run: Run, uri: str | None) -> None:
     try:
         id = log_run(run, uri)
     except Exception as error:  # servers, networks and databases raise errors of many kinds
-        reason = without_passwords(" ".join(str(error).split()))[:LONGEST_REASON] or type(error).__name__
+        reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
         err.print(f"warning: MLflow was not told of the run, which is whole: {reason}")
     else:
-        out.print(f"mlflow run {id} ({without_passwords(uri)})")
+        out.print(f"mlflow run {id} ({uri})")
 
 
 def find_request(values: Mapping[str, Any]) -> Request:

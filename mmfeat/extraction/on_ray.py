@@ -25,7 +25,7 @@ from mmfeat.extraction.missing import Counts, Planner
 from mmfeat.samples.dataset import Sample, SampleSource
 from mmfeat.samples.photo_cells import packed, unpacked
 from mmfeat.system.hardware import Interrupts, join_cluster, leave_cluster, without_stderr
-from mmfeat.system.remote import RemoteFile, absolute
+from mmfeat.system.remote import RemoteFile, absolute, is_remote
 from mmfeat.system.trust import is_trusted, trust
 from mmfeat.system.wording import Progress
 
@@ -156,7 +156,7 @@ def _list(ray: Any, source: SampleSource, block: int) -> Any:
         def estimate_inmemory_data_size(self) -> int | None:
             return None
 
-    data, columns = absolute(source.data), source.columns
+    data, columns = source.data if is_remote(source.data) else absolute(source.data), source.columns
     context = ray.data.DataContext.get_current()
     before = context.target_max_block_size
     context.target_max_block_size = 1  # bytes: Ray must not gather rows, each of which is a whole block of samples

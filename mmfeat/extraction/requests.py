@@ -16,7 +16,8 @@ from mmfeat.samples.contents import JUDGED, TWEETS, tweet_share
 from mmfeat.samples.dataset import Data, SampleSource, name_of
 from mmfeat.system.files import read_json, write_json
 from mmfeat.system.hardware import resolve_dtype
-from mmfeat.system.remote import absolute
+from mmfeat.system.remote import absolute, is_remote
+from mmfeat.system.wording import without_passwords
 
 FOLDER = "requests"
 NO_TEXTS = "no texts"
@@ -76,6 +77,7 @@ def new_request(data: str, encoders: list[str], columns: dict[str, str], options
 def remember_request(cache: str | Path, request: Request) -> None:
     """Write a request in the cache, one file a data set; a read-only cache is left as it is."""
     name = hashlib.sha256(request.data.encode()).hexdigest()[:16]
+    request = replace(request, columns={part: without_passwords(value) for part, value in request.columns.items()})
     with contextlib.suppress(WriteError):
         write_json(Path(cache) / FOLDER / f"{name}.json", asdict(request))
 
@@ -96,7 +98,7 @@ def latest_request(cache: str | Path, data: Data = None) -> Request:
     wanted = absolute(data) if data is not None else None
     for request in all_requests(cache):
         if wanted in (None, request.data):
-            return request
+            return replace(request, data=data) if is_remote(data) else request  # with the secrets of its URL
     raise CacheMissError(
         f"{cache}: nothing was extracted{f' of {data}' if data is not None else ''}; "
         f"run mmfeat extract --data {data or 'DATA'} --encoders A,B first"

@@ -25,7 +25,7 @@ from torch import Tensor, distributed
 from mmfeat.errors import MmfeatError
 from mmfeat.system.files import read_json, write_json
 from mmfeat.system.hardware import cpu_count, join_cluster, leave_cluster
-from mmfeat.system.remote import absolute
+from mmfeat.system.remote import absolute, is_remote
 from mmfeat.system.trust import is_trusted, trust
 from mmfeat.system.wording import Progress, Silent
 
@@ -151,7 +151,8 @@ def train_on_ray(
     from ray.train import RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    arguments = {name: absolute(v) if name in PATHS and v is not None else v for name, v in arguments.items()}
+    paths = {name for name in PATHS if arguments.get(name) is not None and not is_remote(arguments[name])}
+    arguments = {name: absolute(value) if name in paths else value for name, value in arguments.items()}
     scratch = Path(arguments["out"]) / SCRATCH
     # The cluster's resources decide on GPUs, not those of this machine.
     on_gpu = device.startswith("cuda") or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)

@@ -11,7 +11,6 @@ from mmfeat.errors import DataError
 from mmfeat.runs.entry import Entry, OutOfFold
 from mmfeat.runs.run import Run
 from mmfeat.samples.dataset import Sample, SampleSet, read_samples
-from mmfeat.system.remote import absolute
 
 SINGLE = ("text", "image")
 
@@ -36,7 +35,7 @@ class Subject:
         columns: Mapping[str, str] | None = None,
     ) -> Subject:
         """The subject with the entry named or the best entry; `data` is where the data of the run are now, if moved."""
-        source = run.config.data if data is None else absolute(data)
+        source = run.config.data if data is None else data
         return cls(run, run.entry(head, modalities), source, columns or run.config.columns)
 
     def predictions(self, entry: Entry | None = None) -> OutOfFold:

@@ -24,7 +24,7 @@ from mmfeat.samples.dataset import MODALITIES, SampleSet, read_samples
 from mmfeat.samples.keys import ContentKeys
 from mmfeat.samples.labels import SEPARATOR, Targets, labels_alike, read_targets
 from mmfeat.system.remote import absolute
-from mmfeat.system.wording import Progress
+from mmfeat.system.wording import Progress, without_passwords
 from mmfeat.version import __version__
 
 IN_MEMORY = 1 << 30  # bytes of pooled vectors; more stay on disk and are read batch by batch
@@ -68,7 +68,7 @@ class LabelledData:
             "version": __version__,
             "task": "multilabel" if self.targets.multilabel else "multiclass",
             "data": absolute(self.samples.source),
-            "columns": self.columns,
+            "columns": {name: without_passwords(value) for name, value in self.columns.items()},
             "cache": os.path.abspath(self.store.folder.parent),
             "dataset": self.samples.name,
             "data_hash": hash_data(self.samples.labelled, self.keys),

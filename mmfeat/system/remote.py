@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mmfeat.errors import DataError
-from mmfeat.system.web import client_options, is_web, read_url
+from mmfeat.system.web import client_options, completed, is_web, read_url
+from mmfeat.system.wording import without_passwords
 
 EXTRAS = {"http": "http", "https": "http", "s3": "s3", "gs": "gcs", "gcs": "gcs"}  # protocol -> extra of mmfeat
 HUB = "hf:"  # begins the name of a data set that the library `datasets` reads
@@ -53,7 +54,7 @@ class RemoteFile:
     url: str
 
     def __str__(self) -> str:
-        return self.url
+        return without_passwords(self.url)
 
     @property
     def name(self) -> str:
@@ -64,7 +65,7 @@ class RemoteFile:
         if member := split_url(self.url):
             return open_archive(member[0]).read(member[1])
         if is_web(self.url):
-            return read_url(_filesystem(self.url), self.url)
+            return read_url(_filesystem(self.url), completed(self.url))
         try:
             with open_file(self.url) as file:
                 return file.read()
@@ -87,7 +88,8 @@ def open_file(path: str | Path) -> AbstractContextManager[BinaryIO]:
         return open(path, "rb")
     if member := split_url(str(path)):
         return open_archive(member[0]).open(member[1])
-    return _filesystem(str(path)).open(str(path), "rb")
+    url = completed(str(path))
+    return _filesystem(url).open(url, "rb")
 
 
 def exists(path: str | Path) -> bool:
@@ -105,7 +107,7 @@ def files_of(path: str | Path) -> list[str]:
 
     The files of a pattern are sorted. A list of which a part is missing has none.
     """
-    path = str(path)
+    path = completed(str(path))
     if (member := split_url(path)) and member[1] in open_archive(member[0]).members:
         return [path]
     if is_remote(path) and not member:
@@ -128,14 +130,14 @@ def files_of(path: str | Path) -> list[str]:
 
 
 def absolute(path: str | Path) -> str:
-    """The path in a form that means the same from any folder."""
+    """The path in a form that means the same from any folder and may be recorded: it holds no secret of a URL."""
     if str(path).startswith(HUB):
         source, split = hub_parts(str(path))
         local = os.path.abspath(source) if os.path.isdir(source) else source
         return f"{HUB}{local}" + (f":{split}" if split else "")
     if not is_remote(path) and "," in str(path) and not os.path.exists(path) and exists(path):
         return ",".join(absolute(part.strip()) for part in str(path).split(","))
-    return str(path) if is_remote(path) else os.path.abspath(path)
+    return without_passwords(str(path)) if is_remote(path) else os.path.abspath(path)
 
 
 def hub_parts(name: str) -> tuple[str, str]:

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import time
 from collections import Counter
 from typing import Any
 from urllib.parse import urlsplit
+
+from mmfeat.errors import DataError
+from mmfeat.system.wording import HIDDEN
 
 TIMEOUT = "MMFEAT_URL_TIMEOUT"  # variable with the seconds, which processes inherit
 SECONDS = 10.0
@@ -23,6 +27,8 @@ TRIES = 2  # requests of a file, unless the server says that there is no such fi
 PAUSE = 0.5  # seconds between them
 SILENT = 3  # times that a host may be silent before its first answer
 
+_USER = re.compile(rf"(?<=://)[^/@\s]*{re.escape(HIDDEN)}@")
+
 _silences: Counter[str] = Counter()  # host -> times that it was silent
 _answered: set[str] = set()  # hosts
 
@@ -30,6 +36,16 @@ _answered: set[str] = set()  # hosts
 def is_web(url: str) -> bool:
     """Whether a URL is one of HTTP."""
     return url.lower().startswith(("http://", "https://"))
+
+
+def completed(url: str) -> str:
+    """A URL that was recorded without its secrets, as it is opened: without user, whom the environment may name.
+
+    Raises `DataError` where a key or token of the query is needed.
+    """
+    if f"={HIDDEN}" in url:
+        raise DataError(f"{url} was recorded without its keys and tokens; name the whole address again, as with --data")
+    return _USER.sub("", url)
 
 
 def seconds() -> float:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+HIDDEN = "***"
 # Secrets in a URL: a password between name and host, a token instead of a name, signatures in the query.
 _PASSWORD = re.compile(r"(//[^/@:\s]*:)[^/\s]+@")
 _TOKEN = re.compile(r"(//)[^/@:\s]+@")
@@ -22,7 +23,9 @@ def shown(text: str) -> str:
 
 def without_passwords(text: str) -> str:
     """A text in which passwords, tokens and signatures of URLs are stars."""
-    return _SIGNATURE.sub(r"\1***", _TOKEN.sub(r"\1***@", _PASSWORD.sub(r"\1***@", text)))
+    if "//" not in text:
+        return text
+    return _SIGNATURE.sub(rf"\1{HIDDEN}", _TOKEN.sub(rf"\1{HIDDEN}@", _PASSWORD.sub(rf"\1{HIDDEN}@", text)))
 
 
 def duration(seconds: float) -> str:

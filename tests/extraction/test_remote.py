@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -258,3 +259,31 @@ def test_a_host_that_never_answers_is_asked_a_few_times_only(hostile: str) -> No
         "localhost never answers",
         "localhost never answers",
     ]
+
+
+def test_secrets_in_urls_are_neither_written_nor_shown(site: str, local: Path, tmp_path: Path) -> None:
+    names = [f"s{number}" for number in range(40)]
+    rows = [f"{name},text {number},{number % 2}.png,{'xy'[number % 2]}" for number, name in enumerate(names)]
+    (local / "t.csv").write_text("id,text,image,label\n" + "\n".join([*rows, "z,new,gone.png,"]) + "\n")
+    held = site.replace("://", "://anna:pass-5ecret@")
+    data, root = f"{held}/t.csv?token=tok-5ecret", f"image-root={held}"
+    heads = ("--fusion", "none", "--baselines", "ridge", "--folds", "2", "--no-group")
+    commands = [
+        ("extract", "--data", data, "--encoders", "hashing,hog", "--columns", root),
+        ("audit", "--data", data, "--columns", root),
+        ("heads", "--data", data, "--columns", root, *heads),
+        ("report", "--data", data),
+        ("submit", "--data", data, "--columns", root),
+    ]
+    for command in commands:
+        answer = subprocess.run(
+            [sys.executable, "-m", "mmfeat", *command], cwd=tmp_path, capture_output=True, timeout=300
+        )
+        assert answer.returncode == 0, answer.stderr
+        assert b"5ecret" not in answer.stdout + answer.stderr
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert not [path for path in files if b"5ecret" in path.read_bytes()]
+    again = subprocess.run([sys.executable, "-m", "mmfeat", "heads", "--folds", "3"], cwd=tmp_path, capture_output=True)
+    assert again.returncode == 1
+    assert b"token=*** was recorded without its keys and tokens; name the whole address again" in again.stderr
