@@ -124,8 +124,7 @@ def _embed(texts: list[str]) -> np.ndarray:
     spaced = [f" {' '.join(text.lower().split())} " for text in texts]
     rows = np.repeat(np.arange(len(texts), dtype=np.uint64), [len(text) for text in spaced])
     codes = np.frombuffer("".join(spaced).encode("utf-32-le", "surrogatepass"), dtype="<u4")
-    kinds, hashes = _kinds()[codes], _segment_hashes(codes)
-    keys = np.sort(np.concatenate([_keys(hashes, rows, *spans) for spans in (_words(kinds), *_grams(codes, kinds))]))
+    keys = np.sort(_keys(codes, rows))
     starts = np.flatnonzero(np.diff(keys, prepend=~keys[:1]))
     return _unit(_projected(keys[starts], np.diff(starts, append=len(keys)), len(texts)))
 
@@ -153,13 +152,12 @@ def _grams(codes: np.ndarray, kinds: np.ndarray) -> Iterator[Spans]:
     before = np.concatenate([[0], np.cumsum(space)])  # spaces before each position
     stretch = before[1:]  # each space begins a stretch, which is a word and whatever it is written together with
     spaceless = np.bincount(stretch, weights=kinds == SPACELESS)[stretch] > 0
-    for length in (1, 2, 3, 4, 5):
-        first = np.arange(len(codes) - length + 1)
-        inner = space if length == 1 else before[first + length - 1] > before[first + 1]
-        for lengths, places in (((1, 2, 3), spaceless), ((3, 4, 5), ~spaceless)):
-            if length in lengths:
-                chosen = first[places[: len(first)] & ~inner]
-                yield chosen, chosen + length, 1 not in lengths
+    for lengths, places in (((1, 2, 3), spaceless), ((3, 4, 5), ~spaceless)):
+        for length in lengths if places.any() else ():
+            last = max(len(codes) - length + 1, 0)
+            inner = space if length == 1 else before[length - 1 : -1] > before[1 : last + 1]
+            chosen = np.flatnonzero(places[:last] & ~inner)
+            yield chosen, chosen + length, 1 not in lengths
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
@@ -181,30 +179,31 @@ def _segment_hashes(codes: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.
     return lambda starts, ends: (sums[ends] - sums[starts]) * shifts[starts]
 
 
-def _keys(
-    hashes: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    rows: np.ndarray,
-    starts: np.ndarray,
-    ends: np.ndarray,
-    light: bool,
-) -> np.ndarray:
-    """(n,) uint64: 20 bits of the row, 43 bits of the hash and one bit that marks a light n-gram."""
-    mixed = _mixed(hashes(starts, ends) + np.uint64(light)) >> np.uint64(21)
-    return (rows[starts] << np.uint64(44)) | (mixed << np.uint64(1)) | np.uint64(light)
+def _keys(codes: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """(n,) uint64, a key for each word and n-gram: 20 bits of the row, 43 bits of the hash and one bit that marks a
+    light n-gram."""
+    kinds = _kinds()[codes]
+    spans = [_words(kinds), *_grams(codes, kinds)]
+    starts, ends = (np.concatenate(part) for part in list(zip(*spans, strict=True))[:2])
+    light = np.repeat(np.array([marked for *_, marked in spans], np.uint64), [len(first) for first, *_ in spans])
+    mixed = _mixed(_segment_hashes(codes)(starts, ends) + light) >> np.uint64(21)
+    return (rows[starts] << np.uint64(44)) | (mixed << np.uint64(1)) | light
 
 
 def _projected(keys: np.ndarray, counts: np.ndarray, texts: int) -> np.ndarray:
-    """(B, DIMENSIONS) float64: the weight of each n-gram with its signs in its columns."""
-    weights = np.log1p(counts) * np.where(keys & np.uint64(1), LIGHT, 1.0)
+    """(B, DIMENSIONS) float32: the weight of each n-gram with its signs in its columns."""
+    weights = (np.log1p(counts) * np.where(keys & np.uint64(1), LIGHT, 1.0)).astype(np.float32)
     first = (keys >> np.uint64(44)).astype(np.int64) * DIMENSIONS
     bits = _mixed(keys & np.uint64((1 << 44) - 1))
     own = (bits >> np.arange(0, 16 * COPIES, 16, dtype=np.uint64)[:, None]).astype(np.uint16)
-    signed = np.where(own >> 15, weights, -weights)
-    sums = np.bincount((first + (own & (DIMENSIONS - 1))).ravel(), signed.ravel(), texts * DIMENSIONS)
+    sums = np.zeros(texts * DIMENSIONS, np.float32)
+    columns = (first + (own & (DIMENSIONS - 1))).ravel()  # add.at has a fast path for arrays of one axis
+    np.add.at(sums, columns, np.where(own >> 15, weights, -weights).ravel())
     return sums.reshape(texts, DIMENSIONS)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows of length 1 in float32; a row of zeros stays."""
+    """Scale the float32 rows to the length 1, in place; a row of zeros stays."""
     lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-    return np.divide(vectors, np.maximum(lengths, 1e-12)[:, None], dtype=np.float32, casting="same_kind")
+    vectors /= np.maximum(lengths, 1e-12)[:, None]
+    return vectors
