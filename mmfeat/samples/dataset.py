@@ -30,8 +30,11 @@ from mmfeat.samples.folders import (
     checked_id,
     hash_of,
     index_files,
+    lists_in,
+    open_tree,
     read_lists,
     read_texts,
+    table_in_archive,
 )
 from mmfeat.samples.labels import label_notes, missing_note, no_labels
 from mmfeat.samples.layouts import FILE_NAME, METADATA, GroupedFiles, Layout, find_layout
@@ -176,7 +179,14 @@ class SampleSource:
             return Layout((file,))
         if not exists(self.data):
             raise DataError(f"{self.data}: no such folder or table; check --data")
-        layout = find_layout(self.data, self.columns, no_labels(self.columns.get(NO_LABELS)))
+        if table := table_in_archive(self.data):
+            layout = Layout((table,))
+        elif (tree := open_tree(self.data)) is None:
+            layout = Layout()
+        elif (lists := lists_in(tree)) is not None:
+            layout = Layout(tree=tree, lists=lists)
+        else:
+            layout = find_layout(tree, self.columns, no_labels(self.columns.get(NO_LABELS)))
         if os.path.basename((*layout.tables, self.data)[0]).lower() in METADATA:
             self.columns = {"image": FILE_NAME, **self.columns}
         return layout

@@ -7,6 +7,7 @@ layouts without lists.
 from __future__ import annotations
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,7 +90,12 @@ def archives_of(data: str) -> list[str]:
 
 
 def open_tree(data: str) -> Tree | None:
-    """The files of a folder, of archives or of a part of an archive; None for tables, which a folder may hold too."""
+    """The files of a folder, of archives or of a part of an archive; None for tables, which a folder may hold too.
+
+    Raises `DataError` for a list, which is no table.
+    """
+    if basename(data) == MVSA_LIST:
+        raise DataError(f"{data}: a list of labels; name its folder: --data {shlex.quote(dirname(data) or '.')}")
     if archives := archives_of(data):
         members = [(path, name) for path in archives for name in open_archive(path).members]
         several = len(archives) > 1

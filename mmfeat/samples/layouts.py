@@ -18,17 +18,13 @@ from typing import Any, NamedTuple
 
 from mmfeat.errors import DataError
 from mmfeat.samples.folders import (
-    MVSA_LIST,
     TEST_LIST,
     TRAIN_LIST,
     File,
     Tree,
     is_photo,
-    lists_in,
-    open_tree,
     photo_suffixes,
     some_of,
-    table_in_archive,
 )
 from mmfeat.samples.labels import SPLIT, TEST, TRAIN, VALIDATION, is_missing, label_of, part_named, part_of_name
 from mmfeat.samples.rows import columns_in, join_texts
@@ -41,7 +37,10 @@ BESIDE = ("txt", "json", "cls")  # files beside a photo that have its name
 
 
 class Layout(NamedTuple):
-    """What data hold: the files of tables; or a tree with lists in the folder `lists`; or with `groups` of files."""
+    """What data hold: the files of tables; or a tree with lists in the folder `lists`; or with `groups` of files.
+
+    The layout of a single table is empty.
+    """
 
     tables: tuple[str, ...] = ()
     tree: Tree | None = None
@@ -50,26 +49,19 @@ class Layout(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def find_layout(data: str, named: Mapping[str, str], spellings: Collection[str]) -> Layout:
-    """The layout of data, which are a folder, archives, or else a table; without `tables` the table is `data` itself.
+def find_layout(tree: Tree, named: Mapping[str, str], spellings: Collection[str]) -> Layout:
+    """The layout of a folder or of archives without lists; `named` and `spellings` are those of `GroupedFiles`.
 
-    `named` and `spellings` are those of `GroupedFiles`. Raises `DataError` for several tables of which none is meant,
-    and where nothing is found.
+    Raises `DataError` for several tables of which none is meant, and where nothing is found.
     """
-    if basename(data) == MVSA_LIST:
-        raise DataError(f"{data}: a list of labels; name its folder: --data {shlex.quote(dirname(data) or '.')}")
-    if table := table_in_archive(data):
-        return Layout((table,))
-    if (tree := open_tree(data)) is None:
-        return Layout()
-    if (lists := lists_in(tree)) is not None:
-        return Layout(tree=tree, lists=lists)
     tables, notes = _metadata_in(tree)
     groups = None if tables else GroupedFiles(tree, named, spellings)
     if groups is not None and not groups.has_pairs:
         tables, notes = _tables_in(tree)
     if not tables and not groups:
-        raise DataError(f"{data}: neither {TRAIN_LIST} nor {TEST_LIST} nor photos nor tables are here; {_hint(tree)}")
+        raise DataError(
+            f"{tree.data}: neither {TRAIN_LIST} nor {TEST_LIST} nor photos nor tables are here; {_hint(tree)}"
+        )
     return Layout(tuple(str(tree.files[name]) for name in tables), tree, None, None if tables else groups, tuple(notes))
 
 
