@@ -64,6 +64,10 @@ def show_sweep(sweep: Sweep) -> None:
     if (more := len(run.leaderboard) - SHOWN_ROWS) > 0:
         out.print(f"and {more} more in the file")
     out.print(_explanation(run))
+    if any(entry.dropped for entry in run.leaderboard):
+        out.print(
+            f"1 of {run.config.protocol.seeds}: clearly worse after one seed, the others were spared (or --all-seeds)"
+        )
     if table := _ablation(run):
         out.print(table)
     if table := _confusion(run):
@@ -80,6 +84,7 @@ def _leaderboard(run: Run, by_class: bool) -> Table:
     for number, entry in enumerate(run.leaderboard[:SHOWN_ROWS]):
         seeds = entry.seeds["macro_f1"]
         spread = f"±{seeds.std:.3f}" if len(seeds.values) > 1 else ""
+        spread = f"1 of {run.config.protocol.seeds}" if entry.dropped else spread
         scores = " ".join(_short(entry.classes[name].f1.value) for name in run.classes)
         table.add_row(
             "=" if entry.tie else "",
@@ -237,6 +242,7 @@ PARAMETERS: Parameters = {
     ),
     "folds": (option("Folds of kfold.", int, least=2), 5),
     "seeds": (option("Trainings a fold, each with another seed.", int, least=1), 3),
+    "all_seeds": (option("All seeds also for heads that are clearly worse.", bool, "--all-seeds"), False),
     "split": (option("Shares of holdout: train:validation:test or train:test."), "8:1:1"),
     "group": (option("Keep near duplicates in one fold.", bool, "--group/--no-group"), True),
     "split_dir": (option(_SPLIT_DIR, str | None), None),
@@ -348,7 +354,9 @@ def _plan(values: dict[str, Any]) -> Plan:
 
     limits = values["trials"], values["time_limit"]
     adjustment = _adjustment(values["logit_adjustment"])
-    return Plan(settings_of(single), space, values["search"], *limits, adjustment, values["refit"])
+    return Plan(
+        settings_of(single), space, values["search"], *limits, adjustment, values["refit"], not values["all_seeds"]
+    )
 
 
 def _adjustment(text: str) -> float | None:

@@ -67,6 +67,15 @@ class Splits:
         """The number of repeats that have their own validation part; 0 where all repeats share one part."""
         return max(int(role.partition("-")[2] or 0) for role in np.unique(self.roles[:, fold]).tolist())
 
+    @property
+    def training_sizes(self) -> list[int]:
+        """The numbers of training rows in every fold, with every validation part."""
+        return [
+            len(self.fold(fold, repeat).train)
+            for fold in range(len(self))
+            for repeat in range(max(1, self.parts(fold)))
+        ]
+
     def fold(self, fold: int, repeat: int) -> Fold:
         """The rows of one fold for one repeat, both counted from 0; repeats beyond the parts begin again."""
         column, parts = self.roles[:, fold], self.parts(fold)

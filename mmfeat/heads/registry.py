@@ -112,6 +112,7 @@ class PlanRecord:
 
     `method` is that of the search. The limits of a search are always None: a search can be prolonged and stays the same
     run. `refit`: the final heads are trained on all labelled samples; else the heads of the folds predict together.
+    `race`: heads get one seed, and further seeds only where they may be the best.
     """
 
     settings: HeadSettings
@@ -121,6 +122,7 @@ class PlanRecord:
     time_limit: None = None
     adjustment: float | None = None
     refit: bool = True
+    race: bool = False
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ def leaderboard_section(subject: Subject) -> Section:
             f"{samples}, paired bootstrap against the first, p adjusted for all of them (Holm). The first is the first "
             "on these very samples, which flatters it a little.",
         ]
+    if any(entry.dropped for entry in entries):
+        words.append("1 seed: clearly worse than the first after one seed, so it was not trained with the others.")
     return Section("leaderboard", "Leaderboard", words, [_forest(entries[:PLOTTED])], [_leaderboard(entries)])
 
 
@@ -60,13 +62,14 @@ def _leaderboard(entries: Sequence[Entry]) -> Table:
     rows = []
     for rank, entry in enumerate(entries):
         seeds = entry.seeds["macro_f1"]
+        alone = "1 seed" if entry.dropped else ""
         rows.append(
             [
                 "=" if entry.tie else "",
                 entry.head,
                 entry.modalities,
                 interval(entry.macro_f1),
-                number(seeds.std) if len(seeds.values) > 1 else "",
+                number(seeds.std) if len(seeds.values) > 1 else alone,
                 gain(entry.behind_best) if rank and entry.behind_best else "",
                 p_value(entry.behind_best.p_holm) if rank and entry.behind_best else "",
                 interval(entry.accuracy),

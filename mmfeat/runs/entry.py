@@ -33,7 +33,7 @@ TOGETHER = "ensemble"  # the `modalities` of an entry that combines several head
 OUT_OF_FOLD = "out_of_fold.csv"
 PLACES = ("data", "cache", "columns")  # the fields that may change while the run stays the same
 TOWERS = ("encoders", "prefixes")
-LATER = {"init": DEFAULTS.init}  # settings of heads that the first version lacked: runs are named as before
+LATER = {"init": DEFAULTS.init, "race": False}  # settings that the first version lacked: runs are named as before
 CERTAIN = 0.01  # largest distance from 1 of the sum of a sample's probabilities, which are written rounded
 
 
@@ -156,6 +156,7 @@ class Entry(Scores):
     settings: HeadSettings | None = None
     optimism: float | None = None
     search_over: bool | None = None
+    dropped: bool | None = None  # by the race, after one seed
     parameters: int | None = None
     final: tuple[FinalHead, ...] = ()
     # Fields of an ensemble:

@@ -50,6 +50,7 @@ def _columns(entry: Entry, classes: Sequence[str]) -> dict[str, Any]:
         **scores,
         "seeds": len(seeds.values),
         "seeds_std": _cell(seeds.std),
+        "dropped": entry.dropped or "",
         **by_class,
         **behind,
         "tie": entry.tie,

@@ -55,13 +55,15 @@ class TrainedEntry:
     """An entry with its predictions out of fold.
 
     `logits` are (S, N, C), NaN where no fold tests; `decisions` one a fold, fitted on other rows; `validation` the
-    logits of the validation rows of each cell (fold, seed).
+    logits of the validation rows of each cell (fold, seed); `best` the trial by which final heads are trained, without
+    its logits.
     """
 
     entry: Entry
     logits: np.ndarray
     decisions: list[Decision]
     validation: list[np.ndarray]
+    best: Outcome | None = None
 
     @property
     def name(self) -> str:
@@ -105,19 +107,22 @@ class EntryTrainer:
     def folder(self) -> Path:
         return self.run_folder / entry_name(self.head, self.trainer.modality)
 
-    def train(self) -> TrainedEntry:
-        """Search, choose, score, refit and save; steps that an earlier call saved are not repeated."""
+    def score(self) -> TrainedEntry:
+        """Search, choose and score; trials that an earlier call saved are not repeated."""
         outcomes, over = self._search()
         trained = assemble(self.problem, self.head, self.trainer.modality, outcomes, self.plan.adjustment)
-        trained = trained.updated(search_over=over)
-        if kept := _read_finals(self.folder / METRICS, len(outcomes)):
+        best = replace(best_outcome(outcomes), logits=np.empty(0), validation=[])
+        return replace(trained, best=best).updated(search_over=over, seconds=_seconds(outcomes))
+
+    def finish(self, trained: TrainedEntry, best: Outcome) -> TrainedEntry:
+        """Train the final heads of an entry that was scored, by its best trial, unless an earlier call did; save it."""
+        if kept := _read_finals(self.folder / METRICS, trained.entry):
             return trained.updated(parameters=kept.parameters, seconds=kept.seconds, final=kept.final)
         started = time.thread_time()
-        best = best_outcome(outcomes)
         finals = self._finals(best)
         trained = trained.updated(
             parameters=self._parameters(),
-            seconds=round(_seconds(outcomes) + _seconds(finals) + time.thread_time() - started, 2),
+            seconds=round(trained.entry.seconds + _seconds(finals) + time.thread_time() - started, 2),
             final=save_finals(self.folder, finals),
         )
         trained.save(self.run_folder, self.problem, best.histories)
@@ -125,11 +130,7 @@ class EntryTrainer:
 
     def _finals(self, best: Outcome) -> list[Fitted]:
         """The heads that predict: trained on all labelled rows, or without a refit the heads of the folds."""
-        if not self.plan.refit:
-            return self.trainer.fold_heads(best)
-        finals = self.trainer.refit(best)
-        self.advance(self.problem.repeats_of(self.head))
-        return finals
+        return self.trainer.refit(best) if self.plan.refit else self.trainer.fold_heads(best)
 
     def _search(self) -> tuple[list[Outcome], bool]:
         """All trials of the plan, and whether the search is over; the time limit may have cut it short."""
@@ -173,16 +174,18 @@ class EntryTrainer:
 
     def _trials(self, wanted: Mapping[Path, HeadSettings], advance: Advance, keep: bool = False) -> list[Outcome]:
         """The trials at these paths: those that an earlier call saved are read, the others trained and saved."""
-        outcomes = {path: load_outcome(path) for path in wanted}
-        missing = [path for path, saved in outcomes.items() if saved is None or saved.settings != wanted[path]]
-        advance((len(wanted) - len(missing)) * len(self.problem.cells(self.head)))
-        if missing:
-            settings = [wanted[path] for path in missing]
-            trained = self.trainer.run(settings, advance, keep)
+        repeats = self.problem.repeats_of(self.head)
+        saved = {path: load_outcome(path) for path in wanted}
+        outcomes = {path: each for path, each in saved.items() if each is not None and each.settings == wanted[path]}
+        since = {path: outcomes[path].repeats if path in outcomes else 0 for path in wanted}
+        advance(sum(min(number, repeats) for number in since.values()) * len(self.problem.splits))
+        for number in sorted({number for number in since.values() if number < repeats}):
+            missing = [path for path in wanted if since[path] == number]
+            trained = self.trainer.run([wanted[path] for path in missing], advance, keep, number)
             for path, outcome in zip(missing, trained, strict=True):
-                save_outcome(outcome, path)
-                outcomes[path] = outcome
-        return [outcome for outcome in outcomes.values() if outcome is not None]
+                outcomes[path] = outcomes[path].joined(outcome) if number else outcome
+                save_outcome(outcomes[path], path)
+        return [outcomes[path].first(repeats) for path in wanted]
 
     def _parameters(self) -> int | None:
         """The number of parameters of one head; None for baselines, whose shape does not tell their size."""
@@ -268,13 +271,16 @@ def _curves(problem: Problem, head: str, histories: Histories) -> str:
     return csv_text(header, [[row.get(name, "") for name in header] for row in rows])
 
 
-def _read_finals(path: Path, trials: int) -> Entry | None:
+def _read_finals(path: Path, scored: Entry) -> Entry | None:
     """Read the entry in `metrics.json`, of which the final heads count; None unless these are whole and were chosen
-    among exactly `trials` trials."""
+    among as many trials, with as many seeds, as the entry was `scored` with."""
     if not path.exists():
         return None
     try:
         entry = Entry.from_json(read_json(path))
-        return entry if entry.trials == trials and finals_are_whole(path.parent, entry.final) else None
+        alike = entry.trials == scored.trials and len(entry.seeds["macro_f1"].values) == len(
+            scored.seeds["macro_f1"].values
+        )
+        return entry if alike and finals_are_whole(path.parent, entry.final) else None
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: not whole ({error}); delete it and run mmfeat heads again") from error

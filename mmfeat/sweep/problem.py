@@ -27,6 +27,7 @@ from mmfeat.system.remote import absolute
 from mmfeat.system.wording import Progress, without_passwords
 from mmfeat.version import __version__
 
+Cell = tuple[int, int, Fold]  # number of a fold, number of a seed, and the rows
 IN_MEMORY = 1 << 30  # bytes of pooled vectors; more stay on disk and are read batch by batch
 
 
@@ -135,7 +136,7 @@ class Problem:
         """The trainings a fold: baselines have next to nothing random in them, so one is enough."""
         return 1 if head in BASELINES else self.repeats
 
-    def cells(self, head: str) -> list[tuple[int, int, Fold]]:
+    def cells(self, head: str) -> list[Cell]:
         """(fold, repeat, rows) of all trainings, fold after fold."""
         return [
             (fold, repeat, self.splits.fold(fold, repeat))

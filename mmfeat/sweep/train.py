@@ -153,11 +153,12 @@ def train_heads(
     """
     data = name_of(data)
     maker = Maker(command or written_call(train_heads, locals()), split_dir=protocol.split_dir if protocol else None)
-    protocol, plan, progress = protocol or Protocol(), plan or Plan(HeadSettings()), progress or Silent()
+    protocol, plan, progress = protocol or Protocol(), plan or Plan(HeadSettings(), race=True), progress or Silent()
     _check(task, attend, engine)
     options = options_for(data, columns, cache, options or EncoderOptions(), device)
     described = describe_encoders(list(encoders), options)
     towers, pairs = _choose(described, fusion, baselines, modalities, attend)
+    plan = replace(plan, race=plan.race and _can_race(pairs, plan, protocol))
     labelled = read_labelled(data, columns, cache, task, protocol, progress)
     config = RunConfig(
         **labelled.recorded,
@@ -181,6 +182,11 @@ def train_heads(
     runner = make_engine(engine, features, labelled.targets, maker.device, attend, workers, ray_address)
     run = train_run(labelled, features, runner, pairs, plan, config, folder, maker, progress)
     return Sweep(run, False, maker.seconds, labelled.new_splits, (*labelled.notes, *lacking))
+
+
+def _can_race(pairs: Sequence[tuple[str, str]], plan: Plan, protocol: Protocol) -> bool:
+    """Whether heads can differ in the number of their seeds; a search compares settings over all of them."""
+    return protocol.seeds > 1 and len(pairs) > 1 and not plan.space and any(head in FUSIONS for head, _ in pairs)
 
 
 def _class_names(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from mmfeat.sweep.problem import LabelledData, Problem
 from mmfeat.sweep.trials import HeadTrainer, decide
 from mmfeat.system.files import write_atomic, write_errors
 from mmfeat.system.hardware import check_engine, cpu_count
-from mmfeat.system.wording import Progress
+from mmfeat.system.wording import Advance, Progress, ignore
 
 
 def rank(problem: Problem, entries: Sequence[TrainedEntry]) -> tuple[Entry, ...]:
@@ -87,8 +88,10 @@ def train_run(
         with making(folder, config, maker), one_blas_thread(), one_torch_thread():  # sums depend on the threads
             save_splits(data.splits, folder, [str(sample.label) for sample in data.samples.labelled])
             problem = Problem(features.ids, data.targets, data.splits, data.protocol.seeds, data.protocol.seed)
-            entries = _train_all(problem, engine, pairs, plan, folder, progress)
-            return _finish(problem, entries, config, maker, plan, folder, features)
+            deadline = float("inf") if plan.time_limit is None else time.monotonic() + plan.time_limit
+            trainers = Trainers(problem, engine, plan, folder, progress, deadline)
+            entries = _train_all(trainers, pairs, bool(config.ensembles))
+            return _finish(problem, entries, config, maker, folder, features)
     finally:
         engine.close()
 
@@ -111,36 +114,95 @@ def make_engine(
     return LocalEngine(features, targets, device, attend, workers)
 
 
-def _train_all(
-    problem: Problem, engine: Engine, pairs: Sequence[tuple[str, str]], plan: Plan, folder: Path, progress: Progress
-) -> list[TrainedEntry]:
-    """Train the entry of every pair, each in a thread that waits for its jobs; all jobs share the engine's workers."""
-    deadline = float("inf") if plan.time_limit is None else time.monotonic() + plan.time_limit
-    total = sum(_trainings(problem, head, plan) for head, _ in pairs)
-    with progress.step("heads", total) as advance, ThreadPoolExecutor(cpu_count() + 1) as threads:
-        futures = [
-            threads.submit(EntryTrainer(trainer, plan, folder, deadline, advance).train)
-            for trainer in (HeadTrainer(problem, engine, *pair) for pair in pairs)
-        ]
-        try:
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()  # an error is raised now, not when all entries before it are done
-            return [future.result() for future in futures]
-        except BaseException:
-            engine.close()  # first: the threads, for which the pool waits, wait for the engine
-            for future in futures:
-                future.cancel()
-            raise
+@dataclass(frozen=True)
+class Trainers:
+    """Trains entries into the run folder, each in a thread that waits for its jobs; all jobs share the engine's
+    workers. No trial is begun after `deadline` (seconds of `time.monotonic`)."""
+
+    problem: Problem
+    engine: Engine
+    plan: Plan
+    folder: Path
+    progress: Progress
+    deadline: float
+
+    def score(self, title: str, pairs: Sequence[tuple[str, str]], repeats: int) -> list[TrainedEntry]:
+        """The entries of these heads and modalities with `repeats` seeds a fold, scored out of fold."""
+        total = sum(self._trainings(head, repeats) for head, _ in pairs)
+        with self.progress.step(title, total) as advance:
+            return self._side_by_side([self._trainer(*pair, repeats, advance).score for pair in pairs])
+
+    def finish(self, entries: Sequence[TrainedEntry]) -> list[TrainedEntry]:
+        """The entries with their final heads."""
+        with self.progress.step("final heads", len(entries)) as advance:
+            return self._side_by_side([partial(self._finish, trained, advance) for trained in entries])
+
+    def _finish(self, trained: TrainedEntry, advance: Advance) -> TrainedEntry:
+        assert trained.best is not None
+        head, modality = trained.entry.head, trained.entry.modalities
+        done = self._trainer(head, modality, len(trained.logits), ignore).finish(trained, trained.best)
+        advance(1)
+        return done
+
+    def _trainer(self, head: str, modality: str, repeats: int, advance: Advance) -> EntryTrainer:
+        trainer = HeadTrainer(replace(self.problem, repeats=repeats), self.engine, head, modality)
+        return EntryTrainer(trainer, self.plan, self.folder, self.deadline, advance)
+
+    def _side_by_side(self, calls: Sequence[Callable[[], TrainedEntry]]) -> list[TrainedEntry]:
+        with ThreadPoolExecutor(cpu_count() + 1) as threads:
+            futures = [threads.submit(call) for call in calls]
+            try:
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()  # an error is raised now, not when all entries before it are done
+                return [future.result() for future in futures]
+            except BaseException:
+                self.engine.close()  # first: the threads, for which the pool waits, wait for the engine
+                for future in futures:
+                    future.cancel()
+                raise
+
+    def _trainings(self, head: str, repeats: int) -> int:
+        """How many trainings the progress bar counts for a head; a search without end is counted by its first trial."""
+        trials, space = 1, self.plan.space
+        if space and head not in BASELINES:
+            sizes = [len(values) for values in space.values() if isinstance(values, Sequence)]
+            trials = self.plan.trials or int(np.prod(sizes))
+        return trials * len(replace(self.problem, repeats=repeats).cells(head))
 
 
-def _trainings(problem: Problem, head: str, plan: Plan) -> int:
-    """How many trainings the progress bar counts for a head; a search without end is counted by its first trial."""
-    trials = 1
-    if plan.space and head not in BASELINES:
-        sizes = [len(values) for values in plan.space.values() if isinstance(values, Sequence)]
-        trials = plan.trials or int(np.prod(sizes))
-    return trials * len(problem.cells(head)) + plan.refit * problem.repeats_of(head)
+def _train_all(trainers: Trainers, pairs: Sequence[tuple[str, str]], ensembles: bool) -> list[TrainedEntry]:
+    """Train all heads, in a race if the plan has one, and combine them into ensembles."""
+    problem, plan = trainers.problem, trainers.plan
+    entries = trainers.score("heads", pairs, 1 if plan.race else problem.repeats)
+    combined: list[TrainedEntry] = []
+    while True:
+        if plan.race and (late := behind_in_seeds(rank(problem, [*entries, *combined]), problem.repeats)):
+            further = {trained.name: trained for trained in trainers.score("more seeds", late, problem.repeats)}
+            entries, combined = [further.get(trained.name, trained) for trained in entries], []
+            continue
+        if ensembles and not combined:
+            combined = ensemble_entries(problem, entries, plan.adjustment, trainers.folder)
+            if combined:
+                continue  # with them more heads may tie with the first entry
+        break
+    dropped = {trained.name for trained in entries if len(trained.logits) < problem.repeats_of(trained.entry.head)}
+    entries = [trained.updated(dropped=True) if trained.name in dropped else trained for trained in entries]
+    return [*trainers.finish(entries), *combined]
+
+
+def behind_in_seeds(ranked: Sequence[Entry], repeats: int) -> list[tuple[str, str]]:
+    """Heads and modalities with fewer than `repeats` seeds that tie with the first entry or show the ablation of the
+    best head."""
+    heads = [entry for entry in ranked if not entry.is_ensemble]
+    shown = (heads[0].head, TWINS.get(heads[0].head))
+    return [
+        (entry.head, entry.modalities)
+        for entry in heads
+        if (entry.tie or entry.head in shown)
+        and entry.head not in BASELINES
+        and len(entry.seeds["macro_f1"].values) < repeats
+    ]
 
 
 def _finish(
@@ -148,13 +210,10 @@ def _finish(
     entries: list[TrainedEntry],
     config: RunConfig,
     maker: Maker,
-    plan: Plan,
     folder: Path,
     features: Features,
 ) -> Run:
-    """Combine, rank, and declare the run complete."""
-    if config.ensembles:
-        entries = entries + ensemble_entries(problem, entries, plan.adjustment, folder)
+    """Rank, and declare the run complete."""
     leaderboard = rank(problem, entries)
     classes = problem.targets.classes
     write_leaderboard(folder, leaderboard, classes)

@@ -21,9 +21,11 @@ from mmfeat.heads.stack import Member, epoch_steps
 from mmfeat.runs.entry import OUT_OF_FOLD, FinalHead, Scores, convert
 from mmfeat.runs.run import read_trial, trial_checksum, whole_trial
 from mmfeat.samples.labels import Targets, names_of
-from mmfeat.sweep.problem import Problem
+from mmfeat.sweep.problem import Cell, Problem
 from mmfeat.system.files import csv_text, file_sha256, write_atomic, write_json
 from mmfeat.system.wording import Advance, ignore
+
+BY_CELL = ("validation", "histories", "best_epochs", "chosen", "fitted")  # lists of an outcome, fold after fold
 
 
 def cross_fit(
@@ -118,6 +120,25 @@ class Outcome:
         """Mean macro-F1 on the validation rows, which a search maximises."""
         return float(self.scores.mean())
 
+    @property
+    def repeats(self) -> int:
+        """S, the number of seeds."""
+        return len(self.scores)
+
+    def first(self, repeats: int) -> Outcome:
+        """The outcome of the first seeds alone."""
+        lists: dict[str, Any] = {name: _by_cell([getattr(self, name)], [self.repeats], repeats) for name in BY_CELL}
+        return replace(self, logits=self.logits[:repeats], scores=self.scores[:repeats], **lists)
+
+    def joined(self, further: Outcome) -> Outcome:
+        """The outcome with the seeds of `further` behind its own; without the tensors of the heads."""
+        both = (self, further)
+        values: dict[str, Any] = {"seconds": self.seconds + further.seconds}
+        values |= {name: np.concatenate([getattr(part, name) for part in both]) for name in ("logits", "scores")}
+        for name in BY_CELL:
+            values[name] = _by_cell([getattr(part, name) for part in both], [part.repeats for part in both])
+        return replace(self, **{**values, "fitted": []})
+
 
 @dataclass(frozen=True)
 class HeadTrainer:
@@ -128,25 +149,27 @@ class HeadTrainer:
     head: str
     modality: str
 
-    def run(self, settings: Sequence[HeadSettings], advance: Advance, keep: bool = False) -> list[Outcome]:
-        """Train each of `settings` on all folds and seeds; heads whose settings allow it are stacked.
+    def run(
+        self, settings: Sequence[HeadSettings], advance: Advance, keep: bool = False, since: int = 0
+    ) -> list[Outcome]:
+        """Train each of `settings` on all folds and on the seeds from number `since`; heads whose settings allow it
+        are stacked.
 
         With `keep` the outcomes hold the tensors of the heads.
         """
-        cells = self.problem.cells(self.head)
-        groups: dict[tuple[Any, ...], list[tuple[int, HeadSettings, int]]] = {}
+        cells = [cell for cell in self.problem.cells(self.head) if cell[1] >= since]
+        groups: dict[tuple[Any, ...], list[tuple[int, HeadSettings, Cell]]] = {}
         for number, setting in enumerate(settings):
             shared = tuple(getattr(setting, name) for name in SHARED)
-            groups.setdefault(shared, []).extend((number, setting, cell) for cell in range(len(cells)))
+            groups.setdefault(shared, []).extend((number, setting, cell) for cell in cells)
         chunks = [chunk for group in groups.values() for chunk in _chunks(group, self._stack_size(group[0][1]))]
-        jobs = [self._job(chunk, keep) for chunk in chunks]
-        results: dict[tuple[int, int], Fitted] = {}
+        sizes = self.problem.splits.training_sizes
+        jobs = [self._job(chunk, sizes, keep) for chunk in chunks]
+        results: list[list[Fitted]] = [[] for _ in settings]
         for chunk, fitted in zip(chunks, self.engine.run(jobs, advance), strict=True):
-            results |= {(number, cell): result for (number, _, cell), result in zip(chunk, fitted, strict=True)}
-        return [
-            self._outcome(setting, [results[number, cell] for cell in range(len(cells))], keep)
-            for number, setting in enumerate(settings)
-        ]
+            for (number, _, _), result in zip(chunk, fitted, strict=True):
+                results[number].append(result)
+        return [self._outcome(*each, cells, keep) for each in zip(settings, results, strict=True)]
 
     def refit(self, best: Outcome) -> list[Fitted]:
         """Train on all labelled samples, as long and as slowly as the heads of the folds did on average."""
@@ -173,13 +196,11 @@ class HeadTrainer:
         data = self.engine.bench.data(self.head, self.modality)
         return stack_size(self.head, data, len(self.problem.targets.classes), settings.batch_size)
 
-    def _job(self, chunk: list[tuple[int, HeadSettings, int]], keep: bool) -> Job:
-        cells = self.problem.cells(self.head)
-        sizes = [len(rows.train) for _, _, rows in cells]
+    def _job(self, chunk: list[tuple[int, HeadSettings, Cell]], sizes: Sequence[int], keep: bool) -> Job:
+        """A stack of these members; `sizes` are the numbers of training rows in all folds and for all seeds."""
         most, fewest = max(sizes), max(2, min(sizes))  # no batch is larger than any training fold
         members, predict = [], []
-        for _, settings, cell in chunk:
-            fold, repeat, rows = cells[cell]
+        for _, settings, (fold, repeat, rows) in chunk:
             steps = epoch_steps(most, settings.batch_size)
             whole = np.union1d(rows.train, rows.validation)
             settings = replace(settings, batch_size=min(settings.batch_size, fewest))
@@ -188,16 +209,17 @@ class HeadTrainer:
             predict.append((rows.validation, rows.test))
         return Job(self.head, self.modality, tuple(members), tuple(predict), keep=keep)
 
-    def _outcome(self, settings: HeadSettings, fitted: list[Fitted], keep: bool) -> Outcome:
-        problem, repeats = self.problem, self.problem.repeats_of(self.head)
+    def _outcome(self, settings: HeadSettings, fitted: list[Fitted], cells: list[Cell], keep: bool) -> Outcome:
+        problem, since = self.problem, cells[0][1]
+        repeats = problem.repeats_of(self.head) - since
         validation = [_as_saved(result.logits[0]) for result in fitted]
         logits = np.full((repeats, len(problem.targets), len(problem.targets.classes)), np.nan)
         scores = np.zeros((repeats, len(problem.splits)))
-        for (fold, repeat, rows), result, seen in zip(problem.cells(self.head), fitted, validation, strict=True):
-            logits[repeat, rows.test] = _as_saved(result.logits[1])
+        for (fold, repeat, rows), result, seen in zip(cells, fitted, validation, strict=True):
+            logits[repeat - since, rows.test] = _as_saved(result.logits[1])
             if np.isfinite(seen).all():  # a head that diverged scores 0 and loses against any other
                 choice = plain_choice(seen, problem.targets.multilabel)
-                scores[repeat, fold] = macro_f1(problem.targets.matrix[rows.validation], choice)
+                scores[repeat - since, fold] = macro_f1(problem.targets.matrix[rows.validation], choice)
         return Outcome(
             settings,
             logits,
@@ -212,12 +234,14 @@ class HeadTrainer:
 
 
 def save_outcome(outcome: Outcome, path: Path) -> None:
-    """`PATH.safetensors` with the logits, then `PATH.json`, whose existence says that both are there."""
+    """`PATH.safetensors` with the logits, then `PATH.json`, whose existence says that both are there; an outcome with
+    fewer seeds is replaced."""
     from safetensors.numpy import save
 
     tensors = {"logits": outcome.logits.astype(np.float32)}
     tensors |= {f"validation.{cell}": logits.astype(np.float32) for cell, logits in enumerate(outcome.validation)}
-    file = path.with_name(f"{path.name}.safetensors")
+    file, described = (path.with_name(f"{path.name}.{kind}") for kind in ("safetensors", "json"))
+    described.unlink(missing_ok=True)
     write_atomic(file, save(tensors))
     record = {
         "settings": asdict(outcome.settings),
@@ -227,7 +251,7 @@ def save_outcome(outcome: Outcome, path: Path) -> None:
         "chosen": outcome.chosen,
         "seconds": outcome.seconds,
     }
-    write_json(path.with_name(f"{path.name}.json"), {**record, "sha256": trial_checksum(record, file)})
+    write_json(described, {**record, "sha256": trial_checksum(record, file)})
 
 
 def load_outcome(path: Path) -> Outcome | None:
@@ -246,6 +270,13 @@ def load_outcome(path: Path) -> Outcome | None:
             scores=np.array(values.pop("scores")),
             **values,
         )
+
+
+def _by_cell(parts: Sequence[Sequence[Any]], repeats: Sequence[int], most: int | None = None) -> list[Any]:
+    """The items of several lists, each with so many seeds a fold, in one list fold after fold; `most` seeds of each."""
+    folds = len(parts[0]) // repeats[0]
+    pairs = list(zip(parts, repeats, strict=True))
+    return [item for fold in range(folds) for part, n in pairs for item in part[fold * n : (fold + 1) * n][:most]]
 
 
 def _chunks(items: list[Any], size: int) -> list[list[Any]]:

@@ -89,7 +89,10 @@ def toy_entry(
     engine = LocalEngine(toy_features.features(), task.targets, "cpu", "tokens", 1)
     try:
         trainer = HeadTrainer(task, engine, head, "both")
-        return EntryTrainer(trainer, plan, folder, deadline, ignore).train()
+        entry = EntryTrainer(trainer, plan, folder, deadline, ignore)
+        scored = entry.score()
+        assert scored.best is not None
+        return entry.finish(scored, scored.best)
     finally:
         engine.close()
 
