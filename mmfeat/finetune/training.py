@@ -157,19 +157,24 @@ class Training:
         self.state.waiting = self.draws.waiting.tolist()
 
     def _drawn(self) -> Iterator[Step]:
-        """Draw the steps of this epoch: rows, views, dropped and keep, each (1, B, ...)."""
+        """Draw the steps of this epoch: rows, views, dropped and keep, each (1, B, ...).
+
+        They stay in memory, since asking a GPU for the rows to read ahead would wait for all steps before.
+        """
         data = self.model.data
         views = FRESH_VIEWS if self.setup.finetune.augment else data.views
-        for piece in draw_pieces([self.draws], self.steps, views, len(data.sources), data.device):
+        for piece in draw_pieces([self.draws], self.steps, views, len(data.sources), "cpu"):
             yield from piece.steps()
 
     def _read(self, step: Step) -> list[PartialInputs]:
-        rows, views = step[0][0].cpu().numpy(), step[1]
-        return self.model.read(rows, np.zeros(len(rows), np.int64) if views is None else views[0].cpu().numpy())
+        rows, views = step[0][0].numpy(), step[1]
+        return self.model.read(rows, np.zeros(len(rows), np.int64) if views is None else views[0].numpy())
 
     def _step(self, step: Step, parts: list[PartialInputs]) -> Tensor:
         """Add the gradient of a step, and update the parameters after every `accumulate` steps; returns the loss."""
-        rows, views, dropped, keep = step
+        device = self.model.data.device
+        rows, keep = (x.to(device, non_blocking=True) for x in (step[0], step[3]))
+        views, dropped = (None if x is None else x.to(device, non_blocking=True) for x in step[1:3])
         accumulate, number = self.setup.finetune.accumulate, self.state.step
         scaled_keep = keep * (1 / (1 - self.settings.dropout))
         cached_views = None if self.setup.finetune.augment else views  # fresh views have no cached vectors

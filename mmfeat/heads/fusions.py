@@ -226,23 +226,30 @@ class Attention(Stacked):
         self.nothing = nn.Parameter(torch.zeros(heads, 1, 1, TOKEN_WIDTH))
         self.norm = LayerNorm(heads, TOKEN_WIDTH)
 
-    def layers(self, asking: TokenInput, asked: TokenInput) -> tuple[Layers, Layers]:
-        """From tokens to queries and to keys."""
+    def layers(self, asking: TokenInput, asked: TokenInput) -> tuple[Layers, Layers, Tensor]:
+        """From tokens to queries, from tokens to keys, and the (K, 1, 128) key for nothing."""
         weight, bias = (x.chunk(2, -1)[0] for x in (self.key_value.weight, self.key_value.bias))
         query = asking.merged(self.query.weight * SHARPNESS, self.query.bias * SHARPNESS)
-        return query, [*asked.merged(weight, bias), (weight, bias)]
+        return query, asked.merged(weight, bias), self.nothing[:, 0] @ weight + bias
 
-    def forward(self, layers: tuple[Layers, Layers], queries: Tokens, asked: TokenInput, keys: Tokens) -> Tensor:
+    def forward(
+        self, layers: tuple[Layers, Layers, Tensor], queries: Tokens, asked: TokenInput, keys: Tokens
+    ) -> Tensor:
         """The layers, [(K, B, T, D), (K, B, T)], the input of the keys, [(K, B, P, D), (K, B, P)] -> (K, B, 128)."""
         heads, batch = keys[0][1].shape[:2]
-        nothing = self.nothing.expand(-1, batch, -1, -1)
-        query, key = _through([x for x, _ in queries], layers[0]), _through([*(x for x, _ in keys), nothing], layers[1])
+        rounded = self.query.rounded and self.training
+        query = _of_heads([_through(x, layer, rounded) for (x, _), layer in zip(queries, layers[0], strict=True)])
+        parts = [_through(x, layer, rounded) for (x, _), layer in zip(keys, layers[1], strict=True)]
+        key = _of_heads([*parts, layers[2].unsqueeze(1).expand(-1, batch, -1, -1)])
         mask = F.pad(torch.cat([mask for _, mask in keys], 2), (0, 1), value=True).flatten(0, 1)
-        hidden = torch.zeros_like(mask, dtype=key.dtype).masked_fill(~mask, -torch.inf)
-        scores = torch.baddbmm(_of_heads(hidden).unsqueeze(1), query, key.transpose(1, 2))
+        if self.training and key.device.type == "cpu" and bool(mask.all()):  # a GPU would wait for the answer
+            scores = torch.bmm(query, key.transpose(1, 2))
+        else:
+            hidden = torch.zeros_like(mask, dtype=key.dtype).masked_fill(~mask, -torch.inf)
+            scores = torch.baddbmm(_repeated(hidden).unsqueeze(1), query, key.transpose(1, 2))
         present = torch.cat([mask for _, mask in queries], 2).flatten(0, 1)
         share = present / present.sum(1, keepdim=True).clamp_min(1)
-        weights = MeanSoftmax.apply(scores, _of_heads(share)).unflatten(0, (-1, ATTENTION_HEADS))
+        weights = MeanSoftmax.apply(scores, _repeated(share)).unflatten(0, (-1, ATTENTION_HEADS))
         mean = asked.weighted([x for x, _ in keys], weights[..., :-1])
         mean = mean + weights[..., -1:].reshape(heads, -1, 1) * self.nothing[:, 0]
         value = self.key_value.weight.chunk(2, -1)[1].unflatten(-1, (ATTENTION_HEADS, -1)).transpose(1, 2)
@@ -301,16 +308,19 @@ def _cut(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return x[:, :, :end], mask[:, :, :end]
 
 
-def _through(sources: Sequence[Tensor], layers: Layers) -> Tensor:
-    """[(K, B, T, D)] tokens, each source through its layer to 128 -> (K * B * 8, sum of T, 16)."""
-    parts = [
-        torch.baddbmm(bias, x.flatten(1, 2), weight).unflatten(1, x.shape[1:3])
-        for x, (weight, bias) in zip(sources, layers, strict=True)
-    ]
-    heads = [x.flatten(0, 1).unflatten(-1, (ATTENTION_HEADS, -1)).transpose(1, 2) for x in parts]
-    return torch.cat(heads, 2).flatten(0, 1)
+def _through(x: Tensor, layer: tuple[Tensor, Tensor], rounded: bool) -> Tensor:
+    """(K, B, T, D) tokens of a source through its layer, with `rounded` factors -> (K, B, T, 128)."""
+    (weight, bias), rows = layer, x.flatten(1, 2)
+    out = torch.bmm(rows.bfloat16(), weight.bfloat16()) + bias if rounded else torch.baddbmm(bias, rows, weight)
+    return out.unflatten(1, x.shape[1:3])
 
 
-def _of_heads(x: Tensor) -> Tensor:
+def _of_heads(parts: list[Tensor]) -> Tensor:
+    """[(K, B, T, 128)] -> (K * B * 8, sum of T, 16)."""
+    split = [x.flatten(0, 1).unflatten(-1, (ATTENTION_HEADS, -1)).transpose(1, 2) for x in parts]
+    return torch.cat(split, 2).flatten(0, 1)
+
+
+def _repeated(x: Tensor) -> Tensor:
     """(K * B, T) -> (K * B * 8, T), the same for each head of attention."""
     return x.unsqueeze(1).expand(-1, ATTENTION_HEADS, -1).flatten(0, 1)

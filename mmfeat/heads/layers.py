@@ -260,10 +260,6 @@ class Fusion(Stacked):
         """Replace the first weights of one head by the (C, D) vectors of classes, which are given by the first column
         of their encoder; only a linear head can."""
 
-    def tensors(self, head: int) -> dict[str, Tensor]:
-        """Parameters and buffers of one head, without the axis of heads, copied."""
-        return {name: value[head].detach().clone() for name, value in self.state_dict().items()}
-
     @torch.no_grad()
     def keep_heads(self, heads: Tensor) -> None:
         """Continue with these heads of the stack."""

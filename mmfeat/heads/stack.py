@@ -129,7 +129,8 @@ def predict_module(module: Fusion, data: HeadData, rows: Sequence[np.ndarray]) -
         line[: len(head_rows)] = torch.from_numpy(head_rows)
     order = data.by_length(padded.to(data.device))
     padded = padded.to(data.device).gather(1, order)
-    size = max(1, PREDICTED_VALUES // (len(rows) * max(data.width, 1)))
+    most = PREDICTED_VALUES if data.device == "cpu" else 16 * PREDICTED_VALUES
+    size = max(1, most // (len(rows) * max(data.width, 1)))
     size = min(size, TOKEN_ROWS) if data.attend else size
     module.eval()
     pieces = []
@@ -151,7 +152,6 @@ class _Stack:
         self.targets, self.members = targets, members
         self.running = list(range(len(members)))
         self.trained: list[Trained | None] = [None] * len(members)
-        self.best: list[dict[str, Tensor]] = [{} for _ in members]
         self.histories: list[list[dict[str, float]]] = [[] for _ in members]
         self.stoppers = [Stopper(member.settings, member.replay) for member in members]
         self.module = fusion(len(members), data.shape, len(targets.classes))
@@ -163,6 +163,7 @@ class _Stack:
             if member.settings.init == ZERO_SHOT:
                 self.module.start_from(head, _class_vectors(data, targets))
         self.module.to(data.device)
+        self.best = {name: value.clone() for name, value in self.module.state_dict().items()}  # of each member
         if multiplies_in_half(data.device):
             self.module.round_products()
         self.draws = [Draws(member.entropy, member.train, member.settings, self.module.units) for member in members]
@@ -192,10 +193,14 @@ class _Stack:
         """Train all running heads for an epoch, drop finished heads from the stack and return the number of these."""
         losses = self._train()
         scores = self._validate()
-        for index, number in enumerate(self.running):
-            self._record(index, number, losses[index], scores[index])
+        better = [index for index in range(len(self.running)) if self._record(index, losses[index], scores[index])]
+        if better:
+            numbers, indices = self._rows([self.running[index] for index in better]), self._rows(better)
+            for name, value in self.module.state_dict().items():
+                self.best[name][numbers] = value[indices]
         done = [index for index, number in enumerate(self.running) if self.stoppers[number].done]
         if done:
+            self._finish([self.running[index] for index in done])
             self._keep([index for index in range(len(self.running)) if index not in done])
         return len(done)
 
@@ -229,22 +234,31 @@ class _Stack:
             for number, wanted, logits in zip(self.running, matrices, predicted, strict=True)
         ]
 
-    def _record(self, index: int, number: int, loss: float, scores: dict[str, float]) -> None:
+    def _record(self, index: int, loss: float, scores: dict[str, float]) -> bool:
+        """Record an epoch of a running head; returns whether its weights are the best so far."""
+        number = self.running[index]
         stopper, history, settings = self.stoppers[number], self.histories[number], self.members[number].settings
         if not np.isfinite([loss, *scores.values()]).all():  # where only the last step diverged, the scores show it
             raise HeadError(f"a head diverged; lower --learning-rate (now {settings.learning_rate:g})")
         history.append({"epoch": len(history), "loss": loss, **scores, "scale": stopper.scale})
         by_loss = settings.monitor == "loss"
         score = -scores.get("validation_loss", 0.0) if by_loss else scores.get("validation_macro_f1", 0.0)
-        if stopper.update(len(history) - 1, score):
-            self.best[number] = self.module.tensors(index)
-        if stopper.done:
-            tensors = {name: value.cpu() for name, value in self.best[number].items()}
-            self.trained[number] = Trained(tensors, history, stopper.best_epoch)
+        return stopper.update(len(history) - 1, score)
+
+    def _finish(self, numbers: list[int]) -> None:
+        """Take the best weights of these members from the device, all in one copy a tensor."""
+        rows = self._rows(numbers)
+        best = {name: value[rows].cpu() for name, value in self.best.items()}
+        for place, number in enumerate(numbers):
+            tensors = {name: value[place] for name, value in best.items()}
+            self.trained[number] = Trained(tensors, self.histories[number], self.stoppers[number].best_epoch)
+
+    def _rows(self, numbers: Sequence[int]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.int64, device=self.data.device)
 
     def _keep(self, indices: list[int]) -> None:
         self.running = [self.running[index] for index in indices]
-        heads = torch.tensor(indices, dtype=torch.int64, device=self.data.device)
+        heads = self._rows(indices)
         self.module.keep_heads(heads)
         self.data.keep_heads(heads)
         self.optimiser.keep(heads, list(self.module.parameters()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from mmfeat.heads.registry import HeadSettings
 from mmfeat.samples.labels import Targets
+from mmfeat.system.hardware import cpu_count
 
 STEPS_OF_16_BITS = 2**16
 DECISIONS = 2**22  # most dropout decisions that a head draws at once; an epoch of a million rows would fill the memory
@@ -93,12 +95,22 @@ def draw_pieces(draws: Sequence[Draws], steps: int, views: int, modalities: int,
 
 def draw_epoch(draws: Sequence[Draws], steps: int, views: int, modalities: int, device: str) -> Epoch:
     """Draw the next `steps` steps of each head."""
-    rows = [head.order(steps) for head in draws]
-    shape = rows[0].shape
+    rows = np.stack([head.order(steps) for head in draws])
+    shape = rows.shape[1:]
+    keep = np.empty((*rows.shape, draws[0].units), bool)
+
+    def fill(number: int) -> None:
+        keep[number] = draws[number].keep(shape)
+
+    if device == "cpu":
+        list(map(fill, range(len(draws))))
+    else:  # a GPU would wait for the decisions of hundreds of heads, of which each has a generator
+        with ThreadPoolExecutor(cpu_count()) as threads:
+            list(threads.map(fill, range(len(draws))))
     drops = modalities > 1 and any(head.settings.modality_dropout for head in draws)
     return Epoch(
-        _together(rows, device),
-        _together([head.keep(shape) for head in draws], device),
+        torch.from_numpy(rows).to(device),
+        torch.from_numpy(keep).to(device),
         _together([head.views(shape, views) for head in draws], device) if views else None,
         _together([head.dropped(shape, modalities) for head in draws], device) if drops else None,
     )

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mmfeat.encoders.registry import absolute_request, describe_encoders, load_encoders
 from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec
+from mmfeat.encoders.torch_tower import staged, to_device
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.samples.contents import clean_tweet
@@ -357,3 +359,13 @@ def test_a_compiled_encoder_gives_the_same_vectors(tiny_bert: Path) -> None:
     for texts in (TEXTS, TEXTS[:2]):  # shapes change from batch to batch
         prepared = [plain.prepare(text) for text in texts]
         np.testing.assert_allclose(compiled.embed(prepared)[0], plain.embed(prepared)[0], atol=1e-5)
+
+
+def test_inputs_are_rounded_before_a_gpu_copies_them() -> None:
+    """As the GPU itself would round them; whole numbers stay."""
+    given = {"pixels": torch.randn(3, 4), "ids": torch.arange(6)}
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        found = staged(given, dtype, pinned=False)
+        assert {name: value.dtype for name, value in found.items()} == {"pixels": dtype, "ids": torch.int64}
+        for name, value in to_device(given, "cpu", dtype).items():
+            torch.testing.assert_close(found[name], value, rtol=0, atol=0)

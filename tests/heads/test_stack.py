@@ -116,6 +116,17 @@ def test_long_epochs_are_drawn_in_pieces(monkeypatch: pytest.MonkeyPatch) -> Non
         assert_same(alone, trained, ("concat", ""), data())
 
 
+def test_a_gpu_gets_the_draws_of_a_cpu() -> None:
+    """Though threads fill the decisions of its heads side by side; `cpu:0` stands for a device that is not the CPU."""
+    both = []
+    for device in ("cpu", "cpu:0"):
+        own = [Draws(each.entropy, each.train, each.settings, Concat.units) for each in members()]
+        both.append([draw_epoch(own, STEPS, 1, 2, device) for _ in range(2)])
+    for one, other in zip(*both, strict=True):
+        for name, value in vars(one).items():
+            torch.testing.assert_close(getattr(other, name), value, rtol=0, atol=0)
+
+
 class Copies(TorchDispatchMode):
     """Notes what is copied to another device; refuses float64 anywhere but on the CPU."""
 
