@@ -179,10 +179,9 @@ class SampleSource:
             return Layout((file,))
         if not exists(self.data):
             raise DataError(f"{self.data}: no such folder or table; check --data")
-        if table := table_in_archive(self.data):
-            layout = Layout((table,))
-        elif (tree := open_tree(self.data)) is None:
-            layout = Layout()
+        if (tree := open_tree(self.data)) is None:
+            table = table_in_archive(self.data)
+            layout = Layout((table,) if table else ())
         elif (lists := lists_in(tree)) is not None:
             layout = Layout(tree=tree, lists=lists)
         else:
