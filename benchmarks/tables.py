@@ -1,6 +1,7 @@
 """Reading tables of a million rows: each format in a fresh process, time as a ratio to JSONL, and most memory.
 
-What an extraction reads of a table: once to count and check it, once in blocks of samples.
+What an extraction reads of a table: once to count and check it, once in blocks of samples; with --extract, a whole
+extraction by `hashing:1` into an empty cache.
 `python benchmarks/tables.py FOLDER [--rows N] [--rounds N]` writes the tables to FOLDER and prints a Markdown table.
 """
 
@@ -13,6 +14,7 @@ import json
 import lzma
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +22,13 @@ from typing import Any
 
 import numpy as np
 
+from mmfeat.extraction.extract import extract_features
 from mmfeat.samples.dataset import SampleSource
 
 BLOCK = 65_536  # rows that an extraction has in memory at once
 FORMATS = (
     "jsonl", "csv", "tsv", "txt", "psv", "quoted.csv", "cp1252.csv", "ndjson", "json", "parquet", "feather", "arrow",
-    "jsonl.gz", "csv.gz", "csv.bz2", "csv.xz", "csv.zst", "parquet.gz", "xlsx",
+    "jsonl.gz", "jsonl.bz2", "jsonl.xz", "csv.gz", "csv.bz2", "csv.xz", "csv.zst", "parquet.gz", "xlsx",
 )  # fmt: skip
 MARKS = {"csv": ",", "tsv": "\t", "txt": "\t", "psv": "|"}
 COMPRESSIONS = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
@@ -39,17 +42,19 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--only", nargs="*", default=FORMATS)
+    parser.add_argument("--extract", action="store_true", help="time whole extractions")
     parser.add_argument("--read", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.read:
-        print(json.dumps(read(given.folder)))
+        print(json.dumps((extract if given.extract else read)(given.folder)))
         return
     given.folder.mkdir(parents=True, exist_ok=True)
     paths = {name: write(given.folder, name, given.rows) for name in given.only}
     figures: dict[str, dict[str, float]] = {}
     for _ in range(given.rounds):
         for name, path in paths.items():
-            answer = subprocess.run([sys.executable, __file__, str(path), "--read"], stdout=subprocess.PIPE, check=True)
+            call = [sys.executable, __file__, str(path), "--read", *["--extract"] * given.extract]
+            answer = subprocess.run(call, stdout=subprocess.PIPE, check=True)
             figure = json.loads(answer.stdout)
             assert figure["rows"] == given.rows, (name, figure)
             figures[name] = min(figures.get(name, figure), figure, key=lambda each: each["seconds"])
@@ -68,6 +73,14 @@ def read(path: Path) -> dict[str, float]:
     assert sum(map(len, source.blocks(BLOCK))) == count
     seconds = time.process_time() - start  # of the processor: other work on the machine does not count
     return {"rows": count, "seconds": seconds, "memory": most_memory()}
+
+
+def extract(path: Path) -> dict[str, float]:
+    """Seconds and most memory in GB of an extraction of a table."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as cache:
+        start = time.process_time()
+        result = extract_features(path, ["hashing:1"], cache=cache)
+        return {"rows": len(result.samples), "seconds": time.process_time() - start, "memory": most_memory()}
 
 
 def most_memory() -> float:

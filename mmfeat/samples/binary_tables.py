@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import zipfile
 from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from typing import Any, BinaryIO, TypeAlias
@@ -14,6 +15,7 @@ from mmfeat.system.remote import PIECE
 
 BATCH = 4096  # rows that are made Python objects at a time
 BATCH_BYTES = 1 << 23  # bytes of a Parquet file that are read at a time
+LARGEST_BOOK = 1 << 31  # bytes of an Excel file, unpacked
 LINE = "#line"  # the column of line numbers in the copy of a sheet
 
 Rows: TypeAlias = "Iterator[tuple[int, dict[str, object]]]"  # row number and cells
@@ -98,17 +100,21 @@ def read_sheet(copy: BinaryIO, columns: Collection[str]) -> Rows:
 def copy_sheet(path: str) -> BinaryIO:
     """The first sheet of an Excel file as Arrow in a temporary file.
 
-    A sheet, of a million rows at most, is in memory as a whole while it is read, so it is read once.
+    A sheet, of a million rows at most, is in memory as a whole while it is read, so it is read once. Raises `DataError`
+    for one that unpacks to more than `LARGEST_BOOK` bytes, of which each takes about a byte of memory.
     """
     import python_calamine
 
     try:
+        with open_table(path, seekable=True) as binary, zipfile.ZipFile(binary) as book:
+            if (size := sum(part.file_size for part in book.infolist())) > LARGEST_BOOK:
+                raise DataError(f"{path}: {size:,} bytes unpacked would be in memory at once; save it as .csv instead")
         with open_table(path, seekable=True) as binary, python_calamine.CalamineWorkbook.from_filelike(binary) as book:
             sheet = book.get_sheet_by_index(0)
             rows = enumerate(sheet.iter_rows(), (sheet.start or (0, 0))[0] + 1)
             filled = ((line, row) for line, row in rows if row.count("") < len(row))
             return _written(path, filled)
-    except python_calamine.CalamineError as error:
+    except (python_calamine.CalamineError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: not an Excel file ({error}); save it again as .xlsx") from error
 
 

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mmfeat.errors import DataError
-from mmfeat.system.remote import COMPRESSIONS, MARK_BYTES, PIECE, decompressor, files_of, is_remote, open_file
+from mmfeat.system.remote import (
+    COMPRESSIONS,
+    MARK_BYTES,
+    SLOW,
+    Part,
+    decompressor,
+    files_of,
+    is_remote,
+    open_file,
+    unpacked,
+)
 
 DELIMITED = (".csv", ".tsv", ".psv", ".txt")
 JSON = (".jsonl", ".ndjson", ".json")
@@ -69,15 +79,22 @@ def table_name(data: str) -> str:
 def open_table(path: str, seekable: bool = False) -> Iterator[BinaryIO]:
     """Open a table for reading the bytes that were compressed, or those of the file.
 
-    With `seekable`, what was compressed lies in a temporary file meanwhile.
+    With `seekable`, and where unpacking takes as long as reading, what was compressed lies in a temporary file.
     """
     with open_file(path) as raw:
         unpack = decompressor(raw.read(MARK_BYTES))
-    with open_file(path) as raw, unpack(raw) if unpack else nullcontext(raw) as file:
-        if unpack is None or not seekable:
+    if unpack is None:
+        with open_file(path) as raw:
+            yield raw
+    elif seekable or unpack in SLOW:
+        copy = unpacked(path, unpack) if is_remote(path) else _copy(path, unpack, os.stat(path).st_mtime_ns)
+        with io.BufferedReader(Part(copy, 0, os.fstat(copy.fileno()).st_size)) as file:
             yield file
-            return
-        with tempfile.TemporaryFile() as whole:
-            shutil.copyfileobj(file, whole, PIECE)
-            whole.seek(0)
-            yield whole
+    else:
+        with open_file(path) as raw, unpack(raw) as file:
+            yield file
+
+
+@lru_cache(maxsize=4)  # a table is read several times
+def _copy(path: str, unpack: Callable[[BinaryIO], Any], changed: int) -> BinaryIO:
+    return unpacked(path, unpack)

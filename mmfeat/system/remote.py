@@ -195,7 +195,9 @@ class Archive:
         self.members = dict(sorted(self.members.items()))  # programs pack files in any order
 
     def _index_tar(self) -> None:
-        self._tar = self._unpacked()
+        with open(self.path, "rb") as raw:
+            unpack = decompressor(raw.read(MARK_BYTES))
+        self._tar = unpacked(self.path, unpack) if unpack else open(self.path, "rb")  # noqa: SIM115  lives as long
         end = os.fstat(self._tar.fileno()).st_size
         with tarfile.open(fileobj=self._tar, mode="r:") as tar:
             for info in tar:
@@ -207,28 +209,6 @@ class Archive:
                 if info.offset_data + info.size > end:
                     raise tarfile.ReadError(f"the member {info.name} ends behind the end of the file")
                 self._add(info.name, (info.offset_data, info.size))
-
-    def _unpacked(self) -> BinaryIO:
-        """The .tar, or a temporary file of what it unpacks to. Raises `DataError` for a bomb and a full disk."""
-        raw = open(self.path, "rb")  # noqa: SIM115  lives as long as the archive
-        unpack = decompressor(raw.read(MARK_BYTES))
-        raw.seek(0)
-        if unpack is None:
-            return raw
-        most, whole = max(LARGEST, TIGHTEST * os.path.getsize(self.path)), tempfile.TemporaryFile()  # noqa: SIM115
-        try:
-            with raw, unpack(raw) as file:
-                while piece := file.read(PIECE):
-                    if whole.tell() > most:
-                        raise DataError(f"{self.path}: unpacks to more than {most:,} bytes; nothing of it is read")
-                    whole.write(piece)
-            whole.seek(0)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            full = f"{tempfile.gettempdir()} is full; set TMPDIR to a folder with more room, or unpack it yourself"
-            raise DataError(f"{self.path}: unpacked into a temporary file, for which {full}") from error
-        return whole
 
     def _add(self, name: str, member: object) -> None:
         parts = name.replace("\\", "/").removeprefix("./").split("/")
@@ -246,7 +226,7 @@ class Archive:
             raise FileNotFoundError(2, "No such file or directory", member_url(self.path, name))
         member = self.members[name]
         if self._zip is None:
-            return io.BufferedReader(_Part(self._tar, *member))
+            return io.BufferedReader(Part(self._tar, *member))
         try:
             return self._zip.open(member)  # type: ignore[return-value]
         except (zipfile.BadZipFile, NotImplementedError) as error:
@@ -261,7 +241,7 @@ class Archive:
             raise OSError(5, f"broken in the archive ({error})", member_url(self.path, name)) from error
 
 
-class _Part(io.RawIOBase):
+class Part(io.RawIOBase):
     """Some bytes of an open file, read without the file's own position, which other threads may use."""
 
     def __init__(self, file: BinaryIO, start: int, size: int) -> None:
@@ -335,11 +315,32 @@ COMPRESSIONS: dict[str, tuple[bytes, Callable[[BinaryIO], Any]]] = {  # suffix -
     ".xz": (rb"\xfd7zXZ\0", lzma.LZMAFile),
     ".zst": (rb"\x28\xb5\x2f\xfd", _zstd),
 }
+SLOW = (bz2.BZ2File, lzma.LZMAFile)  # unpacking takes a quarter of the time of reading a table
 
 
 def decompressor(first: bytes) -> Callable[[BinaryIO], Any] | None:
     """What unpacks a file that begins with these `MARK_BYTES`, whatever it is called; None for a plain file."""
     return next((unpack for mark, unpack in COMPRESSIONS.values() if re.match(mark, first)), None)
+
+
+def unpacked(path: str, unpack: Callable[[BinaryIO], Any]) -> BinaryIO:
+    """A temporary file of what a compressed file unpacks to. Raises `DataError` for a bomb and a full disk."""
+    whole = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as it is read
+    try:
+        with open_file(path) as raw, unpack(raw) as file:
+            while piece := file.read(PIECE):
+                whole.write(piece)
+                if whole.tell() > max(LARGEST, TIGHTEST * raw.tell()):
+                    raise DataError(
+                        f"{path}: {raw.tell():,} bytes unpack to {whole.tell():,} and more; nothing of it is read"
+                    )
+        whole.seek(0)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        full = f"{tempfile.gettempdir()} is full; set TMPDIR to a folder with more room, or unpack it yourself"
+        raise DataError(f"{path}: unpacked into a temporary file, for which {full}") from error
+    return whole
 
 
 def refuse_foreign(path: str) -> None:

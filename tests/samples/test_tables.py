@@ -226,6 +226,20 @@ def test_what_is_wrong_is_named(tmp_path: Path, name: str, content: str, message
     assert "\n" not in str(caught.value)
 
 
+def test_an_excel_file_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "t.xlsx")
+    monkeypatch.setattr("mmfeat.samples.binary_tables.LARGEST_BOOK", 1000)
+    with pytest.raises(DataError, match=r"t.xlsx: [\d,]+ bytes unpacked would be in memory at once; save it as .csv"):
+        read_samples(path)
+
+
+def test_a_table_that_unpacks_to_much_more_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "t.csv.bz2").write_bytes(bz2.compress(bytes(1 << 24)))
+    monkeypatch.setattr("mmfeat.system.remote.LARGEST", 1 << 20)
+    with pytest.raises(DataError, match=r"t.csv.bz2: [\d,]+ bytes unpack to [\d,]+ and more; nothing of it is read"):
+        read_samples(tmp_path / "t.csv.bz2")
+
+
 @pytest.mark.parametrize("compression", [".gz", ".bz2", ".xz", ".zst"])
 def test_a_compressed_table_that_is_cut_short_is_named(tmp_path: Path, compression: str) -> None:
     path = compress(write(tmp_path / "t.csv", ROWS * 50), compression)
