@@ -42,7 +42,8 @@ SPEC_FILE = "spec.json"
 SHARD_BYTES = 128 << 20
 SHARD_SECONDS = 30.0
 QUARANTINE = "quarantine"
-RESERVED = ("requests", QUARANTINE)  # folders beside those of the data sets
+EXPORTED = ".runtimes"  # towers exported for other runtimes; no data set's folder begins with a dot
+RESERVED = ("requests", QUARANTINE, EXPORTED)  # folders beside those of the data sets
 
 
 class Cache:

@@ -17,6 +17,7 @@ from mmfeat.cli.flags import (
     EngineFlag,
     Parameters,
     RayAddress,
+    RuntimeFlag,
     Seed,
     Workers,
     encoder_options,
@@ -44,14 +45,11 @@ PARAMETERS: Parameters = {
     "cache": (CacheFolder, "cache"),
     **READING_PARAMETERS,
     "device": (Device, "auto"),
+    "runtime": (RuntimeFlag, "auto"),
     **ENCODER_PARAMETERS,
     "retry_failed": (Annotated[bool, typer.Option(help="Try again what could not be read or encoded.")], False),
     "workers": (Workers, 0),
     "batch_size": (Annotated[int, typer.Option(help="Samples a forward pass; 0 suits the device.", min=0)], 0),
-    "compiled": (
-        Annotated[bool, typer.Option("--compile", help="torch.compile pooled encoders; takes a minute.")],
-        False,
-    ),
     "engine": (EngineFlag, "local"),
     "ray_address": (RayAddress, None),
     "dry_run": (
@@ -85,7 +83,7 @@ def extract(context: typer.Context, **given: Any) -> None:
         "options": EncoderOptions(**encoder_options(values)),
         "columns": reading(values),
         "settings": ExtractSettings(
-            *(values[name] for name in ("device", "workers", "batch_size", "compiled", "retry_failed"))
+            *(values[name] for name in ("device", "workers", "batch_size", "runtime", "retry_failed"))
         ),
         "test": values["test"],
         "progress": ConsoleProgress(),
@@ -159,6 +157,8 @@ def show_extraction(result: Extraction) -> None:
         out.print(f"  {spec.name}: {good}{trouble} -> {result.folder / folder}")
         if result.cut[folder]:
             out.print(f"    {_cut(result.cut[folder], new, 'new texts', result.limits[folder], spec)}")
+        if folder in result.runtimes:
+            out.print(f"    computed by {shown(result.runtimes[folder])}")
     show_decision(result.decision)
     for note in notes_on(result.towers):
         out.print(f"  note: {shown(note)}")

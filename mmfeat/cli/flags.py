@@ -43,6 +43,7 @@ AnyEncoders = option("As for extract.  [default: the latest extraction's]", str 
 CacheFolder = option("Folder of the feature cache.", str, "--cache")
 ColumnsFlag = option("Names in your table: id=...,text=...,image=...,label=...", str, "--columns")
 Device = option("auto, cpu, cuda, cuda:N or mps.", str, "--device")
+RuntimeFlag = option("Of towers on a CPU: torch, compile, onnxruntime, openvino; auto: the fastest.", str, "--runtime")
 AnyColumns = option("As for extract.  [default: the latest's]", str | None, "--columns")
 EngineFlag = option("local or ray.", str, "--engine")
 RayAddress = option("A Ray cluster.  [default: this machine]", str | None, "--ray-address")

@@ -20,6 +20,7 @@ from mmfeat.cli.flags import (
     Modalities,
     Parameters,
     RunCache,
+    RuntimeFlag,
     Workers,
     interruptible,
     names,
@@ -113,6 +114,7 @@ _PARAMETERS: Parameters = {
     "format": (option(_FORMAT, str | None), None),
     "proba": (_PROBA, False),
     "device": (Device, "auto"),
+    "runtime": (RuntimeFlag, "auto"),
     "workers": (Workers, 0),
 }
 SUBMIT_PARAMETERS: Parameters = {
@@ -170,7 +172,8 @@ def predict(context: typer.Context, **values: Any) -> None:
     files, data, text, image = values["files"] or [], values["data"], values["text"], values["image"]
     table, written = split_columns(values)
     data_only = {"cache": values["cache"], "columns": table, "workers": values["workers"]}
-    check_inputs(files, data, text, image, {f"--{name}": value for name, value in data_only.items()})
+    data_only["runtime"] = values["runtime"]
+    check_inputs(files, data, text, image, {f"--{name}": v for name, v in data_only.items() if v != "auto"})
     target, output = _target(values, written)
     run, which = values["run"], {name: values[name] for name in ("heads", "head", "modalities", "device")}
     if data is not None:

@@ -17,6 +17,7 @@ class FusedAttention(nn.Module):
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
         self.attention = attention
+        self.project = self._projected
 
     def forward(
         self,
@@ -33,12 +34,14 @@ class FusedAttention(nn.Module):
         if not (query is key is value) or odd_mask or need_weights or query.ndim != 3:
             given = {"key_padding_mask": key_padding_mask, "need_weights": need_weights, "attn_mask": attn_mask}
             return module(query, key, value, **given, **rest)
-        heads = nn.functional.linear(query, module.in_proj_weight, module.in_proj_bias).unflatten(
-            -1, (3, module.num_heads, module.head_dim)
-        )
+        heads = self.project(query).unflatten(-1, (3, module.num_heads, module.head_dim))
         q, k, v = heads.permute(2, 0, 3, 1, 4)
         attended = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=_additive(attn_mask, heads))
         return module.out_proj(attended.transpose(1, 2).flatten(2)), None
+
+    def _projected(self, query: Tensor) -> Tensor:
+        """(B, T, 3 D) queries, keys and values of (B, T, D), by the product that `project` is until it is replaced."""
+        return nn.functional.linear(query, self.attention.in_proj_weight, self.attention.in_proj_bias)
 
 
 def fuse_attention(module: nn.Module) -> None:

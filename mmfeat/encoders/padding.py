@@ -68,7 +68,7 @@ class ByLength:
         for length in mask.sum(1).unique():
             chosen = (mask.sum(1) == length).nonzero().flatten()
             columns = mask[chosen[0]]  # padding is on one side, so texts of one length have the same columns
-            part = {name: _cut(value[chosen], columns) for name, value in inputs.items()}
+            part = {name: cut(value[chosen], columns) for name, value in inputs.items()}
             with capture([self.point] if self.tokens else []) as captured:
                 vectors.append(self.forward(part))
             order.append(chosen)
@@ -81,7 +81,7 @@ class ByLength:
         return torch.cat(vectors)[torch.cat(order).argsort()]
 
 
-def _cut(values: Tensor, columns: Tensor) -> Tensor:
+def cut(values: Tensor, columns: Tensor) -> Tensor:
     """The columns of tensors (B, T), of which some models have others beside them."""
     return values[:, columns] if values.ndim > 1 and values.shape[1] == len(columns) else values
 

@@ -38,7 +38,7 @@ from mmfeat.encoders.spec import (
     written,
 )
 from mmfeat.encoders.tokenizer import is_cased
-from mmfeat.encoders.torch_tower import TorchTower
+from mmfeat.encoders.torch_tower import Runtime, TorchTower
 from mmfeat.encoders.weights import MODULES
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.samples.contents import view_name
@@ -282,16 +282,16 @@ def notes_on_names(requests: Sequence[str]) -> list[str]:
     ]
 
 
-def load_encoders(towers: list[Tower], device: str, compiled: bool = False) -> list[Encoder]:
+def load_encoders(towers: list[Tower], device: str, runtime: Runtime | None = None) -> list[Encoder]:
     """Load each model once for all its towers, outputs and views; returns one encoder a tower and view.
 
-    `compiled` has `torch.compile` make kernels for this machine, which takes a minute and a C++ compiler.
+    Pooled vectors of torch models are computed by `runtime`, by default torch's plain pass.
     """
     encoders: list[Encoder] = []
     for request in dict.fromkeys(tower.request for tower in towers):
         specs = [tower.spec for tower in towers if tower.request == request]
         plain = list(dict.fromkeys(replace(spec, view="none") for spec in specs))
-        for loaded in _load(request, plain, device, compiled):
+        for loaded in _load(request, plain, device, runtime):
             _check_outputs(loaded)
             for view in dict.fromkeys(spec.view for spec in specs):
                 if seen := [spec for spec in specs if spec.view == view and replace(spec, view="none") in loaded.specs]:
@@ -299,10 +299,10 @@ def load_encoders(towers: list[Tower], device: str, compiled: bool = False) -> l
     return encoders
 
 
-def _load(request: str, specs: list[EncoderSpec], device: str, compiled: bool) -> list[Encoder]:
+def _load(request: str, specs: list[EncoderSpec], device: str, runtime: Runtime | None) -> list[Encoder]:
     if (load := _family(request).load) is not None:
         return [load(specs)]
-    return [tower.encoder(device, compiled) for tower in open_towers(Tower(request, specs[0]), specs)]
+    return [tower.encoder(device, runtime) for tower in open_towers(Tower(request, specs[0]), specs)]
 
 
 def open_towers(tower: Tower, specs: list[EncoderSpec] | None = None) -> list[TorchTower]:

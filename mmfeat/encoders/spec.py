@@ -361,7 +361,8 @@ class Encoder:
     `prepare` turns one text or one RGB PIL image into a model input on the CPU, in any thread; a `light` one needs no
     torch and may run in other processes. `launch` starts encoding B inputs and returns a function that waits for the
     values of each spec, in order. `length` gives the length of an input where lengths differ, because the inputs of a
-    batch are padded to the longest. With `early` all work is in `prepare`.
+    batch are padded to the longest. With `early` all work is in `prepare`. `note` says by what the values are computed,
+    where that is not torch's plain pass.
     """
 
     specs: tuple[EncoderSpec, ...]
@@ -370,6 +371,7 @@ class Encoder:
     length: Callable[[Any], int] | None = None
     light: bool = False
     early: bool = False
+    note: Callable[[], str] = lambda: ""
 
     def embed(self, batch: list[Any]) -> list[Values]:
         """The values of B inputs, for each spec in order."""

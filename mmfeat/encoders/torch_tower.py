@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,11 +15,38 @@ import numpy as np
 from mmfeat.encoders.layers import Network, capture
 from mmfeat.encoders.spec import Encoder, EncoderSpec, Values
 from mmfeat.errors import EncoderError
+from mmfeat.system.files import canonical_json
 from mmfeat.system.hardware import keep_freed_memory
+from mmfeat.version import versions
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
+
+
+LIBRARIES = ("onnxruntime", "openvino")  # that compute an exported tower on a CPU
+RUNTIMES = ("auto", "torch", "compile", *LIBRARIES)
+EXPORTERS = ("torch", "torchvision", "transformers", "timm", "open_clip_torch", "sentence-transformers", "onnxscript")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What computes towers, one of `RUNTIMES`: `auto` is the fastest of those installed, but "compile".
+
+    `folder` is where exported towers are kept, if anywhere; nothing is added to it unless `writes`. `samples` is the
+    number that each modality has to encode, on which it depends whether a trial of runtimes pays.
+    """
+
+    name: str = "torch"
+    folder: Path | None = None
+    writes: bool = True
+    samples: Mapping[str, int] = field(default_factory=dict)
+
+
+def export_name(fingerprint: str) -> str:
+    """The name of the folder of an exported tower, by its fingerprint and the libraries that make the export."""
+    made_by = hashlib.sha256(canonical_json(versions(EXPORTERS)).encode()).hexdigest()
+    return f"{fingerprint[:8]}-{made_by[:8]}"
 
 
 def stack(batch: list[Tensor]) -> Tensor:
@@ -47,11 +76,12 @@ class TorchTower:
     length: Callable[[Any], int] | None = None
     light: bool = False
 
-    def encoder(self, device: str, compiled: bool = False) -> Encoder:
+    def encoder(self, device: str, runtime: Runtime | None = None) -> Encoder:
         """The frozen encoder: all values of `specs` from one forward pass, in their arithmetic.
 
         Weights are cast, which on CPUs is far faster than autocast. In half precision convolutions have channels last;
-        in float32 they keep the layout of the libraries, so that sums are equal.
+        in float32 they keep the layout of the libraries, so that sums are equal, unless a `runtime` shows another one
+        to be faster and right.
         """
         import torch
 
@@ -65,9 +95,16 @@ class TorchTower:
         if dtype != torch.float32:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         points = {spec: self.network.point(spec) for spec in self.specs if spec.output != "pooled"}
+        forward, note = self.network.forward, lambda: ""
         # Hooks see nothing inside a compiled model, so tokens, prefixes and other poolings come from the plain one.
-        plain = not compiled or points or self.network.hooked
-        forward = self.network.forward if plain else _compiled(self.network.forward, device)
+        if runtime is not None and not points and not self.network.hooked:
+            if device == "cpu" and dtype == torch.float32:
+                from mmfeat.encoders.runtime import FastestPass
+
+                forward = fastest = FastestPass(self, runtime)
+                note = lambda: fastest.note  # noqa: E731
+            elif runtime.name == "compile":
+                forward = compiled(forward, device)
         copies = Copies(device)
         exact = _without_tf32 if device.startswith("cuda") and dtype == torch.float32 else contextlib.nullcontext
 
@@ -88,7 +125,7 @@ class TorchTower:
 
             return wait
 
-        return Encoder(self.specs, self.prepare, launch, self.length, self.light)
+        return Encoder(self.specs, self.prepare, launch, self.length, self.light, note=note)
 
     def reference(self) -> Callable[[Any], np.ndarray]:
         """The plain forward pass over one text or picture, in float32: (D) or (T, D)."""
@@ -118,12 +155,18 @@ def _without_tf32() -> Iterator[None]:
             setattr(switch, name, value)
 
 
-def _compiled(forward: Callable[[Any], Tensor], device: str) -> Callable[[Any], Tensor]:
+def compiled(forward: Callable[[Any], Tensor], device: str) -> Callable[[Any], Tensor]:
+    """A forward pass by kernels that torch makes for this machine at the first call."""
     import torch
 
-    if device == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
-        raise EncoderError("--compile: torch needs a C++ compiler for that; install g++, or leave it out")
+    check_compiler(device)
     return torch.compile(forward)
+
+
+def check_compiler(device: str) -> None:
+    """Raise `EncoderError` where torch cannot make kernels, for which a CPU needs a compiler."""
+    if device == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+        raise EncoderError("--runtime compile: torch needs a C++ compiler for that; install g++, or leave it out")
 
 
 def to_device(inputs: Any, device: str, dtype: Any, non_blocking: bool = False) -> Any:

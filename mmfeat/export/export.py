@@ -19,12 +19,12 @@ import numpy as np
 
 from mmfeat.cache.features import Features
 from mmfeat.cache.store import Cache
+from mmfeat.encoders.onnx_file import check_installed, largest_difference, run_onnx, write_onnx
 from mmfeat.encoders.registry import Tower
 from mmfeat.errors import RunError
 from mmfeat.export.build import Port, build_graph, inputs_of, why_not_exportable
 from mmfeat.export.card import model_card
 from mmfeat.export.graph import HeadGraph
-from mmfeat.export.onnx_file import TOLERANCE, check_installed, largest_difference, run_onnx, write_onnx
 from mmfeat.export.towers import ModelGraph, TowerInput, build_model, why_no_model
 from mmfeat.extraction.extract import ExtractSettings, extract_samples
 from mmfeat.prediction.final_heads import EntryPredictor, read_for
@@ -44,6 +44,7 @@ CHECKED_ROWS = 256  # samples that check the head
 CHECKED_LACKING = 4  # samples without a text, and as many without a photo, that check the head
 CHECKED_SAMPLES = 4  # samples that check encoders and head together
 TRACED_ROWS = 3  # rows of the example that the exporter traces
+TOLERANCE = 1e-4  # largest difference of probabilities
 VECTOR_TOLERANCE = 1e-3  # largest difference of vectors, divided by max(1, largest absolute number)
 
 

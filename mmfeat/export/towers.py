@@ -12,6 +12,7 @@ from mmfeat.encoders.clip import TextTower
 from mmfeat.encoders.padding import ByLength
 from mmfeat.encoders.pixels import Pixels
 from mmfeat.encoders.registry import FAMILIES, open_towers
+from mmfeat.encoders.runtime import TowerPart
 from mmfeat.encoders.torch_tower import TorchTower, stack
 from mmfeat.errors import RunError
 from mmfeat.export.build import Port
@@ -43,18 +44,6 @@ class TowerInput:
         """The input tensors of a batch of texts or RGB pictures."""
         batch = self.collate([self.prepare(content) for content in contents])
         return [batch[key] for key in self.keys] if self.keys else [batch]
-
-
-class TowerPart(nn.Module):
-    """One encoder in the graph: inputs -> (B, D) vectors in float32."""
-
-    def __init__(self, tower: TorchTower, network: Any, keys: tuple[str, ...]) -> None:
-        super().__init__()
-        self.module, self.keys = tower.module, keys
-        self.run = network.forward
-
-    def forward(self, inputs: list[Tensor]) -> Tensor:
-        return self.run(dict(zip(self.keys, inputs, strict=True)) if self.keys else inputs[0]).float()
 
 
 class ModelGraph(nn.Module):

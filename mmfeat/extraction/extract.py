@@ -14,10 +14,10 @@ from contextlib import AbstractContextManager, ExitStack, closing, contextmanage
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mmfeat.cache.store import Cache, ShardWriter
+from mmfeat.cache.store import EXPORTED, Cache, ShardWriter
 from mmfeat.encoders.registry import Tower, absolute_request, describe_encoders, is_torch, load_encoders
-from mmfeat.encoders.spec import AUTO, HEEDING, OF_MODEL, EncoderOptions, EncoderSpec
-from mmfeat.errors import ConfigError
+from mmfeat.encoders.spec import EncoderOptions
+from mmfeat.encoders.torch_tower import Runtime
 from mmfeat.extraction.encode import BackgroundWriter, Batcher, Stage
 from mmfeat.extraction.missing import BlockPlan, Clocks, Counts, Item, Parts, Planner, look_over
 from mmfeat.extraction.reader import Reader
@@ -25,6 +25,8 @@ from mmfeat.extraction.requests import (
     Decision,
     Request,
     begin_request,
+    check_applies,
+    check_runtime,
     decide_cleaning,
     remember_request,
     request_before,
@@ -46,14 +48,15 @@ BLOCK = 65_536  # samples that are in memory at once; the next block is planned 
 class ExtractSettings:
     """How to extract; no setting changes a vector.
 
-    `workers` is the number of readers, 0 for one a core; `batch_size` 0 suits the device; `compiled` runs pooled torch
-    models through `torch.compile`. A failure is stored with its error and tried again only with `retry_failed`.
+    `workers` is the number of readers, 0 for one a core; `batch_size` 0 suits the device; `runtime` is what computes
+    pooled torch models: torch, compile, onnxruntime, openvino, or auto, the fastest one that agrees. A failure is
+    stored with its error and tried again only with `retry_failed`.
     """
 
     device: str = "auto"
     workers: int = 0
     batch_size: int = 0
-    compiled: bool = False
+    runtime: str = "auto"
     retry_failed: bool = False
 
 
@@ -74,6 +77,7 @@ class Extraction:
     unreadable: Counter[str]
     cut: Counter[str]
     limits: Mapping[str, int]
+    runtimes: Mapping[str, str]
     missing: Mapping[str, Counter[str]]
     examples: Mapping[str, Mapping[str, str]]
     parts: Mapping[str, Parts]
@@ -151,6 +155,7 @@ def extract_samples(
 ) -> Extraction:
     """`extract_features` for samples and towers that are already read and described."""
     start, settings, store = time.monotonic(), settings or ExtractSettings(), Cache(cache, samples.name)
+    check_runtime(settings.runtime, settings.device, towers)
     store.create()
     blocks = (samples.samples[first : first + BLOCK] for first in range(0, len(samples), BLOCK))
     counts = _extract(blocks, len(samples), towers, store, settings, progress or Silent())
@@ -210,7 +215,7 @@ def prepare_extraction(
     decision = decide_cleaning(options, source, cache)
     resolved = resolve_options(options, settings.device, decision, request_before(source, cache))
     towers = describe_encoders(encoders, resolved)
-    _check_applies(towers, options, settings)
+    check_applies(towers, options, settings.runtime, settings.device)
     fingerprints = tuple(tower.spec.fingerprint for tower in towers)
     requests = [absolute_request(encoder) for encoder in encoders]
     remembered = test_of(cache, data) if test is None else absolute(test) if str(test) else ""
@@ -225,38 +230,6 @@ def prepare_test(work: Work, test: str | Path) -> Work:
     """The work on the test data of a prepared extraction: other samples, the same encoders and options."""
     source = open_test(test, work.source)
     return replace(work, source=source, store=Cache(work.store.folder.parent, source.name))
-
-
-def _check_applies(towers: Sequence[Tower], options: EncoderOptions, settings: ExtractSettings) -> None:
-    """Raise `ConfigError` for an option that no encoder heeds."""
-
-    def pooled(specs: list[EncoderSpec]) -> list[EncoderSpec]:
-        return [spec for spec in specs if spec.output == "pooled"]
-
-    names = ", ".join(dict.fromkeys(tower.spec.model for tower in towers))
-    if settings.compiled and not any(is_torch(tower.request) for tower in towers):
-        raise ConfigError(f"--compile: there is no torch model in {names}; leave it out")
-    if settings.compiled and not any(is_torch(t.request) and t.spec.output == "pooled" for t in towers):
-        raise ConfigError("--compile: it applies to pooled vectors, and --outputs asks for none; leave it out")
-    for name in ("views", "draft", "exif", "background"):
-        flag, value = f"--{name}", getattr(options, name)
-        if value not in (0, AUTO) and not any(tower.spec.modality == "image" for tower in towers):
-            raise ConfigError(f"{flag} {value}: it is about photos, and {names} takes none; leave it out")
-    specs = [tower.spec for tower in towers if is_torch(tower.request)]
-    photos = [spec for spec in specs if spec.modality == "image"]
-    layered = [spec for spec in specs if spec.modality == "image" or spec.family in ("bert", "st")]
-    for flag, asked, heeding, about in (
-        ("--image-size", options.image_size, photos, "torch models of photos"),
-        ("--image-pooling", options.image_pooling, pooled(photos), "pooled vectors of torch models of photos"),
-        ("--layers", options.layers, pooled(layered), "pooled vectors of bert, st and torch models of photos"),
-    ):
-        if asked not in (OF_MODEL, 1) and not heeding:
-            raise ConfigError(f"{flag} {asked}: it is about {about}, and there is only {names}; leave it out")
-    for name, families in HEEDING.items():
-        flag, asked = f"--{name.replace('_', '-')}", getattr(options, name)
-        if asked not in ("", 0, "mean") and not any(tower.spec.family in families for tower in towers):
-            about = " and ".join(families)
-            raise ConfigError(f"{flag} {asked}: it is about {about}, and there is only {names}; leave it out")
 
 
 def _extract(
@@ -316,6 +289,7 @@ class Extractor(AbstractContextManager["Extractor"]):
     def __init__(self, towers: Sequence[Tower], store: Cache, settings: ExtractSettings, writes: bool = True) -> None:
         self.towers, self.store, self.settings = list(towers), store, settings
         self.planner = Planner([tower.spec for tower in towers], store, settings.retry_failed, writes)
+        self.runtime = Runtime(settings.runtime, store.folder.parent / EXPORTED, writes)
         self._towers = {tower.spec.fingerprint: tower for tower in towers}
         self._encoders: list[Batcher] = []
 
@@ -340,7 +314,7 @@ class Extractor(AbstractContextManager["Extractor"]):
                 if not plan.needed:
                     continue
                 writer = writer or stack.enter_context(BackgroundWriter(self._shard_writer))
-                self.load(plan.needed, whole=total != 1)
+                self.load(plan.needed, {name: len(items) for name, items in plan.items.items()}, whole=total != 1)
                 for fingerprint in plan.needed:
                     writer.open(fingerprint)
                 where = f" (block {number} of {total})" if total > 1 else ""
@@ -349,10 +323,12 @@ class Extractor(AbstractContextManager["Extractor"]):
                         self._run(modality, items, writer, counts, progress or Silent(), where)
         for fingerprint, rows in writer.counts.items() if writer else ():
             counts.add_rows(self._towers[fingerprint].spec.folder_name, *rows)
+        for encoder in (batcher.encoder for batcher in self._encoders):
+            counts.runtimes |= {spec.folder_name: encoder.note() for spec in encoder.specs if encoder.note()}
         return counts
 
-    def load(self, fingerprints: set[str], whole: bool = False) -> None:
-        """Load the models of the specs with these fingerprints, each model once.
+    def load(self, fingerprints: set[str], samples: Mapping[str, int], whole: bool = False) -> None:
+        """Load the models of the specs with these fingerprints, each model once; `samples` counts those of a modality.
 
         With `whole` a model is loaded with all outputs that any block may need, not only with those named.
         """
@@ -364,7 +340,7 @@ class Extractor(AbstractContextManager["Extractor"]):
             if name not in loaded and (name in fingerprints or (whole and tower.request in asked))
         ]
         if wanted:
-            fresh = load_encoders(wanted, self.device, self.settings.compiled)
+            fresh = load_encoders(wanted, self.device, replace(self.runtime, samples=samples))
             self._encoders += [Batcher(encoder, self.device, self.settings.batch_size) for encoder in fresh]
 
     def encoders(self, modality: str) -> list[Batcher]:

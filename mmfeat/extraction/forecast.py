@@ -116,6 +116,14 @@ class _Needs:
         """Number of items that lack any of these specs."""
         return sum(count for lacking, count in self.items.items() if lacking & fingerprints)
 
+    @property
+    def samples(self) -> Counter[str]:
+        """Number of items by modality."""
+        counts: Counter[str] = Counter()
+        for lacking, count in self.items.items():
+            counts[self.sampled[lacking][0].modality] += count
+        return counts
+
     def sample(self, fingerprints: frozenset[str]) -> list[Item]:
         """Random items that lack any of these specs; each set of lacking specs has its share."""
         total = self.missing(fingerprints)
@@ -150,7 +158,7 @@ def _forecast(work: Work, settings: ExtractSettings, progress: Progress) -> Fore
     with Extractor(work.towers, work.store, settings, writes=False) as extractor:
         for block in work.source.blocks(BLOCK):
             needs.add(extractor.planner.plan(block, progress))
-        extractor.load({name for names in needs.items for name in names})
+        extractor.load({name for names in needs.items for name in names}, needs.samples)
         stages = [extractor.encoders(modality) for modality in MODALITIES]
         tried = [_stage(batchers, needs, extractor, progress) for batchers in stages if batchers]
     overview = replace(overview, notes=(*overview.notes, *needs.notes(overview.source)))

@@ -138,7 +138,8 @@ class Counts:
 
     `stored` vectors were in the cache before, `new` ones were committed; `unreadable` rows hold an error, old or new.
     `missing` maps modality -> reason -> number of samples, `examples` maps the same to the id of one such sample.
-    `cut` counts the texts that were longer than the `limits` of their encoder, in tokens.
+    `cut` counts the texts that were longer than the `limits` of their encoder, in tokens. `runtimes` says what computed
+    an encoder's vectors, where that is not torch's plain pass.
     `parts` maps modality -> how many samples have a part, and how many of these parts cannot be read or encoded; a
     content that a block was the first to try does not count as lost again in the blocks after it.
     `failed` counts what could not be read or encoded this time, `failures` lists the first as (sample id, reason).
@@ -149,6 +150,7 @@ class Counts:
     unreadable: Counter[str] = field(default_factory=Counter)
     cut: Counter[str] = field(default_factory=Counter)
     limits: dict[str, int] = field(default_factory=dict)
+    runtimes: dict[str, str] = field(default_factory=dict)
     missing: dict[str, Counter[str]] = field(default_factory=dict)
     examples: dict[str, dict[str, str]] = field(default_factory=dict)
     parts: dict[str, Parts] = field(default_factory=dict)
@@ -207,6 +209,7 @@ class Counts:
         self.unreadable.update(other.unreadable)
         self.cut.update(other.cut)
         self.limits.update(other.limits)
+        self.runtimes.update(other.runtimes)
         for modality, reasons in other.missing.items():
             self.missing.setdefault(modality, Counter()).update(reasons)
             self.examples[modality] = {**other.examples[modality], **self.examples.get(modality, {})}

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmfeat.encoders.registry import absolute_names, kept_for
-from mmfeat.encoders.spec import DECIDED, EncoderOptions, named_values, stated_options, written
+from mmfeat.encoders.registry import Tower, absolute_names, is_torch, kept_for
+from mmfeat.encoders.spec import (
+    AUTO,
+    DECIDED,
+    HEEDING,
+    OF_MODEL,
+    EncoderOptions,
+    EncoderSpec,
+    named_values,
+    stated_options,
+    written,
+)
+from mmfeat.encoders.torch_tower import LIBRARIES, RUNTIMES
 from mmfeat.errors import CacheMissError, ConfigError, WriteError
 from mmfeat.samples.contents import JUDGED, TWEETS, tweet_share
 from mmfeat.samples.dataset import Data, SampleSource, name_of
 from mmfeat.system.files import read_json, write_json
-from mmfeat.system.hardware import resolve_dtype
+from mmfeat.system.hardware import resolve_device, resolve_dtype
 from mmfeat.system.remote import absolute, is_remote
 from mmfeat.system.wording import without_passwords
 
@@ -188,3 +200,57 @@ def _read(path: Path) -> Request | None:
         return Request(**{**values, **changed})
     except (OSError, ValueError, KeyError, TypeError, ConfigError):
         return None
+
+
+def check_applies(towers: Sequence[Tower], options: EncoderOptions, runtime: str, device: str) -> None:
+    """Raise `ConfigError` for an option, or a runtime on a device, that no encoder heeds."""
+
+    def pooled(specs: list[EncoderSpec]) -> list[EncoderSpec]:
+        return [spec for spec in specs if spec.output == "pooled"]
+
+    names = ", ".join(dict.fromkeys(tower.spec.model for tower in towers))
+    check_runtime(runtime, device, towers)
+    for name in ("views", "draft", "exif", "background"):
+        flag, value = f"--{name}", getattr(options, name)
+        if value not in (0, AUTO) and not any(tower.spec.modality == "image" for tower in towers):
+            raise ConfigError(f"{flag} {value}: it is about photos, and {names} takes none; leave it out")
+    specs = [tower.spec for tower in towers if is_torch(tower.request)]
+    photos = [spec for spec in specs if spec.modality == "image"]
+    layered = [spec for spec in specs if spec.modality == "image" or spec.family in ("bert", "st")]
+    for flag, asked, heeding, about in (
+        ("--image-size", options.image_size, photos, "torch models of photos"),
+        ("--image-pooling", options.image_pooling, pooled(photos), "pooled vectors of torch models of photos"),
+        ("--layers", options.layers, pooled(layered), "pooled vectors of bert, st and torch models of photos"),
+    ):
+        if asked not in (OF_MODEL, 1) and not heeding:
+            raise ConfigError(f"{flag} {asked}: it is about {about}, and there is only {names}; leave it out")
+    for name, families in HEEDING.items():
+        flag, asked = f"--{name.replace('_', '-')}", getattr(options, name)
+        if asked not in ("", 0, "mean") and not any(tower.spec.family in families for tower in towers):
+            about = " and ".join(families)
+            raise ConfigError(f"{flag} {asked}: it is about {about}, and there is only {names}; leave it out")
+
+
+def check_runtime(runtime: str, device: str, towers: Sequence[Tower]) -> None:
+    """Raise `ConfigError` for a runtime that none of the towers could use on this device."""
+    if runtime not in RUNTIMES:
+        raise ConfigError(f"--runtime {runtime}: use one of {', '.join(RUNTIMES)}")
+    if runtime in ("auto", "torch"):
+        return
+    specs = [tower.spec for tower in towers if is_torch(tower.request)]
+    if not specs:
+        names = ", ".join(dict.fromkeys(tower.spec.model for tower in towers))
+        raise ConfigError(f"--runtime {runtime}: there is no torch model in {names}; leave it out")
+    if not any(spec.output == "pooled" for spec in specs):
+        raise ConfigError(
+            f"--runtime {runtime}: it applies to pooled vectors, and --outputs asks for none; leave it out"
+        )
+    if runtime not in LIBRARIES:
+        return
+    if lacking := [name for name in (runtime, "onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
+        extra = {"onnxruntime": "onnx"}.get(runtime, runtime)
+        raise ConfigError(f"--runtime {runtime} needs {', '.join(lacking)}; pip install 'mmfeat[{extra}]'")
+    if resolve_device(device) != "cpu":
+        raise ConfigError(f"--runtime {runtime}: it computes on the CPU; add --device cpu, or leave it out")
+    if not any(spec.arithmetic == "float32" for spec in specs):
+        raise ConfigError(f"--runtime {runtime}: it computes in float32; add --dtype float32, or leave it out")

@@ -242,19 +242,17 @@ def infer(
     entry: Entry,
     samples: SampleSet,
     cache: str | Path,
-    device: str = "auto",
-    workers: int = 0,
+    settings: ExtractSettings | None = None,
     progress: Progress | None = None,
 ) -> Inference:
     """Extract missing vectors with the encoders of the run, and predict.
 
     Raises `RunError` where an encoder has changed since the run.
     """
-    predictor = EntryPredictor(run, entry, resolve_device(device))
+    settings = settings or ExtractSettings()
+    predictor = EntryPredictor(run, entry, resolve_device(settings.device))
     towers = checked_towers(run, predictor.towers)
-    extraction = extract_samples(
-        samples, towers, cache=cache, settings=ExtractSettings(device, workers), progress=progress
-    )
+    extraction = extract_samples(samples, towers, cache=cache, settings=settings, progress=progress)
     specs = [tower.spec for tower in towers]
     store = Cache(cache, samples.name)
     features = store.load(samples.samples, specs)

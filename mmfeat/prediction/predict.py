@@ -12,6 +12,7 @@ import numpy as np
 from mmfeat.cache.store import Cache
 from mmfeat.errors import ConfigError
 from mmfeat.evaluation.metrics import evaluate
+from mmfeat.extraction.extract import ExtractSettings
 from mmfeat.prediction.drift import check_labels, find_drift, out_of_fold_choices, training_set
 from mmfeat.prediction.final_heads import Inference, infer, read_for, unseen_note
 from mmfeat.prediction.model import Model, unread
@@ -48,6 +49,7 @@ def predict_data(
     cache: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
     device: str = "auto",
+    runtime: str = "auto",
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Predicted:
@@ -57,7 +59,7 @@ def predict_data(
     entry = chosen.entry(head, modalities)
     samples = read_for(data, columns, chosen.config.columns)
     cache = cache or chosen.config.cache
-    inference = infer(chosen, entry, samples, cache, device, workers, progress)
+    inference = infer(chosen, entry, samples, cache, ExtractSettings(device, workers, runtime=runtime), progress)
     training = training_set(chosen, samples).labelled
     scores, score_notes = score(chosen, samples, inference, training, Cache(cache, samples.name))
     before = out_of_fold_choices(chosen, entry)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mmfeat.cache.store import Cache
 from mmfeat.errors import SubmissionError
-from mmfeat.extraction.extract import Extraction
+from mmfeat.extraction.extract import Extraction, ExtractSettings
 from mmfeat.extraction.requests import test_of
 from mmfeat.prediction.drift import check_labels, find_drift, out_of_fold_choices, training_set
 from mmfeat.prediction.final_heads import Inference, infer, read_for
@@ -61,6 +61,7 @@ def write_submission(
     format: str | None = None,
     proba: bool = False,
     device: str = "auto",
+    runtime: str = "auto",
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Submission:
@@ -86,7 +87,7 @@ def write_submission(
     everything = read_for(source, columns, chosen.config.columns)
     is_test = absolute(source) == test  # then a label is for a score, and its row in the file as well
     samples = everything if is_test else _unlabelled(everything, chosen)
-    inference = infer(chosen, entry, samples, cache, device, workers, progress)
+    inference = infer(chosen, entry, samples, cache, ExtractSettings(device, workers, runtime=runtime), progress)
     training = training_set(chosen, everything)
     if names is None:
         output = replace(output, names=_names(everything, training))

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmfeat.cache.shard import SHARD_NAME
-from mmfeat.cache.store import QUARANTINE, SPEC_FILE
+from mmfeat.cache.store import EXPORTED, QUARANTINE, SPEC_FILE
 from mmfeat.cache.survey import CachedEncoder, survey
+from mmfeat.encoders.torch_tower import export_name
 from mmfeat.errors import CacheError, ConfigError, RunError, WriteError
 from mmfeat.extraction.requests import FOLDER as REQUESTS
 from mmfeat.runs.run import RUN_FILE, read_run
@@ -39,7 +40,8 @@ def find_garbage(cache: str | Path, runs: Sequence[str | Path] = ("heads",)) -> 
     extraction that cannot be read, since the vectors they need are then unknown.
     """
     root, encoders = Path(cache).resolve(), survey(cache)
-    needed = tuple(fingerprint[:8] for fingerprint in _named_by_runs(runs) | _named_by_extractions(Path(cache)))
+    named = _named_by_runs(runs) | _named_by_extractions(Path(cache))
+    needed = tuple(fingerprint[:8] for fingerprint in named)
     busy = {encoder.dataset for encoder in encoders if encoder.changed > time.time() - FRESH_SECONDS}
     unneeded = [
         _files_of(encoder)
@@ -48,7 +50,8 @@ def find_garbage(cache: str | Path, runs: Sequence[str | Path] = ("heads",)) -> 
         and encoder.dataset not in busy
         and not encoder.folder.name.endswith(needed)  # the name is right even where the spec is damaged
     ]
-    return [garbage for garbage in unneeded if garbage.files] + list(_leftovers(Path(cache)))
+    exported = _exported(root / EXPORTED, {export_name(fingerprint) for fingerprint in named})
+    return [garbage for garbage in unneeded if garbage.files] + [*exported, *_leftovers(Path(cache))]
 
 
 def delete_garbage(garbage: Sequence[Garbage]) -> int:
@@ -96,6 +99,15 @@ def _files_of(encoder: CachedEncoder) -> Garbage:
     paths = [path for path in _files_in(encoder.folder) if SHARD_NAME.fullmatch(path.name) or path.name == SPEC_FILE]
     reason = "no run and no latest extraction names it" if encoder.spec else "of another version of mmfeat, or damaged"
     return _garbage(encoder.folder, paths, reason)
+
+
+def _exported(root: Path, needed: set[str]) -> Iterator[Garbage]:
+    """Towers exported for other runtimes that no encoder in use, with the libraries of today, would take."""
+    for folder in sorted(root.iterdir()) if root.is_dir() else ():
+        if folder.name not in needed and folder.is_dir() and not folder.is_symlink():
+            garbage = _garbage(folder, _files_in(folder), "exported for an encoder or library that is not in use now")
+            if garbage.files and garbage.changed < time.time() - FRESH_SECONDS:
+                yield garbage
 
 
 def _leftovers(root: Path) -> Iterator[Garbage]:

@@ -57,7 +57,7 @@ def write_atomic(path: Path, data: bytes | memoryview | Pieces, *, exclusive: bo
     With `exclusive`, a file that another writer committed before is left as it is, and the result is False. Raises
     `WriteError` if the disk refuses; nothing is left behind.
     """
-    with _temporary(path) as temporary:
+    with temporary_file(path) as temporary:
         _write_synced(temporary, [data] if isinstance(data, bytes | memoryview) else data)
         if exclusive:
             committed = _link(temporary, path)
@@ -70,7 +70,7 @@ def write_atomic(path: Path, data: bytes | memoryview | Pieces, *, exclusive: bo
 
 def write_named(folder: Path, pieces: Generator[bytes | memoryview, None, str]) -> Path:
     """Write what `pieces` yields into `folder`, under the name that it returns; an existing file of the name stays."""
-    with _temporary(folder / "shard") as temporary:
+    with temporary_file(folder / "shard") as temporary:
         path = folder / str(_write_synced(temporary, pieces))
         _link(temporary, path)
         sync_folder(folder)
@@ -186,7 +186,8 @@ def temporary_beside(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
+def temporary_file(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, in a folder that is made if it is missing; what is left of it goes at the end."""
     temporary = temporary_beside(path)
     try:
         with write_errors(path):

@@ -62,7 +62,8 @@ def test_advice_does_not_import_torch() -> None:
 @pytest.mark.parametrize(
     ("encoders", "options", "settings", "message"),
     [
-        ("hashing,hog", {}, {"compiled": True}, "--compile: there is no torch model in hashing, hog"),
+        ("hashing,hog", {}, {"runtime": "compile"}, "--runtime compile: there is no torch model in hashing, hog"),
+        ("hashing,hog", {}, {"runtime": "onnx"}, "--runtime onnx: use one of auto, torch, compile, onnxruntime, openv"),
         ("hashing", {"views": 2}, {}, "--views 2: it is about photos, and hashing takes none"),
         ("hashing", {"draft": 300}, {}, "--draft 300: it is about photos, and hashing takes none"),
         ("hashing", {"prompt": "query"}, {}, "--prompt query: it is about st, and there is only hashing"),
@@ -86,9 +87,9 @@ def test_flags_that_nothing_would_heed_are_refused(
 def test_compiling_only_tokens_is_refused(demo_folder: Path, tmp_path: Path, tiny_clip: Path) -> None:
     options, settings = (
         EncoderOptions(dtype="float32", cleaning="tweet", outputs=("tokens",)),
-        ExtractSettings(compiled=True),
+        ExtractSettings(runtime="compile"),
     )
-    with pytest.raises(ConfigError, match="--compile: it applies to pooled vectors, and --outputs asks for none"):
+    with pytest.raises(ConfigError, match="--runtime compile: it applies to pooled vectors, and --outputs asks"):
         extract_features(demo_folder, [f"clip:{tiny_clip}"], cache=tmp_path, options=options, settings=settings)
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mmfeat.encoders.registry import absolute_request, describe_encoders, load_encoders
 from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec
-from mmfeat.encoders.torch_tower import staged, to_device
+from mmfeat.encoders.torch_tower import Runtime, staged, to_device
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.samples.contents import clean_tweet
@@ -355,7 +355,7 @@ def test_import_torchvision_is_repeatable() -> None:
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_encoder_gives_the_same_vectors(tiny_bert: Path) -> None:
     towers = describe_encoders([f"bert:{tiny_bert}"], EncoderOptions(dtype="float32", cleaning="tweet"))
-    (plain,), (compiled,) = load_encoders(towers, "cpu"), load_encoders(towers, "cpu", compiled=True)
+    (plain,), (compiled,) = load_encoders(towers, "cpu"), load_encoders(towers, "cpu", Runtime("compile"))
     for texts in (TEXTS, TEXTS[:2]):  # shapes change from batch to batch
         prepared = [plain.prepare(text) for text in texts]
         np.testing.assert_allclose(compiled.embed(prepared)[0], plain.embed(prepared)[0], atol=1e-5)

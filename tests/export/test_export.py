@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from mmfeat.cache.store import Cache
+from mmfeat.encoders.onnx_file import largest_difference, run_onnx
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import RunError
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.export.build import build_graph, inputs_of, why_not_exportable
 from mmfeat.export.export import CARD, HEAD, HEAD_FACTS, MODEL, MODEL_FACTS, export_run
-from mmfeat.export.onnx_file import largest_difference, run_onnx
 from mmfeat.extraction.extract import extract_features, extract_samples
 from mmfeat.heads.registry import HeadSettings
 from mmfeat.prediction.final_heads import EntryPredictor, towers_of

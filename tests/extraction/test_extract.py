@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from mmfeat.cache.store import Cache
+from mmfeat.cache.survey import survey
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import EncoderError
 from mmfeat.extraction.encode import start_block
-from mmfeat.extraction.extract import Extraction, extract_features
+from mmfeat.extraction.extract import Extraction, ExtractSettings, extract_features
 from mmfeat.extraction.reader import prepare, recipe_of
 from mmfeat.extraction.requests import latest_request
 from mmfeat.samples.dataset import read_samples
@@ -63,6 +64,24 @@ def test_each_content_once_and_a_rerun_does_nothing(data: Path, tmp_path: Path) 
     assert list(short(again.unreadable).values()) == [0, 1]
     assert again.failures == []  # a broken photo is remembered, not tried on every run
     assert files(cache) == before
+
+
+def test_a_runtime_fills_the_same_folder_with_the_same_numbers(data: Path, tmp_path: Path, tiny_timm: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    plain, other = (
+        extract_features(
+            data, [f"timm:{tiny_timm}"], cache=tmp_path / name, options=FLOAT32, settings=ExtractSettings(runtime=name)
+        )
+        for name in ("auto", "onnxruntime")
+    )
+    assert plain.runtimes == {}  # a small job
+    ((folder, note),) = other.runtimes.items()
+    assert folder == plain.towers[0].spec.folder_name
+    assert note.startswith("ONNX Runtime, ")
+    np.testing.assert_allclose(vectors(other)[folder], vectors(plain)[folder], atol=1e-5)
+    assert len(survey(tmp_path / "onnxruntime")) == 1  # the exported tower is no data set
+    stored = {path.name for path in (tmp_path / "onnxruntime").rglob(".runtimes/*/*")}
+    assert stored == {"model.onnx"}
 
 
 def test_cached_vectors_are_the_encoders_own(data: Path, tmp_path: Path, tiny_clip: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
+from mmfeat.encoders.torch_tower import export_name
 from mmfeat.errors import CacheError, ConfigError, RunError, WriteError
 from mmfeat.extraction.requests import Request, remember_request
 from mmfeat.runs.garbage import delete_garbage, find_garbage
@@ -65,6 +66,18 @@ def listed(root: Path, runs: list[Path] | None = None) -> set[Path]:
 
 def folder_of(root: Path, spec: EncoderSpec, dataset: str = "set") -> Path:
     return Cache(root, dataset).spec_folder(spec)
+
+
+def test_exported_towers_go_with_their_encoder_and_its_libraries(root: Path) -> None:
+    used = export_name(TOKEN_SPEC.fingerprint)
+    names = [used, export_name(POOLED_SPEC.fingerprint), f"{used[:-8]}01234567"]
+    for name in names:
+        (root / ".runtimes" / name).mkdir(parents=True)
+        (root / ".runtimes" / name / "model.onnx").write_bytes(b"graph")
+    make_old(root / ".runtimes")
+    found = {piece.folder.name for piece in find_garbage(root, []) if piece.folder.parent.name == ".runtimes"}
+    assert found == set(names[1:])
+    assert Cache(root, ".runtimes").folder.name != ".runtimes"
 
 
 def test_it_lists_and_deletes_only_when_told(root: Path) -> None:

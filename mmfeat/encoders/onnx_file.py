@@ -14,7 +14,6 @@ import numpy as np
 
 from mmfeat.errors import ConfigError, RunError
 
-TOLERANCE = 1e-4  # largest difference of probabilities
 LARGEST = 1_500_000_000  # most bytes of weights in one protobuf file; more weights are written to a second file
 
 
