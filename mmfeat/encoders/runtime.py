@@ -80,15 +80,14 @@ class FastestPass:
 
     def _first(self, inputs: Any) -> Tensor:
         """The vectors of the first batch by torch's plain pass, with which the runtimes are then compared."""
-        start = time.perf_counter()
+        start = time.thread_time()  # what the pass takes where the machine has no other work
         vectors = self.plain(inputs)
-        rest = self.runtime.samples.get(self.tower.specs[0].modality, 0) - _size(inputs)
-        left = (time.perf_counter() - start) * rest / _size(inputs)
+        rest = self.runtime.samples.get(self.tower.specs[0].modality, 0) / _size(inputs) - 1
         self.name = "plain"
-        if left >= WORTH_A_TRIAL or self.runtime.name not in ("auto", "torch"):
+        if (time.thread_time() - start) * rest >= WORTH_A_TRIAL or self.runtime.name not in ("auto", "torch"):
             with torch.inference_mode(False), torch.no_grad():
                 trial = Trial(self.tower, _mapped(torch.clone, inputs), self.runtime)  # no tensor of inference mode
-                self.name, self.forward = trial.choose(left)
+                self.name, self.forward = trial.choose(rest)
             self.note = trial.note
         return vectors
 
@@ -108,11 +107,11 @@ class Trial:
         self.note = ""
         self.store = Store(tower, runtime)
 
-    def choose(self, left: float) -> tuple[str, Pass]:
-        """The name of the fastest runtime, or of the one asked for, and its pass; `left` are seconds of torch."""
+    def choose(self, rest: float) -> tuple[str, Pass]:
+        """The name of the fastest runtime, or of the one asked for, and its pass, for so many batches."""
         name, changes, passes = self.runtime.name, self._faster_torch(), dict[str, Pass]()
         known = self.store.decision() if name == "auto" else {}
-        asked = self._worth_trying(known, left) if name == "auto" else {name} - {"torch"}
+        asked = self._worth_trying(known, rest) if name == "auto" else {name} - {"torch"}
         for other in sorted(asked):
             if (forward := self._tried(other)) is not None:
                 passes[other] = forward
@@ -126,11 +125,13 @@ class Trial:
         self._describe(chosen)
         return chosen, passes.get(chosen, self.plain)
 
-    def _worth_trying(self, known: Mapping[str, Any], left: float) -> set[str]:
+    def _worth_trying(self, known: Mapping[str, Any], rest: float) -> set[str]:
         """The other runtimes to try: the one that is known to be the fastest, or all that are installed."""
         if known:
             return {known["runtime"]} & set(LIBRARIES)
-        left *= min(self.seconds.values()) / self.seconds["plain"]  # of torch with changes
+        start = time.thread_time()
+        self.plain(self.inputs)
+        left = (time.thread_time() - start) * rest * min(self.seconds.values()) / self.seconds["plain"]
         if left < WORTH_AN_EXPORT or not self.runtime.writes or importlib.util.find_spec("onnxscript") is None:
             return set()
         return {name for name in LIBRARIES if importlib.util.find_spec(name)}
