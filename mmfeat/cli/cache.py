@@ -19,7 +19,6 @@ from mmfeat.cli.flags import (
     CacheFolder,
     Parameters,
     Seed,
-    extraction_of,
     find_request,
     interruptible,
     names,
@@ -225,6 +224,7 @@ def explain(context: typer.Context, **values: Any) -> None:
     mmfeat cache explain 4597 --cleaning none
     """
     from mmfeat.cache.explain import explain_sample
+    from mmfeat.extraction.requests import extraction_of
 
     request = find_request(values)
     samples, towers = _samples_and_towers(request, values)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import shlex
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -238,31 +237,6 @@ def find_request(values: Mapping[str, Any]) -> Request:
     request = request.changed(requests(encoders) if encoders else None, columns, encoder_options(values))
     out.print(f"using {shown(request.data)} with {', '.join(map(shown, request.encoders))}")
     return request
-
-
-def extraction_of(request: Request, cache: str, device: str) -> str:
-    """Return the command that extracts a request; options that hold their default are left out."""
-    from mmfeat.encoders.spec import BEFORE, DECIDED, EncoderOptions
-    from mmfeat.extraction.requests import all_requests
-    from mmfeat.system.hardware import resolve_dtype
-
-    given = {name: getattr(request.options, name) for name in _ENCODER_FLAGS}
-    given["outputs"] = ",".join(given["outputs"])
-    left_out = {name: {default} for name, (*_, default) in _ENCODER_FLAGS.items()}
-    left_out["dtype"].add(resolve_dtype("auto", device))
-    before = next((other.options for other in all_requests(cache) if other.data == request.data), None)
-    for name in BEFORE:
-        left_out[name].add(getattr(EncoderOptions().decided(before), name))
-    parts = ["mmfeat", "extract", "--data", shown(request.data)]
-    parts += ["--encoders", ",".join(map(shown, request.encoders))]
-    if request.columns:
-        parts += ["--columns", ",".join(map("=".join, request.columns.items()))]
-    parts += ["--cache", cache] if cache != "cache" else []
-    parts += ["--device", device] if device != "auto" else []
-    for name, value in given.items():
-        if value not in left_out[name] and not str(value).startswith(DECIDED):
-            parts += [f"--{name.replace('_', '-')}", str(value)]
-    return shlex.join(parts)
 
 
 def names(value: str) -> list[str]:

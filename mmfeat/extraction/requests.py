@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,10 +27,11 @@ from mmfeat.encoders.torch_tower import LIBRARIES, RUNTIMES
 from mmfeat.errors import CacheMissError, ConfigError, WriteError
 from mmfeat.samples.contents import JUDGED, TWEETS, tweet_share
 from mmfeat.samples.dataset import Data, SampleSource, name_of
+from mmfeat.samples.rows import COLUMNS
 from mmfeat.system.files import read_json, write_json
 from mmfeat.system.hardware import resolve_device, resolve_dtype
 from mmfeat.system.remote import absolute, is_remote
-from mmfeat.system.wording import without_passwords
+from mmfeat.system.wording import shown, without_passwords
 
 FOLDER = "requests"
 NO_TEXTS = "no texts"
@@ -122,6 +124,22 @@ def test_of(cache: str | Path, data: str | Path) -> str:
     with contextlib.suppress(CacheMissError):
         return latest_request(cache, data).test
     return ""
+
+
+def extraction_of(request: Request, cache: str | Path, device: str = "auto") -> str:
+    """The command that extracts a request; options that hold their default are left out."""
+    before = next((other.options for other in all_requests(cache) if other.data == request.data), None)
+    usual = [asdict(EncoderOptions()), asdict(EncoderOptions().decided(before))]
+    usual.append({"dtype": resolve_dtype("auto", device), "convolutional_dtype": request.options.convolutional_dtype})
+    flags = {name: shown(value) for name, value in request.columns.items() if name not in COLUMNS}
+    columns = ",".join(f"{name}={value}" for name, value in request.columns.items() if name in COLUMNS)
+    given = {"columns": columns, **flags, "cache": str(cache), "device": device}
+    usual.append({"columns": "", "cache": "cache", "device": "auto"})
+    parts = ["mmfeat", "extract", "--data", shown(request.data), "--encoders", ",".join(map(shown, request.encoders))]
+    for name, value in {**given, **asdict(request.options)}.items():
+        if value not in [some[name] for some in usual if name in some] and not str(value).startswith(DECIDED):
+            parts += [f"--{name.replace('_', '-')}", ",".join(value) if isinstance(value, tuple) else str(value)]
+    return shlex.join(parts)
 
 
 def decide_cleaning(options: EncoderOptions, source: SampleSource, cache: str | Path) -> Decision | None:

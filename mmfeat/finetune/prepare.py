@@ -90,6 +90,12 @@ class Experiment:
         ]
         return list({tower.spec: tower for tower in [*towers, *extra]}.values())
 
+    @property
+    def request(self) -> Request:
+        """The extraction of the encoders of the parent run."""
+        data, parent = self.labelled.recorded["data"], self.parent
+        return Request(data, parent.config.columns, requests_of(parent), parent.options)
+
     @cached_property
     def prefixes(self) -> list[Tower]:
         """The prefixes of towers on the cached path; `--augment` shows photos in other views, which no cache holds."""
@@ -174,7 +180,7 @@ def prepare(parent: Run, arguments: FinetuneArguments, execution: Execution) -> 
     if team.leads:
         _extract(experiment, execution.progress)
     team.wait()
-    check_prefixes(plans, experiment.features)
+    check_prefixes(plans, experiment.features, experiment.request, experiment.labelled.store.folder.parent)
     return experiment
 
 
@@ -214,12 +220,10 @@ def _problem(parent: Run, arguments: FinetuneArguments, progress: Progress) -> t
 def _extract(experiment: Experiment, progress: Progress) -> None:
     """Extract the vectors and prefixes that the cache lacks. A request in the cache names them, so that `cache gc`
     keeps them while no finished run does."""
-    parent, labelled = experiment.parent, experiment.labelled
+    labelled = experiment.labelled
     towers = [*experiment.encoders, *experiment.prefixes]
-    cache, data = labelled.store.folder.parent, labelled.recorded["data"]
-    requests = list(dict.fromkeys(tower.request for tower in parent.towers))
-    fingerprints = tuple(tower.spec.fingerprint for tower in towers)
-    begin_request(cache, Request(data, parent.config.columns, requests, parent.options, fingerprints))
+    cache, fingerprints = labelled.store.folder.parent, tuple(tower.spec.fingerprint for tower in towers)
+    begin_request(cache, replace(experiment.request, fingerprints=fingerprints))
     samples = replace(labelled.samples, samples=labelled.samples.labelled)
     settings = ExtractSettings(experiment.team.device)
     extract_samples(samples, towers, cache=cache, settings=settings, progress=progress)

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from mmfeat.encoders.registry import FAMILIES, Tower, open_towers
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.encoders.torch_tower import TorchTower
 from mmfeat.errors import ConfigError, EncoderError, RunError
+from mmfeat.extraction.requests import Request, extraction_of
 from mmfeat.finetune.inputs import content_of
 from mmfeat.finetune.processes import Team
 from mmfeat.finetune.settings import ALL, EVERY_TOWER, FinetuneSettings, path_in_words
@@ -108,17 +110,18 @@ def prefix_towers(plans: Sequence[TowerPlan], views: int) -> list[Tower]:
     ]
 
 
-def check_prefixes(plans: Sequence[TowerPlan], features: Features) -> None:
+def check_prefixes(plans: Sequence[TowerPlan], features: Features, request: Request, cache: str | Path) -> None:
     """Raise `RunError` for a sample that has a vector of a tower and no prefix, which could not be computed."""
     masks = features.masks
     for plan in plans:
         if plan.path == "cached":
             lacking = np.flatnonzero(masks[plan.slot.name] & ~masks[plan.prefix().folder_name])
             if len(lacking):
-                output = f"{plan.tower.spec.tower}=prefix:{plan.count}"
+                outputs = (f"{plan.tower.spec.tower}=prefix:{plan.count}",)
+                again = extraction_of(replace(request, options=replace(request.options, outputs=outputs)), cache)
                 raise RunError(
                     f"sample {features.ids[lacking[0]]}: it has a vector of {plan.tower.spec.name} but no prefix; "
-                    f"try it again with mmfeat extract --retry-failed --outputs {output}, or use --path full"
+                    f"try it again with {again} --retry-failed, or use --path full"
                 )
 
 

@@ -6,7 +6,7 @@ folds, thresholds and ensembles at the other folds.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +17,7 @@ from mmfeat.encoders.registry import Tower, describe_encoders
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, HeadError
 from mmfeat.evaluation.protocol import Protocol
-from mmfeat.extraction.requests import options_for
+from mmfeat.extraction.requests import Request, extraction_of, options_for
 from mmfeat.heads.registry import (
     BASELINES,
     FUSIONS,
@@ -36,6 +36,7 @@ from mmfeat.samples.dataset import MODALITIES, Data, name_of
 from mmfeat.sweep.class_names import class_texts, two_towers, with_class_vectors
 from mmfeat.sweep.problem import read_labelled
 from mmfeat.system.hardware import ENGINES, resolve_device
+from mmfeat.system.remote import absolute
 from mmfeat.system.wording import Progress, Silent, head_label
 
 MODALITY_SETS = ("both", "text", "image")
@@ -59,9 +60,17 @@ def needed_towers(towers: Sequence[Tower], pairs: Sequence[tuple[str, str]], att
 
 
 def choose_pairs(
-    fusion: Sequence[str], baselines: Sequence[str], modalities: Sequence[str], towers: Sequence[Tower], attend: str
+    fusion: Sequence[str],
+    baselines: Sequence[str],
+    modalities: Sequence[str],
+    towers: Sequence[Tower],
+    attend: str,
+    extraction: Callable[[], str],
 ) -> list[tuple[str, str]]:
-    """Each (head, modality set) to train; on one modality a head that equals another one there is left out."""
+    """Each (head, modality set) to train; on one modality a head that equals another one there is left out.
+
+    `extraction` writes the command that extracts token states.
+    """
     sets = _checked_modalities(modalities, towers)
     heads = _checked_heads(fusion, FUSIONS, "--fusion") + _checked_heads(baselines, BASELINES, "--baselines")
     if not heads:
@@ -78,8 +87,8 @@ def choose_pairs(
     ]
     if lacking and NEEDS_TOKENS in fusion:
         raise HeadError(
-            f"--fusion {head_label(*lacking[0])} needs token states; run mmfeat extract --outputs "
-            "pooled,tokens first, or let it attend to pooled vectors with --attend pooled"
+            f"--fusion {head_label(*lacking[0])} needs token states; run {extraction()} first, or let it attend to "
+            "pooled vectors with --attend pooled"
         )
     return [pair for pair in pairs if pair not in lacking]
 
@@ -157,7 +166,7 @@ def train_heads(
     _check(task, attend, engine)
     options = options_for(data, columns, cache, options or EncoderOptions(), device)
     described = describe_encoders(list(encoders), options)
-    towers, pairs = _choose(described, fusion, baselines, modalities, attend)
+    towers, pairs = _choose(described, fusion, baselines, modalities, attend, data, columns, encoders, options, cache)
     plan = replace(plan, race=plan.race and _can_race(pairs, plan, protocol))
     labelled = read_labelled(data, columns, cache, task, protocol, progress)
     config = RunConfig(
@@ -219,11 +228,25 @@ def _choices(plan: Plan, name: str) -> Sequence[Any]:
 
 
 def _choose(
-    towers: list[Tower], fusion: Sequence[str], baselines: Sequence[str], modalities: Sequence[str], attend: str
+    towers: list[Tower],
+    fusion: Sequence[str],
+    baselines: Sequence[str],
+    modalities: Sequence[str],
+    attend: str,
+    data: str,
+    columns: Mapping[str, str] | None,
+    encoders: Sequence[str],
+    options: EncoderOptions,
+    cache: str | Path,
 ) -> tuple[list[Tower], list[tuple[str, str]]]:
     """The pairs of head and modality that these towers allow, and the towers that they need."""
+
+    def extraction() -> str:
+        with_tokens = replace(options, outputs=("pooled", "tokens"))
+        return extraction_of(Request(absolute(data), dict(columns or {}), list(encoders), with_tokens), cache)
+
     usable = usable_towers(towers)
-    pairs = choose_pairs(fusion, baselines, modalities, usable, attend)
+    pairs = choose_pairs(fusion, baselines, modalities, usable, attend, extraction)
     return needed_towers(usable, pairs, attend), pairs
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -138,6 +139,13 @@ def test_verify_quarantine_and_parity(here: Path) -> None:
     assert lines("verify", "--parity", 3)[-1].startswith("parity not checked: hog: none of its rows is cached")
     fails(mmfeat("verify", "--cache", "nowhere"), "nowhere: no such cache; name its folder with --cache")
     assert mmfeat("verify", "--parity", -1).exit_code == 2
+
+
+def test_the_command_that_helps_names_the_flags_of_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("t.csv").write_text("id|title\n1|one, two\n2|three\n")
+    given = "--data t.csv --encoders hashing --columns id=id,text=title --delimiter '|'"
+    assert lines("explain", 1, *shlex.split(given))[-1] == f"next: mmfeat extract {given} computes what is missing"
 
 
 def test_parity_is_checked_on_a_table_read_as_it_was_extracted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,9 +102,9 @@ def test_no_batch_is_larger_than_a_training_fold() -> None:
 
 def test_a_head_that_is_another_one_alone_is_trained_once(place: Path) -> None:
     towers = describe_encoders(["hashing", "hog"], FLOAT32)
-    pairs = choose_pairs(["film", "film-concat"], [], ["both", "text"], towers, "tokens")
+    pairs = choose_pairs(["film", "film-concat"], [], ["both", "text"], towers, "tokens", str)
     assert pairs == [("film", "both"), ("film-concat", "both"), ("film", "text")]
-    alone = choose_pairs(["film-concat"], [], ["both", "text"], towers, "tokens")
+    alone = choose_pairs(["film-concat"], [], ["both", "text"], towers, "tokens", str)
     assert alone == [("film-concat", "both"), ("film-concat", "text")]
     scored = made_up_entry(toy_task(), "any", 1.0).entry
     board = [replace(scored, head=head, modalities=modality) for head, modality in pairs]

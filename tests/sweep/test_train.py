@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import sys
 from dataclasses import replace
@@ -226,10 +228,11 @@ def test_cross_attention_is_left_out_of_all_without_tokens_and_missed_by_name(pl
     once = {**quick, "protocol": Protocol("holdout", seeds=1), "out": tmp_path / "heads"}
     heads = {entry.head for entry in sweep(place, fusion=["all"], baselines=["none"], **once).run.leaderboard}
     assert heads == {"late", "concat", "gated", "film", "film-concat"}
-    with pytest.raises(
-        HeadError, match="--fusion cross-attention on both needs token states; run mmfeat extract --outputs"
-    ):
+    with pytest.raises(HeadError, match="--fusion cross-attention on both needs token states; run") as error:
         sweep(place, fusion=["cross-attention"], **once)
+    remedy = shlex.split(re.findall("run (mmfeat extract .*) first", str(error.value))[0])[1:]
+    assert remedy[1:5] == ["--data", str(place / "demo"), "--encoders", "hashing,hog"]
+    assert (remedy[5:7], remedy[-2:]) == (["--cache", str(place / "cache")], ["--outputs", "pooled,tokens"])
     pooled = sweep(place, fusion=["cross-attention"], baselines=["none"], attend="pooled", **once).run
     assert [entry.head for entry in pooled.leaderboard] == ["cross-attention"]
 
