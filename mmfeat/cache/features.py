@@ -9,6 +9,8 @@ from functools import partial
 import numpy as np
 
 from mmfeat.errors import CacheError
+from mmfeat.samples.dataset import Sample
+from mmfeat.samples.table_columns import TABLE, TableColumn, table_vectors
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,13 @@ class Features:
         blocks = tuple(block if block.width else block.empty(widths[block.name]) for block in self.blocks)
         mapped = tuple(block if block.width else block.empty(widths[block.name]) for block in self.mapped)
         return replace(self, blocks=blocks, mapped=mapped)
+
+    def with_table(self, columns: Sequence[TableColumn], samples: Sequence[Sample]) -> Features:
+        """The features with one more block, of the columns of numbers and categories; as they are without columns."""
+        if not columns:
+            return self
+        block = Block(TABLE, TABLE, *table_vectors(columns, samples), source=TABLE)
+        return replace(self, blocks=(*self.blocks, block))
 
     def take(self, rows: np.ndarray) -> Features:
         """The features of the samples at `rows`, which may also be a mask."""

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mmfeat.extraction.forecast import Forecasts
     from mmfeat.extraction.missing import Clocks
     from mmfeat.extraction.requests import Decision
+    from mmfeat.samples.dataset import Overview
 
 
 PARAMETERS: Parameters = {
@@ -141,6 +142,7 @@ def show_extraction(result: Extraction) -> None:
     if samples.unused_columns:
         names = "" if counts else " (--columns label=... names yours)"
         out.print(f"  columns not used: {', '.join(samples.unused_columns)}{names}")
+    _show_table(samples)
     for note in samples.notes:
         out.print(f"  note: {shown(note)}")
     for modality, reasons in result.missing.items():
@@ -177,6 +179,13 @@ def show_extraction(result: Extraction) -> None:
         out.print(f"wrote {counted(sum(result.new.values()), 'vector')} to {result.folder} in {result.seconds:.1f} s")
 
 
+def _show_table(samples: Overview) -> None:
+    """Print what the columns of numbers and categories hold, for heads to read."""
+    if columns := samples.table:
+        width = sum(column.width for column in columns)
+        out.print(f"  table: {', '.join(column.label for column in columns)}; {counted(width, 'value')} a sample")
+
+
 def show_decision(decision: Decision | None) -> None:
     """Print which cleaning `auto` is, why, and how to have another."""
     if decision is None:
@@ -199,6 +208,7 @@ def _show_part(forecasts: Forecasts) -> None:
     out.print(f"{forecasts.samples.source}: {len(forecasts.samples):,} samples")
     for note in forecasts.samples.notes:
         out.print(f"  note: {shown(note)}")
+    _show_table(forecasts.samples)
     show_decision(forecasts.decision)
     if not forecasts.encoders:
         out.print(f"nothing to do: every vector is in {forecasts.folder}")

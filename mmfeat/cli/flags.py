@@ -36,11 +36,11 @@ RunData = option("Folder or table.  [default: that of the run]", str | None, "--
 RunCache = option("Feature cache.  [default: that of the run]", str | None, "--cache")
 Heads = option("Folder of the runs.", str, "--heads")
 Head = option("A head of the run.  [default: the best]", str | None, "--head")
-Modalities = option("both, text, image or ensemble.  [default: the best]", str | None, "--modalities")
+Modalities = option("both, text, image, table or ensemble.  [default: the best]", str | None, "--modalities")
 Encoders = option("family[:variant],...: st, bert, hf, clip, timm, resnet50, hashing, hog.", str, "--encoders")
 AnyEncoders = option("As for extract.  [default: the latest extraction's]", str | None, "--encoders")
 CacheFolder = option("Folder of the feature cache.", str, "--cache")
-ColumnsFlag = option("Names in your table: id=...,text=...,image=...,label=...", str, "--columns")
+ColumnsFlag = option("Names in your table: id=,text=,image=,label=,table=; A+B are several.", str, "--columns")
 Device = option("auto, cpu, cuda, cuda:N or mps.", str, "--device")
 RuntimeFlag = option("Of towers on a CPU: torch, compile, onnxruntime, openvino; auto: the fastest.", str, "--runtime")
 AnyColumns = option("As for extract.  [default: the latest's]", str | None, "--columns")
@@ -252,8 +252,16 @@ def requests(value: str) -> list[str]:
 
 
 def pairs(value: str) -> dict[str, str]:
-    """Read `id=guid,text=caption` as a mapping; raises `ConfigError` for anything else."""
-    pairs = [pair.partition("=") for pair in names(value)]
+    """Read `id=guid,text=caption` as a mapping; raises `ConfigError` for anything else.
+
+    What follows `table=price` without a name of its own is another column of the table: `table=price,brand`.
+    """
+    pairs: list[tuple[str, str, str]] = []
+    for name, equals, column in (pair.partition("=") for pair in names(value)):
+        if pairs and pairs[-1][0] == "table" and not equals:
+            pairs[-1] = "table", "=", f"{pairs[-1][2]}+{name}"
+        else:
+            pairs.append((name, equals, column))
     if broken := [name for name, equals, column in pairs if not equals or not column]:
         raise ConfigError(f"--columns {','.join(broken)}: write id=...,text=...,image=...,label=...")
     return {name: column for name, _, column in pairs}

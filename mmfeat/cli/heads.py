@@ -34,7 +34,7 @@ from mmfeat.cli.flags import (
 from mmfeat.cli.presets import preset_values
 from mmfeat.errors import ConfigError
 from mmfeat.heads.registry import DEFAULTS, SETTING_TYPES, flag, settings_of
-from mmfeat.runs.leaderboard import ablation
+from mmfeat.runs.leaderboard import MODALITY_SETS, ablation
 from mmfeat.system.wording import gain, interval
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _ablation(run: Run) -> Table | None:
     heads = ablation(run.leaderboard)
     if not heads:
         return None
-    sets = [name for name in ("both", "text", "image") if any(name in entries for entries in heads.values())]
+    sets = [name for name in MODALITY_SETS if any(name in entries for entries in heads.values())]
     table = Table("ablation", *sets, "both over the better one", "p", box=None, padding=(0, 2, 0, 0))
     for head, entries in heads.items():
         cells = [f"{entries[name].macro_f1.value:.3f}" if name in entries else "" for name in sets]
@@ -228,7 +228,7 @@ _SPLIT_DIR = "Reuse the splits of this folder, or write them there for later run
 PARAMETERS: Parameters = {
     "fusion": (option(_FUSIONS), "all"),
     "baselines": (option(_BASELINES), "prior,knn,ridge,logistic,svm"),
-    "modalities": (option("Each head on some of both,text,image."), "both,text,image"),
+    "modalities": (option("Each head on some of these; both is all there are."), ",".join(MODALITY_SETS)),
     "preset": (option("A published recipe: system-a or system-b.", str | None), None),
     "data": (AnyData, None),
     "encoders": (AnyEncoders, None),

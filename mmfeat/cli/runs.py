@@ -128,6 +128,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("data", f"{shown(config.data)} ({labelled}), hash {config.data_hash[:8]}"),
         ("protocol", f"{folds}, {protocol.seeds} seeds from {protocol.seed}, splits {config.splits_hash[:8]}"),
         ("class names", ", ".join(f"{name}={text}" for name, text in (config.class_names or {}).items())),
+        ("table", ", ".join(column.label for column in config.table or ())),
         ("cache", shown(config.cache)),
         ("parent", config.parent or ""),
         ("command", record.command),

@@ -33,7 +33,7 @@ from mmfeat.finetune.settings import EARLY
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.registry import BASELINES, NEEDS_TOKENS, load_fusion
 from mmfeat.heads.stack import stack_of
-from mmfeat.prediction.final_heads import head_features, load_final, members
+from mmfeat.prediction.final_heads import head_features, load_final, members, table_of
 from mmfeat.runs.entry import TOGETHER, Entry, Rule
 from mmfeat.runs.run import Run
 
@@ -86,6 +86,8 @@ class Ports:
 
 def why_not_exportable(run: Run, entry: Entry) -> str:
     """The reason why an entry cannot be a graph; "" where it can."""
+    if table_of(run, entry):
+        return "it reads columns of a table, which no graph takes yet"
     for member in members(run, entry):
         if reason := NOT_EXPORTABLE.get(member.head):
             inside = f"{member.label} is in it, and " if member is not entry else ""

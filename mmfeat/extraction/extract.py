@@ -124,7 +124,7 @@ def extract_features(
         resolve_device(settings.device)
     work = prepare_extraction(data, encoders, cache, options, columns, settings, test)
     works = [work, *([prepare_test(work, test)] if test else [])]
-    overviews = [look_over(part.source, part.towers) for part in works]
+    overviews = [look_over(part.source, part.towers, part is not work) for part in works]
     if test and (note := shared_ids(*(part.source for part in works))):
         overviews[1] = replace(overviews[1], notes=(*overviews[1].notes, note))
     begin_request(cache, work.request)

@@ -148,13 +148,13 @@ def forecast_extraction(
     settings, progress = settings or ExtractSettings(), progress or Silent()
     work = prepare_extraction(data, encoders, cache, options, columns, settings)
     works = [work, *([prepare_test(work, test)] if test else [])]
-    first, *rest = (_forecast(part, settings, progress) for part in works)
+    first, *rest = (_forecast(part, settings, progress, part is not work) for part in works)
     return replace(first, test=rest[0] if rest else None)
 
 
-def _forecast(work: Work, settings: ExtractSettings, progress: Progress) -> Forecasts:
+def _forecast(work: Work, settings: ExtractSettings, progress: Progress, is_test: bool) -> Forecasts:
     """The forecast of a data set."""
-    overview, needs = look_over(work.source, work.towers), _Needs()
+    overview, needs = look_over(work.source, work.towers, is_test), _Needs()
     with Extractor(work.towers, work.store, settings, writes=False) as extractor:
         for block in work.source.blocks(BLOCK):
             needs.add(extractor.planner.plan(block, progress))

@@ -250,9 +250,9 @@ class BlockPlan:
         return {fingerprint for items in self.items.values() for item in items for fingerprint in item.fingerprints}
 
 
-def look_over(source: SampleSource, towers: Sequence[Tower]) -> Overview:
+def look_over(source: SampleSource, towers: Sequence[Tower], is_test: bool = False) -> Overview:
     """The overview of the samples. Raises `DataError` where no sample has what an encoder takes."""
-    overview = source.overview()
+    overview = source.overview(is_test)
     for modality, absence in overview.absent.items():
         takers = [tower for tower in towers if tower.spec.modality == modality]
         others = {tower.request for tower in towers if tower.spec.modality != modality}

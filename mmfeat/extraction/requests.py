@@ -25,9 +25,9 @@ from mmfeat.encoders.spec import (
 )
 from mmfeat.encoders.torch_tower import LIBRARIES, RUNTIMES
 from mmfeat.errors import CacheMissError, ConfigError, WriteError
+from mmfeat.samples.column_names import COLUMNS
 from mmfeat.samples.contents import JUDGED, TWEETS, tweet_share
 from mmfeat.samples.dataset import Data, SampleSource, name_of
-from mmfeat.samples.rows import COLUMNS
 from mmfeat.system.files import read_json, write_json
 from mmfeat.system.hardware import resolve_device, resolve_dtype
 from mmfeat.system.remote import absolute, is_remote

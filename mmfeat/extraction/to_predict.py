@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from mmfeat.errors import DataError
+from mmfeat.samples.column_names import COLUMNS, ROW_NUMBER, columns_in, find_column, find_columns
 from mmfeat.samples.dataset import SampleSource
 from mmfeat.samples.folders import hash_of
 from mmfeat.samples.labels import SPLIT
-from mmfeat.samples.rows import COLUMNS, ROW_NUMBER, columns_in, find_column, find_columns
 from mmfeat.system.remote import absolute
 
 

@@ -26,6 +26,7 @@ from mmfeat.heads.registry import NEEDS_TOKENS, ZERO_SHOT, load_fusion
 from mmfeat.runs.entry import ChosenHead, RunConfig
 from mmfeat.runs.run import Run, checked_towers
 from mmfeat.samples.contents import view_name, view_number
+from mmfeat.samples.table_columns import TABLE
 from mmfeat.sweep.arguments import requests_of
 from mmfeat.sweep.class_names import with_class_vectors
 from mmfeat.sweep.problem import LabelledData, Problem, read_labelled
@@ -116,7 +117,7 @@ class Experiment:
     def stage_2_features(self) -> Features:
         """The vectors that stage 2 is trained on, in the views of stage 2."""
         return self.features.named(
-            [tower.spec.folder_name for tower in self.encoders if view_number(tower.spec.view) <= self.views]
+            [*(tower.spec.folder_name for tower in self.encoders if view_number(tower.spec.view) <= self.views), TABLE]
         )
 
     @cached_property
@@ -209,7 +210,7 @@ def _problem(parent: Run, arguments: FinetuneArguments, progress: Progress) -> t
     protocol = Protocol(recorded.kind, seeds=repeats, split_dir=str(parent.folder), seed=recorded.seed)
     data, cache = arguments.data or config.data, arguments.cache or config.cache
     labelled = read_labelled(data, config.columns, cache, config.task, protocol, progress)
-    if labelled.recorded["data_hash"] != config.data_hash:
+    if (labelled.recorded["data_hash"], labelled.recorded["table_hash"]) != (config.data_hash, config.table_hash):
         raise RunError(f"{parent.folder}: labels, texts or photos changed since; run mmfeat heads again, then finetune")
     if labelled.recorded["splits_hash"] != config.splits_hash:
         raise RunError(f"{parent.folder}: its splits changed since; run mmfeat heads again, then finetune")

@@ -24,6 +24,7 @@ from mmfeat.evaluation.splits import deal
 from mmfeat.heads.registry import DEFAULTS, FUSIONS, NEEDS_TOKENS, SETTING_TYPES, HeadSettings, load_fusion
 from mmfeat.samples.dataset import MODALITIES
 from mmfeat.samples.labels import Targets, indicator
+from mmfeat.samples.table_columns import TABLE
 from mmfeat.system.files import write_atomic
 from mmfeat.system.hardware import resolve_device
 
@@ -52,7 +53,7 @@ class FusionClassifier(ClassifierMixin, BaseEstimator):
         One of `mmfeat.heads.FUSIONS`; cross-attention attends to the pooled vectors.
     widths : dict or list of (str, int), optional
         How the columns are cut: ("text" or "image", columns) of each encoder in turn, as {"image": 1024, "text": 384}.
-        Without it, all columns are one encoder's of texts.
+        "table" are plain numbers, of which a row may lack some. Without it, all columns are one encoder's of texts.
     seeds : int
         Heads that are trained and predict together; their probabilities are averaged.
     validation_fraction : float
@@ -230,10 +231,10 @@ batch_size, epochs, patience
         widths = {"text": columns} if self.widths is None else self.widths
         pairs = list(widths.items() if isinstance(widths, Mapping) else widths)
         for modality, width in pairs:
-            if modality not in MODALITIES or width < 2:
+            if modality not in (*MODALITIES, TABLE) or width < (1 if modality == TABLE else 2):
                 raise ParameterError(
                     f"widths: {modality!r} with n_features = {width}; name 'text' or 'image' and 2 columns or more "
-                    "(layer norm leaves nothing of a single one)"
+                    "(layer norm leaves nothing of a single one), or 'table'"
                 )
         ends = np.cumsum([width for _, width in pairs], dtype=np.int64).tolist()
         if (total := sum(width for _, width in pairs)) != columns:
@@ -316,7 +317,7 @@ def _features(X: np.ndarray, cuts: Sequence[tuple[str, slice]]) -> Features:
         vectors = np.array(X[:, columns])
         gaps = np.isnan(vectors)
         mask = ~gaps.all(1)
-        if (partly := gaps.any(1) & mask).any():
+        if modality != TABLE and (partly := gaps.any(1) & mask).any():
             raise ParameterError(
                 f"columns {columns.start} to {columns.stop - 1} ({modality}): {partly.sum()} rows are NaN in some "
                 "columns only; fill these in, or make all columns of a missing part NaN"

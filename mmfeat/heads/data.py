@@ -13,12 +13,14 @@ from torch.nn import functional as F
 
 from mmfeat.cache.features import Block, Features, MappedBlock
 from mmfeat.errors import HeadError
-from mmfeat.heads.layers import Batch, Shape, Tokens, norm
+from mmfeat.heads.layers import Batch, Shape, Tokens, norm, norm_table
 from mmfeat.heads.tokens import CompactTokens, pooled_tokens, read_tokens
+from mmfeat.samples.table_columns import TABLE
 
-ORDER = ("image", "text")
+ORDER = ("image", "text", TABLE)
 CHUNK = 8192  # rows of one read
 PREPARED = 2**24  # largest N * D that is normed beforehand; larger data are normed batch by batch
+CONSTANT = 1e-6  # a column of no larger deviation does not vary
 STATISTICS_ROWS = 65_536  # rows that give mean and deviation, evenly spaced where there are more
 
 
@@ -74,18 +76,30 @@ class Source:
         for piece in pieces:
             variance += (self._piece(piece, unit) - mean).square().sum(0) / len(rows)
         std = variance.sqrt()
-        return mean.float(), torch.where(std > 1e-6, std, 1.0).float()
+        return mean.float(), torch.where(std > CONSTANT, std, 1.0).float()
 
     def _piece(self, rows: np.ndarray, unit: bool) -> Tensor:
         values = self.take(torch.from_numpy(rows[None]).to(self.device))[0].cpu().double()
         return F.normalize(values, dim=-1) if unit else values
 
 
+class TableSource(Source):
+    """The columns of a table, of which a present row may lack numbers."""
+
+    def statistics(self, rows: np.ndarray, unit: bool = False) -> tuple[Tensor, Tensor]:
+        """(D,) mean and (D,) standard deviation of the numbers that are there. The deviation is infinite where nothing
+        varies, so that a category that no training row has counts for nothing."""
+        values = self._piece(rows[self.masks[0, rows]], unit=False)
+        mean = values.nanmean(0).nan_to_num()
+        std = (values - mean).square().nanmean(0).sqrt()
+        return mean.float(), torch.where(std > CONSTANT, std, torch.inf).float()
+
+
 class HeadData:
     """The vectors and tokens of N samples, from which batches for heads are made. A fusion is built for `shape`.
 
-    `modality` is both, text or image. `tokens` is "tokens" where cross-attention reads token states, "pooled" where it
-    reads each pooled vector as one token, and "" for other heads.
+    `modality` is text, image, table, or both, which stands for all that there are. `tokens` is "tokens" where
+    cross-attention reads token states, "pooled" where it reads each pooled vector as one token, and "" for other heads.
     """
 
     tables: NormedTables | None = None
@@ -101,6 +115,7 @@ class HeadData:
         self.token_blocks = {
             name: [block for block in features.mapped if (block.modality, block.output) == (name, "tokens")]
             for name in self.sources
+            if name != TABLE
         }
         self.attend = tokens
         self.views = max(len(source.blocks) for sources in self.sources.values() for source in sources) - 1
@@ -154,7 +169,7 @@ class HeadData:
     ) -> Batch:
         """The input of K heads for (K, B) rows, their view numbers, and the index of the modality that each row loses.
 
-        The index is 0 for image, 1 for text, or -1 for none; `keep` are dropout factors.
+        The index is that of the modality among those there are, or -1 for none; `keep` are dropout factors.
         """
         vectors = self._vectors(rows, views)
         kept = {name: dropped != number if dropped is not None else None for number, name in enumerate(self.sources)}
@@ -215,7 +230,9 @@ class HeadData:
             everything = torch.arange(len(self), device=self.device)[None]
             self._normed[key] = {
                 name: [
-                    norm(source.take(everything)[0], *(statistic.to(self.device) for statistic in statistics))
+                    (norm_table if name == TABLE else norm)(
+                        source.take(everything)[0], *(statistic.to(self.device) for statistic in statistics)
+                    )
                     for source, statistics in zip(self.sources[name], by_source, strict=True)
                 ]
                 for name, by_source in self.statistics(rows).items()
@@ -244,7 +261,7 @@ class HeadData:
 
     def _token_widths(self) -> dict[str, tuple[int, ...]]:
         if self.attend == "pooled":
-            return {name: tuple(source.width for source in sources) for name, sources in self.sources.items()}
+            return {name: tuple(source.width for source in self.sources[name]) for name in self.token_blocks}
         if self.attend == "tokens":
             return {name: tuple(block.width for block in blocks) for name, blocks in self.token_blocks.items()}
         return {}
@@ -270,6 +287,7 @@ class HeadData:
         return {
             name: [(x, mask if lost is None else mask & lost.unsqueeze(-1)) for x, mask in tokens[name]]
             for name, lost in kept.items()
+            if name in tokens
         }
 
 
@@ -309,4 +327,4 @@ def _sources(features: Features, modality: str, device: str) -> Iterator[Source]
     for plain in pooled:
         if plain.view == "none":
             views = [block for block in pooled if block.view != "none" and block.source == plain.source]
-            yield Source(plain, views, device)
+            yield (TableSource if modality == TABLE else Source)(plain, views, device)

@@ -1,5 +1,5 @@
 """The fusions: late, concat, gated, film, film-concat, cross-attention and linear. Each fusion maps the image vector i
-and the text vector t of a sample to logits.
+and the text vector t of a sample, and the columns of a table as a third vector where there are any, to logits.
 
 All fusions but late and linear end in the same classifier, MLP(x) = 256 -> 64 -> classes with batch normalisation and
 dropout. The docstring of a fusion that compares the modalities says what it does with a single modality.
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from mmfeat.baselines.zero_shot import SCALE
 from mmfeat.heads.layers import Batch, Classifier, Fusion, LayerNorm, Linear, Scalar, Shape, Stacked, Tokens
+from mmfeat.samples.table_columns import TABLE
 
 HIDDEN = (256, 64)  # widths of the classifier's hidden layers, except for the late fusion
 LATE_WIDTH = 512
@@ -91,7 +92,7 @@ class Gated(Fusion):
     """Gated fusion, MLP(g t + (1 - g) i) with g = sigmoid(W relu(V [i; t])).
 
     One number g for each sample weighs the text of the sample against its image. Modalities of different widths are
-    first projected to 256. A single modality is weighed against zeros.
+    first projected to 256. A single modality is weighed against zeros, three by the softmax of two numbers and 0.
     """
 
     units = sum(HIDDEN)
@@ -104,12 +105,16 @@ class Gated(Fusion):
             {m: Linear(heads, shape.width(m), width) for m in shape.widths if shape.width(m) != width}
         )
         self.gate_hidden = Linear(heads, width * len(shape.widths), GATE_WIDTH)
-        self.gate = Linear(heads, GATE_WIDTH, 1)
+        self.gate = Linear(heads, GATE_WIDTH, max(1, len(shape.widths) - 1))
         self.classifier = Classifier(heads, width, classes, HIDDEN)
 
     def fuse(self, vectors: dict[str, Tensor], batch: Batch) -> Tensor:
         alike = [self.projections[m](x) if m in self.projections else x for m, x in vectors.items()]
-        gate = self.gate(F.relu(self.gate_hidden(torch.cat(alike, -1)))).sigmoid()
+        logits = self.gate(F.relu(self.gate_hidden(torch.cat(alike, -1))))
+        if len(alike) > 2:
+            shares = F.pad(logits, (1, 0)).softmax(-1).unsqueeze(-1)
+            return self.classifier((shares * torch.stack(alike, -2)).sum(-2), batch.keep)
+        gate = logits.sigmoid()
         image = alike[0] if len(alike) > 1 else torch.zeros_like(alike[0])
         return self.classifier(gate * alike[-1] + (1 - gate) * image, batch.keep)
 
@@ -131,20 +136,22 @@ class Modulation(Stacked):
 
 
 class Film(Fusion):
-    """FiLM, MLP([m(i; t); t]): the text t modulates the features of the image i. A single modality modulates itself."""
+    """FiLM, MLP([m(i; t); t]): the text t modulates the features of the image i; of more modalities, all others
+    together modulate the first. A single modality modulates itself."""
 
     units = sum(HIDDEN)
 
     def __init__(self, heads: int, shape: Shape, classes: int) -> None:
         super().__init__(heads, shape)
-        modulated, condition = next(iter(shape.widths)), list(shape.widths)[-1]
-        self.modulation = Modulation(heads, shape.width(condition), shape.width(modulated))
+        modulated, *conditions = shape.widths.keys()
+        condition = sum(map(shape.width, conditions or [modulated]))
+        self.modulation = Modulation(heads, condition, shape.width(modulated))
         self.classifier = Classifier(heads, shape.total, classes, HIDDEN)
 
     def fuse(self, vectors: dict[str, Tensor], batch: Batch) -> Tensor:
-        image, *text = vectors.values()
-        modulated = self.modulation(image, text[0] if text else image)
-        return self.classifier(torch.cat([modulated, *text], -1), batch.keep)
+        image, *others = vectors.values()
+        modulated = self.modulation(image, torch.cat(others or [image], -1))
+        return self.classifier(torch.cat([modulated, *others], -1), batch.keep)
 
 
 class FilmConcat(Fusion):
@@ -261,14 +268,19 @@ class Attention(Stacked):
 class CrossAttention(Fusion):
     """Cross-attention, MLP([i; t; sigmoid(s) A]): A (128) is the attention of text to image tokens, s a learned gate.
 
-    The fusion needs tokens of both modalities; the tokens of a single modality attend to themselves.
+    The fusion needs tokens of text and image; the tokens of a single modality attend to themselves. A table is one more
+    token to attend to.
     """
 
     units = sum(HIDDEN)
 
     def __init__(self, heads: int, shape: Shape, classes: int) -> None:
         super().__init__(heads, shape)
-        self.tokens = nn.ModuleDict({m: TokenInput(heads, widths) for m, widths in shape.tokens.items()})
+        widths = dict(shape.tokens)
+        if TABLE in shape.widths:
+            attended = next(iter(widths), TABLE)
+            widths[attended] = *widths.get(attended, ()), shape.width(TABLE)
+        self.tokens = nn.ModuleDict({m: TokenInput(heads, of_sources) for m, of_sources in widths.items()})
         self.attention = Attention(heads)
         self.gate = Scalar(heads, CLOSED)
         self.classifier = Classifier(heads, shape.total + TOKEN_WIDTH, classes, HIDDEN)
@@ -277,29 +289,36 @@ class CrossAttention(Fusion):
         image, *text = (cast(TokenInput, module) for module in self.tokens.values())
         layers = self.attention.layers(text[0] if text else image, image)
         attended = []
-        for piece in self._pieces(batch):
+        for piece in self._pieces(vectors, batch):
             keys, *queries = piece.values()
             attended.append(self.attention(layers, queries[0] if queries else keys, image, keys))
         gated = torch.cat(attended, 1) * self.gate.value.sigmoid()
         return self.classifier(torch.cat([*vectors.values(), gated], -1), batch.keep)
 
-    def _pieces(self, batch: Batch) -> Iterator[dict[str, Tokens]]:
+    def _pieces(self, vectors: dict[str, Tensor], batch: Batch) -> Iterator[dict[str, Tokens]]:
         """The layer-normed tokens of all samples, in training on a CPU of a few at a time."""
+        table = vectors.get(TABLE)
         if not self.training or self.gate.value.device.type != "cpu":
-            yield {name: [(_normed(x, batch), m) for x, m in sources] for name, sources in batch.tokens.items()}
+            yield self._normed(batch.tokens, table, batch)
             return
-        rows = next(m.shape[1] for sources in batch.tokens.values() for _, m in sources)
-        for start in range(0, rows, PIECE):
+        for start in range(0, next(iter(vectors.values())).shape[1], PIECE):
             piece = slice(start, start + PIECE)
             cut = {name: [_cut(x[:, piece], m[:, piece]) for x, m in sources] for name, sources in batch.tokens.items()}
-            yield {name: [(_normed(x, batch), m) for x, m in sources] for name, sources in cut.items()}
+            yield self._normed(cut, None if table is None else table[:, piece], batch)
+
+    def _normed(self, tokens: Mapping[str, Tokens], table: Tensor | None, batch: Batch) -> dict[str, Tokens]:
+        """Layer-normed tokens, and the (K, B, D) table as one more of the sequence that is attended to."""
+        normed = {
+            name: [(x if batch.compact else F.layer_norm(x, x.shape[-1:]), m) for x, m in sources]
+            for name, sources in tokens.items()
+        }
+        if table is not None:
+            here = table.new_ones((*table.shape[:2], 1), dtype=torch.bool)
+            normed.setdefault(next(iter(self.tokens)), []).append((table.unsqueeze(2), here))
+        return normed
 
     def attention_parameters(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if name.split(".")[0] in ("tokens", "attention", "gate")}
-
-
-def _normed(x: Tensor, batch: Batch) -> Tensor:
-    return x if batch.compact else F.layer_norm(x, x.shape[-1:])
 
 
 def _cut(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

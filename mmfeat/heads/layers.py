@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmfeat.samples.table_columns import TABLE
+
 BATCH_NORM_MOMENTUM = 0.1
 EPSILON = 1e-5
 Tokens: TypeAlias = "list[tuple[Tensor, Tensor]]"  # (K, B, T, D) values and a (K, B, T) mask of each source
@@ -129,7 +131,7 @@ class Classifier(Stacked):
 
 @dataclass(frozen=True)
 class Shape:
-    """The input widths of a fusion: the widths of the encoders of each modality, [image; text], and of their tokens."""
+    """The input widths of a fusion: of the encoders of each modality, [image; text; table], and of their tokens."""
 
     widths: dict[str, tuple[int, ...]]
     tokens: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -194,6 +196,18 @@ class UnitInput(EncoderInput):
         return (F.normalize(vectors, dim=-1) - self.mean) / self.std
 
 
+class TableInput(EncoderInput):
+    """The input of the columns of a table: standardised, not layer-normed, as one column says nothing of another."""
+
+    def normed(self, vectors: Tensor) -> Tensor:
+        return norm_table(vectors, self.mean, self.std)
+
+
+def norm_table(vectors: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(..., D) vectors standardised, 0 where a number is missing or the deviation is infinite."""
+    return ((vectors - mean) / std).nan_to_num(0.0)
+
+
 def norm(vectors: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """(..., D) vectors standardised and layer-normed, without parameters."""
     return F.layer_norm((vectors - mean) / std, vectors.shape[-1:])
@@ -211,7 +225,7 @@ class Fusion(Stacked):
         kind = UnitInput if self.unit else EncoderInput
         self.inputs = nn.ModuleDict(
             {
-                modality: nn.ModuleList(kind(heads, width) for width in widths)
+                modality: nn.ModuleList((TableInput if modality == TABLE else kind)(heads, width) for width in widths)
                 for modality, widths in shape.widths.items()
             }
         )

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from mmfeat.cache.features import MappedBlock
 from mmfeat.heads.layers import Tokens
+from mmfeat.samples.table_columns import TABLE
 
 COMPACT = 64  # columns of compact tokens; 128 take a third more time for the same scores
 KEPT = 2**28  # most numbers of compact tokens in memory, 1 GB; those of more samples are computed batch by batch
@@ -85,4 +86,5 @@ def pooled_tokens(vectors: dict[str, list[Tensor]], masks: dict[str, list[Tensor
             for x, m in zip(sources, masks[name], strict=True)
         ]
         for name, sources in vectors.items()
+        if name != TABLE
     }

@@ -25,10 +25,11 @@ from mmfeat.heads.registry import NEEDS_TOKENS
 from mmfeat.prediction.output_file import Predictions
 from mmfeat.runs.entry import Entry, FinalHead, Rule
 from mmfeat.runs.run import Run, checked_towers
+from mmfeat.samples.column_names import COLUMNS, ROW_NUMBER
 from mmfeat.samples.contents import view_number
 from mmfeat.samples.dataset import MODALITIES, PART, Sample, SampleSet, read_samples
 from mmfeat.samples.folders import TEST_LIST, TRAIN_LIST
-from mmfeat.samples.rows import COLUMNS, ROW_NUMBER
+from mmfeat.samples.table_columns import TABLE, TableColumn
 from mmfeat.sweep.ensembles import combine
 from mmfeat.system.files import file_sha256
 from mmfeat.system.hardware import resolve_device
@@ -152,7 +153,13 @@ def head_features(run: Run, entry: Entry, final: FinalHead, features: Features) 
         return features
     tuned = run.tuned_towers(entry, final)
     names = [tuned.get(tower.spec.folder_name, tower).spec.folder_name for tower in run.towers]
-    return features.named(names)
+    return features.named([*names, TABLE])
+
+
+def table_of(run: Run, entry: Entry) -> tuple[TableColumn, ...]:
+    """The columns of numbers and categories that an entry sees."""
+    sees = {"both", TABLE} & {member.modalities for member in members(run, entry)}
+    return run.config.table or () if sees and entry.head != EARLY else ()
 
 
 def members(run: Run, entry: Entry) -> list[Entry]:
@@ -247,15 +254,21 @@ def infer(
 ) -> Inference:
     """Extract missing vectors with the encoders of the run, and predict.
 
-    Raises `RunError` where an encoder has changed since the run.
+    Raises `RunError` where an encoder has changed since the run, `DataError` where columns of the table are not there.
     """
+    table = table_of(run, entry)
+    if table and not samples.table:
+        raise DataError(
+            f"{samples.source}: no column {', '.join(column.name for column in table)}, which {entry.label} sees; name "
+            f"yours with --columns {TABLE}=..., or another head with --modalities"
+        )
     settings = settings or ExtractSettings()
     predictor = EntryPredictor(run, entry, resolve_device(settings.device))
     towers = checked_towers(run, predictor.towers)
     extraction = extract_samples(samples, towers, cache=cache, settings=settings, progress=progress)
     specs = [tower.spec for tower in towers]
     store = Cache(cache, samples.name)
-    features = store.load(samples.samples, specs)
+    features = store.load(samples.samples, specs).with_table(table, samples.samples)
     predictions = predict_features(predictor, features, samples.samples)
     lacking = _lacking(features)
 

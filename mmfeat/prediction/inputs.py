@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -22,27 +23,49 @@ if TYPE_CHECKING:
 
 TEXT_SUFFIX = ".txt"
 Text: TypeAlias = "str | None"
+Row: TypeAlias = "Mapping[str, object] | None"
 Picture: TypeAlias = "str | Path | bytes | Image.Image | None"
 
 
-def as_samples(texts: str | Iterable[Text] | None, images: Picture | Iterable[Picture]) -> list[Sample]:
-    """The samples of one text, one image or one pair, or of lists. Raises `DataError` for lists of different length."""
-    lists = [_listed(texts, "texts"), _listed(images, "images")]
-    counts = {len(values) for values in lists if values is not None}
+def as_samples(
+    texts: str | Iterable[Text] | None,
+    images: Picture | Iterable[Picture],
+    table: Row | Iterable[Row] = None,
+    columns: Sequence[str] = (),
+) -> list[Sample]:
+    """The samples of one text, one image or one pair, or of lists, with rows of a table that has these `columns`.
+
+    Raises `DataError` for lists of different length.
+    """
+    lists = {"texts": _listed(texts, "texts"), "images": _listed(images, "images"), "rows": _listed(table, "table")}
+    counts = {name: len(values) for name, values in lists.items() if values is not None}
     if not counts:
         raise DataError("neither texts nor images; give one of them, or both")
-    if len(counts) > 1:
-        raise DataError(f"{len(lists[0] or ())} texts but {len(lists[1] or ())} images; None stands for one that lacks")
-    (count,) = counts
-    columns = [values if values is not None else [None] * count for values in lists]
-    return [_sample(number, text, image) for number, (text, image) in enumerate(zip(*columns, strict=True))]
+    if len({*counts.values()}) > 1:
+        told = " but ".join(f"{count} {name}" for name, count in counts.items())
+        raise DataError(f"{told}; None stands for one that lacks")
+    count = next(iter(counts.values()))
+    parts = [values if values is not None else [None] * count for values in lists.values()]
+    return [
+        replace(_sample(number, text, image), table=_row(number, row, columns))
+        for number, (text, image, row) in enumerate(zip(*parts, strict=True))
+    ]
+
+
+def _row(number: int, row: Row, columns: Sequence[str]) -> tuple[str | None, ...] | None:
+    """The cells of one row in the order of `columns`. Raises `DataError` for another column."""
+    if row is None:
+        return None
+    if odd := [name for name in row if name not in columns]:
+        raise DataError(f"table[{number}]: no column {odd[0]!r} in the run; it has {', '.join(columns) or 'no table'}")
+    return tuple(None if _is_missing(row.get(name)) else str(row[name]).strip() or None for name in columns)
 
 
 def _listed(values: Any, name: str) -> list[Any] | None:
     """The values as a list, a single value as a list of length 1, and None for None."""
     if values is None:
         return None
-    if isinstance(values, str | Path | bytes) or hasattr(values, "convert"):  # a PIL image
+    if isinstance(values, str | Path | bytes | Mapping) or hasattr(values, "convert"):  # a PIL image
         return [values]
     try:
         return list(values)

@@ -10,18 +10,20 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmfeat.extraction.in_memory import Embedded, Embedder
-from mmfeat.prediction.final_heads import EntryPredictor, predict_features, unseen, unseen_note
-from mmfeat.prediction.inputs import Picture, Text, as_samples
+from mmfeat.prediction.final_heads import EntryPredictor, predict_features, table_of, unseen, unseen_note
+from mmfeat.prediction.inputs import Picture, Row, Text, as_samples
 from mmfeat.prediction.output_file import Predictions
 from mmfeat.runs.entry import Entry
 from mmfeat.runs.run import Run, checked_towers, choose_run
 from mmfeat.samples.dataset import PART, Sample
+from mmfeat.samples.table_columns import TABLE, TableColumn
 from mmfeat.system.hardware import resolve_device
 from mmfeat.system.wording import Progress
 
@@ -54,6 +56,7 @@ class Model:
         self.run, self.entry, self.device = run, entry, resolve_device(device)
         self._predictor = EntryPredictor(run, entry, self.device)
         self._embedder = Embedder(checked_towers(run, self._predictor.towers), self.device)
+        self.table = table_of(run, entry)
         self._lock = threading.Lock()
 
     @property
@@ -62,24 +65,31 @@ class Model:
         return self.run.classes
 
     def predict(
-        self, texts: str | Iterable[Text] | None = None, images: Picture | Iterable[Picture] = None
+        self,
+        texts: str | Iterable[Text] | None = None,
+        images: Picture | Iterable[Picture] = None,
+        table: Row | Iterable[Row] = None,
     ) -> list[str]:
         """N labels, `a|b` or a lone `|` for multi-label runs; the arguments are those of `predict_proba`.
 
         A label is the choice of the entry's decision, adjusted for macro-F1, and not always the most probable class.
         """
-        return self._predicted(texts, images).labels
+        return self._predicted(texts, images, table).labels
 
     def predict_proba(
-        self, texts: str | Iterable[Text] | None = None, images: Picture | Iterable[Picture] = None
+        self,
+        texts: str | Iterable[Text] | None = None,
+        images: Picture | Iterable[Picture] = None,
+        table: Row | Iterable[Row] = None,
     ) -> np.ndarray:
         """(N, C) calibrated probabilities; rows add up to 1 unless the run has several labels a sample.
 
         `texts` and `images` are one value or a list of N values. Either may be left out, and None stands for a text or
-        image that a sample lacks. An image is a path, a URL, the bytes of a file, or a PIL image. A missing file or a
-        broken image counts as lacking, with a `UserWarning`. Raises `DataError` for lists of different length.
+        image that a sample lacks; `table` maps names of columns to cells, for one sample or for each in a list. An
+        image is a path, a URL, the bytes of a file, or a PIL image. A missing file or a broken image counts as lacking,
+        with a `UserWarning`. Raises `DataError` for lists of different length.
         """
-        return self._predicted(texts, images).probabilities
+        return self._predicted(texts, images, table).probabilities
 
     def predict_samples(
         self, samples: Sequence[Sample], progress: Progress | None = None
@@ -87,22 +97,26 @@ class Model:
         """The predictions for samples, and their vectors with the reasons of missing ones."""
         with self._lock:
             embedded = self._embedder.embed(samples, progress)
-            return predict_features(self._predictor, embedded.features, samples), embedded
+            features = embedded.features.with_table(self.table, samples)
+            return predict_features(self._predictor, features, samples), replace(embedded, features=features)
 
-    def _predicted(self, texts: Any, images: Any) -> Predictions:
-        samples = as_samples(texts, images)
+    def _predicted(self, texts: Any, images: Any, table: Any) -> Predictions:
+        samples = as_samples(texts, images, table, [column.name for column in self.table])
         if not samples:
             empty = np.empty((0, len(self.classes)))
             return Predictions((), empty.astype(bool), empty, self.classes, self.run.config.is_multilabel)
         predictions, embedded = self.predict_samples(samples)
-        for line in unread(samples, embedded):
+        for line in unread(samples, embedded, self.table):
             warnings.warn(line, stacklevel=3)
         return predictions
 
 
-def unread(samples: Sequence[Sample], embedded: Embedded) -> list[str]:
-    """Lines about texts and photos that cannot be read, and about samples without any input of the head."""
+def unread(samples: Sequence[Sample], embedded: Embedded, table: Sequence[TableColumn] = ()) -> list[str]:
+    """Lines about texts and photos that cannot be read, and about samples without a part or any input of the head."""
     lines = []
+    if table and (lacking := sum(sample.table is None for sample in samples)):
+        names = ", ".join(column.name for column in table)
+        lines.append(f"{lacking:,} of {len(samples):,} samples predicted without {PART[TABLE]} ({names})")
     for modality, reasons in embedded.reasons.items():
         if broken := [number for number, reason in enumerate(reasons) if reason]:
             first = f"{samples[broken[0]].id}: {reasons[broken[0]]}"

@@ -19,7 +19,7 @@ from mmfeat.prediction.model import Model, unread
 from mmfeat.prediction.output_file import Predictions
 from mmfeat.runs.entry import Scores, convert
 from mmfeat.runs.run import Run, choose_run
-from mmfeat.samples.dataset import Data, Sample, SampleSet, name_of
+from mmfeat.samples.dataset import MODALITIES, Data, Sample, SampleSet, name_of
 from mmfeat.samples.labels import Targets, classes_in
 from mmfeat.system.wording import Progress
 
@@ -78,7 +78,11 @@ def predict_files(model: Model, samples: SampleSet, progress: Progress | None = 
     predictions, embedded = model.predict_samples(samples.samples, progress)
     entry = model.entry
     return Predicted(
-        model.run, entry.head, entry.modalities, predictions, notes=[*samples.notes, *unread(samples.samples, embedded)]
+        model.run,
+        entry.head,
+        entry.modalities,
+        predictions,
+        notes=[*samples.notes, *unread(samples.samples, embedded, model.table)],
     )
 
 
@@ -126,7 +130,9 @@ def score(
 def were_seen(
     samples: Sequence[Sample], training: Sequence[Sample], modalities: Sequence[str], store: Cache
 ) -> np.ndarray:
-    """(N,) bool, whether some training sample has the same contents in all `modalities` of the head."""
+    """(N,) bool, whether some training sample has the same contents in all `modalities` of the head, which for a table
+    alone are those of text and image."""
+    modalities = modalities or MODALITIES
     with store.index(writes=False) as index:
         pairs = [
             list(zip(*(store.content_keys(part, name, index=index).keys.tolist() for name in modalities), strict=True))

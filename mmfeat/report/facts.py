@@ -72,6 +72,8 @@ def cache_section(subject: Subject) -> Section:
         cached = {entry.folder.name: entry for entry in survey(run.config.cache, folder_name(run.config.dataset))}
     except CacheError as error:
         words.append(f"The cache is not there: {error}.")
+    if run.config.table:
+        words.append(f"Columns of the table: {', '.join(column.label for column in run.config.table)}.")
     rows = []
     for tower in run.towers:
         spec, folder = tower.spec, tower.spec.folder_name

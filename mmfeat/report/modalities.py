@@ -11,7 +11,8 @@ from mmfeat.report.plots import SERIES, new_drawing
 from mmfeat.report.section import Figure, Section, Table, gain, interval, p_value, title_of
 from mmfeat.report.subject import SINGLE, Subject
 from mmfeat.runs.entry import Entry
-from mmfeat.runs.leaderboard import ablation
+from mmfeat.runs.leaderboard import MODALITY_SETS, ablation
+from mmfeat.samples.table_columns import TABLE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -21,19 +22,20 @@ WHO = ("neither", "text", "image", "both")
 
 
 def ablation_section(subject: Subject) -> Section | None:
-    """The section with macro-F1 of each head on text, on image and on both."""
+    """The section with macro-F1 of each head on each modality and on all of them."""
     heads = ablation(subject.run.leaderboard)
     if not heads:
         return None
+    sets = [name for name in MODALITY_SETS if name != TABLE or subject.run.config.table]
     rows = [
         [
             head,
-            *(interval(entries[name].macro_f1) if name in entries else "" for name in ("both", *SINGLE)),
+            *(interval(entries[name].macro_f1) if name in entries else "" for name in sets),
             *_gained(entries.get("both")),
         ]
         for head, entries in heads.items()
     ]
-    header = ["head", "both", "text", "image", "both over the better one", "p"]
+    header = ["head", *sets, "both over the better one", "p"]
     return Section(
         "ablation",
         "Ablation",
@@ -80,7 +82,9 @@ def attribution_section(subject: Subject) -> Section:
     title = "Attribution"
     attribution = attribute(subject)
     if attribution is None:
-        return Section("attribution", title, ["This needs a head that was trained on text, on image and on both."])
+        return Section(
+            "attribution", title, ["This needs a head that was trained on text, on image and on both, without a table."]
+        )
     rows = []
     for number, name in enumerate(WHO):
         rows_of = attribution.who == number

@@ -20,7 +20,15 @@ from mmfeat.runs.run import Run
 from mmfeat.system.wording import head_label
 
 MISSING = "-"  # the text of a setting that a run does not have
-LEFT_OUT = ("data", "cache", "columns", "splits_hash", "data_hash", "folds")  # paths, and what `reasons` is about
+LEFT_OUT = (
+    "data",
+    "cache",
+    "columns",
+    "splits_hash",
+    "data_hash",
+    "table_hash",
+    "folds",
+)  # paths, and what `reasons` is about
 
 
 @dataclass(frozen=True)
@@ -113,6 +121,8 @@ def flat_settings(config: RunConfig) -> dict[str, str]:
         if name in ("encoders", "prefixes"):
             specs = [EncoderSpec.from_json(tower["spec"]) for tower in value]
             settings[name] = ", ".join(f"{spec.name} {spec.fingerprint[:8]}" for spec in specs)
+        elif name == "table":
+            settings[name] = ", ".join(column.label for column in config.table or ())
         elif name not in LEFT_OUT:
             settings |= _flat(name, value)
     return settings

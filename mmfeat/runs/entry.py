@@ -25,6 +25,7 @@ from mmfeat.evaluation.metrics import Score
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.heads.registry import DEFAULTS, HeadSettings, PlanRecord
 from mmfeat.samples.labels import SEPARATOR, Targets
+from mmfeat.samples.table_columns import TableColumn
 from mmfeat.system.files import canonical_json
 from mmfeat.system.wording import head_label
 
@@ -253,9 +254,9 @@ class ChosenHead:
 class RunConfig:
     """The configuration of a run, with the hashes of its data and folds.
 
-    `plan`, `pairs`, `ensembles` and `trials` belong to a sweep of heads, `class_names` (the text of each class) and
-    `templates` to one whose heads read these; `parent`, `fusion`, `stage_1`, `views`,
-    `finetune` and `prefixes` to a second stage.
+    `table` is what the columns of numbers and categories hold. `plan`, `pairs`, `ensembles` and `trials` belong to a
+    sweep of heads, `class_names` (the text of each class) and `templates` to one whose heads read these; `parent`,
+    `fusion`, `stage_1`, `views`, `finetune` and `prefixes` to a second stage.
     """
 
     version: str
@@ -283,6 +284,8 @@ class RunConfig:
     stage_1: ChosenHead | None = None
     views: int | None = None
     finetune: dict[str, Any] | None = None
+    table: tuple[TableColumn, ...] | None = None
+    table_hash: str | None = None
 
     @property
     def is_multilabel(self) -> bool:

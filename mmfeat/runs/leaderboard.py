@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 LEADERBOARD = "leaderboard"
+MODALITY_SETS = ("both", "text", "image", "table")  # `both` stands for all that a run has
 SCORES = ("macro_f1", "accuracy", "weighted_f1", "auroc", "log_loss", "calibration_error")
 
 

@@ -374,7 +374,15 @@ def hash_data(samples: Sequence[Sample], keys: Mapping[str, ContentKeys]) -> str
     return digest.hexdigest()
 
 
+def hash_table(samples: Sequence[Sample]) -> str | None:
+    """Hash ids and cells of the table of the labelled samples, apart from the rest: runs with a table and without one
+    are comparable. None without a table."""
+    rows = [[sample.id, sample.table] for sample in samples if sample.table]
+    return hashlib.sha256(canonical_json(rows).encode()).hexdigest() if rows else None
+
+
 def data_changed(run: Run, labelled: Sequence[Sample], store: Cache) -> bool:
     """Whether ids, labels or contents of the labelled samples differ from those that the run was trained on."""
     keys = {modality: store.content_keys(labelled, modality) for modality in MODALITIES}
-    return hash_data(labelled, keys) != run.config.data_hash
+    has_table = hash_table(labelled) not in (None, run.config.table_hash)
+    return has_table or hash_data(labelled, keys) != run.config.data_hash

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from unicodedata import normalize
 
-import numpy as np
-
 from mmfeat.errors import DataError
+from mmfeat.samples.column_names import ROW_NUMBER
 from mmfeat.samples.contents import content_key, joined_key
 from mmfeat.samples.encodings import Decoder
 from mmfeat.samples.folders import (
@@ -34,19 +33,21 @@ from mmfeat.samples.folders import (
     open_tree,
     read_lists,
     read_texts,
+    repeated_hashes,
     table_in_archive,
 )
 from mmfeat.samples.labels import label_notes, missing_note, no_labels
 from mmfeat.samples.layouts import FILE_NAME, METADATA, GroupedFiles, Layout, find_layout
 from mmfeat.samples.objects import OBJECT, file_of, short_name, written
 from mmfeat.samples.photo_cells import IMAGE_ROOT, Photo, PhotoFinder, Photos
-from mmfeat.samples.rows import NO_LABELS, ROW_NUMBER, Absence, SampleRows
+from mmfeat.samples.rows import NO_LABELS, Absence, SampleRows
+from mmfeat.samples.table_columns import TABLE, TableColumn, TableCounts
 from mmfeat.samples.table_files import table_name
 from mmfeat.system.remote import HUB, exists, is_remote
 
 MODALITIES = ("text", "image")
 Data: TypeAlias = Any  # a name of data, or a frame, Arrow table, data set or list of dicts
-PART = {"text": "text", "image": "photo"}  # the word for a modality in messages
+PART = {"text": "text", "image": "photo", TABLE: "cells of a table"}  # the word for a modality in messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class Sample:
     text_error: str = ""
     image_error: str = ""
     split: str = ""  # the part that the user's own split gives the sample: train, validation or test
+    table: tuple[str | None, ...] | None = None  # cells of the columns of numbers and categories, None without any
 
     def key(self, modality: str) -> tuple[bytes | None, str]:
         """(content key, "") of one modality, or (None, the reason for no key)."""
@@ -91,6 +93,7 @@ class SampleSet:
     unused_columns: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()  # what was decided or lost in reading
     names: Mapping[str, str] = field(default_factory=dict)  # of id and label in the user's table; none in a folder
+    table: tuple[str, ...] = ()  # the columns of numbers and categories
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -129,7 +132,8 @@ def read_samples(data: Data, columns: Mapping[str, str] | None = None) -> Sample
     photos = reading.absent.get("image")
     lost = [photos.reason] if photos and photos.is_named else []
     told = dict(reading.encodings), source.unused_columns, (*reading.notes, *lost)
-    return SampleSet(source.name, str(data), samples, *told, source.names)
+    table = tuple(source.rows.table_columns) if source.rows else ()
+    return SampleSet(source.name, str(data), samples, *told, source.names, table)
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,7 @@ class Overview:
     unused_columns: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     absent: Mapping[str, Absence] = field(default_factory=dict)
+    table: tuple[TableColumn, ...] = ()  # what the columns of numbers and categories hold
 
     @classmethod
     def of(cls, samples: SampleSet) -> Overview:
@@ -167,6 +172,8 @@ class SampleSource:
             self.data = whole  # an archive, which has folders in it
         self.layout = self._find_layout()
         self.is_folder = self.layout.tree is not None and not self.layout.tables
+        if self.is_folder and TABLE in self.columns:
+            raise DataError(f"--columns {TABLE}={self.columns[TABLE]}: {self.data} is no table; leave it out")
         self.rows = None if self.is_folder else SampleRows(self.data, self.columns, self.layout.tables)
         self._folder: SampleSet | None = None  # samples of a folder stay, since its listing is in memory anyway
 
@@ -204,8 +211,8 @@ class SampleSource:
         if self.rows is not None:
             self.columns = self.rows.record
 
-    def overview(self) -> Overview:
-        """Count and check all samples; no photo is opened. Raises `DataError` as `read_samples` does."""
+    def overview(self, is_test: bool = False) -> Overview:
+        """Count and check all samples and, unless `is_test`, what the columns of a table hold; no photo is opened."""
         if self.is_folder:
             samples = self._listed()
             parts = MODALITIES if self.layout.lists is not None else ("image",)  # photos alone are a data set, too
@@ -213,17 +220,21 @@ class SampleSource:
             return replace(
                 Overview.of(samples), absent={name: self._absence(name, samples.samples[0].id) for name in lost}
             )
+        hashes, table = array("Q"), TableCounts(self.rows.table_columns if self.rows and not is_test else ())
         reading = self.read()
-        hashes = array("Q", (hash_of(sample.id) for sample in reading))
+        for sample in reading:
+            hashes.append(hash_of(sample.id))
+            if table.names:
+                table.add(sample)
         if not hashes:
             raise self.empty
-        if repeated := _repeated(hashes):
+        if repeated := repeated_hashes(hashes):
             for _ in self.read(UniqueIds(repeated), look=False):  # raises the error that names the two lines
                 pass
         labels: Counter[str] = Counter()
         for (_, label), count in reading.labels.items():
             labels[label] += count
-        told = dict(reading.encodings), self.unused_columns, reading.notes, reading.absent
+        told = dict(reading.encodings), self.unused_columns, reading.notes, reading.absent, table.columns()
         return Overview(self.name, self.data, len(hashes), labels, *told)
 
     def tried(self, modality: str, id: str) -> str:
@@ -275,12 +286,6 @@ class SampleSource:
     @property
     def empty(self) -> DataError:
         return DataError(f"{self.data}: no samples; a list needs at least one `guid,tag` line, a table one row")
-
-
-def _repeated(hashes: array[int]) -> frozenset[int]:
-    """The values that occur more than once among 64-bit hashes."""
-    ordered = np.sort(np.frombuffer(hashes, np.uint64))
-    return frozenset(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
 
 
 class Reading:
@@ -382,7 +387,7 @@ class Reading:
                 raise DataError(
                     f"{cells.where}: the label {label!r} is not one printable line; is a quote missing above?"
                 )
-            yield Sample(id, text, image, label, "" if text else "no text", image_error, cells.split)
+            yield Sample(id, text, image, label, "" if text else "no text", image_error, cells.split, cells.table)
 
     def _seek(self, modality: str, files: Sequence[File | None], rows: Sequence[tuple[str, str | None]]) -> list[str]:
         """A line where more than half of the texts or photos of a folder with lists are absent, but not all."""

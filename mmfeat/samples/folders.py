@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from array import array
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from pathlib import Path
 from posixpath import basename, dirname
 from typing import TypeAlias
 from unicodedata import normalize
+
+import numpy as np
 
 from mmfeat.errors import DataError
 from mmfeat.samples.encodings import Decoder, decode_text, is_utf8
@@ -205,6 +208,12 @@ def hash_of(id: str) -> int:
     import xxhash
 
     return xxhash.xxh3_64_intdigest(id.encode())
+
+
+def repeated_hashes(hashes: array[int]) -> frozenset[int]:
+    """The values that occur more than once among 64-bit hashes."""
+    ordered = np.sort(np.frombuffer(hashes, np.uint64))
+    return frozenset(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
 
 
 def read_lists(

@@ -17,6 +17,7 @@ from posixpath import basename, dirname
 from typing import Any, NamedTuple
 
 from mmfeat.errors import DataError
+from mmfeat.samples.column_names import columns_in, join_texts
 from mmfeat.samples.folders import (
     TEST_LIST,
     TRAIN_LIST,
@@ -27,7 +28,6 @@ from mmfeat.samples.folders import (
     some_of,
 )
 from mmfeat.samples.labels import SPLIT, TEST, TRAIN, VALIDATION, is_missing, label_of, part_named, part_of_name
-from mmfeat.samples.rows import columns_in, join_texts
 from mmfeat.samples.table_files import SUFFIXES, table_suffix
 from mmfeat.system.wording import counted
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-import shlex
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
@@ -17,6 +15,19 @@ from typing import NamedTuple
 import numpy as np
 
 from mmfeat.errors import DataError
+from mmfeat.samples.column_names import (
+    COLUMNS,
+    ROW_NUMBER,
+    SOUGHT,
+    columns_flag,
+    columns_in,
+    find_column,
+    find_columns,
+    join_texts,
+    proposal_of,
+    remedy_for,
+    usual_name,
+)
 from mmfeat.samples.labels import (
     SPLIT,
     is_missing,
@@ -28,29 +39,16 @@ from mmfeat.samples.labels import (
     written_list,
 )
 from mmfeat.samples.photo_cells import FIRST, IMAGE_PATTERN, IMAGE_ROOT, IMAGES, MEAN, PHOTO_FLAGS
+from mmfeat.samples.table_columns import TABLE
 from mmfeat.samples.tables import READING, Table
 from mmfeat.system.remote import absolute, is_remote
 from mmfeat.system.wording import counted
 
-COLUMNS = ("id", "text", "image", "label", SPLIT)
-SEVERAL = "+"  # between the columns that make one text
-ROW_NUMBER = "#"  # stands for the number of a row where a column of ids is named
 NO_LABELS = "no-label"  # the spellings of a missing label, beside what `READING` says of a table
 
-# Names that people give their columns, the usual first.
-USUAL = {
-    "id": "id guid uid uuid sku asin key tweet_id post_id product_id item_id sample_id image_id index",
-    "text": "text caption title tweet tweet_text sentence comment description content body message review headline "
-    "clean_title product_name name",
-    "image": "image img photo picture image_path img_path filename file_name image_name file path image_url "
-    "img_url url",
-    "label": "label class category target tag sentiment labels gold_label genre topic emotion intent label_text y",
-    SPLIT: "",  # only by its own name, since only words for parts make a split
-}
 LONGEST_NAME = 256  # letters of a photo's name that may be an id; base64 has more
 VAGUE = ("url", "path", "file", "name", "index", "key")  # proposed only where nothing else is there to be read
 _WHOLE = re.compile(r"-?\d+\.0+")
-_PHOTO_NAME = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)$", re.IGNORECASE)
 
 
 class Cells(NamedTuple):
@@ -62,6 +60,7 @@ class Cells(NamedTuple):
     image: object
     label: str | None
     split: str = ""
+    table: tuple[str | None, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,18 +103,22 @@ class SampleRows:
                     f"{self.table.data}: no column {', '.join(odd)}; a row has {counted(len(names), 'cell')}"
                 )
             return named  # the file has no header
-        columns = {column: find_columns(column, named.get(column, column), names) for column in COLUMNS}
+        sought = {column: named.get(column, column) for column in COLUMNS if column in (*SOUGHT, *named)}
+        columns = {column: find_columns(column, name, names) for column, name in sought.items()}
         missing = [
             part
             for column, name in named.items()
             for part in columns_in(column, name, names)
             if find_column(part, names) is None
         ]
-        if not missing and columns["text"] is None and columns["image"] is None and names and not self._pattern:
+        readable = {column for column in ("text", "image", TABLE) if columns.get(column)}
+        if not missing and not readable and names and not self._pattern:
             missing = ["text or image"]
         if missing:
-            remedy = _remedy(names, columns, named)
+            remedy = remedy_for(names, columns, named)
             raise DataError(f"{self.table.data}: no column {', '.join(missing)} among {', '.join(names)}; {remedy}")
+        if columns["label"] in columns_in(TABLE, columns.get(TABLE) or "", names):
+            raise DataError(f"--columns {TABLE}={named[TABLE]}: {columns['label']} is the label; leave it out there")
         return {column: name for column, name in columns.items() if name is not None}
 
     @property
@@ -154,14 +157,14 @@ class SampleRows:
     @property
     def unused(self) -> tuple[str, ...]:
         """The columns from which nothing is read; such a column may be the label under another name."""
-        used = {*self.columns.values(), *self._texts, self.id_column}
+        used = {*self.columns.values(), *self._parts["text"], *self._parts[TABLE], self.id_column}
         return () if self.is_numbered else tuple(name for name in self.table.names if name not in used)
 
     def lacking(self, modality: str) -> str:
         """What to do where no row has a part: the column that is empty, or how to name one."""
         here, plain = self.columns.get(modality), [name for name in self.unused if name.casefold() not in VAGUE]
         named = {column: self.named[column] for column in COLUMNS if column in self.named} | {modality: "..."}
-        flag = _flag(named | _proposal([modality], plain))
+        flag = columns_flag(named | proposal_of([modality], plain))
         if here:
             return f"the column {here} is empty; {flag} names another"
         return f"no column {modality} among {', '.join(self.table.names)}; {flag} names one"
@@ -173,13 +176,13 @@ class SampleRows:
         if self.is_numbered:
             notes.append("columns are numbered: the first line is a row and not names")
         plain = [name for name in self.unused if name.casefold() not in VAGUE]
-        absent = _proposal([column for column in COLUMNS[1:] if column not in self.columns], plain)
+        absent = proposal_of([column for column in SOUGHT[1:] if column not in self.columns], plain)
         if absent:
             named = {column: self.named[column] for column in COLUMNS if column in self.named}
-            notes.append(f"no {', '.join(absent)} is read; {_flag(named | absent)} names columns")
+            notes.append(f"no {', '.join(absent)} is read; {columns_flag(named | absent)} names columns")
         if "id" not in self.columns and self.table.names:
             made = "numbers of rows" if self.id_column == ROW_NUMBER else f"names of photos in {self.id_column}"
-            usual = _usual("id", self.unused)
+            usual = usual_name("id", self.unused)
             notes.append(
                 f"no column of ids: ids are the {made}" + (f"; --columns id={usual} names one" if usual else "")
             )
@@ -195,7 +198,7 @@ class SampleRows:
         Without `photos` their column, which may hold most of the file, is left out.
         """
         columns, id_column, whole, pattern = self.columns, self.id_column, self._whole, self._pattern
-        texts, image, label = self._texts, columns.get("image"), columns.get("label")
+        texts, tables, image, label = *self._parts.values(), columns.get("image"), columns.get("label")
         files = self.table.files
         several = 0 if len(files) == 1 else 1 if len({*map(os.path.basename, files)}) == len(files) else 2
         plain = image if image and image != id_column else ""
@@ -219,6 +222,7 @@ class SampleRows:
                 _filled(pattern, {**row, "id": own}) if pattern else row.get(image) if image else None,
                 tag.partition(".")[0] if tag and "label" in whole else tag,
                 self._part(where, row),
+                tuple(map(_stripped, map(row.get, tables))) if tables else None,
             )
 
     def _part(self, where: str, row: Mapping[str, str | None]) -> str:
@@ -239,15 +243,21 @@ class SampleRows:
         return parts if all(parts.values()) and len({*parts.values()}) > 1 else {}
 
     @cached_property
-    def _texts(self) -> list[str]:
-        """The columns that make the text of a sample."""
-        return columns_in("text", self.columns["text"], self.table.names) if "text" in self.columns else []
+    def _parts(self) -> dict[str, list[str]]:
+        """The columns of the text and of the table of a sample."""
+        names = self.table.names
+        return {c: columns_in(c, self.columns[c], names) if c in self.columns else [] for c in ("text", TABLE)}
+
+    @property
+    def table_columns(self) -> list[str]:
+        """The columns of numbers and categories."""
+        return self._parts[TABLE]
 
     @property
     def _used(self) -> list[str]:
         of_photos = [name for name in self._pattern[1::2] if name in self.table.names]
-        plain = [name for column, name in self.columns.items() if column != "text"]
-        used = dict.fromkeys([*plain, *self._texts, self.id_column, *of_photos])
+        plain = [name for column, name in self.columns.items() if column not in self._parts]
+        used = dict.fromkeys([*plain, *self._parts["text"], *self._parts[TABLE], self.id_column, *of_photos])
         return [name for name in used if name != ROW_NUMBER]
 
     @cached_property
@@ -298,86 +308,5 @@ def _row_id(where: str, number: int, parts: int) -> str:
     return "/".join(where.replace("\\", "/").split("/")[-parts:]) if parts else str(number)
 
 
-def find_column(wanted: str, names: Collection[str]) -> str | None:
-    """The name as it stands in a table: the very one, else the only one that differs in capitals alone."""
-    if wanted in names or wanted == ROW_NUMBER:
-        return wanted
-    alike = [name for name in names if name.casefold() == wanted.strip().casefold()]
-    return alike[0] if len(alike) == 1 else None
-
-
-def columns_in(column: str, name: str, names: Collection[str]) -> list[str]:
-    """The columns that the user names for a part of samples: one, or for a text several with + between them."""
-    is_one = column != "text" or find_column(name, names) is not None
-    return [name] if is_one else [part.strip() for part in name.split(SEVERAL)]
-
-
-def find_columns(column: str, wanted: str, names: Collection[str]) -> str | None:
-    """What is named for a part of samples as it stands in a table, None where a column of it is not there."""
-    found = [find_column(part, names) for part in columns_in(column, wanted, names)]
-    return SEVERAL.join(name for name in found if name is not None) if None not in found else None
-
-
-def join_texts(parts: Iterable[str | None]) -> str | None:
-    """One text of the cells of several columns, each on lines of its own; blank cells leave nothing behind."""
-    return "\n".join(part for part in parts if part and part.strip()) or None
-
-
-def _usual(column: str, names: Iterable[str]) -> str | None:
-    """The name among `names` that people most likely give a column."""
-    writable = [name for name in names if not {",", "="} & set(name)]
-    plain = {re.sub(r"\W+", "_", name.casefold()).strip("_"): name for name in reversed(writable)}
-    usual = USUAL[column].split()
-    for name in usual:
-        if name in plain:
-            return plain[name]
-    words = {word: name for key, name in plain.items() for word in key.split("_")}
-    return next((words[name] for name in usual if name in words), None)
-
-
-def _remedy(names: Collection[str], columns: Mapping[str, str | None], named: Mapping[str, str]) -> str:
-    """The complete line to write where columns are not found."""
-    if photo := next((place for place, name in enumerate(names, 1) if _PHOTO_NAME.search(name)), 0):
-        rest = sorted(
-            (place for place in range(1, len(names) + 1) if place != photo), key=lambda p: -len(list(names)[p - 1])
-        )
-        numbers = {"image": str(photo), **dict(zip(("text", "label"), map(str, rest), strict=False))}
-        return f"the first line is a row, not names; number the columns, {_flag(numbers)}, or write a line of names"
-    found = {column: name for column, name in columns.items() if name is not None} | _corrected(names, columns, named)
-    taken = {part for column, name in found.items() for part in columns_in(column, name, names)}
-    left = [name for name in names if name not in taken]
-    proposal = found | _proposal([column for column in COLUMNS if column not in found], left)
-    proposal = {column: name for column, name in proposal.items() if name != column}
-    if not proposal and {"text", "image"} & {*names}:
-        return "leave --columns out, or name others"
-    if {"text", "image"} & {*proposal, *names}:
-        return f"say {_flag(proposal)}, or name others"
-    return "name yours with --columns id=...,text=...,image=...,label=..."
-
-
-def _corrected(names: Collection[str], columns: Mapping[str, str | None], named: Mapping[str, str]) -> dict[str, str]:
-    """Part of samples -> the names that are there and look like those that are named and not there."""
-    corrected = {}
-    for column in (column for column in named if columns[column] is None):
-        parts = columns_in(column, named[column], names)
-        close = [
-            find_column(part, names) or next(iter(difflib.get_close_matches(part, names, 1)), "") for part in parts
-        ]
-        if all(close):
-            corrected[column] = SEVERAL.join(close)
-    return corrected
-
-
-def _proposal(columns: Iterable[str], names: Collection[str]) -> dict[str, str]:
-    """For each of some columns the name that people most likely give it; none twice."""
-    left, proposal = list(names), dict[str, str]()
-    for column in columns:
-        if usual := _usual(column, left):
-            proposal[column] = usual
-            left.remove(usual)
-    return proposal
-
-
-def _flag(columns: Mapping[str, str]) -> str:
-    pairs = ",".join(f"{column}={columns[column]}" for column in COLUMNS if column in columns)
-    return f"--columns {shlex.quote(pairs)}"
+def _stripped(cell: str | None) -> str | None:
+    return (cell and cell.strip()) or None

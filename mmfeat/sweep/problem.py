@@ -19,10 +19,11 @@ from mmfeat.evaluation.protocol import Protocol, protocol_splits
 from mmfeat.evaluation.splits import Fold, Splits
 from mmfeat.extraction.missing import place_of
 from mmfeat.heads.registry import BASELINES
-from mmfeat.runs.run import hash_data
+from mmfeat.runs.run import hash_data, hash_table
 from mmfeat.samples.dataset import MODALITIES, SampleSet, read_samples
 from mmfeat.samples.keys import ContentKeys
 from mmfeat.samples.labels import SEPARATOR, Targets, labels_alike, read_targets
+from mmfeat.samples.table_columns import TableColumn, TableCounts
 from mmfeat.system.remote import absolute
 from mmfeat.system.wording import Progress, without_passwords
 from mmfeat.version import __version__
@@ -61,6 +62,14 @@ class LabelledData:
         return (*notes, *labels_alike(self.targets.classes))
 
     @cached_property
+    def table(self) -> tuple[TableColumn, ...]:
+        """What the columns of numbers and categories hold."""
+        counts = TableCounts(self.samples.table)
+        for sample in self.samples.labelled:
+            counts.add(sample)
+        return counts.columns()
+
+    @cached_property
     def recorded(self) -> dict[str, Any]:
         """The fields of a `RunConfig` about the data: where they lie, their contents and task, and how they are split,
         and the version that read them."""
@@ -75,15 +84,18 @@ class LabelledData:
             "data_hash": hash_data(self.samples.labelled, self.keys),
             "folds": tuple(self.splits.names),
             "splits_hash": hashlib.sha256(roles.encode()).hexdigest(),
+            "table": self.table or None,
+            "table_hash": hash_table(self.samples.labelled),
         }
 
     def load(self, specs: Sequence[EncoderSpec]) -> tuple[Features, list[str]]:
-        """The cached vectors of the labelled samples, and a line for each encoder that lacks more than half of them.
+        """The vectors of the labelled samples and their table, and a line for each encoder that lacks more than half.
 
         Raises `HeadError` for an encoder that has none.
         """
         features = self.store.load(self.samples.labelled, specs, self.keys, IN_MEMORY)
-        return features, list(self._lacking(specs, features))
+        lacking = list(self._lacking(specs, features))
+        return features.with_table(self.table, self.samples.labelled), lacking
 
     def _lacking(self, specs: Sequence[EncoderSpec], features: Features) -> Iterator[str]:
         for spec in specs:

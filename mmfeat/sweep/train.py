@@ -30,16 +30,16 @@ from mmfeat.heads.registry import (
     Plan,
 )
 from mmfeat.runs.entry import RunConfig
+from mmfeat.runs.leaderboard import MODALITY_SETS
 from mmfeat.runs.record import Maker, written_call
 from mmfeat.runs.run import ABLATION, RUN_FILE, Run, read_run, reuse_run
-from mmfeat.samples.dataset import MODALITIES, Data, name_of
+from mmfeat.samples.dataset import Data, name_of
+from mmfeat.samples.table_columns import TABLE
 from mmfeat.sweep.class_names import class_texts, two_towers, with_class_vectors
 from mmfeat.sweep.problem import read_labelled
 from mmfeat.system.hardware import ENGINES, resolve_device
 from mmfeat.system.remote import absolute
 from mmfeat.system.wording import Progress, Silent, head_label
-
-MODALITY_SETS = ("both", "text", "image")
 
 
 def usable_towers(towers: Sequence[Tower]) -> list[Tower]:
@@ -66,12 +66,14 @@ def choose_pairs(
     towers: Sequence[Tower],
     attend: str,
     extraction: Callable[[], str],
+    has_table: bool = False,
 ) -> list[tuple[str, str]]:
     """Each (head, modality set) to train; on one modality a head that equals another one there is left out.
 
     `extraction` writes the command that extracts token states.
     """
-    sets = _checked_modalities(modalities, towers)
+    present = {tower.spec.modality for tower in towers} | ({TABLE} if has_table else set())
+    sets = _checked_modalities(modalities, present)
     heads = _checked_heads(fusion, FUSIONS, "--fusion") + _checked_heads(baselines, BASELINES, "--baselines")
     if not heads:
         raise HeadError("no head was asked for; name one with --fusion or --baselines")
@@ -81,10 +83,8 @@ def choose_pairs(
     pairs = [(head, m) for m in sets for head in heads if m == "both" or TWINS.get(head) not in heads]
     if NEEDS_TOKENS not in heads or attend == "pooled":
         return pairs
-    have = {tower.spec.modality for tower in towers if tower.spec.output == "tokens"}
-    lacking = [
-        (head, m) for head, m in pairs if head == NEEDS_TOKENS and not (set(MODALITIES) if m == "both" else {m}) <= have
-    ]
+    have = {tower.spec.modality for tower in towers if tower.spec.output == "tokens"} | {TABLE}
+    lacking = [(head, m) for head, m in pairs if head == NEEDS_TOKENS and not (present if m == "both" else {m}) <= have]
     if lacking and NEEDS_TOKENS in fusion:
         raise HeadError(
             f"--fusion {head_label(*lacking[0])} needs token states; run {extraction()} first, or let it attend to "
@@ -103,15 +103,15 @@ def _checked_heads(names: Sequence[str], known: Collection[str], flag: str) -> l
     return list(dict.fromkeys(wanted))
 
 
-def _checked_modalities(names: Sequence[str], towers: Sequence[Tower]) -> list[str]:
-    """The modality sets that the encoders can serve; with one modality there is no `both`."""
-    present = {tower.spec.modality for tower in towers}
+def _checked_modalities(names: Sequence[str], present: set[str]) -> list[str]:
+    """The modality sets that the modalities `present` can serve; with one there is no `both`."""
     unknown = [name for name in names if name not in MODALITY_SETS]
     if unknown:
         raise HeadError(f"--modalities {','.join(unknown)}: use some of {', '.join(MODALITY_SETS)}")
-    usable = [name for name in dict.fromkeys(names) if name in present or (name == "both" and len(present) == 2)]
+    usable = [name for name in dict.fromkeys(names) if name in present or (name == "both" and len(present) > 1)]
     if not usable:
-        raise HeadError(f"--modalities {','.join(names)}: the encoders give {', '.join(sorted(present))} only")
+        table = "" if TABLE in present or TABLE not in names else f"; --columns {TABLE}=... names columns"
+        raise HeadError(f"--modalities {','.join(names)}: the encoders give {', '.join(sorted(present))} only{table}")
     return usable
 
 
@@ -246,7 +246,7 @@ def _choose(
         return extraction_of(Request(absolute(data), dict(columns or {}), list(encoders), with_tokens), cache)
 
     usable = usable_towers(towers)
-    pairs = choose_pairs(fusion, baselines, modalities, usable, attend, extraction)
+    pairs = choose_pairs(fusion, baselines, modalities, usable, attend, extraction, TABLE in (columns or {}))
     return needed_towers(usable, pairs, attend), pairs
 
 

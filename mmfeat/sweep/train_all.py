@@ -19,7 +19,7 @@ from mmfeat.heads.jobs import Engine, LocalEngine
 from mmfeat.heads.registry import BASELINES, TWINS, Plan
 from mmfeat.heads.stack import one_torch_thread
 from mmfeat.runs.entry import Entry, PairedTest, RunConfig, convert
-from mmfeat.runs.leaderboard import ablation_csv, write_leaderboard
+from mmfeat.runs.leaderboard import MODALITY_SETS, ablation_csv, write_leaderboard
 from mmfeat.runs.record import Maker, making
 from mmfeat.runs.run import ABLATION, RUN_FILE, Results, Run, write_run
 from mmfeat.samples.labels import Targets
@@ -67,7 +67,7 @@ def _gains(problem: Problem, ordered: Sequence[Entry], chosen: Sequence[np.ndarr
 
 
 def _single(entry: Entry, head: str) -> bool:
-    return entry.head in (head, TWINS.get(head)) and entry.modalities in ("text", "image")
+    return entry.head in (head, TWINS.get(head)) and entry.modalities in MODALITY_SETS[1:]
 
 
 def train_run(

@@ -237,6 +237,7 @@ BUILDERS = {
     "a table with these names": table("tweets.csv"),
     "a table with other names": table("shop.csv", SHOP),
     "a text in several columns": table("halves.csv", HALVES),
+    "numbers and categories": table("priced.csv", FRAME.assign(price=[9.5, 12, None, 3, 4, 5], brand=["a", "b"] * 3)),
     "names in capitals or with blanks": table("caps.csv", FRAME.set_axis(["Id", " Text", " Image", " Label"], axis=1)),
     "columns without a name, of a spreadsheet": text(
         "sheet.csv",
