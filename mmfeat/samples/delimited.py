@@ -19,6 +19,7 @@ SHAPED_ROWS = 2000  # rows whose cells show how the cells of a column look
 FEW_SHAPES = 20  # a column of more shapes holds free text, and says nothing about a line
 SHOWN_SPANS = 100  # quoted cells of several lines that are looked at
 LONGEST_SPAN = 10_000  # lines; a quoted cell of more lines was never closed
+_BINARY = re.compile(r"^(PK\x03\x04|PAR1|%PDF|\x89PNG|Rar!)|\0")
 _ESCAPED = re.compile(r'\\(["\\])')
 Lines = Callable[[], Iterator[str]]
 
@@ -238,12 +239,16 @@ def read_delimited(
             yield 1, dict(zip(names, header, strict=True))
         nameless = "" in names
         for cells in reader:
-            if not cells:
-                continue
+            if not any(map(str.strip, cells)):
+                continue  # a blank row, as spreadsheets leave at the end
             if len(cells) != len(names) and (len(cells) < len(names) or any(cells[len(names) :])):
                 raise DataError(
                     f"{path}:{reader.line_num}: {counted(len(cells), 'cell')} under a header of {len(names)}; "
-                    "quote cells that contain the delimiter, and write one for each column"
+                    + (
+                        "quote cells that contain the delimiter, and write one for each column"
+                        if len(names) > 1
+                        else "the first line names the columns: remove what stands above the names"
+                    )
                 )
             row: dict[str, object] = dict(zip(names, cells, strict=False))
             if nameless:
@@ -257,7 +262,7 @@ def check_header(path: str, header: list[str], delimiter: str = ",") -> list[str
     """The names of the columns: without blanks round them, "" for a column without a name, NAME (2) for the second of
     one name. Raises `DataError` for a first line that does not name the columns."""
     line = delimiter.join(header)
-    if "\0" in line:
+    if _BINARY.search(line):
         raise DataError(f"{path}: binary, not text; name a table of text, or give the file the suffix of what it is")
     names, seen = [name.strip() for name in header], dict[str, int]()
     if not any(names):

@@ -103,7 +103,7 @@ class Decoder:
             f"{counted(count, self._unit)} not UTF-8, read as {guessed.get(name, f'{name} (no encoding fits)')}; "
             "--encoding NAME corrects it"
             for name, count in self.counts.items()
-            if name not in ("utf-8", *_MARKS.values())
+            if not name.startswith("utf-")
         ]
 
     def decode(self, data: bytes, where: str = "") -> str:

@@ -147,7 +147,7 @@ def _walk(folder: str) -> dict[str, File]:
         inside[:] = sorted(
             name
             for name in inside
-            if not name.startswith(".")
+            if not name.startswith((".", "__MACOSX"))
             and not (os.path.islink(path := os.path.join(here, name)) and real.startswith(os.path.realpath(path)))
         )
         relative = os.path.relpath(here, folder).replace(os.sep, "/")

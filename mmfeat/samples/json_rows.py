@@ -8,6 +8,7 @@ from itertools import chain, islice
 from typing import Any
 
 from mmfeat.errors import DataError
+from mmfeat.samples.labels import SPLIT, part_named
 
 JSON_KINDS = {
     **dict.fromkeys((int, float), "a number"),
@@ -26,7 +27,7 @@ def read_json(
     """(line number, row) of a file whose text comes in `pieces`.
 
     One object that is alone in a file may hold the rows: as a list of objects beside other values, by id, or by column
-    as pandas writes them. `columns` tells ids from names of columns.
+    or as lists of cells, as pandas writes them. `columns` tells ids from names of columns.
     """
     first = next((piece for piece in pieces if piece.strip(_BLANK)), "")
     pieces = chain([first], pieces)
@@ -97,19 +98,36 @@ def _read_values(path: str, pieces: Iterator[str]) -> Iterator[tuple[int, Any]]:
 def _unwrapped(path: str, only: tuple[int, Any], columns: Collection[str]) -> Iterator[tuple[int, Any]]:
     """The rows in an object that is alone in a file; the object itself where it is a row or holds none."""
     value = only[1]
-    if not isinstance(value, dict) or any(isinstance(value.get(name), str) for name in (*columns, *_CELLS)):
+    if _is_row(value, columns):
         return iter([only])
-    lists = {name: item for name, item in value.items() if isinstance(item, list) and item and _is_object(item[0])}
+    if len(value) == 1 and not _is_row(inner := next(iter(value.values())), columns) and _lists_in(inner):
+        value = inner
+    lists = _lists_in(value)
+    if len(lists) > 1 and all(map(part_named, lists)):
+        lists = {SPLIT: [{SPLIT: part, **row} for part, rows in lists.items() for row in rows]}
     if len(lists) > 1:
         raise DataError(f"{path}: {' and '.join(lists)} are lists of objects; write the one that is meant to a file")
-    if lists:
-        rows: list[Any] = next(iter(lists.values()))
+    cells, names = value.get("data"), value.get("columns")
+    if isinstance(names, list) and isinstance(cells, list) and cells and isinstance(cells[0], list):
+        rows: list[Any] = [dict(zip(map(str, names), row, strict=False)) for row in cells]
+    elif lists:
+        rows = next(iter(lists.values()))
     elif value and all(map(_is_object, value.values())):
         is_by_column = set(value) & {*columns, *_CELLS}
         rows = _by_column(value) if is_by_column else [{"id": id, **row} for id, row in value.items()]
     else:
         return iter([only])
     return ((number, row) for number, row in enumerate(rows, 1))
+
+
+def _is_row(value: Any, columns: Collection[str]) -> bool:
+    """Whether a value is a row, or no object at all."""
+    return not isinstance(value, dict) or any(isinstance(value.get(name), str) for name in (*columns, *_CELLS))
+
+
+def _lists_in(value: dict[str, Any]) -> dict[str, list[Any]]:
+    """The lists of objects in an object."""
+    return {name: item for name, item in value.items() if isinstance(item, list) and item and _is_object(item[0])}
 
 
 def _is_object(value: Any) -> bool:

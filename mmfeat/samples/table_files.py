@@ -14,7 +14,6 @@ from typing import Any, BinaryIO
 from mmfeat.errors import DataError
 from mmfeat.system.remote import (
     COMPRESSIONS,
-    MARK_BYTES,
     SLOW,
     Part,
     decompressor,
@@ -28,6 +27,11 @@ DELIMITED = (".csv", ".tsv", ".psv", ".txt")
 JSON = (".jsonl", ".ndjson", ".json")
 BINARY = (".parquet", ".feather", ".arrow", ".xlsx")
 SUFFIXES = (*DELIMITED, *JSON, *BINARY)
+LOOKED_AT = 64  # first bytes of a file that show what it is
+FOREIGN = {  # what a file is that was not downloaded -> its first bytes
+    "a pointer of Git LFS, not the data; git lfs pull fetches them": rb"version https://git-lfs",
+    "a page of the web, not a table; download the file itself": rb"\s*<(!doctype )?html",
+}
 
 
 def table_files(data: str) -> list[str]:
@@ -82,8 +86,10 @@ def open_table(path: str, seekable: bool = False) -> Iterator[BinaryIO]:
     With `seekable`, and where unpacking takes as long as reading, what was compressed lies in a temporary file.
     """
     with open_file(path) as raw:
-        unpack = decompressor(raw.read(MARK_BYTES))
-    if unpack is None:
+        first = raw.read(LOOKED_AT)
+    if foreign := next((what for what, mark in FOREIGN.items() if re.match(mark, first, re.IGNORECASE)), ""):
+        raise DataError(f"{path}: {foreign}")
+    if (unpack := decompressor(first)) is None:
         with open_file(path) as raw:
             yield raw
     elif seekable or unpack in SLOW:

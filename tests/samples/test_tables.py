@@ -148,6 +148,11 @@ def test_ids_of_shards_without_ids_name_the_file(tmp_path: Path) -> None:
     assert [sample.id for sample in read_samples(f"{tmp_path}/*.parquet")] == ["p0.parquet:1", "p1.parquet:1"]
 
 
+def test_blank_rows_are_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("\nid,text,label\n\n1,a,x\n,,\n2,b,y\n  \n,,\n")
+    assert [where for where, _ in Table(tmp_path / "t.csv").rows()] == [f"{tmp_path}/t.csv:{n}" for n in (4, 6)]
+
+
 def test_lines_are_counted_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text('id,text,label\n1,"a, ""b""\nc",x\n2,,\n')
@@ -162,6 +167,8 @@ def test_lines_are_counted_in_the_file(tmp_path: Path) -> None:
         "\n".join(json.dumps(row, indent=1) for row in ROWS),
         json.dumps({"dataset": "d", "info": {}, "images": ROWS}),
         json.dumps({"images": ROWS}, indent=1),
+        json.dumps({"data": {"dataset": "d", "items": ROWS}}),
+        json.dumps({"columns": list(ROWS[0]), "index": [0, 1], "data": [list(row.values()) for row in ROWS]}),
         json.dumps({row["id"]: {"text": row["text"], "label": row["label"]} for row in ROWS}),
         json.dumps({name: {str(n): row[name] for n, row in enumerate(ROWS)} for name in ROWS[0]}),
     ],
@@ -173,8 +180,10 @@ def test_json_in_any_arrangement(tmp_path: Path, suffix: str, content: str) -> N
 
 
 def test_several_lists_in_one_object_are_not_guessed(tmp_path: Path) -> None:
-    (tmp_path / "t.json").write_text(json.dumps({"train": ROWS, "test": ROWS}))
-    with pytest.raises(DataError, match=r"t.json: train and test are lists of objects; write the one that is meant"):
+    (tmp_path / "t.json").write_text(json.dumps({"train": ROWS[:1], "val": ROWS[1:]}))
+    assert [sample.split for sample in read_samples(tmp_path / "t.json")] == ["train", "validation"]
+    (tmp_path / "t.json").write_text(json.dumps({"tweets": ROWS, "posts": ROWS}))
+    with pytest.raises(DataError, match=r"t.json: tweets and posts are lists of objects; write the one that is meant"):
         read_samples(tmp_path / "t.json")
 
 
@@ -209,6 +218,10 @@ def test_wide_characters_are_read_without_a_word(tmp_path: Path, suffix: str, en
         ("t.csv", "", "t.csv: the file is empty; it begins with a line of column names"),
         ("t.csv", ",,\n1,a,b\n", "t.csv:1: no column names in the first line"),
         ("t.csv", "PK\x03\x04 and so on\0,\n", "t.csv: binary, not text"),
+        ("t.csv", "PK\x03\x04 and so on", "t.csv: binary, not text"),
+        ("t.csv", "# by me\nid,text\n1,a\n", "t.csv:2: 2 cells under a header of 1; .*remove what stands above"),
+        ("t.csv", "<!DOCTYPE html>\n<html>", "t.csv: a page of the web, not a table; download the file itself"),
+        ("t.parquet", "version https://git-lfs.github.com/spec/v1\n", "t.parquet: a pointer of Git LFS, not the data"),
         ("t.jsonl", '{"id": 1}\nnope\n', "t.jsonl:2: not JSON"),
         ("t.jsonl", "[1]\n", "t.jsonl:1: a number; one object a line is expected"),
         ("t.jsonl", '{"id": 1}\nnull\n', "t.jsonl:2: null; one object a line is expected"),
