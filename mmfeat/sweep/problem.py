@@ -64,6 +64,8 @@ class LabelledData:
     @cached_property
     def table(self) -> tuple[TableColumn, ...]:
         """What the columns of numbers and categories hold."""
+        if not self.samples.table:
+            return ()
         counts = TableCounts(self.samples.table)
         for sample in self.samples.labelled:
             counts.add(sample)

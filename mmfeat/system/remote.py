@@ -107,7 +107,7 @@ def files_of(path: str | Path) -> list[str]:
 
     The files of a pattern are sorted. A list of which a part is missing has none.
     """
-    path = completed(str(path))
+    path = completed(str(path)) if is_remote(path) else str(path)
     if (member := split_url(path)) and member[1] in open_archive(member[0]).members:
         return [path]
     if is_remote(path) and not member:
