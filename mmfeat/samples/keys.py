@@ -12,7 +12,7 @@ import functools
 import os
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,7 +54,6 @@ HASH_ENTRY = np.dtype([("key", f"S{KEY_LENGTH}"), ("hash", "<u8"), ("known", "u1
 HASH_HEADER = b"mmfeat image hashes 1\n"  # another way of hashing gets another number
 
 AnyRecordFile = TypeVar("AnyRecordFile", bound="RecordFile")
-Made = TypeVar("Made")
 
 
 class RecordFile:
@@ -299,27 +298,6 @@ def _stamp_of(path: str | Path, status: os.stat_result) -> Stamp:
     return Stamp(xxhash.xxh3_64_intdigest(name), xxhash.xxh3_64_intdigest(name + facts))
 
 
-class ImageHashes(RecordFile):
-    """Perceptual hashes by content key; a photo that has no hash is remembered as such."""
-
-    def __init__(self, file: Path) -> None:
-        super().__init__(file, HASH_ENTRY, HASH_HEADER)
-
-    def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Look up content keys (N,): (hashes (N,) uint64, whether each has a hash (N,), whether each is known (N,)).
-
-        Hashes that were added since the last `save` are not known.
-        """
-        entries, remembered = self.lookup(keys)
-        known = remembered & (entries["known"] > 0)
-        return np.where(known, entries["hash"], np.uint64(0)), known, remembered
-
-    def add(self, key: bytes, value: int | None) -> None:
-        """Remember the hash of a content, None for a content without hash; saved now and then, and by `save`."""
-        self.append(key, value or 0, value is not None)
-        self.save_when_due()
-
-
 def image_hashes(
     samples: Sequence[Sample], keys: ContentKeys, path: Path, progress: Progress | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -327,29 +305,30 @@ def image_hashes(
 
     `keys` are the content keys of the same photos; only contents that the file `path` lacks are read.
     """
-    with ImageHashes(path) as hashes:
-        distinct, first = np.unique(keys.keys, return_index=True)
-        unknown = first[~hashes.find(distinct)[2] & keys.present[first]]
-        for key, value in read_photos(samples, unknown, keys.keys, hash_photo, "compare images", progress):
-            hashes.add(key, value)
-        hashes.save()
-        return hashes.find(keys.keys)[:2]
+    hashes = RecordFile(path, HASH_ENTRY, HASH_HEADER)
+    distinct, first = np.unique(keys.keys, return_index=True)
+    unknown = first[~hashes.lookup(distinct)[1] & keys.present[first]]
+    look_at_photos(hashes, samples, unknown, keys.keys, hash_photo, "compare images", progress)
+    entries, remembered = hashes.lookup(keys.keys)
+    known = remembered & (entries["known"] > 0)
+    return np.where(known, entries["hash"], np.uint64(0)), known
 
 
-def read_photos(
+def look_at_photos(
+    file: RecordFile,
     samples: Sequence[Sample],
     rows: np.ndarray,
     keys: np.ndarray,
-    make: Callable[[bytes], Made],
+    make: Callable[[bytes], object],
     step: str,
     progress: Progress | None = None,
-) -> Iterator[tuple[bytes, Made]]:
-    """Yield (content key, what `make` makes of the bytes) of the photos at `rows`, read in threads.
+) -> None:
+    """Remember in a file, by content key, what `make` makes of the photos at `rows`, None or b"" where that is nothing.
 
     Photos that cannot be read, or no longer have their content key in `keys` (N,), are left out.
     """
 
-    def made(row: int) -> tuple[bytes, Made] | None:
+    def made(row: int) -> tuple[bytes, object] | None:
         try:
             image = samples[row].image
             data = image.read_bytes() if image else b""
@@ -358,10 +337,12 @@ def read_photos(
         return (keys[row], make(data)) if content_key(data) == keys[row] else None
 
     rows = np.sort(rows)  # photos of a table or an archive are read fastest as they lie
-    with (progress or Silent()).step(step, len(rows)) as advance, ThreadPoolExecutor(_threads(samples)) as pool:
+    with file, (progress or Silent()).step(step, len(rows)) as advance, ThreadPoolExecutor(cpu_count()) as pool:
         for start in range(0, len(rows), STEP):
             part = rows[start : start + STEP].tolist()
-            yield from filter(None, pool.map(made, part))
+            for key, value in filter(None, pool.map(made, part)):
+                file.append(key, 0 if value is None else value, value not in (None, b""))
+                file.save_when_due()
             advance(len(part))
 
 

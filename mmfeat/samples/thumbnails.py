@@ -13,7 +13,7 @@ import numpy as np
 
 from mmfeat.samples.contents import KEY_LENGTH
 from mmfeat.samples.dataset import Sample
-from mmfeat.samples.keys import DRAFT_SIDE, RecordFile, read_photos
+from mmfeat.samples.keys import DRAFT_SIDE, RecordFile, look_at_photos
 from mmfeat.samples.photos import Decoding, decode_image
 from mmfeat.system.wording import Progress
 
@@ -48,18 +48,12 @@ class SecondLook:
     def __call__(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(Thumbnails (R, `COLOURS`) uint8 of these rows, whether a photo has one (R,)); no content stands twice."""
         wanted = self._keys[rows]
-        self._read(rows[~self._file.lookup(wanted)[1]])
+        unknown = rows[~self._file.lookup(wanted)[1]]
+        step = "look at images again"
+        look_at_photos(self._file, self._samples, unknown, self._keys, thumbnail, step, self._progress)
         entries, present = self._file.lookup(wanted)
         cells = np.frombuffer(entries["cells"].tobytes(), np.uint8).reshape(len(rows), COLOURS)
         return cells, present & (entries["known"] > 0)
-
-    def _read(self, rows: np.ndarray) -> None:
-        """Read and remember the thumbnails of these rows."""
-        step = "look at images again"
-        for key, cells in read_photos(self._samples, rows, self._keys, thumbnail, step, self._progress):
-            self._file.append(key, cells, bool(cells))
-            self._file.save_when_due()
-        self._file.save()
 
 
 def thumbnail(data: bytes) -> bytes:

@@ -9,7 +9,7 @@ from PIL import Image
 from mmfeat.samples import keys
 from mmfeat.samples.dataset import Sample
 from mmfeat.samples.duplicates import PHOTO_DISTANCE
-from mmfeat.samples.keys import ImageHashes, content_keys, hash_photo, image_hashes
+from mmfeat.samples.keys import HASH_ENTRY, HASH_HEADER, RecordFile, content_keys, hash_photo, image_hashes
 
 
 def photo(seed: int, size: tuple[int, int] = (320, 240)) -> Image.Image:
@@ -113,7 +113,7 @@ def test_photos_are_hashed_once(tmp_path: Path, pictures: list[Sample]) -> None:
     assert hashes.dtype == np.uint64
     assert known.tolist() == [True] * 5 + [False] * 2
     assert hashes.tolist() == [hash_photo(s.image.read_bytes()) or 0 if s.image else 0 for s in pictures]
-    assert len(ImageHashes(path)) == 5  # four photos and one that has no hash
+    assert len(RecordFile(path, HASH_ENTRY, HASH_HEADER)) == 5  # four photos and one that has no hash
     for sample in pictures:
         if sample.image:
             sample.image.unlink()
@@ -128,7 +128,7 @@ def test_a_photo_that_changed_since_it_was_keyed_is_not_remembered(tmp_path: Pat
     (tmp_path / "2.jpg").unlink()
     known = image_hashes(pictures, keys, tmp_path / "hashes")[1]
     assert known.tolist() == [True, False, False, True, True, False, False]
-    assert len(ImageHashes(tmp_path / "hashes")) == 3
+    assert len(RecordFile(tmp_path / "hashes", HASH_ENTRY, HASH_HEADER)) == 3
 
 
 def damage(data: bytes, how: str) -> bytes:
@@ -147,7 +147,7 @@ def test_a_damaged_file_is_ignored_and_written_anew(tmp_path: Path, pictures: li
     expected = image_hashes(pictures, keys, path)
     good = path.read_bytes()
     path.write_bytes(damage(good, how))
-    assert len(ImageHashes(path)) == 0
+    assert len(RecordFile(path, HASH_ENTRY, HASH_HEADER)) == 0
     found = image_hashes(pictures, keys, path)
     assert found[0].tolist() == expected[0].tolist()
     assert path.read_bytes() == good
@@ -155,13 +155,16 @@ def test_a_damaged_file_is_ignored_and_written_anew(tmp_path: Path, pictures: li
 
 def test_hashes_of_others_are_kept_and_a_missing_folder_is_not_made(tmp_path: Path, pictures: list[Sample]) -> None:
     keys = content_keys(pictures, "image")
-    one, other = ImageHashes(tmp_path / "hashes"), ImageHashes(tmp_path / "hashes")
-    one.add(b"a" * 32, 5)
-    other.add(b"b" * 32, None)
+    one, other = (RecordFile(tmp_path / "hashes", HASH_ENTRY, HASH_HEADER) for _ in range(2))
+    one.append(b"a" * 32, 5, True)
+    other.append(b"b" * 32, 0, False)
     one.save()
     other.save()
-    found = ImageHashes(tmp_path / "hashes").find(np.array([b"b" * 32, b"a" * 32, b"c" * 32]))
-    assert [column.tolist() for column in found] == [[0, 5, 0], [False, True, False], [True, True, False]]
+    found, present = RecordFile(tmp_path / "hashes", HASH_ENTRY, HASH_HEADER).lookup(
+        np.array([b"b" * 32, b"a" * 32, b"c" * 32])
+    )
+    assert present.tolist() == [True, True, False]
+    assert found["hash"][:2].tolist() == [0, 5]
     assert image_hashes(pictures, keys, tmp_path / "nowhere" / "hashes")[1].sum() == 5
     assert not (tmp_path / "nowhere").exists()
 
@@ -187,4 +190,4 @@ def test_hashes_survive_an_interrupted_run(
     monkeypatch.setattr(keys, "STEP", 2)
     with pytest.raises(KeyboardInterrupt):
         image_hashes(pictures, content_keys(pictures, "image"), tmp_path / "hashes", Interrupting())
-    assert len(ImageHashes(tmp_path / "hashes")) == 2
+    assert len(RecordFile(tmp_path / "hashes", HASH_ENTRY, HASH_HEADER)) == 2
