@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from itertools import chain, islice
@@ -67,9 +67,8 @@ class Table:
         self.dialects  # noqa: B018  found before a pass, since to find them is to read lines
         self.decoder.counts.clear()
         for file in self.files:
-            reader = READERS[table_suffix(file)]
             with _broken_files(file):
-                for number, (line, row) in enumerate(reader(self, file, columns)):
+                for number, (line, row) in enumerate(self._read(file, columns)):
                     if number == 0 and file != self.files[0] and table_suffix(file) not in JSON:
                         self._check_shard(file, row, columns)
                     for name in columns:
@@ -79,6 +78,19 @@ class Table:
                     kept = {plain: row.pop(plain)} if plain in row else {}
                     cells = {n: v if v.__class__ is str and v.isascii() and v else _cell(v) for n, v in row.items()}
                     yield f"{file}:{line}", cells | kept
+
+    def _read(self, path: str, columns: Collection[str]) -> Rows:
+        suffix = table_suffix(path)
+        if suffix in DELIMITED:
+            return read_delimited(path, self.lines(path), self.dialects[path], columns)
+        if suffix in JSON:
+            return read_json(path, self.pieces(path), columns)
+        if suffix != ".xlsx":
+            return (read_parquet if suffix == ".parquet" else read_arrow)(path, columns)
+        if path not in self.sheets:
+            self.sheets[path] = copy_sheet(path)
+        self.sheets[path].seek(0)
+        return read_sheet(self.sheets[path], columns)
 
     @staticmethod
     def _of_list(where: str, value: list[object] | dict[str, object], is_label: bool) -> str:
@@ -176,21 +188,6 @@ def _broken_files(file: str) -> Iterator[None]:
         raise DataError(f"{file}: broken or cut short ({error or type(error).__name__}); write it again") from error
 
 
-def _read_text(table: Table, path: str, columns: Collection[str]) -> Rows:
-    return read_delimited(path, table.lines(path), table.dialects[path], columns)
-
-
-def _read_json(table: Table, path: str, columns: Collection[str]) -> Rows:
-    return read_json(path, table.pieces(path), columns)
-
-
-def _read_excel(table: Table, path: str, columns: Collection[str]) -> Rows:
-    if path not in table.sheets:
-        table.sheets[path] = copy_sheet(path)
-    table.sheets[path].seek(0)
-    return read_sheet(table.sheets[path], columns)
-
-
 def _all_utf8(data: bytes) -> str | None:
     """The text of lines that are all UTF-8 with no byte-order mark but at the start; None for other lines."""
     try:
@@ -205,13 +202,3 @@ def _cell(value: object) -> str | None:
     if value is None or value == "" or value != value:
         return None
     return without_surrogates(decode_text(value)[0] if isinstance(value, bytes) else str(value))
-
-
-READERS: dict[str, Callable[[Table, str, Collection[str]], Rows]] = {
-    **dict.fromkeys(DELIMITED, _read_text),
-    **dict.fromkeys(JSON, _read_json),
-    ".parquet": lambda _, path, columns: read_parquet(path, columns),
-    ".feather": lambda _, path, columns: read_arrow(path, columns),
-    ".arrow": lambda _, path, columns: read_arrow(path, columns),
-    ".xlsx": _read_excel,
-}
