@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,16 @@ from mmfeat.system.wording import Progress, Silent
 FLOAT32_DEVIATION = 1e-5
 LEAST_COSINE = 0.999
 LENGTH_DEVIATION = 0.05
+FLOAT32_BOUND = f"deviation {FLOAT32_DEVIATION:.0e} of the largest value"
+HALF_BOUND = f"cosine {LEAST_COSINE}, length within {LENGTH_DEVIATION:.0%}"
 
 
 @dataclass(frozen=True)
 class Parity:
-    """The worst of `rows` rows of one encoder: largest absolute deviation and smallest cosine, over all values."""
+    """The worst of `rows` rows of one encoder: largest absolute deviation and smallest cosine, over all values.
+
+    `bound` says in words what the rows must keep.
+    """
 
     encoder: str
     rows: int
@@ -34,6 +39,7 @@ class Parity:
     cosine: float
     sample: str  # the id of the row that deviates most
     holds: bool
+    bound: str
 
 
 def check_parity(
@@ -50,7 +56,8 @@ def check_parity(
         block = store.map(samples.samples, tower.spec, keys, allow_missing=True)
         chosen = np.random.default_rng(seed).permutation(np.flatnonzero(block.mask))[:count]
         reference = load_reference(tower)
-        worst = Parity(tower.spec.name, 0, 0.0, 1.0, "", True)
+        is_exact = tower.spec.storage == "float32"
+        worst = Parity(tower.spec.name, 0, 0.0, 1.0, "", True, FLOAT32_BOUND if is_exact else HALF_BOUND)
         with (progress or Silent()).step(f"parity {tower.spec.name}", len(chosen)) as advance:
             for row in chosen.tolist():
                 values, _ = block.batch(np.array([row]))
@@ -77,15 +84,15 @@ def _worse(worst: Parity, id: str, cached: np.ndarray, wanted: np.ndarray, spec:
     """`worst` with one more row taken into account."""
     a, b = cached.astype(np.float64), wanted.reshape(-1).astype(np.float64)
     if a.shape != b.shape:
-        return Parity(spec.name, worst.rows + 1, float("inf"), 0.0, id, False)
+        return replace(worst, rows=worst.rows + 1, deviation=float("inf"), cosine=0.0, sample=id, holds=False)
     deviation = float(np.abs(a - b).max(initial=0.0)) if np.isfinite([a, b]).all() else float("inf")
     cosine, length = _angle_and_length(a, b)
     if spec.storage == "float32":
         holds = deviation <= FLOAT32_DEVIATION * max(1.0, float(np.abs(b).max(initial=0.0)))
     else:
         holds = cosine >= LEAST_COSINE and abs(length - 1.0) <= LENGTH_DEVIATION
-    return Parity(
-        encoder=spec.name,
+    return replace(
+        worst,
         rows=worst.rows + 1,
         deviation=max(deviation, worst.deviation),
         cosine=min(cosine, worst.cosine),

@@ -146,7 +146,8 @@ def show_parity(results: Sequence[Parity]) -> None:
         verdict = "holds" if parity.holds else "DOES NOT HOLD"
         worst = f", worst sample {parity.sample}" if parity.sample else ""
         deviation = f"largest deviation {parity.deviation:.1e}, smallest cosine {parity.cosine:.6f}"
-        out.print(f"parity {verdict}: {parity.encoder}: {counted(parity.rows, 'row')}, {deviation}{worst}")
+        rows = counted(parity.rows, "row")
+        out.print(f"parity {verdict}: {parity.encoder}: {rows}, {deviation}{worst} (bound: {parity.bound})")
 
 
 def show_garbage(garbage: Sequence[Garbage], runs: Sequence[str]) -> None:

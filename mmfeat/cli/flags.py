@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -217,7 +218,11 @@ def tell_mlflow(run: Run, uri: str | None) -> None:
     try:
         id = log_run(run, uri)
     except Exception as error:  # servers, networks and databases raise errors of many kinds
-        reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
+        first: BaseException = error  # a client wraps what the network says in messages of its own
+        while cause := first.__cause__ or first.__context__:
+            first = cause
+        reason = f"{uri}: {first.strerror}" if isinstance(first, OSError) and first.strerror else str(error)
+        reason = textwrap.shorten(reason, LONGEST_REASON, placeholder=" ...") or type(error).__name__
         err.print(f"warning: MLflow was not told of the run, which is whole: {reason}")
     else:
         out.print(f"mlflow run {id} ({uri})")

@@ -69,11 +69,15 @@ def show_run(run: Run, files: Mapping[str, int]) -> None:
 
 def show_comparison(comparison: Comparison) -> None:
     """Print the settings that differ, the scores side by side, and the tests against the first run."""
+    from mmfeat.runs.compare import flag_of
+
     names = [f"[{number}]" for number in range(1, len(comparison.runs) + 1)]
     for name, run in zip(names, comparison.runs, strict=True):
         out.print(f"{name} {run.folder}")
     if comparison.settings:
-        show_table(("setting", *names), [(name, *map(_short, values)) for name, values in comparison.settings.items()])
+        show_table(
+            ("setting", *names), [(flag_of(name), *map(_short, values)) for name, values in comparison.settings.items()]
+        )
     else:
         out.print("no setting differs")
     rows = []
@@ -154,7 +158,11 @@ def _test(test: RunTest | None) -> list[str]:
     return [gain(test.difference), f"{test.p_holm:.3f}", "tie" if test.tie else ""]
 
 
+WORDS = {"True": "yes", "False": "no", "None": "auto"}
+
+
 def _short(text: str) -> str:
+    text = WORDS.get(text, text)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from mmfeat.encoders.names import HUB, family_of, request_of
 from mmfeat.encoders.torchvision_ops import import_torchvision
+from mmfeat.encoders.weights import checkpoint_json
 from mmfeat.errors import EncoderError, HubError
 
 FEW = 20  # models whose parameters are counted, by building each without memory for its weights
@@ -126,9 +127,16 @@ def cached_models() -> list[Listed]:
         except (EncoderError, HubError):  # a damaged file in the cache is no reason to list nothing
             continue
         if family:
-            modality = {"clip": "image, text", "timm": "image", "hf": "image"}.get(family, "text")
+            modality = {"clip": "image, text", "timm": "image", "hf": _towers(folder)}.get(family, "text")
             found.append(Listed(request_of(family, name), modality, licence=licence_in(folder), cached=True))
     return found
+
+
+def _towers(folder: Path) -> str:
+    """The modalities of a model of transformers, by the type in its configuration."""
+    from mmfeat.encoders.transformers_files import DOUBLE_MODELS
+
+    return "image, text" if checkpoint_json(str(folder), "config.json")["model_type"] in DOUBLE_MODELS else "image"
 
 
 def licence_in(folder: Path) -> str:

@@ -219,13 +219,23 @@ def _outputs(base: EncoderSpec, options: EncoderOptions, has_layers: bool) -> li
 
 
 def notes_on(towers: Sequence[Tower]) -> list[str]:
-    """A line for each tower that takes the tokens of a checkpoint whose authors publish another vector."""
+    """A line for each tower that takes the tokens of a checkpoint whose authors publish another vector, and for each
+    model with two towers of which only that of photos heeds `--layers`."""
+    layered = {tower.request: tower.spec.layers for tower in towers if tower.spec.layers > 1}
+    texts = {tower.request for tower in towers if (tower.spec.modality, tower.spec.layers) == ("text", 1)}
     requests = dict.fromkeys(tower.request for tower in towers if tower.spec.family == "bert")
     folders = {request: Path(_split(request)[1]) for request in requests}
     return [
-        f"{request} has pooling and length of its own ({MODULES}); st:{folder} gives the vector as published"
-        for request, folder in folders.items()
-        if (folder / MODULES).is_file()
+        *(
+            f"{request}: --layers {layered[request]} is about photos; texts have the model's own vectors"
+            for request in layered
+            if request in texts
+        ),
+        *(
+            f"{request} has pooling and length of its own ({MODULES}); st:{folder} gives the vector as published"
+            for request, folder in folders.items()
+            if (folder / MODULES).is_file()
+        ),
     ]
 
 

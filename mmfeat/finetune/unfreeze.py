@@ -158,8 +158,8 @@ def why_not_resumed(tower: TorchTower, count: int, contents: list[Any], device: 
     except EncoderError as error:
         return str(error)
     # A model that is built in another way may raise any of these.
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-        return f"its forward pass cannot begin there ({' '.join(str(error).split())[:120]})"
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+        return "its layers cannot be run one by one, as those of a plain transformer"
     apart = (whole - resumed).abs().max() / whole.abs().max().clamp_min(1)
     return "" if apart <= TOLERANCE else f"beginning there changes its vectors by {float(apart):.1g}"
 

@@ -22,6 +22,7 @@ from mmfeat.system.remote import absolute
 DRAWS = 9999  # random tables of a permutation test
 SEED = 42  # with one seed for all tests, equal counts have equal p-values
 SIGNIFICANT = 0.01
+LEAST_ROWS = 20  # fewer samples on either side say nothing of a share
 LEAST_SHIFT = 0.05  # smallest share of different samples that is reported
 LEAST = 1e-7  # probabilities out of fold are clipped here, below the precision of out_of_fold.csv
 
@@ -74,7 +75,7 @@ def out_of_fold_choices(run: Run, entry: Entry) -> np.ndarray | None:
 
 def label_drift(before: np.ndarray, now: np.ndarray, classes: Sequence[str], multilabel: bool) -> str:
     """A line where class shares of choices `now` (N, C) and `before` (M, C) differ significantly, else ""."""
-    if not len(before) or not len(now):
+    if min(len(before), len(now)) < LEAST_ROWS:
         return ""
     shift = now.mean(0) - before.mean(0)
     if multilabel:  # every class has a test of its own; Bonferroni's correction follows
@@ -99,7 +100,7 @@ def missing_drift(before: Sequence[Sample], now: Sequence[Sample], modalities: S
     lines = []
     for modality in modalities:
         tables = [np.array([getattr(sample, modality) is None for sample in part], bool) for part in (before, now)]
-        if not all(map(len, tables)):
+        if min(map(len, tables)) < LEAST_ROWS:
             continue
         shares = [table.mean() for table in tables]
         if abs(shares[1] - shares[0]) < LEAST_SHIFT:

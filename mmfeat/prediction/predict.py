@@ -20,7 +20,7 @@ from mmfeat.prediction.output_file import Predictions
 from mmfeat.runs.entry import Scores, convert
 from mmfeat.runs.run import Run, choose_run
 from mmfeat.samples.dataset import MODALITIES, Data, Sample, SampleSet, name_of
-from mmfeat.samples.labels import Targets, classes_in
+from mmfeat.samples.labels import Targets, absent_note, classes_in
 from mmfeat.system.wording import Progress
 
 
@@ -124,7 +124,7 @@ def score(
     rows, predictions = rows[fresh], inference.predictions
     targets = targets_of([str(samples.samples[row].label) for row in rows], run.classes, predictions.multilabel)
     values = evaluate(targets, predictions.chosen[rows][None], predictions.probabilities[rows][None])
-    return convert(values, Scores), notes
+    return convert(values, Scores), [*notes, *absent_note(targets)]
 
 
 def were_seen(

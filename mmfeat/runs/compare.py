@@ -20,6 +20,17 @@ from mmfeat.runs.run import Run
 from mmfeat.system.wording import head_label
 
 MISSING = "-"  # the text of a setting that a run does not have
+# Setting -> the name of its flag, where that is another; and what no flag sets.
+FLAGS = {
+    "protocol.kind": "protocol",
+    "protocol.shares": "split",
+    "protocol.grouped": "group",
+    "plan.method": "search",
+    "plan.adjustment": "logit_adjustment",
+    "options.convolutional_dtype": "dtype",
+    "pairs": "fusion",
+}
+PLAIN = ("heads", "dataset", "version", "parent", "prefixes")
 LEFT_OUT = (
     "data",
     "cache",
@@ -128,6 +139,13 @@ def flat_settings(config: RunConfig) -> dict[str, str]:
     return settings
 
 
+def flag_of(setting: str) -> str:
+    """What a user calls a setting of `flat_settings`: the flag that sets it, where one does."""
+    if setting in PLAIN or setting.startswith(("finetune.", "stage_1.")):
+        return setting.rpartition(".")[2].replace("_", " ")
+    return "--" + FLAGS.get(setting, setting.rpartition(".")[2]).replace("_", "-")
+
+
 def _paired(one: Run, entry: Entry, other: Run, other_entry: Entry, seed: int) -> tuple[Difference, float, int]:
     """Test an entry of `other` against an entry of `one`: difference of macro-F1, McNemar's p, number of samples."""
     first, second = one.out_of_fold(entry), other.out_of_fold(other_entry)
@@ -150,7 +168,7 @@ def _differences(runs: Sequence[Run]) -> dict[str, tuple[str, ...]]:
 
 
 def _flat(name: str, value: Any) -> dict[str, str]:
-    if isinstance(value, Mapping) and value:
+    if isinstance(value, Mapping):
         return {path: text for key, inner in value.items() for path, text in _flat(f"{name}.{key}", inner).items()}
     if name == "pairs":
         return {"heads": ", ".join(head_label(head, modality) for head, modality in value)}

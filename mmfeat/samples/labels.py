@@ -15,6 +15,7 @@ import numpy as np
 from mmfeat.errors import DataError
 
 SEPARATOR = "|"  # stands between the classes of a multi-label cell; a cell of one `|` has none of the classes
+SHOWN = 5  # classes that a note names
 # What stands for no label in files of programs, without regard to capitals: of R, pandas, databases and JSON.
 NO_LABEL = frozenset({"", "null", "nan", "na", "n/a", "<na>", "none"})
 SPLIT = "split"  # the column of parts
@@ -193,3 +194,12 @@ def _read_multilabel(labels: Sequence[str]) -> Targets:
 def names_of(chosen: np.ndarray, classes: tuple[str, ...]) -> str:
     """The label cell of a (C,) choice: one class, or `a|b`, or a lone `|`."""
     return SEPARATOR.join(name for name, is_chosen in zip(classes, chosen, strict=True) if is_chosen) or SEPARATOR
+
+
+def absent_note(targets: Targets) -> list[str]:
+    """A line about classes that no scored sample has: unlike scikit-learn's, a macro-F1 here is over all classes."""
+    absent = [
+        name for name, has in zip(targets.classes, np.any(targets.matrix, axis=0).tolist(), strict=True) if not has
+    ]
+    shown = f"{', '.join(absent[:SHOWN])}{' and others' if len(absent) > SHOWN else ''}"
+    return [f"no scored sample is {shown}, which counts as an F1 of 0 in macro-F1"] if absent else []

@@ -205,6 +205,7 @@ def assemble(
 ) -> TrainedEntry:
     """Make an entry of finished trials: the logits of a fold come from the trial with the index `chosen` there, by
     default from the trial that validated best in that fold."""
+    adjustment = 0.0 if head == "prior" else adjustment  # the shares of the classes stay what they are
     if chosen is None:
         chosen = np.stack([outcome.scores.mean(0) for outcome in outcomes]).argmax(0).tolist()
     logits = np.full_like(outcomes[0].logits, np.nan)

@@ -22,7 +22,7 @@ from mmfeat.heads.registry import BASELINES
 from mmfeat.runs.run import hash_data, hash_table
 from mmfeat.samples.dataset import MODALITIES, SampleSet, read_samples
 from mmfeat.samples.keys import ContentKeys
-from mmfeat.samples.labels import SEPARATOR, Targets, labels_alike, read_targets
+from mmfeat.samples.labels import SEPARATOR, Targets, absent_note, labels_alike, read_targets
 from mmfeat.samples.table_columns import TableColumn, TableCounts
 from mmfeat.system.remote import absolute
 from mmfeat.system.wording import Progress, without_passwords
@@ -59,7 +59,7 @@ class LabelledData:
             notes.append(
                 f"labels contain {SEPARATOR}: each combination is taken for a class; or is it --task multilabel?"
             )
-        return (*notes, *labels_alike(self.targets.classes))
+        return (*notes, *labels_alike(self.targets.classes), *absent_note(self.targets.take(self.splits.tested)))
 
     @cached_property
     def table(self) -> tuple[TableColumn, ...]:

@@ -163,7 +163,7 @@ def train_heads(
     data = name_of(data)
     maker = Maker(command or written_call(train_heads, locals()), split_dir=protocol.split_dir if protocol else None)
     protocol, plan, progress = protocol or Protocol(), plan or Plan(HeadSettings(), race=True), progress or Silent()
-    _check(task, attend, engine)
+    _check(task, attend, engine, device)
     options = options_for(data, columns, cache, options or EncoderOptions(), device)
     described = describe_encoders(list(encoders), options)
     towers, pairs = _choose(described, fusion, baselines, modalities, attend, data, columns, encoders, options, cache)
@@ -250,7 +250,9 @@ def _choose(
     return needed_towers(usable, pairs, attend), pairs
 
 
-def _check(task: str, attend: str, engine: str) -> None:
+def _check(task: str, attend: str, engine: str, device: str) -> None:
+    if device not in ("auto", "cpu"):  # which need no torch
+        resolve_device(device)
     for flag, value, known in (
         ("--task", task, TASKS),
         ("--attend", attend, ("tokens", "pooled")),

@@ -103,7 +103,7 @@ def test_the_promise_for_float32_is_of_the_largest_value_of_the_row() -> None:
     from mmfeat.encoders.spec import EncoderSpec
 
     spec = EncoderSpec("x", "text", "", "builtin:1", "float32", "float32")
-    start = Parity("x", 0, 0.0, 1.0, "", True)
+    start = Parity("x", 0, 0.0, 1.0, "", True, "")
     for largest, deviation, holds in (
         (0.1, 0.9e-5, True),
         (0.1, 1.1e-5, False),
@@ -135,7 +135,7 @@ def test_what_half_precision_promises(cached: list[float], wanted: list[float], 
     from mmfeat.encoders.spec import EncoderSpec
 
     spec = EncoderSpec("x", "text", "", "builtin:1", "bfloat16", storage)
-    found = _worse(Parity("x", 0, 0.0, 1.0, "", True), "a", np.array(cached), np.array(wanted), spec)
+    found = _worse(Parity("x", 0, 0.0, 1.0, "", True, ""), "a", np.array(cached), np.array(wanted), spec)
     assert found.holds == (holds and (storage == "float16" or cached == wanted))
     assert found.sample == ("a" if cached != wanted else "")
     later = _worse(found, "b", np.array([1.0, 1.0]), np.array([1.0, 1.0]), spec)

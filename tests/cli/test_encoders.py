@@ -71,6 +71,14 @@ def test_what_is_in_the_hub_cache_is_listed_by_its_files(hub_cache: Path, tmp_pa
     assert any(line.startswith("  bert:someone/tiny-bert: text, mit") for line in lines("--family", "bert"))
 
 
+def test_a_cached_model_of_two_towers_is_for_texts_too(hub_cache: Path, tmp_path: Path) -> None:
+    for kind, modality in (("siglip", "image, text"), ("dinov2", "image")):
+        (folder := tmp_path / kind).mkdir()
+        (folder / "config.json").write_text(f'{{"model_type": "{kind}"}}')
+        put(hub_cache, f"someone/{kind}", folder)
+        assert f"  hf:someone/{kind}: {modality}, in the hub cache" in lines("--family", "hf")
+
+
 def _empty(folder: Path) -> Path:
     (folder / "empty").mkdir()
     (folder / "empty" / "notes.txt").write_text("no model")

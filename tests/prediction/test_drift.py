@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.stats import chi2_contingency
@@ -40,6 +42,18 @@ def test_what_is_tiny_or_chance_is_not_told() -> None:
     assert label_drift(choices(40000, 30000, 30000), choices(42000, 29000, 29000), CLASSES, False) == ""  # 2 points
     assert label_drift(choices(400, 300, 300), choices(3, 5, 2), CLASSES, False) == ""  # ten samples
     assert label_drift(choices(400, 300, 300), choices(0, 0, 0), CLASSES, False) == ""
+
+
+def test_a_few_samples_say_nothing_of_a_share() -> None:
+    """One sample without a photo once warned: the chance of that is 1 in 1,000 where all labelled ones have one."""
+    before = [Sample(str(row), "text", Path("photo")) for row in range(1000)]
+    lacking = [Sample(str(row), "text") for row in range(20)]
+    assert missing_drift(before, lacking[:1]) == missing_drift(before, lacking[:19]) == []
+    (line,) = missing_drift(before, lacking)
+    assert line.startswith("100.0% of these samples have no photo")
+    assert label_drift(choices(1000, 0, 0), choices(0, 0, 1), CLASSES, False) == ""
+    assert label_drift(choices(1000, 0, 0), choices(0, 0, 19), CLASSES, False) == ""
+    assert label_drift(choices(1000, 0, 0), choices(0, 0, 20), CLASSES, False)
 
 
 def test_several_labels_are_compared_class_by_class() -> None:

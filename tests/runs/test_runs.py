@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -312,6 +313,8 @@ def test_the_commands_for_runs(place: Path, runs: list[Run], tmp_path: Path, mon
     assert f"next: mmfeat runs reproduce {other}" in shown
     compared = typed(f"mmfeat runs compare {one} {other}").stdout
     assert "concat on text, knn on text" in compared
+    settings = compared.partition("setting")[2].partition("macro-F1")[0]
+    assert "." not in re.sub(r"\d\.\d|\.\.\.", "", settings)  # names of flags, not of fields in a file
     kept = typed(f"mmfeat runs rm {one}")
     assert (kept.exit_code, kept.stderr) == (
         1,

@@ -108,6 +108,17 @@ def test_scores_are_of_the_choices_of_each_fold_s_decision() -> None:
     assert decide(task, entry.logits, entry.decisions)[0].sum() == 2 * len(TARGETS)
 
 
+def test_the_prior_stays_the_prior_whatever_the_adjustment() -> None:
+    task = toy_task()
+    shares = outcome(task, 1.0, [0.5] * 3)
+    shares.logits[:] = np.log(TARGETS.prior)
+    for adjustment in (None, 1.0, 2.0):
+        entry = assemble(task, "prior", "both", [shares], adjustment)
+        chosen = decide(task, entry.logits, entry.decisions)[0]
+        assert (chosen.argmax(-1) == TARGETS.prior.argmax()).all()
+        assert entry.entry.decision.strength == 0
+
+
 def test_logits_that_are_not_finite_are_no_entry() -> None:
     task = toy_task()
     broken = outcome(task, 1.0, [0.5] * 3)

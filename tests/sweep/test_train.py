@@ -21,6 +21,7 @@ from mmfeat.evaluation.protocol import Protocol
 from mmfeat.extraction.extract import extract_features
 from mmfeat.heads.registry import HeadSettings
 from mmfeat.runs.run import best_run, overlooked_run, read_run
+from mmfeat.samples.dataset import read_samples
 from mmfeat.samples.labels import indicator
 from mmfeat.sweep.search import Plan
 from mmfeat.sweep.search_space import Range
@@ -267,6 +268,26 @@ def test_lightgbm_that_is_missing_is_named_before_anything_is_trained(
         sweep(place, fusion=("none",), baselines=("knn", "forest"))
 
 
+def test_a_device_that_is_not_there_is_told_although_nothing_is_to_do(place: Path, done: Sweep) -> None:
+    with pytest.raises(ConfigError, match="--device cuda:99: torch sees"):
+        sweep(place, device="cuda:99")
+
+
+def test_a_class_that_no_tested_sample_has_is_told(place: Path, tmp_path: Path) -> None:
+    labels = {sample.id: sample.label for sample in read_samples(place / "demo").labelled}
+    rare = sorted(set(labels.values()))[0]
+    parts = {"train": ["guid,tag"], "val": ["guid,tag"], "test": ["guid,tag"]}
+    for number, (id, label) in enumerate(labels.items()):
+        part = "train" if number % 3 == 0 or (label == rare and number % 3 == 2) else ("val", "test")[number % 3 - 1]
+        parts[part].append(f"{id},{label}")
+    for part, lines in parts.items():
+        (tmp_path / f"{part}_split.csv").write_text("\n".join(lines))
+    found = sweep(
+        place, protocol=Protocol("holdout", seeds=1, split_dir=str(tmp_path)), **{**NO_HEADS, "out": tmp_path}
+    )
+    assert f"no scored sample is {rare}, which counts as an F1 of 0 in macro-F1" in found.notes
+
+
 def test_wrong_plans_and_protocols_say_so_at_once() -> None:
     rising = {"learning_rate": Range(1e-4, 1e-2)}
     with pytest.raises(ConfigError, match="--learning-rate: a grid has no ranges; list values, or use --search random"):
@@ -274,7 +295,7 @@ def test_wrong_plans_and_protocols_say_so_at_once() -> None:
     with pytest.raises(ConfigError, match=r"--learning-rate: a range has no end of settings to try; .* --trials"):
         Plan(HeadSettings(), rising, "random")
     Plan(HeadSettings(), rising, "random", trials=1)
-    with pytest.raises(ConfigError, match="--protocol luck: use one of kfold, holdout"):
+    with pytest.raises(ConfigError, match="--protocol luck: use one of auto, kfold, holdout"):
         Protocol("luck")
     for shares in ((8,), (8, 0, 1), (8, float("nan"))):
         with pytest.raises(ConfigError, match=r"--split 8.*: write train:validation:test, as 8:1:1, or train:test"):
