@@ -235,7 +235,8 @@ class Fusion(Stacked):
         vectors = {}
         for modality in self.inputs:
             inputs = self._inputs(modality, batch.vectors, batch.masks)
-            vectors[modality] = torch.cat([module(x, mask, batch.normed) for module, x, mask in inputs], -1)
+            parts = [module(x, mask, batch.normed) for module, x, mask in inputs]
+            vectors[modality] = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
         return self.fuse(vectors, batch)
 
     def fuse(self, vectors: dict[str, Tensor], batch: Batch) -> Tensor:
