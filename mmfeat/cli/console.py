@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -100,6 +100,15 @@ class _Rate(ProgressColumn):
         return Text(f"{task.speed or 0:,.1f}/s")
 
 
+class _Bar(Progress):
+    """A bar with the note of its step behind it; of a note of several lines, all below it while the step runs."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        if self.tasks and (below := self.tasks[0].fields["below"]):
+            yield Text(below)
+
+
 @contextmanager
 def _bar(title: str, total: int) -> Iterator[Advance]:
     columns = (
@@ -110,9 +119,17 @@ def _bar(title: str, total: int) -> Iterator[Advance]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=err) as progress:
-        task = progress.add_task(title, total=total, note="")
-        yield lambda steps, note="": progress.update(task, advance=steps, note=note)
+
+    def advance(steps: int, note: str = "") -> None:
+        fields: dict[str, Any] = {"below" if "\n" in note else "note": note} if note else {}
+        progress.update(task, advance=steps, refresh="below" in fields, **fields)
+
+    with _Bar(*columns, console=err) as progress:
+        task = progress.add_task(title, total=total, note="", below="")
+        try:
+            yield advance
+        finally:
+            progress.update(task, below="")
 
 
 @contextmanager
@@ -125,17 +142,17 @@ def _begun(title: str) -> Iterator[Advance]:
 @contextmanager
 def _lines(title: str, total: int) -> Iterator[Advance]:
     start = last = time.monotonic()
-    done = 0
+    done, kept = 0, ""
 
     def advance(steps: int, note: str = "") -> None:
-        nonlocal done, last
-        done += steps
+        nonlocal done, last, kept
+        done, kept = done + steps, note.partition("\n")[0] or kept
         now = time.monotonic()
         if now - last >= PLAIN_SECONDS:
             last = now
             rate = done / (now - start)
             left = f"{(total - done) / rate:.0f} s left" if done else ""
-            err.print(", ".join(filter(None, (f"{title}: {done:,} of {total:,}", f"{rate:.1f}/s", left, note))))
+            err.print(", ".join(filter(None, (f"{title}: {done:,} of {total:,}", f"{rate:.1f}/s", left, kept))))
 
     yield advance
     seconds = time.monotonic() - start

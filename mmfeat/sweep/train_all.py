@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +29,10 @@ from mmfeat.sweep.problem import LabelledData, Problem
 from mmfeat.sweep.trials import HeadTrainer, decide
 from mmfeat.system.files import write_atomic, write_errors
 from mmfeat.system.hardware import check_engine, cpu_count
-from mmfeat.system.wording import Advance, Progress, ignore
+from mmfeat.system.wording import Advance, Progress, ignore, interval
+
+QUICK = ("ridge", "logistic")  # heads that are scored first, so that a person sees an answer in seconds
+SHOWN = 10  # entries that are shown while the others train
 
 
 def rank(problem: Problem, entries: Sequence[TrainedEntry]) -> tuple[Entry, ...]:
@@ -125,12 +128,24 @@ class Trainers:
     folder: Path
     progress: Progress
     deadline: float
+    board: dict[str, Entry] = field(default_factory=dict)  # the entries that are scored so far
 
     def score(self, title: str, pairs: Sequence[tuple[str, str]], repeats: int) -> list[TrainedEntry]:
         """The entries of these heads and modalities with `repeats` seeds a fold, scored out of fold."""
         total = sum(self._trainings(head, repeats) for head, _ in pairs)
+        ordered = sorted(pairs, key=lambda pair: pair[0] not in QUICK or pair[1] != pairs[0][1])
         with self.progress.step(title, total) as advance:
-            return self._side_by_side([self._trainer(*pair, repeats, advance).score for pair in pairs])
+            calls = [partial(self._score, self._trainer(*pair, repeats, advance)) for pair in ordered]
+            scored = dict(zip(ordered, self._side_by_side(calls), strict=True))
+        return [scored[pair] for pair in pairs]
+
+    def _score(self, trainer: EntryTrainer) -> TrainedEntry:
+        trained = trainer.score()
+        self.board[trained.name] = trained.entry
+        entries = sorted(self.board.copy().values(), key=lambda entry: -entry.macro_f1.value)
+        lines = [f"{interval(entry.macro_f1)} {entry.label}" for entry in entries[:SHOWN]]
+        trainer.advance(0, f"best so far {lines[0]}\n" + "\n".join(f"{'':11} {line}" for line in lines[1:]))
+        return trained
 
     def finish(self, entries: Sequence[TrainedEntry]) -> list[TrainedEntry]:
         """The entries with their final heads."""

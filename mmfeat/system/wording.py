@@ -79,7 +79,7 @@ def head_label(head: str | None, modalities: str | None) -> str:
 
 
 class Advance(Protocol):
-    """Advances a step of work; `note` is a word about the last units."""
+    """Advances a step of work; `note` is a word about the last units, or lines, of which the first says most."""
 
     def __call__(self, steps: int, note: str = "") -> None: ...
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.train import Sweep
 from mmfeat.sweep.train_all import Trainers, _train_all, behind_in_seeds, rank
 from mmfeat.sweep.trials import HeadTrainer, Outcome, load_outcome
-from mmfeat.system.wording import Silent, ignore
+from mmfeat.system.wording import Advance, Progress, Silent, ignore, interval
 from tests.heads import toy_features
 from tests.heads.toy_features import TARGETS
 from tests.sweep.small_sweeps import SMALL, make_place, run_of, sweep, toy_task
@@ -34,12 +35,19 @@ RACE = Plan(HeadSettings(epochs=4, learning_rate=3e-3, batch_size=32), race=True
 PAIRS = [("concat", "both"), ("concat", "text"), ("late", "image"), ("logistic", "text"), ("prior", "both")]
 
 
-def raced(folder: Path, plan: Plan = RACE, workers: int = 1, ensembles: bool = True) -> list[TrainedEntry]:
+def raced(
+    folder: Path,
+    plan: Plan = RACE,
+    workers: int = 1,
+    ensembles: bool = True,
+    pairs: Sequence[tuple[str, str]] = PAIRS,
+    progress: Progress | None = None,
+) -> list[TrainedEntry]:
     """The entries of a race of heads on made-up vectors, of which only both modalities tell all classes apart."""
     task = toy_task(seeds=SEEDS)
     engine = LocalEngine(toy_features.features(), task.targets, "cpu", "tokens", workers)
     try:
-        return _train_all(Trainers(task, engine, plan, folder, Silent(), np.inf), PAIRS, ensembles)
+        return _train_all(Trainers(task, engine, plan, folder, progress or Silent(), np.inf), pairs, ensembles)
     finally:
         engine.close()
 
@@ -166,3 +174,29 @@ def test_the_screen_marks_heads_with_one_seed(
     assert {line["head"]: line["seeds"] for line in lines if line["dropped"]} == {"late": "1"}
     (table,) = leaderboard_section(SimpleNamespace(run=run)).tables
     assert [row[1:3] for row in table.rows if "1 seed" in row] == [["late", "image"]]
+
+
+class Noted(Silent):
+    """Keeps the notes of all steps."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    @contextmanager
+    def step(self, title: str, total: int | None) -> Iterator[Advance]:
+        yield lambda steps, note="": self.notes.extend([note] if note else [])
+
+
+def test_quick_heads_are_scored_first_and_the_best_stands_first(tmp_path: Path) -> None:
+    """A person sees an answer in seconds; the order of the entries stays that of the run."""
+    pairs, progress = [("concat", "both"), ("prior", "both"), ("logistic", "both")], Noted()
+    plan = replace(RACE, race=False, settings=HeadSettings(epochs=1, batch_size=32))
+    entries = raced(tmp_path, plan, ensembles=False, pairs=pairs, progress=progress)
+    assert [(trained.entry.head, trained.entry.modalities) for trained in entries] == pairs
+    first, *_, last = progress.notes
+    assert first == f"best so far {interval(entries[2].entry.macro_f1)} logistic on both\n"
+    lines = last.removeprefix("best so far").splitlines()
+    scores = [float(line.split()[0]) for line in lines]
+    assert len(scores) == len(pairs)
+    assert scores == sorted(scores, reverse=True)
+    assert max(map(len, last.splitlines())) < 80
