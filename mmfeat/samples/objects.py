@@ -7,18 +7,15 @@ set of the Hub, or the folder of one that was saved to disk.
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmfeat.errors import DataError
-from mmfeat.system.remote import HUB, absolute, hub_parts
+from mmfeat.system.remote import HUB, absolute, hub_parts, temporary_folder
 
 if TYPE_CHECKING:
     import pyarrow
@@ -126,20 +123,12 @@ def _of_hub(data: Any) -> Iterator[pyarrow.Table]:
         yield table
 
 
-@cache
-def _folder() -> str:
-    """The folder of temporary files, which is deleted when the process ends."""
-    folder = tempfile.mkdtemp(prefix="mmfeat-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
 def _write(batches: Iterable[pyarrow.Table]) -> str:
     """Write rows into a Parquet file; its name is the hash of names, types and cells."""
     import pyarrow.parquet
 
     digest, writer = hashlib.sha256(), None
-    with tempfile.NamedTemporaryFile(dir=_folder(), delete=False) as file:
+    with tempfile.NamedTemporaryFile(dir=temporary_folder(), delete=False) as file:
         for table in batches:
             if writer is None:
                 writer = pyarrow.parquet.ParquetWriter(file, table.schema)
@@ -150,7 +139,7 @@ def _write(batches: Iterable[pyarrow.Table]) -> str:
             writer.write_table(table, row_group_size=ROWS)
         if writer is not None:
             writer.close()
-    path = os.path.join(_folder(), f"{digest.hexdigest()[:16]}.parquet")
+    path = os.path.join(temporary_folder(), f"{digest.hexdigest()[:16]}.parquet")
     os.replace(file.name, path)
     return path
 

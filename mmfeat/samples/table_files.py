@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import re
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -20,7 +22,7 @@ from mmfeat.system.remote import (
     files_of,
     is_remote,
     open_file,
-    unpacked,
+    unpack_into,
 )
 
 DELIMITED = (".csv", ".tsv", ".psv", ".txt")
@@ -93,7 +95,7 @@ def open_table(path: str, seekable: bool = False) -> Iterator[BinaryIO]:
         with open_file(path) as raw:
             yield raw
     elif seekable or unpack in SLOW:
-        copy = unpacked(path, unpack) if is_remote(path) else _copy(path, unpack, os.stat(path).st_mtime_ns)
+        copy = _copy(path, unpack, time.time_ns() if is_remote(path) else os.stat(path).st_mtime_ns)
         with io.BufferedReader(Part(copy, 0, os.fstat(copy.fileno()).st_size)) as file:
             yield file
     else:
@@ -103,4 +105,6 @@ def open_table(path: str, seekable: bool = False) -> Iterator[BinaryIO]:
 
 @lru_cache(maxsize=4)  # a table is read several times
 def _copy(path: str, unpack: Callable[[BinaryIO], Any], changed: int) -> BinaryIO:
-    return unpacked(path, unpack)
+    whole = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as it is cached
+    unpack_into(whole, path, unpack)
+    return whole

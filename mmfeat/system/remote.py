@@ -1,20 +1,23 @@
 """Files beside those of local paths: URLs that fsspec opens, as in s3://bucket/tweets.parquet, and members of archives.
 
 Members of .zip and .tar files are read where they are, and no link is followed; a .tar that is compressed as a whole
-lies unpacked in a temporary file without a name as long as it is in use. A member has the URL
+lies unpacked in a temporary file until the process ends. A member has the URL
 `zip:///FOLDER/A.zip!/INNER/NAME`; users write `A.zip`, or `A.zip/INNER` for a part of it.
 """
 
 from __future__ import annotations
 
+import atexit
 import bz2
 import errno
 import glob
 import gzip
+import hashlib
 import io
 import lzma
 import os
 import re
+import shutil
 import stat
 import tarfile
 import tempfile
@@ -36,6 +39,7 @@ HUB = "hf:"  # begins the name of a data set that the library `datasets` reads
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 ARCHIVES = (".zip", *TARS)
+TEMPORARY = "MMFEAT_TEMPORARY"  # the variable that names the temporary folder of a process to those that it starts
 FOREIGN = (".7z", ".rar")  # archives that are not read
 _MEMBER = re.compile(
     rf"(?:zip|tar)://(?P<path>.+?(?:{'|'.join(map(re.escape, ARCHIVES))}))!/(?P<name>.*)", re.DOTALL | re.IGNORECASE
@@ -195,9 +199,7 @@ class Archive:
         self.members = dict(sorted(self.members.items()))  # programs pack files in any order
 
     def _index_tar(self) -> None:
-        with open(self.path, "rb") as raw:
-            unpack = decompressor(raw.read(MARK_BYTES))
-        self._tar = unpacked(self.path, unpack) if unpack else open(self.path, "rb")  # noqa: SIM115  lives as long
+        self._tar = open(_unpacked_tar(self.path), "rb")  # noqa: SIM115  lives as long as the archive
         end = os.fstat(self._tar.fileno()).st_size
         with tarfile.open(fileobj=self._tar, mode="r:") as tar:
             for info in tar:
@@ -323,9 +325,8 @@ def decompressor(first: bytes) -> Callable[[BinaryIO], Any] | None:
     return next((unpack for mark, unpack in COMPRESSIONS.values() if re.match(mark, first)), None)
 
 
-def unpacked(path: str, unpack: Callable[[BinaryIO], Any]) -> BinaryIO:
-    """A temporary file of what a compressed file unpacks to. Raises `DataError` for a bomb and a full disk."""
-    whole = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as it is read
+def unpack_into(whole: BinaryIO, path: str, unpack: Callable[[BinaryIO], Any]) -> None:
+    """Write into a temporary file what a compressed file unpacks to. Raises `DataError` for a bomb and a full disk."""
     try:
         with open_file(path) as raw, unpack(raw) as file:
             while piece := file.read(PIECE):
@@ -334,13 +335,36 @@ def unpacked(path: str, unpack: Callable[[BinaryIO], Any]) -> BinaryIO:
                     raise DataError(
                         f"{path}: {raw.tell():,} bytes unpack to {whole.tell():,} and more; nothing of it is read"
                     )
-        whole.seek(0)
+        whole.flush()
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         full = f"{tempfile.gettempdir()} is full; set TMPDIR to a folder with more room, or unpack it yourself"
         raise DataError(f"{path}: unpacked into a temporary file, for which {full}") from error
-    return whole
+
+
+def _unpacked_tar(path: str) -> str:
+    """The path of a .tar, or of the file that a compressed one is unpacked to, once for all processes of a command."""
+    with open(path, "rb") as raw:
+        unpack = decompressor(raw.read(MARK_BYTES))
+    if unpack is None:
+        return path
+    status = os.stat(path)
+    key = f"{os.path.abspath(path)} {status.st_size} {status.st_mtime_ns}"
+    target = os.path.join(temporary_folder(), f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.tar")
+    if not os.path.exists(target):
+        with tempfile.NamedTemporaryFile(dir=temporary_folder(), delete=False) as whole:
+            unpack_into(whole, path, unpack)  # type: ignore[arg-type]
+        os.replace(whole.name, target)
+    return target
+
+
+def temporary_folder() -> str:
+    """A folder of files that are deleted when the process ends; processes that it starts share the folder."""
+    if not os.path.isdir(folder := os.environ.get(TEMPORARY, "")):
+        folder = os.environ[TEMPORARY] = tempfile.mkdtemp(prefix="mmfeat-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def refuse_foreign(path: str) -> None:

@@ -8,6 +8,8 @@ import io
 import json
 import lzma
 import shutil
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from mmfeat.errors import DataError
 from mmfeat.extraction.extract import extract_features
 from mmfeat.samples.dataset import SampleSet, read_samples
 from mmfeat.samples.folders import open_tree
+from mmfeat.system.remote import temporary_folder
 
 WORDS = ["green cloud", "so happy", "paper stone", "quiet lamp"]
 
@@ -257,6 +260,16 @@ def test_compressed_shards_are_read_as_plain_ones(
     pattern = read_samples(str(tmp_path / f"train-*{suffix}"))
     assert (pattern.name, summary(pattern)) == ("train", summary(whole))
     assert len(read_samples(f"{tmp_path}/train-0{suffix}/")) == 4
+
+
+def test_a_compressed_archive_is_unpacked_once_for_all_processes_of_a_command(tmp_path: Path) -> None:
+    path = packed(tarred(tmp_path / "set.tgz", SHARD), gzip.compress)
+    photo = read_samples(path).samples[0].image
+    before = {file: file.stat().st_mtime_ns for file in Path(temporary_folder()).glob("*.tar")}
+    read = "import sys; from mmfeat.system.remote import RemoteFile; print(len(RemoteFile(sys.argv[1]).read_bytes()))"
+    answer = subprocess.run([sys.executable, "-c", read, str(photo)], stdout=subprocess.PIPE, check=True)
+    assert int(answer.stdout) == len(picture(0))
+    assert {file: file.stat().st_mtime_ns for file in Path(temporary_folder()).glob("*.tar")} == before
 
 
 def test_a_table_in_an_archive_with_its_photos(tmp_path: Path) -> None:
