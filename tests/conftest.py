@@ -73,6 +73,14 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_demo(tmp_path_factory.mktemp("data") / "demo", pairs=120)
 
 
+@pytest.fixture(scope="module")
+def place(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the demo data and a cache of their vectors, in which a module may train."""
+    from tests.sweep.small_sweeps import make_place
+
+    return make_place(demo_folder, tmp_path_factory.mktemp("work"))
+
+
 @pytest.fixture(scope="session")
 def small_demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 generated pairs, for what is trained many times."""

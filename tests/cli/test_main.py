@@ -18,7 +18,6 @@ from mmfeat.cache.survey import survey
 from mmfeat.cli.main import _global_flags_first, app
 from mmfeat.runs.run import read_run
 from tests.docs.test_commands_page import COMMANDS
-from tests.sweep.small_sweeps import make_place
 
 PROGRESS = re.compile(r"\d/s\b")  # of steps that took more than a second, as any may on a busy machine
 HEAVY = {
@@ -321,16 +320,11 @@ def test_labels_that_do_not_suit_the_task_are_one_line(tmp_path: Path, monkeypat
         assert len(answer.stderr.splitlines()) == 1
 
 
-@pytest.fixture(scope="module")
-def extracted_place(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_place(demo_folder, tmp_path_factory.mktemp("cli"))
-
-
 @pytest.fixture
-def extracted(extracted_place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def extracted(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the demo data and its cache, to work in."""
-    monkeypatch.chdir(extracted_place)
-    return extracted_place
+    monkeypatch.chdir(place)
+    return place
 
 
 def test_heads_goes_on_with_the_views_and_outputs_of_the_extraction(

@@ -12,12 +12,6 @@ from mmfeat.cli.heads import PARAMETERS
 from mmfeat.cli.main import app
 from mmfeat.cli.presets import PRESETS, preset_values
 from mmfeat.errors import ConfigError
-from tests.sweep.small_sweeps import make_place
-
-
-@pytest.fixture(scope="module")
-def place(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_place(demo_folder, tmp_path_factory.mktemp("work"))
 
 
 def heads(place: Path, out: Path, *flags: str) -> Result:

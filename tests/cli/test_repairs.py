@@ -23,12 +23,7 @@ from mmfeat.sweep.train import choose_pairs
 from mmfeat.sweep.trials import HeadTrainer
 from mmfeat.system.wording import ignore
 from tests.heads.toy_features import features
-from tests.sweep.small_sweeps import FEW, FLOAT32, NO_HEADS, made_up_entry, make_place, stamps, sweep, toy_task
-
-
-@pytest.fixture(scope="module")
-def place(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_place(demo_folder, tmp_path_factory.mktemp("work"))
+from tests.sweep.small_sweeps import FEW, FLOAT32, NO_HEADS, made_up_entry, stamps, sweep, toy_task
 
 
 def flip(path: Path) -> None:

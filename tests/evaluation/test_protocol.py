@@ -17,14 +17,9 @@ from mmfeat.extraction.extract import extract_features
 from mmfeat.heads.registry import HeadSettings
 from mmfeat.samples.dataset import read_samples
 from mmfeat.sweep.search import Plan
-from tests.sweep.small_sweeps import FLOAT32, NO_HEADS, make_place, rows, sweep
+from tests.sweep.small_sweeps import FLOAT32, NO_HEADS, rows, sweep
 
 SEARCHED = Plan(HeadSettings(epochs=2), {"learning_rate": [1e-4, 1e-2]})
-
-
-@pytest.fixture(scope="module")
-def place(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_place(demo_folder, tmp_path_factory.mktemp("work"))
 
 
 def turned(place: Path, to: Path, ids: set[str]) -> Path:

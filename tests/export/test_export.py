@@ -26,17 +26,12 @@ from mmfeat.runs.run import Run, read_run
 from mmfeat.samples.dataset import read_samples
 from mmfeat.sweep.search import Plan
 from tests.finetune.small_finetunes import ONCE, tune
-from tests.sweep.small_sweeps import FLOAT32, make_place, sweep
+from tests.sweep.small_sweeps import FLOAT32, sweep
 
 HOLDOUT = Protocol("holdout", seeds=2)
 SHORT = Plan(HeadSettings(epochs=1))
 BASELINES = ["prior", "knn", "ridge", "logistic", "svm", "forest"]
 EVERYTHING = {"fusion": ["all", "cross-attention"], "baselines": BASELINES, "modalities": ["both"]}
-
-
-@pytest.fixture(scope="module")
-def place(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_place(demo_folder, tmp_path_factory.mktemp("export"))
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from mmfeat.sweep.search import Plan
 from mmfeat.sweep.search_space import Range
 from mmfeat.system.files import _owner
 from tests.processes import Command
-from tests.sweep.small_sweeps import FLOAT32, NO_HEADS, SMALL, make_place, results, stamps, sweep
+from tests.sweep.small_sweeps import FLOAT32, NO_HEADS, SMALL, results, stamps, sweep
 
 # nine trials are a batch of eight, and another that depends on their scores
 SEARCH = ["--search=optuna", "--learning-rate=1e-4..1e-2", "--trials=9", "--epochs=1", "--protocol=holdout"]
@@ -31,11 +31,6 @@ SWEEPS: dict[str, dict[str, Any]] = {
 }
 TRIAL, ENTRY, ENSEMBLE = "*/trials/0000.json", "*-image/metrics.json", "*-ensemble/metrics.json"
 PHOTOS = {"modalities": ["image"]}
-
-
-@pytest.fixture(scope="module")
-def place(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_place(demo_folder, tmp_path_factory.mktemp("work"))
 
 
 @pytest.fixture(scope="module")

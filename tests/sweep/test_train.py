@@ -26,12 +26,7 @@ from mmfeat.samples.labels import indicator
 from mmfeat.sweep.search import Plan
 from mmfeat.sweep.search_space import Range
 from mmfeat.sweep.train import Sweep
-from tests.sweep.small_sweeps import BUILT_IN, FLOAT32, NO_HEADS, make_place, results, rows, stamps, sweep
-
-
-@pytest.fixture(scope="module")
-def place(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_place(demo_folder, tmp_path_factory.mktemp("work"))
+from tests.sweep.small_sweeps import BUILT_IN, FLOAT32, NO_HEADS, results, rows, stamps, sweep
 
 
 @pytest.fixture(scope="module")
