@@ -27,7 +27,9 @@ from mmfeat.samples.contents import CLEANING
 WORD, SPACELESS = 1, 2  # kinds of characters
 DIMENSIONS = 4096
 COPIES = 4  # columns of an n-gram; 16 bits of its hash choose each column and sign
-LIGHT = 0.25  # weight of an n-gram of characters in a word, which comes along with many others
+LIGHT = (
+    0.25  # weight of three to five characters, which come along with many others; words and fewer characters weigh 1
+)
 PIECE = 1 << 20  # characters that are encoded at a time
 BUILT_IN = "builtin:"
 
@@ -157,7 +159,7 @@ def _grams(codes: np.ndarray, kinds: np.ndarray) -> Iterator[Spans]:
             last = max(len(codes) - length + 1, 0)
             inner = space if length == 1 else before[length - 1 : -1] > before[1 : last + 1]
             chosen = np.flatnonzero(places[:last] & ~inner)
-            yield chosen, chosen + length, 1 not in lengths
+            yield chosen, chosen + length, length > 2
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:

@@ -172,7 +172,7 @@ def test_the_latest_hashing_never_changes(hashing: Encoder) -> None:
     assert not values[3].any()
     for row, columns, expected in (
         (1, [3, 11, 18, 169, 272], [0.072932, 0.072932, 0.072932, 0.072932, 0.291730]),
-        (4, [22, 218, 289, 334, 342], [0.092828, 0.092828, -0.092828, 0.147129, -0.092828]),
+        (4, [15, 22, 218, 289, 334], [0.027899, 0.111595, 0.111595, -0.111595, 0.176875]),
     ):
         np.testing.assert_array_equal(np.flatnonzero(values[row])[:5], columns)
         np.testing.assert_allclose(values[row][columns], expected, atol=1e-5)
@@ -200,7 +200,7 @@ def test_hashing_sees_what_texts_have_in_common(hashing: Encoder) -> None:
         return float(first @ second)
 
     assert similarity("so tired today", "today I am tired") > 0.5
-    assert similarity("天气很好我很高兴", "今天天气很好") > 0.4  # no space says where a word ends
+    assert similarity("天气很好我很高兴", "今天天气很好") > 0.5  # no space says where a word ends
     assert similarity("วันนี้อากาศดี", "อากาศดีมาก") > 0.4
     assert similarity("昨日はHTMLを書いた", "HTML") > 0.12  # a word of another script in the middle
     assert abs(similarity("天气很好", "我的書")) < 0.1
