@@ -26,6 +26,7 @@ from mmfeat.cli.flags import (
     names,
     option,
     reading,
+    requests,
     takes,
 )
 from mmfeat.system.wording import head_label, interval, shown
@@ -107,6 +108,7 @@ _PARAMETERS: Parameters = {
     "heads": (Heads, "heads"),
     "head": (Head, None),
     "modalities": (Modalities, None),
+    "encoders": (option("Where weights of the run lie now, if they moved: bert:FOLDER,...", str | None), None),
     "cache": (RunCache, None),
     **LATEST_READING,
     "columns": (option(_COLUMNS, str | None), None),
@@ -149,6 +151,7 @@ def submit(context: typer.Context, **values: Any) -> None:
     values["columns"], written = split_columns(values)
     for name in set(LATEST_READING) - {"columns"}:
         del values[name]
+    values["encoders"] = requests(values["encoders"] or "")
     result = write_submission(**values, **written, progress=ConsoleProgress())
     if values["run"] is None:
         show_overlooked(result.run, values["head"], values["modalities"])
@@ -176,6 +179,7 @@ def predict(context: typer.Context, **values: Any) -> None:
     check_inputs(files, data, text, image, {f"--{name}": v for name, v in data_only.items() if v != "auto"})
     target, output = _target(values, written)
     run, which = values["run"], {name: values[name] for name in ("heads", "head", "modalities", "device")}
+    which["encoders"] = requests(values["encoders"] or "")
     if data is not None:
         from mmfeat.prediction.predict import predict_data
 

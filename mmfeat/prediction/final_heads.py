@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from mmfeat.cache.explain import why_failed
 from mmfeat.cache.features import Block, Features, MappedBlock
 from mmfeat.cache.store import Cache
-from mmfeat.encoders.registry import Tower
+from mmfeat.encoders.registry import Tower, describe_encoders, kept_for
 from mmfeat.errors import ConfigError, DataError, RunError, SubmissionError
 from mmfeat.evaluation.blending import mean_logits
 from mmfeat.extraction.extract import Extraction, ExtractSettings, extract_samples
@@ -24,7 +24,7 @@ from mmfeat.heads.jobs import Predict, restore_heads
 from mmfeat.heads.registry import NEEDS_TOKENS
 from mmfeat.prediction.output_file import Predictions
 from mmfeat.runs.entry import Entry, FinalHead, Rule
-from mmfeat.runs.run import Run, checked_towers
+from mmfeat.runs.run import Run, checked_towers, is_same
 from mmfeat.samples.column_names import COLUMNS, ROW_NUMBER
 from mmfeat.samples.contents import view_number
 from mmfeat.samples.dataset import MODALITIES, PART, Sample, SampleSet, read_samples
@@ -147,6 +147,26 @@ def towers_of(run: Run, entry: Entry) -> list[Tower]:
     return list({tower.spec: tower for tower in towers}.values())
 
 
+ELSEWHERE = "; where it lies elsewhere now, name it with --encoders"
+
+
+def with_places(run: Run, encoders: Sequence[str]) -> Run:
+    """The run with these requests in place of its own for the same weights, which lie elsewhere now.
+
+    Raises `ConfigError` for a request whose weights are none of the run's.
+    """
+    found = describe_encoders(list(encoders), kept_for(encoders, run.config.options)) if encoders else []
+    for request in dict.fromkeys(tower.request for tower in found):
+        if not any(is_same(tower, own) for tower in found if tower.request == request for own in run.towers):
+            known = ", ".join(dict.fromkeys(tower.spec.name for tower in run.towers))
+            raise ConfigError(f"--encoders {request}: not the weights of an encoder of {run.folder}, which has {known}")
+
+    def placed(tower: Tower) -> Tower:
+        return next((Tower(here.request, tower.spec) for here in found if is_same(here, tower)), tower)
+
+    return replace(run, config=replace(run.config, encoders=tuple(map(placed, run.config.encoders))))
+
+
 def head_features(run: Run, entry: Entry, final: FinalHead, features: Features) -> Features:
     """The features that one final head takes, in the order of the run's encoders."""
     if not final.towers:
@@ -264,7 +284,7 @@ def infer(
         )
     settings = settings or ExtractSettings()
     predictor = EntryPredictor(run, entry, resolve_device(settings.device))
-    towers = checked_towers(run, predictor.towers)
+    towers = checked_towers(run, predictor.towers, ELSEWHERE)
     extraction = extract_samples(samples, towers, cache=cache, settings=settings, progress=progress)
     specs = [tower.spec for tower in towers]
     store = Cache(cache, samples.name)

@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 
 from mmfeat.extraction.in_memory import Embedded, Embedder
-from mmfeat.prediction.final_heads import EntryPredictor, predict_features, table_of, unseen, unseen_note
+from mmfeat.prediction.final_heads import (
+    ELSEWHERE,
+    EntryPredictor,
+    predict_features,
+    table_of,
+    unseen,
+    unseen_note,
+    with_places,
+)
 from mmfeat.prediction.inputs import Picture, Row, Text, as_samples
 from mmfeat.prediction.output_file import Predictions
 from mmfeat.runs.entry import Entry
@@ -34,14 +42,17 @@ def load(
     heads: str | Path = "heads",
     head: str | None = None,
     modalities: str | None = None,
+    encoders: Sequence[str] = (),
     device: str = "auto",
 ) -> Model:
     """The model of a run, which is named by its folder or by default the best of the latest runs under `heads`.
 
-    `head` and `modalities` choose an entry of the leaderboard, by default the best one. Raises `RunError` where there
-    is no such run or entry, or where weights of its encoders have changed.
+    `head` and `modalities` choose an entry of the leaderboard, by default the best one; `encoders` says where weights
+    of the run lie now, if they have moved. Raises `RunError` where there is no such run or entry, or where weights of
+    its encoders have changed.
     """
     chosen = run if isinstance(run, Run) else choose_run(run, heads, None, head, modalities)
+    chosen = with_places(chosen, encoders)
     return Model(chosen, chosen.entry(head, modalities), device)
 
 
@@ -55,7 +66,7 @@ class Model:
     def __init__(self, run: Run, entry: Entry, device: str = "auto") -> None:
         self.run, self.entry, self.device = run, entry, resolve_device(device)
         self._predictor = EntryPredictor(run, entry, self.device)
-        self._embedder = Embedder(checked_towers(run, self._predictor.towers), self.device)
+        self._embedder = Embedder(checked_towers(run, self._predictor.towers, ELSEWHERE), self.device)
         self.table = table_of(run, entry)
         self._lock = threading.Lock()
 

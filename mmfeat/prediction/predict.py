@@ -14,7 +14,7 @@ from mmfeat.errors import ConfigError
 from mmfeat.evaluation.metrics import evaluate
 from mmfeat.extraction.extract import ExtractSettings
 from mmfeat.prediction.drift import check_labels, find_drift, out_of_fold_choices, training_set
-from mmfeat.prediction.final_heads import Inference, infer, read_for, unseen_note
+from mmfeat.prediction.final_heads import Inference, infer, read_for, unseen_note, with_places
 from mmfeat.prediction.model import Model, unread
 from mmfeat.prediction.output_file import Predictions
 from mmfeat.runs.entry import Scores, convert
@@ -48,14 +48,18 @@ def predict_data(
     modalities: str | None = None,
     cache: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
+    encoders: Sequence[str] = (),
     device: str = "auto",
     runtime: str = "auto",
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Predicted:
-    """Predict all samples of a folder or table, labelled or not; vectors go through the cache, as in a submission."""
+    """Predict all samples of a folder or table, labelled or not; vectors go through the cache, as in a submission.
+
+    `encoders` says where weights of the run lie now, if they have moved.
+    """
     data = name_of(data)
-    chosen = choose_run(run, heads, data, head, modalities)
+    chosen = with_places(choose_run(run, heads, data, head, modalities), encoders)
     entry = chosen.entry(head, modalities)
     samples = read_for(data, columns, chosen.config.columns)
     cache = cache or chosen.config.cache

@@ -11,7 +11,7 @@ from mmfeat.errors import SubmissionError
 from mmfeat.extraction.extract import Extraction, ExtractSettings
 from mmfeat.extraction.requests import test_of
 from mmfeat.prediction.drift import check_labels, find_drift, out_of_fold_choices, training_set
-from mmfeat.prediction.final_heads import Inference, infer, read_for
+from mmfeat.prediction.final_heads import Inference, infer, read_for, with_places
 from mmfeat.prediction.output_file import NAMES, OutputFormat, checked_target, choose_format, write_prediction_file
 from mmfeat.prediction.predict import score, were_seen
 from mmfeat.runs.entry import Entry, Scores
@@ -56,6 +56,7 @@ def write_submission(
     modalities: str | None = None,
     cache: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
+    encoders: Sequence[str] = (),
     names: Sequence[str] | None = None,
     header: bool = True,
     format: str | None = None,
@@ -71,13 +72,14 @@ def write_submission(
     The file has the columns `names` under a `header`, by default those of id and label in the user's table, and with
     `proba` a calibrated probability a class; its `format`
     (csv, tsv or jsonl) follows the suffix of `out` by default; without `out` the file is `submission.FORMAT`. `columns`
-    names the columns of the input table. Missing features are extracted first with the encoders of the run. Raises
+    names the columns of the input table, and `encoders` says where weights of the run lie now, if they have moved.
+    Missing features are extracted first with the encoders of the run. Raises
     `RunError` where encoders or cache do not match the run, `SubmissionError` where the file would be wrong.
     """
     data = name_of(data)
     output = OutputFormat(choose_format(out, format), header, tuple(names or NAMES), proba)
     out = f"submission.{output.format}" if out is None else out
-    chosen = choose_run(run, heads, data, head, modalities)
+    chosen = with_places(choose_run(run, heads, data, head, modalities), encoders)
     cache = cache or chosen.config.cache
     test = test_of(cache, chosen.config.data)
     source = data or test or chosen.config.data

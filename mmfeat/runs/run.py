@@ -22,7 +22,7 @@ from typing import Any
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import Tower, describe_encoders, kept_for
 from mmfeat.encoders.spec import EncoderOptions
-from mmfeat.errors import ConfigError, RunError
+from mmfeat.errors import ConfigError, EncoderError, RunError
 from mmfeat.evaluation.splits import has_splits
 from mmfeat.runs.entry import OUT_OF_FOLD, PLACES, Entry, FinalHead, OutOfFold, RunConfig, convert, read_out_of_fold
 from mmfeat.runs.leaderboard import LEADERBOARD
@@ -346,24 +346,34 @@ def trial_checksum(record: Mapping[str, Any], file: Path) -> str:
     return hashlib.sha256(f"{canonical_json(record)}{file_sha256(file)}".encode()).hexdigest()
 
 
-def checked_towers(run: Run, wanted: list[Tower]) -> list[Tower]:
-    """Return `wanted`, encoders of the run; raises `RunError` where their weights have changed since the training."""
+def checked_towers(run: Run, wanted: list[Tower], remedy: str = "") -> list[Tower]:
+    """Return `wanted`, encoders of the run.
+
+    Raises `RunError`, which ends with `remedy`, where weights are gone or have changed since the training.
+    """
     outside = [tower for tower in wanted if not tower.spec.weights.startswith("builtin:")]  # mmfeat keeps all of these
     requests = [tower.request for tower in outside]
-    described = describe_encoders(requests, kept_for(requests, run.config.options)) if outside else []
-    now = {tower.spec.fingerprint: tower for tower in described}
+    try:
+        described = describe_encoders(requests, kept_for(requests, run.config.options)) if outside else []
+    except EncoderError as error:
+        raise RunError(f"{error}{remedy}") from error
     for tower in outside:
-        if tower.spec.fingerprint not in now:
-            alike = [other for other in now.values() if other.spec.name == tower.spec.name]
+        if not any(is_same(other, tower) for other in described):
+            alike = [other for other in described if other.spec.name == tower.spec.name]
             fields = ", ".join(tower.spec.differences(alike[0].spec)) if alike else "the name"
             if "remote_code" in fields:
                 verb = "add" if tower.spec.remote_code else "leave out"
                 raise RunError(f"{tower.request}: {verb} --trust-remote-code, as in the training of {run.folder}")
             raise RunError(
                 f"{tower.request}: not the encoder that {run.folder} was trained on ({fields} changed); "
-                "restore its weights, or run mmfeat extract and mmfeat heads again"
+                f"restore its weights, or run mmfeat extract and mmfeat heads again{remedy}"
             )
     return wanted
+
+
+def is_same(one: Tower, other: Tower) -> bool:
+    """Whether two towers make the same vectors: they differ in no more than the name of their checkpoint."""
+    return replace(one.spec, variant=other.spec.variant) == other.spec
 
 
 def hash_data(samples: Sequence[Sample], keys: Mapping[str, ContentKeys]) -> str:

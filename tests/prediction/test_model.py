@@ -14,13 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 import mmfeat
-from mmfeat.errors import DataError, RunError
+from mmfeat.cli.main import app
+from mmfeat.errors import ConfigError, DataError, RunError
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.extraction.extract import extract_features
 from mmfeat.heads.registry import HeadSettings
 from mmfeat.prediction.model import Model
+from mmfeat.prediction.predict import predict_data
 from mmfeat.prediction.submit import write_submission
 from mmfeat.runs.run import Run
 from mmfeat.samples.dataset import Sample, read_samples
@@ -190,3 +193,26 @@ def test_weights_that_changed_since_are_refused(place: Path) -> None:
         weights.write_bytes(before)
     with pytest.raises(RunError, match="no finished run"):
         mmfeat.load(heads=place / "nowhere")
+
+
+def test_weights_that_moved_are_named_where_they_lie_now(place: Path, model: Model, tmp_path: Path) -> None:
+    sample = next(sample for sample in unlabelled(place) if sample.text and sample.image)
+    before = model.predict_proba([sample.text], [sample.image])  # type: ignore[list-item]
+    moved = tmp_path / "another-name"
+    (place / "tiny-timm").rename(moved)
+    try:
+        with pytest.raises(RunError, match=r"tiny-timm.*; where it lies elsewhere now, name it with --encoders"):
+            mmfeat.load(heads=place / "heads", head="concat")
+        found = mmfeat.load(heads=place / "heads", head="concat", encoders=[f"timm:{moved}"])
+        assert (found.predict_proba([sample.text], [sample.image]) == before).all()  # type: ignore[list-item]
+        flags = ["--heads", place / "heads", "--out", tmp_path / "s.csv", "--encoders", f"timm:{moved}"]
+        answer = CliRunner().invoke(app, ["submit", *map(str, flags)])
+        assert answer.exit_code == 0, answer.output
+        assert predict_data(place / "demo", heads=place / "heads", encoders=[f"timm:{moved}"]).predictions.ids
+        wrong = Path(shutil.copytree(moved, tmp_path / "wrong"))
+        weights = (wrong / "model.safetensors").read_bytes()
+        (wrong / "model.safetensors").write_bytes(bytes([*weights[:-1], weights[-1] ^ 1]))
+        with pytest.raises(ConfigError, match=r"--encoders timm:.*/wrong: not the weights of an encoder of"):
+            mmfeat.load(heads=place / "heads", encoders=[f"timm:{wrong}"])
+    finally:
+        moved.rename(place / "tiny-timm")
