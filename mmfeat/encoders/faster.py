@@ -1,8 +1,8 @@
-"""A float32 tower made faster for a CPU, by the same numbers up to rounding.
+"""A tower made faster for a CPU, by the same numbers up to rounding.
 
-Batch norms are folded into the convolutions before them (torch's `fuse_conv_bn_eval`), convolutions have their channels
-last, and linear layers are products of oneDNN with weights that lie as the product wants them: on processors of other
-makers than Intel, torch's own products by MKL take twice as long.
+In float32 batch norms are folded into the convolutions before them (torch's `fuse_conv_bn_eval`), and convolutions have
+their channels last. Linear layers are products of oneDNN, with weights that lie as the product wants them, and with the
+GELU behind the layer: on processors of other makers than Intel, torch's own float32 products by MKL take twice as long.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from mmfeat.encoders.attention import FusedAttention
 
 CONVOLUTIONS = ("Conv2d", "Conv2dSame")  # the second is timm's, padded as TensorFlow does
 NORMS = ("BatchNorm2d", "BatchNormAct2d")  # the second is timm's, with an activation behind the norm
-LINEAR = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
+LINEAR = ("Linear", "NonDynamicallyQuantizableLinear")
+GELUS = ("GELU", "GELUActivation")  # the second is that of transformers
 
 
 class Changes:
@@ -48,22 +49,25 @@ class Changes:
 
 def faster(module: nn.Module, forward: Callable[[Any], Tensor], inputs: Any) -> Changes:
     """The changes for a tower whose forward pass runs once over `inputs`, which one sample makes cheapest."""
-    calls, pairs = _watched(module, forward, inputs)
+    calls, behind = _watched(module, forward, inputs)
     changes = Changes()
-    weights: dict[nn.Module, nn.Parameter] = {}
-    for convolution, norm in pairs:
-        if calls[convolution] == calls[norm] == 1:
-            weights[convolution], bias = _folded(convolution, norm)
-            changes.add(convolution, "bias", bias)
-            changes.add(norm, "forward", _behind(norm))
     convolutions = [called for called in calls if isinstance(called, nn.Conv2d)]
-    for convolution in convolutions if len(convolutions) > 1 else ():  # a ViT's only one cuts patches
-        weight = weights.get(convolution, convolution.weight).detach()
-        last = weight.contiguous(memory_format=torch.channels_last)
-        changes.add(convolution, "weight", nn.Parameter(last, requires_grad=False))
+    if len(convolutions) > 1 and convolutions[0].weight.dtype == torch.float32:  # a ViT's only one cuts patches
+        for convolution in convolutions:
+            weight, norm = convolution.weight.detach(), behind.get(convolution)
+            if norm is not None and type(norm).__name__ in NORMS:
+                weight, bias = _folded(convolution, norm)
+                changes.add(convolution, "bias", bias)
+                changes.add(norm, "forward", getattr(norm, "act", _unchanged))
+            last = weight.detach().contiguous(memory_format=torch.channels_last)
+            changes.add(convolution, "weight", nn.Parameter(last, requires_grad=False))
     for called in calls:
-        if type(called) in LINEAR:
-            changes.add(called, "forward", _product(called.weight, called.bias))
+        if type(called).__name__ in LINEAR:
+            after = behind.get(called)
+            fused = type(after).__name__ in GELUS and getattr(after, "approximate", "none") == "none"
+            changes.add(called, "forward", _product(called.weight, called.bias, "gelu" if fused else "none"))
+            if fused and after is not None:
+                changes.add(after, "forward", _unchanged)
         if isinstance(called, FusedAttention):
             attention = called.attention
             changes.add(called, "project", _product(attention.in_proj_weight, attention.in_proj_bias))
@@ -72,20 +76,21 @@ def faster(module: nn.Module, forward: Callable[[Any], Tensor], inputs: Any) -> 
 
 def _watched(
     module: nn.Module, forward: Callable[[Any], Tensor], inputs: Any
-) -> tuple[Counter[Any], list[tuple[Any, Any]]]:
-    """How often each module is called in a forward pass, and the norms with the convolution whose output they get."""
+) -> tuple[Counter[Any], dict[Any, nn.Module]]:
+    """How often each module is called in a forward pass; for a convolution or linear layer the norm or GELU that alone
+    takes the layer's output as it is."""
     calls: Counter[Any] = Counter()
     made: dict[int, tuple[nn.Module, Tensor, int]] = {}  # the tensor is kept, so that no other gets its id
-    pairs: list[tuple[Any, Any]] = []
+    behind: dict[Any, nn.Module] = {}
 
     def before(called: nn.Module, given: tuple[Any, ...]) -> None:
         calls[called] += 1
-        convolution, _, version = made.get(id(given[0]) if given else 0, (None, None, -1))
-        if type(called).__name__ in NORMS and convolution is not None and given[0]._version == version:
-            pairs.append((convolution, called))
+        layer, _, version = made.get(id(given[0]) if given else 0, (None, None, -1))
+        if layer is not None and type(called).__name__ in NORMS + GELUS and given[0]._version == version:
+            behind[layer] = called
 
     def after(called: nn.Module, given: Any, output: Any) -> None:
-        if type(called).__name__ in CONVOLUTIONS:
+        if type(called).__name__ in CONVOLUTIONS + LINEAR:
             made[id(output)] = called, output, output._version
 
     hooks = [part.register_forward_pre_hook(before) for part in module.modules()]
@@ -95,7 +100,7 @@ def _watched(
     finally:
         for hook in hooks:
             hook.remove()
-    return calls, pairs
+    return calls, {layer: after for layer, after in behind.items() if calls[layer] == calls[after] == 1}
 
 
 def _folded(convolution: Any, norm: Any) -> tuple[nn.Parameter, nn.Parameter]:
@@ -104,20 +109,15 @@ def _folded(convolution: Any, norm: Any) -> tuple[nn.Parameter, nn.Parameter]:
     return fuse_conv_bn_weights(convolution.weight, convolution.bias, *statistics)
 
 
-def _behind(norm: Any) -> Callable[[Tensor], Tensor]:
-    """What a norm does after it has scaled: nothing, or timm's activation."""
-    return norm.act if hasattr(norm, "act") else _unchanged
-
-
 def _unchanged(values: Tensor) -> Tensor:
     return values
 
 
-def _product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """A linear layer by oneDNN, with a copy of the weight in its own layout."""
+def _product(weight: Tensor, bias: Tensor | None, behind: str = "none") -> Callable[[Tensor], Tensor]:
+    """A linear layer, and the function behind it, by oneDNN, with a copy of the weight in its own layout."""
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
-    return partial(_multiplied, packed, None if bias is None else bias.detach())
+    return partial(_multiplied, packed, None if bias is None else bias.detach(), behind)
 
 
-def _multiplied(weight: Tensor, bias: Tensor | None, values: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(values, weight, bias, "none", [], "")
+def _multiplied(weight: Tensor, bias: Tensor | None, behind: str, values: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(values, weight, bias, behind, [], "none" if behind == "gelu" else "")

@@ -34,6 +34,7 @@ from mmfeat.system.files import canonical_json, read_json, sweep_temporaries, te
 from mmfeat.version import versions
 
 TOLERANCE = 1e-5  # largest difference to torch's plain pass, as a share of the row's largest value
+LEAST_COSINE = 0.999  # of rows in half precision, as `cache verify --parity` asks it of them
 WORTH_A_TRIAL = 5.0  # seconds of torch's plain pass that are left, from which another may be faster in all
 WORTH_AN_EXPORT = 30.0  # the same of the fastest pass by torch: an export takes 5 to 20 seconds
 ROUNDS = 3
@@ -100,8 +101,9 @@ class Trial:
 
     def __init__(self, tower: TorchTower, inputs: Any, runtime: Runtime) -> None:
         self.tower, self.inputs, self.plain, self.runtime = tower, inputs, tower.network.forward, runtime
+        self.is_exact = tower.specs[0].arithmetic == "float32"
         self.probes = list(_probes(tower, inputs))
-        self.expected = [self.plain(probe) for probe in self.probes]
+        self.expected = [self.plain(probe).float() for probe in self.probes]
         self.seconds = {"plain": float("inf")}
         self.refused: dict[str, str] = {}
         self.note = ""
@@ -112,6 +114,7 @@ class Trial:
         name, changes, passes = self.runtime.name, self._faster_torch(), dict[str, Pass]()
         known = self.store.decision() if name == "auto" else {}
         asked = self._worth_trying(known, rest) if name == "auto" else {name} - {"torch"}
+        asked = asked if self.is_exact else set()  # the libraries round in other places
         for other in sorted(asked):
             if (forward := self._tried(other)) is not None:
                 passes[other] = forward
@@ -196,7 +199,13 @@ class Trial:
 
     def _check(self, forward: Pass) -> None:
         """Raise `Refused` unless a pass agrees with torch's plain pass on the batch and on single samples."""
-        worst = max(map(difference, map(forward, self.probes), self.expected))
+        found = [forward(probe).float() for probe in self.probes]
+        if not self.is_exact:
+            cosine = min(map(_least_cosine, found, self.expected))
+            if not cosine >= LEAST_COSINE:
+                raise Refused(f"its cosine to torch is {cosine:.4f}, {LEAST_COSINE} is required")
+            return
+        worst = max(map(difference, found, self.expected))
         if not worst <= TOLERANCE:
             raise Refused(f"it differs from torch by {worst:.0e} of a row's largest value, {TOLERANCE:.0e} is allowed")
 
@@ -291,6 +300,10 @@ def difference(found: Tensor, expected: Tensor) -> float:
         return float("inf")
     largest = expected.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny)
     return float(((found - expected).abs().amax(1) / largest).max())
+
+
+def _least_cosine(found: Tensor, expected: Tensor) -> float:
+    return float(nn.functional.cosine_similarity(found, expected, dim=1).min())
 
 
 def _in_onnxruntime(path: Path, names: Sequence[str]) -> Pass:

@@ -5,6 +5,7 @@ Variants: a hub name or a local folder. A checkpoint without `modules.json` has 
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,7 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
 
     spec = next((spec for spec in specs if spec.output == "pooled"), specs[0])
     model, clean = _model(variant, spec), CLEANING[spec.cleaning]
+    length = _counted(getattr(model[0], "tokenizer", None))
     check, cuts = _check_tokenizer(variant, model), watch_cuts(getattr(model[0], "tokenizer", None))
     recipe = json.loads(spec.preprocessing or "{}")
     prompt, width = recipe.get("prompt") or None, recipe.get("truncate_dim")
@@ -71,7 +73,9 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
     def prepare(text: str) -> Text:
         text = clean(text)
         check(text)
-        return Text(text)
+        prepared = Text(text)
+        prepared.length = length(text)
+        return prepared
 
     def collate(texts: list[Text]) -> dict[str, Tensor]:
         tokenized = _tokenized(model, list(map(str, texts)), prompt)
@@ -99,7 +103,7 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
         collate,
         keep=keep,
         stand_in=lambda mask: {"input_ids": mask.new_zeros(mask.shape).long(), "attention_mask": mask.long()},
-        length=len,
+        length=lambda text: text.length,
     )
     return [without_padding(f"st:{variant}", tower)]
 
@@ -123,6 +127,19 @@ def reference(variant: str, spec: EncoderSpec) -> Callable[[str], np.ndarray]:
         return model.encode(clean(text), **asked)
 
     return encode
+
+
+def _counted(tokenizer: Any) -> Callable[[str], int]:
+    """The number of tokens of a text, by which texts are sorted; of letters where the tokenizer is a slow one.
+
+    It has a tokenizer of its own, since readers count while the library tokenizes a batch.
+    """
+    backend = copy.deepcopy(getattr(tokenizer, "backend_tokenizer", None))
+    if backend is None:
+        return len
+    backend.no_truncation()
+    backend.no_padding()
+    return lambda text: len(backend.encode(text))
 
 
 def _tokenized(model: SentenceTransformer, texts: list[str], prompt: str | None) -> dict[str, Any]:

@@ -118,9 +118,13 @@ class Tokens(dict[str, Any]):
 
 
 class Text(str):
-    """A text that its library tokenizes batch by batch; `cut` as in `Tokens`, known once the text was in a batch."""
+    """A text that its library tokenizes batch by batch; `cut` as in `Tokens`, known once the text was in a batch.
+
+    `length` is its number of tokens, uncut.
+    """
 
     cut = 0
+    length = 0
 
 
 def watch_cuts(tokenizer: Any) -> list[int]:

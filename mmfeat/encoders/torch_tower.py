@@ -98,7 +98,8 @@ class TorchTower:
         forward, note = self.network.forward, lambda: ""
         # Hooks see nothing inside a compiled model, so tokens, prefixes and other poolings come from the plain one.
         if runtime is not None and not points and not self.network.hooked:
-            if device == "cpu" and dtype == torch.float32:
+            compiles = runtime.name == "compile" and dtype != torch.float32
+            if device == "cpu" and dtype in (torch.float32, torch.bfloat16) and not compiles:
                 from mmfeat.encoders.runtime import FastestPass
 
                 forward = fastest = FastestPass(self, runtime)

@@ -97,6 +97,18 @@ def test_a_faster_torch_equals_torch_and_is_undone(kind: str, requests: Callable
             assert torch.equal(forward(inputs), expected)
 
 
+def test_products_are_faster_in_bfloat16_by_the_same_angle(requests: Callable) -> None:
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("oneDNN has no bfloat16 on this processor")
+    half = EncoderOptions(dtype="bfloat16", cleaning="none")
+    (tower,) = describe_encoders([requests("bert")], half)
+    plain, other = (load_encoders([tower], "cpu", runtime)[0] for runtime in (None, Runtime("torch", samples=MANY)))
+    expected = torch.from_numpy(embed(plain)["pooled"])
+    for _ in range(2):
+        found = torch.from_numpy(embed(other)["pooled"])
+        assert torch.nn.functional.cosine_similarity(found, expected).min() >= 0.999
+
+
 def load_towers(request: str) -> list[TorchTower]:
     from mmfeat.encoders.attention import fuse_attention
 

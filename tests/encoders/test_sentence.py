@@ -54,6 +54,14 @@ def vectors(request: str, **options: Any) -> np.ndarray:
     return encoder.embed([encoder.prepare(text) for text in TEXTS])[0]
 
 
+def test_texts_are_sorted_by_tokens(tiny_bert: Path) -> None:
+    """Letters say little: a word of many letters may be one token, and an emoji several."""
+    (encoder,) = load_encoders(describe_encoders([f"st:{tiny_bert}"], EncoderOptions(**PLAIN)), "cpu")
+    tokenizer = quiet_transformers().AutoTokenizer.from_pretrained(tiny_bert)
+    lengths = [encoder.length(encoder.prepare(text)) for text in TEXTS]
+    assert lengths == [len(tokenizer(text)["input_ids"]) for text in TEXTS]
+
+
 @pytest.mark.parametrize("pooling", ["mean", "cls", "max", "lasttoken", "weightedmean", ("cls", "mean")])
 def test_any_pooling_equals_sentence_transformers(pooling: Any, tiny_bert: Path, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", tiny_bert, pooling)
