@@ -52,11 +52,9 @@ def needed_towers(towers: Sequence[Tower], pairs: Sequence[tuple[str, str]], att
     """Towers whose outputs some head reads: tokens only for heads that read them, modalities that a head sees."""
     reads_tokens = attend == "tokens" and any(head == NEEDS_TOKENS for head, _ in pairs)
     seen = {modality for _, modality in pairs}
-    return [
-        tower
-        for tower in towers
-        if (tower.spec.output == "pooled" or reads_tokens) and ("both" in seen or tower.spec.modality in seen)
-    ]
+    needed = [tower for tower in towers if tower.spec.output == "pooled" or reads_tokens]
+    # A run on a table alone names all encoders, so that it can be trained again.
+    return [tower for tower in needed if {"both", tower.spec.modality} & seen] or needed
 
 
 def choose_pairs(
