@@ -138,11 +138,11 @@ class Features:
         return replace(self, ids=tuple(self.ids[row] for row in rows), blocks=blocks, mapped=mapped)
 
     def named(self, names: Sequence[str]) -> Features:
-        """The blocks of these names, in the order of `names`; unknown names are passed over."""
+        """The blocks of these names, in the order of `names`, and that of a table; unknown names are passed over."""
         blocks, mapped = {b.name: b for b in self.blocks}, {t.name: t for t in self.mapped}
         return replace(
             self,
-            blocks=tuple(blocks[name] for name in names if name in blocks),
+            blocks=tuple(blocks[name] for name in (*names, TABLE) if name in blocks),
             mapped=tuple(mapped[name] for name in names if name in mapped),
         )
 

@@ -26,7 +26,6 @@ from mmfeat.heads.registry import NEEDS_TOKENS, ZERO_SHOT, load_fusion
 from mmfeat.runs.entry import ChosenHead, RunConfig
 from mmfeat.runs.run import Run, checked_towers
 from mmfeat.samples.contents import view_name, view_number
-from mmfeat.samples.table_columns import TABLE
 from mmfeat.sweep.arguments import requests_of
 from mmfeat.sweep.class_names import with_class_vectors
 from mmfeat.sweep.problem import LabelledData, Problem, read_labelled
@@ -117,7 +116,7 @@ class Experiment:
     def stage_2_features(self) -> Features:
         """The vectors that stage 2 is trained on, in the views of stage 2."""
         return self.features.named(
-            [*(tower.spec.folder_name for tower in self.encoders if view_number(tower.spec.view) <= self.views), TABLE]
+            [tower.spec.folder_name for tower in self.encoders if view_number(tower.spec.view) <= self.views]
         )
 
     @cached_property

@@ -132,7 +132,9 @@ def _counts(slots: Sequence[tuple[Tower, Slot]], settings: FinetuneSettings) -> 
         specs = [(tower, tower.spec) for tower, _ in slots]
         named = [tower for tower, spec in specs if name in (EVERY_TOWER, spec.modality, spec.family, spec.tower)]
         if not named:
-            known = ", ".join(sorted({label for _, spec in specs for label in (spec.modality, spec.tower)})) or "a table"
+            known = (
+                ", ".join(sorted({label for _, spec in specs for label in (spec.modality, spec.tower)})) or "a table"
+            )
             raise ConfigError(f"--unfreeze {name}: the head sees no such modality, family or tower; it sees {known}")
         named = [tower for tower in named if _is_torch(tower)]
         if not named:

@@ -173,7 +173,7 @@ def head_features(run: Run, entry: Entry, final: FinalHead, features: Features) 
         return features
     tuned = run.tuned_towers(entry, final)
     names = [tuned.get(tower.spec.folder_name, tower).spec.folder_name for tower in run.towers]
-    return features.named([*names, TABLE])
+    return features.named(names)
 
 
 def table_of(run: Run, entry: Entry) -> tuple[TableColumn, ...]:

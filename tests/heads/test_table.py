@@ -15,12 +15,12 @@ from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardSc
 
 from mmfeat.cache.features import Features
 from mmfeat.heads.data import HeadData
-from mmfeat.heads.jobs import Job, Workbench, run_job
+from mmfeat.heads.jobs import Job, Workbench, restore_heads, run_job
 from mmfeat.heads.registry import FUSIONS, NEEDS_TOKENS, HeadSettings, load_fusion
 from mmfeat.heads.stack import Member, predict_stack, train_stack
 from mmfeat.samples.dataset import Sample
 from mmfeat.samples.table_columns import TableColumn, TableCounts
-from tests.heads.toy_features import SAMPLES, TARGETS, TEST, TRAIN, VALIDATION, features
+from tests.heads.toy_features import SAMPLES, TARGETS, TEST, TRAIN, VALIDATION, features, with_tokens
 
 SETTINGS = HeadSettings(epochs=6, batch_size=16, learning_rate=3e-3, modality_dropout=0.1)
 MEMBER = Member(SETTINGS, TRAIN, VALIDATION, (1, 2), 8)
@@ -137,3 +137,20 @@ def test_a_fusion_without_a_table_is_the_fusion_of_before(name: str) -> None:
     np.testing.assert_array_equal(
         plain(name, features(), "both"), plain(name, without(with_table(features()), "table"), "both")
     )
+
+
+def test_a_table_is_a_token_beside_those_of_a_photo() -> None:
+    """Trained on compact tokens, and restored for tokens as they are cached."""
+    seen = with_tokens(with_table(features()))
+    bench = Workbench(seen, TARGETS, "cpu", "tokens")
+    (fitted,) = run_job(Job(NEEDS_TOKENS, "both", (MEMBER,), ((TEST,),), keep=True), bench)
+    data = HeadData(seen, "both", tokens="tokens")
+    assert data.shape.tokens == {"image": (6,), "text": (6,)}
+    (restored,) = restore_heads(NEEDS_TOKENS, {}, [fitted.tensors], 3, data)(data)
+    np.testing.assert_allclose(restored[TEST], fitted.logits[0], atol=2e-3)
+
+
+def test_a_table_stays_where_blocks_are_named() -> None:
+    seen = with_table(features())
+    assert [block.name for block in seen.named(["image-0-0"]).blocks] == ["image-0-0", "table"]
+    assert [block.name for block in features().named(["image-0-0"]).blocks] == ["image-0-0"]
