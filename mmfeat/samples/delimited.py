@@ -264,7 +264,7 @@ def check_header(path: str, header: list[str], delimiter: str = ",") -> list[str
     line = delimiter.join(header)
     if _BINARY.search(line):
         raise DataError(f"{path}: binary, not text; name a table of text, or give the file the suffix of what it is")
-    names, seen = [name.strip() for name in header], dict[str, int]()
+    names, seen = [name.strip("\ufeff \t\r\n") for name in header], dict[str, int]()
     if not any(names):
         raise DataError(f"{path}:1: no column names in the first line; it reads id,text,image,label or as your columns")
     for place, name in enumerate(names):

@@ -242,6 +242,8 @@ class GroupedFiles:
             test = self._split[self._tested[0]]
             notes.append(_left_out(f"{test} ({len(self._tested):,})", self._below(test)))
         named = {c: columns_in(c, self.named.get(c, c), self._fields) for c in ("text", "label") if self._fields}
+        if any("txt" in group for group in self._groups.values()):
+            named.pop("text", None)
         if lacking := {name: column for column, names in named.items() for name in names if name not in self._fields}:
             flag = ",".join(f"{column}=..." for column in dict.fromkeys(lacking.values()))
             here = some_of(self._fields)

@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 from mmfeat.samples.binary_tables import open_parquet
 from mmfeat.samples.contents import MemoryFile, without_surrogates
-from mmfeat.samples.labels import is_missing
+from mmfeat.samples.labels import is_missing, part_named, part_of_file
 from mmfeat.system.remote import RemoteFile, files_of, is_remote, split_url
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -100,7 +100,7 @@ class PhotoFinder:
     def __init__(self, named: Mapping[str, str]) -> None:
         self._root, self._first = named.get(IMAGE_ROOT, ""), named.get(IMAGES) == FIRST
         self.count = self.found = 0
-        self.missing = ("", "")  # the folder and the cell of the first photo that is not there
+        self.missing = ("", "", "")  # the folder and the cell of the first photo that is not there, and FILE:LINE
 
     def find(self, cell: object, where: str, column: str = "") -> tuple[Photo | None, str]:
         """(photo of the cell at "FILE:LINE", "") or (None, the reason for no photo)."""
@@ -116,22 +116,22 @@ class PhotoFinder:
             else:
                 photos += self._named(item, folder, where)
         if not photos:
-            self.missing = self.missing if self.missing[1] else (folder, str(items[0]))
+            self.missing = self.missing if self.missing[1] else (folder, str(items[0]), where)
             return None, "image file not found"
         self.found += 1
         return (photos[0] if len(photos) == 1 or self._first else Photos(tuple(photos))), ""
 
     def complaint(self) -> str:
         """A line about photos that are not there, with the first path and a remedy; "" where most photos are there."""
-        folder, cell = self.missing
+        folder, cell, where = self.missing
         if self.found * 2 >= self.count:
             return ""
         missing = f"{self.count - self.found:,}" if self.found else "none"
         what = f"{missing} of {self.count:,} photos {'are not' if self.found else 'is'} found"
-        root = nearby_root(folder, cell) if not self._root else ""
+        root = nearby_root(folder, cell, part_of_file(where.rpartition(":")[0])) if not self._root else ""
         named = shlex.quote(root) if root else f"FOLDER, where FOLDER/{cell} is the photo"
-        where = os.path.join(os.path.abspath(folder), cell)
-        return f"{what}; the first path tried is {where}; say --image-root {named}"
+        tried = os.path.join(os.path.abspath(folder), cell)
+        return f"{what}; the first path tried is {tried}; say --image-root {named}"
 
     def _named(self, text: str, folder: str, where: str) -> Sequence[Photo]:
         """The photo of a text, or its photos where it is a list; none where no photo is there."""
@@ -226,17 +226,27 @@ def _spellings(text: str) -> Iterable[str]:
         yield from (name + other for suffix in IMAGE_SUFFIXES if not others for other in (suffix, suffix.upper()))
 
 
-def nearby_root(folder: str, cell: str) -> str:
-    """A folder above the table, or one beside it, in which the photo of a cell is found; "" where there is none."""
+def nearby_root(folder: str, cell: str, part: str) -> str:
+    """A folder above the table, or one beside it, in which the photo of a cell is found; "" where there is none.
+
+    Folders of the table's own part of a split come first, and those of other parts last: the photos of training and of
+    test data often have the same names.
+    """
     if is_remote(folder) or not os.path.isdir(folder or "."):
         return ""
     here = Path(folder or ".").absolute()
-    beside = sorted(entry.path for entry in os.scandir(here) if entry.is_dir())[:NEARBY]
+    inside = sorted((entry.path for entry in os.scandir(here) if entry.is_dir()), key=lambda path: _far(path, part))
+    beside = inside[:NEARBY]
     for root in (*map(str, list(here.parents)[:3]), *beside):
         if PhotoFinder({IMAGE_ROOT: root}).find(cell, "")[0] is not None:
             relative = os.path.relpath(root)
             return root if relative.startswith("../..") else relative
     return ""
+
+
+def _far(path: str, part: str) -> tuple[int, str]:
+    own = part_named(os.path.basename(path))
+    return (0 if own == part != "" else 2 if own else 1), path
 
 
 def _in_table(where: str, column: str, place: int) -> TablePhoto | None:

@@ -189,9 +189,6 @@ class SampleRows:
         notes += [f"{name}s 1.0, 2.0, ... are whole numbers and read as 1, 2, ..." for name in sorted(self._whole)]
         return [*notes, *([self._no_part] if self._no_part else []), *missing_note(self._missing)]
 
-    def __iter__(self) -> Iterator[Cells]:
-        return self.cells()
-
     def cells(self, photos: bool = True) -> Iterator[Cells]:
         """Yield the cells of each row; a label that is spelled as missing is None, a photo's cell is as in the file.
 

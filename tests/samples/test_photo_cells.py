@@ -168,6 +168,15 @@ def test_photos_in_a_table_are_not_kept_in_memory_and_the_run_is_that_of_files(p
         photos[3].read_bytes()  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_the_root_that_is_proposed_is_of_the_part_of_the_table(part: str, tmp_path: Path) -> None:
+    for folder in ("train", "test", "images"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.png").write_bytes(photo(0))
+    (tmp_path / f"{part}.csv").write_text("id,text,image\n1,a,0.png\n")
+    assert read_samples(tmp_path / f"{part}.csv").notes[-1].endswith(f"say --image-root {tmp_path / part}")
+
+
 def test_a_row_group_of_photos_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
     rows = [{"id": str(n), "image": np.random.default_rng(n).bytes(1 << 19)} for n in range(160)]
     table = pyarrow.Table.from_pylist(rows)
