@@ -24,7 +24,7 @@ from mmfeat.extraction.extract import Extractor, ExtractSettings, Work
 from mmfeat.extraction.missing import Counts, Planner
 from mmfeat.samples.dataset import Sample, SampleSource
 from mmfeat.samples.photo_cells import packed, unpacked
-from mmfeat.system.hardware import Interrupts, join_cluster, leave_cluster, without_stderr
+from mmfeat.system.ray_cluster import Interrupts, join_cluster, leave_cluster, without_stderr
 from mmfeat.system.remote import RemoteFile, absolute, is_remote
 from mmfeat.system.trust import is_trusted, trust
 from mmfeat.system.wording import Progress

@@ -24,7 +24,8 @@ from torch import Tensor, distributed
 
 from mmfeat.errors import MmfeatError
 from mmfeat.system.files import read_json, write_json
-from mmfeat.system.hardware import cpu_count, join_cluster, leave_cluster
+from mmfeat.system.hardware import cpu_count
+from mmfeat.system.ray_cluster import join_cluster, leave_cluster
 from mmfeat.system.remote import absolute, is_remote
 from mmfeat.system.trust import is_trusted, trust
 from mmfeat.system.wording import Progress, Silent

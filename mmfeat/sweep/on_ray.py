@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from mmfeat.cache.features import Features
 from mmfeat.errors import MmfeatError
 from mmfeat.heads.jobs import Fitted, Job, Workbench, run_job
 from mmfeat.samples.labels import Targets
-from mmfeat.system.hardware import join_cluster, leave_cluster
+from mmfeat.system.ray_cluster import join_cluster, leave_cluster
 from mmfeat.system.wording import Advance
 
 
@@ -24,13 +25,12 @@ class RayEngine:
         self.ray = ray
         self.bench = Workbench(features, targets, device, attend)
         self._parts = ray.put((features, targets, device, attend))
-        self._name = self._parts.hex()
         self._waiting: set[Any] = set()  # unfinished tasks of all threads
         self._task = ray.remote(num_cpus=1, num_gpus=1 if device.startswith("cuda") else 0)(_run_remote)
 
     def run(self, jobs: Sequence[Job], advance: Advance) -> list[list[Fitted]]:
         """The results in the order of the jobs; Ray runs the jobs of a lost worker again."""
-        waiting = {self._task.remote(job, self._name, self._parts): number for number, job in enumerate(jobs)}
+        waiting = {self._task.remote(job, [self._parts]): number for number, job in enumerate(jobs)}
         self._waiting.update(waiting)
         results: list[list[Fitted]] = [[] for _ in jobs]
         while waiting:
@@ -52,11 +52,13 @@ class RayEngine:
             leave_cluster(self.ray)
 
 
-_benches: dict[str, Workbench] = {}  # in a worker process: its jobs arrange the features once
+def _run_remote(job: Job, parts: list[Any]) -> list[Fitted]:
+    return run_job(job, _workbench(*parts))
 
 
-def _run_remote(job: Job, name: str, parts: tuple[Features, Targets, str, str]) -> list[Fitted]:
-    if name not in _benches:
-        _benches.clear()
-        _benches[name] = Workbench(*parts)
-    return run_job(job, _benches[name])
+@functools.lru_cache(1)  # the jobs of a worker process arrange the features once
+def _workbench(parts: Any) -> Workbench:
+    """The workbench of a reference to features, targets, device and what cross-attention looks at."""
+    import ray
+
+    return Workbench(*ray.get(parts))

@@ -26,7 +26,7 @@ from mmfeat.finetune.processes import train_on_ray
 from mmfeat.finetune.settings import ALL, FinetuneSettings, parse_unfreeze
 from mmfeat.finetune.unfreeze import Resumed, adapt, moving_parameters, why_not_resumed
 from mmfeat.prediction.submit import write_submission
-from mmfeat.system.hardware import join_cluster, leave_cluster
+from mmfeat.system.ray_cluster import join_cluster, leave_cluster
 from tests.encoders.tiny_models import contents
 from tests.finetune.small_finetunes import QUICK, tune, weights
 from tests.processes import Command

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from mmfeat.cli.main import app
 from mmfeat.errors import ConfigError
 from mmfeat.extraction.extract import extract_features
-from mmfeat.system import hardware as cluster
-from mmfeat.system.hardware import Interrupts, join_cluster, without_stderr
+from mmfeat.system import ray_cluster as cluster
+from mmfeat.system.ray_cluster import Interrupts, join_cluster, without_stderr
 
 pytest.importorskip("ray", reason="the engine needs the extra ray")
 
