@@ -84,7 +84,8 @@ def remedy_for(names: Collection[str], columns: Mapping[str, str | None], named:
         return "leave --columns out, or name others"
     if {"text", "image", TABLE} & {*proposal, *names}:
         return f"say {columns_flag(proposal)}, or name others"
-    parts = ", or with --delimiter what parts the cells" if len(names) == 1 else ""
+    is_uncut = len(names) == 1 and re.search(r"\w\W\w", next(iter(names)))
+    parts = ", or with --delimiter what parts the cells" if is_uncut else ""
     return f"name yours with --columns id=...,text=...,image=...,label=...{parts}"
 
 
