@@ -58,7 +58,7 @@ def faster(module: nn.Module, forward: Callable[[Any], Tensor], inputs: Any) -> 
             if norm is not None and type(norm).__name__ in NORMS:
                 weight, bias = _folded(convolution, norm)
                 changes.add(convolution, "bias", bias)
-                changes.add(norm, "forward", getattr(norm, "act", _unchanged))
+                changes.add(norm, "forward", _behind(norm))
             last = weight.detach().contiguous(memory_format=torch.channels_last)
             changes.add(convolution, "weight", nn.Parameter(last, requires_grad=False))
     for called in calls:
@@ -107,6 +107,11 @@ def _folded(convolution: Any, norm: Any) -> tuple[nn.Parameter, nn.Parameter]:
     """Weight and bias of a convolution that does the work of the batch norm behind it, too."""
     statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
     return fuse_conv_bn_weights(convolution.weight, convolution.bias, *statistics)
+
+
+def _behind(norm: Any) -> Callable[[Tensor], Tensor]:
+    """What a norm does once it has scaled: nothing, or timm's activation."""
+    return norm.act.forward if hasattr(norm, "act") else _unchanged
 
 
 def _unchanged(values: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from tests.encoders.tiny_models import contents, embed, write_kind
 FLOAT32 = EncoderOptions(dtype="float32", cleaning="none")
 MANY = {"image": 10**9, "text": 10**9}
 EXPORTED = ("test_resnet", "hf-dinov2", "clip", "bert", "st")
-KINDS = (*EXPORTED, "test_vit", "mobilenet_v3_small")
+KINDS = (*EXPORTED, "test_vit", "test_efficientnet")
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +118,9 @@ def load_towers(request: str) -> list[TorchTower]:
     return towers
 
 
-def test_batch_norms_are_folded(requests: Callable) -> None:
-    tower = tower_of(requests("test_resnet"))
+@pytest.mark.parametrize("kind", ["test_resnet", "test_efficientnet"])
+def test_batch_norms_are_folded(kind: str, requests: Callable) -> None:
+    tower = tower_of(requests(kind))
     inputs = batch_of(tower)
     with torch.no_grad():
         changes = faster(tower.module, tower.network.forward, inputs)
