@@ -209,7 +209,7 @@ SETTINGS = {
     "monitor": "Validation score that stops training: loss or macro-f1.",
     "init": "First weights of the linear head: random or zero-shot.",
 }
-PASSED_ON = ("ensembles", "task", "attend", "templates", "engine", "ray_address", "device", "workers")
+PASSED_ON = ("ensembles", "task", "attend", "templates", "products", "engine", "ray_address", "device", "workers")
 
 
 def _setting(name: str, text: str) -> Any:
@@ -252,6 +252,7 @@ PARAMETERS: Parameters = {
     "trials": (option("Most settings a head tries.  [default: all]", int | None, least=1), None),
     "time_limit": (option("Seconds after which no trial is begun.", float | None, least=0), None),
     **{name: _setting(name, text) for name, text in SETTINGS.items()},
+    "products": (option("Matrix products in training: auto, float32 or bfloat16."), "auto"),
     "logit_adjustment": (
         option("Strength against the class prior: auto (from other folds), or a number."),
         "auto",

@@ -214,7 +214,9 @@ def _problem(parent: Run, arguments: FinetuneArguments, progress: Progress) -> t
     if labelled.recorded["splits_hash"] != config.splits_hash:
         raise RunError(f"{parent.folder}: its splits changed since; run mmfeat heads again, then finetune")
     ids = tuple(sample.id for sample in labelled.samples.labelled)
-    return labelled, Problem(ids, labelled.targets, labelled.splits, repeats, protocol.seed)
+    return labelled, Problem(
+        ids, labelled.targets, labelled.splits, repeats, protocol.seed, config.products or "float32"
+    )
 
 
 def _extract(experiment: Experiment, progress: Progress) -> None:

@@ -56,6 +56,7 @@ class Job:
     members: tuple[Member, ...]
     predict: tuple[tuple[np.ndarray, ...], ...]
     setting: Mapping[str, float] | None = None  # the chosen setting of a baseline to fit again
+    products: str = "float32"  # arithmetic of linear layers in training
     keep: bool = False  # return `config` and `tensors`, from which the heads can be restored
 
 
@@ -166,7 +167,7 @@ def restore_heads(
 def _run_stack(job: Job, data: HeadData, targets: Targets, advance: Advance) -> list[Fitted]:
     start = time.thread_time()
     fusion = load_fusion(job.head)
-    trained = train_stack(fusion, data, targets, job.members, advance)
+    trained = train_stack(fusion, data, targets, job.members, advance, job.products)
     heads = [member.tensors for member in trained]
     sets = [
         predict_stack(fusion, len(targets.classes), data, heads, [wanted[number] for wanted in job.predict])

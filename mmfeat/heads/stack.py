@@ -23,7 +23,6 @@ from mmfeat.heads.layers import Fusion, Shape
 from mmfeat.heads.registry import ZERO_SHOT, HeadSettings
 from mmfeat.heads.training import Draws, StackedAdamW, StackedLoss, Stopper, class_weights, draw_pieces, validation_loss
 from mmfeat.samples.labels import Targets
-from mmfeat.system.hardware import resolve_dtype
 from mmfeat.system.wording import Advance, ignore
 
 PREDICTED_VALUES = 2**24  # most input values in a forward pass without gradients
@@ -68,11 +67,6 @@ def epoch_steps(rows: int, batch_size: int) -> int:
     return max(FEWEST_STEPS, -(-rows // min(batch_size, rows)))
 
 
-def multiplies_in_half(device: str) -> bool:
-    """Whether training multiplies in bfloat16: on a processor that has these products, which are four times as fast."""
-    return device == "cpu" and resolve_dtype(device=device) == "bfloat16"
-
-
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
     """Run torch on one CPU thread: small batches gain little from a second one, and sums are equal on any machine."""
@@ -90,13 +84,16 @@ def train_stack(
     targets: Targets,
     members: Sequence[Member],
     advance: Advance = ignore,
+    products: str = "float32",
 ) -> list[Trained]:
     """Train all members together; `advance` receives the number of heads that an epoch finished.
+
+    `products` is the arithmetic of the linear layers, float32 or bfloat16; all else is float32.
 
     All members have the same `steps` and the same settings of `registry.SHARED`. Raises `HeadError` where a head
     diverges.
     """
-    stack = _Stack(fusion, data, targets, members)
+    stack = _Stack(fusion, data, targets, members, products)
     with one_torch_thread():
         while stack.running:
             finished = stack.epoch()
@@ -148,7 +145,14 @@ def predict_module(module: Fusion, data: HeadData, rows: Sequence[np.ndarray]) -
 class _Stack:
     """The training of one stack. `running` holds the member numbers of the heads that are still in the module."""
 
-    def __init__(self, fusion: FusionType, data: HeadData, targets: Targets, members: Sequence[Member]) -> None:
+    def __init__(
+        self,
+        fusion: FusionType,
+        data: HeadData,
+        targets: Targets,
+        members: Sequence[Member],
+        products: str = "float32",
+    ) -> None:
         self.targets, self.members = targets, members
         self.running = list(range(len(members)))
         self.trained: list[Trained | None] = [None] * len(members)
@@ -164,7 +168,7 @@ class _Stack:
                 self.module.start_from(head, _class_vectors(data, targets))
         self.module.to(data.device)
         self.best = {name: value.clone() for name, value in self.module.state_dict().items()}  # of each member
-        if multiplies_in_half(data.device):
+        if products == "bfloat16":
             self.module.round_products()
         self.draws = [Draws(member.entropy, member.train, member.settings, self.module.units) for member in members]
         self.labels = torch.from_numpy(targets.matrix.astype(np.float32)).to(data.device)

@@ -34,6 +34,7 @@ TOGETHER = "ensemble"  # the `modalities` of an entry that combines several head
 OUT_OF_FOLD = "out_of_fold.csv"
 PLACES = ("data", "cache", "columns")  # the fields that may change while the run stays the same
 TOWERS = ("encoders", "prefixes")
+UNNAMED = ("trials", "products")  # a run may get more trials, and go on in another arithmetic
 LATER = {"init": DEFAULTS.init, "race": False}  # settings that the first version lacked: runs are named as before
 CERTAIN = 0.01  # largest distance from 1 of the sum of a sample's probabilities, which are written rounded
 
@@ -276,6 +277,7 @@ class RunConfig:
     ensembles: bool | None = None
     plan: PlanRecord | None = None
     trials: int | None = None
+    products: str | None = None  # arithmetic of linear layers in training; None: float32
     class_names: dict[str, str] | None = None
     templates: str | None = None
     prefixes: tuple[Tower, ...] | None = None
@@ -300,7 +302,7 @@ class RunConfig:
         """A readable name with a hash of the configuration, from which the paths of data, cache and weights are left
         out."""
         values = self.to_json()
-        counted = {name: value for name, value in values.items() if name not in (*PLACES, *TOWERS, "trials")}
+        counted = {name: value for name, value in values.items() if name not in (*PLACES, *TOWERS, *UNNAMED)}
         counted |= {name: [tower["spec"] for tower in values[name]] for name in TOWERS if name in values}
         counted["options"] = self.options.identity
         digest = hashlib.sha256(canonical_json(counted).encode()).hexdigest()[:8]

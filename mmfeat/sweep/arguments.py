@@ -38,6 +38,7 @@ def heads_arguments(run: Run) -> dict[str, Any]:
             "task": config.task,
             "attend": config.attend,
             "class_names": config.class_names,
+            "products": config.products or "float32",
             "templates": config.templates or "openai",
         }
     except (KeyError, TypeError, ValueError, ConfigError) as error:

@@ -138,13 +138,15 @@ def read_labelled(
 
 @dataclass(frozen=True)
 class Problem:
-    """The data and splits on which every head of a sweep is trained and scored, with `repeats` seeds a fold."""
+    """The data and splits on which every head of a sweep is trained and scored, with `repeats` seeds a fold, and the
+    arithmetic of the `products` in training."""
 
     ids: tuple[str, ...]
     targets: Targets
     splits: Splits
     repeats: int
     seed: int
+    products: str = "float32"
 
     def repeats_of(self, head: str) -> int:
         """The trainings a fold: baselines have next to nothing random in them, so one is enough."""

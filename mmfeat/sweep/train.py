@@ -37,7 +37,7 @@ from mmfeat.samples.dataset import Data, name_of
 from mmfeat.samples.table_columns import TABLE
 from mmfeat.sweep.class_names import class_texts, two_towers, with_class_vectors
 from mmfeat.sweep.problem import read_labelled
-from mmfeat.system.hardware import ENGINES, resolve_device
+from mmfeat.system.hardware import ENGINES, resolve_device, resolve_products
 from mmfeat.system.remote import absolute
 from mmfeat.system.wording import Progress, Silent, head_label
 
@@ -147,6 +147,7 @@ def train_heads(
     attend: str = "tokens",
     class_names: Mapping[str, str] | None = None,
     templates: str = "openai",
+    products: str = "auto",
     engine: str = "local",
     ray_address: str | None = None,
     device: str = "auto",
@@ -154,10 +155,9 @@ def train_heads(
     progress: Progress | None = None,
     command: str = "",
 ) -> Sweep:
-    """Train and rank heads on the cached vectors of the labelled samples of `data`.
+    """Train and rank heads on the cached vectors of the labelled samples of `data`; no finished step is repeated.
 
-    A call on the same data and vectors repeats no finished step. Raises `CacheMissError` where vectors are missing.
-    """
+    Raises `CacheMissError` where vectors are missing."""
     data = name_of(data)
     maker = Maker(command or written_call(train_heads, locals()), split_dir=protocol.split_dir if protocol else None)
     protocol, plan, progress = protocol or Protocol(), plan or Plan(HeadSettings(), race=True), progress or Silent()
@@ -165,7 +165,6 @@ def train_heads(
     options = options_for(data, columns, cache, options or EncoderOptions(), device)
     described = describe_encoders(list(encoders), options)
     towers, pairs = _choose(described, fusion, baselines, modalities, attend, data, columns, encoders, options, cache)
-    plan = replace(plan, race=plan.race and _can_race(pairs, plan, protocol))
     labelled = read_labelled(data, columns, cache, task, protocol, progress)
     config = RunConfig(
         **labelled.recorded,
@@ -175,7 +174,8 @@ def train_heads(
         pairs=tuple(pairs),
         ensembles=ensembles,
         protocol=replace(labelled.protocol, split_dir=None),
-        **plan.recorded,
+        **(plan := _raced(plan, pairs, protocol)).recorded,
+        products=resolve_products(products, device),
         **_class_names(pairs, plan, described, labelled.targets.classes, class_names, templates),
     )
     folder = Path(out) / config.name(_label(pairs))
@@ -191,9 +191,10 @@ def train_heads(
     return Sweep(run, False, maker.seconds, labelled.new_splits, (*labelled.notes, *lacking))
 
 
-def _can_race(pairs: Sequence[tuple[str, str]], plan: Plan, protocol: Protocol) -> bool:
-    """Whether heads can differ in the number of their seeds; a search compares settings over all of them."""
-    return protocol.seeds > 1 and len(pairs) > 1 and not plan.space and any(head in FUSIONS for head, _ in pairs)
+def _raced(plan: Plan, pairs: Sequence[tuple[str, str]], protocol: Protocol) -> Plan:
+    """The plan, with a race only where heads can differ in the number of their seeds; a search uses all of them."""
+    several = protocol.seeds > 1 and len(pairs) > 1 and any(head in FUSIONS for head, _ in pairs)
+    return replace(plan, race=plan.race and several and not plan.space)
 
 
 def _class_names(

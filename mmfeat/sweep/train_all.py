@@ -90,7 +90,8 @@ def train_run(
             (folder / RUN_FILE).unlink(missing_ok=True)
         with making(folder, config, maker), one_blas_thread(), one_torch_thread():  # sums depend on the threads
             save_splits(data.splits, folder, [str(sample.label) for sample in data.samples.labelled])
-            problem = Problem(features.ids, data.targets, data.splits, data.protocol.seeds, data.protocol.seed)
+            protocol, products = data.protocol, config.products or "float32"
+            problem = Problem(features.ids, data.targets, data.splits, protocol.seeds, protocol.seed, products)
             deadline = float("inf") if plan.time_limit is None else time.monotonic() + plan.time_limit
             trainers = Trainers(problem, engine, plan, folder, progress, deadline)
             entries = _train_all(trainers, pairs, bool(config.ensembles))
@@ -133,7 +134,7 @@ class Trainers:
     def score(self, title: str, pairs: Sequence[tuple[str, str]], repeats: int) -> list[TrainedEntry]:
         """The entries of these heads and modalities with `repeats` seeds a fold, scored out of fold."""
         total = sum(self._trainings(head, repeats) for head, _ in pairs)
-        ordered = sorted(pairs, key=lambda pair: pair[0] not in QUICK or pair[1] != pairs[0][1])
+        ordered = quick_first(pairs)
         with self.progress.step(title, total) as advance:
             calls = [partial(self._score, self._trainer(*pair, repeats, advance)) for pair in ordered]
             scored = dict(zip(ordered, self._side_by_side(calls), strict=True))
@@ -204,6 +205,11 @@ def _train_all(trainers: Trainers, pairs: Sequence[tuple[str, str]], ensembles: 
     dropped = {trained.name for trained in entries if len(trained.logits) < problem.repeats_of(trained.entry.head)}
     entries = [trained.updated(dropped=True) if trained.name in dropped else trained for trained in entries]
     return [*trainers.finish(entries), *combined]
+
+
+def quick_first(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The heads and modalities, those first that are scored within seconds on the first modality."""
+    return sorted(pairs, key=lambda pair: pair[0] not in QUICK or pair[1] != pairs[0][1])
 
 
 def behind_in_seeds(ranked: Sequence[Entry], repeats: int) -> list[tuple[str, str]]:

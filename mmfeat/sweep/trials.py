@@ -182,7 +182,7 @@ class HeadTrainer:
             for repeat in range(problem.repeats_of(self.head))
         )
         setting = _middle(best.chosen) if self.head in BASELINES else None
-        job = Job(self.head, self.modality, members, ((nothing,),) * len(members), setting, keep=True)
+        job = Job(self.head, self.modality, members, ((nothing,),) * len(members), setting, problem.products, keep=True)
         return self.engine.run([job], ignore)[0]
 
     def fold_heads(self, best: Outcome) -> list[Fitted]:
@@ -207,7 +207,7 @@ class HeadTrainer:
             seed = (self.problem.seed, fold, repeat)
             members.append(Member(settings, rows.train, rows.validation, seed, steps, fold=whole))
             predict.append((rows.validation, rows.test))
-        return Job(self.head, self.modality, tuple(members), tuple(predict), keep=keep)
+        return Job(self.head, self.modality, tuple(members), tuple(predict), None, self.problem.products, keep)
 
     def _outcome(self, settings: HeadSettings, fitted: list[Fitted], cells: list[Cell], keep: bool) -> Outcome:
         problem, since = self.problem, cells[0][1]

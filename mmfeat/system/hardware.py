@@ -63,6 +63,16 @@ def resolve_dtype(dtype: str = "auto", device: str = "auto", convolutional: bool
     return "bfloat16" if _cpu_has_bfloat16() and not convolutional else "float32"
 
 
+def resolve_products(products: str = "auto", device: str = "auto") -> str:
+    """The arithmetic of matrix products in training: `auto` is bfloat16 on a processor that has it, else float32."""
+    _check_device(device)
+    if products not in ("auto", "float32", "bfloat16"):
+        raise ConfigError(f"--products {products}: use one of auto, float32, bfloat16")
+    gpu = device not in ("auto", "cpu") or (device == "auto" and Path("/proc/driver/nvidia/version").exists())
+    automatic = "bfloat16" if _cpu_has_bfloat16() and not gpu else "float32"
+    return automatic if products == "auto" else products
+
+
 def _check_device(device: str) -> None:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
         raise ConfigError(f"--device {device}: use one of {', '.join(DEVICES)} (or cuda:N)")

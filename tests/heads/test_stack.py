@@ -18,7 +18,6 @@ from torch.utils._pytree import tree_leaves
 from mmfeat.errors import HeadError
 from mmfeat.evaluation.decisions import plain_choice
 from mmfeat.evaluation.metrics import macro_f1
-from mmfeat.heads import stack as stacking
 from mmfeat.heads import training as drawing
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.fusions import HIDDEN, Concat, LinearFusion
@@ -73,18 +72,18 @@ def assert_same(first: Trained, second: Trained, kind: tuple[str, str], seen: He
     np.testing.assert_allclose(one, other, rtol=0, atol=10 * TOLERANCE)
 
 
-@pytest.mark.parametrize(("modality", "half"), [("both", False), ("both", True), ("text", True), ("image", False)])
+@pytest.mark.parametrize(
+    ("modality", "products"),
+    [("both", "float32"), ("both", "bfloat16"), ("text", "bfloat16"), ("image", "float32")],
+)
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
-def test_a_stacked_head_is_the_head_trained_alone(
-    kind: tuple[str, str], modality: str, half: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stacked_head_is_the_head_trained_alone(kind: tuple[str, str], modality: str, products: str) -> None:
     """With missing vectors, augmented views and heads that leave the stack before the others; in either arithmetic."""
-    monkeypatch.setattr(stacking, "multiplies_in_half", lambda device: half)
     fusion, seen, heads = load_fusion(kind[0]), data(modality, kind[1]), members()
-    together = train_stack(fusion, seen, TARGETS, heads)
+    together = train_stack(fusion, seen, TARGETS, heads, products=products)
     assert len({len(trained.history) for trained in together}) > 1
     for member, trained in zip(heads, together, strict=True):
-        (alone,) = train_stack(fusion, seen, TARGETS, [member])
+        (alone,) = train_stack(fusion, seen, TARGETS, [member], products=products)
         assert_same(alone, trained, kind, seen)
 
 
@@ -282,9 +281,8 @@ def plainly_trained(seen: HeadData, member: Member) -> tuple[dict[str, Tensor], 
 
 
 @pytest.mark.parametrize(("monitor", "epochs"), [("macro-f1", 12), ("loss", 20)])
-def test_a_plain_loop_gives_the_same_head(monitor: str, epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plain_loop_gives_the_same_head(monitor: str, epochs: int) -> None:
     """With missing vectors, views, lost modalities, smoothing, weights, a plateau and early stopping."""
-    monkeypatch.setattr(stacking, "multiplies_in_half", lambda device: False)
     settings = HeadSettings(
         batch_size=16,
         epochs=epochs,
@@ -309,12 +307,11 @@ def test_a_plain_loop_gives_the_same_head(monitor: str, epochs: int, monkeypatch
         )
 
 
-def test_products_in_half_precision_hardly_change_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_in_half_precision_hardly_change_a_head() -> None:
     """The first loss differs by rounding alone; parameters stay float32, and so do predictions."""
     head, losses = replace(members()[0], settings=replace(members()[0].settings, epochs=1)), []
-    for half in (False, True):
-        monkeypatch.setattr(stacking, "multiplies_in_half", lambda device, half=half: half)
-        (trained,) = train_stack(Concat, data(), TARGETS, [head])
+    for products in ("float32", "bfloat16"):
+        (trained,) = train_stack(Concat, data(), TARGETS, [head], products=products)
         assert {value.dtype for value in trained.tensors.values()} == {torch.float32}
         losses.append((trained.history[0]["loss"], trained.history[0]["validation_loss"]))
     assert losses[0] != losses[1]

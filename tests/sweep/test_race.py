@@ -23,7 +23,7 @@ from mmfeat.runs.leaderboard import leaderboard_csv
 from mmfeat.sweep.entries import TrainedEntry
 from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.train import Sweep
-from mmfeat.sweep.train_all import Trainers, _train_all, behind_in_seeds, rank
+from mmfeat.sweep.train_all import Trainers, _train_all, behind_in_seeds, quick_first, rank
 from mmfeat.sweep.trials import HeadTrainer, Outcome, load_outcome
 from mmfeat.system.wording import Advance, Progress, Silent, ignore, interval
 from tests.heads import toy_features
@@ -193,8 +193,9 @@ def test_quick_heads_are_scored_first_and_the_best_stands_first(tmp_path: Path) 
     plan = replace(RACE, race=False, settings=HeadSettings(epochs=1, batch_size=32))
     entries = raced(tmp_path, plan, ensembles=False, pairs=pairs, progress=progress)
     assert [(trained.entry.head, trained.entry.modalities) for trained in entries] == pairs
-    first, *_, last = progress.notes
-    assert first == f"best so far {interval(entries[2].entry.macro_f1)} logistic on both\n"
+    assert quick_first([*pairs, ("ridge", "text")]) == [pairs[2], *pairs[:2], ("ridge", "text")]
+    last = progress.notes[-1]
+    assert last.startswith(f"best so far {interval(entries[2].entry.macro_f1)} logistic on both\n")
     lines = last.removeprefix("best so far").splitlines()
     scores = [float(line.split()[0]) for line in lines]
     assert len(scores) == len(pairs)
