@@ -143,6 +143,7 @@ class Trial:
         """The changes of `faster`, not in place, timed if they keep the numbers and save time."""
         changes = Changes()
         try:
+            self._check_size()
             changes = faster(self.tower.module, self.plain, _rows(self.inputs, slice(1)))
             forward = partial(self._changed, changes)
             self._check(forward)
@@ -184,15 +185,18 @@ class Trial:
 
     def _write(self, path: Path) -> None:
         """Export the plain pass, with free numbers of samples and, where lengths differ, of tokens."""
-        size = sum(tensor.numel() * tensor.element_size() for tensor in self.tower.module.parameters())
-        if size > LARGEST:
-            raise Refused("its weights are too large for one file")
+        self._check_size()
         inputs = _rows(self.inputs, [0, -1])
         if self.tower.length is not None:  # an example of the full length would become the only one that it takes
             inputs = _mapped(lambda value: value[:, : value.shape[1] // 2 + 1], inputs)
         tensors, names = _tensors(inputs), _names(inputs)
         free = [{0: "batch"} | ({1: "length"} if self._is_free(tensor) else {}) for tensor in tensors]
         write_onnx(TowerPart(self.tower, self.tower.network, _keys(inputs)), tensors, names, ["vectors"], free, path)
+
+    def _check_size(self) -> None:
+        """Raise `Refused` for weights of which there should be no second copy in memory or in a file."""
+        if sum(tensor.numel() * tensor.element_size() for tensor in self.tower.module.parameters()) > LARGEST:
+            raise Refused("its weights are too large for a copy")
 
     def _is_free(self, tensor: Tensor) -> bool:
         return self.tower.length is not None and tensor.ndim > 1

@@ -166,6 +166,16 @@ def test_a_runtime_that_fails_later_gives_way_to_torch(requests: Callable, expor
     assert "torch from then on, as it failed" in chosen.note
 
 
+def test_of_large_weights_there_is_no_copy(requests: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmfeat.encoders.runtime.LARGEST", 1000)
+    tower = tower_of(requests("test_resnet"))
+    chosen = FastestPass(tower, Runtime("onnxruntime", tmp_path))
+    chosen(batch_of(tower))
+    assert (chosen.name, chosen.forward) == ("plain", tower.network.forward)
+    assert "too large for a copy" in chosen.note
+    assert not list(tmp_path.rglob(GRAPH))
+
+
 def test_a_small_job_stays_with_torch(requests: Callable, tmp_path: Path) -> None:
     (encoder,) = load_encoders(
         describe_encoders([requests("test_resnet")], FLOAT32), "cpu", Runtime("auto", tmp_path, samples={"image": 9})
