@@ -7,7 +7,7 @@
 #   make heads, make finetune       train and rank heads; train the last layers of encoders with the best
 #   make audit DATA=..., make report look at the data; look at the best run
 #   make submit                     write the submission
-#   make benchmark                   cache, extraction, heads and stage 2 against the plain way
+#   make benchmark                   every figure beside its goal and the ways of peers, about 20 minutes
 #   make clean                       remove the virtual environment and the demo data
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -68,10 +68,7 @@ check: install
 	$(TESTS)
 
 benchmark: install
-	$(BIN)/python benchmarks/cache.py
-	$(BIN)/python benchmarks/extract.py
-	$(BIN)/python benchmarks/heads.py
-	$(BIN)/python benchmarks/finetune.py
+	$(BIN)/python benchmarks/run.py
 
 format: install
 	$(BIN)/ruff check --fix .

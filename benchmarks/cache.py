@@ -1,15 +1,8 @@
-"""The cache against the plain way, side by side in one run: speed as ratios, memory, and faults survived.
-
-    python benchmarks/cache.py [--folder FOLDER] [--small] [SECTION ...]
-
-Sections: load scan tokens write memory warm index faults (all by default). FOLDER, a temporary one by default,
-needs 20 GB; --small works on a hundredth and only shows that everything runs. A ratio above 1 means that the
-cache is faster.
-"""
+"""The cache against the plain way, side by side: speed as ratios, memory, and faults survived. A ratio above 1 means
+that the cache is faster. The sections `memory` and `index` need 20 GB of disk."""
 
 from __future__ import annotations
 
-import argparse
 import errno
 import os
 import resource
@@ -23,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from table import Row, best, measured, timed
 
 from mmfeat.cache.shard import Rows, Shard
 from mmfeat.cache.store import Cache
@@ -34,29 +28,19 @@ from mmfeat.samples.keys import ContentKeys
 ROOT = Path(__file__).resolve().parent.parent
 POOLED = EncoderSpec("hashing", "text", "", "builtin:1", "float32", "float16", cleaning="tweet")
 TOKENS = replace(POOLED, output="tokens", pooling="none")
-REPEATS = 5
 
 
-def main() -> None:
-    """Run the sections that were asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
-    parser.add_argument("--folder", help="where to write; a temporary folder by default")
-    parser.add_argument("--small", action="store_true", help="a hundredth of everything")
-    arguments = parser.parse_args()
-    if unknown := set(arguments.sections) - SECTIONS.keys():
-        parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
-    print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, NumPy {np.__version__}")
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        for name in arguments.sections or SECTIONS:
-            place = Path(folder) / name
-            place.mkdir()
-            for line in SECTIONS[name](place, 100 if arguments.small else 1):
-                print(line, flush=True)
-            shutil.rmtree(place)
+def section(name: str) -> Callable[[bool], Iterator[Row]]:
+    """The function from `small`, which asks for a hundredth of everything, to the rows of a section."""
+
+    def rows(small: bool) -> Iterator[Row]:
+        with tempfile.TemporaryDirectory() as folder:
+            yield from SECTIONS[name](Path(folder), 100 if small else 1)
+
+    return rows
 
 
-def load(folder: Path, part: int) -> Iterator[str]:
+def load(folder: Path, part: int) -> Iterator[Row]:
     """A whole matrix into memory, checksums compared, against a copy of a mapped .npy file."""
     rows, width = 1_000_000 // part, 512
     vectors = random_vectors(rows, width)
@@ -81,13 +65,13 @@ def load(folder: Path, part: int) -> Iterator[str]:
     }
     seconds = best(ways)
     plain, ordered, plain_shuffled, ours_shuffled, whole = seconds.values()
-    yield heading(f"load {rows:,} x {width} float16", seconds)
-    yield goal("in file order, against the mapped copy", plain / ordered, 0.9)
-    yield goal("shuffled, against the mapped .npy indexed alike", plain_shuffled / ours_shuffled)
-    yield goal("Cache.load with opening, sorting and finding a million keys", plain / whole)
+    what = f"load {rows:,} x {width} float16"
+    yield measured(f"{what}, in file order, against the mapped copy", plain / ordered, "x", least=0.9)
+    yield measured(f"{what}, shuffled, against the mapped .npy indexed alike", plain_shuffled / ours_shuffled, "x")
+    yield measured(f"{what}, Cache.load with opening, sorting and finding the keys", plain / whole, "x")
 
 
-def scan(folder: Path, part: int) -> Iterator[str]:
+def scan(folder: Path, part: int) -> Iterator[Row]:
     """One pass over a matrix on disk, not copied, against the same pass over memory."""
     rows, width = 1_000_000 // part, 512
     vectors = random_vectors(rows, width)
@@ -105,12 +89,11 @@ def scan(folder: Path, part: int) -> Iterator[str]:
             }
         )
         memory, first, later = seconds.values()
-        yield heading(f"scan {rows:,} x {width} float16, {name}", seconds)
-        yield goal(f"{name}, first scan", memory / first, 0.9 if name == "logits" else None)
-        yield goal(f"{name}, later scans", memory / later, 0.9)
+        yield measured(f"scan, {name}, first", memory / first, "x", least=0.9 if name == "logits" else None)
+        yield measured(f"scan, {name}, later", memory / later, "x", least=0.9)
 
 
-def tokens(folder: Path, part: int) -> Iterator[str]:
+def tokens(folder: Path, part: int) -> Iterator[Row]:
     """Random batches of a token cache, against numpy.memmap's take."""
     samples, length, width, batch = max(4_000 // part, 512), 50, 768, 256
     values = random_vectors(samples * length, width).reshape(samples, length, width)
@@ -128,12 +111,11 @@ def tokens(folder: Path, part: int) -> Iterator[str]:
         }
     )
     memmap, first, later = seconds.values()
-    yield heading(f"{len(batches)} random batches of {batch} of {samples:,} x {length} x {width} float16", seconds)
-    yield goal("time of an epoch, against memmap's", later / memmap, 2.0, below=True)
-    yield goal("time of the first epoch, with opening and all checksums, once", first / memmap)
+    yield measured("random batches of tokens, time against memmap's", later / memmap, "x", most=2.0)
+    yield measured("the first epoch, with opening and all checksums, once", first / memmap, "x")
 
 
-def write(folder: Path, part: int) -> Iterator[str]:
+def write(folder: Path, part: int) -> Iterator[Row]:
     """Rows into fsynced shards with checksums, against the same bytes plainly written and fsynced."""
     for name, rows, shape in (("1 KB", 524_288, (512,)), ("8 KB", 65_536, (4096,)), ("77 KB", 6_991, (50, 768))):
         values = random_vectors(rows // part * (shape[0] if len(shape) > 1 else 1), shape[-1])
@@ -152,8 +134,7 @@ def write(folder: Path, part: int) -> Iterator[str]:
             between=lambda: clear(folder),
         )
         plain, sharded = seconds.values()
-        yield heading(f"write {values.nbytes / 1e6:,.0f} MB in rows of {name} with fsync", seconds)
-        yield goal("shards, against the plain file", plain / sharded, 0.8)
+        yield measured(f"write rows of {name}, shards against the plain file", plain / sharded, "x", least=0.8)
 
 
 def write_plainly(path: Path, values: np.ndarray) -> None:
@@ -179,7 +160,7 @@ def clear(folder: Path) -> None:
     shutil.rmtree(folder / "set", ignore_errors=True)
 
 
-def memory(folder: Path, part: int) -> Iterator[str]:
+def memory(folder: Path, part: int) -> Iterator[Row]:
     """Most resident memory of processes that work on more than fits, mapped pages counted."""
     rows, width = 2_441_406 // part, 2048
     piece = random_vectors(min(rows, 50_000), width)
@@ -196,15 +177,17 @@ def memory(folder: Path, part: int) -> Iterator[str]:
             writer.add(Rows(made_keys(count, at), ["id"] * count, [""] * count, values))
     for name, code in MEMORY.items():
         process = subprocess.run(
-            [sys.executable, __file__, "--measure", name, str(folder), str(samples)],
+            [sys.executable, __file__, name, str(folder), str(samples)],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         peak, amount, seconds = map(float, process.stdout.split())
-        yield goal(f"{name} {amount / 1e9:.1f} GB in {seconds:.1f} s: most resident GB", peak / 1e9, 1.0, below=True)
+        yield measured(
+            f"{name} {amount / 1e9:.1f} GB: most resident memory", peak / 1e9, "GB", most=1.0, note=f"{seconds:.1f} s"
+        )
         assert callable(code)
 
 
-def warm(folder: Path, part: int) -> Iterator[str]:
+def warm(folder: Path, part: int) -> Iterator[Row]:
     """`mmfeat extract` that finds nothing missing, as a process."""
     pairs = max(4_000 // part, 60)
     run("demo", "--out", "demo", "--pairs", str(pairs), cwd=folder)
@@ -213,13 +196,10 @@ def warm(folder: Path, part: int) -> Iterator[str]:
     time.sleep(2.1)  # entries of files this young are not trusted, so the first run notes none
     run(*arguments, cwd=folder)
     seconds = best({"warm": lambda: run(*arguments, cwd=folder)})["warm"]
-    imported = run(*arguments, cwd=folder, flags=("-X", "importtime"))
-    yield goal(f"extract of {pairs:,} cached samples, seconds", seconds, 2.0, below=True)
-    names = {line.rpartition("|")[2].strip() for line in imported.splitlines()}
-    yield f"  torch imported: {'yes' if 'torch' in names else 'no'}"
+    yield measured(f"extract of {pairs:,} cached samples", seconds, "s", most=2.0)
 
 
-def index(folder: Path, part: int) -> Iterator[str]:
+def index(folder: Path, part: int) -> Iterator[Row]:
     """The same for a table of a million pairs, each photo a file of its own."""
     rows = 1_000_000 // part
     (folder / "photos").mkdir()
@@ -234,20 +214,19 @@ def index(folder: Path, part: int) -> Iterator[str]:
             table.write(f"s{row},text {row},{path},{'yes' if row % 2 else 'no'}\n")
     fill_as_if_extracted(folder)
     arguments = ("extract", "--data", "table.csv", "--encoders", "hashing,hog")
-    first = timed(lambda: run(*arguments, cwd=folder))
+    run(*arguments, cwd=folder)
     second = timed(lambda: run(*arguments, cwd=folder))
-    yield heading(f"extract of {rows:,} cached pairs", {"no index": first, "with index": second})
-    yield goal("with the index, seconds", second, 20.0, below=True)
+    yield measured(f"extract of {rows:,} cached pairs, each photo a file", second, "s", most=20.0)
 
 
-def faults(folder: Path, part: int) -> Iterator[str]:
+def faults(folder: Path, part: int) -> Iterator[Row]:
     """Kills, power losses, full disks, short writes, races and flipped bits: survived / tried, which must be equal."""
     sys.path.insert(0, str(ROOT))
     from tests.cache import faults as tests
     from tests.cache import power, syscalls
 
     if reason := syscalls.unavailable():
-        yield f"  no faults can be put between a process and the kernel: {reason}"
+        yield Row("faults", f"none can be put between a process and the kernel: {reason}")
         return
     seeds = range(1 if part > 1 else 10)
     kinds: dict[str, Callable[[Path], tests.Tally]] = {
@@ -272,7 +251,7 @@ def faults(folder: Path, part: int) -> Iterator[str]:
         place = folder / str(number)
         place.mkdir()
         tally = kind(place)
-        yield f"  {name}: {tally.survived:,} / {tally.tried:,}{', FAILED' if tally.failures else ''}"
+        yield measured(f"faults survived, {name}", tally.survived, f"of {tally.tried:,}", least=tally.tried)
 
 
 def flips(folder: Path, tally: Callable[[int, list[str]], object], count: int) -> object:
@@ -294,33 +273,6 @@ def flip(path: Path, place: int) -> None:
         byte = file.read(1)[0]
         file.seek(place)
         file.write(bytes([byte ^ 1]))
-
-
-def best(ways: dict[str, Callable[[], object]], between: Callable[[], None] = lambda: None) -> dict[str, float]:
-    """The fastest of some rounds of each, in turns, so that all see the same machine."""
-    seconds = dict.fromkeys(ways, float("inf"))
-    for _ in range(REPEATS):
-        for name, way in ways.items():
-            seconds[name] = min(seconds[name], timed(way))
-            between()
-    return seconds
-
-
-def timed(way: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    way()
-    return time.perf_counter() - start
-
-
-def heading(title: str, seconds: dict[str, float]) -> str:
-    return f"{title}: " + ", ".join(f"{name} {value:.3f} s" for name, value in seconds.items())
-
-
-def goal(name: str, value: float, wanted: float | None = None, below: bool = False) -> str:
-    if wanted is None:
-        return f"  {name}: {value:.2f}"
-    met = value <= wanted if below else value >= wanted
-    return f"  {name}: {value:.2f} (goal {'<=' if below else '>='} {wanted:g}{'' if met else ', MISSED'})"
 
 
 def random_vectors(rows: int, width: int) -> np.ndarray:
@@ -432,7 +384,4 @@ SECTIONS = {
 MEMORY = {"scanning": scan_everything, "random batches of tokens,": batches_of_everything}
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--measure"]:
-        measure(*sys.argv[2:])
-    else:
-        main()
+    measure(*sys.argv[1:])

@@ -1,17 +1,8 @@
-"""Extraction against the loop that peers write, and against bare forward passes, side by side in one run.
-
-    python benchmarks/extract.py --data ../mvsa [--pairs 256] [SECTION ...]
-    python benchmarks/extract.py sentences --data ../mvsa --model ../weights/all-MiniLM-L6-v2
-
-Sections: clip (against the loop), bare (against forward passes over tensors in memory), three (CLIP, BERT and
-ResNet-50 together), sentences (against sentence-transformers, if it is installed), large (a list of a million texts),
-cuda. Weights are random in the real architectures; without --data the demo's pairs are used. Each way runs in a fresh
-process, in turns, with its model loaded before the clock starts; the fastest of the rounds counts.
-"""
+"""Extraction against the loop that peers write, bare forward passes and sentence-transformers, each way in turns in a
+fresh process with its model loaded before the clock starts. Weights are random in the real architectures."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import subprocess
@@ -19,12 +10,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from random_weights import main as write_weights
-from random_weights import write_clip
+from table import Row, measured
 
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import Tower, describe_encoders, load_encoders, open_towers
@@ -38,123 +30,91 @@ from mmfeat.extraction.reader import Reader
 from mmfeat.extraction.requests import resolve_options
 from mmfeat.samples.dataset import Sample, SampleSource, read_samples
 from mmfeat.samples.demo import write_demo
-from mmfeat.system.hardware import cpu_count, resolve_device, resolve_dtype
+from mmfeat.system.hardware import resolve_device, resolve_dtype
 
-SECTIONS = ("clip", "bare", "three", "sentences", "large", "cuda")
 REFERENCE_BATCH, REFERENCE_WORKERS = 64, 2
-ROUNDS = 3
+LARGE = 270_000  # rows of the long list
 
 
-def main() -> None:
-    """Run the sections that are named, or all that can run here; a way of one when started by this script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", metavar="SECTION")
-    parser.add_argument("--data", help="folder or table of real pairs")
-    parser.add_argument("--pairs", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--rows", type=int, default=1_000_000, help="of the large list")
-    parser.add_argument("--model", help="folder of a sentence encoder")
-    parser.add_argument("--way", help=argparse.SUPPRESS)
-    parser.add_argument("--place", help=argparse.SUPPRESS)
-    given = parser.parse_args()
+@dataclass(frozen=True)
+class Given:
+    """What a way works on: pairs of `data` (the demo's without), weights in `place`, a sentence encoder."""
+
+    place: str
+    data: str
+    pairs: int
+    model: str
+    rounds: int
+    rows: int
+
+
+def rows(small: bool, data: str = "", model: str = "") -> Iterator[Row]:
+    """All sections; that of sentences needs the folder of a `model`."""
     import_torchvision()
-    if given.way:
-        print(json.dumps(WAYS[given.way](given)))
-        return
-    sections = given.sections or [name for name in SECTIONS if name != "sentences" or given.model]
     with tempfile.TemporaryDirectory() as place:
-        given.place = place
-        given.data = given.data or str(write_demo(f"{place}/demo", max(60, given.pairs)))
-        write_weights(Path(place))
-        print(f"{cpu_count()} cores, auto is {resolve_dtype()} here, {given.pairs} pairs of {Path(given.data).name}\n")
-        for name in sections:
-            globals()[f"show_{name}"](given)
+        pairs = 24 if small else 256
+        data = data or str(write_demo(f"{place}/demo", max(60, pairs)))
+        write_weights(Path(place), small)
+        given = Given(place, data, pairs, model, 1 if small else 2, 5000 if small else LARGE)
+        for section in (clip, bare, three, *([sentences] if model else []), large_list):
+            yield from section(given)
 
 
-def show_clip(given: argparse.Namespace) -> None:
-    """CLIP ViT-B/32, image and text, in the machine's own arithmetic and in float32."""
+def clip(given: Given) -> Iterator[Row]:
+    """CLIP ViT-B/32, image and text, in the machine's own arithmetic and in float32, against open_clip's loop."""
     dtypes = list(dict.fromkeys([resolve_dtype(), "float32"]))
     seconds = in_turns(given, ["reference", *(f"clip-{dtype}" for dtype in dtypes)])
     wanted = np.load(f"{given.place}/reference.npz")
-    print("| CLIP ViT-B/32, photo and text | pairs/s | against the loop | goal | farthest row |")
-    print("| --- | --- | --- | --- | --- |")
-    print(f"| DataLoader, open_clip, float32, padded to 77 | {given.pairs / seconds['reference']:.1f} | 1 x | | |")
+    yield measured("CLIP, open_clip's loop, float32", given.pairs / seconds["reference"], "pairs/s")
     for dtype in dtypes:
         found, name = np.load(f"{given.place}/clip-{dtype}.npz"), f"clip-{dtype}"
-        ratio = seconds["reference"] / seconds[name]
-        goal = ">= 1.3 x, within 1e-5" if dtype == "float32" else ">= 4 x, cosine >= 0.999"
-        apart = max(float(np.abs(found[part] - wanted[part]).max()) for part in wanted)
-        least = min(float(cosines(found[part], wanted[part]).min()) for part in wanted)
-        far = f"{apart:.1e} apart, cosine {least:.6f}"
-        print(f"| mmfeat {dtype} | {given.pairs / seconds[name]:.1f} | {ratio:.2f} x | {goal} | {far} |")
-    print()
+        least = 1.3 if dtype == "float32" else 4.0
+        yield measured(f"CLIP {dtype} against open_clip's loop", seconds["reference"] / seconds[name], "x", least=least)
+        if dtype == "float32":
+            apart = max(float(np.abs(found[part] - wanted[part]).max()) for part in wanted)
+            yield measured("CLIP float32, farthest value from open_clip's", apart, most=1e-5)
+        else:
+            cosine = min(float(cosines(found[part], wanted[part]).min()) for part in wanted)
+            yield measured(f"CLIP {dtype}, least cosine to open_clip's", cosine, least=0.999)
 
 
-def show_bare(given: argparse.Namespace) -> None:
+def bare(given: Given) -> Iterator[Row]:
     """From files to committed shards, against forward passes over inputs in memory."""
-    names = [f"bare-{dtype}" for dtype in dict.fromkeys([resolve_dtype(), "float32"])]
-    print("| CLIP ViT-B/32 end to end | against bare forward passes | goal |\n| --- | --- | --- |")
-    for name in names:
+    for name in [f"bare-{dtype}" for dtype in dict.fromkeys([resolve_dtype(), "float32"])]:
         found = [run(given, name) for _ in range(given.rounds)]
         ratio = min(each["whole"] for each in found) / min(each["forward"] for each in found)
-        print(f"| {name.removeprefix('bare-')} | {ratio:.2f} x | <= 1.15 x |")
-    print()
+        yield measured(f"CLIP {name[5:]}, files to shards against bare forward passes", ratio, "x", most=1.15)
 
 
-def show_three(given: argparse.Namespace) -> None:
+def three(given: Given) -> Iterator[Row]:
     """CLIP, BERT-base and ResNet-50 at once, against the sum of their forward passes and one decode."""
     found = [run(given, "three") for _ in range(given.rounds)]
     whole = min(each["whole"] for each in found)
     parts = min(each["forward"] for each in found) + min(each["decode"] for each in found)
-    print("| CLIP + BERT + ResNet-50 at once | against forward passes + one decode | goal |\n| --- | --- | --- |")
-    print(f"| {resolve_dtype()} | {whole / parts:.2f} x | <= 1.05 x |\n")
+    yield measured("CLIP + BERT + ResNet-50 against forward passes + one decode", whole / parts, "x", most=1.05)
 
 
-def show_sentences(given: argparse.Namespace) -> None:
+def sentences(given: Given) -> Iterator[Row]:
     """A sentence encoder on the texts alone, against sentence-transformers' `encode`."""
     names = ["sentence-transformers", "sentences-auto", "sentences-float32"]
     seconds = in_turns(given, names)
     wanted = np.load(f"{given.place}/{names[0]}.npz")["text"]
-    print(f"| {Path(given.model).name} | texts/s | against sentence-transformers | goal | least cosine |")
-    print("| --- | --- | --- | --- | --- |")
-    for name in names:
-        least = cosines(np.load(f"{given.place}/{name}.npz")["text"], wanted).min()
-        ratio = seconds[names[0]] / seconds[name]
-        goal = ">= 3 x" if name == "sentences-auto" else ""
-        print(f"| {name} | {given.pairs / seconds[name]:.0f} | {ratio:.2f} x | {goal} | {least:.6f} |")
-    print()
+    yield measured(f"{Path(given.model).name}, sentence-transformers", given.pairs / seconds[names[0]], "texts/s")
+    for name in names[1:]:
+        note = f"least cosine {cosines(np.load(f'{given.place}/{name}.npz')['text'], wanted).min():.6f}"
+        ratio, least = seconds[names[0]] / seconds[name], 3.0 if name == "sentences-auto" else None
+        yield measured(f"{name} against sentence-transformers", ratio, "x", least=least, note=note)
 
 
-def show_large(given: argparse.Namespace) -> None:
+def large_list(given: Given) -> Iterator[Row]:
     """Rate and memory from block to block of a long list."""
-    found = run(given, "large")
-    print("| rows done | rows/s of this block | resident memory, MB |\n| --- | --- | --- |")
-    for rows, rate, memory in found["blocks"]:
-        print(f"| {rows:,} | {rate:,.0f} | {memory:,.0f} |")
-    memories = [memory for _, _, memory in found["blocks"]]
-    print(f"\n{min(memories):,.0f} to {max(memories):,.0f} MB; what has to grow are 26 MB a million rows\n")
+    blocks = run(given, "large")["blocks"]
+    rates, memories = [rate for _, rate, _ in blocks], [memory for _, _, memory in blocks]
+    yield measured("hashing of a long list, last block against the first", rates[-1] / rates[0], "x", least=0.9)
+    yield Row("resident memory from block to block", f"{min(memories):,.0f} to {max(memories):,.0f} MB")
 
 
-def show_cuda(given: argparse.Namespace) -> None:
-    """Rates on a GPU, as a share of bare forward passes."""
-    import torch
-
-    if not torch.cuda.is_available():
-        print("no CUDA device here\n")
-        return
-    write_clip(Path(given.place) / "clip-vit-l-14", "ViT-L-14")
-    print(f"| {torch.cuda.get_device_name()} | dtype | samples/s | of bare forward | limited by | goal |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for model in ("clip.image", "clip-l.image", "resnet50", "bert"):
-        for dtype in ("float16", "bfloat16"):
-            found = run(given, f"cuda/{model}/{dtype}")
-            share = found["forward"] / found["whole"]
-            rate = found.samples / found["whole"]
-            print(f"| {model} | {dtype} | {rate:,.0f} | {share:.2f} | {found['bottleneck']} | >= 0.9 |")
-    print()
-
-
-def in_turns(given: argparse.Namespace, names: Sequence[str]) -> dict[str, float]:
+def in_turns(given: Given, names: Sequence[str]) -> dict[str, float]:
     """Seconds of each way, the fastest of the rounds."""
     found: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(given.rounds):
@@ -163,10 +123,9 @@ def in_turns(given: argparse.Namespace, names: Sequence[str]) -> dict[str, float
     return {name: min(seconds) for name, seconds in found.items()}
 
 
-def run(given: argparse.Namespace, name: str) -> dict[str, Any]:
+def run(given: Given, name: str) -> dict[str, Any]:
     """One way in a process of its own."""
-    command = [sys.executable, __file__, "--way", name, "--data", given.data, "--pairs", str(given.pairs)]
-    command += ["--place", given.place, "--rows", str(given.rows), *(["--model", given.model] if given.model else [])]
+    command = [sys.executable, __file__, name, json.dumps(vars(given))]
     answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return dict(json.loads(answer.stdout.splitlines()[-1]))
 
@@ -177,7 +136,7 @@ def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.asarray(products / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1))
 
 
-def pairs_of(given: argparse.Namespace) -> list[Sample]:
+def pairs_of(given: Given) -> list[Sample]:
     """Different samples with a text and a photo, the first ones of the list."""
     texts: set[str] = set()
     photos: set[bytes] = set()
@@ -197,7 +156,7 @@ def _opens(photo: bytes) -> bool:
     return decode_image(photo)[0] is not None
 
 
-def reference(given: argparse.Namespace) -> dict[str, Any]:
+def reference(given: Given) -> dict[str, Any]:
     """The loop that peers use: open_clip's transform and tokenizer in a DataLoader, float32, texts padded to 77."""
     import open_clip
     import torch
@@ -229,7 +188,7 @@ def reference(given: argparse.Namespace) -> dict[str, Any]:
     return {"whole": seconds}
 
 
-def sentence_transformers(given: argparse.Namespace) -> dict[str, Any]:
+def sentence_transformers(given: Given) -> dict[str, Any]:
     """Its own `encode` as a user calls it, in float32, as it advises where a checkpoint is in float16."""
     from sentence_transformers import SentenceTransformer
 
@@ -242,9 +201,7 @@ def sentence_transformers(given: argparse.Namespace) -> dict[str, Any]:
     return {"whole": seconds}
 
 
-def extraction(
-    given: argparse.Namespace, name: str, requests: list[str], dtype: str, modality: str = ""
-) -> dict[str, Any]:
+def extraction(given: Given, name: str, requests: list[str], dtype: str, modality: str = "") -> dict[str, Any]:
     """From files to committed shards, with the forward passes and the decoding alone before it; saves the vectors."""
     options = resolve_options(EncoderOptions(dtype=dtype, cleaning="none"), "auto")
     towers = [t for t in describe_encoders(requests, options) if modality in ("", t.spec.modality)]
@@ -254,14 +211,13 @@ def extraction(
         with Extractor(towers, store, ExtractSettings()) as extractor:
             extractor.load({tower.spec.fingerprint for tower in towers})
             start = time.perf_counter()
-            counts = extractor.extract(samples)
+            extractor.extract(samples)
             whole = time.perf_counter() - start
         alone = _alone(towers, samples, Path(folder), resolve_device())
         features = store.load(samples, [tower.spec for tower in towers])
     blocks = {block.modality: block.vectors.astype(np.float32) for block in features.blocks}
     np.savez(f"{given.place}/{name.replace('/', '-')}.npz", **blocks)
-    slowest = max(counts.clocks.values(), key=lambda clocks: clocks.wall)
-    return {"whole": whole, "samples": len(samples), "bottleneck": slowest.bottleneck, **alone}
+    return {"whole": whole, **alone}
 
 
 def _alone(towers: Sequence[Tower], samples: Sequence[Sample], folder: Path, device: str) -> dict[str, float]:
@@ -302,7 +258,7 @@ def _forward(inputs: list[Any], tower: TorchTower, device: str) -> float:
     return seconds
 
 
-def large(given: argparse.Namespace) -> dict[str, Any]:
+def large(given: Given) -> dict[str, Any]:
     """A list of made-up texts through the built-in text encoder, a block at a time."""
     table = Path(given.place) / "large.csv"
     with table.open("w") as file:
@@ -340,12 +296,12 @@ def _resident() -> float:
     return pages * resource.getpagesize() / 1e6
 
 
-def _ways() -> Iterator[tuple[str, Callable[[argparse.Namespace], dict[str, Any]]]]:
+def _ways() -> Iterator[tuple[str, Callable[[Given], dict[str, Any]]]]:
     """All ways by name."""
     clip, bert, resnet = "clip:{}/clip-vit-b-32", "bert:{}/bert-base", "resnet50:{}/resnet50.pth"
 
     def way(name: str, requests: list[str], dtype: str, modality: str = "") -> Callable[..., dict[str, Any]]:
-        def measure(given: argparse.Namespace) -> dict[str, Any]:
+        def measure(given: Given) -> dict[str, Any]:
             asked = [request.format(given.place) for request in requests if request] or [f"bert:{given.model}"]
             return extraction(given, name, asked, dtype, modality)
 
@@ -355,17 +311,14 @@ def _ways() -> Iterator[tuple[str, Callable[[argparse.Namespace], dict[str, Any]
     yield "sentence-transformers", sentence_transformers
     yield "large", large
     yield "three", way("three", [clip, bert, resnet], "auto")
-    for dtype in ("auto", "float32", "bfloat16", "float16"):
+    for dtype in ("auto", "float32", "bfloat16"):
         yield f"clip-{dtype}", way(f"clip-{dtype}", [clip], dtype)
         yield f"bare-{dtype}", way(f"bare-{dtype}", [clip], dtype)
         yield f"sentences-{dtype}", way(f"sentences-{dtype}", [""], dtype, "text")
-        models = {"clip.image": clip, "clip-l.image": "clip:{}/clip-vit-l-14", "resnet50": resnet, "bert": bert}
-        for model, request in models.items():
-            name, modality = f"cuda/{model}/{dtype}", "text" if model == "bert" else "image"
-            yield name, way(name, [request], dtype, modality)
 
 
 WAYS = dict(_ways())
 
 if __name__ == "__main__":
-    main()
+    import_torchvision()
+    print(json.dumps(WAYS[sys.argv[1]](Given(**json.loads(sys.argv[2])))))

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from table import Row, measured
 
 from mmfeat.encoders.registry import describe_encoders, load_encoders
 from mmfeat.encoders.spec import EncoderOptions
@@ -70,6 +71,29 @@ def compare_quality(texts: np.ndarray, labels: np.ndarray, vectors: np.ndarray, 
     error = (ours - theirs).std(ddof=1) / np.sqrt(len(ours))
     print(f"macro-F1: hashing {ours.mean():.3f}, TF-IDF {theirs.mean():.3f}, "
           f"difference {(ours - theirs).mean():+.3f} ± {error:.3f} (goal -0.010)")  # fmt: skip
+
+
+def rows(small: bool) -> Iterator[Row]:
+    """CPU time on made-up texts as long as a tweet, and as a title."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    (encoder,) = load_encoders(describe_encoders(["hashing"], EncoderOptions(dtype="float32", cleaning="tweet")), "cpu")
+    random = np.random.default_rng(0)
+    for length, name in ((15, "tweets"), (5, "titles")):
+        numbers = np.minimum(random.zipf(1.2, (200 if small else 4000, length)), 30_000)
+        texts = [encoder.prepare(" ".join(f"w{number:x}ord" for number in row)) for row in numbers.tolist()]
+
+        def encode(texts: list[str] = texts) -> None:
+            for start in range(0, len(texts), BATCH):
+                encoder.embed(texts[start : start + BATCH])
+
+        def fit(texts: list[str] = texts) -> None:
+            TfidfVectorizer().fit_transform(texts)
+
+        encode()  # the table of characters is made once
+        spent = [(cpu_seconds(encode), cpu_seconds(fit)) for _ in range(5)]
+        ours, theirs = (min(times) for times in zip(*spent, strict=True))
+        yield measured(f"hashing of {name}, CPU time against TF-IDF of words", ours / theirs, "x", most=4.0)
 
 
 def main() -> None:

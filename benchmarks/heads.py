@@ -1,20 +1,11 @@
-"""Heads trained as stacks against the loop that is usually written, side by side in one run; memory; a whole sweep.
+"""Heads trained as stacks against the loop that is usually written and skorch; memory; a whole sweep and its scaling.
 
-    python benchmarks/heads.py [--device cpu|cuda] [--only SECTION] [--small] [--folder FOLDER] [--data DATA]
-
-Sections: speed memory sweep (all by default). Speed compares seconds an epoch a head: a ratio above 1 means that
-mmfeat is faster. Memory needs 3 GB in FOLDER, a temporary one by default. The sweep trains on generated samples, or
-on DATA with what `mmfeat extract` left in `./cache`. --small only shows that everything runs.
+Speed compares seconds an epoch a head: a ratio above 1 means that mmfeat is faster. Memory needs 3 GB of disk.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
-import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,12 +19,13 @@ import numpy as np
 import torch
 from sequential import Cell, Recipe, skorch_is_there, train_by_index, train_with_loader, train_with_skorch
 from synthetic import CLASSES, OPTIONS, WIDTHS, Made, make_samples, make_splits, write_extracted
+from table import Row, in_process, measured, print_json
 
 from cache import POOLED, made_keys, peak_memory, random_vectors
+from mmfeat.baselines.basis import one_blas_thread
 from mmfeat.cache.shard import Rows
 from mmfeat.cache.store import Cache
 from mmfeat.evaluation.splits import make_folds
-from mmfeat.extraction.requests import latest_request
 from mmfeat.heads.jobs import LocalEngine
 from mmfeat.heads.registry import NEEDS_TOKENS, HeadSettings
 from mmfeat.heads.stack import one_torch_thread
@@ -43,34 +35,14 @@ from mmfeat.samples.labels import Targets, indicator
 from mmfeat.sweep.problem import IN_MEMORY, Problem
 from mmfeat.sweep.train import Sweep, train_heads
 from mmfeat.sweep.trials import HeadTrainer
-from mmfeat.system.hardware import cpu_count, resolve_device
 from mmfeat.system.wording import ignore
 
 REPEATS = 3
-GOALS = {("cpu", 16): 3.0, ("cpu", 64): 2.0, ("cuda", 16): 50.0, ("cuda", 64): 50.0}
+GOALS = {16: 3.0, 64: 2.0}  # on a CPU, by batch size
 SAME = 0.02  # macro-F1 by which two ways to train the same heads may differ in the mean
 GOAL_MEMORY = 3.0  # GB
 MEASURED = ("concat", "logistic", "ridge")
 Way = Callable[[], "list[float]"]
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of the table."""
-
-    what: str
-    figure: str
-    goal: str = ""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What the command line says."""
-
-    device: str
-    small: bool
-    folder: Path
-    data: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,35 +68,10 @@ class Contest:
         return [Cell.of(vectors, numbers, rows.train, rows.validation, seed) for seed, (_, _, rows) in enumerate(cells)]
 
 
-def main() -> None:
-    """Run the sections that were asked for and print one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="auto", help="cpu or cuda; by default CUDA where there is one")
-    parser.add_argument("--only", choices=list(SECTIONS), help="one section")
-    parser.add_argument("--small", action="store_true", help="a little of everything")
-    parser.add_argument("--folder", help="where to write; a temporary folder by default")
-    parser.add_argument("--data", help="samples of the sweep, whose vectors are in ./cache")
-    given = parser.parse_args()
-    device = resolve_device(given.device)
-    print(f"{machine(device)}\n`{shlex.join(['python', *sys.argv])}`\n\n| what | figure | goal |\n| --- | --- | --- |")
-    for name in [given.only] if given.only else SECTIONS:
-        with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-            for line in SECTIONS[name](Asked(device, given.small, Path(folder), given.data)):
-                print(f"| {line.what} | {line.figure} | {line.goal} |", flush=True)
-
-
-def machine(device: str) -> str:
-    """What the figures are of."""
-    gpu = f", {torch.cuda.get_device_name(device)}" if device.startswith("cuda") else ""
-    return (
-        f"{cpu_count()} of {os.cpu_count()} cores{gpu}, Python {platform.python_version()}, torch {torch.__version__}"
-    )
-
-
-def speed(asked: Asked) -> Iterator[Line]:
+def speed(small: bool) -> Iterator[Row]:
     """Stacked heads against a loop and skorch, at two batch sizes."""
     for batch_size in (16, 64):
-        yield from compare(make_contest(asked.device, batch_size, asked.small))
+        yield from compare(make_contest("cpu", batch_size, small), GOALS[batch_size])
 
 
 def make_contest(device: str, batch_size: int, small: bool) -> Contest:
@@ -141,7 +88,7 @@ def make_contest(device: str, batch_size: int, small: bool) -> Contest:
     return Contest(made, task, settings, device, sequential, 1 if small else REPEATS)
 
 
-def compare(contest: Contest) -> Iterator[Line]:
+def compare(contest: Contest, goal: float | None) -> Iterator[Row]:
     """Seconds of each way in turns, so that all see the same machine; medians, ratios, and whether all learn alike."""
     count, batch_size = len(contest.task.cells("concat")), contest.settings.batch_size
     threads, ways = _ways(contest)
@@ -149,19 +96,17 @@ def compare(contest: Contest) -> Iterator[Line]:
     seconds, scores = take_turns(ways, contest)
     how = "" if contest.device != "cpu" else f", {threads} thread{'s' * (threads > 1)}"
     for name, value in seconds.items():
-        own = "" if name == "mmfeat" else how
-        yield Line(f"{title}: {name}{own}", f"{1000 * value:.3g} ms an epoch a head")
-    goals = {"loop": GOALS.get((contest.device.partition(":")[0], batch_size))}
+        yield measured(f"{title}: {name}{'' if name == 'mmfeat' else how}", 1000 * value, "ms an epoch a head")
     for name in list(seconds)[:-1]:
-        ratio = seconds[name] / seconds["mmfeat"]
-        yield Line(f"{title}: mmfeat against {name}", f"{ratio:.2f} x", verdict(ratio, goals.get(name)))
+        ratio, least = seconds[name] / seconds["mmfeat"], goal if name == "loop" else None
+        yield measured(f"{title}: mmfeat against {name}", ratio, "x", least=least)
     for name in list(seconds)[:-1]:
         differences = np.subtract(scores["mmfeat"][: len(scores[name])], scores[name])
         mean, error = differences.mean(), differences.std() / np.sqrt(len(differences))
-        figure = f"{np.mean(scores[name]):.3f}, mmfeat {mean:+.3f} (standard error {error:.3f})"
-        yield Line(f"{title}: validation macro-F1 of {name}", figure, verdict(abs(mean), SAME, below=True))
+        note = f"{name} {np.mean(scores[name]):.3f}, mmfeat {mean:+.3f}, standard error {error:.3f}"
+        yield measured(f"{title}: macro-F1 apart from {name}", abs(mean), most=SAME, note=note)
     if not skorch_is_there():
-        yield Line(f"{title}: skorch", "not installed")
+        yield Row(f"{title}: skorch", "not installed")
 
 
 def _ways(contest: Contest) -> tuple[int, dict[str, Way]]:
@@ -226,19 +171,12 @@ def timed(way: Way) -> tuple[float, list[float]]:
     return time.perf_counter() - start, scores
 
 
-def memory(asked: Asked) -> Iterator[Line]:
+def memory(small: bool) -> Iterator[Row]:
     """Most resident memory of a process that trains on more than it may hold, mapped pages counted."""
-    rows, width = (1_000_000, 1024) if not asked.small else (20_000, 64)
-    write_vectors(asked.folder, rows, width)
-    command = [sys.executable, __file__, "--measure", str(asked.folder), str(rows), asked.device]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout or ():
-            name, seconds, peak = line.split()
-            what = f"{name} on {rows:,} x {width} float16 on disk, 2 folds: most resident memory so far"
-            gigabytes = float(peak) / 1e9
-            yield Line(what, f"{gigabytes:.2f} GB, {float(seconds):.0f} s", verdict(gigabytes, GOAL_MEMORY, below=True))
-    if process.returncode:
-        raise SystemExit(f"{shlex.join(command)} failed")
+    rows, width = (1_000_000, 1024) if not small else (20_000, 64)
+    with tempfile.TemporaryDirectory() as folder:
+        write_vectors(Path(folder), rows, width)
+        yield from in_process(__file__, ["--disk", folder, str(rows)])
 
 
 def write_vectors(folder: Path, rows: int, width: int) -> None:
@@ -250,8 +188,8 @@ def write_vectors(folder: Path, rows: int, width: int) -> None:
             writer.add(Rows(made_keys(count, start), ["id"] * count, [""] * count, piece[:count]))
 
 
-def measure(folder: str, rows: str, device: str) -> None:
-    """In a process of its own: train each head on 2 folds, and print its name, seconds and the peak so far in bytes."""
+def on_disk(folder: str, rows: str) -> Iterator[Row]:
+    """In a process of its own: train each head on 2 folds."""
     count = int(rows)
     keys = ContentKeys(np.array(made_keys(count)), np.ones(count, bool), ("",) * count)
     samples = [Sample(str(number)) for number in range(count)]
@@ -260,56 +198,68 @@ def measure(folder: str, rows: str, device: str) -> None:
     numbers = np.random.default_rng(7).integers(0, len(CLASSES), count)
     targets = Targets(CLASSES, indicator(numbers, len(CLASSES)))
     task = Problem(features.ids, targets, make_folds(targets, features.ids, np.arange(count), 2, repeats=1), 1, 42)
-    engine = LocalEngine(features, targets, device, "tokens")
-    settings = HeadSettings(batch_size=1024, epochs=1)
+    engine = LocalEngine(features, targets, "cpu", "tokens")
     for head in MEASURED:
-        start = time.perf_counter()
+        start = time.process_time()
         with one_torch_thread():
-            HeadTrainer(task, engine, head, "text").run([settings], ignore)
-        print(head, time.perf_counter() - start, peak_memory(), flush=True)
+            HeadTrainer(task, engine, head, "text").run([HeadSettings(batch_size=1024, epochs=1)], ignore)
+        spent, peak = time.process_time() - start, peak_memory() / 1e9
+        what = f"{head} on {count:,} vectors on disk, 2 folds: most resident memory so far"
+        yield measured(what, peak, "GB", most=GOAL_MEMORY, note=f"{spent:.0f} s of CPU")
     engine.close()
 
 
-def sweep(asked: Asked) -> Iterator[Line]:
+def scaling(small: bool) -> Iterator[Row]:
+    """CPU seconds of each head as samples, columns or classes grow; each size in a process of its own."""
+    for samples, columns, classes in ((20_000, 1408, 3), (100_000, 1408, 3), (20_000, 4096, 3), (20_000, 1408, 100)):
+        sizes = (samples // 50, columns // 16, classes) if small else (samples, columns, classes)
+        yield from in_process(__file__, ["--scale", *map(str, sizes)])
+
+
+def scale(samples: str, columns: str, classes: str) -> Iterator[Row]:
+    """In a process of its own: each head on 2 folds, half of the columns photos, half texts."""
+    count, width, kinds = int(samples), int(columns) // 2, int(classes)
+    numbers = np.random.default_rng(7).permutation(np.arange(count) % kinds)
+    made = make_samples(count, {"image": width, "text": width}, numbers)
+    ids = made.features.ids
+    task = Problem(ids, made.targets, make_folds(made.targets, ids, np.arange(count), 2, repeats=1), 1, 42)
+    engine = LocalEngine(made.features, made.targets, "cpu", "tokens")
+    for head in ("concat", "film", "prior", "knn", "ridge", "logistic", "svm"):
+        start = time.process_time()
+        with one_torch_thread(), one_blas_thread():
+            HeadTrainer(task, engine, head, "both").run([HeadSettings(epochs=2)], ignore)
+        spent = time.process_time() - start
+        what = f"{head}: {count:,} samples, {2 * width:,} columns, {kinds} classes"
+        yield Row(
+            what, f"{spent:.1f} s of CPU, {1e6 * spent / count:.0f} us a sample, {peak_memory() / 1e9:.2f} GB", spent
+        )
+    engine.close()
+
+
+def sweep(small: bool) -> Iterator[Row]:
     """Seconds of a sweep over all fusions and the cheap baselines with defaults, tokens in the cache."""
-    out = asked.folder / "heads"
-    if asked.data:
-        request = latest_request("cache", asked.data)
-        done = train_heads(request.data, request.encoders, out=out, options=request.options, device=asked.device)
-    else:
-        requests = write_extracted(asked.folder, 150 if asked.small else 4000)
-        cache, table = asked.folder / "cache", asked.folder / "table.csv"
-        done = train_heads(table, requests, cache=cache, out=out, options=OPTIONS, device=asked.device)
-    yield from describe_sweep(done)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        requests = write_extracted(folder, 150 if small else 4000)
+        cache, table, out = folder / "cache", folder / "table.csv", folder / "heads"
+        done = train_heads(table, requests, cache=cache, out=out, options=OPTIONS, device="cpu")
+        yield from describe_sweep(done)
 
 
-def describe_sweep(done: Sweep) -> Iterator[Line]:
+def describe_sweep(done: Sweep) -> Iterator[Row]:
     """Wall seconds, and the processor's seconds of each head on all modalities."""
     by_head: dict[str, float] = defaultdict(float)
     for entry in done.run.leaderboard:
         by_head[entry.head] += entry.seconds
     total = sum(by_head.values())
-    yield Line(f"sweep of {done.run.results.labelled:,} samples with defaults", f"{done.seconds:.1f} s")
+    yield measured(f"sweep of {done.run.results.labelled:,} samples with defaults and tokens", done.seconds, "s")
     for head, seconds in sorted(by_head.items(), key=lambda pair: -pair[1]):
         if seconds:
-            yield Line(f"sweep: {head} on all modalities", f"{seconds:.1f} s of the processor, {seconds / total:.0%}")
-    if NEEDS_TOKENS in by_head:
-        rest = done.seconds * (1 - by_head[NEEDS_TOKENS] / total)
-        yield Line(f"sweep: what would be left without {NEEDS_TOKENS}, about", f"{rest:.1f} s")
+            yield measured(f"sweep: {head} on all modalities", seconds, "s of CPU", note=f"{seconds / total:.0%}")
+    attention, film = by_head.get(NEEDS_TOKENS), by_head.get("film")
+    if attention and film:
+        yield measured(f"sweep: {NEEDS_TOKENS} against film", attention / film, "x the CPU time", most=3.0)
 
-
-def verdict(value: float, wanted: float | None, below: bool = False) -> str:
-    """The goal, and whether it was met."""
-    if wanted is None:
-        return ""
-    met = value <= wanted if below else value >= wanted
-    return f"{'<=' if below else '>='} {wanted:g}{'' if met else ', **missed**'}"
-
-
-SECTIONS: dict[str, Callable[[Asked], Iterator[Line]]] = {"speed": speed, "memory": memory, "sweep": sweep}
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--measure"]:
-        measure(*sys.argv[2:])
-    else:
-        main()
+    print_json({"--disk": on_disk, "--scale": scale}[sys.argv[1]](*sys.argv[2:]))

@@ -18,20 +18,24 @@ from typing import Any
 from mmfeat.encoders.torchvision_ops import import_torchvision
 
 
-def write_clip(folder: Path, name: str = "ViT-B-32") -> None:
-    """One of open_clip's models in its own folder layout."""
+def write_clip(folder: Path, name: str = "ViT-B-32", small: bool = False) -> None:
+    """One of open_clip's models in its own folder layout; a `small` one has two layers of 64."""
+    import_torchvision()
     import open_clip
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = open_clip.get_model_config(name)
-    state = open_clip.create_model(name).state_dict()
+    if small:
+        config["vision_cfg"] |= {"layers": 2, "width": 64}
+        config["text_cfg"] |= {"layers": 2, "width": 64, "heads": 2}
+    state = open_clip.CLIP(**config).state_dict()
     save_file({name: value.contiguous() for name, value in state.items()}, folder / "open_clip_model.safetensors")
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
 
 
-def write_bert(folder: Path) -> None:
-    """transformers' BertModel in its base size, with a tokenizer of single characters."""
+def write_bert(folder: Path, small: bool = False) -> None:
+    """transformers' BertModel in its base size or with two layers of 64, and a tokenizer of single characters."""
     import transformers
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -44,24 +48,26 @@ def write_bert(folder: Path) -> None:
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token"), special, strict=True))
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
-    transformers.BertModel(transformers.BertConfig()).save_pretrained(folder)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    config = transformers.BertConfig(vocab_size=len(vocabulary), **(sizes if small else {}))
+    transformers.BertModel(config).save_pretrained(folder)
 
 
-def write_resnet(path: Path) -> None:
-    """torchvision's ResNet-50 as a plain state dict."""
+def write_resnet(path: Path, name: str = "resnet50") -> None:
+    """One of torchvision's models as a plain state dict."""
+    import_torchvision()
     import torch
     import torchvision
 
-    torch.save(torchvision.models.resnet50(weights=None).state_dict(), path)
+    torch.save(torchvision.models.get_model(name, weights=None).state_dict(), path)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, small: bool = False) -> None:
     import torch
 
-    import_torchvision()
     torch.manual_seed(0)
-    write_clip(folder / "clip-vit-b-32")
-    write_bert(folder / "bert-base")
+    write_clip(folder / "clip-vit-b-32", small=small)
+    write_bert(folder / "bert-base", small)
     write_resnet(folder / "resnet50.pth")
     print(f"random CLIP ViT-B/32, BERT-base and ResNet-50 in {folder}")
 

@@ -1,20 +1,19 @@
 """How long `mmfeat --help` takes beside importing only what prints it, and how many files of mmfeat a command runs.
 
-    python benchmarks/startup.py [--rounds 20]
-
-Help: processes in turns, medians of wall and CPU seconds. What may be imported is a test; the time is told here.
+Help: processes in turns, medians of wall seconds. What may be imported is a test; the time is told here.
 Files: those in which a function runs that is not part of an import, in three commands on the demo data.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Iterator
+from functools import partial
+
+from table import Row, measured, timed
 
 WAYS = {
     'python -c "import typer, rich"': ["-c", "import typer, rich"],
@@ -57,37 +56,19 @@ runpy.run_module("mmfeat", run_name="__main__")
 """
 
 
-def main() -> None:
-    """Measure and print two tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20)
-    rounds = parser.parse_args().rounds
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in WAYS}
-    for round in range(rounds + 1):  # the first fills the page cache
+def rows(small: bool) -> Iterator[Row]:
+    """Medians of the help texts, then the files."""
+    found: dict[str, list[float]] = {name: [] for name in WAYS}
+    for number in range(3 if small else 11):  # the first fills the page cache
         for name, arguments in WAYS.items():
-            spent = seconds_of(arguments)
-            found[name] += [spent] if round else []
-    print("| command | wall | CPU | goal |\n| --- | --- | --- | --- |")
+            command = [sys.executable, *arguments]
+            seconds = timed(partial(subprocess.run, command, stdout=subprocess.DEVNULL, check=True))
+            found[name] += [seconds] if number else []
     for name, spent in found.items():
-        wall, cpu = (statistics.median(each) for each in zip(*spent, strict=True))
-        print(f"| `{name}` | {wall:.2f} s | {cpu:.2f} s | {f'< {GOAL:g} s' if 'mmfeat' in name else ''} |")
-    print("\n| command | files | goal |\n| --- | --- | --- |")
+        yield measured(name, statistics.median(spent), "s", most=GOAL if "mmfeat" in name else None)
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, "-m", "mmfeat", "demo"], cwd=folder, stdout=subprocess.DEVNULL, check=True)
-        for command, goal in FILES.items():
+        for command, most in FILES.items():
             words = [sys.executable, "-c", COUNT, *command.split()]
             answer = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True)
-            print(f"| `mmfeat {command}` | {answer.stderr.split()[-1]} | {goal} |")
-
-
-def seconds_of(arguments: list[str]) -> tuple[float, float]:
-    """Wall and CPU seconds of one Python process."""
-    start, before = time.perf_counter(), os.times()
-    subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, check=True)
-    after = os.times()
-    cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return time.perf_counter() - start, cpu
-
-
-if __name__ == "__main__":
-    main()
+            yield measured(f"mmfeat {command}", int(answer.stderr.split()[-1]), "files", most=most)

@@ -41,20 +41,21 @@ class Made:
         return np.concatenate([block.vectors for block in self.features.blocks], axis=1).astype(np.float32)
 
 
-def make_samples(samples: int, widths: Mapping[str, int], seed: int = 0) -> Made:
-    """Samples of three classes of unequal size; their vectors are float16, as they come out of a cache."""
-    random = np.random.default_rng(seed)
-    numbers = random.choice(len(CLASSES), samples, p=SHARES)
+def make_samples(samples: int, widths: Mapping[str, int], numbers: np.ndarray | None = None) -> Made:
+    """Samples of three classes of unequal size, or whose vectors lean towards the classes with these numbers; vectors
+    are float16, as they come out of a cache."""
+    random = np.random.default_rng(0)
+    leans = random.choice(len(CLASSES), samples, p=SHARES) if numbers is None else numbers
     blocks = tuple(
-        Block(name, name, leaning(numbers, width, random), np.ones(samples, bool), name)
-        for name, width in widths.items()
+        Block(name, name, leaning(leans, width, random), np.ones(samples, bool), name) for name, width in widths.items()
     )
-    return Made(Features(tuple(map(str, range(samples))), blocks), Targets(CLASSES, indicator(numbers, len(CLASSES))))
+    classes = CLASSES if numbers is None else tuple(map(str, range(numbers.max() + 1)))
+    return Made(Features(tuple(map(str, range(samples))), blocks), Targets(classes, indicator(leans, len(classes))))
 
 
 def leaning(numbers: np.ndarray, width: int, random: np.random.Generator) -> np.ndarray:
     """(N, width) float16 noise around the mean of each sample's class."""
-    means = LEAN * random.standard_normal((len(CLASSES), width), np.float32)
+    means = LEAN * random.standard_normal((max(len(CLASSES), numbers.max() + 1), width), np.float32)
     return (means[numbers] + random.standard_normal((len(numbers), width), np.float32)).astype(np.float16)
 
 

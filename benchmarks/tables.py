@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from table import Row, measured
 
 from mmfeat.extraction.extract import extract_features
 from mmfeat.samples.dataset import SampleSource
@@ -63,6 +64,19 @@ def main() -> None:
         ratio = figure["seconds"] / figures[given.only[0]]["seconds"]
         print(f"| {name} | {paths[name].stat().st_size / 1e6:.0f} | {ratio:.2f} | {figure['memory']:.2f} GB |")
     print(f"{given.only[0]}: {figures[given.only[0]]['seconds']:.1f} s")
+
+
+def measure(small: bool) -> Iterator[Row]:
+    """The figures of reading all formats, in one round."""
+    count, first = 10_000 if small else 1_000_000, 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        for name in FORMATS:
+            call = [sys.executable, __file__, str(write(Path(folder), name, count)), "--read"]
+            figure = json.loads(subprocess.run(call, stdout=subprocess.PIPE, check=True).stdout)
+            assert figure["rows"] == count, (name, figure)
+            first, note = first or figure["seconds"], f"{figure['memory']:.2f} GB"
+            what = f"{name} of {count:,} rows, CPU time against JSONL"
+            yield measured(what, figure["seconds"] / first, "x", most=1.5, note=note)
 
 
 def read(path: Path) -> dict[str, float]:

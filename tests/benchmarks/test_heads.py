@@ -59,11 +59,11 @@ def lines(script: ModuleType) -> dict[str, str]:
     """What the small contest says, without the title of each line."""
     contest = script.make_contest("cpu", 16, small=True)
     assert len(contest.cells()) == len(contest.task.cells("concat")) == 4
-    return {line.what.partition(": ")[2]: line.figure for line in script.compare(contest)}
+    return {line.what.partition(": ")[2]: line.figure for line in script.compare(contest, None)}
 
 
 def test_all_ways_learn(lines: dict[str, str]) -> None:
-    scores = {name: float(figure.split(",")[0]) for name, figure in lines.items() if "macro-F1" in name}
+    scores = {name: float(figure.split(",")[0].split()[-1]) for name, figure in lines.items() if "macro-F1" in name}
     assert len(scores) >= 2
     assert min(scores.values()) > 0.25  # a head that always says the same gets 0.22
 
@@ -74,16 +74,31 @@ def test_ratios_are_the_times_divided(lines: dict[str, str]) -> None:
     assert float(lines["mmfeat against loop"].split()[0]) == pytest.approx(ratio, rel=0.05)
 
 
-def test_training_on_vectors_on_disk_is_measured_in_another_process(
-    script: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_training_on_vectors_on_disk_is_measured(script: ModuleType, tmp_path: Path) -> None:
     script.write_vectors(tmp_path, 2000, 16)
-    script.measure(str(tmp_path), "2000", "cpu")
-    lines = [line.split() for line in capfd.readouterr().out.splitlines()]
-    assert [name for name, _, _ in lines] == ["concat", "logistic", "ridge"]
-    peaks = [float(peak) for _, _, peak in lines]
+    rows = list(script.on_disk(str(tmp_path), "2000"))
+    assert [row.what.split()[0] for row in rows] == ["concat", "logistic", "ridge"]
+    peaks = [row.value for row in rows]
     assert peaks == sorted(peaks)
-    assert peaks[0] > 1e7
+    assert peaks[0] > 0.01
+    assert {(row.goal, row.verdict) for row in rows} == {("<= 3", "passed")}
+
+
+@pytest.mark.parametrize(
+    ("limits", "goal", "verdict"),
+    [
+        ({"least": 2.0}, ">= 2", "MISSED"),
+        ({"least": 1.5}, ">= 1.5", "passed"),
+        ({"most": 1.4}, "<= 1.4", "MISSED"),
+        ({"most": 2.0}, "<= 2", "passed"),
+        ({}, "", ""),
+    ],
+)
+def test_a_row_says_whether_it_meets_its_goal(
+    script: ModuleType, limits: dict[str, float], goal: str, verdict: str
+) -> None:
+    row = script.measured("speed", 1.5, "x", **limits)
+    assert (row.figure, row.goal, row.verdict) == ("1.5 x", goal, verdict)
 
 
 def test_the_cache_of_the_sweep_lacks_nothing(script: ModuleType, tmp_path: Path) -> None:
@@ -100,14 +115,7 @@ def test_the_cache_of_the_sweep_lacks_nothing(script: ModuleType, tmp_path: Path
         device="cpu",
     )
     described = [line.what for line in script.describe_sweep(done)]
-    assert described[0] == "sweep of 120 samples with defaults"
+    assert described[0] == "sweep of 120 samples with defaults and tokens"
     assert "sweep: ridge on all modalities" in described
     folders = sorted((tmp_path / "cache" / "table").glob("*tokens*"))
     assert len(folders) == 2
-
-
-def test_goals_say_when_they_were_missed(script: ModuleType) -> None:
-    assert script.verdict(3.2, 3) == ">= 3"
-    assert "missed" in script.verdict(2.9, 3)
-    assert "missed" in script.verdict(3.1, 3, below=True)
-    assert script.verdict(1, None) == ""
