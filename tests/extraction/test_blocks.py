@@ -87,8 +87,8 @@ def test_outputs_that_a_later_block_needs_come_from_the_same_pass(tmp_path: Path
     )
     texts = {tower.spec.output: tower.spec.fingerprint for tower in towers if tower.spec.modality == "text"}
     with Extractor(towers, Cache(tmp_path / "cache", "table"), ExtractSettings("cpu")) as extractor:
-        extractor.load({texts["pooled"]}, whole=True)
-        extractor.load(set(texts.values()), whole=True)
+        extractor.load({texts["pooled"]}, {"text": 1}, whole=True)
+        extractor.load(set(texts.values()), {"text": 1}, whole=True)
         (batcher,) = extractor.encoders("text")
         assert batcher.encoder.fingerprints == set(texts.values())
 
