@@ -327,7 +327,7 @@ class Extractor(AbstractContextManager["Extractor"]):
             counts.runtimes |= {spec.folder_name: encoder.note() for spec in encoder.specs if encoder.note()}
         return counts
 
-    def load(self, fingerprints: set[str], samples: Mapping[str, int], whole: bool = False) -> None:
+    def load(self, fingerprints: set[str], samples: Mapping[str, int] | None = None, whole: bool = False) -> None:
         """Load the models of the specs with these fingerprints, each model once; `samples` counts those of a modality.
 
         With `whole` a model is loaded with all outputs that any block may need, not only with those named.
@@ -340,7 +340,7 @@ class Extractor(AbstractContextManager["Extractor"]):
             if name not in loaded and (name in fingerprints or (whole and tower.request in asked))
         ]
         if wanted:
-            fresh = load_encoders(wanted, self.device, replace(self.runtime, samples=samples))
+            fresh = load_encoders(wanted, self.device, replace(self.runtime, samples=samples or {}))
             self._encoders += [Batcher(encoder, self.device, self.settings.batch_size) for encoder in fresh]
 
     def encoders(self, modality: str) -> list[Batcher]:
