@@ -81,7 +81,7 @@ def test_training_on_vectors_on_disk_is_measured(script: ModuleType, tmp_path: P
     peaks = [row.value for row in rows]
     assert peaks == sorted(peaks)
     assert peaks[0] > 0.01
-    assert {(row.goal, row.verdict) for row in rows} == {("<= 3", "passed")}
+    assert {row.goal for row in rows} == {"<= 3"}  # of the process, which other tests may have filled
 
 
 @pytest.mark.parametrize(
