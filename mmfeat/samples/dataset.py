@@ -37,7 +37,7 @@ from mmfeat.samples.folders import (
     table_in_archive,
 )
 from mmfeat.samples.labels import label_notes, missing_note, no_labels
-from mmfeat.samples.layouts import FILE_NAME, METADATA, GroupedFiles, Layout, find_layout
+from mmfeat.samples.layouts import FILE_NAME, METADATA, NO_TEXT, GroupedFiles, Layout, find_layout
 from mmfeat.samples.objects import OBJECT, file_of, short_name, written
 from mmfeat.samples.photo_cells import IMAGE_ROOT, Photo, PhotoFinder, Photos
 from mmfeat.samples.rows import NO_LABELS, Absence, SampleRows
@@ -215,10 +215,11 @@ class SampleSource:
         """Count and check all samples and, unless `is_test`, what the columns of a table hold; no photo is opened."""
         if self.is_folder:
             samples = self._listed()
-            parts = MODALITIES if self.layout.lists is not None else ("image",)  # photos alone are a data set, too
+            unread = [note for note in samples.notes if note.startswith(NO_TEXT)]  # else photos alone are a data set
+            parts = MODALITIES if self.layout.lists is not None or unread else ("image",)
             lost = [name for name in parts if all(getattr(sample, name) is None for sample in samples)]
             return replace(
-                Overview.of(samples), absent={name: self._absence(name, samples.samples[0].id) for name in lost}
+                Overview.of(samples), absent={name: self._absence(name, samples.samples[0].id, unread) for name in lost}
             )
         hashes, table = array("Q"), TableCounts(self.rows.table_columns if self.rows and not is_test else ())
         reading = self.read()
@@ -244,8 +245,10 @@ class SampleSource:
         name = id + {"image": ".jpg", "text": ".txt"}[modality]
         return f"; the first path tried is {os.path.join(self.data, self.layout.lists, 'data', name)}"
 
-    def _absence(self, modality: str, id: str) -> Absence:
-        """Why no sample of a folder has a part; `id` is that of the first sample."""
+    def _absence(self, modality: str, id: str, unread: Sequence[str]) -> Absence:
+        """Why no sample of a folder has a part; `id` is that of the first sample, `unread` tell of texts in JSON."""
+        if modality == "text" and unread:
+            return Absence(unread[0], False)
         part, beside = PART[modality], "texts" if modality == "image" else "photos"
         return Absence(
             f"no sample has a {part}{self.tried(modality, id)}; put {part}s named by the ids beside the {beside}", False
@@ -279,8 +282,7 @@ class SampleSource:
         return Reading(self, ids, look)
 
     def _listed(self) -> SampleSet:
-        if self._folder is None:
-            self._folder = read_samples(self.data, self.columns)
+        self._folder = self._folder or read_samples(self.data, self.columns)
         return self._folder
 
     @property

@@ -33,6 +33,7 @@ from mmfeat.system.wording import counted
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 FILE_NAME = "file_name"  # the Hub's column of photos
+NO_TEXT = "no text "  # begins the note that JSON beside the photos may hold texts
 BESIDE = ("txt", "json", "cls")  # files beside a photo that have its name
 
 

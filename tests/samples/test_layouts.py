@@ -221,6 +221,9 @@ def test_fields_of_json_are_named_by_columns(tmp_path: Path) -> None:
     assert "no titel is read from JSON with plot, genres; --columns text=... names fields" in several.notes
     plain = read_samples(data)
     assert "no text or label is read from JSON with plot, genres" in plain.notes[0]
+    assert extract_features(data, ["hog"], cache=tmp_path / "cache").new.total() == 1
+    with pytest.raises(DataError, match=r"set: no text or label is read from JSON with plot, genres; --columns text="):
+        extract_features(data, ["hashing", "hog"], cache=tmp_path / "cache")
     assert "1 file not read (first: split.json)" in plain.notes
 
 
