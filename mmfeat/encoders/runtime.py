@@ -162,16 +162,20 @@ class Trial:
     def _tried(self, name: str) -> Pass | None:
         """The pass by a runtime, timed; None where it fails or differs."""
         try:
-            forward = torch.compile(self.plain) if name == "compile" else self._exported(name)
-            self._check(forward)
+            forward = self._compiled() if name == "compile" else self._exported(name)
             self._time(name, forward)
             return forward
         except Exception as error:  # exporters and runtimes have errors of their own
             self.refused[name] = one_line(error)
             return None
 
+    def _compiled(self) -> Pass:
+        forward = torch.compile(self.plain)
+        self._check(forward)
+        return forward
+
     def _exported(self, name: str) -> Pass:
-        """The pass by a runtime over the stored graph; a graph that fails is made anew once."""
+        """The checked pass by a runtime over the stored graph; a graph that fails is made anew once."""
         for anew in (False, True):
             with self.store.graph(self._write, anew) as (path, is_new):
                 try:

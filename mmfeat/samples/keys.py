@@ -289,9 +289,8 @@ def _stamp_of(path: str | Path, status: os.stat_result) -> Stamp:
     import xxhash
 
     name = os.fsencode(path)
-    if not is_remote(str(path)) and not os.path.isabs(
-        name
-    ):  # an absolute path must work even where the working folder is gone
+    # An absolute path must work even where the working folder is gone.
+    if not is_remote(str(path)) and not os.path.isabs(name):
         name = os.path.join(os.getcwdb(), name)
     # The change time cannot be set back, so another file with the old date under the same name is noticed.
     facts = struct.pack("<4q", status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino & (2**63 - 1))
