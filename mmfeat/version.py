@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 __version__ = "0.1.0"
 
@@ -22,3 +24,19 @@ def versions(packages: Sequence[str] = ENCODING) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return installed
+
+
+def install_command(extra: str) -> str:
+    """Return the command that adds the optional group `extra` to this installation, with the installer that made it.
+
+    A checkout is installed again with the group. Elsewhere the command names the packages of the group: the wheel may
+    be gone, and on an index another package may have the name.
+    """
+    from importlib.metadata import distribution
+
+    installed, checkout = distribution("mmfeat"), Path(__file__).parents[1]
+    command = ["uv"] * ((installed.read_text("INSTALLER") or "").strip() == "uv") + ["pip", "install"]
+    if (checkout / "pyproject.toml").exists():
+        return shlex.join([*command, "-e", f"{'.' if checkout == Path.cwd() else checkout}[{extra}]"])
+    lines = (line.replace("'", '"').partition(";") for line in installed.requires or ())
+    return shlex.join([*command, *(name.strip() for name, _, marker in lines if f'extra == "{extra}"' in marker)])

@@ -38,7 +38,7 @@ from mmfeat.system.files import write_errors, write_json
 from mmfeat.system.hardware import cpu_count
 from mmfeat.system.remote import absolute, is_remote
 from mmfeat.system.wording import Progress, Silent
-from mmfeat.version import __version__
+from mmfeat.version import __version__, install_command
 
 EXAMPLES = 10
 ALL = "all"
@@ -189,7 +189,7 @@ def _notes(findings: Findings) -> list[str]:
     notes = [findings.no_run] if findings.no_run else []
     notes += findings.samples.notes
     if language_classifier() is None and any(sample.text for sample in findings.samples):
-        notes.append(NO_LANGUAGES)
+        notes.append(NO_LANGUAGES.format(install=install_command("audit")))
     if are_absent(findings.samples.samples):
         notes.append("no sample has a text")
     if findings.photos.absent:

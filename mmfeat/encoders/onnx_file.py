@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mmfeat.errors import ConfigError, RunError
+from mmfeat.version import install_command
 
 LARGEST = 1_500_000_000  # most bytes of weights in one protobuf file; more weights are written to a second file
 
@@ -24,9 +25,7 @@ def check_installed() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ConfigError(
-            f"export needs onnx, onnxscript, onnxruntime ({error}); pip install 'mmfeat[onnx]'"
-        ) from error
+        raise ConfigError(f"export needs onnx, onnxscript, onnxruntime ({error}); {install_command('onnx')}") from error
 
 
 def write_onnx(

@@ -32,6 +32,7 @@ from mmfeat.system.files import read_json, write_json
 from mmfeat.system.hardware import resolve_device, resolve_dtype
 from mmfeat.system.remote import absolute, is_remote
 from mmfeat.system.wording import shown, without_passwords
+from mmfeat.version import install_command
 
 FOLDER = "requests"
 NO_TEXTS = "no texts"
@@ -267,7 +268,7 @@ def check_runtime(runtime: str, device: str, towers: Sequence[Tower]) -> None:
         return
     if lacking := [name for name in (runtime, "onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
         extra = {"onnxruntime": "onnx"}.get(runtime, runtime)
-        raise ConfigError(f"--runtime {runtime} needs {', '.join(lacking)}; pip install 'mmfeat[{extra}]'")
+        raise ConfigError(f"--runtime {runtime} needs {', '.join(lacking)}; {install_command(extra)}")
     if resolve_device(device) != "cpu":
         raise ConfigError(f"--runtime {runtime}: it computes on the CPU; add --device cpu, or leave it out")
     if not any(spec.arithmetic == "float32" for spec in specs):

@@ -17,6 +17,7 @@ from mmfeat.encoders.layers import capture, from_rows, given_to
 from mmfeat.encoders.torch_tower import TorchTower, to_device
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.finetune.settings import ALL
+from mmfeat.version import install_command
 
 TOLERANCE = 1e-4  # largest difference of vectors between both paths, as a share of max(1, largest value)
 FIXED_FACTOR = ".lora_A."  # stands in the names of the factor A of adapters B A; interpolation scales B, 0 at first
@@ -178,7 +179,7 @@ def adapted_layers(tower: TorchTower, depths: Mapping[str, int]) -> dict[str, in
     try:
         import peft  # noqa: F401
     except ImportError as error:
-        raise ConfigError("--lora needs peft; install it with pip install 'mmfeat[lora]'") from error
+        raise ConfigError(f"--lora needs peft; {install_command('lora')}") from error
     owners = {name.rpartition(".")[0]: depth for name, depth in depths.items()}
     linear = {name: depth for name, depth in owners.items() if type(tower.module.get_submodule(name)) is nn.Linear}
     if not linear:

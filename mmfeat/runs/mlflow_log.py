@@ -18,6 +18,7 @@ from mmfeat.runs.compare import flat_settings
 from mmfeat.runs.leaderboard import LEADERBOARD, SCORES
 from mmfeat.runs.run import ABLATION, RUN_FILE, Run
 from mmfeat.system.wording import without_passwords
+from mmfeat.version import install_command
 
 EXPERIMENT = "mmfeat"
 ARTIFACTS = (f"{LEADERBOARD}.csv", f"{LEADERBOARD}.json", ABLATION, "report.html")
@@ -40,7 +41,7 @@ def log_run(run: Run, uri: str) -> str:
     try:
         from mlflow import MlflowClient
     except ImportError as error:
-        raise ConfigError("--mlflow needs MLflow's client; pip install 'mmfeat[mlflow]'") from error
+        raise ConfigError(f"--mlflow needs MLflow's client; {install_command('mlflow')}") from error
     client = MlflowClient(tracking_uri=uri)
     experiment_id = _experiment(client, uri)
     tags = tags_of(run)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmfeat.errors import DataError
 from mmfeat.system.remote import HUB, absolute, hub_parts, temporary_folder
+from mmfeat.version import install_command
 
 if TYPE_CHECKING:
     import pyarrow
@@ -150,7 +151,7 @@ def _load(name: str) -> Any:
         import datasets
         import huggingface_hub
     except ImportError as error:
-        raise DataError(f"{name}: the library datasets is not installed; pip install 'mmfeat[hf]'") from error
+        raise DataError(f"{name}: the library datasets is not installed; {install_command('hf')}") from error
     source, split = hub_parts(name)
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_error()

@@ -40,6 +40,7 @@ from mmfeat.sweep.problem import read_labelled
 from mmfeat.system.hardware import ENGINES, resolve_device, resolve_products
 from mmfeat.system.remote import absolute
 from mmfeat.system.wording import Progress, Silent, head_label
+from mmfeat.version import install_command
 
 
 def usable_towers(towers: Sequence[Tower]) -> list[Tower]:
@@ -77,7 +78,7 @@ def choose_pairs(
         raise HeadError("no head was asked for; name one with --fusion or --baselines")
     trees = [head for head in heads if head in NEEDS_LIGHTGBM]
     if trees and find_spec("lightgbm") is None:
-        raise HeadError(f"--baselines {','.join(trees)} needs LightGBM; pip install 'mmfeat[boosting]'")
+        raise HeadError(f"--baselines {','.join(trees)} needs LightGBM; {install_command('boosting')}")
     pairs = [(head, m) for m in sets for head in heads if m == "both" or TWINS.get(head) not in heads]
     if NEEDS_TOKENS not in heads or attend == "pooled":
         return pairs

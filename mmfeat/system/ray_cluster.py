@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmfeat.errors import ConfigError
+from mmfeat.version import install_command
 
 ANSWER_SECONDS = 5.0
 AGAIN_SECONDS = 1.0  # seconds until an interrupt without effect is sent again
@@ -59,7 +60,7 @@ def _import_ray() -> Any:
         with without_stderr():
             import ray
     except ImportError as error:
-        raise ConfigError("--engine ray needs Ray; install it with pip install 'mmfeat[ray]'") from error
+        raise ConfigError(f"--engine ray needs Ray; {install_command('ray')}") from error
     return ray
 
 

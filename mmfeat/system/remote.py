@@ -33,6 +33,7 @@ from typing import Any, BinaryIO
 from mmfeat.errors import DataError
 from mmfeat.system.web import client_options, completed, is_web, read_url
 from mmfeat.system.wording import without_passwords
+from mmfeat.version import install_command
 
 EXTRAS = {"http": "http", "https": "http", "s3": "s3", "gs": "gcs", "gcs": "gcs"}  # protocol -> extra of mmfeat
 HUB = "hf:"  # begins the name of a data set that the library `datasets` reads
@@ -158,7 +159,7 @@ def _filesystem(url: str) -> Any:
         return fsspec.core.url_to_fs(url, **client_options() if is_web(url) else {})[0]
     except ImportError as error:
         extra = EXTRAS.get(url.partition("://")[0].lower())
-        install = f"pip install 'mmfeat[{extra}]'" if extra else f"{error}; pip install what it names"
+        install = install_command(extra) if extra else f"{error}; pip install what it names"
         raise DataError(f"{url}: a package that reads such URLs is missing; {install}") from error
     except ValueError as error:
         raise DataError(f"{url}: {error}; use a local path or a protocol that fsspec knows") from error

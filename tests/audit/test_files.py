@@ -133,7 +133,7 @@ def test_languages_with_py3langid() -> None:
 def test_without_py3langid_one_line_says_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "py3langid.langid", None)
     audit = audit_data(write_folder(tmp_path / "d", [("1", "so happy", None, "a")]), out=tmp_path / "audit")
-    assert [note for note in audit.notes if "py3langid" in note and "mmfeat[audit]" in note]
+    assert [note for note in audit.notes if "py3langid" in note and "[audit]" in note]
     assert "languages" not in audit.profile["all"]["text"]
 
 

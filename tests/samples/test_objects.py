@@ -180,5 +180,5 @@ def test_a_data_set_that_is_nowhere_is_told_in_one_line() -> None:
 
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r"pip install 'mmfeat\[hf\]'"):
+    with pytest.raises(DataError, match=r"pip install -e .*\[hf\]"):
         read_samples("hf:someone/something")

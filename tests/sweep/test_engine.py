@@ -154,7 +154,7 @@ def test_unknown_engines_are_refused() -> None:
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[Any]:
     """A real cluster of this machine's, with two workers."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'mmfeat[ray]'")
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
     options = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # workers, too, read the made-up vectors on disk

@@ -259,7 +259,7 @@ def test_lightgbm_that_is_missing_is_named_before_anything_is_trained(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "lightgbm", None)
-    with pytest.raises(HeadError, match=r"--baselines forest needs LightGBM; pip install 'mmfeat\[boosting\]'"):
+    with pytest.raises(HeadError, match=r"--baselines forest needs LightGBM; pip install -e .*\[boosting\]"):
         sweep(place, fusion=("none",), baselines=("knn", "forest"))
 
 
