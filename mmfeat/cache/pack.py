@@ -1,6 +1,6 @@
-"""Packs: one plain HDF5 file with the ids, labels and values of a data set, aligned, for other programs.
+"""Packs: the ids, labels and values of a data set, aligned, for other programs; `pack_formats` has those without HDF5.
 
-    /ids (N), /labels (N)         UTF-8 strings; the label of an unlabelled sample is empty
+    /ids, /labels, /splits (N)    UTF-8 strings; the label of an unlabelled sample is empty, split is the user's own
     /ENCODER/mask (N)             1 for a sample with a value
     /ENCODER/pooled (N, D)        NaN for a sample without a value, or
     /ENCODER/tokens (M, D)        with /ENCODER/bounds (N + 1): sample i has rows bounds[i] to bounds[i + 1]
@@ -10,7 +10,7 @@ Each encoder's group has its name, its fingerprint and its whole spec as attribu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from mmfeat.cache.features import MappedBlock
 from mmfeat.cache.hdf5 import is_hard_link, lay_out, open_plain, plain_attributes, plain_datasets, printable
+from mmfeat.cache.pack_formats import WRITERS, file_of, is_pack, read_matrix, read_table
 from mmfeat.cache.shard import as_strings
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.spec import EncoderSpec
@@ -29,42 +30,74 @@ from mmfeat.system.wording import Advance, Progress, Silent
 FORMAT = "mmfeat pack 1"
 STEP = 256  # samples whose tokens are in memory at once
 REMEDY = "mmfeat cache pack makes a new one"
+HDF5 = "h5"
+FORMATS = (HDF5, *WRITERS)
+STRINGS = ("ids", "labels", "splits")
 
 
 def write_pack(
-    path: Path, store: Cache, samples: SampleSet, specs: Sequence[EncoderSpec], progress: Progress | None = None
+    path: Path,
+    store: Cache,
+    samples: SampleSet,
+    specs: Sequence[EncoderSpec],
+    progress: Progress | None = None,
+    format: str | None = None,
 ) -> int:
     """Write the file in one step, a few samples' values in memory at a time; returns its size in bytes.
 
-    Raises `CacheMissError` if any sample was never extracted, and `ConfigError` if `path` is a file that is no pack.
+    `format` is one of `FORMATS`, by default the one that the suffix names. Raises `CacheMissError` if any sample was
+    never extracted, and `ConfigError` for an unknown suffix, or if `path` is a file that is no pack.
     """
-    _check_free(path)
+    kind = _format_of(path, format)
+    _check_free(path, kind, specs)
     keys = {modality: store.content_keys(samples.samples, modality) for modality in {s.modality for s in specs}}
     blocks = {spec: store.map(samples.samples, spec, keys[spec.modality]) for spec in specs}
+    with (progress or Silent()).step("pack", len(samples) * len(blocks)) as advance:
+        sweep_temporaries(path.parent, path.name)
+        if kind == HDF5:
+            return _write_hdf5(path, samples, blocks, advance)
+        named = {spec.folder_name: block for spec, block in blocks.items()}
+        WRITERS[kind](path, samples, named, advance)
+    return sum(file.stat().st_size for file in _files(path, kind, specs))
+
+
+def _write_hdf5(path: Path, samples: SampleSet, blocks: Mapping[EncoderSpec, MappedBlock], advance: Advance) -> int:
     shapes = {_path(s): ((_rows(s, block), block.width), np.dtype(s.storage)) for s, block in blocks.items()}
 
     def fill(file: Any) -> None:
         file.attrs.update({"format": np.bytes_(FORMAT), "dataset": np.bytes_(samples.name.encode())})
         file["ids"] = as_strings([sample.id for sample in samples])
         file["labels"] = as_strings([sample.label or "" for sample in samples])
+        file["splits"] = as_strings([sample.split for sample in samples])
         for spec, block in blocks.items():
             _fill(file.create_group(spec.folder_name), spec, block)
 
     layout = lay_out(fill, shapes)
-    with (progress or Silent()).step("pack", len(samples) * len(blocks)) as advance:
-        sweep_temporaries(path.parent, path.name)
-        write_atomic(path, layout.pieces({_path(s): _values(block, s, advance) for s, block in blocks.items()}))
+    write_atomic(path, layout.pieces({_path(s): _values(block, s, advance) for s, block in blocks.items()}))
     return layout.size
 
 
-def read_pack(path: Path, encoder: str) -> dict[str, np.ndarray]:
-    """`ids`, `labels`, `mask` and the values of one encoder's group, after the checks that shards get."""
+def read_pack(path: Path, encoder: str, format: str | None = None) -> dict[str, np.ndarray]:
+    """`ids`, `labels`, `splits`, `mask` and the values of one encoder, after the checks that shards get."""
+    kind = format or Path(path).suffix.lower().removeprefix(".")
+    if kind not in WRITERS:
+        return _read_hdf5(Path(path), encoder)
+    try:
+        if not is_pack(Path(path), kind):
+            raise ValueError("not a pack")
+        return (read_matrix if kind in ("npy", "faiss") else read_table)(Path(path), kind, encoder)
+    except (OSError, ValueError, LookupError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise CacheError(f"{path}: not a readable pack of {kind} ({reason}); {REMEDY}") from error
+
+
+def _read_hdf5(path: Path, encoder: str) -> dict[str, np.ndarray]:
     import h5py
 
     with open_plain(path, REMEDY) as file:
         if plain_attributes(file, path, ("format",), REMEDY)["format"] != FORMAT:
             raise CacheError(f"{path}: not a {FORMAT}; {REMEDY}")
-        groups = [name for name in file if name not in ("ids", "labels")]
+        groups = [name for name in file if name not in STRINGS]
         if encoder not in groups:
             raise CacheError(f"{path}: no encoder {encoder!r}; it has {', '.join(map(printable, groups))}")
         if not is_hard_link(file, encoder) or not isinstance(file[encoder], h5py.Group):
@@ -72,9 +105,10 @@ def read_pack(path: Path, encoder: str) -> dict[str, np.ndarray]:
         group = file[encoder]
         output = next((name for name in ("pooled", "tokens", "prefix") if name in group), "pooled")
         kinds = {"mask": "u", output: "f"} | ({} if output == "pooled" else {"bounds": "i"})
+        strings = [name for name in STRINGS if name in file or name != "splits"]  # which older packs lack
         stored = plain_datasets(group, path, kinds, remedy=REMEDY)
-        stored |= plain_datasets(file, path, {"ids": "S", "labels": "S"}, beside=groups, remedy=REMEDY)
-        arrays = {name: (file if name in ("ids", "labels") else group)[name][:] for name in stored}
+        stored |= plain_datasets(file, path, dict.fromkeys(strings, "S"), beside=groups, remedy=REMEDY)
+        arrays = {name: (file if name in STRINGS else group)[name][:] for name in stored}
     if not _fit(arrays, output):
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
         raise CacheError(f"{path}: {encoder}: {shapes} do not fit together; {REMEDY}")
@@ -85,7 +119,7 @@ def _fit(arrays: dict[str, np.ndarray], output: str) -> bool:
     """Whether the arrays of one encoder agree on the number of samples and of tokens."""
     values, bounds = arrays[output], arrays.get("bounds", np.arange(len(arrays["mask"]) + 1))
     return (
-        len(arrays["ids"]) == len(arrays["labels"]) == len(arrays["mask"]) == len(bounds) - 1
+        {len(arrays[name]) for name in (*STRINGS, "mask") if name in arrays} == {len(bounds) - 1}
         and values.ndim == 2
         and bounds[0] == 0
         and bounds[-1] == len(values)
@@ -93,16 +127,39 @@ def _fit(arrays: dict[str, np.ndarray], output: str) -> bool:
     )
 
 
-def _check_free(path: Path) -> None:
-    """Raise `ConfigError` if `path` is a file that is no pack; an older pack may be replaced."""
-    if not path.exists():
+def _format_of(path: Path, named: str | None) -> str:
+    """The format that is named, or that of the suffix. Raises `ConfigError` for neither."""
+    if named not in (None, *FORMATS):
+        raise ConfigError(f"--format {named}: use one of {', '.join(FORMATS)}")
+    kind = named or {".hdf5": HDF5}.get(path.suffix.lower(), path.suffix.lower().removeprefix("."))
+    if kind not in FORMATS:
+        raise ConfigError(
+            f"--out {path}: no format has this suffix; use one of .{', .'.join(FORMATS)}, or add --format"
+        )
+    return kind
+
+
+def _files(path: Path, kind: str, specs: Sequence[EncoderSpec]) -> list[Path]:
+    """The files of a pack; a folder counts as what is in it."""
+    if kind in ("npy", "faiss"):
+        return [path.with_suffix(".csv"), *(file_of(path, spec.folder_name, len(specs)) for spec in specs)]
+    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+
+
+def _check_free(path: Path, kind: str, specs: Sequence[EncoderSpec]) -> None:
+    """Raise `ConfigError` where what is there is no pack, which may be replaced, or cannot hold the values."""
+    if kind != HDF5 and (deep := [spec.name for spec in specs if spec.output != "pooled"]):
+        raise ConfigError(
+            f"--format {kind}: it takes one vector a sample, and {deep[0]} has more; add --outputs pooled"
+        )
+    if not any(file.exists() for file in (path, *_files(path, kind, specs))) or (kind != HDF5 and is_pack(path, kind)):
         return
     try:
         with open_plain(path) as file:
             free = str(plain_attributes(file, path, ("format",))["format"]).startswith("mmfeat pack")
     except CacheError:
         free = False
-    if not free:
+    if kind != HDF5 or not free:
         raise ConfigError(f"--out {path}: this exists and is no pack; name another file")
 
 

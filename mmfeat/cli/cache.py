@@ -295,23 +295,32 @@ def gc(
         out.print("nothing was deleted; the same command with --yes deletes what is listed")
 
 
+PACK_PARAMETERS: Parameters = {
+    "out": (option("The file to write; its suffix is a format.  [default: pack.FORMAT]", str | None), None),
+    "format": (option("h5, npy, parquet, lance or faiss.  [default: the suffix of --out, or h5]", str | None), None),
+    **REQUEST_PARAMETERS,
+}
+
+
 @app.command()
-@takes({"out": (option("The file to write."), "pack.h5"), **REQUEST_PARAMETERS})
+@takes(PACK_PARAMETERS)
 @interruptible("no file was written")
 def pack(context: typer.Context, **values: Any) -> None:
-    """Write one plain HDF5 file with ids, labels and vectors, aligned.
+    """Write ids, labels, split and vectors, aligned, for other programs.
 
     \b
     mmfeat cache pack --out tweets.h5
+    mmfeat cache pack --out tweets.parquet
     """
-    from mmfeat.cache.pack import write_pack
+    from mmfeat.cache.pack import HDF5, write_pack
     from mmfeat.cache.store import Cache
 
+    path, format = Path(values["out"] or f"pack.{values['format'] or HDF5}"), values["format"]
     samples, specs = _samples_and_specs(values)
-    written = write_pack(Path(values["out"]), Cache(values["cache"], samples.name), samples, specs, ConsoleProgress())
+    written = write_pack(path, Cache(values["cache"], samples.name), samples, specs, ConsoleProgress(), format)
     out.print(f"{counted(len(samples), 'sample')}, {counted(len(specs), 'encoder')}, {size_of(written)}")
-    out.print(f"pack {values['out']}")
-    out.print("next: h5py reads it; docs/format.md says what is in it")
+    out.print(f"pack {path}")
+    out.print("next: mmfeat.read_pack reads it; docs/cache.md names other programs")
 
 
 def _verify_parity(values: Mapping[str, Any], count: int, seed: int) -> bool:

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from mmfeat.cache.pack import read_pack, write_pack
+from mmfeat.cache.pack import FORMATS, read_pack, write_pack
 from mmfeat.cache.store import Cache
 from mmfeat.errors import CacheError, CacheMissError, ConfigError
 from mmfeat.samples.dataset import Sample, SampleSet
@@ -21,7 +21,10 @@ from tests.cache.shards import LENGTHS, POOLED_SPEC, ROWS, SAMPLES, TOKEN_SPEC, 
 
 POOLED, TOKEN = POOLED_SPEC.folder_name, TOKEN_SPEC.folder_name
 ORDER = [5, 0, 7, 2, 1, 2]
-LABELLED = tuple(dataclasses.replace(SAMPLES[n], id=f"é{i}", label=f"l{n % 2}") for i, n in enumerate(ORDER))
+PARTS = ("train", "test")
+LABELLED = tuple(
+    dataclasses.replace(SAMPLES[n], id=f"é{i}", label=f"l{n % 2}", split=PARTS[n % 2]) for i, n in enumerate(ORDER)
+)
 NOTHING = Sample("none", None, text_error="no text file", label="l0")
 SET = SampleSet("set", "set", (*LABELLED, NOTHING, SAMPLES[3]))  # the last has no label
 
@@ -45,7 +48,8 @@ def pack(store: Cache, tmp_path: Path) -> Path:
 def test_plain_h5py_reads_what_the_cache_gives(store: Cache, pack: Path) -> None:
     features = store.load(SET.samples, [POOLED_SPEC, TOKEN_SPEC])
     with h5py.File(pack, "r") as file:
-        assert set(file) == {"ids", "labels", POOLED, TOKEN}
+        assert set(file) == {"ids", "labels", "splits", POOLED, TOKEN}
+        assert [split.decode() for split in file["splits"]] == [sample.split for sample in SET]
         assert [id.decode() for id in file["ids"]] == [sample.id for sample in SET]
         assert [label.decode() for label in file["labels"]] == [sample.label or "" for sample in SET]
         assert file["labels"][-1] == b""
@@ -67,11 +71,17 @@ def test_plain_h5py_reads_what_the_cache_gives(store: Cache, pack: Path) -> None
 
 def test_what_was_written_is_read_back(pack: Path) -> None:
     found = read_pack(pack, POOLED)
-    assert set(found) == {"ids", "labels", "mask", "pooled"}
+    assert set(found) == {"ids", "labels", "splits", "mask", "pooled"}
     np.testing.assert_array_equal(found["pooled"][found["mask"] == 1], VECTORS[[*ORDER, 3]])
     tokens = read_pack(pack, TOKEN)
-    assert set(tokens) == {"ids", "labels", "mask", "bounds", "tokens"}
+    assert set(tokens) == {"ids", "labels", "splits", "mask", "bounds", "tokens"}
     np.testing.assert_array_equal(tokens["tokens"], np.concatenate([TOKENS[n] for n in [*ORDER, 3]]))
+
+
+def test_an_older_pack_without_splits_is_read(pack: Path) -> None:
+    with h5py.File(pack, "r+") as file:
+        del file["splits"]
+    assert set(read_pack(pack, POOLED)) == {"ids", "labels", "mask", "pooled"}
 
 
 def test_a_pack_has_the_same_bytes_each_time(pack: Path, store: Cache) -> None:
@@ -100,7 +110,7 @@ def test_nothing_is_made_up_and_nothing_of_others_replaced(tmp_path: Path, store
     (shard,) = store.spec_folder(POOLED_SPEC).glob("*.h5")
     for taken in (table, shard, tmp_path):
         with pytest.raises(ConfigError, match="this exists and is no pack; name another file"):
-            write_pack(taken, store, SET, [POOLED_SPEC])
+            write_pack(taken, store, SET, [POOLED_SPEC], format="h5")
     assert table.read_text() == "id,text\n1,a\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "table.csv"]
 
@@ -216,3 +226,99 @@ def test_what_is_no_pack_is_refused(pack: Path, store: Cache, tmp_path: Path) ->
         with pytest.raises(CacheError, match=f"no encoder {name!r}; it has bert-tiny-tokens-.*, hashing-"):
             read_pack(pack, name)
     assert len(read_pack(pack, POOLED)["ids"]) == len(SET) != ROWS + 1
+
+
+OTHER_SPEC = dataclasses.replace(POOLED_SPEC, cleaning="none", storage="float16")
+OTHER = OTHER_SPEC.folder_name
+LIBRARIES = {"npy": "numpy", "parquet": "pyarrow", "lance": "lance", "faiss": "faiss"}
+
+
+@pytest.fixture
+def two(store: Cache) -> Cache:
+    """A cache with another encoder, in half precision."""
+    with store.writer(OTHER_SPEC, {}) as writer:
+        writer.add(dataclasses.replace(rows(POOLED_SPEC), values=VECTORS.astype(np.float16)))
+    return store
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("kind", FORMATS[1:])
+def test_every_format_gives_back_what_the_cache_gives(two: Cache, tmp_path: Path, kind: str) -> None:
+    pytest.importorskip(LIBRARIES[kind])
+    path, specs = tmp_path / "out" / f"tweets.{kind}", [POOLED_SPEC, OTHER_SPEC]
+    for _ in range(2):  # an older pack may be replaced
+        size = write_pack(path, two, SET, specs)
+    files = [file for file in path.parent.rglob("*") if file.is_file()]
+    assert size == sum(file.stat().st_size for file in files) > 0
+    features = two.load(SET.samples, specs)
+    for name, block in zip((POOLED, OTHER), features.blocks, strict=True):
+        found = read_pack(path, name)
+        assert [id.decode() for id in found["ids"]] == [sample.id for sample in SET]
+        assert [label.decode() for label in found["labels"]] == [sample.label or "" for sample in SET]
+        assert [split.decode() for split in found["splits"]] == [sample.split for sample in SET]
+        np.testing.assert_array_equal(found["mask"], block.mask)
+        expected = block.vectors
+        if kind == "faiss":
+            expected = expected.astype(np.float32)
+            expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+            np.testing.assert_allclose(found["pooled"], expected, atol=1e-6)
+        else:
+            assert found["pooled"].dtype == expected.dtype
+            np.testing.assert_array_equal(found["pooled"], expected)
+    with pytest.raises(CacheError, match=f"no encoder 'bert'; it has {POOLED}, {OTHER}"):
+        read_pack(path, "bert")
+
+
+def test_the_files_are_those_of_the_programs(two: Cache, tmp_path: Path) -> None:
+    """What NumPy and pandas read by themselves, with texts for a person who looks at a map of the vectors."""
+    import pandas
+
+    write_pack(tmp_path / "one.npy", two, SET, [POOLED_SPEC])
+    write_pack(tmp_path / "two.npy", two, SET, [POOLED_SPEC, OTHER_SPEC])
+    write_pack(tmp_path / "pack", two, SET, [POOLED_SPEC], format="parquet")
+    names = {"cache", "one.csv", "one.npy", "pack", "two.csv", f"two-{POOLED}.npy", f"two-{OTHER}.npy"}
+    assert {*names_in(tmp_path)} == names
+    vectors, table = np.load(tmp_path / "one.npy"), pandas.read_csv(tmp_path / "one.csv", keep_default_na=False)
+    assert list(table) == ["id", "text", "image", "label", "split", POOLED]
+    assert table["text"].tolist() == [sample.text or "" for sample in SET]
+    assert np.isnan(vectors).all(axis=1).tolist() == (table[POOLED] == 0).tolist()
+    frame = pandas.read_parquet(tmp_path / "pack")
+    assert frame["split"].tolist()[:2] == ["test", "train"]
+    np.testing.assert_array_equal(frame[POOLED][0], VECTORS[5])
+    assert frame[POOLED][6] is None
+
+
+def test_unknown_formats_and_files_of_others_are_refused(two: Cache, tmp_path: Path) -> None:
+    before = tmp_path / "tweets.csv"
+    before.write_text("id,text,image,label,split\n1,a,,b,train\n")
+    (tmp_path / "p.parquet").write_bytes(b"PAR1")
+    for name, spec, reason in (
+        ("p.txt", POOLED_SPEC, "no format has this suffix; use one of .h5, .npy, .parquet, .lance, .faiss, or add --f"),
+        ("p", POOLED_SPEC, "no format has this suffix"),
+        ("tweets.npy", POOLED_SPEC, "this exists and is no pack; name another file"),
+        ("p.parquet", POOLED_SPEC, "this exists and is no pack; name another file"),
+        ("q.parquet", TOKEN_SPEC, "takes one vector a sample, and bert:tiny.* has more; add --outputs pooled"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            write_pack(tmp_path / name, two, SET, [spec])
+    with pytest.raises(ConfigError, match="--format zip: use one of h5, npy, parquet, lance, faiss"):
+        write_pack(tmp_path / "p.h5", two, SET, [POOLED_SPEC], format="zip")
+    assert names_in(tmp_path) == ["cache", "p.parquet", "tweets.csv"]
+    assert before.read_text().endswith("train\n")
+    for name in ("p.parquet", "tweets.npy", "nowhere.npy"):
+        with pytest.raises(CacheError, match=r"not a readable pack .*; mmfeat cache pack makes a new one"):
+            read_pack(tmp_path / name, POOLED)
+
+
+def test_rows_of_a_table_and_a_matrix_that_do_not_fit_are_refused(two: Cache, tmp_path: Path) -> None:
+    path = tmp_path / "p.npy"
+    write_pack(path, two, SET, [POOLED_SPEC])
+    np.save(path, np.load(path)[1:])
+    with pytest.raises(CacheError, match=r"8 rows and vectors of shape \(7, 24\) do not fit together"):
+        read_pack(path, POOLED)
+    np.save(path, np.array([{}] * 8))
+    with pytest.raises(CacheError, match="not a readable pack of npy"):  # nothing is unpickled
+        read_pack(path, POOLED)

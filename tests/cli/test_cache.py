@@ -195,14 +195,16 @@ def test_gc(here: Path) -> None:
 
 def test_pack(here: Path) -> None:
     using, counts, place, following = lines("pack", "--out", "demo.h5")
-    assert following.startswith("next: h5py reads it")
+    assert following.startswith("next: mmfeat.read_pack reads it")
     assert using == "using demo with hashing, hog"
     assert re.match(r"120 samples, 2 encoders, [\d.]+ MB$", counts)
     assert place == "pack demo.h5"
     with h5py.File("demo.h5", "r") as file:
         assert len(file["ids"]) == 120
-        assert len(file) == 4
-    fails(mmfeat("pack", "--out", "demo/train.txt"), "this exists and is no pack; name another file")
+        assert len(file) == 5
+    assert "\npack pack.parquet\n" in mmfeat("pack", "--format", "parquet").stdout
+    fails(mmfeat("pack", "--out", "tweets.xyz"), "no format has this suffix")
+    fails(mmfeat("pack", "--out", "demo/train.txt", "--format", "h5"), "this exists and is no pack; name another file")
     fails(mmfeat("pack", "--cleaning", "none"), "not in the cache for hashing", "run mmfeat extract")
     damage(shard("hog"))
     fails(mmfeat("pack", "--out", "other.h5"), "values do not match their checksum", "mmfeat cache verify --quarantine")
