@@ -16,6 +16,7 @@ from .encoders.spec import EncoderOptions as EncoderOptions
 from .errors import MmfeatError as MmfeatError
 from .evaluation.protocol import Protocol as Protocol
 from .export.export import export_run as export_run
+from .extraction.embed import embed as embed
 from .extraction.extract import ExtractSettings as ExtractSettings
 from .extraction.extract import extract_features as extract_features
 from .extraction.forecast import forecast_extraction as forecast_extraction
@@ -27,6 +28,7 @@ from .heads.classifier import FusionClassifier as FusionClassifier
 from .heads.registry import HeadSettings as HeadSettings
 from .heads.registry import Plan as Plan
 from .heads.registry import Range as Range
+from .prediction.model import fit as fit
 from .prediction.model import load as load
 from .prediction.predict import predict_data as predict_data
 from .prediction.submit import write_submission as write_submission

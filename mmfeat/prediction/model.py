@@ -9,29 +9,35 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmfeat.encoders.spec import EncoderOptions
+from mmfeat.errors import DataError
+from mmfeat.extraction.extract import DEFAULT_ENCODERS, ExtractSettings, extract_features
 from mmfeat.extraction.in_memory import Embedded, Embedder
 from mmfeat.prediction.final_heads import (
     ELSEWHERE,
     EntryPredictor,
     predict_features,
+    read_for,
     table_of,
     unseen,
     unseen_note,
     with_places,
 )
-from mmfeat.prediction.inputs import Picture, Row, Text, as_samples
 from mmfeat.prediction.output_file import Predictions
 from mmfeat.runs.entry import Entry
 from mmfeat.runs.run import Run, checked_towers, choose_run
-from mmfeat.samples.dataset import PART, Sample
+from mmfeat.samples.dataset import PART, Data, Sample
+from mmfeat.samples.loose import Picture, Row, Text, as_samples, is_rows
+from mmfeat.samples.objects import passing
 from mmfeat.samples.table_columns import TABLE, TableColumn
+from mmfeat.sweep.train import train_heads
 from mmfeat.system.hardware import resolve_device
 from mmfeat.system.wording import Progress
 
@@ -56,6 +62,29 @@ def load(
     return Model(chosen, chosen.entry(head, modalities), device)
 
 
+def fit(
+    data: Data,
+    encoders: str | Sequence[str] = DEFAULT_ENCODERS,
+    *,
+    cache: str | Path = "cache",
+    out: str | Path = "heads",
+    options: EncoderOptions | None = None,
+    columns: Mapping[str, str] | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Model:
+    """Encode `data`, train and rank heads on the vectors, and return the model of the best entry.
+
+    This is `extract_features`, `train_heads` and `load`; other `settings` go to `train_heads`. What is in `cache` and
+    `out` is not done again. The leaderboard is `model.run.leaderboard`.
+    """
+    named = encoders.split(",") if isinstance(encoders, str) else list(encoders)
+    shared: dict[str, Any] = {"cache": cache, "options": options, "columns": columns, "progress": progress}
+    extract_features(data, named, settings=ExtractSettings(device), **shared)
+    return load(train_heads(data, named, out=out, device=device, **shared, **settings).run, device=device)
+
+
 class Model:
     """One entry of a run, whose encoders and heads are loaded at the first call that needs them and kept in memory.
 
@@ -77,7 +106,7 @@ class Model:
 
     def predict(
         self,
-        texts: str | Iterable[Text] | None = None,
+        texts: str | Iterable[Text] | Any = None,
         images: Picture | Iterable[Picture] = None,
         table: Row | Iterable[Row] = None,
     ) -> list[str]:
@@ -89,16 +118,18 @@ class Model:
 
     def predict_proba(
         self,
-        texts: str | Iterable[Text] | None = None,
+        texts: str | Iterable[Text] | Any = None,
         images: Picture | Iterable[Picture] = None,
         table: Row | Iterable[Row] = None,
     ) -> np.ndarray:
         """(N, C) calibrated probabilities; rows add up to 1 unless the run has several labels a sample.
 
-        `texts` and `images` are one value or a list of N values. Either may be left out, and None stands for a text or
-        image that a sample lacks; `table` maps names of columns to cells, for one sample or for each in a list. An
-        image is a path, a URL, the bytes of a file, or a PIL image. A missing file or a broken image counts as lacking,
-        with a `UserWarning`. Raises `DataError` for lists of different length.
+        `texts` and `images` are one value, or a list or series of N values. Either may be left out, and None stands for
+        a text or image that a sample lacks; `table` maps names of columns to cells, for one sample or for each in a
+        list. An image is a path, a URL, the bytes of a file, a PIL image or a uint8 array (H, W, 3). In place of all
+        three, whole rows may be given: a frame, an Arrow table or a list of dicts, with columns as in the run. A
+        missing file or a broken image counts as lacking, with a `UserWarning`. Raises `DataError` for lists of
+        different length.
         """
         return self._predicted(texts, images, table).probabilities
 
@@ -112,13 +143,23 @@ class Model:
             return predict_features(self._predictor, features, samples), replace(embedded, features=features)
 
     def _predicted(self, texts: Any, images: Any, table: Any) -> Predictions:
-        samples = as_samples(texts, images, table, [column.name for column in self.table])
+        if not is_rows(texts):
+            return self._warned(as_samples(texts, images, table, [column.name for column in self.table]))
+        if images is not None or table is not None:
+            raise DataError("rows given beside images or a table; give the rows alone, or lists of texts and images")
+        if not len(texts):
+            return self._warned(())
+        with passing(texts) as name:
+            return self._warned(read_for(name, None, self.run.config.columns).samples)
+
+    def _warned(self, samples: Sequence[Sample]) -> Predictions:
+        """The predictions for samples, with a `UserWarning` for what was missing."""
         if not samples:
             empty = np.empty((0, len(self.classes)))
             return Predictions((), empty.astype(bool), empty, self.classes, self.run.config.is_multilabel)
         predictions, embedded = self.predict_samples(samples)
         for line in unread(samples, embedded, self.table):
-            warnings.warn(line, stacklevel=3)
+            warnings.warn(line, stacklevel=4)
         return predictions
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +24,31 @@ if TYPE_CHECKING:
     import pyarrow
 
 OBJECT = "object://"
+FRAME = "frame"  # the cache folder of every object, so that one with more rows finds the old vectors
 ROWS = 1000  # rows that are in memory at once, and in one group of the file
 _files: dict[str, str] = {}  # name -> temporary Parquet file
+_passing = threading.Lock()
 
 
 def written(data: Any) -> str:
     """The name `object://frame-HASH` of an object, after it is written. Raises `DataError` for one of another kind."""
     path = _write(_batches(data))
-    name = f"{OBJECT}frame-{Path(path).stem}"
+    name = f"{OBJECT}{FRAME}-{Path(path).stem}"
     _files[name] = path
     return name
+
+
+@contextmanager
+def passing(data: Any) -> Iterator[str]:
+    """The name of an object whose file, unless it was there before, is deleted at the end; one thread at a time."""
+    with _passing:
+        before = set(_files)
+        name = written(data)
+        try:
+            yield name
+        finally:
+            if name not in before:
+                os.unlink(_files.pop(name))
 
 
 def file_of(name: str) -> str:
@@ -56,9 +73,9 @@ def _changed(folder: str) -> int:
 
 
 def short_name(name: str) -> str:
-    """The name of the cache folder: `frame` for every object, so that one with more rows finds the old vectors."""
+    """The name of the cache folder."""
     if name.startswith(OBJECT):
-        return "frame"
+        return FRAME
     return Path(hub_parts(name)[0]).name
 
 

@@ -41,6 +41,7 @@ def test_what_was_said_to_be_written_is_there(namespace: dict[str, Any]) -> None
     assert Path("submission.csv").read_text().startswith("guid,tag\n")
     assert namespace["report"].path.is_file()
     assert {path.name for path in Path("heads").iterdir()} == {
+        namespace["quick"].run.folder.name,
         namespace["run"].folder.name,
         namespace["searched"].folder.name,
     }

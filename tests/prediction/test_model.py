@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -26,6 +29,7 @@ from mmfeat.prediction.model import Model
 from mmfeat.prediction.predict import predict_data
 from mmfeat.prediction.submit import write_submission
 from mmfeat.runs.run import Run
+from mmfeat.samples import objects
 from mmfeat.samples.dataset import Sample, read_samples
 from mmfeat.samples.photos import decode_image, picture_bytes
 from mmfeat.sweep.search import Plan
@@ -216,3 +220,54 @@ def test_weights_that_moved_are_named_where_they_lie_now(place: Path, model: Mod
             mmfeat.load(heads=place / "heads", encoders=[f"timm:{wrong}"])
     finally:
         moved.rename(place / "tiny-timm")
+
+
+ROWS = [{"caption": text, "photo": name} for text, name in (("what a day", "a.png"), ("so tired", "b.png"))]
+
+
+@pytest.fixture(scope="module")
+def of_a_frame(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """What `fit` makes of a frame whose columns have other names, in one call."""
+    folder = tmp_path_factory.mktemp("fit")
+    values = np.random.default_rng(0).integers(0, 255, (40, 24, 24, 3), np.uint8)
+    frame = pd.DataFrame(
+        {
+            "caption": [f"{'so happy' if row % 2 else 'so tired'} of number {row}" for row in range(40)],
+            "photo": [Image.fromarray(pixels) for pixels in values],
+            "mood": ["up" if row % 2 else "down" for row in range(40)],
+        }
+    )
+    return mmfeat.fit(
+        frame, "hashing,hog", cache=folder / "cache", out=folder / "heads", device="cpu", fusion=["none"],
+        baselines=["ridge"], modalities=["both"], protocol=Protocol(folds=2, seeds=1),
+        columns={"text": "caption", "image": "photo", "label": "mood"},
+    )  # fmt: skip
+
+
+def test_fit_is_extract_heads_and_load(of_a_frame: Model) -> None:
+    assert of_a_frame.classes == ("down", "up")
+    assert of_a_frame.predict(["so happy", "so tired"], [None, None]) == ["up", "down"]
+    assert of_a_frame.run.folder.parent.name == "heads"
+
+
+@pytest.mark.parametrize("kind", [pd.DataFrame, pa.Table.from_pylist, list])
+def test_rows_are_predicted_by_the_columns_of_the_run(
+    of_a_frame: Model, kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for row, colour in zip(ROWS, ("red", "blue"), strict=True):
+        Image.new("RGB", (30, 20), colour).save(row["photo"])
+    known = set(objects._files)
+    rows = of_a_frame.predict_proba(kind(ROWS))
+    arrays = [np.asarray(Image.open(row["photo"])) for row in ROWS]
+    captions = pd.Series([row["caption"] for row in ROWS])
+    np.testing.assert_array_equal(rows, of_a_frame.predict_proba(captions, arrays))
+    assert of_a_frame.predict(kind([])) == []
+    assert set(objects._files) == known  # a service that predicts frames for months fills no disk
+
+
+def test_rows_come_alone(of_a_frame: Model) -> None:
+    with pytest.raises(DataError, match="give the rows alone"):
+        of_a_frame.predict(ROWS, ["a.png"])
+    with pytest.raises(DataError, match="no column caption, photo among mood"):
+        of_a_frame.predict(pd.DataFrame({"mood": ["up"]}))
