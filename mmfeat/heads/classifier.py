@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,37 +16,28 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
-from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, column_or_1d, validate_data
 
-from mmfeat.cache.features import Block, Features
 from mmfeat.errors import ConfigError, MmfeatError, RunError
 from mmfeat.evaluation.decisions import Decision, fit_decision
-from mmfeat.evaluation.splits import deal
-from mmfeat.heads.registry import DEFAULTS, FUSIONS, NEEDS_TOKENS, SETTING_TYPES, HeadSettings, load_fusion
-from mmfeat.samples.dataset import MODALITIES
+from mmfeat.heads.arrays import COPIES, ParameterError, blocks_of, canonical_order, copies_of, hold_out, is_a
+from mmfeat.heads.registry import DEFAULTS, FUSIONS, NEEDS_TOKENS, SETTING_TYPES, HeadSettings, load_fusion, settings_of
 from mmfeat.samples.labels import Targets, indicator
-from mmfeat.samples.table_columns import TABLE
 from mmfeat.system.files import write_atomic
 from mmfeat.system.hardware import resolve_device
 
 if TYPE_CHECKING:
+    from mmfeat.cache.features import Features
     from mmfeat.heads.data import HeadData
-
-
-FEWEST = 4  # fewest samples of a class that is held out; samples of smaller classes only train
-FEWEST_HELD_OUT = 50  # fewest held-out rows; early stopping on fewer rows costs more than training for all epochs
-
-
-class ParameterError(ConfigError, ValueError):
-    """A parameter or an array that `FusionClassifier` cannot take; a `ValueError` too, as scikit-learn expects."""
 
 
 class FusionClassifier(ClassifierMixin, BaseEstimator):
     """A fusion head that is trained on the columns of a matrix, with scikit-learn's interface.
 
     `X` is (n, d): the pooled vectors of one or more encoders side by side, as `widths` says. Vectors are standardised
-    and layer-normed, encoder by encoder, so an encoder has two columns at least and should have many. A row whose
-    columns of an encoder are all NaN lacks this part. `y` holds a class a row (n,), or several as 0 and 1 (n, C).
+    and layer-normed, encoder by encoder, so an encoder has two columns at least and should have many. A row with NaN
+    in the columns of an encoder lacks this part. `y` holds a class a row (n,), or several as 0 and 1 (n, C). Their
+    order makes no difference.
 
     Parameters
     ----------
@@ -135,19 +127,25 @@ batch_size, epochs, patience
         tags.classifier_tags.poor_score = True
         return tags
 
-    def fit(self, X: Any, y: Any) -> FusionClassifier:
-        """Train on (n, d) `X` and labels `y`, (n,) or (n, C).
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> FusionClassifier:
+        """Train on (n, d) `X` and labels `y`, (n,) or (n, C); a sample of (n,) `sample_weight` 2 counts as two, one of
+        0 not at all.
 
         Raises `ParameterError` (a `ValueError`) for parameters and arrays that do not fit, `HeadError` where a head
         diverges.
         """
         with _errors_name_parameters():
-            self._check_parameters()
+            seed = self._check_parameters()
             X, y = validate_data(
                 self, X, y, dtype=np.float32, ensure_all_finite="allow-nan", multi_output=True, order="C"
             )
-            random = check_random_state(self.random_state)
-            self._train(self._data(X, resolve_device(self.device)), self._read_targets(y), int(random.randint(2**31)))
+            weights = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
+            if not (counted := weights > 0).all():
+                X, y, weights = X[counted], y[counted], weights[counted]
+            targets, features = self._read_targets(y), blocks_of(X, self.widths)
+            order = canonical_order(features, targets)
+            data = self._data(features.take(order), resolve_device(self.device))
+            self._train(data, targets.take(order), copies_of(weights[order]), seed)
         return self
 
     def predict(self, X: Any) -> np.ndarray:
@@ -213,33 +211,32 @@ batch_size, epochs, patience
         self.decision_.choose(self._head_logits(zeros, "cpu"))  # weights, offsets and classes fit together
         return self
 
-    def _check_parameters(self) -> None:
+    def _check_parameters(self) -> int:
+        """A seed drawn by `random_state`. Raises `ParameterError` for a wrong parameter, `widths` aside."""
         adjustment, fraction = self.logit_adjustment, self.validation_fraction
-        number = isinstance(adjustment, Real) and np.isfinite(float(adjustment))
+        strength = adjustment is None or (is_a(adjustment, str) and adjustment == "auto")
+        strength = strength or (is_a(adjustment, Real) and bool(np.isfinite(float(adjustment or 0))))
         rules = {
-            f"fusion {self.fusion!r}: use one of {', '.join(FUSIONS)}": self.fusion in FUSIONS,
-            f"seeds {self.seeds}: a whole number, at least 1": isinstance(self.seeds, Integral) and self.seeds >= 1,
-            f"validation_fraction {fraction}: a share from 0 to below 1": 0 <= fraction < 1,
-            f"logit_adjustment {adjustment}: use None, a number or 'auto'": number or adjustment in (None, "auto"),
+            f"fusion {self.fusion!r}: use one of {', '.join(FUSIONS)}": str(self.fusion) in FUSIONS,
+            f"seeds {self.seeds!r}: a whole number, at least 1": is_a(self.seeds, Integral) and self.seeds >= 1,
+            f"validation_fraction {fraction!r}: a share from 0 to below 1": is_a(fraction, Real) and 0 <= fraction < 1,
+            f"logit_adjustment {adjustment!r}: use None, a number or 'auto'": strength,
+            f"device {self.device!r}: use auto, cpu, cuda or mps": is_a(self.device, str),
         }
         for rule, kept in rules.items():
             if not kept:
                 raise ParameterError(rule)
+        self._settings()
+        try:
+            return int(check_random_state(self.random_state).randint(2**31))
+        except ValueError as error:
+            what = "a whole number from 0 to 4294967295, a numpy RandomState or None"
+            raise ParameterError(f"random_state {self.random_state!r}: {what}") from error
 
-    def _cut(self, columns: int) -> list[tuple[str, slice]]:
-        """The modality and columns of each encoder. Raises `ParameterError` where `widths` does not fit."""
-        widths = {"text": columns} if self.widths is None else self.widths
-        pairs = list(widths.items() if isinstance(widths, Mapping) else widths)
-        for modality, width in pairs:
-            if modality not in (*MODALITIES, TABLE) or width < (1 if modality == TABLE else 2):
-                raise ParameterError(
-                    f"widths: {modality!r} with n_features = {width}; name 'text' or 'image' and 2 columns or more "
-                    "(layer norm leaves nothing of a single one), or 'table'"
-                )
-        ends = np.cumsum([width for _, width in pairs], dtype=np.int64).tolist()
-        if (total := sum(width for _, width in pairs)) != columns:
-            raise ParameterError(f"widths add up to {total}, X has {columns} columns; name each encoder's columns")
-        return [(modality, slice(end - width, end)) for (modality, width), end in zip(pairs, ends, strict=True)]
+    def _settings(self) -> HeadSettings:
+        values = {name: value for name, value in self.get_params(deep=False).items() if name in SETTING_TYPES}
+        HeadSettings(**values)  # refuses what would be converted below, as 2.5 epochs
+        return settings_of(values)
 
     def _read_targets(self, y: Any) -> Targets:
         check_classification_targets(y)
@@ -249,18 +246,22 @@ batch_size, epochs, patience
             return Targets(tuple(map(str, self.classes_)), matrix, multilabel=True)
         self.classes_, numbers = np.unique(column_or_1d(y, warn=True), return_inverse=True)
         if len(self.classes_) < 2:
-            raise ParameterError(f"y has 1 class ({self.classes_[0]}); give samples of two classes or more")
+            named = f"{len(self.classes_)} class ({', '.join(map(str, self.classes_))})"
+            raise ParameterError(f"y has {named}; give samples of two classes or more")
         return Targets(tuple(map(str, self.classes_)), indicator(numbers, len(self.classes_)))
 
-    def _train(self, data: HeadData, targets: Targets, seed: int) -> None:
+    def _train(self, data: HeadData, targets: Targets, copies: np.ndarray, seed: int) -> None:
+        """Train on N samples, of which each counts as its number of (N,) `copies`."""
         from mmfeat.heads.stack import Member, epoch_steps, train_stack
 
-        held_out = _hold_out(targets, self.validation_fraction, self.seeds, seed)
-        trains = [np.setdiff1d(np.arange(len(targets)), rows) for rows in held_out]
+        settings, samples = self._settings(), np.arange(len(targets))
+        distinct = hold_out(targets, float(self.validation_fraction), int(self.seeds), seed)
+        held_out = [np.repeat(rows, copies[rows]) for rows in distinct]
+        trains = [np.repeat(rows, copies[rows]) for rows in (np.setdiff1d(samples, part) for part in distinct)]
         sizes = list(map(len, trains))
-        values = {name: value for name, value in self.get_params(deep=False).items() if name in SETTING_TYPES}
-        settings = HeadSettings(**{**values, "batch_size": min(self.batch_size, *sizes)})
-        steps = epoch_steps(max(sizes), settings.batch_size)
+        settings = replace(settings, batch_size=min(settings.batch_size, *sizes))
+        scaled = copies.sum() >= COPIES * len(copies)
+        steps = epoch_steps(max(sizes) // (COPIES if scaled else 1), settings.batch_size)
         replay = None if len(held_out[0]) else (1.0,) * settings.epochs
         members = [
             Member(settings, train, rows, (seed, number), steps, replay)
@@ -273,12 +274,12 @@ batch_size, epochs, patience
         logits, rows = np.concatenate(self._stack_logits(data, held_out)), np.concatenate(held_out)
         if adjustment is None and not len(rows):
             warnings.warn("logit_adjustment='auto' found no held-out samples to choose by; it is 0", stacklevel=3)
-        self.decision_ = fit_decision(logits, targets.take(rows), targets.prior, adjustment, seed)
+        prior = targets.take(np.repeat(samples, copies)).prior
+        self.decision_ = fit_decision(logits, targets.take(rows), prior, adjustment, seed)
 
-    def _data(self, X: np.ndarray, device: str) -> HeadData:
+    def _data(self, features: Features, device: str) -> HeadData:
         from mmfeat.heads.data import HeadData
 
-        features = _features(X, self._cut(X.shape[1]))
         return HeadData(features, device=device, tokens="pooled" if self.fusion == NEEDS_TOKENS else "")
 
     def _decided(self) -> Decision:
@@ -294,7 +295,8 @@ batch_size, epochs, patience
     def _head_logits(self, X: np.ndarray, device: str) -> np.ndarray:
         from mmfeat.evaluation.blending import mean_logits
 
-        logits = self._stack_logits(self._data(X, device), [np.arange(len(X))] * len(self.heads_))
+        data = self._data(blocks_of(X, self.widths), device)
+        logits = self._stack_logits(data, [np.arange(len(X))] * len(self.heads_))
         return mean_logits(np.stack(logits), self.decision_)
 
     def _stack_logits(self, data: HeadData, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -309,39 +311,6 @@ batch_size, epochs, patience
         module = module if data.device == "mps" or data.attend else module.double()
         with one_torch_thread():
             return predict_module(module, data, rows)
-
-
-def _features(X: np.ndarray, cuts: Sequence[tuple[str, slice]]) -> Features:
-    blocks = []
-    for number, (modality, columns) in enumerate(cuts):
-        vectors = np.array(X[:, columns])
-        gaps = np.isnan(vectors)
-        mask = ~gaps.all(1)
-        if modality != TABLE and (partly := gaps.any(1) & mask).any():
-            raise ParameterError(
-                f"columns {columns.start} to {columns.stop - 1} ({modality}): {partly.sum()} rows are NaN in some "
-                "columns only; fill these in, or make all columns of a missing part NaN"
-            )
-        blocks.append(Block(f"{modality}-{number}", modality, vectors, mask))
-    return Features(tuple(map(str, range(len(X)))), tuple(blocks))
-
-
-def _hold_out(targets: Targets, fraction: float, seeds: int, seed: int) -> list[np.ndarray]:
-    """Validation rows of each seed, in different parts of the samples for the first 1 / `fraction` seeds.
-
-    All seeds train without validation rows where a part would have fewer than FEWEST_HELD_OUT rows.
-    """
-    parts = min(seeds, int(1 / fraction)) if fraction else 0
-    strata, counts = np.unique(targets.matrix, axis=0, return_inverse=True, return_counts=True)[1:]
-    strata = np.where(counts < FEWEST, -1, np.arange(len(counts)))[strata.reshape(-1)]
-    rows = np.arange(len(targets)) if targets.multilabel else np.flatnonzero(strata >= 0)
-    if parts and len(rows):
-        rest = 1 - parts * fraction
-        part = deal(strata[rows], rows, [fraction] * parts + [rest] * (rest > 1e-9), seed)
-        held_out = [rows[part == number % parts] for number in range(seeds)]
-        if min(map(len, held_out)) >= FEWEST_HELD_OUT:
-            return held_out
-    return [np.empty(0, np.int64)] * seeds
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import import_module
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mmfeat.errors import ConfigError
@@ -30,6 +31,12 @@ LOSSES = ("cross-entropy", "focal")
 MONITORS = ("loss", "macro-f1")
 INITS = ("random", ZERO_SHOT)
 METHODS = ("grid", "random", "optuna")  # of a search
+# What a setting of a type takes, and in words.
+KINDS: dict[str, tuple[type, str]] = {
+    "float": (Real, "a number"),
+    "int": (Integral, "a whole number"),
+    "str": (str, "a text"),
+}
 # Settings that all heads of a stack share, because they shape its tensors; the others may differ from head to head.
 SHARED = ("batch_size", "loss")
 
@@ -57,8 +64,13 @@ class HeadSettings:
     def __post_init__(self) -> None:
         choices_of = {"class_weights": CLASS_WEIGHTS, "loss": LOSSES, "monitor": MONITORS, "init": INITS}
         for name, choices in choices_of.items():
-            if getattr(self, name) not in choices:
+            if str(getattr(self, name)) not in choices:
                 raise ConfigError(f"{flag(name)} {getattr(self, name)}: use one of {', '.join(choices)}")
+        for setting in fields(self):
+            kind, words = KINDS[str(setting.type)]
+            value = getattr(self, setting.name)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise ConfigError(f"{flag(setting.name)} {value!r}: {words}")
         for name in ("learning_rate", "attention_learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{flag(name)} {getattr(self, name)}: a number above 0")

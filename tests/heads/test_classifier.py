@@ -19,7 +19,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mmfeat.errors import ConfigError, HeadError, RunError
-from mmfeat.heads.classifier import FEWEST_HELD_OUT, FusionClassifier
+from mmfeat.heads.arrays import COPIES, FEWEST_HELD_OUT, copies_of, hold_out
+from mmfeat.heads.classifier import FusionClassifier
 from mmfeat.heads.registry import FUSIONS
 
 WIDTHS = {"image": 12, "text": 10}
@@ -51,16 +52,11 @@ def fitted(**parameters: Any) -> FusionClassifier:
     return quick(**parameters).fit(X[TRAIN], y[TRAIN])
 
 
-def expected_failures(estimator: FusionClassifier) -> dict[str, str]:
-    return {"check_estimators_pickle": "it scatters NaN, but a part is missing as a whole or not at all"}
-
-
 @parametrize_with_checks(
     [
         FusionClassifier(epochs=3, batch_size=16, device="cpu"),
         FusionClassifier("late", epochs=3, seeds=2, device="cpu"),
-    ],
-    expected_failed_checks=expected_failures,
+    ]
 )
 def test_keeps_the_rules_of_scikit_learn(estimator: FusionClassifier, check: Any) -> None:
     check(estimator)
@@ -97,13 +93,63 @@ def test_missing_parts_train_and_predict(fusion: str) -> None:
     assert np.isfinite(classifier.predict_proba(gone)).all()
 
 
-def test_a_part_is_missing_as_a_whole_or_not_at_all() -> None:
+def test_a_part_with_a_gap_is_missing_as_a_whole() -> None:
     X, y = toy()
-    classifier = quick().fit(X, y)
-    X[3, 15] = np.nan
-    for call in (lambda: quick().fit(X, y), lambda: classifier.predict(X)):
-        with pytest.raises(ValueError, match=r"columns 12 to 21 \(text\): 1 rows are NaN in some columns only"):
-            call()
+    gap, whole = X.copy(), X.copy()
+    gap[3, 15], whole[3, 12:] = np.nan, np.nan
+    with pytest.warns(UserWarning, match=r"columns 12 to 21 \(text\): 1 rows are NaN in some columns only"):
+        classifier = quick().fit(gap, y)
+    np.testing.assert_array_equal(classifier.predict_proba(whole), quick().fit(whole, y).predict_proba(whole))
+
+
+def test_the_order_of_samples_makes_no_difference() -> None:
+    X, y = toy(missing=0.1)
+    order = np.random.default_rng(1).permutation(len(X))
+    first, other = (quick().fit(X[rows], y[rows]).predict_proba(X) for rows in (slice(None), order))
+    np.testing.assert_array_equal(first, other)
+
+
+def test_a_weight_counts_as_copies_of_a_sample() -> None:
+    """Whole weights equal repeated samples, and any weights move what is learned; see also scikit-learn's own check."""
+    X, y = toy()
+    X, y = X[:90], y[:90]
+    weights = np.random.default_rng(2).integers(0, 4, 90)
+    repeated = quick().fit(np.repeat(X, weights, 0), np.repeat(y, weights)).predict_proba(X)
+    np.testing.assert_array_equal(quick().fit(X, y, weights).predict_proba(X), repeated)
+    fractions = np.random.default_rng(2).random(800)
+    copies = copies_of(fractions)
+    assert copies.sum() == COPIES * 800
+    assert abs(copies[:400].sum() - COPIES * 800 * fractions[:400].sum() / fractions.sum()) <= 1
+    X, y = imbalanced()
+    plain, favoured = (
+        quick(class_weights="none", widths={"text": 22}).fit(X, y, np.where(y, weight, 0.1)) for weight in (0.1, 0.7)
+    )
+    assert favoured.predict_proba(X)[:, 1].mean() > 2 * plain.predict_proba(X)[:, 1].mean()
+    with pytest.raises(ValueError, match="Negative"):
+        quick(widths=None).fit(X, y, -np.ones(len(X)))
+
+
+@pytest.mark.parametrize("kind", ["pandas", "nullable", "polars", "float16"])
+def test_frames_and_half_precision_give_what_arrays_give(kind: str) -> None:
+    import pandas as pd
+
+    X, y = toy(missing=0.1)
+    X = X.astype(np.float16)
+    table: Any = pd.DataFrame(X.astype(np.float32), columns=[f"x{number}" for number in range(22)])
+    labels: Any = pd.Series(y, dtype="category")
+    if kind == "nullable":
+        table, labels = table.astype("Float32"), pd.Series(y, dtype="string")
+    if kind == "polars":
+        polars = pytest.importorskip("polars")
+        table, labels = polars.DataFrame(dict(table)), polars.Series(y)
+    if kind == "float16":
+        table = X
+    classifier = quick().fit(table, labels)
+    np.testing.assert_array_equal(
+        classifier.predict_proba(table), quick().fit(X.astype(float), y).predict_proba(X.astype(float))
+    )
+    names = getattr(classifier, "feature_names_in_", np.array([])).tolist()
+    assert names == ([] if kind == "float16" else list(table.columns))
 
 
 def test_a_sample_does_not_notice_its_neighbours() -> None:
@@ -186,12 +232,11 @@ def test_a_held_out_part_stops_the_training_and_a_small_one_is_not_held_out() ->
 
 
 def test_held_out_parts_are_stratified_different_and_spare_tiny_classes() -> None:
-    from mmfeat.heads.classifier import _hold_out
     from mmfeat.samples.labels import read_targets
 
     labels = ["a"] * 600 + ["b"] * 180 + ["rare"] * 3
     targets = read_targets(labels)
-    parts = _hold_out(targets, 0.125, 3, seed=1)
+    parts = hold_out(targets, 0.125, 3, seed=1)
     assert len(np.unique(np.concatenate(parts))) == sum(map(len, parts))
     for part in parts:
         counts = targets.take(part).matrix.sum(0)
@@ -199,7 +244,7 @@ def test_held_out_parts_are_stratified_different_and_spare_tiny_classes() -> Non
         assert abs(counts[1] - 22.5) <= 1
         assert counts[2] == 0
     few = read_targets(labels[400:])
-    assert [len(part) for part in _hold_out(few, 0.125, 2, seed=1)] == [0, 0]
+    assert [len(part) for part in hold_out(few, 0.125, 2, seed=1)] == [0, 0]
     assert len(few) * 0.125 < FEWEST_HELD_OUT
 
 
@@ -271,9 +316,24 @@ def test_what_is_no_saved_classifier_gets_one_line(tmp_path: Path) -> None:
     ("parameters", "message"),
     [
         ({"fusion": "nope"}, "fusion 'nope': use one of late, concat"),
+        ({"fusion": ["concat"]}, r"fusion \['concat'\]: use one of late, concat"),
         ({"seeds": 0}, "seeds 0: a whole number, at least 1"),
+        ({"seeds": True}, "seeds True: a whole number, at least 1"),
+        ({"validation_fraction": "a"}, "validation_fraction 'a': a share from 0 to below 1"),
+        ({"epochs": 2.5}, "^epochs 2.5: a whole number"),
+        ({"batch_size": 16.0}, "^batch_size 16.0: a whole number"),
+        ({"patience": None}, "^patience None: a whole number"),
+        ({"learning_rate": "1e-3"}, "^learning_rate '1e-3': a number"),
+        ({"dropout": [0.5]}, r"^dropout \[0.5\]: a number"),
+        ({"loss": ["focal"]}, r"^loss \['focal'\]: use one of"),
+        ({"device": None}, "^device None: use auto, cpu"),
+        ({"random_state": -1}, "^random_state -1: a whole number from 0"),
+        ({"logit_adjustment": [1]}, r"logit_adjustment \[1\]: use None"),
+        ({"widths": 16}, "^widths 16: name each encoder's columns, as in"),
+        ({"widths": [("text",)]}, "name each encoder's columns, as in"),
+        ({"widths": {"text": 22.0}}, "widths: 'text' with n_features = 22.0"),
         ({"validation_fraction": 1.0}, "validation_fraction 1.0: a share from 0 to below 1"),
-        ({"logit_adjustment": "nope"}, "logit_adjustment nope: use None, a number or 'auto'"),
+        ({"logit_adjustment": "nope"}, "logit_adjustment 'nope': use None, a number or 'auto'"),
         ({"logit_adjustment": float("nan")}, "logit_adjustment nan"),
         ({"learning_rate": -1.0}, "^learning_rate -1.0: a number above 0"),
         ({"batch_size": 1}, "^batch_size 1: at least 2"),
@@ -288,6 +348,19 @@ def test_wrong_parameters_get_one_line(parameters: dict[str, Any], message: str)
     with pytest.raises(ValueError, match=message) as caught:
         quick(**parameters).fit(X, y)
     assert isinstance(caught.value, ConfigError)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    X, y = toy()
+    own = {"epochs": np.int64(3), "batch_size": np.int32(32), "dropout": np.float64(0.25), "seeds": np.int8(1)}
+    own |= {
+        "validation_fraction": np.float32(0.125),
+        "learning_rate": np.float64(1e-3),
+        "widths": {"text": np.int64(22)},
+    }
+    plain = {name: value.item() for name, value in own.items() if name != "widths"}
+    one, two = (quick(**values).fit(X, y).predict_proba(X) for values in (own, {**plain, "widths": {"text": 22}}))
+    np.testing.assert_array_equal(one, two)
 
 
 def test_wrong_arrays_get_one_line() -> None:
