@@ -13,7 +13,8 @@ from mmfeat.audit.opinions import Opinions, Suspicion, fitting_run, read_opinion
 from mmfeat.audit.photos import Oddity, PhotosFacts, inspect_photos
 from mmfeat.audit.texts import text_findings
 from mmfeat.audit.twins import Conflicts, Twins, find_conflicts, find_twins, twins_within
-from mmfeat.evaluation.splits import TEST, has_splits
+from mmfeat.evaluation.split_files import has_splits
+from mmfeat.evaluation.splits import TEST
 from mmfeat.runs.run import Run, hash_data
 from mmfeat.samples.dataset import Sample, SampleSet
 from mmfeat.samples.keys import ContentKeys, content_keys

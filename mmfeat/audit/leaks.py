@@ -10,7 +10,8 @@ import numpy as np
 
 from mmfeat.audit.twins import Twins
 from mmfeat.errors import RunError
-from mmfeat.evaluation.splits import TEST, TRAIN, VALIDATION, read_roles
+from mmfeat.evaluation.split_files import read_roles
+from mmfeat.evaluation.splits import TEST, TRAIN, VALIDATION
 from mmfeat.samples.dataset import Sample
 
 SAME = "sample"  # modality of a leak whose sample itself stands in both parts

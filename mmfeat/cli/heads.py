@@ -64,6 +64,8 @@ def show_sweep(sweep: Sweep) -> None:
     if (more := len(run.leaderboard) - SHOWN_ROWS) > 0:
         out.print(f"and {more} more in the file")
     out.print(_explanation(run))
+    if (picked := run.leaderboard[0].picked) and len(run.leaderboard) > 1:
+        out.print(f"expect {interval(picked)} of the first on new samples: to be picked takes some luck")
     if any(entry.dropped for entry in run.leaderboard):
         out.print(
             f"1 of {run.config.protocol.seeds}: clearly worse after one seed, the others were spared (or --all-seeds)"
@@ -111,7 +113,7 @@ def _explanation(run: Run) -> str:
     samples = f"{run.leaderboard[0].samples:,} samples"
     folds = f"{samples} of the holdout's test part" if run.config.folds == (HOLDOUT,) else f"{samples} out of fold"
     classes = f"; classes: {', '.join(run.classes)}" if len(run.classes) <= SHOWN_CLASSES else ""
-    return f"{folds}, 95 % bootstrap intervals; = ties with the first (paired bootstrap, Holm){classes}"
+    return f"{folds}, 95 % bootstrap intervals; = ties with the first (paired bootstrap of all pairs){classes}"
 
 
 def _ablation(run: Run) -> Table | None:

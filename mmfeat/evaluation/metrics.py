@@ -2,172 +2,24 @@
 
 A value is the mean over seeds (training repeats). Its interval tells how far that mean would move with other samples:
 the same samples are drawn for all seeds, so the interval leaves out the variation between trainings. Scores of choices
-come from `Hits`, which resampling sums from `Cells` of equal samples; scores of probabilities from their influence.
+come from resampling, scores of probabilities from their influence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from mmfeat.evaluation.resampling import EXACT_FLOAT32, Hits, count, draw_scores, find_cells, joined_groups
 from mmfeat.samples.labels import Targets
 
-DRAWS = 2000
-MAX_CELLS = 20_000  # most cells for the bootstrap; with more cells the jackknife is as good and cheaper
-CHUNK = 4_000_000  # numbers held in memory at a time
-EXACT_FLOAT32 = 2**24  # integers up to here are exact in float32, whose products take half the time
 CONFIDENCE = 0.95
 NORMAL = 1.959964  # the normal distribution's quantile at 97.5 %
 BINS = 15  # bins of the expected calibration error
 LEAST = 1e-15  # probabilities are kept this far from 0 in a logarithm
-
-
-@dataclass(frozen=True)
-class Hits:
-    """Counts from which scores of one or many sets of predictions follow.
-
-    `hits`, `labelled` and `predicted` (..., C) count samples by class, `right` (...) samples with every class right;
-    `samples` is the number of all samples.
-    """
-
-    hits: np.ndarray
-    labelled: np.ndarray
-    predicted: np.ndarray
-    right: np.ndarray
-    samples: int
-
-    @property
-    def f1(self) -> np.ndarray:
-        """(..., C) F1; 0 for a class that is neither labelled nor predicted."""
-        return 2 * self.hits / np.maximum(self.labelled + self.predicted, 1)
-
-    @property
-    def precision(self) -> np.ndarray:
-        """(..., C) share of hits among the samples predicted as a class; 0 for a class that is never predicted."""
-        return self.hits / np.maximum(self.predicted, 1)
-
-    @property
-    def recall(self) -> np.ndarray:
-        """(..., C) share of right ones among the samples labelled with a class; 0 for a class without labels."""
-        return self.hits / np.maximum(self.labelled, 1)
-
-    @property
-    def macro_f1(self) -> np.ndarray:
-        """(...) unweighted mean of the classes' F1."""
-        return self.f1.mean(-1)
-
-    @property
-    def weighted_f1(self) -> np.ndarray:
-        """(...) mean of the classes' F1, weighted by how many samples have the class."""
-        return (self.f1 * self.labelled).sum(-1) / np.maximum(self.labelled.sum(-1), 1)
-
-    @property
-    def accuracy(self) -> np.ndarray:
-        """(...) share of samples with every class right."""
-        return self.right / max(self.samples, 1)
-
-
-@dataclass(frozen=True)
-class Cells:
-    """Distinct samples: their frequencies `numbers` (K,), `labels` (K, C) bool and `chosen` (S, K, C) bool."""
-
-    numbers: np.ndarray
-    labels: np.ndarray
-    chosen: np.ndarray
-
-    @property
-    def samples(self) -> int:
-        return int(self.numbers.sum())
-
-    def table(self, dtype: type) -> np.ndarray:
-        """(K, 2SC + C + S) contribution of one sample of each cell to hits, predicted, labelled and right."""
-        rows = self.chosen.transpose(1, 0, 2)
-        labels = self.labels[:, None]
-        parts = [rows & labels, rows, labels, (rows == labels).all(-1)]
-        return np.concatenate([part.reshape(len(labels), -1) for part in parts], axis=1).astype(dtype)
-
-    def counts(self, sums: np.ndarray, samples: int) -> Hits:
-        """(D, 2SC + C + S) sums over the columns of `table` as counts of shape (D, S, C)."""
-        seeds, _, classes = self.chosen.shape
-        width = seeds * classes
-        hits, predicted, labelled, right = np.split(sums, [width, 2 * width, 2 * width + classes], axis=1)
-        shape = (-1, seeds, classes)
-        labelled = np.broadcast_to(labelled[:, None], (len(sums), seeds, classes))
-        return Hits(hits.reshape(shape), labelled, predicted.reshape(shape), right, samples)
-
-
-Scorer = Callable[[Hits], np.ndarray]  # counts of shape (D, S, C) -> (D, Q) scores
-
-
-def count(labels: np.ndarray, chosen: np.ndarray) -> Hits:
-    """Counts of decisions (..., N, C) about samples with labels (N, C), both bool."""
-    samples = len(labels)
-    # A product with ones adds up long columns of few classes ten times as fast as sum() does.
-    ones = np.ones(samples, np.float32 if samples < EXACT_FLOAT32 else np.float64)
-    sums = [ones @ part.astype(ones.dtype) for part in (labels & chosen, labels, chosen)]
-    hits, labelled, predicted = (part.astype(np.float64) for part in sums)
-    right = np.count_nonzero((labels == chosen).all(-1), axis=-1)
-    return Hits(hits, np.broadcast_to(labelled, hits.shape), predicted, np.asarray(right), samples)
-
-
-def find_cells(labels: np.ndarray, chosen: np.ndarray) -> Cells:
-    """Group N samples that have equal labels (N, C) and equal predictions (S, N, C)."""
-    rows = np.concatenate([labels[None], chosen]).transpose(1, 0, 2).reshape(len(labels), -1)
-    packed = np.packbits(rows, axis=1)
-    words = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))).view(np.uint64)
-    code = np.zeros(len(labels), dtype=np.int64)
-    for word in words.T:
-        values, inverse = np.unique(word, return_inverse=True)
-        code = np.unique(code * len(values) + inverse, return_inverse=True)[1] if words.shape[1] > 1 else inverse
-    numbers = np.bincount(code)
-    first = np.empty(len(numbers), dtype=np.int64)
-    first[code] = np.arange(len(code))  # any sample of a cell can represent it
-    return Cells(numbers, labels[first], chosen[:, first])
-
-
-def draw_scores(cells: Cells, scores: Scorer, seed: int, draws: int = DRAWS) -> tuple[np.ndarray, np.ndarray]:
-    """(Q,) scores of the samples, and (draws, Q) scores of resampled samples.
-
-    Up to `MAX_CELLS` cells, samples are drawn as in the bootstrap. With more cells, which would take minutes, scores
-    are close to normal: they are drawn from a normal distribution with the jackknife's covariance (Efron, 1982).
-    """
-    value = scores(cells.counts(_totals(cells)[None], cells.samples))[0]
-    random = np.random.default_rng(seed)
-    if len(cells.numbers) <= MAX_CELLS:
-        return value, np.concatenate(list(_bootstrap(cells, scores, random, draws)))
-    values, vectors = np.linalg.eigh(_jackknife(cells, scores, value))
-    noise = random.standard_normal((draws, len(value))) * np.sqrt(np.maximum(values, 0))
-    return value, value + noise @ vectors.T
-
-
-def _totals(cells: Cells) -> np.ndarray:
-    return cells.numbers.astype(np.float64) @ cells.table(np.float64)
-
-
-def _bootstrap(cells: Cells, scores: Scorer, random: np.random.Generator, draws: int) -> Iterator[np.ndarray]:
-    samples = cells.samples
-    table = cells.table(np.float32 if samples < EXACT_FLOAT32 else np.float64)
-    step = max(1, CHUNK // max(table.shape))
-    for start in range(0, draws, step):
-        drawn = random.multinomial(samples, cells.numbers / max(samples, 1), size=min(step, draws - start))
-        yield scores(cells.counts((drawn.astype(table.dtype) @ table).astype(np.float64), samples))
-
-
-def _jackknife(cells: Cells, scores: Scorer, value: np.ndarray) -> np.ndarray:
-    """(Q, Q) covariance of the scores, from leaving out each sample in turn; samples of one cell give equal scores."""
-    samples, totals = cells.samples, _totals(cells)
-    mean, square = np.zeros(len(value)), np.zeros((len(value), len(value)))
-    step = max(1, CHUNK // len(totals))
-    for start in range(0, len(cells.numbers), step):
-        rows = slice(start, start + step)
-        part = Cells(cells.numbers[rows], cells.labels[rows], cells.chosen[:, rows])
-        shift = scores(cells.counts(totals - part.table(np.float64), samples - 1)) - value
-        mean += part.numbers @ shift / samples
-        square += (shift * part.numbers[:, None]).T @ shift
-    return (samples - 1) / samples * (square - samples * np.outer(mean, mean))
 
 
 @dataclass(frozen=True)
@@ -214,7 +66,13 @@ def confusion(labels: np.ndarray, chosen: np.ndarray, multilabel: bool = False) 
     return np.stack([rest, false, missed, hits], axis=-1).mean(0).reshape(-1, 2, 2)
 
 
-def evaluate(targets: Targets, chosen: np.ndarray, probabilities: np.ndarray, seed: int = 42) -> dict[str, Any]:
+def evaluate(
+    targets: Targets,
+    chosen: np.ndarray,
+    probabilities: np.ndarray,
+    seed: int = 42,
+    groups: np.ndarray | None = None,
+) -> dict[str, Any]:
     """Every score of S trainings for N samples, for JSON.
 
     Parameters
@@ -228,6 +86,8 @@ def evaluate(targets: Targets, chosen: np.ndarray, probabilities: np.ndarray, se
         the expected calibration error are computed from the probabilities, independently of `chosen`.
     seed : int
         Seed of the draws behind the intervals.
+    groups : (N,), optional
+        Samples with the same number are near duplicates, and count as one in the intervals.
 
     Returns
     -------
@@ -237,14 +97,14 @@ def evaluate(targets: Targets, chosen: np.ndarray, probabilities: np.ndarray, se
         `classes`; `confusion`; `samples`.
     """
     counts = count(targets.matrix, chosen)
-    value, draws = draw_scores(find_cells(targets.matrix, chosen), _count_scores, seed)
+    value, draws = draw_scores(find_cells(targets.matrix, chosen, groups), _count_scores, seed)
     scores = [percentiles(score, column) for score, column in zip(value, draws.T, strict=True)]
-    areas, auroc = _auroc(targets, probabilities)
+    areas, auroc = _auroc(targets, probabilities, groups)
     return {
         **dict(zip(("macro_f1", "accuracy", "weighted_f1"), map(vars, scores), strict=False)),
         "auroc": vars(auroc),
-        "log_loss": vars(_log_loss(targets, probabilities)),
-        "calibration_error": vars(_calibration_error(targets, probabilities)),
+        "log_loss": vars(_log_loss(targets, probabilities, groups)),
+        "calibration_error": vars(_calibration_error(targets, probabilities, groups)),
         "seeds": {"macro_f1": _over_seeds(counts.macro_f1), "accuracy": _over_seeds(counts.accuracy)},
         "classes": _classes(targets, counts, scores[3:], areas),
         "confusion": confusion(targets.matrix, chosen, targets.multilabel).tolist(),
@@ -284,17 +144,20 @@ def percentiles(value: float, draws: np.ndarray) -> Score:
     return Score(float(value), float(low), float(high))
 
 
-def _normal(value: float, influence: np.ndarray, most: float) -> Score:
+def _normal(value: float, influence: np.ndarray, most: float, groups: np.ndarray | None) -> Score:
     """A score with its interval, value +- 1.96 sqrt(sum influence^2) / N, cut to [0, most].
 
-    `influence` (N,) is N times the contribution of each sample to the error. This is the infinitesimal jackknife
-    (Efron and Tibshirani, 1993, chapter 22), which equals the bootstrap of a mean without its draws.
+    `influence` (N,) is N times the contribution of each sample to the error; near duplicates (the same number in
+    `groups`) add theirs up. This is the infinitesimal jackknife (Efron and Tibshirani, 1993, chapter 22), which equals
+    the bootstrap of a mean without its draws.
     """
-    reach = NORMAL * float(np.sqrt(influence @ influence)) / max(len(influence), 1)
+    rows, of = joined_groups(groups, len(influence))
+    sums = np.concatenate([np.delete(influence, rows), np.bincount(of, influence[rows])])
+    reach = NORMAL * float(np.sqrt(sums @ sums)) / max(len(influence), 1)
     return Score(float(value), max(0.0, float(value) - reach), min(most, float(value) + reach))
 
 
-def _auroc(targets: Targets, probabilities: np.ndarray) -> tuple[np.ndarray, Score]:
+def _auroc(targets: Targets, probabilities: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, Score]:
     """(C,) area of each class against the rest, NaN without samples on both sides, and their mean.
 
     The interval follows DeLong, DeLong and Clarke-Pearson (1988) for the mean of correlated areas.
@@ -308,7 +171,9 @@ def _auroc(targets: Targets, probabilities: np.ndarray) -> tuple[np.ndarray, Sco
         areas[column] = np.mean(seeds)
     if not len(defined):
         return areas, Score(None, None, None)
-    return areas, _normal(areas[defined].mean(), influence / (len(defined) * len(probabilities)), most=1.0)
+    return areas, _normal(
+        areas[defined].mean(), influence / (len(defined) * len(probabilities)), most=1.0, groups=groups
+    )
 
 
 def _area(scores: np.ndarray, positive: np.ndarray, influence: np.ndarray) -> float:
@@ -333,16 +198,16 @@ def _area(scores: np.ndarray, positive: np.ndarray, influence: np.ndarray) -> fl
     return area
 
 
-def _log_loss(targets: Targets, probabilities: np.ndarray) -> Score:
+def _log_loss(targets: Targets, probabilities: np.ndarray, groups: np.ndarray | None) -> Score:
     losses = np.zeros(len(targets))
     for shares in probabilities:
         right = np.where(targets.matrix, shares, 1 - shares) if targets.multilabel else shares[targets.matrix][:, None]
         losses -= np.log(np.clip(right, LEAST, 1)).mean(1) / len(probabilities)
     value = losses.mean()
-    return _normal(value, losses - value, most=np.inf)
+    return _normal(value, losses - value, most=np.inf, groups=groups)
 
 
-def _calibration_error(targets: Targets, probabilities: np.ndarray) -> Score:
+def _calibration_error(targets: Targets, probabilities: np.ndarray, groups: np.ndarray | None) -> Score:
     """Expected calibration error (Guo et al., 2017) of the top probability, or the mean of the classes' errors.
 
     The error is never negative and so, even for right probabilities, above 0 by chance. The interval does not correct
@@ -355,7 +220,7 @@ def _calibration_error(targets: Targets, probabilities: np.ndarray) -> Score:
         sums = np.bincount(bins, gaps, minlength=BINS)
         values.append(float(np.abs(sums).sum()) / max(len(gaps), 1))
         influence += np.sign(sums)[bins] * gaps - values[-1]
-    return _normal(float(np.mean(values)), influence / len(values), most=1.0)
+    return _normal(float(np.mean(values)), influence / len(values), most=1.0, groups=groups)
 
 
 def _confidences(targets: Targets, probabilities: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

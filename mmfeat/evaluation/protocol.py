@@ -11,18 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from mmfeat.errors import ConfigError
-from mmfeat.evaluation.splits import (
-    FOLDS_FILE,
-    HOLDOUT,
-    Splits,
-    check_folds,
-    has_splits,
-    load_splits,
-    make_folds,
-    make_given,
-    make_holdout,
-    save_splits,
-)
+from mmfeat.evaluation.split_files import FOLDS_FILE, has_splits, load_splits, save_splits
+from mmfeat.evaluation.splits import HOLDOUT, Splits, check_folds, make_folds, make_given, make_holdout
 from mmfeat.samples.dataset import Sample
 from mmfeat.samples.duplicates import duplicate_links, linked_groups
 from mmfeat.samples.keys import ContentKeys, image_hashes

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mmfeat.evaluation.metrics import DRAWS, Hits, draw_scores, find_cells, percentiles
+from mmfeat.evaluation.metrics import Score, percentiles
+from mmfeat.evaluation.resampling import Hits, draw_scores, find_cells
 from mmfeat.samples.labels import Targets
 
 LEVEL = 0.05  # p-values below it count as significant
@@ -30,15 +31,18 @@ class Difference:
     p: float
 
 
-def paired_difference(targets: Targets, one: np.ndarray, other: np.ndarray, seed: int = 42) -> Difference:
+def paired_difference(
+    targets: Targets, one: np.ndarray, other: np.ndarray, seed: int = 42, groups: np.ndarray | None = None
+) -> Difference:
     """Macro-F1 of `one` (S, N, C) less that of `other` (S2, N, C), each the mean over its seeds.
 
-    Paired bootstrap over samples (Efron and Tibshirani, 1993; Berg-Kirkpatrick et al., 2012). The null
-    hypothesis is that both would have the same macro-F1 on the population from which the samples were drawn.
+    Paired bootstrap over samples (Efron and Tibshirani, 1993; Berg-Kirkpatrick et al., 2012); near duplicates, which
+    have the same number in `groups` (N,), are drawn together. The null hypothesis is that both would have the same
+    macro-F1 on the population from which the samples were drawn.
     The p-value is twice the share of draws on the other side of 0, counting the data as one draw more
     (Davison and Hinkley, 1997), so it is never 0.
     """
-    value, draws = _draw_macro_f1(targets, [one, other], seed, DRAWS)
+    value, draws = _draw_macro_f1(targets, [one, other], seed, groups)
     return _difference(value[0] - value[1], draws[:, 0] - draws[:, 1])
 
 
@@ -75,67 +79,96 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def compare_with_best(
-    targets: Targets, all_chosen: Sequence[np.ndarray], best: int, seed: int = 42
-) -> list[dict[str, Any]]:
-    """Compare the macro-F1 of each head with the macro-F1 of head number `best`, for JSON.
+    targets: Targets, all_chosen: Sequence[np.ndarray], best: int, seed: int = 42, groups: np.ndarray | None = None
+) -> tuple[list[dict[str, Any]], Score]:
+    """Compare the macro-F1 of each head with the macro-F1 of head number `best`, and score that head as one picked.
 
-    `all_chosen` holds the decisions (S, N, C) bool of each head; S may differ. An entry has the difference `value`,
-    best less this head, with `low`, `high` and `p` as in `paired_difference`; `mcnemar` of the seeds' majorities;
-    both p-values adjusted for the number of comparisons (`p_holm`, `mcnemar_holm`); and `tie`: `p_holm` >= `LEVEL`.
-
-    The best head was selected on these very samples, which makes every other head look a little worse than it is.
+    `all_chosen` holds the decisions (S, N, C) bool of each head; S may differ. The first result has an entry for each
+    head, for JSON: the difference `value`, best less this head, with `low`, `high` and `p` as in `paired_difference`;
+    `p_holm`, adjusted as in `compare_pairs`, since any head may come first by chance; `mcnemar` of the seeds'
+    majorities and `mcnemar_holm`, adjusted by Holm; and `tie`: `p_holm` >= `LEVEL`. The second is as in `picked`.
     """
-    # With this many draws, a difference that no draw contradicts can still pass Holm's adjustment.
-    value, draws = _draw_macro_f1(targets, all_chosen, seed, max(DRAWS, 80 * len(all_chosen)))
+    value, draws = _draw_macro_f1(targets, all_chosen, seed, groups)
     differences = [
         _difference(value[best] - one, draws[:, best] - row) for one, row in zip(value, draws.T, strict=True)
     ]
+    adjusted = np.maximum(_adjusted(value, draws)[best], [difference.p for difference in differences])
     correct = [majority((chosen == targets.matrix).all(-1)) for chosen in all_chosen]
     disagreement = np.array([mcnemar(correct[best], other) for other in correct])
     others = np.arange(len(all_chosen)) != best
-    adjusted, adjusted_disagreement = np.ones((2, len(all_chosen)))
-    adjusted[others] = holm(np.array([difference.p for difference in differences])[others])
-    adjusted_disagreement[others] = holm(disagreement[others])
-    return [
+    disagreement_holm = np.ones(len(all_chosen))
+    disagreement_holm[others] = holm(disagreement[others])
+    entries = [
         {
             **vars(difference),
-            "p_holm": float(adjusted[row]),
-            "mcnemar": float(disagreement[row]),
-            "mcnemar_holm": float(adjusted_disagreement[row]),
-            "tie": bool(adjusted[row] >= LEVEL),
+            "p_holm": float(adjusted[head]),
+            "mcnemar": float(disagreement[head]),
+            "mcnemar_holm": float(disagreement_holm[head]),
+            "tie": bool(adjusted[head] >= LEVEL),
         }
-        for row, difference in enumerate(differences)
+        for head, difference in enumerate(differences)
     ]
+    return entries, picked(value, draws, best)
 
 
-def compare_pairs(targets: Targets, all_chosen: Sequence[np.ndarray]) -> tuple[list[list[Difference]], np.ndarray]:
+def compare_pairs(
+    targets: Targets, all_chosen: Sequence[np.ndarray], groups: np.ndarray | None = None
+) -> tuple[list[list[Difference]], np.ndarray]:
     """Compare every head with every other: a table of differences, row less column, and adjusted p-values (H, H).
 
-    The p-values are adjusted for all pairs (Holm), and 1 on the diagonal. `all_chosen` is as in `compare_with_best`.
+    A p-value is the share of draws in which the largest studentised difference of any pair, the heads being equal, is
+    as large as this one (Westfall and Young, 1993). `all_chosen` is as in `compare_with_best`.
     """
-    heads = len(all_chosen)
-    upper = np.triu_indices(heads, 1)
-    value, draws = _draw_macro_f1(targets, all_chosen, SEED, max(DRAWS, 80 * len(upper[0])))
+    value, draws = _draw_macro_f1(targets, all_chosen, SEED, groups)
+    heads = range(len(all_chosen))
     table = [
-        [_difference(value[row] - value[column], draws[:, row] - draws[:, column]) for column in range(heads)]
-        for row in range(heads)
+        [_difference(value[row] - value[other], draws[:, row] - draws[:, other]) for other in heads] for row in heads
     ]
-    adjusted = np.ones((heads, heads))
-    adjusted[upper] = holm([table[row][column].p for row, column in zip(*upper, strict=True)])
-    return table, np.minimum(adjusted, adjusted.T)
+    return table, np.maximum(_adjusted(value, draws), [[difference.p for difference in row] for row in table])
+
+
+def picked(value: np.ndarray, draws: np.ndarray, best: int) -> Score:
+    """The macro-F1 of head `best`, had it been picked on other samples than those that score it, with its interval.
+
+    Of the scores (H,) of all heads, the largest is partly luck. Two thirds of the samples, drawn without replacement,
+    pick the best head, and the last third scores it; the mean over such draws has no luck in it (as in BBC-CV of
+    Tsamardinos, Greasidou and Borboudakis, 2018, which takes the bootstrap's rows). A part's scores move by as much as
+    those of the bootstrap (D, H), `draws`, less the factor sqrt(2), and those of its rest twice as far the other way.
+    """
+    moved = (draws - value) / np.sqrt(2)
+    rest = value - 2 * moved
+    chosen = np.argmax(value + moved, axis=1)
+    luck = value[best] - value.mean() - float((rest[np.arange(len(rest)), chosen] - rest.mean(1)).mean())
+    return percentiles(value[best] - max(luck, 0.0), draws[:, best] - max(luck, 0.0))
+
+
+def _adjusted(value: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """(H, H) p-values of all differences between scores (H,), of which `draws` (D, H) hold other draws."""
+    largest, heads = np.zeros(len(draws)), len(value)
+    observed = np.zeros((heads, heads))
+    for row in range(heads - 1):
+        differences, moved = value[row] - value[row + 1 :], draws[:, row, None] - draws[:, row + 1 :]
+        spread = moved.std(0)
+        spread[spread < ROUNDING] = np.inf  # heads that choose alike
+        observed[row, row + 1 :] = np.abs(differences) / spread
+        largest = np.maximum(largest, (np.abs(moved - differences) / spread).max(1))
+    observed += observed.T
+    reached = len(draws) - np.searchsorted(np.sort(largest), observed - ROUNDING)
+    p = (reached + 1) / (len(draws) + 1)
+    return np.where(observed > 0, p, 1.0)
 
 
 def _draw_macro_f1(
-    targets: Targets, all_chosen: Sequence[np.ndarray], seed: int, draws: int
+    targets: Targets, all_chosen: Sequence[np.ndarray], seed: int, groups: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(H,) macro-F1 of each head, the mean over its seeds, and (draws, H) the same on resampled samples."""
+    """(H,) macro-F1 of each head, the mean over its seeds, and (D, H) the same on resampled samples."""
     starts = np.cumsum([0, *(len(chosen) for chosen in all_chosen)])
 
     def scores(counts: Hits) -> np.ndarray:
         sums = np.add.reduceat(counts.macro_f1, starts[:-1], axis=-1)
         return sums / np.diff(starts)
 
-    return draw_scores(find_cells(targets.matrix, np.concatenate(list(all_chosen))), scores, seed, draws)
+    return draw_scores(find_cells(targets.matrix, np.concatenate(list(all_chosen)), groups), scores, seed)
 
 
 def _difference(value: float, draws: np.ndarray) -> Difference:

@@ -11,7 +11,7 @@ from mmfeat.cache.features import Features
 from mmfeat.encoders.registry import Tower, describe_encoders, kept_for
 from mmfeat.errors import ConfigError, RunError
 from mmfeat.evaluation.protocol import Protocol
-from mmfeat.evaluation.splits import has_splits
+from mmfeat.evaluation.split_files import has_splits
 from mmfeat.extraction.extract import ExtractSettings, extract_samples
 from mmfeat.extraction.requests import Request, begin_request
 from mmfeat.finetune.arguments import FinetuneArguments

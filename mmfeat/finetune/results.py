@@ -116,10 +116,10 @@ def gap(
 def against_first(problem: Problem, entries: Sequence[TrainedEntry]) -> list[PairedTest]:
     """The differences of macro-F1 between the first entry and each other one, by paired bootstrap and McNemar."""
     rows = problem.splits.tested
-    targets = problem.targets.take(rows)
+    targets, groups = problem.tested, problem.splits.tested_groups
     choices = [decide(problem, entry.logits, entry.decisions)[0][:, rows] for entry in entries]
     correct = [majority((choice == targets.matrix).all(-1)) for choice in choices]
-    differences = [paired_difference(targets, choice, choices[0], problem.seed) for choice in choices[1:]]
+    differences = [paired_difference(targets, choice, choices[0], problem.seed, groups) for choice in choices[1:]]
     disagreements = [mcnemar(right, correct[0]) for right in correct[1:]]
     adjusted = holm([difference.p for difference in differences])
     return [

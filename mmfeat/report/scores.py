@@ -35,9 +35,11 @@ def leaderboard_section(subject: Subject) -> Section:
         tie = f"{ties} more tie with it (=): the difference is within noise." if ties else "No other ties with it."
         words = [
             f"{best} {tie}",
-            f"{samples}, paired bootstrap against the first, p adjusted for all of them (Holm). The first is the first "
-            "on these very samples, which flatters it a little.",
+            f"{samples}, paired bootstrap against the first; p is adjusted for all pairs, since any head may come "
+            "first by chance.",
         ]
+    if entries[0].picked and len(entries) > 1:
+        words.append(f"To be picked takes some luck: expect {interval(entries[0].picked)} of it on new samples.")
     if any(entry.dropped for entry in entries):
         words.append("1 seed: clearly worse than the first after one seed, so it was not trained with the others.")
     return Section("leaderboard", "Leaderboard", words, [_forest(entries[:PLOTTED])], [_leaderboard(entries)])
@@ -87,7 +89,8 @@ def significance_section(subject: Subject) -> Section | None:
     if len(entries) < 2:
         return None
     predictions = [subject.predictions(entry) for entry in entries]
-    differences, p = compare_pairs(predictions[0].targets, [predicted.chosen for predicted in predictions])
+    first = predictions[0]
+    differences, p = compare_pairs(first.targets, [predicted.chosen for predicted in predictions], first.groups)
     rows, shades = [], []
     for row, entry in enumerate(entries):
         cells = [
@@ -99,7 +102,7 @@ def significance_section(subject: Subject) -> Section | None:
         shades.append([0.0, *(float(1 - value) if value < LEVEL else 0.0 for value in p[row])])
     names = [str(rank) for rank in range(1, len(entries) + 1)]
     numbered = [[f"{rank}  {row[0]}", *row[1:]] for rank, row in zip(names, rows, strict=True)]
-    caption = f"macro-F1 of the row less that of the column; * and blue: p below {LEVEL} after Holm over all pairs"
+    caption = f"macro-F1 of the row less that of the column; * and blue: p below {LEVEL}, adjusted for all pairs"
     pairs = len(entries) * (len(entries) - 1) // 2
     proven = int((p < LEVEL).sum()) // 2
     return Section(

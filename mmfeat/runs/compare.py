@@ -157,7 +157,8 @@ def _paired(one: Run, entry: Entry, other: Run, other_entry: Entry, seed: int) -
     targets = first.targets.take(rows)
     chosen, other_chosen = first.chosen[:, rows], second.chosen[:, other_rows]
     right, other_right = (majority((choice == targets.matrix).all(-1)) for choice in (chosen, other_chosen))
-    return paired_difference(targets, other_chosen, chosen, seed), mcnemar(other_right, right), len(rows)
+    groups = None if first.groups is None else first.groups[rows]
+    return paired_difference(targets, other_chosen, chosen, seed, groups), mcnemar(other_right, right), len(rows)
 
 
 def _differences(runs: Sequence[Run]) -> dict[str, tuple[str, ...]]:

@@ -73,7 +73,8 @@ class PairedTest:
     """The difference of macro-F1 between two entries on the same samples, with its 95 % interval and p-values.
 
     `p` comes from the paired bootstrap and `mcnemar` from McNemar's test; `p_holm` and `mcnemar_holm` are the same
-    p-values adjusted for the number of comparisons (Holm). `tie` is `p_holm >= 0.05`. `over` names the modalities of
+    p-values adjusted for the number of comparisons: by Holm, and in `behind_best` by the largest difference of any two
+    entries. `tie` is `p_holm >= 0.05`. `over` names the modalities of
     the other entry.
     """
 
@@ -175,6 +176,7 @@ class Entry(Scores):
     behind_best: PairedTest | None = None
     tie: bool | None = None
     gain: PairedTest | None = None
+    picked: Interval | None = None  # macro-F1 of the first entry without the luck of having come first
 
     @property
     def name(self) -> str:
@@ -329,13 +331,15 @@ class RunConfig:
 class OutOfFold:
     """Predictions out of fold of one entry, for N samples, C classes and S seeds.
 
-    `chosen` is (S, N, C) bool, the classes that each seed chose; `probabilities` is (N, C), the mean over the seeds.
+    `chosen` is (S, N, C) bool, the classes that each seed chose; `probabilities` is (N, C), the mean over the seeds;
+    near duplicates have the same number in `groups` (N,), which is None where there are none.
     """
 
     ids: tuple[str, ...]
     targets: Targets
     chosen: np.ndarray
     probabilities: np.ndarray
+    groups: np.ndarray | None = None
 
     @property
     def voted(self) -> np.ndarray:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 LEADERBOARD = "leaderboard"
 MODALITY_SETS = ("both", "text", "image", "table")  # `both` stands for all that a run has
 SCORES = ("macro_f1", "accuracy", "weighted_f1", "auroc", "log_loss", "calibration_error")
+INTERVAL = (("value", ""), ("low", "_low"), ("high", "_high"))  # part of a score -> end of its column's name
 
 
 def write_leaderboard(folder: Path, leaderboard: Sequence[Entry], classes: Sequence[str]) -> None:
@@ -34,9 +35,7 @@ def _columns(entry: Entry, classes: Sequence[str]) -> dict[str, Any]:
     """Map the names of the columns of `leaderboard.csv` to the values of an entry."""
     seeds = entry.seeds["macro_f1"]
     scores = {
-        f"{name}{suffix}": _cell(getattr(entry.score(name), part))
-        for name in SCORES
-        for suffix, part in (("", "value"), ("_low", "low"), ("_high", "high"))
+        f"{name}{suffix}": _cell(getattr(entry.score(name), part)) for name in SCORES for part, suffix in INTERVAL
     }
     by_class: dict[str, str] = {}
     for name in classes:
@@ -55,6 +54,7 @@ def _columns(entry: Entry, classes: Sequence[str]) -> dict[str, Any]:
         **by_class,
         **behind,
         "tie": entry.tie,
+        **{f"picked{suffix}": _cell(getattr(entry.picked, part, None)) for part, suffix in INTERVAL},
         "trials": "" if entry.trials is None else entry.trials,
         "optimism": _cell(entry.optimism),
         "parameters": entry.parameters or "",

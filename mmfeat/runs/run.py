@@ -23,7 +23,7 @@ from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import Tower, describe_encoders, kept_for
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, EncoderError, RunError
-from mmfeat.evaluation.splits import has_splits
+from mmfeat.evaluation.split_files import has_splits, read_groups
 from mmfeat.runs.entry import OUT_OF_FOLD, PLACES, Entry, FinalHead, OutOfFold, RunConfig, convert, read_out_of_fold
 from mmfeat.runs.leaderboard import LEADERBOARD
 from mmfeat.runs.record import BEGUN, Record
@@ -197,7 +197,8 @@ class Run:
     def out_of_fold(self, entry: Entry) -> OutOfFold:
         """Read the predictions out of fold of an entry; raises `RunError` where they are missing or not of this run."""
         path = self.head_folder(entry) / OUT_OF_FOLD
-        return read_out_of_fold(path, entry.samples, self.classes, self.config.is_multilabel)
+        read = read_out_of_fold(path, entry.samples, self.classes, self.config.is_multilabel)
+        return replace(read, groups=read_groups(self.folder, read.ids))
 
 
 def write_run(run: Run) -> Run:

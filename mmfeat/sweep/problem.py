@@ -152,6 +152,11 @@ class Problem:
         """The trainings a fold: baselines have next to nothing random in them, so one is enough."""
         return 1 if head in BASELINES else self.repeats
 
+    @property
+    def tested(self) -> Targets:
+        """The targets of the rows that are scored."""
+        return self.targets.take(self.splits.tested)
+
     def cells(self, head: str) -> list[Cell]:
         """(fold, repeat, rows) of all trainings, fold after fold."""
         return [

@@ -14,11 +14,11 @@ import numpy as np
 from mmfeat.baselines.basis import one_blas_thread
 from mmfeat.cache.features import Features
 from mmfeat.evaluation.significance import compare_with_best, holm, paired_difference
-from mmfeat.evaluation.splits import save_splits
+from mmfeat.evaluation.split_files import save_splits
 from mmfeat.heads.jobs import Engine, LocalEngine
 from mmfeat.heads.registry import BASELINES, TWINS, Plan
 from mmfeat.heads.stack import one_torch_thread
-from mmfeat.runs.entry import Entry, PairedTest, RunConfig, convert
+from mmfeat.runs.entry import Entry, Interval, PairedTest, RunConfig, convert
 from mmfeat.runs.leaderboard import MODALITY_SETS, ablation_csv, write_leaderboard
 from mmfeat.runs.record import Maker, making
 from mmfeat.runs.run import ABLATION, RUN_FILE, Results, Run, write_run
@@ -38,17 +38,20 @@ SHOWN = 10  # entries that are shown while the others train
 def rank(problem: Problem, entries: Sequence[TrainedEntry]) -> tuple[Entry, ...]:
     """The entries, best first, each with its difference from the best, p-values, and whether that is a tie.
 
+    The first has its score as one `picked` among all, which other samples will show.
+
     An entry on both modalities also has its `gain`: its difference from the same head on the better single one.
     """
     ordered = sorted(entries, key=lambda trained: -trained.entry.macro_f1.value)
     tested = problem.splits.tested
     chosen = [decide(problem, trained.logits, trained.decisions)[0][:, tested] for trained in ordered]
-    behind = compare_with_best(problem.targets.take(tested), chosen, 0, problem.seed)
+    behind, first = compare_with_best(problem.tested, chosen, 0, problem.seed, problem.splits.tested_groups)
     gains = _gains(problem, [trained.entry for trained in ordered], chosen)
-    return tuple(
+    best, *others = (
         replace(trained.entry, behind_best=convert(dict(test), PairedTest), tie=test["tie"], gain=gains.get(index))
         for index, (trained, test) in enumerate(zip(ordered, behind, strict=True))
     )
+    return replace(best, picked=convert(vars(first), Interval)), *others
 
 
 def _gains(problem: Problem, ordered: Sequence[Entry], chosen: Sequence[np.ndarray]) -> dict[int, PairedTest]:
@@ -58,9 +61,10 @@ def _gains(problem: Problem, ordered: Sequence[Entry], chosen: Sequence[np.ndarr
         alone = [other for other, candidate in enumerate(ordered) if _single(candidate, entry.head)]
         if entry.modalities == "both" and alone:
             pairs[index] = alone[0]  # the first is the better one, since the entries are in order
-    targets = problem.targets.take(problem.splits.tested)
+    targets, groups = problem.tested, problem.splits.tested_groups
     tests = {
-        index: paired_difference(targets, chosen[index], chosen[other], problem.seed) for index, other in pairs.items()
+        index: paired_difference(targets, chosen[index], chosen[other], problem.seed, groups)
+        for index, other in pairs.items()
     }
     adjusted = dict(zip(tests, holm([test.p for test in tests.values()]).tolist(), strict=True))
     return {

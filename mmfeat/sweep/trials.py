@@ -67,7 +67,7 @@ def decide(problem: Problem, logits: np.ndarray, decisions: list[Decision]) -> t
 def score(problem: Problem, logits: np.ndarray, decisions: list[Decision]) -> dict[str, Any]:
     """Every score of the tested rows, by its name in an `Entry`."""
     chosen, probabilities = (values[:, problem.splits.tested] for values in decide(problem, logits, decisions))
-    values = evaluate(problem.targets.take(problem.splits.tested), chosen, probabilities, problem.seed)
+    values = evaluate(problem.tested, chosen, probabilities, problem.seed, problem.splits.tested_groups)
     return vars(convert(values, Scores))
 
 

@@ -18,7 +18,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from mmfeat.evaluation import metrics as resampling
+from mmfeat.evaluation import resampling
 from mmfeat.evaluation.metrics import BINS, confusion, evaluate, macro_f1
 from mmfeat.samples.labels import Targets, indicator
 
@@ -145,6 +145,28 @@ def test_the_jackknife_of_large_tables_agrees_with_the_bootstrap(monkeypatch: py
         assert left_out[name]["value"] == drawn[name]["value"]
         reach = drawn[name]["high"] - drawn[name]["low"]
         assert left_out[name]["high"] - left_out[name]["low"] == pytest.approx(reach, rel=0.1)
+
+
+@pytest.mark.parametrize("cells", [20_000, 0], ids=["bootstrap", "jackknife"])
+def test_intervals_of_near_duplicates_are_those_of_drawn_groups(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against drawing groups one by one, of which half have four samples; rows alone would be surer."""
+    targets, chosen, probabilities = make(samples=400, seeds=2)
+    groups = np.where(np.arange(400) < 200, np.arange(400) // 4 % 25, np.arange(400))
+    monkeypatch.setattr(resampling, "MAX_CELLS", cells)
+    monkeypatch.setattr(resampling, "CHUNK", 20_000)
+    report = evaluate(targets, chosen, probabilities, groups=groups)
+    random, members = np.random.default_rng(1), [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    plain = []
+    for _ in range(600):
+        rows = np.concatenate([members[group] for group in random.integers(0, len(members), len(members))])
+        labels, p = targets.matrix[rows], probabilities[:, rows]
+        right = (chosen[:, rows] == labels).all(-1).mean()
+        area = np.mean([roc_auc_score(labels, each) for each in p])
+        plain.append((macro_f1(labels, chosen[:, rows]).mean(), right, area, -np.log(p[:, labels]).mean()))
+    expected = np.percentile(plain, [2.5, 97.5], axis=0)
+    for name, (low, high) in zip(("macro_f1", "accuracy", "auroc", "log_loss"), expected.T, strict=True):
+        reach = (high - low) / 2
+        np.testing.assert_allclose([report[name]["low"], report[name]["high"]], [low, high], atol=0.25 * reach)
 
 
 def test_seeds_are_told_apart_and_averaged() -> None:

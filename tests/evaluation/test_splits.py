@@ -6,18 +6,8 @@ import numpy as np
 import pytest
 
 from mmfeat.errors import DataError, RunError
-from mmfeat.evaluation.splits import (
-    TEST,
-    TRAIN,
-    VALIDATION,
-    Splits,
-    deal,
-    has_splits,
-    load_splits,
-    make_folds,
-    make_holdout,
-    save_splits,
-)
+from mmfeat.evaluation.split_files import has_splits, load_splits, read_groups, save_splits
+from mmfeat.evaluation.splits import TEST, TRAIN, VALIDATION, Splits, deal, make_folds, make_holdout
 from mmfeat.samples.labels import Targets, read_targets
 
 RNG = np.random.default_rng(3)
@@ -201,6 +191,25 @@ def write_holdout(folder: Path, train: str, val: str | None, test: str) -> Path:
         if content is not None:
             (folder / f"{name}_split.csv").write_text(content)
     return folder
+
+
+@pytest.mark.parametrize("kind", ["folds", "holdout", "own part"])
+def test_saved_groups_come_back(tmp_path: Path, kind: str) -> None:
+    groups = np.where(GROUPS < 80, FOURS, GROUPS)
+    shares = {"holdout": (8, 1, 1), "own part": (8, 2)}
+    splits = make(groups) if kind == "folds" else make_holdout(TARGETS, IDS, groups, shares[kind])
+    save_splits(splits, tmp_path, LABELS.tolist())
+    loaded = load_splits(tmp_path, IDS[::-1])
+    assert loaded.roles.tolist() == splits.roles[::-1].tolist()
+    for found in (loaded.groups, read_groups(tmp_path, IDS[::-1])):
+        assert found is not None
+        assert (found[:, None] == found).tolist() == (groups[::-1, None] == groups[::-1]).tolist()
+
+
+def test_splits_without_groups_name_none(tmp_path: Path) -> None:
+    save_splits(make(), tmp_path, LABELS.tolist())
+    assert "group" not in (tmp_path / "folds.csv").read_text().splitlines()[0]
+    assert load_splits(tmp_path, IDS).groups is None
 
 
 def test_a_holdout_made_elsewhere_is_read(tmp_path: Path) -> None:

@@ -52,7 +52,8 @@ def test_best_first_with_the_paired_tests_against_it(board: Sequence[Entry]) -> 
     assert values == sorted(values, reverse=True)
     by_name = {(entry.entry.head, entry.entry.modalities): entry for entry in entries}
     chosen = [decide(task, (entry := by_name[each.head, each.modalities]).logits, entry.decisions)[0] for each in board]
-    wanted = compare_with_best(TARGETS, chosen, 0, task.seed)
+    wanted, first = compare_with_best(TARGETS, chosen, 0, task.seed)
+    assert [entry.to_json().get("picked") for entry in board] == [vars(first), *[None] * (len(board) - 1)]
     assert [entry.to_json()["behind_best"] for entry in board] == wanted
     assert [entry.tie for entry in board] == [each["tie"] for each in wanted]
     assert board[0].tie

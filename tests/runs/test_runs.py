@@ -20,6 +20,7 @@ from mmfeat.cli.main import app
 from mmfeat.errors import RunError
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.evaluation.significance import paired_difference
+from mmfeat.evaluation.split_files import read_groups
 from mmfeat.finetune.arguments import finetune_arguments
 from mmfeat.heads.registry import HeadSettings
 from mmfeat.reproduce import reproduce_run
@@ -226,7 +227,8 @@ def test_a_comparison_tells_what_differs_and_tests_on_the_same_samples(runs: lis
     assert test.difference.value == pytest.approx(values[1] - values[0])
     labels, chosen = read_by_hand(one, found.entries[0])
     _, theirs = read_by_hand(other, found.entries[1])
-    assert test.difference == paired_difference(Targets(one.classes, labels), theirs, chosen)
+    groups = read_groups(one.folder, one.out_of_fold(found.entries[0]).ids)
+    assert test.difference == paired_difference(Targets(one.classes, labels), theirs, chosen, groups=groups)
     same = compare_runs([one, other], head="knn").tests[1]
     assert same is not None
     assert (same.difference.value, same.tie, same.mcnemar) == (0, True, 1)

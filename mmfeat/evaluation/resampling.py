@@ -1,0 +1,203 @@
+"""Resampling: scores of choices on other samples from the same population.
+
+Scores come from `Hits`, which resampling sums from `Cells` of equal samples. Near duplicates are drawn together: a
+group of them tells as much as one sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+DRAWS = 2000
+MAX_CELLS = 20_000  # most cells for the bootstrap; with more cells the jackknife is as good and cheaper
+CHUNK = 4_000_000  # numbers held in memory at a time
+EXACT_FLOAT32 = 2**24  # integers up to here are exact in float32, whose products take half the time
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Counts from which scores of one or many sets of predictions follow.
+
+    `hits`, `labelled` and `predicted` (..., C) count samples by class, `right` (...) samples with every class right;
+    `samples` (...) is the number of all samples.
+    """
+
+    hits: np.ndarray
+    labelled: np.ndarray
+    predicted: np.ndarray
+    right: np.ndarray
+    samples: np.ndarray
+
+    @property
+    def f1(self) -> np.ndarray:
+        """(..., C) F1; 0 for a class that is neither labelled nor predicted."""
+        return 2 * self.hits / np.maximum(self.labelled + self.predicted, 1)
+
+    @property
+    def precision(self) -> np.ndarray:
+        """(..., C) share of hits among the samples predicted as a class; 0 for a class that is never predicted."""
+        return self.hits / np.maximum(self.predicted, 1)
+
+    @property
+    def recall(self) -> np.ndarray:
+        """(..., C) share of right ones among the samples labelled with a class; 0 for a class without labels."""
+        return self.hits / np.maximum(self.labelled, 1)
+
+    @property
+    def macro_f1(self) -> np.ndarray:
+        """(...) unweighted mean of the classes' F1."""
+        return self.f1.mean(-1)
+
+    @property
+    def weighted_f1(self) -> np.ndarray:
+        """(...) mean of the classes' F1, weighted by how many samples have the class."""
+        return (self.f1 * self.labelled).sum(-1) / np.maximum(self.labelled.sum(-1), 1)
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """(...) share of samples with every class right."""
+        return self.right / np.maximum(self.samples, 1)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Distinct samples, and how many samples of each cell are drawn together.
+
+    `labels` (K, C) bool and `chosen` (S, K, C) bool are those of one sample of each cell, `numbers` (K,) counts its
+    samples that are drawn alone, and `groups` (G, K), a sparse matrix, its samples in each group that is drawn whole.
+    """
+
+    numbers: np.ndarray
+    labels: np.ndarray
+    chosen: np.ndarray
+    groups: csr_array
+
+    @property
+    def units(self) -> np.ndarray:
+        """(K + G,) how many draws can give a sample of each cell, and each group."""
+        return np.concatenate([self.numbers, np.ones(self.groups.shape[0], self.numbers.dtype)])
+
+    def weights(self, drawn: np.ndarray) -> np.ndarray:
+        """(D, K) samples of each cell, of how often each unit was drawn (D, K + G)."""
+        alone, whole = np.split(drawn, [len(self.numbers)], axis=1)
+        return alone + (self.groups.T @ whole.T).T if whole.size else alone
+
+    def contributions(self, step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield for up to `step` units each how many there are of them, and the rows of `table` that one adds up."""
+        for start in range(0, len(self.numbers), step):
+            rows = slice(start, start + step)
+            yield self.numbers[rows], self.table(rows)
+        for start in range(0, self.groups.shape[0], step):
+            part = self.groups[start : start + step]
+            held = np.unique(part.indices)
+            yield np.ones(part.shape[0]), part[:, held] @ self.table(held)
+
+    def table(self, rows: slice | np.ndarray = slice(None), dtype: type = np.float64) -> np.ndarray:
+        """(K, 2SC + C + S + 1) what one sample of these cells adds to hits, predicted, labelled, right and samples."""
+        chosen, labels = self.chosen[:, rows].transpose(1, 0, 2), self.labels[rows, None]
+        one = np.ones((len(labels), 1), bool)
+        parts = [chosen & labels, chosen, labels, (chosen == labels).all(-1), one]
+        return np.concatenate([part.reshape(len(labels), -1) for part in parts], axis=1).astype(dtype)
+
+    def counts(self, sums: np.ndarray) -> Hits:
+        """(D, 2SC + C + S + 1) sums over the columns of `table` as counts of shape (D, S, C)."""
+        seeds, _, classes = self.chosen.shape
+        width = seeds * classes
+        ends = np.cumsum([width, width, classes, seeds])
+        hits, predicted, labelled, right, samples = np.split(sums, ends, axis=1)
+        shape = (-1, seeds, classes)
+        labelled = np.broadcast_to(labelled[:, None], (len(sums), seeds, classes))
+        return Hits(hits.reshape(shape), labelled, predicted.reshape(shape), right, samples)
+
+
+Scorer = Callable[[Hits], np.ndarray]  # counts of shape (D, S, C) -> (D, Q) scores
+
+
+def count(labels: np.ndarray, chosen: np.ndarray) -> Hits:
+    """Counts of decisions (..., N, C) about samples with labels (N, C), both bool."""
+    samples = len(labels)
+    # A product with ones adds up long columns of few classes ten times as fast as sum() does.
+    ones = np.ones(samples, np.float32 if samples < EXACT_FLOAT32 else np.float64)
+    sums = [ones @ part.astype(ones.dtype) for part in (labels & chosen, labels, chosen)]
+    hits, labelled, predicted = (part.astype(np.float64) for part in sums)
+    right = np.count_nonzero((labels == chosen).all(-1), axis=-1)
+    return Hits(hits, np.broadcast_to(labelled, hits.shape), predicted, np.asarray(right), np.asarray(samples))
+
+
+def find_cells(labels: np.ndarray, chosen: np.ndarray, groups: np.ndarray | None = None) -> Cells:
+    """Count N samples that have equal labels (N, C) and equal predictions (S, N, C).
+
+    Samples with the same number in `groups` (N,) are near duplicates, which are drawn together.
+    """
+    from scipy.sparse import coo_array
+
+    rows = np.concatenate([labels[None], chosen]).transpose(1, 0, 2).reshape(len(labels), -1)
+    packed = np.packbits(rows, axis=1)
+    words = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))).view(np.uint64)
+    code = np.zeros(len(labels), dtype=np.int64)
+    for word in words.T:
+        values, inverse = np.unique(word, return_inverse=True)
+        code = np.unique(code * len(values) + inverse, return_inverse=True)[1] if words.shape[1] > 1 else inverse
+    size = int(code.max(initial=-1)) + 1
+    first = np.empty(size, dtype=np.int64)
+    first[code] = np.arange(len(code))  # any sample of a cell can represent it
+    joined, of = joined_groups(groups, len(code))
+    inside = coo_array((np.ones(len(joined)), (of, code[joined])), shape=(int(of.max(initial=-1)) + 1, size)).tocsr()
+    numbers = np.bincount(code, minlength=size) - np.bincount(code[joined], minlength=size)
+    return Cells(numbers, labels[first], chosen[:, first], inside)
+
+
+def joined_groups(groups: np.ndarray | None, samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of samples that share their group with others, and the number of the group of each, counted from 0."""
+    if groups is None:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    _, number, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    rows = np.flatnonzero(sizes[number] > 1)
+    return rows, np.unique(number[rows], return_inverse=True)[1]
+
+
+def draw_scores(cells: Cells, scores: Scorer, seed: int, draws: int = DRAWS) -> tuple[np.ndarray, np.ndarray]:
+    """(Q,) scores of the samples, and (draws, Q) scores of resampled samples, groups of near duplicates whole.
+
+    Up to `MAX_CELLS` cells and groups, these are drawn as in the bootstrap. With more, which would take minutes, scores
+    are close to normal: they are drawn from a normal distribution with the jackknife's covariance (Efron, 1982).
+    """
+    value = scores(cells.counts(_totals(cells)[None]))[0]
+    random = np.random.default_rng(seed)
+    if len(cells.units) <= MAX_CELLS:
+        return value, np.concatenate(list(_bootstrap(cells, scores, random, draws)))
+    values, vectors = np.linalg.eigh(_jackknife(cells, scores, value))
+    noise = random.standard_normal((draws, len(value))) * np.sqrt(np.maximum(values, 0))
+    return value, value + noise @ vectors.T
+
+
+def _totals(cells: Cells) -> np.ndarray:
+    return cells.weights(cells.units[None].astype(np.float64))[0] @ cells.table()
+
+
+def _bootstrap(cells: Cells, scores: Scorer, random: np.random.Generator, draws: int) -> Iterator[np.ndarray]:
+    units = cells.units
+    count = int(units.sum())
+    table = cells.table(dtype=np.float32 if _totals(cells)[-1] < EXACT_FLOAT32 else np.float64)
+    step = max(1, CHUNK // max(table.shape))
+    for start in range(0, draws, step):
+        drawn = random.multinomial(count, units / max(count, 1), size=min(step, draws - start))
+        yield scores(cells.counts((cells.weights(drawn).astype(table.dtype) @ table).astype(np.float64)))
+
+
+def _jackknife(cells: Cells, scores: Scorer, value: np.ndarray) -> np.ndarray:
+    """(Q, Q) covariance of the scores, from leaving out each unit in turn; samples of one cell give equal scores."""
+    totals, count = _totals(cells), int(cells.units.sum())
+    mean, square = np.zeros(len(value)), np.zeros((len(value), len(value)))
+    for times, contribution in cells.contributions(max(1, CHUNK // len(totals))):
+        shift = scores(cells.counts(totals - contribution)) - value
+        mean += times @ shift / count
+        square += (shift * times[:, None]).T @ shift
+    return (count - 1) / count * (square - count * np.outer(mean, mean))
