@@ -24,6 +24,7 @@ from mmfeat.evaluation.decisions import Decision
 from mmfeat.evaluation.metrics import Score
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.heads.registry import DEFAULTS, HeadSettings, PlanRecord
+from mmfeat.samples.corrections import LABELS
 from mmfeat.samples.labels import SEPARATOR, Targets
 from mmfeat.samples.table_columns import TableColumn
 from mmfeat.system.files import canonical_json
@@ -34,7 +35,7 @@ TOGETHER = "ensemble"  # the `modalities` of an entry that combines several head
 OUT_OF_FOLD = "out_of_fold.csv"
 PLACES = ("data", "cache", "columns")  # the fields that may change while the run stays the same
 TOWERS = ("encoders", "prefixes")
-UNNAMED = ("trials", "products")  # a run may get more trials, and go on in another arithmetic
+UNNAMED = ("trials", "products", "corrections")  # more trials, another arithmetic; labels count in the data hash
 LATER = {"init": DEFAULTS.init, "race": False}  # settings that the first version lacked: runs are named as before
 CERTAIN = 0.01  # largest distance from 1 of the sum of a sample's probabilities, which are written rounded
 
@@ -254,6 +255,17 @@ class ChosenHead:
 
 
 @dataclass(frozen=True)
+class Corrections:
+    """The table that was laid over the labels of a run's data, `count` labels that differ from the data's own, the hash
+    of their ids and labels, and the `data_hash` with the data's own labels."""
+
+    file: str
+    count: int
+    sha256: str
+    data_hash: str
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """The configuration of a run, with the hashes of its data and folds.
 
@@ -290,6 +302,17 @@ class RunConfig:
     finetune: dict[str, Any] | None = None
     table: tuple[TableColumn, ...] | None = None
     table_hash: str | None = None
+    corrections: Corrections | None = None
+
+    @property
+    def reading(self) -> dict[str, str]:
+        """The columns, and the corrections of labels, with which the run's data are read to train on them."""
+        return self.columns | ({LABELS: self.corrections.file} if self.corrections else {})
+
+    @property
+    def given_hash(self) -> str:
+        """The data hash with the data's own labels."""
+        return self.corrections.data_hash if self.corrections else self.data_hash
 
     @property
     def is_multilabel(self) -> bool:
