@@ -178,7 +178,8 @@ def _labelled_by(predictions: OutOfFold, labels: OutOfFold) -> OutOfFold:
     rows = [row for row, id in enumerate(predictions.ids) if id in row_of]
     ids = tuple(predictions.ids[row] for row in rows)
     targets = labels.targets.take(np.array([row_of[id] for id in ids], int))
-    return OutOfFold(ids, targets, predictions.chosen[:, rows], predictions.probabilities[rows])
+    groups = None if predictions.groups is None else predictions.groups[rows]
+    return OutOfFold(ids, targets, predictions.chosen[:, rows], predictions.probabilities[rows], groups)
 
 
 def _rescored(entry: Entry, predictions: OutOfFold | None) -> Entry:
@@ -186,7 +187,7 @@ def _rescored(entry: Entry, predictions: OutOfFold | None) -> Entry:
     if predictions is None or not predictions.ids:
         return entry
     probabilities = np.broadcast_to(predictions.probabilities, predictions.chosen.shape)
-    scores = evaluate(predictions.targets, predictions.chosen, probabilities)
+    scores = evaluate(predictions.targets, predictions.chosen, probabilities, groups=predictions.groups)
     names = ("macro_f1", "accuracy", "weighted_f1", "classes", "confusion")
     return Entry.from_json(entry.to_json() | {name: scores[name] for name in names})
 

@@ -24,7 +24,7 @@ from mmfeat.evaluation.decisions import Decision
 from mmfeat.evaluation.metrics import Score
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.heads.registry import DEFAULTS, HeadSettings, PlanRecord
-from mmfeat.samples.corrections import LABELS
+from mmfeat.samples.corrections import LABELS, Corrections
 from mmfeat.samples.labels import SEPARATOR, Targets
 from mmfeat.samples.table_columns import TableColumn
 from mmfeat.system.files import canonical_json
@@ -75,8 +75,7 @@ class PairedTest:
 
     `p` comes from the paired bootstrap and `mcnemar` from McNemar's test; `p_holm` and `mcnemar_holm` are the same
     p-values adjusted for the number of comparisons: by Holm, and in `behind_best` by the largest difference of any two
-    entries. `tie` is `p_holm >= 0.05`. `over` names the modalities of
-    the other entry.
+    entries. `tie` is `p_holm >= 0.05`. `over` names the modalities of the other entry.
     """
 
     value: float
@@ -92,8 +91,7 @@ class PairedTest:
 
 @dataclass(frozen=True)
 class TunedTower:
-    """A fine-tuned encoder beside a final head: the file with its changed weights, and `slot`, the block of features
-    that it replaces."""
+    """A fine-tuned encoder beside a final head: its changed weights, and `slot`, the block of features it replaces."""
 
     file: str
     sha256: str
@@ -113,8 +111,7 @@ class FinalHead:
 
 @dataclass(frozen=True)
 class Rule:
-    """How an ensemble combines its H members: by `weights` (H,), or by stacking, a linear model with the matrix
-    `stacking`, an `intercept` and the `penalty` it was fitted with."""
+    """How an ensemble combines its H members: by `weights` (H,), or by the linear model `stacking` and `intercept`."""
 
     weights: tuple[float, ...] | None = None
     stacking: tuple[tuple[float, ...], ...] | None = None
@@ -126,8 +123,7 @@ class Rule:
 class Scores:
     """Every score that `mmfeat.evaluation.metrics.evaluate` computes from choices and probabilities.
 
-    `confusion` is a (C, C) table of counts with true labels in rows; a multi-label task has a (2, 2) table for each
-    class, (C, 2, 2) in all.
+    `confusion` is a (C, C) table of counts with true labels in rows, of a multi-label task (C, 2, 2), one a class.
     """
 
     macro_f1: Interval
@@ -255,17 +251,6 @@ class ChosenHead:
 
 
 @dataclass(frozen=True)
-class Corrections:
-    """The table that was laid over the labels of a run's data, `count` labels that differ from the data's own, the hash
-    of their ids and labels, and the `data_hash` with the data's own labels."""
-
-    file: str
-    count: int
-    sha256: str
-    data_hash: str
-
-
-@dataclass(frozen=True)
 class RunConfig:
     """The configuration of a run, with the hashes of its data and folds.
 
@@ -306,7 +291,7 @@ class RunConfig:
 
     @property
     def reading(self) -> dict[str, str]:
-        """The columns, and the corrections of labels, with which the run's data are read to train on them."""
+        """The columns with the corrections of labels."""
         return self.columns | ({LABELS: self.corrections.file} if self.corrections else {})
 
     @property
@@ -324,8 +309,7 @@ class RunConfig:
         return (*self.encoders, *(self.prefixes or ()))
 
     def name(self, label: str) -> str:
-        """A readable name with a hash of the configuration, from which the paths of data, cache and weights are left
-        out."""
+        """A readable name with a hash of the configuration, but for the paths of data, cache and weights."""
         values = self.to_json()
         counted = {name: value for name, value in values.items() if name not in (*PLACES, *TOWERS, *UNNAMED)}
         counted |= {name: [tower["spec"] for tower in values[name]] for name in TOWERS if name in values}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from mmfeat.errors import DataError
 from mmfeat.samples.column_names import find_column
@@ -14,6 +14,17 @@ from mmfeat.system.remote import exists
 from mmfeat.system.wording import counted
 
 LABELS = "labels"  # the name of the table among `columns`
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """The table that was laid over the labels of a run's data, `count` labels that differ from the data's own, the hash
+    of their ids and labels, and the `data_hash` with the data's own labels."""
+
+    file: str
+    count: int
+    sha256: str
+    data_hash: str
 
 
 def without_labels(columns: Mapping[str, str] | None) -> dict[str, str]:

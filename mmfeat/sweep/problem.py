@@ -21,9 +21,8 @@ from mmfeat.evaluation.protocol import KFOLD, Protocol, protocol_splits
 from mmfeat.evaluation.splits import Fold, Splits, check_folds
 from mmfeat.extraction.missing import place_of
 from mmfeat.heads.registry import BASELINES
-from mmfeat.runs.entry import Corrections
 from mmfeat.runs.run import hash_data, hash_table
-from mmfeat.samples.corrections import LABELS, read_corrected, without_labels
+from mmfeat.samples.corrections import LABELS, Corrections, read_corrected, without_labels
 from mmfeat.samples.dataset import MODALITIES, SampleSet
 from mmfeat.samples.keys import ContentKeys
 from mmfeat.samples.labels import SEPARATOR, Targets, absent_note, labels_alike, read_targets

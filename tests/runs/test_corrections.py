@@ -84,15 +84,16 @@ def test_a_comparison_scores_both_by_the_corrected_labels_and_tells_the_differen
         scored = pair.index(runs.corrected)
         assert (found.scored, found.otherwise) == (scored, 1 - scored)
         assert 0 < found.relabelled <= 9
+        groups = read[0].groups
         targets, others = read[scored].targets, read[1 - scored].targets
         assert [one.ids for one in read] == [read[0].ids] * 2
         for entry, one in zip(found.entries, read, strict=True):
-            scores = evaluate(targets, one.chosen, one.probabilities[None])
+            scores = evaluate(targets, one.chosen, one.probabilities[None], groups=one.groups)
             assert entry.macro_f1.value == scores["macro_f1"]["value"]
             assert entry.accuracy.value == scores["accuracy"]["value"]
         assert found.tests[1] is not None
-        assert found.tests[1].difference == paired_difference(targets, read[1].chosen, read[0].chosen)
-        assert found.tests[1].otherwise == paired_difference(others, read[1].chosen, read[0].chosen)
+        assert found.tests[1].difference == paired_difference(targets, read[1].chosen, read[0].chosen, groups=groups)
+        assert found.tests[1].otherwise == paired_difference(others, read[1].chosen, read[0].chosen, groups=groups)
         assert found.settings["labels"][scored].startswith("9 by fixed.csv, hash ")
         assert found.settings["labels"][1 - scored] == "-"
     assert "labels" not in flat_settings(runs.own.config)
