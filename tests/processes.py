@@ -58,6 +58,17 @@ class Command:
                 pytest.fail(f"no {pattern}: {self.wait(0)}")
             time.sleep(0.005)  # looking more often takes the time of what is waited for
 
+    def wait_for_line(self, beginning: str) -> str:
+        """The first line on stdout that begins so, once it is there."""
+        end = time.monotonic() + LIMIT
+        while True:
+            for line in Path(self._out.name).read_text().splitlines():
+                if line.startswith(beginning):
+                    return line
+            if self.returncode is not None or time.monotonic() > end:
+                pytest.fail(f"no line {beginning}: {self.wait(0)}")
+            time.sleep(0.01)
+
 
 def _start_server() -> None:
     """Start the server, once for all tests of this process, where it finds the package `tests`."""

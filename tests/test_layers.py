@@ -15,7 +15,7 @@ import mmfeat
 
 ORDER = (
     "errors, version < system < samples < encoders < cache < extraction < evaluation < baselines < heads < runs "
-    "< sweep < finetune < prediction < audit < report < export < reproduce < cli"
+    "< sweep < finetune < prediction < audit < report < export < serve < reproduce < cli"
 )
 RANK = {name: rank for rank, row in enumerate(ORDER.split(" < ")) for name in row.split(", ")}
 ROOT = Path(mmfeat.__file__).parent

@@ -17,7 +17,6 @@ from mmfeat.cli.flags import (
     REQUEST_PARAMETERS,
     AnyData,
     CacheFolder,
-    Labels,
     Parameters,
     Seed,
     find_request,
@@ -299,7 +298,6 @@ def gc(
 PACK_PARAMETERS: Parameters = {
     "out": (option("The file to write; its suffix is a format.  [default: pack.FORMAT]", str | None), None),
     "format": (option("h5, npy, parquet, lance or faiss.  [default: the suffix of --out, or h5]", str | None), None),
-    "labels": (Labels, None),
     **REQUEST_PARAMETERS,
 }
 
@@ -345,9 +343,9 @@ def _samples_and_specs(values: Mapping[str, Any]) -> tuple[SampleSet, list[Encod
 def _samples_and_towers(request: Request, values: Mapping[str, Any]) -> tuple[SampleSet, list[Tower]]:
     from mmfeat.encoders.registry import describe_encoders
     from mmfeat.extraction.requests import options_for
-    from mmfeat.samples.corrections import read_corrected
+    from mmfeat.samples.dataset import read_samples
 
     device = values.get("device", "auto")
     options = options_for(request.data, request.columns, values["cache"], request.options, device)
     towers = describe_encoders(request.encoders, options)
-    return read_corrected(request.data, request.columns)[0], towers
+    return read_samples(request.data, request.columns), towers

@@ -19,7 +19,6 @@ from mmfeat.cli.flags import (
     CacheFolder,
     Device,
     EngineFlag,
-    Labels,
     Mlflow,
     Parameters,
     RayAddress,
@@ -238,7 +237,6 @@ PARAMETERS: Parameters = {
     "cache": (CacheFolder, "cache"),
     "out": (option("Folder of the runs."), "heads"),
     **LATEST_READING,
-    "labels": (Labels, None),
     "task": (option("multiclass, or multilabel: labels such as a|b."), "multiclass"),
     "protocol": (
         option("kfold, holdout, given (the data's own split), or auto: given, else kfold."),

@@ -26,6 +26,7 @@ from mmfeat.cli import heads as cli_heads
 from mmfeat.cli import predict as cli_predict
 from mmfeat.cli import report as cli_report
 from mmfeat.cli import runs as cli_runs
+from mmfeat.cli import serve as cli_serve
 from mmfeat.cli.console import err, lasting_streams, out
 from mmfeat.cli.flags import Interrupted, interruptible
 from mmfeat.errors import ConfigError, MmfeatError
@@ -221,6 +222,7 @@ app.command()(cli_report.report)
 app.command()(cli_export.export)
 app.command()(cli_predict.submit)
 app.command()(cli_predict.predict)
+app.command()(cli_serve.serve)
 app.command()(cli_extract.demo)
 app.command()(cli_encoders.encoders)
 

@@ -24,7 +24,6 @@ from mmfeat.evaluation.decisions import Decision
 from mmfeat.evaluation.metrics import Score
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.heads.registry import DEFAULTS, HeadSettings, PlanRecord
-from mmfeat.samples.corrections import LABELS, Corrections
 from mmfeat.samples.labels import SEPARATOR, Targets
 from mmfeat.samples.table_columns import TableColumn
 from mmfeat.system.files import canonical_json
@@ -35,7 +34,7 @@ TOGETHER = "ensemble"  # the `modalities` of an entry that combines several head
 OUT_OF_FOLD = "out_of_fold.csv"
 PLACES = ("data", "cache", "columns")  # the fields that may change while the run stays the same
 TOWERS = ("encoders", "prefixes")
-UNNAMED = ("trials", "products", "corrections")  # more trials, another arithmetic; labels count in the data hash
+UNNAMED = ("trials", "products")  # a run may get more trials, and go on in another arithmetic
 LATER = {"init": DEFAULTS.init, "race": False}  # settings that the first version lacked: runs are named as before
 CERTAIN = 0.01  # largest distance from 1 of the sum of a sample's probabilities, which are written rounded
 
@@ -75,7 +74,8 @@ class PairedTest:
 
     `p` comes from the paired bootstrap and `mcnemar` from McNemar's test; `p_holm` and `mcnemar_holm` are the same
     p-values adjusted for the number of comparisons: by Holm, and in `behind_best` by the largest difference of any two
-    entries. `tie` is `p_holm >= 0.05`. `over` names the modalities of the other entry.
+    entries. `tie` is `p_holm >= 0.05`. `over` names the modalities of
+    the other entry.
     """
 
     value: float
@@ -91,7 +91,8 @@ class PairedTest:
 
 @dataclass(frozen=True)
 class TunedTower:
-    """A fine-tuned encoder beside a final head: its changed weights, and `slot`, the block of features it replaces."""
+    """A fine-tuned encoder beside a final head: the file with its changed weights, and `slot`, the block of features
+    that it replaces."""
 
     file: str
     sha256: str
@@ -111,7 +112,8 @@ class FinalHead:
 
 @dataclass(frozen=True)
 class Rule:
-    """How an ensemble combines its H members: by `weights` (H,), or by the linear model `stacking` and `intercept`."""
+    """How an ensemble combines its H members: by `weights` (H,), or by stacking, a linear model with the matrix
+    `stacking`, an `intercept` and the `penalty` it was fitted with."""
 
     weights: tuple[float, ...] | None = None
     stacking: tuple[tuple[float, ...], ...] | None = None
@@ -123,7 +125,8 @@ class Rule:
 class Scores:
     """Every score that `mmfeat.evaluation.metrics.evaluate` computes from choices and probabilities.
 
-    `confusion` is a (C, C) table of counts with true labels in rows, of a multi-label task (C, 2, 2), one a class.
+    `confusion` is a (C, C) table of counts with true labels in rows; a multi-label task has a (2, 2) table for each
+    class, (C, 2, 2) in all.
     """
 
     macro_f1: Interval
@@ -287,17 +290,6 @@ class RunConfig:
     finetune: dict[str, Any] | None = None
     table: tuple[TableColumn, ...] | None = None
     table_hash: str | None = None
-    corrections: Corrections | None = None
-
-    @property
-    def reading(self) -> dict[str, str]:
-        """The columns with the corrections of labels."""
-        return self.columns | ({LABELS: self.corrections.file} if self.corrections else {})
-
-    @property
-    def given_hash(self) -> str:
-        """The data hash with the data's own labels."""
-        return self.corrections.data_hash if self.corrections else self.data_hash
 
     @property
     def is_multilabel(self) -> bool:
@@ -309,7 +301,8 @@ class RunConfig:
         return (*self.encoders, *(self.prefixes or ()))
 
     def name(self, label: str) -> str:
-        """A readable name with a hash of the configuration, but for the paths of data, cache and weights."""
+        """A readable name with a hash of the configuration, from which the paths of data, cache and weights are left
+        out."""
         values = self.to_json()
         counted = {name: value for name, value in values.items() if name not in (*PLACES, *TOWERS, *UNNAMED)}
         counted |= {name: [tower["spec"] for tower in values[name]] for name in TOWERS if name in values}
