@@ -32,11 +32,12 @@ def install_command(extra: str) -> str:
     A checkout is installed again with the group. Elsewhere the command names the packages of the group: the wheel may
     be gone, and on an index another package may have the name.
     """
-    from importlib.metadata import distribution
+    from importlib.metadata import distributions
 
-    installed, checkout = distribution("mmfeat"), Path(__file__).parents[1]
-    command = ["uv"] * ((installed.read_text("INSTALLER") or "").strip() == "uv") + ["pip", "install"]
-    if (checkout / "pyproject.toml").exists():
+    installed, checkout = next(iter(distributions(name="mmfeat")), None), Path(__file__).parents[1]
+    by_uv = installed is not None and (installed.read_text("INSTALLER") or "").strip() == "uv"
+    command = ["uv"] * by_uv + ["pip", "install"]
+    if installed is None or (checkout / "pyproject.toml").exists():
         return shlex.join([*command, "-e", f"{'.' if checkout == Path.cwd() else checkout}[{extra}]"])
     lines = (line.replace("'", '"').partition(";") for line in installed.requires or ())
     return shlex.join([*command, *(name.strip() for name, _, marker in lines if f'extra == "{extra}"' in marker)])

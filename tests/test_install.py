@@ -38,6 +38,12 @@ def test_beside_a_wheel_the_packages_of_the_group_are_named(tmp_path: Path, inst
     assert answer.stdout == f"{command} 'onnx>=1.16'\n", answer.stderr
 
 
+def test_sources_that_were_not_installed_are_told_to_be(tmp_path: Path) -> None:
+    (tmp_path / "mmfeat").symlink_to(ROOT / "mmfeat")
+    answer = subprocess.run([sys.executable, "-S", "-c", ASK], cwd=tmp_path, capture_output=True, text=True)
+    assert answer.stdout == "pip install -e '.[onnx]'\n", answer.stderr
+
+
 def test_no_text_asks_for_a_package_that_no_index_has() -> None:
     pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("mmfeat/**/*.py"), *ROOT.glob("tests/**/*.py")]
     found = [page.name for page in pages if re.search(r"pip install ['\"]?mmfeat\b", page.read_text(encoding="utf-8"))]

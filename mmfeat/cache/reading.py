@@ -21,6 +21,7 @@ from mmfeat.cache.hdf5 import NOT_OURS
 from mmfeat.cache.shard import MIB, Shard
 from mmfeat.errors import CacheError
 from mmfeat.samples.contents import KEY_LENGTH
+from mmfeat.system.files import open_for_reading, read_at
 from mmfeat.system.hardware import cpu_count
 
 STEP = 4 * MIB
@@ -121,7 +122,7 @@ def _fill(shard: Shard, handle: int, start: int, target: memoryview) -> None:
     """Read as many bytes as `target` takes, from byte `start` of the values on."""
     at = shard.values.offset + start
     while target:
-        count = os.preadv(handle, [target], at)
+        count = read_at(handle, target, at)
         if count == 0:
             raise _shorter(shard)
         target, at = target[count:], at + count
@@ -148,7 +149,7 @@ def _shorter(shard: Shard) -> CacheError:
 def _opened(shard: Shard) -> Iterator[int]:
     handle = -1
     try:
-        handle = os.open(shard.path, os.O_RDONLY)
+        handle = open_for_reading(shard.path)
         yield handle
     except FileNotFoundError:
         raise CacheError(f"{shard.path}: the shard is gone; run mmfeat extract again") from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -26,7 +27,6 @@ from mmfeat.errors import CacheError, CacheMissError, ConfigError, WriteError
 from mmfeat.samples.dataset import Sample
 from mmfeat.samples.keys import ContentKeys, StatIndex, content_keys
 from mmfeat.system.files import (
-    locked_folder,
     make_folder,
     read_json,
     sweep_temporaries,
@@ -34,6 +34,7 @@ from mmfeat.system.files import (
     write_errors,
     write_json,
 )
+from mmfeat.system.locks import locked_folder
 from mmfeat.system.remote import is_remote
 from mmfeat.system.wording import Progress
 
@@ -43,6 +44,7 @@ SHARD_BYTES = 128 << 20
 SHARD_SECONDS = 30.0
 QUARANTINE = "quarantine"
 EXPORTED = ".runtimes"  # towers exported for other runtimes; no data set's folder begins with a dot
+_DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)\d)(\..*)?", re.IGNORECASE)  # no name of a file on Windows
 RESERVED = ("requests", QUARANTINE, EXPORTED)  # folders beside those of the data sets
 
 
@@ -325,7 +327,8 @@ def shard_files(folder: Path) -> list[Path]:
 def folder_name(name: str) -> str:
     """A data set's name as one folder's name; names that had to be altered stay apart by a hash."""
     plain = re.sub(r"[^\w.-]+", "-", name).strip(".-")
-    if plain == name and name not in RESERVED:
+    is_device = sys.platform == "win32" and _DEVICE.fullmatch(name)
+    if plain == name and name not in RESERVED and not is_device:
         return plain
     return f"{plain or 'data'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 

@@ -68,6 +68,12 @@ def lasting_streams() -> Iterator[list[str]]:
     The list holds at the end why standard output could not take all lines, if so; a reader that went away, such as
     `head`, is no reason.
     """
+    if sys.platform == "win32":  # a console there takes no bytes of ours: Python's stream writes to it
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+        yield []
+        return
     while (spare := os.open(os.devnull, os.O_RDWR)) < 3:
         pass  # no file of ours may get the number of a closed standard stream, to which libraries print
     os.close(spare)

@@ -16,7 +16,8 @@ from mmfeat.errors import RunError
 from mmfeat.evaluation.split_files import has_splits
 from mmfeat.runs.record import read_begun
 from mmfeat.runs.run import RUN_FILE, Run, is_run_folder, read_run
-from mmfeat.system.files import alone_in, sync_folder, write_errors
+from mmfeat.system.files import sync_folder, write_errors
+from mmfeat.system.locks import is_written
 from mmfeat.system.remote import absolute
 
 GRAVE = ".mmfeat-deleted"  # the folder beside the runs into which a run is moved to be deleted
@@ -93,9 +94,8 @@ def check_deletable(names: Sequence[str | Path], heads: str | Path = "heads", fo
             raise RunError(
                 f"{folder}: {children[folder.name]} was fine-tuned from it; delete that too, or name --force"
             )
-        with alone_in(folder) as alone:
-            if not alone:
-                raise RunError(f"{folder}: being written by another process; nothing was deleted")
+        if is_written(folder):
+            raise RunError(f"{folder}: being written by another process; nothing was deleted")
     return folders
 
 
@@ -131,7 +131,8 @@ def _date(folder: Path, recorded: dict[str, Any]) -> datetime:
 
 def _checked(name: str | Path, root: Path) -> Path:
     """Return the run folder that `name` means, a name in `root` or a path; raises `RunError` unless it can go."""
-    folder = root / name if os.sep not in str(name).rstrip(os.sep) else Path(str(name).rstrip(os.sep))
+    path = str(name).rstrip(f"/{os.sep}")
+    folder = Path(path) if os.path.dirname(path) else root / path
     if folder.is_symlink():
         raise RunError(f"{folder}: a link; nothing behind it is deleted, remove the link itself by hand")
     if not folder.is_dir():
@@ -155,8 +156,8 @@ def _children(root: Path, names: set[str]) -> dict[str, str]:
 
 def _delete(folder: Path) -> None:
     grave = folder.parent / GRAVE
-    with alone_in(folder) as alone, write_errors(folder):
-        if not alone:
+    with write_errors(folder):
+        if is_written(folder):
             raise RunError(f"{folder}: being written by another process; it was not deleted")
         if grave.is_symlink():
             raise RunError(f"{grave}: a link where deleted runs are put; remove it by hand")

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from mmfeat.runs.entry import RunConfig
-from mmfeat.system.files import make_folder, read_json, sweep_temporaries, write_errors, write_json, writing_in
+from mmfeat.system.files import make_folder, read_json, sweep_temporaries, write_errors, write_json
 from mmfeat.system.hardware import cpu_count
+from mmfeat.system.locks import writing_in
 from mmfeat.system.wording import without_passwords
 from mmfeat.version import ENCODING, TRAINING, versions
 

@@ -242,7 +242,7 @@ def is_run_folder(path: Path) -> bool:
 
 def find_run(name: str | Path, heads: str | Path = "heads") -> Run:
     """Read a run by its path, its name in `heads`, or the beginning or end that only one name in `heads` has."""
-    if (Path(name) / RUN_FILE).exists() or os.sep in str(name):
+    if (Path(name) / RUN_FILE).exists() or os.path.dirname(name):
         return read_run(Path(name))
     root, part = Path(heads), str(name)
     if (root / part).is_dir():

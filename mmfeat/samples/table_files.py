@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from mmfeat.errors import DataError
 from mmfeat.system.remote import (
@@ -105,6 +105,6 @@ def open_table(path: str, seekable: bool = False) -> Iterator[BinaryIO]:
 
 @lru_cache(maxsize=4)  # a table is read several times
 def _copy(path: str, unpack: Callable[[BinaryIO], Any], changed: int) -> BinaryIO:
-    whole = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as it is cached
+    whole = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115  lives as long as it is cached
     unpack_into(whole, path, unpack)
     return whole

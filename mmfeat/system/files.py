@@ -20,6 +20,7 @@ import re
 import shutil
 import socket
 import stat
+import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +31,8 @@ from mmfeat.errors import WriteError
 
 _FREE = "free some space and run the same command again (what was committed before is intact)"
 _RIGHTS = "get the right to write there, or name another place"
+if os.name == "nt":
+    _RIGHTS = f"close the program that has it open, {_RIGHTS}"
 REMEDIES = {
     errno.ENOSPC: _FREE,
     errno.EDQUOT: _FREE,
@@ -39,15 +42,17 @@ REMEDIES = {
     errno.EROFS: _RIGHTS,
 }
 
-NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+# EINVAL: Windows, where the disk is a stick.
+NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 # Errors of a read-only file system, and of file systems that keep their folders safe without a sync.
 NO_FOLDER_SYNC = (errno.EROFS, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 SYNC_BYTES = 16 << 20
-LOCK_SECONDS = 30.0
 STALE_SECONDS = 24 * 3600.0
 
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows alters line ends without it
 _TEMPORARY = re.compile(r"\..+\.(?P<owner>[^.]+)-(?P<pid>\d+)-\d+\.tmp")
 _calls = itertools.count()
+_seeking = threading.Lock()
 Pieces = Iterable["bytes | memoryview"]
 
 
@@ -115,8 +120,29 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def open_for_reading(path: str | Path) -> int:
+    """A file descriptor from which `read_at` reads the bytes of a file as they are."""
+    return os.open(path, os.O_RDONLY | _BINARY)
+
+
+def read_at(handle: int, target: memoryview, start: int) -> int:
+    """Read into `target` from byte `start` of an open file, for many threads at once; returns the number of bytes."""
+    if hasattr(os, "preadv"):
+        return os.preadv(handle, [target], start)
+    with _seeking:  # Windows reads only at the position of the file
+        os.lseek(handle, start, os.SEEK_SET)
+        data = os.read(handle, len(target))
+    target[: len(data)] = data
+    return len(data)
+
+
 def sync_folder(folder: Path) -> None:
-    """Make the folder's entries survive a power loss, whatever process made the entries."""
+    """Make the folder's entries survive a power loss, whatever process made the entries.
+
+    Windows opens no folder, and its file system keeps a journal of them.
+    """
+    if not hasattr(os, "O_DIRECTORY"):
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -140,17 +166,6 @@ def make_folder(folder: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
     with contextlib.suppress(PermissionError):  # a parent that may be passed but not read
         sync_folder(folder.parent)
-
-
-@contextlib.contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
-    """Keep other writers out of `folder`, if that is possible; without the lock, the block runs after `LOCK_SECONDS`.
-
-    The lock only saves work that is done twice: correctness must not rely on it, since a file system may have no locks,
-    and a process that holds the lock may have been stopped.
-    """
-    with _locked(folder, exclusive=True, seconds=LOCK_SECONDS):
-        yield
 
 
 def stale_temporaries(folder: Path) -> Iterator[Path]:
@@ -211,7 +226,7 @@ def _owner() -> str:
 def _is_dead(owner: str, pid: int) -> bool:
     """Whether a process ended; False for a process of another machine, about which nothing is known."""
     try:
-        if owner == _owner():
+        if owner == _owner() and os.name != "nt":  # there the signal 0 is a Ctrl-C to whoever shares the console
             os.kill(pid, 0)
     except OSError as error:  # a process that lives and belongs to another user raises PermissionError
         return isinstance(error, ProcessLookupError)
@@ -227,7 +242,7 @@ def _write_synced(path: Path, pieces: Pieces) -> str | None:
 
     Returns what `pieces` returns at its end, if it is a generator that does.
     """
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, 0o644)
     waiting, remaining = 0, iter(pieces)
     syncs: list[Future[None]] = []
     try:
@@ -260,15 +275,16 @@ def _write_whole(handle: int, data: memoryview) -> int:
 def _link(temporary: Path, path: Path) -> bool:
     """Commit under a new name only; True if the name was free."""
     try:
-        os.link(temporary, path)
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if error.errno not in NO_HARD_LINKS:
+                raise
+            if path.exists():
+                return False
+            os.rename(temporary, path)  # on Windows it raises FileExistsError if the name is taken meanwhile
     except FileExistsError:
         return False
-    except OSError as error:
-        if error.errno not in NO_HARD_LINKS:
-            raise
-        if path.exists():
-            return False
-        os.rename(temporary, path)
     return True
 
 
@@ -322,49 +338,3 @@ def _recover(folder: Path) -> None:
     for stale in stale_temporaries(folder.parent):
         if stale.name.startswith(f".{folder.name}.") and stale.is_dir() and not stale.is_symlink():
             shutil.rmtree(stale, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def writing_in(folder: Path) -> Iterator[None]:
-    """Mark an existing folder as one in which this process writes; other processes may write in the folder, too."""
-    with _locked(folder, exclusive=False):
-        yield
-
-
-@contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[bool]:
-    """Keep writers from beginning in `folder`; yields False if a writer is at work in the folder."""
-    with _locked(folder, exclusive=True) as alone:
-        yield alone
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, exclusive: bool, seconds: float = 0.0) -> Iterator[bool]:
-    """Lock `folder`; yields False if another process keeps its lock for `seconds`.
-
-    The lock is the kernel's, on the folder itself, and ends with the process: no file can stay behind.
-    """
-    import fcntl
-
-    kind, deadline = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, time.monotonic() + seconds
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        while not (free := _flock(handle, kind | fcntl.LOCK_NB)) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        yield free
-    finally:
-        os.close(handle)
-
-
-def _flock(handle: int, kind: int) -> bool:
-    """Try to take a lock; returns False if another process holds one.
-
-    On a file system without locks it returns True, since nothing there can be locked.
-    """
-    import fcntl
-
-    try:
-        fcntl.flock(handle, kind)
-    except OSError as error:  # a file system without locks raises others
-        return not isinstance(error, BlockingIOError)
-    return True

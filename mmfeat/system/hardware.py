@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def resolve_dtype(dtype: str = "auto", device: str = "auto", convolutional: bool
         raise ConfigError(f"--dtype {dtype}: use one of {', '.join(DTYPES)}")
     if dtype != "auto":
         return dtype
-    if device.startswith(("auto", "cuda")) and Path("/proc/driver/nvidia/version").exists():
+    if device.startswith(("auto", "cuda")) and _has_nvidia_driver():
         import torch
 
         if torch.cuda.is_available():
@@ -68,7 +69,7 @@ def resolve_products(products: str = "auto", device: str = "auto") -> str:
     _check_device(device)
     if products not in ("auto", "float32", "bfloat16"):
         raise ConfigError(f"--products {products}: use one of auto, float32, bfloat16")
-    gpu = device not in ("auto", "cpu") or (device == "auto" and Path("/proc/driver/nvidia/version").exists())
+    gpu = device not in ("auto", "cpu") or (device == "auto" and _has_nvidia_driver())
     automatic = "bfloat16" if _cpu_has_bfloat16() and not gpu else "float32"
     return automatic if products == "auto" else products
 
@@ -81,6 +82,11 @@ def _check_device(device: str) -> None:
 def cpu_count() -> int:
     """The number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _has_nvidia_driver() -> bool:
+    """Whether NVIDIA's driver is there, asked without torch; Windows and its Linux (WSL) have no file in /proc."""
+    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
 
 
 def _cpu_has_bfloat16() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import logging
 import os
@@ -122,7 +123,10 @@ class Interrupts:
         while not self._left:
             time.sleep(AGAIN_SECONDS)
             if not self._left:
-                signal.pthread_kill(thread, signal.SIGINT)
+                if hasattr(signal, "pthread_kill"):
+                    signal.pthread_kill(thread, signal.SIGINT)
+                else:
+                    _thread.interrupt_main()
 
 
 @contextlib.contextmanager

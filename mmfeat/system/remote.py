@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mmfeat.errors import DataError
+from mmfeat.system.files import read_at
 from mmfeat.system.web import client_options, completed, is_web, read_url
 from mmfeat.system.wording import without_passwords
 from mmfeat.version import install_command
@@ -261,10 +262,10 @@ class Part(io.RawIOBase):
         return self._place - self._start
 
     def readinto(self, buffer: Any) -> int:
-        data = os.pread(self._file.fileno(), max(0, min(len(buffer), self._end - self._place)), self._place)
-        buffer[: len(data)] = data
-        self._place += len(data)
-        return len(data)
+        count = max(0, min(len(buffer), self._end - self._place))
+        count = read_at(self._file.fileno(), memoryview(buffer)[:count], self._place)
+        self._place += count
+        return count
 
     def readall(self) -> bytes:
         data = bytearray(max(0, self._end - self._place))

@@ -20,7 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-import h5py  # noqa: F401  here, not in every fork
+import filelock  # noqa: F401  here, not in every fork
+import h5py  # noqa: F401
 import numpy as np
 import xxhash  # noqa: F401
 
@@ -28,6 +29,7 @@ from mmfeat.cache.shard import Rows
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.samples.dataset import Sample, content_key
+from mmfeat.system.locks import LOCK
 from tests.cache.power import Disk
 from tests.cache.syscalls import Call, Fault, Outcome, trace
 
@@ -214,7 +216,7 @@ def compare(cache: Cache, numbers: Iterable[int]) -> None:
 
 def committed(root: Path) -> dict[str, tuple[int, bytes]]:
     """Inode and content of every file that is not a temporary one."""
-    paths = [path for path in root.rglob("*") if path.is_file() and path.suffix != ".tmp"]
+    paths = [path for path in root.rglob("*") if path.is_file() and not path.name.endswith((".tmp", LOCK))]
     return {str(path.relative_to(root)): (path.stat().st_ino, path.read_bytes()) for path in paths}
 
 

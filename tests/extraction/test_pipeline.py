@@ -22,7 +22,7 @@ from mmfeat.extraction.encode import BackgroundWriter
 from mmfeat.extraction.extract import extract_features
 from mmfeat.extraction.missing import Clocks
 from mmfeat.samples.dataset import content_key
-from mmfeat.system.files import locked_folder
+from mmfeat.system.locks import locked_folder
 
 (TOWER,) = describe_encoders(["hashing"], EncoderOptions(dtype="float32", cleaning="tweet"))
 FULL = """

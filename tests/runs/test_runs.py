@@ -31,7 +31,7 @@ from mmfeat.runs.run import Run, find_run
 from mmfeat.samples.labels import Targets, indicator
 from mmfeat.sweep.search import Plan
 from mmfeat.sweep.search_space import Range
-from mmfeat.system.files import writing_in
+from mmfeat.system.locks import writing_in
 from tests.finetune.small_finetunes import ONCE, tune
 from tests.sweep.small_sweeps import FLOAT32, NO_HEADS, make_place, sweep
 
