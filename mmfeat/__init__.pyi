@@ -22,6 +22,7 @@ from .extraction.extract import extract_features as extract_features
 from .extraction.forecast import forecast_extraction as forecast_extraction
 from .extraction.requests import Request as Request
 from .extraction.requests import latest_request as latest_request
+from .extraction.transformer import Encoder as Encoder
 from .finetune.finetune import finetune_heads as finetune_heads
 from .finetune.settings import FinetuneSettings as FinetuneSettings
 from .heads.classifier import FusionClassifier as FusionClassifier

@@ -11,6 +11,10 @@ class ConfigError(MmfeatError):
     """A flag or configuration value that mmfeat does not understand."""
 
 
+class ParameterError(ConfigError, ValueError):
+    """A parameter or an array that a class of scikit-learn's kind cannot take; a `ValueError` too, as it expects."""
+
+
 class DataError(MmfeatError):
     """The samples cannot be read as they are."""
 

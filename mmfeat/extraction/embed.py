@@ -24,6 +24,11 @@ from mmfeat.samples.objects import FRAME
 from mmfeat.system.hardware import resolve_device
 from mmfeat.system.wording import Progress
 
+
+class NothingEncodedError(DataError):
+    """All texts or images are missing or broken."""
+
+
 Texts: TypeAlias = "str | Iterable[Text]"
 Pictures: TypeAlias = "Picture | Iterable[Picture]"
 
@@ -102,7 +107,9 @@ def _matrix(features: Features, modality: str, why: Callable[[str, int], str]) -
     if lost:
         what += f" (number {lost[0][0]}: {lost[0][1]})"
     if not any(block.mask.any() for block in blocks):
-        raise DataError(what if lost else f"all {len(features):,} {PART[modality]}s are None; give at least one")
+        raise NothingEncodedError(
+            what if lost else f"all {len(features):,} {PART[modality]}s are None; give at least one"
+        )
     if lost:
         warnings.warn(f"{what}: their rows are NaN", stacklevel=3)
     return np.hstack([block.vectors.astype(np.float32) for block in blocks])

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from mmfeat.cache.features import Block, Features
-from mmfeat.errors import ConfigError
+from mmfeat.errors import ParameterError
 from mmfeat.evaluation.splits import deal
 from mmfeat.samples.dataset import MODALITIES
 from mmfeat.samples.labels import Targets
@@ -21,11 +21,6 @@ FEWEST_HELD_OUT = 50  # fewest held-out rows; early stopping on fewer rows costs
 COPIES = 8  # copies of a sample of mean weight, where weights are no whole numbers
 
 Widths: TypeAlias = "Mapping[str, int] | Sequence[tuple[str, int]] | None"
-
-
-class ParameterError(ConfigError, ValueError):
-    """A parameter or an array that a scikit-learn class of mmfeat cannot take; a `ValueError` too, as scikit-learn
-    expects."""
 
 
 def blocks_of(X: np.ndarray, widths: Widths) -> Features:

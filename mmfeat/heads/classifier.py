@@ -18,9 +18,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, column_or_1d, validate_data
 
-from mmfeat.errors import ConfigError, MmfeatError, RunError
+from mmfeat.errors import ConfigError, MmfeatError, ParameterError, RunError
 from mmfeat.evaluation.decisions import Decision, fit_decision
-from mmfeat.heads.arrays import COPIES, ParameterError, blocks_of, canonical_order, copies_of, hold_out, is_a
+from mmfeat.heads.arrays import COPIES, blocks_of, canonical_order, copies_of, hold_out, is_a
 from mmfeat.heads.registry import DEFAULTS, FUSIONS, NEEDS_TOKENS, SETTING_TYPES, HeadSettings, load_fusion, settings_of
 from mmfeat.samples.labels import Targets, indicator
 from mmfeat.system.files import write_atomic
