@@ -35,7 +35,7 @@ class Reproduction:
     """An `original` run and the `run` that was trained from its configuration, now or in an earlier call (`reused`).
 
     `files` is the number of files compared byte by byte, predictions, curves and weights; `different` names the files
-    that differ or that one run lacks. `scores` maps entry -> macro-F1 in both runs, `changed` maps each version or
+    that differ or that one run lacks. `scores` maps entry -> score in both runs, `changed` maps each version or
     fact of the machine that differs -> its values for both runs.
     """
 
@@ -118,7 +118,7 @@ def _files(folder: Path) -> dict[str, str]:
 
 
 def _scores(run: Run) -> dict[str, float]:
-    return {entry.name: entry.macro_f1.value for entry in run.leaderboard}
+    return {entry.name: entry.headline.value for entry in run.leaderboard}
 
 
 def _changed(original: Run, run: Run) -> dict[str, tuple[str, str]]:

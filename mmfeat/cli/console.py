@@ -183,7 +183,7 @@ def show_overlooked(run: Run, head: str | None, modalities: str | None) -> None:
     from mmfeat.runs.run import overlooked_run
 
     if other := overlooked_run(run, head, modalities):
-        scores = [interval(scored.entry(head, modalities).macro_f1) for scored in (other, run)]
+        scores = [interval(scored.entry(head, modalities).headline) for scored in (other, run)]
         err.print(
             f"note: {other.folder} scored higher, {scores[0]} against {scores[1]}, on other contents or folds; "
             f"--run {other.folder} takes it"

@@ -35,7 +35,7 @@ from mmfeat.cli.presets import preset_values
 from mmfeat.errors import ConfigError
 from mmfeat.heads.registry import DEFAULTS, SETTING_TYPES, flag, settings_of
 from mmfeat.runs.leaderboard import MODALITY_SETS, ablation
-from mmfeat.system.wording import gain, interval
+from mmfeat.system.wording import SCORE_NAMES, gain, interval
 
 if TYPE_CHECKING:
     from mmfeat.evaluation.protocol import Protocol
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 SHOWN_ROWS = 20
 SHOWN_CLASSES = 5
-SHOWN_OPTIMISM = 0.0005  # macro-F1; a smaller optimism is not printed
+SHOWN_OPTIMISM = 0.0005  # of the score; a smaller optimism is not printed
 COLUMNS = 80
 NEAR = (0, 1, 0, 0)  # padding that keeps the leaderboard within 80 columns
 
@@ -81,10 +81,12 @@ def show_sweep(sweep: Sweep) -> None:
 
 def _leaderboard(run: Run, by_class: bool) -> Table:
     """Return the leaderboard within 80 columns, for which it may lose the F1 by class; the CSV file has everything."""
-    header = ["", "head", "on", "macro-F1", "seeds", "accuracy", *(["F1 by class"] if by_class else []), "p"]
+    main = run.leaderboard[0].main_names[:2]
+    first, second = (SCORE_NAMES[name] for name in main)
+    header = ["", "head", "on", first, "seeds", second, *(["F1 by class"] if by_class else []), "p"]
     table = Table(*header, box=None, padding=NEAR, pad_edge=False)
     for number, entry in enumerate(run.leaderboard[:SHOWN_ROWS]):
-        seeds = entry.seeds["macro_f1"]
+        seeds = entry.by_seed
         spread = f"±{seeds.std:.3f}" if len(seeds.values) > 1 else ""
         spread = f"1 of {run.config.protocol.seeds}" if entry.dropped else spread
         scores = " ".join(_short(entry.classes[name].f1.value) for name in run.classes)
@@ -92,9 +94,9 @@ def _leaderboard(run: Run, by_class: bool) -> Table:
             "=" if entry.tie else "",
             entry.head,
             entry.modalities,
-            interval(entry.macro_f1),
+            interval(entry.headline),
             spread,
-            f"{entry.accuracy.value:.3f}",
+            f"{entry.score(main[1]).value:.3f}",
             *([scores] if by_class else []),
             _p_value(entry.behind_best.p_holm) if number and entry.behind_best else "",
         )
@@ -117,14 +119,14 @@ def _explanation(run: Run) -> str:
 
 
 def _ablation(run: Run) -> Table | None:
-    """Return macro-F1 of each head by modality set, and the gain of both over the better single modality."""
+    """Return the score of each head by modality set, and the gain of both over the better single modality."""
     heads = ablation(run.leaderboard)
     if not heads:
         return None
     sets = [name for name in MODALITY_SETS if any(name in entries for entries in heads.values())]
     table = Table("ablation", *sets, "both over the better one", "p", box=None, padding=(0, 2, 0, 0))
     for head, entries in heads.items():
-        cells = [f"{entries[name].macro_f1.value:.3f}" if name in entries else "" for name in sets]
+        cells = [f"{entries[name].headline.value:.3f}" if name in entries else "" for name in sets]
         test = entries["both"].gain if "both" in entries else None
         table.add_row(head, *cells, *([gain(test), _p_value(test.p_holm)] if test else []))
     return table
@@ -133,7 +135,7 @@ def _ablation(run: Run) -> Table | None:
 def _confusion(run: Run) -> Table | None:
     """Return the confusion matrix of the best entry, with true labels in rows."""
     best = run.leaderboard[0]
-    if len(run.classes) > SHOWN_CLASSES or run.config.task != "multiclass":
+    if len(run.classes) > SHOWN_CLASSES or run.config.is_multilabel:
         return None
     table = Table(best.label, *(f"-> {name}" for name in run.classes), box=None)
     for name, row in zip(run.classes, best.confusion, strict=True):
@@ -157,7 +159,7 @@ def _show_search(run: Run) -> None:
     worst = max(entries, key=lambda entry: entry.optimism or 0.0, default=None)
     if worst and (worst.optimism or 0.0) >= SHOWN_OPTIMISM:
         out.print(
-            f"optimism: {worst.optimism:+.3f} macro-F1 at most ({worst.label}), which "
+            f"optimism: {worst.optimism:+.3f} {worst.headline_title} at most ({worst.label}), which "
             "choosing settings and thresholds on the scored rows would have added; they were chosen on others"
         )
 
@@ -237,7 +239,11 @@ PARAMETERS: Parameters = {
     "cache": (CacheFolder, "cache"),
     "out": (option("Folder of the runs."), "heads"),
     **LATEST_READING,
-    "task": (option("multiclass, or multilabel: labels such as a|b."), "multiclass"),
+    "task": (option("multiclass, multilabel (labels such as a|b), or ordinal."), "multiclass"),
+    "order": (
+        option("Classes of an ordinal task, the lowest first: low,high.  [default: as numbers]", str | None),
+        None,
+    ),
     "protocol": (
         option("kfold, holdout, given (the data's own split), or auto: given, else kfold."),
         "auto",
@@ -298,6 +304,7 @@ def heads(context: typer.Context, **given: Any) -> None:
         modalities=names(values["modalities"]),
         protocol=protocol,
         plan=plan,
+        order=names(values["order"] or ""),
         class_names=None if values["class_names"] is None else parse_class_names(values["class_names"]),
         **{name: values[name] for name in PASSED_ON},
         progress=ConsoleProgress(),

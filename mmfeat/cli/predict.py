@@ -29,7 +29,7 @@ from mmfeat.cli.flags import (
     requests,
     takes,
 )
-from mmfeat.system.wording import head_label, interval, shown
+from mmfeat.system.wording import SCORE_NAMES, head_label, interval, shown
 
 if TYPE_CHECKING:
     from mmfeat.prediction.output_file import OutputFormat
@@ -68,8 +68,8 @@ def show_submission(result: Submission) -> None:
 
 
 def _scored(scores: Scores) -> str:
-    f1, accuracy = (interval(scores.score(name)) for name in ("macro_f1", "accuracy"))
-    return f"{scores.samples:,} labelled samples: accuracy {accuracy}, macro-F1 {f1}"
+    both = (f"{SCORE_NAMES[name]} {interval(scores.score(name))}" for name in reversed(scores.main_names[:2]))
+    return f"{scores.samples:,} labelled samples: {', '.join(both)}"
 
 
 def show_notes(result: Predicted) -> None:

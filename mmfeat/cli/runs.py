@@ -13,7 +13,7 @@ import typer
 from mmfeat.cli.console import ConsoleProgress, err, out, show_table
 from mmfeat.cli.flags import Device, Heads, Modalities, Trainings, interruptible
 from mmfeat.errors import RunError
-from mmfeat.system.wording import counted, duration, gain, interval, shown, size_of
+from mmfeat.system.wording import SCORE_NAMES, counted, duration, gain, interval, shown, size_of
 
 if TYPE_CHECKING:
     from mmfeat.reproduce import Reproduction
@@ -38,7 +38,8 @@ def show_runs(folders: Sequence[RunFolder], heads: str) -> None:
         best, score, entries = "-", "no run", ""
         if folder.run:
             first = folder.run.leaderboard[0]
-            best, score, entries = first.label, interval(first.macro_f1), str(len(folder.run.leaderboard))
+            best, entries = first.label, str(len(folder.run.leaderboard))
+            score = interval(first.headline) + (f" {first.headline_title}" if first.headline_name != "macro_f1" else "")
         row = (folder.name, data, folder.kind, best, score, entries, _date(folder.date), size_of(folder.bytes))
         rows.append(row)
     show_table(("run", "data", "kind", "best", "macro-F1", "entries", "date", "size"), rows)
@@ -80,11 +81,12 @@ def show_comparison(comparison: Comparison) -> None:
         )
     else:
         out.print("no setting differs")
-    rows = []
+    rows, shown_scores = [], comparison.entries[0].main_names[:2]
     for name, entry, test in zip(names, comparison.entries, comparison.tests, strict=True):
-        scores = [interval(entry.macro_f1), interval(entry.accuracy), f"{entry.samples:,}"]
+        scores = [*(interval(entry.score(score)) for score in shown_scores), f"{entry.samples:,}"]
         rows.append((name, entry.label, *scores, *_test(test)))
-    show_table(("", "head", "macro-F1", "accuracy", "samples", "over [1]", "p (Holm)", ""), rows)
+    titles = (SCORE_NAMES[score] for score in shown_scores)
+    show_table(("", "head", *titles, "samples", "over [1]", "p (Holm)", ""), rows)
     for name, reason in zip(names, comparison.reasons, strict=True):
         if reason:
             out.print(f"{name} is not comparable with [1]: {reason}")
@@ -113,7 +115,8 @@ def show_reproduction(reproduction: Reproduction) -> None:
             if scores[0] != scores[1]
         ]
         if rows:
-            show_table(("entry", "macro-F1 before", "after"), rows)
+            before = f"{reproduction.run.leaderboard[0].headline_title} before"
+            show_table(("entry", before, "after"), rows)
     for name, (before, after) in reproduction.changed.items():
         out.print(f"{name}: {before} then, {after} now")
     for note in reproduction.notes:
@@ -147,9 +150,8 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 def _show_leaderboard(run: Run) -> None:
     rows = []
     for entry in run.leaderboard[:SHOWN_ENTRIES]:
-        scores = (interval(entry.score(name)) for name in ("macro_f1", "accuracy", "log_loss"))
-        rows.append((entry.head, entry.modalities, *scores))
-    show_table(("head", "on", "macro-F1", "accuracy", "log-loss"), rows)
+        rows.append((entry.head, entry.modalities, *(interval(entry.score(name)) for name in entry.main_names)))
+    show_table(("head", "on", *(SCORE_NAMES[name] for name in run.leaderboard[0].main_names)), rows)
 
 
 def _test(test: RunTest | None) -> list[str]:

@@ -123,7 +123,7 @@ def _bars(log_probabilities: np.ndarray, targets: Targets) -> np.ndarray:
     classes often, which a decision achieves for any head.
     """
     mean = blend(log_probabilities, mean_weights(len(log_probabilities)), targets.multilabel)
-    decision = fit_decision(mean, targets, targets.prior)
+    decision = fit_decision(mean, replace(targets, ordered=False), targets.prior)
     offsets = decision.temperature * np.array(decision.offsets)
     return 1 / (1 + np.exp(-offsets)) if targets.multilabel else np.exp(offsets)
 

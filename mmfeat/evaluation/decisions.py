@@ -4,17 +4,20 @@ Probabilities come from one temperature (Guo et al., 2017), classes from a logit
 `strength` times the log of the classes' prior (Menon et al., 2021, arXiv 2007.07314), or for multi-label a
 threshold a class. As a function of a setting, macro-F1 of some hundred rows is a noisy staircase, whose top is often
 luck. So the best setting is chosen on each of many draws of half the rows, and averaged (bagging, Breiman, 1996).
+
+Of ordered classes, thresholds cut the expected number of the class, in favour of the quadratic weighted kappa.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from mmfeat.errors import RunError
+from mmfeat.evaluation.resampling import quadratic_kappa
 from mmfeat.samples.labels import Targets, indicator
 
 STRENGTHS = np.arange(-10, 21) / 10  # 0 chooses the most probable class, 1 the class with the largest posterior / prior
@@ -34,13 +37,15 @@ class Decision:
     Probabilities are softmax(logits / temperature), multi-label sigmoid(logits / temperature). The class chosen is
     argmax(logits / temperature - offsets), multi-label every class where this is above 0. `offsets` (C,) are
     `strength` times the log prior, multi-label the log-odds of each class's threshold; `strength` is 0 where
-    multi-label thresholds were fitted.
+    multi-label thresholds were fitted. With `cuts` (C - 1,), of ordered classes, the number of the class chosen is the
+    number of cuts below the expected one; all offsets are 0.
     """
 
     temperature: float
     strength: float
     offsets: tuple[float, ...]
     multilabel: bool = False
+    cuts: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if not (self.temperature > 0 and np.isfinite([self.temperature, self.strength, *self.offsets]).all()):
@@ -57,11 +62,15 @@ class Decision:
 
     def choose(self, logits: np.ndarray) -> np.ndarray:
         """(..., C) bool: one True a row, or for multi-label any number of them."""
+        if self.cuts is not None:
+            above = expected_class(self.probabilities(logits))[..., None] > np.array(self.cuts)
+            return indicator(above.sum(-1), len(self.offsets))
         return plain_choice(_finite(logits) / self.temperature - np.array(self.offsets), self.multilabel)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` reads."""
-        return {**asdict(self), "offsets": list(self.offsets)}
+        values = {**asdict(self), "offsets": list(self.offsets)}
+        return {name: value for name, value in values.items() if value is not None}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Decision:
@@ -69,7 +78,8 @@ class Decision:
         try:
             offsets = tuple(float(offset) for offset in values["offsets"])
             numbers = float(values["temperature"]), float(values["strength"])
-            return cls(*numbers, offsets, bool(values["multilabel"]))
+            cuts = tuple(map(float, values["cuts"])) if "cuts" in values else None
+            return cls(*numbers, offsets, bool(values["multilabel"]), cuts)
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"not a decision ({error}); run mmfeat heads again") from error
 
@@ -89,12 +99,15 @@ def fit_decision(
         Share of the training samples that have each class.
     adjustment : float, optional
         A fixed strength instead of the one with the best macro-F1. 0 chooses the most probable class or, for
-        multi-label, all classes of at least one half.
+        multi-label, all classes of at least one half. Of ordered classes, 0 rounds the expected number and 1 chooses
+        each class as often as it is labelled, for the best kappa.
     seed : int
         Seed of the draws on which settings are compared.
     """
     logits, multilabel = _finite(logits), targets.multilabel
     temperature = _fit_temperature(logits, targets, prior)
+    if targets.ordered:
+        return _fit_cuts(Decision(temperature, 0.0, (0.0,) * len(prior)), logits, targets, adjustment, seed)
     units = _units(prior, multilabel)
     if adjustment is not None or not len(targets):
         return _adjusted(temperature, adjustment or 0.0, units, multilabel)
@@ -121,13 +134,50 @@ def _units(prior: np.ndarray, multilabel: bool) -> np.ndarray:
     return np.log(np.where(prior > 0, prior, 1.0))
 
 
+def expected_class(probabilities: np.ndarray) -> np.ndarray:
+    """(...) the mean number of the class, counted from 0, for (..., C) probabilities of ordered classes."""
+    return probabilities @ np.arange(probabilities.shape[-1])
+
+
+def _fit_cuts(
+    decision: Decision, logits: np.ndarray, targets: Targets, adjustment: float | None, seed: int
+) -> Decision:
+    """The decision with cuts between those that round the expected class and those that choose each class as often as
+    it is labelled, whose choices spread less: as far from the first as gives the best kappa."""
+    random = np.random.default_rng(seed)
+    rows = random.permutation(len(targets))[:MAX_ROWS]
+    middle = np.arange(logits.shape[1] - 1) + 0.5
+    if not len(rows):
+        return replace(decision, strength=adjustment or 0.0, cuts=tuple(middle.tolist()))
+    expected, numbers = expected_class(decision.probabilities(logits[rows])), targets.numbers[rows]
+    shift = np.quantile(expected, targets.prior.cumsum()[:-1].clip(0, 1)) - middle
+    settings, strength = STRENGTHS[STRENGTHS >= 0], adjustment
+    if strength is None:
+        chosen = (expected > (middle + settings[:, None] * shift)[..., None]).sum(1)
+        strength = round(float(_mean_of_best(_resample_kappa(chosen, numbers, random), settings)), 3)
+    return replace(decision, strength=strength, cuts=tuple((middle + strength * shift).tolist()))
+
+
+def _resample_kappa(chosen: np.ndarray, numbers: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """(settings, DRAWS) kappa of the classes `chosen` (settings, M) by their numbers, on draws as in `_resample`."""
+    weights = _draw(len(numbers), random)
+    samples = weights.sum(1)
+    total, other = weights @ numbers, weights @ chosen.T
+    squares = (weights @ numbers**2)[:, None] + weights @ (chosen**2).T
+    return quadratic_kappa(weights @ ((chosen - numbers) ** 2).T, squares, total[:, None] * other, samples[:, None]).T
+
+
+def _draw(size: int, random: np.random.Generator) -> np.ndarray:
+    """(DRAWS, size) float32: how often each draw of half of the rows, with replacement, takes each row."""
+    drawn = random.integers(0, size, (DRAWS, (size + 1) // 2)) + size * np.arange(DRAWS)[:, None]
+    return np.bincount(drawn.ravel(), minlength=DRAWS * size).reshape(DRAWS, size).astype(np.float32)
+
+
 def _resample(
     choose: Callable[[float], np.ndarray], settings: np.ndarray, labels: np.ndarray, random: np.random.Generator
 ) -> np.ndarray:
     """(settings, DRAWS, C) F1 of each setting on draws of half of the M rows, with replacement."""
-    size = len(labels)
-    drawn = random.integers(0, size, (DRAWS, (size + 1) // 2)) + size * np.arange(DRAWS)[:, None]
-    weights = np.bincount(drawn.ravel(), minlength=DRAWS * size).reshape(DRAWS, size).astype(np.float32)
+    size, weights = len(labels), _draw(len(labels), random)
     labelled = weights @ labels.astype(np.float32)
     scores = np.empty((len(settings), *labelled.shape))
     together = max(1, COLUMNS // (2 * labels.shape[1]))  # one product for many columns is faster than one for each

@@ -22,6 +22,13 @@ BINS = 15  # bins of the expected calibration error
 LEAST = 1e-15  # probabilities are kept this far from 0 in a logarithm
 
 
+def headline(targets: Targets, chosen: np.ndarray) -> np.ndarray:
+    """(...) the score by which heads are compared, of choices (..., N, C): see `Hits.headline`."""
+    if targets.ordered:
+        return count(targets.matrix, chosen, ordered=True).headline
+    return np.asarray(macro_f1(targets.matrix, chosen))
+
+
 @dataclass(frozen=True)
 class Score:
     """A value with its 95 % interval; all None where the value is not defined."""
@@ -92,29 +99,33 @@ def evaluate(
     Returns
     -------
     dict
-        `macro_f1`, `accuracy` (multi-label: all classes right), `weighted_f1`, `auroc`, `log_loss` and
-        `calibration_error` with `value`, `low`, `high` (None for an AUROC that no class defines); `seeds`;
+        `macro_f1`, `accuracy` (multi-label: all classes right), `weighted_f1`, `auroc`, `log_loss`,
+        `calibration_error` and, of ordered classes, `kappa` (weighted by the square of the distance), with `value`,
+        `low`, `high` (None for an AUROC that no class defines); `seeds`;
         `classes`; `confusion`; `samples`.
     """
-    counts = count(targets.matrix, chosen)
-    value, draws = draw_scores(find_cells(targets.matrix, chosen, groups), _count_scores, seed)
+    counts = count(targets.matrix, chosen, targets.ordered)
+    value, draws = draw_scores(find_cells(targets, chosen, groups), _count_scores, seed)
+    names = (*(["kappa"] if targets.ordered else []), "macro_f1", "accuracy", "weighted_f1")
     scores = [percentiles(score, column) for score, column in zip(value, draws.T, strict=True)]
     areas, auroc = _auroc(targets, probabilities, groups)
     return {
-        **dict(zip(("macro_f1", "accuracy", "weighted_f1"), map(vars, scores), strict=False)),
+        **dict(zip(names, map(vars, scores), strict=False)),
         "auroc": vars(auroc),
         "log_loss": vars(_log_loss(targets, probabilities, groups)),
         "calibration_error": vars(_calibration_error(targets, probabilities, groups)),
-        "seeds": {"macro_f1": _over_seeds(counts.macro_f1), "accuracy": _over_seeds(counts.accuracy)},
-        "classes": _classes(targets, counts, scores[3:], areas),
+        "seeds": {name: _over_seeds(getattr(counts, name)) for name in names if name != "weighted_f1"},
+        "classes": _classes(targets, counts, scores[len(names) :], areas),
         "confusion": confusion(targets.matrix, chosen, targets.multilabel).tolist(),
         "samples": len(targets),
     }
 
 
 def _count_scores(counts: Hits) -> np.ndarray:
-    """(D, 3 + C): macro-F1, accuracy, weighted F1 and each class's F1; means over seeds."""
-    overall = np.stack([counts.macro_f1, counts.accuracy, counts.weighted_f1], axis=-1)
+    """(D, 3 + C): macro-F1, accuracy, weighted F1 and each class's F1, after kappa of ordered classes; means over
+    seeds."""
+    first = [] if counts.apart is None else [counts.kappa]
+    overall = np.stack([*first, counts.macro_f1, counts.accuracy, counts.weighted_f1], axis=-1)
     return np.concatenate([overall, counts.f1], axis=-1).mean(1)
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from mmfeat.samples.labels import Targets
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 DRAWS = 2000
 MAX_CELLS = 20_000  # most cells for the bootstrap; with more cells the jackknife is as good and cheaper
 CHUNK = 4_000_000  # numbers held in memory at a time
+LEAST = 1e-15  # smaller sums are 0
 EXACT_FLOAT32 = 2**24  # integers up to here are exact in float32, whose products take half the time
 
 
@@ -26,7 +29,8 @@ class Hits:
     """Counts from which scores of one or many sets of predictions follow.
 
     `hits`, `labelled` and `predicted` (..., C) count samples by class, `right` (...) samples with every class right;
-    `samples` (...) is the number of all samples.
+    `samples` (...) is the number of all samples. `apart` (...) sums the squares of the numbers of classes by which
+    choices are off where classes are ordered, and is else None.
     """
 
     hits: np.ndarray
@@ -34,6 +38,21 @@ class Hits:
     predicted: np.ndarray
     right: np.ndarray
     samples: np.ndarray
+    apart: np.ndarray | None = None
+
+    @property
+    def headline(self) -> np.ndarray:
+        """(...) the score by which heads are compared: macro-F1, for ordered classes kappa."""
+        return self.macro_f1 if self.apart is None else self.kappa
+
+    @property
+    def kappa(self) -> np.ndarray:
+        """(...) quadratic weighted kappa of ordered classes (Cohen, 1968)."""
+        numbers = np.arange(self.hits.shape[-1])
+        squares = (self.labelled + self.predicted) @ numbers**2
+        return quadratic_kappa(
+            self.apart, squares, (self.labelled @ numbers) * (self.predicted @ numbers), self.samples
+        )
 
     @property
     def f1(self) -> np.ndarray:
@@ -72,12 +91,14 @@ class Cells:
 
     `labels` (K, C) bool and `chosen` (S, K, C) bool are those of one sample of each cell, `numbers` (K,) counts its
     samples that are drawn alone, and `groups` (G, K), a sparse matrix, its samples in each group that is drawn whole.
+    Classes may be `ordered`.
     """
 
     numbers: np.ndarray
     labels: np.ndarray
     chosen: np.ndarray
     groups: csr_array
+    ordered: bool = False
 
     @property
     def units(self) -> np.ndarray:
@@ -100,27 +121,42 @@ class Cells:
             yield np.ones(part.shape[0]), part[:, held] @ self.table(held)
 
     def table(self, rows: slice | np.ndarray = slice(None), dtype: type = np.float64) -> np.ndarray:
-        """(K, 2SC + C + S + 1) what one sample of these cells adds to hits, predicted, labelled, right and samples."""
+        """(K, 2SC + C + S + 1) what one sample of these cells adds to hits, predicted, labelled, right and samples;
+        before the last, of ordered classes, S columns more for `apart`."""
         chosen, labels = self.chosen[:, rows].transpose(1, 0, 2), self.labels[rows, None]
         one = np.ones((len(labels), 1), bool)
-        parts = [chosen & labels, chosen, labels, (chosen == labels).all(-1), one]
+        parts = [chosen & labels, chosen, labels, (chosen == labels).all(-1)]
+        parts += [apart(labels, chosen)] * self.ordered + [one]
         return np.concatenate([part.reshape(len(labels), -1) for part in parts], axis=1).astype(dtype)
 
     def counts(self, sums: np.ndarray) -> Hits:
         """(D, 2SC + C + S + 1) sums over the columns of `table` as counts of shape (D, S, C)."""
         seeds, _, classes = self.chosen.shape
         width = seeds * classes
-        ends = np.cumsum([width, width, classes, seeds])
-        hits, predicted, labelled, right, samples = np.split(sums, ends, axis=1)
+        ends = np.cumsum([width, width, classes, seeds, seeds * self.ordered])
+        hits, predicted, labelled, right, off, samples = np.split(sums, ends, axis=1)
         shape = (-1, seeds, classes)
         labelled = np.broadcast_to(labelled[:, None], (len(sums), seeds, classes))
-        return Hits(hits.reshape(shape), labelled, predicted.reshape(shape), right, samples)
+        predicted = predicted.reshape(shape)
+        return Hits(hits.reshape(shape), labelled, predicted, right, samples, off if self.ordered else None)
 
 
 Scorer = Callable[[Hits], np.ndarray]  # counts of shape (D, S, C) -> (D, Q) scores
 
 
-def count(labels: np.ndarray, chosen: np.ndarray) -> Hits:
+def quadratic_kappa(apart: Any, squares: Any, product: Any, samples: Any) -> Any:
+    """Quadratic weighted kappa of the numbers of classes of labels and choices: from the sums of the squares of their
+    differences (`apart`) and of all `squares`, and the `product` of their sums. 0 where no difference is by chance."""
+    chance = squares - 2 * product / np.maximum(samples, 1)
+    return np.where(chance > LEAST, 1 - apart / np.maximum(chance, LEAST), 0.0)
+
+
+def apart(labels: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """(...) squares of the numbers of classes between labels and choices (..., C), both bool, of ordered classes."""
+    return (chosen.argmax(-1) - labels.argmax(-1)) ** 2
+
+
+def count(labels: np.ndarray, chosen: np.ndarray, ordered: bool = False) -> Hits:
     """Counts of decisions (..., N, C) about samples with labels (N, C), both bool."""
     samples = len(labels)
     # A product with ones adds up long columns of few classes ten times as fast as sum() does.
@@ -128,16 +164,18 @@ def count(labels: np.ndarray, chosen: np.ndarray) -> Hits:
     sums = [ones @ part.astype(ones.dtype) for part in (labels & chosen, labels, chosen)]
     hits, labelled, predicted = (part.astype(np.float64) for part in sums)
     right = np.count_nonzero((labels == chosen).all(-1), axis=-1)
-    return Hits(hits, np.broadcast_to(labelled, hits.shape), predicted, np.asarray(right), np.asarray(samples))
+    labelled, off = np.broadcast_to(labelled, hits.shape), apart(labels, chosen).sum(-1) if ordered else None
+    return Hits(hits, labelled, predicted, np.asarray(right), np.asarray(samples), off)
 
 
-def find_cells(labels: np.ndarray, chosen: np.ndarray, groups: np.ndarray | None = None) -> Cells:
-    """Count N samples that have equal labels (N, C) and equal predictions (S, N, C).
+def find_cells(targets: Targets, chosen: np.ndarray, groups: np.ndarray | None = None) -> Cells:
+    """Count N samples that have equal labels and equal predictions (S, N, C).
 
     Samples with the same number in `groups` (N,) are near duplicates, which are drawn together.
     """
     from scipy.sparse import coo_array
 
+    labels = targets.matrix
     rows = np.concatenate([labels[None], chosen]).transpose(1, 0, 2).reshape(len(labels), -1)
     packed = np.packbits(rows, axis=1)
     words = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))).view(np.uint64)
@@ -151,7 +189,7 @@ def find_cells(labels: np.ndarray, chosen: np.ndarray, groups: np.ndarray | None
     joined, of = joined_groups(groups, len(code))
     inside = coo_array((np.ones(len(joined)), (of, code[joined])), shape=(int(of.max(initial=-1)) + 1, size)).tocsr()
     numbers = np.bincount(code, minlength=size) - np.bincount(code[joined], minlength=size)
-    return Cells(numbers, labels[first], chosen[:, first], inside)
+    return Cells(numbers, labels[first], chosen[:, first], inside, targets.ordered)
 
 
 def joined_groups(groups: np.ndarray | None, samples: int) -> tuple[np.ndarray, np.ndarray]:

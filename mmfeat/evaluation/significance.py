@@ -23,7 +23,7 @@ SEED = 42  # seed with which `compare_pairs` draws
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference of macro-F1 with its 95 % interval and two-sided p-value."""
+    """A difference of two heads' scores with its 95 % interval and two-sided p-value."""
 
     value: float
     low: float
@@ -34,15 +34,16 @@ class Difference:
 def paired_difference(
     targets: Targets, one: np.ndarray, other: np.ndarray, seed: int = 42, groups: np.ndarray | None = None
 ) -> Difference:
-    """Macro-F1 of `one` (S, N, C) less that of `other` (S2, N, C), each the mean over its seeds.
+    """Score of `one` (S, N, C) less that of `other` (S2, N, C), each the mean over its seeds: macro-F1, for ordered
+    classes kappa (`Hits.headline`).
 
     Paired bootstrap over samples (Efron and Tibshirani, 1993; Berg-Kirkpatrick et al., 2012); near duplicates, which
     have the same number in `groups` (N,), are drawn together. The null hypothesis is that both would have the same
-    macro-F1 on the population from which the samples were drawn.
+    score on the population from which the samples were drawn.
     The p-value is twice the share of draws on the other side of 0, counting the data as one draw more
     (Davison and Hinkley, 1997), so it is never 0.
     """
-    value, draws = _draw_macro_f1(targets, [one, other], seed, groups)
+    value, draws = _draw_headlines(targets, [one, other], seed, groups)
     return _difference(value[0] - value[1], draws[:, 0] - draws[:, 1])
 
 
@@ -81,14 +82,14 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
 def compare_with_best(
     targets: Targets, all_chosen: Sequence[np.ndarray], best: int, seed: int = 42, groups: np.ndarray | None = None
 ) -> tuple[list[dict[str, Any]], Score]:
-    """Compare the macro-F1 of each head with the macro-F1 of head number `best`, and score that head as one picked.
+    """Compare the score (see `paired_difference`) of each head with that of number `best`, scored as one picked.
 
     `all_chosen` holds the decisions (S, N, C) bool of each head; S may differ. The first result has an entry for each
     head, for JSON: the difference `value`, best less this head, with `low`, `high` and `p` as in `paired_difference`;
     `p_holm`, adjusted as in `compare_pairs`, since any head may come first by chance; `mcnemar` of the seeds'
     majorities and `mcnemar_holm`, adjusted by Holm; and `tie`: `p_holm` >= `LEVEL`. The second is as in `picked`.
     """
-    value, draws = _draw_macro_f1(targets, all_chosen, seed, groups)
+    value, draws = _draw_headlines(targets, all_chosen, seed, groups)
     differences = [
         _difference(value[best] - one, draws[:, best] - row) for one, row in zip(value, draws.T, strict=True)
     ]
@@ -119,7 +120,7 @@ def compare_pairs(
     A p-value is the share of draws in which the largest studentised difference of any pair, the heads being equal, is
     as large as this one (Westfall and Young, 1993). `all_chosen` is as in `compare_with_best`.
     """
-    value, draws = _draw_macro_f1(targets, all_chosen, SEED, groups)
+    value, draws = _draw_headlines(targets, all_chosen, SEED, groups)
     heads = range(len(all_chosen))
     table = [
         [_difference(value[row] - value[other], draws[:, row] - draws[:, other]) for other in heads] for row in heads
@@ -128,7 +129,7 @@ def compare_pairs(
 
 
 def picked(value: np.ndarray, draws: np.ndarray, best: int) -> Score:
-    """The macro-F1 of head `best`, had it been picked on other samples than those that score it, with its interval.
+    """The score of head `best`, had it been picked on other samples than those that score it, with its interval.
 
     Of the scores (H,) of all heads, the largest is partly luck. Two thirds of the samples, drawn without replacement,
     pick the best head, and the last third scores it; the mean over such draws has no luck in it (as in BBC-CV of
@@ -158,17 +159,17 @@ def _adjusted(value: np.ndarray, draws: np.ndarray) -> np.ndarray:
     return np.where(observed > 0, p, 1.0)
 
 
-def _draw_macro_f1(
+def _draw_headlines(
     targets: Targets, all_chosen: Sequence[np.ndarray], seed: int, groups: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(H,) macro-F1 of each head, the mean over its seeds, and (D, H) the same on resampled samples."""
+    """(H,) score of each head, the mean over its seeds, and (D, H) the same on resampled samples."""
     starts = np.cumsum([0, *(len(chosen) for chosen in all_chosen)])
 
     def scores(counts: Hits) -> np.ndarray:
-        sums = np.add.reduceat(counts.macro_f1, starts[:-1], axis=-1)
+        sums = np.add.reduceat(counts.headline, starts[:-1], axis=-1)
         return sums / np.diff(starts)
 
-    return draw_scores(find_cells(targets.matrix, np.concatenate(list(all_chosen)), groups), scores, seed)
+    return draw_scores(find_cells(targets, np.concatenate(list(all_chosen)), groups), scores, seed)
 
 
 def _difference(value: float, draws: np.ndarray) -> Difference:

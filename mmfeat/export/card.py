@@ -13,7 +13,7 @@ from mmfeat.export.build import Port
 from mmfeat.prediction.final_heads import members
 from mmfeat.runs.entry import TOGETHER, Entry
 from mmfeat.runs.run import Run
-from mmfeat.system.wording import interval
+from mmfeat.system.wording import SCORE_NAMES, interval
 from mmfeat.version import __version__
 
 _MARKS = re.compile(r"[\\`*_{}\[\]<>#|~$!&]")
@@ -108,10 +108,8 @@ def _data(run: Run) -> str:
 
 def _scores(run: Run, entry: Entry) -> str:
     folds = f"{len(run.config.folds)} folds" if len(run.config.folds) > 1 else "one holdout"
-    names = {"macro_f1": "macro-F1", "accuracy": "accuracy", "weighted_f1": "weighted F1", "auroc": "AUROC"}
-    names |= {"log_loss": "log-loss", "calibration_error": "expected calibration error"}
     overall = "".join(
-        f"| {name} | {interval(entry.score(score)) or 'not defined'} |\n" for score, name in names.items()
+        f"| {SCORE_NAMES[name]} | {interval(entry.score(name)) or 'not defined'} |\n" for name in entry.score_names
     )
     classes = "".join(
         f"| {_plain(name)} | {interval(row.f1)} | {row.support:,} |\n" for name, row in entry.classes.items()
@@ -129,6 +127,8 @@ def _scores(run: Run, entry: Entry) -> str:
 def _adjustment(decision: Decision) -> str:
     if decision.multilabel:
         return "a threshold for each class into account"
+    if decision.cuts is not None:
+        return "the expected number of the class, cut for the best kappa"
     return f"a logit adjustment of strength {decision.strength:g} into account: not always the most probable"
 
 

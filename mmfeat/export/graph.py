@@ -259,14 +259,20 @@ class HeadGraph(nn.Module):
     """The whole graph: values and mask of each port in turn -> (B, C) probabilities and (B, C) bool choices."""
 
     offsets: Tensor
+    cuts: Tensor | None
 
     def __init__(self, scaled: nn.Module, decision: Decision) -> None:
         super().__init__()
         self.scaled, self.multilabel = scaled, decision.multilabel
         self.register_buffer("offsets", torch.tensor(decision.offsets, dtype=torch.float32))
+        self.register_buffer("cuts", None if decision.cuts is None else torch.tensor(decision.cuts))
 
     def forward(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
         scaled = self.scaled(list(zip(inputs[::2], inputs[1::2], strict=True)))
+        if self.cuts is not None:
+            shares, numbers = scaled.softmax(-1), torch.arange(scaled.shape[-1])
+            expected = (shares * numbers).sum(-1, keepdim=True)
+            return shares, (expected > self.cuts).sum(-1, keepdim=True) == numbers
         adjusted = scaled - self.offsets
         classes = torch.arange(adjusted.shape[-1])
         chosen = adjusted > 0 if self.multilabel else adjusted.argmax(-1, keepdim=True) == classes

@@ -20,7 +20,7 @@ from mmfeat.prediction.output_file import Predictions
 from mmfeat.runs.entry import Scores, convert
 from mmfeat.runs.run import Run, choose_run
 from mmfeat.samples.dataset import MODALITIES, Data, Sample, SampleSet, name_of
-from mmfeat.samples.labels import Targets, absent_note, classes_in
+from mmfeat.samples.labels import MULTILABEL, ORDINAL, Targets, absent_note, classes_in
 from mmfeat.system.wording import Progress
 
 
@@ -126,7 +126,7 @@ def score(
     if not fresh.any():
         return None, notes
     rows, predictions = rows[fresh], inference.predictions
-    targets = targets_of([str(samples.samples[row].label) for row in rows], run.classes, predictions.multilabel)
+    targets = targets_of([str(samples.samples[row].label) for row in rows], run.classes, run.config.task)
     values = evaluate(targets, predictions.chosen[rows][None], predictions.probabilities[rows][None])
     return convert(values, Scores), [*notes, *absent_note(targets)]
 
@@ -146,8 +146,9 @@ def were_seen(
     return np.array([pair in known for pair in pairs[0]], bool)
 
 
-def targets_of(labels: Sequence[str], classes: Sequence[str], multilabel: bool) -> Targets:
+def targets_of(labels: Sequence[str], classes: Sequence[str], task: str) -> Targets:
     """The targets of N label cells over all C classes of a run."""
+    multilabel = task == MULTILABEL
     cells = [classes_in(label, multilabel) for label in labels]
     matrix = np.array([[name in cell for name in classes] for cell in cells], bool).reshape(-1, len(classes))
-    return Targets(tuple(classes), matrix, multilabel)
+    return Targets(tuple(classes), matrix, multilabel, task == ORDINAL)

@@ -7,21 +7,22 @@ from collections.abc import Sequence
 from mmfeat.report.plots import SERIES, score_figure
 from mmfeat.report.section import Section, Table, gain, interval, p_value, title_of
 from mmfeat.runs.compare import Comparison
+from mmfeat.system.wording import SCORE_NAMES
 
 
 def comparison_sections(comparison: Comparison) -> list[Section]:
     """The sections of a comparison: scores and tests against the first run, different settings, and classes."""
     names = names_of_runs(comparison)
-    rows = []
+    rows, shown = [], comparison.entries[0].main_names[:2]
     for run, name, entry, test, reason in zip(
         comparison.runs, names, comparison.entries, comparison.tests, comparison.reasons, strict=True
     ):
-        scores = [interval(entry.score(score)) for score in ("macro_f1", "accuracy")]
+        scores = [interval(entry.score(score)) for score in shown]
         tested = [gain(test.difference), p_value(test.p_holm), "=" if test.tie else ""] if test else ["", "", ""]
         rows.append(
             [name, title_of(entry), *scores, *tested, reason or ("" if run is comparison.runs[0] else "paired")]
         )
-    header = ["run", "head", "macro-F1", "accuracy", "over the first", "p", "tie", "test"]
+    header = ["run", "head", *(SCORE_NAMES[score] for score in shown), "over the first", "p", "tie", "test"]
     words = [
         "One entry of each run against that of the first: paired bootstrap on the samples that both have out of fold, "
         "Holm over the runs."
@@ -31,9 +32,9 @@ def comparison_sections(comparison: Comparison) -> list[Section]:
     if not comparison.fair:
         words.append("Not all of them can be compared: scores on other data or folds say nothing about each other.")
     table = Table("comparison", "Runs side by side", header, rows)
-    caption, says = "macro-F1 with 95 % intervals", "the table has the values"
+    title, says = comparison.entries[0].headline_title, "the table has the values"
     colours = [SERIES[0]] + [SERIES[7]] * len(names[1:])
-    figure = score_figure("comparison", caption, says, [e.macro_f1 for e in comparison.entries], names, colours)
+    figure = score_figure("comparison", title, says, [e.headline for e in comparison.entries], names, colours)
     return [
         Section("comparison", "Comparison", words, [figure], [table]),
         _settings(comparison, names),

@@ -22,7 +22,7 @@ WHO = ("neither", "text", "image", "both")
 
 
 def ablation_section(subject: Subject) -> Section | None:
-    """The section with macro-F1 of each head on each modality and on all of them."""
+    """The section with the score of each head on each modality and on all of them."""
     heads = ablation(subject.run.leaderboard)
     if not heads:
         return None
@@ -30,7 +30,7 @@ def ablation_section(subject: Subject) -> Section | None:
     rows = [
         [
             head,
-            *(interval(entries[name].macro_f1) if name in entries else "" for name in sets),
+            *(interval(entries[name].headline) if name in entries else "" for name in sets),
             *_gained(entries.get("both")),
         ]
         for head, entries in heads.items()
@@ -40,7 +40,7 @@ def ablation_section(subject: Subject) -> Section | None:
         "ablation",
         "Ablation",
         ["What a head gains from seeing both, against the better single one: paired bootstrap, Holm over the heads."],
-        tables=[Table("ablation", "macro-F1 by modality", header, rows)],
+        tables=[Table("ablation", f"{subject.entry.headline_title} by modality", header, rows)],
     )
 
 

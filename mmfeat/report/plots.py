@@ -120,17 +120,17 @@ def whiskers(axes: Axes, scores: Sequence[Interval], names: Sequence[str], colou
 
 
 def score_figure(
-    name: str, caption: str, says: str, scores: Sequence[Interval], names: Sequence[str], colours: Sequence[str]
+    name: str, title: str, says: str, scores: Sequence[Interval], names: Sequence[str], colours: Sequence[str]
 ) -> Figure:
-    """A figure of macro-F1 values with their intervals, one below the other."""
+    """A figure of the scores called `title` with their intervals, one below the other."""
 
     def draw() -> Drawing:
         drawing, (axes,) = new_drawing(0.8 + 0.25 * len(names))
         whiskers(axes, scores, names, colours)
-        axes.set_xlabel("macro-F1")
+        axes.set_xlabel(title)
         return drawing
 
-    return Figure(name, caption, says, draw)
+    return Figure(name, f"{title} with 95 % intervals", says, draw)
 
 
 def _fade(colour: str) -> Any:

@@ -10,7 +10,7 @@ from mmfeat.evaluation.metrics import BINS, wilson
 from mmfeat.report.plots import GRID, SERIES, new_drawing
 from mmfeat.report.section import Figure, Section, Table, interval, number, share, title_of
 from mmfeat.report.subject import Subject
-from mmfeat.runs.entry import OutOfFold
+from mmfeat.runs.out_of_fold import OutOfFold
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -23,7 +23,7 @@ from mmfeat.runs.compare import compare_runs
 from mmfeat.runs.run import Run, choose_run, read_run
 from mmfeat.samples.labels import SEPARATOR
 from mmfeat.system.files import make_folder, write_atomic
-from mmfeat.system.wording import Progress, Silent
+from mmfeat.system.wording import SCORE_NAMES, Progress, Silent
 
 REPORT = "report.html"
 PHOTOS = 1500
@@ -115,10 +115,9 @@ def write_comparison(
     comparison = compare_runs([read_run(Path(run)) for run in runs], head, modalities)
     names = names_of_runs(comparison)
     sections = comparison_sections(comparison)
-    scores = [(name, interval(entry.macro_f1)) for name, entry in zip(names, comparison.entries, strict=True)]
-    size = _write(
-        path, Page(f"Comparison of {len(names)} runs", "macro-F1 of an entry of each", scores, sections, None)
-    )
+    scores = [(name, interval(entry.headline)) for name, entry in zip(names, comparison.entries, strict=True)]
+    title = f"{comparison.entries[0].headline_title} of an entry of each"
+    size = _write(path, Page(f"Comparison of {len(names)} runs", title, scores, sections, None))
     return Report(path, comparison.runs, size, 0, 0, (papers or Papers()).write(path, sections))
 
 
@@ -157,8 +156,7 @@ def _headline(subject: Subject) -> list[tuple[str, str]]:
     ties = f"{sum(bool(entry.tie) for entry in others):,} of {len(others):,}"
     return [
         ("shown closely", title_of(entry)),
-        ("macro-F1", interval(entry.macro_f1)),
-        ("accuracy", interval(entry.accuracy)),
+        *((SCORE_NAMES[name], interval(entry.score(name))) for name in entry.main_names[:2]),
         ("samples out of fold", f"{entry.samples:,}"),
         *([("ties with the best", ties)] if others else []),
     ]

@@ -12,6 +12,7 @@ from mmfeat.report.plots import SERIES, new_drawing, short, whiskers
 from mmfeat.report.section import MOST_CLASSES, Figure, Section, Table, gain, interval, number, p_value, share, title_of
 from mmfeat.report.subject import SINGLE, Subject
 from mmfeat.runs.entry import ClassScores, Entry
+from mmfeat.system.wording import SCORE_NAMES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -20,18 +21,20 @@ if TYPE_CHECKING:
 PLOTTED = 16  # entries in the plot of the leaderboard
 PAIRED = 10  # entries in the table of paired tests
 BY_CLASS = 5  # entries in the plot of scores by class
+SHOWN_SCORES = ("kappa", "macro_f1", "accuracy", "auroc", "log_loss")
 CONFUSED = 60  # pairs of classes in a list of confusions
 
 
 def leaderboard_section(subject: Subject) -> Section:
     """The section with all entries, best first, and the entries that tie with the best."""
     entries = subject.run.leaderboard
+    title = entries[0].headline_title
     samples = f"{entries[0].samples:,} samples out of fold, 95 % bootstrap intervals"
     if len(entries) == 1:
-        words = [f"{title_of(entries[0])} alone: macro-F1 {interval(entries[0].macro_f1)}.", f"{samples}."]
+        words = [f"{title_of(entries[0])} alone: {title} {interval(entries[0].headline)}.", f"{samples}."]
     else:
         ties = sum(bool(entry.tie) for entry in entries[1:])
-        best = f"{title_of(entries[0])} is the best of {len(entries)}: macro-F1 {interval(entries[0].macro_f1)}."
+        best = f"{title_of(entries[0])} is the best of {len(entries)}: {title} {interval(entries[0].headline)}."
         tie = f"{ties} more tie with it (=): the difference is within noise." if ties else "No other ties with it."
         words = [
             f"{best} {tie}",
@@ -49,34 +52,34 @@ def _forest(entries: Sequence[Entry]) -> Figure:
     def draw() -> Drawing:
         drawing, (axes,) = new_drawing(0.7 + 0.22 * len(entries))
         colours = [SERIES[0] if number == 0 or entry.tie else SERIES[7] for number, entry in enumerate(entries)]
-        whiskers(axes, [entry.macro_f1 for entry in entries], [title_of(entry) for entry in entries], colours)
-        axes.set_xlabel("macro-F1")
-        axes.axvline(entries[0].macro_f1.value, color=SERIES[0], linewidth=0.8, linestyle=":")
+        whiskers(axes, [entry.headline for entry in entries], [title_of(entry) for entry in entries], colours)
+        axes.set_xlabel(entries[0].headline_title)
+        axes.axvline(entries[0].headline.value, color=SERIES[0], linewidth=0.8, linestyle=":")
         return drawing
 
-    caption = "macro-F1 with 95 % intervals; blue: the best and what ties with it"
-    says = f"{title_of(entries[0])} at {interval(entries[0].macro_f1)}; the table below has all values"
+    caption = f"{entries[0].headline_title} with 95 % intervals; blue: the best and what ties with it"
+    says = f"{title_of(entries[0])} at {interval(entries[0].headline)}; the table below has all values"
     return Figure("leaderboard", caption, says, draw)
 
 
 def _leaderboard(entries: Sequence[Entry]) -> Table:
-    header = ["", "head", "on", "macro-F1", "± seeds", "behind the first", "p", "accuracy", "AUROC", "log-loss"]
+    first, *others = [name for name in entries[0].score_names if name in SHOWN_SCORES]
+    header = ["", "head", "on", SCORE_NAMES[first], "± seeds", "behind the first", "p"]
+    header += [SCORE_NAMES[name] for name in others]
     rows = []
     for rank, entry in enumerate(entries):
-        seeds = entry.seeds["macro_f1"]
+        seeds = entry.by_seed
         alone = "1 seed" if entry.dropped else ""
         rows.append(
             [
                 "=" if entry.tie else "",
                 entry.head,
                 entry.modalities,
-                interval(entry.macro_f1),
+                interval(entry.headline),
                 number(seeds.std) if len(seeds.values) > 1 else alone,
                 gain(entry.behind_best) if rank and entry.behind_best else "",
                 p_value(entry.behind_best.p_holm) if rank and entry.behind_best else "",
-                interval(entry.accuracy),
-                interval(entry.auroc),
-                interval(entry.log_loss),
+                *(interval(entry.score(name)) for name in others),
             ]
         )
     strong = frozenset(rank for rank, entry in enumerate(entries) if entry.tie or not rank)
@@ -102,7 +105,8 @@ def significance_section(subject: Subject) -> Section | None:
         shades.append([0.0, *(float(1 - value) if value < LEVEL else 0.0 for value in p[row])])
     names = [str(rank) for rank in range(1, len(entries) + 1)]
     numbered = [[f"{rank}  {row[0]}", *row[1:]] for rank, row in zip(names, rows, strict=True)]
-    caption = f"macro-F1 of the row less that of the column; * and blue: p below {LEVEL}, adjusted for all pairs"
+    title = entries[0].headline_title
+    caption = f"{title} of the row less that of the column; * and blue: p below {LEVEL}, adjusted for all pairs"
     pairs = len(entries) * (len(entries) - 1) // 2
     proven = int((p < LEVEL).sum()) // 2
     return Section(

@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 
 from mmfeat.errors import DataError
-from mmfeat.runs.entry import Entry, OutOfFold
+from mmfeat.runs.entry import Entry
+from mmfeat.runs.out_of_fold import OutOfFold
 from mmfeat.runs.run import Run
 from mmfeat.samples.dataset import Sample, SampleSet, read_samples
 

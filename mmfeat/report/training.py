@@ -96,9 +96,8 @@ def effects_section(subject: Subject) -> Section | None:
     if not groups:
         return None
     header = ["head", "setting", "value", "trials", "mean", "standard deviation", "best"]
-    tables = [
-        Table("settings", "macro-F1 on validation rows by value of a setting", header, groups, folded=len(groups) > 40)
-    ]
+    caption = f"{subject.entry.headline_title} on validation rows by value of a setting"
+    tables = [Table("settings", caption, header, groups, folded=len(groups) > 40)]
     if correlations:
         plan = subject.run.config.plan
         tables.append(_correlations(correlations, adaptive=plan is not None and plan.method == "optuna"))
@@ -107,7 +106,7 @@ def effects_section(subject: Subject) -> Section | None:
 
 
 def read_trials(run: Run, entry: Entry) -> Iterator[tuple[dict[str, Any], float]]:
-    """(settings, mean macro-F1 on validation rows) of each trial of an entry."""
+    """(settings, mean score on validation rows) of each trial of an entry."""
     for path in sorted(Path(run.head_folder(entry) / "trials").glob("*.json")):
         record = read_trial(path.with_suffix(""))
         yield dict(record["settings"]), float(np.mean(record["scores"]))
@@ -163,7 +162,7 @@ def correlation(trials: Sequence[tuple[Mapping[str, Any], float]], name: str) ->
 
 def _correlations(correlations: Sequence[tuple[str, str, float, float]], adaptive: bool) -> Table:
     """The table of (head, setting, rho, p), without p for an `adaptive` search, whose trials are not independent."""
-    caption = "Rank correlation of a setting with macro-F1"
+    caption = "Rank correlation of a setting with the score"
     if adaptive:
         header = ["head", "setting", "Spearman's rho"]
         rows = [[title, name, f"{rho:+.2f}"] for title, name, rho, _ in correlations]
@@ -202,5 +201,5 @@ def stages_section(subject: Subject) -> Section | None:
 def _stages(entries: Sequence[Entry]) -> Figure:
     scores, names = [entry.macro_f1 for entry in entries], [entry.head for entry in entries]
     colours = [SERIES[7]] + [SERIES[0]] * len(entries[1:])
-    caption, says = "macro-F1 of the stages with 95 % intervals", "the table below has the values"
-    return score_figure("stages", caption, says, scores, names, colours)
+    title, says = "macro-F1 of the stages", "the table below has the values"
+    return score_figure("stages", title, says, scores, names, colours)

@@ -46,8 +46,9 @@ LEFT_OUT = (
 class RunTest:
     """The test of one run's entry against the first run's, on the `samples` that both have out of fold.
 
-    `difference` is the macro-F1 of this entry minus that of the first, from the paired bootstrap; `p_holm` is its
-    p-value and `mcnemar_holm` that of McNemar's test (`mcnemar`), both adjusted for the number of runs (Holm).
+    `difference` is the score (`Scores.headline`) of this entry minus that of the first, from the paired bootstrap;
+    `p_holm` is its p-value and `mcnemar_holm` that of McNemar's test (`mcnemar`), both adjusted for the number of runs
+    (Holm).
     """
 
     difference: Difference
@@ -147,7 +148,7 @@ def flag_of(setting: str) -> str:
 
 
 def _paired(one: Run, entry: Entry, other: Run, other_entry: Entry, seed: int) -> tuple[Difference, float, int]:
-    """Test an entry of `other` against an entry of `one`: difference of macro-F1, McNemar's p, number of samples."""
+    """Test an entry of `other` against an entry of `one`: difference of scores, McNemar's p, number of samples."""
     first, second = one.out_of_fold(entry), other.out_of_fold(other_entry)
     row_of = {id: row for row, id in enumerate(second.ids)}
     shared = [(row, row_of[id]) for row, id in enumerate(first.ids) if id in row_of]

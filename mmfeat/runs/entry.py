@@ -1,4 +1,4 @@
-"""The typed records of a run: its configuration, the entries of its leaderboard, and predictions out of fold.
+"""The typed records of a run: its configuration, and the entries of its leaderboard.
 
 An entry is one head on one set of modalities, or one ensemble, with its scores and the files that predict. It is one
 object of `leaderboard.json` and of `leaderboard` in `run.json`; `metrics.json` holds an entry that is not ranked yet.
@@ -7,36 +7,30 @@ A field that a kind of entry or run lacks is None in Python and absent in the fi
 
 from __future__ import annotations
 
-import csv
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
-
-import numpy as np
 
 from mmfeat.cache.store import folder_name
 from mmfeat.encoders.registry import Tower
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec, stated_options
-from mmfeat.errors import RunError
 from mmfeat.evaluation.decisions import Decision
 from mmfeat.evaluation.metrics import Score
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.heads.registry import DEFAULTS, HeadSettings, PlanRecord
-from mmfeat.samples.labels import SEPARATOR, Targets
+from mmfeat.samples.labels import MULTILABEL
 from mmfeat.samples.table_columns import TableColumn
 from mmfeat.system.files import canonical_json
-from mmfeat.system.wording import head_label
+from mmfeat.system.wording import SCORE_NAMES, head_label
 
 T = TypeVar("T")
 TOGETHER = "ensemble"  # the `modalities` of an entry that combines several heads
-OUT_OF_FOLD = "out_of_fold.csv"
 PLACES = ("data", "cache", "columns")  # the fields that may change while the run stays the same
 TOWERS = ("encoders", "prefixes")
 UNNAMED = ("trials", "products")  # a run may get more trials, and go on in another arithmetic
 LATER = {"init": DEFAULTS.init, "race": False}  # settings that the first version lacked: runs are named as before
-CERTAIN = 0.01  # largest distance from 1 of the sum of a sample's probabilities, which are written rounded
+SCORES = ("macro_f1", "accuracy", "weighted_f1", "auroc", "log_loss", "calibration_error")
 
 
 @dataclass(frozen=True)
@@ -70,7 +64,8 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """The difference of macro-F1 between two entries on the same samples, with its 95 % interval and p-values.
+    """The difference of scores (`Scores.headline`) of two entries on the same samples, with its 95 % interval and
+    p-values.
 
     `p` comes from the paired bootstrap and `mcnemar` from McNemar's test; `p_holm` and `mcnemar_holm` are the same
     p-values adjusted for the number of comparisons: by Holm, and in `behind_best` by the largest difference of any two
@@ -121,9 +116,10 @@ class Rule:
     penalty: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Every score that `mmfeat.evaluation.metrics.evaluate` computes from choices and probabilities.
+    """Every score that `mmfeat.evaluation.metrics.evaluate` computes from choices and probabilities; `kappa`, quadratic
+    weighted, of an ordinal task.
 
     `confusion` is a (C, C) table of counts with true labels in rows; a multi-label task has a (2, 2) table for each
     class, (C, 2, 2) in all.
@@ -139,6 +135,36 @@ class Scores:
     classes: dict[str, ClassScores]
     confusion: list[Any]
     samples: int
+    kappa: Interval | None = None
+
+    @property
+    def headline_name(self) -> str:
+        """The name of the score by which entries are ranked and compared."""
+        return self.main_names[0]
+
+    @property
+    def main_names(self) -> tuple[str, str, str]:
+        """The names of the scores that narrow tables show, the headline first."""
+        return ("macro_f1", "accuracy", "log_loss") if self.kappa is None else ("kappa", "macro_f1", "accuracy")
+
+    @property
+    def headline_title(self) -> str:
+        """What people call the headline."""
+        return SCORE_NAMES[self.headline_name]
+
+    @property
+    def headline(self) -> Interval:
+        return self.kappa or self.macro_f1
+
+    @property
+    def by_seed(self) -> SeedScores:
+        """The headline of each seed."""
+        return self.seeds[self.headline_name]
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """The names of the scores, the headline first."""
+        return (*(["kappa"] if self.kappa else []), *SCORES)
 
     def score(self, name: str) -> Interval | Score:
         """Return a score that has an interval, by its name in the files."""
@@ -146,7 +172,7 @@ class Scores:
         return scores[name]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry(Scores):
     """One row of a leaderboard: the scores of a head or an ensemble, and the files that predict."""
 
@@ -230,7 +256,7 @@ def convert(values: Any, kind: type[T]) -> T:
 def dropped(values: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out values that are None or an empty tuple, also in the records that an entry may lack."""
     kept = {name: value for name, value in values.items() if value is not None and value != ()}
-    for name in {"behind_best", "gain", "over_stage_1", "rule"} & kept.keys():
+    for name in {"behind_best", "decision", "gain", "over_stage_1", "rule"} & kept.keys():
         kept[name] = {key: value for key, value in kept[name].items() if value is not None}
     if "final" in kept:
         kept["final"] = [{key: value for key, value in final.items() if value != ()} for final in kept["final"]]
@@ -290,10 +316,11 @@ class RunConfig:
     finetune: dict[str, Any] | None = None
     table: tuple[TableColumn, ...] | None = None
     table_hash: str | None = None
+    order: tuple[str, ...] | None = None  # of the labels of an ordinal task, where the user named one
 
     @property
     def is_multilabel(self) -> bool:
-        return self.task == "multilabel"
+        return self.task == MULTILABEL
 
     @property
     def towers(self) -> tuple[Tower, ...]:
@@ -325,69 +352,3 @@ class RunConfig:
             for tower in values.get(name) or ():
                 EncoderSpec.from_json(tower["spec"])  # refuses fields that another version added
         return convert({**values, "options": stated_options(values.get("options"))}, cls)
-
-
-@dataclass(frozen=True)
-class OutOfFold:
-    """Predictions out of fold of one entry, for N samples, C classes and S seeds.
-
-    `chosen` is (S, N, C) bool, the classes that each seed chose; `probabilities` is (N, C), the mean over the seeds;
-    near duplicates have the same number in `groups` (N,), which is None where there are none.
-    """
-
-    ids: tuple[str, ...]
-    targets: Targets
-    chosen: np.ndarray
-    probabilities: np.ndarray
-    groups: np.ndarray | None = None
-
-    @property
-    def voted(self) -> np.ndarray:
-        """(N, C) bool: the class that most seeds chose, and of a tie the more probable one; where samples may have
-        several classes, every class that at least half of the seeds chose."""
-        votes = self.chosen.mean(0)
-        if self.targets.multilabel:
-            return votes >= 0.5
-        best = (votes + 1e-6 * self.probabilities).argmax(1)
-        return best[:, None] == np.arange(votes.shape[1])
-
-    @property
-    def right(self) -> np.ndarray:
-        """(N,) bool: whether `voted` equals the label of a sample in every class."""
-        return (self.voted == self.targets.matrix).all(1)
-
-
-def read_out_of_fold(path: Path, samples: int, classes: tuple[str, ...], multilabel: bool) -> OutOfFold:
-    """Read the predictions of an entry with so many samples; raises `RunError` where the file is missing or differs."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *rows = csv.reader(file)
-        if len(rows) != samples:
-            raise ValueError(f"{len(rows)} of {samples} samples")
-        return _parsed(header, rows, classes, multilabel)
-    except (OSError, ValueError, KeyError, IndexError, csv.Error) as error:
-        raise RunError(f"{path}: not the predictions of a whole run ({error}); train it again") from error
-
-
-def _parsed(
-    header: Sequence[str], rows: Sequence[Sequence[str]], classes: tuple[str, ...], multilabel: bool
-) -> OutOfFold:
-    seeds = sum(name.startswith("predicted_") for name in header[: len(header) - len(classes)])
-    if list(header) != ["id", "label", *(f"predicted_{n + 1}" for n in range(seeds)), *(f"p_{c}" for c in classes)]:
-        raise ValueError("its columns are others")
-    labels, *chosen = (_label_matrix([row[column] for row in rows], classes) for column in range(1, 2 + seeds))
-    probabilities = np.array([row[2 + seeds :] for row in rows], dtype=np.float64).reshape(len(rows), len(classes))
-    if not np.isfinite(probabilities).all() or (not multilabel and (np.abs(probabilities.sum(1) - 1) > CERTAIN).any()):
-        raise ValueError("its probabilities are none")
-    targets = Targets(classes, labels, multilabel)
-    return OutOfFold(tuple(row[0] for row in rows), targets, np.stack(chosen), probabilities)
-
-
-def _label_matrix(cells: Sequence[str], classes: tuple[str, ...]) -> np.ndarray:
-    """(N, C) bool: the classes in N cells; a class may hold the separator in its name where a sample has one class."""
-    column = {name: index for index, name in enumerate(classes)}
-    matrix = np.zeros((len(cells), len(classes)), dtype=bool)
-    for row, cell in enumerate(cells):
-        names = [cell] if cell in column else [name for name in cell.split(SEPARATOR) if name]
-        matrix[row, [column[name] for name in names]] = True
-    return matrix

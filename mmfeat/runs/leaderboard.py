@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 LEADERBOARD = "leaderboard"
 MODALITY_SETS = ("both", "text", "image", "table")  # `both` stands for all that a run has
-SCORES = ("macro_f1", "accuracy", "weighted_f1", "auroc", "log_loss", "calibration_error")
 INTERVAL = (("value", ""), ("low", "_low"), ("high", "_high"))  # part of a score -> end of its column's name
 
 
@@ -33,9 +32,11 @@ def leaderboard_csv(leaderboard: Sequence[Entry], classes: Sequence[str]) -> str
 
 def _columns(entry: Entry, classes: Sequence[str]) -> dict[str, Any]:
     """Map the names of the columns of `leaderboard.csv` to the values of an entry."""
-    seeds = entry.seeds["macro_f1"]
+    seeds = entry.by_seed
     scores = {
-        f"{name}{suffix}": _cell(getattr(entry.score(name), part)) for name in SCORES for part, suffix in INTERVAL
+        f"{name}{suffix}": _cell(getattr(entry.score(name), part))
+        for name in entry.score_names
+        for part, suffix in INTERVAL
     }
     by_class: dict[str, str] = {}
     for name in classes:
@@ -86,7 +87,7 @@ def ablation_csv(leaderboard: Sequence[Entry], classes: Sequence[str]) -> str:
         [
             head,
             modalities,
-            _cell(entry.macro_f1.value),
+            _cell(entry.headline.value),
             *(_cell(getattr(entry.gain, name, None)) for name in gains),
             name,
             _cell(entry.classes[name].f1.value),
@@ -96,7 +97,17 @@ def ablation_csv(leaderboard: Sequence[Entry], classes: Sequence[str]) -> str:
         for modalities, entry in entries.items()
         for name, went in zip(classes, _confusion(entry, len(classes)), strict=True)
     ]
-    header = ["head", "modalities", "macro_f1", "gain", "gain_low", "gain_high", "gain_p_holm", "label", "f1"]
+    header = [
+        "head",
+        "modalities",
+        leaderboard[0].headline_name,
+        "gain",
+        "gain_low",
+        "gain_high",
+        "gain_p_holm",
+        "label",
+        "f1",
+    ]
     return csv_text([*header, *(f"predicted_{name}" for name in classes)], lines)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from mmfeat.errors import ConfigError
 from mmfeat.runs.compare import flat_settings
-from mmfeat.runs.leaderboard import LEADERBOARD, SCORES
+from mmfeat.runs.leaderboard import LEADERBOARD
 from mmfeat.runs.run import ABLATION, RUN_FILE, Run
 from mmfeat.system.wording import without_passwords
 from mmfeat.version import install_command
@@ -76,7 +76,7 @@ def tags_of(run: Run) -> dict[str, str]:
 def metrics_of(run: Run) -> dict[str, float]:
     """Return the metrics of a run: the scores of all entries, and those of the best one with interval and by class."""
     best, metrics = run.leaderboard[0], {}
-    for entry, name in itertools.product(run.leaderboard, SCORES):
+    for entry, name in itertools.product(run.leaderboard, best.score_names):
         score = entry.score(name)
         if score.value is not None:
             metrics[_accepted(f"{entry.name}.{name}")] = score.value

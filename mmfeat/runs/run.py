@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,9 +24,10 @@ from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import Tower, describe_encoders, kept_for
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, EncoderError, RunError
-from mmfeat.evaluation.split_files import has_splits, read_groups
-from mmfeat.runs.entry import OUT_OF_FOLD, PLACES, Entry, FinalHead, OutOfFold, RunConfig, convert, read_out_of_fold
+from mmfeat.evaluation.split_files import has_splits
+from mmfeat.runs.entry import PLACES, Entry, FinalHead, RunConfig, convert
 from mmfeat.runs.leaderboard import LEADERBOARD
+from mmfeat.runs.out_of_fold import OutOfFold, read_out_of_fold
 from mmfeat.runs.record import BEGUN, Record
 from mmfeat.samples.dataset import MODALITIES, Sample
 from mmfeat.samples.keys import ContentKeys
@@ -159,8 +161,8 @@ class Run:
 
     @property
     def best_score(self) -> float:
-        """The macro-F1 of the first entry."""
-        return self.leaderboard[0].macro_f1.value
+        """The score of the first entry, by which entries are ranked."""
+        return self.leaderboard[0].headline.value
 
     @property
     def leaderboard_file(self) -> Path:
@@ -173,8 +175,8 @@ class Run:
         ]
 
     def score(self, head: str | None, modalities: str | None) -> float:
-        """Return the macro-F1 of the best entry of a head and a modality set, or -1 if the run has none."""
-        return max((entry.macro_f1.value for entry in self.matching(head, modalities)), default=-1.0)
+        """Return the score of the best entry of a head and a modality set, or -inf if the run has none."""
+        return max((entry.headline.value for entry in self.matching(head, modalities)), default=-math.inf)
 
     def entry(self, head: str | None = None, modalities: str | None = None) -> Entry:
         """Return the best entry of a head and a modality set; raises `RunError` if the run has none."""
@@ -196,9 +198,7 @@ class Run:
 
     def out_of_fold(self, entry: Entry) -> OutOfFold:
         """Read the predictions out of fold of an entry; raises `RunError` where they are missing or not of this run."""
-        path = self.head_folder(entry) / OUT_OF_FOLD
-        read = read_out_of_fold(path, entry.samples, self.classes, self.config.is_multilabel)
-        return replace(read, groups=read_groups(self.folder, read.ids))
+        return read_out_of_fold(self.folder, entry, self.classes, self.config.task)
 
 
 def write_run(run: Run) -> Run:

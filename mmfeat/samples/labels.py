@@ -4,16 +4,19 @@ of a data set that its user split."""
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from posixpath import basename, dirname
 
 import numpy as np
 
 from mmfeat.errors import DataError
 
+MULTICLASS, MULTILABEL, ORDINAL = "multiclass", "multilabel", "ordinal"
+TASKS = (MULTICLASS, MULTILABEL, ORDINAL)
 SEPARATOR = "|"  # stands between the classes of a multi-label cell; a cell of one `|` has none of the classes
 SHOWN = 5  # classes that a note names
 # What stands for no label in files of programs, without regard to capitals: of R, pandas, databases and JSON.
@@ -30,14 +33,21 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Targets:
-    """Labels of N samples: `matrix` (N, C) bool, one True a row unless `multilabel`; columns as in `classes`."""
+    """Labels of N samples: `matrix` (N, C) bool, one True a row unless `multilabel`; columns as in `classes`, which are
+    `ordered` from the lowest to the highest in an ordinal task."""
 
     classes: tuple[str, ...]
     matrix: np.ndarray
     multilabel: bool = False
+    ordered: bool = False
 
     def __len__(self) -> int:
         return len(self.matrix)
+
+    @property
+    def task(self) -> str:
+        """The task of the labels, one of `TASKS`."""
+        return MULTILABEL if self.multilabel else ORDINAL if self.ordered else MULTICLASS
 
     @property
     def numbers(self) -> np.ndarray:
@@ -53,7 +63,7 @@ class Targets:
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Targets:
         """The targets of some rows, given by numbers or by a mask; the classes stay."""
-        return Targets(self.classes, self.matrix[rows], self.multilabel)
+        return replace(self, matrix=self.matrix[rows])
 
 
 def no_labels(named: str | None) -> frozenset[str]:
@@ -152,20 +162,44 @@ def labels_alike(classes: Sequence[str]) -> list[str]:
     return [f"labels differ only in case and count as classes of their own: {listed}"] if listed else []
 
 
-def read_targets(labels: Sequence[str], multilabel: bool = False) -> Targets:
-    """The targets of label cells, classes sorted.
+def read_targets(labels: Sequence[str], task: str = MULTICLASS, order: Sequence[str] = ()) -> Targets:
+    """The targets of label cells, classes sorted; those of an ordinal task by `order`, or else as numbers.
 
     A multi-label cell is `a|b`; a lone `|` is labelled with none of the classes. Raises `DataError` if
-    there is nothing to tell apart: a single class, or a multi-label class that all samples have.
+    there is nothing to tell apart: a single class, or a multi-label class that all samples have; and for labels
+    without an order.
     """
-    if multilabel:
+    if task == MULTILABEL:
         return _read_multilabel(labels)
-    classes = tuple(sorted(set(labels)))
+    classes = tuple(_in_order(set(labels), order) if task == ORDINAL else sorted(set(labels)))
     if len(classes) < 2:
         labelled = f"only one class ({classes[0]})" if classes else "no sample"
         raise DataError(f"{labelled} is labelled; a classifier needs two classes, so label samples of another one")
     column = {name: number for number, name in enumerate(classes)}
-    return Targets(classes, indicator([column[label] for label in labels], len(classes)))
+    return Targets(classes, indicator([column[label] for label in labels], len(classes)), ordered=task == ORDINAL)
+
+
+def _in_order(labels: set[str], order: Sequence[str]) -> list[str]:
+    """The labels from the lowest to the highest. Raises `DataError` for a label that has no place."""
+    if order:
+        if unknown := sorted(labels - set(order)):
+            raise DataError(f"--order {','.join(order)}: label {unknown[0]!r} of the data has no place; name it too")
+        return [name for name in dict.fromkeys(order) if name in labels]
+    if words := sorted(name for name in labels if number_of(name) is None):
+        raise DataError(
+            f"--task {ORDINAL}: label {words[0]!r} is no number; say the order of the labels, the lowest first: "
+            "--order low,medium,high"
+        )
+    return sorted(labels, key=lambda name: (float(name), name))
+
+
+def number_of(label: str) -> float | None:
+    """The finite number that a label is, None for another one."""
+    try:
+        number = float(label)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def indicator(numbers: Sequence[int] | np.ndarray, classes: int) -> np.ndarray:

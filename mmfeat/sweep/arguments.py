@@ -36,6 +36,7 @@ def heads_arguments(run: Run) -> dict[str, Any]:
             "plan": Plan(**{**vars(config.plan), "trials": config.trials}),
             "ensembles": config.ensembles,
             "task": config.task,
+            "order": config.order or (),
             "attend": config.attend,
             "class_names": config.class_names,
             "products": config.products or "float32",

@@ -16,7 +16,7 @@ import numpy as np
 
 from mmfeat.evaluation.blending import blend, fit_stacking, greedy_weights, mean_weights
 from mmfeat.evaluation.decisions import Decision, fit_decision
-from mmfeat.evaluation.metrics import macro_f1
+from mmfeat.evaluation.metrics import headline
 from mmfeat.runs.entry import TOGETHER, Rule, convert
 from mmfeat.samples.labels import Targets
 from mmfeat.sweep.entries import TrainedEntry, scored_entry
@@ -150,7 +150,7 @@ def _best(candidates: Candidates, targets: Targets, seed: int) -> Fit:
     """The mean over the seeds of the best head."""
     shown = candidates.chosen
     chosen = shown > np.log(0.5) if targets.multilabel else shown == shown.max(-1, keepdims=True)
-    scores = [macro_f1(targets.matrix, choice) for choice in chosen]
+    scores = headline(targets, chosen)
     return _weighted(candidates, np.eye(len(scores))[int(np.argmax(scores))])
 
 

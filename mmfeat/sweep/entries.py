@@ -19,7 +19,7 @@ import numpy as np
 
 from mmfeat.errors import HeadError, RunError
 from mmfeat.evaluation.decisions import Decision
-from mmfeat.evaluation.metrics import macro_f1
+from mmfeat.evaluation.metrics import headline
 from mmfeat.heads.jobs import Fitted, count_parameters
 from mmfeat.heads.registry import BASELINES, HeadSettings, Plan, load_fusion, settings_of
 from mmfeat.runs.entry import Entry, entry_name
@@ -250,12 +250,12 @@ def _seconds(timed: Sequence[Outcome] | Sequence[Fitted]) -> float:
 def _optimism(
     problem: Problem, outcomes: list[Outcome], logits: np.ndarray, decisions: list[Decision], adjustment: float | None
 ) -> float:
-    """The gain of macro-F1 if settings and thresholds are chosen on the very rows that are scored."""
+    """The gain of the score if settings and thresholds are chosen on the very rows that are scored."""
     rows = problem.splits.tested
-    labels = problem.targets.matrix[rows]
-    honest = np.mean(macro_f1(labels, decide(problem, logits, decisions)[0][:, rows]))
+    targets = problem.targets.take(rows)
+    honest = np.mean(headline(targets, decide(problem, logits, decisions)[0][:, rows]))
     naive = [
-        np.mean(macro_f1(labels, fit_on_all(problem, outcome.logits, adjustment).choose(outcome.logits[:, rows])))
+        np.mean(headline(targets, fit_on_all(problem, outcome.logits, adjustment).choose(outcome.logits[:, rows])))
         for outcome in outcomes
     ]
     return float(max(naive) - honest)
@@ -279,9 +279,7 @@ def _read_finals(path: Path, scored: Entry) -> Entry | None:
         return None
     try:
         entry = Entry.from_json(read_json(path))
-        alike = entry.trials == scored.trials and len(entry.seeds["macro_f1"].values) == len(
-            scored.seeds["macro_f1"].values
-        )
+        alike = entry.trials == scored.trials and len(entry.by_seed.values) == len(scored.by_seed.values)
         return entry if alike and finals_are_whole(path.parent, entry.final) else None
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: not whole ({error}); delete it and run mmfeat heads again") from error

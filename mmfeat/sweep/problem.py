@@ -45,6 +45,7 @@ class LabelledData:
     splits: Splits
     new_splits: Path | None
     split_notes: tuple[str, ...] = ()
+    order: tuple[str, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -78,7 +79,8 @@ class LabelledData:
         roles = "\n".join(map(",".join, self.splits.roles.tolist()))
         return {
             "version": __version__,
-            "task": "multilabel" if self.targets.multilabel else "multiclass",
+            "task": self.targets.task,
+            "order": self.order or None,
             "data": absolute(self.samples.source),
             "columns": {name: without_passwords(value) for name, value in self.columns.items()},
             "cache": os.path.abspath(self.store.folder.parent),
@@ -122,6 +124,7 @@ def read_labelled(
     task: str,
     protocol: Protocol,
     progress: Progress,
+    order: Sequence[str] = (),
 ) -> LabelledData:
     """Read the samples, hash the contents of the labelled ones, and split them."""
     samples = read_samples(data, columns)
@@ -131,9 +134,10 @@ def read_labelled(
     protocol = protocol.of(labelled)
     store = Cache(cache, samples.name)
     keys = {modality: store.content_keys(labelled, modality, progress) for modality in MODALITIES}
-    targets = read_targets([str(sample.label) for sample in labelled], task == "multilabel")
+    targets = read_targets([str(sample.label) for sample in labelled], task, order)
     splits, new, notes = protocol_splits(labelled, targets, keys["image"], store.folder, protocol, progress)
-    return LabelledData(samples, dict(columns or {}), store, keys, targets, protocol, splits, new, notes)
+    named = dict(columns or {})
+    return LabelledData(samples, named, store, keys, targets, protocol, splits, new, notes, tuple(order))
 
 
 @dataclass(frozen=True)

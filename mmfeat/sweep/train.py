@@ -34,6 +34,7 @@ from mmfeat.runs.leaderboard import MODALITY_SETS
 from mmfeat.runs.record import Maker, written_call
 from mmfeat.runs.run import ABLATION, RUN_FILE, Run, read_run, reuse_run
 from mmfeat.samples.dataset import Data, name_of
+from mmfeat.samples.labels import MULTICLASS, ORDINAL, TASKS
 from mmfeat.samples.table_columns import TABLE
 from mmfeat.sweep.class_names import class_texts, two_towers, with_class_vectors
 from mmfeat.sweep.problem import read_labelled
@@ -114,7 +115,6 @@ def _checked_modalities(names: Sequence[str], present: set[str]) -> list[str]:
     return usable
 
 
-TASKS = ("multiclass", "multilabel")
 CHEAP_BASELINES = ("prior", "knn", "ridge", "logistic", "svm")
 NAMED_HEADS = 3  # heads in the name of a run folder; more names would be too long to read
 
@@ -144,7 +144,8 @@ def train_heads(
     protocol: Protocol | None = None,
     plan: Plan | None = None,
     ensembles: bool = True,
-    task: str = "multiclass",
+    task: str = MULTICLASS,
+    order: Sequence[str] = (),
     attend: str = "tokens",
     class_names: Mapping[str, str] | None = None,
     templates: str = "openai",
@@ -157,16 +158,15 @@ def train_heads(
     command: str = "",
 ) -> Sweep:
     """Train and rank heads on the cached vectors of the labelled samples of `data`; no finished step is repeated.
-
     Raises `CacheMissError` where vectors are missing."""
     data = name_of(data)
     maker = Maker(command or written_call(train_heads, locals()), split_dir=protocol.split_dir if protocol else None)
     protocol, plan, progress = protocol or Protocol(), plan or Plan(HeadSettings(), race=True), progress or Silent()
-    _check(task, attend, engine, device)
+    _check(task, order, attend, engine, device)
     options = options_for(data, columns, cache, options or EncoderOptions(), device)
     described = describe_encoders(list(encoders), options)
     towers, pairs = _choose(described, fusion, baselines, modalities, attend, data, columns, encoders, options, cache)
-    labelled = read_labelled(data, columns, cache, task, protocol, progress)
+    labelled = read_labelled(data, columns, cache, task, protocol, progress, order)
     config = RunConfig(
         **labelled.recorded,
         encoders=tuple(towers),
@@ -250,7 +250,7 @@ def _choose(
     return needed_towers(usable, pairs, attend), pairs
 
 
-def _check(task: str, attend: str, engine: str, device: str) -> None:
+def _check(task: str, order: Sequence[str], attend: str, engine: str, device: str) -> None:
     if device not in ("auto", "cpu"):  # which need no torch
         resolve_device(device)
     for flag, value, known in (
@@ -260,6 +260,8 @@ def _check(task: str, attend: str, engine: str, device: str) -> None:
     ):
         if value not in known:
             raise ConfigError(f"{flag} {value}: use one of {', '.join(known)}")
+    if order and task != ORDINAL:
+        raise ConfigError(f"--order {','.join(order)}: only classes of --task {ORDINAL} have an order")
 
 
 def _is_done(run: Run, plan: Plan) -> bool:

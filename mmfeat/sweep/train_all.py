@@ -42,7 +42,7 @@ def rank(problem: Problem, entries: Sequence[TrainedEntry]) -> tuple[Entry, ...]
 
     An entry on both modalities also has its `gain`: its difference from the same head on the better single one.
     """
-    ordered = sorted(entries, key=lambda trained: -trained.entry.macro_f1.value)
+    ordered = sorted(entries, key=lambda trained: -trained.entry.headline.value)
     tested = problem.splits.tested
     chosen = [decide(problem, trained.logits, trained.decisions)[0][:, tested] for trained in ordered]
     behind, first = compare_with_best(problem.tested, chosen, 0, problem.seed, problem.splits.tested_groups)
@@ -147,8 +147,8 @@ class Trainers:
     def _score(self, trainer: EntryTrainer) -> TrainedEntry:
         trained = trainer.score()
         self.board[trained.name] = trained.entry
-        entries = sorted(self.board.copy().values(), key=lambda entry: -entry.macro_f1.value)
-        lines = [f"{interval(entry.macro_f1)} {entry.label}" for entry in entries[:SHOWN]]
+        entries = sorted(self.board.copy().values(), key=lambda entry: -entry.headline.value)
+        lines = [f"{interval(entry.headline)} {entry.label}" for entry in entries[:SHOWN]]
         trainer.advance(0, f"best so far {lines[0]}\n" + "\n".join(f"{'':11} {line}" for line in lines[1:]))
         return trained
 
@@ -224,9 +224,7 @@ def behind_in_seeds(ranked: Sequence[Entry], repeats: int) -> list[tuple[str, st
     return [
         (entry.head, entry.modalities)
         for entry in heads
-        if (entry.tie or entry.head in shown)
-        and entry.head not in BASELINES
-        and len(entry.seeds["macro_f1"].values) < repeats
+        if (entry.tie or entry.head in shown) and entry.head not in BASELINES and len(entry.by_seed.values) < repeats
     ]
 
 

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from mmfeat.evaluation.decisions import Decision, fit_decision, plain_choice
-from mmfeat.evaluation.metrics import evaluate, macro_f1
+from mmfeat.evaluation.metrics import evaluate, headline
 from mmfeat.heads.jobs import Engine, Fitted, Job, stack_size
 from mmfeat.heads.registry import BASELINES, SHARED, HeadSettings, settings_of
 from mmfeat.heads.stack import Member, epoch_steps
-from mmfeat.runs.entry import OUT_OF_FOLD, FinalHead, Scores, convert
+from mmfeat.runs.entry import FinalHead, Scores, convert
+from mmfeat.runs.out_of_fold import OUT_OF_FOLD
 from mmfeat.runs.run import read_trial, trial_checksum, whole_trial
 from mmfeat.samples.labels import Targets, names_of
 from mmfeat.sweep.problem import Cell, Problem
@@ -102,7 +103,7 @@ class Outcome:
     """A trial that is done. Lists have an item for each cell, fold after fold.
 
     `logits` (S, N, C) are out of fold, NaN where no fold tests; `validation` holds the (m, C) logits of each cell's
-    validation rows and `scores` (S, F) the macro-F1 of these.
+    validation rows and `scores` (S, F) the score of their plain choices, macro-F1 or that of another task.
     """
 
     settings: HeadSettings
@@ -117,7 +118,7 @@ class Outcome:
 
     @property
     def score(self) -> float:
-        """Mean macro-F1 on the validation rows, which a search maximises."""
+        """Mean score on the validation rows, which a search maximises."""
         return float(self.scores.mean())
 
     @property
@@ -219,7 +220,7 @@ class HeadTrainer:
             logits[repeat - since, rows.test] = _as_saved(result.logits[1])
             if np.isfinite(seen).all():  # a head that diverged scores 0 and loses against any other
                 choice = plain_choice(seen, problem.targets.multilabel)
-                scores[repeat - since, fold] = macro_f1(problem.targets.matrix[rows.validation], choice)
+                scores[repeat - since, fold] = headline(problem.targets.take(rows.validation), choice)
         return Outcome(
             settings,
             logits,

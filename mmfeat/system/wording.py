@@ -8,6 +8,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+# What people call the scores.
+SCORE_NAMES = {
+    "macro_f1": "macro-F1", "kappa": "kappa", "accuracy": "accuracy", "weighted_f1": "weighted F1", "auroc": "AUROC",
+    "log_loss": "log-loss", "calibration_error": "calibration error",
+}  # fmt: skip
 HIDDEN = "***"
 # Secrets in a URL: a password between name and host, a token instead of a name, signatures in the query.
 _PASSWORD = re.compile(r"(//[^/@:\s]*:)[^/\s]+@")

@@ -200,3 +200,19 @@ def test_tokens_go_into_a_graph_and_a_second_stage_does(real: Path, tmp_path: Pa
     found, decided, probabilities, chosen = compared(tuned, tuned.entry("stage-2"))
     assert largest_difference(found, probabilities) < 1e-5
     assert (decided == chosen).all()
+
+
+def test_a_graph_cuts_the_expected_class_as_an_ordinal_run_does(place: Path, tmp_path: Path) -> None:
+    ordered = {"task": "ordinal", "order": ["negative", "neutral", "positive"], "modalities": ["text"]}
+    run = sweep(place, **{"fusion": ["none"], "baselines": ["logistic"], **ordered}, protocol=HOLDOUT, plan=SHORT).run
+    entry = run.leaderboard[0]
+    export_run(run.folder, out=tmp_path / "out", model=False)
+    samples = read_samples(place / "demo").samples
+    features = Cache(place / "cache", "demo").load(samples, [tower.spec for tower in towers_of(run, entry)])
+    _, ports = build_graph(run, entry, towers_of(run, entry), features)
+    facts = json.loads((tmp_path / "out" / HEAD_FACTS).read_text())
+    names = [name for each in facts["inputs"] for name in (each["name"], each["mask"])]
+    _, chosen = run_onnx(tmp_path / "out" / HEAD, names, inputs_of(ports, features))
+    wanted, _ = EntryPredictor(run, entry).predict(features, samples)
+    np.testing.assert_array_equal(chosen, wanted)
+    assert "the expected number of the class" in (tmp_path / "out" / CARD).read_text()

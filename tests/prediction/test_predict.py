@@ -232,7 +232,7 @@ def test_scores_are_those_of_the_metrics(place: Path, tmp_path: Path) -> None:
     (tmp_path / "new.csv").write_text("\n".join(["id,text,label", *lines]))
     found = predict_data(tmp_path / "new.csv", heads=place / "heads", cache=tmp_path / "cache")
     predictions = found.predictions
-    targets = targets_of(labels, predictions.classes, False)
+    targets = targets_of(labels, predictions.classes, "multiclass")
     assert found.scores == convert(evaluate(targets, predictions.chosen[None], predictions.probabilities[None]), Scores)
     (tmp_path / "new.csv").write_text("id,text,label\n1,words,joyful\n")
     found = predict_data(tmp_path / "new.csv", heads=place / "heads", cache=tmp_path / "cache")

@@ -26,7 +26,8 @@ from mmfeat.report.report import Papers, write_report
 from mmfeat.report.scores import classes_section, confusion_section
 from mmfeat.report.section import Table, interval
 from mmfeat.report.subject import Subject
-from mmfeat.runs.entry import ClassScores, Interval, OutOfFold
+from mmfeat.runs.entry import ClassScores, Interval
+from mmfeat.runs.out_of_fold import OutOfFold
 from mmfeat.runs.run import Run
 from mmfeat.samples.labels import Targets
 from tests.sweep.small_sweeps import FLOAT32, sweep

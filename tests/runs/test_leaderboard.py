@@ -15,7 +15,7 @@ import pytest
 from mmfeat.cli.heads import show_sweep
 from mmfeat.evaluation.significance import compare_with_best, paired_difference
 from mmfeat.runs.entry import Entry
-from mmfeat.runs.leaderboard import SCORES, ablation, ablation_csv, leaderboard_csv
+from mmfeat.runs.leaderboard import ablation, ablation_csv, leaderboard_csv
 from mmfeat.samples.labels import Targets
 from mmfeat.sweep.entries import TrainedEntry
 from mmfeat.sweep.problem import Problem
@@ -68,7 +68,7 @@ def test_the_csv_says_what_the_json_says(board: Sequence[Entry]) -> None:
     assert len(lines) == len(board)
     for number, (line, entry) in enumerate(zip(lines, board, strict=True), 1):
         assert (int(line["rank"]), line["head"], line["modalities"]) == (number, entry.head, entry.modalities)
-        for name in SCORES:
+        for name in entry.score_names:
             for part, key in (("", "value"), ("_low", "low"), ("_high", "high")):
                 assert float(line[name + part]) == pytest.approx(getattr(entry.score(name), key), abs=5e-5)
         for name, each in entry.classes.items():

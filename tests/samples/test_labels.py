@@ -20,7 +20,7 @@ def test_a_bar_is_part_of_a_name_unless_multilabel() -> None:
 
 
 def test_a_multilabel_cell_has_several_classes_or_none() -> None:
-    targets = read_targets(["b|a", "|", "b", " a | b ", "c|", "b|b"], multilabel=True)
+    targets = read_targets(["b|a", "|", "b", " a | b ", "c|", "b|b"], task="multilabel")
     assert targets.classes == ("a", "b", "c")
     assert targets.matrix.astype(int).tolist() == [[1, 1, 0], [0, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 1], [0, 1, 0]]
     np.testing.assert_allclose(targets.prior, [2 / 6, 4 / 6, 1 / 6])
@@ -29,7 +29,7 @@ def test_a_multilabel_cell_has_several_classes_or_none() -> None:
 
 
 def test_one_class_with_and_without_is_a_multilabel_task() -> None:
-    assert read_targets(["a", "|"], multilabel=True).classes == ("a",)
+    assert read_targets(["a", "|"], task="multilabel").classes == ("a",)
 
 
 @pytest.mark.parametrize("rows", [[2, 0], np.array([2, 0])])
@@ -39,7 +39,7 @@ def test_taken_rows_keep_all_classes(rows: list[int]) -> None:
 
 
 def test_a_mask_takes_rows() -> None:
-    taken = read_targets(["a|b", "b", "|"], multilabel=True).take(np.array([True, False, True]))
+    taken = read_targets(["a|b", "b", "|"], task="multilabel").take(np.array([True, False, True]))
     assert taken == Targets(("a", "b"), taken.matrix, True)
     assert taken.matrix.tolist() == [[True, True], [False, False]]
 
@@ -59,9 +59,9 @@ def test_nothing_to_tell_apart_is_refused_with_a_remedy() -> None:
     with pytest.raises(DataError, match="no sample is labelled"):
         read_targets([])
     with pytest.raises(DataError, match=r"all samples are labelled 'b'.*leave 'b' out"):
-        read_targets(["a|b", "b"], multilabel=True)
+        read_targets(["a|b", "b"], task="multilabel")
     with pytest.raises(DataError, match="no sample is labelled with a class"):
-        read_targets(["|", "|"], multilabel=True)
+        read_targets(["|", "|"], task="multilabel")
 
 
 def test_labels_that_differ_only_in_case_are_told() -> None:

@@ -1,0 +1,84 @@
+"""Predictions out of fold of an entry, read back from its file."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from mmfeat.errors import RunError
+from mmfeat.evaluation.split_files import read_groups
+from mmfeat.runs.entry import Entry
+from mmfeat.samples.labels import MULTILABEL, ORDINAL, SEPARATOR, Targets
+
+OUT_OF_FOLD = "out_of_fold.csv"
+CERTAIN = 0.01  # largest distance from 1 of the sum of a sample's probabilities, which are written rounded
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Predictions out of fold of one entry, for N samples, C classes and S seeds.
+
+    `chosen` is (S, N, C) bool, the classes that each seed chose; `probabilities` is (N, C), the mean over the seeds;
+    near duplicates have the same number in `groups` (N,), which is None where there are none.
+    """
+
+    ids: tuple[str, ...]
+    targets: Targets
+    chosen: np.ndarray
+    probabilities: np.ndarray
+    groups: np.ndarray | None = None
+
+    @property
+    def voted(self) -> np.ndarray:
+        """(N, C) bool: the class that most seeds chose, and of a tie the more probable one; where samples may have
+        several classes, every class that at least half of the seeds chose."""
+        votes = self.chosen.mean(0)
+        if self.targets.multilabel:
+            return votes >= 0.5
+        best = (votes + 1e-6 * self.probabilities).argmax(1)
+        return best[:, None] == np.arange(votes.shape[1])
+
+    @property
+    def right(self) -> np.ndarray:
+        """(N,) bool: whether `voted` equals the label of a sample in every class."""
+        return (self.voted == self.targets.matrix).all(1)
+
+
+def read_out_of_fold(folder: Path, entry: Entry, classes: tuple[str, ...], task: str) -> OutOfFold:
+    """Read the predictions of an entry of the run in `folder`; raises `RunError` where they are missing or differ."""
+    path = folder / entry.name / OUT_OF_FOLD
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file)
+        if len(rows) != entry.samples:
+            raise ValueError(f"{len(rows)} of {entry.samples} samples")
+        return replace(read := _parsed(header, rows, classes, task), groups=read_groups(folder, read.ids))
+    except (OSError, ValueError, KeyError, IndexError, csv.Error) as error:
+        raise RunError(f"{path}: not the predictions of a whole run ({error}); train it again") from error
+
+
+def _parsed(header: Sequence[str], rows: Sequence[Sequence[str]], classes: tuple[str, ...], task: str) -> OutOfFold:
+    multilabel = task == MULTILABEL
+    seeds = sum(name.startswith("predicted_") for name in header[: len(header) - len(classes)])
+    if list(header) != ["id", "label", *(f"predicted_{n + 1}" for n in range(seeds)), *(f"p_{c}" for c in classes)]:
+        raise ValueError("its columns are others")
+    labels, *chosen = (_label_matrix([row[column] for row in rows], classes) for column in range(1, 2 + seeds))
+    probabilities = np.array([row[2 + seeds :] for row in rows], dtype=np.float64).reshape(len(rows), len(classes))
+    if not np.isfinite(probabilities).all() or (not multilabel and (np.abs(probabilities.sum(1) - 1) > CERTAIN).any()):
+        raise ValueError("its probabilities are none")
+    targets = Targets(classes, labels, multilabel, task == ORDINAL)
+    return OutOfFold(tuple(row[0] for row in rows), targets, np.stack(chosen), probabilities)
+
+
+def _label_matrix(cells: Sequence[str], classes: tuple[str, ...]) -> np.ndarray:
+    """(N, C) bool: the classes in N cells; a class may hold the separator in its name where a sample has one class."""
+    column = {name: index for index, name in enumerate(classes)}
+    matrix = np.zeros((len(cells), len(classes)), dtype=bool)
+    for row, cell in enumerate(cells):
+        names = [cell] if cell in column else [name for name in cell.split(SEPARATOR) if name]
+        matrix[row, [column[name] for name in names]] = True
+    return matrix
