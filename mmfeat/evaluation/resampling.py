@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 DRAWS = 2000
 MAX_CELLS = 20_000  # most cells for the bootstrap; with more cells the jackknife is as good and cheaper
+FEW = 10  # samples a cell below which samples are drawn one by one: a multinomial number takes as long as ten samples
 CHUNK = 4_000_000  # numbers held in memory at a time
 LEAST = 1e-15  # smaller sums are 0
 EXACT_FLOAT32 = 2**24  # integers up to here are exact in float32, whose products take half the time
@@ -224,9 +225,15 @@ def _bootstrap(cells: Cells, scores: Scorer, random: np.random.Generator, draws:
     units = cells.units
     count = int(units.sum())
     table = cells.table(dtype=np.float32 if _totals(cells)[-1] < EXACT_FLOAT32 else np.float64)
-    step = max(1, CHUNK // max(table.shape))
-    for start in range(0, draws, step):
-        drawn = random.multinomial(count, units / max(count, 1), size=min(step, draws - start))
+    one_by_one = 0 < count < FEW * len(units)
+    step = max(1, CHUNK // max(*table.shape, count if one_by_one else 0))
+    unit_of = np.repeat(np.arange(len(units)), units)
+    for size in (min(step, draws - start) for start in range(0, draws, step)):
+        if one_by_one:
+            numbers = unit_of[random.integers(0, count, (size, count))] + len(units) * np.arange(size)[:, None]
+            drawn = np.bincount(numbers.ravel(), minlength=size * len(units)).reshape(size, -1)
+        else:
+            drawn = random.multinomial(count, units / max(count, 1), size=size)
         yield scores(cells.counts((cells.weights(drawn).astype(table.dtype) @ table).astype(np.float64)))
 
 

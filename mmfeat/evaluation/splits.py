@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -73,11 +74,17 @@ class Splits:
 
     def fold(self, fold: int, repeat: int) -> Fold:
         """The rows of one fold for one repeat, both counted from 0; repeats beyond the parts begin again."""
-        column, parts = self.roles[:, fold], self.parts(fold)
-        role = f"{VALIDATION}-{repeat % parts + 1}" if parts else VALIDATION
-        validates, tests = (column == VALIDATION) | (column == role), column == TEST
-        rows = (np.flatnonzero(mask) for mask in (~validates & ~tests, validates, tests))
-        return Fold(self.names[fold], *rows)
+        if (fold, repeat) not in self._folds:
+            column, parts = self.roles[:, fold], self.parts(fold)
+            role = f"{VALIDATION}-{repeat % parts + 1}" if parts else VALIDATION
+            validates, tests = (column == VALIDATION) | (column == role), column == TEST
+            rows = (np.flatnonzero(mask) for mask in (~validates & ~tests, validates, tests))
+            self._folds[fold, repeat] = Fold(self.names[fold], *rows)
+        return self._folds[fold, repeat]
+
+    @cached_property
+    def _folds(self) -> dict[tuple[int, int], Fold]:
+        return {}
 
 
 def check_folds(targets: Targets, groups: np.ndarray, folds: int) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mmfeat.errors import ConfigError, SubmissionError
-from mmfeat.samples.labels import SEPARATOR, names_of
+from mmfeat.samples.labels import SEPARATOR, cells_of
 from mmfeat.system.files import write_atomic
 
 NAMES = ("guid", "tag")
@@ -48,7 +48,7 @@ class Predictions:
     @property
     def labels(self) -> list[str]:
         """The N label cells: one class, or for multi-label runs `a|b` or a lone `|`."""
-        return [names_of(row, self.classes) for row in self.chosen]
+        return cells_of(self.chosen, self.classes)
 
     @property
     def shares(self) -> dict[str, float]:

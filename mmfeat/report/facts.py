@@ -13,7 +13,7 @@ from mmfeat.errors import CacheError
 from mmfeat.report.section import Section, Table
 from mmfeat.report.subject import Subject
 from mmfeat.samples.dataset import MODALITIES
-from mmfeat.samples.labels import classes_in, names_of
+from mmfeat.samples.labels import cells_of, classes_in
 from mmfeat.system.wording import duration, shown, size_of, without_passwords
 
 
@@ -58,7 +58,7 @@ def _changed(subject: Subject) -> int:
     """Out-of-fold samples that are gone from the data or have another label now."""
     predictions = subject.predictions()
     classes, multilabel = predictions.targets.classes, predictions.targets.multilabel
-    then = (classes_in(names_of(row, classes), multilabel) for row in predictions.targets.matrix)
+    then = (classes_in(cell, multilabel) for cell in cells_of(predictions.targets.matrix, classes))
     now = (subject.by_id.get(id) for id in predictions.ids)
     return sum(
         sample is None or classes_in(sample.label, multilabel) != names for sample, names in zip(now, then, strict=True)

@@ -230,6 +230,13 @@ def names_of(chosen: np.ndarray, classes: tuple[str, ...]) -> str:
     return SEPARATOR.join(name for name, is_chosen in zip(classes, chosen, strict=True) if is_chosen) or SEPARATOR
 
 
+def cells_of(chosen: np.ndarray, classes: tuple[str, ...]) -> list[str]:
+    """The label cells of (N, C) choices; an equal choice is written once."""
+    rows = [row.tobytes() for row in chosen]
+    cells = {row: names_of(np.frombuffer(row, bool), classes) for row in set(rows)}
+    return [cells[row] for row in rows]
+
+
 def absent_note(targets: Targets) -> list[str]:
     """A line about classes that no scored sample has: unlike scikit-learn's, a macro-F1 here is over all classes."""
     absent = [

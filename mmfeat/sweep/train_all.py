@@ -35,20 +35,20 @@ QUICK = ("ridge", "logistic")  # heads that are scored first, so that a person s
 SHOWN = 10  # entries that are shown while the others train
 
 
-def rank(problem: Problem, entries: Sequence[TrainedEntry]) -> tuple[Entry, ...]:
+def rank(problem: Problem, entries: Sequence[TrainedEntry], gains: bool = True) -> tuple[Entry, ...]:
     """The entries, best first, each with its difference from the best, p-values, and whether that is a tie.
 
     The first has its score as one `picked` among all, which other samples will show.
 
-    An entry on both modalities also has its `gain`: its difference from the same head on the better single one.
+    With `gains`, an entry on both modalities has its difference from the same head on the better single one.
     """
     ordered = sorted(entries, key=lambda trained: -trained.entry.headline.value)
     tested = problem.splits.tested
     chosen = [decide(problem, trained.logits, trained.decisions)[0][:, tested] for trained in ordered]
     behind, first = compare_with_best(problem.tested, chosen, 0, problem.seed, problem.splits.tested_groups)
-    gains = _gains(problem, [trained.entry for trained in ordered], chosen)
+    gained = _gains(problem, [trained.entry for trained in ordered], chosen) if gains else {}
     best, *others = (
-        replace(trained.entry, behind_best=convert(dict(test), PairedTest), tie=test["tie"], gain=gains.get(index))
+        replace(trained.entry, behind_best=convert(dict(test), PairedTest), tie=test["tie"], gain=gained.get(index))
         for index, (trained, test) in enumerate(zip(ordered, behind, strict=True))
     )
     return replace(best, picked=convert(vars(first), Interval)), *others
@@ -197,7 +197,7 @@ def _train_all(trainers: Trainers, pairs: Sequence[tuple[str, str]], ensembles: 
     entries = trainers.score("heads", pairs, 1 if plan.race else problem.repeats)
     combined: list[TrainedEntry] = []
     while True:
-        if plan.race and (late := behind_in_seeds(rank(problem, [*entries, *combined]), problem.repeats)):
+        if plan.race and (late := behind_in_seeds(rank(problem, [*entries, *combined], gains=False), problem.repeats)):
             further = {trained.name: trained for trained in trainers.score("more seeds", late, problem.repeats)}
             entries, combined = [further.get(trained.name, trained) for trained in entries], []
             continue

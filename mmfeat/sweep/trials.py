@@ -21,7 +21,7 @@ from mmfeat.heads.stack import Member, epoch_steps
 from mmfeat.runs.entry import FinalHead, Scores, convert
 from mmfeat.runs.out_of_fold import OUT_OF_FOLD
 from mmfeat.runs.run import read_trial, trial_checksum, whole_trial
-from mmfeat.samples.labels import Targets, names_of
+from mmfeat.samples.labels import Targets, cells_of
 from mmfeat.sweep.problem import Cell, Problem
 from mmfeat.system.files import csv_text, file_sha256, write_atomic, write_json
 from mmfeat.system.wording import Advance, ignore
@@ -75,19 +75,13 @@ def score(problem: Problem, logits: np.ndarray, decisions: list[Decision]) -> di
 def write_predictions(folder: Path, problem: Problem, logits: np.ndarray, decisions: list[Decision]) -> None:
     """`out_of_fold.csv`: id, label, the choice of each seed, and the mean probability of each class."""
     chosen, probabilities = decide(problem, logits, decisions)
-    classes, means = problem.targets.classes, probabilities.mean(0)
+    classes, tested = problem.targets.classes, problem.splits.tested
     seeds = [f"predicted_{seed + 1}" for seed in range(len(logits))]
-    rows = [
-        [
-            problem.ids[row],
-            names_of(problem.targets.matrix[row], classes),
-            *(names_of(choice[row], classes) for choice in chosen),
-            *(f"{value:.6f}" for value in means[row]),
-        ]
-        for row in problem.splits.tested
-    ]
+    columns = [[problem.ids[row] for row in tested]]
+    columns += [cells_of(choice[tested], classes) for choice in (problem.targets.matrix, *chosen)]
+    columns += [[f"{value:.6f}" for value in values] for values in probabilities[:, tested].mean(0).T.tolist()]
     header = ["id", "label", *seeds, *(f"p_{name}" for name in classes)]
-    write_atomic(folder / OUT_OF_FOLD, csv_text(header, rows).encode())
+    write_atomic(folder / OUT_OF_FOLD, csv_text(header, zip(*columns, strict=True)).encode())
 
 
 def _pooled(logits: np.ndarray, rows: np.ndarray) -> np.ndarray:
