@@ -221,16 +221,17 @@ def _scaler(chunks: Any, width: int) -> Scaler:
 
 
 def _by_columns(chunks: Any, weights: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues and eigenvectors from X'X (D, D): products in float32, their sum and the eigenvectors in float64."""
+    """Eigenvalues and eigenvectors from X'X (D, D), in float32; a linear model corrects their rounding errors."""
     from scipy.linalg import eigh
 
     gram = np.zeros((width, width))
     for part, chunk in chunks:
         root = chunk * np.sqrt(weights[part, None]).astype(np.float32)
         gram += root.T @ root
-    values, vectors = eigh(gram / weights.sum(), driver="evd", overwrite_a=True, check_finite=False)
+    covariance = (gram / weights.sum()).astype(np.float32)
+    values, vectors = eigh(covariance, driver="evd", overwrite_a=True, check_finite=False)
     kept = np.flatnonzero(values > NULL * max(values.max(initial=0), CONSTANT))[::-1]
-    return values[kept], np.ascontiguousarray(vectors[:, kept], dtype=np.float32)
+    return values[kept].astype(np.float64), np.ascontiguousarray(vectors[:, kept])
 
 
 def _by_samples(held: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -30,7 +30,10 @@ from mmfeat.evaluation.decisions import plain_choice
 from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.samples.labels import Targets
 
-MAX_ROWS = 50_000  # most training rows of neighbours and trees
+MAX_ROWS = 50_000  # most training rows of trees
+MAX_VOTERS = 10_000  # most training rows of neighbours, whose time grows with the product of rows and voters
+PATHS = ("logistic", "svm")  # baselines that take longer from setting to setting
+PATIENCE = 2  # settings without a better score after which a path may end
 Setting = dict[str, float]
 
 
@@ -43,12 +46,14 @@ class FittedModel(Protocol):
 
 @dataclass(frozen=True)
 class Baseline:
-    """A fitted baseline, its chosen `setting`, and the scores of all settings in the order tried (`curve`)."""
+    """A fitted baseline, its chosen `setting`, the scores of all settings in the order tried (`curve`), and the (M, C)
+    logits of the `validation` rows that chose the setting, without augmented views."""
 
     name: str
     setting: Setting
     curve: list[dict[str, float]]
     model: FittedModel
+    validation: np.ndarray | None = None
 
     def logits(self, matrix: Matrix, rows: np.ndarray) -> np.ndarray:
         """(n, C) float64 logits of the samples at `rows`: log-probabilities or margins, all finite."""
@@ -66,9 +71,9 @@ class TrainingRows:
     """The rows on which a baseline is trained, among all samples of `matrix` and `targets`.
 
     `class_weights` (C,) weigh the samples of a class in the loss, multi-label the positives. `basis` is the result of
-    `make_basis` for these rows, made when needed if None. Of more than MAX_ROWS rows, neighbours and trees take a
-    stratified sample, which the setting records as "rows". `classes` are the vectors of the class names, as `ZeroShot`
-    has them.
+    `make_basis` for these rows, made when needed if None. Of more than MAX_VOTERS rows neighbours, and of more than
+    MAX_ROWS rows trees take a stratified sample, which the setting records as "rows". `classes` are the vectors of the
+    class names, as `ZeroShot` has them.
     """
 
     matrix: Matrix
@@ -79,10 +84,9 @@ class TrainingRows:
     basis: Basis | None = None
     classes: Mapping[int, np.ndarray] = field(default_factory=dict)
 
-    @property
-    def sampled(self) -> np.ndarray:
-        """At most MAX_ROWS of the training rows, stratified by class unless multi-label."""
-        if len(self.rows) <= MAX_ROWS:
+    def sampled(self, most: int) -> np.ndarray:
+        """At most so many of the training rows, stratified by class unless multi-label."""
+        if len(self.rows) <= most:
             return np.sort(self.rows)
         shuffled = np.random.default_rng(self.seed).permutation(np.sort(self.rows))
         targets = self.targets.take(shuffled)
@@ -91,7 +95,7 @@ class TrainingRows:
         for number in np.unique(classes):
             members = np.flatnonzero(classes == number)
             depth[members] = (np.arange(len(members)) + 0.5) / len(members)
-        return np.sort(shuffled[np.argsort(depth, kind="stable")[:MAX_ROWS]])
+        return np.sort(shuffled[np.argsort(depth, kind="stable")[:most]])
 
     @property
     def prior(self) -> np.ndarray:
@@ -116,11 +120,14 @@ class BaselineFamily:
 
 
 def fit(name: str, training: TrainingRows, validation: np.ndarray) -> Baseline:
-    """Train a baseline, and choose its setting by macro-F1 on the rows `validation`, then by log-loss."""
+    """Train a baseline, and choose its setting by macro-F1 on the rows `validation`, then by log-loss.
+
+    One of PATHS ends at the first setting whose log-loss rises where PATIENCE settings brought no better score.
+    """
     targets = training.targets
     wanted = targets.take(validation).matrix
-    best: tuple[tuple[float, float], Setting, FittedModel] | None = None
-    curve = []
+    best: tuple[tuple[float, float], Setting, FittedModel, np.ndarray] | None = None
+    curve, before, since = [], float("inf"), 0
     with one_blas_thread():
         for setting, logits, model in _family(name).candidates(training, validation):
             score = float(macro_f1(wanted, plain_choice(logits, targets.multilabel)))
@@ -128,9 +135,12 @@ def fit(name: str, training: TrainingRows, validation: np.ndarray) -> Baseline:
             curve.append({**setting, "validation_macro_f1": score, "validation_log_loss": loss})
             rank = (round(score, 9), -round(loss, 9))
             if best is None or rank > best[0]:
-                best = rank, setting, model
+                best, since = (rank, setting, model, logits), 0
+            elif (since := since + 1) >= PATIENCE and name in PATHS and loss > before:
+                break
+            before = loss
     assert best is not None, "every family has a candidate"
-    return Baseline(name, best[1], curve, best[2])
+    return Baseline(name, best[1], curve, best[2], best[3])
 
 
 def refit(name: str, training: TrainingRows, setting: Mapping[str, float]) -> Baseline:
@@ -159,8 +169,8 @@ def _basis(training: TrainingRows) -> Basis:
 
 def _recorded(training: TrainingRows, name: str, setting: Setting) -> Setting:
     """The setting, with the number of rows where the rows are a sample."""
-    whole = len(training.rows) <= MAX_ROWS or name not in ("knn", "forest", "boosting")
-    return setting if whole else {**setting, "rows": float(MAX_ROWS)}
+    most = {"knn": MAX_VOTERS, "forest": MAX_ROWS, "boosting": MAX_ROWS}.get(name, len(training.rows))
+    return {**setting, "rows": float(most)} if most < len(training.rows) else setting
 
 
 @dataclass(frozen=True)
@@ -200,14 +210,13 @@ def _zero_shot_candidates(training: TrainingRows, validation: np.ndarray) -> Ite
 
 
 def _linear_candidates(kind: str, training: TrainingRows, validation: np.ndarray) -> Iterator[Candidate]:
-    """Yield a head for each strength; all heads are fitted first, so that validation vectors are read once."""
+    """Yield a head for each strength; validation vectors are read once where the training rows are held, too."""
     basis = _basis(training)
-    heads = list(linear_path(kind, basis, training.targets, training.class_weights))
-    logits = basis.scaler.apply(
-        training.matrix, validation, lambda scaled: np.stack([head.scaled_logits(scaled) for head in heads], axis=1)
-    )
-    for number, head in enumerate(heads):
-        yield {OBJECTIVES[kind].parameter: head.strength}, logits[:, number], head
+    read = partial(basis.scaler.apply, training.matrix, validation)
+    held = read(np.asarray) if basis.held is not None else None
+    for head in linear_path(kind, basis, training.targets, training.class_weights):
+        logits = read(head.scaled_logits) if held is None else head.scaled_logits(held)
+        yield {OBJECTIVES[kind].parameter: head.strength}, logits, head
 
 
 def _linear(kind: str, training: TrainingRows, setting: Setting) -> LinearHead:
@@ -216,7 +225,7 @@ def _linear(kind: str, training: TrainingRows, setting: Setting) -> LinearHead:
 
 
 def _neighbour(training: TrainingRows) -> NeighbourHead:
-    rows = training.sampled
+    rows = training.sampled(MAX_VOTERS)
     return neighbour_head(_basis(training), rows, training.targets.take(rows), training.class_weights, training.prior)
 
 
@@ -233,7 +242,7 @@ def _neighbours(training: TrainingRows, setting: Setting) -> NeighbourHead:
 
 
 def _tree_data(training: TrainingRows) -> TreeData:
-    rows = training.sampled
+    rows = training.sampled(MAX_ROWS)
     components, targets = Components.of(_basis(training)), training.targets.take(rows)
     weights = sample_weights(targets, training.class_weights)
     inputs = components.apply(training.matrix, rows)

@@ -192,15 +192,25 @@ def linear_path(
 def _closed_form(
     basis: Basis, wanted: np.ndarray, weights: np.ndarray, strengths: Sequence[float]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Weighted ridge regression at every strength; because the rows have mean 0, the intercepts are means."""
+    """Weighted ridge regression at every strength; because the rows have mean 0, the intercepts are means.
+
+    The basis is rounded, so each solution is corrected once by what it leaves of the normal equations.
+    """
     total = weights.sum()
     means = (weights * wanted).sum(axis=0) / total
-    moment = sum(
-        basis.coordinates(chunk.T @ (weights[part] * (wanted[part] - means)).astype(np.float32))
-        for part, chunk in basis.chunks()
-    )
-    for strength in strengths:
-        yield moment / (total * basis.values[:, None] + strength), means
+    goals = np.tile(wanted - means, len(strengths))
+    penalties = np.repeat(np.asarray(strengths, np.float64), wanted.shape[1])
+    steepness = total * basis.values[:, None] + penalties
+    solutions = np.zeros_like(steepness)
+    for _ in range(2):
+        directions = basis.directions(solutions)
+        moment = sum(
+            basis.coordinates(chunk.T @ (weights[part] * (goals[part] - chunk @ directions)).astype(np.float32))
+            for part, chunk in basis.chunks()
+        )
+        solutions = solutions + (moment - penalties * solutions) / steepness
+    for coordinates in np.split(solutions, len(strengths), axis=1):
+        yield coordinates, means
 
 
 def _minima(

@@ -198,7 +198,11 @@ def _run_baselines(job: Job, data: HeadData, bench: Workbench, advance: Advance)
             model = refit(job.head, training, job.setting)
         else:
             model = fit(job.head, training, member.validation)
-        logits = tuple(_baseline_logits(model, data, rows) for rows in wanted)
+        known = model.validation if data.views == 0 else None  # what chose the setting
+        logits = tuple(
+            known if known is not None and rows is member.validation else _baseline_logits(model, data, rows)
+            for rows in wanted
+        )
         config, tensors = model.state() if job.keep else ({}, {})
         seconds = time.thread_time() - start
         fitted.append(Fitted(logits, list(model.curve), -1, seconds, dict(model.setting), config, tensors))

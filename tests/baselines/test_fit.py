@@ -186,13 +186,35 @@ def test_more_weight_on_a_rare_class_chooses_it_more_often(name: str) -> None:
     assert counts[0] < counts[1] or name == "prior"
 
 
+def test_a_path_ends_early_with_the_head_of_the_whole_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where half of the labels are noise, which the weakest penalties learn by heart."""
+    matrix, targets = problem(width=200)
+    random = np.random.default_rng(0)
+    labels = np.where(random.random((700, 1)) < 0.5, targets.matrix[random.permutation(700)], targets.matrix)
+    targets = Targets(targets.classes, labels)
+    early = fitted("logistic", matrix, targets)
+    monkeypatch.setattr(baselines, "PATHS", ())
+    whole = fitted("logistic", matrix, targets)
+    assert early.curve == whole.curve[: len(early.curve)]
+    assert len(early.curve) < len(whole.curve)
+    assert early.setting == whole.setting
+    assert np.array_equal(early.logits(matrix, TEST), whole.logits(matrix, TEST))
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_the_logits_that_chose_a_setting_are_kept(name: str) -> None:
+    baseline = fitted(name, *problem())
+    assert baseline.validation is not None
+    assert np.allclose(baseline.validation, baseline.logits(problem()[0], VALIDATION), atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["knn", "forest", "boosting"])
 @pytest.mark.parametrize("form", FORMS)
 def test_beyond_the_most_rows_a_sample_of_each_class_trains(
     name: str, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     matrix, targets = problem(form)
-    monkeypatch.setattr(baselines, "MAX_ROWS", 100)
+    monkeypatch.setattr(baselines, "MAX_VOTERS" if name == "knn" else "MAX_ROWS", 100)
     baseline = fitted(name, matrix, targets)
     assert baseline.setting["rows"] == 100
     assert {entry["rows"] for entry in baseline.curve} == {100}

@@ -102,6 +102,18 @@ def test_every_strength_is_what_scikit_learn_finds(
         assert np.abs(scores - decision).max() < within * np.abs(decision).max()
 
 
+def test_ridge_is_exact_where_one_factor_rules_all_columns() -> None:
+    """There the rounding errors of float32 eigenvectors are as large as the weakest penalty."""
+    random = np.random.default_rng(0)
+    vectors = random.normal(size=(4000, 1)) + 0.1 * random.normal(size=(4000, 300))
+    labels = indicator((vectors @ random.normal(size=(300, 3)) + random.gumbel(size=(4000, 3))).argmax(1), 3)
+    matrix, targets = Rows(vectors.astype(np.float32)), Targets(("a", "b", "c"), labels)
+    basis, x = prepared(matrix, targets)
+    for head in linear_path("ridge", basis, targets, WEIGHTS):
+        decision = sklearn_scores("ridge", head.strength, x, targets)[1]
+        assert np.abs(head.scores(x.astype(np.float32)) - decision).max() < 1e-5 * np.abs(decision).max()
+
+
 def test_logistic_probabilities_are_scikit_learns() -> None:
     from sklearn.linear_model import LogisticRegression
 
