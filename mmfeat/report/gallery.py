@@ -134,10 +134,10 @@ def _thumbnails(wanted: Sequence[tuple[int, Sample]]) -> Iterator[tuple[int, byt
     with ThreadPoolExecutor() as pool:
         while batch := list(islice(rest, BATCH)):
             rows, samples = zip(*batch, strict=True)
-            yield from zip(rows, pool.map(_thumbnail, samples), strict=True)
+            yield from zip(rows, pool.map(thumbnail, samples), strict=True)
 
 
-def _thumbnail(sample: Sample) -> bytes:
+def thumbnail(sample: Sample) -> bytes:
     """A small WebP of the photo without metadata; empty for an unreadable photo."""
     assert sample.image is not None
     try:

@@ -13,6 +13,7 @@ from mmfeat.errors import DataError
 from mmfeat.prediction.model import Model, unread
 from mmfeat.samples.loose import as_samples
 from mmfeat.samples.photos import picture_bytes, read_photo
+from mmfeat.serve.nearest import Nearest
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,13 @@ class Pair:
 
 
 class Service:
-    """Answers pairs by `model` within `limits`.
+    """Answers pairs by `model` within `limits`, with neighbours by `nearest` where it is given.
 
     `slots` are the requests that may come yet; whoever takes one gives it back, or `submit`s a pair, which does.
     """
 
-    def __init__(self, model: Model, limits: Limits | None = None) -> None:
-        self.model, self.limits = model, limits or Limits()
+    def __init__(self, model: Model, limits: Limits | None = None, nearest: Nearest | None = None) -> None:
+        self.model, self.limits, self._nearest = model, limits or Limits(), nearest
         self.slots = threading.BoundedSemaphore(self.limits.requests)
         self._thread = ThreadPoolExecutor(1)
 
@@ -74,7 +75,7 @@ class Service:
         self.answer(Pair("a text", picture_bytes(Image.new("RGB", (64, 64)))))
 
     def answer(self, pair: Pair) -> dict[str, Any]:
-        """The label as `mmfeat predict` decides it, and a probability of each class.
+        """The label as `mmfeat predict` decides it, a probability of each class, and the nearest training samples.
 
         Raises `DataError` for an empty pair, for a text or photo above the limits, and for bytes that are no photo.
         """
@@ -92,6 +93,7 @@ class Service:
         return {
             "label": predictions.labels[0],
             "probabilities": _named(predictions.classes, predictions.probabilities[0]),
+            "neighbours": self._nearest.of(embedded.features) if self._nearest else [],
             "notes": unread(samples, embedded, self.model.table),
         }
 

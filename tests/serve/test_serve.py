@@ -14,21 +14,24 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from mmfeat.cache.store import Cache
 from mmfeat.cli.main import app
-from mmfeat.errors import ConfigError
+from mmfeat.errors import CacheMissError, ConfigError
 from mmfeat.prediction.model import Model, load
 from mmfeat.runs.run import Run
 from mmfeat.samples.dataset import read_samples
 from mmfeat.serve.app import listen, make_server
+from mmfeat.serve.nearest import Nearest
 from mmfeat.serve.service import Limits, Service
 from tests.processes import Command
 from tests.report.browser import open_browser, requests
@@ -95,10 +98,10 @@ class Place:
 
 
 @contextmanager
-def serving(model: Model, **limits: Any) -> Iterator[Place]:
+def serving(model: Model, nearest: Nearest | None = None, **limits: Any) -> Iterator[Place]:
     lines: list[str] = []
     with listen("127.0.0.1", 0) as opened:
-        server = make_server(Service(model, Limits(**limits)), "127.0.0.1", lines.append)
+        server = make_server(Service(model, Limits(**limits), nearest), "127.0.0.1", lines.append)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})
         thread.start()
         try:
@@ -110,7 +113,7 @@ def serving(model: Model, **limits: Any) -> Iterator[Place]:
 
 @pytest.fixture(scope="module")
 def server(model: Model) -> Iterator[Place]:
-    with serving(model) as place:
+    with serving(model, Nearest(model, 4)) as place:
         yield place
 
 
@@ -135,6 +138,29 @@ def test_it_answers_as_predict_does(server: Place, run: Run, photo: Path) -> Non
             assert (status, answer["label"], answer["notes"]) == (200, label, [])
             assert answer["probabilities"] == pytest.approx(probabilities, abs=1e-6)
     assert server.lines[-1].startswith("predict: 200 in ")
+
+
+def test_neighbours_are_the_nearest_by_the_cache(server: Place, model: Model, place: Path) -> None:
+    samples = read_samples(place / "demo").labelled
+    sample = next(sample for sample in samples if sample.text and sample.image)
+    features = Cache(place / "cache", "demo").load(samples, [tower.spec for tower in model.run.towers])
+    row = features.ids.index(sample.id)
+    blocks = [np.nan_to_num(block.vectors.astype(float)) for block in features.blocks]
+    units = [vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30) for vectors in blocks]
+    cosines = np.mean([vectors @ vectors[row] for vectors in units], axis=0)
+    found = server.form(("text", sample.text or ""), ("image", Path(str(sample.image)).read_bytes()))[1]["neighbours"]
+    assert [one["similarity"] for one in found] == pytest.approx(sorted(cosines, reverse=True)[:4], abs=1e-5)
+    assert (found[0]["id"], found[0]["label"], found[0]["text"]) == (sample.id, sample.label, sample.text)
+    with Image.open(io.BytesIO(base64.b64decode(found[0]["photo"].partition(",")[2]))) as small:
+        assert (small.format, max(small.size) <= 160) == ("WEBP", True)
+
+
+def test_a_run_whose_cache_is_gone_has_no_neighbours(run: Run, model: Model, tmp_path: Path) -> None:
+    gone = replace(run, config=replace(run.config, cache=str(tmp_path)))
+    with pytest.raises(CacheMissError, match="no vectors of training samples"):
+        Nearest(Model(gone, model.entry, "cpu"), 5)
+    with serving(model) as place:
+        assert place.json({"text": TEXT})[1]["neighbours"] == []
 
 
 def test_many_ask_at_once_and_each_gets_its_own_answer(server: Place) -> None:
@@ -297,6 +323,7 @@ def test_the_page_predicts_in_a_narrow_browser(server: Place, run: Run, photo: P
         assert driver.find_element(By.ID, "label").text == label
         shown = [row.text.split() for row in driver.find_elements(By.CSS_SELECTOR, "#classes tr")]
         assert [name for name, _ in shown] == sorted(probabilities, key=lambda name: -probabilities[name])
+        assert len(driver.find_elements(By.CSS_SELECTOR, "#neighbours li")) == 4
         assert driver.execute_script("return document.documentElement.scrollWidth") <= 390
         assert driver.find_element(By.ID, "seen").size["width"] > 50
         assert all(url.startswith(address) for url in requests(driver))

@@ -1,0 +1,76 @@
+"""The labelled samples of a run whose cached vectors are nearest to those of a pair."""
+
+from __future__ import annotations
+
+import base64
+import functools
+from typing import Any
+
+import numpy as np
+
+from mmfeat.cache.features import Features, MappedBlock
+from mmfeat.cache.store import Cache
+from mmfeat.errors import CacheMissError, MmfeatError
+from mmfeat.prediction.drift import training_set
+from mmfeat.prediction.final_heads import towers_of
+from mmfeat.prediction.model import Model
+from mmfeat.report.gallery import TEXT_LENGTHS, thumbnail
+from mmfeat.samples.dataset import MODALITIES, Sample
+
+STEP = 1024  # vectors that are compared at once
+
+
+class Nearest:
+    """The search among the samples that trained `model`, by the encoders of its head that give one vector a sample.
+
+    Raises `CacheMissError` where data or vectors are gone.
+    """
+
+    def __init__(self, model: Model, count: int) -> None:
+        known = training_set(model.run)
+        self.count, self.samples = count, known.labelled
+        store, specs = Cache(model.run.config.cache, known.name), [t.spec for t in towers_of(model.run, model.entry)]
+        try:
+            with store.index(writes=False) as index:
+                keys = {name: store.content_keys(self.samples, name, index=index) for name in MODALITIES}
+            self._blocks = [
+                store.map(self.samples, spec, keys[spec.modality], allow_missing=True)
+                for spec in specs
+                if (spec.output, spec.view) == ("pooled", "none")
+            ]
+        except (MmfeatError, OSError) as error:
+            raise CacheMissError(f"no vectors of training samples ({error})") from error
+        if not any(block.mask.any() for block in self._blocks):
+            raise CacheMissError(f"no vectors of training samples in {store.folder} or no {model.run.config.data}")
+
+    def of(self, features: Features) -> list[dict[str, Any]]:
+        """The samples nearest to the first row of the features, nearest first.
+
+        The similarity is the mean cosine over the encoders that have a vector of the row; what a sample lacks counts 0.
+        """
+        seen = {block.name: block.vectors[0] for block in features.blocks if block.mask[0]}
+        cosines = [_cosines(block, seen[block.name]) for block in self._blocks if block.name in seen]
+        if not cosines:
+            return []
+        similarities = np.mean(cosines, axis=0)
+        order = np.argsort(-similarities, kind="stable")[: self.count].tolist()
+        return [{"similarity": float(similarities[row]), **_shown(self.samples[row])} for row in order]
+
+
+def _cosines(block: MappedBlock, vector: np.ndarray) -> np.ndarray:
+    """(N,) cosines of the vectors of a block with a vector (D,)."""
+    cosines, present = np.zeros(len(block)), np.flatnonzero(block.mask)
+    for start in range(0, len(present), STEP):
+        rows = present[start : start + STEP]
+        vectors = block.batch(rows)[0][:, 0].astype(np.float32)
+        lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(vector.astype(np.float32))
+        cosines[rows] = vectors @ vector.astype(np.float32) / np.maximum(lengths, np.finfo(np.float32).tiny)
+    return cosines
+
+
+@functools.lru_cache(maxsize=1000)
+def _shown(sample: Sample) -> dict[str, Any]:
+    """A sample for the page: the first words of its text, and a thumbnail as a URL, "" without a photo."""
+    photo = base64.b64encode(thumbnail(sample)).decode() if sample.image is not None else ""
+    text = (sample.text or "")[: TEXT_LENGTHS[1]]
+    return {"id": sample.id, "label": sample.label, "text": text, "photo": photo and f"data:image/webp;base64,{photo}"}
