@@ -1,7 +1,8 @@
 """Metrics with intervals: how well choices and probabilities of repeated trainings fit the labels.
 
-A value is the mean over seeds (training repeats). Its interval tells how far that mean would move with other samples:
-the same samples are drawn for all seeds, so the interval leaves out the variation between trainings. Scores of choices
+A value is the mean over the choices given, of one prediction or of several trainings. Its interval tells how far that
+mean would move with other samples: the same samples are drawn for all trainings, so the interval leaves out the
+variation between trainings. Scores of choices
 come from resampling, scores of probabilities from their influence.
 """
 
@@ -79,6 +80,7 @@ def evaluate(
     probabilities: np.ndarray,
     seed: int = 42,
     groups: np.ndarray | None = None,
+    alone: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Every score of S trainings for N samples, for JSON.
 
@@ -95,6 +97,8 @@ def evaluate(
         Seed of the draws behind the intervals.
     groups : (N,), optional
         Samples with the same number are near duplicates, and count as one in the intervals.
+    alone : (T, N, C) bool, optional
+        The decisions of single trainings that `chosen` combines, for the spread in `seeds`.
 
     Returns
     -------
@@ -105,6 +109,7 @@ def evaluate(
         `classes`; `confusion`; `samples`.
     """
     counts = count(targets.matrix, chosen, targets.ordered)
+    single = counts if alone is None else count(targets.matrix, alone, targets.ordered)
     value, draws = draw_scores(find_cells(targets, chosen, groups), _count_scores, seed)
     names = (*(["kappa"] if targets.ordered else []), "macro_f1", "accuracy", "weighted_f1")
     scores = [percentiles(score, column) for score, column in zip(value, draws.T, strict=True)]
@@ -114,7 +119,7 @@ def evaluate(
         "auroc": vars(auroc),
         "log_loss": vars(_log_loss(targets, probabilities, groups)),
         "calibration_error": vars(_calibration_error(targets, probabilities, groups)),
-        "seeds": {name: _over_seeds(getattr(counts, name)) for name in names if name != "weighted_f1"},
+        "seeds": {name: _over_seeds(getattr(single, name)) for name in names if name != "weighted_f1"},
         "classes": _classes(targets, counts, scores[len(names) :], areas),
         "confusion": confusion(targets.matrix, chosen, targets.multilabel).tolist(),
         "samples": len(targets),

@@ -31,11 +31,6 @@ def reliability_section(subject: Subject) -> Section:
         f"Expected calibration error of {title_of(entry)}: {error}; 0 is perfect, and chance alone keeps it above 0. "
         f"Probabilities are calibrated by a temperature that {chose} chose."
     ]
-    if len(predictions.chosen) > 1:
-        words.append(
-            "The plot and the shares of samples are of the mean probability over seeds, which is a little better than "
-            "a seed alone; all scores are means over seeds."
-        )
     return Section(
         "reliability",
         "Calibration",

@@ -16,7 +16,6 @@ import numpy as np
 
 from mmfeat.evaluation.blending import blend, fit_stacking, greedy_weights, mean_weights
 from mmfeat.evaluation.decisions import Decision, fit_decision
-from mmfeat.evaluation.metrics import headline
 from mmfeat.runs.entry import TOGETHER, Rule, convert
 from mmfeat.samples.labels import Targets
 from mmfeat.sweep.entries import TrainedEntry, scored_entry
@@ -31,16 +30,15 @@ Fit = tuple[Combine, dict[str, Any], np.ndarray]
 
 @dataclass(frozen=True)
 class Candidates:
-    """Calibrated log-probabilities (H, N, C) of H entries, means over their seeds, and as their choices see them."""
+    """Calibrated log-probabilities (H, N, C) of H entries, means over their seeds."""
 
     entries: Sequence[TrainedEntry]
     log_probabilities: np.ndarray
-    chosen: np.ndarray
     multilabel: bool
 
     def at(self, rows: np.ndarray) -> Candidates:
         """The candidates' values at these rows."""
-        return Candidates(self.entries, self.log_probabilities[:, rows], self.chosen[:, rows], self.multilabel)
+        return Candidates(self.entries, self.log_probabilities[:, rows], self.multilabel)
 
 
 def ensemble_entries(
@@ -112,31 +110,20 @@ def _decided_by(fold: int, entries: Sequence[TrainedEntry], logits: Sequence[np.
     """The candidates that give these (S, N, C) logits, each with its decision of one fold."""
     pairs = [(entry.decisions[fold], given) for entry, given in zip(entries, logits, strict=True)]
     mean = np.stack([_log(decision.probabilities(given).mean(0)) for decision, given in pairs])
-    chosen = np.stack([_shifted(decision, given).mean(0) for decision, given in pairs])
-    return Candidates(entries, mean, chosen, entries[0].decisions[fold].multilabel)
+    return Candidates(entries, mean, entries[0].decisions[fold].multilabel)
 
 
 def _out_of_fold(problem: Problem, entries: Sequence[TrainedEntry]) -> Candidates:
     """The candidates on all rows, each fold's rows with the decisions of that fold."""
-    shape = (len(entries), *entries[0].logits.shape[1:])
-    mean, chosen = np.full(shape, np.nan), np.full(shape, np.nan)
+    mean = np.full((len(entries), *entries[0].logits.shape[1:]), np.nan)
     for fold in range(len(problem.splits)):
         test = problem.splits.fold(fold, 0).test
-        part = _decided_by(fold, entries, [entry.logits[:, test] for entry in entries])
-        mean[:, test], chosen[:, test] = part.log_probabilities, part.chosen
-    return Candidates(entries, mean, chosen, problem.targets.multilabel)
+        mean[:, test] = _decided_by(fold, entries, [entry.logits[:, test] for entry in entries]).log_probabilities
+    return Candidates(entries, mean, problem.targets.multilabel)
 
 
 def _log(probabilities: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(probabilities, 1e-12))
-
-
-def _shifted(decision: Decision, logits: np.ndarray) -> np.ndarray:
-    """Log-probabilities behind the offsets of a decision: the largest one is its choice."""
-    scaled = logits / decision.temperature - np.array(decision.offsets)
-    if decision.multilabel:
-        return -np.logaddexp(0, -scaled)
-    return scaled - np.logaddexp.reduce(scaled, axis=-1, keepdims=True)
 
 
 def _weighted(candidates: Candidates, weights: np.ndarray) -> Fit:
@@ -144,14 +131,6 @@ def _weighted(candidates: Candidates, weights: np.ndarray) -> Fit:
         return blend(log_probabilities, weights, candidates.multilabel)
 
     return rule, {"weights": weights.tolist()}, rule(candidates.log_probabilities)
-
-
-def _best(candidates: Candidates, targets: Targets, seed: int) -> Fit:
-    """The mean over the seeds of the best head."""
-    shown = candidates.chosen
-    chosen = shown > np.log(0.5) if targets.multilabel else shown == shown.max(-1, keepdims=True)
-    scores = headline(targets, chosen)
-    return _weighted(candidates, np.eye(len(scores))[int(np.argmax(scores))])
 
 
 def _mean(candidates: Candidates, targets: Targets, seed: int) -> Fit:
@@ -185,7 +164,6 @@ def _stacked(rule: Rule, multilabel: bool) -> Combine:
 
 
 KINDS: dict[str, Callable[[Candidates, Targets, int], Fit]] = {
-    "seed-average": _best,
     "mean": _mean,
     "greedy": _greedy,
     "stacking": _stacking,

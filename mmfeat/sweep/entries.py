@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfeat.errors import HeadError, RunError
+from mmfeat.evaluation.blending import mean_logits
 from mmfeat.evaluation.decisions import Decision
 from mmfeat.evaluation.metrics import headline
 from mmfeat.heads.jobs import Fitted, count_parameters
@@ -252,12 +253,13 @@ def _optimism(
 ) -> float:
     """The gain of the score if settings and thresholds are chosen on the very rows that are scored."""
     rows = problem.splits.tested
-    targets = problem.targets.take(rows)
+    targets = problem.tested
     honest = np.mean(headline(targets, decide(problem, logits, decisions)[0][:, rows]))
-    naive = [
-        np.mean(headline(targets, fit_on_all(problem, outcome.logits, adjustment).choose(outcome.logits[:, rows])))
-        for outcome in outcomes
-    ]
+    naive = []
+    for outcome in outcomes:
+        decision = fit_on_all(problem, outcome.logits, adjustment)
+        chosen = decision.choose(mean_logits(outcome.logits[:, rows], decision))
+        naive.append(np.mean(headline(targets, chosen[None])))
     return float(max(naive) - honest)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mmfeat.evaluation.blending import mean_logits
 from mmfeat.evaluation.decisions import Decision, fit_decision, plain_choice
 from mmfeat.evaluation.metrics import evaluate, headline
 from mmfeat.heads.jobs import Engine, Fitted, Job, stack_size
@@ -56,31 +57,35 @@ def fit_on_all(problem: Problem, logits: np.ndarray, adjustment: float | None) -
 
 
 def decide(problem: Problem, logits: np.ndarray, decisions: list[Decision]) -> tuple[np.ndarray, np.ndarray]:
-    """(S, N, C) choices and probabilities, each fold by its own decision; False and NaN where no fold tests."""
-    chosen, probabilities = np.zeros(logits.shape, bool), np.full(logits.shape, np.nan)
+    """(1, N, C) choices and probabilities of the S seeds together, as final heads predict, each fold by its own
+    decision; False and NaN where no fold tests."""
+    shape = (1, *logits.shape[1:])
+    chosen, probabilities = np.zeros(shape, bool), np.full(shape, np.nan)
     for fold, decision in enumerate(decisions):
         test = problem.splits.fold(fold, 0).test
-        chosen[:, test] = decision.choose(logits[:, test])
-        probabilities[:, test] = decision.probabilities(logits[:, test])
+        together = mean_logits(logits[:, test], decision)
+        chosen[0, test] = decision.choose(together)
+        probabilities[0, test] = decision.probabilities(together)
     return chosen, probabilities
 
 
 def score(problem: Problem, logits: np.ndarray, decisions: list[Decision]) -> dict[str, Any]:
     """Every score of the tested rows, by its name in an `Entry`."""
-    chosen, probabilities = (values[:, problem.splits.tested] for values in decide(problem, logits, decisions))
-    values = evaluate(problem.tested, chosen, probabilities, problem.seed, problem.splits.tested_groups)
+    tested, groups = problem.splits.tested, problem.splits.tested_groups
+    chosen, probabilities = (values[:, tested] for values in decide(problem, logits, decisions))
+    alone = np.concatenate([decide(problem, seed[None], decisions)[0][:, tested] for seed in logits])
+    values = evaluate(problem.tested, chosen, probabilities, problem.seed, groups, alone)
     return vars(convert(values, Scores))
 
 
 def write_predictions(folder: Path, problem: Problem, logits: np.ndarray, decisions: list[Decision]) -> None:
-    """`out_of_fold.csv`: id, label, the choice of each seed, and the mean probability of each class."""
-    chosen, probabilities = decide(problem, logits, decisions)
+    """`out_of_fold.csv`: id, label, the choice, and the probability of each class."""
+    (chosen,), (probabilities,) = decide(problem, logits, decisions)
     classes, tested = problem.targets.classes, problem.splits.tested
-    seeds = [f"predicted_{seed + 1}" for seed in range(len(logits))]
     columns = [[problem.ids[row] for row in tested]]
-    columns += [cells_of(choice[tested], classes) for choice in (problem.targets.matrix, *chosen)]
-    columns += [[f"{value:.6f}" for value in values] for values in probabilities[:, tested].mean(0).T.tolist()]
-    header = ["id", "label", *seeds, *(f"p_{name}" for name in classes)]
+    columns += [cells_of(choice[tested], classes) for choice in (problem.targets.matrix, chosen)]
+    columns += [[f"{value:.6f}" for value in values] for values in probabilities[tested].T.tolist()]
+    header = ["id", "label", "predicted_1", *(f"p_{name}" for name in classes)]
     write_atomic(folder / OUT_OF_FOLD, csv_text(header, zip(*columns, strict=True)).encode())
 
 

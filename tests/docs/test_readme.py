@@ -54,7 +54,7 @@ epochs = 1
 seeds = 1
 """
 DATA_ONLY = ("if each label errs alone and evenly,",)  # what the demo has no reason to print
-ENSEMBLES = ("greedy", "seed-average", "stacking", "mean")
+ENSEMBLES = ("greedy", "stacking", "mean")
 NAMED = re.compile(r"^(?:run|leaderboard|submission|report|audit|export) (\S+)", flags=re.MULTILINE)
 
 

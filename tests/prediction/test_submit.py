@@ -76,7 +76,7 @@ def test_every_unlabelled_sample_once_in_the_order_of_its_list(place: Path) -> N
     assert result.extraction.nothing_to_do
 
 
-@pytest.mark.parametrize("head", ["concat", "logistic", "greedy", "stacking", "mean", "seed-average"])
+@pytest.mark.parametrize("head", ["concat", "logistic", "greedy", "stacking", "mean"])
 def test_a_head_can_be_named(place: Path, head: str) -> None:
     assert write_submission(heads=place / "heads", out=place / "s.csv", head=head).head == head
     with pytest.raises(RunError, match="no film; the run has"):
