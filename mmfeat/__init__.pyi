@@ -31,6 +31,7 @@ from .heads.registry import Plan as Plan
 from .heads.registry import Range as Range
 from .prediction.model import fit as fit
 from .prediction.model import load as load
+from .prediction.nearest import neighbours as neighbours
 from .prediction.predict import predict_data as predict_data
 from .prediction.submit import write_submission as write_submission
 from .report.report import write_comparison as write_comparison

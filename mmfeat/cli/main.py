@@ -23,6 +23,7 @@ from mmfeat.cli import export as cli_export
 from mmfeat.cli import extract as cli_extract
 from mmfeat.cli import finetune as cli_finetune
 from mmfeat.cli import heads as cli_heads
+from mmfeat.cli import neighbours as cli_neighbours
 from mmfeat.cli import predict as cli_predict
 from mmfeat.cli import report as cli_report
 from mmfeat.cli import runs as cli_runs
@@ -222,6 +223,7 @@ app.command()(cli_report.report)
 app.command()(cli_export.export)
 app.command()(cli_predict.submit)
 app.command()(cli_predict.predict)
+app.command()(cli_neighbours.neighbours)
 app.command()(cli_serve.serve)
 app.command()(cli_extract.demo)
 app.command()(cli_encoders.encoders)

@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from mmfeat.errors import ConfigError
 from mmfeat.report.gallery import Gallery
 from mmfeat.report.plots import heat_map, png, svg
 from mmfeat.report.section import Section, Table
@@ -39,6 +40,21 @@ def render(page: Page) -> str:
     environment.filters["svg"] = svg
     parts: dict[str, Any] = {name: _read(file) for name, file in FILES.items()}
     return environment.get_template("report.html").render(page=page, **parts)
+
+
+def checked_page(path: Path) -> Path:
+    """The path of a page. Raises `ConfigError` for a folder or another suffix."""
+    if path.is_dir() or path.suffix not in (".html", ".htm"):
+        raise ConfigError(f"--out {path}: name an HTML file, as in --out report.html")
+    return path
+
+
+def write_page(path: Path, page: Page) -> int:
+    """Write the page and return its size in bytes."""
+    text = render(page).encode()
+    make_folder(path.absolute().parent)
+    write_atomic(path, text)
+    return len(text)
 
 
 def _read(name: str) -> str:

@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmfeat.cache.store import folder_name
-from mmfeat.errors import ConfigError
 from mmfeat.report.audited import audit_section, labels_section
 from mmfeat.report.compared import comparison_sections, names_of_runs
 from mmfeat.report.facts import cache_section, data_notes, data_section, run_section
 from mmfeat.report.gallery import make_gallery
 from mmfeat.report.modalities import ablation_section, attribution_section
-from mmfeat.report.page import Page, render, write_figures, write_tables
+from mmfeat.report.page import Page, checked_page, render, write_figures, write_page, write_tables
 from mmfeat.report.reliability import reliability_section
 from mmfeat.report.scores import classes_section, confusion_section, leaderboard_section, significance_section
 from mmfeat.report.section import Section, interval, title_of
@@ -22,7 +21,6 @@ from mmfeat.report.training import curves_section, effects_section, stages_secti
 from mmfeat.runs.compare import compare_runs
 from mmfeat.runs.run import Run, choose_run, read_run
 from mmfeat.samples.labels import SEPARATOR
-from mmfeat.system.files import make_folder, write_atomic
 from mmfeat.system.wording import SCORE_NAMES, Progress, Silent
 
 REPORT = "report.html"
@@ -86,7 +84,7 @@ def write_report(
     or damaged.
     """
     chosen = choose_run(run, heads, data, head, modalities)
-    path = _checked_out(Path(out) if out else chosen.folder / REPORT)
+    path = checked_page(Path(out) if out else chosen.folder / REPORT)
     subject = Subject.of(chosen, head, modalities, data, columns)
     progress = progress or Silent()
     sections = [
@@ -97,7 +95,7 @@ def write_report(
     classes = [*chosen.classes, *([SEPARATOR] if chosen.config.is_multilabel else [])]
     page = Page(f"Report of {chosen.folder.name}", _subtitle(subject), _headline(subject), sections, None, classes)
     gallery = make_gallery(subject, photos, BYTES - len(render(page).encode()), progress)
-    size = _write(path, replace(page, gallery=gallery))
+    size = write_page(path, replace(page, gallery=gallery))
     files = (papers or Papers()).write(path, sections)
     return Report(path, (chosen,), size, gallery.samples, gallery.shown, files, data_notes(subject))
 
@@ -111,13 +109,13 @@ def write_comparison(
     papers: Papers | None = None,
 ) -> Report:
     """Write one HTML page about several runs, tested against the first. Raises `RunError` for fewer than two runs."""
-    path = _checked_out(Path(out))
+    path = checked_page(Path(out))
     comparison = compare_runs([read_run(Path(run)) for run in runs], head, modalities)
     names = names_of_runs(comparison)
     sections = comparison_sections(comparison)
     scores = [(name, interval(entry.headline)) for name, entry in zip(names, comparison.entries, strict=True)]
     title = f"{comparison.entries[0].headline_title} of an entry of each"
-    size = _write(path, Page(f"Comparison of {len(names)} runs", title, scores, sections, None))
+    size = write_page(path, Page(f"Comparison of {len(names)} runs", title, scores, sections, None))
     return Report(path, comparison.runs, size, 0, 0, (papers or Papers()).write(path, sections))
 
 
@@ -129,19 +127,6 @@ def make_sections(subject: Subject, progress: Progress) -> list[Section]:
             made.append(make(subject))
             advance(1)
     return [section for section in made if section is not None]
-
-
-def _checked_out(path: Path) -> Path:
-    if path.is_dir() or path.suffix not in (".html", ".htm"):
-        raise ConfigError(f"--out {path}: name an HTML file, as in --out report.html")
-    return path
-
-
-def _write(path: Path, page: Page) -> int:
-    text = render(page).encode()
-    make_folder(path.absolute().parent)
-    write_atomic(path, text)
-    return len(text)
 
 
 def _subtitle(subject: Subject) -> str:

@@ -45,8 +45,18 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Card:
+    """A sample with a title, its text, a line of facts, and its photo as a WebP in base64, "" without one."""
+
+    title: str
+    text: str
+    facts: str
+    photo: str
+
+
+@dataclass(frozen=True)
 class Section:
-    """A heading with paragraphs (`words`), figures and tables below; `commands` are lines for a shell."""
+    """A heading with paragraphs (`words`), figures, tables and cards below; `commands` are lines for a shell."""
 
     name: str
     title: str
@@ -54,6 +64,7 @@ class Section:
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
     commands: Sequence[str] = field(default=())
+    cards: Sequence[Card] = ()
 
 
 def interval(score: wording.Estimate) -> str:
