@@ -68,7 +68,7 @@ def extract(context: typer.Context, **given: Any) -> None:
     \b
     mmfeat extract --data tweets --encoders clip,bert:./my-bert --outputs pooled,clip=tokens
     """
-    from mmfeat.encoders.registry import notes_on_names
+    from mmfeat.encoders.notes import notes_on_names
     from mmfeat.encoders.spec import EncoderOptions
     from mmfeat.extraction.extract import ExtractSettings, extract_features
     from mmfeat.system.hardware import check_engine
@@ -132,7 +132,7 @@ SHOWN_FAILURES = 5
 
 def show_extraction(result: Extraction) -> None:
     """Print the samples, the vectors by encoder, the failures, and where the time went."""
-    from mmfeat.encoders.registry import notes_on
+    from mmfeat.encoders.notes import notes_on
 
     samples = result.samples
     counts = samples.labels

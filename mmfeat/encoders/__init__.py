@@ -9,6 +9,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "spec": ["Encoder", "EncoderOptions", "EncoderSpec"],
-        "registry": ["FAMILIES", "Tower", "describe_encoders", "load_encoders", "load_reference"],
+        "registry": ["FAMILIES", "Family", "Tower", "describe_encoders", "load_encoders", "load_reference"],
     },
 )

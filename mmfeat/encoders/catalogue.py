@@ -11,6 +11,7 @@ from mmfeat.encoders.names import HUB, family_of, request_of
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.encoders.weights import checkpoint_json
 from mmfeat.errors import EncoderError, HubError
+from mmfeat.system.plugins import ENCODERS, package, plugins
 
 FEW = 20  # models whose parameters are counted, by building each without memory for its weights
 
@@ -156,6 +157,8 @@ def listed(family: str, text: str = "") -> list[Listed]:
         models = list({model.name: model for model in known if model.family == family}.values())
     elif family in ("hashing", "hog"):
         models = [model for model in BUILT_IN if model.name == family]
+    elif family in plugins(ENCODERS):
+        models = []
     else:
         models = list({"timm": _timm, "clip": _clip, "torchvision": _torchvision}[family]())
     found = [model for model in models if text.lower() in model.name.lower()]
@@ -237,6 +240,7 @@ def families() -> dict[str, tuple[int, str]]:
         "torchvision": (len(names()), "image models of torchvision, each by its own name"),
         "hashing": (1, "n-grams of texts, no download"),
         "hog": (1, "gradients and colours of photos, no download"),
+        **{name: (1, f"a plug-in of {package(point)}") for name, point in plugins(ENCODERS).items()},
     }
 
 

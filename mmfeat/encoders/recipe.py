@@ -7,11 +7,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mmfeat.encoders import clip
+from mmfeat.encoders import clip, torchvision_models
 from mmfeat.encoders.catalogue import licence_in, timm_size, torchvision_size
 from mmfeat.encoders.clip_checkpoints import read_checkpoint
 from mmfeat.encoders.names import HUB
-from mmfeat.encoders.registry import FAMILIES, absolute_request, cleaning_of_tweets, describe_encoders, load_encoders
+from mmfeat.encoders.registry import absolute_request, cleaning_of_tweets, describe_encoders, load_encoders
 from mmfeat.encoders.spec import DRAFT, EncoderOptions, EncoderSpec
 from mmfeat.encoders.weights import MODULES, ROOTS, cached_files, checkpoint_json, checkpoint_modules, local_path
 
@@ -149,8 +149,7 @@ def _size(request: str, variant: str, spec: EncoderSpec) -> tuple[int | None, fl
         return _text_width(variant, spec), parameters
     if spec.family == "timm" and folder:
         return (checkpoint_json(str(folder), "config.json") or {}).get("num_features"), parameters
-    is_torchvision = spec.family == "resnet50" or spec.family not in FAMILIES
-    return torchvision_size(spec.family) if is_torchvision else (None, parameters)
+    return torchvision_size(spec.family) if spec.family in torchvision_models.names() else (None, parameters)
 
 
 def _built_in_width(request: str) -> int:

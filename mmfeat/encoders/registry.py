@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,9 +38,9 @@ from mmfeat.encoders.spec import (
 )
 from mmfeat.encoders.tokenizer import is_cased
 from mmfeat.encoders.torch_tower import Runtime, TorchTower
-from mmfeat.encoders.weights import MODULES
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.samples.contents import view_name
+from mmfeat.system import plugins
 
 
 @dataclass(frozen=True)
@@ -218,27 +217,6 @@ def _outputs(base: EncoderSpec, options: EncoderOptions, has_layers: bool) -> li
     return specs + [replace(spec, view=view) for view in views for spec in specs]
 
 
-def notes_on(towers: Sequence[Tower]) -> list[str]:
-    """A line for each tower that takes the tokens of a checkpoint whose authors publish another vector, and for each
-    model with two towers of which only that of photos heeds `--layers`."""
-    layered = {tower.request: tower.spec.layers for tower in towers if tower.spec.layers > 1}
-    texts = {tower.request for tower in towers if (tower.spec.modality, tower.spec.layers) == ("text", 1)}
-    requests = dict.fromkeys(tower.request for tower in towers if tower.spec.family == "bert")
-    folders = {request: Path(_split(request)[1]) for request in requests}
-    return [
-        *(
-            f"{request}: --layers {layered[request]} is about photos; texts have the model's own vectors"
-            for request in layered
-            if request in texts
-        ),
-        *(
-            f"{request} has pooling and length of its own ({MODULES}); st:{folder} gives the vector as published"
-            for request, folder in folders.items()
-            if (folder / MODULES).is_file()
-        ),
-    ]
-
-
 def is_torch(request: str) -> bool:
     """Whether an encoder is a torch model, which a GPU, half precision and a compiler could speed up."""
     return _family(request).open_towers is not None
@@ -247,9 +225,9 @@ def is_torch(request: str) -> bool:
 def absolute_request(request: str) -> str:
     """The request as `family[:variant]` with a local path made absolute, so that it means the same from any folder."""
     family, variant = _split(request)
-    if _is_family(family) and (not variant or family == "hashing"):  # a variant of hashing is a version, no path
+    if is_family(family) and (not variant or family == "hashing"):  # a variant of hashing is a version, no path
         return request.removesuffix(":")
-    return canonical(request, _is_family)
+    return canonical(request, is_family)
 
 
 def absolute_names(options: EncoderOptions) -> EncoderOptions:
@@ -280,16 +258,6 @@ def kept_for(requests: Sequence[str], options: EncoderOptions) -> EncoderOptions
         if pairs != values:
             kept[option] = written(pairs) or getattr(EncoderOptions(), option)
     return replace(options, **kept)
-
-
-def notes_on_names(requests: Sequence[str]) -> list[str]:
-    """A line for each request without a family, which says the family that its files have."""
-    read = {request: absolute_request(request) for request in requests}
-    return [
-        f"{request}: no family is named; by its files this is {_split(name)[0]}"
-        for request, name in read.items()
-        if not _is_family(_split(request)[0])
-    ]
 
 
 def load_encoders(towers: list[Tower], device: str, runtime: Runtime | None = None) -> list[Encoder]:
@@ -378,18 +346,26 @@ def _split(request: str) -> tuple[str, str]:
     return family, variant
 
 
-def _is_family(name: str) -> bool:
-    return name in FAMILIES or (name.isidentifier() and name in torchvision_models.names())
+def is_family(name: str) -> bool:
+    """Whether a name is that of a family, of a model of torchvision, or of a plug-in."""
+    if name in FAMILIES or (name.isidentifier() and name in torchvision_models.names()):
+        return True
+    return name in plugins.plugins(plugins.ENCODERS)
 
 
 def _family(request: str) -> Family:
     """The family of a request. Raises `EncoderError` with the nearest name for an unknown one."""
     name, _ = _split(request)
-    if _is_family(name):
+    if name in FAMILIES or name in torchvision_models.names():
         return FAMILIES.get(name, _TORCHVISION)
-    close = difflib.get_close_matches(name.lower(), [*FAMILIES, *torchvision_models.names()], n=1)
+    if is_family(name):
+        if not isinstance(family := plugins.load_plugin(plugins.ENCODERS, name), Family):
+            raise plugins.wrong_kind(plugins.ENCODERS, name, "mmfeat.encoders.Family")
+        return family
+    known = [*FAMILIES, *plugins.plugins(plugins.ENCODERS)]
+    close = difflib.get_close_matches(name.lower(), [*known, *torchvision_models.names()], n=1)
     meant = f"did you mean {close[0]}? There are" if close else "use"
     raise EncoderError(
-        f"{request}: no encoder family {name!r}; {meant} {', '.join(FAMILIES)}, each with an optional :variant, "
+        f"{request}: no encoder family {name!r}; {meant} {', '.join(known)}, each with an optional :variant, "
         "and the models of torchvision by name"
     )

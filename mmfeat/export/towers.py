@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmfeat.encoders.clip import TextTower
 from mmfeat.encoders.padding import ByLength
 from mmfeat.encoders.pixels import Pixels
-from mmfeat.encoders.registry import FAMILIES, open_towers
+from mmfeat.encoders.registry import is_torch, open_towers
 from mmfeat.encoders.runtime import TowerPart
 from mmfeat.encoders.torch_tower import TorchTower, stack
 from mmfeat.errors import RunError
@@ -72,7 +72,7 @@ def why_no_model(ports: Sequence[Port]) -> str:
             return f"the head reads {spec.output} of {spec.tower}"
         if spec.modality == "image" and "max_num_patches" in spec.preprocessing:
             return f"{spec.tower} takes photos in any shape, as a free number of patches"
-        if FAMILIES.get(spec.family, FAMILIES["resnet50"]).open_towers is None:
+        if not is_torch(port.tower.request):
             return f"{spec.tower} is no torch model"
     return ""
 

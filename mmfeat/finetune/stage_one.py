@@ -17,7 +17,7 @@ from mmfeat.extraction.requests import latest_request
 from mmfeat.finetune.arguments import FinetuneArguments
 from mmfeat.finetune.processes import Execution
 from mmfeat.heads.jobs import Engine, Fitted
-from mmfeat.heads.registry import FUSIONS
+from mmfeat.heads.registry import is_fusion
 from mmfeat.runs.entry import ChosenHead, Entry
 from mmfeat.runs.run import Run, comparable_runs, read_run
 from mmfeat.sweep.entries import TrainedEntry, assemble, best_outcome
@@ -69,7 +69,7 @@ def _parents(arguments: FinetuneArguments) -> list[Run]:
 
 def has_fusion(run: Run) -> bool:
     """Whether stage 2 can start from a head of the run."""
-    return not run.is_finetuned and any(entry.head in FUSIONS for entry in run.leaderboard)
+    return not run.is_finetuned and any(is_fusion(entry.head) for entry in run.leaderboard)
 
 
 def best_parent(runs: Sequence[Run], head: str | None, modalities: str | None) -> Run:
@@ -88,9 +88,9 @@ def best_fusion(run: Run, head: str | None, modalities: str | None) -> Entry:
 
     Without `modalities` the fusion sees both if the run has such a fusion.
     """
-    entries = [entry for entry in run.matching(head, modalities) if entry.head in FUSIONS]
+    entries = [entry for entry in run.matching(head, modalities) if is_fusion(entry.head)]
     if not entries:
-        known = ", ".join(entry.label for entry in run.leaderboard if entry.head in FUSIONS)
+        known = ", ".join(entry.label for entry in run.leaderboard if is_fusion(entry.head))
         raise RunError(f"{run.folder}: stage 2 needs a fusion; it has {known or 'none'}: train one with mmfeat heads")
     if modalities is None:
         entries = [entry for entry in entries if entry.modalities == "both"] or entries

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mmfeat.cache.features import Features
-from mmfeat.encoders.registry import FAMILIES, Tower, open_towers
+from mmfeat.encoders.registry import Tower, is_torch, open_towers
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.encoders.torch_tower import TorchTower
 from mmfeat.errors import ConfigError, EncoderError, RunError
@@ -77,7 +77,7 @@ def plan_towers(
     plans = []
     for tower, slot in slots:
         count = wanted.get(tower.spec.fingerprint, 0)
-        shows_pixels = settings.augment and slot.modality == "image" and _is_torch(tower)
+        shows_pixels = settings.augment and slot.modality == "image" and is_torch(tower.request)
         if count or shows_pixels:
             if slot.modality == "image" and (many := sum(isinstance(sample.image, Photos) for sample in samples)):
                 raise ConfigError(
@@ -136,7 +136,7 @@ def _counts(slots: Sequence[tuple[Tower, Slot]], settings: FinetuneSettings) -> 
                 ", ".join(sorted({label for _, spec in specs for label in (spec.modality, spec.tower)})) or "a table"
             )
             raise ConfigError(f"--unfreeze {name}: the head sees no such modality, family or tower; it sees {known}")
-        named = [tower for tower in named if _is_torch(tower)]
+        named = [tower for tower in named if is_torch(tower.request)]
         if not named:
             raise ConfigError(
                 f"--unfreeze {name}: no layers that could be trained; extract clip, hf, bert, resnet50 or timm"
@@ -145,12 +145,6 @@ def _counts(slots: Sequence[tuple[Tower, Slot]], settings: FinetuneSettings) -> 
             raise ConfigError(f"--unfreeze {name}: {twice[0]} is named twice; give each tower one number of layers")
         wanted |= {tower.spec.fingerprint: count for tower in named}
     return wanted
-
-
-def _is_torch(tower: Tower) -> bool:
-    """Whether the tower is a torch model with layers; torchvision's families are not listed in `FAMILIES`."""
-    family = FAMILIES.get(tower.request.partition(":")[0])
-    return family is None or family.open_towers is not None
 
 
 def _full_path_reason(

@@ -9,5 +9,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "registry": ["BASELINES", "FUSIONS", "HeadSettings", "load_fusion"],
         "classifier": ["FusionClassifier"],
+        "layers": ["Fusion", "Linear", "Shape"],
     },
 )

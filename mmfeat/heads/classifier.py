@@ -21,7 +21,16 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, colu
 from mmfeat.errors import ConfigError, MmfeatError, ParameterError, RunError
 from mmfeat.evaluation.decisions import Decision, fit_decision
 from mmfeat.heads.arrays import COPIES, blocks_of, canonical_order, copies_of, hold_out, is_a
-from mmfeat.heads.registry import DEFAULTS, FUSIONS, NEEDS_TOKENS, SETTING_TYPES, HeadSettings, load_fusion, settings_of
+from mmfeat.heads.registry import (
+    DEFAULTS,
+    FUSIONS,
+    NEEDS_TOKENS,
+    SETTING_TYPES,
+    HeadSettings,
+    is_fusion,
+    load_fusion,
+    settings_of,
+)
 from mmfeat.samples.labels import Targets, indicator
 from mmfeat.system.files import write_atomic
 from mmfeat.system.hardware import resolve_device
@@ -217,7 +226,7 @@ batch_size, epochs, patience
         strength = adjustment is None or (is_a(adjustment, str) and adjustment == "auto")
         strength = strength or (is_a(adjustment, Real) and bool(np.isfinite(float(adjustment or 0))))
         rules = {
-            f"fusion {self.fusion!r}: use one of {', '.join(FUSIONS)}": str(self.fusion) in FUSIONS,
+            f"fusion {self.fusion!r}: use one of {', '.join(FUSIONS)}": is_fusion(str(self.fusion)),
             f"seeds {self.seeds!r}: a whole number, at least 1": is_a(self.seeds, Integral) and self.seeds >= 1,
             f"validation_fraction {fraction!r}: a share from 0 to below 1": is_a(fraction, Real) and 0 <= fraction < 1,
             f"logit_adjustment {adjustment!r}: use None, a number or 'auto'": strength,

@@ -13,7 +13,8 @@ from importlib import import_module
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from mmfeat.errors import ConfigError
+from mmfeat.errors import ConfigError, HeadError
+from mmfeat.system import plugins
 
 if TYPE_CHECKING:
     from mmfeat.heads.stack import FusionType
@@ -191,7 +192,22 @@ FUSIONS = {  # the classes of `mmfeat.heads.fusions`
 BASELINES = ("prior", "knn", "ridge", "logistic", "svm", "forest", "boosting", ZERO_SHOT)
 
 
+def is_fusion(name: str) -> bool:
+    """Whether a head is a fusion, of mmfeat or of a plug-in."""
+    return name in FUSIONS or (name not in BASELINES and name in plugins.plugins(plugins.FUSIONS))
+
+
 def load_fusion(name: str) -> FusionType:
-    """The class of a fusion, for which torch is imported."""
-    fusion: FusionType = getattr(import_module("mmfeat.heads.fusions"), FUSIONS[name])
+    """The class of a fusion, for which torch is imported. Raises `HeadError` for one that is not here."""
+    fusion: FusionType
+    if name in FUSIONS:
+        fusion = getattr(import_module("mmfeat.heads.fusions"), FUSIONS[name])
+        return fusion
+    if not is_fusion(name):
+        raise HeadError(f"no fusion {name!r} here; install the plug-in that has it")
+    fusion = plugins.load_plugin(plugins.FUSIONS, name)
+    from mmfeat.heads.layers import Fusion
+
+    if not (isinstance(fusion, type) and issubclass(fusion, Fusion)):
+        raise plugins.wrong_kind(plugins.FUSIONS, name, "subclass of mmfeat.heads.Fusion")
     return fusion

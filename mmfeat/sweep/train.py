@@ -28,6 +28,7 @@ from mmfeat.heads.registry import (
     ZERO_SHOT,
     HeadSettings,
     Plan,
+    is_fusion,
 )
 from mmfeat.runs.entry import RunConfig
 from mmfeat.runs.leaderboard import MODALITY_SETS
@@ -97,7 +98,7 @@ def _checked_heads(names: Sequence[str], known: Collection[str], flag: str) -> l
     """Names without repetition; `all` stands for every known one but those on request, and `none` for nothing."""
     everything = [name for name in known if name not in ON_REQUEST]
     wanted = [head for name in names for head in (everything if name == "all" else [name]) if head != "none"]
-    if unknown := [name for name in wanted if name not in known]:
+    if unknown := [name for name in wanted if name not in known and not (known is FUSIONS and is_fusion(name))]:
         hint = "; early fusion needs pixels: mmfeat finetune --fusion early" if "early" in unknown else ""
         raise HeadError(f"{flag} {','.join(unknown)}: use all, none, or some of {', '.join(known)}{hint}")
     return list(dict.fromkeys(wanted))
@@ -194,7 +195,7 @@ def train_heads(
 
 def _raced(plan: Plan, pairs: Sequence[tuple[str, str]], protocol: Protocol) -> Plan:
     """The plan, with a race only where heads can differ in the number of their seeds; a search uses all of them."""
-    several = protocol.seeds > 1 and len(pairs) > 1 and any(head in FUSIONS for head, _ in pairs)
+    several = protocol.seeds > 1 and len(pairs) > 1 and any(is_fusion(head) for head, _ in pairs)
     return replace(plan, race=plan.race and several and not plan.space)
 
 

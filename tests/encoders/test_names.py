@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mmfeat.encoders.names import family_of, split_requests
-from mmfeat.encoders.registry import absolute_request, describe_encoders, notes_on_names
+from mmfeat.encoders.notes import notes_on_names
+from mmfeat.encoders.registry import absolute_request, describe_encoders
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import EncoderError
 from tests.encoders.tiny_models import write_hub

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from mmfeat.encoders.bert import quiet_transformers
-from mmfeat.encoders.registry import describe_encoders, load_encoders, load_reference, notes_on
+from mmfeat.encoders.notes import notes_on
+from mmfeat.encoders.registry import describe_encoders, load_encoders, load_reference
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.extraction.extract import extract_features
