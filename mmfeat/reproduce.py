@@ -15,7 +15,8 @@ from mmfeat.runs.run import Run, checked_towers, data_changed, read_run
 from mmfeat.samples.dataset import read_samples
 from mmfeat.sweep.arguments import heads_arguments
 from mmfeat.system.files import file_sha256
-from mmfeat.system.wording import Progress, Silent
+from mmfeat.system.notebook import usual_progress
+from mmfeat.system.wording import Progress
 from mmfeat.version import ENCODING, TRAINING, versions
 
 # Files that are compared byte by byte; files with times in them are compared by their scores.
@@ -77,7 +78,7 @@ def reproduce_run(
     checked_towers(original, original.towers)
     _check_data(original, arguments["cache"])
     arguments |= {"out": out, "device": device, "workers": workers, "command": command}
-    arguments["progress"] = progress or Silent()
+    arguments["progress"] = progress or usual_progress()
     if original.is_finetuned:
         from mmfeat.finetune.finetune import finetune_heads
 

@@ -36,8 +36,9 @@ from mmfeat.samples.dataset import Data, SampleSet, read_samples
 from mmfeat.samples.labels import classes_in
 from mmfeat.system.files import write_errors, write_json
 from mmfeat.system.hardware import cpu_count
+from mmfeat.system.notebook import usual_progress
 from mmfeat.system.remote import absolute, is_remote
-from mmfeat.system.wording import Progress, Silent
+from mmfeat.system.wording import Progress
 from mmfeat.version import __version__, install_command
 
 EXAMPLES = 10
@@ -79,7 +80,7 @@ def audit_data(
     samples = read_samples(data, columns)
     folder = _checked_folder(samples, out)
     splits = Path(split_dir) if split_dir else None
-    findings = find_everything(samples, splits, run, Path(heads), workers or cpu_count(), progress or Silent())
+    findings = find_everything(samples, splits, run, Path(heads), workers or cpu_count(), progress or usual_progress())
     audit = _summary(findings, folder, seed)
     texts = [sample.text for sample in samples if sample.text is not None]
     cut, notes = cut_texts(cache, data, texts)

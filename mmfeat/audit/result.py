@@ -7,15 +7,19 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from mmfeat.audit.tables import HEADERS
 from mmfeat.errors import DataError
 from mmfeat.system.files import read_json
+from mmfeat.system.notebook import Cells, CsvFrame, Frame, Shown
+from mmfeat.system.wording import counted
 
 AUDIT_FILE = "audit.json"
 FORMAT = 1
+NUMBERS = {"rank", "probability", "self_confidence", "count", "share", "low", "high", "value"}  # columns of tables
 
 
-@dataclass(frozen=True)
-class Audit:
+@dataclass(frozen=True, repr=False)
+class Audit(Shown):
     """Result of an audit; all fields but `folder` are JSON.
 
     `data_hash` is compared with `Run.config.data_hash`: different hashes mean different labels or contents.
@@ -51,6 +55,30 @@ class Audit:
         if not isinstance(value, dict) or value.get("format") != FORMAT or set(value) != names | {"format"}:
             raise ValueError("not an audit of this version")
         return cls(folder=folder, **{name: value[name] for name in names})
+
+    def table(self, name: str) -> Frame:
+        """One of the tables beside `audit.json`, such as `label_errors`. Raises `DataError` for any other name."""
+        try:
+            return CsvFrame((self.folder / f"{name}.csv").read_bytes(), set(HEADERS[f"{name}.csv"]) - NUMBERS)
+        except (KeyError, OSError):
+            known = ", ".join(file.removesuffix(".csv") for file in HEADERS)
+            raise DataError(f"{self.folder}: no table {name}; the tables are {known}") from None
+
+    def facts(self) -> list[str]:
+        doubted = [f"{self.label_errors['errors']:,} doubted"] if self.label_errors else []
+        return [
+            self.dataset,
+            counted(self.samples, "sample"),
+            f"{self.labelled:,} labelled",
+            *doubted,
+            str(self.folder),
+        ]
+
+    def cells(self) -> Cells:
+        rows = [(name, counts["groups"], counts["samples"]) for name, counts in self.duplicates.items()]
+        conflicts = [self.conflicts[name]["groups"] for name, *_ in rows]
+        found = [(*row, conflict) for row, conflict in zip(rows, conflicts, strict=True)]
+        return [("duplicates", "groups", "samples", "with unlike labels"), *found]
 
     @property
     def file(self) -> Path:

@@ -84,7 +84,7 @@ class Features:
     `classes` maps the name of a block to the (C, D) vectors of the class names by the same model, of length 1.
     """
 
-    ids: tuple[str, ...]
+    ids: tuple[str, ...] = field(repr=False)
     blocks: tuple[Block, ...]
     mapped: tuple[MappedBlock, ...] = ()
     classes: Mapping[str, np.ndarray] = field(default_factory=dict)

@@ -25,7 +25,8 @@ from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import CacheError, ConfigError
 from mmfeat.samples.dataset import SampleSet
 from mmfeat.system.files import canonical_json, sweep_temporaries, write_atomic
-from mmfeat.system.wording import Advance, Progress, Silent
+from mmfeat.system.notebook import usual_progress
+from mmfeat.system.wording import Advance, Progress
 
 FORMAT = "mmfeat pack 1"
 STEP = 256  # samples whose tokens are in memory at once
@@ -52,7 +53,7 @@ def write_pack(
     _check_free(path, kind, specs)
     keys = {modality: store.content_keys(samples.samples, modality) for modality in {s.modality for s in specs}}
     blocks = {spec: store.map(samples.samples, spec, keys[spec.modality]) for spec in specs}
-    with (progress or Silent()).step("pack", len(samples) * len(blocks)) as advance:
+    with (progress or usual_progress()).step("pack", len(samples) * len(blocks)) as advance:
         sweep_temporaries(path.parent, path.name)
         if kind == HDF5:
             return _write_hdf5(path, samples, blocks, advance)

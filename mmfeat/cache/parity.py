@@ -15,7 +15,8 @@ from mmfeat.samples.contents import augment, content_key
 from mmfeat.samples.dataset import Sample, SampleSet
 from mmfeat.samples.keys import single_photos
 from mmfeat.samples.photos import decode_image
-from mmfeat.system.wording import Progress, Silent
+from mmfeat.system.notebook import usual_progress
+from mmfeat.system.wording import Progress
 
 # Promises: float32 values deviate by 1e-5 at most, relative to the row's largest value if that is above 1. Rows in half
 # precision keep their angle, and their length to within what such an angle could change.
@@ -58,7 +59,7 @@ def check_parity(
         reference = load_reference(tower)
         is_exact = tower.spec.storage == "float32"
         worst = Parity(tower.spec.name, 0, 0.0, 1.0, "", True, FLOAT32_BOUND if is_exact else HALF_BOUND)
-        with (progress or Silent()).step(f"parity {tower.spec.name}", len(chosen)) as advance:
+        with (progress or usual_progress()).step(f"parity {tower.spec.name}", len(chosen)) as advance:
             for row in chosen.tolist():
                 values, _ = block.batch(np.array([row]))
                 sample = samples.samples[row]

@@ -18,7 +18,8 @@ from mmfeat.cache.survey import CachedEncoder, survey
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import CacheError, WriteError
 from mmfeat.system.files import REMEDIES, make_folder, sync_folder
-from mmfeat.system.wording import Advance, Progress, Silent
+from mmfeat.system.notebook import usual_progress
+from mmfeat.system.wording import Advance, Progress
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def verify_cache(root: str | Path, *, quarantine: bool = False, progress: Progre
     paths = [shard.path for shard in shards] + unread
     size = sum(map(_size, paths))
     damages = []
-    with (progress or Silent()).step("verify MiB", sum(len(shard.checksums) for shard in shards)) as advance:
+    with (progress or usual_progress()).step("verify MiB", sum(len(shard.checksums) for shard in shards)) as advance:
         for entry in entries:
             for damage in _damages(entry, advance):
                 moved = _moved(Path(root), damage.path) if quarantine else None

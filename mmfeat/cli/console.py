@@ -23,7 +23,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from mmfeat.system.wording import Advance, ignore, interval, without_passwords
+from mmfeat.system.wording import Advance, ignore, interval, progress_line, without_passwords
 
 if TYPE_CHECKING:
     from mmfeat.runs.run import Run
@@ -156,9 +156,7 @@ def _lines(title: str, total: int) -> Iterator[Advance]:
         now = time.monotonic()
         if now - last >= PLAIN_SECONDS:
             last = now
-            rate = done / (now - start)
-            left = f"{(total - done) / rate:.0f} s left" if done else ""
-            err.print(", ".join(filter(None, (f"{title}: {done:,} of {total:,}", f"{rate:.1f}/s", left, kept))))
+            err.print(progress_line(title, done, total, now - start, kept))
 
     yield advance
     seconds = time.monotonic() - start

@@ -32,11 +32,11 @@ from mmfeat.system.wording import counted, duration, shown, size_of
 if TYPE_CHECKING:
     from mmfeat.encoders.registry import Tower
     from mmfeat.encoders.spec import EncoderSpec
-    from mmfeat.extraction.extract import Extraction
     from mmfeat.extraction.forecast import Forecasts
     from mmfeat.extraction.missing import Clocks
     from mmfeat.extraction.requests import Decision
-    from mmfeat.samples.dataset import Overview
+    from mmfeat.extraction.result import Extraction
+    from mmfeat.samples.overview import Overview
 
 
 PARAMETERS: Parameters = {

@@ -33,7 +33,8 @@ from mmfeat.runs.run import Run, checked_towers, choose_run
 from mmfeat.samples.dataset import MODALITIES, Data, Sample, SampleSet, name_of
 from mmfeat.samples.photos import Decoding, decode_image
 from mmfeat.system.files import new_folder, read_json, write_atomic, write_json
-from mmfeat.system.wording import Progress, Silent
+from mmfeat.system.notebook import usual_progress
+from mmfeat.system.wording import Progress
 from mmfeat.version import __version__
 
 HEAD, MODEL, CARD = "head.onnx", "model.onnx", "MODEL_CARD.md"
@@ -94,11 +95,11 @@ def export_run(
     entry, passed_over = _entry(chosen, head, modalities)
     folder = Path(out) if out is not None else Path("export") / chosen.name
     _check_free(folder)
-    samples, features, towers = _features(chosen, entry, data, cache, device, progress or Silent())
+    samples, features, towers = _features(chosen, entry, data, cache, device, progress or usual_progress())
     graph, ports = build_graph(chosen, entry, towers, features)
     _, wanted = EntryPredictor(chosen, entry).predict(features, samples)
     with new_folder(folder) as temporary:
-        with (progress or Silent()).step("export", 2) as advance:
+        with (progress or usual_progress()).step("export", 2) as advance:
             difference = _write_head(graph, ports, features, wanted, temporary / HEAD)
             advance(1)
             reason, deviation = _write_model(graph, ports, samples, model, temporary)

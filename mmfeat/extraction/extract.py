@@ -7,7 +7,6 @@ and encodes what the cache lacks.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
@@ -19,7 +18,7 @@ from mmfeat.encoders.registry import Tower, absolute_request, describe_encoders,
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.encoders.torch_tower import Runtime
 from mmfeat.extraction.encode import BackgroundWriter, Batcher, Stage
-from mmfeat.extraction.missing import BlockPlan, Clocks, Counts, Item, Parts, Planner, look_over
+from mmfeat.extraction.missing import BlockPlan, Clocks, Counts, Item, Planner, look_over
 from mmfeat.extraction.reader import Reader
 from mmfeat.extraction.requests import (
     Decision,
@@ -33,11 +32,14 @@ from mmfeat.extraction.requests import (
     resolve_options,
     test_of,
 )
+from mmfeat.extraction.result import Extraction
 from mmfeat.extraction.to_predict import open_test, shared_ids
-from mmfeat.samples.dataset import Data, Overview, Sample, SampleSet, SampleSource, name_of
+from mmfeat.samples.dataset import Data, Sample, SampleSet, SampleSource, name_of
+from mmfeat.samples.overview import Overview
 from mmfeat.system.hardware import check_engine, resolve_device
+from mmfeat.system.notebook import usual_progress
 from mmfeat.system.remote import absolute
-from mmfeat.system.wording import Advance, Progress, Silent
+from mmfeat.system.wording import Advance, Progress
 from mmfeat.version import versions
 
 DEFAULT_ENCODERS = ("clip", "bert", "resnet50")
@@ -58,39 +60,6 @@ class ExtractSettings:
     batch_size: int = 0
     runtime: str = "auto"
     retry_failed: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Extraction:
-    """Result of an extraction: samples, encoders, cache folder of the data set, counts that `Counts` explains, and
-    the decision on the cleaning where a text encoder follows it. `test` is the extraction of the test data, if named.
-    """
-
-    samples: Overview
-    towers: Sequence[Tower]
-    folder: Path
-    settings: ExtractSettings
-    engine: str
-    seconds: float
-    stored: Counter[str]
-    new: Counter[str]
-    unreadable: Counter[str]
-    cut: Counter[str]
-    limits: Mapping[str, int]
-    runtimes: Mapping[str, str]
-    missing: Mapping[str, Counter[str]]
-    examples: Mapping[str, Mapping[str, str]]
-    parts: Mapping[str, Parts]
-    failures: Sequence[tuple[str, str]]
-    failed: int
-    clocks: Mapping[str, Clocks]
-    decision: Decision | None = None
-    test: Extraction | None = None
-
-    @property
-    def nothing_to_do(self) -> bool:
-        """Whether the cache lacked nothing."""
-        return not any(self.new.values()) and not self.failed
 
 
 def extract_features(
@@ -118,7 +87,7 @@ def extract_features(
     data, test = name_of(data), name_of(test)
     start = time.monotonic()
     check_engine(engine, ray_address)
-    settings, progress = settings or ExtractSettings(), progress or Silent()
+    settings, progress = settings or ExtractSettings(), progress or usual_progress()
     # The other devices need torch, which is slow to import.
     if engine == "local" and settings.device not in ("auto", "cpu"):
         resolve_device(settings.device)
@@ -139,7 +108,8 @@ def extract_features(
             counts = _extract(part.source.blocks(BLOCK), len(overview), part.towers, part.store, settings, progress)
         lost = (note for name, parts in counts.parts.items() for note in parts.check(overview.source, name))
         overview = replace(overview, notes=(*overview.notes, *lost))
-        results.append(_result(counts, start, overview, part.towers, part.store, settings, engine))
+        result = _result(counts, start, overview, part.towers, part.store, settings, engine)
+        results.append(replace(result, columns=part.source.columns))
         start = time.monotonic()
     remember_request(cache, work.request)
     return replace(results[0], decision=work.decision, test=results[1] if test else None)
@@ -158,7 +128,7 @@ def extract_samples(
     check_runtime(settings.runtime, settings.device, towers)
     store.create()
     blocks = (samples.samples[first : first + BLOCK] for first in range(0, len(samples), BLOCK))
-    counts = _extract(blocks, len(samples), towers, store, settings, progress or Silent())
+    counts = _extract(blocks, len(samples), towers, store, settings, progress or usual_progress())
     return _result(counts, start, Overview.of(samples), towers, store, settings, "local")
 
 
@@ -320,7 +290,7 @@ class Extractor(AbstractContextManager["Extractor"]):
                 where = f" (block {number} of {total})" if total > 1 else ""
                 for modality, items in plan.items.items():
                     if items:
-                        self._run(modality, items, writer, counts, progress or Silent(), where)
+                        self._run(modality, items, writer, counts, progress or usual_progress(), where)
         for fingerprint, rows in writer.counts.items() if writer else ():
             counts.add_rows(self._towers[fingerprint].spec.folder_name, *rows)
         for encoder in (batcher.encoder for batcher in self._encoders):

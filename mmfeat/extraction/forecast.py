@@ -23,8 +23,10 @@ from mmfeat.extraction.extract import (
 from mmfeat.extraction.missing import BlockPlan, Item, Parts, look_over
 from mmfeat.extraction.reader import Prepared, Reader
 from mmfeat.extraction.requests import Decision
-from mmfeat.samples.dataset import MODALITIES, Data, Overview, name_of
-from mmfeat.system.wording import Progress, Silent
+from mmfeat.samples.dataset import MODALITIES, Data, name_of
+from mmfeat.samples.overview import Overview
+from mmfeat.system.notebook import usual_progress
+from mmfeat.system.wording import Progress
 
 TRIED = 64  # samples that are encoded at most
 TRIED_SHARE, TRIED_ANYWAY = 4, 16  # a quarter of the missing samples is encoded, but at least 16
@@ -145,7 +147,7 @@ def forecast_extraction(
 ) -> Forecasts:
     """Forecast `extract_features` by encoding a few samples; nothing is written."""
     data, test = name_of(data), name_of(test)
-    settings, progress = settings or ExtractSettings(), progress or Silent()
+    settings, progress = settings or ExtractSettings(), progress or usual_progress()
     work = prepare_extraction(data, encoders, cache, options, columns, settings)
     works = [work, *([prepare_test(work, test)] if test else [])]
     first, *rest = (_forecast(part, settings, progress, part is not work) for part in works)

@@ -21,7 +21,8 @@ from mmfeat.extraction.missing import Clocks, Item
 from mmfeat.extraction.reader import Reader
 from mmfeat.samples.dataset import MODALITIES, Sample
 from mmfeat.samples.keys import ContentKeys, content_keys, single_photos
-from mmfeat.system.wording import Progress, Silent
+from mmfeat.system.notebook import usual_progress
+from mmfeat.system.wording import Progress
 
 CHANGED = "changed while it was read"
 EncodedValues = tuple[np.ndarray, str]  # (D) or (T, D) values, and the error, "" if there is none
@@ -55,7 +56,7 @@ class Embedder:
             single = keys[modality].single or keys[modality]
             photos = single_photos(samples)[0] if keys[modality].is_several else samples
             if items := self._items(photos, single, modality):
-                self._run(modality, items, sink, progress or Silent())
+                self._run(modality, items, sink, progress or usual_progress())
         blocks = [_joined_block(tower.spec, keys[tower.spec.modality], sink.rows) for tower in self.towers]
         features = Features(
             tuple(sample.id for sample in samples),

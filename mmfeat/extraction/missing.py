@@ -22,8 +22,9 @@ from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import Tower
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import DataError
-from mmfeat.samples.dataset import MODALITIES, PART, Overview, Sample, SampleSource
+from mmfeat.samples.dataset import MODALITIES, PART, Sample, SampleSource
 from mmfeat.samples.keys import ContentKeys, StatIndex, single_photos
+from mmfeat.samples.overview import Overview
 from mmfeat.system.wording import Progress
 
 STEPS = ("read", "decode", "encode", "write")

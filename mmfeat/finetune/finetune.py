@@ -25,6 +25,7 @@ from mmfeat.runs.run import RUN_FILE, Run, find_run, read_run, reuse_run
 from mmfeat.samples.dataset import Data, name_of
 from mmfeat.sweep.trials import replayed
 from mmfeat.system.hardware import check_engine, resolve_device
+from mmfeat.system.notebook import usual_progress
 from mmfeat.system.wording import Progress, Silent
 
 CELLS = "cells"  # the folder of unfinished trainings in a run
@@ -83,10 +84,10 @@ def finetune_heads(
     check_engine(engine, ray_address)
     arguments = replace(arguments, run=find_run(run, heads).folder if run else None)
     if engine == "ray":
-        execution = Execution(Team(device=device), workers, checkpoint_seconds, progress or Silent())
+        execution = Execution(Team(device=device), workers, checkpoint_seconds, progress or usual_progress())
         return _finetune_on_ray(arguments, execution, maker, ray_address)
     with joined_team(resolve_device(device)) as team, one_blas_thread():
-        heard = progress if progress is not None and team.leads else Silent()
+        heard = progress or usual_progress() if team.leads else Silent()
         execution = Execution(team, workers, checkpoint_seconds, heard)
         result = _finetune(arguments, execution, replace(maker, device=team.device))
     return replace(result, seconds=maker.seconds)

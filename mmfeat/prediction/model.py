@@ -39,7 +39,8 @@ from mmfeat.samples.objects import passing
 from mmfeat.samples.table_columns import TABLE, TableColumn
 from mmfeat.sweep.train import train_heads
 from mmfeat.system.hardware import resolve_device
-from mmfeat.system.wording import Progress
+from mmfeat.system.notebook import Shown
+from mmfeat.system.wording import Progress, interval
 
 
 def load(
@@ -85,7 +86,7 @@ def fit(
     return load(train_heads(data, named, out=out, device=device, **shared, **settings).run, device=device)
 
 
-class Model:
+class Model(Shown):
     """One entry of a run, whose encoders and heads are loaded at the first call that needs them and kept in memory.
 
     No vectors are cached. Several threads may call one model: their calls run one after the other, since threads
@@ -98,6 +99,9 @@ class Model:
         self._embedder = Embedder(checked_towers(run, self._predictor.towers, ELSEWHERE), self.device)
         self.table = table_of(run, entry)
         self._lock = threading.Lock()
+
+    def facts(self) -> list[str]:
+        return [self.entry.label, f"macro-F1 {interval(self.entry.macro_f1)}", str(self.run.folder), *self.classes]
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ class Predictions:
     """Predictions for N samples: `chosen` (N, C) bool, one class a row unless `multilabel`, and calibrated
     `probabilities` (N, C), with `ids` of length N and `classes` of length C."""
 
-    ids: tuple[str, ...]
+    ids: tuple[str, ...] = field(repr=False)
     chosen: np.ndarray
     probabilities: np.ndarray
     classes: tuple[str, ...]

@@ -77,11 +77,16 @@ def svg(figure: Figure) -> str:
     return text.replace(INK, "currentColor").replace(GRID, "var(--line)")
 
 
-def png(figure: Figure) -> bytes:
+def png(figure: Figure, dpi: int = DPI) -> bytes:
     """The figure as PNG on white, for papers."""
+    return plain(figure, "png", dpi=dpi, metadata={"Software": None})
+
+
+def plain(figure: Figure, format: str, **options: Any) -> bytes:
+    """The figure on white in a format of matplotlib. Raises `ValueError` for another format."""
     buffer = io.BytesIO()
     with _style(figure.name):
-        figure.draw().savefig(buffer, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+        figure.draw().savefig(buffer, format=format, facecolor="white", **options)
     return buffer.getvalue()
 
 

@@ -35,7 +35,7 @@ def reliability_section(subject: Subject) -> Section:
         "reliability",
         "Calibration",
         words,
-        [_diagram(predictions)],
+        [diagram(predictions)],
         [_by_share(*surest(predictions)), _compared(subject)],
     )
 
@@ -62,7 +62,7 @@ def surest(predictions: OutOfFold) -> tuple[np.ndarray, np.ndarray]:
     ).all(1)
 
 
-def _diagram(predictions: OutOfFold) -> Figure:
+def diagram(predictions: OutOfFold) -> Figure:
     def draw() -> Drawing:
         drawing, (left, right) = new_drawing(3.0, 2)
         _reliability(left, *confidences(predictions))

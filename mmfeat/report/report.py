@@ -21,7 +21,8 @@ from mmfeat.report.training import curves_section, effects_section, stages_secti
 from mmfeat.runs.compare import compare_runs
 from mmfeat.runs.run import Run, choose_run, read_run
 from mmfeat.samples.labels import SEPARATOR
-from mmfeat.system.wording import SCORE_NAMES, Progress, Silent
+from mmfeat.system.notebook import usual_progress
+from mmfeat.system.wording import SCORE_NAMES, Progress
 
 REPORT = "report.html"
 PHOTOS = 1500
@@ -86,7 +87,7 @@ def write_report(
     chosen = choose_run(run, heads, data, head, modalities)
     path = checked_page(Path(out) if out else chosen.folder / REPORT)
     subject = Subject.of(chosen, head, modalities, data, columns)
-    progress = progress or Silent()
+    progress = progress or usual_progress()
     sections = [
         *make_sections(subject, progress),
         audit_section(subject, Path(audit) / folder_name(chosen.config.dataset)),

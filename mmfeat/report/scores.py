@@ -45,10 +45,10 @@ def leaderboard_section(subject: Subject) -> Section:
         words.append(f"To be picked takes some luck: expect {interval(entries[0].picked)} of it on new samples.")
     if any(entry.dropped for entry in entries):
         words.append("1 seed: clearly worse than the first after one seed, so it was not trained with the others.")
-    return Section("leaderboard", "Leaderboard", words, [_forest(entries[:PLOTTED])], [_leaderboard(entries)])
+    return Section("leaderboard", "Leaderboard", words, [forest(entries[:PLOTTED])], [_leaderboard(entries)])
 
 
-def _forest(entries: Sequence[Entry]) -> Figure:
+def forest(entries: Sequence[Entry]) -> Figure:
     def draw() -> Drawing:
         drawing, (axes,) = new_drawing(0.7 + 0.22 * len(entries))
         colours = [SERIES[0] if number == 0 or entry.tie else SERIES[7] for number, entry in enumerate(entries)]
@@ -168,13 +168,13 @@ def confusion_section(subject: Subject) -> Section:
     alike = subject.alike
     twins = [] if alike is None else [subject.run.entry(alike.head, name) for name in SINGLE]
     shown = [subject.entry, *(twin for twin in twins if twin is not subject.entry)]
-    make = _binary if subject.run.config.is_multilabel else _confusion
+    make = _binary if subject.run.config.is_multilabel else confusion
     tables = [make(entry, subject.run.classes, index) for index, entry in enumerate(shown)]
     words = "Rows are labels, columns predictions, mean over seeds; the share is of the row."
     return Section("confusion", "Confusion", [words], tables=tables)
 
 
-def _confusion(entry: Entry, classes: Sequence[str], index: int) -> Table:
+def confusion(entry: Entry, classes: Sequence[str], index: int) -> Table:
     counts = np.array(entry.confusion)
     if len(classes) > MOST_CLASSES:
         return _confused(counts, entry, classes, index)

@@ -8,14 +8,34 @@ from typing import TYPE_CHECKING, Any
 
 from mmfeat.heads.registry import TWINS
 from mmfeat.system.files import csv_text, write_atomic, write_json
+from mmfeat.system.notebook import Cells, CsvFrame, Frame, Shown
+from mmfeat.system.wording import interval
 
 if TYPE_CHECKING:
+    import pyarrow
+
     from mmfeat.runs.entry import Entry
 
 
 LEADERBOARD = "leaderboard"
 MODALITY_SETS = ("both", "text", "image", "table")  # `both` stands for all that a run has
 INTERVAL = (("value", ""), ("low", "_low"), ("high", "_high"))  # part of a score -> end of its column's name
+
+
+class Leaderboard(Frame, Shown, tuple["Entry", ...]):
+    """The entries of a run, best first; as a frame they are `leaderboard.csv`."""
+
+    def to_arrow(self) -> pyarrow.Table:
+        """Rank, head, modalities, all scores with intervals, and tests against the best, rounded as in the file."""
+        text = leaderboard_csv(self, list(self[0].classes))
+        return CsvFrame(text.encode(), ("head", "modalities")).to_arrow()
+
+    def facts(self) -> list[str]:
+        return [f"{len(self):,} on the leaderboard", f"first {self[0].label}, macro-F1 {interval(self[0].macro_f1)}"]
+
+    def cells(self) -> Cells:
+        rows = [(e.head, e.modalities, interval(e.macro_f1), interval(e.accuracy), "=" if e.tie else "") for e in self]
+        return [("head", "on", "macro-F1", "accuracy", "ties with the first"), *rows]
 
 
 def write_leaderboard(folder: Path, leaderboard: Sequence[Entry], classes: Sequence[str]) -> None:

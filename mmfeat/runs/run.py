@@ -15,10 +15,11 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import Tower, describe_encoders, kept_for
@@ -26,14 +27,18 @@ from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, EncoderError, RunError
 from mmfeat.evaluation.split_files import has_splits
 from mmfeat.runs.entry import PLACES, Entry, FinalHead, RunConfig, convert
-from mmfeat.runs.leaderboard import LEADERBOARD
+from mmfeat.runs.leaderboard import LEADERBOARD, Leaderboard
 from mmfeat.runs.out_of_fold import OutOfFold, read_out_of_fold
 from mmfeat.runs.record import BEGUN, Record
 from mmfeat.samples.dataset import MODALITIES, Sample
 from mmfeat.samples.keys import ContentKeys
 from mmfeat.system.files import canonical_json, file_sha256, read_json, write_json
+from mmfeat.system.notebook import Cells, Shown
 from mmfeat.system.remote import absolute
 from mmfeat.system.wording import head_label
+
+if TYPE_CHECKING:
+    from mmfeat.report.figures import Plots
 
 RUN_FILE = "run.json"
 ABLATION = "ablation.csv"
@@ -75,8 +80,8 @@ class Results:
         return {name: value for name, value in values.items() if value is not None and value != () and value != ""}
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, repr=False)
+class Run(Shown):
     """A complete run: its folder, configuration and results."""
 
     folder: Path
@@ -110,9 +115,21 @@ class Run:
         return self.results.classes
 
     @property
-    def leaderboard(self) -> tuple[Entry, ...]:
+    def leaderboard(self) -> Leaderboard:
         """The entries, best first."""
-        return self.results.leaderboard
+        return Leaderboard(self.results.leaderboard)
+
+    def facts(self) -> list[str]:
+        return [str(self.folder), *self.leaderboard.facts()]
+
+    def cells(self) -> Cells:
+        return self.leaderboard.cells()
+
+    @property
+    def plot(self) -> Plots:
+        """Figures for notebooks and files: `run.plot.leaderboard()`, `.confusion()` and `.calibration()`."""
+        plots: Plots = import_module("mmfeat.report.figures").Plots(self)  # by name, since reports import runs
+        return plots
 
     @property
     def record(self) -> Record:
@@ -196,9 +213,10 @@ class Run:
     def head_folder(self, entry: Entry) -> Path:
         return self.folder / entry.name
 
-    def out_of_fold(self, entry: Entry) -> OutOfFold:
-        """Read the predictions out of fold of an entry; raises `RunError` where they are missing or not of this run."""
-        return read_out_of_fold(self.folder, entry, self.classes, self.config.task)
+    def out_of_fold(self, entry: Entry | None = None) -> OutOfFold:
+        """Read the predictions out of fold of an entry, by default the best one; raises `RunError` where they are
+        missing or not of this run."""
+        return read_out_of_fold(self.folder, entry or self.leaderboard[0], self.classes, self.config.task)
 
 
 def write_run(run: Run) -> Run:
@@ -321,30 +339,6 @@ def finals_are_whole(folder: Path, finals: Sequence[FinalHead]) -> bool:
     saved = [*((final.file, final.sha256) for final in finals), *towers]
     files = [(folder / Path(name).name, digest) for name, digest in saved]
     return all(file.is_file() and file_sha256(file) == digest for file, digest in files)
-
-
-def read_trial(path: Path) -> dict[str, Any]:
-    """Read `PATH.json`, all of a trial but its logits. Raises `RunError` if either file is not what was saved."""
-    file = path.with_name(f"{path.name}.safetensors")
-    with whole_trial(path):
-        values: dict[str, Any] = read_json(path.with_name(f"{path.name}.json"))
-        if values.pop("sha256") != trial_checksum(values, file):
-            raise ValueError(f"it or {file.name} is not what was saved")
-        return values
-
-
-@contextlib.contextmanager
-def whole_trial(path: Path) -> Iterator[None]:
-    """Raise any error in reading the trial `path` as a `RunError`."""
-    try:
-        yield
-    except Exception as error:  # safetensors has no exception for a damaged file
-        raise RunError(f"{path}.json: not a whole trial ({error}); delete it and run mmfeat heads again") from error
-
-
-def trial_checksum(record: Mapping[str, Any], file: Path) -> str:
-    """SHA-256 of a trial's record and the file of its logits together."""
-    return hashlib.sha256(f"{canonical_json(record)}{file_sha256(file)}".encode()).hexdigest()
 
 
 def checked_towers(run: Run, wanted: list[Tower], remedy: str = "") -> list[Tower]:

@@ -39,13 +39,17 @@ from mmfeat.samples.folders import (
 from mmfeat.samples.labels import label_notes, missing_note, no_labels
 from mmfeat.samples.layouts import FILE_NAME, METADATA, NO_TEXT, GroupedFiles, Layout, find_layout
 from mmfeat.samples.objects import OBJECT, file_of, short_name, written
+from mmfeat.samples.overview import Overview
 from mmfeat.samples.photo_cells import IMAGE_ROOT, Photo, PhotoFinder, Photos
 from mmfeat.samples.rows import NO_LABELS, Absence, SampleRows
-from mmfeat.samples.table_columns import TABLE, TableColumn, TableCounts
+from mmfeat.samples.table_columns import TABLE, TableCounts
 from mmfeat.samples.table_files import table_name
+from mmfeat.system.notebook import Cells, Shown
 from mmfeat.system.remote import HUB, exists, is_remote
+from mmfeat.system.wording import counted
 
 MODALITIES = ("text", "image")
+SHOWN_LABELS = 8  # labels in the short form of a data set
 Data: TypeAlias = Any  # a name of data, or a frame, Arrow table, data set or list of dicts
 PART = {"text": "text", "image": "photo", TABLE: "cells of a table"}  # the word for a modality in messages
 
@@ -82,8 +86,8 @@ def name_of(data: Data) -> Any:
     return data if data is None or isinstance(data, str | os.PathLike) else written(data)
 
 
-@dataclass(frozen=True)
-class SampleSet:
+@dataclass(frozen=True, repr=False)
+class SampleSet(Shown):
     """The samples of one data set in the order of its lists; `classes` are the label names, sorted."""
 
     name: str
@@ -94,6 +98,16 @@ class SampleSet:
     notes: tuple[str, ...] = ()  # what was decided or lost in reading
     names: Mapping[str, str] = field(default_factory=dict)  # of id and label in the user's table; none in a folder
     table: tuple[str, ...] = ()  # the columns of numbers and categories
+
+    def facts(self) -> list[str]:
+        counts = Counter(sample.label for sample in self.labelled).most_common()
+        labels = [f"{name} {count:,}" for name, count in counts[:SHOWN_LABELS]]
+        rest = ["..."] if len(counts) > SHOWN_LABELS else []
+        return [self.name, counted(len(self), "sample"), f"{len(self.labelled):,} labelled", *labels, *rest]
+
+    def cells(self) -> Cells:
+        rows = [(s.id, (s.text or s.text_error)[:80], s.image or s.image_error, s.label or "") for s in self]
+        return [("id", "text", "image", "label"), *rows]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -134,31 +148,6 @@ def read_samples(data: Data, columns: Mapping[str, str] | None = None) -> Sample
     told = dict(reading.encodings), source.unused_columns, (*reading.notes, *lost)
     table = tuple(source.rows.table_columns) if source.rows else ()
     return SampleSet(source.name, str(data), samples, *told, source.names, table)
-
-
-@dataclass(frozen=True)
-class Overview:
-    """Counts of a data set that may be larger than memory: all samples, and the samples of each label."""
-
-    name: str
-    source: str
-    count: int
-    labels: Mapping[str, int]
-    encodings: Mapping[str, int] = field(default_factory=dict)
-    unused_columns: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    absent: Mapping[str, Absence] = field(default_factory=dict)
-    table: tuple[TableColumn, ...] = ()  # what the columns of numbers and categories hold
-
-    @classmethod
-    def of(cls, samples: SampleSet) -> Overview:
-        """The overview of samples that are in memory."""
-        labels = Counter(sample.label for sample in samples if sample.label is not None)
-        told = samples.encodings, samples.unused_columns, samples.notes
-        return cls(samples.name, samples.source, len(samples), labels, *told)
-
-    def __len__(self) -> int:
-        return self.count
 
 
 class SampleSource:

@@ -27,8 +27,9 @@ from mmfeat.samples.photo_cells import Photo, Photos
 from mmfeat.samples.photos import MAX_ASPECT, orientation, read_photo, upright
 from mmfeat.system.files import write_atomic
 from mmfeat.system.hardware import cpu_count
+from mmfeat.system.notebook import usual_progress
 from mmfeat.system.remote import RemoteFile, is_remote, split_url
-from mmfeat.system.wording import Progress, Silent
+from mmfeat.system.wording import Progress
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -174,7 +175,7 @@ def content_keys(
         return _joined(content_keys(single, modality, progress, index), owners, len(samples))
     keys = np.zeros(len(samples), f"S{KEY_LENGTH}")
     reasons = [""] * len(samples)
-    task = (progress or Silent()).step(f"hash {modality}s", len(samples))
+    task = (progress or usual_progress()).step(f"hash {modality}s", len(samples))
     with task as advance, ThreadPoolExecutor(_threads(samples)) as pool:
         for start in range(0, len(samples), STEP):
             part = samples[start : start + STEP]
@@ -336,7 +337,7 @@ def look_at_photos(
         return (keys[row], make(data)) if content_key(data) == keys[row] else None
 
     rows = np.sort(rows)  # photos of a table or an archive are read fastest as they lie
-    with file, (progress or Silent()).step(step, len(rows)) as advance, ThreadPoolExecutor(cpu_count()) as pool:
+    with file, (progress or usual_progress()).step(step, len(rows)) as advance, ThreadPoolExecutor(cpu_count()) as pool:
         for start in range(0, len(rows), STEP):
             part = rows[start : start + STEP].tolist()
             for key, value in filter(None, pool.map(made, part)):

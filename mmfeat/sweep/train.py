@@ -40,8 +40,9 @@ from mmfeat.samples.table_columns import TABLE
 from mmfeat.sweep.class_names import class_texts, two_towers, with_class_vectors
 from mmfeat.sweep.problem import read_labelled
 from mmfeat.system.hardware import ENGINES, resolve_device, resolve_products
+from mmfeat.system.notebook import Cells, Shown, usual_progress
 from mmfeat.system.remote import absolute
-from mmfeat.system.wording import Progress, Silent, head_label
+from mmfeat.system.wording import Progress, duration, head_label
 from mmfeat.version import install_command
 
 
@@ -120,8 +121,8 @@ CHEAP_BASELINES = ("prior", "knn", "ridge", "logistic", "svm")
 NAMED_HEADS = 3  # heads in the name of a run folder; more names would be too long to read
 
 
-@dataclass(frozen=True)
-class Sweep:
+@dataclass(frozen=True, repr=False)
+class Sweep(Shown):
     """A run, whether it was there already, the folder of new splits for later runs, and notes for the user."""
 
     run: Run
@@ -129,6 +130,12 @@ class Sweep:
     seconds: float
     new_splits: Path | None = None
     notes: tuple[str, ...] = ()
+
+    def facts(self) -> list[str]:
+        return [*self.run.facts(), "trained before" if self.reused else f"trained in {duration(self.seconds)}"]
+
+    def cells(self) -> Cells:
+        return self.run.cells()
 
 
 def train_heads(
@@ -162,7 +169,8 @@ def train_heads(
     Raises `CacheMissError` where vectors are missing."""
     data = name_of(data)
     maker = Maker(command or written_call(train_heads, locals()), split_dir=protocol.split_dir if protocol else None)
-    protocol, plan, progress = protocol or Protocol(), plan or Plan(HeadSettings(), race=True), progress or Silent()
+    protocol, plan = protocol or Protocol(), plan or Plan(HeadSettings(), race=True)
+    progress = progress or usual_progress()
     _check(task, order, attend, engine, device)
     options = options_for(data, columns, cache, options or EncoderOptions(), device)
     described = describe_encoders(list(encoders), options)

@@ -93,6 +93,13 @@ def ignore(steps: int, note: str = "") -> None:
     """Show nothing of the progress of a step."""
 
 
+def progress_line(title: str, done: int, total: int, seconds: float, note: str) -> str:
+    """`encode texts: 34 of 120, 12.3/s, 7 s left`, and the note."""
+    rate = done / max(seconds, 1e-9)
+    left = f"{(total - done) / rate:.0f} s left" if done else ""
+    return ", ".join(filter(None, (f"{title}: {done:,} of {total:,}", f"{rate:.1f}/s", left, note)))
+
+
 class Progress(Protocol):
     """Opens a step of work with `total` units (None: unknown); the context gives a function that advances the step."""
 

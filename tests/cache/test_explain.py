@@ -13,7 +13,8 @@ from mmfeat.cache.explain import Explanation, explain_sample
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.errors import DataError
-from mmfeat.extraction.extract import Extraction, extract_features
+from mmfeat.extraction.extract import extract_features
+from mmfeat.extraction.result import Extraction
 from mmfeat.samples.dataset import SampleSet, read_samples
 from tests.cache.shards import POOLED_SPEC, SAMPLES, rows
 

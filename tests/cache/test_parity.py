@@ -12,7 +12,8 @@ import pytest
 from mmfeat.cache.parity import FLOAT32_DEVIATION, Parity, check_parity
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.spec import EncoderOptions
-from mmfeat.extraction.extract import Extraction, ExtractSettings, extract_features
+from mmfeat.extraction.extract import ExtractSettings, extract_features
+from mmfeat.extraction.result import Extraction
 from mmfeat.samples.dataset import read_samples
 from tests.cache.shards import falsify
 

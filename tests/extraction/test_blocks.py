@@ -15,9 +15,11 @@ from mmfeat.encoders.registry import describe_encoders
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import DataError
 from mmfeat.extraction import extract
-from mmfeat.extraction.extract import Extraction, Extractor, ExtractSettings, extract_features, extract_samples
+from mmfeat.extraction.extract import Extractor, ExtractSettings, extract_features, extract_samples
 from mmfeat.extraction.missing import Planner
-from mmfeat.samples.dataset import Overview, Sample, SampleSet, SampleSource, read_samples
+from mmfeat.extraction.result import Extraction
+from mmfeat.samples.dataset import Sample, SampleSet, SampleSource, read_samples
+from mmfeat.samples.overview import Overview
 
 FLOAT32 = EncoderOptions(dtype="float32", cleaning="tweet")
 

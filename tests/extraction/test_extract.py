@@ -18,9 +18,10 @@ from mmfeat.cache.survey import survey
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import EncoderError
 from mmfeat.extraction.encode import start_block
-from mmfeat.extraction.extract import Extraction, ExtractSettings, extract_features
+from mmfeat.extraction.extract import ExtractSettings, extract_features
 from mmfeat.extraction.reader import prepare, recipe_of
 from mmfeat.extraction.requests import latest_request
+from mmfeat.extraction.result import Extraction
 from mmfeat.samples.dataset import read_samples
 
 FLOAT32 = EncoderOptions(dtype="float32", cleaning="tweet")

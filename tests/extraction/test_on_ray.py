@@ -21,8 +21,9 @@ from mmfeat.cache.store import Cache
 from mmfeat.cache.verify import verify_cache
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, EncoderError
-from mmfeat.extraction.extract import Extraction, ExtractSettings, extract_features
+from mmfeat.extraction.extract import ExtractSettings, extract_features
 from mmfeat.extraction.on_ray import READER_CPUS, _share
+from mmfeat.extraction.result import Extraction
 from mmfeat.samples.dataset import read_samples
 
 ray = pytest.importorskip("ray", reason="the engine needs the extra ray")

@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 
 from mmfeat.cli.main import app
 from mmfeat.errors import DataError
-from mmfeat.extraction.extract import Extraction, extract_features
+from mmfeat.extraction.extract import extract_features
 from mmfeat.extraction.forecast import forecast_extraction
 from mmfeat.extraction.requests import latest_request, remember_request
+from mmfeat.extraction.result import Extraction
 from mmfeat.prediction.submit import Submission, write_submission
 from mmfeat.sweep.train import train_heads
 from tests.sweep.small_sweeps import BUILT_IN, NO_HEADS, SMALL
