@@ -101,7 +101,8 @@ class Model(Shown):
         self._lock = threading.Lock()
 
     def facts(self) -> list[str]:
-        return [self.entry.label, f"macro-F1 {interval(self.entry.macro_f1)}", str(self.run.folder), *self.classes]
+        score = f"{self.entry.headline_title} {interval(self.entry.headline)}"
+        return [self.entry.label, score, str(self.run.folder), *self.classes]
 
     @property
     def classes(self) -> tuple[str, ...]:

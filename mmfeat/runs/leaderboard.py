@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mmfeat.heads.registry import TWINS
 from mmfeat.system.files import csv_text, write_atomic, write_json
 from mmfeat.system.notebook import Cells, CsvFrame, Frame, Shown
-from mmfeat.system.wording import interval
+from mmfeat.system.wording import SCORE_NAMES, interval
 
 if TYPE_CHECKING:
     import pyarrow
@@ -31,11 +31,17 @@ class Leaderboard(Frame, Shown, tuple["Entry", ...]):
         return CsvFrame(text.encode(), ("head", "modalities")).to_arrow()
 
     def facts(self) -> list[str]:
-        return [f"{len(self):,} on the leaderboard", f"first {self[0].label}, macro-F1 {interval(self[0].macro_f1)}"]
+        best = self[0]
+        first = f"first {best.label}, {best.headline_title} {interval(best.headline)}"
+        return [f"{len(self):,} on the leaderboard", first]
 
     def cells(self) -> Cells:
-        rows = [(e.head, e.modalities, interval(e.macro_f1), interval(e.accuracy), "=" if e.tie else "") for e in self]
-        return [("head", "on", "macro-F1", "accuracy", "ties with the first"), *rows]
+        names = self[0].main_names
+        rows = [
+            (entry.head, entry.modalities, *(interval(entry.score(name)) for name in names), "=" if entry.tie else "")
+            for entry in self
+        ]
+        return [("head", "on", *(SCORE_NAMES[name] for name in names), "ties with the first"), *rows]
 
 
 def write_leaderboard(folder: Path, leaderboard: Sequence[Entry], classes: Sequence[str]) -> None:

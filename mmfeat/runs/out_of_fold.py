@@ -6,20 +6,26 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmfeat.errors import RunError
 from mmfeat.evaluation.split_files import read_groups
 from mmfeat.runs.entry import Entry
-from mmfeat.samples.labels import MULTILABEL, ORDINAL, SEPARATOR, Targets
+from mmfeat.samples.labels import MULTILABEL, ORDINAL, SEPARATOR, Targets, cells_of
+from mmfeat.system.notebook import Frame, Shown
+from mmfeat.system.wording import counted
+
+if TYPE_CHECKING:
+    import pyarrow
 
 OUT_OF_FOLD = "out_of_fold.csv"
 CERTAIN = 0.01  # largest distance from 1 of the sum of a sample's probabilities, which are written rounded
 
 
-@dataclass(frozen=True)
-class OutOfFold:
+@dataclass(frozen=True, repr=False)
+class OutOfFold(Frame, Shown):
     """Predictions out of fold of one entry, for N samples, C classes and S seeds.
 
     `chosen` is (S, N, C) bool, the classes that each seed chose; `probabilities` is (N, C), the mean over the seeds;
@@ -31,6 +37,19 @@ class OutOfFold:
     chosen: np.ndarray
     probabilities: np.ndarray
     groups: np.ndarray | None = None
+
+    def to_arrow(self) -> pyarrow.Table:
+        """id, label, predicted (`voted`), right, and the probability of each class, as `p_CLASS`."""
+        import pyarrow
+
+        classes = self.targets.classes
+        labels, predicted = (cells_of(chosen, classes) for chosen in (self.targets.matrix, self.voted))
+        columns = {"id": self.ids, "label": labels, "predicted": predicted, "right": self.right}
+        return pyarrow.table(columns | {f"p_{name}": p for name, p in zip(classes, self.probabilities.T, strict=True)})
+
+    def facts(self) -> list[str]:
+        right = f"{int(self.right.sum()):,} right"
+        return [counted(len(self.ids), "sample"), right, counted(len(self.chosen), "seed")]
 
     @property
     def voted(self) -> np.ndarray:

@@ -167,10 +167,9 @@ def train_heads(
 ) -> Sweep:
     """Train and rank heads on the cached vectors of the labelled samples of `data`; no finished step is repeated.
     Raises `CacheMissError` where vectors are missing."""
-    data = name_of(data)
+    data, progress = name_of(data), progress or usual_progress()
     maker = Maker(command or written_call(train_heads, locals()), split_dir=protocol.split_dir if protocol else None)
     protocol, plan = protocol or Protocol(), plan or Plan(HeadSettings(), race=True)
-    progress = progress or usual_progress()
     _check(task, order, attend, engine, device)
     options = options_for(data, columns, cache, options or EncoderOptions(), device)
     described = describe_encoders(list(encoders), options)

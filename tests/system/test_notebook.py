@@ -70,6 +70,17 @@ def test_the_leaderboard_is_a_frame_of_numbers(run: Run) -> None:
     assert frame.columns.tolist() == pd.read_csv(run.leaderboard_file).columns.tolist()
 
 
+def test_predictions_out_of_fold_are_a_frame(run: Run) -> None:
+    predictions = run.out_of_fold()
+    frame = predictions.to_pandas()
+    assert frame["id"].tolist() == list(predictions.ids)
+    assert frame["right"].mean() == predictions.right.mean()
+    assert (frame["predicted"] == frame["label"]).equals(frame["right"])
+    np.testing.assert_allclose(frame[[f"p_{name}" for name in run.classes]], predictions.probabilities)
+    assert pa.table(predictions).num_rows == len(frame)
+    assert len(repr(predictions)) < 100
+
+
 def test_vectors_of_an_extraction_are_a_frame(place: Path) -> None:
     extraction = extract_features(place / "demo", BUILT_IN, cache=place / "cache", options=FLOAT32)
     frame, (samples, features) = extraction.to_pandas(), extraction.load()
