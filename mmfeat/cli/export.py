@@ -43,7 +43,7 @@ def export(context: typer.Context, **values: Any) -> None:
     \b
     mmfeat export --run heads/RUN --out export/RUN
     """
-    from mmfeat.export.export import export_run
+    from mmfeat.export.export import CARD, export_run
 
     result = export_run(**values, progress=ConsoleProgress())
     for name, reason in result.passed_over:
@@ -59,4 +59,4 @@ def export(context: typer.Context, **values: Any) -> None:
     for name, size in result.files.items():
         out.print(f"  {name} {size_of(size)}")
     out.print(f"export {result.folder}")
-    out.print(f"next: read {shlex.quote(str(result.folder / 'MODEL_CARD.md'))}; it has an example that runs")
+    out.print(f"next: read {shlex.quote(str(result.folder / CARD))}; it has an example that runs")

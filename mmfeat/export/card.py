@@ -18,6 +18,7 @@ from mmfeat.version import __version__
 
 _MARKS = re.compile(r"[\\`*_{}\[\]<>#|~$!&]")
 
+BEGINNING = "---\nlibrary_name: mmfeat\n"  # of the header, by which an export knows its own card
 ONNX_EXAMPLE = """\
 import json
 import numpy as np
@@ -46,22 +47,24 @@ def model_card(
 ) -> str:  # fmt: skip
     """The model card as Markdown."""
     parts = [
-        _header(run, entry),
+        _header(run, entry, ports),
         f"# {_plain(run.name)}: {entry.label}",
         _use(run, entry, ports),
+        f"## How to use\n\nWith onnxruntime, in this folder:\n\n```python\n{ONNX_EXAMPLE}```",
+        "With mmfeat, from the run folder `RUN`; a photo is a path, bytes, a PIL image or None:\n\n"
+        f"```python\n{MMFEAT_EXAMPLE.format(head=entry.head, modalities=entry.modalities)}```",
         _data(run),
         _scores(run, entry),
         _limits(run, entry, ports),
         _encoders(ports),
+        "## Licence\n\nUnknown: mmfeat does not know the licences of the data and of the encoders' weights. Look them "
+        "up before you share this, and write yours at the top of this file.",
         _files(facts, no_model, model_difference),
-        f"## With onnxruntime\n\n```python\n{ONNX_EXAMPLE}```",
-        "## With mmfeat\n\n`RUN` is the run folder; a photo is a path, bytes, a PIL image or None.\n\n"
-        f"```python\n{MMFEAT_EXAMPLE.format(head=entry.head, modalities=entry.modalities)}```",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _header(run: Run, entry: Entry) -> str:
+def _header(run: Run, entry: Entry, ports: Sequence[Port]) -> str:
     """The header in YAML; JSON strings are YAML strings."""
     text = partial(json.dumps, ensure_ascii=False)
     metrics = "".join(
@@ -69,9 +72,14 @@ def _header(run: Run, entry: Entry) -> str:
         for kind, name, score in (("f1", "macro-F1, out of fold", "macro_f1"), ("accuracy", "accuracy", "accuracy"))
     )
     name, dataset = text(run.name), text(str(run.config.dataset))
+    specs = {port.tower.spec: None for port in ports}
+    kinds = [f"{modality}-classification" for modality in sorted({spec.modality for spec in specs})]
+    tags = "".join(f"- {tag}\n" for tag in ("onnx", *(["multimodal"] if len(kinds) > 1 else []), *kinds))
+    of_hub = [spec.variant for spec in specs if spec.weights.startswith("revision:") and spec.variant.count("/") == 1]
+    bases = "".join(f"- {text(base)}\n" for base in dict.fromkeys(of_hub))
+    bases = bases and f"base_model:\n{bases}"
     return (
-        "---\nlibrary_name: mmfeat\nlicense: unknown\ntags:\n- onnx\n- multimodal\n- text-classification\n"
-        f"- image-classification\nmodel-index:\n  - name: {name}\n    results:\n    - task:\n"
+        f"{BEGINNING}license: unknown\n{bases}tags:\n{tags}model-index:\n  - name: {name}\n    results:\n    - task:\n"
         f"        type: {text(run.config.task + '-classification')}\n      dataset:\n        name: {dataset}\n"
         f"        type: {dataset}\n      metrics:\n{metrics}---"
     )
@@ -151,13 +159,12 @@ def _limits(run: Run, entry: Entry, ports: Sequence[Port]) -> str:
 def _encoders(ports: Sequence[Port]) -> str:
     rows = "".join(
         f"| `{port.name}` | {_plain(port.tower.spec.name)} | {port.tower.spec.modality} | {port.width} | "
-        f"`{port.tower.spec.fingerprint[:16]}` | {port.tower.spec.arithmetic} | unknown |\n"
+        f"`{port.tower.spec.weights[:27]}` | `{port.tower.spec.fingerprint[:16]}` | {port.tower.spec.arithmetic} |\n"
         for port in ports
     )
     return (
-        "## Encoders\n\nFrozen; the vectors must come from exactly these. mmfeat does not know the licences of weights "
-        "or data: look them up before you share this.\n\n| input | encoder | sees | width | fingerprint | arithmetic | "
-        f"licence |\n| --- | --- | --- | ---: | --- | --- | --- |\n{rows}"
+        "## Encoders\n\nFrozen; the vectors must come from exactly these.\n\n| input | encoder | sees | width | "
+        f"weights | fingerprint | arithmetic |\n| --- | --- | --- | ---: | --- | --- | --- |\n{rows}"
     ).rstrip()
 
 

@@ -4,7 +4,7 @@ OUT/head.onnx        vectors and masks -> calibrated probabilities and choices
 OUT/head.json        inputs, classes, encoders and result of the check
 OUT/model.onnx       pixels and token ids -> the same, where torch can export the encoders
 OUT/model.json       how texts and photos become its inputs
-OUT/MODEL_CARD.md    the model card
+OUT/README.md        the model card, which a hub shows
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mmfeat.encoders.onnx_file import check_installed, largest_difference, run_o
 from mmfeat.encoders.registry import Tower
 from mmfeat.errors import RunError
 from mmfeat.export.build import Port, build_graph, inputs_of, why_not_exportable
-from mmfeat.export.card import model_card
+from mmfeat.export.card import BEGINNING, model_card
 from mmfeat.export.graph import HeadGraph
 from mmfeat.export.towers import ModelGraph, TowerInput, build_model, why_no_model
 from mmfeat.extraction.extract import ExtractSettings, extract_samples
@@ -37,9 +37,11 @@ from mmfeat.system.notebook import usual_progress
 from mmfeat.system.wording import Progress
 from mmfeat.version import __version__
 
-HEAD, MODEL, CARD = "head.onnx", "model.onnx", "MODEL_CARD.md"
+HEAD, MODEL, CARD = "head.onnx", "model.onnx", "README.md"
 HEAD_FACTS, MODEL_FACTS = "head.json", "model.json"
-EXPORTED = {HEAD, HEAD_FACTS, MODEL, MODEL_FACTS, CARD, f"{HEAD}.data", f"{MODEL}.data"}  # all files of an export
+OLD_CARD = "MODEL_CARD.md"
+# All files of an export.
+EXPORTED = {HEAD, HEAD_FACTS, MODEL, MODEL_FACTS, CARD, OLD_CARD, f"{HEAD}.data", f"{MODEL}.data"}
 MADE_BY = "mmfeat export"
 CHECKED_ROWS = 256  # samples that check the head
 CHECKED_LACKING = 4  # samples without a text, and as many without a photo, that check the head
@@ -138,6 +140,8 @@ def _is_export(folder: Path) -> bool:
         return False
     if not names:
         return True
+    if CARD in names and not (folder / CARD).read_bytes().startswith(BEGINNING.encode()):
+        return False  # the user's own
     try:
         return str(read_json(folder / HEAD_FACTS)["made_by"]).startswith(MADE_BY)
     except (OSError, ValueError, KeyError, TypeError):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.onnx_file import largest_difference, run_onnx
@@ -29,6 +30,7 @@ from tests.finetune.small_finetunes import ONCE, tune
 from tests.sweep.small_sweeps import FLOAT32, sweep
 
 HOLDOUT = Protocol("holdout", seeds=2)
+KINDS = (("f1", "macro_f1"), ("accuracy", "accuracy"))
 SHORT = Plan(HeadSettings(epochs=1))
 BASELINES = ["prior", "knn", "ridge", "logistic", "svm", "forest"]
 EVERYTHING = {"fusion": ["all", "cross-attention"], "baselines": BASELINES, "modalities": ["both"]}
@@ -141,7 +143,14 @@ def test_a_head_is_written_whole_with_a_card_whose_example_runs(
     assert probabilities.shape == chosen.shape == (5, 3)
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-6)
     card = (out / CARD).read_text()
-    assert card.startswith("---\nlibrary_name: mmfeat\n")
+    about = ModelCard(card).data  # as the hub reads the header
+    assert (about.library_name, about.license, about.model_name) == ("mmfeat", "unknown", run.name)
+    assert about.tags == ["onnx", "multimodal", "image-classification", "text-classification"]
+    scores = {score.metric_type: score.metric_value for score in about.eval_results or []}
+    assert scores == pytest.approx(
+        {name: run.entry("concat", "both").score(key).value for name, key in KINDS}, abs=1e-4
+    )
+    assert "## Licence\n\nUnknown" in card
     entry = run.entry("concat", "both")
     low, high = (f"{getattr(entry.macro_f1, end):.3f}".removeprefix("0") for end in ("low", "high"))
     assert f"| macro-F1 | {entry.macro_f1.value:.3f} [{low},{high}] |" in card
@@ -166,6 +175,11 @@ def test_what_is_there_is_not_overwritten_but_for_an_export(run: Run, tmp_path: 
     assert (first.head, second.head) == ("prior", "ridge")
     assert json.loads((tmp_path / "out" / HEAD_FACTS).read_text())["head"] == "ridge"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out"]
+    card = (tmp_path / "out" / CARD).read_bytes()
+    (tmp_path / "out" / CARD).write_text("# mine")
+    with pytest.raises(RunError, match="not empty and no earlier export"):
+        export_run(run.folder, head="prior", out=tmp_path / "out")
+    (tmp_path / "out" / CARD).write_bytes(card)
     (tmp_path / "out" / "tokenizer.json").write_text("mine, too")
     with pytest.raises(RunError, match="not empty and no earlier export"):
         export_run(run.folder, head="prior", out=tmp_path / "out")
