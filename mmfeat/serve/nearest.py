@@ -8,16 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from mmfeat.cache.features import Features, MappedBlock
+from mmfeat.cache.features import Features
 from mmfeat.cache.store import Cache
 from mmfeat.errors import CacheMissError, MmfeatError
 from mmfeat.prediction.drift import training_set
 from mmfeat.prediction.final_heads import towers_of
 from mmfeat.prediction.model import Model
+from mmfeat.prediction.nearest import similarities
 from mmfeat.report.gallery import TEXT_LENGTHS, thumbnail
 from mmfeat.samples.dataset import MODALITIES, Sample
-
-STEP = 1024  # vectors that are compared at once
 
 
 class Nearest:
@@ -49,23 +48,12 @@ class Nearest:
         The similarity is the mean cosine over the encoders that have a vector of the row; what a sample lacks counts 0.
         """
         seen = {block.name: block.vectors[0] for block in features.blocks if block.mask[0]}
-        cosines = [_cosines(block, seen[block.name]) for block in self._blocks if block.name in seen]
+        cosines = [similarities(block, seen[block.name]) for block in self._blocks if block.name in seen]
         if not cosines:
             return []
-        similarities = np.mean(cosines, axis=0)
-        order = np.argsort(-similarities, kind="stable")[: self.count].tolist()
-        return [{"similarity": float(similarities[row]), **_shown(self.samples[row])} for row in order]
-
-
-def _cosines(block: MappedBlock, vector: np.ndarray) -> np.ndarray:
-    """(N,) cosines of the vectors of a block with a vector (D,)."""
-    cosines, present = np.zeros(len(block)), np.flatnonzero(block.mask)
-    for start in range(0, len(present), STEP):
-        rows = present[start : start + STEP]
-        vectors = block.batch(rows)[0][:, 0].astype(np.float32)
-        lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(vector.astype(np.float32))
-        cosines[rows] = vectors @ vector.astype(np.float32) / np.maximum(lengths, np.finfo(np.float32).tiny)
-    return cosines
+        mean = np.nan_to_num(cosines).mean(axis=0)
+        order = np.argsort(-mean, kind="stable")[: self.count].tolist()
+        return [{"similarity": float(mean[row]), **_shown(self.samples[row])} for row in order]
 
 
 @functools.lru_cache(maxsize=1000)
