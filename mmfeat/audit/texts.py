@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,8 @@ def cut_texts(cache: str | Path, data: str | Path, texts: Sequence[str]) -> tupl
     """
     try:
         request = latest_request(cache, data)
-        towers = describe_encoders(list(request.encoders), request.options)
+        any_dtype = replace(request.options, dtype="float32", convolutional_dtype="")  # it cuts no text
+        towers = describe_encoders(list(request.encoders), any_dtype)
     except CacheMissError:
         return {}, []
     except MmfeatError as error:

@@ -87,7 +87,7 @@ def _worse(worst: Parity, id: str, cached: np.ndarray, wanted: np.ndarray, spec:
     if a.shape != b.shape:
         return replace(worst, rows=worst.rows + 1, deviation=float("inf"), cosine=0.0, sample=id, holds=False)
     deviation = float(np.abs(a - b).max(initial=0.0)) if np.isfinite([a, b]).all() else float("inf")
-    cosine, length = _angle_and_length(a, b)
+    cosine, length = angle_and_length(a, b)
     if spec.storage == "float32":
         holds = deviation <= FLOAT32_DEVIATION * max(1.0, float(np.abs(b).max(initial=0.0)))
     else:
@@ -102,7 +102,7 @@ def _worse(worst: Parity, id: str, cached: np.ndarray, wanted: np.ndarray, spec:
     )
 
 
-def _angle_and_length(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+def angle_and_length(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     """(cosine between `a` and `b`, length of `a` / length of `b`); two zero vectors count as equal."""
     one, other = float(np.linalg.norm(a)), float(np.linalg.norm(b))
     if not (np.isfinite(one) and one and other):

@@ -341,11 +341,9 @@ def _samples_and_specs(values: Mapping[str, Any]) -> tuple[SampleSet, list[Encod
 
 
 def _samples_and_towers(request: Request, values: Mapping[str, Any]) -> tuple[SampleSet, list[Tower]]:
-    from mmfeat.encoders.registry import describe_encoders
-    from mmfeat.extraction.requests import options_for
-    from mmfeat.samples.dataset import read_samples
+    from mmfeat.extraction.arithmetic import resolve_encoders
+    from mmfeat.samples.dataset import SampleSource, read_samples
 
-    device = values.get("device", "auto")
-    options = options_for(request.data, request.columns, values["cache"], request.options, device)
-    towers = describe_encoders(request.encoders, options)
-    return read_samples(request.data, request.columns), towers
+    source, device = SampleSource(request.data, request.columns), values.get("device", "auto")
+    resolved = resolve_encoders(request.encoders, request.options, source, values["cache"], device)
+    return read_samples(request.data, request.columns), resolved.towers

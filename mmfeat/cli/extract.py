@@ -151,6 +151,7 @@ def show_extraction(result: Extraction) -> None:
             out.print(f"  {modality}: {count:,} without ({reason}; first: {example}); they stay, masked")
         if len(reasons) > SHOWN_FAILURES:
             out.print(f"  {modality}: {len(reasons) - SHOWN_FAILURES:,} more reasons")
+    evidence = dict(result.evidence)
     for tower in result.towers:
         spec, folder = tower.spec, tower.spec.folder_name
         new, unreadable = result.new.get(folder, 0), result.unreadable[folder]
@@ -159,6 +160,8 @@ def show_extraction(result: Extraction) -> None:
         out.print(f"  {spec.name}: {good}{trouble} -> {result.folder / folder}")
         if result.cut[folder]:
             out.print(f"    {_cut(result.cut[folder], new, 'new texts', result.limits[folder], spec)}")
+        if tower.request in evidence:  # once, below the first output
+            out.print(f"    computed {evidence.pop(tower.request)}")
         if folder in result.runtimes:
             out.print(f"    computed by {shown(result.runtimes[folder])}")
     show_decision(result.decision)
@@ -286,17 +289,16 @@ def remedies_left(result: Extraction, modality: str) -> set[str]:
         "ray": local,
         "workers": local and 0 < result.settings.workers < cpu_count(),
         "draft": modality == "image" and not any(tower.spec.decoding.draft for tower in towers),
-        "half": any(_could_be_half(tower, device) for tower in torch),
+        "half": any(_could_be_half(tower, device) for tower in torch if tower.request not in result.evidence),
         **{gpu: bool(torch) and device == "cpu" and local for gpu in gpus_seen()},
     }
     return {name for name, holds in conditions.items() if holds}
 
 
 def _could_be_half(tower: Tower, device: str) -> bool:
-    """Whether `--dtype auto` would change the arithmetic; photo encoders but CLIP's are taken for convolutional."""
-    from mmfeat.system.hardware import resolve_dtype
+    """Whether `--dtype auto` might change the arithmetic."""
+    from mmfeat.system.hardware import fast_half
 
-    convolutional = tower.spec.modality == "image" and tower.spec.family != "clip"
     if tower.spec.arithmetic != "float32" or tower.request.startswith("finetuned:"):
         return False
-    return resolve_dtype("auto", device, convolutional) != "float32"
+    return fast_half(device) != "float32"

@@ -136,6 +136,10 @@ class EncoderSpec:
             return replace(self, output=output, layer=layer)
         return replace(self, output=output, layer=layer, pooling="none", layers=1)
 
+    def computed_in(self, dtype: str) -> EncoderSpec:
+        """The spec of the same torch model in another arithmetic."""
+        return replace(self, arithmetic=dtype, storage=stored_in(dtype))
+
     def decoded(self, decoding: Decoding) -> EncoderSpec:
         """The spec of an encoder of photos with another decoding; that of an encoder of texts as it is."""
         if self.modality != "image":
@@ -346,12 +350,7 @@ class EncoderOptions:
     @property
     def of_model(self) -> dict[str, Any]:
         """The fields of a spec that the options of one torch model give alike for all families."""
-        return {"layers": int(self.layers), "arithmetic": self.dtype, "storage": self.storage}
-
-    @property
-    def storage(self) -> str:
-        """The dtype on disk: float16 for half-precision arithmetic, because HDF5 has no bfloat16."""
-        return "float32" if self.dtype == "float32" else "float16"
+        return {"layers": int(self.layers), "arithmetic": self.dtype, "storage": stored_in(self.dtype)}
 
 
 @dataclass(frozen=True)
@@ -388,6 +387,11 @@ class Encoder:
     @property
     def fingerprints(self) -> frozenset[str]:
         return frozenset(spec.fingerprint for spec in self.specs)
+
+
+def stored_in(dtype: str) -> str:
+    """The dtype on disk: float16 for half-precision arithmetic, because HDF5 has no bfloat16."""
+    return "float32" if dtype == "float32" else "float16"
 
 
 def _check(flag: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -10,13 +10,14 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mmfeat.cache.store import EXPORTED, Cache, ShardWriter
-from mmfeat.encoders.registry import Tower, absolute_request, describe_encoders, is_torch, load_encoders
+from mmfeat.encoders.registry import Tower, absolute_names, absolute_request, is_torch, load_encoders
 from mmfeat.encoders.spec import EncoderOptions
-from mmfeat.encoders.torch_tower import Runtime
+from mmfeat.encoders.torch_tower import LIBRARIES, Runtime
+from mmfeat.extraction.arithmetic import Evidence, FirstSamples, Resolved, resolve_encoders, settle
 from mmfeat.extraction.encode import BackgroundWriter, Batcher, Stage
 from mmfeat.extraction.missing import BlockPlan, Clocks, Counts, Item, Planner, look_over
 from mmfeat.extraction.reader import Reader
@@ -28,15 +29,13 @@ from mmfeat.extraction.requests import (
     check_runtime,
     decide_cleaning,
     remember_request,
-    request_before,
-    resolve_options,
     test_of,
 )
 from mmfeat.extraction.result import Extraction
 from mmfeat.extraction.to_predict import open_test, shared_ids
 from mmfeat.samples.dataset import Data, Sample, SampleSet, SampleSource, name_of
 from mmfeat.samples.overview import Overview
-from mmfeat.system.hardware import check_engine, resolve_device
+from mmfeat.system.hardware import check_engine, fast_half, resolve_device
 from mmfeat.system.notebook import usual_progress
 from mmfeat.system.remote import absolute
 from mmfeat.system.wording import Advance, Progress
@@ -80,9 +79,9 @@ def extract_features(
     `test`, read by the same names of columns, is encoded in the same way and remembered for the submission; "" forgets
     the test data that an earlier extraction of `data` remembered.
 
-    `options.dtype` "auto" becomes the dtype that suits the hardware, and the cleaning "auto" that which suits the
-    texts. `data` may be larger than memory. With the engine "ray" blocks of samples go to the workers of a Ray cluster,
-    which write to a `cache` that all of them see.
+    `options.dtype` "auto" becomes half precision where the hardware has it and the first samples bear it, and the
+    cleaning "auto" that which suits the texts. `data` may be larger than memory. With the engine "ray" blocks of
+    samples go to the workers of a Ray cluster, which write to a `cache` that all of them see.
     """
     data, test = name_of(data), name_of(test)
     start = time.monotonic()
@@ -96,9 +95,11 @@ def extract_features(
     overviews = [look_over(part.source, part.towers, part is not work) for part in works]
     if test and (note := shared_ids(*(part.source for part in works))):
         overviews[1] = replace(overviews[1], notes=(*overviews[1].notes, note))
+    work = settle_dtypes(work, settings, progress)
     begin_request(cache, work.request)
     results: list[Extraction] = []
     for part, overview in zip(works, overviews, strict=True):
+        part = replace(part, towers=work.towers)
         part.store.create()
         if engine == "ray":
             from mmfeat.extraction.on_ray import extract_on_ray
@@ -112,7 +113,8 @@ def extract_features(
         results.append(replace(result, columns=part.source.columns))
         start = time.monotonic()
     remember_request(cache, work.request)
-    return replace(results[0], decision=work.decision, test=results[1] if test else None)
+    test_result = results[1] if test else None
+    return replace(results[0], decision=work.decision, evidence=work.evidence, test=test_result)
 
 
 def extract_samples(
@@ -158,6 +160,7 @@ class Work:
     """The inputs of an extraction: the source of its samples, its encoders, and where the vectors go.
 
     `decision` is that on the cleaning, with what it means for these encoders; None where no text encoder follows it.
+    `evidence` is that of the dtype, by request.
     """
 
     source: SampleSource
@@ -165,6 +168,7 @@ class Work:
     store: Cache
     request: Request
     decision: Decision | None = None
+    evidence: Mapping[str, Evidence] = field(default_factory=dict)
 
 
 def prepare_extraction(
@@ -183,17 +187,29 @@ def prepare_extraction(
     source, options, encoders = SampleSource(data, columns), options or EncoderOptions(), list(encoders)
     source.check()
     decision = decide_cleaning(options, source, cache)
-    resolved = resolve_options(options, settings.device, decision, request_before(source, cache))
-    towers = describe_encoders(encoders, resolved)
+    resolved = resolve_encoders(encoders, options, source, cache, settings.device, decision)
+    towers = resolved.towers
     check_applies(towers, options, settings.runtime, settings.device)
     fingerprints = tuple(tower.spec.fingerprint for tower in towers)
     requests = [absolute_request(encoder) for encoder in encoders]
     remembered = test_of(cache, data) if test is None else absolute(test) if str(test) else ""
-    request = Request(absolute(data), source.columns, requests, resolved, fingerprints, decision, remembered)
+    named = absolute_names(options)
+    recorded = replace(resolved.options, dtype=named.dtype, convolutional_dtype=named.convolutional_dtype)
+    request = Request(absolute(data), source.columns, requests, recorded, fingerprints, decision, remembered)
     cleanings = ", ".join(dict.fromkeys(tower.spec.cleaning for tower in towers if tower.spec.modality == "text"))
-    followed = decision and cleanings and resolved.cleaning != options.cleaning
+    followed = decision and cleanings and resolved.options.cleaning != options.cleaning
     shown = replace(decision, cleaning=cleanings) if decision and followed else None
-    return Work(source, towers, Cache(cache, source.name), request, shown)
+    return Work(source, towers, Cache(cache, source.name), request, shown, resolved.evidence)
+
+
+def settle_dtypes(work: Work, settings: ExtractSettings, progress: Progress, writes: bool = True) -> Work:
+    """The work with the dtypes that a trial on the first samples shows, where `auto` is still open."""
+    half = "float32" if settings.runtime in LIBRARIES else fast_half(settings.device)  # these compute in float32
+    trial = FirstSamples(work.source, settings.device, settings.workers, writes, progress)
+    settled = settle(Resolved(work.request.options, work.towers), work.request.options, work.store, half, trial)
+    fingerprints = tuple(tower.spec.fingerprint for tower in settled.towers)
+    request = replace(work.request, fingerprints=fingerprints)
+    return replace(work, towers=settled.towers, request=request, evidence=settled.evidence)
 
 
 def prepare_test(work: Work, test: str | Path) -> Work:

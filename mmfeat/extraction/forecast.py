@@ -19,6 +19,7 @@ from mmfeat.extraction.extract import (
     Work,
     prepare_extraction,
     prepare_test,
+    settle_dtypes,
 )
 from mmfeat.extraction.missing import BlockPlan, Item, Parts, look_over
 from mmfeat.extraction.reader import Prepared, Reader
@@ -149,6 +150,7 @@ def forecast_extraction(
     data, test = name_of(data), name_of(test)
     settings, progress = settings or ExtractSettings(), progress or usual_progress()
     work = prepare_extraction(data, encoders, cache, options, columns, settings)
+    work = settle_dtypes(work, settings, progress, writes=False)
     works = [work, *([prepare_test(work, test)] if test else [])]
     first, *rest = (_forecast(part, settings, progress, part is not work) for part in works)
     return replace(first, test=rest[0] if rest else None)

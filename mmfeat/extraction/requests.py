@@ -53,6 +53,8 @@ class Decision:
 class Request:
     """Data, encoders and options of the last complete extraction of a data set, or of the first while it runs.
 
+    A dtype `auto` stays so in the options: the vectors that the cache has say what it is, on any machine.
+
     `data` and `test` are absolute paths or URLs; a submission predicts `test`, empty where no test data was named.
     `fingerprints` are those of the encoder specs, which say without loading a model which vectors are in use.
     `decision` is that of the first extraction with the cleaning `auto`, None before.
@@ -131,16 +133,25 @@ def extraction_of(request: Request, cache: str | Path, device: str = "auto") -> 
     """The command that extracts a request; options that hold their default are left out."""
     before = next((other.options for other in all_requests(cache) if other.data == request.data), None)
     usual = [asdict(EncoderOptions()), asdict(EncoderOptions().decided(before))]
-    usual.append({"dtype": resolve_dtype("auto", device), "convolutional_dtype": request.options.convolutional_dtype})
+    usual.append({"dtype": "", "convolutional_dtype": request.options.convolutional_dtype})
     flags = {name: shown(value) for name, value in request.columns.items() if name not in COLUMNS}
     columns = ",".join(f"{name}={value}" for name, value in request.columns.items() if name in COLUMNS)
     given = {"columns": columns, **flags, "cache": str(cache), "device": device}
     usual.append({"columns": "", "cache": "cache", "device": "auto"})
     parts = ["mmfeat", "extract", "--data", shown(request.data), "--encoders", ",".join(map(shown, request.encoders))]
-    for name, value in {**given, **asdict(request.options)}.items():
+    for name, value in {**given, **asdict(request.options), "dtype": _asked_dtype(request.options, device)}.items():
         if value not in [some[name] for some in usual if name in some] and not str(value).startswith(DECIDED):
             parts += [f"--{name.replace('_', '-')}", ",".join(value) if isinstance(value, tuple) else str(value)]
     return shlex.join(parts)
+
+
+def _asked_dtype(options: EncoderOptions, device: str) -> str:
+    """The dtypes that a user must name to have these options: not those that `auto` gives without a trial."""
+    dtypes, convolutional = (named_values(dtype) for dtype in (options.dtype, options.convolutional_dtype))
+    usual = [resolve_dtype("auto", device, kind) for kind in (False, True)]
+    if [dtypes.get(""), convolutional.get("")] == usual:
+        del dtypes[""]
+    return written(dtypes)
 
 
 def decide_cleaning(options: EncoderOptions, source: SampleSource, cache: str | Path) -> Decision | None:
@@ -175,8 +186,8 @@ def request_before(source: SampleSource, cache: str | Path) -> Request | None:
 def resolve_options(
     options: EncoderOptions, device: str, decision: Decision | None = None, before: Request | None = None
 ) -> EncoderOptions:
-    """The options with the dtype that this machine computes in, the cleaning of `decision`, and the decoding of photos
-    in the request `before`, in place of `auto`.
+    """The options with the dtype of `resolve_dtype`, the cleaning of `decision`, and the decoding of photos in the
+    request `before`, in place of `auto`.
 
     Local paths that name encoders become absolute.
     """
@@ -186,14 +197,6 @@ def resolve_options(
         dtype=_resolved(options.dtype, device),
         convolutional_dtype=options.convolutional_dtype or _resolved(options.dtype, device, convolutional=True),
     )
-
-
-def options_for(
-    data: str | Path, columns: Mapping[str, str] | None, cache: str | Path, options: EncoderOptions, device: str
-) -> EncoderOptions:
-    """The options with all that is `auto` resolved for a data set and this machine."""
-    source = SampleSource(data, columns)
-    return resolve_options(options, device, decide_cleaning(options, source, cache), request_before(source, cache))
 
 
 def _resolved(option: str, device: str, convolutional: bool = False) -> str:

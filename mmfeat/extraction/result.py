@@ -13,6 +13,7 @@ import numpy as np
 from mmfeat.cache.features import Features
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import Tower
+from mmfeat.extraction.arithmetic import Evidence
 from mmfeat.extraction.missing import Clocks, Parts
 from mmfeat.extraction.requests import Decision
 from mmfeat.samples.dataset import SampleSet, read_samples
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Extraction(Frame, Shown):
     """Result of an extraction: samples, encoders, cache folder of the data set, counts that `Counts` explains, and
-    the decision on the cleaning where a text encoder follows it. `test` is the extraction of the test data, if named.
+    the decision on the cleaning where a text encoder follows it, and by request the evidence on which `auto` settled
+    the dtype. `test` is the extraction of the test data, if named.
     """
 
     samples: Overview
@@ -51,6 +53,7 @@ class Extraction(Frame, Shown):
     failed: int
     clocks: Mapping[str, Clocks]
     decision: Decision | None = None
+    evidence: Mapping[str, Evidence] = field(default_factory=dict)
     test: Extraction | None = None
     columns: Mapping[str, str] = field(default_factory=dict)  # of the samples
 

@@ -14,12 +14,13 @@ import numpy as np
 
 from mmfeat.cache.features import MappedBlock
 from mmfeat.cache.store import Cache
-from mmfeat.encoders.registry import Tower, describe_encoders
+from mmfeat.encoders.registry import Tower
 from mmfeat.errors import ConfigError, DataError
+from mmfeat.extraction.arithmetic import resolve_encoders
 from mmfeat.extraction.in_memory import Embedder
-from mmfeat.extraction.requests import latest_request, options_for
+from mmfeat.extraction.requests import latest_request
 from mmfeat.prediction.inputs import pair_of
-from mmfeat.samples.dataset import Data, Sample, read_samples
+from mmfeat.samples.dataset import Data, Sample, SampleSource, read_samples
 from mmfeat.sweep.class_names import two_towers
 from mmfeat.system.hardware import resolve_device
 from mmfeat.system.wording import Progress, counted
@@ -61,10 +62,9 @@ def neighbours(
         raise ConfigError("neighbours of what? give one of ID, --text and --image")
     request = latest_request(cache, data)
     request = request.changed(None, request.columns | dict(columns or {}), {})
-    options = options_for(request.data, request.columns, cache, request.options, device)
-    towers = [
-        t for t in describe_encoders(request.encoders, options) if (t.spec.output, t.spec.view) == ("pooled", "none")
-    ]
+    source = SampleSource(request.data, request.columns)
+    described = resolve_encoders(request.encoders, request.options, source, cache, device).towers
+    towers = [tower for tower in described if (tower.spec.output, tower.spec.view) == ("pooled", "none")]
     samples = read_samples(request.data, request.columns)
     store = Cache(cache, samples.name)
     if id is not None:

@@ -367,8 +367,8 @@ def checked_towers(run: Run, wanted: list[Tower], remedy: str = "") -> list[Towe
 
 
 def is_same(one: Tower, other: Tower) -> bool:
-    """Whether two towers make the same vectors: they differ in no more than the name of their checkpoint."""
-    return replace(one.spec, variant=other.spec.variant) == other.spec
+    """Whether two towers are one: they differ in no more than the name of their checkpoint, and in the arithmetic."""
+    return replace(one.spec.computed_in(other.spec.arithmetic), variant=other.spec.variant) == other.spec
 
 
 def hash_data(samples: Sequence[Sample], keys: Mapping[str, ContentKeys]) -> str:

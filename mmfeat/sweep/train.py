@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from mmfeat.baselines.trees import NEEDS_LIGHTGBM
-from mmfeat.encoders.registry import Tower, describe_encoders
+from mmfeat.encoders.registry import Tower
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, HeadError
 from mmfeat.evaluation.protocol import Protocol
-from mmfeat.extraction.requests import Request, extraction_of, options_for
+from mmfeat.extraction.arithmetic import resolve_encoders
+from mmfeat.extraction.requests import Request, extraction_of
 from mmfeat.heads.registry import (
     BASELINES,
     FUSIONS,
@@ -34,7 +35,7 @@ from mmfeat.runs.entry import RunConfig
 from mmfeat.runs.leaderboard import MODALITY_SETS
 from mmfeat.runs.record import Maker, written_call
 from mmfeat.runs.run import ABLATION, RUN_FILE, Run, read_run, reuse_run
-from mmfeat.samples.dataset import Data, name_of
+from mmfeat.samples.dataset import Data, SampleSource, name_of
 from mmfeat.samples.labels import MULTICLASS, ORDINAL, TASKS
 from mmfeat.samples.table_columns import TABLE
 from mmfeat.sweep.class_names import class_texts, two_towers, with_class_vectors
@@ -171,8 +172,8 @@ def train_heads(
     maker = Maker(command or written_call(train_heads, locals()), split_dir=protocol.split_dir if protocol else None)
     protocol, plan = protocol or Protocol(), plan or Plan(HeadSettings(), race=True)
     _check(task, order, attend, engine, device)
-    options = options_for(data, columns, cache, options or EncoderOptions(), device)
-    described = describe_encoders(list(encoders), options)
+    resolved = resolve_encoders(encoders, options or EncoderOptions(), SampleSource(data, columns), cache, device)
+    options, described = resolved.options, resolved.towers
     towers, pairs = _choose(described, fusion, baselines, modalities, attend, data, columns, encoders, options, cache)
     labelled = read_labelled(data, columns, cache, task, protocol, progress, order)
     config = RunConfig(

@@ -43,7 +43,7 @@ def gpus_seen() -> list[str]:
 
 
 def resolve_dtype(dtype: str = "auto", device: str = "auto", convolutional: bool = False) -> str:
-    """The arithmetic: `auto` is bfloat16 on hardware that computes in bfloat16, else float32.
+    """The arithmetic: `auto` is bfloat16 on hardware that computes in bfloat16, else float32, until a trial decides.
 
     Convolutional models lose too much in bfloat16 (a pretrained MobileNet: cosine 0.991 for the worst of 400
     photos, 0.99998 in float16), so for such models `auto` is float16 on CUDA and float32 elsewhere.
@@ -62,6 +62,12 @@ def resolve_dtype(dtype: str = "auto", device: str = "auto", convolutional: bool
                 return "float16"
             return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     return "bfloat16" if _cpu_has_bfloat16() and not convolutional else "float32"
+
+
+def fast_half(device: str = "auto") -> str:
+    """The half precision that is fast on a device, which a trial may choose: float16 on CUDA; float32 for none."""
+    exact = resolve_dtype("auto", device, convolutional=True)
+    return exact if exact != "float32" else resolve_dtype("auto", device)
 
 
 def resolve_products(products: str = "auto", device: str = "auto") -> str:
