@@ -1,4 +1,5 @@
-# Every target makes its own virtual environment first; nothing needs to be installed by hand.
+# Every target makes its own virtual environment first; nothing needs to be installed by hand. Another interpreter gets an
+# environment of its own: make test PYTHON=python3.13 makes .venv-python3.13.
 #
 #   make demo                        the whole way on a small generated data set
 #   make test                        the tests
@@ -11,9 +12,10 @@
 #   make clean                       remove the virtual environment and the demo data
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-VENV   ?= .venv
+VENV   ?= $(if $(filter file,$(origin PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+TESTED := $(VENV)/.ready-test
 MMFEAT := $(BIN)/mmfeat
 TESTS  := $(BIN)/python -m pytest -n auto --dist loadfile
 
@@ -24,12 +26,19 @@ help:
 install: $(READY)
 
 # The constraints pin the tested set, so that torch and torchvision match.
+define fill
+@echo "installing into $(VENV) (the first time takes some minutes: PyTorch is large)"
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "mmfeat needs Python 3.10 or newer; make PYTHON=...")'
+@$(PYTHON) -m venv $(VENV)
+@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '$(1)'
+@touch $@ $(READY)
+endef
+
 $(READY): pyproject.toml constraints.txt
-	@echo "installing into $(VENV) (the first time takes some minutes: PyTorch is large)"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "mmfeat needs Python 3.10 or newer; make PYTHON=...")'
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
-	@touch $(READY)
+	$(call fill,.)
+
+$(TESTED): pyproject.toml constraints.txt
+	$(call fill,.[test])
 
 demo: install
 	$(MMFEAT) demo --out demo
@@ -58,10 +67,10 @@ report: install
 submit: install
 	$(MMFEAT) submit
 
-test: install
+test: $(TESTED)
 	$(TESTS)
 
-check: install
+check: $(TESTED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -69,10 +78,10 @@ check: install
 	$(BIN)/mypy --platform darwin
 	$(TESTS)
 
-benchmark: install
+benchmark: $(TESTED)
 	$(BIN)/python benchmarks/run.py
 
-format: install
+format: $(TESTED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

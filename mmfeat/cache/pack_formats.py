@@ -30,6 +30,7 @@ from mmfeat.errors import CacheError, ConfigError
 from mmfeat.samples.dataset import SampleSet
 from mmfeat.system.files import csv_text, sync_folder, temporary_file, write_atomic
 from mmfeat.system.wording import Advance, without_passwords
+from mmfeat.version import install_command
 
 COLUMNS = ("id", "text", "image", "label", "split")  # image: the path of a photo
 STEP = 4096  # samples whose vectors are in memory at once
@@ -223,4 +224,4 @@ def _library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise ConfigError(f"--format {name} needs {name}; pip install 'mmfeat[{name}]'") from None
+        raise ConfigError(f"--format {name} needs {name}; {install_command(name)}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import shlex
 from functools import cache
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import mmfeat
 from tests.docs.markdown import PAGES, ROOT, anchors, blocks, links, prose
 from tests.docs.test_commands_page import COMMANDS
 
@@ -29,13 +31,18 @@ def test_links_and_anchors_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
+def rows(page: Path) -> list[str]:
+    """The rows of the tables of a page."""
+    return re.findall(r"^\|.*", prose(page), flags=re.MULTILINE)
+
+
 def typed(page: Path) -> list[str]:
-    """The mmfeat commands in the console blocks of a page; in the recipes also those in tables."""
+    """The mmfeat commands in the console blocks of a page; in the README and the recipes also those in tables."""
     lines = [
         line for block in blocks(page, "console", "bash", "sh") for line in block.text.replace("\\\n", " ").splitlines()
     ]
-    if page.name == "recipes.md":
-        lines += re.findall(r"`(mmfeat [^`]+)`", prose(page))
+    if page in (ROOT / "README.md", ROOT / "docs/recipes.md"):
+        lines += [text for row in rows(page) for text in re.findall(r"`(mmfeat [^`]+)`", row)]
     return [line.removeprefix("$ ") for line in lines if line.removeprefix("$ ").startswith("mmfeat ")]
 
 
@@ -99,3 +106,13 @@ def test_enough_messages_are_explained() -> None:
 def test_quoted_messages_are_those_of_the_program(message: str) -> None:
     wanted = re.compile(".*".join(re.escape(part) for part in message.split("...")), flags=re.DOTALL)
     assert any(wanted.search(text) for text in strings())
+
+
+def test_calls_in_the_tables_of_the_readme_are_understood() -> None:
+    """Each name is public, and its parameters take what is given."""
+    calls = [text for row in rows(ROOT / "README.md") for text in re.findall(r"`([^`]*mmfeat\.\w+\([^`]*)`", row)]
+    assert len(calls) > 3
+    for call in (node for text in calls for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)):
+        if isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value) == "mmfeat":
+            given = {str(each.arg): each.value for each in call.keywords}
+            inspect.signature(getattr(mmfeat, call.func.attr)).bind(*call.args, **given)
