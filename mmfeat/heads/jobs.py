@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 
@@ -38,7 +38,7 @@ from mmfeat.system.hardware import cpu_count
 from mmfeat.system.wording import Advance, ignore
 
 CPU_ROWS = 320  # rows in one step of a stack on a CPU; steps of fewer rows spend their time in Python
-CPU_STACK = (3, 8)  # fewest and most heads of a stack on a CPU; more heads do not fit into a core's cache
+CPU_STACK = (5, 8)  # fewest and most heads of a stack on a CPU; more heads do not fit into a core's cache
 LARGEST_STACK = 256
 MEMORY_SHARE = 0.5  # share of the device's free memory that a stack may take
 KEPT_BASIS = 2**24  # most numbers in a training matrix whose basis is kept
@@ -169,10 +169,14 @@ def _run_stack(job: Job, data: HeadData, targets: Targets, advance: Advance) -> 
     fusion = load_fusion(job.head)
     trained = train_stack(fusion, data, targets, job.members, advance, job.products)
     heads = [member.tensors for member in trained]
-    sets = [
-        predict_stack(fusion, len(targets.classes), data, heads, [wanted[number] for wanted in job.predict])
-        for number in range(len(job.predict[0]))
-    ]
+    sets: list[Sequence[np.ndarray]] = []
+    for number in range(len(job.predict[0])):
+        rows = [wanted[number] for wanted in job.predict]
+        known = [head.validation for head in trained]  # what ended the training
+        if all(x is not None and each is m.validation for x, each, m in zip(known, rows, job.members, strict=True)):
+            sets.append(cast("list[np.ndarray]", known))
+        else:
+            sets.append(predict_stack(fusion, len(targets.classes), data, heads, rows))
     seconds = (time.thread_time() - start) / len(trained)
     return [
         Fitted(

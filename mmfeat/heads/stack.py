@@ -55,11 +55,13 @@ class Member:
 
 @dataclass(frozen=True)
 class Trained:
-    """One trained head: its tensors on the CPU, and a history with one record an epoch."""
+    """One trained head: its tensors on the CPU, a history with one record an epoch, and the (m, C) logits of its
+    validation rows, None without any."""
 
     tensors: dict[str, Tensor]
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = -1
+    validation: np.ndarray | None = None
 
 
 def epoch_steps(rows: int, batch_size: int) -> int:
@@ -157,6 +159,7 @@ class _Stack:
         self.running = list(range(len(members)))
         self.trained: list[Trained | None] = [None] * len(members)
         self.histories: list[list[dict[str, float]]] = [[] for _ in members]
+        self.seen: list[np.ndarray | None] = [None] * len(members)  # logits of the validation rows at the best epoch
         self.stoppers = [Stopper(member.settings, member.replay) for member in members]
         self.module = fusion(len(members), data.shape, len(targets.classes))
         self.data = data if self.module.unit else data.prepared([member.standard for member in members])
@@ -196,12 +199,15 @@ class _Stack:
     def epoch(self) -> int:
         """Train all running heads for an epoch, drop finished heads from the stack and return the number of these."""
         losses = self._train()
-        scores = self._validate()
+        predicted = self._predict_validation()
+        scores = [self._scores(number, logits) for number, logits in zip(self.running, predicted, strict=True)]
         better = [index for index in range(len(self.running)) if self._record(index, losses[index], scores[index])]
         if better:
             numbers, indices = self._rows([self.running[index] for index in better]), self._rows(better)
             for name, value in self.module.state_dict().items():
                 self.best[name][numbers] = value[indices]
+            for index in better:
+                self.seen[self.running[index]] = predicted[index]
         done = [index for index, number in enumerate(self.running) if self.stoppers[number].done]
         if done:
             self._finish([self.running[index] for index in done])
@@ -225,18 +231,17 @@ class _Stack:
             total += losses.detach()
         return (total / steps).tolist()
 
-    def _validate(self) -> list[dict[str, float]]:
-        """Macro-F1 and weighted loss of each running head on its validation rows."""
+    def _predict_validation(self) -> Sequence[np.ndarray | None]:
+        """(m, C) logits of the validation rows of each running head, None where no head has any."""
         rows = [self.members[number].validation for number in self.running]
-        if not any(map(len, rows)):
-            return [{} for _ in rows]
-        multilabel = self.targets.multilabel
-        predicted = predict_module(self.module, self.data, rows)
-        matrices = [self.targets.matrix[head_rows] for head_rows in rows]
-        return [
-            validation_scores(logits, wanted, self.weights[number], multilabel)
-            for number, wanted, logits in zip(self.running, matrices, predicted, strict=True)
-        ]
+        return predict_module(self.module, self.data, rows) if any(map(len, rows)) else [None] * len(rows)
+
+    def _scores(self, number: int, logits: np.ndarray | None) -> dict[str, float]:
+        """Macro-F1 and weighted loss of a member on its validation rows."""
+        if logits is None:
+            return {}
+        wanted = self.targets.matrix[self.members[number].validation]
+        return validation_scores(logits, wanted, self.weights[number], self.targets.multilabel)
 
     def _record(self, index: int, loss: float, scores: dict[str, float]) -> bool:
         """Record an epoch of a running head; returns whether its weights are the best so far."""
@@ -255,7 +260,9 @@ class _Stack:
         best = {name: value[rows].cpu() for name, value in self.best.items()}
         for place, number in enumerate(numbers):
             tensors = {name: value[place] for name, value in best.items()}
-            self.trained[number] = Trained(tensors, self.histories[number], self.stoppers[number].best_epoch)
+            self.trained[number] = Trained(
+                tensors, self.histories[number], self.stoppers[number].best_epoch, self.seen[number]
+            )
 
     def _rows(self, numbers: Sequence[int]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.int64, device=self.data.device)

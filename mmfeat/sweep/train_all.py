@@ -218,13 +218,16 @@ def quick_first(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def behind_in_seeds(ranked: Sequence[Entry], repeats: int) -> list[tuple[str, str]]:
     """Heads and modalities with fewer than `repeats` seeds that tie with the first entry or show the ablation of the
-    best head."""
+    best head, of whose single modalities one is spared if its interval lies below that of the better one."""
     heads = [entry for entry in ranked if not entry.is_ensemble]
-    shown = (heads[0].head, TWINS.get(heads[0].head))
+    best = heads[0].head
+    alone = [entry for entry in heads if _single(entry, best)]
+    shown = [entry for entry in heads if entry.head in (best, TWINS.get(best)) and entry not in alone]
+    shown += [entry for entry in alone if entry.macro_f1.high >= alone[0].macro_f1.low]
     return [
         (entry.head, entry.modalities)
         for entry in heads
-        if (entry.tie or entry.head in shown) and entry.head not in BASELINES and len(entry.by_seed.values) < repeats
+        if (entry.tie or entry in shown) and entry.head not in BASELINES and len(entry.by_seed.values) < repeats
     ]
 
 

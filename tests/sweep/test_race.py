@@ -18,7 +18,7 @@ from mmfeat.cli.heads import show_sweep
 from mmfeat.heads.jobs import LocalEngine
 from mmfeat.heads.registry import HeadSettings, Plan
 from mmfeat.report.scores import leaderboard_section
-from mmfeat.runs.entry import PlanRecord
+from mmfeat.runs.entry import Interval, PlanRecord
 from mmfeat.runs.leaderboard import leaderboard_csv
 from mmfeat.sweep.entries import TrainedEntry
 from mmfeat.sweep.problem import Problem
@@ -84,6 +84,11 @@ def test_a_head_that_ties_is_owed_its_seeds(race: tuple[Path, list[TrainedEntry]
     assert behind_in_seeds([of_name["prior-both"], replace(late, tie=True)], SEEDS) == [("late", "image")]
     assert behind_in_seeds([ensemble, of_name["concat-both"], behind, late], SEEDS) == [("concat", "text")]
     assert behind_in_seeds([ensemble, of_name["logistic-text"], behind, late], SEEDS) == []
+    image = replace(behind, modalities="image")
+    ranked = [of_name["concat-both"], behind, image]
+    assert behind_in_seeds(ranked, SEEDS) == [("concat", "text"), ("concat", "image")]
+    ranked[-1] = replace(image, macro_f1=Interval(0.1, 0.0, 0.2))
+    assert behind_in_seeds(ranked, SEEDS) == [("concat", "text")], "it shows no more of the ablation's test"
 
 
 def kept(folder: Path) -> dict[str, bytes]:
