@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mmfeat.report.audited import doubted_rows
+from mmfeat.report.map import place_samples
 from mmfeat.report.modalities import WHO, attribute
 from mmfeat.report.section import title_of
 from mmfeat.report.subject import Subject
@@ -45,6 +46,9 @@ class Gallery:
     shown: int  # photos in the page
     cut: int  # characters after which texts are cut; 0 where the page has no texts
     attributed: str  # the head of the attribution, where another head than the entry's; else ""
+    points: str = ""  # packed as rows: [row, x, y] of the samples on the map; "" without a map
+    placed: int = 0  # samples on the map
+    how: str = ""  # how they were placed
 
 
 def make_gallery(subject: Subject, photos: int, room: int, progress: Progress) -> Gallery:
@@ -73,9 +77,13 @@ def make_gallery(subject: Subject, photos: int, room: int, progress: Progress) -
     ]
     ids = [predictions.ids[row] for row in order]
     packed, cut, listed = _fit_rows(ids, samples, facts, int(room * ROW_SHARE))
-    images, shown = _fit_photos(samples[:listed], photos, room - len(packed), progress)
+    places, how = place_samples(subject, samples[:listed])
+    points = pack(places) if places else ""
+    if len(packed) + len(points) > room:
+        places, points = [], ""
+    images, shown = _fit_photos(samples[:listed], photos, room - len(packed) - len(points), progress)
     other = attribution.title if attribution and attribution.title != title_of(subject.entry) else ""
-    return Gallery(packed, images, len(ids), listed, int((~right).sum()), shown, cut, other)
+    return Gallery(packed, images, len(ids), listed, int((~right).sum()), shown, cut, other, points, len(places), how)
 
 
 def _confidence(probabilities: np.ndarray, votes: np.ndarray, multilabel: bool) -> np.ndarray:

@@ -121,7 +121,97 @@ function start(rows, photos) {
   filter();
 }
 
+const SERIES = ["#3b82c4", "#d9782d", "#3f9a6b", "#b8559b", "#7a6fd0", "#9a8a2c", "#2f9fb0"]; // as in plots.py
+const OTHERS = "#8d8d8d";
+const NEAR = 30; // pixels
+const kinds = {
+  label: (row) => row[LABEL],
+  prediction: (row) => row[PREDICTION],
+  right: (row) => (row[RIGHT] ? "right" : "wrong"),
+  who: (row) => row[WHO],
+};
+
+// The map: `points` are [row, x, y], with x and y from 0 to 1000.
+function draw(points, rows, photos) {
+  const canvas = find("points");
+  const form = find("colouring");
+  points.sort((a, b) => a[1] - b[1]); // the order of the arrow keys
+  let chosen = -1;
+
+  function at([, x, y]) {
+    return [8 + (x / 1000) * (canvas.clientWidth - 16), 8 + (1 - y / 1000) * (canvas.clientHeight - 16)];
+  }
+
+  function paint() {
+    const kind = kinds[form.colour.value];
+    const counts = new Map();
+    for (const [row] of points) counts.set(kind(rows[row]), (counts.get(kind(rows[row])) || 0) + 1);
+    const names = [...counts.keys()].sort((a, b) => counts.get(b) - counts.get(a)).slice(0, SERIES.length).sort();
+    const colours = new Map(names.map((name, place) => [name, SERIES[place]]));
+    canvas.width = canvas.clientWidth * devicePixelRatio;
+    canvas.height = canvas.clientHeight * devicePixelRatio;
+    const context = canvas.getContext("2d");
+    context.scale(devicePixelRatio, devicePixelRatio);
+    const dot = (point, size, alpha) => {
+      context.globalAlpha = alpha;
+      context.fillStyle = colours.get(kind(rows[point[0]])) || OTHERS;
+      context.beginPath();
+      context.arc(...at(point), size, 0, 7);
+      context.fill();
+    };
+    for (const point of points) dot(point, 3, 0.65);
+    if (chosen >= 0) {
+      dot(points[chosen], 7, 1);
+      context.strokeStyle = getComputedStyle(canvas).color;
+      context.stroke();
+    }
+    const shown = names.map((name) => [name, colours.get(name), counts.get(name)]);
+    const rest = points.length - shown.reduce((sum, entry) => sum + entry[2], 0);
+    if (rest) shown.push(["others", OTHERS, rest]);
+    find("legend").replaceChildren(...shown.map(([name, colour, count]) => {
+      const item = element("li", "", name + " " + count.toLocaleString("en"));
+      item.style.borderColor = colour;
+      return item;
+    }));
+  }
+
+  function choose(place) {
+    if (place === chosen) return;
+    chosen = place;
+    find("pointed").replaceChildren(card(rows[points[place][0]], photos));
+    paint();
+  }
+
+  function point(event) {
+    let best = -1;
+    let nearest = NEAR * NEAR;
+    points.forEach((candidate, place) => {
+      const [x, y] = at(candidate);
+      const distance = (x - event.offsetX) ** 2 + (y - event.offsetY) ** 2;
+      if (distance < nearest) [best, nearest] = [place, distance];
+    });
+    if (best >= 0) choose(best);
+  }
+
+  if (!rows.some((row) => row[WHO])) form.colour.querySelector("[value=who]").remove();
+  form.hidden = false;
+  form.colour.addEventListener("change", paint);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  canvas.addEventListener("pointermove", point);
+  canvas.addEventListener("pointerdown", point);
+  canvas.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    choose((chosen + step + points.length + (chosen < 0 && step < 0)) % points.length);
+  });
+  new ResizeObserver(paint).observe(canvas);
+}
+
 Promise.all([unpack("rows"), unpack("photos")]).then(
-  ([rows, photos]) => start(rows, photos),
+  ([rows, photos]) => {
+    start(rows, photos);
+    if (find("places")) unpack("places").then((points) => draw(points, rows, photos));
+  },
   (error) => { find("count").textContent = "The samples cannot be shown: " + error.message + ". A browser of 2023 or later can."; },
 );
