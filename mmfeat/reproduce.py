@@ -12,7 +12,7 @@ from mmfeat.errors import RunError
 from mmfeat.finetune.arguments import finetune_arguments
 from mmfeat.runs.record import machine
 from mmfeat.runs.run import Run, checked_towers, data_changed, read_run
-from mmfeat.samples.dataset import read_samples
+from mmfeat.samples.corrections import read_corrected
 from mmfeat.sweep.arguments import heads_arguments
 from mmfeat.system.files import file_sha256
 from mmfeat.system.notebook import usual_progress
@@ -107,7 +107,7 @@ def compare_files(original: Run, run: Run, reused: bool = False) -> Reproduction
 
 
 def _check_data(run: Run, cache: str | Path) -> None:
-    samples = read_samples(run.config.data, run.config.columns)
+    samples, _ = read_corrected(run.config.data, run.config.reading)
     if data_changed(run, samples.labelled, Cache(cache, samples.name)):
         raise RunError(f"{run.folder}: labels, texts or photos of {samples.source} changed since; restore them first")
 

@@ -32,9 +32,10 @@ from mmfeat.cache.store import folder_name
 from mmfeat.errors import ConfigError
 from mmfeat.evaluation.metrics import wilson
 from mmfeat.evaluation.splits import TEST
-from mmfeat.samples.dataset import Data, SampleSet, read_samples
+from mmfeat.samples.corrections import read_corrected
+from mmfeat.samples.dataset import Data, SampleSet
 from mmfeat.samples.labels import classes_in
-from mmfeat.system.files import write_errors, write_json
+from mmfeat.system.files import csv_text, write_atomic, write_errors, write_json
 from mmfeat.system.hardware import cpu_count
 from mmfeat.system.notebook import usual_progress
 from mmfeat.system.remote import absolute, is_remote
@@ -54,6 +55,7 @@ def audit_data(
     run: str | Path | None = None,
     heads: str | Path = "heads",
     out: str | Path = "audit",
+    export: str | Path | None = None,
     cache: str | Path = "cache",
     workers: int = 0,
     seed: int = 42,
@@ -72,12 +74,17 @@ def audit_data(
         trained on exactly these labels and contents, if any.
     cache
         Where the latest extraction of the data names the text encoders whose limits the texts are counted against.
+    export
+        A CSV file to write with a row for each likely label error and an empty column `label` to fill: corrections for
+        `columns={"labels": ...}`.
     workers
         Number of photos read at once; 0 means the number of cores.
 
     Raises `ConfigError` if the audit would lie among the data, `RunError` for splits or a run that do not fit.
     """
-    samples = read_samples(data, columns)
+    if export and Path(export).exists():
+        raise ConfigError(f"--export {export}: this exists, maybe with labels filled in; name another file")
+    samples, _ = read_corrected(data, columns)
     folder = _checked_folder(samples, out)
     splits = Path(split_dir) if split_dir else None
     findings = find_everything(samples, splits, run, Path(heads), workers or cpu_count(), progress or usual_progress())
@@ -86,7 +93,12 @@ def audit_data(
     cut, notes = cut_texts(cache, data, texts)
     audit.profile["all"]["text"].update({"cut": cut} if cut else {})
     audit = replace(audit, notes=[*audit.notes, *notes])
+    if export and findings.opinions is None:
+        raise ConfigError(f"--export {export}: no run judges the labels; {findings.no_run or 'name one with --run'}")
     _write(audit, findings)
+    if export:
+        header, rows = tables.DOUBTS, tables.doubt_rows(samples.samples, findings.suspicions, findings.is_multilabel)
+        write_atomic(Path(export), csv_text(header, rows).encode())
     return audit
 
 

@@ -13,6 +13,7 @@ from mmfeat.audit.leaks import Leak
 from mmfeat.audit.opinions import Suspicion
 from mmfeat.audit.twins import Conflicts, Twins
 from mmfeat.samples.dataset import Sample
+from mmfeat.samples.labels import SEPARATOR, classes_in
 from mmfeat.system.files import csv_text, write_atomic
 
 HEADERS = {
@@ -24,6 +25,7 @@ HEADERS = {
     "balance.csv": ("part", "class", "count", "share", "low", "high"),
     "profile.csv": ("part", "measure", "value"),
 }
+DOUBTS = ("id", "text", "image", "given", "proposed", "probability", "label")  # label is for a person to fill
 SHOWN_TEXT = 280
 CsvRows = list[tuple[Any, ...]]
 
@@ -104,6 +106,22 @@ def error_rows(samples: Mapping[str, Sample], suspected: Sequence[Suspicion]) ->
         rows.append(
             (rank, error.id, error.label, error.suggested, *numbers, str(sample.image or ""), shown_text(sample.text))
         )
+    return rows
+
+
+def doubt_rows(samples: Sequence[Sample], suspected: Sequence[Suspicion], multilabel: bool) -> CsvRows:
+    """The samples with likely label errors, the surest first, with the label that would have none."""
+    by_id, doubts = {sample.id: sample for sample in samples}, dict[str, list[Suspicion]]()
+    for error in suspected:
+        doubts.setdefault(error.id, []).append(error)
+    rows: CsvRows = []
+    for id, errors in doubts.items():
+        sample, proposed = by_id[id], errors[0].suggested
+        if multilabel:  # each error is about one class, `NAME` or `not NAME`
+            wrong = {min(error.label, error.suggested, key=len) for error in errors}
+            proposed = SEPARATOR.join(sorted(classes_in(sample.label, True) ^ wrong)) or SEPARATOR
+        probability = f"{max(error.probability for error in errors):.4f}"
+        rows.append((id, sample.text or "", str(sample.image or ""), sample.label, proposed, probability, ""))
     return rows
 
 

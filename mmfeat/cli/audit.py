@@ -15,6 +15,7 @@ from mmfeat.cli.flags import (
     AnyData,
     CacheFolder,
     Heads,
+    Labels,
     Parameters,
     Seed,
     interruptible,
@@ -205,6 +206,8 @@ def _cut(text: str, width: int) -> str:
 PARAMETERS: Parameters = {
     "data": (AnyData, None),
     **LATEST_READING,
+    "labels": (Labels, None),
+    "export": (option("Write the labels in doubt to this CSV file, to be corrected.", str | None), None),
     "split_dir": (option("Splits whose leaks are looked for, as of a run.  [default: the run's]", str | None), None),
     "run": (option("A run that judges the labels, or none.  [default: the best on the data]", str | None), None),
     "heads": (Heads, "heads"),
@@ -223,12 +226,17 @@ def audit(context: typer.Context, **values: Any) -> None:
     \b
     mmfeat audit --data tweets --split-dir splits
     """
-    flags = {name: values.pop(name) for name in ("data", "cache", *LATEST_READING)}
+    flags = {name: values.pop(name) for name in ("data", "cache", "labels", *LATEST_READING)}
     data, columns, extracted = _data_and_columns(flags)
     from mmfeat.audit.audit import audit_data
 
     result = audit_data(data, columns=columns, cache=flags["cache"], **values, progress=ConsoleProgress())
     show_audit(result)
+    if values["export"]:
+        out.print(f"labels in doubt {values['export']}")
+        name = shlex.quote(values["export"])
+        out.print(f"next: fill in its column label where a label is wrong; mmfeat heads --labels {name}")
+        return
     step = f"{'heads' if extracted else 'extract'} --data {shlex.quote(shown(data))}"
     if result.label_errors:
         step = f"report --run {shlex.quote(result.label_errors['run'])}"

@@ -17,6 +17,7 @@ from mmfeat.cli.flags import (
     REQUEST_PARAMETERS,
     AnyData,
     CacheFolder,
+    Labels,
     Parameters,
     Seed,
     find_request,
@@ -298,6 +299,7 @@ def gc(
 PACK_PARAMETERS: Parameters = {
     "out": (option("The file to write; its suffix is a format.  [default: pack.FORMAT]", str | None), None),
     "format": (option("h5, npy, parquet, lance or faiss.  [default: the suffix of --out, or h5]", str | None), None),
+    "labels": (Labels, None),
     **REQUEST_PARAMETERS,
 }
 
@@ -342,8 +344,9 @@ def _samples_and_specs(values: Mapping[str, Any]) -> tuple[SampleSet, list[Encod
 
 def _samples_and_towers(request: Request, values: Mapping[str, Any]) -> tuple[SampleSet, list[Tower]]:
     from mmfeat.extraction.arithmetic import resolve_encoders
-    from mmfeat.samples.dataset import SampleSource, read_samples
+    from mmfeat.samples.corrections import read_corrected, without_labels
+    from mmfeat.samples.dataset import SampleSource
 
-    source, device = SampleSource(request.data, request.columns), values.get("device", "auto")
+    source, device = SampleSource(request.data, without_labels(request.columns)), values.get("device", "auto")
     resolved = resolve_encoders(request.encoders, request.options, source, values["cache"], device)
-    return read_samples(request.data, request.columns), resolved.towers
+    return read_corrected(request.data, request.columns)[0], resolved.towers

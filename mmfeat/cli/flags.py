@@ -120,13 +120,16 @@ def reading(values: Mapping[str, Any], before: Mapping[str, str] | None = None) 
 
     Names of columns replace all the names before.
     """
-    given = {name.replace("_", "-"): v for name in _READING_FLAGS if (v := values.get(name)) is not None}
+    flags_given = (*_READING_FLAGS, "labels")
+    given = {name.replace("_", "-"): v for name in flags_given if (v := values.get(name)) is not None}
     columns = pairs(values["columns"]) if values.get("columns") else {}
     if not columns and not given:
         return None
     flags = {name.replace("_", "-") for name in _READING_FLAGS}
     return {name: v for name, v in (before or {}).items() if not columns or name in flags} | columns | given
 
+
+Labels = option("A table of ids and labels in place of the data's own.", str | None, "--labels")
 
 ENCODER_PARAMETERS = _encoder_parameters(latest=False)
 LATEST_PARAMETERS = _encoder_parameters(latest=True)

@@ -19,6 +19,7 @@ from mmfeat.cli.flags import (
     CacheFolder,
     Device,
     EngineFlag,
+    Labels,
     Mlflow,
     Parameters,
     RayAddress,
@@ -239,6 +240,7 @@ PARAMETERS: Parameters = {
     "cache": (CacheFolder, "cache"),
     "out": (option("Folder of the runs."), "heads"),
     **LATEST_READING,
+    "labels": (Labels, None),
     "task": (option("multiclass, multilabel (labels such as a|b), or ordinal."), "multiclass"),
     "order": (
         option("Classes of an ordinal task, the lowest first: low,high.  [default: as numbers]", str | None),

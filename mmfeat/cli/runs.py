@@ -90,6 +90,13 @@ def show_comparison(comparison: Comparison) -> None:
     for name, reason in zip(names, comparison.reasons, strict=True):
         if reason:
             out.print(f"{name} is not comparable with [1]: {reason}")
+    if comparison.otherwise != comparison.scored:
+        scored, other = names[comparison.scored], names[comparison.otherwise]
+        out.print(f"{counted(comparison.relabelled, 'label')} differ; all above is against the labels of {scored}")
+        for name, test in zip(names, comparison.tests, strict=True):
+            if test and test.otherwise:
+                out.print(f"against the labels of {other}: {name} is {gain(test.otherwise)} over [1]")
+        out.print("corrections flatter the head that proposed them")
     if any(comparison.tests):
         out.print("95 % bootstrap intervals; paired bootstrap on the samples that both have out of fold")
         if not comparison.preselected:
@@ -126,7 +133,7 @@ def show_reproduction(reproduction: Reproduction) -> None:
 
 def _facts(run: Run) -> list[tuple[str, str]]:
     """Name and text of every fact of a run that it records."""
-    config, record, protocol = run.config, run.record, run.config.protocol
+    config, record, protocol, fixed = run.config, run.record, run.config.protocol, run.config.corrections
     counts = ", ".join(f"{name} {count:,}" for name, count in run.results.class_counts.items())
     begun = datetime.fromisoformat(record.started) if record.started else None
     folds = {"kfold": f"{len(config.folds)} folds", "given": "the data's own split"}.get(protocol.kind, "holdout")
@@ -134,6 +141,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     facts = [
         ("data", f"{shown(config.data)} ({labelled}), hash {config.data_hash[:8]}"),
         ("protocol", f"{folds}, {protocol.seeds} seeds from {protocol.seed}, splits {config.splits_hash[:8]}"),
+        ("labels", f"{fixed.count:,} corrected by {shown(fixed.file)}, hash {fixed.sha256[:8]}" if fixed else ""),
         ("class names", ", ".join(f"{name}={text}" for name, text in (config.class_names or {}).items())),
         ("table", ", ".join(column.label for column in config.table or ())),
         ("cache", shown(config.cache)),

@@ -27,6 +27,7 @@ from mmfeat.encoders.torch_tower import LIBRARIES, RUNTIMES
 from mmfeat.errors import CacheMissError, ConfigError, WriteError
 from mmfeat.samples.column_names import COLUMNS
 from mmfeat.samples.contents import JUDGED, TWEETS, tweet_share
+from mmfeat.samples.corrections import without_labels
 from mmfeat.samples.dataset import Data, SampleSource, name_of
 from mmfeat.system.files import read_json, write_json
 from mmfeat.system.hardware import resolve_device, resolve_dtype
@@ -134,7 +135,7 @@ def extraction_of(request: Request, cache: str | Path, device: str = "auto") -> 
     before = next((other.options for other in all_requests(cache) if other.data == request.data), None)
     usual = [asdict(EncoderOptions()), asdict(EncoderOptions().decided(before))]
     usual.append({"dtype": "", "convolutional_dtype": request.options.convolutional_dtype})
-    flags = {name: shown(value) for name, value in request.columns.items() if name not in COLUMNS}
+    flags = {n: shown(value) for n, value in without_labels(request.columns).items() if n not in COLUMNS}
     columns = ",".join(f"{name}={value}" for name, value in request.columns.items() if name in COLUMNS)
     given = {"columns": columns, **flags, "cache": str(cache), "device": device}
     usual.append({"columns": "", "cache": "cache", "device": "auto"})

@@ -29,6 +29,17 @@ def comparison_sections(comparison: Comparison) -> list[Section]:
     ]
     if not comparison.preselected:
         words[0] += " It is the best of its run, chosen by these very scores, which flatters it a little."
+    if comparison.otherwise != comparison.scored:
+        scored, other = names[comparison.scored], names[comparison.otherwise]
+        words.append(
+            f"{comparison.relabelled:,} labels differ; all scores and tests here are against those of {scored}."
+        )
+        others = [test.otherwise if test else None for test in comparison.tests]
+        words += [
+            f"Against the labels of {other}: {name} {gain(difference)} over the first."
+            for name, difference in zip(names, others, strict=True)
+            if difference
+        ]
     if not comparison.fair:
         words.append("Not all of them can be compared: scores on other data or folds say nothing about each other.")
     table = Table("comparison", "Runs side by side", header, rows)

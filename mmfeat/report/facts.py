@@ -30,6 +30,8 @@ def data_section(subject: Subject) -> Section:
         return Section("data", "Data", words, tables=tables)
     words = [f"{run.config.dataset}: {len(samples):,} samples, {labelled:,} labelled, {hashed}."]
     words += data_notes(subject)
+    if fixed := run.config.corrections:
+        words.append(f"{fixed.count:,} labels are those of {shown(fixed.file)}, hash {fixed.sha256[:16]}.")
     if odd := {name: count for name, count in samples.encodings.items() if name != "utf-8"}:
         words.append(f"Texts that are not UTF-8: {', '.join(f'{count:,} {name}' for name, count in odd.items())}.")
     missing = [
@@ -49,7 +51,8 @@ def data_notes(subject: Subject) -> tuple[str, ...]:
     """Lines about changes of the data since the run."""
     if subject.samples is None:
         return (f"{shown(subject.data)} is not there, so texts and photos are missing; --data says where it is.",)
-    if changed := _changed(subject):
+    fixed = subject.run.config.corrections
+    if (changed := _changed(subject) - (fixed.count if fixed else 0)) > 0:
         return (f"The data changed since the run: {changed:,} samples that it scored are gone or have another label.",)
     return ()
 

@@ -1,22 +1,26 @@
 """Comparison of runs: the settings that differ, the scores side by side, and whether differences are more than noise.
 
-Runs are tested against each other only where their data and folds are the same: scores on other rows, or of heads that
-were trained on other rows, say nothing about each other.
+Runs are tested against each other only where their data and folds are the same, but for corrections of labels: scores
+on other rows, or of heads that were trained on other rows, say nothing about each other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import RunError
+from mmfeat.evaluation.metrics import evaluate
 from mmfeat.evaluation.significance import LEVEL, Difference, holm, majority, mcnemar, paired_difference
 from mmfeat.runs.entry import Entry, RunConfig
+from mmfeat.runs.out_of_fold import OutOfFold
 from mmfeat.runs.run import Run
+from mmfeat.samples.corrections import LABELS
 from mmfeat.system.wording import head_label
 
 MISSING = "-"  # the text of a setting that a run does not have
@@ -48,7 +52,8 @@ class RunTest:
 
     `difference` is the score (`Scores.headline`) of this entry minus that of the first, from the paired bootstrap;
     `p_holm` is its p-value and `mcnemar_holm` that of McNemar's test (`mcnemar`), both adjusted for the number of runs
-    (Holm).
+    (Holm). `otherwise` is the difference against the other labels of a
+    `Comparison`, None where all labels are the same.
     """
 
     difference: Difference
@@ -56,6 +61,7 @@ class RunTest:
     mcnemar: float
     mcnemar_holm: float
     samples: int
+    otherwise: Difference | None = None
 
     @property
     def tie(self) -> bool:
@@ -70,7 +76,9 @@ class Comparison:
     `settings` maps the dotted name of every setting that differs to its text in each run. `tests` is None for the first
     run and for runs that are not comparable with it; `reasons` says why they are not, and is "" for all others.
     `preselected` says that the entries were named beforehand; otherwise each is the best of its run by the very scores
-    that are compared.
+    that are compared. Where runs differ in corrections of labels, all scores and tests are against the labels of the
+    run `scored`, the last one that has corrections; `otherwise` is the first run with other labels, and `relabelled`
+    the number of samples out of fold whose labels differ between these two.
     """
 
     runs: tuple[Run, ...]
@@ -79,6 +87,9 @@ class Comparison:
     tests: tuple[RunTest | None, ...]
     reasons: tuple[str, ...]
     preselected: bool
+    scored: int = 0
+    otherwise: int = 0
+    relabelled: int = 0
 
     @property
     def fair(self) -> bool:
@@ -98,24 +109,38 @@ def compare_runs(
         raise RunError("one run alone has nothing to be compared with; name two or more")
     entries = [run.entry(head, modalities) for run in runs]
     reasons = ["", *(why_not_comparable(runs[0], run) for run in runs[1:])]
-    compared = [index for index, reason in enumerate(reasons) if index and not reason]
-    results = [_paired(runs[0], entries[0], runs[index], entries[index], seed) for index in compared]
+    fair = [index for index, reason in enumerate(reasons) if not reason]
+    compared, hashes = fair[1:], [run.config.data_hash for run in runs]
+    scored = max((index for index in fair if runs[index].config.corrections), default=0)
+    otherwise = next((index for index in fair if hashes[index] != hashes[scored]), scored)
+    read = {index: runs[index].out_of_fold(entries[index]) for index in fair if compared}
+    predicted = {index: _labelled_by(out_of_fold, read[scored]) for index, out_of_fold in read.items()}
+    results = [_paired(predicted[0], predicted[index], runs[index], seed) for index in compared]
+    others, relabelled = dict[int, Difference](), 0
+    if otherwise != scored:
+        entries = [_rescored(entry, predicted.get(index)) for index, entry in enumerate(entries)]
+        told = {index: _labelled_by(out_of_fold, read[otherwise]) for index, out_of_fold in read.items()}
+        others = {index: _paired(told[0], told[index], runs[index], seed)[0] for index in compared}
+        relabelled = int((told[0].targets.matrix != predicted[0].targets.matrix).any(1).sum())
     adjusted = holm([difference.p for difference, _, _ in results])
     disagreement = holm([p for _, p, _ in results])
     tests: list[RunTest | None] = [None] * len(runs)
     for index, (difference, p, samples), p_holm, mcnemar_holm in zip(
         compared, results, adjusted, disagreement, strict=True
     ):
-        tests[index] = RunTest(difference, float(p_holm), p, float(mcnemar_holm), samples)
-    return Comparison(tuple(runs), tuple(entries), _differences(runs), tuple(tests), tuple(reasons), head is not None)
+        tests[index] = RunTest(difference, float(p_holm), p, float(mcnemar_holm), samples, others.get(index))
+    told_apart = _differences(runs), tuple(tests), tuple(reasons), head is not None, scored, otherwise, relabelled
+    return Comparison(tuple(runs), tuple(entries), *told_apart)
 
 
 def why_not_comparable(one: Run, other: Run) -> str:
     """Say why the scores of two runs cannot be compared; "" if they can."""
     if one.config.task != other.config.task:
         return f"another task ({other.config.task})"
-    if one.config.data_hash != other.config.data_hash:
+    if one.config.given_hash != other.config.given_hash:
         return "other data: labels, texts or photos of the labelled samples differ"
+    if one.classes != other.classes:
+        return "other classes: corrections left one without a sample"
     if one.config.splits_hash != other.config.splits_hash:
         seeds = [run.config.protocol.seeds for run in (one, other)]
         if one.config.folds == other.config.folds and seeds[0] != seeds[1]:
@@ -135,6 +160,8 @@ def flat_settings(config: RunConfig) -> dict[str, str]:
             settings[name] = ", ".join(f"{spec.name} {spec.fingerprint[:8]}" for spec in specs)
         elif name == "table":
             settings[name] = ", ".join(column.label for column in config.table or ())
+        elif name == "corrections":
+            settings[LABELS] = f"{value['count']:,} by {Path(value['file']).name}, hash {value['sha256'][:8]}"
         elif name not in LEFT_OUT:
             settings |= _flat(name, value)
     return settings
@@ -147,13 +174,33 @@ def flag_of(setting: str) -> str:
     return "--" + FLAGS.get(setting, setting.rpartition(".")[2]).replace("_", "-")
 
 
-def _paired(one: Run, entry: Entry, other: Run, other_entry: Entry, seed: int) -> tuple[Difference, float, int]:
-    """Test an entry of `other` against an entry of `one`: difference of scores, McNemar's p, number of samples."""
-    first, second = one.out_of_fold(entry), other.out_of_fold(other_entry)
+def _labelled_by(predictions: OutOfFold, labels: OutOfFold) -> OutOfFold:
+    """Predictions of the samples that `labels` has, too, with its labels."""
+    row_of = {id: row for row, id in enumerate(labels.ids)}
+    rows = [row for row, id in enumerate(predictions.ids) if id in row_of]
+    ids = tuple(predictions.ids[row] for row in rows)
+    targets = labels.targets.take(np.array([row_of[id] for id in ids], int))
+    groups = None if predictions.groups is None else predictions.groups[rows]
+    return OutOfFold(ids, targets, predictions.chosen[:, rows], predictions.probabilities[rows], groups)
+
+
+def _rescored(entry: Entry, predictions: OutOfFold | None) -> Entry:
+    """The entry with the scores of its decisions against the labels of `predictions`."""
+    if predictions is None or not predictions.ids:
+        return entry
+    probabilities = np.broadcast_to(predictions.probabilities, predictions.chosen.shape)
+    scores = evaluate(predictions.targets, predictions.chosen, probabilities, groups=predictions.groups)
+    names = {"macro_f1", "accuracy", "weighted_f1", "classes", "confusion", "kappa"} & scores.keys()
+    return Entry.from_json(entry.to_json() | {name: scores[name] for name in names})
+
+
+def _paired(first: OutOfFold, second: OutOfFold, other: Run, seed: int) -> tuple[Difference, float, int]:
+    """Test predictions of `other` against those of the first run: difference of scores, McNemar's p, number of
+    samples."""
     row_of = {id: row for row, id in enumerate(second.ids)}
     shared = [(row, row_of[id]) for row, id in enumerate(first.ids) if id in row_of]
     if not shared:
-        raise RunError(f"{other.folder}: no sample out of fold is one of {one.folder}; train one of them again")
+        raise RunError(f"{other.folder}: no sample out of fold is one of the first run; train one of them again")
     rows, other_rows = map(np.array, zip(*shared, strict=True))
     targets = first.targets.take(rows)
     chosen, other_chosen = first.chosen[:, rows], second.chosen[:, other_rows]

@@ -19,6 +19,7 @@ from mmfeat.evaluation.decisions import Decision
 from mmfeat.evaluation.metrics import Score
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.heads.registry import DEFAULTS, HeadSettings, PlanRecord
+from mmfeat.samples.corrections import LABELS, Corrections
 from mmfeat.samples.labels import MULTILABEL
 from mmfeat.samples.table_columns import TableColumn
 from mmfeat.system.files import canonical_json
@@ -28,7 +29,7 @@ T = TypeVar("T")
 TOGETHER = "ensemble"  # the `modalities` of an entry that combines several heads
 PLACES = ("data", "cache", "columns")  # the fields that may change while the run stays the same
 TOWERS = ("encoders", "prefixes")
-UNNAMED = ("trials", "products")  # a run may get more trials, and go on in another arithmetic
+UNNAMED = ("trials", "products", "corrections")  # more trials, another arithmetic; labels count in the data hash
 LATER = {"init": DEFAULTS.init, "race": False}  # settings that the first version lacked: runs are named as before
 SCORES = ("macro_f1", "accuracy", "weighted_f1", "auroc", "log_loss", "calibration_error")
 
@@ -317,6 +318,17 @@ class RunConfig:
     table: tuple[TableColumn, ...] | None = None
     table_hash: str | None = None
     order: tuple[str, ...] | None = None  # of the labels of an ordinal task, where the user named one
+    corrections: Corrections | None = None
+
+    @property
+    def reading(self) -> dict[str, str]:
+        """The columns, and the corrections of labels, with which the run's data are read to train on them."""
+        return self.columns | ({LABELS: self.corrections.file} if self.corrections else {})
+
+    @property
+    def given_hash(self) -> str:
+        """The data hash with the data's own labels."""
+        return self.corrections.data_hash if self.corrections else self.data_hash
 
     @property
     def is_multilabel(self) -> bool:

@@ -387,7 +387,7 @@ def hash_table(samples: Sequence[Sample]) -> str | None:
 
 
 def data_changed(run: Run, labelled: Sequence[Sample], store: Cache) -> bool:
-    """Whether ids, labels or contents of the labelled samples differ from those that the run was trained on."""
+    """Whether ids, labels (the data's own, or corrected) or contents of the labelled samples differ from the run's."""
     keys = {modality: store.content_keys(labelled, modality) for modality in MODALITIES}
     has_table = hash_table(labelled) not in (None, run.config.table_hash)
-    return has_table or hash_data(labelled, keys) != run.config.data_hash
+    return has_table or hash_data(labelled, keys) not in (run.config.data_hash, run.config.given_hash)

@@ -28,7 +28,7 @@ def heads_arguments(run: Run) -> dict[str, Any]:
             "encoders": requests_of(run),
             "cache": config.cache,
             "options": run.options,
-            "columns": config.columns,
+            "columns": config.reading,
             "fusion": [head for head in heads if head not in BASELINES] or ["none"],
             "baselines": [head for head in heads if head in BASELINES] or ["none"],
             "modalities": list(dict.fromkeys(modality for _, modality in config.pairs)),

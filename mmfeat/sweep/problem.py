@@ -5,25 +5,29 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mmfeat.cache.explain import why_failed
 from mmfeat.cache.features import Features
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import HeadError
-from mmfeat.evaluation.protocol import Protocol, protocol_splits
-from mmfeat.evaluation.splits import Fold, Splits
+from mmfeat.evaluation.protocol import KFOLD, Protocol, protocol_splits
+from mmfeat.evaluation.splits import Fold, Splits, check_folds
 from mmfeat.extraction.missing import place_of
 from mmfeat.heads.registry import BASELINES
 from mmfeat.runs.run import hash_data, hash_table
-from mmfeat.samples.dataset import MODALITIES, SampleSet, read_samples
+from mmfeat.samples.corrections import LABELS, Corrections, read_corrected, without_labels
+from mmfeat.samples.dataset import MODALITIES, SampleSet
 from mmfeat.samples.keys import ContentKeys
 from mmfeat.samples.labels import SEPARATOR, Targets, absent_note, labels_alike, read_targets
 from mmfeat.samples.table_columns import TableColumn, TableCounts
+from mmfeat.system.files import canonical_json
 from mmfeat.system.remote import absolute
 from mmfeat.system.wording import Progress, without_passwords
 from mmfeat.version import __version__
@@ -44,13 +48,14 @@ class LabelledData:
     protocol: Protocol
     splits: Splits
     new_splits: Path | None
+    given: Mapping[str, str]  # id -> the data's own label, where it was corrected
     split_notes: tuple[str, ...] = ()
     order: tuple[str, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Lines about labels and splits that may not be what the user expects."""
-        notes = list(self.split_notes)
+        notes = [*self.split_notes, *(self.samples.notes[-1:] if LABELS in self.columns else ())]
         if self.protocol.split_dir and self.new_splits is None:
             sizes = f"{len(self.splits)} folds" if len(self.splits) > 1 else "a holdout"
             notes.append(
@@ -82,7 +87,7 @@ class LabelledData:
             "task": self.targets.task,
             "order": self.order or None,
             "data": absolute(self.samples.source),
-            "columns": {name: without_passwords(value) for name, value in self.columns.items()},
+            "columns": {name: without_passwords(value) for name, value in without_labels(self.columns).items()},
             "cache": os.path.abspath(self.store.folder.parent),
             "dataset": self.samples.name,
             "data_hash": hash_data(self.samples.labelled, self.keys),
@@ -90,7 +95,17 @@ class LabelledData:
             "splits_hash": hashlib.sha256(roles.encode()).hexdigest(),
             "table": self.table or None,
             "table_hash": hash_table(self.samples.labelled),
+            "corrections": self._corrections,
         }
+
+    @property
+    def _corrections(self) -> Corrections | None:
+        if not self.given:
+            return None
+        own = [replace(sample, label=self.given.get(sample.id, sample.label)) for sample in self.samples.labelled]
+        new = [[sample.id, sample.label] for sample in self.samples.labelled if sample.id in self.given]
+        digest = hashlib.sha256(canonical_json(new).encode()).hexdigest()
+        return Corrections(absolute(self.columns[LABELS]), len(new), digest, hash_data(own, self.keys))
 
     def load(self, specs: Sequence[EncoderSpec]) -> tuple[Features, list[str]]:
         """The vectors of the labelled samples and their table, and a line for each encoder that lacks more than half.
@@ -126,8 +141,9 @@ def read_labelled(
     progress: Progress,
     order: Sequence[str] = (),
 ) -> LabelledData:
-    """Read the samples, hash the contents of the labelled ones, and split them."""
-    samples = read_samples(data, columns)
+    """Read the samples, hash the contents of the labelled ones, and split them by the data's own labels: with
+    corrections, too, the folds are the same."""
+    samples, given = read_corrected(data, columns)
     labelled = samples.labelled
     if not labelled:
         raise HeadError(f"{data}: no labelled samples; label some, or let a run on others predict: mmfeat predict")
@@ -135,9 +151,12 @@ def read_labelled(
     store = Cache(cache, samples.name)
     keys = {modality: store.content_keys(labelled, modality, progress) for modality in MODALITIES}
     targets = read_targets([str(sample.label) for sample in labelled], task, order)
-    splits, new, notes = protocol_splits(labelled, targets, keys["image"], store.folder, protocol, progress)
+    own = read_targets([given.get(s.id, str(s.label)) for s in labelled], task, order) if given else targets
+    if given and protocol.kind == KFOLD:
+        check_folds(targets, np.arange(len(labelled)), protocol.folds)
+    splits, new, notes = protocol_splits(labelled, own, keys["image"], store.folder, protocol, progress)
     named = dict(columns or {})
-    return LabelledData(samples, named, store, keys, targets, protocol, splits, new, notes, tuple(order))
+    return LabelledData(samples, named, store, keys, targets, protocol, splits, new, given, notes, tuple(order))
 
 
 @dataclass(frozen=True)

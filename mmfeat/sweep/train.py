@@ -35,6 +35,7 @@ from mmfeat.runs.entry import RunConfig
 from mmfeat.runs.leaderboard import MODALITY_SETS
 from mmfeat.runs.record import Maker, written_call
 from mmfeat.runs.run import ABLATION, RUN_FILE, Run, read_run, reuse_run
+from mmfeat.samples.corrections import without_labels
 from mmfeat.samples.dataset import Data, SampleSource, name_of
 from mmfeat.samples.labels import MULTICLASS, ORDINAL, TASKS
 from mmfeat.samples.table_columns import TABLE
@@ -170,9 +171,9 @@ def train_heads(
     Raises `CacheMissError` where vectors are missing."""
     data, progress = name_of(data), progress or usual_progress()
     maker = Maker(command or written_call(train_heads, locals()), split_dir=protocol.split_dir if protocol else None)
-    protocol, plan = protocol or Protocol(), plan or Plan(HeadSettings(), race=True)
+    protocol, plan, asked = protocol or Protocol(), plan or Plan(HeadSettings(), race=True), options or EncoderOptions()
     _check(task, order, attend, engine, device)
-    resolved = resolve_encoders(encoders, options or EncoderOptions(), SampleSource(data, columns), cache, device)
+    resolved = resolve_encoders(encoders, asked, SampleSource(data, without_labels(columns)), cache, device)
     options, described = resolved.options, resolved.towers
     towers, pairs = _choose(described, fusion, baselines, modalities, attend, data, columns, encoders, options, cache)
     labelled = read_labelled(data, columns, cache, task, protocol, progress, order)

@@ -1,0 +1,77 @@
+"""Corrections of labels: a table of ids and labels that is laid over a data set, whose files stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from mmfeat.errors import DataError
+from mmfeat.samples.column_names import find_column
+from mmfeat.samples.dataset import Data, SampleSet, read_samples
+from mmfeat.samples.labels import SEPARATOR, classes_in
+from mmfeat.samples.tables import Table
+from mmfeat.system.remote import exists
+from mmfeat.system.wording import counted
+
+LABELS = "labels"  # the name of the table among `columns`
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """The table that was laid over the labels of a run's data, `count` labels that differ from the data's own, the hash
+    of their ids and labels, and the `data_hash` with the data's own labels."""
+
+    file: str
+    count: int
+    sha256: str
+    data_hash: str
+
+
+def without_labels(columns: Mapping[str, str] | None) -> dict[str, str]:
+    """The columns for readers that no label concerns."""
+    return {name: column for name, column in (columns or {}).items() if name != LABELS}
+
+
+def read_corrected(data: Data, columns: Mapping[str, str] | None = None) -> tuple[SampleSet, dict[str, str]]:
+    """(the samples with the labels of the table that `columns` names as `labels`, id -> the data's own label where it
+    differs). An empty label in that table changes nothing.
+
+    Raises `DataError` for ids and labels that the data do not have.
+    """
+    samples, path = read_samples(data, without_labels(columns)), (columns or {}).get(LABELS)
+    if path is None:
+        return samples, {}
+    before = {sample.id: sample.label for sample in samples}
+    changed = {id: label for id, label in _read_labels(path, samples, before).items() if label != before[id]}
+    corrected = (replace(s, label=changed[s.id]) if s.id in changed else s for s in samples)
+    note = f"{counted(len(changed), 'label')} of {path} in place of the data's own, whose folds stay"
+    given = {id: str(before[id]) for id in changed}
+    return replace(samples, samples=tuple(corrected), notes=(*samples.notes, note)), given
+
+
+def _read_labels(path: str, samples: SampleSet, before: Mapping[str, str | None]) -> dict[str, str]:
+    """Id -> label of the rows of a table that have one; of several files the last one that has an id counts."""
+    if not path or not exists(path):
+        raise DataError(f"--labels {path}: no such table; check its name")
+    table, labels, lines = Table(path), dict[str, str](), dict[str, str]()
+    names = {part: find_column(part, table.names) for part in ("id", "label")}
+    if not table.names:  # no row
+        return {}
+    if lacking := [part for part, name in names.items() if name is None]:
+        raise DataError(f"--labels {path}: no column {lacking[0]} among {', '.join(table.names)}; name its columns so")
+    classes = set(samples.classes)
+    parts = set().union(*(classes_in(name, multilabel=True) for name in classes))
+    columns = [str(name) for name in names.values()]
+    for where, row in table.rows(columns, label=columns[1]):
+        id, label = (row.get(column) or "" for column in columns)
+        if not (label := label.strip()):
+            continue
+        if before.get(id) is None:
+            known = f"sample {id!r} has no label to correct" if id in before else f"the data have no sample {id!r}"
+            raise DataError(f"--labels {where}: {known}; take this line out")
+        if label not in classes and not (SEPARATOR in label and classes_in(label, multilabel=True) <= parts):
+            raise DataError(f"--labels {where}: no sample is {label!r}; use one of {', '.join(sorted(classes))}")
+        if labels.setdefault(id, label) != label and lines[id] == where.rpartition(":")[0]:
+            raise DataError(f"--labels {where}: sample {id!r} has another label above; leave one of them")
+        labels[id], lines[id] = label, where.rpartition(":")[0]
+    return labels
