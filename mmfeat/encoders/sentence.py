@@ -20,7 +20,7 @@ from mmfeat.encoders.source import Source
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.tokenizer import Text, check_files, check_fit, cuts_of, text_folder, tokenizer_errors, watch_cuts
 from mmfeat.encoders.torch_tower import TorchTower
-from mmfeat.encoders.weights import checkpoint_json, checkpoint_modules
+from mmfeat.encoders.weights import MODULES, checkpoint_json, checkpoint_modules
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.samples.contents import CLEANING
 from mmfeat.system.files import canonical_json
@@ -207,9 +207,13 @@ def _check_tokenizer(variant: str, model: SentenceTransformer) -> Callable[[str]
 
 def _own_code(variant: str) -> int:
     """1 where code of the checkpoint will run, for a module or inside one of transformers."""
-    others = [module["type"] for module in checkpoint_modules(variant) if not module["type"].startswith(LIBRARY)]
+    modules = checkpoint_modules(variant)
+    others = [f"{module['type']} in {MODULES}" for module in modules if not module["type"].startswith(LIBRARY)]
+    for file in (f"{module['path']}/config.json" for module in modules if module["type"].endswith(".Dense")):
+        activation = str((checkpoint_json(variant, file) or {}).get("activation_function", "torch."))
+        others += [] if activation.startswith("torch.") else [f"{activation} in {file}"]  # the library takes another
     if others and not is_trusted():
-        raise needed(f"st:{variant}", f"{others[0]} in modules.json")
+        raise needed(f"st:{variant}", others[0])
     return 1 if others else own_code(f"st:{variant}", variant, text_folder(variant))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from mmfeat.errors import EncoderError
 
 # A row of its report, where layers with the same fault share one: encoder.layer.{0, 1}.output.bias | MISSING
 _LACKING = re.compile(r"^(?:\x1b\[\S*?m)*(\w[\w.{, }]*?)\s*\|.*?(MISSING|MISMATCH)", re.MULTILINE)
+# An attention of transformers that lies in a repository of the hub, by whichever entry of a config.json names it.
+_KERNEL = re.compile(r'implementation\w*": (?:\{[^}]*: )?"([^"]*/[^"]*)"')
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ class Source:
         return kind
 
     def check_form(self, folder: str = "") -> None:
-        """Raise `EncoderError` for an adapter, quantised weights, and a configuration without a model type.
+        """Raise `EncoderError` for an adapter, quantised weights, a configuration without a model type, and code of the
+        hub for its attention.
 
         `folder` is the place of `config.json` in the checkpoint, "" or a name and a slash.
         """
@@ -86,6 +90,10 @@ class Source:
         config = self.read_config(folder)
         if self.family != "st" or not checkpoint_modules(self.variant):
             self.kind_of(config)
+        if kernel := _KERNEL.search(json.dumps(config)):
+            raise EncoderError(
+                f"{self.name}: its config.json would run code of {kernel[1]} on the hub; remove the entry that names it"
+            )
         if isinstance(quantised := config.get("quantization_config"), dict):
             method = quantised.get("quant_method", "some method")
             raise EncoderError(
