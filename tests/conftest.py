@@ -63,8 +63,8 @@ def _no_wait_for_the_disk() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _one_projection() -> None:
     """Load the built-in text encoder once for all tests: to draw its projection takes a fifth of a second."""
-    loaded = cache(lambda specs: hashing.load(list(specs)))
-    FAMILIES["hashing"] = replace(FAMILIES["hashing"], load=lambda specs: loaded(tuple(specs)))
+    loaded = cache(lambda specs: hashing.load("", list(specs)))
+    FAMILIES["hashing"] = replace(FAMILIES["hashing"], load=lambda variant, specs: loaded(tuple(specs)))
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ def vector(text):
     return np.array([len(text), text.count(" "), text.count("!"), text.count("?")], np.float32)
 
 
-def load(specs):
+def load(variant, specs):
     return Encoder(tuple(specs), prepare=vector, launch=lambda batch: lambda: [np.stack(batch)])
 
 

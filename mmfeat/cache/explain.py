@@ -56,12 +56,12 @@ def explain_sample(root: str | Path, samples: SampleSet, id: str, specs: Sequenc
     return [
         _explain(store, sample, spec, entries)
         for spec in specs
-        for sample in (single_photos([known[id]])[0] if spec.modality == "image" else [known[id]])
+        for sample in (single_photos([known[id]])[0] if spec.part == "image" else [known[id]])
     ]
 
 
 def _explain(store: Cache, sample: Sample, spec: EncoderSpec, entries: list[CachedEncoder]) -> Explanation:
-    key, reason = sample.key(spec.modality)
+    key, reason = sample.key(spec.part)
     if key is None:
         return Explanation(spec.name, "masked", (f"{reason}: nothing to encode",))
     index = store.row_index(spec)
@@ -77,14 +77,14 @@ def _explain(store: Cache, sample: Sample, spec: EncoderSpec, entries: list[Cach
     reasons = [*_changed_content(index.shards, sample.id, key, spec), *_nearest(key, spec, entries)]
     if not index.shards:
         reasons.insert(0, f"no shard of this encoder in {store.spec_folder(spec)}")
-    stored = f"this {spec.modality} is not among the {len(index.unique()[0]):,} that are stored"
+    stored = f"this {spec.part} is not among the {len(index.unique()[0]):,} that are stored"
     return Explanation(spec.name, "miss", tuple(reasons or [stored]))
 
 
 def why_failed(store: Cache, sample: Sample, specs: Sequence[EncoderSpec]) -> str:
     """The reason why a sample has no value for one of `specs`, all of one modality; "" if the sample has values."""
     for spec in specs:
-        key, reason = sample.key(spec.modality)
+        key, reason = sample.key(spec.part)
         if key is None:
             return reason
         if error := store.error(spec, key):
@@ -98,7 +98,7 @@ def _changed_content(shards: Sequence[Shard], id: str, key: bytes, spec: Encoder
         for row in np.flatnonzero(read_ids(shard.path) == id.encode()):
             earlier = printable(shard.keys[row])
             change = f"stored was {earlier[:12]}..., now it is {key.decode()[:12]}... (SHA-256)"
-            yield f"its {spec.modality} changed (or another data set of this name has the id): {change}"
+            yield f"its {spec.part} changed (or another data set of this name has the id): {change}"
 
 
 def _nearest(key: bytes, spec: EncoderSpec, entries: list[CachedEncoder]) -> Iterator[str]:
@@ -109,7 +109,7 @@ def _nearest(key: bytes, spec: EncoderSpec, entries: list[CachedEncoder]) -> Ite
     nearest = min(others, key=lambda e: (len(e.spec.differences(spec)), -e.changed))  # type: ignore[union-attr]
     assert nearest.spec is not None
     has = "has" if any((shard.keys == key).any() for shard in nearest.shards) else "lacks"
-    yield f"nearest is {nearest.folder.name}, which {has} this {spec.modality}; it differs in"
+    yield f"nearest is {nearest.folder.name}, which {has} this {spec.part}; it differs in"
     there, here = _values(nearest.spec), _values(spec)
     for name in [name for name in {**there, **here} if there.get(name, "") != here.get(name, "")]:
         stored, asked = str(there.get(name, "")), str(here.get(name, ""))

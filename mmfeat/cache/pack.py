@@ -51,8 +51,8 @@ def write_pack(
     """
     kind = _format_of(path, format)
     _check_free(path, kind, specs)
-    keys = {modality: store.content_keys(samples.samples, modality) for modality in {s.modality for s in specs}}
-    blocks = {spec: store.map(samples.samples, spec, keys[spec.modality]) for spec in specs}
+    keys = {modality: store.content_keys(samples.samples, modality) for modality in {s.part for s in specs}}
+    blocks = {spec: store.map(samples.samples, spec, keys[spec.part]) for spec in specs}
     with (progress or usual_progress()).step("pack", len(samples) * len(blocks)) as advance:
         sweep_temporaries(path.parent, path.name)
         if kind == HDF5:

@@ -53,7 +53,7 @@ def check_parity(
 ) -> Iterator[Parity]:
     """Compare `count` random cached rows of each tower with the values that the tower's reference gives."""
     for tower in towers:
-        keys = store.content_keys(samples.samples, tower.spec.modality)
+        keys = store.content_keys(samples.samples, tower.spec.part)
         block = store.map(samples.samples, tower.spec, keys, allow_missing=True)
         chosen = np.random.default_rng(seed).permutation(np.flatnonzero(block.mask))[:count]
         reference = load_reference(tower)
@@ -71,8 +71,8 @@ def check_parity(
 
 def _wanted(reference: Callable[[Any], np.ndarray], sample: Sample, spec: EncoderSpec) -> np.ndarray:
     """What the library computes of a sample: of several photos the mean, or all tokens side by side."""
-    if spec.modality == "text":
-        return reference(sample.text)
+    if spec.part != "image":
+        return reference(getattr(sample, spec.part))
     photos = [single.image.read_bytes() for single in single_photos([sample])[0] if single.image is not None]
     pictures = [(decode_image(data, spec.decoding)[0], content_key(data)) for data in photos]
     values = [reference(augment(picture, spec.view, key)) for picture, key in pictures if picture is not None]

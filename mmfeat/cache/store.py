@@ -138,18 +138,18 @@ class Cache:
         """
         specs = list(specs)
         known = dict(keys or {})
-        for modality in {spec.modality for spec in specs} - known.keys():
+        for modality in {spec.part for spec in specs} - known.keys():
             known[modality] = self.content_keys(samples, modality)
-        rows = {spec: self._find(samples, known[spec.modality], spec) for spec in specs}
+        rows = {spec: self._find(samples, known[spec.part], spec) for spec in specs}
         owners = {modality: keys.owners for modality, keys in known.items() if keys.is_several}
         pooled = [spec for spec in specs if spec.output == "pooled"]
         size = sum(len(samples) * rows[spec][0].width * np.dtype(spec.storage).itemsize for spec in pooled)
         in_memory = pooled if memory is None or size <= memory else []
         return Features(
             tuple(sample.id for sample in samples),
-            tuple(joined(_block(spec, *rows[spec]), owners.get(spec.modality)) for spec in in_memory),
+            tuple(joined(_block(spec, *rows[spec]), owners.get(spec.part)) for spec in in_memory),
             tuple(
-                joined_mapped(_mapped_block(spec, *rows[spec]), owners.get(spec.modality))
+                joined_mapped(_mapped_block(spec, *rows[spec]), owners.get(spec.part))
                 for spec in specs
                 if spec not in in_memory
             ),
@@ -167,7 +167,7 @@ class Cache:
 
         A sample that was never extracted is masked with `allow_missing`, and raises `CacheMissError` without.
         """
-        wanted = keys or self.content_keys(samples, spec.modality)
+        wanted = keys or self.content_keys(samples, spec.part)
         return joined_mapped(_mapped_block(spec, *self._find(samples, wanted, spec, allow_missing)), wanted.owners)
 
     def scan(self, spec: EncoderSpec) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -80,7 +80,7 @@ def show_coverage(samples: SampleSet, entries: Sequence[CachedEncoder], keys: Ma
         if entry.spec is None:
             show_problems(entry)
             continue
-        good, failed, missing = entry.covered(keys[entry.spec.modality])
+        good, failed, missing = entry.covered(keys[entry.spec.part])
         share = good / max(1, good + failed + missing)
         out.print(f"  covers {share:.1%}: {good:,} vectors, {failed:,} unreadable, {missing:,} missing")
         stored = sum(entry.count())
@@ -211,7 +211,7 @@ def info(context: typer.Context, cache: str, **values: Any) -> None:
     store = Cache(cache, samples.name)
     entries = survey(cache, store.folder.name)
     progress = ConsoleProgress()
-    modalities = {entry.spec.modality for entry in entries if entry.spec}
+    modalities = {entry.spec.part for entry in entries if entry.spec}
     keys = {modality: store.content_keys(samples.samples, modality, progress) for modality in sorted(modalities)}
     show_coverage(samples, entries, keys)
 

@@ -100,7 +100,7 @@ def extract(context: typer.Context, **given: Any) -> None:
     show_extraction(result)
     if result.test is not None:
         show_extraction(result.test)
-    photos = [tower.spec for tower in result.towers if tower.spec.modality == "image"]
+    photos = [tower.spec for tower in result.towers if tower.spec.part == "image"]
     if any(spec.decoding.is_plain for spec in photos) and "auto" in (values["exif"], values["background"]):
         out.print("photos count as stored, as before; --exif upright --background white shows them as people see them")
     elsewhere = f" --cache {shlex.quote(cache)}" if cache != "cache" else ""
@@ -280,7 +280,7 @@ def remedies_left(result: Extraction, modality: str) -> set[str]:
     from mmfeat.system.hardware import cpu_count, gpus_seen
     from mmfeat.system.remote import is_remote
 
-    towers = [tower for tower in result.towers if tower.spec.modality == modality]
+    towers = [tower for tower in result.towers if tower.spec.part == modality]
     torch = [tower for tower in towers if is_torch(tower.request)]
     device, local = result.settings.device, result.engine != "ray"
     conditions = {

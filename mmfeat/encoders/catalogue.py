@@ -91,6 +91,7 @@ OPEN = {  # families that take any checkpoint of a kind, which no library lists
     "st": "text checkpoints of sentence-transformers",
     "bert": "text models of transformers",
     "hf": "image models of transformers, and its CLIP and SigLIP",
+    "vectors": "vectors of your own by sample id, of texts; vectors.image of photos",
 }
 
 

@@ -70,7 +70,7 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
     ]
 
 
-def load(specs: list[EncoderSpec]) -> Encoder:
+def load(variant: str, specs: list[EncoderSpec]) -> Encoder:
     """The encoder of the version in the specs."""
     version = specs[0].weights.removeprefix(BUILT_IN)
     if version not in VERSIONS:
@@ -81,7 +81,7 @@ def load(specs: list[EncoderSpec]) -> Encoder:
 
 def reference(variant: str, spec: EncoderSpec) -> Callable[[str], np.ndarray]:
     """The encoder itself with a batch of one text: no other library computes these vectors."""
-    encoder = load([spec])
+    encoder = load(variant, [spec])
     return lambda text: np.asarray(encoder.embed([encoder.prepare(text)])[0][0])
 
 

@@ -36,7 +36,7 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
     ]
 
 
-def load(specs: list[EncoderSpec]) -> Encoder:
+def load(variant: str, specs: list[EncoderSpec]) -> Encoder:
     """The encoder, whose whole work is in `prepare`, which readers run beside other encoders."""
     return Encoder(tuple(specs), describe_picture, lambda batch: lambda: [np.stack(batch)], light=True, early=True)
 

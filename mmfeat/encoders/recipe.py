@@ -56,7 +56,7 @@ def _lines(request: str, variant: str, spec: EncoderSpec, options: EncoderOption
         ("width", f"{width:,}" if width else ""),
         ("parameters", f"{parameters:,.0f} M" if parameters else ""),
         ("pooling", _pooling(variant, spec)),
-        *(_of_texts(request, variant, spec, options) if spec.modality == "text" else _of_pictures(spec)),
+        *(_of_texts(request, variant, spec, options) if spec.part == "text" else _of_pictures(spec)),
         ("arithmetic", f"{spec.arithmetic}, stored as {spec.storage} (--dtype)"),
         ("licence", _licence(variant, spec)),
         ("weights", spec.weights or NOT_HERE),

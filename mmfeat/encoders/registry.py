@@ -21,6 +21,7 @@ from mmfeat.encoders import (
     timm_models,
     torchvision_models,
     transformers_models,
+    vectors,
 )
 from mmfeat.encoders.delta import apply_delta, read_delta
 from mmfeat.encoders.names import canonical
@@ -58,16 +59,16 @@ class Family:
 
     `modalities` are those of its towers. `describe(family, variant, options)` gives the pooled spec of each tower.
     `reference(variant, spec)` gives the library's own plain float32 call for one text or picture: (D) or (T, D).
-    `open_towers(variant, specs)` gives the torch models behind the towers; families without torch have `load(specs)`
-    instead, and only pooled vectors. `is_cased(variant)` says whether capitals of a text reach the model, and
-    `read_cuts(variant, spec)` gives `Tokens.cut` of a text, for families whose models cut texts.
+    `open_towers(variant, specs)` gives the torch models behind the towers; families without torch have `load`, with the
+    same arguments, instead, and only pooled vectors. `is_cased(variant)` says whether capitals reach the model,
+    and `read_cuts(variant, spec)` gives `Tokens.cut` of a text, for families whose models cut texts.
     """
 
     modalities: tuple[str, ...]
     describe: Callable[[str, str, EncoderOptions], list[EncoderSpec]]
     reference: Callable[[str, EncoderSpec], Callable[[Any], np.ndarray]]
     open_towers: Callable[[str, list[EncoderSpec]], list[TorchTower]] | None = None
-    load: Callable[[list[EncoderSpec]], Encoder] | None = None
+    load: Callable[[str, list[EncoderSpec]], Encoder] | None = None
     is_cased: Callable[[str], bool] = is_cased
     read_cuts: Callable[[str, EncoderSpec], Callable[[str], int]] | None = None
 
@@ -120,6 +121,8 @@ FAMILIES: dict[str, Family] = {
     "resnet50": _TORCHVISION,  # `_family` gives it for the name of any model of torchvision
     "hashing": Family(_TEXT, hashing.describe, hashing.reference, load=hashing.load, is_cased=lambda variant: False),
     "hog": Family(_IMAGE, hog.describe, hog.reference, load=hog.load),
+    "vectors": Family(_TEXT, vectors.describe, vectors.reference, load=vectors.load),
+    "vectors.image": Family(_IMAGE, vectors.describe, vectors.reference, load=vectors.load),
     "finetuned": Family(_BOTH, _describe_tuned, _tuned_reference, _open_tuned),
 }
 
@@ -215,7 +218,7 @@ def _outputs(base: EncoderSpec, options: EncoderOptions, has_layers: bool) -> li
             only = ", only pooled vectors" if name else ""
             raise EncoderError(f"--outputs {asked}: {base.name} has no {output}{only}; {remedy}")
         specs.append(base.of(output, layer))
-    views = [view_name(number) for number in range(1, options.views + 1)] if base.modality == "image" else []
+    views = [view_name(number) for number in range(1, options.views + 1)] if base.part == "image" else []
     return specs + [replace(spec, view=view) for view in views for spec in specs]
 
 
@@ -281,7 +284,7 @@ def load_encoders(towers: list[Tower], device: str, runtime: Runtime | None = No
 
 def _load(request: str, specs: list[EncoderSpec], device: str, runtime: Runtime | None) -> list[Encoder]:
     if (load := _family(request).load) is not None:
-        return [load(specs)]
+        return [load(_split(request)[1], specs)]
     return [tower.encoder(device, runtime) for tower in open_towers(Tower(request, specs[0]), specs)]
 
 

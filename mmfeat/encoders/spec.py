@@ -48,7 +48,7 @@ DECIDED = "auto:"  # before the cleaning of options that was `auto`, which keeps
 DRAFT = "draft"
 SHOWN = {"exif": UPRIGHT, "background": WHITE}  # the values of auto: photos as people see them
 BACKGROUND = re.compile("#[0-9a-f]{6}")
-TWO_TOWERS = ("clip", "hf")  # families whose towers are named by their modality
+TWO_TOWERS = ("clip", "hf", "vectors")  # families whose towers are named by their modality
 VISION_TRANSFORMERS = ("vit", "deit", "beit", "eva")
 SIZE = re.compile(r"([1-9]\d*)(?:x([1-9]\d*))?")
 OUTPUT = re.compile(r"(?:([\w.-]+)=)?(?:(pooled|tokens)|prefix:([1-9]\d*))")
@@ -142,7 +142,7 @@ class EncoderSpec:
 
     def decoded(self, decoding: Decoding) -> EncoderSpec:
         """The spec of an encoder of photos with another decoding; that of an encoder of texts as it is."""
-        if self.modality != "image":
+        if self.part != "image":
             return self
         asked = {name: value for name, value in asdict(decoding).items() if value not in (0, BEFORE.get(name))}
         steps = {**json.loads(self.transform or "{}"), **asked}
@@ -165,6 +165,11 @@ class EncoderSpec:
     def tower(self) -> str:
         """Name of one modality of a family: `clip.text`, `bert`."""
         return f"{self.family}.{self.modality}" if self.family in TWO_TOWERS else self.family
+
+    @property
+    def part(self) -> str:
+        """The part of a sample that is read: the modality, or the id that finds a vector of the user's own."""
+        return "id" if self.family == "vectors" else self.modality
 
     @property
     def names(self) -> set[str]:
@@ -210,11 +215,6 @@ def _entries(option: str) -> list[str]:
         else:
             entries.append(piece)
     return entries
-
-
-def stated_options(values: Any) -> Any:
-    """The plain values of options, with what an earlier version did in place of those that it lacked."""
-    return {**BEFORE, **values} if isinstance(values, dict) else values
 
 
 @dataclass(frozen=True)
@@ -378,7 +378,7 @@ class Encoder:
 
     @property
     def modality(self) -> str:
-        return self.specs[0].modality
+        return self.specs[0].part
 
     @property
     def view(self) -> str:

@@ -68,7 +68,7 @@ def embed(  # type: ignore[misc]  # the settings above are those below
     towers = [
         tower
         for tower in describe_encoders(requests, resolved)
-        if tower.spec.modality in asked and (tower.spec.output, tower.spec.view) == ("pooled", "none")
+        if tower.spec.part in asked and (tower.spec.output, tower.spec.view) == ("pooled", "none")
     ]
     if lacking := [name for name in asked if not any(tower.spec.modality == name for tower in towers)]:
         others = "hashing for texts, hog for images, clip for both"

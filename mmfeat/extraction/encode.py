@@ -24,10 +24,11 @@ from mmfeat.encoders.spec import Encoder, EncoderSpec, Values
 from mmfeat.errors import EncoderError
 from mmfeat.extraction.missing import Clocks, Item
 from mmfeat.extraction.reader import Prepared, Reader
+from mmfeat.samples.keys import BY_ID
 from mmfeat.system.wording import Advance
 
 # On a CPU the activations of a larger batch leave the processor's caches, and a fixed size gives the same sums twice.
-CPU_SIZES = {"image": 16, "text": 32}
+CPU_SIZES = {"image": 16, "text": 32, BY_ID: 256}
 PROBED_SIZES = (32, 64, 128, 256, 512)
 WORTH_MORE = 1.05  # speed-up that is worth twice the memory
 
@@ -120,8 +121,8 @@ def _joined(parts: list[list[Values]]) -> list[Values]:
 
 
 # A window is the samples that are read, sorted by length and encoded together.
-WINDOWS = {"cpu": {"image": 16, "text": 256}}
-GPU_WINDOW = {"image": 512, "text": 4096}
+WINDOWS = {"cpu": {"image": 16, "text": 256, BY_ID: 4096}}
+GPU_WINDOW = {"image": 512, "text": 4096, BY_ID: 4096}
 TEXT_BATCHES = 8  # batches a window of texts, where the user sets the size of a batch
 QUEUED = 8  # blocks of rows that wait for the writer at most
 TICK = 1.0  # seconds between two looks of an idle writer whether a commit is due

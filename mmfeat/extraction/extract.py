@@ -196,7 +196,7 @@ def prepare_extraction(
     named = absolute_names(options)
     recorded = replace(resolved.options, dtype=named.dtype, convolutional_dtype=named.convolutional_dtype)
     request = Request(absolute(data), source.columns, requests, recorded, fingerprints, decision, remembered)
-    cleanings = ", ".join(dict.fromkeys(tower.spec.cleaning for tower in towers if tower.spec.modality == "text"))
+    cleanings = ", ".join(dict.fromkeys(tower.spec.cleaning for tower in towers if tower.spec.part == "text"))
     followed = decision and cleanings and resolved.options.cleaning != options.cleaning
     shown = replace(decision, cleaning=cleanings) if decision and followed else None
     return Work(source, towers, Cache(cache, source.name), request, shown, resolved.evidence)

@@ -24,7 +24,8 @@ from mmfeat.extraction.extract import (
 from mmfeat.extraction.missing import BlockPlan, Item, Parts, look_over
 from mmfeat.extraction.reader import Prepared, Reader
 from mmfeat.extraction.requests import Decision
-from mmfeat.samples.dataset import MODALITIES, Data, name_of
+from mmfeat.samples.dataset import Data, name_of
+from mmfeat.samples.keys import PARTS
 from mmfeat.samples.overview import Overview
 from mmfeat.system.notebook import usual_progress
 from mmfeat.system.wording import Progress
@@ -163,7 +164,7 @@ def _forecast(work: Work, settings: ExtractSettings, progress: Progress, is_test
         for block in work.source.blocks(BLOCK):
             needs.add(extractor.planner.plan(block, progress))
         extractor.load({name for names in needs.items for name in names}, needs.samples)
-        stages = [extractor.encoders(modality) for modality in MODALITIES]
+        stages = [extractor.encoders(modality) for modality in PARTS]
         tried = [_stage(batchers, needs, extractor, progress) for batchers in stages if batchers]
     overview = replace(overview, notes=(*overview.notes, *needs.notes(overview.source)))
     forecasts = tuple(forecast for stage, _ in tried for forecast in stage)

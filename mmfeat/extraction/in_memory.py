@@ -19,8 +19,8 @@ from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.extraction.encode import Batcher, Stage
 from mmfeat.extraction.missing import Clocks, Item
 from mmfeat.extraction.reader import Reader
-from mmfeat.samples.dataset import MODALITIES, Sample
-from mmfeat.samples.keys import ContentKeys, content_keys, single_photos
+from mmfeat.samples.dataset import Sample
+from mmfeat.samples.keys import PARTS, ContentKeys, content_keys, single_photos
 from mmfeat.system.notebook import usual_progress
 from mmfeat.system.wording import Progress
 
@@ -48,7 +48,7 @@ class Embedder:
 
     def embed(self, samples: Sequence[Sample], progress: Progress | None = None) -> Embedded:
         """Encode each content once. Samples may lack a modality, or have an unreadable one."""
-        asked = [name for name in MODALITIES if self._specs(name)]
+        asked = [name for name in PARTS if self._specs(name)]
         keys = {name: content_keys(samples, name) for name in asked}
         self._load([name for name in asked if keys[name].present.any()])
         sink = _RowsInMemory()
@@ -57,7 +57,7 @@ class Embedder:
             photos = single_photos(samples)[0] if keys[modality].is_several else samples
             if items := self._items(photos, single, modality):
                 self._run(modality, items, sink, progress or usual_progress())
-        blocks = [_joined_block(tower.spec, keys[tower.spec.modality], sink.rows) for tower in self.towers]
+        blocks = [_joined_block(tower.spec, keys[tower.spec.part], sink.rows) for tower in self.towers]
         features = Features(
             tuple(sample.id for sample in samples),
             tuple(block for block in blocks if isinstance(block, Block)),
@@ -66,12 +66,12 @@ class Embedder:
         return Embedded(features, {name: _reasons(keys[name], self._specs(name), sink.rows) for name in asked})
 
     def _specs(self, modality: str) -> list[EncoderSpec]:
-        return [tower.spec for tower in self.towers if tower.spec.modality == modality]
+        return [tower.spec for tower in self.towers if tower.spec.part == modality]
 
     def _load(self, modalities: Sequence[str]) -> None:
         """Load the encoders of several modalities in one call, because they may be towers of one model."""
         fresh = [name for name in modalities if name not in self._batchers]
-        wanted = [tower for tower in self.towers if tower.spec.modality in fresh]
+        wanted = [tower for tower in self.towers if tower.spec.part in fresh]
         loaded = load_encoders(wanted, self.device) if wanted else []
         for name in fresh:
             self._batchers[name] = [Batcher(encoder, self.device) for encoder in loaded if encoder.modality == name]

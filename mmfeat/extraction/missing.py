@@ -22,8 +22,8 @@ from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import Tower
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import DataError
-from mmfeat.samples.dataset import MODALITIES, PART, Sample, SampleSource
-from mmfeat.samples.keys import ContentKeys, StatIndex, single_photos
+from mmfeat.samples.dataset import PART, Sample, SampleSource
+from mmfeat.samples.keys import BY_ID, PARTS, ContentKeys, StatIndex, single_photos
 from mmfeat.samples.overview import Overview
 from mmfeat.system.wording import Progress
 
@@ -129,7 +129,8 @@ class Parts:
         if not notes or self.lost < self.count:
             return notes
         others = "" if os.path.isdir(source) else ", or name other ones with --columns image=..."
-        remedy = f"put photos that open in their place{others}" if modality == "image" else "use another encoder"
+        remedy = "name a file that has these ids" if modality == BY_ID else "use another encoder"
+        remedy = f"put photos that open in their place{others}" if modality == "image" else remedy
         raise DataError(f"{source}: {notes[0]}; {remedy}")
 
 
@@ -255,8 +256,8 @@ def look_over(source: SampleSource, towers: Sequence[Tower], is_test: bool = Fal
     """The overview of the samples. Raises `DataError` where no sample has what an encoder takes."""
     overview = source.overview(is_test)
     for modality, absence in overview.absent.items():
-        takers = [tower for tower in towers if tower.spec.modality == modality]
-        others = {tower.request for tower in towers if tower.spec.modality != modality}
+        takers = [tower for tower in towers if tower.spec.part == modality]
+        others = {tower.request for tower in towers if tower.spec.part != modality}
         only = [tower.spec.model for tower in takers if absence.is_named or tower.request not in others]
         if only:
             rest = "" if absence.is_named else f", or leave {only[0]} out of --encoders"
@@ -286,9 +287,10 @@ class Planner(AbstractContextManager["Planner"]):
         """Plan one block: find the contents of the samples that the cache lacks."""
         plan = BlockPlan()
         counts = plan.counts
-        for modality in MODALITIES:
-            if specs := [spec for spec in self._specs if spec.modality == modality]:
-                samples = single_photos(samples)[0] if modality == "image" else samples  # the last modality
+        everyone = samples
+        for modality in PARTS:
+            if specs := [spec for spec in self._specs if spec.part == modality]:
+                samples = single_photos(everyone)[0] if modality == "image" else everyone
                 keys = self._keys(samples, modality, progress)
                 counts.missing[modality] = Counter(reason for reason in keys.reasons if reason)
                 pairs = zip(reversed(keys.reasons), reversed(samples), strict=True)
@@ -322,7 +324,7 @@ class Planner(AbstractContextManager["Planner"]):
         present = np.flatnonzero(keys.present)
         contents, first, counts = np.unique(keys.keys[present], return_index=True, return_counts=True)
         lacking, failed = np.stack([self._compare(plan, spec, contents) for spec in specs], axis=1)
-        fingerprints, modality = [spec.fingerprint for spec in specs], specs[0].modality
+        fingerprints, modality = [spec.fingerprint for spec in specs], specs[0].part
         items = []
         rows = present[first]  # row of the first sample with each content
         if len(lost := np.flatnonzero(failed.any(axis=0))):

@@ -69,7 +69,7 @@ class Reader:
     def __init__(self, encoders: Sequence[Encoder], workers: int = 0) -> None:
         self._recipes = [recipe_of(encoder) for encoder in encoders]
         self._light = all(encoder.light for encoder in encoders)
-        text = any(encoder.modality == "text" for encoder in encoders)
+        text = any(encoder.modality != "image" for encoder in encoders)
         # A tokenizer is not safe to share between threads; texts are cheap to prepare in one.
         self.workers = 1 if text else workers or cpu_count()
 
@@ -127,8 +127,8 @@ def prepare(item: Item, recipes: Sequence[Recipe]) -> Prepared:
 
 def _read(item: Item) -> tuple[bytes, Any, str]:
     """(content key, text or bytes of the file, ""), or (b"", None, error)."""
-    if item.modality == "text":
-        return item.key, item.sample.text, ""
+    if item.modality != "image":
+        return item.key, getattr(item.sample, item.modality), ""
     assert item.sample.image is not None  # samples without an image have no items
     try:
         data = item.sample.image.read_bytes()
@@ -139,7 +139,7 @@ def _read(item: Item) -> tuple[bytes, Any, str]:
 
 def _decoded(modality: str, data: Any, decoding: Decoding) -> tuple[Any, str]:
     """(text or RGB picture, ""), or (None, error)."""
-    return (data, "") if modality == "text" else decode_image(data, decoding)
+    return (data, "") if modality != "image" else decode_image(data, decoding)
 
 
 def prefetch(function: Callable[[T], R], items: Iterable[T], threads: int, ahead: int) -> Iterator[R]:

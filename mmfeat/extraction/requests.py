@@ -14,13 +14,13 @@ from typing import Any
 from mmfeat.encoders.registry import Tower, absolute_names, is_torch, kept_for
 from mmfeat.encoders.spec import (
     AUTO,
+    BEFORE,
     DECIDED,
     HEEDING,
     OF_MODEL,
     EncoderOptions,
     EncoderSpec,
     named_values,
-    stated_options,
     written,
 )
 from mmfeat.encoders.torch_tower import LIBRARIES, RUNTIMES
@@ -39,6 +39,11 @@ FOLDER = "requests"
 NO_TEXTS = "no texts"
 # The decision in a request of a version that knew no `auto`, where all texts were taken for tweets.
 EARLIER = {"cleaning": "tweet", "reason": "the default of an earlier version"}
+
+
+def stated_options(values: Any) -> Any:
+    """The plain values of options, with what an earlier version did in place of those that it lacked."""
+    return {**BEFORE, **values} if isinstance(values, dict) else values
 
 
 @dataclass(frozen=True)
@@ -235,11 +240,11 @@ def check_applies(towers: Sequence[Tower], options: EncoderOptions, runtime: str
     check_runtime(runtime, device, towers)
     for name in ("views", "draft", "exif", "background"):
         flag, value = f"--{name}", getattr(options, name)
-        if value not in (0, AUTO) and not any(tower.spec.modality == "image" for tower in towers):
+        if value not in (0, AUTO) and not any(tower.spec.part == "image" for tower in towers):
             raise ConfigError(f"{flag} {value}: it is about photos, and {names} takes none; leave it out")
     specs = [tower.spec for tower in towers if is_torch(tower.request)]
-    photos = [spec for spec in specs if spec.modality == "image"]
-    layered = [spec for spec in specs if spec.modality == "image" or spec.family in ("bert", "st")]
+    photos = [spec for spec in specs if spec.part == "image"]
+    layered = [spec for spec in specs if spec.part == "image" or spec.family in ("bert", "st")]
     for flag, asked, heeding, about in (
         ("--image-size", options.image_size, photos, "torch models of photos"),
         ("--image-pooling", options.image_pooling, pooled(photos), "pooled vectors of torch models of photos"),

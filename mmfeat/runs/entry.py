@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 
 from mmfeat.cache.store import folder_name
 from mmfeat.encoders.registry import Tower
-from mmfeat.encoders.spec import EncoderOptions, EncoderSpec, stated_options
+from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.evaluation.decisions import Decision
 from mmfeat.evaluation.metrics import Score
 from mmfeat.evaluation.protocol import Protocol
+from mmfeat.extraction.requests import stated_options
 from mmfeat.heads.registry import DEFAULTS, HeadSettings, PlanRecord
 from mmfeat.samples.corrections import LABELS, Corrections
 from mmfeat.samples.labels import MULTILABEL

@@ -51,7 +51,7 @@ from mmfeat.system.wording import counted
 MODALITIES = ("text", "image")
 SHOWN_LABELS = 8  # labels in the short form of a data set
 Data: TypeAlias = Any  # a name of data, or a frame, Arrow table, data set or list of dicts
-PART = {"text": "text", "image": "photo", TABLE: "cells of a table"}  # the word for a modality in messages
+PART = {"text": "text", "image": "photo", TABLE: "cells of a table", "id": "vector"}  # words of messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,9 @@ class Sample:
 
     def key(self, modality: str) -> tuple[bytes | None, str]:
         """(content key, "") of one modality, or (None, the reason for no key)."""
-        if modality == "text":
-            return (None, self.text_error) if self.text is None else (content_key(self.text.encode()), "")
+        if modality != "image":
+            own = self.id if modality == "id" else self.text
+            return (None, self.text_error) if own is None else (content_key(own.encode()), "")
         if self.image is None:
             return None, self.image_error
         if isinstance(self.image, Photos):
@@ -176,8 +177,7 @@ class SampleSource:
         if not exists(self.data):
             raise DataError(f"{self.data}: no such folder or table; check --data")
         if (tree := open_tree(self.data)) is None:
-            table = table_in_archive(self.data)
-            layout = Layout((table,) if table else ())
+            layout = Layout(tuple(filter(None, [table_in_archive(self.data)])))
         elif (lists := lists_in(tree)) is not None:
             layout = Layout(tree=tree, lists=lists)
         else:

@@ -22,7 +22,7 @@ import numpy as np
 
 from mmfeat.errors import WriteError
 from mmfeat.samples.contents import KEY_LENGTH, content_key, joined_key
-from mmfeat.samples.dataset import Sample
+from mmfeat.samples.dataset import MODALITIES, Sample
 from mmfeat.samples.photo_cells import Photo, Photos
 from mmfeat.samples.photos import MAX_ASPECT, orientation, read_photo, upright
 from mmfeat.system.files import write_atomic
@@ -34,6 +34,8 @@ from mmfeat.system.wording import Progress
 if TYPE_CHECKING:
     from PIL import Image
 
+BY_ID = "id"  # the part of a sample by which vectors of the user's own are found
+PARTS = (*MODALITIES, BY_ID)  # what encoders read of a sample
 DIGEST_BYTES = 16
 SAVE_SECONDS = 30.0
 SAVE_SHARE = 0.05  # largest share of the time for saving, which writes the whole file however little is new
@@ -203,7 +205,7 @@ def _joined(single: ContentKeys, owners: np.ndarray, count: int) -> ContentKeys:
 def _keys(
     samples: Sequence[Sample], modality: str, index: StatIndex | None, pool: Executor
 ) -> Iterable[tuple[bytes | None, str]]:
-    if modality == "text":
+    if modality != "image":
         return [sample.key(modality) for sample in samples]
     if index is None:
         return pool.map(lambda sample: sample.key(modality), samples)

@@ -122,7 +122,7 @@ class LabelledData:
             if mask.sum() * 2 >= len(mask):
                 continue
             sample = self.samples.labelled[int(mask.argmin())]
-            first = f"first: {place_of(sample, spec.modality)}: {why_failed(self.store, sample, [spec])}"
+            first = f"first: {place_of(sample, spec.part)}: {why_failed(self.store, sample, [spec])}"
             if not mask.any():
                 others = {other.modality for other in specs} - {spec.modality}
                 rest = f"; --modalities {min(others)} trains on the rest" if others else ""
