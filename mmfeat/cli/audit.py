@@ -24,7 +24,7 @@ from mmfeat.cli.flags import (
     takes,
 )
 from mmfeat.errors import CacheMissError, ConfigError
-from mmfeat.system.wording import head_label, interval, shown
+from mmfeat.system.wording import counted, head_label, interval, shown
 
 if TYPE_CHECKING:
     from mmfeat.audit.result import Audit
@@ -232,8 +232,8 @@ def audit(context: typer.Context, **values: Any) -> None:
 
     result = audit_data(data, columns=columns, cache=flags["cache"], **values, progress=ConsoleProgress())
     show_audit(result)
-    if values["export"]:
-        out.print(f"labels in doubt {values['export']}")
+    if values["export"] and result.label_errors:
+        out.print(f"labels in doubt {values['export']} ({counted(result.label_errors['errors'], 'sample')})")
         name = shlex.quote(values["export"])
         out.print(f"next: fill in its column label where a label is wrong; mmfeat heads --labels {name}")
         return

@@ -59,8 +59,8 @@ def _read_labels(path: str, samples: SampleSet, before: Mapping[str, str | None]
         return {}
     if lacking := [part for part, name in names.items() if name is None]:
         raise DataError(f"--labels {path}: no column {lacking[0]} among {', '.join(table.names)}; name its columns so")
-    classes = set(samples.classes)
-    parts = set().union(*(classes_in(name, multilabel=True) for name in classes))
+    several = any(SEPARATOR in name for name in samples.classes)  # then a label is any of the classes, a|b, or a lone |
+    classes = set().union(*(classes_in(name, several) for name in samples.classes))
     columns = [str(name) for name in names.values()]
     for where, row in table.rows(columns, label=columns[1]):
         id, label = (row.get(column) or "" for column in columns)
@@ -69,7 +69,7 @@ def _read_labels(path: str, samples: SampleSet, before: Mapping[str, str | None]
         if before.get(id) is None:
             known = f"sample {id!r} has no label to correct" if id in before else f"the data have no sample {id!r}"
             raise DataError(f"--labels {where}: {known}; take this line out")
-        if label not in classes and not (SEPARATOR in label and classes_in(label, multilabel=True) <= parts):
+        if not classes_in(label, several) <= classes:
             raise DataError(f"--labels {where}: no sample is {label!r}; use one of {', '.join(sorted(classes))}")
         if labels.setdefault(id, label) != label and lines[id] == where.rpartition(":")[0]:
             raise DataError(f"--labels {where}: sample {id!r} has another label above; leave one of them")

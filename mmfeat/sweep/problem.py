@@ -152,6 +152,8 @@ def read_labelled(
     keys = {modality: store.content_keys(labelled, modality, progress) for modality in MODALITIES}
     targets = read_targets([str(sample.label) for sample in labelled], task, order)
     own = read_targets([given.get(s.id, str(s.label)) for s in labelled], task, order) if given else targets
+    if unknown := set(targets.classes) - set(own.classes):
+        raise HeadError(f"--labels: {min(unknown)} is no class of the data; is it --task multilabel?")
     if given and protocol.kind == KFOLD:
         check_folds(targets, np.arange(len(labelled)), protocol.folds)
     splits, new, notes = protocol_splits(labelled, own, keys["image"], store.folder, protocol, progress)

@@ -53,8 +53,8 @@ def test_of_several_tables_the_last_one_counts(shop: Path) -> None:
     [
         ("id,label\nz,good\n", r"c\.csv:2: the data have no sample 'z'; take this line out"),
         ("id,label\n7,good\n", r"c\.csv:2: sample '7' has no label to correct; take this line out"),
-        ("id,label\na,good\nb,Good\n", r"c\.csv:3: no sample is 'Good'; use one of bad, good, so\|so"),
-        ("id,label\na,good|worse\n", r"c\.csv:2: no sample is 'good\|worse'"),
+        ("id,label\na,good\nb,Good\n", r"c\.csv:3: no sample is 'Good'; use one of bad, good, so$"),
+        ("id,label\na,good|worse\nb,so\n", r"c\.csv:2: no sample is 'good\|worse'"),
         ("id,label\na,good\na,bad\n", r"c\.csv:3: sample 'a' has another label above; leave one of them"),
         ("id,tag\na,good\n", r"c\.csv: no column label among id, tag; name its columns so"),
     ],
@@ -65,3 +65,13 @@ def test_what_cannot_be_a_correction_is_refused_by_its_line(shop: Path, text: st
         corrected(shop, path)
     with pytest.raises(DataError, match=r"^--labels \S+x.csv: no such table; check its name$"):
         corrected(shop, shop.with_name("x.csv"))
+
+
+def test_of_several_classes_a_sample_may_have_others_or_none(shop: Path) -> None:
+    (path := shop.with_name("c.csv")).write_text("id,label\na,so\nb,|\nc,bad|good\n")
+    assert corrected(shop, path) == {"a": "so", "b": "|", "c": "bad|good", "7": None, "d": "bad"}
+    shop.write_text(SHOP.replace("so|so", "so"))
+    for text in ("a,good|bad", "a,|"):
+        path.write_text(f"id,label\n{text}\n")
+        with pytest.raises(DataError, match=r"use one of bad, good, so$"):
+            corrected(shop, path)
