@@ -6,7 +6,9 @@ multi-label the log-probability of each class on its own.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
@@ -106,14 +108,21 @@ class _Candidates:
         """(K,) scores of K ensembles, given the sums of their heads' arrays and the numbers of their heads."""
         share = 1 / np.broadcast_to(np.asarray(sizes, dtype=np.float32), len(sums))[:, None, None]
         loss = -np.log(np.maximum(likelihoods * share, np.float32(LEAST))).mean((1, 2))
-        if self.multilabel:
-            chosen = sums * share > self.bars
-        else:  # `indicator` would put the classes last, where counting along the rows is slow
-            chosen = (sums / self.bars).argmax(1)[:, None] == np.arange(sums.shape[1])[:, None]
+        chosen = sums * share > self.bars if self.multilabel else _first_largest(sums / self.bars)
         predicted = np.count_nonzero(chosen, axis=-1)
         hits = np.count_nonzero(chosen & self.labels, axis=-1)
         f1 = 2 * hits / np.maximum(predicted + np.count_nonzero(self.labels, axis=-1), 1)
         return f1.mean(-1) - LOSS_SHARE * loss
+
+
+def _first_largest(values: np.ndarray) -> np.ndarray:
+    """(K, C, M) bool, True at the first largest of each C values: as `argmax`, which is slow along a middle axis."""
+    chosen = values == values.max(1, keepdims=True)
+    free = ~chosen[:, 0]
+    for row in range(1, values.shape[1]):
+        chosen[:, row] &= free
+        free &= ~chosen[:, row]
+    return chosen
 
 
 def _bars(log_probabilities: np.ndarray, targets: Targets) -> np.ndarray:
@@ -174,7 +183,7 @@ def fit_stacking(validation: np.ndarray, targets: Targets, seed: int = 42) -> St
     """Fit `Stacking` (Wolpert, 1992) on log-probabilities (H, M, C) and the labels of their rows.
 
     A strong penalty leads to the mean of the heads' logits, not to constant logits: the right limit for few rows.
-    The penalty is the one with the least log-loss in inner cross-validation.
+    The penalty is the one with the first least of the log-loss in inner cross-validation, from strong to weak.
     """
     inputs = _head_logits(validation, targets.multilabel)
     heads, rows, classes = inputs.shape
@@ -182,19 +191,22 @@ def fit_stacking(validation: np.ndarray, targets: Targets, seed: int = 42) -> St
     if rows < 2 * INNER_FOLDS:
         return Stacking(np.zeros((heads * classes, classes)), np.zeros(classes), np.inf, start, targets.multilabel)
     inner = _inner_folds(targets, seed)
-    out = np.empty((len(PENALTIES), rows, classes))
-    for fold in range(INNER_FOLDS):
-        rest, held = inner != fold, inner == fold
-        for row, fitted in enumerate(_path(columns[rest], start[rest], targets.take(rest), PENALTIES)):
-            out[row, held] = start[held] + columns[held] @ fitted[:-1] + fitted[-1]
-    losses = [_loss(logits, targets)[0] for logits in out]
-    best = int(np.argmin(losses))
-    fitted = _path(columns, start, targets, PENALTIES[: best + 1])[-1]
-    return Stacking(fitted[:-1], fitted[-1], PENALTIES[best], out[best], targets.multilabel)
+    parts = [(inner != fold, inner == fold) for fold in range(INNER_FOLDS)]
+    paths = [_path(columns[rest], start[rest], targets.take(rest)) for rest, _ in parts]
+    least, best, chosen = np.inf, 0, start
+    for number, fits in enumerate(zip(*paths, strict=True)):
+        out = np.empty((rows, classes))
+        for (_, held), fitted in zip(parts, fits, strict=True):
+            out[held] = start[held] + columns[held] @ fitted[:-1] + fitted[-1]
+        if (loss := _loss(out, targets)[0]) >= least:
+            break  # weaker penalties, which take longer, only fit the rows better that they see
+        least, best, chosen = loss, number, out
+    *_, fitted = islice(_path(columns, start, targets), best + 1)
+    return Stacking(fitted[:-1], fitted[-1], PENALTIES[best], chosen, targets.multilabel)
 
 
-def _path(columns: np.ndarray, start: np.ndarray, targets: Targets, penalties: tuple[float, ...]) -> list[np.ndarray]:
-    """Coefficients (H * C + 1, C) for each penalty, the intercept last; each fit starts from the one before.
+def _path(columns: np.ndarray, start: np.ndarray, targets: Targets) -> Iterator[np.ndarray]:
+    """Coefficients (H * C + 1, C) for each of PENALTIES, the intercept last; each fit starts from the one before.
 
     The columns of similar heads are nearly collinear, which slows L-BFGS down. In the basis of their principal axes,
     each scaled by its curvature, L-BFGS needs a fifth of the steps.
@@ -212,16 +224,15 @@ def _path(columns: np.ndarray, start: np.ndarray, targets: Targets, penalties: t
         slopes = np.concatenate([rotated.T @ residual + penalty * fitted[:-1], residual.sum(0)[None]])
         return loss + penalty / 2 * float((fitted[:-1] ** 2).sum()), (slopes * scale).ravel()
 
-    path, fitted = [], np.zeros(shape)
-    for penalty in penalties:
+    fitted = np.zeros(shape)
+    for penalty in PENALTIES:
         scale = 1 / np.sqrt(np.append(np.maximum(variances, 0) * CURVATURE + penalty, CURVATURE))[:, None]
         result = minimize(
             objective, (fitted / scale).ravel(), (scale, penalty), jac=True, method="L-BFGS-B", options={"gtol": 1e-4}
         )
         fitted = result.x.reshape(shape) * scale
         weights = basis @ fitted[:-1]
-        path.append(np.concatenate([weights, (fitted[-1] - mean @ weights)[None]]))
-    return path
+        yield np.concatenate([weights, (fitted[-1] - mean @ weights)[None]])
 
 
 def _loss(logits: np.ndarray, targets: Targets) -> tuple[float, np.ndarray]:
