@@ -17,6 +17,7 @@ from mmfeat.samples.labels import Targets
 
 LEAST = 1e-12  # probabilities are kept this far from 0 and 1 in a logarithm
 LEAST_LOGIT = float(np.log(1e-6))  # smallest logit of a head in a stacking
+LARGEST_BAR = 80.0  # largest logarithm of a bar, which stays finite in float32
 BAGS = 20  # number of random halves of the heads from which ensembles are selected
 SORTED = 5  # most of the best heads whose mean the selection starts with
 LOSS_SHARE = 0.1  # weight of the log-loss beside macro-F1
@@ -133,7 +134,7 @@ def _bars(log_probabilities: np.ndarray, targets: Targets) -> np.ndarray:
     """
     mean = blend(log_probabilities, mean_weights(len(log_probabilities)), targets.multilabel)
     decision = fit_decision(mean, replace(targets, ordered=False), targets.prior)
-    offsets = decision.temperature * np.array(decision.offsets)
+    offsets = np.clip(decision.temperature * (np.array(decision.offsets) - decision.shift), -LARGEST_BAR, LARGEST_BAR)
     return 1 / (1 + np.exp(-offsets)) if targets.multilabel else np.exp(offsets)
 
 
@@ -273,5 +274,4 @@ def mean_logits(logits: np.ndarray, decision: Decision) -> np.ndarray:
     """(S, N, C) logits -> (N, C) whose calibrated probabilities are the mean of the S heads' probabilities."""
     if len(logits) == 1:
         return logits[0]
-    log_probabilities = decision.log_probabilities(logits)
-    return blend(log_probabilities, mean_weights(len(logits)), decision.multilabel) * decision.temperature
+    return decision.logits(decision.probabilities(logits).mean(0))

@@ -1,6 +1,7 @@
 """Decisions: the calibration and thresholds that turn logits into probabilities and classes, from validation rows.
 
-Probabilities come from one temperature (Guo et al., 2017), classes from a logit adjustment: offsets of
+Probabilities come from one temperature (Guo et al., 2017), one bias a class, since heads train with class weights, and
+a floor for labels that are wrong at random. Classes come from a logit adjustment: offsets of
 `strength` times the log of the classes' prior (Menon et al., 2021, arXiv 2007.07314), or for multi-label a
 threshold a class. As a function of a setting, macro-F1 of some hundred rows is a noisy staircase, whose top is often
 luck. So the best setting is chosen on each of many draws of half the rows, and averaged (bagging, Breiman, 1996).
@@ -25,7 +26,11 @@ LOG_ODDS = np.arange(-16, 9) / 4  # candidate thresholds of a multi-label class;
 DRAWS = 100
 COLUMNS = 1024  # most columns of one product
 MAX_ROWS = 20_000  # most rows from which a setting is selected; more rows do not improve the selection
-LOG_TEMPERATURE = 5.0  # bound of |log temperature|, so temperatures lie between 1/148 and 148
+HOTTEST = 148.0  # largest temperature; 1 / HOTTEST is the smallest
+STEPS = 20  # most steps of a calibration
+TOLERANCE = 1e-5  # a gain of log-loss in nats a row, below which a calibration ends
+LARGEST_FLOOR = 0.5  # most of the labels that may be wrong at random
+LEAST = 1e-12  # probabilities are kept this far from 0 and 1 in a logarithm
 LARGEST = 1000.0  # replaces an infinite logit
 STAIR = 1e-6  # penalty by |setting| that breaks ties of equal scores toward 0
 
@@ -34,8 +39,9 @@ STAIR = 1e-6  # penalty by |setting| that breaks ties of equal scores toward 0
 class Decision:
     """Calibrated probabilities and choices from logits (..., C).
 
-    Probabilities are softmax(logits / temperature), multi-label sigmoid(logits / temperature). The class chosen is
-    argmax(logits / temperature - offsets), multi-label every class where this is above 0. `offsets` (C,) are
+    Probabilities are (1 - floor) softmax(scaled) + floor / C with scaled = logits / temperature + biases, multi-label
+    (1 - floor) sigmoid(scaled) + floor / 2. The class chosen is argmax(scaled - offsets), multi-label every class where
+    this is above 0. `biases` (C,) are absent in decisions of earlier versions, and then 0. `offsets` (C,) are
     `strength` times the log prior, multi-label the log-odds of each class's threshold; `strength` is 0 where
     multi-label thresholds were fitted. With `cuts` (C - 1,), of ordered classes, the number of the class chosen is the
     number of cuts below the expected one; all offsets are 0.
@@ -46,10 +52,24 @@ class Decision:
     offsets: tuple[float, ...]
     multilabel: bool = False
     cuts: tuple[float, ...] | None = None
+    biases: tuple[float, ...] | None = None
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (self.temperature > 0 and np.isfinite([self.temperature, self.strength, *self.offsets]).all()):
-            raise ValueError("temperature above 0 and finite offsets expected")
+        numbers = [self.temperature, self.strength, *self.offsets, *(self.biases or ())]
+        if not (self.temperature > 0 and np.isfinite(numbers).all() and 0 <= self.floor < 1):
+            raise ValueError("temperature above 0, finite offsets and biases and a floor below 1 expected")
+        if self.biases is not None and len(self.biases) != len(self.offsets):
+            raise ValueError("as many biases as offsets expected")
+
+    @property
+    def shift(self) -> np.ndarray:
+        """(C,) the biases, 0 where there are none."""
+        return np.zeros(len(self.offsets)) if self.biases is None else np.array(self.biases)
+
+    def scaled(self, logits: np.ndarray) -> np.ndarray:
+        """(..., C) logits / temperature + biases."""
+        return _finite(logits) / self.temperature + self.shift
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """(..., C) calibrated probabilities: softmax, or for multi-label a sigmoid a class."""
@@ -57,15 +77,26 @@ class Decision:
 
     def log_probabilities(self, logits: np.ndarray) -> np.ndarray:
         """(..., C) logarithms of the calibrated probabilities."""
-        scaled = _finite(logits) / self.temperature
-        return -np.logaddexp(0, -scaled) if self.multilabel else _log_softmax(scaled, axis=-1)
+        scaled = self.scaled(logits)
+        logs = -np.logaddexp(0, -scaled) if self.multilabel else _log_softmax(scaled, axis=-1)
+        return np.log((1 - self.floor) * np.exp(logs) + self._least) if self.floor else logs
+
+    def logits(self, probabilities: np.ndarray) -> np.ndarray:
+        """(..., C) logits that have these probabilities."""
+        plain = np.clip((probabilities - self._least) / (1 - self.floor), LEAST, 1 - LEAST if self.multilabel else 1)
+        logs = np.log(plain) - np.log1p(-plain) if self.multilabel else np.log(plain)
+        return (logs - self.shift) * self.temperature
+
+    @property
+    def _least(self) -> float:
+        return self.floor / (2 if self.multilabel else len(self.offsets))
 
     def choose(self, logits: np.ndarray) -> np.ndarray:
         """(..., C) bool: one True a row, or for multi-label any number of them."""
         if self.cuts is not None:
             above = expected_class(self.probabilities(logits))[..., None] > np.array(self.cuts)
             return indicator(above.sum(-1), len(self.offsets))
-        return plain_choice(_finite(logits) / self.temperature - np.array(self.offsets), self.multilabel)
+        return plain_choice(self.scaled(logits) - np.array(self.offsets), self.multilabel)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` reads."""
@@ -78,8 +109,11 @@ class Decision:
         try:
             offsets = tuple(float(offset) for offset in values["offsets"])
             numbers = float(values["temperature"]), float(values["strength"])
-            cuts = tuple(map(float, values["cuts"])) if "cuts" in values else None
-            return cls(*numbers, offsets, bool(values["multilabel"]), cuts)
+            cuts, biases = (
+                tuple(map(float, values[name])) if values.get(name) is not None else None for name in ("cuts", "biases")
+            )
+            floor = float(values.get("floor", 0))
+            return cls(*numbers, offsets, bool(values["multilabel"]), cuts, biases, floor)
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"not a decision ({error}); run mmfeat heads again") from error
 
@@ -87,7 +121,7 @@ class Decision:
 def fit_decision(
     logits: np.ndarray, targets: Targets, prior: np.ndarray, adjustment: float | None = None, seed: int = 42
 ) -> Decision:
-    """Fit temperature and offsets on M rows that the head was not trained on.
+    """Fit temperature, biases, floor and offsets on M rows that the head was not trained on.
 
     Parameters
     ----------
@@ -105,24 +139,25 @@ def fit_decision(
         Seed of the draws on which settings are compared.
     """
     logits, multilabel = _finite(logits), targets.multilabel
-    temperature = _fit_temperature(logits, targets, prior)
+    calibrated = _calibrate(logits, targets, prior)
     if targets.ordered:
-        return _fit_cuts(Decision(temperature, 0.0, (0.0,) * len(prior)), logits, targets, adjustment, seed)
+        return _fit_cuts(calibrated, logits, targets, adjustment, seed)
     units = _units(prior, multilabel)
     if adjustment is not None or not len(targets):
-        return _adjusted(temperature, adjustment or 0.0, units, multilabel)
+        return _adjusted(calibrated, adjustment or 0.0, units)
     random = np.random.default_rng(seed)
     rows = random.permutation(len(targets))[:MAX_ROWS]
-    scaled, labels = logits[rows] / temperature, targets.matrix[rows]
+    scaled, labels = calibrated.scaled(logits[rows]), targets.matrix[rows]
     if multilabel:
         scores = _resample(lambda offset: scaled > offset, LOG_ODDS, labels, random)
-        return Decision(temperature, 0.0, tuple(_mean_of_best(scores, LOG_ODDS).tolist()), multilabel)
+        return replace(calibrated, offsets=tuple(_mean_of_best(scores, LOG_ODDS).tolist()))
     scores = _resample(lambda strength: plain_choice(scaled - strength * units, False), STRENGTHS, labels, random)
-    return _adjusted(temperature, round(float(_mean_of_best(scores.mean(-1), STRENGTHS)), 3), units, multilabel)
+    return _adjusted(calibrated, round(float(_mean_of_best(scores.mean(-1), STRENGTHS)), 3), units)
 
 
-def _adjusted(temperature: float, strength: float, units: np.ndarray, multilabel: bool) -> Decision:
-    return Decision(temperature, strength, tuple((strength * units + 0.0).tolist()), multilabel)  # + 0 turns -0 into 0
+def _adjusted(decision: Decision, strength: float, units: np.ndarray) -> Decision:
+    offsets = tuple((strength * units + 0.0).tolist())  # + 0 turns -0 into 0
+    return replace(decision, strength=strength, offsets=offsets)
 
 
 def _units(prior: np.ndarray, multilabel: bool) -> np.ndarray:
@@ -200,39 +235,91 @@ def plain_choice(logits: np.ndarray, multilabel: bool) -> np.ndarray:
     return logits > 0 if multilabel else indicator(logits.argmax(-1), logits.shape[-1])
 
 
-def _fit_temperature(logits: np.ndarray, targets: Targets, prior: np.ndarray) -> float:
-    """The temperature with the least log-loss; 1 where the temperature makes no difference.
+def _calibrate(logits: np.ndarray, targets: Targets, prior: np.ndarray) -> Decision:
+    """The decision with the temperature, biases and floor of the least log-loss, and without offsets.
 
-    One added row, labelled with the training prior, keeps the temperature finite where the rows are separable
-    (as Platt, 1999, does for two classes).
+    The likelihood of a label is that of a mixture: with the probability `floor` it was drawn at random. Newton's steps
+    on the inverse of the temperature and the biases, with each label weighted by the probability that it was not drawn
+    at random, alternate with steps of the floor (EM; Dempster, Laird and Rubin, 1977). One added row, labelled with the
+    training prior, keeps the temperature finite where the rows are separable (as Platt, 1999, does for two classes),
+    and a ridge of one row keeps the biases small where a class has few rows.
     """
-    from scipy.optimize import minimize_scalar
-
-    if not len(targets):
-        return 1.0
+    multilabel, classes = targets.multilabel, logits.shape[1]
+    plain = Decision(1.0, 0.0, (0.0,) * classes, multilabel)
     if len(targets) > MAX_ROWS:
         rows = np.linspace(0, len(targets) - 1, MAX_ROWS).astype(np.int64)
         logits, targets = logits[rows], targets.take(rows)
-    extra = 1 / (len(targets) + 1)
-    labels = np.ascontiguousarray(((1 - extra) * targets.matrix + extra * prior).T)
-    columns = np.ascontiguousarray(logits.T)  # classes are few, and sums over the first axis are faster
-    loss = _sigmoid_loss if targets.multilabel else _softmax_loss
-    minimum = minimize_scalar(
-        lambda log_temperature: loss(columns * np.exp(-log_temperature), labels),
-        bounds=(-LOG_TEMPERATURE, LOG_TEMPERATURE),
-        method="bounded",
-        options={"xatol": 1e-4},
-    )
-    return float(np.exp(minimum.x)) if minimum.fun < loss(columns, labels) - 1e-9 else 1.0
+    spread = logits - (0 if multilabel else logits.mean(1, keepdims=True))
+    size = float(np.sqrt(np.mean(spread**2))) if len(targets) else 0.0
+    if not size > 0 or not np.isfinite(size) or not np.ptp(spread, axis=0).any():
+        return plain
+    likelihood = _Likelihood(np.ascontiguousarray(spread.T / size), targets, prior)
+    fitted, floor = np.append(size, np.zeros(classes)), 0.0  # the inverse temperature of the inputs, and the biases
+    shares, loss = likelihood.shares(fitted), np.inf
+    for _ in range(STEPS):
+        floor = likelihood.floor(shares, floor)
+        before, step = loss, likelihood.step(shares, fitted, floor)
+        for _ in range(8):  # halves of a step that goes too far
+            moved = fitted - step
+            moved[0] = np.clip(moved[0], size / HOTTEST, size * HOTTEST)
+            shares, step = likelihood.shares(moved), step / 2
+            if (loss := likelihood.loss(shares, moved, floor)) <= before:
+                break
+        fitted = moved
+        if before - loss < TOLERANCE * len(targets):
+            break
+    return replace(plain, temperature=float(size / fitted[0]), biases=tuple(fitted[1:].tolist()), floor=floor)
 
 
-def _softmax_loss(scaled: np.ndarray, labels: np.ndarray) -> float:
-    """Log-loss of (C, M) logits for (C, M) shares of each class."""
-    return float(-np.vdot(labels, _log_softmax(scaled, axis=0))) / scaled.shape[1]
+class _Likelihood:
+    """The likelihood of labels, of which some share, the floor, was drawn at random, given M inputs (C, M).
 
+    Arrays have the classes first: they are few, and sums over the first axis are faster.
+    """
 
-def _sigmoid_loss(scaled: np.ndarray, labels: np.ndarray) -> float:
-    return float((np.logaddexp(0, scaled) - labels * scaled).mean())
+    def __init__(self, inputs: np.ndarray, targets: Targets, prior: np.ndarray) -> None:
+        extra = 1 / (len(targets) + 1)
+        self.inputs, self.multilabel = inputs, targets.multilabel
+        self.labelled = np.ascontiguousarray(targets.matrix.T)
+        self.labels = (1 - extra) * self.labelled + extra * prior[:, None]
+        self.chance = 1 / (2 if targets.multilabel else len(prior))
+
+    def shares(self, fitted: np.ndarray) -> np.ndarray:
+        """(C, M) probabilities without floor."""
+        scaled = fitted[0] * self.inputs + fitted[1:, None]
+        return np.exp(-np.logaddexp(0, -scaled) if self.multilabel else _log_softmax(scaled, axis=0))
+
+    def of_labels(self, shares: np.ndarray) -> np.ndarray:
+        """(1, M) probability of each label, multi-label (C, M) of each class's."""
+        if self.multilabel:
+            return np.where(self.labelled, shares, 1 - shares)
+        return (shares * self.labelled).sum(0, keepdims=True)
+
+    def loss(self, shares: np.ndarray, fitted: np.ndarray, floor: float) -> float:
+        """Log-loss summed over rows, and the ridge."""
+        mixed = (1 - floor) * self.of_labels(shares) + floor * self.chance
+        return -float(np.log(mixed + LEAST).sum()) + float(fitted[1:] @ fitted[1:]) / 2
+
+    def floor(self, shares: np.ndarray, floor: float) -> float:
+        """Newton's next step toward the floor with the largest likelihood, which is concave in the floor."""
+        likelihoods = self.of_labels(shares)
+        slope = (self.chance - likelihoods) / ((1 - floor) * likelihoods + floor * self.chance + LEAST)
+        return float(np.clip(floor + slope.sum() / np.vdot(slope, slope).clip(LEAST), 0, LARGEST_FLOOR))
+
+    def step(self, shares: np.ndarray, fitted: np.ndarray, floor: float) -> np.ndarray:
+        """(1 + C,) Newton's step of the log-loss; a label weighs as much as it is sure not to be drawn at random."""
+        kept = (1 - floor) * self.of_labels(shares)
+        sure = kept / (kept + floor * self.chance + LEAST)
+        residual = sure * (shares - self.labels)
+        slope = np.append(np.vdot(residual, self.inputs), residual.sum(1) + fitted[1:])
+        weights = sure * (shares * (1 - shares) if self.multilabel else shares)
+        moved = self.inputs if self.multilabel else self.inputs - (shares * self.inputs).sum(0)
+        weighted = weights * moved
+        curvature = np.diag(np.append(np.vdot(weighted, moved) + LEAST, weights.sum(1) + 1))
+        curvature[0, 1:] = curvature[1:, 0] = weighted.sum(1)
+        if not self.multilabel:
+            curvature[1:, 1:] -= weights @ shares.T
+        return np.linalg.solve(curvature, slope)
 
 
 def _log_softmax(logits: np.ndarray, axis: int) -> np.ndarray:

@@ -127,7 +127,8 @@ def _scores(run: Run, entry: Entry) -> str:
         f"## Scores\n\nOf {entry.samples:,} samples that the scored heads did not see ({folds}), with 95 % "
         f"intervals.\n\n| score | value |\n| --- | --- |\n{overall}\n"
         f"| class | F1 | samples |\n| --- | --- | ---: |\n{classes}\n"
-        f"Probabilities are calibrated with one temperature ({decision.temperature:.3f}), fitted out of fold; "
+        f"Probabilities are calibrated with one temperature ({decision.temperature:.3f}) and one bias a class, "
+        f"fitted out of fold; "
         f"`chosen` takes {_adjustment(decision)}."
     )
 

@@ -211,18 +211,21 @@ class PriorPart(nn.Module):
 
 
 class EntryPart(nn.Module):
-    """The final heads of one entry: port values -> (B, C) logits, the mean over heads, divided by the temperature."""
+    """The final heads of one entry: port values -> (B, C) scaled logits, the mean over heads."""
+
+    biases: Tensor
 
     def __init__(self, parts: Sequence[nn.Module], decision: Decision) -> None:
         super().__init__()
         self.parts = nn.ModuleList(parts)
-        self.temperature, self.multilabel = decision.temperature, decision.multilabel
+        self.temperature, self.floor, self.multilabel = decision.temperature, decision.floor, decision.multilabel
+        self.register_buffer("biases", torch.tensor(decision.shift, dtype=torch.float32))
 
     def forward(self, given: PortValues) -> Tensor:
-        logits = torch.cat([part(given) for part in self.parts]) / self.temperature
-        if len(logits) == 1:
-            return logits[0]
-        return log_mean(probabilities(logits, self.multilabel).mean(0), self.multilabel)
+        scaled = torch.cat([part(given) for part in self.parts]) / self.temperature + self.biases
+        if len(scaled) == 1:
+            return scaled[0]
+        return log_mean(probabilities(scaled, self.multilabel).mean(0), self.multilabel)
 
 
 class Blend(nn.Module):
@@ -231,10 +234,12 @@ class Blend(nn.Module):
     weights: Tensor
     stacking: Tensor
     intercept: Tensor
+    biases: Tensor
 
     def __init__(self, members: Sequence[EntryPart], rule: Rule, decision: Decision) -> None:
         super().__init__()
-        self.members = nn.ModuleList(members)
+        self.members, self.floors = nn.ModuleList(members), [member.floor for member in members]
+        self.register_buffer("biases", torch.tensor(decision.shift, dtype=torch.float32))
         self.temperature, self.multilabel = decision.temperature, decision.multilabel
         self.stacks = rule.weights is None
         names = ("stacking", "intercept") if self.stacks else ("weights",)
@@ -242,17 +247,19 @@ class Blend(nn.Module):
             self.register_buffer(name, torch.tensor(getattr(rule, name), dtype=torch.float32))
 
     def forward(self, given: PortValues) -> Tensor:
-        shares = torch.stack([probabilities(member(given), self.multilabel) for member in self.members])
+        pairs = zip(self.members, self.floors, strict=True)
+        shares = torch.stack([probabilities(member(given), self.multilabel, floor) for member, floor in pairs])
         if not self.stacks:
             weights = self.weights / self.weights.sum()
-            return log_mean((weights[:, None, None] * shares).sum(0), self.multilabel) / self.temperature
+            mean = log_mean((weights[:, None, None] * shares).sum(0), self.multilabel)
+            return mean / self.temperature + self.biases
         logs = shares.clamp_min(LEAST).log()
         if self.multilabel:
             inputs = (logs - (1 - shares).clamp_min(LEAST).log()).clamp(LEAST_LOGIT, -LEAST_LOGIT)
         else:
             inputs = logs.clamp_min(LEAST_LOGIT)
         beside = torch.cat(list(inputs.unbind(0)), -1)
-        return (inputs.mean(0) + beside @ self.stacking + self.intercept) / self.temperature
+        return (inputs.mean(0) + beside @ self.stacking + self.intercept) / self.temperature + self.biases
 
 
 class HeadGraph(nn.Module):
@@ -263,25 +270,27 @@ class HeadGraph(nn.Module):
 
     def __init__(self, scaled: nn.Module, decision: Decision) -> None:
         super().__init__()
-        self.scaled, self.multilabel = scaled, decision.multilabel
+        self.scaled, self.multilabel, self.floor = scaled, decision.multilabel, decision.floor
         self.register_buffer("offsets", torch.tensor(decision.offsets, dtype=torch.float32))
         self.register_buffer("cuts", None if decision.cuts is None else torch.tensor(decision.cuts))
 
     def forward(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
         scaled = self.scaled(list(zip(inputs[::2], inputs[1::2], strict=True)))
+        shares = probabilities(scaled, self.multilabel, self.floor)
         if self.cuts is not None:
-            shares, numbers = scaled.softmax(-1), torch.arange(scaled.shape[-1])
+            numbers = torch.arange(scaled.shape[-1])
             expected = (shares * numbers).sum(-1, keepdim=True)
             return shares, (expected > self.cuts).sum(-1, keepdim=True) == numbers
         adjusted = scaled - self.offsets
         classes = torch.arange(adjusted.shape[-1])
         chosen = adjusted > 0 if self.multilabel else adjusted.argmax(-1, keepdim=True) == classes
-        return probabilities(scaled, self.multilabel), chosen
+        return shares, chosen
 
 
-def probabilities(scaled: Tensor, multilabel: bool) -> Tensor:
-    """(..., C) probabilities of logits that are divided by the temperature already."""
-    return scaled.sigmoid() if multilabel else scaled.softmax(-1)
+def probabilities(scaled: Tensor, multilabel: bool, floor: float = 0.0) -> Tensor:
+    """(..., C) probabilities of scaled logits, as in `mmfeat.evaluation.decisions.Decision`."""
+    shares = scaled.sigmoid() if multilabel else scaled.softmax(-1)
+    return (1 - floor) * shares + floor / (2 if multilabel else scaled.shape[-1]) if floor else shares
 
 
 def log_mean(mean: Tensor, multilabel: bool) -> Tensor:

@@ -172,7 +172,7 @@ batch_size, epochs, patience
         (n, C) scores, of which the largest decides; for two classes, (n,) scores, above 0 for the second class; where a
         sample may have several classes, (n, C) scores, above 0 for each class of the sample.
         """
-        scores = -np.array(self._decided().offsets) + self._logits(X) / self.decision_.temperature
+        scores = self._decided().scaled(self._logits(X)) - np.array(self.decision_.offsets)
         binary = len(self.classes_) == 2 and not self.decision_.multilabel
         return scores[:, 1] - scores[:, 0] if binary else scores
 

@@ -24,7 +24,6 @@ SEED = 42  # with one seed for all tests, equal counts have equal p-values
 SIGNIFICANT = 0.01
 LEAST_ROWS = 20  # fewer samples on either side say nothing of a share
 LEAST_SHIFT = 0.05  # smallest share of different samples that is reported
-LEAST = 1e-7  # probabilities out of fold are clipped here, below the precision of out_of_fold.csv
 
 
 def find_drift(
@@ -66,11 +65,7 @@ def out_of_fold_choices(run: Run, entry: Entry) -> np.ndarray | None:
         probabilities = run.out_of_fold(entry).probabilities
     except RunError:
         return None
-    decision = entry.decision
-    logs = np.log(np.clip(probabilities, LEAST, 1))
-    if decision.multilabel:
-        logs -= np.log(np.clip(1 - probabilities, LEAST, 1))
-    return decision.choose(logs * decision.temperature)
+    return entry.decision.choose(entry.decision.logits(probabilities))
 
 
 def label_drift(before: np.ndarray, now: np.ndarray, classes: Sequence[str], multilabel: bool) -> str:

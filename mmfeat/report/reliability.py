@@ -26,10 +26,12 @@ def reliability_section(subject: Subject) -> Section:
     predictions = subject.predictions()
     entry, config = subject.entry, subject.run.config
     error = interval(entry.calibration_error)
+    floor = entry.decision.floor
     chose = "other folds" if len(config.folds) > 1 else "validation rows"
     words = [
         f"Expected calibration error of {title_of(entry)}: {error}; 0 is perfect, and chance alone keeps it above 0. "
-        f"Probabilities are calibrated by a temperature that {chose} chose."
+        f"Probabilities are calibrated by a temperature, one bias a class and a floor for wrong labels ({floor:.1%}), "
+        f"which {chose} chose."
     ]
     return Section(
         "reliability",

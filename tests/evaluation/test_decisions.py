@@ -62,7 +62,7 @@ def test_a_fixed_adjustment_is_taken_as_it_is() -> None:
     logits, targets = make(500)
     plain = fit_decision(logits, targets, PRIOR, adjustment=0.0)
     assert plain.offsets == (0, 0, 0)
-    assert (plain.choose(logits).argmax(1) == logits.argmax(1)).all()
+    assert (plain.choose(logits).argmax(1) == plain.probabilities(logits).argmax(1)).all()
     full = fit_decision(logits, targets, PRIOR, adjustment=1.0)
     assert (full.strength, full.offsets) == (1.0, pytest.approx(np.log(PRIOR)))
 
@@ -95,9 +95,50 @@ def test_it_beats_the_single_best_setting_on_the_same_rows() -> None:
 
 
 def test_a_prior_that_training_already_balanced_is_not_taken_out_again() -> None:
+    """Class weights shift the logits, and biases take that out: probabilities and choices are as without weights."""
     logits, targets = make(3000)
-    assert 0.4 < fit_decision(logits, targets, PRIOR).strength < 1.4
-    assert fit_decision(logits - np.log(PRIOR), targets, PRIOR).strength < 0.4
+    plain, balanced = fit_decision(logits, targets, PRIOR), fit_decision(logits - np.log(PRIOR), targets, PRIOR)
+    assert 0.4 < plain.strength < 1.4
+    assert balanced.strength == pytest.approx(plain.strength, abs=0.05)
+    shifted = logits - np.log(PRIOR)
+    np.testing.assert_allclose(balanced.probabilities(shifted), plain.probabilities(logits), atol=0.01)
+    assert (balanced.choose(shifted) == plain.choose(logits)).all(1).mean() > 0.98
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_calibration_finds_temperature_biases_and_wrong_labels(multilabel: bool) -> None:
+    """Logits that are three times too sure, shifted by class, with 8 % of the labels drawn at random."""
+    random = np.random.default_rng(0)
+    true, shift = random.normal(size=(20_000, 3)) * 2, np.array([0.5, 0.0, -0.5])
+    if multilabel:
+        labels = random.random(true.shape) < 1 / (1 + np.exp(-true))
+        labels = np.where(random.random(true.shape) < 0.08, random.random(true.shape) < 0.5, labels)
+    else:
+        drawn = (true + random.gumbel(size=true.shape)).argmax(1)
+        labels = indicator(np.where(random.random(20_000) < 0.08, random.integers(0, 3, 20_000), drawn), 3)
+    found = fit_decision(3 * (true - shift), Targets(tuple("abc"), labels, multilabel), labels.mean(0))
+    assert found.temperature == pytest.approx(3, rel=0.08)
+    assert found.floor == pytest.approx(0.08, abs=0.015)
+    biases = np.array(found.biases)
+    np.testing.assert_allclose(biases - (0 if multilabel else biases.mean()), shift, atol=0.08)
+    assert found.probabilities(3 * (true - shift)).mean(0) == pytest.approx(labels.mean(0), abs=0.005)
+
+
+def test_probabilities_come_back_as_logits() -> None:
+    for multilabel in (False, True):
+        decision = Decision(2.0, 0.0, (0.0, 0.1, 0.2), multilabel, biases=(0.5, 0.0, -0.5), floor=0.05)
+        shares = decision.probabilities(np.random.default_rng(0).normal(size=(50, 3)) * 4)
+        np.testing.assert_allclose(decision.probabilities(decision.logits(shares)), shares, atol=1e-9)
+        assert multilabel or shares.sum(1) == pytest.approx(np.ones(50))
+        assert shares.min() >= 0.05 / (2 if multilabel else 3)
+
+
+def test_decisions_of_before_are_read_as_they_were() -> None:
+    old = {"temperature": 2.0, "strength": 1.0, "offsets": [0.5, -0.5], "multilabel": False}
+    read, logits = Decision.from_json(old), np.array([[1.0, 3.0], [2.0, 0.5]])
+    scaled = np.exp(logits / 2)
+    np.testing.assert_allclose(read.probabilities(logits), scaled / scaled.sum(1, keepdims=True))
+    assert (read.choose(logits).argmax(1) == (logits / 2 - [0.5, -0.5]).argmax(1)).all()
 
 
 @pytest.mark.parametrize("multilabel", [False, True])
