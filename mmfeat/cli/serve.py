@@ -20,7 +20,7 @@ LOOPBACK = ("127.", "::1")
 SHOWN = 5  # neighbours
 _NEIGHBOURS = f"Nearest training samples in an answer.  [default: {SHOWN}; 0 with a --host open to others]"
 PARAMETERS: Parameters = {
-    "folder": (Annotated[str | None, typer.Argument(metavar="[RUN]", help="The same as --run.")], None),
+    "folder": (Annotated[str | None, typer.Argument(metavar="RUN", help="The same as --run.")], None),
     "run": (AnyRun, None),
     "host": (option("Address to listen on; 0.0.0.0 is open to the network."), "127.0.0.1"),
     "port": (option("Port to listen on; 0 is a free one.", int, least=0), 8000),

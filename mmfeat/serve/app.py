@@ -32,6 +32,8 @@ SAFE = {
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens there; port 0 is a free one. Raises `ConfigError` where that is impossible."""
+    if port > 65535:  # a larger number would be taken as another port
+        raise ConfigError(f"no port {port}; the last one is 65535, and 0 is a free one")
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family)

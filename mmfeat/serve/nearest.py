@@ -11,11 +11,11 @@ import numpy as np
 from mmfeat.cache.features import Features
 from mmfeat.cache.store import Cache
 from mmfeat.errors import CacheMissError, MmfeatError
-from mmfeat.prediction.drift import training_set
 from mmfeat.prediction.final_heads import towers_of
 from mmfeat.prediction.model import Model
 from mmfeat.prediction.nearest import similarities
 from mmfeat.report.gallery import TEXT_LENGTHS, thumbnail
+from mmfeat.samples.corrections import read_corrected
 from mmfeat.samples.dataset import MODALITIES, Sample
 
 
@@ -26,10 +26,11 @@ class Nearest:
     """
 
     def __init__(self, model: Model, count: int) -> None:
-        known = training_set(model.run)
-        self.count, self.samples = count, known.labelled
-        store, specs = Cache(model.run.config.cache, known.name), [t.spec for t in towers_of(model.run, model.entry)]
+        config, specs = model.run.config, [tower.spec for tower in towers_of(model.run, model.entry)]
         try:
+            known, _ = read_corrected(config.data, config.reading)
+            self.count, self.samples = count, known.labelled
+            store = Cache(config.cache, known.name)
             with store.index(writes=False) as index:
                 keys = {name: store.content_keys(self.samples, name, index=index) for name in MODALITIES}
             self._blocks = [
@@ -40,7 +41,7 @@ class Nearest:
         except (MmfeatError, OSError) as error:
             raise CacheMissError(f"no vectors of training samples ({error})") from error
         if not any(block.mask.any() for block in self._blocks):
-            raise CacheMissError(f"no vectors of training samples in {store.folder} or no {model.run.config.data}")
+            raise CacheMissError(f"no vectors of training samples in {store.folder}")
 
     def of(self, features: Features) -> list[dict[str, Any]]:
         """The samples nearest to the first row of the features, nearest first.

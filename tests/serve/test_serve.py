@@ -285,6 +285,8 @@ def test_a_port_that_is_taken_is_named() -> None:
         pytest.raises(ConfigError, match=r"cannot listen on 127.0.0.1 port \d+: "),
     ):
         listen("127.0.0.1", opened.getsockname()[1])
+    with pytest.raises(ConfigError, match="no port 99999"):
+        listen("127.0.0.1", 99999)
 
 
 def test_the_command_serves_until_it_is_interrupted(run: Run, tmp_path: Path) -> None:
