@@ -30,9 +30,9 @@ ROOT_FLAGS = {
 }
 
 
-def load_script() -> ModuleType:
-    """docs/make_commands.py, which is no part of a package."""
-    spec = importlib.util.spec_from_file_location("make_commands", ROOT / "docs/make_commands.py")
+def load_script(name: str) -> ModuleType:
+    """A script of docs, which is no part of a package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -40,7 +40,7 @@ def load_script() -> ModuleType:
     return module
 
 
-make_commands = load_script()
+make_commands = load_script("make_commands")
 COMMANDS = make_commands.commands()
 OWN, _, REFERENCE = PAGE.read_text().partition(make_commands.BEGIN)
 
