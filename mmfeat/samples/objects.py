@@ -96,6 +96,8 @@ def _batches(data: Any) -> Iterator[pyarrow.Table]:
         elif type(data).__module__.startswith("pandas") and hasattr(data, "columns"):
             cells = {str(name): [_plain(cell) for cell in data[name]] for name in data.columns[_of_objects(data)]}
             table = pyarrow.Table.from_pandas(data.assign(**cells), preserve_index=False)
+        elif hasattr(data, "__arrow_c_stream__"):  # of DuckDB, narwhals, Ibis and others
+            table = pyarrow.table(data)
         else:
             kinds = "a path, a pandas or polars frame, an Arrow table, a datasets.Dataset or a list of dicts"
             raise DataError(f"data is {type(data).__name__}; give {kinds}")

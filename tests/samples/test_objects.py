@@ -63,8 +63,19 @@ def hub_dataset(values: list[dict[str, Any]]) -> Any:
     return datasets.Dataset.from_list(made, features)
 
 
+class Stream:
+    """A frame of a library that has no more than Arrow's interface of streams."""
+
+    def __init__(self, values: list[dict[str, Any]]) -> None:
+        self._table = pa.Table.from_pylist(values)
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        return self._table.__arrow_c_stream__(requested_schema)
+
+
 KINDS = {
     "list": list,
+    "stream": Stream,
     "pandas": pd.DataFrame,
     "arrow": pa.Table.from_pylist,
     "polars": polars_frame,
