@@ -163,9 +163,9 @@ class FirstSamples:
     def _compared(self, towers: Sequence[Tower], half: str) -> Evidence | None:
         exact = [tower.spec.computed_in("float32") for tower in towers]
         items, device = self._items(exact, half), resolve_device(self.device)
-        if not any(items.values()):
+        if not (count := max(map(len, items.values()))):
             return None
-        with self.progress.step(f"{half} against float32: {exact[0].model}", len(exact)) as advance:
+        with self.progress.step(f"{half} against float32: {exact[0].model}", count) as advance:
             try:
                 opened = open_towers(Tower(towers[0].request, exact[0]), exact)
                 encoders = [tower.encoder(device) for tower in opened]
@@ -179,8 +179,8 @@ class FirstSamples:
                 for found, values in zip(halves, wanted, strict=True)
                 for (spec, key), value in values.items()
             ]
-            advance(len(exact))
-        return Evidence(half, min(cosines), max(map(len, items.values()))) if cosines else None
+            advance(count)
+        return Evidence(half, min(cosines), count) if cosines else None
 
     def _items(self, specs: Sequence[EncoderSpec], half: str) -> dict[str, list[Item]]:
         """The first samples that have a part of each modality; a number stands for the key of a text."""
