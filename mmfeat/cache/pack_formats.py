@@ -55,8 +55,8 @@ def write_faiss(path: Path, samples: SampleSet, blocks: Blocks, advance: Advance
     """Write an index an encoder, then the table."""
     faiss = _library("faiss")
     for name, block in blocks.items():
-        index = faiss.IndexIDMap(faiss.IndexFlatIP(block.width))
-        for rows, vectors in _vectors(block, advance):
+        index = faiss.IndexIDMap(faiss.IndexFlatIP(block.width or 1))
+        for rows, vectors in _vectors(block, advance) if block.width else ():
             present = block.mask[rows]
             known = vectors[present].astype(np.float32)
             faiss.normalize_L2(known)
@@ -202,7 +202,7 @@ def _arrow(samples: SampleSet, blocks: Blocks, advance: Advance) -> tuple[Any, I
     import pyarrow as pa
 
     kinds = {
-        name: pa.list_(pa.from_numpy_dtype(block.read(block.rows[:0]).dtype), block.width)
+        name: pa.list_(pa.from_numpy_dtype(block.read(block.rows[:0]).dtype), block.width or 1)  # Arrow crashes at 0
         for name, block in blocks.items()
     }
     schema = pa.schema([*((name, pa.string()) for name in COLUMNS), *kinds.items()], {MARK: samples.name.encode()})
@@ -213,6 +213,9 @@ def _arrow(samples: SampleSet, blocks: Blocks, advance: Advance) -> tuple[Any, I
             cells = zip(*(next(words) for _ in parts[0][0]), strict=True)
             arrays = [pa.array([cell or None for cell in column], pa.string()) for column in cells]
             for block, kind, (rows, vectors) in zip(blocks.values(), kinds.values(), parts, strict=True):
+                if not block.width:
+                    arrays.append(pa.nulls(len(rows), kind))
+                    continue
                 flat = pa.array(vectors.reshape(-1), kind.value_type)
                 arrays.append(pa.FixedSizeListArray.from_arrays(flat, type=kind, mask=pa.array(~block.mask[rows])))
             yield pa.RecordBatch.from_arrays(arrays, schema=schema)

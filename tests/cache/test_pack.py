@@ -241,6 +241,16 @@ def two(store: Cache) -> Cache:
     return store
 
 
+@pytest.mark.parametrize("kind", FORMATS[1:])
+def test_an_encoder_without_any_vector_is_packed_as_none(tmp_path: Path, kind: str) -> None:
+    pytest.importorskip(LIBRARIES[kind])
+    nowhere, path = Cache(tmp_path / "cache", "other"), tmp_path / f"p.{kind}"
+    write_pack(path, nowhere, SampleSet("other", "other", (NOTHING, NOTHING)), [POOLED_SPEC])
+    found = read_pack(path, POOLED)
+    assert found["mask"].tolist() == [0, 0]
+    assert np.isnan(found["pooled"]).all()
+
+
 def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
