@@ -12,6 +12,7 @@ import math
 import sqlite3
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -209,6 +210,7 @@ def _open_study(path: Path, name: str, description: Mapping[str, Any]) -> Study:
     from sqlalchemy.pool import NullPool
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # of Optuna 4's TPE
 
     def connect() -> sqlite3.Connection:
         return sqlite3.connect(path, timeout=LOCK_SECONDS)
