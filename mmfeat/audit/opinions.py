@@ -16,6 +16,7 @@ from mmfeat.runs.entry import Entry
 from mmfeat.runs.run import Run, comparable_runs, find_run
 from mmfeat.samples.labels import Targets
 
+NUMBERS = "label errors left out: {} is a regression; mmfeat report shows its largest errors"
 NO_RUN = "none"  # value of --run
 
 
@@ -53,7 +54,7 @@ def fitting_run(run: str | Path | None, heads: Path, data_hash: str) -> tuple[Ru
         named = find_run(run, heads)
         if named.config.data_hash != data_hash:
             raise RunError(f"{run}: trained on other labels, texts or photos than these; name another --run, or none")
-        return named, ""
+        return (None, NUMBERS.format(named.folder)) if named.config.is_regression else (named, "")
     try:
         fits = comparable_runs(heads, accept=lambda other: other.config.data_hash == data_hash)
     except RunError:
@@ -61,7 +62,8 @@ def fitting_run(run: str | Path | None, heads: Path, data_hash: str) -> tuple[Ru
             f"label errors left out: no run in {heads} was trained on these labels, texts and photos; "
             "make one with mmfeat heads"
         )
-    return max(fits, key=lambda fit: fit.best_score), ""
+    best = max(fits, key=lambda fit: fit.best_score)
+    return (None, NUMBERS.format(best.folder)) if best.config.is_regression else (best, "")
 
 
 def read_opinions(run: Run) -> Opinions:

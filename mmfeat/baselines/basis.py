@@ -24,15 +24,25 @@ NULL = 1e-10  # eigenvalues below this share of the largest are rounding errors
 
 
 def from_probabilities(probabilities: np.ndarray, multilabel: bool) -> np.ndarray:
-    """(n, C) float64 log-probabilities, or log-odds where multi-label, cut to [-ABSENT, ABSENT]."""
+    """(n, C) float64 log-probabilities, or log-odds where multi-label, cut to [-ABSENT, ABSENT]; predicted numbers
+    (n, 1) as they are."""
     shares = np.asarray(probabilities, dtype=np.float64)
+    if is_number(shares.shape[-1], multilabel):
+        return shares
     with np.errstate(divide="ignore"):
         logs = np.log(shares) - (np.log1p(-shares) if multilabel else 0)
     return np.clip(logs, -ABSENT, ABSENT)
 
 
+def is_number(columns: int, multilabel: bool) -> bool:
+    """Whether the one column of a model is a number, since there is no choice among one class."""
+    return columns == 1 and not multilabel
+
+
 def log_loss(logits: np.ndarray, wanted: np.ndarray, multilabel: bool) -> float:
-    """Mean log-loss of (n, C) logits; `wanted` (n, C) bool."""
+    """Mean log-loss of (n, C) logits; `wanted` (n, C) bool. The mean squared error of numbers."""
+    if wanted.dtype != bool:
+        return float(((logits - wanted) ** 2).mean())
     if multilabel:
         return float(np.logaddexp(0, np.where(wanted, -logits, logits)).sum(axis=1).mean())
     return float((np.logaddexp.reduce(logits, axis=1) - logits[wanted]).mean())
@@ -135,7 +145,7 @@ def make_basis(
 
 def sample_weights(targets: Targets, class_weights: np.ndarray) -> np.ndarray:
     """(n,) weights of the samples, each that of the sample's class; 1 where a sample may have several classes."""
-    if targets.multilabel:
+    if targets.multilabel or targets.numeric:
         return np.ones(len(targets))
     return np.asarray(class_weights, dtype=np.float64)[targets.numbers]
 

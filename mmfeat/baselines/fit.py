@@ -26,8 +26,7 @@ from mmfeat.baselines.neighbours import NEIGHBOURS, NeighbourHead, neighbour_hea
 from mmfeat.baselines.trees import BOOSTING_STEPS, FOREST_LEAVES, Components, TreeData, TreeHead, boosted, forest
 from mmfeat.baselines.zero_shot import ZeroShot
 from mmfeat.errors import HeadError
-from mmfeat.evaluation.decisions import plain_choice
-from mmfeat.evaluation.metrics import macro_f1
+from mmfeat.evaluation.metrics import headline_name, plain_headline
 from mmfeat.samples.labels import Targets
 
 MAX_ROWS = 50_000  # most training rows of trees
@@ -90,7 +89,8 @@ class TrainingRows:
             return np.sort(self.rows)
         shuffled = np.random.default_rng(self.seed).permutation(np.sort(self.rows))
         targets = self.targets.take(shuffled)
-        classes = np.zeros(len(shuffled), dtype=int) if targets.multilabel else targets.numbers
+        alike = targets.multilabel or targets.numeric
+        classes = np.zeros(len(shuffled), dtype=int) if alike else targets.numbers
         depth = np.empty(len(shuffled))
         for number in np.unique(classes):
             members = np.flatnonzero(classes == number)
@@ -99,8 +99,10 @@ class TrainingRows:
 
     @property
     def prior(self) -> np.ndarray:
-        """(C,) weighted share of each class among the training rows."""
+        """(C,) weighted share of each class among the training rows, or their mean number."""
         targets = self.targets.take(self.rows)
+        if targets.numeric:
+            return targets.prior
         weights = np.asarray(self.class_weights, dtype=np.float64)
         positive = targets.matrix.sum(axis=0) * weights
         rest = (~targets.matrix).sum(axis=0) if targets.multilabel else positive.sum() - positive
@@ -120,19 +122,19 @@ class BaselineFamily:
 
 
 def fit(name: str, training: TrainingRows, validation: np.ndarray) -> Baseline:
-    """Train a baseline, and choose its setting by macro-F1 on the rows `validation`, then by log-loss.
+    """Train a baseline, and choose its setting by its score on the rows `validation`, then by log-loss.
 
     One of PATHS ends at the first setting whose log-loss rises where PATIENCE settings brought no better score.
     """
-    targets = training.targets
-    wanted = targets.take(validation).matrix
+    targets = training.targets.take(validation)
+    name_of_score = f"validation_{headline_name(targets)}"
     best: tuple[tuple[float, float], Setting, FittedModel, np.ndarray] | None = None
     curve, before, since = [], float("inf"), 0
     with one_blas_thread():
         for setting, logits, model in _family(name).candidates(training, validation):
-            score = float(macro_f1(wanted, plain_choice(logits, targets.multilabel)))
-            loss = log_loss(logits, wanted, targets.multilabel)
-            curve.append({**setting, "validation_macro_f1": score, "validation_log_loss": loss})
+            score = plain_headline(targets, logits)
+            loss = log_loss(logits, targets.matrix, targets.multilabel)
+            curve.append({**setting, name_of_score: score, "validation_log_loss": loss})
             rank = (round(score, 9), -round(loss, 9))
             if best is None or rank > best[0]:
                 best, since = (rank, setting, model, logits), 0

@@ -22,6 +22,7 @@ from mmfeat.baselines.basis import ABSENT, Basis, Matrix, Scaler
 from mmfeat.samples.labels import Targets
 
 Loss = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+WEAK = (3e1, 1e1, 1e0)  # further strengths of ridge for numbers, of which a few columns may tell all
 TOLERANCE = 1e-4  # largest gradient at the end; as the curvature is about 1, the error of logits is about as small
 ITERATIONS = 300
 PAIRS = 20  # pairs of step and gradient change that L-BFGS remembers
@@ -78,7 +79,7 @@ class Columns:
 
     `learned` (C,) marks the classes that some but not all training rows have, `everywhere` (C,) those that all have.
     Two learned classes share one column, whose score is the difference of their logits; three or more, and multi-label
-    classes, have a column each. Classes that are not learned get a constant logit.
+    classes, have a column each. Classes that are not learned get a constant logit. A number has the only column.
     """
 
     learned: tuple[bool, ...]
@@ -87,6 +88,8 @@ class Columns:
 
     @classmethod
     def of(cls, targets: Targets) -> Columns:
+        if targets.numeric:
+            return cls((True,), (False,), False)
         counts = targets.matrix.sum(axis=0).tolist()
         learned = tuple(0 < count < len(targets) for count in counts)
         return cls(learned, tuple(count == len(targets) for count in counts), targets.multilabel)
@@ -96,7 +99,9 @@ class Columns:
         return not self.multilabel and sum(self.learned) == 2
 
     def wanted(self, targets: Targets) -> np.ndarray:
-        """(n, K) float64 targets: 1 for the class of a column, -1 for the other classes."""
+        """(n, K) float64 targets: 1 for the class of a column, -1 for the other classes; numbers as they are."""
+        if targets.numeric:
+            return targets.matrix
         signs = np.where(targets.matrix[:, np.array(self.learned, dtype=bool)], 1.0, -1.0)
         return signs[:, 1:] if self.paired else signs
 
@@ -172,7 +177,8 @@ def linear_path(
 
     `targets` holds all samples, `basis.rows` the rows that train.
     """
-    strengths = OBJECTIVES[kind].strengths if strengths is None else tuple(strengths)
+    if strengths is None:
+        strengths = OBJECTIVES[kind].strengths + (WEAK if targets.numeric else ())
     trained = targets.take(basis.rows)
     columns = Columns.of(trained)
     wanted = columns.wanted(trained)

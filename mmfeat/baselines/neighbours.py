@@ -20,7 +20,8 @@ Nearest = tuple[np.ndarray, np.ndarray]  # (n, K) falling similarities and (n, K
 
 @dataclass(frozen=True)
 class NeighbourHead:
-    """Training `vectors` (n, D), float16 of length 1, and their `votes` (n, C, 2) for and against each class.
+    """Training `vectors` (n, D), float16 of length 1, and their `votes` (n, C, 2) for and against each class. Votes for
+    numbers are the number and what it lacks of 1, so that the shares of votes are their means.
 
     `prior` (C,) counts as one more vote. With `by_similarity`, nearer neighbours have larger votes.
     """
@@ -83,13 +84,16 @@ def neighbour_head(
 ) -> NeighbourHead:
     """A head that keeps the vectors at `rows`, with their `targets`. A vote weighs as much as the voter's class."""
     weights = np.asarray(class_weights, dtype=np.float64)
-    if targets.multilabel:
+    if targets.numeric:
+        votes = np.stack([targets.matrix, 1 - targets.matrix], axis=-1)
+    elif targets.multilabel:
         votes = np.stack([targets.matrix * weights, ~targets.matrix], axis=-1)
     else:
         voters = weights[targets.numbers][:, None]
         votes = np.stack([targets.matrix * voters, ~targets.matrix * voters], axis=-1)
     vectors = basis.scaler.apply(basis.matrix, rows, lambda scaled: _unit(scaled).astype(np.float16))
-    return NeighbourHead(basis.scaler, vectors, votes.astype(np.float32), prior, targets.multilabel)
+    votes = votes.astype(np.float64 if targets.numeric else np.float32)
+    return NeighbourHead(basis.scaler, vectors, votes, prior, targets.multilabel)
 
 
 def neighbour_heads(head: NeighbourHead) -> Iterator[tuple[dict[str, float], NeighbourHead]]:

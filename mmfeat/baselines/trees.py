@@ -88,7 +88,7 @@ class TreeHead:
                 columns = [
                     np.asarray(booster.predict(inputs, num_iteration=count, num_threads=1)) for booster in boosters
                 ]
-                if not self.multilabel and columns[0].ndim == 1:  # LightGBM returns only the second of two classes
+                if not self.multilabel and len(self.known) == 2:  # LightGBM returns only the second of two classes
                     columns = [1 - columns[0], columns[0]]
                 probabilities[:, np.array(self.known)] = np.column_stack(columns)
             yield from_probabilities(probabilities, self.multilabel)
@@ -185,7 +185,9 @@ class TreeData:
 
     @property
     def known(self) -> np.ndarray:
-        """Indices of the classes that some but not all samples have."""
+        """Indices of the classes that some but not all samples have; the only column of numbers."""
+        if self.targets.numeric:
+            return np.zeros(1, int)
         some, everywhere = self.targets.matrix.any(axis=0), self.targets.matrix.all(axis=0)
         return np.flatnonzero(some & ~everywhere)
 
@@ -209,10 +211,13 @@ def _fitted(data: TreeData, settings: dict[str, Any], rounds: int) -> TreeHead:
     if data.targets.multilabel:
         weights = np.where(matrix, np.asarray(data.class_weights)[data.known], 1.0)
         problems = list(zip(matrix.T.astype(int), weights.T, strict=True))
+    elif data.targets.numeric:
+        problems = [(matrix[:, 0], data.weights)]
     elif matrix.size:
         problems = [(matrix.argmax(axis=1), data.weights)]
     several = not data.targets.multilabel and len(known) > 2
-    objective = {"objective": "multiclass", "num_class": len(known)} if several else {"objective": "binary"}
+    alone = "regression" if data.targets.numeric else "binary"
+    objective = {"objective": "multiclass", "num_class": len(known)} if several else {"objective": alone}
     params = {**REPEATABLE, **settings, **objective, "seed": data.seed % 2**31}
     models = tuple(
         lightgbm.train(params, lightgbm.Dataset(data.inputs, labels, weight=weight), rounds).model_to_string()

@@ -36,7 +36,7 @@ from mmfeat.cli.presets import preset_values
 from mmfeat.errors import ConfigError
 from mmfeat.heads.registry import DEFAULTS, SETTING_TYPES, flag, settings_of
 from mmfeat.runs.leaderboard import MODALITY_SETS, ablation
-from mmfeat.system.wording import SCORE_NAMES, gain, interval
+from mmfeat.system.wording import SCORE_NAMES, gain, interval, rounded
 
 if TYPE_CHECKING:
     from mmfeat.evaluation.protocol import Protocol
@@ -61,7 +61,7 @@ def show_sweep(sweep: Sweep) -> None:
         out.print(f"splits written to {sweep.new_splits}; later runs with --split-dir {sweep.new_splits} reuse them")
     for note in sweep.notes:
         out.print(f"note: {note}")
-    out.print(_leaderboard(run, len(run.classes) <= SHOWN_CLASSES))
+    out.print(_leaderboard(run, not run.config.is_regression and len(run.classes) <= SHOWN_CLASSES))
     if (more := len(run.leaderboard) - SHOWN_ROWS) > 0:
         out.print(f"and {more} more in the file")
     out.print(_explanation(run))
@@ -90,14 +90,14 @@ def _leaderboard(run: Run, by_class: bool) -> Table:
         seeds = entry.by_seed
         spread = f"±{seeds.std:.3f}" if len(seeds.values) > 1 else ""
         spread = f"1 of {run.config.protocol.seeds}" if entry.dropped else spread
-        scores = " ".join(_short(entry.classes[name].f1.value) for name in run.classes)
+        scores = " ".join(_short(row.f1.value) for row in entry.classes.values())
         table.add_row(
             "=" if entry.tie else "",
             entry.head,
             entry.modalities,
             interval(entry.headline),
             spread,
-            f"{entry.score(main[1]).value:.3f}",
+            rounded(entry.score(main[1]).value or 0.0),
             *([scores] if by_class else []),
             _p_value(entry.behind_best.p_holm) if number and entry.behind_best else "",
         )
@@ -116,6 +116,7 @@ def _explanation(run: Run) -> str:
     samples = f"{run.leaderboard[0].samples:,} samples"
     folds = f"{samples} of the holdout's test part" if run.config.folds == (HOLDOUT,) else f"{samples} out of fold"
     classes = f"; classes: {', '.join(run.classes)}" if len(run.classes) <= SHOWN_CLASSES else ""
+    classes = "; MAE in the unit of the labels" if run.config.is_regression else classes
     return f"{folds}, 95 % bootstrap intervals; = ties with the first (paired bootstrap of all pairs){classes}"
 
 
@@ -136,7 +137,7 @@ def _ablation(run: Run) -> Table | None:
 def _confusion(run: Run) -> Table | None:
     """Return the confusion matrix of the best entry, with true labels in rows."""
     best = run.leaderboard[0]
-    if len(run.classes) > SHOWN_CLASSES or run.config.is_multilabel:
+    if len(run.classes) > SHOWN_CLASSES or run.config.is_multilabel or run.config.is_regression:
         return None
     table = Table(best.label, *(f"-> {name}" for name in run.classes), box=None)
     for name, row in zip(run.classes, best.confusion, strict=True):
@@ -241,7 +242,7 @@ PARAMETERS: Parameters = {
     "out": (option("Folder of the runs."), "heads"),
     **LATEST_READING,
     "labels": (Labels, None),
-    "task": (option("multiclass, multilabel (labels such as a|b), or ordinal."), "multiclass"),
+    "task": (option("multiclass, multilabel (labels such as a|b), ordinal or regression."), "multiclass"),
     "order": (
         option("Classes of an ordinal task, the lowest first: low,high.  [default: as numbers]", str | None),
         None,

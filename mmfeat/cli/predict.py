@@ -48,9 +48,10 @@ def show_submission(result: Submission) -> None:
     head = head_label(result.head, result.modalities)
     out.print(f"{result.rows:,} predictions for {shown(result.data)} by {head}")
     table = Table("label", "predicted", *(["out of fold"] if result.out_of_fold else []), "in training", box=None)
-    for label, share in result.trained.items():
-        out_of_fold = [f"{result.out_of_fold.get(label, 0.0):.1%}"] if result.out_of_fold else []
-        table.add_row(label, f"{result.predicted.get(label, 0.0):.1%}", *out_of_fold, f"{share:.1%}")
+    shares = [result.predicted, *([result.out_of_fold] if result.out_of_fold else []), result.trained]
+    form = "{:.6g}" if result.run.config.is_regression else "{:.1%}"
+    for label in result.trained:
+        table.add_row(label, *(form.format(share.get(label, 0.0)) for share in shares))
     out.print(table)
     if result.scores is not None:
         out.print(_scored(result.scores))
@@ -85,9 +86,10 @@ def show_few(result: Predicted) -> None:
     """Print a table with label and probabilities of each sample."""
     predictions, classes = result.predictions, result.predictions.classes
     columns = classes if len(classes) <= SHOWN_CLASSES else ("most probable",)
+    columns = () if predictions.numeric else columns
     table = Table("sample", "label", *columns, box=None)
     for id, label, row in zip(predictions.ids, predictions.labels, predictions.probabilities.tolist(), strict=True):
-        cells = [f"{value:.3f}" for value in row]
+        cells = [f"{value:.3f}" for value, _ in zip(row, columns, strict=False)]
         if len(classes) > SHOWN_CLASSES:
             first = sorted(zip(row, classes, strict=True), reverse=True)[:SHOWN_FIRST]
             cells = [", ".join(f"{name} {value:.3f}" for value, name in first)]

@@ -137,7 +137,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     counts = ", ".join(f"{name} {count:,}" for name, count in run.results.class_counts.items())
     begun = datetime.fromisoformat(record.started) if record.started else None
     folds = {"kfold": f"{len(config.folds)} folds", "given": "the data's own split"}.get(protocol.kind, "holdout")
-    labelled = f"{run.results.labelled:,} labelled: {counts}"
+    labelled = f"{run.results.labelled:,} labelled" + (f": {counts}" if counts else "")
     facts = [
         ("data", f"{shown(config.data)} ({labelled}), hash {config.data_hash[:8]}"),
         ("protocol", f"{folds}, {protocol.seeds} seeds from {protocol.seed}, splits {config.splits_hash[:8]}"),

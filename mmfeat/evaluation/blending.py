@@ -58,11 +58,13 @@ def greedy_weights(validation: np.ndarray, targets: Targets, rounds: int = 15, s
     Returns
     -------
     (H,) array
-        Weights that add up to 1.
+        Weights that add up to 1. Of a regression: `validation` holds numbers, and the weights of all heads are fitted.
     """
     heads = len(validation)
     if not len(targets) or heads == 1:
         return mean_weights(heads)
+    if targets.numeric:
+        return _stacked_regressions(validation[..., 0], targets.matrix[:, 0])
     random = np.random.default_rng(seed)
     candidates = _Candidates.of(validation, targets)
     size = min(heads, max(3, (heads + 1) // 2))
@@ -71,6 +73,14 @@ def greedy_weights(validation: np.ndarray, targets: Targets, rounds: int = 15, s
         pool = np.sort(random.permutation(heads)[:size])
         weights[pool] += _select(candidates.take(pool), rounds)
     return weights / weights.sum()
+
+
+def _stacked_regressions(predicted: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(H,) weights of predicted numbers (H, M) that leave the least squared error, none below 0 (Breiman, 1996)."""
+    from scipy.optimize import nnls
+
+    weights, _ = nnls((predicted - values.mean()).T, values - values.mean())
+    return weights / weights.sum() if weights.sum() > 0 else mean_weights(len(weights))
 
 
 @dataclass(frozen=True)

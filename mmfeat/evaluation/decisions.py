@@ -44,7 +44,7 @@ class Decision:
     this is above 0. `biases` (C,) are absent in decisions of earlier versions, and then 0. `offsets` (C,) are
     `strength` times the log prior, multi-label the log-odds of each class's threshold; `strength` is 0 where
     multi-label thresholds were fitted. With `cuts` (C - 1,), of ordered classes, the number of the class chosen is the
-    number of cuts below the expected one; all offsets are 0.
+    number of cuts below the expected one; all offsets are 0. Without offsets, in a regression, logits are the numbers.
     """
 
     temperature: float
@@ -73,16 +73,21 @@ class Decision:
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """(..., C) calibrated probabilities: softmax, or for multi-label a sigmoid a class."""
-        return np.exp(self.log_probabilities(logits))
+        logs = self.log_probabilities(logits)
+        return np.exp(logs) if self.offsets else logs
 
     def log_probabilities(self, logits: np.ndarray) -> np.ndarray:
         """(..., C) logarithms of the calibrated probabilities."""
+        if not self.offsets:
+            return _finite(logits)
         scaled = self.scaled(logits)
         logs = -np.logaddexp(0, -scaled) if self.multilabel else _log_softmax(scaled, axis=-1)
         return np.log((1 - self.floor) * np.exp(logs) + self._least) if self.floor else logs
 
     def logits(self, probabilities: np.ndarray) -> np.ndarray:
         """(..., C) logits that have these probabilities."""
+        if not self.offsets:
+            return probabilities
         plain = np.clip((probabilities - self._least) / (1 - self.floor), LEAST, 1 - LEAST if self.multilabel else 1)
         logs = np.log(plain) - np.log1p(-plain) if self.multilabel else np.log(plain)
         return (logs - self.shift) * self.temperature
@@ -93,6 +98,8 @@ class Decision:
 
     def choose(self, logits: np.ndarray) -> np.ndarray:
         """(..., C) bool: one True a row, or for multi-label any number of them."""
+        if not self.offsets:
+            return _finite(logits)
         if self.cuts is not None:
             above = expected_class(self.probabilities(logits))[..., None] > np.array(self.cuts)
             return indicator(above.sum(-1), len(self.offsets))
@@ -138,6 +145,8 @@ def fit_decision(
     seed : int
         Seed of the draws on which settings are compared.
     """
+    if targets.numeric:
+        return Decision(1.0, 0.0, ())
     logits, multilabel = _finite(logits), targets.multilabel
     calibrated = _calibrate(logits, targets, prior)
     if targets.ordered:

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from mmfeat.evaluation.resampling import EXACT_FLOAT32, Hits, count, draw_scores, find_cells, joined_groups
+from mmfeat.evaluation.decisions import plain_choice
+from mmfeat.evaluation.resampling import EXACT_FLOAT32, TINY, Hits, count, draw_scores, find_cells, joined_groups
 from mmfeat.samples.labels import Targets
 
 CONFIDENCE = 0.95
@@ -25,9 +26,22 @@ LEAST = 1e-15  # probabilities are kept this far from 0 in a logarithm
 
 def headline(targets: Targets, chosen: np.ndarray) -> np.ndarray:
     """(...) the score by which heads are compared, of choices (..., N, C): see `Hits.headline`."""
+    if targets.numeric:
+        errors, spread = (chosen - targets.matrix)[..., 0], targets.matrix[:, 0] - targets.matrix.mean()
+        return 1 - (errors**2).sum(-1) / max(float(spread @ spread), TINY)
     if targets.ordered:
         return count(targets.matrix, chosen, ordered=True).headline
     return np.asarray(macro_f1(targets.matrix, chosen))
+
+
+def headline_name(targets: Targets) -> str:
+    """The name of the score by which heads are compared."""
+    return "r2" if targets.numeric else "kappa" if targets.ordered else "macro_f1"
+
+
+def plain_headline(targets: Targets, logits: np.ndarray) -> float:
+    """The headline of the plain choices of (N, C) logits; of a regression these are the predicted numbers."""
+    return float(headline(targets, logits if targets.numeric else plain_choice(logits, targets.multilabel)))
 
 
 @dataclass(frozen=True)
@@ -106,8 +120,11 @@ def evaluate(
         `macro_f1`, `accuracy` (multi-label: all classes right), `weighted_f1`, `auroc`, `log_loss`,
         `calibration_error` and, of ordered classes, `kappa` (weighted by the square of the distance), with `value`,
         `low`, `high` (None for an AUROC that no class defines); `seeds`;
-        `classes`; `confusion`; `samples`.
+        `classes`; `confusion`; `samples`. Of a regression: `r2`, `mae`, `rmse`, `spearman` and `seeds`; no classes and
+        an empty confusion.
     """
+    if targets.numeric:
+        return _evaluate_numbers(targets, chosen, seed, groups, chosen if alone is None else alone)
     counts = count(targets.matrix, chosen, targets.ordered)
     single = counts if alone is None else count(targets.matrix, alone, targets.ordered)
     value, draws = draw_scores(find_cells(targets, chosen, groups), _count_scores, seed)
@@ -124,6 +141,46 @@ def evaluate(
         "confusion": confusion(targets.matrix, chosen, targets.multilabel).tolist(),
         "samples": len(targets),
     }
+
+
+def _evaluate_numbers(
+    targets: Targets, predicted: np.ndarray, seed: int, groups: np.ndarray | None, alone: np.ndarray
+) -> dict[str, Any]:
+    """The scores of predicted numbers (S, N, 1), in the units of the labels."""
+    names = ("r2", "mae", "rmse")
+    units = find_cells(targets, predicted, groups)
+    single = find_cells(targets, alone)
+    errors = single.counts(single.table().sum(0)[None])
+    value, draws = draw_scores(
+        units, lambda sums: np.stack([getattr(sums, name).mean(-1) for name in names], axis=-1), seed
+    )
+    scores = [percentiles(score, column) for score, column in zip(value, draws.T, strict=True)]
+    return {
+        **dict(zip(names, map(vars, scores), strict=True)),
+        "spearman": vars(_spearman(targets.matrix[:, 0], predicted[..., 0], len(units.units))),
+        "seeds": {name: _over_seeds(getattr(errors, name)[0]) for name in names[:2]},
+        "classes": {},
+        "confusion": [],
+        "samples": len(targets),
+    }
+
+
+def _spearman(values: np.ndarray, predicted: np.ndarray, units: int) -> Score:
+    """Spearman's rank correlation, the mean over seeds (S, N), with the interval of Bonett and Wright (2000); undefined
+    where all predictions are equal."""
+    from scipy.stats import rankdata
+
+    ranks = rankdata(values) - (len(values) + 1) / 2
+    others = rankdata(predicted, axis=1) - (len(values) + 1) / 2
+    spread = np.sqrt((ranks @ ranks) * (others**2).sum(1))
+    if not (spread > 0).all():
+        return Score(None, None, None)
+    rho = float(np.mean(others @ ranks / spread))
+    middle, reach = (
+        np.arctanh(np.clip(rho, LEAST - 1, 1 - LEAST)),
+        NORMAL * np.sqrt((1 + rho**2 / 2) / max(units - 3, 1)),
+    )
+    return Score(rho, float(np.tanh(middle - reach)), float(np.tanh(middle + reach)))
 
 
 def _count_scores(counts: Hits) -> np.ndarray:

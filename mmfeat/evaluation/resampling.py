@@ -22,6 +22,7 @@ MAX_CELLS = 20_000  # most cells for the bootstrap; with more cells the jackknif
 FEW = 10  # samples a cell below which samples are drawn one by one: a multinomial number takes as long as ten samples
 CHUNK = 4_000_000  # numbers held in memory at a time
 LEAST = 1e-15  # smaller sums are 0
+TINY = np.finfo(np.float64).tiny
 EXACT_FLOAT32 = 2**24  # integers up to here are exact in float32, whose products take half the time
 
 
@@ -87,19 +88,45 @@ class Hits:
 
 
 @dataclass(frozen=True)
-class Cells:
-    """Distinct samples, and how many samples of each cell are drawn together.
+class Errors:
+    """Sums from which scores of one or many sets of predicted numbers follow: of the `squared` and `absolute` errors
+    (...), of the true numbers (`total`) and their `squares`, and how many `samples` there are."""
 
-    `labels` (K, C) bool and `chosen` (S, K, C) bool are those of one sample of each cell, `numbers` (K,) counts its
-    samples that are drawn alone, and `groups` (G, K), a sparse matrix, its samples in each group that is drawn whole.
-    Classes may be `ordered`.
-    """
+    squared: np.ndarray
+    absolute: np.ndarray
+    total: np.ndarray
+    squares: np.ndarray
+    samples: np.ndarray
+
+    @property
+    def r2(self) -> np.ndarray:
+        """(...) share of the variance that is predicted; 0 where nothing varies."""
+        spread = self.squares - self.total**2 / np.maximum(self.samples, 1)
+        return np.where(spread > 0, 1 - self.squared / np.maximum(spread, TINY), 0.0)
+
+    @property
+    def mae(self) -> np.ndarray:
+        """(...) mean absolute error."""
+        return self.absolute / np.maximum(self.samples, 1)
+
+    @property
+    def rmse(self) -> np.ndarray:
+        """(...) square root of the mean squared error."""
+        return np.sqrt(self.squared / np.maximum(self.samples, 1))
+
+    @property
+    def headline(self) -> np.ndarray:
+        """(...) the score by which heads are compared."""
+        return self.r2
+
+
+@dataclass(frozen=True)
+class Units:
+    """K distinct samples, and how many of each are drawn together: `numbers` (K,) counts those that are drawn alone,
+    and `groups` (G, K), a sparse matrix, those in each group that is drawn whole."""
 
     numbers: np.ndarray
-    labels: np.ndarray
-    chosen: np.ndarray
     groups: csr_array
-    ordered: bool = False
 
     @property
     def units(self) -> np.ndarray:
@@ -122,6 +149,43 @@ class Cells:
             yield np.ones(part.shape[0]), part[:, held] @ self.table(held)
 
     def table(self, rows: slice | np.ndarray = slice(None), dtype: type = np.float64) -> np.ndarray:
+        """(K, ...) what one sample adds to the sums that `counts` takes; the last column counts samples."""
+        raise NotImplementedError
+
+    def counts(self, sums: np.ndarray) -> Any:
+        """The scores that follow from (D, ...) sums over the columns of `table`, each (D, S, ...)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Numbers(Units):
+    """True numbers `values` (N,), less their mean, and `predicted` (S, N) ones, less the same."""
+
+    values: np.ndarray
+    predicted: np.ndarray
+
+    def table(self, rows: slice | np.ndarray = slice(None), dtype: type = np.float64) -> np.ndarray:
+        """(N, 2S + 3) squared and absolute errors, the number and its square, and 1."""
+        values = self.values[rows, None]
+        errors = self.predicted[:, rows].T - values
+        return np.hstack([errors**2, np.abs(errors), values, values**2, np.ones_like(values)]).astype(dtype)
+
+    def counts(self, sums: np.ndarray) -> Errors:
+        """The (D, 2S + 3) sums over the columns of `table`."""
+        seeds = len(self.predicted)
+        return Errors(*np.split(sums, [seeds, 2 * seeds, 2 * seeds + 1, 2 * seeds + 2], axis=1))
+
+
+@dataclass(frozen=True)
+class Cells(Units):
+    """Cells of equal samples: `labels` (K, C) bool and `chosen` (S, K, C) bool are those of one sample of each cell.
+    Classes may be `ordered`."""
+
+    labels: np.ndarray
+    chosen: np.ndarray
+    ordered: bool = False
+
+    def table(self, rows: slice | np.ndarray = slice(None), dtype: type = np.float64) -> np.ndarray:
         """(K, 2SC + C + S + 1) what one sample of these cells adds to hits, predicted, labelled, right and samples;
         before the last, of ordered classes, S columns more for `apart`."""
         chosen, labels = self.chosen[:, rows].transpose(1, 0, 2), self.labels[rows, None]
@@ -142,7 +206,7 @@ class Cells:
         return Hits(hits.reshape(shape), labelled, predicted, right, samples, off if self.ordered else None)
 
 
-Scorer = Callable[[Hits], np.ndarray]  # counts of shape (D, S, C) -> (D, Q) scores
+Scorer = Callable[[Any], np.ndarray]  # `Hits` of shape (D, S, C), or `Errors` (D, S) -> (D, Q) scores
 
 
 def quadratic_kappa(apart: Any, squares: Any, product: Any, samples: Any) -> Any:
@@ -169,14 +233,28 @@ def count(labels: np.ndarray, chosen: np.ndarray, ordered: bool = False) -> Hits
     return Hits(hits, labelled, predicted, np.asarray(right), np.asarray(samples), off)
 
 
-def find_cells(targets: Targets, chosen: np.ndarray, groups: np.ndarray | None = None) -> Cells:
-    """Count N samples that have equal labels and equal predictions (S, N, C).
+def find_cells(targets: Targets, chosen: np.ndarray, groups: np.ndarray | None = None) -> Units:
+    """Count N samples that have equal labels and equal predictions (S, N, C); each predicted number is one of its own.
 
     Samples with the same number in `groups` (N,) are near duplicates, which are drawn together.
     """
     from scipy.sparse import coo_array
 
-    labels = targets.matrix
+    code = np.arange(len(targets)) if targets.numeric else _equal(targets.matrix, chosen)
+    size = int(code.max(initial=-1)) + 1
+    joined, of = joined_groups(groups, len(code))
+    inside = coo_array((np.ones(len(joined)), (of, code[joined])), shape=(int(of.max(initial=-1)) + 1, size)).tocsr()
+    numbers = np.bincount(code, minlength=size) - np.bincount(code[joined], minlength=size)
+    if targets.numeric:
+        middle = targets.matrix.mean()
+        return Numbers(numbers, inside, targets.matrix[:, 0] - middle, chosen[..., 0] - middle)
+    first = np.empty(size, dtype=np.int64)
+    first[code] = np.arange(len(code))  # any sample of a cell can represent it
+    return Cells(numbers, inside, targets.matrix[first], chosen[:, first], targets.ordered)
+
+
+def _equal(labels: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """(N,) numbers of cells of samples with equal labels (N, C) and choices (S, N, C)."""
     rows = np.concatenate([labels[None], chosen]).transpose(1, 0, 2).reshape(len(labels), -1)
     packed = np.packbits(rows, axis=1)
     words = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))).view(np.uint64)
@@ -184,13 +262,7 @@ def find_cells(targets: Targets, chosen: np.ndarray, groups: np.ndarray | None =
     for word in words.T:
         values, inverse = np.unique(word, return_inverse=True)
         code = np.unique(code * len(values) + inverse, return_inverse=True)[1] if words.shape[1] > 1 else inverse
-    size = int(code.max(initial=-1)) + 1
-    first = np.empty(size, dtype=np.int64)
-    first[code] = np.arange(len(code))  # any sample of a cell can represent it
-    joined, of = joined_groups(groups, len(code))
-    inside = coo_array((np.ones(len(joined)), (of, code[joined])), shape=(int(of.max(initial=-1)) + 1, size)).tocsr()
-    numbers = np.bincount(code, minlength=size) - np.bincount(code[joined], minlength=size)
-    return Cells(numbers, labels[first], chosen[:, first], inside, targets.ordered)
+    return code
 
 
 def joined_groups(groups: np.ndarray | None, samples: int) -> tuple[np.ndarray, np.ndarray]:
@@ -202,7 +274,7 @@ def joined_groups(groups: np.ndarray | None, samples: int) -> tuple[np.ndarray, 
     return rows, np.unique(number[rows], return_inverse=True)[1]
 
 
-def draw_scores(cells: Cells, scores: Scorer, seed: int, draws: int = DRAWS) -> tuple[np.ndarray, np.ndarray]:
+def draw_scores(cells: Units, scores: Scorer, seed: int, draws: int = DRAWS) -> tuple[np.ndarray, np.ndarray]:
     """(Q,) scores of the samples, and (draws, Q) scores of resampled samples, groups of near duplicates whole.
 
     Up to `MAX_CELLS` cells and groups, these are drawn as in the bootstrap. With more, which would take minutes, scores
@@ -217,11 +289,11 @@ def draw_scores(cells: Cells, scores: Scorer, seed: int, draws: int = DRAWS) -> 
     return value, value + noise @ vectors.T
 
 
-def _totals(cells: Cells) -> np.ndarray:
+def _totals(cells: Units) -> np.ndarray:
     return cells.weights(cells.units[None].astype(np.float64))[0] @ cells.table()
 
 
-def _bootstrap(cells: Cells, scores: Scorer, random: np.random.Generator, draws: int) -> Iterator[np.ndarray]:
+def _bootstrap(cells: Units, scores: Scorer, random: np.random.Generator, draws: int) -> Iterator[np.ndarray]:
     units = cells.units
     count = int(units.sum())
     table = cells.table(dtype=np.float32 if _totals(cells)[-1] < EXACT_FLOAT32 else np.float64)
@@ -237,7 +309,7 @@ def _bootstrap(cells: Cells, scores: Scorer, random: np.random.Generator, draws:
         yield scores(cells.counts((cells.weights(drawn).astype(table.dtype) @ table).astype(np.float64)))
 
 
-def _jackknife(cells: Cells, scores: Scorer, value: np.ndarray) -> np.ndarray:
+def _jackknife(cells: Units, scores: Scorer, value: np.ndarray) -> np.ndarray:
     """(Q, Q) covariance of the scores, from leaving out each unit in turn; samples of one cell give equal scores."""
     totals, count = _totals(cells), int(cells.units.sum())
     mean, square = np.zeros(len(value)), np.zeros((len(value), len(value)))

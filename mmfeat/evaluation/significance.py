@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mmfeat.evaluation.metrics import Score, percentiles
-from mmfeat.evaluation.resampling import Hits, draw_scores, find_cells
+from mmfeat.evaluation.resampling import Errors, Hits, draw_scores, find_cells
 from mmfeat.samples.labels import Targets
 
 LEVEL = 0.05  # p-values below it count as significant
@@ -94,22 +94,32 @@ def compare_with_best(
         _difference(value[best] - one, draws[:, best] - row) for one, row in zip(value, draws.T, strict=True)
     ]
     adjusted = np.maximum(_adjusted(value, draws)[best], [difference.p for difference in differences])
-    correct = [majority((chosen == targets.matrix).all(-1)) for chosen in all_chosen]
-    disagreement = np.array([mcnemar(correct[best], other) for other in correct])
-    others = np.arange(len(all_chosen)) != best
-    disagreement_holm = np.ones(len(all_chosen))
-    disagreement_holm[others] = holm(disagreement[others])
+    disagreement = _disagreement(targets, all_chosen, best)
     entries = [
         {
             **vars(difference),
             "p_holm": float(adjusted[head]),
-            "mcnemar": float(disagreement[head]),
-            "mcnemar_holm": float(disagreement_holm[head]),
+            **disagreement[head],
             "tie": bool(adjusted[head] >= LEVEL),
         }
         for head, difference in enumerate(differences)
     ]
     return entries, picked(value, draws, best)
+
+
+def _disagreement(targets: Targets, all_chosen: Sequence[np.ndarray], best: int) -> list[dict[str, float]]:
+    """McNemar's p-values of each head against the best, with those adjusted by Holm; none of numbers, which are never
+    right."""
+    if targets.numeric:
+        return [{} for _ in all_chosen]
+    correct = [majority((chosen == targets.matrix).all(-1)) for chosen in all_chosen]
+    p_values = np.array([mcnemar(correct[best], other) for other in correct])
+    others = np.arange(len(all_chosen)) != best
+    adjusted = np.ones(len(all_chosen))
+    adjusted[others] = holm(p_values[others])
+    return [
+        {"mcnemar": p, "mcnemar_holm": p_holm} for p, p_holm in zip(p_values.tolist(), adjusted.tolist(), strict=True)
+    ]
 
 
 def compare_pairs(
@@ -165,7 +175,7 @@ def _draw_headlines(
     """(H,) score of each head, the mean over its seeds, and (D, H) the same on resampled samples."""
     starts = np.cumsum([0, *(len(chosen) for chosen in all_chosen)])
 
-    def scores(counts: Hits) -> np.ndarray:
+    def scores(counts: Hits | Errors) -> np.ndarray:
         sums = np.add.reduceat(counts.headline, starts[:-1], axis=-1)
         return sums / np.diff(starts)
 

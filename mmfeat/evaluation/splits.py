@@ -14,9 +14,10 @@ from functools import cached_property
 import numpy as np
 
 from mmfeat.errors import DataError
-from mmfeat.samples.labels import TEST, TRAIN, VALIDATION, Targets
+from mmfeat.samples.labels import REGRESSION, TEST, TRAIN, VALIDATION, Targets, looks_numeric
 
 FOLDS, REPEATS, SEED = 5, 3, 42
+QUANTILES = 10  # strata of numbers
 VALIDATION_PARTS = 8  # number of parts of a fold's training rows; each repeat holds out one part
 HOLDOUT = "holdout"  # the name of the only fold of a holdout
 HOLDOUT_SHARES = (8, 1, 1)
@@ -214,7 +215,12 @@ def _level(have: np.ndarray, stratum: int, count: int, share: np.ndarray, rng: n
 
 
 def _strata(targets: Targets) -> np.ndarray:
-    """(N,) the stratum of each sample: its class, or for multi-label its rarest class, C for a sample without one."""
+    """(N,) the stratum of each sample: its class, or for multi-label its rarest class, C for a sample without one; of
+    numbers the tenth that they are in."""
+    if targets.numeric:
+        bins = min(QUANTILES, max(1, len(targets) // QUANTILES))
+        ends = np.quantile(targets.matrix, np.arange(1, bins) / bins)
+        return np.searchsorted(ends, targets.matrix[:, 0], side="right")
     if not targets.multilabel:
         return targets.numbers
     counts = np.where(targets.matrix, targets.matrix.sum(axis=0), len(targets) + 1)
@@ -229,16 +235,23 @@ def _add_parts(
     There are `VALIDATION_PARTS` parts, or fewer where the smallest class has fewer groups.
     """
     rest = np.flatnonzero(roles == TRAIN)
-    smallest = min(len(np.unique(groups[rest[has]])) for has in targets.matrix[rest].T)
+    smallest = min(len(np.unique(groups[rest[has]])) for _, has in _sides(targets.take(rest)))
     parts = max(2, min(VALIDATION_PARTS, smallest))
     part = deal(strata[rest], groups[rest], [1] * parts, seed)
     for number in range(max(1, min(repeats, parts))):
         roles[rest[part == number]] = f"{VALIDATION}-{number + 1}"
 
 
+def _sides(targets: Targets) -> list[tuple[str, np.ndarray]]:
+    """The name and the rows (N,) bool of each class that every part of a split needs; all rows of numbers."""
+    if targets.numeric:
+        return [("the label", np.ones(len(targets), bool))]
+    return [(f"class {name!r}", has) for name, has in zip(targets.classes, targets.matrix.T, strict=True)]
+
+
 def _check_counts(targets: Targets, groups: np.ndarray, needed: int, what: str, why: str, remedy: str) -> None:
     """Raise `DataError` where a class, or for multi-label its absence, has fewer samples than folds or roles."""
-    sides = [(f"class {name!r}", has) for name, has in zip(targets.classes, targets.matrix.T, strict=True)]
+    sides = _sides(targets)
     if targets.multilabel:
         sides += [(f"the absence of {side}", ~has) for side, has in sides]
     name, has = min(sides, key=lambda side: side[1].sum())
@@ -246,6 +259,7 @@ def _check_counts(targets: Targets, groups: np.ndarray, needed: int, what: str, 
         raise DataError(
             f"{what}: {name} has {has.sum()} samples, {why}; {remedy if has.sum() > 1 else 'label more of it'}, or "
             "correct the label if it is a typo"
+            + (f"; or are the labels numbers to predict? --task {REGRESSION}" if looks_numeric(targets.classes) else "")
         )
     for name, has in sides:
         if (count := len(np.unique(groups[has]))) < max(needed, 3):  # groups to train, validate and test with
@@ -263,6 +277,7 @@ def _checked(splits: Splits, targets: Targets) -> Splits:
             trains = targets.matrix[fold.train]
             if not len(fold.validation) or not len(fold.test) or (trains == trains[:1]).all():
                 raise DataError(
-                    f"{fold.name} would train on one class, or validate or test on nothing; label more samples"
+                    f"{fold.name} would train on one {'number' if targets.numeric else 'class'}, or validate or test "
+                    "on nothing; label more samples"
                 )
     return splits

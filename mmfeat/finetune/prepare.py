@@ -26,7 +26,7 @@ from mmfeat.heads.registry import NEEDS_TOKENS, ZERO_SHOT, load_fusion
 from mmfeat.runs.entry import ChosenHead, RunConfig
 from mmfeat.runs.run import Run, checked_towers
 from mmfeat.samples.contents import view_name, view_number
-from mmfeat.samples.labels import ORDINAL
+from mmfeat.samples.labels import ORDINAL, REGRESSION
 from mmfeat.sweep.arguments import requests_of
 from mmfeat.sweep.class_names import with_class_vectors
 from mmfeat.sweep.problem import LabelledData, Problem, read_labelled
@@ -163,8 +163,8 @@ def prepare(parent: Run, arguments: FinetuneArguments, execution: Execution) -> 
     settings, team = arguments.settings, execution.team
     if parent.is_finetuned:
         raise RunError(f"{parent.folder}: a second stage itself; name the run of its heads, {parent.config.parent}")
-    if parent.config.task == ORDINAL:
-        raise ConfigError(f"{parent.folder}: a run of --task {ORDINAL}, whose encoders cannot be fine-tuned yet")
+    if (task := parent.config.task) in (ORDINAL, REGRESSION):
+        raise ConfigError(f"{parent.folder}: a run of --task {task}, whose encoders cannot be fine-tuned yet")
     chosen = chosen_head(parent, best_fusion(parent, arguments.head, arguments.modalities))
     is_early = arguments.fusion == EARLY
     if is_early and chosen.modality != "both":

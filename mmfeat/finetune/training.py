@@ -264,8 +264,7 @@ class Training:
         rows = self.setup.rows.validation
         if not len(rows):
             return {}
-        labels, multilabel = self.targets.matrix[rows], self.targets.multilabel
-        scores = validation_scores(self.model.predict(rows), labels, self.weights, multilabel)
+        scores = validation_scores(self.model.predict(rows), self.targets.take(rows), self.weights)
         return dict(zip(scores, self.team.agreed(list(scores.values())), strict=True))
 
     def _save_if_due(self) -> None:

@@ -16,12 +16,20 @@ import torch
 from torch import Tensor
 
 from mmfeat.errors import HeadError
-from mmfeat.evaluation.decisions import plain_choice
-from mmfeat.evaluation.metrics import macro_f1
+from mmfeat.evaluation.metrics import headline_name, plain_headline
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.layers import Fusion, Shape
 from mmfeat.heads.registry import ZERO_SHOT, HeadSettings
-from mmfeat.heads.training import Draws, StackedAdamW, StackedLoss, Stopper, class_weights, draw_pieces, validation_loss
+from mmfeat.heads.training import (
+    Draws,
+    StackedAdamW,
+    StackedLoss,
+    Stopper,
+    class_weights,
+    draw_pieces,
+    number_scale,
+    validation_loss,
+)
 from mmfeat.samples.labels import Targets
 from mmfeat.system.wording import Advance, ignore
 
@@ -177,7 +185,8 @@ class _Stack:
         self.labels = torch.from_numpy(targets.matrix.astype(np.float32)).to(data.device)
         settings = [member.settings for member in members]
         self.weights = [class_weights(targets.take(m.train), m.settings.class_weights) for m in members]
-        self.loss = StackedLoss(settings, self.weights, targets.multilabel, data.device)
+        self.scales = [number_scale(targets.take(m.train)) for m in members] if targets.numeric else []
+        self.loss = StackedLoss(settings, self.weights, targets.multilabel, data.device, self.scales)
         self.kept = torch.tensor([1 / (1 - values.dropout) for values in settings], device=data.device)[:, None, None]
         self.optimiser = self._optimiser(settings)
 
@@ -234,14 +243,19 @@ class _Stack:
     def _predict_validation(self) -> Sequence[np.ndarray | None]:
         """(m, C) logits of the validation rows of each running head, None where no head has any."""
         rows = [self.members[number].validation for number in self.running]
-        return predict_module(self.module, self.data, rows) if any(map(len, rows)) else [None] * len(rows)
+        if not any(map(len, rows)):
+            return [None] * len(rows)
+        predicted = predict_module(self.module, self.data, rows)
+        if not self.scales:
+            return predicted
+        scales = [self.scales[number] for number in self.running]
+        return [logits * spread + mean for logits, (mean, spread) in zip(predicted, scales, strict=True)]
 
     def _scores(self, number: int, logits: np.ndarray | None) -> dict[str, float]:
-        """Macro-F1 and weighted loss of a member on its validation rows."""
+        """Score and weighted loss of a member on its validation rows."""
         if logits is None:
             return {}
-        wanted = self.targets.matrix[self.members[number].validation]
-        return validation_scores(logits, wanted, self.weights[number], self.targets.multilabel)
+        return validation_scores(logits, self.targets.take(self.members[number].validation), self.weights[number])
 
     def _record(self, index: int, loss: float, scores: dict[str, float]) -> bool:
         """Record an epoch of a running head; returns whether its weights are the best so far."""
@@ -251,7 +265,8 @@ class _Stack:
             raise HeadError(f"a head diverged; lower --learning-rate (now {settings.learning_rate:g})")
         history.append({"epoch": len(history), "loss": loss, **scores, "scale": stopper.scale})
         by_loss = settings.monitor == "loss"
-        score = -scores.get("validation_loss", 0.0) if by_loss else scores.get("validation_macro_f1", 0.0)
+        name = f"validation_{headline_name(self.targets)}"
+        score = -scores.get("validation_loss", 0.0) if by_loss else scores.get(name, 0.0)
         return stopper.update(len(history) - 1, score)
 
     def _finish(self, numbers: list[int]) -> None:
@@ -260,6 +275,8 @@ class _Stack:
         best = {name: value[rows].cpu() for name, value in self.best.items()}
         for place, number in enumerate(numbers):
             tensors = {name: value[place] for name, value in best.items()}
+            if self.scales:
+                in_units(tensors, *self.scales[number])
             self.trained[number] = Trained(
                 tensors, self.histories[number], self.stoppers[number].best_epoch, self.seen[number]
             )
@@ -286,11 +303,18 @@ def _class_vectors(data: HeadData, targets: Targets) -> dict[int, Tensor]:
     return {start: vectors - vectors.mean(0) for start, vectors in classes.items()}
 
 
-def validation_scores(
-    logits: np.ndarray, matrix: np.ndarray, weights: np.ndarray, multilabel: bool
-) -> dict[str, float]:
-    """Weighted loss, and macro-F1 of plain choices, of (n, C) logits for (n, C) bool labels."""
+def in_units(tensors: dict[str, Tensor], mean: np.ndarray, spread: np.ndarray) -> None:
+    """Have the last layer of a head, which learned numbers with the mean 0 and the deviation 1, give those of the
+    labels: the tensors hold mean and deviation."""
+    last = "output" if "output.weight" in tensors else "classifier.output"
+    factor, shift = float(spread[0]), float(mean[0])
+    tensors[f"{last}.weight"] = tensors[f"{last}.weight"] * factor
+    tensors[f"{last}.bias"] = tensors[f"{last}.bias"] * factor + shift
+
+
+def validation_scores(logits: np.ndarray, targets: Targets, weights: np.ndarray) -> dict[str, float]:
+    """Weighted loss, and score of plain choices, of (n, C) logits."""
     return {
-        "validation_loss": validation_loss(logits, matrix, weights, multilabel),
-        "validation_macro_f1": float(macro_f1(matrix, plain_choice(logits, multilabel))),
+        "validation_loss": validation_loss(logits, targets.matrix, weights, targets.multilabel),
+        f"validation_{headline_name(targets)}": plain_headline(targets, logits),
     }

@@ -125,7 +125,10 @@ def class_weights(targets: Targets, policy: str) -> np.ndarray:
 
     The `policy` is `inverse` frequency, its square root (`sqrt`), the inverse `effective` number of samples (Cui et
     al., CVPR 2019), or `none`. A weight of multi-label targets multiplies the loss of the samples that have the class.
+    The weight of numbers is 1 by their variance, so that the loss has no unit.
     """
+    if targets.numeric:
+        return 1 / number_scale(targets)[1] ** 2
     present = targets.matrix.sum(0)
     counts = np.maximum(present, 1)
     if policy == "effective":
@@ -136,14 +139,29 @@ def class_weights(targets: Targets, policy: str) -> np.ndarray:
     return weights if targets.multilabel and policy != "effective" else weights / weights.mean()
 
 
+def number_scale(targets: Targets) -> tuple[np.ndarray, np.ndarray]:
+    """(1,) mean and (1,) standard deviation of numbers, in whose units heads learn them; 1 where all are equal."""
+    spread = targets.matrix.std(0)
+    return targets.prior, np.where(spread > 0, spread, 1.0)
+
+
 class StackedLoss:
     """The losses of K heads: (K, B, C) logits and (K, B, C) targets -> (K,) weighted means over each head's batch.
 
     Equal to torch's `cross_entropy(weight=..., label_smoothing=...)` of each head; `focal` multiplies by (1 - p)^gamma
-    (Lin et al., ICCV 2017); multi-label targets take the binary form.
+    (Lin et al., ICCV 2017); multi-label targets take the binary form. With the `scales` of numbers, a mean and a
+    standard deviation (1,) a head, logits are in these units, and the loss is the squared error.
     """
 
-    def __init__(self, settings: Sequence[HeadSettings], weights: Sequence[np.ndarray], multilabel: bool, device: str):
+    def __init__(
+        self,
+        settings: Sequence[HeadSettings],
+        weights: Sequence[np.ndarray],
+        multilabel: bool,
+        device: str,
+        scales: Sequence[tuple[np.ndarray, np.ndarray]] = (),
+    ) -> None:
+        self.scales = torch.tensor(np.array(scales), dtype=torch.float32, device=device)
         self.weights = torch.tensor(np.stack(weights), dtype=torch.float32, device=device)[:, None]
         self.smoothing = _column([values.label_smoothing for values in settings], device)
         self.gamma = _column([values.focal_gamma for values in settings], device)
@@ -153,8 +171,12 @@ class StackedLoss:
     def keep(self, heads: Tensor) -> None:
         """Continue with these heads of the stack."""
         self.weights, self.smoothing, self.gamma = (x[heads] for x in (self.weights, self.smoothing, self.gamma))
+        self.scales = self.scales[heads] if len(self.scales) else self.scales
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if len(self.scales):
+            mean, spread = self.scales[:, 0, :, None], self.scales[:, 1, :, None]
+            return (logits - (targets - mean) / spread).square().mean((1, 2))
         return self._binary(logits, targets) if self.multilabel else self._softmax(logits, targets)
 
     def _softmax(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -175,9 +197,12 @@ class StackedLoss:
 
 
 def validation_loss(logits: np.ndarray, matrix: np.ndarray, weights: np.ndarray, multilabel: bool) -> float:
-    """Weighted cross-entropy of (n, C) logits and (n, C) bool labels, in nats; 0 without rows."""
+    """Weighted cross-entropy of (n, C) logits and (n, C) bool labels, in nats, or squared error of numbers; 0 without
+    rows."""
     if not len(matrix):
         return 0.0
+    if matrix.dtype != bool:
+        return float((weights * (logits - matrix) ** 2).mean())
     if multilabel:
         present, absent = np.logaddexp(0, -logits) * weights, np.logaddexp(0, logits)
         return float(np.where(matrix, present, absent).mean())

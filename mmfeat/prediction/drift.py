@@ -16,7 +16,7 @@ from mmfeat.prediction.final_heads import Inference
 from mmfeat.runs.entry import Entry
 from mmfeat.runs.run import Run
 from mmfeat.samples.dataset import MODALITIES, PART, Sample, SampleSet, read_samples
-from mmfeat.samples.labels import classes_in
+from mmfeat.samples.labels import classes_in, number_of
 from mmfeat.system.remote import absolute
 
 DRAWS = 9999  # random tables of a permutation test
@@ -32,7 +32,9 @@ def find_drift(
     """Notes on how the samples `now` differ from the `labelled` samples of the run; `before` (n, C) are the choices out
     of fold for the latter."""
     shifted = ""
-    if before is not None:
+    if before is not None and inference.predictions.numeric:
+        shifted = number_drift(before, inference.predictions.chosen)
+    elif before is not None:
         shifted = label_drift(before, inference.predictions.chosen, run.classes, inference.predictions.multilabel)
     return [*([shifted] if shifted else []), *missing_drift(labelled, now, tuple(inference.lacking))]
 
@@ -50,13 +52,15 @@ def training_set(run: Run, read: SampleSet | None = None) -> SampleSet:
 
 
 def check_labels(samples: SampleSet, run: Run) -> list[str]:
-    """The labels in the data that are no classes of the run, sorted."""
+    """The labels in the data that are no classes of the run, sorted; in a regression those that are no numbers."""
+    if run.config.is_regression:
+        return sorted(label for label in samples.classes if number_of(label) is None)
     multilabel = run.config.is_multilabel
     return sorted(set().union(*(classes_in(label, multilabel) for label in samples.classes)) - set(run.classes))
 
 
 def out_of_fold_choices(run: Run, entry: Entry) -> np.ndarray | None:
-    """(M, C) bool, the choices of the entry for labelled samples, out of fold.
+    """(M, C) bool, the choices of the entry for labelled samples, out of fold; in a regression (M, 1) numbers.
 
     The entry's decision is applied to the mean out-of-fold probabilities over its seeds. None where the file of these
     probabilities is missing or broken.
@@ -87,6 +91,23 @@ def label_drift(before: np.ndarray, now: np.ndarray, classes: Sequence[str], mul
         f"these samples are predicted otherwise than labelled ones out of fold ({example}; "
         f"{'up to ' if multilabel else ''}{size:.0%} of the predictions shifted, p {_shown(p)}): they may come from "
         "elsewhere, and scores of the run may not hold for them"
+    )
+
+
+def number_drift(before: np.ndarray, now: np.ndarray) -> str:
+    """A line where predicted numbers `now` (N, 1) are spread otherwise than `before` (M, 1), by the test of Kolmogorov
+    and Smirnov, else ""."""
+    from scipy.stats import ks_2samp
+
+    if min(len(before), len(now)) < LEAST_ROWS:
+        return ""
+    size, p = ks_2samp(before[:, 0], now[:, 0])
+    if p >= SIGNIFICANT or size < LEAST_SHIFT:
+        return ""
+    return (
+        f"these samples are predicted otherwise than labelled ones out of fold (mean {now.mean():.6g} instead of "
+        f"{before.mean():.6g}; p {_shown(p)}): they may come from elsewhere, and scores of the run may not hold for "
+        "them"
     )
 
 

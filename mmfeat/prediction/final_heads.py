@@ -87,7 +87,7 @@ class EntryPredictor:
         }
         unused = np.zeros_like(next(iter(parts.values())))  # a member with the weight 0 is not computed
         stack = np.stack([parts.get(name, unused) for name in self.entry.members])
-        return combine(self.entry.rule or Rule(), stack, self.entry.decision.multilabel)
+        return combine(self.entry.rule or Rule(), stack, self.entry.decision)
 
     def _head_logits(self, entry: Entry, features: Features) -> np.ndarray:
         """(N, C) logits at the entry's temperature, whose probabilities are the means over the entry's final heads."""

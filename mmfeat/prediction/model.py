@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mmfeat.encoders.spec import EncoderOptions
-from mmfeat.errors import DataError
+from mmfeat.errors import ConfigError, DataError
 from mmfeat.extraction.extract import DEFAULT_ENCODERS, ExtractSettings, extract_features
 from mmfeat.extraction.in_memory import Embedded, Embedder
 from mmfeat.prediction.final_heads import (
@@ -114,12 +114,14 @@ class Model(Shown):
         texts: str | Iterable[Text] | Any = None,
         images: Picture | Iterable[Picture] = None,
         table: Row | Iterable[Row] = None,
-    ) -> list[str]:
-        """N labels, `a|b` or a lone `|` for multi-label runs; the arguments are those of `predict_proba`.
+    ) -> list[Any]:
+        """N labels, `a|b` or a lone `|` for multi-label runs, numbers of a regression; the arguments are those of
+        `predict_proba`.
 
         A label is the choice of the entry's decision, adjusted for macro-F1, and not always the most probable class.
         """
-        return self._predicted(texts, images, table).labels
+        predictions = self._predicted(texts, images, table)
+        return predictions.chosen[:, 0].tolist() if self.run.config.is_regression else predictions.labels
 
     def predict_proba(
         self,
@@ -134,8 +136,10 @@ class Model(Shown):
         list. An image is a path, a URL, the bytes of a file, a PIL image or a uint8 array (H, W, 3). In place of all
         three, whole rows may be given: a frame, an Arrow table or a list of dicts, with columns as in the run. A
         missing file or a broken image counts as lacking, with a `UserWarning`. Raises `DataError` for lists of
-        different length.
+        different length, and `ConfigError` for a regression, which has no classes.
         """
+        if self.run.config.is_regression:
+            raise ConfigError(f"{self.run.folder}: a regression has no probabilities of classes; use predict")
         return self._predicted(texts, images, table).probabilities
 
     def predict_samples(
@@ -161,7 +165,8 @@ class Model(Shown):
         """The predictions for samples, with a `UserWarning` for what was missing."""
         if not samples:
             empty = np.empty((0, len(self.classes)))
-            return Predictions((), empty.astype(bool), empty, self.classes, self.run.config.is_multilabel)
+            none = empty if self.run.config.is_regression else empty.astype(bool)
+            return Predictions((), none, empty, self.classes, self.run.config.is_multilabel)
         predictions, embedded = self.predict_samples(samples)
         for line in unread(samples, embedded, self.table):
             warnings.warn(line, stacklevel=4)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mmfeat.errors import ConfigError, SubmissionError
-from mmfeat.samples.labels import SEPARATOR, cells_of
+from mmfeat.samples.labels import SEPARATOR, cells_of, number_of
 from mmfeat.system.files import write_atomic
 
 NAMES = ("guid", "tag")
@@ -34,7 +34,8 @@ Pairs = list[tuple[str, str]]
 @dataclass(frozen=True)
 class Predictions:
     """Predictions for N samples: `chosen` (N, C) bool, one class a row unless `multilabel`, and calibrated
-    `probabilities` (N, C), with `ids` of length N and `classes` of length C."""
+    `probabilities` (N, C), with `ids` of length N and `classes` of length C. In a regression both are (N, 1) numbers.
+    """
 
     ids: tuple[str, ...] = field(repr=False)
     chosen: np.ndarray
@@ -46,14 +47,28 @@ class Predictions:
         return len(self.ids)
 
     @property
+    def numeric(self) -> bool:
+        """Whether numbers are predicted instead of classes."""
+        return self.chosen.dtype != bool
+
+    @property
     def labels(self) -> list[str]:
         """The N label cells: one class, or for multi-label runs `a|b` or a lone `|`."""
         return cells_of(self.chosen, self.classes)
 
     @property
     def shares(self) -> dict[str, float]:
-        """Class -> share of the samples for which the class is predicted."""
+        """Class -> share of the samples for which the class is predicted; of numbers, what `spread_of` says."""
+        if self.numeric:
+            return spread_of(self.chosen)
         return dict(zip(self.classes, self.chosen.mean(0).tolist(), strict=True)) if len(self) else {}
+
+
+def spread_of(numbers: np.ndarray) -> dict[str, float]:
+    """The lowest, the mean and the highest number, of none nothing."""
+    if not numbers.size:
+        return {}
+    return {"lowest": float(numbers.min()), "mean": float(numbers.mean()), "highest": float(numbers.max())}
 
 
 @dataclass(frozen=True)
@@ -117,10 +132,10 @@ def choose_format(out: str | Path | None, named: str | None) -> str:
 def prediction_text(predictions: Predictions, output: OutputFormat) -> str:
     """The text of the whole file. Raises `SubmissionError` for predictions or a text that fail a check."""
     output.check(predictions.classes)
-    labels = predictions.labels
-    check_rows(
-        list(zip(predictions.ids, labels, strict=True)), predictions.ids, predictions.classes, predictions.multilabel
-    )
+    rows = list(zip(predictions.ids, predictions.labels, strict=True))
+    if predictions.numeric and output.probabilities:
+        raise ConfigError("--proba: a predicted number has no probabilities of classes; leave it out")
+    check_rows(rows, predictions.ids, () if predictions.numeric else predictions.classes, predictions.multilabel)
     if output.probabilities:
         check_probabilities(predictions.probabilities, predictions.ids, predictions.multilabel)
     text = _json_lines(predictions, output) if output.format == "jsonl" else _delimited(predictions, output)
@@ -158,7 +173,8 @@ def _is_photo(path: Path) -> bool:
 
 
 def check_rows(rows: Pairs, ids: Sequence[str], classes: Sequence[str], multilabel: bool = False) -> None:
-    """Raise `SubmissionError` unless every id stands in `rows` once and in order, with a label of `classes`.
+    """Raise `SubmissionError` unless every id stands in `rows` once and in order, with a label of `classes`, or without
+    classes a number.
 
     Labels of `multilabel` rows are `a|b`, or a lone `|`.
     """
@@ -167,6 +183,10 @@ def check_rows(rows: Pairs, ids: Sequence[str], classes: Sequence[str], multilab
             f"{len(rows)} rows do not name the {len(ids)} samples once each and in order; nothing was written"
         )
     for id, label in rows:
+        if not classes:
+            if number_of(label) is None:
+                raise SubmissionError(f"sample {id} would get the label {label!r}, which is no number")
+            continue
         names = label.split(SEPARATOR) if multilabel and label != SEPARATOR else [label]
         if not set(names) <= {*classes, *([SEPARATOR] if multilabel else [])}:
             raise SubmissionError(f"sample {id} would get the label {label!r}, which is none of {', '.join(classes)}")

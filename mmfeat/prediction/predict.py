@@ -20,7 +20,7 @@ from mmfeat.prediction.output_file import Predictions
 from mmfeat.runs.entry import Scores, convert
 from mmfeat.runs.run import Run, choose_run
 from mmfeat.samples.dataset import MODALITIES, Data, Sample, SampleSet, name_of
-from mmfeat.samples.labels import MULTILABEL, ORDINAL, Targets, absent_note, classes_in
+from mmfeat.samples.labels import MULTILABEL, ORDINAL, REGRESSION, Targets, absent_note, classes_in
 from mmfeat.system.wording import Progress
 
 
@@ -111,7 +111,7 @@ def score(
     if not len(rows):
         return None, []
     if unknown := check_labels(samples, run):
-        known = ", ".join(run.classes)
+        known = "numbers" if run.config.is_regression else ", ".join(run.classes)
         return None, [f"no score: label {', '.join(unknown)} is unknown to the run ({known})"]
     labelled = [samples.samples[row] for row in rows]
     fresh = ~were_seen(labelled, training, tuple(inference.lacking), store)
@@ -128,7 +128,7 @@ def score(
     rows, predictions = rows[fresh], inference.predictions
     targets = targets_of([str(samples.samples[row].label) for row in rows], run.classes, run.config.task)
     values = evaluate(targets, predictions.chosen[rows][None], predictions.probabilities[rows][None])
-    return convert(values, Scores), [*notes, *absent_note(targets)]
+    return convert(values, Scores), notes if targets.numeric else [*notes, *absent_note(targets)]
 
 
 def were_seen(
@@ -148,6 +148,8 @@ def were_seen(
 
 def targets_of(labels: Sequence[str], classes: Sequence[str], task: str) -> Targets:
     """The targets of N label cells over all C classes of a run."""
+    if task == REGRESSION:
+        return Targets(tuple(classes), np.array([float(label) for label in labels])[:, None])
     multilabel = task == MULTILABEL
     cells = [classes_in(label, multilabel) for label in labels]
     matrix = np.array([[name in cell for name in classes] for cell in cells], bool).reshape(-1, len(classes))

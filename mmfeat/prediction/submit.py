@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from mmfeat.cache.store import Cache
 from mmfeat.errors import SubmissionError
 from mmfeat.extraction.extract import ExtractSettings
@@ -13,11 +15,19 @@ from mmfeat.extraction.requests import test_of
 from mmfeat.extraction.result import Extraction
 from mmfeat.prediction.drift import check_labels, find_drift, out_of_fold_choices, training_set
 from mmfeat.prediction.final_heads import Inference, infer, read_for, with_places
-from mmfeat.prediction.output_file import NAMES, OutputFormat, checked_target, choose_format, write_prediction_file
+from mmfeat.prediction.output_file import (
+    NAMES,
+    OutputFormat,
+    checked_target,
+    choose_format,
+    spread_of,
+    write_prediction_file,
+)
 from mmfeat.prediction.predict import score, were_seen
 from mmfeat.runs.entry import Entry, Scores
 from mmfeat.runs.run import Run, choose_run, data_changed
 from mmfeat.samples.dataset import Data, SampleSet, name_of
+from mmfeat.samples.labels import number_of
 from mmfeat.system.remote import absolute
 from mmfeat.system.wording import Progress
 
@@ -28,7 +38,8 @@ class Submission:
 
     `scores` are measured where test data have labels.
     `predicted`, `trained` and `out_of_fold` map class -> share: in the file, among the labelled samples, and among the
-    out-of-fold predictions of the same head (empty where the run has none). `notes` are lines for the user.
+    out-of-fold predictions of the same head (empty where the run has none); in a regression lowest, mean and highest.
+    `notes` are lines for the user.
     """
 
     path: Path
@@ -137,7 +148,7 @@ def _summary(
     cache: str | Path,
 ) -> Submission:
     """The submission to be written to `path`, with drift between its samples and the labelled ones of the run."""
-    before, labelled = out_of_fold_choices(run, entry), run.results.labelled
+    before = out_of_fold_choices(run, entry)
     is_run_data = absolute(everything.source) == run.config.data
     return Submission(
         path=path,
@@ -147,13 +158,21 @@ def _summary(
         modalities=entry.modalities,
         rows=len(inference.predictions),
         predicted=inference.predictions.shares,
-        trained={name: count / labelled for name, count in sorted(run.results.class_counts.items())},
+        trained=_trained(run, training),
         extraction=inference.extraction,
         data_changed=is_run_data and data_changed(run, everything.labelled, Cache(cache, samples.name)),
         without_features=inference.without,
-        out_of_fold={} if before is None else dict(zip(run.classes, before.mean(0).tolist(), strict=True)),
+        out_of_fold={} if before is None else replace(inference.predictions, chosen=before).shares,
         notes=[*inference.notes, *find_drift(run, inference, before, training.labelled, samples.samples)],
     )
+
+
+def _trained(run: Run, training: SampleSet) -> dict[str, float]:
+    """Class -> share of the labelled samples; what `spread_of` says of numbers."""
+    if run.config.is_regression:
+        numbers = [number_of(str(sample.label)) for sample in training.labelled]
+        return spread_of(np.array([number for number in numbers if number is not None]))
+    return {name: count / run.results.labelled for name, count in sorted(run.results.class_counts.items())}
 
 
 def _unlabelled(samples: SampleSet, run: Run) -> SampleSet:
@@ -161,7 +180,7 @@ def _unlabelled(samples: SampleSet, run: Run) -> SampleSet:
     if unknown := check_labels(samples, run):
         raise SubmissionError(
             f"{samples.source}: label {', '.join(unknown)} is unknown to {run.folder} "
-            f"({', '.join(run.classes)}); train heads on this data first"
+            f"({'numbers' if run.config.is_regression else ', '.join(run.classes)}); train heads on this data first"
         )
     if not samples.unlabelled:
         remedy = "name test data with --data, or with mmfeat extract --test"

@@ -49,7 +49,7 @@ def comparison_sections(comparison: Comparison) -> list[Section]:
     return [
         Section("comparison", "Comparison", words, [figure], [table]),
         _settings(comparison, names),
-        _classes(comparison, names),
+        *([] if comparison.entries[0].r2 else [_classes(comparison, names)]),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections import Counter
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from mmfeat.errors import CacheError
 from mmfeat.report.section import Section, Table
 from mmfeat.report.subject import Subject
 from mmfeat.samples.dataset import MODALITIES
-from mmfeat.samples.labels import cells_of, classes_in
+from mmfeat.samples.labels import cells_of, classes_in, number_of
 from mmfeat.system.wording import duration, shown, size_of, without_passwords
 
 
@@ -22,7 +23,7 @@ def data_section(subject: Subject) -> Section:
     run, samples = subject.run, subject.samples
     labelled, classes = run.results.labelled, run.results.class_counts
     rows = [[name, f"{count:,}", f"{count / labelled:.1%}"] for name, count in classes.items()]
-    tables = [Table("labels", f"{labelled:,} labelled samples", ["class", "samples", "share"], rows)]
+    tables = [Table("labels", f"{labelled:,} labelled samples", ["class", "samples", "share"], rows)] if rows else []
     hashed = f"data hash {run.config.data_hash[:16]}"
     if samples is None:
         words = [f"{run.config.dataset}: {labelled:,} labelled samples, {hashed}."]
@@ -60,6 +61,10 @@ def data_notes(subject: Subject) -> tuple[str, ...]:
 def _changed(subject: Subject) -> int:
     """Out-of-fold samples that are gone from the data or have another label now."""
     predictions = subject.predictions()
+    if predictions.targets.numeric:
+        labels = (number_of(str(sample.label)) if (sample := subject.by_id.get(id)) else None for id in predictions.ids)
+        pairs = zip(labels, predictions.targets.matrix[:, 0].tolist(), strict=True)
+        return sum(label is None or not math.isclose(label, number, rel_tol=1e-8) for label, number in pairs)
     classes, multilabel = predictions.targets.classes, predictions.targets.multilabel
     then = (classes_in(cell, multilabel) for cell in cells_of(predictions.targets.matrix, classes))
     now = (subject.by_id.get(id) for id in predictions.ids)

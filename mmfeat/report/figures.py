@@ -8,6 +8,7 @@ from pathlib import Path
 from mmfeat.errors import ConfigError
 from mmfeat.report.plots import heat_map, plain, png
 from mmfeat.report.reliability import diagram
+from mmfeat.report.residuals import scatter
 from mmfeat.report.scores import PLOTTED, confusion, forest
 from mmfeat.report.section import MOST_CLASSES, Figure
 from mmfeat.runs.run import Run
@@ -53,6 +54,7 @@ class Plots:
     def confusion(self, head: str | None = None, modalities: str | None = None) -> Plot:
         """Labels in rows, predictions in columns. Raises `ConfigError` where that is no matrix that can be read."""
         classes = self.run.classes
+        self._of_classes()
         if self.run.config.is_multilabel or len(classes) > MOST_CLASSES:
             why = "several classes a sample" if self.run.config.is_multilabel else f"{len(classes)} classes"
             raise ConfigError(f"{self.run.folder}: {why} are no matrix to draw; the table is in the report")
@@ -60,4 +62,15 @@ class Plots:
 
     def calibration(self, head: str | None = None, modalities: str | None = None) -> Plot:
         """How often predictions of a confidence are right, and the accuracy of the surest samples."""
+        self._of_classes()
         return Plot(diagram(self.run.out_of_fold(self.run.entry(head, modalities))))
+
+    def residuals(self, head: str | None = None, modalities: str | None = None) -> Plot:
+        """Predicted against true numbers, and the errors. Raises `ConfigError` for classes."""
+        if not self.run.config.is_regression:
+            raise ConfigError(f"{self.run.folder}: classes have no residuals; plot.confusion has their errors")
+        return Plot(scatter(self.run.out_of_fold(self.run.entry(head, modalities))))
+
+    def _of_classes(self) -> None:
+        if self.run.config.is_regression:
+            raise ConfigError(f"{self.run.folder}: a regression has no classes; plot.residuals has its errors")

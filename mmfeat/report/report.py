@@ -14,6 +14,7 @@ from mmfeat.report.gallery import make_gallery
 from mmfeat.report.modalities import ablation_section, attribution_section
 from mmfeat.report.page import Page, checked_page, render, write_figures, write_page, write_tables
 from mmfeat.report.reliability import reliability_section
+from mmfeat.report.residuals import residuals_section
 from mmfeat.report.scores import classes_section, confusion_section, leaderboard_section, significance_section
 from mmfeat.report.section import Section, interval, title_of
 from mmfeat.report.subject import Subject
@@ -31,6 +32,12 @@ AUDIT = "audit"
 SECTIONS = (
     leaderboard_section, significance_section, stages_section, classes_section, confusion_section, reliability_section,
     ablation_section, attribution_section, curves_section, effects_section, labels_section, data_section, cache_section,
+)  # fmt: skip
+
+
+NUMBER_SECTIONS = (
+    leaderboard_section, significance_section, residuals_section, ablation_section, curves_section, effects_section,
+    data_section, cache_section,
 )  # fmt: skip
 
 
@@ -95,10 +102,14 @@ def write_report(
     ]
     classes = [*chosen.classes, *([SEPARATOR] if chosen.config.is_multilabel else [])]
     page = Page(f"Report of {chosen.folder.name}", _subtitle(subject), _headline(subject), sections, None, classes)
-    gallery = make_gallery(subject, photos, BYTES - len(render(page).encode()), progress)
+    if chosen.config.is_regression:  # the largest errors are in a section
+        gallery = None
+    else:
+        gallery = make_gallery(subject, photos, BYTES - len(render(page).encode()), progress)
     size = write_page(path, replace(page, gallery=gallery))
     files = (papers or Papers()).write(path, sections)
-    return Report(path, (chosen,), size, gallery.samples, gallery.shown, files, data_notes(subject))
+    counts = (gallery.samples, gallery.shown) if gallery else (subject.entry.samples, 0)
+    return Report(path, (chosen,), size, *counts, files, data_notes(subject))
 
 
 def write_comparison(
@@ -122,9 +133,9 @@ def write_comparison(
 
 def make_sections(subject: Subject, progress: Progress) -> list[Section]:
     """Make all sections; a section without content is left out."""
-    made = []
-    with progress.step("report", len(SECTIONS)) as advance:
-        for make in SECTIONS:
+    made, sections = [], NUMBER_SECTIONS if subject.run.config.is_regression else SECTIONS
+    with progress.step("report", len(sections)) as advance:
+        for make in sections:
             made.append(make(subject))
             advance(1)
     return [section for section in made if section is not None]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PLOTTED = 16  # entries in the plot of the leaderboard
 PAIRED = 10  # entries in the table of paired tests
 BY_CLASS = 5  # entries in the plot of scores by class
-SHOWN_SCORES = ("kappa", "macro_f1", "accuracy", "auroc", "log_loss")
+SHOWN_SCORES = ("kappa", "macro_f1", "accuracy", "auroc", "log_loss", "r2", "mae", "rmse", "spearman")
 CONFUSED = 60  # pairs of classes in a list of confusions
 
 

@@ -50,8 +50,8 @@ class Subject:
     @property
     def alike(self) -> Entry | None:
         """The best entry on text and image whose head was also trained on text and on image alone, or None; None also
-        where a table is a third modality."""
-        if self.run.config.table:
+        where a table is a third modality, and for numbers, which no modality flips."""
+        if self.run.config.table or self.run.config.is_regression:
             return None
         heads = [{entry.head for entry in self.run.matching(modalities=name)} for name in SINGLE]
         both = [entry for entry in (self.entry, *self.run.leaderboard) if entry.modalities == "both"]

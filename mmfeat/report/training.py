@@ -18,7 +18,7 @@ from mmfeat.report.subject import Subject
 from mmfeat.runs.entry import Entry
 from mmfeat.runs.run import CURVES, Run
 from mmfeat.runs.trial import read_trial
-from mmfeat.system.wording import head_label
+from mmfeat.system.wording import SCORE_NAMES, head_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 PLOTTED = 4  # entries in the plot of learning curves
 MOST_VALUES = 12  # a setting with more numbers than these is shown by quartiles
-CURVE_NAMES = {"loss": "training loss", "validation_loss": "validation loss", "validation_macro_f1": "macro-F1"}
+CURVE_NAMES = {"loss": "training loss", "validation_loss": "validation loss"}
+SCORE_CURVES = {f"validation_{name}": SCORE_NAMES[name] for name in ("macro_f1", "kappa", "r2")}
 Curves = Mapping[str, Mapping[int, Sequence[float]]]  # name -> epoch -> values of all folds and seeds
 
 
@@ -50,7 +51,7 @@ def read_curves(run: Run, entry: Entry) -> Curves:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             for row in (row for row in csv.DictReader(file) if row.get("epoch")):
-                for name in filter(row.get, CURVE_NAMES):
+                for name in filter(row.get, (*CURVE_NAMES, *SCORE_CURVES)):
                     curves.setdefault(name, defaultdict(list))[int(float(row["epoch"]))].append(float(row[name]))
     except OSError:
         return {}
@@ -66,14 +67,15 @@ def _curves(shown: Mapping[str, Curves]) -> Figure:
             left.set_title(title, loc="left")
             for colour, name in zip((SERIES[7], SERIES[0]), ("loss", "validation_loss"), strict=True):
                 _line(left, curves.get(name, {}), colour, CURVE_NAMES[name])
-            _line(right, curves.get("validation_macro_f1", {}), SERIES[2], "validation macro-F1")
+            for name in SCORE_CURVES.keys() & curves:
+                _line(right, curves[name], SERIES[2], f"validation {SCORE_CURVES[name]}")
             for panel in (left, right):
                 panel.legend(fontsize=7)
                 panel.set_xlabel("epoch")
                 panel.locator_params(axis="x", integer=True)
         return drawing
 
-    return Figure("curves", "Loss and macro-F1 by epoch", f"curves of {', '.join(shown)}", draw)
+    return Figure("curves", "Loss and score by epoch", f"curves of {', '.join(shown)}", draw)
 
 
 def _line(axes: Axes, values: Mapping[int, Sequence[float]], colour: str, name: str) -> None:

@@ -6,6 +6,7 @@ on other rows, or of heads that were trained on other rows, say nothing about ea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import RunError
 from mmfeat.evaluation.metrics import evaluate
 from mmfeat.evaluation.significance import LEVEL, Difference, holm, majority, mcnemar, paired_difference
-from mmfeat.runs.entry import Entry, RunConfig
+from mmfeat.runs.entry import NUMBER_SCORES, Entry, RunConfig
 from mmfeat.runs.out_of_fold import OutOfFold
 from mmfeat.runs.run import Run
 from mmfeat.samples.corrections import LABELS
@@ -52,8 +53,8 @@ class RunTest:
 
     `difference` is the score (`Scores.headline`) of this entry minus that of the first, from the paired bootstrap;
     `p_holm` is its p-value and `mcnemar_holm` that of McNemar's test (`mcnemar`), both adjusted for the number of runs
-    (Holm). `otherwise` is the difference against the other labels of a
-    `Comparison`, None where all labels are the same.
+    (Holm). Numbers are never right, and have NaN for McNemar's test. `otherwise` is the difference against the other
+    labels of a `Comparison`, None where all labels are the same.
     """
 
     difference: Difference
@@ -190,7 +191,7 @@ def _rescored(entry: Entry, predictions: OutOfFold | None) -> Entry:
         return entry
     probabilities = np.broadcast_to(predictions.probabilities, predictions.chosen.shape)
     scores = evaluate(predictions.targets, predictions.chosen, probabilities, groups=predictions.groups)
-    names = {"macro_f1", "accuracy", "weighted_f1", "classes", "confusion", "kappa"} & scores.keys()
+    names = {"macro_f1", "accuracy", "weighted_f1", "classes", "confusion", "kappa", *NUMBER_SCORES} & scores.keys()
     return Entry.from_json(entry.to_json() | {name: scores[name] for name in names})
 
 
@@ -204,8 +205,10 @@ def _paired(first: OutOfFold, second: OutOfFold, other: Run, seed: int) -> tuple
     rows, other_rows = map(np.array, zip(*shared, strict=True))
     targets = first.targets.take(rows)
     chosen, other_chosen = first.chosen[:, rows], second.chosen[:, other_rows]
-    right, other_right = (majority((choice == targets.matrix).all(-1)) for choice in (chosen, other_chosen))
     groups = None if first.groups is None else first.groups[rows]
+    if targets.numeric:
+        return paired_difference(targets, other_chosen, chosen, seed, groups), math.nan, len(rows)
+    right, other_right = (majority((choice == targets.matrix).all(-1)) for choice in (chosen, other_chosen))
     return paired_difference(targets, other_chosen, chosen, seed, groups), mcnemar(other_right, right), len(rows)
 
 

@@ -8,6 +8,7 @@ A field that a kind of entry or run lacks is None in Python and absent in the fi
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ from mmfeat.evaluation.protocol import Protocol
 from mmfeat.extraction.requests import stated_options
 from mmfeat.heads.registry import DEFAULTS, HeadSettings, PlanRecord
 from mmfeat.samples.corrections import LABELS, Corrections
-from mmfeat.samples.labels import MULTILABEL
+from mmfeat.samples.labels import MULTILABEL, REGRESSION
 from mmfeat.samples.table_columns import TableColumn
 from mmfeat.system.files import canonical_json
 from mmfeat.system.wording import SCORE_NAMES, head_label
@@ -32,6 +33,7 @@ PLACES = ("data", "cache", "columns")  # the fields that may change while the ru
 TOWERS = ("encoders", "prefixes")
 UNNAMED = ("trials", "products", "corrections")  # more trials, another arithmetic; labels count in the data hash
 LATER = {"init": DEFAULTS.init, "race": False}  # settings that the first version lacked: runs are named as before
+NUMBER_SCORES = ("r2", "mae", "rmse", "spearman")
 SCORES = ("macro_f1", "accuracy", "weighted_f1", "auroc", "log_loss", "calibration_error")
 
 
@@ -42,6 +44,10 @@ class Interval:
     value: float
     low: float
     high: float
+
+
+UNDEFINED = Score(None, None, None)
+NO_SCORE = Interval(math.nan, math.nan, math.nan)  # of classes, in a regression
 
 
 @dataclass(frozen=True)
@@ -120,24 +126,28 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Every score that `mmfeat.evaluation.metrics.evaluate` computes from choices and probabilities; `kappa`, quadratic
-    weighted, of an ordinal task.
+    """Every score that `mmfeat.evaluation.metrics.evaluate` computes from choices and probabilities: `kappa`, quadratic
+    weighted, of an ordinal task; `r2`, `mae`, `rmse` and `spearman` alone of a regression.
 
     `confusion` is a (C, C) table of counts with true labels in rows; a multi-label task has a (2, 2) table for each
     class, (C, 2, 2) in all.
     """
 
-    macro_f1: Interval
-    accuracy: Interval
-    weighted_f1: Interval
-    auroc: Score
-    log_loss: Interval
-    calibration_error: Interval
+    macro_f1: Interval = NO_SCORE
+    accuracy: Interval = NO_SCORE
+    weighted_f1: Interval = NO_SCORE
+    auroc: Score = UNDEFINED
+    log_loss: Interval = NO_SCORE
+    calibration_error: Interval = NO_SCORE
     seeds: dict[str, SeedScores]
     classes: dict[str, ClassScores]
     confusion: list[Any]
     samples: int
     kappa: Interval | None = None
+    r2: Interval | None = None
+    mae: Interval | None = None
+    rmse: Interval | None = None
+    spearman: Score | None = None
 
     @property
     def headline_name(self) -> str:
@@ -147,6 +157,8 @@ class Scores:
     @property
     def main_names(self) -> tuple[str, str, str]:
         """The names of the scores that narrow tables show, the headline first."""
+        if self.r2:
+            return "r2", "mae", "spearman"
         return ("macro_f1", "accuracy", "log_loss") if self.kappa is None else ("kappa", "macro_f1", "accuracy")
 
     @property
@@ -156,7 +168,7 @@ class Scores:
 
     @property
     def headline(self) -> Interval:
-        return self.kappa or self.macro_f1
+        return self.r2 or self.kappa or self.macro_f1
 
     @property
     def by_seed(self) -> SeedScores:
@@ -166,6 +178,8 @@ class Scores:
     @property
     def score_names(self) -> tuple[str, ...]:
         """The names of the scores, the headline first."""
+        if self.r2:
+            return NUMBER_SCORES
         return (*(["kappa"] if self.kappa else []), *SCORES)
 
     def score(self, name: str) -> Interval | Score:
@@ -227,7 +241,8 @@ class Entry(Scores):
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values that `from_json` reads, without the fields that this kind of entry lacks."""
-        return dropped({"head": self.head, "modalities": self.modalities, **asdict(self)})
+        values = {"head": self.head, "modalities": self.modalities, **asdict(self)}
+        return dropped({name: value for name, value in values.items() if not (self.r2 and name in SCORES)})
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Entry:
@@ -330,6 +345,10 @@ class RunConfig:
     def given_hash(self) -> str:
         """The data hash with the data's own labels."""
         return self.corrections.data_hash if self.corrections else self.data_hash
+
+    @property
+    def is_regression(self) -> bool:
+        return self.task == REGRESSION
 
     @property
     def is_multilabel(self) -> bool:

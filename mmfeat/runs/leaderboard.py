@@ -65,8 +65,7 @@ def _columns(entry: Entry, classes: Sequence[str]) -> dict[str, Any]:
         for part, suffix in INTERVAL
     }
     by_class: dict[str, str] = {}
-    for name in classes:
-        row = entry.classes[name]
+    for name, row in entry.classes.items():
         values = {"precision": row.precision, "recall": row.recall, "f1": row.f1.value}
         by_class |= {f"{score}_{name}": _cell(value) for score, value in values.items()}
     parts = {"": "value", **{f"_{part}": part for part in ("low", "high", "p", "p_holm", "mcnemar", "mcnemar_holm")}}
@@ -116,12 +115,12 @@ def ablation_csv(leaderboard: Sequence[Entry], classes: Sequence[str]) -> str:
             _cell(entry.headline.value),
             *(_cell(getattr(entry.gain, name, None)) for name in gains),
             name,
-            _cell(entry.classes[name].f1.value),
+            f1,
             *went,
         ]
         for head, entries in ablation(leaderboard).items()
         for modalities, entry in entries.items()
-        for name, went in zip(classes, _confusion(entry, len(classes)), strict=True)
+        for name, f1, went in _by_class(entry, classes)
     ]
     header = [
         "head",
@@ -135,6 +134,14 @@ def ablation_csv(leaderboard: Sequence[Entry], classes: Sequence[str]) -> str:
         "f1",
     ]
     return csv_text([*header, *(f"predicted_{name}" for name in classes)], lines)
+
+
+def _by_class(entry: Entry, classes: Sequence[str]) -> list[tuple[str, str, list[str]]]:
+    """Name, F1 and confusion of each class; one line without them for a regression."""
+    if not entry.classes:
+        return [("", "", [""] * len(classes))]
+    rows = zip(classes, _confusion(entry, len(classes)), strict=True)
+    return [(name, _cell(entry.classes[name].f1.value), went) for name, went in rows]
 
 
 def _confusion(entry: Entry, classes: int) -> list[list[str]]:

@@ -13,7 +13,7 @@ import numpy as np
 from mmfeat.errors import RunError
 from mmfeat.evaluation.split_files import read_groups
 from mmfeat.runs.entry import Entry
-from mmfeat.samples.labels import MULTILABEL, ORDINAL, SEPARATOR, Targets, cells_of
+from mmfeat.samples.labels import MULTILABEL, ORDINAL, REGRESSION, SEPARATOR, Targets, cells_of
 from mmfeat.system.notebook import Frame, Shown
 from mmfeat.system.wording import counted
 
@@ -29,7 +29,8 @@ class OutOfFold(Frame, Shown):
     """Predictions out of fold of one entry, for N samples, C classes and S seeds.
 
     `chosen` is (S, N, C) bool, the classes that each seed chose; `probabilities` is (N, C), the mean over the seeds;
-    near duplicates have the same number in `groups` (N,), which is None where there are none.
+    near duplicates have the same number in `groups` (N,), which is None where there are none. In a regression both are
+    the numbers that are predicted.
     """
 
     ids: tuple[str, ...]
@@ -39,9 +40,13 @@ class OutOfFold(Frame, Shown):
     groups: np.ndarray | None = None
 
     def to_arrow(self) -> pyarrow.Table:
-        """id, label, predicted (`voted`), right, and the probability of each class, as `p_CLASS`."""
+        """id, label, predicted (`voted`), right, and the probability of each class, as `p_CLASS`; of a regression the
+        numbers."""
         import pyarrow
 
+        if self.targets.numeric:
+            numbers = {"label": self.targets.matrix[:, 0], "predicted": self.voted[:, 0]}
+            return pyarrow.table({"id": self.ids, **numbers})
         classes = self.targets.classes
         labels, predicted = (cells_of(chosen, classes) for chosen in (self.targets.matrix, self.voted))
         columns = {"id": self.ids, "label": labels, "predicted": predicted, "right": self.right}
@@ -54,8 +59,10 @@ class OutOfFold(Frame, Shown):
     @property
     def voted(self) -> np.ndarray:
         """(N, C) bool: the class that most seeds chose, and of a tie the more probable one; where samples may have
-        several classes, every class that at least half of the seeds chose."""
+        several classes, every class that at least half of the seeds chose; in a regression their mean (N, 1)."""
         votes = self.chosen.mean(0)
+        if self.targets.numeric:
+            return votes
         if self.targets.multilabel:
             return votes >= 0.5
         best = (votes + 1e-6 * self.probabilities).argmax(1)
@@ -63,7 +70,11 @@ class OutOfFold(Frame, Shown):
 
     @property
     def right(self) -> np.ndarray:
-        """(N,) bool: whether `voted` equals the label of a sample in every class."""
+        """(N,) bool: whether `voted` equals the label of a sample in every class, or is less than the root mean squared
+        error away from the number."""
+        if self.targets.numeric:
+            errors = np.abs(self.voted - self.targets.matrix)[:, 0]
+            return errors <= np.sqrt((errors**2).mean())
         return (self.voted == self.targets.matrix).all(1)
 
 
@@ -81,6 +92,8 @@ def read_out_of_fold(folder: Path, entry: Entry, classes: tuple[str, ...], task:
 
 
 def _parsed(header: Sequence[str], rows: Sequence[Sequence[str]], classes: tuple[str, ...], task: str) -> OutOfFold:
+    if task == REGRESSION:
+        return _numbers(header, rows, classes)
     multilabel = task == MULTILABEL
     seeds = sum(name.startswith("predicted_") for name in header[: len(header) - len(classes)])
     if list(header) != ["id", "label", *(f"predicted_{n + 1}" for n in range(seeds)), *(f"p_{c}" for c in classes)]:
@@ -91,6 +104,16 @@ def _parsed(header: Sequence[str], rows: Sequence[Sequence[str]], classes: tuple
         raise ValueError("its probabilities are none")
     targets = Targets(classes, labels, multilabel, task == ORDINAL)
     return OutOfFold(tuple(row[0] for row in rows), targets, np.stack(chosen), probabilities)
+
+
+def _numbers(header: Sequence[str], rows: Sequence[Sequence[str]], classes: tuple[str, ...]) -> OutOfFold:
+    if list(header) != ["id", "label", "predicted_1"]:
+        raise ValueError("its columns are others")
+    values = np.array([row[1:] for row in rows], dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("its numbers are none")
+    chosen = values[None, :, 1:]
+    return OutOfFold(tuple(row[0] for row in rows), Targets(classes, values[:, :1]), chosen, chosen[0])
 
 
 def _label_matrix(cells: Sequence[str], classes: tuple[str, ...]) -> np.ndarray:

@@ -15,9 +15,11 @@ import numpy as np
 
 from mmfeat.errors import DataError
 
-MULTICLASS, MULTILABEL, ORDINAL = "multiclass", "multilabel", "ordinal"
-TASKS = (MULTICLASS, MULTILABEL, ORDINAL)
+MULTICLASS, MULTILABEL, ORDINAL, REGRESSION = TASKS = ("multiclass", "multilabel", "ordinal", "regression")
+VALUE = "value"  # the only "class" of a regression, whose column holds the numbers
+MANY = 10  # labels that are all numbers and more than this many are most likely no classes
 SEPARATOR = "|"  # stands between the classes of a multi-label cell; a cell of one `|` has none of the classes
+DIGITS = 9  # significant digits of predicted numbers
 SHOWN = 5  # classes that a note names
 # What stands for no label in files of programs, without regard to capitals: of R, pandas, databases and JSON.
 NO_LABEL = frozenset({"", "null", "nan", "na", "n/a", "<na>", "none"})
@@ -34,7 +36,7 @@ PARTS = {
 @dataclass(frozen=True)
 class Targets:
     """Labels of N samples: `matrix` (N, C) bool, one True a row unless `multilabel`; columns as in `classes`, which are
-    `ordered` from the lowest to the highest in an ordinal task."""
+    `ordered` from the lowest to the highest in an ordinal task. The `matrix` (N, 1) of a regression is float64."""
 
     classes: tuple[str, ...]
     matrix: np.ndarray
@@ -45,8 +47,15 @@ class Targets:
         return len(self.matrix)
 
     @property
+    def numeric(self) -> bool:
+        """Whether the labels are numbers instead of classes."""
+        return self.matrix.dtype != bool
+
+    @property
     def task(self) -> str:
         """The task of the labels, one of `TASKS`."""
+        if self.numeric:
+            return REGRESSION
         return MULTILABEL if self.multilabel else ORDINAL if self.ordered else MULTICLASS
 
     @property
@@ -58,7 +67,7 @@ class Targets:
 
     @property
     def prior(self) -> np.ndarray:
-        """(C,) share of the samples that have each class; adds up to 1 unless multi-label."""
+        """(C,) share of the samples that have each class; adds up to 1 unless multi-label. The mean of numbers."""
         return self.matrix.mean(axis=0)
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Targets:
@@ -167,10 +176,12 @@ def read_targets(labels: Sequence[str], task: str = MULTICLASS, order: Sequence[
 
     A multi-label cell is `a|b`; a lone `|` is labelled with none of the classes. Raises `DataError` if
     there is nothing to tell apart: a single class, or a multi-label class that all samples have; and for labels
-    without an order.
+    without an order, or that are no numbers in a regression.
     """
     if task == MULTILABEL:
         return _read_multilabel(labels)
+    if task == REGRESSION:
+        return Targets((VALUE,), _numbers(labels))
     classes = tuple(_in_order(set(labels), order) if task == ORDINAL else sorted(set(labels)))
     if len(classes) < 2:
         labelled = f"only one class ({classes[0]})" if classes else "no sample"
@@ -191,6 +202,25 @@ def _in_order(labels: set[str], order: Sequence[str]) -> list[str]:
             "--order low,medium,high"
         )
     return sorted(labels, key=lambda name: (float(name), name))
+
+
+def _numbers(labels: Sequence[str]) -> np.ndarray:
+    """(N, 1) the numbers of label cells. Raises `DataError` for another label, and where all are equal."""
+    numbers = [number_of(label) for label in labels]
+    if None in numbers:
+        wrong = [label for label, number in zip(labels, numbers, strict=True) if number is None]
+        raise DataError(
+            f"--task {REGRESSION}: {len(wrong):,} of {len(labels):,} labels are no numbers, as {wrong[0]!r}; correct "
+            "them, or say --no-label for words that stand for no label"
+        )
+    if len(set(numbers)) < 2:
+        raise DataError(f"--task {REGRESSION}: all labels are {labels[0] if labels else 'missing'}, nothing to predict")
+    return np.array(numbers, dtype=np.float64)[:, None]
+
+
+def looks_numeric(classes: Sequence[str]) -> bool:
+    """Whether classes are most likely the values of a number."""
+    return len(classes) > MANY and all(number_of(name) is not None for name in classes)
 
 
 def number_of(label: str) -> float | None:
@@ -226,12 +256,16 @@ def _read_multilabel(labels: Sequence[str]) -> Targets:
 
 
 def names_of(chosen: np.ndarray, classes: tuple[str, ...]) -> str:
-    """The label cell of a (C,) choice: one class, or `a|b`, or a lone `|`."""
+    """The label cell of a (C,) choice: one class, or `a|b`, or a lone `|`; the number of a regression."""
+    if chosen.dtype != bool:
+        return np.format_float_positional(chosen[0], precision=DIGITS, unique=False, fractional=False, trim="-")
     return SEPARATOR.join(name for name, is_chosen in zip(classes, chosen, strict=True) if is_chosen) or SEPARATOR
 
 
 def cells_of(chosen: np.ndarray, classes: tuple[str, ...]) -> list[str]:
     """The label cells of (N, C) choices; an equal choice is written once."""
+    if chosen.dtype != bool:
+        return [names_of(row, classes) for row in chosen]
     rows = [row.tobytes() for row in chosen]
     cells = {row: names_of(np.frombuffer(row, bool), classes) for row in set(rows)}
     return [cells[row] for row in rows]

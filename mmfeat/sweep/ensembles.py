@@ -30,15 +30,15 @@ Fit = tuple[Combine, dict[str, Any], np.ndarray]
 
 @dataclass(frozen=True)
 class Candidates:
-    """Calibrated log-probabilities (H, N, C) of H entries, means over their seeds."""
+    """Calibrated log-probabilities (H, N, C) of H entries, means over their seeds; numbers in a regression."""
 
     entries: Sequence[TrainedEntry]
     log_probabilities: np.ndarray
-    multilabel: bool
+    decision: Decision  # of any entry and fold
 
     def at(self, rows: np.ndarray) -> Candidates:
         """The candidates' values at these rows."""
-        return Candidates(self.entries, self.log_probabilities[:, rows], self.multilabel)
+        return Candidates(self.entries, self.log_probabilities[:, rows], self.decision)
 
 
 def ensemble_entries(
@@ -48,8 +48,9 @@ def ensemble_entries(
     entries = [entry for entry in entries if entry.entry.head not in NO_CANDIDATES]
     if len(entries) < 2:
         return []
-    logits = {kind: np.full((1, *entries[0].logits.shape[1:]), np.nan) for kind in KINDS}
-    decisions: dict[str, list[Decision]] = {kind: [] for kind in KINDS}
+    kinds = _kinds(problem.targets)
+    logits = {kind: np.full((1, *entries[0].logits.shape[1:]), np.nan) for kind in kinds}
+    decisions: dict[str, list[Decision]] = {kind: [] for kind in kinds}
     with ThreadPoolExecutor(cpu_count()) as threads:
         fits = threads.map(lambda fold: list(_fit_fold(problem, entries, fold, adjustment)), range(len(problem.splits)))
         for fold, fitted in enumerate(fits):
@@ -58,16 +59,28 @@ def ensemble_entries(
                 decisions[kind].append(decision)
         return list(
             threads.map(
-                lambda kind: _entry(problem, entries, kind, logits[kind], decisions[kind], adjustment, folder), KINDS
+                lambda kind: _entry(problem, entries, kind, logits[kind], decisions[kind], adjustment, folder), kinds
             )
         )
 
 
-def combine(rule: Rule, log_probabilities: np.ndarray, multilabel: bool) -> np.ndarray:
+def combine(rule: Rule, log_probabilities: np.ndarray, decision: Decision) -> np.ndarray:
     """(N, C) logits of a saved ensemble from the (H, N, C) log-probabilities of its `members`, in order."""
     if rule.weights is not None:
-        return blend(log_probabilities, np.array(rule.weights), multilabel)
-    return _stacked(rule, multilabel)(log_probabilities)
+        return _blended(log_probabilities, np.array(rule.weights), decision)
+    return _stacked(rule, decision.multilabel)(log_probabilities)
+
+
+def _blended(log_probabilities: np.ndarray, weights: np.ndarray, decision: Decision) -> np.ndarray:
+    """(N, C) logits of the weighted mean of the heads' probabilities, or of their predicted numbers."""
+    if not decision.offsets:
+        return np.tensordot(weights / weights.sum(), log_probabilities, axes=1)
+    return blend(log_probabilities, weights, decision.multilabel)
+
+
+def _kinds(targets: Targets) -> list[str]:
+    """The ways to combine: `greedy` weights of numbers are those of a stacking already."""
+    return [kind for kind in KINDS if kind != "stacking" or not targets.numeric]
 
 
 def _fit_fold(
@@ -82,8 +95,8 @@ def _fit_fold(
     seen = _decided_by(fold, entries, given)
     unseen = _decided_by(fold, entries, [entry.logits[:, parts[fold].test] for entry in entries])
     labels, prior = problem.targets.take(rows), problem.targets.take(parts[fold].train).prior
-    for kind, fit in KINDS.items():
-        rule, _, fitted_on = fit(seen, labels, problem.seed)
+    for kind in _kinds(labels):
+        rule, _, fitted_on = KINDS[kind](seen, labels, problem.seed)
         decision = fit_decision(fitted_on, labels, prior, adjustment, problem.seed)
         yield kind, rule(unseen.log_probabilities), decision
 
@@ -109,8 +122,9 @@ def _entry(
 def _decided_by(fold: int, entries: Sequence[TrainedEntry], logits: Sequence[np.ndarray]) -> Candidates:
     """The candidates that give these (S, N, C) logits, each with its decision of one fold."""
     pairs = [(entry.decisions[fold], given) for entry, given in zip(entries, logits, strict=True)]
-    mean = np.stack([_log(decision.probabilities(given).mean(0)) for decision, given in pairs])
-    return Candidates(entries, mean, entries[0].decisions[fold].multilabel)
+    mean = np.stack([decision.probabilities(given).mean(0) for decision, given in pairs])
+    decision = entries[0].decisions[fold]
+    return Candidates(entries, _log(mean) if decision.offsets else mean, decision)
 
 
 def _out_of_fold(problem: Problem, entries: Sequence[TrainedEntry]) -> Candidates:
@@ -119,7 +133,7 @@ def _out_of_fold(problem: Problem, entries: Sequence[TrainedEntry]) -> Candidate
     for fold in range(len(problem.splits)):
         test = problem.splits.fold(fold, 0).test
         mean[:, test] = _decided_by(fold, entries, [entry.logits[:, test] for entry in entries]).log_probabilities
-    return Candidates(entries, mean, problem.targets.multilabel)
+    return Candidates(entries, mean, entries[0].decisions[0])
 
 
 def _log(probabilities: np.ndarray) -> np.ndarray:
@@ -128,7 +142,7 @@ def _log(probabilities: np.ndarray) -> np.ndarray:
 
 def _weighted(candidates: Candidates, weights: np.ndarray) -> Fit:
     def rule(log_probabilities: np.ndarray) -> np.ndarray:
-        return blend(log_probabilities, weights, candidates.multilabel)
+        return _blended(log_probabilities, weights, candidates.decision)
 
     return rule, {"weights": weights.tolist()}, rule(candidates.log_probabilities)
 
@@ -141,9 +155,9 @@ def _mean(candidates: Candidates, targets: Targets, seed: int) -> Fit:
 
 
 def _greedy(candidates: Candidates, targets: Targets, seed: int) -> Fit:
-    """Half greedy selection, half equal weights: selection alone follows the luck of some rows."""
+    """Half greedy selection, half equal weights: selection alone follows the luck of some rows. Numbers: see there."""
     selected = greedy_weights(candidates.log_probabilities, targets, seed=seed)
-    return _weighted(candidates, (selected + mean_weights(len(selected))) / 2)
+    return _weighted(candidates, selected if targets.numeric else (selected + mean_weights(len(selected))) / 2)
 
 
 def _stacking(candidates: Candidates, targets: Targets, seed: int) -> Fit:

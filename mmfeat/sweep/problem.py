@@ -25,7 +25,17 @@ from mmfeat.runs.run import hash_data, hash_table
 from mmfeat.samples.corrections import LABELS, Corrections, read_corrected, without_labels
 from mmfeat.samples.dataset import MODALITIES, SampleSet
 from mmfeat.samples.keys import ContentKeys
-from mmfeat.samples.labels import SEPARATOR, Targets, absent_note, labels_alike, read_targets
+from mmfeat.samples.labels import (
+    MULTICLASS,
+    ORDINAL,
+    REGRESSION,
+    SEPARATOR,
+    Targets,
+    absent_note,
+    labels_alike,
+    looks_numeric,
+    read_targets,
+)
 from mmfeat.samples.table_columns import TableColumn, TableCounts
 from mmfeat.system.files import canonical_json
 from mmfeat.system.remote import absolute
@@ -60,6 +70,13 @@ class LabelledData:
             sizes = f"{len(self.splits)} folds" if len(self.splits) > 1 else "a holdout"
             notes.append(
                 f"splits of {self.protocol.split_dir} reused ({sizes}); --folds, --split and --seed do not count"
+            )
+        if self.targets.numeric:
+            return tuple(notes)
+        if self.targets.task == MULTICLASS and looks_numeric(self.targets.classes):
+            notes.append(
+                f"labels are {len(self.targets.classes)} different numbers, each taken for a class; or is it --task "
+                f"{REGRESSION}, or {ORDINAL}?"
             )
         if not self.targets.multilabel and any(SEPARATOR in name for name in self.targets.classes):
             notes.append(

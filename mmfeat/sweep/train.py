@@ -21,6 +21,7 @@ from mmfeat.extraction.arithmetic import resolve_encoders
 from mmfeat.extraction.requests import Request, extraction_of
 from mmfeat.heads.registry import (
     BASELINES,
+    DEFAULTS,
     FUSIONS,
     LINEAR,
     NEEDS_TOKENS,
@@ -29,6 +30,7 @@ from mmfeat.heads.registry import (
     ZERO_SHOT,
     HeadSettings,
     Plan,
+    flag,
     is_fusion,
 )
 from mmfeat.runs.entry import RunConfig
@@ -37,7 +39,7 @@ from mmfeat.runs.record import Maker, written_call
 from mmfeat.runs.run import ABLATION, RUN_FILE, Run, read_run, reuse_run
 from mmfeat.samples.corrections import without_labels
 from mmfeat.samples.dataset import Data, SampleSource, name_of
-from mmfeat.samples.labels import MULTICLASS, ORDINAL, TASKS
+from mmfeat.samples.labels import MULTICLASS, ORDINAL, REGRESSION, TASKS
 from mmfeat.samples.table_columns import TABLE
 from mmfeat.sweep.class_names import class_texts, two_towers, with_class_vectors
 from mmfeat.sweep.problem import read_labelled
@@ -120,6 +122,15 @@ def _checked_modalities(names: Sequence[str], present: set[str]) -> list[str]:
 
 
 CHEAP_BASELINES = ("prior", "knn", "ridge", "logistic", "svm")
+OF_NUMBERS = ("prior", "knn", "ridge", "forest", "boosting")  # baselines of a regression
+OF_CLASSES = (
+    "label_smoothing",
+    "class_weights",
+    "loss",
+    "focal_gamma",
+    "monitor",
+    "init",
+)  # settings that no number has
 NAMED_HEADS = 3  # heads in the name of a run folder; more names would be too long to read
 
 
@@ -172,7 +183,7 @@ def train_heads(
     data, progress = name_of(data), progress or usual_progress()
     maker = Maker(command or written_call(train_heads, locals()), split_dir=protocol.split_dir if protocol else None)
     protocol, plan, asked = protocol or Protocol(), plan or Plan(HeadSettings(), race=True), options or EncoderOptions()
-    _check(task, order, attend, engine, device)
+    baselines = _check(task, order, attend, engine, device, baselines, plan)
     resolved = resolve_encoders(encoders, asked, SampleSource(data, without_labels(columns)), cache, device)
     options, described = resolved.options, resolved.towers
     towers, pairs = _choose(described, fusion, baselines, modalities, attend, data, columns, encoders, options, cache)
@@ -200,6 +211,22 @@ def train_heads(
     runner = make_engine(engine, features, labelled.targets, maker.device, attend, workers, ray_address)
     run = train_run(labelled, features, runner, pairs, plan, config, folder, maker, progress)
     return Sweep(run, False, maker.seconds, labelled.new_splits, (*labelled.notes, *lacking))
+
+
+def _for_numbers(baselines: Sequence[str], plan: Plan) -> Sequence[str]:
+    """The baselines that predict numbers; those for classes are left out of the default and of `all`. Raises
+    `ConfigError` for others, and for settings that only classes have."""
+    varied = {name: plan.space.get(name, ()) or getattr(plan.settings, name) for name in OF_CLASSES}
+    if wrong := next((name for name, value in varied.items() if value != getattr(DEFAULTS, name)), None):
+        raise ConfigError(f"{flag(wrong)}: a setting for classes; leave it out with --task {REGRESSION}")
+    if plan.adjustment is not None:
+        raise ConfigError(f"--logit-adjustment: chooses among classes; leave it out with --task {REGRESSION}")
+    if tuple(baselines) == CHEAP_BASELINES or "all" in baselines:
+        wanted = [name for name in CHEAP_BASELINES if "all" not in baselines] or [*BASELINES]
+        return [name for name in wanted if name in OF_NUMBERS]
+    if wrong := next((name for name in baselines if name in BASELINES and name not in OF_NUMBERS), None):
+        raise ConfigError(f"--baselines {wrong}: chooses among classes; for numbers there are {', '.join(OF_NUMBERS)}")
+    return baselines
 
 
 def _raced(plan: Plan, pairs: Sequence[tuple[str, str]], protocol: Protocol) -> Plan:
@@ -260,18 +287,22 @@ def _choose(
     return needed_towers(usable, pairs, attend), pairs
 
 
-def _check(task: str, order: Sequence[str], attend: str, engine: str, device: str) -> None:
+def _check(
+    task: str, order: Sequence[str], attend: str, engine: str, device: str, baselines: Sequence[str], plan: Plan
+) -> Sequence[str]:
+    """The baselines for the task. Raises `ConfigError` for a value that a flag does not take."""
     if device not in ("auto", "cpu"):  # which need no torch
         resolve_device(device)
-    for flag, value, known in (
+    for name, value, known in (
         ("--task", task, TASKS),
         ("--attend", attend, ("tokens", "pooled")),
         ("--engine", engine, ENGINES),
     ):
         if value not in known:
-            raise ConfigError(f"{flag} {value}: use one of {', '.join(known)}")
+            raise ConfigError(f"{name} {value}: use one of {', '.join(known)}")
     if order and task != ORDINAL:
         raise ConfigError(f"--order {','.join(order)}: only classes of --task {ORDINAL} have an order")
+    return _for_numbers(baselines, plan) if task == REGRESSION else baselines
 
 
 def _is_done(run: Run, plan: Plan) -> bool:

@@ -244,10 +244,10 @@ def _finish(
     classes = problem.targets.classes
     write_leaderboard(folder, leaderboard, classes)
     write_atomic(folder / ABLATION, ablation_csv(leaderboard, classes).encode())
-    counts = problem.targets.matrix.sum(0).tolist()
+    counts = [] if problem.targets.numeric else problem.targets.matrix.sum(0).tolist()
     results = Results(
         classes=tuple(classes),
-        class_counts=dict(zip(classes, counts, strict=True)),
+        class_counts=dict(zip(classes, counts, strict=False)),
         labelled=len(problem.targets),
         widths=features.widths,
         leaderboard=leaderboard,

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from mmfeat.evaluation.blending import mean_logits
-from mmfeat.evaluation.decisions import Decision, fit_decision, plain_choice
-from mmfeat.evaluation.metrics import evaluate, headline
+from mmfeat.evaluation.decisions import Decision, fit_decision
+from mmfeat.evaluation.metrics import evaluate, plain_headline
 from mmfeat.heads.jobs import Engine, Fitted, Job, stack_size
 from mmfeat.heads.registry import BASELINES, SHARED, HeadSettings, settings_of
 from mmfeat.heads.stack import Member, epoch_steps
@@ -27,6 +27,7 @@ from mmfeat.sweep.problem import Cell, Problem
 from mmfeat.system.files import csv_text, file_sha256, write_atomic, write_json
 from mmfeat.system.wording import Advance, ignore
 
+DIVERGED = -1e9  # R2 of a head that diverged
 BY_CELL = ("validation", "histories", "best_epochs", "chosen", "fitted")  # lists of an outcome, fold after fold
 
 
@@ -58,9 +59,9 @@ def fit_on_all(problem: Problem, logits: np.ndarray, adjustment: float | None) -
 
 def decide(problem: Problem, logits: np.ndarray, decisions: list[Decision]) -> tuple[np.ndarray, np.ndarray]:
     """(1, N, C) choices and probabilities of the S seeds together, as final heads predict, each fold by its own
-    decision; False and NaN where no fold tests."""
+    decision; False and NaN where no fold tests. In a regression both are the numbers that are predicted."""
     shape = (1, *logits.shape[1:])
-    chosen, probabilities = np.zeros(shape, bool), np.full(shape, np.nan)
+    chosen, probabilities = np.zeros(shape, problem.targets.matrix.dtype), np.full(shape, np.nan)
     for fold, decision in enumerate(decisions):
         test = problem.splits.fold(fold, 0).test
         together = mean_logits(logits[:, test], decision)
@@ -79,13 +80,14 @@ def score(problem: Problem, logits: np.ndarray, decisions: list[Decision]) -> di
 
 
 def write_predictions(folder: Path, problem: Problem, logits: np.ndarray, decisions: list[Decision]) -> None:
-    """`out_of_fold.csv`: id, label, the choice, and the probability of each class."""
+    """`out_of_fold.csv`: id, label, the choice, and the probability of each class, or the predicted number alone."""
     (chosen,), (probabilities,) = decide(problem, logits, decisions)
     classes, tested = problem.targets.classes, problem.splits.tested
+    named = () if problem.targets.numeric else classes
     columns = [[problem.ids[row] for row in tested]]
     columns += [cells_of(choice[tested], classes) for choice in (problem.targets.matrix, chosen)]
-    columns += [[f"{value:.6f}" for value in values] for values in probabilities[tested].T.tolist()]
-    header = ["id", "label", "predicted_1", *(f"p_{name}" for name in classes)]
+    columns += [[f"{value:.6f}" for value in values] for values in probabilities[tested].T[: len(named)].tolist()]
+    header = ["id", "label", "predicted_1", *(f"p_{name}" for name in named)]
     write_atomic(folder / OUT_OF_FOLD, csv_text(header, zip(*columns, strict=True)).encode())
 
 
@@ -214,12 +216,11 @@ class HeadTrainer:
         repeats = problem.repeats_of(self.head) - since
         validation = [_as_saved(result.logits[0]) for result in fitted]
         logits = np.full((repeats, len(problem.targets), len(problem.targets.classes)), np.nan)
-        scores = np.zeros((repeats, len(problem.splits)))
+        scores = np.full((repeats, len(problem.splits)), DIVERGED if problem.targets.numeric else 0.0)
         for (fold, repeat, rows), result, seen in zip(cells, fitted, validation, strict=True):
             logits[repeat - since, rows.test] = _as_saved(result.logits[1])
             if np.isfinite(seen).all():  # a head that diverged scores 0 and loses against any other
-                choice = plain_choice(seen, problem.targets.multilabel)
-                scores[repeat - since, fold] = headline(problem.targets.take(rows.validation), choice)
+                scores[repeat - since, fold] = plain_headline(problem.targets.take(rows.validation), seen)
         return Outcome(
             settings,
             logits,

@@ -11,7 +11,8 @@ from typing import Protocol
 # What people call the scores.
 SCORE_NAMES = {
     "macro_f1": "macro-F1", "kappa": "kappa", "accuracy": "accuracy", "weighted_f1": "weighted F1", "auroc": "AUROC",
-    "log_loss": "log-loss", "calibration_error": "calibration error",
+    "log_loss": "log-loss", "calibration_error": "calibration error", "r2": "R2", "mae": "MAE", "rmse": "RMSE",
+    "spearman": "Spearman",
 }  # fmt: skip
 HIDDEN = "***"
 # Secrets in a URL: a password between name and host, a token instead of a name, signatures in the query.
@@ -69,8 +70,13 @@ def interval(score: Estimate, comma: str = ",") -> str:
     """`0.719 [.700,.738]`; "" for a score that is not defined."""
     if score.value is None:
         return ""
-    low, high = (f"{end:.3f}".removeprefix("0") for end in (score.low, score.high))
-    return f"{score.value:.3f} [{low}{comma}{high}]"
+    value, low, high = (rounded(end or 0.0) for end in (score.value, score.low, score.high))
+    return f"{value} [{low.removeprefix('0')}{comma}{high.removeprefix('0')}]"
+
+
+def rounded(value: float) -> str:
+    """Three digits after the point; of errors of numbers, which have a unit and may be larger, fewer."""
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.{1 if abs(value) < 1000 else 0}f}"
 
 
 def gain(difference: Estimate, comma: str = ",") -> str:

@@ -80,7 +80,7 @@ def test_an_ensemble_is_the_weighted_mean_of_its_members(targets: Targets, tmp_p
     for kind, entry in made.items():
         assert entry.entry.modalities == TOGETHER
         assert list(entry.entry.members) == [f"{name}-both" for name in SKILLS] + ["text-only-text"]
-        logits = combine(entry.entry.rule, log_probabilities, targets.multilabel)
+        logits = combine(entry.entry.rule, log_probabilities, entry.entry.decision)
         assert logits.shape == targets.matrix.shape
         if kind == "stacking":
             continue
