@@ -212,8 +212,8 @@ class MeanSoftmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         weights, share = ctx.saved_tensors
-        mean = torch.bmm(weights, gradient.unsqueeze(-1))
-        return (gradient.unsqueeze(1) - mean).mul_(weights).mul_(share.unsqueeze(-1)), None
+        slopes = weights * gradient.unsqueeze(1)
+        return slopes.addcmul_(weights, slopes.sum(-1, keepdim=True), value=-1).mul_(share.unsqueeze(-1)), None
 
 
 class Attention(Stacked):
