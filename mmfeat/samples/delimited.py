@@ -255,7 +255,13 @@ def read_delimited(
                 del row[""]
             yield reader.line_num, row
     except csv.Error as error:
+        if "NUL" in str(error):  # which Python 3.10 does not read
+            raise _no_text(path) from error
         raise DataError(f"{path}:{reader.line_num}: {error}; a quote is missing or too many up to this line") from error
+
+
+def _no_text(path: str) -> DataError:
+    return DataError(f"{path}: binary, not text; name a table of text, or give the file the suffix of what it is")
 
 
 def check_header(path: str, header: list[str], delimiter: str = ",") -> list[str]:
@@ -263,7 +269,7 @@ def check_header(path: str, header: list[str], delimiter: str = ",") -> list[str
     one name. Raises `DataError` for a first line that does not name the columns."""
     line = delimiter.join(header)
     if _BINARY.search(line):
-        raise DataError(f"{path}: binary, not text; name a table of text, or give the file the suffix of what it is")
+        raise _no_text(path)
     names, seen = [name.strip("\ufeff \t\r\n") for name in header], dict[str, int]()
     if not any(names):
         raise DataError(f"{path}:1: no column names in the first line; it reads id,text,image,label or as your columns")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mmfeat.errors import DataError
-from mmfeat.samples.labels import Targets, indicator, labels_alike, read_targets
+from mmfeat.samples.labels import indicator, labels_alike, read_targets
 
 
 def test_classes_are_sorted_and_each_row_has_its_own() -> None:
@@ -40,7 +40,7 @@ def test_taken_rows_keep_all_classes(rows: list[int]) -> None:
 
 def test_a_mask_takes_rows() -> None:
     taken = read_targets(["a|b", "b", "|"], task="multilabel").take(np.array([True, False, True]))
-    assert taken == Targets(("a", "b"), taken.matrix, True)
+    assert (taken.classes, taken.multilabel) == (("a", "b"), True)
     assert taken.matrix.tolist() == [[True, True], [False, False]]
 
 
