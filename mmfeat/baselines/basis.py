@@ -122,16 +122,22 @@ class Basis:
 
 
 def make_basis(
-    matrix: Matrix, targets: Targets, rows: np.ndarray, class_weights: np.ndarray, memory: int = MEMORY
+    matrix: Matrix,
+    targets: Targets,
+    rows: np.ndarray,
+    class_weights: np.ndarray,
+    memory: int = MEMORY,
+    standardised: bool = True,
 ) -> Basis:
     """Make the basis of the training `rows`. In a multi-class problem, the weight of a sample is that of its class.
 
+    Rows that are not `standardised` are only centred.
     The smaller of X'X and XX' is decomposed, so the time grows with min(n, D) cubed.
     """
     rows = np.sort(rows)
     weights = sample_weights(targets.take(rows), class_weights)
     with one_blas_thread():
-        scaler, centre, held = _standardised(matrix, rows, weights, memory)
+        scaler, centre, held = _standardised(matrix, rows, weights, memory, standardised)
         empty = Basis(matrix, rows, weights, scaler, centre, np.empty(0), np.empty((0, 0)), None)
         parts = _parts(len(rows), matrix.width)
         chunks = ((part, held[part]) for part in parts) if held is not None else empty.chunks()
@@ -185,7 +191,7 @@ def _parts(count: int, width: int) -> list[slice]:
 
 
 def _standardised(
-    matrix: Matrix, rows: np.ndarray, weights: np.ndarray, memory: int
+    matrix: Matrix, rows: np.ndarray, weights: np.ndarray, memory: int, by_deviation: bool
 ) -> tuple[Scaler, np.ndarray, np.ndarray | None]:
     """Scaler, weighted mean of the standardised rows, and the rows less their mean, if they fit into `memory`."""
     parts = _parts(len(rows), matrix.width)
@@ -193,13 +199,13 @@ def _standardised(
         held = np.empty((len(rows), matrix.width), dtype=np.float32)
         for part in parts:
             held[part] = matrix.rows(rows[part])
-        scaler = _scaler((held[part] for part in parts), matrix.width)
+        scaler = _scaler((held[part] for part in parts), matrix.width, by_deviation)
         for part in parts:
             held[part] = scaler.scaled(held[part])
         centre = (weights.astype(np.float32) @ held / weights.sum()).astype(np.float32)
         held -= centre
         return scaler, centre, held
-    scaler = _scaler((matrix.rows(rows[part]) for part in parts), matrix.width)
+    scaler = _scaler((matrix.rows(rows[part]) for part in parts), matrix.width, by_deviation)
     total = sum(weights[part] @ scaler.scaled(matrix.rows(rows[part])) for part in parts)
     return scaler, (total / weights.sum()).astype(np.float32), None
 
@@ -211,8 +217,8 @@ def _rotated(held: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     return held[:, : vectors.shape[1]]
 
 
-def _scaler(chunks: Any, width: int) -> Scaler:
-    """Mean and deviation of the present values, merged over chunks (Chan, Golub and LeVeque 1983)."""
+def _scaler(chunks: Any, width: int, by_deviation: bool) -> Scaler:
+    """Mean of the present values and, if wanted, deviation, merged over chunks (Chan, Golub and LeVeque 1983)."""
     count, mean, squares = np.zeros(width), np.zeros(width), np.zeros(width)
     for chunk in chunks:
         present = ~np.isnan(chunk)
@@ -226,7 +232,7 @@ def _scaler(chunks: Any, width: int) -> Scaler:
         mean += (chunk_mean - mean) * counts / total
         count += counts
     std = np.sqrt(squares / np.maximum(count, 1))
-    std[std <= CONSTANT * np.maximum(np.abs(mean), CONSTANT)] = 1
+    std[(std <= CONSTANT * np.maximum(np.abs(mean), CONSTANT)) | (not by_deviation)] = 1
     return Scaler(mean.astype(np.float32), std.astype(np.float32))
 
 

@@ -5,7 +5,7 @@ All of them are fitted from one `Basis`, the costliest part: make it once for se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
@@ -21,17 +21,19 @@ from mmfeat.baselines.basis import (
     one_blas_thread,
     sample_weights,
 )
+from mmfeat.baselines.kernel import LANDMARKS, STRENGTHS, KernelHead, kernel_path, make_kernel
 from mmfeat.baselines.linear import OBJECTIVES, LinearHead, linear_path
 from mmfeat.baselines.neighbours import NEIGHBOURS, NeighbourHead, neighbour_head, neighbour_heads
 from mmfeat.baselines.trees import BOOSTING_STEPS, FOREST_LEAVES, Components, TreeData, TreeHead, boosted, forest
 from mmfeat.baselines.zero_shot import ZeroShot
 from mmfeat.errors import HeadError
+from mmfeat.evaluation.decisions import calibrate
 from mmfeat.evaluation.metrics import headline_name, plain_headline
 from mmfeat.samples.labels import Targets
 
 MAX_ROWS = 50_000  # most training rows of trees
 MAX_VOTERS = 10_000  # most training rows of neighbours, whose time grows with the product of rows and voters
-PATHS = ("logistic", "svm")  # baselines that take longer from setting to setting
+PATHS = ("logistic", "svm", "kernel")  # baselines that take longer from setting to setting
 PATIENCE = 2  # settings without a better score after which a path may end
 Setting = dict[str, float]
 
@@ -72,7 +74,7 @@ class TrainingRows:
     `class_weights` (C,) weigh the samples of a class in the loss, multi-label the positives. `basis` is the result of
     `make_basis` for these rows, made when needed if None. Of more than MAX_VOTERS rows neighbours, and of more than
     MAX_ROWS rows trees take a stratified sample, which the setting records as "rows". `classes` are the vectors of the
-    class names, as `ZeroShot` has them.
+    class names, as `ZeroShot` has them. `widths` are those of the encoders; the last is a table's if `has_table`.
     """
 
     matrix: Matrix
@@ -82,6 +84,8 @@ class TrainingRows:
     seed: int
     basis: Basis | None = None
     classes: Mapping[int, np.ndarray] = field(default_factory=dict)
+    widths: tuple[int, ...] = ()
+    has_table: bool = False
 
     def sampled(self, most: int) -> np.ndarray:
         """At most so many of the training rows, stratified by class unless multi-label."""
@@ -122,25 +126,26 @@ class BaselineFamily:
 
 
 def fit(name: str, training: TrainingRows, validation: np.ndarray) -> Baseline:
-    """Train a baseline, and choose its setting by its score on the rows `validation`, then by log-loss.
+    """Train a baseline, and choose its setting by score less calibrated log-loss (nats) on the rows `validation`.
 
-    One of PATHS ends at the first setting whose log-loss rises where PATIENCE settings brought no better score.
+    Of so few rows either alone is mostly luck. One of PATHS ends where PATIENCE settings brought no better score.
     """
     targets = training.targets.take(validation)
+    prior = training.targets.take(training.rows).prior
     name_of_score = f"validation_{headline_name(targets)}"
-    best: tuple[tuple[float, float], Setting, FittedModel, np.ndarray] | None = None
-    curve, before, since = [], float("inf"), 0
+    best: tuple[float, Setting, FittedModel, np.ndarray] | None = None
+    curve, since = [], 0
     with one_blas_thread():
         for setting, logits, model in _family(name).candidates(training, validation):
             score = plain_headline(targets, logits)
-            loss = log_loss(logits, targets.matrix, targets.multilabel)
+            scaled = logits if targets.numeric else calibrate(logits, targets, prior).scaled(logits)
+            loss = log_loss(scaled, targets.matrix, targets.multilabel)
             curve.append({**setting, name_of_score: score, "validation_log_loss": loss})
-            rank = (round(score, 9), -round(loss, 9))
+            rank = round(score if targets.numeric else score - loss, 9)
             if best is None or rank > best[0]:
                 best, since = (rank, setting, model, logits), 0
-            elif (since := since + 1) >= PATIENCE and name in PATHS and loss > before:
+            elif (since := since + 1) >= PATIENCE and name in PATHS:
                 break
-            before = loss
     assert best is not None, "every family has a candidate"
     return Baseline(name, best[1], curve, best[2], best[3])
 
@@ -243,6 +248,26 @@ def _neighbours(training: TrainingRows, setting: Setting) -> NeighbourHead:
     return replace(_neighbour(training), neighbours=int(setting["k"]), by_similarity=bool(setting["by_similarity"]))
 
 
+def _kernel_heads(training: TrainingRows, strengths: Sequence[float]) -> Iterator[KernelHead]:
+    scaler = _basis(training).scaler if training.has_table else None
+    widths = training.widths or (training.matrix.width,)
+    kernel = make_kernel(training.matrix, widths, scaler, training.rows, training.sampled(LANDMARKS))
+    return kernel_path(kernel, training.rows, training.targets, training.class_weights, strengths)
+
+
+def _kernel_candidates(training: TrainingRows, validation: np.ndarray) -> Iterator[Candidate]:
+    """Yield a head for each strength; the kernels of validation rows are computed once."""
+    known: np.ndarray | None = None
+    for head in _kernel_heads(training, STRENGTHS):
+        if known is None:
+            known = replace(head.kernel, matrix=training.matrix).rows(validation)
+        yield {"C": head.linear.strength}, head.linear.scaled_logits(known), head
+
+
+def _kernel(training: TrainingRows, setting: Setting) -> KernelHead:
+    return next(_kernel_heads(training, [setting["C"]]))
+
+
 def _tree_data(training: TrainingRows) -> TreeData:
     rows = training.sampled(MAX_ROWS)
     components, targets = Components.of(_basis(training)), training.targets.take(rows)
@@ -287,6 +312,7 @@ BASELINE_FAMILIES: dict[str, BaselineFamily] = {
     "ridge": _linear_family("ridge"),
     "logistic": _linear_family("logistic"),
     "svm": _linear_family("svm"),
+    "kernel": BaselineFamily(_kernel_candidates, _kernel, KernelHead.restore),
     "forest": BaselineFamily(_forest_candidates, _forest, TreeHead.restore),
     "boosting": BaselineFamily(_boosting_candidates, _boosting, TreeHead.restore),
     "zero-shot": BaselineFamily(_zero_shot_candidates, _zero_shot, ZeroShot.restore),

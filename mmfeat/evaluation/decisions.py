@@ -148,7 +148,7 @@ def fit_decision(
     if targets.numeric:
         return Decision(1.0, 0.0, ())
     logits, multilabel = _finite(logits), targets.multilabel
-    calibrated = _calibrate(logits, targets, prior)
+    calibrated = calibrate(logits, targets, prior)
     if targets.ordered:
         return _fit_cuts(calibrated, logits, targets, adjustment, seed)
     units = _units(prior, multilabel)
@@ -244,7 +244,7 @@ def plain_choice(logits: np.ndarray, multilabel: bool) -> np.ndarray:
     return logits > 0 if multilabel else indicator(logits.argmax(-1), logits.shape[-1])
 
 
-def _calibrate(logits: np.ndarray, targets: Targets, prior: np.ndarray) -> Decision:
+def calibrate(logits: np.ndarray, targets: Targets, prior: np.ndarray) -> Decision:
     """The decision with the temperature, biases and floor of the least log-loss, and without offsets.
 
     The likelihood of a label is that of a mixture: with the probability `floor` it was drawn at random. Newton's steps

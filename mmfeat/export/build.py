@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmfeat.baselines.fit import restore
+from mmfeat.baselines.kernel import KernelHead
 from mmfeat.baselines.linear import LinearHead
 from mmfeat.baselines.neighbours import NeighbourHead
 from mmfeat.baselines.zero_shot import ZeroShot
@@ -24,6 +25,7 @@ from mmfeat.export.graph import (
     FusionPart,
     HeadGraph,
     HeadPorts,
+    KernelPart,
     LinearPart,
     NeighbourPart,
     PriorPart,
@@ -169,6 +171,8 @@ def _baseline(
     model = restore(head, dict(config), dict(tensors)).model
     if isinstance(model, LinearHead):
         return LinearPart(ports, model)
+    if isinstance(model, KernelHead):
+        return KernelPart(ports, model)
     if isinstance(model, NeighbourHead):
         return NeighbourPart(ports, model)
     if isinstance(model, ZeroShot):

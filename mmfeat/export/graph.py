@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmfeat.baselines.basis import ABSENT
+from mmfeat.baselines.kernel import SHORTEST as SHORT
+from mmfeat.baselines.kernel import KernelHead
 from mmfeat.baselines.linear import LinearHead
 from mmfeat.baselines.neighbours import STEPS, TEMPERATURE, NeighbourHead
 from mmfeat.baselines.zero_shot import SCALE, SHORTEST, ZeroShot
@@ -142,6 +144,34 @@ class LinearPart(BaselinePart):
                 columns.append(floor - ABSENT)
         logits = torch.cat(columns, -1)
         return F.log_softmax(logits, -1) if self.logistic else logits
+
+
+class KernelPart(LinearPart):
+    """The part of kernel logistic regression, as `KernelHead`; the vectors of landmarks are in the graph."""
+
+    centre: Tensor
+    landmarks: Tensor
+
+    def __init__(self, ports: HeadPorts, head: KernelHead) -> None:
+        super().__init__(ports, head.linear)
+        kernel = head.kernel
+        self.widths = list(kernel.widths)
+        for name, values in {**vars(kernel.scaler), "centre": kernel.centre, "landmarks": kernel.landmarks}.items():
+            self.register_buffer(name, torch.from_numpy(np.array(values, np.float32)))
+
+    def _scaled(self, given: PortValues, view: int) -> Tensor:
+        pairs = [pair for encoders in self.ports.of_view(given, view).values() for pair in encoders]
+        present = torch.cat([mask.unsqueeze(-1).expand(values.shape) for values, mask in pairs], -1)
+        values = (torch.cat([values for values, _ in pairs], -1) - self.mean) / self.std
+        centred = self._unit(torch.where(present, values, 0.0)) - self.centre
+        prepared = self._unit(torch.where(present, centred, 0.0))
+        return torch.exp(prepared @ self.landmarks.T - len(self.widths))
+
+    def _unit(self, values: Tensor) -> Tensor:
+        parts = values.split(self.widths, -1)
+        lengths = [torch.linalg.vector_norm(part, dim=-1, keepdim=True) for part in parts]
+        units = [part / length.clamp_min(SHORT) for part, length in zip(parts, lengths, strict=True)]
+        return torch.cat([torch.where(n > SHORT, unit, 0.0) for unit, n in zip(units, lengths, strict=True)], -1)
 
 
 class NeighbourPart(BaselinePart):

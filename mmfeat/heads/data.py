@@ -153,6 +153,11 @@ class HeadData:
             if source.name in self._classes and source.width  # 0 where the encoder saw no sample
         }
 
+    @property
+    def layout(self) -> tuple[tuple[int, ...], bool]:
+        """The widths of the encoders in `rows`, and whether the last of them is a table."""
+        return tuple(source.width for source in self._all()), TABLE in self.sources
+
     def rows(self, rows: np.ndarray, view: int = 0) -> np.ndarray:
         """(n, D) float32 input of baselines: all encoders side by side, NaN where a vector is missing."""
         indices = torch.from_numpy(np.asarray(rows, np.int64)[None]).to(self.device)

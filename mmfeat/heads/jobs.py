@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -191,27 +191,39 @@ def _run_stack(job: Job, data: HeadData, targets: Targets, advance: Advance) -> 
 
 
 def _run_baselines(job: Job, data: HeadData, bench: Workbench, advance: Advance) -> list[Fitted]:
+    """Choose the setting of each member on its validation rows, and then train it on these rows too."""
     fitted = []
     for member, wanted in zip(job.members, job.predict, strict=True):
-        start = time.thread_time()
-        weights = class_weights(bench.targets.take(member.train), member.settings.class_weights)
-        basis = bench.basis(job, member, weights) if job.head not in UNTRAINED else None
-        seed = member.entropy[0]
-        training = TrainingRows(View(data), bench.targets, member.train, weights, seed, basis, data.classes)
-        if job.setting is not None:
-            model = refit(job.head, training, job.setting)
-        else:
-            model = fit(job.head, training, member.validation)
-        known = model.validation if data.views == 0 else None  # what chose the setting
+        start, chosen = time.thread_time(), None
+        if (setting := job.setting) is None:
+            chosen = fit(job.head, _training(job, data, bench, member), member.validation)
+            setting = chosen.setting
+        model = refit(job.head, _training(job, data, bench, replace(member, train=member.standard)), setting)
         logits = tuple(
-            known if known is not None and rows is member.validation else _baseline_logits(model, data, rows)
+            _unseen(chosen, data, rows)
+            if chosen is not None and rows is member.validation
+            else _baseline_logits(model, data, rows)
             for rows in wanted
         )
         config, tensors = model.state() if job.keep else ({}, {})
-        seconds = time.thread_time() - start
-        fitted.append(Fitted(logits, list(model.curve), -1, seconds, dict(model.setting), config, tensors))
+        seconds, curve = time.thread_time() - start, chosen.curve if chosen else []
+        fitted.append(Fitted(logits, curve, -1, seconds, dict(model.setting), config, tensors))
         advance(1)
     return fitted
+
+
+def _unseen(chosen: Baseline, data: HeadData, rows: np.ndarray) -> np.ndarray:
+    """The logits of validation rows, by the model that chose its setting on them and had not seen them before."""
+    known = chosen.validation if data.views == 0 else None
+    return _baseline_logits(chosen, data, rows) if known is None else known
+
+
+def _training(job: Job, data: HeadData, bench: Workbench, member: Member) -> TrainingRows:
+    """The rows on which a baseline trains, with the basis that all baselines on these rows share."""
+    weights = class_weights(bench.targets.take(member.train), member.settings.class_weights)
+    basis = bench.basis(job, member, weights) if job.head not in UNTRAINED else None
+    seed = member.entropy[0]
+    return TrainingRows(View(data), bench.targets, member.train, weights, seed, basis, data.classes, *data.layout)
 
 
 @dataclass(frozen=True)

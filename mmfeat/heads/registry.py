@@ -189,7 +189,7 @@ FUSIONS = {  # the classes of `mmfeat.heads.fusions`
     LINEAR: "LinearFusion",
 }
 # `mmfeat.baselines.fit` has the functions and needs NumPy; these names are also for `mmfeat --help`, which does not.
-BASELINES = ("prior", "knn", "ridge", "logistic", "svm", "forest", "boosting", ZERO_SHOT)
+BASELINES = ("prior", "knn", "ridge", "logistic", "svm", "kernel", "forest", "boosting", ZERO_SHOT)
 
 
 def is_fusion(name: str) -> bool:

@@ -121,7 +121,7 @@ def _checked_modalities(names: Sequence[str], present: set[str]) -> list[str]:
     return usable
 
 
-CHEAP_BASELINES = ("prior", "knn", "ridge", "logistic", "svm")
+CHEAP_BASELINES = ("prior", "knn", "ridge", "logistic", "svm", "kernel")
 OF_NUMBERS = ("prior", "knn", "ridge", "forest", "boosting")  # baselines of a regression
 OF_CLASSES = (
     "label_smoothing",

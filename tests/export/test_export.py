@@ -32,7 +32,7 @@ from tests.sweep.small_sweeps import FLOAT32, sweep
 HOLDOUT = Protocol("holdout", seeds=2)
 KINDS = (("f1", "macro_f1"), ("accuracy", "accuracy"))
 SHORT = Plan(HeadSettings(epochs=1))
-BASELINES = ["prior", "knn", "ridge", "logistic", "svm", "forest"]
+BASELINES = ["prior", "knn", "ridge", "logistic", "svm", "kernel", "forest"]
 EVERYTHING = {"fusion": ["all", "cross-attention"], "baselines": BASELINES, "modalities": ["both"]}
 
 
@@ -85,7 +85,7 @@ def test_graphs_of_all_heads_and_ensembles_predict_as_mmfeat_does(run: Run) -> N
             assert largest_difference(found, probabilities) < 1e-5, entry.head
             assert (decided == chosen).all(), entry.head
     assert seen >= {"late", "concat", "gated", "film", "film-concat", "cross-attention", "prior", "knn", "ridge"}
-    assert seen >= {"logistic", "svm"}
+    assert seen >= {"logistic", "svm", "kernel"}
 
 
 def test_neighbours_of_one_modality_are_those_of_mmfeat_where_it_is_missing(place: Path, tmp_path: Path) -> None:

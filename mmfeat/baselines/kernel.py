@@ -1,0 +1,155 @@
+"""Kernel logistic regression: a sample is described and classified by how alike it is to some training samples.
+
+The kernel of two samples is exp(sum over encoders of (cosine - 1)), of vectors that are scaled to length 1, centred by
+the mean of the training rows, and scaled to length 1 again. It is known to some random training rows, the landmarks, by
+the method of Nyström (Williams and Seeger, 2001): logistic regression learns from the leading components of their
+kernel matrix. Its weights are kept as one weight a landmark, so that a prediction is two products and an exponential.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from mmfeat.baselines.basis import Matrix, Scaler, make_basis
+from mmfeat.baselines.linear import LinearHead, linear_path
+from mmfeat.samples.labels import Targets
+
+LANDMARKS = 800
+COMPONENTS = 400
+STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # C of logistic regression, strong to weak
+SHORTEST = 1e-6  # a vector that is shorter counts as missing
+LEAST = 1e-6  # share of the largest eigenvalue below which a component is rounding errors
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A matrix of the kernels of all samples of `matrix` with L landmarks; times `components`, where there are some.
+
+    `widths` are those of the encoders side by side, `scaler` standardises the columns of a table and leaves others as
+    they are, `centre` (D,) is the mean of the scaled vectors, and `landmarks` (L, D) float16 are prepared vectors.
+    """
+
+    matrix: Matrix
+    widths: tuple[int, ...]
+    scaler: Scaler
+    centre: np.ndarray
+    landmarks: np.ndarray
+    components: np.ndarray | None = None
+
+    @property
+    def width(self) -> int:
+        return len(self.landmarks) if self.components is None else self.components.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.matrix)
+
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) row numbers -> (n, L) float32 kernels, or (n, r) components."""
+        kernels = self.kernels(self.prepared(self.matrix.rows(rows)))
+        return kernels if self.components is None else kernels @ self.components
+
+    def prepared(self, vectors: np.ndarray) -> np.ndarray:
+        """(n, D) raw vectors -> (n, D) float32, of length 1 for each encoder, 0 where its vector is missing."""
+        present = ~np.isnan(vectors)
+        unit = _by_encoder(_unit, self.scaler.scaled(vectors), self.widths)
+        return _by_encoder(_unit, np.where(present, unit - self.centre, 0), self.widths)
+
+    def kernels(self, prepared: np.ndarray) -> np.ndarray:
+        """(n, D) prepared vectors -> (n, L) kernels."""
+        return np.exp(prepared @ self.landmarks.astype(np.float32).T - len(self.widths))
+
+
+@dataclass(frozen=True)
+class KernelHead:
+    """A fitted kernel logistic regression: `linear` reads the kernels with the landmarks of `kernel`, which has no
+    matrix of its own."""
+
+    kernel: Kernel
+    linear: LinearHead
+
+    def logits(self, matrix: Matrix, rows: np.ndarray) -> np.ndarray:
+        """(n, C) float64 log-probabilities, or log-odds where multi-label."""
+        return self.linear.logits(replace(self.kernel, matrix=matrix), rows)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Plain values for JSON, and arrays; `restore` takes both."""
+        config, tensors = self.linear.state()
+        kernel = {"kernel_mean": self.kernel.scaler.mean, "kernel_std": self.kernel.scaler.std}
+        kernel |= {"centre": self.kernel.centre, "landmarks": self.kernel.landmarks}
+        return {**config, "widths": list(self.kernel.widths)}, {**tensors, **kernel}
+
+    @classmethod
+    def restore(cls, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> KernelHead:
+        """The head whose `state` returned `config` and `tensors`."""
+        scaler = Scaler(tensors["kernel_mean"], tensors["kernel_std"])
+        kernel = Kernel(_Nothing(), tuple(config["widths"]), scaler, tensors["centre"], tensors["landmarks"])
+        return cls(kernel, LinearHead.restore(config, tensors))
+
+
+class _Nothing:
+    """A matrix without samples, in the place of one that is given later."""
+
+    width = 0
+
+    def __len__(self) -> int:
+        return 0
+
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        return np.empty((len(rows), 0), np.float32)
+
+
+def make_kernel(
+    matrix: Matrix, widths: Sequence[int], table: Scaler | None, rows: np.ndarray, landmarks: np.ndarray
+) -> Kernel:
+    """Make the kernel of training `rows`, of which `landmarks` are some.
+
+    The last of the `widths` is that of a table where `table` standardises all columns; the others stay as they are.
+    """
+    mean, std = np.zeros(matrix.width, np.float32), np.ones(matrix.width, np.float32)
+    if table is not None:
+        last = slice(matrix.width - widths[-1], None)
+        mean[last], std[last] = table.mean[last], table.std[last]
+    scaler = Scaler(mean, std)
+    vectors = matrix.rows(np.sort(rows))
+    unit = _by_encoder(_unit, scaler.scaled(vectors), widths)
+    present = ~np.isnan(vectors)
+    centre = unit.sum(0, dtype=np.float64, where=present) / np.maximum(present.sum(0), 1)
+    kernel = Kernel(matrix, tuple(widths), scaler, centre.astype(np.float32), np.empty((0, matrix.width), np.float16))
+    known = kernel.prepared(matrix.rows(landmarks)).astype(np.float16)
+    kernel = replace(kernel, landmarks=known)
+    values, vectors = np.linalg.eigh(kernel.kernels(known.astype(np.float32)).astype(np.float64))
+    kept = np.flatnonzero(values > LEAST * values.max(initial=LEAST))[::-1][:COMPONENTS]
+    return replace(kernel, components=(vectors[:, kept] / np.sqrt(values[kept])).astype(np.float32))
+
+
+def kernel_path(
+    kernel: Kernel,
+    rows: np.ndarray,
+    targets: Targets,
+    class_weights: np.ndarray,
+    strengths: Sequence[float],
+) -> Iterator[KernelHead]:
+    """Yield one head for each of the `strengths`, which go from strong to weak regularisation."""
+    assert kernel.components is not None, "a kernel to train on has components"
+    basis = make_basis(kernel, targets, rows, class_weights, standardised=False)
+    plain = replace(kernel, matrix=_Nothing(), components=None)
+    size = len(kernel.landmarks)
+    unscaled = Scaler(np.zeros(size, np.float32), np.ones(size, np.float32))
+    for head in linear_path("logistic", basis, targets, class_weights, strengths):
+        intercepts = head.intercepts - head.scaler.mean.astype(np.float64) @ head.coefficients
+        weights = kernel.components @ head.coefficients
+        yield KernelHead(plain, replace(head, scaler=unscaled, coefficients=weights, intercepts=intercepts))
+
+
+def _by_encoder(function: Any, vectors: np.ndarray, widths: Sequence[int]) -> np.ndarray:
+    ends = np.cumsum(widths)[:-1]
+    return np.concatenate([function(part) for part in np.split(vectors, ends, axis=1)], axis=1)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.where(length > SHORTEST, vectors / np.maximum(length, SHORTEST), 0).astype(np.float32)
