@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -227,6 +228,8 @@ def _deliver(result: Predicted, target: Path | None, output: OutputFormat, plain
     """Write the file, or print a table of few samples on a terminal and otherwise the text of the file."""
     from mmfeat.prediction.output_file import checked_target, prediction_text, write_prediction_file
 
+    if result.predictions.numeric:  # which have no probabilities of classes
+        output = replace(output, probabilities=False)
     if target is not None:
         checked_target(target, result.run.folder, result.run.config.data)
         write_prediction_file(target, result.predictions, output)

@@ -211,7 +211,9 @@ def read_back(text: str, predictions: Predictions, output: OutputFormat) -> None
         rows, probabilities = read(text, predictions.classes, output)
     except (csv.Error, ValueError, KeyError, TypeError, IndexError) as error:
         raise SubmissionError(f"the file would not read as {output.format} ({error}); nothing was written") from error
-    if rows != list(zip(predictions.ids, predictions.labels, strict=True)):
+    form = float if predictions.numeric else str  # 104.50 is the number 104.5
+    wanted = zip(predictions.ids, predictions.labels, strict=True)
+    if [(id, form(label)) for id, label in rows] != [(id, form(label)) for id, label in wanted]:
         raise SubmissionError(f"read as {output.format}, the file would not have the samples' ids and labels again")
     if output.probabilities:
         slack = ROUNDING * len(predictions.classes) + 1e-6
@@ -234,7 +236,8 @@ def _delimited(predictions: Predictions, output: OutputFormat) -> str:
 def _json_lines(predictions: Predictions, output: OutputFormat) -> str:
     lines = []
     for row, (id, label) in enumerate(zip(predictions.ids, predictions.labels, strict=True)):
-        entry: dict[str, str | Mapping[str, float]] = dict(zip(output.names, (id, label), strict=True))
+        value = float(label) if predictions.numeric else label
+        entry: dict[str, str | float | Mapping[str, float]] = dict(zip(output.names, (id, value), strict=True))
         if output.probabilities:
             rounded = (round(value, DIGITS) for value in predictions.probabilities[row].tolist())
             entry[OBJECT] = dict(zip(predictions.classes, rounded, strict=True))

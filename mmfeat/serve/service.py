@@ -75,7 +75,8 @@ class Service:
         self.answer(Pair("a text", picture_bytes(Image.new("RGB", (64, 64)))))
 
     def answer(self, pair: Pair) -> dict[str, Any]:
-        """The label as `mmfeat predict` decides it, a probability of each class, and the nearest training samples.
+        """The label as `mmfeat predict` decides it, a probability of each class, unless the label is a number, and the
+        nearest training samples.
 
         Raises `DataError` for an empty pair, for a text or photo above the limits, and for bytes that are no photo.
         """
@@ -92,7 +93,7 @@ class Service:
             raise DataError(f"{broken}; send another one, or none")
         return {
             "label": predictions.labels[0],
-            "probabilities": _named(predictions.classes, predictions.probabilities[0]),
+            "probabilities": {} if predictions.numeric else _named(predictions.classes, predictions.probabilities[0]),
             "neighbours": self._nearest.of(embedded.features) if self._nearest else [],
             "notes": unread(samples, embedded, self.model.table),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,11 @@ def test_predictions_are_numbers_in_the_users_column(run: Run, place: Path) -> N
     truth = priced(80, 2).price.to_numpy()
     predicted = np.array([float(row["price"]) for row in rows])
     assert r2_score(truth, predicted) > 0.9
+    write_submission(run.folder, data=place / "test.csv", out=place / "out.jsonl", cache=place / "cache")
+    first = json.loads((place / "out.jsonl").read_text().split("\n")[0])
+    assert first == {"sku": "2-0", "price": pytest.approx(predicted[0])}
+    answer = CliRunner().invoke(app, ["predict", "--data", str(place / "test.csv"), "--run", str(run.folder)])
+    assert answer.stdout.split("\n")[1] == f"2-0,{rows[0]['price']}"
     assert submitted.predicted["mean"] == pytest.approx(predicted.mean())
     assert submitted.trained["highest"] == priced(400).price.max()
     scored = predict_data(place / "more.csv", run.folder, cache=place / "cache").scores
