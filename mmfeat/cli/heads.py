@@ -227,13 +227,13 @@ def _setting(name: str, text: str) -> Any:
 
 _SEARCH = "Over settings with several values: grid, random or optuna."
 _FUSIONS = "all, none, or some of late, concat, gated, film, film-concat, cross-attention; linear on request."
-_BASELINES = "all, none, or some of prior, knn, ridge, logistic, svm, forest, boosting; zero-shot on request."
+_BASELINES = "all, none, or some of prior, knn, ridge, logistic, svm, kernel, forest, boosting; zero-shot on request."
 _CLASS_NAMES = "What zero-shot reads: positive='a happy photo',...  [default: the labels]"
 _TEMPLATES = "open_clip's sentences around class names: openai (80), simple (7) or none."
 _SPLIT_DIR = "Reuse the splits of this folder, or write them there for later runs."
 PARAMETERS: Parameters = {
     "fusion": (option(_FUSIONS), "all"),
-    "baselines": (option(_BASELINES), "prior,knn,ridge,logistic,svm"),
+    "baselines": (option(_BASELINES), "prior,knn,ridge,logistic,svm,kernel"),
     "modalities": (option("Each head on some of these; both is all there are."), ",".join(MODALITY_SETS)),
     "preset": (option("A published recipe: system-a or system-b.", str | None), None),
     "data": (AnyData, None),

@@ -20,21 +20,23 @@ SEED = 42
 
 
 def place_samples(subject: Subject, samples: Sequence[Sample | None]) -> tuple[list[tuple[int, int, int]], str]:
-    """([row, x, y] of at most `POINTS` of the samples, evenly chosen, and how they were placed); none without vectors.
+    """([row, x, y] of at most `POINTS` of the samples, evenly chosen, and how they were placed).
 
-    The vectors are those of the entry's encoders, each of length 1. They are placed by UMAP where umap-learn is
-    installed, else along their two principal components.
+    There are none without vectors that differ. The vectors are those of the entry's encoders, each of length 1. They
+    are placed by UMAP where umap-learn is installed, else along their two principal components.
     """
     present = [row for row, sample in enumerate(samples) if sample is not None]
     rows = [present[at] for at in np.linspace(0, len(present) - 1, min(POINTS, len(present))).round().astype(int)]
     vectors = _vectors(subject, [sample for row in rows if (sample := samples[row])])
-    if vectors is None or min(vectors.shape) < 3:
+    if vectors is None or min(vectors.shape) < 3 or not np.ptp(vectors, axis=0).any():
         return [], ""
-    from sklearn.utils.extmath import randomized_svd
+    from scipy.sparse.linalg import svds
 
     centred = vectors - vectors.mean(0)
     has_umap = find_spec("umap") is not None
-    left, values, _ = randomized_svd(centred, min(WIDTH if has_umap else 2, *centred.shape), random_state=SEED)
+    size, start = min(centred.shape), np.random.default_rng(SEED)
+    left, values, _ = svds(centred, min(WIDTH if has_umap else 2, size - 1), v0=start.normal(size=size))
+    left, values = left[:, ::-1], values[::-1]  # the largest first
     places, how = left[:, :2] * values[:2], "principal components"
     if share := float(np.square(centred).sum()):
         how += f", {100 * float(np.square(values[:2]).sum()) / share:.0f} % of the variance"

@@ -64,7 +64,7 @@ def test_the_whole_way(tmp_path: Path) -> None:
     trained = mmfeat(*heads, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert trained.stdout.splitlines()[0] == "using demo with hashing, hog"
-    assert len([line for line in trained.stdout.splitlines() if "[." in line and len(line) <= 80]) == 10
+    assert len([line for line in trained.stdout.splitlines() if "[." in line and len(line) <= 80]) == 9
     assert not [line for line in trained.stderr.splitlines() if not PROGRESS.search(line)]
     (run,) = (tmp_path / "heads").iterdir()
     assert trained.stdout.splitlines()[-1] == f"next: mmfeat submit --run heads/{run.name}"
