@@ -133,16 +133,20 @@ def kernel_path(
     class_weights: np.ndarray,
     strengths: Sequence[float],
 ) -> Iterator[KernelHead]:
-    """Yield one head for each of the `strengths`, which go from strong to weak regularisation."""
+    """Yield one head for each of the `strengths`, which go from strong to weak regularisation: of logistic regression,
+    or for numbers of ridge, whose alpha is 1 / strength."""
     assert kernel.components is not None, "a kernel to train on has components"
     basis = make_basis(kernel, targets, rows, class_weights, standardised=False)
     plain = replace(kernel, matrix=_Nothing(), components=None)
     size = len(kernel.landmarks)
     unscaled = Scaler(np.zeros(size, np.float32), np.ones(size, np.float32))
-    for head in linear_path("logistic", basis, targets, class_weights, strengths):
+    kind, given = ("ridge", [1 / strength for strength in strengths]) if targets.numeric else ("logistic", strengths)
+    for strength, head in zip(strengths, linear_path(kind, basis, targets, class_weights, given), strict=True):
         intercepts = head.intercepts - head.scaler.mean.astype(np.float64) @ head.coefficients
         weights = kernel.components @ head.coefficients
-        yield KernelHead(plain, replace(head, scaler=unscaled, coefficients=weights, intercepts=intercepts))
+        yield KernelHead(
+            plain, replace(head, strength=strength, scaler=unscaled, coefficients=weights, intercepts=intercepts)
+        )
 
 
 def _by_encoder(function: Any, vectors: np.ndarray, widths: Sequence[int]) -> np.ndarray:

@@ -20,6 +20,7 @@ LEAST_LOGIT = float(np.log(1e-6))  # smallest logit of a head in a stacking
 LARGEST_BAR = 80.0  # largest logarithm of a bar, which stays finite in float32
 BAGS = 20  # number of random halves of the heads from which ensembles are selected
 SORTED = 5  # most of the best heads whose mean the selection starts with
+HEAVY = 1e3  # weight of the sum of weights beside the errors
 LOSS_SHARE = 0.1  # weight of the log-loss beside macro-F1
 PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # L2 strengths that stacking tries, strongest first
 INNER_FOLDS = 5
@@ -76,11 +77,15 @@ def greedy_weights(validation: np.ndarray, targets: Targets, rounds: int = 15, s
 
 
 def _stacked_regressions(predicted: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """(H,) weights of predicted numbers (H, M) that leave the least squared error, none below 0 (Breiman, 1996)."""
+    """(H,) weights of predicted numbers (H, M) that leave the least squared error, none below 0 and all adding up to 1
+    (Breiman, 1996)."""
     from scipy.optimize import nnls
 
-    weights, _ = nnls((predicted - values.mean()).T, values - values.mean())
-    return weights / weights.sum() if weights.sum() > 0 else mean_weights(len(weights))
+    scale = max(float(values.std()), np.finfo(np.float32).tiny)
+    columns, wanted = ((part - values.mean()) / scale for part in (predicted.T, values))
+    bound = HEAVY * np.sqrt(len(values))  # one more row, which weighs so much that the sum is 1
+    weights, _ = nnls(np.vstack([columns, np.full(len(predicted), bound)]), np.append(wanted, bound))
+    return weights / weights.sum()
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def _checked_modalities(names: Sequence[str], present: set[str]) -> list[str]:
 
 
 CHEAP_BASELINES = ("prior", "knn", "ridge", "logistic", "svm", "kernel")
-OF_NUMBERS = ("prior", "knn", "ridge", "forest", "boosting")  # baselines of a regression
+OF_NUMBERS = ("prior", "knn", "ridge", "kernel", "forest", "boosting")  # baselines of a regression
 OF_CLASSES = (
     "label_smoothing",
     "class_weights",
@@ -221,9 +221,8 @@ def _for_numbers(baselines: Sequence[str], plan: Plan) -> Sequence[str]:
         raise ConfigError(f"{flag(wrong)}: a setting for classes; leave it out with --task {REGRESSION}")
     if plan.adjustment is not None:
         raise ConfigError(f"--logit-adjustment: chooses among classes; leave it out with --task {REGRESSION}")
-    if tuple(baselines) == CHEAP_BASELINES or "all" in baselines:
-        wanted = [name for name in CHEAP_BASELINES if "all" not in baselines] or [*BASELINES]
-        return [name for name in wanted if name in OF_NUMBERS]
+    if "all" in baselines or {"prior", "logistic", "svm"} <= {*baselines}:  # as in the default
+        return [name for name in (BASELINES if "all" in baselines else CHEAP_BASELINES) if name in OF_NUMBERS]
     if wrong := next((name for name in baselines if name in BASELINES and name not in OF_NUMBERS), None):
         raise ConfigError(f"--baselines {wrong}: chooses among classes; for numbers there are {', '.join(OF_NUMBERS)}")
     return baselines

@@ -19,6 +19,7 @@ from mmfeat import audit_data, compare_runs, load, reproduce_run, write_report
 from mmfeat.baselines.fit import TrainingRows, refit
 from mmfeat.cli.main import app
 from mmfeat.errors import ConfigError, DataError, MmfeatError, RunError
+from mmfeat.evaluation.blending import greedy_weights
 from mmfeat.evaluation.metrics import evaluate
 from mmfeat.evaluation.significance import compare_with_best, paired_difference
 from mmfeat.evaluation.splits import make_folds
@@ -127,6 +128,20 @@ def test_folds_are_alike_in_their_numbers_and_keep_groups() -> None:
         assert not np.intersect1d(groups[splits.fold(fold, 0).test], groups[splits.fold(fold, 0).train]).size
 
 
+def test_an_ensemble_weighs_numbers_for_the_least_squared_error() -> None:
+    targets, heads = numbers(200, 3)
+    heads[2] *= 0.5
+    weights = greedy_weights(heads, targets)
+    assert weights.sum() == pytest.approx(1)
+    assert (weights >= 0).all()
+
+    def error(tried: np.ndarray) -> float:
+        return float(((np.tensordot(tried, heads, axes=1) - targets.matrix) ** 2).mean())
+
+    tried = np.random.default_rng(0).dirichlet(np.ones(3), 2000)
+    assert error(weights) <= min(map(error, tried)) * (1 + 1e-6)
+
+
 @pytest.mark.parametrize("name", ["ridge", "knn", "prior"])
 def test_a_baseline_equals_its_definition(name: str) -> None:
     random = np.random.default_rng(2)
@@ -150,6 +165,7 @@ def test_a_baseline_equals_its_definition(name: str) -> None:
 
 def test_a_linear_target_is_learnt_in_its_unit_and_the_best_comes_first(run: Run) -> None:
     by_name = {entry.name: entry for entry in run.leaderboard}
+    assert by_name["kernel-table"].headline.value > 0.7  # which sees only directions
     for name in ("concat-table", "ridge-table", "greedy-ensemble"):
         assert by_name[name].headline.value > 0.9
     assert {"prior-table", "knn-table"} <= set(by_name)
