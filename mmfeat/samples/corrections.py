@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from mmfeat.errors import DataError
 from mmfeat.samples.column_names import find_column
 from mmfeat.samples.dataset import Data, SampleSet, read_samples
-from mmfeat.samples.labels import SEPARATOR, classes_in
+from mmfeat.samples.labels import SEPARATOR, classes_in, looks_numeric, number_of
 from mmfeat.samples.tables import Table
 from mmfeat.system.remote import exists
 from mmfeat.system.wording import counted
@@ -61,6 +61,7 @@ def _read_labels(path: str, samples: SampleSet, before: Mapping[str, str | None]
         raise DataError(f"--labels {path}: no column {lacking[0]} among {', '.join(table.names)}; name its columns so")
     several = any(SEPARATOR in name for name in samples.classes)  # then a label is any of the classes, a|b, or a lone |
     classes = set().union(*(classes_in(name, several) for name in samples.classes))
+    numeric = looks_numeric(samples.classes)  # then a label may be another number
     columns = [str(name) for name in names.values()]
     for where, row in table.rows(columns, label=columns[1]):
         id, label = (row.get(column) or "" for column in columns)
@@ -69,7 +70,9 @@ def _read_labels(path: str, samples: SampleSet, before: Mapping[str, str | None]
         if before.get(id) is None:
             known = f"sample {id!r} has no label to correct" if id in before else f"the data have no sample {id!r}"
             raise DataError(f"--labels {where}: {known}; take this line out")
-        if not classes_in(label, several) <= classes:
+        if numeric and number_of(label) is None:
+            raise DataError(f"--labels {where}: {label!r} is no number, as all labels are")
+        if not numeric and not classes_in(label, several) <= classes:
             raise DataError(f"--labels {where}: no sample is {label!r}; use one of {', '.join(sorted(classes))}")
         if labels.setdefault(id, label) != label and lines[id] == where.rpartition(":")[0]:
             raise DataError(f"--labels {where}: sample {id!r} has another label above; leave one of them")

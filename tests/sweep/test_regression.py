@@ -244,6 +244,16 @@ def test_the_report_shows_errors_instead_of_confusions(run: Run, place: Path) ->
     assert any("label errors left out" in note for note in audited.notes)
 
 
+def test_a_label_is_corrected_by_another_number(place: Path) -> None:
+    (place / "fix.csv").write_text("id,label\n0-1,1234.5\n")
+    given = {"fusion": ["none"], "baselines": ["ridge"], "columns": {**COLUMNS, "labels": str(place / "fix.csv")}}
+    run = value(place, **given).run
+    assert 1234.5 in run.out_of_fold(run.leaderboard[0]).targets.matrix
+    (place / "fix.csv").write_text("id,label\n0-1,cheap\n")
+    with pytest.raises(DataError, match="'cheap' is no number, as all labels are"):
+        value(place, **given)
+
+
 def test_what_numbers_do_not_have_is_refused_in_one_line(run: Run, place: Path) -> None:
     for given, message in (
         ({"baselines": ["svm"]}, "--baselines svm: chooses among classes; for numbers there are prior, knn, ridge"),
