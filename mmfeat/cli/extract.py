@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 PARAMETERS: Parameters = {
-    "data": (Data, ...),
+    "data": (Data, None),
     "test": (option("Data to predict, encoded as well; mmfeat submit writes the file.", str | None), None),
     "encoders": (Encoders, "clip,bert,resnet50"),
     "cache": (CacheFolder, "cache"),
@@ -66,7 +66,7 @@ def extract(context: typer.Context, **given: Any) -> None:
     """Encode what the cache lacks; a rerun continues, or says that there is nothing to do.
 
     \b
-    mmfeat extract --data tweets --encoders clip,bert:./my-bert --outputs pooled,clip=tokens
+    mmfeat extract tweets --encoders clip,bert:./my-bert --outputs pooled,clip=tokens
     """
     from mmfeat.encoders.notes import notes_on_names
     from mmfeat.encoders.spec import EncoderOptions
@@ -75,6 +75,8 @@ def extract(context: typer.Context, **given: Any) -> None:
 
     values = context.params
     data, encoders, cache = values["data"], requests(values["encoders"]), values["cache"]
+    if data is None:
+        context.fail("no data: name a folder or table, as in mmfeat extract listings.csv")
     engine, ray_address = values["engine"], values["ray_address"]
     check_engine(engine, ray_address)
     for note in notes_on_names(encoders):

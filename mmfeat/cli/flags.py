@@ -30,7 +30,11 @@ def option(text: str, kind: Any = str, *names: str, least: int | None = None) ->
     return Annotated[kind, typer.Option(*names, help=text, min=least)]
 
 
-Data = option("Folder, archive or table, in a layout of docs/data.md; pattern, list, URL or hf:NAME.", str, "--data")
+PLACE = "place"  # the parameter of data that are named without `--data`
+Place = Annotated[str | None, typer.Argument(metavar="[DATA]", help="The same as --data.")]
+Data = option(
+    "Folder, archive or table, in a layout of docs/data.md; pattern, list, URL or hf:NAME.", str | None, "--data"
+)
 AnyData = option("Folder or table.  [default: that of the latest extraction]", str | None, "--data")
 AnyRun = option("A run folder.  [default: the best on the latest data and folds]", str | None, "--run")
 RunData = option("Folder or table.  [default: that of the run]", str | None, "--data")
@@ -145,7 +149,15 @@ REQUEST_PARAMETERS: Parameters = {
 
 
 def takes(parameters: Parameters) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command `(context, **values)` the flags in a table of parameters."""
+    """Give a command `(context, **values)` the flags in a table of parameters.
+
+    A command with `--data` and no argument of its own takes the data as its argument too.
+    """
+    is_argument = [
+        isinstance(annotation.__metadata__[0], typer.models.ArgumentInfo) for annotation, _ in parameters.values()
+    ]
+    if "data" in parameters and not any(is_argument):
+        parameters = {PLACE: (Place, None), **parameters}
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -157,6 +169,9 @@ def takes(parameters: Parameters) -> Callable[[Callable[..., None]], Callable[..
 
         @functools.wraps(command)
         def wrapper(context: typer.Context, **values: Any) -> None:
+            if PLACE in values:
+                context.params["data"] = _data_of(context, context.params.pop(PLACE))
+                del values[PLACE]
             context.params.update(_for_these_encoders(context, values))
             command(context, **{name: context.params[name] for name in values})
 
@@ -165,6 +180,15 @@ def takes(parameters: Parameters) -> Callable[[Callable[..., None]], Callable[..
         return wrapper
 
     return decorate
+
+
+def _data_of(context: typer.Context, place: str | None) -> str | None:
+    """The data that are named with or without `--data`."""
+    data: str | None = context.params["data"]
+    source = context.get_parameter_source("data")
+    if place and data not in (None, place) and source is not None and source.name == "COMMANDLINE":
+        raise ConfigError(f"{place} and --data {data} both name the data; give one of them")
+    return place or data
 
 
 def _for_these_encoders(context: typer.Context, values: Mapping[str, Any]) -> dict[str, Any]:

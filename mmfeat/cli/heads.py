@@ -235,7 +235,7 @@ PARAMETERS: Parameters = {
     "fusion": (option(_FUSIONS), "all"),
     "baselines": (option(_BASELINES), "prior,knn,ridge,logistic,svm,kernel"),
     "modalities": (option("Each head on some of these; both is all there are."), ",".join(MODALITY_SETS)),
-    "preset": (option("A published recipe: system-a or system-b.", str | None), None),
+    "preset": (option("A published recipe: bert-resnet50 or frozen-clip.", str | None), None),
     "data": (AnyData, None),
     "encoders": (AnyEncoders, None),
     "cache": (CacheFolder, "cache"),

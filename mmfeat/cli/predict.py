@@ -104,7 +104,7 @@ _COLUMNS = (
 )
 _FORMAT = "csv, tsv or jsonl.  [default: as the suffix of --out, else csv]"
 _PROBA = option("A calibrated probability for each class as well.", bool, "--proba/--no-proba")
-_FILES = "Photos, each with its .txt beside it; .txt files; a folder of them."
+_FILES = "Photos, each with its .txt beside it; .txt files; a folder of them; or a table as data."
 # The parameters of both commands: the run that predicts, and the form of the file.
 _PARAMETERS: Parameters = {
     "run": (AnyRun, None),
@@ -171,11 +171,14 @@ def predict(context: typer.Context, **values: Any) -> None:
     \b
     mmfeat predict --run heads/RUN --text "what a day" --image photo.jpg
     mmfeat predict photos/*.jpg --out predictions.csv
-    mmfeat predict --data new.csv > predictions.csv
+    mmfeat predict new.csv > predictions.csv
     """
+    from mmfeat.prediction.inputs import is_table
     from mmfeat.prediction.predict import check_inputs
 
-    files, data, text, image = values["files"] or [], values["data"], values["text"], values["image"]
+    if values["data"] is None and len(values["files"] or []) == 1 and is_table(values["files"][0]):
+        values["data"] = values.pop("files")[0]
+    files, data, text, image = values.get("files") or [], values["data"], values["text"], values["image"]
     table, written = split_columns(values)
     data_only = {"cache": values["cache"], "columns": table, "workers": values["workers"]}
     data_only["runtime"] = values["runtime"]
@@ -215,7 +218,7 @@ def _target(values: dict[str, Any], written: dict[str, Any]) -> tuple[Path | Non
     from mmfeat.prediction.inputs import text_beside
     from mmfeat.prediction.output_file import OutputFormat, checked_target, choose_format
 
-    file, files = values["out"], values["files"] or []
+    file, files = values["out"], values.get("files") or []
     output = OutputFormat(
         choose_format(file, values["format"]), values["header"], **written, probabilities=values["proba"]
     )

@@ -10,7 +10,7 @@ from mmfeat.errors import ConfigError
 PRESETS: dict[str, Mapping[str, Any]] = {
     # Fusions of BERT and ResNet-50 on an 8:2 holdout, with a grid over batch size, learning rate and dropout, and
     # cross-attention to one pooled vector. Extract with --encoders bert,resnet50 --pooling pooler --max-length 32.
-    "system-a": {
+    "bert-resnet50": {
         "fusion": "late,cross-attention",
         "baselines": "none",
         "attend": "pooled",
@@ -29,7 +29,7 @@ PRESETS: dict[str, Mapping[str, Any]] = {
         "logit_adjustment": "0",
     },
     # Heads on frozen CLIP on an 8:1:1 holdout. Extract with --encoders clip --outputs pooled,tokens.
-    "system-b": {
+    "frozen-clip": {
         "fusion": "all",
         "baselines": "none",
         "protocol": "holdout",
@@ -48,9 +48,12 @@ PRESETS: dict[str, Mapping[str, Any]] = {
     },
 }
 
+FORMER = {"system-a": "bert-resnet50", "system-b": "frozen-clip"}  # names that are still taken
+
 
 def preset_values(name: str) -> Mapping[str, Any]:
     """Return the values of a preset by parameter name; raises `ConfigError` for an unknown preset."""
+    name = FORMER.get(name, name)
     if name not in PRESETS:
         raise ConfigError(f"--preset {name}: use one of {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -183,7 +183,12 @@ def _date(moment: datetime) -> str:
 NAME = "runs"
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show, compare, repeat and delete runs.")
 
+Latest = Annotated[
+    str | None, typer.Argument(metavar="[RUN]", help="A run folder, or its name.  [default: the latest]")
+]
 One = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, its name, or the beginning or end of that.")]
+_TWO = "Run folders, or their names.  [default: the latest and the one before on its data and folds]"
+LatestTwo = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help=_TWO)]
 Some = Annotated[list[str], typer.Argument(metavar="RUN", help="Run folders, or their names.")]
 
 
@@ -205,15 +210,15 @@ def list_all(
 
 @app.command()
 @interruptible("nothing was changed")
-def show(run: One, heads: Heads = "heads") -> None:
+def show(run: Latest = None, heads: Heads = "heads") -> None:
     """Show what a run is made of, the command that made it, and its scores.
 
     \b
     mmfeat runs show heads/RUN
     """
-    from mmfeat.runs.run import find_run
+    from mmfeat.runs.run import comparable_runs, find_run
 
-    whole = find_run(run, heads)
+    whole = find_run(run, heads) if run else comparable_runs(Path(heads))[-1]
     paths = [path for path in sorted(whole.folder.rglob("*")) if path.is_file()]
     show_run(whole, {str(path.relative_to(whole.folder)): path.stat().st_size for path in paths})
 
@@ -221,7 +226,7 @@ def show(run: One, heads: Heads = "heads") -> None:
 @app.command()
 @interruptible("nothing was changed")
 def compare(
-    runs: Some,
+    runs: LatestTwo = None,
     heads: Heads = "heads",
     head: Annotated[str | None, typer.Option(help="This head of each run.  [default: its best]")] = None,
     modalities: Modalities = None,
@@ -232,9 +237,9 @@ def compare(
     mmfeat runs compare heads/RUN-A heads/RUN-B
     """
     from mmfeat.runs.compare import compare_runs
-    from mmfeat.runs.run import find_run
+    from mmfeat.runs.run import comparable_runs, find_run
 
-    compared = [find_run(run, heads) for run in runs]
+    compared = [find_run(run, heads) for run in runs or ()] or comparable_runs(Path(heads))[-2:]
     show_comparison(compare_runs(compared, head, modalities))
     out.print(f"next: mmfeat report --compare {' '.join(_quoted(run.folder) for run in compared)}")
 

@@ -72,8 +72,13 @@ def _is_photo(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
+def is_table(path: str | Path) -> bool:
+    """Whether a name is that of a table of samples, and not of one text."""
+    return table_suffix(str(path)) in SUFFIXES and Path(path).suffix.lower() != TEXT_SUFFIX
+
+
 def _check_file(path: Path) -> None:
-    if table_suffix(str(path)) in SUFFIXES and path.suffix.lower() != TEXT_SUFFIX:
+    if is_table(path):
         raise DataError(f"{path}: a table of samples is named with --data {path}")
     if path.suffix.lower() not in (*IMAGE_SUFFIXES, TEXT_SUFFIX):
         raise DataError(f"{path}: neither a photo ({', '.join(IMAGE_SUFFIXES)}) nor a {TEXT_SUFFIX}; name such files")

@@ -309,7 +309,7 @@ def comparable_runs(root: Path, data: str | None = None, accept: Callable[[Run],
     runs = _finished_runs(root, data, accept)
     if not runs:
         on = f" on {data}" if data else ""
-        raise RunError(f"{root}: no finished run{on}; make one with mmfeat heads, or name it with --run")
+        raise RunError(f"{root}: no finished run{on}; make one with mmfeat heads, or name its folder")
     return [run for run in runs if run.comparable == runs[-1].comparable]
 
 

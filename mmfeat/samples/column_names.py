@@ -75,13 +75,16 @@ def remedy_for(names: Collection[str], columns: Mapping[str, str | None], named:
         return (
             f"the first line is a row, not names; number the columns, {columns_flag(numbers)}, or write a line of names"
         )
-    found = {column: name for column, name in columns.items() if name is not None} | _corrected(names, columns, named)
+    corrected = _corrected(names, columns, named)
+    found = {column: name for column, name in columns.items() if name is not None} | corrected
     taken = {part for column, name in found.items() for part in columns_in(column, name, names)}
     left = [name for name in names if name not in taken]
     proposal = found | proposal_of([column for column in SOUGHT if column not in found], left)
     proposal = {column: name for column, name in proposal.items() if name != column}
     if not proposal and {"text", "image"} & {*names}:
         return "leave --columns out, or name others"
+    if corrected.keys() == {column for column in named if columns[column] is None} and corrected:
+        return f"did you mean {columns_flag(proposal)}?"
     if {"text", "image", TABLE} & {*proposal, *names}:
         return f"say {columns_flag(proposal)}, or name others"
     is_uncut = len(names) == 1 and re.search(r"\w\W\w", next(iter(names)))
@@ -100,6 +103,13 @@ def _corrected(names: Collection[str], columns: Mapping[str, str | None], named:
         if all(close):
             corrected[column] = SEVERAL.join(close)
     return corrected
+
+
+def meant_column(name: str) -> str:
+    """The part of samples that a misspelled or usual name most likely means, "" where none is like it."""
+    words = {word: column for column in COLUMNS for word in (column, *USUAL.get(column, "").split())}
+    close = difflib.get_close_matches(name.casefold(), words, 3)
+    return words[max(close, key=lambda word: sorted(word) == sorted(name.casefold()))] if close else ""
 
 
 def proposal_of(columns: Iterable[str], names: Collection[str]) -> dict[str, str]:

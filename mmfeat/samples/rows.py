@@ -24,6 +24,7 @@ from mmfeat.samples.column_names import (
     find_column,
     find_columns,
     join_texts,
+    meant_column,
     proposal_of,
     remedy_for,
     usual_name,
@@ -81,7 +82,9 @@ class SampleRows:
 
     def __init__(self, data: str, named: Mapping[str, str], files: Sequence[str] = ()) -> None:
         if unknown := set(named) - {*COLUMNS, *READING, NO_LABELS, *PHOTO_FLAGS}:
-            raise DataError(f"--columns: {', '.join(sorted(unknown))} is none of {', '.join(COLUMNS)}")
+            meant = [meant_column(part) for part in sorted(unknown)]
+            remedy = f"; did you mean {', '.join(f'{part}=' for part in meant)}?" if all(meant) else ""
+            raise DataError(f"--columns: {', '.join(sorted(unknown))} is none of {', '.join(COLUMNS)}{remedy}")
         self.table = Table(data, {name: named[name] for name in READING if name in named}, files)
         self.named = dict(named)
         if named.get(IMAGES, MEAN) not in (FIRST, MEAN):

@@ -109,14 +109,14 @@ def test_help_imports_nothing_heavy(command: list[str], tmp_path: Path) -> None:
 def test_a_refused_flag_and_a_warm_rerun_import_nothing_heavy(demo_folder: Path, tmp_path: Path) -> None:
     wrong = ("heads", "--learning-rate", "abc", "--data", demo_folder, "--encoders", "hog")
     assert not run_listing_imports(*wrong, cwd=tmp_path)[1] & (HEAVY | {"pandas"})
-    extraction = ("extract", "--data", demo_folder, "--encoders", "hashing,hog")
+    extraction = ("extract", demo_folder, "--encoders", "hashing,hog")
     mmfeat(*extraction, cwd=tmp_path)
     printed, imported = run_listing_imports(*extraction, cwd=tmp_path)
     assert "nothing to do" in printed
     assert not imported & (HEAVY - {"h5py", "fsspec"} | {"pandas"})
     heads = ("heads", "--fusion", "none", "--baselines", "knn", "--modalities", "text", "--folds", "3")
     mmfeat(*heads, cwd=tmp_path)
-    for command in (heads, ("runs", "show", "demo"), ("runs", "compare", "demo", "demo"), ("report", "--photos", "0")):
+    for command in (heads, ("runs", "show"), ("runs", "compare", "demo", "demo"), ("report", "--photos", "0")):
         printed, imported = run_listing_imports(*command, cwd=tmp_path)
         assert "run" in printed
         assert not imported & {"torch", "sklearn", "optuna", "transformers", "pandas"}, command
@@ -130,6 +130,8 @@ def test_wrong_input_is_one_line_and_exit_code_1(
     fails(inside("extract", "--data", demo_folder, "--encoders", ""), "no encoders")
     fails(inside("extract", "--data", demo_folder, "--encoders", "elmo"), "no encoder family 'elmo'")
     fails(inside("extract", "--data", demo_folder, "--columns", "x"), "--columns x: write id=")
+    fails(inside("extract", demo_folder, "--data", "other"), "both name the data")
+    fails(inside("runs", "show"), "no finished run")
     fails(inside("extract", "--data", demo_folder, "--cache", "", "--encoders", "hog"), "--cache is empty")
     fails(inside("extract", "--data", demo_folder, "--device", "tpu"), "--device tpu: use one of")
     fails(inside("heads", "--learning-rate", "-1"), "nothing was")
@@ -144,7 +146,11 @@ def test_wrong_input_is_one_line_and_exit_code_1(
 
 def test_wrong_usage_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     for arguments, line in (
-        (["extract"], "mmfeat: Missing option '--data'; mmfeat extract -h shows what there is\n"),
+        (
+            ["extract"],
+            "mmfeat: no data: name a folder or table, as in mmfeat extract listings.csv; "
+            "mmfeat extract -h shows what there is\n",
+        ),
         (["heds"], "mmfeat: No such command 'heds'. Did you mean 'heads'; mmfeat -h shows what there is\n"),
     ):
         wrong = mmfeat(*arguments, cwd=tmp_path)
@@ -276,7 +282,7 @@ def test_flags_of_heads_change_what_was_remembered(
         ("--split 8:0:2", "--split 8:0:2: write train:validation:test, as 8:1:1, or train:test, as 8:2"),
         ("--protocol nope", "--protocol nope: use one of auto, kfold, holdout, given"),
         ("--engine nope", "--engine nope: use one of local, ray"),
-        ("--preset nope", "--preset nope: use one of system-a, system-b"),
+        ("--preset nope", "--preset nope: use one of bert-resnet50, frozen-clip"),
         ("--logit-adjustment x", "--logit-adjustment x: use auto or a number"),
         ("--logit-adjustment nan", "--logit-adjustment nan: use auto or a number"),
         ("--fusion nope", "--fusion nope: use all, none, or some of late, concat"),

@@ -36,7 +36,7 @@ SUBSTITUTIONS = {
     "s3://bucket/tweets.parquet": "bucket/tweets.parquet",  # no network
     "--engine ray": "--engine local",  # tests/extraction/test_on_ray.py starts Ray
     "--trials 40": "--trials 2",  # the time
-    "--preset system-a": "--preset system-a --dropout 0.3,0.5 --batch-size 32",  # the time
+    "--preset bert-resnet50": "--preset bert-resnet50 --dropout 0.3,0.5 --batch-size 32",  # the time
     "--epochs 6": "--epochs 1",  # the time
     "--epochs 5": "--epochs 1",  # the time
     "export ": "export --no-model ",  # the time; tests of the export have models

@@ -46,9 +46,9 @@ def test_a_named_column_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("title+boddy", "no column boddy among id, title, body, label; say --columns text=title+body, or"),
-        ("titel+bodi", "no column titel, bodi among .*; say --columns text=title[+]body, or"),
-        ("titel", "no column titel among .*; say --columns text=title, or"),
+        ("title+boddy", "no column boddy among id, title, body, label; did you mean --columns text=title+body[?]"),
+        ("titel+bodi", "no column titel, bodi among .*; did you mean --columns text=title[+]body[?]"),
+        ("titel", "no column titel among .*; did you mean --columns text=title[?]"),
     ],
 )
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
@@ -58,6 +58,12 @@ def test_a_slip_in_one_of_several_columns_is_corrected(tmp_path: Path, kind: str
     )
     with pytest.raises(DataError, match=message.replace("title+", "title[+]")):
         SampleSource(table(tmp_path / f"t.{kind}", *lines), {"text": name}).check()
+
+
+def test_a_misspelled_part_of_a_sample_is_corrected(tmp_path: Path) -> None:
+    path = table(tmp_path / "t.csv", "title,tag", "a,x")
+    with pytest.raises(DataError, match=r"lable, txt is none of id, .*; did you mean label=, text=\?"):
+        SampleSource(path, {"txt": "title", "lable": "tag"}).check()
 
 
 @pytest.mark.parametrize("named", ["title+body", " Title + BODY", "1+2"])

@@ -119,7 +119,9 @@ def test_every_form_of_a_table_has_the_same_cells(tmp_path: Path, kind: str) -> 
 def test_slips_the_label_and_folders_are_told(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("text,price,label\na,1,x\nb,2,y\n")
-    with pytest.raises(DataError, match="no column prise among text, price, label; say --columns table=price, or"):
+    with pytest.raises(
+        DataError, match=r"no column prise among text, price, label; did you mean --columns table=price\?"
+    ):
         SampleSource(path, {"table": "prise"}).check()
     with pytest.raises(DataError, match=r"--columns table=price[+]label: label is the label; leave it out there"):
         SampleSource(path, {"table": "price+label"}).check()
