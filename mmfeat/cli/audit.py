@@ -221,7 +221,7 @@ PARAMETERS: Parameters = {
 @takes(PARAMETERS)
 @interruptible("no audit was written")
 def audit(context: typer.Context, **values: Any) -> None:
-    """Find duplicates, conflicting labels, leaks, odd files and likely label errors; nothing is changed.
+    """Find duplicates, leaks, odd files and likely label errors. Nothing is changed.
 
     \b
     mmfeat audit --data tweets --split-dir splits

@@ -26,6 +26,7 @@ from mmfeat.cli.flags import (
     option,
     takes,
 )
+from mmfeat.cli.help import Helped
 from mmfeat.system.wording import counted, size_of
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ SampleFlag = Annotated[str, typer.Argument(help="The id of a sample.", metavar="
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="See, check, explain, tidy and export the cache.")
 
 
-@app.command("ls")
+@app.command("ls", cls=Helped)
 @interruptible("nothing was changed")
 def list_entries(cache: CacheFolder = "cache") -> None:
     """List what is cached: one line an encoder.
@@ -193,7 +194,7 @@ def list_entries(cache: CacheFolder = "cache") -> None:
     show_entries(survey(cache), cache)
 
 
-@app.command()
+@app.command(cls=Helped)
 @takes({"data": (AnyData, None), "cache": (CacheFolder, "cache"), **LATEST_READING})
 @interruptible("nothing was changed")
 def info(context: typer.Context, cache: str, **values: Any) -> None:
@@ -216,7 +217,7 @@ def info(context: typer.Context, cache: str, **values: Any) -> None:
     show_coverage(samples, entries, keys)
 
 
-@app.command()
+@app.command(cls=Helped)
 @takes({"sample": (SampleFlag, ...), **REQUEST_PARAMETERS})
 @interruptible("nothing was changed")
 def explain(context: typer.Context, **values: Any) -> None:
@@ -247,7 +248,7 @@ VERIFY_PARAMETERS: Parameters = {
 }
 
 
-@app.command()
+@app.command(cls=Helped)
 @takes(VERIFY_PARAMETERS)
 @interruptible("nothing was lost; what was moved lies in the quarantine folder of the cache")
 def verify(context: typer.Context, cache: str, quarantine: bool, parity: int, **values: Any) -> None:
@@ -269,7 +270,7 @@ def verify(context: typer.Context, cache: str, quarantine: bool, parity: int, **
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=Helped)
 @interruptible("what was not deleted yet is still there")
 def gc(
     cache: CacheFolder = "cache",
@@ -304,11 +305,11 @@ PACK_PARAMETERS: Parameters = {
 }
 
 
-@app.command()
+@app.command(cls=Helped)
 @takes(PACK_PARAMETERS)
 @interruptible("no file was written")
 def pack(context: typer.Context, **values: Any) -> None:
-    """Write ids, labels, split and vectors, aligned, for other programs.
+    """Write ids, labels, split and vectors for other programs. Their rows are aligned.
 
     \b
     mmfeat cache pack --out tweets.h5

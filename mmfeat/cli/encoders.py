@@ -27,7 +27,7 @@ def encoders(
     match: Annotated[str, typer.Option(help="With --family: only names that hold this text.")] = "",
     device: Device = "auto",
 ) -> None:
-    """List the encoders that can be named, or say the whole recipe of one before anything is loaded.
+    """List the encoders that can be named. Of a named one: its whole recipe, before anything is loaded.
 
     \b
     mmfeat encoders st:BAAI/bge-small-en-v1.5

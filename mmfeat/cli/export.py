@@ -38,7 +38,7 @@ PARAMETERS: Parameters = {
 @takes(PARAMETERS)
 @interruptible("nothing was written")
 def export(context: typer.Context, **values: Any) -> None:
-    """Write ONNX graphs that are checked against mmfeat's own predictions, and a model card.
+    """Write a run as ONNX, with a model card. The graphs are checked against mmfeat's own predictions.
 
     \b
     mmfeat export --run heads/RUN --out export/RUN

@@ -63,7 +63,7 @@ PARAMETERS: Parameters = {
 @takes(PARAMETERS)
 @interruptible("every vector that was computed is kept, the same command goes on from there")
 def extract(context: typer.Context, **given: Any) -> None:
-    """Encode what the cache lacks; a rerun continues, or says that there is nothing to do.
+    """Encode texts and photos, once. A rerun continues, or says that there is nothing to do.
 
     \b
     mmfeat extract tweets --encoders clip,bert:./my-bert --outputs pooled,clip=tokens
@@ -116,7 +116,7 @@ def demo(
     pairs: Annotated[int, typer.Option(help="Number of pairs.", min=60)] = 600,
     seed: Seed = 7,
 ) -> None:
-    """Write a small generated data set with drawn pictures, texts, and the ugliness of real data.
+    """Write a small generated data set to try. It has drawn pictures, texts, and the ugliness of real data.
 
     \b
     mmfeat demo --out demo

@@ -118,7 +118,7 @@ PASSED_ON = PARAMETERS.keys() - SETTINGS.keys() - {"run", "unfreeze", "mlflow"}
 @takes(PARAMETERS)
 @interruptible("what was finished is kept, the same command goes on from there")
 def finetune(context: typer.Context, **values: Any) -> None:
-    """Train the last layers of encoders with the best head of a run, and compare with the head alone.
+    """Train the last layers of encoders with a run's best head. The scores stand beside those of the head alone.
 
     \b
     mmfeat finetune --run heads/RUN --unfreeze text:1 --lr-encoder 5e-6 --lr-head 3e-4

@@ -31,7 +31,7 @@ def option(text: str, kind: Any = str, *names: str, least: int | None = None) ->
 
 
 PLACE = "place"  # the parameter of data that are named without `--data`
-Place = Annotated[str | None, typer.Argument(metavar="[DATA]", help="The same as --data.")]
+Place = Annotated[str | None, typer.Argument(metavar="DATA", help="The same as --data.")]
 Data = option(
     "Folder, archive or table, in a layout of docs/data.md; pattern, list, URL or hf:NAME.", str | None, "--data"
 )

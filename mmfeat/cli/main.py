@@ -30,6 +30,7 @@ from mmfeat.cli import runs as cli_runs
 from mmfeat.cli import serve as cli_serve
 from mmfeat.cli.console import err, lasting_streams, out
 from mmfeat.cli.flags import Interrupted, interruptible
+from mmfeat.cli.help import Helped
 from mmfeat.errors import ConfigError, MmfeatError
 from mmfeat.system.trust import trust_remote_code as trusted
 from mmfeat.system.web import TIMEOUT
@@ -172,7 +173,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-GROUPS = {cli_cache.NAME: cli_cache.app, cli_runs.NAME: cli_runs.app}
+GROUPS = {cli_runs.NAME: cli_runs.app, cli_cache.NAME: cli_cache.app}
 for _name, _group in GROUPS.items():
     app.add_typer(_group, name=_name)
 
@@ -215,18 +216,12 @@ def root(
         interruptible("nothing was done")(_load_config)(context, Path(config))
 
 
-app.command()(cli_extract.extract)
-app.command()(cli_audit.audit)
-app.command()(cli_heads.heads)
-app.command()(cli_finetune.finetune)
-app.command()(cli_report.report)
-app.command()(cli_export.export)
-app.command()(cli_predict.submit)
-app.command()(cli_predict.predict)
-app.command()(cli_neighbours.neighbours)
-app.command()(cli_serve.serve)
-app.command()(cli_extract.demo)
-app.command()(cli_encoders.encoders)
+for _command in (  # in the order of use
+    *(cli_extract.extract, cli_audit.audit, cli_heads.heads, cli_report.report, cli_finetune.finetune),
+    *(cli_predict.submit, cli_predict.predict, cli_neighbours.neighbours, cli_serve.serve, cli_export.export),
+    *(cli_encoders.encoders, cli_extract.demo),
+):
+    app.command(cls=Helped)(_command)
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 PARAMETERS: Parameters = {
-    "id": (Annotated[str | None, typer.Argument(metavar="[ID]", help="The id of a sample.")], None),
+    "id": (Annotated[str | None, typer.Argument(metavar="ID", help="The id of a sample.")], None),
     "text": (option("A text instead; compared with photos where a model has both towers.", str | None), None),
     "image": (option("A photo instead.", str | None), None),
     "encoder": (option("Whose vectors are compared, as clip.text.  [default: the first that can]", str | None), None),
@@ -42,7 +42,7 @@ PARAMETERS: Parameters = {
 @takes(PARAMETERS)
 @interruptible("nothing was written")
 def neighbours(context: typer.Context, **values: Any) -> None:
-    """Find the samples nearest to a sample, a text or a photo, by the vectors of the latest extraction.
+    """Find the samples nearest to a sample, a text or a photo. The vectors are those of the latest extraction.
 
     \b
     mmfeat neighbours 4597 --encoder bert

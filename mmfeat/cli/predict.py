@@ -143,7 +143,7 @@ PREDICT_PARAMETERS: Parameters = {
 @takes(SUBMIT_PARAMETERS)
 @interruptible("no submission was written; vectors that were computed are kept")
 def submit(context: typer.Context, **values: Any) -> None:
-    """Predict the test data, or the unlabelled samples, and write id and label of each, checked before.
+    """Predict the test data or the unlabelled samples. A checked file has id and label of each.
 
     \b
     mmfeat submit --run heads/RUN --out submission.csv
@@ -164,7 +164,7 @@ def submit(context: typer.Context, **values: Any) -> None:
 @takes(PREDICT_PARAMETERS)
 @interruptible("no predictions were written; vectors that were computed are kept")
 def predict(context: typer.Context, **values: Any) -> None:
-    """Predict new pairs of text and image through a saved run: one pair, some files, or a data set.
+    """Predict new texts and photos. One pair, some files, or a data set.
 
     A terminal shows a few samples as a table; otherwise CSV goes to standard output, and notes to standard error.
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _RUNS = "A run folder.  [default: the best on the latest data and folds]"
 PARAMETERS: Parameters = {
-    "runs": (Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help=_RUNS)], None),
+    "runs": (Annotated[list[str] | None, typer.Argument(metavar="RUN", help=_RUNS)], None),
     "compare": (option("Set the runs that are named side by side.", bool, "--compare"), False),
     "run": (option("The same as naming it first.", str | None), None),
     "out": (option("The page.  [default: report.html in the run]", str | None), None),
@@ -48,7 +48,7 @@ OF_ONE_RUN = ("data", *LATEST_READING, "audit", "photos")
 @takes(PARAMETERS)
 @interruptible("no report was written")
 def report(context: typer.Context, **values: Any) -> None:
-    """One HTML page about a run that opens without a network; with --compare about several.
+    """Write a page about a run. It opens without a network; with --compare it sets several runs side by side.
 
     \b
     mmfeat report heads/RUN --png --latex

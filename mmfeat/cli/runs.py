@@ -12,6 +12,7 @@ import typer
 
 from mmfeat.cli.console import ConsoleProgress, err, out, show_table
 from mmfeat.cli.flags import Device, Heads, Modalities, Trainings, interruptible
+from mmfeat.cli.help import Helped
 from mmfeat.errors import RunError
 from mmfeat.system.wording import SCORE_NAMES, counted, duration, gain, interval, shown, size_of
 
@@ -183,16 +184,14 @@ def _date(moment: datetime) -> str:
 NAME = "runs"
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show, compare, repeat and delete runs.")
 
-Latest = Annotated[
-    str | None, typer.Argument(metavar="[RUN]", help="A run folder, or its name.  [default: the latest]")
-]
+Latest = Annotated[str | None, typer.Argument(metavar="RUN", help="A run folder, or its name.  [default: the latest]")]
 One = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, its name, or the beginning or end of that.")]
 _TWO = "Run folders, or their names.  [default: the latest and the one before on its data and folds]"
-LatestTwo = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help=_TWO)]
+LatestTwo = Annotated[list[str] | None, typer.Argument(metavar="RUN", help=_TWO)]
 Some = Annotated[list[str], typer.Argument(metavar="RUN", help="Run folders, or their names.")]
 
 
-@app.command("ls")
+@app.command("ls", cls=Helped)
 @interruptible("nothing was changed")
 def list_all(
     heads: Heads = "heads",
@@ -208,10 +207,10 @@ def list_all(
     show_runs(list_runs(heads, data), heads)
 
 
-@app.command()
+@app.command(cls=Helped)
 @interruptible("nothing was changed")
 def show(run: Latest = None, heads: Heads = "heads") -> None:
-    """Show what a run is made of, the command that made it, and its scores.
+    """Show a run: its parts, its command and its scores.
 
     \b
     mmfeat runs show heads/RUN
@@ -223,7 +222,7 @@ def show(run: Latest = None, heads: Heads = "heads") -> None:
     show_run(whole, {str(path.relative_to(whole.folder)): path.stat().st_size for path in paths})
 
 
-@app.command()
+@app.command(cls=Helped)
 @interruptible("nothing was changed")
 def compare(
     runs: LatestTwo = None,
@@ -231,7 +230,7 @@ def compare(
     head: Annotated[str | None, typer.Option(help="This head of each run.  [default: its best]")] = None,
     modalities: Modalities = None,
 ) -> None:
-    """Show in what runs differ, their scores, and paired tests against the first.
+    """Show in what runs differ, their scores and paired tests. The tests are against the first run.
 
     \b
     mmfeat runs compare heads/RUN-A heads/RUN-B
@@ -244,7 +243,7 @@ def compare(
     out.print(f"next: mmfeat report --compare {' '.join(_quoted(run.folder) for run in compared)}")
 
 
-@app.command()
+@app.command(cls=Helped)
 @interruptible("what was finished is kept, the same command goes on from there")
 def reproduce(
     context: typer.Context,
@@ -278,7 +277,7 @@ def reproduce(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=Helped)
 @interruptible("what was not deleted yet is still there")
 def rm(
     runs: Some,

@@ -36,7 +36,7 @@ PARAMETERS: Parameters = {
 @takes(PARAMETERS)
 @interruptible("nothing was served")
 def serve(context: typer.Context, **values: Any) -> None:
-    """Answer pairs of text and photo over HTTP with what `mmfeat predict` says, and show a page to try it.
+    """Answer pairs of text and photo over HTTP. The answers are those of `mmfeat predict`; a page lets you try it.
 
     \b
     mmfeat serve heads/RUN --port 8000

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from mmfeat.cache.survey import survey
@@ -87,6 +88,24 @@ def test_help_has_an_example(command: str) -> None:
     assert answer.exit_code == 0
     lines = [line.strip() for line in answer.stdout.splitlines()]
     assert any(f"{line} ".startswith(f"mmfeat {command} ") for line in lines)
+
+
+def test_the_list_of_commands_is_not_cut_at_80_columns() -> None:
+    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    inner = {name: each for group in ("cache", "runs") for name, each in commands[group].commands.items()}
+    for name, command in {**commands, **inner}.items():
+        assert len(command.get_short_help_str(60)) <= 60, name
+        assert not command.get_short_help_str(60).endswith("..."), name
+
+
+def test_help_has_panels_and_all_flags_on_request() -> None:
+    short, whole = (inside("heads", flag).stdout for flag in ("--help", "--help-all"))
+    panels = ["Data:", "What to train:", "How to score:", "Search:", "Training:", "Machine:"]
+    assert [line for line in short.splitlines() if line in panels] == panels
+    assert "--delimiter" in whole
+    assert "--delimiter" not in short
+    assert "--folds <whole number>" in short
+    assert "--help-all" in short
 
 
 def run_listing_imports(*arguments: object, cwd: Path) -> tuple[str, set[str]]:

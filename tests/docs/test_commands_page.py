@@ -27,6 +27,7 @@ ROOT_FLAGS = {
     "--install-completion",
     "--show-completion",
     "--help",
+    "--help-all",
 }
 
 
@@ -68,7 +69,7 @@ def test_every_command_stands_there_and_no_other() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_flag_of_the_help_stands_there_and_no_other(command: str) -> None:
     """The help is asked, not the objects that the page was made of."""
-    answer = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200"})
+    answer = CliRunner().invoke(app, [*command.split(), "--help-all"], env={"COLUMNS": "200"})
     assert answer.exit_code == 0
     table = REFERENCE.split(f"### mmfeat {command}\n")[1].split("\n### ")[0].split("```\n")[-1]
     stated = {name for cell in re.findall(r"^\| `(.+?)` \|", table, flags=re.MULTILINE) for name in cell.split("/")}
