@@ -62,7 +62,7 @@ def fitting_run(run: str | Path | None, heads: Path, data_hash: str) -> tuple[Ru
             f"label errors left out: no run in {heads} was trained on these labels, texts and photos; "
             "make one with mmfeat heads"
         )
-    best = max(fits, key=lambda fit: fit.best_score)
+    best = max(fits, key=lambda fit: fit.score(None, None))
     return (None, NUMBERS.format(best.folder)) if best.config.is_regression else (best, "")
 
 

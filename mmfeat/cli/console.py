@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 PLAIN_SECONDS = 10.0  # between two lines of progress where there is no bar
 WORTH_A_LINE = 1.0  # seconds; a shorter step prints no line at its end
 SHOWN_LABELS = 20
+COLUMNS = 80
 
 
 class _Discreet(Console):
@@ -174,6 +176,15 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for line in lines:
         cells = [cell + " " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True)]
         out.print("  ".join(cells).rstrip())
+
+
+def show_verdict(sentences: Sequence[str]) -> None:
+    """Print a verdict, a sentence a paragraph, the first in bold; words are not cut at 80 columns."""
+    for number, sentence in enumerate(sentences):
+        out.print(
+            textwrap.fill(sentence, COLUMNS, break_long_words=False, break_on_hyphens=False),
+            style=None if number else "bold",
+        )
 
 
 def show_overlooked(run: Run, head: str | None, modalities: str | None) -> None:

@@ -47,7 +47,7 @@ def export(context: typer.Context, **values: Any) -> None:
 
     result = export_run(**values, progress=ConsoleProgress())
     for name, reason in result.passed_over:
-        out.print(f"note: {name} is better and cannot be exported: {reason}")
+        out.print(f"note: {name} comes first and cannot be exported: {reason}")
     if values["run"] is None:
         show_overlooked(result.run, values["head"], values["modalities"])
     out.print(f"{head_label(result.head, result.modalities)} of {result.run.folder}")

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.table import Table
 
-from mmfeat.cli.console import ConsoleProgress, out
+from mmfeat.cli.console import ConsoleProgress, out, show_verdict
 from mmfeat.cli.flags import Device, Heads, Mlflow, Parameters, RayAddress, interruptible, option, takes, tell_mlflow
 from mmfeat.finetune.settings import path_in_words
-from mmfeat.system.wording import gain, head_label, interval
+from mmfeat.system.wording import gain, head_label, interval, shown
 
 if TYPE_CHECKING:
     from mmfeat.finetune.finetune import Finetuned
     from mmfeat.runs.entry import Entry
-    from mmfeat.runs.run import Moved
+    from mmfeat.runs.run import Moved, Run
 
 
 def show_finetuned(result: Finetuned) -> None:
@@ -44,7 +44,6 @@ def show_finetuned(result: Finetuned) -> None:
     if run.results.warning:
         out.print(f"warning: {run.results.warning}")
     out.print(f"run {run.folder} ({result.seconds:.1f} s)")
-    out.print(f"leaderboard {run.leaderboard_file}")
 
 
 def _moved(tower: Moved) -> str:
@@ -93,14 +92,14 @@ SETTINGS: Parameters = {
     "lora": (option("Rank of LoRA adapters (needs peft); 0 moves the weights themselves.", int), 0),
 }
 PARAMETERS: Parameters = {
-    "run": (option("A run of mmfeat heads.  [default: the one that validated best]", str | None), None),
+    "run": (option("A run of mmfeat heads.  [default: the one with the best fusion]", str | None), None),
     "unfreeze": (option("NAME:LAYERS,...: the last layers of text, image, bert, ...; all or none."), "text:1"),
     "data": (option("Folder or table, where it is now.  [default: the run's]", str | None), None),
     "cache": (option("Feature cache.  [default: the run's]", str | None), None),
     "heads": (Heads, "heads"),
     "out": (option("Folder to write the new run in."), "heads"),
     "fusion": (option("early: train early fusion on pixels beside stage 1.", str | None), None),
-    "head": (option("The run's head to start from.  [default: the one that validated best]", str | None), None),
+    "head": (option("The run's fusion to start from.  [default: its best]", str | None), None),
     "modalities": (option("both, text or image.  [default: both]", str | None), None),
     "seeds": (option("Trainings a fold.  [default: as the run]", int | None, least=1), None),
     "views": (option("Augmented views of each photo to train on.  [default: as the run]", int | None, least=0), None),
@@ -140,4 +139,22 @@ def finetune(context: typer.Context, **values: Any) -> None:
         return
     show_finetuned(result)
     tell_mlflow(result.run, values["mlflow"])
-    out.print(f"next: mmfeat submit --run {shlex.quote(str(result.run.folder))}")
+    _judge(result.run)
+
+
+def _judge(run: Run) -> None:
+    """Print how stage 2 stands to the best entry of the run it came from, and the step that the better one allows."""
+    from mmfeat.runs.verdict import best, over_parent, parent_run, prediction_step, standing
+
+    parent = parent_run(run)
+    label, test = over_parent(run, parent) if parent else ("", None)
+    first = best(run.leaderboard[0], sum(bool(entry.tie) for entry in run.leaderboard[1:]))
+    if not parent or not test:
+        show_verdict([first, f"{run.config.parent} is gone or changed: nothing says whether it has a better head."])
+        out.print(f"next: {prediction_step(run)}")
+        return
+    show_verdict([first, standing(test, label, f"{parent.leaderboard[0].label} of {parent.name}, its best")])
+    better = run if test.difference.value > 0 else parent
+    other = parent if better is run else run
+    as_good = f"; a tie: --run {shlex.quote(shown(str(other.folder)))} is as good" if test.tie else ""
+    out.print(f"next: {prediction_step(better)}{as_good}")

@@ -10,7 +10,7 @@ import typer
 from rich.measure import Measurement
 from rich.table import Table
 
-from mmfeat.cli.console import ConsoleProgress, out
+from mmfeat.cli.console import COLUMNS, ConsoleProgress, out, show_verdict
 from mmfeat.cli.flags import (
     LATEST_PARAMETERS,
     LATEST_READING,
@@ -36,7 +36,7 @@ from mmfeat.cli.presets import preset_values
 from mmfeat.errors import ConfigError
 from mmfeat.heads.registry import DEFAULTS, SETTING_TYPES, flag, settings_of
 from mmfeat.runs.leaderboard import MODALITY_SETS, ablation
-from mmfeat.system.wording import SCORE_NAMES, gain, interval, rounded
+from mmfeat.system.wording import SCORE_NAMES, gain, interval, p_value, rounded
 
 if TYPE_CHECKING:
     from mmfeat.evaluation.protocol import Protocol
@@ -45,15 +45,16 @@ if TYPE_CHECKING:
     from mmfeat.sweep.train import Sweep
 
 
-SHOWN_ROWS = 20
+SHOWN_ROWS = 10
 SHOWN_CLASSES = 5
 SHOWN_OPTIMISM = 0.0005  # of the score; a smaller optimism is not printed
-COLUMNS = 80
 NEAR = (0, 1, 0, 0)  # padding that keeps the leaderboard within 80 columns
 
 
-def show_sweep(sweep: Sweep) -> None:
-    """Print the leaderboard, the ablation, the confusion matrix of the best entry, and the path of the run."""
+def show_sweep(sweep: Sweep, verbose: bool = False) -> None:
+    """Print the leaderboard, the path of the run, and the verdict; all rows and all details where `verbose`."""
+    from mmfeat.runs.verdict import against, previous_run, standing, verdict
+
     run = sweep.run
     if sweep.reused:
         out.print("nothing to do: this configuration was trained on this data before")
@@ -61,36 +62,37 @@ def show_sweep(sweep: Sweep) -> None:
         out.print(f"splits written to {sweep.new_splits}; later runs with --split-dir {sweep.new_splits} reuse them")
     for note in sweep.notes:
         out.print(f"note: {note}")
-    out.print(_leaderboard(run, not run.config.is_regression and len(run.classes) <= SHOWN_CLASSES))
-    if (more := len(run.leaderboard) - SHOWN_ROWS) > 0:
-        out.print(f"and {more} more in the file")
-    out.print(_explanation(run))
-    if (picked := run.leaderboard[0].picked) and len(run.leaderboard) > 1:
-        out.print(f"expect {interval(picked)} of the first on new samples: to be picked takes some luck")
-    if any(entry.dropped for entry in run.leaderboard):
-        out.print(
-            f"1 of {run.config.protocol.seeds}: clearly worse after one seed, the others were spared (or --all-seeds)"
-        )
-    if table := _ablation(run):
-        out.print(table)
-    if table := _confusion(run):
-        out.print(table)
+    shown_rows = len(run.leaderboard) if verbose else SHOWN_ROWS
+    out.print(_leaderboard(run, shown_rows))
+    out.print(_explanation(run, shown_rows))
+    if verbose:
+        _show_details(run)
+    out.print(f"run {run.folder} ({sweep.seconds:.1f} s)")
+    before = previous_run(run)
+    test = against(run, before) if before else None
+    show_verdict(verdict(run) + ([standing(test, "This run", "your last run on these folds")] if test else []))
+
+
+def _show_details(run: Run) -> None:
+    """Print the ablation, the confusion matrix of the best entry, the search, and what training cost."""
+    for table in (_ablation(run), _confusion(run)):
+        if table:
+            out.print(table)
     _show_search(run)
-    _show_cost(run, sweep)
+    _show_cost(run)
     out.print(f"leaderboard {run.leaderboard_file}")
 
 
-def _leaderboard(run: Run, by_class: bool) -> Table:
-    """Return the leaderboard within 80 columns, for which it may lose the F1 by class; the CSV file has everything."""
+def _leaderboard(run: Run, rows: int) -> Table:
+    """Return the first rows of the leaderboard within 80 columns; the CSV file has everything."""
     main = run.leaderboard[0].main_names[:2]
-    first, second = (SCORE_NAMES[name] for name in main)
-    header = ["", "head", "on", first, "seeds", second, *(["F1 by class"] if by_class else []), "p"]
+    header = "", "head", "on", SCORE_NAMES[main[0]], "seeds", SCORE_NAMES[main[1]], "p"
     table = Table(*header, box=None, padding=NEAR, pad_edge=False)
-    for number, entry in enumerate(run.leaderboard[:SHOWN_ROWS]):
+    table.columns[0].style = "green"
+    for number, entry in enumerate(run.leaderboard[:rows]):
         seeds = entry.by_seed
         spread = f"±{seeds.std:.3f}" if len(seeds.values) > 1 else ""
         spread = f"1 of {run.config.protocol.seeds}" if entry.dropped else spread
-        scores = " ".join(_short(row.f1.value) for row in entry.classes.values())
         table.add_row(
             "=" if entry.tie else "",
             entry.head,
@@ -98,10 +100,10 @@ def _leaderboard(run: Run, by_class: bool) -> Table:
             interval(entry.headline),
             spread,
             rounded(entry.score(main[1]).value or 0.0),
-            *([scores] if by_class else []),
-            _p_value(entry.behind_best.p_holm) if number and entry.behind_best else "",
+            p_value(entry.behind_best.p_holm) if number and entry.behind_best else "",
+            style="" if number else "bold",
         )
-    return _leaderboard(run, False) if by_class and not _fits(table) else table
+    return table
 
 
 def _fits(table: Table) -> bool:
@@ -109,15 +111,20 @@ def _fits(table: Table) -> bool:
     return Measurement.get(out, out.options.update(width=10 * COLUMNS), table).maximum <= COLUMNS
 
 
-def _explanation(run: Run) -> str:
-    """Say on which samples the scores are, how intervals and ties were tested, and which classes there are."""
+def _explanation(run: Run, rows: int) -> str:
+    """Say how many rows are left out, on which samples the scores are, and what the signs in the table mean."""
     from mmfeat.evaluation.splits import HOLDOUT
 
     samples = f"{run.leaderboard[0].samples:,} samples"
     folds = f"{samples} of the holdout's test part" if run.config.folds == (HOLDOUT,) else f"{samples} out of fold"
-    classes = f"; classes: {', '.join(run.classes)}" if len(run.classes) <= SHOWN_CLASSES else ""
-    classes = "; MAE in the unit of the labels" if run.config.is_regression else classes
-    return f"{folds}, 95 % bootstrap intervals; = ties with the first (paired bootstrap of all pairs){classes}"
+    more = len(run.leaderboard) - rows
+    left_out = f"and {more} more with --verbose and in {run.leaderboard_file.name}\n" if more > 0 else ""
+    unit = "; MAE in the unit of the labels" if run.config.is_regression else ""
+    spared = (
+        f"\n1 of {run.config.protocol.seeds}: clearly worse after one seed, the others were spared (or --all-seeds)"
+    )
+    spared = spared if any(entry.dropped for entry in run.leaderboard[:rows]) else ""
+    return f"{left_out}{folds}, 95 % bootstrap intervals; = ties with the first{unit}{spared}"
 
 
 def _ablation(run: Run) -> Table | None:
@@ -130,7 +137,7 @@ def _ablation(run: Run) -> Table | None:
     for head, entries in heads.items():
         cells = [f"{entries[name].headline.value:.3f}" if name in entries else "" for name in sets]
         test = entries["both"].gain if "both" in entries else None
-        table.add_row(head, *cells, *([gain(test), _p_value(test.p_holm)] if test else []))
+        table.add_row(head, *cells, *([gain(test), p_value(test.p_holm)] if test else []))
     return table
 
 
@@ -166,8 +173,8 @@ def _show_search(run: Run) -> None:
         )
 
 
-def _show_cost(run: Run, sweep: Sweep) -> None:
-    """Print the parameters and the share of the time of each head, and the path of the run."""
+def _show_cost(run: Run) -> None:
+    """Print the parameters and the share of the time of each head."""
     seconds: dict[str, float] = {}
     for entry in run.leaderboard:
         seconds[entry.head] = seconds.get(entry.head, 0.0) + entry.seconds
@@ -184,17 +191,6 @@ def _show_cost(run: Run, sweep: Sweep) -> None:
     if sizes:
         out.print("parameters: " + ", ".join(f"{head} {count:,}" for head, count in sizes.items()))
     out.print(f"time: {shares}")
-    out.print(f"run {run.folder} ({sweep.seconds:.1f} s)")
-
-
-def _short(score: float, digits: int = 2) -> str:
-    """Write a score without its leading zero: .85 for 0.85, and 1.0 for 1."""
-    text = f"{score:.{digits}f}"
-    return text.removeprefix("0") if score < 1 else text[: digits + 1]
-
-
-def _p_value(p: float) -> str:
-    return f"{p:.3f}" if p >= 0.001 else "<.001"
 
 
 # Training settings -> help text. Each flag takes one value, several to search ("1e-4,1e-3"), or for the searches random
@@ -272,6 +268,7 @@ PARAMETERS: Parameters = {
     "class_names": (option(_CLASS_NAMES, str | None), None),
     "templates": (option(_TEMPLATES), "openai"),
     "seed": (Seed, 42),
+    "verbose": (option("All rows, ablation, confusion, search and cost.", bool, "--verbose"), False),
     "mlflow": (Mlflow, None),
     "engine": (EngineFlag, "local"),
     "ray_address": (RayAddress, None),
@@ -313,9 +310,9 @@ def heads(context: typer.Context, **given: Any) -> None:
         progress=ConsoleProgress(),
         command=context.obj or "",
     )
-    show_sweep(sweep)
+    show_sweep(sweep, values["verbose"])
     tell_mlflow(sweep.run, values["mlflow"])
-    out.print(f"next: mmfeat submit --run {shlex.quote(str(sweep.run.folder))}")
+    out.print(f"next: mmfeat report --run {shlex.quote(str(sweep.run.folder))}")
 
 
 def _with_preset(context: typer.Context) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -92,6 +91,8 @@ def _show(result: Report) -> None:
         out.print(f"note: {note}")
     out.print(f"report {result.path} ({size_of(result.bytes)}; opens without a network)")
     if len(result.runs) == 1:
-        out.print(f"next: mmfeat submit --run {shlex.quote(str(result.runs[0].folder))}")
+        from mmfeat.runs.verdict import prediction_step
+
+        out.print(f"next: {prediction_step(result.runs[0])}")
     else:
         out.print("next: open it in a browser")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmfeat.cli.console import ConsoleProgress, err, out, show_table
+from mmfeat.cli.console import ConsoleProgress, err, out, show_table, show_verdict
 from mmfeat.cli.flags import Device, Heads, Modalities, Trainings, interruptible
 from mmfeat.cli.help import Helped
 from mmfeat.errors import RunError
@@ -49,8 +49,8 @@ def show_runs(folders: Sequence[RunFolder], heads: str) -> None:
             out.print(f"{folder.name}: {folder.reason}")
         if folder.run is None and (command := folder.recorded.get("record", {}).get("command")):
             out.print(f"  {command}")
-    finished = [folder.name for folder in folders if folder.run]
-    out.print(f"next: {f'mmfeat runs show {finished[0]}' if finished else 'mmfeat heads'}")
+    finished = [folder.folder for folder in folders if folder.run]
+    out.print(f"next: {f'mmfeat runs show {_quoted(finished[0])}' if finished else 'mmfeat heads'}")
 
 
 def show_run(run: Run, files: Mapping[str, int]) -> None:
@@ -66,12 +66,13 @@ def show_run(run: Run, files: Mapping[str, int]) -> None:
     total = sum(files.values())
     listed = ", ".join(f"{name} {size_of(size)}" for name, size in list(files.items())[:SHOWN_FILES])
     out.print(f"files: {len(files):,}, {size_of(total)} ({listed}, ...)")
-    out.print(f"next: mmfeat runs reproduce {run.folder.name} --out reproduced")
+    out.print(f"next: mmfeat runs reproduce {_quoted(run.folder)} --out reproduced")
 
 
 def show_comparison(comparison: Comparison) -> None:
-    """Print the settings that differ, the scores side by side, and the tests against the first run."""
+    """Print the settings that differ, the scores side by side, the tests against the first run, and the verdict."""
     from mmfeat.runs.compare import flag_of
+    from mmfeat.runs.verdict import verdict_on
 
     names = [f"[{number}]" for number in range(1, len(comparison.runs) + 1)]
     for name, run in zip(names, comparison.runs, strict=True):
@@ -104,6 +105,7 @@ def show_comparison(comparison: Comparison) -> None:
             out.print(
                 "each is the best of its run by these very scores, which flatters it; --head names one beforehand"
             )
+    show_verdict(verdict_on(comparison))
 
 
 def show_reproduction(reproduction: Reproduction) -> None:

@@ -115,12 +115,12 @@ def export_run(
 
 
 def _entry(run: Run, head: str | None, modalities: str | None) -> tuple[Entry, tuple[tuple[str, str], ...]]:
-    """The best entry that can be exported, and (name, reason) of better entries that cannot."""
-    run.entry(head, modalities)  # raises where there is no such entry
+    """The recommended entry, else the best that can be exported, and (name, reason) of those before it."""
+    first = run.predicting(head, modalities)  # raises where there is no such entry
     if run.config.is_regression:
         raise RunError(f"{run.folder}: a regression, of which no graph can be made yet")
     passed_over: list[tuple[str, str]] = []
-    for entry in run.matching(head, modalities):
+    for entry in sorted(run.matching(head, modalities), key=lambda entry: entry.name != first.name):
         reason = why_not_exportable(run, entry)
         if not reason:
             return entry, tuple(passed_over)

@@ -20,6 +20,7 @@ from mmfeat.heads.jobs import Engine, Fitted
 from mmfeat.heads.registry import is_fusion
 from mmfeat.runs.entry import ChosenHead, Entry
 from mmfeat.runs.run import Run, comparable_runs, read_run
+from mmfeat.runs.verdict import near_best
 from mmfeat.sweep.entries import TrainedEntry, assemble, best_outcome
 from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.train import train_heads
@@ -73,32 +74,28 @@ def has_fusion(run: Run) -> bool:
 
 
 def best_parent(runs: Sequence[Run], head: str | None, modalities: str | None) -> Run:
-    """The run whose best fusion validated best; a run without such a fusion or without its trials comes last."""
+    """The run whose best fusion scores best; a run without such a fusion or without its trials comes last."""
 
     def score(run: Run) -> float:
         with contextlib.suppress(RunError):
-            return _validation_score(run, best_fusion(run, head, modalities))
+            fusion = best_fusion(run, head, modalities)
+            _trials(run, fusion)
+            return fusion.headline.value
         return -1.0
 
     return max(runs, key=score)
 
 
 def best_fusion(run: Run, head: str | None, modalities: str | None) -> Entry:
-    """The entry of the fusion that validated best, whatever its scores on test rows.
-
-    Without `modalities` the fusion sees both if the run has such a fusion.
-    """
+    """The fusion that comes first in the leaderboard, or without `modalities` the first on both within one standard
+    error of it, which has more that can be trained. Few validation rows would choose a worse one."""
     entries = [entry for entry in run.matching(head, modalities) if is_fusion(entry.head)]
     if not entries:
         known = ", ".join(entry.label for entry in run.leaderboard if is_fusion(entry.head))
         raise RunError(f"{run.folder}: stage 2 needs a fusion; it has {known or 'none'}: train one with mmfeat heads")
     if modalities is None:
-        entries = [entry for entry in entries if entry.modalities == "both"] or entries
-    return max(entries, key=lambda entry: _validation_score(run, entry))
-
-
-def _validation_score(run: Run, entry: Entry) -> float:
-    return best_outcome(_trials(run, entry)).score
+        entries = [entry for entry in near_best(entries) if entry.modalities == "both"] or entries
+    return entries[0]
 
 
 def _trials(run: Run, entry: Entry) -> list[Outcome]:

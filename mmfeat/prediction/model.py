@@ -54,13 +54,13 @@ def load(
 ) -> Model:
     """The model of a run, which is named by its folder or by default the best of the latest runs under `heads`.
 
-    `head` and `modalities` choose an entry of the leaderboard, by default the best one; `encoders` says where weights
-    of the run lie now, if they have moved. Raises `RunError` where there is no such run or entry, or where weights of
+    `head` and `modalities` choose an entry, by default the recommended one; `encoders` says where weights of the run
+    lie now, if they have moved. Raises `RunError` where there is no such run or entry, or where weights of
     its encoders have changed.
     """
     chosen = run if isinstance(run, Run) else choose_run(run, heads, None, head, modalities)
     chosen = with_places(chosen, encoders)
-    return Model(chosen, chosen.entry(head, modalities), device)
+    return Model(chosen, chosen.predicting(head, modalities), device)
 
 
 def fit(

@@ -60,7 +60,7 @@ def predict_data(
     """
     data = name_of(data)
     chosen = with_places(choose_run(run, heads, data, head, modalities), encoders)
-    entry = chosen.entry(head, modalities)
+    entry = chosen.predicting(head, modalities)
     samples = read_for(data, columns, chosen.config.columns)
     cache = cache or chosen.config.cache
     inference = infer(chosen, entry, samples, cache, ExtractSettings(device, workers, runtime=runtime), progress)

@@ -97,7 +97,7 @@ def write_submission(
     source = data or test or chosen.config.data
     path = checked_target(out, source, chosen.config.data, chosen.folder)
     output.check(chosen.classes)
-    entry = chosen.entry(head, modalities)
+    entry = chosen.predicting(head, modalities)
     everything = read_for(source, columns, chosen.config.columns)
     is_test = absolute(source) == test  # then a label is for a score, and its row in the file as well
     samples = everything if is_test else _unlabelled(everything, chosen)

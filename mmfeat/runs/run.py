@@ -62,7 +62,8 @@ class Moved:
 class Results:
     """The results of a run: classes, their counts, labelled samples, the width of each block by name, and the entries.
 
-    `moving` holds the trained towers of a second stage, and `warning` says where such a training is doubtful.
+    `moving` holds the trained towers of a second stage, and `warning` says where such a training is doubtful;
+    `recommended` names the entry that predicts where no head is named.
     """
 
     classes: tuple[str, ...]
@@ -73,6 +74,7 @@ class Results:
     record: Record | None = None
     moving: tuple[Moved, ...] = ()
     warning: str = ""
+    recommended: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for `run.json`, without those that are empty."""
@@ -177,9 +179,10 @@ class Run(Shown):
         return self.config.task, self.config.data_hash, self.config.splits_hash
 
     @property
-    def best_score(self) -> float:
-        """The score of the first entry, by which entries are ranked."""
-        return self.leaderboard[0].headline.value
+    def recommended(self) -> Entry:
+        """The entry that the training recommended; in a run without a recommendation the first."""
+        entries = [entry for entry in self.leaderboard if entry.name == self.results.recommended]
+        return (entries or self.leaderboard)[0]
 
     @property
     def leaderboard_file(self) -> Path:
@@ -202,6 +205,10 @@ class Run(Shown):
         known = ", ".join(entry.label for entry in self.leaderboard)
         wanted = head_label(head or "head", modalities) if modalities else head
         raise RunError(f"{self.folder}: no {wanted}; the run has {known}")
+
+    def predicting(self, head: str | None = None, modalities: str | None = None) -> Entry:
+        """Return the entry that predicts: the recommended one where neither head nor modalities are named."""
+        return self.entry(head, modalities) if head or modalities else self.recommended
 
     def is_whole(self, *files: str) -> bool:
         """Whether the leaderboards, `files` and all final heads exist, the heads with the hashes in the leaderboard."""

@@ -22,6 +22,7 @@ from mmfeat.runs.entry import Entry, Interval, PairedTest, RunConfig, convert
 from mmfeat.runs.leaderboard import MODALITY_SETS, ablation_csv, write_leaderboard
 from mmfeat.runs.record import Maker, making
 from mmfeat.runs.run import ABLATION, RUN_FILE, Results, Run, write_run
+from mmfeat.runs.verdict import recommend
 from mmfeat.samples.labels import Targets
 from mmfeat.sweep.ensembles import ensemble_entries
 from mmfeat.sweep.entries import EntryTrainer, TrainedEntry
@@ -252,5 +253,6 @@ def _finish(
         widths=features.widths,
         leaderboard=leaderboard,
         record=maker.record(config),
+        recommended=recommend(leaderboard, config.encoders).name,
     )
     return write_run(Run(folder, config, results))

@@ -84,6 +84,11 @@ def gain(difference: Estimate, comma: str = ",") -> str:
     return f"{difference.value:+.3f} [{difference.low:+.3f}{comma}{difference.high:+.3f}]"
 
 
+def p_value(p: float) -> str:
+    """Three digits after the point, and `<.001`."""
+    return f"{p:.3f}" if p >= 0.001 else "<.001"
+
+
 def head_label(head: str | None, modalities: str | None) -> str:
     """The name of a head for people, as in `concat on both`."""
     return f"{head} on {modalities}"

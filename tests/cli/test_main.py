@@ -65,10 +65,13 @@ def test_the_whole_way(tmp_path: Path) -> None:
     trained = mmfeat(*heads, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert trained.stdout.splitlines()[0] == "using demo with hashing, hog"
-    assert len([line for line in trained.stdout.splitlines() if "[." in line and len(line) <= 80]) == 9
+    printed = trained.stdout.splitlines()
+    assert any(line.startswith("Best: ") for line in printed)
     assert not [line for line in trained.stderr.splitlines() if not PROGRESS.search(line)]
     (run,) = (tmp_path / "heads").iterdir()
-    assert trained.stdout.splitlines()[-1] == f"next: mmfeat submit --run heads/{run.name}"
+    rows = [line for line in printed if line[0] in "= " and "[." in line and len(line) <= 80]
+    assert len(rows) == len(read_run(run).leaderboard)
+    assert trained.stdout.splitlines()[-1] == f"next: mmfeat report --run heads/{run.name}"
     reprinted = mmfeat(*heads, cwd=tmp_path)
     assert reprinted.stdout.splitlines()[1].startswith("nothing to do: this configuration was trained")
     assert trained.stdout.splitlines()[1:8] == reprinted.stdout.splitlines()[2:9]

@@ -181,7 +181,7 @@ def test_the_session_runs_as_it_stands(typed: list[Answer]) -> None:
     extracted, again, trained, audited, reported, submitted = typed
     assert "wrote " in extracted.output
     assert "nothing to do: every vector is in cache/mvsa" in again.output
-    assert "next: mmfeat submit --run heads/mvsa-" in trained.output
+    assert "next: mmfeat report --run heads/mvsa-" in trained.output
     assert "label errors: " in audited.output
     assert "/report.html (" in reported.output
     assert "submission submission.csv" in submitted.output

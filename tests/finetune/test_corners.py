@@ -353,8 +353,8 @@ def test_data_and_cache_may_have_moved(texts: Path, tmp_path: Path) -> None:
     assert run.config.cache == str(tmp_path / "cache")
 
 
-def test_the_parent_is_the_run_that_validated_best(texts: Path, tmp_path: Path) -> None:
-    """Whatever its scores on test rows."""
+def test_the_parent_is_the_run_with_the_best_fusion(texts: Path, tmp_path: Path) -> None:
+    """Whatever its scores on a few validation rows."""
     heads = tmp_path / "heads"
     for name, score in (("good", 0.9), ("lucky", 0.1)):
         shutil.copytree(next((texts / "heads").iterdir()), heads / name)
@@ -365,7 +365,7 @@ def test_the_parent_is_the_run_that_validated_best(texts: Path, tmp_path: Path) 
         config = json.loads((heads / name / "run.json").read_text())
         config["leaderboard"][0]["macro_f1"]["value"] = 1 - score
         (heads / name / "run.json").write_text(json.dumps(config))
-    assert best_parent(comparable_runs(heads), None, None).folder.name == "good"
+    assert best_parent(comparable_runs(heads), None, None).folder.name == "lucky"
 
 
 def test_a_linear_head_from_class_names_is_trained_again(

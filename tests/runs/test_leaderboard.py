@@ -109,12 +109,13 @@ def shown(
     board: Sequence[Entry],
     classes: tuple[str, ...],
     folds: tuple[str, ...] = ("fold0", "fold1"),
+    verbose: bool = True,
 ) -> list[str]:
     """The lines that a person sees of a run with this leaderboard."""
     names = dict(zip(targets.classes, classes, strict=True))
     board = [replace(e, classes={names[name]: each for name, each in e.classes.items()}) for e in board]
     run = run_of(Path("heads/run"), replace(targets, classes=classes), board, folds=folds)
-    show_sweep(Sweep(run, False, 1.0))
+    show_sweep(Sweep(run, False, 1.0), verbose)
     return capsys.readouterr().out.splitlines()
 
 
@@ -139,8 +140,23 @@ def test_what_is_shown_fits_80_columns_and_no_cell_is_wrapped(
     confusion = [line for line in lines if " -> " in line or ("(" in line and "%)" in line)]
     assert max(map(len, confusion), default=0) <= 80
     assert bool(confusion) == (not long)
-    if width == 3:
-        assert " ".join(f"{board[0].classes[n].f1.value:.2f}"[1:] for n in "abc") in lines[1]
+
+
+def test_without_verbose_ten_rows_and_the_verdict_fit_a_small_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    task = toy_task()
+    many = {(f"head-{number}", "text"): 0.1 * number for number in range(12)}
+    board = rank(task, scored(task, ENSEMBLES | many))
+    lines = shown(capsys, TARGETS, board, TARGETS.classes, verbose=False)
+    assert len(lines) <= 22
+    assert max(map(len, lines)) <= 80
+    assert lines[11] == f"and {len(board) - 10} more with --verbose and in leaderboard.csv"
+    assert not [line for line in lines if line.startswith(("ablation", "parameters", "time", "optimism"))]
+    best = board[0]
+    ties = sum(bool(entry.tie) for entry in board[1:])
+    text = " ".join(lines)
+    assert f"Best: {best.label}, macro-F1 {best.macro_f1.value:.3f} [." in text
+    assert f", accuracy {best.accuracy.value:.3f}; {ties} others tie." in text
+    assert "together beat the text alone by 0." in text
 
 
 def test_a_multilabel_leaderboard_is_shown_and_written(capsys: pytest.CaptureFixture[str]) -> None:

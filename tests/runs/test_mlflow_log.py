@@ -71,4 +71,4 @@ def test_a_failure_is_one_warning_and_the_run_is_whole(run: Run, monkeypatch: py
     (line,) = [line for line in answer.stderr.splitlines() if line.startswith("warning")]
     assert line.startswith("warning: MLflow was not told of the run, which is whole: ")
     assert line.endswith(": http://127.0.0.1:9: Connection refused")
-    assert answer.stdout.splitlines()[-1].startswith("next: mmfeat submit")
+    assert answer.stdout.splitlines()[-1].startswith("next: mmfeat report")

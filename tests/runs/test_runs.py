@@ -312,7 +312,7 @@ def test_the_commands_for_runs(place: Path, runs: list[Run], tmp_path: Path, mon
     assert all(run.folder.name in listed for run in runs)
     shown = typed(f"mmfeat runs show {other}").stdout
     assert "command   mmfeat heads x" in shown
-    assert f"next: mmfeat runs reproduce {other}" in shown
+    assert f"next: mmfeat runs reproduce heads/{other}" in shown
     compared = typed(f"mmfeat runs compare {one} {other}").stdout
     assert "concat on text, knn on text" in compared
     settings = compared.partition("setting")[2].partition("macro-F1")[0]
