@@ -89,11 +89,21 @@ def show_coverage(samples: SampleSet, entries: Sequence[CachedEncoder], keys: Ma
         files = f"{size_of(entry.bytes)}, {counted(len(entry.shards), 'shard')}, {age(entry.changed)} old"
         out.print(f"  {counted(stored, 'row')} of {dtype}, {files}")
         out.print(f"  weights {entry.spec.weights[:40]}, fingerprint {entry.spec.fingerprint[:16]}")
+        show_problems(entry)
+    _show_versions(entries)
+
+
+def _show_versions(entries: Sequence[CachedEncoder]) -> None:
+    """Print the versions that made the vectors, once for all encoders that share them."""
+    encoders: dict[str, list[str]] = {}
+    for entry in entries:
         versions = entry.provenance.get("versions")
         if isinstance(versions, Mapping):
             made = ", ".join(f"{name} {version}" for name, version in versions.items())
-            out.print(textwrap.fill(f"made with {made}", LINE, initial_indent="  ", subsequent_indent="    "))
-        show_problems(entry)
+            encoders.setdefault(made, []).append(entry.name)
+    for made, whose in encoders.items():
+        which = f"{', '.join(whose)} " if len(encoders) > 1 else ""
+        out.print(textwrap.fill(f"{which}made with {made}", LINE, subsequent_indent="  "))
 
 
 def show_problems(entry: CachedEncoder) -> None:

@@ -158,7 +158,9 @@ def show_extraction(result: Extraction) -> None:
         spec, folder = tower.spec, tower.spec.folder_name
         new, unreadable = result.new.get(folder, 0), result.unreadable[folder]
         good = f"{result.stored[folder] + new:,} vectors, {new:,} new"
-        trouble = f", {unreadable:,} unreadable" if unreadable else ""
+        noun = "photo" if spec.part == "image" else spec.part
+        lost = result.parts[spec.part].lost if spec.part in result.parts else 0  # samples, which may share a content
+        trouble = f", {counted(max(lost, unreadable), noun)} unreadable" if unreadable else ""
         out.print(f"  {spec.name}: {good}{trouble} -> {result.folder / folder}")
         if result.cut[folder]:
             out.print(f"    {_cut(result.cut[folder], new, 'new texts', result.limits[folder], spec)}")
@@ -174,8 +176,7 @@ def show_extraction(result: Extraction) -> None:
     if result.failed > SHOWN_FAILURES:
         out.print(f"  and {result.failed - SHOWN_FAILURES:,} more that cannot be read")
     if result.nothing_to_do:
-        failed = sum(result.unreadable.values())
-        again = f"; --retry-failed tries the {failed:,} unreadable again" if failed else ""
+        again = "; --retry-failed tries what is unreadable again" if sum(result.unreadable.values()) else ""
         out.print(f"nothing to do: every vector is in {result.folder} ({result.seconds:.1f} s){again}")
     else:
         for modality, clocks in result.clocks.items():

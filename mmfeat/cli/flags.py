@@ -257,7 +257,7 @@ def tell_mlflow(run: Run, uri: str | None) -> None:
 
 def find_request(values: Mapping[str, Any]) -> Request:
     """Return the request that the values of flags describe; a flag that is not given means the latest extraction's."""
-    from mmfeat.extraction.requests import latest_request, new_request
+    from mmfeat.extraction.requests import all_requests, latest_request, new_request
 
     data, encoders = values.get("data"), values.get("encoders")
     if data is not None and not exists(data):
@@ -267,7 +267,9 @@ def find_request(values: Mapping[str, Any]) -> Request:
     request = latest_request(values["cache"], data)
     columns = reading(values, request.columns)
     request = request.changed(requests(encoders) if encoders else None, columns, encoder_options(values))
-    out.print(f"using {shown(request.data)} with {', '.join(map(shown, request.encoders))}")
+    chosen = f"using {shown(request.data)} with {', '.join(map(shown, request.encoders))}"
+    sets = {other.data for other in all_requests(values["cache"])} if data is None else ()
+    out.print(f"{chosen}: the latest of {len(sets)} data sets; --data names another" if len(sets) > 1 else chosen)
     return request
 
 

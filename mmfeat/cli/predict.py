@@ -30,7 +30,7 @@ from mmfeat.cli.flags import (
     requests,
     takes,
 )
-from mmfeat.system.wording import SCORE_NAMES, head_label, interval, shown
+from mmfeat.system.wording import SCORE_NAMES, counted, head_label, interval, shown
 
 if TYPE_CHECKING:
     from mmfeat.prediction.output_file import OutputFormat
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 
 FEW = 20  # more samples are printed as CSV, also on a terminal
+SCORED = 30  # labelled samples from which a score is printed
 SHOWN_CLASSES = 8  # with more classes the table has one column with the most probable ones
 SHOWN_FIRST = 3  # most probable classes in that column
 
@@ -62,7 +63,8 @@ def show_submission(result: Submission) -> None:
         out.print("note: labels, texts or photos changed since this run was trained; mmfeat heads trains anew")
     if result.without_features:
         count, example = len(result.without_features), result.without_features[0]
-        out.print(f"{count:,} samples have neither text nor image that could be read (first: {example})")
+        what = f"{counted(count, 'sample')} {'has' if count == 1 else 'have'} neither text nor image"
+        out.print(f"{what} that could be read (first: {example})")
     out.print(f"run {result.run.folder}")
     out.print(f"leaderboard {result.run.leaderboard_file}")
     out.print(f"submission {result.path}")
@@ -70,6 +72,8 @@ def show_submission(result: Submission) -> None:
 
 
 def _scored(scores: Scores) -> str:
+    if scores.samples < SCORED:
+        return f"{counted(scores.samples, 'labelled sample')}: too few for a score, which takes {SCORED}"
     both = (f"{SCORE_NAMES[name]} {interval(scores.score(name))}" for name in reversed(scores.main_names[:2]))
     return f"{scores.samples:,} labelled samples: {', '.join(both)}"
 

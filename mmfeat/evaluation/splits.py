@@ -15,6 +15,7 @@ import numpy as np
 
 from mmfeat.errors import DataError
 from mmfeat.samples.labels import REGRESSION, TEST, TRAIN, VALIDATION, Targets, looks_numeric
+from mmfeat.system.wording import counted
 
 FOLDS, REPEATS, SEED = 5, 3, 42
 QUANTILES = 10  # strata of numbers
@@ -257,14 +258,14 @@ def _check_counts(targets: Targets, groups: np.ndarray, needed: int, what: str, 
     name, has = min(sides, key=lambda side: side[1].sum())
     if has.sum() < needed:
         raise DataError(
-            f"{what}: {name} has {has.sum()} samples, {why}; {remedy if has.sum() > 1 else 'label more of it'}, or "
-            "correct the label if it is a typo"
+            f"{what}: {name} has {counted(int(has.sum()), 'sample')}, {why}; "
+            f"{remedy if has.sum() > 1 else 'label more of it'}, or correct the label if it is a typo"
             + (f"; or are the labels numbers to predict? --task {REGRESSION}" if looks_numeric(targets.classes) else "")
         )
     for name, has in sides:
         if (count := len(np.unique(groups[has]))) < max(needed, 3):  # groups to train, validate and test with
             raise DataError(
-                f"{name} has only {count} groups of different texts and photos, too few for "
+                f"{name} has only {counted(count, 'group')} of different texts and photos, too few for "
                 f"{what}; {remedy}, or --no-group to let equal ones stand on both sides"
             )
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import typer
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from mmfeat.cache.survey import survey
@@ -49,6 +50,23 @@ def fails(answer: subprocess.CompletedProcess[str] | Result, *words: str) -> Non
     assert all(word in lines[0] for word in words), lines[0]
 
 
+def made_table(folder: Path) -> Path:
+    """A table in which two samples have one broken photo, and one class a single sample."""
+    (folder / "broken.jpg").write_text("no photo")
+    rows = [f"{n},word {n},broken.jpg,{'rare' if n == 0 else 'xy'[n % 2]}" for n in range(8)]
+    (folder / "few.csv").write_text("\n".join(["id,text,image,label", *rows]))
+    return folder / "few.csv"
+
+
+def test_samples_are_counted_that_share_an_unreadable_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "good.png")
+    table = made_table(tmp_path)
+    table.write_text(table.read_text().replace("broken.jpg,rare", "good.png,rare"))
+    for new in (1, 0):
+        assert f"{new} new, 7 photos unreadable" in inside("extract", table, "--encoders", "hog").stdout
+
+
 def test_the_whole_way(tmp_path: Path) -> None:
     made = mmfeat("demo", "--out", "demo", "--pairs", 120, cwd=tmp_path)
     assert made.stdout.splitlines()[-1] == "next: mmfeat extract --data demo --encoders hashing,hog"
@@ -56,11 +74,11 @@ def test_the_whole_way(tmp_path: Path) -> None:
     assert extracted.returncode == 0, extracted.stderr
     assert "sample 1003: broken image" in extracted.stdout
     assert "labels: negative" in extracted.stdout
-    assert "1 unreadable" in extracted.stdout
+    assert "1 photo unreadable" in extracted.stdout
     assert "next: mmfeat heads --data demo" in extracted.stdout
     again = mmfeat("extract", "--data", "demo", "--encoders", "hashing,hog", cwd=tmp_path)
     assert "nothing to do: every vector is in cache/demo" in again.stdout
-    assert "1 unreadable" in again.stdout
+    assert "1 photo unreadable" in again.stdout
     heads = ("heads", "--fusion", "concat", "--baselines", "knn", "--folds", 2, "--seeds", 2, "--epochs", 2)
     trained = mmfeat(*heads, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
@@ -83,6 +101,10 @@ def test_the_whole_way(tmp_path: Path) -> None:
         "submission submission.csv",
     ]
     assert len((tmp_path / "submission.csv").read_text().splitlines()) == 13
+    mmfeat("extract", made_table(tmp_path), "--encoders", "hashing", cwd=tmp_path)
+    asked = mmfeat("heads", "--folds", 2, "--epochs", 1, cwd=tmp_path)
+    assert asked.stdout.splitlines()[0] == "using few.csv with hashing: the latest of 2 data sets; --data names another"
+    assert "has 1 sample, each fold needs 1" in asked.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)

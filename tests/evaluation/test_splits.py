@@ -293,11 +293,11 @@ def test_tiny_classes_still_split() -> None:
 
 def test_a_class_of_one_text_cannot_be_split() -> None:
     groups = np.where(LABELS == "c", 1000, GROUPS)
-    with pytest.raises(DataError, match=r"class 'c' has only 1 groups of different texts and photos.*or --no-group"):
+    with pytest.raises(DataError, match=r"class 'c' has only 1 group of different texts and photos.*or --no-group"):
         make(groups)
-    with pytest.raises(DataError, match="class 'a' has only 1 groups"):
+    with pytest.raises(DataError, match="class 'a' has only 1 group"):
         make(np.zeros(200, int))
-    with pytest.raises(DataError, match=r"class 'c' has only 1 groups .* a holdout; .*or --no-group"):
+    with pytest.raises(DataError, match=r"class 'c' has only 1 group .* a holdout; .*or --no-group"):
         make_holdout(TARGETS, IDS, groups)
 
 
