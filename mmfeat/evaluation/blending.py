@@ -6,9 +6,7 @@ multi-label the log-probability of each class on its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import numpy as np
 
@@ -22,9 +20,7 @@ BAGS = 20  # number of random halves of the heads from which ensembles are selec
 SORTED = 5  # most of the best heads whose mean the selection starts with
 HEAVY = 1e3  # weight of the sum of weights beside the errors
 LOSS_SHARE = 0.1  # weight of the log-loss beside macro-F1
-PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # L2 strengths that stacking tries, strongest first
-INNER_FOLDS = 5
-CURVATURE = 0.2  # typical second derivative of the log-loss by a logit; the largest is 1/4
+RIDGE = 100.0  # rows that the penalty on the powers of a stacking counts as
 
 
 def mean_weights(heads: int) -> np.ndarray:
@@ -174,84 +170,33 @@ def _select(pool: _Candidates, rounds: int) -> np.ndarray:
     return best
 
 
-@dataclass(frozen=True)
-class Stacking:
-    """Logistic regression on the heads' logits, as a correction of their mean.
+def fit_stacking(validation: np.ndarray, targets: Targets) -> tuple[np.ndarray, np.ndarray]:
+    """Powers (H,) of the heads' probabilities, and the log (C,) of a factor for each class, whose product has the least
+    log-loss (stacking; Wolpert, 1992), from log-probabilities (H, M, C) and the labels of their rows.
 
-    logits = mean + inputs @ weights + intercept, with `weights` (H * C, C) and `intercept` (C,); `penalty` is the
-    strength of L2 that the inner folds chose. `out_of_fold` (M, C) are logits of the validation rows, each by a model
-    that had not seen the row; temperature and offsets are fitted on them.
-    """
-
-    weights: np.ndarray
-    intercept: np.ndarray
-    penalty: float
-    out_of_fold: np.ndarray
-    multilabel: bool = False
-
-    def logits(self, log_probabilities: np.ndarray) -> np.ndarray:
-        """(N, C) logits from the heads' log-probabilities (H, N, C)."""
-        inputs = _head_logits(log_probabilities, self.multilabel)
-        return inputs.mean(0) + _side_by_side(inputs) @ self.weights + self.intercept
-
-
-def fit_stacking(validation: np.ndarray, targets: Targets, seed: int = 42) -> Stacking:
-    """Fit `Stacking` (Wolpert, 1992) on log-probabilities (H, M, C) and the labels of their rows.
-
-    A strong penalty leads to the mean of the heads' logits, not to constant logits: the right limit for few rows.
-    The penalty is the one with the first least of the log-loss in inner cross-validation, from strong to weak.
-    """
-    inputs = _head_logits(validation, targets.multilabel)
-    heads, rows, classes = inputs.shape
-    columns, start = _side_by_side(inputs), inputs.mean(0)
-    if rows < 2 * INNER_FOLDS:
-        return Stacking(np.zeros((heads * classes, classes)), np.zeros(classes), np.inf, start, targets.multilabel)
-    inner = _inner_folds(targets, seed)
-    parts = [(inner != fold, inner == fold) for fold in range(INNER_FOLDS)]
-    paths = [_path(columns[rest], start[rest], targets.take(rest)) for rest, _ in parts]
-    least, best, chosen = np.inf, 0, start
-    for number, fits in enumerate(zip(*paths, strict=True)):
-        out = np.empty((rows, classes))
-        for (_, held), fitted in zip(parts, fits, strict=True):
-            out[held] = start[held] + columns[held] @ fitted[:-1] + fitted[-1]
-        if (loss := _loss(out, targets)[0]) >= least:
-            break  # weaker penalties, which take longer, only fit the rows better that they see
-        least, best, chosen = loss, number, out
-    *_, fitted = islice(_path(columns, start, targets), best + 1)
-    return Stacking(fitted[:-1], fitted[-1], PENALTIES[best], chosen, targets.multilabel)
-
-
-def _path(columns: np.ndarray, start: np.ndarray, targets: Targets) -> Iterator[np.ndarray]:
-    """Coefficients (H * C + 1, C) for each of PENALTIES, the intercept last; each fit starts from the one before.
-
-    The columns of similar heads are nearly collinear, which slows L-BFGS down. In the basis of their principal axes,
-    each scaled by its curvature, L-BFGS needs a fifth of the steps.
+    No power is below 0, which regularises enough (Breiman, 1996): else heads that saw the labels of the rows to be
+    scored would be turned against these labels. A ridge of `RIDGE` rows leads to the mean of the logits where few rows,
+    or heads that tell nothing, would leave the powers to luck.
     """
     from scipy.optimize import minimize
 
-    mean = columns.mean(0)
-    variances, basis = np.linalg.eigh(np.cov(columns.T, bias=True).reshape(len(mean), len(mean)))
-    rotated = (columns - mean) @ basis
-    shape = (len(mean) + 1, start.shape[1])
+    inputs = head_logits(validation, targets.multilabel)
+    heads, rows, classes = inputs.shape
+    start = np.append(mean_weights(heads), np.zeros(classes))
+    ridge = RIDGE / max(rows, 1)
 
-    def objective(flat: np.ndarray, scale: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
-        fitted = flat.reshape(shape) * scale
-        loss, residual = _loss(start + rotated @ fitted[:-1] + fitted[-1], targets)
-        slopes = np.concatenate([rotated.T @ residual + penalty * fitted[:-1], residual.sum(0)[None]])
-        return loss + penalty / 2 * float((fitted[:-1] ** 2).sum()), (slopes * scale).ravel()
+    def objective(fitted: np.ndarray) -> tuple[float, np.ndarray]:
+        loss, residual = log_loss(np.tensordot(fitted[:heads], inputs, axes=1) + fitted[heads:], targets)
+        slopes = np.append(np.tensordot(inputs, residual, axes=2), residual.sum(0))
+        moved = fitted - start
+        return loss + ridge / 2 * float(moved @ moved), slopes + ridge * moved
 
-    fitted = np.zeros(shape)
-    for penalty in PENALTIES:
-        scale = 1 / np.sqrt(np.append(np.maximum(variances, 0) * CURVATURE + penalty, CURVATURE))[:, None]
-        result = minimize(
-            objective, (fitted / scale).ravel(), (scale, penalty), jac=True, method="L-BFGS-B", options={"gtol": 1e-4}
-        )
-        fitted = result.x.reshape(shape) * scale
-        weights = basis @ fitted[:-1]
-        yield np.concatenate([weights, (fitted[-1] - mean @ weights)[None]])
+    bounds = [(0, None)] * heads + [(None, None)] * classes
+    fitted = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds).x if rows else start
+    return fitted[:heads], fitted[heads:]
 
 
-def _loss(logits: np.ndarray, targets: Targets) -> tuple[float, np.ndarray]:
+def log_loss(logits: np.ndarray, targets: Targets) -> tuple[float, np.ndarray]:
     """Mean log-loss (multi-label: summed over classes) and its (M, C) gradient by the logits."""
     labels, rows = targets.matrix, len(targets)
     if targets.multilabel:
@@ -262,27 +207,12 @@ def _loss(logits: np.ndarray, targets: Targets) -> tuple[float, np.ndarray]:
     return float(-log_probabilities[labels].sum()) / rows, (np.exp(log_probabilities) - labels) / rows
 
 
-def _head_logits(log_probabilities: np.ndarray, multilabel: bool) -> np.ndarray:
+def head_logits(log_probabilities: np.ndarray, multilabel: bool) -> np.ndarray:
     """(H, N, C) log-probabilities or log-odds without extremes, so that a certain head does not dominate sums."""
     if multilabel:
         odds = log_probabilities - np.log(np.maximum(-np.expm1(log_probabilities), LEAST))
         return np.clip(odds, LEAST_LOGIT, -LEAST_LOGIT)
     return np.maximum(log_probabilities, LEAST_LOGIT)
-
-
-def _side_by_side(inputs: np.ndarray) -> np.ndarray:
-    """(N, H * C) logits of the heads side by side."""
-    heads, rows, classes = inputs.shape
-    return inputs.transpose(1, 0, 2).reshape(rows, heads * classes)
-
-
-def _inner_folds(targets: Targets, seed: int) -> np.ndarray:
-    """(M,) fold numbers, stratified by the class of a row, multi-label by the number of its classes."""
-    random = np.random.default_rng(seed).permutation(len(targets))
-    strata = targets.matrix.sum(1) if targets.multilabel else targets.numbers
-    folds = np.empty(len(targets), dtype=int)
-    folds[np.lexsort((random, strata))] = np.arange(len(targets)) % INNER_FOLDS
-    return folds
 
 
 def mean_logits(logits: np.ndarray, decision: Decision) -> np.ndarray:

@@ -10,22 +10,21 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mmfeat.evaluation.blending import blend, fit_stacking, greedy_weights, mean_weights
+from mmfeat.evaluation.blending import blend, fit_stacking, greedy_weights, head_logits, log_loss, mean_weights
 from mmfeat.evaluation.decisions import Decision, fit_decision
-from mmfeat.runs.entry import TOGETHER, Rule, convert
+from mmfeat.runs.entry import TOGETHER, Rule
 from mmfeat.samples.labels import Targets
 from mmfeat.sweep.entries import TrainedEntry, scored_entry
 from mmfeat.sweep.problem import Problem
 from mmfeat.system.hardware import cpu_count
 
 NO_CANDIDATES = ("prior",)
-Combine = Callable[[np.ndarray], np.ndarray]  # (H, N, C) log-probabilities -> (N, C) logits
-# A rule, its record for JSON, and its (M, C) logits of the rows that it was fitted on, for fitting its decision.
-Fit = tuple[Combine, dict[str, Any], np.ndarray]
+BOTH = "both"
+PRODUCT = "product"
+Fit = tuple[list[int], Rule]  # the numbers of the members, and how they are combined
 
 
 @dataclass(frozen=True)
@@ -40,19 +39,26 @@ class Candidates:
         """The candidates' values at these rows."""
         return Candidates(self.entries, self.log_probabilities[:, rows], self.decision)
 
+    def combine(self, fit: Fit) -> np.ndarray:
+        """(N, C) logits of an ensemble of these candidates."""
+        members, rule = fit
+        return combine(rule, self.log_probabilities[members], self.decision)
+
 
 def ensemble_entries(
     problem: Problem, entries: Sequence[TrainedEntry], adjustment: float | None, folder: Path
 ) -> list[TrainedEntry]:
-    """One entry for each way to combine; none where there are fewer than two heads."""
+    """One entry for each way to combine; none where there are fewer than two heads, and no product where fewer than two
+    modalities have heads of their own, or labels are numbers."""
     entries = [entry for entry in entries if entry.entry.head not in NO_CANDIDATES]
     if len(entries) < 2:
         return []
-    kinds = _kinds(problem.targets)
+    kinds = _kinds(problem.targets, {entry.entry.modalities for entry in entries} - {BOTH})
     logits = {kind: np.full((1, *entries[0].logits.shape[1:]), np.nan) for kind in kinds}
     decisions: dict[str, list[Decision]] = {kind: [] for kind in kinds}
     with ThreadPoolExecutor(cpu_count()) as threads:
-        fits = threads.map(lambda fold: list(_fit_fold(problem, entries, fold, adjustment)), range(len(problem.splits)))
+        folds = range(len(problem.splits))
+        fits = threads.map(lambda fold: list(_fit_fold(problem, entries, kinds, fold, adjustment)), folds)
         for fold, fitted in enumerate(fits):
             for kind, given, decision in fitted:
                 logits[kind][0, problem.splits.fold(fold, 0).test] = given
@@ -68,7 +74,11 @@ def combine(rule: Rule, log_probabilities: np.ndarray, decision: Decision) -> np
     """(N, C) logits of a saved ensemble from the (H, N, C) log-probabilities of its `members`, in order."""
     if rule.weights is not None:
         return _blended(log_probabilities, np.array(rule.weights), decision)
-    return _stacked(rule, decision.multilabel)(log_probabilities)
+    if rule.stacking is None or rule.intercept is None:
+        raise ValueError("neither weights nor stacking")
+    inputs, classes = head_logits(log_probabilities, decision.multilabel), len(rule.intercept)
+    weights = np.reshape(rule.stacking, (-1, classes, classes))
+    return inputs.mean(0) + np.tensordot(inputs.swapaxes(0, 1), weights, axes=2) + np.array(rule.intercept)
 
 
 def _blended(log_probabilities: np.ndarray, weights: np.ndarray, decision: Decision) -> np.ndarray:
@@ -78,13 +88,15 @@ def _blended(log_probabilities: np.ndarray, weights: np.ndarray, decision: Decis
     return blend(log_probabilities, weights, decision.multilabel)
 
 
-def _kinds(targets: Targets) -> list[str]:
-    """The ways to combine: `greedy` weights of numbers are those of a stacking already."""
-    return [kind for kind in KINDS if kind != "stacking" or not targets.numeric]
+def _kinds(targets: Targets, alone: set[str]) -> list[str]:
+    """The ways to combine: `greedy` weights of numbers are those of a stacking already, and a product takes heads on
+    several modalities, each `alone`."""
+    without = {"stacking", PRODUCT} if targets.numeric else {PRODUCT} if len(alone) < 2 else set()
+    return [kind for kind in KINDS if kind not in without]
 
 
 def _fit_fold(
-    problem: Problem, entries: Sequence[TrainedEntry], fold: int, adjustment: float | None
+    problem: Problem, entries: Sequence[TrainedEntry], kinds: Sequence[str], fold: int, adjustment: float | None
 ) -> Iterator[tuple[str, np.ndarray, Decision]]:
     """Fit each kind on the other folds, or in a holdout on the validation rows; gives the (n, C) logits of the fold's
     test rows and the decision on them. The members use their decisions of this fold: others have seen its labels."""
@@ -95,10 +107,10 @@ def _fit_fold(
     seen = _decided_by(fold, entries, given)
     unseen = _decided_by(fold, entries, [entry.logits[:, parts[fold].test] for entry in entries])
     labels, prior = problem.targets.take(rows), problem.targets.take(parts[fold].train).prior
-    for kind in _kinds(labels):
-        rule, _, fitted_on = KINDS[kind](seen, labels, problem.seed)
-        decision = fit_decision(fitted_on, labels, prior, adjustment, problem.seed)
-        yield kind, rule(unseen.log_probabilities), decision
+    for kind in kinds:
+        fitted = KINDS[kind](seen, labels, problem.seed)
+        decision = fit_decision(seen.combine(fitted), labels, prior, adjustment, problem.seed)
+        yield kind, unseen.combine(fitted), decision
 
 
 def _entry(
@@ -107,13 +119,13 @@ def _entry(
 ) -> TrainedEntry:  # fmt: skip
     """Score an ensemble, fit the one that predicts on all tested rows, and save it."""
     tested = problem.splits.tested
-    _, plain, _ = KINDS[kind](_out_of_fold(problem, entries).at(tested), problem.targets.take(tested), problem.seed)
+    members, rule = KINDS[kind](_out_of_fold(problem, entries).at(tested), problem.targets.take(tested), problem.seed)
     trained = scored_entry(
         problem, logits, decisions, [], adjustment,
         head=kind,
         modalities=TOGETHER,
-        members=tuple(member.name for member in entries),
-        rule=convert(plain, Rule),
+        members=tuple(entries[member].name for member in members),
+        rule=rule,
     )  # fmt: skip
     trained.save(folder, problem)
     return trained
@@ -140,45 +152,48 @@ def _log(probabilities: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(probabilities, 1e-12))
 
 
-def _weighted(candidates: Candidates, weights: np.ndarray) -> Fit:
-    def rule(log_probabilities: np.ndarray) -> np.ndarray:
-        return _blended(log_probabilities, weights, candidates.decision)
-
-    return rule, {"weights": weights.tolist()}, rule(candidates.log_probabilities)
+def _weighted(weights: np.ndarray) -> Fit:
+    return list(range(len(weights))), Rule(weights=tuple(weights.tolist()))
 
 
 def _mean(candidates: Candidates, targets: Targets, seed: int) -> Fit:
     """Equal weights for all heads that see both modalities, or for all heads where none does."""
-    both = np.array([entry.entry.modalities == "both" for entry in candidates.entries], float)
+    both = np.array([entry.entry.modalities == BOTH for entry in candidates.entries], float)
     weights = both / both.sum() if both.any() else mean_weights(len(both))
-    return _weighted(candidates, weights)
+    return _weighted(weights)
 
 
 def _greedy(candidates: Candidates, targets: Targets, seed: int) -> Fit:
     """Half greedy selection, half equal weights: selection alone follows the luck of some rows. Numbers: see there."""
     selected = greedy_weights(candidates.log_probabilities, targets, seed=seed)
-    return _weighted(candidates, selected if targets.numeric else (selected + mean_weights(len(selected))) / 2)
+    return _weighted(selected if targets.numeric else (selected + mean_weights(len(selected))) / 2)
 
 
 def _stacking(candidates: Candidates, targets: Targets, seed: int) -> Fit:
-    fitted = fit_stacking(candidates.log_probabilities, targets, seed)
-    record = {
-        "stacking": fitted.weights.tolist(), "intercept": fitted.intercept.tolist(), "penalty": fitted.penalty
-    }  # fmt: skip
-    return fitted.logits, record, fitted.out_of_fold
+    return _product(candidates, list(range(len(candidates.entries))), targets)
 
 
-def _stacked(rule: Rule, multilabel: bool) -> Combine:
-    from mmfeat.evaluation.blending import Stacking
+def _best_of_each(candidates: Candidates, targets: Targets, seed: int) -> Fit:
+    """The product of the best head, by log-loss, on each modality alone: few parameters, so "both" is no risk."""
+    best: dict[str, tuple[float, int]] = {}
+    for member, entry in enumerate(candidates.entries):
+        loss = log_loss(head_logits(candidates.log_probabilities[member], candidates.decision.multilabel), targets)[0]
+        best[entry.entry.modalities] = min(best.get(entry.entry.modalities, (np.inf, 0)), (loss, member))
+    return _product(candidates, [member for modality, (_, member) in best.items() if modality != BOTH], targets)
 
-    if rule.stacking is None or rule.intercept is None or rule.penalty is None:
-        raise ValueError("neither weights nor stacking")
-    weights, intercept = np.array(rule.stacking), np.array(rule.intercept)
-    return Stacking(weights, intercept, rule.penalty, np.empty((0, len(intercept))), multilabel).logits
+
+def _product(candidates: Candidates, members: list[int], targets: Targets) -> Fit:
+    """Those of the members that count, and their powers as a correction of the mean of their logits."""
+    powers, intercept = fit_stacking(candidates.log_probabilities[members], targets)
+    kept = np.flatnonzero(powers) if powers.any() else np.arange(len(powers))
+    corrections = np.kron((powers[kept] - 1 / len(kept))[:, None], np.eye(len(intercept)))
+    rule = Rule(stacking=tuple(map(tuple, corrections.tolist())), intercept=tuple(intercept.tolist()))
+    return [members[number] for number in kept], rule
 
 
 KINDS: dict[str, Callable[[Candidates, Targets, int], Fit]] = {
     "mean": _mean,
     "greedy": _greedy,
     "stacking": _stacking,
+    PRODUCT: _best_of_each,
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmfeat.evaluation.metrics import headline
 from mmfeat.runs.entry import TOGETHER, Entry
 from mmfeat.samples.labels import Targets
 from mmfeat.sweep.ensembles import KINDS, combine, ensemble_entries
@@ -21,7 +22,8 @@ SKILLS = {"strong": 2.0, "middle": 1.0, "weak": 0.3}
 
 def candidates(task: Problem) -> list[Entry]:
     found = [made_up_entry(task, name, skill) for name, skill in SKILLS.items()]
-    return [*found, made_up_entry(task, "text-only", 0.8, 1, "text"), made_up_entry(task, "prior", 0.0, 1)]
+    alone = [made_up_entry(task, f"{modality}-only", 0.8, 1, modality) for modality in ("text", "image")]
+    return [*found, *alone, made_up_entry(task, "prior", 0.0, 1)]
 
 
 def by_kind(task: Problem, entries: list[Entry], folder: Path) -> dict[str, Entry]:
@@ -79,19 +81,22 @@ def test_an_ensemble_is_the_weighted_mean_of_its_members(targets: Targets, tmp_p
     log_probabilities = np.stack([np.log(decide(task, entry.logits, entry.decisions)[1].mean(0)) for entry in members])
     for kind, entry in made.items():
         assert entry.entry.modalities == TOGETHER
-        assert list(entry.entry.members) == [f"{name}-both" for name in SKILLS] + ["text-only-text"]
-        logits = combine(entry.entry.rule, log_probabilities, entry.entry.decision)
+        names = [member.name for member in members]
+        used = [names.index(name) for name in entry.entry.members]
+        logits = combine(entry.entry.rule, log_probabilities[used], entry.entry.decision)
         assert logits.shape == targets.matrix.shape
-        if kind == "stacking":
+        if kind in ("stacking", "product"):
+            assert kind == "stacking" or entry.entry.members == ("text-only-text", "image-only-image")
             continue
+        assert used == list(range(5))
         weights = np.array(entry.entry.rule.weights)
         mean = np.einsum("h,hnc->nc", weights / weights.sum(), np.exp(log_probabilities))
         wanted = np.log(mean / (1 - mean)) if targets.multilabel else np.log(mean)
         np.testing.assert_allclose(logits, wanted, atol=1e-6)
-    assert made["mean"].entry.rule.weights == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0])
+    assert made["mean"].entry.rule.weights == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0, 0])
     greedy = made["greedy"].entry.rule.weights
     assert sum(greedy) == pytest.approx(1)
-    assert max(greedy) == greedy[0] > 0.25
+    assert greedy[0] > 0.22 > max(greedy[2:])
 
 
 def test_strong_members_make_an_ensemble_that_is_no_worse(tmp_path: Path) -> None:
@@ -99,7 +104,9 @@ def test_strong_members_make_an_ensemble_that_is_no_worse(tmp_path: Path) -> Non
     task = toy_task()
     entries = [made_up_entry(task, name, 1.5, 1) for name in ("one", "two", "three")]
     alone = [(decide(task, e.logits, e.decisions)[0][0] == TARGETS.matrix).all(1).mean() for e in entries]
-    for entry in ensemble_entries(task, entries, 0.0, tmp_path):
+    made = ensemble_entries(task, entries, 0.0, tmp_path)
+    assert [entry.entry.head for entry in made] == ["mean", "greedy", "stacking"]  # no modality alone, no product
+    for entry in made:
         right = (decide(task, entry.logits, entry.decisions)[0][0] == TARGETS.matrix).all(1).mean()
         assert entry.entry.accuracy.value == pytest.approx(right)
         assert right > max(alone) + 0.03
@@ -113,3 +120,15 @@ def test_one_head_is_no_ensemble(tmp_path: Path) -> None:
     entries = [made_up_entry(task, "alone", 1.0), made_up_entry(task, "prior", 0.0)]
     assert ensemble_entries(task, entries, None, tmp_path) == []
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("targets", [TARGETS, MULTILABEL], ids=["multiclass", "multilabel"])
+def test_the_product_takes_the_best_head_of_each_modality_and_beats_both(targets: Targets, tmp_path: Path) -> None:
+    task = toy_task(targets)
+    skills = {("good", "text"): 2.0, ("poor", "text"): 0.2, ("bad", "image"): 0.1, ("fair", "image"): 1.5}
+    entries = [made_up_entry(task, name, skill, 1, modality) for (name, modality), skill in skills.items()]
+    entries = decided(task, entries)
+    product = by_kind(task, entries, tmp_path)["product"].entry
+    assert product.members == ("good-text", "fair-image")
+    alone = [np.mean(headline(targets, decide(task, one.logits, one.decisions)[0])) for one in entries]
+    assert product.macro_f1.value > max(alone) + 0.02

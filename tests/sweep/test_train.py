@@ -38,7 +38,7 @@ def test_every_head_on_every_modality_is_ranked(done: Sweep) -> None:
     board = done.run.leaderboard
     assert {(e.head, e.modalities) for e in board} == {
         *((head, on) for head in ("concat", "knn", "logistic") for on in ("both", "text", "image")),
-        *((kind, "ensemble") for kind in ("mean", "greedy", "stacking")),
+        *((kind, "ensemble") for kind in ("mean", "greedy", "stacking", "product")),
     }
     values = [entry.macro_f1.value for entry in board]
     assert values == sorted(values, reverse=True)
