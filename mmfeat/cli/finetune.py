@@ -34,8 +34,8 @@ def show_finetuned(result: Finetuned) -> None:
         table.add_row(entry.head, interval(entry.macro_f1), *_test(entry))
     out.print(table)
     out.print(
-        f"{entries[0].samples:,} samples out of fold, 95 % bootstrap intervals, paired bootstrap (Holm); train, "
-        "val. and test are macro-F1 without adjustment"
+        f"{entries[0].samples:,} samples out of fold, 95 % bootstrap intervals, paired bootstrap (Holm)\n"
+        "train, val. and test: macro-F1 without adjustment"
     )
     for entry in [entry for entry in entries if entry.head == "wise-ft"]:
         shares = ", ".join(f"{share:.0%}" for share in entry.alphas or ())
@@ -139,10 +139,10 @@ def finetune(context: typer.Context, **values: Any) -> None:
         return
     show_finetuned(result)
     tell_mlflow(result.run, values["mlflow"])
-    _judge(result.run)
+    judge(result.run)
 
 
-def _judge(run: Run) -> None:
+def judge(run: Run) -> None:
     """Print how stage 2 stands to the best entry of the run it came from, and the step that the better one allows."""
     from mmfeat.runs.verdict import best, over_parent, parent_run, prediction_step, standing
 
@@ -153,7 +153,7 @@ def _judge(run: Run) -> None:
         show_verdict([first, f"{run.config.parent} is gone or changed: nothing says whether it has a better head."])
         out.print(f"next: {prediction_step(run)}")
         return
-    show_verdict([first, standing(test, label, f"{parent.leaderboard[0].label} of {parent.name}, its best")])
+    show_verdict([first, standing(test, label, f"the {parent.leaderboard[0].label} of {parent.name}")])
     better = run if test.difference.value > 0 else parent
     other = parent if better is run else run
     as_good = f"; a tie: --run {shlex.quote(shown(str(other.folder)))} is as good" if test.tie else ""

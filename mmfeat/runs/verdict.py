@@ -4,9 +4,11 @@ stands to another one, and the step that a careful colleague would take next."""
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from mmfeat.encoders.registry import Tower
 from mmfeat.errors import MmfeatError, RunError
@@ -34,7 +36,8 @@ def near_best(entries: Sequence[Entry]) -> list[Entry]:
 def recommend(leaderboard: Sequence[Entry], encoders: Sequence[Tower]) -> Entry:
     """The cheapest entry that ties with the best and lies within one standard error of it (Breiman et al., 1984).
 
-    A head is cheaper than an ensemble, few modalities and encoders are than many, and last count the seconds.
+    A head is cheaper than an ensemble, few modalities and encoders are than many, and last count the whole minutes of
+    training; of entries that cost the same, the better one.
     """
 
     def cost(entry: Entry) -> tuple[bool, int, float]:
@@ -42,7 +45,7 @@ def recommend(leaderboard: Sequence[Entry], encoders: Sequence[Tower]) -> Entry:
         return (
             entry.is_ensemble,
             sum(whole or tower.spec.modality == entry.modalities for tower in encoders),
-            entry.seconds,
+            entry.seconds // 60,
         )
 
     ties = [entry for entry in near_best(leaderboard) if entry.tie]
@@ -116,7 +119,7 @@ def previous_run(run: Run) -> Run | None:
 def parent_run(run: Run) -> Run | None:
     """The run that a second stage came from; None where it is gone."""
     with contextlib.suppress(RunError):
-        return read_run(run.folder.parent / run.record.parents / str(run.config.parent))
+        return read_run(Path(os.path.normpath(run.folder.parent / run.record.parents / str(run.config.parent))))
     return None
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmfeat.cli.finetune import SETTINGS
+from mmfeat.cli.finetune import SETTINGS, judge
 from mmfeat.encoders.layers import capture
 from mmfeat.encoders.registry import describe_encoders, load_encoders, open_towers
 from mmfeat.errors import ConfigError, DataError, EncoderError
@@ -26,6 +26,7 @@ from mmfeat.finetune.processes import train_on_ray
 from mmfeat.finetune.settings import ALL, FinetuneSettings, parse_unfreeze
 from mmfeat.finetune.unfreeze import Resumed, adapt, moving_parameters, why_not_resumed
 from mmfeat.prediction.submit import write_submission
+from mmfeat.runs.verdict import over_parent, parent_run
 from mmfeat.system.ray_cluster import join_cluster, leave_cluster
 from tests.encoders.tiny_models import contents
 from tests.finetune.small_finetunes import QUICK, tune, weights
@@ -341,6 +342,29 @@ def test_the_flags_are_those_of_the_settings() -> None:
     assert {name: default for name, (_, default) in SETTINGS.items()} == {
         name: getattr(defaults, name) for name in SETTINGS
     }
+
+
+def test_the_step_that_comes_next_is_with_the_better_run(
+    place: Path, tuned: Finetuned, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best entry of the parent counts, not only the head that stage 2 started from."""
+    monkeypatch.chdir(place)
+    parent = parent_run(tuned.run)
+    assert parent
+    assert parent.folder.parent.resolve() == (place / "heads").resolve()
+    label, test = over_parent(tuned.run, parent)
+    assert test
+    assert label in ("stage-2 on both", "wise-ft on both")
+    judge(tuned.run)
+    printed = capsys.readouterr().out
+    assert f"the {parent.leaderboard[0].label} of {parent.name}" in " ".join(printed.split())
+    better, other = (tuned.run, parent) if test.difference.value > 0 else (parent, tuned.run)
+    following = printed.splitlines()[-1]
+    assert following.startswith("next: mmfeat submit --run ")
+    assert better.name in following
+    assert (other.name in following) == test.tie
+    judge(replace(tuned.run, folder=place / "far" / "away" / tuned.run.name))  # without its parent
+    assert "is gone or changed" in capsys.readouterr().out
 
 
 def test_two_processes_train_as_one_does(place: Path, tuned: Finetuned) -> None:

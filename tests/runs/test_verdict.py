@@ -33,13 +33,14 @@ def entry(head: str, modalities: str, score: float, seconds: float = 1.0, tie: b
 
 
 def test_recommended_is_the_cheapest_tie_within_one_standard_error() -> None:
-    best, slow = entry("mean", "ensemble", 0.7), entry("film", "both", 0.695, 9.0)
-    quick, text = entry("ridge", "both", 0.692, 2.0), entry("ridge", "text", 0.691, 9.0)
+    best, slow = entry("mean", "ensemble", 0.7), entry("film", "both", 0.695, 90.0)
+    quick, text = entry("kernel", "both", 0.692, 9.0), entry("ridge", "text", 0.691, 90.0)
+    quicker = entry("ridge", "both", 0.691, 0.1)
     far, worse = entry("knn", "text", 0.689), entry("svm", "text", 0.695, tie=False)
     assert near_best([best, slow, quick, text, far]) == [best, slow, quick, text]
     assert recommend([best, far], BOTH) == best
     assert recommend([best, slow, far], BOTH) == slow
-    assert recommend([best, slow, worse, quick, far], BOTH) == quick
+    assert recommend([best, slow, worse, quick, quicker, far], BOTH) == quick
     assert recommend([best, slow, worse, quick, text, far], BOTH) == text
 
 
