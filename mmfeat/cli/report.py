@@ -31,7 +31,7 @@ PARAMETERS: Parameters = {
     "run": (option("The same as naming it first.", str | None), None),
     "out": (option("The page.  [default: report.html in the run]", str | None), None),
     "heads": (Heads, "heads"),
-    "head": (option("A head of the run, looked at closely.  [default: the best]", str | None), None),
+    "head": (option("A head of the run, looked at closely.  [default: the recommended]", str | None), None),
     "modalities": (Modalities, None),
     "data": (option("Where the data lie now, if they were moved.", str | None), None),
     **LATEST_READING,

@@ -87,9 +87,9 @@ def write_report(
 ) -> Report:
     """Write one HTML page about a run, by default about the best run in `heads`, and by default to `RUN/report.html`.
 
-    `head` and `modalities` name the entry that the page examines, by default the best one. At most `photos` photos are
-    in the page, errors first. `audit` is the folder of all audits. Raises `RunError` where files of the run are missing
-    or damaged.
+    `head` and `modalities` name the entry that the page examines, by default the recommended one. At most `photos`
+    photos are in the page, errors first. `audit` is the folder of all audits. Raises `RunError` where files of
+    the run are missing or damaged.
     """
     chosen = choose_run(run, heads, data, head, modalities)
     path = checked_page(Path(out) if out else chosen.folder / REPORT)

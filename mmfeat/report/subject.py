@@ -35,9 +35,9 @@ class Subject:
         data: str | None = None,
         columns: Mapping[str, str] | None = None,
     ) -> Subject:
-        """The subject with the entry named or the best entry; `data` is where the data of the run are now, if moved."""
+        """The subject with the named or the recommended entry; `data` is where the data of the run are now."""
         source = run.config.data if data is None else data
-        return cls(run, run.entry(head, modalities), source, columns or run.config.columns)
+        return cls(run, run.predicting(head, modalities), source, columns or run.config.columns)
 
     def predictions(self, entry: Entry | None = None) -> OutOfFold:
         """The out-of-fold predictions of an entry, by default of the report's entry."""
