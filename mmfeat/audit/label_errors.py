@@ -1,5 +1,8 @@
 """Label errors and the noise ceiling, from labels and out-of-fold probabilities alone.
 
+A head that is unsure doubts good labels, too. What it would doubt were no label wrong is estimated on labels drawn from
+its own probabilities (parametric bootstrap), and only what is above that counts.
+
 Confident learning (Northcutt, Jiang and Chuang, 2021): the confident class of a sample is a class whose probability
 is above the average probability of that class over samples with its label. A confident class other than the label
 makes the label a likely error; counts of (label, confident class) estimate the joint distribution of given and true
@@ -15,6 +18,8 @@ import numpy as np
 from mmfeat.evaluation.metrics import Score, percentiles
 
 DRAWS = 200
+NULLS = 100  # draws of labels from the probabilities
+PLANTED = 0.05  # share of labels that are changed to see where they rank
 TOLERANCE = 1e-6  # a probability above the threshold less this tolerance counts as confident, as in cleanlab
 
 
@@ -28,13 +33,15 @@ class LabelErrors:
 
 @dataclass(frozen=True)
 class Noise:
-    """Noise of labels, under the assumption that a confident head is right.
+    """Noise of labels, above what labels drawn from the head's own probabilities would show.
 
-    `joint` (C, C) is the share of samples by given label (rows) and true label (columns). `wrong` is the share of wrong
-    labels, `by_class` the share for each given label. `accuracy` and `macro_f1` are the scores of a perfect classifier
-    against these labels. Intervals are 95 % bootstrap percentiles over samples.
+    `claimed`: whether there is more than in 97.5 % of such draws; else the other fields mean nothing. `joint` (C, C) is
+    the share of samples by given label (rows) and true label (columns). `wrong` is the share of wrong labels,
+    `by_class` the share for each given label. `accuracy` and `macro_f1` are the scores of a perfect classifier against
+    these labels. Intervals are 95 % bootstrap percentiles over samples.
     """
 
+    claimed: bool
     joint: np.ndarray
     wrong: Score
     by_class: tuple[Score, ...]
@@ -57,22 +64,56 @@ def find_label_errors(labels: np.ndarray, probabilities: np.ndarray) -> LabelErr
     return LabelErrors(rows[order], guess[rows][order])
 
 
-def estimate_noise(labels: np.ndarray, probabilities: np.ndarray, seed: int = 42, draws: int = DRAWS) -> Noise:
-    """Estimate the share of wrong labels (N,) and the ceiling of scores from out-of-fold probabilities (N, C)."""
+def estimate_noise(
+    labels: np.ndarray, probabilities: np.ndarray, seed: int = 42, draws: int = DRAWS, floor: float = 0.0
+) -> Noise:
+    """Estimate the share of wrong labels (N,) and the ceiling of scores from out-of-fold probabilities (N, C).
+
+    Of the probabilities, `floor` is what the head allows for labels that are wrong at random, spread over the classes:
+    labels are drawn without it.
+    """
     labels, probabilities = _checked(labels, probabilities)
     if not len(labels):
         raise ValueError("no sample has a label and a prediction; there is no noise to estimate")
     best = probabilities.argmax(axis=1)
-    joint = _joint(labels, probabilities, best, np.ones(len(labels)))
     random = np.random.default_rng(seed)
+    sure = np.maximum(probabilities - min(floor / probabilities.shape[1], probabilities.min()), 0)
+    ends = np.cumsum(sure / np.maximum(sure.sum(1, keepdims=True), TOLERANCE), axis=1)
+    once, nulls = np.ones(len(labels)), []
+    for _ in range(NULLS):
+        given = (random.random((len(labels), 1)) > ends[:, :-1]).sum(1)
+        nulls.append(_joint(given, probabilities, best, once))
+    doubted = _joint(labels, probabilities, best, once)
+    claimed = 1 - np.trace(doubted) > np.percentile([1 - np.trace(null) for null in nulls], 97.5)
+    null = np.mean(nulls, axis=0)
+    joint = _above(doubted, null)
     drawn = []
     for _ in range(draws):
         weights = np.bincount(random.integers(len(labels), size=len(labels)), minlength=len(labels))
-        drawn.append(_measures(_joint(labels, probabilities, best, weights.astype(np.float64))))
+        drawn.append(_measures(_above(_joint(labels, probabilities, best, weights.astype(np.float64)), null)))
     columns = zip(_measures(joint).tolist(), np.array(drawn).T, strict=True)
     scores = [_score(value, column[np.isfinite(column)]) for value, column in columns]
     accuracy, macro_f1, wrong, *by_class = scores
-    return Noise(joint, wrong, tuple(by_class), accuracy, macro_f1)
+    return Noise(bool(claimed), joint, wrong, tuple(by_class), accuracy, macro_f1)
+
+
+def planted_found(labels: np.ndarray, probabilities: np.ndarray, seed: int = 42, draws: int = 20) -> float:
+    """The share of labels changed at random that stand among as many first label errors; `PLANTED` is chance."""
+    labels, probabilities = _checked(labels, probabilities)
+    random, width, found = np.random.default_rng(seed), probabilities.shape[1], []
+    count = max(1, round(PLANTED * len(labels)))
+    for _ in range(draws if len(labels) and width > 1 else 0):
+        rows, changed = random.choice(len(labels), count, replace=False), labels.copy()
+        changed[rows] = (labels[rows] + random.integers(1, width, count)) % width
+        found.append(np.isin(rows, find_label_errors(changed, probabilities).rows[:count]).mean())
+    return float(np.mean(found)) if found else 0.0
+
+
+def _above(joint: np.ndarray, null: np.ndarray) -> np.ndarray:
+    """(C, C) the joint distribution less the wrong labels of the null; rows add up to the same shares."""
+    above = joint - null
+    np.fill_diagonal(above, 0)
+    return above + np.diag(joint.sum(1) - above.sum(1))
 
 
 def _score(value: float, draws: np.ndarray) -> Score:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mmfeat.audit.label_errors import LabelErrors, estimate_noise, find_label_errors
+from mmfeat.audit.label_errors import PLANTED, LabelErrors, estimate_noise, find_label_errors, planted_found
 from mmfeat.errors import RunError
 from mmfeat.runs.entry import Entry
 from mmfeat.runs.run import Run, comparable_runs, find_run
@@ -29,6 +29,11 @@ class Opinions:
     ids: tuple[str, ...]
     targets: Targets
     probabilities: np.ndarray
+
+    @property
+    def floor(self) -> float:
+        """What the probabilities allow for labels that are wrong at random."""
+        return floor_of(self.run, self.entry)
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,12 @@ def read_opinions(run: Run) -> Opinions:
     return Opinions(run, entry, predictions.ids, predictions.targets, predictions.probabilities)
 
 
+def floor_of(run: Run, entry: Entry) -> float:
+    """The floor of an entry's decision, and of an ensemble also the mean floor of its members."""
+    floors = [other.decision.floor for other in run.leaderboard if other.name in entry.members]
+    return entry.decision.floor + (float(np.mean(floors)) if floors else 0.0)
+
+
 def suspicions(opinions: Opinions) -> list[Suspicion]:
     """Likely label errors, the surest first. In multi-label data each class is judged alone."""
     targets, names = opinions.targets, opinions.targets.classes
@@ -109,14 +120,19 @@ def judge_labels(opinions: Opinions, suspected: Sequence[Suspicion], seed: int =
 
 def _noise(opinions: Opinions, seed: int) -> dict[str, Any]:
     """Noise of all labels; in multi-label data noise of each class, since there is no joint distribution of all."""
-    targets = opinions.targets
-    if not targets.multilabel:
-        noise = estimate_noise(targets.numbers, opinions.probabilities, seed)
-        by_class = dict(zip(targets.classes, map(asdict, noise.by_class), strict=True))
-        overall = {name: asdict(getattr(noise, name)) for name in ("wrong", "accuracy", "macro_f1")}
-        return {**overall, "classes": by_class, "joint": noise.joint.tolist()}
-    parts = [estimate_noise(*_of_class(opinions, column), seed) for column in range(len(targets.classes))]
-    return {"classes": {name: asdict(noise.wrong) for name, noise in zip(targets.classes, parts, strict=True)}}
+    targets, names = opinions.targets, opinions.targets.classes
+    if targets.multilabel:
+        parts = [_of_class(opinions, column) for column in range(len(names))]
+        found = [estimate_noise(*part, seed, floor=opinions.floor) for part in parts]
+        classes = {name: asdict(noise.wrong) for name, noise in zip(names, found, strict=True) if noise.claimed}
+        return {"claimed": bool(classes), "classes": classes}
+    noise = estimate_noise(targets.numbers, opinions.probabilities, seed, floor=opinions.floor)
+    planted = {"share": PLANTED, "found": planted_found(targets.numbers, opinions.probabilities, seed)}
+    if not noise.claimed:
+        return {"claimed": False, "planted": planted}
+    by_class = dict(zip(names, map(asdict, noise.by_class), strict=True))
+    overall = {name: asdict(getattr(noise, name)) for name in ("wrong", "accuracy", "macro_f1")}
+    return {"claimed": True, "planted": planted, **overall, "classes": by_class, "joint": noise.joint.tolist()}
 
 
 def _of_class(opinions: Opinions, column: int) -> tuple[np.ndarray, np.ndarray]:

@@ -167,7 +167,6 @@ def _show_errors(audit: Audit) -> None:
     if errors["examples"]:
         out.print(table)
     _show_noise(errors)
-    out.print("  if the head is right where it is confident; a weak head doubts good labels")
 
 
 def _show_noise(errors: Mapping[str, Any]) -> None:
@@ -175,17 +174,22 @@ def _show_noise(errors: Mapping[str, Any]) -> None:
     from mmfeat.runs.entry import Interval
 
     noise, scored = errors["noise"], errors["macro_f1"]
+    if planted := noise.get("planted"):
+        out.print(f"of labels changed on purpose, {planted['found']:.0%} stand among as many first doubts", end="")
+        out.print(f" (chance {planted['share']:.0%})")
+    if not noise["claimed"]:
+        out.print("wrong labels: no more than a head this unsure would doubt anyway")
+        return
     shares = ", ".join(f"{name} {_percent(share)}" for name, share in list(noise["classes"].items())[:SHOWN_LABELS])
     if errors["multilabel"]:
-        out.print(f"estimated wrong: {shares}; with several classes a sample no ceiling is told")
+        out.print("wrong labels, above what a head this unsure would doubt anyway:")
+        out.print(f"  {shares}")
         return
-    out.print(f"estimated wrong: {_percent(noise['wrong'])}")
+    out.print(f"wrong labels: {_percent(noise['wrong'])}, above what a head this unsure would doubt anyway")
     out.print(f"  {shares}")
     reached = interval(Interval(**scored))
     out.print(f"noise ceiling: macro-F1 {_number(noise['macro_f1'])} ({errors['head']} has {reached})")
     out.print(f"  accuracy {_number(noise['accuracy'])}")
-    if noise["macro_f1"]["value"] < scored["value"]:
-        out.print("  below the head itself, which is confident where it errs: no ceiling at all")
 
 
 def _percent(score: Mapping[str, Any]) -> str:

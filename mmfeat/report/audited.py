@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mmfeat.audit.label_errors import estimate_noise, find_label_errors
+from mmfeat.audit.opinions import floor_of
 from mmfeat.audit.result import Audit, read_audit
 from mmfeat.errors import DataError
 from mmfeat.report.section import MOST_CLASSES, Section, Table, interval, title_of
@@ -29,17 +30,23 @@ def labels_section(subject: Subject) -> Section | None:
     predictions = subject.predictions()
     if predictions.targets.multilabel:
         return None
-    noise = estimate_noise(predictions.targets.numbers, predictions.probabilities)
+    floor = floor_of(subject.run, subject.entry)
+    noise = estimate_noise(predictions.targets.numbers, predictions.probabilities, floor=floor)
     doubted = len(doubted_rows(subject))
     words = [
         f"{title_of(subject.entry)} is confident of another class than the label for {doubted:,} of "
         f"{len(predictions.ids):,} samples; the gallery below can show just these.",
-        f"If the head is right where it is confident, {interval(noise.wrong)} of the labels are wrong, and a "
-        f"classifier that is always right would score macro-F1 {interval(noise.macro_f1)} against them: a rough "
-        "ceiling (confident learning, Northcutt et al., 2021). A head that errs confidently lowers it.",
     ]
+    if not noise.claimed:
+        words.append("That is no more than a head this unsure would doubt anyway, were no label wrong.")
+        return Section("labels", "Label errors", words)
+    words.append(
+        f"Above what a head this unsure would doubt anyway, {interval(noise.wrong)} of the labels are wrong, and a "
+        f"classifier that is always right would score macro-F1 {interval(noise.macro_f1)} against them (confident "
+        "learning, Northcutt et al., 2021, less its result on labels drawn from the head's own probabilities)."
+    )
     classes = predictions.targets.classes
-    shares = noise.joint / np.maximum(noise.joint.sum(1, keepdims=True), 1e-12)
+    shares = np.maximum(noise.joint, 0) / np.maximum(noise.joint.sum(1, keepdims=True), 1e-12)
     rows = [
         [name, *(f"{share:.0%}" for share in line), interval(score)]
         for name, line, score in zip(classes, shares, noise.by_class, strict=True)

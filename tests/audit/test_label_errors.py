@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mmfeat.audit.label_errors import estimate_noise, find_label_errors
+from mmfeat.audit.label_errors import _joint, estimate_noise, find_label_errors, planted_found
 
 
 def noisy(count: int = 3000, wrong: float = 0.1, skill: float = 3.0, seed: int = 1) -> tuple[np.ndarray, ...]:
@@ -14,7 +14,7 @@ def noisy(count: int = 3000, wrong: float = 0.1, skill: float = 3.0, seed: int =
     truth = random.choice(3, count, p=[0.5, 0.3, 0.2])
     labels = np.where(random.random(count) < wrong, (truth + 1) % 3, truth)
     logits = random.standard_normal((count, 3)) + skill * np.eye(3)[truth]
-    weights = np.exp(logits)
+    weights = np.exp(skill * logits) * [0.5, 0.3, 0.2]  # as sure as such logits make one
     return truth, labels, weights / weights.sum(axis=1, keepdims=True)
 
 
@@ -28,7 +28,8 @@ def test_equal_to_cleanlab(seed: int, skill: float) -> None:
     assert sorted(found.rows.tolist()) == np.flatnonzero(expected).tolist()
     joint = count.estimate_joint(labels, probabilities)
     # cleanlab rounds its calibrated counts to whole samples
-    np.testing.assert_allclose(estimate_noise(labels, probabilities, draws=2).joint, joint, atol=1.5 / 600)
+    ours = _joint(labels, probabilities, probabilities.argmax(1), np.ones(600))
+    np.testing.assert_allclose(ours, joint, atol=1.5 / 600)
 
 
 def test_moved_labels_are_found_and_named_rightly() -> None:
@@ -63,7 +64,7 @@ def test_the_ceiling_is_the_score_of_the_truth_against_the_labels() -> None:
     from sklearn.metrics import accuracy_score, f1_score
 
     truth, labels, _ = noisy(500)
-    noise = estimate_noise(labels, 0.02 + 0.94 * np.eye(3)[truth])
+    noise = estimate_noise(labels, 1e-6 + (1 - 3e-6) * np.eye(3)[truth])
     assert noise.accuracy.value == pytest.approx(accuracy_score(labels, truth))
     assert noise.macro_f1.value == pytest.approx(f1_score(labels, truth, average="macro"))
     assert noise.macro_f1.low < noise.macro_f1.value < noise.macro_f1.high
@@ -71,7 +72,7 @@ def test_the_ceiling_is_the_score_of_the_truth_against_the_labels() -> None:
 
 def test_clean_labels_have_no_errors_and_no_ceiling_below_one() -> None:
     truth, _, _ = noisy(300)
-    probabilities = 0.05 + 0.85 * np.eye(3)[truth]
+    probabilities = 1e-6 + (1 - 3e-6) * np.eye(3)[truth]
     assert len(find_label_errors(truth, probabilities).rows) == 0
     noise = estimate_noise(truth, probabilities)
     assert (noise.macro_f1.value, noise.macro_f1.low, noise.wrong.high) == pytest.approx((1, 1, 0))
@@ -114,3 +115,31 @@ def test_wrong_input_is_refused() -> None:
         find_label_errors(np.zeros(2, int), np.array([[0.5, 0.5], [np.nan, np.nan]]))
     with pytest.raises(ValueError, match="no sample"):
         estimate_noise(np.empty(0, int), np.empty((0, 3)))
+
+
+@pytest.mark.parametrize("skill", [0.5, 1.0, 2.0])
+def test_labels_drawn_from_the_head_s_own_probabilities_give_no_claim(skill: float) -> None:
+    _, _, probabilities = noisy(500, 0.0, skill)
+    random, claims = np.random.default_rng(3), []
+    for _ in range(60):
+        labels = (random.random((500, 1)) > probabilities.cumsum(1)[:, :-1]).sum(1)
+        claims.append(estimate_noise(labels, probabilities, draws=2).claimed)
+    assert np.mean(claims) <= 0.08
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.12])
+def test_planted_errors_are_claimed_and_covered_with_a_good_head(floor: float) -> None:
+    """Also with a head that allows for them, as calibration makes it."""
+    covered = []
+    for seed in range(8):
+        truth, labels, probabilities = noisy(2000, 0.08, 3.0, seed)
+        noise = estimate_noise(labels, (1 - floor) * probabilities + floor / 3, floor=floor)
+        assert noise.claimed
+        covered.append(noise.wrong.low <= np.mean(labels != truth) <= noise.wrong.high)
+    assert np.mean(covered) >= 0.85
+
+
+def test_planted_errors_are_found_more_often_than_by_chance() -> None:
+    _, labels, probabilities = noisy(1000, 0.0, 3.0)
+    assert planted_found(labels, probabilities) > 0.8
+    assert planted_found(labels, np.random.default_rng(0).permutation(probabilities)) < 0.1

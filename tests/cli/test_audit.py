@@ -49,7 +49,7 @@ def test_the_latest_extraction_and_its_best_run(
     assert lines[0] == "using demo"
     assert lines[-1] == f"next: mmfeat report --run heads/{folder.name}"
     text = "\n".join(lines)
-    for words in ("label errors:", "estimated wrong:", "noise ceiling: macro-F1", "leaks: 0 of 108", "truncated"):
+    for words in ("label errors:", "of labels changed on purpose,", "wrong labels:", "leaks: 0 of 108", "truncated"):
         assert words in text, words
     assert mmfeat.read_audit(place / "audit" / "demo").label_errors["run"] == f"heads/{folder.name}"
     code, lines = run("audit", "--run", "none", cwd=place, monkeypatch=monkeypatch)
