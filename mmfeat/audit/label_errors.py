@@ -170,4 +170,4 @@ def _measures(joint: np.ndarray) -> np.ndarray:
     present = given + true > 0
     f1 = 2 * right[present] / (given + true)[present]
     by_class = np.where(given > 0, 1 - right / np.where(given > 0, given, 1), np.nan)
-    return np.array([right.sum(), f1.mean(), 1 - right.sum(), *by_class])
+    return np.clip([right.sum(), f1.mean(), 1 - right.sum(), *by_class], 0, 1)  # less of a null can be below 0
