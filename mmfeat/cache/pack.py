@@ -24,7 +24,7 @@ from mmfeat.cache.store import Cache
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import CacheError, ConfigError
 from mmfeat.samples.dataset import SampleSet
-from mmfeat.system.files import canonical_json, sweep_temporaries, write_atomic
+from mmfeat.system.files import canonical_json, write_atomic
 from mmfeat.system.notebook import usual_progress
 from mmfeat.system.wording import Advance, Progress
 
@@ -54,7 +54,6 @@ def write_pack(
     keys = {modality: store.content_keys(samples.samples, modality) for modality in {s.part for s in specs}}
     blocks = {spec: store.map(samples.samples, spec, keys[spec.part]) for spec in specs}
     with (progress or usual_progress()).step("pack", len(samples) * len(blocks)) as advance:
-        sweep_temporaries(path.parent, path.name)
         if kind == HDF5:
             return _write_hdf5(path, samples, blocks, advance)
         named = {spec.folder_name: block for spec, block in blocks.items()}

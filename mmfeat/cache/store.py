@@ -59,9 +59,12 @@ class Cache:
         self.folder = Path(root) / folder_name(dataset)
 
     def create(self) -> None:
-        """Make the folder. Raises `WriteError` where that is impossible, before any work is done."""
+        """Make the folder, and sweep it and those in it. Raises `WriteError` where it cannot be made, before any work
+        is done."""
         with write_errors(self.folder):
             make_folder(self.folder)
+            for path in (self.folder, *self.folder.iterdir()):
+                sweep_temporaries(path)
 
     def settle(self, spec: EncoderSpec) -> None:
         """Make the stored rows of `spec` outlive a power loss, whoever wrote them, and restore a lost `spec.json`."""
@@ -119,7 +122,6 @@ class Cache:
         folder = self.spec_folder(spec)
         _check_spec_file(folder / SPEC_FILE, spec)
         sweep_temporaries(folder)
-        sweep_temporaries(self.folder)
         return ShardWriter(folder, spec, provenance, known)
 
     def load(

@@ -30,7 +30,7 @@ from mmfeat.encoders.padding import cut
 from mmfeat.encoders.torch_tower import LIBRARIES, Runtime, TorchTower, check_compiler, export_name
 from mmfeat.encoders.weights import one_line
 from mmfeat.errors import WriteError
-from mmfeat.system.files import canonical_json, read_json, sweep_temporaries, temporary_file, write_json
+from mmfeat.system.files import canonical_json, read_json, temporary_file, write_json
 from mmfeat.version import versions
 
 TOLERANCE = 1e-5  # largest difference to torch's plain pass, as a share of the row's largest value
@@ -278,7 +278,6 @@ class Store:
             if not self.runtime.writes:
                 return False
             with temporary_file(path) as temporary:
-                sweep_temporaries(path.parent)
                 temporary.touch()  # raises before the export where the folder is closed
                 write(temporary)
                 os.replace(temporary, path)

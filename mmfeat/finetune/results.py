@@ -191,11 +191,11 @@ def finish_run(experiment: Experiment, trained: TrainedStages, maker: Maker) -> 
     if experiment.fusion == EARLY:
         del gaps[0]["train"]  # the cells of early fusion measured their own heads, not stage 1
     saved = [first.updated(scores=gaps[0], final=save_finals(folder / first.name, trained.first.fitted))]
-    saved[0].save(folder, problem)
+    saved = [saved[0].save(folder, problem)]
     for entry, scores, test, alphas in zip(entries[1:], gaps[1:], tests, later.values(), strict=True):
         entry = _with_finals(experiment, trained, entry, ALPHAS[alphas.final])
-        saved.append(entry.updated(scores=scores, over_stage_1=test))
-        saved[-1].save(folder, problem, [result.history for result in trained.folds])
+        entry = entry.updated(scores=scores, over_stage_1=test)
+        saved.append(entry.save(folder, problem, [result.history for result in trained.folds]))
     leaderboard = rank(problem, saved)
     write_leaderboard(folder, leaderboard, problem.targets.classes)
     results = replace(

@@ -204,6 +204,7 @@ class Entry(Scores):
     dropped: bool | None = None  # by the race, after one seed
     parameters: int | None = None
     final: tuple[FinalHead, ...] = ()
+    predictions: str | None = None  # SHA-256 of `out_of_fold.csv`
     # Fields of an ensemble:
     members: tuple[str, ...] = ()
     rule: Rule | None = None
@@ -240,9 +241,11 @@ class Entry(Scores):
         return self.modalities == TOGETHER
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values that `from_json` reads, without the fields that this kind of entry lacks."""
+        """Return plain values that `from_json` reads, without the fields that this kind of entry lacks and without
+        `seconds`, so that the same training writes the same bytes."""
         values = {"head": self.head, "modalities": self.modalities, **asdict(self)}
-        return dropped({name: value for name, value in values.items() if not (self.r2 and name in SCORES)})
+        absent = ("seconds", *(SCORES if self.r2 else ()))
+        return dropped({name: value for name, value in values.items() if name not in absent})
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Entry:
@@ -258,6 +261,12 @@ def entry_name(head: str, modalities: str) -> str:
 def _stated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The fields of a record without later ones that hold their default, as before they came."""
     return {name: value for name, value in pairs if name not in LATER or value != LATER[name]}
+
+
+def placeless(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain values of a configuration or a run without the paths of data, cache and weights, which may move."""
+    specs = {name: [tower["spec"] for tower in values[name]] for name in TOWERS if name in values}
+    return {name: value for name, value in values.items() if name not in PLACES} | specs
 
 
 def convert(values: Any, kind: type[T]) -> T:
@@ -362,9 +371,7 @@ class RunConfig:
     def name(self, label: str) -> str:
         """A readable name with a hash of the configuration, from which the paths of data, cache and weights are left
         out."""
-        values = self.to_json()
-        counted = {name: value for name, value in values.items() if name not in (*PLACES, *TOWERS, *UNNAMED)}
-        counted |= {name: [tower["spec"] for tower in values[name]] for name in TOWERS if name in values}
+        counted = {name: value for name, value in placeless(self.to_json()).items() if name not in UNNAMED}
         counted["options"] = self.options.identity
         digest = hashlib.sha256(canonical_json(counted).encode()).hexdigest()[:8]
         return f"{folder_name(self.dataset)}-{label}-{digest}"

@@ -84,7 +84,6 @@ def _columns(entry: Entry, classes: Sequence[str]) -> dict[str, Any]:
         "trials": "" if entry.trials is None else entry.trials,
         "optimism": _cell(entry.optimism),
         "parameters": entry.parameters or "",
-        "seconds": entry.seconds,
     }
 
 

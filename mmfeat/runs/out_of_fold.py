@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,8 +84,10 @@ def read_out_of_fold(folder: Path, entry: Entry, classes: tuple[str, ...], task:
     """Read the predictions of an entry of the run in `folder`; raises `RunError` where they are missing or differ."""
     path = folder / entry.name / OUT_OF_FOLD
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *rows = csv.reader(file)
+        data = path.read_bytes()
+        if entry.predictions and hashlib.sha256(data).hexdigest() != entry.predictions:
+            raise ValueError("its content is not what was saved")
+        header, *rows = csv.reader(io.StringIO(data.decode(), newline=""))
         if len(rows) != entry.samples:
             raise ValueError(f"{len(rows)} of {entry.samples} samples")
         return replace(read := _parsed(header, rows, classes, task), groups=read_groups(folder, read.ids))

@@ -26,13 +26,14 @@ from mmfeat.encoders.registry import Tower, describe_encoders, kept_for
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, EncoderError, RunError
 from mmfeat.evaluation.split_files import has_splits
-from mmfeat.runs.entry import PLACES, Entry, FinalHead, RunConfig, convert
+from mmfeat.runs.entry import PLACES, Entry, FinalHead, RunConfig, convert, placeless
 from mmfeat.runs.leaderboard import LEADERBOARD, Leaderboard
-from mmfeat.runs.out_of_fold import OutOfFold, read_out_of_fold
+from mmfeat.runs.out_of_fold import OUT_OF_FOLD, OutOfFold, read_out_of_fold
 from mmfeat.runs.record import BEGUN, Record
 from mmfeat.samples.dataset import MODALITIES, Sample
 from mmfeat.samples.keys import ContentKeys
 from mmfeat.system.files import canonical_json, file_sha256, read_json, write_json
+from mmfeat.system.locks import is_written
 from mmfeat.system.notebook import Cells, Shown
 from mmfeat.system.remote import absolute
 from mmfeat.system.wording import head_label
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from mmfeat.report.figures import Plots
 
 RUN_FILE = "run.json"
+CHECKSUM = "sha256"  # field of RUN_FILE; what an earlier version wrote lacks it
 ABLATION = "ablation.csv"
 METRICS = "metrics.json"  # METRICS and CURVES lie in the folder of each entry
 CURVES = "curves.csv"
@@ -78,7 +80,8 @@ class Results:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for `run.json`, without those that are empty."""
-        values = {**asdict(self), "leaderboard": [entry.to_json() for entry in self.leaderboard]}
+        leaderboard = [{**entry.to_json(), "seconds": entry.seconds} for entry in self.leaderboard]
+        values = {**asdict(self), "leaderboard": leaderboard}
         return {name: value for name, value in values.items() if value is not None and value != () and value != ""}
 
 
@@ -211,10 +214,10 @@ class Run(Shown):
         return self.entry(head, modalities) if head or modalities else self.recommended
 
     def is_whole(self, *files: str) -> bool:
-        """Whether the leaderboards, `files` and all final heads exist, the heads with the hashes in the leaderboard."""
+        """Whether the leaderboards, `files` and the files of all entries exist, these with their recorded hashes."""
         names = (f"{LEADERBOARD}.csv", f"{LEADERBOARD}.json", *files)
         return all((self.folder / name).is_file() for name in names) and all(
-            finals_are_whole(self.head_folder(entry), entry.final) for entry in self.leaderboard
+            entry_is_whole(self.head_folder(entry), entry) for entry in self.leaderboard
         )
 
     def head_folder(self, entry: Entry) -> Path:
@@ -228,14 +231,24 @@ class Run(Shown):
 
 def write_run(run: Run) -> Run:
     """Write `run.json`, which declares the run complete."""
-    write_json(run.folder / RUN_FILE, run.to_json())
+    values = run.to_json()
+    write_json(run.folder / RUN_FILE, {**values, CHECKSUM: _checksum(values)})
     return run
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    """SHA-256 of what a run holds; the paths in it may be edited, since a run may move, and its record is no result."""
+    held = {name: value for name, value in placeless(values).items() if name not in (CHECKSUM, "record")}
+    return hashlib.sha256(canonical_json(held).encode()).hexdigest()
 
 
 def read_run(folder: Path) -> Run:
     """Read the run in `folder`; raises `RunError` if there is none or it is not finished."""
     try:
-        return Run.from_json(folder, read_json(folder / RUN_FILE))
+        run = Run.from_json(folder, values := read_json(folder / RUN_FILE))
+        if CHECKSUM in values and values[CHECKSUM] != _checksum(values):
+            raise ValueError("its content is not what was saved")
+        return run
     except FileNotFoundError:
         raise RunError(f"{folder}: no finished run here (no {RUN_FILE}); make one with mmfeat heads") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
@@ -251,6 +264,8 @@ def reuse_run(folder: Path, config: RunConfig) -> Run:
     if moved != run.config:
         run = write_run(replace(run, config=moved))
     os.utime(folder / RUN_FILE)
+    if not is_written(folder):  # a call that was killed at its very end left it
+        (folder / BEGUN).unlink(missing_ok=True)
     return run
 
 
@@ -340,10 +355,12 @@ def _finished_runs(root: Path, data: str | None, accept: Callable[[Run], bool]) 
     return [run for run in runs if data is None or run.config.data == absolute(data)]
 
 
-def finals_are_whole(folder: Path, finals: Sequence[FinalHead]) -> bool:
-    """Whether the final heads of an entry and their tuned towers exist in `folder` with the recorded hashes."""
-    towers = [(tower.file, tower.sha256) for final in finals for tower in final.towers]
-    saved = [*((final.file, final.sha256) for final in finals), *towers]
+def entry_is_whole(folder: Path, entry: Entry) -> bool:
+    """Whether the final heads of an entry, their tuned towers and the predictions lie in `folder` with the recorded
+    hashes; earlier versions recorded none of predictions."""
+    towers = [(tower.file, tower.sha256) for final in entry.final for tower in final.towers]
+    saved = [*((final.file, final.sha256) for final in entry.final), *towers]
+    saved += [(OUT_OF_FOLD, entry.predictions)] if entry.predictions else []
     files = [(folder / Path(name).name, digest) for name, digest in saved]
     return all(file.is_file() and file_sha256(file) == digest for file, digest in files)
 

@@ -127,8 +127,7 @@ def _entry(
         members=tuple(entries[member].name for member in members),
         rule=rule,
     )  # fmt: skip
-    trained.save(folder, problem)
-    return trained
+    return trained.save(folder, problem)
 
 
 def _decided_by(fold: int, entries: Sequence[TrainedEntry], logits: Sequence[np.ndarray]) -> Candidates:

@@ -24,7 +24,7 @@ from mmfeat.evaluation.metrics import headline
 from mmfeat.heads.jobs import Fitted, count_parameters
 from mmfeat.heads.registry import BASELINES, HeadSettings, Plan, load_fusion, settings_of
 from mmfeat.runs.entry import Entry, entry_name
-from mmfeat.runs.run import CURVES, METRICS, finals_are_whole
+from mmfeat.runs.run import CURVES, METRICS, entry_is_whole
 from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.search import BATCH, Search
 from mmfeat.sweep.trials import (
@@ -74,13 +74,15 @@ class TrainedEntry:
         """The entry with other values of these fields of `Entry`."""
         return replace(self, entry=replace(self.entry, **fields))
 
-    def save(self, run_folder: Path, problem: Problem, histories: Histories | None = None) -> None:
-        """Write `out_of_fold.csv`, the curves of all cells if there are any, and `metrics.json` last."""
+    def save(self, run_folder: Path, problem: Problem, histories: Histories | None = None) -> TrainedEntry:
+        """Write `out_of_fold.csv`, the curves of all cells if there are any, and `metrics.json` last; returns the entry
+        with the hash of its predictions."""
         folder = run_folder / self.name
-        write_predictions(folder, problem, self.logits, self.decisions)
+        saved = self.updated(predictions=write_predictions(folder, problem, self.logits, self.decisions))
         if histories is not None:
             write_atomic(folder / CURVES, _curves(problem, self.entry.head, histories).encode())
-        write_json(folder / METRICS, self.entry.to_json())
+        write_json(folder / METRICS, saved.entry.to_json())
+        return saved
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class EntryTrainer:
     def finish(self, trained: TrainedEntry, best: Outcome) -> TrainedEntry:
         """Train the final heads of an entry that was scored, by its best trial, unless an earlier call did; save it."""
         if kept := _read_finals(self.folder / METRICS, trained.entry):
-            return trained.updated(parameters=kept.parameters, seconds=kept.seconds, final=kept.final)
+            return trained.updated(parameters=kept.parameters, final=kept.final, predictions=kept.predictions)
         started = time.thread_time()
         finals = self._finals(best)
         trained = trained.updated(
@@ -126,8 +128,7 @@ class EntryTrainer:
             seconds=round(trained.entry.seconds + _seconds(finals) + time.thread_time() - started, 2),
             final=save_finals(self.folder, finals),
         )
-        trained.save(self.run_folder, self.problem, best.histories)
-        return trained
+        return trained.save(self.run_folder, self.problem, best.histories)
 
     def _finals(self, best: Outcome) -> list[Fitted]:
         """The heads that predict: trained on all labelled rows, or without a refit the heads of the folds."""
@@ -275,13 +276,13 @@ def _curves(problem: Problem, head: str, histories: Histories) -> str:
 
 
 def _read_finals(path: Path, scored: Entry) -> Entry | None:
-    """Read the entry in `metrics.json`, of which the final heads count; None unless these are whole and were chosen
+    """Read the entry in `metrics.json`, of which the files count; None unless these are whole and were chosen
     among as many trials, with as many seeds, as the entry was `scored` with."""
     if not path.exists():
         return None
     try:
         entry = Entry.from_json(read_json(path))
         alike = entry.trials == scored.trials and len(entry.by_seed.values) == len(scored.by_seed.values)
-        return entry if alike and finals_are_whole(path.parent, entry.final) else None
+        return entry if alike and entry_is_whole(path.parent, entry) else None
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: not whole ({error}); delete it and run mmfeat heads again") from error

@@ -5,6 +5,7 @@ Nothing is fitted on rows that it scores.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -79,8 +80,11 @@ def score(problem: Problem, logits: np.ndarray, decisions: list[Decision]) -> di
     return vars(convert(values, Scores))
 
 
-def write_predictions(folder: Path, problem: Problem, logits: np.ndarray, decisions: list[Decision]) -> None:
-    """`out_of_fold.csv`: id, label, the choice, and the probability of each class, or the predicted number alone."""
+def write_predictions(folder: Path, problem: Problem, logits: np.ndarray, decisions: list[Decision]) -> str:
+    """Write `out_of_fold.csv`: id, label, the choice, and the probability of each class, or the predicted number alone.
+
+    Returns the SHA-256 of the file.
+    """
     (chosen,), (probabilities,) = decide(problem, logits, decisions)
     classes, tested = problem.targets.classes, problem.splits.tested
     named = () if problem.targets.numeric else classes
@@ -88,7 +92,9 @@ def write_predictions(folder: Path, problem: Problem, logits: np.ndarray, decisi
     columns += [cells_of(choice[tested], classes) for choice in (problem.targets.matrix, chosen)]
     columns += [[f"{value:.6f}" for value in values] for values in probabilities[tested].T[: len(named)].tolist()]
     header = ["id", "label", "predicted_1", *(f"p_{name}" for name in named)]
-    write_atomic(folder / OUT_OF_FOLD, csv_text(header, zip(*columns, strict=True)).encode())
+    data = csv_text(header, zip(*columns, strict=True)).encode()
+    write_atomic(folder / OUT_OF_FOLD, data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def _pooled(logits: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -235,8 +241,8 @@ class HeadTrainer:
 
 
 def save_outcome(outcome: Outcome, path: Path) -> None:
-    """`PATH.safetensors` with the logits, then `PATH.json`, whose existence says that both are there; an outcome with
-    fewer seeds is replaced."""
+    """`PATH.safetensors` with the logits, `PATH.seconds`, whose bytes alone differ when the trial is repeated, then
+    `PATH.json`, whose existence says that all are there; an outcome with fewer seeds is replaced."""
     from safetensors.numpy import save
 
     tensors = {"logits": outcome.logits.astype(np.float32)}
@@ -250,8 +256,8 @@ def save_outcome(outcome: Outcome, path: Path) -> None:
         "histories": outcome.histories,
         "best_epochs": outcome.best_epochs,
         "chosen": outcome.chosen,
-        "seconds": outcome.seconds,
     }
+    write_atomic(path.with_name(f"{path.name}.seconds"), f"{outcome.seconds:.2f}\n".encode())
     write_json(described, {**record, "sha256": trial_checksum(record, file)})
 
 
@@ -264,6 +270,8 @@ def load_outcome(path: Path) -> Outcome | None:
     values = read_trial(path)
     with whole_trial(path):
         tensors = load_file(path.with_name(f"{path.name}.safetensors"))
+        if "seconds" not in values:  # an earlier version wrote them here
+            values["seconds"] = float(path.with_name(f"{path.name}.seconds").read_text())
         return Outcome(
             logits=tensors["logits"].astype(np.float64),
             validation=[tensors[f"validation.{cell}"].astype(np.float64) for cell in range(len(tensors) - 1)],

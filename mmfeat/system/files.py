@@ -2,7 +2,7 @@
 
 The bytes go to a temporary name unique to host, process and call, are synced, and are then renamed
 or linked into place; the synced directory entry is the commit. A killed writer leaves only a temporary file
-behind, which the next writer sweeps.
+behind, which the next writer in the folder sweeps.
 """
 
 from __future__ import annotations
@@ -177,12 +177,11 @@ def stale_temporaries(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def sweep_temporaries(folder: Path, name: str = "") -> None:
-    """Delete the temporary files whose writer is gone, or only those of one file's name."""
+def sweep_temporaries(folder: Path) -> None:
+    """Delete the temporary files whose writer is gone."""
     for path in stale_temporaries(folder):
-        if path.name.startswith(f".{name}"):
-            with contextlib.suppress(OSError):
-                path.unlink()
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 @contextlib.contextmanager
@@ -207,6 +206,7 @@ def temporary_file(path: Path) -> Iterator[Path]:
     try:
         with write_errors(path):
             make_folder(path.parent)
+            sweep_temporaries(path.parent)
             yield temporary
     finally:
         with contextlib.suppress(OSError):

@@ -101,7 +101,7 @@ def test_a_finished_search_is_reused_and_extended(place: Path) -> None:
     assert f"run heads/{SEARCHED}" in mmfeat(again.replace(" 3 ", " 5 "))
     after = stamps(place / "heads" / SEARCHED / "concat-both" / "trials")
     assert {name: after[name] for name in before} == before
-    assert len(after) == len(before) * 5 // 3
+    assert len([name for name in after if name.endswith(".json")]) == 5
 
 
 def test_a_run_is_reproduced_on_its_own_folds(place: Path) -> None:

@@ -264,7 +264,10 @@ def test_a_run_reproduces_bit_for_bit_from_its_own_file(runs: list[Run], tmp_pat
     assert not found.changed
     (found.run.folder / "concat-text" / "out_of_fold.csv").write_text("id\n")
     again = reproduce_run(run, tmp_path)
-    assert (again.reused, again.identical, again.different) == (True, False, ("concat-text/out_of_fold.csv",))
+    assert (again.reused, again.identical) == (False, True), "a damaged file is made again"
+    (found.run.folder / "concat-text" / "curves.csv").write_text("id\n")
+    again = reproduce_run(run, tmp_path)
+    assert (again.reused, again.identical, again.different) == (True, False, ("concat-text/curves.csv",))
     with pytest.raises(RunError, match="the run itself lies there"):
         reproduce_run(run, run.folder.parent)
 

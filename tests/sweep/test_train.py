@@ -146,7 +146,7 @@ def test_only_comparable_runs_compete(place: Path, done: Sweep, tmp_path: Path) 
     heads = tmp_path / "heads"
     for number, changes in enumerate([{"data_hash": "other"}, {"splits_hash": "other"}, {}]):
         copy = Path(shutil.copytree(done.run.folder, heads / str(number)))
-        config = {**json.loads((copy / "run.json").read_text()), **changes}
+        config = {**done.run.to_json(), **changes}
         if changes:
             config["leaderboard"][0]["macro_f1"]["value"] = 0.99
         (copy / "run.json").write_text(json.dumps(config))
