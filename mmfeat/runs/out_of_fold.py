@@ -16,6 +16,7 @@ from mmfeat.errors import RunError
 from mmfeat.evaluation.split_files import read_groups
 from mmfeat.runs.entry import Entry
 from mmfeat.samples.labels import MULTILABEL, ORDINAL, REGRESSION, SEPARATOR, Targets, cells_of
+from mmfeat.system.files import file_sha256
 from mmfeat.system.notebook import Frame, Shown
 from mmfeat.system.wording import counted
 
@@ -128,3 +129,13 @@ def _label_matrix(cells: Sequence[str], classes: tuple[str, ...]) -> np.ndarray:
         names = [cell] if cell in column else [name for name in cell.split(SEPARATOR) if name]
         matrix[row, [column[name] for name in names]] = True
     return matrix
+
+
+def entry_is_whole(folder: Path, entry: Entry) -> bool:
+    """Whether the final heads of an entry, their tuned towers and the predictions lie in `folder` with the recorded
+    hashes; earlier versions recorded none of predictions."""
+    towers = [(tower.file, tower.sha256) for final in entry.final for tower in final.towers]
+    saved = [*((final.file, final.sha256) for final in entry.final), *towers]
+    saved += [(OUT_OF_FOLD, entry.predictions)] if entry.predictions else []
+    files = [(folder / Path(name).name, digest) for name, digest in saved]
+    return all(file.is_file() and file_sha256(file) == digest for file, digest in files)

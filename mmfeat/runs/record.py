@@ -7,6 +7,7 @@ on another day is the same run, which keeps its first record. A record names no 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
 import platform
 import time
@@ -16,13 +17,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from mmfeat.runs.entry import RunConfig
-from mmfeat.system.files import make_folder, read_json, sweep_temporaries, write_errors, write_json
+from mmfeat.runs.entry import RunConfig, placeless
+from mmfeat.system.files import canonical_json, make_folder, read_json, sweep_temporaries, write_errors, write_json
 from mmfeat.system.hardware import cpu_count
 from mmfeat.system.locks import writing_in
 from mmfeat.system.wording import without_passwords
 from mmfeat.version import ENCODING, TRAINING, versions
 
+CHECKSUM = "sha256"  # field of RUN_FILE; what an earlier version wrote lacks it
 BEGUN = "begun.json"  # the configuration and record of a run that is not finished
 LEFT_OUT = ("progress", "command")  # parameters that are left out of the recorded call
 
@@ -135,3 +137,9 @@ def read_begun(folder: Path) -> dict[str, Any]:
         return values if isinstance(values, dict) else {}
     except (OSError, ValueError):
         return {}
+
+
+def checksum(values: Mapping[str, Any]) -> str:
+    """SHA-256 of what a run holds; the paths in it may be edited, since a run may move, and its record is no result."""
+    held = {name: value for name, value in placeless(values).items() if name not in (CHECKSUM, "record")}
+    return hashlib.sha256(canonical_json(held).encode()).hexdigest()

@@ -26,13 +26,13 @@ from mmfeat.encoders.registry import Tower, describe_encoders, kept_for
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, EncoderError, RunError
 from mmfeat.evaluation.split_files import has_splits
-from mmfeat.runs.entry import PLACES, Entry, FinalHead, RunConfig, convert, placeless
+from mmfeat.runs.entry import PLACES, Entry, FinalHead, RunConfig, convert
 from mmfeat.runs.leaderboard import LEADERBOARD, Leaderboard
-from mmfeat.runs.out_of_fold import OUT_OF_FOLD, OutOfFold, read_out_of_fold
-from mmfeat.runs.record import BEGUN, Record
+from mmfeat.runs.out_of_fold import OutOfFold, entry_is_whole, read_out_of_fold
+from mmfeat.runs.record import BEGUN, CHECKSUM, Record, checksum
 from mmfeat.samples.dataset import MODALITIES, Sample
 from mmfeat.samples.keys import ContentKeys
-from mmfeat.system.files import canonical_json, file_sha256, read_json, write_json
+from mmfeat.system.files import canonical_json, read_json, write_json
 from mmfeat.system.locks import is_written
 from mmfeat.system.notebook import Cells, Shown
 from mmfeat.system.remote import absolute
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from mmfeat.report.figures import Plots
 
 RUN_FILE = "run.json"
-CHECKSUM = "sha256"  # field of RUN_FILE; what an earlier version wrote lacks it
 ABLATION = "ablation.csv"
 METRICS = "metrics.json"  # METRICS and CURVES lie in the folder of each entry
 CURVES = "curves.csv"
@@ -232,21 +231,15 @@ class Run(Shown):
 def write_run(run: Run) -> Run:
     """Write `run.json`, which declares the run complete."""
     values = run.to_json()
-    write_json(run.folder / RUN_FILE, {**values, CHECKSUM: _checksum(values)})
+    write_json(run.folder / RUN_FILE, {**values, CHECKSUM: checksum(values)})
     return run
-
-
-def _checksum(values: Mapping[str, Any]) -> str:
-    """SHA-256 of what a run holds; the paths in it may be edited, since a run may move, and its record is no result."""
-    held = {name: value for name, value in placeless(values).items() if name not in (CHECKSUM, "record")}
-    return hashlib.sha256(canonical_json(held).encode()).hexdigest()
 
 
 def read_run(folder: Path) -> Run:
     """Read the run in `folder`; raises `RunError` if there is none or it is not finished."""
     try:
         run = Run.from_json(folder, values := read_json(folder / RUN_FILE))
-        if CHECKSUM in values and values[CHECKSUM] != _checksum(values):
+        if CHECKSUM in values and values[CHECKSUM] != checksum(values):
             raise ValueError("its content is not what was saved")
         return run
     except FileNotFoundError:
@@ -353,16 +346,6 @@ def _finished_runs(root: Path, data: str | None, accept: Callable[[Run], bool]) 
         with contextlib.suppress(RunError):
             runs += [run for run in [read_run(file.parent)] if accept(run)]
     return [run for run in runs if data is None or run.config.data == absolute(data)]
-
-
-def entry_is_whole(folder: Path, entry: Entry) -> bool:
-    """Whether the final heads of an entry, their tuned towers and the predictions lie in `folder` with the recorded
-    hashes; earlier versions recorded none of predictions."""
-    towers = [(tower.file, tower.sha256) for final in entry.final for tower in final.towers]
-    saved = [*((final.file, final.sha256) for final in entry.final), *towers]
-    saved += [(OUT_OF_FOLD, entry.predictions)] if entry.predictions else []
-    files = [(folder / Path(name).name, digest) for name, digest in saved]
-    return all(file.is_file() and file_sha256(file) == digest for file, digest in files)
 
 
 def checked_towers(run: Run, wanted: list[Tower], remedy: str = "") -> list[Tower]:
