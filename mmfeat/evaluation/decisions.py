@@ -255,11 +255,13 @@ def calibrate(logits: np.ndarray, targets: Targets, prior: np.ndarray) -> Decisi
     """
     multilabel, classes = targets.multilabel, logits.shape[1]
     plain = Decision(1.0, 0.0, (0.0,) * classes, multilabel)
+    if not len(targets):
+        return plain
     if len(targets) > MAX_ROWS:
         rows = np.linspace(0, len(targets) - 1, MAX_ROWS).astype(np.int64)
         logits, targets = logits[rows], targets.take(rows)
     spread = logits - (0 if multilabel else logits.mean(1, keepdims=True))
-    size = float(np.sqrt(np.mean(spread**2))) if len(targets) else 0.0
+    size = float(np.sqrt(np.mean(spread**2)))
     if not size > 0 or not np.isfinite(size) or not np.ptp(spread, axis=0).any():
         return plain
     likelihood = _Likelihood(np.ascontiguousarray(spread.T / size), targets, prior)
