@@ -66,9 +66,9 @@ def verdict(run: Run) -> list[str]:
 
 
 def best(entry: Entry, ties: int = 0, number: str = "") -> str:
-    """`Best: film on both, macro-F1 0.903 [.880, .925], accuracy 0.909; 7 others tie.`"""
+    """`Best: film on both, macro-F1 0.903 [.880, .925], accuracy 0.909; 7 tie.`"""
     headline, second = entry.main_names[:2]
-    tied = f"; {ties} other{' ties' if ties == 1 else 's tie'}" if ties else ""
+    tied = f"; {ties} {'ties' if ties == 1 else 'tie'}" if ties else ""
     scores = f"{SCORE_NAMES[headline]} {interval(entry.headline, ', ')}, {SCORE_NAMES[second]}"
     return f"Best: {number}{entry.label}, {scores} {rounded(entry.score(second).value or 0.0)}{tied}."
 

@@ -181,7 +181,7 @@ def by_hand(run: Run, entry: dict[str, Any], cache: Path, ids: list[str]) -> np.
     tensors = [load_file(run.head_folder(entry) / each.file) for each in entry.final]
     data = HeadData(features.widened(run.results.widths), entry.modalities, "cpu", "")
     logits = restore_heads(entry.head, entry.final[0].config, tensors, 3, data)(data)
-    scaled = np.stack(logits) / entry.decision.temperature
+    scaled = np.stack(logits) / entry.decision.temperature + np.array(entry.decision.biases)
     shares = np.exp(scaled - scaled.max(-1, keepdims=True))
     return (shares / shares.sum(-1, keepdims=True)).mean(0)
 
@@ -208,9 +208,11 @@ def test_an_ensemble_predicts_the_weighted_mean_of_its_members(place: Path) -> N
     members = [by_name[name] for name in entry.members]
     mean = np.zeros((12, 3))
     for weight, member in zip(entry.rule.weights, members, strict=True):
-        mean += weight * by_hand(run, member, place / "cache", list(ids))
+        shares, floor = by_hand(run, member, place / "cache", list(ids)), member.decision.floor
+        mean += weight * ((1 - floor) * shares + floor / 3)
     decision = entry.decision
-    scores = np.log(mean / sum(entry.rule.weights)) / decision.temperature - np.array(decision.offsets)
+    scores = np.log(mean / sum(entry.rule.weights)) / decision.temperature + np.array(decision.biases)
+    scores -= np.array(decision.offsets)
     assert [run.classes[column] for column in scores.argmax(1)] == list(tags)
 
 
