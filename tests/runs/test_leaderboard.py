@@ -154,7 +154,7 @@ def test_without_verbose_ten_rows_and_the_verdict_fit_a_small_terminal(capsys: p
     ties = sum(bool(entry.tie) for entry in board[1:])
     text = " ".join(lines)
     assert f"Best: {best.label}, macro-F1 {best.macro_f1.value:.3f} [." in text
-    assert f", accuracy {best.accuracy.value:.3f}; {ties} others tie." in text
+    assert f", accuracy {best.accuracy.value:.3f}; {ties} tie." in text
     assert "together beat the text alone by 0." in text
 
 
