@@ -21,6 +21,7 @@ from mmfeat.samples.labels import Targets
 CONFIDENCE = 0.95
 NORMAL = 1.959964  # the normal distribution's quantile at 97.5 %
 BINS = 15  # bins of the expected calibration error
+SUREST = 50.0  # largest distance of log-odds
 LEAST = 1e-15  # probabilities are kept this far from 0 in a logarithm
 
 
@@ -233,7 +234,8 @@ def _normal(value: float, influence: np.ndarray, most: float, groups: np.ndarray
 def _auroc(targets: Targets, probabilities: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, Score]:
     """(C,) area of each class against the rest, NaN without samples on both sides, and their mean.
 
-    The interval follows DeLong, DeLong and Clarke-Pearson (1988) for the mean of correlated areas.
+    The interval follows DeLong, DeLong and Clarke-Pearson (1988) for the mean of correlated areas. It is symmetric on
+    the scale of log-odds, where areas of few samples are closer to normal (Qin and Hotilovac, 2008).
     """
     labels = targets.matrix
     areas = np.full(labels.shape[1], np.nan)
@@ -244,9 +246,12 @@ def _auroc(targets: Targets, probabilities: np.ndarray, groups: np.ndarray | Non
         areas[column] = np.mean(seeds)
     if not len(defined):
         return areas, Score(None, None, None)
-    return areas, _normal(
-        areas[defined].mean(), influence / (len(defined) * len(probabilities)), most=1.0, groups=groups
-    )
+    mean = float(areas[defined].mean())
+    plain = _normal(mean, influence / (len(defined) * len(probabilities)), np.inf, groups)
+    if not 0 < mean < 1 or plain.high is None:
+        return areas, Score(mean, mean, mean)
+    odds, factor = mean / (1 - mean), np.exp(min((plain.high - mean) / (mean * (1 - mean)), SUREST))
+    return areas, Score(mean, *(float(bound / (1 + bound)) for bound in (odds / factor, odds * factor)))
 
 
 def _area(scores: np.ndarray, positive: np.ndarray, influence: np.ndarray) -> float:

@@ -132,7 +132,9 @@ def test_interval_of_the_auroc_is_delongs() -> None:
     wins = (scores[positive][:, None] > scores[~positive]).astype(float)
     variance = wins.mean(1).var(ddof=1) / positive.sum() + wins.mean(0).var(ddof=1) / (~positive).sum()
     score = evaluate(targets, chosen, probabilities)["auroc"]
-    assert (score["high"] - score["low"]) / 2 == pytest.approx(1.959964 * np.sqrt(variance))
+    middle, (low, high) = score["value"], (np.log(score[end] / (1 - score[end])) for end in ("low", "high"))
+    assert (high - low) / 2 == pytest.approx(1.959964 * np.sqrt(variance) / (middle * (1 - middle)))
+    assert (high + low) / 2 == pytest.approx(np.log(middle / (1 - middle)))
 
 
 def test_the_jackknife_of_large_tables_agrees_with_the_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
