@@ -76,7 +76,7 @@ check: $(TESTED)
 	$(BIN)/mypy
 	$(BIN)/mypy --platform win32
 	$(BIN)/mypy --platform darwin
-	$(TESTS)
+	MMFEAT_CHECK=1 $(TESTS)
 
 benchmark: $(TESTED)
 	$(BIN)/python benchmarks/run.py

@@ -176,14 +176,20 @@ class Archive:
     def __init__(self, path: str) -> None:
         self.path = path
         self._zip: zipfile.ZipFile | None = None
+        self._tar: Any = None
         self.members: dict[str, Any] = {}
         try:
             if path.lower().endswith(".zip"):
                 self._index_zip()
             else:
                 self._index_tar()
-        except (*BROKEN, zipfile.BadZipFile, tarfile.TarError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: broken or cut short ({error}); write or download it again") from error
+        except BaseException as error:
+            for file in (self._zip, self._tar):
+                if file is not None:
+                    file.close()
+            if isinstance(error, (*BROKEN, zipfile.BadZipFile, tarfile.TarError, UnicodeDecodeError)):
+                raise DataError(f"{path}: broken or cut short ({error}); write or download it again") from error
+            raise
 
     def _index_zip(self) -> None:
         self._zip = zipfile.ZipFile(self.path)

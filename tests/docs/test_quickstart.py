@@ -85,6 +85,7 @@ def test_the_three_lines_of_the_readme_run(
     assert capsys.readouterr().out.strip() in [f"['{name}']" for name in ("negative", "neutral", "positive")]
 
 
+@pytest.mark.skipif("MMFEAT_CHECK" not in os.environ, reason="mypy reads the whole package; make check does this")
 def test_a_script_of_a_user_is_checked_by_its_types(tmp_path: Path) -> None:
     """What is right in strict mypy, and what is wrong is found; libraries of others are passed over, for the time."""
     (block,) = blocks(ROOT / "README.md", "python")
