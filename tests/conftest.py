@@ -17,9 +17,11 @@ import pytest
 
 from mmfeat.encoders import hashing
 from mmfeat.encoders.registry import FAMILIES
+from mmfeat.system.privacy import keep_private
 from tests.encoders.tiny_models import write_clip, write_kind, write_timm, write_torchvision
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+keep_private()
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small only wait for their threads
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # more are processes that import torch first

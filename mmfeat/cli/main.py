@@ -32,6 +32,7 @@ from mmfeat.cli.console import err, lasting_streams, out
 from mmfeat.cli.flags import Interrupted, interruptible
 from mmfeat.cli.help import Helped
 from mmfeat.errors import ConfigError, MmfeatError
+from mmfeat.system.privacy import keep_private
 from mmfeat.system.trust import trust_remote_code as trusted
 from mmfeat.system.web import TIMEOUT
 from mmfeat.version import __version__
@@ -227,6 +228,7 @@ for _command in (  # in the order of use
 def main() -> None:
     """Run the command line; the flags of `mmfeat` itself may stand anywhere. The exit code of a wrong flag is 2."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM keeps as much as Ctrl-C
+    keep_private()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # texts are tokenized in the reader's own threads
     gc.set_threshold(100_000)  # a collection among a million samples takes seconds
     at_once: list[int] = []

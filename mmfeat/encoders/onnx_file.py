@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mmfeat.errors import ConfigError, RunError
+from mmfeat.system.privacy import keep_private
 from mmfeat.version import install_command
 
 LARGEST = 1_500_000_000  # most bytes of weights in one protobuf file; more weights are written to a second file
@@ -20,6 +21,7 @@ LARGEST = 1_500_000_000  # most bytes of weights in one protobuf file; more weig
 
 def check_installed() -> None:
     """Raise `ConfigError` where a library of the exporter is missing."""
+    keep_private()
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401

@@ -42,6 +42,7 @@ from mmfeat.encoders.torch_tower import Runtime, TorchTower
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.samples.contents import view_name
 from mmfeat.system import plugins
+from mmfeat.system.privacy import keep_private
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,7 @@ def describe_encoders(requests: list[str], options: EncoderOptions) -> list[Towe
         )
     if not requests:
         raise EncoderError(f"no encoders; name some of {', '.join(FAMILIES)} with --encoders A,B")
+    keep_private()
     towers: dict[str, Tower] = {}
     names: set[str] = set()
     known: dict[str, set[str]] = {option: set() for option in NAMED}

@@ -316,7 +316,6 @@ def _least_cosine(found: Tensor, expected: Tensor) -> float:
 def _in_onnxruntime(path: Path, names: Sequence[str]) -> Pass:
     import onnxruntime
 
-    onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # readers need the cores meanwhile

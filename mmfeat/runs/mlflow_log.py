@@ -17,6 +17,7 @@ from mmfeat.errors import ConfigError
 from mmfeat.runs.compare import flat_settings
 from mmfeat.runs.leaderboard import LEADERBOARD
 from mmfeat.runs.run import ABLATION, RUN_FILE, Run
+from mmfeat.system.privacy import keep_private
 from mmfeat.system.wording import without_passwords
 from mmfeat.version import install_command
 
@@ -35,7 +36,7 @@ def log_run(run: Run, uri: str) -> str:
     A run with the name and record of one that is logged already is not logged again. The artifacts of a local database
     go into a folder beside it. Raises `ConfigError` where MLflow is missing, and whatever its client raises.
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing is sent but to `uri`
+    keep_private()  # nothing is sent but to `uri`
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default 7 wait minutes for a dead server
     try:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmfeat.errors import ConfigError
+from mmfeat.system.privacy import keep_private
 from mmfeat.version import install_command
 
 ANSWER_SECONDS = 5.0
@@ -57,6 +58,7 @@ def leave_cluster(ray: Any) -> None:
 
 
 def _import_ray() -> Any:
+    keep_private()
     try:
         with without_stderr():
             import ray
