@@ -1,11 +1,13 @@
-"""Write the reference of all commands into docs/commands.md, from the help texts of the command line.
+"""Write the reference of all commands into docs/commands.md, from the help texts of the command line, and the terms of
+the report into docs/glossary.md.
 
-python docs/make_commands.py            # after a command or flag was added or changed
+python docs/make_commands.py            # after a command, flag or term was added or changed
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import textwrap
 from collections.abc import Iterator
@@ -17,6 +19,8 @@ import typer
 from mmfeat.cli.main import app
 
 PAGE = Path(__file__).parent / "commands.md"
+GLOSSARY = PAGE.with_name("glossary.md")
+TERMS = PAGE.parent.parent / "mmfeat/report/templates/glossary.json"
 WIDTH = 118
 MANY = "[]."  # characters around and after the name of an argument, as in [RUN]...
 BEGIN = "<!-- made by docs/make_commands.py: do not edit below -->"
@@ -43,6 +47,13 @@ def page(before: str) -> str:
     for name, command in commands().items():
         parts.append(_section(name, command))
     return "\n".join(parts)
+
+
+def glossary(before: str) -> str:
+    """Return the page: the text `before` the marker, then every term that the report explains."""
+    terms = json.loads(TERMS.read_text(encoding="utf-8")).items()
+    lines = [textwrap.fill(f"- **{term}**: {meaning}", WIDTH, subsequent_indent="  ") for term, meaning in terms]
+    return "\n".join([before.rstrip() + f"\n\n{BEGIN}\n", *lines, ""])
 
 
 def _walk(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -98,5 +109,6 @@ def _cell(text: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text().partition(BEGIN)[0]))
-    print(f"wrote {PAGE}")
+    for path, write in ((PAGE, page), (GLOSSARY, glossary)):
+        path.write_text(write(path.read_text().partition(BEGIN)[0]))
+        print(f"wrote {path}")

@@ -57,6 +57,9 @@ def words_of(text: str) -> set[str]:
 
 def test_the_reference_is_what_the_script_writes() -> None:
     assert PAGE.read_text() == make_commands.page(OWN), "run python docs/make_commands.py"
+    glossary = make_commands.GLOSSARY.read_text()
+    own = glossary.partition(make_commands.BEGIN)[0]
+    assert glossary == make_commands.glossary(own), "run python docs/make_commands.py"
 
 
 def test_every_command_stands_there_and_no_other() -> None:
