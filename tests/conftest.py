@@ -17,7 +17,7 @@ import pytest
 
 from mmfeat.encoders import hashing
 from mmfeat.encoders.registry import FAMILIES
-from mmfeat.system.privacy import keep_private
+from mmfeat.system.trust import keep_private
 from tests.encoders.tiny_models import write_clip, write_kind, write_timm, write_torchvision
 
 os.environ["HF_HUB_OFFLINE"] = "1"

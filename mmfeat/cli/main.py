@@ -32,7 +32,7 @@ from mmfeat.cli.console import err, lasting_streams, out
 from mmfeat.cli.flags import Interrupted, interruptible
 from mmfeat.cli.help import Helped
 from mmfeat.errors import ConfigError, MmfeatError
-from mmfeat.system.privacy import keep_private
+from mmfeat.system.trust import keep_private
 from mmfeat.system.trust import trust_remote_code as trusted
 from mmfeat.system.web import TIMEOUT
 from mmfeat.version import __version__

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mmfeat.errors import ConfigError, RunError
-from mmfeat.system.privacy import keep_private
+from mmfeat.system.trust import keep_private
 from mmfeat.version import install_command
 
 LARGEST = 1_500_000_000  # most bytes of weights in one protobuf file; more weights are written to a second file

@@ -42,7 +42,7 @@ from mmfeat.encoders.torch_tower import Runtime, TorchTower
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.samples.contents import view_name
 from mmfeat.system import plugins
-from mmfeat.system.privacy import keep_private
+from mmfeat.system.trust import keep_private
 
 
 @dataclass(frozen=True)

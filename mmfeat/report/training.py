@@ -16,8 +16,8 @@ from mmfeat.report.plots import SERIES, new_drawing, score_figure
 from mmfeat.report.section import Figure, Section, Table, gain, interval, number, p_value, title_of
 from mmfeat.report.subject import Subject
 from mmfeat.runs.entry import Entry
+from mmfeat.runs.record import read_trial
 from mmfeat.runs.run import CURVES, Run
-from mmfeat.runs.trial import read_trial
 from mmfeat.system.wording import SCORE_NAMES, head_label
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from mmfeat.errors import ConfigError
 from mmfeat.runs.compare import flat_settings
 from mmfeat.runs.leaderboard import LEADERBOARD
 from mmfeat.runs.run import ABLATION, RUN_FILE, Run
-from mmfeat.system.privacy import keep_private
+from mmfeat.system.trust import keep_private
 from mmfeat.system.wording import without_passwords
 from mmfeat.version import install_command
 

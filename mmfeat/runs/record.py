@@ -1,5 +1,6 @@
-"""Records: the command, versions, date, machine, seeds, data, encoders and parent of a training.
+"""Records: the command, versions, date, machine, seeds, data, encoders and parent of a training, and its trials.
 
+A trial is one set of settings of one head, as the two files `PATH.json` and `PATH.safetensors`.
 A record stands in `run.json` beside the configuration and does not count in the name of the run: the same configuration
 on another day is the same run, which keeps its first record. A record names no host, user or process.
 """
@@ -17,8 +18,17 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from mmfeat.errors import RunError
 from mmfeat.runs.entry import RunConfig, placeless
-from mmfeat.system.files import canonical_json, make_folder, read_json, sweep_temporaries, write_errors, write_json
+from mmfeat.system.files import (
+    canonical_json,
+    file_sha256,
+    make_folder,
+    read_json,
+    sweep_temporaries,
+    write_errors,
+    write_json,
+)
 from mmfeat.system.hardware import cpu_count
 from mmfeat.system.locks import writing_in
 from mmfeat.system.wording import without_passwords
@@ -143,3 +153,27 @@ def checksum(values: Mapping[str, Any]) -> str:
     """SHA-256 of what a run holds; the paths in it may be edited, since a run may move, and its record is no result."""
     held = {name: value for name, value in placeless(values).items() if name not in (CHECKSUM, "record")}
     return hashlib.sha256(canonical_json(held).encode()).hexdigest()
+
+
+def read_trial(path: Path) -> dict[str, Any]:
+    """Read `PATH.json`, all of a trial but its logits. Raises `RunError` if either file is not what was saved."""
+    file = path.with_name(f"{path.name}.safetensors")
+    with whole_trial(path):
+        values: dict[str, Any] = read_json(path.with_name(f"{path.name}.json"))
+        if values.pop("sha256") != trial_checksum(values, file):
+            raise ValueError(f"it or {file.name} is not what was saved")
+        return values
+
+
+@contextlib.contextmanager
+def whole_trial(path: Path) -> Iterator[None]:
+    """Raise any error in reading the trial `path` as a `RunError`."""
+    try:
+        yield
+    except Exception as error:  # safetensors has no exception for a damaged file
+        raise RunError(f"{path}.json: not a whole trial ({error}); delete it and run mmfeat heads again") from error
+
+
+def trial_checksum(record: Mapping[str, Any], file: Path) -> str:
+    """SHA-256 of a trial's record and the file of its logits together."""
+    return hashlib.sha256(f"{canonical_json(record)}{file_sha256(file)}".encode()).hexdigest()

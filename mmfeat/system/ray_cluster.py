@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmfeat.errors import ConfigError
-from mmfeat.system.privacy import keep_private
+from mmfeat.system.trust import keep_private
 from mmfeat.version import install_command
 
 ANSWER_SECONDS = 5.0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mmfeat.system.privacy import SILENT, keep_private
+from mmfeat.system.trust import SILENT, keep_private
 
 # Ends the process, and any that it starts, at the system call that makes a socket of the internet, also where a library
 # in C makes it (seccomp).
