@@ -10,6 +10,7 @@ import inspect
 import json
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ GLOSSARY = PAGE.with_name("glossary.md")
 TERMS = PAGE.parent.parent / "mmfeat/report/templates/glossary.json"
 WIDTH = 118
 MANY = "[]."  # characters around and after the name of an argument, as in [RUN]...
+SHARED = 3  # commands with equal rows of a flag, which then stand in one table
+SHARED_TITLE = "Flags of several commands"
+TABLE = ["| flag | meaning | default |", "| --- | --- | --- |"]
 BEGIN = "<!-- made by docs/make_commands.py: do not edit below -->"
 
 
@@ -43,9 +47,14 @@ def spelled(option: Any) -> str:
 
 def page(before: str) -> str:
     """Return the page: the text `before` the marker, then a section for every command."""
-    parts = [before.rstrip() + f"\n\n{BEGIN}\n"]
+    rows = {name: [_row(each) for each in command.params] for name, command in commands().items()}
+    counts = Counter(row for each in rows.values() for row in each)
+    often = sorted((row for row in counts if counts[row] >= SHARED), key=counts.__getitem__)
+    usual = {row.split(" | ")[0]: row for row in often}  # of a flag with several meanings the most frequent one
+    shared = [row for row in counts if row in usual.values()]
+    parts = [before.rstrip() + f"\n\n{BEGIN}\n", f"### {SHARED_TITLE}\n", *TABLE, *shared, ""]
     for name, command in commands().items():
-        parts.append(_section(name, command))
+        parts += [*_opening(name, command), *_flags(rows[name], shared), ""]
     return "\n".join(parts)
 
 
@@ -64,22 +73,27 @@ def _walk(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             yield prefix + name, command
 
 
-def _section(name: str, command: Any) -> str:
+def _opening(name: str, command: Any) -> list[str]:
     purpose, _, example = inspect.cleandoc(command.help or "").partition("\b\n")
-    lines = [
-        f"### mmfeat {name}",
-        "",
-        *textwrap.wrap(" ".join(purpose.split()), WIDTH),
-        "",
-        "```console",
-        example.strip(),
-        "```",
-        "",
+    wrapped = textwrap.wrap(" ".join(purpose.split()), WIDTH)
+    return [f"### mmfeat {name}", "", *wrapped, "", "```console", example.strip(), "```", ""]
+
+
+def _flags(rows: list[str], shared: list[str]) -> list[str]:
+    """The table of the rows that few commands have, and the names of the others."""
+    own = [row for row in rows if row not in shared]
+    names = [row.split(" | ")[0].removeprefix("| ") for row in rows if row in shared]
+    others = f"And [{SHARED_TITLE[0].lower()}{SHARED_TITLE[1:]}](#{SHARED_TITLE.lower().replace(' ', '-')}): "
+    return [
+        *(TABLE if own else []),
+        *own,
+        *([""] if own and names else []),
+        *([others + ", ".join(names)] if names else []),
     ]
-    lines += ["| flag | meaning | default |", "| --- | --- | --- |"]
-    for parameter in command.params:
-        lines.append(f"| {_named(parameter)} | {_cell(_meaning(parameter))} | {_default(parameter)} |")
-    return "\n".join(lines) + "\n"
+
+
+def _row(parameter: Any) -> str:
+    return f"| {_named(parameter)} | {_cell(_meaning(parameter))} | {_default(parameter)} |"
 
 
 def _named(parameter: Any) -> str:

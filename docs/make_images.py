@@ -1,6 +1,7 @@
-"""Draws the pictures of the README from a real run: a terminal session as SVG, the top of a report as PNG.
+"""Draws the pictures of the docs from a real run: a session as SVG, the top of a report and its mistakes as PNG.
 
-    python docs/make_images.py FOLDER        where `mmfeat extract` and `mmfeat heads` were run
+    python docs/make_images.py FOLDER [REPORT]    where `mmfeat extract` and `mmfeat heads` were run; the mistakes are
+                                                  those of REPORT, a page of other data, if it is given
 
 The report needs Debian's chromium and chromium-driver.
 """
@@ -20,6 +21,7 @@ IMAGES = Path(__file__).parent / "images"
 WIDTH, HEIGHT = 1180, 900  # pixels of the report
 COLUMNS = 108
 LINES = 26  # of one command
+MISTAKES = 8  # cards of the gallery
 
 
 def draw_session(folder: Path, commands: list[str], image: Path) -> None:
@@ -51,11 +53,32 @@ def draw_report(page: Path, image: Path) -> None:
         driver.save_screenshot(str(image))
 
 
+def draw_mistakes(page: Path, image: Path) -> None:
+    """The first `MISTAKES` cards of the gallery: the surest mistakes."""
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from tests.report.browser import open_browser, open_page
+
+    with open_browser(WIDTH, 2 * HEIGHT) as driver:
+        open_page(driver, page)
+        script = r"""
+            const drawn = (card) => !/[\u2e80-\uffff]/.test(card.textContent);  // fonts often lack the others
+            const cards = [...document.querySelectorAll('#samples > li')];
+            document.querySelector('#samples').replaceChildren(...cards.filter(drawn).slice(0, arguments[0]));
+            const photos = [...document.querySelectorAll('#samples img')];
+            photos.forEach((photo) => photo.loading = 'eager');
+            const done = arguments[arguments.length - 1];
+            Promise.all(photos.map((photo) => photo.decode())).then(() => done());"""
+        driver.execute_async_script(script, MISTAKES)
+        driver.find_element("id", "samples").screenshot(str(image))
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     IMAGES.mkdir(exist_ok=True)
     draw_session(folder, ["mmfeat heads", "mmfeat report", "mmfeat submit"], IMAGES / "session.svg")
-    draw_report(max(folder.glob("heads/*/report.html"), key=lambda path: path.stat().st_mtime), IMAGES / "report.png")
+    page = max(folder.glob("heads/*/report.html"), key=lambda path: path.stat().st_mtime)
+    draw_report(page, IMAGES / "report.png")
+    draw_mistakes(Path(sys.argv[2]) if len(sys.argv) > 2 else page, IMAGES / "mistakes.png")
 
 
 if __name__ == "__main__":

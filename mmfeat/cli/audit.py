@@ -57,7 +57,7 @@ def _show_twins(audit: Audit) -> None:
     if not any(counts["groups"] for counts in audit.duplicates.values()):
         out.print("no duplicates in text or photo")
         return
-    header = ("duplicates", "groups", "samples", "equal", "largest", "conflicts", "unlike pairs")
+    header = ("duplicates", "groups", "samples", "equal", "largest", "conflicts", "pairs at odds")
     table = Table(*header, box=None, padding=NEAR)
     for modality, counts in audit.duplicates.items():
         conflict = audit.conflicts[modality]
@@ -67,9 +67,9 @@ def _show_twins(audit: Audit) -> None:
     out.print(table)
     pair = audit.conflicts["pair"]
     if pair["disagreeing_pairs"]:
-        share = pair["disagreeing_pairs"] / pair["pairs"]
-        out.print(f"  {share:.0%} of the pairs that are alike in text and photo have unlike labels")
-        out.print(f"  if each label errs alone and evenly, {_percent(pair['wrong'])} of theirs are wrong")
+        of_pairs = f"{pair['disagreeing_pairs']:,} of {pair['pairs']:,} duplicate pairs"
+        out.print(f"  {of_pairs} carry different labels: look at conflicts.csv")
+        out.print(f"  if errors are random, {_percent(pair['wrong'])} of the labels of duplicates are wrong")
 
 
 def _show_leaks(audit: Audit) -> None:
@@ -79,13 +79,13 @@ def _show_leaks(audit: Audit) -> None:
         for way in audit.leaks["ways"]:
             name = f"{way['part']}, {way['kind']} {way['modality']}"
             ways[name] = ways.get(name, 0) + way["samples"]
-        out.print(f"leaks: {leaking:,} of {tested:,} tested samples have a twin in training")
+        out.print(f"leaks: {leaking:,} of {tested:,} test samples have a duplicate in training")
         out.print(f"  splits in {audit.leaks['splits']}")
         if ways:
             out.print(f"  {', '.join(f'{name} {count:,}' for name, count in ways.items())}")
     if audit.shared:
         counts = ", ".join(f"{name} {count:,}" for name, count in audit.shared.items())
-        out.print(f"unlabelled with a labelled twin (leaks.csv): {counts}")
+        out.print(f"unlabelled samples with a labelled duplicate: {counts}")
 
 
 def _show_odd(audit: Audit) -> None:
@@ -157,7 +157,7 @@ def _show_errors(audit: Audit) -> None:
     if errors is None:
         return
     judge = head_label(errors["head"], errors["modalities"])
-    out.print(f"label errors: {errors['errors']:,} of {errors['samples']:,} labels are doubted by {judge} of")
+    out.print(f"label errors: {errors['errors']:,} of {errors['samples']:,} labels are in doubt, says {judge} of")
     out.print(f"  {errors['run']}")
     table = Table("id", "label", "rather", "p", "p label", "text", box=None, padding=NEAR)
     for row in errors["examples"][:SHOWN_ERRORS]:
@@ -175,17 +175,17 @@ def _show_noise(errors: Mapping[str, Any]) -> None:
 
     noise, scored = errors["noise"], errors["macro_f1"]
     if planted := noise.get("planted"):
-        out.print(f"of labels changed on purpose, {planted['found']:.0%} stand among as many first doubts", end="")
-        out.print(f" (chance {planted['share']:.0%})")
+        out.print(f"test of this list: of labels changed on purpose, {planted['found']:.0%} are at its top", end="")
+        out.print(f" (chance: {planted['share']:.0%})")
     if not noise["claimed"]:
-        out.print("wrong labels: no more than a head this unsure would doubt anyway")
+        out.print("wrong labels: none are proven; a model this unsure doubts as many right ones")
         return
     shares = ", ".join(f"{name} {_percent(share)}" for name, share in list(noise["classes"].items())[:SHOWN_LABELS])
     if errors["multilabel"]:
-        out.print("wrong labels, above what a head this unsure would doubt anyway:")
+        out.print("wrong labels, beyond those that a model this unsure doubts by mistake:")
         out.print(f"  {shares}")
         return
-    out.print(f"wrong labels: {_percent(noise['wrong'])}, above what a head this unsure would doubt anyway")
+    out.print(f"wrong labels: {_percent(noise['wrong'])}, beyond those that a model this unsure doubts by mistake")
     out.print(f"  {shares}")
     reached = interval(Interval(**scored))
     out.print(f"noise ceiling: macro-F1 {_number(noise['macro_f1'])} ({errors['head']} has {reached})")

@@ -150,7 +150,7 @@ def show_extraction(result: Extraction) -> None:
     for modality, reasons in result.missing.items():
         for reason, count in reasons.most_common(SHOWN_FAILURES):
             example = shown(result.examples[modality][reason])
-            out.print(f"  {modality}: {count:,} without ({reason}; first: {example}); they stay, masked")
+            out.print(f"  {modality}: {count:,} without ({reason}; first: {example}); kept, the model uses what is there")
         if len(reasons) > SHOWN_FAILURES:
             out.print(f"  {modality}: {len(reasons) - SHOWN_FAILURES:,} more reasons")
     evidence = dict(result.evidence)
@@ -172,7 +172,7 @@ def show_extraction(result: Extraction) -> None:
     for note in notes_on(result.towers):
         out.print(f"  note: {shown(note)}")
     for id, reason in result.failures[:SHOWN_FAILURES]:
-        out.print(f"  sample {id}: {reason}; kept as a masked row")
+        out.print(f"  sample {id}: {reason}; kept, the model uses what is there")
     if result.failed > SHOWN_FAILURES:
         out.print(f"  and {result.failed - SHOWN_FAILURES:,} more that cannot be read")
     if result.nothing_to_do:
@@ -253,7 +253,7 @@ def _spent(clocks: Clocks, modality: str, possible: Collection[str]) -> str:
     steps = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in clocks.seconds.items())
     readers = f" ({clocks.workers} readers)" if clocks.workers > 1 else ""
     helpful = advice(slowest, possible) if clocks.wall >= WORTH_ADVICE else ""
-    return f"{steps}{readers}; the others wait for {slowest}{f': {helpful} would help' if helpful else ''}"
+    return f"{steps}{readers}; slowest step: {slowest}{f', {helpful} would help' if helpful else ''}"
 
 
 # Step of an extraction -> advice -> the condition in `remedies_left` under which it helps, "" for always.

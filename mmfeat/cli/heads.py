@@ -121,7 +121,7 @@ def _explanation(run: Run, rows: int) -> str:
     left_out = f"and {more} more with --verbose and in {run.leaderboard_file.name}\n" if more > 0 else ""
     unit = "; MAE in the unit of the labels" if run.config.is_regression else ""
     spared = (
-        f"\n1 of {run.config.protocol.seeds}: clearly worse after one seed, the others were spared (or --all-seeds)"
+        f"\n1 of {run.config.protocol.seeds}: clearly worse after one seed, so not trained again (--all-seeds does)"
     )
     spared = spared if any(entry.dropped for entry in run.leaderboard[:rows]) else ""
     return f"{left_out}{folds}, 95 % bootstrap intervals; = ties with the first{unit}{spared}"
@@ -168,8 +168,8 @@ def _show_search(run: Run) -> None:
     worst = max(entries, key=lambda entry: entry.optimism or 0.0, default=None)
     if worst and (worst.optimism or 0.0) >= SHOWN_OPTIMISM:
         out.print(
-            f"optimism: {worst.optimism:+.3f} {worst.headline_title} at most ({worst.label}), which "
-            "choosing settings and thresholds on the scored rows would have added; they were chosen on others"
+            f"Had we tuned on the test rows, scores would look up to {worst.optimism:.3f} too good ({worst.label}). "
+            "We did not."
         )
 
 

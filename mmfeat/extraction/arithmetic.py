@@ -54,10 +54,10 @@ class Evidence:
 
     def __str__(self) -> str:
         cosine = f"{np.floor(self.cosine * 1e5) / 1e5:.5f}"  # never shown as more than it is
-        first = f"on the first {self.samples} samples"
+        measured = f"(cosine {cosine} on {self.samples} samples)"
         if self.dtype == "float32":
-            return f"in float32: cosine {cosine} of {self.half} to it {first}"
-        return f"in {self.half}: cosine {cosine} to float32 {first}"
+            return f"in float32: {self.half} changes vectors {measured}"
+        return f"in {self.half}: vectors hardly change {measured}"
 
 
 @dataclass(frozen=True)

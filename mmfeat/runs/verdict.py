@@ -57,10 +57,10 @@ def verdict(run: Run) -> list[str]:
     first, taken = run.leaderboard[0], run.recommended
     sentences = [best(first, sum(bool(entry.tie) for entry in run.leaderboard[1:]))]
     if (picked := first.picked) and picked.value < first.headline.value - EVEN:
-        sentences.append(f"Expect {interval(picked, ', ')} of it on new samples: to come first takes luck.")
+        sentences.append(f"Expect {interval(picked, ', ')} on new samples: a winner is always partly lucky.")
     if run.results.recommended:
-        why = "" if taken == first else f", a cheaper tie at {rounded(taken.headline.value)}"
-        sentences.append(f"Recommended: {taken.label}{why}; submit and predict take it.")
+        why = "" if taken == first else f", a tie at {rounded(taken.headline.value)} that costs less"
+        sentences.append(f"Recommended: {taken.label}{why}; submit uses it.")
     gains = [(entry, entry.gain) for entry in run.leaderboard if entry.gain]
     return sentences + [_together(run, *pair) for pair in gains[:1]]
 

@@ -75,7 +75,10 @@ def test_every_flag_of_the_help_stands_there_and_no_other(command: str) -> None:
     answer = CliRunner().invoke(app, [*command.split(), "--help-all"], env={"COLUMNS": "200"})
     assert answer.exit_code == 0
     table = REFERENCE.split(f"### mmfeat {command}\n")[1].split("\n### ")[0].split("```\n")[-1]
-    stated = {name for cell in re.findall(r"^\| `(.+?)` \|", table, flags=re.MULTILINE) for name in cell.split("/")}
+    rows, _, shared = table.partition("\nAnd [")
+    cells = re.findall(r"^\| `(.+?)` \|", rows, flags=re.MULTILINE) + re.findall(r"`(.+?)`", shared)
+    stated = {name for cell in cells for name in cell.split("/")}
+    assert all(f"\n| `{name}` |" in REFERENCE.split("\n### mmfeat")[0] for name in re.findall(r"`(.+?)`", shared))
     listed = re.findall(r"^  +(?:-h, )?(--\S+?)(?: / (--\S+))?(?:  | <|$)", answer.output, flags=re.MULTILINE)
     shown = {name for pair in listed for name in pair if name} - {"--help"}
     assert {name for name in stated if name.startswith("--")} == shown == names_of(command)

@@ -15,7 +15,7 @@ import mmfeat
 from tests.docs.markdown import PAGES, ROOT, anchors, blocks, links, prose
 from tests.docs.test_commands_page import COMMANDS
 
-NARROW = ["how-it-works", "format", "commands", "python", "recipes", "scaling", "troubleshooting", "README"]
+NARROW = ["how-it-works", "format", "commands", "python", "recipes", "scaling", "troubleshooting", "README", "own-csv"]
 TROUBLE = ROOT / "docs/troubleshooting.md"
 ABOUT = [str(page.relative_to(ROOT)) for page in PAGES]
 
@@ -37,11 +37,11 @@ def rows(page: Path) -> list[str]:
 
 
 def typed(page: Path) -> list[str]:
-    """The mmfeat commands in the console blocks of a page; in the README and the recipes also those in tables."""
+    """The mmfeat commands in the console blocks of a page; in those in tables too where they can be typed."""
     lines = [
         line for block in blocks(page, "console", "bash", "sh") for line in block.text.replace("\\\n", " ").splitlines()
     ]
-    if page in (ROOT / "README.md", ROOT / "docs/recipes.md"):
+    if page in (ROOT / "docs/python.md", ROOT / "docs/recipes.md"):
         lines += [text for row in rows(page) for text in re.findall(r"`(mmfeat [^`]+)`", row)]
     return [line.removeprefix("$ ") for line in lines if line.removeprefix("$ ").startswith("mmfeat ")]
 
@@ -108,9 +108,9 @@ def test_quoted_messages_are_those_of_the_program(message: str) -> None:
     assert any(wanted.search(text) for text in strings())
 
 
-def test_calls_in_the_tables_of_the_readme_are_understood() -> None:
+def test_calls_in_tables_are_understood() -> None:
     """Each name is public, and its parameters take what is given."""
-    calls = [text for row in rows(ROOT / "README.md") for text in re.findall(r"`([^`]*mmfeat\.\w+\([^`]*)`", row)]
+    calls = [text for row in rows(ROOT / "docs/python.md") for text in re.findall(r"`([^`]*mmfeat\.\w+\([^`]*)`", row)]
     assert len(calls) > 3
     for call in (node for text in calls for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)):
         if isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value) == "mmfeat":

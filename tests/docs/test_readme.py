@@ -1,12 +1,13 @@
-"""Every command of the README is run, in order, in one working folder: each does what is said there, with exit code 0.
+"""Every command of the README, of docs/session.md and of docs/own-csv.md is run in order, and does what is said there.
 
-The folder holds what the README's author had: data in `mvsa`, models in `weights`. Only what stands in `SUBSTITUTIONS`
-is another thing here than there, and `CONFIG` shortens what trains. The session is typed as it stands, each line a
-process of its own; the commands behind it run in this process, which is the same but for starting Python.
+The folder of the session holds what its author had: data in `mvsa`, models in `weights`. Only what stands in
+`SUBSTITUTIONS` is another thing here than there, and `CONFIG` shortens what trains. The session is typed as it stands,
+each line a process of its own; other commands run in this process, which is the same but for starting Python.
 """
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import shlex
@@ -27,7 +28,9 @@ from tests.processes import Command
 from tests.sweep.small_sweeps import rows
 
 README = ROOT / "README.md"
-# What is written in the README or in docs/recipes.md -> what is run here, and why.
+SESSION = ROOT / "docs/session.md"
+OWN_CSV = ROOT / "docs/own-csv.md"
+# What is written in docs/session.md or in docs/recipes.md -> what is run here, and why.
 SUBSTITUTIONS = {
     "clip,bert,resnet50": "clip:weights/clip,bert:weights/all-MiniLM-L6-v2,resnet18:weights/resnet18.pth",  # no hub
     "bert,resnet50 ": "bert:weights/all-MiniLM-L6-v2,resnet18:weights/resnet18.pth ",  # no hub
@@ -42,7 +45,7 @@ SUBSTITUTIONS = {
     "export ": "export --no-model ",  # the time; tests of the export have models
     "explain 5089": "explain 1001",  # an id of the demo
 }
-# What is shorter here where the README names no value: `--config` never wins over a flag.
+# What is shorter here where the page names no value: `--config` never wins over a flag.
 CONFIG = """
 [heads]
 folds = 2
@@ -54,7 +57,7 @@ epochs = 1
 seeds = 1
 """
 # What the demo has no reason to print:
-DATA_ONLY = ("if each label errs alone and evenly,", "With kernel, text and photo together beat the text alone by")
+DATA_ONLY = ("if errors are random,", "With kernel, text and photo together beat the text alone by")
 ENSEMBLES = ("greedy", "stacking", "mean")
 NAMED = re.compile(r"^(?:run|leaderboard|submission|report|audit|export) (\S+)", flags=re.MULTILINE)
 
@@ -63,7 +66,7 @@ SHORTER = CONFIG.replace("[heads]", '[heads]\nmodalities = "both"')  # the sessi
 
 
 class Shown(NamedTuple):
-    """A line of the README and the output that stands below it."""
+    """A line of a page and the output that stands below it."""
 
     line: str
     said: str
@@ -75,24 +78,24 @@ class Answer(NamedTuple):
     errors: str
 
 
-def session() -> list[Shown]:
+def session(page: Path = SESSION) -> list[Shown]:
     """The lines that stand behind `$`, with what they are said to print."""
     found = []
-    for block in blocks(README, "console"):
+    for block in blocks(page, "console"):
         for part in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
             line, _, said = part.partition("\n")
             found.append(Shown(line, said.strip("\n")))
     return found
 
 
-def others() -> list[str]:
+def others(page: Path) -> list[str]:
     """The lines of blocks that hold commands only."""
-    plain = [block.text for block in blocks(README, "console") if not block.text.startswith("$ ")]
+    plain = [block.text for block in blocks(page, "console") if not block.text.startswith("$ ")]
     return [line.partition(" # ")[0].strip() for text in plain for line in text.splitlines() if line.strip()]
 
 
 def here(line: str, config: str) -> list[str]:
-    """The words of a README's line behind `mmfeat`, with the substitutions."""
+    """The words of a page's line behind `mmfeat`, with the substitutions."""
     for written, instead in SUBSTITUTIONS.items():
         line = (line + " ").replace(f" {written}", f" {instead}").rstrip()
     program, *arguments = shlex.split(line)
@@ -192,23 +195,55 @@ def test_the_session_runs_as_it_stands(typed: list[Answer]) -> None:
 
 
 @pytest.mark.parametrize("number", range(len(session()) - 1))
-def test_the_session_prints_what_the_readme_shows(typed: list[Answer], number: int) -> None:
+def test_the_session_prints_what_the_page_shows(typed: list[Answer], number: int) -> None:
     """Line for line in kind: headers, summaries and next steps; numbers, labels and names differ."""
-    shown, printed = session()[number], [kind(line) for line in typed[number].output.splitlines()]
+    compare(session()[number], typed[number])
+
+
+def compare(shown: Shown, answer: Answer) -> None:
+    printed = [kind(line) for line in answer.output.splitlines()]
     for line in shown.said.splitlines():
         assert is_entry(line) or kind(line) in (*printed, *DATA_ONLY), f"mmfeat prints no line like {line!r}"
 
 
-@pytest.mark.parametrize("line", others())
-def test_commands_of_the_readme_run(typed: list[Answer], line: str) -> None:
-    if line.startswith("make "):
-        target = line.split()[1]
-        answer = subprocess.run(
-            ["make", "-n", target], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-        )
-        assert answer.returncode == 0, answer.stderr
-        assert ("mmfeat demo" if target == "demo" else "pytest") in answer.stdout
-        return
+@pytest.mark.parametrize("target", ["demo", "test"])
+def test_targets_of_the_readme(target: str) -> None:
+    assert f"make {target}" in others(README)
+    answer = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert ("mmfeat demo" if target == "demo" else "pytest") in answer.stdout
+
+
+def test_a_table_of_ones_own_from_start_to_end(
+    small_demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lines of the README are those of docs/own-csv.md, whose output has these lines, in kind."""
+    shown = session(OWN_CSV)
+    plain = [each.line.replace(" --encoders hashing,hog", "") for each in shown]
+    assert [line for line in others(README) if line.startswith("mmfeat")] == plain
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shorter.toml").write_text(SHORTER)
+    write_shop(small_demo_folder)
+    for each in shown:
+        answer = in_process(each.line)
+        check(answer)
+        compare(each, answer)
+    assert list(rows(Path("submission.csv"))[0]) == ["sku", "category"]
+    assert len(rows(Path("submission.csv"))) == len(rows(Path("test.csv")))
+
+
+def write_shop(folder: Path) -> None:
+    """The demo as train.csv and test.csv, with the columns that the page has."""
+    samples = read_samples(folder)
+    for name, part, more in (("train.csv", samples.labelled, ["category"]), ("test.csv", samples.unlabelled, [])):
+        with Path(name).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["sku", "title", "photo", *more])
+            writer.writerows([each.id, each.text, each.image, each.label][: 3 + len(more)] for each in part)
+
+
+@pytest.mark.parametrize("line", others(SESSION))
+def test_more_commands_of_the_session_run(typed: list[Answer], line: str) -> None:
     check(in_process(line))
     if "--engine" in line:
         assert list(Path("shared/cache/tweets").glob("clip*/*.h5"))

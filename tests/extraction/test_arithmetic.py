@@ -68,7 +68,7 @@ def test_the_first_samples_decide_and_stay_decided(data: Path, tiny_bert: Path, 
     (evidence,) = refused.evidence.values()
     assert evidence.cosine < 0.999
     assert evidence.samples == TRIED
-    assert str(evidence) == f"in float32: cosine {evidence.cosine - 5e-6:.5f} of {HALF} to it on the first 64 samples"
+    assert str(evidence) == f"in float32: {HALF} changes vectors (cosine {evidence.cosine - 5e-6:.5f} on 64 samples)"
     data.write_text(data.read_text().replace("day", "night"))
     assert settled(data, coarse, trial=False) == refused  # whoever asks later, and whatever the texts are by then
     assert {path.suffix for path in (data.parent / "cache" / ".runtimes").iterdir()} == {".json"}

@@ -50,7 +50,7 @@ def test_what_predicts_is_the_recommended_entry_and_of_an_older_run_the_first(ru
     other = replace(run, results=replace(run.results, recommended=second.name))
     assert other.predicting() == other.recommended == second
     assert other.predicting(run.leaderboard[0].head, run.leaderboard[0].modalities) == run.leaderboard[0]
-    assert any(f"Recommended: {second.label}, a cheaper tie at " in line for line in verdict(other))
+    assert any(f"Recommended: {second.label}, a tie at " in line for line in verdict(other))
     before = replace(run, results=replace(run.results, recommended=""))
     assert "recommended" not in before.to_json()
     assert before.predicting() == run.leaderboard[0]
