@@ -24,7 +24,7 @@ GLOSSARY = PAGE.with_name("glossary.md")
 TERMS = PAGE.parent.parent / "mmfeat/report/templates/glossary.json"
 WIDTH = 118
 MANY = "[]."  # characters around and after the name of an argument, as in [RUN]...
-SHARED = 3  # commands with equal rows of a flag, which then stand in one table
+SHARED = 2  # commands with equal rows of a flag, which then stand in one table
 SHARED_TITLE = "Flags of several commands"
 TABLE = ["| flag | meaning | default |", "| --- | --- | --- |"]
 BEGIN = "<!-- made by docs/make_commands.py: do not edit below -->"
@@ -83,13 +83,9 @@ def _flags(rows: list[str], shared: list[str]) -> list[str]:
     """The table of the rows that few commands have, and the names of the others."""
     own = [row for row in rows if row not in shared]
     names = [row.split(" | ")[0].removeprefix("| ") for row in rows if row in shared]
-    others = f"And [{SHARED_TITLE[0].lower()}{SHARED_TITLE[1:]}](#{SHARED_TITLE.lower().replace(' ', '-')}): "
-    return [
-        *(TABLE if own else []),
-        *own,
-        *([""] if own and names else []),
-        *([others + ", ".join(names)] if names else []),
-    ]
+    link = f"[{SHARED_TITLE[0].lower()}{SHARED_TITLE[1:]}](#{SHARED_TITLE.lower().replace(' ', '-')})"
+    others = textwrap.wrap(f"And {link}: {', '.join(names)}", WIDTH, break_on_hyphens=False) if names else []
+    return [*(TABLE if own else []), *own, *([""] if own and names else []), *others]
 
 
 def _row(parameter: Any) -> str:

@@ -15,7 +15,7 @@ import mmfeat
 from tests.docs.markdown import PAGES, ROOT, anchors, blocks, links, prose
 from tests.docs.test_commands_page import COMMANDS
 
-NARROW = ["how-it-works", "format", "commands", "python", "recipes", "scaling", "troubleshooting", "README", "own-csv"]
+NARROW = ["how-it-works", "format", "commands", "python", "recipes", "scaling", "troubleshooting", "README"]
 TROUBLE = ROOT / "docs/troubleshooting.md"
 ABOUT = [str(page.relative_to(ROOT)) for page in PAGES]
 
