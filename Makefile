@@ -42,11 +42,7 @@ $(TESTED): pyproject.toml constraints.txt
 
 demo: install
 	$(MMFEAT) demo --out demo
-	$(MMFEAT) extract --data demo --encoders hashing,hog
-	$(MMFEAT) heads --data demo --fusion concat,gated
-	$(MMFEAT) audit --data demo
-	$(MMFEAT) submit --data demo --out submission-demo.csv
-	$(MMFEAT) report --data demo
+	$(MMFEAT) run demo --encoders hashing,hog --fusion concat,gated --out submission-demo.csv
 
 extract: install
 	@test -n "$(DATA)" || { echo "make extract needs DATA=FOLDER (and optionally ENCODERS=clip,bert,resnet50)"; exit 2; }

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mmfeat.extraction.requests import Decision
     from mmfeat.extraction.result import Extraction
     from mmfeat.samples.overview import Overview
+    from mmfeat.system.wording import Progress
 
 
 PARAMETERS: Parameters = {
@@ -68,46 +69,63 @@ def extract(context: typer.Context, **given: Any) -> None:
     \b
     mmfeat extract tweets --encoders clip,bert:./my-bert --outputs pooled,clip=tokens
     """
-    from mmfeat.encoders.notes import notes_on_names
-    from mmfeat.encoders.spec import EncoderOptions
-    from mmfeat.extraction.extract import ExtractSettings, extract_features
-    from mmfeat.system.hardware import check_engine
-
-    values = context.params
-    data, encoders, cache = values["data"], requests(values["encoders"]), values["cache"]
-    if data is None:
-        context.fail("no data: name a folder or table, as in mmfeat extract listings.csv")
-    engine, ray_address = values["engine"], values["ray_address"]
-    check_engine(engine, ray_address)
-    for note in notes_on_names(encoders):
-        out.print(note)
-    asked: dict[str, Any] = {
-        "cache": cache,
-        "options": EncoderOptions(**encoder_options(values)),
-        "columns": reading(values),
-        "settings": ExtractSettings(
-            *(values[name] for name in ("device", "workers", "batch_size", "runtime", "retry_failed"))
-        ),
-        "test": values["test"],
-        "progress": ConsoleProgress(),
-    }
+    values = named_data(context)
     if values["dry_run"]:
         from mmfeat.extraction.forecast import forecast_extraction
 
-        show_forecast(forecast_extraction(data, encoders, **asked))
-        if engine != "local":
-            out.print(f"that is one process of this machine; N workers of {engine} divide the time by about N")
+        show_forecast(forecast_extraction(**_asked(values), progress=ConsoleProgress()))
+        if values["engine"] != "local":
+            out.print(
+                f"that is one process of this machine; N workers of {values['engine']} divide the time by about N"
+            )
         return
-    result = extract_features(data, encoders, engine=engine, ray_address=ray_address, **asked)
+    result = extract_data(values, ConsoleProgress(), show_samples)
     show_extraction(result)
     if result.test is not None:
         show_extraction(result.test)
     photos = [tower.spec for tower in result.towers if tower.spec.part == "image"]
     if any(spec.decoding.is_plain for spec in photos) and "auto" in (values["exif"], values["background"]):
         out.print("photos count as stored, as before; --exif upright --background white shows them as people see them")
-    elsewhere = f" --cache {shlex.quote(cache)}" if cache != "cache" else ""
+    elsewhere = f" --cache {shlex.quote(values['cache'])}" if values["cache"] != "cache" else ""
     few = len(result.samples.labels) < 2  # heads cannot be trained on them
-    out.print(f"next: mmfeat {'predict' if few else 'heads'} --data {shlex.quote(data)}{elsewhere}")
+    out.print(f"next: mmfeat {'predict' if few else 'heads'} --data {shlex.quote(values['data'])}{elsewhere}")
+
+
+def named_data(context: typer.Context) -> dict[str, Any]:
+    """The values of the flags, among which data must be named."""
+    if context.params["data"] is None:
+        context.fail(f"no data: name a folder or table, as in mmfeat {context.info_name} listings.csv")
+    return context.params
+
+
+def extract_data(values: Mapping[str, Any], progress: Progress, tell: Callable[[Overview], None]) -> Extraction:
+    """Extract what the values of `PARAMETERS` ask for; `tell` is called with the overviews before that."""
+    from mmfeat.encoders.notes import notes_on_names
+    from mmfeat.extraction.extract import extract_features
+
+    for note in notes_on_names(requests(values["encoders"])):
+        out.print(note)
+    engine = {name: values[name] for name in ("engine", "ray_address")}
+    return extract_features(**_asked(values), **engine, progress=progress, tell=tell)
+
+
+def _asked(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of an extraction and of its forecast."""
+    from mmfeat.encoders.spec import EncoderOptions
+    from mmfeat.extraction.extract import ExtractSettings
+    from mmfeat.system.hardware import check_engine
+
+    check_engine(values["engine"], values["ray_address"])
+    settings = (values[name] for name in ("device", "workers", "batch_size", "runtime", "retry_failed"))
+    return {
+        "data": values["data"],
+        "encoders": requests(values["encoders"]),
+        "cache": values["cache"],
+        "options": EncoderOptions(**encoder_options(values)),
+        "columns": reading(values),
+        "settings": ExtractSettings(*settings),
+        "test": values["test"],
+    }
 
 
 @interruptible("the same command writes the rest")
@@ -132,11 +150,8 @@ WORTH_ADVICE = 60.0  # seconds of wall time from which advice is given
 SHOWN_FAILURES = 5
 
 
-def show_extraction(result: Extraction) -> None:
-    """Print the samples, the vectors by encoder, the failures, and where the time went."""
-    from mmfeat.encoders.notes import notes_on
-
-    samples = result.samples
+def show_samples(samples: Overview) -> None:
+    """Print the samples of a data set before any of them is encoded: their labels, and what was decided in reading."""
     counts = samples.labels
     out.print(f"{samples.source}: {len(samples):,} samples, {sum(counts.values()):,} labelled")
     if counts:
@@ -147,10 +162,20 @@ def show_extraction(result: Extraction) -> None:
     _show_table(samples)
     for note in samples.notes:
         out.print(f"  note: {shown(note)}")
+
+
+def show_extraction(result: Extraction) -> None:
+    """Print the vectors by encoder, what is missing or failed, and where the time went."""
+    from mmfeat.encoders.notes import notes_on
+
+    for note in result.lost:
+        out.print(f"  note: {shown(note)}")
     for modality, reasons in result.missing.items():
         for reason, count in reasons.most_common(SHOWN_FAILURES):
             example = shown(result.examples[modality][reason])
-            out.print(f"  {modality}: {count:,} without ({reason}; first: {example}); kept, the model uses what is there")
+            out.print(
+                f"  {modality}: {count:,} without ({reason}; first: {example}); kept, the model uses what is there"
+            )
         if len(reasons) > SHOWN_FAILURES:
             out.print(f"  {modality}: {len(reasons) - SHOWN_FAILURES:,} more reasons")
     evidence = dict(result.evidence)

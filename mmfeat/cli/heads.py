@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -40,9 +41,11 @@ from mmfeat.system.wording import SCORE_NAMES, gain, interval, p_value, rounded
 
 if TYPE_CHECKING:
     from mmfeat.evaluation.protocol import Protocol
+    from mmfeat.extraction.requests import Request
     from mmfeat.heads.registry import Plan
     from mmfeat.runs.run import Run
     from mmfeat.sweep.train import Sweep
+    from mmfeat.system.wording import Progress
 
 
 SHOWN_ROWS = 10
@@ -53,8 +56,6 @@ NEAR = (0, 1, 0, 0)  # padding that keeps the leaderboard within 80 columns
 
 def show_sweep(sweep: Sweep, verbose: bool = False) -> None:
     """Print the leaderboard, the path of the run, and the verdict; all rows and all details where `verbose`."""
-    from mmfeat.runs.verdict import against, previous_run, standing, verdict
-
     run = sweep.run
     if sweep.reused:
         out.print("nothing to do: this configuration was trained on this data before")
@@ -68,6 +69,13 @@ def show_sweep(sweep: Sweep, verbose: bool = False) -> None:
     if verbose:
         _show_details(run)
     out.print(f"run {run.folder} ({sweep.seconds:.1f} s)")
+    show_judgement(run)
+
+
+def show_judgement(run: Run) -> None:
+    """Print the verdict on a run, and how the run stands to the one before on the same folds."""
+    from mmfeat.runs.verdict import against, previous_run, standing, verdict
+
     before = previous_run(run)
     test = against(run, before) if before else None
     show_verdict(verdict(run) + ([standing(test, "This run", "your last run on these folds")] if test else []))
@@ -287,12 +295,19 @@ def heads(context: typer.Context, **given: Any) -> None:
     mmfeat heads --fusion concat,film --learning-rate 3e-4,1e-3 --folds 5
     """
     values = _with_preset(context)
-    request = find_request(values)
+    sweep = train(context, values, find_request(values), ConsoleProgress())
+    show_sweep(sweep, values["verbose"])
+    tell_mlflow(sweep.run, values["mlflow"])
+    out.print(f"next: mmfeat report --run {shlex.quote(str(sweep.run.folder))}")
+
+
+def train(context: typer.Context, values: Mapping[str, Any], request: Request, progress: Progress) -> Sweep:
+    """Train what the values of `PARAMETERS` ask for on the vectors of a request."""
     plan, protocol = _plan(values), _protocol(values, context)
     from mmfeat.sweep.class_names import parse_class_names
     from mmfeat.sweep.train import train_heads
 
-    sweep = train_heads(
+    return train_heads(
         request.data,
         request.encoders,
         cache=values["cache"],
@@ -307,12 +322,9 @@ def heads(context: typer.Context, **given: Any) -> None:
         order=names(values["order"] or ""),
         class_names=None if values["class_names"] is None else parse_class_names(values["class_names"]),
         **{name: values[name] for name in PASSED_ON},
-        progress=ConsoleProgress(),
+        progress=progress,
         command=context.obj or "",
     )
-    show_sweep(sweep, values["verbose"])
-    tell_mlflow(sweep.run, values["mlflow"])
-    out.print(f"next: mmfeat report --run {shlex.quote(str(sweep.run.folder))}")
 
 
 def _with_preset(context: typer.Context) -> dict[str, Any]:
@@ -326,7 +338,7 @@ def _with_preset(context: typer.Context) -> dict[str, Any]:
     return values
 
 
-def _protocol(values: dict[str, Any], context: typer.Context) -> Protocol:
+def _protocol(values: Mapping[str, Any], context: typer.Context) -> Protocol:
     """Return the protocol; sizes that only one kind of splits has ask for that kind."""
     from mmfeat.evaluation.protocol import AUTO, Protocol
 
@@ -343,7 +355,7 @@ def _protocol(values: dict[str, Any], context: typer.Context) -> Protocol:
     return Protocol(kind, *sizes, values["group"], values["split_dir"], values["seed"])
 
 
-def _plan(values: dict[str, Any]) -> Plan:
+def _plan(values: Mapping[str, Any]) -> Plan:
     """Return the plan: settings with one value, and the search space of those with several or a range."""
     from mmfeat.sweep.search_space import parse_values
 

@@ -26,6 +26,7 @@ from mmfeat.cli import heads as cli_heads
 from mmfeat.cli import neighbours as cli_neighbours
 from mmfeat.cli import predict as cli_predict
 from mmfeat.cli import report as cli_report
+from mmfeat.cli import run as cli_run
 from mmfeat.cli import runs as cli_runs
 from mmfeat.cli import serve as cli_serve
 from mmfeat.cli.console import err, lasting_streams, out
@@ -203,6 +204,7 @@ def root(
     """Encode texts and images once with frozen encoders, then train fusion heads in seconds.
 
     \b
+    mmfeat run listings.csv
     mmfeat extract --data tweets --encoders clip,bert,resnet50
     mmfeat heads --fusion all
     mmfeat finetune --unfreeze text:1
@@ -218,7 +220,7 @@ def root(
 
 
 for _command in (  # in the order of use
-    *(cli_extract.extract, cli_audit.audit, cli_heads.heads, cli_report.report, cli_finetune.finetune),
+    *(cli_run.run, cli_extract.extract, cli_audit.audit, cli_heads.heads, cli_report.report, cli_finetune.finetune),
     *(cli_predict.submit, cli_predict.predict, cli_neighbours.neighbours, cli_serve.serve, cli_export.export),
     *(cli_encoders.encoders, cli_extract.demo),
 ):

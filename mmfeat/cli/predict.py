@@ -55,20 +55,24 @@ def show_submission(result: Submission) -> None:
     for label in result.trained:
         table.add_row(label, *(form.format(share.get(label, 0.0)) for share in shares))
     out.print(table)
-    if result.scores is not None:
-        out.print(_scored(result.scores))
-    for line in result.notes:
+    for line in warnings_of(result):
         out.print(f"note: {line}")
-    if result.data_changed:
-        out.print("note: labels, texts or photos changed since this run was trained; mmfeat heads trains anew")
-    if result.without_features:
-        count, example = len(result.without_features), result.without_features[0]
-        what = f"{counted(count, 'sample')} {'has' if count == 1 else 'have'} neither text nor image"
-        out.print(f"{what} that could be read (first: {example})")
     out.print(f"run {result.run.folder}")
     out.print(f"leaderboard {result.run.leaderboard_file}")
     out.print(f"submission {result.path}")
     out.print("next: hand it in; mmfeat report shows what to expect of it")
+
+
+def warnings_of(result: Submission) -> list[str]:
+    """The scores on labelled samples, if any, and what to know before the submission is handed in, a line each."""
+    lines = [*([_scored(result.scores)] if result.scores else []), *result.notes]
+    if result.data_changed:
+        lines.append("labels, texts or photos changed since this run was trained; mmfeat heads trains anew")
+    if result.without_features:
+        count, example = len(result.without_features), result.without_features[0]
+        what = f"{counted(count, 'sample')} {'has' if count == 1 else 'have'} neither text nor image"
+        lines.append(f"{what} that could be read (first: {example})")
+    return lines
 
 
 def _scored(scores: Scores) -> str:

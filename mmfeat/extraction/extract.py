@@ -7,7 +7,7 @@ and encodes what the cache lacks.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -73,8 +73,11 @@ def extract_features(
     engine: str = "local",
     ray_address: str | None = None,
     progress: Progress | None = None,
+    tell: Callable[[Overview], None] | None = None,
 ) -> Extraction:
     """Encode what the cache lacks of `data`; after an interruption the same call encodes the rest.
+
+    `tell` is called with the overview of `data`, and then with that of `test`, before anything is encoded.
 
     `test`, read by the same names of columns, is encoded in the same way and remembered for the submission; "" forgets
     the test data that an earlier extraction of `data` remembered.
@@ -95,6 +98,9 @@ def extract_features(
     overviews = [look_over(part.source, part.towers, part is not work) for part in works]
     if test and (note := shared_ids(*(part.source for part in works))):
         overviews[1] = replace(overviews[1], notes=(*overviews[1].notes, note))
+    if tell:
+        for overview in overviews:
+            tell(overview)
     work = settle_dtypes(work, settings, progress)
     begin_request(cache, work.request)
     results: list[Extraction] = []
@@ -107,10 +113,10 @@ def extract_features(
             counts = extract_on_ray(part, settings, ray_address, progress, len(overview))
         else:
             counts = _extract(part.source.blocks(BLOCK), len(overview), part.towers, part.store, settings, progress)
-        lost = (note for name, parts in counts.parts.items() for note in parts.check(overview.source, name))
+        lost = [note for name, parts in counts.parts.items() for note in parts.check(overview.source, name)]
         overview = replace(overview, notes=(*overview.notes, *lost))
         result = _result(counts, start, overview, part.towers, part.store, settings, engine)
-        results.append(replace(result, columns=part.source.columns))
+        results.append(replace(result, columns=part.source.columns, lost=tuple(lost)))
         start = time.monotonic()
     remember_request(cache, work.request)
     test_result = results[1] if test else None

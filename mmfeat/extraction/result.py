@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class Extraction(Frame, Shown):
     """Result of an extraction: samples, encoders, cache folder of the data set, counts that `Counts` explains, and
     the decision on the cleaning where a text encoder follows it, and by request the evidence on which `auto` settled
-    the dtype. `test` is the extraction of the test data, if named.
+    the dtype. `test` is the extraction of the test data, if named; `lost` notes what is mostly unreadable.
     """
 
     samples: Overview
@@ -56,6 +56,7 @@ class Extraction(Frame, Shown):
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
     test: Extraction | None = None
     columns: Mapping[str, str] = field(default_factory=dict)  # of the samples
+    lost: tuple[str, ...] = ()
 
     @property
     def nothing_to_do(self) -> bool:

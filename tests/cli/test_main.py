@@ -93,18 +93,34 @@ def test_the_whole_way(tmp_path: Path) -> None:
     reprinted = mmfeat(*heads, cwd=tmp_path)
     assert reprinted.stdout.splitlines()[1].startswith("nothing to do: this configuration was trained")
     assert trained.stdout.splitlines()[1:8] == reprinted.stdout.splitlines()[2:9]
-    submitted = mmfeat("submit", cwd=tmp_path)
-    assert submitted.returncode == 0, submitted.stderr
-    assert submitted.stdout.splitlines()[-4:-1] == [
-        f"run heads/{run.name}",
-        f"leaderboard heads/{run.name}/leaderboard.csv",
-        "submission submission.csv",
-    ]
-    assert len((tmp_path / "submission.csv").read_text().splitlines()) == 13
     mmfeat("extract", made_table(tmp_path), "--encoders", "hashing", cwd=tmp_path)
     asked = mmfeat("heads", "--folds", 2, "--epochs", 1, cwd=tmp_path)
     assert asked.stdout.splitlines()[0] == "using few.csv with hashing: the latest of 2 data sets; --data names another"
     assert "has 1 sample, each fold needs 1" in asked.stderr
+
+
+def test_the_whole_way_in_one_command(small_demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = (small_demo_folder, "--encoders", "hashing", "--fusion", "none", "--baselines", "prior,ridge")
+    fails(inside("run", *flags, "--out", small_demo_folder / "x.csv"), "would overwrite the data")
+    assert not [*tmp_path.iterdir()]
+    printed, again = (inside("run", *flags).stdout.splitlines() for _ in range(2))
+    assert "trained before" in again[4]
+    (run,) = (tmp_path / "heads").iterdir()
+    places = [f"run heads/{run.name}", f"report heads/{run.name}/report.html", "audit audit/demo/audit.json"]
+    for lines in (printed, again):
+        steps = [line[:9] for line in lines if re.match(r"\d/5 ", line)]
+        assert steps == ["1/5 extra", "2/5 heads", "3/5 audit", "4/5 repor", "5/5 submi"]
+        assert lines[0].endswith(": 60 samples, 54 labelled")  # before anything is encoded
+        assert sum(line.startswith("Best: ") for line in lines) == 1
+        assert lines[-5:-1] == [*places, "submission submission.csv"]
+        assert sum(line.startswith("next: ") for line in lines) == 1
+    assert all((tmp_path / place.partition(" ")[2]).exists() for place in places)
+    assert len((tmp_path / "submission.csv").read_text().splitlines()) == 7
+    heads = inside("heads", "--fusion", "none", "--baselines", "prior,ridge").stdout.splitlines()
+    assert heads[1].startswith("nothing to do: this configuration was trained")
+    Path("bare.csv").write_text("text\nred car\nblue car\n")
+    fails(inside("run", "bare.csv", "--encoders", "hashing"), "no sample has a label to learn")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,0 +1,140 @@
+"""`mmfeat run`: the whole way in one command, from a table or folder to a verdict, a report and a submission."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from mmfeat.cli import extract as cli_extract
+from mmfeat.cli import heads as cli_heads
+from mmfeat.cli.console import ConsoleProgress, out
+from mmfeat.cli.flags import READING_PARAMETERS, Heads, Parameters, find_request, interruptible, option, takes
+from mmfeat.cli.predict import warnings_of
+from mmfeat.errors import HeadError
+from mmfeat.system.wording import Advance, counted, duration, head_label, shown, size_of
+
+if TYPE_CHECKING:
+    from mmfeat.audit.result import Audit
+    from mmfeat.runs.run import Run
+    from mmfeat.samples.overview import Overview
+
+EXTRACT, HEADS = cli_extract.PARAMETERS, cli_heads.PARAMETERS
+PARAMETERS: Parameters = {
+    **{name: EXTRACT[name] for name in ("data", "test", "encoders", "cache", *READING_PARAMETERS, "device")},
+    **{name: HEADS[name] for name in ("fusion", "baselines", "task")},
+    "heads": (Heads, "heads"),
+    "out": (option("The submission to write, where there is something to predict."), "submission.csv"),
+}
+
+
+class Steps(ConsoleProgress):
+    """The steps of the command; what a step shows while it works, and prints at its end, begins with its number."""
+
+    def __init__(self) -> None:
+        self.names, self.number = ["extract", "heads", "audit", "report"], 1
+
+    @property
+    def title(self) -> str:
+        """As in `2/5 heads`."""
+        return f"{self.number}/{len(self.names)} {self.names[self.number - 1]}"
+
+    def step(self, title: str, total: int | None) -> AbstractContextManager[Advance]:
+        return super().step(self.title if title == "heads" else f"{self.title}: {title}", total)
+
+    def end(self, result: str, *notes: str) -> None:
+        """Print the result of a step, and notes; the next step begins."""
+        out.print(f"{self.title}: {result}")
+        for note in notes:
+            out.print(f"  note: {shown(note)}")
+        self.number += 1
+
+
+@takes(PARAMETERS)
+@interruptible("what was finished is kept, the same command goes on from there")
+def run(context: typer.Context, **given: Any) -> None:
+    """Do it all: extract, heads, audit, report and submit. The same command goes on after an interrupt.
+
+    \b
+    mmfeat run listings.csv --columns text=title,image=photo,label=category --test test.csv
+    """
+    values, steps = cli_extract.named_data(context), Steps()
+    from mmfeat.prediction.output_file import checked_target, choose_format
+    from mmfeat.runs.verdict import prediction_step
+
+    choose_format(checked_target(values["out"], values["data"]), None)  # wrong names show before any work
+    best = _train(context, values, steps)
+    places = [*_examine(best, values, steps), *(_submit(best, values, steps) if "submit" in steps.names else ())]
+    cli_heads.show_judgement(best)
+    for place in (f"run {best.folder}", *places):
+        out.print(place)
+    out.print(f"next: {'open the report in a browser' if 'submit' in steps.names else prediction_step(best)}")
+
+
+def _train(context: typer.Context, values: dict[str, Any], steps: Steps) -> Run:
+    """Extract the vectors and train heads on them, with the defaults of both commands."""
+    from mmfeat.extraction.requests import test_of
+
+    told: list[Overview] = []
+
+    def tell(samples: Overview) -> None:
+        """Say what the data are; those that cannot be learned from are refused before hours of extraction."""
+        cli_extract.show_samples(samples)
+        if not told and not samples.labels:
+            raise HeadError(f"{samples.source}: no sample has a label to learn; --columns label=... names their column")
+        told.append(samples)
+        test = test_of(values["cache"], values["data"]) if values["test"] is None else values["test"]
+        if len(told) == 1 and (test or sum(samples.labels.values()) < len(samples)):
+            steps.names.append("submit")
+
+    asked = _defaults(EXTRACT) | values
+    found = cli_extract.extract_data(asked, steps, tell)
+    parts = [found, *([found.test] if found.test else [])]
+    new, before, lost = (sum(sum(getattr(p, n).values()) for p in parts) for n in ("new", "stored", "unreadable"))
+    unreadable = f", {lost:,} unreadable" if lost else ""
+    names = ", ".join(dict.fromkeys(tower.spec.name for tower in found.towers))
+    how = f"{new:,} computed in {sum(part.seconds for part in parts):.1f} s" if new else "all there before"
+    steps.end(f"{new + before:,} vectors of {names}, {how}{unreadable}", *found.lost)
+    asked = _defaults(HEADS) | values | {"out": values["heads"]}
+    sweep = cli_heads.train(context, asked, find_request(_defaults(EXTRACT) | values), steps)
+    how = "trained before" if sweep.reused else f"trained in {duration(sweep.seconds)}"
+    scored = f"scored on {sweep.run.leaderboard[0].samples:,} samples out of fold"
+    steps.end(f"{counted(len(sweep.run.leaderboard), 'head')} and ensembles, {how}, {scored}", *sweep.notes)
+    return sweep.run
+
+
+def _examine(best: Run, values: dict[str, Any], steps: Steps) -> list[str]:
+    """Audit the data and write the report of the run; say where both lie."""
+    from mmfeat.audit.audit import audit_data
+    from mmfeat.cli.flags import reading
+    from mmfeat.report.report import write_report
+
+    where = {"run": best.folder, "heads": values["heads"]}
+    audit = audit_data(values["data"], columns=reading(values), cache=values["cache"], **where, progress=steps)
+    steps.end(_audited(audit))
+    page = write_report(**where, data=values["data"], columns=reading(values), progress=steps)
+    steps.end(f"{page.samples:,} samples, {page.photos:,} with their photo, {size_of(page.bytes)}", *page.notes)
+    return [f"report {page.path}", f"audit {audit.file}"]
+
+
+def _audited(audit: Audit) -> str:
+    errors = audit.label_errors
+    doubted = [f"{errors['errors']:,} of {errors['samples']:,} labels are doubted"] if errors else []
+    twins = ", ".join(f"{name} {counts['groups']:,}" for name, counts in audit.duplicates.items() if counts["groups"])
+    odd = sum(row["count"] for row in audit.odd)
+    return "; ".join([*doubted, f"groups of near duplicates: {twins or 'none'}", f"odd texts or photos: {odd:,}"])
+
+
+def _submit(best: Run, values: dict[str, Any], steps: Steps) -> list[str]:
+    """Predict the test data or the unlabelled samples; say where the file lies."""
+    from mmfeat.prediction.submit import write_submission
+
+    result = write_submission(best.folder, out=values["out"], device=values["device"], progress=steps)
+    by = head_label(result.head, result.modalities)
+    steps.end(f"{result.rows:,} predictions for {shown(result.data)} by {by}", *warnings_of(result))
+    return [f"submission {result.path}"]
+
+
+def _defaults(parameters: Parameters) -> dict[str, Any]:
+    return {name: default for name, (_, default) in parameters.items()}
