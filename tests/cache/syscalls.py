@@ -94,6 +94,7 @@ class Fault:
 class Outcome:
     """How the child ended; `status` is its exit status, or minus the signal that ended it."""
 
+    pid: int = 0
     status: int = 0
     error: str = ""  # type and message of the exception that ended it
     hit: bool = False  # the fault's call was reached
@@ -177,7 +178,7 @@ class _Tracer:
     def __init__(self, pid: int, below: Path | None, fault: Fault | None, items: tuple[int, int]) -> None:
         self._pid, self._fault, self._items = pid, fault, items
         self._below = str(below) if below else ""
-        self._outcome = Outcome()
+        self._outcome = Outcome(pid)
         self._running: dict[int, tuple[Call, bool]] = {}  # by thread: its watched call, whether the fault hits it
 
     def run(self, errors: int) -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import subprocess
@@ -391,3 +392,23 @@ def test_the_example_of_the_documentation_runs(tmp_path: Path, monkeypatch: pyte
         exec(code, namespace)
     assert namespace["search"].score(namespace["X_test"], namespace["y_test"]) > 0.85
     assert (tmp_path / "gated.safetensors").is_file()
+
+
+FORK = """
+import os, sys, torch
+from mmfeat import FusionClassifier
+torch.set_num_threads(2)
+FusionClassifier(epochs=1, device="cpu").fit([[0.0, 1], [1, 0]] * 20, [0, 1] * 20)
+torch.ones(1 << 20).exp()  # large enough for two threads
+if not (child := os.fork()):
+    torch.ones(1 << 20).exp()
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+def test_a_process_that_forks_after_fit_computes_on() -> None:
+    """By itself OpenMP waits in the child for threads that only its parent has, for ever."""
+    answer = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=60)
+    assert answer.stdout == "7\n", answer.stderr
