@@ -168,12 +168,12 @@ def make_folder(folder: Path) -> None:
         sync_folder(folder.parent)
 
 
-def stale_temporaries(folder: Path) -> Iterator[Path]:
-    """Temporary files whose writer ran on this machine and ended, or that are a day old."""
+def stale_temporaries(folder: Path, seconds: float = STALE_SECONDS) -> Iterator[Path]:
+    """Temporary files whose writer ran on this machine and ended, or that are older than `seconds`."""
     for path in folder.glob(".*.tmp"):
         name = _TEMPORARY.fullmatch(path.name)
         with contextlib.suppress(FileNotFoundError):  # another process swept the file
-            if name and (_is_dead(name["owner"], int(name["pid"])) or _age(path) > STALE_SECONDS):
+            if name and (_is_dead(name["owner"], int(name["pid"])) or _age(path) > seconds):
                 yield path
 
 
@@ -335,6 +335,11 @@ def _recover(folder: Path) -> None:
             shutil.rmtree(old)
         else:
             old.rename(folder)
-    for stale in stale_temporaries(folder.parent):
-        if stale.name.startswith(f".{folder.name}.") and stale.is_dir() and not stale.is_symlink():
+    sweep_folders(folder)
+
+
+def sweep_folders(path: Path, seconds: float = STALE_SECONDS) -> None:
+    """Delete the temporary folders beside `path`, and for `path`, whose maker is gone or that are older."""
+    for stale in stale_temporaries(path.parent, seconds):
+        if stale.name.startswith(f".{path.name}.") and stale.is_dir() and not stale.is_symlink():
             shutil.rmtree(stale, ignore_errors=True)

@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import math
 import os
 import re
 import shutil
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mmfeat.errors import DataError
-from mmfeat.system.files import read_at
+from mmfeat.system.files import read_at, sweep_folders, temporary_beside
 from mmfeat.system.web import client_options, completed, is_web, read_url
 from mmfeat.system.wording import without_passwords
 from mmfeat.version import install_command
@@ -368,9 +369,15 @@ def _unpacked_tar(path: str) -> str:
 
 
 def temporary_folder() -> str:
-    """A folder of files that are deleted when the process ends; processes that it starts share the folder."""
+    """A folder of files that are deleted when the process ends; processes that it starts share the folder.
+
+    What killed processes left goes first.
+    """
     if not os.path.isdir(folder := os.environ.get(TEMPORARY, "")):
-        folder = os.environ[TEMPORARY] = tempfile.mkdtemp(prefix="mmfeat-")
+        beside = Path(tempfile.gettempdir(), "mmfeat")
+        sweep_folders(beside, math.inf)  # that of a process that lives may be old
+        folder = os.environ[TEMPORARY] = str(temporary_beside(beside))
+        os.mkdir(folder, 0o700)
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from mmfeat.errors import DataError
 from mmfeat.extraction.extract import extract_features
 from mmfeat.samples.dataset import SampleSet, read_samples
 from mmfeat.samples.folders import open_tree
-from mmfeat.system.remote import temporary_folder
+from mmfeat.system.remote import TEMPORARY, temporary_folder
 
 WORDS = ["green cloud", "so happy", "paper stone", "quiet lamp"]
 
@@ -273,6 +274,19 @@ def test_a_compressed_archive_is_unpacked_once_for_all_processes_of_a_command(tm
     answer = subprocess.run([sys.executable, "-c", read, str(photo)], stdout=subprocess.PIPE, check=True)
     assert int(answer.stdout) == len(picture(0))
     assert {file: file.stat().st_mtime_ns for file in Path(temporary_folder()).glob("*.tar")} == before
+
+
+def test_what_a_killed_process_unpacked_goes_with_the_next(tmp_path: Path) -> None:
+    path, place = packed(tarred(tmp_path / "set.tgz", SHARD), gzip.compress), tmp_path / "tmp"
+    place.mkdir()
+    environment = {**{name: os.environ[name] for name in os.environ if name != TEMPORARY}, "TMPDIR": str(place)}
+    read = "import os, sys; from mmfeat.system.remote import open_archive; open_archive(sys.argv[1]); "
+    for end in ("os.kill(os.getpid(), 9)", "print(os.listdir(os.environ['TMPDIR']))"):
+        before = os.listdir(place)
+        answer = subprocess.run([sys.executable, "-c", read + end, str(path)], env=environment, capture_output=True)
+    assert len(before) == 1
+    assert before[0] not in answer.stdout.decode()  # swept while the next one works
+    assert not os.listdir(place)
 
 
 def test_a_table_in_an_archive_with_its_photos(tmp_path: Path) -> None:
