@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from mmfeat.evaluation.resampling import joined_groups
 from mmfeat.evaluation.splits import HOLDOUT, Splits
 from mmfeat.samples.encodings import decode_text
 from mmfeat.samples.labels import TEST, TRAIN, VALIDATION
-from mmfeat.system.files import csv_text, write_atomic
+from mmfeat.system.files import csv_text, file_sha256, write_atomic
 
 FOLDS_FILE = "folds.csv"
 HOLDOUT_FILES = {TRAIN: "train_split.csv", VALIDATION: "val_split.csv", TEST: "test_split.csv"}
@@ -54,6 +55,18 @@ def save_splits(splits: Splits, folder: Path, labels: Sequence[str]) -> None:
 def has_splits(folder: Path) -> bool:
     """Whether the folder holds files that `load_splits` reads."""
     return any((folder / name).is_file() for name in (FOLDS_FILE, HOLDOUT_FILES[TRAIN]))
+
+
+def files_hash(folder: Path) -> str:
+    """SHA-256 of the files that keep the splits in a folder; empty where there are none."""
+    files = [folder / name for name in (FOLDS_FILE, *HOLDOUT_FILES.values()) if (folder / name).is_file()]
+    return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest() if files else ""
+
+
+def check_splits(folder: Path, digest: str) -> None:
+    """Raise `RunError` where the splits of a run are others than those that were saved, whose hash is `digest`."""
+    if digest not in ("", files_hash(folder)):  # earlier versions recorded none
+        raise RunError(f"{folder}: its splits are not those that were saved; run mmfeat heads again")
 
 
 def load_splits(folder: Path, ids: Sequence[str]) -> Splits:

@@ -14,6 +14,7 @@ from mmfeat.encoders.registry import describe_encoders, kept_for
 from mmfeat.evaluation.decisions import plain_choice
 from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.evaluation.significance import LEVEL, holm, majority, mcnemar, paired_difference
+from mmfeat.evaluation.split_files import files_hash
 from mmfeat.finetune.cells import ALPHAS, STAGE_2, CellResult, blended
 from mmfeat.finetune.model import HEAD, TunableModel
 from mmfeat.finetune.prepare import Experiment
@@ -203,6 +204,7 @@ def finish_run(experiment: Experiment, trained: TrainedStages, maker: Maker) -> 
         widths=experiment.features.widths,
         leaderboard=leaderboard,
         record=maker.record(config),
+        splits=files_hash(folder),
         moving=tuple(_moved(trained.model, plan) for plan in experiment.plans),
         warning=warning(gaps[0], gaps[1], tests[0]) if experiment.fusion != EARLY else "",
     )

@@ -25,7 +25,7 @@ from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import Tower, describe_encoders, kept_for
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, EncoderError, RunError
-from mmfeat.evaluation.split_files import has_splits
+from mmfeat.evaluation.split_files import check_splits, files_hash, has_splits
 from mmfeat.runs.entry import PLACES, Entry, FinalHead, RunConfig, convert
 from mmfeat.runs.leaderboard import LEADERBOARD, Leaderboard
 from mmfeat.runs.out_of_fold import OutOfFold, entry_is_whole, read_out_of_fold
@@ -64,7 +64,7 @@ class Results:
     """The results of a run: classes, their counts, labelled samples, the width of each block by name, and the entries.
 
     `moving` holds the trained towers of a second stage, and `warning` says where such a training is doubtful;
-    `recommended` names the entry that predicts where no head is named.
+    `recommended` names the entry that predicts where no head is named; `splits` is the hash of the files of the splits.
     """
 
     classes: tuple[str, ...]
@@ -76,6 +76,7 @@ class Results:
     moving: tuple[Moved, ...] = ()
     warning: str = ""
     recommended: str = ""
+    splits: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for `run.json`, without those that are empty."""
@@ -94,8 +95,7 @@ class Run(Shown):
 
     @classmethod
     def from_json(cls, folder: Path, values: Mapping[str, Any]) -> Run:
-        """Read a run from the `values` of its `run.json`; raises `ValueError` or `ConfigError` that names the field
-        which is missing or wrong."""
+        """Read a run from the values of `run.json`; raises `ValueError` or `ConfigError` that names the wrong field."""
         if not isinstance(values, Mapping):
             raise ValueError("not an object")
         run = cls(folder, RunConfig.from_json(values), convert(values, Results))
@@ -213,18 +213,18 @@ class Run(Shown):
         return self.entry(head, modalities) if head or modalities else self.recommended
 
     def is_whole(self, *files: str) -> bool:
-        """Whether the leaderboards, `files` and the files of all entries exist, these with their recorded hashes."""
+        """Whether the leaderboards, `files`, splits and files of all entries exist, these with their hashes."""
         names = (f"{LEADERBOARD}.csv", f"{LEADERBOARD}.json", *files)
-        return all((self.folder / name).is_file() for name in names) and all(
-            entry_is_whole(self.head_folder(entry), entry) for entry in self.leaderboard
-        )
+        parts = [(self.folder / name).is_file() for name in names]
+        parts.append(self.results.splits in ("", files_hash(self.folder)))
+        return all(parts) and all(entry_is_whole(self.head_folder(entry), entry) for entry in self.leaderboard)
 
     def head_folder(self, entry: Entry) -> Path:
         return self.folder / entry.name
 
     def out_of_fold(self, entry: Entry | None = None) -> OutOfFold:
-        """Read the predictions out of fold of an entry, by default the best one; raises `RunError` where they are
-        missing or not of this run."""
+        """Read the predictions of an entry, by default the best; raises `RunError` where they are not of this run."""
+        check_splits(self.folder, self.results.splits)
         return read_out_of_fold(self.folder, entry or self.leaderboard[0], self.classes, self.config.task)
 
 

@@ -11,14 +11,14 @@ import pytest
 
 from mmfeat.cli.console import out
 from mmfeat.encoders.registry import describe_encoders
-from mmfeat.errors import SubmissionError
+from mmfeat.errors import RunError, SubmissionError
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.extraction.extract import extract_features
 from mmfeat.heads.jobs import LocalEngine
 from mmfeat.heads.registry import FUSIONS, HeadSettings
 from mmfeat.prediction.submit import write_submission
 from mmfeat.runs.leaderboard import ablation
-from mmfeat.runs.run import best_run
+from mmfeat.runs.run import best_run, read_run
 from mmfeat.sweep.train import choose_pairs
 from mmfeat.sweep.trials import HeadTrainer
 from mmfeat.system.wording import ignore
@@ -46,12 +46,17 @@ def test_the_same_sweep_trains_a_damaged_head_again(
     assert sweep(place, out=tmp_path).reused
 
 
-def test_a_deleted_leaderboard_is_written_again(place: Path, tmp_path: Path) -> None:
+def test_a_deleted_leaderboard_and_changed_folds_are_written_again(place: Path, tmp_path: Path) -> None:
     run = sweep(place, **NO_HEADS, out=tmp_path).run
-    before = run.leaderboard_file.read_bytes()
-    run.leaderboard_file.unlink()
-    sweep(place, **NO_HEADS, out=tmp_path)
-    assert run.leaderboard_file.read_bytes() == before
+    folds = run.folder / "folds.csv"
+    before = run.leaderboard_file.read_bytes(), folds.read_bytes()
+    for damage in (run.leaderboard_file.unlink, folds.unlink, lambda: folds.write_bytes(before[1] + b"new,train,test")):
+        damage()
+        if not folds.exists() or folds.read_bytes() != before[1]:
+            with pytest.raises(RunError, match="its splits are not those that were saved; run mmfeat heads again"):
+                read_run(run.folder).out_of_fold()
+        sweep(place, **NO_HEADS, out=tmp_path)
+        assert (run.leaderboard_file.read_bytes(), folds.read_bytes()) == before
 
 
 @pytest.mark.parametrize("name", ["train.txt", "data/new.txt", "submission.csv"])
