@@ -199,13 +199,13 @@ def _standardised(
         held = np.empty((len(rows), matrix.width), dtype=np.float32)
         for part in parts:
             held[part] = matrix.rows(rows[part])
-        scaler = _scaler((held[part] for part in parts), matrix.width, by_deviation)
+        scaler = scaler_of((held[part] for part in parts), matrix.width, by_deviation)
         for part in parts:
             held[part] = scaler.scaled(held[part])
         centre = (weights.astype(np.float32) @ held / weights.sum()).astype(np.float32)
         held -= centre
         return scaler, centre, held
-    scaler = _scaler((matrix.rows(rows[part]) for part in parts), matrix.width, by_deviation)
+    scaler = scaler_of((matrix.rows(rows[part]) for part in parts), matrix.width, by_deviation)
     total = sum(weights[part] @ scaler.scaled(matrix.rows(rows[part])) for part in parts)
     return scaler, (total / weights.sum()).astype(np.float32), None
 
@@ -217,7 +217,7 @@ def _rotated(held: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     return held[:, : vectors.shape[1]]
 
 
-def _scaler(chunks: Any, width: int, by_deviation: bool) -> Scaler:
+def scaler_of(chunks: Any, width: int, by_deviation: bool = True) -> Scaler:
     """Mean of the present values and, if wanted, deviation, merged over chunks (Chan, Golub and LeVeque 1983)."""
     count, mean, squares = np.zeros(width), np.zeros(width), np.zeros(width)
     for chunk in chunks:

@@ -249,9 +249,8 @@ def _neighbours(training: TrainingRows, setting: Setting) -> NeighbourHead:
 
 
 def _kernel_heads(training: TrainingRows, strengths: Sequence[float]) -> Iterator[KernelHead]:
-    scaler = _basis(training).scaler if training.has_table else None
     widths = training.widths or (training.matrix.width,)
-    kernel = make_kernel(training.matrix, widths, scaler, training.rows, training.sampled(LANDMARKS))
+    kernel = make_kernel(training.matrix, widths, training.has_table, training.rows, training.sampled(LANDMARKS))
     return kernel_path(kernel, training.rows, training.targets, training.class_weights, strengths)
 
 

@@ -4,23 +4,26 @@ The kernel of two samples is exp(sum over encoders of (cosine - 1)), of vectors 
 the mean of the training rows, and scaled to length 1 again. It is known to some random training rows, the landmarks, by
 the method of Nyström (Williams and Seeger, 2001): logistic regression learns from the leading components of their
 kernel matrix. Its weights are kept as one weight a landmark, so that a prediction is two products and an exponential.
+Few columns say something each: those of a narrow encoder are standardised and follow the components of wider ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from mmfeat.baselines.basis import Matrix, Scaler, make_basis
+from mmfeat.baselines.basis import Matrix, Scaler, make_basis, scaler_of
 from mmfeat.baselines.linear import LinearHead, linear_path
 from mmfeat.samples.labels import Targets
 
 LANDMARKS = 800
 COMPONENTS = 400
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # C of logistic regression, strong to weak
+NARROW = 32  # columns of the narrowest encoder whose vectors are compared as a whole
 SHORTEST = 1e-6  # a vector that is shorter counts as missing
 LEAST = 1e-6  # share of the largest eigenvalue below which a component is rounding errors
 
@@ -29,8 +32,9 @@ LEAST = 1e-6  # share of the largest eigenvalue below which a component is round
 class Kernel:
     """A matrix of the kernels of all samples of `matrix` with L landmarks; times `components`, where there are some.
 
-    `widths` are those of the encoders side by side, `scaler` standardises the columns of a table and leaves others as
-    they are, `centre` (D,) is the mean of the scaled vectors, and `landmarks` (L, D) float16 are prepared vectors.
+    `widths` are those of the encoders side by side, and `beside` the numbers of those whose m columns follow the
+    kernels in place of being compared. `scaler` standardises these and the columns of a table, others stay as they are.
+    `centre` (D,) is the mean of the scaled vectors, and `landmarks` (L, D - m) float16 are prepared vectors.
     """
 
     matrix: Matrix
@@ -39,28 +43,37 @@ class Kernel:
     centre: np.ndarray
     landmarks: np.ndarray
     components: np.ndarray | None = None
+    beside: tuple[int, ...] = ()
 
     @property
     def width(self) -> int:
-        return len(self.landmarks) if self.components is None else self.components.shape[1]
+        own = len(self.landmarks) if self.components is None else self.components.shape[1]
+        return own + int((~self.compared).sum())
+
+    @cached_property
+    def compared(self) -> np.ndarray:
+        """(D,) bool: whether a column is one of the encoders that are compared."""
+        return np.repeat([number not in self.beside for number in range(len(self.widths))], self.widths)
 
     def __len__(self) -> int:
         return len(self.matrix)
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
-        """(n,) row numbers -> (n, L) float32 kernels, or (n, r) components."""
-        kernels = self.kernels(self.prepared(self.matrix.rows(rows)))
-        return kernels if self.components is None else kernels @ self.components
+        """(n,) row numbers -> (n, L + m) float32 kernels and columns, or (n, r + m) components and columns."""
+        vectors = self.matrix.rows(rows)
+        kernels = self.kernels(self.prepared(vectors))
+        kernels = kernels if self.components is None else kernels @ self.components
+        return np.concatenate([kernels, self.scaler.scaled(vectors)[:, ~self.compared]], axis=1)
 
     def prepared(self, vectors: np.ndarray) -> np.ndarray:
-        """(n, D) raw vectors -> (n, D) float32, of length 1 for each encoder, 0 where its vector is missing."""
+        """(n, D) raw vectors -> (n, D - m) float32, of length 1 for each encoder, 0 where its vector is missing."""
         present = ~np.isnan(vectors)
         unit = _by_encoder(_unit, self.scaler.scaled(vectors), self.widths)
-        return _by_encoder(_unit, np.where(present, unit - self.centre, 0), self.widths)
+        return _by_encoder(_unit, np.where(present, unit - self.centre, 0), self.widths)[:, self.compared]
 
     def kernels(self, prepared: np.ndarray) -> np.ndarray:
-        """(n, D) prepared vectors -> (n, L) kernels."""
-        return np.exp(prepared @ self.landmarks.astype(np.float32).T - len(self.widths))
+        """(n, D - m) prepared vectors -> (n, L) kernels."""
+        return np.exp(prepared @ self.landmarks.astype(np.float32).T - (len(self.widths) - len(self.beside)))
 
 
 @dataclass(frozen=True)
@@ -80,13 +93,15 @@ class KernelHead:
         config, tensors = self.linear.state()
         kernel = {"kernel_mean": self.kernel.scaler.mean, "kernel_std": self.kernel.scaler.std}
         kernel |= {"centre": self.kernel.centre, "landmarks": self.kernel.landmarks}
-        return {**config, "widths": list(self.kernel.widths)}, {**tensors, **kernel}
+        narrow = {"beside": list(self.kernel.beside)} if self.kernel.beside else {}
+        return {**config, "widths": list(self.kernel.widths), **narrow}, {**tensors, **kernel}
 
     @classmethod
     def restore(cls, config: dict[str, Any], tensors: dict[str, np.ndarray]) -> KernelHead:
         """The head whose `state` returned `config` and `tensors`."""
         scaler = Scaler(tensors["kernel_mean"], tensors["kernel_std"])
-        kernel = Kernel(_Nothing(), tuple(config["widths"]), scaler, tensors["centre"], tensors["landmarks"])
+        widths, beside = tuple(config["widths"]), tuple(config.get("beside", ()))
+        kernel = Kernel(_Nothing(), widths, scaler, tensors["centre"], tensors["landmarks"], beside=beside)
         return cls(kernel, LinearHead.restore(config, tensors))
 
 
@@ -103,22 +118,28 @@ class _Nothing:
 
 
 def make_kernel(
-    matrix: Matrix, widths: Sequence[int], table: Scaler | None, rows: np.ndarray, landmarks: np.ndarray
+    matrix: Matrix, widths: Sequence[int], has_table: bool, rows: np.ndarray, landmarks: np.ndarray
 ) -> Kernel:
-    """Make the kernel of training `rows`, of which `landmarks` are some.
+    """Make the kernel of training `rows`, of which `landmarks` are some; the last of the `widths` is that of a table if
+    `has_table`.
 
-    The last of the `widths` is that of a table where `table` standardises all columns; the others stay as they are.
+    An encoder of less than NARROW columns stands beside the wider ones, with a mean square length of 1 as the kernel
+    has. Where all are narrow, they are compared.
     """
-    mean, std = np.zeros(matrix.width, np.float32), np.ones(matrix.width, np.float32)
-    if table is not None:
-        last = slice(matrix.width - widths[-1], None)
-        mean[last], std[last] = table.mean[last], table.std[last]
-    scaler = Scaler(mean, std)
     vectors = matrix.rows(np.sort(rows))
+    narrow = [number for number, width in enumerate(widths) if width < NARROW]
+    beside = narrow if len(narrow) < len(widths) else []
+    factors = [np.sqrt(width) if number in beside else 1 for number, width in enumerate(widths)]
+    scaled = [number in narrow or (has_table and number == len(widths) - 1) for number in range(len(widths))]
+    chosen = np.flatnonzero(np.repeat(scaled, widths))
+    columns = scaler_of([vectors[:, chosen]], len(chosen))
+    scaler = Scaler(np.zeros(matrix.width, np.float32), np.repeat(factors, widths).astype(np.float32))
+    scaler.mean[chosen], scaler.std[chosen] = columns.mean, columns.std * scaler.std[chosen]
     unit = _by_encoder(_unit, scaler.scaled(vectors), widths)
     present = ~np.isnan(vectors)
     centre = unit.sum(0, dtype=np.float64, where=present) / np.maximum(present.sum(0), 1)
-    kernel = Kernel(matrix, tuple(widths), scaler, centre.astype(np.float32), np.empty((0, matrix.width), np.float16))
+    empty = np.empty((0, matrix.width), np.float16)
+    kernel = Kernel(matrix, tuple(widths), scaler, centre.astype(np.float32), empty, beside=tuple(beside))
     known = kernel.prepared(matrix.rows(landmarks)).astype(np.float16)
     kernel = replace(kernel, landmarks=known)
     values, vectors = np.linalg.eigh(kernel.kernels(known.astype(np.float32)).astype(np.float64))
@@ -138,12 +159,12 @@ def kernel_path(
     assert kernel.components is not None, "a kernel to train on has components"
     basis = make_basis(kernel, targets, rows, class_weights, standardised=False)
     plain = replace(kernel, matrix=_Nothing(), components=None)
-    size = len(kernel.landmarks)
+    size, rank = plain.width, kernel.components.shape[1]
     unscaled = Scaler(np.zeros(size, np.float32), np.ones(size, np.float32))
     kind, given = ("ridge", [1 / strength for strength in strengths]) if targets.numeric else ("logistic", strengths)
     for strength, head in zip(strengths, linear_path(kind, basis, targets, class_weights, given), strict=True):
         intercepts = head.intercepts - head.scaler.mean.astype(np.float64) @ head.coefficients
-        weights = kernel.components @ head.coefficients
+        weights = np.concatenate([kernel.components @ head.coefficients[:rank], head.coefficients[rank:]])
         yield KernelHead(
             plain, replace(head, strength=strength, scaler=unscaled, coefficients=weights, intercepts=intercepts)
         )

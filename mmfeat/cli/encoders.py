@@ -22,7 +22,7 @@ SHOWN = 40  # models of a family; more are listed with --match
 def encoders(
     name: Annotated[str | None, typer.Argument(help="Encoders, as for --encoders, whose recipes are shown.")] = None,
     family: Annotated[
-        str | None, typer.Option(help="List a family: st, bert, hf, clip, timm, torchvision, hashing, hog.")
+        str | None, typer.Option(help="List a family: st, bert, hf, clip, timm, torchvision, hashing, hog, lexicon.")
     ] = None,
     match: Annotated[str, typer.Option(help="With --family: only names that hold this text.")] = "",
     device: Device = "auto",

@@ -42,7 +42,7 @@ RunCache = option("Feature cache.  [default: that of the run]", str | None, "--c
 Heads = option("Folder of the runs.", str, "--heads")
 Head = option("A head of the run.  [default: the best]", str | None, "--head")
 Modalities = option("both, text, image, table or ensemble.  [default: the best]", str | None, "--modalities")
-Encoders = option("family[:variant],...: st, bert, hf, clip, timm, resnet50, hashing, hog.", str, "--encoders")
+Encoders = option("family[:variant],...: st, bert, hf, clip, timm, resnet50, hashing, hog, lexicon.", str, "--encoders")
 AnyEncoders = option("As for extract.  [default: the latest extraction's]", str | None, "--encoders")
 CacheFolder = option("Folder of the feature cache.", str, "--cache")
 ColumnsFlag = option("Names in your table: id=,text=,image=,label=,table=; A+B are several.", str, "--columns")

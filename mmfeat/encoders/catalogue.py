@@ -86,7 +86,7 @@ RECOMMENDED: dict[str, tuple[Listed, ...]] = {
         ),
     ),
 }
-BUILT_IN = (Listed("hashing", "text"), Listed("hog", "image"))
+BUILT_IN = (Listed("hashing", "text"), Listed("hog", "image"), Listed("lexicon", "text", 16))
 OPEN = {  # families that take any checkpoint of a kind, which no library lists
     "st": "text checkpoints of sentence-transformers",
     "bert": "text models of transformers",
@@ -156,7 +156,7 @@ def listed(family: str, text: str = "") -> list[Listed]:
     if family in OPEN:
         known = [model for models in RECOMMENDED.values() for model in models] + cached_models()
         models = list({model.name: model for model in known if model.family == family}.values())
-    elif family in ("hashing", "hog"):
+    elif family in [model.name for model in BUILT_IN]:
         models = [model for model in BUILT_IN if model.name == family]
     elif family in plugins(ENCODERS):
         models = []
@@ -241,6 +241,7 @@ def families() -> dict[str, tuple[int, str]]:
         "torchvision": (len(names()), "image models of torchvision, each by its own name"),
         "hashing": (1, "n-grams of texts, no download"),
         "hog": (1, "gradients and colours of photos, no download"),
+        "lexicon": (1, "sentiment of English texts, and their marks; no other language; the extra lexicon"),
         **{name: (1, f"a plug-in of {package(point)}") for name, point in plugins(ENCODERS).items()},
     }
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from mmfeat.encoders.lexicon import foreign_share
 from mmfeat.encoders.registry import Tower, absolute_request, is_family
 from mmfeat.encoders.weights import MODULES
 
@@ -38,3 +39,10 @@ def notes_on_names(requests: Sequence[str]) -> list[str]:
         for request, name in read.items()
         if not is_family(request.partition(":")[0])
     ]
+
+
+def notes_on_texts(towers: Sequence[Tower], texts: Iterable[str]) -> list[str]:
+    """A line where a lexicon of English words is asked for texts that hardly are English."""
+    if not any(tower.spec.family == "lexicon" for tower in towers) or (share := foreign_share(texts)) is None:
+        return []
+    return [f"lexicon knows English sentiment only; {share:.0%} of texts have no the, and, you or the like"]

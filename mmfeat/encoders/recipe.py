@@ -12,7 +12,7 @@ from mmfeat.encoders.catalogue import licence_in, timm_size, torchvision_size
 from mmfeat.encoders.clip_checkpoints import read_checkpoint
 from mmfeat.encoders.names import HUB
 from mmfeat.encoders.registry import absolute_request, cleaning_of_tweets, describe_encoders, load_encoders
-from mmfeat.encoders.spec import DRAFT, EncoderOptions, EncoderSpec
+from mmfeat.encoders.spec import DRAFT, RAW, EncoderOptions, EncoderSpec
 from mmfeat.encoders.weights import MODULES, ROOTS, cached_files, checkpoint_json, checkpoint_modules, local_path
 
 NOT_HERE = "not here; the first extraction downloads them"
@@ -74,6 +74,8 @@ def _pooling(variant: str, spec: EncoderSpec) -> str:
 
 def _of_texts(request: str, variant: str, spec: EncoderSpec, options: EncoderOptions) -> list[tuple[str, str]]:
     """Lines on prompts, length and cleaning."""
+    if spec.family in RAW:
+        return [("texts", "in English, as they were written; --cleaning is about others")]
     asked = options.cleaning
     asked += f": {cleaning_of_tweets(request, spec)} for tweets, else none" if asked == "auto" else ""
     return [
@@ -137,7 +139,7 @@ def _folder(variant: str) -> Path | None:
 
 def _size(request: str, variant: str, spec: EncoderSpec) -> tuple[int | None, float | None]:
     """(Width of the vector, millions of parameters of the whole model), None where the small files do not say it."""
-    if spec.family in ("hashing", "hog"):
+    if spec.family in ("hashing", "hog", "lexicon"):
         return _built_in_width(request), None
     if spec.family == "timm" and not local_path(variant):
         return timm_size(variant.removeprefix(HUB)) if "/" not in variant else (None, None)

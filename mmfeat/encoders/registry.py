@@ -17,6 +17,7 @@ from mmfeat.encoders import (
     clip,
     hashing,
     hog,
+    lexicon,
     sentence,
     timm_models,
     torchvision_models,
@@ -29,6 +30,7 @@ from mmfeat.encoders.spec import (
     DECIDED,
     HEEDING,
     NAMED,
+    RAW,
     Encoder,
     EncoderOptions,
     EncoderSpec,
@@ -121,6 +123,7 @@ FAMILIES: dict[str, Family] = {
     "resnet50": _TORCHVISION,  # `_family` gives it for the name of any model of torchvision
     "hashing": Family(_TEXT, hashing.describe, hashing.reference, load=hashing.load, is_cased=lambda variant: False),
     "hog": Family(_IMAGE, hog.describe, hog.reference, load=hog.load),
+    "lexicon": Family(_TEXT, lexicon.describe, lexicon.reference, load=lexicon.load),
     "vectors": Family(_TEXT, vectors.describe, vectors.reference, load=vectors.load),
     "vectors.image": Family(_IMAGE, vectors.describe, vectors.reference, load=vectors.load),
     "finetuned": Family(_BOTH, _describe_tuned, _tuned_reference, _open_tuned),
@@ -182,6 +185,7 @@ def _names(request: str, family: Family) -> dict[str, set[str]]:
     chosen = {"dtype": arithmetic, "convolutional_dtype": arithmetic, "image_size": images, "image_pooling": images}
     chosen |= {option: texts if name in families else set() for option, families in HEEDING.items()}
     chosen["layers"] = images or chosen["max_length"]  # the same families
+    chosen |= {"cleaning": set()} if name in RAW else {}
     return {option: chosen.get(option, texts) for option in NAMED}
 
 

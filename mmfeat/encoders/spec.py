@@ -48,6 +48,7 @@ DECIDED = "auto:"  # before the cleaning of options that was `auto`, which keeps
 DRAFT = "draft"
 SHOWN = {"exif": UPRIGHT, "background": WHITE}  # the values of auto: photos as people see them
 BACKGROUND = re.compile("#[0-9a-f]{6}")
+RAW = ("lexicon", "vectors")  # families that take a text as it was written, whatever the cleaning
 TWO_TOWERS = ("clip", "hf", "vectors")  # families whose towers are named by their modality
 VISION_TRANSFORMERS = ("vit", "deit", "beit", "eva")
 SIZE = re.compile(r"([1-9]\d*)(?:x([1-9]\d*))?")

@@ -155,7 +155,10 @@ class KernelPart(LinearPart):
     def __init__(self, ports: HeadPorts, head: KernelHead) -> None:
         super().__init__(ports, head.linear)
         kernel = head.kernel
-        self.widths = list(kernel.widths)
+        self.widths, self.compared = list(kernel.widths), len(kernel.widths) - len(kernel.beside)
+        self.inside, self.outside = map(
+            torch.from_numpy, (np.flatnonzero(kernel.compared), np.flatnonzero(~kernel.compared))
+        )
         for name, values in {**vars(kernel.scaler), "centre": kernel.centre, "landmarks": kernel.landmarks}.items():
             self.register_buffer(name, torch.from_numpy(np.array(values, np.float32)))
 
@@ -163,9 +166,10 @@ class KernelPart(LinearPart):
         pairs = [pair for encoders in self.ports.of_view(given, view).values() for pair in encoders]
         present = torch.cat([mask.unsqueeze(-1).expand(values.shape) for values, mask in pairs], -1)
         values = (torch.cat([values for values, _ in pairs], -1) - self.mean) / self.std
-        centred = self._unit(torch.where(present, values, 0.0)) - self.centre
-        prepared = self._unit(torch.where(present, centred, 0.0))
-        return torch.exp(prepared @ self.landmarks.T - len(self.widths))
+        values = torch.where(present, values, 0.0)
+        prepared = self._unit(torch.where(present, self._unit(values) - self.centre, 0.0))
+        kernels = torch.exp(prepared[:, self.inside] @ self.landmarks.T - self.compared)
+        return torch.cat([kernels, values[:, self.outside]], -1)
 
     def _unit(self, values: Tensor) -> Tensor:
         parts = values.split(self.widths, -1)

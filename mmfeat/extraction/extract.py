@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mmfeat.cache.store import EXPORTED, Cache, ShardWriter
 from mmfeat.encoders.registry import Tower, absolute_names, absolute_request, is_torch, load_encoders
-from mmfeat.encoders.spec import EncoderOptions
+from mmfeat.encoders.spec import RAW, EncoderOptions
 from mmfeat.encoders.torch_tower import LIBRARIES, Runtime
 from mmfeat.extraction.arithmetic import Evidence, FirstSamples, Resolved, resolve_encoders, settle
 from mmfeat.extraction.encode import BackgroundWriter, Batcher, Stage
@@ -202,7 +202,8 @@ def prepare_extraction(
     named = absolute_names(options)
     recorded = replace(resolved.options, dtype=named.dtype, convolutional_dtype=named.convolutional_dtype)
     request = Request(absolute(data), source.columns, requests, recorded, fingerprints, decision, remembered)
-    cleanings = ", ".join(dict.fromkeys(tower.spec.cleaning for tower in towers if tower.spec.part == "text"))
+    texts = [tower.spec for tower in towers if tower.spec.part == "text" and tower.spec.family not in RAW]
+    cleanings = ", ".join(dict.fromkeys(spec.cleaning for spec in texts))
     followed = decision and cleanings and resolved.options.cleaning != options.cleaning
     shown = replace(decision, cleaning=cleanings) if decision and followed else None
     return Work(source, towers, Cache(cache, source.name), request, shown, resolved.evidence)

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy as np
 from mmfeat.cache.reading import FAILED, GOOD, MISSING, KnownKeys
 from mmfeat.cache.shard import Shard
 from mmfeat.cache.store import Cache
+from mmfeat.encoders.notes import notes_on_texts
 from mmfeat.encoders.registry import Tower
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import DataError
@@ -262,7 +263,7 @@ def look_over(source: SampleSource, towers: Sequence[Tower], is_test: bool = Fal
         if only:
             rest = "" if absence.is_named else f", or leave {only[0]} out of --encoders"
             raise DataError(f"{overview.source}: {absence.reason}{rest}")
-    return overview
+    return replace(overview, notes=(*overview.notes, *notes_on_texts(towers, source.texts())))
 
 
 class Planner(AbstractContextManager["Planner"]):

@@ -7,11 +7,15 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from mmfeat.baselines import kernel as kernels
-from mmfeat.baselines.basis import Scaler
-from mmfeat.baselines.kernel import kernel_path, make_kernel
+from mmfeat.baselines.kernel import KernelHead, kernel_path, make_kernel
 from tests.baselines.test_fit import TEST, TRAIN, Rows, problem
 
 WIDTHS = (8, 16)
+
+
+@pytest.fixture(autouse=True)
+def no_encoder_is_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "NARROW", 4)
 
 
 def prepared_by_hand(vectors: np.ndarray) -> np.ndarray:
@@ -27,7 +31,7 @@ def prepared_by_hand(vectors: np.ndarray) -> np.ndarray:
 def test_it_is_the_kernel_of_the_formula() -> None:
     """Also where the first encoder has no vector: its cosine is then 0."""
     matrix, _ = problem()
-    kernel = make_kernel(matrix, WIDTHS, None, TRAIN, TRAIN[:50])
+    kernel = make_kernel(matrix, WIDTHS, False, TRAIN, TRAIN[:50])
     plain = prepared_by_hand(matrix.vectors)
     expected = np.exp(plain[TEST] @ plain[:50].T - 2)
     found = kernel.kernels(kernel.prepared(matrix.rows(TEST)))
@@ -40,7 +44,7 @@ def test_it_is_the_kernel_of_the_formula() -> None:
 def test_it_is_scikit_learns_logistic_regression_on_the_components(strength: float) -> None:
     matrix, targets = problem()
     weights = np.linspace(0.8, 1.6, 3)
-    kernel = make_kernel(matrix, WIDTHS, None, TRAIN, TRAIN)
+    kernel = make_kernel(matrix, WIDTHS, False, TRAIN, TRAIN)
     (head,) = kernel_path(kernel, TRAIN, targets, weights, [strength])
     theirs = LogisticRegression(C=strength, class_weight=dict(enumerate(weights)), tol=1e-9, max_iter=9000)
     theirs.fit(kernel.rows(TRAIN).astype(np.float64), targets.numbers[TRAIN])
@@ -56,8 +60,22 @@ def test_the_columns_of_a_table_are_standardised_first() -> None:
     for widths, table, alike in ((WIDTHS, True, True), (WIDTHS, False, False)):
         found = []
         for rows in (matrix, scaled):
-            values = rows.vectors[TRAIN].astype(np.float32)
-            scaler = Scaler(np.nanmean(values, 0), np.nanstd(values, 0)) if table else None
-            kernel = make_kernel(rows, widths, scaler, TRAIN, TRAIN[:50])
+            kernel = make_kernel(rows, widths, table, TRAIN, TRAIN[:50])
             found.append(kernel.kernels(kernel.prepared(rows.rows(TEST))))
         assert np.allclose(*found, rtol=5e-3) == alike
+
+
+def test_a_narrow_encoder_stands_beside_the_components(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As standardised columns, which the head weighs as it weighs components; also after it was saved."""
+    matrix, targets = problem()
+    monkeypatch.setattr(kernels, "NARROW", 9)
+    kernel = make_kernel(matrix, WIDTHS, False, TRAIN, TRAIN)
+    narrow, wide = np.split(matrix.rows(np.arange(len(matrix))).astype(np.float64), [8], axis=1)
+    beside = np.nan_to_num((narrow - np.nanmean(narrow[TRAIN], 0)) / np.nanstd(narrow[TRAIN], 0) / np.sqrt(8))
+    alone = make_kernel(Rows(wide), (16,), False, TRAIN, TRAIN)
+    expected = np.concatenate([alone.rows(TEST), beside[TEST]], axis=1)
+    np.testing.assert_allclose(kernel.rows(TEST), expected, atol=1e-4)
+    (head,) = kernel_path(kernel, TRAIN, targets, np.ones(3), [1.0])
+    theirs = LogisticRegression(C=1.0, tol=1e-9, max_iter=9000).fit(kernel.rows(TRAIN), targets.numbers[TRAIN])
+    restored = KernelHead.restore(*head.state())
+    np.testing.assert_allclose(restored.logits(matrix, TEST), theirs.predict_log_proba(kernel.rows(TEST)), atol=0.02)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mmfeat.encoders import lexicon
 from mmfeat.encoders.registry import absolute_request, describe_encoders, load_encoders
 from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec
 from mmfeat.encoders.torch_tower import Runtime, staged, to_device
@@ -159,6 +160,23 @@ def test_built_in_encoders_are_deterministic_and_never_change() -> None:
     )
 
 
+def test_the_lexicon_is_vaders_and_counts_what_cleaning_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    text = "RT @bob GREAT day, not bad!! #happy #x http://t.co/love"
+    row = vectors("lexicon")["text"][2], lexicon.describe_text(text)
+    scores = SentimentIntensityAnalyzer().polarity_scores(text)
+    np.testing.assert_allclose(row[1][:4], [scores[name] for name in ("compound", "pos", "neu", "neg")], atol=1e-6)
+    np.testing.assert_allclose(np.expm1(np.abs(row[1][[4, 5]])), [3.1 + 2.7, 2.5], atol=1e-5)
+    assert np.expm1(row[1][8:15]).round().tolist() == [2, 0, 2, 1, 1, 2, 8]
+    assert np.expm1(row[0][8:15]).round().tolist() == [0, 0, 1, 1, 1, 0, 4]  # the cleaning is about other encoders
+    with pytest.raises(ConfigError, match=r"cleaning lexicon=\.\.\.: no encoder of that name heeds it here"):
+        describe_encoders(["lexicon"], EncoderOptions(dtype="float32", cleaning="none,lexicon=tweet"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(EncoderError, match=r"lexicon needs vaderSentiment; .*pip install .*\[lexicon\]"):
+        describe_encoders(["lexicon"], FLOAT32)
+
+
 @pytest.fixture(scope="module")
 def hashing() -> Encoder:
     return load_encoders(describe_encoders(["hashing"], EncoderOptions(dtype="float32", cleaning="none")), "cpu")[0]
@@ -282,6 +300,7 @@ def test_a_tower_asked_for_twice_is_given_once(tiny_clip: Path) -> None:
         ("timm", "timm: name a model"),
         ("hashing:words", "hashing:words: no such version; name it hashing, or hashing:1"),
         ("hog:big", "hog:big: this encoder has no variants"),
+        ("lexicon:big", "lexicon:big: this encoder has no variants"),
         ("resnet18:NOPE", "torchvision has IMAGENET1K_V1, or name a local weights file"),
         ("clip:ViT-B-32/nope", "no weights 'nope' for ViT-B-32"),
         ("clip:NoSuchModel/openai", "open_clip has no model 'NoSuchModel'"),

@@ -6,9 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from mmfeat.encoders.lexicon import describe_text
 from mmfeat.encoders.registry import describe_encoders
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError
@@ -118,6 +120,21 @@ def test_a_cased_model_keeps_the_case_unless_asked(tmp_path: Path, tiny_bert: Pa
         tweets, ["hashing", f"bert:{cased}"], cache=tmp_path / "cache", options=EncoderOptions(dtype="float32")
     )
     assert [tower.spec.cleaning for tower in both.towers] == ["tweet", "tweet-cased"]
+
+
+def test_the_lexicon_reads_raw_texts_and_says_where_they_are_hardly_english(tmp_path: Path) -> None:
+    data = table(tmp_path / "a.jsonl", TWEETS)
+    result = extract_features(data, ["lexicon", "hashing"], cache=tmp_path / "cache")
+    assert result.decision is not None
+    assert result.decision.cleaning == "tweet"  # that of hashing
+    assert result.samples.notes == (
+        "lexicon knows English sentiment only; 100% of texts have no the, and, you or the like",
+    )
+    _, features = result.load()
+    (stored,) = [block.vectors for block in features.blocks if block.width == 16]
+    np.testing.assert_array_equal(stored, np.stack([describe_text(text) for text in TWEETS]))
+    english = table(tmp_path / "b.jsonl", [f"this is what {text}" for text in TWEETS])
+    assert extract(english, "lexicon").samples.notes == ()
 
 
 def test_auto_for_all_but_one_encoder(tmp_path: Path, tiny_bert: Path) -> None:
