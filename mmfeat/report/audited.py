@@ -1,20 +1,25 @@
-"""The audit in a report: likely label errors, and the duplicates, conflicts, leaks and odd files of `mmfeat audit`."""
+"""Doubts about the data in a report: labels that may be wrong, near duplicates, and what `mmfeat audit` found."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from mmfeat.audit.label_errors import estimate_noise, find_label_errors
+from mmfeat.audit.label_errors import Noise, estimate_noise, find_label_errors
 from mmfeat.audit.opinions import floor_of
 from mmfeat.audit.result import Audit, read_audit
 from mmfeat.errors import DataError
-from mmfeat.report.section import MOST_CLASSES, Section, Table, interval, title_of
+from mmfeat.report.card import make_card
+from mmfeat.report.section import MOST_CLASSES, Section, Table, in_gallery, interval, title_of
 from mmfeat.report.subject import Subject
+from mmfeat.runs.out_of_fold import OutOfFold
+from mmfeat.samples.labels import cells_of
 from mmfeat.system.wording import shown
 
 SHOWN = 30  # rows of the table of odd files
+CARDS = 8  # samples shown of labels in doubt, and of near duplicates
 
 
 def doubted_rows(subject: Subject) -> np.ndarray:
@@ -25,55 +30,105 @@ def doubted_rows(subject: Subject) -> np.ndarray:
     return find_label_errors(predictions.targets.numbers, predictions.probabilities).rows
 
 
+def twins_of(predictions: OutOfFold) -> np.ndarray:
+    """(N,) the number of the group of near duplicates, from 1; 0 for a sample without any."""
+    if predictions.groups is None:
+        return np.zeros(len(predictions.ids), np.int64)
+    _, group, sizes = np.unique(predictions.groups, return_inverse=True, return_counts=True)
+    return np.where(sizes > 1, np.cumsum(sizes > 1), 0)[group]
+
+
 def labels_section(subject: Subject) -> Section | None:
     """The section on label errors, by confident learning on the predictions of the report's entry."""
     predictions = subject.predictions()
     if predictions.targets.multilabel:
         return None
-    floor = floor_of(subject.run, subject.entry)
-    noise = estimate_noise(predictions.targets.numbers, predictions.probabilities, floor=floor)
-    doubted = len(doubted_rows(subject))
+    rows, labels, title = doubted_rows(subject), predictions.targets.numbers, title_of(subject.entry)
     words = [
-        f"{title_of(subject.entry)} is confident of another class than the label for {doubted:,} of "
-        f"{len(predictions.ids):,} samples; the gallery below can show just these.",
+        f"For {len(rows):,} of {len(labels):,} samples, {title} is confident of another class than the label. Look at "
+        "them: some labels are wrong, others are hard.",
     ]
-    if not noise.claimed:
-        words.append("That is no more than a head this unsure would doubt anyway, were no label wrong.")
-        return Section("labels", "Label errors", words)
-    words.append(
-        f"Above what a head this unsure would doubt anyway, {interval(noise.wrong)} of the labels are wrong, and a "
-        f"classifier that is always right would score macro-F1 {interval(noise.macro_f1)} against them (confident "
-        "learning, Northcutt et al., 2021, less its result on labels drawn from the head's own probabilities)."
-    )
-    classes = predictions.targets.classes
+    noise = estimate_noise(labels, predictions.probabilities, floor=floor_of(subject.run, subject.entry))
+    if noise.claimed:
+        words.append(
+            f"We estimate that {interval(noise.wrong)} of the labels are wrong; then even a classifier that is always "
+            f"right would score macro-F1 {interval(noise.macro_f1)} against them. This assumes that confident "
+            "predictions are right; a weak model makes it too low."
+        )
+    else:
+        words.append("A model as unsure as this one would doubt as many labels if none were wrong.")
+    classes, guesses = predictions.targets.classes, predictions.probabilities
+    cards = [
+        make_card(
+            subject.by_id.get(predictions.ids[row]),
+            f"{classes[labels[row]]}? rather {classes[guesses[row].argmax()]}, {guesses[row].max():.0%}",
+            f"id {predictions.ids[row]}",
+        )
+        for row in rows[:CARDS].tolist()
+    ]
+    tables = [_noise(classes, noise)] if noise.claimed else []
+    links = [(in_gallery(status="doubted"), f"all {len(rows):,} in the gallery, to copy or download")] if cards else []
+    return Section("labels", "Labels in doubt", words, tables=tables, cards=cards, links=links)
+
+
+def _noise(classes: Sequence[str], noise: Noise) -> Table:
+    if len(classes) > MOST_CLASSES:
+        short = [[name, interval(score)] for name, score in zip(classes, noise.by_class, strict=True)]
+        return Table("label-noise", "Labels estimated to be wrong", ["label", "wrong"], short, folded=True)
     shares = np.maximum(noise.joint, 0) / np.maximum(noise.joint.sum(1, keepdims=True), 1e-12)
     rows = [
         [name, *(f"{share:.0%}" for share in line), interval(score)]
         for name, line, score in zip(classes, shares, noise.by_class, strict=True)
     ]
-    header = ["label", *(f"truly {name}" for name in classes), "wrong"]
-    shades = [[0.0, *line, 0.0] for line in shares.tolist()]
-    table = Table("label-noise", "Estimated true classes of each label", header, rows, shades)
-    if len(classes) > MOST_CLASSES:
-        short = [[row[0], row[-1]] for row in rows]
-        table = Table("label-noise", "Labels estimated to be wrong", ["label", "wrong"], short)
-    return Section("labels", "Label errors", words, tables=[table])
+    header, shades = (
+        ["label", *(f"truly {name}" for name in classes), "wrong"],
+        [[0.0, *s, 0.0] for s in shares.tolist()],
+    )
+    return Table("label-noise", "Estimated true classes of each label", header, rows, shades, folded=True)
+
+
+def duplicates_section(subject: Subject) -> Section | None:
+    """The section on near duplicates, which the folds of the run keep together, those with unlike labels first."""
+    predictions = subject.predictions()
+    twins = twins_of(predictions)
+    if not twins.any():
+        return None
+    cells = cells_of(predictions.targets.matrix, predictions.targets.classes)
+    order = np.argsort(twins, kind="stable")[(twins == 0).sum() :]
+    groups = [rows.tolist() for rows in np.split(order, np.flatnonzero(np.diff(twins[order])) + 1)]
+    unlike = [rows for rows in groups if len({cells[row] for row in rows}) > 1]
+    words = [
+        f"{int((twins > 0).sum()):,} samples look or read almost like another one, in {len(groups):,} groups. A group "
+        "is never split between training and scoring.",
+        f"In {len(unlike):,} groups the labels differ: at least one is wrong, or the question has no clear answer."
+        if unlike
+        else "Within each group the labels are equal.",
+    ]
+    shown = [row for rows in (unlike or groups) for row in rows[:2]][:CARDS]
+    cards = [
+        make_card(
+            subject.by_id.get(predictions.ids[row]), cells[row], f"id {predictions.ids[row]} · group {twins[row]}"
+        )
+        for row in shown
+    ]
+    links = [(in_gallery(status="unlike"), "all with unlike labels")] if unlike else []
+    links.append((in_gallery(status="twins"), "all near duplicates, to copy or download"))
+    return Section("duplicates", "Duplicates", words, cards=cards, links=links)
 
 
 def audit_section(subject: Subject, folder: Path) -> Section:
     """The section on the audit in `folder` (`OUT/DATASET`), if the audit is of this run's data."""
+    title = "Audit of the data"
     try:
         audit = read_audit(folder)
     except DataError:
-        words = (
-            "mmfeat audit looks for duplicates, conflicting labels, leaks and odd files; its findings then stand here."
-        )
-        return Section("audit", "Audit of the data", [words])
+        words = "mmfeat audit looks for duplicates, unlike labels, leaks and odd files; what it finds then stands here."
+        return Section("audit", title, [words], folded=True)
     if audit.data_hash != subject.run.config.data_hash:
         words = f"{folder} is about other labels, texts or photos than this run; run mmfeat audit again."
-        return Section("audit", "Audit of the data", [words])
+        return Section("audit", title, [words], folded=True)
     tables = [_twins(audit), *([_odd(audit)] if audit.odd else [])]
-    return Section("audit", "Audit of the data", [*audit.notes, *_leaks(audit)], tables=tables)
+    return Section("audit", title, [*audit.notes, *_leaks(audit)], tables=tables, folded=True)
 
 
 def _twins(audit: Audit) -> Table:
@@ -83,7 +138,7 @@ def _twins(audit: Audit) -> Table:
         counts = [f"{duplicates[name]:,}" for name in ("groups", "samples", "exact_samples", "largest")]
         pairs = f"{conflict['disagreeing_pairs']:,} of {conflict['pairs']:,}" if conflict["pairs"] else ""
         rows.append([modality, *counts, f"{conflict['groups']:,}", pairs])
-    header = ["alike in", "groups", "samples", "equal", "largest", "groups with several labels", "pairs that disagree"]
+    header = ["alike in", "groups", "samples", "equal", "largest", "groups with unlike labels", "pairs that disagree"]
     return Table("duplicates", "Duplicates and near duplicates", header, rows)
 
 
@@ -106,4 +161,4 @@ def _odd(audit: Audit) -> Table:
         [odd["modality"], odd["what"], f"{odd['count']:,}", str(odd["id"]), str(odd["detail"])[:60]]
         for odd in audit.odd[:SHOWN]
     ]
-    return Table("odd", "Odd texts and photos", ["", "what", "samples", "first", "there"], rows)
+    return Table("odd", "Odd texts and photos", ["part", "what", "samples", "first id", "detail"], rows)

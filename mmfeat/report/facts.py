@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
-from mmfeat.cache.store import folder_name
+from mmfeat.cache.explain import why_failed
+from mmfeat.cache.store import Cache, folder_name
 from mmfeat.cache.survey import survey
-from mmfeat.errors import CacheError
+from mmfeat.errors import CacheError, MmfeatError
 from mmfeat.report.section import Section, Table
 from mmfeat.report.subject import Subject
-from mmfeat.samples.dataset import MODALITIES
+from mmfeat.samples.dataset import MODALITIES, PART, SampleSet
 from mmfeat.samples.labels import cells_of, classes_in, number_of
 from mmfeat.system.wording import duration, shown, size_of, without_passwords
 
@@ -35,17 +37,26 @@ def data_section(subject: Subject) -> Section:
         words.append(f"{fixed.count:,} labels are those of {shown(fixed.file)}, hash {fixed.sha256[:16]}.")
     if odd := {name: count for name, count in samples.encodings.items() if name != "utf-8"}:
         words.append(f"Texts that are not UTF-8: {', '.join(f'{count:,} {name}' for name, count in odd.items())}.")
-    missing = [
-        [modality, reason, f"{count:,}"]
-        for modality in MODALITIES
-        for reason, count in Counter(getattr(sample, f"{modality}_error") for sample in samples).most_common()
-        if reason
-    ]
-    if missing:
-        tables.append(
-            Table("missing", "Samples without a text or photo; they stay, masked", ["", "why", "samples"], missing)
-        )
+    if lost := list(_lost(subject, samples)):
+        firsts = {(part, reason): id for part, reason, id in reversed(lost)}
+        counts = Counter((part, reason) for part, reason, _ in lost).most_common()
+        missing = [[*kind, f"{count:,}", firsts[kind]] for kind, count in counts]
+        caption = "Missing parts; the samples stay, and the model uses the other half"
+        tables.append(Table("missing", caption, ["part", "why", "samples", "first id"], missing))
     return Section("data", "Data", words, tables=tables)
+
+
+def _lost(subject: Subject, samples: SampleSet) -> Iterator[tuple[str, str, str]]:
+    """(part, reason, id) of each text and photo that is missing, or that the first encoder of its kind cannot read."""
+    store = Cache(subject.run.config.cache, subject.run.config.dataset)
+    for modality in MODALITIES:
+        specs, has = [tower.spec for tower in subject.run.towers if tower.spec.modality == modality][:1], [True]
+        with suppress(MmfeatError, OSError):
+            has = store.map(samples.samples, specs[0], allow_missing=True).mask.tolist() if specs else has
+        for sample, readable in zip(samples, has if len(has) > 1 else has * len(samples), strict=True):
+            reason = getattr(sample, f"{modality}_error")
+            if reason or (not readable and (reason := why_failed(store, sample, specs))):
+                yield PART[modality], reason, sample.id
 
 
 def data_notes(subject: Subject) -> tuple[str, ...]:
@@ -92,9 +103,8 @@ def cache_section(subject: Subject) -> Section:
         facts = [shown(tower.request), spec.output, width, spec.arithmetic, spec.cleaning]
         rows.append([*facts, vectors, size, spec.fingerprint[:16]])
     header = ["encoder", "output", "width", "arithmetic", "cleaning", "vectors", "on disk", "fingerprint"]
-    return Section(
-        "cache", "Encoders and cache", words, tables=[Table("encoders", "Encoders of the run", header, rows)]
-    )
+    tables = [Table("encoders", "Encoders of the run", header, rows)]
+    return Section("cache", "Encoders and cache", words, tables=tables, folded=True)
 
 
 def _vectors(good: int, failed: int) -> str:
@@ -120,9 +130,9 @@ def run_section(subject: Subject) -> Section:
     }
     rows = [[name, str(value)] for name, value in facts.items() if value]
     words = ["This command trains the run again and compares every file:"]
-    tables = [Table("run", "How it came about", ["", ""], rows)]
+    tables = [Table("run", "How the run was made", ["what", "value"], rows)]
     again = shlex.join(["mmfeat", "runs", "reproduce", shown(str(run.folder))])
-    return Section("run", "The run", words, tables=tables, commands=[again])
+    return Section("run", "The run", words, tables=tables, commands=[again], folded=True)
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

@@ -1,33 +1,38 @@
-"""The gallery: the samples out of fold with text, photo, label and prediction, errors first, in a limited size."""
+"""The gallery: the samples out of fold and those to predict, with texts, photos and predictions, in a limited size."""
 
 from __future__ import annotations
 
 import base64
 import gzip
-import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from mmfeat.report.audited import doubted_rows
+from mmfeat.cache.store import Cache
+from mmfeat.errors import MmfeatError
+from mmfeat.extraction.requests import test_of
+from mmfeat.prediction.final_heads import EntryPredictor, predict_features, read_for, table_of
+from mmfeat.prediction.output_file import Predictions
+from mmfeat.report.audited import doubted_rows, twins_of
+from mmfeat.report.card import LARGE_SIDE, PHOTO_SIDE, shortened, thumbnail
 from mmfeat.report.map import place_samples
 from mmfeat.report.modalities import WHO, attribute
 from mmfeat.report.section import title_of
 from mmfeat.report.subject import Subject
 from mmfeat.samples.dataset import Sample
 from mmfeat.samples.labels import names_of
-from mmfeat.samples.photos import Decoding, decode_image
 from mmfeat.system.files import canonical_json
 from mmfeat.system.wording import Progress
 
 ROW_SHARE = 0.7  # share of the bytes for rows; photos get the rest
 TEXT_LENGTHS = (600, 280, 140, 60, 0)  # characters of each text; the first length that fits is used
-PHOTO_SIDE = 160  # pixels
-PHOTO_QUALITY = 55
+LARGE = 96  # photos at the top of the gallery that are larger
+FIRST = 240  # samples of a kind (wrong, to predict, right) whose photos come before the rest of any kind
 BATCH = 64
 
 
@@ -35,14 +40,16 @@ BATCH = 64
 class Gallery:
     """`rows` and `photos` are gzipped JSON in base64; `photos` maps the index of a row to a WebP in base64.
 
-    A row is [id, text, label, prediction, confidence, share of the seeds, right, who, doubted label, has a photo].
+    A row is [id, text, label, prediction, confidence, share of the seeds, right, who, doubted label, has a photo,
+    number of its near duplicates, 0 without]; right is null of a sample to predict, which has no label.
     """
 
     rows: str
     photos: str
     samples: int
-    listed: int  # samples in the page
+    listed: int  # samples in the page, those to predict among them
     errors: int
+    waiting: int  # samples to predict
     shown: int  # photos in the page
     cut: int  # characters after which texts are cut; 0 where the page has no texts
     attributed: str  # the head of the attribution, where another head than the entry's; else ""
@@ -56,10 +63,10 @@ def make_gallery(subject: Subject, photos: int, room: int, progress: Progress) -
     predictions = subject.predictions()
     attribution = attribute(subject)
     votes, right = predictions.voted, predictions.right
-    classes = predictions.targets.classes
-    confidence = _confidence(predictions.probabilities, votes, predictions.targets.multilabel)
+    classes, multilabel = predictions.targets.classes, predictions.targets.multilabel
+    confidence = _confidence(predictions.probabilities, votes, multilabel)
     agreement = (predictions.chosen == votes).all(2).mean(0)
-    doubted = set(doubted_rows(subject).tolist())
+    doubted, twins = set(doubted_rows(subject).tolist()), twins_of(predictions)
     who = [WHO[index] for index in attribution.who] if attribution else [""] * len(right)
     order = np.lexsort((-confidence, right)).tolist()
     samples = [subject.by_id.get(predictions.ids[row]) for row in order]
@@ -72,18 +79,45 @@ def make_gallery(subject: Subject, photos: int, room: int, progress: Progress) -
             int(right[row]),
             who[row],
             int(row in doubted),
+            int(twins[row]),
         ]
         for row in order
     ]
-    ids = [predictions.ids[row] for row in order]
+    ids, known = [predictions.ids[row] for row in order], len(order)
+    waiting, predicted = predict_waiting(subject)
+    if predicted is not None:
+        sure = _confidence(predicted.probabilities, predicted.chosen, multilabel).tolist()
+        cells = [names_of(chosen, classes) for chosen in predicted.chosen]
+        facts += [["", cell, round(p, 3), 1, None, "", 0, 0] for cell, p in zip(cells, sure, strict=True)]
+        ids, samples = ids + list(predicted.ids), [*samples, *waiting]
     packed, cut, listed = _fit_rows(ids, samples, facts, int(room * ROW_SHARE))
-    places, how = place_samples(subject, samples[:listed])
+    places, how = place_samples(subject, samples[: min(listed, known)])
     points = pack(places) if places else ""
     if len(packed) + len(points) > room:
         places, points = [], ""
-    images, shown = _fit_photos(samples[:listed], photos, room - len(packed) - len(points), progress)
+    ranked = _by_kind([fact[4] for fact in facts[:listed]])
+    images, shown = _fit_photos(samples, ranked, photos, room - len(packed) - len(points), progress)
     other = attribution.title if attribution and attribution.title != title_of(subject.entry) else ""
-    return Gallery(packed, images, len(ids), listed, int((~right).sum()), shown, cut, other, points, len(places), how)
+    counts = (known, listed, int((~right).sum()), len(waiting))
+    return Gallery(packed, images, *counts, shown, cut, other, points, len(places), how)
+
+
+def predict_waiting(subject: Subject) -> tuple[Sequence[Sample], Predictions | None]:
+    """(the samples that wait for a label, predictions of them by the entry): the test data of the extraction, else the
+    unlabelled samples of the run's data. None where their vectors are not cached or the final heads are gone."""
+    run, entry = subject.run, subject.entry
+    try:
+        if test := test_of(run.config.cache, run.config.data):
+            waiting = read_for(test, None, run.config.columns)
+        elif subject.samples is not None:
+            waiting = replace(subject.samples, samples=subject.samples.unlabelled)
+        else:
+            return (), None
+        predictor, samples = EntryPredictor(run, entry), waiting.samples
+        features = Cache(run.config.cache, waiting.name).load(samples, [tower.spec for tower in predictor.towers])
+        return samples, predict_features(predictor, features.with_table(table_of(run, entry), samples), samples)
+    except (MmfeatError, OSError):
+        return (), None
 
 
 def _confidence(probabilities: np.ndarray, votes: np.ndarray, multilabel: bool) -> np.ndarray:
@@ -99,7 +133,7 @@ def _fit_rows(
     """(packed rows, length of a text, number of rows): the longest texts that fit, or else only the first rows."""
     for length in TEXT_LENGTHS:
         rows = [
-            [id, _text(sample, length), *fact, int(sample is not None and sample.image is not None)]
+            [id, shortened(sample, length), *fact[:-1], int(sample is not None and sample.image is not None), fact[-1]]
             for id, sample, fact in zip(ids, samples, facts, strict=True)
         ]
         packed = pack(rows)
@@ -111,19 +145,27 @@ def _fit_rows(
     return packed, length, len(rows)
 
 
-def _text(sample: Sample | None, length: int) -> str:
-    text = (sample.text or "") if sample else ""
-    return text if len(text) <= length else f"{text[:length]}…" if length else ""
-
-
 def pack(value: Any) -> str:
     """Encode a value as gzipped JSON in base64, which the script of the page unpacks."""
     return base64.b64encode(gzip.compress(canonical_json(value).encode(), mtime=0)).decode()
 
 
-def _fit_photos(samples: Sequence[Sample | None], most: int, room: int, progress: Progress) -> tuple[str, int]:
+def _by_kind(right: Sequence[int | None]) -> list[int]:
+    """The rows in the order in which they get photos: `FIRST` of the wrong ones, of those to predict and of the right
+    ones, and then the rest."""
+    seen, ranked = Counter[int | None](), []
+    for row, kind in enumerate(right):
+        seen[kind] += 1
+        ranked.append((seen[kind] > FIRST, (0, None, 1).index(kind), row))
+    return [row for *_, row in sorted(ranked)]
+
+
+def _fit_photos(
+    samples: Sequence[Sample | None], ranked: Sequence[int], most: int, room: int, progress: Progress
+) -> tuple[str, int]:
     """(packed photos, number of photos): at most `most` that fit into `room`; "" for an unreadable photo."""
-    wanted = [(row, sample) for row, sample in enumerate(samples) if sample and sample.image is not None][:most]
+    pairs = ((row, samples[row]) for row in ranked)
+    wanted = [(row, sample) for row, sample in pairs if sample and sample.image is not None][:most]
     photos: dict[str, str] = {}
     if wanted:
         used = 0
@@ -138,23 +180,8 @@ def _fit_photos(samples: Sequence[Sample | None], most: int, room: int, progress
 
 
 def _thumbnails(wanted: Sequence[tuple[int, Sample]]) -> Iterator[tuple[int, bytes]]:
-    rest = iter(wanted)
+    rest = ((row, sample, LARGE_SIDE if rank < LARGE else PHOTO_SIDE) for rank, (row, sample) in enumerate(wanted))
     with ThreadPoolExecutor() as pool:
         while batch := list(islice(rest, BATCH)):
-            rows, samples = zip(*batch, strict=True)
-            yield from zip(rows, pool.map(thumbnail, samples), strict=True)
-
-
-def thumbnail(sample: Sample) -> bytes:
-    """A small WebP of the photo without metadata; empty for an unreadable photo."""
-    assert sample.image is not None
-    try:
-        image, _ = decode_image(sample.image.read_bytes(), Decoding(PHOTO_SIDE))
-    except OSError:
-        return b""
-    if image is None:
-        return b""
-    image.thumbnail((PHOTO_SIDE, PHOTO_SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=PHOTO_QUALITY, method=4)
-    return buffer.getvalue()
+            rows, samples, sides = zip(*batch, strict=True)
+            yield from zip(rows, pool.map(thumbnail, samples, sides), strict=True)

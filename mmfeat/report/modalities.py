@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmfeat.evaluation.significance import LEVEL
 from mmfeat.report.plots import SERIES, new_drawing
-from mmfeat.report.section import Figure, Section, Table, gain, interval, p_value, title_of
+from mmfeat.report.section import Figure, Section, Table, gain, p_value, title_of
 from mmfeat.report.subject import SINGLE, Subject
 from mmfeat.runs.entry import Entry
 from mmfeat.runs.leaderboard import MODALITY_SETS, ablation
 from mmfeat.samples.table_columns import TABLE
+from mmfeat.system.wording import rounded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -30,18 +33,29 @@ def ablation_section(subject: Subject) -> Section | None:
     rows = [
         [
             head,
-            *(interval(entries[name].headline) if name in entries else "" for name in sets),
+            *(rounded(entries[name].headline.value) if name in entries else "" for name in sets),
             *_gained(entries.get("both")),
         ]
         for head, entries in heads.items()
     ]
-    header = ["head", *sets, "both over the better one", "p"]
+    header = ["head", *sets, "both over the better one", "p-value"]
     return Section(
         "ablation",
-        "Ablation",
-        ["What a head gains from seeing both, against the better single one: paired bootstrap, Holm over the heads."],
-        tables=[Table("ablation", f"{subject.entry.headline_title} by modality", header, rows)],
+        "Text and photo",
+        [_worth(subject.entry, subject.run.leaderboard)],
+        tables=[Table("ablation", f"{subject.entry.headline_title} by what the head sees", header, rows)],
+        half=True,
     )
+
+
+def _worth(shown: Entry, entries: Sequence[Entry]) -> str:
+    """What seeing everything brings the entry that is shown, or else the best entry that was tested for it."""
+    entry = next((entry for entry in (shown, *entries) if entry.gain), None)
+    if entry is None or entry.gain is None:
+        return "The same head on each part and on all of them."
+    better = f"{gain(entry.gain)} over {entry.gain.over} alone (p-value {p_value(entry.gain.p_holm)})"
+    real = "more than chance would make it" if entry.gain.p_holm < LEVEL else "which may be chance"
+    return f"Seeing everything gives {entry.head} {better}, {real}. The same question for every head:"
 
 
 def _gained(both: Entry | None) -> tuple[str, str]:
@@ -79,31 +93,24 @@ def attribute(subject: Subject) -> Attribution | None:
 
 def attribution_section(subject: Subject) -> Section:
     """The section with the number of samples that each modality decides, and the shares of right predictions."""
-    title = "Attribution"
+    title = "Which input decides"
     attribution = attribute(subject)
     if attribution is None:
-        return Section(
-            "attribution", title, ["This needs a head that was trained on text, on image and on both, without a table."]
-        )
+        words = "This needs a head that was trained on text, on image and on both, without a table."
+        return Section("attribution", title, [words], half=True)
     rows = []
     for number, name in enumerate(WHO):
         rows_of = attribution.who == number
         right = (attribution.right[seen][rows_of] for seen in ("both", *SINGLE))
         shares = [f"{part.mean():.0%}" if len(part) else "" for part in right]
         rows.append([name, f"{rows_of.sum():,} ({rows_of.mean():.0%})", *shares])
-    header = ["flipped by", "samples", "both right", "text right", "image right"]
+    header = ["decided by", "samples", "right on both", "right on text", "right on image"]
     words = (
-        f"{attribution.title} beside the same head trained on text alone and on image alone. A "
-        "modality flips a sample where the head says something else without it: neither (all three agree), text, "
-        "image, or both (each is needed)."
+        f"{attribution.title} beside the same head trained on text alone and on image alone. image: without the photo "
+        "the answer changes; text: without the text; both: either change it; neither: all three agree."
     )
-    return Section(
-        "attribution",
-        title,
-        [words],
-        [_bars(attribution)],
-        [Table("attribution", "Samples by who flips them", header, rows)],
-    )
+    tables = [Table("attribution", "How often it is right there", header, rows)]
+    return Section("attribution", title, [words], [_bars(attribution)], tables, half=True)
 
 
 def _bars(attribution: Attribution) -> Figure:
@@ -119,4 +126,4 @@ def _bars(attribution: Attribution) -> Figure:
         axes.legend(loc="lower right")
         return drawing
 
-    return Figure("attribution", "Samples by the modality that flips them", "the table below has the counts", draw)
+    return Figure("attribution", "Samples by the input that decides", "the table below has the counts", draw)

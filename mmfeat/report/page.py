@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmfeat.errors import ConfigError
 from mmfeat.report.gallery import Gallery
@@ -14,19 +16,26 @@ from mmfeat.report.plots import heat_map, png, svg
 from mmfeat.report.section import Section, Table
 from mmfeat.system.files import csv_text, make_folder, write_atomic
 
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
 FILES = {name: f"report.{name}" for name in ("css", "js")}
+
+
+COMMON = ("class", "label", "run", "sample", "view")  # words that the glossary has and the page does not mark
 
 
 @dataclass(frozen=True)
 class Page:
-    """The content of a page; `headline` holds the (name, value) pairs at its top."""
+    """The content of a page; `headline` holds the (name, value, address in the page or "") at its top."""
 
     title: str
     subtitle: str
-    headline: Sequence[tuple[str, str]]
+    headline: Sequence[tuple[str, str, str]]
     sections: Sequence[Section]
     gallery: Gallery | None
     classes: Sequence[str] = ()
+    verdict: Sequence[str] = ()
 
 
 def render(page: Page) -> str:
@@ -37,9 +46,42 @@ def render(page: Page) -> str:
         loader=PackageLoader("mmfeat.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["svg"] = svg
+    explained = Explained(json.loads(_read("glossary.json")))
+    environment.filters |= {"svg": svg, "explain": explained}
     parts: dict[str, Any] = {name: _read(file) for name, file in FILES.items()}
-    return environment.get_template("report.html").render(page=page, **parts)
+    return environment.get_template("report.html").render(page=page, explained=explained, **parts)
+
+
+class Explained:
+    """Marks the terms of a glossary in texts of a page, and remembers which of them the page has."""
+
+    def __init__(self, glossary: Mapping[str, str]) -> None:
+        self._glossary, self._seen = glossary, set[str]()
+        self._spelled = {term.lower(): term for term in glossary if term not in COMMON}
+        longest = sorted(map(re.escape, self._spelled), key=len, reverse=True)
+        self._terms = re.compile(rf"(?<![\w-])({'|'.join(longest)})(?=s?(?![\w-]))", re.IGNORECASE)
+
+    def __call__(self, text: str) -> Markup:
+        """The text as HTML in which the first term, of several the first of each, leads to its line of the glossary."""
+        from markupsafe import Markup, escape
+
+        here = set[str]()
+
+        def mark(match: re.Match[str]) -> str:
+            term = self._spelled[match[1].lower()]
+            if term in here:
+                return match[1]
+            here.add(term)
+            meaning = escape(self._glossary[term])
+            return f'<a class="term" href="#term-{term.replace(" ", "-")}" title="{meaning}">{match[1]}</a>'
+
+        marked = Markup(self._terms.sub(mark, str(escape(text))))
+        self._seen |= here
+        return marked
+
+    def terms(self) -> list[tuple[str, str]]:
+        """(term, meaning) of the terms that the page has so far."""
+        return [(term, meaning) for term, meaning in self._glossary.items() if term in self._seen]
 
 
 def checked_page(path: Path) -> Path:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 INK, GRID = "#010101", "#c9ccd1"  # a page replaces both by its own colours
 SERIES = ("#3b82c4", "#d9782d", "#3f9a6b", "#b8559b", "#7a6fd0", "#9a8a2c", "#2f9fb0", "#8d8d8d")  # on light and dark
-WIDTH = 9.0  # inches
+WIDTH = 5.2  # inches, half a page or a phone
+WIDEST = 9.0  # inches of a matrix
 DPI = 200
 CELL = 0.36  # inches of height; a cell is two to three times as wide
 LONGEST = 28  # most letters of a name in a plot
@@ -96,7 +97,7 @@ def heat_map(table: Table) -> Figure:
     def draw() -> Drawing:
         assert table.shades
         drawing, (axes,) = new_drawing(1.1 + CELL * len(table.rows))
-        drawing.set_figwidth(min(WIDTH, 2.5 + 2.5 * CELL * len(table.header)))
+        drawing.set_figwidth(min(WIDEST, 2.5 + 2.5 * CELL * len(table.header)))
         drawing.suptitle(table.caption, fontsize=9)
         names, header = [short(row[0]) for row in table.rows], list(map(short, table.header[1:]))
         shades = [row[1:] for row in table.shades]

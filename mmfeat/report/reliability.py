@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 
 COMPARED = 8  # entries in the table of calibration
+FEW = 20  # answers; a smaller group of a confidence says little
+OFF_BY_CHANCE = 0.1  # share of groups whose 95 % interval may miss the confidence before the diagram counts as off
 SHARES = (1.0, 0.9, 0.75, 0.5, 0.25)
 
 
@@ -25,20 +27,36 @@ def reliability_section(subject: Subject) -> Section:
     """The section with reliability diagram, accuracy of the surest samples, and calibration of the best entries."""
     predictions = subject.predictions()
     entry, config = subject.entry, subject.run.config
-    error = interval(entry.calibration_error)
-    floor = entry.decision.floor
     chose = "other folds" if len(config.folds) > 1 else "validation rows"
     words = [
-        f"Expected calibration error of {title_of(entry)}: {error}; 0 is perfect, and chance alone keeps it above 0. "
-        f"Probabilities are calibrated by a temperature, one bias a class and a floor for wrong labels ({floor:.1%}), "
-        f"which {chose} chose."
+        judge(*confidences(predictions)),
+        f"The calibration error of {title_of(entry)} is {interval(entry.calibration_error)}; 0 is perfect, and chance "
+        "alone keeps it above 0. Temperature, shift of each class and allowance for wrong labels "
+        f"({entry.decision.floor:.1%}) come from {chose}.",
     ]
-    return Section(
-        "reliability",
-        "Calibration",
-        words,
-        [diagram(predictions)],
-        [_by_share(*surest(predictions)), _compared(subject)],
+    tables = [_by_share(*surest(predictions)), _compared(subject)]
+    return Section("reliability", "Confidence", words, [diagram(predictions), coverage(predictions)], tables)
+
+
+def judge(confidence: np.ndarray, right: np.ndarray) -> str:
+    """A sentence on calibration: whether the diagram leaves its diagonal more often than chance would have it, in
+    groups of at least `FEW` answers, and where most."""
+    where, accuracy, low, high, count = _bins(confidence, right)
+    off = ((where < low) | (where > high)) & (count >= FEW)
+    groups, leaving = int((count >= FEW).sum()), int(off.sum())
+    if not groups:
+        return "There are too few answers to say whether its confidence can be believed."
+    if leaving <= max(1, groups * OFF_BY_CHANCE):
+        return (
+            f"Its confidence can be believed: in {groups - leaving} of {groups} groups of answers, as many are right "
+            "as the confidence says, but for chance."
+        )
+    worst = np.argmax(np.where(off, np.abs(where - accuracy) * np.sqrt(count), 0))
+    kind = "too sure" if (count * (where - accuracy))[off].sum() > 0 else "not sure enough"
+    return (
+        f"Its confidence cannot be taken at its word, for it is {kind}: of answers given with {where[worst]:.0%} "
+        f"confidence, {accuracy[worst]:.0%} are right, and {leaving} of {groups} groups of answers are off by more "
+        "than chance."
     )
 
 
@@ -65,32 +83,45 @@ def surest(predictions: OutOfFold) -> tuple[np.ndarray, np.ndarray]:
 
 
 def diagram(predictions: OutOfFold) -> Figure:
+    """The share of answers that are right by their confidence."""
+
     def draw() -> Drawing:
-        drawing, (left, right) = new_drawing(3.0, 2)
-        _reliability(left, *confidences(predictions))
-        _coverage(right, *surest(predictions))
+        drawing, (axes,) = new_drawing(3.0)
+        _reliability(axes, *confidences(predictions))
         return drawing
 
     shown = (
-        "how often a class is there by its probability" if predictions.targets.multilabel else "accuracy by confidence"
+        "How often a class is there by its probability" if predictions.targets.multilabel else "How often it is right"
     )
-    caption = f"Left: {shown}, with 95 % intervals; bars are how many. Right: accuracy of the surest samples"
-    return Figure(
-        "reliability", caption, "points on the diagonal are calibrated; the table has accuracy by share", draw
-    )
+    caption = f"{shown}, with 95 % intervals; on the line, confidence can be believed. Bars: number of answers"
+    return Figure("reliability", caption, "the sentence above says what it shows", draw)
+
+
+def coverage(predictions: OutOfFold) -> Figure:
+    """Accuracy if only the surest answers are taken."""
+
+    def draw() -> Drawing:
+        drawing, (axes,) = new_drawing(3.0)
+        _coverage(axes, *surest(predictions))
+        return drawing
+
+    return Figure("coverage", "Accuracy if only the surest answers are taken", "the table has the values", draw)
+
+
+def _bins(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Mean confidence, accuracy, its interval's ends, and number of answers in each of `BINS` bins; NaN without."""
+    bins = np.clip((confidence * BINS).astype(int), 0, BINS - 1)
+    count = np.bincount(bins, minlength=BINS)
+    some = np.where(count > 0, count, np.nan)
+    where, accuracy = np.bincount(bins, confidence, BINS) / some, np.bincount(bins, right, BINS) / some
+    return where, accuracy, *wilson(accuracy, some), count
 
 
 def _reliability(axes: Axes, confidence: np.ndarray, right: np.ndarray) -> None:
-    bins = np.clip((confidence * BINS).astype(int), 0, BINS - 1)
-    counts = np.bincount(bins, minlength=BINS)
-    present = counts > 0
-    count = counts[present]
-    where = np.bincount(bins, confidence, BINS)[present] / count
-    accuracy = np.bincount(bins, right, BINS)[present] / count
-    low, high = wilson(accuracy, count)
-    axes.bar((np.arange(BINS) + 0.5) / BINS, counts / counts.max() * 0.3, 0.9 / BINS, color=GRID)
+    where, accuracy, low, high, count = _bins(confidence, right)
+    axes.bar((np.arange(BINS) + 0.5) / BINS, count / count.max() * 0.3, 0.9 / BINS, color=GRID)
     axes.plot([0, 1], [0, 1], color=SERIES[7], linewidth=1, linestyle="--")
-    beside = np.maximum([accuracy - low, high - accuracy], 0)  # rounding may put an end slightly past the accuracy
+    beside = np.fmax([accuracy - low, high - accuracy], 0)  # rounding may put an end slightly past the accuracy
     axes.errorbar(where, accuracy, beside, fmt="o", color=SERIES[0], markersize=4, linewidth=1.2)
     axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02))
 
@@ -114,8 +145,8 @@ def _by_share(confidence: np.ndarray, right: np.ndarray) -> Table:
         kept = order[: max(1, round(part * len(order)))]
         least = number(float(confidence[kept[-1]]))
         rows.append([f"{part:.0%}", f"{len(kept):,}", least, share(right[kept].mean(), len(kept))])
-    header = ["surest", "samples", "confidence at least", "accuracy of what is most probable"]
-    return Table("coverage", "What setting doubtful samples aside brings", header, rows)
+    header = ["surest", "samples", "confidence at least", "accuracy"]
+    return Table("coverage", "Accuracy if only the surest answers are taken", header, rows)
 
 
 def _compared(subject: Subject) -> Table:
@@ -129,5 +160,5 @@ def _compared(subject: Subject) -> Table:
         ]
         for entry in subject.run.leaderboard[:COMPARED]
     ]
-    header = ["", "calibration error", "log-loss", "temperature", "logit adjustment"]
-    return Table("calibration", "Calibration of the best entries", header, rows)
+    header = ["entry", "calibration error", "log-loss", "temperature", "logit adjustment"]
+    return Table("calibration", "Calibration of the best entries", header, rows, folded=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmfeat.cache.store import folder_name
-from mmfeat.report.audited import audit_section, labels_section
+from mmfeat.report.audited import audit_section, doubted_rows, duplicates_section, labels_section
 from mmfeat.report.compared import comparison_sections, names_of_runs
 from mmfeat.report.facts import cache_section, data_notes, data_section, run_section
 from mmfeat.report.gallery import make_gallery
@@ -16,11 +16,12 @@ from mmfeat.report.page import Page, checked_page, render, write_figures, write_
 from mmfeat.report.reliability import reliability_section
 from mmfeat.report.residuals import residuals_section
 from mmfeat.report.scores import classes_section, confusion_section, leaderboard_section, significance_section
-from mmfeat.report.section import Section, interval, title_of
+from mmfeat.report.section import Section, in_gallery, interval, title_of
 from mmfeat.report.subject import Subject
 from mmfeat.report.training import curves_section, effects_section, stages_section
 from mmfeat.runs.compare import compare_runs
 from mmfeat.runs.run import Run, choose_run, read_run
+from mmfeat.runs.verdict import verdict
 from mmfeat.samples.labels import SEPARATOR
 from mmfeat.system.notebook import usual_progress
 from mmfeat.system.wording import SCORE_NAMES, Progress
@@ -30,14 +31,15 @@ PHOTOS = 1500
 BYTES = 9_900_000  # largest page; the gallery gets the bytes that the sections leave
 AUDIT = "audit"
 SECTIONS = (
-    leaderboard_section, significance_section, stages_section, classes_section, confusion_section, reliability_section,
-    ablation_section, attribution_section, curves_section, effects_section, labels_section, data_section, cache_section,
+    classes_section, confusion_section, ablation_section, attribution_section, labels_section, duplicates_section,
+    stages_section, leaderboard_section, reliability_section, data_section, significance_section, curves_section,
+    effects_section, cache_section,
 )  # fmt: skip
 
 
 NUMBER_SECTIONS = (
-    leaderboard_section, significance_section, residuals_section, ablation_section, curves_section, effects_section,
-    data_section, cache_section,
+    residuals_section, ablation_section, leaderboard_section, data_section, significance_section, curves_section,
+    effects_section, cache_section,
 )  # fmt: skip
 
 
@@ -101,7 +103,7 @@ def write_report(
         run_section(subject),
     ]
     classes = [*chosen.classes, *([SEPARATOR] if chosen.config.is_multilabel else [])]
-    page = Page(f"Report of {chosen.folder.name}", _subtitle(subject), _headline(subject), sections, None, classes)
+    page = Page(_title(subject), _subtitle(subject), _headline(subject), sections, None, classes, _verdict(subject))
     if chosen.config.is_regression:  # the largest errors are in a section
         gallery = None
     else:
@@ -125,7 +127,7 @@ def write_comparison(
     comparison = compare_runs([read_run(Path(run)) for run in runs], head, modalities)
     names = names_of_runs(comparison)
     sections = comparison_sections(comparison)
-    scores = [(name, interval(entry.headline)) for name, entry in zip(names, comparison.entries, strict=True)]
+    scores = [(name, interval(entry.headline), "") for name, entry in zip(names, comparison.entries, strict=True)]
     title = f"{comparison.entries[0].headline_title} of an entry of each"
     size = write_page(path, Page(f"Comparison of {len(names)} runs", title, scores, sections, None))
     return Report(path, comparison.runs, size, 0, 0, (papers or Papers()).write(path, sections))
@@ -141,19 +143,46 @@ def make_sections(subject: Subject, progress: Progress) -> list[Section]:
     return [section for section in made if section is not None]
 
 
+def _title(subject: Subject) -> str:
+    """The data set, and in a few words how good the entry is."""
+    run, entry = subject.run, subject.entry
+    if run.config.is_multilabel or run.config.is_regression:
+        return f"{run.config.dataset}: {entry.headline_title} {entry.headline.value:.2f}"
+    right = f"{run.config.dataset}: {entry.accuracy.value:.0%} right"
+    gained = next((gain for entry in (entry, *run.leaderboard) if (gain := entry.gain)), None)
+    helps = gained is not None and not gained.tie and gained.value > 0 and not run.config.table
+    return f"{right}, text and photo together beat either alone" if helps else right
+
+
 def _subtitle(subject: Subject) -> str:
     run = subject.run
     kind = "fine-tuning" if run.is_finetuned else "heads"
     encoders = ", ".join(dict.fromkeys(tower.spec.name for tower in run.towers))
-    return f"{kind} on {run.config.dataset} with {encoders}"
+    return f"{title_of(subject.entry)} is examined here · run {run.folder.name}: {kind} on {encoders}"
 
 
-def _headline(subject: Subject) -> list[tuple[str, str]]:
-    entry, others = subject.entry, subject.run.leaderboard[1:]
-    ties = f"{sum(bool(entry.tie) for entry in others):,} of {len(others):,}"
-    return [
-        ("shown closely", title_of(entry)),
-        *((SCORE_NAMES[name], interval(entry.score(name))) for name in entry.main_names[:2]),
-        ("samples out of fold", f"{entry.samples:,}"),
-        *([("ties with the best", ties)] if others else []),
-    ]
+def _verdict(subject: Subject) -> list[str]:
+    """Three sentences: how good the entry is, what several modalities bring, and what to look at first."""
+    run, entry = subject.run, subject.entry
+    others, name = run.leaderboard[1:], title_of(entry)
+    scores = " and ".join(f"{SCORE_NAMES[score]} {interval(entry.score(score))}" for score in entry.main_names[:2])
+    ties = sum(bool(other.tie) for other in others)
+    tied = f"; {ties:,} of {len(others):,} others tie with the best" if others else ""
+    sentences = [f"On samples that it has not seen, {name} has {scores}{tied}."]
+    if any(entry.gain for entry in run.leaderboard):
+        sentences.append(verdict(run)[-1].replace("(p ", "(p-value "))
+    if run.config.is_regression:
+        return [*sentences, "Look at the largest errors first: often it is the label that is wrong."]
+    weakest = min(entry.classes, key=lambda name: entry.classes[name].recall if entry.classes[name].support else 2)
+    found = f"{entry.classes[weakest].recall:.0%} of its samples are found"
+    return [*sentences, f"The hardest class is {weakest}: {found}. Look at the surest mistakes first."]
+
+
+def _headline(subject: Subject) -> list[tuple[str, str, str]]:
+    """(name, value, address in the page) of four numbers."""
+    entry = subject.entry
+    numbers = [(SCORE_NAMES[name], interval(entry.score(name)), "") for name in entry.main_names[:2]]
+    numbers.append(("samples out of fold", f"{entry.samples:,}", ""))
+    if doubted := 0 if subject.run.config.is_regression else len(doubted_rows(subject)):
+        numbers.append(("labels in doubt", f"{doubted:,}", in_gallery(status="doubted")))
+    return numbers

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmfeat.report.gallery import thumbnail
+from mmfeat.report.card import make_card
 from mmfeat.report.plots import GRID, SERIES, new_drawing
 from mmfeat.report.section import Card, Figure, Section, Table, interval, title_of
 from mmfeat.report.subject import Subject
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 SHOWN = 24  # largest errors
 POINTS = 1500  # most points of a plot
 PARTS = 5  # parts of the samples by size of the true number
-LETTERS = 280  # of a text
 
 
 def residuals_section(subject: Subject) -> Section:
@@ -69,9 +67,7 @@ def _by_size(predictions: OutOfFold, errors: np.ndarray) -> Table:
 
 
 def _card(subject: Subject, predictions: OutOfFold, row: int, error: float) -> Card:
-    id, sample = predictions.ids[row], subject.by_id.get(predictions.ids[row])
-    text = (sample.text or "") if sample else ""
-    text = text if len(text) <= LETTERS else f"{text[:LETTERS]}…"
-    photo = base64.b64encode(thumbnail(sample)).decode() if sample and sample.image is not None else ""
+    id = predictions.ids[row]
     true, predicted = predictions.targets.matrix[row, 0], predictions.voted[row, 0]
-    return Card(f"{predicted:,.6g} instead of {true:,.6g}", text, f"id {id} · off by {error:+,.4g}", photo)
+    title = f"{predicted:,.6g} instead of {true:,.6g}"
+    return make_card(subject.by_id.get(id), title, f"id {id} · off by {error:+,.4g}")

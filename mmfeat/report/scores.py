@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmfeat.evaluation.significance import LEVEL, compare_pairs
-from mmfeat.report.plots import SERIES, new_drawing, short, whiskers
-from mmfeat.report.section import MOST_CLASSES, Figure, Section, Table, gain, interval, number, p_value, share, title_of
+from mmfeat.report.plots import SERIES, new_drawing, score_figure, whiskers
+from mmfeat.report.section import (
+    MOST_CLASSES,
+    Figure,
+    Section,
+    Table,
+    gain,
+    in_gallery,
+    interval,
+    number,
+    p_value,
+    share,
+    title_of,
+)
 from mmfeat.report.subject import SINGLE, Subject
 from mmfeat.runs.entry import ClassScores, Entry
 from mmfeat.system.wording import SCORE_NAMES
@@ -20,7 +33,7 @@ if TYPE_CHECKING:
 
 PLOTTED = 16  # entries in the plot of the leaderboard
 PAIRED = 10  # entries in the table of paired tests
-BY_CLASS = 5  # entries in the plot of scores by class
+NARROW = 5  # classes of a matrix that fits half the page
 SHOWN_SCORES = ("kappa", "macro_f1", "accuracy", "auroc", "log_loss", "r2", "mae", "rmse", "spearman")
 CONFUSED = 60  # pairs of classes in a list of confusions
 
@@ -28,24 +41,25 @@ CONFUSED = 60  # pairs of classes in a list of confusions
 def leaderboard_section(subject: Subject) -> Section:
     """The section with all entries, best first, and the entries that tie with the best."""
     entries = subject.run.leaderboard
-    title = entries[0].headline_title
-    samples = f"{entries[0].samples:,} samples out of fold, 95 % bootstrap intervals"
+    title, best = entries[0].headline_title, title_of(entries[0])
     if len(entries) == 1:
-        words = [f"{title_of(entries[0])} alone: {title} {interval(entries[0].headline)}.", f"{samples}."]
+        words = [f"{best} is the only entry: {title} {interval(entries[0].headline)}."]
     else:
         ties = sum(bool(entry.tie) for entry in entries[1:])
-        best = f"{title_of(entries[0])} is the best of {len(entries)}: {title} {interval(entries[0].headline)}."
-        tie = f"{ties} more tie with it (=): the difference is within noise." if ties else "No other ties with it."
+        tie = f"{ties} of the others, marked =, may be as good" if ties else "No other entry may be as good"
         words = [
-            f"{best} {tie}",
-            f"{samples}, paired bootstrap against the first; p is adjusted for all pairs, since any head may come "
-            "first by chance.",
+            f"{best} comes first of {len(entries)}: {title} {interval(entries[0].headline)}. {tie}: a difference "
+            "counts as real if it is larger than chance would make it (p-value below 0.05, adjusted for all pairs).",
         ]
     if entries[0].picked and len(entries) > 1:
-        words.append(f"To be picked takes some luck: expect {interval(entries[0].picked)} of it on new samples.")
+        words.append(
+            f"The winner was picked on these samples, so its score is slightly too high: expect "
+            f"{interval(entries[0].picked)} on new ones."
+        )
     if any(entry.dropped for entry in entries):
-        words.append("1 seed: clearly worse than the first after one seed, so it was not trained with the others.")
-    return Section("leaderboard", "Leaderboard", words, [forest(entries[:PLOTTED])], [_leaderboard(entries)])
+        words.append("Entries with 1 seed were clearly worse after their first seed and were not trained again.")
+    tables = [_ranking(entries), _leaderboard(entries)]
+    return Section("leaderboard", "Leaderboard", words, [forest(entries[:PLOTTED])], tables)
 
 
 def forest(entries: Sequence[Entry]) -> Figure:
@@ -62,9 +76,24 @@ def forest(entries: Sequence[Entry]) -> Figure:
     return Figure("leaderboard", caption, says, draw)
 
 
+def _ranking(entries: Sequence[Entry]) -> Table:
+    """The entries with the two scores that say most."""
+    names = entries[0].main_names[:2]
+    rows = [
+        ["=" if entry.tie else "", entry.head, entry.modalities, *(interval(entry.score(name)) for name in names)]
+        for entry in entries
+    ]
+    header = ["", "head", "on", *(SCORE_NAMES[name] for name in names)]
+    return Table("ranking", "All entries, best first", header, rows, strong=_ties(entries))
+
+
+def _ties(entries: Sequence[Entry]) -> frozenset[int]:
+    return frozenset(rank for rank, entry in enumerate(entries) if entry.tie or not rank)
+
+
 def _leaderboard(entries: Sequence[Entry]) -> Table:
     first, *others = [name for name in entries[0].score_names if name in SHOWN_SCORES]
-    header = ["", "head", "on", SCORE_NAMES[first], "± seeds", "behind the first", "p"]
+    header = ["", "head", "on", SCORE_NAMES[first], "± seeds", "behind the first", "p-value"]
     header += [SCORE_NAMES[name] for name in others]
     rows = []
     for rank, entry in enumerate(entries):
@@ -82,8 +111,7 @@ def _leaderboard(entries: Sequence[Entry]) -> Table:
                 *(interval(entry.score(name)) for name in others),
             ]
         )
-    strong = frozenset(rank for rank, entry in enumerate(entries) if entry.tie or not rank)
-    return Table("leaderboard", "All entries, best first", header, rows, strong=strong)
+    return Table("leaderboard", "Every score of every entry", header, rows, strong=_ties(entries), folded=True)
 
 
 def significance_section(subject: Subject) -> Section | None:
@@ -106,14 +134,15 @@ def significance_section(subject: Subject) -> Section | None:
     names = [str(rank) for rank in range(1, len(entries) + 1)]
     numbered = [[f"{rank}  {row[0]}", *row[1:]] for rank, row in zip(names, rows, strict=True)]
     title = entries[0].headline_title
-    caption = f"{title} of the row less that of the column; * and blue: p below {LEVEL}, adjusted for all pairs"
+    caption = f"{title} of the row minus that of the column; * and blue: real, p-value below {LEVEL} for all pairs"
     pairs = len(entries) * (len(entries) - 1) // 2
     proven = int((p < LEVEL).sum()) // 2
     return Section(
         "significance",
-        "Significance",
-        [f"Of {pairs} pairs, {proven} differ by more than noise (paired bootstrap of the same samples)."],
-        tables=[Table("significance", caption, ["", *names], numbered, shades)],
+        "Which differences are real",
+        [f"Of {pairs} pairs of entries, {proven} differ by more than chance (paired bootstrap of the same samples)."],
+        tables=[Table("significance", caption, ["entry", *names], numbered, shades)],
+        folded=True,
     )
 
 
@@ -127,11 +156,14 @@ def classes_section(subject: Subject) -> Section:
     words = [f"{title_of(entry)} is weakest on {weakest}: F1 {interval(entry.classes[weakest].f1)}."]
     if absent := [name for name in classes if name not in present]:
         words.append(f"No sample out of fold is {', '.join(absent)}: that counts as F1 0 in every macro-F1.")
-    entries = [entry, *(other for other in subject.run.leaderboard if other is not entry)][:BY_CLASS]
-    figures = [_by_class(entries, classes)] if len(classes) <= len(SERIES) else []
-    return Section(
-        "classes", "Classes", words, figures, [Table("classes", f"Classes of {title_of(entry)}", header, rows)]
-    )
+    scores = [entry.classes[name].f1 for name in classes]
+    figures = []
+    if len(classes) <= PLOTTED:
+        figures = [
+            score_figure("classes", "F1", "the table has the values", scores, classes, SERIES[:1] * len(classes))
+        ]
+    tables = [Table("classes", f"Classes of {title_of(entry)}", header, rows)]
+    return Section("classes", "Classes", words, figures, tables, half=True)
 
 
 def _of_class(name: str, scores: ClassScores, chosen: float) -> list[str]:
@@ -148,21 +180,6 @@ def _chosen(entry: Entry) -> list[float]:
     return (counts.sum(0) if counts.ndim == 2 else counts[:, :, 1].sum(1)).tolist()
 
 
-def _by_class(entries: Sequence[Entry], classes: Sequence[str]) -> Figure:
-    def draw() -> Drawing:
-        drawing, axes = new_drawing(0.8 + 0.24 * len(entries), len(classes), sharex=True, sharey=True)
-        for panel, name in zip(axes, classes, strict=True):
-            scores = [entry.classes[name].f1 for entry in entries]
-            whiskers(
-                panel, scores, [title_of(entry) for entry in entries], [SERIES[0]] + [SERIES[7]] * len(entries[1:])
-            )
-            panel.set_title(short(name))
-            panel.set_xlabel("F1")
-        return drawing
-
-    return Figure("classes", "F1 by class with 95 % intervals", "the values of the first stand in the table", draw)
-
-
 def confusion_section(subject: Subject) -> Section:
     """The section with confusions of the entry, and of the best head on text and on image alone."""
     alike = subject.alike
@@ -170,8 +187,11 @@ def confusion_section(subject: Subject) -> Section:
     shown = [subject.entry, *(twin for twin in twins if twin is not subject.entry)]
     make = _binary if subject.run.config.is_multilabel else confusion
     tables = [make(entry, subject.run.classes, index) for index, entry in enumerate(shown)]
-    words = "Rows are labels, columns predictions, mean over seeds; the share is of the row."
-    return Section("confusion", "Confusion", [words], tables=tables)
+    tables = [tables[0], *(replace(table, folded=True) for table in tables[1:])]
+    words = "A row for each label, a column for each prediction: how many samples, and the share of the row."
+    if tables[0].links:
+        words += " A number leads to its samples."
+    return Section("confusion", "Confusion", [words], tables=tables, half=len(subject.run.classes) <= NARROW)
 
 
 def confusion(entry: Entry, classes: Sequence[str], index: int) -> Table:
@@ -184,7 +204,11 @@ def confusion(entry: Entry, classes: Sequence[str], index: int) -> Table:
         for name, line, parts in zip(classes, counts, shares, strict=True)
     ]
     shades = [[0.0, *parts] for parts in shares.tolist()]
-    return Table(_confusion_name(entry, index), title_of(entry), ["", *(f"→ {name}" for name in classes)], rows, shades)
+    header = ["label", *(f"→ {name}" for name in classes)]
+    links = (
+        None if index else [["", *(in_gallery(status="all", label=a, prediction=b) for b in classes)] for a in classes]
+    )
+    return Table(_confusion_name(entry, index), title_of(entry), header, rows, shades, links=links)
 
 
 def _confused(counts: np.ndarray, entry: Entry, classes: Sequence[str], index: int) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from urllib.parse import urlencode
 
 from mmfeat.evaluation.metrics import wilson
 from mmfeat.runs.entry import Entry, Interval
@@ -28,10 +29,15 @@ class Table:
     shades: Sequence[Sequence[float]] | None = None
     strong: frozenset[int] = frozenset()
     folded: bool = False  # the page hides the table behind its caption
+    links: Sequence[Sequence[str]] | None = None  # addresses in the page of the cells, "" without
 
     def shade(self, row: int, column: int) -> float:
         """The shade of a cell in [0, 1], 0 in a table without shades."""
         return self.shades[row][column] if self.shades else 0.0
+
+    def link(self, row: int, column: int) -> str:
+        """The address of a cell, "" without one."""
+        return self.links[row][column] if self.links else ""
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,11 @@ class Card:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with paragraphs (`words`), figures, tables and cards below; `commands` are lines for a shell."""
+    """A heading with paragraphs (`words`), figures, tables and cards below; `commands` are lines for a shell.
+
+    `links` are (address in the page, words). The page folds a section away that few look for, and sets two sections
+    side by side that are `half` as wide as the page.
+    """
 
     name: str
     title: str
@@ -65,6 +75,14 @@ class Section:
     tables: Sequence[Table] = ()
     commands: Sequence[str] = field(default=())
     cards: Sequence[Card] = ()
+    links: Sequence[tuple[str, str]] = ()
+    folded: bool = False
+    half: bool = False
+
+
+def in_gallery(**filters: str) -> str:
+    """The address of the gallery with these filters set, as the script of the page reads it."""
+    return f"#gallery?{urlencode(filters)}"
 
 
 def interval(score: wording.Estimate) -> str:

@@ -38,10 +38,9 @@ def curves_section(subject: Subject) -> Section | None:
     shown = dict([(title, by_name) for title, by_name in curves if by_name][:PLOTTED])
     if not shown:
         return None
-    words = (
-        "Mean over folds and seeds, the band from the least to the largest. Early stopping ends some of them sooner."
-    )
-    return Section("curves", "Learning curves", [words], [_curves(shown)])
+    words = "The mean over folds and seeds; the band goes from lowest to highest. Early stopping ends some sooner."
+    figures = [_curves(title, curves, index) for index, (title, curves) in enumerate(shown.items())]
+    return Section("curves", "Learning curves", [words], figures, folded=True)
 
 
 def read_curves(run: Run, entry: Entry) -> Curves:
@@ -60,22 +59,21 @@ def read_curves(run: Run, entry: Entry) -> Curves:
     return curves
 
 
-def _curves(shown: Mapping[str, Curves]) -> Figure:
+def _curves(title: str, curves: Curves, index: int) -> Figure:
     def draw() -> Drawing:
-        drawing, axes = new_drawing(2.1 * len(shown), 2, len(shown), sharex="row")
-        for (title, curves), left, right in zip(shown.items(), axes[::2], axes[1::2], strict=True):
-            left.set_title(title, loc="left")
-            for colour, name in zip((SERIES[7], SERIES[0]), ("loss", "validation_loss"), strict=True):
-                _line(left, curves.get(name, {}), colour, CURVE_NAMES[name])
-            for name in SCORE_CURVES.keys() & curves:
-                _line(right, curves[name], SERIES[2], f"validation {SCORE_CURVES[name]}")
-            for panel in (left, right):
-                panel.legend(fontsize=7)
-                panel.set_xlabel("epoch")
-                panel.locator_params(axis="x", integer=True)
+        drawing, (left, right) = new_drawing(2.1, 2)
+        for colour, name in zip((SERIES[7], SERIES[0]), ("loss", "validation_loss"), strict=True):
+            _line(left, curves.get(name, {}), colour, CURVE_NAMES[name])
+        for name in SCORE_CURVES.keys() & curves:
+            _line(right, curves[name], SERIES[2], f"validation {SCORE_CURVES[name]}")
+        for panel in (left, right):
+            panel.legend(fontsize=7)
+            panel.set_xlabel("epoch")
+            panel.locator_params(axis="x", integer=True)
         return drawing
 
-    return Figure("curves", "Loss and score by epoch", f"curves of {', '.join(shown)}", draw)
+    name = f"curves-{index + 1}" if index else "curves"
+    return Figure(name, f"{title}: loss and score by epoch", "two curves of losses, one of scores", draw)
 
 
 def _line(axes: Axes, values: Mapping[int, Sequence[float]], colour: str, name: str) -> None:
@@ -104,8 +102,8 @@ def effects_section(subject: Subject) -> Section | None:
     if correlations:
         plan = subject.run.config.plan
         tables.append(_correlations(correlations, adaptive=plan is not None and plan.method == "optuna"))
-    words = "All of it on validation rows: nothing here was chosen on the rows that are scored."
-    return Section("settings", "Hyper-parameters", [words], tables=tables)
+    words = "All scores here are of validation rows: nothing was chosen on the rows that are scored."
+    return Section("settings", "Settings that were tried", [words], tables=tables, folded=True)
 
 
 def read_trials(run: Run, entry: Entry) -> Iterator[tuple[dict[str, Any], float]]:
@@ -196,8 +194,8 @@ def stages_section(subject: Subject) -> Section | None:
     ]
     words = [f"Stage 1 is {head_label(entries[0].fusion, entries[0].modalities)} of {run.config.parent}."]
     words += [f"Warning: {run.results.warning}."] if run.results.warning else []
-    header = ["", "macro-F1", "over stage 1", "p", "training rows", "validation", "test"]
-    caption = "The last three are macro-F1 without adjustment: a gap between them is learning by heart"
+    header = ["stage", "macro-F1", "over stage 1", "p-value", "training rows", "validation", "test"]
+    caption = "The last three are macro-F1 without adjustment: a gap between them shows learning by heart"
     return Section("stages", "Stage 1 and stage 2", words, [_stages(entries)], [Table("stages", caption, header, rows)])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import functools
 from typing import Any
 
@@ -14,7 +13,7 @@ from mmfeat.errors import CacheMissError, MmfeatError
 from mmfeat.prediction.final_heads import towers_of
 from mmfeat.prediction.model import Model
 from mmfeat.prediction.nearest import similarities
-from mmfeat.report.gallery import TEXT_LENGTHS, thumbnail
+from mmfeat.report.card import LETTERS, PHOTO_SIDE, photo_of
 from mmfeat.samples.corrections import read_corrected
 from mmfeat.samples.dataset import MODALITIES, Sample
 
@@ -60,6 +59,5 @@ class Nearest:
 @functools.lru_cache(maxsize=1000)
 def _shown(sample: Sample) -> dict[str, Any]:
     """A sample for the page: the first words of its text, and a thumbnail as a URL, "" without a photo."""
-    photo = base64.b64encode(thumbnail(sample)).decode() if sample.image is not None else ""
-    text = (sample.text or "")[: TEXT_LENGTHS[1]]
+    photo, text = photo_of(sample, PHOTO_SIDE), (sample.text or "")[:LETTERS]
     return {"id": sample.id, "label": sample.label, "text": text, "photo": photo and f"data:image/webp;base64,{photo}"}

@@ -47,9 +47,9 @@ def requests(driver: Any) -> set[str]:
     return {url for url in sent if not url.startswith(("data:", "blob:", "chrome:", "chrome-untrusted:"))}
 
 
-def open_page(driver: Any, path: Path) -> None:
-    """Open a page of the disk and wait until its samples are there."""
+def open_page(driver: Any, path: Path, place: str = "") -> None:
+    """Open a page of the disk, at a place in it, and wait until its samples are there."""
     from selenium.webdriver.support.ui import WebDriverWait
 
-    driver.get(path.resolve().as_uri())
+    driver.get(path.resolve().as_uri() + (f"#{place}" if place else ""))
     WebDriverWait(driver, 60).until(lambda d: d.execute_script("return document.querySelector('#count').textContent"))

@@ -21,6 +21,7 @@ from mmfeat.evaluation.metrics import wilson
 from mmfeat.evaluation.significance import compare_pairs, paired_difference
 from mmfeat.extraction.extract import extract_features
 from mmfeat.heads.registry import HeadSettings
+from mmfeat.prediction.submit import write_submission
 from mmfeat.report.gallery import ROW_SHARE, make_gallery
 from mmfeat.report.modalities import WHO, attribute
 from mmfeat.report.page import Page, latex_table, render
@@ -77,8 +78,8 @@ def test_the_page_has_every_section_and_asks_for_nothing(run: Run, page: Path) -
     assert 'http-equiv="Content-Security-Policy" content="default-src \'none\'' in text
 
 
-def test_the_gallery_holds_every_sample_as_the_run_has_it(run: Run, page: Path) -> None:
-    found = samples_of(page)
+def test_the_gallery_holds_every_sample_as_the_run_has_it(run: Run, page: Path, tmp_path: Path) -> None:
+    found = [row for row in samples_of(page) if row[6] is not None]
     best = rows(run.head_folder(run.entry()) / "out_of_fold.csv")
     assert {row[0] for row in found} == {row["id"] for row in best}
     labels = {row["id"]: row["label"] for row in best}
@@ -87,6 +88,9 @@ def test_the_gallery_holds_every_sample_as_the_run_has_it(run: Run, page: Path) 
     assert found[: len(wrong)] == wrong  # errors first, the surest at the top
     assert [row[4] for row in wrong] == sorted((row[4] for row in wrong), reverse=True)
     assert all((row[2] == row[3]) == bool(row[6]) for row in found)
+    waiting = [row for row in samples_of(page) if row[6] is None]
+    submission = write_submission(run.folder, head=run.recommended.head, modalities="both", out=tmp_path / "s.csv")
+    assert [[row[0], row[3]] for row in waiting] == [[row["guid"], row["tag"]] for row in rows(submission.path)]
 
 
 def test_numbers_on_the_page_are_those_of_the_leaderboard(run: Run, page: Path) -> None:
@@ -120,11 +124,11 @@ def test_plots_are_well_formed_and_take_the_colours_of_the_page(page: Path) -> N
 
 def test_a_browser_filters_sorts_and_turns_pages_without_a_network(page: Path) -> None:
     total = len(samples_of(page))
-    wrong = sum(not row[6] for row in samples_of(page))
+    wrong = sum(row[6] == 0 for row in samples_of(page))
     with open_browser() as driver:
         open_page(driver, page)
         assert counted(driver) == f"{wrong} of {total} samples"
-        choose(driver, "status", "")
+        choose(driver, "status", "all")
         assert counted(driver) == f"{total} of {total} samples"
         assert "page" in driver.find_element("id", "pager").text
         first = cards(driver)
@@ -136,9 +140,39 @@ def test_a_browser_filters_sorts_and_turns_pages_without_a_network(page: Path) -
         driver.find_element("name", "words").send_keys("onerror")
         assert [card for card in cards(driver) if SCRIPT in card]
         assert len(cards(driver)) == 1
-        assert driver.execute_script("return document.images.length") <= 1
+        assert len(driver.find_elements("css selector", "#samples img")) <= 1
         assert requests(driver) == {page.resolve().as_uri()}
         assert not [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+
+
+def test_filters_are_in_the_address_tables_sort_and_photos_enlarge(run: Run, page: Path) -> None:
+    with open_browser() as driver:
+        open_page(driver, page)
+        choose(driver, "status", "all")
+        choose(driver, "label", "negative")
+        driver.find_element("id", "next").click()
+        first, address = cards(driver), driver.current_url
+        assert address.endswith("#gallery?status=all&label=negative&page=2")
+        driver.get("about:blank")
+        open_page(driver, Path(address.removeprefix("file://").partition("#")[0]), address.partition("#")[2])
+        assert cards(driver) == first
+        table = driver.find_element("css selector", "#confusion table")
+        count = table.find_element("css selector", "td a")
+        driver.execute_script("arguments[0].click()", count)  # a cell of the matrix leads to its samples
+        assert int(counted(driver).split()[0]) == int(count.get_attribute("textContent").split()[0])
+        driver.execute_script("document.querySelector('#samples .photo').click()")
+        assert driver.execute_script("return document.querySelector('#large').open")
+        driver.find_element("css selector", "#large button").click()
+        driver.execute_script("document.querySelectorAll('#ranking .sort, #leaderboard .sort')[0].click()")
+        names = [
+            cell.text for cell in driver.find_elements("css selector", "#leaderboard table:first-of-type tbody th")
+        ]
+        assert names == sorted(names)
+        driver.execute_script("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+        driver.find_element("id", "copy").click()
+        ids = driver.execute_script("return window.copied").split()
+        assert len(ids) == int(count.get_attribute("textContent").split()[0])
+        assert set(ids) <= {row[0] for row in samples_of(page)}
 
 
 def test_a_phone_has_no_sideways_scroll_and_the_dark_page_is_dark(page: Path) -> None:
@@ -179,6 +213,9 @@ def cards(driver: Any) -> list[str]:
 def choose(driver: Any, name: str, value: str) -> None:
     from selenium.webdriver.support.ui import Select
 
+    if name == "status":
+        driver.execute_script("document.querySelector(`[name=status][value='${arguments[0]}']`).click()", value)
+        return
     found = Select(driver.find_element("name", name))
     (place,) = [number for number, option in enumerate(found.options) if option.get_attribute("value") == value]
     found.select_by_index(place)
@@ -211,9 +248,9 @@ def test_a_hundred_thousand_rows_stay_small_and_usable(run: Run, tmp_path: Path)
     assert (tmp_path / "page.html").stat().st_size < 10_000_000
     with open_browser() as driver:
         open_page(driver, tmp_path / "page.html")
-        choose(driver, "status", "")
+        choose(driver, "status", "all")
         assert counted(driver) == "100,000 of 100,000 samples"
-        assert len(cards(driver)) == 24
+        assert len(cards(driver)) == 12
 
 
 def test_a_gallery_without_room_has_the_first_samples(run: Run) -> None:

@@ -177,7 +177,7 @@ def test_the_screen_marks_heads_with_one_seed(
     assert "1 of 3: clearly worse after one seed" in out
     lines = csv.DictReader(leaderboard_csv(leaderboard, TARGETS.classes).splitlines())
     assert {line["head"]: line["seeds"] for line in lines if line["dropped"]} == {"late": "1"}
-    (table,) = leaderboard_section(SimpleNamespace(run=run)).tables
+    _, table = leaderboard_section(SimpleNamespace(run=run)).tables
     assert [row[1:3] for row in table.rows if "1 seed" in row] == [["late", "image"]]
 
 

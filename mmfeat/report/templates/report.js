@@ -1,20 +1,25 @@
 "use strict";
 // Columns of a row, as gallery.py writes them.
-const [ID, TEXT, LABEL, PREDICTION, CONFIDENCE, AGREEMENT, RIGHT, WHO, DOUBTED, PHOTO] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
-const PAGE = 24;
+const [ID, TEXT, LABEL, PREDICTION, CONFIDENCE, AGREEMENT, RIGHT, WHO, DOUBTED, PHOTO, TWINS] = Array(11).keys();
+const PAGE = 12;
+const FIRST = 10; // rows of a long table
+const FEW = 4; // rows that need no order
+const MEMBERS = 5; // ids of near duplicates on a card
 const find = (id) => document.getElementById(id);
 const orders = {
   sure: (a, b) => b[CONFIDENCE] - a[CONFIDENCE],
   unsure: (a, b) => a[CONFIDENCE] - b[CONFIDENCE],
-  split: (a, b) => a[AGREEMENT] - b[AGREEMENT],
   id: (a, b) => a[ID].localeCompare(b[ID], undefined, { numeric: true }),
 };
 
 const statuses = {
-  "": () => true,
-  wrong: (row) => !row[RIGHT],
-  right: (row) => row[RIGHT],
+  wrong: (row) => row[RIGHT] === 0,
   doubted: (row) => row[DOUBTED],
+  unlike: (row) => row.unlike,
+  twins: (row) => row[TWINS],
+  waiting: (row) => row[RIGHT] === null,
+  right: (row) => row[RIGHT] === 1,
+  all: () => true,
 };
 
 async function unpack(id) {
@@ -30,6 +35,13 @@ function element(name, type, text) {
   return made;
 }
 
+function button(text, action) {
+  const made = element("button", "", text);
+  made.type = "button";
+  made.addEventListener("click", action);
+  return made;
+}
+
 function card(row, photos) {
   const item = element("li");
   const photo = photos[row.place];
@@ -38,21 +50,27 @@ function card(row, photos) {
     image.src = "data:image/webp;base64," + photo;
     image.alt = "photo of sample " + row[ID];
     image.loading = "lazy";
-    item.append(image);
+    const frame = element("button", "photo");
+    frame.type = "button";
+    frame.setAttribute("aria-label", "Enlarge the photo of sample " + row[ID]);
+    frame.append(image);
+    item.append(frame);
   } else {
     item.append(element("div", "none", row[PHOTO] ? (photo === "" ? "photo cannot be read" : "photo not in this page") : "no photo"));
   }
   const body = element("div", "body");
   const said = element("div", "said");
-  said.append(element("span", row[RIGHT] ? "right" : "wrong", (row[RIGHT] ? "✓ " : "✗ ") + row[PREDICTION]));
-  said.append(row[CONFIDENCE] > 0.99 ? " > 99 %" : " " + Math.round(100 * row[CONFIDENCE]) + " %");
+  const type = { 0: "wrong", 1: "right" }[row[RIGHT]];
+  said.append(element("span", type, { 0: "✗ ", 1: "✓ " }[row[RIGHT]] || ""), row[PREDICTION]);
+  said.append(row[CONFIDENCE] > 0.99 ? " > 99%" : " " + Math.round(100 * row[CONFIDENCE]) + "%");
   body.append(said);
-  if (!row[RIGHT]) body.append(element("div", "facts", "label " + row[LABEL]));
+  if (row[RIGHT] === 0) body.append(element("div", "", "label " + row[LABEL]));
   body.append(element("div", "text", row[TEXT] || "no text"));
   const facts = ["id " + row[ID]];
-  if (row[WHO]) facts.push("flipped by " + row[WHO]);
+  if (row[WHO]) facts.push("decided by " + row[WHO]);
   if (row[DOUBTED]) facts.push("label in doubt");
-  if (row[AGREEMENT] < 1) facts.push(Math.round(100 * row[AGREEMENT]) + " % of the seeds agree");
+  if (row.twins) facts.push("near duplicate of " + row.twins.filter((twin) => twin !== row).slice(0, MEMBERS).map((twin) => twin[ID] + " (" + twin[LABEL] + ")").join(", "));
+  if (row[AGREEMENT] < 1) facts.push(Math.round(100 * row[AGREEMENT]) + "% of the seeds agree"); // of older runs
   body.append(element("div", "facts", facts.join(" · ")));
   item.append(body);
   return item;
@@ -69,17 +87,35 @@ function matches(row, wanted, classes) {
     (!wanted.label || names(row[LABEL], wanted.label, classes)) &&
     (!wanted.prediction || names(row[PREDICTION], wanted.prediction, classes)) &&
     (!wanted.who || row[WHO] === wanted.who) &&
-    (!wanted.words || row.words.includes(wanted.words))
+    (!wanted.words || row.words.includes(wanted.words.trim().toLowerCase()))
   );
 }
 
-function start(rows, photos) {
+function prepare(rows) {
+  const groups = new Map();
   rows.forEach((row, place) => {
     row.place = place;
     row.words = (row[ID] + " " + row[TEXT]).toLowerCase();
+    if (row[TWINS]) groups.set(row[TWINS], [...(groups.get(row[TWINS]) || []), row]);
   });
+  for (const twins of groups.values()) {
+    const unlike = new Set(twins.map((twin) => twin[LABEL])).size > 1;
+    for (const row of twins) [row.twins, row.unlike] = [twins, unlike];
+  }
+}
+
+// The table that mmfeat heads --labels reads once a person has filled the last column.
+function csv(rows) {
+  const cell = (value) => '"' + String(value).replaceAll('"', '""') + '"';
+  const lines = rows.map((row) => [row[ID], row[TEXT], row[LABEL], row[PREDICTION], row[CONFIDENCE], ""].map(cell));
+  return [["id", "text", "given", "proposed", "probability", "label"], ...lines].map((line) => line.join(",") + "\r\n").join("");
+}
+
+function start(rows, photos) {
+  prepare(rows);
   const form = find("filters");
   const classes = new Set(Array.from(form.label.options, (option) => option.value));
+  const usual = Object.fromEntries(new FormData(form));
   let found = [];
   let page = 1;
 
@@ -98,28 +134,114 @@ function start(rows, photos) {
 
   function filter() {
     const wanted = Object.fromEntries(new FormData(form));
-    wanted.words = wanted.words.trim().toLowerCase();
     found = rows.filter((row) => matches(row, wanted, classes)).sort(orders[wanted.sort]);
+    if (wanted.status === "twins" || wanted.status === "unlike") found.sort((a, b) => a[TWINS] - b[TWINS]);
     page = 1;
     show();
+  }
+
+  function remember() {
+    const set = Object.entries({ ...Object.fromEntries(new FormData(form)), page: String(page) });
+    const changed = new URLSearchParams(set.filter(([name, value]) => value !== { ...usual, page: "1" }[name])).toString();
+    history.replaceState(null, "", changed ? "#gallery?" + changed : "#gallery");
+  }
+
+  function recall() {
+    if (!location.hash.startsWith("#gallery?")) return;
+    form.reset();
+    const wanted = new URLSearchParams(location.hash.slice(9));
+    for (const [name, value] of wanted) if (form.elements[name]) form.elements[name].value = value;
+    filter();
+    turn(Number(wanted.get("page")) || 1);
+    find("gallery").scrollIntoView();
   }
 
   function turn(to) {
     page = to;
     show();
-    find("count").scrollIntoView({ block: "start" });
   }
 
-  form.hidden = find("pager").hidden = false;
+  function step(to) {
+    turn(to);
+    remember();
+    find("filters").scrollIntoView({ block: "start" });
+  }
+
+  function change() {
+    filter();
+    remember();
+  }
+
+  form.hidden = find("pager").hidden = find("copy").hidden = find("download").hidden = false;
   form.who.parentElement.hidden = !rows.some((row) => row[WHO]);
-  for (const select of form.querySelectorAll("select")) select.addEventListener("change", filter);
-  form.words.addEventListener("input", filter);
+  for (const input of form.status) {
+    const count = rows.filter(statuses[input.value]).length;
+    input.parentElement.querySelector("b").textContent = count.toLocaleString("en");
+    input.parentElement.hidden = !count && input.value !== "wrong";
+  }
+  form.addEventListener("change", change);
+  form.words.addEventListener("input", change);
   form.addEventListener("submit", (event) => event.preventDefault());
-  find("previous").addEventListener("click", () => turn(page - 1));
-  find("next").addEventListener("click", () => turn(page + 1));
-  find("page").addEventListener("change", (event) => turn(Number(event.target.value) || 1));
+  find("previous").addEventListener("click", () => step(page - 1));
+  find("next").addEventListener("click", () => step(page + 1));
+  find("page").addEventListener("change", (event) => step(Number(event.target.value) || 1));
+  find("copy").addEventListener("click", async () => {
+    await navigator.clipboard.writeText(found.map((row) => row[ID]).join("\n") + "\n");
+    find("count").textContent = found.length.toLocaleString("en") + " ids copied";
+  });
+  find("download").addEventListener("click", () => {
+    const link = element("a");
+    link.href = URL.createObjectURL(new Blob([csv(found)], { type: "text/csv" }));
+    link.download = "samples.csv";
+    link.click();
+  });
+  addEventListener("hashchange", recall);
   filter();
+  recall();
 }
+
+// The number that a cell begins with, for columns in which every cell has one.
+const number = (text) => (/^[<≥]? ?[+-]?[\d,]*\.?\d/.test(text) ? parseFloat(text.replace(/[<≥, ]/g, "")) : NaN);
+
+function sortable(table) {
+  const body = table.tBodies[0];
+  Array.from(table.tHead.rows[0].cells).forEach((head, column) => {
+    if (body.rows.length <= FEW || !head.textContent.trim()) return;
+    const made = button("↕", () => {
+      const text = (row) => row.cells[column].textContent.trim();
+      const rows = Array.from(body.rows);
+      const numeric = rows.every((row) => !text(row) || !isNaN(number(text(row))));
+      const down = head.ariaSort ? head.ariaSort !== "descending" : numeric;
+      const compare = numeric ? (a, b) => number(text(a)) - number(text(b)) : (a, b) => text(a).localeCompare(text(b));
+      const filled = rows.filter(text).sort((a, b) => (down ? compare(b, a) : compare(a, b)));
+      body.append(...filled, ...rows.filter((row) => !text(row)));
+      for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+      head.ariaSort = down ? "descending" : "ascending";
+    });
+    made.className = "sort";
+    made.setAttribute("aria-label", "Sort by " + head.textContent.trim());
+    head.append(made);
+  });
+  if (body.rows.length <= FIRST + 2) return;
+  table.classList.add("short");
+  const all = button("Show all " + body.rows.length + " rows", () => {
+    table.classList.remove("short");
+    all.remove();
+  });
+  table.after(all);
+}
+
+for (const table of document.querySelectorAll("main table")) sortable(table);
+document.addEventListener("click", (event) => {
+  const frame = event.target.closest(".photo");
+  const dialog = find("large");
+  if (frame) {
+    dialog.querySelector("img").src = frame.querySelector("img").src;
+    dialog.querySelector("img").alt = frame.querySelector("img").alt;
+    dialog.querySelector("p").textContent = frame.parentElement.querySelector(".text").textContent;
+    dialog.showModal();
+  } else if (event.target === dialog || event.target.closest("#large button")) dialog.close();
+});
 
 const SERIES = ["#3b82c4", "#d9782d", "#3f9a6b", "#b8559b", "#7a6fd0", "#9a8a2c", "#2f9fb0"]; // as in plots.py
 const OTHERS = "#8d8d8d";
@@ -208,7 +330,7 @@ function draw(points, rows, photos) {
   new ResizeObserver(paint).observe(canvas);
 }
 
-Promise.all([unpack("rows"), unpack("photos")]).then(
+if (find("rows")) Promise.all([unpack("rows"), unpack("photos")]).then(
   ([rows, photos]) => {
     start(rows, photos);
     if (find("places")) unpack("places").then((points) => draw(points, rows, photos));
