@@ -173,9 +173,7 @@ def show_extraction(result: Extraction) -> None:
     for modality, reasons in result.missing.items():
         for reason, count in reasons.most_common(SHOWN_FAILURES):
             example = shown(result.examples[modality][reason])
-            out.print(
-                f"  {modality}: {count:,} without ({reason}; first: {example}); kept, the model uses what is there"
-            )
+            out.print(f"  {modality}: {count:,} without ({reason}; first: {example}); kept, the model uses the rest")
         if len(reasons) > SHOWN_FAILURES:
             out.print(f"  {modality}: {len(reasons) - SHOWN_FAILURES:,} more reasons")
     evidence = dict(result.evidence)
@@ -197,7 +195,7 @@ def show_extraction(result: Extraction) -> None:
     for note in notes_on(result.towers):
         out.print(f"  note: {shown(note)}")
     for id, reason in result.failures[:SHOWN_FAILURES]:
-        out.print(f"  sample {id}: {reason}; kept, the model uses what is there")
+        out.print(f"  sample {id}: {reason}; kept, the model uses the rest")
     if result.failed > SHOWN_FAILURES:
         out.print(f"  and {result.failed - SHOWN_FAILURES:,} more that cannot be read")
     if result.nothing_to_do:
