@@ -83,7 +83,7 @@ def audit_data(
     Raises `ConfigError` if the audit would lie among the data, `RunError` for splits or a run that do not fit.
     """
     if export and Path(export).exists():
-        raise ConfigError(f"--export {export}: this exists, maybe with labels filled in; name another file")
+        raise ConfigError(f"--export {export}: this file exists, and may have labels filled in; name another file")
     samples, _ = read_corrected(data, columns)
     folder = _checked_folder(samples, out)
     splits = Path(split_dir) if split_dir else None
@@ -94,7 +94,7 @@ def audit_data(
     audit.profile["all"]["text"].update({"cut": cut} if cut else {})
     audit = replace(audit, notes=[*audit.notes, *notes])
     if export and findings.opinions is None:
-        raise ConfigError(f"--export {export}: no run judges the labels; {findings.no_run or 'name one with --run'}")
+        raise ConfigError(f"--export {export}: no run judges these labels; {findings.no_run or 'name one with --run'}")
     _write(audit, findings)
     if export:
         header, rows = tables.DOUBTS, tables.doubt_rows(samples.samples, findings.suspicions, findings.is_multilabel)

@@ -16,7 +16,7 @@ from mmfeat.runs.entry import Entry
 from mmfeat.runs.run import Run, comparable_runs, find_run
 from mmfeat.samples.labels import Targets
 
-NUMBERS = "label errors left out: {} is a regression; mmfeat report shows its largest errors"
+NUMBERS = "no label errors: {} predicts numbers; mmfeat report shows its largest errors"
 NO_RUN = "none"  # value of --run
 
 
@@ -64,7 +64,7 @@ def fitting_run(run: str | Path | None, heads: Path, data_hash: str) -> tuple[Ru
         fits = comparable_runs(heads, accept=lambda other: other.config.data_hash == data_hash)
     except RunError:
         return None, (
-            f"label errors left out: no run in {heads} was trained on these labels, texts and photos; "
+            f"no label errors: no run in {heads} was trained on these labels, texts and photos; "
             "make one with mmfeat heads"
         )
     best = max(fits, key=lambda fit: fit.score(None, None))

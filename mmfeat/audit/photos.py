@@ -114,7 +114,7 @@ def _undecoded(data: bytes) -> tuple[Oddity, ...]:
     image, reason = decode_image(data, Decoding(DRAFT_SIDE))
     if image is not None:
         spread = float(np.asarray(image.convert("L").resize((SIDE, SIDE))).std())
-        return ((FLAT, "hardly anything is to be seen"),) if spread < FAINTEST_SPREAD else ()
+        return ((FLAT, "hardly anything can be seen"),) if spread < FAINTEST_SPREAD else ()
     return ((TRUNCATED if "truncated" in reason else BROKEN, reason),)
 
 

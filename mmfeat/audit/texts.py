@@ -49,7 +49,7 @@ MARKS = {
     "retweet": re.compile(r"\bRT @"),
     "emoji": re.compile("[\u2600-\u27bf\U0001f1e6-\U0001f1ff\U0001f300-\U0001faff]"),
 }
-NO_LANGUAGES = "languages left out: py3langid is not installed ({install}); scripts are told instead"
+NO_LANGUAGES = "languages left out: py3langid is not installed ({install}); scripts are listed instead"
 
 
 def is_bare(text: str | None) -> bool:

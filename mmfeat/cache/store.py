@@ -203,7 +203,7 @@ class Cache:
             raise CacheMissError(
                 f"{self.spec_folder(spec)}: {len(missing)} of {len(samples)} samples are not in the cache for "
                 f"{spec.name} (first: {samples[missing[0]].id}); run mmfeat extract with the same flags "
-                f"(mmfeat cache explain {samples[missing[0]].id} tells what differs)"
+                f"(mmfeat cache explain {samples[missing[0]].id} says what differs)"
             )
         mask = rows >= 0
         mask[mask] = ~index.failed[rows[mask]]

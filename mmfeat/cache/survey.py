@@ -84,7 +84,7 @@ def read_entry(folder: Path) -> CachedEncoder:
     for path in paths:
         try:
             if spec is None:
-                raise CacheError(f"{path}: nothing says which encoder it is of; {NOT_OURS}")
+                raise CacheError(f"{path}: nothing says which encoder its vectors are of; {NOT_OURS}")
             shards.append(open_shard(path, spec.fingerprint))
         except CacheError as error:
             problems.setdefault(path, str(error))

@@ -134,7 +134,7 @@ def _value_damage(shard: Shard, spec: EncoderSpec) -> str:
         for row in np.searchsorted(shard.bounds, wrong, side="right") - 1:
             if not shard.errors[row]:
                 name = printable(read_ids(shard.path)[row])
-                return f"row {row} (sample {name}) is not finite, and tells no error"
+                return f"row {row} (sample {name}) has a value that is not finite, and no error says why"
     return ""
 
 

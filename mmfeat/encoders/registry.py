@@ -164,7 +164,9 @@ def describe_encoders(requests: list[str], options: EncoderOptions) -> list[Towe
         if unknown := set(named_values(getattr(options, option))) - {"", *known[option]}:
             flag, there = f"--{option.replace('_', '-')}", ", ".join(sorted(names & known[option]))
             there = there or f"none (it is about {' and '.join(HEEDING.get(option, ('other encoders',)))})"
-            raise ConfigError(f"{flag} {min(unknown)}=...: no encoder of that name heeds it here; there are {there}")
+            raise ConfigError(
+                f"{flag} {min(unknown)}=...: no encoder of that name takes this option; there are {there}"
+            )
     if idle:
         asked = ",".join(options.outputs)
         raise ConfigError(f"--outputs {asked}: asks nothing of {', '.join(idle)}; add an output of it, or leave it out")

@@ -40,9 +40,9 @@ from mmfeat.runs.entry import TOGETHER, Entry, Rule
 from mmfeat.runs.run import Run
 
 NOT_EXPORTABLE = {
-    "forest": "trees are no graph of products",
-    "boosting": "trees are no graph of products",
-    EARLY: "it reads pixels itself",
+    "forest": "decision trees cannot be written as an ONNX graph here",
+    "boosting": "decision trees cannot be written as an ONNX graph here",
+    EARLY: "it reads the pixels of photos itself",
 }
 
 

@@ -88,9 +88,9 @@ def label_drift(before: np.ndarray, now: np.ndarray, classes: Sequence[str], mul
     column = int(np.abs(shift).argmax())
     example = f"{classes[column]} {now[:, column].mean():.1%} instead of {before[:, column].mean():.1%}"
     return (
-        f"these samples are predicted otherwise than labelled ones out of fold ({example}; "
-        f"{'up to ' if multilabel else ''}{size:.0%} of the predictions shifted, p {_shown(p)}): they may come from "
-        "elsewhere, and scores of the run may not hold for them"
+        f"the predictions differ from those for the labelled samples ({example}; "
+        f"{'up to ' if multilabel else ''}{size:.0%} of the predictions shifted, p {_shown(p)}): these samples may "
+        "come from elsewhere, and the scores of the run may not hold for them"
     )
 
 
@@ -105,9 +105,9 @@ def number_drift(before: np.ndarray, now: np.ndarray) -> str:
     if p >= SIGNIFICANT or size < LEAST_SHIFT:
         return ""
     return (
-        f"these samples are predicted otherwise than labelled ones out of fold (mean {now.mean():.6g} instead of "
-        f"{before.mean():.6g}; p {_shown(p)}): they may come from elsewhere, and scores of the run may not hold for "
-        "them"
+        f"the predictions differ from those for the labelled samples (mean {now.mean():.6g} instead of "
+        f"{before.mean():.6g}; p {_shown(p)}): these samples may come from elsewhere, and the scores of the run may "
+        "not hold for them"
     )
 
 
@@ -124,8 +124,8 @@ def missing_drift(before: Sequence[Sample], now: Sequence[Sample], modalities: S
         p = compare_counts(_yes_no(tables[0]), _yes_no(tables[1]))
         if p < SIGNIFICANT:
             lines.append(
-                f"{shares[1]:.1%} of these samples have no {PART[modality]}, of the labelled ones {shares[0]:.1%} "
-                f"(p {_shown(p)}): scores of the run may not hold for them"
+                f"{shares[1]:.1%} of these samples have no {PART[modality]}, but {shares[0]:.1%} of the labelled ones "
+                f"(p {_shown(p)}): the scores of the run may not hold for them"
             )
     return lines
 

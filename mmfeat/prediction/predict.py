@@ -122,7 +122,7 @@ def score(
             f"for them its scores out of fold are in {run.leaderboard_file}"
         ]
     if not training:
-        notes.append(f"{run.config.data} is gone: samples that trained the run would flatter the score")
+        notes.append(f"{run.config.data} is gone: samples that trained the run would make the score too high")
     if not fresh.any():
         return None, notes
     rows, predictions = rows[fresh], inference.predictions

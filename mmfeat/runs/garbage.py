@@ -97,7 +97,9 @@ def _named_by_extractions(cache: Path) -> set[str]:
 def _files_of(encoder: CachedEncoder) -> Garbage:
     """The shards and the spec of an encoder that nothing names."""
     paths = [path for path in _files_in(encoder.folder) if SHARD_NAME.fullmatch(path.name) or path.name == SPEC_FILE]
-    reason = "no run and no latest extraction names it" if encoder.spec else "of another version of mmfeat, or damaged"
+    reason = (
+        "neither a run nor a latest extraction needs it" if encoder.spec else "of another version of mmfeat, or damaged"
+    )
     return _garbage(encoder.folder, paths, reason)
 
 

@@ -44,7 +44,7 @@ def read_corrected(data: Data, columns: Mapping[str, str] | None = None) -> tupl
     before = {sample.id: sample.label for sample in samples}
     changed = {id: label for id, label in _read_labels(path, samples, before).items() if label != before[id]}
     corrected = (replace(s, label=changed[s.id]) if s.id in changed else s for s in samples)
-    note = f"{counted(len(changed), 'label')} of {path} in place of the data's own, whose folds stay"
+    note = f"{counted(len(changed), 'label')} of {path} replace those of the data; the folds stay the same"
     given = {id: str(before[id]) for id in changed}
     return replace(samples, samples=tuple(corrected), notes=(*samples.notes, note)), given
 

@@ -135,7 +135,7 @@ def part_of_file(path: str) -> str:
 def label_notes(labels: Mapping[tuple[str, str], int]) -> list[str]:
     """Notes on what `mmfeat heads` does with labels, of which `labels` counts (part of the user's split, label)."""
     joined = next((label for _, label in labels if SEPARATOR in label.strip(SEPARATOR)), "")
-    several = [f"labels such as {joined}: heads --task multilabel takes each of them for a class"] if joined else []
+    several = [f"labels such as {joined}: with heads --task multilabel each of them is a class"] if joined else []
     counts = Counter[str]()
     for (part, _), count in labels.items():
         counts[part] += count

@@ -41,7 +41,7 @@ def as_samples(
         raise DataError("neither texts nor images; give one of them, or both")
     if len({*counts.values()}) > 1:
         told = " but ".join(f"{count} {name}" for name, count in counts.items())
-        raise DataError(f"{told}; None stands for one that lacks")
+        raise DataError(f"{told}; give as many of each, with None where a sample lacks one")
     count = next(iter(counts.values()))
     parts = [values if values is not None else [None] * count for values in lists.values()]
     return [

@@ -69,18 +69,20 @@ class LabelledData:
         if self.protocol.split_dir and self.new_splits is None:
             sizes = f"{len(self.splits)} folds" if len(self.splits) > 1 else "a holdout"
             notes.append(
-                f"splits of {self.protocol.split_dir} reused ({sizes}); --folds, --split and --seed do not count"
+                f"splits of {self.protocol.split_dir} are used again ({sizes}); "
+                "--folds, --split and --seed have no effect"
             )
         if self.targets.numeric:
             return tuple(notes)
         if self.targets.task == MULTICLASS and looks_numeric(self.targets.classes):
             notes.append(
-                f"labels are {len(self.targets.classes)} different numbers, each taken for a class; or is it --task "
-                f"{REGRESSION}, or {ORDINAL}?"
+                f"labels are {len(self.targets.classes)} different numbers, and each counts as a class "
+                f"(to predict numbers: --task {REGRESSION} or {ORDINAL})"
             )
         if not self.targets.multilabel and any(SEPARATOR in name for name in self.targets.classes):
             notes.append(
-                f"labels contain {SEPARATOR}: each combination is taken for a class; or is it --task multilabel?"
+                f"labels contain {SEPARATOR}, and each combination counts as a class "
+                "(for several labels a sample: --task multilabel)"
             )
         return (*notes, *labels_alike(self.targets.classes), *absent_note(self.targets.take(self.splits.tested)))
 
@@ -163,7 +165,9 @@ def read_labelled(
     samples, given = read_corrected(data, columns)
     labelled = samples.labelled
     if not labelled:
-        raise HeadError(f"{data}: no labelled samples; label some, or let a run on others predict: mmfeat predict")
+        raise HeadError(
+            f"{data}: no labelled samples; label some, or predict these with a run on other data: mmfeat predict"
+        )
     protocol = protocol.of(labelled)
     store = Cache(cache, samples.name)
     keys = {modality: store.content_keys(labelled, modality, progress) for modality in MODALITIES}

@@ -126,7 +126,9 @@ def test_values_that_cannot_be_right_are_told(tmp_path: Path) -> None:
         path = write(Cache(tmp_path / spec.output, "set").spec_folder(spec), spec)
         wrong = falsify(path, row, np.full((1, VECTORS.shape[1]), np.inf, np.float32))
         damage = only_damage(tmp_path / spec.output)
-        assert damage == Damage(wrong, f"row {sample} (sample s{sample}) is not finite, and tells no error")
+        assert damage == Damage(
+            wrong, f"row {sample} (sample s{sample}) has a value that is not finite, and no error says why"
+        )
 
 
 def test_shards_of_another_width_are_told_where_loading_refuses_them(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_gc(here: Path) -> None:
         os.utime(path, (old, old))
     found = lines("gc")
     assert found[0].split() == ["folder", "files", "size", "age", "why"]
-    assert re.match(r"cache/demo/hog-\w+ +2 +[\d.]+ kB +2 h +no run and no latest extraction names it$", found[1])
+    assert re.match(r"cache/demo/hog-\w+ +2 +[\d.]+ kB +2 h +neither a run nor a latest extraction needs it$", found[1])
     assert re.match(r"[\d.]+ kB could go \(looked at no runs and all extractions\)$", found[2])
     assert found[3] == "nothing was deleted; the same command with --yes deletes what is listed"
     assert list(Path("cache/demo").glob("hog-*/*.h5"))

@@ -78,13 +78,13 @@ def test_reused_splits_and_labels_with_bars_are_told(place: Path, tmp_path: Path
     splits = Protocol(folds=2, seeds=2, split_dir=str(tmp_path / "splits"))
     assert not sweep(place, **NO_HEADS, protocol=splits, out=tmp_path / "a").notes
     (note,) = sweep(place, **NO_HEADS, protocol=splits, out=tmp_path / "a").notes
-    assert "reused (2 folds); --folds, --split and --seed do not count" in note
+    assert "are used again (2 folds); --folds, --split and --seed have no effect" in note
     table = tmp_path / "labels.csv"
     texts = [f"{number},some words {number} of text,{'a|b' if number % 2 else 'a'}" for number in range(40)]
     table.write_text("\n".join(["id,text,label", *texts]))
     extract_features(table, ["hashing"], cache=place / "cache", options=FLOAT32)
     (note,) = sweep(place, ["hashing"], data=table, **NO_HEADS, out=tmp_path).notes
-    assert "is it --task multilabel?" in note
+    assert "(for several labels a sample: --task multilabel)" in note
 
 
 def test_no_batch_is_larger_than_a_training_fold() -> None:

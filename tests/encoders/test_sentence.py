@@ -217,7 +217,8 @@ def test_an_option_for_one_encoder_leaves_the_others_alone(tiny_bert: Path, tmp_
     assert (bert.max_length, bert.cleaning, bert.arithmetic, hog.max_length) == (20, "tweet", "bfloat16", 0)
     for name in ("clip", "st"):
         with pytest.raises(
-            ConfigError, match=rf"--pooling {name}=...: no encoder of that name heeds it here; there are bert, text$"
+            ConfigError,
+            match=rf"--pooling {name}=...: no encoder of that name takes this option; there are bert, text$",
         ):
             describe_encoders(requests, EncoderOptions(**PLAIN, pooling=f"{name}=cls"))
 

@@ -68,5 +68,5 @@ def test_missing_parts_are_compared() -> None:
     whole = [Sample(str(n), "text", None) for n in range(100)]
     mute = [Sample(str(n), None if n % 3 else "text", None) for n in range(60)]
     (line,) = missing_drift(whole, mute)
-    assert line.startswith("66.7% of these samples have no text, of the labelled ones 0.0% (p 0.0001)")
+    assert line.startswith("66.7% of these samples have no text, but 0.0% of the labelled ones (p 0.0001)")
     assert missing_drift(whole, whole[:50]) == missing_drift([], mute) == missing_drift(whole, mute, ["image"]) == []

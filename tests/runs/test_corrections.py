@@ -149,7 +149,7 @@ def test_audit_writes_the_labels_in_doubt_to_be_filled(
     assert (np.diff([float(doubt["probability"]) for doubt in doubts[:3]]) < 1).all()
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 1
-    assert "this exists, maybe with labels filled in; name another file" in again.stderr
+    assert "this file exists, and may have labels filled in; name another file" in again.stderr
     judged = CliRunner().invoke(app, [*usual, "--labels", str(runs.labels), "--heads", str(runs.place / "heads")])
     assert runs.corrected.folder.name in judged.stdout.replace("\n", "")
     nobody = CliRunner().invoke(app, [*usual, "--run", "none", "--export", "other.csv"])

@@ -84,7 +84,7 @@ def test_it_lists_and_deletes_only_when_told(root: Path) -> None:
     before = tree(root)
     found = find_garbage(root, [])
     assert {piece.folder for piece in found} == {folder_of(root, POOLED_SPEC), folder_of(root, OTHER_SPEC)}
-    assert all(piece.reason == "no run and no latest extraction names it" for piece in found)
+    assert all(piece.reason == "neither a run nor a latest extraction needs it" for piece in found)
     assert tree(root) == before
     assert delete_garbage(found) == sum(piece.bytes for piece in found)
     assert tree(root) == {name: data for name, data in before.items() if "tokens" in name or "requests" in name}

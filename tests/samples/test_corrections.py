@@ -37,7 +37,7 @@ def test_labels_are_those_of_the_table_and_the_data_stay(shop: Path, name: str, 
     assert corrected(shop, labels) == {"a": "good", "b": "good", "c": "so|so", "7": None, "d": "bad"}
     samples, given = read_corrected(shop, {"labels": str(labels)})
     assert given == {"a": "bad"}
-    assert samples.notes[-1] == f"1 label of {labels} in place of the data's own, whose folds stay"
+    assert samples.notes[-1] == f"1 label of {labels} replace those of the data; the folds stay the same"
     assert shop.read_text() == SHOP
 
 

@@ -290,7 +290,7 @@ def test_lists_of_labels_are_several_classes(tmp_path: Path, suffix: str) -> Non
         pd.DataFrame(rows).to_csv(path, index=False)
     samples = read_samples(path)
     assert [sample.label for sample in samples] == ["Drama", "Drama|Comedy", "|", None]
-    assert "labels such as Drama|Comedy: heads --task multilabel takes each of them for a class" in samples.notes
+    assert "labels such as Drama|Comedy: with heads --task multilabel each of them is a class" in samples.notes
 
 
 @pytest.mark.parametrize(

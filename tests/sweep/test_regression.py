@@ -241,7 +241,7 @@ def test_the_report_shows_errors_instead_of_confusions(run: Run, place: Path) ->
     audited = audit_data(
         place / "train.csv", run=run.folder, columns=COLUMNS, out=place / "audit", cache=place / "cache"
     )
-    assert any("label errors left out" in note for note in audited.notes)
+    assert any("no label errors" in note for note in audited.notes)
 
 
 def test_a_label_is_corrected_by_another_number(place: Path) -> None:
