@@ -293,13 +293,13 @@ def test_submit_names_columns_of_both_tables(place: Path, monkeypatch: pytest.Mo
 def test_drift_is_told_with_the_submission(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     usual = write_submission(heads=place / "heads", out=tmp_path / "s.csv", head="knn")
     assert sum(usual.out_of_fold.values()) == pytest.approx(1)
-    assert not any("otherwise than labelled" in line for line in usual.notes)
+    assert not any("the predictions differ from" in line for line in usual.notes)
     lines = [f"{n},so tired of the bus {n}" for n in range(100)]
     (tmp_path / "new.csv").write_text("\n".join(["id,text", *lines]))
     (run,) = (place / "heads").iterdir()
     arguments: dict[str, Any] = {"data": tmp_path / "new.csv", "cache": tmp_path / "cache", "head": "knn"}
     shifted = write_submission(run, out=tmp_path / "s.csv", **arguments)
-    assert any("otherwise than labelled" in line for line in shifted.notes)
+    assert any("the predictions differ from" in line for line in shifted.notes)
     assert any("100.0% of these samples have no photo" in line for line in shifted.notes)
     answer = mmfeat(place, monkeypatch, "submit", "--run", run, "--data", tmp_path / "new.csv",
                     "--cache", tmp_path / "cache", "--head", "knn", "--out", tmp_path / "s.csv")  # fmt: skip
