@@ -87,10 +87,12 @@ def audit_data(
     samples, _ = read_corrected(data, columns)
     folder = _checked_folder(samples, out)
     splits = Path(split_dir) if split_dir else None
-    findings = find_everything(samples, splits, run, Path(heads), workers or cpu_count(), progress or usual_progress())
+    progress = progress or usual_progress()
+    findings = find_everything(samples, splits, run, Path(heads), workers or cpu_count(), progress)
     audit = _summary(findings, folder, seed)
     texts = [sample.text for sample in samples if sample.text is not None]
-    cut, notes = cut_texts(cache, data, texts)
+    with progress.step("counting tokens", None):
+        cut, notes = cut_texts(cache, data, texts)
     audit.profile["all"]["text"].update({"cut": cut} if cut else {})
     audit = replace(audit, notes=[*audit.notes, *notes])
     if export and findings.opinions is None:

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.table import Table
 
-from mmfeat.cli.console import SHOWN_LABELS, ConsoleProgress, out
+from mmfeat.cli.console import SHOWN_LABELS, SHOWN_TEXT, ConsoleProgress, fitted, out, show_table
 from mmfeat.cli.flags import (
     LATEST_READING,
     AnyData,
@@ -34,7 +33,6 @@ SHOWN_ROWS = 12  # kinds of odd files
 SHOWN_ERRORS = 5  # likely label errors
 SHOWN_PARTS = 6  # parts of a data set in the table of classes
 SHOWN_SHARES = 5  # languages or scripts
-NEAR = (0, 2, 0, 0)  # padding of the cells of all tables
 TABLES = ("duplicates", "conflicts", "leaks", "files", "label_errors", "balance", "profile")
 
 
@@ -58,13 +56,13 @@ def _show_twins(audit: Audit) -> None:
         out.print("no duplicates in text or photo")
         return
     header = ("duplicates", "groups", "samples", "equal", "largest", "conflicts", "pairs at odds")
-    table = Table(*header, box=None, padding=NEAR)
+    rows = []
     for modality, counts in audit.duplicates.items():
         conflict = audit.conflicts[modality]
         unlike = f"{conflict['disagreeing_pairs']:,} of {conflict['pairs']:,}" if conflict["pairs"] else ""
         cells = [f"{counts[name]:,}" for name in ("groups", "samples", "exact_samples", "largest")]
-        table.add_row(modality, *cells, f"{conflict['groups']:,}", unlike)
-    out.print(table)
+        rows.append((modality, *cells, f"{conflict['groups']:,}", unlike))
+    show_table(header, rows, ("largest", "equal", "samples"))
     pair = audit.conflicts["pair"]
     if pair["disagreeing_pairs"]:
         of_pairs = f"{pair['disagreeing_pairs']:,} of {pair['pairs']:,} duplicate pairs"
@@ -92,11 +90,10 @@ def _show_odd(audit: Audit) -> None:
     if not audit.odd:
         out.print("no odd text or photo")
         return
-    table = Table("odd", "what", "count", "first", "there", box=None, padding=NEAR)
+    rows = []
     for row in audit.odd[:SHOWN_ROWS]:
-        example = _cut(row["id"], 12), _cut(row["detail"], 34)
-        table.add_row(row["modality"], row["what"], f"{row['count']:,}", *example)
-    out.print(table)
+        rows.append((row["modality"], row["what"], f"{row['count']:,}", row["id"], _short(row["detail"])))
+    show_table(("odd", "what", "count", "first", "there"), rows)
     if (more := len(audit.odd) - SHOWN_ROWS) > 0:
         out.print(f"and {more} more kinds in files.csv")
 
@@ -139,13 +136,13 @@ def _show_balance(audit: Audit) -> None:
         out.print("no sample is labelled")
         return
     names = list(parts)[: 1 + SHOWN_PARTS]
-    table = Table("class", "count", "share", *names[1:], box=None, padding=NEAR)
+    rows = []
     for label in classes[:SHOWN_LABELS]:
         row = parts["all"]["classes"][label]
         share = f"{row['share']:.1%} [{row['low']:.1%}, {row['high']:.1%}]"
         others = [f"{parts[name]['classes'][label]['share']:.1%}" for name in names[1:]]
-        table.add_row(_cut(label, 20), f"{row['count']:,}", share, *others)
-    out.print(table)
+        rows.append((label, f"{row['count']:,}", share, *others))
+    show_table(("class", "count", "share", *names[1:]), rows, names[:0:-1])
     if (more := len(classes) - SHOWN_LABELS) > 0:
         out.print(f"and {more} more classes in balance.csv")
     if audit.balance["p"] is not None and audit.balance["p"] < LEVEL:
@@ -159,13 +156,12 @@ def _show_errors(audit: Audit) -> None:
     judge = head_label(errors["head"], errors["modalities"])
     out.print(f"label errors: {errors['errors']:,} of {errors['samples']:,} labels are in doubt, says {judge} of")
     out.print(f"  {errors['run']}")
-    table = Table("id", "label", "rather", "p", "p label", "text", box=None, padding=NEAR)
+    rows = []
     for row in errors["examples"][:SHOWN_ERRORS]:
-        names = (_cut(row[name], 12) for name in ("id", "label", "suggested"))
         numbers = (f"{row[name]:.2f}" for name in ("probability", "self_confidence"))
-        table.add_row(*names, *numbers, _cut(row["text"], 28))
-    if errors["examples"]:
-        out.print(table)
+        rows.append((row["id"], row["label"], row["suggested"], *numbers, _short(row["text"])))
+    if rows:
+        show_table(("id", "label", "rather", "p", "p label", "text"), rows)
     _show_noise(errors)
 
 
@@ -175,8 +171,8 @@ def _show_noise(errors: Mapping[str, Any]) -> None:
 
     noise, scored = errors["noise"], errors["macro_f1"]
     if planted := noise.get("planted"):
-        out.print(f"test of this list: of labels changed on purpose, {planted['found']:.0%} are at its top", end="")
-        out.print(f" (chance: {planted['share']:.0%})")
+        found = f"test of this list: of labels changed on purpose, {planted['found']:.0%} are at its top"
+        out.print(f"{found} (chance: {planted['share']:.0%})")
     if not noise["claimed"]:
         out.print("wrong labels: none are proven; a model this unsure doubts as many right ones")
         return
@@ -202,9 +198,8 @@ def _number(score: Mapping[str, Any]) -> str:
     return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
 
 
-def _cut(text: str, width: int) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= width else f"{line[: width - 1]}…"
+def _short(text: str) -> str:
+    return fitted(" ".join(text.split()), SHOWN_TEXT)
 
 
 PARAMETERS: Parameters = {

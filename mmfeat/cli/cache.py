@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 
 
 SHOWN_PROBLEMS = 3
-LINE = 100  # letters in a line of the list of package versions
 
 
 def show_entries(entries: Sequence[CachedEncoder], cache: str) -> None:
@@ -61,7 +59,7 @@ def show_entries(entries: Sequence[CachedEncoder], cache: str) -> None:
         width = str(entry.width or "-")
         sizes = (size_of(entry.bytes), age(entry.changed), entry.folder.name[-8:])
         table.append((entry.dataset, name, rows, width, dtype, *sizes))
-    show_table(names, table)
+    show_table(names, table, ("dtype", "width", "age", "fingerprint"))
     total = sum(entry.bytes for entry in entries)
     out.print(f"{counted(len(entries), 'encoder')}, {size_of(total)} in {cache}")
     if any(entry.problems for entry in entries):
@@ -103,7 +101,7 @@ def _show_versions(entries: Sequence[CachedEncoder]) -> None:
             encoders.setdefault(made, []).append(entry.name)
     for made, whose in encoders.items():
         which = f"{', '.join(whose)} " if len(encoders) > 1 else ""
-        out.print(textwrap.fill(f"{which}made with {made}", LINE, subsequent_indent="  "))
+        out.print(f"{which}made with {made}")
 
 
 def show_problems(entry: CachedEncoder) -> None:
@@ -170,7 +168,7 @@ def show_garbage(garbage: Sequence[Garbage], runs: Sequence[str]) -> None:
     ]
     looked = f"runs in {', '.join(runs)}" if runs else "no runs"
     if garbage:
-        show_table(("folder", "files", "size", "age", "why"), table)
+        show_table(("folder", "files", "size", "age", "why"), table, ("files", "age"))
         out.print(f"{size_of(sum(piece.bytes for piece in garbage))} could go (looked at {looked} and all extractions)")
     else:
         out.print(f"nothing to delete (looked at {looked} and all extractions)")

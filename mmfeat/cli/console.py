@@ -5,42 +5,67 @@ from __future__ import annotations
 import io
 import os
 import sys
-import textwrap
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rich.cells import cell_len
-from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, ConsoleOptions
 from rich.text import Text
 
-from mmfeat.system.wording import Advance, ignore, interval, progress_line, without_passwords
+from mmfeat.system.wording import Advance, finished_line, interval, progress_line, rate_of, time_left, without_passwords
 
 if TYPE_CHECKING:
     from mmfeat.runs.run import Run
 
 
 PLAIN_SECONDS = 10.0  # between two lines of progress where there is no bar
-WORTH_A_LINE = 1.0  # seconds; a shorter step prints no line at its end
+WORTH_A_LINE = 1.0  # seconds; a shorter step prints no line where there is no bar
+VANISHES = 0.5  # seconds; of a shorter step nothing stays on a terminal
+WORTH_NAMING = 5.0  # seconds; the same of a step without units, such as loading a model
+WINDOW = 30.0  # seconds over which the rate of a bar is taken
+BAR = 6, 40  # least and largest width
 SHOWN_LABELS = 20
+SHOWN_TEXT = 60  # letters of the text of a sample in a table
 COLUMNS = 80
+COPIED = {"id", "sample", "run", "encoder", "folder"}  # columns whose cells are shortened last
+READABLE = 12  # cells to which the other columns are shortened before those
+GAP = "  "  # between the columns of a table
+
+
+def wrapped(line: str, width: int, hang: int = 2) -> str:
+    """A line broken between words, its rest indented by `hang` more; a command goes on behind a backslash.
+
+    A word that is wider than the terminal, such as a path, stays whole, so that it can be copied.
+    """
+    more = " \\" if "mmfeat" in line.split()[:2] else ""
+    indent = " " * (len(line) - len(line.lstrip()) + hang)
+    lines, (current, *words) = [], line.split(" ")
+    for word in words:
+        if cell_len(f"{current} {word}{more}") <= width or not current.strip() or cell_len(indent + word) > width:
+            current += f" {word}"
+        else:
+            lines.append(current + more)
+            current = indent + word
+    return "\n".join([*lines, current])
 
 
 class _Discreet(Console):
-    """A console that shows no secret of a URL."""
+    """A console that shows no secret of a URL, and on a terminal breaks long lines between words."""
 
-    def print(self, *objects: Any, **options: Any) -> None:
-        super().print(*(without_passwords(o) if isinstance(o, str) else o for o in objects), **options)
+    def print(self, *objects: Any, hang: int = 2, **options: Any) -> None:
+        super().print(*(self._shown(o, hang) if isinstance(o, str) else o for o in objects), **options)
+
+    def _shown(self, text: str, hang: int) -> str:
+        return "\n".join(wrapped(line, self.room, hang) for line in without_passwords(text).split("\n"))
+
+    @property
+    def room(self) -> int:
+        """Cells of a line; any number where there is no terminal, also where FORCE_COLOR claims one."""
+        return self.width if self.is_terminal and self.file.isatty() else sys.maxsize
 
 
 out = _Discreet(highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -98,57 +123,72 @@ class ConsoleProgress:
     """Progress of long steps: a bar with rate and time left on a terminal, a line every few seconds elsewhere."""
 
     def step(self, title: str, total: int | None) -> AbstractContextManager[Advance]:
-        if total is None:
-            return _begun(title)
-        return (_bar if err.is_terminal else _lines)(title, total)
+        moving = err.is_interactive and err.room != sys.maxsize  # TERM=dumb has a width and moves nothing
+        return _bar(title, total) if moving else _lines(title, total)
 
 
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:,.1f}/s")
+class _Bar:
+    """A step as one line of the terminal: title, bar, count, rate and time left, and lines of its note below."""
 
+    def __init__(self, title: str, total: int | None) -> None:
+        self.title, self.total = without_passwords(title), total
+        self.done, self.note, self.below = 0, "", ""
+        self.marks = deque([(time.monotonic(), 0)])  # (seconds, units done)
 
-class _Bar(Progress):
-    """A bar with the note of its step behind it; of a note of several lines, all below it while the step runs."""
+    def advance(self, steps: int, note: str = "") -> None:
+        self.done, now = self.done + steps, time.monotonic()
+        if note:
+            self.note, self.below = ("", note) if "\n" in note else (note, self.below)
+        if now - self.marks[-1][0] >= VANISHES:
+            self.marks.append((now, self.done))
+            while now - self.marks[1][0] > WINDOW:
+                self.marks.popleft()
 
-    def get_renderables(self) -> Iterator[RenderableType]:
-        yield self.make_tasks_table(self.tasks)
-        if self.tasks and (below := self.tasks[0].fields["below"]):
-            yield Text(below)
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        width, (since, before) = options.max_width, self.marks[0]
+        seconds = time.monotonic() - since
+        if self.total is None:
+            yield Text(fitted(f"{self.title} ... {seconds:.0f} s", width))
+            return
+        total, rate = f"{self.total:,}", (self.done - before) / seconds if seconds > VANISHES else 0.0
+        left = time_left((self.total - self.done) / rate) if rate else f"{seconds:.0f} s"
+        numbers = f" {self.done:>{len(total)},}/{total} {rate_of(rate) if rate else '':>8} {left:>12}"
+        title = fitted(self.title, max(width - len(numbers) - BAR[0] - 1, 1))
+        bar = min(max(width - len(numbers) - cell_len(title) - 1, 0), BAR[1])
+        full = min(bar * self.done // max(self.total, 1), bar)
+        line, rest = ("-", " ") if options.ascii_only else ("━", "━" if console.color_system else " ")
+        rest = " " if console.no_color else rest
+        parts = (f"{title} ", (line * full, "bar.complete"), (rest * (bar - full), "bar.back"), numbers)
+        text = Text.assemble(*parts, no_wrap=True, overflow="crop")
+        if self.note and text.cell_len + 2 + cell_len(self.note) <= width:
+            text.append(f"  {self.note}")
+        yield text
+        if self.below:
+            yield Text(self.below, no_wrap=True, overflow="ellipsis")
 
 
 @contextmanager
-def _bar(title: str, total: int) -> Iterator[Advance]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
+def _bar(title: str, total: int | None) -> Iterator[Advance]:
+    from rich.live import Live
 
-    def advance(steps: int, note: str = "") -> None:
-        fields: dict[str, Any] = {"below" if "\n" in note else "note": note} if note else {}
-        progress.update(task, advance=steps, refresh="below" in fields, **fields)
+    start, bar = time.monotonic(), _Bar(title, total)
+    try:
+        with Live(bar, console=err, transient=True, refresh_per_second=8) as live:
 
-    with _Bar(*columns, console=err) as progress:
-        task = progress.add_task(title, total=total, note="", below="")
-        try:
+            def advance(steps: int, note: str = "") -> None:
+                bar.advance(steps, note)
+                if "\n" in note:
+                    live.refresh()
+
             yield advance
-        finally:
-            progress.update(task, below="")
+    finally:
+        if (seconds := time.monotonic() - start) >= (VANISHES if total is not None else WORTH_NAMING):
+            figures = finished_line(bar.done, total, seconds)
+            err.print(f"{fitted(title, err.width - len(figures) - 2)}: {figures}")
 
 
 @contextmanager
-def _begun(title: str) -> Iterator[Advance]:
-    """Print the title of a step whose length is not known."""
-    err.print(f"{title} ...")
-    yield ignore
-
-
-@contextmanager
-def _lines(title: str, total: int) -> Iterator[Advance]:
+def _lines(title: str, total: int | None) -> Iterator[Advance]:
     start = last = time.monotonic()
     done, kept = 0, ""
 
@@ -156,34 +196,88 @@ def _lines(title: str, total: int) -> Iterator[Advance]:
         nonlocal done, last, kept
         done, kept = done + steps, note.partition("\n")[0] or kept
         now = time.monotonic()
-        if now - last >= PLAIN_SECONDS:
+        if total is not None and now - last >= PLAIN_SECONDS:
             last = now
             err.print(progress_line(title, done, total, now - start, kept))
 
-    yield advance
-    seconds = time.monotonic() - start
-    if done == total and seconds >= WORTH_A_LINE:
-        err.print(f"{title}: {total:,} in {seconds:.1f} s ({total / max(seconds, 1e-9):.1f}/s)")
+    begun = threading.Timer(WORTH_A_LINE, err.print, [f"{title} ..."])
+    begun.daemon = True
+    if total is None:
+        begun.start()
+    try:
+        yield advance
+    finally:
+        begun.cancel()
+        if total is not None and (seconds := time.monotonic() - start) >= WORTH_A_LINE:
+            err.print(f"{title}: {finished_line(done, total, seconds)}")
 
 
-def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print one line for each row, in columns as wide as their longest cell; `header` may be ().
+def fitted(text: str, width: int) -> str:
+    """A text of at most `width` cells: of sentences the first words, of a name its beginning and its end."""
+    if cell_len(text) <= width:
+        return text
+    if cell_len(whole := set_cell_size(text, width - 1).rpartition(" ")[0]) > width // 2:
+        return f"{whole.rstrip(' ,:;')}…"
+    tail = set_cell_size(text[::-1], width // 2).rstrip()[::-1]
+    return f"{set_cell_size(text, width - 1 - cell_len(tail)).rstrip()}…{tail}"
 
-    rich's own tables cut or wrap long cells, and a name that is cut or wrapped cannot be copied.
+
+def fits(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Whether a line has room for a table."""
+    return _width(_widths([header, *rows])) <= out.room
+
+
+def _widths(lines: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+
+
+def _width(widths: Sequence[int]) -> int:
+    return sum(widths) + len(GAP) * (len(widths) - 1)
+
+
+def show_table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    spare: Sequence[str] = (),
+    styles: Mapping[str, str] | None = None,
+    first: str = "",
+) -> None:
+    """Print one line for each row, in columns as wide as their longest cell; a column without a cell is left out.
+
+    On a terminal that is too narrow for it the columns `spare` of the header are left out, the first of them first;
+    where that is not enough, the widest cells are shortened. `styles` maps columns to the style of their cells, and
+    `first` is the style of the first row.
     """
-    lines = [header, *rows] if header else rows
-    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = [cell + " " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True)]
-        out.print("  ".join(cells).rstrip())
+    lines = [list(header), *map(list, rows)]
+    widths, names = _widths(lines), list(header)
+    left_out = [name for name, *cells in zip(*lines, strict=True) if rows and not any(cells)]
+    needed = len(left_out)  # a column without any cell is left out at any width
+    left_out += [name for name in spare if name not in left_out]
+    while needed > 0 or _width(widths) > out.room:
+        if left_out:
+            column, needed = names.index(left_out.pop(0)), needed - 1
+            for line in (*lines, names):
+                del line[column]
+            del widths[column]
+        else:
+            order = [
+                (name not in COPIED and width > READABLE, width) for name, width in zip(names, widths, strict=True)
+            ]
+            widths[order.index(max(order))] -= 1
+    for number, line in enumerate(lines):
+        text = Text(style=first if number == 1 else "")
+        for name, cell, width in zip(names, line, widths, strict=True):
+            text.append(set_cell_size(fitted(cell, width), width), (styles or {}).get(name, ""))
+            text.append(GAP if name else " ")  # a sign stands close to its row
+        text.rstrip()
+        out.print(text)
 
 
 def show_verdict(sentences: Sequence[str]) -> None:
-    """Print a verdict, a sentence a paragraph, the first in bold; words are not cut at 80 columns."""
+    """Print a verdict, a sentence a paragraph, the first in bold; words are not cut, in a log at 80 columns."""
     for number, sentence in enumerate(sentences):
         out.print(
-            textwrap.fill(sentence, COLUMNS, break_long_words=False, break_on_hyphens=False),
-            style=None if number else "bold",
+            wrapped(sentence, COLUMNS if out.room == sys.maxsize else out.room, 0), style=None if number else "bold"
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,7 +13,6 @@ from mmfeat.errors import ConfigError
 if TYPE_CHECKING:
     from mmfeat.encoders.catalogue import Listed
 
-COLUMNS = 80
 SHOWN = 40  # models of a family; more are listed with --match
 
 
@@ -59,7 +57,7 @@ def _show_overview() -> None:
     out.print("families")
     for family, (count, words) in families().items():
         known = f"{count:,} named; mmfeat encoders --family {family}" if count > 1 else ""
-        _print(f"  {family}: {words}" + (f" ({known})" if known else ""))
+        out.print(f"  {family}: {words}" + (f" ({known})" if known else ""))
     out.print("the figures are published ones, not measured by mmfeat")
     out.print("next: mmfeat encoders NAME; it says the whole recipe")
 
@@ -89,16 +87,12 @@ def _show_recipe(name: str, device: str) -> None:
         for model, lines in recipe(request, resolve_options(EncoderOptions(), device)):
             out.print(model)
             for what, how in lines:
-                _print(f"  {what}: {how}")
+                out.print(f"  {what}: {how}")
     out.print(f"next: mmfeat extract --data DATA --encoders {name}")
 
 
 def _show(model: Listed) -> None:
-    """Print the name and the facts of a model; a long line is continued on the next."""
-    _print(f"  {model.name}: {', '.join(model.facts)}")
+    """Print the name and the facts of a model."""
+    out.print(f"  {model.name}: {', '.join(model.facts)}")
     if model.figure:
-        _print(f"    {model.figure} ({model.source})")
-
-
-def _print(line: str) -> None:
-    out.print(textwrap.fill(line, COLUMNS, subsequent_indent="      ", break_on_hyphens=False, break_long_words=False))
+        out.print(f"    {model.figure} ({model.source})")

@@ -27,7 +27,7 @@ from mmfeat.cli.flags import (
     requests,
     takes,
 )
-from mmfeat.system.wording import counted, duration, shown, size_of
+from mmfeat.system.wording import counted, duration, rate_of, shown, size_of
 
 if TYPE_CHECKING:
     from mmfeat.encoders.registry import Tower
@@ -245,11 +245,11 @@ def _show_part(forecasts: Forecasts) -> None:
     rows = []
     for forecast in forecasts.encoders:
         for number, (spec, missing, size) in enumerate(forecast.outputs):
-            shown_once = (_rate(forecast.rate), duration(forecast.seconds)) if number == 0 else ("", "")
+            shown_once = (rate_of(forecast.rate), duration(forecast.seconds)) if number == 0 else ("", "")
             view = f" {spec.view}" if spec.view != "none" else ""
             output = f"{spec.output}:{spec.layer}" if spec.layer else spec.output
             rows.append((shown(forecast.model), output + view, f"{missing:,}", *shown_once, size_of(size)))
-    show_table(("encoder", "output", "missing", "rate", "time", "on disk"), rows)
+    show_table(("encoder", "output", "missing", "rate", "time", "on disk"), rows, ("rate", "missing", "on disk"))
     for forecast in (forecast for forecast in forecasts.encoders if forecast.cut):
         cut = _cut(forecast.cut, forecast.tried, "texts that were tried", forecast.limit, forecast.outputs[0][0])
         out.print(f"{shown(forecast.model)}: {cut}")
@@ -264,10 +264,6 @@ def _cut(count: int, total: int, what: str, limit: int, spec: EncoderSpec) -> st
     """How many texts an encoder cut, and to what, with the flag that sets the length where one does."""
     flag = " (--max-length)" if spec.family in ("bert", "st") and spec.max_length else ""
     return f"{count:,} of {total:,} {what} are longer and were cut to {limit:,} tokens{flag}"
-
-
-def _rate(rate: float) -> str:
-    return f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.1f}/s"
 
 
 def _spent(clocks: Clocks, modality: str, possible: Collection[str]) -> str:

@@ -6,9 +6,8 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.table import Table
 
-from mmfeat.cli.console import ConsoleProgress, out, show_verdict
+from mmfeat.cli.console import ConsoleProgress, out, show_table, show_verdict
 from mmfeat.cli.flags import Device, Heads, Mlflow, Parameters, RayAddress, interruptible, option, takes, tell_mlflow
 from mmfeat.finetune.settings import path_in_words
 from mmfeat.system.wording import gain, head_label, interval, shown
@@ -28,11 +27,9 @@ def show_finetuned(result: Finetuned) -> None:
         out.print(_moved(tower))
     entries = sorted(run.leaderboard, key=lambda entry: entry.over_stage_1 is not None)
     out.print(f"stage 1 is {head_label(entries[0].fusion, entries[0].modalities)} of {run.config.parent}")
-    header = ("", "macro-F1", "over stage 1", "p", "train", "val.", "test")
-    table = Table(*header, box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for entry in entries:
-        table.add_row(entry.head, interval(entry.macro_f1), *_test(entry))
-    out.print(table)
+    header = ("entry", "macro-F1", "over stage 1", "p", "train", "val.", "test")
+    rows = [(entry.head, interval(entry.macro_f1), *_test(entry)) for entry in entries]
+    show_table(header, rows, ("train", "val.", "test", "p"))
     out.print(
         f"{entries[0].samples:,} samples out of fold, 95 % bootstrap intervals, paired bootstrap (Holm)\n"
         "train, val. and test: macro-F1 without adjustment"

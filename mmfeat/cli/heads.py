@@ -8,10 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.measure import Measurement
-from rich.table import Table
 
-from mmfeat.cli.console import COLUMNS, ConsoleProgress, out, show_verdict
+from mmfeat.cli.console import ConsoleProgress, fits, out, show_table, show_verdict
 from mmfeat.cli.flags import (
     LATEST_PARAMETERS,
     LATEST_READING,
@@ -51,7 +49,6 @@ if TYPE_CHECKING:
 SHOWN_ROWS = 10
 SHOWN_CLASSES = 5
 SHOWN_OPTIMISM = 0.0005  # of the score; a smaller optimism is not printed
-NEAR = (0, 1, 0, 0)  # padding that keeps the leaderboard within 80 columns
 
 
 def show_sweep(sweep: Sweep, verbose: bool = False) -> None:
@@ -64,7 +61,7 @@ def show_sweep(sweep: Sweep, verbose: bool = False) -> None:
     for note in sweep.notes:
         out.print(f"note: {note}")
     shown_rows = len(run.leaderboard) if verbose else SHOWN_ROWS
-    out.print(_leaderboard(run, shown_rows))
+    _show_leaderboard(run, shown_rows)
     out.print(_explanation(run, shown_rows))
     if verbose:
         _show_details(run)
@@ -83,40 +80,27 @@ def show_judgement(run: Run) -> None:
 
 def _show_details(run: Run) -> None:
     """Print the ablation, the confusion matrix of the best entry, the search, and what training cost."""
-    for table in (_ablation(run), _confusion(run)):
-        if table:
-            out.print(table)
+    _show_ablation(run)
+    _show_confusion(run)
     _show_search(run)
     _show_cost(run)
     out.print(f"leaderboard {run.leaderboard_file}")
 
 
-def _leaderboard(run: Run, rows: int) -> Table:
-    """Return the first rows of the leaderboard within 80 columns; the CSV file has everything."""
+def _show_leaderboard(run: Run, shown: int) -> None:
+    """Print the first rows of the leaderboard; the CSV file has everything."""
     main = run.leaderboard[0].main_names[:2]
     header = "", "head", "on", SCORE_NAMES[main[0]], "seeds", SCORE_NAMES[main[1]], "p"
-    table = Table(*header, box=None, padding=NEAR, pad_edge=False)
-    table.columns[0].style = "green"
-    for number, entry in enumerate(run.leaderboard[:rows]):
+    rows = []
+    for number, entry in enumerate(run.leaderboard[:shown]):
         seeds = entry.by_seed
         spread = f"±{seeds.std:.3f}" if len(seeds.values) > 1 else ""
         spread = f"1 of {run.config.protocol.seeds}" if entry.dropped else spread
-        table.add_row(
-            "=" if entry.tie else "",
-            entry.head,
-            entry.modalities,
-            interval(entry.headline),
-            spread,
-            rounded(entry.score(main[1]).value or 0.0),
-            p_value(entry.behind_best.p_holm) if number and entry.behind_best else "",
-            style="" if number else "bold",
-        )
-    return table
-
-
-def _fits(table: Table) -> bool:
-    """Whether a table needs no more than 80 columns, so that none of its cells is wrapped."""
-    return Measurement.get(out, out.options.update(width=10 * COLUMNS), table).maximum <= COLUMNS
+        second = rounded(entry.score(main[1]).value or 0.0)
+        p = p_value(entry.behind_best.p_holm) if number and entry.behind_best else ""
+        row = ("=" if entry.tie else "", entry.head, entry.modalities, interval(entry.headline), spread, second, p)
+        rows.append(row)
+    show_table(header, rows, ("seeds", header[5], "p"), {"": "green"}, first="bold")
 
 
 def _explanation(run: Run, rows: int) -> str:
@@ -135,30 +119,31 @@ def _explanation(run: Run, rows: int) -> str:
     return f"{left_out}{folds}, 95 % bootstrap intervals; = ties with the first{unit}{spared}"
 
 
-def _ablation(run: Run) -> Table | None:
-    """Return the score of each head by modality set, and the gain of both over the better single modality."""
-    heads = ablation(run.leaderboard)
-    if not heads:
-        return None
+def _show_ablation(run: Run) -> None:
+    """Print the score of each head by modality set, and the gain of both over the better single modality."""
+    if not (heads := ablation(run.leaderboard)):
+        return
     sets = [name for name in MODALITY_SETS if any(name in entries for entries in heads.values())]
-    table = Table("ablation", *sets, "both over the better one", "p", box=None, padding=(0, 2, 0, 0))
+    rows = []
     for head, entries in heads.items():
         cells = [f"{entries[name].headline.value:.3f}" if name in entries else "" for name in sets]
         test = entries["both"].gain if "both" in entries else None
-        table.add_row(head, *cells, *([gain(test), p_value(test.p_holm)] if test else []))
-    return table
+        rows.append((head, *cells, *((gain(test), p_value(test.p_holm)) if test else ("", ""))))
+    show_table(("ablation", *sets, "both over the better one", "p"), rows, ("p", *sets[:0:-1]))
 
 
-def _confusion(run: Run) -> Table | None:
-    """Return the confusion matrix of the best entry, with true labels in rows."""
+def _show_confusion(run: Run) -> None:
+    """Print the confusion matrix of the best entry, with true labels in rows."""
     best = run.leaderboard[0]
     if len(run.classes) > SHOWN_CLASSES or run.config.is_multilabel or run.config.is_regression:
-        return None
-    table = Table(best.label, *(f"-> {name}" for name in run.classes), box=None)
+        return
+    rows = []
     for name, row in zip(run.classes, best.confusion, strict=True):
         total = max(sum(row), 1)
-        table.add_row(name, *(f"{count:,.0f} ({count / total:.0%})" for count in row))
-    return table if _fits(table) else None
+        rows.append((name, *(f"{count:,.0f} ({count / total:.0%})" for count in row)))
+    header = best.label, *(f"-> {name}" for name in run.classes)
+    if fits(header, rows):
+        show_table(header, rows)
 
 
 def _show_search(run: Run) -> None:

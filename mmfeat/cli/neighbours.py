@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from mmfeat.cli.console import ConsoleProgress, out
+from mmfeat.cli.console import SHOWN_TEXT, ConsoleProgress, fitted, out, show_table
 from mmfeat.cli.flags import (
     LATEST_READING,
     AnyData,
@@ -64,14 +63,12 @@ def neighbours(context: typer.Context, **values: Any) -> None:
 
 
 def show_neighbours(found: Neighbours) -> None:
-    """Print one line for each neighbour, within 80 columns."""
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, width=80)
-    for name, widest in (("cosine", 6), ("id", 24), ("label", 12), ("text", None)):
-        table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=widest, ratio=None if widest else 1)
+    """Print one line for each neighbour."""
+    rows = []
     for sample, cosine in zip(found.samples, found.similarities, strict=True):
-        words = " ".join((sample.text or "").split())
-        table.add_row(f"{cosine:.3f}", sample.id, sample.label or "", words)
+        text = fitted(" ".join((sample.text or "").split()), SHOWN_TEXT)
+        rows.append((f"{cosine:.3f}", sample.id, sample.label or "", text))
     out.print(f"nearest to {found.query.id} by {found.encoder}")
-    out.print(table)
+    show_table(("cosine", "id", "label", "text"), rows)
     for note in found.notes:
         out.print(f"note: {note}")

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from mmfeat.cli.console import ConsoleProgress, err, out, show_overlooked
+from mmfeat.cli.console import ConsoleProgress, err, fits, out, show_overlooked, show_table
 from mmfeat.cli.flags import (
     LATEST_READING,
     AnyRun,
@@ -41,20 +40,18 @@ if TYPE_CHECKING:
 
 FEW = 20  # more samples are printed as CSV, also on a terminal
 SCORED = 30  # labelled samples from which a score is printed
-SHOWN_CLASSES = 8  # with more classes the table has one column with the most probable ones
-SHOWN_FIRST = 3  # most probable classes in that column
+FIRST = ["most probable", "second", "third"]  # classes in the table, where the terminal has no room for all
 
 
 def show_submission(result: Submission) -> None:
     """Print the share of each label beside those out of fold and in training, warnings, and the paths of the files."""
     head = head_label(result.head, result.modalities)
     out.print(f"{result.rows:,} predictions for {shown(result.data)} by {head}")
-    table = Table("label", "predicted", *(["out of fold"] if result.out_of_fold else []), "in training", box=None)
+    header = "label", "predicted", *(["out of fold"] if result.out_of_fold else []), "in training"
     shares = [result.predicted, *([result.out_of_fold] if result.out_of_fold else []), result.trained]
     form = "{:.6g}" if result.run.config.is_regression else "{:.1%}"
-    for label in result.trained:
-        table.add_row(label, *(form.format(share.get(label, 0.0)) for share in shares))
-    out.print(table)
+    rows = [(label, *(form.format(share.get(label, 0.0)) for share in shares)) for label in result.trained]
+    show_table(header, rows, header[:1:-1])
     for line in warnings_of(result):
         out.print(f"note: {line}")
     out.print(f"run {result.run.folder}")
@@ -94,16 +91,18 @@ def show_notes(result: Predicted) -> None:
 def show_few(result: Predicted) -> None:
     """Print a table with label and probabilities of each sample."""
     predictions, classes = result.predictions, result.predictions.classes
-    columns = classes if len(classes) <= SHOWN_CLASSES else ("most probable",)
-    columns = () if predictions.numeric else columns
-    table = Table("sample", "label", *columns, box=None)
-    for id, label, row in zip(predictions.ids, predictions.labels, predictions.probabilities.tolist(), strict=True):
-        cells = [f"{value:.3f}" for value, _ in zip(row, columns, strict=False)]
-        if len(classes) > SHOWN_CLASSES:
-            first = sorted(zip(row, classes, strict=True), reverse=True)[:SHOWN_FIRST]
-            cells = [", ".join(f"{name} {value:.3f}" for value, name in first)]
-        table.add_row(id, label, *cells)
-    out.print(table)
+    header, rows = ["sample", "label"], [list(pair) for pair in zip(predictions.ids, predictions.labels, strict=True)]
+    if not predictions.numeric:
+        probabilities = predictions.probabilities.tolist()
+        every = [[*row, *(f"{p:.3f}" for p in ps)] for row, ps in zip(rows, probabilities, strict=True)]
+        if fits([*header, *classes], every):
+            header, rows = [*header, *classes], every
+        else:
+            header += FIRST[: len(classes)]
+            for row, ps in zip(rows, probabilities, strict=True):
+                ranked = sorted(zip(ps, classes, strict=True), reverse=True)
+                row += [f"{name} {p:.3f}" for p, name in ranked[: len(FIRST)]]
+    show_table(header, rows, header[:2:-1])
 
 
 _COLUMNS = (

@@ -43,7 +43,8 @@ def show_runs(folders: Sequence[RunFolder], heads: str) -> None:
             score = interval(first.headline) + (f" {first.headline_title}" if first.headline_name != "macro_f1" else "")
         row = (folder.name, data, folder.kind, best, score, entries, _date(folder.date), size_of(folder.bytes))
         rows.append(row)
-    show_table(("run", "data", "kind", "best", "macro-F1", "entries", "date", "size"), rows)
+    header = "run", "data", "kind", "best", "macro-F1", "entries", "date", "size"
+    show_table(header, rows, ("size", "entries", "kind", "date", "data"))
     for folder in folders:
         if folder.reason:
             out.print(f"{folder.name}: {folder.reason}")
@@ -56,7 +57,10 @@ def show_runs(folders: Sequence[RunFolder], heads: str) -> None:
 def show_run(run: Run, files: Mapping[str, int]) -> None:
     """Print all facts of a run in a compact form; `files` maps the names of its files to their sizes."""
     out.print(f"run {run.folder}")
-    show_table((), _facts(run))
+    facts = _facts(run)
+    wide = max(len(name) for name, _ in facts) + 2
+    for name, value in facts:
+        out.print(f"{name:{wide}}{value}", hang=wide)
     for tower in run.config.encoders:
         spec = tower.spec
         out.print(f"  {tower.request} ({spec.modality}, {spec.output}, {spec.arithmetic})")
@@ -87,8 +91,10 @@ def show_comparison(comparison: Comparison) -> None:
     for name, entry, test in zip(names, comparison.entries, comparison.tests, strict=True):
         scores = [*(interval(entry.score(score)) for score in shown_scores), f"{entry.samples:,}"]
         rows.append((name, entry.label, *scores, *_test(test)))
-    titles = (SCORE_NAMES[score] for score in shown_scores)
-    show_table(("", "head", *titles, "samples", "over [1]", "p (Holm)", ""), rows)
+    titles = [SCORE_NAMES[score] for score in shown_scores]
+    show_table(
+        ("", "head", *titles, "samples", "over [1]", "p (Holm)", "tie"), rows, ("samples", titles[1], "p (Holm)")
+    )
     for name, reason in zip(names, comparison.reasons, strict=True):
         if reason:
             out.print(f"{name} is not comparable with [1]: {reason}")
@@ -162,7 +168,8 @@ def _show_leaderboard(run: Run) -> None:
     rows = []
     for entry in run.leaderboard[:SHOWN_ENTRIES]:
         rows.append((entry.head, entry.modalities, *(interval(entry.score(name)) for name in entry.main_names)))
-    show_table(("head", "on", *(SCORE_NAMES[name] for name in run.leaderboard[0].main_names)), rows)
+    titles = [SCORE_NAMES[name] for name in run.leaderboard[0].main_names]
+    show_table(("head", "on", *titles), rows, titles[:0:-1])
 
 
 def _test(test: RunTest | None) -> list[str]:

@@ -45,6 +45,7 @@ from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.samples.contents import view_name
 from mmfeat.system import plugins
 from mmfeat.system.trust import keep_private
+from mmfeat.system.wording import shown
 
 
 @dataclass(frozen=True)
@@ -286,6 +287,11 @@ def load_encoders(towers: list[Tower], device: str, runtime: Runtime | None = No
                 if seen := [spec for spec in specs if spec.view == view and replace(spec, view="none") in loaded.specs]:
                     encoders.append(_seen(loaded, seen))
     return encoders
+
+
+def loading(towers: Iterable[Tower]) -> str:
+    """The title of a step that loads the models of these towers."""
+    return f"loading {', '.join(dict.fromkeys(shown(tower.request) for tower in towers))}"
 
 
 def _load(request: str, specs: list[EncoderSpec], device: str, runtime: Runtime | None) -> list[Encoder]:

@@ -165,7 +165,7 @@ class FirstSamples:
         items, device = self._items(exact, half), resolve_device(self.device)
         if not (count := max(map(len, items.values()))):
             return None
-        with self.progress.step(f"{half} against float32: {exact[0].model}", count) as advance:
+        with self.progress.step(f"loading {exact[0].model} to try it in {half}", None):
             try:
                 opened = open_towers(Tower(towers[0].request, exact[0]), exact)
                 encoders = [tower.encoder(device) for tower in opened]
@@ -179,7 +179,6 @@ class FirstSamples:
                 for found, values in zip(halves, wanted, strict=True)
                 for (spec, key), value in values.items()
             ]
-            advance(count)
         return Evidence(half, min(cosines), count) if cosines else None
 
     def _items(self, specs: Sequence[EncoderSpec], half: str) -> dict[str, list[Item]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mmfeat.cache.store import EXPORTED, Cache, ShardWriter
-from mmfeat.encoders.registry import Tower, absolute_names, absolute_request, is_torch, load_encoders
+from mmfeat.encoders.registry import Tower, absolute_names, absolute_request, is_torch, load_encoders, loading
 from mmfeat.encoders.spec import RAW, EncoderOptions
 from mmfeat.encoders.torch_tower import LIBRARIES, Runtime
 from mmfeat.extraction.arithmetic import Evidence, FirstSamples, Resolved, resolve_encoders, settle
@@ -38,7 +38,7 @@ from mmfeat.samples.overview import Overview
 from mmfeat.system.hardware import check_engine, fast_half, resolve_device
 from mmfeat.system.notebook import usual_progress
 from mmfeat.system.remote import absolute
-from mmfeat.system.wording import Advance, Progress
+from mmfeat.system.wording import Advance, Progress, shown
 from mmfeat.version import versions
 
 DEFAULT_ENCODERS = ("clip", "bert", "resnet50")
@@ -93,9 +93,10 @@ def extract_features(
     # The other devices need torch, which is slow to import.
     if engine == "local" and settings.device not in ("auto", "cpu"):
         resolve_device(settings.device)
-    work = prepare_extraction(data, encoders, cache, options, columns, settings, test)
-    works = [work, *([prepare_test(work, test)] if test else [])]
-    overviews = [look_over(part.source, part.towers, part is not work) for part in works]
+    with progress.step(f"reading {shown(str(data))}", None):
+        work = prepare_extraction(data, encoders, cache, options, columns, settings, test)
+        works = [work, *([prepare_test(work, test)] if test else [])]
+        overviews = [look_over(part.source, part.towers, part is not work) for part in works]
     if test and (note := shared_ids(*(part.source for part in works))):
         overviews[1] = replace(overviews[1], notes=(*overviews[1].notes, note))
     if tell:
@@ -307,7 +308,8 @@ class Extractor(AbstractContextManager["Extractor"]):
                 if not plan.needed:
                     continue
                 writer = writer or stack.enter_context(BackgroundWriter(self._shard_writer))
-                self.load(plan.needed, {name: len(items) for name, items in plan.items.items()}, whole=total != 1)
+                count = {name: len(items) for name, items in plan.items.items()}
+                self.load(plan.needed, count, progress or usual_progress(), whole=total != 1)
                 for fingerprint in plan.needed:
                     writer.open(fingerprint)
                 where = f" (block {number} of {total})" if total > 1 else ""
@@ -320,7 +322,7 @@ class Extractor(AbstractContextManager["Extractor"]):
             counts.runtimes |= {spec.folder_name: encoder.note() for spec in encoder.specs if encoder.note()}
         return counts
 
-    def load(self, fingerprints: set[str], samples: Mapping[str, int] | None = None, whole: bool = False) -> None:
+    def load(self, fingerprints: set[str], samples: Mapping[str, int], progress: Progress, whole: bool = False) -> None:
         """Load the models of the specs with these fingerprints, each model once; `samples` counts those of a modality.
 
         With `whole` a model is loaded with all outputs that any block may need, not only with those named.
@@ -333,7 +335,8 @@ class Extractor(AbstractContextManager["Extractor"]):
             if name not in loaded and (name in fingerprints or (whole and tower.request in asked))
         ]
         if wanted:
-            fresh = load_encoders(wanted, self.device, replace(self.runtime, samples=samples or {}))
+            with progress.step(loading(wanted), None):
+                fresh = load_encoders(wanted, self.device, replace(self.runtime, samples=samples))
             self._encoders += [Batcher(encoder, self.device, self.settings.batch_size) for encoder in fresh]
 
     def encoders(self, modality: str) -> list[Batcher]:

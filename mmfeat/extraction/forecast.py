@@ -163,7 +163,7 @@ def _forecast(work: Work, settings: ExtractSettings, progress: Progress, is_test
     with Extractor(work.towers, work.store, settings, writes=False) as extractor:
         for block in work.source.blocks(BLOCK):
             needs.add(extractor.planner.plan(block, progress))
-        extractor.load({name for names in needs.items for name in names}, needs.samples)
+        extractor.load({name for names in needs.items for name in names}, needs.samples, progress)
         stages = [extractor.encoders(modality) for modality in PARTS]
         tried = [_stage(batchers, needs, extractor, progress) for batchers in stages if batchers]
     overview = replace(overview, notes=(*overview.notes, *needs.notes(overview.source)))

@@ -14,7 +14,7 @@ import numpy as np
 
 from mmfeat.cache.features import Block, Features, MappedBlock, joined, joined_mapped
 from mmfeat.cache.shard import Rows
-from mmfeat.encoders.registry import Tower, load_encoders
+from mmfeat.encoders.registry import Tower, load_encoders, loading
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.extraction.encode import Batcher, Stage
 from mmfeat.extraction.missing import Clocks, Item
@@ -50,13 +50,14 @@ class Embedder:
         """Encode each content once. Samples may lack a modality, or have an unreadable one."""
         asked = [name for name in PARTS if self._specs(name)]
         keys = {name: content_keys(samples, name) for name in asked}
-        self._load([name for name in asked if keys[name].present.any()])
+        progress = progress or usual_progress()
+        self._load([name for name in asked if keys[name].present.any()], progress)
         sink = _RowsInMemory()
         for modality in asked:
             single = keys[modality].single or keys[modality]
             photos = single_photos(samples)[0] if keys[modality].is_several else samples
             if items := self._items(photos, single, modality):
-                self._run(modality, items, sink, progress or usual_progress())
+                self._run(modality, items, sink, progress)
         blocks = [_joined_block(tower.spec, keys[tower.spec.part], sink.rows) for tower in self.towers]
         features = Features(
             tuple(sample.id for sample in samples),
@@ -68,13 +69,15 @@ class Embedder:
     def _specs(self, modality: str) -> list[EncoderSpec]:
         return [tower.spec for tower in self.towers if tower.spec.part == modality]
 
-    def _load(self, modalities: Sequence[str]) -> None:
+    def _load(self, modalities: Sequence[str], progress: Progress) -> None:
         """Load the encoders of several modalities in one call, because they may be towers of one model."""
         fresh = [name for name in modalities if name not in self._batchers]
         wanted = [tower for tower in self.towers if tower.spec.part in fresh]
-        loaded = load_encoders(wanted, self.device) if wanted else []
-        for name in fresh:
-            self._batchers[name] = [Batcher(encoder, self.device) for encoder in loaded if encoder.modality == name]
+        if wanted:
+            with progress.step(loading(wanted), None):
+                loaded = load_encoders(wanted, self.device)
+            for name in fresh:
+                self._batchers[name] = [Batcher(encoder, self.device) for encoder in loaded if encoder.modality == name]
 
     def _items(self, samples: Sequence[Sample], keys: ContentKeys, modality: str) -> list[Item]:
         """Items of each content once, in the order of an extraction."""

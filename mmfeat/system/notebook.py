@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mmfeat.errors import ConfigError
-from mmfeat.system.wording import Advance, Progress, Silent, progress_line, without_passwords
+from mmfeat.system.wording import Advance, Progress, Silent, finished_line, progress_line, without_passwords
 
 if TYPE_CHECKING:
     import pyarrow
@@ -116,8 +116,10 @@ class NotebookProgress:
         if total is None:
             show(f"{title} ...")
         yield advance
-        if handle is not None and total is not None:
-            show(f"{title}: {done:,} in {time.monotonic() - start:.1f} s")
+        if handle and total is None and time.monotonic() - start < SECONDS:
+            handle.update({"text/plain": "", "text/html": ""}, raw=True)
+        elif handle is not None:
+            show(f"{title}: {finished_line(done, total, time.monotonic() - start)}")
 
 
 def _installed(library: str) -> Any:

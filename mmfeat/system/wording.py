@@ -107,8 +107,28 @@ def ignore(steps: int, note: str = "") -> None:
 def progress_line(title: str, done: int, total: int, seconds: float, note: str) -> str:
     """`encode texts: 34 of 120, 12.3/s, 7 s left`, and the note."""
     rate = done / max(seconds, 1e-9)
-    left = f"{(total - done) / rate:.0f} s left" if done else ""
-    return ", ".join(filter(None, (f"{title}: {done:,} of {total:,}", f"{rate:.1f}/s", left, note)))
+    figures = [rate_of(rate), time_left((total - done) / rate)] if done else []
+    return ", ".join(filter(None, (f"{title}: {done:,} of {total:,}", *figures, note)))
+
+
+def finished_line(done: int, total: int | None, seconds: float) -> str:
+    """`120 in 9.8 s (12.3/s)`; `34 of 120 in ...` of a step that ended early; the time where units are not counted."""
+    if total is None:
+        return duration(seconds)
+    count = f"{done:,}" if done == total else f"{done:,} of {total:,}"
+    return f"{count} in {duration(seconds)} ({rate_of(done / max(seconds, 1e-9))})"
+
+
+def rate_of(rate: float) -> str:
+    """Units a second, or a minute where they are few."""
+    if 0 < rate < 0.1:
+        return f"{60 * rate:.1f}/min"
+    return f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.1f}/s"
+
+
+def time_left(seconds: float) -> str:
+    """`7 s left`, `3.2 min left`."""
+    return f"{f'{seconds:.0f} s' if seconds < 120 else duration(seconds)} left"
 
 
 class Progress(Protocol):

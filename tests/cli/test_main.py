@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -468,34 +468,16 @@ def test_progress_is_lines_where_there_is_no_terminal(
     monkeypatch.setattr(console, "WORTH_A_LINE", 0.0)
     with console.ConsoleProgress().step("photos", 30) as advance:
         advance(0)  # as one does to say that something is alive
-        advance(10)
+        advance(10, "first word\nsecond line")
         advance(20)
-    begun, first, _, last = capsys.readouterr().err.splitlines()
-    assert begun == "photos: 0 of 30, 0.0/s"
+    with console.ConsoleProgress().step("loading clip", None):
+        time.sleep(0.1)
+    begun, first, _, last, loading = capsys.readouterr().err.splitlines()
+    assert begun == "photos: 0 of 30"
     assert first.startswith("photos: 10 of 30, ")
-    assert first.endswith(" s left")
+    assert first.endswith(" s left, first word")
     assert last.startswith("photos: 30 in ")
-
-
-def test_lines_that_a_step_notes_stand_below_its_bar_while_it_runs(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Where there is no terminal, the first of them stands behind the numbers, until another note comes."""
-    from rich.console import Console
-
-    from mmfeat.cli import console
-
-    terminal = io.StringIO()
-    monkeypatch.setattr(console, "PLAIN_SECONDS", 0.0)
-    for screen in (console.err, Console(file=terminal, force_terminal=True, width=80)):
-        monkeypatch.setattr(console, "err", screen)
-        with console.ConsoleProgress().step("heads", 3) as advance:
-            advance(1, "best so far 0.6 a\n            0.5 b")
-            advance(1)
-    assert [line.rpartition(", ")[2] for line in capsys.readouterr().err.splitlines()] == ["best so far 0.6 a"] * 2
-    frames = terminal.getvalue().split("heads")
-    assert any("best so far 0.6 a" in frame and "0.5 b" in frame for frame in frames)
-    assert "best so far" not in frames[-1]
+    assert loading == "loading clip ..."
 
 
 def test_version(tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
-"""Standard streams that cannot show or take a line, and files of the working folder that are named like modules."""
+"""What terminals of several widths show, streams that cannot show or take a line, and files named like modules."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 EXTRACT = [sys.executable, "-m", "mmfeat", "extract", "--encoders", "hog", "--data"]
 VECTORS = "cache/demo/hog-*/*.h5"
@@ -52,3 +54,70 @@ def test_files_named_like_modules_are_no_modules(demo_folder: Path, tmp_path: Pa
     answer = subprocess.run([*EXTRACT, demo_folder], cwd=tmp_path, capture_output=True, timeout=300)
     assert answer.returncode == 0, answer.stderr
     assert list(tmp_path.glob(VECTORS))
+
+
+STEPS = """
+import fcntl, struct, sys, termios, time
+from mmfeat.cli.console import ConsoleProgress, out, show_table
+for width in (60, 72, 80, 120):
+    fcntl.ioctl(2, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    print(f"width {width}")
+    with ConsoleProgress().step("text: st:models/" + "long-name-" * 9, 34000) as advance:
+        advance(17000, "read 0% decode 75% encode 95% write 0%")
+        time.sleep(0.8)
+        advance(17000)
+    with ConsoleProgress().step("quick", 600) as advance:
+        advance(600)
+    with ConsoleProgress().step("heads", 3) as advance:
+        advance(1, "best so far 0.6 a\\n            0.5 b")
+    rows = [("a" * 20, "衣料品" * 9, "3 MB", ""), ("b", "c", "d", "")]
+    show_table(("id", "label", "size", "note"), rows, ("size",))
+    out.print("  note: the words of a long sentence stay whole where a line of the terminal ends, also 衣料品")
+    out.print("next: mmfeat heads --data a-folder-with-a-long-name/listings.csv --cache elsewhere --out another-folder")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_what_is_shown_fits_the_terminal(tmp_path: Path) -> None:
+    shown = in_terminal([sys.executable, "-c", STEPS], tmp_path)
+    for width, text in zip((60, 72, 80, 120), re.split(r"width \d+\r\n", shown)[1:], strict=True):
+        lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text))
+        assert max(map(cell_len, lines)) <= width
+        bars = [line for line in lines if re.search(r"━ 17,000/34,000 .*/s +\d+ s left", line)]
+        assert bars
+        assert all(line.startswith("text: st") for line in bars)
+        assert any(re.fullmatch(r"text: .+: 34,000 in \S+ s \([\d,]+/s\)", line) for line in lines)
+        assert not any(line.startswith("quick: ") for line in lines)
+        assert any(line.startswith("best so far 0.6 a") for line in lines)
+        assert not [line for line in lines if line.startswith("heads: ")]
+        (header,) = (line for line in lines if line.startswith("id "))
+        assert header.split() == ["id", "label", *(["size"] if width > 80 else [])]
+        assert [line.split()[0] for line in lines if "衣料品衣" in line] == ["a" * 20]
+        words = " ".join(" ".join(lines[lines.index(header) + 3 :]).replace("\\ ", "").split())
+        assert words.startswith(
+            "note: the words of a long sentence stay whole where a line of the terminal ends, also 衣料品"
+        )
+        assert words.endswith(
+            "next: mmfeat heads --data a-folder-with-a-long-name/listings.csv --cache elsewhere --out another-folder"
+        )
+
+
+def in_terminal(words: list[str], folder: Path) -> str:
+    """What a command writes to a terminal."""
+    import pty
+
+    process, terminal = pty.fork()
+    if not process:
+        os.chdir(folder)
+        os.execvpe(words[0], words, {**os.environ, "TERM": "xterm-256color"})
+    written = b""
+    while True:
+        try:
+            if not (part := os.read(terminal, 65536)):
+                break
+        except OSError:  # Linux ends so
+            break
+        written += part
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0, written.decode()
+    return written.decode()

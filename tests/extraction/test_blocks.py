@@ -20,6 +20,7 @@ from mmfeat.extraction.missing import Planner
 from mmfeat.extraction.result import Extraction
 from mmfeat.samples.dataset import Sample, SampleSet, SampleSource, read_samples
 from mmfeat.samples.overview import Overview
+from mmfeat.system.wording import Silent
 
 FLOAT32 = EncoderOptions(dtype="float32", cleaning="tweet")
 
@@ -89,8 +90,8 @@ def test_outputs_that_a_later_block_needs_come_from_the_same_pass(tmp_path: Path
     )
     texts = {tower.spec.output: tower.spec.fingerprint for tower in towers if tower.spec.modality == "text"}
     with Extractor(towers, Cache(tmp_path / "cache", "table"), ExtractSettings("cpu")) as extractor:
-        extractor.load({texts["pooled"]}, {"text": 1}, whole=True)
-        extractor.load(set(texts.values()), {"text": 1}, whole=True)
+        extractor.load({texts["pooled"]}, {"text": 1}, Silent(), whole=True)
+        extractor.load(set(texts.values()), {"text": 1}, Silent(), whole=True)
         (batcher,) = extractor.encoders("text")
         assert batcher.encoder.fingerprints == set(texts.values())
 

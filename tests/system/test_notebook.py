@@ -161,5 +161,5 @@ def test_slow_steps_have_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown[0] == "encode <texts>: 1 of 4, 1.7/s, 2 s left"
     assert "<progress value='3' max='4'></progress> encode &lt;texts&gt;: 3 of 4" in shown[1]
     assert shown[1].endswith("a note")
-    assert shown[2].endswith("3 in 2.0 s")
+    assert shown[2].endswith("3 of 4 in 2.0 s (1.5/s)")
     assert len(shown) == 3
