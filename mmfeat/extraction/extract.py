@@ -120,8 +120,7 @@ def extract_features(
         results.append(replace(result, columns=part.source.columns, lost=tuple(lost)))
         start = time.monotonic()
     remember_request(cache, work.request)
-    test_result = results[1] if test else None
-    return replace(results[0], decision=work.decision, evidence=work.evidence, test=test_result)
+    return replace(results[0], decision=work.decision, evidence=work.evidence, test=results[1] if test else None)
 
 
 def extract_samples(
