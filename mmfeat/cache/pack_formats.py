@@ -17,7 +17,7 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ import numpy as np
 from mmfeat.cache.features import MappedBlock
 from mmfeat.cache.shard import as_strings
 from mmfeat.errors import CacheError, ConfigError
-from mmfeat.samples.dataset import SampleSet
+from mmfeat.samples.dataset import Sample, SampleSet
 from mmfeat.system.files import csv_text, sync_folder, temporary_file, write_atomic
 from mmfeat.system.wording import Advance, without_passwords
 from mmfeat.version import install_command
@@ -40,7 +40,8 @@ _ENCODER = re.compile(r".+-[0-9a-f]{8}")
 
 
 def write_npy(path: Path, samples: SampleSet, blocks: Blocks, advance: Advance) -> None:
-    """Write a matrix an encoder, then the table."""
+    """Write a matrix an encoder, then the table, which is without rows until then: a part is no pack, but replaced."""
+    _write_csv(path, blocks)
     for name, block in blocks.items():
         with _replacing(file_of(path, name, len(blocks))) as temporary:
             shape = (len(block), block.width)
@@ -48,12 +49,13 @@ def write_npy(path: Path, samples: SampleSet, blocks: Blocks, advance: Advance) 
             for rows, vectors in _vectors(block, advance):
                 matrix[rows] = vectors
             matrix.flush()
-    _write_csv(path, samples, blocks)
+    _write_csv(path, blocks, samples)
 
 
 def write_faiss(path: Path, samples: SampleSet, blocks: Blocks, advance: Advance) -> None:
-    """Write an index an encoder, then the table."""
+    """Write an index an encoder, then the table, as `write_npy` does."""
     faiss = _library("faiss")
+    _write_csv(path, blocks)
     for name, block in blocks.items():
         index = faiss.IndexIDMap(faiss.IndexFlatIP(block.width or 1))
         for rows, vectors in _vectors(block, advance) if block.width else ():
@@ -63,7 +65,7 @@ def write_faiss(path: Path, samples: SampleSet, blocks: Blocks, advance: Advance
             index.add_with_ids(known, rows[present])
         with _replacing(file_of(path, name, len(blocks))) as temporary:
             faiss.write_index(index, str(temporary))
-    _write_csv(path, samples, blocks)
+    _write_csv(path, blocks, samples)
 
 
 def write_parquet(path: Path, samples: SampleSet, blocks: Blocks, advance: Advance) -> None:
@@ -174,14 +176,14 @@ def _arrays(columns: Sequence[Sequence[str | None]], mask: np.ndarray, vectors: 
     return {**strings, "mask": mask.astype(np.uint8), "pooled": vectors}
 
 
-def _words(samples: SampleSet) -> Iterator[tuple[str, ...]]:
+def _words(samples: Iterable[Sample]) -> Iterator[tuple[str, ...]]:
     for sample in samples:
         image = without_passwords(str(sample.image)) if sample.image else ""
         yield sample.id, sample.text or "", image, sample.label or "", sample.split
 
 
-def _write_csv(path: Path, samples: SampleSet, blocks: Blocks) -> None:
-    masks = np.column_stack([block.mask for block in blocks.values()]).astype(int).tolist()
+def _write_csv(path: Path, blocks: Blocks, samples: Iterable[Sample] = ()) -> None:
+    masks = np.column_stack([block.mask for block in blocks.values()]).astype(int).tolist() if samples else []
     rows = ((*words, *mask) for words, mask in zip(_words(samples), masks, strict=True))
     write_atomic(path.with_suffix(".csv"), csv_text((*COLUMNS, *blocks), rows).encode())
 

@@ -87,6 +87,7 @@ def check_deletable(names: Sequence[str | Path], heads: str | Path = "heads", fo
     root = Path(heads)
     if not root.is_dir():
         raise RunError(f"{root}: no such folder; name the folder of your runs with --heads")
+    _empty(root / GRAVE)  # also where the run that is named was moved there by a call that was killed
     folders = list(dict.fromkeys(_checked(name, root) for name in names))
     children = {} if force else _children(root, {folder.name for folder in folders})
     for folder in folders:
@@ -165,7 +166,15 @@ def _delete(folder: Path) -> None:
         buried = grave / f"{folder.name}.{os.getpid()}"
         folder.rename(buried)
         sync_folder(folder.parent)
-        for path in [path for path in grave.iterdir() if _BURIED.fullmatch(path.name) and not path.is_symlink()]:
-            shutil.rmtree(path, ignore_errors=path != buried)
-        with contextlib.suppress(OSError):  # another process is still deleting there
-            grave.rmdir()
+        with contextlib.suppress(FileNotFoundError):  # another process empties the grave
+            shutil.rmtree(buried)
+        _empty(grave)
+
+
+def _empty(grave: Path) -> None:
+    """Delete the runs that were moved here, and the folder."""
+    with contextlib.suppress(OSError):  # there is none, or another process is still deleting there
+        for path in [] if grave.is_symlink() else list(grave.iterdir()):
+            if _BURIED.fullmatch(path.name) and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+        grave.rmdir()

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mmfeat.cache.store import Cache
 from mmfeat.errors import CacheError, CacheMissError, ConfigError
 from mmfeat.samples.dataset import Sample, SampleSet
 from tests.cache.shards import LENGTHS, POOLED_SPEC, ROWS, SAMPLES, TOKEN_SPEC, TOKENS, VECTORS, Change, rows
+from tests.cache.syscalls import Fault, trace, unavailable
 
 POOLED, TOKEN = POOLED_SPEC.folder_name, TOKEN_SPEC.folder_name
 ORDER = [5, 0, 7, 2, 1, 2]
@@ -113,6 +115,22 @@ def test_nothing_is_made_up_and_nothing_of_others_replaced(tmp_path: Path, store
             write_pack(taken, store, SET, [POOLED_SPEC], format="h5")
     assert table.read_text() == "id,text\n1,a\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "table.csv"]
+
+
+@pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "can be traced")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_pack_of_several_files_that_was_killed_is_no_pack_and_written_again(tmp_path: Path, store: Cache) -> None:
+    path = tmp_path / "p.npy"
+    pack = partial(write_pack, path, store, SET, [POOLED_SPEC])
+    calls = trace(lambda _: pack(), tmp_path).calls
+    whole = path.read_bytes(), path.with_suffix(".csv").read_bytes()
+    last = max(number for number, call in enumerate(calls) if call.name == "rename")
+    trace(lambda _: pack(), tmp_path, Fault(last, "kill before"))  # over a pack, whose rows may be others
+    with pytest.raises(CacheError):
+        read_pack(path, POOLED)
+    pack()
+    assert (path.read_bytes(), path.with_suffix(".csv").read_bytes()) == whole
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_a_damaged_shard_is_not_packed(tmp_path: Path, store: Cache) -> None:

@@ -201,6 +201,9 @@ def test_what_a_killed_deletion_left_is_no_run_and_goes_with_the_next(place: Pat
     (heads / GRAVE).mkdir()
     first.rename(heads / GRAVE / f"{first.name}.1")
     assert {each.folder for each in list_runs(heads)} == {second, third}
+    with pytest.raises(RunError, match="no such run"):  # the same command
+        delete_runs([first.name], heads)
+    assert not (heads / GRAVE).exists()
     delete_runs([second.name], heads)
     assert sorted(path.name for path in heads.iterdir()) == [third.name]
 
