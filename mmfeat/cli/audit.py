@@ -206,13 +206,13 @@ PARAMETERS: Parameters = {
     "data": (AnyData, None),
     **LATEST_READING,
     "labels": (Labels, None),
-    "export": (option("Write the labels in doubt to this CSV file, to be corrected.", str | None), None),
-    "split_dir": (option("Splits whose leaks are looked for, as of a run.  [default: the run's]", str | None), None),
-    "run": (option("A run that judges the labels, or none.  [default: the best on the data]", str | None), None),
+    "export": (option("Write the labels in doubt to this CSV file, to correct them.", str | None), None),
+    "split_dir": (option("Splits to search for leaks, such as a run folder.  [default: the run's]", str | None), None),
+    "run": (option("The run that judges the labels, or none.  [default: the best on the data]", str | None), None),
     "heads": (Heads, "heads"),
     "cache": (CacheFolder, "cache"),
-    "out": (option("Folder of the audits, one folder a data set."), "audit"),
-    "workers": (option("Photos read at once; 0 suits the machine.", int, least=0), 0),
+    "out": (option("Folder of the audits, with a folder for each data set."), "audit"),
+    "workers": (option("Photos that are read at once; 0: by the machine.", int, least=0), 0),
     "seed": (Seed, 42),
 }
 

@@ -246,10 +246,10 @@ def explain(context: typer.Context, **values: Any) -> None:
 VERIFY_PARAMETERS: Parameters = {
     "cache": (CacheFolder, "cache"),
     "quarantine": (
-        Annotated[bool, typer.Option("--quarantine", help="Move damaged files to CACHE/quarantine.")],
+        Annotated[bool, typer.Option("--quarantine", help="Move damaged files into CACHE/quarantine.")],
         False,
     ),
-    "parity": (option("Also re-encode N samples by the plain library call.", int, least=0), 0),
+    "parity": (option("Encode N samples again by the plain library call, and compare.", int, least=0), 0),
     "data": (AnyData, None),
     **LATEST_READING,
     "seed": (Seed, 0),
@@ -282,7 +282,7 @@ def verify(context: typer.Context, cache: str, quarantine: bool, parity: int, **
 @interruptible("what was not deleted yet is still there")
 def gc(
     cache: CacheFolder = "cache",
-    runs: Annotated[str, typer.Option(help="Folders of runs whose vectors stay, A,B, or none.")] = RUNS,
+    runs: Annotated[str, typer.Option(help="Folders of runs whose vectors are kept, A,B, or none.")] = RUNS,
     yes: Annotated[bool, typer.Option("--yes", help="Delete what is listed.")] = False,
 ) -> None:
     """List what no run and no latest extraction needs. Delete it with --yes.

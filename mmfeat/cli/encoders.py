@@ -18,11 +18,14 @@ SHOWN = 40  # models of a family; more are listed with --match
 
 @interruptible("nothing was written")
 def encoders(
-    name: Annotated[str | None, typer.Argument(help="Encoders, as for --encoders, whose recipes are shown.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Encoders to show the recipe of, as for --encoders.")] = None,
     family: Annotated[
-        str | None, typer.Option(help="List a family: st, bert, hf, clip, timm, torchvision, hashing, hog, lexicon.")
+        str | None,
+        typer.Option(
+            help="List the encoders of a family: st, bert, hf, clip, timm, torchvision, hashing, hog, lexicon."
+        ),
     ] = None,
-    match: Annotated[str, typer.Option(help="With --family: only names that hold this text.")] = "",
+    match: Annotated[str, typer.Option(help="With --family: list only names that contain this text.")] = "",
     device: Device = "auto",
 ) -> None:
     """List the encoders that can be named. Of a named one: its whole recipe, before anything is loaded.

@@ -30,7 +30,7 @@ PARAMETERS: Parameters = {
     "head": (option("A head of the run.  [default: the best that can be]", str | None), None),
     "modalities": (Modalities, None),
     "cache": (RunCache, None),
-    "model": (option("Also the encoders, as model.onnx.", bool, "--model/--no-model"), True),
+    "model": (option("Export the encoders too, as model.onnx.", bool, "--model/--no-model"), True),
     "device": (Device, "auto"),
 }
 

@@ -51,7 +51,7 @@ PARAMETERS: Parameters = {
     **ENCODER_PARAMETERS,
     "retry_failed": (Annotated[bool, typer.Option(help="Try again what could not be read or encoded.")], False),
     "workers": (Workers, 0),
-    "batch_size": (Annotated[int, typer.Option(help="Samples a forward pass; 0 suits the device.", min=0)], 0),
+    "batch_size": (Annotated[int, typer.Option(help="Samples in a forward pass; 0: by the device.", min=0)], 0),
     "engine": (EngineFlag, "local"),
     "ray_address": (RayAddress, None),
     "dry_run": (

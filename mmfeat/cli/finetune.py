@@ -62,31 +62,31 @@ def _score(value: float | None) -> str:
 # Training settings: parameter -> its option and default, as in `FinetuneSettings`.
 SETTINGS: Parameters = {
     "projection": (
-        option("Let projections behind them move too.", bool, "--projection/--no-projection"),
+        option("Train the projections behind those layers too.", bool, "--projection/--no-projection"),
         False,
     ),
-    "path": (option("Train from the cached prefix or in full: auto, cached or full."), "auto"),
+    "path": (option("Run only the moving layers, or all: auto, cached or full."), "auto"),
     "lr_encoder": (option("Learning rate of the moving layers.", float), 5e-6),
     "lr_attention": (option("Learning rate of cross-attention.", float), 1e-5),
     "lr_head": (option("Learning rate of the head.", float), 3e-4),
-    "layer_decay": (option("Factor of the learning rate from one layer to the one before.", float), 1.0),
+    "layer_decay": (option("Factor by which the learning rate falls from one layer to the one before.", float), 1.0),
     "weight_decay": (option("Weight decay of AdamW.", float), 0.05),
-    "warmup": (option("Share of all steps in which learning rates rise.", float), 0.1),
+    "warmup": (option("Share of all steps in which the learning rates rise.", float), 0.1),
     "schedule": (option("Schedule of the learning rates: plateau, cosine or constant."), "plateau"),
-    "clip_norm": (option("Largest norm of the gradients; 0 does not bound it.", float), 1.0),
-    "batch_size": (option("Samples a step.", int), 16),
-    "accumulate": (option("Steps whose gradients are added up before an update.", int), 1),
+    "clip_norm": (option("Largest norm of the gradients; 0: no limit.", float), 1.0),
+    "batch_size": (option("Samples in a training step.", int), 16),
+    "accumulate": (option("Number of steps whose gradients are added up before an update.", int), 1),
     "epochs": (option("Maximum number of epochs; --monitor stops earlier.", int), 5),
     "patience": (option("Epochs without improvement before training stops.", int), 2),
     "monitor": (option("Validation score that stops training: macro-f1 or loss."), "macro-f1"),
     "amp": (option("Mixed precision: auto (on a GPU), none, bfloat16 or float16."), "auto"),
     "gradient_checkpointing": (
-        option("Less memory, more time.", bool, "--gradient-checkpointing/--no-gradient-checkpointing"),
+        option("Use less memory and more time.", bool, "--gradient-checkpointing/--no-gradient-checkpointing"),
         False,
     ),
-    "gradual": (option("Unfreeze a layer more each epoch.", bool, "--gradual/--no-gradual"), False),
-    "augment": (option("Show photos in another augmentation each time.", bool, "--augment/--no-augment"), False),
-    "lora": (option("Rank of LoRA adapters (needs peft); 0 moves the weights themselves.", int), 0),
+    "gradual": (option("Unfreeze one more layer in each epoch.", bool, "--gradual/--no-gradual"), False),
+    "augment": (option("Augment photos in another way each time.", bool, "--augment/--no-augment"), False),
+    "lora": (option("Rank of LoRA adapters (needs peft); 0 trains the weights themselves.", int), 0),
 }
 PARAMETERS: Parameters = {
     "run": (option("A run of mmfeat heads.  [default: the one with the best fusion]", str | None), None),
@@ -94,17 +94,17 @@ PARAMETERS: Parameters = {
     "data": (option("Folder or table, where it is now.  [default: the run's]", str | None), None),
     "cache": (option("Feature cache.  [default: the run's]", str | None), None),
     "heads": (Heads, "heads"),
-    "out": (option("Folder to write the new run in."), "heads"),
+    "out": (option("Folder to write the new run into."), "heads"),
     "fusion": (option("early: train early fusion on pixels beside stage 1.", str | None), None),
     "head": (option("The run's fusion to start from.  [default: its best]", str | None), None),
     "modalities": (option("both, text or image.  [default: both]", str | None), None),
-    "seeds": (option("Trainings a fold.  [default: as the run]", int | None, least=1), None),
+    "seeds": (option("Trainings of each fold.  [default: as the run]", int | None, least=1), None),
     "views": (option("Augmented views of each photo to train on.  [default: as the run]", int | None, least=0), None),
     **SETTINGS,
     "checkpoint_seconds": (option("Between checkpoints.", float), 30.0),
     "engine": (option("local, or ray: processes of Ray Train."), "local"),
     "ray_address": (RayAddress, None),
-    "workers": (option("Trainings side by side, or processes of Ray; 0 suits the machine.", int, least=0), 0),
+    "workers": (option("Trainings at the same time, or processes of Ray; 0: by the machine.", int, least=0), 0),
     "device": (Device, "auto"),
     "mlflow": (Mlflow, None),
 }
@@ -147,7 +147,7 @@ def judge(run: Run) -> None:
     label, test = over_parent(run, parent) if parent else ("", None)
     first = best(run.leaderboard[0], sum(bool(entry.tie) for entry in run.leaderboard[1:]))
     if not parent or not test:
-        show_verdict([first, f"{run.config.parent} is gone or changed: nothing says whether it has a better head."])
+        show_verdict([first, f"{run.config.parent} is gone or changed, so nothing says whether it has a better head."])
         out.print(f"next: {prediction_step(run)}")
         return
     show_verdict([first, standing(test, label, f"the {parent.leaderboard[0].label} of {parent.name}")])

@@ -45,14 +45,16 @@ Modalities = option("both, text, image, table or ensemble.  [default: the best]"
 Encoders = option("family[:variant],...: st, bert, hf, clip, timm, resnet50, hashing, hog, lexicon.", str, "--encoders")
 AnyEncoders = option("As for extract.  [default: the latest extraction's]", str | None, "--encoders")
 CacheFolder = option("Folder of the feature cache.", str, "--cache")
-ColumnsFlag = option("Names in your table: id=,text=,image=,label=,table=; A+B are several.", str, "--columns")
+ColumnsFlag = option("Names of your columns: id=,text=,image=,label=,table=; A+B joins two.", str, "--columns")
 Device = option("auto, cpu, cuda, cuda:N or mps.", str, "--device")
-RuntimeFlag = option("Of towers on a CPU: torch, compile, onnxruntime, openvino; auto: the fastest.", str, "--runtime")
+RuntimeFlag = option(
+    "What runs encoders on a CPU: torch, compile, onnxruntime, openvino; auto: the fastest.", str, "--runtime"
+)
 AnyColumns = option("As for extract.  [default: the latest's]", str | None, "--columns")
 EngineFlag = option("local or ray.", str, "--engine")
-RayAddress = option("A Ray cluster.  [default: this machine]", str | None, "--ray-address")
-Workers = option("Readers, or Ray's workers; 0 suits the machine.", int, "--workers", least=0)
-Trainings = option("Trainings side by side; 0 is one a core.", int, "--workers", least=0)
+RayAddress = option("Address of a Ray cluster.  [default: this machine]", str | None, "--ray-address")
+Workers = option("Processes that read, or Ray's workers; 0: by the machine.", int, "--workers", least=0)
+Trainings = option("Trainings at the same time; 0: one for each core.", int, "--workers", least=0)
 Mlflow = option(
     "Log the run to the MLflow server or database at this URI: http://HOST:5000, sqlite:///mlflow.db.",
     str | None,
@@ -63,15 +65,15 @@ Seed = option("Fixes everything that is random.", int, "--seed", least=0)
 # The flags of encoders: parameter -> its type, help, least value, and default in `mmfeat extract`.
 _OUTPUTS = "pooled, tokens, prefix:N (input of the N-th last layer), bert=tokens, ..."
 _CLEANING = "Text cleaning: auto (tweet for tweets), tweet, tweet-cased or none; st=none, ..."
-_DRAFT = "Decode large JPEGs reduced, with no less than so many pixels; 0 in full."
-_BACKGROUND = "Of transparent photos: white, #rrggbb, or none; auto: as before, else white."
+_DRAFT = "Decode large JPEGs at a reduced size of at least so many pixels; 0: in full."
+_BACKGROUND = "Ground of transparent photos: white, #rrggbb or none; auto: as before, else white."
 _ENCODER_FLAGS: dict[str, tuple[Any, str, int | None, Any]] = {
-    "dtype": (str, "Arithmetic: auto, float32, bfloat16 or float16.", None, "auto"),
+    "dtype": (str, "Arithmetic of encoders: auto, float32, bfloat16 or float16.", None, "auto"),
     "cleaning": (str, _CLEANING, None, "auto"),
     "pooling": (str, "BERT pooling: mean, cls, max, last, pooler, auto; bert=cls, ...", None, "mean"),
-    "max_length": (str, "Most tokens of a text; 0: 128 for bert, the checkpoint's for st; st=256, ...", None, 0),
+    "max_length": (str, "Longest text in tokens; 0: 128 for bert, the checkpoint's for st; st=256, ...", None, 0),
     "prompt": (str, "Name of an st checkpoint's prompt; none for no prompt.  [default: the checkpoint's]", None, ""),
-    "truncate_dim": (str, "First dimensions of an st vector to keep; 0 all; st=256, ...", None, 0),
+    "truncate_dim": (str, "Keep so many first dimensions of an st vector; 0: all; st=256, ...", None, 0),
     "image_size": (
         str,
         "Pixels that an image model sees: 336 or 224x448 (height x width); timm=384, ...",
@@ -81,9 +83,9 @@ _ENCODER_FLAGS: dict[str, tuple[Any, str, int | None, Any]] = {
     "image_pooling": (str, "Pooling of image models: cls, mean, cls+mean, or model: their own; ...", None, "model"),
     "layers": (str, "Pool the mean of the last N hidden states; bert=4, ...", None, 1),
     "outputs": (str, _OUTPUTS, None, "pooled"),
-    "views": (int, "Augmented views of each photo, beside the plain one.", 0, 0),
+    "views": (int, "Number of augmented views of each photo, beside the plain one.", 0, 0),
     "draft": (int, _DRAFT, 0, 0),
-    "exif": (str, "Photos: upright as EXIF says, or stored; auto: as before, else upright.", None, "auto"),
+    "exif": (str, "Turn photos upright by EXIF, or keep them as stored; auto: as before, else upright.", None, "auto"),
     "background": (str, _BACKGROUND, None, "auto"),
 }
 
@@ -100,12 +102,12 @@ def _encoder_parameters(latest: bool) -> Parameters:
 
 # The flags of reading: parameter -> its help. With --columns, they make up the `columns` of the library's functions.
 _READING_FLAGS = {
-    "encoding": "Encoding of texts that are not UTF-8.  [default: guessed, and said]",
-    "delimiter": "Of a table: a character, or tab, comma, semicolon, pipe.  [default: the file's]",
-    "quoting": "Of a table: csv, backslash, none, or auto: what the whole file supports.  [default: auto]",
+    "encoding": "Encoding of texts that are not UTF-8.  [default: guessed]",
+    "delimiter": "What separates cells: a character, or tab, comma, semicolon, pipe.  [default: the file's]",
+    "quoting": "How a table is quoted: csv, backslash, none; auto: what the file supports.  [default: auto]",
     "image_root": "Folder or URL that the paths of photos begin in.  [default: the table's folder]",
     "image_pattern": "Paths of photos by columns, as in '{id}.jpg' or 'pics/{shop}/{sku}.png'.",
-    "images": "Several photos of a sample: first, or mean of their vectors.  [default: mean]",
+    "images": "Several photos of a sample: the first one, or the mean of their vectors.  [default: mean]",
     "no_label": "Words for a missing label.  [default: null,nan,na,n/a,<na>,none]",
 }
 
@@ -133,7 +135,7 @@ def reading(values: Mapping[str, Any], before: Mapping[str, str] | None = None) 
     return {name: v for name, v in (before or {}).items() if not columns or name in flags} | columns | given
 
 
-Labels = option("A table of ids and labels in place of the data's own.", str | None, "--labels")
+Labels = option("A table of ids and labels that replace those of the data.", str | None, "--labels")
 
 ENCODER_PARAMETERS = _encoder_parameters(latest=False)
 LATEST_PARAMETERS = _encoder_parameters(latest=True)
@@ -250,7 +252,7 @@ def tell_mlflow(run: Run, uri: str | None) -> None:
             first = cause
         reason = f"{uri}: {first.strerror}" if isinstance(first, OSError) and first.strerror else str(error)
         reason = textwrap.shorten(reason, LONGEST_REASON, placeholder=" ...") or type(error).__name__
-        err.print(f"warning: MLflow was not told of the run, which is whole: {reason}")
+        err.print(f"warning: the run is whole but was not logged to MLflow: {reason}")
     else:
         out.print(f"mlflow run {id} ({uri})")
 

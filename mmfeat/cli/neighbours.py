@@ -26,11 +26,14 @@ if TYPE_CHECKING:
 
 PARAMETERS: Parameters = {
     "id": (Annotated[str | None, typer.Argument(metavar="ID", help="The id of a sample.")], None),
-    "text": (option("A text instead; compared with photos where a model has both towers.", str | None), None),
-    "image": (option("A photo instead.", str | None), None),
-    "encoder": (option("Whose vectors are compared, as clip.text.  [default: the first that can]", str | None), None),
-    "count": (option("Samples to find.", int, least=1), 10),
-    "out": (option("Also write a page with photos.", str | None), None),
+    "text": (option("A text in place of an id; compared with photos where a model has both towers.", str | None), None),
+    "image": (option("A photo in place of an id.", str | None), None),
+    "encoder": (
+        option("Encoder whose vectors are compared, as clip.text.  [default: the first that can]", str | None),
+        None,
+    ),
+    "count": (option("Number of samples to find.", int, least=1), 10),
+    "out": (option("Write a page with photos as well.", str | None), None),
     "data": (AnyData, None),
     "cache": (CacheFolder, "cache"),
     **LATEST_READING,

@@ -110,7 +110,7 @@ _COLUMNS = (
     "written: guid,tag."
 )
 _FORMAT = "csv, tsv or jsonl.  [default: as the suffix of --out, else csv]"
-_PROBA = option("A calibrated probability for each class as well.", bool, "--proba/--no-proba")
+_PROBA = option("Write a calibrated probability for each class as well.", bool, "--proba/--no-proba")
 _FILES = "Photos, each with its .txt beside it; .txt files; a folder of them; or a table as data."
 # The parameters of both commands: the run that predicts, and the form of the file.
 _PARAMETERS: Parameters = {
@@ -118,11 +118,11 @@ _PARAMETERS: Parameters = {
     "heads": (Heads, "heads"),
     "head": (Head, None),
     "modalities": (Modalities, None),
-    "encoders": (option("Where weights of the run lie now, if they moved: bert:FOLDER,...", str | None), None),
+    "encoders": (option("Where the weights of the run are now, if they moved: bert:FOLDER,...", str | None), None),
     "cache": (RunCache, None),
     **LATEST_READING,
     "columns": (option(_COLUMNS, str | None), None),
-    "header": (option("First line with the names of the columns.", bool, "--header/--no-header"), True),
+    "header": (option("Write a first line with the names of the columns.", bool, "--header/--no-header"), True),
     "format": (option(_FORMAT, str | None), None),
     "proba": (_PROBA, False),
     "device": (Device, "auto"),
@@ -139,7 +139,7 @@ PREDICT_PARAMETERS: Parameters = {
     "files": (Annotated[list[str] | None, typer.Argument(help=_FILES)], None),
     "text": (option("The text of one pair.", str | None), None),
     "image": (option("The photo of one pair.", str | None), None),
-    "data": (option("Folder or table, of which every sample is predicted.", str | None), None),
+    "data": (option("Folder or table; every sample of it is predicted.", str | None), None),
     "run": (AnyRun, None),
     "out": (option("The file to write.  [default: print]", str | None), None),
     **_PARAMETERS,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LOOPBACK = ("127.", "::1")
 SHOWN = 5  # neighbours
-_NEIGHBOURS = f"Nearest training samples in an answer.  [default: {SHOWN}; 0 with a --host open to others]"
+_NEIGHBOURS = f"Number of nearest training samples in an answer.  [default: {SHOWN}; 0 with a --host open to others]"
 PARAMETERS: Parameters = {
     "folder": (Annotated[str | None, typer.Argument(metavar="RUN", help="The same as --run.")], None),
     "run": (AnyRun, None),
@@ -28,7 +28,7 @@ PARAMETERS: Parameters = {
     "heads": (Heads, "heads"),
     "head": (Head, None),
     "modalities": (Modalities, None),
-    "encoders": (option("Where weights of the run lie now, if they moved: bert:FOLDER,...", str | None), None),
+    "encoders": (option("Where the weights of the run are now, if they moved: bert:FOLDER,...", str | None), None),
     "device": (Device, "auto"),
 }
 
