@@ -1,44 +1,93 @@
-"""Draws the pictures of the docs from a real run: a session as SVG, the top of a report and its mistakes as PNG.
+"""Draws the pictures of the docs from real runs: the top of a report and its mistakes as PNG, terminals as SVG.
 
-    python docs/make_images.py FOLDER [REPORT]    where `mmfeat extract` and `mmfeat heads` were run; the mistakes are
+    python docs/make_images.py FOLDER [REPORT]    where `mmfeat heads` and `mmfeat report` were run; the mistakes are
                                                   those of REPORT, a page of other data, if it is given
+    python docs/make_images.py FOLDER --screens COMMAND ...
+                                                  what commands leave on small and large terminals, one after the other
+                                                  in a copy of FOLDER: "mmfeat heads" becomes heads-80x24.svg
 
 The report needs Debian's chromium and chromium-driver.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pty
 import re
 import shlex
-import subprocess
+import shutil
+import struct
 import sys
 import tempfile
+import termios
+from itertools import groupby
 from pathlib import Path
 
+import pyte
+from rich.color import Color
 from rich.console import Console
+from rich.style import Style
+from rich.text import Text
 
 IMAGES = Path(__file__).parent / "images"
 WIDTH, HEIGHT = 1180, 900  # pixels of the report
-COLUMNS = 108
-LINES = 26  # of one command
+SIZES = (80, 24), (120, 40)  # columns and lines of a terminal
 MISTAKES = 8  # cards of the gallery
+NAMES = {"brown": "yellow", "default": None}  # pyte's names of colours -> rich's
 
 
-def draw_session(folder: Path, commands: list[str], image: Path) -> None:
-    """Run commands in `folder` and draw what they print, as it stands."""
-    console = Console(record=True, width=COLUMNS, file=open(tempfile.mkstemp()[1], "w"), highlight=False)  # noqa: SIM115
-    for command in commands:
-        console.print(f"[bold]$ {command}[/bold]")
-        words = [sys.executable, "-m", *shlex.split(command)]
-        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True, timeout=3600)
-        lines = done.stdout.rstrip().splitlines()
-        for line in lines[:LINES]:
-            console.print(line, markup=False, overflow="ellipsis", no_wrap=True)
-        if len(lines) > LINES:
-            console.print(f"({len(lines) - LINES} more lines)", style="dim")
-        console.print()
-    drawing = re.sub(r"@font-face \{.*?\}", "", console.export_svg(title="mmfeat"), flags=re.DOTALL)  # no web fonts
+def draw_screen(folder: Path, command: str, size: tuple[int, int], image: Path) -> None:
+    """Run a command in `folder` and draw what it leaves on a terminal, from which a long output has scrolled away."""
+    columns, lines = size
+    screen = pyte.Screen(columns, lines)
+    stream = pyte.ByteStream(screen)
+    stream.feed(f"\x1b[1m$ {command}\x1b[0m\r\n".encode())
+    _run(folder, shlex.split(command), size, stream)
+    rows = [_row(screen.buffer[line], columns) for line in range(lines)]
+    console = Console(record=True, width=columns, file=open(os.devnull, "w"), highlight=False)  # noqa: SIM115
+    console.print(Text("\n").join(rows), soft_wrap=True)
+    drawing = console.export_svg(title=" ".join(command.split()[:2]), unique_id=image.stem)
+    drawing = re.sub(r"@font-face \{.*?\}", "", drawing, flags=re.DOTALL)  # no web fonts
     image.write_text(drawing.replace("Fira Code", "ui-monospace"), encoding="utf-8")
+
+
+def _run(folder: Path, words: list[str], size: tuple[int, int], stream: pyte.ByteStream) -> None:
+    """Run a command in a terminal of its own, and feed what it writes to `stream`."""
+    process, terminal = pty.fork()
+    if not process:
+        os.chdir(folder)
+        fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", *size[::-1], 0, 0))
+        os.execve(sys.executable, [sys.executable, "-m", *words], {**os.environ, "TERM": "xterm-256color"})
+    try:
+        while part := os.read(terminal, 65536):
+            stream.feed(part)
+    except OSError:  # Linux ends a terminal so
+        pass
+    os.close(terminal)
+    if code := os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]):
+        raise SystemExit(f"{shlex.join(words)}: exit code {code}")
+
+
+def _row(cells: dict[int, pyte.screens.Char], columns: int) -> Text:
+    """A line of the screen with its styles, without spaces at its end."""
+    row = Text()
+    for (colour, bold), run in groupby((cells[column] for column in range(columns)), lambda cell: (cell.fg, cell.bold)):
+        name = NAMES.get(colour, re.sub("^bright", "bright_", colour))
+        name = f"#{name}" if name and re.fullmatch("[0-9a-f]{6}", name) else name
+        row.append("".join(cell.data for cell in run), Style(color=name and Color.parse(name), bold=bold))
+    row.rstrip()
+    return row
+
+
+def draw_screens(folder: Path, commands: list[str]) -> None:
+    """Draw what each of the commands leaves on terminals of all sizes."""
+    for size in SIZES:
+        with tempfile.TemporaryDirectory() as scratch:
+            copy = Path(shutil.copytree(folder, Path(scratch) / "work", symlinks=True))
+            for command in commands:
+                name = f"{command.split()[1]}-{size[0]}x{size[1]}.svg"
+                draw_screen(copy, command, size, IMAGES / name)
 
 
 def draw_report(page: Path, image: Path) -> None:
@@ -75,7 +124,9 @@ def draw_mistakes(page: Path, image: Path) -> None:
 def main() -> None:
     folder = Path(sys.argv[1])
     IMAGES.mkdir(exist_ok=True)
-    draw_session(folder, ["mmfeat heads", "mmfeat report", "mmfeat submit"], IMAGES / "session.svg")
+    if sys.argv[2:3] == ["--screens"]:
+        draw_screens(folder, sys.argv[3:])
+        return
     page = max(folder.glob("heads/*/report.html"), key=lambda path: path.stat().st_mtime)
     draw_report(page, IMAGES / "report.png")
     draw_mistakes(Path(sys.argv[2]) if len(sys.argv) > 2 else page, IMAGES / "mistakes.png")
