@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmfeat.baselines.zero_shot import SCALE
-from mmfeat.heads.layers import Batch, Classifier, Fusion, LayerNorm, Linear, Scalar, Shape, Stacked, Tokens
+from mmfeat.heads.layers import Batch, Classifier, Fusion, LayerNorm, Linear, Scalar, Shape, Stacked, Tokens, product
 from mmfeat.samples.table_columns import TABLE
 
 HIDDEN = (256, 64)  # widths of the classifier's hidden layers, except for the late fusion
@@ -329,9 +329,8 @@ def _cut(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 def _through(x: Tensor, layer: tuple[Tensor, Tensor], rounded: bool) -> Tensor:
     """(K, B, T, D) tokens of a source through its layer, with `rounded` factors -> (K, B, T, 128)."""
-    (weight, bias), rows = layer, x.flatten(1, 2)
-    out = torch.bmm(rows.bfloat16(), weight.bfloat16()) + bias if rounded else torch.baddbmm(bias, rows, weight)
-    return out.unflatten(1, x.shape[1:3])
+    weight, bias = layer
+    return product(bias, x.flatten(1, 2), weight, rounded).unflatten(1, x.shape[1:3])
 
 
 def _of_heads(parts: list[Tensor]) -> Tensor:

@@ -34,7 +34,7 @@ from mmfeat.heads.stack import (
 from mmfeat.heads.tokens import CompactTokens
 from mmfeat.heads.training import class_weights
 from mmfeat.samples.labels import Targets
-from mmfeat.system.hardware import cpu_count
+from mmfeat.system.hardware import cpu_count, keep_freed_memory
 from mmfeat.system.wording import Advance, ignore
 
 CPU_ROWS = 320  # rows in one step of a stack on a CPU; steps of fewer rows spend their time in Python
@@ -271,6 +271,7 @@ class LocalEngine:
 
         self.bench = Workbench(features, targets, device, attend)
         self.stopped = False
+        keep_freed_memory(arenas=1)
         workers = (workers or cpu_count()) if device == "cpu" else 1
         self._pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
 

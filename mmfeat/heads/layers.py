@@ -19,6 +19,7 @@ from mmfeat.samples.table_columns import TABLE
 
 BATCH_NORM_MOMENTUM = 0.1
 EPSILON = 1e-5
+ONEDNN = torch.backends.mkldnn.is_available()
 Tokens: TypeAlias = "list[tuple[Tensor, Tensor]]"  # (K, B, T, D) values and a (K, B, T) mask of each source
 
 
@@ -56,11 +57,20 @@ class Linear(Stacked):
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(1, -2) if x.dim() > 3 else x
         bias = self.bias.detach() if self.centred else self.bias
-        if self.rounded and self.training:
-            out = torch.bmm(rows.bfloat16(), self.weight.bfloat16()) + bias
-        else:
-            out = torch.baddbmm(bias, rows, self.weight)
-        return out.view(*x.shape[:-1], self.weight.shape[-1])
+        return product(bias, rows, self.weight, self.rounded and self.training).view(*x.shape[:-1], -1)
+
+
+def product(bias: Tensor, x: Tensor, weight: Tensor, rounded: bool = False) -> Tensor:
+    """(K, 1, W) + (K, B, D) @ (K, D, W), with `rounded` factors and product in bfloat16.
+
+    Predictions on a CPU are computed by oneDNN, head after head: on AMD's processors with AVX-512 in half the time.
+    """
+    if rounded:
+        return torch.bmm(x.bfloat16(), weight.bfloat16()) + bias
+    if not (ONEDNN and torch.is_inference_mode_enabled() and x.is_cpu and x.dtype == torch.float32 and x.numel()):
+        return torch.baddbmm(bias, x, weight)
+    by_head = zip(x, weight.transpose(1, 2), bias[:, 0], strict=True)
+    return torch.stack([torch.ops.mkldnn._linear_pointwise(*factors, "none", [], "") for factors in by_head])
 
 
 class BatchNorm(Stacked):

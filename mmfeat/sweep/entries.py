@@ -32,7 +32,6 @@ from mmfeat.sweep.trials import (
     HeadTrainer,
     Outcome,
     cross_fit,
-    decide,
     fit_on_all,
     load_outcome,
     save_finals,
@@ -220,14 +219,14 @@ def assemble(
     if not np.isfinite(logits[:, problem.splits.tested]).all():
         raise HeadError(f"{head_label(head, modality)} gives no finite scores; lower --learning-rate")
     decisions = cross_fit(problem, logits, validation, adjustment)
-    return scored_entry(
+    trained = scored_entry(
         problem, logits, decisions, validation, adjustment,
         head=head,
         modalities=modality,
         trials=len(outcomes),
         settings=best_outcome(outcomes).settings,
-        optimism=_optimism(problem, outcomes, logits, decisions, adjustment),
     )  # fmt: skip
+    return trained.updated(optimism=_optimism(problem, outcomes, trained.entry, adjustment))
 
 
 def scored_entry(
@@ -250,19 +249,15 @@ def _seconds(timed: Sequence[Outcome] | Sequence[Fitted]) -> float:
     return sum(part.seconds for part in timed)
 
 
-def _optimism(
-    problem: Problem, outcomes: list[Outcome], logits: np.ndarray, decisions: list[Decision], adjustment: float | None
-) -> float:
+def _optimism(problem: Problem, outcomes: list[Outcome], scored: Entry, adjustment: float | None) -> float:
     """The gain of the score if settings and thresholds are chosen on the very rows that are scored."""
-    rows = problem.splits.tested
-    targets = problem.tested
-    honest = np.mean(headline(targets, decide(problem, logits, decisions)[0][:, rows]))
-    naive = []
+    rows, naive = problem.splits.tested, []
     for outcome in outcomes:
-        decision = fit_on_all(problem, outcome.logits, adjustment)
+        of_one = scored.decision if len(outcomes) == 1 else None  # which was fitted on the logits of the one outcome
+        decision = of_one or fit_on_all(problem, outcome.logits, adjustment)
         chosen = decision.choose(mean_logits(outcome.logits[:, rows], decision))
-        naive.append(np.mean(headline(targets, chosen[None])))
-    return float(max(naive) - honest)
+        naive.append(np.mean(headline(problem.tested, chosen[None])))
+    return float(max(naive) - scored.headline.value)
 
 
 def _curves(problem: Problem, head: str, histories: Histories) -> str:
