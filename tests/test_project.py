@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-CODE = (ROOT / "docs/how-it-works.md").read_text()
+CODE = (ROOT / "CONTRIBUTING.md").read_text()
 
 
 def test_readme_tells_its_story_in_order() -> None:
