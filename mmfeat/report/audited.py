@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from mmfeat.report.section import MOST_CLASSES, Section, Table, in_gallery, inte
 from mmfeat.report.subject import Subject
 from mmfeat.runs.out_of_fold import OutOfFold
 from mmfeat.samples.labels import cells_of
-from mmfeat.system.wording import shown
+from mmfeat.system.wording import Estimate, counted, shown
 
 SHOWN = 30  # rows of the table of odd files
 CARDS = 8  # samples shown of labels in doubt, and of near duplicates
@@ -51,7 +52,7 @@ def labels_section(subject: Subject) -> Section | None:
     noise = estimate_noise(labels, predictions.probabilities, floor=floor_of(subject.run, subject.entry))
     if noise.claimed:
         words.append(
-            f"We estimate that {interval(noise.wrong)} of the labels are wrong; then even a classifier that is always "
+            f"We estimate that {percent(noise.wrong)} of the labels are wrong; then even a classifier that is always "
             f"right would score macro-F1 {interval(noise.macro_f1)} against them. This assumes that confident "
             "predictions are right; a weak model makes it too low."
         )
@@ -73,11 +74,11 @@ def labels_section(subject: Subject) -> Section | None:
 
 def _noise(classes: Sequence[str], noise: Noise) -> Table:
     if len(classes) > MOST_CLASSES:
-        short = [[name, interval(score)] for name, score in zip(classes, noise.by_class, strict=True)]
+        short = [[name, percent(score)] for name, score in zip(classes, noise.by_class, strict=True)]
         return Table("label-noise", "Labels estimated to be wrong", ["label", "wrong"], short, folded=True)
     shares = np.maximum(noise.joint, 0) / np.maximum(noise.joint.sum(1, keepdims=True), 1e-12)
     rows = [
-        [name, *(f"{share:.0%}" for share in line), interval(score)]
+        [name, *(f"{share:.0%}" for share in line), percent(score)]
         for name, line, score in zip(classes, shares, noise.by_class, strict=True)
     ]
     header, shades = (
@@ -85,6 +86,11 @@ def _noise(classes: Sequence[str], noise: Noise) -> Table:
         [[0.0, *s, 0.0] for s in shares.tolist()],
     )
     return Table("label-noise", "Estimated true classes of each label", header, rows, shades, folded=True)
+
+
+def percent(score: Estimate) -> str:
+    """A share as `4% [3%, 6%]`; "" for a share that is not defined."""
+    return "" if score.value is None else f"{score.value:.0%} [{score.low:.0%}, {score.high:.0%}]"
 
 
 def duplicates_section(subject: Subject) -> Section | None:
@@ -97,14 +103,16 @@ def duplicates_section(subject: Subject) -> Section | None:
     order = np.argsort(twins, kind="stable")[(twins == 0).sum() :]
     groups = [rows.tolist() for rows in np.split(order, np.flatnonzero(np.diff(twins[order])) + 1)]
     unlike = [rows for rows in groups if len({cells[row] for row in rows}) > 1]
+    unclear = f"In {counted(len(unlike), 'group')} the labels differ: one of them is wrong, or the question is unclear."
     words = [
-        f"{int((twins > 0).sum()):,} samples look or read almost like another one, in {len(groups):,} groups. A group "
-        "is never split between training and scoring.",
-        f"In {len(unlike):,} groups the labels differ: at least one is wrong, or the question has no clear answer."
-        if unlike
-        else "Within each group the labels are equal.",
+        f"{int((twins > 0).sum()):,} samples look or read almost like another one, in {counted(len(groups), 'group')}. "
+        "A group is never split between training and scoring.",
+        unclear if unlike else "Within each group the labels are equal.",
     ]
-    shown = [row for rows in (unlike or groups) for row in rows[:2]][:CARDS]
+    pairs = (
+        (rows[0], next((row for row in rows if cells[row] != cells[rows[0]]), rows[1])) for rows in unlike or groups
+    )
+    shown = [row for pair in islice(pairs, CARDS // 2) for row in pair]
     cards = [
         make_card(
             subject.by_id.get(predictions.ids[row]), cells[row], f"id {predictions.ids[row]} · group {twins[row]}"

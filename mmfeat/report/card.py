@@ -17,7 +17,7 @@ LETTERS = 280  # of the text of a card
 
 def make_card(sample: Sample | None, title: str, facts: str, letters: int = LETTERS) -> Card:
     """The card of a sample; of a sample that is gone, a card with title and facts alone."""
-    return Card(title, shortened(sample, letters), facts, photo_of(sample) if sample else "")
+    return Card(title, shortened(sample, letters), facts, photo_of(sample) if sample else None)
 
 
 def shortened(sample: Sample | None, letters: int) -> str:
@@ -26,9 +26,9 @@ def shortened(sample: Sample | None, letters: int) -> str:
     return text if len(text) <= letters else f"{text[:letters]}…" if letters else ""
 
 
-def photo_of(sample: Sample, side: int = LARGE_SIDE) -> str:
-    """The small photo of a sample in base64; "" where there is none that can be read."""
-    return base64.b64encode(thumbnail(sample, side)).decode() if sample.image is not None else ""
+def photo_of(sample: Sample, side: int = LARGE_SIDE) -> str | None:
+    """The small photo of a sample in base64; "" where it cannot be read, None where there is none."""
+    return None if sample.image is None else base64.b64encode(thumbnail(sample, side)).decode()
 
 
 def thumbnail(sample: Sample, side: int = PHOTO_SIDE) -> bytes:

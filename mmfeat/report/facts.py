@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -26,21 +26,22 @@ def data_section(subject: Subject) -> Section:
     labelled, classes = run.results.labelled, run.results.class_counts
     rows = [[name, f"{count:,}", f"{count / labelled:.1%}"] for name, count in classes.items()]
     tables = [Table("labels", f"{labelled:,} labelled samples", ["class", "samples", "share"], rows)] if rows else []
-    hashed = f"data hash {run.config.data_hash[:16]}"
     if samples is None:
-        words = [f"{run.config.dataset}: {labelled:,} labelled samples, {hashed}."]
+        words = [f"{run.config.dataset}: {labelled:,} labelled samples."]
         words += data_notes(subject)
         return Section("data", "Data", words, tables=tables)
-    words = [f"{run.config.dataset}: {len(samples):,} samples, {labelled:,} labelled, {hashed}."]
+    words = [f"{run.config.dataset}: {len(samples):,} samples, {labelled:,} labelled."]
     words += data_notes(subject)
     if fixed := run.config.corrections:
         words.append(f"{fixed.count:,} labels are those of {shown(fixed.file)}, hash {fixed.sha256[:16]}.")
     if odd := {name: count for name, count in samples.encodings.items() if name != "utf-8"}:
         words.append(f"Texts that are not UTF-8: {', '.join(f'{count:,} {name}' for name, count in odd.items())}.")
-    if lost := list(_lost(subject, samples)):
-        firsts = {(part, reason): id for part, reason, id in reversed(lost)}
-        counts = Counter((part, reason) for part, reason, _ in lost).most_common()
-        missing = [[*kind, f"{count:,}", firsts[kind]] for kind, count in counts]
+    kinds: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for part, reason, id in _lost(subject, samples):
+        kinds.setdefault((part, re.sub(r"\d+", "", reason)), []).append((reason, id))  # they may name bytes or pixels
+    if kinds:
+        most = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
+        missing = [[part, lost[0][0], f"{len(lost):,}", lost[0][1]] for (part, _), lost in most]
         caption = "Missing parts; the samples stay, and the model uses the other half"
         tables.append(Table("missing", caption, ["part", "why", "samples", "first id"], missing))
     return Section("data", "Data", words, tables=tables)
@@ -122,6 +123,7 @@ def run_section(subject: Subject) -> Section:
         "took": duration(record.seconds) if record.started else "",
         "parent": config.parent,
         "task": config.task,
+        "hash of the data": config.data_hash[:16],
         "folds": ", ".join(config.folds),
         "hash of the folds": config.splits_hash[:16],
         "seeds": _pairs(record.seeds),

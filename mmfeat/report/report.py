@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmfeat.cache.store import folder_name
+from mmfeat.evaluation.significance import LEVEL
 from mmfeat.report.audited import audit_section, doubted_rows, duplicates_section, labels_section
 from mmfeat.report.compared import comparison_sections, names_of_runs
 from mmfeat.report.facts import cache_section, data_notes, data_section, run_section
@@ -150,7 +151,7 @@ def _title(subject: Subject) -> str:
         return f"{run.config.dataset}: {entry.headline_title} {entry.headline.value:.2f}"
     right = f"{run.config.dataset}: {entry.accuracy.value:.0%} right"
     gained = next((gain for entry in (entry, *run.leaderboard) if (gain := entry.gain)), None)
-    helps = gained is not None and not gained.tie and gained.value > 0 and not run.config.table
+    helps = gained is not None and gained.p_holm < LEVEL and gained.value > 0 and not run.config.table
     return f"{right}, text and photo together beat either alone" if helps else right
 
 
@@ -173,7 +174,7 @@ def _verdict(subject: Subject) -> list[str]:
         sentences.append(verdict(run)[-1].replace("(p ", "(p-value "))
     if run.config.is_regression:
         return [*sentences, "Look at the largest errors first: often it is the label that is wrong."]
-    weakest = min(entry.classes, key=lambda name: entry.classes[name].recall if entry.classes[name].support else 2)
+    weakest = min(entry.classes, key=lambda name: entry.classes[name].f1.value if entry.classes[name].support else 2)
     found = f"{entry.classes[weakest].recall:.0%} of its samples are found"
     return [*sentences, f"The hardest class is {weakest}: {found}. Look at the surest mistakes first."]
 

@@ -163,7 +163,7 @@ def classes_section(subject: Subject) -> Section:
             score_figure("classes", "F1", "the table has the values", scores, classes, SERIES[:1] * len(classes))
         ]
     tables = [Table("classes", f"Classes of {title_of(entry)}", header, rows)]
-    return Section("classes", "Classes", words, figures, tables, half=True)
+    return Section("classes", "Classes", words, figures, tables, half=len(classes) <= NARROW)
 
 
 def _of_class(name: str, scores: ClassScores, chosen: float) -> list[str]:
@@ -200,15 +200,25 @@ def confusion(entry: Entry, classes: Sequence[str], index: int) -> Table:
         return _confused(counts, entry, classes, index)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1e-9)
     rows = [
-        [name, *(f"{count:,.0f} ({part:.0%})" for count, part in zip(line, parts, strict=True))]
+        [
+            name,
+            *(f"{count:,.0f} ({part:.0%})" if count >= 0.5 else "0" for count, part in zip(line, parts, strict=True)),
+        ]
         for name, line, parts in zip(classes, counts, shares, strict=True)
     ]
     shades = [[0.0, *parts] for parts in shares.tolist()]
     header = ["label", *(f"→ {name}" for name in classes)]
-    links = (
-        None if index else [["", *(in_gallery(status="all", label=a, prediction=b) for b in classes)] for a in classes]
-    )
-    return Table(_confusion_name(entry, index), title_of(entry), header, rows, shades, links=links)
+    links = [
+        [
+            "",
+            *(
+                in_gallery(status="all", label=a, prediction=b) if n >= 0.5 else ""
+                for b, n in zip(classes, line, strict=True)
+            ),
+        ]
+        for a, line in zip(classes, counts, strict=True)
+    ]
+    return Table(_confusion_name(entry, index), title_of(entry), header, rows, shades, links=None if index else links)
 
 
 def _confused(counts: np.ndarray, entry: Entry, classes: Sequence[str], index: int) -> Table:

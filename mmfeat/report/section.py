@@ -52,12 +52,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Card:
-    """A sample with a title, its text, a line of facts, and its photo as a WebP in base64, "" without one."""
+    """A sample with a title, its text, a line of facts, and its photo as a WebP in base64, "" where it cannot be read
+    and None without one."""
 
     title: str
     text: str
     facts: str
-    photo: str
+    photo: str | None
 
 
 @dataclass(frozen=True)

@@ -59,5 +59,5 @@ class Nearest:
 @functools.lru_cache(maxsize=1000)
 def _shown(sample: Sample) -> dict[str, Any]:
     """A sample for the page: the first words of its text, and a thumbnail as a URL, "" without a photo."""
-    photo, text = photo_of(sample, PHOTO_SIDE), (sample.text or "")[:LETTERS]
+    photo, text = photo_of(sample, PHOTO_SIDE) or "", (sample.text or "")[:LETTERS]
     return {"id": sample.id, "label": sample.label, "text": text, "photo": photo and f"data:image/webp;base64,{photo}"}

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from mmfeat.audit.label_errors import _joint, estimate_noise, find_label_errors, planted_found
+from mmfeat.evaluation.protocol import Protocol
+from mmfeat.extraction.extract import extract_features
+from mmfeat.report.audited import doubted_rows, duplicates_section
+from mmfeat.report.facts import data_section
+from mmfeat.report.subject import Subject
+from tests.audit.planted import BROKEN, COLUMNS, PLANTED, TWICE, make_shop
+from tests.sweep.small_sweeps import BUILT_IN, FLOAT32, sweep
 
 
 def noisy(count: int = 3000, wrong: float = 0.1, skill: float = 3.0, seed: int = 1) -> tuple[np.ndarray, ...]:
@@ -117,7 +126,7 @@ def test_wrong_input_is_refused() -> None:
         estimate_noise(np.empty(0, int), np.empty((0, 3)))
 
 
-@pytest.mark.parametrize("skill", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("skill", [0.5, 2.0])
 def test_labels_drawn_from_the_head_s_own_probabilities_give_no_claim(skill: float) -> None:
     _, _, probabilities = noisy(500, 0.0, skill)
     random, claims = np.random.default_rng(3), []
@@ -143,3 +152,20 @@ def test_planted_errors_are_found_more_often_than_by_chance() -> None:
     _, labels, probabilities = noisy(1000, 0.0, 3.0)
     assert planted_found(labels, probabilities) > 0.8
     assert planted_found(labels, np.random.default_rng(0).permutation(probabilities)) < 0.1
+
+
+def test_planted_errors_of_a_shop_are_found(tmp_path: Path) -> None:
+    """Of 40 labels changed on purpose at least 34 are in doubt, and at most a tenth of the doubts are false."""
+    planted, columns = make_shop(tmp_path / "shop"), dict(pair.split("=") for pair in COLUMNS.split(","))
+    data = tmp_path / "shop/listings.csv"
+    extract_features(data, BUILT_IN, cache=tmp_path / "cache", options=FLOAT32, columns=columns)
+    asked = {"fusion": ["none"], "baselines": ["kernel"], "modalities": ["both"], "ensembles": False}
+    asked["protocol"] = Protocol(folds=5, seeds=1)
+    subject = Subject.of(sweep(tmp_path, data=data, columns=columns, **asked).run)
+    doubted = {subject.predictions().ids[row] for row in doubted_rows(subject)}
+    assert len(doubted & set(planted)) >= 0.85 * PLANTED
+    assert len(doubted - set(planted)) <= 0.1 * len(doubted)
+    (_, missing), duplicates = data_section(subject).tables, duplicates_section(subject)
+    assert [[row[0], row[2]] for row in missing.rows] == [["photo", str(BROKEN)]]
+    assert duplicates
+    assert duplicates.words[0].startswith(f"{2 * TWICE} samples")

@@ -231,7 +231,7 @@ function sortable(table) {
   table.after(all);
 }
 
-for (const table of document.querySelectorAll("main table")) sortable(table);
+for (const table of document.querySelectorAll("main table:not(.heat)")) sortable(table);
 document.addEventListener("click", (event) => {
   const frame = event.target.closest(".photo");
   const dialog = find("large");
