@@ -79,12 +79,6 @@ def load(variant: str, specs: list[EncoderSpec]) -> Encoder:
     return Encoder(tuple(specs), CLEANING[specs[0].cleaning], lambda texts: lambda: [embed(texts)])
 
 
-def reference(variant: str, spec: EncoderSpec) -> Callable[[str], np.ndarray]:
-    """The encoder itself with a batch of one text: no other library computes these vectors."""
-    encoder = load(variant, [spec])
-    return lambda text: np.asarray(encoder.embed([encoder.prepare(text)])[0][0])
-
-
 def _version_1() -> Callable[[list[str]], Values]:
     """Two vectorisers and a seeded projection of scikit-learn."""
     from scipy import sparse

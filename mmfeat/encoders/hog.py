@@ -6,7 +6,6 @@ Needs no download. HOG after Dalal and Triggs (CVPR 2005) over a 96 x 96 picture
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -39,11 +38,6 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
 def load(variant: str, specs: list[EncoderSpec]) -> Encoder:
     """The encoder, whose whole work is in `prepare`, which readers run beside other encoders."""
     return Encoder(tuple(specs), describe_picture, lambda batch: lambda: [np.stack(batch)], light=True, early=True)
-
-
-def reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:
-    """The encoder itself for one picture: no other library computes these vectors."""
-    return describe_picture
 
 
 def describe_picture(image: Any) -> np.ndarray:

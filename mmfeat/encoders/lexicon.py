@@ -10,7 +10,7 @@ import functools
 import hashlib
 import importlib.util
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -56,11 +56,6 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
 def load(variant: str, specs: list[EncoderSpec]) -> Encoder:
     """The encoder, whose whole work is in `prepare`, which readers run beside other encoders."""
     return Encoder(tuple(specs), describe_text, lambda batch: lambda: [np.stack(batch)], early=True)
-
-
-def reference(variant: str, spec: EncoderSpec) -> Callable[[str], np.ndarray]:
-    """The encoder itself for one text: VADER gives the first numbers, no other library the rest."""
-    return describe_text
 
 
 def describe_text(text: str) -> np.ndarray:

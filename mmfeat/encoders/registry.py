@@ -61,7 +61,8 @@ class Family:
     """The functions of one kind of encoders.
 
     `modalities` are those of its towers. `describe(family, variant, options)` gives the pooled spec of each tower.
-    `reference(variant, spec)` gives the library's own plain float32 call for one text or picture: (D) or (T, D).
+    `reference(variant, spec)` gives the library's own plain float32 call for one text or picture: (D) or (T, D); None
+    where no other library computes the vectors.
     `open_towers(variant, specs)` gives the torch models behind the towers; families without torch have `load`, with the
     same arguments, instead, and only pooled vectors. `is_cased(variant)` says whether capitals reach the model,
     and `read_cuts(variant, spec)` gives `Tokens.cut` of a text, for families whose models cut texts.
@@ -69,7 +70,7 @@ class Family:
 
     modalities: tuple[str, ...]
     describe: Callable[[str, str, EncoderOptions], list[EncoderSpec]]
-    reference: Callable[[str, EncoderSpec], Callable[[Any], np.ndarray]]
+    reference: Callable[[str, EncoderSpec], Callable[[Any], np.ndarray]] | None = None
     open_towers: Callable[[str, list[EncoderSpec]], list[TorchTower]] | None = None
     load: Callable[[str, list[EncoderSpec]], Encoder] | None = None
     is_cased: Callable[[str], bool] = is_cased
@@ -122,11 +123,11 @@ FAMILIES: dict[str, Family] = {
     ),
     "timm": Family(_IMAGE, timm_models.describe, timm_models.reference, timm_models.open_towers),
     "resnet50": _TORCHVISION,  # `_family` gives it for the name of any model of torchvision
-    "hashing": Family(_TEXT, hashing.describe, hashing.reference, load=hashing.load, is_cased=lambda variant: False),
-    "hog": Family(_IMAGE, hog.describe, hog.reference, load=hog.load),
-    "lexicon": Family(_TEXT, lexicon.describe, lexicon.reference, load=lexicon.load),
-    "vectors": Family(_TEXT, vectors.describe, vectors.reference, load=vectors.load),
-    "vectors.image": Family(_IMAGE, vectors.describe, vectors.reference, load=vectors.load),
+    "hashing": Family(_TEXT, hashing.describe, load=hashing.load, is_cased=lambda variant: False),
+    "hog": Family(_IMAGE, hog.describe, load=hog.load),
+    "lexicon": Family(_TEXT, lexicon.describe, load=lexicon.load),
+    "vectors": Family(_TEXT, vectors.describe, load=vectors.load),
+    "vectors.image": Family(_IMAGE, vectors.describe, load=vectors.load),
     "finetuned": Family(_BOTH, _describe_tuned, _tuned_reference, _open_tuned),
 }
 
@@ -321,8 +322,11 @@ def count_cut(tower: Tower, texts: Iterable[str]) -> tuple[int, int]:
 
 
 def load_reference(tower: Tower) -> Callable[[Any], np.ndarray]:
-    """The reference library's own plain float32 call for one text or RGB picture: (D) or (T, D)."""
-    return _family(tower.request).reference(_split(tower.request)[1], tower.spec)
+    """The reference library's own plain float32 call for one text or RGB picture: (D) or (T, D); else the encoder's."""
+    if (reference := _family(tower.request).reference) is not None:
+        return reference(_split(tower.request)[1], tower.spec)
+    (encoder,) = load_encoders([tower], "cpu")
+    return lambda content: np.asarray(encoder.embed([encoder.prepare(content)])[0][0])
 
 
 def _check_outputs(loaded: Encoder) -> None:

@@ -51,12 +51,6 @@ def load(variant: str, specs: list[EncoderSpec]) -> Encoder:
     return Encoder(tuple(specs), find, lambda batch: lambda: [np.asarray(vectors[batch], np.float32)])
 
 
-def reference(variant: str, spec: EncoderSpec) -> Callable[[str], np.ndarray]:
-    """The file's own row of an id."""
-    rows, vectors = read_vectors(Path(variant))
-    return lambda id: np.asarray(vectors[rows[id]], np.float32)
-
-
 def read_vectors(path: Path) -> tuple[dict[str, int], np.ndarray]:
     """(Row of each id, (N, D) vectors) of a file. An id whose vector is NaN throughout has none.
 
