@@ -107,8 +107,8 @@ def compare_files(original: Run, run: Run, reused: bool = False) -> Reproduction
 
 
 def _check_data(run: Run, cache: str | Path) -> None:
-    samples, _ = read_corrected(run.config.data, run.config.reading)
-    if data_changed(run, samples.labelled, Cache(cache, samples.name)):
+    samples, given = read_corrected(run.config.data, run.config.reading)
+    if data_changed(run, run.config.known(samples, given).labelled, Cache(cache, samples.name)):
         raise RunError(f"{run.folder}: labels, texts or photos of {samples.source} changed since; restore them first")
 
 

@@ -15,6 +15,7 @@ from mmfeat.audit.texts import text_findings
 from mmfeat.audit.twins import Conflicts, Twins, find_conflicts, find_twins, twins_within
 from mmfeat.evaluation.split_files import has_splits
 from mmfeat.evaluation.splits import TEST
+from mmfeat.runs.entry import RunConfig
 from mmfeat.runs.run import Run, hash_data
 from mmfeat.samples.dataset import Sample, SampleSet
 from mmfeat.samples.keys import ContentKeys, content_keys
@@ -69,8 +70,13 @@ def find_everything(
     everything = samples.samples
     splits = read_given_splits(split_dir, everything) if split_dir else None  # errors show before photos are read
     photos = inspect_photos(everything, workers, progress)
-    data_hash = _hash_labelled(everything, photos)
-    judge, no_run = fitting_run(run, heads, data_hash)
+    data_hash = _hash_labelled(samples, photos)
+
+    def fits(config: RunConfig) -> bool:
+        known = _hash_labelled(config.known(samples), photos) if config.rare else data_hash
+        return config.data_hash == known
+
+    judge, no_run = fitting_run(run, heads, fits)
     splits = splits or _run_splits(judge, everything)
     opinions = read_opinions(judge) if judge else None
     contents = (everything, photos.keys.keys, photos.hashes, SecondLook(everything, photos.keys.keys, None, progress))
@@ -79,7 +85,7 @@ def find_everything(
     return Findings(
         samples=samples,
         photos=photos,
-        data_hash=data_hash,
+        data_hash=judge.config.data_hash if judge else data_hash,
         twins=twins,
         conflicts={modality: find_conflicts(groups, labels) for modality, groups in twins.items()},
         shared=find_shared(everything, twins),
@@ -96,10 +102,10 @@ def _run_splits(run: Run | None, samples: Sequence[Sample]) -> GivenSplits | Non
     return read_given_splits(run.folder, samples) if run and has_splits(run.folder) else None
 
 
-def _hash_labelled(samples: Sequence[Sample], photos: PhotosFacts) -> str:
+def _hash_labelled(samples: SampleSet, photos: PhotosFacts) -> str:
     """The data hash of a run on these samples, from content keys that the audit already has."""
-    rows = [row for row, sample in enumerate(samples) if sample.label is not None]
-    labelled = [samples[row] for row in rows]
+    labelled, ids = samples.labelled, {sample.id for sample in samples.labelled}
+    rows = [row for row, sample in enumerate(samples) if sample.id in ids]
     images = ContentKeys(photos.keys.keys[rows], photos.keys.present[rows], ())
     return hash_data(labelled, {"text": content_keys(labelled, "text"), "image": images})
 

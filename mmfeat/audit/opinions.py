@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from mmfeat.audit.label_errors import PLANTED, LabelErrors, estimate_noise, find_label_errors, planted_found
 from mmfeat.errors import RunError
-from mmfeat.runs.entry import Entry
+from mmfeat.runs.entry import Entry, RunConfig
 from mmfeat.runs.run import Run, comparable_runs, find_run
 from mmfeat.samples.labels import Targets
 
@@ -47,7 +47,7 @@ class Suspicion:
     self_confidence: float
 
 
-def fitting_run(run: str | Path | None, heads: Path, data_hash: str) -> tuple[Run | None, str]:
+def fitting_run(run: str | Path | None, heads: Path, fits: Callable[[RunConfig], bool]) -> tuple[Run | None, str]:
     """(run whose opinions are used, "") or (None, reason).
 
     Raises `RunError` for a named run on other labels or contents. Without a name, the best run in `heads` on exactly
@@ -57,17 +57,17 @@ def fitting_run(run: str | Path | None, heads: Path, data_hash: str) -> tuple[Ru
         return None, ""
     if run is not None:
         named = find_run(run, heads)
-        if named.config.data_hash != data_hash:
+        if not fits(named.config):
             raise RunError(f"{run}: trained on other labels, texts or photos than these; name another --run, or none")
         return (None, NUMBERS.format(named.folder)) if named.config.is_regression else (named, "")
     try:
-        fits = comparable_runs(heads, accept=lambda other: other.config.data_hash == data_hash)
+        runs = comparable_runs(heads, accept=lambda other: fits(other.config))
     except RunError:
         return None, (
             f"no label errors: no run in {heads} was trained on these labels, texts and photos; "
             "make one with mmfeat heads"
         )
-    best = max(fits, key=lambda fit: fit.score(None, None))
+    best = max(runs, key=lambda other: other.score(None, None))
     return (None, NUMBERS.format(best.folder)) if best.config.is_regression else (best, "")
 
 

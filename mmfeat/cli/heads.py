@@ -236,6 +236,7 @@ PARAMETERS: Parameters = {
         option("Classes of an ordinal task, the lowest first: low,high.  [default: as numbers]", str | None),
         None,
     ),
+    "rare": (option("Classes too few for the folds: drop or join them.  [default: an error]", str | None), None),
     "protocol": (
         option("kfold, holdout, given (the data's own split), or auto: given, else kfold."),
         "auto",
@@ -305,6 +306,7 @@ def train(context: typer.Context, values: Mapping[str, Any], request: Request, p
         protocol=protocol,
         plan=plan,
         order=names(values["order"] or ""),
+        rare=values["rare"] or "",
         class_names=None if values["class_names"] is None else parse_class_names(values["class_names"]),
         **{name: values[name] for name in PASSED_ON},
         progress=progress,

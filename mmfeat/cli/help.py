@@ -14,7 +14,7 @@ OTHERS = "Options"
 PANELS = {
     "Data": "data test run encoders cache out heads labels columns encoding delimiter quoting image_root image_pattern "
     "images no_label retry_failed dry_run",
-    "What to train": "fusion baselines modalities head preset unfreeze projection ensembles task order refit",
+    "What to train": "fusion baselines modalities head preset unfreeze projection ensembles task order rare refit",
     "How to score": "protocol folds seeds all_seeds split group split_dir seed",
     "Search": "search trials time_limit",
     "Training": "learning_rate attention_learning_rate lr_encoder lr_attention lr_head layer_decay weight_decay warmup "

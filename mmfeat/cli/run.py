@@ -13,6 +13,7 @@ from mmfeat.cli.console import ConsoleProgress, out
 from mmfeat.cli.flags import READING_PARAMETERS, Heads, Parameters, find_request, interruptible, option, takes
 from mmfeat.cli.predict import warnings_of
 from mmfeat.errors import HeadError
+from mmfeat.samples.labels import RARE_REMEDY, REGRESSION
 from mmfeat.system.wording import Advance, counted, duration, head_label, shown, size_of
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 EXTRACT, HEADS = cli_extract.PARAMETERS, cli_heads.PARAMETERS
 PARAMETERS: Parameters = {
     **{name: EXTRACT[name] for name in ("data", "test", "encoders", "cache", *READING_PARAMETERS, "device")},
-    **{name: HEADS[name] for name in ("fusion", "baselines", "task")},
+    **{name: HEADS[name] for name in ("fusion", "baselines", "task", "rare")},
     "heads": (Heads, "heads"),
     "out": (option("The submission to write, where there is something to predict."), "submission.csv"),
 }
@@ -83,6 +84,9 @@ def _train(context: typer.Context, values: dict[str, Any], steps: Steps) -> Run:
         cli_extract.show_samples(samples)
         if not told and not samples.labels:
             raise HeadError(f"{samples.source}: no sample has a label to learn; --columns label=... names their column")
+        few = [note for note in samples.notes if RARE_REMEDY in note]
+        if few and not values["rare"] and values["task"] != REGRESSION:
+            raise HeadError(f"{samples.source}: {few[0]}")
         told.append(samples)
         test = test_of(values["cache"], values["data"]) if values["test"] is None else values["test"]
         if len(told) == 1 and (test or sum(samples.labels.values()) < len(samples)):

@@ -151,6 +151,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         ("data", f"{shown(config.data)} ({labelled}), hash {config.data_hash[:8]}"),
         ("protocol", f"{folds}, {protocol.seeds} seeds from {protocol.seed}, splits {config.splits_hash[:8]}"),
         ("labels", f"{fixed.count:,} corrected by {shown(fixed.file)}, hash {fixed.sha256[:8]}" if fixed else ""),
+        ("rare classes", str(config.rare or "")),
         ("class names", ", ".join(f"{name}={text}" for name, text in (config.class_names or {}).items())),
         ("table", ", ".join(column.label for column in config.table or ())),
         ("cache", shown(config.cache)),

@@ -14,10 +14,20 @@ from functools import cached_property
 import numpy as np
 
 from mmfeat.errors import DataError
-from mmfeat.samples.labels import REGRESSION, TEST, TRAIN, VALIDATION, Targets, looks_numeric
+from mmfeat.samples.labels import (
+    FOLDS,
+    RARE_REMEDY,
+    REGRESSION,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Targets,
+    looks_numeric,
+    some_counts,
+)
 from mmfeat.system.wording import counted
 
-FOLDS, REPEATS, SEED = 5, 3, 42
+REPEATS, SEED = 3, 42
 QUANTILES = 10  # strata of numbers
 VALIDATION_PARTS = 8  # number of parts of a fold's training rows; each repeat holds out one part
 HOLDOUT = "holdout"  # the name of the only fold of a holdout
@@ -250,6 +260,18 @@ def _sides(targets: Targets) -> list[tuple[str, np.ndarray]]:
     return [(f"class {name!r}", has) for name, has in zip(targets.classes, targets.matrix.T, strict=True)]
 
 
+def rare_classes(targets: Targets, groups: np.ndarray, needed: int) -> dict[str, int]:
+    """Class -> number of samples, of the classes that, or whose absence in multi-label data, are in fewer `groups` (N,)
+    than `needed` and than the three that train, validate and test."""
+    sides = [] if targets.numeric else list(zip(targets.classes, targets.matrix.T, strict=True))
+    least = max(needed, 3)
+    return {
+        name: int(has.sum())
+        for name, has in sides
+        if any(len(np.unique(groups[part])) < least for part in ((has, ~has) if targets.multilabel else (has,)))
+    }
+
+
 def _check_counts(targets: Targets, groups: np.ndarray, needed: int, what: str, why: str, remedy: str) -> None:
     """Raise `DataError` where a class, or for multi-label its absence, has fewer samples than folds or roles."""
     sides = _sides(targets)
@@ -257,16 +279,18 @@ def _check_counts(targets: Targets, groups: np.ndarray, needed: int, what: str, 
         sides += [(f"the absence of {side}", ~has) for side, has in sides]
     name, has = min(sides, key=lambda side: side[1].sum())
     if has.sum() < needed:
+        rare = rare_classes(targets, np.arange(len(targets)), needed)
+        listed = f" (few are {some_counts(rare)})" if len(rare) > 1 else ""
         raise DataError(
-            f"{what}: {name} has {counted(int(has.sum()), 'sample')}, {why}; "
-            f"{remedy if has.sum() > 1 else 'label more of it'}, or correct the label if it is a typo"
+            f"{what}: {name} has {counted(int(has.sum()), 'sample')}, {why}{listed}; "
+            f"{remedy if has.sum() > 1 else 'label more of it'}, correct the label if it is a typo, or {RARE_REMEDY}"
             + (f"; or are the labels numbers to predict? --task {REGRESSION}" if looks_numeric(targets.classes) else "")
         )
     for name, has in sides:
         if (count := len(np.unique(groups[has]))) < max(needed, 3):  # groups to train, validate and test with
             raise DataError(
                 f"{name} has only {counted(count, 'group')} of different texts and photos, too few for "
-                f"{what}; {remedy}, or --no-group to let equal ones stand on both sides"
+                f"{what}; {remedy}, {RARE_REMEDY}, or --no-group to let equal ones stand on both sides"
             )
 
 

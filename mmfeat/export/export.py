@@ -158,7 +158,7 @@ def _features(
 
     Vectors that the cache lacks are extracted.
     """
-    everything: SampleSet = read_for(data or run.config.data, None, run.config.columns)
+    everything: SampleSet = read_for(data or run.config.data, None, run.config)
     rows = np.linspace(0, len(everything) - 1, CHECKED_ROWS).round().astype(int).tolist()
     rows = sorted({*rows, *(row for name in MODALITIES for row in _lacking(everything, name))})
     checked = replace(everything, samples=tuple(everything.samples[row] for row in rows))

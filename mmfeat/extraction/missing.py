@@ -25,6 +25,7 @@ from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import DataError
 from mmfeat.samples.dataset import PART, Sample, SampleSource
 from mmfeat.samples.keys import BY_ID, PARTS, ContentKeys, StatIndex, single_photos
+from mmfeat.samples.labels import OWN_SPLIT, rare_note
 from mmfeat.samples.overview import Overview
 from mmfeat.system.wording import Progress
 
@@ -263,7 +264,9 @@ def look_over(source: SampleSource, towers: Sequence[Tower], is_test: bool = Fal
         if only:
             rest = "" if absence.is_named else f", or leave {only[0]} out of --encoders"
             raise DataError(f"{overview.source}: {absence.reason}{rest}")
-    return replace(overview, notes=(*overview.notes, *notes_on_texts(towers, source.texts())))
+    has_split = any(note.startswith(OWN_SPLIT) for note in overview.notes)
+    few = [] if is_test or has_split else rare_note(overview.labels)
+    return replace(overview, notes=(*overview.notes, *few, *notes_on_texts(towers, source.texts())))
 
 
 class Planner(AbstractContextManager["Planner"]):

@@ -211,7 +211,7 @@ def _problem(parent: Run, arguments: FinetuneArguments, progress: Progress) -> t
         raise RunError(f"{parent.folder}: its splits are gone; run mmfeat heads again")
     protocol = Protocol(recorded.kind, seeds=repeats, split_dir=str(parent.folder), seed=recorded.seed)
     data, cache = arguments.data or config.data, arguments.cache or config.cache
-    labelled = read_labelled(data, config.reading, cache, config.task, protocol, progress)
+    labelled = read_labelled(data, config.reading, cache, config.task, protocol, progress, rare=config.rare or "")
     if (labelled.recorded["data_hash"], labelled.recorded["table_hash"]) != (config.data_hash, config.table_hash):
         raise RunError(f"{parent.folder}: labels, texts or photos changed since; run mmfeat heads again, then finetune")
     if labelled.recorded["splits_hash"] != config.splits_hash:

@@ -47,7 +47,7 @@ def training_set(run: Run, read: SampleSet | None = None) -> SampleSet:
     if read is not None and absolute(read.source) == run.config.data:
         return read
     with contextlib.suppress(DataError, OSError):
-        return read_samples(run.config.data, run.config.columns)
+        return run.config.known(read_samples(run.config.data, run.config.columns))
     return SampleSet(run.config.dataset, run.config.data, ())
 
 

@@ -24,7 +24,7 @@ from mmfeat.heads.data import HeadData
 from mmfeat.heads.jobs import Predict, restore_heads
 from mmfeat.heads.registry import NEEDS_TOKENS
 from mmfeat.prediction.output_file import Predictions
-from mmfeat.runs.entry import Entry, FinalHead, Rule
+from mmfeat.runs.entry import Entry, FinalHead, Rule, RunConfig
 from mmfeat.runs.run import Run, checked_towers, is_same
 from mmfeat.samples.column_names import COLUMNS, ROW_NUMBER
 from mmfeat.samples.contents import view_number
@@ -232,7 +232,12 @@ class Inference:
     notes: list[str]
 
 
-def read_for(data: str | Path, columns: Mapping[str, str] | None, run_columns: Mapping[str, str]) -> SampleSet:
+def read_for(data: str | Path, columns: Mapping[str, str] | None, config: RunConfig) -> SampleSet:
+    """Read data as `_read_for` does, with their labels as the run of this configuration knows them."""
+    return config.known(_read_for(data, columns, config.columns))
+
+
+def _read_for(data: str | Path, columns: Mapping[str, str] | None, run_columns: Mapping[str, str]) -> SampleSet:
     """Read data with the names in `columns`, else with those in `run_columns`, with or without the column of labels,
     else with the default names."""
     check_columns(data, columns)

@@ -159,7 +159,7 @@ class Model(Shown):
         if not len(texts):
             return self._warned(())
         with passing(texts) as name:
-            return self._warned(read_for(name, None, self.run.config.columns).samples)
+            return self._warned(read_for(name, None, self.run.config).samples)
 
     def _warned(self, samples: Sequence[Sample]) -> Predictions:
         """The predictions for samples, with a `UserWarning` for what was missing."""

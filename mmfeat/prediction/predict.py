@@ -21,7 +21,7 @@ from mmfeat.runs.entry import Scores, convert
 from mmfeat.runs.run import Run, choose_run
 from mmfeat.samples.dataset import MODALITIES, Data, Sample, SampleSet, name_of
 from mmfeat.samples.labels import MULTILABEL, ORDINAL, REGRESSION, Targets, absent_note, classes_in
-from mmfeat.system.wording import Progress
+from mmfeat.system.wording import Progress, counted
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def predict_data(
     data = name_of(data)
     chosen = with_places(choose_run(run, heads, data, head, modalities), encoders)
     entry = chosen.predicting(head, modalities)
-    samples = read_for(data, columns, chosen.config.columns)
+    samples = read_for(data, columns, chosen.config)
     cache = cache or chosen.config.cache
     inference = infer(chosen, entry, samples, cache, ExtractSettings(device, workers, runtime=runtime), progress)
     training = training_set(chosen, samples).labelled
@@ -107,7 +107,8 @@ def score(
     run: Run, samples: SampleSet, inference: Inference, training: Sequence[Sample], store: Cache
 ) -> tuple[Scores | None, list[str]]:
     """(scores on labelled samples outside the training data of the run, None without such samples; notes)."""
-    rows = np.array([row for row, sample in enumerate(samples) if sample.label is not None], np.int64)
+    labels = [None if sample.label in samples.left_out else sample.label for sample in samples]
+    rows = np.array([row for row, label in enumerate(labels) if label is not None], np.int64)
     if not len(rows):
         return None, []
     if unknown := check_labels(samples, run):
@@ -121,6 +122,8 @@ def score(
             f"{(~fresh).sum():,} of {len(rows):,} labelled samples trained this run and do not count in a score; "
             f"for them its scores out of fold are in {run.leaderboard_file}"
         ]
+    if left_out := sum(sample.label in samples.left_out for sample in samples):
+        notes.append(f"{counted(left_out, 'label')} of classes that the run left out do not count in a score")
     if not training:
         notes.append(f"{run.config.data} is gone: samples that trained the run would make the score too high")
     if not fresh.any():

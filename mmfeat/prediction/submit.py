@@ -29,7 +29,7 @@ from mmfeat.runs.run import Run, choose_run, data_changed
 from mmfeat.samples.dataset import Data, SampleSet, name_of
 from mmfeat.samples.labels import number_of
 from mmfeat.system.remote import absolute
-from mmfeat.system.wording import Progress
+from mmfeat.system.wording import Progress, shown
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def write_submission(
     path = checked_target(out, source, chosen.config.data, chosen.folder)
     output.check(chosen.classes)
     entry = chosen.predicting(head, modalities)
-    everything = read_for(source, columns, chosen.config.columns)
+    everything = read_for(source, columns, chosen.config)
     is_test = absolute(source) == test  # then a label is for a score, and its row in the file as well
     samples = everything if is_test else _unlabelled(everything, chosen)
     inference = infer(chosen, entry, samples, cache, ExtractSettings(device, workers, runtime=runtime), progress)
@@ -132,7 +132,7 @@ def _with_test(
         first = samples.samples[int(seen.argmax())].id
         notes.append(f"{seen.sum():,} of {len(samples):,} samples equal one that trained the run (first: {first})")
     if training.unlabelled:
-        count, source = len(training.unlabelled), training.source
+        count, source = len(training.unlabelled), shown(training.source)
         notes.append(f"{count:,} unlabelled samples of {source} are not in the file; --data {source} predicts them")
     return replace(result, scores=scores, notes=[*result.notes, *score_notes, *notes])
 

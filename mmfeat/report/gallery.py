@@ -108,7 +108,7 @@ def predict_waiting(subject: Subject) -> tuple[Sequence[Sample], Predictions | N
     run, entry = subject.run, subject.entry
     try:
         if test := test_of(run.config.cache, run.config.data):
-            waiting = read_for(test, None, run.config.columns)
+            waiting = read_for(test, None, run.config)
         elif subject.samples is not None:
             waiting = replace(subject.samples, samples=subject.samples.unlabelled)
         else:

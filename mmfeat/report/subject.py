@@ -61,7 +61,7 @@ class Subject:
     def samples(self) -> SampleSet | None:
         """The samples of the run's data, None where the data are gone."""
         try:
-            return read_samples(self.data, self.columns)
+            return self.run.config.known(read_samples(self.data, self.columns))
         except (DataError, OSError):
             return None
 

@@ -163,6 +163,8 @@ def flat_settings(config: RunConfig) -> dict[str, str]:
             settings[name] = ", ".join(column.label for column in config.table or ())
         elif name == "corrections":
             settings[LABELS] = f"{value['count']:,} by {Path(value['file']).name}, hash {value['sha256'][:8]}"
+        elif name == "rare":
+            settings[name] = str(config.rare)
         elif name not in LEFT_OUT:
             settings |= _flat(name, value)
     return settings

@@ -21,7 +21,8 @@ from mmfeat.evaluation.metrics import Score
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.extraction.requests import stated_options
 from mmfeat.heads.registry import DEFAULTS, HeadSettings, PlanRecord
-from mmfeat.samples.corrections import LABELS, Corrections
+from mmfeat.samples.corrections import LABELS, Corrections, Rare
+from mmfeat.samples.dataset import SampleSet
 from mmfeat.samples.labels import MULTILABEL, REGRESSION
 from mmfeat.samples.table_columns import TableColumn
 from mmfeat.system.files import canonical_json
@@ -344,6 +345,11 @@ class RunConfig:
     table_hash: str | None = None
     order: tuple[str, ...] | None = None  # of the labels of an ordinal task, where the user named one
     corrections: Corrections | None = None
+    rare: Rare | None = None
+
+    def known(self, samples: SampleSet, given: Mapping[str, str] | None = None) -> SampleSet:
+        """The samples with their labels as the run knows them, see `Rare.over`."""
+        return self.rare.over(samples, given) if self.rare else samples
 
     @property
     def reading(self) -> dict[str, str]:

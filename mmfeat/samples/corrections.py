@@ -1,19 +1,22 @@
-"""Corrections of labels: a table of ids and labels that is laid over a data set, whose files stay as they are."""
+"""Changes of the labels of a data set, whose files stay as they are: corrections, which are a table of ids and labels
+that is laid over the data, and classes with too few samples, which are left out or joined."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from mmfeat.errors import DataError
+from mmfeat.errors import ConfigError, DataError
 from mmfeat.samples.column_names import find_column
 from mmfeat.samples.dataset import Data, SampleSet, read_samples
-from mmfeat.samples.labels import SEPARATOR, classes_in, looks_numeric, number_of
+from mmfeat.samples.labels import ORDINAL, REGRESSION, SEPARATOR, classes_in, looks_numeric, number_of, some_counts
 from mmfeat.samples.tables import Table
 from mmfeat.system.remote import exists
 from mmfeat.system.wording import counted
 
 LABELS = "labels"  # the name of the table among `columns`
+DROP, JOIN = "drop", "join"  # what is done with rare classes
+OTHER = "other"  # the class that rare classes are joined to
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,45 @@ class Corrections:
     count: int
     sha256: str
     data_hash: str
+
+
+@dataclass(frozen=True)
+class Rare:
+    """The classes with too few samples for the folds, each with its count, and what is done with them: `drop` leaves
+    them out, `join` makes them the class `other`. With `several` classes a sample, only these change in its label."""
+
+    how: str
+    classes: dict[str, int]
+    several: bool = False
+
+    def __str__(self) -> str:
+        return f"{some_counts(self.classes)} {'left out' if self.how == DROP else f'joined as {OTHER}'}"
+
+    def name(self, label: str) -> str:
+        """The label with rare classes joined, or out of several dropped; one that is left out as a whole stays."""
+        if self.how == DROP and not self.several:
+            return label
+        names = classes_in(label, self.several)
+        kept = names - self.classes.keys() | ({OTHER} if self.how == JOIN and names & self.classes.keys() else set())
+        return SEPARATOR.join(sorted(kept)) or SEPARATOR if kept != names else label
+
+    def over(self, samples: SampleSet, given: Mapping[str, str] | None = None) -> SampleSet:
+        """The samples as a run with these rare classes knows them. The data's own label of a sample is in `given` where
+        it was corrected: no correction brings back what is left out."""
+        out = frozenset(self.classes if self.how == DROP and not self.several else ())
+        own = {id: label for id, label in (given or {}).items() if label in out}
+        named = (replace(s, label=own.get(s.id, self.name(s.label))) if s.label is not None else s for s in samples)
+        return replace(samples, samples=tuple(named), left_out=out)
+
+
+def check_rare(how: str, task: str) -> None:
+    """Raise `ConfigError` for a way to treat rare classes that there is not, or that does not suit the task."""
+    if how not in ("", DROP, JOIN):
+        raise ConfigError(f"--rare {how}: use {DROP} or {JOIN}")
+    if how and task == REGRESSION:
+        raise ConfigError(f"--rare {how}: numbers are no classes; leave it out with --task {REGRESSION}")
+    if how == JOIN and task == ORDINAL:
+        raise ConfigError(f"--rare {JOIN}: a joined class has no place in an order; --rare {DROP} leaves it out")
 
 
 def without_labels(columns: Mapping[str, str] | None) -> dict[str, str]:

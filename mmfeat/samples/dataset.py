@@ -99,6 +99,7 @@ class SampleSet(Shown):
     notes: tuple[str, ...] = ()  # what was decided or lost in reading
     names: Mapping[str, str] = field(default_factory=dict)  # of id and label in the user's table; none in a folder
     table: tuple[str, ...] = ()  # the columns of numbers and categories
+    left_out: frozenset[str] = frozenset()  # labels that count as neither labelled nor unlabelled
 
     def facts(self) -> list[str]:
         counts = Counter(sample.label for sample in self.labelled).most_common()
@@ -118,11 +119,11 @@ class SampleSet(Shown):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return tuple(sorted({sample.label for sample in self.samples if sample.label is not None}))
+        return tuple(sorted({str(sample.label) for sample in self.labelled}))
 
     @property
     def labelled(self) -> tuple[Sample, ...]:
-        return tuple(sample for sample in self.samples if sample.label is not None)
+        return tuple(s for s in self.samples if s.label is not None and s.label not in self.left_out)
 
     @property
     def unlabelled(self) -> tuple[Sample, ...]:

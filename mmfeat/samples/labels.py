@@ -21,9 +21,12 @@ MANY = 10  # labels that are all numbers and more than this many are most likely
 SEPARATOR = "|"  # stands between the classes of a multi-label cell; a cell of one `|` has none of the classes
 DIGITS = 9  # significant digits of predicted numbers
 SHOWN = 5  # classes that a note names
+FOLDS = 5  # of a cross-validation
+RARE_REMEDY = "--rare drop leaves such classes out, --rare join makes them one"
 # What stands for no label in files of programs, without regard to capitals: of R, pandas, databases and JSON.
 NO_LABEL = frozenset({"", "null", "nan", "na", "n/a", "<na>", "none"})
 SPLIT = "split"  # the column of parts
+OWN_SPLIT = "split of the data"  # begins the note on it
 TRAIN, VALIDATION, TEST = "train", "validation", "test"  # the parts of a split
 # What people call the parts, in folders, files and cells; Karpathy's `restval` trains, too.
 PARTS = {
@@ -111,6 +114,24 @@ def written_list(cell: str) -> list[object] | None:
     return values if isinstance(values, list) else None
 
 
+def some_counts(counts: Mapping[str, int]) -> str:
+    """`kite 2, glider 1 and 3 more`."""
+    first = ", ".join(f"{name} {count:,}" for name, count in list(counts.items())[:SHOWN])
+    return first + (f" and {len(counts) - SHOWN:,} more" if len(counts) > SHOWN else "")
+
+
+def rare_note(labels: Mapping[str, int]) -> list[str]:
+    """A note on classes with fewer samples than there are folds; `labels` maps the label cells to their counts. None
+    where there are many different numbers, which are most likely to be predicted as such."""
+    counts, several = Counter[str](), any(SEPARATOR in label for label in labels)
+    for label, count in labels.items():
+        counts.update(dict.fromkeys(classes_in(label, several), count))
+    rare = {name: count for name, count in sorted(counts.items(), key=lambda item: item[::-1]) if count < FOLDS}
+    if not rare or looks_numeric(list(counts)):
+        return []
+    return [f"too few samples for {FOLDS} folds: {some_counts(rare)}; for heads {RARE_REMEDY}"]
+
+
 def missing_note(counts: Mapping[str, int]) -> list[str]:
     """A note on the words that were read as no label, each of which may be a class to the user."""
     listed = ", ".join(f"{word!r} {count:,}" for word, count in counts.items() if count)
@@ -150,7 +171,7 @@ def split_notes(counts: Mapping[str, int]) -> list[str]:
     listed = ", ".join(f"{part} {counts[part]:,}" for part in parts)
     chosen = f", choose on {VALIDATION}" if len(parts) == 3 else ""
     return [
-        f"split of the data: {listed}; heads learn from {TRAIN}{chosen} and are scored on {parts[-1]} "
+        f"{OWN_SPLIT}: {listed}; heads learn from {TRAIN}{chosen} and are scored on {parts[-1]} "
         "(--protocol kfold draws folds over all)"
     ]
 

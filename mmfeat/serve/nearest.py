@@ -27,8 +27,8 @@ class Nearest:
     def __init__(self, model: Model, count: int) -> None:
         config, specs = model.run.config, [tower.spec for tower in towers_of(model.run, model.entry)]
         try:
-            known, _ = read_corrected(config.data, config.reading)
-            self.count, self.samples = count, known.labelled
+            known, given = read_corrected(config.data, config.reading)
+            self.count, self.samples = count, config.known(known, given).labelled
             store = Cache(config.cache, known.name)
             with store.index(writes=False) as index:
                 keys = {name: store.content_keys(self.samples, name, index=index) for name in MODALITIES}

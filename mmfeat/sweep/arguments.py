@@ -37,6 +37,7 @@ def heads_arguments(run: Run) -> dict[str, Any]:
             "ensembles": config.ensembles,
             "task": config.task,
             "order": config.order or (),
+            "rare": config.rare or "",
             "attend": config.attend,
             "class_names": config.class_names,
             "products": config.products or "float32",

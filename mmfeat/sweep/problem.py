@@ -17,13 +17,14 @@ from mmfeat.cache.features import Features
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import HeadError
-from mmfeat.evaluation.protocol import KFOLD, Protocol, protocol_splits
-from mmfeat.evaluation.splits import Fold, Splits, check_folds
+from mmfeat.evaluation.protocol import KFOLD, Protocol, near_duplicates, protocol_splits
+from mmfeat.evaluation.splits import Fold, Splits, check_folds, rare_classes
 from mmfeat.extraction.missing import place_of
 from mmfeat.heads.registry import BASELINES
 from mmfeat.runs.run import hash_data, hash_table
-from mmfeat.samples.corrections import LABELS, Corrections, read_corrected, without_labels
+from mmfeat.samples.corrections import LABELS, Corrections, Rare, check_rare, read_corrected, without_labels
 from mmfeat.samples.dataset import MODALITIES, SampleSet
+from mmfeat.samples.duplicates import linked_groups
 from mmfeat.samples.keys import ContentKeys
 from mmfeat.samples.labels import (
     MULTICLASS,
@@ -60,12 +61,17 @@ class LabelledData:
     new_splits: Path | None
     given: Mapping[str, str]  # id -> the data's own label, where it was corrected
     split_notes: tuple[str, ...] = ()
+    rare: Rare | None = None
     order: tuple[str, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Lines about labels and splits that may not be what the user expects."""
-        notes = [*self.split_notes, *(self.samples.notes[-1:] if LABELS in self.columns else ())]
+        notes = [
+            *([f"{self.rare} (--rare {self.rare.how})"] if self.rare else []),
+            *self.split_notes,
+            *(self.samples.notes[-1:] if LABELS in self.columns else ()),
+        ]
         if self.protocol.split_dir and self.new_splits is None:
             sizes = f"{len(self.splits)} folds" if len(self.splits) > 1 else "a holdout"
             notes.append(
@@ -115,6 +121,7 @@ class LabelledData:
             "table": self.table or None,
             "table_hash": hash_table(self.samples.labelled),
             "corrections": self._corrections,
+            "rare": self.rare,
         }
 
     @property
@@ -159,17 +166,22 @@ def read_labelled(
     protocol: Protocol,
     progress: Progress,
     order: Sequence[str] = (),
+    rare: str | Rare = "",
 ) -> LabelledData:
     """Read the samples, hash the contents of the labelled ones, and split them by the data's own labels: with
-    corrections, too, the folds are the same."""
+    corrections, too, the folds are the same. `rare` says what to do with classes too few for that: `drop`, `join`, or
+    what an earlier run did."""
     samples, given = read_corrected(data, columns)
-    labelled = samples.labelled
-    if not labelled:
+    if not samples.labelled:
         raise HeadError(
             f"{data}: no labelled samples; label some, or predict these with a run on other data: mmfeat predict"
         )
-    protocol = protocol.of(labelled)
+    protocol = protocol.of(samples.labelled)
     store = Cache(cache, samples.name)
+    few = _rare(samples, given, rare, task, order, protocol, store, progress)
+    if few:
+        samples, given = few.over(samples, given), {id: few.name(label) for id, label in given.items()}
+    labelled = samples.labelled
     keys = {modality: store.content_keys(labelled, modality, progress) for modality in MODALITIES}
     targets = read_targets([str(sample.label) for sample in labelled], task, order)
     own = read_targets([given.get(s.id, str(s.label)) for s in labelled], task, order) if given else targets
@@ -179,7 +191,32 @@ def read_labelled(
         check_folds(targets, np.arange(len(labelled)), protocol.folds)
     splits, new, notes = protocol_splits(labelled, own, keys["image"], store.folder, protocol, progress)
     named = dict(columns or {})
-    return LabelledData(samples, named, store, keys, targets, protocol, splits, new, given, notes, tuple(order))
+    return LabelledData(samples, named, store, keys, targets, protocol, splits, new, given, notes, few, tuple(order))
+
+
+def _rare(
+    samples: SampleSet,
+    given: Mapping[str, str],
+    rare: str | Rare,
+    task: str,
+    order: Sequence[str],
+    protocol: Protocol,
+    store: Cache,
+    progress: Progress,
+) -> Rare | None:
+    """The classes, by the data's own labels, with too few samples or groups of near duplicates for the protocol."""
+    if not isinstance(rare, str):
+        return rare
+    check_rare(rare, task)
+    if not rare:
+        return None
+    labelled = samples.labelled
+    targets = read_targets([given.get(s.id, str(s.label)) for s in labelled], task, order)
+    images = store.content_keys(labelled, "image", progress)
+    links = near_duplicates(labelled, images, store.folder, progress) if protocol.grouped else {}
+    groups = linked_groups(links.values(), len(labelled)) if links else np.arange(len(labelled))
+    few = rare_classes(targets, groups, protocol.folds if protocol.kind == KFOLD else 3)
+    return Rare(rare, few, targets.multilabel) if few else None
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from mmfeat.runs.entry import RunConfig
 from mmfeat.runs.leaderboard import MODALITY_SETS
 from mmfeat.runs.record import Maker, written_call
 from mmfeat.runs.run import ABLATION, RUN_FILE, Run, read_run, reuse_run
-from mmfeat.samples.corrections import without_labels
+from mmfeat.samples.corrections import Rare, without_labels
 from mmfeat.samples.dataset import Data, SampleSource, name_of
 from mmfeat.samples.labels import MULTICLASS, ORDINAL, REGRESSION, TASKS
 from mmfeat.samples.table_columns import TABLE
@@ -167,6 +167,7 @@ def train_heads(
     ensembles: bool = True,
     task: str = MULTICLASS,
     order: Sequence[str] = (),
+    rare: str | Rare = "",
     attend: str = "tokens",
     class_names: Mapping[str, str] | None = None,
     templates: str = "openai",
@@ -178,8 +179,7 @@ def train_heads(
     progress: Progress | None = None,
     command: str = "",
 ) -> Sweep:
-    """Train and rank heads on the cached vectors of the labelled samples of `data`; no finished step is repeated.
-    Raises `CacheMissError` where vectors are missing."""
+    """Train and rank heads on cached vectors; no finished step is repeated. Raises `CacheMissError` where they lack."""
     data, progress = name_of(data), progress or usual_progress()
     maker = Maker(command or written_call(train_heads, locals()), split_dir=protocol.split_dir if protocol else None)
     protocol, plan, asked = protocol or Protocol(), plan or Plan(HeadSettings(), race=True), options or EncoderOptions()
@@ -187,7 +187,7 @@ def train_heads(
     resolved = resolve_encoders(encoders, asked, SampleSource(data, without_labels(columns)), cache, device)
     options, described = resolved.options, resolved.towers
     towers, pairs = _choose(described, fusion, baselines, modalities, attend, data, columns, encoders, options, cache)
-    labelled = read_labelled(data, columns, cache, task, protocol, progress, order)
+    labelled = read_labelled(data, columns, cache, task, protocol, progress, order, rare)
     config = RunConfig(
         **labelled.recorded,
         encoders=tuple(towers),
