@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import threading
 import time
@@ -31,7 +32,8 @@ BAR = 6, 40  # least and largest width
 SHOWN_LABELS = 20
 SHOWN_TEXT = 60  # letters of the text of a sample in a table
 COLUMNS = 80
-COPIED = {"id", "sample", "run", "encoder", "folder"}  # columns whose cells are shortened last
+COPIED = {"id", "sample", "run", "encoder", "folder"}  # columns whose cells are shortened last, as numbers are
+NUMBER = re.compile(r"[-+±]?\d|$")
 READABLE = 12  # cells to which the other columns are shortened before those
 GAP = "  "  # between the columns of a table
 
@@ -41,7 +43,7 @@ def wrapped(line: str, width: int, hang: int = 2) -> str:
 
     A word that is wider than the terminal, such as a path, stays whole, so that it can be copied.
     """
-    more = " \\" if "mmfeat" in line.split()[:2] else ""
+    more = " \\" if re.match("(next: |command +| *)mmfeat ", line) else ""
     indent = " " * (len(line) - len(line.lstrip()) + hang)
     lines, (current, *words) = [], line.split(" ")
     for word in words:
@@ -50,6 +52,7 @@ def wrapped(line: str, width: int, hang: int = 2) -> str:
         else:
             lines.append(current + more)
             current = indent + word
+        more = "" if word.endswith(";") else more  # the command ends there
     return "\n".join([*lines, current])
 
 
@@ -216,8 +219,8 @@ def fitted(text: str, width: int) -> str:
     """A text of at most `width` cells: of sentences the first words, of a name its beginning and its end."""
     if cell_len(text) <= width:
         return text
-    if cell_len(whole := set_cell_size(text, width - 1).rpartition(" ")[0]) > width // 2:
-        return f"{whole.rstrip(' ,:;')}…"
+    if max(map(cell_len, text.split())) < width:
+        return f"{set_cell_size(text, width - 1).rpartition(' ')[0].rstrip(' ,:;')}…"
     tail = set_cell_size(text[::-1], width // 2).rstrip()[::-1]
     return f"{set_cell_size(text, width - 1 - cell_len(tail)).rstrip()}…{tail}"
 
@@ -260,9 +263,8 @@ def show_table(
                 del line[column]
             del widths[column]
         else:
-            order = [
-                (name not in COPIED and width > READABLE, width) for name, width in zip(names, widths, strict=True)
-            ]
+            kept = [name in COPIED or all(map(NUMBER.match, cells)) for name, *cells in zip(*lines, strict=True)]
+            order = [(not keep and width > READABLE, width) for keep, width in zip(kept, widths, strict=True)]
             widths[order.index(max(order))] -= 1
     for number, line in enumerate(lines):
         text = Text(style=first if number == 1 else "")

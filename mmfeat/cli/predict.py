@@ -101,7 +101,7 @@ def show_few(result: Predicted) -> None:
             header += FIRST[: len(classes)]
             for row, ps in zip(rows, probabilities, strict=True):
                 ranked = sorted(zip(ps, classes, strict=True), reverse=True)
-                row += [f"{name} {p:.3f}" for p, name in ranked[: len(FIRST)]]
+                row += [f"{p:.3f} {name}" for p, name in ranked[: len(FIRST)]]
     show_table(header, rows, header[:2:-1])
 
 

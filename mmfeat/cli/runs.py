@@ -93,7 +93,7 @@ def show_comparison(comparison: Comparison) -> None:
         rows.append((name, entry.label, *scores, *_test(test)))
     titles = [SCORE_NAMES[score] for score in shown_scores]
     show_table(
-        ("", "head", *titles, "samples", "over [1]", "p (Holm)", "tie"), rows, ("samples", titles[1], "p (Holm)")
+        ("", "head", *titles, "samples", "over [1]", "p (Holm)", "tie"), rows, ("samples", titles[1], "p (Holm)", "tie")
     )
     for name, reason in zip(names, comparison.reasons, strict=True):
         if reason:
@@ -149,7 +149,10 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     labelled = f"{run.results.labelled:,} labelled" + (f": {counts}" if counts else "")
     facts = [
         ("data", f"{shown(config.data)} ({labelled}), hash {config.data_hash[:8]}"),
-        ("protocol", f"{folds}, {protocol.seeds} seeds from {protocol.seed}, splits {config.splits_hash[:8]}"),
+        (
+            "protocol",
+            f"{folds}, {counted(protocol.seeds, 'seed')} from {protocol.seed}, splits {config.splits_hash[:8]}",
+        ),
         ("labels", f"{fixed.count:,} corrected by {shown(fixed.file)}, hash {fixed.sha256[:8]}" if fixed else ""),
         ("rare classes", str(config.rare or "")),
         ("class names", ", ".join(f"{name}={text}" for name, text in (config.class_names or {}).items())),
