@@ -34,7 +34,7 @@ from mmfeat.system.files import (
     write_errors,
     write_json,
 )
-from mmfeat.system.locks import locked_folder
+from mmfeat.system.locks import is_written, locked_folder
 from mmfeat.system.remote import is_remote
 from mmfeat.system.wording import Progress
 
@@ -65,6 +65,7 @@ class Cache:
             make_folder(self.folder)
             for path in (self.folder, *self.folder.iterdir()):
                 sweep_temporaries(path)
+                is_written(path)  # deletes the locks of killed processes
 
     def settle(self, spec: EncoderSpec) -> None:
         """Make the stored rows of `spec` outlive a power loss, whoever wrote them, and restore a lost `spec.json`."""

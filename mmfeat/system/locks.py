@@ -34,7 +34,7 @@ def writing_in(folder: Path) -> Iterator[None]:
 def is_written(folder: Path) -> bool:
     """Whether a process is writing in `folder`; lock files of processes that were killed are deleted."""
     free = []
-    for file in folder.glob(f".*{LOCK}"):
+    for file in (*folder.glob(LOCK), *folder.glob(f".*{LOCK}")):
         with _held(file) as ours:
             free.append(ours)
     return not all(free)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mmfeat.cache.store import Cache
 from mmfeat.system import locks
 from mmfeat.system.locks import is_written, locked_folder, writing_in
 
@@ -44,6 +45,17 @@ def test_the_lock_of_a_killed_process_is_free_at_once(tmp_path: Path, number: si
     assert [path.name for path in tmp_path.iterdir()] == [locks.LOCK]
     assert seconds_to_lock(tmp_path) < 1
     assert not list(tmp_path.iterdir())
+
+
+def test_an_extraction_sweeps_the_locks_of_killed_ones(tmp_path: Path) -> None:
+    cache, folder = Cache(tmp_path, "set"), tmp_path / "set" / "encoder"
+    folder.mkdir(parents=True)
+    with other_process("locked_folder", folder) as child:
+        cache.create()
+        assert [path.name for path in folder.iterdir()] == [locks.LOCK]
+        os.kill(child.pid, signal.SIGKILL)
+    cache.create()
+    assert not list(folder.iterdir())
 
 
 def test_a_lock_is_waited_for_and_then_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
