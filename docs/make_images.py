@@ -1,7 +1,7 @@
 """Draws the pictures of the docs from real runs: the top of a report and its mistakes as PNG, terminals as SVG.
 
-    python docs/make_images.py FOLDER [REPORT]    where `mmfeat heads` and `mmfeat report` were run; the mistakes are
-                                                  those of REPORT, a page of other data, if it is given
+    python docs/make_images.py FOLDER [REPORT]    where `mmfeat heads` and `mmfeat report` were run; REPORT is another
+                                                  page, such as that of the made shop of tests/audit/planted.py
     python docs/make_images.py FOLDER --screens COMMAND ...
                                                   what commands leave on small and large terminals, one after the other
                                                   in a copy of FOLDER: "mmfeat heads" becomes heads-80x24.svg
@@ -31,7 +31,8 @@ from rich.style import Style
 from rich.text import Text
 
 IMAGES = Path(__file__).parent / "images"
-WIDTH, HEIGHT = 1180, 900  # pixels of the report
+WIDTH, HEIGHT = 1280, 900  # pixels of the report
+PHONE = 390, 844
 SIZES = (80, 24), (120, 40)  # columns and lines of a terminal
 MISTAKES = 8  # cards of the gallery
 NAMES = {"brown": "yellow", "default": None}  # pyte's names of colours -> rich's
@@ -90,15 +91,15 @@ def draw_screens(folder: Path, commands: list[str]) -> None:
                 draw_screen(copy, command, size, IMAGES / name)
 
 
-def draw_report(page: Path, image: Path) -> None:
-    """The top of a page, as a browser shows it."""
+def draw_report(page: Path, image: Path, width: int, height: int) -> None:
+    """The top of a page, as a browser of this size shows it."""
     sys.path.insert(0, str(Path(__file__).parent.parent))
     from tests.report.browser import open_browser, open_page
 
-    with open_browser(WIDTH, HEIGHT) as driver:
-        open_page(driver, page)
-        size = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False}
+    with open_browser(width, height) as driver:
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < height}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        open_page(driver, page)
         driver.save_screenshot(str(image))
 
 
@@ -127,9 +128,11 @@ def main() -> None:
     if sys.argv[2:3] == ["--screens"]:
         draw_screens(folder, sys.argv[3:])
         return
-    page = max(folder.glob("heads/*/report.html"), key=lambda path: path.stat().st_mtime)
-    draw_report(page, IMAGES / "report.png")
-    draw_mistakes(Path(sys.argv[2]) if len(sys.argv) > 2 else page, IMAGES / "mistakes.png")
+    pages = sorted(folder.glob("heads/*/report.html"), key=lambda path: path.stat().st_mtime)
+    page = Path(sys.argv[2]) if len(sys.argv) > 2 else pages[-1]
+    draw_report(page, IMAGES / "report.png", WIDTH, HEIGHT)
+    draw_report(page, IMAGES / "report-phone.png", *PHONE)
+    draw_mistakes(page, IMAGES / "mistakes.png")
 
 
 if __name__ == "__main__":

@@ -22,13 +22,13 @@ def comparison_sections(comparison: Comparison) -> list[Section]:
         rows.append(
             [name, title_of(entry), *scores, *tested, reason or ("" if run is comparison.runs[0] else "paired")]
         )
-    header = ["run", "head", *(SCORE_NAMES[score] for score in shown), "over the first", "p", "tie", "test"]
+    header = ["run", "head", *(SCORE_NAMES[score] for score in shown), "over the first", "p-value", "tie", "test"]
     words = [
-        "One entry of each run against that of the first: paired bootstrap on the samples that both have out of fold, "
-        "Holm over the runs."
+        "One entry of each run against that of the first, on the samples that both predicted out of fold (paired "
+        "bootstrap; p-values are adjusted for the number of runs)."
     ]
     if not comparison.preselected:
-        words[0] += " It is the best of its run, chosen by these very scores, which flatters it a little."
+        words[0] += " Each was picked as the best of its run on these samples, so its score is slightly too high."
     if comparison.otherwise != comparison.scored:
         scored, other = names[comparison.scored], names[comparison.otherwise]
         words.append(

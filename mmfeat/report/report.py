@@ -165,7 +165,7 @@ def _subtitle(subject: Subject) -> str:
 def _verdict(subject: Subject) -> list[str]:
     """Three sentences: how good the entry is, what several modalities bring, and what to look at first."""
     run, entry = subject.run, subject.entry
-    others, name = run.leaderboard[1:], title_of(entry)
+    others, name = run.leaderboard[1:], f"the ensemble {entry.head}" if entry.is_ensemble else entry.label
     scores = " and ".join(f"{SCORE_NAMES[score]} {interval(entry.score(score))}" for score in entry.main_names[:2])
     ties = sum(bool(other.tie) for other in others)
     tied = f"; {ties:,} of {len(others):,} others tie with the best" if others else ""
