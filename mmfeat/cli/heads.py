@@ -55,7 +55,7 @@ def show_sweep(sweep: Sweep, verbose: bool = False) -> None:
     """Print the leaderboard, the path of the run, and the verdict; all rows and all details where `verbose`."""
     run = sweep.run
     if sweep.reused:
-        out.print("nothing to do: this configuration was trained on this data before")
+        out.print("nothing to do: these heads were trained on this data before")
     if sweep.new_splits is not None:
         out.print(f"splits written to {sweep.new_splits}; later runs with --split-dir {sweep.new_splits} reuse them")
     for note in sweep.notes:
@@ -151,7 +151,7 @@ def _show_search(run: Run) -> None:
     entries = [entry for entry in run.leaderboard if entry.optimism is not None and entry.head != "prior"]
     searched = [entry for entry in entries if (entry.trials or 1) > 1]
     if cut := [entry for entry in entries if entry.search_over is False]:
-        out.print(f"--time-limit cut the search of {len(cut)} entries short; the same command goes on with it")
+        out.print(f"--time-limit ended the search of {len(cut)} entries early; the same command goes on")
     for entry in searched[:SHOWN_ROWS]:
         varied = {name: getattr(entry.settings, name) for name in (run.config.plan.space if run.config.plan else ())}
         chosen = ", ".join(
@@ -189,16 +189,16 @@ def _show_cost(run: Run) -> None:
 # Training settings -> help text. Each flag takes one value, several to search ("1e-4,1e-3"), or for the searches random
 # and optuna a range ("1e-5..1e-2").
 SETTINGS = {
-    "learning_rate": "Learning rate of AdamW; several: 1e-4,1e-3 or 1e-5..1e-2.",
+    "learning_rate": "Learning rate of AdamW, or several: 1e-4,1e-3 or 1e-5..1e-2.",
     "attention_learning_rate": "Learning rate of cross-attention.",
     "weight_decay": "Weight decay of AdamW.",
     "dropout": "Dropout rate in the hidden layers.",
-    "modality_dropout": "Share of samples that lose text or image.",
-    "label_smoothing": "Share of the label given to all.",
-    "class_weights": "Against imbalance: none, inverse, sqrt or effective.",
-    "loss": "cross-entropy or focal.",
+    "modality_dropout": "Share of training samples whose text or image is hidden.",
+    "label_smoothing": "Share of each label that is spread over all classes.",
+    "class_weights": "Class weights against imbalance: none, inverse, sqrt or effective.",
+    "loss": "Loss: cross-entropy or focal.",
     "focal_gamma": "Exponent gamma of the focal loss.",
-    "batch_size": "Samples a step.",
+    "batch_size": "Samples in a training step.",
     "epochs": "Maximum number of epochs; --monitor stops earlier.",
     "patience": "Epochs without improvement before training stops.",
     "monitor": "Validation score that stops training: loss or macro-f1.",
@@ -214,16 +214,19 @@ def _setting(name: str, text: str) -> Any:
     return option(f"{text}  [default: {shown}]", str | None), None
 
 
-_SEARCH = "Over settings with several values: grid, random or optuna."
+_SEARCH = "How settings with several values are searched: grid, random or optuna."
 _FUSIONS = "all, none, or some of late, concat, gated, film, film-concat, cross-attention; linear on request."
 _BASELINES = "all, none, or some of prior, knn, ridge, logistic, svm, kernel, forest, boosting; zero-shot on request."
-_CLASS_NAMES = "What zero-shot reads: positive='a happy photo',...  [default: the labels]"
+_CLASS_NAMES = "Texts of the classes for zero-shot: positive='a happy photo',...  [default: the labels]"
 _TEMPLATES = "open_clip's sentences around class names: openai (80), simple (7) or none."
 _SPLIT_DIR = "Reuse the splits of this folder, or write them there for later runs."
 PARAMETERS: Parameters = {
     "fusion": (option(_FUSIONS), "all"),
     "baselines": (option(_BASELINES), "prior,knn,ridge,logistic,svm,kernel"),
-    "modalities": (option("Each head on some of these; both is all there are."), ",".join(MODALITY_SETS)),
+    "modalities": (
+        option("What the heads see: some of both, text, image, table; both is all there is."),
+        ",".join(MODALITY_SETS),
+    ),
     "preset": (option("A published recipe: bert-resnet50 or frozen-clip.", str | None), None),
     "data": (AnyData, None),
     "encoders": (AnyEncoders, None),
@@ -242,27 +245,27 @@ PARAMETERS: Parameters = {
         "auto",
     ),
     "folds": (option("Folds of kfold.", int, least=2), 5),
-    "seeds": (option("Trainings a fold, each with another seed.", int, least=1), 3),
-    "all_seeds": (option("All seeds also for heads that are clearly worse.", bool, "--all-seeds"), False),
-    "split": (option("Shares of holdout: train:validation:test or train:test."), "8:1:1"),
+    "seeds": (option("Trainings of each fold, each with another seed.", int, least=1), 3),
+    "all_seeds": (option("Train clearly worse heads with all seeds too.", bool, "--all-seeds"), False),
+    "split": (option("Shares of a holdout: train:validation:test or train:test."), "8:1:1"),
     "group": (option("Keep near duplicates in one fold.", bool, "--group/--no-group"), True),
     "split_dir": (option(_SPLIT_DIR, str | None), None),
     "refit": (option("Train the final heads on all labelled data.", bool, "--refit/--no-refit"), True),
-    "ensembles": (option("Combine the heads.", bool, "--ensembles/--no-ensembles"), True),
+    "ensembles": (option("Make ensembles of the heads.", bool, "--ensembles/--no-ensembles"), True),
     "search": (option(_SEARCH), "grid"),
-    "trials": (option("Most settings a head tries.  [default: all]", int | None, least=1), None),
-    "time_limit": (option("Seconds after which no trial is begun.", float | None, least=0), None),
+    "trials": (option("Largest number of settings to try for each head.  [default: all]", int | None, least=1), None),
+    "time_limit": (option("After so many seconds no trial is begun.", float | None, least=0), None),
     **{name: _setting(name, text) for name, text in SETTINGS.items()},
     "products": (option("Matrix products in training: auto, float32 or bfloat16."), "auto"),
     "logit_adjustment": (
-        option("Strength against the class prior: auto (from other folds), or a number."),
+        option("How far rare classes are favoured: auto (chosen on other folds), or a number."),
         "auto",
     ),
-    "attend": (option("Cross-attention looks at tokens or pooled vectors."), "tokens"),
+    "attend": (option("What cross-attention looks at: tokens or pooled vectors."), "tokens"),
     "class_names": (option(_CLASS_NAMES, str | None), None),
     "templates": (option(_TEMPLATES), "openai"),
     "seed": (Seed, 42),
-    "verbose": (option("All rows, ablation, confusion, search and cost.", bool, "--verbose"), False),
+    "verbose": (option("Show all rows, the ablation, confusion, search and cost.", bool, "--verbose"), False),
     "mlflow": (Mlflow, None),
     "engine": (EngineFlag, "local"),
     "ray_address": (RayAddress, None),

@@ -118,13 +118,13 @@ def _examine(best: Run, values: dict[str, Any], steps: Steps) -> list[str]:
     audit = audit_data(values["data"], columns=reading(values), cache=values["cache"], **where, progress=steps)
     steps.end(_audited(audit))
     page = write_report(**where, data=values["data"], columns=reading(values), progress=steps)
-    steps.end(f"{page.samples:,} samples, {page.photos:,} with their photo, {size_of(page.bytes)}", *page.notes)
+    steps.end(f"{page.samples:,} samples, {page.photos:,} photos, {size_of(page.bytes)}", *page.notes)
     return [f"report {page.path}", f"audit {audit.file}"]
 
 
 def _audited(audit: Audit) -> str:
     errors = audit.label_errors
-    doubted = [f"{errors['errors']:,} of {errors['samples']:,} labels are doubted"] if errors else []
+    doubted = [f"{errors['errors']:,} of {errors['samples']:,} labels are in doubt"] if errors else []
     twins = ", ".join(f"{name} {counts['groups']:,}" for name, counts in audit.duplicates.items() if counts["groups"])
     odd = sum(row["count"] for row in audit.odd)
     return "; ".join([*doubted, f"groups of near duplicates: {twins or 'none'}", f"odd texts or photos: {odd:,}"])

@@ -100,7 +100,9 @@ def show_comparison(comparison: Comparison) -> None:
             out.print(f"{name} is not comparable with [1]: {reason}")
     if comparison.otherwise != comparison.scored:
         scored, other = names[comparison.scored], names[comparison.otherwise]
-        out.print(f"{counted(comparison.relabelled, 'label')} differ; all above is against the labels of {scored}")
+        out.print(
+            f"{counted(comparison.relabelled, 'label')} differ; the scores above are against the labels of {scored}"
+        )
         for name, test in zip(names, comparison.tests, strict=True):
             if test and test.otherwise:
                 out.print(f"against the labels of {other}: {name} is {gain(test.otherwise)} over [1]")
@@ -108,9 +110,7 @@ def show_comparison(comparison: Comparison) -> None:
     if any(comparison.tests):
         out.print("95 % bootstrap intervals; paired bootstrap on the samples that both have out of fold")
         if not comparison.preselected:
-            out.print(
-                "each is the best of its run by these very scores, which flatters it; --head names one beforehand"
-            )
+            out.print("each is the best of its run by these scores, so its score is slightly too high (or name --head)")
     show_verdict(verdict_on(comparison))
 
 
@@ -198,7 +198,7 @@ NAME = "runs"
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show, compare, repeat and delete runs.")
 
 Latest = Annotated[str | None, typer.Argument(metavar="RUN", help="A run folder, or its name.  [default: the latest]")]
-One = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, its name, or the beginning or end of that.")]
+One = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, its name, or the beginning or end of its name.")]
 _TWO = "Run folders, or their names.  [default: the latest and the one before on its data and folds]"
 LatestTwo = Annotated[list[str] | None, typer.Argument(metavar="RUN", help=_TWO)]
 Some = Annotated[list[str], typer.Argument(metavar="RUN", help="Run folders, or their names.")]
@@ -208,7 +208,7 @@ Some = Annotated[list[str], typer.Argument(metavar="RUN", help="Run folders, or 
 @interruptible("nothing was changed")
 def list_all(
     heads: Heads = "heads",
-    data: Annotated[str | None, typer.Option("--data", help="Only runs on this data.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Show only runs on this data.")] = None,
 ) -> None:
     """List the runs, the newest first. Also those that are not finished or cannot be read.
 
@@ -240,7 +240,7 @@ def show(run: Latest = None, heads: Heads = "heads") -> None:
 def compare(
     runs: LatestTwo = None,
     heads: Heads = "heads",
-    head: Annotated[str | None, typer.Option(help="This head of each run.  [default: its best]")] = None,
+    head: Annotated[str | None, typer.Option(help="Compare this head of each run.  [default: its best]")] = None,
     modalities: Modalities = None,
 ) -> None:
     """Show in what runs differ, their scores and paired tests. The tests are against the first run.
@@ -261,7 +261,7 @@ def compare(
 def reproduce(
     context: typer.Context,
     run: One,
-    out_folder: Annotated[str, typer.Option("--out", help="Folder to write the new run in.")] = "reproduced",
+    out_folder: Annotated[str, typer.Option("--out", help="Folder to write the new run into.")] = "reproduced",
     heads: Heads = "heads",
     cache: Annotated[str | None, typer.Option("--cache", help="Feature cache.  [default: the run's]")] = None,
     device: Device = "auto",
@@ -295,8 +295,10 @@ def reproduce(
 def rm(
     runs: Some,
     heads: Heads = "heads",
-    force: Annotated[bool, typer.Option("--force", help="Also a run that another one was fine-tuned from.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Delete a run even if another one was fine-tuned from it.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
 ) -> None:
     """Delete run folders. Asks on a terminal; elsewhere --yes is needed.
 
@@ -312,7 +314,7 @@ def rm(
     if not yes and not (err.is_terminal and typer.confirm(f"delete {many} in {heads}?", err=True)):
         raise RunError("nothing was deleted; the same command with --yes deletes what is listed")
     freed = delete_runs([folder.name for folder in folders], heads, force)
-    out.print(f"deleted {many}, {size_of(freed)}; mmfeat cache gc finds vectors that no run needs now")
+    out.print(f"deleted {many}, {size_of(freed)}; mmfeat cache gc lists vectors that no run needs any more")
 
 
 def _quoted(folder: object) -> str:

@@ -155,12 +155,12 @@ def _leaks(audit: Audit) -> list[str]:
     if audit.leaks is not None:
         tested = sum(audit.leaks["tested"].values())
         words.append(
-            f"In the splits of {shown(audit.leaks['splits'])}, {audit.leaks['samples']:,} of {tested:,} tested samples "
-            "have a twin in training."
+            f"In the splits of {shown(audit.leaks['splits'])}, {audit.leaks['samples']:,} of {tested:,} test samples "
+            "have a duplicate in training."
         )
     if audit.shared:
         shared = ", ".join(f"{count:,} by {name}" for name, count in audit.shared.items())
-        words.append(f"Unlabelled samples with a labelled twin: {shared}.")
+        words.append(f"Unlabelled samples with a labelled duplicate: {shared}.")
     return words
 
 

@@ -61,7 +61,7 @@ def names_of_runs(comparison: Comparison) -> list[str]:
 
 def _settings(comparison: Comparison, names: Sequence[str]) -> Section:
     rows = [[name, *values] for name, values in comparison.settings.items()]
-    words = [] if rows else ["They were asked for the same."]
+    words = [] if rows else ["All their settings are equal."]
     tables = [Table("differences", "What differs", ["setting", *names], rows)] if rows else []
     return Section("differences", "Settings that differ", words, tables=tables)
 

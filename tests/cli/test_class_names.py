@@ -34,7 +34,7 @@ def test_zero_shot_the_whole_way(tiny_clip: Path, tmp_path: Path, monkeypatch: p
     texts = {"happy_face": "a happy face, laughing", "neutral": "neutral", "sad-face": "x = sad"}
     assert read_run(folder).config.class_names == texts
     same = inside(*HEADS, "--class-names", 'happy_face=a happy face, laughing,sad-face="x = sad"')
-    assert "this configuration was trained on this data before" in same.stdout
+    assert "these heads were trained on this data before" in same.stdout
     for flags, words in (
         (("--class-names", "happy=x"), "--class-names happy=...: no such label; did you mean happy_face?"),
         (("--class-names", "happy_face"), "write LABEL=TEXT,..."),

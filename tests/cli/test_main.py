@@ -91,7 +91,7 @@ def test_the_whole_way(tmp_path: Path) -> None:
     assert len(rows) == len(read_run(run).leaderboard)
     assert trained.stdout.splitlines()[-1] == f"next: mmfeat report --run heads/{run.name}"
     reprinted = mmfeat(*heads, cwd=tmp_path)
-    assert reprinted.stdout.splitlines()[1].startswith("nothing to do: this configuration was trained")
+    assert reprinted.stdout.splitlines()[1].startswith("nothing to do: these heads were trained")
     assert trained.stdout.splitlines()[1:8] == reprinted.stdout.splitlines()[2:9]
     mmfeat("extract", made_table(tmp_path), "--encoders", "hashing", cwd=tmp_path)
     asked = mmfeat("heads", "--folds", 2, "--epochs", 1, cwd=tmp_path)
@@ -118,7 +118,7 @@ def test_the_whole_way_in_one_command(small_demo_folder: Path, tmp_path: Path, m
     assert all((tmp_path / place.partition(" ")[2]).exists() for place in places)
     assert len((tmp_path / "submission.csv").read_text().splitlines()) == 7
     heads = inside("heads", "--fusion", "none", "--baselines", "prior,ridge").stdout.splitlines()
-    assert heads[1].startswith("nothing to do: this configuration was trained")
+    assert heads[1].startswith("nothing to do: these heads were trained")
     Path("bare.csv").write_text("text\nred car\nblue car\n")
     fails(inside("run", "bare.csv", "--encoders", "hashing"), "no sample has a label to learn")
 

@@ -103,7 +103,7 @@ def test_the_commands_say_which_labels_score(runs: Runs, tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     pair = [str(runs.own.folder), str(runs.corrected.folder)]
     told = CliRunner().invoke(app, ["runs", "compare", *pair]).stdout
-    assert "labels differ; all above is against the labels of [2]" in told
+    assert "labels differ; the scores above are against the labels of [2]" in told
     assert "against the labels of [1]: [2] is " in told
     page = CliRunner().invoke(app, ["report", "--compare", *pair, "--out", "c.html"])
     assert page.exit_code == 0, page.output
@@ -153,7 +153,7 @@ def test_audit_writes_the_labels_in_doubt_to_be_filled(
     judged = CliRunner().invoke(app, [*usual, "--labels", str(runs.labels), "--heads", str(runs.place / "heads")])
     assert runs.corrected.folder.name in judged.stdout.replace("\n", "")
     nobody = CliRunner().invoke(app, [*usual, "--run", "none", "--export", "other.csv"])
-    assert "--export other.csv: no run judges the labels; name one with --run" in nobody.stderr
+    assert "--export other.csv: no run judges these labels; name one with --run" in nobody.stderr
 
 
 def test_stage_two_keeps_the_labels_of_its_run(

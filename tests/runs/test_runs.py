@@ -345,4 +345,4 @@ def test_the_command_line_is_recorded_as_it_was_typed(place: Path, tmp_path: Pat
     assert found.recorded["record"]["command"] == command
     assert found.run is not None
     assert found.run.options.dtype == FLOAT32.dtype
-    assert "nothing to do: this configuration was trained" in typed(found.run.record.command).stdout
+    assert "nothing to do: these heads were trained" in typed(found.run.record.command).stdout
