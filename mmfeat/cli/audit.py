@@ -184,8 +184,8 @@ def _show_noise(errors: Mapping[str, Any]) -> None:
     out.print(f"wrong labels: {_percent(noise['wrong'])}, beyond those that a model this unsure doubts by mistake")
     out.print(f"  {shares}")
     reached = interval(Interval(**scored))
-    out.print(f"noise ceiling: macro-F1 {_number(noise['macro_f1'])} ({errors['head']} has {reached})")
-    out.print(f"  accuracy {_number(noise['accuracy'])}")
+    out.print(f"noise ceiling: a perfect model would score macro-F1 {_number(noise['macro_f1'])}")
+    out.print(f"  and accuracy {_number(noise['accuracy'])} on these labels; {errors['head']} has {reached}")
 
 
 def _percent(score: Mapping[str, Any]) -> str:
