@@ -123,11 +123,16 @@ def lasting_streams() -> Iterator[list[str]]:
 
 
 class ConsoleProgress:
-    """Progress of long steps: a bar with rate and time left on a terminal, a line every few seconds elsewhere."""
+    """Progress of long steps: a bar with rate and time left on a terminal, a line every few seconds elsewhere.
+
+    At the end of a step a line with its count and mean rate stays if the progress `keeps` it.
+    """
+
+    keeps = True
 
     def step(self, title: str, total: int | None) -> AbstractContextManager[Advance]:
         moving = err.is_interactive and err.room != sys.maxsize  # TERM=dumb has a width and moves nothing
-        return _bar(title, total) if moving else _lines(title, total)
+        return (_bar if moving else _lines)(title, total, self.keeps)
 
 
 class _Bar:
@@ -171,7 +176,7 @@ class _Bar:
 
 
 @contextmanager
-def _bar(title: str, total: int | None) -> Iterator[Advance]:
+def _bar(title: str, total: int | None, keeps: bool) -> Iterator[Advance]:
     from rich.live import Live
 
     start, bar = time.monotonic(), _Bar(title, total)
@@ -185,13 +190,14 @@ def _bar(title: str, total: int | None) -> Iterator[Advance]:
 
             yield advance
     finally:
-        if (seconds := time.monotonic() - start) >= (VANISHES if total is not None else WORTH_NAMING):
+        seconds = time.monotonic() - start
+        if keeps and seconds >= (VANISHES if total is not None else WORTH_NAMING):
             figures = finished_line(bar.done, total, seconds)
             err.print(f"{fitted(title, err.width - len(figures) - 2)}: {figures}")
 
 
 @contextmanager
-def _lines(title: str, total: int | None) -> Iterator[Advance]:
+def _lines(title: str, total: int | None, keeps: bool) -> Iterator[Advance]:
     start = last = time.monotonic()
     done, kept = 0, ""
 
@@ -211,7 +217,8 @@ def _lines(title: str, total: int | None) -> Iterator[Advance]:
         yield advance
     finally:
         begun.cancel()
-        if total is not None and (seconds := time.monotonic() - start) >= WORTH_A_LINE:
+        seconds = time.monotonic() - start
+        if keeps and total is not None and seconds >= WORTH_A_LINE:
             err.print(f"{title}: {finished_line(done, total, seconds)}")
 
 

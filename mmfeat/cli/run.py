@@ -33,6 +33,8 @@ PARAMETERS: Parameters = {
 class Steps(ConsoleProgress):
     """The steps of the command; what a step shows while it works, and prints at its end, begins with its number."""
 
+    keeps = False  # the results of a step stay
+
     def __init__(self) -> None:
         self.names, self.number = ["extract", "heads", "audit", "report"], 1
 
@@ -42,7 +44,7 @@ class Steps(ConsoleProgress):
         return f"{self.number}/{len(self.names)} {self.names[self.number - 1]}"
 
     def step(self, title: str, total: int | None) -> AbstractContextManager[Advance]:
-        return super().step(self.title if title == "heads" else f"{self.title}: {title}", total)
+        return super().step(self.title if title == self.names[self.number - 1] else f"{self.title}: {title}", total)
 
     def end(self, result: str, *notes: str) -> None:
         """Print the result of a step, and notes; the next step begins."""
