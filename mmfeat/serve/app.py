@@ -6,6 +6,7 @@ import base64
 import hashlib
 import ipaddress
 import json
+import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -60,11 +61,20 @@ def make_server(service: Service, host: str, tell: Callable[[str], None]) -> Any
     """
     import uvicorn
 
+    logging.getLogger("uvicorn.error").addFilter(_plain)
     config = uvicorn.Config(
         make_app(service, host, tell), http="h11", loop="asyncio", ws="none", lifespan="off", proxy_headers=False,
         server_header=False, access_log=False, log_config=None, timeout_graceful_shutdown=GRACE,
     )  # fmt: skip
     return uvicorn.Server(config)
+
+
+def _plain(record: logging.LogRecord) -> bool:
+    """Have an error of the server, as by a client that breaks the rules of HTTP, be a line without its traceback."""
+    if record.exc_info and record.exc_info[1]:
+        record.msg, record.args = f"error: {record.exc_info[1]}", ()
+        record.exc_info = None
+    return True
 
 
 def make_app(service: Service, host: str, tell: Callable[[str], None]) -> Any:

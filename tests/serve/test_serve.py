@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import logging
 import re
 import shutil
 import signal
@@ -213,6 +214,18 @@ def test_what_cannot_be_predicted_is_refused_in_a_line(server: Place, tmp_path: 
 def test_a_photo_that_breaks_off_is_refused(server: Place, photo: Path) -> None:
     status, answer = server.form(("text", TEXT), ("image", photo.read_bytes()[:-400]))
     assert (status, answer["error"].partition(":")[0]) == (400, "image")
+
+
+def test_what_breaks_in_the_server_is_a_line_without_a_traceback(
+    server: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as an answer for which a client that breaks the rules of HTTP has closed the connection."""
+    try:
+        raise RuntimeError("can't handle event type Response")
+    except RuntimeError as error:
+        logging.getLogger("uvicorn.error").error("Exception in ASGI application\n", exc_info=error)
+    assert caplog.messages == ["error: can't handle event type Response"]
+    assert "Traceback" not in caplog.text
 
 
 def test_only_this_machine_and_the_page_itself_may_ask(server: Place) -> None:
