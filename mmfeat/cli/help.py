@@ -57,7 +57,7 @@ class Helped(TyperCommand):
             elif record := parameter.get_help_record(ctx):
                 panel = PANEL_OF.get(parameter.name or "", OTHERS) if is_long else OTHERS
                 is_argument = parameter.param_type_name == "argument"
-                panels["Arguments" if is_argument else panel].append(_in_words(record, parameter.name or ""))
+                panels["Arguments" if is_argument else panel].append(in_words(record, parameter.name or ""))
         if left:
             panels[OTHERS].append((ALL, f"Show {left} more flags, which are seldom needed."))
         for panel, rows in panels.items():
@@ -71,7 +71,7 @@ def _is_seldom(parameter: Any) -> bool:
     return parameter.name in SELDOM or is_latest
 
 
-def _in_words(record: tuple[str, str], name: str) -> tuple[str, str]:
+def in_words(record: tuple[str, str], name: str) -> tuple[str, str]:
     """The flag with its type and the help with its bounds in words."""
     flag, text = record
     if not flag.startswith("-"):  # an argument

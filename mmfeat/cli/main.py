@@ -32,7 +32,7 @@ from mmfeat.cli import runs as cli_runs
 from mmfeat.cli import serve as cli_serve
 from mmfeat.cli.console import err, lasting_streams, out
 from mmfeat.cli.flags import Interrupted, interruptible
-from mmfeat.cli.help import Helped
+from mmfeat.cli.help import Helped, in_words
 from mmfeat.errors import ConfigError, MmfeatError
 from mmfeat.system.trust import keep_private
 from mmfeat.system.trust import trust_remote_code as trusted
@@ -259,7 +259,7 @@ def _run(arguments: list[str], typed: str) -> int:
     except Exception as error:
         if not hasattr(error, "format_message"):  # the error is not about a command or flag
             raise
-        message = error.format_message()
+        message = _wrong_number(error) or error.format_message()
         if "\n" in message:  # the help of a command that was called without its arguments
             err.print(message)
         else:
@@ -267,6 +267,16 @@ def _run(arguments: list[str], typed: str) -> int:
             command = usage.command_path if usage else app.info.name
             err.print(f"mmfeat: {message.rstrip('.?')}; {command} -h shows what there is")
         return 2
+
+
+def _wrong_number(error: Any) -> str:
+    """`--folds 1: write a whole number, at least 2` for an error of pydantic about the value of a flag, else ""."""
+    if not hasattr(error.__cause__, "errors") or not (record := error.param.get_help_record(error.ctx)):
+        return ""
+    name, _, kind = in_words(record, error.param.name)[0].rstrip(">").partition(" <")
+    wrong = error.__cause__.errors()[0]
+    least = f", at least {wrong['ctx']['ge']:g}" if "ge" in wrong.get("ctx", ()) else ""
+    return f"{name} {wrong['input']}: write a {kind}{least}"
 
 
 def _leave(at_once: list[int]) -> None:

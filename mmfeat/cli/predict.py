@@ -206,6 +206,7 @@ def predict(context: typer.Context, **values: Any) -> None:
         result = predict_files(load(run, **which), samples, ConsoleProgress())
     if run is None:
         show_overlooked(result.run, values["head"], values["modalities"])
+    output = output if written else replace(output, names=result.names)
     _deliver(result, target, output, plain=values["format"] is not None)
 
 

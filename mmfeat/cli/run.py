@@ -13,7 +13,6 @@ from mmfeat.cli.console import ConsoleProgress, out
 from mmfeat.cli.flags import READING_PARAMETERS, Heads, Parameters, find_request, interruptible, option, takes
 from mmfeat.cli.predict import warnings_of
 from mmfeat.errors import HeadError
-from mmfeat.samples.labels import RARE_REMEDY, REGRESSION
 from mmfeat.system.wording import Advance, counted, duration, head_label, shown, size_of
 
 if TYPE_CHECKING:
@@ -78,6 +77,7 @@ def run(context: typer.Context, **given: Any) -> None:
 def _train(context: typer.Context, values: dict[str, Any], steps: Steps) -> Run:
     """Extract the vectors and train heads on them, with the defaults of both commands."""
     from mmfeat.extraction.requests import test_of
+    from mmfeat.samples.labels import RARE_REMEDY, REGRESSION
 
     told: list[Overview] = []
 

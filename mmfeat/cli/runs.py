@@ -33,17 +33,17 @@ def show_runs(folders: Sequence[RunFolder], heads: str) -> None:
     if not folders:
         out.print(f"no runs in {heads}")
         return
-    rows = []
+    titles, rows = {folder.run.leaderboard[0].headline_title for folder in folders if folder.run}, []
     for folder in folders:
         data = Path(str(folder.recorded.get("data", ""))).name
         best, score, entries = "-", "no run", ""
         if folder.run:
             first = folder.run.leaderboard[0]
             best, entries = first.label, str(len(folder.run.leaderboard))
-            score = interval(first.headline) + (f" {first.headline_title}" if first.headline_name != "macro_f1" else "")
+            score = interval(first.headline) + (f" {first.headline_title}" if len(titles) > 1 else "")
         row = (folder.name, data, folder.kind, best, score, entries, _date(folder.date), size_of(folder.bytes))
         rows.append(row)
-    header = "run", "data", "kind", "best", "macro-F1", "entries", "date", "size"
+    header = "run", "data", "kind", "best", titles.pop() if len(titles) == 1 else "score", "entries", "date", "size"
     show_table(header, rows, ("size", "entries", "kind", "date", "data"))
     for folder in folders:
         if folder.reason:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmfeat.errors import RunError
+from mmfeat.errors import MmfeatError, RunError
 from mmfeat.extraction.requests import latest_request
 from mmfeat.finetune.arguments import FinetuneArguments
 from mmfeat.finetune.processes import Execution
@@ -56,11 +56,18 @@ def train_missing_parent(arguments: FinetuneArguments, device: str, progress: Pr
         return
     cache = arguments.cache or "cache"
     request = latest_request(cache, arguments.data)
-    train_heads(
-        request.data, request.encoders, cache=cache, out=arguments.heads, options=request.options,
-        columns=request.columns, fusion=[arguments.head or "concat"], baselines=["none"], ensembles=False,
-        device=device, progress=progress,
-    )  # fmt: skip
+    head = arguments.head or "concat"
+    try:
+        train_heads(
+            request.data, request.encoders, cache=cache, out=arguments.heads, options=request.options,
+            columns=request.columns, fusion=[head], baselines=["none"], ensembles=False,
+            device=device, progress=progress,
+        )  # fmt: skip
+    except MmfeatError as error:  # whose remedies are flags of another command
+        raise RunError(
+            f"{arguments.heads}: no run has a fusion to start from; train one with mmfeat heads --fusion {head} first, "
+            f"which says here: {error}"
+        ) from error
 
 
 def _parents(arguments: FinetuneArguments) -> list[Run]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mmfeat.errors import ConfigError, SubmissionError
+from mmfeat.samples.dataset import SampleSet
 from mmfeat.samples.labels import SEPARATOR, cells_of, number_of
 from mmfeat.system.files import write_atomic
 
@@ -115,6 +116,14 @@ class OutputFormat:
             raise ConfigError(f"--columns {','.join(self.names)}: a name stands for two columns; choose another")
         if self.format == "jsonl" and len(self.names) > 2:
             raise ConfigError(f"--columns {','.join(self.names)}: JSON lines name probabilities by class; name two")
+
+
+def names_in(samples: SampleSet, training: SampleSet) -> tuple[str, str]:
+    """The columns of the file: those of id and label in the user's tables, and `NAMES` where there is no table."""
+    if not samples.names:
+        return NAMES
+    label = samples.names.get("label") or training.names.get("label") or "label"
+    return samples.names.get("id", "id"), label
 
 
 def choose_format(out: str | Path | None, named: str | None) -> str:

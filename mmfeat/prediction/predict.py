@@ -16,7 +16,7 @@ from mmfeat.extraction.extract import ExtractSettings
 from mmfeat.prediction.drift import check_labels, find_drift, out_of_fold_choices, training_set
 from mmfeat.prediction.final_heads import Inference, infer, read_for, unseen_note, with_places
 from mmfeat.prediction.model import Model, unread
-from mmfeat.prediction.output_file import Predictions
+from mmfeat.prediction.output_file import NAMES, Predictions, names_in
 from mmfeat.runs.entry import Scores, convert
 from mmfeat.runs.run import Run, choose_run
 from mmfeat.samples.dataset import MODALITIES, Data, Sample, SampleSet, name_of
@@ -28,7 +28,8 @@ from mmfeat.system.wording import Progress, counted
 class Predicted:
     """Predictions with the run and the head that predicted; `notes` are lines for the user.
 
-    `scores` are measured on labelled samples outside the training data of the run, None without such samples.
+    `scores` are measured on labelled samples outside the training data of the run, None without such samples. `names`
+    are the columns of a file of the predictions.
     """
 
     run: Run
@@ -37,6 +38,7 @@ class Predicted:
     predictions: Predictions
     scores: Scores | None = None
     notes: list[str] = field(default_factory=list)
+    names: tuple[str, str] = NAMES
 
 
 def predict_data(
@@ -64,7 +66,8 @@ def predict_data(
     samples = read_for(data, columns, chosen.config)
     cache = cache or chosen.config.cache
     inference = infer(chosen, entry, samples, cache, ExtractSettings(device, workers, runtime=runtime), progress)
-    training = training_set(chosen, samples).labelled
+    trained = training_set(chosen, samples)
+    training = trained.labelled
     scores, score_notes = score(chosen, samples, inference, training, Cache(cache, samples.name))
     before = out_of_fold_choices(chosen, entry)
     notes = [
@@ -74,7 +77,8 @@ def predict_data(
         *score_notes,
         *find_drift(chosen, inference, before, training, samples.samples),
     ]
-    return Predicted(chosen, entry.head, entry.modalities, inference.predictions, scores, notes)
+    names = names_in(samples, trained)
+    return Predicted(chosen, entry.head, entry.modalities, inference.predictions, scores, notes, names)
 
 
 def predict_files(model: Model, samples: SampleSet, progress: Progress | None = None) -> Predicted:

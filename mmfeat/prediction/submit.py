@@ -20,6 +20,7 @@ from mmfeat.prediction.output_file import (
     OutputFormat,
     checked_target,
     choose_format,
+    names_in,
     spread_of,
     write_prediction_file,
 )
@@ -104,21 +105,13 @@ def write_submission(
     inference = infer(chosen, entry, samples, cache, ExtractSettings(device, workers, runtime=runtime), progress)
     training = training_set(chosen, everything)
     if names is None:
-        output = replace(output, names=_names(everything, training))
+        output = replace(output, names=names_in(everything, training))
         output.check(chosen.classes)
     result = _summary(path, chosen, entry, everything, samples, inference, training, cache)
     if is_test:
         result = _with_test(result, samples, inference, training, cache)
     write_prediction_file(path, inference.predictions, output)  # last, so that an interrupt leaves no file
     return result
-
-
-def _names(samples: SampleSet, training: SampleSet) -> tuple[str, ...]:
-    """The columns of the file: those of id and label in the user's tables, and `NAMES` where there is no table."""
-    if not samples.names:
-        return NAMES
-    label = samples.names.get("label") or training.names.get("label") or "label"
-    return samples.names.get("id", "id"), label
 
 
 def _with_test(

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from mmfeat.cli.finetune import SETTINGS, judge
 from mmfeat.encoders.layers import capture
 from mmfeat.encoders.registry import describe_encoders, load_encoders, open_towers
-from mmfeat.errors import ConfigError, DataError, EncoderError
+from mmfeat.errors import ConfigError, DataError, EncoderError, RunError
 from mmfeat.finetune.finetune import Finetuned, finetune_heads
 from mmfeat.finetune.processes import train_on_ray
 from mmfeat.finetune.settings import ALL, FinetuneSettings, parse_unfreeze
@@ -266,6 +266,8 @@ def test_other_ways_to_train_run(place: Path, changes: dict[str, Any]) -> None:
 
 
 def test_without_a_run_stage_1_is_trained_first(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"train one with mmfeat heads --fusion cross-attention first.* needs token"):
+        finetune_heads(cache=place / "cache", heads=tmp_path, out=tmp_path, head="cross-attention")
     run = finetune_heads(
         cache=place / "cache", heads=tmp_path, out=tmp_path, settings=replace(QUICK, epochs=1), seeds=1
     ).run

@@ -56,6 +56,7 @@ def test_rare_classes_are_left_out_or_joined_everywhere(
     assert not written.data_changed
     predicted = predict_data(shop / "test.csv", **out)
     assert len(predicted.predictions) == 4
+    assert predicted.names == ("sku", "kind")
     assert set(predicted.predictions.labels) <= {*run.classes}
     assert predicted.scores is not None
     assert predicted.scores.samples == scored
