@@ -135,19 +135,8 @@ def audit_section(subject: Subject, folder: Path) -> Section:
     if audit.data_hash != subject.run.config.data_hash:
         words = f"{folder} is about other labels, texts or photos than this run; run mmfeat audit again."
         return Section("audit", title, [words], folded=True)
-    tables = [_twins(audit), *([_odd(audit)] if audit.odd else [])]
-    return Section("audit", title, [*audit.notes, *_leaks(audit)], tables=tables, folded=True)
-
-
-def _twins(audit: Audit) -> Table:
-    rows = []
-    for modality, duplicates in audit.duplicates.items():
-        conflict = audit.conflicts[modality]
-        counts = [f"{duplicates[name]:,}" for name in ("groups", "samples", "exact_samples", "largest")]
-        pairs = f"{conflict['disagreeing_pairs']:,} of {conflict['pairs']:,}" if conflict["pairs"] else ""
-        rows.append([modality, *counts, f"{conflict['groups']:,}", pairs])
-    header = ["alike in", "groups", "samples", "equal", "largest", "groups with unlike labels", "pairs that disagree"]
-    return Table("duplicates", "Duplicates and near duplicates", header, rows)
+    found = [*audit.notes, *_leaks(audit)] or ["It found nothing to look at."]
+    return Section("audit", title, found, tables=[_odd(audit)] if audit.odd else [], folded=True)
 
 
 def _leaks(audit: Audit) -> list[str]:

@@ -61,7 +61,7 @@ class Plots:
         return Plot(heat_map(confusion(self.run.entry(head, modalities), classes, 0)))
 
     def calibration(self, head: str | None = None, modalities: str | None = None) -> Plot:
-        """How often predictions of a confidence are right, and the accuracy of the surest samples."""
+        """How often predictions of a confidence are right."""
         self._of_classes()
         return Plot(diagram(self.run.out_of_fold(self.run.entry(head, modalities))))
 

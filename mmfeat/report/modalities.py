@@ -91,13 +91,11 @@ def attribute(subject: Subject) -> Attribution | None:
     return Attribution(text_flips + 2 * image_flips, right, title_of(entry))
 
 
-def attribution_section(subject: Subject) -> Section:
+def attribution_section(subject: Subject) -> Section | None:
     """The section with the number of samples that each modality decides, and the shares of right predictions."""
-    title = "Which input decides"
     attribution = attribute(subject)
     if attribution is None:
-        words = "This needs a head that was trained on text, on image and on both, without a table."
-        return Section("attribution", title, [words], half=True)
+        return None
     rows = []
     for number, name in enumerate(WHO):
         rows_of = attribution.who == number
@@ -110,7 +108,7 @@ def attribution_section(subject: Subject) -> Section:
         "the answer changes; text: without the text; both: either change it; neither: all three agree."
     )
     tables = [Table("attribution", "How often it is right there", header, rows)]
-    return Section("attribution", title, [words], [_bars(attribution)], tables, half=True)
+    return Section("attribution", "Which input decides", [words], [_bars(attribution)], tables, half=True)
 
 
 def _bars(attribution: Attribution) -> Figure:

@@ -24,7 +24,7 @@ SHARES = (1.0, 0.9, 0.75, 0.5, 0.25)
 
 
 def reliability_section(subject: Subject) -> Section:
-    """The section with reliability diagram, accuracy of the surest samples, and calibration of the best entries."""
+    """The section with the reliability diagram, accuracy of the surest samples, and calibration of the best entries."""
     predictions = subject.predictions()
     entry, config = subject.entry, subject.run.config
     chose = "other folds" if len(config.folds) > 1 else "validation rows"
@@ -35,7 +35,7 @@ def reliability_section(subject: Subject) -> Section:
         f"({entry.decision.floor:.1%}) come from {chose}.",
     ]
     tables = [_by_share(*surest(predictions)), _compared(subject)]
-    return Section("reliability", "Confidence", words, [diagram(predictions), coverage(predictions)], tables)
+    return Section("reliability", "Confidence", words, [diagram(predictions)], tables)
 
 
 def judge(confidence: np.ndarray, right: np.ndarray) -> str:
@@ -48,8 +48,8 @@ def judge(confidence: np.ndarray, right: np.ndarray) -> str:
         return "There are too few answers to say whether its confidence can be believed."
     if leaving <= max(1, groups * OFF_BY_CHANCE):
         return (
-            f"Its confidence can be believed: in {groups - leaving} of {groups} groups of answers, as many are right "
-            "as the confidence says, but for chance."
+            f"Its confidence can be believed: in {groups - leaving} of {groups} groups of {FEW} answers or more, as "
+            "many are right as the confidence says, but for chance."
         )
     worst = np.argmax(np.where(off, np.abs(where - accuracy) * np.sqrt(count), 0))
     kind = "too sure" if (count * (where - accuracy))[off].sum() > 0 else "not sure enough"
@@ -97,17 +97,6 @@ def diagram(predictions: OutOfFold) -> Figure:
     return Figure("reliability", caption, "the sentence above says what it shows", draw)
 
 
-def coverage(predictions: OutOfFold) -> Figure:
-    """Accuracy if only the surest answers are taken."""
-
-    def draw() -> Drawing:
-        drawing, (axes,) = new_drawing(3.0)
-        _coverage(axes, *surest(predictions))
-        return drawing
-
-    return Figure("coverage", "Accuracy if only the surest answers are taken", "the table has the values", draw)
-
-
 def _bins(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, ...]:
     """Mean confidence, accuracy, its interval's ends, and number of answers in each of `BINS` bins; NaN without."""
     bins = np.clip((confidence * BINS).astype(int), 0, BINS - 1)
@@ -124,18 +113,6 @@ def _reliability(axes: Axes, confidence: np.ndarray, right: np.ndarray) -> None:
     beside = np.fmax([accuracy - low, high - accuracy], 0)  # rounding may put an end slightly past the accuracy
     axes.errorbar(where, accuracy, beside, fmt="o", color=SERIES[0], markersize=4, linewidth=1.2)
     axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02))
-
-
-def _coverage(axes: Axes, confidence: np.ndarray, right: np.ndarray) -> None:
-    order = np.argsort(-confidence, kind="stable")
-    kept = np.arange(1, len(order) + 1)
-    accuracy = np.cumsum(right[order]) / kept
-    low, high = wilson(accuracy, kept)
-    first = max(1, len(order) // 50)  # the accuracy of fewer samples is noise
-    shown = np.unique(np.linspace(first - 1, len(order) - 1, 200).astype(int))
-    axes.fill_between(kept[shown] / len(order), low[shown], high[shown], color=SERIES[0], alpha=0.2, linewidth=0)
-    axes.plot(kept[shown] / len(order), accuracy[shown], color=SERIES[0])
-    axes.set(xlabel="share of the samples, surest first", ylabel="accuracy", xlim=(0, 1))
 
 
 def _by_share(confidence: np.ndarray, right: np.ndarray) -> Table:

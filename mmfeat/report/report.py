@@ -168,13 +168,15 @@ def _verdict(subject: Subject) -> list[str]:
     others, name = run.leaderboard[1:], f"the ensemble {entry.head}" if entry.is_ensemble else entry.label
     scores = " and ".join(f"{SCORE_NAMES[score]} {interval(entry.score(score))}" for score in entry.main_names[:2])
     ties = sum(bool(other.tie) for other in others)
-    tied = f"; {ties:,} of {len(others):,} others tie with the best" if others else ""
+    tied = f"; {ties:,} of {len(others):,} others tie with the best" if ties else ""
     sentences = [f"On samples that it has not seen, {name} has {scores}{tied}."]
     if any(entry.gain for entry in run.leaderboard):
         sentences.append(verdict(run)[-1].replace("(p ", "(p-value "))
     if run.config.is_regression:
         return [*sentences, "Look at the largest errors first: often it is the label that is wrong."]
     weakest = min(entry.classes, key=lambda name: entry.classes[name].f1.value if entry.classes[name].support else 2)
+    if entry.classes[weakest].f1.value == 1:
+        return [*sentences, "Every answer is right: make sure that no text or photo gives the label away."]
     found = f"{entry.classes[weakest].recall:.0%} of its samples are found"
     return [*sentences, f"The hardest class is {weakest}: {found}. Look at the surest mistakes first."]
 

@@ -61,7 +61,7 @@ def test_cache_and_audit_of_a_data_set_are_found_whatever_its_name(run: Run, tmp
     assert cache_section(Subject.of(run)).tables[0].rows[0][5] == "80"
     audit_data(run.config.data, out=tmp_path / "audit", run="none")
     page = write_report(run.folder, out=tmp_path / "r.html", audit=tmp_path / "audit").path.read_text()
-    assert "Duplicates and near duplicates" in page
+    assert "mmfeat audit looks for" not in page
 
 
 def test_of_many_classes_the_most_frequent_errors_are_listed(run: Run) -> None:

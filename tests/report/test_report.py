@@ -227,7 +227,10 @@ def numbers(colour: str) -> list[int]:
 
 def test_a_hundred_thousand_rows_stay_small_and_usable(run: Run, tmp_path: Path) -> None:
     leaderboard = [replace(entry, samples=MANY, predictions=None).to_json() for entry in run.leaderboard]
-    many, data = Run.from_json(tmp_path / "many", {**run.to_json(), "leaderboard": leaderboard}), Path(run.config.data)
+    many, data = (
+        Run.from_json(tmp_path / "many", {**run.to_json(), "leaderboard": leaderboard, "splits": ""}),
+        Path(run.config.data),
+    )
     photos = sorted((data / "data").glob("*.jpg"))
     words = np.random.default_rng(0).integers(0, 5000, (MANY, 18)).tolist()  # as long as tweets, and no two alike
     with (tmp_path / "many.csv").open("w", newline="") as table:

@@ -55,7 +55,7 @@ function card(row, photos) {
     frame.setAttribute("aria-label", "Enlarge the photo of sample " + row[ID]);
     frame.append(image);
     item.append(frame);
-  } else {
+  } else if (photos.some) {
     item.append(element("div", "none", row[PHOTO] ? (photo === "" ? "photo cannot be read" : "photo not in this page") : "no photo"));
   }
   const body = element("div", "body");
@@ -113,7 +113,9 @@ function csv(rows) {
 
 function start(rows, photos) {
   prepare(rows);
+  photos.some = rows.some((row) => row[PHOTO]);
   const form = find("filters");
+  if (!rows.some(statuses.wrong)) form.querySelector("[name=status][value=all]").defaultChecked = true;
   const classes = new Set(Array.from(form.label.options, (option) => option.value));
   const usual = Object.fromEntries(new FormData(form));
   let found = [];
