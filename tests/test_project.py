@@ -16,7 +16,7 @@ CODE = (ROOT / "CONTRIBUTING.md").read_text()
 def test_readme_tells_its_story_in_order() -> None:
     places = [
         README.index(words)
-        for words in ("images/mistakes.png", "mmfeat extract", "mmfeat submit", "make demo", "make test")
+        for words in ("images/mistakes.png", "mmfeat run", "submission.csv", "make demo", "make test")
     ]
     assert places == sorted(places)
     assert len(README.split()) <= 900
