@@ -73,6 +73,14 @@ def test_the_page_has_every_section_and_asks_for_nothing(run: Run, page: Path) -
         assert f'<section id="{name}"' in text
     for name in ("curves", "settings", "data", "cache", "run", "gallery"):
         assert f'<section id="{name}"' in text
+    places = set(re.findall(r' href="#([^"?]+)"', text))
+    assert (
+        {"gallery", "glossary", "term-macro-F1", "term-out-of-fold"}
+        <= places
+        <= set(re.findall(r' id="([^"]+)"', text))
+    )
+    folded = re.findall(r'<section id="([^"]+)" class="folded"', text)
+    assert folded == ["significance", "curves", "settings", "cache", "audit", "run"]
     outside = re.sub(r'xmlns(:xlink)?="[^"]*"', "", text)
     assert not re.search(r"""(src|href)=["'](?!#|data:)""", outside)
     assert 'http-equiv="Content-Security-Policy" content="default-src \'none\'' in text

@@ -188,8 +188,12 @@ function start(rows, photos) {
   find("next").addEventListener("click", () => step(page + 1));
   find("page").addEventListener("change", (event) => step(Number(event.target.value) || 1));
   find("copy").addEventListener("click", async () => {
-    await navigator.clipboard.writeText(found.map((row) => row[ID]).join("\n") + "\n");
-    find("count").textContent = found.length.toLocaleString("en") + " ids copied";
+    try {
+      await navigator.clipboard.writeText(found.map((row) => row[ID]).join("\n") + "\n");
+      find("count").textContent = found.length.toLocaleString("en") + " ids copied";
+    } catch {
+      find("count").textContent = "this browser lets no page copy here; the CSV has the ids";
+    }
   });
   find("download").addEventListener("click", () => {
     const link = element("a");
