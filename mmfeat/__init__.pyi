@@ -47,6 +47,7 @@ from .runs.run import Run as Run
 from .runs.run import read_run as read_run
 from .samples.dataset import read_samples as read_samples
 from .samples.demo import write_demo as write_demo
+from .sweep.forecast import forecast_heads as forecast_heads
 from .sweep.train import train_heads as train_heads
 from .system.trust import trust_remote_code as trust_remote_code
 from .version import __version__ as __version__

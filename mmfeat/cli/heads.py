@@ -35,13 +35,14 @@ from mmfeat.cli.presets import preset_values
 from mmfeat.errors import ConfigError
 from mmfeat.heads.registry import DEFAULTS, SETTING_TYPES, flag, settings_of
 from mmfeat.runs.leaderboard import MODALITY_SETS, ablation
-from mmfeat.system.wording import SCORE_NAMES, gain, interval, p_value, rounded
+from mmfeat.system.wording import SCORE_NAMES, counted, duration, gain, interval, p_value, rounded, shown, size_of
 
 if TYPE_CHECKING:
     from mmfeat.evaluation.protocol import Protocol
     from mmfeat.extraction.requests import Request
     from mmfeat.heads.registry import Plan
     from mmfeat.runs.run import Run
+    from mmfeat.sweep.forecast import SweepForecast
     from mmfeat.sweep.train import Sweep
     from mmfeat.system.wording import Progress
 
@@ -204,7 +205,10 @@ SETTINGS = {
     "monitor": "Validation score that stops training: loss or macro-f1.",
     "init": "First weights of the linear head: random or zero-shot.",
 }
-PASSED_ON = ("ensembles", "task", "attend", "templates", "products", "engine", "ray_address", "device", "workers")
+PASSED_ON = (
+    *("cache", "out", "ensembles", "task", "attend", "templates", "products"),
+    *("engine", "ray_address", "device", "workers"),
+)
 
 
 def _setting(name: str, text: str) -> Any:
@@ -271,6 +275,7 @@ PARAMETERS: Parameters = {
     "ray_address": (RayAddress, None),
     "workers": (Trainings, 0),
     "device": (Device, "auto"),
+    "dry_run": (option("Say what is trained, how long it takes and how much memory.", bool, "--dry-run"), False),
     **LATEST_PARAMETERS,
 }
 
@@ -284,6 +289,11 @@ def heads(context: typer.Context, **given: Any) -> None:
     mmfeat heads --fusion concat,film --learning-rate 3e-4,1e-3 --folds 5
     """
     values = _with_preset(context)
+    if values["dry_run"]:
+        from mmfeat.sweep.forecast import forecast_heads
+
+        _show_forecast(forecast_heads(**_asked(context, values, find_request(values), ConsoleProgress())))
+        return
     sweep = train(context, values, find_request(values), ConsoleProgress())
     show_sweep(sweep, values["verbose"])
     tell_mlflow(sweep.run, values["mlflow"])
@@ -292,29 +302,41 @@ def heads(context: typer.Context, **given: Any) -> None:
 
 def train(context: typer.Context, values: Mapping[str, Any], request: Request, progress: Progress) -> Sweep:
     """Train what the values of `PARAMETERS` ask for on the vectors of a request."""
-    plan, protocol = _plan(values), _protocol(values, context)
-    from mmfeat.sweep.class_names import parse_class_names
     from mmfeat.sweep.train import train_heads
 
-    return train_heads(
-        request.data,
-        request.encoders,
-        cache=values["cache"],
-        out=values["out"],
-        options=request.options,
-        columns=request.columns,
-        fusion=names(values["fusion"]),
-        baselines=names(values["baselines"]),
-        modalities=names(values["modalities"]),
-        protocol=protocol,
-        plan=plan,
-        order=names(values["order"] or ""),
-        rare=values["rare"] or "",
-        class_names=None if values["class_names"] is None else parse_class_names(values["class_names"]),
+    return train_heads(**_asked(context, values, request, progress), command=context.obj or "")
+
+
+def _asked(context: typer.Context, values: Mapping[str, Any], request: Request, progress: Progress) -> dict[str, Any]:
+    """The arguments of `train_heads` and `forecast_heads`."""
+    plan, protocol = _plan(values), _protocol(values, context)
+    from mmfeat.sweep.class_names import parse_class_names
+
+    return {
+        **{name: getattr(request, name) for name in ("data", "encoders", "options", "columns")},
+        **{name: names(values[name]) for name in ("fusion", "baselines", "modalities")},
+        "protocol": protocol,
+        "plan": plan,
+        "order": names(values["order"] or ""),
+        "rare": values["rare"] or "",
+        "class_names": None if values["class_names"] is None else parse_class_names(values["class_names"]),
         **{name: values[name] for name in PASSED_ON},
-        progress=progress,
-        command=context.obj or "",
-    )
+        "progress": progress,
+    }
+
+
+def _show_forecast(forecast: SweepForecast) -> None:
+    """Print the trainings of each head on all modalities with their time, then the time and the memory of all."""
+    out.print(f"{shown(forecast.source)}: {forecast.samples:,} labelled samples")
+    if not forecast.heads:
+        out.print(f"nothing to do: {shown(str(forecast.folder))} was trained on this data before")
+        return
+    rows = [(head, f"{count:,}", duration(seconds)) for head, count, seconds in forecast.by_head]
+    show_table(("head", "trainings", "CPU time"), rows)
+    out.print(f"scoring, ensembles and writing add {duration(forecast.around)}")
+    memory = f" and {size_of(forecast.bytes)} of memory" if forecast.bytes else ""
+    out.print(f"{duration(forecast.seconds)}{memory} in all, {counted(forecast.workers, 'training')} at a time")
+    out.print("nothing was written; next: the same command without --dry-run")
 
 
 def _with_preset(context: typer.Context) -> dict[str, Any]:

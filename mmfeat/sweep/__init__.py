@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "train": ["train_heads"],
+        "forecast": ["forecast_heads"],
         "search": ["Plan"],
         "search_space": ["Range"],
     },

@@ -42,7 +42,7 @@ from mmfeat.samples.dataset import Data, SampleSource, name_of
 from mmfeat.samples.labels import MULTICLASS, ORDINAL, REGRESSION, TASKS
 from mmfeat.samples.table_columns import TABLE
 from mmfeat.sweep.class_names import class_texts, two_towers, with_class_vectors
-from mmfeat.sweep.problem import read_labelled
+from mmfeat.sweep.problem import LabelledData, read_labelled
 from mmfeat.system.hardware import ENGINES, resolve_device, resolve_products
 from mmfeat.system.notebook import Cells, Shown, usual_progress
 from mmfeat.system.remote import absolute
@@ -180,37 +180,71 @@ def train_heads(
     command: str = "",
 ) -> Sweep:
     """Train and rank heads on cached vectors; no finished step is repeated. Raises `CacheMissError` where they lack."""
-    data, progress = name_of(data), progress or usual_progress()
-    maker = Maker(command or written_call(train_heads, locals()), split_dir=protocol.split_dir if protocol else None)
-    protocol, plan, asked = protocol or Protocol(), plan or Plan(HeadSettings(), race=True), options or EncoderOptions()
-    baselines = _check(task, order, attend, engine, device, baselines, plan)
+    given = dict(locals())
+    splits = protocol.split_dir if protocol else None
+    maker = Maker(command or written_call(train_heads, given), split_dir=splits)
+    work = prepare_sweep(given)
+    labelled, notes = work.labelled, work.labelled.notes
+    if work.is_done:
+        return Sweep(reuse_run(work.folder, work.config), True, maker.seconds, labelled.new_splits, notes)
+    from mmfeat.sweep.train_all import make_engine, train_run
+
+    maker = replace(maker, device=resolve_device(device))
+    features, lacking = labelled.load([tower.spec for tower in work.config.encoders])
+    if work.config.class_names:
+        features = with_class_vectors(features, work.config, work.towers, device, work.progress)
+    runner = make_engine(engine, features, labelled.targets, maker.device, attend, workers, ray_address)
+    run = train_run(
+        labelled, features, runner, work.config.pairs or (), work.plan, work.config, work.folder, maker, work.progress
+    )
+    return Sweep(run, False, maker.seconds, labelled.new_splits, (*notes, *lacking))
+
+
+@dataclass(frozen=True)
+class SweepWork:
+    """What a sweep is about to do: the labelled samples, all towers of the encoders, the run and its folder."""
+
+    labelled: LabelledData
+    towers: Sequence[Tower]
+    config: RunConfig
+    plan: Plan
+    folder: Path
+    progress: Progress
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run is there already, and needs nothing."""
+        return (self.folder / RUN_FILE).exists() and _is_done(read_run(self.folder), self.plan)
+
+
+def prepare_sweep(given: Mapping[str, Any]) -> SweepWork:
+    """Read the samples and choose the heads, by all arguments of `train_heads`."""
+    data, progress = name_of(given["data"]), given["progress"] or usual_progress()
+    encoders, cache, columns, device = given["encoders"], given["cache"], given["columns"], given["device"]
+    plan, protocol = given["plan"] or Plan(HeadSettings(), race=True), given["protocol"] or Protocol()
+    task, order, attend, fusion = given["task"], given["order"], given["attend"], given["fusion"]
+    baselines = _check(task, order, attend, given["engine"], device, given["baselines"], plan)
+    asked = given["options"] or EncoderOptions()
     resolved = resolve_encoders(encoders, asked, SampleSource(data, without_labels(columns)), cache, device)
     options, described = resolved.options, resolved.towers
-    towers, pairs = _choose(described, fusion, baselines, modalities, attend, data, columns, encoders, options, cache)
-    labelled = read_labelled(data, columns, cache, task, protocol, progress, order, rare)
+    towers, pairs = _choose(
+        described, fusion, baselines, given["modalities"], attend, data, columns, encoders, options, cache
+    )
+    labelled = read_labelled(data, columns, cache, task, protocol, progress, order, given["rare"])
     config = RunConfig(
         **labelled.recorded,
         encoders=tuple(towers),
         options=options,
         attend=attend,
         pairs=tuple(pairs),
-        ensembles=ensembles,
+        ensembles=given["ensembles"],
         protocol=replace(labelled.protocol, split_dir=None),
         **(plan := _raced(plan, pairs, protocol)).recorded,
-        products=resolve_products(products, device),
-        **_class_names(pairs, plan, described, labelled.targets.classes, class_names, templates),
+        products=resolve_products(given["products"], device),
+        **_class_names(pairs, plan, described, labelled.targets.classes, given["class_names"], given["templates"]),
     )
-    folder = Path(out) / config.name(_label(pairs))
-    if (folder / RUN_FILE).exists() and _is_done(read_run(folder), plan):
-        return Sweep(reuse_run(folder, config), True, maker.seconds, labelled.new_splits, labelled.notes)
-    from mmfeat.sweep.train_all import make_engine, train_run
-
-    maker = replace(maker, device=resolve_device(device))
-    features, lacking = labelled.load([tower.spec for tower in towers])
-    features = with_class_vectors(features, config, described, device, progress) if config.class_names else features
-    runner = make_engine(engine, features, labelled.targets, maker.device, attend, workers, ray_address)
-    run = train_run(labelled, features, runner, pairs, plan, config, folder, maker, progress)
-    return Sweep(run, False, maker.seconds, labelled.new_splits, (*labelled.notes, *lacking))
+    folder = Path(given["out"]) / config.name(_label(pairs))
+    return SweepWork(labelled, described, config, plan, folder, progress)
 
 
 def _for_numbers(baselines: Sequence[str], plan: Plan) -> Sequence[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -138,7 +139,8 @@ class Trainers:
 
     def score(self, title: str, pairs: Sequence[tuple[str, str]], repeats: int) -> list[TrainedEntry]:
         """The entries of these heads and modalities with `repeats` seeds a fold, scored out of fold."""
-        total = sum(self._trainings(head, repeats) for head, _ in pairs)
+        cells = replace(self.problem, repeats=repeats).cells
+        total = sum(trials_of(self.plan, head) * len(cells(head)) for head, _ in pairs)
         ordered = quick_first(pairs)
         with self.progress.step(title, total) as advance:
             calls = [partial(self._score, self._trainer(*pair, repeats, advance)) for pair in ordered]
@@ -183,13 +185,12 @@ class Trainers:
                     future.cancel()
                 raise
 
-    def _trainings(self, head: str, repeats: int) -> int:
-        """How many trainings the progress bar counts for a head; a search without end is counted by its first trial."""
-        trials, space = 1, self.plan.space
-        if space and head not in BASELINES:
-            sizes = [len(values) for values in space.values() if isinstance(values, Sequence)]
-            trials = self.plan.trials or int(np.prod(sizes))
-        return trials * len(replace(self.problem, repeats=repeats).cells(head))
+
+def trials_of(plan: Plan, head: str) -> int:
+    """How many trials a plan has for a head; a search without end counts its first."""
+    if not plan.space or head in BASELINES:
+        return 1
+    return plan.trials or math.prod(len(values) for values in plan.space.values() if isinstance(values, Sequence))
 
 
 def _train_all(trainers: Trainers, pairs: Sequence[tuple[str, str]], ensembles: bool) -> list[TrainedEntry]:

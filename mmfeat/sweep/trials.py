@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from mmfeat.system.files import csv_text, file_sha256, write_atomic, write_json
 from mmfeat.system.wording import Advance, ignore
 
 DIVERGED = -1e9  # R2 of a head that diverged
+Chunk: TypeAlias = "list[tuple[int, HeadSettings, Cell]]"  # trainings of one stack, with the numbers of their settings
 BY_CELL = ("validation", "histories", "best_epochs", "chosen", "fitted")  # lists of an outcome, fold after fold
 
 
@@ -166,18 +167,16 @@ class HeadTrainer:
         With `keep` the outcomes hold the tensors of the heads.
         """
         cells = [cell for cell in self.problem.cells(self.head) if cell[1] >= since]
-        groups: dict[tuple[Any, ...], list[tuple[int, HeadSettings, Cell]]] = {}
-        for number, setting in enumerate(settings):
-            shared = tuple(getattr(setting, name) for name in SHARED)
-            groups.setdefault(shared, []).extend((number, setting, cell) for cell in cells)
-        chunks = [chunk for group in groups.values() for chunk in _chunks(group, self._stack_size(group[0][1]))]
-        sizes = self.problem.splits.training_sizes
-        jobs = [self._job(chunk, sizes, keep) for chunk in chunks]
+        chunks = self._chunks(settings, cells)
         results: list[list[Fitted]] = [[] for _ in settings]
-        for chunk, fitted in zip(chunks, self.engine.run(jobs, advance), strict=True):
+        for chunk, fitted in zip(chunks, self.engine.run(self._jobs(chunks, keep), advance), strict=True):
             for (number, _, _), result in zip(chunk, fitted, strict=True):
                 results[number].append(result)
         return [self._outcome(*each, cells, keep) for each in zip(settings, results, strict=True)]
+
+    def jobs(self, settings: Sequence[HeadSettings]) -> list[Job]:
+        """The jobs that train each of `settings` on all folds and seeds."""
+        return self._jobs(self._chunks(settings, self.problem.cells(self.head)))
 
     def refit(self, best: Outcome) -> list[Fitted]:
         """Train on all labelled samples, as long and as slowly as the heads of the folds did on average."""
@@ -204,18 +203,30 @@ class HeadTrainer:
         data = self.engine.bench.data(self.head, self.modality)
         return stack_size(self.head, data, len(self.problem.targets.classes), settings.batch_size)
 
-    def _job(self, chunk: list[tuple[int, HeadSettings, Cell]], sizes: Sequence[int], keep: bool) -> Job:
-        """A stack of these members; `sizes` are the numbers of training rows in all folds and for all seeds."""
+    def _chunks(self, settings: Sequence[HeadSettings], cells: Sequence[Cell]) -> list[Chunk]:
+        """The trainings of one stack each, with the numbers of their settings."""
+        groups: dict[tuple[Any, ...], Chunk] = {}
+        for number, setting in enumerate(settings):
+            shared = tuple(getattr(setting, name) for name in SHARED)
+            groups.setdefault(shared, []).extend((number, setting, cell) for cell in cells)
+        return [chunk for group in groups.values() for chunk in _chunks(group, self._stack_size(group[0][1]))]
+
+    def _jobs(self, chunks: Sequence[Chunk], keep: bool = False) -> list[Job]:
+        sizes = self.problem.splits.training_sizes  # of all folds and for all seeds
         most, fewest = max(sizes), max(2, min(sizes))  # no batch is larger than any training fold
-        members, predict = [], []
-        for _, settings, (fold, repeat, rows) in chunk:
-            steps = epoch_steps(most, settings.batch_size)
-            whole = np.union1d(rows.train, rows.validation)
-            settings = replace(settings, batch_size=min(settings.batch_size, fewest))
-            seed = (self.problem.seed, fold, repeat)
-            members.append(Member(settings, rows.train, rows.validation, seed, steps, fold=whole))
-            predict.append((rows.validation, rows.test))
-        return Job(self.head, self.modality, tuple(members), tuple(predict), None, self.problem.products, keep)
+        jobs = []
+        for chunk in chunks:
+            members, predict = [], []
+            for _, settings, (fold, repeat, rows) in chunk:
+                steps = epoch_steps(most, settings.batch_size)
+                whole = np.union1d(rows.train, rows.validation)
+                settings = replace(settings, batch_size=min(settings.batch_size, fewest))
+                seed = (self.problem.seed, fold, repeat)
+                members.append(Member(settings, rows.train, rows.validation, seed, steps, fold=whole))
+                predict.append((rows.validation, rows.test))
+            rest = None, self.problem.products, keep
+            jobs.append(Job(self.head, self.modality, tuple(members), tuple(predict), *rest))
+        return jobs
 
     def _outcome(self, settings: HeadSettings, fitted: list[Fitted], cells: list[Cell], keep: bool) -> Outcome:
         problem, since = self.problem, cells[0][1]

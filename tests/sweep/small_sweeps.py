@@ -45,10 +45,10 @@ def make_place(demo_folder: Path, place: Path, encoders: Sequence[str] = BUILT_I
 
 
 def sweep(place: Path, encoders: Sequence[str] = BUILT_IN, **changes: Any) -> Sweep:
-    """A small sweep over the demo data of `place`."""
+    """A small sweep over the demo data of `place`, or its forecast by another `function`."""
     arguments = {"cache": place / "cache", "out": place / "heads", "options": FLOAT32, "plan": QUICK, "protocol": SMALL}
     data = changes.pop("data", place / "demo")
-    return train_heads(data, list(encoders), **{**arguments, **FEW, **changes})
+    return changes.pop("function", train_heads)(data, list(encoders), **{**arguments, **FEW, **changes})
 
 
 def rows(path: Path) -> list[dict[str, str]]:

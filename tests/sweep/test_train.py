@@ -23,6 +23,7 @@ from mmfeat.heads.registry import HeadSettings
 from mmfeat.runs.run import best_run, overlooked_run, read_run
 from mmfeat.samples.dataset import read_samples
 from mmfeat.samples.labels import indicator
+from mmfeat.sweep.forecast import forecast_heads
 from mmfeat.sweep.search import Plan
 from mmfeat.sweep.search_space import Range
 from mmfeat.sweep.train import Sweep
@@ -73,6 +74,22 @@ def test_an_unchanged_configuration_is_not_trained_again(place: Path, done: Swee
     assert again.run.folder == done.run.folder
     assert {path: (path.stat().st_ino, path.read_bytes()) for path in done.run.folder.rglob("*.*")} == before
     assert (done.run.folder / "run.json").stat().st_mtime > 1  # what was asked for last, submit goes on with
+    assert not sweep(place, modalities=["both", "text", "image"], function=forecast_heads).heads
+
+
+def test_a_forecast_counts_every_training_and_writes_nothing(place: Path) -> None:
+    """Of the further seeds in a race a third; files of splits are left to the sweep."""
+    before = sorted(place.rglob("*"))
+    space = {"learning_rate": (1e-3, 1e-4)}
+    splits = Protocol(folds=2, seeds=4, split_dir=str(place / "splits"))
+    asked = {"function": forecast_heads, "protocol": splits, "modalities": ["both"]}
+    searched = sweep(place, **asked, plan=Plan(HeadSettings(epochs=2), space))
+    assert [(part.head, part.trainings) for part in searched.heads] == [("concat", 20), ("knn", 3), ("logistic", 3)]
+    raced = sweep(place, **asked, plan=Plan(HeadSettings(epochs=2), race=True, refit=False))
+    assert [part.trainings for part in raced.heads] == [4, 2, 2]
+    assert 0 < raced.seconds < searched.seconds
+    assert raced.bytes > 0
+    assert sorted(place.rglob("*")) == before
 
 
 def test_two_runs_of_one_configuration_agree_whatever_the_workers(place: Path, tmp_path: Path) -> None:
