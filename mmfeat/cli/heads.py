@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from mmfeat.extraction.requests import Request
     from mmfeat.heads.registry import Plan
     from mmfeat.runs.run import Run
-    from mmfeat.sweep.forecast import SweepForecast
     from mmfeat.sweep.train import Sweep
     from mmfeat.system.wording import Progress
 
@@ -205,10 +204,7 @@ SETTINGS = {
     "monitor": "Validation score that stops training: loss or macro-f1.",
     "init": "First weights of the linear head: random or zero-shot.",
 }
-PASSED_ON = (
-    *("cache", "out", "ensembles", "task", "attend", "templates", "products"),
-    *("engine", "ray_address", "device", "workers"),
-)
+PASSED_ON = "cache out ensembles task attend templates products engine ray_address device workers".split()
 
 
 def _setting(name: str, text: str) -> Any:
@@ -290,9 +286,7 @@ def heads(context: typer.Context, **given: Any) -> None:
     """
     values = _with_preset(context)
     if values["dry_run"]:
-        from mmfeat.sweep.forecast import forecast_heads
-
-        _show_forecast(forecast_heads(**_asked(context, values, find_request(values), ConsoleProgress())))
+        _show_forecast(_asked(context, values, find_request(values), ConsoleProgress()))
         return
     sweep = train(context, values, find_request(values), ConsoleProgress())
     show_sweep(sweep, values["verbose"])
@@ -325,12 +319,15 @@ def _asked(context: typer.Context, values: Mapping[str, Any], request: Request, 
     }
 
 
-def _show_forecast(forecast: SweepForecast) -> None:
+def _show_forecast(asked: Mapping[str, Any]) -> None:
     """Print the trainings of each head on all modalities with their time, then the time and the memory of all."""
-    out.print(f"{shown(forecast.source)}: {forecast.samples:,} labelled samples")
+    from mmfeat.sweep.forecast import forecast_heads
+
+    forecast = forecast_heads(**asked)
     if not forecast.heads:
         out.print(f"nothing to do: {shown(str(forecast.folder))} was trained on this data before")
         return
+    out.print(f"{shown(forecast.source)}: {forecast.samples:,} labelled samples")
     rows = [(head, f"{count:,}", duration(seconds)) for head, count, seconds in forecast.by_head]
     show_table(("head", "trainings", "CPU time"), rows)
     out.print(f"scoring, ensembles and writing add {duration(forecast.around)}")
