@@ -204,7 +204,7 @@ SETTINGS = {
     "monitor": "Validation score that stops training: loss or macro-f1.",
     "init": "First weights of the linear head: random or zero-shot.",
 }
-PASSED_ON = "cache out ensembles task attend templates products engine ray_address device workers".split()
+PASSED_ON = ("cache", "out", "ensembles", "task", "attend", "templates", "products", "engine", "device", "workers")
 
 
 def _setting(name: str, text: str) -> Any:
@@ -308,11 +308,11 @@ def _asked(context: typer.Context, values: Mapping[str, Any], request: Request, 
 
     return {
         **{name: getattr(request, name) for name in ("data", "encoders", "options", "columns")},
-        **{name: names(values[name]) for name in ("fusion", "baselines", "modalities")},
+        **{name: names(values[name] or "") for name in ("fusion", "baselines", "modalities", "order")},
         "protocol": protocol,
         "plan": plan,
-        "order": names(values["order"] or ""),
         "rare": values["rare"] or "",
+        "ray_address": values["ray_address"],
         "class_names": None if values["class_names"] is None else parse_class_names(values["class_names"]),
         **{name: values[name] for name in PASSED_ON},
         "progress": progress,
@@ -327,12 +327,11 @@ def _show_forecast(asked: Mapping[str, Any]) -> None:
     if not forecast.heads:
         out.print(f"nothing to do: {shown(str(forecast.folder))} was trained on this data before")
         return
-    out.print(f"{shown(forecast.source)}: {forecast.samples:,} labelled samples")
     rows = [(head, f"{count:,}", duration(seconds)) for head, count, seconds in forecast.by_head]
     show_table(("head", "trainings", "CPU time"), rows)
     out.print(f"scoring, ensembles and writing add {duration(forecast.around)}")
-    memory = f" and {size_of(forecast.bytes)} of memory" if forecast.bytes else ""
-    out.print(f"{duration(forecast.seconds)}{memory} in all, {counted(forecast.workers, 'training')} at a time")
+    size = f"{duration(forecast.seconds)} and {size_of(forecast.bytes)} of memory"
+    out.print(f"{size} in all for {forecast.samples:,} samples, {counted(forecast.workers, 'training')} at a time")
     out.print("nothing was written; next: the same command without --dry-run")
 
 

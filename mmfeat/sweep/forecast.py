@@ -54,7 +54,6 @@ class SweepForecast:
     Without heads, there is nothing to do: the run in `folder` is whole.
     """
 
-    source: str
     samples: int
     folder: Path
     heads: tuple[HeadForecast, ...] = ()
@@ -88,7 +87,7 @@ def forecast_heads(data: Data, encoders: Sequence[str], **asked: Any) -> SweepFo
     if protocol and protocol.split_dir and not has_splits(Path(protocol.split_dir)):
         given["protocol"] = replace(protocol, split_dir=None)
     work = prepare_sweep(given)
-    found = SweepForecast(work.config.data, len(work.labelled.targets), work.folder)
+    found = SweepForecast(len(work.labelled.targets), work.folder)
     if work.is_done:
         return found
     device = resolve_device(given["device"])
