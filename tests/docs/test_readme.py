@@ -176,7 +176,8 @@ def is_entry(line: str) -> bool:
     """Whether it is about one head, of which a short run has fewer, or a detail, or stands for what is left out."""
     words = line.replace("=", " ").split()
     aside = line.startswith(" ") or "more" in words or line.lstrip().startswith("(")
-    return not words or words[0] in (*FUSIONS, *BASELINES, *ENSEMBLES) or aside
+    of_data = line.count("%") > 2 or re.match(r"(?=\w*\d)(?=\w*[a-z])\w+  ", line)  # a class, or an id
+    return not words or words[0] in (*FUSIONS, *BASELINES, *ENSEMBLES) or aside or bool(of_data)
 
 
 def test_the_session_runs_as_it_stands(typed: list[Answer]) -> None:
