@@ -14,6 +14,8 @@ import pytest
 
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.heads.registry import HeadSettings
+from mmfeat.prediction.submit import write_submission
+from mmfeat.runs.record import BEGUN
 from mmfeat.runs.run import Run
 from mmfeat.sweep.search import Plan
 from mmfeat.sweep.search_space import Range
@@ -130,3 +132,9 @@ def test_what_a_killed_writer_left_is_swept(place: Path, tmp_path: Path) -> None
         path.write_bytes(b"half")
     sweep(place, **NO_HEADS, out=tmp_path)
     assert not [path for path in left if path.exists()]
+    (run.folder / BEGUN).write_text("{}")  # killed after run.json
+    assert sweep(place, **NO_HEADS, out=tmp_path).reused
+    assert not (run.folder / BEGUN).exists()
+    (tmp_path / f".submission.csv.{_owner()}-{dead.pid}-0.tmp").write_bytes(b"half")  # in a folder of the user's
+    write_submission(heads=tmp_path, out=tmp_path / "submission.csv")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [run.folder.name, "submission.csv"]
