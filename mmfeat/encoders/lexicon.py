@@ -78,11 +78,10 @@ def describe_text(text: str) -> np.ndarray:
     )
 
 
-def foreign_share(texts: Iterable[str]) -> float | None:
-    """Share of the first `JUDGED` texts without any of ten common English words; None where they may be English."""
+def english_share(texts: Iterable[str]) -> float:
+    """Share of the first `JUDGED` texts that have one of ten common English words; 1 without texts."""
     told = [not ENGLISH.isdisjoint(_WORD.findall(text.lower())) for text in islice(texts, JUDGED)]
-    share = sum(told) / len(told) if told else 1.0
-    return 1 - share if share < FOREIGN else None
+    return sum(told) / len(told) if told else 1.0
 
 
 @functools.cache

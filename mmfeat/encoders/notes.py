@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mmfeat.encoders.lexicon import foreign_share
+from mmfeat.encoders.lexicon import FOREIGN, english_share
 from mmfeat.encoders.registry import Tower, absolute_request, is_family
 from mmfeat.encoders.weights import MODULES
 
@@ -43,6 +43,6 @@ def notes_on_names(requests: Sequence[str]) -> list[str]:
 
 def notes_on_texts(towers: Sequence[Tower], texts: Iterable[str]) -> list[str]:
     """A line where a lexicon of English words is asked for texts that hardly are English."""
-    if not any(tower.spec.family == "lexicon" for tower in towers) or (share := foreign_share(texts)) is None:
+    if not any(tower.spec.family == "lexicon" for tower in towers) or (share := english_share(texts)) >= FOREIGN:
         return []
-    return [f"lexicon knows English sentiment only; {share:.0%} of texts have no the, and, you or the like"]
+    return [f"lexicon knows English sentiment only; {share:.0%} of texts have one of ten common English words"]
