@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 PLAIN_SECONDS = 10.0  # between two lines of progress where there is no bar
+NAMED_AFTER = 10.0  # seconds until a step without units is named there
 WORTH_A_LINE = 1.0  # seconds; a shorter step prints no line where there is no bar
 VANISHES = 0.5  # seconds; of a shorter step nothing stays on a terminal
 WORTH_NAMING = 5.0  # seconds; the same of a step without units, such as loading a model
@@ -209,7 +210,7 @@ def _lines(title: str, total: int | None, keeps: bool) -> Iterator[Advance]:
             last = now
             err.print(progress_line(title, done, total, now - start, kept))
 
-    begun = threading.Timer(WORTH_A_LINE, err.print, [f"{title} ..."])
+    begun = threading.Timer(NAMED_AFTER, err.print, [f"{title} ..."])
     begun.daemon = True
     if total is None:
         begun.start()

@@ -469,6 +469,7 @@ def test_progress_is_lines_where_there_is_no_terminal(
 
     monkeypatch.setattr(console, "PLAIN_SECONDS", 0.0)
     monkeypatch.setattr(console, "WORTH_A_LINE", 0.0)
+    monkeypatch.setattr(console, "NAMED_AFTER", 0.0)
     with console.ConsoleProgress().step("photos", 30) as advance:
         advance(0)  # as one does to say that something is alive
         advance(10, "first word\nsecond line")
