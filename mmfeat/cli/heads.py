@@ -240,10 +240,7 @@ PARAMETERS: Parameters = {
         None,
     ),
     "rare": (option("Classes too few for the folds: drop or join them.  [default: an error]", str | None), None),
-    "protocol": (
-        option("kfold, holdout, given (the data's own split), or auto: given, else kfold."),
-        "auto",
-    ),
+    "protocol": (option("kfold, holdout, given (the data's own split), or auto: given, else kfold."), "auto"),
     "folds": (option("Folds of kfold.", int, least=2), 5),
     "seeds": (option("Trainings of each fold, each with another seed.", int, least=1), 3),
     "all_seeds": (option("Train clearly worse heads with all seeds too.", bool, "--all-seeds"), False),

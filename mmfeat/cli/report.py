@@ -7,16 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmfeat.cli.console import ConsoleProgress, out, show_overlooked
-from mmfeat.cli.flags import (
-    LATEST_READING,
-    Heads,
-    Modalities,
-    Parameters,
-    interruptible,
-    option,
-    reading,
-    takes,
-)
+from mmfeat.cli.flags import LATEST_READING, Heads, Modalities, Parameters, interruptible, option, reading, takes
 from mmfeat.errors import ConfigError
 from mmfeat.system.wording import counted, size_of
 

@@ -64,8 +64,10 @@ def run(context: typer.Context, **given: Any) -> None:
     values, steps = cli_extract.named_data(context), Steps()
     from mmfeat.prediction.output_file import checked_target, choose_format
     from mmfeat.runs.verdict import prediction_step
+    from mmfeat.samples.corrections import check_rare
 
-    choose_format(checked_target(values["out"], values["data"]), None)  # wrong names show before any work
+    choose_format(checked_target(values["out"], values["data"]), None)  # wrong values show before any work
+    check_rare(values["rare"] or "", values["task"])
     best = _train(context, values, steps)
     places = [*_examine(best, values, steps), *(_submit(best, values, steps) if "submit" in steps.names else ())]
     cli_heads.show_judgement(best)
@@ -97,16 +99,18 @@ def _train(context: typer.Context, values: dict[str, Any], steps: Steps) -> Run:
     asked = _defaults(EXTRACT) | values
     found = cli_extract.extract_data(asked, steps, tell)
     parts = [found, *([found.test] if found.test else [])]
-    new, before, lost = (sum(sum(getattr(p, n).values()) for p in parts) for n in ("new", "stored", "unreadable"))
-    unreadable = f", {lost:,} unreadable" if lost else ""
+    new, lost = (sum(sum(getattr(part, kind).values()) for part in parts) for kind in ("new", "unreadable"))
     names = ", ".join(dict.fromkeys(tower.spec.name for tower in found.towers))
-    how = f"{new:,} computed in {sum(part.seconds for part in parts):.1f} s" if new else "all there before"
-    steps.end(f"{new + before:,} vectors of {names}, {how}{unreadable}", *found.lost)
+    spent = duration(sum(part.seconds for part in parts))
+    what = f"{counted(new, 'new vector')} of {names} in {spent}" if new else f"every vector of {names} was there"
+    steps.end(what + (f", {lost:,} unreadable" if lost else ""), *found.lost)
     asked = _defaults(HEADS) | values | {"out": values["heads"]}
     sweep = cli_heads.train(context, asked, find_request(_defaults(EXTRACT) | values), steps)
+    board = sweep.run.leaderboard
+    heads = sum(not entry.is_ensemble for entry in board)
     how = "trained before" if sweep.reused else f"trained in {duration(sweep.seconds)}"
-    scored = f"scored on {sweep.run.leaderboard[0].samples:,} samples out of fold"
-    steps.end(f"{counted(len(sweep.run.leaderboard), 'head')} and ensembles, {how}, {scored}", *sweep.notes)
+    many = counted(heads, "head") + (f" and {counted(len(board) - heads, 'ensemble')}" if len(board) > heads else "")
+    steps.end(f"{many} on {board[0].samples:,} samples, {how}", *sweep.notes)
     return sweep.run
 
 
@@ -127,9 +131,9 @@ def _examine(best: Run, values: dict[str, Any], steps: Steps) -> list[str]:
 def _audited(audit: Audit) -> str:
     errors = audit.label_errors
     doubted = [f"{errors['errors']:,} of {errors['samples']:,} labels are in doubt"] if errors else []
-    twins = ", ".join(f"{name} {counts['groups']:,}" for name, counts in audit.duplicates.items() if counts["groups"])
+    twins = max(counts["groups"] for counts in audit.duplicates.values())
     odd = sum(row["count"] for row in audit.odd)
-    return "; ".join([*doubted, f"groups of near duplicates: {twins or 'none'}", f"odd texts or photos: {odd:,}"])
+    return "; ".join([*doubted, f"groups of near duplicates: {twins:,}", f"odd texts or photos: {odd:,}"])
 
 
 def _submit(best: Run, values: dict[str, Any], steps: Steps) -> list[str]:

@@ -9,7 +9,16 @@ from dataclasses import dataclass, replace
 from mmfeat.errors import ConfigError, DataError
 from mmfeat.samples.column_names import find_column
 from mmfeat.samples.dataset import Data, SampleSet, read_samples
-from mmfeat.samples.labels import ORDINAL, REGRESSION, SEPARATOR, classes_in, looks_numeric, number_of, some_counts
+from mmfeat.samples.labels import (
+    ORDINAL,
+    REGRESSION,
+    SEPARATOR,
+    TASKS,
+    classes_in,
+    looks_numeric,
+    number_of,
+    some_counts,
+)
 from mmfeat.samples.tables import Table
 from mmfeat.system.remote import exists
 from mmfeat.system.wording import counted
@@ -61,6 +70,8 @@ class Rare:
 
 def check_rare(how: str, task: str) -> None:
     """Raise `ConfigError` for a way to treat rare classes that there is not, or that does not suit the task."""
+    if task not in TASKS:
+        raise ConfigError(f"--task {task}: use one of {', '.join(TASKS)}")
     if how not in ("", DROP, JOIN):
         raise ConfigError(f"--rare {how}: use {DROP} or {JOIN}")
     if how and task == REGRESSION:
