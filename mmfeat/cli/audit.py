@@ -8,20 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from mmfeat.cli import flags
 from mmfeat.cli.console import SHOWN_LABELS, SHOWN_TEXT, ConsoleProgress, fitted, out, show_table
-from mmfeat.cli.flags import (
-    LATEST_READING,
-    AnyData,
-    CacheFolder,
-    Heads,
-    Labels,
-    Parameters,
-    Seed,
-    interruptible,
-    option,
-    reading,
-    takes,
-)
+from mmfeat.cli.flags import LATEST_READING, AnyData, CacheFolder, Heads, Labels, Parameters, Seed, option, reading
 from mmfeat.errors import CacheMissError, ConfigError
 from mmfeat.system.wording import counted, head_label, interval, shown
 
@@ -217,19 +206,19 @@ PARAMETERS: Parameters = {
 }
 
 
-@takes(PARAMETERS)
-@interruptible("no audit was written")
+@flags.takes(PARAMETERS)
+@flags.interruptible("no audit was written")
 def audit(context: typer.Context, **values: Any) -> None:
     """Find duplicates, leaks, odd files and likely label errors. Nothing is changed.
 
     \b
     mmfeat audit --data tweets --split-dir splits
     """
-    flags = {name: values.pop(name) for name in ("data", "cache", "labels", *LATEST_READING)}
-    data, columns, extracted = _data_and_columns(flags)
+    where = {name: values.pop(name) for name in ("data", "cache", "labels", *LATEST_READING)}
+    data, columns, extracted = _data_and_columns(where)
     from mmfeat.audit.audit import audit_data
 
-    result = audit_data(data, columns=columns, cache=flags["cache"], **values, progress=ConsoleProgress())
+    result = audit_data(data, columns=columns, cache=where["cache"], **values, progress=ConsoleProgress())
     show_audit(result)
     if values["export"] and result.label_errors:
         out.print(f"labels in doubt {values['export']} ({counted(result.label_errors['errors'], 'sample')})")
@@ -242,9 +231,9 @@ def audit(context: typer.Context, **values: Any) -> None:
     out.print(f"next: mmfeat {step}")
 
 
-def _data_and_columns(flags: Mapping[str, Any]) -> tuple[str, dict[str, str], bool]:
+def _data_and_columns(given: Mapping[str, Any]) -> tuple[str, dict[str, str], bool]:
     """Return data, names of its columns, and whether it was extracted; the latest extraction fills in what is None."""
-    data, cache = flags["data"], flags["cache"]
+    data, cache = given["data"], given["cache"]
     from mmfeat.extraction.requests import latest_request
 
     try:
@@ -254,8 +243,8 @@ def _data_and_columns(flags: Mapping[str, Any]) -> tuple[str, dict[str, str], bo
             raise ConfigError(
                 f"nothing was extracted into {cache}, so --data is needed: a folder or a table"
             ) from error
-        return data, reading(flags) or {}, False
+        return data, reading(given) or {}, False
     if data is None:
         out.print(f"using {shown(request.data)}")
-    named = reading(flags, request.columns)
+    named = reading(given, request.columns)
     return data or request.data, request.columns if named is None else named, True

@@ -10,21 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmfeat.cli import flags
 from mmfeat.cli.console import ConsoleProgress, out, show_table
-from mmfeat.cli.flags import (
-    LATEST_READING,
-    REQUEST_PARAMETERS,
-    AnyData,
-    CacheFolder,
-    Labels,
-    Parameters,
-    Seed,
-    find_request,
-    interruptible,
-    names,
-    option,
-    takes,
-)
+from mmfeat.cli.flags import LATEST_READING, AnyData, CacheFolder, find_request, interruptible, names, option, takes
 from mmfeat.cli.help import Helped
 from mmfeat.system.wording import counted, size_of
 
@@ -226,7 +214,7 @@ def info(context: typer.Context, cache: str, **values: Any) -> None:
 
 
 @app.command(cls=Helped)
-@takes({"sample": (SampleFlag, ...), **REQUEST_PARAMETERS})
+@takes({"sample": (SampleFlag, ...), **flags.REQUEST_PARAMETERS})
 @interruptible("nothing was changed")
 def explain(context: typer.Context, **values: Any) -> None:
     """Say why a sample would be a hit or a miss. Names the fields of the spec that differ.
@@ -243,7 +231,7 @@ def explain(context: typer.Context, **values: Any) -> None:
     show_explanations(explained, extraction_of(request, values["cache"], values["device"]))
 
 
-VERIFY_PARAMETERS: Parameters = {
+VERIFY_PARAMETERS: flags.Parameters = {
     "cache": (CacheFolder, "cache"),
     "quarantine": (
         Annotated[bool, typer.Option("--quarantine", help="Move damaged files into CACHE/quarantine.")],
@@ -252,7 +240,7 @@ VERIFY_PARAMETERS: Parameters = {
     "parity": (option("Encode N samples again by the plain library call, and compare.", int, least=0), 0),
     "data": (AnyData, None),
     **LATEST_READING,
-    "seed": (Seed, 0),
+    "seed": (flags.Seed, 0),
 }
 
 
@@ -305,11 +293,11 @@ def gc(
         out.print("nothing was deleted; the same command with --yes deletes what is listed")
 
 
-PACK_PARAMETERS: Parameters = {
+PACK_PARAMETERS: flags.Parameters = {
     "out": (option("The file to write; its suffix is a format.  [default: pack.FORMAT]", str | None), None),
     "format": (option("h5, npy, parquet, lance or faiss.  [default: the suffix of --out, or h5]", str | None), None),
-    "labels": (Labels, None),
-    **REQUEST_PARAMETERS,
+    "labels": (flags.Labels, None),
+    **flags.REQUEST_PARAMETERS,
 }
 
 

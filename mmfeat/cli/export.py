@@ -7,19 +7,9 @@ from typing import Any
 
 import typer
 
+from mmfeat.cli import flags
 from mmfeat.cli.console import ConsoleProgress, out, show_overlooked
-from mmfeat.cli.flags import (
-    AnyRun,
-    Device,
-    Heads,
-    Modalities,
-    Parameters,
-    RunCache,
-    RunData,
-    interruptible,
-    option,
-    takes,
-)
+from mmfeat.cli.flags import AnyRun, Device, Heads, Modalities, Parameters, RunCache, RunData, interruptible, option
 from mmfeat.system.wording import head_label, size_of
 
 PARAMETERS: Parameters = {
@@ -35,7 +25,7 @@ PARAMETERS: Parameters = {
 }
 
 
-@takes(PARAMETERS)
+@flags.takes(PARAMETERS)
 @interruptible("nothing was written")
 def export(context: typer.Context, **values: Any) -> None:
     """Write a run as ONNX, with a model card. The graphs are checked against mmfeat's own predictions.

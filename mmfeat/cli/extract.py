@@ -6,27 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmfeat.cli import flags
 from mmfeat.cli.console import SHOWN_LABELS, WORTH_A_LINE, ConsoleProgress, out, show_table
-from mmfeat.cli.flags import (
-    ENCODER_PARAMETERS,
-    READING_PARAMETERS,
-    CacheFolder,
-    Data,
-    Device,
-    Encoders,
-    EngineFlag,
-    Parameters,
-    RayAddress,
-    RuntimeFlag,
-    Seed,
-    Workers,
-    encoder_options,
-    interruptible,
-    option,
-    reading,
-    requests,
-    takes,
-)
+from mmfeat.cli.flags import ENCODER_PARAMETERS, READING_PARAMETERS, CacheFolder, Data, Device, interruptible, requests
 from mmfeat.system.wording import counted, duration, rate_of, shown, size_of
 
 if TYPE_CHECKING:
@@ -40,20 +22,20 @@ if TYPE_CHECKING:
     from mmfeat.system.wording import Progress
 
 
-PARAMETERS: Parameters = {
+PARAMETERS: flags.Parameters = {
     "data": (Data, None),
-    "test": (option("Data to predict, encoded as well; mmfeat submit writes the file.", str | None), None),
-    "encoders": (Encoders, "clip,bert,resnet50"),
+    "test": (flags.option("Data to predict, encoded as well; mmfeat submit writes the file.", str | None), None),
+    "encoders": (flags.Encoders, "clip,bert,resnet50"),
     "cache": (CacheFolder, "cache"),
     **READING_PARAMETERS,
     "device": (Device, "auto"),
-    "runtime": (RuntimeFlag, "auto"),
+    "runtime": (flags.RuntimeFlag, "auto"),
     **ENCODER_PARAMETERS,
     "retry_failed": (Annotated[bool, typer.Option(help="Try again what could not be read or encoded.")], False),
-    "workers": (Workers, 0),
+    "workers": (flags.Workers, 0),
     "batch_size": (Annotated[int, typer.Option(help="Samples in a forward pass; 0: by the device.", min=0)], 0),
-    "engine": (EngineFlag, "local"),
-    "ray_address": (RayAddress, None),
+    "engine": (flags.EngineFlag, "local"),
+    "ray_address": (flags.RayAddress, None),
     "dry_run": (
         Annotated[bool, typer.Option(help="Say what is missing, how long it takes and how large it is.")],
         False,
@@ -61,7 +43,7 @@ PARAMETERS: Parameters = {
 }
 
 
-@takes(PARAMETERS)
+@flags.takes(PARAMETERS)
 @interruptible("every vector that was computed is kept, the same command goes on from there")
 def extract(context: typer.Context, **given: Any) -> None:
     """Encode texts and photos, once. A rerun continues, or says that there is nothing to do.
@@ -121,8 +103,8 @@ def _asked(values: Mapping[str, Any]) -> dict[str, Any]:
         "data": values["data"],
         "encoders": requests(values["encoders"]),
         "cache": values["cache"],
-        "options": EncoderOptions(**encoder_options(values)),
-        "columns": reading(values),
+        "options": EncoderOptions(**flags.encoder_options(values)),
+        "columns": flags.reading(values),
         "settings": ExtractSettings(*settings),
         "test": values["test"],
     }
@@ -132,7 +114,7 @@ def _asked(values: Mapping[str, Any]) -> dict[str, Any]:
 def demo(
     out_folder: Annotated[str, typer.Option("--out", help="Folder to write.")] = "demo",
     pairs: Annotated[int, typer.Option(help="Number of pairs.", min=60)] = 600,
-    seed: Seed = 7,
+    seed: flags.Seed = 7,
 ) -> None:
     """Write a small generated data set to try. It has drawn pictures, texts, and the ugliness of real data.
 

@@ -9,28 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from mmfeat.cli import flags
 from mmfeat.cli.console import ConsoleProgress, fits, out, show_table, show_verdict
-from mmfeat.cli.flags import (
-    LATEST_PARAMETERS,
-    LATEST_READING,
-    AnyData,
-    AnyEncoders,
-    CacheFolder,
-    Device,
-    EngineFlag,
-    Labels,
-    Mlflow,
-    Parameters,
-    RayAddress,
-    Seed,
-    Trainings,
-    find_request,
-    interruptible,
-    names,
-    option,
-    takes,
-    tell_mlflow,
-)
+from mmfeat.cli.flags import LATEST_PARAMETERS, LATEST_READING, AnyData, AnyEncoders, CacheFolder, Seed, names, option
 from mmfeat.cli.presets import preset_values
 from mmfeat.errors import ConfigError
 from mmfeat.heads.registry import DEFAULTS, SETTING_TYPES, flag, settings_of
@@ -220,7 +201,7 @@ _BASELINES = "all, none, or some of prior, knn, ridge, logistic, svm, kernel, fo
 _CLASS_NAMES = "Texts of the classes for zero-shot: positive='a happy photo',...  [default: the labels]"
 _TEMPLATES = "open_clip's sentences around class names: openai (80), simple (7) or none."
 _SPLIT_DIR = "Reuse the splits of this folder, or write them there for later runs."
-PARAMETERS: Parameters = {
+PARAMETERS: flags.Parameters = {
     "fusion": (option(_FUSIONS), "all"),
     "baselines": (option(_BASELINES), "prior,knn,ridge,logistic,svm,kernel"),
     "modalities": (
@@ -233,7 +214,7 @@ PARAMETERS: Parameters = {
     "cache": (CacheFolder, "cache"),
     "out": (option("Folder of the runs."), "heads"),
     **LATEST_READING,
-    "labels": (Labels, None),
+    "labels": (flags.Labels, None),
     "task": (option("multiclass, multilabel (labels such as a|b), ordinal or regression."), "multiclass"),
     "order": (
         option("Classes of an ordinal task, the lowest first: low,high.  [default: as numbers]", str | None),
@@ -263,18 +244,18 @@ PARAMETERS: Parameters = {
     "templates": (option(_TEMPLATES), "openai"),
     "seed": (Seed, 42),
     "verbose": (option("Show all rows, the ablation, confusion, search and cost.", bool, "--verbose"), False),
-    "mlflow": (Mlflow, None),
-    "engine": (EngineFlag, "local"),
-    "ray_address": (RayAddress, None),
-    "workers": (Trainings, 0),
-    "device": (Device, "auto"),
+    "mlflow": (flags.Mlflow, None),
+    "engine": (flags.EngineFlag, "local"),
+    "ray_address": (flags.RayAddress, None),
+    "workers": (flags.Trainings, 0),
+    "device": (flags.Device, "auto"),
     "dry_run": (option("Say what is trained, how long it takes and how much memory.", bool, "--dry-run"), False),
     **LATEST_PARAMETERS,
 }
 
 
-@takes(PARAMETERS)
-@interruptible("what was finished is kept, the same command goes on from there")
+@flags.takes(PARAMETERS)
+@flags.interruptible("what was finished is kept, the same command goes on from there")
 def heads(context: typer.Context, **given: Any) -> None:
     """Cross-validate heads on the cached vectors and rank them.
 
@@ -283,11 +264,11 @@ def heads(context: typer.Context, **given: Any) -> None:
     """
     values = _with_preset(context)
     if values["dry_run"]:
-        _show_forecast(_asked(context, values, find_request(values), ConsoleProgress()))
+        _show_forecast(_asked(context, values, flags.find_request(values), ConsoleProgress()))
         return
-    sweep = train(context, values, find_request(values), ConsoleProgress())
+    sweep = train(context, values, flags.find_request(values), ConsoleProgress())
     show_sweep(sweep, values["verbose"])
-    tell_mlflow(sweep.run, values["mlflow"])
+    flags.tell_mlflow(sweep.run, values["mlflow"])
     out.print(f"next: mmfeat report --run {shlex.quote(str(sweep.run.folder))}")
 
 
@@ -371,11 +352,11 @@ def _plan(values: Mapping[str, Any]) -> Plan:
     for name, choices in space.items():
         for value in choices if isinstance(choices, tuple) else (choices.low, choices.high):
             settings_of({**single, name: value})  # raises `ConfigError` before anything is trained
-    flags = [flag(name) for name in ("trials", "time_limit") if values[name] is not None]
-    flags += [f"--search {values['search']}"] * (values["search"] in ("random", "optuna"))
-    if flags and not space:
+    asked = [flag(name) for name in ("trials", "time_limit") if values[name] is not None]
+    asked += [f"--search {values['search']}"] * (values["search"] in ("random", "optuna"))
+    if asked and not space:
         raise ConfigError(
-            f"{flags[0]}: nothing to search; give a setting several values, as in --learning-rate 1e-4,1e-3"
+            f"{asked[0]}: nothing to search; give a setting several values, as in --learning-rate 1e-4,1e-3"
         )
     from mmfeat.heads.registry import Plan
 

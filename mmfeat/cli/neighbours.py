@@ -6,18 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmfeat.cli import flags
 from mmfeat.cli.console import SHOWN_TEXT, ConsoleProgress, fitted, out, show_table
-from mmfeat.cli.flags import (
-    LATEST_READING,
-    AnyData,
-    CacheFolder,
-    Device,
-    Parameters,
-    interruptible,
-    option,
-    reading,
-    takes,
-)
+from mmfeat.cli.flags import LATEST_READING, AnyData, CacheFolder, Device, Parameters, interruptible, option, reading
 from mmfeat.system.wording import size_of
 
 if TYPE_CHECKING:
@@ -41,7 +32,7 @@ PARAMETERS: Parameters = {
 }
 
 
-@takes(PARAMETERS)
+@flags.takes(PARAMETERS)
 @interruptible("nothing was written")
 def neighbours(context: typer.Context, **values: Any) -> None:
     """Find the samples nearest to a sample, a text or a photo. The vectors are those of the latest extraction.

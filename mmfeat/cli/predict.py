@@ -10,25 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmfeat.cli import flags
 from mmfeat.cli.console import ConsoleProgress, err, fits, out, show_overlooked, show_table
-from mmfeat.cli.flags import (
-    LATEST_READING,
-    AnyRun,
-    Device,
-    Head,
-    Heads,
-    Modalities,
-    Parameters,
-    RunCache,
-    RuntimeFlag,
-    Workers,
-    interruptible,
-    names,
-    option,
-    reading,
-    requests,
-    takes,
-)
+from mmfeat.cli.flags import LATEST_READING, AnyRun, Device, Parameters, interruptible, names, option, requests, takes
 from mmfeat.system.wording import SCORE_NAMES, counted, head_label, interval, shown
 
 if TYPE_CHECKING:
@@ -115,19 +99,19 @@ _FILES = "Photos, each with its .txt beside it; .txt files; a folder of them; or
 # The parameters of both commands: the run that predicts, and the form of the file.
 _PARAMETERS: Parameters = {
     "run": (AnyRun, None),
-    "heads": (Heads, "heads"),
-    "head": (Head, None),
-    "modalities": (Modalities, None),
+    "heads": (flags.Heads, "heads"),
+    "head": (flags.Head, None),
+    "modalities": (flags.Modalities, None),
     "encoders": (option("Where the weights of the run are now, if they moved: bert:FOLDER,...", str | None), None),
-    "cache": (RunCache, None),
+    "cache": (flags.RunCache, None),
     **LATEST_READING,
     "columns": (option(_COLUMNS, str | None), None),
     "header": (option("Write a first line with the names of the columns.", bool, "--header/--no-header"), True),
     "format": (option(_FORMAT, str | None), None),
     "proba": (_PROBA, False),
     "device": (Device, "auto"),
-    "runtime": (RuntimeFlag, "auto"),
-    "workers": (Workers, 0),
+    "runtime": (flags.RuntimeFlag, "auto"),
+    "workers": (flags.Workers, 0),
 }
 SUBMIT_PARAMETERS: Parameters = {
     "run": (AnyRun, None),
@@ -218,7 +202,7 @@ def split_columns(values: Mapping[str, Any]) -> tuple[dict[str, str] | None, dic
     """
     given = names(values["columns"] or "")
     table, written = [name for name in given if "=" in name], [name for name in given if "=" not in name]
-    return reading({**values, "columns": ",".join(table)}), {"names": tuple(written)} if written else {}
+    return flags.reading({**values, "columns": ",".join(table)}), {"names": tuple(written)} if written else {}
 
 
 def _target(values: dict[str, Any], written: dict[str, Any]) -> tuple[Path | None, OutputFormat]:
