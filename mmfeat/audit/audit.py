@@ -214,7 +214,7 @@ def _notes(findings: Findings) -> list[str]:
         counts = {
             "ids that the data do not have": findings.splits.unknown,
             "labelled samples of the data are on no line": findings.splits.unsplit,
-            "ids stand on several lines": findings.splits.doubled,
+            "ids are on several lines": findings.splits.doubled,
         }
         notes += [f"splits in {findings.splits.folder}: {count:,} {what}" for what, count in counts.items() if count]
     if findings.samples.unused_columns:

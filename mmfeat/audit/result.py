@@ -78,7 +78,7 @@ class Audit(Shown):
         rows = [(name, counts["groups"], counts["samples"]) for name, counts in self.duplicates.items()]
         conflicts = [self.conflicts[name]["groups"] for name, *_ in rows]
         found = [(*row, conflict) for row, conflict in zip(rows, conflicts, strict=True)]
-        return [("duplicates", "groups", "samples", "with unlike labels"), *found]
+        return [("duplicates", "groups", "samples", "with different labels"), *found]
 
     @property
     def file(self) -> Path:

@@ -106,7 +106,7 @@ def show_comparison(comparison: Comparison) -> None:
         for name, test in zip(names, comparison.tests, strict=True):
             if test and test.otherwise:
                 out.print(f"against the labels of {other}: {name} is {gain(test.otherwise)} over [1]")
-        out.print("corrections flatter the head that proposed them")
+        out.print("scores are too high where corrections follow the proposals of the head that is scored")
     if any(comparison.tests):
         out.print("95 % bootstrap intervals; paired bootstrap on the samples that both have out of fold")
         if not comparison.preselected:

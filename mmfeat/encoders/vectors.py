@@ -71,7 +71,7 @@ def read_vectors(path: Path) -> tuple[dict[str, int], np.ndarray]:
     rows: dict[str, int] = {}
     for row in np.flatnonzero(fine).tolist():
         if rows.setdefault(ids[row], row) != row:
-            raise EncoderError(f"{path}: the id {ids[row]} is there twice; keep one vector for each sample")
+            raise EncoderError(f"{path}: the id {ids[row]} occurs twice; keep one vector for each sample")
     return rows, vectors
 
 

@@ -114,5 +114,5 @@ def parse_unfreeze(text: str) -> tuple[tuple[str, int], ...]:
         raise ConfigError(f"--unfreeze {text}: write NAME:LAYERS, as in text:1,image:2 or text:all, or all, or none")
     pairs = [(match[1], ALL if match[2] == "all" else int(match[2])) for match in matches if match]
     if len({name for name, _ in pairs}) < len(pairs):
-        raise ConfigError(f"--unfreeze {text}: a name stands there twice")
+        raise ConfigError(f"--unfreeze {text}: a name occurs twice")
     return tuple(pairs)

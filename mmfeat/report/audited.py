@@ -94,7 +94,7 @@ def percent(score: Estimate) -> str:
 
 
 def duplicates_section(subject: Subject) -> Section | None:
-    """The section on near duplicates, which the folds of the run keep together, those with unlike labels first."""
+    """The section on near duplicates, which the folds of the run keep together, those with different labels first."""
     predictions = subject.predictions()
     twins = twins_of(predictions)
     if not twins.any():
@@ -119,7 +119,7 @@ def duplicates_section(subject: Subject) -> Section | None:
         )
         for row in shown
     ]
-    links = [(in_gallery(status="unlike"), "all with unlike labels")] if unlike else []
+    links = [(in_gallery(status="unlike"), "all with different labels")] if unlike else []
     links.append((in_gallery(status="twins"), "all near duplicates, to copy or download"))
     return Section("duplicates", "Duplicates", words, cards=cards, links=links)
 
@@ -130,7 +130,9 @@ def audit_section(subject: Subject, folder: Path) -> Section:
     try:
         audit = read_audit(folder)
     except DataError:
-        words = "mmfeat audit looks for duplicates, unlike labels, leaks and odd files; what it finds then stands here."
+        words = (
+            "mmfeat audit looks for duplicates, conflicting labels, leaks and odd files; then this section shows them."
+        )
         return Section("audit", title, [words], folded=True)
     if audit.data_hash != subject.run.config.data_hash:
         words = f"{folder} is about other labels, texts or photos than this run; run mmfeat audit again."

@@ -188,7 +188,7 @@ class UniqueIds:
         if self._only is not None and hash_of(id) not in self._only:
             return
         if (first := self._lines.setdefault(id, line)) != line:
-            raise DataError(f"{line}: the id {id!r} stands already at {first}; remove or rename one of them")
+            raise DataError(f"{line}: the id {id!r} is already at {first}; remove or rename one of them")
 
 
 def checked_id(value: str | None, line: str, ids: UniqueIds | None, is_file: bool = False) -> str:

@@ -180,7 +180,7 @@ def train_heads(
     command: str = "",
 ) -> Sweep:
     """Train and rank heads on cached vectors; no finished step is repeated. Raises `CacheMissError` where they lack."""
-    given = dict(locals())
+    given = {**locals(), "data": name_of(data)}  # a frame has a name, by which the run records it
     splits = protocol.split_dir if protocol else None
     maker = Maker(command or written_call(train_heads, given), split_dir=splits)
     work = prepare_sweep(given)

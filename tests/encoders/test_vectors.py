@@ -137,7 +137,7 @@ def bad_flat(path: Path) -> None:
 
 
 BROKEN: dict[Callable[[Path], None], str] = {
-    bad_twice: "the id a is there twice",
+    bad_twice: "the id a occurs twice",
     bad_nan: "4 vectors hold NaN or infinity, the first is that of 007",
     bad_count: r"3 ids for an array \(4, 5\)",
     bad_pickle: "no vectors can be read .*Python objects",

@@ -124,7 +124,7 @@ def test_ids_that_come_twice_are_found_however_far_apart(tmp_path: Path, suffix:
     path = tmp_path / f"t.{suffix}"
     path.write_text("\n".join((["id,text"] if suffix == "csv" else []) + lines))
     first = 19 if suffix == "csv" else 18
-    wanted = f"{path}:{first + 4983}: the id 's17' stands already at {path}:{first}; remove or rename one of them"
+    wanted = f"{path}:{first + 4983}: the id 's17' is already at {path}:{first}; remove or rename one of them"
     for read in (lambda: SampleSource(path).overview(), lambda: read_samples(path)):
         with pytest.raises(DataError) as error:
             read()

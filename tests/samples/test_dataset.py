@@ -73,8 +73,8 @@ def test_header_is_optional(tmp_path: Path, header: str) -> None:
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
-        ("1,up\n1,down\n", None, r"train.txt:2: the id '1' stands already at .*train.txt:1; remove"),
-        ("1,up\n2,down\n", "2,null\n", r"test_without_label.txt:1: the id '2' stands already at .*train.txt:2"),
+        ("1,up\n1,down\n", None, r"train.txt:2: the id '1' is already at .*train.txt:1; remove"),
+        ("1,up\n2,down\n", "2,null\n", r"test_without_label.txt:1: the id '2' is already at .*train.txt:2"),
         ("../1,up\n", None, r"train.txt:1: the id '../1' looks like a path; use a plain id"),
         ("a\\b,up\n", None, r"train.txt:1: .* looks like a path"),
         ("..,up\n", None, r"train.txt:1: .* looks like a path"),
