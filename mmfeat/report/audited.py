@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from mmfeat.audit.label_errors import Noise, estimate_noise, find_label_errors
+from mmfeat.audit.label_errors import estimate_noise, find_label_errors
 from mmfeat.audit.opinions import floor_of
 from mmfeat.audit.result import Audit, read_audit
 from mmfeat.errors import DataError
 from mmfeat.report.card import make_card
-from mmfeat.report.section import MOST_CLASSES, Section, Table, in_gallery, interval, title_of
+from mmfeat.report.section import Section, Table, in_gallery, interval, title_of
 from mmfeat.report.subject import Subject
 from mmfeat.runs.out_of_fold import OutOfFold
 from mmfeat.samples.labels import cells_of
-from mmfeat.system.wording import Estimate, counted, shown
+from mmfeat.system.wording import counted, shown
 
 SHOWN = 30  # rows of the table of odd files
 CARDS = 8  # samples shown of labels in doubt, and of near duplicates
@@ -51,8 +50,9 @@ def labels_section(subject: Subject) -> Section | None:
     ]
     noise = estimate_noise(labels, predictions.probabilities, floor=floor_of(subject.run, subject.entry))
     if noise.claimed:
+        share, low, high = (f"{end or 0:.0%}" for end in (noise.wrong.value, noise.wrong.low, noise.wrong.high))
         words.append(
-            f"We estimate that {percent(noise.wrong)} of the labels are wrong; then even a classifier that is always "
+            f"We estimate that {share} [{low}, {high}] of the labels are wrong; then even a classifier that is always "
             f"right would score macro-F1 {interval(noise.macro_f1)} against them. This assumes that confident "
             "predictions are right; a weak model makes it too low."
         )
@@ -67,30 +67,8 @@ def labels_section(subject: Subject) -> Section | None:
         )
         for row in rows[:CARDS].tolist()
     ]
-    tables = [_noise(classes, noise)] if noise.claimed else []
     links = [(in_gallery(status="doubted"), f"all {len(rows):,} in the gallery, to copy or download")] if cards else []
-    return Section("labels", "Labels in doubt", words, tables=tables, cards=cards, links=links)
-
-
-def _noise(classes: Sequence[str], noise: Noise) -> Table:
-    if len(classes) > MOST_CLASSES:
-        short = [[name, percent(score)] for name, score in zip(classes, noise.by_class, strict=True)]
-        return Table("label-noise", "Labels estimated to be wrong", ["label", "wrong"], short, folded=True)
-    shares = np.maximum(noise.joint, 0) / np.maximum(noise.joint.sum(1, keepdims=True), 1e-12)
-    rows = [
-        [name, *(f"{share:.0%}" for share in line), percent(score)]
-        for name, line, score in zip(classes, shares, noise.by_class, strict=True)
-    ]
-    header, shades = (
-        ["label", *(f"truly {name}" for name in classes), "wrong"],
-        [[0.0, *s, 0.0] for s in shares.tolist()],
-    )
-    return Table("label-noise", "Estimated true classes of each label", header, rows, shades, folded=True)
-
-
-def percent(score: Estimate) -> str:
-    """A share as `4% [3%, 6%]`; "" for a share that is not defined."""
-    return "" if score.value is None else f"{score.value:.0%} [{score.low:.0%}, {score.high:.0%}]"
+    return Section("labels", "Labels in doubt", words, cards=cards, links=links)
 
 
 def duplicates_section(subject: Subject) -> Section | None:

@@ -1,4 +1,4 @@
-"""Reliability: calibration of probabilities, and accuracy when doubtful samples are left out."""
+"""Reliability: whether probabilities can be believed, and accuracy when doubtful samples are left out."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 
-COMPARED = 8  # entries in the table of calibration
 FEW = 20  # answers; a smaller group of a confidence says little
 OFF_BY_CHANCE = 0.1  # share of groups whose 95 % interval may miss the confidence before the diagram counts as off
 SHARES = (1.0, 0.9, 0.75, 0.5, 0.25)
 
 
 def reliability_section(subject: Subject) -> Section:
-    """The section with the reliability diagram, accuracy of the surest samples, and calibration of the best entries."""
+    """The section with the reliability diagram, and the accuracy of the surest samples."""
     predictions = subject.predictions()
     entry, config = subject.entry, subject.run.config
     chose = "other folds" if len(config.folds) > 1 else "validation rows"
@@ -34,8 +33,7 @@ def reliability_section(subject: Subject) -> Section:
         "alone keeps it above 0. Temperature, shift of each class and allowance for wrong labels "
         f"({entry.decision.floor:.1%}) come from {chose}.",
     ]
-    tables = [_by_share(*surest(predictions)), _compared(subject)]
-    return Section("reliability", "Confidence", words, [diagram(predictions)], tables)
+    return Section("reliability", "Confidence", words, [diagram(predictions)], [_by_share(*surest(predictions))])
 
 
 def judge(confidence: np.ndarray, right: np.ndarray) -> str:
@@ -124,18 +122,3 @@ def _by_share(confidence: np.ndarray, right: np.ndarray) -> Table:
         rows.append([f"{part:.0%}", f"{len(kept):,}", least, share(right[kept].mean(), len(kept))])
     header = ["surest", "samples", "confidence at least", "accuracy"]
     return Table("coverage", "Accuracy if only the surest answers are taken", header, rows)
-
-
-def _compared(subject: Subject) -> Table:
-    rows = [
-        [
-            title_of(entry),
-            interval(entry.calibration_error),
-            interval(entry.log_loss),
-            number(entry.decision.temperature, 2),
-            number(entry.decision.strength, 2),
-        ]
-        for entry in subject.run.leaderboard[:COMPARED]
-    ]
-    header = ["entry", "calibration error", "log-loss", "temperature", "logit adjustment"]
-    return Table("calibration", "Calibration of the best entries", header, rows, folded=True)

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 PLOTTED = 16  # entries in the plot of the leaderboard
 PAIRED = 10  # entries in the table of paired tests
 NARROW = 5  # classes of a matrix that fits half the page
-SHOWN_SCORES = ("kappa", "macro_f1", "accuracy", "auroc", "log_loss", "r2", "mae", "rmse", "spearman")
 CONFUSED = 60  # pairs of classes in a list of confusions
 
 
@@ -92,7 +91,7 @@ def _ties(entries: Sequence[Entry]) -> frozenset[int]:
 
 
 def _leaderboard(entries: Sequence[Entry]) -> Table:
-    first, *others = [name for name in entries[0].score_names if name in SHOWN_SCORES]
+    first, *others = entries[0].score_names
     header = ["", "head", "on", SCORE_NAMES[first], "± seeds", "behind the first", "p-value"]
     header += [SCORE_NAMES[name] for name in others]
     rows = []
