@@ -67,7 +67,7 @@ def read_arrow(path: str, columns: Collection[str]) -> Rows:
                 batches = ipc.open_stream(binary, options=ipc.IpcReadOptions(use_threads=False))
                 names = batches.schema.names
             yield from enumerate(_batch_rows(batches, _used(names, columns)), 1)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         message = str(error).splitlines()[0]
         raise DataError(f"{path}: not a file of Arrow or Feather ({message}); write it again") from error
 
@@ -79,6 +79,7 @@ def _used(names: list[str], columns: Collection[str]) -> list[str]:
 
 def _batch_rows(batches: Iterable[Any], names: list[str]) -> Iterator[dict[str, object]]:
     for batch in batches:
+        batch.validate(full=True)  # wrong offsets would read elsewhere in memory
         for start in range(0, batch.num_rows, BATCH):
             part = batch.slice(start, BATCH)
             cells = [part.column(name).to_pylist() for name in names]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -15,6 +17,7 @@ from typing import Any, BinaryIO, cast
 
 from mmfeat.errors import DataError
 from mmfeat.system.remote import (
+    BROKEN,
     COMPRESSIONS,
     SLOW,
     Part,
@@ -22,6 +25,7 @@ from mmfeat.system.remote import (
     files_of,
     is_remote,
     open_file,
+    split_url,
     unpack_into,
 )
 
@@ -83,10 +87,24 @@ def table_name(data: str) -> str:
 
 @contextmanager
 def open_table(path: str, seekable: bool = False) -> Iterator[BinaryIO]:
-    """Open a table for reading the bytes that were compressed, or those of the file.
+    """Open a table for reading the bytes that were compressed, or those of the file; a broken one raises `DataError`.
 
     With `seekable`, and where unpacking takes as long as reading, what was compressed lies in a temporary file.
     """
+    try:
+        with _opened(path, seekable) as file:
+            yield file
+    except (*BROKEN, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EIO):
+            raise
+        if isinstance(error, zipfile.BadZipFile) and split_url(path) is None:  # an Excel file, whose reader says more
+            raise
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+        raise DataError(f"{path}: broken or cut short ({reason}); write it again") from error
+
+
+@contextmanager
+def _opened(path: str, seekable: bool) -> Iterator[BinaryIO]:
     with open_file(path) as raw:
         first = raw.read(LOOKED_AT)
     if foreign := next((what for what, mark in FOREIGN.items() if re.match(mark, first, re.IGNORECASE)), ""):

@@ -6,7 +6,6 @@ import codecs
 import io
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
@@ -20,7 +19,7 @@ from mmfeat.samples.encodings import Decoder, decode_text, marked_encoding
 from mmfeat.samples.json_rows import read_json
 from mmfeat.samples.labels import label_of
 from mmfeat.samples.table_files import BINARY, DELIMITED, JSON, SUFFIXES, open_table, table_files, table_suffix
-from mmfeat.system.remote import BROKEN, PIECE
+from mmfeat.system.remote import PIECE
 
 _SEPARATOR = re.compile(r'"?sep=(.)"?\s*$')  # Excel's line before the header
 PEEKED = 1000  # rows that show the columns of a table whose rows may lack some
@@ -67,17 +66,16 @@ class Table:
         self.dialects  # noqa: B018  found before a pass, since to find them is to read lines
         self.decoder.counts.clear()
         for file in self.files:
-            with _broken_files(file):
-                for number, (line, row) in enumerate(self._read(file, columns)):
-                    if number == 0 and file != self.files[0] and table_suffix(file) not in JSON:
-                        self._check_shard(file, row, columns)
-                    for name in columns:
-                        if name != plain and isinstance(value := row.get(name), (dict, list)):
-                            row[name] = self._of_list(f"{file}:{line}: column {name}", value, name == label)
-                    # Most of the cells, which may be millions, are plain text and stay as they are.
-                    kept = {plain: row.pop(plain)} if plain in row else {}
-                    cells = {n: v if v.__class__ is str and v.isascii() and v else _cell(v) for n, v in row.items()}
-                    yield f"{file}:{line}", cells | kept
+            for number, (line, row) in enumerate(self._read(file, columns)):
+                if number == 0 and file != self.files[0] and table_suffix(file) not in JSON:
+                    self._check_shard(file, row, columns)
+                for name in columns:
+                    if name != plain and isinstance(value := row.get(name), (dict, list)):
+                        row[name] = self._of_list(f"{file}:{line}: column {name}", value, name == label)
+                # Most of the cells, which may be millions, are plain text and stay as they are.
+                kept = {plain: row.pop(plain)} if plain in row else {}
+                cells = {n: v if v.__class__ is str and v.isascii() and v else _cell(v) for n, v in row.items()}
+                yield f"{file}:{line}", cells | kept
 
     def _read(self, path: str, columns: Collection[str]) -> Rows:
         suffix = table_suffix(path)
@@ -116,7 +114,7 @@ class Table:
     def _scan(self, file: str) -> bool:
         """Whether there are quotes in a file of text; the decoder learns of the lines that are not UTF-8."""
         quotes = False
-        with _broken_files(file), open_table(file) as binary:
+        with open_table(file) as binary:
             for piece in _cut_pieces(binary, table_suffix(file)):
                 quotes = quotes or b'"' in piece
                 if _all_utf8(piece) is None and not marked_encoding(piece):
@@ -175,17 +173,6 @@ def _wide_pieces(pieces: Iterator[bytes], encoding: str, file: str) -> Iterator[
         yield rest + decode(b"", final=True)
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not {encoding} ({error.reason}); say --encoding NAME, or save it as UTF-8") from error
-
-
-@contextmanager
-def _broken_files(file: str) -> Iterator[None]:
-    """Turn the errors of broken compressed files into `DataError`."""
-    try:
-        yield
-    except (*BROKEN, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise DataError(f"{file}: broken or cut short ({error or type(error).__name__}); write it again") from error
 
 
 def _all_utf8(data: bytes) -> str | None:

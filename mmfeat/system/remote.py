@@ -49,7 +49,8 @@ _MEMBER = re.compile(
 )
 PIECE = 1 << 20  # bytes that are unpacked at a time
 MARK_BYTES = 10  # first bytes that show a compression
-BROKEN = (EOFError, zlib.error, lzma.LZMAError)  # what reading a compressed file that is cut short raises, and OSError
+# What reading a broken compressed file raises, beside OSError.
+BROKEN = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 # A member that is larger than this and packed tighter than this is a bomb; photos and tables are packed less.
 LARGEST, TIGHTEST = 1 << 28, 200
 
@@ -188,7 +189,7 @@ class Archive:
             for file in (self._zip, self._tar):
                 if file is not None:
                     file.close()
-            if isinstance(error, (*BROKEN, zipfile.BadZipFile, tarfile.TarError, UnicodeDecodeError)):
+            if isinstance(error, (*BROKEN, tarfile.TarError, UnicodeDecodeError)):
                 raise DataError(f"{path}: broken or cut short ({error}); write or download it again") from error
             raise
 
@@ -240,7 +241,7 @@ class Archive:
             return io.BufferedReader(Part(self._tar, *member))
         try:
             return self._zip.open(member)  # type: ignore[return-value]
-        except (zipfile.BadZipFile, NotImplementedError) as error:
+        except (zipfile.BadZipFile, NotImplementedError, OSError) as error:  # also a place before the file's start
             raise OSError(5, str(error), member_url(self.path, name)) from error
 
     def read(self, name: str) -> bytes:

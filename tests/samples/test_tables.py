@@ -2,6 +2,7 @@ import bz2
 import gzip
 import json
 import lzma
+import zipfile
 from pathlib import Path
 
 import openpyxl
@@ -251,6 +252,17 @@ def test_a_table_that_unpacks_to_much_more_is_refused(tmp_path: Path, monkeypatc
     monkeypatch.setattr("mmfeat.system.remote.LARGEST", 1 << 20)
     with pytest.raises(DataError, match=r"t.csv.bz2: [\d,]+ bytes unpack to [\d,]+ and more; nothing of it is read"):
         read_samples(tmp_path / "t.csv.bz2")
+
+
+def test_a_flipped_byte_in_an_archive_or_an_arrow_file_is_one_line(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "t.zip", "w") as archive:
+        archive.writestr("t.csv", "id,text,label\n1,marked,a\n")
+    table = pa.table({"id": ["1"], "text": ["marked"]})
+    pa.feather.write_feather(table, str(tmp_path / "t.arrow"), "uncompressed")
+    for name, message in (("t.zip", r"t.csv: broken or cut short \(Bad CRC-32"), ("t.arrow", "not a file of Arrow")):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes().replace(b"marked", b"mark\xff\xfe"))
+        with pytest.raises(DataError, match=message):
+            read_samples(tmp_path / name)
 
 
 @pytest.mark.parametrize("compression", [".gz", ".bz2", ".xz", ".zst"])
