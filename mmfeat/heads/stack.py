@@ -33,7 +33,8 @@ from mmfeat.heads.training import (
 from mmfeat.samples.labels import Targets
 from mmfeat.system.wording import Advance, ignore
 
-PREDICTED_VALUES = 2**24  # most input values in a forward pass without gradients
+PREDICTED_VALUES = 2**24  # most values of a layer in a forward pass without gradients
+WIDEST = 1024  # width of a layer behind narrower inputs
 FEWEST_STEPS = 16  # fewest steps of an epoch: small data are passed several times
 TOKEN_ROWS = 64  # most samples in a forward pass without gradients where heads read tokens
 FusionType = Callable[[int, Shape, int], Fusion]  # (heads, shape, classes) -> a stack of heads
@@ -137,7 +138,7 @@ def predict_module(module: Fusion, data: HeadData, rows: Sequence[np.ndarray]) -
     order = data.by_length(padded.to(data.device))
     padded = padded.to(data.device).gather(1, order)
     most = PREDICTED_VALUES if data.device == "cpu" else 16 * PREDICTED_VALUES
-    size = max(1, most // (len(rows) * max(data.width, 1)))
+    size = max(1, most // (len(rows) * max(data.width, WIDEST)))
     size = min(size, TOKEN_ROWS) if data.attend else size
     module.eval()
     pieces = []
