@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any, Protocol
 
@@ -110,6 +110,16 @@ class Basis:
             return
         for part in _parts(len(self.rows), self.matrix.width):
             yield part, self.scaler.scaled(self.matrix.rows(self.rows[part])) - self.centre
+
+    def split(self, held_out: np.ndarray) -> tuple[Basis, Basis]:
+        """The other rows, and those at the ascending row numbers `held_out`, in the coordinates of all rows."""
+        mask = np.isin(self.rows, held_out)
+        others, part = (
+            replace(self, rows=self.rows[kept], weights=self.weights[kept], held=None if held is None else held[kept])
+            for held in [self.held]
+            for kept in (~mask, mask)
+        )
+        return others, part
 
     def directions(self, coordinates: np.ndarray) -> np.ndarray:
         """(r, K) coordinates -> the matrix by which a chunk is multiplied to get its (n, K) scores."""

@@ -9,20 +9,19 @@ Few columns say something each: those of a narrow encoder are standardised and f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from mmfeat.baselines.basis import Matrix, Scaler, make_basis, scaler_of
-from mmfeat.baselines.linear import LinearHead, linear_path
-from mmfeat.samples.labels import Targets
+from mmfeat.baselines.basis import Matrix, Scaler, scaler_of
+from mmfeat.baselines.linear import LinearHead
 
-LANDMARKS = 800
+LANDMARKS = 1600
 COMPONENTS = 400
-STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # C of logistic regression, strong to weak
+STRENGTHS = (0.03, 0.1, 0.3, 1.0, 1.7, 3.0, 5.5, 10.0, 30.0)  # C of logistic regression, strong to weak
 NARROW = 32  # columns of the narrowest encoder whose vectors are compared as a whole
 SHORTEST = 1e-6  # a vector that is shorter counts as missing
 LEAST = 1e-6  # share of the largest eigenvalue below which a component is rounding errors
@@ -126,6 +125,8 @@ def make_kernel(
     An encoder of less than NARROW columns stands beside the wider ones, with a mean square length of 1 as the kernel
     has. Where all are narrow, they are compared.
     """
+    from scipy.linalg import eigh
+
     vectors = matrix.rows(np.sort(rows))
     narrow = [number for number, width in enumerate(widths) if width < NARROW]
     beside = narrow if len(narrow) < len(widths) else []
@@ -142,32 +143,27 @@ def make_kernel(
     kernel = Kernel(matrix, tuple(widths), scaler, centre.astype(np.float32), empty, beside=tuple(beside))
     known = kernel.prepared(matrix.rows(landmarks)).astype(np.float16)
     kernel = replace(kernel, landmarks=known)
-    values, vectors = np.linalg.eigh(kernel.kernels(known.astype(np.float32)).astype(np.float64))
-    kept = np.flatnonzero(values > LEAST * values.max(initial=LEAST))[::-1][:COMPONENTS]
+    values, vectors = eigh(
+        kernel.kernels(known.astype(np.float32)),
+        driver="evr",
+        subset_by_index=[max(0, len(known) - COMPONENTS), len(known) - 1],
+        overwrite_a=True,
+        check_finite=False,
+    )
+    kept = np.flatnonzero(values > LEAST * values.max(initial=LEAST))[::-1]
     return replace(kernel, components=(vectors[:, kept] / np.sqrt(values[kept])).astype(np.float32))
 
 
-def kernel_path(
-    kernel: Kernel,
-    rows: np.ndarray,
-    targets: Targets,
-    class_weights: np.ndarray,
-    strengths: Sequence[float],
-) -> Iterator[KernelHead]:
-    """Yield one head for each of the `strengths`, which go from strong to weak regularisation: of logistic regression,
-    or for numbers of ridge, whose alpha is 1 / strength."""
+def kernel_head(kernel: Kernel, linear: LinearHead, strength: float) -> KernelHead:
+    """The head of a linear model of the kernel's components."""
     assert kernel.components is not None, "a kernel to train on has components"
-    basis = make_basis(kernel, targets, rows, class_weights, standardised=False)
     plain = replace(kernel, matrix=_Nothing(), components=None)
     size, rank = plain.width, kernel.components.shape[1]
     unscaled = Scaler(np.zeros(size, np.float32), np.ones(size, np.float32))
-    kind, given = ("ridge", [1 / strength for strength in strengths]) if targets.numeric else ("logistic", strengths)
-    for strength, head in zip(strengths, linear_path(kind, basis, targets, class_weights, given), strict=True):
-        intercepts = head.intercepts - head.scaler.mean.astype(np.float64) @ head.coefficients
-        weights = np.concatenate([kernel.components @ head.coefficients[:rank], head.coefficients[rank:]])
-        yield KernelHead(
-            plain, replace(head, strength=strength, scaler=unscaled, coefficients=weights, intercepts=intercepts)
-        )
+    intercepts = linear.intercepts - linear.scaler.mean.astype(np.float64) @ linear.coefficients
+    weights = np.concatenate([kernel.components @ linear.coefficients[:rank], linear.coefficients[rank:]])
+    head = replace(linear, strength=strength, scaler=unscaled, coefficients=weights, intercepts=intercepts)
+    return KernelHead(plain, head)
 
 
 def _by_encoder(function: Any, vectors: np.ndarray, widths: Sequence[int]) -> np.ndarray:

@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 
 from mmfeat.baselines.basis import ABSENT, Basis, Matrix, Scaler
+from mmfeat.evaluation.resampling import joined_groups
 from mmfeat.samples.labels import Targets
 
 Loss = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 WEAK = (3e1, 1e1, 1e0)  # further strengths of ridge for numbers, of which a few columns may tell all
 TOLERANCE = 1e-4  # largest gradient at the end; as the curvature is about 1, the error of logits is about as small
+COMPARED = 1e-3  # the same for models that are only compared with others
 ITERATIONS = 300
 PAIRS = 20  # pairs of step and gradient change that L-BFGS remembers
 
@@ -144,7 +146,11 @@ class LinearHead:
 
     def scaled_logits(self, scaled: np.ndarray) -> np.ndarray:
         """(n, C) float64 logits of (n, D) standardised vectors, as `logits` returns them."""
-        logits = self.columns.logits(self.scores(scaled))
+        return self.of_scores(self.scores(scaled))
+
+    def of_scores(self, scores: np.ndarray) -> np.ndarray:
+        """(n, C) float64 logits of (n, K) scores."""
+        logits = self.columns.logits(scores)
         if self.kind == "logistic" and not self.columns.multilabel:
             logits -= np.logaddexp.reduce(logits, axis=1, keepdims=True)
         return logits
@@ -177,8 +183,61 @@ def linear_path(
 
     `targets` holds all samples, `basis.rows` the rows that train.
     """
-    if strengths is None:
-        strengths = OBJECTIVES[kind].strengths + (WEAK if targets.numeric else ())
+    for head, _, _ in _solved(kind, basis, targets, class_weights, strengths, tolerance):
+        yield head
+
+
+def held_out_path(
+    kind: str, basis: Basis, held_out: np.ndarray, targets: Targets, class_weights: np.ndarray,
+    strengths: Sequence[float] | None = None,
+) -> Iterator[tuple[LinearHead, np.ndarray]]:  # fmt: skip
+    """Yield for each of the strengths a head of the other rows of the basis, and its logits (m, C) of the rows at the
+    ascending row numbers `held_out`."""
+    others, part = basis.split(held_out)
+    for head, coordinates, intercepts in _solved(kind, others, targets, class_weights, strengths, COMPARED):
+        directions = part.directions(coordinates)
+        scores = np.concatenate([(chunk @ directions).astype(np.float64) for _, chunk in part.chunks()])
+        yield head, head.of_scores(scores + intercepts)
+
+
+def ridge_left_out(
+    basis: Basis, targets: Targets, groups: np.ndarray, strengths: Sequence[float] | None = None
+) -> Iterator[tuple[float, np.ndarray]]:
+    """Yield each strength of ridge regression with the logits (n, C) of each of the n rows of the basis, which is held,
+    by a regression on the rows of the other `groups` (n,).
+
+    In closed form: the error of a group that is left out is (I - H)^-1 times its error if it trains, too, where H is
+    the group's block of the matrix that makes predictions of labels (Allen, 1974, for single rows).
+    """
+    assert basis.held is not None, "rows in memory"
+    trained, weights, total = targets.take(basis.rows), basis.weights[:, None], basis.weights.sum()
+    columns = Columns.of(trained)
+    wanted = columns.wanted(trained)
+    means = (weights * wanted).sum(axis=0) / total
+    moment = basis.coordinates(basis.held.T @ (weights * (wanted - means)).astype(np.float32))
+    joined, of = joined_groups(groups, len(groups))
+    members = np.split(joined[np.argsort(of, kind="stable")], np.cumsum(np.bincount(of))[:-1])
+    for strength in _strengths("ridge", targets) if strengths is None else strengths:
+        shrunk = 1 / (total * basis.values + strength)
+        leverage = weights * (1 / total + (basis.held**2 @ shrunk.astype(np.float32))[:, None])
+        error = wanted - means - basis.held @ (shrunk[:, None] * moment)
+        left = error / (1 - leverage)
+        for rows in members if len(joined) else []:
+            block = (1 / total + (basis.held[rows] * shrunk) @ basis.held[rows].T) * weights[rows].T
+            left[rows] = np.linalg.solve(np.eye(len(rows)) - block, error[rows])
+        yield strength, columns.logits(wanted - left)
+
+
+def _strengths(kind: str, targets: Targets) -> Sequence[float]:
+    return OBJECTIVES[kind].strengths + (WEAK if targets.numeric else ())
+
+
+def _solved(
+    kind: str, basis: Basis, targets: Targets, class_weights: np.ndarray, strengths: Sequence[float] | None,
+    tolerance: float,
+) -> Iterator[tuple[LinearHead, np.ndarray, np.ndarray]]:  # fmt: skip
+    """Yield for each of the strengths a head, and its coordinates (r, K) and intercepts (K,) in the basis."""
+    strengths = _strengths(kind, targets) if strengths is None else strengths
     trained = targets.take(basis.rows)
     columns = Columns.of(trained)
     wanted = columns.wanted(trained)
@@ -192,7 +251,11 @@ def linear_path(
     for strength, (coordinates, intercepts) in zip(strengths, solutions, strict=True):
         coefficients = basis.vectors @ coordinates.astype(np.float32)
         shift = basis.centre.astype(np.float64) @ coefficients
-        yield LinearHead(kind, strength, basis.scaler, columns, coefficients, intercepts - shift)
+        yield (
+            LinearHead(kind, strength, basis.scaler, columns, coefficients, intercepts - shift),
+            coordinates,
+            intercepts,
+        )
 
 
 def _closed_form(

@@ -29,6 +29,8 @@ from mmfeat.system.wording import counted
 
 REPEATS, SEED = 3, 42
 QUANTILES = 10  # strata of numbers
+INNER_PARTS = 3  # parts of a fold's training rows, each left out in turn, on which baselines choose a setting
+ENOUGH = 20_000  # training rows whose validation part is large enough to choose a setting
 VALIDATION_PARTS = 8  # number of parts of a fold's training rows; each repeat holds out one part
 HOLDOUT = "holdout"  # the name of the only fold of a holdout
 HOLDOUT_SHARES = (8, 1, 1)
@@ -93,6 +95,19 @@ class Splits:
             rows = (np.flatnonzero(mask) for mask in (~validates & ~tests, validates, tests))
             self._folds[fold, repeat] = Fold(self.names[fold], *rows)
         return self._folds[fold, repeat]
+
+    def inner(self, fold: int, repeat: int, targets: Targets, seed: int) -> tuple[np.ndarray, ...]:
+        """Parts of a fold's rows but for its test rows, of which a model leaves out each in turn to choose a setting.
+
+        They keep groups whole. Where the validation part is given or large, it is the only one.
+        """
+        rows = self.fold(fold, repeat)
+        whole = np.union1d(rows.train, rows.validation)
+        if not self.parts(fold) or len(whole) > ENOUGH:
+            return (rows.validation,)
+        groups = np.arange(len(targets)) if self.groups is None else self.groups
+        part = deal(_strata(targets)[whole], groups[whole], [1] * INNER_PARTS, seed)
+        return tuple(whole[part == number] for number in range(INNER_PARTS) if (part == number).any())
 
     @cached_property
     def _folds(self) -> dict[tuple[int, int], Fold]:

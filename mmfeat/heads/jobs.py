@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -104,12 +104,13 @@ class Workbench:
     def basis(self, job: Job, member: Member, weights: np.ndarray) -> Basis:
         """The basis that all baselines of one fold share; a small basis is kept."""
         data = self.data(job.head, job.modality)
-        if len(member.train) * data.width > KEPT_BASIS:
-            return make_basis(View(data), self.targets, member.train, weights)
-        key = job.modality.encode() + member.train.tobytes() + weights.tobytes()
+        rows = member.standard
+        if len(rows) * data.width > KEPT_BASIS:
+            return make_basis(View(data), self.targets, rows, weights)
+        key = job.modality.encode() + rows.tobytes() + weights.tobytes()
         with self._locks[key]:
             if key not in self._bases:
-                self._bases[key] = make_basis(View(data), self.targets, member.train, weights)
+                self._bases[key] = make_basis(View(data), self.targets, rows, weights)
             return self._bases[key]
 
 
@@ -191,39 +192,41 @@ def _run_stack(job: Job, data: HeadData, targets: Targets, advance: Advance) -> 
 
 
 def _run_baselines(job: Job, data: HeadData, bench: Workbench, advance: Advance) -> list[Fitted]:
-    """Choose the setting of each member on its validation rows, and then train it on these rows too."""
+    """Choose the setting of each member on its parts, and train it on the whole fold."""
     fitted = []
     for member, wanted in zip(job.members, job.predict, strict=True):
-        start, chosen = time.thread_time(), None
-        if (setting := job.setting) is None:
-            chosen = fit(job.head, _training(job, data, bench, member), member.validation)
-            setting = chosen.setting
-        model = refit(job.head, _training(job, data, bench, replace(member, train=member.standard)), setting)
+        start, training = time.thread_time(), _training(job, data, bench, member)
+        chosen = job.setting
+        model = fit(job.head, training, member.parts) if chosen is None else refit(job.head, training, chosen)
         logits = tuple(
-            _unseen(chosen, data, rows)
-            if chosen is not None and rows is member.validation
+            model.unseen[rows]
+            if model.unseen is not None and rows is member.validation
             else _baseline_logits(model, data, rows)
             for rows in wanted
         )
         config, tensors = model.state() if job.keep else ({}, {})
-        seconds, curve = time.thread_time() - start, chosen.curve if chosen else []
-        fitted.append(Fitted(logits, curve, -1, seconds, dict(model.setting), config, tensors))
+        seconds = time.thread_time() - start
+        fitted.append(Fitted(logits, model.curve, -1, seconds, dict(model.setting), config, tensors))
         advance(1)
     return fitted
 
 
-def _unseen(chosen: Baseline, data: HeadData, rows: np.ndarray) -> np.ndarray:
-    """The logits of validation rows, by the model that chose its setting on them and had not seen them before."""
-    known = chosen.validation if data.views == 0 else None
-    return _baseline_logits(chosen, data, rows) if known is None else known
-
-
 def _training(job: Job, data: HeadData, bench: Workbench, member: Member) -> TrainingRows:
     """The rows on which a baseline trains, with the basis that all baselines on these rows share."""
-    weights = class_weights(bench.targets.take(member.train), member.settings.class_weights)
+    weights = class_weights(bench.targets.take(member.standard), member.settings.class_weights)
     basis = bench.basis(job, member, weights) if job.head not in UNTRAINED else None
-    seed = member.entropy[0]
-    return TrainingRows(View(data), bench.targets, member.train, weights, seed, basis, data.classes, *data.layout)
+    return TrainingRows(
+        View(data),
+        bench.targets,
+        member.standard,
+        weights,
+        member.entropy[0],
+        basis,
+        data.classes,
+        *data.layout,
+        groups=member.groups,
+        views=[View(data, view) for view in range(1, data.views + 1)],
+    )
 
 
 @dataclass(frozen=True)

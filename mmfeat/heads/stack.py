@@ -46,6 +46,8 @@ class Member:
 
     `entropy` seeds all random draws. Vectors are standardised with statistics of the rows `fold`, by default `train`.
     Without validation rows, the head trains for as many epochs as `replay` has scales of the learning rate.
+    A baseline trains on `fold`, and chooses its setting on `parts` of it, each left out in turn; samples with the same
+    number in `groups` (N,) are near duplicates.
     """
 
     settings: HeadSettings
@@ -55,6 +57,8 @@ class Member:
     steps: int
     replay: tuple[float, ...] | None = None
     fold: np.ndarray | None = None
+    parts: tuple[np.ndarray, ...] = ()
+    groups: np.ndarray | None = None
 
     @property
     def standard(self) -> np.ndarray:

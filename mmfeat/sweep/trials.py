@@ -216,13 +216,15 @@ class HeadTrainer:
         most, fewest = max(sizes), max(2, min(sizes))  # no batch is larger than any training fold
         jobs = []
         for chunk in chunks:
-            members, predict = [], []
+            members, predict, splits = [], [], self.problem.splits
             for _, settings, (fold, repeat, rows) in chunk:
                 steps = epoch_steps(most, settings.batch_size)
                 whole = np.union1d(rows.train, rows.validation)
                 settings = replace(settings, batch_size=min(settings.batch_size, fewest))
                 seed = (self.problem.seed, fold, repeat)
-                members.append(Member(settings, rows.train, rows.validation, seed, steps, fold=whole))
+                parts = splits.inner(fold, repeat, self.problem.targets, seed[0]) if self.head in BASELINES else ()
+                member = Member(settings, rows.train, rows.validation, seed, steps, None, whole, parts, splits.groups)
+                members.append(member)
                 predict.append((rows.validation, rows.test))
             rest = None, self.problem.products, keep
             jobs.append(Job(self.head, self.modality, tuple(members), tuple(predict), *rest))

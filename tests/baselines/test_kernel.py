@@ -7,7 +7,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from mmfeat.baselines import kernel as kernels
-from mmfeat.baselines.kernel import KernelHead, kernel_path, make_kernel
+from mmfeat.baselines.fit import TrainingRows, refit
+from mmfeat.baselines.kernel import KernelHead, make_kernel
 from tests.baselines.test_fit import TEST, TRAIN, Rows, problem
 
 WIDTHS = (8, 16)
@@ -45,7 +46,7 @@ def test_it_is_scikit_learns_logistic_regression_on_the_components(strength: flo
     matrix, targets = problem()
     weights = np.linspace(0.8, 1.6, 3)
     kernel = make_kernel(matrix, WIDTHS, False, TRAIN, TRAIN)
-    (head,) = kernel_path(kernel, TRAIN, targets, weights, [strength])
+    head = refit("kernel", TrainingRows(matrix, targets, TRAIN, weights, 5, widths=WIDTHS), {"C": strength})
     theirs = LogisticRegression(C=strength, class_weight=dict(enumerate(weights)), tol=1e-9, max_iter=9000)
     theirs.fit(kernel.rows(TRAIN).astype(np.float64), targets.numbers[TRAIN])
     expected = theirs.predict_log_proba(kernel.rows(TEST).astype(np.float64))
@@ -75,7 +76,7 @@ def test_a_narrow_encoder_stands_beside_the_components(monkeypatch: pytest.Monke
     alone = make_kernel(Rows(wide), (16,), False, TRAIN, TRAIN)
     expected = np.concatenate([alone.rows(TEST), beside[TEST]], axis=1)
     np.testing.assert_allclose(kernel.rows(TEST), expected, atol=1e-4)
-    (head,) = kernel_path(kernel, TRAIN, targets, np.ones(3), [1.0])
+    head = refit("kernel", TrainingRows(matrix, targets, TRAIN, np.ones(3), 5, widths=WIDTHS), {"C": 1.0}).model
     theirs = LogisticRegression(C=1.0, tol=1e-9, max_iter=9000).fit(kernel.rows(TRAIN), targets.numbers[TRAIN])
     restored = KernelHead.restore(*head.state())
     np.testing.assert_allclose(restored.logits(matrix, TEST), theirs.predict_log_proba(kernel.rows(TEST)), atol=0.02)

@@ -12,7 +12,7 @@ import pytest
 
 from mmfeat.baselines import basis as basis_module
 from mmfeat.baselines.basis import Basis, make_basis, one_blas_thread
-from mmfeat.baselines.linear import OBJECTIVES, TOLERANCE, LinearHead, linear_path
+from mmfeat.baselines.linear import OBJECTIVES, TOLERANCE, LinearHead, held_out_path, linear_path, ridge_left_out
 from mmfeat.samples.labels import Targets, indicator
 
 WEIGHTS = np.array([0.6, 1.5, 0.9])
@@ -112,6 +112,31 @@ def test_ridge_is_exact_where_one_factor_rules_all_columns() -> None:
     for head in linear_path("ridge", basis, targets, WEIGHTS):
         decision = sklearn_scores("ridge", head.strength, x, targets)[1]
         assert np.abs(head.scores(x.astype(np.float32)) - decision).max() < 1e-5 * np.abs(decision).max()
+
+
+@pytest.mark.parametrize("width", [30, 500])
+def test_ridge_leaves_out_groups_in_closed_form(width: int) -> None:
+    """As regressions on the other rows do, with the mean and deviation of all."""
+    from sklearn.linear_model import RidgeClassifier
+
+    matrix, targets = problem(width=width)
+    basis, x = prepared(matrix, targets)
+    groups = np.arange(300)
+    groups[[3, 40, 41]], groups[[8, 200]] = 3, 8
+    for strength, logits in ridge_left_out(basis, targets, groups, [1e4, 1e2]):
+        for left in ([3, 40, 41], [8, 200], [7]):
+            kept = np.setdiff1d(np.arange(300), left)
+            model = RidgeClassifier(alpha=strength, class_weight=dict(enumerate(WEIGHTS)), solver="cholesky")
+            expected = model.fit(x[kept], targets.numbers[kept]).decision_function(x[left])
+            np.testing.assert_allclose(logits[left], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("memory", [0, basis_module.MEMORY])
+def test_rows_that_are_left_out_are_scored_by_the_head_of_the_others(memory: int) -> None:
+    matrix, targets = problem()
+    basis, part = prepared(matrix, targets, memory)[0], np.arange(0, 300, 3)
+    for head, logits in held_out_path("logistic", basis, part, targets, WEIGHTS, [1e-3, 1e-2]):
+        np.testing.assert_allclose(logits, head.logits(matrix, part), atol=1e-4)
 
 
 def test_logistic_probabilities_are_scikit_learns() -> None:

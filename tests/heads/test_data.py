@@ -40,7 +40,7 @@ from tests.heads.toy_features import (
 EVERYTHING = np.arange(SAMPLES)
 ROWS = torch.from_numpy(EVERYTHING)[None]
 SETTINGS = HeadSettings(epochs=3, batch_size=16, learning_rate=3e-3, modality_dropout=0.2)
-MEMBER = Member(SETTINGS, TRAIN, VALIDATION, (1, 2), 6)
+MEMBER = Member(SETTINGS, TRAIN, VALIDATION, (1, 2), 6, fold=np.union1d(TRAIN, VALIDATION), parts=(VALIDATION,))
 
 
 def vectors(data: HeadData, modality: str, view: int) -> np.ndarray:
