@@ -122,7 +122,7 @@ def test_the_command_prints_a_table_and_writes_a_page(
     lines = answer.stdout.splitlines()
     assert lines[0].startswith(f"nearest to {id} by clip.image:")
     assert lines[1].split() == ["cosine", "id", "label", "text"]
-    assert all(len(line) <= 80 for line in lines[1:6])
+    assert all(len(line) <= 120 for line in lines[1:6])
     page = Path("page.html").read_text()
     found = mmfeat.neighbours(id, encoder="clip.image", count=4, cache=place / "cache")
     assert page.count('<img src="data:image/webp;base64,') == 5
