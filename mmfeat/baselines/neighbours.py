@@ -15,6 +15,7 @@ NEIGHBOURS = (5, 10, 20, 40, 80)
 TEMPERATURE = 0.07  # votes weigh exp(similarity / TEMPERATURE) (Wu et al. 2018)
 STEPS = 1e5  # similarities are rounded to multiples of 1 / STEPS, so that duplicates tie in spite of rounding errors
 QUERIES = 512  # vectors that are compared at a time
+VOTES = 2**22  # most votes that are counted at a time
 Nearest = tuple[np.ndarray, np.ndarray]  # (n, K) falling similarities and (n, K) indices of the nearest neighbours
 
 
@@ -35,8 +36,10 @@ class NeighbourHead:
     by_similarity: bool = False
 
     def logits(self, matrix: Matrix, rows: np.ndarray) -> np.ndarray:
-        """(n, C) float64 log-probabilities, or log-odds where multi-label."""
-        return self.vote(self.nearest(matrix, rows))
+        """(n, C) float64 log-probabilities, or log-odds where multi-label; computed in pieces, as votes take memory."""
+        size = QUERIES * max(1, VOTES // (QUERIES * self.neighbours * self.votes[0].size))
+        pieces = (rows[start : start + size] for start in range(0, max(len(rows), 1), size))
+        return np.concatenate([self.vote(self.nearest(matrix, piece)) for piece in pieces])
 
     def nearest(self, matrix: Matrix, rows: np.ndarray) -> Nearest:
         """The `neighbours` nearest training samples of each sample at `rows`."""
