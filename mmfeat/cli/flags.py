@@ -301,3 +301,56 @@ def pairs(value: str) -> dict[str, str]:
     if broken := [name for name, equals, column in pairs if not equals or not column]:
         raise ConfigError(f"--columns {','.join(broken)}: write id=...,text=...,image=...,label=...")
     return {name: column for name, _, column in pairs}
+
+
+# Presets of `mmfeat heads`: published recipes as values of flags; a flag that is given wins over its preset.
+PRESETS: dict[str, Mapping[str, Any]] = {
+    # Fusions of BERT and ResNet-50 on an 8:2 holdout, with a grid over batch size, learning rate and dropout, and
+    # cross-attention to one pooled vector. Extract with --encoders bert,resnet50 --pooling pooler --max-length 32.
+    "bert-resnet50": {
+        "fusion": "late,cross-attention",
+        "baselines": "none",
+        "attend": "pooled",
+        "protocol": "holdout",
+        "split": "8:2",
+        "seeds": 1,
+        "learning_rate": "1e-5,1.5e-5,2e-5",
+        "attention_learning_rate": "1e-5",
+        "dropout": "0.3,0.4,0.5",
+        "batch_size": "16,32",
+        "weight_decay": "0.01",
+        "class_weights": "none",
+        "epochs": "6",
+        "patience": "3",
+        "monitor": "macro-f1",
+        "logit_adjustment": "0",
+    },
+    # Heads on frozen CLIP on an 8:1:1 holdout. Extract with --encoders clip --outputs pooled,tokens.
+    "frozen-clip": {
+        "fusion": "all",
+        "baselines": "none",
+        "protocol": "holdout",
+        "split": "8:1:1",
+        "seeds": 1,
+        "learning_rate": "3e-4",
+        "attention_learning_rate": "1e-4",
+        "dropout": "0.5",
+        "batch_size": "16",
+        "weight_decay": "0.05",
+        "class_weights": "sqrt",
+        "epochs": "12",
+        "patience": "3",
+        "monitor": "macro-f1",
+        "logit_adjustment": "0",
+    },
+}
+
+FORMER = {"system-a": "bert-resnet50", "system-b": "frozen-clip"}  # names that are still taken
+
+
+def preset_values(name: str) -> Mapping[str, Any]:
+    """Return the values of a preset by parameter name; raises `ConfigError` for an unknown preset."""
+    name = FORMER.get(name, name)
+    if name not in PRESETS:
+        raise ConfigError(f"--preset {name}: use one of {', '.join(PRESETS)}")
+    return PRESETS[name]

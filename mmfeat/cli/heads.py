@@ -12,7 +12,6 @@ import typer
 from mmfeat.cli import flags
 from mmfeat.cli.console import ConsoleProgress, fits, out, show_table, show_verdict
 from mmfeat.cli.flags import LATEST_PARAMETERS, LATEST_READING, AnyData, AnyEncoders, CacheFolder, Seed, names, option
-from mmfeat.cli.presets import preset_values
 from mmfeat.errors import ConfigError
 from mmfeat.heads.registry import DEFAULTS, SETTING_TYPES, flag, settings_of
 from mmfeat.runs.leaderboard import MODALITY_SETS, ablation
@@ -317,7 +316,7 @@ def _with_preset(context: typer.Context) -> dict[str, Any]:
     """Return the command's parameters; a preset's value takes the place of a default, but not of a given value."""
     values = dict(context.params)
     if values["preset"]:
-        for name, value in preset_values(values["preset"]).items():
+        for name, value in flags.preset_values(values["preset"]).items():
             source = context.get_parameter_source(name)
             if source is None or source.name == "DEFAULT":
                 values[name] = value
