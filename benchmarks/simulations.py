@@ -11,10 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from sklearn.metrics import f1_score
 from table import Row, measured, show
 
 from mmfeat.audit.label_errors import estimate_noise
 from mmfeat.cache.features import Block, Features
+from mmfeat.evaluation.decisions import calibrate
+from mmfeat.evaluation.metrics import evaluate
+from mmfeat.evaluation.significance import compare_with_best
 from mmfeat.evaluation.splits import make_folds
 from mmfeat.heads.jobs import LocalEngine
 from mmfeat.heads.registry import HeadSettings, Plan
@@ -103,7 +107,97 @@ def audit_null(small: bool) -> Iterator[Row]:
             yield measured("8 % wrong, the same head: interval covers", 100 * np.mean(covered), "% of runs", least=90)
 
 
-CLAIMS = {"null-stacking": null_stacking, "audit-null": audit_null}
+def drawn(random: np.random.Generator, rows: int, heads: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (N,), and the choices (H, N) of heads that know 55 % of them and else guess, half of the time alike."""
+    labels, guesses = (random.choice(len(CLASSES), rows, p=SHARES) for _ in range(2))
+    luck, alike = random.random(rows), random.random((heads, rows)) < 0.5
+    own = random.choice(len(CLASSES), (heads, rows), p=SHARES)
+    known = np.where(alike, luck, random.random((heads, rows))) < 0.55
+    return labels, np.where(known, labels, np.where(alike, guesses, own))
+
+
+def ties(small: bool) -> Iterator[Row]:
+    """Heads that are equally good: is one called worse than the first, and does the first's interval hold its score?"""
+    runs = 3 if small else 200
+    for heads in (2, 20):
+        random, false, covered = np.random.default_rng(0), [], []
+        labels, chosen = drawn(random, 200_000 // heads * 4, heads)
+        truth = np.mean([f1_score(labels, one, average="macro") for one in chosen])
+        for seed in range(runs):
+            labels, chosen = drawn(random, 1000, heads)
+            targets = Targets(CLASSES, indicator(labels, len(CLASSES)))
+            choices = [indicator(one, len(CLASSES))[None] for one in chosen]
+            best = int(np.argmax([f1_score(labels, one, average="macro") for one in chosen]))
+            tests, first = compare_with_best(targets, choices, best, seed)
+            false.append(not all(test["tie"] for test in tests))
+            covered.append(first.low <= truth <= first.high)
+        yield measured(f"{heads} equal heads: one called worse", 100 * np.mean(false), "% of runs", most=6)
+        yield measured("what is expected of the first holds its score", 100 * np.mean(covered), "% of runs", least=90)
+
+
+def clusters(small: bool) -> Iterator[Row]:
+    """Intervals of macro-F1 and log-loss where rows are threes of near duplicates, alike in label and prediction."""
+    runs, rows = 5 if small else 400, 600
+    for share in (0.0, 0.15, 0.5):
+        random, covered = np.random.default_rng(1), []
+        truth = _scores(*_blurred(random, np.arange(400_000)))
+        for seed in range(runs):
+            triples = int(share * rows / 3)
+            groups = np.concatenate([np.repeat(np.arange(triples), 3), np.arange(triples, rows - 2 * triples)])
+            labels, probabilities = _blurred(random, groups)
+            targets = Targets(CLASSES, indicator(labels, len(CLASSES)))
+            chosen = indicator(probabilities.argmax(1), len(CLASSES))[None]
+            found = evaluate(targets, chosen, probabilities[None], seed, groups)
+            each = [found[name] for name in ("macro_f1", "log_loss")]
+            covered.append([score["low"] <= true <= score["high"] for score, true in zip(each, truth, strict=True)])
+        for name, hits in zip(("macro-F1", "log-loss"), np.mean(covered, axis=0), strict=True):
+            yield measured(
+                f"{share:.0%} of rows in threes: interval of {name} covers", 100 * hits, "% of runs", least=92
+            )
+
+
+def _blurred(random: np.random.Generator, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and calibrated probabilities of rows, which are those of their group."""
+    kinds = int(groups.max()) + 1
+    labels = random.choice(len(CLASSES), kinds, p=SHARES)
+    logits = 1.5 * (random.standard_normal((kinds, len(CLASSES))) + 1.5 * np.eye(len(CLASSES))[labels])
+    weights = np.exp(logits) * SHARES
+    return labels[groups], (weights / weights.sum(1, keepdims=True))[groups]
+
+
+def _scores(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float, float]:
+    chosen = probabilities.argmax(1)
+    loss = -np.log(probabilities[np.arange(len(labels)), labels]).mean()
+    return f1_score(labels, chosen, average="macro"), loss
+
+
+def calibration(small: bool) -> Iterator[Row]:
+    """Temperature and biases fitted to logits that are too large and lean to the rare class."""
+    runs, rows = 3 if small else 100, 720
+    random, losses, shares = np.random.default_rng(2), [], []
+    for _ in range(runs):
+        labels, probabilities = _blurred(random, np.arange(2 * rows))
+        targets = Targets(CLASSES, indicator(labels, len(CLASSES)))
+        logits, seen, new = (
+            2 * (np.log(probabilities) + np.eye(len(CLASSES))[1]),
+            np.arange(rows),
+            np.arange(rows, 2 * rows),
+        )
+        decision = calibrate(logits[seen], targets.take(seen), targets.take(seen).prior)
+        found = decision.probabilities(logits[new])
+        losses.append(_scores(labels[new], found)[1] - _scores(labels[new], probabilities[new])[1])
+        shares.append(found[:, 1].mean() - SHARES[1])
+    yield measured("log-loss of calibrated above true probabilities", 1000 * np.mean(losses), "mnats", most=10)
+    yield measured("mean probability of the rare class above its share", 100 * np.mean(shares), "points", most=1)
+
+
+CLAIMS = {
+    "null-stacking": null_stacking,
+    "audit-null": audit_null,
+    "ties": ties,
+    "clusters": clusters,
+    "calibration": calibration,
+}
 
 
 def main() -> None:
