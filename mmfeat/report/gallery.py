@@ -9,15 +9,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmfeat.cache.store import Cache
 from mmfeat.errors import MmfeatError
 from mmfeat.extraction.requests import test_of
-from mmfeat.prediction.final_heads import EntryPredictor, predict_features, read_for, table_of
-from mmfeat.prediction.output_file import Predictions
 from mmfeat.report.audited import doubted_rows, twins_of
 from mmfeat.report.card import LARGE_SIDE, PHOTO_SIDE, shortened, thumbnail
 from mmfeat.report.map import place_samples
@@ -28,6 +26,9 @@ from mmfeat.samples.dataset import Sample
 from mmfeat.samples.labels import names_of
 from mmfeat.system.files import canonical_json
 from mmfeat.system.wording import Progress
+
+if TYPE_CHECKING:
+    from mmfeat.prediction.output_file import Predictions
 
 ROW_SHARE = 0.7  # share of the bytes for rows; photos get the rest
 TEXT_LENGTHS = (600, 280, 140, 60, 0)  # characters of each text; the first length that fits is used
@@ -105,6 +106,8 @@ def make_gallery(subject: Subject, photos: int, room: int, progress: Progress) -
 def predict_waiting(subject: Subject) -> tuple[Sequence[Sample], Predictions | None]:
     """(the samples that wait for a label, predictions of them by the entry): the test data of the extraction, else the
     unlabelled samples of the run's data. None where their vectors are not cached or the final heads are gone."""
+    from mmfeat.prediction.final_heads import EntryPredictor, predict_features, read_for, table_of
+
     run, entry = subject.run, subject.entry
     try:
         if test := test_of(run.config.cache, run.config.data):

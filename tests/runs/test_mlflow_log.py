@@ -69,6 +69,6 @@ def test_a_failure_is_one_warning_and_the_run_is_whole(run: Run, monkeypatch: py
     answer = CliRunner().invoke(app, [*command, "--epochs", "2", "--mlflow", "http://127.0.0.1:9"])
     assert answer.exit_code == 0, answer.stderr
     (line,) = [line for line in answer.stderr.splitlines() if line.startswith("warning")]
-    assert line.startswith("warning: MLflow was not told of the run, which is whole: ")
+    assert line.startswith("warning: the run is whole but was not logged to MLflow: ")
     assert line.endswith(": http://127.0.0.1:9: Connection refused")
     assert answer.stdout.splitlines()[-1].startswith("next: mmfeat report")
