@@ -93,9 +93,9 @@ def forecast_heads(data: Data, encoders: Sequence[str], **asked: Any) -> SweepFo
     device = resolve_device(given["device"])
     workers = (given["workers"] or cpu_count()) if device == "cpu" else 1
     features, _ = work.labelled.load([tower.spec for tower in work.config.encoders])
-    before = peak_memory()
     with one_blas_thread(), one_torch_thread():
         engine = LocalEngine(features, work.labelled.targets, device, given["attend"], workers)
+        before = peak_memory()
         try:
             forecasts, around = _try(work, engine)
         finally:
@@ -172,8 +172,10 @@ def _part(job: Job, share: float, seed: int) -> Job:
     def some(rows: np.ndarray) -> np.ndarray:
         return np.sort(random.permutation(rows)[: max(1, round(share * len(rows)))]) if share < 1 else rows
 
-    train, validation, test = some(job.members[0].train), some(job.members[0].validation), some(job.predict[0][1])
-    member = replace(job.members[0], train=train, validation=validation, fold=np.union1d(train, validation))
+    whole, test = some(job.members[0].standard), some(job.predict[0][1])
+    parts = tuple(part for rows in job.members[0].parts if len(part := np.intersect1d(rows, whole)))
+    validation = np.intersect1d(job.members[0].validation, whole)
+    member = replace(job.members[0], validation=validation, fold=whole, parts=parts or (whole[:1],))
     return replace(job, members=(member,), predict=((validation, test),))
 
 

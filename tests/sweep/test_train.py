@@ -77,19 +77,21 @@ def test_an_unchanged_configuration_is_not_trained_again(place: Path, done: Swee
     assert not sweep(place, modalities=["both", "text", "image"], function=forecast_heads).heads
 
 
-def test_a_forecast_counts_every_training_and_writes_nothing(place: Path) -> None:
-    """Of the further seeds in a race a third; files of splits are left to the sweep."""
-    before = sorted(place.rglob("*"))
+def test_a_forecast_counts_every_training_and_writes_no_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the further seeds in a race a third; files of splits are left to the sweep. Of many rows, parts are tried."""
+    before = sorted((place / "heads").rglob("*"))
     space = {"learning_rate": (1e-3, 1e-4)}
     splits = Protocol(folds=2, seeds=4, split_dir=str(place / "splits"))
     asked = {"function": forecast_heads, "protocol": splits, "modalities": ["both"]}
     searched = sweep(place, **asked, plan=Plan(HeadSettings(epochs=2), space))
     assert [(part.head, part.trainings) for part in searched.heads] == [("concat", 20), ("knn", 3), ("logistic", 3)]
+    monkeypatch.setattr("mmfeat.sweep.forecast.ROWS", (40, 80))
     raced = sweep(place, **asked, plan=Plan(HeadSettings(epochs=2), race=True, refit=False))
     assert [part.trainings for part in raced.heads] == [4, 2, 2]
     assert 0 < raced.seconds < searched.seconds
     assert raced.bytes > 0
-    assert sorted(place.rglob("*")) == before
+    assert sorted((place / "heads").rglob("*")) == before
+    assert not (place / "splits").exists()
 
 
 def test_two_runs_of_one_configuration_agree_whatever_the_workers(place: Path, tmp_path: Path) -> None:
