@@ -170,7 +170,7 @@ def test_the_lexicon_is_vaders_and_counts_what_cleaning_takes(monkeypatch: pytes
     np.testing.assert_allclose(np.expm1(np.abs(row[1][[4, 5]])), [3.1 + 2.7, 2.5], atol=1e-5)
     assert np.expm1(row[1][8:15]).round().tolist() == [2, 0, 2, 1, 1, 2, 8]
     assert np.expm1(row[0][8:15]).round().tolist() == [0, 0, 1, 1, 1, 0, 4]  # the cleaning is about other encoders
-    with pytest.raises(ConfigError, match=r"cleaning lexicon=\.\.\.: no encoder of that name heeds it here"):
+    with pytest.raises(ConfigError, match=r"cleaning lexicon=\.\.\.: no encoder of that name"):
         describe_encoders(["lexicon"], EncoderOptions(dtype="float32", cleaning="none,lexicon=tweet"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(EncoderError, match=r"lexicon needs vaderSentiment; .*pip install .*\[lexicon\]"):
