@@ -84,11 +84,11 @@ def audit_data(
     """
     if export and Path(export).exists():
         raise ConfigError(f"--export {export}: this file exists, and may have labels filled in; name another file")
-    samples, _ = read_corrected(data, columns)
+    samples, given = read_corrected(data, columns)
     folder = _checked_folder(samples, out)
     splits = Path(split_dir) if split_dir else None
     progress = progress or usual_progress()
-    findings = find_everything(samples, splits, run, Path(heads), workers or cpu_count(), progress)
+    findings = find_everything(samples, given, splits, run, Path(heads), workers or cpu_count(), progress)
     audit = _summary(findings, folder, seed)
     texts = [sample.text for sample in samples if sample.text is not None]
     with progress.step("counting tokens", None):

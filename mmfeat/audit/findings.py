@@ -64,16 +64,23 @@ class Findings:
 
 
 def find_everything(
-    samples: SampleSet, split_dir: Path | None, run: str | Path | None, heads: Path, workers: int, progress: Progress
+    samples: SampleSet,
+    given: Mapping[str, str],
+    split_dir: Path | None,
+    run: str | Path | None,
+    heads: Path,
+    workers: int,
+    progress: Progress,
 ) -> Findings:
-    """Read every photo, those whose hashes are alike again, and run all checks; `audit_data` has the arguments."""
+    """Read every photo, those whose hashes are alike again, and run all checks; `audit_data` has the arguments, and
+    `given` the data's own labels of the samples whose labels were corrected."""
     everything = samples.samples
     splits = read_given_splits(split_dir, everything) if split_dir else None  # errors show before photos are read
     photos = inspect_photos(everything, workers, progress)
     data_hash = _hash_labelled(samples, photos)
 
     def fits(config: RunConfig) -> bool:
-        known = _hash_labelled(config.known(samples), photos) if config.rare else data_hash
+        known = _hash_labelled(config.known(samples, given), photos) if config.rare else data_hash
         return config.data_hash == known
 
     judge, no_run = fitting_run(run, heads, fits)

@@ -47,7 +47,10 @@ def trained(shop: Path, **changes: Any) -> Run:
 def test_rare_classes_are_left_out_or_joined_everywhere(
     shop: Path, tmp_path: Path, rare: str, classes: tuple[str, ...], scored: int
 ) -> None:
-    run = read_run(trained(shop, rare=rare).folder)
+    glider = COUNTS["red"] + COUNTS["blue"] + COUNTS["kite"]
+    (tmp_path / "fixed.csv").write_text(f"id,label\ntrain{glider},{'red' if rare == 'drop' else 'kite'}\n")
+    columns = {**COLUMNS, "labels": str(tmp_path / "fixed.csv")}  # which brings back no class that is left out
+    run = read_run(trained(shop, rare=rare, columns=columns).folder)
     assert run.classes == ("blue", *classes, "red")
     assert run.config.rare == Rare(rare, {"glider": 1, "kite": 2})
     out = {"run": run.folder, "device": "cpu"}
@@ -60,7 +63,7 @@ def test_rare_classes_are_left_out_or_joined_everywhere(
     assert set(predicted.predictions.labels) <= {*run.classes}
     assert predicted.scores is not None
     assert predicted.scores.samples == scored
-    audit = audit_data(shop / "train.csv", columns=COLUMNS, run=run.folder, out=tmp_path / "audit")
+    audit = audit_data(shop / "train.csv", columns=columns, run=run.folder, out=tmp_path / "audit")
     assert audit.label_errors is not None
     assert audit.data_hash == run.config.data_hash
     assert reproduce_run(run, tmp_path / "again").identical
@@ -77,7 +80,7 @@ def test_near_duplicates_count_once(shop: Path) -> None:
     run = train_heads(table, ["hashing"], rare="drop", **arguments, **heads).run
     assert run.config.rare is not None
     assert run.config.rare.classes == {"glider": 1, "kite": 2, "twin": 3}
-    with pytest.raises(DataError, match=r"'glider' has 1 sample.*few are glider 1, kite 2.*--rare drop leaves"):
+    with pytest.raises(DataError, match=r"'glider' has 1 sample.*too few: glider 1, kite 2.*--rare drop leaves"):
         trained(shop)
 
 
