@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mmfeat.cli import flags
-from mmfeat.cli.console import SHOWN_LABELS, SHOWN_TEXT, ConsoleProgress, fitted, out, show_table
+from mmfeat.cli.console import SHOWN_LABELS, ConsoleProgress, one_line, out, show_table
 from mmfeat.cli.flags import LATEST_READING, AnyData, CacheFolder, Heads, Labels, Parameters, Seed, option, reading
 from mmfeat.errors import CacheMissError, ConfigError
 from mmfeat.system.wording import counted, head_label, interval, shown
@@ -81,7 +81,7 @@ def _show_odd(audit: Audit) -> None:
         return
     rows = []
     for row in audit.odd[:SHOWN_ROWS]:
-        rows.append((row["modality"], row["what"], f"{row['count']:,}", row["id"], _short(row["detail"])))
+        rows.append((row["modality"], row["what"], f"{row['count']:,}", row["id"], one_line(row["detail"])))
     show_table(("odd", "what", "count", "first", "there"), rows)
     if (more := len(audit.odd) - SHOWN_ROWS) > 0:
         out.print(f"and {more} more kinds in files.csv")
@@ -148,7 +148,7 @@ def _show_errors(audit: Audit) -> None:
     rows = []
     for row in errors["examples"][:SHOWN_ERRORS]:
         numbers = (f"{row[name]:.2f}" for name in ("probability", "self_confidence"))
-        rows.append((row["id"], row["label"], row["suggested"], *numbers, _short(row["text"])))
+        rows.append((row["id"], row["label"], row["suggested"], *numbers, one_line(row["text"])))
     if rows:
         show_table(("id", "label", "rather", "p", "p label", "text"), rows)
     _show_noise(errors)
@@ -185,10 +185,6 @@ def _percent(score: Mapping[str, Any]) -> str:
 
 def _number(score: Mapping[str, Any]) -> str:
     return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
-
-
-def _short(text: str) -> str:
-    return fitted(" ".join(text.split()), SHOWN_TEXT)
 
 
 PARAMETERS: Parameters = {

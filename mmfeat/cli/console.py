@@ -233,6 +233,11 @@ def fitted(text: str, width: int) -> str:
     return f"{set_cell_size(text, width - 1 - cell_len(tail)).rstrip()}…{tail}"
 
 
+def one_line(text: str) -> str:
+    """The text of a sample as a cell of a table."""
+    return fitted(" ".join(text.split()), SHOWN_TEXT)
+
+
 def fits(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
     """Whether a line has room for a table."""
     return _width(_widths([header, *rows])) <= out.room
@@ -259,7 +264,7 @@ def show_table(
     where that is not enough, the widest cells are shortened. `styles` maps columns to the style of their cells, and
     `first` is the style of the first row.
     """
-    lines = [list(header), *map(list, rows)]
+    lines = [[*map(without_passwords, line)] for line in (header, *rows)]
     widths, names = _widths(lines), list(header)
     left_out = [name for name, *cells in zip(*lines, strict=True) if rows and not any(cells)]
     needed = len(left_out)  # a column without any cell is left out at any width

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmfeat.cli import flags
-from mmfeat.cli.console import SHOWN_TEXT, ConsoleProgress, fitted, out, show_table
+from mmfeat.cli.console import ConsoleProgress, one_line, out, show_table
 from mmfeat.cli.flags import LATEST_READING, AnyData, CacheFolder, Device, Parameters, interruptible, option, reading
 from mmfeat.system.wording import size_of
 
@@ -60,8 +60,7 @@ def show_neighbours(found: Neighbours) -> None:
     """Print one line for each neighbour."""
     rows = []
     for sample, cosine in zip(found.samples, found.similarities, strict=True):
-        text = fitted(" ".join((sample.text or "").split()), SHOWN_TEXT)
-        rows.append((f"{cosine:.3f}", sample.id, sample.label or "", text))
+        rows.append((f"{cosine:.3f}", sample.id, sample.label or "", one_line(sample.text or "")))
     out.print(f"nearest to {found.query.id} by {found.encoder}")
     show_table(("cosine", "id", "label", "text"), rows)
     for note in found.notes:

@@ -70,7 +70,7 @@ for width in (60, 72, 80, 120):
         advance(600)
     with ConsoleProgress().step("heads", 3) as advance:
         advance(1, "best so far 0.6 a\\n            0.5 b")
-    rows = [("a" * 20, "衣料品" * 9, "3 MB", ""), ("b", "c", "d", "")]
+    rows = [("a" * 20, "衣料品" * 9, "3 MB", ""), ("b", "https://u:secret@h", "d", "")]
     show_table(("id", "label", "size", "note"), rows, ("size",))
     out.print("  note: the words of a long sentence stay whole where a line of the terminal ends, also 衣料品")
     out.print("next: mmfeat heads --data a-folder-with-a-long-name/listings.csv --cache elsewhere --out another-folder")
@@ -90,6 +90,7 @@ def test_what_is_shown_fits_the_terminal(tmp_path: Path) -> None:
         assert not any(line.startswith("quick: ") for line in lines)
         assert any(line.startswith("best so far 0.6 a") for line in lines)
         assert not [line for line in lines if line.startswith("heads: ")]
+        assert "secret" not in text
         (header,) = (line for line in lines if line.startswith("id "))
         assert header.split() == ["id", "label", *(["size"] if width > 80 else [])]
         assert [line.split()[0] for line in lines if "衣料品衣" in line] == ["a" * 20]
