@@ -90,12 +90,12 @@ def duplicates_section(subject: Subject) -> Section | None:
     pairs = (
         (rows[0], next((row for row in rows if cells[row] != cells[rows[0]]), rows[1])) for rows in unlike or groups
     )
-    shown = [row for pair in islice(pairs, CARDS // 2) for row in pair]
+    examples = [row for pair in islice(pairs, CARDS // 2) for row in pair]
     cards = [
         make_card(
             subject.by_id.get(predictions.ids[row]), cells[row], f"id {predictions.ids[row]} · group {twins[row]}"
         )
-        for row in shown
+        for row in examples
     ]
     links = [(in_gallery(status="unlike"), "all with different labels")] if unlike else []
     links.append((in_gallery(status="twins"), "all near duplicates, to copy or download"))

@@ -51,12 +51,14 @@ def _lost(subject: Subject, samples: SampleSet) -> Iterator[tuple[str, str, str]
     """(part, reason, id) of each text and photo that is missing, or that the first encoder of its kind cannot read."""
     store = Cache(subject.run.config.cache, subject.run.config.dataset)
     for modality in MODALITIES:
-        specs, has = [tower.spec for tower in subject.run.towers if tower.spec.modality == modality][:1], [True]
-        with suppress(MmfeatError, OSError):
-            has = store.map(samples.samples, specs[0], allow_missing=True).mask.tolist() if specs else has
-        for sample, readable in zip(samples, has if len(has) > 1 else has * len(samples), strict=True):
+        specs = [tower.spec for tower in subject.run.towers if tower.spec.modality == modality][:1]
+        mask = [True] * len(samples)
+        for spec in specs:
+            with suppress(MmfeatError, OSError):  # a cache that is gone names no errors
+                mask = store.map(samples.samples, spec, allow_missing=True).mask.tolist()
+        for sample, present in zip(samples, mask, strict=True):
             reason = getattr(sample, f"{modality}_error")
-            if reason or (not readable and (reason := why_failed(store, sample, specs))):
+            if reason or (not present and (reason := why_failed(store, sample, specs))):
                 yield PART[modality], reason, sample.id
 
 

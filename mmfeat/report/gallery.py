@@ -85,7 +85,7 @@ def make_gallery(subject: Subject, photos: int, room: int, progress: Progress) -
         for row in order
     ]
     ids, known = [predictions.ids[row] for row in order], len(order)
-    waiting, predicted = predict_waiting(subject)
+    waiting, predicted = _predict_waiting(subject)
     if predicted is not None:
         sure = _confidence(predicted.probabilities, predicted.chosen, multilabel).tolist()
         cells = [names_of(chosen, classes) for chosen in predicted.chosen]
@@ -103,7 +103,7 @@ def make_gallery(subject: Subject, photos: int, room: int, progress: Progress) -
     return Gallery(packed, images, *counts, shown, cut, other, points, len(places), how)
 
 
-def predict_waiting(subject: Subject) -> tuple[Sequence[Sample], Predictions | None]:
+def _predict_waiting(subject: Subject) -> tuple[Sequence[Sample], Predictions | None]:
     """(the samples that wait for a label, predictions of them by the entry): the test data of the extraction, else the
     unlabelled samples of the run's data. None where their vectors are not cached or the final heads are gone."""
     from mmfeat.prediction.final_heads import EntryPredictor, predict_features, read_for, table_of
