@@ -113,10 +113,9 @@ class Basis:
 
     def split(self, held_out: np.ndarray) -> tuple[Basis, Basis]:
         """The other rows, and those at the ascending row numbers `held_out`, in the coordinates of all rows."""
-        mask = np.isin(self.rows, held_out)
+        mask, held = np.isin(self.rows, held_out), self.held
         others, part = (
             replace(self, rows=self.rows[kept], weights=self.weights[kept], held=None if held is None else held[kept])
-            for held in [self.held]
             for kept in (~mask, mask)
         )
         return others, part

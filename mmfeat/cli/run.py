@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mmfeat.cli import extract as cli_extract
+from mmfeat.cli import flags
 from mmfeat.cli import heads as cli_heads
 from mmfeat.cli.console import ConsoleProgress, out
-from mmfeat.cli.flags import READING_PARAMETERS, Heads, Parameters, find_request, interruptible, option, takes
+from mmfeat.cli.flags import READING_PARAMETERS, Heads, Parameters, interruptible, option, reading, takes
 from mmfeat.cli.predict import warnings_of
 from mmfeat.errors import HeadError
 from mmfeat.system.wording import Advance, counted, duration, head_label, shown, size_of
@@ -98,14 +99,15 @@ def _train(context: typer.Context, values: dict[str, Any], steps: Steps) -> Run:
 
     asked = _defaults(EXTRACT) | values
     found = cli_extract.extract_data(asked, steps, tell)
+    request = flags.find_request(asked)
     parts = [found, *([found.test] if found.test else [])]
     new, lost = (sum(sum(getattr(part, kind).values()) for part in parts) for kind in ("new", "unreadable"))
     names = ", ".join(dict.fromkeys(tower.spec.name for tower in found.towers))
     spent = duration(sum(part.seconds for part in parts))
     what = f"{counted(new, 'new vector')} of {names} in {spent}" if new else f"every vector of {names} was there"
-    steps.end(what + (f", {lost:,} unreadable" if lost else ""), *found.lost)
+    steps.end(what + (f", {lost:,} unreadable" if lost else ""), *(note for part in parts for note in part.lost))
     asked = _defaults(HEADS) | values | {"out": values["heads"]}
-    sweep = cli_heads.train(context, asked, find_request(_defaults(EXTRACT) | values), steps)
+    sweep = cli_heads.train(context, asked, request, steps)
     board = sweep.run.leaderboard
     heads = sum(not entry.is_ensemble for entry in board)
     how = "trained before" if sweep.reused else f"trained in {duration(sweep.seconds)}"
@@ -117,7 +119,6 @@ def _train(context: typer.Context, values: dict[str, Any], steps: Steps) -> Run:
 def _examine(best: Run, values: dict[str, Any], steps: Steps) -> list[str]:
     """Audit the data and write the report of the run; say where both lie."""
     from mmfeat.audit.audit import audit_data
-    from mmfeat.cli.flags import reading
     from mmfeat.report.report import write_report
 
     where = {"run": best.folder, "heads": values["heads"]}

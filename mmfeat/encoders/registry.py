@@ -322,7 +322,10 @@ def count_cut(tower: Tower, texts: Iterable[str]) -> tuple[int, int]:
 
 
 def load_reference(tower: Tower) -> Callable[[Any], np.ndarray]:
-    """The reference library's own plain float32 call for one text or RGB picture: (D) or (T, D); else the encoder's."""
+    """The reference library's own plain float32 call for one text or RGB picture: (D) or (T, D).
+
+    An encoder that no other library computes is its own reference.
+    """
     if (reference := _family(tower.request).reference) is not None:
         return reference(_split(tower.request)[1], tower.spec)
     (encoder,) = load_encoders([tower], "cpu")

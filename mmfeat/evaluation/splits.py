@@ -295,7 +295,7 @@ def _check_counts(targets: Targets, groups: np.ndarray, needed: int, what: str, 
     name, has = min(sides, key=lambda side: side[1].sum())
     if has.sum() < needed:
         rare = rare_classes(targets, np.arange(len(targets)), needed)
-        listed = f" (few are {some_counts(rare)})" if len(rare) > 1 else ""
+        listed = f" (too few: {some_counts(rare)})" if len(rare) > 1 else ""
         raise DataError(
             f"{what}: {name} has {counted(int(has.sum()), 'sample')}, {why}{listed}; "
             f"{remedy if has.sum() > 1 else 'label more of it'}, correct the label if it is a typo, or {RARE_REMEDY}"
