@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from threading import Timer
 from typing import TYPE_CHECKING, Any
 
 from mmfeat.errors import ConfigError
@@ -113,12 +114,17 @@ class NotebookProgress:
                 last = now
                 show(progress_line(title, done, total, now - start, kept))
 
+        waiting = Timer(SECONDS, show, [f"{title} ..."])  # no bar can be drawn again without a call of `advance`
+        waiting.daemon = True
         if total is None:
-            show(f"{title} ...")
-        yield advance
-        if handle and total is None and time.monotonic() - start < SECONDS:
-            handle.update({"text/plain": "", "text/html": ""}, raw=True)
-        elif handle is not None:
+            waiting.start()
+        try:
+            yield advance
+        finally:
+            waiting.cancel()
+            if total is None:
+                waiting.join()
+        if handle is not None:
             show(f"{title}: {finished_line(done, total, time.monotonic() - start)}")
 
 

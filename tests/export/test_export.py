@@ -98,12 +98,12 @@ def test_neighbours_of_one_modality_are_those_of_mmfeat_where_it_is_missing(plac
 
 
 def test_trees_are_refused_by_name_and_passed_over(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="forest on both cannot be exported: trees are no graph") as caught:
+    with pytest.raises(RunError, match="forest on both cannot be exported: decision trees cannot be written") as caught:
         export_run(run.folder, head="forest", out=tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
     ensemble = next(entry for entry in run.leaderboard if entry.head == "stacking")
-    assert re.match("forest on both is in it, and trees", why_not_exportable(run, ensemble))
+    assert re.match("forest on both is in it, and decision trees", why_not_exportable(run, ensemble))
 
 
 def test_multilabel_and_views(demo_folder: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -163,3 +164,25 @@ def test_slow_steps_have_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown[1].endswith("a note")
     assert shown[2].endswith("3 of 4 in 2.0 s (1.5/s)")
     assert len(shown) == 3
+
+
+def test_steps_of_unknown_length_are_shown_once_they_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    handle = DisplayHandle()
+    monkeypatch.setattr(handle, "update", lambda bundle, raw: shown.append(bundle["text/plain"]))
+
+    def display(bundle: dict[str, str], **options: object) -> DisplayHandle:
+        shown.append(bundle["text/plain"])
+        return handle
+
+    monkeypatch.setattr("IPython.display.display", display)
+    with NotebookProgress().step("look", None):
+        pass
+    assert not shown
+    monkeypatch.setattr("mmfeat.system.notebook.SECONDS", 0.0)
+    with NotebookProgress().step("loading model", None):
+        while not shown:
+            time.sleep(0.001)
+    assert shown[0] == "loading model ..."
+    assert shown[1].startswith("loading model: ")
+    assert len(shown) == 2
