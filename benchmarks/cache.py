@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from mmfeat.cache.verify import verify_cache
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.samples.dataset import Sample
 from mmfeat.samples.keys import ContentKeys
+from mmfeat.system.hardware import peak_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 POOLED = EncoderSpec("hashing", "text", "", "builtin:1", "float32", "float16", cleaning="tweet")
@@ -348,15 +348,6 @@ def measure(name: str, folder: str, samples: str) -> None:
     start = time.perf_counter()
     read = MEMORY[name](Cache(folder, "set"), int(samples))
     print(peak_memory(), read, time.perf_counter() - start)
-
-
-def peak_memory() -> int:
-    """Bytes; what `getrusage` says would count the parent of this process too."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
 def scan_everything(cache: Cache, _: int) -> int:

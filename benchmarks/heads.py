@@ -21,7 +21,7 @@ from sequential import Cell, Recipe, skorch_is_there, train_by_index, train_with
 from synthetic import CLASSES, OPTIONS, WIDTHS, Made, make_samples, make_splits, write_extracted
 from table import Row, in_process, measured, print_json
 
-from cache import POOLED, made_keys, peak_memory, random_vectors
+from cache import POOLED, made_keys, random_vectors
 from mmfeat.baselines.basis import one_blas_thread
 from mmfeat.cache.shard import Rows
 from mmfeat.cache.store import Cache
@@ -35,6 +35,7 @@ from mmfeat.samples.labels import Targets, indicator
 from mmfeat.sweep.problem import IN_MEMORY, Problem
 from mmfeat.sweep.train import Sweep, train_heads
 from mmfeat.sweep.trials import HeadTrainer
+from mmfeat.system.hardware import peak_memory
 from mmfeat.system.wording import ignore
 
 REPEATS = 3

@@ -25,6 +25,7 @@ from table import Row, measured
 
 from mmfeat.extraction.extract import extract_features
 from mmfeat.samples.dataset import SampleSource
+from mmfeat.system.hardware import peak_memory
 
 BLOCK = 65_536  # rows that an extraction has in memory at once
 FORMATS = (
@@ -86,7 +87,7 @@ def read(path: Path) -> dict[str, float]:
     count = source.overview().count
     assert sum(map(len, source.blocks(BLOCK))) == count
     seconds = time.process_time() - start  # of the processor: other work on the machine does not count
-    return {"rows": count, "seconds": seconds, "memory": most_memory()}
+    return {"rows": count, "seconds": seconds, "memory": peak_memory() / 1e9}
 
 
 def extract(path: Path) -> dict[str, float]:
@@ -94,13 +95,7 @@ def extract(path: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory(dir=path.parent) as cache:
         start = time.process_time()
         result = extract_features(path, ["hashing:1"], cache=cache)
-        return {"rows": len(result.samples), "seconds": time.process_time() - start, "memory": most_memory()}
-
-
-def most_memory() -> float:
-    """Most resident memory of this process in GB; `getrusage` would count that of the process that started this one."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e6
+        return {"rows": len(result.samples), "seconds": time.process_time() - start, "memory": peak_memory() / 1e9}
 
 
 def rows(count: int, quoted: bool) -> Iterator[list[tuple[str, str, str]]]:

@@ -98,8 +98,7 @@ def protocol_splits(
         return splits, None, ()
     if protocol.kind == KFOLD:  # before any photo is looked at
         check_folds(targets, np.arange(len(ids)), protocol.folds)
-    links = near_duplicates(labelled, images, folder, progress) if protocol.grouped else {}
-    groups = linked_groups(links.values(), len(ids)) if links else np.arange(len(ids))
+    links, groups = near_duplicates(labelled, images, folder, protocol, progress)
     if protocol.kind == GIVEN:
         parts = [sample.split for sample in labelled]
         splits = make_given(parts, targets, ids, groups, protocol.seed, protocol.seeds)
@@ -116,12 +115,18 @@ def protocol_splits(
 
 
 def near_duplicates(
-    samples: Sequence[Sample], images: ContentKeys, folder: Path, progress: Progress
-) -> dict[str, np.ndarray]:
-    """The links of near duplicates, as `duplicate_links` gives them; facts about photos are kept in `folder`."""
+    samples: Sequence[Sample], images: ContentKeys, folder: Path, protocol: Protocol, progress: Progress
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The links of near duplicates, as `duplicate_links` gives them, and the number (N,) of the group of each sample.
+
+    Without `protocol.grouped` each sample is its own group. Facts about photos are kept in `folder`.
+    """
+    if not protocol.grouped:
+        return {}, np.arange(len(samples))
     hashes = image_hashes(samples, images, folder / HASHES_FILE, progress)
     look = SecondLook(samples, images.keys, folder / THUMBNAILS_FILE, progress)
-    return duplicate_links(samples, images.keys, hashes, look)
+    links = duplicate_links(samples, images.keys, hashes, look)
+    return links, linked_groups(links.values(), len(samples))
 
 
 def _large_groups(

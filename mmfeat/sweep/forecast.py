@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.train import SweepWork, prepare_sweep, train_heads
 from mmfeat.sweep.train_all import trials_of
 from mmfeat.sweep.trials import HeadTrainer, Outcome
-from mmfeat.system.hardware import cpu_count, resolve_device
+from mmfeat.system.hardware import cpu_count, peak_memory, resolve_device
 from mmfeat.system.wording import ignore
 
 STEPS = 2, 10  # steps of a fusion, whose seconds differ by those of eight steps alone
@@ -212,12 +211,3 @@ def _held(work: SweepWork, engine: LocalEngine, workers: int) -> int:
         else:
             held = max(held, workers * min(8 * max(0, rows - ROWS[1]) * width, MEMORY))
     return held
-
-
-def peak_memory() -> int:
-    """The most bytes that this process has held; 0 where the system does not say."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -24,7 +24,6 @@ from mmfeat.heads.registry import BASELINES
 from mmfeat.runs.run import hash_data, hash_table
 from mmfeat.samples.corrections import LABELS, Corrections, Rare, check_rare, read_corrected, without_labels
 from mmfeat.samples.dataset import MODALITIES, SampleSet
-from mmfeat.samples.duplicates import linked_groups
 from mmfeat.samples.keys import ContentKeys
 from mmfeat.samples.labels import (
     MULTICLASS,
@@ -205,7 +204,7 @@ def _rare(
     progress: Progress,
 ) -> Rare | None:
     """The classes, by the data's own labels, with too few samples or groups of near duplicates for the protocol."""
-    if not isinstance(rare, str):
+    if isinstance(rare, Rare):
         return rare
     check_rare(rare, task)
     if not rare:
@@ -213,8 +212,7 @@ def _rare(
     labelled = samples.labelled
     targets = read_targets([given.get(s.id, str(s.label)) for s in labelled], task, order)
     images = store.content_keys(labelled, "image", progress)
-    links = near_duplicates(labelled, images, store.folder, progress) if protocol.grouped else {}
-    groups = linked_groups(links.values(), len(labelled)) if links else np.arange(len(labelled))
+    _, groups = near_duplicates(labelled, images, store.folder, protocol, progress)
     few = rare_classes(targets, groups, protocol.folds if protocol.kind == KFOLD else 3)
     return Rare(rare, few, targets.multilabel) if few else None
 

@@ -121,6 +121,18 @@ def keep_freed_memory(arenas: int = 0) -> None:
             library.mallopt(_M_ARENA_MAX, arenas)
 
 
+def peak_memory() -> int:
+    """The most bytes that this process has held; 0 where the system does not say."""
+    with contextlib.suppress(OSError, StopIteration):  # `getrusage` counts the process that started this one, too
+        status = Path("/proc/self/status").read_text()
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def check_engine(name: str, ray_address: str | None = None) -> None:
     """Raise `ConfigError` for an unknown engine, and for the address of a cluster that the engine does not use."""
     if name not in ENGINES:
