@@ -40,7 +40,7 @@ _ENCODER = re.compile(r".+-[0-9a-f]{8}")
 
 
 def write_npy(path: Path, samples: SampleSet, blocks: Blocks, advance: Advance) -> None:
-    """Write a matrix an encoder, then the table, which is without rows until then: a part is no pack, but replaced."""
+    """Write a matrix for each encoder, then the rows of the table; a pack whose table has no rows is not finished."""
     _write_csv(path, blocks)
     for name, block in blocks.items():
         with _replacing(file_of(path, name, len(blocks))) as temporary:
@@ -53,7 +53,7 @@ def write_npy(path: Path, samples: SampleSet, blocks: Blocks, advance: Advance) 
 
 
 def write_faiss(path: Path, samples: SampleSet, blocks: Blocks, advance: Advance) -> None:
-    """Write an index an encoder, then the table, as `write_npy` does."""
+    """Write an index for each encoder, then the rows of the table, as `write_npy` does."""
     faiss = _library("faiss")
     _write_csv(path, blocks)
     for name, block in blocks.items():

@@ -239,7 +239,7 @@ def one_line(text: str) -> str:
 
 
 def fits(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """Whether a line has room for a table."""
+    """Whether a table fits the lines of the terminal."""
     return _width(_widths([header, *rows])) <= out.room
 
 
@@ -289,7 +289,7 @@ def show_table(
 
 
 def show_verdict(sentences: Sequence[str]) -> None:
-    """Print a verdict, a sentence a paragraph, the first in bold; words are not cut, in a log at 80 columns."""
+    """Print a verdict, a sentence a paragraph, the first in bold; lines of a log have 80 columns."""
     for number, sentence in enumerate(sentences):
         out.print(
             wrapped(sentence, COLUMNS if out.room == sys.maxsize else out.room, 0), style=None if number else "bold"

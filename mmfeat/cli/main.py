@@ -165,7 +165,7 @@ def _one_line(error: Exception) -> str:
         return text
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}; check the path and its rights"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # where a library writes
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # a library writes without naming the file
         return f"{error.strerror}, maybe for temporary files; free some space, or let TMPDIR name another folder"
     return f"{type(error).__name__}: {text}; --debug shows where"
 

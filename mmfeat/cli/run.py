@@ -40,7 +40,7 @@ class Steps(ConsoleProgress):
 
     @property
     def title(self) -> str:
-        """As in `2/5 heads`."""
+        """The number and the name of the step, as in `2/5 heads`."""
         return f"{self.number}/{len(self.names)} {self.names[self.number - 1]}"
 
     def step(self, title: str, total: int | None) -> AbstractContextManager[Advance]:

@@ -64,7 +64,7 @@ def files_hash(folder: Path) -> str:
 
 
 def check_splits(folder: Path, digest: str) -> None:
-    """Raise `RunError` where the splits of a run are others than those that were saved, whose hash is `digest`."""
+    """Raise `RunError` where the splits of a run are not those that were saved, whose hash is `digest`."""
     if digest not in ("", files_hash(folder)):  # earlier versions recorded none
         raise RunError(f"{folder}: its splits are not those that were saved; run mmfeat heads again")
 

@@ -276,8 +276,8 @@ def _sides(targets: Targets) -> list[tuple[str, np.ndarray]]:
 
 
 def rare_classes(targets: Targets, groups: np.ndarray, needed: int) -> dict[str, int]:
-    """Class -> number of samples, of the classes that, or whose absence in multi-label data, are in fewer `groups` (N,)
-    than `needed` and than the three that train, validate and test."""
+    """The number of samples of each class that is in too few `groups` (N,): fewer than `needed`, or than the three that
+    train, validate and test. In multi-label data its absence is counted, too."""
     sides = [] if targets.numeric else list(zip(targets.classes, targets.matrix.T, strict=True))
     least = max(needed, 3)
     return {

@@ -63,7 +63,7 @@ def train_missing_parent(arguments: FinetuneArguments, device: str, progress: Pr
             columns=request.columns, fusion=[head], baselines=["none"], ensembles=False,
             device=device, progress=progress,
         )  # fmt: skip
-    except MmfeatError as error:  # whose remedies are flags of another command
+    except MmfeatError as error:  # its remedy names flags of another command
         raise RunError(
             f"{arguments.heads}: no run has a fusion to start from; train one with mmfeat heads --fusion {head} first, "
             f"which says here: {error}"

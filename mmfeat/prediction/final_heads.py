@@ -233,7 +233,7 @@ class Inference:
 
 
 def read_for(data: str | Path, columns: Mapping[str, str] | None, config: RunConfig) -> SampleSet:
-    """Read data as `_read_for` does, with their labels as the run of this configuration knows them."""
+    """Read data as `_read_for` does, with the labels as the run of this configuration knows them."""
     return config.known(_read_for(data, columns, config.columns))
 
 

@@ -12,7 +12,7 @@ from mmfeat.samples.photos import Decoding, decode_image
 PHOTO_SIDE = 160  # pixels
 LARGE_SIDE = 320  # pixels of photos that one looks at first
 PHOTO_QUALITY = 55
-LETTERS = 280  # of the text of a card
+LETTERS = 280  # most letters of the text of a card
 
 
 def make_card(sample: Sample | None, title: str, facts: str, letters: int = LETTERS) -> Card:

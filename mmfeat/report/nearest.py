@@ -10,7 +10,7 @@ from mmfeat.report.page import Page, checked_page, write_page
 from mmfeat.report.section import Section
 from mmfeat.samples.dataset import Sample
 
-LETTERS = 600  # of a text
+LETTERS = 600  # most letters of a text
 
 
 def write_neighbours(found: Neighbours, out: str | Path) -> int:

@@ -87,7 +87,7 @@ def check_deletable(names: Sequence[str | Path], heads: str | Path = "heads", fo
     root = Path(heads)
     if not root.is_dir():
         raise RunError(f"{root}: no such folder; name the folder of your runs with --heads")
-    _empty(root / GRAVE)  # also where the run that is named was moved there by a call that was killed
+    _empty(root / GRAVE)  # a call that was killed may have moved the named run there
     folders = list(dict.fromkeys(_checked(name, root) for name in names))
     children = {} if force else _children(root, {folder.name for folder in folders})
     for folder in folders:

@@ -24,7 +24,7 @@ from mmfeat.system.remote import exists
 from mmfeat.system.wording import counted
 
 LABELS = "labels"  # the name of the table among `columns`
-DROP, JOIN = "drop", "join"  # what is done with rare classes
+DROP, JOIN = "drop", "join"  # ways to treat rare classes
 OTHER = "other"  # the class that rare classes are joined to
 
 

@@ -21,7 +21,7 @@ MANY = 10  # labels that are all numbers and more than this many are most likely
 SEPARATOR = "|"  # stands between the classes of a multi-label cell; a cell of one `|` has none of the classes
 DIGITS = 9  # significant digits of predicted numbers
 SHOWN = 5  # classes that a note names
-FOLDS = 5  # of a cross-validation
+FOLDS = 5  # number of folds of a cross-validation
 RARE_REMEDY = "--rare drop leaves such classes out, --rare join makes them one"
 # What stands for no label in files of programs, without regard to capitals: of R, pandas, databases and JSON.
 NO_LABEL = frozenset({"", "null", "nan", "na", "n/a", "<na>", "none"})

@@ -253,8 +253,8 @@ def _optimism(problem: Problem, outcomes: list[Outcome], scored: Entry, adjustme
     """The gain of the score if settings and thresholds are chosen on the very rows that are scored."""
     rows, naive = problem.splits.tested, []
     for outcome in outcomes:
-        of_one = scored.decision if len(outcomes) == 1 else None  # which was fitted on the logits of the one outcome
-        decision = of_one or fit_on_all(problem, outcome.logits, adjustment)
+        fitted = scored.decision if len(outcomes) == 1 else None  # the decision was fitted on these very logits
+        decision = fitted or fit_on_all(problem, outcome.logits, adjustment)
         chosen = decision.choose(mean_logits(outcome.logits[:, rows], decision))
         naive.append(np.mean(headline(problem.tested, chosen[None])))
     return float(max(naive) - scored.headline.value)

@@ -179,7 +179,7 @@ def _part(job: Job, share: float, seed: int) -> Job:
 
 
 def _timed(trainer: HeadTrainer, job: Job) -> float:
-    """Seconds of a job a member."""
+    """The mean seconds of the members of a job."""
     (fitted,) = trainer.engine.run([job], ignore)
     return sum(one.seconds for one in fitted) / len(fitted)
 

@@ -179,7 +179,7 @@ def train_heads(
     progress: Progress | None = None,
     command: str = "",
 ) -> Sweep:
-    """Train and rank heads on cached vectors; no finished step is repeated. Raises `CacheMissError` where they lack."""
+    """Train and rank heads on cached vectors; no finished step is repeated. Raises `CacheMissError` without them."""
     given = {**locals(), "data": name_of(data)}  # a frame has a name, by which the run records it
     splits = protocol.split_dir if protocol else None
     maker = Maker(command or written_call(train_heads, given), split_dir=splits)

@@ -212,7 +212,7 @@ class HeadTrainer:
         return [chunk for group in groups.values() for chunk in _chunks(group, self._stack_size(group[0][1]))]
 
     def _jobs(self, chunks: Sequence[Chunk], keep: bool = False) -> list[Job]:
-        sizes = self.problem.splits.training_sizes  # of all folds and for all seeds
+        sizes = self.problem.splits.training_sizes  # one size for each fold and seed
         most, fewest = max(sizes), max(2, min(sizes))  # no batch is larger than any training fold
         jobs = []
         for chunk in chunks:

@@ -339,7 +339,7 @@ def _recover(folder: Path) -> None:
 
 
 def sweep_folders(path: Path, seconds: float = STALE_SECONDS) -> None:
-    """Delete the temporary folders beside `path`, and for `path`, whose maker is gone or that are older."""
+    """Delete the temporary folders that were made for `path` beside it, if their maker is gone or they are older."""
     for stale in stale_temporaries(path.parent, seconds):
         if stale.name.startswith(f".{path.name}.") and stale.is_dir() and not stale.is_symlink():
             shutil.rmtree(stale, ignore_errors=True)

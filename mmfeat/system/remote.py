@@ -241,7 +241,7 @@ class Archive:
             return io.BufferedReader(Part(self._tar, *member))
         try:
             return self._zip.open(member)  # type: ignore[return-value]
-        except (zipfile.BadZipFile, NotImplementedError, OSError) as error:  # also a place before the file's start
+        except (zipfile.BadZipFile, NotImplementedError, OSError) as error:  # its place may be before the file's start
             raise OSError(5, str(error), member_url(self.path, name)) from error
 
     def read(self, name: str) -> bytes:
@@ -376,7 +376,7 @@ def temporary_folder() -> str:
     """
     if not os.path.isdir(folder := os.environ.get(TEMPORARY, "")):
         beside = Path(tempfile.gettempdir(), "mmfeat")
-        sweep_folders(beside, math.inf)  # that of a process that lives may be old
+        sweep_folders(beside, math.inf)  # the folder of a process that lives may be old
         folder = os.environ[TEMPORARY] = str(temporary_beside(beside))
         os.mkdir(folder, 0o700)
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
