@@ -79,10 +79,8 @@ def _show_odd(audit: Audit) -> None:
     if not audit.odd:
         out.print("no odd text or photo")
         return
-    rows = []
-    for row in audit.odd[:SHOWN_ROWS]:
-        rows.append((row["modality"], row["what"], f"{row['count']:,}", row["id"], one_line(row["detail"])))
-    show_table(("odd", "what", "count", "first", "there"), rows)
+    rows = [(o["modality"], o["what"], f"{o['count']:,}", o["id"], one_line(o["detail"])) for o in audit.odd]
+    show_table(("odd", "what", "count", "first", "there"), rows[:SHOWN_ROWS])
     if (more := len(audit.odd) - SHOWN_ROWS) > 0:
         out.print(f"and {more} more kinds in files.csv")
 

@@ -100,13 +100,11 @@ def _asked(values: Mapping[str, Any]) -> dict[str, Any]:
     check_engine(values["engine"], values["ray_address"])
     settings = (values[name] for name in ("device", "workers", "batch_size", "runtime", "retry_failed"))
     return {
-        "data": values["data"],
+        **{name: values[name] for name in ("data", "cache", "test")},
         "encoders": requests(values["encoders"]),
-        "cache": values["cache"],
         "options": EncoderOptions(**flags.encoder_options(values)),
         "columns": flags.reading(values),
         "settings": ExtractSettings(*settings),
-        "test": values["test"],
     }
 
 

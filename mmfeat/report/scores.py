@@ -156,11 +156,8 @@ def classes_section(subject: Subject) -> Section:
     if absent := [name for name in classes if name not in present]:
         words.append(f"No sample out of fold is {', '.join(absent)}: that counts as F1 0 in every macro-F1.")
     scores = [entry.classes[name].f1 for name in classes]
-    figures = []
-    if len(classes) <= PLOTTED:
-        figures = [
-            score_figure("classes", "F1", "the table has the values", scores, classes, SERIES[:1] * len(classes))
-        ]
+    figure = score_figure("classes", "F1", "the table has the values", scores, classes, SERIES[:1] * len(classes))
+    figures = [figure] if len(classes) <= PLOTTED else []
     tables = [Table("classes", f"Classes of {title_of(entry)}", header, rows)]
     return Section("classes", "Classes", words, figures, tables, half=len(classes) <= NARROW)
 
@@ -198,25 +195,14 @@ def confusion(entry: Entry, classes: Sequence[str], index: int) -> Table:
     if len(classes) > MOST_CLASSES:
         return _confused(counts, entry, classes, index)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1e-9)
-    rows = [
-        [
-            name,
-            *(f"{count:,.0f} ({part:.0%})" if count >= 0.5 else "0" for count, part in zip(line, parts, strict=True)),
-        ]
-        for name, line, parts in zip(classes, counts, shares, strict=True)
-    ]
+    rows, links = [], []
+    for name, line, parts in zip(classes, counts, shares, strict=True):
+        cells = list(zip(classes, line, parts, strict=True))
+        rows.append([name, *(f"{count:,.0f} ({part:.0%})" if count >= 0.5 else "0" for _, count, part in cells)])
+        there = [in_gallery(status="all", label=name, prediction=chosen) for chosen in classes]
+        links.append(["", *(link if count >= 0.5 else "" for link, count in zip(there, line, strict=True))])
     shades = [[0.0, *parts] for parts in shares.tolist()]
     header = ["label", *(f"→ {name}" for name in classes)]
-    links = [
-        [
-            "",
-            *(
-                in_gallery(status="all", label=a, prediction=b) if n >= 0.5 else ""
-                for b, n in zip(classes, line, strict=True)
-            ),
-        ]
-        for a, line in zip(classes, counts, strict=True)
-    ]
     return Table(_confusion_name(entry, index), title_of(entry), header, rows, shades, links=None if index else links)
 
 
