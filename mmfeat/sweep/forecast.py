@@ -207,7 +207,7 @@ def _held(work: SweepWork, engine: LocalEngine, workers: int) -> int:
     for modality in {modality for head, modality in work.config.pairs or () if head in BASELINES}:
         width = engine.bench.data("ridge", modality).width
         if _keeps_bases(engine, modality, rows):
-            held += 2 * (folds - 1) * 4 * min(rows, width) * (rows + width)
+            held += folds * 4 * min(rows, width) * (rows + width)  # the other folds and all rows have a basis each
         else:
             held = max(held, workers * min(8 * max(0, rows - ROWS[1]) * width, MEMORY))
     return held
