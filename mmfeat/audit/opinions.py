@@ -1,4 +1,4 @@
-"""Opinions: out-of-fold probabilities of a run's best entry, and likely errors and noise of the labels."""
+"""Opinions: out-of-fold probabilities of a run's recommended entry, and likely errors and noise of the labels."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def fitting_run(run: str | Path | None, heads: Path, fits: Callable[[RunConfig],
     """(run whose opinions are used, "") or (None, reason).
 
     Raises `RunError` for a named run on other labels or contents. Without a name, the best run in `heads` on exactly
-    these labels and contents is used.
+    these labels and contents is used, as `best_run` has it.
     """
     if run == NO_RUN:
         return None, ""
@@ -67,13 +67,16 @@ def fitting_run(run: str | Path | None, heads: Path, fits: Callable[[RunConfig],
             f"no label errors: no run in {heads} was trained on these labels, texts and photos; "
             "make one with mmfeat heads"
         )
-    best = max(runs, key=lambda other: other.score(None, None))
+    best = max(reversed(runs), key=lambda other: other.score(None, None))
     return (None, NUMBERS.format(best.folder)) if best.config.is_regression else (best, "")
 
 
 def read_opinions(run: Run) -> Opinions:
-    """Opinions of the run's best entry on samples that a fold tests. Raises `RunError` for a damaged file."""
-    entry = run.entry()
+    """Opinions of the run's recommended entry, as in its report, on samples that a fold tests.
+
+    Raises `RunError` for a damaged file.
+    """
+    entry = run.recommended
     predictions = run.out_of_fold(entry)
     if not predictions.ids:
         raise RunError(f"{run.folder}: no sample was predicted out of fold; train it again, or name another with --run")

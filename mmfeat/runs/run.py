@@ -310,9 +310,9 @@ def choose_run(
 def best_run(root: Path, data: str | None = None, head: str | None = None, modalities: str | None = None) -> Run:
     """Find the run with the best entry of a head and a modality set among those comparable with the newest on `data`.
 
-    If no such run has one, the oldest comparable run is returned.
+    Of runs that are equally good the newest is returned, which a repeated command makes of its run.
     """
-    return max(comparable_runs(root, data), key=lambda run: run.score(head, modalities))
+    return max(reversed(comparable_runs(root, data)), key=lambda run: run.score(head, modalities))
 
 
 def comparable_runs(root: Path, data: str | None = None, accept: Callable[[Run], bool] = lambda run: True) -> list[Run]:

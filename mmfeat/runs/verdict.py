@@ -17,7 +17,7 @@ from mmfeat.extraction.requests import test_of
 from mmfeat.runs.compare import Comparison, RunTest, compare_runs
 from mmfeat.runs.entry import TOGETHER, Entry, PairedTest
 from mmfeat.runs.leaderboard import MODALITY_SETS
-from mmfeat.runs.run import Run, comparable_runs, read_run
+from mmfeat.runs.run import Run, best_run, comparable_runs, read_run
 from mmfeat.samples.dataset import read_samples
 from mmfeat.system.wording import SCORE_NAMES, interval, p_value, rounded, shown
 
@@ -60,9 +60,17 @@ def verdict(run: Run) -> list[str]:
         sentences.append(f"Expect {interval(picked, ', ')} on new samples: a winner is always partly lucky.")
     if run.results.recommended:
         why = "" if taken == first else f", a tie at {rounded(taken.headline.value)} that costs less"
-        sentences.append(f"Recommended: {taken.label}{why}; submit uses it.")
+        sentences.append(f"Recommended: {taken.label}{why}; {_submission(run)} uses it.")
     gains = [(entry, entry.gain) for entry in run.leaderboard if entry.gain]
     return sentences + [_together(run, *pair) for pair in gains[:1]]
+
+
+def _submission(run: Run) -> str:
+    """The command that predicts with a run, which names it where a bare `submit` takes a better one beside it."""
+    with contextlib.suppress(RunError):
+        if best_run(run.folder.parent).name != run.name:
+            return f"submit --run {shlex.quote(shown(str(run.folder)))}"
+    return "submit"
 
 
 def best(entry: Entry, ties: int = 0, number: str = "") -> str:

@@ -149,7 +149,7 @@ def test_the_best_run_on_the_data_judges_the_labels(place: Path, tmp_path: Path)
     audit = audit_data(place / "demo", heads=place / "heads", out=tmp_path)
     run = Run.from_json(only_run(place), json.loads((only_run(place) / RUN_FILE).read_text()))
     found = audit.label_errors
-    assert (found["run"], found["head"], found["data_hash"]) == (str(run.folder), run.entry().head, audit.data_hash)
+    assert (found["run"], found["head"], found["data_hash"]) == (str(run.folder), run.recommended.head, audit.data_hash)
     opinions = read_opinions(run)
     assert found["samples"] == len(opinions.ids) == 108
     expected = find_label_errors(opinions.targets.numbers, opinions.probabilities)

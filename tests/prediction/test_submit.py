@@ -23,6 +23,7 @@ from mmfeat.extraction.extract import extract_features
 from mmfeat.prediction.output_file import check_rows
 from mmfeat.prediction.submit import write_submission
 from mmfeat.runs.run import Run, best_run, overlooked_run, read_run
+from mmfeat.runs.verdict import verdict
 from mmfeat.sweep.train import train_heads
 from tests.sweep.small_sweeps import FEW, FLOAT32, QUICK, SMALL, sweep
 
@@ -388,6 +389,18 @@ def test_runs_of_another_task_are_not_compared(place: Path, tmp_path: Path) -> N
         os.utime(copy / "run.json", (number, number))
     assert best_run(tmp_path).folder.name == "multiclass"
     assert overlooked_run(best_run(tmp_path)) is None
+
+
+def test_of_equally_good_runs_the_newest_predicts_and_another_says_its_name(place: Path, tmp_path: Path) -> None:
+    run = best_run(place / "heads")
+    for number, name in enumerate(("first", "second")):
+        os.utime(shutil.copytree(run.folder, tmp_path / name) / "run.json", (number, number))
+    assert best_run(tmp_path).folder.name == "second"
+    os.utime(tmp_path / "first" / "run.json", (2, 2))
+    first, second = (read_run(tmp_path / name) for name in ("first", "second"))
+    assert best_run(tmp_path) == first
+    assert any(line.endswith("submit uses it.") for line in verdict(first))
+    assert any(line.endswith(f"submit --run {second.folder} uses it.") for line in verdict(second))
 
 
 def test_a_head_whose_name_is_a_path_is_no_head(place: Path, tmp_path: Path) -> None:
