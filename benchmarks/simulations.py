@@ -17,7 +17,7 @@ from table import Row, measured, show
 from mmfeat.audit.label_errors import estimate_noise
 from mmfeat.cache.features import Block, Features
 from mmfeat.evaluation.decisions import calibrate
-from mmfeat.evaluation.metrics import evaluate
+from mmfeat.evaluation.metrics import calibration_errors, evaluate
 from mmfeat.evaluation.significance import compare_with_best
 from mmfeat.evaluation.splits import make_folds
 from mmfeat.heads.jobs import LocalEngine
@@ -27,7 +27,7 @@ from mmfeat.sweep.ensembles import ensemble_entries
 from mmfeat.sweep.entries import EntryTrainer, TrainedEntry
 from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.trials import HeadTrainer
-from mmfeat.system.wording import ignore
+from mmfeat.system.wording import SCORE_NAMES, ignore
 
 CLASSES = ("negative", "neutral", "positive")
 SHARES = (0.3, 0.1, 0.6)
@@ -189,6 +189,34 @@ def calibration(small: bool) -> Iterator[Row]:
         shares.append(found[:, 1].mean() - SHARES[1])
     yield measured("log-loss of calibrated above true probabilities", 1000 * np.mean(losses), "mnats", most=10)
     yield measured("mean probability of the rare class above its share", 100 * np.mean(shares), "points", most=1)
+    yield from _above_chance(small)
+
+
+def _above_chance(small: bool) -> Iterator[Row]:
+    """Intervals of calibration errors above chance, of right probabilities and of twice as sure ones."""
+    runs, names = 5 if small else 1000, ("calibration_excess", "classwise_excess")
+    for sure, kind in ((1, "right"), (2, "too sure")):
+        random, covered, values = np.random.default_rng(3), [], []
+        targets, probabilities = _sure(random, 400_000, sure)
+        errors = calibration_errors(targets, probabilities)[0]
+        truth = (errors[0], errors[1:].mean()) if sure > 1 else (0.0, 0.0)
+        for _ in range(runs):
+            targets, probabilities = _sure(random, 720, sure)
+            scores = evaluate(targets, indicator(probabilities.argmax(1), len(CLASSES))[None], probabilities[None])
+            covered.append([scores[name]["low"] <= true <= scores[name]["high"]
+                            for name, true in zip(names, truth, strict=True)])  # fmt: skip
+            values.append([scores[name]["value"] for name in names])
+        rows = zip(names, truth, np.mean(covered, axis=0), np.mean(values, axis=0), strict=True)
+        for name, true, hits, mean in rows:
+            yield measured(f"{kind} probabilities: {SCORE_NAMES[name]} covers", 100 * hits, "% of runs", least=92,
+                           note=f"truth {true:.3f}, mean {mean:.3f}")  # fmt: skip
+
+
+def _sure(random: np.random.Generator, rows: int, sure: float) -> tuple[Targets, np.ndarray]:
+    """Labels and their probabilities to the power of `sure`."""
+    labels, probabilities = _blurred(random, np.arange(rows))
+    weights = probabilities**sure
+    return Targets(CLASSES, indicator(labels, len(CLASSES))), weights / weights.sum(1, keepdims=True)
 
 
 CLAIMS = {

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from mmfeat.evaluation.decisions import plain_choice
-from mmfeat.evaluation.resampling import EXACT_FLOAT32, TINY, Hits, count, draw_scores, find_cells, joined_groups
+from mmfeat.evaluation.resampling import CHUNK, EXACT_FLOAT32, TINY, Hits, count, draw_scores, find_cells, joined_groups
 from mmfeat.samples.labels import Targets
 
 CONFIDENCE = 0.95
-NORMAL = 1.959964  # the normal distribution's quantile at 97.5 %
+NORMAL, ONE_SIDED = 1.959964, 1.644854  # the normal distribution's quantiles at 97.5 % and 95 %
 BINS = 15  # bins of the expected calibration error
+LABELLINGS = 10, 100  # fewest and most times that labels are drawn from probabilities
+LUCK_SEED = 0  # seed of those labels
 SUREST = 50.0  # largest distance of log-odds
 LEAST = 1e-15  # probabilities are kept this far from 0 in a logarithm
 
@@ -119,8 +121,9 @@ def evaluate(
     -------
     dict
         `macro_f1`, `accuracy` (multi-label: all classes right), `weighted_f1`, `auroc`, `log_loss`,
-        `calibration_error` and, of ordered classes, `kappa` (weighted by the square of the distance), with `value`,
-        `low`, `high` (None for an AUROC that no class defines); `seeds`;
+        `calibration_error`, what of it and of the mean of the classes' errors is more than chance gives
+        (`calibration_excess`, `classwise_excess`) and, of ordered classes, `kappa` (weighted by the square of the
+        distance), with `value`, `low`, `high` (None for an AUROC that no class defines); `seeds`;
         `classes`; `confusion`; `samples`. Of a regression: `r2`, `mae`, `rmse`, `spearman` and `seeds`; no classes and
         an empty confusion.
     """
@@ -136,7 +139,7 @@ def evaluate(
         **dict(zip(names, map(vars, scores), strict=False)),
         "auroc": vars(auroc),
         "log_loss": vars(_log_loss(targets, probabilities, groups)),
-        "calibration_error": vars(_calibration_error(targets, probabilities, groups)),
+        **_calibration(targets, probabilities, groups),
         "seeds": {name: _over_seeds(getattr(single, name)) for name in names if name != "weighted_f1"},
         "classes": _classes(targets, counts, scores[len(names) :], areas),
         "confusion": confusion(targets.matrix, chosen, targets.multilabel).tolist(),
@@ -285,26 +288,85 @@ def _log_loss(targets: Targets, probabilities: np.ndarray, groups: np.ndarray | 
     return _normal(value, losses - value, most=np.inf, groups=groups)
 
 
-def _calibration_error(targets: Targets, probabilities: np.ndarray, groups: np.ndarray | None) -> Score:
-    """Expected calibration error (Guo et al., 2017) of the top probability, or the mean of the classes' errors.
+def _calibration(targets: Targets, probabilities: np.ndarray, groups: np.ndarray | None) -> dict[str, Any]:
+    """The scores of calibration that `evaluate` names, for JSON."""
+    top = _calibration_error(_confidences(targets, probabilities, targets.multilabel), len(targets), groups)
+    every = _calibration_error(_confidences(targets, probabilities, True), len(targets), groups)
+    errors = np.mean([calibration_errors(targets, shares, groups) for shares in probabilities], axis=0)
+    return {
+        "calibration_error": vars(top),
+        "calibration_excess": vars(above_chance(errors[:, 0], top.high)),
+        "classwise_excess": vars(above_chance(errors[:, 1:].mean(1), every.high)),
+    }
 
-    The error is never negative and so, even for right probabilities, above 0 by chance. The interval does not correct
-    for this, and is then too wide rather than too narrow.
+
+def _calibration_error(
+    columns: Iterator[tuple[np.ndarray, np.ndarray]], samples: int, groups: np.ndarray | None
+) -> Score:
+    """Expected calibration error (Guo et al., 2017), the mean over (probability, whether the class is labelled).
+
+    The error is never negative and so, even for right probabilities, above 0 by chance, see `above_chance`.
     """
-    values, influence = [], np.zeros(len(targets))
-    for confidence, right in _confidences(targets, probabilities):
-        bins = np.clip((confidence * BINS).astype(int), 0, BINS - 1)
-        gaps = confidence - right
-        sums = np.bincount(bins, gaps, minlength=BINS)
-        values.append(float(np.abs(sums).sum()) / max(len(gaps), 1))
-        influence += np.sign(sums)[bins] * gaps - values[-1]
+    values, influence = [], np.zeros(samples)
+    for confidence, right in columns:
+        bins, sums = _gaps(confidence, right[None])
+        values.append(float(np.abs(sums).sum()) / max(samples, 1))
+        influence += np.sign(sums)[0, bins] * (confidence - right) - values[-1]
     return _normal(float(np.mean(values)), influence / len(values), most=1.0, groups=groups)
 
 
-def _confidences(targets: Targets, probabilities: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _gaps(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) the bin of each probability, and (D, BINS) sums of probabilities less those of labels (D, N)."""
+    bins = np.clip((confidence * BINS).astype(int), 0, BINS - 1)
+    members = (bins[:, None] == np.arange(BINS)).astype(np.float32)
+    return bins, np.bincount(bins, confidence, minlength=BINS) - right.astype(np.float32) @ members
+
+
+def calibration_errors(targets: Targets, probabilities: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+    """(1 + D, 1 + C) expected calibration errors of the labels, and of D labellings drawn from probabilities (N, C).
+
+    The first column has the error of the most probable class (multi-label: the mean of the classes), the others that of
+    each class (Kull et al., 2019).
+    """
+    errors, top = [], np.zeros((1, len(targets)), bool)
+    likely = probabilities.argmax(1)
+    for column, labelled in enumerate(_labellings(targets, probabilities, groups)):
+        errors.append(np.abs(_gaps(probabilities[:, column], labelled)[1]).sum(1))
+        top = top | labelled & (likely == column)
+    each = np.stack(errors, axis=1)
+    first = each.mean(1) if targets.multilabel else np.abs(_gaps(probabilities.max(1), top)[1]).sum(1)
+    return np.column_stack([first, each]) / max(len(targets), 1)
+
+
+def _labellings(targets: Targets, probabilities: np.ndarray, groups: np.ndarray | None) -> Iterator[np.ndarray]:
+    """Yield for each class (1 + D, N) whether it is labelled and then whether D labellings, drawn from probabilities
+    (N, C), have it; near duplicates share their luck. Fewer are drawn of large tables, whose chance varies less."""
+    random, (rows, of) = np.random.default_rng(LUCK_SEED), joined_groups(groups, len(targets))
+    first = rows[np.unique(of, return_index=True)[1][of]]
+    number = int(np.clip(CHUNK // max(probabilities.size, 1), *LABELLINGS))
+    ends = probabilities.cumsum(1)
+    for column, share in enumerate(probabilities.T):
+        if targets.multilabel or not column:
+            luck = random.random((number, len(targets)), np.float32)
+            luck[:, rows] = luck[:, first]
+        end = share if targets.multilabel else ends[:, column]
+        yield np.concatenate([targets.matrix[None, :, column], (luck >= end - share) & (luck < end)])
+
+
+def above_chance(errors: np.ndarray, high: float | None) -> Score:
+    """The first of calibration errors (1 + D,), as of `calibration_errors`, less the mean of the others, at least 0.
+
+    The lower end is the error less what 95 % of the drawn labellings stay below, so that it is 0 in 95 % of samples if
+    the probabilities are right. `high` is the upper end of the error itself, to which chance adds little far from 0.
+    """
+    excess = float(errors[0] - errors[1:].mean())
+    return Score(max(0.0, excess), max(0.0, excess - ONE_SIDED * float(errors[1:].std(ddof=1))), high)
+
+
+def _confidences(targets: Targets, probabilities: np.ndarray, every: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (probability, whether the class is labelled), both (N,): each seed's top class, or its every class."""
     for shares in probabilities:
-        if targets.multilabel:
+        if every:
             yield from zip(shares.T, targets.matrix.T, strict=True)
         else:
             yield shares.max(1), targets.matrix[np.arange(len(shares)), shares.argmax(1)]

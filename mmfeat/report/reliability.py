@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmfeat.evaluation.metrics import BINS, wilson
+from mmfeat.evaluation.metrics import BINS, above_chance, calibration_errors, wilson
 from mmfeat.report.plots import GRID, SERIES, new_drawing
 from mmfeat.report.section import Figure, Section, Table, interval, number, share, title_of
 from mmfeat.report.subject import Subject
@@ -27,13 +27,16 @@ def reliability_section(subject: Subject) -> Section:
     predictions = subject.predictions()
     entry, config = subject.entry, subject.run.config
     chose = "other folds" if len(config.folds) > 1 else "validation rows"
+    errors = calibration_errors(predictions.targets, predictions.probabilities, predictions.groups)
+    excess = above_chance(errors[:, 0], entry.calibration_error.high)
     words = [
         judge(*confidences(predictions)),
-        f"The calibration error of {title_of(entry)} is {interval(entry.calibration_error)}; 0 is perfect, and chance "
-        "alone keeps it above 0. Temperature, shift of each class and allowance for wrong labels "
+        f"The calibration error of {title_of(entry)} is {interval(entry.calibration_error)}; less what chance gives, "
+        f"{interval(excess)}. Temperature, shift of each class and allowance for wrong labels "
         f"({entry.decision.floor:.1%}) come from {chose}.",
     ]
-    return Section("reliability", "Confidence", words, [diagram(predictions)], [_by_share(*surest(predictions))])
+    return Section("reliability", "Confidence", words, [diagram(predictions)],
+                   [_by_share(*surest(predictions)), _by_class(predictions, errors[:, 1:])])  # fmt: skip
 
 
 def judge(confidence: np.ndarray, right: np.ndarray) -> str:
@@ -111,6 +114,17 @@ def _reliability(axes: Axes, confidence: np.ndarray, right: np.ndarray) -> None:
     beside = np.fmax([accuracy - low, high - accuracy], 0)  # rounding may put an end slightly past the accuracy
     axes.errorbar(where, accuracy, beside, fmt="o", color=SERIES[0], markersize=4, linewidth=1.2)
     axes.set(xlabel="confidence", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02))
+
+
+def _by_class(predictions: OutOfFold, errors: np.ndarray) -> Table:
+    """The mean probability of each class beside its share, and its calibration errors (1 + D, C)."""
+    shown = zip(predictions.probabilities.mean(0), predictions.targets.matrix.mean(0), errors.T, strict=True)
+    rows = [
+        [name, *map(number, (probability, labelled, each[0], above_chance(each, None).value))]
+        for name, (probability, labelled, each) in zip(predictions.targets.classes, shown, strict=True)
+    ]
+    header = ["class", "mean probability", "share of labels", "calibration error", "above chance"]
+    return Table("class_calibration", "Whether each class's probability can be believed", header, rows, folded=True)
 
 
 def _by_share(confidence: np.ndarray, right: np.ndarray) -> Table:

@@ -35,7 +35,8 @@ TOWERS = ("encoders", "prefixes")
 UNNAMED = ("trials", "products", "corrections")  # more trials, another arithmetic; labels count in the data hash
 LATER = {"init": DEFAULTS.init, "race": False}  # settings that the first version lacked: runs are named as before
 NUMBER_SCORES = ("r2", "mae", "rmse", "spearman")
-SCORES = ("macro_f1", "accuracy", "weighted_f1", "auroc", "log_loss", "calibration_error")
+SCORES = ("macro_f1", "accuracy", "weighted_f1", "auroc", "log_loss", "calibration_error",
+          "calibration_excess", "classwise_excess")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,8 @@ class Scores:
     auroc: Score = UNDEFINED
     log_loss: Interval = NO_SCORE
     calibration_error: Interval = NO_SCORE
+    calibration_excess: Interval | None = None
+    classwise_excess: Interval | None = None
     seeds: dict[str, SeedScores]
     classes: dict[str, ClassScores]
     confusion: list[Any]
@@ -179,14 +182,11 @@ class Scores:
     @property
     def score_names(self) -> tuple[str, ...]:
         """The names of the scores, the headline first."""
-        if self.r2:
-            return NUMBER_SCORES
-        return (*(["kappa"] if self.kappa else []), *SCORES)
+        return NUMBER_SCORES if self.r2 else (*(["kappa"] if self.kappa else []), *SCORES)
 
     def score(self, name: str) -> Interval | Score:
-        """Return a score that has an interval, by its name in the files."""
-        scores: dict[str, Interval | Score] = vars(self)
-        return scores[name]
+        """Return a score by its name in the files; undefined where an earlier version left it out."""
+        return getattr(self, name) or UNDEFINED
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,9 @@ from typing import Protocol
 # What people call the scores.
 SCORE_NAMES = {
     "macro_f1": "macro-F1", "kappa": "kappa", "accuracy": "accuracy", "weighted_f1": "weighted F1", "auroc": "AUROC",
-    "log_loss": "log-loss", "calibration_error": "calibration error", "r2": "R2", "mae": "MAE", "rmse": "RMSE",
+    "log_loss": "log-loss", "calibration_error": "calibration error",
+    "calibration_excess": "calibration error above chance", "classwise_excess": "class-wise error above chance",
+    "r2": "R2", "mae": "MAE", "rmse": "RMSE",
     "spearman": "Spearman",
 }  # fmt: skip
 HIDDEN = "***"

@@ -14,4 +14,5 @@ def test_calibration_is_held_against_true_probabilities() -> None:
     answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert answer.stdout.count("interval of") == 6, answer
     assert all("passed" in line for line in answer.stdout.splitlines() if "log-loss of calibrated" in line), answer
+    assert answer.stdout.count("above chance covers") == 4, answer
     assert "mean probability of the rare class above its share" in answer.stdout

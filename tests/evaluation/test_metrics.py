@@ -18,8 +18,8 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from mmfeat.evaluation import resampling
-from mmfeat.evaluation.metrics import BINS, confusion, evaluate, macro_f1
+from mmfeat.evaluation import metrics, resampling
+from mmfeat.evaluation.metrics import BINS, calibration_errors, confusion, evaluate, macro_f1
 from mmfeat.samples.labels import Targets, indicator
 
 NAMES = ("a", "b", "c")
@@ -99,10 +99,38 @@ def test_calibration_error_is_the_textbook_sum(multilabel: bool) -> None:
     assert score["value"] == pytest.approx(np.mean(errors))
 
 
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_errors_above_chance_are_errors_less_those_of_labels_drawn_one_by_one(
+    multilabel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twins share their luck: chance gives more of fewer groups."""
+    targets, chosen, probabilities = make(multilabel=multilabel)
+    shares, random = probabilities[0], np.random.default_rng(1)
+    groups = np.where(np.arange(400) < 200, np.arange(400) // 4, np.arange(400))
+    rows = np.where(np.arange(400) < 200, np.arange(400) // 4 * 4, np.arange(400))
+    for twins, of in ((None, np.arange(400)), (groups, rows)):
+        shared, found = shares[of], []
+        monkeypatch.setattr(metrics, "LABELLINGS", (1, 1))
+        for _ in range(150):
+            luck = random.random((400, 3 if multilabel else 1))[of]
+            drawn = luck < shared if multilabel else indicator((luck > shared.cumsum(1)).sum(1).clip(0, 2), 3)
+            found.append(calibration_errors(Targets(NAMES, drawn, multilabel), shared)[0])
+        monkeypatch.undo()
+        expected = np.mean(found, axis=0)
+        errors = calibration_errors(targets, shared, twins)
+        np.testing.assert_allclose(errors[1:].mean(0), expected, rtol=0.1)
+        report = evaluate(targets, chosen[:1], shared[None], groups=twins)
+        chance = [report["calibration_error"]["value"] - report["calibration_excess"]["value"],
+                  errors[0, 1:].mean() - report["classwise_excess"]["value"]]  # fmt: skip
+        assert chance == pytest.approx([expected[0], expected[1:].mean()], rel=0.1)
+        assert report["calibration_excess"]["low"] < report["calibration_excess"]["value"] < expected[0] + 0.1
+
+
 def test_certain_and_right_is_perfectly_calibrated() -> None:
     targets, _, _ = make()
     report = evaluate(targets, targets.matrix[None], targets.matrix[None].astype(float))
-    assert report["calibration_error"] == {"value": 0, "low": 0, "high": 0}
+    for name in ("calibration_error", "calibration_excess", "classwise_excess"):
+        assert report[name] == {"value": 0, "low": 0, "high": 0}
     assert report["log_loss"]["value"] == 0
     assert report["auroc"] == {"value": 1, "low": 1, "high": 1}
 

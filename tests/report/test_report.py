@@ -25,8 +25,9 @@ from mmfeat.prediction.submit import write_submission
 from mmfeat.report.gallery import ROW_SHARE, make_gallery
 from mmfeat.report.modalities import WHO, attribute
 from mmfeat.report.page import Page, latex_table, render
+from mmfeat.report.reliability import reliability_section
 from mmfeat.report.report import Papers, write_report
-from mmfeat.report.section import Table
+from mmfeat.report.section import Table, interval
 from mmfeat.report.subject import Subject
 from mmfeat.report.training import correlation, group_means, read_trials, varied
 from mmfeat.runs.run import Run
@@ -107,6 +108,9 @@ def test_numbers_on_the_page_are_those_of_the_leaderboard(run: Run, page: Path) 
         assert f"{entry.macro_f1.value:.3f} [" in text
     for name, count in run.results.class_counts.items():
         assert re.search(rf"{name}</th>\s*<td>{count}</td>", text)
+    section = reliability_section(Subject.of(run))
+    assert interval(run.recommended.calibration_excess) in section.words[1]  # predictions are read back rounded
+    assert [row[0] for row in section.tables[1].rows] == list(run.results.class_counts)
 
 
 def test_what_strangers_wrote_is_text(page: Path) -> None:

@@ -53,6 +53,13 @@ def test_best_first_with_the_paired_tests_against_it(board: Sequence[Entry]) -> 
     by_name = {(entry.entry.head, entry.entry.modalities): entry for entry in entries}
     chosen = [decide(task, (entry := by_name[each.head, each.modalities]).logits, entry.decisions)[0] for each in board]
     wanted, first = compare_with_best(TARGETS, chosen, 0, task.seed)
+    earlier = {name: value for name, value in board[0].to_json().items() if not name.endswith("_excess")}
+    assert len(earlier) == len(board[0].to_json()) - 2
+    old = Entry.from_json(earlier)
+    assert (old.to_json(), old.score("calibration_excess").value) == (earlier, None)
+    assert leaderboard_csv([old, *board[1:]], TARGETS.classes).count(",") == leaderboard_csv(
+        board, TARGETS.classes
+    ).count(",")
     assert [entry.to_json().get("picked") for entry in board] == [vars(first), *[None] * (len(board) - 1)]
     assert [entry.to_json()["behind_best"] for entry in board] == wanted
     assert [entry.tie for entry in board] == [each["tie"] for each in wanted]
