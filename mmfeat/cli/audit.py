@@ -66,7 +66,7 @@ def _show_leaks(audit: Audit) -> None:
         for way in audit.leaks["ways"]:
             name = f"{way['part']}, {way['kind']} {way['modality']}"
             ways[name] = ways.get(name, 0) + way["samples"]
-        out.print(f"leaks: {leaking:,} of {tested:,} test samples have a duplicate in training")
+        out.print(f"leaks: {leaking:,} of {tested:,} samples have a duplicate among those their fold trained on")
         out.print(f"  splits in {audit.leaks['splits']}")
         if ways:
             out.print(f"  {', '.join(f'{name} {count:,}' for name, count in ways.items())}")

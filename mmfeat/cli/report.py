@@ -78,7 +78,8 @@ def _show(result: Report) -> None:
     if result.files:
         out.print(f"{counted(len(result.files), 'file')} for papers in {result.files[0].parent}")
     if result.samples:
-        out.print(f"{result.samples:,} samples and {result.photos:,} photos")
+        waiting = f", {result.waiting:,} to predict," if result.waiting else ""
+        out.print(f"{result.samples:,} samples{waiting} and {result.photos:,} photos")
     for run in result.runs:
         out.print(f"run {run.folder}")
     for note in result.notes:

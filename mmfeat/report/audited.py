@@ -124,8 +124,8 @@ def _leaks(audit: Audit) -> list[str]:
     if audit.leaks is not None:
         tested = sum(audit.leaks["tested"].values())
         words.append(
-            f"In the splits of {shown(audit.leaks['splits'])}, {audit.leaks['samples']:,} of {tested:,} test samples "
-            "have a duplicate in training."
+            f"In the splits of {shown(audit.leaks['splits'])}, {audit.leaks['samples']:,} of {tested:,} samples "
+            "have a duplicate among those that their fold trained on."
         )
     if audit.shared:
         shared = ", ".join(f"{count:,} by {name}" for name, count in audit.shared.items())

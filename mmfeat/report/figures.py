@@ -49,7 +49,7 @@ class Plots:
 
     def leaderboard(self, entries: int = PLOTTED) -> Plot:
         """The scores of the first entries with their 95 % intervals; blue are the first and what ties with it."""
-        return Plot(forest(self.run.leaderboard[:entries]))
+        return Plot(forest(self.run.leaderboard, entries))
 
     def confusion(self, head: str | None = None, modalities: str | None = None) -> Plot:
         """Labels in rows, predictions in columns. Raises `ConfigError` where that is no matrix that can be read."""

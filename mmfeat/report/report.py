@@ -55,6 +55,7 @@ class Report:
     photos: int
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
+    waiting: int = 0  # samples to predict, whose photos are in the page too
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def write_report(
     size = write_page(path, replace(page, gallery=gallery))
     files = (papers or Papers()).write(path, sections)
     counts = (gallery.samples, gallery.shown) if gallery else (subject.entry.samples, 0)
-    return Report(path, (chosen,), size, *counts, files, data_notes(subject))
+    return Report(path, (chosen,), size, *counts, files, data_notes(subject), gallery.waiting if gallery else 0)
 
 
 def write_comparison(

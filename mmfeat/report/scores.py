@@ -58,10 +58,12 @@ def leaderboard_section(subject: Subject) -> Section:
     if any(entry.dropped for entry in entries):
         words.append("Entries with 1 seed were clearly worse after their first seed and were not trained again.")
     tables = [_ranking(entries), _leaderboard(entries)]
-    return Section("leaderboard", "Leaderboard", words, [forest(entries[:PLOTTED])], tables)
+    return Section("leaderboard", "Leaderboard", words, [forest(entries)], tables)
 
 
-def forest(entries: Sequence[Entry]) -> Figure:
+def forest(ranked: Sequence[Entry], plotted: int = PLOTTED) -> Figure:
+    entries = ranked[:plotted]
+
     def draw() -> Drawing:
         drawing, (axes,) = new_drawing(0.7 + 0.22 * len(entries))
         colours = [SERIES[0] if number == 0 or entry.tie else SERIES[7] for number, entry in enumerate(entries)]
@@ -71,6 +73,8 @@ def forest(entries: Sequence[Entry]) -> Figure:
         return drawing
 
     caption = f"{entries[0].headline_title} with 95 % intervals; blue: the best and what ties with it"
+    if len(entries) < len(ranked):
+        caption += f"; the first {len(entries)} of {len(ranked)} entries"
     says = f"{title_of(entries[0])} at {interval(entries[0].headline)}; the table below has all values"
     return Figure("leaderboard", caption, says, draw)
 

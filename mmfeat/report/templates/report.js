@@ -67,7 +67,8 @@ function card(row, photos) {
   if (row[RIGHT] === 0) body.append(element("div", "", "label " + row[LABEL]));
   body.append(element("div", "text", row[TEXT] || "no text"));
   const facts = ["id " + row[ID]];
-  if (row[WHO]) facts.push("decided by " + row[WHO]);
+  const head = find("samples").dataset.head; // that the inputs decide for, where another than the page's
+  if (row[WHO]) facts.push((head && head + ": ") + "decided by " + row[WHO]);
   if (row[DOUBTED]) facts.push("label in doubt");
   if (row.twins) facts.push("near duplicate of " + row.twins.filter((twin) => twin !== row).slice(0, MEMBERS).map((twin) => twin[ID] + " (" + twin[LABEL] + ")").join(", "));
   if (row[AGREEMENT] < 1) facts.push(Math.round(100 * row[AGREEMENT]) + "% of the seeds agree"); // of older runs
