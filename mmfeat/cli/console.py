@@ -17,9 +17,19 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions
 from rich.text import Text
 
-from mmfeat.system.wording import Advance, finished_line, interval, progress_line, rate_of, time_left, without_passwords
+from mmfeat.system.wording import (
+    SCORE_NAMES,
+    Advance,
+    finished_line,
+    interval,
+    progress_line,
+    rate_of,
+    time_left,
+    without_passwords,
+)
 
 if TYPE_CHECKING:
+    from mmfeat.runs.partitions import Partitions
     from mmfeat.runs.run import Run
 
 
@@ -294,6 +304,22 @@ def show_verdict(sentences: Sequence[str]) -> None:
         out.print(
             wrapped(sentence, COLUMNS if out.room == sys.maxsize else out.room, 0), style=None if number else "bold"
         )
+
+
+def show_partitions(partitions: Partitions, rows: int) -> None:
+    """Print means and ranges of the first `rows` entries over all partitions, and that intervals leave these out."""
+    count, first = len(partitions.runs), partitions.entries[0]
+    header = "head", "on", f"mean {SCORE_NAMES[partitions.score]}", "lowest to highest", "one seed"
+    lines = [
+        (one.head, one.modalities, f"{one.mean:.3f}", one.span, f"in {one.dropped}" if one.dropped else "")
+        for one in partitions.entries[:rows]
+    ]
+    show_table(header, lines, header[4:])
+    raced = "; one seed: the race gave no more there (--all-seeds does)" if any(line[4] for line in lines) else ""
+    out.print(
+        f"{count} partitions, seeds {partitions.seeds[0]} to {partitions.seeds[-1]}{raced}\n"
+        f"One partition's interval leaves out the spread between partitions: {first.span} over {count} ({first.label})."
+    )
 
 
 def show_overlooked(run: Run, head: str | None, modalities: str | None) -> None:

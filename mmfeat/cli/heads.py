@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mmfeat.cli import flags
-from mmfeat.cli.console import ConsoleProgress, fits, out, show_table, show_verdict
+from mmfeat.cli.console import ConsoleProgress, fits, out, show_partitions, show_table, show_verdict
 from mmfeat.cli.flags import LATEST_PARAMETERS, LATEST_READING, AnyData, AnyEncoders, CacheFolder, Seed, names, option
 from mmfeat.errors import ConfigError
 from mmfeat.heads.registry import DEFAULTS, SETTING_TYPES, flag, settings_of
@@ -43,6 +43,8 @@ def show_sweep(sweep: Sweep, verbose: bool = False) -> None:
     shown_rows = len(run.leaderboard) if verbose else SHOWN_ROWS
     _show_leaderboard(run, shown_rows)
     out.print(_explanation(run, shown_rows))
+    if sweep.partitions:
+        show_partitions(sweep.partitions, shown_rows)
     if verbose:
         _show_details(run)
     out.print(f"run {run.folder} ({sweep.seconds:.1f} s)")
@@ -184,7 +186,10 @@ SETTINGS = {
     "monitor": "Validation score that stops training: loss or macro-f1.",
     "init": "First weights of the linear head: random or zero-shot.",
 }
-PASSED_ON = ("cache", "out", "ensembles", "task", "attend", "templates", "products", "engine", "device", "workers")
+PASSED_ON = (
+    *("cache", "out", "fold_seeds", "ensembles", "task", "attend", "templates", "products", "engine", "device"),
+    "workers",
+)
 
 
 def _setting(name: str, text: str) -> Any:
@@ -224,6 +229,7 @@ PARAMETERS: flags.Parameters = {
     "folds": (option("Folds of kfold.", int, least=2), 5),
     "seeds": (option("Trainings of each fold, each with another seed.", int, least=1), 3),
     "all_seeds": (option("Train clearly worse heads with all seeds too.", bool, "--all-seeds"), False),
+    "fold_seeds": (option("Partitions into folds, with seeds that follow --seed; their spread.", int, least=1), 1),
     "split": (option("Shares of a holdout: train:validation:test or train:test."), "8:1:1"),
     "group": (option("Keep near duplicates in one fold.", bool, "--group/--no-group"), True),
     "split_dir": (option(_SPLIT_DIR, str | None), None),

@@ -15,7 +15,7 @@ PANELS = {
     "Data": "data test run encoders cache out heads labels columns encoding delimiter quoting image_root image_pattern "
     "images no_label retry_failed dry_run",
     "What to train": "fusion baselines modalities head preset unfreeze projection ensembles task order rare refit",
-    "How to score": "protocol folds seeds all_seeds split group split_dir seed",
+    "How to score": "protocol folds fold_seeds seeds all_seeds split group split_dir seed",
     "Search": "search trials time_limit",
     "Training": "learning_rate attention_learning_rate lr_encoder lr_attention lr_head layer_decay weight_decay warmup "
     "schedule clip_norm dropout modality_dropout label_smoothing class_weights loss focal_gamma batch_size accumulate "
@@ -27,9 +27,10 @@ PANELS = {
 }
 PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names.split()}
 _SELDOM = (
-    "encoding delimiter quoting image_pattern images no_label all_seeds attention_learning_rate modality_dropout "
-    "label_smoothing focal_gamma init attend templates products engine ray_address mlflow prompt truncate_dim draft "
-    "exif background lr_attention layer_decay warmup schedule clip_norm accumulate gradual checkpoint_seconds"
+    "encoding delimiter quoting image_pattern images no_label fold_seeds all_seeds attention_learning_rate "
+    "modality_dropout label_smoothing focal_gamma init attend templates products engine ray_address mlflow prompt "
+    "truncate_dim draft exif background lr_attention layer_decay warmup schedule clip_norm accumulate gradual "
+    "checkpoint_seconds"
 )
 SELDOM = frozenset(_SELDOM.split())
 LATEST = "the latest's]"  # ends the help of a flag that is as in the latest extraction

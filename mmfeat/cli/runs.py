@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmfeat.cli.console import ConsoleProgress, err, out, show_table, show_verdict
+from mmfeat.cli.console import ConsoleProgress, err, out, show_partitions, show_table, show_verdict
 from mmfeat.cli.flags import Device, Heads, Modalities, Trainings, interruptible
 from mmfeat.cli.help import Helped
 from mmfeat.errors import RunError
@@ -56,6 +56,8 @@ def show_runs(folders: Sequence[RunFolder], heads: str) -> None:
 
 def show_run(run: Run, files: Mapping[str, int]) -> None:
     """Print all facts of a run in a compact form; `files` maps the names of its files to their sizes."""
+    from mmfeat.runs.partitions import read_partitions
+
     out.print(f"run {run.folder}")
     facts = _facts(run)
     wide = max(len(name) for name, _ in facts) + 2
@@ -67,6 +69,9 @@ def show_run(run: Run, files: Mapping[str, int]) -> None:
     _show_leaderboard(run)
     if (more := len(run.leaderboard) - SHOWN_ENTRIES) > 0:
         out.print(f"and {more} more in {run.leaderboard_file}")
+    if partitions := read_partitions(run):
+        show_partitions(partitions, SHOWN_ENTRIES)
+        out.print(f"further partitions: {', '.join(partitions.runs[1:])}")
     total = sum(files.values())
     listed = ", ".join(f"{name} {size_of(size)}" for name, size in list(files.items())[:SHOWN_FILES])
     out.print(f"files: {len(files):,}, {size_of(total)} ({listed}, ...)")

@@ -25,6 +25,7 @@ from mmfeat.report.section import (
 )
 from mmfeat.report.subject import SINGLE, Subject
 from mmfeat.runs.entry import ClassScores, Entry
+from mmfeat.runs.partitions import Partitions, read_partitions
 from mmfeat.system.wording import SCORE_NAMES
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def leaderboard_section(subject: Subject) -> Section:
         )
     if any(entry.dropped for entry in entries):
         words.append("Entries with 1 seed were clearly worse after their first seed and were not trained again.")
-    tables = [_ranking(entries), _leaderboard(entries)]
+    tables = [_ranking(entries), _leaderboard(entries, read_partitions(subject.run))]
     return Section("leaderboard", "Leaderboard", words, [forest(entries)], tables)
 
 
@@ -94,9 +95,12 @@ def _ties(entries: Sequence[Entry]) -> frozenset[int]:
     return frozenset(rank for rank, entry in enumerate(entries) if entry.tie or not rank)
 
 
-def _leaderboard(entries: Sequence[Entry]) -> Table:
+def _leaderboard(entries: Sequence[Entry], partitions: Partitions | None) -> Table:
+    """Every score, and the mean and range of the first one over several partitions into folds, where there are any."""
+    spreads = {one.label: f"{one.mean:.3f} ({one.span})" for one in partitions.entries} if partitions else {}
     first, *others = entries[0].score_names
     header = ["", "head", "on", SCORE_NAMES[first], "± seeds", "behind the first", "p-value"]
+    header += [f"mean over {len(partitions.runs)} partitions"] if partitions else []
     header += [SCORE_NAMES[name] for name in others]
     rows = []
     for rank, entry in enumerate(entries):
@@ -111,6 +115,7 @@ def _leaderboard(entries: Sequence[Entry]) -> Table:
                 number(seeds.std) if len(seeds.values) > 1 else alone,
                 gain(entry.behind_best) if rank and entry.behind_best else "",
                 p_value(entry.behind_best.p_holm) if rank and entry.behind_best else "",
+                *([spreads.get(entry.label, "")] if partitions else []),
                 *(interval(entry.score(name)) for name in others),
             ]
         )

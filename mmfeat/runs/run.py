@@ -159,11 +159,10 @@ class Run(Shown):
         """
         folder, tuned = self.head_folder(entry).resolve(), {}
         for moved in final.towers:
-            request = f"finetuned:{folder / Path(moved.file).name}"
             for spec in (tower.spec for tower in self.towers):
                 if replace(spec, output="pooled", pooling=moved.spec.pooling, view="none").folder_name == moved.slot:
                     new = replace(moved.spec, output=spec.output, pooling=spec.pooling, view=spec.view)
-                    tuned[spec.folder_name] = Tower(request, new)
+                    tuned[spec.folder_name] = Tower(f"finetuned:{folder / Path(moved.file).name}", new)
         return tuned
 
     @property
@@ -321,8 +320,7 @@ def comparable_runs(root: Path, data: str | None = None, accept: Callable[[Run],
     Runs are comparable where labels, contents and folds of their samples are the same: other scores say nothing about
     each other. Folders without a readable run and runs that `accept` refuses are passed over.
     """
-    runs = _finished_runs(root, data, accept)
-    if not runs:
+    if not (runs := _finished_runs(root, data, accept)):
         on = f" on {data}" if data else ""
         raise RunError(f"{root}: no finished run{on}; make one with mmfeat heads, or name its folder")
     return [run for run in runs if run.comparable == runs[-1].comparable]
@@ -331,9 +329,11 @@ def comparable_runs(root: Path, data: str | None = None, accept: Callable[[Run],
 def overlooked_run(run: Run, head: str | None = None, modalities: str | None = None) -> Run | None:
     """Find the best run with a higher score than `run` on the same path of data, but with other folds or contents.
 
-    `best_run` never takes such a run, since an easier split may be the reason of its score.
+    `best_run` never takes such a run: its split may be easier. A better score on the folds of another seed is luck.
     """
+    data, seed = run.config.data_hash, run.config.protocol.seed
     runs = _finished_runs(run.folder.parent, run.config.data, lambda other: other.config.task == run.config.task)
+    runs = [other for other in runs if other.config.data_hash != data or other.config.protocol.seed == seed]
     others = [other for other in runs if other.comparable != run.comparable]
     best = max(others, key=lambda other: other.score(head, modalities), default=run)
     return best if best.score(head, modalities) > run.score(head, modalities) else None

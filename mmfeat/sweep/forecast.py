@@ -20,7 +20,7 @@ from mmfeat.heads.stack import Member, epoch_steps, one_torch_thread
 from mmfeat.samples.dataset import Data
 from mmfeat.sweep.entries import assemble
 from mmfeat.sweep.problem import Problem
-from mmfeat.sweep.train import SweepWork, prepare_sweep, train_heads
+from mmfeat.sweep.train import SweepWork, partitions_of, prepare_sweep, train_heads
 from mmfeat.sweep.train_all import trials_of
 from mmfeat.sweep.trials import HeadTrainer, Outcome
 from mmfeat.system.hardware import cpu_count, peak_memory, resolve_device
@@ -82,13 +82,14 @@ def forecast_heads(data: Data, encoders: Sequence[str], **asked: Any) -> SweepFo
     bound = signature(train_heads).bind(data, encoders, **asked)
     bound.apply_defaults()
     given = bound.arguments
-    protocol = given["protocol"]
+    partitions, protocol = partitions_of(given), given["protocol"]
     if protocol and protocol.split_dir and not has_splits(Path(protocol.split_dir)):
-        given["protocol"] = replace(protocol, split_dir=None)
-    work = prepare_sweep(given)
-    found = SweepForecast(len(work.labelled.targets), work.folder)
-    if work.is_done:
+        partitions = [{**partitions[0], "protocol": replace(protocol, split_dir=None)}]
+    works = [prepare_sweep(partition) for partition in partitions]
+    found = SweepForecast(len(works[0].labelled.targets), works[0].folder)
+    if not (lacking := [work for work in works if not work.is_done]):
         return found
+    work, times = lacking[0], len(lacking)  # one partition takes as long as another
     device = resolve_device(given["device"])
     workers = (given["workers"] or cpu_count()) if device == "cpu" else 1
     features, _ = work.labelled.load([tower.spec for tower in work.config.encoders])
@@ -101,7 +102,9 @@ def forecast_heads(data: Data, encoders: Sequence[str], **asked: Any) -> SweepFo
             engine.close()
     at_once = (workers + 1) * (peak_memory() - before)  # as many entries are trained and scored side by side
     memory, limit = before + at_once + _held(work, engine, workers), work.plan.time_limit
-    return replace(found, heads=forecasts, around=around, bytes=memory, workers=workers, limit=limit)
+    heads = tuple(replace(one, trainings=times * one.trainings, seconds=times * one.seconds) for one in forecasts)
+    limit = None if limit is None else times * limit
+    return replace(found, heads=heads, around=times * around, bytes=memory, workers=workers, limit=limit)
 
 
 def _try(work: SweepWork, engine: LocalEngine) -> tuple[tuple[HeadForecast, ...], float]:

@@ -6,17 +6,18 @@ folds, thresholds and ensembles at the other folds.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmfeat.baselines.trees import NEEDS_LIGHTGBM
 from mmfeat.encoders.registry import Tower
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, HeadError
-from mmfeat.evaluation.protocol import Protocol
+from mmfeat.evaluation.protocol import GIVEN, Protocol
 from mmfeat.extraction.arithmetic import resolve_encoders
 from mmfeat.extraction.requests import Request, extraction_of
 from mmfeat.heads.registry import (
@@ -44,10 +45,13 @@ from mmfeat.samples.table_columns import TABLE
 from mmfeat.sweep.class_names import class_texts, two_towers, with_class_vectors
 from mmfeat.sweep.problem import LabelledData, read_labelled
 from mmfeat.system.hardware import ENGINES, resolve_device, resolve_products
-from mmfeat.system.notebook import Cells, Shown, usual_progress
+from mmfeat.system.notebook import Cells, Shown, Titled, usual_progress
 from mmfeat.system.remote import absolute
 from mmfeat.system.wording import Progress, duration, head_label
 from mmfeat.version import install_command
+
+if TYPE_CHECKING:
+    from mmfeat.runs.partitions import Partitions
 
 
 def usable_towers(towers: Sequence[Tower]) -> list[Tower]:
@@ -136,13 +140,15 @@ NAMED_HEADS = 3  # heads in the name of a run folder; more names would be too lo
 
 @dataclass(frozen=True, repr=False)
 class Sweep(Shown):
-    """A run, whether it was there already, the folder of new splits for later runs, and notes for the user."""
+    """A run, whether it was there already, the folder of new splits for later runs, notes for the user, and how its
+    scores stand to those on further partitions, if there are any."""
 
     run: Run
     reused: bool
     seconds: float
     new_splits: Path | None = None
     notes: tuple[str, ...] = ()
+    partitions: Partitions | None = None
 
     def facts(self) -> list[str]:
         return [*self.run.facts(), "trained before" if self.reused else f"trained in {duration(self.seconds)}"]
@@ -163,6 +169,7 @@ def train_heads(
     baselines: Sequence[str] = CHEAP_BASELINES,
     modalities: Sequence[str] = MODALITY_SETS,
     protocol: Protocol | None = None,
+    fold_seeds: int = 1,
     plan: Plan | None = None,
     ensembles: bool = True,
     task: str = MULTICLASS,
@@ -179,11 +186,49 @@ def train_heads(
     progress: Progress | None = None,
     command: str = "",
 ) -> Sweep:
-    """Train and rank heads on cached vectors; no finished step is repeated. Raises `CacheMissError` without them."""
+    """Train and rank heads on cached vectors; no finished step is repeated. Raises `CacheMissError` without them.
+
+    With `fold_seeds` above 1, as many partitions into folds are compared, each a run of its own; the first is returned.
+    """
     given = {**locals(), "data": name_of(data)}  # a frame has a name, by which the run records it
-    splits = protocol.split_dir if protocol else None
-    maker = Maker(command or written_call(train_heads, given), split_dir=splits)
-    work = prepare_sweep(given)
+    first, *others = partitions_of(given)
+    call = command or written_call(train_heads, given)
+    sweep = _train_one(first, Maker(call, split_dir=first["protocol"].split_dir))
+    if not others:
+        return sweep
+    from mmfeat.runs.partitions import keep_partitions
+
+    sweeps = [sweep]
+    for other in others:
+        sweeps.append(_train_one(other, Maker(call)))
+        os.utime(sweep.run.folder / RUN_FILE)  # the newest run, which other commands take
+    reused, seconds = all(one.reused for one in sweeps), sum(one.seconds for one in sweeps)
+    return replace(sweep, reused=reused, seconds=seconds, partitions=keep_partitions([one.run for one in sweeps]))
+
+
+def partitions_of(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The arguments of `train_heads` for each partition into folds, whose seeds follow that of the protocol."""
+    count, first = given["fold_seeds"], given["protocol"] or Protocol()
+    if count < 1:
+        raise ConfigError(f"--fold-seeds {count}: at least 1 is needed")
+    if count > 1 and first.split_dir:
+        raise ConfigError(
+            f"--fold-seeds {count}: draws other folds than those of --split-dir; leave out one of the two"
+        )
+    progress = given["progress"] or usual_progress()
+    return [
+        {
+            **given,
+            "protocol": replace(first, seed=first.seed + number),
+            "progress": Titled(progress, f"partition {number + 1} of {count}: ") if number else progress,
+        }
+        for number in range(count)
+    ]
+
+
+def _train_one(given: Mapping[str, Any], maker: Maker) -> Sweep:
+    """Train the heads of one partition."""
+    work, device, attend = prepare_sweep(given), given["device"], given["attend"]
     labelled, notes = work.labelled, work.labelled.notes
     if work.is_done:
         return Sweep(reuse_run(work.folder, work.config), True, maker.seconds, labelled.new_splits, notes)
@@ -193,7 +238,8 @@ def train_heads(
     features, lacking = labelled.load([tower.spec for tower in work.config.encoders])
     if work.config.class_names:
         features = with_class_vectors(features, work.config, work.towers, device, work.progress)
-    runner = make_engine(engine, features, labelled.targets, maker.device, attend, workers, ray_address)
+    places = given["workers"], given["ray_address"]
+    runner = make_engine(given["engine"], features, labelled.targets, maker.device, attend, *places)
     run = train_run(
         labelled, features, runner, work.config.pairs or (), work.plan, work.config, work.folder, maker, work.progress
     )
@@ -218,10 +264,10 @@ class SweepWork:
 
 
 def prepare_sweep(given: Mapping[str, Any]) -> SweepWork:
-    """Read the samples and choose the heads, by all arguments of `train_heads`."""
-    data, progress = name_of(given["data"]), given["progress"] or usual_progress()
+    """Read the samples and choose the heads, by the arguments of a partition (`partitions_of`)."""
+    data, progress = name_of(given["data"]), given["progress"]
     encoders, cache, columns, device = given["encoders"], given["cache"], given["columns"], given["device"]
-    plan, protocol = given["plan"] or Plan(HeadSettings(), race=True), given["protocol"] or Protocol()
+    plan, protocol = given["plan"] or Plan(HeadSettings(), race=True), given["protocol"]
     task, order, attend, fusion = given["task"], given["order"], given["attend"], given["fusion"]
     baselines = _check(task, order, attend, given["engine"], device, given["baselines"], plan)
     asked = given["options"] or EncoderOptions()
@@ -231,6 +277,8 @@ def prepare_sweep(given: Mapping[str, Any]) -> SweepWork:
         described, fusion, baselines, given["modalities"], attend, data, columns, encoders, options, cache
     )
     labelled = read_labelled(data, columns, cache, task, protocol, progress, order, given["rare"])
+    if given["fold_seeds"] > 1 and labelled.protocol.kind == GIVEN:
+        raise ConfigError(f"--fold-seeds {given['fold_seeds']}: the data have one split; --protocol kfold draws folds")
     config = RunConfig(
         **labelled.recorded,
         encoders=tuple(towers),

@@ -6,7 +6,8 @@ import html
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from threading import Timer
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,17 @@ def usual_progress() -> Progress:
     """The progress of a call that names none: a bar in a notebook, nothing elsewhere."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return NotebookProgress() if hasattr(shell, "kernel") else Silent()
+
+
+@dataclass(frozen=True)
+class Titled:
+    """Shows each step under a title that begins with `prefix`."""
+
+    progress: Progress
+    prefix: str
+
+    def step(self, title: str, total: int | None) -> AbstractContextManager[Advance]:
+        return self.progress.step(self.prefix + title, total)
 
 
 class NotebookProgress:

@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from mmfeat.cli.runs import show_run
 from mmfeat.errors import CacheMissError, ConfigError, DataError, HeadError, RunError
 from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.extraction.extract import extract_features
 from mmfeat.heads.registry import HeadSettings
-from mmfeat.runs.run import best_run, overlooked_run, read_run
+from mmfeat.runs.partitions import PARTITIONS, read_partitions
+from mmfeat.runs.run import best_run, comparable_runs, overlooked_run, read_run
 from mmfeat.samples.dataset import read_samples
 from mmfeat.samples.labels import indicator
 from mmfeat.sweep.forecast import forecast_heads
@@ -75,6 +77,49 @@ def test_an_unchanged_configuration_is_not_trained_again(place: Path, done: Swee
     assert {path: (path.stat().st_ino, path.read_bytes()) for path in done.run.folder.rglob("*.*")} == before
     assert (done.run.folder / "run.json").stat().st_mtime > 1  # what was asked for last, submit goes on with
     assert not sweep(place, modalities=["both", "text", "image"], function=forecast_heads).heads
+
+
+def test_further_partitions_are_runs_of_their_own_whose_spread_is_told(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = {**NO_HEADS, "out": tmp_path, "ensembles": False, "protocol": Protocol(folds=2, seeds=1)}
+    assert sum(count for _, count, _ in sweep(place, **asked, fold_seeds=2, function=forecast_heads).by_head) == 6
+    alone = sweep(place, **asked).run
+    assert read_partitions(alone) is None
+    before = stamps(alone.folder)
+    several = sweep(place, **asked, fold_seeds=2)
+    kept = stamps(alone.folder)
+    assert (several.run.folder, several.reused) == (alone.folder, False)
+    assert before.keys() ^ kept.keys() == {PARTITIONS}
+    runs = [read_run(tmp_path / name) for name in several.partitions.runs]
+    assert [run.config.protocol.seed for run in runs] == [42, 43]
+    assert runs[0].config.splits_hash != runs[1].config.splits_hash
+    scores = [run.leaderboard[0].headline.value for run in runs]
+    (spread,) = several.partitions.entries
+    assert (spread.mean, spread.span) == (pytest.approx(sum(scores) / 2), f"{min(scores):.3f} to {max(scores):.3f}")
+    second = sweep(place, **{**asked, "protocol": Protocol(folds=2, seeds=1, seed=43)})
+    assert (second.run.folder, second.reused) == (runs[1].folder, True)
+    trained = stamps(tmp_path)
+    again = sweep(place, **asked, fold_seeds=2)
+    assert (again.reused, again.partitions) == (True, several.partitions)
+    inodes = {name: inode for name, (inode, _) in trained.items()}
+    assert {name: inode for name, (inode, _) in stamps(tmp_path).items()} == inodes
+    assert not sweep(place, **asked, fold_seeds=2, function=forecast_heads).heads
+    assert comparable_runs(tmp_path)[-1].folder == alone.folder  # the one that other commands take
+    assert [overlooked_run(run) for run in runs] == [None, None], "the better score is luck"
+    show_run(again.run, {})
+    assert f"{spread.span} over 2" in " ".join(capsys.readouterr().out.split())
+    (tmp_path / runs[0].name / PARTITIONS).write_text("{}")
+    with pytest.raises(RunError, match="not what was saved"):
+        read_partitions(again.run)
+    for changes, words in (
+        ({"protocol": Protocol(split_dir=str(tmp_path / "splits"))}, "--split-dir"),
+        ({"protocol": Protocol("given")}, "given"),
+        ({"fold_seeds": 0}, "at least 1"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            sweep(place, **{**asked, "fold_seeds": 2, **changes})
+    assert not (tmp_path / "splits").exists()
 
 
 def test_a_forecast_counts_every_training_and_writes_no_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
