@@ -126,7 +126,8 @@ def _examine(best: Run, values: dict[str, Any], steps: Steps) -> list[str]:
     steps.end(_audited(audit))
     page = write_report(**where, data=values["data"], columns=reading(values), progress=steps)
     steps.end(f"{page.samples:,} samples, {page.photos:,} photos, {size_of(page.bytes)}", *page.notes)
-    return [f"report {page.path}", f"audit {audit.file}"]
+    doubted = audit.label_errors and audit.label_errors["errors"]
+    return [f"report {page.path}", f"audit {audit.folder / 'label_errors.csv' if doubted else audit.file}"]
 
 
 def _audited(audit: Audit) -> str:

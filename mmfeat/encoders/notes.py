@@ -37,7 +37,7 @@ def notes_on_names(requests: Sequence[str]) -> list[str]:
     return [
         f"{request}: no family is named; by its files this is {name.partition(':')[0]}"
         for request, name in read.items()
-        if not is_family(request.partition(":")[0])
+        if not is_family(request.partition(":")[0]) and is_family(name.partition(":")[0])
     ]
 
 

@@ -126,7 +126,8 @@ def _with_test(
         notes.append(f"{seen.sum():,} of {len(samples):,} samples equal one that trained the run (first: {first})")
     if training.unlabelled:
         count, source = len(training.unlabelled), shown(training.source)
-        notes.append(f"{count:,} unlabelled samples of {source} are not in the file; --data {source} predicts them")
+        how = f"mmfeat submit --data {source} predicts them"
+        notes.append(f"{count:,} unlabelled samples of {source} are not in the file; {how}")
     return replace(result, scores=scores, notes=[*result.notes, *score_notes, *notes])
 
 

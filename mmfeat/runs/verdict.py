@@ -57,7 +57,8 @@ def verdict(run: Run) -> list[str]:
     first, taken = run.leaderboard[0], run.recommended
     sentences = [best(first, sum(bool(entry.tie) for entry in run.leaderboard[1:]))]
     if (picked := first.picked) and picked.value < first.headline.value - EVEN:
-        sentences.append(f"Expect {interval(picked, ', ')} on new samples: a winner is always partly lucky.")
+        value = interval(picked, ", ")
+        sentences.append(f"Expect {value} of the best on new samples: a winner is always partly lucky.")
     if run.results.recommended:
         why = "" if taken == first else f", a tie at {rounded(taken.headline.value)} that costs less"
         sentences.append(f"Recommended: {taken.label}{why}; {_submission(run)} uses it.")

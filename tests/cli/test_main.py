@@ -107,7 +107,7 @@ def test_the_whole_way_in_one_command(small_demo_folder: Path, tmp_path: Path, m
     printed, again = (inside("run", *flags).stdout.splitlines() for _ in range(2))
     assert "trained before" in again[4]
     (run,) = (tmp_path / "heads").iterdir()
-    places = [f"run heads/{run.name}", f"report heads/{run.name}/report.html", "audit audit/demo/audit.json"]
+    places = [f"run heads/{run.name}", f"report heads/{run.name}/report.html", "audit audit/demo/label_errors.csv"]
     for lines in (printed, again):
         steps = [line[:9] for line in lines if re.match(r"\d/5 ", line)]
         assert steps == ["1/5 extra", "2/5 heads", "3/5 audit", "4/5 repor", "5/5 submi"]

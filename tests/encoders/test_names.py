@@ -84,7 +84,7 @@ def test_a_folder_says_its_family(
     for family, folder in folders.items():
         monkeypatch.chdir(folder.parent)
         assert absolute_request(f"./{folder.name}") == absolute_request(folder.name) == f"{family}:{folder}"
-        (note,) = notes_on_names([f"./{folder.name}", f"{family}:{folder}"])
+        (note,) = notes_on_names([f"./{folder.name}", f"{family}:{folder}", "hashin"])
         assert note == f"./{folder.name}: no family is named; by its files this is {family}"
     for kind in ("clip", "siglip", "dinov2", "vit", "clip_vision_model"):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
