@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from mmfeat.cli.console import err, out
-from mmfeat.errors import ConfigError, DataError
+from mmfeat.errors import ConfigError
+from mmfeat.system.files import no_such_data
 from mmfeat.system.remote import exists
 from mmfeat.system.wording import shown
 
@@ -263,7 +264,7 @@ def find_request(values: Mapping[str, Any]) -> Request:
 
     data, encoders = values.get("data"), values.get("encoders")
     if data is not None and not exists(data):
-        raise DataError(f"{data}: no such folder or table; check --data")
+        raise no_such_data(data)
     if data is not None and encoders is not None:
         return new_request(data, requests(encoders), reading(values) or {}, encoder_options(values))
     request = latest_request(values["cache"], data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -86,12 +87,12 @@ def _train(context: typer.Context, values: dict[str, Any], steps: Steps) -> Run:
 
     def tell(samples: Overview) -> None:
         """Say what the data are; those that cannot be learned from are refused before hours of extraction."""
-        cli_extract.show_samples(samples)
+        few = [note for note in samples.notes if RARE_REMEDY in note] if values["task"] != REGRESSION else []
+        cli_extract.show_samples(replace(samples, notes=tuple(note for note in samples.notes if note not in few)))
         if not told and not samples.labels:
             raise HeadError(f"{samples.source}: no sample has a label to learn; --columns label=... names their column")
-        few = [note for note in samples.notes if RARE_REMEDY in note]
-        if few and not values["rare"] and values["task"] != REGRESSION:
-            raise HeadError(f"{samples.source}: {few[0]}")
+        if few and not values["rare"]:
+            raise HeadError(f"{samples.source}: {few[0].replace('for heads ', '')}")
         told.append(samples)
         test = test_of(values["cache"], values["data"]) if values["test"] is None else values["test"]
         if len(told) == 1 and (test or sum(samples.labels.values()) < len(samples)):

@@ -11,7 +11,9 @@ from mmfeat.samples.column_names import COLUMNS, ROW_NUMBER, columns_in, find_co
 from mmfeat.samples.dataset import SampleSource
 from mmfeat.samples.folders import hash_of
 from mmfeat.samples.labels import SPLIT
-from mmfeat.system.remote import absolute
+from mmfeat.samples.objects import OBJECT
+from mmfeat.system.files import no_such_data
+from mmfeat.system.remote import absolute, exists
 
 
 def open_test(test: str | Path, source: SampleSource) -> SampleSource:
@@ -21,6 +23,8 @@ def open_test(test: str | Path, source: SampleSource) -> SampleSource:
     """
     if absolute(test) == absolute(source.data):
         raise DataError(f"--test {test}: the same as --data; leave it out, unlabelled rows are predicted without it")
+    if not exists(test) and not str(test).startswith(OBJECT):
+        raise DataError(f"--test {no_such_data(test)}")
     flags = {name: value for name, value in source.columns.items() if name not in COLUMNS}
     opened = SampleSource(test, flags)
     if opened.rows is None or source.rows is None or source.rows.is_numbered:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmfeat.errors import ConfigError, DataError, RunError
+from mmfeat.errors import ConfigError, RunError
 from mmfeat.finetune.settings import EARLY, FinetuneSettings
 from mmfeat.runs.run import Run
+from mmfeat.system.files import no_such_data
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class FinetuneArguments:
 
     def __post_init__(self) -> None:
         if self.data is not None and not Path(self.data).exists():
-            raise DataError(f"{self.data}: no such folder or table; check --data")
+            raise no_such_data(self.data)
         if self.fusion not in (None, EARLY):
             raise ConfigError(f"--fusion {self.fusion}: stage 2 takes the run's heads (name one with --head), or early")
         for name, value, least in (("seeds", self.seeds, 1), ("views", self.views, 0)):

@@ -44,6 +44,7 @@ from mmfeat.samples.photo_cells import IMAGE_ROOT, Photo, PhotoFinder, Photos
 from mmfeat.samples.rows import NO_LABELS, Absence, SampleRows
 from mmfeat.samples.table_columns import TABLE, TableCounts
 from mmfeat.samples.table_files import table_name
+from mmfeat.system.files import no_such_data
 from mmfeat.system.notebook import Cells, Shown
 from mmfeat.system.remote import HUB, exists, is_remote
 from mmfeat.system.wording import counted
@@ -176,7 +177,7 @@ class SampleSource:
                 self.columns.setdefault(IMAGE_ROOT, os.getcwd())  # an object has no folder of its own
             return Layout((file,))
         if not exists(self.data):
-            raise DataError(f"{self.data}: no such folder or table; check --data")
+            raise no_such_data(self.data)
         if (tree := open_tree(self.data)) is None:
             layout = Layout(tuple(filter(None, [table_in_archive(self.data)])))
         elif (lists := lists_in(tree)) is not None:

@@ -4,6 +4,7 @@ of a data set that its user split."""
 from __future__ import annotations
 
 import ast
+import difflib
 import math
 import re
 from collections import Counter
@@ -129,7 +130,10 @@ def rare_note(labels: Mapping[str, int]) -> list[str]:
     rare = {name: count for name, count in sorted(counts.items(), key=lambda item: item[::-1]) if count < FOLDS}
     if not rare or looks_numeric(list(counts)):
         return []
-    return [f"too few samples for {FOLDS} folds: {some_counts(rare)}; for heads {RARE_REMEDY}"]
+    others = [name for name in counts if name not in rare and not any(map(str.isdigit, name))]
+    close = [found for name in rare for found in difflib.get_close_matches(name, others, 1, cutoff=0.85)]
+    meant = f' (did you mean "{close[0]}"?)' if close else ""
+    return [f"too few samples for {FOLDS} folds: {some_counts(rare)}{meant}; for heads {RARE_REMEDY}"]
 
 
 def missing_note(counts: Mapping[str, int]) -> list[str]:

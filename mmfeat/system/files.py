@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import difflib
 import errno
 import functools
 import hashlib
@@ -27,7 +28,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mmfeat.errors import WriteError
+from mmfeat.errors import DataError, WriteError
 
 _FREE = "free some space and run the same command again (what was committed before is intact)"
 _RIGHTS = "get the right to write there, or name another place"
@@ -343,3 +344,12 @@ def sweep_folders(path: Path, seconds: float = STALE_SECONDS) -> None:
     for stale in stale_temporaries(path.parent, seconds):
         if stale.name.startswith(f".{path.name}.") and stale.is_dir() and not stale.is_symlink():
             shutil.rmtree(stale, ignore_errors=True)
+
+
+def no_such_data(path: str | Path) -> DataError:
+    """The error for a name that stands for nothing, with the file or folder beside it that may be meant."""
+    folder, name = os.path.split(str(path))
+    beside = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+    close = difflib.get_close_matches(name, beside, 1, cutoff=0.75)
+    remedy = f"did you mean {os.path.join(folder, close[0])}?" if close else "check the path"
+    return DataError(f"{path}: no such folder or table; {remedy}")

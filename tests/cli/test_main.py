@@ -121,6 +121,11 @@ def test_the_whole_way_in_one_command(small_demo_folder: Path, tmp_path: Path, m
     assert heads[1].startswith("nothing to do: these heads were trained")
     Path("bare.csv").write_text("text\nred car\nblue car\n")
     fails(inside("run", "bare.csv", "--encoders", "hashing"), "no sample has a label to learn")
+    fails(
+        inside("run", "bear.csv", "--encoders", "hashing"), "bear.csv: no such folder or table; did you mean bare.csv?"
+    )
+    Path("typo.csv").write_text("text,label\n" + "red,Watches\n" * 5 + "blue,Watchs\n")
+    fails(inside("run", "typo.csv", "--encoders", "hashing"), 'folds: Watchs 1 (did you mean "Watches"?); --rare drop')
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -187,7 +192,7 @@ def test_wrong_input_is_one_line_and_exit_code_1(
     demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    fails(mmfeat("extract", "--data", "nowhere", cwd=tmp_path), "nowhere: no such folder or table", "--data")
+    fails(mmfeat("extract", "--data", "nowhere", cwd=tmp_path), "nowhere: no such folder or table; check the path")
     fails(inside("extract", "--data", demo_folder, "--encoders", ""), "no encoders")
     fails(inside("extract", "--data", demo_folder, "--encoders", "elmo"), "no encoder family 'elmo'")
     fails(inside("extract", "--data", demo_folder, "--columns", "x"), "--columns x: write id=")
@@ -359,7 +364,7 @@ def test_flags_of_heads_change_what_was_remembered(
         ("--device nope", "--device nope: use one of auto, cpu"),
         ("--encoders nope", "no encoder family 'nope'"),
         ("--folds 60", "--folds 60"),
-        ("--data nowhere", "nowhere: no such folder or table; check --data"),
+        ("--data nowhere", "nowhere: no such folder or table; check the path"),
     ],
 )
 def test_wrong_flags_of_heads_are_one_line(extracted: Path, flags: str, words: str) -> None:

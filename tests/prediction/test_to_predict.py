@@ -128,7 +128,7 @@ def test_a_forecast_counts_the_test_data(trained: Path, tmp_path: Path) -> None:
     ("frame", "message"),
     [
         (pd.DataFrame({"sku": ["a"], "name": ["b"], "photo": ["c"]}), r"no column title \(text\) as in .*train.csv"),
-        (None, "no such folder or table"),
+        (None, "^--test .*other.csv: no such folder or table"),
     ],
 )
 def test_test_data_that_differ_are_refused_before_anything_is_encoded(

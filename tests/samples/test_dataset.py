@@ -101,7 +101,7 @@ def test_label_file_without_image_folder(tmp_path: Path) -> None:
 def test_wrong_places(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--data is empty"):
         read_samples("")
-    with pytest.raises(DataError, match="no such folder or table; check --data"):
+    with pytest.raises(DataError, match="no such folder or table; check the path"):
         read_samples(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"neither train.txt nor test_without_label.txt"):
         read_samples(tmp_path)
