@@ -15,7 +15,7 @@ from mmfeat.cli.flags import LATEST_PARAMETERS, LATEST_READING, AnyData, AnyEnco
 from mmfeat.errors import ConfigError
 from mmfeat.heads.registry import DEFAULTS, SETTING_TYPES, flag, settings_of
 from mmfeat.runs.leaderboard import MODALITY_SETS, ablation
-from mmfeat.system.wording import SCORE_NAMES, counted, duration, gain, interval, p_value, rounded, shown, size_of
+from mmfeat.system.wording import counted, duration, gain, interval, p_value, rounded, shown, size_of
 
 if TYPE_CHECKING:
     from mmfeat.evaluation.protocol import Protocol
@@ -71,8 +71,8 @@ def _show_details(run: Run) -> None:
 
 def _show_leaderboard(run: Run, shown: int) -> None:
     """Print the first rows of the leaderboard; the CSV file has everything."""
-    main = run.leaderboard[0].main_names[:2]
-    header = "", "head", "on", SCORE_NAMES[main[0]], "seeds", SCORE_NAMES[main[1]], "p"
+    main, titles = run.leaderboard[0].main_names[:2], run.leaderboard[0].titles
+    header = "", "head", "on", titles[main[0]], "seeds", titles[main[1]], "p"
     rows = []
     for number, entry in enumerate(run.leaderboard[:shown]):
         seeds = entry.by_seed

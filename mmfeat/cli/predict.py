@@ -13,7 +13,7 @@ import typer
 from mmfeat.cli import flags
 from mmfeat.cli.console import ConsoleProgress, err, fits, out, show_overlooked, show_table
 from mmfeat.cli.flags import LATEST_READING, AnyRun, Device, Parameters, interruptible, names, option, requests, takes
-from mmfeat.system.wording import SCORE_NAMES, counted, head_label, interval, shown
+from mmfeat.system.wording import counted, head_label, interval, shown
 
 if TYPE_CHECKING:
     from mmfeat.prediction.output_file import OutputFormat
@@ -59,7 +59,7 @@ def warnings_of(result: Submission) -> list[str]:
 def _scored(scores: Scores) -> str:
     if scores.samples < SCORED:
         return f"{counted(scores.samples, 'labelled sample')}: too few for a score, which takes {SCORED}"
-    both = (f"{SCORE_NAMES[name]} {interval(scores.score(name))}" for name in reversed(scores.main_names[:2]))
+    both = (f"{scores.titles[name]} {interval(scores.score(name))}" for name in reversed(scores.main_names[:2]))
     return f"{scores.samples:,} labelled samples: {', '.join(both)}"
 
 

@@ -14,7 +14,7 @@ from mmfeat.cli.console import ConsoleProgress, err, out, show_partitions, show_
 from mmfeat.cli.flags import Device, Heads, Modalities, Trainings, interruptible
 from mmfeat.cli.help import Helped
 from mmfeat.errors import RunError
-from mmfeat.system.wording import SCORE_NAMES, counted, duration, gain, interval, shown, size_of
+from mmfeat.system.wording import counted, duration, gain, interval, shown, size_of
 
 if TYPE_CHECKING:
     from mmfeat.reproduce import Reproduction
@@ -96,7 +96,7 @@ def show_comparison(comparison: Comparison) -> None:
     for name, entry, test in zip(names, comparison.entries, comparison.tests, strict=True):
         scores = [*(interval(entry.score(score)) for score in shown_scores), f"{entry.samples:,}"]
         rows.append((name, entry.label, *scores, *_test(test)))
-    titles = [SCORE_NAMES[score] for score in shown_scores]
+    titles = [comparison.entries[0].titles[score] for score in shown_scores]
     show_table(
         ("", "head", *titles, "samples", "over [1]", "p (Holm)", "tie"), rows, ("samples", titles[1], "p (Holm)", "tie")
     )
@@ -177,7 +177,7 @@ def _show_leaderboard(run: Run) -> None:
     rows = []
     for entry in run.leaderboard[:SHOWN_ENTRIES]:
         rows.append((entry.head, entry.modalities, *(interval(entry.score(name)) for name in entry.main_names)))
-    titles = [SCORE_NAMES[name] for name in run.leaderboard[0].main_names]
+    titles = [run.leaderboard[0].titles[name] for name in run.leaderboard[0].main_names]
     show_table(("head", "on", *titles), rows, titles[:0:-1])
 
 

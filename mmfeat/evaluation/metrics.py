@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -120,8 +121,8 @@ def evaluate(
     Returns
     -------
     dict
-        `macro_f1`, `accuracy` (multi-label: all classes right), `weighted_f1`, `auroc`, `log_loss`,
-        `calibration_error`, what of it and of the mean of the classes' errors is more than chance gives
+        `macro_f1`, `accuracy` (multi-label: all classes right), `weighted_f1`, multi-label `micro_f1`, `auroc`,
+        `log_loss`, `calibration_error`, what of it and of the mean of the classes' errors is more than chance gives
         (`calibration_excess`, `classwise_excess`) and, of ordered classes, `kappa` (weighted by the square of the
         distance), with `value`, `low`, `high` (None for an AUROC that no class defines); `seeds`;
         `classes`; `confusion`; `samples`. Of a regression: `r2`, `mae`, `rmse`, `spearman` and `seeds`; no classes and
@@ -131,8 +132,9 @@ def evaluate(
         return _evaluate_numbers(targets, chosen, seed, groups, chosen if alone is None else alone)
     counts = count(targets.matrix, chosen, targets.ordered)
     single = counts if alone is None else count(targets.matrix, alone, targets.ordered)
-    value, draws = draw_scores(find_cells(targets, chosen, groups), _count_scores, seed)
+    value, draws = draw_scores(find_cells(targets, chosen, groups), partial(_count_scores, targets.multilabel), seed)
     names = (*(["kappa"] if targets.ordered else []), "macro_f1", "accuracy", "weighted_f1")
+    names += ("micro_f1",) * targets.multilabel
     scores = [percentiles(score, column) for score, column in zip(value, draws.T, strict=True)]
     areas, auroc = _auroc(targets, probabilities, groups)
     return {
@@ -140,7 +142,9 @@ def evaluate(
         "auroc": vars(auroc),
         "log_loss": vars(_log_loss(targets, probabilities, groups)),
         **_calibration(targets, probabilities, groups),
-        "seeds": {name: _over_seeds(getattr(single, name)) for name in names if name != "weighted_f1"},
+        "seeds": {
+            name: _over_seeds(getattr(single, name)) for name in names if name not in ("weighted_f1", "micro_f1")
+        },
         "classes": _classes(targets, counts, scores[len(names) :], areas),
         "confusion": confusion(targets.matrix, chosen, targets.multilabel).tolist(),
         "samples": len(targets),
@@ -187,11 +191,12 @@ def _spearman(values: np.ndarray, predicted: np.ndarray, units: int) -> Score:
     return Score(rho, float(np.tanh(middle - reach)), float(np.tanh(middle + reach)))
 
 
-def _count_scores(counts: Hits) -> np.ndarray:
-    """(D, 3 + C): macro-F1, accuracy, weighted F1 and each class's F1, after kappa of ordered classes; means over
-    seeds."""
+def _count_scores(multilabel: bool, counts: Hits) -> np.ndarray:
+    """(D, 3 + C): macro-F1, accuracy, weighted F1, multi-label micro-F1, and each class's F1, after kappa of ordered
+    classes; means over seeds."""
     first = [] if counts.apart is None else [counts.kappa]
-    overall = np.stack([*first, counts.macro_f1, counts.accuracy, counts.weighted_f1], axis=-1)
+    last = [counts.micro_f1] if multilabel else []
+    overall = np.stack([*first, counts.macro_f1, counts.accuracy, counts.weighted_f1, *last], axis=-1)
     return np.concatenate([overall, counts.f1], axis=-1).mean(1)
 
 

@@ -77,6 +77,11 @@ class Hits:
         return self.f1.mean(-1)
 
     @property
+    def micro_f1(self) -> np.ndarray:
+        """(...) F1 of all classes' counts together."""
+        return 2 * self.hits.sum(-1) / np.maximum((self.labelled + self.predicted).sum(-1), 1)
+
+    @property
     def weighted_f1(self) -> np.ndarray:
         """(...) mean of the classes' F1, weighted by how many samples have the class."""
         return (self.f1 * self.labelled).sum(-1) / np.maximum(self.labelled.sum(-1), 1)

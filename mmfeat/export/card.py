@@ -13,7 +13,7 @@ from mmfeat.export.build import Port
 from mmfeat.prediction.final_heads import members
 from mmfeat.runs.entry import TOGETHER, Entry
 from mmfeat.runs.run import Run
-from mmfeat.system.wording import SCORE_NAMES, interval
+from mmfeat.system.wording import interval
 from mmfeat.version import __version__
 
 _MARKS = re.compile(r"[\\`*_{}\[\]<>#|~$!&]")
@@ -69,7 +69,11 @@ def _header(run: Run, entry: Entry, ports: Sequence[Port]) -> str:
     text = partial(json.dumps, ensure_ascii=False)
     metrics = "".join(
         f"      - type: {kind}\n        name: {text(name)}\n        value: {entry.score(score).value:.4f}\n"
-        for kind, name, score in (("f1", "macro-F1, out of fold", "macro_f1"), ("accuracy", "accuracy", "accuracy"))
+        for kind, name, score in (
+            ("f1", "macro-F1, out of fold", "macro_f1"),
+            *([("f1", "micro-F1", "micro_f1")] if entry.micro_f1 else []),
+            ("accuracy", entry.titles["accuracy"], "accuracy"),
+        )
     )
     name, dataset = text(run.name), text(str(run.config.dataset))
     specs = {port.tower.spec: None for port in ports}
@@ -117,7 +121,7 @@ def _data(run: Run) -> str:
 def _scores(run: Run, entry: Entry) -> str:
     folds = f"{len(run.config.folds)} folds" if len(run.config.folds) > 1 else "one holdout"
     overall = "".join(
-        f"| {SCORE_NAMES[name]} | {interval(entry.score(name)) or 'not defined'} |\n" for name in entry.score_names
+        f"| {entry.titles[name]} | {interval(entry.score(name)) or 'not defined'} |\n" for name in entry.score_names
     )
     classes = "".join(
         f"| {_plain(name)} | {interval(row.f1)} | {row.support:,} |\n" for name, row in entry.classes.items()

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from mmfeat.report.plots import SERIES, score_figure
 from mmfeat.report.section import Section, Table, gain, interval, p_value, title_of
 from mmfeat.runs.compare import Comparison
-from mmfeat.system.wording import SCORE_NAMES
 
 
 def comparison_sections(comparison: Comparison) -> list[Section]:
@@ -22,7 +21,8 @@ def comparison_sections(comparison: Comparison) -> list[Section]:
         rows.append(
             [name, title_of(entry), *scores, *tested, reason or ("" if run is comparison.runs[0] else "paired")]
         )
-    header = ["run", "head", *(SCORE_NAMES[score] for score in shown), "over the first", "p-value", "tie", "test"]
+    titles = [comparison.entries[0].titles[score] for score in shown]
+    header = ["run", "head", *titles, "over the first", "p-value", "tie", "test"]
     words = [
         "One entry of each run against that of the first, on the samples that both predicted out of fold (paired "
         "bootstrap; p-values are adjusted for the number of runs)."

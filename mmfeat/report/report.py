@@ -25,7 +25,7 @@ from mmfeat.runs.run import Run, choose_run, read_run
 from mmfeat.runs.verdict import verdict
 from mmfeat.samples.labels import SEPARATOR
 from mmfeat.system.notebook import usual_progress
-from mmfeat.system.wording import SCORE_NAMES, Progress
+from mmfeat.system.wording import Progress
 
 REPORT = "report.html"
 PHOTOS = 1500
@@ -167,7 +167,7 @@ def _verdict(subject: Subject) -> list[str]:
     """Three sentences: how good the entry is, what several modalities bring, and what to look at first."""
     run, entry = subject.run, subject.entry
     others, name = run.leaderboard[1:], f"the ensemble {entry.head}" if entry.is_ensemble else entry.label
-    scores = " and ".join(f"{SCORE_NAMES[score]} {interval(entry.score(score))}" for score in entry.main_names[:2])
+    scores = " and ".join(f"{entry.titles[score]} {interval(entry.score(score))}" for score in entry.main_names[:2])
     ties = sum(bool(other.tie) for other in others)
     tied = f"; {ties:,} of {len(others):,} others tie with the best" if ties else ""
     sentences = [f"On samples that it has not seen, {name} has {scores}{tied}."]
@@ -185,7 +185,7 @@ def _verdict(subject: Subject) -> list[str]:
 def _headline(subject: Subject) -> list[tuple[str, str, str]]:
     """(name, value, address in the page) of four numbers."""
     entry = subject.entry
-    numbers = [(SCORE_NAMES[name], interval(entry.score(name)), "") for name in entry.main_names[:2]]
+    numbers = [(entry.titles[name], interval(entry.score(name)), "") for name in entry.main_names[:2]]
     numbers.append(("samples out of fold", f"{entry.samples:,}", ""))
     if doubted := 0 if subject.run.config.is_regression else len(doubted_rows(subject)):
         numbers.append(("labels in doubt", f"{doubted:,}", in_gallery(status="doubted")))

@@ -26,7 +26,6 @@ from mmfeat.report.section import (
 from mmfeat.report.subject import SINGLE, Subject
 from mmfeat.runs.entry import ClassScores, Entry
 from mmfeat.runs.partitions import Partitions, read_partitions
-from mmfeat.system.wording import SCORE_NAMES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -87,7 +86,7 @@ def _ranking(entries: Sequence[Entry]) -> Table:
         ["=" if entry.tie else "", entry.head, entry.modalities, *(interval(entry.score(name)) for name in names)]
         for entry in entries
     ]
-    header = ["", "head", "on", *(SCORE_NAMES[name] for name in names)]
+    header = ["", "head", "on", *(entries[0].titles[name] for name in names)]
     return Table("ranking", "All entries, best first", header, rows, strong=_ties(entries))
 
 
@@ -99,9 +98,9 @@ def _leaderboard(entries: Sequence[Entry], partitions: Partitions | None) -> Tab
     """Every score, and the mean and range of the first one over several partitions into folds, where there are any."""
     spreads = {one.label: f"{one.mean:.3f} ({one.span})" for one in partitions.entries} if partitions else {}
     first, *others = entries[0].score_names
-    header = ["", "head", "on", SCORE_NAMES[first], "± seeds", "behind the first", "p-value"]
+    header = ["", "head", "on", entries[0].titles[first], "± seeds", "behind the first", "p-value"]
     header += [f"mean over {len(partitions.runs)} partitions"] if partitions else []
-    header += [SCORE_NAMES[name] for name in others]
+    header += [entries[0].titles[name] for name in others]
     rows = []
     for rank, entry in enumerate(entries):
         seeds = entry.by_seed

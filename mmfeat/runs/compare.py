@@ -193,7 +193,8 @@ def _rescored(entry: Entry, predictions: OutOfFold | None) -> Entry:
         return entry
     probabilities = np.broadcast_to(predictions.probabilities, predictions.chosen.shape)
     scores = evaluate(predictions.targets, predictions.chosen, probabilities, groups=predictions.groups)
-    names = {"macro_f1", "accuracy", "weighted_f1", "classes", "confusion", "kappa", *NUMBER_SCORES} & scores.keys()
+    of_choices = {"macro_f1", "micro_f1", "accuracy", "weighted_f1", "classes", "confusion", "kappa", *NUMBER_SCORES}
+    names = of_choices & scores.keys()
     return Entry.from_json(entry.to_json() | {name: scores[name] for name in names})
 
 

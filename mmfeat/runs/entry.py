@@ -74,13 +74,11 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """The difference of scores (`Scores.headline`) of two entries on the same samples, with its 95 % interval and
-    p-values.
+    """The difference of headlines of two entries on the same samples, with its 95 % interval and p-values.
 
     `p` comes from the paired bootstrap and `mcnemar` from McNemar's test; `p_holm` and `mcnemar_holm` are the same
     p-values adjusted for the number of comparisons: by Holm, and in `behind_best` by the largest difference of any two
-    entries. `tie` is `p_holm >= 0.05`. `over` names the modalities of
-    the other entry.
+    entries. `tie` is `p_holm >= 0.05`. `over` names the modalities of the other entry.
     """
 
     value: float
@@ -131,8 +129,7 @@ class Scores:
     """Every score that `mmfeat.evaluation.metrics.evaluate` computes from choices and probabilities: `kappa`, quadratic
     weighted, of an ordinal task; `r2`, `mae`, `rmse` and `spearman` alone of a regression.
 
-    `confusion` is a (C, C) table of counts with true labels in rows; a multi-label task has a (2, 2) table for each
-    class, (C, 2, 2) in all.
+    `confusion` (C, C) counts samples, true labels in rows; multi-label, (C, 2, 2) has a table for each class.
     """
 
     macro_f1: Interval = NO_SCORE
@@ -143,6 +140,7 @@ class Scores:
     calibration_error: Interval = NO_SCORE
     calibration_excess: Interval | None = None
     classwise_excess: Interval | None = None
+    micro_f1: Interval | None = None  # of a multi-label task
     seeds: dict[str, SeedScores]
     classes: dict[str, ClassScores]
     confusion: list[Any]
@@ -163,11 +161,17 @@ class Scores:
         """The names of the scores that narrow tables show, the headline first."""
         if self.r2:
             return "r2", "mae", "spearman"
-        return ("macro_f1", "accuracy", "log_loss") if self.kappa is None else ("kappa", "macro_f1", "accuracy")
+        second = "micro_f1" if self.micro_f1 else "accuracy"
+        return ("kappa", "macro_f1", second) if self.kappa else ("macro_f1", second, "log_loss")
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """What people call the scores; of several labels a sample, `accuracy` counts samples with all of them right."""
+        several = bool(self.confusion) and isinstance(self.confusion[0][0], list | tuple)
+        return SCORE_NAMES | ({"accuracy": "exact match"} if several else {})
 
     @property
     def headline_title(self) -> str:
-        """What people call the headline."""
         return SCORE_NAMES[self.headline_name]
 
     @property
@@ -176,13 +180,12 @@ class Scores:
 
     @property
     def by_seed(self) -> SeedScores:
-        """The headline of each seed."""
         return self.seeds[self.headline_name]
 
     @property
     def score_names(self) -> tuple[str, ...]:
         """The names of the scores, the headline first."""
-        return NUMBER_SCORES if self.r2 else (*(["kappa"] if self.kappa else []), *SCORES)
+        return NUMBER_SCORES if self.r2 else tuple(n for n in ("kappa", *SCORES, "micro_f1") if getattr(self, n))
 
     def score(self, name: str) -> Interval | Score:
         """Return a score by its name in the files; undefined where an earlier version left it out."""
@@ -242,8 +245,7 @@ class Entry(Scores):
         return self.modalities == TOGETHER
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values that `from_json` reads, without the fields that this kind of entry lacks and without
-        `seconds`, so that the same training writes the same bytes."""
+        """Return what `from_json` reads, without absent fields and `seconds`: the same training, the same bytes."""
         values = {"head": self.head, "modalities": self.modalities, **asdict(self)}
         absent = ("seconds", *(SCORES if self.r2 else ()))
         return dropped({name: value for name, value in values.items() if name not in absent})
@@ -375,8 +377,7 @@ class RunConfig:
         return (*self.encoders, *(self.prefixes or ()))
 
     def name(self, label: str) -> str:
-        """A readable name with a hash of the configuration, from which the paths of data, cache and weights are left
-        out."""
+        """A readable name with a hash of the configuration without the paths of data, cache and weights."""
         counted = {name: value for name, value in placeless(self.to_json()).items() if name not in UNNAMED}
         counted["options"] = self.options.identity
         digest = hashlib.sha256(canonical_json(counted).encode()).hexdigest()[:8]

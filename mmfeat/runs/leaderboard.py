@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mmfeat.heads.registry import TWINS
 from mmfeat.system.files import csv_text, write_atomic, write_json
 from mmfeat.system.notebook import Cells, CsvFrame, Frame, Shown
-from mmfeat.system.wording import SCORE_NAMES, interval
+from mmfeat.system.wording import interval
 
 if TYPE_CHECKING:
     import pyarrow
@@ -41,7 +41,7 @@ class Leaderboard(Frame, Shown, tuple["Entry", ...]):
             (entry.head, entry.modalities, *(interval(entry.score(name)) for name in names), "=" if entry.tie else "")
             for entry in self
         ]
-        return [("head", "on", *(SCORE_NAMES[name] for name in names), "ties with the first"), *rows]
+        return [("head", "on", *(self[0].titles[name] for name in names), "ties with the first"), *rows]
 
 
 def write_leaderboard(folder: Path, leaderboard: Sequence[Entry], classes: Sequence[str]) -> None:
@@ -53,7 +53,7 @@ def write_leaderboard(folder: Path, leaderboard: Sequence[Entry], classes: Seque
 def leaderboard_csv(leaderboard: Sequence[Entry], classes: Sequence[str]) -> str:
     """Write all scores with their intervals as CSV, one line for each entry."""
     lines = [{"rank": rank, **_columns(entry, classes)} for rank, entry in enumerate(leaderboard, 1)]
-    return csv_text(list(lines[0]), [list(line.values()) for line in lines])
+    return csv_text(list(lines[0]), [[line.get(name, "") for name in lines[0]] for line in lines])
 
 
 def _columns(entry: Entry, classes: Sequence[str]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from mmfeat.runs.entry import TOGETHER, Entry, PairedTest
 from mmfeat.runs.leaderboard import MODALITY_SETS
 from mmfeat.runs.run import Run, best_run, comparable_runs, read_run
 from mmfeat.samples.dataset import read_samples
-from mmfeat.system.wording import SCORE_NAMES, interval, p_value, rounded, shown
+from mmfeat.system.wording import interval, p_value, rounded, shown
 
 PARTS = {"text": "text", "image": "photo", "table": "table"}  # what people call the modalities
 ERRORS = 2 * 1.96  # standard errors in a 95 % interval
@@ -76,9 +76,9 @@ def _submission(run: Run) -> str:
 
 def best(entry: Entry, ties: int = 0, number: str = "") -> str:
     """`Best: film on both, macro-F1 0.903 [.880, .925], accuracy 0.909; 7 tie.`"""
-    headline, second = entry.main_names[:2]
+    second = entry.main_names[1]
     tied = f"; {ties} {'ties' if ties == 1 else 'tie'}" if ties else ""
-    scores = f"{SCORE_NAMES[headline]} {interval(entry.headline, ', ')}, {SCORE_NAMES[second]}"
+    scores = f"{entry.headline_title} {interval(entry.headline, ', ')}, {entry.titles[second]}"
     return f"Best: {number}{entry.label}, {scores} {rounded(entry.score(second).value or 0.0)}{tied}."
 
 

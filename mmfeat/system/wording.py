@@ -13,7 +13,7 @@ SCORE_NAMES = {
     "macro_f1": "macro-F1", "kappa": "kappa", "accuracy": "accuracy", "weighted_f1": "weighted F1", "auroc": "AUROC",
     "log_loss": "log-loss", "calibration_error": "calibration error",
     "calibration_excess": "calibration error above chance", "classwise_excess": "class-wise error above chance",
-    "r2": "R2", "mae": "MAE", "rmse": "RMSE",
+    "micro_f1": "micro-F1", "r2": "R2", "mae": "MAE", "rmse": "RMSE",
     "spearman": "Spearman",
 }  # fmt: skip
 HIDDEN = "***"

@@ -50,7 +50,11 @@ CASES = {"three": {}, "binary": {"classes": 2}, "multilabel": {"multilabel": Tru
 def test_scores_equal_scikit_learn(case: str) -> None:
     targets, chosen, probabilities = make(**CASES[case])
     report, labels = evaluate(targets, chosen, probabilities), targets.matrix
-    for name, average in (("macro_f1", "macro"), ("weighted_f1", "weighted")):
+    averages = {"macro_f1": "macro", "weighted_f1": "weighted"} | (
+        {"micro_f1": "micro"} if case == "multilabel" else {}
+    )
+    assert ("micro_f1" in report) == (case == "multilabel")  # else it is the accuracy
+    for name, average in averages.items():
         assert report[name]["value"] == pytest.approx(np.mean([f1_score(labels, c, average=average) for c in chosen]))
     assert report["accuracy"]["value"] == pytest.approx(np.mean([accuracy_score(labels, c) for c in chosen]))
     areas = np.mean([roc_auc_score(labels, p, average=None) for p in probabilities], axis=0)
@@ -167,11 +171,11 @@ def test_interval_of_the_auroc_is_delongs() -> None:
 
 def test_the_jackknife_of_large_tables_agrees_with_the_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
     targets, chosen, probabilities = make(samples=2000, multilabel=True)
-    drawn = evaluate(targets, chosen, probabilities)
+    drawn = evaluate(targets, chosen, probabilities, seed=1)
     monkeypatch.setattr(resampling, "MAX_CELLS", 0)
     monkeypatch.setattr(resampling, "CHUNK", 500)  # several pieces
-    left_out = evaluate(targets, chosen, probabilities)
-    for name in ("macro_f1", "accuracy", "weighted_f1"):
+    left_out = evaluate(targets, chosen, probabilities, seed=1)
+    for name in ("macro_f1", "accuracy", "weighted_f1", "micro_f1"):
         assert left_out[name]["value"] == drawn[name]["value"]
         reach = drawn[name]["high"] - drawn[name]["low"]
         assert left_out[name]["high"] - left_out[name]["low"] == pytest.approx(reach, rel=0.1)
