@@ -73,7 +73,7 @@ def show_notes(result: Predicted) -> None:
 
 
 def show_few(result: Predicted) -> None:
-    """Print a table with label and probabilities of each sample."""
+    """Print a table with label and probabilities of each sample, and a note on labels that are not the likeliest."""
     predictions, classes = result.predictions, result.predictions.classes
     header, rows = ["sample", "label"], [list(pair) for pair in zip(predictions.ids, predictions.labels, strict=True)]
     if not predictions.numeric:
@@ -85,8 +85,13 @@ def show_few(result: Predicted) -> None:
             header += FIRST[: len(classes)]
             for row, ps in zip(rows, probabilities, strict=True):
                 ranked = sorted(zip(ps, classes, strict=True), reverse=True)
-                row += [f"{p:.3f} {name}" for p, name in ranked[: len(FIRST)]]
+                row += [f"{name} {p:.3f}" for p, name in ranked[: len(FIRST)]]
     show_table(header, rows, header[:2:-1])
+    if not (predictions.numeric or predictions.multilabel):
+        top = predictions.probabilities.max(axis=1, where=predictions.chosen, initial=0.0)
+        if other := int((top < predictions.probabilities.max(axis=1)).sum()):
+            what = "label is" if other == 1 else "labels are"
+            out.print(f"note: {other} {what} not the most probable class: the run's decision is adjusted for the score")
 
 
 _COLUMNS = (

@@ -7,9 +7,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from rich.cells import cell_len
+
+from mmfeat.cli.predict import show_few
+from mmfeat.prediction.output_file import Predictions
 
 EXTRACT = [sys.executable, "-m", "mmfeat", "extract", "--encoders", "hog", "--data"]
 VECTORS = "cache/demo/hog-*/*.h5"
@@ -122,3 +127,16 @@ def in_terminal(words: list[str], folder: Path) -> str:
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0, written.decode()
     return written.decode()
+
+
+def test_a_label_that_is_not_the_most_probable_class_is_noted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmfeat.cli.predict.fits", lambda header, rows: False)
+    chosen = np.array([[True, False], [False, True]])
+    predictions = Predictions(("1", "2"), chosen, np.array([[0.4, 0.6], [0.2, 0.8]]), ("a", "b"))
+    show_few(SimpleNamespace(predictions=predictions))
+    table, _, note = capsys.readouterr().out.partition("note: ")
+    assert "most probable" in table
+    assert "b 0.600" in table
+    assert note.startswith("1 label is not the most probable class")
