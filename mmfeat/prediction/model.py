@@ -153,7 +153,12 @@ class Model(Shown):
 
     def _predicted(self, texts: Any, images: Any, table: Any) -> Predictions:
         if not is_rows(texts):
-            return self._warned(as_samples(texts, images, table, [column.name for column in self.table]))
+            samples = as_samples(texts, images, table, [column.name for column in self.table])
+            gone = [f"{sample.id}: {sample.image_error}" for sample in samples if sample.image_error]
+            if gone and all(tower.spec.part != "image" for tower in self._embedder.towers):
+                what = f"{len(gone):,} of {len(samples):,} photos cannot be read ({gone[0]})"
+                warnings.warn(f"{what}; this head uses no photos", stacklevel=3)
+            return self._warned(samples)
         if images is not None or table is not None:
             raise DataError("rows given beside images or a table; give the rows alone, or lists of texts and images")
         if not len(texts):

@@ -114,7 +114,8 @@ def test_samples_of_several_labels(tmp_path: Path) -> None:
     ).run  # fmt: skip
     model = mmfeat.load(run.folder)
     assert model.predict(["sun number 7", "rain sun number 3", "number 3"]) == ["sun", "rain|sun", "|"]
-    probabilities = model.predict_proba("rain sun number 3")
+    with pytest.warns(UserWarning, match=r"1 of 1 photos cannot be read \(0: no-such.jpg: .*this head uses no photos"):
+        probabilities = model.predict_proba("rain sun number 3", "no-such.jpg")
     assert model.classes == ("rain", "sun")
     assert probabilities.shape == (1, 2)
     assert probabilities.sum() > 1.1
