@@ -105,7 +105,8 @@ def test_a_category_of_test_rows_alone_changes_no_baseline(head: str, difference
 
     def logits(rows: np.ndarray | None) -> np.ndarray:
         bench = Workbench(with_table(features(), rows), TARGETS, "cpu", "pooled")
-        (fitted,) = run_job(Job(head, "both", (MEMBER,), ((TEST,),)), bench)
+        member = replace(MEMBER, fold=np.union1d(TRAIN, VALIDATION), parts=(VALIDATION,))
+        (fitted,) = run_job(Job(head, "both", (member,), ((TEST,),)), bench)
         return fitted.logits[0]
 
     known = [row for row in range(SAMPLES) if row not in TEST[:2]]

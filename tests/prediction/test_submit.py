@@ -223,7 +223,8 @@ def test_the_best_may_be_an_ensemble(place: Path) -> None:
     best = run.leaderboard[0]
     for kind in ("stacking", best.head):
         changed = sorted(run.leaderboard, key=lambda entry, kind=kind: entry.head != kind)
-        config = {**run.to_json(), "leaderboard": [entry.to_json() for entry in changed]}
+        named = {"leaderboard": [entry.to_json() for entry in changed], "recommended": changed[0].name}
+        config = {**run.to_json(), **named}
         (run.folder / "run.json").write_text(json.dumps(config))
         result = write_submission(heads=place / "heads", out=place / "s.csv")
         assert result.head == kind

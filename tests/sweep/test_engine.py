@@ -201,7 +201,8 @@ def test_saved_heads_predict_the_same(head: str, targets: Targets, tmp_path: Pat
     seen = with_tokens(features(missing=0.1, views=1), width=100)
     seen = replace(seen, classes={block.name: np.eye(3, block.width, dtype=np.float32) for block in seen.blocks})
     attend = "tokens" if head == NEEDS_TOKENS else ""
-    member = Member(SETTINGS[0], TRAIN, VALIDATION, (1,), 4)
+    fold = np.union1d(TRAIN, VALIDATION)
+    member = Member(SETTINGS[0], TRAIN, VALIDATION, (1,), 4, fold=fold, parts=(VALIDATION,))
     job = Job(head, "both", (member,), ((EVERYTHING,),), keep=True)
     (fitted,) = run_job(job, Workbench(seen, targets, "cpu", attend))
     (final,) = (convert(json.loads(json.dumps(asdict(each))), FinalHead) for each in save_finals(tmp_path, [fitted]))
