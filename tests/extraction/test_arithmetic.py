@@ -153,7 +153,7 @@ def test_extract_says_it_and_heads_and_predict_follow(
     for new in (f"{len(TEXTS)} new", "0 new"):
         done = inside(*extract)
         assert done.exit_code == 0, done.output
-        assert "computed in float32: cosine 0.9" in done.output
+        assert "computed in float32: bfloat16 changes vectors (cosine 0.9" in done.output
         assert new in done.output
     heads = inside("heads", "--fusion", "none", "--baselines", "logistic", "--folds", "2", "--seeds", "1")
     assert heads.exit_code == 0, heads.output
