@@ -155,7 +155,7 @@ def test_planted_errors_are_found_more_often_than_by_chance() -> None:
 
 
 def test_planted_errors_of_a_shop_are_found(tmp_path: Path) -> None:
-    """Of 40 labels changed on purpose a run's recommended entry doubts at least 34; at most a tenth of doubts are false."""
+    """Of 40 labels changed on purpose the recommended entry doubts at least 34; at most a tenth of doubts are false."""
     planted, columns = make_shop(tmp_path / "shop"), dict(pair.split("=") for pair in COLUMNS.split(","))
     data = tmp_path / "shop/listings.csv"
     extract_features(data, BUILT_IN, cache=tmp_path / "cache", options=FLOAT32, columns=columns)
