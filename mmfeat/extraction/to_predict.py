@@ -13,7 +13,7 @@ from mmfeat.samples.folders import hash_of
 from mmfeat.samples.labels import SPLIT
 from mmfeat.samples.objects import OBJECT
 from mmfeat.system.files import no_such_data
-from mmfeat.system.remote import absolute, exists
+from mmfeat.system.remote import HUB, absolute, exists
 
 
 def open_test(test: str | Path, source: SampleSource) -> SampleSource:
@@ -23,7 +23,7 @@ def open_test(test: str | Path, source: SampleSource) -> SampleSource:
     """
     if absolute(test) == absolute(source.data):
         raise DataError(f"--test {test}: the same as --data; leave it out, unlabelled rows are predicted without it")
-    if not exists(test) and not str(test).startswith(OBJECT):
+    if not str(test).startswith((HUB, OBJECT)) and not exists(test):
         raise DataError(f"--test {no_such_data(test)}")
     flags = {name: value for name, value in source.columns.items() if name not in COLUMNS}
     opened = SampleSource(test, flags)

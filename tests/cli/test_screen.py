@@ -115,7 +115,8 @@ def in_terminal(words: list[str], folder: Path) -> str:
     process, terminal = pty.fork()
     if not process:
         os.chdir(folder)
-        os.execvpe(words[0], words, {**os.environ, "TERM": "xterm-256color"})
+        plain = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+        os.execvpe(words[0], words, {**plain, "TERM": "xterm-256color"})
     written = b""
     while True:
         try:
