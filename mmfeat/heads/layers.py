@@ -19,7 +19,7 @@ from mmfeat.samples.table_columns import TABLE
 
 BATCH_NORM_MOMENTUM = 0.1
 EPSILON = 1e-5
-ONEDNN = torch.backends.mkldnn.is_available()
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 Tokens: TypeAlias = "list[tuple[Tensor, Tensor]]"  # (K, B, T, D) values and a (K, B, T) mask of each source
 
 

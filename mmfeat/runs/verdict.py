@@ -58,7 +58,7 @@ def verdict(run: Run) -> list[str]:
     sentences = [best(first, sum(bool(entry.tie) for entry in run.leaderboard[1:]))]
     if (picked := first.picked) and picked.value < first.headline.value - EVEN:
         value = interval(picked, ", ")
-        sentences.append(f"Expect {value} of the best on new samples: a winner is always partly lucky.")
+        sentences.append(f"Expect {value} of the best on new samples: a winner is partly lucky.")
     if run.results.recommended:
         why = "" if taken == first else f", a tie at {rounded(taken.headline.value)} that costs less"
         sentences.append(f"Recommended: {taken.label}{why}; {_submission(run)} uses it.")
