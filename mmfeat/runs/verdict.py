@@ -93,12 +93,11 @@ def _together(run: Run, entry: Entry, gain: PairedTest) -> str:
 
 
 def standing(test: RunTest, one: str, other: str) -> str:
-    """`[2] is better than [1] by 0.012 (a tie).`"""
+    """`[2] is better than [1] by 0.012 (p 0.010).`, or `[2] ties with [1] at +0.012.`"""
     value = test.difference.value
-    how = "a tie" if test.tie else f"p {p_value(test.p_holm)}"
-    if abs(value) < EVEN:
-        return f"{one} is as good as {other} ({how})."
-    return f"{one} is {'better' if value > 0 else 'worse'} than {other} by {abs(value):.3f} ({how})."
+    if test.tie:
+        return f"{one} ties with {other} at {value:+.3f}."
+    return f"{one} is {'better' if value > 0 else 'worse'} than {other} by {abs(value):.3f} (p {p_value(test.p_holm)})."
 
 
 def verdict_on(comparison: Comparison) -> list[str]:

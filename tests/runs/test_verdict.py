@@ -67,9 +67,8 @@ def test_sentences_say_what_the_tests_say(run: Run) -> None:
     def told(value: float, p: float) -> str:
         return standing(RunTest(Difference(value, 0, 0, p), p, p, p, 9), "[2]", "[1]")
 
-    assert told(0.012, 0.2) == "[2] is better than [1] by 0.012 (a tie)."
+    assert told(0.012, 0.2) == "[2] ties with [1] at +0.012."
     assert told(-0.012, 0.01) == "[2] is worse than [1] by 0.012 (p 0.010)."
-    assert told(0.0001, 0.9) == "[2] is as good as [1] (a tie)."
 
 
 def test_the_last_run_on_the_same_folds_is_compared(run: Run) -> None:
