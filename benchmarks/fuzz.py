@@ -1,9 +1,9 @@
-"""Damaged tables and photos: each is read, or refused in one line; none is a raw error, a crash or a wait.
+"""Damaged files: each is read, or refused in one line; none gives a raw error, a wrong value, a crash or a wait.
 
-    python benchmarks/fuzz.py [--count 1500] [--seed 0]
+    python benchmarks/fuzz.py [--count 1500] [--seed 0] [KIND ...]
 
-Files of nine kinds and photos of six are cut, overwritten, filled and flipped at random. Exit code 1 where one was
-neither read nor refused.
+Tables of nine kinds, photos of six, and files of mmfeat's own (caches, runs, heads) are cut, overwritten, filled and
+flipped at random. What is read of an own file must equal what the sound file gives. Exit code 1 where one did neither.
 """
 
 from __future__ import annotations
@@ -18,19 +18,33 @@ import signal
 import sys
 import tarfile
 import tempfile
+import time
 import warnings
 import zipfile
 from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
+import torch
 from PIL import Image
 from pyarrow import feather, parquet
 
 import mmfeat
-from mmfeat.errors import MmfeatError
+from mmfeat.cache.store import INDEX_FILE, SPEC_FILE, Cache
+from mmfeat.cache.verify import verify_cache
+from mmfeat.errors import CacheError, DataError, MmfeatError
+from mmfeat.finetune import training
+from mmfeat.runs.record import checksum
+from mmfeat.runs.verdict import verdict
 from mmfeat.samples.photos import decode_image
+from mmfeat.sweep.search import Search
+from mmfeat.sweep.trials import load_outcome
+from mmfeat.system.wording import Silent
 
 SECONDS = 10  # that one file may take
 ODD = (b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\0", b'"""\n', b",,,\n", b"\xef\xbb\xbf")
@@ -66,6 +80,82 @@ def photos() -> dict[str, bytes]:
     return {name: file.getvalue() for name, file in files.items()}
 
 
+@dataclass(frozen=True)
+class Target:
+    """A sound file, and a call that reads it: of a file of mmfeat's own it returns what the file holds."""
+
+    path: Path
+    read: Callable[[], Any]
+
+
+def small_run(folder: Path, cache: Path) -> mmfeat.Run:
+    """A run of one head on 60 photos."""
+    shared: dict[str, Any] = {"cache": cache, "progress": Silent()}
+    data = mmfeat.write_demo(folder / "demo", pairs=60)
+    time.sleep(3)  # the index of photos takes none that may still change
+    mmfeat.extract_features(data, ["hog"], **shared)
+    shared |= {"fusion": ["none"], "baselines": ["ridge"], "modalities": ["image"], "ensembles": False}
+    shared |= {"out": folder / "heads", "protocol": mmfeat.Protocol(folds=2, seeds=1)}
+    return mmfeat.train_heads(data, ["hog"], **shared).run
+
+
+def own_files(folder: Path) -> dict[str, Target]:
+    """Kind -> a file of a small cache, run or search made in `folder`, or of a saved classifier."""
+    run = small_run(folder, cache := folder / "cache")
+    head, spec, samples = run.head_folder(run.leaderboard[0]), run.towers[0].spec, mmfeat.read_samples(run.config.data)
+    store, photos = Cache(cache, samples.name), [sample.image for sample in samples.samples[:3]]
+    shard = next(store.spec_folder(spec).glob("*.h5"))
+    classifier, rows = mmfeat.FusionClassifier(fusion="linear", epochs=2), np.random.default_rng(0).normal(size=(40, 9))
+    classifier.fit(rows, np.arange(40) % 2).save(saved := folder / "classifier.safetensors")
+    plan = mmfeat.Plan(mmfeat.HeadSettings(), {"learning_rate": (1e-4, 1e-3)})
+    searched: dict[str, Any] = {"storage": folder / "search.db", "study": "head", "plan": plan, "seed": 0}
+    search = Search(**searched)
+    for asked in search.ask(2):
+        search.tell(asked.number, 0.5 + asked.number / 4)
+
+    def vectors() -> bytes:
+        return store.load(samples.samples, [spec]).blocks[0].vectors.tobytes()
+
+    def verified() -> bytes:
+        if damages := verify_cache(cache).damages:
+            raise CacheError(damages[0].reason)
+        return shard.read_bytes()
+
+    def whole_run() -> str:
+        mmfeat.list_runs(run.folder.parent)
+        again = mmfeat.read_run(run.folder)
+        return checksum(again.to_json()) + str([again.facts(), verdict(again)])
+
+    def trials() -> str:
+        again = Search(**searched)
+        return repr([[(trial.number, trial.params, trial.value) for trial in again.finished], again.failed])
+
+    def out_of_fold() -> str:
+        return repr(vars(mmfeat.read_run(run.folder).out_of_fold()).values())
+
+    training.save(part := folder / "part.safetensors", {"a": torch.ones(2, 3), "b": torch.arange(4)}, {"epoch": 1})
+    trial, note = head / "trials" / "0000", next(cache.glob("requests/*.json"))
+    return {
+        "shard": Target(shard, vectors),
+        "shard, verify": Target(shard, verified),
+        "spec.json": Target(shard.with_name(SPEC_FILE), vectors),
+        "images.index": Target(store.folder / INDEX_FILE, vectors),
+        "request": Target(note, lambda: repr(mmfeat.latest_request(cache))),
+        "request, gc": Target(note, lambda: repr([piece.folder for piece in mmfeat.find_garbage(cache, ())])),
+        "run.json": Target(run.folder / "run.json", whole_run),
+        "out_of_fold.csv": Target(head / "out_of_fold.csv", out_of_fold),
+        "folds.csv": Target(run.folder / "folds.csv", out_of_fold),
+        "final head": Target(
+            head / "final-0.safetensors", lambda: mmfeat.load(run.folder).predict_proba(images=photos).tobytes()
+        ),
+        "trial, json": Target(trial.with_suffix(".json"), lambda: repr(load_outcome(trial))),
+        "trial, logits": Target(trial.with_suffix(".safetensors"), lambda: repr(load_outcome(trial))),
+        "search.db": Target(folder / "search.db", trials),
+        "checkpoint": Target(part, lambda: repr(training.load(part))),
+        "classifier": Target(saved, lambda: mmfeat.FusionClassifier.load(saved).predict_proba(rows).tobytes()),
+    }
+
+
 def damaged(data: bytes, rng: random.Random) -> bytes:
     """The file with one to ten damages."""
     result = bytearray(data)
@@ -84,45 +174,82 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
     return bytes(result)
 
 
-def outcome(kind: str, data: bytes, folder: Path) -> str:
-    """`read`, `refused`, or what else happened."""
+def foreign_files(folder: Path) -> Iterator[dict[str, Target]]:
+    """The tables and the photos, written to `folder`."""
+
+    def decode(path: Path) -> None:
+        image, reason = decode_image(path.read_bytes())
+        if image is None:
+            raise DataError(reason)
+
+    for read, files in ((mmfeat.read_samples, tables()), (decode, photos())):
+        paths = {kind: folder / f"file.{kind}" for kind in files}
+        for kind, data in files.items():
+            paths[kind].write_bytes(data)
+        yield {
+            kind: Target(path, partial(lambda read, path: [read(path)][1:], read, path)) for kind, path in paths.items()
+        }
+
+
+def outcome(target: Target, wanted: Any) -> str:
+    """`read`, `refused`, `wrong` for another value than `wanted`, or the error and its text."""
     try:
-        if kind.isupper():
-            image, reason = decode_image(data)
-            return "read" if image is not None else "refused" if "\n" not in reason else f"lines: {reason}"
-        path = folder / f"file.{kind}"
-        path.write_bytes(data)
-        mmfeat.read_samples(path)
-        return "read"
+        return "read" if target.read() == wanted else "wrong"
     except MmfeatError as error:
         return "refused" if "\n" not in str(error) else f"lines: {error}"
     except Exception as error:  # the very thing that is looked for
         return f"{type(error).__name__}: {error}"
 
 
+def put(path: Path, data: bytes) -> None:
+    """Write a file as if nothing had ever lain beside it."""
+    for journal in path.parent.glob(f"{path.name}-*"):
+        journal.unlink()
+    path.write_bytes(data)
+
+
+def attack(targets: dict[str, Target], given: argparse.Namespace, rng: random.Random) -> Counter[tuple[str, str]]:
+    """Damage and read files of kinds drawn by `rng`; (kind, outcome) -> their number."""
+    tally, end = Counter[tuple[str, str]](), time.monotonic() + given.seconds
+    sound = {kind: (target.path.read_bytes(), target.read()) for kind, target in targets.items()}
+    for number in range(given.count):
+        if time.monotonic() > end:
+            break
+        kind = rng.choice(sorted(targets))
+        data, wanted = sound[kind]
+        put(targets[kind].path, damaged(data, rng))
+        signal.alarm(SECONDS)
+        result = outcome(targets[kind], wanted)
+        signal.alarm(0)
+        put(targets[kind].path, data)
+        tally[kind, result if result in ("read", "refused", "wrong") else "raw"] += 1
+        if result not in ("read", "refused"):
+            print(f"  {kind}, number {number}: {result}", file=sys.stderr)
+    return tally
+
+
 def main() -> None:
-    """Print a table: kind of file, how many were read, refused, and neither."""
+    """Print a table: kind of file, how many were tried, read, refused, ended in a raw error, and gave a wrong value."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=1500, help="files of each half: tables and photos")
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help="by default all")
+    parser.add_argument("--count", type=int, default=1500, help="files of each third: tables, photos, own files")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="most that a third may take")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     rng, tally = random.Random(given.seed), Counter[tuple[str, str]]()
     warnings.simplefilter("ignore")
+    np.set_printoptions(threshold=sys.maxsize, floatmode="unique")
     signal.signal(signal.SIGALRM, signal.default_int_handler)  # ends the process where a file is waited for
     with tempfile.TemporaryDirectory() as folder:
-        for files in (tables(), photos()):
-            for number in range(given.count):
-                kind = rng.choice(sorted(files))
-                signal.alarm(SECONDS)
-                result = outcome(kind, damaged(files[kind], rng), Path(folder))
-                signal.alarm(0)
-                tally[kind, result if result in ("read", "refused") else "neither"] += 1
-                if result not in ("read", "refused"):
-                    print(f"  {kind}, number {number}: {result}", file=sys.stderr)
-    print("| kind | read | refused | neither |\n| --- | --- | --- | --- |")
+        for files in (*foreign_files(Path(folder)), own_files(Path(folder))):
+            chosen = {kind: target for kind, target in files.items() if kind in (given.kinds or files)}
+            tally += attack(chosen, given, rng) if chosen else Counter()
+    outcomes = ("read", "refused", "raw", "wrong")
+    print("| kind | tried | read | refused | raw | wrong |\n| --- | --- | --- | --- | --- | --- |")
     for kind in dict.fromkeys(kind for kind, _ in sorted(tally)):
-        print(f"| {kind} | {tally[kind, 'read']} | {tally[kind, 'refused']} | {tally[kind, 'neither']} |")
-    raise SystemExit(int(any(result == "neither" for _, result in tally)))
+        counts = [tally[kind, result] for result in outcomes]
+        print(f"| {kind} | {' | '.join(map(str, (sum(counts), *counts)))} |")
+    raise SystemExit(int(any(result in ("raw", "wrong") for _, result in tally)))
 
 
 if __name__ == "__main__":

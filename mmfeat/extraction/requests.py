@@ -29,13 +29,14 @@ from mmfeat.samples.column_names import COLUMNS
 from mmfeat.samples.contents import JUDGED, TWEETS, tweet_share
 from mmfeat.samples.corrections import without_labels
 from mmfeat.samples.dataset import Data, SampleSource, name_of
-from mmfeat.system.files import read_json, write_json
+from mmfeat.system.files import canonical_json, read_json, write_json
 from mmfeat.system.hardware import resolve_device, resolve_dtype
 from mmfeat.system.remote import absolute, is_remote
 from mmfeat.system.wording import shown, without_passwords
 from mmfeat.version import install_command
 
 FOLDER = "requests"
+CHECKSUM = "sha256"
 NO_TEXTS = "no texts"
 # The decision in a request of a version that knew no `auto`, where all texts were taken for tweets.
 EARLIER = {"cleaning": "tweet", "reason": "the default of an earlier version"}
@@ -102,7 +103,8 @@ def remember_request(cache: str | Path, request: Request) -> None:
     name = hashlib.sha256(request.data.encode()).hexdigest()[:16]
     request = replace(request, columns={part: without_passwords(value) for part, value in request.columns.items()})
     with contextlib.suppress(WriteError):
-        write_json(Path(cache) / FOLDER / f"{name}.json", asdict(request))
+        values = asdict(request)
+        write_json(Path(cache) / FOLDER / f"{name}.json", {**values, CHECKSUM: _checksum(values)})
 
 
 def begin_request(cache: str | Path, request: Request) -> None:
@@ -219,7 +221,7 @@ def all_requests(cache: str | Path) -> list[Request]:
 def _read(path: Path) -> Request | None:
     """The request in a file, None for a file that holds none: the user then names the flags again."""
     try:
-        values = read_json(path)
+        values = read_note(path)
         options = EncoderOptions(**stated_options(values["options"]))
         earlier = EARLIER if named_values(options.cleaning).get("", "tweet") == "tweet" else None
         decision = values.get("decision", earlier)
@@ -228,6 +230,18 @@ def _read(path: Path) -> Request | None:
         return Request(**{**values, **changed})
     except (OSError, ValueError, KeyError, TypeError, ConfigError):
         return None
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """The plain values of a request in a file. Raises `OSError`, or `ValueError` or `TypeError` for a damaged file."""
+    values = dict(read_json(path))
+    if values.pop(CHECKSUM, None) not in (None, _checksum(values)):  # earlier versions wrote none
+        raise ValueError("its content is not what was written")
+    return values
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(values).encode()).hexdigest()
 
 
 def check_applies(towers: Sequence[Tower], options: EncoderOptions, runtime: str, device: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import warnings
@@ -190,7 +191,8 @@ batch_size, epochs, patience
             "history": self.history_,
         }
         tensors = {f"{seed}.{name}": value for seed, head in enumerate(self.heads_) for name, value in head.items()}
-        write_atomic(Path(path), save(tensors, {"mmfeat": json.dumps(state, default=lambda value: value.item())}))
+        text = json.dumps(state, default=lambda value: value.item())
+        write_atomic(Path(path), save(tensors, {"mmfeat": text, "sha256": _checksum(tensors, text)}))
 
     @classmethod
     def load(cls, path: str | Path) -> FusionClassifier:
@@ -199,11 +201,15 @@ batch_size, epochs, patience
 
         try:
             with safe_open(path, "numpy") as file:
-                state = json.loads(file.metadata()["mmfeat"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            text = metadata["mmfeat"]
+            if len(metadata) > 1 and metadata["sha256"] != _checksum(tensors, text):  # earlier versions wrote none
+                raise ValueError("its content is not what was saved")
+            state = json.loads(text)
             return cls(**state["parameters"])._restore(state, tensors)
         except Exception as error:  # safetensors may raise any error for another file
-            raise RunError(f"{path}: not a saved FusionClassifier ({error}); fit and save it again") from error
+            reason = " ".join(str(error).split())
+            raise RunError(f"{path}: not a saved FusionClassifier ({reason}); fit and save it again") from error
 
     def _restore(self, state: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> FusionClassifier:
         dtype, classes = state["classes"]
@@ -320,6 +326,13 @@ batch_size, epochs, patience
         module = module if data.device == "mps" or data.attend else module.double()
         with one_torch_thread():
             return predict_module(module, data, rows)
+
+
+def _checksum(tensors: Mapping[str, np.ndarray], text: str) -> str:
+    """SHA-256 of names, types, shapes and values of the tensors, and of the text beside them."""
+    from safetensors.numpy import save
+
+    return hashlib.sha256(save(dict(tensors)) + text.encode()).hexdigest()
 
 
 @contextmanager

@@ -15,8 +15,9 @@ from mmfeat.cache.survey import CachedEncoder, survey
 from mmfeat.encoders.torch_tower import export_name
 from mmfeat.errors import CacheError, ConfigError, RunError, WriteError
 from mmfeat.extraction.requests import FOLDER as REQUESTS
+from mmfeat.extraction.requests import read_note
 from mmfeat.runs.run import RUN_FILE, read_run
-from mmfeat.system.files import REMEDIES, read_json, stale_temporaries, sync_folder
+from mmfeat.system.files import REMEDIES, stale_temporaries, sync_folder
 
 FRESH_SECONDS = 3600.0  # an extraction may still be at work in a data set that changed so recently
 
@@ -85,8 +86,8 @@ def _named_by_extractions(cache: Path) -> set[str]:
     names: set[str] = set()
     for file in sorted(cache.glob(f"{REQUESTS}/*.json")):
         try:
-            names |= set(map(str, read_json(file)["fingerprints"]))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            names |= set(map(str, read_note(file)["fingerprints"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise CacheError(
                 f"{file}: this note of an extraction cannot be read, and cache gc deletes nothing without knowing what "
                 "it needs; run that mmfeat extract again, or delete the note"

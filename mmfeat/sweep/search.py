@@ -36,6 +36,7 @@ LOCK_SECONDS = 60.0
 BEING_MADE = ("already exists", "UNIQUE constraint")  # SQLite's words where two processes make the same table or row
 ANY_VALUE = (RuntimeError, AssertionError, LookupError, ValueError, TypeError)  # what a damaged file makes Optuna raise
 DESCRIPTION, REASON = "search", "reason"  # user attributes of a study, and of a study and the number of a failed trial
+SETTINGS, SCORE = "settings", "score"  # user attributes that copy the values of a trial, and its score in a study
 NOT_WRITTEN = ("full", "readonly", "unable to open", "disk I/O")  # SQLite's words for a disk that refuses
 
 _OPENING = threading.Lock()  # Optuna makes its tables one by one
@@ -59,6 +60,7 @@ class Search:
         self._given = set[int]()
         self._study = _open_study(storage, study, self._description())
         self._load()
+        self._check_copies()
 
     @property
     def total(self) -> int | None:
@@ -102,6 +104,7 @@ class Search:
             return
         with _storage_errors(self._path):
             self._all[number] = self._study.tell(number, score, skip_if_finished=True)
+            self._study.set_user_attr(f"{SCORE} {number}", self._all[number].value)
 
     def fail(self, number: int, reason: str) -> None:
         """Finish a trial that has no score, for example because it diverged. Its settings are not tried again."""
@@ -117,6 +120,16 @@ class Search:
             self._tried = {self._key(trial.params) for trial in self._all}
             if [trial.number for trial in self._all] != list(range(len(self._all))):
                 raise ValueError("trials are missing")
+
+    def _check_copies(self) -> None:
+        """Refuse settings and scores that differ from their copies: SQLite does not notice a flipped bit."""
+        with _storage_errors(self._path, *ANY_VALUE):
+            scores = self._study.user_attrs
+            for trial in self._all:  # earlier versions made no copies, nor does a process killed just before
+                if trial.user_attrs.get(SETTINGS, trial.params) != trial.params:
+                    raise ValueError(f"the settings of trial {trial.number} are not what was saved")
+                if trial.value is not None and scores.get(f"{SCORE} {trial.number}", trial.value) != trial.value:
+                    raise ValueError(f"the score of trial {trial.number} is not what was saved")
 
     def _next(self) -> FrozenTrial | None:
         """A new trial, with all its values on the disk in one step; None where there is none, or none yet."""
@@ -201,7 +214,10 @@ def _seed(*parts: int) -> int:
 def _running(values: Mapping[str, Any], distributions: Mapping[str, Any]) -> FrozenTrial:
     from optuna.trial import TrialState, create_trial
 
-    return create_trial(state=TrialState.RUNNING, params=dict(values), distributions=dict(distributions))
+    copy = {SETTINGS: dict(values)}
+    return create_trial(
+        state=TrialState.RUNNING, params=dict(values), distributions=dict(distributions), user_attrs=copy
+    )
 
 
 def _open_study(path: Path, name: str, description: Mapping[str, Any]) -> Study:

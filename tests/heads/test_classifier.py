@@ -302,9 +302,20 @@ def test_what_is_no_saved_classifier_gets_one_line(tmp_path: Path) -> None:
     path = tmp_path / "head.safetensors"
     fitted().save(path)
     whole, tensors = path.read_bytes(), load_file(path)
-    for broken in (b"torn", whole[: len(whole) // 2], whole.replace(b"offsets", b"offzets")):
+    flipped = whole[:-1] + bytes([whole[-1] ^ 1])
+    other_state = whole.replace(b'batch_size\\": 32', b'batch_size\\": 33')
+    renamed = whole.replace(b".weight", b".weighs")  # torch tells of that in several lines
+    for broken in (
+        b"torn",
+        whole[: len(whole) // 2],
+        whole.replace(b"offsets", b"offzets"),
+        flipped,
+        other_state,
+        renamed,
+    ):
+        assert broken != whole
         path.write_bytes(broken)
-        with pytest.raises(RunError, match="not a saved FusionClassifier"):
+        with pytest.raises(RunError, match=r"not a saved FusionClassifier.*; fit and save it again$"):
             FusionClassifier.load(path)
     save_file(tensors, path)
     with pytest.raises(RunError, match="not a saved FusionClassifier"):

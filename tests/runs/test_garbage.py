@@ -17,8 +17,8 @@ import pytest
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.torch_tower import export_name
-from mmfeat.errors import CacheError, ConfigError, RunError, WriteError
-from mmfeat.extraction.requests import Request, remember_request
+from mmfeat.errors import CacheError, CacheMissError, ConfigError, RunError, WriteError
+from mmfeat.extraction.requests import Request, latest_request, remember_request
 from mmfeat.runs.garbage import delete_garbage, find_garbage
 from mmfeat.system.files import _owner
 from tests.cache.shards import POOLED_SPEC, TOKEN_SPEC, rows
@@ -142,10 +142,14 @@ def test_it_refuses_while_a_run_cannot_be_read(with_run: Path, content: str) -> 
 
 def test_it_refuses_while_a_note_of_an_extraction_cannot_be_read(root: Path) -> None:
     (note,) = (root / "requests").iterdir()
-    for content in ("", "{}", '{"fingerprints": 3}', "[]"):
+    fingerprint = latest_request(root).fingerprints[0]
+    changed = note.read_text().replace(fingerprint, fingerprint[::-1])
+    for content in ("", "{}", '{"fingerprints": 3}', "[]", "5", changed):
         note.write_text(content)
         with pytest.raises(CacheError, match=r"this note of an extraction cannot be read.*mmfeat extract again"):
             find_garbage(root, [])
+    with pytest.raises(CacheMissError, match="nothing was extracted"):
+        latest_request(root)
 
 
 def test_a_folder_of_runs_that_is_not_there_is_told(root: Path, tmp_path: Path) -> None:

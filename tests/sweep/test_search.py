@@ -271,9 +271,22 @@ def without_a_trial(path: Path) -> None:
         connection.commit()
 
 
+def with_a_number(table: str, change: str) -> Callable[[Path], None]:
+    """Change the numbers of a table, as a flipped bit may."""
+
+    def damage(path: Path) -> None:
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute(f"update {table} set {change}")
+            connection.commit()
+
+    return damage
+
+
 @pytest.mark.parametrize(
     "damage",
     [
+        with_a_number("trial_values", "value = value + 1e-9 where trial_id = 3"),
+        with_a_number("trial_params", "param_value = 1 - param_value where trial_id = 3 and param_name = 'early'"),
         lambda path: path.write_bytes(b"number,score\n" * 100),
         lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
         lambda path: path.write_bytes(path.read_bytes()[:8192] + bytes(path.stat().st_size - 8192)),
