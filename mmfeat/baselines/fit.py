@@ -23,7 +23,7 @@ from mmfeat.baselines.basis import (
     sample_weights,
 )
 from mmfeat.baselines.kernel import LANDMARKS, STRENGTHS, Kernel, KernelHead, kernel_head, make_kernel
-from mmfeat.baselines.linear import OBJECTIVES, LinearHead, held_out_path, linear_path, ridge_left_out
+from mmfeat.baselines.linear import OBJECTIVES, LinearHead, held_out_paths, linear_path, ridge_left_out
 from mmfeat.baselines.neighbours import NEIGHBOURS, NeighbourHead, neighbour_head, neighbour_heads
 from mmfeat.baselines.trees import BOOSTING_STEPS, FOREST_LEAVES, Components, TreeData, TreeHead, boosted, forest
 from mmfeat.baselines.zero_shot import ZeroShot
@@ -212,11 +212,17 @@ def _by_part(
 ) -> Candidates:
     """Yield each setting with the logits of all parts, the means over all views, by the models without the part."""
     for candidates in zip(*(of_part(training, part) for part in parts), strict=True):
-        logits = [
+        yield candidates[0][0], _of_parts(training, parts, [(model, plain) for _, plain, model in candidates])
+
+
+def _of_parts(training: TrainingRows, parts: Parts, models: Sequence[tuple[FittedModel, np.ndarray]]) -> np.ndarray:
+    """(M, C) logits of all parts: the means of the plain ones that are given with each model and those of all views."""
+    return np.concatenate(
+        [
             np.mean([plain, *(model.logits(view, part) for view in training.views)], axis=0)
-            for part, (_, plain, model) in zip(parts, candidates, strict=True)
+            for part, (model, plain) in zip(parts, models, strict=True)
         ]
-        yield candidates[0][0], np.concatenate(logits)
+    )
 
 
 def _recorded(training: TrainingRows, name: str, setting: Setting) -> Setting:
@@ -274,15 +280,12 @@ def _linear_candidates(
         for strength, logits in ridge_left_out(basis, training.targets, groups, strengths):
             yield {parameter: strength}, logits[where]
         return
-    yield from _by_part(partial(_ridge_part if closed else _linear_part, kind, strengths), training, parts)
-
-
-def _linear_part(
-    kind: str, strengths: Sequence[float] | None, training: TrainingRows, part: np.ndarray
-) -> Iterator[Candidate]:
-    path = held_out_path(kind, _basis(training), part, training.targets, training.class_weights, strengths)
-    for head, logits in path:
-        yield {OBJECTIVES[kind].parameter: head.strength}, logits, head
+    if closed:
+        yield from _by_part(partial(_ridge_part, kind, strengths), training, parts)
+        return
+    paths = held_out_paths(kind, basis, parts, training.targets, training.class_weights, strengths)
+    for pairs in paths:
+        yield {parameter: pairs[0][0].strength}, _of_parts(training, parts, pairs)
 
 
 def _ridge_part(

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mmfeat.baselines.basis import Matrix, Scaler, scaler_of
+from mmfeat.baselines.basis import Matrix, Scaler, products, scaler_of
 from mmfeat.baselines.linear import LinearHead
 
 LANDMARKS = 1600
@@ -61,7 +61,7 @@ class Kernel:
         """(n,) row numbers -> (n, L + m) float32 kernels and columns, or (n, r + m) components and columns."""
         vectors = self.matrix.rows(rows)
         kernels = self.kernels(self.prepared(vectors))
-        kernels = kernels if self.components is None else kernels @ self.components
+        kernels = kernels if self.components is None else products(kernels, self.components.T)
         return np.concatenate([kernels, self.scaler.scaled(vectors)[:, ~self.compared]], axis=1)
 
     def prepared(self, vectors: np.ndarray) -> np.ndarray:
@@ -72,7 +72,7 @@ class Kernel:
 
     def kernels(self, prepared: np.ndarray) -> np.ndarray:
         """(n, D - m) prepared vectors -> (n, L) kernels."""
-        return np.exp(prepared @ self.landmarks.astype(np.float32).T - (len(self.widths) - len(self.beside)))
+        return np.exp(products(prepared, self.landmarks.astype(np.float32)) - (len(self.widths) - len(self.beside)))
 
 
 @dataclass(frozen=True)

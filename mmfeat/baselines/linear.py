@@ -12,6 +12,8 @@ root of a fixed curvature (in the manner of Böhning 1992), so that all are abou
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,16 +27,17 @@ from mmfeat.samples.labels import Targets
 Loss = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 WEAK = (3e1, 1e1, 1e0)  # further strengths of ridge for numbers, of which a few columns may tell all
 TOLERANCE = 1e-4  # largest gradient at the end; as the curvature is about 1, the error of logits is about as small
-COMPARED = 1e-3  # the same for models that are only compared with others
+COMPARED = 3e-4  # the same for models that are only compared with others
 ITERATIONS = 300
 PAIRS = 20  # pairs of step and gradient change that L-BFGS remembers
 
 
 def _softmax(scores: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n, K) cross-entropy of (n, K) scores, and its slopes; `wanted` is 1 in the column of the class, else -1."""
-    shifted = scores - scores.max(axis=1, keepdims=True)
+    """(n, P, K) cross-entropy of (n, P, K) scores, and its slopes; `wanted` (n, 1, K) is 1 in the column of the class,
+    else -1."""
+    shifted = scores - scores.max(axis=-1, keepdims=True)
     exponentials = np.exp(shifted)
-    total = exponentials.sum(axis=1, keepdims=True)
+    total = exponentials.sum(axis=-1, keepdims=True)
     losses = np.where(wanted > 0, np.log(total) - shifted, 0)
     return losses, exponentials / total - (wanted > 0)
 
@@ -183,21 +186,38 @@ def linear_path(
 
     `targets` holds all samples, `basis.rows` the rows that train.
     """
-    for head, _, _ in _solved(kind, basis, targets, class_weights, strengths, tolerance):
+    everything = np.ones((1, len(basis.rows)), dtype=bool)
+    for ((head, _, _),) in _solved(kind, basis, everything, targets, class_weights, strengths, tolerance):
         yield head
 
 
-def held_out_path(
-    kind: str, basis: Basis, held_out: np.ndarray, targets: Targets, class_weights: np.ndarray,
+def held_out_paths(
+    kind: str, basis: Basis, parts: Sequence[np.ndarray], targets: Targets, class_weights: np.ndarray,
     strengths: Sequence[float] | None = None,
-) -> Iterator[tuple[LinearHead, np.ndarray]]:  # fmt: skip
-    """Yield for each of the strengths a head of the other rows of the basis, and its logits (m, C) of the rows at the
-    ascending row numbers `held_out`."""
-    others, part = basis.split(held_out)
-    for head, coordinates, intercepts in _solved(kind, others, targets, class_weights, strengths, COMPARED):
-        directions = part.directions(coordinates)
-        scores = np.concatenate([(chunk @ directions).astype(np.float64) for _, chunk in part.chunks()])
-        yield head, head.of_scores(scores + intercepts)
+) -> Iterator[list[tuple[LinearHead, np.ndarray]]]:  # fmt: skip
+    """Yield for each of the strengths a head of the rows of the basis without each of the `parts`, ascending row
+    numbers, and its logits (m, C) of the part.
+
+    The heads of parts that leave the same classes are minimised together, so that a pass over the rows serves them all.
+    """
+    kept = np.array([~np.isin(basis.rows, part) for part in parts])
+    alike: dict[Columns, list[int]] = {}
+    for number, mask in enumerate(kept):
+        alike.setdefault(Columns.of(targets.take(basis.rows[mask])), []).append(number)
+    paths = [
+        _solved(kind, basis, kept[numbers], targets, class_weights, strengths, COMPARED) for numbers in alike.values()
+    ]
+    order = np.argsort(list(itertools.chain(*alike.values())))
+    for solved in zip(*paths, strict=True):
+        found = list(itertools.chain(*solved))
+        heads, coordinates, intercepts = zip(*(found[place] for place in order), strict=True)
+        directions = basis.directions(np.concatenate(coordinates, axis=1))
+        scores = np.concatenate([(chunk @ directions).astype(np.float64) for _, chunk in basis.chunks()])
+        by_part = np.split(scores, np.cumsum([one.shape[1] for one in coordinates])[:-1], axis=1)
+        yield [
+            (head, head.of_scores(own[~mask] + shift))
+            for head, own, mask, shift in zip(heads, by_part, kept, intercepts, strict=True)
+        ]
 
 
 def ridge_left_out(
@@ -217,11 +237,15 @@ def ridge_left_out(
     moment = basis.coordinates(basis.held.T @ (weights * (wanted - means)).astype(np.float32))
     joined, of = joined_groups(groups, len(groups))
     members = np.split(joined[np.argsort(of, kind="stable")], np.cumsum(np.bincount(of))[:-1])
-    for strength in _strengths("ridge", targets) if strengths is None else strengths:
-        shrunk = 1 / (total * basis.values + strength)
-        leverage = weights * (1 / total + (basis.held**2 @ shrunk.astype(np.float32))[:, None])
-        error = wanted - means - basis.held @ (shrunk[:, None] * moment)
-        left = error / (1 - leverage)
+    strengths = _strengths("ridge", targets) if strengths is None else strengths
+    factors = 1 / (total * basis.values[:, None] + np.asarray(strengths))
+    leverages = weights * (1 / total + np.square(basis.held) @ factors.astype(np.float32))
+    moments = (factors[:, :, None] * moment[:, None]).reshape(len(factors), len(strengths) * wanted.shape[1])
+    predicted = (basis.held @ moments.astype(np.float32)).reshape(len(wanted), len(strengths), wanted.shape[1])
+    for number, strength in enumerate(strengths):
+        shrunk = factors[:, number]
+        error = wanted - means - predicted[:, number]
+        left = error / (1 - leverages[:, number, None])
         for rows in members if len(joined) else []:
             block = (1 / total + (basis.held[rows] * shrunk) @ basis.held[rows].T) * weights[rows].T
             left[rows] = np.linalg.solve(np.eye(len(rows)) - block, error[rows])
@@ -233,29 +257,30 @@ def _strengths(kind: str, targets: Targets) -> Sequence[float]:
 
 
 def _solved(
-    kind: str, basis: Basis, targets: Targets, class_weights: np.ndarray, strengths: Sequence[float] | None,
-    tolerance: float,
-) -> Iterator[tuple[LinearHead, np.ndarray, np.ndarray]]:  # fmt: skip
-    """Yield for each of the strengths a head, and its coordinates (r, K) and intercepts (K,) in the basis."""
+    kind: str, basis: Basis, kept: np.ndarray, targets: Targets, class_weights: np.ndarray,
+    strengths: Sequence[float] | None, tolerance: float,
+) -> Iterator[list[tuple[LinearHead, np.ndarray, np.ndarray]]]:  # fmt: skip
+    """Yield for each of the strengths, and for each of P sets of rows `kept` (P, n) that have the same classes, a head
+    and its coordinates (r, K) and intercepts (K,) in the basis."""
     strengths = _strengths(kind, targets) if strengths is None else strengths
     trained = targets.take(basis.rows)
-    columns = Columns.of(trained)
+    columns = Columns.of(targets.take(basis.rows[kept[0]]))
     wanted = columns.wanted(trained)
     weights = columns.weights(trained, basis.weights, class_weights)
     if not wanted.shape[1]:
-        solutions: Any = ((np.zeros((len(basis.values), 0)), np.zeros(0)) for _ in strengths)
+        solutions: Any = ([(np.zeros((len(basis.values), 0)), np.zeros(0))] * len(kept) for _ in strengths)
     elif kind == "ridge" and not columns.multilabel:
-        solutions = _closed_form(basis, wanted, weights, strengths)
+        solutions = ([solution] for solution in _closed_form(basis, wanted, weights, strengths))
     else:
-        solutions = _minima(kind, basis, wanted, weights, strengths, tolerance)
-    for strength, (coordinates, intercepts) in zip(strengths, solutions, strict=True):
-        coefficients = basis.vectors @ coordinates.astype(np.float32)
-        shift = basis.centre.astype(np.float64) @ coefficients
-        yield (
-            LinearHead(kind, strength, basis.scaler, columns, coefficients, intercepts - shift),
-            coordinates,
-            intercepts,
-        )
+        solutions = _minima(kind, basis, wanted, weights, kept, strengths, tolerance)
+    for strength, found in zip(strengths, solutions, strict=True):
+        solved = []
+        for coordinates, intercepts in found:
+            coefficients = basis.vectors @ coordinates.astype(np.float32)
+            shift = basis.centre.astype(np.float64) @ coefficients
+            head = LinearHead(kind, strength, basis.scaler, columns, coefficients, intercepts - shift)
+            solved.append((head, coordinates, intercepts))
+        yield solved
 
 
 def _closed_form(
@@ -287,25 +312,30 @@ def _minima(
     basis: Basis,
     wanted: np.ndarray,
     weights: np.ndarray,
+    kept: np.ndarray,
     strengths: Sequence[float],
     tolerance: float,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Coordinates (r, K) and intercepts (K,) that minimise the penalised loss at each strength."""
-    losses, total = OBJECTIVES[kind].losses, float(weights[:, 0].sum())
+) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
+    """Coordinates (r, K) and intercepts (K,) for each set of rows `kept` (P, n) that minimise its penalised loss, at
+    each strength; the P losses are minimised as one sum."""
+    losses, sets = OBJECTIVES[kind].losses, len(kept)
     if kind == "logistic" and (wanted.shape[1] == 1 or weights.shape[1] > 1):
         losses = _sigmoid
-    steepness = OBJECTIVES[kind].curvature * np.append(basis.values, 1.0)[:, None]  # the last row is the intercept's
-    solution = np.zeros((len(steepness), wanted.shape[1]))
+    weights = weights[:, None] * kept.T[:, :, None]  # (n, P, 1 or K)
+    totals = weights[:, :, 0].sum(axis=0)[:, None]
+    shares = weights / totals
+    steepness = OBJECTIVES[kind].curvature * np.append(basis.values, 1.0)[:, None, None]  # last is the intercept's row
+    solution = np.zeros((len(steepness), sets, wanted.shape[1]))
     for strength in strengths:
-        penalties = np.full_like(steepness, OBJECTIVES[kind].penalty(strength) / total)
+        penalties = np.ones_like(solution) * OBJECTIVES[kind].penalty(strength) / totals
         penalties[-1] = 0
 
         def objective(point: np.ndarray, penalties: np.ndarray = penalties) -> tuple[float, np.ndarray]:
-            value, gradient = _loss_and_gradient(basis, losses, point, wanted, weights / total)
+            value, gradient = _loss_and_gradient(basis, losses, point, wanted[:, None], shares)
             return value + float((penalties * point**2).sum()) / 2, gradient + penalties * point
 
         solution = _minimum(objective, solution, 1 / np.sqrt(steepness + penalties), tolerance)
-        yield solution[:-1], solution[-1]
+        yield [(solution[:-1, number], solution[-1, number]) for number in range(sets)]
 
 
 def _minimum(
@@ -329,14 +359,16 @@ def _minimum(
 def _loss_and_gradient(
     basis: Basis, losses: Loss, point: np.ndarray, wanted: np.ndarray, weights: np.ndarray
 ) -> tuple[float, np.ndarray]:
-    """Weighted loss over all training rows, and its gradient: products in float32, everything else in float64."""
-    directions, value = basis.directions(point[:-1]), 0.0
-    gradient = np.zeros((len(directions), wanted.shape[1]))
-    intercepts = np.zeros(wanted.shape[1])
+    """Weighted loss over all training rows at `point` (r + 1, P, K), and its gradient: products in float32, everything
+    else in float64."""
+    shape = point.shape[1:]
+    directions, value = basis.directions(point[:-1].reshape(len(point) - 1, math.prod(shape))), 0.0
+    gradient, intercepts = np.zeros(directions.shape), np.zeros(shape)
     for part, chunk in basis.chunks():
-        loss, slope = losses((chunk @ directions).astype(np.float64) + point[-1], wanted[part])
+        scores = (chunk @ directions).astype(np.float64).reshape(-1, *shape)
+        loss, slope = losses(scores + point[-1], wanted[part])
         slope *= weights[part]
         value += float((loss * weights[part]).sum())
-        gradient += chunk.T @ slope.astype(np.float32)
+        gradient += chunk.T @ slope.astype(np.float32).reshape(len(slope), math.prod(shape))
         intercepts += slope.sum(axis=0)
-    return value, np.concatenate([basis.coordinates(gradient), intercepts[None]])
+    return value, np.concatenate([basis.coordinates(gradient).reshape(len(point) - 1, *shape), intercepts[None]])

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mmfeat.baselines.basis import Basis, Matrix, Scaler, from_probabilities
+from mmfeat.baselines.basis import Basis, Matrix, Scaler, from_probabilities, products
 from mmfeat.samples.labels import Targets
 
 NEIGHBOURS = (5, 10, 20, 40, 80)
@@ -51,9 +51,9 @@ class NeighbourHead:
         training = self.vectors.astype(np.float32)
         similarities, indices = [], []
         for start in range(0, max(len(scaled), 1), QUERIES):
-            products = _unit(scaled[start : start + QUERIES]) @ training.T
-            largest = _largest(products, most)
-            similarities.append(np.take_along_axis(products, largest, axis=1))
+            cosines = products(_unit(scaled[start : start + QUERIES]), training)
+            largest = _largest(cosines, most)
+            similarities.append(np.take_along_axis(cosines, largest, axis=1))
             indices.append(largest)
         return np.concatenate(similarities).astype(np.float64), np.concatenate(indices)
 
@@ -107,9 +107,9 @@ def neighbour_heads(head: NeighbourHead) -> Iterator[tuple[dict[str, float], Nei
             yield setting, replace(head, neighbours=count, by_similarity=by_similarity)
 
 
-def _largest(products: np.ndarray, most: int) -> np.ndarray:
-    """(n, most) columns of the largest products of each row, falling; ties after rounding go to the first column."""
-    far = -np.round(products * STEPS)
+def _largest(cosines: np.ndarray, most: int) -> np.ndarray:
+    """(n, most) columns of the largest cosines of each row, falling; ties after rounding go to the first column."""
+    far = -np.round(cosines * STEPS)
     columns = np.argpartition(far, most - 1, axis=1)[:, :most]
     furthest = np.take_along_axis(far, columns, axis=1).max(axis=1, keepdims=True)
     for row in np.flatnonzero((far <= furthest).sum(axis=1) > most):

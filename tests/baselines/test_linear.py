@@ -12,7 +12,7 @@ import pytest
 
 from mmfeat.baselines import basis as basis_module
 from mmfeat.baselines.basis import Basis, make_basis, one_blas_thread
-from mmfeat.baselines.linear import OBJECTIVES, TOLERANCE, LinearHead, held_out_path, linear_path, ridge_left_out
+from mmfeat.baselines.linear import OBJECTIVES, TOLERANCE, LinearHead, held_out_paths, linear_path, ridge_left_out
 from mmfeat.samples.labels import Targets, indicator
 
 WEIGHTS = np.array([0.6, 1.5, 0.9])
@@ -132,11 +132,19 @@ def test_ridge_leaves_out_groups_in_closed_form(width: int) -> None:
 
 
 @pytest.mark.parametrize("memory", [0, basis_module.MEMORY])
-def test_rows_that_are_left_out_are_scored_by_the_head_of_the_others(memory: int) -> None:
+@pytest.mark.parametrize("kind", ["logistic", "svm"])
+def test_parts_that_are_left_out_are_scored_by_heads_of_the_other_rows(kind: str, memory: int) -> None:
+    """The heads of all parts are minimised as one; one part holds a whole class, which its head has not seen."""
     matrix, targets = problem()
-    basis, part = prepared(matrix, targets, memory)[0], np.arange(0, 300, 3)
-    for head, logits in held_out_path("logistic", basis, part, targets, WEIGHTS, [1e-3, 1e-2]):
-        np.testing.assert_allclose(logits, head.logits(matrix, part), atol=1e-4)
+    basis = prepared(matrix, targets, memory)[0]
+    parts = [np.arange(0, 300, 3), np.flatnonzero(targets.numbers[:300] == 2), np.arange(1, 300, 3)]
+    strengths = [1e-3, 1e-2]
+    alone = zip(*(held_out_paths(kind, basis, [part], targets, WEIGHTS, strengths) for part in parts), strict=True)
+    together = held_out_paths(kind, basis, parts, targets, WEIGHTS, strengths)
+    for pairs, singles in zip(together, alone, strict=True):
+        for part, (head, logits), ((_, single),) in zip(parts, pairs, singles, strict=True):
+            np.testing.assert_allclose(logits, head.logits(matrix, part), atol=1e-4)
+            np.testing.assert_allclose(logits, single, atol=3e-3)
 
 
 def test_logistic_probabilities_are_scikit_learns() -> None:
