@@ -92,6 +92,7 @@ def test_keys_and_names_are_the_hashes_that_the_page_says(cache: Path, demo_fold
         content = [str(sample.text).encode(), sample.image.read_bytes() if sample.image else b""]
         assert key in [hashlib.sha256(each).hexdigest()[:32] for each in content]
         data = path.read_bytes()
+        assert data[8] == 2  # version of the superblock, which old readers know
         assert start % 4096 == 0
         assert path.stem == xxhash.xxh3_128_hexdigest(data[:start] + data[start + size :])
         values, mib = data[start : start + size], 1 << 20

@@ -174,18 +174,6 @@ def values_elsewhere(file: h5py.File, folder: Path) -> None:
     file[POOLED].create_dataset("pooled", (len(SET), 3), "f4", external=[(str(folder / "secret"), 0, len(SET) * 3 * 4)])
 
 
-def virtual(file: h5py.File, folder: Path) -> None:
-    layout = h5py.VirtualLayout((len(SET), 3), "f4")
-    layout[:] = h5py.VirtualSource(str(folder / "other.h5"), "pooled", (len(SET), 3))
-    del file[POOLED]["pooled"]
-    file[POOLED].create_virtual_dataset("pooled", layout)
-
-
-def soft_link(file: h5py.File, _: Path) -> None:
-    del file["labels"]
-    file["labels"] = h5py.SoftLink("/ids")
-
-
 def put(name: str, data: Any, **options: Any) -> Change:
     def change(file: h5py.File, _: Path) -> None:
         del file[name]
@@ -207,13 +195,8 @@ BACKWARDS = np.array([0, 2, 1, *[2] * (len(SET) - 2)], np.int64)
     [
         (POOLED, link_to_another_file, "is a link, not a group"),
         (POOLED, values_elsewhere, "pooled has its values in another file"),
-        (POOLED, virtual, "pooled is virtual"),
-        (POOLED, soft_link, "labels is a link"),
         (POOLED, put(POOLED, VALUES), "is a link, not a group"),
         (POOLED, put(f"{POOLED}/pooled", VALUES, compression="gzip"), "pooled is behind filters"),
-        (POOLED, put(f"{POOLED}/pooled", VALUES, chunks=(2, 3)), "pooled is not stored in one piece"),
-        (POOLED, put(f"{POOLED}/pooled", VALUES.astype(">f4")), "pooled has the type >f4"),
-        (POOLED, put("ids", ["a"] * len(SET), dtype=h5py.string_dtype()), "ids has a variable-length"),
         (POOLED, put("ids", np.zeros(3, "S1")), "do not fit together"),
         (POOLED, put(f"{POOLED}/pooled", VALUES[1:]), "do not fit together"),
         (POOLED, put(f"{POOLED}/mask", np.zeros(2, np.uint8)), "do not fit together"),

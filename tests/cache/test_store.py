@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 
-from mmfeat.cache.reading import corrupt_pieces
 from mmfeat.cache.shard import Rows, open_shard, write_shard
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.spec import EncoderSpec
@@ -100,76 +96,11 @@ def test_another_spec_shares_nothing(cache: Cache) -> None:
         cache.load(SAMPLES, [other])
 
 
-def test_a_shard_opens_without_mmfeat(cache: Cache) -> None:
-    found = {}
-    for path in shard_paths(cache):
-        with h5py.File(path, "r") as file:
-            assert file.attrs["format"] == 2
-            assert json.loads(file.attrs["spec"].decode()) == SPEC.stated
-            assert file["pooled"].chunks is None
-            assert file["pooled"].id.get_offset() % 4096 == 0
-            found |= dict(zip(file["ids"][:].tolist(), file["pooled"][:], strict=True))
-        assert path.read_bytes()[8] == 2  # superblock version
-    np.testing.assert_array_equal(np.stack([found[f"s{n}".encode()] for n in range(40)]), VECTORS)
-
-
 def test_the_same_rows_written_twice_leave_the_first_file_alone(cache: Cache) -> None:
     before = {path: (path.stat().st_ino, path.read_bytes()) for path in shard_paths(cache)}
     with cache.writer(SPEC, {}) as writer:
         writer.add(rows(range(25)))
     assert {path: (path.stat().st_ino, path.read_bytes()) for path in shard_paths(cache)} == before
-
-
-def test_temporary_and_foreign_files_are_not_rows(cache: Cache) -> None:
-    folder = cache.spec_folder(SPEC)
-    (folder / f".{'0' * 32}.h5.host-1-0.tmp").write_bytes(b"half a shard")
-    (folder / "notes.h5").write_bytes(b"not ours")
-    assert len(cache.row_index(SPEC).unique()[0]) == 40
-
-
-@pytest.mark.parametrize("part", ["keys", "errors", "ids"])
-def test_a_flipped_bit_in_the_header_is_refused(cache: Cache, part: str) -> None:
-    path = shard_paths(cache)[0]
-    with h5py.File(path, "r") as file:
-        offset = file[part].id.get_offset()
-    data = bytearray(path.read_bytes())
-    data[offset] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(CacheError, match="it does not match its name"):
-        cache.load(SAMPLES, [SPEC])
-
-
-def test_a_flipped_bit_in_the_vectors_is_found(cache: Cache) -> None:
-    path = shard_paths(cache)[0]
-    assert corrupt_pieces(open_shard(path, SPEC.fingerprint)) == []
-    with h5py.File(path, "r") as file:
-        offset = file["pooled"].id.get_offset()
-    data = bytearray(path.read_bytes())
-    data[offset + 17] ^= 1
-    path.write_bytes(data)
-    assert corrupt_pieces(open_shard(path, SPEC.fingerprint)) == [0]
-    with pytest.raises(
-        CacheError, match=r"values do not match their checksum \(MiB 0\); mmfeat cache verify --quarantine"
-    ):
-        cache.load(SAMPLES, [SPEC])
-
-
-@pytest.mark.parametrize("size", [0, 100, 5000])
-def test_a_cut_file_is_refused(cache: Cache, size: int) -> None:
-    path = shard_paths(cache)[0]
-    os.truncate(path, size)
-    with pytest.raises(CacheError, match=r"\.h5: "):
-        cache.load(SAMPLES, [SPEC])
-
-
-def test_a_shard_of_another_encoder_is_refused(cache: Cache) -> None:
-    other = dataclasses.replace(SPEC, cleaning="none")
-    with cache.writer(other, {}) as writer:
-        writer.add(rows([0]))
-    stray = next(cache.spec_folder(other).glob("*.h5"))
-    stray.rename(cache.spec_folder(SPEC) / stray.name)
-    with pytest.raises(CacheError, match="belongs to another encoder"):
-        cache.load(SAMPLES, [SPEC])
 
 
 def test_a_folder_that_a_kill_left_empty_is_filled(tmp_path: Path) -> None:
@@ -179,39 +110,6 @@ def test_a_folder_that_a_kill_left_empty_is_filled(tmp_path: Path) -> None:
     with cache.writer(SPEC, {}) as writer:
         writer.add(rows([0]))
     assert len(cache.row_index(SPEC).unique()[0]) == 1
-
-
-@pytest.mark.parametrize("content", ["", "{}", '{"spec": {"family": "x"}}'])
-def test_a_damaged_spec_file_is_refused(cache: Cache, content: str) -> None:
-    (cache.spec_folder(SPEC) / "spec.json").write_text(content)
-    with pytest.raises(CacheError, match="not a spec"):
-        cache.load(SAMPLES, [SPEC])
-
-
-def test_a_folder_that_describes_another_encoder_is_refused(cache: Cache) -> None:
-    path = cache.spec_folder(SPEC) / "spec.json"
-    content = json.loads(path.read_text())
-    content["spec"]["max_length"] = 7
-    path.write_text(json.dumps(content))
-    with pytest.raises(CacheError, match=r"describes another encoder than its folder name \(max_length\)"):
-        cache.load(SAMPLES, [SPEC])
-
-
-def test_links_and_chunks_in_a_shard_are_refused(cache: Cache, tmp_path: Path) -> None:
-    path = shard_paths(cache)[0]
-    secret = tmp_path / "secret.h5"
-    with h5py.File(secret, "w") as file:
-        file["pooled"] = VECTORS
-    with h5py.File(path, "a") as file:
-        del file["pooled"]
-        file["pooled"] = h5py.ExternalLink(str(secret), "pooled")
-    with pytest.raises(CacheError, match="pooled is a link, not a dataset"):
-        cache.load(SAMPLES, [SPEC])
-    with h5py.File(path, "a") as file:
-        del file["pooled"]
-        file.create_dataset("pooled", data=VECTORS[:25], chunks=(5, 24), compression="gzip")
-    with pytest.raises(CacheError, match="pooled is behind filters"):
-        cache.load(SAMPLES, [SPEC])
 
 
 def test_dataset_names_stay_inside_the_cache(tmp_path: Path) -> None:

@@ -224,24 +224,6 @@ def test_a_folder_s_code_is_never_run(
     assert not (tmp_path / "marker").exists()
 
 
-def test_the_code_of_a_text_tower_is_never_run(
-    hostile: Path, tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`hf_model_name` may name any checkpoint of transformers, whose configuration may name a Python file."""
-    monkeypatch.setattr("builtins.input", lambda *_: "y")
-    tower = tmp_path / "tower"
-    shutil.copytree(tiny_bert, tower)
-    config = json.loads((tower / "config.json").read_text())
-    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModel": "own.Own"}}
-    (tower / "config.json").write_text(json.dumps({**config, **own}))
-    shutil.copy(hostile / "own.py", tower)
-    change(hostile, text={"hf_model_name": str(tower)}, model={"custom_text": True})
-    with pytest.raises(EncoderError, match="cannot be loaded") as error:
-        load_encoders(describe_encoders([f"clip:{hostile}"], PLAIN), "cpu")
-    assert "\n" not in str(error.value)
-    assert not (tmp_path / "marker").exists()
-
-
 @pytest.mark.parametrize("settings", [{"mean": ["a"] * 3}, {"mean": [0.5] * 2}, {"std": [0, 0, 0]}, ["squash"], 3])
 def test_a_configuration_that_prepares_no_picture_gets_one_line(tmp_path: Path, settings: Any) -> None:
     folder = write_clip(tmp_path / "folder")

@@ -18,7 +18,6 @@ from mmfeat.encoders import lexicon
 from mmfeat.encoders.registry import absolute_request, describe_encoders, load_encoders
 from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec
 from mmfeat.encoders.torch_tower import Runtime, staged, to_device
-from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.samples.contents import clean_tweet
 
@@ -67,55 +66,6 @@ def bert_reference(folder: Path, pooling: str) -> np.ndarray:
 def test_bert_equals_transformers(tiny_bert: Path, pooling: str) -> None:
     ours = vectors(f"bert:{tiny_bert}", EncoderOptions(dtype="float32", cleaning="tweet", pooling=pooling))["text"]
     np.testing.assert_allclose(ours, bert_reference(tiny_bert, pooling), atol=1e-5)
-
-
-def test_clip_equals_open_clip(tiny_clip: Path) -> None:
-    import open_clip
-    import torch
-
-    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tiny_clip}")
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{tiny_clip}")
-    with torch.no_grad():
-        image = model.eval().encode_image(torch.stack([transform(picture) for picture in pictures()])).numpy()
-        text = model.encode_text(tokenizer([clean_tweet(text) for text in TEXTS])).numpy()
-    ours = vectors(f"clip:{tiny_clip}")
-    np.testing.assert_allclose(ours["image"], image, atol=1e-5)
-    np.testing.assert_allclose(ours["text"], text, atol=1e-5)
-
-
-def test_timm_equals_timm(tiny_timm: Path) -> None:
-    import timm
-    import torch
-
-    model = timm.create_model(f"local-dir:{tiny_timm}", pretrained=True, num_classes=0).eval()
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
-    with torch.no_grad():
-        reference = model(torch.stack([transform(picture) for picture in pictures()])).numpy()
-    np.testing.assert_allclose(vectors(f"timm:{tiny_timm}")["image"], reference, atol=1e-5)
-
-
-def test_torchvision_equals_torchvision(resnet_file: Path) -> None:
-    import torch
-    import torchvision
-
-    model = torchvision.models.resnet18(weights=None, num_classes=7)
-    model.load_state_dict(torch.load(resnet_file, weights_only=True))
-    model.fc = torch.nn.Identity()
-    transform = torchvision.models.ResNet18_Weights.DEFAULT.transforms()
-    with torch.no_grad():
-        reference = model.eval()(torch.stack([transform(picture) for picture in pictures()])).numpy()
-    np.testing.assert_allclose(vectors(f"resnet18:{resnet_file}")["image"], reference, atol=1e-5)
-
-
-def test_resnet50_from_a_local_file(tmp_path: Path) -> None:
-    import torchvision
-    from safetensors.torch import save_file
-
-    path = tmp_path / "resnet50-11ad3fa6.safetensors"
-    save_file(torchvision.models.resnet50(weights=None).state_dict(), path)
-    (tower,) = describe_encoders([f"resnet50:{path}"], FLOAT32)
-    (encoder,) = load_encoders([tower], "cpu")
-    assert encoder.embed([encoder.prepare(pictures()[0])])[0].shape == (1, 2048)
 
 
 @pytest.mark.parametrize("family", ["tiny_bert", "tiny_clip", "tiny_timm", "resnet_file"])
@@ -238,13 +188,6 @@ def test_a_version_of_hashing_is_no_path(tmp_path: Path, monkeypatch: pytest.Mon
         load_encoders([dataclasses.replace(first, spec=dataclasses.replace(first.spec, weights="builtin:9"))], "cpu")
 
 
-def test_batches_do_not_change_a_vector(tiny_bert: Path) -> None:
-    (encoder,) = load_encoders(describe_encoders([f"bert:{tiny_bert}"], FLOAT32), "cpu")
-    (together,) = embed(encoder)
-    alone = np.concatenate([encoder.embed([encoder.prepare(text)])[0] for text in TEXTS])
-    np.testing.assert_allclose(together, alone, atol=1e-5)
-
-
 SPEC = EncoderSpec("bert", "text", "x", "sha256:0", "float32", "float32", "", "tweet", "mean", 128)
 
 
@@ -361,14 +304,6 @@ def test_a_hub_that_does_not_answer_gets_one_line(tmp_path: Path) -> None:
         assert "local folder" in line
         assert "hashing,hog" in line
     assert answer.stderr == ""
-
-
-def test_import_torchvision_is_repeatable() -> None:
-    import_torchvision()
-    import_torchvision()
-    import torchvision
-
-    assert torchvision.models.resnet18
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")

@@ -85,63 +85,10 @@ def test_a_runtime_fills_the_same_folder_with_the_same_numbers(data: Path, tmp_p
     assert stored == {"model.onnx"}
 
 
-def test_cached_vectors_are_the_encoders_own(data: Path, tmp_path: Path, tiny_clip: Path) -> None:
-    from PIL import Image
-
-    from mmfeat.encoders.registry import load_encoders
-
-    result = extract_features(data, [f"clip:{tiny_clip}", "hog"], cache=tmp_path / "cache", options=FLOAT32)
-    cached = vectors(result)
-    for encoder in load_encoders(result.towers, "cpu"):
-        for row in (0, 1, 50, 119):
-            sample = read_samples(result.samples.source).samples[row]
-            content = Image.open(sample.image).convert("RGB") if encoder.modality == "image" else sample.text
-            live = encoder.embed([encoder.prepare(content)])[0][0]
-            np.testing.assert_allclose(cached[encoder.specs[0].folder_name][row], live, atol=1e-5)
-
-
-def test_half_precision_is_stored_as_float16(data: Path, tmp_path: Path, tiny_bert: Path) -> None:
-    result = extract_features(
-        data,
-        [f"bert:{tiny_bert}"],
-        cache=tmp_path / "cache",
-        options=EncoderOptions(dtype="bfloat16", cleaning="tweet"),
-    )
-    assert next(iter(vectors(result).values())).dtype == np.float16
-
-
-def test_only_what_changed_is_encoded_again(data: Path, tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    extract_features(data, BUILT_IN, cache=cache)
-    (data / "data" / "1000.txt").write_text("a caption that nobody else has")
-    assert short(extract_features(data, BUILT_IN, cache=cache).new) == {"hashing": 1}
-    photo = next((data / "data").glob("1001.[jJpP]*"))
-    photo.write_bytes(next((data / "data").glob("1002.[jJpP]*")).read_bytes() + b"\0")
-    assert short(extract_features(data, BUILT_IN, cache=cache).new) == {"hog": 1}
-    labels = data / "train.txt"
-    labels.write_text(
-        labels.read_text().replace("1000,positive", "1000,neutral").replace("1000,negative", "1000,neutral")
-    )
-    assert extract_features(data, BUILT_IN, cache=cache).nothing_to_do
-
-
 def test_a_new_encoder_leaves_the_others_alone(data: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     extract_features(data, ["hashing"], cache=cache)
     assert list(short(extract_features(data, BUILT_IN, cache=cache).new)) == ["hog"]
-
-
-def test_one_decode_serves_every_image_encoder(
-    data: Path, tmp_path: Path, tiny_timm: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from PIL import Image
-
-    opened = []
-    real = Image.open
-    monkeypatch.setattr(Image, "open", lambda *a, **k: opened.append(1) or real(*a, **k))
-    encoders = ["hog", f"timm:{tiny_timm}", f"clip:{tiny_clip}"]
-    result = extract_features(data, encoders, cache=tmp_path / "cache", options=FLOAT32)
-    assert len(opened) == short(result.new)["hog"] + 1  # one photo is broken
 
 
 def test_a_photo_that_changes_while_it_runs_is_stored_as_what_it_is(data: Path, tmp_path: Path) -> None:
