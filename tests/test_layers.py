@@ -23,7 +23,7 @@ FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
 MODULES = {".".join(["mmfeat", *file[:-3].split("/")]).removesuffix(".__init__"): file for file in FILES}
 LIGHT = {"mmfeat", "numpy", "PIL", "xxhash", "typing_extensions", "lazy_loader"}  # the rest loads late
 # Modules of torch code, and the scikit-learn estimator, which nobody imports before they train or encode something.
-TORCH = ("encoders/attention", "encoders/faster", "encoders/runtime", "heads/", "finetune/", "export/")
+TORCH = ("encoders/faster", "encoders/runtime", "heads/", "finetune/", "export/")
 LINES, FUNCTION_LINES, ENTRIES = 400, 60, 25
 
 

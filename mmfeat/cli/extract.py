@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -82,7 +83,6 @@ def named_data(context: typer.Context) -> dict[str, Any]:
 
 def extract_data(values: Mapping[str, Any], progress: Progress, tell: Callable[[Overview], None]) -> Extraction:
     """Extract what the values of `PARAMETERS` ask for; `tell` is called with the overviews before that."""
-    from mmfeat.encoders.notes import notes_on_names
     from mmfeat.extraction.extract import extract_features
 
     for note in notes_on_names(requests(values["encoders"])):
@@ -144,10 +144,40 @@ def show_samples(samples: Overview) -> None:
         out.print(f"  note: {shown(note)}")
 
 
+def notes_on(towers: Sequence[Tower]) -> list[str]:
+    """A line for each tower that takes the tokens of a checkpoint whose authors publish another vector, and for each
+    model with two towers of which only that of photos heeds `--layers`."""
+    from mmfeat.encoders.weights import MODULES
+
+    texts = {tower.request for tower in towers if (tower.spec.modality, tower.spec.layers) == ("text", 1)}
+    layered = {tower.request: tower.spec.layers for tower in towers if tower.spec.layers > 1}
+    notes = [
+        f"{request}: --layers {layers} is about photos; texts have the model's own vectors"
+        for request, layers in layered.items()
+        if request in texts
+    ]
+    for request in dict.fromkeys(tower.request for tower in towers if tower.spec.family == "bert"):
+        folder = Path(request.partition(":")[2])
+        if (folder / MODULES).is_file():
+            own = f"{request} has pooling and length of its own ({MODULES})"
+            notes.append(f"{own}; st:{folder} gives the vector as published")
+    return notes
+
+
+def notes_on_names(requests: Sequence[str]) -> list[str]:
+    """A line for each request without a family, which says the family that its files have."""
+    from mmfeat.encoders.registry import absolute_request, is_family
+
+    families = {request: absolute_request(request).partition(":")[0] for request in requests}
+    return [
+        f"{request}: no family is named; by its files this is {family}"
+        for request, family in families.items()
+        if not is_family(request.partition(":")[0]) and is_family(family)
+    ]
+
+
 def show_extraction(result: Extraction) -> None:
     """Print the vectors by encoder, what is missing or failed, and where the time went."""
-    from mmfeat.encoders.notes import notes_on
-
     for note in result.lost:
         out.print(f"  note: {shown(note)}")
     for modality, reasons in result.missing.items():

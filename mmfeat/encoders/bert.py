@@ -11,8 +11,7 @@ import numpy as np
 from mmfeat.encoders.layers import Network, Point, check_layers
 from mmfeat.encoders.names import takes_pictures
 from mmfeat.encoders.padding import without_padding
-from mmfeat.encoders.remote_code import own_code
-from mmfeat.encoders.source import Source
+from mmfeat.encoders.source import Source, own_code
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.tokenizer import Tokens, check_files, check_fit, cuts_of, tokenizer_errors, watch_cuts
 from mmfeat.encoders.torch_tower import TorchTower

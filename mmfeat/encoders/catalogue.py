@@ -97,9 +97,9 @@ OPEN = {  # families that take any checkpoint of a kind, which no library lists
 
 def recommended() -> dict[str, list[Listed]]:
     """Size -> the recommended models, with whether they are in the local hub cache."""
-    repositories = cached_repositories()
+    here = cached_repositories()
     return {
-        size: [replace(model, cached=_repository(model.name) in repositories) for model in models]
+        size: [replace(each, cached=each.name.partition(":")[2].removeprefix(HUB) in here) for each in models]
         for size, models in RECOMMENDED.items()
     }
 
@@ -244,7 +244,3 @@ def families() -> dict[str, tuple[int, str]]:
         "lexicon": (1, "sentiment of English texts, and their marks; no other language; the extra lexicon"),
         **{name: (1, f"a plug-in of {package(point)}") for name, point in plugins(ENCODERS).items()},
     }
-
-
-def _repository(name: str) -> str:
-    return name.partition(":")[2].removeprefix(HUB)

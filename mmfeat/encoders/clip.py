@@ -48,12 +48,13 @@ def specs_of(checkpoint: Checkpoint, weights: str, options: EncoderOptions) -> l
     resnet = not isinstance(model["vision_cfg"].get("layers", 12), int)
     options = options.for_model("resnet" if resnet else model["vision_cfg"].get("timm_model_name", "vit"))
     _check_asked(f"clip:{checkpoint.name}", model["vision_cfg"], options, resnet)
+    own, size = checkpoint.preprocessing, options.size
     image = EncoderSpec(
         family="clip",
         modality="image",
         variant=checkpoint.name,
         weights=weights,
-        preprocessing=_preprocessing(checkpoint, options.size),
+        preprocessing=plain_json({**json.loads(own), "size": size}) if size else own,
         pooling=options.tower_pooling,
         **options.of_model,
     )
@@ -87,7 +88,8 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
     model, transform, tokenizer = _create(variant, images[0] if images else specs[0])
     towers = []
     if images:
-        _check_preprocessing(model, images[0])
+        if (loaded := plain_json(model.visual.preprocess_cfg)) != images[0].transform:
+            raise EncoderError(f"{images[0].name}: open_clip preprocesses with {loaded}, not {images[0].transform}")
         towers.append(image_tower(images, model, _image_network(model), transform))
     if texts := [spec for spec in specs if spec.modality == "text"]:
         clean, tower, cuts = CLEANING[texts[0].cleaning], TextTower(model), watch_cuts(tokenizer)
@@ -264,16 +266,6 @@ def _create(variant: str, spec: EncoderSpec) -> tuple[Any, Any, Any]:
         size = getattr(patches, "patch_size", 1)
         check_size(spec, model.eval().encode_image, size if isinstance(size, int) else max(size))
     return model.eval().requires_grad_(False), transform, checkpoint.tokenizer()
-
-
-def _preprocessing(checkpoint: Checkpoint, size: tuple[int, int] | None) -> str:
-    """Canonical JSON of the preprocessing for pictures of another (height, width), None for the checkpoint's own."""
-    return plain_json({**json.loads(checkpoint.preprocessing), "size": size}) if size else checkpoint.preprocessing
-
-
-def _check_preprocessing(model: Any, spec: EncoderSpec) -> None:
-    if (loaded := plain_json(model.visual.preprocess_cfg)) != spec.transform:
-        raise EncoderError(f"{spec.name}: open_clip preprocesses with {loaded}, the spec says {spec.transform}")
 
 
 def _image_network(model: Any) -> Network:

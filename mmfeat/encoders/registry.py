@@ -97,12 +97,7 @@ def _open_tuned(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
     before = [replace(spec, variant=delta.spec.variant, weights=delta.spec.weights) for spec in specs]
     (tower,) = open_towers(Tower(delta.request, before[0]), before)
     apply_delta(file, tower.module)
-    return [tower.asked_for(specs)]
-
-
-def _tuned_reference(variant: str, spec: EncoderSpec) -> Callable[[Any], np.ndarray]:
-    (tower,) = _open_tuned(variant, [spec])
-    return tower.reference()
+    return [replace(tower, specs=tuple(specs))]
 
 
 _TEXT, _IMAGE, _BOTH = ("text",), ("image",), ("image", "text")
@@ -128,7 +123,9 @@ FAMILIES: dict[str, Family] = {
     "lexicon": Family(_TEXT, lexicon.describe, load=lexicon.load),
     "vectors": Family(_TEXT, vectors.describe, load=vectors.load),
     "vectors.image": Family(_IMAGE, vectors.describe, load=vectors.load),
-    "finetuned": Family(_BOTH, _describe_tuned, _tuned_reference, _open_tuned),
+    "finetuned": Family(
+        _BOTH, _describe_tuned, lambda variant, spec: _open_tuned(variant, [spec])[0].reference(), _open_tuned
+    ),
 }
 
 

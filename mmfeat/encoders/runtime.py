@@ -162,17 +162,16 @@ class Trial:
     def _tried(self, name: str) -> Pass | None:
         """The pass by a runtime, timed; None where it fails or differs."""
         try:
-            forward = self._compiled() if name == "compile" else self._exported(name)
+            if name == "compile":
+                forward = torch.compile(self.plain)
+                self._check(forward)
+            else:
+                forward = self._exported(name)
             self._time(name, forward)
             return forward
         except Exception as error:  # exporters and runtimes have errors of their own
             self.refused[name] = one_line(error)
             return None
-
-    def _compiled(self) -> Pass:
-        forward = torch.compile(self.plain)
-        self._check(forward)
-        return forward
 
     def _exported(self, name: str) -> Pass:
         """The checked pass by a runtime over the stored graph; a graph that fails is made anew once."""
@@ -190,20 +189,17 @@ class Trial:
     def _write(self, path: Path) -> None:
         """Export the plain pass, with free numbers of samples and, where lengths differ, of tokens."""
         self._check_size()
-        inputs = _rows(self.inputs, [0, -1])
-        if self.tower.length is not None:  # an example of the full length would become the only one that it takes
+        inputs, is_free = _rows(self.inputs, [0, -1]), self.tower.length is not None
+        if is_free:  # an example of the full length would become the only one that it takes
             inputs = _mapped(lambda value: value[:, : value.shape[1] // 2 + 1], inputs)
         tensors, names = _tensors(inputs), _names(inputs)
-        free = [{0: "batch"} | ({1: "length"} if self._is_free(tensor) else {}) for tensor in tensors]
+        free = [{0: "batch"} | ({1: "length"} if is_free and tensor.ndim > 1 else {}) for tensor in tensors]
         write_onnx(TowerPart(self.tower, self.tower.network, _keys(inputs)), tensors, names, ["vectors"], free, path)
 
     def _check_size(self) -> None:
         """Raise `Refused` for weights of which there should be no second copy in memory or in a file."""
         if sum(tensor.numel() * tensor.element_size() for tensor in self.tower.module.parameters()) > LARGEST:
             raise Refused("its weights are too large for a copy")
-
-    def _is_free(self, tensor: Tensor) -> bool:
-        return self.tower.length is not None and tensor.ndim > 1
 
     def _check(self, forward: Pass) -> None:
         """Raise `Refused` unless a pass agrees with torch's plain pass on the batch and on single samples."""

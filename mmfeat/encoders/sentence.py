@@ -15,8 +15,7 @@ import numpy as np
 from mmfeat.encoders.bert import model_layers, quiet_transformers
 from mmfeat.encoders.layers import Network, Point, check_layers
 from mmfeat.encoders.padding import without_padding
-from mmfeat.encoders.remote_code import needed, own_code
-from mmfeat.encoders.source import Source
+from mmfeat.encoders.source import Source, needed, own_code
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.tokenizer import Text, check_files, check_fit, cuts_of, text_folder, tokenizer_errors, watch_cuts
 from mmfeat.encoders.torch_tower import TorchTower
@@ -159,7 +158,9 @@ def _model(variant: str, spec: EncoderSpec) -> SentenceTransformer:
         model = SentenceTransformer(source.place, device="cpu", model_kwargs=exact, **pinned)
     if "text" not in model.modalities:
         raise source.of_pictures("this")
-    _check_width(variant, spec, model)
+    asked, width = json.loads(spec.preprocessing or "{}").get("truncate_dim"), model.get_embedding_dimension()
+    if asked and width and asked > width:
+        raise EncoderError(f"st:{variant}: --truncate-dim {asked} is more than the {width} dimensions of its vectors")
     longest = model.max_seq_length
     if spec.max_length and longest and spec.max_length > longest:
         raise EncoderError(f"st:{variant}: --max-length {spec.max_length} is more than the checkpoint's {longest}")
@@ -168,13 +169,6 @@ def _model(variant: str, spec: EncoderSpec) -> SentenceTransformer:
     if spec.layers > 1:
         model = _of_layers(variant, spec, model)
     return model.float().eval().requires_grad_(False)
-
-
-def _check_width(variant: str, spec: EncoderSpec, model: SentenceTransformer) -> None:
-    """Raise `EncoderError` where `--truncate-dim` asks for more dimensions than a vector has."""
-    asked, width = json.loads(spec.preprocessing or "{}").get("truncate_dim"), model.get_embedding_dimension()
-    if asked and width and asked > width:
-        raise EncoderError(f"st:{variant}: --truncate-dim {asked} is more than the {width} dimensions of its vectors")
 
 
 def _of_layers(variant: str, spec: EncoderSpec, model: SentenceTransformer) -> SentenceTransformer:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +85,7 @@ class TorchTower:
         """
         import torch
 
-        from mmfeat.encoders.attention import fuse_attention
+        from mmfeat.encoders.faster import fuse_attention
 
         if device == "cpu":
             keep_freed_memory()
@@ -105,7 +105,8 @@ class TorchTower:
                 forward = fastest = FastestPass(self, runtime)
                 note = lambda: fastest.note  # noqa: E731
             elif runtime.name == "compile":
-                forward = compiled(forward, device)
+                check_compiler(device)
+                forward = torch.compile(forward)
         copies = Copies(device)
         exact = _without_tf32 if device.startswith("cuda") and dtype == torch.float32 else contextlib.nullcontext
 
@@ -132,10 +133,6 @@ class TorchTower:
         """The plain forward pass over one text or picture, in float32: (D) or (T, D)."""
         return lambda content: plain_call(self.network, self.specs[0], self.collate([self.prepare(content)]), self.keep)
 
-    def asked_for(self, specs: list[EncoderSpec]) -> TorchTower:
-        """The same tower with other outputs."""
-        return replace(self, specs=tuple(specs))
-
 
 @contextlib.contextmanager
 def _without_tf32() -> Iterator[None]:
@@ -154,14 +151,6 @@ def _without_tf32() -> Iterator[None]:
     finally:
         for switch, value in zip(switches, before, strict=True):
             setattr(switch, name, value)
-
-
-def compiled(forward: Callable[[Any], Tensor], device: str) -> Callable[[Any], Tensor]:
-    """A forward pass by kernels that torch makes for this machine at the first call."""
-    import torch
-
-    check_compiler(device)
-    return torch.compile(forward)
 
 
 def check_compiler(device: str) -> None:

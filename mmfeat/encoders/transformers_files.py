@@ -12,8 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from mmfeat.encoders.bert import quiet_transformers
-from mmfeat.encoders.remote_code import own_code
-from mmfeat.encoders.source import Source
+from mmfeat.encoders.source import Source, own_code
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.encoders.tokenizer import FILES, check_files, tokenizer_errors
 from mmfeat.encoders.weights import checkpoint_json
@@ -72,11 +71,6 @@ class Checkpoint(Source):
     def architecture(self) -> str:
         """The class that saved the checkpoint, "" if unknown."""
         return str((self.config.get("architectures") or [""])[0])
-
-    @property
-    def projects(self) -> bool:
-        """Whether the checkpoint is the image tower of a CLIP with its projection."""
-        return self.architecture.endswith("VisionModelWithProjection")
 
     @cached_property
     def has_text(self) -> bool:

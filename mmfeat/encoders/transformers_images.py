@@ -104,7 +104,7 @@ class ImageTower:
         self.classed = any(name.endswith(("cls_token", "class_embedding")) for name in names)
         self.own: Callable[[Any], Tensor] = pooled
         if self.loaded.lacks_pooler or pooled(first) is None:
-            self.own = class_token if self.classed else mean_token
+            self.own = (lambda output: output.last_hidden_state[:, 0]) if self.classed else lambda o: rows(o).mean(1)
             is_decoder = getattr(self.model.config, "is_encoder_decoder", False)  # detectors of objects are such models
             if is_decoder or not isinstance(getattr(first, "last_hidden_state", None), torch.Tensor):
                 raise EncoderError(f"{self._name}: {kind} gives no vector of a picture; use another checkpoint")
@@ -205,14 +205,6 @@ def pooled(output: Any) -> Any:
     vector = getattr(output, "image_embeds", None)
     vector = getattr(output, "pooler_output", output) if vector is None else vector
     return vector.flatten(1) if hasattr(vector, "flatten") else None
-
-
-def class_token(output: Any) -> Tensor:
-    return output.last_hidden_state[:, 0]
-
-
-def mean_token(output: Any) -> Tensor:
-    return rows(output).mean(1)
 
 
 def rows(output: Any) -> Tensor:

@@ -179,7 +179,7 @@ def _load(variant: str, spec: EncoderSpec) -> Loaded:
 
     checkpoint = read_checkpoint(variant)
     loader = transformers.AutoModel
-    if checkpoint.projects:  # AutoModel would leave the projection out
+    if checkpoint.architecture.endswith("VisionModelWithProjection"):  # AutoModel would leave the projection out
         loader = getattr(transformers, checkpoint.architecture)
     processor = checkpoint.processor(spec)
     with checkpoint.load_errors():

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec
-from mmfeat.encoders.weights import local_path, path_identity
+from mmfeat.encoders.weights import local_path, one_line, path_identity
 from mmfeat.errors import EncoderError
 from mmfeat.samples.column_names import find_column, usual_name
 
@@ -56,8 +55,12 @@ def read_vectors(path: Path) -> tuple[dict[str, int], np.ndarray]:
 
     Raises `EncoderError` for a file that is none of vectors, ids that are there twice, and numbers that are not finite.
     """
-    with _readable(path):
+    try:
         ids, vectors = READERS[path.suffix.lower()](path)
+    except EncoderError:
+        raise
+    except Exception as error:  # libraries raise what they like for a broken file
+        raise EncoderError(f"{path}: no vectors can be read ({one_line(error)}); write the file again") from error
     shape = f"{len(ids):,} ids for an array {vectors.shape} of {vectors.dtype}"
     if vectors.ndim != 2 or len(ids) != len(vectors) or vectors.dtype.kind not in "fiu" or not vectors.size:
         raise EncoderError(f"{path}: {shape}; it needs a number of D columns for each id")
@@ -77,17 +80,6 @@ def read_vectors(path: Path) -> tuple[dict[str, int], np.ndarray]:
 
 def _pieces(vectors: np.ndarray) -> Iterator[np.ndarray]:
     return (vectors[start : start + 4096] for start in range(0, len(vectors), 4096))
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except EncoderError:
-        raise
-    except Exception as error:  # libraries raise what they like for a broken file
-        reason = " ".join(str(error).split())[:160]
-        raise EncoderError(f"{path}: no vectors can be read ({reason}); write the file again") from error
 
 
 def _beside(path: Path) -> Path | None:
@@ -117,10 +109,6 @@ def _read_parquet(path: Path) -> tuple[list[str], np.ndarray]:
     import pyarrow.parquet
 
     return _of_table(path, pyarrow.parquet.read_table(path, use_threads=False))
-
-
-def _read_csv(path: Path) -> tuple[list[str], np.ndarray]:
-    return _of_table(path, _csv(path))
 
 
 def _csv(path: Path) -> pyarrow.Table:
@@ -178,7 +166,7 @@ def _read_h5(path: Path) -> tuple[list[str], np.ndarray]:
 READERS: dict[str, Callable[[Path], tuple[list[str], np.ndarray]]] = {
     ".npy": _read_npy,
     ".parquet": _read_parquet,
-    ".csv": _read_csv,
+    ".csv": lambda path: _of_table(path, _csv(path)),
     ".h5": _read_h5,
     ".hdf5": _read_h5,
 }

@@ -198,7 +198,7 @@ class FirstSamples:
 def _in_half(tower: TorchTower, half: str, prepared: Iterable[Prepared], device: str) -> Values:
     """The values in half precision; none where they leave its range, or torch lacks an operation in it."""
     with suppress(EncoderError, RuntimeError):
-        encoder = tower.asked_for([spec.computed_in(half) for spec in tower.specs]).encoder(device)
+        encoder = replace(tower, specs=tuple(spec.computed_in(half) for spec in tower.specs)).encoder(device)
         return _values(encoder, prepared, device)
     return {}
 

@@ -200,4 +200,5 @@ def _trial_reason(tower: TorchTower, count: int, samples: Sequence[Sample], devi
         if content is not None and len(contents) < TRIED:
             with contextlib.suppress(RunError):  # a broken photo is passed over
                 contents.append(content_of(sample, spec.modality, decoding=spec.decoding))
-    return why_not_resumed(tower.asked_for([spec]), count, contents, device) if contents else "no sample to try it on"
+    asked = replace(tower, specs=(spec,))
+    return why_not_resumed(asked, count, contents, device) if contents else "no sample to try it on"

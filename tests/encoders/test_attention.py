@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmfeat.encoders.attention import FusedAttention, fuse_attention
+from mmfeat.encoders.faster import FusedAttention, fuse_attention
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mmfeat.cli.extract import notes_on_names
 from mmfeat.encoders.names import family_of, split_requests
-from mmfeat.encoders.notes import notes_on_names
 from mmfeat.encoders.registry import absolute_request, describe_encoders
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import EncoderError

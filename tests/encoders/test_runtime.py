@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmfeat.encoders.faster import faster
+from mmfeat.encoders.faster import faster, fuse_attention
 from mmfeat.encoders.registry import describe_encoders, load_encoders, open_towers
 from mmfeat.encoders.runtime import GRAPH, TOLERANCE, FastestPass, Store, difference
 from mmfeat.encoders.spec import EncoderOptions
@@ -110,8 +110,6 @@ def test_products_are_faster_in_bfloat16_by_the_same_angle(requests: Callable) -
 
 
 def load_towers(request: str) -> list[TorchTower]:
-    from mmfeat.encoders.attention import fuse_attention
-
     towers = [open_towers(tower)[0] for tower in describe_encoders([request], FLOAT32)]
     for tower in towers:
         fuse_attention(tower.module)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mmfeat.cli.extract import notes_on
 from mmfeat.encoders.bert import quiet_transformers
-from mmfeat.encoders.notes import notes_on
 from mmfeat.encoders.registry import describe_encoders, load_encoders, load_reference
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, EncoderError
