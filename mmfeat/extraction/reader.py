@@ -18,6 +18,7 @@ from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecu
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 from mmfeat.encoders.spec import Encoder
@@ -184,12 +185,37 @@ def _processes(count: int) -> Executor:
     import loky
 
     class Pool(loky.ProcessPoolExecutor):
-        """loky's executor with the `shutdown` of `concurrent.futures`."""
+        """loky's executor with the `shutdown` of `concurrent.futures`, which notices every process that is killed."""
 
         def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
             super().shutdown(wait=wait, kill_workers=cancel_futures)
 
+        def _start_executor_manager_thread(self) -> None:
+            if self._executor_manager_thread is None:
+                super()._start_executor_manager_thread()
+                watched = (self._executor_manager_thread, self._processes, self._result_queue)
+                threading.Thread(target=_end_broken, args=watched, daemon=True).start()
+
     return Pool(count, initializer=_follow, initargs=(os.getpid(),))
+
+
+def _end_broken(manager: threading.Thread, processes: dict[int, Any], results: Any) -> None:
+    """End all processes of a pool that one is gone from, and their queue of results, where loky's `manager` does not.
+
+    A process that is killed while it sends a result keeps the queue's lock, and loky waits for the rest for ever.
+    """
+    from loky.backend.utils import kill_process_tree
+
+    gone = set[int]()
+    while manager.is_alive():
+        if gone & processes.keys():  # loky takes less than a second where it notices
+            for number in list(processes):
+                if process := processes.pop(number, None):
+                    kill_process_tree(process)
+            with open(os.devnull, "rb") as nothing:  # loky itself closes the last end that writes
+                os.dup2(nothing.fileno(), results._writer.fileno())
+        gone = {number for number, process in list(processes.items()) if wait([process.sentinel], 0)}
+        manager.join(timeout=1)
 
 
 def _ignore_odd_files() -> None:

@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -77,10 +79,24 @@ def test_processes_give_what_threads_give(
     assert threads[0].key == content_key(photos[0].read_bytes())
 
 
-@pytest.mark.parametrize("pause", [0.0, 0.1])
-def test_what_a_killed_process_had_is_done_again(
-    photos: list[Path], pause: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_killed_in_the_middle_of_a_result_is_noticed(tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
+
+    def work(number: int) -> int:
+        if number == 3 and not killed.exists():
+            killed.touch()
+            Connection._send = half  # type: ignore[attr-defined]
+        return number
+
+    def half(connection: Connection, message: bytes) -> None:
+        os.write(connection.fileno(), message[: len(message) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert list(reader._in_order(work, range(8), partial(reader._processes, 2), 4)) == list(range(8))
+    assert killed.exists()
+
+
+def test_what_a_killed_process_had_is_done_again(photos: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Also if it is killed while whoever reads is busy with what it has."""
     monkeypatch.setattr(reader, "PROCESSES_FROM", 1)
     (encoder,) = load(["hog"])
@@ -99,7 +115,7 @@ def test_what_a_killed_process_had_is_done_again(
     prepared = []
     for number, entry in enumerate(Reader([encoder], workers=2).read(items, ahead=64)):
         prepared.append(entry)
-        time.sleep(pause if number % 40 == 0 else 0)
+        time.sleep(0.1 if number % 40 == 0 else 0)
     thread.join()
     assert killed
     assert [p.item.sample.id for p in prepared] == [item.sample.id for item in items]
