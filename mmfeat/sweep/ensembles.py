@@ -108,7 +108,7 @@ def _fit_fold(
     unseen = _decided_by(fold, entries, [entry.logits[:, parts[fold].test] for entry in entries])
     labels, prior = problem.targets.take(rows), problem.targets.take(parts[fold].train).prior
     for kind in kinds:
-        fitted = KINDS[kind](seen, labels, problem.seed)
+        fitted = _fit(kind, seen, labels, problem.seed)
         decision = fit_decision(seen.combine(fitted), labels, prior, adjustment, problem.seed)
         yield kind, unseen.combine(fitted), decision
 
@@ -119,7 +119,7 @@ def _entry(
 ) -> TrainedEntry:  # fmt: skip
     """Score an ensemble, fit the one that predicts on all tested rows, and save it."""
     tested = problem.splits.tested
-    members, rule = KINDS[kind](_out_of_fold(problem, entries).at(tested), problem.targets.take(tested), problem.seed)
+    members, rule = _fit(kind, _out_of_fold(problem, entries).at(tested), problem.targets.take(tested), problem.seed)
     trained = scored_entry(
         problem, logits, decisions, [], adjustment,
         head=kind,
@@ -149,6 +149,20 @@ def _out_of_fold(problem: Problem, entries: Sequence[TrainedEntry]) -> Candidate
 
 def _log(probabilities: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(probabilities, 1e-12))
+
+
+def _fit(kind: str, candidates: Candidates, targets: Targets, seed: int) -> Fit:
+    """Fit an ensemble of this kind; the mean where the heads are no better than the shares of the classes, by more than
+    two standard errors of the log-loss. What is learned of such heads is what they have seen of the scored labels."""
+    mean = _mean(candidates, targets, seed)
+    if targets.numeric:
+        return KINDS[kind](candidates, targets, seed)
+    shares = np.tensordot(np.array(mean[1].weights), np.exp(candidates.log_probabilities), axes=1)
+    likelihoods, chance = (
+        np.where(targets.matrix, part, 1 - part if targets.multilabel else 1) for part in (shares, targets.prior)
+    )
+    gains = (_log(likelihoods) - _log(chance)).sum(1)
+    return KINDS[kind](candidates, targets, seed) if gains.sum() > 2 * np.sqrt((gains**2).sum()) else mean
 
 
 def _weighted(weights: np.ndarray) -> Fit:
