@@ -67,7 +67,7 @@ def excess(problem: Problem, entry: TrainedEntry) -> tuple[float, bool]:
 
 def null_stacking(small: bool) -> Iterator[Row]:
     """Ensembles of heads on labels at random."""
-    runs = 3 if small else 80
+    runs = 3 if small else 160
     found: dict[str, list[tuple[float, bool]]] = {}
     for seed in range(runs):
         problem, features = null_problem(seed, ROWS // 4 if small else ROWS)

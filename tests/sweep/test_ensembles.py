@@ -132,3 +132,11 @@ def test_the_product_takes_the_best_head_of_each_modality_and_beats_both(targets
     assert product.members == ("good-text", "fair-image")
     alone = [np.mean(headline(targets, decide(task, one.logits, one.decisions)[0])) for one in entries]
     assert product.macro_f1.value > max(alone) + 0.02
+
+
+def test_nothing_is_learned_of_heads_that_know_nothing(tmp_path: Path) -> None:
+    task = toy_task()
+    entries = [made_up_entry(task, f"{on}-{number}", 0.0, 1, on) for on in ("text", "image") for number in range(3)]
+    ensembles = by_kind(task, decided(task, entries), tmp_path)
+    for one in ensembles.values():
+        np.testing.assert_array_equal(one.logits, ensembles["mean"].logits)
