@@ -14,7 +14,7 @@ from mmfeat.system.wording import head_label
 
 if TYPE_CHECKING:
     from mmfeat.prediction.model import Model
-    from mmfeat.serve.nearest import Nearest
+    from mmfeat.serve.service import Nearest
 
 LOOPBACK = ("127.", "::1")
 SHOWN = 5  # neighbours
@@ -71,7 +71,7 @@ def serve(context: typer.Context, **values: Any) -> None:
 
 def _nearest(model: Model, count: int) -> Nearest | None:
     """The search for so many neighbours, None for 0 and, with a note, where the cache is gone."""
-    from mmfeat.serve.nearest import Nearest
+    from mmfeat.serve.service import Nearest
 
     try:
         return Nearest(model, count) if count else None

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmfeat.encoders.layers import Network
-from mmfeat.encoders.repool import repooled, try_out
+from mmfeat.encoders.layers import Network, repooled, try_out
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.encoders.torch_tower import TorchTower, stack
 from mmfeat.encoders.weights import load_reason, one_line

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmfeat.encoders.layers import Network, Point, find_layers
+from mmfeat.encoders.layers import Network, Point, find_layers, repooled
 from mmfeat.encoders.pixels import check_size, image_tower
-from mmfeat.encoders.repool import repooled
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.torch_tower import TorchTower, plain_call
 from mmfeat.encoders.torchvision_ops import import_torchvision

@@ -9,8 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmfeat.encoders.bert import model_layers
-from mmfeat.encoders.layers import Network, Point, capture, check_layers, find_layers, rows_of
-from mmfeat.encoders.repool import TOLERANCE, no_class_token, no_hidden_states
+from mmfeat.encoders.layers import (
+    TOLERANCE,
+    Network,
+    Point,
+    capture,
+    check_layers,
+    find_layers,
+    hidden_states,
+    no_class_token,
+    no_hidden_states,
+    rows_of,
+)
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.encoders.torch_tower import TorchTower, stack
 from mmfeat.encoders.weights import one_line
@@ -76,7 +86,7 @@ class ImageTower:
 
         if self.spec.pooling in OWN and self.spec.layers == 1:
             return self.own(self.call(inputs))
-        points = [Point(layer) for layer in self.layers[-self.spec.layers :]] if self.spec.layers > 1 else []
+        points = hidden_states(self.layers, self.spec)
         with capture(points) as hidden:
             output = self.call(inputs)
         states = torch.stack([self.norm(state) for state in hidden]).mean(0) if points else rows(output)
@@ -97,8 +107,8 @@ class ImageTower:
         """Choose how a vector is made, by what the model gives for two pictures."""
         import torch
 
-        kind, points = type(self.model).__name__, [Point(layer) for layer in self.layers[-self.spec.layers :]]
-        inputs, first, hidden = self._tried(points if self.spec.layers > 1 else [])
+        kind = type(self.model).__name__
+        inputs, first, hidden = self._tried(hidden_states(self.layers, self.spec))
         _, second, _ = self._tried([])
         names = [name for name, _ in self.tower.named_parameters()]
         self.classed = any(name.endswith(("cls_token", "class_embedding")) for name in names)

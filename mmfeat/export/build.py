@@ -144,7 +144,8 @@ def _entry_part(run: Run, entry: Entry, features: Features, ports: Ports) -> Ent
         if head in BASELINES:
             parts.append(_baseline(run, head, record.config, group[0][1], head_ports, data.width))
         else:
-            parts.append(_fusion(head, [tensors for _, tensors in group], classes, data, head_ports))
+            fusion = stack_of(load_fusion(head), classes, data, [tensors for _, tensors in group])
+            parts.append(FusionPart(head_ports, fusion, len(group)))
     return EntryPart(parts, entry.decision)
 
 
@@ -157,12 +158,6 @@ def _head_ports(data: HeadData, ports: Ports) -> HeadPorts:
     if data.attend == "tokens":
         tokens = {name: [ports.number(block) for block in blocks] for name, blocks in data.token_blocks.items()}
     return HeadPorts(vectors, tokens, data.attend)
-
-
-def _fusion(
-    head: str, heads: Sequence[Mapping[str, np.ndarray]], classes: int, data: HeadData, ports: HeadPorts
-) -> FusionPart:
-    return FusionPart(ports, stack_of(load_fusion(head), classes, data, heads), len(heads))
 
 
 def _baseline(

@@ -43,6 +43,7 @@ OLD_CARD = "MODEL_CARD.md"
 # All files of an export.
 EXPORTED = {HEAD, HEAD_FACTS, MODEL, MODEL_FACTS, CARD, OLD_CARD, f"{HEAD}.data", f"{MODEL}.data"}
 MADE_BY = "mmfeat export"
+OUTPUTS = ("probabilities", "chosen")  # of every graph
 CHECKED_ROWS = 256  # samples that check the head
 CHECKED_LACKING = 4  # samples without a text, and as many without a photo, that check the head
 CHECKED_SAMPLES = 4  # samples that check encoders and head together
@@ -180,14 +181,11 @@ def _write_head(graph: HeadGraph, ports: list[Port], features: Features, wanted:
     """Write the head and return the largest difference of probabilities. Raises `RunError` above the tolerance."""
     names = [name for port in ports for name in (port.name, port.mask)]
     inputs = inputs_of(ports, features)
-    axes = [_axes(port) for port in ports for _ in range(2)]
-    write_onnx(graph, [tensor[:TRACED_ROWS] for tensor in inputs], names, ("probabilities", "chosen"), axes, path)
+    lengths = [{1: f"{port.name}_length"} if port.is_tokens else {} for port in ports]
+    axes = [{0: "batch"} | length for length in lengths for _ in range(2)]
+    write_onnx(graph, [tensor[:TRACED_ROWS] for tensor in inputs], names, OUTPUTS, axes, path)
     probabilities, _ = run_onnx(path, names, inputs)
     return _checked(largest_difference(probabilities, wanted), TOLERANCE, path.name)
-
-
-def _axes(port: Port) -> dict[int, str]:
-    return {0: "batch", 1: f"{port.name}_length"} if port.is_tokens else {0: "batch"}
 
 
 def _checked(difference: float, tolerance: float, name: str) -> float:
@@ -204,14 +202,17 @@ def _write_model(
     if reason:
         return reason, None
     module, towers = build_model(ports, graph)
+    names = [name for tower in towers for name in (*tower.names, tower.port.mask)]
+    outputs = [*OUTPUTS, *(f"{tower.port.name}_vectors" for tower in towers)]
     try:
-        inputs = _trace_model(module, towers, contents, folder / MODEL)
+        axes = [axis for tower in towers for axis in (*tower.axes, {0: "batch"})]
+        write_onnx(module, _model_inputs(towers, contents[:2]), names, outputs, axes, folder / MODEL)
     except Exception as error:  # the exporter may raise any error inside a network of another library
         (folder / MODEL).unlink(missing_ok=True)
         return f"torch's exporter cannot follow these encoders ({' '.join(str(error).split())[:160]})", None
-    difference = _compare_model(module, inputs, _input_names(towers), folder / MODEL)
+    difference = _compare_model(module, _model_inputs(towers, contents), names, folder / MODEL)
     encoders = {t.port.name: {"inputs": t.names, "mask": t.port.mask, **t.preprocessing} for t in towers}
-    write_json(folder / MODEL_FACTS, {"made_by": MADE_BY, "encoders": encoders, "outputs": _output_names(towers)})
+    write_json(folder / MODEL_FACTS, {"made_by": MADE_BY, "encoders": encoders, "outputs": outputs})
     return "", difference
 
 
@@ -225,14 +226,6 @@ def _checkable(ports: list[Port], samples: list[Sample], wanted: bool) -> tuple[
     return reason, contents
 
 
-def _trace_model(module: ModelGraph, towers: list[TowerInput], contents: list[dict[str, Any]], path: Path) -> list[Any]:
-    """Write the graph of encoders and head; returns the tensors of all contents."""
-    inputs = _model_inputs(towers, contents)
-    axes = [axis for tower in towers for axis in (*tower.axes, {0: "batch"})]
-    write_onnx(module, _model_inputs(towers, contents[:2]), _input_names(towers), _output_names(towers), axes, path)
-    return inputs
-
-
 def _compare_model(module: ModelGraph, inputs: list[Any], names: list[str], path: Path) -> float:
     """Largest difference of probabilities; raises `RunError` where probabilities or vectors differ too much."""
     import torch
@@ -244,14 +237,6 @@ def _compare_model(module: ModelGraph, inputs: list[Any], names: list[str], path
         scale = max(1.0, float(np.abs(wanted).max(initial=0.0)))
         _checked(largest_difference(vectors, wanted) / scale, VECTOR_TOLERANCE, path.name)
     return _checked(largest_difference(outputs[0], expected[0]), TOLERANCE, path.name)
-
-
-def _input_names(towers: list[TowerInput]) -> list[str]:
-    return [name for tower in towers for name in (*tower.names, tower.port.mask)]
-
-
-def _output_names(towers: list[TowerInput]) -> list[str]:
-    return ["probabilities", "chosen", *(f"{tower.port.name}_vectors" for tower in towers)]
 
 
 def _contents(samples: list[Sample], decoding: Decoding | None) -> list[dict[str, Any]]:
@@ -300,6 +285,6 @@ def _facts(run: Run, entry: Entry, ports: list[Port], rows: int, difference: flo
             }
             for port in ports
         ],
-        "outputs": ["probabilities", "chosen"],
+        "outputs": list(OUTPUTS),
         "checked": {"rows": rows, "largest_difference": difference, "tolerance": TOLERANCE},
     }

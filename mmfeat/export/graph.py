@@ -112,7 +112,11 @@ class BaselinePart(nn.Module):
         pairs = [pair for encoders in self.ports.of_view(given, view).values() for pair in encoders]
         present = torch.cat([mask.unsqueeze(-1).expand(values.shape) for values, mask in pairs], -1)
         values = torch.cat([values for values, _ in pairs], -1)
-        return torch.where(present, (values - self.mean) / self.std, 0.0)
+        return self.prepared(torch.where(present, (values - self.mean) / self.std, 0.0), present)
+
+    def prepared(self, values: Tensor, present: Tensor) -> Tensor:
+        """What `scored` takes, made of (B, D) standardised vectors and of whether each number is there."""
+        return values
 
 
 class LinearPart(BaselinePart):
@@ -162,11 +166,7 @@ class KernelPart(LinearPart):
         for name, values in {**vars(kernel.scaler), "centre": kernel.centre, "landmarks": kernel.landmarks}.items():
             self.register_buffer(name, torch.from_numpy(np.array(values, np.float32)))
 
-    def _scaled(self, given: PortValues, view: int) -> Tensor:
-        pairs = [pair for encoders in self.ports.of_view(given, view).values() for pair in encoders]
-        present = torch.cat([mask.unsqueeze(-1).expand(values.shape) for values, mask in pairs], -1)
-        values = (torch.cat([values for values, _ in pairs], -1) - self.mean) / self.std
-        values = torch.where(present, values, 0.0)
+    def prepared(self, values: Tensor, present: Tensor) -> Tensor:
         prepared = self._unit(torch.where(present, self._unit(values) - self.centre, 0.0))
         kernels = torch.exp(prepared[:, self.inside] @ self.landmarks.T - self.compared)
         return torch.cat([kernels, values[:, self.outside]], -1)

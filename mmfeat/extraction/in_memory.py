@@ -58,7 +58,7 @@ class Embedder:
             photos = single_photos(samples)[0] if keys[modality].is_several else samples
             if items := self._items(photos, single, modality):
                 self._run(modality, items, sink, progress)
-        blocks = [_joined_block(tower.spec, keys[tower.spec.part], sink.rows) for tower in self.towers]
+        blocks = [_block(tower.spec, keys[tower.spec.part], sink.rows) for tower in self.towers]
         features = Features(
             tuple(sample.id for sample in samples),
             tuple(block for block in blocks if isinstance(block, Block)),
@@ -108,29 +108,22 @@ class _RowsInMemory:
         self.rows[fingerprint].update(zip(rows.keys, zip(rows.values, rows.errors, strict=True), strict=True))
 
 
-def _joined_block(
-    spec: EncoderSpec, keys: ContentKeys, rows: Mapping[str, Mapping[bytes, EncodedValues]]
-) -> Block | MappedBlock:
-    block = _block(spec, keys.single or keys, rows)
-    return joined(block, keys.owners) if isinstance(block, Block) else joined_mapped(block, keys.owners)
-
-
 def _block(
     spec: EncoderSpec, keys: ContentKeys, rows: Mapping[str, Mapping[bytes, EncodedValues]]
 ) -> Block | MappedBlock:
     """The block that a cache would load: NaN or no tokens where a row lacks values, width 0 where all rows do."""
-    encoded = rows.get(spec.fingerprint, {})
-    values = [encoded[key][0] if key in encoded and not encoded[key][1] else None for key in keys.keys.tolist()]
+    encoded, wanted = rows.get(spec.fingerprint, {}), (keys.single or keys).keys.tolist()
+    values = [encoded[key][0] if key in encoded and not encoded[key][1] else None for key in wanted]
     mask = np.array([value is not None for value in values], bool)
     width = next((value.shape[-1] for value in values if value is not None), 0)
     if spec.output == "pooled":
         vectors = np.full((len(values), width), np.nan, spec.storage)
         for row in np.flatnonzero(mask):
             vectors[row] = values[row]
-        return Block(spec.folder_name, spec.modality, vectors, mask, spec.source, spec.view)
+        return joined(Block(spec.folder_name, spec.modality, vectors, mask, spec.source, spec.view), keys.owners)
     empty = np.empty((0, width), spec.storage)
     tokens = [empty if value is None else value for value in values]
-    return MappedBlock(
+    block = MappedBlock(
         name=spec.folder_name,
         modality=spec.modality,
         width=width,
@@ -142,6 +135,7 @@ def _block(
         view=spec.view,
         output=spec.output,
     )
+    return joined_mapped(block, keys.owners)
 
 
 def _padded(tokens: Sequence[np.ndarray], positions: np.ndarray) -> np.ndarray:

@@ -178,10 +178,7 @@ def _packed_blocks(data: str, columns: dict[str, str], size: int) -> Iterator[An
 
 def _unpacked(packed: str) -> list[Sample]:
     """The samples of one row."""
-    samples = []
-    for id, text, image, text_error, image_error in json.loads(packed):
-        samples.append(Sample(id, text, unpacked(image), None, text_error, image_error))
-    return samples
+    return [Sample(id, text, unpacked(image), None, *errors) for id, text, image, *errors in json.loads(packed)]
 
 
 def _share(nodes: Sequence[float], gpus: int, settings: ExtractSettings) -> tuple[int, dict[str, float]]:

@@ -1,19 +1,28 @@
-"""The service: one model that answers pairs of text and photo, one after the other in a thread of its own."""
+"""The service: one model that answers pairs of text and photo, one after the other in a thread of its own, beside the
+labelled samples of its run that are nearest to them."""
 
 from __future__ import annotations
 
+import functools
 import threading
 import warnings
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mmfeat.errors import DataError
+import numpy as np
+
+from mmfeat.cache.features import Features
+from mmfeat.cache.store import Cache
+from mmfeat.errors import CacheMissError, DataError, MmfeatError
+from mmfeat.prediction.final_heads import towers_of
 from mmfeat.prediction.model import Model, unread
+from mmfeat.prediction.nearest import similarities
+from mmfeat.report.card import LETTERS, PHOTO_SIDE, photo_of
+from mmfeat.samples.corrections import read_corrected
+from mmfeat.samples.dataset import MODALITIES, Sample
 from mmfeat.samples.loose import as_samples
 from mmfeat.samples.photos import picture_bytes, read_photo
-from mmfeat.serve.nearest import Nearest
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,51 @@ class Pair:
     text: str | None = None
     image: bytes | None = None
     table: dict[str, str | int | float | None] | None = None
+
+
+class Nearest:
+    """The search among the samples that trained `model`, by the encoders of its head that give one vector a sample.
+
+    Raises `CacheMissError` where data or vectors are gone.
+    """
+
+    def __init__(self, model: Model, count: int) -> None:
+        config, specs = model.run.config, [tower.spec for tower in towers_of(model.run, model.entry)]
+        try:
+            known, given = read_corrected(config.data, config.reading)
+            self.count, self.samples = count, config.known(known, given).labelled
+            store = Cache(config.cache, known.name)
+            with store.index(writes=False) as index:
+                keys = {name: store.content_keys(self.samples, name, index=index) for name in MODALITIES}
+            self._blocks = [
+                store.map(self.samples, spec, keys[spec.modality], allow_missing=True)
+                for spec in specs
+                if (spec.output, spec.view) == ("pooled", "none")
+            ]
+        except (MmfeatError, OSError) as error:
+            raise CacheMissError(f"no vectors of training samples ({error})") from error
+        if not any(block.mask.any() for block in self._blocks):
+            raise CacheMissError(f"no vectors of training samples in {store.folder}")
+
+    def of(self, features: Features) -> list[dict[str, Any]]:
+        """The samples nearest to the first row of the features, nearest first.
+
+        The similarity is the mean cosine over the encoders that have a vector of the row; what a sample lacks counts 0.
+        """
+        seen = {block.name: block.vectors[0] for block in features.blocks if block.mask[0]}
+        cosines = [similarities(block, seen[block.name]) for block in self._blocks if block.name in seen]
+        if not cosines:
+            return []
+        mean = np.nan_to_num(cosines).mean(axis=0)
+        order = np.argsort(-mean, kind="stable")[: self.count].tolist()
+        return [{"similarity": float(mean[row]), **_shown(self.samples[row])} for row in order]
+
+
+@functools.lru_cache(maxsize=1000)
+def _shown(sample: Sample) -> dict[str, Any]:
+    """A sample for the page: the first words of its text, and a thumbnail as a URL, "" without a photo."""
+    photo, text = photo_of(sample, PHOTO_SIDE) or "", (sample.text or "")[:LETTERS]
+    return {"id": sample.id, "label": sample.label, "text": text, "photo": photo and f"data:image/webp;base64,{photo}"}
 
 
 class Service:
@@ -91,9 +145,10 @@ class Service:
         predictions, embedded = self.model.predict_samples(samples)
         if broken := "; ".join(f"{name}: {why}" for name, (why,) in embedded.reasons.items() if why):
             raise DataError(f"{broken}; send another one, or none")
+        shares = predictions.probabilities[0].tolist()
         return {
             "label": predictions.labels[0],
-            "probabilities": {} if predictions.numeric else _named(predictions.classes, predictions.probabilities[0]),
+            "probabilities": {} if predictions.numeric else dict(zip(predictions.classes, shares, strict=True)),
             "neighbours": self._nearest.of(embedded.features) if self._nearest else [],
             "notes": unread(samples, embedded, self.model.table),
         }
@@ -108,7 +163,3 @@ class Service:
             raise DataError("image: not a photo that can be read; send a JPEG, PNG or WebP") from error
         if width * height > self.limits.pixels:
             raise DataError(f"image: {width} x {height} pixels, more than {self.limits.pixels:,}; send a smaller one")
-
-
-def _named(classes: tuple[str, ...], values: Any) -> Mapping[str, float]:
-    return dict(zip(classes, values.tolist(), strict=True))

@@ -13,9 +13,9 @@ import torch
 from mmfeat.encoders import torchvision_models
 from mmfeat.encoders.bert import quiet_transformers
 from mmfeat.encoders.delta import Delta, write_delta
+from mmfeat.encoders.layers import repooled, try_out
 from mmfeat.encoders.pixels import check_size
 from mmfeat.encoders.registry import describe_encoders, kept_for, load_encoders, load_reference, open_towers
-from mmfeat.encoders.repool import repooled, try_out
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.errors import ConfigError, EncoderError

@@ -32,8 +32,7 @@ from mmfeat.prediction.model import Model, load
 from mmfeat.runs.run import Run
 from mmfeat.samples.dataset import read_samples
 from mmfeat.serve.app import listen, make_server
-from mmfeat.serve.nearest import Nearest
-from mmfeat.serve.service import Limits, Service
+from mmfeat.serve.service import Limits, Nearest, Service
 from tests.processes import Command
 from tests.report.browser import open_browser, requests
 from tests.sweep.small_sweeps import sweep
