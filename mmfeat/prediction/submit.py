@@ -30,7 +30,7 @@ from mmfeat.runs.run import Run, choose_run, data_changed
 from mmfeat.samples.dataset import Data, SampleSet, name_of
 from mmfeat.samples.labels import number_of
 from mmfeat.system.remote import absolute
-from mmfeat.system.wording import Progress, shown
+from mmfeat.system.wording import Progress, counted, shown
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,8 @@ def _with_test(
         first = samples.samples[int(seen.argmax())].id
         notes.append(f"{seen.sum():,} of {len(samples):,} samples equal one that trained the run (first: {first})")
     if training.unlabelled:
-        count, source = len(training.unlabelled), shown(training.source)
-        how = f"mmfeat submit --data {source} predicts them"
-        notes.append(f"{count:,} unlabelled samples of {source} are not in the file; {how}")
+        waiting, source = counted(len(training.unlabelled), "unlabelled sample"), shown(training.source)
+        notes.append(f"the file lacks {waiting} of {source}; mmfeat submit --data {source} predicts what it lacks")
     return replace(result, scores=scores, notes=[*result.notes, *score_notes, *notes])
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from mmfeat.errors import DataError
+from mmfeat.system.files import no_such_data
 from mmfeat.system.remote import (
     BROKEN,
     COMPRESSIONS,
@@ -44,7 +45,7 @@ def table_files(data: str) -> list[str]:
     """The files of a table: one, or those of a pattern, of names with commas between them, or of a folder of shards."""
     files = shards_in(data) if not is_remote(data) and os.path.isdir(data) else files_of(data)
     if not files:
-        raise DataError(f"{data}: no such table; check --data")
+        raise no_such_data(data)
     return files
 
 
