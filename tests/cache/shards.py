@@ -69,6 +69,15 @@ def values_of(path: Path) -> tuple[int, int]:
         return 0, 0
 
 
+def flip(path: Path, at: int) -> None:
+    """Flip one bit of the byte at an offset; which one depends on the offset."""
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1 << at % 8]))
+
+
 def falsify(shard: Path, row: int, values: np.ndarray) -> Path:
     """Give a row other values, with checksums and a name that fit: what no checksum can tell."""
     with h5py.File(shard, "r+") as file:

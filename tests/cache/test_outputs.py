@@ -17,7 +17,7 @@ from mmfeat.cache.shard import Rows
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import load_encoders
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
-from mmfeat.errors import CacheError, CacheMissError, EncoderError
+from mmfeat.errors import CacheError, CacheMissError
 from mmfeat.extraction.extract import ExtractSettings, extract_features
 from mmfeat.extraction.result import Extraction
 from mmfeat.samples.contents import augment
@@ -289,12 +289,6 @@ def test_half_precision_is_stored_as_float16(
                 cosine = (mine.astype(np.float64) * other).sum(-1)
                 cosine /= np.linalg.norm(mine.astype(np.float64), axis=-1) * np.linalg.norm(other, axis=-1)
                 assert cosine.min() > 0.99
-
-
-def test_hashing_has_no_tokens(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(EncoderError, match=r"^.*hashing has no tokens; name the encoder, as in clip=tokens$"):
-        extract_features(data, ["hashing"], cache=tmp_path / "cache", options=options("pooled", "tokens"))
-    assert not (tmp_path / "cache").exists()
 
 
 def errors(cache: Cache, spec: EncoderSpec, key: bytes) -> list[str]:

@@ -18,7 +18,19 @@ from mmfeat.cache.pack import FORMATS, read_pack, write_pack
 from mmfeat.cache.store import Cache
 from mmfeat.errors import CacheError, CacheMissError, ConfigError
 from mmfeat.samples.dataset import Sample, SampleSet
-from tests.cache.shards import LENGTHS, POOLED_SPEC, ROWS, SAMPLES, TOKEN_SPEC, TOKENS, VECTORS, Change, rows
+from tests.cache.shards import (
+    LENGTHS,
+    POOLED_SPEC,
+    ROWS,
+    SAMPLES,
+    TOKEN_SPEC,
+    TOKENS,
+    VECTORS,
+    Change,
+    flip,
+    rows,
+    values_of,
+)
 from tests.cache.syscalls import Fault, trace, unavailable
 
 POOLED, TOKEN = POOLED_SPEC.folder_name, TOKEN_SPEC.folder_name
@@ -135,11 +147,7 @@ def test_a_pack_of_several_files_that_was_killed_is_no_pack_and_written_again(tm
 
 def test_a_damaged_shard_is_not_packed(tmp_path: Path, store: Cache) -> None:
     (shard,) = store.spec_folder(TOKEN_SPEC).glob("*.h5")
-    with h5py.File(shard, "r") as file:
-        offset = file["tokens"].id.get_offset()
-    data = bytearray(shard.read_bytes())
-    data[offset] ^= 1
-    shard.write_bytes(data)
+    flip(shard, values_of(shard)[0])
     with pytest.raises(CacheError, match="do not match their checksum"):
         write_pack(tmp_path / "p.h5", store, SET, [POOLED_SPEC, TOKEN_SPEC])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache"]

@@ -20,6 +20,7 @@ from mmfeat.cache.shard import MIB, Rows
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import CacheError
+from tests.cache.shards import flip
 
 # Width, dtype and rows of each shard: rows of 2 bytes to more than 4 MiB, with and without a border on each MiB.
 SHAPES = {
@@ -201,19 +202,11 @@ def small(tmp_path: Path) -> Stored:
     return store(tmp_path, spec("float32"), [noise((1432, 996), "float32")])
 
 
-def flip(stored: Stored, at: int) -> None:
-    shard = stored.index.shards[0]
-    with shard.path.open("r+b") as file:
-        file.seek(shard.values.offset + at)
-        byte = file.read(1)[0]
-        file.seek(shard.values.offset + at)
-        file.write(bytes([byte ^ 1 << at % 8]))
-
-
 @pytest.mark.parametrize("at", [0, MIB - 1, 2 * MIB + 12345, 5 * MIB, 1432 * 3984 - 1])
 def test_a_flipped_bit_is_an_error_for_whoever_touches_its_mib(small: Stored, at: int) -> None:
     index = small.index  # opened before
-    flip(small, at)
+    (shard,) = index.shards
+    flip(shard.path, shard.values.offset + at)
     for read in READERS.values():
         for one in (small.index, index):
             with pytest.raises(CacheError, match=rf"do not match their checksum \(MiB {at // MIB}\); mmfeat cache"):

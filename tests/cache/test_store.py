@@ -58,12 +58,6 @@ def test_equal_texts_share_a_row(cache: Cache) -> None:
     np.testing.assert_array_equal(block.vectors, VECTORS[[3, 3]])
 
 
-def test_missing_parts_are_masked_and_nan(cache: Cache) -> None:
-    block = cache.load([SAMPLES[0], Sample("none", None, text_error="no text file")], [SPEC]).blocks[0]
-    assert block.mask.tolist() == [True, False]
-    assert np.isnan(block.vectors[1]).all()
-
-
 def test_failed_rows_are_remembered_masked(cache: Cache) -> None:
     key = content_key(b"broken")
     with cache.writer(SPEC, {}) as writer:
@@ -74,13 +68,6 @@ def test_failed_rows_are_remembered_masked(cache: Cache) -> None:
     assert block.mask.tolist() == [False, True]
     assert np.isnan(block.vectors[0]).all()
     np.testing.assert_array_equal(block.vectors[1], VECTORS[1])
-
-
-def test_what_was_never_extracted_is_a_miss_not_zeros(cache: Cache) -> None:
-    with pytest.raises(
-        CacheMissError, match=r"1 of 2 samples are not in the cache for hashing \(first: new\); run mmfeat"
-    ):
-        cache.load([SAMPLES[0], Sample("new", "never seen")], [SPEC])
 
 
 def test_a_shard_that_vanished_is_a_miss(cache: Cache) -> None:

@@ -15,6 +15,7 @@ from mmfeat.encoders.registry import describe_encoders, load_encoders, load_refe
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.errors import EncoderError
+from tests.encoders.tiny_hf import change_json
 from tests.encoders.tiny_models import contents, embed, write_clip, write_hub
 
 PLAIN = EncoderOptions(dtype="float32", cleaning="none")
@@ -199,9 +200,8 @@ def hostile(tmp_path: Path, tiny_bert: Path) -> Path:
     """A folder whose tokenizer is a class in a Python file of its own, which leaves a marker when it is run."""
     folder = write_clip(tmp_path / "hostile", text={"context_length": 16})
     copy_tokenizer(tiny_bert, folder)
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    own = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}}
-    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, **own}))
+    own = {"AutoTokenizer": ["own.Own", "own.Own"]}
+    change_json(folder / "tokenizer_config.json", tokenizer_class="Own", auto_map=own)
     (folder / "own.py").write_text(CODE.format(marker=str(tmp_path / "marker")))
     change(folder, text={"hf_tokenizer_name": "org/hostile"})
     return folder

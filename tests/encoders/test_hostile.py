@@ -22,6 +22,7 @@ from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import EncoderError
 from tests.encoders.test_sentence import write_checkpoint
 from tests.encoders.test_transformers_models import write_hf
+from tests.encoders.tiny_hf import change_json
 from tests.encoders.tiny_models import contents, write_clip, write_timm, write_torchvision
 
 FLOAT32 = EncoderOptions(dtype="float32", cleaning="none")
@@ -50,10 +51,7 @@ class Place:
         return self
 
     def change(self, file: str, **values: Any) -> Place:
-        path = self.folder / file
-        before = json.loads(path.read_text()) if path.exists() else {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**before, **values}))
+        change_json(self.folder / file, **values)
         return self
 
     def module(self, kind: str) -> Place:

@@ -60,7 +60,7 @@ def test_a_url_of_a_file_may_be_quoted(tmp_path: Path) -> None:
 
 def test_paths_in_a_request_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("a,b.pt", "hog"):
+    for name in ("a,b.pt", "hog", "name"):
         (tmp_path / name).touch()
     assert split_requests("clip:ViT-B-32/a,b.pt,clip:ViT-B-32/openai=a,b.pt,hog") == [
         "clip:ViT-B-32/a,b.pt",
@@ -69,6 +69,7 @@ def test_paths_in_a_request_become_absolute(tmp_path: Path, monkeypatch: pytest.
     ]
     assert absolute_request("clip:ViT-B-32/file:a,b.pt") == f"clip:ViT-B-32/{tmp_path}/a,b.pt"
     assert absolute_request("clip:ViT-B-32/openai=a,b.pt") == f"clip:ViT-B-32/openai={tmp_path}/a,b.pt"
+    assert absolute_request("bert:name") == f"bert:{tmp_path}/name"
     assert absolute_request("hog") == "hog"  # a family, whatever lies here
     (tmp_path / "openai").mkdir()
     assert absolute_request("clip:ViT-B-32/openai") == "clip:ViT-B-32/openai"  # a tag; a folder has no weights of it

@@ -68,15 +68,16 @@ def test_one_forward_pass_serves_all_outputs(models: Callable[[str], str], kind:
         assert set(runs.values()) == {1}
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("kind", ["bert", "clip", "test_resnet", "resnet18", "hf-clip"])
-def test_half_precision_tokens_are_float32_and_close(models: Callable[[str], str], kind: str) -> None:
-    towers = [describe_encoders([models(kind)], options(dtype=dtype)) for dtype in ("float32", "bfloat16")]
+def test_values_in_half_precision_are_float32_and_close(models: Callable[[str], str], kind: str, dtype: str) -> None:
+    towers = [describe_encoders([models(kind)], options(dtype=asked)) for asked in ("float32", dtype)]
     for exact, half in zip(*(load_encoders(asked, "cpu") for asked in towers), strict=True):
         for output, values in embed(exact).items():
             for one, other in zip(values, embed(half)[output], strict=True):
                 assert other.dtype == np.float32
                 cosine = (one * other).sum(-1) / np.linalg.norm(one, axis=-1) / np.linalg.norm(other, axis=-1)
-                assert np.nanmin(cosine) > 0.99
+                assert np.nanmin(cosine) > (0.999 if output == "pooled" else 0.99)
 
 
 def test_a_prefix_is_a_copy_where_the_layer_works_in_place() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from mmfeat.errors import EncoderError
 from mmfeat.system.trust import is_trusted, trust_remote_code
 from tests.cli.test_main import fails, inside
 from tests.encoders.test_sentence import write_checkpoint
+from tests.encoders.tiny_hf import change_json
 
 OPTIONS = EncoderOptions(dtype="float32", cleaning="none")
 TEXTS = ["What a wonderful day of this", "so tired", "the bus"]
@@ -56,10 +56,6 @@ class Own(Normalize):
 """
 
 
-def change(file: Path, **values: Any) -> None:
-    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
-
-
 @pytest.fixture
 def mark(tmp_path: Path) -> Path:
     """The file that code of a checkpoint writes when it runs."""
@@ -83,12 +79,12 @@ def write_own(kind: str, backbone: Path, folder: Path, mark: Path) -> str:
         (folder / "configuration_own.py").write_text(planted + CONFIGURATION)
         (folder / "modeling_own.py").write_text(planted + MODELING)
         classes = {"AutoConfig": "configuration_own.OwnConfig", "AutoModel": "modeling_own.OwnModel"}
-        change(folder / "config.json", auto_map=classes, model_type="own_bert", architectures=["OwnModel"])
+        change_json(folder / "config.json", auto_map=classes, model_type="own_bert", architectures=["OwnModel"])
     if kind == "tokenizer":
         (folder / "tokenization_own.py").write_text(planted + TOKENIZATION)
         classes = {"AutoTokenizer": [None, "tokenization_own.OwnTokenizer"]}
-        change(folder / "tokenizer_config.json", auto_map=classes, tokenizer_class="OwnTokenizer")
-        change(folder / "config.json", model_type="bert")
+        change_json(folder / "tokenizer_config.json", auto_map=classes, tokenizer_class="OwnTokenizer")
+        change_json(folder / "config.json", model_type="bert")
     return f"bert:{folder}"
 
 
@@ -163,7 +159,7 @@ def test_the_code_is_part_of_the_identity(tiny_bert: Path, tmp_path: Path, mark:
 
 def test_code_of_another_repository_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_bert, tmp_path / "model")
-    change(folder / "config.json", auto_map={"AutoModel": "someone/else--modeling.Model"}, model_type="own_bert")
+    change_json(folder / "config.json", auto_map={"AutoModel": "someone/else--modeling.Model"}, model_type="own_bert")
     with trust_remote_code(), pytest.raises(EncoderError, match="its code is in another repository, someone/else"):
         describe_encoders([f"bert:{folder}"], OPTIONS)
 

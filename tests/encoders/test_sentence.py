@@ -16,7 +16,7 @@ from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.extraction.extract import extract_features
 from mmfeat.extraction.requests import resolve_options
-from tests.encoders.tiny_hf import write_hf
+from tests.encoders.tiny_hf import change_json, write_hf
 from tests.encoders.tiny_models import TEXTS
 
 PLAIN = {"dtype": "float32", "cleaning": "none"}
@@ -191,9 +191,8 @@ def write_model(kind: str, folder: Path, tokenizer: Path) -> Path:
 @pytest.mark.parametrize("kind", ["T5Model", "T5EncoderModel", "BartModel", "GPT2LMHeadModel"])
 def test_encoders_of_other_architectures_equal_their_library(kind: str, tiny_bert: Path, tmp_path: Path) -> None:
     folder = write_model(kind, tmp_path / "model", tiny_bert)
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
     if kind == "GPT2LMHeadModel":  # such a model has no padding token
-        (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "pad_token": None, "eos_token": "[SEP]"}))
+        change_json(folder / "tokenizer_config.json", pad_token=None, eos_token="[SEP]")
     (tower,) = describe_encoders([f"bert:{folder}"], EncoderOptions(**PLAIN, pooling="auto", max_length=32))
     assert tower.spec.pooling == ("last" if kind == "GPT2LMHeadModel" else "mean")
     (encoder,), reference = load_encoders([tower], "cpu"), load_reference(tower)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from mmfeat.encoders.bert import quiet_transformers
 from mmfeat.encoders.registry import describe_encoders, load_encoders
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import EncoderError
+from tests.encoders.tiny_hf import change_json
 
 
 def without_a_layer(folder: Path) -> None:
@@ -22,20 +22,10 @@ def without_a_layer(folder: Path) -> None:
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def change(folder: Path, **values: Any) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **values}))
-
-
-def adapter(folder: Path) -> None:
-    settings = {"peft_type": "LORA", "base_model_name_or_path": "bert-base-uncased"}
-    (folder / "adapter_config.json").write_text(json.dumps(settings))
-
-
 BROKEN: dict[str, tuple[Any, str]] = {
     "a layer": (without_a_layer, r"the weights lack encoder.layer.*; use a complete checkpoint"),
     "another width": (
-        lambda folder: change(folder, intermediate_size=48),
+        lambda folder: change_json(folder / "config.json", intermediate_size=48),
         r"the weights are of another shape than config.json says: encoder.layer.*intermediate",
     ),
     "no type": (
@@ -43,16 +33,19 @@ BROKEN: dict[str, tuple[Any, str]] = {
         r"no config.json of transformers, with a model_type, is here; name a folder as save_pretrained writes it",
     ),
     "a known type": (
-        lambda folder: change(folder, model_type="bert9"),
+        lambda folder: change_json(folder / "config.json", model_type="bert9"),
         r"cannot be loaded \(transformers has no model type bert9; a newer one may have it\)",
     ),
     "a tokenizer": (
         lambda folder: (folder / "tokenizer.json").write_text('{"version": "1.0"}'),
         r"tokenizer.json cannot be read \(.*\); copy it from the model's source",
     ),
-    "an adapter": (adapter, r"an adapter \(LORA\) and no model: merge it into bert-base-uncased by peft's"),
+    "an adapter": (
+        lambda folder: change_json(folder / "adapter_config.json", base_model_name_or_path="bert-base-uncased"),
+        r"an adapter \(LORA\) and no model: merge it into bert-base-uncased by peft's",
+    ),
     "fewer bits": (
-        lambda folder: change(folder, quantization_config={"quant_method": "gptq", "bits": 4}),
+        lambda folder: change_json(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
         r"its weights are quantised \(gptq\); name the checkpoint that they were made of",
     ),
 }

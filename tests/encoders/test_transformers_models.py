@@ -18,7 +18,7 @@ from mmfeat.encoders.registry import describe_encoders, load_encoders, load_refe
 from mmfeat.encoders.spec import Encoder, EncoderOptions
 from mmfeat.errors import EncoderError
 from mmfeat.system.trust import trust_remote_code
-from tests.encoders.tiny_hf import KINDS, write_hf
+from tests.encoders.tiny_hf import KINDS, change_json, write_hf
 from tests.encoders.tiny_models import TEXTS, contents, write_hub
 
 PLAIN = {"dtype": "float32", "cleaning": "none"}
@@ -275,9 +275,8 @@ def test_a_hub_name_is_read_at_its_revision(
 def test_code_of_a_checkpoint_runs_with_consent_alone(folders: Any, tmp_path: Path) -> None:
     plain, folder = folders("convnext"), tmp_path / "own"
     shutil.copytree(plain, folder)
-    config = json.loads((folder / "config.json").read_text())
-    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}}
-    (folder / "config.json").write_text(json.dumps({**config, **own}))
+    own = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
+    change_json(folder / "config.json", model_type="own", auto_map=own)
     (folder / "own.py").write_text(
         "from transformers import ConvNextConfig, ConvNextModel\n"
         "class OwnConfig(ConvNextConfig):\n    model_type = 'own'\n"
@@ -294,7 +293,6 @@ def test_code_of_a_checkpoint_runs_with_consent_alone(folders: Any, tmp_path: Pa
 def damaged(kind: str, change: str, folders: Any, folder: Path) -> str:
     """The request for a copy of a checkpoint that lacks a file or holds another one."""
     shutil.copytree(folders(kind), folder)
-    config = json.loads((folder / "config.json").read_text())
     if change == "processor":
         (folder / "preprocessor_config.json").unlink()
     elif change == "tokenizer":
@@ -305,7 +303,7 @@ def damaged(kind: str, change: str, folders: Any, folder: Path) -> str:
         (folder / "config.json").unlink()
     elif change:
         name, value = change.split("=")
-        (folder / "config.json").write_text(json.dumps({**config, name: json.loads(value)}))
+        change_json(folder / "config.json", **{name: json.loads(value)})
     return f"hf:{folder}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,13 @@ KINDS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
     "siglip": ("SiglipModel", {}, "SiglipImageProcessor", {"size": SQUARE}),
     "siglip2": ("Siglip2Model", {}, "Siglip2ImageProcessor", {"patch_size": 16, "max_num_patches": 256}),
 }
+
+
+def change_json(file: Path, **values: Any) -> None:
+    """Change entries of a JSON file, or write it."""
+    before = json.loads(file.read_text()) if file.exists() else {}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({**before, **values}))
 
 
 def write_hf(folder: Path, kind: str) -> Path:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mmfeat.encoders.spec import Encoder
 from mmfeat.encoders.torchvision_ops import import_torchvision
-from tests.encoders.tiny_hf import write_hf
+from tests.encoders.tiny_hf import change_json, write_hf
 
 TEXTS = ["What a wonderful day of this", "so tired", "@bob the bus http://t.co/x #day", "", "a " * 200]
 
@@ -87,8 +87,7 @@ def write_kind(kind: str, folder: Path, tiny_bert: Path) -> str:
     """The request for one small model of a kind that the families tell apart."""
     if kind == "bert-left":
         shutil.copytree(tiny_bert, folder)
-        settings = json.loads((folder / "tokenizer_config.json").read_text())
-        (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "padding_side": "left"}))
+        change_json(folder / "tokenizer_config.json", padding_side="left")
         return f"bert:{folder}"
     if kind == "clip-resnet":
         vision = {"layers": [1, 1, 1, 1], "width": 16, "image_size": 64}

@@ -20,6 +20,7 @@ from mmfeat.extraction.requests import latest_request
 from mmfeat.extraction.result import Extraction
 from mmfeat.samples.dataset import read_samples
 from mmfeat.sweep.train import train_heads
+from tests.encoders.tiny_hf import change_json
 
 TWEETS = ["so happy http://t.co/x", "@friend look", "#sunny", "plain one", "plain two"]
 PRODUCTS = ["Cotton shirt, blue", "C# in a nutshell", "write to me@shop.com", "the #1 lamp", "chair"]
@@ -106,11 +107,8 @@ def test_an_extraction_of_an_earlier_version_keeps_its_cleaning(tmp_path: Path) 
 
 def test_a_cased_model_keeps_the_case_unless_asked(tmp_path: Path, tiny_bert: Path) -> None:
     cased = Path(shutil.copytree(tiny_bert, tmp_path / "cased"))
-    tokenizer = json.loads((cased / "tokenizer.json").read_text())
-    tokenizer["normalizer"] = None
-    (cased / "tokenizer.json").write_text(json.dumps(tokenizer))
-    settings = json.loads((cased / "tokenizer_config.json").read_text())
-    (cased / "tokenizer_config.json").write_text(json.dumps(settings | {"do_lower_case": False}))
+    change_json(cased / "tokenizer.json", normalizer=None)
+    change_json(cased / "tokenizer_config.json", do_lower_case=False)
     tweets, products = table(tmp_path / "a.jsonl", TWEETS), table(tmp_path / "b.jsonl", PRODUCTS)
     assert cleaning(extract(tweets, f"bert:{cased}")) == "tweet-cased"
     assert cleaning(extract(tweets, f"bert:{cased}", cleaning="tweet")) == "tweet"

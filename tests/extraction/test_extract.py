@@ -17,9 +17,7 @@ from mmfeat.cache.store import Cache
 from mmfeat.cache.survey import survey
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import EncoderError
-from mmfeat.extraction.encode import start_block
 from mmfeat.extraction.extract import ExtractSettings, extract_features
-from mmfeat.extraction.reader import prepare, recipe_of
 from mmfeat.extraction.requests import latest_request
 from mmfeat.extraction.result import Extraction
 from mmfeat.samples.dataset import read_samples
@@ -89,38 +87,6 @@ def test_a_new_encoder_leaves_the_others_alone(data: Path, tmp_path: Path) -> No
     cache = tmp_path / "cache"
     extract_features(data, ["hashing"], cache=cache)
     assert list(short(extract_features(data, BUILT_IN, cache=cache).new)) == ["hog"]
-
-
-def test_a_photo_that_changes_while_it_runs_is_stored_as_what_it_is(data: Path, tmp_path: Path) -> None:
-    """The key is taken from the bytes that are decoded."""
-    from mmfeat.encoders.registry import describe_encoders, load_encoders
-    from mmfeat.extraction.encode import Batcher
-    from mmfeat.extraction.missing import Item
-    from mmfeat.samples.dataset import content_key, read_samples
-
-    sample = read_samples(data).samples[0]
-    towers = describe_encoders(["hog"], FLOAT32)
-    stale = Item(
-        sample, "image", content_key(b"what it was when it was planned"), frozenset({towers[0].spec.fingerprint})
-    )
-    (encoder,) = load_encoders(towers, "cpu")
-    ((_, rows),) = start_block([prepare(stale, [recipe_of(encoder)])], 0, Batcher(encoder, "cpu"))()
-    assert sample.image is not None
-    assert rows.keys == [content_key(sample.image.read_bytes())]
-
-
-def test_a_vanished_photo_is_reported_and_not_remembered(data: Path, tmp_path: Path) -> None:
-    from mmfeat.encoders.registry import describe_encoders, load_encoders
-    from mmfeat.extraction.encode import Batcher
-    from mmfeat.extraction.missing import Item
-    from mmfeat.samples.dataset import Sample
-
-    towers = describe_encoders(["hog"], FLOAT32)
-    (encoder,) = load_encoders(towers, "cpu")
-    gone = Item(Sample("x", image=tmp_path / "gone.jpg"), "image", b"k", frozenset({towers[0].spec.fingerprint}))
-    prepared = prepare(gone, [recipe_of(encoder)])
-    assert list(prepared.errors.values()) == ["unreadable: No such file or directory"]
-    assert start_block([prepared], 0, Batcher(encoder, "cpu"))() == []
 
 
 def test_values_beyond_the_storage_dtype_are_never_written(data: Path, tmp_path: Path, tiny_timm: Path) -> None:

@@ -21,6 +21,7 @@ from mmfeat.encoders.registry import describe_encoders, load_encoders
 from mmfeat.encoders.spec import Encoder, EncoderOptions
 from mmfeat.errors import DataError
 from mmfeat.extraction import reader
+from mmfeat.extraction.encode import Batcher, start_block
 from mmfeat.extraction.missing import Item
 from mmfeat.extraction.reader import Prepared, Reader, prefetch, prepare, recipe_of
 from mmfeat.samples.dataset import Sample, content_key
@@ -76,7 +77,8 @@ def test_processes_give_what_threads_give(
     assert set(threads[5].errors.values()) == {"not an image"}
     assert set(threads[11].errors.values()) == {"unreadable: No such file or directory"}
     assert threads[11].key == b""
-    assert threads[0].key == content_key(photos[0].read_bytes())
+    assert start_block([threads[11]], 0, Batcher(encoders[0], "cpu"))() == []  # what has no content is not remembered
+    assert threads[0].key == content_key(photos[0].read_bytes())  # and not the one that it was planned with
 
 
 def test_a_process_killed_in_the_middle_of_a_result_is_noticed(tmp_path: Path) -> None:
@@ -255,16 +257,11 @@ def test_known_transforms_are_taken_apart_and_others_called_as_they_are(
 @pytest.fixture
 def write_odd_clip(tmp_path: Path) -> Callable[[], Path]:
     """A CLIP whose pictures are fitted into the square, not cropped."""
-    import json
-
-    from tests.encoders.tiny_models import write_clip
+    from tests.encoders.tiny_models import change_json, write_clip
 
     def write() -> Path:
         folder = write_clip(tmp_path / "odd")
-        file = folder / "open_clip_config.json"
-        config = json.loads(file.read_text())
-        config["preprocess_cfg"]["resize_mode"] = "longest"
-        file.write_text(json.dumps(config))
+        change_json(folder / "open_clip_config.json", preprocess_cfg={"resize_mode": "longest"})
         return folder
 
     return write
