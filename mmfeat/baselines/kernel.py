@@ -36,7 +36,7 @@ class Kernel:
     `centre` (D,) is the mean of the scaled vectors, and `landmarks` (L, D - m) float16 are prepared vectors.
     """
 
-    matrix: Matrix
+    matrix: Any  # a Matrix, but None in a head, which is given one with the rows
     widths: tuple[int, ...]
     scaler: Scaler
     centre: np.ndarray
@@ -100,20 +100,8 @@ class KernelHead:
         """The head whose `state` returned `config` and `tensors`."""
         scaler = Scaler(tensors["kernel_mean"], tensors["kernel_std"])
         widths, beside = tuple(config["widths"]), tuple(config.get("beside", ()))
-        kernel = Kernel(_Nothing(), widths, scaler, tensors["centre"], tensors["landmarks"], beside=beside)
+        kernel = Kernel(None, widths, scaler, tensors["centre"], tensors["landmarks"], beside=beside)
         return cls(kernel, LinearHead.restore(config, tensors))
-
-
-class _Nothing:
-    """A matrix without samples, in the place of one that is given later."""
-
-    width = 0
-
-    def __len__(self) -> int:
-        return 0
-
-    def rows(self, rows: np.ndarray) -> np.ndarray:
-        return np.empty((len(rows), 0), np.float32)
 
 
 def make_kernel(
@@ -157,7 +145,7 @@ def make_kernel(
 def kernel_head(kernel: Kernel, linear: LinearHead, strength: float) -> KernelHead:
     """The head of a linear model of the kernel's components."""
     assert kernel.components is not None, "a kernel to train on has components"
-    plain = replace(kernel, matrix=_Nothing(), components=None)
+    plain = replace(kernel, matrix=None, components=None)
     size, rank = plain.width, kernel.components.shape[1]
     unscaled = Scaler(np.zeros(size, np.float32), np.ones(size, np.float32))
     intercepts = linear.intercepts - linear.scaler.mean.astype(np.float64) @ linear.coefficients

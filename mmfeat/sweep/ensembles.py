@@ -158,10 +158,9 @@ def _fit(kind: str, candidates: Candidates, targets: Targets, seed: int) -> Fit:
     if targets.numeric:
         return KINDS[kind](candidates, targets, seed)
     shares = np.tensordot(np.array(mean[1].weights), np.exp(candidates.log_probabilities), axes=1)
-    likelihoods, chance = (
-        np.where(targets.matrix, part, 1 - part if targets.multilabel else 1) for part in (shares, targets.prior)
-    )
-    gains = (_log(likelihoods) - _log(chance)).sum(1)
+    pair = shares, targets.prior
+    known, chance = (np.where(targets.matrix, one, 1 - one if targets.multilabel else 1) for one in pair)
+    gains = (_log(known) - _log(chance)).sum(1)
     return KINDS[kind](candidates, targets, seed) if gains.sum() > 2 * np.sqrt((gains**2).sum()) else mean
 
 
