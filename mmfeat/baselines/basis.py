@@ -198,6 +198,46 @@ def products(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return torch.ops.mkldnn._linear_pointwise(*factors, None, "none", [], "").numpy()
 
 
+def eigenpairs(matrix: np.ndarray, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The `most` largest eigenvalues of a symmetric matrix (n, n), in rising order, and their eigenvectors (n, most).
+
+    Those of `scipy.linalg.eigh`, which would let no other thread of Python work in the meantime.
+    """
+    size, vectors, failed = len(matrix), np.array(matrix, order="F"), np.zeros(1, np.intc)
+    values, n = np.empty(size, vectors.dtype), np.array([size], np.intc)
+    precision = {"f": "s", "d": "d"}[vectors.dtype.char]
+
+    def memory(numbers: int, integers: int) -> tuple[np.ndarray, ...]:
+        lengths = np.array([[numbers], [integers]], np.intc)
+        return np.empty(numbers, vectors.dtype), lengths[0], np.empty(integers, np.intc), lengths[1]
+
+    if most is None or most >= size:
+        space = memory(1 + 6 * size + 2 * size**2, 3 + 5 * size)
+        _lapack(f"{precision}syevd", b"V", b"L", n, vectors, n, values, *space, failed)
+    else:
+        zero, first = np.zeros(1, vectors.dtype), np.array([size - most + 1], np.intc)
+        square, vectors = vectors, np.empty((size, most), vectors.dtype, order="F")
+        rest = np.empty(1, np.intc), values, vectors, n, np.empty(2 * size, np.intc)
+        space = memory(70 * size, 10 * size)
+        _lapack(f"{precision}syevr", b"V", b"I", b"L", n, square, n, zero, zero, first, n, zero, *rest, *space, failed)
+    if failed[0]:
+        raise np.linalg.LinAlgError(f"no eigenvalues of a matrix of {size} rows (LAPACK: {failed[0]})")
+    return values[:most], vectors
+
+
+def _lapack(name: str, *arguments: np.ndarray | bytes) -> None:
+    """Call a routine of SciPy's LAPACK by its address, through ctypes, which holds no lock meanwhile."""
+    from ctypes import CFUNCTYPE, c_char_p, c_void_p, py_object, pythonapi
+
+    from scipy.linalg import cython_lapack
+
+    capsule = cython_lapack.__pyx_capi__[name]
+    signature = CFUNCTYPE(c_char_p, py_object)(("PyCapsule_GetName", pythonapi))(capsule)
+    address = CFUNCTYPE(c_void_p, py_object, c_char_p)(("PyCapsule_GetPointer", pythonapi))(capsule, signature)
+    given = [c_char_p(value) if isinstance(value, bytes) else value.ctypes.data_as(c_void_p) for value in arguments]
+    CFUNCTYPE(None, *(type(value) for value in given))(address)(*given)
+
+
 def _parts(count: int, width: int) -> list[slice]:
     """Slices of at most CHUNK bytes over `count` rows; at least one, so that no rows can be concatenated too."""
     size = max(1, CHUNK // (4 * max(width, 1)))
@@ -252,24 +292,20 @@ def scaler_of(chunks: Any, width: int, by_deviation: bool = True) -> Scaler:
 
 def _by_columns(chunks: Any, weights: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues and eigenvectors from X'X (D, D), in float32; a linear model corrects their rounding errors."""
-    from scipy.linalg import eigh
-
     gram = np.zeros((width, width))
     for part, chunk in chunks:
         root = chunk * np.sqrt(weights[part, None]).astype(np.float32)
         gram += root.T @ root
     covariance = (gram / weights.sum()).astype(np.float32)
-    values, vectors = eigh(covariance, driver="evd", overwrite_a=True, check_finite=False)
+    values, vectors = eigenpairs(covariance)
     kept = np.flatnonzero(values > NULL * max(values.max(initial=0), CONSTANT))[::-1]
     return values[kept].astype(np.float64), np.ascontiguousarray(vectors[:, kept])
 
 
 def _by_samples(held: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues and eigenvectors from XX' (n, n), in float64: division by small eigenvalues enlarges rounding."""
-    from scipy.linalg import eigh
-
     root = held * np.sqrt(weights[:, None] / weights.sum())
-    values, vectors = eigh(root @ root.T, driver="evd", overwrite_a=True, check_finite=False)
+    values, vectors = eigenpairs(root @ root.T)
     kept = np.flatnonzero(values > NULL * max(values.max(initial=0), CONSTANT))[::-1]
     directions = root.T @ (vectors[:, kept] / np.sqrt(values[kept]))
     return values[kept], np.ascontiguousarray(directions, dtype=np.float32)

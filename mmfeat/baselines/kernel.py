@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mmfeat.baselines.basis import Matrix, Scaler, products, scaler_of
+from mmfeat.baselines.basis import Matrix, Scaler, eigenpairs, products, scaler_of
 from mmfeat.baselines.linear import LinearHead
 
 LANDMARKS = 1600
@@ -113,8 +113,6 @@ def make_kernel(
     An encoder of less than NARROW columns stands beside the wider ones, with a mean square length of 1 as the kernel
     has. Where all are narrow, they are compared.
     """
-    from scipy.linalg import eigh
-
     vectors = matrix.rows(np.sort(rows))
     narrow = [number for number, width in enumerate(widths) if width < NARROW]
     beside = narrow if len(narrow) < len(widths) else []
@@ -131,13 +129,7 @@ def make_kernel(
     kernel = Kernel(matrix, tuple(widths), scaler, centre.astype(np.float32), empty, beside=tuple(beside))
     known = kernel.prepared(matrix.rows(landmarks)).astype(np.float16)
     kernel = replace(kernel, landmarks=known)
-    values, vectors = eigh(
-        kernel.kernels(known.astype(np.float32)),
-        driver="evr",
-        subset_by_index=[max(0, len(known) - COMPONENTS), len(known) - 1],
-        overwrite_a=True,
-        check_finite=False,
-    )
+    values, vectors = eigenpairs(kernel.kernels(known.astype(np.float32)), COMPONENTS)
     kept = np.flatnonzero(values > LEAST * values.max(initial=LEAST))[::-1]
     return replace(kernel, components=(vectors[:, kept] / np.sqrt(values[kept])).astype(np.float32))
 

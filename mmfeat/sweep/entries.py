@@ -117,8 +117,10 @@ class EntryTrainer:
         best = replace(best_outcome(outcomes), logits=np.empty(0), validation=[])
         return replace(trained, best=best).updated(search_over=over, seconds=_seconds(outcomes))
 
-    def finish(self, trained: TrainedEntry, best: Outcome) -> TrainedEntry:
+    def finish(self, trained: TrainedEntry) -> TrainedEntry:
         """Train the final heads of an entry that was scored, by its best trial, unless an earlier call did; save it."""
+        best = trained.best
+        assert best is not None, "only ensembles have no trials"
         if kept := _read_finals(self.folder / METRICS, trained.entry):
             return trained.updated(parameters=kept.parameters, final=kept.final, predictions=kept.predictions)
         started = time.thread_time()

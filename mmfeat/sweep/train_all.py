@@ -138,7 +138,8 @@ class Trainers:
     board: dict[str, Entry] = field(default_factory=dict)  # the entries that are scored so far
 
     def score(self, title: str, pairs: Sequence[tuple[str, str]], repeats: int) -> list[TrainedEntry]:
-        """The entries of these heads and modalities with `repeats` seeds a fold, scored out of fold."""
+        """The entries of these heads and modalities with `repeats` seeds a fold, scored out of fold; those that have
+        all seeds with their final heads."""
         cells = replace(self.problem, repeats=repeats).cells
         total = sum(trials_of(self.plan, head) * len(cells(head)) for head, _ in pairs)
         ordered = quick_first(pairs)
@@ -153,7 +154,11 @@ class Trainers:
         entries = sorted(self.board.copy().values(), key=lambda entry: -entry.headline.value)
         lines = [f"{interval(entry.headline)} {entry.label}" for entry in entries[:SHOWN]]
         trainer.advance(0, f"best so far {lines[0]}\n" + "\n".join(f"{'':11} {line}" for line in lines[1:]))
-        return trained
+        return trainer.finish(trained) if self.has_all_seeds(trained) else trained
+
+    def has_all_seeds(self, trained: TrainedEntry) -> bool:
+        """Whether no race can train further heads of this entry."""
+        return len(trained.logits) == self.problem.repeats_of(trained.entry.head)
 
     def finish(self, entries: Sequence[TrainedEntry]) -> list[TrainedEntry]:
         """The entries with their final heads."""
@@ -161,9 +166,8 @@ class Trainers:
             return self._side_by_side([partial(self._finish, trained, advance) for trained in entries])
 
     def _finish(self, trained: TrainedEntry, advance: Advance) -> TrainedEntry:
-        assert trained.best is not None
         head, modality = trained.entry.head, trained.entry.modalities
-        done = self._trainer(head, modality, len(trained.logits), ignore).finish(trained, trained.best)
+        done = self._trainer(head, modality, len(trained.logits), ignore).finish(trained)
         advance(1)
         return done
 
@@ -208,9 +212,9 @@ def _train_all(trainers: Trainers, pairs: Sequence[tuple[str, str]], ensembles: 
             if combined:
                 continue  # with them more heads may tie with the first entry
         break
-    dropped = {trained.name for trained in entries if len(trained.logits) < problem.repeats_of(trained.entry.head)}
-    entries = [trained.updated(dropped=True) if trained.name in dropped else trained for trained in entries]
-    return [*trainers.finish(entries), *combined]
+    dropped = [trained.updated(dropped=True) for trained in entries if not trainers.has_all_seeds(trained)]
+    done = {trained.name: trained for trained in (trainers.finish(dropped) if dropped else ())}
+    return [*(done.get(trained.name, trained) for trained in entries), *combined]
 
 
 def quick_first(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
