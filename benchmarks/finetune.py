@@ -28,8 +28,7 @@ from mmfeat.finetune.inputs import PrefixReader
 from mmfeat.finetune.model import TunableModel
 from mmfeat.finetune.processes import Execution, Team
 from mmfeat.finetune.settings import FinetuneSettings
-from mmfeat.finetune.tower_plan import Slot
-from mmfeat.finetune.towers import MovingTower
+from mmfeat.finetune.towers import MovingTower, Slot
 from mmfeat.finetune.training import Training, TrainingSetup
 from mmfeat.finetune.unfreeze import Resumed, moving_parameters
 from mmfeat.heads.data import HeadData

@@ -16,7 +16,7 @@ import numpy as np
 
 from mmfeat.audit import tables
 from mmfeat.audit.findings import Findings, find_everything
-from mmfeat.audit.opinions import judge_labels
+from mmfeat.audit.label_errors import judge_labels
 from mmfeat.audit.photos import stray_files
 from mmfeat.audit.result import Audit
 from mmfeat.audit.texts import (

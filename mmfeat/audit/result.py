@@ -40,7 +40,7 @@ class Audit(Shown):
     odd: Sequence[Mapping[str, Any]]  # modality, what, count, first id, first detail
     profile: Mapping[str, Any]  # "all", "labelled", "unlabelled" -> measures
     balance: Mapping[str, Any]  # result of `mmfeat.audit.audit.class_balance`
-    label_errors: Mapping[str, Any] | None  # result of `opinions.judge_labels`, with `examples`
+    label_errors: Mapping[str, Any] | None  # result of `judge_labels`, with `examples`
     notes: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mmfeat.audit.leaks import Leak
-from mmfeat.audit.opinions import Suspicion
+from mmfeat.audit.findings import Leak
+from mmfeat.audit.label_errors import Suspicion
 from mmfeat.audit.twins import Conflicts, Twins
 from mmfeat.samples.dataset import Sample
 from mmfeat.samples.labels import SEPARATOR, classes_in

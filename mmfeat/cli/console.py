@@ -29,7 +29,7 @@ from mmfeat.system.wording import (
 )
 
 if TYPE_CHECKING:
-    from mmfeat.runs.partitions import Partitions
+    from mmfeat.runs.compare import Partitions
     from mmfeat.runs.run import Run
 
 

@@ -20,16 +20,13 @@ from typer.core import TyperGroup
 from mmfeat.cli import audit as cli_audit
 from mmfeat.cli import cache as cli_cache
 from mmfeat.cli import encoders as cli_encoders
-from mmfeat.cli import export as cli_export
 from mmfeat.cli import extract as cli_extract
 from mmfeat.cli import finetune as cli_finetune
 from mmfeat.cli import heads as cli_heads
-from mmfeat.cli import neighbours as cli_neighbours
 from mmfeat.cli import predict as cli_predict
 from mmfeat.cli import report as cli_report
 from mmfeat.cli import run as cli_run
 from mmfeat.cli import runs as cli_runs
-from mmfeat.cli import serve as cli_serve
 from mmfeat.cli.console import err, lasting_streams, out
 from mmfeat.cli.flags import Interrupted, interruptible
 from mmfeat.cli.help import Helped, in_words
@@ -224,7 +221,7 @@ def root(
 
 for _command in (  # in the order of use
     *(cli_run.run, cli_extract.extract, cli_audit.audit, cli_heads.heads, cli_report.report, cli_finetune.finetune),
-    *(cli_predict.submit, cli_predict.predict, cli_neighbours.neighbours, cli_serve.serve, cli_export.export),
+    *(cli_predict.submit, cli_predict.predict, cli_predict.neighbours, cli_predict.serve, cli_report.export),
     *(cli_encoders.encoders, cli_extract.demo),
 ):
     app.command(cls=Helped)(_command)

@@ -1,9 +1,11 @@
-"""`mmfeat submit` and `mmfeat predict`: predictions of a saved run, as a file, a table or text for a pipe."""
+"""`mmfeat submit`, `predict` and `serve`: predictions of a saved run, as a file, a table, text for a pipe, or by HTTP.
+`mmfeat neighbours`: the samples nearest to a sample, a text or a photo."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,15 +13,35 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmfeat.cli import flags
-from mmfeat.cli.console import ConsoleProgress, err, fits, out, show_overlooked, show_table
-from mmfeat.cli.flags import LATEST_READING, AnyRun, Device, Parameters, interruptible, names, option, requests, takes
-from mmfeat.system.wording import counted, head_label, interval, shown
+from mmfeat.cli.console import ConsoleProgress, err, fits, one_line, out, show_overlooked, show_table
+from mmfeat.cli.flags import (
+    LATEST_READING,
+    AnyData,
+    AnyRun,
+    CacheFolder,
+    Device,
+    Head,
+    Heads,
+    Modalities,
+    Parameters,
+    interruptible,
+    names,
+    option,
+    reading,
+    requests,
+    takes,
+)
+from mmfeat.errors import CacheMissError, ConfigError
+from mmfeat.system.wording import counted, head_label, interval, shown, size_of
 
 if TYPE_CHECKING:
+    from mmfeat.prediction.model import Model
+    from mmfeat.prediction.nearest import Neighbours
     from mmfeat.prediction.output_file import OutputFormat
     from mmfeat.prediction.predict import Predicted
     from mmfeat.prediction.submit import Submission
     from mmfeat.runs.entry import Scores
+    from mmfeat.serve.service import Nearest
 
 
 FEW = 20  # more samples are printed as CSV, also on a terminal
@@ -99,6 +121,7 @@ _COLUMNS = (
     "written: guid,tag."
 )
 _FORMAT = "csv, tsv or jsonl.  [default: as the suffix of --out, else csv]"
+_MOVED = option("Where the weights of the run are now, if they moved: bert:FOLDER,...", str | None)
 _PROBA = option("Write a calibrated probability for each class as well.", bool, "--proba/--no-proba")
 _FILES = "Photos, each with its .txt beside it; .txt files; a folder of them; or a table as data."
 # The parameters of both commands: the run that predicts, and the form of the file.
@@ -107,7 +130,7 @@ _PARAMETERS: Parameters = {
     "heads": (flags.Heads, "heads"),
     "head": (flags.Head, None),
     "modalities": (flags.Modalities, None),
-    "encoders": (option("Where the weights of the run are now, if they moved: bert:FOLDER,...", str | None), None),
+    "encoders": (_MOVED, None),
     "cache": (flags.RunCache, None),
     **LATEST_READING,
     "columns": (option(_COLUMNS, str | None), None),
@@ -243,3 +266,119 @@ def _deliver(result: Predicted, target: Path | None, output: OutputFormat, plain
     text = prediction_text(result.predictions, output)
     sys.stdout.buffer.write(text.encode(errors="surrogateescape"))  # UTF-8, and the very bytes of a path
     sys.stdout.buffer.flush()
+
+
+NEIGHBOURS_PARAMETERS: Parameters = {
+    "id": (Annotated[str | None, typer.Argument(metavar="ID", help="The id of a sample.")], None),
+    "text": (option("A text in place of an id; compared with photos where a model has both towers.", str | None), None),
+    "image": (option("A photo in place of an id.", str | None), None),
+    "encoder": (
+        option("Encoder whose vectors are compared, as clip.text.  [default: the first that can]", str | None),
+        None,
+    ),
+    "count": (option("Number of samples to find.", int, least=1), 10),
+    "out": (option("Write a page with photos as well.", str | None), None),
+    "data": (AnyData, None),
+    "cache": (CacheFolder, "cache"),
+    **LATEST_READING,
+    "device": (Device, "auto"),
+}
+
+
+@flags.takes(NEIGHBOURS_PARAMETERS)
+@interruptible("nothing was written")
+def neighbours(context: typer.Context, **values: Any) -> None:
+    """Find the samples nearest to a sample, a text or a photo. The vectors are those of the latest extraction.
+
+    \b
+    mmfeat neighbours 4597 --encoder bert
+    mmfeat neighbours --text "a dog in the snow" --out page.html
+    """
+    from mmfeat.prediction.nearest import neighbours as find
+
+    names = ("id", "text", "image", "data", "encoder", "count", "cache", "device")
+    found = find(**{name: values[name] for name in names}, columns=reading(values), progress=ConsoleProgress())
+    show_neighbours(found)
+    if values["out"]:
+        from mmfeat.report.page import write_neighbours
+
+        size = write_neighbours(found, values["out"])
+        out.print(f"page {values['out']} ({size_of(size)}; opens without a network)")
+    out.print(
+        f"next: {'open it in a browser' if values['out'] else 'the same command with --out page.html shows photos'}"
+    )
+
+
+def show_neighbours(found: Neighbours) -> None:
+    """Print one line for each neighbour."""
+    rows = []
+    for sample, cosine in zip(found.samples, found.similarities, strict=True):
+        rows.append((f"{cosine:.3f}", sample.id, sample.label or "", one_line(sample.text or "")))
+    out.print(f"nearest to {found.query.id} by {found.encoder}")
+    show_table(("cosine", "id", "label", "text"), rows)
+    for note in found.notes:
+        out.print(f"note: {note}")
+
+
+LOOPBACK = ("127.", "::1")
+SHOWN = 5  # neighbours in an answer over HTTP
+_NEIGHBOURS = f"Number of nearest training samples in an answer.  [default: {SHOWN}; 0 with a --host open to others]"
+SERVE_PARAMETERS: Parameters = {
+    "folder": (Annotated[str | None, typer.Argument(metavar="RUN", help="The same as --run.")], None),
+    "run": (AnyRun, None),
+    "host": (option("Address to listen on; 0.0.0.0 is open to the network."), "127.0.0.1"),
+    "port": (option("Port to listen on; 0 is a free one.", int, least=0), 8000),
+    "neighbours": (option(_NEIGHBOURS, int | None, least=0), None),
+    "heads": (Heads, "heads"),
+    "head": (Head, None),
+    "modalities": (Modalities, None),
+    "encoders": (_MOVED, None),
+    "device": (Device, "auto"),
+}
+
+
+@takes(SERVE_PARAMETERS)
+@interruptible("nothing was served")
+def serve(context: typer.Context, **values: Any) -> None:
+    """Answer pairs of text and photo over HTTP. The answers are those of `mmfeat predict`; a page lets you try it.
+
+    \b
+    mmfeat serve heads/RUN --port 8000
+    curl -F text="what a day" -F image=@photo.jpg http://127.0.0.1:8000/predict
+    """
+    from mmfeat.prediction.model import load
+    from mmfeat.serve.app import check_installed, listen, make_server
+    from mmfeat.serve.service import Service
+
+    run, host = values["run"] or values["folder"], values["host"]
+    if values["run"] and values["folder"]:
+        raise ConfigError(f"{values['folder']} and --run {values['run']} both name a run; give one of them")
+    check_installed()
+    which = {name: values[name] for name in ("heads", "head", "modalities", "device")}
+    model = load(run, **which, encoders=requests(values["encoders"] or ""))
+    with listen(host, values["port"]) as opened:
+        address, port = opened.getsockname()[:2]
+        is_open = not address.startswith(LOOPBACK)
+        count = values["neighbours"] if values["neighbours"] is not None else 0 if is_open else SHOWN
+        service = Service(model, nearest=_nearest(model, count))
+        service.warm()
+        if run is None:
+            show_overlooked(model.run, values["head"], values["modalities"])
+        if is_open:
+            err.print("note: whoever reaches this machine can ask, unencrypted; --host 127.0.0.1 keeps it to yourself")
+        out.print(f"{head_label(model.entry.head, model.entry.modalities)} of {model.run.folder}")
+        out.print(f"serving http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C stops)")
+        with suppress(KeyboardInterrupt):
+            make_server(service, host, err.print).run(sockets=[opened])
+        out.print("stopped")
+
+
+def _nearest(model: Model, count: int) -> Nearest | None:
+    """The search for so many neighbours, None for 0 and, with a note, where the cache is gone."""
+    from mmfeat.serve.service import Nearest
+
+    try:
+        return Nearest(model, count) if count else None
+    except CacheMissError as error:
+        err.print(f"note: answers are without neighbours: {error}")
+        return None

@@ -56,7 +56,7 @@ def show_runs(folders: Sequence[RunFolder], heads: str) -> None:
 
 def show_run(run: Run, files: Mapping[str, int]) -> None:
     """Print all facts of a run in a compact form; `files` maps the names of its files to their sizes."""
-    from mmfeat.runs.partitions import read_partitions
+    from mmfeat.runs.compare import read_partitions
 
     out.print(f"run {run.folder}")
     facts = _facts(run)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmfeat.baselines.basis import one_blas_thread
-from mmfeat.evaluation.split_files import save_splits
+from mmfeat.evaluation.protocol import save_splits
 from mmfeat.finetune.arguments import FinetuneArguments
 from mmfeat.finetune.cells import CellRunner, final_cells, fold_cells
 from mmfeat.finetune.prepare import Experiment, prepare

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from mmfeat.cache.features import Block, Features, MappedBlock
 from mmfeat.finetune.inputs import SIDE, PartialInputs, PrefixReader
 from mmfeat.finetune.processes import Team
-from mmfeat.finetune.tower_plan import Slot
-from mmfeat.finetune.towers import MovingTower, pixel_tower
+from mmfeat.finetune.towers import MovingTower, Slot, pixel_tower
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.layers import Batch, Fusion, Shape
 from mmfeat.heads.tokens import pooled_tokens

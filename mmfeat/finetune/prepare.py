@@ -10,8 +10,7 @@ from pathlib import Path
 from mmfeat.cache.features import Features
 from mmfeat.encoders.registry import Tower, describe_encoders, kept_for
 from mmfeat.errors import ConfigError, RunError
-from mmfeat.evaluation.protocol import Protocol
-from mmfeat.evaluation.split_files import has_splits
+from mmfeat.evaluation.protocol import Protocol, has_splits
 from mmfeat.extraction.extract import ExtractSettings, extract_samples
 from mmfeat.extraction.requests import Request, begin_request
 from mmfeat.finetune.arguments import FinetuneArguments
@@ -19,8 +18,7 @@ from mmfeat.finetune.model import TunableModel, early_model, widened
 from mmfeat.finetune.processes import Execution, Team
 from mmfeat.finetune.settings import EARLY, FinetuneSettings
 from mmfeat.finetune.stage_one import best_fusion, chosen_head
-from mmfeat.finetune.tower_plan import TowerPlan, check_prefixes, head_slots, plan_towers, prefix_towers
-from mmfeat.finetune.towers import open_moving_tower
+from mmfeat.finetune.towers import TowerPlan, check_prefixes, head_slots, open_moving_tower, plan_towers, prefix_towers
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.registry import NEEDS_TOKENS, ZERO_SHOT, load_fusion
 from mmfeat.runs.entry import ChosenHead, RunConfig

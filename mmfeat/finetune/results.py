@@ -13,14 +13,14 @@ from mmfeat.encoders.delta import Delta, write_delta
 from mmfeat.encoders.registry import describe_encoders, kept_for
 from mmfeat.evaluation.decisions import plain_choice
 from mmfeat.evaluation.metrics import macro_f1
+from mmfeat.evaluation.protocol import files_hash
 from mmfeat.evaluation.significance import LEVEL, holm, majority, mcnemar, paired_difference
-from mmfeat.evaluation.split_files import files_hash
 from mmfeat.finetune.cells import ALPHAS, STAGE_2, CellResult, blended
 from mmfeat.finetune.model import HEAD, TunableModel
 from mmfeat.finetune.prepare import Experiment
 from mmfeat.finetune.settings import EARLY
 from mmfeat.finetune.stage_one import StageOne
-from mmfeat.finetune.tower_plan import TowerPlan
+from mmfeat.finetune.towers import TowerPlan
 from mmfeat.finetune.training import tensors_under
 from mmfeat.runs.entry import FinalHead, PairedTest, TunedTower
 from mmfeat.runs.leaderboard import write_leaderboard

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mmfeat.audit.label_errors import estimate_noise, find_label_errors
-from mmfeat.audit.opinions import floor_of
+from mmfeat.audit.label_errors import estimate_noise, find_label_errors, floor_of
 from mmfeat.audit.result import Audit, read_audit
 from mmfeat.errors import DataError
-from mmfeat.report.card import make_card
-from mmfeat.report.section import Section, Table, in_gallery, interval, title_of
+from mmfeat.report.section import Section, Table, in_gallery, interval, make_card, title_of
 from mmfeat.report.subject import Subject
 from mmfeat.runs.out_of_fold import OutOfFold
 from mmfeat.samples.labels import cells_of

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from mmfeat.errors import ConfigError
 from mmfeat.report.plots import heat_map, plain, png
-from mmfeat.report.reliability import diagram
-from mmfeat.report.residuals import scatter
+from mmfeat.report.reliability import diagram, scatter
 from mmfeat.report.scores import PLOTTED, confusion, forest
 from mmfeat.report.section import MOST_CLASSES, Figure
 from mmfeat.runs.run import Run

@@ -17,10 +17,9 @@ from mmfeat.cache.store import Cache
 from mmfeat.errors import MmfeatError
 from mmfeat.extraction.requests import test_of
 from mmfeat.report.audited import doubted_rows, twins_of
-from mmfeat.report.card import LARGE_SIDE, PHOTO_SIDE, shortened, thumbnail
 from mmfeat.report.map import place_samples
 from mmfeat.report.modalities import WHO, attribute
-from mmfeat.report.section import title_of
+from mmfeat.report.section import LARGE_SIDE, PHOTO_SIDE, shortened, thumbnail, title_of
 from mmfeat.report.subject import Subject
 from mmfeat.samples.dataset import Sample
 from mmfeat.samples.labels import names_of

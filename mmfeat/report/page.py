@@ -1,4 +1,5 @@
-"""The page, one HTML file with style, script, plots and photos inside, and the files of its tables and figures."""
+"""The page, one HTML file with style, script, plots and photos inside, and the files of its tables and figures;
+and a page of neighbours."""
 
 from __future__ import annotations
 
@@ -11,13 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmfeat.errors import ConfigError
+from mmfeat.prediction.nearest import Neighbours
 from mmfeat.report.gallery import Gallery
 from mmfeat.report.plots import heat_map, png, svg
-from mmfeat.report.section import Section, Table
+from mmfeat.report.section import Section, Table, make_card
+from mmfeat.samples.dataset import Sample
 from mmfeat.system.files import csv_text, make_folder, write_atomic
 
 if TYPE_CHECKING:
     from markupsafe import Markup
+
 
 FILES = {name: f"report.{name}" for name in ("css", "js")}
 
@@ -153,3 +157,21 @@ def _escape(text: str) -> str:
 def _tables(sections: Sequence[Section]) -> Iterator[Table]:
     for section in sections:
         yield from section.tables
+
+
+LETTERS = 600  # most letters of a text
+
+
+def write_neighbours(found: Neighbours, out: str | Path) -> int:
+    """Write one HTML page that opens without a network, and return its size in bytes."""
+    path = checked_page(Path(out))
+    query = Section("query", "Query", cards=[make_card(found.query, found.query.id, _facts(found.query), LETTERS)])
+    pairs = zip(found.samples, found.similarities, strict=True)
+    cards = [make_card(s, f"{rank}. {cosine:.3f}", _facts(s), LETTERS) for rank, (s, cosine) in enumerate(pairs, 1)]
+    nearest = Section("neighbours", "Neighbours", found.notes, cards=cards)
+    subtitle = f"nearest first, by the cosine of vectors of {found.encoder}"
+    return write_page(path, Page(f"Neighbours of {found.query.id}", subtitle, [], [query, nearest], None))
+
+
+def _facts(sample: Sample) -> str:
+    return f"id {sample.id}" + (f" · label {sample.label}" if sample.label else "")

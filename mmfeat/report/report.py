@@ -9,14 +9,19 @@ from pathlib import Path
 from mmfeat.cache.store import folder_name
 from mmfeat.evaluation.significance import LEVEL
 from mmfeat.report.audited import audit_section, doubted_rows, duplicates_section, labels_section
-from mmfeat.report.compared import comparison_sections, names_of_runs
 from mmfeat.report.facts import cache_section, data_notes, data_section, run_section
 from mmfeat.report.gallery import make_gallery
 from mmfeat.report.modalities import ablation_section, attribution_section
 from mmfeat.report.page import Page, checked_page, render, write_figures, write_page, write_tables
-from mmfeat.report.reliability import reliability_section
-from mmfeat.report.residuals import residuals_section
-from mmfeat.report.scores import classes_section, confusion_section, leaderboard_section, significance_section
+from mmfeat.report.reliability import reliability_section, residuals_section
+from mmfeat.report.scores import (
+    classes_section,
+    comparison_sections,
+    confusion_section,
+    leaderboard_section,
+    names_of_runs,
+    significance_section,
+)
 from mmfeat.report.section import Section, in_gallery, interval, title_of
 from mmfeat.report.subject import Subject
 from mmfeat.report.training import curves_section, effects_section, stages_section

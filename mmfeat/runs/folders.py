@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmfeat.errors import RunError
-from mmfeat.evaluation.split_files import has_splits
+from mmfeat.evaluation.protocol import has_splits
 from mmfeat.runs.record import read_begun
 from mmfeat.runs.run import RUN_FILE, Run, is_run_folder, read_run
 from mmfeat.system.files import sync_folder, write_errors

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmfeat.errors import RunError
-from mmfeat.evaluation.split_files import read_groups
+from mmfeat.evaluation.protocol import read_groups
 from mmfeat.runs.entry import Entry
 from mmfeat.samples.labels import MULTILABEL, ORDINAL, REGRESSION, SEPARATOR, Targets, cells_of
 from mmfeat.system.files import file_sha256

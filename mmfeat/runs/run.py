@@ -25,7 +25,7 @@ from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import Tower, describe_encoders, kept_for
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, EncoderError, RunError
-from mmfeat.evaluation.split_files import check_splits, files_hash, has_splits
+from mmfeat.evaluation.protocol import check_splits, files_hash, has_splits
 from mmfeat.runs.entry import PLACES, Entry, FinalHead, RunConfig, convert
 from mmfeat.runs.leaderboard import LEADERBOARD, Leaderboard
 from mmfeat.runs.out_of_fold import OutOfFold, entry_is_whole, read_out_of_fold

@@ -18,7 +18,7 @@ from mmfeat.errors import CacheMissError, DataError, MmfeatError
 from mmfeat.prediction.final_heads import towers_of
 from mmfeat.prediction.model import Model, unread
 from mmfeat.prediction.nearest import similarities
-from mmfeat.report.card import LETTERS, PHOTO_SIDE, photo_of
+from mmfeat.report.section import LETTERS, PHOTO_SIDE, photo_of
 from mmfeat.samples.corrections import read_corrected
 from mmfeat.samples.dataset import MODALITIES, Sample
 from mmfeat.samples.loose import as_samples

@@ -13,7 +13,7 @@ from zlib import crc32
 import numpy as np
 
 from mmfeat.baselines.basis import MEMORY, one_blas_thread
-from mmfeat.evaluation.split_files import has_splits
+from mmfeat.evaluation.protocol import has_splits
 from mmfeat.heads.jobs import KEPT_BASIS, Engine, Job, LocalEngine
 from mmfeat.heads.registry import BASELINES, ZERO_SHOT, Plan
 from mmfeat.heads.stack import Member, epoch_steps, one_torch_thread

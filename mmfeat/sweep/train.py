@@ -51,7 +51,7 @@ from mmfeat.system.wording import Progress, duration, head_label
 from mmfeat.version import install_command
 
 if TYPE_CHECKING:
-    from mmfeat.runs.partitions import Partitions
+    from mmfeat.runs.compare import Partitions
 
 
 def usable_towers(towers: Sequence[Tower]) -> list[Tower]:
@@ -196,7 +196,7 @@ def train_heads(
     sweep = _train_one(first, Maker(call, split_dir=first["protocol"].split_dir))
     if not others:
         return sweep
-    from mmfeat.runs.partitions import keep_partitions
+    from mmfeat.runs.compare import keep_partitions
 
     sweeps = [sweep]
     for other in others:

@@ -14,8 +14,8 @@ import numpy as np
 
 from mmfeat.baselines.basis import one_blas_thread
 from mmfeat.cache.features import Features
+from mmfeat.evaluation.protocol import files_hash, save_splits
 from mmfeat.evaluation.significance import compare_with_best, holm, paired_difference
-from mmfeat.evaluation.split_files import files_hash, save_splits
 from mmfeat.heads.jobs import Engine, LocalEngine
 from mmfeat.heads.registry import BASELINES, TWINS, Plan
 from mmfeat.heads.stack import one_torch_thread

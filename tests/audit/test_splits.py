@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from mmfeat.audit.audit import DRAWS, audit_data, class_balance
-from mmfeat.audit.label_errors import find_label_errors
-from mmfeat.audit.opinions import read_opinions
+from mmfeat.audit.label_errors import find_label_errors, read_opinions
 from mmfeat.audit.result import Audit
 from mmfeat.errors import RunError
 from mmfeat.evaluation.protocol import Protocol

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmfeat.errors import DataError, RunError
-from mmfeat.evaluation.split_files import has_splits, load_splits, read_groups, save_splits
+from mmfeat.evaluation.protocol import has_splits, load_splits, read_groups, save_splits
 from mmfeat.evaluation.splits import TEST, TRAIN, VALIDATION, Splits, deal, make_folds, make_holdout
 from mmfeat.samples.labels import Targets, read_targets
 

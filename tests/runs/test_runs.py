@@ -18,9 +18,8 @@ from typer.testing import CliRunner
 
 from mmfeat.cli.main import app
 from mmfeat.errors import RunError
-from mmfeat.evaluation.protocol import Protocol
+from mmfeat.evaluation.protocol import Protocol, read_groups
 from mmfeat.evaluation.significance import paired_difference
-from mmfeat.evaluation.split_files import read_groups
 from mmfeat.finetune.arguments import finetune_arguments
 from mmfeat.heads.registry import HeadSettings
 from mmfeat.reproduce import reproduce_run

@@ -21,7 +21,7 @@ from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.extraction.extract import extract_features
 from mmfeat.heads.registry import HeadSettings
-from mmfeat.runs.partitions import PARTITIONS, read_partitions
+from mmfeat.runs.compare import PARTITIONS, read_partitions
 from mmfeat.runs.run import best_run, comparable_runs, overlooked_run, read_run
 from mmfeat.samples.dataset import read_samples
 from mmfeat.samples.labels import indicator
