@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from mmfeat.cache.explain import Explanation, explain_sample
+from mmfeat.cache.shard import read_ids
 from mmfeat.cache.store import Cache
+from mmfeat.encoders.registry import describe_encoders
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.errors import DataError
 from mmfeat.extraction.extract import extract_features
@@ -38,8 +40,6 @@ def data(source: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def specs(source: Path) -> list[EncoderSpec]:
-    from mmfeat.encoders.registry import describe_encoders
-
     return [tower.spec for tower in describe_encoders(["hashing", "hog"], FLOAT32)]
 
 
@@ -48,8 +48,6 @@ def explain(data: Path, id: str, specs: list[EncoderSpec]) -> list[Explanation]:
 
 
 def test_a_hit_names_file_row_and_the_first_sample(data: Path, specs: list[EncoderSpec]) -> None:
-    from mmfeat.cache.shard import read_ids
-
     for found, spec in zip(explain(data, "1000", specs), specs, strict=True):
         assert (found.encoder, found.outcome) == (spec.name, "hit")
         (line,) = found.reasons

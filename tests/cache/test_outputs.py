@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from mmfeat.cache.shard import Rows
 from mmfeat.cache.store import Cache
@@ -43,8 +45,6 @@ def samples_of(result: Extraction) -> tuple[Sample, ...]:
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
     """Models this small only wait for each other's threads."""
-    import torch
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -351,8 +351,6 @@ def test_a_photo_that_can_be_read_after_all_is_stored_once(data: Path, tiny_clip
 
 
 def test_values_that_are_not_finite_are_a_failure_of_that_sample(data: Path, tiny_bert: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     folder = Path(shutil.copytree(tiny_bert, tmp_path / "odd"))
     state = load_file(folder / "model.safetensors")
     words = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]

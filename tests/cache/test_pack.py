@@ -12,6 +12,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pandas
 import pytest
 
 from mmfeat.cache.pack import FORMATS, read_pack, write_pack
@@ -293,8 +294,6 @@ def test_every_format_gives_back_what_the_cache_gives(two: Cache, tmp_path: Path
 
 def test_the_files_are_those_of_the_programs(two: Cache, tmp_path: Path) -> None:
     """What NumPy and pandas read by themselves, with texts for a person who looks at a map of the vectors."""
-    import pandas
-
     write_pack(tmp_path / "one.npy", two, SET, [POOLED_SPEC])
     write_pack(tmp_path / "two.npy", two, SET, [POOLED_SPEC, OTHER_SPEC])
     write_pack(tmp_path / "pack", two, SET, [POOLED_SPEC], format="parquet")

@@ -6,12 +6,16 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
-from mmfeat.cache.parity import FLOAT32_DEVIATION, Parity, check_parity
+from mmfeat.cache.parity import FLOAT32_DEVIATION, Parity, _worse, check_parity
+from mmfeat.cache.shard import open_shard, read_ids
 from mmfeat.cache.store import Cache
-from mmfeat.encoders.spec import EncoderOptions
+from mmfeat.cache.verify import verify_cache
+from mmfeat.cli.cache import show_parity
+from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.extraction.extract import ExtractSettings, extract_features
 from mmfeat.extraction.result import Extraction
 from mmfeat.samples.dataset import read_samples
@@ -75,8 +79,6 @@ def one(data: Path, tmp_path: Path) -> Extraction:
 
 def falsified(result: Extraction, number: int, row: int, change: float, place: int) -> str:
     """Add to one value of a row; returns the id that the row was computed for."""
-    from mmfeat.cache.shard import open_shard, read_ids
-
     spec = result.towers[number].spec
     (path,) = (result.folder / spec.folder_name).glob("*.h5")
     values = next(iter(Cache(result.folder.parent, result.folder.name).scan(spec)))[1][row : row + 1].copy()
@@ -87,8 +89,6 @@ def falsified(result: Extraction, number: int, row: int, change: float, place: i
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_one_false_value_is_found_though_every_checksum_is_right(one: Extraction, number: int) -> None:
-    from mmfeat.cache.verify import verify_cache
-
     assert all(parity.holds for parity in check(one, 1000))
     id = falsified(one, number, 5, 2e-5, 7)
     assert verify_cache(one.folder.parent).damages == []
@@ -100,9 +100,6 @@ def test_one_false_value_is_found_though_every_checksum_is_right(one: Extraction
 
 def test_the_promise_for_float32_is_of_the_largest_value_of_the_row() -> None:
     """1e-5 where values are small; in proportion where they are large, as in the middle of a transformer."""
-    from mmfeat.cache.parity import _worse
-    from mmfeat.encoders.spec import EncoderSpec
-
     spec = EncoderSpec("x", "text", "", "builtin:1", "float32", "float32")
     start = Parity("x", 0, 0.0, 1.0, "", True, "")
     for largest, deviation, holds in (
@@ -132,9 +129,6 @@ def test_the_promise_for_float32_is_of_the_largest_value_of_the_row() -> None:
 )
 @pytest.mark.parametrize("storage", ["float16", "float32"])
 def test_what_half_precision_promises(cached: list[float], wanted: list[float], holds: bool, storage: str) -> None:
-    from mmfeat.cache.parity import _worse
-    from mmfeat.encoders.spec import EncoderSpec
-
     spec = EncoderSpec("x", "text", "", "builtin:1", "bfloat16", storage)
     found = _worse(Parity("x", 0, 0.0, 1.0, "", True, ""), "a", np.array(cached), np.array(wanted), spec)
     assert found.holds == (holds and (storage == "float16" or cached == wanted))
@@ -149,8 +143,6 @@ def test_half_precision_rows_that_are_swapped_are_found(data: Path, tmp_path: Pa
     (tower,) = result.towers
     (shard,) = Cache(tmp_path, "demo").shards(tower.spec)
     assert all(parity.holds for parity in check(result, 1000))
-    import h5py
-
     with h5py.File(shard.path, "r") as file:
         tokens = file["tokens"][int(shard.bounds[3]) : int(shard.bounds[4])]
     falsify(shard.path, int(shard.bounds[3]), tokens[::-1])
@@ -161,8 +153,6 @@ def test_half_precision_rows_that_are_swapped_are_found(data: Path, tmp_path: Pa
 def test_what_is_not_cached_is_not_checked_and_that_is_told(
     one: Extraction, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mmfeat.cli.cache import show_parity
-
     other = dataclasses.replace(one.towers[0].spec, max_length=9)
     towers = [dataclasses.replace(one.towers[0], spec=other)]
     found = list(check_parity(read_samples(one.samples.source), towers, Cache(one.folder.parent, "demo"), 5))

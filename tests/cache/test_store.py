@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import mmfeat.cache.store as writing
 from mmfeat.cache.shard import Rows, open_shard, write_shard
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.spec import EncoderSpec
@@ -119,8 +120,6 @@ def test_a_good_row_wins_over_an_error_for_the_same_content(cache: Cache) -> Non
 
 
 def test_an_interrupted_commit_is_made_up_for(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mmfeat.cache.store as writing
-
     real, calls = writing.write_shard, []
 
     def interrupted_once(*arguments: object) -> Path:
@@ -155,8 +154,6 @@ def test_shards_of_another_width_or_dtype_are_refused(cache: Cache) -> None:
 
 
 def test_rows_are_committed_in_time_also_while_no_more_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mmfeat.cache.store as writing
-
     cache = Cache(tmp_path, "set")
     with cache.writer(SPEC, {}) as writer:
         writer.add(rows(range(3)))

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from mmfeat.encoders.registry import describe_encoders, load_encoders
 from mmfeat.encoders.spec import EncoderOptions
@@ -19,17 +21,12 @@ FLOAT32 = EncoderOptions(dtype="float32", cleaning="tweet")
 
 def half(file: Path) -> None:
     """Keep every second tensor."""
-    from safetensors.torch import load_file, save_file
-
     state = load_file(file)
     save_file({name: state[name] for name in list(state)[::2]}, file, metadata={"format": "pt"})
 
 
 def reshaped(file: Path) -> None:
     """Make each vector one longer."""
-    import torch
-    from safetensors.torch import load_file, save_file
-
     state = load_file(file)
     longer = {name: torch.cat([value, value[:1]]) if value.ndim == 1 else value for name, value in state.items()}
     save_file(longer, file, metadata={"format": "pt"})
@@ -127,8 +124,6 @@ def test_timm_and_clip_say_each_other(
 
 def test_a_torchscript_archive_gets_one_line(tmp_path: Path, tiny_clip: Path) -> None:
     """OpenAI's own files of CLIP are such archives."""
-    import torch
-
     folder = tmp_path / "folder"
     shutil.copytree(tiny_clip, folder)
     next(folder.glob("*.safetensors")).unlink()

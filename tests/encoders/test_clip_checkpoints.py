@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from mmfeat.encoders.clip_checkpoints import read_checkpoint
 from mmfeat.encoders.registry import describe_encoders, load_encoders, load_reference
@@ -40,7 +41,6 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 def check_parity(request: str, library_name: str, **arguments: Any) -> None:
     """Compare both towers with `open_clip.create_model_from_pretrained` and `get_tokenizer`, and the reference call."""
     import open_clip
-    import torch
 
     model, transform = open_clip.create_model_from_pretrained(library_name, **arguments)
     tokenizer = open_clip.get_tokenizer(library_name)

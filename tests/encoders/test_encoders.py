@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from mmfeat.encoders import lexicon
 from mmfeat.encoders.registry import describe_encoders, load_encoders
 from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec
 from mmfeat.encoders.torch_tower import Runtime, staged, to_device
 from mmfeat.errors import ConfigError, EncoderError
+from mmfeat.extraction.requests import resolve_options
 from mmfeat.samples.contents import clean_tweet
 
 FLOAT32 = EncoderOptions(dtype="float32", cleaning="tweet")
@@ -46,7 +48,6 @@ def embed(encoder: Encoder) -> list[Any]:
 
 
 def bert_reference(folder: Path, pooling: str) -> np.ndarray:
-    import torch
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -69,8 +70,6 @@ def test_bert_equals_transformers(tiny_bert: Path, pooling: str) -> None:
 
 
 def test_auto_never_chooses_bfloat16_for_convolutions(tiny_timm: Path, resnet_file: Path, tiny_bert: Path) -> None:
-    from mmfeat.extraction.requests import resolve_options
-
     auto = resolve_options(EncoderOptions(dtype="auto", cleaning="tweet"), "auto")
     for tower in describe_encoders([f"timm:{tiny_timm}", f"resnet18:{resnet_file}"], auto):
         assert tower.spec.arithmetic in ("float16", "float32")
@@ -248,8 +247,6 @@ def test_a_length_the_model_cannot_do_is_refused_at_once(tiny_bert: Path, length
 
 
 def test_random_weights_are_never_taken_for_trained_ones(tiny_bert: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     folder = tmp_path / "torn"
     shutil.copytree(tiny_bert, folder)
     state = {name: value for name, value in load_file(folder / "model.safetensors").items() if "pooler" not in name}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mmfeat.encoders.registry import describe_encoders, load_encoders, load_reference
 from mmfeat.encoders.spec import EncoderOptions
@@ -71,8 +72,6 @@ class Place:
 
     def archived(self, name: str) -> Place:
         """Put a payload into an archive as `torch.save` writes it, in place of the weights."""
-        import torch
-
         for file in self.folder.glob("*.safetensors"):
             file.unlink()
         torch.save({"weight": torch.zeros(2), "more": Payload(self.marker)}, self.folder / name)

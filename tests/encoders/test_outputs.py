@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from mmfeat.encoders.layers import Point, capture
 from mmfeat.encoders.registry import describe_encoders, load_encoders, load_reference
@@ -54,8 +55,6 @@ def test_other_outputs_do_not_change_the_vector(models: Callable[[str], str], ki
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_forward_pass_serves_all_outputs(models: Callable[[str], str], kind: str) -> None:
     """Every module that has weights of its own runs once."""
-    import torch
-
     for encoder in load_encoders(describe_encoders([models(kind)], options()), "cpu"):
         runs: Counter[int] = Counter()
 
@@ -81,8 +80,6 @@ def test_values_in_half_precision_are_float32_and_close(models: Callable[[str], 
 
 
 def test_a_prefix_is_a_copy_where_the_layer_works_in_place() -> None:
-    import torch
-
     relu = torch.nn.ReLU(inplace=True)
     with capture([Point(relu, "input")]) as seen:
         relu(torch.full((1, 2, 3), -1.0))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from mmfeat.encoders.bert import quiet_transformers
 from mmfeat.encoders.padding import ByLength
@@ -37,8 +38,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 def write(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A function that writes a tiny model of an architecture beside the tokenizer of the tiny BERT, or its own."""
     transformers = quiet_transformers()
-    import torch
-
     words = len(transformers.AutoTokenizer.from_pretrained(tiny_bert))
 
     def made(kind: str, **shape: Any) -> Path:
@@ -80,8 +79,6 @@ def test_any_batch_gives_the_vector_of_the_library_for_a_text_alone(kind: str, f
 
 def test_the_tower_that_is_fine_tuned_gives_the_same_and_learns(write: Any) -> None:
     """Fine-tuning runs the forward pass over its own batches."""
-    import torch
-
     (tower,) = describe_encoders([f"bert:{write('fnet')}"], options())
     opened, reference = open_towers(tower)[0], load_reference(tower)
     opened.module.requires_grad_(True)

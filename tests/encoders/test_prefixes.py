@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from mmfeat.encoders.layers import Point, capture
 from mmfeat.encoders.registry import describe_encoders, load_encoders
 from mmfeat.encoders.spec import EncoderOptions
+from mmfeat.encoders.torchvision_models import drop_classifier, network_of
 from tests.encoders.tiny_models import embed
 
 ALL = EncoderOptions(dtype="float32", cleaning="tweet", outputs=("pooled", "tokens", "prefix:1", "prefix:2"))
@@ -24,7 +26,6 @@ def outputs_of(request: str, modality: str) -> dict[str, Any]:
 
 
 def test_bert_continues_from_its_prefix(models: Callable[[str], str], tiny_bert: Path) -> None:
-    import torch
     import transformers
 
     model = transformers.AutoModel.from_pretrained(tiny_bert).eval()
@@ -48,8 +49,6 @@ def open_clip_model(request: str) -> Any:
 
 
 def test_clip_text_continues_from_its_prefix(models: Callable[[str], str]) -> None:
-    import torch
-
     model = open_clip_model(models("clip"))
     values = outputs_of(models("clip"), "text")
     assert [len(tokens) for tokens in values["tokens"]][3:] == [2, 77]  # start and end, and the whole context
@@ -66,8 +65,6 @@ def test_clip_text_continues_from_its_prefix(models: Callable[[str], str]) -> No
 
 
 def test_clip_image_continues_from_its_prefix(models: Callable[[str], str]) -> None:
-    import torch
-
     visual = open_clip_model(models("clip")).visual
     values = outputs_of(models("clip"), "image")
     assert values["tokens"][0].shape == (1 + 4, 64)  # the class token and 2 x 2 patches
@@ -83,16 +80,12 @@ def test_clip_image_continues_from_its_prefix(models: Callable[[str], str]) -> N
 
 def feature_map(rows: list[np.ndarray]) -> Any:
     """(B, C, H, W) again."""
-    import torch
-
     maps = torch.from_numpy(np.stack(rows)).transpose(1, 2)
     side = round(maps.shape[-1] ** 0.5)
     return maps.unflatten(2, (side, side))
 
 
 def test_clip_resnet_continues_from_its_prefix(models: Callable[[str], str]) -> None:
-    import torch
-
     visual = open_clip_model(models("clip-resnet")).visual
     values = outputs_of(models("clip-resnet"), "image")
     with torch.no_grad():
@@ -112,7 +105,6 @@ def test_a_text_tower_that_sees_its_padding_keeps_the_whole_context(models: Call
 
 
 def test_torchvision_continues_from_its_prefix(models: Callable[[str], str], resnet_file: Path) -> None:
-    import torch
     import torchvision
 
     model = torchvision.models.resnet18(num_classes=7).eval()
@@ -128,7 +120,6 @@ def test_torchvision_continues_from_its_prefix(models: Callable[[str], str], res
 @pytest.mark.parametrize("kind", ["test_resnet", "test_vit", "test_efficientnet", "swin"])
 def test_timm_tokens_and_prefixes_lead_to_the_vector(models: Callable[[str], str], kind: str) -> None:
     import timm
-    import torch
 
     model = timm.create_model(f"local-dir:{models(kind).partition(':')[2]}", pretrained=True, num_classes=0).eval()
     values = outputs_of(models(kind), "image")
@@ -147,10 +138,7 @@ def test_timm_tokens_and_prefixes_lead_to_the_vector(models: Callable[[str], str
 
 def test_torchvision_transformers_have_layers_too() -> None:
     """Small ones, which the family itself cannot name."""
-    import torch
     import torchvision
-
-    from mmfeat.encoders.torchvision_models import drop_classifier, network_of
 
     torch.manual_seed(6)
     vit = torchvision.models.VisionTransformer(32, 16, 3, 2, 16, 32).eval()

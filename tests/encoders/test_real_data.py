@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from mmfeat.encoders.registry import describe_encoders, load_encoders
 from mmfeat.encoders.spec import EncoderOptions
@@ -32,8 +34,6 @@ def samples() -> SampleSet:
 
 
 def pictures(samples: SampleSet) -> list:
-    from PIL import Image
-
     return [Image.open(sample.image).convert("RGB") for sample in samples.samples[:ROWS] if sample.image]
 
 
@@ -48,7 +48,6 @@ def ours(request: str, dtype: str, contents: list) -> np.ndarray:
 
 
 def text_reference(samples: SampleSet) -> np.ndarray:
-    import torch
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(BERT)
@@ -63,7 +62,6 @@ def text_reference(samples: SampleSet) -> np.ndarray:
 
 def image_reference(samples: SampleSet) -> np.ndarray:
     import timm
-    import torch
 
     model = timm.create_model(f"local-dir:{TIMM}", pretrained=True, num_classes=0).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)

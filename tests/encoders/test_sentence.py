@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from mmfeat.cli.extract import notes_on
 from mmfeat.encoders.bert import quiet_transformers
@@ -28,7 +29,6 @@ def write_checkpoint(
 ) -> Path:
     """A checkpoint with modules, prompts and length, written by sentence-transformers."""
     quiet_transformers()
-    import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer import modules
 
@@ -164,8 +164,6 @@ def test_bert_refuses_a_pooling_that_it_has_not(settings: Any, tiny_bert: Path, 
 def write_model(kind: str, folder: Path, tokenizer: Path) -> Path:
     """A tiny model of another architecture beside the tokenizer of the tiny BERT."""
     transformers = quiet_transformers()
-    import torch
-
     torch.manual_seed(8)
     words, small = len(transformers.AutoTokenizer.from_pretrained(tokenizer)), {"d_model": 16, "num_layers": 1}
     shapes: dict[str, tuple[str, dict[str, Any]]] = {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from mmfeat.encoders.bert import quiet_transformers
 from mmfeat.encoders.registry import describe_encoders, load_encoders
@@ -16,8 +17,6 @@ from tests.encoders.tiny_hf import change_json
 
 
 def without_a_layer(folder: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     state = {name: value for name, value in load_file(folder / "model.safetensors").items() if "layer.1." not in name}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 

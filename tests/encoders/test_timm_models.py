@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from mmfeat.encoders.registry import describe_encoders, load_encoders, load_reference
 from mmfeat.encoders.spec import EncoderOptions
@@ -27,7 +28,6 @@ def change(folder: Path, **values: Any) -> None:
 
 def check_parity(request: str, library_name: str) -> None:
     import timm
-    import torch
 
     model = timm.create_model(library_name, pretrained=True, num_classes=0).eval()
     settings = timm.data.resolve_model_data_config(model)

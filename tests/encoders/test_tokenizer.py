@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mmfeat.encoders.bert import quiet_transformers
 from mmfeat.encoders.registry import describe_encoders, load_encoders
@@ -128,7 +129,6 @@ FOREIGN = {
 @pytest.mark.parametrize("name", [*PUBLISHED, *FOREIGN])
 def test_padded_vocabularies_fit_and_those_of_other_models_do_not(name: str) -> None:
     transformers = quiet_transformers()
-    import torch
     from tokenizers import Tokenizer, models
 
     words, added, rows, numbers = {**PUBLISHED, **FOREIGN}[name]

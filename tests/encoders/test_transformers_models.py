@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mmfeat.encoders.bert import quiet_transformers
@@ -54,8 +55,6 @@ def pictures() -> list[Image.Image]:
 def published(folder: Path, kind: str, modality: str) -> np.ndarray:
     """The vectors by transformers alone, one call a sample."""
     transformers = quiet_transformers()
-    import torch
-
     loader, vector = OTHER_VECTORS.get(kind, ("AutoModel", lambda output: output.pooler_output))
     model = getattr(transformers, loader).from_pretrained(folder).eval()
     is_double = kind in TWO_TOWERS
@@ -115,8 +114,6 @@ def test_tokens_and_prefixes_equal_a_plain_call(kind: str, folders: Any) -> None
 
 def test_tokens_are_the_last_hidden_state_and_prefixes_the_one_before_a_layer(folders: Any) -> None:
     transformers = quiet_transformers()
-    import torch
-
     folder = folders("dinov2")
     (image,) = encoders(f"hf:{folder}", outputs=("tokens", "prefix:1"))
     tokens, prefix = vectors(image)
@@ -166,8 +163,6 @@ def test_describing_a_common_checkpoint_imports_no_library(folders: Any) -> None
 def states(kind: str, folder: Path, layers: int, asked: dict[str, Any] | None = None) -> list[np.ndarray]:
     """(T, D) of each picture by transformers: the mean of its last hidden states, behind the norm if there is one."""
     transformers = quiet_transformers()
-    import torch
-
     model = transformers.AutoModel.from_pretrained(folder).eval()
     tower = model.vision_model if kind in TWO_TOWERS else model
     norm = {"clip": lambda hidden: hidden, "siglip": getattr(tower, "post_layernorm", None)}.get(kind)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import describe_encoders, load_encoders, whole_request
@@ -38,8 +39,6 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def coarse(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT whose embeddings have a large common part, which the norm behind them takes away again."""
-    from safetensors.torch import load_file, save_file
-
     folder = shutil.copytree(tiny_bert, tmp_path_factory.mktemp("coarse") / "model")
     state = load_file(folder / "model.safetensors")
     state["embeddings.word_embeddings.weight"] += 1.0

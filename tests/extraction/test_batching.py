@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from mmfeat.encoders.registry import describe_encoders, load_encoders
 from mmfeat.encoders.spec import Encoder, EncoderOptions
@@ -56,8 +57,6 @@ def test_short_memory_halves_the_batch_and_loses_nothing(tiny_timm: Path) -> Non
 
 
 def test_a_sample_that_never_fits_is_one_line(encoder: Encoder) -> None:
-    import torch
-
     greedy = replace(encoder, launch=lambda batch: lambda: [torch.empty(1 << 50).numpy()])
     asking = replace(encoder, launch=lambda batch: greedy.launch(batch)() and greedy.launch(batch))
     batcher = Batcher(asking, "cpu", 8)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import describe_encoders
@@ -41,8 +42,6 @@ class Titles:
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
     """Thirty samples; texts come again three, photos five samples later, beyond the end of a block."""
-    from PIL import Image
-
     rng = np.random.default_rng(0)
     for number in range(5):
         pixels = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from mmfeat.cache.store import Cache
 from mmfeat.cache.survey import survey
@@ -90,8 +92,6 @@ def test_a_new_encoder_leaves_the_others_alone(data: Path, tmp_path: Path) -> No
 
 
 def test_values_beyond_the_storage_dtype_are_never_written(data: Path, tmp_path: Path, tiny_timm: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     loud = Path(shutil.copytree(tiny_timm, tmp_path / "loud"))
     state = load_file(loud / "model.safetensors")
     last = next(name for name in reversed(state) if name.endswith(("bn2.weight", "bn3.weight")))
@@ -205,8 +205,6 @@ def test_two_at_once_leave_one_whole_cache(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_turned_photo_has_the_vector_of_the_upright_one(tmp_path: Path, tiny_timm: Path) -> None:
-    from PIL import Image
-
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -26,6 +26,7 @@ from mmfeat.extraction.missing import Item
 from mmfeat.extraction.reader import Prepared, Reader, prefetch, prepare, recipe_of
 from mmfeat.samples.dataset import Sample, content_key
 from mmfeat.samples.photos import Decoding, decode_image
+from tests.encoders.tiny_models import change_json, write_clip
 
 FLOAT32 = EncoderOptions(dtype="float32", cleaning="tweet")
 
@@ -257,7 +258,6 @@ def test_known_transforms_are_taken_apart_and_others_called_as_they_are(
 @pytest.fixture
 def write_odd_clip(tmp_path: Path) -> Callable[[], Path]:
     """A CLIP whose pictures are fitted into the square, not cropped."""
-    from tests.encoders.tiny_models import change_json, write_clip
 
     def write() -> Path:
         folder = write_clip(tmp_path / "odd")

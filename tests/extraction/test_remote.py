@@ -84,7 +84,6 @@ def test_a_local_table_may_name_remote_photos(local: Path, bucket: str, tmp_path
 
 
 def test_parquet_is_read_remotely_too(bucket: str, tmp_path: Path) -> None:
-    import pyarrow
     import pyarrow.parquet
 
     with fsspec.open(f"{bucket}/t.parquet", "wb") as file:

@@ -12,6 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+import mmfeat
+from mmfeat import HeadSettings, Plan, Protocol
+from mmfeat.encoders.registry import describe_encoders
+from mmfeat.encoders.spec import EncoderOptions
+from mmfeat.errors import ConfigError, EncoderError, HeadError
+from mmfeat.heads.registry import load_fusion
+
 EXAMPLE = Path(__file__).parents[2] / "docs" / "plugin"
 ROOT = Path(__file__).parents[2]
 
@@ -45,9 +52,6 @@ def declared(folder: Path, name: str, *points: str) -> str:
 def test_an_encoder_and_a_fusion_of_a_plugin_go_all_the_way(
     plugged: Path, demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import mmfeat
-    from mmfeat import HeadSettings, Plan, Protocol
-
     monkeypatch.chdir(tmp_path)
     options: dict[str, Any] = {
         "fusion": ["all", "votes"],
@@ -68,11 +72,6 @@ def test_an_encoder_and_a_fusion_of_a_plugin_go_all_the_way(
 
 
 def test_without_the_plugin_a_name_is_unknown_in_one_line() -> None:
-    from mmfeat.encoders.registry import describe_encoders
-    from mmfeat.encoders.spec import EncoderOptions
-    from mmfeat.errors import EncoderError, HeadError
-    from mmfeat.heads.registry import load_fusion
-
     with pytest.raises(EncoderError, match="no encoder family 'lengths'"):
         describe_encoders(["lengths"], EncoderOptions(dtype="float32"))
     with pytest.raises(HeadError, match="no fusion 'votes' here; install the plug-in"):
@@ -80,11 +79,6 @@ def test_without_the_plugin_a_name_is_unknown_in_one_line() -> None:
 
 
 def test_a_broken_plugin_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mmfeat.encoders.registry import describe_encoders
-    from mmfeat.encoders.spec import EncoderOptions
-    from mmfeat.errors import ConfigError
-    from mmfeat.heads.registry import load_fusion
-
     points = "[mmfeat.encoders]", "gone = not_a_module:X", "odd = json:dumps", "[mmfeat.fusions]", "votes = json:dumps"
     monkeypatch.syspath_prepend(declared(tmp_path / "site", "broken", *points))
     options = EncoderOptions(dtype="float32")
