@@ -51,7 +51,6 @@ class Reproduction:
 
     @property
     def identical(self) -> bool:
-        """Whether all files and scores of both runs are the same, bit for bit."""
         return not self.different and all(before == after for before, after in self.scores.values())
 
 
@@ -76,7 +75,11 @@ def reproduce_run(
     arguments = (finetune_arguments if original.is_finetuned else heads_arguments)(original)
     arguments |= {"cache": cache} if cache else {}
     checked_towers(original, original.towers)
-    _check_data(original, arguments["cache"])
+    samples, given = read_corrected(original.config.data, original.config.reading)
+    labelled = original.config.known(samples, given).labelled
+    if data_changed(original, labelled, Cache(arguments["cache"], samples.name)):
+        where = f"{original.folder}: labels, texts or photos of {samples.source}"
+        raise RunError(f"{where} changed since; restore them first")
     arguments |= {"out": out, "device": device, "workers": workers, "command": command}
     arguments["progress"] = progress or usual_progress()
     if original.is_finetuned:
@@ -91,7 +94,6 @@ def reproduce_run(
 
 
 def compare_files(original: Run, run: Run, reused: bool = False) -> Reproduction:
-    """Compare the files and the scores of two runs of one configuration."""
     old, new = _files(original.folder), _files(run.folder)
     different = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
     before, after = _scores(original), _scores(run)
@@ -106,12 +108,6 @@ def compare_files(original: Run, run: Run, reused: bool = False) -> Reproduction
     )
 
 
-def _check_data(run: Run, cache: str | Path) -> None:
-    samples, given = read_corrected(run.config.data, run.config.reading)
-    if data_changed(run, run.config.known(samples, given).labelled, Cache(cache, samples.name)):
-        raise RunError(f"{run.folder}: labels, texts or photos of {samples.source} changed since; restore them first")
-
-
 def _files(folder: Path) -> dict[str, str]:
     """File name -> SHA-256 of the files that are compared byte by byte."""
     paths = {path for pattern in COMPARED for path in folder.glob(pattern)}
@@ -123,7 +119,6 @@ def _scores(run: Run) -> dict[str, float]:
 
 
 def _changed(original: Run, run: Run) -> dict[str, tuple[str, str]]:
-    """Versions and machine facts of both runs, where they differ."""
     before: dict[str, Any] = {**original.record.versions, **original.record.machine}
     after: dict[str, Any] = {**run.record.versions, **run.record.machine}
     after = after or {**versions((*ENCODING, *TRAINING)), **machine("cpu")}

@@ -159,7 +159,6 @@ def _leaks(findings: Findings) -> dict[str, Any] | None:
 
 
 def _odd(findings: Findings) -> list[dict[str, Any]]:
-    """The number of samples with each oddity, with the first sample as an example."""
     entries: dict[tuple[str, str], dict[str, Any]] = {}
     for modality, oddities in findings.odd.items():
         for sample, odd in zip(findings.samples, oddities, strict=True):
@@ -200,7 +199,6 @@ def _label_errors(findings: Findings, seed: int) -> dict[str, Any] | None:
 
 
 def _notes(findings: Findings) -> list[str]:
-    """Lines about checks that were left out and about data that the user may not expect."""
     notes = [findings.no_run] if findings.no_run else []
     notes += findings.samples.notes
     if language_classifier() is None and any(sample.text for sample in findings.samples):

@@ -19,7 +19,7 @@ from mmfeat.errors import RunError
 from mmfeat.evaluation.protocol import has_splits, read_roles
 from mmfeat.evaluation.splits import TEST, TRAIN, VALIDATION
 from mmfeat.runs.entry import RunConfig
-from mmfeat.runs.run import Run, hash_data
+from mmfeat.runs.run import hash_data
 from mmfeat.samples.dataset import Sample, SampleSet
 from mmfeat.samples.keys import ContentKeys, content_keys
 from mmfeat.samples.labels import SEPARATOR
@@ -187,7 +187,8 @@ def find_everything(
         return config.data_hash == known
 
     judge, no_run = fitting_run(run, heads, fits)
-    splits = splits or _run_splits(judge, everything)
+    if splits is None and judge and has_splits(judge.folder):
+        splits = read_given_splits(judge.folder, everything)
     opinions = read_opinions(judge) if judge else None
     contents = (everything, photos.keys.keys, photos.hashes, SecondLook(everything, photos.keys.keys, None, progress))
     twins = find_twins(*contents)
@@ -206,10 +207,6 @@ def find_everything(
         no_run=no_run,
         suspicions=suspicions(opinions) if opinions else [],
     )
-
-
-def _run_splits(run: Run | None, samples: Sequence[Sample]) -> GivenSplits | None:
-    return read_given_splits(run.folder, samples) if run and has_splits(run.folder) else None
 
 
 def _hash_labelled(samples: SampleSet, photos: PhotosFacts) -> str:

@@ -93,7 +93,6 @@ def inspect_photos(samples: Sequence[Sample], workers: int, progress: Progress) 
 
 
 def inspect_photo(sample: Sample) -> PhotoFacts:
-    """Read the photo of one sample."""
     if sample.image is None:
         return PhotoFacts(None, None, None, ((MISSING, sample.image_error),))
     try:

@@ -44,7 +44,6 @@ class Audit(Shown):
     notes: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """All fields but the folder."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "folder"}
         return {"format": FORMAT, **values}
 

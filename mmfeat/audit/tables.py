@@ -31,7 +31,6 @@ CsvRows = list[tuple[Any, ...]]
 
 
 def write_table(folder: Path, name: str, rows: CsvRows) -> None:
-    """Write one table; a table without rows has only its header."""
     write_atomic(folder / name, csv_text(HEADERS[name], rows).encode())
 
 
@@ -77,7 +76,6 @@ def conflict_rows(samples: Sequence[Sample], twins: Mapping[str, Twins], conflic
 
 
 def leak_rows(samples: Sequence[Sample], leaks: Sequence[Leak]) -> CsvRows:
-    """The leaks, each with its sample and the twin in the other part."""
     table = []
     for leak in leaks:
         one, other = samples[leak.row], samples[leak.other]
@@ -87,7 +85,6 @@ def leak_rows(samples: Sequence[Sample], leaks: Sequence[Leak]) -> CsvRows:
 
 
 def file_rows(samples: Sequence[Sample], findings: Mapping[str, Sequence[Sequence[tuple[str, str]]]]) -> CsvRows:
-    """The oddities of each text and photo, sorted by oddity."""
     table = [
         (sample.id, modality, what, detail, sample.label, str(sample.image or "") if modality == "image" else "")
         for modality, oddities in findings.items()
@@ -98,7 +95,6 @@ def file_rows(samples: Sequence[Sample], findings: Mapping[str, Sequence[Sequenc
 
 
 def error_rows(samples: Mapping[str, Sample], suspected: Sequence[Suspicion]) -> CsvRows:
-    """The likely label errors, the surest first."""
     rows = []
     for rank, error in enumerate(suspected, 1):
         sample = samples[error.id]
@@ -126,7 +122,6 @@ def doubt_rows(samples: Sequence[Sample], suspected: Sequence[Suspicion], multil
 
 
 def balance_rows(balance: Mapping[str, Any]) -> CsvRows:
-    """The counts and shares of each class in each part."""
     return [
         (part, name, row["count"], *(f"{row[key]:.6f}" for key in ("share", "low", "high")))
         for part, table in balance["parts"].items()

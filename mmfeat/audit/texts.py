@@ -117,7 +117,6 @@ def text_profile(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def quantiles(values: Sequence[int] | np.ndarray) -> dict[str, float]:
-    """The quantiles of some numbers, by the names in QUANTILES."""
     return dict(zip(QUANTILES, np.percentile(values, list(QUANTILES.values())).tolist(), strict=True))
 
 

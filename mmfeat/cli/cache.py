@@ -12,8 +12,17 @@ import typer
 
 from mmfeat.cli import flags
 from mmfeat.cli.console import ConsoleProgress, out, show_table
-from mmfeat.cli.flags import LATEST_READING, AnyData, CacheFolder, find_request, interruptible, names, option, takes
-from mmfeat.cli.help import Helped
+from mmfeat.cli.flags import (
+    LATEST_READING,
+    AnyData,
+    CacheFolder,
+    Helped,
+    find_request,
+    interruptible,
+    names,
+    option,
+    takes,
+)
 from mmfeat.system.wording import counted, size_of
 
 if TYPE_CHECKING:
@@ -22,7 +31,6 @@ if TYPE_CHECKING:
     from mmfeat.cache.survey import CachedEncoder
     from mmfeat.cache.verify import Verification
     from mmfeat.encoders.registry import Tower
-    from mmfeat.encoders.spec import EncoderSpec
     from mmfeat.extraction.requests import Request
     from mmfeat.runs.garbage import Garbage
     from mmfeat.samples.dataset import SampleSet
@@ -33,7 +41,6 @@ SHOWN_PROBLEMS = 3
 
 
 def show_entries(entries: Sequence[CachedEncoder], cache: str) -> None:
-    """Print one line for each encoder, grouped by data set."""
     if not entries:
         out.print(f"nothing is cached in {cache}; next: mmfeat extract --data DATA --encoders A,B")
         return
@@ -80,7 +87,6 @@ def show_coverage(samples: SampleSet, entries: Sequence[CachedEncoder], keys: Ma
 
 
 def _show_versions(entries: Sequence[CachedEncoder]) -> None:
-    """Print the versions that made the vectors, once for all encoders that share them."""
     encoders: dict[str, list[str]] = {}
     for entry in entries:
         versions = entry.provenance.get("versions")
@@ -93,7 +99,6 @@ def _show_versions(entries: Sequence[CachedEncoder]) -> None:
 
 
 def show_problems(entry: CachedEncoder) -> None:
-    """Print the first problems in the folder of an encoder."""
     for problem in list(entry.problems.values())[:SHOWN_PROBLEMS]:
         out.print(f"  {problem}")
     if len(entry.problems) > SHOWN_PROBLEMS:
@@ -149,7 +154,6 @@ def show_parity(results: Sequence[Parity]) -> None:
 
 
 def show_garbage(garbage: Sequence[Garbage], runs: Sequence[str]) -> None:
-    """Print the files that can be deleted, and why nothing needs them."""
     table = [
         (str(piece.folder), str(len(piece.files)), size_of(piece.bytes), age(piece.changed), piece.reason)
         for piece in garbage
@@ -315,7 +319,8 @@ def pack(context: typer.Context, **values: Any) -> None:
     from mmfeat.cache.store import Cache
 
     path, format = Path(values["out"] or f"pack.{values['format'] or HDF5}"), values["format"]
-    samples, specs = _samples_and_specs(values)
+    samples, towers = _samples_and_towers(find_request(values), values)
+    specs = [tower.spec for tower in towers]
     written = write_pack(path, Cache(values["cache"], samples.name), samples, specs, ConsoleProgress(), format)
     out.print(f"{counted(len(samples), 'sample')}, {counted(len(specs), 'encoder')}, {size_of(written)}")
     out.print(f"pack {path}")
@@ -331,12 +336,6 @@ def _verify_parity(values: Mapping[str, Any], count: int, seed: int) -> bool:
     results = list(check_parity(samples, towers, Cache(values["cache"], samples.name), count, seed, ConsoleProgress()))
     show_parity(results)
     return all(result.holds for result in results)
-
-
-def _samples_and_specs(values: Mapping[str, Any]) -> tuple[SampleSet, list[EncoderSpec]]:
-    """Return the samples and the specs that the flags of a command describe on this machine."""
-    samples, towers = _samples_and_towers(find_request(values), values)
-    return samples, [tower.spec for tower in towers]
 
 
 def _samples_and_towers(request: Request, values: Mapping[str, Any]) -> tuple[SampleSet, list[Tower]]:

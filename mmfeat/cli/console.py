@@ -244,12 +244,10 @@ def fitted(text: str, width: int) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text of a sample as a cell of a table."""
     return fitted(" ".join(text.split()), SHOWN_TEXT)
 
 
 def fits(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """Whether a table fits the lines of the terminal."""
     return _width(_widths([header, *rows])) <= out.room
 
 

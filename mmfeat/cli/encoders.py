@@ -46,7 +46,6 @@ def encoders(
 
 
 def _show_overview() -> None:
-    """Print the recommended sets, what is in the hub cache, and a line for each family."""
     from mmfeat.encoders.catalogue import cached_models, families, recommended
 
     for size, models in recommended().items():
@@ -95,7 +94,6 @@ def _show_recipe(name: str, device: str) -> None:
 
 
 def _show(model: Listed) -> None:
-    """Print the name and the facts of a model."""
     out.print(f"  {model.name}: {', '.join(model.facts)}")
     if model.figure:
         out.print(f"    {model.figure} ({model.source})")

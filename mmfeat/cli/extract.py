@@ -75,7 +75,6 @@ def extract(context: typer.Context, **given: Any) -> None:
 
 
 def named_data(context: typer.Context) -> dict[str, Any]:
-    """The values of the flags, among which data must be named."""
     if context.params["data"] is None:
         context.fail(f"no data: name a folder or table, as in mmfeat {context.info_name} listings.csv")
     return context.params
@@ -92,7 +91,6 @@ def extract_data(values: Mapping[str, Any], progress: Progress, tell: Callable[[
 
 
 def _asked(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of an extraction and of its forecast."""
     from mmfeat.encoders.spec import EncoderOptions
     from mmfeat.extraction.extract import ExtractSettings
     from mmfeat.system.hardware import check_engine
@@ -226,7 +224,6 @@ def _show_table(samples: Overview) -> None:
 
 
 def show_decision(decision: Decision | None) -> None:
-    """Print which cleaning `auto` is, why, and how to have another."""
     if decision is None:
         return
     remedy = "none keeps them" if "tweet" in decision.cleaning else "tweet drops them"
@@ -328,7 +325,6 @@ def remedies_left(result: Extraction, modality: str) -> set[str]:
 
 
 def _could_be_half(tower: Tower, device: str) -> bool:
-    """Whether `--dtype auto` might change the arithmetic."""
     from mmfeat.system.hardware import fast_half
 
     if tower.spec.arithmetic != "float32" or tower.request.startswith("finetuned:"):

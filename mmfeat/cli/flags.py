@@ -1,14 +1,17 @@
-"""Flags: annotations and tables of parameters that several commands share, and the values that flags stand for."""
+"""Flags: annotations and tables of parameters that several commands share, the values that flags stand for, and their
+help: in panels, with types in plain words, and seldom used ones only under `--help-all`."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import re
 import textwrap
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperCommand
 
 from mmfeat.cli.console import err, out
 from mmfeat.errors import ConfigError
@@ -186,7 +189,6 @@ def takes(parameters: Parameters) -> Callable[[Callable[..., None]], Callable[..
 
 
 def _data_of(context: typer.Context, place: str | None) -> str | None:
-    """The data that are named with or without `--data`."""
     data: str | None = context.params["data"]
     source = context.get_parameter_source("data")
     if place and data not in (None, place) and source is not None and source.name == "COMMANDLINE":
@@ -277,7 +279,6 @@ def find_request(values: Mapping[str, Any]) -> Request:
 
 
 def names(value: str) -> list[str]:
-    """Split a comma-separated list."""
     return [name.strip() for name in value.split(",") if name.strip()]
 
 
@@ -304,54 +305,76 @@ def pairs(value: str) -> dict[str, str]:
     return {name: column for name, _, column in pairs}
 
 
-# Presets of `mmfeat heads`: published recipes as values of flags; a flag that is given wins over its preset.
-PRESETS: dict[str, Mapping[str, Any]] = {
-    # Fusions of BERT and ResNet-50 on an 8:2 holdout, with a grid over batch size, learning rate and dropout, and
-    # cross-attention to one pooled vector. Extract with --encoders bert,resnet50 --pooling pooler --max-length 32.
-    "bert-resnet50": {
-        "fusion": "late,cross-attention",
-        "baselines": "none",
-        "attend": "pooled",
-        "protocol": "holdout",
-        "split": "8:2",
-        "seeds": 1,
-        "learning_rate": "1e-5,1.5e-5,2e-5",
-        "attention_learning_rate": "1e-5",
-        "dropout": "0.3,0.4,0.5",
-        "batch_size": "16,32",
-        "weight_decay": "0.01",
-        "class_weights": "none",
-        "epochs": "6",
-        "patience": "3",
-        "monitor": "macro-f1",
-        "logit_adjustment": "0",
-    },
-    # Heads on frozen CLIP on an 8:1:1 holdout. Extract with --encoders clip --outputs pooled,tokens.
-    "frozen-clip": {
-        "fusion": "all",
-        "baselines": "none",
-        "protocol": "holdout",
-        "split": "8:1:1",
-        "seeds": 1,
-        "learning_rate": "3e-4",
-        "attention_learning_rate": "1e-4",
-        "dropout": "0.5",
-        "batch_size": "16",
-        "weight_decay": "0.05",
-        "class_weights": "sqrt",
-        "epochs": "12",
-        "patience": "3",
-        "monitor": "macro-f1",
-        "logit_adjustment": "0",
-    },
+HELP_ALL = "--help-all"
+MANY = 25  # flags; with fewer a command has one panel
+OTHERS = "Options"
+# Panel -> its parameters in any command, in the order of the help; all others stand under `OTHERS`.
+PANELS = {
+    "Data": "data test run encoders cache out heads labels columns encoding delimiter quoting image_root image_pattern "
+    "images no_label retry_failed dry_run",
+    "What to train": "fusion baselines modalities head preset unfreeze projection ensembles task order rare refit",
+    "How to score": "protocol folds fold_seeds seeds all_seeds split group split_dir seed",
+    "Search": "search trials time_limit",
+    "Training": "learning_rate attention_learning_rate lr_encoder lr_attention lr_head layer_decay weight_decay warmup "
+    "schedule clip_norm dropout modality_dropout label_smoothing class_weights loss focal_gamma batch_size accumulate "
+    "epochs patience monitor init logit_adjustment attend class_names templates gradual augment lora path",
+    "Machine": "device runtime workers engine ray_address products mlflow amp gradient_checkpointing "
+    "checkpoint_seconds",
+    "Encoders": "dtype cleaning pooling max_length prompt truncate_dim image_size image_pooling layers outputs views "
+    "draft exif background",
 }
+PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names.split()}
+_SELDOM = (
+    "encoding delimiter quoting image_pattern images no_label fold_seeds all_seeds attention_learning_rate "
+    "modality_dropout label_smoothing focal_gamma init attend templates products engine ray_address mlflow prompt "
+    "truncate_dim draft exif background lr_attention layer_decay warmup schedule clip_norm accumulate gradual "
+    "checkpoint_seconds"
+)
+SELDOM = frozenset(_SELDOM.split())
+LATEST = "the latest's]"  # ends the help of a flag that is as in the latest extraction
+_WORDS = {"str": "text", "int": "whole number", "float": "number"}
+_FOLDERS = ("cache", "heads", "run", "split_dir")
 
-FORMER = {"system-a": "bert-resnet50", "system-b": "frozen-clip"}  # names that are still taken
+
+class Helped(TyperCommand):
+    """A command whose help is grouped; `--help-all` shows the seldom used flags of one with many flags too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if HELP_ALL in args:
+            ctx.meta[HELP_ALL] = True
+            args = ["--help"]
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        parameters = self.get_params(ctx)
+        is_long = len(parameters) > MANY
+        panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], **{name: [] for name in PANELS}, OTHERS: []}
+        left = 0
+        for parameter in parameters:
+            if is_long and HELP_ALL not in ctx.meta and _is_seldom(parameter):
+                left += 1
+            elif record := parameter.get_help_record(ctx):
+                panel = PANEL_OF.get(parameter.name or "", OTHERS) if is_long else OTHERS
+                is_argument = parameter.param_type_name == "argument"
+                panels["Arguments" if is_argument else panel].append(in_words(record, parameter.name or ""))
+        if left:
+            panels[OTHERS].append((HELP_ALL, f"Show {left} more flags, which are seldom needed."))
+        for panel, rows in panels.items():
+            if rows:
+                with formatter.section(panel):
+                    formatter.write_dl(rows)
 
 
-def preset_values(name: str) -> Mapping[str, Any]:
-    """Return the values of a preset by parameter name; raises `ConfigError` for an unknown preset."""
-    name = FORMER.get(name, name)
-    if name not in PRESETS:
-        raise ConfigError(f"--preset {name}: use one of {', '.join(PRESETS)}")
-    return PRESETS[name]
+def _is_seldom(parameter: Any) -> bool:
+    is_latest = parameter.name != "columns" and (getattr(parameter, "help", None) or "").endswith(LATEST)
+    return parameter.name in SELDOM or is_latest
+
+
+def in_words(record: tuple[str, str], name: str) -> tuple[str, str]:
+    """The flag with its type and the help with its bounds in words."""
+    flag, text = record
+    if not flag.startswith("-"):  # an argument
+        return flag.partition(" ")[0], text
+    flag = re.sub(r"<(str|int|float)( range)?>", lambda type: f"<{_WORDS[type[1]]}>", flag)
+    flag = flag.replace("<text>", "<folder>") if name in _FOLDERS else flag
+    return flag, re.sub(r"x>=", "at least ", re.sub(r"(; x>=0(?=\])|\s*\[x>=0\])", "", text))

@@ -61,7 +61,6 @@ def show_judgement(run: Run) -> None:
 
 
 def _show_details(run: Run) -> None:
-    """Print the ablation, the confusion matrix of the best entry, the search, and what training cost."""
     _show_ablation(run)
     _show_confusion(run)
     _show_search(run)
@@ -70,7 +69,6 @@ def _show_details(run: Run) -> None:
 
 
 def _show_leaderboard(run: Run, shown: int) -> None:
-    """Print the first rows of the leaderboard; the CSV file has everything."""
     main, titles = run.leaderboard[0].main_names[:2], run.leaderboard[0].titles
     header = "", "head", "on", titles[main[0]], "seeds", titles[main[1]], "p"
     rows = []
@@ -102,7 +100,6 @@ def _explanation(run: Run, rows: int) -> str:
 
 
 def _show_ablation(run: Run) -> None:
-    """Print the score of each head by modality set, and the gain of both over the better single modality."""
     if not (heads := ablation(run.leaderboard)):
         return
     sets = [name for name in MODALITY_SETS if any(name in entries for entries in heads.values())]
@@ -149,7 +146,6 @@ def _show_search(run: Run) -> None:
 
 
 def _show_cost(run: Run) -> None:
-    """Print the parameters and the share of the time of each head."""
     seconds: dict[str, float] = {}
     for entry in run.leaderboard:
         seconds[entry.head] = seconds.get(entry.head, 0.0) + entry.seconds
@@ -193,7 +189,6 @@ PASSED_ON = (
 
 
 def _setting(name: str, text: str) -> Any:
-    """Return the option of a training setting; None means the default in `HeadSettings`."""
     default = getattr(DEFAULTS, name)
     shown = f"{default:g}" if isinstance(default, float) else default
     return option(f"{text}  [default: {shown}]", str | None), None
@@ -278,14 +273,12 @@ def heads(context: typer.Context, **given: Any) -> None:
 
 
 def train(context: typer.Context, values: Mapping[str, Any], request: Request, progress: Progress) -> Sweep:
-    """Train what the values of `PARAMETERS` ask for on the vectors of a request."""
     from mmfeat.sweep.train import train_heads
 
     return train_heads(**_asked(context, values, request, progress), command=context.obj or "")
 
 
 def _asked(context: typer.Context, values: Mapping[str, Any], request: Request, progress: Progress) -> dict[str, Any]:
-    """The arguments of `train_heads` and `forecast_heads`."""
     plan, protocol = _plan(values), _protocol(values, context)
     from mmfeat.sweep.class_names import parse_class_names
 
@@ -322,7 +315,9 @@ def _with_preset(context: typer.Context) -> dict[str, Any]:
     """Return the command's parameters; a preset's value takes the place of a default, but not of a given value."""
     values = dict(context.params)
     if values["preset"]:
-        for name, value in flags.preset_values(values["preset"]).items():
+        from mmfeat.cli.presets import preset_values
+
+        for name, value in preset_values(values["preset"]).items():
             source = context.get_parameter_source(name)
             if source is None or source.name == "DEFAULT":
                 values[name] = value

@@ -28,8 +28,7 @@ from mmfeat.cli import report as cli_report
 from mmfeat.cli import run as cli_run
 from mmfeat.cli import runs as cli_runs
 from mmfeat.cli.console import err, lasting_streams, out
-from mmfeat.cli.flags import Interrupted, interruptible
-from mmfeat.cli.help import Helped, in_words
+from mmfeat.cli.flags import Helped, Interrupted, in_words, interruptible
 from mmfeat.errors import ConfigError, MmfeatError
 from mmfeat.system.trust import keep_private
 from mmfeat.system.trust import trust_remote_code as trusted
@@ -118,12 +117,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _dashed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Rename keys such as `batch_size` as the flag `batch-size`."""
     return {key.replace("_", "-"): value for key, value in values.items()}
 
 
 def _of_command(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Map the parameters of a command to their values; lists and tables become texts, as flags take them."""
     return {names[flag]: _flag_text(value) for flag, value in values.items() if flag in names}
 
 

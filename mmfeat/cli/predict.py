@@ -310,7 +310,6 @@ def neighbours(context: typer.Context, **values: Any) -> None:
 
 
 def show_neighbours(found: Neighbours) -> None:
-    """Print one line for each neighbour."""
     rows = []
     for sample, cosine in zip(found.samples, found.similarities, strict=True):
         rows.append((f"{cosine:.3f}", sample.id, sample.label or "", one_line(sample.text or "")))

@@ -90,7 +90,6 @@ def report(context: typer.Context, **values: Any) -> None:
 
 
 def _show(result: Report) -> None:
-    """Print the contents and the path of the page and of the other files."""
     if result.files:
         out.print(f"{counted(len(result.files), 'file')} for papers in {result.files[0].parent}")
     if result.samples:

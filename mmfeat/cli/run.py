@@ -118,7 +118,6 @@ def _train(context: typer.Context, values: dict[str, Any], steps: Steps) -> Run:
 
 
 def _examine(best: Run, values: dict[str, Any], steps: Steps) -> list[str]:
-    """Audit the data and write the report of the run; say where both lie."""
     from mmfeat.audit.audit import audit_data
     from mmfeat.report.report import write_report
 
@@ -140,7 +139,6 @@ def _audited(audit: Audit) -> str:
 
 
 def _submit(best: Run, values: dict[str, Any], steps: Steps) -> list[str]:
-    """Predict the test data or the unlabelled samples; say where the file lies."""
     from mmfeat.prediction.submit import write_submission
 
     result = write_submission(best.folder, out=values["out"], device=values["device"], progress=steps)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmfeat.cli.console import ConsoleProgress, err, out, show_partitions, show_table, show_verdict
-from mmfeat.cli.flags import Device, Heads, Modalities, Trainings, interruptible
-from mmfeat.cli.help import Helped
+from mmfeat.cli.flags import Device, Heads, Helped, Modalities, Trainings, interruptible
 from mmfeat.errors import RunError
 from mmfeat.system.wording import counted, duration, gain, interval, shown, size_of
 
@@ -146,7 +145,6 @@ def show_reproduction(reproduction: Reproduction) -> None:
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
-    """Name and text of every fact of a run that it records."""
     config, record, protocol, fixed = run.config, run.record, run.config.protocol, run.config.corrections
     counts = ", ".join(f"{name} {count:,}" for name, count in run.results.class_counts.items())
     begun = datetime.fromisoformat(record.started) if record.started else None

@@ -24,7 +24,6 @@ RIDGE = 100.0  # rows that the penalty on the powers of a stacking counts as
 
 
 def mean_weights(heads: int) -> np.ndarray:
-    """(H,) equal weights."""
     return np.full(heads, 1 / heads)
 
 

@@ -39,7 +39,6 @@ def headline(targets: Targets, chosen: np.ndarray) -> np.ndarray:
 
 
 def headline_name(targets: Targets) -> str:
-    """The name of the score by which heads are compared."""
     return "r2" if targets.numeric else "kappa" if targets.ordered else "macro_f1"
 
 

@@ -49,7 +49,6 @@ class Cell:
 
     @property
     def steps(self) -> int:
-        """The number of steps in all epochs."""
         return self.setup.finetune.epochs * epoch_steps(len(self.setup.rows.train), self.setup.settings.batch_size)
 
 
@@ -146,7 +145,6 @@ class CellRunner:
             self.models.put(model)
 
     def _learn(self, model: TunableModel, cell: Cell, advance: Advance) -> None:
-        """Train a cell in the model and save its result."""
         left = cell.steps
 
         def report(steps: int, note: str = "") -> None:

@@ -108,7 +108,6 @@ def _finetune_on_ray(
 
 
 def _finetune(arguments: FinetuneArguments, execution: Execution, maker: Maker) -> Finetuned:
-    """Prepare and train in one process of a team."""
     team, parent = execution.team, find_parent(arguments, execution)
     experiment = prepare(parent, arguments, execution)
     folder, config = experiment.folder, experiment.config
@@ -123,7 +122,6 @@ def _finetune(arguments: FinetuneArguments, execution: Execution, maker: Maker) 
 
 
 def _train(experiment: Experiment, execution: Execution, maker: Maker) -> Run:
-    """Train both stages, and leave the run in the folder of the experiment."""
     team, folder, labelled = execution.team, experiment.folder, experiment.labelled
     if team.leads:
         (folder / RUN_FILE).unlink(missing_ok=True)

@@ -87,7 +87,6 @@ class TunableModel:
         return {f"{number}.{name}": p for number, t in enumerate(self.towers) for name, p in t.parameters.items()}
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """All parameters that learn, by name."""
         return {**{HEAD + name: p for name, p in self.head.named_parameters()}, **self.encoder_parameters()}
 
     def state(self) -> dict[str, Tensor]:

@@ -53,7 +53,6 @@ class Experiment:
 
     @property
     def fusion(self) -> str:
-        """The name of the head that stage 2 trains."""
         return self.arguments.fusion or self.chosen.head
 
     @property
@@ -63,18 +62,15 @@ class Experiment:
 
     @property
     def adjustment(self) -> float | None:
-        """The exponent of the decision's prior adjustment, as in the parent run."""
         plan = self.parent.config.plan
         return plan.adjustment if plan else None
 
     @property
     def title(self) -> str:
-        """The title of the progress: the towers that move, and their paths."""
         return f"fine-tuning {', '.join(plan.title for plan in self.plans) or self.fusion}"
 
     @property
     def folder(self) -> Path:
-        """The folder of the new run."""
         return Path(self.arguments.out) / self.config.name(f"{self.fusion}-{self.settings.label}")
 
     @cached_property
@@ -125,7 +121,6 @@ class Experiment:
 
     @cached_property
     def config(self) -> RunConfig:
-        """The configuration that the new run records and is named by."""
         parent = self.parent.config
         return RunConfig(
             **self.labelled.recorded,

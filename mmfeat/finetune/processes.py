@@ -81,7 +81,6 @@ class Team:
         return {name: received[name] for name in tensors}
 
     def wait(self) -> None:
-        """Wait until all processes have come here."""
         if self.size > 1:
             distributed.barrier()
 

@@ -55,7 +55,6 @@ class TrainedStages:
     model: TunableModel
 
     def final_state(self, seed: int, alpha: float) -> Mapping[str, Tensor]:
-        """The state of a final model with this share of stage 2."""
         state = self.finals[seed].state
         if alpha == 1.0:
             return state

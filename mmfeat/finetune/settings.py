@@ -97,7 +97,6 @@ class FinetuneSettings:
 
 
 def path_in_words(path: str, reason: str) -> str:
-    """The path of a tower in words, for the user."""
     return "from its cached prefix" if path == "cached" else f"in full passes ({reason})"
 
 

@@ -76,7 +76,6 @@ def _parents(arguments: FinetuneArguments) -> list[Run]:
 
 
 def has_fusion(run: Run) -> bool:
-    """Whether stage 2 can start from a head of the run."""
     return not run.is_finetuned and any(is_fusion(entry.head) for entry in run.leaderboard)
 
 
@@ -106,7 +105,6 @@ def best_fusion(run: Run, head: str | None, modalities: str | None) -> Entry:
 
 
 def _trials(run: Run, entry: Entry) -> list[Outcome]:
-    """The finished trials of a head. Raises `RunError` without any."""
     folder = run.head_folder(entry) / "trials"
     loaded = [load_outcome(path.with_suffix("")) for path in sorted(folder.glob("*.json"))]
     outcomes = [outcome for outcome in loaded if outcome is not None]

@@ -59,7 +59,6 @@ class TowerPlan:
 
     @property
     def title(self) -> str:
-        """The tower and its path in words, for a progress bar."""
         return f"{self.tower.spec.model} {path_in_words(self.path, self.reason)}"
 
     def prefix(self, view: str = "none") -> EncoderSpec:
@@ -302,7 +301,6 @@ def open_moving_tower(
 
 
 def pixel_tower(slot: Slot, samples: Sequence[Sample], decoding: Decoding, team: Team) -> MovingTower:
-    """A tower without parameters whose vectors are the pixels of photos."""
     reader = SampleReader(samples, "image", pixels, torch.stack, replace(decoding, draft=0))
     return MovingTower(slot, reader, lambda inputs: inputs, team, 3 * SIDE * SIDE, normed=True)
 

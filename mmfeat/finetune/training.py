@@ -39,7 +39,6 @@ Step = tuple[Tensor, "Tensor | None", "Tensor | None", Tensor]  # rows, views, d
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Write tensors as one safetensors file, with `record` as JSON and a checksum of both in the header."""
     from safetensors.torch import save as to_bytes
 
     whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -202,7 +201,6 @@ class Training:
         self.state.updates += 1
 
     def _groups(self) -> list[dict[str, Any]]:
-        """The optimiser's groups of parameters, one for each learning rate."""
         finetune, slow = self.setup.finetune, self.model.head.attention_parameters()
         depths = {f"{n}.{name}": d for n, tower in enumerate(self.model.towers) for name, d in tower.depths.items()}
 
@@ -291,7 +289,6 @@ class Training:
         return self.state.seconds + time.monotonic() - self.since
 
     def _resume(self) -> None:
-        """Take over the checkpoint, if there is one."""
         if (checkpoint := load(self.checkpoint)) is None:
             return
         tensors, record = checkpoint

@@ -78,7 +78,6 @@ def _detached(output: Any) -> Any:
 
 
 def _names(module: Module, layer: Module) -> list[str]:
-    """Full names of a layer's parameters."""
     identities = {id(parameter) for parameter in layer.parameters()}
     return [name for name, parameter in module.named_parameters() if id(parameter) in identities]
 

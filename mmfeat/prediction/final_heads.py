@@ -50,7 +50,6 @@ class EntryPredictor:
 
     @property
     def towers(self) -> list[Tower]:
-        """The encoders whose vectors the entry takes: the run's, or fine-tuned ones instead."""
         return towers_of(self.run, self.entry)
 
     @property
@@ -178,7 +177,6 @@ def head_features(run: Run, entry: Entry, final: FinalHead, features: Features) 
 
 
 def table_of(run: Run, entry: Entry) -> tuple[TableColumn, ...]:
-    """The columns of numbers and categories that an entry sees."""
     sees = {"both", TABLE} & {member.modalities for member in members(run, entry)}
     return run.config.table or () if sees and entry.head != EARLY else ()
 
@@ -314,7 +312,6 @@ def predict_features(predictor: EntryPredictor, features: Features, samples: Seq
 
 
 def unseen(features: Features) -> list[str]:
-    """Ids of the samples without a vector of any encoder."""
     present = np.any(list(features.masks.values()), axis=0)
     return [features.ids[row] for row in np.flatnonzero(~present)]
 

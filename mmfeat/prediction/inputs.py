@@ -73,7 +73,6 @@ def _is_photo(path: Path) -> bool:
 
 
 def is_table(path: str | Path) -> bool:
-    """Whether a name is that of a table of samples, and not of one text."""
     return table_suffix(str(path)) in SUFFIXES and Path(path).suffix.lower() != TEXT_SUFFIX
 
 

@@ -49,7 +49,6 @@ class Predictions:
 
     @property
     def numeric(self) -> bool:
-        """Whether numbers are predicted instead of classes."""
         return self.chosen.dtype != bool
 
     @property

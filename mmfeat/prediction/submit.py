@@ -117,7 +117,6 @@ def write_submission(
 def _with_test(
     result: Submission, samples: SampleSet, inference: Inference, training: SampleSet, cache: str | Path
 ) -> Submission:
-    """The submission with what only test data have: scores, samples that trained the run, and rows left behind."""
     store, notes = Cache(cache, samples.name), list[str]()
     scores, score_notes = score(result.run, samples, inference, training.labelled, store)
     seen = were_seen(samples.samples, training.labelled, tuple(inference.lacking), store)

@@ -21,7 +21,6 @@ from mmfeat.system.wording import duration, shown, size_of, without_passwords
 
 
 def data_section(subject: Subject) -> Section:
-    """The section on classes, missing texts and photos, and character encodings."""
     run, samples = subject.run, subject.samples
     labelled, classes = run.results.labelled, run.results.class_counts
     rows = [[name, f"{count:,}", f"{count / labelled:.1%}"] for name, count in classes.items()]
@@ -63,7 +62,6 @@ def _lost(subject: Subject, samples: SampleSet) -> Iterator[tuple[str, str, str]
 
 
 def data_notes(subject: Subject) -> tuple[str, ...]:
-    """Lines about changes of the data since the run."""
     if subject.samples is None:
         return (f"{shown(subject.data)} is not there, so texts and photos are missing; --data says where it is.",)
     fixed = subject.run.config.corrections
@@ -88,7 +86,6 @@ def _changed(subject: Subject) -> int:
 
 
 def cache_section(subject: Subject) -> Section:
-    """The section on the encoders of the run and their vectors in the cache."""
     run, cached, words = subject.run, {}, []
     try:
         cached = {entry.folder.name: entry for entry in survey(run.config.cache, folder_name(run.config.dataset))}
@@ -115,7 +112,6 @@ def _vectors(good: int, failed: int) -> str:
 
 
 def run_section(subject: Subject) -> Section:
-    """The section on how the run was made, with the command that trains it again."""
     run, config = subject.run, subject.run.config
     record = run.record
     facts = {

@@ -60,7 +60,6 @@ class Plots:
         return Plot(heat_map(confusion(self.run.entry(head, modalities), classes, 0)))
 
     def calibration(self, head: str | None = None, modalities: str | None = None) -> Plot:
-        """How often predictions of a confidence are right."""
         self._of_classes()
         return Plot(diagram(self.run.out_of_fold(self.run.entry(head, modalities))))
 

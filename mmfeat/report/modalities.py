@@ -25,7 +25,6 @@ WHO = ("neither", "text", "image", "both")
 
 
 def ablation_section(subject: Subject) -> Section | None:
-    """The section with the score of each head on each modality and on all of them."""
     heads = ablation(subject.run.leaderboard)
     if not heads:
         return None
@@ -59,7 +58,6 @@ def _worth(shown: Entry, entries: Sequence[Entry]) -> str:
 
 
 def _gained(both: Entry | None) -> tuple[str, str]:
-    """The gain over the better single modality and its p-value, "" without a single modality."""
     test = both.gain if both else None
     return (gain(test), p_value(test.p_holm)) if test else ("", "")
 

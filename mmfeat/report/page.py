@@ -43,7 +43,6 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """The page as HTML text."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -96,7 +95,6 @@ def checked_page(path: Path) -> Path:
 
 
 def write_page(path: Path, page: Page) -> int:
-    """Write the page and return its size in bytes."""
     text = render(page).encode()
     make_folder(path.absolute().parent)
     write_atomic(path, text)

@@ -59,7 +59,6 @@ def new_drawing(height: float, columns: int = 1, rows: int = 1, **options: Any) 
 
 
 def short(name: str) -> str:
-    """A name, cut to `LONGEST` letters."""
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
@@ -79,7 +78,6 @@ def svg(figure: Figure) -> str:
 
 
 def png(figure: Figure, dpi: int = DPI) -> bytes:
-    """The figure as PNG on white, for papers."""
     return plain(figure, "png", dpi=dpi, metadata={"Software": None})
 
 
@@ -116,7 +114,6 @@ def heat_map(table: Table) -> Figure:
 
 
 def whiskers(axes: Axes, scores: Sequence[Interval], names: Sequence[str], colours: Sequence[str]) -> None:
-    """Draw values with their intervals, one below the other."""
     for row, (score, colour) in enumerate(zip(scores, colours, strict=True)):
         axes.plot([score.low, score.high], [row, row], color=colour, linewidth=2.2, alpha=0.6)
         axes.plot(score.value, row, "o", color=colour, markersize=5)

@@ -24,7 +24,6 @@ SHARES = (1.0, 0.9, 0.75, 0.5, 0.25)
 
 
 def reliability_section(subject: Subject) -> Section:
-    """The section with the reliability diagram, and the accuracy of the surest samples."""
     predictions = subject.predictions()
     entry, config = subject.entry, subject.run.config
     chose = "other folds" if len(config.folds) > 1 else "validation rows"

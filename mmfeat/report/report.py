@@ -72,7 +72,6 @@ class Papers:
     png: bool = False
 
     def write(self, page: Path, sections: Sequence[Section]) -> tuple[Path, ...]:
-        """Write the files and return their paths."""
         folder = page.with_name(f"{page.stem}-files")
         files: list[Path] = []
         for wanted, latex in ((self.latex, True), (self.csv, False)):
@@ -141,7 +140,6 @@ def write_comparison(
 
 
 def make_sections(subject: Subject, progress: Progress) -> list[Section]:
-    """Make all sections; a section without content is left out."""
     made, sections = [], NUMBER_SECTIONS if subject.run.config.is_regression else SECTIONS
     with progress.step("report", len(sections)) as advance:
         for make in sections:

@@ -38,7 +38,6 @@ CONFUSED = 60  # pairs of classes in a list of confusions
 
 
 def leaderboard_section(subject: Subject) -> Section:
-    """The section with all entries, best first, and the entries that tie with the best."""
     entries = subject.run.leaderboard
     title, best = entries[0].headline_title, title_of(entries[0])
     if len(entries) == 1:
@@ -80,7 +79,6 @@ def forest(ranked: Sequence[Entry], plotted: int = PLOTTED) -> Figure:
 
 
 def _ranking(entries: Sequence[Entry]) -> Table:
-    """The entries with the two scores that say most."""
     names = entries[0].main_names[:2]
     rows = [
         ["=" if entry.tie else "", entry.head, entry.modalities, *(interval(entry.score(name)) for name in names)]
@@ -122,7 +120,6 @@ def _leaderboard(entries: Sequence[Entry], partitions: Partitions | None) -> Tab
 
 
 def significance_section(subject: Subject) -> Section | None:
-    """The section with paired tests of the best entries against each other."""
     entries = subject.run.leaderboard[:PAIRED]
     if len(entries) < 2:
         return None
@@ -154,7 +151,6 @@ def significance_section(subject: Subject) -> Section | None:
 
 
 def classes_section(subject: Subject) -> Section:
-    """The section with precision, recall and F1 of each class."""
     entry, classes = subject.entry, subject.run.classes
     header = ["class", "samples", "precision", "recall", "F1"]
     rows = [_of_class(name, entry.classes[name], chosen) for name, chosen in zip(classes, _chosen(entry), strict=True)]
@@ -171,7 +167,6 @@ def classes_section(subject: Subject) -> Section:
 
 
 def _of_class(name: str, scores: ClassScores, chosen: float) -> list[str]:
-    """The row of a class, which was `chosen` for so many samples; without samples, a class has no scores."""
     if not scores.support:
         return [name, "0", *[""] * 3]
     shares = share(scores.precision, chosen), share(scores.recall, scores.support)
@@ -215,7 +210,6 @@ def confusion(entry: Entry, classes: Sequence[str], index: int) -> Table:
 
 
 def _confused(counts: np.ndarray, entry: Entry, classes: Sequence[str], index: int) -> Table:
-    """The table of the most frequent confusions, for more classes than a matrix can show."""
     wrong = counts * (1 - np.eye(len(classes)))
     order = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSED]
     rows = []

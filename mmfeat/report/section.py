@@ -36,11 +36,9 @@ class Table:
     links: Sequence[Sequence[str]] | None = None  # addresses in the page of the cells, "" without
 
     def shade(self, row: int, column: int) -> float:
-        """The shade of a cell in [0, 1], 0 in a table without shades."""
         return self.shades[row][column] if self.shades else 0.0
 
     def link(self, row: int, column: int) -> str:
-        """The address of a cell, "" without one."""
         return self.links[row][column] if self.links else ""
 
 
@@ -133,7 +131,6 @@ def make_card(sample: Sample | None, title: str, facts: str, letters: int = LETT
 
 
 def shortened(sample: Sample | None, letters: int) -> str:
-    """The first letters of the text of a sample; "" without a text."""
     text = (sample.text or "") if sample else ""
     return text if len(text) <= letters else f"{text[:letters]}…" if letters else ""
 

@@ -59,7 +59,6 @@ class Subject:
 
     @cached_property
     def samples(self) -> SampleSet | None:
-        """The samples of the run's data, None where the data are gone."""
         try:
             return self.run.config.known(read_samples(self.data, self.columns))
         except (DataError, OSError):

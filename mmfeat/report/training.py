@@ -86,7 +86,6 @@ def _line(axes: Axes, values: Mapping[int, Sequence[float]], colour: str, name: 
 
 
 def effects_section(subject: Subject) -> Section | None:
-    """The section on the effect of each searched setting on the validation score."""
     trials = {title_of(entry): list(read_trials(subject.run, entry)) for entry in subject.run.leaderboard}
     groups, correlations = [], []
     for title, results in trials.items():
@@ -114,7 +113,6 @@ def read_trials(run: Run, entry: Entry) -> Iterator[tuple[dict[str, Any], float]
 
 
 def varied(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of the settings that have more than one value."""
     return [name for name in (settings[0] if settings else ()) if len({str(values[name]) for values in settings}) > 1]
 
 
@@ -177,7 +175,6 @@ def _correlations(correlations: Sequence[tuple[str, str, float, float]], adaptiv
 
 
 def stages_section(subject: Subject) -> Section | None:
-    """The section on stage 1, stage 2 and their interpolation, on the same samples."""
     run = subject.run
     if not run.is_finetuned:
         return None

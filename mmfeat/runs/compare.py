@@ -97,7 +97,6 @@ class Comparison:
 
     @property
     def fair(self) -> bool:
-        """Whether all runs can be compared."""
         return not any(self.reasons)
 
 

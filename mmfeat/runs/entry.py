@@ -41,8 +41,6 @@ SCORES = ("macro_f1", "accuracy", "weighted_f1", "auroc", "log_loss", "calibrati
 
 @dataclass(frozen=True)
 class Interval:
-    """A score with its 95 % interval."""
-
     value: float
     low: float
     high: float
@@ -257,7 +255,6 @@ class Entry(Scores):
 
 
 def entry_name(head: str, modalities: str) -> str:
-    """The name of the folder of an entry in its run."""
     return f"{head}-{modalities}"
 
 
@@ -373,7 +370,6 @@ class RunConfig:
 
     @property
     def towers(self) -> tuple[Tower, ...]:
-        """The encoders and the prefixes."""
         return (*self.encoders, *(self.prefixes or ()))
 
     def name(self, label: str) -> str:

@@ -101,7 +101,6 @@ def check_deletable(names: Sequence[str | Path], heads: str | Path = "heads", fo
 
 
 def folder_bytes(folder: Path) -> int:
-    """The size of all files below a folder, without following links."""
     size = 0
     for path, _, files in os.walk(folder):
         for file in files:

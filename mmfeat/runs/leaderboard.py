@@ -45,7 +45,6 @@ class Leaderboard(Frame, Shown, tuple["Entry", ...]):
 
 
 def write_leaderboard(folder: Path, leaderboard: Sequence[Entry], classes: Sequence[str]) -> None:
-    """Write `leaderboard.json` and `leaderboard.csv`."""
     write_json(folder / f"{LEADERBOARD}.json", [entry.to_json() for entry in leaderboard])
     write_atomic(folder / f"{LEADERBOARD}.csv", leaderboard_csv(leaderboard, classes).encode())
 
@@ -57,7 +56,6 @@ def leaderboard_csv(leaderboard: Sequence[Entry], classes: Sequence[str]) -> str
 
 
 def _columns(entry: Entry, classes: Sequence[str]) -> dict[str, Any]:
-    """Map the names of the columns of `leaderboard.csv` to the values of an entry."""
     seeds = entry.by_seed
     scores = {
         f"{name}{suffix}": _cell(getattr(entry.score(name), part))

@@ -105,7 +105,6 @@ def _log_values(client: Any, id: str, run: Run) -> None:
 
 
 def _experiment(client: Any, uri: str) -> str:
-    """Return the id of the experiment `EXPERIMENT`, which is made if it does not exist."""
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is not None:
         return str(experiment.experiment_id)

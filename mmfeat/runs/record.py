@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,6 @@ from mmfeat.version import ENCODING, TRAINING, versions
 CHECKSUM = "sha256"  # field of RUN_FILE; what an earlier version wrote lacks it
 BEGUN = "begun.json"  # the configuration and record of a run that is not finished
 LEFT_OUT = ("progress", "command")  # parameters that are left out of the recorded call
-
-
-def _now() -> datetime:
-    return datetime.now(timezone.utc)
 
 
 @dataclass(frozen=True)
@@ -74,12 +71,11 @@ class Maker:
     device: str = "cpu"
     split_dir: str | None = None
     parents: str = "."
-    started: datetime = field(default_factory=_now)
+    started: datetime = field(default_factory=partial(datetime.now, timezone.utc))
     clock: float = field(default_factory=time.monotonic)
 
     @property
     def seconds(self) -> float:
-        """The seconds since the call began."""
         return time.monotonic() - self.clock
 
     def record(self, config: RunConfig) -> Record:

@@ -79,7 +79,6 @@ class Results:
     splits: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values for `run.json`, without those that are empty."""
         leaderboard = [{**entry.to_json(), "seconds": entry.seconds} for entry in self.leaderboard]
         values = {**asdict(self), "leaderboard": leaderboard}
         return {name: value for name, value in values.items() if value is not None and value != () and value != ""}
@@ -106,7 +105,6 @@ class Run(Shown):
         return run
 
     def to_json(self) -> dict[str, Any]:
-        """Return the values of `run.json`."""
         return {**self.config.to_json(), **self.results.to_json()}
 
     @property
@@ -120,7 +118,6 @@ class Run(Shown):
 
     @property
     def leaderboard(self) -> Leaderboard:
-        """The entries, best first."""
         return Leaderboard(self.results.leaderboard)
 
     def facts(self) -> list[str]:
@@ -142,7 +139,6 @@ class Run(Shown):
 
     @property
     def towers(self) -> list[Tower]:
-        """The encoders of the run, each with the request that described it."""
         return list(self.config.encoders)
 
     @property

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from mmfeat.cli.flags import PRESETS, preset_values
 from mmfeat.cli.heads import PARAMETERS
 from mmfeat.cli.main import app
+from mmfeat.cli.presets import PRESETS, preset_values
 from mmfeat.errors import ConfigError
 
 
