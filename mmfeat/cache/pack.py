@@ -62,7 +62,11 @@ def write_pack(
 
 
 def _write_hdf5(path: Path, samples: SampleSet, blocks: Mapping[EncoderSpec, MappedBlock], advance: Advance) -> int:
-    shapes = {_path(s): ((_rows(s, block), block.width), np.dtype(s.storage)) for s, block in blocks.items()}
+    paths = {spec: f"{spec.folder_name}/{spec.output}" for spec in blocks}
+    shapes = {}
+    for spec, block in blocks.items():
+        count = len(block) if spec.output == "pooled" else int(block.lengths.sum())
+        shapes[paths[spec]] = (count, block.width), np.dtype(spec.storage)
 
     def fill(file: Any) -> None:
         file.attrs.update({"format": np.bytes_(FORMAT), "dataset": np.bytes_(samples.name.encode())})
@@ -73,7 +77,7 @@ def _write_hdf5(path: Path, samples: SampleSet, blocks: Mapping[EncoderSpec, Map
             _fill(file.create_group(spec.folder_name), spec, block)
 
     layout = lay_out(fill, shapes)
-    write_atomic(path, layout.pieces({_path(s): _values(block, s, advance) for s, block in blocks.items()}))
+    write_atomic(path, layout.pieces({paths[s]: _values(block, s, advance) for s, block in blocks.items()}))
     return layout.size
 
 
@@ -182,11 +186,3 @@ def _values(block: MappedBlock, spec: EncoderSpec, advance: Advance) -> Iterator
             vectors[block.mask[rows]] = values[present]
         yield (vectors if spec.output == "pooled" else values[present]).reshape(-1).view(np.uint8).data
         advance(len(rows))
-
-
-def _rows(spec: EncoderSpec, block: MappedBlock) -> int:
-    return len(block) if spec.output == "pooled" else int(block.lengths.sum())
-
-
-def _path(spec: EncoderSpec) -> str:
-    return f"{spec.folder_name}/{spec.output}"

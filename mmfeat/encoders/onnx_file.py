@@ -55,15 +55,21 @@ def write_onnx(
         )
 
 
-def run_onnx(path: Path, names: Sequence[str], inputs: Sequence[Any]) -> list[np.ndarray]:
-    """The outputs of an ONNX file for torch tensors, on one thread of the CPU."""
+def open_onnx(path: Path, threads: int = 1) -> tuple[Any, set[str]]:
+    """A session of onnxruntime on the CPU, and the names of its inputs, of which the exporter may drop some."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # readers need the cores meanwhile
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    known = {port.name for port in session.get_inputs()}  # the exporter may drop unused inputs
+    return session, {port.name for port in session.get_inputs()}
+
+
+def run_onnx(path: Path, names: Sequence[str], inputs: Sequence[Any]) -> list[np.ndarray]:
+    """The outputs of an ONNX file for torch tensors, on one thread of the CPU."""
+    session, known = open_onnx(path)
     given = {name: value.numpy() for name, value in zip(names, inputs, strict=True) if name in known}
     return list(session.run(None, given))
 

@@ -86,15 +86,11 @@ def _of_texts(request: str, variant: str, spec: EncoderSpec, options: EncoderOpt
 
 
 def _prompts(variant: str) -> str:
-    settings = checkpoint_json(variant, "config_sentence_transformers.json") or {}
-    default = settings.get("default_prompt_name")
-    prompts = [f"{name}{' (default)' if name == default else ''}: {text!r}" for name, text in _pairs(settings)]
-    return "; ".join(prompts) or "none"
-
-
-def _pairs(settings: Any) -> list[tuple[str, str]]:
-    prompts = settings.get("prompts") if isinstance(settings, dict) else None
-    return list(prompts.items()) if isinstance(prompts, dict) else []
+    settings = checkpoint_json(variant, "config_sentence_transformers.json")
+    settings = settings if isinstance(settings, dict) else {}
+    prompts, default = settings.get("prompts"), settings.get("default_prompt_name")
+    named = prompts.items() if isinstance(prompts, dict) else ()
+    return "; ".join(f"{name}{' (default)' if name == default else ''}: {text!r}" for name, text in named) or "none"
 
 
 def _length(variant: str, spec: EncoderSpec) -> str:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mmfeat.encoders.faster import Changes, faster
 from mmfeat.encoders.layers import Network
-from mmfeat.encoders.onnx_file import LARGEST, write_onnx
+from mmfeat.encoders.onnx_file import LARGEST, open_onnx, write_onnx
 from mmfeat.encoders.padding import cut
 from mmfeat.encoders.torch_tower import LIBRARIES, Runtime, TorchTower, check_compiler, export_name
 from mmfeat.encoders.weights import one_line
@@ -310,14 +310,7 @@ def _least_cosine(found: Tensor, expected: Tensor) -> float:
 
 
 def _in_onnxruntime(path: Path, names: Sequence[str]) -> Pass:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # readers need the cores meanwhile
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    taken = {port.name for port in session.get_inputs()}  # the exporter may drop unused inputs
+    session, taken = open_onnx(path, torch.get_num_threads())
     return lambda inputs: torch.from_numpy(session.run(None, _given(inputs, names, taken))[0])
 
 

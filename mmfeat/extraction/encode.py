@@ -317,19 +317,18 @@ def start_block(window: list[Prepared], index: int, batcher: Batcher) -> Callabl
         good.sort(key=lambda entry: -length(entry.inputs[index]))
     specs = batcher.encoder.specs
     wait = batcher.launch([entry.inputs[index] for entry in good]) if good else list
-    return lambda: [
-        *(pair for spec, values in zip(specs, wait(), strict=False) for pair in _good_rows(spec, good, values)),
-        *(pair for spec in specs for pair in _bad_rows(spec, bad, [entry.errors[index] for entry in bad])),
-    ]
 
+    def finished() -> Blocks:
+        blocks: Blocks = []
+        for spec, values in zip(specs, wait(), strict=False):
+            blocks += _lacking_rows(spec, good, *_stored(spec, good, values))
+        for spec in specs:
+            nothing = np.empty((len(bad), 0), dtype=spec.storage)
+            lost = nothing if spec.output == "pooled" else [nothing[:0]] * len(bad)
+            blocks += _lacking_rows(spec, bad, lost, [entry.errors[index] for entry in bad])
+        return blocks
 
-def _good_rows(spec: EncoderSpec, entries: list[Prepared], values: Values) -> Blocks:
-    return _lacking_rows(spec, entries, *_stored(spec, entries, values))
-
-
-def _bad_rows(spec: EncoderSpec, entries: list[Prepared], errors: list[str]) -> Blocks:
-    nothing = np.empty((len(entries), 0), dtype=spec.storage)
-    return _lacking_rows(spec, entries, nothing if spec.output == "pooled" else [nothing[:0]] * len(entries), errors)
+    return finished
 
 
 def _lacking_rows(spec: EncoderSpec, entries: list[Prepared], values: Values, errors: list[str]) -> Blocks:
