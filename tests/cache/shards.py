@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -35,6 +36,17 @@ def rows(spec: EncoderSpec, count: int = ROWS) -> Rows:
 
 def write(folder: Path, spec: EncoderSpec, *batches: Rows) -> Path:
     return write_shard(folder, spec.fingerprint, spec.stated, batches or [rows(spec)])
+
+
+def put(name: str, data: Any, **options: Any) -> Change:
+    """Replace a dataset."""
+
+    def change(file: h5py.File, _: Path) -> None:
+        if name in file:
+            del file[name]
+        file.create_dataset(name, data=data, **options)
+
+    return change
 
 
 def forge(shard: Path, change: Change) -> Path:

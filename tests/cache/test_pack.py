@@ -8,7 +8,6 @@ import shutil
 import subprocess
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -29,9 +28,10 @@ from tests.cache.shards import (
     VECTORS,
     Change,
     flip,
+    put,
     rows,
     values_of,
-)
+)  # fmt: skip
 from tests.cache.syscalls import Fault, trace, unavailable
 
 POOLED, TOKEN = POOLED_SPEC.folder_name, TOKEN_SPEC.folder_name
@@ -181,14 +181,6 @@ def values_elsewhere(file: h5py.File, folder: Path) -> None:
     (folder / "secret").write_bytes(b"1234" * len(SET) * 3)
     del file[POOLED]["pooled"]
     file[POOLED].create_dataset("pooled", (len(SET), 3), "f4", external=[(str(folder / "secret"), 0, len(SET) * 3 * 4)])
-
-
-def put(name: str, data: Any, **options: Any) -> Change:
-    def change(file: h5py.File, _: Path) -> None:
-        del file[name]
-        file.create_dataset(name, data=data, **options)
-
-    return change
 
 
 def other_format(file: h5py.File, _: Path) -> None:

@@ -29,6 +29,7 @@ from tests.cache.shards import (
     Change,
     fit,
     forge,
+    put,
     rows,
     write,
 )
@@ -68,17 +69,6 @@ def refused(store: Cache, output: str, path: Path, reason: str) -> None:
     assert os.path.lexists(damage.moved)
     assert not os.path.lexists(path)
     assert not before or damage.moved.read_bytes() == before
-
-
-def put(name: str, data: Any, **options: Any) -> Change:
-    """Replace a dataset."""
-
-    def change(file: h5py.File, _: Path) -> None:
-        if name in file:
-            del file[name]
-        file.create_dataset(name, data=data, **options)
-
-    return change
 
 
 def external_link(file: h5py.File, folder: Path) -> None:
