@@ -2,8 +2,9 @@
 
     python benchmarks/fuzz.py [--count 1500] [--seed 0] [KIND ...]
 
-Tables of nine kinds, photos of six, and files of mmfeat's own (caches, runs, heads) are cut, overwritten, filled and
-flipped at random. What is read of an own file must equal what the sound file gives. Exit code 1 where one did neither.
+Tables of nine kinds, photos of six, packs of three, a graph of ONNX, and files of mmfeat's own (caches, runs, heads)
+are cut, overwritten, filled and flipped at random. What is read of an own file must equal what the sound file gives, of
+a graph within the tolerance of `--runtime`; a pack has no checksums. Exit code 1 where one did neither.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from pyarrow import feather, parquet
 import mmfeat
 from mmfeat.cache.store import INDEX_FILE, SPEC_FILE, Cache
 from mmfeat.cache.verify import verify_cache
+from mmfeat.encoders.onnx_file import write_onnx
+from mmfeat.encoders.runtime import OPENED, TOLERANCE, difference
 from mmfeat.errors import CacheError, DataError, MmfeatError
 from mmfeat.finetune import training
 from mmfeat.runs.record import checksum
@@ -88,6 +91,34 @@ class Target:
     read: Callable[[], Any]
 
 
+def nothing(read: Callable[..., object], *arguments: object) -> None:
+    """Read a file of which any content may be right."""
+    read(*arguments)
+
+
+def graph(path: Path) -> Target:
+    """An exported tower as `--runtime onnxruntime` takes it: one that cannot be run, or differs, is made again."""
+    rows = torch.linspace(-1, 1, 18).reshape(2, 9)
+    network = torch.nn.Sequential(torch.nn.Linear(9, 16), torch.nn.GELU(), torch.nn.Linear(16, 4)).eval()
+
+    class Tower(torch.nn.Module):
+        def forward(self, inputs: list[torch.Tensor]) -> torch.Tensor:
+            return network(inputs[0])
+
+    write_onnx(Tower(), [rows], ["rows"], ["vectors"], [{0: "batch"}], path)
+    expected = network(rows).detach()
+
+    def read() -> None:
+        try:
+            off = difference(OPENED["onnxruntime"](path, ["rows"])(rows), expected)
+        except Exception as error:  # as the runtime is tried
+            raise DataError("refused") from error
+        if not off <= TOLERANCE:
+            raise DataError("it differs")
+
+    return Target(path, read)
+
+
 def small_run(folder: Path, cache: Path) -> mmfeat.Run:
     """A run of one head on 60 photos."""
     shared: dict[str, Any] = {"cache": cache, "progress": Silent()}
@@ -133,11 +164,22 @@ def own_files(folder: Path) -> dict[str, Target]:
     def out_of_fold() -> str:
         return repr(vars(mmfeat.read_run(run.folder).out_of_fold()).values())
 
+    packs = {suffix: folder / f"pack.{suffix}" for suffix in ("h5", "npy", "parquet")}
+    for path in packs.values():
+        mmfeat.write_pack(path, store, samples, [spec], Silent())
     training.save(part := folder / "part.safetensors", {"a": torch.ones(2, 3), "b": torch.arange(4)}, {"epoch": 1})
     trial, note = head / "trials" / "0000", next(cache.glob("requests/*.json"))
     return {
         "shard": Target(shard, vectors),
         "shard, verify": Target(shard, verified),
+        **{
+            f"pack, {suffix}": Target(path, partial(nothing, mmfeat.read_pack, path, spec.folder_name))
+            for suffix, path in packs.items()
+        },
+        "pack, table of npy": Target(
+            packs["npy"].with_suffix(".csv"), partial(nothing, mmfeat.read_pack, packs["npy"], spec.folder_name)
+        ),
+        "graph, onnxruntime": graph(folder / "model.onnx"),
         "spec.json": Target(shard.with_name(SPEC_FILE), vectors),
         "images.index": Target(store.folder / INDEX_FILE, vectors),
         "request": Target(note, lambda: repr(mmfeat.latest_request(cache))),
@@ -186,9 +228,7 @@ def foreign_files(folder: Path) -> Iterator[dict[str, Target]]:
         paths = {kind: folder / f"file.{kind}" for kind in files}
         for kind, data in files.items():
             paths[kind].write_bytes(data)
-        yield {
-            kind: Target(path, partial(lambda read, path: [read(path)][1:], read, path)) for kind, path in paths.items()
-        }
+        yield {kind: Target(path, partial(nothing, read, path)) for kind, path in paths.items()}
 
 
 def outcome(target: Target, wanted: Any) -> str:

@@ -22,7 +22,7 @@ from mmfeat.cache.pack_formats import WRITERS, file_of, is_pack, read_matrix, re
 from mmfeat.cache.shard import as_strings
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.spec import EncoderSpec
-from mmfeat.errors import CacheError, ConfigError
+from mmfeat.errors import CacheError, ConfigError, MmfeatError
 from mmfeat.samples.dataset import SampleSet
 from mmfeat.system.files import canonical_json, write_atomic
 from mmfeat.system.notebook import usual_progress
@@ -90,7 +90,9 @@ def read_pack(path: Path, encoder: str, format: str | None = None) -> dict[str, 
         if not is_pack(Path(path), kind):
             raise ValueError("not a pack")
         return (read_matrix if kind in ("npy", "faiss") else read_table)(Path(path), kind, encoder)
-    except (OSError, ValueError, LookupError, RuntimeError) as error:
+    except MmfeatError:
+        raise
+    except Exception as error:  # libraries raise what they like for a broken file
         reason = " ".join(str(error).split())[:160]
         raise CacheError(f"{path}: not a readable pack of {kind} ({reason}); {REMEDY}") from error
 

@@ -62,8 +62,8 @@ def open_onnx(path: Path, threads: int = 1) -> tuple[Any, set[str]]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # readers need the cores meanwhile
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    options.log_severity_level = 4  # its errors are raised, too
+    session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"], enable_fallback=False)
     return session, {port.name for port in session.get_inputs()}
 
 

@@ -29,6 +29,7 @@ from mmfeat.system.remote import (
     split_url,
     unpack_into,
 )
+from mmfeat.system.web import is_web
 
 DELIMITED = (".csv", ".tsv", ".psv", ".txt")
 JSON = (".jsonl", ".ndjson", ".json")
@@ -101,6 +102,8 @@ def open_table(path: str, seekable: bool = False) -> Iterator[BinaryIO]:
         if isinstance(error, zipfile.BadZipFile) and split_url(path) is None:  # an Excel file, whose reader says more
             raise
         reason = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+        if is_web(path):
+            raise DataError(f"{path}: cannot be read ({reason}); download it, and name the file") from error
         raise DataError(f"{path}: broken or cut short ({reason}); write it again") from error
 
 

@@ -151,14 +151,14 @@ def _cut_pieces(binary: BinaryIO, suffix: str) -> Iterator[bytes]:
 
     In no encoding but UTF-16 and its like is a newline or a comma a part of another character.
     """
-    rest = b""
+    parts: list[bytes] = []  # of a line that has not ended, which may be the whole file
     while block := binary.read(PIECE):
-        block = rest + block
         end = max(block.rfind(b"\n"), block.rfind(b",") if suffix in JSON else -1) + 1
         if end:
-            yield block[:end]
-        rest = block[end:]
-    if rest:
+            yield b"".join([*parts, block[:end]])
+            parts.clear()
+        parts.append(block[end:])
+    if rest := b"".join(parts):
         yield rest
 
 

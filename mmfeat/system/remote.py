@@ -33,7 +33,7 @@ from typing import Any, BinaryIO
 
 from mmfeat.errors import DataError
 from mmfeat.system.files import read_at, sweep_folders, temporary_beside
-from mmfeat.system.web import client_options, completed, is_web, read_url
+from mmfeat.system.web import bounded, client_options, completed, is_web, read_url
 from mmfeat.system.wording import without_passwords
 from mmfeat.version import install_command
 
@@ -97,7 +97,8 @@ def open_file(path: str | Path) -> AbstractContextManager[BinaryIO]:
     if member := split_url(str(path)):
         return open_archive(member[0]).open(member[1])
     url = completed(str(path))
-    return _filesystem(url).open(url, "rb")
+    file = _filesystem(url).open(url, "rb")
+    return bounded(file) if is_web(url) else file
 
 
 def exists(path: str | Path) -> bool:

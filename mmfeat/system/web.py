@@ -21,6 +21,9 @@ TIMEOUT = "MMFEAT_URL_TIMEOUT"  # variable with the seconds, which processes inh
 SECONDS = 10.0
 WHOLE = 3  # times the seconds that a whole file may take
 LARGEST = 1 << 28  # bytes of a file
+TABLE = 1 << 34  # bytes of a table whose size the server says; of another one, `LARGEST`
+BLOCK = 10  # times the seconds that a part of a table, of 5 MB, may take
+SLOWEST = 1000  # bytes a second that a table must come with, after the time that a whole file may take
 PIECE = 1 << 20
 REDIRECTS = 5
 TRIES = 2  # requests of a file, unless the server says that there is no such file
@@ -62,6 +65,36 @@ def client_options() -> dict[str, Any]:
 
     patience = aiohttp.ClientTimeout(total=None, sock_connect=seconds(), sock_read=seconds())
     return {"client_kwargs": {"timeout": patience, "trust_env": True}}
+
+
+def bounded(file: Any) -> Any:
+    """A table behind a URL, opened by fsspec, whose `read` raises `OSError` for what is too slow, endless or cut."""
+    import aiohttp
+
+    read, size, spent, most = file.read, 0, 0.0, TABLE if file.size else LARGEST
+    if file.size:
+        file.kwargs["timeout"] = aiohttp.ClientTimeout(BLOCK * seconds(), sock_connect=seconds(), sock_read=seconds())
+
+    def guarded(length: int = -1) -> bytes:
+        nonlocal size, spent
+        if length < 0:
+            return b"".join(iter(lambda: guarded(PIECE), b""))
+        start = time.monotonic()
+        try:
+            data: bytes = read(length)
+        except TimeoutError:
+            raise _failed(file.path, "no answer in time") from None
+        except aiohttp.ClientError as error:
+            raise _failed(file.path, f"no connection ({type(error).__name__})") from None
+        size, spent = size + len(data), spent + time.monotonic() - start
+        if size > most:
+            raise _failed(file.path, f"larger than {most >> 20} MB")
+        if spent > WHOLE * seconds() and size < SLOWEST * spent:
+            raise _failed(file.path, f"slower than {SLOWEST} bytes a second")
+        return data
+
+    file.read = guarded
+    return file
 
 
 def read_url(system: Any, url: str, most: int = LARGEST) -> bytes:

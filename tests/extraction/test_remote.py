@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -181,6 +182,20 @@ class Hostile(SimpleHTTPRequestHandler):
             self._begin(302, Location="/loop.png" if name == "loop" else "file:///etc/passwd")
         elif name.isdigit():
             self.send_error(int(name))
+        elif name == "nothing":
+            self.close_connection = True
+        elif name in ("words", "headers"):
+            with contextlib.suppress(OSError):
+                self.wfile.write(b"HELLO\r\n" if name == "words" else b"HTTP/1.1 200 OK\r\nA: " + b"a" * 2**20)
+        elif name == "bomb":
+            self._begin(200, **{"Content-Encoding": "gzip"})
+            press = zlib.compressobj(wbits=31)
+            with contextlib.suppress(OSError):
+                for _ in range(600):
+                    self.wfile.write(press.compress(bytes(PIECE)))
+        elif name == "liar":
+            self._begin(200, **{"Content-Encoding": "br", "Transfer-Encoding": "chunked"})
+            self.wfile.write(b"FFFFFFFFFFFFFFFFFF\r\n0")
         elif name == "good":
             self._begin(200)
             self.wfile.write(self.server.photo)  # type: ignore[attr-defined]
@@ -221,6 +236,11 @@ REASONS = {
     "500": "HTTP 500 Internal Server Error",
     "endless": "larger than 256 MB",
     "cut": "no connection (ClientPayloadError)",
+    "nothing": "no connection (ServerDisconnectedError)",
+    "words": "no connection (ClientResponseError)",
+    "headers": "no connection (ClientResponseError)",
+    "liar": "no connection (ClientResponseError)",
+    "bomb": "no whole answer within 0.3 to 0.9 s",
 }
 
 
@@ -234,8 +254,9 @@ def test_a_hostile_server_costs_seconds_and_has_a_reason(hostile: str, tmp_path:
     assert time.monotonic() - start < 30  # less than one photo waited for without limits
     assert keys.present.tolist() == [name == "good" for name in names]
     reasons = dict(zip(names, keys.reasons, strict=True))
-    assert reasons.pop("endless") in (f"unreadable: {REASONS[name]}" for name in ("endless", "slow"))  # busy machine
-    wanted = {name: f"unreadable: {reason}" for name, reason in REASONS.items() if name != "endless"}
+    for name in ("endless", "bomb"):
+        assert reasons.pop(name) in (f"unreadable: {REASONS[other]}" for other in ("endless", "slow"))  # busy machine
+    wanted = {name: f"unreadable: {reason}" for name, reason in REASONS.items() if name not in ("endless", "bomb")}
     assert reasons == {"good": "", **wanted}
 
 
@@ -243,6 +264,14 @@ def test_a_table_behind_a_hostile_server_is_one_line(hostile: str) -> None:
     for name in ("silent", "loop", "file", "404"):
         with pytest.raises(DataError, match=re.escape(f"{hostile}/{name}.csv: {REASONS[name]}; check the address")):
             read_samples(f"{hostile}/{name}.csv")
+    late = {"slow": "no answer in time", "endless": REASONS["endless"], "cut": REASONS["cut"]}
+    for name, reason in late.items():
+        with pytest.raises(DataError, match=re.escape(f"{hostile}/{name}.csv: cannot be read ({reason}); download it")):
+            read_samples(f"{hostile}/{name}.csv")
+    unreachable = (hostile.replace("http", "https"), "http://127.0.0.1:1")
+    for address, reason in zip(unreachable, ("[SSL: WRONG_VERSION_NUMBER]", "Connect call failed"), strict=True):
+        with pytest.raises(DataError, match=re.escape(f"{address}/good.csv: no connection ({reason}")):
+            read_samples(f"{address}/good.csv")
 
 
 def test_a_host_that_never_answers_is_asked_a_few_times_only(hostile: str) -> None:
