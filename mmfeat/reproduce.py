@@ -9,7 +9,7 @@ from typing import Any
 
 from mmfeat.cache.store import Cache
 from mmfeat.errors import RunError
-from mmfeat.finetune.arguments import finetune_arguments
+from mmfeat.finetune.settings import finetune_arguments
 from mmfeat.runs.record import machine
 from mmfeat.runs.run import Run, checked_towers, data_changed, read_run
 from mmfeat.samples.corrections import read_corrected

@@ -11,12 +11,11 @@ from pathlib import Path
 
 from mmfeat.baselines.basis import one_blas_thread
 from mmfeat.evaluation.protocol import save_splits
-from mmfeat.finetune.arguments import FinetuneArguments
 from mmfeat.finetune.cells import CellRunner, final_cells, fold_cells
 from mmfeat.finetune.prepare import Experiment, prepare
 from mmfeat.finetune.processes import CHECKPOINT_SECONDS, Execution, Team, joined_team, train_on_ray
 from mmfeat.finetune.results import TrainedStages, finish_run
-from mmfeat.finetune.settings import FinetuneSettings
+from mmfeat.finetune.settings import FinetuneArguments, FinetuneSettings
 from mmfeat.finetune.stage_one import StageOne, find_parent, train_missing_parent, train_stage_one
 from mmfeat.heads.jobs import LocalEngine
 from mmfeat.heads.stack import one_torch_thread

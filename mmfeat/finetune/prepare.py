@@ -13,10 +13,9 @@ from mmfeat.errors import ConfigError, RunError
 from mmfeat.evaluation.protocol import Protocol, has_splits
 from mmfeat.extraction.extract import ExtractSettings, extract_samples
 from mmfeat.extraction.requests import Request, begin_request
-from mmfeat.finetune.arguments import FinetuneArguments
 from mmfeat.finetune.model import TunableModel, early_model, widened
 from mmfeat.finetune.processes import Execution, Team
-from mmfeat.finetune.settings import EARLY, FinetuneSettings
+from mmfeat.finetune.settings import EARLY, FinetuneArguments, FinetuneSettings
 from mmfeat.finetune.stage_one import best_fusion, chosen_head
 from mmfeat.finetune.towers import TowerPlan, check_prefixes, head_slots, open_moving_tower, plan_towers, prefix_towers
 from mmfeat.heads.data import HeadData

@@ -1,14 +1,22 @@
-"""Settings of stage 2, saved in the run, and the words of `--unfreeze`."""
+"""Settings of stage 2, saved in the run, the words of `--unfreeze`, and the arguments of `finetune_heads`."""
 
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from mmfeat.errors import ConfigError
+from mmfeat.errors import ConfigError, RunError
 from mmfeat.heads.registry import MONITORS, HeadSettings, flag
+from mmfeat.system.files import no_such_data
 from mmfeat.system.hardware import resolve_dtype
+
+if TYPE_CHECKING:
+    from mmfeat.runs.run import Run
+
 
 ALL = -1  # the number of layers that stands for the whole tower
 EVERY_TOWER = "all"  # the name that stands for every tower which the head sees
@@ -115,3 +123,51 @@ def parse_unfreeze(text: str) -> tuple[tuple[str, int], ...]:
     if len({name for name, _ in pairs}) < len(pairs):
         raise ConfigError(f"--unfreeze {text}: a name occurs twice")
     return tuple(pairs)
+
+
+@dataclass(frozen=True)
+class FinetuneArguments:
+    """The arguments of `finetune_heads` that say what is trained, from which run, and where the new run is written."""
+
+    settings: FinetuneSettings
+    run: str | Path | None = None
+    heads: str | Path = "heads"
+    out: str | Path = "heads"
+    data: str | Path | None = None
+    cache: str | Path | None = None
+    fusion: str | None = None
+    head: str | None = None
+    modalities: str | None = None
+    seeds: int | None = None
+    views: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.data is not None and not Path(self.data).exists():
+            raise no_such_data(self.data)
+        if self.fusion not in (None, EARLY):
+            raise ConfigError(f"--fusion {self.fusion}: stage 2 takes the run's heads (name one with --head), or early")
+        for name, value, least in (("seeds", self.seeds, 1), ("views", self.views, 0)):
+            if value is not None and value < least:
+                raise ConfigError(f"--{name} {value}: at least {least}")
+
+
+def finetune_arguments(run: Run) -> dict[str, Any]:
+    """The arguments that make this run again, without `heads` and `out`. The parent lies where the run recorded it,
+    beside the run if an older run has no record."""
+    config, parents = run.config, Path(os.path.normpath(run.folder.parent / run.record.parents))
+    try:
+        if config.finetune is None or config.stage_1 is None:
+            raise ValueError("no second stage")
+        return {
+            "run": parents / str(config.parent),
+            "data": config.data,
+            "cache": config.cache,
+            "settings": FinetuneSettings(**config.finetune),
+            "fusion": EARLY if config.fusion == EARLY else None,
+            "head": config.stage_1.head,
+            "modalities": config.stage_1.modality,
+            "seeds": config.protocol.seeds,
+            "views": config.views,
+        }
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise RunError(f"{run.folder}: its run.json does not say how it was made ({error!r}); train it anew") from error

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mmfeat.errors import MmfeatError, RunError
 from mmfeat.extraction.requests import latest_request
-from mmfeat.finetune.arguments import FinetuneArguments
 from mmfeat.finetune.processes import Execution
+from mmfeat.finetune.settings import FinetuneArguments
 from mmfeat.heads.jobs import Engine, Fitted
 from mmfeat.heads.registry import is_fusion
 from mmfeat.runs.entry import ChosenHead, Entry

@@ -10,9 +10,8 @@ import numpy as np
 from mmfeat.audit.label_errors import estimate_noise, find_label_errors, floor_of
 from mmfeat.audit.result import Audit, read_audit
 from mmfeat.errors import DataError
-from mmfeat.report.section import Section, Table, in_gallery, interval, make_card, title_of
-from mmfeat.report.subject import Subject
-from mmfeat.runs.out_of_fold import OutOfFold
+from mmfeat.report.section import Section, Subject, Table, in_gallery, interval, make_card, title_of
+from mmfeat.runs.record import OutOfFold
 from mmfeat.samples.labels import cells_of
 from mmfeat.system.wording import counted, shown
 

@@ -13,8 +13,7 @@ from mmfeat.cache.explain import why_failed
 from mmfeat.cache.store import Cache, folder_name
 from mmfeat.cache.survey import survey
 from mmfeat.errors import CacheError, MmfeatError
-from mmfeat.report.section import Section, Table
-from mmfeat.report.subject import Subject
+from mmfeat.report.section import Section, Subject, Table
 from mmfeat.samples.dataset import MODALITIES, PART, SampleSet
 from mmfeat.samples.labels import cells_of, classes_in, number_of
 from mmfeat.system.wording import duration, shown, size_of, without_passwords

@@ -10,8 +10,7 @@ import numpy as np
 
 from mmfeat.evaluation.significance import LEVEL
 from mmfeat.report.plots import SERIES, new_drawing
-from mmfeat.report.section import Figure, Section, Table, gain, p_value, title_of
-from mmfeat.report.subject import SINGLE, Subject
+from mmfeat.report.section import SINGLE, Figure, Section, Subject, Table, gain, p_value, title_of
 from mmfeat.runs.entry import Entry
 from mmfeat.runs.leaderboard import MODALITY_SETS, ablation
 from mmfeat.samples.table_columns import TABLE

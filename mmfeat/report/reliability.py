@@ -8,9 +8,8 @@ import numpy as np
 
 from mmfeat.evaluation.metrics import BINS, above_chance, calibration_errors, wilson
 from mmfeat.report.plots import GRID, SERIES, new_drawing
-from mmfeat.report.section import Card, Figure, Section, Table, interval, make_card, number, share, title_of
-from mmfeat.report.subject import Subject
-from mmfeat.runs.out_of_fold import OutOfFold
+from mmfeat.report.section import Card, Figure, Section, Subject, Table, interval, make_card, number, share, title_of
+from mmfeat.runs.record import OutOfFold
 from mmfeat.system.wording import SCORE_NAMES, rounded
 
 if TYPE_CHECKING:

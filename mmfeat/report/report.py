@@ -22,8 +22,7 @@ from mmfeat.report.scores import (
     names_of_runs,
     significance_section,
 )
-from mmfeat.report.section import Section, in_gallery, interval, title_of
-from mmfeat.report.subject import Subject
+from mmfeat.report.section import Section, Subject, in_gallery, interval, title_of
 from mmfeat.report.training import curves_section, effects_section, stages_section
 from mmfeat.runs.compare import compare_runs
 from mmfeat.runs.run import Run, choose_run, read_run

@@ -12,8 +12,10 @@ from mmfeat.evaluation.significance import LEVEL, compare_pairs
 from mmfeat.report.plots import SERIES, new_drawing, score_figure, whiskers
 from mmfeat.report.section import (
     MOST_CLASSES,
+    SINGLE,
     Figure,
     Section,
+    Subject,
     Table,
     gain,
     in_gallery,
@@ -23,7 +25,6 @@ from mmfeat.report.section import (
     share,
     title_of,
 )
-from mmfeat.report.subject import SINGLE, Subject
 from mmfeat.runs.compare import Comparison, Partitions, read_partitions
 from mmfeat.runs.entry import ClassScores, Entry
 

@@ -13,8 +13,7 @@ import numpy as np
 from mmfeat.errors import RunError
 from mmfeat.evaluation.significance import holm
 from mmfeat.report.plots import SERIES, new_drawing, score_figure
-from mmfeat.report.section import Figure, Section, Table, gain, interval, number, p_value, title_of
-from mmfeat.report.subject import Subject
+from mmfeat.report.section import Figure, Section, Subject, Table, gain, interval, number, p_value, title_of
 from mmfeat.runs.entry import Entry
 from mmfeat.runs.record import read_trial
 from mmfeat.runs.run import CURVES, Run

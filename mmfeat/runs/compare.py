@@ -20,8 +20,7 @@ from mmfeat.errors import RunError
 from mmfeat.evaluation.metrics import evaluate
 from mmfeat.evaluation.significance import LEVEL, Difference, holm, majority, mcnemar, paired_difference
 from mmfeat.runs.entry import NUMBER_SCORES, Entry, RunConfig, convert
-from mmfeat.runs.out_of_fold import OutOfFold
-from mmfeat.runs.record import CHECKSUM, checksum
+from mmfeat.runs.record import CHECKSUM, OutOfFold, checksum
 from mmfeat.runs.run import Run
 from mmfeat.samples.corrections import LABELS
 from mmfeat.system.files import read_json, write_json

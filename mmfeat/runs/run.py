@@ -28,8 +28,7 @@ from mmfeat.errors import ConfigError, EncoderError, RunError
 from mmfeat.evaluation.protocol import check_splits, files_hash, has_splits
 from mmfeat.runs.entry import PLACES, Entry, FinalHead, RunConfig, convert
 from mmfeat.runs.leaderboard import LEADERBOARD, Leaderboard
-from mmfeat.runs.out_of_fold import OutOfFold, entry_is_whole, read_out_of_fold
-from mmfeat.runs.record import BEGUN, CHECKSUM, Record, checksum
+from mmfeat.runs.record import BEGUN, CHECKSUM, OutOfFold, Record, checksum, entry_is_whole, read_out_of_fold
 from mmfeat.samples.dataset import MODALITIES, Sample
 from mmfeat.samples.keys import ContentKeys
 from mmfeat.system.files import canonical_json, read_json, write_json

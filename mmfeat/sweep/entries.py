@@ -24,7 +24,7 @@ from mmfeat.evaluation.metrics import headline
 from mmfeat.heads.jobs import Fitted, count_parameters
 from mmfeat.heads.registry import BASELINES, HeadSettings, Plan, load_fusion, settings_of
 from mmfeat.runs.entry import Entry, entry_name
-from mmfeat.runs.out_of_fold import entry_is_whole
+from mmfeat.runs.record import entry_is_whole
 from mmfeat.runs.run import CURVES, METRICS
 from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.search import BATCH, Search

@@ -21,8 +21,7 @@ from mmfeat.heads.jobs import Engine, Fitted, Job, stack_size
 from mmfeat.heads.registry import BASELINES, SHARED, HeadSettings, settings_of
 from mmfeat.heads.stack import Member, epoch_steps
 from mmfeat.runs.entry import FinalHead, Scores, convert
-from mmfeat.runs.out_of_fold import OUT_OF_FOLD
-from mmfeat.runs.record import read_trial, trial_checksum, whole_trial
+from mmfeat.runs.record import OUT_OF_FOLD, read_trial, trial_checksum, whole_trial
 from mmfeat.samples.labels import Targets, cells_of
 from mmfeat.sweep.problem import Cell, Problem
 from mmfeat.system.files import csv_text, file_sha256, write_atomic, write_json

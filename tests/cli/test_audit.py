@@ -8,18 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 import mmfeat
-from mmfeat.cli.main import app
 from tests.audit.audited import FAULTY, write_folder
+from tests.cli.typed import invoke
 from tests.sweep.small_sweeps import make_place, sweep
 
 
 def run(*arguments: object, cwd: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, list[str]]:
     """Exit code and lines of one command."""
     monkeypatch.chdir(cwd)
-    answer = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    answer = invoke(*arguments)
     return answer.exit_code, answer.output.splitlines()
 
 

@@ -14,10 +14,9 @@ from typing import Any
 import h5py
 import pytest
 from click.testing import Result
-from typer.testing import CliRunner
 
-from mmfeat.cli.main import app
 from mmfeat.extraction.extract import extract_features
+from tests.cli.typed import invoke
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +38,7 @@ def here(extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 def mmfeat(*arguments: Any) -> Result:
-    return CliRunner().invoke(app, ["cache", *map(str, arguments)])
+    return invoke("cache", *arguments)
 
 
 def lines(*arguments: Any) -> list[str]:

@@ -9,7 +9,8 @@ import pytest
 
 from mmfeat.runs.run import read_run
 from mmfeat.samples.demo import write_demo
-from tests.cli.test_main import fails, inside, mmfeat
+from tests.cli.test_main import fails, mmfeat
+from tests.cli.typed import invoke
 
 HEADS = ("heads", "--fusion", "none", "--baselines", "zero-shot", "--folds", 2, "--seeds", 1, "--no-ensembles")
 CONFIG = """
@@ -26,22 +27,22 @@ def test_zero_shot_the_whole_way(tiny_clip: Path, tmp_path: Path, monkeypatch: p
     text = labels.read_text().replace("positive", "happy_face").replace("negative", "sad-face")
     labels.write_text(text)
     asked = ("extract", "--data", "demo", "--encoders", f"clip:{tiny_clip}", "--dtype", "float32")
-    assert inside(*asked).exit_code == 0
+    assert invoke(*asked).exit_code == 0
     (tmp_path / "names.toml").write_text(CONFIG)
-    answer = inside(*HEADS, "--config", "names.toml")
+    answer = invoke(*HEADS, "--config", "names.toml")
     assert answer.exit_code == 0, answer.stderr
     (folder,) = (tmp_path / "heads").glob("demo-zero-shot-*")
     texts = {"happy_face": "a happy face, laughing", "neutral": "neutral", "sad-face": "x = sad"}
     assert read_run(folder).config.class_names == texts
-    same = inside(*HEADS, "--class-names", 'happy_face=a happy face, laughing,sad-face="x = sad"')
+    same = invoke(*HEADS, "--class-names", 'happy_face=a happy face, laughing,sad-face="x = sad"')
     assert "these heads were trained on this data before" in same.stdout
     for flags, words in (
         (("--class-names", "happy=x"), "--class-names happy=...: no such label; did you mean happy_face?"),
         (("--class-names", "happy_face"), "write LABEL=TEXT,..."),
         (("--templates", "none", "--class-names", "sad-face= "), "an empty text"),
     ):
-        fails(inside(*HEADS, *flags), words)
-    shown = inside("runs", "show", folder)
+        fails(invoke(*HEADS, *flags), words)
+    shown = invoke("runs", "show", folder)
     assert "happy_face=a happy face, laughing" in " ".join(shown.stdout.split())
     predicted = mmfeat("predict", "--run", folder, "--data", "demo", "--out", "out.csv", cwd=tmp_path)
     assert predicted.returncode == 0, predicted.stderr

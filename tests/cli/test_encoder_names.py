@@ -6,14 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from mmfeat.cli.main import app
+from tests.cli.typed import invoke
 from tests.encoders.tiny_models import write_hub
 
 
 def mmfeat(*arguments: object) -> str:
-    answer = CliRunner().invoke(app, [*map(str, arguments)])
+    answer = invoke(*arguments)
     assert answer.exit_code == 0, answer.output
     assert "Warning" not in answer.output
     return answer.stdout

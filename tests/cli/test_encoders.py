@@ -10,25 +10,24 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
-from typer.testing import CliRunner
 
-from mmfeat.cli.main import app
 from mmfeat.encoders.catalogue import RECOMMENDED, cached_models, listed, torchvision_size
 from mmfeat.encoders.registry import describe_encoders, load_encoders
 from mmfeat.encoders.spec import EncoderOptions
+from tests.cli.typed import invoke
 from tests.encoders.tiny_models import embed
 
 PLAIN = EncoderOptions(dtype="float32", cleaning="none")
 
 
 def lines(*arguments: str) -> list[str]:
-    answer = CliRunner().invoke(app, ["encoders", *arguments])
+    answer = invoke("encoders", *arguments)
     assert answer.exit_code == 0, answer.output
     return answer.stdout.splitlines()
 
 
 def fails(message: str, *arguments: str) -> None:
-    answer = CliRunner().invoke(app, ["encoders", *arguments])
+    answer = invoke("encoders", *arguments)
     assert answer.exit_code == 1
     (line,) = answer.stderr.splitlines()
     assert message in line

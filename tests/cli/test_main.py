@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import typer
 from PIL import Image
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from mmfeat.cache.survey import survey
-from mmfeat.cli.main import _global_flags_first, _run, app
+from mmfeat.cli.main import _run, app
 from mmfeat.runs.run import read_run
+from tests.cli.typed import invoke
 from tests.docs.test_commands_page import COMMANDS
 
 PROGRESS = re.compile(r"\d/s\b")  # of steps that took more than a second, as any may on a busy machine
@@ -34,11 +35,6 @@ def mmfeat(*arguments: object, cwd: Path, **environment: str) -> subprocess.Comp
     return subprocess.run(
         command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300, check=False
     )
-
-
-def inside(*arguments: object) -> Result:
-    """The same in this process, which has imported what a command needs."""
-    return CliRunner().invoke(app, _global_flags_first([*map(str, arguments)]))
 
 
 def fails(answer: subprocess.CompletedProcess[str] | Result, *words: str) -> None:
@@ -64,7 +60,7 @@ def test_samples_are_counted_that_share_an_unreadable_photo(tmp_path: Path, monk
     table = made_table(tmp_path)
     table.write_text(table.read_text().replace("broken.jpg,rare", "good.png,rare"))
     for new in (1, 0):
-        assert f"{new} new, 7 photos unreadable" in inside("extract", table, "--encoders", "hog").stdout
+        assert f"{new} new, 7 photos unreadable" in invoke("extract", table, "--encoders", "hog").stdout
 
 
 def test_the_whole_way(tmp_path: Path) -> None:
@@ -102,9 +98,9 @@ def test_the_whole_way(tmp_path: Path) -> None:
 def test_the_whole_way_in_one_command(small_demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     flags = (small_demo_folder, "--encoders", "hashing", "--fusion", "none", "--baselines", "prior,ridge")
-    fails(inside("run", *flags, "--out", small_demo_folder / "x.csv"), "would overwrite the data")
+    fails(invoke("run", *flags, "--out", small_demo_folder / "x.csv"), "would overwrite the data")
     assert not [*tmp_path.iterdir()]
-    printed, again = (inside("run", *flags).stdout.splitlines() for _ in range(2))
+    printed, again = (invoke("run", *flags).stdout.splitlines() for _ in range(2))
     assert "trained before" in again[4]
     (run,) = (tmp_path / "heads").iterdir()
     places = [f"run heads/{run.name}", f"report heads/{run.name}/report.html", "audit audit/demo/label_errors.csv"]
@@ -117,20 +113,20 @@ def test_the_whole_way_in_one_command(small_demo_folder: Path, tmp_path: Path, m
         assert sum(line.startswith("next: ") for line in lines) == 1
     assert all((tmp_path / place.partition(" ")[2]).exists() for place in places)
     assert len((tmp_path / "submission.csv").read_text().splitlines()) == 7
-    heads = inside("heads", "--fusion", "none", "--baselines", "prior,ridge").stdout.splitlines()
+    heads = invoke("heads", "--fusion", "none", "--baselines", "prior,ridge").stdout.splitlines()
     assert heads[1].startswith("nothing to do: these heads were trained")
     Path("bare.csv").write_text("text\nred car\nblue car\n")
-    fails(inside("run", "bare.csv", "--encoders", "hashing"), "no sample has a label to learn")
+    fails(invoke("run", "bare.csv", "--encoders", "hashing"), "no sample has a label to learn")
     fails(
-        inside("run", "bear.csv", "--encoders", "hashing"), "bear.csv: no such folder or table; did you mean bare.csv?"
+        invoke("run", "bear.csv", "--encoders", "hashing"), "bear.csv: no such folder or table; did you mean bare.csv?"
     )
     Path("typo.csv").write_text("text,label\n" + "red,Watches\n" * 5 + "blue,Watchs\n")
-    fails(inside("run", "typo.csv", "--encoders", "hashing"), 'folds: Watchs 1 (did you mean "Watches"?); --rare drop')
+    fails(invoke("run", "typo.csv", "--encoders", "hashing"), 'folds: Watchs 1 (did you mean "Watches"?); --rare drop')
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example(command: str) -> None:
-    answer = inside(*command.split(), "--help")
+    answer = invoke(*command.split(), "--help")
     assert answer.exit_code == 0
     lines = [line.strip() for line in answer.stdout.splitlines()]
     assert any(f"{line} ".startswith(f"mmfeat {command} ") for line in lines)
@@ -145,7 +141,7 @@ def test_the_list_of_commands_is_not_cut_at_80_columns() -> None:
 
 
 def test_help_has_panels_and_all_flags_on_request() -> None:
-    short, whole = (inside("heads", flag).stdout for flag in ("--help", "--help-all"))
+    short, whole = (invoke("heads", flag).stdout for flag in ("--help", "--help-all"))
     panels = ["Data:", "What to train:", "How to score:", "Search:", "Training:", "Machine:"]
     assert [line for line in short.splitlines() if line in panels] == panels
     assert "--delimiter" in whole
@@ -193,20 +189,20 @@ def test_wrong_input_is_one_line_and_exit_code_1(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     fails(mmfeat("extract", "--data", "nowhere", cwd=tmp_path), "nowhere: no such folder or table; check the path")
-    fails(inside("extract", "--data", demo_folder, "--encoders", ""), "no encoders")
-    fails(inside("extract", "--data", demo_folder, "--encoders", "elmo"), "no encoder family 'elmo'")
-    fails(inside("extract", "--data", demo_folder, "--columns", "x"), "--columns x: write id=")
-    fails(inside("extract", demo_folder, "--data", "other"), "both name the data")
-    fails(inside("runs", "show"), "no finished run")
-    fails(inside("extract", "--data", demo_folder, "--cache", "", "--encoders", "hog"), "--cache is empty")
-    fails(inside("extract", "--data", demo_folder, "--device", "tpu"), "--device tpu: use one of")
-    fails(inside("heads", "--learning-rate", "-1"), "nothing was")
-    wrong = inside("heads", "--data", demo_folder, "--encoders", "hog", "--learning-rate", "-1")
+    fails(invoke("extract", "--data", demo_folder, "--encoders", ""), "no encoders")
+    fails(invoke("extract", "--data", demo_folder, "--encoders", "elmo"), "no encoder family 'elmo'")
+    fails(invoke("extract", "--data", demo_folder, "--columns", "x"), "--columns x: write id=")
+    fails(invoke("extract", demo_folder, "--data", "other"), "both name the data")
+    fails(invoke("runs", "show"), "no finished run")
+    fails(invoke("extract", "--data", demo_folder, "--cache", "", "--encoders", "hog"), "--cache is empty")
+    fails(invoke("extract", "--data", demo_folder, "--device", "tpu"), "--device tpu: use one of")
+    fails(invoke("heads", "--learning-rate", "-1"), "nothing was")
+    wrong = invoke("heads", "--data", demo_folder, "--encoders", "hog", "--learning-rate", "-1")
     fails(wrong, "--learning-rate -1.0: a number above 0")
-    fails(inside("demo", "--out", demo_folder / "train.txt"), "not empty and not this demo")
-    fails(inside("heads"), "nothing was extracted", "mmfeat extract")
-    fails(inside("submit"), "no finished run", "mmfeat heads")
-    fails(inside("submit", "--run", "nowhere"), "nowhere: no such run in heads")
+    fails(invoke("demo", "--out", demo_folder / "train.txt"), "not empty and not this demo")
+    fails(invoke("heads"), "nothing was extracted", "mmfeat extract")
+    fails(invoke("submit"), "no finished run", "mmfeat heads")
+    fails(invoke("submit", "--run", "nowhere"), "nowhere: no such run in heads")
     assert not list(tmp_path.iterdir())
 
 
@@ -266,15 +262,15 @@ def test_config_holds_flags_and_flags_win(demo_folder: Path, tmp_path: Path, mon
     answer = mmfeat("extract", "--config", config, "--encoders", "hashing", cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
     assert [path.name.split("-")[0] for path in (tmp_path / "store" / "demo").iterdir() if path.is_dir()] == ["hashing"]
-    assert inside("--config", config, "extract").exit_code == 0
+    assert invoke("--config", config, "extract").exit_code == 0
     assert len([path for path in (tmp_path / "store" / "demo").iterdir() if path.is_dir()]) == 2
     config.write_text("colour = 1\n[heads]\nflavour = 2\n")
-    fails(inside("extract", "--config", config), "no flag colour, heads.flavour")
-    fails(inside("extract", "--config", "nowhere.toml"), "nowhere.toml: no such file")
+    fails(invoke("extract", "--config", config), "no flag colour, heads.flavour")
+    fails(invoke("extract", "--config", "nowhere.toml"), "nowhere.toml: no such file")
     config.write_text('extract = 1\nout = "x"\n')
-    fails(inside("extract", "--config", config), "extract, out means something else for each command")
+    fails(invoke("extract", "--config", config), "extract, out means something else for each command")
     config.write_text("not toml")
-    fails(inside("extract", "--config", config), "not a readable TOML file")
+    fails(invoke("extract", "--config", config), "not a readable TOML file")
 
 
 def test_a_table_an_encoder(
@@ -293,7 +289,7 @@ def test_a_table_an_encoder(
 
     def specs(*flags: str) -> dict[str, tuple[Any, ...]]:
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)
-        answer = inside("extract", "--config", config, *flags)
+        answer = invoke("extract", "--config", config, *flags)
         assert answer.exit_code == 0, answer.output
         found = [entry.spec for entry in survey("cache") if entry.spec]
         return {
@@ -304,7 +300,7 @@ def test_a_table_an_encoder(
     assert specs() == given
     assert specs("--encoders", "bert:one") == {"one": given["one"]}
     assert specs("--encoders", "bert:one", "--pooling", "mean") == {"one": ("mean", 9, 1, "tweet")}
-    told = inside("cache", "explain", "1001", "--config", config, "--encoders", "bert:one").output
+    told = invoke("cache", "explain", "1001", "--config", config, "--encoders", "bert:one").output
     assert "pooling: there mean, asked for cls" in told
     for wrong, message in (
         ("polling = 1", r'[encoders."bert:./one"]: no option polling of one encoder; did you mean pooling?'),
@@ -312,20 +308,20 @@ def test_a_table_an_encoder(
         ('prompt = "x"', "there are none (it is about st)"),
     ):
         config.write_text(tables.replace("max-length = 9", wrong))
-        fails(inside("extract", "--config", config), message)
+        fails(invoke("extract", "--config", config), message)
     config.write_text(f'data = "{demo_folder}"\n[encoders]\nhashing = "none"\n')
-    fails(inside("extract", "--config", config), "is a table of the options of one encoder")
+    fails(invoke("extract", "--config", config), "is a table of the options of one encoder")
     config.write_text(tables.replace("[encoders.hashing]", "[encoder.hashing]"))
-    fails(inside("extract", "--config", config), "no command encoder; did you mean encoders?")
+    fails(invoke("extract", "--config", config), "no command encoder; did you mean encoders?")
 
 
 def test_flags_of_heads_change_what_was_remembered(
     demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    inside("extract", "--data", demo_folder, "--encoders", "hashing")
-    fails(inside("heads", "--cleaning", "none"), "not in the cache for hashing")
-    fails(inside("heads", "--encoders", "hog"), "not in the cache for hog")
+    invoke("extract", "--data", demo_folder, "--encoders", "hashing")
+    fails(invoke("heads", "--cleaning", "none"), "not in the cache for hashing")
+    fails(invoke("heads", "--encoders", "hog"), "not in the cache for hog")
 
 
 @pytest.mark.parametrize(
@@ -370,7 +366,7 @@ def test_flags_of_heads_change_what_was_remembered(
 def test_wrong_flags_of_heads_are_one_line(extracted: Path, flags: str, words: str) -> None:
     before = written(extracted)
     own = ["--data", "demo", "--cache", "cache", "--encoders", "hashing,hog", "--out", "heads", "--split-dir", "splits"]
-    answer = CliRunner().invoke(app, ["heads", *own, *flags.split(" ")])
+    answer = invoke("heads", *own, *flags.split(" "))
     assert answer.exit_code == 1, answer.output
     (line,) = [line for line in answer.stderr.splitlines() if not line.startswith("using ")]
     assert line.startswith("mmfeat: ")
@@ -389,7 +385,7 @@ def test_labels_that_do_not_suit_the_task_are_one_line(tmp_path: Path, monkeypat
     (tmp_path / "table.csv").write_text("id,text,label\n" + "".join(f"{row},text {row},sun\n" for row in range(9)))
     for task, words in (("multiclass", "only one class (sun)"), ("multilabel", "all samples are labelled 'sun'")):
         flags = ["--data", "table.csv", "--encoders", "hashing", "--task", task]
-        answer = CliRunner().invoke(app, ["heads", *flags])
+        answer = invoke("heads", *flags)
         assert answer.exit_code == 1
         assert words in answer.stderr
         assert len(answer.stderr.splitlines()) == 1
@@ -409,10 +405,10 @@ def test_heads_goes_on_with_the_views_and_outputs_of_the_extraction(
     monkeypatch.chdir(tmp_path)
     encoders = f"bert:{tiny_bert},timm:{tiny_timm}"
     flags = ["--encoders", encoders, "--outputs", "pooled,tokens", "--views", "1", "--dtype", "float32"]
-    answer = CliRunner().invoke(app, ["extract", "--data", str(demo_folder), *flags])
+    answer = invoke("extract", "--data", demo_folder, *flags)
     assert answer.exit_code == 0, answer.output
     quick = ["--baselines", "none", "--protocol", "holdout", "--seeds", "1", "--epochs", "1", "--modalities", "both"]
-    answer = CliRunner().invoke(app, ["heads", *quick])
+    answer = invoke("heads", *quick)
     assert answer.exit_code == 0, answer.output
     (folder,) = Path("heads").iterdir()
     run = read_run(folder)
@@ -424,10 +420,10 @@ def test_heads_goes_on_with_the_views_and_outputs_of_the_extraction(
         ("text", "pooled", "none"), ("text", "tokens", "none"),
     ]  # fmt: skip
     for head in ("cross-attention", "greedy", "late"):
-        answer = CliRunner().invoke(app, ["submit", "--head", head, "--out", f"{head}.csv"])
+        answer = invoke("submit", "--head", head, "--out", f"{head}.csv")
         assert answer.exit_code == 0, answer.output
         assert len(Path(f"{head}.csv").read_text().splitlines()) == 13
-    answer = CliRunner().invoke(app, ["heads", "--views", "0", "--outputs", "pooled", *quick, "--fusion", "concat"])
+    answer = invoke("heads", "--views", "0", "--outputs", "pooled", *quick, "--fusion", "concat")
     assert answer.exit_code == 0, answer.output
     plain = max(Path("heads").iterdir(), key=lambda path: (path / "run.json").stat().st_mtime_ns)
     assert {tower.spec.view for tower in read_run(plain).towers} == {"none"}

@@ -6,19 +6,19 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from mmfeat.cli.heads import PARAMETERS
-from mmfeat.cli.main import app
 from mmfeat.cli.presets import PRESETS, preset_values
 from mmfeat.errors import ConfigError
+from tests.cli.typed import invoke
 
 
 def heads(place: Path, out: Path, *flags: str) -> Result:
     """`mmfeat heads` on the demo data, short."""
     config = ["--config", str(place / "mmfeat.toml")] if (place / "mmfeat.toml").exists() else []
     own = [f"--data={place / 'demo'}", f"--cache={place / 'cache'}", "--encoders=hashing,hog", f"--out={out}"]
-    return CliRunner().invoke(app, [*config, "heads", *own, "--dtype=float32", *flags])
+    return invoke(*config, "heads", *own, "--dtype=float32", *flags)
 
 
 def run_of(out: Path) -> dict:

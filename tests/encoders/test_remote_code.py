@@ -14,7 +14,8 @@ from mmfeat.encoders.registry import Tower, describe_encoders, load_encoders, lo
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import EncoderError
 from mmfeat.system.trust import is_trusted, trust_remote_code
-from tests.cli.test_main import fails, inside
+from tests.cli.test_main import fails
+from tests.cli.typed import invoke
 from tests.encoders.test_sentence import write_checkpoint
 from tests.encoders.tiny_hf import change_json
 
@@ -176,16 +177,16 @@ def test_each_command_needs_the_flag_again(
     heads = ("heads", "--fusion", "none", "--baselines", "logistic", "--folds", "2", "--seeds", "1")
     predict = ("predict", "--text", "so tired")
     for command in (extract, (*extract, "--dry-run")):
-        fails(inside(*command), "needs code of its own", "then add --trust-remote-code")
+        fails(invoke(*command), "needs code of its own", "then add --trust-remote-code")
     assert not mark.exists()
-    answer = inside(*extract, "--trust-remote-code")
+    answer = invoke(*extract, "--trust-remote-code")
     assert answer.exit_code == 0, answer.output
     mark.unlink()
-    fails(inside(*heads), "needs code of its own", "then add --trust-remote-code")
-    trained = inside(*heads, "--trust-remote-code")
+    fails(invoke(*heads), "needs code of its own", "then add --trust-remote-code")
+    trained = invoke(*heads, "--trust-remote-code")
     assert trained.exit_code == 0, trained.output
-    fails(inside(*predict), "needs code of its own", "then add --trust-remote-code")
-    fails(inside("cache", "verify", "--parity", "2"), "needs code of its own", "then add --trust-remote-code")
+    fails(invoke(*predict), "needs code of its own", "then add --trust-remote-code")
+    fails(invoke("cache", "verify", "--parity", "2"), "needs code of its own", "then add --trust-remote-code")
     assert not mark.exists()
-    assert inside(*predict, "--trust-remote-code").exit_code == 0
+    assert invoke(*predict, "--trust-remote-code").exit_code == 0
     assert not is_trusted()

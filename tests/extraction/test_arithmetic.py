@@ -21,7 +21,7 @@ from mmfeat.extraction.requests import Request, extraction_of, latest_request, r
 from mmfeat.runs.run import is_same
 from mmfeat.samples.dataset import SampleSource
 from mmfeat.system.hardware import fast_half, resolve_dtype
-from tests.cli.test_main import inside
+from tests.cli.typed import invoke
 
 HALF = "bfloat16"  # any CPU computes in it, if only a few slowly
 AUTO = EncoderOptions(cleaning="none")
@@ -146,18 +146,18 @@ def test_extract_says_it_and_heads_and_predict_follow(
     monkeypatch.chdir(tmp_path)
     request, model = f"bert:{tmp_path}/model", shutil.copytree(coarse, tmp_path / "model")
     extract = ("extract", "--data", "a.jsonl", "--encoders", request, "--device", "cpu")
-    dry = inside(*extract, "--dry-run")
+    dry = invoke(*extract, "--dry-run")
     assert dry.exit_code == 0, dry.output
     assert not (tmp_path / "cache").exists()
     for new in (f"{len(TEXTS)} new", "0 new"):
-        done = inside(*extract)
+        done = invoke(*extract)
         assert done.exit_code == 0, done.output
         assert "computed in float32: bfloat16 changes vectors (cosine 0.9" in done.output
         assert new in done.output
-    heads = inside("heads", "--fusion", "none", "--baselines", "logistic", "--folds", "2", "--seeds", "1")
+    heads = invoke("heads", "--fusion", "none", "--baselines", "logistic", "--folds", "2", "--seeds", "1")
     assert heads.exit_code == 0, heads.output
     model.rename(tmp_path / "moved")
-    predict = inside("predict", "--text", "a good day", "--encoders", f"bert:{tmp_path}/moved")
+    predict = invoke("predict", "--text", "a good day", "--encoders", f"bert:{tmp_path}/moved")
     assert predict.exit_code == 0, predict.output
 
 

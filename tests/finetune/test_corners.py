@@ -22,11 +22,11 @@ from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, RunError
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.extraction.extract import extract_features, extract_samples
-from mmfeat.finetune.arguments import FinetuneArguments
 from mmfeat.finetune.cells import blended
 from mmfeat.finetune.finetune import Finetuned, finetune_heads
 from mmfeat.finetune.prepare import prepare
 from mmfeat.finetune.processes import Execution
+from mmfeat.finetune.settings import FinetuneArguments
 from mmfeat.finetune.stage_one import best_parent
 from mmfeat.heads.registry import HeadSettings
 from mmfeat.prediction.final_heads import EntryPredictor, towers_of

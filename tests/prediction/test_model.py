@@ -17,10 +17,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 import mmfeat
-from mmfeat.cli.main import app
 from mmfeat.errors import ConfigError, DataError, RunError
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.extraction.extract import extract_features
@@ -34,6 +32,7 @@ from mmfeat.samples.dataset import Sample, read_samples
 from mmfeat.samples.photos import decode_image, picture_bytes
 from mmfeat.sweep.search import Plan
 from mmfeat.sweep.train import train_heads
+from tests.cli.typed import invoke
 from tests.finetune.small_finetunes import ONCE, tune
 from tests.sweep.small_sweeps import FLOAT32, QUICK, SMALL, stamps, sweep
 
@@ -211,7 +210,7 @@ def test_weights_that_moved_are_named_where_they_lie_now(place: Path, model: Mod
         found = mmfeat.load(heads=place / "heads", head="concat", encoders=[f"timm:{moved}"])
         assert (found.predict_proba([sample.text], [sample.image]) == before).all()  # type: ignore[list-item]
         flags = ["--heads", place / "heads", "--out", tmp_path / "s.csv", "--encoders", f"timm:{moved}"]
-        answer = CliRunner().invoke(app, ["submit", *map(str, flags)])
+        answer = invoke("submit", *flags)
         assert answer.exit_code == 0, answer.output
         assert predict_data(place / "demo", heads=place / "heads", encoders=[f"timm:{moved}"]).predictions.ids
         wrong = Path(shutil.copytree(moved, tmp_path / "wrong"))

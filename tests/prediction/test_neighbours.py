@@ -8,11 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 import mmfeat
 from mmfeat.cache.store import Cache
-from mmfeat.cli.main import app
 from mmfeat.encoders.registry import describe_encoders
 from mmfeat.errors import CacheMissError, ConfigError, DataError
 from mmfeat.extraction.extract import extract_features
@@ -20,6 +18,7 @@ from mmfeat.extraction.in_memory import Embedder
 from mmfeat.extraction.requests import latest_request
 from mmfeat.prediction import nearest as module
 from mmfeat.samples.dataset import Sample, read_samples
+from tests.cli.typed import invoke
 from tests.sweep.small_sweeps import FLOAT32
 
 
@@ -117,7 +116,7 @@ def test_the_command_prints_a_table_and_writes_a_page(
     monkeypatch.chdir(tmp_path)
     usual = ["neighbours", "--cache", str(place / "cache")]
     id = read_samples(place / "demo").samples[0].id
-    answer = CliRunner().invoke(app, [*usual, id, "--encoder", "clip.image", "--count", "4", "--out", "page.html"])
+    answer = invoke(*usual, id, "--encoder", "clip.image", "--count", "4", "--out", "page.html")
     assert answer.exit_code == 0, answer.output
     lines = answer.stdout.splitlines()
     assert lines[0].startswith(f"nearest to {id} by clip.image:")
@@ -130,5 +129,5 @@ def test_the_command_prints_a_table_and_writes_a_page(
     assert "src=" not in page.replace('<img src="data:', "")
     assert "http:" not in re.sub(r'"text">[^<]*<', "", page)
     assert lines[-1] == "next: open it in a browser"
-    wrong = CliRunner().invoke(app, [*usual, id, "--out", "page.txt"])
+    wrong = invoke(*usual, id, "--out", "page.txt")
     assert "--out page.txt: name an HTML file" in wrong.stderr

@@ -13,16 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
-from typer.testing import CliRunner
 
 from mmfeat.cli import predict as console_predict
-from mmfeat.cli.main import app
 from mmfeat.errors import ConfigError, DataError
 from mmfeat.evaluation.metrics import evaluate
 from mmfeat.prediction.inputs import samples_of_files
 from mmfeat.prediction.predict import predict_data, targets_of
 from mmfeat.prediction.submit import write_submission
 from mmfeat.runs.entry import Scores, convert
+from tests.cli.typed import invoke
 from tests.sweep.small_sweeps import make_place, stamps, sweep
 
 
@@ -36,7 +35,7 @@ def place(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def mmfeat(place: Path, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> Result:
     monkeypatch.chdir(place)
-    return CliRunner().invoke(app, [str(each) for each in arguments])
+    return invoke(*arguments)
 
 
 def cells(text: str) -> list[list[str]]:

@@ -14,10 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from typer.testing import CliRunner
 
 from mmfeat.cache.store import Cache
-from mmfeat.cli.main import app
 from mmfeat.errors import CacheError, RunError, SubmissionError
 from mmfeat.extraction.extract import extract_features
 from mmfeat.prediction.output_file import check_rows
@@ -25,6 +23,7 @@ from mmfeat.prediction.submit import write_submission
 from mmfeat.runs.run import Run, best_run, overlooked_run, read_run
 from mmfeat.runs.verdict import verdict
 from mmfeat.sweep.train import train_heads
+from tests.cli.typed import invoke
 from tests.sweep.small_sweeps import FEW, FLOAT32, QUICK, SMALL, sweep
 
 
@@ -356,11 +355,11 @@ def test_a_run_that_scored_higher_on_other_folds_is_named_and_not_taken(
     (older / "run.json").write_text(json.dumps(config))
     os.utime(older / "run.json", (1, 1))
     for command in ("submit", "predict --text hello", "report --photos 0"):
-        answer = CliRunner().invoke(app, command.split())
+        answer = invoke(*command.split())
         assert answer.exit_code == 0, answer.output
         assert "note: heads/older scored higher, 0.990 [" in answer.stderr
         assert latest.name in answer.output
-        named = CliRunner().invoke(app, [*command.split(), "--run", str(latest.folder)])
+        named = invoke(*command.split(), "--run", latest.folder)
         assert "scored higher" not in named.stderr
 
 

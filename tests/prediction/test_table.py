@@ -7,10 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
 
 from mmfeat import compare_runs, load, reproduce_run, write_report
-from mmfeat.cli.main import app
 from mmfeat.errors import DataError, RunError
 from mmfeat.export.export import export_run
 from mmfeat.extraction.extract import extract_features
@@ -18,6 +16,7 @@ from mmfeat.prediction.predict import predict_data
 from mmfeat.prediction.submit import write_submission
 from mmfeat.runs.run import Run, read_run
 from mmfeat.sweep.train import train_heads
+from tests.cli.typed import invoke
 from tests.prediction.test_to_predict import shop
 from tests.sweep.small_sweeps import BUILT_IN, QUICK, SMALL
 
@@ -131,7 +130,7 @@ def test_the_dry_run_and_the_summary_say_what_the_columns_hold(place: Path, tmp_
     typed = ["extract", "--data", str(place / "train.csv"), "--encoders", "hashing", "--cache", str(tmp_path)]
     line = "table: price (numbers), brand (2 categories); 4 values a sample"
     for flags in (["--dry-run"], []):
-        answer = CliRunner().invoke(app, [*typed, "--columns", f"{columns},table=price,brand", *flags])
+        answer = invoke(*typed, "--columns", f"{columns},table=price,brand", *flags)
         assert line in answer.stdout, answer.output
-    refused = CliRunner().invoke(app, [*typed, "--columns", "id=sku,text=title,table=title,label=category"])
+    refused = invoke(*typed, "--columns", "id=sku,text=title,table=title,label=category")
     assert "no numbers and no categories" in refused.output

@@ -8,9 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from mmfeat.cli.main import app
 from mmfeat.errors import DataError
 from mmfeat.extraction.extract import extract_features
 from mmfeat.extraction.forecast import forecast_extraction
@@ -18,6 +16,7 @@ from mmfeat.extraction.requests import latest_request, remember_request
 from mmfeat.extraction.result import Extraction
 from mmfeat.prediction.submit import Submission, write_submission
 from mmfeat.sweep.train import train_heads
+from tests.cli.typed import invoke
 from tests.sweep.small_sweeps import BUILT_IN, NO_HEADS, SMALL
 
 COLUMNS = {"id": "sku", "text": "title", "image": "photo", "label": "category"}
@@ -159,7 +158,7 @@ def test_the_three_lines_of_the_documents(tmp_path: Path, monkeypatch: pytest.Mo
         "submit",
     )
     for line in lines:
-        answer = CliRunner().invoke(app, line.split(" "))
+        answer = invoke(*line.split(" "))
         assert answer.exit_code == 0, answer.output
     assert list(pd.read_csv("submission.csv")) == ["id", "label"]
     assert "10 predictions for test.csv" in answer.output

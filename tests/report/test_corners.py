@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from mmfeat.audit.audit import audit_data
 from mmfeat.audit.twins import Twins, find_conflicts
-from mmfeat.cli.main import app
 from mmfeat.errors import RunError
 from mmfeat.evaluation.metrics import wilson
 from mmfeat.extraction.extract import extract_features
@@ -24,12 +22,12 @@ from mmfeat.report.page import latex_table
 from mmfeat.report.reliability import surest
 from mmfeat.report.report import Papers, write_report
 from mmfeat.report.scores import classes_section, confusion_section
-from mmfeat.report.section import Table, interval
-from mmfeat.report.subject import Subject
+from mmfeat.report.section import Subject, Table, interval
 from mmfeat.runs.entry import ClassScores, Interval
-from mmfeat.runs.out_of_fold import OutOfFold
+from mmfeat.runs.record import OutOfFold
 from mmfeat.runs.run import Run
 from mmfeat.samples.labels import Targets
+from tests.cli.typed import invoke
 from tests.sweep.small_sweeps import FLOAT32, sweep
 
 NAMES = ("a<b> --><script>alert(1)</script>", "$5 $x^2$", "x|y", "x", "1,2;3", "中文", "L" * 220, "two  spaces")
@@ -78,7 +76,7 @@ def test_of_many_classes_the_most_frequent_errors_are_listed(run: Run) -> None:
 def test_a_comparison_takes_no_flags_of_a_page_about_samples(run: Run) -> None:
     two = ["report", "--compare", str(run.folder), str(run.folder)]
     for flags in (["--photos", "3"], ["--data", "x"], ["--columns", "id=x"], ["--audit", "x"]):
-        answer = CliRunner().invoke(app, [*two, *flags])
+        answer = invoke(*two, *flags)
         assert (answer.exit_code, answer.stderr.startswith(f"mmfeat: {flags[0]} goes with one run;")) == (1, True)
 
 

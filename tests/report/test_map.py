@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from mmfeat.cache.store import Cache
-from mmfeat.report import map as module
-from mmfeat.report.map import place_samples
+from mmfeat.report import gallery as module
+from mmfeat.report.gallery import place_samples
 from mmfeat.report.report import write_report
-from mmfeat.report.subject import Subject
+from mmfeat.report.section import Subject
 from mmfeat.runs.run import Run
 from tests.report.browser import open_browser, open_page, requests
 from tests.sweep.small_sweeps import NO_HEADS, make_place, sweep

@@ -27,8 +27,7 @@ from mmfeat.report.modalities import WHO, attribute
 from mmfeat.report.page import Page, latex_table, render
 from mmfeat.report.reliability import reliability_section
 from mmfeat.report.report import Papers, write_report
-from mmfeat.report.section import Table, interval
-from mmfeat.report.subject import Subject
+from mmfeat.report.section import Subject, Table, interval
 from mmfeat.report.training import correlation, group_means, read_trials, varied
 from mmfeat.runs.run import Run
 from mmfeat.sweep.search import Plan

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from mmfeat.cli.main import app
 from mmfeat.errors import RunError
 from mmfeat.runs.run import read_run
 from mmfeat.samples.keys import StatIndex
+from tests.cli.typed import invoke
 from tests.sweep.small_sweeps import rows, stamps
 
 MADE_IN = "/tmp/before"  # the folder that paths in these files name
@@ -41,7 +40,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def mmfeat(*arguments: str) -> str:
     """What a command prints."""
-    answer = CliRunner().invoke(app, [*arguments[0].split(), *arguments[1:]])
+    answer = invoke(*arguments[0].split(), *arguments[1:])
     assert answer.exit_code == 0, answer.output
     return answer.stdout
 
@@ -107,7 +106,7 @@ def test_a_finished_search_is_reused_and_extended(place: Path) -> None:
 def test_a_run_is_reproduced_on_its_own_folds(place: Path) -> None:
     """Near duplicates are others now: folds that were dealt anew would be another run's. So are decisions, which have
     biases now: that is said."""
-    answer = CliRunner().invoke(app, ["runs", "reproduce", f"heads/{PLAIN}", "--out", "again"])
+    answer = invoke("runs", "reproduce", f"heads/{PLAIN}", "--out", "again")
     assert (answer.exit_code, answer.exception.__class__) in ((0, type(None)), (1, SystemExit)), answer.output
     assert "macro-F1" in answer.output
     for name in ("folds.csv", "run.json"):

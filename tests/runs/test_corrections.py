@@ -8,19 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from mmfeat.cli.main import app
 from mmfeat.errors import RunError
 from mmfeat.evaluation.metrics import evaluate
 from mmfeat.evaluation.significance import paired_difference
 from mmfeat.report.facts import data_notes
-from mmfeat.report.subject import Subject
+from mmfeat.report.section import Subject
 from mmfeat.reproduce import reproduce_run
 from mmfeat.runs.compare import compare_runs, flat_settings
 from mmfeat.runs.run import Run
 from mmfeat.samples.dataset import read_samples
 from mmfeat.sweep.arguments import heads_arguments
+from tests.cli.typed import invoke
 from tests.finetune.small_finetunes import ONCE, tune
 from tests.sweep.small_sweeps import NO_HEADS, make_place, sweep
 
@@ -102,22 +101,20 @@ def test_a_comparison_scores_both_by_the_corrected_labels_and_tells_the_differen
 def test_the_commands_say_which_labels_score(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     pair = [str(runs.own.folder), str(runs.corrected.folder)]
-    told = CliRunner().invoke(app, ["runs", "compare", *pair]).stdout
+    told = invoke("runs", "compare", *pair).stdout
     assert "labels differ; the scores above are against the labels of [2]" in told
     assert "against the labels of [1]: [2] is " in told
-    page = CliRunner().invoke(app, ["report", "--compare", *pair, "--out", "c.html"])
+    page = invoke("report", "--compare", *pair, "--out", "c.html")
     assert page.exit_code == 0, page.output
     assert "labels differ; all scores and tests here are against those of" in Path("c.html").read_text()
-    assert "9 corrected by " in " ".join(CliRunner().invoke(app, ["runs", "show", pair[1]]).stdout.split())
+    assert "9 corrected by " in " ".join(invoke("runs", "show", pair[1]).stdout.split())
 
 
 def test_reproduction_and_stage_two_read_the_corrections_and_predictions_do_without(runs: Runs, tmp_path: Path) -> None:
     assert heads_arguments(runs.corrected)["columns"]["labels"] == str(runs.labels)
     assert reproduce_run(runs.corrected, tmp_path / "again").identical
     assert data_notes(Subject.of(runs.corrected)) == ()
-    answer = CliRunner().invoke(
-        app, ["submit", "--run", str(runs.corrected.folder), "--out", str(tmp_path / "out.csv")], catch_exceptions=False
-    )
+    answer = invoke("submit", "--run", runs.corrected.folder, "--out", tmp_path / "out.csv", catch_exceptions=False)
     assert answer.exit_code == 0, answer.output
     assert "changed" not in answer.output
     before = runs.labels.read_text()
@@ -138,7 +135,7 @@ def test_audit_writes_the_labels_in_doubt_to_be_filled(
     monkeypatch.chdir(tmp_path)
     usual = ["audit", "--data", str(runs.place / "demo"), "--cache", str(runs.place / "cache")]
     command = [*usual, "--run", str(runs.own.folder), "--export", "doubts.csv"]
-    told = CliRunner().invoke(app, command, catch_exceptions=False)
+    told = invoke(*command, catch_exceptions=False)
     assert "next: fill in its column label where a label is wrong; mmfeat heads --labels doubts.csv" in told.stdout
     with open("doubts.csv", newline="", encoding="utf-8") as file:
         doubts = list(csv.DictReader(file))
@@ -147,12 +144,12 @@ def test_audit_writes_the_labels_in_doubt_to_be_filled(
     assert all(doubt["given"] == labels[doubt["id"]] != doubt["proposed"] for doubt in doubts)
     assert {doubt["label"] for doubt in doubts} == {""}
     assert (np.diff([float(doubt["probability"]) for doubt in doubts[:3]]) < 1).all()
-    again = CliRunner().invoke(app, command)
+    again = invoke(*command)
     assert again.exit_code == 1
     assert "this file exists, and may have labels filled in; name another file" in again.stderr
-    judged = CliRunner().invoke(app, [*usual, "--labels", str(runs.labels), "--heads", str(runs.place / "heads")])
+    judged = invoke(*usual, "--labels", runs.labels, "--heads", runs.place / "heads")
     assert runs.corrected.folder.name in judged.stdout.replace("\n", "")
-    nobody = CliRunner().invoke(app, [*usual, "--run", "none", "--export", "other.csv"])
+    nobody = invoke(*usual, "--run", "none", "--export", "other.csv")
     assert "--export other.csv: no run judges these labels; name one with --run" in nobody.stderr
 
 

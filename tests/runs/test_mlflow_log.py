@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from mmfeat.cli.main import app
 from mmfeat.runs.mlflow_log import log_run, metrics_of
 from mmfeat.runs.run import Run
+from tests.cli.typed import invoke
 from tests.sweep.small_sweeps import NO_HEADS, make_place, sweep
 
 mlflow = pytest.importorskip("mlflow")
@@ -66,7 +65,7 @@ def test_a_failure_is_one_warning_and_the_run_is_whole(run: Run, monkeypatch: py
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     command = ["heads", "--data", "demo", "--encoders", "hashing,hog", "--dtype", "float32", "--fusion", "none"]
     command += ["--baselines", "knn,prior", "--modalities", "text", "--folds", "2", "--seeds", "2", "--no-ensembles"]
-    answer = CliRunner().invoke(app, [*command, "--epochs", "2", "--mlflow", "http://127.0.0.1:9"])
+    answer = invoke(*command, "--epochs", "2", "--mlflow", "http://127.0.0.1:9")
     assert answer.exit_code == 0, answer.stderr
     (line,) = [line for line in answer.stderr.splitlines() if line.startswith("warning")]
     assert line.startswith("warning: the run is whole but was not logged to MLflow: ")

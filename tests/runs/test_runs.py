@@ -14,13 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from mmfeat.cli.main import app
 from mmfeat.errors import RunError
 from mmfeat.evaluation.protocol import Protocol, read_groups
 from mmfeat.evaluation.significance import paired_difference
-from mmfeat.finetune.arguments import finetune_arguments
+from mmfeat.finetune.settings import finetune_arguments
 from mmfeat.heads.registry import HeadSettings
 from mmfeat.reproduce import reproduce_run
 from mmfeat.runs.compare import compare_runs
@@ -31,6 +29,7 @@ from mmfeat.samples.labels import Targets, indicator
 from mmfeat.sweep.search import Plan
 from mmfeat.sweep.search_space import Range
 from mmfeat.system.locks import writing_in
+from tests.cli.typed import invoke
 from tests.finetune.small_finetunes import ONCE, tune
 from tests.sweep.small_sweeps import FLOAT32, NO_HEADS, make_place, sweep
 
@@ -306,7 +305,7 @@ def test_data_that_changed_since_cannot_be_reproduced(place: Path, runs: list[Ru
 def typed(command: str) -> Any:
     """What the command line does with a line that somebody copied."""
     words = shlex.split(command)[1:]
-    return CliRunner().invoke(app, words, obj=command)
+    return invoke(*words, obj=command)
 
 
 def test_the_commands_for_runs(place: Path, runs: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
