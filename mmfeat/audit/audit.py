@@ -179,15 +179,10 @@ def _profile(findings: Findings, seed: int) -> dict[str, Any]:
         texts = [sample.text for sample in part if sample.text is not None]
         languages = text_languages(texts, seed)
         profile[name] = {"text": {**text_profile(texts), **({"languages": languages} if languages else {})}}
-    profile["all"]["image"] = _photo_profile(findings)
-    return profile
-
-
-def _photo_profile(findings: Findings) -> dict[str, Any]:
     sizes = np.array(findings.photos.sizes, int).reshape(-1, 2)
-    if not len(sizes):
-        return {"photos": 0}
-    return {"photos": len(sizes), "width": quantiles(sizes[:, 0]), "height": quantiles(sizes[:, 1])}
+    sides = {"width": quantiles(sizes[:, 0]), "height": quantiles(sizes[:, 1])} if len(sizes) else {}
+    profile["all"]["image"] = {"photos": len(sizes), **sides}
+    return profile
 
 
 def _label_errors(findings: Findings, seed: int) -> dict[str, Any] | None:

@@ -192,7 +192,8 @@ def find_everything(
     opinions = read_opinions(judge) if judge else None
     contents = (everything, photos.keys.keys, photos.hashes, SecondLook(everything, photos.keys.keys, None, progress))
     twins = find_twins(*contents)
-    labels = _label_numbers(samples)
+    index_of = {name: index for index, name in enumerate(samples.classes)}
+    labels = np.array([-1 if sample.label is None else index_of[sample.label] for sample in samples], int)
     return Findings(
         samples=samples,
         photos=photos,
@@ -215,9 +216,3 @@ def _hash_labelled(samples: SampleSet, photos: PhotosFacts) -> str:
     rows = [row for row, sample in enumerate(samples) if sample.id in ids]
     images = ContentKeys(photos.keys.keys[rows], photos.keys.present[rows], ())
     return hash_data(labelled, {"text": content_keys(labelled, "text"), "image": images})
-
-
-def _label_numbers(samples: SampleSet) -> np.ndarray:
-    """(N,) the index of each label cell in the sorted cells, -1 without label."""
-    index_of = {name: index for index, name in enumerate(samples.classes)}
-    return np.array([index_of[sample.label] if sample.label is not None else -1 for sample in samples], int)

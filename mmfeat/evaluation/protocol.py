@@ -237,11 +237,6 @@ class Protocol:
             return replace(self, kind=KFOLD)
         return replace(self, kind=GIVEN if has_own else HOLD if is_saved else KFOLD)
 
-    @property
-    def test_share(self) -> float:
-        """The share of the samples that one fold tests."""
-        return 1 / self.folds if self.kind == KFOLD else self.shares[-1] / sum(self.shares)
-
 
 def protocol_splits(
     labelled: Sequence[Sample],
@@ -276,7 +271,8 @@ def protocol_splits(
         save_splits(splits, saved, [str(sample.label) for sample in labelled])
     if protocol.kind == GIVEN:
         return splits, saved, (*split_notes(Counter(parts)), *_groups_on_both_sides(splits, groups))
-    tested = protocol.test_share * len(ids)
+    share = 1 / protocol.folds if protocol.kind == KFOLD else protocol.shares[-1] / sum(protocol.shares)
+    tested = share * len(ids)
     return splits, saved, (*_large_groups(labelled, links, groups, tested), *_uneven_folds(splits, tested))
 
 

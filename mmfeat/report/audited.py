@@ -43,7 +43,7 @@ def labels_section(subject: Subject) -> Section | None:
     rows, labels, title = doubted_rows(subject), predictions.targets.numbers, title_of(subject.entry)
     words = [
         f"For {len(rows):,} of {len(labels):,} samples, {title} is confident of another class than the label. Look at "
-        "them: some labels are wrong, others are hard.",
+        "them: some labels are wrong, others are hard."
     ]
     noise = estimate_noise(labels, predictions.probabilities, floor=floor_of(subject.run, subject.entry))
     if noise.claimed:

@@ -28,14 +28,11 @@ def ablation_section(subject: Subject) -> Section | None:
     if not heads:
         return None
     sets = [name for name in MODALITY_SETS if name != TABLE or subject.run.config.table]
-    rows = [
-        [
-            head,
-            *(rounded(entries[name].headline.value) if name in entries else "" for name in sets),
-            *_gained(entries.get("both")),
-        ]
-        for head, entries in heads.items()
-    ]
+    rows = []
+    for head, entries in heads.items():
+        scores = [rounded(entries[name].headline.value) if name in entries else "" for name in sets]
+        test = entries["both"].gain if "both" in entries else None
+        rows.append([head, *scores, *((gain(test), p_value(test.p_holm)) if test else ("", ""))])
     header = ["head", *sets, "both over the better one", "p-value"]
     return Section(
         "ablation",
@@ -54,11 +51,6 @@ def _worth(shown: Entry, entries: Sequence[Entry]) -> str:
     better = f"{gain(entry.gain)} over {entry.gain.over} alone (p-value {p_value(entry.gain.p_holm)})"
     real = "more than chance would make it" if entry.gain.p_holm < LEVEL else "which may be chance"
     return f"Seeing everything gives {entry.head} {better}, {real}. The same question for every head:"
-
-
-def _gained(both: Entry | None) -> tuple[str, str]:
-    test = both.gain if both else None
-    return (gain(test), p_value(test.p_holm)) if test else ("", "")
 
 
 @dataclass(frozen=True)

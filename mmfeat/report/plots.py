@@ -49,12 +49,12 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def new_drawing(height: float, columns: int = 1, rows: int = 1, **options: Any) -> tuple[Drawing, list[Axes]]:
-    """A figure of the page's width and `height` inches, and its axes in reading order."""
+def new_drawing(height: float, columns: int = 1) -> tuple[Drawing, list[Axes]]:
+    """A figure of the page's width and `height` inches, and its axes from left to right."""
     from matplotlib.figure import Figure as Drawing
 
     drawing = Drawing(figsize=(WIDTH, height), layout="constrained")
-    axes = drawing.subplots(rows, columns, squeeze=False, **options)
+    axes = drawing.subplots(1, columns, squeeze=False)
     return drawing, list(axes.ravel())
 
 

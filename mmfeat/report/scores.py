@@ -48,7 +48,7 @@ def leaderboard_section(subject: Subject) -> Section:
         tie = f"{ties} of the others, marked =, may be as good" if ties else "No other entry may be as good"
         words = [
             f"{best} comes first of {len(entries)}: {title} {interval(entries[0].headline)}. {tie}: a difference "
-            "counts as real if it is larger than chance would make it (p-value below 0.05, adjusted for all pairs).",
+            "counts as real if it is larger than chance would make it (p-value below 0.05, adjusted for all pairs)."
         ]
     if entries[0].picked and len(entries) > 1:
         words.append(

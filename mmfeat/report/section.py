@@ -110,9 +110,9 @@ def share(value: float, count: float) -> str:
     return interval(Interval(float(value), float(low), float(high)))
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def number(value: float | None) -> str:
     """A rounded value; "" for a value that is not defined."""
-    return "" if value is None else f"{value:.{digits}f}"
+    return "" if value is None else f"{value:.3f}"
 
 
 def p_value(value: float) -> str:

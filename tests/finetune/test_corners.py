@@ -177,11 +177,7 @@ class Impatient:
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"lora": 2},
-        {"amp": "float16", "accumulate": 3},
-        {"gradual": True, "unfreeze": (("text", 2), ("image", 1))},
-    ],
+    [{"lora": 2}, {"amp": "float16", "accumulate": 3}, {"gradual": True, "unfreeze": (("text", 2), ("image", 1))}],
     ids=["lora", "float16", "gradual"],
 )
 def test_an_interrupted_training_ends_in_the_same_weights(pairs: Path, changes: dict[str, Any], tmp_path: Path) -> None:

@@ -103,17 +103,7 @@ def test_probabilities_that_are_none_are_never_written(values: list[float], tmp_
 @pytest.mark.parametrize("format", ["csv", "tsv", "jsonl"])
 @pytest.mark.parametrize(
     ("old", "new"),
-    [
-        ("sun", "rain"),
-        ("0.75", "0.65"),
-        ("ümlaut", "umlaut"),
-        ("guid", "gu\nid"),
-        (
-            "\n",
-            "",
-        ),
-        ("a", "a\r\n"),
-    ],
+    [("sun", "rain"), ("0.75", "0.65"), ("ümlaut", "umlaut"), ("guid", "gu\nid"), ("\n", ""), ("a", "a\r\n")],
 )
 def test_a_text_that_reads_otherwise_is_refused(format: str, old: str, new: str) -> None:
     """Whatever went wrong in writing it: the text is read again, and compared."""
