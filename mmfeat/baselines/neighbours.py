@@ -66,7 +66,7 @@ class NeighbourHead:
         most = values.max(axis=1, keepdims=True)
         counts = np.exp((values - most) / TEMPERATURE) if self.by_similarity else np.ones_like(values)
         counts = np.where(most == 0, 0.0, counts)
-        votes = np.einsum("mk,mkcs->mcs", counts, self.votes[indices].astype(np.float64))
+        votes = np.einsum("mk,mkcs->mcs", counts, self.votes.astype(np.float64)[indices])
         return from_probabilities((votes[..., 0] + self.prior) / (votes.sum(axis=-1) + 1), self.multilabel)
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
