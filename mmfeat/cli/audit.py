@@ -27,7 +27,7 @@ TABLES = ("duplicates", "conflicts", "leaks", "files", "label_errors", "balance"
 
 def show_audit(audit: Audit) -> None:
     """Print duplicates, leaks, oddities, profile, balance and label errors; parts without findings are left out."""
-    out.print(f"{shown(audit.data)}: {audit.samples:,} samples, {audit.labelled:,} labelled")
+    out.print(f"{shown(audit.data)}: {counted(audit.samples, 'sample')}, {audit.labelled:,} labelled")
     for note in audit.notes:
         out.print(f"note: {note}")
     _show_twins(audit)

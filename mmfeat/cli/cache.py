@@ -65,7 +65,7 @@ def show_entries(entries: Sequence[CachedEncoder], cache: str) -> None:
 
 def show_coverage(samples: SampleSet, entries: Sequence[CachedEncoder], keys: Mapping[str, ContentKeys]) -> None:
     """Print how much of a data set each encoder covers, and the versions that made its vectors."""
-    out.print(f"{samples.source}: {len(samples):,} samples")
+    out.print(f"{samples.source}: {counted(len(samples), 'sample')}")
     for modality, contents in keys.items():
         present = contents.keys[contents.present].tolist()
         out.print(f"  {modality}: {len(present):,} samples have one, {len(set(present)):,} different")

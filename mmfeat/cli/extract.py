@@ -131,7 +131,7 @@ SHOWN_FAILURES = 5
 def show_samples(samples: Overview) -> None:
     """Print the samples of a data set before any of them is encoded: their labels, and what was decided in reading."""
     counts = samples.labels
-    out.print(f"{samples.source}: {len(samples):,} samples, {sum(counts.values()):,} labelled")
+    out.print(f"{samples.source}: {counted(len(samples), 'sample')}, {sum(counts.values()):,} labelled")
     if counts:
         out.print(f"  labels: {', '.join(f'{name} {counts[name]:,}' for name in sorted(counts)[:SHOWN_LABELS])}")
     if samples.unused_columns:
@@ -188,7 +188,7 @@ def show_extraction(result: Extraction) -> None:
     for tower in result.towers:
         spec, folder = tower.spec, tower.spec.folder_name
         new, unreadable = result.new.get(folder, 0), result.unreadable[folder]
-        good = f"{result.stored[folder] + new:,} vectors, {new:,} new"
+        good = f"{counted(result.stored[folder] + new, 'vector')}, {new:,} new"
         noun = "photo" if spec.part == "image" else spec.part
         lost = result.parts[spec.part].lost if spec.part in result.parts else 0  # samples, which may share a content
         trouble = f", {counted(max(lost, unreadable), noun)} unreadable" if unreadable else ""
@@ -241,7 +241,7 @@ def show_forecast(forecasts: Forecasts) -> None:
 
 
 def _show_part(forecasts: Forecasts) -> None:
-    out.print(f"{forecasts.samples.source}: {len(forecasts.samples):,} samples")
+    out.print(f"{forecasts.samples.source}: {counted(len(forecasts.samples), 'sample')}")
     for note in forecasts.samples.notes:
         out.print(f"  note: {shown(note)}")
     _show_table(forecasts.samples)

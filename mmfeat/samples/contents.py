@@ -82,32 +82,13 @@ class MemoryFile:
         return self.data
 
 
-@dataclass(frozen=True)
-class Policy:
-    """Bounds of the random choices. Colours change by a factor from 1 - x to 1 + x, hue by -x to x turns."""
-
-    side: int  # side of the square view; an encoder's evaluation transform follows
-    area: tuple[float, float]  # share of the picture that the crop covers
-    aspect: tuple[float, float]  # width / height of the crop
-    flip: float  # probability of a flip
-    brightness: float
-    contrast: float
-    saturation: float
-    hue: float
-
-
-POLICIES = {
-    "train": Policy(
-        side=256,
-        area=(0.8, 1.0),
-        aspect=(3 / 4, 4 / 3),
-        flip=0.5,
-        brightness=0.1,
-        contrast=0.1,
-        saturation=0.1,
-        hue=0.02,
-    )
-}
+# The random choices of a view. Colours change by a factor from 1 - x to 1 + x, hue by -x to x turns.
+VIEW_SIDE = 256  # side of the square view; an encoder's evaluation transform follows
+AREA = (0.8, 1.0)  # share of the picture that the crop covers
+ASPECT = (3 / 4, 4 / 3)  # width / height of the crop
+FLIP = 0.5  # probability of a flip
+BRIGHTNESS = CONTRAST = SATURATION = 0.1
+HUE = 0.02
 
 
 def view_name(number: int) -> str:
@@ -126,40 +107,33 @@ def augment(picture: Image.Image, view: str, key: bytes) -> Image.Image:
 
     if view == "none":
         return picture
-    policy = _policy(view)
+    if not re.fullmatch("train:[1-9][0-9]*", view):
+        raise ConfigError(f"no view {view!r}; use none or train:N, N from 1")
     # Only `random()` is drawn: numpy keeps no other stream equal between its versions.
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(view.encode() + b"\0" + key).digest(), "big"))
-    image = picture.crop(crop_box(picture.width, picture.height, policy, rng))
-    image = image.resize((policy.side, policy.side), Image.Resampling.BICUBIC)
-    if rng.random() < policy.flip:
+    image = picture.crop(crop_box(picture.width, picture.height, rng))
+    image = image.resize((VIEW_SIDE, VIEW_SIDE), Image.Resampling.BICUBIC)
+    if rng.random() < FLIP:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return _jitter(image, policy, rng)
+    return _jitter(image, rng)
 
 
-def crop_box(width: int, height: int, policy: Policy, rng: np.random.Generator) -> tuple[int, int, int, int]:
+def crop_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of a random part; if none fits, the middle at the nearest allowed aspect."""
     for _ in range(CROP_ATTEMPTS):
-        area = width * height * _uniform(rng, *policy.area)
-        aspect = math.exp(_uniform(rng, *map(math.log, policy.aspect)))
+        area = width * height * _uniform(rng, *AREA)
+        aspect = math.exp(_uniform(rng, *map(math.log, ASPECT)))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             left, top = int(rng.random() * (width - w + 1)), int(rng.random() * (height - h + 1))
             return left, top, left + w, top + h
-    narrowest, widest = policy.aspect
+    narrowest, widest = ASPECT
     w, h = min(width, max(1, round(height * widest))), min(height, max(1, round(width / narrowest)))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
 
 
-def _policy(view: str) -> Policy:
-    name, _, number = view.partition(":")
-    if name not in POLICIES or not re.fullmatch("[1-9][0-9]*", number):
-        known = ", ".join(f"{name}:N" for name in POLICIES)
-        raise ConfigError(f"no view {view!r}; use none or {known}, N from 1")
-    return POLICIES[name]
-
-
-def _jitter(image: Image.Image, policy: Policy, rng: np.random.Generator) -> Image.Image:
+def _jitter(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Change brightness, contrast, saturation and hue, in random order."""
     from PIL import ImageEnhance
 
@@ -167,10 +141,10 @@ def _jitter(image: Image.Image, policy: Policy, rng: np.random.Generator) -> Ima
         return _uniform(rng, 1 - strength, 1 + strength)
 
     changes: list[Callable[[Image.Image], Image.Image]] = [
-        lambda image: ImageEnhance.Brightness(image).enhance(factor(policy.brightness)),
-        lambda image: ImageEnhance.Contrast(image).enhance(factor(policy.contrast)),
-        lambda image: ImageEnhance.Color(image).enhance(factor(policy.saturation)),
-        lambda image: _shift_hue(image, _uniform(rng, -policy.hue, policy.hue)),
+        lambda image: ImageEnhance.Brightness(image).enhance(factor(BRIGHTNESS)),
+        lambda image: ImageEnhance.Contrast(image).enhance(factor(CONTRAST)),
+        lambda image: ImageEnhance.Color(image).enhance(factor(SATURATION)),
+        lambda image: _shift_hue(image, _uniform(rng, -HUE, HUE)),
     ]
     for change in sorted(changes, key=lambda _: rng.random()):
         image = change(image)

@@ -278,7 +278,8 @@ class SampleSource:
 
     @property
     def empty(self) -> DataError:
-        return DataError(f"{self.data}: no samples; a list needs at least one `guid,tag` line, a table one row")
+        lacking = "row below the names of its columns" if self.rows else "line `guid,tag`"
+        return DataError(f"{self.data}: no samples; it needs at least one {lacking}")
 
 
 class Reading:

@@ -73,9 +73,7 @@ class _Fit:
         if self.width < 2 or any(len(row) != self.width for row in rows):
             return False
         opening = next((column for column, cell in enumerate(rows[0]) if cell.count('"') % 2), -1)
-        shapes = self.shapes[: self.width] or [
-            {_shape(cell)} for cell in rows[0]
-        ]  # without other rows, like the first one
+        shapes = self.shapes[: self.width] or [{_shape(cell)} for cell in rows[0]]  # no other rows: like the first
         told = [n for n, known in enumerate(shapes) if n != opening and len(known) <= FEW_SHAPES and _are_words(known)]
         return bool(told) and all(_shape(row[column].strip('"')) in shapes[column] for row in rows for column in told)
 
@@ -89,7 +87,7 @@ def find_dialect(path: str, lines: Lines, suffix: str, reading: Mapping[str, str
     delimiter, quoting = _delimiter(reading.get("delimiter", "")), reading.get("quoting") or "auto"
     if quoting not in QUOTINGS:
         raise DataError(f"--quoting {quoting}: one of {', '.join(QUOTINGS)}")
-    default, first = DELIMITERS[suffix], _first_line(lines)
+    default, first = DELIMITERS[suffix], next((line for line in lines() if line.strip()), "")
     if not delimiter and not has_quotes and first.count(default) >= max(1, *map(first.count, OTHERS)):
         dialect = Dialect(default, quoting != "none")
     else:
@@ -103,10 +101,6 @@ def find_dialect(path: str, lines: Lines, suffix: str, reading: Mapping[str, str
 def _doubled(line: str) -> str:
     """A line whose quotes behind a backslash are doubled instead."""
     return _ESCAPED.sub(lambda match: '""' if match[1] == '"' else "\\", line) if "\\" in line else line
-
-
-def _first_line(lines: Lines) -> str:
-    return next((line for line in lines() if line.strip()), "")
 
 
 def _delimiter(named: str) -> str:
@@ -196,11 +190,8 @@ def _is_row(line: str, fit: _Fit, delimiter: str) -> bool:
     count = line.count(delimiter) + 1
     if not fit.width and line.strip():
         fit.width = count
-    return count == fit.width or not line.strip() or (count > fit.width and not any(_rest(line, fit)))
-
-
-def _rest(line: str, fit: _Fit) -> list[str]:
-    return [cell for cell in line.rstrip("\r\n").split(fit.delimiter)[fit.width :] if cell]
+    rest = line.rstrip("\r\n").split(delimiter)[fit.width :] if count > fit.width else ["too few"]
+    return count == fit.width or not line.strip() or not any(rest)
 
 
 def _note_shapes(fit: _Fit, cells: list[str]) -> None:

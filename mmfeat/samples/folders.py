@@ -229,7 +229,9 @@ def read_lists(
         return
     for path in lists:
         known = frozenset(classes)
-        for line, cells in _list_rows(path):
+        lines = enumerate(decode_text(path.read_bytes())[0].splitlines(), 1)
+        rows = [(line, text.split(",")) for line, text in lines if text.strip()]  # quotes mean nothing in a list of ids
+        for line, cells in rows[rows[:1] != [] and rows[0][1][0].strip().lower() in ("guid", "id") :]:
             where = f"{path}:{line}"
             if len(cells) != 2:
                 raise DataError(f"{where}: {','.join(cells)[:60]!r} is not `guid,tag`; one comma parts the two")
@@ -266,15 +268,6 @@ def _mvsa_labels(path: File, ids: UniqueIds | None) -> Iterator[tuple[str, str |
         told = agreed - {"neutral"} or agreed
         is_clear = all(count * 2 > len(cells) for _, count in labels) and len(told) == 1
         yield checked_id(id, f"{path}:{number}", ids, is_file=True), told.pop() if is_clear else None
-
-
-def _list_rows(path: File) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line number, cells); lines are split by hand because quotes mean nothing in a list of ids."""
-    text, _ = decode_text(path.read_bytes())
-    rows = [(number, line.split(",")) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    if rows and rows[0][1][0].strip().lower() in ("guid", "id"):
-        del rows[0]
-    yield from rows
 
 
 def index_files(files: Mapping[str, File]) -> tuple[dict[str, File], dict[str, File]]:

@@ -10,13 +10,7 @@ from typing import Any
 from mmfeat.errors import DataError
 from mmfeat.samples.labels import SPLIT, part_named
 
-JSON_KINDS = {
-    **dict.fromkeys((int, float), "a number"),
-    list: "a list",
-    str: "a text",
-    bool: "true or false",
-    type(None): "null",
-}
+JSON_KINDS = {int: "a number", float: "a number", list: "a list", str: "a text", bool: "true or false"}
 _BLANK = " \t\r\n"
 _CELLS = ("text", "image", "label")  # names that tell a row or a column from a container of rows
 
@@ -37,7 +31,9 @@ def read_json(
     rows = _unwrapped(path, alone[0], columns) if len(alone) == 1 else chain(alone, values)
     for line, row in rows:
         if not isinstance(row, dict):
-            raise DataError(f"{path}:{line}: {JSON_KINDS[type(row)]}; one object a line is expected, {{...}}")
+            raise DataError(
+                f"{path}:{line}: {JSON_KINDS.get(type(row), 'null')}; one object a line is expected, {{...}}"
+            )
         yield line, row
 
 
@@ -112,7 +108,7 @@ def _unwrapped(path: str, only: tuple[int, Any], columns: Collection[str]) -> It
         rows: list[Any] = [dict(zip(map(str, names), row, strict=False)) for row in cells]
     elif lists:
         rows = next(iter(lists.values()))
-    elif value and all(map(_is_object, value.values())):
+    elif value and all(isinstance(item, dict) for item in value.values()):
         is_by_column = set(value) & {*columns, *_CELLS}
         rows = _by_column(value) if is_by_column else [{"id": id, **row} for id, row in value.items()]
     else:
@@ -127,11 +123,7 @@ def _is_row(value: Any, columns: Collection[str]) -> bool:
 
 def _lists_in(value: dict[str, Any]) -> dict[str, list[Any]]:
     """The lists of objects in an object."""
-    return {name: item for name, item in value.items() if isinstance(item, list) and item and _is_object(item[0])}
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, dict)
+    return {name: item for name, item in value.items() if isinstance(item, list) and item and isinstance(item[0], dict)}
 
 
 def _by_column(value: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -18,15 +18,7 @@ from typing import Any, NamedTuple
 
 from mmfeat.errors import DataError
 from mmfeat.samples.column_names import columns_in, join_texts
-from mmfeat.samples.folders import (
-    TEST_LIST,
-    TRAIN_LIST,
-    File,
-    Tree,
-    is_photo,
-    photo_suffixes,
-    some_of,
-)
+from mmfeat.samples.folders import TEST_LIST, TRAIN_LIST, File, Tree, is_photo, photo_suffixes, some_of
 from mmfeat.samples.labels import SPLIT, TEST, TRAIN, VALIDATION, is_missing, label_of, part_named, part_of_name
 from mmfeat.samples.table_files import SUFFIXES, table_suffix
 from mmfeat.system.wording import counted
@@ -147,16 +139,15 @@ class GroupedFiles:
         if self.has_pairs or self.tree.tars:
             self._drop_strangers()
         else:
-            photos = [name for name in self.tree.files if is_photo(name)]
             self._left_out = [name for name in self.tree.files if not is_photo(name)]
-            self._groups, self._same = {name: {"photo": name} for name in photos}, []
+            self._groups, self._same = {name: {"photo": name} for name in self.tree.files if is_photo(name)}, []
         self._classes = self._class_folders()
 
     def _parts(self, name: str) -> tuple[str, str]:
         """(what the files of a sample have in common, the kind of the file)."""
         folder, base = dirname(name), basename(name)
-        stem, _, kind = base.partition(".") if self.tree.tars else _rpartition(base)
-        return (f"{folder}/{stem}" if folder else stem), kind.lower()
+        stem, kind = base.split(".", 1) if self.tree.tars and "." in base else os.path.splitext(base)
+        return (f"{folder}/{stem}" if folder else stem), kind.lower().removeprefix(".")
 
     def _drop_strangers(self) -> None:
         """Leave out texts without a photo in folders of a data set that have no pairs, such as a README.txt."""
@@ -225,11 +216,8 @@ class GroupedFiles:
             if isinstance(value, dict):
                 raise DataError(f"--columns {column}={name}: the field is an object; name another")
             if isinstance(value, list):
-                value = (
-                    label_of(value, f"--columns {column}={name}")
-                    if column == "label"
-                    else "\n".join(map(str, value)) or None
-                )
+                listed = label_of(value, f"--columns {column}={name}") if column == "label" else ""
+                value = listed or "\n".join(map(str, value)) or None
             cells.append(None if value is None else str(value))
         return cells[0] if len(cells) == 1 else join_texts(cells)
 
@@ -266,8 +254,3 @@ class GroupedFiles:
 
 def _part(tree: Tree, folder: str) -> str:
     return shlex.quote(f"{tree.data.rstrip('/')}/{folder}")
-
-
-def _rpartition(base: str) -> tuple[str, str, str]:
-    stem, suffix = os.path.splitext(base)
-    return stem, ".", suffix[1:]

@@ -8,6 +8,7 @@ set of the Hub, or the folder of one that was saved to disk.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import tempfile
 import threading
@@ -74,9 +75,7 @@ def _changed(folder: str) -> int:
 
 def short_name(name: str) -> str:
     """The name of the cache folder."""
-    if name.startswith(OBJECT):
-        return FRAME
-    return Path(hub_parts(name)[0]).name
+    return FRAME if name.startswith(OBJECT) else Path(hub_parts(name)[0]).name
 
 
 def _batches(data: Any) -> Iterator[pyarrow.Table]:
@@ -94,7 +93,8 @@ def _batches(data: Any) -> Iterator[pyarrow.Table]:
         elif hasattr(data, "to_arrow"):
             table = data.to_arrow()
         elif type(data).__module__.startswith("pandas") and hasattr(data, "columns"):
-            cells = {str(name): [_plain(cell) for cell in data[name]] for name in data.columns[_of_objects(data)]}
+            objects = data.columns[[str(kind) == "object" for kind in data.dtypes]]
+            cells = {str(name): [_plain(cell) for cell in data[name]] for name in objects}
             table = pyarrow.Table.from_pandas(data.assign(**cells), preserve_index=False)
         elif hasattr(data, "__arrow_c_stream__"):  # of DuckDB, narwhals, Ibis and others
             table = pyarrow.table(data)
@@ -108,17 +108,11 @@ def _batches(data: Any) -> Iterator[pyarrow.Table]:
     yield from (table.slice(start, ROWS) for start in range(0, len(table), ROWS))
 
 
-def _of_objects(frame: Any) -> list[bool]:
-    return [str(kind) == "object" for kind in frame.dtypes]
-
-
 def _plain(cell: Any) -> Any:
     """A cell as Arrow takes it: a picture of Pillow becomes the bytes of a PNG, a path its text."""
     if isinstance(cell, os.PathLike):
         return os.fspath(cell)
     if hasattr(cell, "save") and hasattr(cell, "getexif"):
-        import io
-
         file = io.BytesIO()
         cell.save(file, "PNG")
         return file.getvalue()

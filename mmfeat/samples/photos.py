@@ -136,16 +136,9 @@ def upright(image: Image.Image, turn: int) -> Image.Image:
     """A picture with this EXIF orientation, turned or mirrored as people see it."""
     from PIL.Image import Transpose
 
-    undo = {
-        2: Transpose.FLIP_LEFT_RIGHT,
-        3: Transpose.ROTATE_180,
-        4: Transpose.FLIP_TOP_BOTTOM,
-        5: Transpose.TRANSPOSE,
-        6: Transpose.ROTATE_270,
-        7: Transpose.TRANSVERSE,
-        8: Transpose.ROTATE_90,
-    }
-    return image.transpose(undo[turn]) if turn in undo else image
+    mirrored = (Transpose.FLIP_LEFT_RIGHT, Transpose.ROTATE_180, Transpose.FLIP_TOP_BOTTOM)
+    lying = (Transpose.TRANSPOSE, Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90)
+    return image if turn == 1 else image.transpose((*mirrored, *lying)[turn - 2])
 
 
 def _rgb(image: Image.Image, background: str) -> Image.Image:

@@ -222,7 +222,7 @@ class SampleRows:
                 _filled(pattern, {**row, "id": own}) if pattern else row.get(image) if image else None,
                 tag.partition(".")[0] if tag and "label" in whole else tag,
                 self._part(where, row),
-                tuple(map(_stripped, map(row.get, tables))) if tables else None,
+                tuple((row.get(name) or "").strip() or None for name in tables) if tables else None,
             )
 
     def _part(self, where: str, row: Mapping[str, str | None]) -> str:
@@ -306,7 +306,3 @@ def _filled(pattern: Sequence[str], row: Mapping[str, object]) -> str | None:
 def _row_id(where: str, number: int, parts: int) -> str:
     """The id of a row without one: its number, or in several files the last `parts` of FILE:LINE."""
     return "/".join(where.replace("\\", "/").split("/")[-parts:]) if parts else str(number)
-
-
-def _stripped(cell: str | None) -> str | None:
-    return (cell and cell.strip()) or None

@@ -10,29 +10,21 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmfeat.errors import DataError
 from mmfeat.samples.labels import is_missing
 
+if TYPE_CHECKING:
+    from mmfeat.samples.dataset import Sample
+
 TABLE = "table"
 OFTEN = 2  # samples that share a category which has a place of its own
 MOST = 256  # categories of a column with places of their own, the most frequent ones
 COUNTED = 100_000  # different cells of a column that are counted
 LARGEST = float(np.finfo(np.float32).max)
-
-
-class HasTable(Protocol):
-    """A sample, of which only the cells of a table matter here."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def label(self) -> str | None: ...
-    @property
-    def table(self) -> tuple[str | None, ...] | None: ...
 
 
 @dataclass(frozen=True)
@@ -83,7 +75,7 @@ class TableCounts:
         self._counts: list[Counter[str | None]] = [Counter() for _ in names]
         self._words: dict[int, str] = {}  # number of a column -> its first cell that is no number
 
-    def add(self, sample: HasTable) -> None:
+    def add(self, sample: Sample) -> None:
         if sample.label is None or sample.table is None:
             return
         self.rows += 1
@@ -115,7 +107,7 @@ class TableCounts:
         return TableColumn(name, tuple(sorted(cell for _, cell in often[:MOST])), empty > 0)
 
 
-def table_vectors(columns: Sequence[TableColumn], samples: Sequence[HasTable]) -> tuple[np.ndarray, np.ndarray]:
+def table_vectors(columns: Sequence[TableColumn], samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
     """(N, D) float32 vectors of samples, all columns side by side, and (N,) bool: whether a sample is of a table.
 
     Raises `DataError` for a table of other columns, or with words where all were numbers.

@@ -82,7 +82,7 @@ def test_header_is_optional(tmp_path: Path, header: str) -> None:
         ("1,up\n", "3,upp\n", r"test_without_label.txt:1: unknown label 'upp'; train.txt has up; correct"),
         ("1,null\n", None, r"train.txt:1: '1' has no label; label it or move"),
         ("1\n", None, r"train.txt:1: '1' is not `guid,tag`; one comma parts the two"),
-        ("guid,tag\n", None, r"no samples; a list needs at least one"),
+        ("guid,tag\n", None, r"no samples; it needs at least one"),
         ("", None, r"no samples"),
     ],
 )
