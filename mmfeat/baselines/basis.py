@@ -206,6 +206,8 @@ def eigenpairs(matrix: np.ndarray, most: int | None = None) -> tuple[np.ndarray,
     size, vectors, failed = len(matrix), np.array(matrix, order="F"), np.zeros(1, np.intc)
     values, n = np.empty(size, vectors.dtype), np.array([size], np.intc)
     precision = {"f": "s", "d": "d"}[vectors.dtype.char]
+    if not size:
+        return values, vectors
 
     def memory(numbers: int, integers: int) -> tuple[np.ndarray, ...]:
         lengths = np.array([[numbers], [integers]], np.intc)
@@ -227,13 +229,13 @@ def eigenpairs(matrix: np.ndarray, most: int | None = None) -> tuple[np.ndarray,
 
 def _lapack(name: str, *arguments: np.ndarray | bytes) -> None:
     """Call a routine of SciPy's LAPACK by its address, through ctypes, which holds no lock meanwhile."""
-    from ctypes import CFUNCTYPE, c_char_p, c_void_p, py_object, pythonapi
+    from ctypes import CFUNCTYPE, PYFUNCTYPE, c_char_p, c_void_p, py_object, pythonapi
 
     from scipy.linalg import cython_lapack
 
     capsule = cython_lapack.__pyx_capi__[name]
-    signature = CFUNCTYPE(c_char_p, py_object)(("PyCapsule_GetName", pythonapi))(capsule)
-    address = CFUNCTYPE(c_void_p, py_object, c_char_p)(("PyCapsule_GetPointer", pythonapi))(capsule, signature)
+    signature = PYFUNCTYPE(c_char_p, py_object)(("PyCapsule_GetName", pythonapi))(capsule)
+    address = PYFUNCTYPE(c_void_p, py_object, c_char_p)(("PyCapsule_GetPointer", pythonapi))(capsule, signature)
     given = [c_char_p(value) if isinstance(value, bytes) else value.ctypes.data_as(c_void_p) for value in arguments]
     CFUNCTYPE(None, *(type(value) for value in given))(address)(*given)
 

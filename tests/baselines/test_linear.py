@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mmfeat.baselines import basis as basis_module
-from mmfeat.baselines.basis import Basis, make_basis, one_blas_thread
+from mmfeat.baselines.basis import Basis, eigenpairs, make_basis, one_blas_thread
 from mmfeat.baselines.linear import OBJECTIVES, TOLERANCE, LinearHead, held_out_paths, linear_path, ridge_left_out
 from mmfeat.samples.labels import Targets, indicator
 
@@ -196,6 +196,22 @@ def test_rows_from_disk_give_what_rows_in_memory_give(
     assert matrix.most == 64
     for name in ("mean", "std"):
         assert np.allclose(getattr(held.scaler, name), getattr(streamed.scaler, name), rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [0, 1, 90])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_eigenvectors_are_scipys(kind: type, size: int) -> None:
+    from scipy.linalg import eigh
+
+    values = np.random.default_rng(size).standard_normal((size, size)).astype(kind)
+    matrix = values @ values.T
+    last = [size - 40, size - 1]
+    leading = [("evr", {"subset_by_index": last}, 40)] if size > 40 else []
+    for driver, wanted, most in [("evd", {}, None), *leading]:
+        with one_blas_thread():
+            expected, found = eigh(matrix, driver=driver, **wanted), eigenpairs(matrix, most)
+        for mine, theirs in zip(found, expected, strict=True):
+            np.testing.assert_allclose(mine, theirs, atol=2e-3 if kind is np.float32 else 1e-9)
 
 
 def test_logits_come_in_the_order_asked_for() -> None:
