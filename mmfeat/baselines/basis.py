@@ -201,43 +201,13 @@ def products(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 def eigenpairs(matrix: np.ndarray, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The `most` largest eigenvalues of a symmetric matrix (n, n), in rising order, and their eigenvectors (n, most).
 
-    Those of `scipy.linalg.eigh`, which would let no other thread of Python work in the meantime.
+    By torch, which lets other threads work meanwhile; SciPy does not.
     """
-    size, vectors, failed = len(matrix), np.array(matrix, order="F"), np.zeros(1, np.intc)
-    values, n = np.empty(size, vectors.dtype), np.array([size], np.intc)
-    precision = {"f": "s", "d": "d"}[vectors.dtype.char]
-    if not size:
-        return values, vectors
+    import torch
 
-    def memory(numbers: int, integers: int) -> tuple[np.ndarray, ...]:
-        lengths = np.array([[numbers], [integers]], np.intc)
-        return np.empty(numbers, vectors.dtype), lengths[0], np.empty(integers, np.intc), lengths[1]
-
-    if most is None or most >= size:
-        space = memory(1 + 6 * size + 2 * size**2, 3 + 5 * size)
-        _lapack(f"{precision}syevd", b"V", b"L", n, vectors, n, values, *space, failed)
-    else:
-        zero, first = np.zeros(1, vectors.dtype), np.array([size - most + 1], np.intc)
-        square, vectors = vectors, np.empty((size, most), vectors.dtype, order="F")
-        rest = np.empty(1, np.intc), values, vectors, n, np.empty(2 * size, np.intc)
-        space = memory(33 * size, 10 * size)  # as much as SciPy gives: blocks, and so rounding, depend on it
-        _lapack(f"{precision}syevr", b"V", b"I", b"L", n, square, n, zero, zero, first, n, zero, *rest, *space, failed)
-    if failed[0]:
-        raise np.linalg.LinAlgError(f"no eigenvalues of a matrix of {size} rows (LAPACK: {failed[0]})")
-    return values[:most], vectors
-
-
-def _lapack(name: str, *arguments: np.ndarray | bytes) -> None:
-    """Call a routine of SciPy's LAPACK by its address, through ctypes, which holds no lock meanwhile."""
-    from ctypes import CFUNCTYPE, PYFUNCTYPE, c_char_p, c_void_p, py_object, pythonapi
-
-    from scipy.linalg import cython_lapack
-
-    capsule = cython_lapack.__pyx_capi__[name]
-    signature = PYFUNCTYPE(c_char_p, py_object)(("PyCapsule_GetName", pythonapi))(capsule)
-    address = PYFUNCTYPE(c_void_p, py_object, c_char_p)(("PyCapsule_GetPointer", pythonapi))(capsule, signature)
-    given = [c_char_p(value) if isinstance(value, bytes) else value.ctypes.data_as(c_void_p) for value in arguments]
-    CFUNCTYPE(None, *(type(value) for value in given))(address)(*given)
+    values, vectors = torch.linalg.eigh(torch.from_numpy(matrix))
+    first = max(0, len(matrix) - (len(matrix) if most is None else most))
+    return values[first:].numpy(), vectors[:, first:].numpy()
 
 
 def _parts(count: int, width: int) -> list[slice]:
