@@ -199,19 +199,13 @@ def test_rows_from_disk_give_what_rows_in_memory_give(
 
 
 @pytest.mark.parametrize("size", [0, 1, 90])
-@pytest.mark.parametrize("kind", [np.float32, np.float64])
-def test_eigenvectors_are_scipys(kind: type, size: int) -> None:
+def test_the_largest_eigenvectors_are_scipys(size: int) -> None:
     from scipy.linalg import eigh
 
-    values = np.random.default_rng(size).standard_normal((size, size)).astype(kind)
-    matrix = values @ values.T
-    last = [size - 40, size - 1]
-    leading = [("evr", {"subset_by_index": last}, 40)] if size > 40 else []
-    for driver, wanted, most in [("evd", {}, None), *leading]:
-        with one_blas_thread():
-            expected, found = eigh(matrix, driver=driver, **wanted), eigenpairs(matrix, most)
-        for mine, theirs in zip(found, expected, strict=True):
-            np.testing.assert_allclose(mine, theirs, atol=2e-3 if kind is np.float32 else 1e-9)
+    values = np.random.default_rng(size).standard_normal((size, size))
+    expected, found = eigh(values @ values.T), eigenpairs(values @ values.T, 40)
+    np.testing.assert_allclose(found[0], expected[0][-40:], atol=1e-9)
+    np.testing.assert_allclose(np.abs(found[1]), np.abs(expected[1][:, -40:]), atol=1e-9)  # their sign is free
 
 
 def test_logits_come_in_the_order_asked_for() -> None:
