@@ -31,6 +31,7 @@ from mmfeat.extraction.requests import resolve_options
 from mmfeat.samples.dataset import Sample, SampleSource, read_samples
 from mmfeat.samples.demo import write_demo
 from mmfeat.system.hardware import resolve_device, resolve_dtype
+from mmfeat.system.wording import Silent
 
 REFERENCE_BATCH, REFERENCE_WORKERS = 64, 2
 LARGE = 270_000  # rows of the long list
@@ -209,7 +210,7 @@ def extraction(given: Given, name: str, requests: list[str], dtype: str, modalit
     with tempfile.TemporaryDirectory(dir=given.place) as folder:
         store = Cache(folder, "pairs")
         with Extractor(towers, store, ExtractSettings()) as extractor:
-            extractor.load({tower.spec.fingerprint for tower in towers})
+            extractor.load({tower.spec.fingerprint for tower in towers}, {}, Silent())
             start = time.perf_counter()
             extractor.extract(samples)
             whole = time.perf_counter() - start

@@ -57,7 +57,7 @@ epochs = 1
 seeds = 1
 """
 # How lines begin that the demo has no reason to print:
-DATA_ONLY = ("if errors are random,", "With ", "note", "noise ceiling")
+DATA_ONLY = ("if errors are random,", "With ", "Text and photo together ", "note", "noise ceiling")
 ENSEMBLES = ("greedy", "stacking", "mean", "product")
 NAMED = re.compile(r"^(?:run|leaderboard|submission|report|audit|export) (\S+)", flags=re.MULTILINE)
 
