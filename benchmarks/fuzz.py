@@ -130,6 +130,16 @@ def small_run(folder: Path, cache: Path) -> mmfeat.Run:
     return mmfeat.train_heads(data, ["hog"], **shared).run
 
 
+def packs(folder: Path, store: Cache, samples: Any, spec: Any) -> dict[str, Target]:
+    """Kind -> a pack of the vectors of `spec`, and the table beside that of NumPy."""
+    paths = {suffix: folder / f"pack.{suffix}" for suffix in ("h5", "npy", "parquet")}
+    reads = {suffix: partial(nothing, mmfeat.read_pack, path, spec.folder_name) for suffix, path in paths.items()}
+    for path in paths.values():
+        mmfeat.write_pack(path, store, samples, [spec], Silent())
+    targets = {f"pack, {suffix}": Target(path, reads[suffix]) for suffix, path in paths.items()}
+    return targets | {"pack, table of npy": Target(paths["npy"].with_suffix(".csv"), reads["npy"])}
+
+
 def own_files(folder: Path) -> dict[str, Target]:
     """Kind -> a file of a small cache, run or search made in `folder`, or of a saved classifier."""
     run = small_run(folder, cache := folder / "cache")
@@ -164,21 +174,12 @@ def own_files(folder: Path) -> dict[str, Target]:
     def out_of_fold() -> str:
         return repr(vars(mmfeat.read_run(run.folder).out_of_fold()).values())
 
-    packs = {suffix: folder / f"pack.{suffix}" for suffix in ("h5", "npy", "parquet")}
-    for path in packs.values():
-        mmfeat.write_pack(path, store, samples, [spec], Silent())
     training.save(part := folder / "part.safetensors", {"a": torch.ones(2, 3), "b": torch.arange(4)}, {"epoch": 1})
     trial, note = head / "trials" / "0000", next(cache.glob("requests/*.json"))
     return {
         "shard": Target(shard, vectors),
         "shard, verify": Target(shard, verified),
-        **{
-            f"pack, {suffix}": Target(path, partial(nothing, mmfeat.read_pack, path, spec.folder_name))
-            for suffix, path in packs.items()
-        },
-        "pack, table of npy": Target(
-            packs["npy"].with_suffix(".csv"), partial(nothing, mmfeat.read_pack, packs["npy"], spec.folder_name)
-        ),
+        **packs(folder, store, samples, spec),
         "graph, onnxruntime": graph(folder / "model.onnx"),
         "spec.json": Target(shard.with_name(SPEC_FILE), vectors),
         "images.index": Target(store.folder / INDEX_FILE, vectors),

@@ -29,6 +29,8 @@ DRAWS = 200
 NULLS = 100  # draws of labels from the probabilities
 PLANTED = 0.05  # share of labels that are changed to see where they rank
 TOLERANCE = 1e-6  # a probability above the threshold less this tolerance counts as confident, as in cleanlab
+NUMBERS = "no label errors: {} predicts numbers; mmfeat report shows its largest errors"
+NO_RUN = "none"  # value of --run
 
 
 @dataclass(frozen=True)
@@ -179,10 +181,6 @@ def _measures(joint: np.ndarray) -> np.ndarray:
     f1 = 2 * right[present] / (given + true)[present]
     by_class = np.where(given > 0, 1 - right / np.where(given > 0, given, 1), np.nan)
     return np.clip([right.sum(), f1.mean(), 1 - right.sum(), *by_class], 0, 1)  # less of a null can be below 0
-
-
-NUMBERS = "no label errors: {} predicts numbers; mmfeat report shows its largest errors"
-NO_RUN = "none"  # value of --run
 
 
 @dataclass(frozen=True)

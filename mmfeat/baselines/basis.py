@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mmfeat.samples.labels import Targets
+from mmfeat.system.hardware import has_onednn
 
 ABSENT = 30.0  # distance below the other logits for a class without training rows
 MEMORY = 1 << 30  # bytes of float32 rows to hold; a larger matrix is read again at every pass
@@ -192,7 +193,7 @@ def products(left: np.ndarray, right: np.ndarray) -> np.ndarray:
         return left @ right.T
     import torch
 
-    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+    if not has_onednn():
         return left @ right.T
     factors = (torch.from_numpy(np.ascontiguousarray(factor)) for factor in (left, right))
     return torch.ops.mkldnn._linear_pointwise(*factors, None, "none", [], "").numpy()
@@ -206,7 +207,7 @@ def eigenpairs(matrix: np.ndarray, most: int | None = None) -> tuple[np.ndarray,
     import torch
 
     values, vectors = torch.linalg.eigh(torch.from_numpy(matrix))
-    first = max(0, len(matrix) - (len(matrix) if most is None else most))
+    first = 0 if most is None else max(0, len(matrix) - most)
     return values[first:].numpy(), vectors[:, first:].numpy()
 
 

@@ -283,8 +283,7 @@ def _linear_candidates(
     if closed:
         yield from _by_part(partial(_ridge_part, kind, strengths), training, parts)
         return
-    paths = held_out_paths(kind, basis, parts, training.targets, training.class_weights, strengths)
-    for pairs in paths:
+    for pairs in held_out_paths(kind, basis, parts, training.targets, training.class_weights, strengths):
         yield {parameter: pairs[0][0].strength}, _of_parts(training, parts, pairs)
 
 

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 FEW = 20  # more samples are printed as CSV, also on a terminal
 SCORED = 30  # labelled samples from which a score is printed
 FIRST = ["most probable", "second", "third"]  # classes in the table, where the terminal has no room for all
+LOOPBACK = ("127.", "::1")
+SHOWN = 5  # neighbours in an answer over HTTP
 
 
 def show_submission(result: Submission) -> None:
@@ -319,8 +321,6 @@ def show_neighbours(found: Neighbours) -> None:
         out.print(f"note: {note}")
 
 
-LOOPBACK = ("127.", "::1")
-SHOWN = 5  # neighbours in an answer over HTTP
 _NEIGHBOURS = f"Number of nearest training samples in an answer.  [default: {SHOWN}; 0 with a --host open to others]"
 SERVE_PARAMETERS: Parameters = {
     "folder": (Annotated[str | None, typer.Argument(metavar="RUN", help="The same as --run.")], None),

@@ -78,10 +78,13 @@ def describe_text(text: str) -> np.ndarray:
     )
 
 
-def english_share(texts: Iterable[str]) -> float:
-    """Share of the first `JUDGED` texts that have one of ten common English words; 1 without texts."""
-    told = [not ENGLISH.isdisjoint(_WORD.findall(text.lower())) for text in islice(texts, JUDGED)]
-    return sum(told) / len(told) if told else 1.0
+def notes_on_texts(texts: Iterable[str]) -> list[str]:
+    """A line where few of the first `JUDGED` texts are English; none without texts."""
+    english = [not ENGLISH.isdisjoint(_WORD.findall(text.lower())) for text in islice(texts, JUDGED)]
+    share = sum(english) / len(english) if english else 1.0
+    if share >= FOREIGN:
+        return []
+    return [f"lexicon knows English sentiment only; {share:.0%} of texts have one of ten common English words"]
 
 
 @functools.cache

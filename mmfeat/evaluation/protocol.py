@@ -34,6 +34,12 @@ ROLE_COLUMN = "role"  # column of `train_split.csv`, for rows that validate with
 FORMER_FINAL = "final"  # name of a column without test rows that earlier versions kept beside the folds
 
 _ROLE = re.compile(f"{TRAIN}|{TEST}|{VALIDATION}(-[1-9][0-9]?)?")
+AUTO, KFOLD, HOLD, GIVEN = "auto", "kfold", "holdout", "given"
+PROTOCOLS = (AUTO, KFOLD, HOLD, GIVEN)
+LARGE_GROUP = 0.1  # share of the test rows of a fold; larger groups of near duplicates are told
+UNEVEN = 0.1  # share by which the test rows of a fold may differ from their part without a word
+SHOWN = 60  # characters of a text in a note
+HASHES_FILE, THUMBNAILS_FILE = "images.hashes", "images.thumbnails"  # files in the data set's cache folder
 
 
 def save_splits(splits: Splits, folder: Path, labels: Sequence[str]) -> None:
@@ -184,14 +190,6 @@ def _role_table(path: Path, rows: list[list[str]], folds: int) -> np.ndarray:
             f"or {VALIDATION}-1, {VALIDATION}-2 and so on"
         )
     return np.array(rows).reshape(-1, folds)
-
-
-AUTO, KFOLD, HOLD, GIVEN = "auto", "kfold", "holdout", "given"
-PROTOCOLS = (AUTO, KFOLD, HOLD, GIVEN)
-LARGE_GROUP = 0.1  # share of the test rows of a fold; larger groups of near duplicates are told
-UNEVEN = 0.1  # share by which the test rows of a fold may differ from their part without a word
-SHOWN = 60  # characters of a text in a note
-HASHES_FILE, THUMBNAILS_FILE = "images.hashes", "images.thumbnails"  # files in the data set's cache folder
 
 
 @dataclass(frozen=True)

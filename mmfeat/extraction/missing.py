@@ -19,7 +19,7 @@ import numpy as np
 from mmfeat.cache.reading import FAILED, GOOD, MISSING, KnownKeys
 from mmfeat.cache.shard import Shard
 from mmfeat.cache.store import Cache
-from mmfeat.encoders.lexicon import FOREIGN, english_share
+from mmfeat.encoders.lexicon import notes_on_texts
 from mmfeat.encoders.registry import Tower
 from mmfeat.encoders.spec import EncoderSpec
 from mmfeat.errors import DataError
@@ -266,9 +266,7 @@ def look_over(source: SampleSource, towers: Sequence[Tower], is_test: bool = Fal
             raise DataError(f"{overview.source}: {absence.reason}{rest}")
     has_split = any(note.startswith(OWN_SPLIT) for note in overview.notes)
     few = [] if is_test or has_split else rare_note(overview.labels)
-    foreign = []
-    if any(tower.spec.family == "lexicon" for tower in towers) and (share := english_share(source.texts())) < FOREIGN:
-        foreign = [f"lexicon knows English sentiment only; {share:.0%} of texts have one of ten common English words"]
+    foreign = notes_on_texts(source.texts()) if any(tower.spec.family == "lexicon" for tower in towers) else []
     return replace(overview, notes=(*overview.notes, *few, *foreign))
 
 

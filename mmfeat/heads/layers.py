@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmfeat.samples.table_columns import TABLE
+from mmfeat.system.hardware import has_onednn
 
 BATCH_NORM_MOMENTUM = 0.1
 EPSILON = 1e-5
-ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+ONEDNN = has_onednn()
 Tokens: TypeAlias = "list[tuple[Tensor, Tensor]]"  # (K, B, T, D) values and a (K, B, T) mask of each source
 
 

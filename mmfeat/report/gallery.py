@@ -36,6 +36,10 @@ TEXT_LENGTHS = (600, 280, 140, 60, 0)  # characters of each text; the first leng
 LARGE = 96  # photos at the top of the gallery that are larger
 FIRST = 240  # samples of a kind (wrong, to predict, right) whose photos come before the rest of any kind
 BATCH = 64
+POINTS = 3000  # largest map
+WIDTH = 50  # dimensions that UMAP is given
+SCALE = 1000  # a place is an integer up to this
+SEED = 42
 
 
 @dataclass(frozen=True)
@@ -189,12 +193,6 @@ def _thumbnails(wanted: Sequence[tuple[int, Sample]]) -> Iterator[tuple[int, byt
         while batch := list(islice(rest, BATCH)):
             rows, samples, sides = zip(*batch, strict=True)
             yield from zip(rows, pool.map(thumbnail, samples, sides), strict=True)
-
-
-POINTS = 3000  # largest map
-WIDTH = 50  # dimensions that UMAP is given
-SCALE = 1000  # a place is an integer up to this
-SEED = 42
 
 
 def place_samples(subject: Subject, samples: Sequence[Sample | None]) -> tuple[list[tuple[int, int, int]], str]:

@@ -27,6 +27,7 @@ FILES = {name: f"report.{name}" for name in ("css", "js")}
 
 
 COMMON = ("class", "label", "run", "sample", "view")  # words that the glossary has and the page does not mark
+LETTERS = 600  # most letters of a text
 
 
 @dataclass(frozen=True)
@@ -155,9 +156,6 @@ def _escape(text: str) -> str:
 def _tables(sections: Sequence[Section]) -> Iterator[Table]:
     for section in sections:
         yield from section.tables
-
-
-LETTERS = 600  # most letters of a text
 
 
 def write_neighbours(found: Neighbours, out: str | Path) -> int:

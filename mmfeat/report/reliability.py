@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 FEW = 20  # answers; a smaller group of a confidence says little
 OFF_BY_CHANCE = 0.1  # share of groups whose 95 % interval may miss the confidence before the diagram counts as off
 SHARES = (1.0, 0.9, 0.75, 0.5, 0.25)
+SHOWN = 24  # largest errors
+POINTS = 1500  # most points of a plot
+PARTS = 5  # parts of the samples by size of the true number
 
 
 def reliability_section(subject: Subject) -> Section:
@@ -135,11 +138,6 @@ def _by_share(confidence: np.ndarray, right: np.ndarray) -> Table:
         rows.append([f"{part:.0%}", f"{len(kept):,}", least, share(right[kept].mean(), len(kept))])
     header = ["surest", "samples", "confidence at least", "accuracy"]
     return Table("coverage", "Accuracy if only the surest answers are taken", header, rows)
-
-
-SHOWN = 24  # largest errors
-POINTS = 1500  # most points of a plot
-PARTS = 5  # parts of the samples by size of the true number
 
 
 def residuals_section(subject: Subject) -> Section:

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 
 MOST_CLASSES = 40  # largest table of classes by classes
+PHOTO_SIDE = 160  # pixels
+LARGE_SIDE = 320  # pixels of photos that one looks at first
+PHOTO_QUALITY = 55
+LETTERS = 280  # most letters of the text of a card
+SINGLE = ("text", "image")
 
 
 @dataclass(frozen=True)
@@ -125,12 +130,6 @@ def title_of(entry: Entry) -> str:
     return entry.head if entry.is_ensemble else entry.label
 
 
-PHOTO_SIDE = 160  # pixels
-LARGE_SIDE = 320  # pixels of photos that one looks at first
-PHOTO_QUALITY = 55
-LETTERS = 280  # most letters of the text of a card
-
-
 def make_card(sample: Sample | None, title: str, facts: str, letters: int = LETTERS) -> Card:
     """The card of a sample; of a sample that is gone, a card with title and facts alone."""
     return Card(title, shortened(sample, letters), facts, photo_of(sample) if sample else None)
@@ -159,9 +158,6 @@ def thumbnail(sample: Sample, side: int = PHOTO_SIDE) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=PHOTO_QUALITY, method=4)
     return buffer.getvalue()
-
-
-SINGLE = ("text", "image")
 
 
 @dataclass

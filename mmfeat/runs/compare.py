@@ -47,6 +47,7 @@ LEFT_OUT = (
     "table_hash",
     "folds",
 )  # paths, and what `reasons` is about
+PARTITIONS = "partitions.json"
 
 
 @dataclass(frozen=True)
@@ -229,9 +230,6 @@ def _flat(name: str, value: Any) -> dict[str, str]:
     if name == "pairs":
         return {"heads": ", ".join(head_label(head, modality) for head, modality in value)}
     return {name: ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)}
-
-
-PARTITIONS = "partitions.json"
 
 
 @dataclass(frozen=True)

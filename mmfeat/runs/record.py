@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 CHECKSUM = "sha256"  # field of RUN_FILE; what an earlier version wrote lacks it
 BEGUN = "begun.json"  # the configuration and record of a run that is not finished
 LEFT_OUT = ("progress", "command")  # parameters that are left out of the recorded call
+OUT_OF_FOLD = "out_of_fold.csv"
+CERTAIN = 0.01  # largest distance from 1 of the sum of a sample's probabilities, which are written rounded
 
 
 @dataclass(frozen=True)
@@ -185,10 +187,6 @@ def whole_trial(path: Path) -> Iterator[None]:
 def trial_checksum(record: Mapping[str, Any], file: Path) -> str:
     """SHA-256 of a trial's record and the file of its logits together."""
     return hashlib.sha256(f"{canonical_json(record)}{file_sha256(file)}".encode()).hexdigest()
-
-
-OUT_OF_FOLD = "out_of_fold.csv"
-CERTAIN = 0.01  # largest distance from 1 of the sum of a sample's probabilities, which are written rounded
 
 
 @dataclass(frozen=True, repr=False)

@@ -28,6 +28,13 @@ JUDGED = 10_000  # the first texts are judged: rows that are added at the end ch
 
 KEY_LENGTH = 32
 CROP_ATTEMPTS = 10  # random crops that are tried until one fits
+# The random choices of a view. Colours change by a factor from 1 - x to 1 + x, hue by -x to x turns.
+VIEW_SIDE = 256  # side of the square view; an encoder's evaluation transform follows
+AREA = (0.8, 1.0)  # share of the picture that the crop covers
+ASPECT = (3 / 4, 4 / 3)  # width / height of the crop
+FLIP = 0.5  # probability of a flip
+BRIGHTNESS = CONTRAST = SATURATION = 0.1
+HUE = 0.02
 
 
 def without_surrogates(text: str) -> str:
@@ -80,15 +87,6 @@ class MemoryFile:
 
     def read_bytes(self) -> bytes:
         return self.data
-
-
-# The random choices of a view. Colours change by a factor from 1 - x to 1 + x, hue by -x to x turns.
-VIEW_SIDE = 256  # side of the square view; an encoder's evaluation transform follows
-AREA = (0.8, 1.0)  # share of the picture that the crop covers
-ASPECT = (3 / 4, 4 / 3)  # width / height of the crop
-FLIP = 0.5  # probability of a flip
-BRIGHTNESS = CONTRAST = SATURATION = 0.1
-HUE = 0.02
 
 
 def view_name(number: int) -> str:
