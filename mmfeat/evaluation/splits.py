@@ -222,7 +222,8 @@ def _deal_joined(
     for group in joined[np.argsort(-sizes[joined], kind="stable")]:
         rows = rows_by_group[ends[group] - sizes[group] : ends[group]]
         present, counts = np.unique(strata[rows], return_counts=True)
-        fill = (have[:, present] / share[:, None]) @ (counts / totals[present])
+        fill = (have[:, present] / share[:, None] * (counts / totals[present])).sum(axis=1)
+        fill = fill.round(9)  # equally full parts tie on every machine, whatever the order of its sums
         overflow = np.maximum((have.sum(axis=1) + len(rows)) / (share * len(strata)), 1)
         part = np.lexsort((rng.random(len(share)), fill, overflow))[0]
         have[part, present] += counts

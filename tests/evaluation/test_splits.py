@@ -1,4 +1,7 @@
 import csv
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -95,6 +98,20 @@ def test_a_seed_fixes_them() -> None:
     np.testing.assert_array_equal(make(FOURS).roles, make(FOURS).roles)
     assert (make(FOURS).roles != make(FOURS, seed=1).roles).any()
     assert (make_holdout(TARGETS, IDS, GROUPS).roles != make_holdout(TARGETS, IDS, GROUPS, seed=1).roles).any()
+
+
+def test_folds_are_the_same_on_every_processor() -> None:
+    """BLAS adds in another order on each processor; OPENBLAS_CORETYPE asks for the order of an old one."""
+    script = (
+        "import numpy as np; from mmfeat.evaluation.splits import deal; rng = np.random.default_rng(0);"
+        "parts = deal(rng.integers(0, 3, 4000), rng.integers(0, 2000, 4000), [1] * 5, 42); print(parts.tolist())"
+    )
+    printed = {
+        subprocess.run([sys.executable, "-c", script], env={**os.environ, **asked}, capture_output=True).stdout
+        for asked in ({}, {"OPENBLAS_CORETYPE": "Prescott"})
+    }
+    assert len(printed) == 1
+    assert printed != {b""}
 
 
 def test_a_holdout_has_the_shares_in_each_class() -> None:
