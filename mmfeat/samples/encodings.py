@@ -9,15 +9,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mmfeat.errors import DataError
+from mmfeat.samples.alphabets import ALPHABETS, DENSE, LATIN, RARITY, WIDE, strangeness
 from mmfeat.system.wording import counted
 
-# The encodings that a guess chooses from. Where several fit alike, an earlier one wins.
-CANDIDATES = (
-    "cp1252", "gb18030", "cp932", "cp949", "big5", "euc_jp", "cp1251", "koi8_r", "cp1250", "iso8859_2", "cp1253",
-    "cp1254", "cp1255", "cp1256", "cp1257", "cp874", "cp850",
-)  # fmt: skip
 LAST = ("cp1252", "latin-1")  # a few bytes are no character of cp1252; latin-1 decodes any bytes
 ALIKE = (0.06, 0.1)  # differences of charset-normalizer's chaos and coherence that tell nothing
+STRANGE = 0.6  # strangeness of texts for each byte above ASCII with which they are of no encoding
+NEAR = 1.0  # difference of strangeness that tells little: that of one letter
+JUDGED = (120, 240)  # texts that are looked at letter by letter, and bytes of each
+DAMAGED = "utf-8, damaged"
+MENDED = 3  # letters above ASCII that are UTF-8 for each that is not
 GUESSES = 3  # encodings of one data set at most, beside UTF-8 and `LAST`
 SAMPLE_BYTES = 1 << 18  # bytes of texts that a guess looks at
 SHOWN = 30  # letters of an example
@@ -30,13 +31,8 @@ _MARKS = {
 }
 _HIGH = re.compile(rb"[\x80-\xff]+")
 _CHINESE_MARKS = re.compile(rb"(\xa1[\xa1-\xbf])+")  # quotes, dashes and points of an English text in GB18030
-_WIDE = ("gb18030", "cp949", "euc_jp")  # characters of two bytes, of which ASCII is the second only in rare ones
-_WESTERN = ("cp1252", "cp1250", "cp1254", "cp1257")
-_LATIN = (*_WESTERN, "iso8859_2", "cp850")  # other encodings have few letters that stand alone between ASCII letters
-_ALONE = 0.8  # share of letters above ASCII that stand alone in a text of Latin letters, at least
 _IDEOGRAPH = re.compile("[\u3400-\u9fff\uac00-\ud7a3]")
 _KANA, _HALF_KANA = re.compile("[\u3040-\u30ff]"), re.compile("[\uff61-\uff9f]")
-_TURKISH, _ICELANDIC = re.compile("[ðþýÐÞÝ]"), re.compile("[áíúæÁÍÚÆ]")
 
 
 @dataclass(frozen=True)
@@ -74,6 +70,8 @@ class Decoder:
     def learn(self, texts: Iterable[bytes]) -> None:
         """Take in texts that are not UTF-8; of many, every second, every fourth and so on is kept."""
         for text in texts:
+            if _mended(text) is not None:
+                continue
             self._seen += 1
             if self._seen % self._stride == 0:
                 self._sample.append(text)
@@ -99,7 +97,10 @@ class Decoder:
         if self.named:
             return []
         guessed = {guess.encoding: str(guess) for guess in self.guesses}
+        damaged = self.counts[DAMAGED]
         return [
+            f"{counted(damaged, self._unit)} UTF-8 but for bytes that were cut or damaged, each of them read as \ufffd"
+        ] * bool(damaged) + [
             f"{counted(count, self._unit)} not UTF-8, read as {guessed.get(name, f'{name} (no encoding fits)')}; "
             "--encoding NAME corrects it"
             for name, count in self.counts.items()
@@ -133,6 +134,8 @@ class Decoder:
             if (text := _try(data, self.named)) is None:
                 raise DataError(f"{where}: {_shown(data)} is not {self.named}; correct --encoding or leave it out")
             return text, self.named
+        if (text := _mended(data)) is not None:
+            return text, DAMAGED
         if not self._seen:
             self.learn([data])
         for guess in self.guesses:
@@ -165,25 +168,40 @@ def marked_encoding(data: bytes) -> str:
 
 
 def guess_encoding(texts: list[bytes]) -> Guess | None:
-    """The encoding in which most of some texts that are not UTF-8 were written; None where no candidate fits."""
-    from charset_normalizer import from_bytes
+    """The encoding in which most of some texts that are not UTF-8 were written; None where no candidate fits.
 
+    Letters tell the encodings of one byte a letter, charset-normalizer those of two bytes a character.
+    """
     paired = [text for text in texts if _is_paired(text)]
     texts = paired if len(paired) * 2 > len(texts) else [text for text in texts if not _is_paired(text)]
-    data = b"\n".join(texts)
-    runs = _HIGH.findall(data)
-    if all(map(_CHINESE_MARKS.fullmatch, runs)):
+    if all(map(_CHINESE_MARKS.fullmatch, _HIGH.findall(b"\n".join(texts)))):
         return Guess("gb18030", (), _example(texts, "gb18030"))
-    is_latin = sum(len(run) == 1 for run in runs) > _ALONE * len(runs)
-    candidates = [name for name in CANDIDATES if name in _LATIN or not is_latin]
-    matches = from_bytes(data, steps=20, chunk_size=2048, cp_isolation=candidates, preemptive_behaviour=False)
-    if not (fits := [match for match in matches if match.encoding in candidates]):
+    judged = [text[: JUDGED[1]] for text in texts[:: len(texts) // JUDGED[0] + 1]]
+    costs = {name: RARITY[name] + _strangeness(judged, name) for name in (*ALPHABETS, *WIDE)}
+    best = min(costs, key=lambda name: costs[name])
+    if costs[best] > STRANGE * sum(map(_high, judged)):
+        return None
+    if best in WIDE:
+        return _guess_wide(texts) or Guess(best, (), _example(texts, best))
+    decoded = [_try(text, best) for text in judged]
+    others = (name for name, cost in costs.items() if cost < costs[best] + NEAR)
+    others = tuple(name for name in others if [_try(text, name) for text in judged] != decoded)
+    return Guess(best, others, _example(texts, best))
+
+
+def _guess_wide(texts: list[bytes]) -> Guess | None:
+    """The encoding of two bytes a character in which texts were written."""
+    from charset_normalizer import from_bytes
+
+    data = b"\n".join(texts)
+    matches = from_bytes(data, steps=20, chunk_size=2048, cp_isolation=[*WIDE], preemptive_behaviour=False)
+    if not (fits := [match for match in matches if match.encoding in WIDE]):
         return None
     chaos = min(match.chaos for match in fits) + ALIKE[0]
     coherence = max(match.coherence for match in fits if match.chaos <= chaos) - ALIKE[1]
     alike = [match for match in fits if match.chaos <= chaos and match.coherence >= coherence]
-    named = {name for match in alike for name in match.could_be_from_charset if name in candidates}
-    names = sorted(named, key=CANDIDATES.index)
+    named = {name for match in alike for name in match.could_be_from_charset if name in WIDE}
+    names = sorted(named, key=[*WIDE].index)
     agreeing = (name for name in names if sum(_by(text, name) is not None for text in texts) * 2 > len(texts))
     best = _corrected(next(agreeing, names[0]), names, data)
     text = data.decode(best)
@@ -196,17 +214,30 @@ def _is_paired(text: bytes) -> bool:
     return all(len(run) % 2 == 0 for run in _HIGH.findall(text))
 
 
+def _high(data: bytes) -> int:
+    return sum(map(len, _HIGH.findall(data)))
+
+
+def _mended(data: bytes) -> str | None:
+    """Decode UTF-8 of which few bytes are damaged, as where a program cut it; None for another text."""
+    text = data.decode("utf-8", "replace")
+    bad = text.count("\ufffd")
+    return text if sum(letter > "\x7f" for letter in text) - bad >= MENDED * bad > 0 else None
+
+
+def _strangeness(texts: list[bytes], encoding: str) -> float:
+    """How little texts look like ones of the encoding; a byte above ASCII that it does not decode counts 1."""
+    decoded = [_try(text, encoding) or _try(text[:-1] if len(text) == JUDGED[1] else text, encoding) for text in texts]
+    lost = sum(_high(data) for data, text in zip(texts, decoded, strict=True) if text is None)
+    return lost + strangeness([text for text in decoded if text is not None], encoding)
+
+
 def _corrected(best: str, names: list[str], data: bytes) -> str:
-    """The guess, or one like it: charset-normalizer overlooks kana, letters of Turkish, and symbols within words."""
+    """The guess, or EUC-JP where that is like it: charset-normalizer overlooks kana."""
     if best in ("gb18030", "cp949") and "euc_jp" in names:
         text = data.decode("euc_jp")
         kana = len(_KANA.findall(text)) * 4 > sum(letter > "\x7f" for letter in text)
         return "euc_jp" if kana and not _HALF_KANA.search(text) else best
-    if best == "cp1252" and "cp1254" in names:
-        text = data.decode("cp1252")
-        return "cp1254" if _TURKISH.search(text) and not _ICELANDIC.search(text) else best
-    if best == "cp1250" and "iso8859_2" in names and not re.search(rb"[\x80-\x9f]", data):
-        return max(("cp1250", "iso8859_2"), key=lambda name: sum(map(str.isalpha, data.decode(name))))
     return best
 
 
@@ -217,10 +248,10 @@ def _by(data: bytes, encoding: str) -> str | None:
     it and of the next letter. A Chinese, Japanese or Korean text has pairs.
     """
     text = _try(data, encoding)
-    if text is None or encoding not in (*_WIDE, *_WESTERN):
+    if text is None or encoding not in (*DENSE, *LATIN):
         return text
     runs = _HIGH.findall(data)
-    if encoding in _WIDE:
+    if encoding in DENSE:
         odd = all(len(run) == 1 for run in runs) and len(_IDEOGRAPH.findall(text)) == len(runs)
     else:
         odd = sum(map(len, runs)) >= 6 and _is_paired(data)

@@ -62,6 +62,46 @@ def test_few_letters_between_letters_of_a_table_are_western(tmp_path) -> None:
     assert decode_text("it’s “so” … good".encode("gb18030")) == ("it’s “so” … good", "gb18030")
 
 
+SHORT = {
+    "koi8_r": ["Привет, как дела?", "Спасибо за помощь"],
+    "cp866": ["Привет, как дела?", "Где мои ключи"],
+    "koi8_u": ["Дякую за допомогу", "Її книга лежить тут"],
+    "iso8859_5": ["Сегодня хорошая погода", "Где мои ключи"],
+    "iso8859_2": ["Děkuji vám za pomoc", "Šťastný nový rok"],
+    "cp1250": ["Příliš žluťoučký kůň", "Szép őszi nap"],
+    "cp852": ["Köszönöm szépen", "Hűvös őszi reggel"],
+    "cp1254": ["şimdi ne yapıyorsun", "İstanbul güzel"],
+    "cp1255": ["שלום לכולם", "תודה רבה על העזרה"],
+    "cp1256": ["شكرا جزيلا على المساعدة", "أين مفاتيحي"],
+    "cp1257": ["Ačiū už pagalbą", "Žąsis skrenda", "Šiandien graži diena"],
+    "cp874": ["ขอบคุณมากครับ", "กุญแจอยู่ที่ไหน"],
+    "mac_roman": ["médecin à la forêt", "Où est la clé ?"],
+    "cp1252": ["Ærø — ½ price", "20 °C, ± 5 %"],
+    "gb18030": ["我喜欢这张照片", "鑰匙在哪裡"],
+}
+
+
+@pytest.mark.parametrize("encoding", SHORT)
+def test_two_lines_tell_their_encoding_by_their_letters(encoding: str) -> None:
+    decoder = Decoder()
+    data = [text.encode(encoding) for text in SHORT[encoding]]
+    decoder.learn(data)
+    assert [decoder.decode(text) for text in data] == SHORT[encoding]
+
+
+def test_utf8_that_was_cut_within_a_letter_is_still_utf8() -> None:
+    decoder = Decoder()
+    data = ["l’été arrive à pied…".encode()[:-1], "太好了，今天天气很好".encode()[1:], "Müller".encode("cp1252")]
+    decoder.learn(data)
+    assert [decoder.decode(text) for text in data] == [
+        "l’été arrive à pied\ufffd",
+        "\ufffd\ufffd好了，今天天气很好",
+        "Müller",
+    ]
+    damaged, _ = decoder.notes
+    assert damaged == "2 texts UTF-8 but for bytes that were cut or damaged, each of them read as \ufffd"
+
+
 def write_folder(folder, texts: list[bytes]):
     (folder / "data").mkdir(parents=True)
     (folder / "train.txt").write_text("".join(f"{n},{'ab'[n % 2]}\n" for n in range(len(texts))))
