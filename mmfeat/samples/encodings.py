@@ -184,8 +184,8 @@ def guess_encoding(texts: list[bytes]) -> Guess | None:
     if best in WIDE:
         return _guess_wide(texts) or Guess(best, (), _example(texts, best))
     decoded = [_try(text, best) for text in judged]
-    others = (name for name, cost in costs.items() if cost < costs[best] + NEAR)
-    others = tuple(name for name in others if [_try(text, name) for text in judged] != decoded)
+    near = [name for name, cost in costs.items() if cost < costs[best] + NEAR]
+    others = tuple(name for name in near if [_try(text, name) for text in judged] != decoded)
     return Guess(best, others, _example(texts, best))
 
 
