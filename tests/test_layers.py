@@ -33,9 +33,14 @@ def package_of(module: str) -> str:
 
 
 @cache
+def parsed(file: str) -> ast.Module:
+    return ast.parse((ROOT / file).read_text())
+
+
+@cache
 def imports(file: str) -> list[tuple[str, bool]]:
     """(module, whether the import waits for a call) of all imports that run."""
-    tree = ast.parse((ROOT / file).read_text())
+    tree = parsed(file)
     branches = [
         node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
     ]
@@ -58,44 +63,45 @@ def libraries(file: str, late: bool) -> set[str]:
     return names - {"mmfeat"} - sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_a_package_imports_only_from_its_left(file: str) -> None:
-    package = file.split("/")[0].removesuffix(".py")
-    for module, _ in imports(file) if package in RANK else ():
-        if module.split(".")[0] == "mmfeat" and package_of(module) != package:
-            assert RANK[package_of(module)] < RANK[package], f"{package} imports {module}"
+def test_a_package_imports_only_from_its_left() -> None:
+    for file in FILES:
+        package = file.split("/")[0].removesuffix(".py")
+        for module, _ in imports(file) if package in RANK else ():
+            if module.split(".")[0] == "mmfeat" and package_of(module) != package:
+                assert RANK[package_of(module)] < RANK[package], f"{file} imports {module}"
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_heavy_libraries_load_where_they_are_needed(file: str) -> None:
-    allowed = {"torch"} if file.startswith(TORCH) else set()
-    allowed |= {"sklearn"} if file in ("heads/classifier.py", "extraction/transformer.py") else set()
-    allowed |= {"typer", "rich"} if file.startswith("cli/") else set()
-    assert libraries(file, late=False) - LIGHT <= allowed
-    assert file.startswith("cli/") or not libraries(file, late=True) & {"typer", "rich", "click"}
+def test_heavy_libraries_load_where_they_are_needed() -> None:
+    for file in FILES:
+        allowed = {"torch"} if file.startswith(TORCH) else set()
+        allowed |= {"sklearn"} if file in ("heads/classifier.py", "extraction/transformer.py") else set()
+        allowed |= {"typer", "rich"} if file.startswith("cli/") else set()
+        assert libraries(file, late=False) - LIGHT <= allowed, file
+        assert file.startswith("cli/") or not libraries(file, late=True) & {"typer", "rich", "click"}, file
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_no_pickle_anywhere(file: str) -> None:
-    assert not {module.split(".")[0] for module, _ in imports(file)} & {"pickle", "joblib", "dill", "shelve", "marshal"}
-    source = (ROOT / file).read_text()
-    assert source.count("torch.load(") == source.count("weights_only=True")
+def test_no_pickle_anywhere() -> None:
+    for file in FILES:
+        used = {module.split(".")[0] for module, _ in imports(file)}
+        assert not used & {"pickle", "joblib", "dill", "shelve", "marshal"}, file
+        source = (ROOT / file).read_text()
+        assert source.count("torch.load(") == source.count("weights_only=True"), file
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_files_and_functions_can_be_seen_at_once(file: str) -> None:
-    source = (ROOT / file).read_text()
-    assert source.count("\n") <= LINES
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef):
-            assert (node.end_lineno or 0) - node.lineno < FUNCTION_LINES, node.name
+def test_files_and_functions_can_be_seen_at_once() -> None:
+    for file in FILES:
+        assert (ROOT / file).read_text().count("\n") <= LINES, file
+        for node in ast.walk(parsed(file)):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < FUNCTION_LINES, f"{file}: {node.name}"
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file.endswith("/__init__.py")])
-def test_every_package_says_what_it_is(file: str) -> None:
-    tree = ast.parse((ROOT / file).read_text())
-    assert ast.get_docstring(tree), "a docstring: what the package does, where to start reading, what it may import"
-    assert "__all__" in ast.unparse(tree)
+def test_every_package_says_what_it_is() -> None:
+    """What the package does, where to start reading, what it may import."""
+    for file in FILES:
+        if file.endswith("/__init__.py"):
+            assert ast.get_docstring(parsed(file)), file
+            assert "__all__" in ast.unparse(parsed(file)), file
 
 
 def test_the_house_is_small_and_has_no_circle() -> None:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mmfeat.baselines import fit as baselines
+from mmfeat.baselines import trees
 from mmfeat.baselines.basis import Scaler, from_probabilities, log_loss, make_basis
 from mmfeat.baselines.fit import BASELINE_FAMILIES, Baseline, TrainingRows, fit, refit, restore
 from mmfeat.baselines.neighbours import NeighbourHead
 from mmfeat.baselines.trees import (
     BOOSTING,
     FOREST,
-    FOREST_TREES,
     REPEATABLE,
     Components,
     TreeData,
@@ -36,6 +38,13 @@ FORMS = ("three classes", "two classes", "multi-label")
 LEARNERS = [name for name in BASELINE_FAMILIES if name != "zero-shot"]  # which learns nothing: test_class_names.py
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _small_forests() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trees, "FOREST_TREES", 30)
+        yield
+
+
 class Rows:
     """A matrix in memory."""
 
@@ -49,6 +58,7 @@ class Rows:
         return self.vectors[rows].astype(np.float32)
 
 
+@cache
 def problem(form: str = FORMS[0], width: int = 24) -> tuple[Rows, Targets]:
     """Classes of shares about .6, .3 and .1 around centres of their own; one encoder is sometimes missing."""
     random = np.random.default_rng(3)
@@ -63,12 +73,18 @@ def problem(form: str = FORMS[0], width: int = 24) -> tuple[Rows, Targets]:
     return Rows(vectors.astype(np.float16)), Targets(tuple("abc"[:classes]), matrix, form == "multi-label")
 
 
-def fitted(name: str, matrix: Rows, targets: Targets, seed: int = 5) -> Baseline:
-    return fit(name, training(matrix, targets, seed), PARTS)
+def training(matrix: Rows, targets: Targets) -> TrainingRows:
+    return TrainingRows(matrix, targets, TRAIN, np.linspace(0.8, 1.6, len(targets.classes)), 5)
 
 
-def training(matrix: Rows, targets: Targets, seed: int = 5) -> TrainingRows:
-    return TrainingRows(matrix, targets, TRAIN, np.linspace(0.8, 1.6, len(targets.classes)), seed)
+def fitted(name: str, matrix: Rows, targets: Targets) -> Baseline:
+    return fit(name, training(matrix, targets), PARTS)
+
+
+@cache
+def usual(name: str, form: str = FORMS[0], width: int = 24) -> Baseline:
+    """The baseline of `problem`, for tests that only ask it."""
+    return fitted(name, *problem(form, width))
 
 
 def score(baseline: Baseline, matrix: Rows, targets: Targets, rows: np.ndarray = TEST) -> float:
@@ -85,9 +101,9 @@ def test_the_registry_names_every_baseline() -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_it_learns_from_all_rows_with_the_setting_that_is_best_on_those_left_out(name: str, form: str) -> None:
     matrix, targets = problem(form)
-    baseline = fitted(name, matrix, targets)
+    baseline = usual(name, form)
     if name != "prior":
-        assert score(baseline, matrix, targets) > score(fitted("prior", matrix, targets), matrix, targets) + 0.2
+        assert score(baseline, matrix, targets) > score(usual("prior", form), matrix, targets) + 0.2
     chosen = [entry for entry in baseline.curve if baseline.setting.items() <= entry.items()]
     assert len(chosen) == 1
     assert baseline.unseen is not None
@@ -129,8 +145,8 @@ def test_rows_that_are_left_out_train_nothing(name: str, form: str) -> None:
 def test_it_comes_back_from_json_and_safetensors(name: str, form: str, tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
-    matrix, targets = problem(form)
-    baseline = fitted(name, matrix, targets)
+    matrix, _ = problem(form)
+    baseline = usual(name, form)
     config, tensors = baseline.state()
     save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, tmp_path / "state.safetensors")
     again = restore(name, json.loads(json.dumps(config)), load_file(tmp_path / "state.safetensors"))
@@ -143,7 +159,7 @@ def test_a_shared_basis_and_a_second_run_change_nothing(name: str) -> None:
     matrix, targets = problem()
     weights = np.linspace(0.8, 1.6, 3)
     basis = make_basis(matrix, targets, TRAIN, weights)
-    first = fitted(name, matrix, targets)
+    first = usual(name)
     second = fit(name, TrainingRows(matrix, targets, TRAIN[::-1], weights, 5, basis), PARTS)
     assert first.curve == second.curve
     assert np.array_equal(first.logits(matrix, TEST), second.logits(matrix, TEST))
@@ -151,8 +167,8 @@ def test_a_shared_basis_and_a_second_run_change_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_logits_are_those_of_the_rows_in_the_order_asked_for(name: str) -> None:
-    matrix, targets = problem()
-    baseline = fitted(name, matrix, targets)
+    matrix, _ = problem()
+    baseline = usual(name)
     rows = np.array([650, 410, 411])
     assert np.allclose(baseline.logits(matrix, rows), baseline.logits(matrix, TEST)[rows - 400], atol=1e-4)
     assert baseline.logits(matrix, rows[:0]).shape == (0, 3)
@@ -178,15 +194,13 @@ def test_a_class_without_training_rows_is_never_chosen(name: str, form: str, pre
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", LEARNERS)
-@pytest.mark.parametrize("nothing", [np.nan, 0.0, 7.0])
+@pytest.mark.parametrize("nothing", [np.nan, 7.0])
 def test_columns_that_say_nothing_are_no_trouble(name: str, nothing: float) -> None:
     """Beside others, and alone: then a baseline knows no more than the prior."""
     matrix, targets = problem()
     constant = np.full((len(matrix), 5), nothing)
     beside = Rows(np.concatenate([matrix.vectors, constant], axis=1))
-    assert score(fitted(name, beside, targets), beside, targets) >= score(
-        fitted("prior", matrix, targets), matrix, targets
-    )
+    assert score(fitted(name, beside, targets), beside, targets) >= score(usual("prior"), matrix, targets)
     alone = fitted(name, Rows(constant), targets).logits(Rows(constant), TEST)
     assert np.isfinite(alone).all()
     assert np.allclose(alone, alone[0])
@@ -195,10 +209,8 @@ def test_columns_that_say_nothing_are_no_trouble(name: str, nothing: float) -> N
 @pytest.mark.parametrize("name", LEARNERS)
 def test_more_weight_on_a_rare_class_chooses_it_more_often(name: str) -> None:
     matrix, targets = problem(width=3)
-    counts = []
+    setting, counts = usual(name, width=3).setting, []
     for weight in (1.0, 20.0):
-        baseline = fitted("prior", matrix, targets)
-        setting = fitted(name, matrix, targets).setting
         baseline = refit(name, TrainingRows(matrix, targets, TRAIN, np.array([1.0, 1.0, weight]), 5), setting)
         counts.append((baseline.logits(matrix, TEST).argmax(axis=1) == 2).sum())
     assert counts[0] < counts[1] or name == "prior"
@@ -229,7 +241,7 @@ def test_beyond_the_most_rows_a_sample_of_each_class_trains(
     baseline = fitted(name, matrix, targets)
     assert baseline.setting["rows"] == 100
     assert {entry["rows"] for entry in baseline.curve} == {100}
-    assert score(baseline, matrix, targets) > score(fitted("prior", matrix, targets), matrix, targets)
+    assert score(baseline, matrix, targets) > score(usual("prior", form), matrix, targets)
     again = refit(name, training(matrix, targets), baseline.setting)
     assert again.setting == baseline.setting
     assert np.array_equal(again.logits(matrix, TEST), baseline.logits(matrix, TEST))
@@ -274,7 +286,7 @@ def test_neighbours_of_nothing_are_nobody_and_of_duplicates_the_first(by_similar
 def test_the_prior_is_the_share_of_each_class() -> None:
     for form in FORMS:
         matrix, targets = problem(form)
-        logits = fitted("prior", matrix, targets).logits(matrix, TEST[:1])
+        logits = usual("prior", form).logits(matrix, TEST[:1])
         shares = targets.take(TRAIN).matrix.mean(axis=0)
         assert np.allclose(logits[0], np.log(shares / (1 - shares)) if targets.multilabel else np.log(shares))
 
@@ -308,7 +320,7 @@ def test_trees_say_what_lightgbm_says(kind: str, form: str) -> None:
     settings = {**REPEATABLE, **(FOREST if kind == "rf" else BOOSTING), "min_data_in_leaf": 3 if kind == "rf" else 20}
     labels = known.matrix.T.astype(int) if targets.multilabel else [known.numbers]
     models = [
-        LGBMClassifier(n_estimators=FOREST_TREES if kind == "rf" else 60, seed=5, **settings).fit(inputs, each)
+        LGBMClassifier(n_estimators=trees.FOREST_TREES if kind == "rf" else 60, seed=5, **settings).fit(inputs, each)
         for each in labels
     ]
     each = [model.predict_proba(tested) for model in models]
@@ -321,8 +333,7 @@ def test_trees_say_what_lightgbm_says(kind: str, form: str) -> None:
 
 
 def test_a_text_that_is_no_model_over_these_components_is_refused() -> None:
-    matrix, targets = problem()
-    config, tensors = fitted("forest", matrix, targets).state()
+    config, tensors = usual("forest").state()
     text = tensors["model.0"].tobytes()
     narrow = re.sub(rb"max_feature_idx=\d+", b"max_feature_idx=900", text)
     for broken in (b"", b"tree of another kind", narrow, text.replace(b"num_class=3", b"num_class=30")):
