@@ -18,6 +18,7 @@ from typer.testing import Result
 
 from mmfeat.cache.survey import survey
 from mmfeat.cli.main import _run, app
+from mmfeat.errors import DataError
 from mmfeat.runs.run import read_run
 from tests.cli.typed import invoke
 from tests.docs.test_commands_page import COMMANDS
@@ -63,8 +64,9 @@ def test_samples_are_counted_that_share_an_unreadable_photo(tmp_path: Path, monk
         assert f"{new} new, 7 photos unreadable" in invoke("extract", table, "--encoders", "hog").stdout
 
 
-def test_the_whole_way(tmp_path: Path) -> None:
-    made = mmfeat("demo", "--out", "demo", "--pairs", 120, cwd=tmp_path)
+def test_the_whole_way_and_what_a_warm_rerun_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = invoke("demo", "--out", "demo", "--pairs", 120)
     assert made.stdout.splitlines()[-1] == "next: mmfeat extract --data demo --encoders hashing,hog"
     extracted = mmfeat("extract", "--data", "demo", "--encoders", "hashing,hog", cwd=tmp_path)
     assert extracted.returncode == 0, extracted.stderr
@@ -72,9 +74,10 @@ def test_the_whole_way(tmp_path: Path) -> None:
     assert "labels: negative" in extracted.stdout
     assert "1 photo unreadable" in extracted.stdout
     assert "next: mmfeat heads --data demo" in extracted.stdout
-    again = mmfeat("extract", "--data", "demo", "--encoders", "hashing,hog", cwd=tmp_path)
-    assert "nothing to do: every vector is in cache/demo" in again.stdout
-    assert "1 photo unreadable" in again.stdout
+    again, imported = run_listing_imports("extract", "--data", "demo", "--encoders", "hashing,hog", cwd=tmp_path)
+    assert not imported & (HEAVY - {"h5py", "fsspec"} | {"pandas"})
+    assert "nothing to do: every vector is in cache/demo" in again
+    assert "1 photo unreadable" in again
     heads = ("heads", "--fusion", "concat", "--baselines", "knn", "--folds", 2, "--seeds", 2, "--epochs", 2)
     trained = mmfeat(*heads, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
@@ -86,11 +89,17 @@ def test_the_whole_way(tmp_path: Path) -> None:
     rows = [line for line in printed if line[0] in "= " and "[." in line and len(line) <= 80]
     assert len(rows) == len(read_run(run).leaderboard)
     assert trained.stdout.splitlines()[-1] == f"next: mmfeat report --run heads/{run.name}"
-    reprinted = mmfeat(*heads, cwd=tmp_path)
-    assert reprinted.stdout.splitlines()[1].startswith("nothing to do: these heads were trained")
-    assert trained.stdout.splitlines()[1:8] == reprinted.stdout.splitlines()[2:9]
-    mmfeat("extract", made_table(tmp_path), "--encoders", "hashing", cwd=tmp_path)
-    asked = mmfeat("heads", "--folds", 2, "--epochs", 1, cwd=tmp_path)
+    reprinted = ""
+    for command in (heads, ("runs", "show"), ("runs", "compare", "demo", "demo"), ("report", "--photos", "0")):
+        said, imported = run_listing_imports(*command, cwd=tmp_path)
+        assert "run" in said
+        predicts = {"torch"} if "report" in command else set()  # the samples that wait for a label
+        assert not imported & ({"torch", "sklearn", "optuna", "transformers", "pandas"} - predicts), command
+        reprinted = reprinted or said
+    assert reprinted.splitlines()[1].startswith("nothing to do: these heads were trained")
+    assert trained.stdout.splitlines()[1:8] == reprinted.splitlines()[2:9]
+    invoke("extract", made_table(tmp_path), "--encoders", "hashing")
+    asked = invoke("heads", "--folds", 2, "--epochs", 1)
     assert asked.stdout.splitlines()[0] == "using few.csv with hashing: the latest of 2 data sets; --data names another"
     assert "has 1 sample, each fold needs 1" in asked.stderr
 
@@ -159,36 +168,23 @@ def run_listing_imports(*arguments: object, cwd: Path) -> tuple[str, set[str]]:
     return answer.stdout, {row.partition(".")[0] for row in rows}
 
 
-@pytest.mark.parametrize("command", [[], ["heads"]])
-def test_help_imports_nothing_heavy(command: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_help_imports_nothing_heavy(flag: str, tmp_path: Path) -> None:
     """What makes it quick; benchmarks/startup.py has the time."""
-    printed, imported = run_listing_imports(*command, "--help", cwd=tmp_path)
-    assert ("--learning-rate" if command else "extract") in printed
+    printed, imported = run_listing_imports(*["heads"][: flag == "--help"], flag, cwd=tmp_path)
+    assert ("--learning-rate" if flag == "--help" else "mmfeat 0.") in printed
     assert not imported & (HEAVY | HEAVY_FOR_HELP)
 
 
-def test_a_refused_flag_and_a_warm_rerun_import_nothing_heavy(demo_folder: Path, tmp_path: Path) -> None:
+def test_a_refused_flag_imports_nothing_heavy(demo_folder: Path, tmp_path: Path) -> None:
     wrong = ("heads", "--learning-rate", "abc", "--data", demo_folder, "--encoders", "hog")
     assert not run_listing_imports(*wrong, cwd=tmp_path)[1] & (HEAVY | {"pandas"})
-    extraction = ("extract", demo_folder, "--encoders", "hashing,hog")
-    mmfeat(*extraction, cwd=tmp_path)
-    printed, imported = run_listing_imports(*extraction, cwd=tmp_path)
-    assert "nothing to do" in printed
-    assert not imported & (HEAVY - {"h5py", "fsspec"} | {"pandas"})
-    heads = ("heads", "--fusion", "none", "--baselines", "knn", "--modalities", "text", "--folds", "3")
-    mmfeat(*heads, cwd=tmp_path)
-    for command in (heads, ("runs", "show"), ("runs", "compare", "demo", "demo"), ("report", "--photos", "0")):
-        printed, imported = run_listing_imports(*command, cwd=tmp_path)
-        assert "run" in printed
-        predicts = {"torch"} if "report" in command else set()  # the samples that wait for a label
-        assert not imported & ({"torch", "sklearn", "optuna", "transformers", "pandas"} - predicts), command
 
 
 def test_wrong_input_is_one_line_and_exit_code_1(
     demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    fails(mmfeat("extract", "--data", "nowhere", cwd=tmp_path), "nowhere: no such folder or table; check the path")
     fails(invoke("extract", "--data", demo_folder, "--encoders", ""), "no encoders")
     fails(invoke("extract", "--data", demo_folder, "--encoders", "elmo"), "no encoder family 'elmo'")
     fails(invoke("extract", "--data", demo_folder, "--columns", "x"), "--columns x: write id=")
@@ -224,15 +220,17 @@ def test_wrong_usage_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[s
         assert capsys.readouterr() == ("", line)
 
 
-def test_a_cache_that_cannot_be_written(demo_folder: Path, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written(demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "cache").write_text("a file where the folder should be")
-    answer = mmfeat("extract", "--data", demo_folder, "--encoders", "hashing", cwd=tmp_path)
+    answer = invoke("extract", "--data", demo_folder, "--encoders", "hashing")
     fails(answer, "cannot write cache/demo", "Not a directory", "name another place")
     assert (tmp_path / "cache").read_text() == "a file where the folder should be"
 
 
-def test_no_room_for_the_cache(demo_folder: Path, tmp_path: Path) -> None:
+def test_no_room_for_the_cache(demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit on file sizes refuses like a full disk does, to processes without rights of their own, too."""
+    monkeypatch.chdir(tmp_path)
     code = f"""
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
@@ -243,14 +241,16 @@ main()
     answer = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     fails(answer, "cannot write cache/demo/hog-", "File too large", "ulimit -f")
     assert not list(tmp_path.rglob("*.tmp"))
-    assert mmfeat("extract", "--data", demo_folder, "--encoders", "hog", cwd=tmp_path).returncode == 0
+    assert invoke("extract", "--data", demo_folder, "--encoders", "hog").exit_code == 0
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path) -> None:
-    for arguments in (["--debug", "extract", "--data", "nowhere"], ["extract", "--data", "nowhere", "--debug"]):
-        answer = mmfeat(*arguments, cwd=tmp_path)
-        assert answer.returncode == 1
-        assert "Traceback" in answer.stderr
+    arguments = ("extract", "--data", "nowhere")
+    fails(mmfeat(*arguments, cwd=tmp_path), "nowhere: no such folder or table; check the path")
+    answer = mmfeat(*arguments, "--debug", cwd=tmp_path)
+    assert answer.returncode == 1
+    assert "Traceback" in answer.stderr
+    assert isinstance(invoke("--debug", *arguments).exception, DataError)
 
 
 def test_config_holds_flags_and_flags_win(demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,8 +259,8 @@ def test_config_holds_flags_and_flags_win(demo_folder: Path, tmp_path: Path, mon
     config.write_text(
         f'data = "{demo_folder}"\ncache = "store"\n\n[extract]\nencoders = ["hashing", "hog"]\nbatch_size = 9\n'
     )
-    answer = mmfeat("extract", "--config", config, "--encoders", "hashing", cwd=tmp_path)
-    assert answer.returncode == 0, answer.stderr
+    answer = invoke("extract", "--config", config, "--encoders", "hashing")
+    assert answer.exit_code == 0, answer.stderr
     assert [path.name.split("-")[0] for path in (tmp_path / "store" / "demo").iterdir() if path.is_dir()] == ["hashing"]
     assert invoke("--config", config, "extract").exit_code == 0
     assert len([path for path in (tmp_path / "store" / "demo").iterdir() if path.is_dir()]) == 2
@@ -484,7 +484,3 @@ def test_progress_is_lines_where_there_is_no_terminal(
     assert first.endswith(" s left, first word")
     assert last.startswith("photos: 30 in ")
     assert loading == "loading clip ..."
-
-
-def test_version(tmp_path: Path) -> None:
-    assert mmfeat("--version", cwd=tmp_path).stdout.startswith("mmfeat 0.")
