@@ -302,6 +302,9 @@ def pairs(value: str) -> dict[str, str]:
             pairs.append((name, equals, column))
     if broken := [name for name, equals, column in pairs if not equals or not column]:
         raise ConfigError(f"--columns {','.join(broken)}: write id=...,text=...,image=...,label=...")
+    parts = [name for name, _, _ in pairs]
+    if twice := next((part for part in parts if parts.count(part) > 1), ""):
+        raise ConfigError(f"--columns: {twice} is named twice; name it once, text=A+B makes one text of two columns")
     return {name: column for name, _, column in pairs}
 
 

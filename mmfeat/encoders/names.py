@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 from urllib.parse import unquote
@@ -34,6 +34,11 @@ def split_requests(text: str) -> list[str]:
         requests.append(request.strip())
         pieces = pieces[request.count(",") + 1 :]
     return [request for request in requests if request]
+
+
+def listed(names: str | Iterable[str] | None) -> list[str]:
+    """The names of a list, or of one text with commas between them, as on the command line."""
+    return split_requests(names) if isinstance(names, str) else list(names or ())
 
 
 def canonical(request: str, is_family: Callable[[str], bool]) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mmfeat.cache.store import EXPORTED, Cache, ShardWriter
+from mmfeat.encoders.names import listed
 from mmfeat.encoders.registry import Tower, absolute_names, absolute_request, is_torch, load_encoders, loading
 from mmfeat.encoders.spec import RAW, EncoderOptions
 from mmfeat.encoders.torch_tower import LIBRARIES, Runtime
@@ -63,7 +64,7 @@ class ExtractSettings:
 
 def extract_features(
     data: Data,
-    encoders: Iterable[str] = DEFAULT_ENCODERS,
+    encoders: str | Iterable[str] = DEFAULT_ENCODERS,
     *,
     cache: str | Path = "cache",
     options: EncoderOptions | None = None,
@@ -179,7 +180,7 @@ class Work:
 
 def prepare_extraction(
     data: str | Path,
-    encoders: Iterable[str],
+    encoders: str | Iterable[str],
     cache: str | Path,
     options: EncoderOptions | None,
     columns: Mapping[str, str] | None,
@@ -190,7 +191,7 @@ def prepare_extraction(
 
     Raises `ConfigError` for an option that applies to none of the encoders.
     """
-    source, options, encoders = SampleSource(data, columns), options or EncoderOptions(), list(encoders)
+    source, options, encoders = SampleSource(data, columns), options or EncoderOptions(), listed(encoders)
     source.check()
     decision = decide_cleaning(options, source, cache)
     resolved = resolve_encoders(encoders, options, source, cache, settings.device, decision)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mmfeat.encoders.names import listed
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, DataError
 from mmfeat.extraction.extract import DEFAULT_ENCODERS, ExtractSettings, extract_features
@@ -80,7 +81,7 @@ def fit(
     This is `extract_features`, `train_heads` and `load`; other `settings` go to `train_heads`. What is in `cache` and
     `out` is not done again. The leaderboard is `model.run.leaderboard`.
     """
-    named = encoders.split(",") if isinstance(encoders, str) else list(encoders)
+    named = listed(encoders)
     shared: dict[str, Any] = {"cache": cache, "options": options, "columns": columns, "progress": progress}
     extract_features(data, named, settings=ExtractSettings(device), **shared)
     return load(train_heads(data, named, out=out, device=device, **shared, **settings).run, device=device)

@@ -229,8 +229,9 @@ def write_run(run: Run) -> Run:
     return run
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: str | Path) -> Run:
     """Read the run in `folder`; raises `RunError` if there is none or it is not finished."""
+    folder = Path(folder)
     try:
         run = Run.from_json(folder, values := read_json(folder / RUN_FILE))
         if CHECKSUM in values and values[CHECKSUM] != checksum(values):

@@ -30,6 +30,7 @@ from mmfeat.samples.folders import (
     hash_of,
     index_files,
     lists_in,
+    no_data_folder,
     open_tree,
     read_lists,
     read_texts,
@@ -38,7 +39,7 @@ from mmfeat.samples.folders import (
 )
 from mmfeat.samples.labels import label_notes, missing_note, no_labels
 from mmfeat.samples.layouts import FILE_NAME, METADATA, NO_TEXT, GroupedFiles, Layout, find_layout
-from mmfeat.samples.objects import OBJECT, file_of, short_name, written
+from mmfeat.samples.objects import OBJECT, file_of, short_name, without_files, written
 from mmfeat.samples.overview import Overview
 from mmfeat.samples.photo_cells import IMAGE_ROOT, Photo, PhotoFinder, Photos
 from mmfeat.samples.rows import NO_LABELS, Absence, SampleRows
@@ -157,8 +158,10 @@ class SampleSource:
     """A data set that is read as it is used, so that the samples of a table may need more memory than there is."""
 
     def __init__(self, data: Data, columns: Mapping[str, str] | None = None) -> None:
-        if isinstance(data, str) and not data:
+        if data is None or (isinstance(data, str) and not data):
             raise DataError("--data is empty; name a folder or a table")
+        if not isinstance(columns or {}, Mapping):
+            raise DataError(f"columns is {type(columns).__name__}; give a dict, as in {{'text': 'title'}}")
         self.data, self.columns = str(name_of(data)), dict(columns or {})
         if os.path.isfile(whole := self.data.rstrip("/")):
             self.data = whole  # an archive, which has folders in it
@@ -327,10 +330,13 @@ class Reading:
         return absent
 
     def __iter__(self) -> Iterator[Sample]:
-        for sample in self._samples():
-            if sample.label is not None:
-                self.labels[sample.split, sample.label] += 1
-            yield sample
+        try:
+            for sample in self._samples():
+                if sample.label is not None:
+                    self.labels[sample.split, sample.label] += 1
+                yield sample
+        except DataError as error:  # an object of Python has rows, but no file that the user knows
+            raise DataError(without_files(str(error))) from error
 
     def _samples(self) -> Iterator[Sample]:
         source = self._source
@@ -355,7 +361,7 @@ class Reading:
         lists = [files[name] for name in LISTS if name in files]
         folder = str(lists[0]).rpartition(lists[0].name)[0] + "data"
         if not any(name.startswith("data/") for name in files) and not os.path.isdir(folder):
-            raise DataError(f"{lists[0]}: the folder {folder} with its images and texts is missing; put it there")
+            raise no_data_folder(lists[0], folder)
         images, texts_of = index_files({name: file for name, file in files.items() if name.startswith("data/")})
         rows = list(read_lists(lists, self._ids, no_labels(self._source.columns.get(NO_LABELS)), self._missing))
         found = [texts_of.get(normalize("NFC", id)) for id, _ in rows]

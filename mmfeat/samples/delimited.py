@@ -214,7 +214,7 @@ def _shape(cell: str) -> str:
 def read_delimited(
     path: str, lines: Iterator[str], dialect: Dialect, wanted: Collection[str]
 ) -> Iterator[tuple[int, dict[str, object]]]:
-    """(line number, row) of a file with a header line; a row of another width is an error.
+    """(number of the first line, row) of a file with a header line; a row of another width is an error.
 
     Where all `wanted` columns are numbers and none is in the first line, the file has no header and its columns are
     called 1, 2 and so on.
@@ -228,13 +228,14 @@ def read_delimited(
         if wanted and all(map(str.isdecimal, wanted)) and not set(wanted) & set(names):
             names = [str(number) for number in range(1, len(header) + 1)]
             yield 1, dict(zip(names, header, strict=True))
-        nameless = "" in names
+        nameless, end = "" in names, reader.line_num
         for cells in reader:
+            line, end = end + 1, reader.line_num  # a row may have several lines
             if not any(map(str.strip, cells)):
                 continue  # a blank row, as spreadsheets leave at the end
             if len(cells) != len(names) and (len(cells) < len(names) or any(cells[len(names) :])):
                 raise DataError(
-                    f"{path}:{reader.line_num}: {counted(len(cells), 'cell')} under a header of {len(names)}; "
+                    f"{path}:{line}: {counted(len(cells), 'cell')} under a header of {len(names)}; "
                     + (
                         "quote cells that contain the delimiter, and write one for each column"
                         if len(names) > 1
@@ -244,7 +245,7 @@ def read_delimited(
             row: dict[str, object] = dict(zip(names, cells, strict=False))
             if nameless:
                 del row[""]
-            yield reader.line_num, row
+            yield line, row
     except csv.Error as error:
         if "NUL" in str(error):  # which Python 3.10 does not read
             raise _no_text(path) from error

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from posixpath import basename, dirname
 from typing import TypeAlias
@@ -41,6 +42,7 @@ File: TypeAlias = "Path | RemoteFile"
 TRAIN_LIST = "train.txt"
 TEST_LIST = "test_without_label.txt"
 MVSA_LIST = "labelResultAll.txt"  # of MVSA as published: an id, and for each annotator the labels of text and photo
+LOOKED_AT = 4096  # bytes of a file that show whether it is a list of photos
 LISTS = (TRAIN_LIST, TEST_LIST, MVSA_LIST)
 SHOWN = 5  # names in a message
 
@@ -268,6 +270,34 @@ def _mvsa_labels(path: File, ids: UniqueIds | None) -> Iterator[tuple[str, str |
         told = agreed - {"neutral"} or agreed
         is_clear = all(count * 2 > len(cells) for _, count in labels) and len(told) == 1
         yield checked_id(id, f"{path}:{number}", ids, is_file=True), told.pop() if is_clear else None
+
+
+def no_data_folder(path: File, folder: str) -> DataError:
+    """The error for a list without its folder, which may be a table that names photos."""
+    photos = [] if isinstance(path, RemoteFile) else [name for name in _walk(str(path.parent)) if is_photo(name)]
+    flags = list_remedy(str(path), photos) if photos else ""
+    remedy = f"put it there, or say {flags}" if flags else "put it there"
+    return DataError(f"{path}: the folder {folder} with its images and texts is missing; {remedy}")
+
+
+def list_remedy(path: str, photos: Collection[str]) -> str:
+    """What to type to read a file whose lines name photos of its folder and their labels; "" for another file."""
+    roots = {basename(name): dirname(name) for name in photos} | dict.fromkeys(photos, "")
+    with open(path, "rb") as file:
+        lines = decode_text(file.read(LOOKED_AT))[0].splitlines()[:2]
+    for line, delimiter in product(lines, "\t,;| "):
+        cells = [cell.strip().removeprefix("./") for cell in line.split(delimiter)]
+        photo = next((place for place, cell in enumerate(cells) if cell in roots), None)
+        if photo is None or len(cells) == 1:
+            continue
+        names = [str(number) for number in range(1, len(cells) + 1)] if line == lines[0] else lines[0].split(delimiter)
+        label = names[photo + 1] if photo + 1 < len(names) else names[0]
+        columns = f"image={names[photo].strip()},label={label.strip()}"
+        flags = {"--data": path, "--columns": columns, "--delimiter": "space" if delimiter == " " else ""}
+        if root := roots[cells[photo]]:
+            flags["--image-root"] = os.path.join(os.path.dirname(path), root)
+        return " ".join(f"{flag} {shlex.quote(value)}" for flag, value in flags.items() if value)
+    return ""
 
 
 def index_files(files: Mapping[str, File]) -> tuple[dict[str, File], dict[str, File]]:

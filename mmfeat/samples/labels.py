@@ -144,7 +144,8 @@ def missing_note(counts: Mapping[str, int]) -> list[str]:
 
 def part_named(word: str) -> str:
     """The part of a split that a folder, a cell or the first word of a file's name calls so, "" for none."""
-    return PARTS.get(word.strip().casefold(), "")
+    plain = re.sub(r"[\W_]?(set|data|split)$", "", word.strip().casefold())
+    return PARTS.get(plain, "")
 
 
 def part_of_name(path: str) -> str:

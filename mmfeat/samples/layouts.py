@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from mmfeat.errors import DataError
 from mmfeat.samples.column_names import columns_in, join_texts
-from mmfeat.samples.folders import TEST_LIST, TRAIN_LIST, File, Tree, is_photo, photo_suffixes, some_of
+from mmfeat.samples.folders import TEST_LIST, TRAIN_LIST, File, Tree, is_photo, list_remedy, photo_suffixes, some_of
 from mmfeat.samples.labels import SPLIT, TEST, TRAIN, VALIDATION, is_missing, label_of, part_named, part_of_name
 from mmfeat.samples.table_files import SUFFIXES, table_suffix
 from mmfeat.system.wording import counted
@@ -243,8 +243,17 @@ class GroupedFiles:
                 f"(first: {self._same[0]})"
             )
         if self._left_out:
-            notes.append(f"{counted(len(self._left_out), 'file')} not read (first: {self._left_out[0]})")
+            notes.append(f"{counted(len(self._left_out), 'file')} not read (first: {self._left_out[0]})" + self._list())
         return notes
+
+    def _list(self) -> str:
+        """What to type where a file that is not read may be the list of the labels; "" where there are labels."""
+        if self._classes or self.has_pairs or self.tree.is_packed:
+            return ""
+        lists = [name for name in self._left_out if "/" not in name and name.lower().endswith(".txt")]
+        photos = [name for name in self.tree.files if is_photo(name)]
+        flags = next(filter(None, (list_remedy(str(self.tree.files[name]), photos) for name in lists)), "")
+        return f"; it names the photos: {flags} reads their labels" if flags else ""
 
     def _below(self, part: str) -> str:
         """The path of a split folder."""

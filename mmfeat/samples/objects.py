@@ -73,6 +73,13 @@ def _changed(folder: str) -> int:
     return max((os.stat(file).st_mtime_ns for file in files), default=0)
 
 
+def without_files(message: str) -> str:
+    """The message with the names of objects and data sets in place of their temporary files."""
+    for name, path in _files.items():
+        message = message.replace(path, "data" if name.startswith(OBJECT) else name.split()[0])
+    return message
+
+
 def short_name(name: str) -> str:
     """The name of the cache folder."""
     return FRAME if name.startswith(OBJECT) else Path(hub_parts(name)[0]).name
@@ -95,14 +102,17 @@ def _batches(data: Any) -> Iterator[pyarrow.Table]:
         elif type(data).__module__.startswith("pandas") and hasattr(data, "columns"):
             objects = data.columns[[str(kind) == "object" for kind in data.dtypes]]
             cells = {str(name): [_plain(cell) for cell in data[name]] for name in objects}
-            table = pyarrow.Table.from_pandas(data.assign(**cells), preserve_index=False)
+            index = [name for name in data.index.names if name is not None and name not in data.columns]
+            rows = data.assign(**cells).reset_index(index) if index else data.assign(**cells)
+            table = pyarrow.Table.from_pandas(rows, preserve_index=False)
         elif hasattr(data, "__arrow_c_stream__"):  # of DuckDB, narwhals, Ibis and others
             table = pyarrow.table(data)
         else:
             kinds = "a path, a pandas or polars frame, an Arrow table, a datasets.Dataset or a list of dicts"
             raise DataError(f"data is {type(data).__name__}; give {kinds}")
     except (pyarrow.ArrowException, TypeError, ValueError) as error:
-        raise DataError(f"data: no table can be made of it ({' '.join(str(error).split())[:160]})") from error
+        reason = " ".join(str(error).split())[:160]
+        raise DataError(f"data: no table can be made of it ({reason}); give a frame with a column for each") from error
     table = table.combine_chunks().replace_schema_metadata(None)
     yield table.slice(0, 0)
     yield from (table.slice(start, ROWS) for start in range(0, len(table), ROWS))

@@ -9,6 +9,7 @@ import re
 import tempfile
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -47,6 +48,10 @@ def table_files(data: str) -> list[str]:
     files = shards_in(data) if not is_remote(data) and os.path.isdir(data) else files_of(data)
     if not files:
         raise no_such_data(data)
+    if folder := next((file for file in files if not is_remote(file) and os.path.isdir(file)), ""):
+        raise DataError(f"{folder}: a folder; of several names each is a table: name them, or the folder of all data")
+    if twice := [file for file, count in Counter(files).items() if count > 1]:
+        raise DataError(f"{data}: {twice[0]} is there twice; name each file once")
     return files
 
 

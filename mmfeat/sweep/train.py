@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmfeat.baselines.trees import NEEDS_LIGHTGBM
+from mmfeat.encoders.names import listed
 from mmfeat.encoders.registry import Tower
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, HeadError
@@ -159,15 +160,15 @@ class Sweep(Shown):
 
 def train_heads(
     data: Data,
-    encoders: Sequence[str],
+    encoders: str | Sequence[str],
     *,
     cache: str | Path = "cache",
     out: str | Path = "heads",
     options: EncoderOptions | None = None,
     columns: Mapping[str, str] | None = None,
-    fusion: Sequence[str] = ("all",),
-    baselines: Sequence[str] = CHEAP_BASELINES,
-    modalities: Sequence[str] = MODALITY_SETS,
+    fusion: str | Sequence[str] = ("all",),
+    baselines: str | Sequence[str] = CHEAP_BASELINES,
+    modalities: str | Sequence[str] = MODALITY_SETS,
     protocol: Protocol | None = None,
     fold_seeds: int = 1,
     plan: Plan | None = None,
@@ -206,16 +207,15 @@ def train_heads(
     return replace(sweep, reused=reused, seconds=seconds, partitions=keep_partitions([one.run for one in sweeps]))
 
 
-def partitions_of(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+def partitions_of(given: dict[str, Any]) -> list[dict[str, Any]]:
     """The arguments of `train_heads` for each partition into folds, whose seeds follow that of the protocol."""
     count, first = given["fold_seeds"], given["protocol"] or Protocol()
     if count < 1:
         raise ConfigError(f"--fold-seeds {count}: at least 1 is needed")
     if count > 1 and first.split_dir:
-        raise ConfigError(
-            f"--fold-seeds {count}: draws other folds than those of --split-dir; leave out one of the two"
-        )
+        raise ConfigError(f"--fold-seeds {count}: draws other folds than those of --split-dir; leave out one of both")
     progress = given["progress"] or usual_progress()
+    given |= {name: listed(given[name]) for name in ("encoders", "fusion", "baselines", "modalities", "order")}
     return [
         {
             **given,

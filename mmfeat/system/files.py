@@ -12,6 +12,7 @@ import csv
 import difflib
 import errno
 import functools
+import glob
 import hashlib
 import io
 import itertools
@@ -348,6 +349,10 @@ def sweep_folders(path: Path, seconds: float = STALE_SECONDS) -> None:
 
 def no_such_data(path: str | Path) -> DataError:
     """The error for a name that stands for nothing, with the file or folder beside it that may be meant."""
+    parts = [part.strip() for part in str(path).split(",")]
+    missing = [part for part in parts if part and not glob.glob(part)]
+    if 0 < len(missing) < len(parts):
+        path = missing[0]  # of a list of which others are there
     folder, name = os.path.split(str(path))
     beside = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
     close = difflib.get_close_matches(name, beside, 1, cutoff=0.75)

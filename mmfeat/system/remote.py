@@ -120,22 +120,29 @@ def files_of(path: str | Path) -> list[str]:
     if (member := split_url(path)) and member[1] in open_archive(member[0]).members:
         return [path]
     if is_remote(path) and not member:
-        system = _filesystem(path)
-        if is_web(path):
-            try:
-                read_url(system, path, 0)
-            except OSError as error:
-                raise DataError(f"{path}: {error.strerror}; check the address") from None
-            return [path]
-        if system.exists(path):
-            return [path]
-        return sorted(map(system.unstrip_protocol, system.glob(path))) if "*" in path else []
+        try:
+            return _remote_files(path)
+        except DataError:
+            raise
+        except Exception as error:  # each protocol has other errors
+            reason = getattr(error, "strerror", None) or error or type(error).__name__
+            raise DataError(f"{without_passwords(path)}: {reason}; check the address") from error
     if os.path.exists(path):
         return [path]
     if "," in path:
         parts = [files_of(part.strip()) for part in path.split(",")]
         return [file for part in parts for file in part] if all(parts) else []
     return sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []
+
+
+def _remote_files(url: str) -> list[str]:
+    system = _filesystem(url)
+    if is_web(url):
+        read_url(system, url, 0)
+        return [url]
+    if system.exists(url):
+        return [url]
+    return sorted(map(system.unstrip_protocol, system.glob(url))) if "*" in url else []
 
 
 def absolute(path: str | Path) -> str:

@@ -188,6 +188,7 @@ def test_wrong_input_is_one_line_and_exit_code_1(
     fails(invoke("extract", "--data", demo_folder, "--encoders", ""), "no encoders")
     fails(invoke("extract", "--data", demo_folder, "--encoders", "elmo"), "no encoder family 'elmo'")
     fails(invoke("extract", "--data", demo_folder, "--columns", "x"), "--columns x: write id=")
+    fails(invoke("extract", "--data", demo_folder, "--columns", "text=a,text=b"), "text is named twice")
     fails(invoke("extract", demo_folder, "--data", "other"), "both name the data")
     fails(invoke("runs", "show"), "no finished run")
     fails(invoke("extract", "--data", demo_folder, "--cache", "", "--encoders", "hog"), "--cache is empty")

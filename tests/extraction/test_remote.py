@@ -260,6 +260,11 @@ def test_a_hostile_server_costs_seconds_and_has_a_reason(hostile: str, tmp_path:
     assert reasons == {"good": "", **wanted}
 
 
+def test_a_server_of_another_protocol_that_does_not_answer_is_one_line() -> None:
+    with pytest.raises(DataError, match=r"ftp://127.0.0.1:1/t.csv: Connection refused; check the address"):
+        read_samples("ftp://127.0.0.1:1/t.csv")
+
+
 def test_a_table_behind_a_hostile_server_is_one_line(hostile: str) -> None:
     for name in ("silent", "loop", "file", "404"):
         with pytest.raises(DataError, match=re.escape(f"{hostile}/{name}.csv: {REASONS[name]}; check the address")):

@@ -8,6 +8,8 @@ import io
 import json
 import lzma
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -160,6 +162,40 @@ def test_split_folders_are_parts_of_a_split_and_test_data_left_for_test(write: W
     assert f"test (4) is left out, --test {data}/test predicts it" in samples.notes
     test = read_samples(f"{data}/test")
     assert [(sample.id, sample.label) for sample in test] == [(name, name.split("/")[0]) for name in CLASSES]
+
+
+def test_folders_called_sets_are_parts_too(tmp_path: Path) -> None:
+    names = {"train": "training_set", "val": "validation-set", "test": "Test Set"}
+    files = {name.replace(part := name.split("/")[0], names[part], 1): content for name, content in SPLITS.items()}
+    samples = read_samples(put(tmp_path / "set", files))
+    assert samples.classes == ("cat", "dog")
+    assert [sample.split for sample in samples] == ["train"] * 4 + ["validation"] * 4
+
+
+@pytest.mark.parametrize("place", ["", "imgs/"])
+@pytest.mark.parametrize("lines", [["{} a", "{} b"], ["photo\tkind", "{}\ta", "{}\tb"], ["x,{},a", "y,{},b"]])
+def test_a_list_of_labels_of_another_name_is_read_by_what_the_note_says(
+    tmp_path: Path, place: str, lines: list[str]
+) -> None:
+    photos = {f"{place}{number}.png": picture(number) for number in range(2)}
+    named = [line.format(f"{number}.png") for number, line in enumerate(lines, 2 - len(lines))]
+    data = put(tmp_path / "set", {**photos, "lab.txt": "\n".join(named)})
+    (note,) = read_samples(data).notes
+    command = re.search("it names the photos: --data (.*) reads their labels", note)
+    assert command is not None
+    path, *flags = shlex.split(command[1])
+    values = dict(zip(flags[::2], flags[1::2], strict=True))
+    columns = dict(pair.split("=") for pair in values.pop("--columns").split(","))
+    samples = read_samples(path, {**columns, **{flag[2:]: value for flag, value in values.items()}})
+    assert [(Path(str(sample.image)).name, sample.label) for sample in samples] == [("0.png", "a"), ("1.png", "b")]
+
+
+def test_a_list_without_its_folder_that_names_photos_is_read_by_what_the_error_says(tmp_path: Path) -> None:
+    data = put(tmp_path / "set", {"images/0.png": picture(0), "train.txt": "images/0.png 0\nimages/1.png 1\n"})
+    flags = f"--data {data}/train.txt --columns image=1,label=2 --delimiter space"
+    with pytest.raises(DataError, match=f"is missing; put it there, or say {flags}$"):
+        read_samples(data)
+    assert read_samples(data / "train.txt", {"image": "1", "label": "2", "delimiter": "space"}).classes == ("0", "1")
 
 
 def test_a_folder_of_train_and_test_is_extracted_by_what_the_note_says(tmp_path: Path) -> None:

@@ -124,6 +124,35 @@ def test_other_objects_are_refused_in_one_line(data: Any, message: str) -> None:
     assert "\n" not in str(refusal.value)
 
 
+def test_a_row_of_an_object_is_named_without_its_temporary_file() -> None:
+    with pytest.raises(DataError, match=r"^data:2: the id 'x' is already at data:1; remove or rename one of them$"):
+        read_samples(pd.DataFrame({"id": ["x", "x"], "text": ["a", "b"]}))
+
+
+def test_the_named_levels_of_an_index_are_columns() -> None:
+    frame = pd.DataFrame({"id": ["x", "y"], "text": ["a", "b"], "label": ["c", "d"]})
+    for index in ("id", ["label", "id"]):
+        samples = read_samples(frame.set_index(index))
+        assert [(sample.id, sample.label) for sample in samples] == [("x", "c"), ("y", "d")]
+
+
+def test_columns_are_a_mapping() -> None:
+    with pytest.raises(DataError, match=r"columns is str; give a dict, as in {'text': 'title'}"):
+        read_samples(pd.DataFrame({"title": ["a"]}), "text=title")  # type: ignore[arg-type]
+
+
+def test_names_may_be_one_text_as_on_the_command_line(tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {"text": [f"{word} {n}" for n in range(6) for word in ("up", "down")], "label": ["a", "b"] * 6}
+    )
+    extract_features(frame, "hashing", cache=tmp_path / "cache")
+    sweep = train_heads(
+        frame, "hashing", cache=tmp_path / "cache", out=tmp_path, fusion="none", baselines="prior,ridge",
+        protocol=SMALL, ensembles=False,
+    )  # fmt: skip
+    assert {entry.head for entry in sweep.run.leaderboard} == {"prior", "ridge"}
+
+
 def test_the_whole_way_with_frames(tmp_path: Path) -> None:
     train, test = pd.DataFrame(rows(40)), pd.DataFrame(rows(50)[40:]).drop(columns="label")
     cache = tmp_path / "cache"

@@ -157,7 +157,26 @@ def test_blank_rows_are_no_rows(tmp_path: Path) -> None:
 def test_lines_are_counted_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text('id,text,label\n1,"a, ""b""\nc",x\n2,,\n')
-    assert [where for where, _ in Table(path).rows()] == [f"{path}:3", f"{path}:4"]
+    assert [where for where, _ in Table(path).rows()] == [f"{path}:2", f"{path}:4"]
+
+
+def test_the_error_on_repeated_ids_names_the_lines_where_their_rows_begin(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('id,text\n1,"a\nb\nc"\n2,"d\ne"\n1,"f\ng"\n')
+    with pytest.raises(DataError, match=r"t.csv:7: the id '1' is already at .*t.csv:2; remove or rename"):
+        read_samples(path)
+
+
+def test_what_is_wrong_in_a_list_of_tables_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv")
+    (tmp_path / "part").mkdir()
+    for data, message in {
+        f"{path},{tmp_path}/u.csv": "u.csv: no such folder or table; did you mean .*/t.csv",
+        f"{path},{path}": "t.csv is there twice; name each file once",
+        f"{path},{tmp_path}/part": "part: a folder; of several names each is a table",
+    }.items():
+        with pytest.raises(DataError, match=message):
+            read_samples(data)
 
 
 @pytest.mark.parametrize(
