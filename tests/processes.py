@@ -19,14 +19,17 @@ LIMIT = 120  # seconds until a test gives up waiting
 
 
 class Command:
-    """A running `mmfeat ...` in a folder, and the files that hold what the command prints."""
+    """A running `mmfeat ...` in a folder, and the files that hold what the command prints. The code `before` is run
+    first, in the process and in this environment."""
 
-    def __init__(self, arguments: Iterable[object], folder: Path) -> None:
+    def __init__(self, arguments: Iterable[object], folder: Path, before: str = "", **environment: str) -> None:
         context = multiprocessing.get_context("forkserver")
         _start_server()
         self._out, self._err = tempfile.NamedTemporaryFile("r"), tempfile.NamedTemporaryFile("r")  # noqa: SIM115
         texts = [str(argument) for argument in arguments]
-        self._process = context.Process(target=_run, args=(texts, folder, self._out.name, self._err.name))
+        self._process = context.Process(
+            target=_run, args=(texts, folder, self._out.name, self._err.name, before, environment)
+        )
         self._process.start()
 
     @property
@@ -59,12 +62,13 @@ class Command:
             time.sleep(0.005)  # looking more often takes the time of what is waited for
 
     def wait_for_line(self, beginning: str) -> str:
-        """The first line on stdout that begins so, once it is there."""
+        """The first line that begins so, once it is there."""
         end = time.monotonic() + LIMIT
         while True:
-            for line in Path(self._out.name).read_text().splitlines():
-                if line.startswith(beginning):
-                    return line
+            for name in (self._out.name, self._err.name):
+                for line in Path(name).read_text().splitlines():
+                    if line.startswith(beginning):
+                        return line
             if self.returncode is not None or time.monotonic() > end:
                 pytest.fail(f"no line {beginning}: {self.wait(0)}")
             time.sleep(0.01)
@@ -79,9 +83,13 @@ def _start_server() -> None:
     os.chdir(before)
 
 
-def _run(arguments: list[str], folder: Path, out: str, err: str) -> None:
+def _run(arguments: list[str], folder: Path, out: str, err: str, before: str, environment: dict[str, str]) -> None:
     from mmfeat.cli.main import main
 
+    # A shell that runs its job in the background has it ignore Ctrl-C, which processes inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.update(environment)
+    exec(before, {})
     os.chdir(folder)
     for number, name in ((1, out), (2, err)):
         os.dup2(os.open(name, os.O_WRONLY | os.O_APPEND), number)

@@ -9,8 +9,9 @@ import pytest
 
 from mmfeat.runs.run import read_run
 from mmfeat.samples.demo import write_demo
-from tests.cli.test_main import fails, mmfeat
+from tests.cli.test_main import fails
 from tests.cli.typed import invoke
+from tests.processes import Command
 
 HEADS = ("heads", "--fusion", "none", "--baselines", "zero-shot", "--folds", 2, "--seeds", 1, "--no-ensembles")
 CONFIG = """
@@ -44,7 +45,8 @@ def test_zero_shot_the_whole_way(tiny_clip: Path, tmp_path: Path, monkeypatch: p
         fails(invoke(*HEADS, *flags), words)
     shown = invoke("runs", "show", folder)
     assert "happy_face=a happy face, laughing" in " ".join(shown.stdout.split())
-    predicted = mmfeat("predict", "--run", folder, "--data", "demo", "--out", "out.csv", cwd=tmp_path)
-    assert predicted.returncode == 0, predicted.stderr
+    predicted = Command(("predict", "--run", folder, "--data", "demo", "--out", "out.csv"), tmp_path)
+    said = predicted.wait()
+    assert predicted.returncode == 0, said
     with (tmp_path / "out.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 40

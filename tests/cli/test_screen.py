@@ -20,9 +20,8 @@ EXTRACT = [sys.executable, "-m", "mmfeat", "extract", "--encoders", "hog", "--da
 VECTORS = "cache/demo/hog-*/*.h5"
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_a_terminal_that_is_not_utf_8_shows_what_it_can(encoding: str, demo_folder: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+def test_a_terminal_that_is_not_utf_8_shows_what_it_can(demo_folder: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     answer = subprocess.run([*EXTRACT, demo_folder], cwd=tmp_path, env=environment, capture_output=True, timeout=300)
     assert answer.returncode == 0, answer.stderr
     assert b"???" in answer.stdout  # the text in another encoding, which the summary quotes

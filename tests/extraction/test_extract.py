@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +20,7 @@ from mmfeat.extraction.extract import ExtractSettings, extract_features
 from mmfeat.extraction.requests import latest_request
 from mmfeat.extraction.result import Extraction
 from mmfeat.samples.dataset import read_samples
+from tests.processes import Command
 
 FLOAT32 = EncoderOptions(dtype="float32", cleaning="tweet")
 BUILT_IN = ["hashing", "hog"]
@@ -125,50 +123,30 @@ def test_the_latest_request_is_remembered(data: Path, tmp_path: Path) -> None:
 
 
 SLOW = """
-import sys
 import mmfeat.cache.store as writer, mmfeat.cli.console as console
 writer.SHARD_BYTES = {shard_bytes}
 console.PLAIN_SECONDS = 0.0
-from mmfeat.cli.main import main
-flags = "--encoders hashing,hog --batch-size 4".split()
-sys.argv = ["mmfeat", "extract", "--data", {data!r}, "--cache", {cache!r}, *flags]
-main()
 """
 
 
-def start(data: Path, cache: Path, shard_bytes: int) -> subprocess.Popen[str]:
+def start(data: Path, cache: Path, shard_bytes: int) -> Command:
     """A real extraction in a process of its own."""
-    code = SLOW.format(data=str(data), cache=str(cache), shard_bytes=shard_bytes)
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed_interrupts,
-    )
+    flags = ("--data", data, "--cache", cache, "--encoders", "hashing,hog", "--batch-size", 4)
+    return Command(["extract", *flags], data.parent, SLOW.format(shard_bytes=shard_bytes))
 
 
-def heed_interrupts() -> None:
-    """A shell that runs its job in the background has it ignore Ctrl-C, which processes inherit."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def start_and_reach_photos(data: Path, cache: Path, shard_bytes: int) -> subprocess.Popen[str]:
+def start_and_reach_photos(data: Path, cache: Path, shard_bytes: int) -> Command:
     """Up to the third batch of photos."""
     process = start(data, cache, shard_bytes)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("image: hog: 12"):
-            return process
-    raise AssertionError("the extraction never reached the photos")
+    process.wait_for_line("image: hog: 12")
+    return process
 
 
 def test_a_kill_loses_nothing_that_was_committed(data: Path, tmp_path: Path) -> None:
     process = start_and_reach_photos(data, tmp_path / "cache", shard_bytes=1)
     while len(list((tmp_path / "cache").glob("*/hog-*/*.h5"))) < 3:  # the writer is behind
-        assert process.poll() is None
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+        assert process.returncode is None
+    process.kill()
     committed = files(tmp_path / "cache")
     rest = extract_features(data, BUILT_IN, cache=tmp_path / "cache")
     assert short(rest.stored)["hog"] >= 11  # of three batches of four, one photo is broken
@@ -183,7 +161,7 @@ def test_a_kill_loses_nothing_that_was_committed(data: Path, tmp_path: Path) -> 
 def test_an_interrupt_commits_what_was_computed(data: Path, tmp_path: Path, polite: signal.Signals) -> None:
     process = start_and_reach_photos(data, tmp_path / "cache", shard_bytes=1 << 30)
     process.send_signal(polite)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.wait()
     assert process.returncode == 130, errors
     assert "interrupted; every vector that was computed is kept" in errors
     assert "Traceback" not in errors
@@ -196,7 +174,7 @@ def test_an_interrupt_commits_what_was_computed(data: Path, tmp_path: Path, poli
 
 def test_two_at_once_leave_one_whole_cache(data: Path, tmp_path: Path) -> None:
     processes = [start(data, tmp_path / "cache", shard_bytes=1) for _ in range(2)]
-    assert [process.communicate(timeout=120) and process.returncode for process in processes] == [0, 0]
+    assert [process.wait() and process.returncode for process in processes] == [0, 0]
     both = extract_features(data, BUILT_IN, cache=tmp_path / "cache")
     assert both.nothing_to_do
     whole = extract_features(data, BUILT_IN, cache=tmp_path / "whole")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import subprocess
 import sys
 import time
 import zlib
@@ -32,6 +31,7 @@ from mmfeat.samples.dataset import read_samples
 from mmfeat.samples.keys import content_keys
 from mmfeat.system.remote import RemoteFile, absolute, exists, is_remote
 from mmfeat.system.web import PIECE, TIMEOUT
+from tests.processes import Command
 
 ROOT = Path(__file__).parents[2]
 
@@ -309,14 +309,13 @@ def test_secrets_in_urls_are_neither_written_nor_shown(site: str, local: Path, t
         ("submit", "--data", data, "--columns", root),
     ]
     for command in commands:
-        answer = subprocess.run(
-            [sys.executable, "-m", "mmfeat", *command], cwd=tmp_path, capture_output=True, timeout=300
-        )
-        assert answer.returncode == 0, answer.stderr
-        assert b"5ecret" not in answer.stdout + answer.stderr
+        process = Command(command, tmp_path)
+        said = "".join(process.wait())
+        assert process.returncode == 0, said
+        assert "5ecret" not in said
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 20
     assert not [path for path in files if b"5ecret" in path.read_bytes()]
-    again = subprocess.run([sys.executable, "-m", "mmfeat", "heads", "--folds", "3"], cwd=tmp_path, capture_output=True)
+    again = Command(["heads", "--folds", "3"], tmp_path)
+    assert "token=*** was recorded without its keys and tokens; name the whole address again" in again.wait()[1]
     assert again.returncode == 1
-    assert b"token=*** was recorded without its keys and tokens; name the whole address again" in again.stderr
