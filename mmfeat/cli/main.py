@@ -227,6 +227,8 @@ for _command in (  # in the order of use
 def main() -> None:
     """Run the command line; the flags of `mmfeat` itself may stand anywhere. The exit code of a wrong flag is 2."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM keeps as much as Ctrl-C
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     keep_private()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # texts are tokenized in the reader's own threads
     gc.set_threshold(100_000)  # a collection among a million samples takes seconds

@@ -385,7 +385,8 @@ class Reading:
             image, image_error = finder.find(cells.image, cells.where, column) if self._look else (None, "")
             if label and not label.isprintable():
                 raise DataError(
-                    f"{cells.where}: the label {label!r} is not one printable line; is a quote missing above?"
+                    f"{cells.where}: the label {label!r} is not one printable line; "
+                    + ("is a quote missing above?" if "\n" in label else "remove what cannot be seen from it")
                 )
             yield Sample(id, text, image, label, "" if text else "no text", image_error, cells.split, cells.table)
 

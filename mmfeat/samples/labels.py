@@ -26,6 +26,7 @@ FOLDS = 5  # number of folds of a cross-validation
 RARE_REMEDY = "--rare drop leaves such classes out, --rare join makes them one"
 # What stands for no label in files of programs, without regard to capitals: of R, pandas, databases and JSON.
 NO_LABEL = frozenset({"", "null", "nan", "na", "n/a", "<na>", "none"})
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 SPLIT = "split"  # the column of parts
 OWN_SPLIT = "split of the data"  # begins the note on it
 TRAIN, VALIDATION, TEST = "train", "validation", "test"  # the parts of a split
@@ -189,12 +190,13 @@ def classes_in(label: str | None, multilabel: bool) -> set[str]:
 
 
 def labels_alike(classes: Sequence[str]) -> list[str]:
-    """A note on classes that differ only in case: most likely one class was meant."""
+    """A note on classes that differ only in case, or are the same number: most likely one class was meant."""
     alike: dict[str, list[str]] = {}
     for name in classes:
-        alike.setdefault(name.casefold(), []).append(name)
+        key = str(float(name)) if _NUMBER.fullmatch(name) else name.casefold()
+        alike.setdefault(key, []).append(name)
     listed = "; ".join(", ".join(names) for names in alike.values() if len(names) > 1)
-    return [f"labels differ only in case and count as classes of their own: {listed}"] if listed else []
+    return [f"labels differ only in spelling and count as classes of their own: {listed}"] if listed else []
 
 
 def read_targets(labels: Sequence[str], task: str = MULTICLASS, order: Sequence[str] = ()) -> Targets:

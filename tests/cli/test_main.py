@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -243,6 +244,21 @@ main()
     fails(answer, "cannot write cache/demo/hog-", "File too large", "ulimit -f")
     assert not list(tmp_path.rglob("*.tmp"))
     assert invoke("extract", "--data", demo_folder, "--encoders", "hog").exit_code == 0
+
+
+def test_ctrl_c_while_the_command_line_is_imported_shows_no_traceback(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "mmfeat.cli.main":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+from mmfeat.__main__ import main
+main()
+"""
+    answer = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (answer.returncode, answer.stdout, answer.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path) -> None:

@@ -64,8 +64,8 @@ def test_nothing_to_tell_apart_is_refused_with_a_remedy() -> None:
         read_targets(["|", "|"], task="multilabel")
 
 
-def test_labels_that_differ_only_in_case_are_told() -> None:
-    assert labels_alike(["Joy", "joy", "JOY", "sad"]) == [
-        "labels differ only in case and count as classes of their own: Joy, joy, JOY"
+def test_labels_that_differ_only_in_spelling_are_told() -> None:
+    assert labels_alike(["Joy", "joy", "JOY", "sad", "1", "1.0", "2"]) == [
+        "labels differ only in spelling and count as classes of their own: Joy, joy, JOY; 1, 1.0"
     ]
     assert labels_alike(["joy", "sad"]) == []
