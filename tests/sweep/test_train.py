@@ -22,7 +22,7 @@ from mmfeat.evaluation.protocol import Protocol
 from mmfeat.extraction.extract import extract_features
 from mmfeat.heads.registry import HeadSettings
 from mmfeat.runs.compare import PARTITIONS, read_partitions
-from mmfeat.runs.run import best_run, comparable_runs, overlooked_run, read_run
+from mmfeat.runs.run import Run, best_run, comparable_runs, overlooked_run, read_run
 from mmfeat.samples.dataset import read_samples
 from mmfeat.samples.labels import indicator
 from mmfeat.sweep.forecast import forecast_heads
@@ -35,6 +35,12 @@ from tests.sweep.small_sweeps import BUILT_IN, FLOAT32, NO_HEADS, results, rows,
 @pytest.fixture(scope="module")
 def done(place: Path) -> Sweep:
     return sweep(place, modalities=["both", "text", "image"])
+
+
+@pytest.fixture(scope="module")
+def plain(place: Path) -> Run:
+    """A run on both modalities, by one worker."""
+    return sweep(place, workers=1).run
 
 
 def test_every_head_on_every_modality_is_ranked(done: Sweep) -> None:
@@ -139,11 +145,11 @@ def test_a_forecast_counts_every_training_and_writes_no_run(place: Path, monkeyp
     assert not (place / "splits").exists()
 
 
-def test_two_runs_of_one_configuration_agree_whatever_the_workers(place: Path, tmp_path: Path) -> None:
-    one, other = (sweep(place, out=tmp_path / str(workers), workers=workers).run for workers in (1, 3))
-    assert one.folder.name == other.folder.name
-    assert results(one) == results(other)
-    assert len(results(one)) >= 19
+def test_two_runs_of_one_configuration_agree_whatever_the_workers(place: Path, plain: Run, tmp_path: Path) -> None:
+    other = sweep(place, out=tmp_path, workers=3).run
+    assert plain.folder.name == other.folder.name
+    assert results(plain) == results(other)
+    assert len(results(plain)) >= 19
 
 
 @pytest.mark.parametrize(
@@ -169,9 +175,9 @@ def test_another_configuration_is_another_run(place: Path, changes: dict) -> Non
     assert not other.reused
 
 
-def test_the_rows_of_a_fold_take_no_part_in_its_training(place: Path, tmp_path: Path) -> None:
+def test_the_rows_of_a_fold_take_no_part_in_its_training(place: Path, plain: Run, tmp_path: Path) -> None:
     """Other labels on the test samples of fold0 change nothing of what its heads say about them."""
-    run = sweep(place).run
+    run = plain
     folds = rows(run.folder / "folds.csv")
     test = {row["id"] for row in folds if row["fold0"] == "test"}
     turn_labels(shutil.copytree(place / "demo", tmp_path / "demo"), test)
@@ -370,9 +376,9 @@ def test_a_head_that_diverges_is_one_line_and_the_others_are_kept(place: Path, t
         read_run(folder)
 
 
-def test_what_was_finished_stays_as_it_is(place: Path, tmp_path: Path) -> None:
+def test_what_was_finished_stays_as_it_is(place: Path, plain: Run, tmp_path: Path) -> None:
     """A run that lost its end is finished from its entries, of which nothing is written again."""
-    run = sweep(place, out=tmp_path / "heads").run
+    run = read_run(shutil.copytree(plain.folder, tmp_path / "heads" / plain.folder.name))
     before, told = stamps(run.folder), results(run)
     for name in ("run.json", "leaderboard.json", "leaderboard.csv", "ablation.csv"):
         (run.folder / name).unlink()
