@@ -128,10 +128,15 @@ class PhotoFinder:
             return ""
         missing = f"{self.count - self.found:,}" if self.found else "none"
         what = f"{missing} of {self.count:,} photos {'are not' if self.found else 'is'} found"
+        tried = os.path.join(os.path.abspath(folder), cell)
+        what = f"{what}; the first path tried is {tried}"
+        if os.path.isdir(tried):
+            return f"{what}, a folder; name photos, or say --image-pattern {shlex.quote(cell.strip('/') + '/{id}.jpg')}"
+        if alike := _alike(folder, cell):
+            return f"{what}; {alike} is there: write its name so in the table"
         root = nearby_root(folder, cell, part_of_file(where.rpartition(":")[0])) if not self._root else ""
         named = shlex.quote(root) if root else f"FOLDER, where FOLDER/{cell} is the photo"
-        tried = os.path.join(os.path.abspath(folder), cell)
-        return f"{what}; the first path tried is {tried}; say --image-root {named}"
+        return f"{what}; say --image-root {named}"
 
     def _named(self, text: str, folder: str, where: str) -> Sequence[Photo]:
         """The photo of a text, or its photos where it is a list; none where no photo is there."""
@@ -226,16 +231,32 @@ def _spellings(text: str) -> Iterable[str]:
         yield from (name + other for suffix in IMAGE_SUFFIXES if not others for other in (suffix, suffix.upper()))
 
 
+def _alike(folder: str, cell: str) -> str:
+    """The file whose path differs from that of a cell in capitals or in the suffix alone, "" without one."""
+    here, names = folder or ".", [name for name in re.split(r"[/\\]", cell.strip()) if name not in ("", ".")]
+    for place, name in enumerate(names, 1):
+        is_last = place == len(names)
+        inside = sorted(os.listdir(here)) if os.path.isdir(here) else []
+        wanted = (os.path.splitext(name)[0] if is_last else name).casefold()
+        plain = [(os.path.splitext(other)[0] if is_last else other).casefold() for other in inside]
+        if wanted not in plain:
+            return ""
+        here = os.path.join(here, inside[plain.index(wanted)])
+    return os.path.normpath(here) if names and os.path.isfile(here) else ""
+
+
 def nearby_root(folder: str, cell: str, part: str) -> str:
     """A folder above the table, or one beside it, in which the photo of a cell is found; "" where there is none.
 
     Folders of the table's own part of a split come first, and those of other parts last: the photos of training and of
-    test data often have the same names.
+    test data often have the same names. Then come folders that the cell names.
     """
     if is_remote(folder) or not os.path.isdir(folder or "."):
         return ""
     here = Path(folder or ".").absolute()
-    inside = sorted((entry.path for entry in os.scandir(here) if entry.is_dir()), key=lambda path: _far(path, part))
+    inside = sorted(
+        (entry.path for entry in os.scandir(here) if entry.is_dir()), key=lambda path: _far(path, part, cell)
+    )
     beside = inside[:NEARBY]
     for root in (*map(str, list(here.parents)[:3]), *beside):
         if PhotoFinder({IMAGE_ROOT: root}).find(cell, "")[0] is not None:
@@ -244,9 +265,10 @@ def nearby_root(folder: str, cell: str, part: str) -> str:
     return ""
 
 
-def _far(path: str, part: str) -> tuple[int, str]:
-    own = part_named(os.path.basename(path))
-    return (0 if own == part != "" else 2 if own else 1), path
+def _far(path: str, part: str, cell: str) -> tuple[int, bool, str]:
+    name = os.path.basename(path)
+    own = part_named(name)
+    return (0 if own == part != "" else 2 if own else 1), name not in re.split(r"[/\\]", cell), path
 
 
 def _in_table(where: str, column: str, place: int) -> TablePhoto | None:

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -351,6 +352,24 @@ def test_a_missing_modality_is_an_error_before_anything_is_encoded(
 def test_a_folder_of_photos_nowhere_near_is_named_by_the_user(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"say --image-root FOLDER, where FOLDER/photos/7\.jpg is the photo"):
         extract_features(rows_of(tmp_path, ["photos/7.jpg"]), ["hog"], cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("cell", ["IMG Dir/0.png", "img dir/0.jpeg", "img dir\\0.gif"])
+def test_a_photo_of_nearly_the_name_is_named(pics: Path, cell: str) -> None:
+    (lost,) = read_samples(rows_of(pics.parent, [cell])).notes[-1:]
+    assert lost.endswith(f"; {pics}/0.png is there: write its name so in the table")
+
+
+def test_a_folder_in_place_of_a_photo_is_told(pics: Path) -> None:
+    (lost,) = read_samples(rows_of(pics.parent, ["img dir"])).notes[-1:]
+    assert lost.endswith("img dir, a folder; name photos, or say --image-pattern 'img dir/{id}.jpg'")
+
+
+def test_of_folders_beside_the_table_that_of_the_cell_is_proposed(pics: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(pics.parent)
+    shutil.copytree(pics, "a copy")
+    (lost,) = read_samples(rows_of(pics.parent, ["/home/me/img dir/0.png"])).notes[-1:]
+    assert lost.endswith("; say --image-root 'img dir'")
 
 
 def test_more_than_half_missing_is_said_with_the_first_path(pics: Path, tmp_path: Path) -> None:
