@@ -125,8 +125,11 @@ def _best_fit(lines: Lines, candidates: list[str], quoting: str) -> _Fit:
     for escaped in (False, True) if quoting == "auto" else (quoting == "backslash",):
         for delimiter in candidates:
             fit = _fit(lines(), delimiter, escaped)
-            if (fit.quoted and quoting != "none") or (fit.plain and quoting in ("auto", "none")):
+            if (fit.quoted and quoting != "none") or (fit.plain and quoting == "none"):
                 return fit
+            if fit.plain and quoting == "auto":
+                other = _fit(lines(), delimiter, True) if any('\\"' in line for line in lines()) else fit
+                return other if other.quoted else fit
             fits.append(fit)
     return fits[0]
 

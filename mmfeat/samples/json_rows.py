@@ -80,7 +80,8 @@ def _read_values(path: str, pieces: Iterator[str]) -> Iterator[tuple[int, Any]]:
         except ValueError as error:
             more = "".join(piece for _, piece in zip(range(wanted), pieces, strict=False))
             if not more and place < len(text):
-                raise DataError(f"{path}:{line}: not JSON ({error}); an array of objects is expected") from error
+                kind = "an array of objects" if brackets else "one object a line"
+                raise DataError(f"{path}:{line}: not JSON ({error}); {kind} is expected") from error
             if not more and brackets:
                 raise DataError(f"{path}:{line}: the array does not end; the file is cut short") from None
             if not more:
@@ -108,6 +109,8 @@ def _unwrapped(path: str, only: tuple[int, Any], columns: Collection[str]) -> It
         rows: list[Any] = [dict(zip(map(str, names), row, strict=False)) for row in cells]
     elif lists:
         rows = next(iter(lists.values()))
+    elif set(value) & {*columns, *_CELLS} and _are_columns(value):
+        rows = [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
     elif value and all(isinstance(item, dict) for item in value.values()):
         is_by_column = set(value) & {*columns, *_CELLS}
         rows = _by_column(value) if is_by_column else [{"id": id, **row} for id, row in value.items()]
@@ -124,6 +127,11 @@ def _is_row(value: Any, columns: Collection[str]) -> bool:
 def _lists_in(value: dict[str, Any]) -> dict[str, list[Any]]:
     """The lists of objects in an object."""
     return {name: item for name, item in value.items() if isinstance(item, list) and item and isinstance(item[0], dict)}
+
+
+def _are_columns(value: dict[str, Any]) -> bool:
+    """Whether an object is columns of cells, as `DataFrame.to_dict("list")` makes them, and not a row with lists."""
+    return all(isinstance(item, list) for item in value.values()) and len({*map(len, value.values())}) == 1
 
 
 def _by_column(value: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

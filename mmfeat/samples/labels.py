@@ -25,7 +25,7 @@ SHOWN = 5  # classes that a note names
 FOLDS = 5  # number of folds of a cross-validation
 RARE_REMEDY = "--rare drop leaves such classes out, --rare join makes them one"
 # What stands for no label in files of programs, without regard to capitals: of R, pandas, databases and JSON.
-NO_LABEL = frozenset({"", "null", "nan", "na", "n/a", "<na>", "none"})
+NO_LABEL = frozenset({"", "null", "nan", "na", "n/a", "#n/a", "<na>", "none"})
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 SPLIT = "split"  # the column of parts
 OWN_SPLIT = "split of the data"  # begins the note on it

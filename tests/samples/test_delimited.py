@@ -90,6 +90,14 @@ def test_quotes_behind_a_backslash(tmp_path: Path) -> None:
     assert [text for _, text, _ in read(path, quoting="backslash")] == expected
 
 
+def test_quotes_behind_a_backslash_count_where_lines_without_quotes_would_be_rows_too(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('id,text,label\n1,"he said \\"hi\\" twice",x\n2,plain,y\n')
+    assert [text for _, text, _ in read(path)] == ['he said "hi" twice', "plain"]
+    path.write_text('id,text,label\n1,"a \\"b\\",x\n2,plain,y\n')
+    assert [text for _, text, _ in read(path)] == ['"a \\"b\\"', "plain"]
+
+
 def test_a_cell_with_lines_like_rows_is_told(tmp_path: Path) -> None:
     """The file needs its quotes, and one quote swallows rows."""
     lines = ["id,text,label", *(f'{n},"a, b {n}",x' for n in range(5)), '5,"so happy,x', "6,fine,x", '7,sad",x']

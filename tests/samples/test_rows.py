@@ -148,7 +148,7 @@ def test_other_numbers_stay_as_they_are(tmp_path: Path, labels: tuple[str, str])
     assert read_samples(path).notes == ()
 
 
-SPELLINGS = ("null", "NULL", "nan", "NaN", "NA", "na", "N/A", "<NA>", "None", "none", " None ")
+SPELLINGS = ("null", "NULL", "nan", "NaN", "NA", "na", "N/A", "#N/A", "<NA>", "None", "none", " None ")
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)

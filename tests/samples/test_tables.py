@@ -184,6 +184,7 @@ def test_what_is_wrong_in_a_list_of_tables_is_named(tmp_path: Path) -> None:
     [
         json.dumps(ROWS),
         json.dumps(ROWS, indent=1),
+        json.dumps({name: [row[name] for row in ROWS] for name in ROWS[0]}),
         "\n".join(json.dumps(row, indent=1) for row in ROWS),
         json.dumps({"dataset": "d", "info": {}, "images": ROWS}),
         json.dumps({"images": ROWS}, indent=1),
@@ -245,7 +246,8 @@ def test_wide_characters_are_read_without_a_word(tmp_path: Path, suffix: str, en
         ("t.jsonl", '{"id": 1}\nnope\n', "t.jsonl:2: not JSON"),
         ("t.jsonl", "[1]\n", "t.jsonl:1: a number; one object a line is expected"),
         ("t.jsonl", '{"id": 1}\nnull\n', "t.jsonl:2: null; one object a line is expected"),
-        ("t.json", '[{"id": 1}, {"id":]', "t.json:1: not JSON"),
+        ("t.json", '[{"id": 1}, {"id":]', "t.json:1: not JSON .*; an array of objects is expected"),
+        ("t.jsonl", "{'id': 1}\n{'id': 2}\n", "t.jsonl:1: not JSON .*; one object a line is expected"),
         ("t.parquet", "nope", "t.parquet: not a Parquet file"),
         ("t.arrow", "nope", "t.arrow: not a file of Arrow or Feather"),
         ("t.xlsx", "PK000", "t.xlsx: not an Excel file"),
