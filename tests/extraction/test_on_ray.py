@@ -26,9 +26,6 @@ from mmfeat.extraction.on_ray import READER_CPUS, _share
 from mmfeat.extraction.result import Extraction
 from mmfeat.samples.dataset import read_samples
 
-ray = pytest.importorskip("ray", reason="the engine needs the extra ray")
-pytest.importorskip("ray.data", reason="the engine needs ray[data]")
-
 OPTIONS = EncoderOptions(dtype="float32", cleaning="tweet", outputs=("pooled", "clip=tokens"), views=1)
 TWO = ExtractSettings(workers=2)
 
@@ -36,6 +33,8 @@ TWO = ExtractSettings(workers=2)
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """One on two CPUs, as on a small machine."""
+    ray = pytest.importorskip("ray", reason="the engine needs the extra ray")
+    pytest.importorskip("ray.data", reason="the engine needs ray[data]")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     context = ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
     yield context.address_info["address"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from mmfeat.runs.run import Run
 from tests.cli.typed import invoke
 from tests.sweep.small_sweeps import NO_HEADS, make_place, sweep
 
-mlflow = pytest.importorskip("mlflow")
+pytestmark = pytest.mark.skipif(find_spec("mlflow") is None, reason="needs the extra mlflow")
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +24,8 @@ def run(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def told(uri: str) -> list[Any]:
+    import mlflow
+
     client = mlflow.MlflowClient(tracking_uri=uri)
     return list(client.search_runs([each.experiment_id for each in client.search_experiments()]))
 
@@ -49,6 +52,8 @@ def test_a_run_is_told_once_with_everything(run: Run, tmp_path: Path, monkeypatc
 
 
 def test_classes_of_any_name_are_told_apart(run: Run) -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
     best, names = run.leaderboard[0], ("a/../b", "a$", "a#", "中文", "n/")
     one = next(iter(best.classes.values()))
     classes = {name: replace(one, f1=replace(one.f1, value=place / 10)) for place, name in enumerate(names)}
@@ -57,7 +62,7 @@ def test_classes_of_any_name_are_told_apart(run: Run) -> None:
     f1 = {name: value for name, value in found.items() if name.startswith("f1_")}
     assert sorted(f1.values()) == [0.0, 0.1, 0.2, 0.3, 0.4]
     for name in f1:
-        mlflow.utils.validation._validate_metric_name(name)
+        _validate_metric_name(name)
 
 
 def test_a_failure_is_one_warning_and_the_run_is_whole(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

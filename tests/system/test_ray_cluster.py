@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from mmfeat.extraction.extract import extract_features
 from mmfeat.system import ray_cluster as cluster
 from mmfeat.system.ray_cluster import Interrupts, join_cluster, without_stderr
 
-pytest.importorskip("ray", reason="the engine needs the extra ray")
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="the engine needs the extra ray")
 
 
 @contextlib.contextmanager
