@@ -46,6 +46,7 @@ COLUMNS = 80
 COPIED = {"id", "sample", "run", "encoder", "folder"}  # columns whose cells are shortened last, as numbers are
 NUMBER = re.compile(r"[-+±]?\d|$")
 READABLE = 12  # cells to which the other columns are shortened before those
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what names and texts of data must not send to a terminal
 GAP = "  "  # between the columns of a table
 
 
@@ -74,7 +75,8 @@ class _Discreet(Console):
         super().print(*(self._shown(o, hang) if isinstance(o, str) else o for o in objects), **options)
 
     def _shown(self, text: str, hang: int) -> str:
-        return "\n".join(wrapped(line, self.room, hang) for line in without_passwords(text).split("\n"))
+        plain = CONTROL.sub(lambda letter: repr(letter[0])[1:-1], without_passwords(text))
+        return "\n".join(wrapped(line, self.room, hang) for line in plain.split("\n"))
 
     @property
     def room(self) -> int:

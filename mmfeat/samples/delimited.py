@@ -104,9 +104,9 @@ def _doubled(line: str) -> str:
 
 
 def _delimiter(named: str) -> str:
-    mark = NAMED.get(named, named)
+    mark = chr(int(named[2:], 16)) if re.fullmatch(r"\\x[\da-fA-F]{2}", named) else NAMED.get(named, named)
     if len(mark) > 1 or mark in ('"', "\n", "\r"):
-        raise DataError(f"--delimiter {named}: one character, or one of {', '.join(NAMED)}")
+        raise DataError(f"--delimiter {named}: one character, its code as \\x01, or one of {', '.join(NAMED)}")
     return mark
 
 

@@ -48,8 +48,10 @@ def table_files(data: str) -> list[str]:
     files = shards_in(data) if not is_remote(data) and os.path.isdir(data) else files_of(data)
     if not files:
         raise no_such_data(data)
-    if folder := next((file for file in files if not is_remote(file) and os.path.isdir(file)), ""):
-        raise DataError(f"{folder}: a folder; of several names each is a table: name them, or the folder of all data")
+    if odd := next((file for file in files if not is_remote(file) and not os.path.isfile(file)), ""):
+        if os.path.isdir(odd):
+            raise DataError(f"{odd}: a folder; of several names each is a table: name them, or the folder of all data")
+        raise DataError(f"{odd}: a pipe or a device, which cannot be read twice; write what it gives to a file")
     if twice := [file for file, count in Counter(files).items() if count > 1]:
         raise DataError(f"{data}: {twice[0]} is there twice; name each file once")
     return files

@@ -353,6 +353,8 @@ def no_such_data(path: str | Path) -> DataError:
     missing = [part for part in parts if part and not glob.glob(part)]
     if 0 < len(missing) < len(parts):
         path = missing[0]  # of a list of which others are there
+    if os.path.islink(path):
+        return DataError(f"{path}: a link to {os.readlink(path)}, which is not there; correct the link")
     folder, name = os.path.split(str(path))
     beside = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
     close = difflib.get_close_matches(name, beside, 1, cutoff=0.75)

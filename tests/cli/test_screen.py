@@ -15,6 +15,7 @@ from rich.cells import cell_len
 
 from mmfeat.cli.predict import show_few
 from mmfeat.prediction.output_file import Predictions
+from tests.cli.typed import invoke
 
 EXTRACT = [sys.executable, "-m", "mmfeat", "extract", "--encoders", "hog", "--data"]
 VECTORS = "cache/demo/hog-*/*.h5"
@@ -29,6 +30,13 @@ def test_a_terminal_that_is_not_utf_8_shows_what_it_can(demo_folder: Path, tmp_p
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_names_of_data_send_nothing_to_a_terminal_but_letters(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("id\x01words\x1b[31m\n1\x01a\n")
+    answer = invoke("extract", "--data", tmp_path / "t.csv", "--encoders", "hashing")
+    assert (answer.exit_code, "\x1b" in answer.output) == (1, False)
+    assert r"id\x01words\x1b[31m" in answer.output
+
+
 def test_a_full_disk_under_the_log_loses_no_work(demo_folder: Path, tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
         answer = subprocess.run([*EXTRACT, demo_folder], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, timeout=300)

@@ -152,10 +152,12 @@ def test_named_delimiter_and_quoting(tmp_path: Path) -> None:
     assert read(path, delimiter=",", id="id;text", text="x") == [("1;a", "b;c", None)]
     path.write_text("id text\n1 a\n")
     assert read(path, delimiter="space") == [("1", "a", None)]
+    path.write_text("id\x01text\n1\x01a\n")  # as Hive writes
+    assert read(path, delimiter=r"\x01") == [("1", "a", None)]
     write(path, {2: '"whole"'}, ",")
     assert read(path, quoting="none")[2][1] == '"whole"'
     for named, message in (
-        ({"delimiter": "ab"}, "--delimiter ab: one character, or one of tab, "),
+        ({"delimiter": "ab"}, r"--delimiter ab: one character, its code as \\x01, or one of tab, "),
         ({"quoting": "x"}, "auto, csv, backslash, none"),
     ):
         with pytest.raises(DataError, match=message):

@@ -2,6 +2,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 import zipfile
 from pathlib import Path
 
@@ -170,9 +171,13 @@ def test_the_error_on_repeated_ids_names_the_lines_where_their_rows_begin(tmp_pa
 def test_what_is_wrong_in_a_list_of_tables_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv")
     (tmp_path / "part").mkdir()
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "link.csv").symlink_to("gone.csv")
     for data, message in {
         f"{path},{tmp_path}/u.csv": "u.csv: no such folder or table; did you mean .*/t.csv",
         f"{path},{path}": "t.csv is there twice; name each file once",
+        f"{tmp_path}/pipe.csv": "pipe.csv: a pipe or a device, which cannot be read twice",
+        f"{tmp_path}/link.csv": "link.csv: a link to gone.csv, which is not there",
         f"{path},{tmp_path}/part": "part: a folder; of several names each is a table",
     }.items():
         with pytest.raises(DataError, match=message):
