@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mmfeat.extraction.missing import Clocks
     from mmfeat.extraction.requests import Decision
     from mmfeat.extraction.result import Extraction
-    from mmfeat.samples.overview import Overview
+    from mmfeat.samples.rows import Overview
     from mmfeat.system.wording import Progress
 
 

@@ -20,7 +20,7 @@ from mmfeat.system.wording import Advance, counted, duration, head_label, shown,
 if TYPE_CHECKING:
     from mmfeat.audit.result import Audit
     from mmfeat.runs.run import Run
-    from mmfeat.samples.overview import Overview
+    from mmfeat.samples.rows import Overview
 
 EXTRACT, HEADS = cli_extract.PARAMETERS, cli_heads.PARAMETERS
 PARAMETERS: Parameters = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,11 +11,10 @@ import numpy as np
 
 from mmfeat.encoders.layers import Network, Point, check_layers
 from mmfeat.encoders.names import takes_pictures
-from mmfeat.encoders.padding import without_padding
 from mmfeat.encoders.source import Source, own_code
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.tokenizer import Tokens, check_files, check_fit, cuts_of, tokenizer_errors, watch_cuts
-from mmfeat.encoders.torch_tower import TorchTower
+from mmfeat.encoders.torch_tower import TorchTower, without_padding
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.encoders.weights import checkpoint_json, checkpoint_modules
 from mmfeat.errors import EncoderError
@@ -24,16 +24,7 @@ DEFAULT_VARIANT = "bert-base-uncased"
 DEFAULT_LENGTH = 128  # tokens
 DECODERS = ("ForCausalLM", "GPT2LMHeadModel", "OpenAIGPTLMHeadModel")  # how their architectures are called
 POSITIONS_ASIDE = 8  # most positions that a model keeps for itself, as RoBERTa does two
-ST_POOLINGS = {
-    "cls": "cls",
-    "max": "max",
-    "mean": "mean",
-    "lasttoken": "last",
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_lasttoken": "last",
-}
+ST_POOLINGS = {"cls": "cls", "max": "max", "mean": "mean", "lasttoken": "last"}
 
 
 def describe(family: str, variant: str, options: EncoderOptions) -> list[EncoderSpec]:
@@ -66,11 +57,12 @@ def _own_pooling(variant: str) -> str:
             name for name in settings if "pooling_mode_" in name and settings[name]
         ]
         modes = [named] if isinstance(named, str) else list(named)
-        if len(modes) != 1 or modes[0] not in ST_POOLINGS:
+        plain = [re.sub("pooling_mode_|_tokens?$", "", str(mode)) for mode in modes]  # earlier pooling_mode_mean_tokens
+        if len(plain) != 1 or plain[0] not in ST_POOLINGS:
             raise EncoderError(
                 f"bert:{variant}: its pooling is {', '.join(map(str, modes)) or 'unknown'}; name st:{variant}"
             )
-        return ST_POOLINGS[modes[0]]
+        return ST_POOLINGS[plain[0]]
     config = checkpoint_json(variant, "config.json") or {}
     names = config.get("architectures") or [""]
     return "last" if config.get("is_decoder") or names[0].endswith(DECODERS) else "mean"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -120,11 +119,8 @@ def _unchanged(values: Tensor) -> Tensor:
 def _product(weight: Tensor, bias: Tensor | None, behind: str = "none") -> Callable[[Tensor], Tensor]:
     """A linear layer, and the function behind it, by oneDNN, with a copy of the weight in its own layout."""
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
-    return partial(_multiplied, packed, None if bias is None else bias.detach(), behind)
-
-
-def _multiplied(weight: Tensor, bias: Tensor | None, behind: str, values: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(values, weight, bias, behind, [], "none" if behind == "gelu" else "")
+    bias, form = None if bias is None else bias.detach(), "none" if behind == "gelu" else ""
+    return lambda values: torch.ops.mkldnn._linear_pointwise(values, packed, bias, behind, [], form)
 
 
 class FusedAttention(nn.Module):

@@ -27,9 +27,7 @@ from mmfeat.samples.contents import CLEANING
 WORD, SPACELESS = 1, 2  # kinds of characters
 DIMENSIONS = 4096
 COPIES = 4  # columns of an n-gram; 16 bits of its hash choose each column and sign
-LIGHT = (
-    0.25  # weight of three to five characters, which come along with many others; words and fewer characters weigh 1
-)
+LIGHT = 0.25  # weight of three to five characters, which come along with many others; words and fewer weigh 1
 PIECE = 1 << 20  # characters that are encoded at a time
 BUILT_IN = "builtin:"
 

@@ -88,11 +88,8 @@ def _with_family(request: str, variant: str) -> str:
         )
     family = family_of(variant)
     if not family:
-        where = (
-            "in this folder"
-            if os.path.isdir(variant)
-            else "in a folder of that name here, in the hub cache or on the hub"
-        )
+        elsewhere = "in a folder of that name here, in the hub cache or on the hub"
+        where = "in this folder" if os.path.isdir(variant) else elsewhere
         raise EncoderError(
             f"{request}: no family is named, and no configuration that would say it is {where}; write the family "
             "before it, as in st:NAME, hf:NAME, clip:hf-hub:NAME or timm:NAME"

@@ -26,8 +26,7 @@ from torch import Tensor, nn
 from mmfeat.encoders.faster import Changes, faster
 from mmfeat.encoders.layers import Network
 from mmfeat.encoders.onnx_file import LARGEST, open_onnx, write_onnx
-from mmfeat.encoders.padding import cut
-from mmfeat.encoders.torch_tower import LIBRARIES, Runtime, TorchTower, check_compiler, export_name
+from mmfeat.encoders.torch_tower import LIBRARIES, Runtime, TorchTower, check_compiler, cut, export_name
 from mmfeat.encoders.weights import one_line
 from mmfeat.errors import WriteError
 from mmfeat.system.files import canonical_json, read_json, temporary_file, write_json
@@ -205,7 +204,8 @@ class Trial:
         """Raise `Refused` unless a pass agrees with torch's plain pass on the batch and on single samples."""
         found = [forward(probe).float() for probe in self.probes]
         if not self.is_exact:
-            cosine = min(map(_least_cosine, found, self.expected))
+            pairs = zip(found, self.expected, strict=True)
+            cosine = min(float(nn.functional.cosine_similarity(*pair, dim=1).min()) for pair in pairs)
             if not cosine >= LEAST_COSINE:
                 raise Refused(f"its cosine to torch is {cosine:.4f}, {LEAST_COSINE} is required")
             return
@@ -303,10 +303,6 @@ def difference(found: Tensor, expected: Tensor) -> float:
         return float("inf")
     largest = expected.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny)
     return float(((found - expected).abs().amax(1) / largest).max())
-
-
-def _least_cosine(found: Tensor, expected: Tensor) -> float:
-    return float(nn.functional.cosine_similarity(found, expected, dim=1).min())
 
 
 def _in_onnxruntime(path: Path, names: Sequence[str]) -> Pass:

@@ -14,11 +14,10 @@ import numpy as np
 
 from mmfeat.encoders.bert import model_layers, quiet_transformers
 from mmfeat.encoders.layers import Network, Point, check_layers
-from mmfeat.encoders.padding import without_padding
 from mmfeat.encoders.source import Source, needed, own_code
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.encoders.tokenizer import Text, check_files, check_fit, cuts_of, text_folder, tokenizer_errors, watch_cuts
-from mmfeat.encoders.torch_tower import TorchTower
+from mmfeat.encoders.torch_tower import TorchTower, without_padding
 from mmfeat.encoders.weights import MODULES, checkpoint_json, checkpoint_modules
 from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.samples.contents import CLEANING

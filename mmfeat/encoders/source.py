@@ -58,10 +58,15 @@ class Source:
         return {"variant": folder.resolve().name, "weights": path_identity(folder, deep)}
 
     def pinned(self, spec: EncoderSpec) -> dict[str, Any]:
-        """Arguments of every `from_pretrained`: the revision in the spec, and whether the checkpoint's code may run."""
+        """Arguments of every `from_pretrained`: the revision in the spec, and whether the checkpoint's code may run.
+
+        Raises `EncoderError` for a spec that needs such code without the user's consent.
+        """
+        if spec.remote_code and not is_trusted():
+            raise needed(self.name, "*.py")
         kind, _, revision = spec.weights.partition(":")
         revisions = {"revision": revision} if kind == "revision" else {}
-        return {"trust_remote_code": runs_code(self.name, spec), **revisions}
+        return {"trust_remote_code": bool(spec.remote_code), **revisions}
 
     def load_errors(self) -> contextlib.AbstractContextManager[None]:
         """One line for an error of a load from the folder or from the hub."""
@@ -156,13 +161,6 @@ def own_code(asked: str, variant: str, folder: str = "") -> int:
 def needed(asked: str, code: str) -> EncoderError:
     """The error for code that the user does not trust."""
     return EncoderError(f"{asked}: the checkpoint needs code of its own, {code}; read it, then add --trust-remote-code")
-
-
-def runs_code(asked: str, spec: EncoderSpec) -> bool:
-    """Whether a load may run code of the checkpoint. Raises `EncoderError` for a spec that needs it without consent."""
-    if spec.remote_code and not is_trusted():
-        raise needed(asked, "*.py")
-    return bool(spec.remote_code)
 
 
 def _references(settings: Any) -> list[str]:

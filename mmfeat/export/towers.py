@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from mmfeat.encoders.clip import TextTower
-from mmfeat.encoders.padding import ByLength
 from mmfeat.encoders.pixels import Pixels
 from mmfeat.encoders.registry import is_torch, open_towers
 from mmfeat.encoders.runtime import TowerPart
-from mmfeat.encoders.torch_tower import TorchTower, stack
+from mmfeat.encoders.torch_tower import ByLength, TorchTower, stack
 from mmfeat.errors import RunError
 from mmfeat.export.build import Port
 from mmfeat.export.graph import HeadGraph

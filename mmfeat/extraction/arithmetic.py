@@ -82,7 +82,7 @@ def resolve_encoders(
 ) -> Resolved:
     """Resolve all that is `auto` for a data set and this machine, without a trial; `decision` is on the cleaning."""
     decision = decision or decide_cleaning(options, source, cache)
-    resolved = resolve_options(options, device, decision, request_before(source, cache))
+    resolved = resolve_options(options, device, decision, request_before(cache, source.data))
     towers = describe_encoders(list(encoders), resolved)
     return settle(Resolved(resolved, towers), options, Cache(cache, source.name), fast_half(device))
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -130,13 +130,6 @@ TICK = 1.0  # seconds between two looks of an idle writer whether a commit is du
 T = TypeVar("T")
 
 
-class Sink(Protocol):
-    """Where encoded rows go: the background writer, or memory."""
-
-    def add(self, fingerprint: str, rows: Rows, clocks: Clocks) -> None:
-        """Take over rows of the spec with this fingerprint."""
-
-
 class BackgroundWriter:
     """Writes and commits rows in a thread; leaving the context, for whatever reason, commits the rest.
 
@@ -219,14 +212,15 @@ class BackgroundWriter:
 
 @dataclass
 class Stage:
-    """The pipeline of one modality: one reader, encoders side by side, and the sink of their rows.
+    """The pipeline of one modality: one reader, encoders side by side, and `add`, which takes over their rows.
 
-    `count_cut` is told of each text that was cut: the cache folder of its row and the tokens that were kept.
+    `add` is given the fingerprint of a spec, rows of it, and the clocks. `count_cut` is told of each text that was cut:
+    the cache folder of its row and the tokens that were kept.
     """
 
     encoders: list[Batcher]
     reader: Reader
-    writer: Sink
+    add: Callable[[str, Rows, Clocks], None]
     device: str
     batch_size: int = 0
     clocks: Clocks = field(default_factory=Clocks)
@@ -282,7 +276,7 @@ class Stage:
             with self.clocks.time("encode"):
                 blocks = wait()
             for spec, rows in blocks:
-                self.writer.add(spec.fingerprint, rows, self.clocks)
+                self.add(spec.fingerprint, rows, self.clocks)
                 failures.update(failure for failure in zip(rows.ids, rows.errors, rows.keys, strict=True) if failure[1])
         for index, batcher in enumerate(self.encoders):
             for entry in window:

@@ -29,13 +29,14 @@ from mmfeat.extraction.requests import (
     check_applies,
     check_runtime,
     decide_cleaning,
+    open_test,
     remember_request,
+    shared_ids,
     test_of,
 )
 from mmfeat.extraction.result import Extraction
-from mmfeat.extraction.to_predict import open_test, shared_ids
 from mmfeat.samples.dataset import Data, Sample, SampleSet, SampleSource, name_of
-from mmfeat.samples.overview import Overview
+from mmfeat.samples.rows import Overview
 from mmfeat.system.hardware import check_engine, fast_half, resolve_device
 from mmfeat.system.notebook import usual_progress
 from mmfeat.system.remote import absolute
@@ -357,7 +358,7 @@ class Extractor(AbstractContextManager["Extractor"]):
         batchers, settings = self.encoders(modality), self.settings
         encoders = [batcher.encoder for batcher in batchers]
         reader, clocks = Reader(encoders, settings.workers), counts.clocks.setdefault(modality, Clocks())
-        stage = Stage(batchers, reader, writer, self.device, settings.batch_size, clocks, counts.add_cut)
+        stage = Stage(batchers, reader, writer.add, self.device, settings.batch_size, clocks, counts.add_cut)
         title = f"{modality}: {', '.join(dict.fromkeys(encoder.specs[0].model for encoder in encoders))}{where}"
         with progress.step(title, len(items)) as advance:
             counts.add_failures(items, stage.run(items, advance))

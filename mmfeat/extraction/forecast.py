@@ -26,7 +26,7 @@ from mmfeat.extraction.reader import Prepared, Reader
 from mmfeat.extraction.requests import Decision
 from mmfeat.samples.dataset import Data, name_of
 from mmfeat.samples.keys import PARTS
-from mmfeat.samples.overview import Overview
+from mmfeat.samples.rows import Overview
 from mmfeat.system.notebook import usual_progress
 from mmfeat.system.wording import Progress
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -26,7 +25,7 @@ from mmfeat.errors import DataError
 from mmfeat.samples.dataset import PART, Sample, SampleSource
 from mmfeat.samples.keys import BY_ID, PARTS, ContentKeys, StatIndex, single_photos
 from mmfeat.samples.labels import OWN_SPLIT, rare_note
-from mmfeat.samples.overview import Overview
+from mmfeat.samples.rows import Overview
 from mmfeat.system.wording import Progress
 
 STEPS = ("read", "decode", "encode", "write")
@@ -162,26 +161,16 @@ class Counts:
     failed: int = 0
     clocks: dict[str, Clocks] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain dictionaries and lists of all fields."""
-        nested = {
-            name: {key: asdict(value) for key, value in getattr(self, name).items()} for name in ("parts", "clocks")
-        }
-        return {**vars(self), **nested}
+    def to_json(self) -> str:
+        import msgspec
+
+        return msgspec.json.encode(self).decode()
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Counts:
-        """The counts whose `to_json` went through JSON."""
-        counters = {name: Counter(values[name]) for name in ("stored", "new", "unreadable", "cut")}
-        missing = {modality: Counter(reasons) for modality, reasons in values["missing"].items()}
-        failures = [(id, reason) for id, reason in values["failures"]]
-        clocks = {modality: Clocks(**seconds) for modality, seconds in values["clocks"].items()}
-        parts = {
-            modality: Parts(**counts | {"first": tuple(counts["first"])})
-            for modality, counts in values["parts"].items()
-        }
-        nested = {"missing": missing, "failures": failures, "clocks": clocks, "parts": parts}
-        return cls(**{**values, **counters, **nested})
+    def from_json(cls, text: str) -> Counts:
+        import msgspec
+
+        return msgspec.json.decode(text, type=cls, dec_hook=lambda _, counts: Counter(counts))
 
     def add_failures(self, items: Sequence[Item], failures: Iterable[tuple[str, str, bytes]]) -> None:
         """Count each (sample id, reason, content key) of these items that could not be read or encoded."""
@@ -208,12 +197,8 @@ class Counts:
 
     def add(self, other: Counts) -> None:
         """Add the counts of another block or worker."""
-        self.stored.update(other.stored)
-        self.new.update(other.new)
-        self.unreadable.update(other.unreadable)
-        self.cut.update(other.cut)
-        self.limits.update(other.limits)
-        self.runtimes.update(other.runtimes)
+        for name in ("stored", "new", "unreadable", "cut", "limits", "runtimes"):
+            getattr(self, name).update(getattr(other, name))
         for modality, reasons in other.missing.items():
             self.missing.setdefault(modality, Counter()).update(reasons)
             self.examples[modality] = {**other.examples[modality], **self.examples.get(modality, {})}

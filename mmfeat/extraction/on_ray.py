@@ -133,11 +133,12 @@ class BlockActor:
             torch.set_num_threads(settings.workers)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        samples = _unpacked(str(batch["samples"][0]))
-        if not samples:  # the empty block, whose answer shows that a worker has started
-            return {"result": [json.dumps(Counts().to_json())], "error": [""], "samples": [0]}
+        rows = json.loads(str(batch["samples"][0]))
+        if not rows:  # the empty block, whose answer shows that a worker has started
+            return {"result": [Counts().to_json()], "error": [""], "samples": [0]}
+        samples = [Sample(id, text, unpacked(image), None, *errors) for id, text, image, *errors in rows]
         try:
-            result, error = json.dumps(self._extractor.extract(samples).to_json()), ""
+            result, error = self._extractor.extract(samples).to_json(), ""
         except MmfeatError as problem:  # Ray would keep only the text of an exception
             result, error = str(problem), type(problem).__name__
         return {"result": [result], "error": [error], "samples": [len(samples)]}
@@ -176,11 +177,6 @@ def _packed_blocks(data: str, columns: dict[str, str], size: int) -> Iterator[An
         yield pyarrow.table({"samples": [json.dumps(rows)]})
 
 
-def _unpacked(packed: str) -> list[Sample]:
-    """The samples of one row."""
-    return [Sample(id, text, unpacked(image), None, *errors) for id, text, image, *errors in json.loads(packed)]
-
-
 def _share(nodes: Sequence[float], gpus: int, settings: ExtractSettings) -> tuple[int, dict[str, float]]:
     """(number of actors, resources of each): one GPU, or a share of the CPUs of a node; `nodes` lists their CPUs.
 
@@ -217,7 +213,7 @@ def _results(data: Any, interrupts: Interrupts) -> Generator[tuple[Counts, int],
                 interrupts.obey()
                 if row["error"]:
                     raise getattr(errors, row["error"])(row["result"])
-                yield Counts.from_json(json.loads(row["result"])), int(row["samples"])
+                yield Counts.from_json(row["result"]), int(row["samples"])
             interrupts.obey()
         finally:  # Ray's threads would go on asking a cluster that was left, and crash
             interrupts.leave()

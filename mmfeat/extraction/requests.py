@@ -1,4 +1,5 @@
-"""Requests: the data, encoders and options of extractions, kept in the cache for the commands that follow."""
+"""Requests: the data, encoders and options of extractions, kept in the cache for the commands that follow; and data to
+predict beside the data to train on, as in train.csv and test.csv, read by the same names of columns."""
 
 from __future__ import annotations
 
@@ -11,27 +12,31 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mmfeat.encoders.registry import Tower, absolute_names, is_torch, kept_for
 from mmfeat.encoders.spec import (
     AUTO,
     BEFORE,
     DECIDED,
     HEEDING,
-    OF_MODEL,
     EncoderOptions,
     EncoderSpec,
     named_values,
     written,
 )
 from mmfeat.encoders.torch_tower import LIBRARIES, RUNTIMES
-from mmfeat.errors import CacheMissError, ConfigError, WriteError
-from mmfeat.samples.column_names import COLUMNS
+from mmfeat.errors import CacheMissError, ConfigError, DataError, WriteError
+from mmfeat.samples.column_names import COLUMNS, ROW_NUMBER, columns_in, find_column, find_columns
 from mmfeat.samples.contents import JUDGED, TWEETS, tweet_share
 from mmfeat.samples.corrections import without_labels
 from mmfeat.samples.dataset import Data, SampleSource, name_of
-from mmfeat.system.files import canonical_json, read_json, write_json
+from mmfeat.samples.folders import hash_of
+from mmfeat.samples.labels import SPLIT
+from mmfeat.samples.objects import OBJECT
+from mmfeat.system.files import canonical_json, no_such_data, read_json, write_json
 from mmfeat.system.hardware import resolve_device, resolve_dtype
-from mmfeat.system.remote import absolute, is_remote
+from mmfeat.system.remote import HUB, absolute, exists, is_remote
 from mmfeat.system.wording import shown, without_passwords
 from mmfeat.version import install_command
 
@@ -109,10 +114,7 @@ def remember_request(cache: str | Path, request: Request) -> None:
 
 def begin_request(cache: str | Path, request: Request) -> None:
     """Record that work on a request begins: the last complete request stays the latest, vectors of both are in use."""
-    try:
-        before = latest_request(cache, request.data)
-    except CacheMissError:
-        before = request
+    before = request_before(cache, request.data) or request
     fingerprints = tuple(dict.fromkeys((*before.fingerprints, *request.fingerprints)))
     remember_request(cache, replace(before, fingerprints=fingerprints))
 
@@ -130,11 +132,17 @@ def latest_request(cache: str | Path, data: Data = None) -> Request:
     )
 
 
+def request_before(cache: str | Path, data: Data) -> Request | None:
+    """The latest request of `data`, None where nothing of it was extracted."""
+    with contextlib.suppress(CacheMissError):
+        return latest_request(cache, data)
+    return None
+
+
 def test_of(cache: str | Path, data: str | Path) -> str:
     """The test data that the latest extraction of `data` remembers, "" where it has none."""
-    with contextlib.suppress(CacheMissError):
-        return latest_request(cache, data).test
-    return ""
+    before = request_before(cache, data)
+    return before.test if before else ""
 
 
 def extraction_of(request: Request, cache: str | Path, device: str = "auto") -> str:
@@ -168,7 +176,7 @@ def decide_cleaning(options: EncoderOptions, source: SampleSource, cache: str | 
     A decision stays with the data set, so that a text that is added or edited does not have all others encoded again;
     only texts from another column are judged anew.
     """
-    before = request_before(source, cache)
+    before = request_before(cache, source.data)
     if (
         before
         and before.decision
@@ -182,13 +190,6 @@ def decide_cleaning(options: EncoderOptions, source: SampleSource, cache: str | 
     of = f"the first {count:,} texts" if count == JUDGED else "texts"
     reason = f"{share:.0%} of {of} have a link, mention or hashtag".replace("%", " %") if count else NO_TEXTS
     return Decision(f"{DECIDED}tweet" if share >= TWEETS else "none", reason)
-
-
-def request_before(source: SampleSource, cache: str | Path) -> Request | None:
-    """The latest request of a data set, None for a data set of which nothing was extracted."""
-    with contextlib.suppress(CacheMissError):
-        return latest_request(cache, source.data)
-    return None
 
 
 def resolve_options(
@@ -259,17 +260,16 @@ def check_applies(towers: Sequence[Tower], options: EncoderOptions, runtime: str
     specs = [tower.spec for tower in towers if is_torch(tower.request)]
     photos = [spec for spec in specs if spec.part == "image"]
     layered = [spec for spec in specs if spec.part == "image" or spec.family in ("bert", "st")]
-    for flag, asked, heeding, about in (
-        ("--image-size", options.image_size, photos, "torch models of photos"),
-        ("--image-pooling", options.image_pooling, pooled(photos), "pooled vectors of torch models of photos"),
-        ("--layers", options.layers, pooled(layered), "pooled vectors of bert, st and torch models of photos"),
-    ):
-        if asked not in (OF_MODEL, 1) and not heeding:
-            raise ConfigError(f"{flag} {asked}: it is about {about}, and there is only {names}; leave it out")
+    heeding = {
+        "image_size": (photos, "torch models of photos"),
+        "image_pooling": (pooled(photos), "pooled vectors of torch models of photos"),
+        "layers": (pooled(layered), "pooled vectors of bert, st and torch models of photos"),
+    }
     for name, families in HEEDING.items():
-        flag, asked = f"--{name.replace('_', '-')}", getattr(options, name)
-        if asked not in ("", 0, "mean") and not any(tower.spec.family in families for tower in towers):
-            about = " and ".join(families)
+        heeding[name] = [tower.spec for tower in towers if tower.spec.family in families], " and ".join(families)
+    for name, (found, about) in heeding.items():
+        if (asked := getattr(options, name)) != getattr(EncoderOptions(), name) and not found:
+            flag = f"--{name.replace('_', '-')}"
             raise ConfigError(f"{flag} {asked}: it is about {about}, and there is only {names}; leave it out")
 
 
@@ -296,3 +296,47 @@ def check_runtime(runtime: str, device: str, towers: Sequence[Tower]) -> None:
         raise ConfigError(f"--runtime {runtime}: it computes on the CPU; add --device cpu, or leave it out")
     if not any(spec.arithmetic == "float32" for spec in specs):
         raise ConfigError(f"--runtime {runtime}: it computes in float32; add --dtype float32, or leave it out")
+
+
+def open_test(test: str | Path, source: SampleSource) -> SampleSource:
+    """The test data of `source`, with its names of columns; a label may be missing.
+
+    Raises `DataError` for a table that lacks another of the columns, and for test data that are the data themselves.
+    """
+    if absolute(test) == absolute(source.data):
+        raise DataError(f"--test {test}: the same as --data; leave it out, unlabelled rows are predicted without it")
+    if not str(test).startswith((HUB, OBJECT)) and not exists(test):
+        raise DataError(f"--test {no_such_data(test)}")
+    flags = {name: value for name, value in source.columns.items() if name not in COLUMNS}
+    opened = SampleSource(test, flags)
+    if opened.rows is None or source.rows is None or source.rows.is_numbered:
+        return opened if source.rows is None or opened.rows is None else SampleSource(test, source.columns)
+    wanted = {**source.rows.columns, "id": source.rows.id_column}
+    names = opened.rows.table.names
+    needed = [
+        (part, c) for c, name in wanted.items() if c not in ("label", SPLIT) for part in columns_in(c, name, names)
+    ]
+    lacking = [f"{part} ({column})" for part, column in needed if find_column(part, names) is None]
+    if lacking:
+        missing = ", ".join(lacking)
+        raise DataError(
+            f"{test}: no column {missing} as in {source.data}, among {', '.join(names)}; give both the same names"
+        )
+    columns = {column: name for column, name in wanted.items() if find_columns(column, name, names) is not None}
+    if columns["id"] == ROW_NUMBER:
+        del columns["id"]  # the table may have a column of ids
+    opened = SampleSource(test, flags | columns)
+    opened.check()
+    return opened
+
+
+def shared_ids(first: SampleSource, second: SampleSource) -> str:
+    """A note on ids that occur in both data sets, "" without any or where they are numbers of rows."""
+    if any(source.rows is not None and source.rows.id_column == ROW_NUMBER for source in (first, second)):
+        return ""
+    hashes = [np.fromiter((hash_of(sample.id) for sample in s.read(look=False)), np.uint64) for s in (first, second)]
+    both = frozenset(np.intersect1d(hashes[0], hashes[1]).tolist())
+    if not both:
+        return ""
+    example = next(sample.id for sample in second.read(look=False) if hash_of(sample.id) in both)
+    return f"{len(both):,} ids occur in {first.data} too (first: {example}); are these the same samples?"

@@ -17,7 +17,7 @@ from mmfeat.extraction.arithmetic import Evidence
 from mmfeat.extraction.missing import Clocks, Parts
 from mmfeat.extraction.requests import Decision
 from mmfeat.samples.dataset import SampleSet, read_samples
-from mmfeat.samples.overview import Overview
+from mmfeat.samples.rows import Overview
 from mmfeat.system.notebook import Cells, Frame, Shown
 from mmfeat.system.wording import counted, duration
 

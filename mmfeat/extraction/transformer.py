@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from mmfeat.encoders.registry import describe_encoders
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import DataError, ParameterError
-from mmfeat.extraction.embed import NothingEncodedError, embed
+from mmfeat.extraction.embed import NothingEncodedError, embed, requests_in
 from mmfeat.extraction.requests import resolve_options
 from mmfeat.samples.dataset import MODALITIES
 
@@ -92,7 +92,7 @@ class Encoder(TransformerMixin, BaseEstimator):
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """(d,) names: the encoder's and the number of the column."""
         check_is_fitted(self)
-        stem = re.sub(r"\W+", "_", ",".join(self._requests())).strip("_")
+        stem = re.sub(r"\W+", "_", ",".join(requests_in(self.encoder))).strip("_")
         return np.array([f"{stem}_{number}" for number in range(self.n_features_out_)], object)
 
     def _fit(self, X: Any) -> np.ndarray:
@@ -104,11 +104,7 @@ class Encoder(TransformerMixin, BaseEstimator):
     def _encode(self, cells: list[Any]) -> np.ndarray:
         settings: dict[str, Any] = {"cache": self.cache, "options": self.options, "device": self.device}
         settings["texts" if self.modality_ == "text" else "images"] = cells
-        return np.asarray(embed(encoder=self._requests(), **settings))
-
-    def _requests(self) -> list[str]:
-        """The names of the encoders."""
-        return [name.strip() for name in (self.encoder.split(",") if isinstance(self.encoder, str) else self.encoder)]
+        return np.asarray(embed(encoder=self.encoder, **settings))
 
     def _modality(self) -> str:
         """What the column holds, by the parameter or by the encoders, which are looked up; checks the parameters."""
@@ -126,7 +122,7 @@ class Encoder(TransformerMixin, BaseEstimator):
             if not kept:
                 raise ParameterError(rule)
         options = resolve_options((self.options or EncoderOptions()).cleaned("none"), self.device)
-        taken = {tower.spec.modality for tower in describe_encoders(self._requests(), options)}
+        taken = {tower.spec.modality for tower in describe_encoders(requests_in(self.encoder), options)}
         if self.modality is None and len(taken) > 1:
             raise ParameterError(f"encoder {self.encoder}: it takes texts and images; say modality='text' or 'image'")
         return self.modality or taken.pop()

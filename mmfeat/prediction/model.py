@@ -19,8 +19,8 @@ import numpy as np
 from mmfeat.encoders.names import listed
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, DataError
+from mmfeat.extraction.embed import Embedded, Embedder
 from mmfeat.extraction.extract import DEFAULT_ENCODERS, ExtractSettings, extract_features
-from mmfeat.extraction.in_memory import Embedded, Embedder
 from mmfeat.prediction.final_heads import (
     ELSEWHERE,
     EntryPredictor,

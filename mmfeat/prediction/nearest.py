@@ -17,7 +17,7 @@ from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import Tower
 from mmfeat.errors import ConfigError, DataError
 from mmfeat.extraction.arithmetic import resolve_encoders
-from mmfeat.extraction.in_memory import Embedder
+from mmfeat.extraction.embed import Embedder
 from mmfeat.extraction.requests import latest_request
 from mmfeat.prediction.inputs import pair_of
 from mmfeat.samples.dataset import Data, Sample, SampleSource, read_samples

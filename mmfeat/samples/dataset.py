@@ -40,9 +40,8 @@ from mmfeat.samples.folders import (
 from mmfeat.samples.labels import label_notes, missing_note, no_labels
 from mmfeat.samples.layouts import FILE_NAME, METADATA, NO_TEXT, GroupedFiles, Layout, find_layout
 from mmfeat.samples.objects import OBJECT, file_of, short_name, without_files, written
-from mmfeat.samples.overview import Overview
 from mmfeat.samples.photo_cells import IMAGE_ROOT, Photo, PhotoFinder, Photos
-from mmfeat.samples.rows import NO_LABELS, Absence, SampleRows
+from mmfeat.samples.rows import NO_LABELS, Absence, Overview, SampleRows
 from mmfeat.samples.table_columns import TABLE, TableCounts
 from mmfeat.samples.table_files import table_name
 from mmfeat.system.files import no_such_data
@@ -149,7 +148,7 @@ def read_samples(data: Data, columns: Mapping[str, str] | None = None) -> Sample
         raise source.empty
     photos = reading.absent.get("image")
     lost = [photos.reason] if photos and photos.is_named else []
-    told = dict(reading.encodings), source.unused_columns, (*reading.notes, *lost)
+    told = dict(reading.decoder.counts), source.unused_columns, (*reading.notes, *lost)
     table = tuple(source.rows.table_columns) if source.rows else ()
     return SampleSet(source.name, str(data), samples, *told, source.names, table)
 
@@ -229,7 +228,7 @@ class SampleSource:
         labels: Counter[str] = Counter()
         for (_, label), count in reading.labels.items():
             labels[label] += count
-        told = dict(reading.encodings), self.unused_columns, reading.notes, reading.absent, table.columns()
+        told = dict(reading.decoder.counts), self.unused_columns, reading.notes, reading.absent, table.columns()
         return Overview(self.name, self.data, len(hashes), labels, *told)
 
     def tried(self, modality: str, id: str) -> str:
@@ -288,13 +287,13 @@ class SampleSource:
 class Reading:
     """One pass over the samples of a folder or table.
 
-    After the pass, `encodings` counts the encodings of its texts, and `notes` says what was decided or lost.
+    After the pass, `decoder.counts` are the encodings of its texts, and `notes` says what was decided or lost.
     """
 
     def __init__(self, source: SampleSource, ids: UniqueIds | None, look: bool) -> None:
         self._source, self._ids, self._look = source, ids, look
         table = source.rows and source.rows.table
-        self._decoder = table.decoder if table else Decoder(source.columns.get("encoding", ""))
+        self.decoder = table.decoder if table else Decoder(source.columns.get("encoding", ""))
         self._missing = Counter[str]()  # words for no label in the lists of a folder
         self.labels = Counter[tuple[str, str]]()  # (part of the user's split, label)
         self._texts = 0
@@ -302,16 +301,12 @@ class Reading:
         self._finder: PhotoFinder | None = None
 
     @property
-    def encodings(self) -> Counter[str]:
-        return self._decoder.counts
-
-    @property
     def notes(self) -> tuple[str, ...]:
         rows = self._source.rows
         if rows is None:
             groups = self._source.layout.groups
             told = groups.notes if groups else self._not_found
-            return (*self._decoder.notes, *missing_note(self._missing), *label_notes(self.labels), *told)
+            return (*self.decoder.notes, *missing_note(self._missing), *label_notes(self.labels), *told)
         complaint = self._finder.complaint() if self._finder and self._finder.found else ""
         return (*rows.notes, *label_notes(self.labels), *self._source.layout.notes, *([complaint] if complaint else []))
 
@@ -350,7 +345,7 @@ class Reading:
     def _grouped_samples(self, groups: GroupedFiles) -> Iterator[Sample]:
         groups.missing = self._missing
         entries = list(groups)
-        texts = read_texts([entry.text_file for entry in entries], self._decoder)
+        texts = read_texts([entry.text_file for entry in entries], self.decoder)
         for entry, (text, text_error) in zip(entries, texts, strict=True):
             if entry.text is not None:
                 text, text_error = (entry.text, "") if entry.text.strip() else (None, "empty text")
@@ -371,7 +366,7 @@ class Reading:
         if unclear:
             why = "text and photo oppose each other, or no two annotators agree"
             self._not_found.append(f"{MVSA_LIST}: {unclear:,} of {len(rows):,} samples have no label: {why}")
-        texts = read_texts(found, self._decoder)
+        texts = read_texts(found, self.decoder)
         for (id, label), (text, text_error), image in zip(rows, texts, photos, strict=True):
             yield Sample(id, text, image, label, text_error, "" if image else "no image file")
 

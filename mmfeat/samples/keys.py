@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -57,6 +57,7 @@ HASH_ENTRY = np.dtype([("key", f"S{KEY_LENGTH}"), ("hash", "<u8"), ("known", "u1
 HASH_HEADER = b"mmfeat image hashes 1\n"  # another way of hashing gets another number
 
 AnyRecordFile = TypeVar("AnyRecordFile", bound="RecordFile")
+Stamp = tuple[int, int]  # hash of a file's path, and hash of path, size, times and inode number together
 
 
 class RecordFile:
@@ -213,13 +214,6 @@ def _keys(
     return [entry if sample.image else (None, sample.image_error) for entry, sample in zip(keys, samples, strict=True)]
 
 
-class Stamp(NamedTuple):
-    """Hash of a file's path, and hash of path, size, times and inode number together."""
-
-    path: int
-    stat: int
-
-
 class StatIndex(RecordFile):
     """Content keys of files by their stamps, so that an unchanged file is not read again.
 
@@ -244,7 +238,7 @@ class StatIndex(RecordFile):
 
     def _known(self, stamps: Sequence[Stamp | None]) -> list[bytes]:
         """The content key of each stamp, empty for a stamp that is None or not in the index."""
-        wanted = np.array([stamp or Stamp(0, 0) for stamp in stamps], np.uint64).reshape(-1, 2)
+        wanted = np.array([stamp or (0, 0) for stamp in stamps], np.uint64).reshape(-1, 2)
         entries, present = self.lookup(wanted[:, 0])
         return np.where(present & (entries["stat"] == wanted[:, 1]), entries["key"], b"").tolist()
 
@@ -297,7 +291,7 @@ def _stamp_of(path: str | Path, status: os.stat_result) -> Stamp:
         name = os.path.join(os.getcwdb(), name)
     # The change time cannot be set back, so another file with the old date under the same name is noticed.
     facts = struct.pack("<4q", status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino & (2**63 - 1))
-    return Stamp(xxhash.xxh3_64_intdigest(name), xxhash.xxh3_64_intdigest(name + facts))
+    return xxhash.xxh3_64_intdigest(name), xxhash.xxh3_64_intdigest(name + facts)
 
 
 def image_hashes(

@@ -20,9 +20,9 @@ from typing import Any, TypeAlias
 from unicodedata import normalize
 from urllib.parse import unquote, urlsplit
 
-from mmfeat.samples.binary_tables import open_parquet
 from mmfeat.samples.contents import MemoryFile, without_surrogates
 from mmfeat.samples.labels import is_missing, part_named, part_of_file
+from mmfeat.samples.table_files import open_parquet
 from mmfeat.system.remote import RemoteFile, files_of, is_remote, split_url
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

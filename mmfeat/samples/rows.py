@@ -1,4 +1,4 @@
-"""Rows of a table as the cells of samples: which column is what, ids, and labels."""
+"""Rows of a table as the cells of samples: which column is what, ids, and labels; and the counts of a data set."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import zip_longest
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -40,10 +40,13 @@ from mmfeat.samples.labels import (
     written_list,
 )
 from mmfeat.samples.photo_cells import FIRST, IMAGE_PATTERN, IMAGE_ROOT, IMAGES, MEAN, PHOTO_FLAGS
-from mmfeat.samples.table_columns import TABLE
+from mmfeat.samples.table_columns import TABLE, TableColumn
 from mmfeat.samples.tables import READING, Table
 from mmfeat.system.remote import absolute, is_remote
 from mmfeat.system.wording import counted
+
+if TYPE_CHECKING:
+    from mmfeat.samples.dataset import SampleSet
 
 NO_LABELS = "no-label"  # the spellings of a missing label, beside what `READING` says of a table
 
@@ -72,6 +75,31 @@ class Absence:
     is_named: bool
 
 
+@dataclass(frozen=True)
+class Overview:
+    """Counts of a data set that may be larger than memory: all samples, and the samples of each label."""
+
+    name: str
+    source: str
+    count: int
+    labels: Mapping[str, int]
+    encodings: Mapping[str, int] = field(default_factory=dict)
+    unused_columns: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    absent: Mapping[str, Absence] = field(default_factory=dict)
+    table: tuple[TableColumn, ...] = ()  # what the columns of numbers and categories hold
+
+    @classmethod
+    def of(cls, samples: SampleSet) -> Overview:
+        """The overview of samples that are in memory."""
+        labels = Counter(sample.label for sample in samples if sample.label is not None)
+        told = samples.encodings, samples.unused_columns, samples.notes
+        return cls(samples.name, samples.source, len(samples), labels, *told)
+
+    def __len__(self) -> int:
+        return self.count
+
+
 class SampleRows:
     """The rows of a table as cells of samples, read as they are used.
 
@@ -87,6 +115,7 @@ class SampleRows:
             raise DataError(f"--columns: {', '.join(sorted(unknown))} is none of {', '.join(COLUMNS)}{remedy}")
         self.table = Table(data, {name: named[name] for name in READING if name in named}, files)
         self.named = dict(named)
+        self._columns_named = {column: named[column] for column in COLUMNS if column in named}
         if named.get(IMAGES, MEAN) not in (FIRST, MEAN):
             raise DataError(f"--images {named[IMAGES]}: use {FIRST} or {MEAN}")
         if IMAGE_ROOT in named:
@@ -98,7 +127,7 @@ class SampleRows:
     @cached_property
     def columns(self) -> dict[str, str]:
         """The names in the table of id, text, image and label; those that are not there are left out."""
-        names, named = self.table.names, {column: self.named[column] for column in COLUMNS if column in self.named}
+        names, named = self.table.names, self._columns_named
         if self.is_numbered:
             numbers = [number for column, name in named.items() for number in columns_in(column, name, names)]
             if odd := [number for number in numbers if not 0 < int(number) <= len(names)]:
@@ -128,8 +157,7 @@ class SampleRows:
     def is_numbered(self) -> bool:
         """Whether the user names all columns by number, since the file has no header."""
         names = self.table.names
-        columns = (column for column in COLUMNS if column in self.named)
-        named = {part for column in columns for part in columns_in(column, self.named[column], names)}
+        named = {part for column, name in self._columns_named.items() for part in columns_in(column, name, names)}
         return bool(named) and all(map(str.isdecimal, named)) and not named & set(names)
 
     @cached_property
@@ -166,8 +194,7 @@ class SampleRows:
     def lacking(self, modality: str) -> str:
         """What to do where no row has a part: the column that is empty, or how to name one."""
         here, plain = self.columns.get(modality), [name for name in self.unused if name.casefold() not in VAGUE]
-        named = {column: self.named[column] for column in COLUMNS if column in self.named} | {modality: "..."}
-        flag = columns_flag(named | proposal_of([modality], plain))
+        flag = columns_flag(self._columns_named | {modality: "..."} | proposal_of([modality], plain))
         if here:
             return f"the column {here} is empty; {flag} names another"
         return f"no column {modality} among {', '.join(self.table.names)}; {flag} names one"
@@ -181,8 +208,8 @@ class SampleRows:
         plain = [name for name in self.unused if name.casefold() not in VAGUE]
         absent = proposal_of([column for column in SOUGHT[1:] if column not in self.columns], plain)
         if absent:
-            named = {column: self.named[column] for column in COLUMNS if column in self.named}
-            notes.append(f"no {', '.join(absent)} is read; {columns_flag(named | absent)} names columns")
+            flag = columns_flag(self._columns_named | absent)
+            notes.append(f"no {', '.join(absent)} is read; {flag} names columns")
         if "id" not in self.columns and self.table.names:
             made = "numbers of rows" if self.id_column == ROW_NUMBER else f"names of photos in {self.id_column}"
             usual = usual_name("id", self.unused)

@@ -15,8 +15,8 @@ from mmfeat.errors import ConfigError, EncoderError
 from mmfeat.extraction.extract import ExtractSettings, extract_features
 from mmfeat.extraction.missing import Counts
 from mmfeat.extraction.result import Extraction
-from mmfeat.samples.overview import Overview
 from mmfeat.samples.photos import Decoding
+from mmfeat.samples.rows import Overview
 from mmfeat.system.hardware import cpu_count
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from mmfeat.encoders.bert import quiet_transformers
-from mmfeat.encoders.padding import ByLength
 from mmfeat.encoders.registry import describe_encoders, load_encoders, load_reference, open_towers
 from mmfeat.encoders.spec import EncoderOptions
+from mmfeat.encoders.torch_tower import ByLength
 from mmfeat.errors import EncoderError
 
 TEXTS = ["What a wonderful day of this", "so tired", "@bob the bus", "a " * 60, "b c d e f g h", "so tired of this"]

@@ -20,7 +20,7 @@ from mmfeat.extraction.extract import Extractor, ExtractSettings, extract_featur
 from mmfeat.extraction.missing import Planner
 from mmfeat.extraction.result import Extraction
 from mmfeat.samples.dataset import Sample, SampleSet, SampleSource, read_samples
-from mmfeat.samples.overview import Overview
+from mmfeat.samples.rows import Overview
 from mmfeat.system.wording import Silent
 
 FLOAT32 = EncoderOptions(dtype="float32", cleaning="tweet")

@@ -107,5 +107,5 @@ def test_workers_add_up_what_they_cut() -> None:
     one, other = Counts(), Counts()
     one.add_cut("st", 24)
     other.add_cut("st", 24)
-    one.add(Counts.from_json(json.loads(json.dumps(other.to_json()))))
+    one.add(Counts.from_json(other.to_json()))
     assert (one.cut, one.limits) == ({"st": 2}, {"st": 24})

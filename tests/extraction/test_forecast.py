@@ -15,7 +15,7 @@ from mmfeat.encoders.registry import describe_encoders
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.extraction.extract import extract_features
 from mmfeat.extraction.forecast import Forecast, Forecasts, forecast_extraction
-from mmfeat.samples.overview import Overview
+from mmfeat.samples.rows import Overview
 from mmfeat.system.wording import Advance, Silent, duration, size_of
 
 OPTIONS = EncoderOptions(dtype="float32", cleaning="tweet", outputs=("pooled", "clip=tokens"), views=1)

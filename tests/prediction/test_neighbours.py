@@ -13,8 +13,8 @@ import mmfeat
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import describe_encoders
 from mmfeat.errors import CacheMissError, ConfigError, DataError
+from mmfeat.extraction.embed import Embedder
 from mmfeat.extraction.extract import extract_features
-from mmfeat.extraction.in_memory import Embedder
 from mmfeat.extraction.requests import latest_request
 from mmfeat.prediction import nearest as module
 from mmfeat.samples.dataset import Sample, read_samples

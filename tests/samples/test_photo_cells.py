@@ -27,9 +27,9 @@ from mmfeat.cache.explain import explain_sample
 from mmfeat.cache.parity import check_parity
 from mmfeat.cache.store import Cache
 from mmfeat.errors import DataError
+from mmfeat.extraction.embed import Embedder
 from mmfeat.extraction.extract import extract_features
 from mmfeat.extraction.forecast import forecast_extraction
-from mmfeat.extraction.in_memory import Embedder
 from mmfeat.extraction.requests import latest_request
 from mmfeat.samples import photo_cells
 from mmfeat.samples.contents import MemoryFile

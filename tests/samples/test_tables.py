@@ -268,7 +268,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, name: str, content: str, message
 
 def test_an_excel_file_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "t.xlsx")
-    monkeypatch.setattr("mmfeat.samples.binary_tables.LARGEST_BOOK", 1000)
+    monkeypatch.setattr("mmfeat.samples.table_files.LARGEST_BOOK", 1000)
     with pytest.raises(DataError, match=r"t.xlsx: [\d,]+ bytes unpacked would be in memory at once; save it as .csv"):
         read_samples(path)
 
