@@ -200,8 +200,7 @@ PARAMETERS: Parameters = {
 }
 
 
-@flags.takes(PARAMETERS)
-@flags.interruptible("no audit was written")
+@flags.takes(PARAMETERS, "no audit was written")
 def audit(context: typer.Context, **values: Any) -> None:
     """Find duplicates, leaks, odd files and likely label errors. Nothing is changed.
 

@@ -195,8 +195,7 @@ def list_entries(cache: CacheFolder = "cache") -> None:
 
 
 @app.command(cls=Helped)
-@takes({"data": (AnyData, None), "cache": (CacheFolder, "cache"), **LATEST_READING})
-@interruptible("nothing was changed")
+@takes({"data": (AnyData, None), "cache": (CacheFolder, "cache"), **LATEST_READING}, "nothing was changed")
 def info(context: typer.Context, cache: str, **values: Any) -> None:
     """Show how much of a data set each encoder covers. Also where its vectors came from.
 
@@ -218,8 +217,7 @@ def info(context: typer.Context, cache: str, **values: Any) -> None:
 
 
 @app.command(cls=Helped)
-@takes({"sample": (SampleFlag, ...), **flags.REQUEST_PARAMETERS})
-@interruptible("nothing was changed")
+@takes({"sample": (SampleFlag, ...), **flags.REQUEST_PARAMETERS}, "nothing was changed")
 def explain(context: typer.Context, **values: Any) -> None:
     """Say why a sample would be a hit or a miss. Names the fields of the spec that differ.
 
@@ -237,10 +235,7 @@ def explain(context: typer.Context, **values: Any) -> None:
 
 VERIFY_PARAMETERS: flags.Parameters = {
     "cache": (CacheFolder, "cache"),
-    "quarantine": (
-        Annotated[bool, typer.Option("--quarantine", help="Move damaged files into CACHE/quarantine.")],
-        False,
-    ),
+    "quarantine": (option("Move damaged files into CACHE/quarantine.", bool, "--quarantine"), False),
     "parity": (option("Encode N samples again by the plain library call, and compare.", int, least=0), 0),
     "data": (AnyData, None),
     **LATEST_READING,
@@ -249,8 +244,7 @@ VERIFY_PARAMETERS: flags.Parameters = {
 
 
 @app.command(cls=Helped)
-@takes(VERIFY_PARAMETERS)
-@interruptible("nothing was lost; what was moved lies in the quarantine folder of the cache")
+@takes(VERIFY_PARAMETERS, "nothing was lost; what was moved lies in the quarantine folder of the cache")
 def verify(context: typer.Context, cache: str, quarantine: bool, parity: int, **values: Any) -> None:
     """Check every checksum, count and hash. Exit code 1 if anything is damaged.
 
@@ -306,8 +300,7 @@ PACK_PARAMETERS: flags.Parameters = {
 
 
 @app.command(cls=Helped)
-@takes(PACK_PARAMETERS)
-@interruptible("no file was written")
+@takes(PACK_PARAMETERS, "no file was written")
 def pack(context: typer.Context, **values: Any) -> None:
     """Write ids, labels, split and vectors for other programs. Their rows are aligned.
 

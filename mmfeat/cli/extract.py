@@ -32,20 +32,16 @@ PARAMETERS: flags.Parameters = {
     "device": (Device, "auto"),
     "runtime": (flags.RuntimeFlag, "auto"),
     **ENCODER_PARAMETERS,
-    "retry_failed": (Annotated[bool, typer.Option(help="Try again what could not be read or encoded.")], False),
+    "retry_failed": (flags.option("Try again what could not be read or encoded.", bool), False),
     "workers": (flags.Workers, 0),
-    "batch_size": (Annotated[int, typer.Option(help="Samples in a forward pass; 0: by the device.", min=0)], 0),
+    "batch_size": (flags.option("Samples in a forward pass; 0: by the device.", int, least=0), 0),
     "engine": (flags.EngineFlag, "local"),
     "ray_address": (flags.RayAddress, None),
-    "dry_run": (
-        Annotated[bool, typer.Option(help="Say what is missing, how long it takes and how large it is.")],
-        False,
-    ),
+    "dry_run": (flags.option("Say what is missing, how long it takes and how large it is.", bool), False),
 }
 
 
-@flags.takes(PARAMETERS)
-@interruptible("every vector that was computed is kept, the same command goes on from there")
+@flags.takes(PARAMETERS, "every vector that was computed is kept, the same command goes on from there")
 def extract(context: typer.Context, **given: Any) -> None:
     """Encode texts and photos, once. A rerun continues, or says that there is nothing to do.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mmfeat.cli.console import ConsoleProgress, out, show_table, show_verdict
-from mmfeat.cli.flags import Device, Heads, Mlflow, Parameters, RayAddress, interruptible, option, takes, tell_mlflow
+from mmfeat.cli.flags import Device, Heads, Mlflow, Parameters, RayAddress, option, takes, tell_mlflow
 from mmfeat.finetune.settings import path_in_words
 from mmfeat.system.wording import gain, head_label, interval, shown
 
@@ -61,10 +61,7 @@ def _score(value: float | None) -> str:
 
 # Training settings: parameter -> its option and default, as in `FinetuneSettings`.
 SETTINGS: Parameters = {
-    "projection": (
-        option("Train the projections behind those layers too.", bool, "--projection/--no-projection"),
-        False,
-    ),
+    "projection": (option("Train the projections behind those layers too.", bool), False),
     "path": (option("Run only the moving layers, or all: auto, cached or full."), "auto"),
     "lr_encoder": (option("Learning rate of the moving layers.", float), 5e-6),
     "lr_attention": (option("Learning rate of cross-attention.", float), 1e-5),
@@ -80,12 +77,9 @@ SETTINGS: Parameters = {
     "patience": (option("Epochs without improvement before training stops.", int), 2),
     "monitor": (option("Validation score that stops training: macro-f1 or loss."), "macro-f1"),
     "amp": (option("Mixed precision: auto (on a GPU), none, bfloat16 or float16."), "auto"),
-    "gradient_checkpointing": (
-        option("Use less memory and more time.", bool, "--gradient-checkpointing/--no-gradient-checkpointing"),
-        False,
-    ),
-    "gradual": (option("Unfreeze one more layer in each epoch.", bool, "--gradual/--no-gradual"), False),
-    "augment": (option("Augment photos in another way each time.", bool, "--augment/--no-augment"), False),
+    "gradient_checkpointing": (option("Use less memory and more time.", bool), False),
+    "gradual": (option("Unfreeze one more layer in each epoch.", bool), False),
+    "augment": (option("Augment photos in another way each time.", bool), False),
     "lora": (option("Rank of LoRA adapters (needs peft); 0 trains the weights themselves.", int), 0),
 }
 PARAMETERS: Parameters = {
@@ -111,8 +105,7 @@ PARAMETERS: Parameters = {
 PASSED_ON = PARAMETERS.keys() - SETTINGS.keys() - {"run", "unfreeze", "mlflow"}
 
 
-@takes(PARAMETERS)
-@interruptible("what was finished is kept, the same command goes on from there")
+@takes(PARAMETERS, "what was finished is kept, the same command goes on from there")
 def finetune(context: typer.Context, **values: Any) -> None:
     """Train the last layers of encoders with a run's best head. The scores stand beside those of the head alone.
 

@@ -71,6 +71,7 @@ _OUTPUTS = "pooled, tokens, prefix:N (input of the N-th last layer), bert=tokens
 _CLEANING = "Text cleaning: auto (tweet for tweets), tweet, tweet-cased or none; st=none, ..."
 _DRAFT = "Decode large JPEGs at a reduced size of at least so many pixels; 0: in full."
 _BACKGROUND = "Ground of transparent photos: white, #rrggbb or none; auto: as before, else white."
+_IMAGE_SIZE = "Pixels that an image model sees: 336 or 224x448 (height x width); timm=384, ..."
 _ENCODER_FLAGS: dict[str, tuple[Any, str, int | None, Any]] = {
     "dtype": (str, "Arithmetic of encoders: auto, float32, bfloat16 or float16.", None, "auto"),
     "cleaning": (str, _CLEANING, None, "auto"),
@@ -78,12 +79,7 @@ _ENCODER_FLAGS: dict[str, tuple[Any, str, int | None, Any]] = {
     "max_length": (str, "Longest text in tokens; 0: 128 for bert, the checkpoint's for st; st=256, ...", None, 0),
     "prompt": (str, "Name of an st checkpoint's prompt; none for no prompt.  [default: the checkpoint's]", None, ""),
     "truncate_dim": (str, "Keep so many first dimensions of an st vector; 0: all; st=256, ...", None, 0),
-    "image_size": (
-        str,
-        "Pixels that an image model sees: 336 or 224x448 (height x width); timm=384, ...",
-        None,
-        "model",
-    ),
+    "image_size": (str, _IMAGE_SIZE, None, "model"),
     "image_pooling": (str, "Pooling of image models: cls, mean, cls+mean, or model: their own; ...", None, "model"),
     "layers": (str, "Pool the mean of the last N hidden states; bert=4, ...", None, 1),
     "outputs": (str, _OUTPUTS, None, "pooled"),
@@ -154,8 +150,8 @@ REQUEST_PARAMETERS: Parameters = {
 }
 
 
-def takes(parameters: Parameters) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command `(context, **values)` the flags in a table of parameters.
+def takes(parameters: Parameters, kept: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command `(context, **values)` the flags in a table of parameters, and make it `interruptible`.
 
     A command with `--data` and no argument of its own takes the data as its argument too.
     """
@@ -172,6 +168,7 @@ def takes(parameters: Parameters) -> Callable[[Callable[..., None]], Callable[..
             for name, (annotation, default) in parameters.items()
         ]
         first = inspect.Parameter("context", kind, annotation=typer.Context)
+        interrupted = interruptible(kept)(command)
 
         @functools.wraps(command)
         def wrapper(context: typer.Context, **values: Any) -> None:
@@ -179,7 +176,7 @@ def takes(parameters: Parameters) -> Callable[[Callable[..., None]], Callable[..
                 context.params["data"] = _data_of(context, context.params.pop(PLACE))
                 del values[PLACE]
             context.params.update(_for_these_encoders(context, values))
-            command(context, **{name: context.params[name] for name in values})
+            interrupted(context, **{name: context.params[name] for name in values})
 
         wrapper.__signature__ = inspect.Signature([first, *options])  # type: ignore[attr-defined]
         wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in (first, *options)}
@@ -190,16 +187,21 @@ def takes(parameters: Parameters) -> Callable[[Callable[..., None]], Callable[..
 
 def _data_of(context: typer.Context, place: str | None) -> str | None:
     data: str | None = context.params["data"]
-    source = context.get_parameter_source("data")
-    if place and data not in (None, place) and source is not None and source.name == "COMMANDLINE":
+    if place and data not in (None, place) and source_of(context, "data") == "COMMANDLINE":
         raise ConfigError(f"{place} and --data {data} both name the data; give one of them")
     return place or data
+
+
+def source_of(context: typer.Context, name: str) -> str:
+    """Where the value of a parameter is from: COMMANDLINE, DEFAULT_MAP (a configuration file) or DEFAULT."""
+    source = context.get_parameter_source(name)
+    return source.name if source else "DEFAULT"
 
 
 def _for_these_encoders(context: typer.Context, values: Mapping[str, Any]) -> dict[str, Any]:
     """The encoder options of a configuration file, without those of encoders that the command line does not name."""
     options = {name: str(values[name]) for name in _ENCODER_FLAGS if name in values}
-    of_file = {name: text for name, text in options.items() if ":" in text and _is_of_file(context, name)}
+    of_file = {n: text for n, text in options.items() if ":" in text and source_of(context, n) == "DEFAULT_MAP"}
     if not of_file or not values.get("encoders"):
         return {}
     from mmfeat.encoders.registry import kept_for
@@ -208,11 +210,6 @@ def _for_these_encoders(context: typer.Context, values: Mapping[str, Any]) -> di
     given: dict[str, Any] = {name: text for name, text in of_file.items() if name in NAMED}
     kept = kept_for(requests(values["encoders"]), EncoderOptions(**given))
     return {name: str(getattr(kept, name)) for name in given}
-
-
-def _is_of_file(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "DEFAULT_MAP"
 
 
 def encoder_options(values: Mapping[str, Any]) -> dict[str, Any]:

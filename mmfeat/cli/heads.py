@@ -254,8 +254,7 @@ PARAMETERS: flags.Parameters = {
 }
 
 
-@flags.takes(PARAMETERS)
-@flags.interruptible("what was finished is kept, the same command goes on from there")
+@flags.takes(PARAMETERS, "what was finished is kept, the same command goes on from there")
 def heads(context: typer.Context, **given: Any) -> None:
     """Cross-validate heads on the cached vectors and rank them.
 
@@ -318,8 +317,7 @@ def _with_preset(context: typer.Context) -> dict[str, Any]:
         from mmfeat.cli.presets import preset_values
 
         for name, value in preset_values(values["preset"]).items():
-            source = context.get_parameter_source(name)
-            if source is None or source.name == "DEFAULT":
+            if flags.source_of(context, name) == "DEFAULT":
                 values[name] = value
     return values
 
@@ -330,9 +328,7 @@ def _protocol(values: Mapping[str, Any], context: typer.Context) -> Protocol:
 
     kind = values["protocol"]
     for name, asked in (("folds", "kfold"), ("split", "holdout")):
-        source = context.get_parameter_source(name)
-        kind = asked if kind == AUTO and source is not None and source.name != "DEFAULT" else kind
-
+        kind = asked if kind == AUTO and flags.source_of(context, name) != "DEFAULT" else kind
     try:
         shares = tuple(float(share) for share in values["split"].split(":"))
     except ValueError:

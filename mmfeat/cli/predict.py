@@ -24,7 +24,6 @@ from mmfeat.cli.flags import (
     Heads,
     Modalities,
     Parameters,
-    interruptible,
     names,
     option,
     reading,
@@ -161,8 +160,7 @@ PREDICT_PARAMETERS: Parameters = {
 }
 
 
-@takes(SUBMIT_PARAMETERS)
-@interruptible("no submission was written; vectors that were computed are kept")
+@takes(SUBMIT_PARAMETERS, "no submission was written; vectors that were computed are kept")
 def submit(context: typer.Context, **values: Any) -> None:
     """Predict the test data or the unlabelled samples. A checked file has id and label of each.
 
@@ -182,8 +180,7 @@ def submit(context: typer.Context, **values: Any) -> None:
     show_submission(result)
 
 
-@takes(PREDICT_PARAMETERS)
-@interruptible("no predictions were written; vectors that were computed are kept")
+@takes(PREDICT_PARAMETERS, "no predictions were written; vectors that were computed are kept")
 def predict(context: typer.Context, **values: Any) -> None:
     """Predict new texts and photos. One pair, some files, or a data set.
 
@@ -287,8 +284,7 @@ NEIGHBOURS_PARAMETERS: Parameters = {
 }
 
 
-@flags.takes(NEIGHBOURS_PARAMETERS)
-@interruptible("nothing was written")
+@flags.takes(NEIGHBOURS_PARAMETERS, "nothing was written")
 def neighbours(context: typer.Context, **values: Any) -> None:
     """Find the samples nearest to a sample, a text or a photo. The vectors are those of the latest extraction.
 
@@ -336,8 +332,7 @@ SERVE_PARAMETERS: Parameters = {
 }
 
 
-@takes(SERVE_PARAMETERS)
-@interruptible("nothing was served")
+@takes(SERVE_PARAMETERS, "nothing was served")
 def serve(context: typer.Context, **values: Any) -> None:
     """Answer pairs of text and photo over HTTP. The answers are those of `mmfeat predict`; a page lets you try it.
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmfeat.cli import flags
 from mmfeat.cli.console import ConsoleProgress, out, show_overlooked
 from mmfeat.cli.flags import (
     LATEST_READING,
@@ -19,7 +18,6 @@ from mmfeat.cli.flags import (
     Parameters,
     RunCache,
     RunData,
-    interruptible,
     option,
     reading,
     takes,
@@ -54,8 +52,7 @@ PARAMETERS: Parameters = {
 OF_ONE_RUN = ("data", *LATEST_READING, "audit", "photos")
 
 
-@takes(PARAMETERS)
-@interruptible("no report was written")
+@takes(PARAMETERS, "no report was written")
 def report(context: typer.Context, **values: Any) -> None:
     """Write a page about a run. It opens without a network; with --compare it sets several runs side by side.
 
@@ -121,8 +118,7 @@ EXPORT_PARAMETERS: Parameters = {
 }
 
 
-@flags.takes(EXPORT_PARAMETERS)
-@interruptible("nothing was written")
+@takes(EXPORT_PARAMETERS, "nothing was written")
 def export(context: typer.Context, **values: Any) -> None:
     """Write a run as ONNX, with a model card. The graphs are checked against mmfeat's own predictions.
 

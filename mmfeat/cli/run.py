@@ -12,7 +12,7 @@ from mmfeat.cli import extract as cli_extract
 from mmfeat.cli import flags
 from mmfeat.cli import heads as cli_heads
 from mmfeat.cli.console import ConsoleProgress, out
-from mmfeat.cli.flags import READING_PARAMETERS, Heads, Parameters, interruptible, option, reading, takes
+from mmfeat.cli.flags import READING_PARAMETERS, Heads, Parameters, option, reading, takes
 from mmfeat.cli.predict import warnings_of
 from mmfeat.errors import HeadError
 from mmfeat.system.wording import Advance, counted, duration, head_label, shown, size_of
@@ -55,8 +55,7 @@ class Steps(ConsoleProgress):
         self.number += 1
 
 
-@takes(PARAMETERS)
-@interruptible("what was finished is kept, the same command goes on from there")
+@takes(PARAMETERS, "what was finished is kept, the same command goes on from there")
 def run(context: typer.Context, **given: Any) -> None:
     """Do it all: extract, heads, audit, report and submit. The same command goes on after an interrupt.
 
