@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from mmfeat.audit import tables
+from mmfeat.audit import result
 from mmfeat.audit.findings import Findings, find_everything
 from mmfeat.audit.label_errors import judge_labels
 from mmfeat.audit.photos import stray_files
-from mmfeat.audit.result import Audit
+from mmfeat.audit.result import HEADERS, Audit
 from mmfeat.audit.texts import (
     NO_LANGUAGES,
     are_absent,
@@ -99,7 +99,7 @@ def audit_data(
         raise ConfigError(f"--export {export}: no run judges these labels; {findings.no_run or 'name one with --run'}")
     _write(audit, findings)
     if export:
-        header, rows = tables.DOUBTS, tables.doubt_rows(samples.samples, findings.suspicions, findings.is_multilabel)
+        header, rows = result.DOUBTS, result.doubt_rows(samples.samples, findings.suspicions, findings.is_multilabel)
         write_atomic(Path(export), csv_text(header, rows).encode())
     return audit
 
@@ -188,7 +188,7 @@ def _profile(findings: Findings, seed: int) -> dict[str, Any]:
 def _label_errors(findings: Findings, seed: int) -> dict[str, Any] | None:
     if findings.opinions is None:
         return None
-    texts = {sample.id: tables.shown_text(sample.text) for sample in findings.samples}
+    texts = {sample.id: result.shown_text(sample.text) for sample in findings.samples}
     examples = [{**asdict(suspicion), "text": texts[suspicion.id]} for suspicion in findings.suspicions[:EXAMPLES]]
     return {**judge_labels(findings.opinions, findings.suspicions, seed), "examples": examples}
 
@@ -224,16 +224,16 @@ def _write(audit: Audit, findings: Findings) -> None:
     with write_errors(audit.file):
         audit.file.unlink(missing_ok=True)
     rows = {
-        "duplicates.csv": tables.duplicate_rows(samples, findings.twins, findings.parts),
-        "conflicts.csv": tables.conflict_rows(samples, findings.twins, findings.conflicts),
-        "leaks.csv": tables.leak_rows(samples, [*findings.leaks, *findings.shared]),
-        "files.csv": tables.file_rows(samples, findings.odd),
-        "label_errors.csv": tables.error_rows(by_id, findings.suspicions),
-        "balance.csv": tables.balance_rows(audit.balance),
-        "profile.csv": tables.profile_rows(audit.profile),
+        "duplicates.csv": result.duplicate_rows(samples, findings.twins, findings.parts),
+        "conflicts.csv": result.conflict_rows(samples, findings.twins, findings.conflicts),
+        "leaks.csv": result.leak_rows(samples, [*findings.leaks, *findings.shared]),
+        "files.csv": result.file_rows(samples, findings.odd),
+        "label_errors.csv": result.error_rows(by_id, findings.suspicions),
+        "balance.csv": result.balance_rows(audit.balance),
+        "profile.csv": result.profile_rows(audit.profile),
     }
     for name, table in rows.items():
-        tables.write_table(audit.folder, name, table)
+        write_atomic(audit.folder / name, csv_text(HEADERS[name], table).encode())
     write_json(audit.file, audit.to_json())
 
 

@@ -193,11 +193,6 @@ class Opinions:
     targets: Targets
     probabilities: np.ndarray
 
-    @property
-    def floor(self) -> float:
-        """What the probabilities allow for labels that are wrong at random."""
-        return floor_of(self.run, self.entry)
-
 
 @dataclass(frozen=True)
 class Suspicion:
@@ -267,7 +262,6 @@ def suspicions(opinions: Opinions) -> list[Suspicion]:
 
 
 def judge_labels(opinions: Opinions, suspected: Sequence[Suspicion], seed: int = 42) -> dict[str, Any]:
-    """The summary of label errors and noise, for JSON."""
     ways = Counter((suspicion.label, suspicion.suggested) for suspicion in suspected)
     return {
         "run": str(opinions.run.folder),
@@ -287,12 +281,13 @@ def judge_labels(opinions: Opinions, suspected: Sequence[Suspicion], seed: int =
 def _noise(opinions: Opinions, seed: int) -> dict[str, Any]:
     """Noise of all labels; in multi-label data noise of each class, since there is no joint distribution of all."""
     targets, names = opinions.targets, opinions.targets.classes
+    floor = floor_of(opinions.run, opinions.entry)
     if targets.multilabel:
         parts = [_of_class(opinions, column) for column in range(len(names))]
-        found = [estimate_noise(*part, seed, floor=opinions.floor) for part in parts]
+        found = [estimate_noise(*part, seed, floor=floor) for part in parts]
         classes = {name: asdict(noise.wrong) for name, noise in zip(names, found, strict=True) if noise.claimed}
         return {"claimed": bool(classes), "classes": classes}
-    noise = estimate_noise(targets.numbers, opinions.probabilities, seed, floor=opinions.floor)
+    noise = estimate_noise(targets.numbers, opinions.probabilities, seed, floor=floor)
     planted = {"share": PLANTED, "found": planted_found(targets.numbers, opinions.probabilities, seed)}
     if not noise.claimed:
         return {"claimed": False, "planted": planted}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mmfeat.cli import flags
-from mmfeat.cli.console import SHOWN_LABELS, ConsoleProgress, one_line, out, show_table
+from mmfeat.cli.console import SHOWN_LABELS, ConsoleProgress, one_line, out, show_notes, show_table
 from mmfeat.cli.flags import LATEST_READING, AnyData, CacheFolder, Heads, Labels, Parameters, Seed, option, reading
 from mmfeat.errors import CacheMissError, ConfigError
 from mmfeat.system.wording import counted, head_label, interval, shown
@@ -28,8 +28,7 @@ TABLES = ("duplicates", "conflicts", "leaks", "files", "label_errors", "balance"
 def show_audit(audit: Audit) -> None:
     """Print duplicates, leaks, oddities, profile, balance and label errors; parts without findings are left out."""
     out.print(f"{shown(audit.data)}: {counted(audit.samples, 'sample')}, {audit.labelled:,} labelled")
-    for note in audit.notes:
-        out.print(f"note: {note}")
+    show_notes(audit.notes)
     _show_twins(audit)
     _show_leaks(audit)
     _show_odd(audit)

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -259,6 +259,11 @@ def _widths(lines: Sequence[Sequence[str]]) -> list[int]:
 
 def _width(widths: Sequence[int]) -> int:
     return sum(widths) + len(GAP) * (len(widths) - 1)
+
+
+def show_notes(notes: Iterable[str], indent: str = "") -> None:
+    for note in notes:
+        out.print(f"{indent}note: {note}")
 
 
 def show_table(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmfeat.cli import flags
-from mmfeat.cli.console import SHOWN_LABELS, WORTH_A_LINE, ConsoleProgress, out, show_table
+from mmfeat.cli.console import SHOWN_LABELS, WORTH_A_LINE, ConsoleProgress, out, show_notes, show_table
 from mmfeat.cli.flags import ENCODER_PARAMETERS, READING_PARAMETERS, CacheFolder, Data, Device, interruptible, requests
 from mmfeat.system.wording import counted, duration, rate_of, shown, size_of
 
@@ -134,8 +134,7 @@ def show_samples(samples: Overview) -> None:
         names = "" if counts else " (--columns label=... names yours)"
         out.print(f"  columns not used: {', '.join(samples.unused_columns)}{names}")
     _show_table(samples)
-    for note in samples.notes:
-        out.print(f"  note: {shown(note)}")
+    show_notes(map(shown, samples.notes), "  ")
 
 
 def notes_on(towers: Sequence[Tower]) -> list[str]:
@@ -172,8 +171,7 @@ def notes_on_names(requests: Sequence[str]) -> list[str]:
 
 def show_extraction(result: Extraction) -> None:
     """Print the vectors by encoder, what is missing or failed, and where the time went."""
-    for note in result.lost:
-        out.print(f"  note: {shown(note)}")
+    show_notes(map(shown, result.lost), "  ")
     for modality, reasons in result.missing.items():
         for reason, count in reasons.most_common(SHOWN_FAILURES):
             example = shown(result.examples[modality][reason])
@@ -196,8 +194,7 @@ def show_extraction(result: Extraction) -> None:
         if folder in result.runtimes:
             out.print(f"    computed by {shown(result.runtimes[folder])}")
     show_decision(result.decision)
-    for note in notes_on(result.towers):
-        out.print(f"  note: {shown(note)}")
+    show_notes(map(shown, notes_on(result.towers)), "  ")
     for id, reason in result.failures[:SHOWN_FAILURES]:
         out.print(f"  sample {id}: {reason}; kept, the model uses the rest")
     if result.failed > SHOWN_FAILURES:
@@ -238,8 +235,7 @@ def show_forecast(forecasts: Forecasts) -> None:
 
 def _show_part(forecasts: Forecasts) -> None:
     out.print(f"{forecasts.samples.source}: {counted(len(forecasts.samples), 'sample')}")
-    for note in forecasts.samples.notes:
-        out.print(f"  note: {shown(note)}")
+    show_notes(map(shown, forecasts.samples.notes), "  ")
     _show_table(forecasts.samples)
     show_decision(forecasts.decision)
     if not forecasts.encoders:

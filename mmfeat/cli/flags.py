@@ -36,35 +36,29 @@ def option(text: str, kind: Any = str, *names: str, least: int | None = None) ->
 
 PLACE = "place"  # the parameter of data that are named without `--data`
 Place = Annotated[str | None, typer.Argument(metavar="DATA", help="The same as --data.")]
-Data = option(
-    "Folder, archive or table, in a layout of docs/data.md; pattern, list, URL or hf:NAME.", str | None, "--data"
-)
-AnyData = option("Folder or table.  [default: that of the latest extraction]", str | None, "--data")
-AnyRun = option("A run folder.  [default: the best on the latest data and folds]", str | None, "--run")
-RunData = option("Folder or table.  [default: that of the run]", str | None, "--data")
-RunCache = option("Feature cache.  [default: that of the run]", str | None, "--cache")
-Heads = option("Folder of the runs.", str, "--heads")
-Head = option("A head of the run.  [default: the best]", str | None, "--head")
-Modalities = option("both, text, image, table or ensemble.  [default: the best]", str | None, "--modalities")
-Encoders = option("family[:variant],...: st, bert, hf, clip, timm, resnet50, hashing, hog, lexicon.", str, "--encoders")
-AnyEncoders = option("As for extract.  [default: the latest extraction's]", str | None, "--encoders")
-CacheFolder = option("Folder of the feature cache.", str, "--cache")
-ColumnsFlag = option("Names of your columns: id=,text=,image=,label=,table=; A+B joins two.", str, "--columns")
-Device = option("auto, cpu, cuda, cuda:N or mps.", str, "--device")
-RuntimeFlag = option(
-    "What runs encoders on a CPU: torch, compile, onnxruntime, openvino; auto: the fastest.", str, "--runtime"
-)
-AnyColumns = option("As for extract.  [default: the latest's]", str | None, "--columns")
-EngineFlag = option("local or ray.", str, "--engine")
-RayAddress = option("Address of a Ray cluster.  [default: this machine]", str | None, "--ray-address")
-Workers = option("Processes that read, or Ray's workers; 0: by the machine.", int, "--workers", least=0)
-Trainings = option("Trainings at the same time; 0: one for each core.", int, "--workers", least=0)
+Data = option("Folder, archive or table, in a layout of docs/data.md; pattern, list, URL or hf:NAME.", str | None)
+AnyData = option("Folder or table.  [default: that of the latest extraction]", str | None)
+AnyRun = option("A run folder.  [default: the best on the latest data and folds]", str | None)
+RunData = option("Folder or table.  [default: that of the run]", str | None)
+RunCache = option("Feature cache.  [default: that of the run]", str | None)
+Heads = option("Folder of the runs.")
+Head = option("A head of the run.  [default: the best]", str | None)
+Modalities = option("both, text, image, table or ensemble.  [default: the best]", str | None)
+Encoders = option("family[:variant],...: st, bert, hf, clip, timm, resnet50, hashing, hog, lexicon.")
+AnyEncoders = option("As for extract.  [default: the latest extraction's]", str | None)
+CacheFolder = option("Folder of the feature cache.")
+ColumnsFlag = option("Names of your columns: id=,text=,image=,label=,table=; A+B joins two.")
+Device = option("auto, cpu, cuda, cuda:N or mps.")
+RuntimeFlag = option("What runs encoders on a CPU: torch, compile, onnxruntime, openvino; auto: the fastest.")
+AnyColumns = option("As for extract.  [default: the latest's]", str | None)
+EngineFlag = option("local or ray.")
+RayAddress = option("Address of a Ray cluster.  [default: this machine]", str | None)
+Workers = option("Processes that read, or Ray's workers; 0: by the machine.", int, least=0)
+Trainings = option("Trainings at the same time; 0: one for each core.", int, least=0)
 Mlflow = option(
-    "Log the run to the MLflow server or database at this URI: http://HOST:5000, sqlite:///mlflow.db.",
-    str | None,
-    "--mlflow",
+    "Log the run to the MLflow server or database at this URI: http://HOST:5000, sqlite:///mlflow.db.", str | None
 )
-Seed = option("Fixes everything that is random.", int, "--seed", least=0)
+Seed = option("Fixes everything that is random.", int, least=0)
 
 # The flags of encoders: parameter -> its type, help, least value, and default in `mmfeat extract`.
 _OUTPUTS = "pooled, tokens, prefix:N (input of the N-th last layer), bert=tokens, ..."
@@ -135,7 +129,7 @@ def reading(values: Mapping[str, Any], before: Mapping[str, str] | None = None) 
     return {name: v for name, v in (before or {}).items() if not columns or name in flags} | columns | given
 
 
-Labels = option("A table of ids and labels that replace those of the data.", str | None, "--labels")
+Labels = option("A table of ids and labels that replace those of the data.", str | None)
 
 ENCODER_PARAMETERS = _encoder_parameters(latest=False)
 LATEST_PARAMETERS = _encoder_parameters(latest=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mmfeat.cli import flags
-from mmfeat.cli.console import ConsoleProgress, fits, out, show_partitions, show_table, show_verdict
+from mmfeat.cli.console import ConsoleProgress, fits, out, show_notes, show_partitions, show_table, show_verdict
 from mmfeat.cli.flags import LATEST_PARAMETERS, LATEST_READING, AnyData, AnyEncoders, CacheFolder, Seed, names, option
 from mmfeat.errors import ConfigError
 from mmfeat.heads.registry import DEFAULTS, SETTING_TYPES, flag, settings_of
@@ -38,8 +38,7 @@ def show_sweep(sweep: Sweep, verbose: bool = False) -> None:
         out.print("nothing to do: these heads were trained on this data before")
     if sweep.new_splits is not None:
         out.print(f"splits written to {sweep.new_splits}; later runs with --split-dir {sweep.new_splits} reuse them")
-    for note in sweep.notes:
-        out.print(f"note: {note}")
+    show_notes(sweep.notes)
     shown_rows = len(run.leaderboard) if verbose else SHOWN_ROWS
     _show_leaderboard(run, shown_rows)
     out.print(_explanation(run, shown_rows))
@@ -112,7 +111,6 @@ def _show_ablation(run: Run) -> None:
 
 
 def _show_confusion(run: Run) -> None:
-    """Print the confusion matrix of the best entry, with true labels in rows."""
     best = run.leaderboard[0]
     if len(run.classes) > SHOWN_CLASSES or run.config.is_multilabel or run.config.is_regression:
         return
@@ -226,10 +224,10 @@ PARAMETERS: flags.Parameters = {
     "all_seeds": (option("Train clearly worse heads with all seeds too.", bool, "--all-seeds"), False),
     "fold_seeds": (option("Partitions into folds, with seeds that follow --seed; their spread.", int, least=1), 1),
     "split": (option("Shares of a holdout: train:validation:test or train:test."), "8:1:1"),
-    "group": (option("Keep near duplicates in one fold.", bool, "--group/--no-group"), True),
+    "group": (option("Keep near duplicates in one fold.", bool), True),
     "split_dir": (option(_SPLIT_DIR, str | None), None),
-    "refit": (option("Train the final heads on all labelled data.", bool, "--refit/--no-refit"), True),
-    "ensembles": (option("Make ensembles of the heads.", bool, "--ensembles/--no-ensembles"), True),
+    "refit": (option("Train the final heads on all labelled data.", bool), True),
+    "ensembles": (option("Make ensembles of the heads.", bool), True),
     "search": (option(_SEARCH), "grid"),
     "trials": (option("Largest number of settings to try for each head.  [default: all]", int | None, least=1), None),
     "time_limit": (option("After so many seconds no trial is begun.", float | None, least=0), None),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmfeat.cli import flags
-from mmfeat.cli.console import ConsoleProgress, err, fits, one_line, out, show_overlooked, show_table
+from mmfeat.cli.console import ConsoleProgress, err, fits, one_line, out, show_notes, show_overlooked, show_table
 from mmfeat.cli.flags import (
     LATEST_READING,
     AnyData,
@@ -59,8 +59,7 @@ def show_submission(result: Submission) -> None:
     form = "{:.6g}" if result.run.config.is_regression else "{:.1%}"
     rows = [(label, *(form.format(share.get(label, 0.0)) for share in shares)) for label in result.trained]
     show_table(header, rows, header[:1:-1])
-    for line in warnings_of(result):
-        out.print(f"note: {line}")
+    show_notes(warnings_of(result))
     out.print(f"run {result.run.folder}")
     out.print(f"leaderboard {result.run.leaderboard_file}")
     out.print(f"submission {result.path}")
@@ -86,7 +85,7 @@ def _scored(scores: Scores) -> str:
     return f"{scores.samples:,} labelled samples: {', '.join(both)}"
 
 
-def show_notes(result: Predicted) -> None:
+def show_head(result: Predicted) -> None:
     """Print to standard error which head predicts, its scores on labelled samples, and warnings."""
     err.print(f"{head_label(result.head, result.modalities)} of {result.run.folder}")
     if result.scores is not None:
@@ -123,7 +122,7 @@ _COLUMNS = (
 )
 _FORMAT = "csv, tsv or jsonl.  [default: as the suffix of --out, else csv]"
 _MOVED = option("Where the weights of the run are now, if they moved: bert:FOLDER,...", str | None)
-_PROBA = option("Write a calibrated probability for each class as well.", bool, "--proba/--no-proba")
+_PROBA = option("Write a calibrated probability for each class as well.", bool)
 _FILES = "Photos, each with its .txt beside it; .txt files; a folder of them; or a table as data."
 # The parameters of both commands: the run that predicts, and the form of the file.
 _PARAMETERS: Parameters = {
@@ -135,7 +134,7 @@ _PARAMETERS: Parameters = {
     "cache": (flags.RunCache, None),
     **LATEST_READING,
     "columns": (option(_COLUMNS, str | None), None),
-    "header": (option("Write a first line with the names of the columns.", bool, "--header/--no-header"), True),
+    "header": (option("Write a first line with the names of the columns.", bool), True),
     "format": (option(_FORMAT, str | None), None),
     "proba": (_PROBA, False),
     "device": (Device, "auto"),
@@ -255,10 +254,10 @@ def _deliver(result: Predicted, target: Path | None, output: OutputFormat, plain
     if target is not None:
         checked_target(target, result.run.folder, result.run.config.data)
         write_prediction_file(target, result.predictions, output)
-        show_notes(result)
+        show_head(result)
         out.print(f"predictions {target}")
         return
-    show_notes(result)
+    show_head(result)
     if out.is_terminal and not plain and len(result.predictions) <= FEW:
         show_few(result)
         return
@@ -313,8 +312,7 @@ def show_neighbours(found: Neighbours) -> None:
         rows.append((f"{cosine:.3f}", sample.id, sample.label or "", one_line(sample.text or "")))
     out.print(f"nearest to {found.query.id} by {found.encoder}")
     show_table(("cosine", "id", "label", "text"), rows)
-    for note in found.notes:
-        out.print(f"note: {note}")
+    show_notes(found.notes)
 
 
 _NEIGHBOURS = f"Number of nearest training samples in an answer.  [default: {SHOWN}; 0 with a --host open to others]"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmfeat.cli.console import ConsoleProgress, out, show_overlooked
+from mmfeat.cli.console import ConsoleProgress, out, show_notes, show_overlooked
 from mmfeat.cli.flags import (
     LATEST_READING,
     AnyRun,
@@ -94,8 +94,7 @@ def _show(result: Report) -> None:
         out.print(f"{result.samples:,} samples{waiting} and {result.photos:,} photos")
     for run in result.runs:
         out.print(f"run {run.folder}")
-    for note in result.notes:
-        out.print(f"note: {note}")
+    show_notes(result.notes)
     out.print(f"report {result.path} ({size_of(result.bytes)}; opens without a network)")
     if len(result.runs) == 1:
         from mmfeat.runs.verdict import prediction_step
@@ -113,7 +112,7 @@ EXPORT_PARAMETERS: Parameters = {
     "head": (option("A head of the run.  [default: the best that can be]", str | None), None),
     "modalities": (Modalities, None),
     "cache": (RunCache, None),
-    "model": (option("Export the encoders too, as model.onnx.", bool, "--model/--no-model"), True),
+    "model": (option("Export the encoders too, as model.onnx.", bool), True),
     "device": (Device, "auto"),
 }
 

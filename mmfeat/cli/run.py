@@ -11,7 +11,7 @@ import typer
 from mmfeat.cli import extract as cli_extract
 from mmfeat.cli import flags
 from mmfeat.cli import heads as cli_heads
-from mmfeat.cli.console import ConsoleProgress, out
+from mmfeat.cli.console import ConsoleProgress, out, show_notes
 from mmfeat.cli.flags import READING_PARAMETERS, Heads, Parameters, option, reading, takes
 from mmfeat.cli.predict import warnings_of
 from mmfeat.errors import HeadError
@@ -41,7 +41,6 @@ class Steps(ConsoleProgress):
 
     @property
     def title(self) -> str:
-        """The number and the name of the step, as in `2/5 heads`."""
         return f"{self.number}/{len(self.names)} {self.names[self.number - 1]}"
 
     def step(self, title: str, total: int | None) -> AbstractContextManager[Advance]:
@@ -50,8 +49,7 @@ class Steps(ConsoleProgress):
     def end(self, result: str, *notes: str) -> None:
         """Print the result of a step, and notes; the next step begins."""
         out.print(f"{self.title}: {result}")
-        for note in notes:
-            out.print(f"  note: {shown(note)}")
+        show_notes(map(shown, notes), "  ")
         self.number += 1
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmfeat.cli.console import ConsoleProgress, err, out, show_partitions, show_table, show_verdict
+from mmfeat.cli.console import ConsoleProgress, err, out, show_notes, show_partitions, show_table, show_verdict
 from mmfeat.cli.flags import Device, Heads, Helped, Modalities, Trainings, interruptible
 from mmfeat.errors import RunError
 from mmfeat.system.wording import counted, duration, gain, interval, shown, size_of
@@ -139,8 +139,7 @@ def show_reproduction(reproduction: Reproduction) -> None:
             show_table(("entry", before, "after"), rows)
     for name, (before, after) in reproduction.changed.items():
         out.print(f"{name}: {before} then, {after} now")
-    for note in reproduction.notes:
-        out.print(f"note: {note}")
+    show_notes(reproduction.notes)
     out.print(f"run {shown(str(reproduction.run.folder.resolve()))}")
 
 

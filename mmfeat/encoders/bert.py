@@ -28,7 +28,6 @@ ST_POOLINGS = {"cls": "cls", "max": "max", "mean": "mean", "lasttoken": "last"}
 
 
 def describe(family: str, variant: str, options: EncoderOptions) -> list[EncoderSpec]:
-    """The spec of the one text tower."""
     variant = variant or DEFAULT_VARIANT
     source = Source("bert", variant)
     source.check_form()

@@ -41,7 +41,6 @@ class Listed:
 
     @property
     def facts(self) -> list[str]:
-        """What is known, in words."""
         known = {"wide": self.width, "px": self.pixels, "tokens": self.tokens}
         facts = [f"{value:,} {unit}" for unit, value in known.items() if value]
         millions = [f"{self.parameters:,.0f} M parameters"] if self.parameters else []

@@ -36,7 +36,6 @@ LOWERING = ("lower", "canonicalize")  # open_clip's ways to clean a text that dr
 
 
 def describe(family: str, variant: str, options: EncoderOptions) -> list[EncoderSpec]:
-    """Specs of the image and the text tower."""
     checkpoint = read_checkpoint(variant)
     return specs_of(checkpoint, checkpoint.identity(), options)
 

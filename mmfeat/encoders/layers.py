@@ -214,7 +214,6 @@ def try_out(network: Network, spec: EncoderSpec, inputs: Any) -> None:
 
 
 def no_hidden_states(spec: EncoderSpec) -> EncoderError:
-    """The error for a model whose layers cannot be averaged."""
     return EncoderError(
         f"--layers {spec.layers}: the layers of {spec.model} give no hidden states of one shape with one norm "
         "behind them, as those of a ViT do; leave it out"
@@ -222,7 +221,6 @@ def no_hidden_states(spec: EncoderSpec) -> EncoderError:
 
 
 def no_class_token(spec: EncoderSpec) -> EncoderError:
-    """The error for a pooling that needs a class token."""
     return EncoderError(f"--image-pooling {spec.pooling}: {spec.model} has no class token; use mean or model")
 
 

@@ -369,7 +369,6 @@ def _mapped(function: Callable[[Tensor], Tensor], inputs: Any) -> Any:
 
 
 def _processor() -> str:
-    """The name of the processor, as the system has it."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

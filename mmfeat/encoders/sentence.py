@@ -114,7 +114,6 @@ def read_cuts(variant: str, spec: EncoderSpec) -> Callable[[str], int]:
 
 
 def reference(variant: str, spec: EncoderSpec) -> Callable[[str], np.ndarray]:
-    """`SentenceTransformer.encode` of one text, in float32."""
     model, clean = _model(variant, spec), CLEANING[spec.cleaning]
     recipe = json.loads(spec.preprocessing or "{}")
 

@@ -69,7 +69,6 @@ class Source:
         return {"trust_remote_code": bool(spec.remote_code), **revisions}
 
     def load_errors(self) -> contextlib.AbstractContextManager[None]:
-        """One line for an error of a load from the folder or from the hub."""
         return load_errors(self.name, is_local=local_path(self.variant) is not None)
 
     def read_config(self, folder: str = "") -> dict[str, Any]:
@@ -110,7 +109,6 @@ class Source:
             )
 
     def of_pictures(self, kind: str) -> EncoderError:
-        """The error for a model of pictures where a text encoder is needed."""
         return EncoderError(f"{self.name}: {kind} is a model of pictures and no text encoder; name hf:{self.variant}")
 
     def check_complete(self, missing: list[str], mismatched: Any, remedy: str = "") -> None:

@@ -306,7 +306,6 @@ class EncoderOptions:
 
     @property
     def decoding(self) -> Decoding:
-        """The decoding of photos that is asked for."""
         asked = {name: getattr(self, name) for name in SHOWN}
         return Decoding(self.draft, *(SHOWN[name] if value == AUTO else value for name, value in asked.items()))
 
@@ -345,7 +344,6 @@ class EncoderOptions:
 
     @property
     def tower_pooling(self) -> str:
-        """The pooling of an image tower in a spec."""
         return "tower" if self.image_pooling == OF_MODEL else self.image_pooling
 
     @property

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 
 def names() -> list[str]:
-    """Names of the classification models that torchvision registers."""
     import_torchvision()
     import torchvision
 
@@ -36,7 +35,6 @@ def names() -> list[str]:
 
 
 def describe(family: str, variant: str, options: EncoderOptions) -> list[EncoderSpec]:
-    """The spec of the one image tower."""
     file = local_path(variant)
     weights, options = _weights(family, variant, file), options.for_model(family)
     return [

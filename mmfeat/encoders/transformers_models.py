@@ -111,7 +111,6 @@ class Loaded:
         return dict(self.processor(text=[CLEANING[spec.cleaning](text)], return_tensors="pt", **given))
 
     def text_network(self) -> Network:
-        """Forward pass over token ids, layers and tokens of the text tower."""
         tower, taken = self.part("text_model"), self.processor.tokenizer.model_input_names
 
         def forward(inputs: dict[str, Tensor]) -> Tensor:
@@ -213,7 +212,6 @@ class ImageTower:
         self._try_out()
 
     def network(self) -> Network:
-        """Forward pass over pixels, layers and tokens."""
         hooked = self.spec.layers > 1
         return Network(self.vectors, self.layers, Point(self.tower), hooked=hooked)
 
@@ -353,7 +351,6 @@ class ImageTower:
 
 
 def collate(batch: list[Any]) -> Any:
-    """B prepared pictures as one batch."""
     if isinstance(batch[0], dict):
         return {name: stack([inputs[name] for inputs in batch]) for name in batch[0]}
     return stack(batch)

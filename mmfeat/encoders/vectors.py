@@ -16,7 +16,7 @@ import numpy as np
 from mmfeat.encoders.spec import Encoder, EncoderOptions, EncoderSpec
 from mmfeat.encoders.weights import local_path, one_line, path_identity
 from mmfeat.errors import EncoderError
-from mmfeat.samples.column_names import find_column, usual_name
+from mmfeat.samples.table_columns import find_column, usual_name
 
 if TYPE_CHECKING:
     import pyarrow
@@ -39,7 +39,6 @@ def describe(family: str, variant: str, options: EncoderOptions) -> list[Encoder
 
 
 def load(variant: str, specs: list[EncoderSpec]) -> Encoder:
-    """The encoder, which looks up the ids of samples."""
     rows, vectors = read_vectors(Path(variant))
 
     def find(id: str) -> int:

@@ -49,7 +49,6 @@ class Evidence:
 
     @property
     def dtype(self) -> str:
-        """The dtype that this evidence is for."""
         return self.half if self.cosine >= LEAST_COSINE else "float32"
 
     def __str__(self) -> str:

@@ -111,7 +111,6 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _joined(parts: list[list[Values]]) -> list[Values]:
-    """The values of all batches, joined for each output."""
     if len(parts) == 1:
         return parts[0]
     return [

@@ -235,7 +235,6 @@ def _extract(
     settings: ExtractSettings,
     progress: Progress,
 ) -> Counts:
-    """Encode one block of samples after the other in this process."""
     with (
         Extractor(towers, store, settings) as extractor,
         closing(_planned(extractor.planner, iter(blocks), progress)) as plans,
@@ -341,7 +340,6 @@ class Extractor(AbstractContextManager["Extractor"]):
             self._encoders += [Batcher(encoder, self.device, self.settings.batch_size) for encoder in fresh]
 
     def encoders(self, modality: str) -> list[Batcher]:
-        """The loaded encoders of a modality."""
         return [batcher for batcher in self._encoders if batcher.encoder.modality == modality]
 
     @property

@@ -122,7 +122,6 @@ class _Needs:
 
     @property
     def samples(self) -> Counter[str]:
-        """Number of items by modality."""
         counts: Counter[str] = Counter()
         for lacking, count in self.items.items():
             counts[self.sampled[lacking][0].modality] += count
@@ -158,7 +157,6 @@ def forecast_extraction(
 
 
 def _forecast(work: Work, settings: ExtractSettings, progress: Progress, is_test: bool) -> Forecasts:
-    """The forecast of a data set."""
     overview, needs = look_over(work.source, work.towers, is_test), _Needs()
     with Extractor(work.towers, work.store, settings, writes=False) as extractor:
         for block in work.source.blocks(BLOCK):

@@ -59,7 +59,6 @@ class Clocks:
             setattr(self, step, getattr(self, step) + time.perf_counter() - start)
 
     def add(self, other: Clocks) -> None:
-        """Add the seconds of other blocks or of another worker; sums over several workers include the wall time."""
         for name in (*STEPS, "starved", "blocked", "wall"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.workers = max(self.workers, other.workers)
@@ -75,7 +74,6 @@ class Clocks:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds of work by step."""
         return {step: getattr(self, step) for step in STEPS}
 
     @property
@@ -111,7 +109,6 @@ class Parts:
             self.first = (place_of(sample, modality), reason)
 
     def add(self, other: Parts) -> None:
-        """Add the counts of other samples."""
         self.count += other.count
         self.lost += other.lost
         self.first = self.first if self.first[0] else other.first
@@ -196,7 +193,6 @@ class Counts:
         self.unreadable[folder] += failed
 
     def add(self, other: Counts) -> None:
-        """Add the counts of another block or worker."""
         for name in ("stored", "new", "unreadable", "cut", "limits", "runtimes"):
             getattr(self, name).update(getattr(other, name))
         for modality, reasons in other.missing.items():

@@ -27,13 +27,13 @@ from mmfeat.encoders.spec import (
 )
 from mmfeat.encoders.torch_tower import LIBRARIES, RUNTIMES
 from mmfeat.errors import CacheMissError, ConfigError, DataError, WriteError
-from mmfeat.samples.column_names import COLUMNS, ROW_NUMBER, columns_in, find_column, find_columns
 from mmfeat.samples.contents import JUDGED, TWEETS, tweet_share
 from mmfeat.samples.corrections import without_labels
 from mmfeat.samples.dataset import Data, SampleSource, name_of
 from mmfeat.samples.folders import hash_of
 from mmfeat.samples.labels import SPLIT
 from mmfeat.samples.objects import OBJECT
+from mmfeat.samples.table_columns import COLUMNS, ROW_NUMBER, columns_in, find_column, find_columns
 from mmfeat.system.files import canonical_json, no_such_data, read_json, write_json
 from mmfeat.system.hardware import resolve_device, resolve_dtype
 from mmfeat.system.remote import HUB, absolute, exists, is_remote

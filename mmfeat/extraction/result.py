@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from mmfeat.cache.features import Features
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import Tower
 from mmfeat.extraction.arithmetic import Evidence
-from mmfeat.extraction.missing import Clocks, Parts
+from mmfeat.extraction.missing import Counts
 from mmfeat.extraction.requests import Decision
 from mmfeat.samples.dataset import SampleSet, read_samples
 from mmfeat.samples.rows import Overview
@@ -27,11 +26,11 @@ if TYPE_CHECKING:
     from mmfeat.extraction.extract import ExtractSettings
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Extraction(Frame, Shown):
-    """Result of an extraction: samples, encoders, cache folder of the data set, counts that `Counts` explains, and
-    the decision on the cleaning where a text encoder follows it, and by request the evidence on which `auto` settled
-    the dtype. `test` is the extraction of the test data, if named; `lost` notes what is mostly unreadable.
+@dataclass(kw_only=True, repr=False)
+class Extraction(Frame, Shown, Counts):
+    """Result of an extraction: samples, encoders, cache folder of the data set, counts, and the decision on the
+    cleaning where a text encoder follows it, and by request the evidence on which `auto` settled the dtype. `test` is
+    the extraction of the test data, if named; `lost` notes what is mostly unreadable.
     """
 
     samples: Overview
@@ -40,18 +39,6 @@ class Extraction(Frame, Shown):
     settings: ExtractSettings
     engine: str
     seconds: float
-    stored: Counter[str]
-    new: Counter[str]
-    unreadable: Counter[str]
-    cut: Counter[str]
-    limits: Mapping[str, int]
-    runtimes: Mapping[str, str]
-    missing: Mapping[str, Counter[str]]
-    examples: Mapping[str, Mapping[str, str]]
-    parts: Mapping[str, Parts]
-    failures: Sequence[tuple[str, str]]
-    failed: int
-    clocks: Mapping[str, Clocks]
     decision: Decision | None = None
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
     test: Extraction | None = None

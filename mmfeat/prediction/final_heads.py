@@ -26,11 +26,10 @@ from mmfeat.heads.registry import NEEDS_TOKENS
 from mmfeat.prediction.output_file import Predictions
 from mmfeat.runs.entry import Entry, FinalHead, Rule, RunConfig
 from mmfeat.runs.run import Run, checked_towers, is_same
-from mmfeat.samples.column_names import COLUMNS, ROW_NUMBER
 from mmfeat.samples.contents import view_number
 from mmfeat.samples.dataset import MODALITIES, PART, Sample, SampleSet, read_samples
 from mmfeat.samples.folders import TEST_LIST, TRAIN_LIST
-from mmfeat.samples.table_columns import TABLE, TableColumn
+from mmfeat.samples.table_columns import COLUMNS, ROW_NUMBER, TABLE, TableColumn
 from mmfeat.sweep.ensembles import combine
 from mmfeat.system.files import file_sha256
 from mmfeat.system.hardware import resolve_device

@@ -19,7 +19,7 @@ from mmfeat.cache.features import MappedBlock
 from mmfeat.cache.store import Cache
 from mmfeat.errors import MmfeatError
 from mmfeat.extraction.requests import test_of
-from mmfeat.report.audited import doubted_rows, twins_of
+from mmfeat.report.facts import doubted_rows, twins_of
 from mmfeat.report.modalities import WHO, attribute
 from mmfeat.report.section import LARGE_SIDE, PHOTO_SIDE, SINGLE, Subject, shortened, thumbnail, title_of
 from mmfeat.samples.dataset import Sample

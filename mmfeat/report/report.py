@@ -8,8 +8,16 @@ from pathlib import Path
 
 from mmfeat.cache.store import folder_name
 from mmfeat.evaluation.significance import LEVEL
-from mmfeat.report.audited import audit_section, doubted_rows, duplicates_section, labels_section
-from mmfeat.report.facts import cache_section, data_notes, data_section, run_section
+from mmfeat.report.facts import (
+    audit_section,
+    cache_section,
+    data_notes,
+    data_section,
+    doubted_rows,
+    duplicates_section,
+    labels_section,
+    run_section,
+)  # fmt: skip
 from mmfeat.report.gallery import make_gallery
 from mmfeat.report.modalities import ablation_section, attribution_section
 from mmfeat.report.page import Page, checked_page, render, write_figures, write_page, write_tables

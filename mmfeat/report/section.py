@@ -121,7 +121,6 @@ def number(value: float | None) -> str:
 
 
 def p_value(value: float) -> str:
-    """A p-value with three digits, or `< 0.001`."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 

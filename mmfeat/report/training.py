@@ -192,11 +192,7 @@ def stages_section(subject: Subject) -> Section | None:
     words += [f"Warning: {run.results.warning}."] if run.results.warning else []
     header = ["stage", "macro-F1", "over stage 1", "p-value", "training rows", "validation", "test"]
     caption = "The last three are macro-F1 without adjustment: a gap between them shows learning by heart"
-    return Section("stages", "Stage 1 and stage 2", words, [_stages(entries)], [Table("stages", caption, header, rows)])
-
-
-def _stages(entries: Sequence[Entry]) -> Figure:
     scores, names = [entry.macro_f1 for entry in entries], [entry.head for entry in entries]
-    colours = [SERIES[7]] + [SERIES[0]] * len(entries[1:])
-    title, says = "macro-F1 of the stages", "the table below has the values"
-    return score_figure("stages", title, says, scores, names, colours)
+    colours, says = [SERIES[7]] + [SERIES[0]] * len(entries[1:]), "the table below has the values"
+    figure = score_figure("stages", "macro-F1 of the stages", says, scores, names, colours)
+    return Section("stages", "Stage 1 and stage 2", words, [figure], [Table("stages", caption, header, rows)])

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from mmfeat.errors import ConfigError, DataError
-from mmfeat.samples.column_names import find_column
 from mmfeat.samples.dataset import Data, SampleSet, read_samples
 from mmfeat.samples.labels import (
     ORDINAL,
@@ -19,6 +18,7 @@ from mmfeat.samples.labels import (
     number_of,
     some_counts,
 )
+from mmfeat.samples.table_columns import find_column
 from mmfeat.samples.tables import Table
 from mmfeat.system.remote import exists
 from mmfeat.system.wording import counted

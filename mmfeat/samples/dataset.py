@@ -18,7 +18,6 @@ from typing import Any, TypeAlias
 from unicodedata import normalize
 
 from mmfeat.errors import DataError
-from mmfeat.samples.column_names import ROW_NUMBER
 from mmfeat.samples.contents import content_key, joined_key
 from mmfeat.samples.encodings import Decoder
 from mmfeat.samples.folders import (
@@ -42,7 +41,7 @@ from mmfeat.samples.layouts import FILE_NAME, METADATA, NO_TEXT, GroupedFiles, L
 from mmfeat.samples.objects import OBJECT, file_of, short_name, without_files, written
 from mmfeat.samples.photo_cells import IMAGE_ROOT, Photo, PhotoFinder, Photos
 from mmfeat.samples.rows import NO_LABELS, Absence, Overview, SampleRows
-from mmfeat.samples.table_columns import TABLE, TableCounts
+from mmfeat.samples.table_columns import ROW_NUMBER, TABLE, TableCounts
 from mmfeat.samples.table_files import table_name
 from mmfeat.system.files import no_such_data
 from mmfeat.system.notebook import Cells, Shown

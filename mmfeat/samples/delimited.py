@@ -35,7 +35,6 @@ class Dialect:
     note: str = ""  # a decision that the user should hear of
 
     def reader(self, lines: Iterator[str]) -> Any:
-        """A reader of rows."""
         csv.field_size_limit(1 << 30)  # a long text is no error
         return csv.reader(
             map(_doubled, lines) if self.escaped else lines,

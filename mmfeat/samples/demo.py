@@ -36,8 +36,6 @@ SKIES = {1: (120, 190, 250), 0: (170, 175, 185), -1: (60, 65, 85)}
 
 @dataclass(frozen=True)
 class Pair:
-    """One generated sample."""
-
     id: str
     text: bytes
     picture: bytes

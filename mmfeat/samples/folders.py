@@ -206,7 +206,6 @@ def checked_id(value: str | None, line: str, ids: UniqueIds | None, is_file: boo
 
 
 def hash_of(id: str) -> int:
-    """The 64-bit hash of an id."""
     import xxhash
 
     return xxhash.xxh3_64_intdigest(id.encode())

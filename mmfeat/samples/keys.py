@@ -152,7 +152,6 @@ class ContentKeys:
 
     @property
     def is_several(self) -> bool:
-        """Whether any sample has several photos."""
         return self.single is not None
 
 

@@ -17,9 +17,9 @@ from posixpath import basename, dirname
 from typing import Any, NamedTuple
 
 from mmfeat.errors import DataError
-from mmfeat.samples.column_names import columns_in, join_texts
 from mmfeat.samples.folders import TEST_LIST, TRAIN_LIST, File, Tree, is_photo, list_remedy, photo_suffixes, some_of
 from mmfeat.samples.labels import SPLIT, TEST, TRAIN, VALIDATION, is_missing, label_of, part_named, part_of_name
+from mmfeat.samples.table_columns import columns_in, join_texts
 from mmfeat.samples.table_files import SUFFIXES, table_suffix
 from mmfeat.system.wording import counted
 
@@ -223,7 +223,6 @@ class GroupedFiles:
 
     @property
     def notes(self) -> list[str]:
-        """What was decided or left out."""
         notes = []
         if self._classes:
             notes.append("labels are the names of folders")

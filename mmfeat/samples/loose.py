@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from mmfeat.errors import DataError
-from mmfeat.samples.column_names import find_column, usual_name
 from mmfeat.samples.contents import MemoryFile, without_surrogates
 from mmfeat.samples.dataset import Photo, Sample
 from mmfeat.samples.photos import picture_bytes
+from mmfeat.samples.table_columns import find_column, usual_name
 from mmfeat.system.remote import RemoteFile, is_remote
 
 if TYPE_CHECKING:

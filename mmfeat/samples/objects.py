@@ -81,7 +81,6 @@ def without_files(message: str) -> str:
 
 
 def short_name(name: str) -> str:
-    """The name of the cache folder."""
     return FRAME if name.startswith(OBJECT) else Path(hub_parts(name)[0]).name
 
 

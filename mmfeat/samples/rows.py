@@ -15,20 +15,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from mmfeat.errors import DataError
-from mmfeat.samples.column_names import (
-    COLUMNS,
-    ROW_NUMBER,
-    SOUGHT,
-    columns_flag,
-    columns_in,
-    find_column,
-    find_columns,
-    join_texts,
-    meant_column,
-    proposal_of,
-    remedy_for,
-    usual_name,
-)
 from mmfeat.samples.labels import (
     SPLIT,
     is_missing,
@@ -40,7 +26,22 @@ from mmfeat.samples.labels import (
     written_list,
 )
 from mmfeat.samples.photo_cells import FIRST, IMAGE_PATTERN, IMAGE_ROOT, IMAGES, MEAN, PHOTO_FLAGS
-from mmfeat.samples.table_columns import TABLE, TableColumn
+from mmfeat.samples.table_columns import (
+    COLUMNS,
+    ROW_NUMBER,
+    SOUGHT,
+    TABLE,
+    TableColumn,
+    columns_flag,
+    columns_in,
+    find_column,
+    find_columns,
+    join_texts,
+    meant_column,
+    proposal_of,
+    remedy_for,
+    usual_name,
+)
 from mmfeat.samples.tables import READING, Table
 from mmfeat.system.remote import absolute, is_remote
 from mmfeat.system.wording import counted
@@ -277,7 +278,6 @@ class SampleRows:
 
     @property
     def table_columns(self) -> list[str]:
-        """The columns of numbers and categories."""
         return self._parts[TABLE]
 
     @property

@@ -10,8 +10,7 @@ import pytest
 from mmfeat.audit.label_errors import _joint, estimate_noise, find_label_errors, planted_found
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.extraction.extract import extract_features
-from mmfeat.report.audited import doubted_rows, duplicates_section
-from mmfeat.report.facts import data_section
+from mmfeat.report.facts import data_section, doubted_rows, duplicates_section
 from mmfeat.report.section import Subject
 from tests.audit.planted import BROKEN, COLUMNS, PLANTED, TWICE, make_shop
 from tests.sweep.small_sweeps import BUILT_IN, FLOAT32, sweep
