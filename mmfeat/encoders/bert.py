@@ -13,7 +13,7 @@ from mmfeat.encoders.layers import Network, Point, check_layers
 from mmfeat.encoders.names import takes_pictures
 from mmfeat.encoders.source import Source, own_code
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
-from mmfeat.encoders.tokenizer import Tokens, check_files, check_fit, cuts_of, tokenizer_errors, watch_cuts
+from mmfeat.encoders.tokenizer import check_files, cuts_of, preparing, tokenizer_errors
 from mmfeat.encoders.torch_tower import TorchTower, without_padding
 from mmfeat.encoders.torchvision_ops import import_torchvision
 from mmfeat.encoders.weights import checkpoint_json, checkpoint_modules
@@ -73,16 +73,9 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
     tokenizer, model = _from_pretrained(variant or DEFAULT_VARIANT, specs)
     # Positions count from the first column, so only padding behind a text leaves its vector unchanged.
     tokenizer.padding_side = "right"
-    clean, check = CLEANING[spec.cleaning], check_fit(f"bert:{variant}", tokenizer, model)
-    cuts = watch_cuts(tokenizer)
     pooled = next((spec for spec in specs if spec.output == "pooled"), replace(spec, pooling="mean", layers=1))
     asked = {"output_hidden_states": True} if pooled.layers > 1 else {}
     model.float().eval().requires_grad_(False)
-
-    def prepare(text: str) -> Tokens:
-        text = clean(text)
-        check(text)
-        return Tokens.of(tokenizer(text, truncation=True, max_length=spec.max_length, return_attention_mask=True), cuts)
 
     def collate(batch: list[dict[str, Any]]) -> dict[str, Any]:
         return dict(tokenizer.pad(batch, return_attention_mask=True, return_tensors="pt"))
@@ -95,7 +88,7 @@ def open_towers(variant: str, specs: list[EncoderSpec]) -> list[TorchTower]:
         tuple(specs),
         model,
         Network(forward, model_layers(model), Point(model)),
-        prepare,
+        preparing(f"bert:{variant}", tokenizer, model, spec, return_attention_mask=True),
         collate,
         keep=lambda inputs: inputs["attention_mask"].bool(),
         stand_in=lambda mask: {"input_ids": mask.new_zeros(mask.shape).long(), "attention_mask": mask.long()},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from mmfeat.encoders.spec import EncoderSpec
@@ -109,12 +109,19 @@ class Tokens(dict[str, Any]):
 
     cut = 0
 
-    @classmethod
-    def of(cls, inputs: Mapping[str, Any], cuts: list[int]) -> Tokens:
-        """The inputs of the text that a tokenizer was called with last; `cuts` is what `watch_cuts` gave."""
-        tokens = cls(inputs)
+
+def preparing(asked: str, tokenizer: Any, model: Any, spec: EncoderSpec, **options: Any) -> Callable[[str], Tokens]:
+    """The `prepare` of a tower whose tokenizer is one of transformers, called with some `options`."""
+    clean, check, cuts = CLEANING[spec.cleaning], check_fit(asked, tokenizer, model), watch_cuts(tokenizer)
+
+    def prepare(text: str) -> Tokens:
+        text = clean(text)
+        check(text)
+        tokens = Tokens(tokenizer(text, truncation=True, max_length=spec.max_length, **options))
         tokens.cut = cuts.pop() if cuts else 0
         return tokens
+
+    return prepare
 
 
 class Text(str):

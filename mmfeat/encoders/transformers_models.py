@@ -29,7 +29,7 @@ from mmfeat.encoders.layers import (
     rows_of,
 )
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
-from mmfeat.encoders.tokenizer import Tokens, check_fit, cuts_of, watch_cuts
+from mmfeat.encoders.tokenizer import cuts_of, preparing
 from mmfeat.encoders.torch_tower import TorchTower, plain_call, stack, without_padding
 from mmfeat.encoders.transformers_files import FIXED, Checkpoint, read_checkpoint
 from mmfeat.encoders.weights import one_line
@@ -134,15 +134,9 @@ def text_tower(loaded: Loaded, specs: list[EncoderSpec]) -> TorchTower:
     import torch
 
     spec, checkpoint, tokenizer = specs[0], loaded.checkpoint, loaded.processor.tokenizer
-    clean, cuts = CLEANING[spec.cleaning], watch_cuts(tokenizer)
-    check = check_fit(checkpoint.name, tokenizer, loaded.part("text_model"))
     is_padded = checkpoint.padding == FIXED
     mask_too = {} if is_padded else {"return_attention_mask": True}
-
-    def prepare(text: str) -> Tokens:
-        text = clean(text)
-        check(text)
-        return Tokens.of(tokenizer(text, truncation=True, max_length=spec.max_length, **mask_too), cuts)
+    prepare = preparing(checkpoint.name, tokenizer, loaded.part("text_model"), spec, **mask_too)
 
     def collate(batch: list[dict[str, Any]]) -> dict[str, Tensor]:
         length = {"max_length": spec.max_length} if is_padded else mask_too
