@@ -15,10 +15,10 @@ from mmfeat.system.wording import counted, duration, rate_of, shown, size_of
 if TYPE_CHECKING:
     from mmfeat.encoders.registry import Tower
     from mmfeat.encoders.spec import EncoderSpec
+    from mmfeat.extraction.extract import Extraction
     from mmfeat.extraction.forecast import Forecasts
     from mmfeat.extraction.missing import Clocks
     from mmfeat.extraction.requests import Decision
-    from mmfeat.extraction.result import Extraction
     from mmfeat.samples.rows import Overview
     from mmfeat.system.wording import Progress
 

@@ -1,4 +1,4 @@
-"""Extraction: samples x encoders -> cache, only what is missing.
+"""Extraction: samples x encoders -> cache, only what is missing; the result has counts, and the vectors as a frame.
 
 `extract_features` reads the samples block by block, or leaves the blocks to `on_ray`; an `Extractor` plans each block
 and encodes what the cache lacks.
@@ -7,12 +7,15 @@ and encodes what the cache lacks.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from mmfeat.cache.features import Features
 from mmfeat.cache.store import EXPORTED, Cache, ShardWriter
 from mmfeat.encoders.names import listed
 from mmfeat.encoders.registry import Tower, absolute_names, absolute_request, is_torch, load_encoders, loading
@@ -34,14 +37,16 @@ from mmfeat.extraction.requests import (
     shared_ids,
     test_of,
 )
-from mmfeat.extraction.result import Extraction
-from mmfeat.samples.dataset import Data, Sample, SampleSet, SampleSource, name_of
+from mmfeat.samples.dataset import Data, Sample, SampleSet, SampleSource, name_of, read_samples
 from mmfeat.samples.rows import Overview
 from mmfeat.system.hardware import check_engine, fast_half, resolve_device
-from mmfeat.system.notebook import usual_progress
+from mmfeat.system.notebook import Cells, Frame, Shown, usual_progress
 from mmfeat.system.remote import absolute
-from mmfeat.system.wording import Advance, Progress, shown
+from mmfeat.system.wording import Progress, counted, duration, shown
 from mmfeat.version import versions
+
+if TYPE_CHECKING:
+    import pyarrow
 
 DEFAULT_ENCODERS = ("clip", "bert", "resnet50")
 BLOCK = 65_536  # samples that are in memory at once; the next block is planned while one is encoded
@@ -61,6 +66,66 @@ class ExtractSettings:
     batch_size: int = 0
     runtime: str = "auto"
     retry_failed: bool = False
+
+
+@dataclass(kw_only=True, repr=False)
+class Extraction(Frame, Shown, Counts):
+    """Result of an extraction: samples, encoders, cache folder of the data set, counts, and the decision on the
+    cleaning where a text encoder follows it, and by request the evidence on which `auto` settled the dtype. `test` is
+    the extraction of the test data, if named; `lost` notes what is mostly unreadable.
+    """
+
+    samples: Overview
+    towers: Sequence[Tower]
+    folder: Path
+    settings: ExtractSettings
+    engine: str
+    seconds: float
+    decision: Decision | None = None
+    evidence: Mapping[str, Evidence] = field(default_factory=dict)
+    test: Extraction | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)  # of the samples
+    lost: tuple[str, ...] = ()
+
+    @property
+    def nothing_to_do(self) -> bool:
+        """Whether the cache lacked nothing."""
+        return not any(self.new.values()) and not self.failed
+
+    def load(self) -> tuple[SampleSet, Features]:
+        """The samples, read again, and their vectors, as `Cache.load` has them."""
+        samples = read_samples(self.samples.source, self.columns)
+        store = Cache(self.folder.parent, self.folder.name)
+        return samples, store.load(samples.samples, [tower.spec for tower in self.towers])
+
+    def to_arrow(self) -> pyarrow.Table:
+        """id, text, image, label, and the pooled vectors of each encoder in a column, NaN where a sample has none."""
+        import pyarrow
+
+        samples, features = self.load()
+        cells = [
+            (sample.id, sample.text, None if sample.image is None else str(sample.image), sample.label)
+            for sample in samples
+        ]
+        columns = {
+            name: pyarrow.array(column, pyarrow.string())
+            for name, column in zip(("id", "text", "image", "label"), zip(*cells, strict=True), strict=True)
+        }
+        names = {tower.spec.folder_name: tower.spec.name for tower in self.towers if tower.spec.view == "none"}
+        for block in features.blocks:
+            flat = pyarrow.array(block.vectors.astype(np.float32).ravel())
+            columns[names.get(block.name, block.name)] = pyarrow.FixedSizeListArray.from_arrays(flat, block.width)
+        return pyarrow.table(columns)
+
+    def facts(self) -> list[str]:
+        new = f"{sum(self.new.values()):,} new vectors in {duration(self.seconds)}"
+        return [self.samples.name, counted(len(self.samples), "sample"), new, str(self.folder)]
+
+    def cells(self) -> Cells:
+        specs = [tower.spec for tower in self.towers]
+        counts = (self.new, self.stored, self.unreadable)
+        rows = [(spec.name, spec.output, *(count[spec.folder_name] for count in counts)) for spec in specs]
+        return [("encoder", "output", "new", "stored", "unreadable"), *rows]
 
 
 def extract_features(
@@ -237,44 +302,9 @@ def _extract(
 ) -> Counts:
     with (
         Extractor(towers, store, settings) as extractor,
-        closing(_planned(extractor.planner, iter(blocks), progress)) as plans,
+        closing(extractor.planner.plan_ahead(iter(blocks), progress)) as plans,
     ):
         return extractor.encode(plans, progress, total=-(-samples // BLOCK))
-
-
-def _planned(
-    planner: Planner, blocks: Iterator[Sequence[Sample]], progress: Progress
-) -> Generator[BlockPlan, None, None]:
-    """Yield the plan of each block, made while the block before is encoded; only the first shows its progress."""
-
-    def plan_next(progress: Progress) -> BlockPlan | None:
-        block = next(blocks, None)
-        return None if block is None else planner.plan(block, progress)
-
-    plan, rest = plan_next(progress), Unseen()
-    with ThreadPoolExecutor(1) as pool:
-        try:
-            while plan is not None:
-                upcoming = pool.submit(plan_next, rest)
-                yield plan
-                plan = upcoming.result()
-        finally:
-            rest.stopped = True
-
-
-class Unseen:
-    """Progress that is not shown; once `stopped`, `advance` raises `CancelledError`."""
-
-    def __init__(self) -> None:
-        self.stopped = False
-
-    @contextmanager
-    def step(self, title: str, total: int | None) -> Iterator[Advance]:
-        yield self._advance
-
-    def _advance(self, steps: int, note: str = "") -> None:
-        if self.stopped:
-            raise CancelledError
 
 
 class Extractor(AbstractContextManager["Extractor"]):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -26,7 +27,7 @@ from mmfeat.samples.dataset import PART, Sample, SampleSource
 from mmfeat.samples.keys import BY_ID, PARTS, ContentKeys, StatIndex, single_photos
 from mmfeat.samples.labels import OWN_SPLIT, rare_note
 from mmfeat.samples.rows import Overview
-from mmfeat.system.wording import Progress
+from mmfeat.system.wording import Advance, Progress
 
 STEPS = ("read", "decode", "encode", "write")
 WORTH_NAMING = 0.15  # share of the wall time that encoders wait for another step
@@ -251,6 +252,20 @@ def look_over(source: SampleSource, towers: Sequence[Tower], is_test: bool = Fal
     return replace(overview, notes=(*overview.notes, *few, *foreign))
 
 
+class Unseen:
+    """Progress that is not shown; once `stopped`, `advance` raises `CancelledError`."""
+
+    stopped = False
+
+    @contextmanager
+    def step(self, title: str, total: int | None) -> Iterator[Advance]:
+        yield self._advance
+
+    def _advance(self, steps: int, note: str = "") -> None:
+        if self.stopped:
+            raise CancelledError
+
+
 class Planner(AbstractContextManager["Planner"]):
     """Compares the contents of blocks of samples with `store`; stored errors are tried again with `retry_failed`.
 
@@ -287,6 +302,23 @@ class Planner(AbstractContextManager["Planner"]):
                         parts.lose(samples[row], modality, keys.reasons[row])
                 plan.items[modality] = self._items(plan, samples, keys, specs)
         return plan
+
+    def plan_ahead(self, blocks: Iterator[Sequence[Sample]], progress: Progress) -> Generator[BlockPlan, None, None]:
+        """Yield the plan of each block, made while the block before is encoded; only the first shows its progress."""
+
+        def plan_next(progress: Progress) -> BlockPlan | None:
+            block = next(blocks, None)
+            return None if block is None else self.plan(block, progress)
+
+        plan, rest = plan_next(progress), Unseen()
+        with ThreadPoolExecutor(1) as pool:
+            try:
+                while plan is not None:
+                    upcoming = pool.submit(plan_next, rest)
+                    yield plan
+                    plan = upcoming.result()
+            finally:
+                rest.stopped = True
 
     def refresh(self) -> None:
         """Read the shards that other processes wrote meanwhile, and save the hashes of photos."""

@@ -17,8 +17,7 @@ from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import Tower, describe_encoders, kept_for
 from mmfeat.errors import ConfigError, DataError, RunError, SubmissionError
 from mmfeat.evaluation.blending import mean_logits
-from mmfeat.extraction.extract import ExtractSettings, extract_samples
-from mmfeat.extraction.result import Extraction
+from mmfeat.extraction.extract import Extraction, ExtractSettings, extract_samples
 from mmfeat.finetune.settings import EARLY
 from mmfeat.heads.data import HeadData
 from mmfeat.heads.jobs import Predict, restore_heads

@@ -10,9 +10,8 @@ import numpy as np
 
 from mmfeat.cache.store import Cache
 from mmfeat.errors import SubmissionError
-from mmfeat.extraction.extract import ExtractSettings
+from mmfeat.extraction.extract import Extraction, ExtractSettings
 from mmfeat.extraction.requests import test_of
-from mmfeat.extraction.result import Extraction
 from mmfeat.prediction.drift import check_labels, find_drift, out_of_fold_choices, training_set
 from mmfeat.prediction.final_heads import Inference, infer, read_for, with_places
 from mmfeat.prediction.output_file import (

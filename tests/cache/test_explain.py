@@ -15,8 +15,7 @@ from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import describe_encoders
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.errors import DataError
-from mmfeat.extraction.extract import extract_features
-from mmfeat.extraction.result import Extraction
+from mmfeat.extraction.extract import Extraction, extract_features
 from mmfeat.samples.dataset import SampleSet, read_samples
 from tests.cache.shards import POOLED_SPEC, SAMPLES, rows
 

@@ -20,8 +20,7 @@ from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import load_encoders
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.errors import CacheError, CacheMissError
-from mmfeat.extraction.extract import ExtractSettings, extract_features
-from mmfeat.extraction.result import Extraction
+from mmfeat.extraction.extract import Extraction, ExtractSettings, extract_features
 from mmfeat.samples.contents import augment
 from mmfeat.samples.dataset import Sample, content_key, read_samples
 from mmfeat.samples.keys import ContentKeys, content_keys

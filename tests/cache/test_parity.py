@@ -16,8 +16,7 @@ from mmfeat.cache.store import Cache
 from mmfeat.cache.verify import verify_cache
 from mmfeat.cli.cache import show_parity
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
-from mmfeat.extraction.extract import ExtractSettings, extract_features
-from mmfeat.extraction.result import Extraction
+from mmfeat.extraction.extract import Extraction, ExtractSettings, extract_features
 from mmfeat.samples.dataset import read_samples
 from tests.cache.shards import falsify
 

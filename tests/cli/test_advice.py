@@ -12,9 +12,8 @@ from mmfeat.cli.extract import REMEDIES, advice, remedies_left
 from mmfeat.encoders.registry import Tower
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.errors import ConfigError, EncoderError
-from mmfeat.extraction.extract import ExtractSettings, extract_features
+from mmfeat.extraction.extract import Extraction, ExtractSettings, extract_features
 from mmfeat.extraction.missing import Counts
-from mmfeat.extraction.result import Extraction
 from mmfeat.samples.photos import Decoding
 from mmfeat.samples.rows import Overview
 from mmfeat.system.hardware import cpu_count

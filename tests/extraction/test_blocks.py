@@ -15,10 +15,9 @@ from mmfeat.cache.store import Cache
 from mmfeat.encoders.registry import describe_encoders
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import DataError
-from mmfeat.extraction import extract
-from mmfeat.extraction.extract import Extractor, ExtractSettings, extract_features, extract_samples
+from mmfeat.extraction import extract, missing
+from mmfeat.extraction.extract import Extraction, Extractor, ExtractSettings, extract_features, extract_samples
 from mmfeat.extraction.missing import Planner
-from mmfeat.extraction.result import Extraction
 from mmfeat.samples.dataset import Sample, SampleSet, SampleSource, read_samples
 from mmfeat.samples.rows import Overview
 from mmfeat.system.wording import Silent
@@ -96,7 +95,7 @@ def test_outputs_that_a_later_block_needs_come_from_the_same_pass(tmp_path: Path
 
 
 def test_planning_ends_soon_after_it_is_stopped(table: Path, tmp_path: Path) -> None:
-    rest = extract.Unseen()
+    rest = missing.Unseen()
     rest.stopped = True
     towers = describe_encoders(["hashing"], FLOAT32)
     with Planner([tower.spec for tower in towers], Cache(tmp_path, "table")) as planner, pytest.raises(CancelledError):

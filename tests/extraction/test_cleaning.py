@@ -14,10 +14,9 @@ from mmfeat.encoders.lexicon import describe_text
 from mmfeat.encoders.registry import describe_encoders
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError
-from mmfeat.extraction.extract import extract_features, extract_samples
+from mmfeat.extraction.extract import Extraction, extract_features, extract_samples
 from mmfeat.extraction.forecast import forecast_extraction
 from mmfeat.extraction.requests import latest_request
-from mmfeat.extraction.result import Extraction
 from mmfeat.samples.dataset import read_samples
 from mmfeat.sweep.train import train_heads
 from tests.encoders.tiny_hf import change_json

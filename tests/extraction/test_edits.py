@@ -19,8 +19,7 @@ from mmfeat.cache.shard import Rows
 from mmfeat.cache.store import Cache
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.errors import CacheMissError
-from mmfeat.extraction.extract import extract_features
-from mmfeat.extraction.result import Extraction
+from mmfeat.extraction.extract import Extraction, extract_features
 from mmfeat.samples.dataset import Sample, content_key, read_samples
 
 FLOAT32 = EncoderOptions(dtype="float32", cleaning="tweet")

@@ -16,9 +16,8 @@ from mmfeat.cache.store import Cache
 from mmfeat.cache.survey import survey
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import EncoderError
-from mmfeat.extraction.extract import ExtractSettings, extract_features
+from mmfeat.extraction.extract import Extraction, ExtractSettings, extract_features
 from mmfeat.extraction.requests import latest_request
-from mmfeat.extraction.result import Extraction
 from mmfeat.samples.dataset import read_samples
 from tests.processes import Command
 

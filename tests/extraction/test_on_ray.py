@@ -21,9 +21,8 @@ from mmfeat.cache.store import Cache
 from mmfeat.cache.verify import verify_cache
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import ConfigError, EncoderError
-from mmfeat.extraction.extract import ExtractSettings, extract_features
+from mmfeat.extraction.extract import Extraction, ExtractSettings, extract_features
 from mmfeat.extraction.on_ray import READER_CPUS, _share
-from mmfeat.extraction.result import Extraction
 from mmfeat.samples.dataset import read_samples
 
 OPTIONS = EncoderOptions(dtype="float32", cleaning="tweet", outputs=("pooled", "clip=tokens"), views=1)

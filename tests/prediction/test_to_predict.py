@@ -10,10 +10,9 @@ import pytest
 from PIL import Image
 
 from mmfeat.errors import DataError
-from mmfeat.extraction.extract import extract_features
+from mmfeat.extraction.extract import Extraction, extract_features
 from mmfeat.extraction.forecast import forecast_extraction
 from mmfeat.extraction.requests import latest_request, remember_request
-from mmfeat.extraction.result import Extraction
 from mmfeat.prediction.submit import Submission, write_submission
 from mmfeat.sweep.train import train_heads
 from tests.cli.typed import invoke
