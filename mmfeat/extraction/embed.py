@@ -20,6 +20,7 @@ from mmfeat.cache.explain import why_failed
 from mmfeat.cache.features import Block, Features, MappedBlock, joined, joined_mapped
 from mmfeat.cache.shard import Rows
 from mmfeat.cache.store import Cache
+from mmfeat.encoders.names import listed
 from mmfeat.encoders.registry import Tower, describe_encoders, load_encoders, loading
 from mmfeat.encoders.spec import EncoderOptions, EncoderSpec
 from mmfeat.errors import ConfigError, DataError
@@ -78,7 +79,7 @@ def embed(  # type: ignore[misc]  # the settings above are those below
     """
     samples = as_samples(texts, images)
     asked = [name for name, values in zip(MODALITIES, (texts, images), strict=True) if values is not None]
-    requests = requests_in(encoder)
+    requests = listed(encoder)
     resolved = resolve_options((options or EncoderOptions()).cleaned("none"), device)  # texts stay as they are given
     towers = [
         tower
@@ -97,10 +98,6 @@ def embed(  # type: ignore[misc]  # the settings above are those below
     if is_single(texts if images is None else images):
         arrays = [array[0] for array in arrays]
     return arrays[0] if len(arrays) == 1 else tuple(arrays)
-
-
-def requests_in(encoder: str | Sequence[str]) -> list[str]:
-    return [name.strip() for name in (encoder.split(",") if isinstance(encoder, str) else encoder)]
 
 
 def _features(

@@ -13,10 +13,11 @@ import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
+from mmfeat.encoders.names import listed
 from mmfeat.encoders.registry import describe_encoders
 from mmfeat.encoders.spec import EncoderOptions
 from mmfeat.errors import DataError, ParameterError
-from mmfeat.extraction.embed import NothingEncodedError, embed, requests_in
+from mmfeat.extraction.embed import NothingEncodedError, embed
 from mmfeat.extraction.requests import resolve_options
 from mmfeat.samples.dataset import MODALITIES
 
@@ -92,7 +93,7 @@ class Encoder(TransformerMixin, BaseEstimator):
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """(d,) names: the encoder's and the number of the column."""
         check_is_fitted(self)
-        stem = re.sub(r"\W+", "_", ",".join(requests_in(self.encoder))).strip("_")
+        stem = re.sub(r"\W+", "_", ",".join(listed(self.encoder))).strip("_")
         return np.array([f"{stem}_{number}" for number in range(self.n_features_out_)], object)
 
     def _fit(self, X: Any) -> np.ndarray:
@@ -122,7 +123,7 @@ class Encoder(TransformerMixin, BaseEstimator):
             if not kept:
                 raise ParameterError(rule)
         options = resolve_options((self.options or EncoderOptions()).cleaned("none"), self.device)
-        taken = {tower.spec.modality for tower in describe_encoders(requests_in(self.encoder), options)}
+        taken = {tower.spec.modality for tower in describe_encoders(listed(self.encoder), options)}
         if self.modality is None and len(taken) > 1:
             raise ParameterError(f"encoder {self.encoder}: it takes texts and images; say modality='text' or 'image'")
         return self.modality or taken.pop()
