@@ -61,14 +61,14 @@ class Tally:
         return self.tried - len(self.failures)
 
 
-def kills(folder: Path) -> Tally:
-    """SIGKILL just before each system call of any kind, which is also just after each."""
+def kills(folder: Path, every: int = 1) -> Tally:
+    """SIGKILL just before each system call of any kind, which is also just after each, or before one of `every`."""
     calls = trace(partial(work, folder / "reference")).calls
     return _tally(
         folder,
         [
             (f"before call {at}, {calls[at]}", partial(_kill, Fault(at, "kill before"), every_call=True))
-            for at in _edges(calls)
+            for at in _edges(calls)[::every]
         ],
     )
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from posix import fsync  # `os.fsync` does nothing in tests
 
@@ -113,7 +114,7 @@ def expect(tally: Tally, points: int) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "points"),
-    [(faults.kills, 100), (faults.kills_within, 30), (faults.kills_of_a_rerun, 30)],
+    [(partial(faults.kills, every=3), 33), (faults.kills_within, 30), (faults.kills_of_a_rerun, 30)],
     ids=["any call", "within a call", "the rerun"],
 )
 def test_a_kill_loses_nothing(small: Executor, tmp_path: Path, kind: Callable[[Path], Tally], points: int) -> None:
