@@ -42,6 +42,7 @@ from mmfeat.samples.table_columns import (
     remedy_for,
     usual_name,
 )
+from mmfeat.samples.table_files import DELIMITED, table_suffix
 from mmfeat.samples.tables import READING, Table
 from mmfeat.system.remote import absolute, is_remote
 from mmfeat.system.wording import counted
@@ -149,6 +150,8 @@ class SampleRows:
             missing = ["text or image"]
         if missing:
             remedy = remedy_for(names, columns, named)
+            if len(names) == 1 and table_suffix(self.table.files[0]) in (*DELIMITED, ".xlsx"):
+                remedy += "; the names stand in the first line: remove what is above them"
             raise DataError(f"{self.table.data}: no column {', '.join(missing)} among {', '.join(names)}; {remedy}")
         if columns["label"] in columns_in(TABLE, columns.get(TABLE) or "", names):
             raise DataError(f"--columns {TABLE}={named[TABLE]}: {columns['label']} is the label; leave it out there")

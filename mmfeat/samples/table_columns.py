@@ -239,8 +239,7 @@ def remedy_for(names: Collection[str], columns: Mapping[str, str | None], named:
         return f"say {columns_flag(proposal)}, or name others"
     is_uncut = len(names) == 1 and re.search(r"\w\W\w", next(iter(names)))
     parts = ", or with --delimiter what parts the cells" if is_uncut else ""
-    above = "; the names stand in the first line: remove what is above them" if len(names) == 1 else ""
-    return f"name yours with --columns id=...,text=...,image=...,label=...{parts}{above}"
+    return f"name yours with --columns id=...,text=...,image=...,label=...{parts}"
 
 
 def _corrected(names: Collection[str], columns: Mapping[str, str | None], named: Mapping[str, str]) -> dict[str, str]:
