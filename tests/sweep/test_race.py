@@ -144,10 +144,10 @@ def test_seeds_one_after_another_are_the_seeds_together(race: tuple[Path, list[T
     assert (alone.best_epochs, alone.histories) == (first.best_epochs, first.histories)
 
 
-def test_a_run_that_raced_has_another_name_and_says_what_it_dropped(demo_folder: Path, tmp_path: Path) -> None:
+def test_a_run_that_raced_has_another_name_and_says_what_it_dropped(small_demo_folder: Path, tmp_path: Path) -> None:
     """A run of before is found again with all seeds; a single seed or a search is no race."""
-    place = make_place(demo_folder, tmp_path)
-    asked = {"fusion": ["concat", "late"], "baselines": ["logistic"], "modalities": ["both", "text"]}
+    place = make_place(small_demo_folder, tmp_path)
+    asked = {"fusion": ["concat", "gated"], "baselines": ["knn"], "modalities": ["both"], "ensembles": False}
     full = sweep(place, **asked).run
     plan = replace(full.config.plan or PlanRecord(HeadSettings()), race=True)
     race = sweep(place, plan=Plan(**{**vars(plan), "trials": None}), **asked).run
@@ -160,7 +160,7 @@ def test_a_run_that_raced_has_another_name_and_says_what_it_dropped(demo_folder:
     owed = [entry for entry in race.leaderboard if entry.head in asked["fusion"] and entry not in dropped]
     assert {len(entry.seeds["macro_f1"].values) for entry in dropped} <= {1}
     assert {len(entry.seeds["macro_f1"].values) for entry in owed} == {SMALL.seeds}
-    for protocol, fusion in ((replace(SMALL, seeds=1), ["concat", "late"]), (SMALL, ["none"])):
+    for protocol, fusion in ((replace(SMALL, seeds=1), ["concat", "gated"]), (SMALL, ["none"])):
         own = {**asked, "fusion": fusion, "protocol": protocol}
         assert not sweep(place, plan=replace(Plan(HeadSettings(epochs=1)), race=True), **own).run.config.plan.race
 
