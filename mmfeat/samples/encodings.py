@@ -17,6 +17,8 @@ ALIKE = (0.06, 0.1)  # differences of charset-normalizer's chaos and coherence t
 STRANGE = 0.6  # strangeness of texts for each byte above ASCII with which they are of no encoding
 NEAR = 1.0  # difference of strangeness that tells little: that of one letter
 JUDGED = (120, 240)  # texts that are looked at letter by letter, and bytes of each
+LONGEST_WORD = 32  # letters
+SPACELESS = "cp874"  # of Thai, which leaves no space between words
 DAMAGED = "utf-8, damaged"
 MENDED = 3  # letters above ASCII that are UTF-8 for each that is not
 GUESSES = 3  # encodings of one data set at most, beside UTF-8 and `LAST`
@@ -226,9 +228,13 @@ def _mended(data: bytes) -> str | None:
 
 
 def _strangeness(texts: list[bytes], encoding: str) -> float:
-    """How little texts look like ones of the encoding; a byte above ASCII that it does not decode counts 1."""
+    """How little texts look like ones of the encoding; a byte above ASCII that it does not decode counts 1, as does one
+    of letters in a row that are too many for a word."""
     decoded = [_try(text, encoding) or _try(text[:-1] if len(text) == JUDGED[1] else text, encoding) for text in texts]
     lost = sum(_high(data) for data, text in zip(texts, decoded, strict=True) if text is None)
+    if encoding not in (*WIDE, SPACELESS):
+        runs = [run for data in texts for run in _HIGH.findall(data)]
+        lost += sum(len(run) for run in runs if len(run) > LONGEST_WORD and len({*run}) > 1)
     return lost + strangeness([text for text in decoded if text is not None], encoding)
 
 
