@@ -21,7 +21,7 @@ ABSENT = 30.0  # distance below the other logits for a class without training ro
 MEMORY = 1 << 30  # bytes of float32 rows to hold; a larger matrix is read again at every pass
 CHUNK = 1 << 26  # bytes of float32 rows that are read at a time
 CONSTANT = 1e-6  # a column whose deviation is at most this share of its mean is constant
-LARGE = 2**24  # multiplications of a product from which on another library is worth while
+LARGE = 2**22  # multiplications of a product from which on another library is worth while
 NULL = 1e-10  # eigenvalues below this share of the largest are rounding errors
 
 
@@ -187,15 +187,16 @@ def one_blas_thread() -> Iterator[None]:
 
 
 def products(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """(n, D) and (m, D) float32 -> (n, m) `left @ right.T`; large ones by oneDNN, on AMD's processors with AVX-512 in
-    half the time of BLAS."""
+    """(n, D) and (m, D) float32 -> (n, m) `left @ right.T`; large ones by oneDNN, which takes half the time of BLAS on
+    AMD's processors with AVX-512, and wherever one of n and m is small."""
     if len(left) * right.size < LARGE:
         return left @ right.T
     import torch
 
     if not has_onednn():
         return left @ right.T
-    factors = (torch.from_numpy(np.ascontiguousarray(factor)) for factor in (left, right))
+    right = right if right.flags.forc else np.ascontiguousarray(right)  # a transpose is multiplied as it lies
+    factors = torch.from_numpy(np.ascontiguousarray(left)), torch.from_numpy(right)
     return torch.ops.mkldnn._linear_pointwise(*factors, None, "none", [], "").numpy()
 
 
@@ -238,10 +239,11 @@ def _standardised(
 
 
 def _rotated(held: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Compute `held @ vectors` in the memory of `held`."""
+    """Compute `held @ vectors` in the memory of `held`, which its (n, r) rows fill from the start."""
+    rank, memory = vectors.shape[1], held.reshape(-1)
     for part in _parts(*held.shape):
-        held[part, : vectors.shape[1]] = products(held[part], vectors.T)
-    return held[:, : vectors.shape[1]]
+        memory[part.start * rank : part.stop * rank] = products(held[part], vectors.T).reshape(-1)
+    return memory[: len(held) * rank].reshape(len(held), rank)
 
 
 def scaler_of(chunks: Any, width: int, by_deviation: bool = True) -> Scaler:

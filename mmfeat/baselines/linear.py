@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from mmfeat.baselines.basis import ABSENT, Basis, Matrix, Scaler
+from mmfeat.baselines.basis import ABSENT, Basis, Matrix, Scaler, products
 from mmfeat.evaluation.resampling import joined_groups
 from mmfeat.samples.labels import Targets
 
@@ -213,7 +213,7 @@ def held_out_paths(
         found = list(itertools.chain(*solved))
         heads, coordinates, intercepts = zip(*(found[place] for place in order), strict=True)
         directions = basis.directions(np.concatenate(coordinates, axis=1))
-        scores = np.concatenate([(chunk @ directions).astype(np.float64) for _, chunk in basis.chunks()])
+        scores = np.concatenate([products(chunk, directions.T).astype(np.float64) for _, chunk in basis.chunks()])
         by_part = np.split(scores, np.cumsum([one.shape[1] for one in coordinates])[:-1], axis=1)
         yield [
             (head, head.of_scores(own[~mask] + shift))
@@ -235,14 +235,14 @@ def ridge_left_out(
     columns = Columns.of(trained)
     wanted = columns.wanted(trained)
     means = (weights * wanted).sum(axis=0) / total
-    moment = basis.coordinates(basis.held.T @ (weights * (wanted - means)).astype(np.float32))
+    moment = basis.coordinates(products((weights * (wanted - means)).astype(np.float32).T, basis.held.T).T)
     joined, of = joined_groups(groups, len(groups))
     members = np.split(joined[np.argsort(of, kind="stable")], np.cumsum(np.bincount(of))[:-1])
     strengths = _strengths("ridge", targets) if strengths is None else strengths
     factors = 1 / (total * basis.values[:, None] + np.asarray(strengths))
-    leverages = weights * (1 / total + np.square(basis.held) @ factors.astype(np.float32))
+    leverages = weights * (1 / total + products(np.square(basis.held), factors.astype(np.float32).T))
     moments = (factors[:, :, None] * moment[:, None]).reshape(len(factors), len(strengths) * wanted.shape[1])
-    predicted = (basis.held @ moments.astype(np.float32)).reshape(len(wanted), len(strengths), wanted.shape[1])
+    predicted = products(basis.held, moments.astype(np.float32).T).reshape(len(wanted), len(strengths), wanted.shape[1])
     for number, strength in enumerate(strengths):
         shrunk = factors[:, number]
         error = wanted - means - predicted[:, number]
@@ -299,10 +299,10 @@ def _closed_form(
     solutions = np.zeros_like(steepness)
     for _ in range(2):
         directions = basis.directions(solutions)
-        moment = sum(
-            basis.coordinates(chunk.T @ (weights[part] * (goals[part] - chunk @ directions)).astype(np.float32))
-            for part, chunk in basis.chunks()
-        )
+        moment = np.zeros_like(solutions)
+        for part, chunk in basis.chunks():
+            error = weights[part] * (goals[part] - products(chunk, directions.T))
+            moment += basis.coordinates(products(error.astype(np.float32).T, chunk.T).T)
         solutions = solutions + (moment - penalties * solutions) / steepness
     for coordinates in np.split(solutions, len(strengths), axis=1):
         yield coordinates, means
@@ -366,10 +366,10 @@ def _loss_and_gradient(
     directions, value = basis.directions(point[:-1].reshape(len(point) - 1, math.prod(shape))), 0.0
     gradient, intercepts = np.zeros(directions.shape), np.zeros(shape)
     for part, chunk in basis.chunks():
-        scores = (chunk @ directions).astype(np.float64).reshape(-1, *shape)
+        scores = products(chunk, directions.T).astype(np.float64).reshape(-1, *shape)
         loss, slope = losses(scores + point[-1], wanted[part])
         slope *= weights[part]
         value += float((loss * weights[part]).sum())
-        gradient += chunk.T @ slope.astype(np.float32).reshape(len(slope), math.prod(shape))
+        gradient += products(slope.astype(np.float32).reshape(len(slope), -1).T, chunk.T).T
         intercepts += slope.sum(axis=0)
     return value, np.concatenate([basis.coordinates(gradient).reshape(len(point) - 1, *shape), intercepts[None]])
