@@ -14,7 +14,7 @@ from mmfeat.cli.console import ConsoleProgress, fits, out, show_notes, show_part
 from mmfeat.cli.flags import LATEST_PARAMETERS, LATEST_READING, AnyData, AnyEncoders, CacheFolder, Seed, names, option
 from mmfeat.errors import ConfigError
 from mmfeat.heads.registry import DEFAULTS, SETTING_TYPES, flag, settings_of
-from mmfeat.runs.leaderboard import MODALITY_SETS, ablation
+from mmfeat.runs.leaderboard import AUTO, MODALITY_SETS, ablation
 from mmfeat.system.wording import counted, duration, gain, interval, p_value, rounded, shown, size_of
 
 if TYPE_CHECKING:
@@ -202,8 +202,8 @@ PARAMETERS: flags.Parameters = {
     "fusion": (option(_FUSIONS), "all"),
     "baselines": (option(_BASELINES), "prior,knn,ridge,logistic,svm,kernel"),
     "modalities": (
-        option("What the heads see: some of both, text, image, table; both is all there is."),
-        ",".join(MODALITY_SETS),
+        option("What the heads see: some of both, text, image, table; auto: both, and alone what matters."),
+        AUTO,
     ),
     "preset": (option("A published recipe: bert-resnet50 or frozen-clip.", str | None), None),
     "data": (AnyData, None),

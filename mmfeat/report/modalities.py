@@ -50,7 +50,7 @@ def _worth(shown: Entry, entries: Sequence[Entry]) -> str:
         return "The same head on each part and on all of them."
     better = f"{gain(entry.gain)} over {entry.gain.over} alone (p-value {p_value(entry.gain.p_holm)})"
     real = "more than chance would make it" if entry.gain.p_holm < LEVEL else "which may be chance"
-    return f"Seeing everything gives {entry.head} {better}, {real}. The same question for every head:"
+    return f"Seeing everything gives {entry.head} {better}, {real}. The same for each head that saw parts alone:"
 
 
 @dataclass(frozen=True)

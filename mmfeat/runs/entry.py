@@ -345,6 +345,7 @@ class RunConfig:
     order: tuple[str, ...] | None = None  # of the labels of an ordinal task, where the user named one
     corrections: Corrections | None = None
     rare: Rare | None = None
+    modalities: str | None = None  # AUTO: of the `pairs` on one modality only those that matter are trained
 
     def known(self, samples: SampleSet, given: Mapping[str, str] | None = None) -> SampleSet:
         """The samples with their labels as the run knows them, see `Rare.over`."""

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 LEADERBOARD = "leaderboard"
-MODALITY_SETS = ("both", "text", "image", "table")  # `both` stands for all that a run has
+BOTH = "both"  # stands for all modalities that a run has
+MODALITY_SETS = (BOTH, "text", "image", "table")
+AUTO = "auto"  # heads on both, and on one modality those that matter
 INTERVAL = (("value", ""), ("low", "_low"), ("high", "_high"))  # part of a score -> end of its column's name
 
 

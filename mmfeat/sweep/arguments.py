@@ -31,7 +31,7 @@ def heads_arguments(run: Run) -> dict[str, Any]:
             "columns": config.reading,
             "fusion": [head for head in heads if head not in BASELINES] or ["none"],
             "baselines": [head for head in heads if head in BASELINES] or ["none"],
-            "modalities": list(dict.fromkeys(modality for _, modality in config.pairs)),
+            "modalities": [config.modalities] if config.modalities else list(dict.fromkeys(m for _, m in config.pairs)),
             "protocol": protocol_of(run),
             "plan": Plan(**{**vars(config.plan), "trials": config.trials}),
             "ensembles": config.ensembles,

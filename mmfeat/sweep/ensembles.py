@@ -16,13 +16,13 @@ import numpy as np
 from mmfeat.evaluation.blending import blend, fit_stacking, greedy_weights, head_logits, log_loss, mean_weights
 from mmfeat.evaluation.decisions import Decision, fit_decision
 from mmfeat.runs.entry import TOGETHER, Rule
+from mmfeat.runs.leaderboard import BOTH
 from mmfeat.samples.labels import Targets
 from mmfeat.sweep.entries import TrainedEntry, scored_entry
 from mmfeat.sweep.problem import Problem
 from mmfeat.system.hardware import cpu_count
 
 NO_CANDIDATES = ("prior",)
-BOTH = "both"
 PRODUCT = "product"
 Fit = tuple[list[int], Rule]  # the numbers of the members, and how they are combined
 

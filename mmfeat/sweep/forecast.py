@@ -15,8 +15,9 @@ import numpy as np
 from mmfeat.baselines.basis import MEMORY, one_blas_thread
 from mmfeat.evaluation.protocol import has_splits
 from mmfeat.heads.jobs import KEPT_BASIS, Engine, Job, LocalEngine
-from mmfeat.heads.registry import BASELINES, ZERO_SHOT, Plan
+from mmfeat.heads.registry import BASELINES, QUICK, ZERO_SHOT, Plan
 from mmfeat.heads.stack import Member, epoch_steps, one_torch_thread
+from mmfeat.runs.leaderboard import BOTH
 from mmfeat.samples.dataset import Data
 from mmfeat.sweep.entries import assemble
 from mmfeat.sweep.problem import Problem
@@ -31,6 +32,7 @@ ROWS = 2048, 4096  # rows on which a baseline is trained; the seconds of more ar
 PREDICTED = 1024  # most validation rows of a fusion
 BEST_EPOCH = 2.3  # epochs to the best one, after which `patience` more are trained; mean of many sweeps
 FURTHER = 1 / 3  # share of the heads that a race trains with all seeds
+ALONE = 1 / 8  # share of the heads that wait to be trained on one modality and then are
 AGAIN = 0.5  # the seconds of a baseline on all rows, whose setting is known, in those of a fold
 AROUND = 2.0  # the seconds of scoring, ensembles, ranking and writing, in those of scoring alone
 BUSY = 0.85  # share of the time in which a worker works
@@ -118,9 +120,13 @@ def _try(work: SweepWork, engine: LocalEngine) -> tuple[tuple[HeadForecast, ...]
     with work.progress.step("try heads", len(pairs)) as advance:
         for head, modality in pairs:
             trainer = HeadTrainer(problem, engine, head, modality)
-            forecasts.append((_baseline if head in BASELINES else _fusion)(trainer, plan))
+            forecast = (_baseline if head in BASELINES else _fusion)(trainer, plan)
+            share = ALONE if config.modalities and modality != BOTH and head not in QUICK else 1
+            trainings = round(forecast.trainings * share)
+            forecasts.append(replace(forecast, trainings=trainings, seconds=forecast.seconds * share))
             advance(1)
-    return tuple(forecasts), AROUND * len(pairs) * _scoring(problem, plan)
+    entries = [head for head in forecasts if head.trainings]
+    return tuple(forecasts), AROUND * len(entries) * _scoring(problem, plan)
 
 
 def _fusion(trainer: HeadTrainer, plan: Plan) -> HeadForecast:

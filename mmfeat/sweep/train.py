@@ -28,6 +28,7 @@ from mmfeat.heads.registry import (
     LINEAR,
     NEEDS_TOKENS,
     ON_REQUEST,
+    QUICK,
     TWINS,
     ZERO_SHOT,
     HeadSettings,
@@ -36,7 +37,7 @@ from mmfeat.heads.registry import (
     is_fusion,
 )
 from mmfeat.runs.entry import RunConfig
-from mmfeat.runs.leaderboard import MODALITY_SETS
+from mmfeat.runs.leaderboard import AUTO, BOTH, MODALITY_SETS
 from mmfeat.runs.record import Maker, written_call
 from mmfeat.runs.run import ABLATION, RUN_FILE, Run, read_run, reuse_run
 from mmfeat.samples.corrections import Rare, without_labels
@@ -67,7 +68,7 @@ def needed_towers(towers: Sequence[Tower], pairs: Sequence[tuple[str, str]], att
     seen = {modality for _, modality in pairs}
     needed = [tower for tower in towers if tower.spec.output == "pooled" or reads_tokens]
     # A run on a table alone names all encoders, so that it can be trained again.
-    return [tower for tower in needed if {"both", tower.spec.modality} & seen] or needed
+    return [tower for tower in needed if {BOTH, tower.spec.modality} & seen] or needed
 
 
 def choose_pairs(
@@ -91,11 +92,11 @@ def choose_pairs(
     trees = [head for head in heads if head in NEEDS_LIGHTGBM]
     if trees and find_spec("lightgbm") is None:
         raise HeadError(f"--baselines {','.join(trees)} needs LightGBM; {install_command('boosting')}")
-    pairs = [(head, m) for m in sets for head in heads if m == "both" or TWINS.get(head) not in heads]
+    pairs = [(head, m) for m in sets for head in heads if m == BOTH or TWINS.get(head) not in heads]
     if NEEDS_TOKENS not in heads or attend == "pooled":
         return pairs
     have = {tower.spec.modality for tower in towers if tower.spec.output == "tokens"} | {TABLE}
-    lacking = [(head, m) for head, m in pairs if head == NEEDS_TOKENS and not (present if m == "both" else {m}) <= have]
+    lacking = [(head, m) for head, m in pairs if head == NEEDS_TOKENS and not (present if m == BOTH else {m}) <= have]
     if lacking and NEEDS_TOKENS in fusion:
         raise HeadError(
             f"--fusion {head_label(*lacking[0])} needs token states; run {extraction()} first, or let it attend to "
@@ -115,11 +116,12 @@ def _checked_heads(names: Sequence[str], known: Collection[str], flag: str) -> l
 
 
 def _checked_modalities(names: Sequence[str], present: set[str]) -> list[str]:
-    """The modality sets that the modalities `present` can serve; with one there is no `both`."""
+    """The modality sets that the modalities `present` can serve; with one there is no `both`. AUTO stands for all."""
+    names = MODALITY_SETS if [*names] == [AUTO] else names
     unknown = [name for name in names if name not in MODALITY_SETS]
     if unknown:
-        raise HeadError(f"--modalities {','.join(unknown)}: use some of {', '.join(MODALITY_SETS)}")
-    usable = [name for name in dict.fromkeys(names) if name in present or (name == "both" and len(present) > 1)]
+        raise HeadError(f"--modalities {','.join(unknown)}: use {AUTO}, or some of {', '.join(MODALITY_SETS)}")
+    usable = [name for name in dict.fromkeys(names) if name in present or (name == BOTH and len(present) > 1)]
     if not usable:
         table = "" if TABLE in present or TABLE not in names else f"; --columns {TABLE}=... names columns"
         raise HeadError(f"--modalities {','.join(names)}: the encoders give {', '.join(sorted(present))} only{table}")
@@ -168,7 +170,7 @@ def train_heads(
     columns: Mapping[str, str] | None = None,
     fusion: str | Sequence[str] = ("all",),
     baselines: str | Sequence[str] = CHEAP_BASELINES,
-    modalities: str | Sequence[str] = MODALITY_SETS,
+    modalities: str | Sequence[str] = (AUTO,),
     protocol: Protocol | None = None,
     fold_seeds: int = 1,
     plan: Plan | None = None,
@@ -289,6 +291,7 @@ def prepare_sweep(given: Mapping[str, Any]) -> SweepWork:
         protocol=replace(labelled.protocol, split_dir=None),
         **(plan := _raced(plan, pairs, protocol)).recorded,
         products=resolve_products(given["products"], device),
+        modalities=AUTO if [*given["modalities"]] == [AUTO] and _waits(pairs) else None,
         **_class_names(pairs, plan, described, labelled.targets.classes, given["class_names"], given["templates"]),
     )
     folder = Path(given["out"]) / config.name(_label(pairs))
@@ -314,6 +317,11 @@ def _raced(plan: Plan, pairs: Sequence[tuple[str, str]], protocol: Protocol) -> 
     """The plan, with a race only where heads can differ in the number of their seeds; a search uses all of them."""
     several = protocol.seeds > 1 and len(pairs) > 1 and any(is_fusion(head) for head, _ in pairs)
     return replace(plan, race=plan.race and several and not plan.space)
+
+
+def _waits(pairs: Sequence[tuple[str, str]]) -> bool:
+    """Whether some heads see both modalities, and some are trained on one alone only where that matters."""
+    return BOTH in {modality for _, modality in pairs} and any(m != BOTH and head not in QUICK for head, m in pairs)
 
 
 def _class_names(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,10 +17,10 @@ from mmfeat.cache.features import Features
 from mmfeat.evaluation.protocol import files_hash, save_splits
 from mmfeat.evaluation.significance import compare_with_best, holm, paired_difference
 from mmfeat.heads.jobs import Engine, LocalEngine
-from mmfeat.heads.registry import BASELINES, TWINS, Plan
+from mmfeat.heads.registry import BASELINES, QUICK, TWINS, Plan
 from mmfeat.heads.stack import one_torch_thread
 from mmfeat.runs.entry import Entry, Interval, PairedTest, RunConfig, convert
-from mmfeat.runs.leaderboard import MODALITY_SETS, ablation_csv, write_leaderboard
+from mmfeat.runs.leaderboard import BOTH, MODALITY_SETS, ablation_csv, write_leaderboard
 from mmfeat.runs.record import Maker, making
 from mmfeat.runs.run import ABLATION, RUN_FILE, Results, Run, write_run
 from mmfeat.runs.verdict import recommend
@@ -33,7 +33,6 @@ from mmfeat.system.files import write_atomic, write_errors
 from mmfeat.system.hardware import check_engine, cpu_count
 from mmfeat.system.wording import Advance, Progress, ignore, interval
 
-QUICK = ("ridge", "logistic")  # heads that are scored first, so that a person sees an answer in seconds
 SHOWN = 10  # entries that are shown while the others train
 
 
@@ -61,7 +60,7 @@ def _gains(problem: Problem, ordered: Sequence[Entry], chosen: Sequence[np.ndarr
     pairs = {}
     for index, entry in enumerate(ordered):
         alone = [other for other, candidate in enumerate(ordered) if _single(candidate, entry.head)]
-        if entry.modalities == "both" and alone:
+        if entry.modalities == BOTH and alone:
             pairs[index] = alone[0]  # the first is the better one, since the entries are in order
     targets, groups = problem.tested, problem.splits.tested_groups
     tests = {
@@ -100,7 +99,7 @@ def train_run(
             problem = Problem(features.ids, data.targets, data.splits, protocol.seeds, protocol.seed, products)
             deadline = float("inf") if plan.time_limit is None else time.monotonic() + plan.time_limit
             trainers = Trainers(problem, engine, plan, folder, progress, deadline)
-            entries = _train_all(trainers, pairs, bool(config.ensembles))
+            entries = _train_all(trainers, pairs, bool(config.ensembles), bool(config.modalities))
             return _finish(problem, entries, config, maker, folder, features)
     finally:
         engine.close()
@@ -137,16 +136,15 @@ class Trainers:
     deadline: float
     board: dict[str, Entry] = field(default_factory=dict)  # the entries that are scored so far
 
-    def score(self, title: str, pairs: Sequence[tuple[str, str]], repeats: int) -> list[TrainedEntry]:
-        """The entries of these heads and modalities with `repeats` seeds a fold, scored out of fold; those that have
-        all seeds with their final heads."""
-        cells = replace(self.problem, repeats=repeats).cells
-        total = sum(trials_of(self.plan, head) * len(cells(head)) for head, _ in pairs)
-        ordered = quick_first(pairs)
+    def score(self, title: str, wanted: Mapping[tuple[str, str], int]) -> dict[tuple[str, str], TrainedEntry]:
+        """The entries of these heads and modalities, with as many seeds a fold as each is mapped to, scored out of
+        fold; those that have all seeds with their final heads."""
+        cells = {repeats: replace(self.problem, repeats=repeats).cells for repeats in {*wanted.values()}}
+        total = sum(trials_of(self.plan, head) * len(cells[seeds](head)) for (head, _), seeds in wanted.items())
+        ordered = quick_first([*wanted])
         with self.progress.step(title, total) as advance:
-            calls = [partial(self._score, self._trainer(*pair, repeats, advance)) for pair in ordered]
-            scored = dict(zip(ordered, self._side_by_side(calls), strict=True))
-        return [scored[pair] for pair in pairs]
+            calls = [partial(self._score, self._trainer(*pair, wanted[pair], advance)) for pair in ordered]
+            return dict(zip(ordered, self._side_by_side(calls), strict=True))
 
     def _score(self, trainer: EntryTrainer) -> TrainedEntry:
         trained = trainer.score()
@@ -197,16 +195,26 @@ def trials_of(plan: Plan, head: str) -> int:
     return plan.trials or math.prod(len(values) for values in plan.space.values() if isinstance(values, Sequence))
 
 
-def _train_all(trainers: Trainers, pairs: Sequence[tuple[str, str]], ensembles: bool) -> list[TrainedEntry]:
-    """Train all heads, in a race if the plan has one, and combine them into ensembles."""
+def _train_all(
+    trainers: Trainers, pairs: Sequence[tuple[str, str]], ensembles: bool, by_need: bool = False
+) -> list[TrainedEntry]:
+    """Train the heads, in a race if the plan has one, and combine them into ensembles; with `by_need` heads on one
+    modality alone only where `alone_too` says so."""
     problem, plan = trainers.problem, trainers.plan
-    entries = trainers.score("heads", pairs, 1 if plan.race else problem.repeats)
+    fewest = 1 if plan.race else problem.repeats
+    waiting = [(head, m) for head, m in pairs if by_need and m != BOTH and head not in QUICK]
+    scored = trainers.score("heads", {pair: fewest for pair in pairs if pair not in waiting})
     combined: list[TrainedEntry] = []
     while True:
-        if plan.race and (late := behind_in_seeds(rank(problem, [*entries, *combined], gains=False), problem.repeats)):
-            further = {trained.name: trained for trained in trainers.score("more seeds", late, problem.repeats)}
-            entries, combined = [further.get(trained.name, trained) for trained in entries], []
-            continue
+        entries = [scored[pair] for pair in pairs if pair in scored]
+        if waiting or plan.race:
+            ranked = rank(problem, [*entries, *combined], gains=False)
+            wanted = dict.fromkeys(alone_too(ranked, waiting, problem), fewest)
+            wanted |= dict.fromkeys(behind_in_seeds(ranked, problem.repeats), problem.repeats)
+            if wanted:
+                scored |= trainers.score("closer look", wanted)
+                waiting, combined = [pair for pair in waiting if pair not in wanted], []
+                continue
         if ensembles and not combined:
             combined = ensemble_entries(problem, entries, plan.adjustment, trainers.folder)
             if combined:
@@ -220,6 +228,16 @@ def _train_all(trainers: Trainers, pairs: Sequence[tuple[str, str]], ensembles: 
 def quick_first(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """The heads and modalities, those first that are scored within seconds on the first modality."""
     return sorted(pairs, key=lambda pair: pair[0] not in QUICK or pair[1] != pairs[0][1])
+
+
+def alone_too(ranked: Sequence[Entry], waiting: Sequence[tuple[str, str]], problem: Problem) -> list[tuple[str, str]]:
+    """Of the heads that wait to be trained on one modality: all on a modality of which an entry comes first or ties
+    with the first; and the best head, for its ablation, once it has all its seeds."""
+    best = next(entry for entry in ranked if not entry.is_ensemble)
+    tied = {entry.modalities for entry in ranked if entry.tie or entry == ranked[0]}
+    is_sure = best.head in BASELINES or len(best.by_seed.values) == problem.repeats
+    heads = (best.head, TWINS.get(best.head)) if is_sure else ()
+    return [(head, modality) for head, modality in waiting if modality in tied or head in heads]
 
 
 def behind_in_seeds(ranked: Sequence[Entry], repeats: int) -> list[tuple[str, str]]:

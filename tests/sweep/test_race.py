@@ -23,7 +23,7 @@ from mmfeat.runs.leaderboard import leaderboard_csv
 from mmfeat.sweep.entries import TrainedEntry
 from mmfeat.sweep.problem import Problem
 from mmfeat.sweep.train import Sweep
-from mmfeat.sweep.train_all import Trainers, _train_all, behind_in_seeds, quick_first, rank
+from mmfeat.sweep.train_all import Trainers, _train_all, alone_too, behind_in_seeds, quick_first, rank
 from mmfeat.sweep.trials import HeadTrainer, Outcome, load_outcome
 from mmfeat.system.wording import Advance, Progress, Silent, ignore, interval
 from tests.heads import toy_features
@@ -42,12 +42,14 @@ def raced(
     ensembles: bool = True,
     pairs: Sequence[tuple[str, str]] = PAIRS,
     progress: Progress | None = None,
+    by_need: bool = False,
 ) -> list[TrainedEntry]:
     """The entries of a race of heads on made-up vectors, of which only both modalities tell all classes apart."""
     task = toy_task(seeds=SEEDS)
     engine = LocalEngine(toy_features.features(), task.targets, "cpu", "tokens", workers)
     try:
-        return _train_all(Trainers(task, engine, plan, folder, progress or Silent(), np.inf), pairs, ensembles)
+        trainers = Trainers(task, engine, plan, folder, progress or Silent(), np.inf)
+        return _train_all(trainers, pairs, ensembles, by_need)
     finally:
         engine.close()
 
@@ -89,6 +91,26 @@ def test_a_head_that_ties_is_owed_its_seeds(race: tuple[Path, list[TrainedEntry]
     assert behind_in_seeds(ranked, SEEDS) == [("concat", "text"), ("concat", "image")]
     ranked[-1] = replace(image, macro_f1=Interval(0.1, 0.0, 0.2))
     assert behind_in_seeds(ranked, SEEDS) == [("concat", "text")], "it shows no more of the ablation's test"
+
+
+def test_one_modality_alone_is_seen_by_the_best_head_and_where_it_may_win(
+    race: tuple[Path, list[TrainedEntry]], tmp_path: Path
+) -> None:
+    """Late fusion on photos, far behind, is spared; a modality of which an entry ties gets all heads; the best head is
+    sure of its place, and gets its ablation, once it has its seeds."""
+    seen = seeds_of(raced(tmp_path, by_need=True))
+    assert seen == {name: n for name, n in seeds_of(race[1]).items() if name not in ("late-image", "product-ensemble")}
+    task = toy_task(seeds=SEEDS)
+    of_name = {entry.name: entry for entry in rank(task, race[1])}
+    concat, logistic, waiting = (
+        of_name["concat-both"],
+        of_name["logistic-text"],
+        [("film", "text"), ("concat", "image")],
+    )
+    assert alone_too([concat, logistic], waiting, task) == [("concat", "image")]
+    assert alone_too([concat, replace(logistic, tie=True)], waiting, task) == waiting
+    assert alone_too([replace(concat, seeds=of_name["late-image"].seeds), logistic], waiting, task) == []
+    assert alone_too([logistic, concat], waiting, task) == [("film", "text")]
 
 
 def kept(folder: Path) -> dict[str, bytes]:

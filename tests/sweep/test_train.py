@@ -307,7 +307,7 @@ def test_cross_attention_is_left_out_of_all_without_tokens_and_missed_by_name(pl
         ({"fusion": ["nope"]}, HeadError, "--fusion nope: use all, none, or some of late, concat"),
         ({"baselines": ["concat"]}, HeadError, "--baselines concat: use all, none, or some of prior, knn"),
         ({"fusion": ["none"], "baselines": ["none"]}, HeadError, "no head was asked for"),
-        ({"modalities": ["sound"]}, HeadError, "--modalities sound: use some of both, text, image"),
+        ({"modalities": ["sound"]}, HeadError, "--modalities sound: use auto, or some of both, text, image"),
         ({"device": "abacus"}, ConfigError, "--device abacus"),
         ({"engine": "abacus"}, ConfigError, "--engine abacus: use one of local, ray"),
         ({"task": "abacus"}, ConfigError, "--task abacus: use one of multiclass, multilabel, ordinal, regression"),
