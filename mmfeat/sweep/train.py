@@ -28,7 +28,6 @@ from mmfeat.heads.registry import (
     LINEAR,
     NEEDS_TOKENS,
     ON_REQUEST,
-    QUICK,
     TWINS,
     ZERO_SHOT,
     HeadSettings,
@@ -130,14 +129,8 @@ def _checked_modalities(names: Sequence[str], present: set[str]) -> list[str]:
 
 CHEAP_BASELINES = ("prior", "knn", "ridge", "logistic", "svm", "kernel")
 OF_NUMBERS = ("prior", "knn", "ridge", "kernel", "forest", "boosting")  # baselines of a regression
-OF_CLASSES = (
-    "label_smoothing",
-    "class_weights",
-    "loss",
-    "focal_gamma",
-    "monitor",
-    "init",
-)  # settings that no number has
+# Settings that no number has:
+OF_CLASSES = ("label_smoothing", "class_weights", "loss", "focal_gamma", "monitor", "init")
 NAMED_HEADS = 3  # heads in the name of a run folder; more names would be too long to read
 
 
@@ -291,7 +284,7 @@ def prepare_sweep(given: Mapping[str, Any]) -> SweepWork:
         protocol=replace(labelled.protocol, split_dir=None),
         **(plan := _raced(plan, pairs, protocol)).recorded,
         products=resolve_products(given["products"], device),
-        modalities=AUTO if [*given["modalities"]] == [AUTO] and _waits(pairs) else None,
+        modalities=AUTO if [*given["modalities"]] == [AUTO] and BOTH in {m for _, m in pairs} else None,
         **_class_names(pairs, plan, described, labelled.targets.classes, given["class_names"], given["templates"]),
     )
     folder = Path(given["out"]) / config.name(_label(pairs))
@@ -317,11 +310,6 @@ def _raced(plan: Plan, pairs: Sequence[tuple[str, str]], protocol: Protocol) -> 
     """The plan, with a race only where heads can differ in the number of their seeds; a search uses all of them."""
     several = protocol.seeds > 1 and len(pairs) > 1 and any(is_fusion(head) for head, _ in pairs)
     return replace(plan, race=plan.race and several and not plan.space)
-
-
-def _waits(pairs: Sequence[tuple[str, str]]) -> bool:
-    """Whether some heads see both modalities, and some are trained on one alone only where that matters."""
-    return BOTH in {modality for _, modality in pairs} and any(m != BOTH and head not in QUICK for head, m in pairs)
 
 
 def _class_names(
