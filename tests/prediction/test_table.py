@@ -14,6 +14,7 @@ from mmfeat.export.export import export_run
 from mmfeat.extraction.extract import extract_features
 from mmfeat.prediction.predict import predict_data
 from mmfeat.prediction.submit import write_submission
+from mmfeat.runs.leaderboard import MODALITY_SETS
 from mmfeat.runs.run import Run, read_run
 from mmfeat.sweep.train import train_heads
 from tests.cli.typed import invoke
@@ -44,6 +45,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for columns in (COLUMNS, WITH_TABLE):
         train_heads(
             folder / "train.csv", BUILT_IN, columns=columns, cache=cache, out=folder / "heads", protocol=SMALL,
+            modalities=MODALITY_SETS,
             plan=QUICK, fusion=["concat"], baselines=["ridge", "forest"],
         )  # fmt: skip
     return folder
