@@ -21,8 +21,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if (
-        sys.path[0] == os.getcwd()
-    ):  # as the command `mmfeat`, which takes no `json.py` of the working folder for a module
-        del sys.path[0]
+    if sys.path[0] == os.getcwd():
+        del sys.path[0]  # so that, as for the command `mmfeat`, no `json.py` of the working folder is a module
     main()

@@ -200,8 +200,8 @@ class Run(Shown):
             return entries[0]
         known = ", ".join(entry.label for entry in self.leaderboard)
         wanted = head_label(head or "head", modalities) if modalities else head
-        alone = modalities and self.config.modalities  # heads on one modality were trained by need
-        remedy = f"; mmfeat heads --modalities both,{modalities} trains all heads on each" if alone else ""
+        spared = self.config.modalities and (head, modalities) in (self.config.pairs or ())
+        remedy = f"; mmfeat heads --modalities both,{modalities} trains all heads on each" if spared else ""
         raise RunError(f"{self.folder}: no {wanted}; the run has {known}{remedy}")
 
     def predicting(self, head: str | None = None, modalities: str | None = None) -> Entry:

@@ -125,8 +125,7 @@ def _try(work: SweepWork, engine: LocalEngine) -> tuple[tuple[HeadForecast, ...]
             trainings = round(forecast.trainings * share)
             forecasts.append(replace(forecast, trainings=trainings, seconds=forecast.seconds * share))
             advance(1)
-    entries = [head for head in forecasts if head.trainings]
-    return tuple(forecasts), AROUND * len(entries) * _scoring(problem, plan)
+    return tuple(forecasts), AROUND * len(pairs) * _scoring(problem, plan)
 
 
 def _fusion(trainer: HeadTrainer, plan: Plan) -> HeadForecast:

@@ -117,9 +117,8 @@ def _checked_heads(names: Sequence[str], known: Collection[str], flag: str) -> l
 def _checked_modalities(names: Sequence[str], present: set[str]) -> list[str]:
     """The modality sets that the modalities `present` can serve; with one there is no `both`. AUTO stands for all."""
     names = MODALITY_SETS if [*names] == [AUTO] else names
-    unknown = [name for name in names if name not in MODALITY_SETS]
-    if unknown:
-        raise HeadError(f"--modalities {','.join(unknown)}: use {AUTO}, or some of {', '.join(MODALITY_SETS)}")
+    if not {*names} <= {*MODALITY_SETS}:
+        raise HeadError(f"--modalities {','.join(names)}: use {AUTO}, or some of {', '.join(MODALITY_SETS)}")
     usable = [name for name in dict.fromkeys(names) if name in present or (name == BOTH and len(present) > 1)]
     if not usable:
         table = "" if TABLE in present or TABLE not in names else f"; --columns {TABLE}=... names columns"
@@ -202,7 +201,7 @@ def train_heads(
     return replace(sweep, reused=reused, seconds=seconds, partitions=keep_partitions([one.run for one in sweeps]))
 
 
-def partitions_of(given: dict[str, Any]) -> list[dict[str, Any]]:
+def partitions_of(given: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The arguments of `train_heads` for each partition into folds, whose seeds follow that of the protocol."""
     count, first = given["fold_seeds"], given["protocol"] or Protocol()
     if count < 1:
@@ -210,10 +209,11 @@ def partitions_of(given: dict[str, Any]) -> list[dict[str, Any]]:
     if count > 1 and first.split_dir:
         raise ConfigError(f"--fold-seeds {count}: draws other folds than those of --split-dir; leave out one of both")
     progress = given["progress"] or usual_progress()
-    given |= {name: listed(given[name]) for name in ("encoders", "fusion", "baselines", "modalities", "order")}
+    lists = {name: listed(given[name]) for name in ("encoders", "fusion", "baselines", "modalities", "order")}
     return [
         {
             **given,
+            **lists,
             "protocol": replace(first, seed=first.seed + number),
             "progress": Titled(progress, f"partition {number + 1} of {count}: ") if number else progress,
         }

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mmfeat.baselines import basis as basis_module
-from mmfeat.baselines.basis import Basis, eigenpairs, make_basis, one_blas_thread
+from mmfeat.baselines.basis import LARGE, Basis, eigenpairs, make_basis, one_blas_thread, products
 from mmfeat.baselines.linear import OBJECTIVES, TOLERANCE, LinearHead, held_out_paths, linear_path, ridge_left_out
 from mmfeat.samples.labels import Targets, indicator
 
@@ -50,6 +50,30 @@ def prepared(matrix: Rows, targets: Targets, memory: int = basis_module.MEMORY) 
     raw = matrix.vectors[rows].astype(np.float64)
     with np.errstate(invalid="ignore"):
         return basis, (raw - raw.mean(0)) / raw.std(0)
+
+
+def test_a_large_product_is_that_of_numpy_however_its_factors_lie() -> None:
+    random = np.random.default_rng(0)
+    rows, few = random.normal(size=(3000, 300)).astype(np.float32), random.normal(size=(9, 300)).astype(np.float32)
+    assert few.size * len(rows) > LARGE
+    gappy = np.pad(rows, ((0, 0), (0, 5)))[:, :300]
+    for left, right in ((rows, few), (few, rows), (rows, few.T.copy().T), (few, gappy), (gappy, few)):
+        np.testing.assert_allclose(products(left, right), left @ right.T, atol=1e-4)
+    slopes = random.normal(size=(9, 3000)).astype(np.float32)
+    for right in (rows.T, gappy.T):
+        np.testing.assert_allclose(products(slopes, right), slopes @ right.T, atol=1e-3)
+
+
+def test_held_rows_lie_without_gaps_where_columns_were_cut() -> None:
+    """Products of rows with gaps between them are hundreds of times as slow."""
+    matrix, targets = problem()
+    constant = Rows(np.column_stack([matrix.vectors, np.ones(len(matrix), np.float32)]))
+    basis, scaled = prepared(constant, targets)
+    assert basis.held is not None
+    assert basis.held.shape == (300, 30)
+    assert basis.held.flags.c_contiguous
+    centred = np.nan_to_num(scaled[:, :30]) - basis.centre[:30]
+    np.testing.assert_allclose(basis.held, centred @ basis.vectors[:30], atol=1e-3)
 
 
 def sklearn_scores(kind: str, strength: float, x: np.ndarray, targets: Targets) -> tuple[np.ndarray, np.ndarray]:

@@ -21,9 +21,11 @@ from mmfeat.evaluation.metrics import macro_f1
 from mmfeat.evaluation.protocol import Protocol
 from mmfeat.extraction.extract import extract_features
 from mmfeat.heads.registry import HeadSettings
+from mmfeat.reproduce import reproduce_run
 from mmfeat.runs.compare import PARTITIONS, read_partitions
 from mmfeat.runs.run import Run, best_run, comparable_runs, overlooked_run, read_run
 from mmfeat.samples.dataset import read_samples
+from mmfeat.samples.demo import write_demo
 from mmfeat.samples.labels import indicator
 from mmfeat.sweep.forecast import forecast_heads
 from mmfeat.sweep.search import Plan
@@ -269,6 +271,24 @@ def test_an_unfinished_run_is_no_run(done: Sweep, tmp_path: Path) -> None:
     (copy / "run.json").write_text("{}")
     with pytest.raises(RunError, match="not a run of this version"):
         read_run(copy)
+
+
+def test_one_modality_alone_is_trained_where_that_matters_unless_it_is_named(tmp_path: Path) -> None:
+    """Far behind `both`, text and photos are seen by ridge alone; a reproduction repeats that, a spared head is named."""
+    write_demo(tmp_path / "demo", pairs=240)
+    extract_features(tmp_path / "demo", BUILT_IN, cache=tmp_path / "cache", options=FLOAT32)
+    wanted = {"fusion": "none", "baselines": "prior,ridge", "ensembles": False}
+    run = sweep(tmp_path, **wanted, modalities="auto").run
+    assert {entry.name for entry in run.leaderboard} == {"prior-both", "ridge-both", "ridge-text", "ridge-image"}
+    assert reproduce_run(run, tmp_path / "again").identical
+    with pytest.raises(
+        RunError, match=r"no prior on text; .*; mmfeat heads --modalities both,text trains all heads on"
+    ):
+        run.entry("prior", "text")
+    with pytest.raises(RunError, match=r"no knn on text; the run has [a-z ,]*$"):
+        run.entry("knn", "text")
+    named = sweep(tmp_path, **wanted, modalities="both,text").run
+    assert {entry.name for entry in named.leaderboard} == {"prior-both", "ridge-both", "prior-text", "ridge-text"}
 
 
 def test_one_modality_has_no_both(place: Path) -> None:
